@@ -1,0 +1,138 @@
+"""Every error a client can see, modelled once. An error knows its status, its headers and its problem type.
+
+    RagherdError
+    ├── InvalidRequest            422   the request is not what the API takes
+    ├── PayloadTooLarge           413
+    ├── NotAuthenticated          401
+    ├── NotAuthorized             403
+    ├── NotFound                  404
+    ├── OnlyIfCached              504   `Cache-Control: only-if-cached`, and nothing is
+    ├── ServiceUnavailable        503   starting, draining, or a store that the call needs is down
+    │   └── BreakerOpen           503   the circuit breaker admits no call now
+    └── UpstreamError           by row  Ollama failed: the status is in `faults.FAULTS`
+
+`endpoints/error_responses.py` renders them all as RFC 9457 problem documents.
+Outside the tree, never rendered: `SettingsError` (stops the start), `StoreUnavailable` (Redis is down: the caller
+of a store degrades instead of failing) and `EmbeddingUnavailable` (a miss of the semantic tier).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from api.faults import FAULTS, UpstreamFault
+
+
+class RagherdError(Exception):
+    """A problem that a client is told about."""
+
+    status: int = 500
+    slug: ClassVar[str] = "internal-error"
+    title: ClassVar[str] = "Internal error"
+
+    def __init__(self, detail: str, *, headers: Mapping[str, str] | None = None, **members: Any) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.headers = dict(headers or {})
+        self.members = members
+        """Further members of the problem document (RFC 9457, section 3.2)."""
+
+    @property
+    def problem_type(self) -> str:
+        """The URI that identifies the kind of problem."""
+        return f"urn:ragherd:problem:{self.slug}"
+
+
+class InvalidRequest(RagherdError):
+    status = 422
+    slug = "invalid-request"
+    title = "The request is not valid"
+
+
+class PayloadTooLarge(RagherdError):
+    status = 413
+    slug = "payload-too-large"
+    title = "The body is too large"
+
+
+class NotAuthenticated(RagherdError):
+    status = 401
+    slug = "not-authenticated"
+    title = "A valid key is needed"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail, headers={"WWW-Authenticate": "Bearer"})
+
+
+class NotAuthorized(RagherdError):
+    status = 403
+    slug = "not-authorized"
+    title = "The key has not the right for this"
+
+
+class NotFound(RagherdError):
+    status = 404
+    slug = "not-found"
+    title = "Not found"
+
+
+class OnlyIfCached(RagherdError):
+    status = 504
+    slug = "not-cached"
+    title = "No cached answer, and the request allows no other"
+
+
+class ServiceUnavailable(RagherdError):
+    status = 503
+    slug = "unavailable"
+    title = "The service can not answer now"
+
+    def __init__(self, detail: str, *, retry_after: float | None = None, **members: Any) -> None:
+        headers = {} if retry_after is None else {"Retry-After": retry_after_seconds(retry_after)}
+        super().__init__(detail, headers=headers, **members)
+
+
+class BreakerOpen(ServiceUnavailable):
+    slug = "circuit-breaker-open"
+    title = "The circuit breaker is open"
+
+    def __init__(self, breaker: str, retry_after: float) -> None:
+        super().__init__(
+            f"The circuit breaker '{breaker}' is open: Ollama failed and is given time to recover.",
+            retry_after=retry_after,
+            breaker=breaker,
+        )
+        self.retry_after = retry_after
+
+
+class UpstreamError(RagherdError):
+    """A call to Ollama failed. `faults.FAULTS` says what that means for the breaker and for the client."""
+
+    slug = "upstream-failed"
+    title = "Ollama failed"
+
+    def __init__(self, fault: UpstreamFault, detail: str, *, retry_after: float | None = None) -> None:
+        headers = {} if retry_after is None else {"Retry-After": retry_after_seconds(retry_after)}
+        super().__init__(detail, headers=headers, fault=fault.value)
+        self.fault = fault
+        self.row = FAULTS[fault]
+        self.status = self.row.status
+
+
+class SettingsError(Exception):
+    """A setting is wrong: one line that names the variable; the service does not start."""
+
+
+class StoreUnavailable(Exception):
+    """Redis can not be used now: callers degrade, clients never see it."""
+
+
+class EmbeddingUnavailable(Exception):
+    """The embedder can not embed now: the semantic tier is a miss, the request goes on."""
+
+
+def retry_after_seconds(seconds: float) -> str:
+    """`Retry-After` as RFC 9110 has it: whole seconds, rounded up, at least 1."""
+    return str(max(1, math.ceil(seconds)))

@@ -1,0 +1,135 @@
+"""The words of the domain: plain values that every other module speaks in. Imports nothing local."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal
+
+Vector = bytes
+"""An embedding as Redis stores it: `dimension` little-endian float32 values, unit length."""
+
+
+class CacheStatus(StrEnum):
+    """How the cache took part in an answer."""
+
+    HIT = "hit"
+    MISS = "miss"
+    STALE = "stale"
+    BYPASS = "bypass"
+    COALESCED = "coalesced"
+
+
+CacheKind = Literal["exact", "semantic"]
+
+
+@dataclass(frozen=True, slots=True)
+class ChatMessage:
+    """One turn of a conversation as Ollama's `/api/chat` takes it."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one generation, as Ollama counts them."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """What the language model is asked: a model name, the turns, and Ollama's options."""
+
+    model: str
+    messages: tuple[ChatMessage, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A piece of an answer as it arrives; not empty."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationEnd:
+    """The last line of a complete generation (`done: true`). Durations in seconds; Ollama omits zeros."""
+
+    model: str
+    done_reason: str
+    usage: Usage
+    total_duration: float = 0.0
+    load_duration: float = 0.0
+    prompt_eval_duration: float = 0.0
+    eval_duration: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """A complete answer of the language model. `first_token` is the seconds from sending to the first token."""
+
+    text: str
+    end: GenerationEnd
+    first_token: float
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A passage of the knowledge base that an answer is grounded in."""
+
+    document_id: str
+    title: str
+    chunk: int
+    text: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedderIdentity:
+    """What makes two embeddings comparable: the model's name, its weights and its dimension.
+
+    `fingerprint` names Redis indexes and scopes: a changed model never meets the vectors of another.
+    """
+
+    name: str
+    dimension: int
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class CachedAnswer:
+    """An answer in the cache. Times are milliseconds of Redis's clock since the epoch."""
+
+    entry: str
+    question: str
+    answer: str
+    model: str
+    sources: tuple[Source, ...]
+    usage: Usage
+    created_ms: int
+    expires_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class CacheMatch:
+    """A cached answer found for a question, and how. `similarity` is the cosine, 1.0 for an exact match."""
+
+    answer: CachedAnswer
+    kind: CacheKind
+    similarity: float
+    now_ms: int
+
+    @property
+    def age_seconds(self) -> float:
+        """Seconds since the answer was generated, by Redis's clock."""
+        return max(0.0, (self.now_ms - self.answer.created_ms) / 1000)
+
+    @property
+    def ttl_seconds(self) -> int:
+        """Whole seconds the answer stays fresh; negative once it is stale (RFC 9211 `ttl`)."""
+        return (self.answer.expires_ms - self.now_ms) // 1000

@@ -1,0 +1,94 @@
+"""What the query flow needs from the outside, as protocols. Adapters implement them; only `wiring` knows which."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from api.model import (
+    CachedAnswer,
+    CacheMatch,
+    EmbedderIdentity,
+    GenerationEnd,
+    GenerationRequest,
+    Source,
+    Token,
+    Usage,
+    Vector,
+)
+
+
+class LanguageModel(Protocol):
+    """A language model that answers as a stream."""
+
+    def stream(self, request: GenerationRequest) -> AbstractAsyncContextManager[AsyncIterator[Token | GenerationEnd]]:
+        """Tokens, then exactly one `GenerationEnd`.
+
+        Leaving the context early ends the generation. Raises `UpstreamError`, also in mid-stream; every deadline
+        is the adapter's.
+        """
+
+
+class Embedder(Protocol):
+    """Turns text into unit vectors."""
+
+    async def identity(self) -> EmbedderIdentity:
+        """Who embeds. Raises `EmbeddingUnavailable` while that is not known yet."""
+
+    async def embed(self, texts: Sequence[str]) -> list[Vector]:
+        """One vector a text, in order. Raises `EmbeddingUnavailable` past its deadline or on a fault."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewAnswer:
+    """An answer to be stored."""
+
+    question: str
+    answer: str
+    model: str
+    tenant: str
+    sources: tuple[Source, ...] = ()
+    usage: Usage = field(default_factory=Usage)
+
+
+class AnswerCache(Protocol):
+    """The answers of the whole fleet. Every method raises `StoreUnavailable` when Redis can not be used."""
+
+    async def find_exact(self, scope: str, digest: str) -> ExactLookup:
+        """The entry of exactly this question, fresh or not, and Redis's clock: one round trip."""
+
+    async def find_similar(self, scope: str, vector: Vector, now_ms: int) -> CacheMatch | None:
+        """The nearest fresh entry of the scope, whatever its similarity: one round trip."""
+
+    async def store(self, scope: str, digest: str, vector: Vector | None, answer: NewAnswer) -> CachedAnswer:
+        """Stores an answer under its absolute lifetime, replacing one of the same digest."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExactLookup:
+    """What the exact tier found. `match` may be past its lifetime (`ttl_seconds` < 0)."""
+
+    match: CacheMatch | None
+    now_ms: int
+
+
+class Attempt(Protocol):
+    """One admitted call through the breaker; the caller reports how it went exactly once."""
+
+    async def succeeded(self, seconds: float) -> None:
+        """The call worked; `seconds` is the time to its first token less the time the model took to load."""
+
+    async def failed(self, seconds: float) -> None:
+        """The call failed in a way that speaks against Ollama."""
+
+    async def ignored(self) -> None:
+        """The call ended in a way that says nothing about Ollama: the permit goes back."""
+
+
+class Breaker(Protocol):
+    """The circuit breaker of the fleet, as a caller sees it."""
+
+    async def admit(self) -> Attempt:
+        """Raises `BreakerOpen` when no call is admitted. No I/O while the breaker is closed or open."""

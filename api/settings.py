@@ -1,0 +1,229 @@
+"""Settings from the environment or `.env`, frozen, one class per concern. docs/configuration.md lists them all.
+
+`load_settings` turns every fault into one `SettingsError` line that names the variable.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from api.errors import SettingsError
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Percent = Annotated[float, Field(gt=0, le=100)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class _Concern(BaseSettings):
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True, env_file_encoding="utf-8")
+
+
+class ServerSettings(_Concern):
+    """How the service listens and logs."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8001
+    workers: Positive | None = None
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] = 9090
+    max_body_bytes: Positive = 1024 * 1024
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_questions: bool = False
+
+
+def _split_keys(value: Any) -> Any:
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+def _check_api_keys(value: tuple[str, ...]) -> tuple[str, ...]:
+    for number, pair in enumerate(value, start=1):
+        tenant, separator, key = pair.partition("=")
+        if not (separator and tenant.strip() and key.strip()):
+            raise ValueError(f"entry {number} is not of the form tenant=key")
+    return value
+
+
+class AccessSettings(_Concern):
+    """Who may call. `api_keys` is `tenant=key,...`; `admin_keys` a list."""
+
+    api_keys: Annotated[str, NoDecode] = ""
+    admin_keys: Annotated[str, NoDecode] = ""
+
+    def tenants_by_key(self) -> dict[str, str]:
+        """The tenant that each API key stands for."""
+        pairs = (pair.partition("=") for pair in _check_api_keys(_split_keys(self.api_keys)))
+        return {key.strip(): tenant.strip() for tenant, _, key in pairs}
+
+    def admins(self) -> tuple[str, ...]:
+        """The keys with the admin's right."""
+        keys: tuple[str, ...] = _split_keys(self.admin_keys)
+        return keys
+
+
+def _check_redis_url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in {"redis", "rediss", "unix"}:
+        raise ValueError("expected redis://, rediss:// or unix://")
+    database = parts.path.strip("/") if parts.scheme != "unix" else ""
+    if database not in {"", "0"}:
+        raise ValueError("Redis keeps search indexes in database 0 only: leave the database out of the URL")
+    return value
+
+
+class RedisSettings(_Concern):
+    """The shared memory."""
+
+    model_config = SettingsConfigDict(env_prefix="REDIS_")
+    url: Annotated[str, AfterValidator(_check_redis_url)] = "redis://127.0.0.1:6379"
+    prefix: Annotated[str, Field(min_length=1, pattern=r"^[A-Za-z0-9_.:-]+$")] = "rag:"
+    timeout: Seconds = 0.2
+    connect_timeout: Seconds = 0.2
+    max_connections: Positive = 64
+
+
+def _check_base_urls(value: str) -> str:
+    for url in _split_keys(value):
+        parts = urlsplit(url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise ValueError(f"'{url}' is not an http:// or https:// URL")
+    return value
+
+
+class OllamaSettings(_Concern):
+    """The language model."""
+
+    ollama_base_url: Annotated[str, AfterValidator(_check_base_urls)] = "http://127.0.0.1:11434"
+    llm_model: Annotated[str, Field(min_length=1)] = "llama3.2"
+    ollama_connect_timeout: Seconds = 2.0
+    ollama_first_token_timeout: Seconds = 30.0
+    ollama_cold_first_token_timeout: Seconds = 300.0
+    ollama_inter_token_timeout: Seconds = 15.0
+    ollama_total_timeout: Seconds = 300.0
+
+    @property
+    def base_urls(self) -> tuple[str, ...]:
+        """The backends, in the order given, without a trailing slash."""
+        return tuple(url.rstrip("/") for url in _split_keys(self.ollama_base_url))
+
+
+class EmbedderSettings(_Concern):
+    """Who turns questions into vectors."""
+
+    embedder: Literal["ollama", "onnx"] = "ollama"
+    embed_model: Annotated[str, Field(min_length=1)] = "nomic-embed-text"
+    embed_model_path: str | None = None
+    embed_timeout: Seconds = 2.0
+
+
+class PoolSettings(_Concern):
+    """Each worker's connections to Ollama."""
+
+    model_config = SettingsConfigDict(env_prefix="CONNECTION_POOL_")
+    min_size: Annotated[int, Field(ge=0)] = 5
+    max_size: Positive = 15
+    max_keepalive: Annotated[int, Field(ge=0)] = 30
+    keepalive_expiry: Seconds = 30.0
+    timeout: Seconds = 5.0
+
+
+class BreakerSettings(_Concern):
+    """When the circuit breaker opens, and how it recovers."""
+
+    model_config = SettingsConfigDict(env_prefix="CIRCUIT_BREAKER_")
+    enabled: bool = True
+    failure_threshold: Positive = 5
+    timeout: Seconds = 60.0
+    timeout_max: Seconds = 300.0
+    half_open_max_calls: Positive = 3
+    minimum_calls: Positive = 20
+    failure_rate_threshold: Percent = 50.0
+    slow_call_rate_threshold: Percent = 100.0
+    slow_call_duration: Seconds = 30.0
+    window: Annotated[int, Field(ge=1, le=600)] = 60
+    stable_time: Seconds = 300.0
+
+
+class CacheSettings(_Concern):
+    """The semantic cache."""
+
+    model_config = SettingsConfigDict(env_prefix="SEMANTIC_CACHE_")
+    enabled: bool = True
+    similarity_threshold: Annotated[float, Field(gt=0, le=1)] = 0.92
+    max_size: Positive = 1000
+    ttl: Seconds = 3600.0
+    stale_ttl: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 86400.0
+
+
+class Settings(BaseModel):
+    """All settings of a worker."""
+
+    model_config = ConfigDict(frozen=True)
+    server: ServerSettings = Field(default_factory=ServerSettings)
+    access: AccessSettings = Field(default_factory=AccessSettings)
+    redis: RedisSettings = Field(default_factory=RedisSettings)
+    ollama: OllamaSettings = Field(default_factory=OllamaSettings)
+    embedder: EmbedderSettings = Field(default_factory=EmbedderSettings)
+    pool: PoolSettings = Field(default_factory=PoolSettings)
+    breaker: BreakerSettings = Field(default_factory=BreakerSettings)
+    cache: CacheSettings = Field(default_factory=CacheSettings)
+
+
+def load_settings(env_file: str | None = ".env") -> Settings:
+    """Reads the environment over `env_file`. Raises `SettingsError`: one line that names the variable."""
+    concerns: dict[str, _Concern] = {}
+    for name, info in Settings.model_fields.items():
+        concern: type[_Concern] = info.annotation  # type: ignore[assignment]
+        try:
+            concerns[name] = concern(_env_file=env_file)
+        except ValidationError as error:
+            raise SettingsError(_one_line(concern, error)) from None
+    settings = Settings.model_validate(concerns)
+    _check_together(settings)
+    return settings
+
+
+def variable_names() -> list[str]:
+    """Every environment variable that the service reads, in the order of the settings classes."""
+    return [
+        _variable(concern, field)
+        for info in Settings.model_fields.values()
+        if (concern := info.annotation) is not None
+        for field in concern.model_fields
+    ]
+
+
+def _variable(concern: type[_Concern], field: str) -> str:
+    return f"{concern.model_config.get('env_prefix', '')}{field}".upper()
+
+
+def _one_line(concern: type[_Concern], error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    variable = _variable(concern, str(first["loc"][0]))
+    secret = variable in {"API_KEYS", "ADMIN_KEYS", "REDIS_URL"}
+    given = "" if secret else f" (given: {first['input']!r})"
+    reason = str(first["msg"]).removeprefix("Value error, ")
+    return f"{variable}: {reason}{given}"
+
+
+def _check_together(settings: Settings) -> None:
+    try:
+        tenants = settings.access.tenants_by_key()
+    except ValueError as error:
+        raise SettingsError(f"API_KEYS: {error}") from None
+    if len(tenants) != len(_split_keys(settings.access.api_keys)):
+        raise SettingsError("API_KEYS: the same key is given to two tenants")
+    if set(tenants) & set(settings.access.admins()):
+        raise SettingsError("ADMIN_KEYS: a key is also in API_KEYS")
+    if settings.pool.min_size > settings.pool.max_size:
+        raise SettingsError(
+            f"CONNECTION_POOL_MIN_SIZE: {settings.pool.min_size} is more than CONNECTION_POOL_MAX_SIZE "
+            f"({settings.pool.max_size})"
+        )
+    if not settings.ollama.base_urls:
+        raise SettingsError("OLLAMA_BASE_URL: no URL given")
+    if settings.embedder.embed_model_path and not os.path.exists(settings.embedder.embed_model_path):  # noqa: PTH110
+        raise SettingsError("EMBED_MODEL_PATH: no such file or directory")
