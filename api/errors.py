@@ -22,6 +22,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from pybreaker import CircuitBreakerError
+
 from api.faults import FAULTS, UpstreamFault
 
 
@@ -94,7 +96,9 @@ class ServiceUnavailable(RagherdError):
         super().__init__(detail, headers=headers, **members)
 
 
-class BreakerOpen(ServiceUnavailable):
+class BreakerOpen(ServiceUnavailable, CircuitBreakerError):
+    """Also pybreaker's own error, for those who catch that."""
+
     slug = "circuit-breaker-open"
     title = "The circuit breaker is open"
 

@@ -51,7 +51,9 @@ class FaultRow:
 
 FAULTS: Mapping[UpstreamFault, FaultRow] = MappingProxyType(
     {
-        UpstreamFault.CONNECT_FAILED: FaultRow("connection refused, or the name does not resolve", "failure", 502, True),
+        UpstreamFault.CONNECT_FAILED: FaultRow(
+            "connection refused, or the name does not resolve", "failure", 502, True
+        ),
         UpstreamFault.CONNECT_TIMEOUT: FaultRow("no connection within its deadline", "failure", 502, True),
         UpstreamFault.CONNECTION_STALE: FaultRow("a reused connection closed before any byte", "ignored", 502, True),
         UpstreamFault.CONNECTION_LOST: FaultRow("the connection broke during the answer", "failure", 502),

@@ -90,5 +90,8 @@ class Attempt(Protocol):
 class Breaker(Protocol):
     """The circuit breaker of the fleet, as a caller sees it."""
 
-    async def admit(self) -> Attempt:
-        """Raises `BreakerOpen` when no call is admitted. No I/O while the breaker is closed or open."""
+    def attempt(self) -> AbstractAsyncContextManager[Attempt]:
+        """One call. Raises `BreakerOpen` when none is admitted; without a report the call counts as ignored.
+
+        No I/O while the breaker is closed, or open and its wait has not passed.
+        """

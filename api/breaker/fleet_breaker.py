@@ -1,0 +1,234 @@
+"""The circuit breaker of the whole fleet, as one worker holds it.
+
+Closed, a call costs no round trip: the local view admits it and its success is reported with others, a moment later.
+Open, it is rejected here. Half-open, the store lends a permit before and takes the outcome after. A failure is
+reported at once. When the store is lost, the same rules go on locally (`LocalBreaker`) until it is back.
+
+Somebody who knows pybreaker finds `current_state`, `fail_max`, listeners and `CircuitBreakerError`; what pybreaker
+does synchronously and per process (`call`, `calling`, its transitions) is replaced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, NoReturn
+
+import pybreaker
+
+from api.breaker.attempt import CallAttempt
+from api.breaker.local_breaker import LocalBreaker
+from api.breaker.local_view import PYBREAKER_STATES, LocalView
+from api.breaker.reports import Reports
+from api.breaker.state import Admission, Outcome, Policy, Position, Reading, Recorded, State, Transition
+from api.breaker.store import BreakerStore, Override
+from api.errors import BreakerOpen, StoreUnavailable
+
+
+class BreakerListener(pybreaker.CircuitBreakerListener):
+    """pybreaker's listener, with what the fleet adds."""
+
+    def transition(self, cb: pybreaker.CircuitBreaker, transition: Transition) -> None:
+        """Once per transition in every worker; `state_change` of pybreaker follows."""
+
+    def outcome(self, cb: pybreaker.CircuitBreaker, outcome: Outcome) -> None:
+        """Once per admitted call, in the worker that made it."""
+
+    def not_permitted(self, cb: pybreaker.CircuitBreaker) -> None:
+        """Once per rejected call, in the worker that rejected it."""
+
+    def stale_results(self, cb: pybreaker.CircuitBreaker, count: int) -> None:
+        """Results of this worker that came after their epoch had ended."""
+
+
+class FleetBreaker(pybreaker.CircuitBreaker):
+    """One breaker, shared by every worker that names it so."""
+
+    def __init__(
+        self,
+        name: str,
+        policy: Policy,
+        store: BreakerStore,
+        worker: str,
+        *,
+        listeners: tuple[pybreaker.CircuitBreakerListener, ...] = (),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.view = LocalView(name, clock)
+        super().__init__(
+            name=name,
+            fail_max=policy.failure_threshold,
+            reset_timeout=policy.timeout_ms / 1000,
+            success_threshold=policy.half_open_max_calls,
+            state_storage=self.view,
+            listeners=listeners,
+        )
+        self.policy = policy
+        self.store = store
+        self._worker = worker
+        self._clock = clock
+        self._local: LocalBreaker | None = None
+        self._reports = Reports(self._send)
+
+    @property
+    def store_name(self) -> str:
+        """`shared`, or `local` while the store is lost."""
+        return "local" if self._local else "shared"
+
+    @asynccontextmanager
+    async def attempt(self) -> AsyncIterator[CallAttempt]:
+        """Admits one call, or raises `BreakerOpen`. Left without a report, the call counts as ignored."""
+        token = uuid.uuid4().hex
+        admission = await self._admit(token)
+        if not admission.granted:
+            self._reports.rejected()
+            self._tell("not_permitted")
+            raise BreakerOpen(str(self.name), max(admission.position.wait_ms / 1000, self.view.remaining))
+        attempt = CallAttempt(self, admission.position.epoch, token if admission.probe else "")
+        async with attempt.renewed():
+            try:
+                yield attempt
+            finally:
+                if not attempt.reported:
+                    await asyncio.shield(attempt.ignored())
+
+    async def _admit(self, token: str) -> Admission:
+        position = self.view.position
+        if not self.policy.enabled:
+            return Admission(granted=True, probe=False, position=position)
+        if self._local:
+            return self._local.admit(token)
+        if position.forced == "OPEN":
+            return Admission(False, False, Position(State.OPEN, position.epoch, self.policy.timeout_ms, "OPEN"))
+        if position.state is State.CLOSED:
+            return Admission(granted=True, probe=False, position=position)
+        if self.view.remaining > 0:
+            return Admission(granted=False, probe=False, position=position)
+        ticket = self.view.sending()
+        try:
+            admission = await self.store.admit(token)
+        except StoreUnavailable:
+            return self._lost_store().admit(token)
+        self.view.adopt(admission.position, ticket)
+        return admission
+
+    async def report(self, epoch: int, token: str, outcome: Outcome) -> None:
+        """How an admitted call went. A probe's outcome and a failure are with the store when this returns."""
+        self._tell("outcome", outcome)
+        if token:
+            await self._send(epoch, token, [outcome], 0)
+        else:
+            await self._reports.add(epoch, outcome, at_once=outcome in (Outcome.FAILED, Outcome.SLOW_FAILED))
+
+    async def renew(self, token: str) -> bool:
+        """Renews the permit of a living probe. A lost store is no reason to give up."""
+        if self._local:
+            return self._local.renew(token)
+        try:
+            return await self.store.renew(token)
+        except StoreUnavailable:
+            return True
+
+    async def _send(self, epoch: int, token: str, outcomes: list[Outcome], rejected: int) -> None:
+        if self._local is None:
+            ticket = self.view.sending()
+            try:
+                recorded = await self.store.record(epoch, token, outcomes, rejected)
+            except StoreUnavailable:
+                epoch = self._lost_store().read().breaker.epoch if epoch == self.view.position.epoch else epoch
+            else:
+                self._adopt(recorded, ticket, len(outcomes))
+                return
+        if self._local is not None and outcomes:
+            self._record_locally(self._local, epoch, token, outcomes)
+
+    def _record_locally(self, local: LocalBreaker, epoch: int, token: str, outcomes: list[Outcome]) -> None:
+        before = local.read().breaker
+        recorded = local.record(epoch, token, outcomes)
+        after = local.read().breaker
+        if recorded.changed:
+            self.announce(
+                Transition(
+                    before.state, after.state, after.reason, after.by, after.epoch, after.open_ms, after.since_ms
+                )
+            )
+
+    def _adopt(self, recorded: Recorded, ticket: int, outcomes: int) -> None:
+        self.view.adopt(recorded.position, ticket)
+        if recorded.stale:
+            self._tell("stale_results", outcomes)
+
+    def _lost_store(self) -> LocalBreaker:
+        """Goes on alone from what is known; `refresh` ends it."""
+        if self._local is None:
+            self._local = LocalBreaker(self.policy, self.view.position, self.view.remaining, self._worker, self._clock)
+        return self._local
+
+    async def refresh(self) -> None:
+        """Reads the store: the shared state wins, whatever happened locally. A lost store is noticed here too."""
+        ticket = self.view.sending()
+        try:
+            reading = await self.store.read()
+        except StoreUnavailable:
+            self._lost_store()
+            return
+        self._local = None
+        self.view.adopt(reading.position, ticket)
+        self.view.reading = reading
+
+    async def reading(self) -> Reading:
+        """The whole breaker now, of the fleet or, while the store is lost, of this worker."""
+        await self._reports.flush()
+        await self.refresh()
+        if self._local is not None or self.view.reading is None:
+            return (self._local or self._lost_store()).read()
+        return self.view.reading
+
+    async def override(self, action: Override, by: str) -> None:
+        """Forces the breaker open or closed over the fleet, or ends that. Raises `StoreUnavailable`."""
+        ticket = self.view.sending()
+        self.view.adopt(await self.store.override(action, by), ticket)
+        await self.refresh()
+
+    async def aclose(self) -> None:
+        """Sends what is waiting to be reported."""
+        await self._reports.aclose()
+
+    def announce(self, transition: Transition) -> None:
+        """Tells every listener of one transition."""
+        self._tell("transition", transition)
+        old = self._create_new_state(PYBREAKER_STATES[transition.from_state])
+        new = self._create_new_state(PYBREAKER_STATES[transition.to_state])
+        for listener in self.listeners:
+            listener.state_change(self, old, new)
+
+    def _tell(self, event: str, *values: Any) -> None:
+        for listener in self.listeners:
+            if isinstance(listener, BreakerListener):
+                getattr(listener, event)(self, *values)
+
+    # -- pybreaker's own way of calling and moving --------------------------------------------------------------------
+
+    async def call(  # type: ignore[override]
+        self, func: Callable[..., Awaitable[Any]], *args: Any, **kwargs: Any
+    ) -> Any:
+        """Awaits `func` through the breaker; an exception that `is_system_error` is a failure."""
+        started = self._clock()
+        async with self.attempt() as attempt:
+            try:
+                result = await func(*args, **kwargs)
+            except Exception as error:
+                if self.is_system_error(error):
+                    await attempt.failed(self._clock() - started)
+                raise
+            await attempt.succeeded(self._clock() - started)
+            return result
+
+    def calling(self) -> NoReturn:
+        """Synchronous use would block the event loop."""
+        raise TypeError("use `async with breaker.attempt()`: a fleet's breaker is asynchronous")
+
+    open = half_open = close = calling

@@ -1,0 +1,238 @@
+"""The circuit breaker's rules as pure functions: state in, state and verdict out.
+
+The scripts in `redis_store/lua/breaker_*.lua` apply the same rules atomically in Redis; a stateful test drives both
+side by side. A worker that has lost Redis applies these to a state of its own.
+
+- CLOSED admits everybody. Failures in a row, or the failure or slow rate of the window over a minimum of calls, open.
+- OPEN rejects until its wait has passed; the next caller makes it HALF_OPEN.
+- HALF_OPEN lends permits. One failure opens again with a doubled wait; as many successes as permits close, unless too
+  many of them were slow. A permit whose lease ends is lost and lent anew.
+- Every change of state starts a new epoch. A result of an older epoch changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
+
+from api.breaker.state import (
+    WINDOW_KINDS,
+    Admission,
+    BreakerState,
+    Outcome,
+    Policy,
+    Position,
+    Reading,
+    Recorded,
+    State,
+    Transition,
+)
+
+HALF_OPEN_RETRY_MS: Final = 250
+"""How long a caller that found no free permit is told to wait, at most."""
+
+_FAILURES = (Outcome.FAILED, Outcome.SLOW_FAILED)
+_SLOW = (Outcome.SLOW, Outcome.SLOW_FAILED)
+
+Step = tuple[BreakerState, Transition]
+Counts = tuple[int, int, int, int]
+"""What led to a transition: calls in the window, failed, slow, and failures in a row."""
+
+NO_COUNTS: Final[Counts] = (0, 0, 0, 0)
+
+
+def admit(state: BreakerState, policy: Policy, now_ms: int, token: str, by: str) -> tuple[BreakerState, Admission]:
+    """Whether one call may go to Ollama now."""
+    if state.forced == "OPEN":
+        return state, _verdict(state, granted=False, wait_ms=policy.timeout_ms)
+    if state.state is State.CLOSED:
+        return state, _verdict(state, granted=True)
+    if state.state is State.OPEN:
+        if now_ms < state.until_ms:
+            return state, _verdict(state, granted=False, wait_ms=state.until_ms - now_ms)
+        state, _ = _move(state, State.HALF_OPEN, "wait_elapsed", by, now_ms)
+        state = replace(state, half_open_at_ms=now_ms)
+    state = _drop_lost_permits(state, now_ms)
+    if len(state.permits) < policy.half_open_max_calls:
+        state = replace(state, permits={**state.permits, token: now_ms + policy.lease_ms})
+        return state, _verdict(state, granted=True, probe=True)
+    wait = min(HALF_OPEN_RETRY_MS, min(state.permits.values()) - now_ms)
+    return state, _verdict(state, granted=False, wait_ms=wait)
+
+
+def record(
+    state: BreakerState,
+    policy: Policy,
+    now_ms: int,
+    epoch: int,
+    token: str,
+    outcomes: Sequence[Outcome],
+    by: str,
+    rejected: int = 0,
+) -> tuple[BreakerState, Recorded]:
+    """Takes the results of calls admitted in `epoch`, oldest first, and the number of calls rejected meanwhile."""
+    held = token in state.permits
+    permits = {key: end for key, end in state.permits.items() if key != token}
+    totals = replace(state.totals, rejected=state.totals.rejected + rejected)
+    state = replace(state, permits=permits, totals=totals)
+    if not outcomes:
+        return state, Recorded(_position(state, now_ms))
+    if epoch != state.epoch or (state.state is State.HALF_OPEN and not held):
+        totals = replace(state.totals, stale=state.totals.stale + len(outcomes))
+        state = replace(state, totals=totals)
+        return state, Recorded(_position(state, now_ms), stale=True)
+    state = _count(state, outcomes, now_ms)
+    before = state.epoch
+    if state.state is State.HALF_OPEN:
+        state = _judge_probe(state, policy, outcomes[-1], by, now_ms)
+    elif state.state is State.CLOSED:
+        state = _judge_window(state, policy, outcomes, by, now_ms)
+    return state, Recorded(_position(state, now_ms), changed=state.epoch != before)
+
+
+def renew(state: BreakerState, policy: Policy, now_ms: int, token: str) -> tuple[BreakerState, bool]:
+    """A living holder renews its permit. False when it is no longer its own."""
+    if state.permits.get(token, 0) <= now_ms:
+        return state, False
+    return replace(state, permits={**state.permits, token: now_ms + policy.lease_ms}), True
+
+
+def force(state: BreakerState, to: State, by: str, now_ms: int) -> Step:
+    """An operator's override: stays until `reset`."""
+    reason = "forced_open" if to is State.OPEN else "forced_close"
+    state, transition = _move(state, to, reason, by, now_ms)
+    return replace(state, forced="OPEN" if to is State.OPEN else "CLOSED"), transition
+
+
+def reset(state: BreakerState, by: str, now_ms: int) -> Step:
+    """Back to CLOSED with all counts at zero and no override."""
+    moved, transition = _move(state, State.CLOSED, "reset", by, now_ms)
+    fresh = BreakerState(
+        state=moved.state, epoch=moved.epoch, since_ms=now_ms, until_ms=now_ms, reason=moved.reason, by=moved.by
+    )
+    return fresh, transition
+
+
+def read(state: BreakerState, policy: Policy, now_ms: int) -> Reading:
+    """The state with its window summed up."""
+    total, failed, slow = _window_sums(state, policy, now_ms)
+    in_use = sum(1 for end in state.permits.values() if end > now_ms)
+    return Reading(state, now_ms, total, failed, slow, in_use)
+
+
+def _verdict(state: BreakerState, *, granted: bool, probe: bool = False, wait_ms: int = 0) -> Admission:
+    return Admission(granted, probe, Position(state.state, state.epoch, max(0, wait_ms), state.forced))
+
+
+def _position(state: BreakerState, now_ms: int) -> Position:
+    wait = max(0, state.until_ms - now_ms) if state.state is State.OPEN else 0
+    return Position(state.state, state.epoch, wait, state.forced)
+
+
+def _move(
+    state: BreakerState, to: State, reason: str, by: str, now_ms: int, wait_ms: int = 0, counts: Counts = NO_COUNTS
+) -> tuple[BreakerState, Transition]:
+    epoch = max(state.epoch + 1, now_ms)
+    transition = Transition(state.state, to, reason, by, epoch, wait_ms, now_ms, *counts)
+    moved = replace(
+        state,
+        state=to,
+        epoch=epoch,
+        since_ms=now_ms,
+        until_ms=now_ms + wait_ms,
+        open_ms=wait_ms if to is State.OPEN else state.open_ms,
+        consecutive_failures=0,
+        half_open_ok=0,
+        half_open_slow=0,
+        reason=reason,
+        by=by,
+        window={},
+        permits={},
+    )
+    return moved, transition
+
+
+def _open(
+    state: BreakerState, policy: Policy, reason: str, by: str, now_ms: int, counts: Counts = NO_COUNTS
+) -> BreakerState:
+    """The wait doubles when HALF_OPEN opens again; a CLOSED that was stable for long enough starts over."""
+    if state.state is State.HALF_OPEN:
+        opens = state.opens_in_a_row + 1
+    elif now_ms - state.since_ms >= policy.stable_ms:
+        opens = 1
+    else:
+        opens = max(1, state.opens_in_a_row)
+    wait = min(max(policy.timeout_max_ms, policy.timeout_ms), policy.timeout_ms * 2 ** min(opens - 1, 30))
+    moved, _ = _move(replace(state, opens_in_a_row=opens), State.OPEN, reason, by, now_ms, wait, counts)
+    return moved
+
+
+def _drop_lost_permits(state: BreakerState, now_ms: int) -> BreakerState:
+    permits = {token: end for token, end in state.permits.items() if end > now_ms}
+    lost = len(state.permits) - len(permits)
+    return replace(state, permits=permits, totals=replace(state.totals, lost=state.totals.lost + lost))
+
+
+def _count(state: BreakerState, outcomes: Sequence[Outcome], now_ms: int) -> BreakerState:
+    failed = sum(outcome in _FAILURES for outcome in outcomes)
+    ignored = sum(outcome is Outcome.IGNORED for outcome in outcomes)
+    totals = replace(
+        state.totals,
+        successful=state.totals.successful + len(outcomes) - failed - ignored,
+        failed=state.totals.failed + failed,
+        slow=state.totals.slow + sum(outcome in _SLOW for outcome in outcomes),
+        ignored=state.totals.ignored + ignored,
+    )
+    return replace(state, totals=totals, last_failure_ms=now_ms if failed else state.last_failure_ms)
+
+
+def _judge_probe(state: BreakerState, policy: Policy, outcome: Outcome, by: str, now_ms: int) -> BreakerState:
+    if outcome is Outcome.IGNORED:
+        return state
+    if outcome in _FAILURES:
+        return _open(state, policy, "probe_failed", by, now_ms)
+    ok = state.half_open_ok + 1
+    slow = state.half_open_slow + (outcome is Outcome.SLOW)
+    state = replace(state, half_open_ok=ok, half_open_slow=slow)
+    if ok < policy.half_open_max_calls:
+        return state
+    if slow * 100 >= policy.slow_rate * ok:
+        return _open(state, policy, "probes_slow", by, now_ms)
+    moved, _ = _move(state, State.CLOSED, "probes_succeeded", by, now_ms)
+    return moved
+
+
+def _judge_window(
+    state: BreakerState, policy: Policy, outcomes: Sequence[Outcome], by: str, now_ms: int
+) -> BreakerState:
+    second = now_ms // 1000
+    window = {key: count for key, count in state.window.items() if key[0] > second - policy.window_s}
+    consecutive = peak = state.consecutive_failures
+    for outcome in outcomes:
+        if outcome not in WINDOW_KINDS:
+            continue
+        window[second, outcome] = window.get((second, outcome), 0) + 1
+        consecutive = consecutive + 1 if outcome in _FAILURES else 0
+        peak = max(peak, consecutive)
+    state = replace(state, window=window, consecutive_failures=consecutive)
+    if not policy.enabled or state.forced:
+        return state
+    total, failed, slow = counts = _window_sums(state, policy, now_ms)
+    if peak >= policy.failure_threshold:
+        return _open(state, policy, "consecutive_failures", by, now_ms, (*counts, peak))
+    if total >= policy.minimum_calls and failed * 100 >= policy.failure_rate * total:
+        return _open(state, policy, "failure_rate", by, now_ms, (*counts, peak))
+    if total >= policy.minimum_calls and slow * 100 >= policy.slow_rate * total:
+        return _open(state, policy, "slow_call_rate", by, now_ms, (*counts, peak))
+    return state
+
+
+def _window_sums(state: BreakerState, policy: Policy, now_ms: int) -> tuple[int, int, int]:
+    total = failed = slow = 0
+    for (second, outcome), count in state.window.items():
+        if second > now_ms // 1000 - policy.window_s:
+            total += count
+            failed += count if outcome in _FAILURES else 0
+            slow += count if outcome in _SLOW else 0
+    return total, failed, slow

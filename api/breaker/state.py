@@ -1,0 +1,170 @@
+"""The values of the circuit breaker. Imports nothing local; times are milliseconds of one clock."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Literal
+
+
+class State(StrEnum):
+    """The breaker's states, as JSON, Redis and logs name them."""
+
+    CLOSED = "CLOSED"
+    OPEN = "OPEN"
+    HALF_OPEN = "HALF_OPEN"
+
+
+class Outcome(StrEnum):
+    """How one call went, in the letters that the record script reads."""
+
+    OK = "o"
+    SLOW = "s"
+    FAILED = "f"
+    SLOW_FAILED = "F"
+    IGNORED = "i"
+
+
+WINDOW_KINDS: Mapping[Outcome, str] = MappingProxyType(
+    {Outcome.OK: "ok", Outcome.SLOW: "slow", Outcome.FAILED: "fail", Outcome.SLOW_FAILED: "slowfail"}
+)
+"""What an outcome is called in the window's hash; an ignored one is not in it."""
+
+Forced = Literal["", "OPEN", "CLOSED"]
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The thresholds. Durations in milliseconds, rates in percent."""
+
+    enabled: bool = True
+    failure_threshold: int = 5
+    timeout_ms: int = 60_000
+    timeout_max_ms: int = 300_000
+    half_open_max_calls: int = 3
+    minimum_calls: int = 20
+    failure_rate: float = 50.0
+    slow_rate: float = 100.0
+    slow_ms: int = 30_000
+    window_s: int = 60
+    stable_ms: int = 300_000
+    lease_ms: int = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Counts since the last reset."""
+
+    successful: int = 0
+    failed: int = 0
+    slow: int = 0
+    ignored: int = 0
+    rejected: int = 0
+    stale: int = 0
+    lost: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class BreakerState:
+    """Everything the rules decide on.
+
+    `window` maps (second, outcome) to a count; `permits` a token to the end of its lease.
+    """
+
+    state: State = State.CLOSED
+    epoch: int = 0
+    since_ms: int = 0
+    until_ms: int = 0
+    open_ms: int = 0
+    half_open_at_ms: int = 0
+    consecutive_failures: int = 0
+    opens_in_a_row: int = 0
+    half_open_ok: int = 0
+    half_open_slow: int = 0
+    forced: Forced = ""
+    reason: str = ""
+    by: str = ""
+    last_failure_ms: int = 0
+    totals: Totals = field(default_factory=Totals)
+    window: Mapping[tuple[int, Outcome], int] = field(default_factory=dict)
+    permits: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """A change of state, as the log keeps it. `at_ms` is when; the counts are those that led to it."""
+
+    from_state: State
+    to_state: State
+    reason: str
+    by: str
+    epoch: int
+    wait_ms: int
+    at_ms: int
+    total: int = 0
+    failed: int = 0
+    slow: int = 0
+    consecutive: int = 0
+    id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where the breaker stands, as every reply of the store says: enough to admit or reject without asking again.
+
+    `wait_ms` is how long to reject from now; relative, so that no worker's clock matters.
+    """
+
+    state: State
+    epoch: int
+    wait_ms: int
+    forced: Forced = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """The verdict on one call. A `probe` holds a permit, and gives it back with its outcome."""
+
+    granted: bool
+    probe: bool
+    position: Position
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What a report did: `stale` when it was of an older epoch; `changed` when it caused a transition."""
+
+    position: Position
+    stale: bool = False
+    changed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The whole breaker at one moment, for people: `now_ms` is the store's clock."""
+
+    breaker: BreakerState
+    now_ms: int
+    window_total: int = 0
+    window_failed: int = 0
+    window_slow: int = 0
+    permits_in_use: int = 0
+
+    @property
+    def failure_rate(self) -> float:
+        """Percent of the window's calls that failed; 0 when there are none."""
+        return 100.0 * self.window_failed / self.window_total if self.window_total else 0.0
+
+    @property
+    def slow_rate(self) -> float:
+        """Percent of the window's calls that were slow; 0 when there are none."""
+        return 100.0 * self.window_slow / self.window_total if self.window_total else 0.0
+
+    @property
+    def position(self) -> Position:
+        """What a worker needs of it."""
+        breaker = self.breaker
+        wait = max(0, breaker.until_ms - self.now_ms) if breaker.state is State.OPEN else 0
+        return Position(breaker.state, breaker.epoch, wait, breaker.forced)

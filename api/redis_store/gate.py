@@ -1,0 +1,81 @@
+"""The one way to Redis for short commands: bounded, with a deadline, and closed at once when Redis is lost.
+
+A lost Redis costs the first caller at most its timeout; from then on every caller is told at once, until a watcher
+has seen it answer again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
+
+from redis.asyncio import Redis
+from redis.exceptions import BusyLoadingError, ReadOnlyError, RedisError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from api.errors import StoreUnavailable
+
+T = TypeVar("T")
+WATCH_SECONDS: Final = 0.5
+LOST = (RedisConnectionError, RedisTimeoutError, BusyLoadingError, ReadOnlyError, OSError, TimeoutError)
+
+
+class RedisGate:
+    """Runs commands on a client while Redis is up, and says `StoreUnavailable` when it is not."""
+
+    def __init__(
+        self, client: Redis, max_concurrency: int, on_error: Callable[[str, BaseException], None] | None = None
+    ) -> None:
+        self.client = client
+        self.is_up = False
+        self._slots = asyncio.Semaphore(max_concurrency)
+        self._on_error = on_error or (lambda operation, error: None)
+        self._on_recovery: list[Callable[[], Awaitable[None]]] = []
+
+    def on_recovery(self, action: Callable[[], Awaitable[None]]) -> None:
+        """Runs `action` whenever Redis is (again) found up, before callers are let through."""
+        self._on_recovery.append(action)
+
+    async def run(self, operation: str, command: Callable[[Redis], Awaitable[T]]) -> T:
+        """Awaits `command`. Raises `StoreUnavailable` for any fault of Redis; `operation` names it in metrics."""
+        if not self.is_up:
+            raise StoreUnavailable("Redis is down")
+        async with self._slots:
+            if not self.is_up:
+                raise StoreUnavailable("Redis is down")
+            return await self._run(operation, command)
+
+    async def _run(self, operation: str, command: Callable[[Redis], Awaitable[T]]) -> T:
+        try:
+            return await command(self.client)
+        except LOST as error:
+            self.is_up = False
+            self._on_error(operation, error)
+            raise StoreUnavailable(str(error) or type(error).__name__) from error
+        except RedisError as error:
+            self._on_error(operation, error)
+            raise StoreUnavailable(str(error)) from error
+
+    async def check(self) -> bool:
+        """Asks Redis itself, whatever is known; a Redis found up again is made ready before it is used."""
+        try:
+            await self._run("ping", lambda client: client.ping())
+            if not self.is_up:
+                await self._recover()
+        except StoreUnavailable:
+            self.is_up = False
+        return self.is_up
+
+    async def _recover(self) -> None:
+        for action in self._on_recovery:
+            await action()
+        self.is_up = True
+
+    async def watch(self) -> None:
+        """Checks for ever, jittered. A task of the worker's."""
+        while True:
+            await asyncio.sleep(WATCH_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
+            await self.check()

@@ -1,0 +1,52 @@
+"""Every key in Redis. docs/redis-keys.md says what each holds; nothing else in the code spells a key."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Names under one prefix (`rag:` unless REDIS_PREFIX says otherwise)."""
+
+    prefix: str = "rag:"
+
+    def breaker(self, name: str) -> list[str]:
+        """The four keys of a breaker: state, window, permits, log. The braces keep them on one shard."""
+        base = f"{self.prefix}cb:{{{name}}}"
+        return [base, f"{base}:window", f"{base}:permits", f"{base}:log"]
+
+    def cache_prefix(self, embedder: str) -> str:
+        """What the keys of all entries embedded by one embedder begin with: what its index covers."""
+        return f"{self.prefix}cache:{embedder}-"
+
+    def cache_entry(self, scope: str, digest: str) -> str:
+        """One cached answer. `scope` begins with the embedder's fingerprint."""
+        return f"{self.prefix}cache:{scope}:{digest}"
+
+    def cache_index(self, embedder: str) -> str:
+        """The search index over the entries of one embedder."""
+        return f"{self.prefix}index:cache:{embedder}"
+
+    @property
+    def cache_eviction(self) -> str:
+        """Entries by last use."""
+        return f"{self.prefix}evict:cache"
+
+    @property
+    def cache_stats(self) -> str:
+        """Counters of the cache."""
+        return f"{self.prefix}stats:cache"
+
+    def worker(self, worker: str) -> str:
+        """One live worker."""
+        return f"{self.prefix}worker:{worker}"
+
+    @property
+    def workers(self) -> str:
+        """The live workers by the end of their lease."""
+        return f"{self.prefix}workers"
+
+    def embedder(self, model: str) -> str:
+        """What the fleet last knew of an embedding model."""
+        return f"{self.prefix}embedder:{model}"
