@@ -59,11 +59,16 @@ class AnswerCache(Protocol):
     async def find_exact(self, scope: str, digest: str) -> ExactLookup:
         """The entry of exactly this question, fresh or not, and Redis's clock: one round trip."""
 
-    async def find_similar(self, scope: str, vector: Vector, now_ms: int) -> CacheMatch | None:
-        """The nearest fresh entry of the scope, whatever its similarity: one round trip."""
+    async def find_similar(
+        self, embedder: EmbedderIdentity, scope: str, vector: Vector, now_ms: int, *, stale: bool = False
+    ) -> CacheMatch | None:
+        """The nearest entry of the scope, whatever its similarity: one round trip. With `stale`, fresh or not."""
 
     async def store(self, scope: str, digest: str, vector: Vector | None, answer: NewAnswer) -> CachedAnswer:
         """Stores an answer under its absolute lifetime, replacing one of the same digest."""
+
+    def used(self, match: CacheMatch) -> None:
+        """Notes that an entry was served; no I/O."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,130 @@
+"""Answers of the whole fleet in Redis: one hash an answer, found by its digest or through the vector index."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, Final
+
+import orjson
+
+from api.errors import StoreUnavailable
+from api.model import CachedAnswer, CacheKind, CacheMatch, EmbedderIdentity, Source, Usage, Vector
+from api.ports import ExactLookup, NewAnswer
+from api.redis_store.counters import CacheCounters
+from api.redis_store.gate import RedisGate
+from api.redis_store.keys import Keys
+from api.redis_store.scripts import script
+from api.redis_store.semantic_index import SemanticIndex
+
+FIELDS: Final = (
+    "question",
+    "answer",
+    "model",
+    "sources",
+    "prompt_tokens",
+    "completion_tokens",
+    "created_ms",
+    "expires_ms",
+)
+
+
+class RedisAnswerCache:
+    """See `ports.AnswerCache`. `ttl_ms` is how long an answer is fresh, `stale_ms` how much longer it is kept."""
+
+    def __init__(
+        self,
+        gate: RedisGate,
+        keys: Keys,
+        index: SemanticIndex,
+        counters: CacheCounters,
+        *,
+        ttl_ms: int,
+        stale_ms: int,
+        max_size: int,
+    ) -> None:
+        self._gate = gate
+        self._keys = keys
+        self._index = index
+        self._counters = counters
+        self._limits = (ttl_ms, stale_ms, max_size)
+        self._find = script(gate.client, "cache_find")
+        self._store = script(gate.client, "cache_store")
+
+    async def find_exact(self, scope: str, digest: str) -> ExactLookup:
+        """See `ports.AnswerCache`."""
+        if not self._index.supported:
+            raise StoreUnavailable("Redis has no search module")
+        key = self._keys.cache_entry(scope, digest)
+        now, *values = await self._gate.run("exact_lookup", lambda client: self._find([key], FIELDS, client))
+        now_ms = int(now)
+        if values[0] is None:
+            return ExactLookup(None, now_ms)
+        return ExactLookup(await self._match(key, values, "exact", 1.0, now_ms), now_ms)
+
+    async def find_similar(
+        self, embedder: EmbedderIdentity, scope: str, vector: Vector, now_ms: int, *, stale: bool = False
+    ) -> CacheMatch | None:
+        """See `ports.AnswerCache`."""
+        nearest = await self._index.nearest(embedder, scope, vector, 0 if stale else now_ms, FIELDS)
+        if nearest is None:
+            return None
+        values = [nearest.get(name) for name in FIELDS]
+        return await self._match(nearest["id"], values, "semantic", nearest["similarity"], now_ms)
+
+    async def store(self, scope: str, digest: str, vector: Vector | None, answer: NewAnswer) -> CachedAnswer:
+        """See `ports.AnswerCache`."""
+        key = self._keys.cache_entry(scope, digest)
+        fields: dict[str, Any] = {
+            "scope": scope,
+            "tenant": answer.tenant,
+            "question": answer.question,
+            "answer": answer.answer,
+            "model": answer.model,
+            "sources": orjson.dumps([asdict(source) for source in answer.sources]),
+            "prompt_tokens": answer.usage.prompt_tokens,
+            "completion_tokens": answer.usage.completion_tokens,
+        }
+        if vector is not None:
+            fields["vector"] = vector
+        arguments = [*self._limits, *(part for pair in fields.items() for part in pair)]
+        created, expires, evicted = await self._gate.run(
+            "store", lambda client: self._store([key, self._keys.cache_eviction], arguments, client)
+        )
+        self._counters.add("stores")
+        self._counters.add("evictions", evicted)
+        return CachedAnswer(
+            key, answer.question, answer.answer, answer.model, answer.sources, answer.usage, int(created), int(expires)
+        )
+
+    def used(self, match: CacheMatch) -> None:
+        """Notes that an entry was served, so that it is evicted later than those that are not."""
+        self._counters.touch(match.answer.entry)
+
+    async def _match(
+        self, key: str, values: Sequence[Any], kind: CacheKind, similarity: float, now_ms: int
+    ) -> CacheMatch | None:
+        """A corrupt entry is dropped and counted, never served."""
+        try:
+            return CacheMatch(_decode(key, values), kind, similarity, now_ms)
+        except (ValueError, TypeError, KeyError):
+            await self._gate.run("drop_corrupt", lambda client: client.unlink(key))
+            self._counters.add("corrupt")
+            return None
+
+
+def _decode(key: str, values: Sequence[Any]) -> CachedAnswer:
+    text = [value.decode() if isinstance(value, bytes) else value for value in values]
+    if any(value is None for value in text):
+        raise ValueError("a field is missing")
+    question, answer, model, sources, prompt_tokens, completion_tokens, created, expires = text
+    return CachedAnswer(
+        entry=key,
+        question=question,
+        answer=answer,
+        model=model,
+        sources=tuple(Source(**source) for source in orjson.loads(sources)),
+        usage=Usage(int(prompt_tokens), int(completion_tokens)),
+        created_ms=int(created),
+        expires_ms=int(expires),
+    )

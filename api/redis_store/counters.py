@@ -1,0 +1,80 @@
+"""Counters of the fleet: added to here, sent to Redis together a moment later.
+
+What a killed worker loses is what it counted since the last flush, at most `FLUSH_SECONDS`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, Final
+
+from redis.asyncio import Redis
+
+from api.errors import StoreUnavailable
+from api.redis_store.gate import RedisGate
+from api.redis_store.keys import Keys
+
+FLUSH_SECONDS: Final = 0.25
+LIFETIME_MS: Final = 30 * 24 * 3600 * 1000
+
+
+class CacheCounters:
+    """`rag:stats:cache`, and the last use of entries. The last known totals stand in while Redis is down."""
+
+    def __init__(self, gate: RedisGate, keys: Keys) -> None:
+        self._gate = gate
+        self._keys = keys
+        self._pending: Counter[str] = Counter()
+        self._touched: set[str] = set()
+        self._known: dict[str, int] = {}
+
+    def add(self, name: str, count: int = 1) -> None:
+        """Counts; no I/O."""
+        if count:
+            self._pending[name] += count
+
+    def touch(self, entry: str) -> None:
+        """Notes a use of an entry; no I/O."""
+        self._touched.add(entry)
+
+    async def totals(self) -> Mapping[str, int]:
+        """The fleet's counts, this worker's own up to this moment among them."""
+        await self.flush()
+        try:
+            raw: Mapping[Any, Any] = await self._gate.run(
+                "read_counters", lambda client: client.hgetall(self._keys.cache_stats)
+            )
+            self._known = {name.decode(): int(value) for name, value in raw.items()}
+        except StoreUnavailable:
+            return Counter(self._known) + self._pending
+        return self._known
+
+    async def flush(self) -> None:
+        """Sends what is pending; keeps it for the next time when Redis is down."""
+        pending, self._pending = self._pending, Counter()
+        touched, self._touched = self._touched, set()
+        if not (pending or touched):
+            return
+        try:
+            await self._gate.run("flush_counters", lambda client: self._send(client, pending, touched))
+        except StoreUnavailable:
+            self._pending.update(pending)
+
+    async def _send(self, client: Redis, pending: Counter[str], touched: set[str]) -> None:
+        seconds, micros = await client.time() if touched else (0, 0)
+        async with client.pipeline(transaction=False) as pipe:
+            for name, count in pending.items():
+                pipe.hincrby(self._keys.cache_stats, name, count)
+            pipe.pexpire(self._keys.cache_stats, LIFETIME_MS)
+            if touched:
+                now_ms = int(seconds) * 1000 + int(micros) // 1000
+                pipe.zadd(self._keys.cache_eviction, dict.fromkeys(touched, now_ms), xx=True)
+            await pipe.execute()
+
+    async def keep_flushing(self) -> None:
+        """Flushes for ever. A task of the worker's."""
+        while True:
+            await asyncio.sleep(FLUSH_SECONDS)
+            await self.flush()

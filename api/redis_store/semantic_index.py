@@ -1,0 +1,125 @@
+"""The vector index over cached answers: one for each embedder's fingerprint, made when first needed.
+
+A FLAT index over the hashes themselves: an entry written by any worker is found by all, at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError, ResponseError
+from redisvl.exceptions import RedisSearchError
+from redisvl.index import AsyncSearchIndex
+from redisvl.query import VectorQuery
+from redisvl.query.filter import Num, Tag
+
+from api.errors import StoreUnavailable
+from api.model import EmbedderIdentity, Vector
+from api.redis_store.gate import RedisGate
+from api.redis_store.keys import Keys
+
+DISTANCE: Final = "vector_distance"
+
+
+class SemanticIndex:
+    """Finds the nearest entry of a scope. Raises `StoreUnavailable` while Redis or its search module is missing."""
+
+    def __init__(self, gate: RedisGate, keys: Keys, on_unsupported: Callable[[], None]) -> None:
+        self._gate = gate
+        self._on_unsupported = on_unsupported
+        self.supported = True
+        self._keys = keys
+        self._indexes: dict[str, AsyncSearchIndex] = {}
+        self._known: dict[str, EmbedderIdentity] = {}
+        gate.on_recovery(self._ensure_all)
+
+    async def ensure(self, embedder: EmbedderIdentity) -> None:
+        """Makes the index of `embedder` unless it exists. Many workers may do so at once."""
+        self._known[embedder.fingerprint] = embedder
+        await self._gate.run("index_create", lambda client: self._create(client, embedder))
+
+    async def nearest(
+        self, embedder: EmbedderIdentity, scope: str, vector: Vector, expires_after_ms: int, fields: tuple[str, ...]
+    ) -> dict[str, Any] | None:
+        """The nearest entry that expires after `expires_after_ms`: its fields, `id` and `similarity`, or None."""
+        if embedder.fingerprint not in self._indexes:
+            await self.ensure(embedder)
+        index = self._indexes[embedder.fingerprint]
+        query = VectorQuery(
+            vector=vector,
+            vector_field_name="vector",
+            return_fields=list(fields),
+            filter_expression=(Tag("scope") == scope) & (Num("expires_ms") > expires_after_ms),
+            num_results=1,
+        )
+        try:
+            found = await self._gate.run("semantic_lookup", lambda _: index.query(query))
+        except StoreUnavailable:
+            if not self._gate.is_up:
+                raise
+            await self.ensure(embedder)  # FLUSHALL takes an index too: made again, and this once a miss
+            return None
+        if not found:
+            return None
+        nearest = dict(found[0])
+        nearest["similarity"] = 1.0 - float(nearest.pop(DISTANCE))
+        return nearest
+
+    async def count(self, embedder: EmbedderIdentity, now_ms: int) -> int:
+        """How many entries are not expired."""
+        name = self._keys.cache_index(embedder.fingerprint)
+        query = f"@expires_ms:[({now_ms} +inf]"
+        reply: Any = await self._gate.run(
+            "index_count",
+            lambda client: client.execute_command(  # type: ignore[no-untyped-call]
+                "FT.SEARCH", name, query, "LIMIT", 0, 0, "DIALECT", 2
+            ),
+        )
+        return int(reply["total_results"] if isinstance(reply, dict) else reply[0])
+
+    async def _ensure_all(self) -> None:
+        await self._find_module()
+        for embedder in self._known.values() if self.supported else ():
+            try:
+                await self._create(self._gate.client, embedder)
+            except RedisError:
+                self._indexes.pop(embedder.fingerprint, None)  # made at the next look-up
+
+    async def _find_module(self) -> None:
+        try:
+            await self._gate.client.execute_command("FT._LIST")  # type: ignore[no-untyped-call]
+        except ResponseError:
+            if self.supported:
+                self._on_unsupported()
+            self.supported = False
+        else:
+            self.supported = True
+
+    async def _create(self, client: Redis, embedder: EmbedderIdentity) -> None:
+        index = AsyncSearchIndex.from_dict(_schema(self._keys, embedder), redis_client=client)
+        try:
+            await index.create(overwrite=False)
+        except RedisSearchError as error:
+            if "already exists" not in str(error).lower():
+                raise ResponseError(str(error)) from error
+        self._indexes[embedder.fingerprint] = index
+
+
+def _schema(keys: Keys, embedder: EmbedderIdentity) -> dict[str, Any]:
+    vector = {"algorithm": "flat", "dims": embedder.dimension, "distance_metric": "cosine", "datatype": "float32"}
+    return {
+        "index": {
+            "name": keys.cache_index(embedder.fingerprint),
+            "prefix": keys.cache_prefix(embedder.fingerprint),
+            "key_separator": "",
+            "storage_type": "hash",
+        },
+        "fields": [
+            {"name": "scope", "type": "tag"},
+            {"name": "tenant", "type": "tag"},
+            {"name": "expires_ms", "type": "numeric"},
+            {"name": "vector", "type": "vector", "attrs": vector},
+        ],
+    }
