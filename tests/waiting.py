@@ -1,0 +1,25 @@
+"""Waiting by condition, never by sleep: the helpers that every test uses for what another process does."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+
+def wait_until(condition: Callable[[], object], timeout: float = 10.0, interval: float = 0.02) -> None:
+    """Returns as soon as `condition()` is true; fails the test after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout} s: {condition}"
+        time.sleep(interval)
+
+
+async def wait_until_async(
+    condition: Callable[[], Awaitable[object]], timeout: float = 10.0, interval: float = 0.02
+) -> None:
+    """The same for an asynchronous condition; the event loop stays free."""
+    deadline = time.monotonic() + timeout
+    while not await condition():
+        assert time.monotonic() < deadline, f"not within {timeout} s: {condition}"
+        await asyncio.sleep(interval)
