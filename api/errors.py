@@ -32,7 +32,7 @@ class RagherdError(Exception):
 
     status: int = 500
     slug: ClassVar[str] = "internal-error"
-    title: ClassVar[str] = "Internal error"
+    title: str = "Internal error"
 
     def __init__(self, detail: str, *, headers: Mapping[str, str] | None = None, **members: Any) -> None:
         super().__init__(detail)

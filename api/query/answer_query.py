@@ -47,6 +47,7 @@ class QueryService:
         if lookup.match is not None:
             return self._cached(lookup.match, CacheStatus.HIT, stages)
         if query.cache_control.only_if_cached:
+            self._missed(lookup, query)
             raise OnlyIfCached("The question has no cached answer, and the request allows no other.")
         try:
             with stages.timed("generate"):
@@ -54,9 +55,17 @@ class QueryService:
         except (BreakerOpen, UpstreamError) as error:
             stale = await self._shared.stale(query, lookup, stages) if _may_serve_stale(error) else None
             if stale is None:
+                self._missed(lookup, query)
                 raise
             return self._cached(stale, CacheStatus.STALE, stages)
         return await self._fresh(query, lookup, generation, stages)
+
+    def _missed(self, lookup: Lookup, query: Query) -> bool:
+        """Whether the cache was asked in vain; counted if so."""
+        missed = lookup.place is not None and query.cache_control.reads
+        if missed:
+            self._observer.missed()
+        return missed
 
     def _cached(self, match: CacheMatch, status: CacheStatus, stages: Stages) -> Answered:
         self._shared.used(match)
@@ -73,11 +82,10 @@ class QueryService:
 
     async def _fresh(self, query: Query, lookup: Lookup, generation: Generation, stages: Stages) -> Answered:
         entry = await self._shared.store(query, lookup, generation, stages)
-        took_part = lookup.place is not None and query.cache_control.reads
         return Answered(
             generation.text,
             generation.end.model,
-            CacheStatus.MISS if took_part else CacheStatus.BYPASS,
+            CacheStatus.MISS if self._missed(lookup, query) else CacheStatus.BYPASS,
             stages,
             usage=generation.end.usage,
             generation=generation,

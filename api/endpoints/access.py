@@ -1,0 +1,75 @@
+"""Keys: who may call, and as which tenant. Compared in constant time, and against all of them."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from starlette.requests import Request
+
+from api.errors import NotAuthenticated, NotAuthorized
+
+DEFAULT_TENANT: Final = "default"
+
+
+class Access:
+    """`tenants` maps an API key to its tenant; `admins` are the keys with the admin's right."""
+
+    def __init__(self, tenants: Mapping[str, str], admins: Sequence[str]) -> None:
+        self._tenants = [(key.encode(), tenant) for key, tenant in tenants.items()]
+        self._admins = [key.encode() for key in admins]
+
+    def tenant(self, request: Request, asked: str | None) -> str:
+        """The tenant of a query. Raises `NotAuthenticated` or, where the key is another tenant's, `NotAuthorized`."""
+        if not self._tenants:
+            return asked or DEFAULT_TENANT
+        key = _bearer(request)
+        if key is not None and self._is_admin(key):
+            return asked or DEFAULT_TENANT
+        tenant = self._tenant_of(key)
+        if tenant is None:
+            raise NotAuthenticated("Send `Authorization: Bearer <key>` with a valid API key.")
+        if asked is not None and asked != tenant:
+            raise NotAuthorized("The key belongs to another tenant than the request asks for.")
+        return tenant
+
+    def require_admin(self, request: Request) -> None:
+        """Raises `NotAuthenticated` or `NotAuthorized`. Without admin keys, callers on this machine are admins."""
+        if not self._admins:
+            if not _is_loopback(request):
+                raise NotAuthorized("Without ADMIN_KEYS, admin endpoints answer to loopback addresses only.")
+            return
+        key = _bearer(request)
+        if key is not None and self._is_admin(key):
+            return
+        if self._tenant_of(key) is not None:
+            raise NotAuthorized("The key has not the admin's right.")
+        raise NotAuthenticated("Send `Authorization: Bearer <key>` with an admin key.")
+
+    def _is_admin(self, key: bytes) -> bool:
+        return any([hmac.compare_digest(key, admin) for admin in self._admins])  # noqa: C419 - all, in constant time
+
+    def _tenant_of(self, key: bytes | None) -> str | None:
+        found = None
+        for known, tenant in self._tenants:
+            if key is not None and hmac.compare_digest(key, known):
+                found = tenant
+        return found
+
+
+def _bearer(request: Request) -> bytes | None:
+    scheme, _, key = request.headers.get("authorization", "").partition(" ")
+    return key.strip().encode() if scheme.lower() == "bearer" and key.strip() else None
+
+
+def _is_loopback(request: Request) -> bool:
+    if request.client is None:
+        return True  # a unix socket
+    try:
+        address = ipaddress.ip_address(request.client.host)
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback

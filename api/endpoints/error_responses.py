@@ -1,0 +1,89 @@
+"""One place that turns errors into RFC 9457 problem documents."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from api.errors import InvalidRequest, RagherdError, ServiceUnavailable, StoreUnavailable
+
+PROBLEM_JSON = "application/problem+json"
+
+
+def install(app: FastAPI) -> None:
+    """Registers the handlers. What no handler knows is rendered by `request_context`."""
+    app.add_exception_handler(RagherdError, _ragherd_error)
+    app.add_exception_handler(StoreUnavailable, _store_unavailable)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, _http_error)
+
+
+def problem(error: RagherdError, *, path: str, request_id: str) -> Response:
+    """The problem document of an error."""
+    document = {
+        "type": error.problem_type,
+        "title": error.title,
+        "status": error.status,
+        "detail": error.detail,
+        "instance": path,
+        "request_id": request_id,
+        **error.members,
+    }
+    return Response(orjson.dumps(document), error.status, error.headers, PROBLEM_JSON)
+
+
+def _respond(request: Request, error: RagherdError) -> Response:
+    return problem(error, path=request.url.path, request_id=request.state.request_id)
+
+
+async def _ragherd_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RagherdError)
+    return _respond(request, error)
+
+
+async def _store_unavailable(request: Request, _: Exception) -> Response:
+    return _respond(request, ServiceUnavailable("Redis can not be reached, and this needs it.", retry_after=1))
+
+
+async def _validation_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    faults = [_fault(fault) for fault in error.errors()]
+    detail = "; ".join(": ".join(filter(None, fault.values())) for fault in faults)
+    return _respond(request, InvalidRequest(detail, errors=faults))
+
+
+def _fault(fault: Mapping[str, Any]) -> dict[str, str]:
+    """Which field, and what is wrong with it; never the value, which may be private."""
+    if fault["type"] == "json_invalid":
+        return {"field": "", "message": "The body is not valid JSON."}
+    place = [str(part) for part in fault["loc"] if part not in {"body", "query", "path"}]
+    message = "is not known" if fault["type"] == "extra_forbidden" else str(fault["msg"]).removeprefix("Value error, ")
+    return {"field": ".".join(place), "message": message}
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """Starlette's own: no such path, no such method, body too large."""
+    assert isinstance(error, HTTPException)
+    return _respond(request, HttpProblem(error.status_code, str(error.detail), error.headers))
+
+
+class HttpProblem(RagherdError):
+    """An error that says no more than its status code (`about:blank`, RFC 9457, section 4.2.1)."""
+
+    def __init__(self, status: int, detail: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(detail, headers=headers)
+        self.status = status
+        self.title = HTTPStatus(status).phrase
+
+    @property
+    def problem_type(self) -> str:
+        """No further meaning than the status."""
+        return "about:blank"

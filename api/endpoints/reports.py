@@ -1,0 +1,59 @@
+"""What operators read: connections, cache, workers, Prometheus."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from api.endpoints.worker_state import worker_state
+from api.errors import StoreUnavailable
+
+router = APIRouter(tags=["operations"])
+
+NUMBERS: Final = frozenset({"pid", "requests"})
+POOL: Final = "pool_"
+
+
+@router.get("/api/connection-pool/metrics", summary="This worker's connections to Ollama, and the fleet's")
+async def pool_metrics(request: Request) -> dict[str, Any]:
+    """`workers` is what every live worker last said; only this one while Redis is down."""
+    state = worker_state(request)
+    report = state.pool.report()
+    try:
+        workers = {worker["id"]: _worker(worker)["pool"] for worker in await state.fleet.live()}
+    except StoreUnavailable:
+        workers = {}
+    return {**report, "worker": state.worker, "workers": workers}
+
+
+@router.get("/api/semantic-cache/metrics", summary="The cache, fleet-wide")
+async def cache_metrics(request: Request) -> dict[str, Any]:
+    """Counts since the statistics began; the last known while Redis is down."""
+    return await worker_state(request).cache.report()
+
+
+@router.get("/api/workers", summary="Every live worker of every replica")
+async def workers(request: Request) -> dict[str, Any]:
+    """503 while Redis is down."""
+    found = await worker_state(request).fleet.live()
+    return {"workers": [_worker(worker) for worker in found]}
+
+
+@router.get("/metrics", summary="Prometheus", response_class=Response)
+async def prometheus(request: Request) -> Response:
+    """Every process of this replica together. METRICS_PORT serves the same from a process of its own."""
+    body, content_type = worker_state(request).metrics.exposition(request.headers.get("accept", ""))
+    return Response(body, headers={"Content-Type": content_type})
+
+
+def _worker(fields: dict[str, str]) -> dict[str, Any]:
+    """A worker's hash as JSON: numbers as numbers, the pool's figures in an object of their own."""
+    plain = {name: value for name, value in fields.items() if not name.startswith(POOL)}
+    pool = {name.removeprefix(POOL): _number(value) for name, value in fields.items() if name.startswith(POOL)}
+    return {**{name: int(value) if name in NUMBERS else value for name, value in plain.items()}, "pool": pool}
+
+
+def _number(text: str) -> float | int:
+    return float(text) if "." in text else int(text)

@@ -1,0 +1,73 @@
+"""What the lifespan opens and every endpoint reads: `request.state.worker`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from starlette.requests import Request
+
+from api.breaker.fleet_breaker import FleetBreaker
+from api.endpoints.access import Access
+from api.query.answer_query import QueryService
+
+
+class PoolReport(Protocol):
+    """This worker's connections to Ollama, in the contract's field names."""
+
+    def report(self) -> dict[str, object]: ...
+
+
+class CacheReport(Protocol):
+    """The fleet's cache, in the contract's field names."""
+
+    async def report(self) -> dict[str, object]: ...
+
+
+class FleetReport(Protocol):
+    """The live workers of every replica. Raises `StoreUnavailable`."""
+
+    async def live(self) -> list[dict[str, str]]: ...
+
+
+class Reachability(Protocol):
+    """Whether Redis and Ollama can be used now; answers within a second or so."""
+
+    async def redis(self) -> bool: ...
+
+    async def ollama(self) -> bool: ...
+
+
+class Exposition(Protocol):
+    """Prometheus' text, in the format that an `Accept` header asks for: body and content type."""
+
+    def exposition(self, accept: str) -> tuple[bytes, str]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerState:
+    """One worker's open resources, by what endpoints need of them. `breakers` begins with the first backend's."""
+
+    worker: str
+    version: str
+    default_model: str
+    access: Access
+    queries: QueryService
+    breakers: Mapping[str, FleetBreaker]
+    pool: PoolReport
+    cache: CacheReport
+    fleet: FleetReport
+    reachability: Reachability
+    metrics: Exposition
+
+    @property
+    def breaker(self) -> FleetBreaker:
+        """The generate breaker of the first backend."""
+        return next(iter(self.breakers.values()))
+
+
+def worker_state(request: Request) -> WorkerState:
+    """The state of the worker that answers `request`."""
+    state: WorkerState = request.state.worker
+    return state
