@@ -1,0 +1,124 @@
+"""One JSON object a line, whoever logs: the service through structlog; gunicorn, uvicorn and libraries through logging.
+
+Every line has `timestamp` (RFC 3339, UTC), `level`, `event`, `logger`, `pid` and what is bound in
+`structlog.contextvars`, such as `request_id`. Lines go to standard error. Questions are not logged here or by
+default anywhere: see `LOG_QUESTIONS`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import logging.config
+import os
+import sys
+from typing import Any, BinaryIO
+
+import orjson
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+QUIET_LOGGERS = ("httpcore", "httpx", "redisvl")
+"""Libraries that log every request at `info`: only their warnings are of interest."""
+
+
+def configure_logging(level: str, stream: BinaryIO | None = None) -> None:
+    """Sets up structlog and the standard library's logging for this process.
+
+    `stream` is where structlog writes, standard error unless given.
+    """
+    logging.config.dictConfig(stdlib_logging(level))
+    logging.captureWarnings(True)
+    structlog.configure(
+        processors=[*_shared_processors(), structlog.processors.JSONRenderer(serializer=_to_json)],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        logger_factory=_LineLoggers(stream),
+        cache_logger_on_first_use=True,
+    )
+
+
+def stdlib_logging(level: str) -> dict[str, Any]:
+    """The configuration for `logging.config.dictConfig`; gunicorn takes the same as its `logconfig_dict`."""
+    passed_on: dict[str, Any] = {"handlers": [], "level": "NOTSET", "propagate": True}
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"json": {"()": json_formatter}},
+        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json", "stream": "ext://sys.stderr"}},
+        "root": {"level": level.upper(), "handlers": ["stderr"]},
+        "loggers": {
+            "gunicorn.error": {**passed_on, "level": level.upper()},
+            "gunicorn.access": passed_on,
+            "uvicorn": passed_on,
+            "uvicorn.error": passed_on,
+            "uvicorn.access": passed_on,
+            **{name: {"level": "WARNING"} for name in QUIET_LOGGERS},
+        },
+    }
+
+
+def json_formatter() -> logging.Formatter:
+    """Formats a record of the standard library as the same kind of line."""
+    return structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=[structlog.stdlib.add_logger_name, *_shared_processors()],
+        processors=[
+            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+            structlog.processors.JSONRenderer(serializer=_to_text),
+        ],
+    )
+
+
+def _shared_processors() -> list[Processor]:
+    return [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        _add_origin,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.StackInfoRenderer(),
+        structlog.processors.format_exc_info,
+    ]
+
+
+def _add_origin(logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    event.setdefault("logger", getattr(logger, "name", None) or "ragherd")
+    event["pid"] = os.getpid()
+    return event
+
+
+def _to_json(event: EventDict, **options: Any) -> bytes:
+    """orjson, and the slower standard module for what orjson refuses (huge integers, lone surrogates, odd keys)."""
+    try:
+        return orjson.dumps(event, **options)
+    except TypeError:
+        return json.dumps(event, skipkeys=True, **options).encode()
+
+
+def _to_text(event: EventDict, **options: Any) -> str:
+    return _to_json(event, **options).decode()
+
+
+class LineLogger:
+    """Writes lines. It holds no lock of its own, so that a fork can not leave one locked in the child."""
+
+    __slots__ = ("_stream", "name")
+
+    def __init__(self, name: str, stream: BinaryIO) -> None:
+        self.name = name
+        self._stream = stream
+
+    def msg(self, line: bytes) -> None:
+        """Writes one line at once."""
+        self._stream.write(line + b"\n")
+        self._stream.flush()
+
+    debug = info = warning = warn = error = critical = fatal = exception = err = log = failure = msg
+
+
+class _LineLoggers:
+    """structlog's factory of loggers: `get_logger(name)`."""
+
+    def __init__(self, stream: BinaryIO | None) -> None:
+        self._stream = stream
+
+    def __call__(self, *args: Any) -> LineLogger:
+        return LineLogger(str(args[0]) if args else "ragherd", self._stream or sys.stderr.buffer)

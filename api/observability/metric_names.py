@@ -1,0 +1,183 @@
+"""Every Prometheus metric of the service, declared once: `metrics.py` makes them, docs/metrics.md lists them.
+
+Imports nothing local. Figures are of the process that counts them, so that sums over pods are right; the few that
+are the whole fleet's own say so, and are to be read with `max`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+MetricType = Literal["counter", "gauge", "histogram"]
+AcrossWorkers = Literal["livesum", "livemax", "livemin", "livemostrecent"]
+
+REQUEST_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+STAGE_BUCKETS = (0.00025, 0.0005, *REQUEST_BUCKETS)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MetricSpec:
+    """One metric, itself and no other (a key that hashes at once). `across`: how a gauge of several workers adds up."""
+
+    name: str
+    type: MetricType
+    help: str
+    labels: tuple[str, ...] = ()
+    across: AcrossWorkers = "livesum"
+    buckets: tuple[float, ...] = ()
+
+
+HTTP_REQUEST_DURATION = MetricSpec(
+    "ragherd_http_request_duration_seconds",
+    "histogram",
+    "Time from a request's arrival to the end of its response, by route template.",
+    ("method", "route", "status"),
+    buckets=REQUEST_BUCKETS,
+)
+HTTP_REQUESTS_IN_FLIGHT = MetricSpec(
+    "ragherd_http_requests_in_flight", "gauge", "Requests whose response has not ended yet."
+)
+
+QUERIES = MetricSpec(
+    "ragherd_queries_total",
+    "counter",
+    "Queries by how the cache took part (hit, miss, stale, bypass, coalesced; error when there was no answer).",
+    ("status", "kind"),
+)
+QUERY_STAGE_DURATION = MetricSpec(
+    "ragherd_query_stage_duration_seconds",
+    "histogram",
+    "Time that an answered query spent in each stage (embed, cache, retrieve, generate) and in all (total).",
+    ("stage",),
+    buckets=STAGE_BUCKETS,
+)
+GENERATION_TOKENS = MetricSpec(
+    "ragherd_generation_tokens_total",
+    "counter",
+    "Tokens that the language model read (prompt) and wrote (completion), as Ollama counts them.",
+    ("direction",),
+)
+
+CACHE_LOOKUPS = MetricSpec(
+    "ragherd_cache_lookups_total",
+    "counter",
+    "Lookups in the semantic cache by result (exact, semantic, stale, miss, rejected by a guard, unavailable).",
+    ("result",),
+)
+CACHE_STORES = MetricSpec("ragherd_cache_stores_total", "counter", "Answers stored in the semantic cache.")
+CACHE_EVICTIONS = MetricSpec(
+    "ragherd_cache_evictions_total", "counter", "Entries evicted because the semantic cache was full."
+)
+
+UPSTREAM_FAULTS = MetricSpec(
+    "ragherd_upstream_faults_total", "counter", "Calls to Ollama that failed, by fault (api/faults.py).", ("fault",)
+)
+
+BREAKER_STATE = MetricSpec(
+    "ragherd_circuitbreaker_state",
+    "gauge",
+    "1 for the state that the breaker is in (closed, open, half_open), else 0. The fleet's own figure.",
+    ("name", "state"),
+    "livemostrecent",
+)
+BREAKER_CALLS = MetricSpec(
+    "ragherd_circuitbreaker_calls_total",
+    "counter",
+    "Admitted calls by outcome (successful, slow_successful, failed, slow_failed, ignored).",
+    ("name", "outcome"),
+)
+BREAKER_NOT_PERMITTED = MetricSpec(
+    "ragherd_circuitbreaker_not_permitted_calls_total", "counter", "Calls that the breaker rejected.", ("name",)
+)
+BREAKER_TRANSITIONS = MetricSpec(
+    "ragherd_circuitbreaker_transitions_total",
+    "counter",
+    "Changes of state, counted once in the fleet: by the worker that caused them.",
+    ("name", "from_state", "to_state"),
+)
+BREAKER_FAILURE_RATE = MetricSpec(
+    "ragherd_circuitbreaker_failure_rate",
+    "gauge",
+    "Failed calls in the window, in percent, as last read. The fleet's own figure.",
+    ("name",),
+    "livemostrecent",
+)
+BREAKER_SLOW_CALL_RATE = MetricSpec(
+    "ragherd_circuitbreaker_slow_call_rate",
+    "gauge",
+    "Slow calls in the window, in percent, as last read. The fleet's own figure.",
+    ("name",),
+    "livemostrecent",
+)
+BREAKER_STALE_RESULTS = MetricSpec(
+    "ragherd_circuitbreaker_stale_results_total",
+    "counter",
+    "Outcomes of calls that were admitted before the last change of state, and so changed nothing.",
+    ("name",),
+)
+BREAKER_LOST_PROBES = MetricSpec(
+    "ragherd_circuitbreaker_lost_probes_total",
+    "counter",
+    "Half-open permits whose lease ended without an outcome: their holder died.",
+    ("name",),
+)
+BREAKER_STORE_LOCAL = MetricSpec(
+    "ragherd_circuitbreaker_store_local",
+    "gauge",
+    "1 while any worker of the pod has lost Redis and runs a breaker of its own, else 0.",
+    ("name",),
+    "livemax",
+)
+
+POOL_CONNECTIONS = MetricSpec(
+    "ragherd_pool_connections", "gauge", "Connections to Ollama by state (active, idle).", ("state",)
+)
+POOL_WAITING = MetricSpec("ragherd_pool_waiting", "gauge", "Requests that wait for a connection to Ollama.")
+POOL_OPENED = MetricSpec(
+    "ragherd_pool_connections_opened_total", "counter", "Connections to Ollama opened; reuse is requests less these."
+)
+POOL_REQUESTS = MetricSpec("ragherd_pool_requests_total", "counter", "Requests sent to Ollama through the pool.")
+POOL_TIMEOUTS = MetricSpec(
+    "ragherd_pool_timeouts_total", "counter", "Requests that found no free connection within CONNECTION_POOL_TIMEOUT."
+)
+
+REDIS_UP = MetricSpec(
+    "ragherd_redis_up", "gauge", "1 while every worker of the pod reaches Redis, else 0.", across="livemin"
+)
+REDIS_ERRORS = MetricSpec(
+    "ragherd_redis_errors_total", "counter", "Operations on Redis that failed, by operation.", ("operation",)
+)
+
+BUILD_INFO = MetricSpec(
+    "ragherd_build_info", "gauge", "Always 1; the versions are the labels.", ("version", "python_version"), "livemax"
+)
+
+ALL_METRICS: tuple[MetricSpec, ...] = (
+    HTTP_REQUEST_DURATION,
+    HTTP_REQUESTS_IN_FLIGHT,
+    QUERIES,
+    QUERY_STAGE_DURATION,
+    GENERATION_TOKENS,
+    CACHE_LOOKUPS,
+    CACHE_STORES,
+    CACHE_EVICTIONS,
+    UPSTREAM_FAULTS,
+    BREAKER_STATE,
+    BREAKER_CALLS,
+    BREAKER_NOT_PERMITTED,
+    BREAKER_TRANSITIONS,
+    BREAKER_FAILURE_RATE,
+    BREAKER_SLOW_CALL_RATE,
+    BREAKER_STALE_RESULTS,
+    BREAKER_LOST_PROBES,
+    BREAKER_STORE_LOCAL,
+    POOL_CONNECTIONS,
+    POOL_WAITING,
+    POOL_OPENED,
+    POOL_REQUESTS,
+    POOL_TIMEOUTS,
+    REDIS_UP,
+    REDIS_ERRORS,
+    BUILD_INFO,
+)

@@ -1,0 +1,214 @@
+"""The service's Prometheus metrics, in the words of the domain. One `Metrics` a worker, made by wiring.
+
+Under gunicorn prometheus_client runs in multiprocess mode: each worker counts in files of PROMETHEUS_MULTIPROC_DIR
+and whoever is scraped adds them up. Counting is a dictionary look-up and a write to memory; none of these methods
+does I/O that waits, but for `exposition`.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from api.faults import UpstreamFault
+from api.model import CacheKind, CacheStatus, Usage
+from api.observability import metric_names as names
+
+Stage = Literal["total", "embed", "cache", "retrieve", "generate"]
+LookupResult = Literal["exact", "semantic", "stale", "miss", "rejected", "unavailable"]
+BreakerState = Literal["closed", "open", "half_open"]
+BreakerOutcome = Literal["successful", "slow_successful", "failed", "slow_failed", "ignored"]
+
+LOOKUP_RESULTS: tuple[LookupResult, ...] = ("exact", "semantic", "stale", "miss", "rejected", "unavailable")
+BREAKER_STATES: tuple[BreakerState, ...] = ("closed", "open", "half_open")
+BREAKER_OUTCOMES: tuple[BreakerOutcome, ...] = ("successful", "slow_successful", "failed", "slow_failed", "ignored")
+
+
+class _Family(dict[tuple[str, ...], Any]):
+    """The series of one metric by their label values: `labels()` is slow, so each is asked for once."""
+
+    def __init__(self, spec: names.MetricSpec, registry: CollectorRegistry) -> None:
+        super().__init__()
+        self._metric = _make(spec, registry)
+
+    def __missing__(self, values: tuple[str, ...]) -> Any:
+        series = self[values] = self._metric.labels(*values) if values else self._metric
+        return series
+
+    def begin(self, *values: str) -> None:
+        """Shows a series at zero before it is first used: a rate needs a zero to rise from."""
+        self[values]
+
+
+def _make(spec: names.MetricSpec, registry: CollectorRegistry) -> Any:
+    if spec.type == "counter":
+        return Counter(spec.name, spec.help, spec.labels, registry=registry)
+    if spec.type == "gauge":
+        return Gauge(spec.name, spec.help, spec.labels, registry=registry, multiprocess_mode=spec.across)
+    return Histogram(spec.name, spec.help, spec.labels, registry=registry, buckets=spec.buckets)
+
+
+class Metrics:
+    """Counts what one worker does. Without labels a series exists from the start; with, from its first use."""
+
+    def __init__(self, registry: CollectorRegistry, version: str) -> None:
+        self._registry = registry
+        self._families = {spec: _Family(spec, registry) for spec in names.ALL_METRICS}
+        self._requests = self._families[names.HTTP_REQUEST_DURATION]
+        self._in_flight = self._families[names.HTTP_REQUESTS_IN_FLIGHT][()]
+        self._queries = self._families[names.QUERIES]
+        self._stages = self._families[names.QUERY_STAGE_DURATION]
+        self._families[names.BUILD_INFO][version, platform.python_version()].set(1)
+        self._begin_at_zero()
+
+    def _begin_at_zero(self) -> None:
+        for result in LOOKUP_RESULTS:
+            self._families[names.CACHE_LOOKUPS].begin(result)
+        for fault in UpstreamFault:
+            self._families[names.UPSTREAM_FAULTS].begin(fault.value)
+        for kind in ("exact", "semantic"):
+            self._queries.begin(CacheStatus.HIT.value, kind)
+        for status in (CacheStatus.MISS.value, CacheStatus.BYPASS.value, "error"):
+            self._queries.begin(status, "none")
+
+    # -- HTTP ---------------------------------------------------------------------------------------------------------
+
+    def request_began(self) -> None:
+        """A request arrived."""
+        self._in_flight.inc()
+
+    def request_ended(self, method: str, route: str, status: int, seconds: float) -> None:
+        """The response to it ended, or was given up. `route` is the template of the route, never the path."""
+        self._in_flight.dec()
+        self._requests[method, route, str(status)].observe(seconds)
+
+    # -- queries ------------------------------------------------------------------------------------------------------
+
+    def query_answered(self, status: CacheStatus, kind: CacheKind | None, stages: Mapping[Stage, float]) -> None:
+        """A query was answered. `stages`: the seconds spent in each; a stage that was not needed is left out."""
+        self._queries[status.value, kind or "none"].inc()
+        for stage, seconds in stages.items():
+            self._stages[(stage,)].observe(seconds)
+
+    def query_failed(self) -> None:
+        """A query ended without an answer."""
+        self._queries["error", "none"].inc()
+
+    def generated(self, usage: Usage) -> None:
+        """The language model answered."""
+        self._families[names.GENERATION_TOKENS][("prompt",)].inc(usage.prompt_tokens)
+        self._families[names.GENERATION_TOKENS][("completion",)].inc(usage.completion_tokens)
+
+    def cache_looked_up(self, result: LookupResult) -> None:
+        """The semantic cache was asked."""
+        self._families[names.CACHE_LOOKUPS][(result,)].inc()
+
+    def cache_stored(self, evicted: int = 0) -> None:
+        """An answer was stored, and `evicted` entries had to go for it."""
+        self._families[names.CACHE_STORES][()].inc()
+        if evicted:
+            self.cache_evicted(evicted)
+
+    def cache_evicted(self, count: int) -> None:
+        """Entries were evicted."""
+        self._families[names.CACHE_EVICTIONS][()].inc(count)
+
+    def upstream_failed(self, fault: UpstreamFault) -> None:
+        """A call to Ollama failed."""
+        self._families[names.UPSTREAM_FAULTS][(fault.value,)].inc()
+
+    # -- circuit breaker ----------------------------------------------------------------------------------------------
+
+    def breaker_known(self, name: str) -> None:
+        """A breaker exists: its counters begin at zero. Its state is not known yet."""
+        for outcome in BREAKER_OUTCOMES:
+            self._families[names.BREAKER_CALLS].begin(name, outcome)
+        for spec in (names.BREAKER_NOT_PERMITTED, names.BREAKER_STALE_RESULTS, names.BREAKER_LOST_PROBES):
+            self._families[spec].begin(name)
+        self.breaker_store(name, local=False)
+
+    def breaker_state(self, name: str, state: BreakerState) -> None:
+        """The breaker is in this state. The pod shows what the last worker to learn of it says."""
+        for other in BREAKER_STATES:
+            self._families[names.BREAKER_STATE][name, other].set(float(other == state))
+
+    def breaker_changed(self, name: str, before: BreakerState, after: BreakerState) -> None:
+        """This worker caused a change of state."""
+        self._families[names.BREAKER_TRANSITIONS][name, before, after].inc()
+
+    def breaker_call(self, name: str, outcome: BreakerOutcome) -> None:
+        """A call of this worker ended."""
+        self._families[names.BREAKER_CALLS][name, outcome].inc()
+
+    def breaker_rejected(self, name: str) -> None:
+        """A call of this worker was not permitted."""
+        self._families[names.BREAKER_NOT_PERMITTED][(name,)].inc()
+
+    def breaker_rates(self, name: str, *, failure: float, slow: float) -> None:
+        """The rates of the window, in percent, as just read."""
+        self._families[names.BREAKER_FAILURE_RATE][(name,)].set(failure)
+        self._families[names.BREAKER_SLOW_CALL_RATE][(name,)].set(slow)
+
+    def breaker_stale_results(self, name: str, count: int = 1) -> None:
+        """Outcomes of this worker came after their epoch had ended."""
+        self._families[names.BREAKER_STALE_RESULTS][(name,)].inc(count)
+
+    def breaker_lost_probes(self, name: str, count: int = 1) -> None:
+        """This worker found permits whose holder is gone."""
+        self._families[names.BREAKER_LOST_PROBES][(name,)].inc(count)
+
+    def breaker_store(self, name: str, *, local: bool) -> None:
+        """Whether this worker goes on without the shared store."""
+        self._families[names.BREAKER_STORE_LOCAL][(name,)].set(float(local))
+
+    # -- connections --------------------------------------------------------------------------------------------------
+
+    def pool_is(self, *, active: int, idle: int, waiting: int) -> None:
+        """The worker's pool as it stands: on a tick rather than at every request."""
+        self._families[names.POOL_CONNECTIONS][("active",)].set(active)
+        self._families[names.POOL_CONNECTIONS][("idle",)].set(idle)
+        self._families[names.POOL_WAITING][()].set(waiting)
+
+    def pool_opened(self, count: int = 1) -> None:
+        """Connections to Ollama were opened."""
+        self._families[names.POOL_OPENED][()].inc(count)
+
+    def pool_request(self, count: int = 1) -> None:
+        """Requests went through the pool."""
+        self._families[names.POOL_REQUESTS][()].inc(count)
+
+    def pool_timeout(self, count: int = 1) -> None:
+        """Requests found no free connection in time."""
+        self._families[names.POOL_TIMEOUTS][()].inc(count)
+
+    def redis_is(self, *, up: bool) -> None:
+        """Whether this worker reaches Redis."""
+        self._families[names.REDIS_UP][()].set(float(up))
+
+    def redis_failed(self, operation: str) -> None:
+        """An operation on Redis failed. `operation` is one of a few names, never a key."""
+        self._families[names.REDIS_ERRORS][(operation,)].inc()
+
+    # -- for scrapes --------------------------------------------------------------------------------------------------
+
+    def exposition(self, accept: str = "") -> tuple[bytes, str]:
+        """All metrics as text, and its content type; of every worker of the pod in multiprocess mode.
+
+        Reads files and takes milliseconds: call it in a thread.
+        """
+        encode, content_type = choose_encoder(accept)
+        body: bytes = encode(self._to_expose())
+        return body, content_type
+
+    def _to_expose(self) -> CollectorRegistry:
+        if not os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+            return self._registry
+        every_worker = CollectorRegistry()
+        MultiProcessCollector(every_worker)
+        return every_worker

@@ -1,0 +1,118 @@
+"""Every line of the log is one JSON object, whoever writes it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+START = "import logging, structlog\nfrom api.observability.log_format import configure_logging\n"
+
+
+def _lines(program: str, level: str = "info") -> list[dict[str, Any]]:
+    """What a process logs: logging is set up once a process, so each test has its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"{START}configure_logging({level!r})\n{program}"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == ""
+    return [json.loads(line) for line in done.stderr.splitlines()]
+
+
+def test_a_line_says_when_where_and_for_which_request() -> None:
+    [line] = _lines(
+        "structlog.contextvars.bind_contextvars(request_id='r1')\n"
+        "structlog.get_logger('api.query').info('Answered', status='hit', seconds=0.5)"
+    )
+
+    assert line.pop("timestamp").endswith("Z")
+    assert line.pop("pid") > 0
+    assert line == {
+        "event": "Answered",
+        "level": "info",
+        "logger": "api.query",
+        "request_id": "r1",
+        "seconds": 0.5,
+        "status": "hit",
+    }
+
+
+@pytest.mark.parametrize("name", ["gunicorn.error", "uvicorn.error", "uvicorn.access", "asyncio", "anything.else"])
+def test_the_standard_library_writes_the_same_kind_of_line(name: str) -> None:
+    [line] = _lines(
+        "structlog.contextvars.bind_contextvars(request_id='r1')\n"
+        f"logging.getLogger({name!r}).warning('Worker %s\\nis gone', 7)"
+    )
+
+    assert (line["event"], line["level"], line["logger"]) == ("Worker 7\nis gone", "warning", name)
+    assert line["request_id"] == "r1"
+    assert line["timestamp"].endswith("Z")
+
+
+def test_an_exception_is_one_line_without_local_variables() -> None:
+    [structured, standard] = _lines(
+        "def fail(question):\n"
+        "    raise ValueError('broken')\n"
+        "for log in (structlog.get_logger('a').exception, logging.getLogger('b').exception):\n"
+        "    try:\n"
+        "        fail('a' + ' secret')\n"
+        "    except ValueError:\n"
+        "        log('It failed')"
+    )
+
+    for line in (structured, standard):
+        assert line["level"] == "error"
+        assert "ValueError: broken" in line["exception"]
+        assert "a secret" not in json.dumps(line)
+
+
+def test_the_level_holds_for_everyone() -> None:
+    lines = _lines(
+        "for log in (structlog.get_logger('a'), logging.getLogger('gunicorn.error'), logging.getLogger('b')):\n"
+        "    log.info('quiet')\n"
+        "    log.warning('loud')",
+        level="warning",
+    )
+
+    assert [line["event"] for line in lines] == ["loud"] * 3
+
+
+def test_libraries_that_log_every_request_are_quiet() -> None:
+    lines = _lines("logging.getLogger('httpx').info('quiet')\nlogging.getLogger('httpx').warning('loud')")
+
+    assert [line["event"] for line in lines] == ["loud"]
+
+
+@pytest.mark.parametrize("value", ["2 ** 80", "'\\ud800'", "{1: 2}", "object()", "b'raw'", "{1, 2}"])
+def test_no_value_breaks_the_log(value: str) -> None:
+    [line] = _lines(f"structlog.get_logger('a').info('Odd', value={value})")
+
+    assert line["event"] == "Odd"
+    assert "value" in line
+
+
+def test_warnings_are_lines_too() -> None:
+    [line] = _lines("import warnings\nwarnings.warn('old', UserWarning, stacklevel=1)")
+
+    assert line["logger"] == "py.warnings"
+    assert "UserWarning: old" in line["event"]
+
+
+def test_gunicorn_can_take_the_configuration() -> None:
+    from api.observability.log_format import stdlib_logging
+
+    configuration = stdlib_logging("debug")
+
+    assert configuration["disable_existing_loggers"] is False
+    assert configuration["loggers"]["gunicorn.error"]["level"] == "DEBUG"
+    assert configuration["root"]["level"] == "DEBUG"

@@ -1,0 +1,268 @@
+"""The Prometheus metrics: counted in the domain's words, exposed for one worker and for several, and documented."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pybreaker
+import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.parser import text_string_to_metric_families
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Mount, Route
+from starlette.testclient import TestClient
+
+from api.breaker.state import Outcome, State, Transition
+from api.faults import UpstreamFault
+from api.model import CacheStatus, Usage
+from api.observability.breaker_metrics import OUTCOMES, STATES, BreakerMetrics
+from api.observability.http_middleware import HttpMetrics
+from api.observability.metric_names import ALL_METRICS
+from api.observability.metrics import Metrics
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> CollectorRegistry:
+    monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
+    return CollectorRegistry()
+
+
+@pytest.fixture
+def metrics(registry: CollectorRegistry) -> Metrics:
+    return Metrics(registry, "1.2.3")
+
+
+def test_an_answered_query_counts_once_and_in_each_of_its_stages(registry: CollectorRegistry, metrics: Metrics) -> None:
+    metrics.query_answered(CacheStatus.HIT, "semantic", {"total": 0.012, "embed": 0.006, "cache": 0.001})
+
+    value = registry.get_sample_value
+    assert value("ragherd_queries_total", {"status": "hit", "kind": "semantic"}) == 1
+    assert value("ragherd_queries_total", {"status": "hit", "kind": "exact"}) == 0
+    assert value("ragherd_query_stage_duration_seconds_sum", {"stage": "embed"}) == 0.006
+    assert value("ragherd_query_stage_duration_seconds_count", {"stage": "generate"}) is None
+
+
+def test_what_can_fail_begins_at_zero(registry: CollectorRegistry, metrics: Metrics) -> None:
+    metrics.breaker_known("ollama")
+
+    value = registry.get_sample_value
+    assert value("ragherd_upstream_faults_total", {"fault": "busy"}) == 0
+    assert value("ragherd_cache_lookups_total", {"result": "miss"}) == 0
+    assert value("ragherd_circuitbreaker_calls_total", {"name": "ollama", "outcome": "slow_failed"}) == 0
+    assert value("ragherd_circuitbreaker_not_permitted_calls_total", {"name": "ollama"}) == 0
+
+
+def test_the_breaker_is_in_exactly_one_state(registry: CollectorRegistry, metrics: Metrics) -> None:
+    metrics.breaker_state("ollama", "closed")
+    metrics.breaker_state("ollama", "open")
+
+    states = {
+        state: registry.get_sample_value("ragherd_circuitbreaker_state", {"name": "ollama", "state": state})
+        for state in ("closed", "open", "half_open")
+    }
+    assert states == {"closed": 0, "open": 1, "half_open": 0}
+
+
+def test_every_method_counts_in_its_own_metric(registry: CollectorRegistry, metrics: Metrics) -> None:
+    metrics.generated(Usage(prompt_tokens=7, completion_tokens=3))
+    metrics.cache_stored(evicted=2)
+    metrics.upstream_failed(UpstreamFault.CONNECT_FAILED)
+    metrics.pool_is(active=2, idle=3, waiting=4)
+    metrics.pool_opened(5)
+    metrics.pool_request()
+    metrics.pool_timeout()
+    metrics.redis_is(up=True)
+    metrics.redis_failed("find")
+    metrics.query_failed()
+    metrics.cache_looked_up("exact")
+    metrics.breaker_rates("ollama", failure=25.0, slow=50.0)
+    metrics.breaker_lost_probes("ollama", 2)
+    metrics.breaker_store("ollama", local=True)
+
+    expected: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {
+        ("ragherd_generation_tokens_total", (("direction", "prompt"),)): 7,
+        ("ragherd_generation_tokens_total", (("direction", "completion"),)): 3,
+        ("ragherd_cache_stores_total", ()): 1,
+        ("ragherd_cache_evictions_total", ()): 2,
+        ("ragherd_upstream_faults_total", (("fault", "connect_failed"),)): 1,
+        ("ragherd_pool_connections", (("state", "active"),)): 2,
+        ("ragherd_pool_connections", (("state", "idle"),)): 3,
+        ("ragherd_pool_waiting", ()): 4,
+        ("ragherd_pool_connections_opened_total", ()): 5,
+        ("ragherd_pool_requests_total", ()): 1,
+        ("ragherd_pool_timeouts_total", ()): 1,
+        ("ragherd_redis_up", ()): 1,
+        ("ragherd_redis_errors_total", (("operation", "find"),)): 1,
+        ("ragherd_queries_total", (("kind", "none"), ("status", "error"))): 1,
+        ("ragherd_cache_lookups_total", (("result", "exact"),)): 1,
+        ("ragherd_circuitbreaker_failure_rate", (("name", "ollama"),)): 25,
+        ("ragherd_circuitbreaker_slow_call_rate", (("name", "ollama"),)): 50,
+        ("ragherd_circuitbreaker_lost_probes_total", (("name", "ollama"),)): 2,
+        ("ragherd_circuitbreaker_store_local", (("name", "ollama"),)): 1,
+    }
+    assert {key: registry.get_sample_value(key[0], dict(key[1])) for key in expected} == expected
+
+
+def test_only_the_worker_that_caused_a_transition_counts_it(registry: CollectorRegistry, metrics: Metrics) -> None:
+    listener = BreakerMetrics(metrics, "host-1")
+    breaker = pybreaker.CircuitBreaker(name="ollama")
+    labels = {"name": "ollama", "from_state": "closed", "to_state": "open"}
+
+    listener.transition(breaker, _opened(by="host-2"))
+    assert registry.get_sample_value("ragherd_circuitbreaker_transitions_total", labels) is None
+    assert registry.get_sample_value("ragherd_circuitbreaker_state", {"name": "ollama", "state": "open"}) == 1
+
+    listener.transition(breaker, _opened(by="host-1"))
+    assert registry.get_sample_value("ragherd_circuitbreaker_transitions_total", labels) == 1
+
+
+def _opened(by: str) -> Transition:
+    return Transition(State.CLOSED, State.OPEN, "failures", by, epoch=1, wait_ms=60_000, at_ms=0)
+
+
+def test_the_breakers_words_are_all_translated() -> None:
+    assert set(STATES) == set(State)
+    assert set(OUTCOMES) == set(Outcome)
+
+
+@pytest.mark.parametrize(
+    ("accept", "content_type", "end"),
+    [
+        ("", "text/plain; version=0.0.4", b"\n"),
+        ("application/openmetrics-text; version=1.0.0", "application/openmetrics-text; version=1.0.0", b"# EOF\n"),
+    ],
+)
+def test_the_exposition_is_what_the_scraper_asks_for(
+    metrics: Metrics, accept: str, content_type: str, end: bytes
+) -> None:
+    body, given = metrics.exposition(accept)
+
+    assert given.startswith(content_type)
+    assert body.endswith(end)
+    assert b'ragherd_build_info{python_version="' in body
+
+
+WORKER = """
+import sys
+from prometheus_client import CollectorRegistry
+from api.model import CacheStatus
+from api.observability.metrics import Metrics
+metrics = Metrics(CollectorRegistry(), "1")
+metrics.query_answered(CacheStatus.MISS, None, {"total": 1.0})
+metrics.pool_is(active=2, idle=0, waiting=0)
+metrics.redis_is(up=sys.argv[1] == "up")
+metrics.breaker_state("ollama", sys.argv[2])
+if len(sys.argv) > 3:
+    sys.stdout.write(metrics.exposition()[0].decode())
+"""
+
+
+def test_several_workers_are_added_up(tmp_path: Path) -> None:
+    _worker(tmp_path, "up", "closed")
+    text = _worker(tmp_path, "down", "open", "show")
+
+    samples = {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+    assert samples["ragherd_queries_total", (("kind", "none"), ("status", "miss"))] == 2
+    assert samples["ragherd_pool_connections", (("state", "active"),)] == 4
+    assert samples["ragherd_redis_up", ()] == 0
+    states = {key[1][1][1]: value for key, value in samples.items() if key[0] == "ragherd_circuitbreaker_state"}
+    assert states == {"closed": 0, "open": 1, "half_open": 0}
+
+
+def _worker(directory: Path, *arguments: str) -> str:
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(directory), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", WORKER, *arguments], env=environment, capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+async def _greet(request: Any) -> PlainTextResponse:
+    return PlainTextResponse("hello")
+
+
+async def _fail(request: Any) -> PlainTextResponse:
+    raise RuntimeError("broken")
+
+
+@pytest.fixture
+def client(metrics: Metrics) -> TestClient:
+    mounted = Starlette(routes=[Route("/{name}", _greet)])
+    app = Starlette(routes=[Route("/documents/{id}", _greet), Route("/broken", _fail), Mount("/static", mounted)])
+    return TestClient(HttpMetrics(app, metrics), raise_server_exceptions=False)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "labels"),
+    [
+        ("GET", "/documents/7", {"method": "GET", "route": "/documents/{id}", "status": "200"}),
+        ("POST", "/documents/7", {"method": "POST", "route": "/documents/{id}", "status": "405"}),
+        ("GET", "/nowhere/7", {"method": "GET", "route": "unmatched", "status": "404"}),
+        ("BREW", "/nowhere/7", {"method": "OTHER", "route": "unmatched", "status": "404"}),
+        ("GET", "/broken", {"method": "GET", "route": "/broken", "status": "500"}),
+    ],
+)
+def test_a_request_is_timed_by_its_routes_template(
+    registry: CollectorRegistry, client: TestClient, method: str, path: str, labels: dict[str, str]
+) -> None:
+    client.request(method, path)
+
+    assert registry.get_sample_value("ragherd_http_request_duration_seconds_count", labels) == 1
+    assert registry.get_sample_value("ragherd_http_requests_in_flight") == 0
+
+
+def test_a_mounted_application_adds_no_label_per_path(registry: CollectorRegistry, client: TestClient) -> None:
+    client.get("/static/a")
+    client.get("/static/b")
+
+    routes = {
+        sample.labels["route"]
+        for family in registry.collect()
+        for sample in family.samples
+        if sample.name == "ragherd_http_request_duration_seconds_count"
+    }
+    assert len(routes) == 1
+    assert not routes & {"/static/a", "/static/b"}
+
+
+async def test_a_request_in_flight_is_seen(registry: CollectorRegistry, metrics: Metrics) -> None:
+    seen = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(registry.get_sample_value("ragherd_http_requests_in_flight"))
+
+    await HttpMetrics(app, metrics)({"type": "http", "method": "GET", "path": "/"}, None, None)  # type: ignore[arg-type]
+
+    assert seen == [1]
+    assert registry.get_sample_value("ragherd_http_requests_in_flight") == 0
+
+
+def test_names_follow_the_conventions() -> None:
+    for spec in ALL_METRICS:
+        assert re.fullmatch(r"ragherd_[a-z_]+", spec.name)
+        assert spec.name.endswith("_total") == (spec.type == "counter"), spec.name
+        assert bool(spec.buckets) == (spec.type == "histogram"), spec.name
+    assert len({spec.name for spec in ALL_METRICS}) == len(ALL_METRICS)
+
+
+def test_the_page_lists_exactly_these_metrics() -> None:
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    rows = re.findall(r"^\| `(ragherd_[a-z_]+)` \| (\w+) \| ([^|]*) \| ([^|]*) \|$", page, re.MULTILINE)
+
+    listed = {
+        name: (kind, tuple(re.findall(r"`([a-z_]+)`", labels)), text.strip()) for name, kind, labels, text in rows
+    }
+    assert listed == {spec.name: (spec.type, spec.labels, spec.help) for spec in ALL_METRICS}
+    assert len(rows) == len(ALL_METRICS)
