@@ -1,0 +1,35 @@
+"""`python -m api.embedded.model_server`: the command line."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+
+from api.embedded.model_server.catalog import LABEL
+from api.embedded.model_server.serving import serve
+from api.errors import SettingsError
+
+
+def main() -> int:
+    """Serves until it is told to stop: 0. What prevents the start is one line on standard error: 1."""
+    arguments = _parser().parse_args()
+    try:
+        asyncio.run(serve(arguments.host, arguments.port, arguments.threads, arguments.embed_model_path))
+    except (SettingsError, OSError) as error:
+        print(f"model server: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m api.embedded.model_server", description=LABEL)
+    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=11434, help="0 takes a free one (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="threads that compute text (default: %(default)s)")
+    parser.add_argument("--embed-model-path", help="a folder with model.onnx and tokenizer.json of all-MiniLM-L6-v2")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
