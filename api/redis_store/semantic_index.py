@@ -6,6 +6,7 @@ A FLAT index over the hashes themselves: an entry written by any worker is found
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final
 
 from redis.asyncio import Redis
@@ -15,8 +16,9 @@ from redisvl.index import AsyncSearchIndex
 from redisvl.query import VectorQuery
 from redisvl.query.filter import Num, Tag
 
-from api.errors import StoreUnavailable
+from api.errors import EmbeddingUnavailable, StoreUnavailable
 from api.model import EmbedderIdentity, Vector
+from api.ports import Embedder
 from api.redis_store.gate import RedisGate
 from api.redis_store.keys import Keys
 
@@ -39,6 +41,11 @@ class SemanticIndex:
         """Makes the index of `embedder` unless it exists. Many workers may do so at once."""
         self._known[embedder.fingerprint] = embedder
         await self._gate.run("index_create", lambda client: self._create(client, embedder))
+
+    async def prepare(self, embedder: Embedder) -> None:
+        """`ensure`, where it is known yet who embeds; else the index is made with the first look-up."""
+        with suppress(EmbeddingUnavailable):
+            await self.ensure(await embedder.identity())
 
     async def nearest(
         self, embedder: EmbedderIdentity, scope: str, vector: Vector, expires_after_ms: int, fields: tuple[str, ...]

@@ -1,0 +1,42 @@
+"""The application: routes, middleware, error handlers. Everything it needs is opened by its lifespan."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+
+from api import __version__, wiring
+from api.endpoints import breaker, error_responses, health, query, reports
+from api.endpoints.body_limit import BodyLimit
+from api.endpoints.request_context import RequestContext
+from api.observability.http_middleware import HttpMetrics
+from api.observability.metrics import Metrics
+from api.settings import Settings
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """An app for one worker process. Opens nothing: that is the lifespan's."""
+    worker = worker_id()
+    metrics = Metrics(CollectorRegistry(), __version__)
+    app = FastAPI(
+        title="Ragherd",
+        version=__version__,
+        summary="A RAG query service in front of Ollama whose workers share one memory in Redis.",
+        lifespan=wiring.lifespan(settings, worker, metrics),
+    )
+    for endpoints in (query, health, breaker, reports):
+        app.include_router(endpoints.router)
+    error_responses.install(app)
+    app.add_middleware(BodyLimit, limit=settings.server.max_body_bytes)
+    app.add_middleware(RequestContext, worker=worker)
+    app.add_middleware(HttpMetrics, metrics=metrics)
+    return app
+
+
+def worker_id() -> str:
+    """Unique over the fleet and readable: host, process, and four hex digits against reuse of a pid."""
+    return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"

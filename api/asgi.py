@@ -1,0 +1,6 @@
+"""What gunicorn loads: `api.asgi:app`. The only module-level app."""
+
+from api.app import create_app
+from api.settings import load_settings
+
+app = create_app(load_settings())

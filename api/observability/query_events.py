@@ -1,0 +1,100 @@
+"""Who counts and logs what happens to queries: Prometheus for this worker, counters in Redis for the fleet, the log."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import structlog
+
+from api.errors import EmbeddingUnavailable, RagherdError, StoreUnavailable, UpstreamError
+from api.model import CacheStatus
+from api.observability.metrics import LookupResult, Metrics, Stage
+from api.query.answered import Answered, Stages
+from api.query.question import Query
+
+
+class FleetCounters(Protocol):
+    """Counters that every worker adds to."""
+
+    def add(self, name: str, count: int = 1) -> None: ...
+
+
+class QueryEvents:
+    """A `QueryObserver`. The question's text is logged only where a setting says so."""
+
+    def __init__(self, metrics: Metrics, counters: FleetCounters, *, log_questions: bool) -> None:
+        self._metrics = metrics
+        self._counters = counters
+        self._log_questions = log_questions
+        self._log = structlog.get_logger("ragherd.query")
+        self.requests = 0
+
+    def answered(self, query: Query, answered: Answered) -> None:
+        """An answer went out."""
+        self.requests += 1
+        kind = answered.match.kind if answered.match else None
+        self._metrics.query_answered(answered.status, kind, _seconds(answered.stages))
+        if answered.status is CacheStatus.HIT and kind is not None:
+            self._counters.add(f"{kind}_hits")
+            self._metrics.cache_looked_up(kind)
+        elif answered.status is CacheStatus.STALE:
+            self._counters.add("stale_hits")
+            self._metrics.cache_looked_up("stale")
+        if answered.generation is not None:
+            self._metrics.generated(answered.usage)
+        if answered.stored:
+            self._metrics.cache_stored()
+        self._log.info("query", **self._facts(query), cache=answered.status, kind=kind, ms=_ms(answered.stages.total))
+
+    def missed(self) -> None:
+        """The cache was asked in vain."""
+        self._counters.add("misses")
+        self._metrics.cache_looked_up("miss")
+
+    def refused(self, query: Query, error: RagherdError) -> None:
+        """A query ended without an answer."""
+        self.requests += 1
+        self._metrics.query_failed()
+        self._log.warning("query_failed", **self._facts(query), status=error.status, error=error.slug, **error.members)
+
+    def store_failed(self, error: StoreUnavailable) -> None:
+        """The cache took no part in an answer."""
+        self._metrics.cache_looked_up("unavailable")
+        self._log.debug("cache_unavailable", error=str(error))
+
+    def embedding_failed(self, error: EmbeddingUnavailable) -> None:
+        """The semantic tier took no part in an answer."""
+        self._metrics.cache_looked_up("unavailable")
+        self._log.warning("embedding_unavailable", error=str(error))
+
+    def upstream_failed(self, error: UpstreamError) -> None:
+        """A call to Ollama failed."""
+        self._metrics.upstream_failed(error.fault)
+
+    def below_threshold(self, similarity: float) -> None:
+        """The nearest question was not near enough."""
+        rejected: LookupResult = "rejected"
+        self._metrics.cache_looked_up(rejected)
+        self._log.debug("below_threshold", similarity=round(similarity, 4))
+
+    def _facts(self, query: Query) -> dict[str, Any]:
+        facts: dict[str, Any] = {"tenant": query.tenant, "model": query.model}
+        if self._log_questions:
+            facts["question"] = query.question
+        return facts
+
+
+def _seconds(stages: Stages) -> dict[Stage, float]:
+    """The stages that were needed."""
+    known: dict[Stage, float] = {
+        "total": stages.total,
+        "embed": stages.embed,
+        "cache": stages.cache,
+        "retrieve": stages.retrieve,
+        "generate": stages.generate,
+    }
+    return {stage: seconds for stage, seconds in known.items() if seconds}
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 3)

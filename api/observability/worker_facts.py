@@ -1,0 +1,105 @@
+"""What a worker says of itself: to the fleet at each heartbeat, to Prometheus each second, to operators on demand."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any, Final, Protocol
+
+from api.breaker.fleet_breaker import FleetBreaker
+from api.observability.breaker_metrics import STATES
+from api.observability.metrics import Metrics
+
+MEASURE_SECONDS: Final = 1.0
+FLEET_POOL_FIELDS: Final = (
+    "active",
+    "idle",
+    "waiting",
+    "requests",
+    "connections_opened",
+    "connections_reused",
+    "reuse_rate",
+    "pool_timeouts",
+)
+
+
+class _Pool(Protocol):
+    def snapshot(self) -> Any: ...
+
+
+class _Gate(Protocol):
+    is_up: bool
+
+
+class _Counted(Protocol):
+    requests: int
+
+
+class WorkerFacts:
+    """Reads the pool, the breakers and Redis' gate of one worker."""
+
+    def __init__(
+        self,
+        worker: str,
+        version: str,
+        pool: _Pool,
+        breakers: Mapping[str, FleetBreaker],
+        gate: _Gate,
+        queries: _Counted,
+        metrics: Metrics,
+    ) -> None:
+        self._fixed = {
+            "id": worker,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "version": version,
+            "started": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        }
+        self._pool = pool
+        self._breakers = breakers
+        self._gate = gate
+        self._queries = queries
+        self._metrics = metrics
+        self._counted = {"connections_opened": 0, "requests": 0, "pool_timeouts": 0}
+
+    def fields(self) -> Mapping[str, Any]:
+        """The fields of `rag:worker:<id>`."""
+        pool = self.report()
+        return {
+            **self._fixed,
+            "requests": self._queries.requests,
+            **{f"pool_{name}": pool[name] for name in FLEET_POOL_FIELDS},
+        }
+
+    def report(self) -> dict[str, object]:
+        """This worker's pool in the contract's field names."""
+        return asdict(self._pool.snapshot())
+
+    async def keep_measuring(self) -> None:
+        """Sets the gauges for ever. A task of the worker's."""
+        while True:
+            self._measure()
+            await asyncio.sleep(MEASURE_SECONDS)
+
+    def _measure(self) -> None:
+        pool = self._pool.snapshot()
+        self._metrics.redis_is(up=self._gate.is_up)
+        self._metrics.pool_is(active=pool.active, idle=pool.idle, waiting=pool.waiting)
+        self._metrics.pool_opened(self._since("connections_opened", pool.connections_opened))
+        self._metrics.pool_request(self._since("requests", pool.requests))
+        self._metrics.pool_timeout(self._since("pool_timeouts", pool.pool_timeouts))
+        for name, breaker in self._breakers.items():
+            self._metrics.breaker_state(name, STATES[breaker.view.position.state])
+            self._metrics.breaker_store(name, local=breaker.store_name == "local")
+            if breaker.view.reading is not None:
+                reading = breaker.view.reading
+                self._metrics.breaker_rates(name, failure=reading.failure_rate, slow=reading.slow_rate)
+
+    def _since(self, name: str, total: int) -> int:
+        """How much a total has grown since the last measurement."""
+        grown, self._counted[name] = total - self._counted[name], total
+        return grown

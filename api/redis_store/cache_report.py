@@ -1,0 +1,80 @@
+"""The cache's figures over the fleet, in the contract's names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from api.errors import EmbeddingUnavailable, StoreUnavailable
+from api.model import EmbedderIdentity
+from api.ports import Embedder
+from api.redis_store.counters import CacheCounters
+from api.redis_store.gate import RedisGate
+from api.redis_store.semantic_index import SemanticIndex
+
+
+@dataclass(frozen=True, slots=True)
+class CacheLimits:
+    """The cache's settings that its report repeats."""
+
+    enabled: bool
+    max_size: int
+    similarity_threshold: float
+    ttl_seconds: float
+    embedder: str
+
+
+class CacheFigures:
+    """Counts since the statistics began; the last known, and `store: local`, while Redis is down."""
+
+    def __init__(
+        self, gate: RedisGate, index: SemanticIndex, counters: CacheCounters, embedder: Embedder, limits: CacheLimits
+    ) -> None:
+        self._gate = gate
+        self._index = index
+        self._counters = counters
+        self._embedder = embedder
+        self._limits = limits
+
+    async def report(self) -> dict[str, object]:
+        """See the contract: GET /api/semantic-cache/metrics."""
+        totals = await self._counters.totals()
+        embedder = await self._identity()
+        exact, semantic = totals.get("exact_hits", 0), totals.get("semantic_hits", 0)
+        hits, misses = exact + semantic, totals.get("misses", 0)
+        return {
+            "enabled": self._limits.enabled,
+            "hits": hits,
+            "misses": misses,
+            "hit_rate": round(hits / (hits + misses), 6) if hits + misses else 0.0,
+            "cache_size": await self._size(embedder),
+            "max_cache_size": self._limits.max_size,
+            "exact_hits": exact,
+            "semantic_hits": semantic,
+            **{name: totals.get(name, 0) for name in ("stale_hits", "coalesced", "stores", "evictions")},
+            **{name: totals.get(name, 0) for name in ("guard_rejections", "corrupt")},
+            "similarity_threshold": self._limits.similarity_threshold,
+            "ttl_seconds": self._limits.ttl_seconds,
+            "embedder": self._describe(embedder),
+            "false_hit_rate": {"estimate": None, "low": None, "high": None, "samples": 0},
+            "store": "shared" if self._gate.is_up else "local",
+        }
+
+    async def _identity(self) -> EmbedderIdentity | None:
+        try:
+            return await self._embedder.identity()
+        except EmbeddingUnavailable:
+            return None
+
+    async def _size(self, embedder: EmbedderIdentity | None) -> int:
+        if embedder is None:
+            return 0
+        try:
+            seconds, micros = await self._gate.run("time", lambda client: client.time())
+            return await self._index.count(embedder, int(seconds) * 1000 + int(micros) // 1000)
+        except StoreUnavailable:
+            return 0
+
+    def _describe(self, embedder: EmbedderIdentity | None) -> dict[str, Any]:
+        known = {"name": embedder.name, "dimension": embedder.dimension} if embedder else {}
+        return {"kind": self._limits.embedder, **known}
