@@ -11,7 +11,7 @@ DEFAULT_TOKENS: Final = 256
 """The length of an answer for which the caller sets no `num_predict`. (Ollama sets no limit.)"""
 
 INTEGERS: Final = frozenset(
-    [
+    {
         "num_keep",
         "seed",
         "num_predict",
@@ -22,13 +22,30 @@ INTEGERS: Final = frozenset(
         "num_gpu",
         "main_gpu",
         "num_thread",
-    ]
+    }
 )
 FLOATS: Final = frozenset(
-    ["top_p", "min_p", "typical_p", "temperature", "repeat_penalty", "presence_penalty", "frequency_penalty"]
+    {
+        "top_p",
+        "min_p",
+        "typical_p",
+        "temperature",
+        "repeat_penalty",
+        "presence_penalty",
+        "frequency_penalty",
+    }
 )
 BOOLEANS: Final = frozenset(
-    ["numa", "use_mmap", "use_mlock", "low_vram", "f16_kv", "vocab_only", "logits_all", "penalize_newline"]
+    {
+        "numa",
+        "use_mmap",
+        "use_mlock",
+        "low_vram",
+        "f16_kv",
+        "vocab_only",
+        "logits_all",
+        "penalize_newline",
+    }
 )
 
 SAMPLING: Final = {
