@@ -29,7 +29,7 @@ class Finished:
 
 
 class Engine:
-    """The loaded text model, about 250 MB."""
+    """The loaded text model."""
 
     def __init__(self, weights: Path, threads: int) -> None:
         """Loads (half a second). Raises `SettingsError` without xllamacpp or for an unusable file."""
