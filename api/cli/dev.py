@@ -1,0 +1,72 @@
+"""`ragherd dev`: the whole service on one machine, with whatever of Redis and Ollama is missing."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from api.cli.dev_summary import summary
+from api.cli.self_check import CheckFailed, run_self_check
+from api.embedded.errors import LaunchError
+from api.embedded.stack import running_stack
+from api.embedded.stop_signals import stop_signals_interrupt
+from api.errors import SettingsError
+from api.settings import Settings, load_settings
+
+DATA_DIR = Path(".data")
+
+FAILED = 1
+BAD_SETTING = 2
+INTERRUPTED = 130
+
+
+def dev(
+    check: Annotated[
+        bool, typer.Option("--check", help="Ask a question and its paraphrase, see that it is cached, and stop.")
+    ] = False,
+) -> None:
+    """Serve on this machine; start a Redis and a small model where none is at hand. Ctrl-C stops all of it."""
+    try:
+        settings = load_settings()
+    except SettingsError as error:
+        raise _end(str(error), BAD_SETTING) from None
+    with stop_signals_interrupt():
+        if check:
+            _check(settings)
+        else:
+            _serve(settings)
+
+
+def _serve(settings: Settings) -> None:
+    serving = False
+    try:
+        with running_stack(settings, DATA_DIR, typer.echo) as stack:
+            serving = True
+            typer.echo(summary(stack, settings))
+            stack.watch()
+    except LaunchError as error:
+        raise _end(str(error), FAILED) from None
+    except KeyboardInterrupt:
+        typer.echo("Stopped.")
+        raise typer.Exit(0 if serving else INTERRUPTED) from None
+
+
+def _check(settings: Settings) -> None:
+    began = time.monotonic()
+    try:
+        with running_stack(settings, DATA_DIR, typer.echo) as stack:
+            run_self_check(stack, settings, typer.echo)
+    except (LaunchError, CheckFailed) as error:
+        raise _end(f"check failed: {error}", FAILED) from None
+    except KeyboardInterrupt:
+        raise _end("check interrupted", INTERRUPTED) from None
+    typer.echo(f"Check passed in {time.monotonic() - began:.1f} s; everything is stopped again.")
+
+
+def _end(line: str, code: int) -> typer.Exit:
+    """The one line on standard error that says why, and the exit code to raise."""
+    typer.echo(f"ragherd: {line}", err=True)
+    return typer.Exit(code)

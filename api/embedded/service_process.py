@@ -1,0 +1,48 @@
+"""Starts the service itself under gunicorn as a child, and waits until it is ready."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+from api.embedded.child_process import ChildProcess, start_child
+from api.embedded.errors import LaunchError
+
+STOP_DEADLINE = 3.0
+"""Seconds from SIGTERM to SIGKILL: a person who pressed Ctrl-C waits."""
+
+
+def gunicorn_command() -> list[str]:
+    """As one would type it: `gunicorn -c worker_config/gunicorn_conf.py api.asgi:app`."""
+    spec = importlib.util.find_spec("worker_config")
+    if spec is None or spec.origin is None:
+        raise LaunchError("the package worker_config is missing: install Ragherd anew")
+    configuration = Path(spec.origin).parent / "gunicorn_conf.py"
+    return [sys.executable, "-m", "gunicorn", "-c", str(configuration), "api.asgi:app"]
+
+
+@contextmanager
+def running_service(
+    url: str, environment: Mapping[str, str], log: Path, *, timeout: float = 60.0
+) -> Iterator[ChildProcess]:
+    """The service with `environment`, ready at `url`; stopped at the end. Raises `LaunchError`."""
+    child = start_child("the service", gunicorn_command(), environment=environment, log=log)
+    try:
+        with httpx.Client(base_url=url, timeout=1.0, trust_env=False) as client:
+            if not child.await_ready(lambda: _is_ready(client), timeout):
+                raise LaunchError(f"the service was not ready within {timeout:.0f} s (its log: {log})")
+        yield child
+    finally:
+        child.stop(STOP_DEADLINE)
+
+
+def _is_ready(client: httpx.Client) -> bool:
+    try:
+        return client.get("/health/ready").is_success
+    except httpx.HTTPError:
+        return False

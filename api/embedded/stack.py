@@ -1,0 +1,140 @@
+"""Everything that `ragherd dev` runs, started in order and stopped in the reverse: Redis, model server, service."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+from api.embedded import service_plan
+from api.embedded.child_process import ChildProcess
+from api.embedded.errors import LaunchError, PortTaken
+from api.embedded.model_process import STAND_IN, ModelServer, embedded_model_server
+from api.embedded.ollama_probe import find_ollama, first_text_model
+from api.embedded.ports import check_free
+from api.embedded.redis_server import EmbeddedRedis, embedded_redis
+from api.embedded.service_plan import Addresses, Backends
+from api.embedded.service_process import running_service
+from api.embedded.stop_signals import ignore_stop_signals
+from api.embedded.supervisor_lock import supervisor_lock
+from api.settings import Settings
+
+Report = Callable[[str], None]
+Resource = TypeVar("Resource")
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """What runs. `redis` and `model_server` are None where the settings name others that are in use."""
+
+    addresses: Addresses
+    workers: int
+    language_model: str
+    redis: EmbeddedRedis | None
+    model_server: ModelServer | None
+    service: ChildProcess
+    logs: Path
+
+    @property
+    def children(self) -> list[ChildProcess]:
+        """Every process that was started here."""
+        servers = [server.child for server in (self.redis, self.model_server) if server is not None]
+        return [*servers, self.service]
+
+    def require_running(self) -> None:
+        """Raises `ChildEnded` when one of them has ended by itself."""
+        for child in self.children:
+            child.require_running()
+
+    def watch(self) -> None:
+        """Returns never: raises `ChildEnded` when one ends, `KeyboardInterrupt` when all are to be stopped."""
+        while True:
+            self.require_running()
+            time.sleep(0.2)
+
+
+@contextmanager
+def running_stack(settings: Settings, data_dir: Path, report: Report) -> Iterator[Stack]:
+    """Starts what the settings do not name, then the service. All of it is stopped at the end, Ctrl-C or not.
+
+    `report` is told each step in a line. Raises `LaunchError`.
+    """
+    where = service_plan.addresses(settings)
+    logs = data_dir / "logs"
+    with ExitStack() as stack:
+        stack.enter_context(supervisor_lock(data_dir))
+        check_ports(where)
+        try:
+            redis = _start_redis(stack, settings, data_dir, report)
+            model_server, backends = _start_model_server(stack, settings, logs, report)
+            if redis is not None:
+                backends = replace(backends, redis_url=redis.url)
+            service = _start_service(stack, settings, backends, where, logs, report)
+            model = service_plan.language_model(settings, backends)
+            yield Stack(where, service_plan.workers(settings), model, redis, model_server, service, logs)
+        finally:
+            ignore_stop_signals()
+
+
+def check_ports(where: Addresses) -> None:
+    """Raises `LaunchError` in one line that names the setting, before anything is started."""
+    for name, port in (("PORT", where.port), ("METRICS_PORT", where.metrics_port)):
+        try:
+            check_free(port, where.host)
+        except PortTaken as error:
+            raise PortTaken(f"{name}: {error}; stop that program or set {name} to a free port") from None
+
+
+def _start_redis(stack: ExitStack, settings: Settings, data_dir: Path, report: Report) -> EmbeddedRedis | None:
+    if service_plan.is_set(settings.redis, "url"):
+        report("Redis: your own, from REDIS_URL")
+        return None
+    report("Redis: REDIS_URL is not set, so starting the embedded one")
+    embedded = embedded_redis(
+        data_dir / "redis", log=data_dir / "logs" / "redis.log", report=lambda line: report(f"Redis: {line}")
+    )
+    server = _timed(stack, embedded, "Redis", report)
+    report(f"Redis: listening on {server.url}, its data in {data_dir / 'redis'}")
+    return server
+
+
+def _start_model_server(
+    stack: ExitStack, settings: Settings, logs: Path, report: Report
+) -> tuple[ModelServer | None, Backends]:
+    ollama = find_ollama(settings.ollama.base_urls)
+    if ollama is not None:
+        return None, Backends(ollama_model=_choose_model(settings, ollama, report))
+    report(f"Model: no Ollama answers at {settings.ollama.ollama_base_url}, so starting {STAND_IN}")
+    server = _timed(stack, embedded_model_server(logs / "model_server.log"), "Model", report)
+    return server, Backends(stand_in_url=server.url)
+
+
+def _choose_model(settings: Settings, ollama: str, report: Report) -> str:
+    if service_plan.is_set(settings.ollama, "llm_model"):
+        report(f"Model: {settings.ollama.llm_model}, from your Ollama at {ollama}")
+        return settings.ollama.llm_model
+    model = first_text_model(ollama)
+    if model is None:
+        raise LaunchError(f"the Ollama at {ollama} has no model for text yet: ollama pull llama3.2")
+    report(f"Model: {model}, the first that your Ollama at {ollama} lists (LLM_MODEL is not set)")
+    return model
+
+
+def _start_service(
+    stack: ExitStack, settings: Settings, backends: Backends, where: Addresses, logs: Path, report: Report
+) -> ChildProcess:
+    environment = service_plan.service_environment(settings, backends, where, os.environ)
+    report(f"Service: starting gunicorn with {environment['WORKERS']} workers")
+    service = running_service(where.url, environment, logs / "service.log")
+    return _timed(stack, service, "Service", report)
+
+
+def _timed(stack: ExitStack, resource: AbstractContextManager[Resource], name: str, report: Report) -> Resource:
+    began = time.monotonic()
+    opened = stack.enter_context(resource)
+    report(f"{name}: ready after {time.monotonic() - began:.1f} s")
+    return opened

@@ -1,0 +1,202 @@
+"""`ragherd dev` as a person runs it: one line for what is wrong, and nothing left running however it ends."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from api.embedded.ports import free_port
+from api.embedded.supervisor_lock import supervisor_lock
+from api.settings import variable_names
+from tests.waiting import wait_until
+
+ROOT = Path(__file__).parents[2]
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+class FakeOllama(http.server.BaseHTTPRequestHandler):
+    """Just enough of Ollama for the launcher to find it. `models` are those that it lists."""
+
+    models: tuple[str, ...] = ("llama3.2:1b",)
+
+    def do_GET(self) -> None:
+        self._send({"version": "0.12.0", "models": [{"name": name} for name in self.models]})
+
+    def do_POST(self) -> None:
+        self._send({"capabilities": ["completion"]})
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - http.server's name
+        """Silent."""
+
+    def _send(self, body: dict[str, object]) -> None:
+        encoded = json.dumps(body).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(encoded)))
+        self.end_headers()
+        self.wfile.write(encoded)
+
+
+def serve(handler: type[FakeOllama]) -> Iterator[str]:
+    """Its URL, while it serves."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.fixture
+def ollama() -> Iterator[str]:
+    yield from serve(FakeOllama)
+
+
+@pytest.fixture
+def empty_ollama() -> Iterator[str]:
+    yield from serve(type("EmptyOllama", (FakeOllama,), {"models": ()}))
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts `ragherd dev` in a directory of its own, on free ports, with nothing set but what is given."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+        inherited = {name: value for name, value in os.environ.items() if name not in variable_names()}
+        nowhere = f"http://127.0.0.1:{free_port()}"
+        ours = {"PORT": "0", "METRICS_PORT": "0", "OLLAMA_BASE_URL": nowhere, "PYTHONPATH": str(ROOT)}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "api.cli.main", "dev", *arguments],
+            cwd=tmp_path,
+            env=inherited | ours | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+    wait_until(lambda: not left_running(tmp_path))
+
+
+def left_running(directory: Path) -> list[int]:
+    """The processes that work in `directory` or below: the launcher and everything it started."""
+    return [int(link.parent.name) for link in Path("/proc").glob("[0-9]*/cwd") if works_in(link, directory)]
+
+
+def works_in(link: Path, directory: Path) -> bool:
+    try:
+        return link.readlink().is_relative_to(directory)
+    except OSError:  # gone, or a zombie
+        return False
+
+
+def await_serving(process: subprocess.Popen[str]) -> list[str]:
+    """Its lines up to the one that says it serves."""
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line.rstrip())
+        if line.startswith("Ctrl-C"):
+            return lines
+    raise AssertionError(f"it never served: {lines} {process.stderr and process.stderr.read()}")
+
+
+def failure(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Its exit code and standard error, which is one line."""
+    _, errors = process.communicate(timeout=60)
+    assert errors.count("\n") == 1, errors
+    return process.returncode, errors.strip()
+
+
+@pytest.mark.parametrize("name", ["PORT", "METRICS_PORT"])
+def test_a_taken_port_is_one_line_and_nothing_is_started(start: Start, tmp_path: Path, name: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        code, line = failure(start(**{name: port}))
+    assert code == 1
+    assert line.startswith(f"ragherd: {name}: port {port} on 127.0.0.1 is taken")
+    assert not (tmp_path / ".data" / "redis").exists()
+
+
+def test_a_bad_setting_is_one_line_that_names_it(start: Start, tmp_path: Path) -> None:
+    code, line = failure(start(SEMANTIC_CACHE_TTL="soon"))
+    assert code == 2
+    assert line.startswith("ragherd: SEMANTIC_CACHE_TTL: ")
+    assert not (tmp_path / ".data").exists()
+
+
+def test_a_second_run_in_the_same_checkout_is_one_line(start: Start, tmp_path: Path) -> None:
+    with supervisor_lock(tmp_path / ".data"):
+        code, line = failure(start())
+    assert code == 1
+    assert f"another run in this checkout (process {os.getpid()})" in line
+
+
+def test_an_ollama_without_models_says_what_to_pull(start: Start, empty_ollama: str, tmp_path: Path) -> None:
+    code, line = failure(start(OLLAMA_BASE_URL=empty_ollama))
+    assert code == 1
+    assert "ollama pull llama3.2" in line
+    wait_until(lambda: not left_running(tmp_path))
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_signal_stops_everything_within_five_seconds(
+    start: Start, ollama: str, tmp_path: Path, number: signal.Signals
+) -> None:
+    process = start(OLLAMA_BASE_URL=ollama)
+    said = "\n".join(await_serving(process))
+    assert "llama3.2:1b on your Ollama" in said
+    assert "redis-cli -p" in said
+    began = time.monotonic()
+    process.send_signal(number)
+    assert process.wait(timeout=20) == 0
+    assert time.monotonic() - began < 5
+    assert left_running(tmp_path) == []
+
+
+@pytest.mark.processes
+def test_nothing_is_left_when_the_launcher_is_killed(start: Start, ollama: str, tmp_path: Path) -> None:
+    process = start(OLLAMA_BASE_URL=ollama)
+    await_serving(process)
+    assert len(left_running(tmp_path)) > 3
+    process.kill()
+    wait_until(lambda: not left_running(tmp_path), timeout=10)
+
+
+@pytest.mark.processes
+def test_a_server_that_dies_is_named_and_everything_is_stopped(start: Start, ollama: str, tmp_path: Path) -> None:
+    process = start(OLLAMA_BASE_URL=ollama)
+    await_serving(process)
+    redis_pid = json.loads((tmp_path / ".data" / "redis" / "server.json").read_text())["pid"]
+    os.kill(redis_pid, signal.SIGKILL)
+    code, line = failure(process)
+    assert code == 1
+    assert line.startswith("ragherd: Redis ended unexpectedly (SIGKILL)")
+    assert left_running(tmp_path) == []
+
+
+@pytest.mark.processes
+def test_the_check_passes_twice_with_the_stand_in(start: Start, tmp_path: Path) -> None:
+    for _ in range(2):  # the second run finds the first one's entries
+        process = start("--check")
+        said, errors = process.communicate(timeout=100)
+        assert (process.returncode, errors) == (0, "")
+        assert "a stand-in for Ollama with a very small model, for laptops and tests" in said
+        assert "cache hit (semantic, similarity 0.97" in said
+        assert "Check passed in " in said
+        assert left_running(tmp_path) == []

@@ -1,0 +1,34 @@
+"""The check is passed by a semantic hit on this run's entry, and by nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from api.cli.self_check import Asked, CheckFailed, require_semantic_hit
+
+HIT = {"status": "hit", "kind": "semantic", "similarity": 0.975, "age_seconds": 1.2, "entry": "e"}
+
+
+def asked(**cache: Any) -> Asked:
+    """An answer whose cache block is that of a good hit but for `cache`."""
+    return Asked("q", "w1", 0.002, {"answer": "a", "cache": HIT | cache})
+
+
+def test_a_semantic_hit_of_this_run_passes() -> None:
+    require_semantic_hit(asked(), seconds_since_first=1.3)
+
+
+@pytest.mark.parametrize(
+    "cache",
+    [{"status": "miss", "kind": None}, {"status": "hit", "kind": "exact"}, {"status": "stale"}, {"status": "bypass"}],
+)
+def test_anything_else_fails(cache: dict[str, Any]) -> None:
+    with pytest.raises(CheckFailed, match="no semantic hit"):
+        require_semantic_hit(asked(**cache), seconds_since_first=1.3)
+
+
+def test_an_entry_of_an_earlier_run_fails() -> None:
+    with pytest.raises(CheckFailed, match="earlier run"):
+        require_semantic_hit(asked(age_seconds=300.0), seconds_since_first=1.3)

@@ -1,0 +1,114 @@
+"""What `ragherd dev` decides from the settings: what a person has set stays as it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from api.cli.dev_summary import without_password
+from api.embedded.errors import LaunchError
+from api.embedded.ollama_probe import generates_text
+from api.embedded.service_plan import Addresses, Backends, addresses, is_set, language_model, service_environment
+from api.settings import Settings, load_settings, variable_names
+
+WHERE = Addresses("127.0.0.1", 8001, 9090)
+STAND_IN = Backends(redis_url="redis://127.0.0.1:16379", stand_in_url="http://127.0.0.1:5000")
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in variable_names():
+        monkeypatch.delenv(name, raising=False)
+
+
+def settings(tmp_path: Path, *lines: str) -> Settings:
+    """Those of a `.env` with these lines."""
+    (tmp_path / ".env").write_text("\n".join(lines))
+    return load_settings(str(tmp_path / ".env"))
+
+
+def test_the_embedded_servers_are_handed_to_the_service(tmp_path: Path) -> None:
+    environment = service_environment(settings(tmp_path), STAND_IN, WHERE, {"HOME": "/home/me"})
+    assert environment == {
+        "HOME": "/home/me",
+        "PORT": "8001",
+        "METRICS_PORT": "9090",
+        "WORKERS": "2",
+        "REDIS_URL": "redis://127.0.0.1:16379",
+        "OLLAMA_BASE_URL": "http://127.0.0.1:5000",
+        "LLM_MODEL": "smollm2:135m",
+        "EMBED_MODEL": "all-minilm",
+        "EMBEDDER": "onnx",
+        "GRACEFUL_TIMEOUT": "2",
+    }
+
+
+def test_what_is_set_stays(tmp_path: Path) -> None:
+    mine = settings(tmp_path, "LLM_MODEL=qwen3", "EMBEDDER=ollama", "EMBED_MODEL=bge-m3", "WORKERS=5")
+    environment = service_environment(mine, STAND_IN, WHERE, {})
+    assert environment["LLM_MODEL"] == "qwen3"
+    assert environment["WORKERS"] == "5"
+    assert "EMBEDDER" not in environment
+    assert "EMBED_MODEL" not in environment
+
+
+def test_ones_own_ollama_and_redis_are_left_to_the_settings(tmp_path: Path) -> None:
+    mine = settings(tmp_path, "REDIS_URL=redis://db:6379", "OLLAMA_BASE_URL=http://gpu:11434")
+    environment = service_environment(mine, Backends(ollama_model="qwen3:8b"), WHERE, {})
+    assert is_set(mine.redis, "url")
+    assert environment["LLM_MODEL"] == "qwen3:8b"
+    assert not {"REDIS_URL", "OLLAMA_BASE_URL", "EMBED_MODEL"} & set(environment)
+
+
+def test_an_empty_redis_url_is_none(tmp_path: Path) -> None:
+    assert not is_set(settings(tmp_path, "REDIS_URL=").redis, "url")
+
+
+def test_the_model_that_was_set_wins_over_the_one_that_was_found(tmp_path: Path) -> None:
+    assert language_model(settings(tmp_path, "LLM_MODEL=qwen3"), Backends(ollama_model="llama3.2:1b")) == "qwen3"
+
+
+def test_one_port_can_not_serve_twice(tmp_path: Path) -> None:
+    with pytest.raises(LaunchError, match="METRICS_PORT: 9000 is also PORT"):
+        addresses(settings(tmp_path, "PORT=9000", "METRICS_PORT=9000"))
+
+
+def test_port_0_is_any_free_one(tmp_path: Path) -> None:
+    where = addresses(settings(tmp_path, "PORT=0", "METRICS_PORT=0"))
+    assert where.port > 0
+    assert where.metrics_port > 0
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8001"),
+        ("0.0.0.0", "http://127.0.0.1:8001"),
+        ("::", "http://[::1]:8001"),
+        ("my.host", "http://my.host:8001"),
+    ],
+)
+def test_the_url_is_one_that_this_machine_reaches(host: str, url: str) -> None:
+    assert Addresses(host, 8001, 9090).url == url
+
+
+@pytest.mark.parametrize(
+    ("model", "shown", "expected"),
+    [
+        ({"name": "llama3.2"}, {"capabilities": ["completion", "tools"]}, True),
+        ({"name": "bge-m3"}, {"capabilities": ["embedding"]}, False),
+        ({"name": "nomic-embed-text", "details": {"family": "nomic-bert"}}, {}, False),
+        ({"name": "llama2", "details": {"family": "llama"}}, {}, True),
+        ({"name": "old", "details": None}, {}, True),
+    ],
+)
+def test_an_embedding_model_is_not_taken_for_one_that_answers(
+    model: dict[str, object], shown: dict[str, object], expected: bool
+) -> None:
+    assert generates_text(model, shown) is expected
+
+
+def test_a_password_is_not_shown() -> None:
+    assert without_password("rediss://me:secret@db:6380") == "rediss://***@db:6380"
+    assert without_password("redis://db:6379") == "redis://db:6379"
