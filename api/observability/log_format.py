@@ -18,8 +18,8 @@ import orjson
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-QUIET_LOGGERS = ("httpcore", "httpx", "redisvl")
-"""Libraries that log every request at `info`: only their warnings are of interest."""
+QUIET_LOGGERS = ("httpcore", "httpx", "redisvl", "uvicorn.error")
+"""Libraries that tell of every step at `info`: only their warnings are of interest."""
 
 
 def configure_logging(level: str, stream: BinaryIO | None = None) -> None:
@@ -50,9 +50,8 @@ def stdlib_logging(level: str) -> dict[str, Any]:
             "gunicorn.error": {**passed_on, "level": level.upper()},
             "gunicorn.access": passed_on,
             "uvicorn": passed_on,
-            "uvicorn.error": passed_on,
-            "uvicorn.access": passed_on,
-            **{name: {"level": "WARNING"} for name in QUIET_LOGGERS},
+            "uvicorn.access": {**passed_on, "propagate": False},  # without a handler uvicorn does not even try
+            **{name: {**passed_on, "level": "WARNING"} for name in QUIET_LOGGERS},
         },
     }
 

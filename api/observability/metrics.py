@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from api import __version__
 from api.faults import UpstreamFault
 from api.model import CacheKind, CacheStatus, Usage
 from api.observability import metric_names as names
@@ -57,9 +58,9 @@ def _make(spec: names.MetricSpec, registry: CollectorRegistry) -> Any:
 class Metrics:
     """Counts what one worker does. Without labels a series exists from the start; with, from its first use."""
 
-    def __init__(self, registry: CollectorRegistry, version: str) -> None:
-        self._registry = registry
-        self._families = {spec: _Family(spec, registry) for spec in names.ALL_METRICS}
+    def __init__(self, registry: CollectorRegistry | None = None, version: str = __version__) -> None:
+        self._registry = registry or CollectorRegistry()
+        self._families = {spec: _Family(spec, self._registry) for spec in names.ALL_METRICS}
         self._requests = self._families[names.HTTP_REQUEST_DURATION]
         self._in_flight = self._families[names.HTTP_REQUESTS_IN_FLIGHT][()]
         self._queries = self._families[names.QUERIES]

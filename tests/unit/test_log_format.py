@@ -47,7 +47,7 @@ def test_a_line_says_when_where_and_for_which_request() -> None:
     }
 
 
-@pytest.mark.parametrize("name", ["gunicorn.error", "uvicorn.error", "uvicorn.access", "asyncio", "anything.else"])
+@pytest.mark.parametrize("name", ["gunicorn.error", "uvicorn.error", "asyncio", "anything.else"])
 def test_the_standard_library_writes_the_same_kind_of_line(name: str) -> None:
     [line] = _lines(
         "structlog.contextvars.bind_contextvars(request_id='r1')\n"
@@ -85,6 +85,10 @@ def test_the_level_holds_for_everyone() -> None:
     )
 
     assert [line["event"] for line in lines] == ["loud"] * 3
+
+
+def test_uvicorn_sees_that_nobody_wants_its_access_log() -> None:
+    assert _lines("assert not logging.getLogger('uvicorn.access').hasHandlers()") == []
 
 
 def test_libraries_that_log_every_request_are_quiet() -> None:

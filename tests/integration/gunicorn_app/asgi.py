@@ -1,0 +1,51 @@
+"""`tests.integration.gunicorn_app.asgi:app`. Raw ASGI, so that the tests see the worker class and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+
+from api.observability.metrics import Metrics
+
+
+class App:
+    """GET /pid, /count, /slow and /health/ready."""
+
+    def __init__(self) -> None:
+        self.state = SimpleNamespace()
+        self.metrics = Metrics(CollectorRegistry(), "0")
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+            return
+        status, body = await self._answer(scope["path"])
+        headers = [(b"content-type", b"text/plain"), (b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body.encode()})
+
+    async def _lifespan(self, receive: Any, send: Any) -> None:
+        await receive()
+        if os.environ.get("TEST_START") == "hangs":
+            await asyncio.Event().wait()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        sys.stderr.write('{"event": "the lifespan ended"}\n')
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _answer(self, path: str) -> tuple[int, str]:
+        if path == "/health/ready":
+            return (503, "draining") if self.state.draining else (200, "ready")
+        if path == "/count":
+            self.metrics.cache_looked_up("miss")
+        if path == "/slow":
+            await asyncio.sleep(float(os.environ.get("TEST_SLOW", "1")))
+        return 200, str(os.getpid())
+
+
+app = App()

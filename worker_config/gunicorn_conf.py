@@ -1,0 +1,101 @@
+"""gunicorn's configuration: `gunicorn -c worker_config/gunicorn_conf.py api.asgi:app`.
+
+Everything comes from the service's own settings (docs/configuration.md). The master keeps what it started as
+attributes of itself, because a reload (SIGHUP) runs this file anew.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import sys
+from typing import Any, NoReturn
+
+from api.errors import SettingsError
+from api.observability.log_format import configure_logging, stdlib_logging
+from api.settings import Settings, load_settings
+from worker_config.cpu_count import cpus_given
+from worker_config.listening import PortTaken, bind_address, listen, require_free_port
+from worker_config.metrics_process import MetricsProcess
+from worker_config.parent_death import die_with_parent
+from worker_config.prometheus_dir import prepare_directory
+
+CLOSING = 5.0
+"""Seconds that a worker has, after its drain and its last request, to close what it opened."""
+
+
+def _stop_the_start(line: str) -> NoReturn:
+    """One line and exit code 2: gunicorn has meanings of its own for 3 and 4."""
+    sys.stderr.write(f"{line}\n")
+    sys.exit(2)
+
+
+def _settings() -> Settings:
+    try:
+        return load_settings()
+    except SettingsError as error:
+        _stop_the_start(str(error))
+
+
+_server = _settings().server
+
+bind = bind_address(_server.host, _server.port)
+workers = _server.workers or cpus_given()
+worker_class = "worker_config.worker_class.DrainingWorker"
+proc_name = "ragherd"
+preload_app = False
+keepalive = 75
+"""Longer than the idle time of usual load balancers (60 s): gunicorn's 2 s reset connections that they reuse."""
+timeout = 30
+graceful_timeout = math.ceil(_server.drain_delay + _server.graceful_timeout + CLOSING)
+control_socket_disable = True
+loglevel = _server.log_level
+logconfig_dict = stdlib_logging(_server.log_level)
+
+
+def on_starting(server: Any) -> None:
+    """Before anything listens or forks: both ports must be free, and the workers need their directory."""
+    server.metrics_process = None
+    try:
+        if not _sockets_are_inherited():
+            require_free_port("PORT", _server.host, _server.port)
+        metrics_listener = listen("METRICS_PORT", _server.host, _server.metrics_port) if _server.metrics_port else None
+    except PortTaken as error:
+        _stop_the_start(str(error))
+    server.metrics_directory = prepare_directory()
+    if metrics_listener:
+        server.metrics_process = MetricsProcess(metrics_listener, server.metrics_directory.path)
+
+
+def when_ready(server: Any) -> None:
+    """The service listens: the metrics process starts."""
+    if server.metrics_process:
+        server.metrics_process.start()
+
+
+def post_fork(server: Any, worker: Any) -> None:
+    """In the worker, before it loads the application."""
+    die_with_parent(worker.ppid, signal.SIGKILL)
+    if server.metrics_process:
+        server.metrics_process.left_behind()
+    configure_logging(_server.log_level)
+    worker.drain_delay = _server.drain_delay
+    worker.graceful_timeout = _server.graceful_timeout
+
+
+def child_exit(server: Any, worker: Any) -> None:
+    """In the master, after a worker ended."""
+    server.metrics_directory.forget_worker(worker.pid)
+
+
+def on_exit(server: Any) -> None:
+    """The master's last act."""
+    if server.metrics_process:
+        server.metrics_process.stop()
+    server.metrics_directory.remove()
+
+
+def _sockets_are_inherited() -> bool:
+    """From an older master (SIGUSR2) or from systemd."""
+    return "GUNICORN_FD" in os.environ or "LISTEN_FDS" in os.environ

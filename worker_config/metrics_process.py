@@ -1,0 +1,81 @@
+"""The master's hold on the metrics process: starts it, starts it again when it dies, ends it.
+
+A thread waits for it, because gunicorn's master calls no hook for a child that it does not know. The master keeps
+the listening socket, so that a scrape during a restart waits instead of being refused.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+BACKOFF_FIRST = 0.1
+BACKOFF_LAST = 10.0
+"""Seconds before a metrics process that died is started again: doubled each time, begun anew after a good minute."""
+GOOD_LIFE = 60.0
+
+
+class MetricsProcess:
+    """One metrics process at a time, for as long as the master lives."""
+
+    def __init__(self, listener: socket.socket, directory: Path) -> None:
+        self._listener = listener
+        self._directory = directory
+        self._master = os.getpid()
+        self._pid: int | None = None
+        self._ending = threading.Event()
+        self._log = logging.getLogger("gunicorn.error")
+
+    def start(self) -> None:
+        """Begins to supervise."""
+        self._listener.set_inheritable(True)
+        threading.Thread(target=self._supervise, name="metrics-process", daemon=True).start()
+
+    def stop(self) -> None:
+        """Ends the metrics process and frees its port."""
+        self._ending.set()
+        if self._pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGTERM)
+        self._listener.close()
+
+    def left_behind(self) -> None:
+        """In a forked worker: lets go of the port, which would stay taken as long as the worker lives."""
+        self._listener.close()
+
+    def _supervise(self) -> None:
+        pause = BACKOFF_FIRST
+        while not self._ending.is_set():
+            began = time.monotonic()
+            self._pid = self._spawn()
+            self._await_end(self._pid)
+            if time.monotonic() - began > GOOD_LIFE:
+                pause = BACKOFF_FIRST
+            if self._ending.is_set():
+                return
+            self._log.warning("The metrics process (pid:%s) is gone, another starts in %.1f s", self._pid, pause)
+            self._ending.wait(pause)
+            pause = min(BACKOFF_LAST, pause * 2)
+
+    def _spawn(self) -> int:
+        """posix_spawn and not subprocess: it opens no pipe that a worker forked meanwhile would hold open.
+
+        In a group of its own, so that a terminal's Ctrl-C reaches the master only.
+        """
+        command = [sys.executable, "-m", "worker_config.metrics_server", "--fd", str(self._listener.fileno())]
+        command += ["--dir", str(self._directory), "--parent-pid", str(self._master)]
+        package_root = str(Path(__file__).parents[1])
+        search_path = os.pathsep.join(filter(None, (package_root, os.environ.get("PYTHONPATH"))))
+        return os.posix_spawn(sys.executable, command, {**os.environ, "PYTHONPATH": search_path}, setpgroup=0)
+
+    def _await_end(self, pid: int) -> None:
+        """The master reaps every child that ends and may come first: then there is nothing left to wait for."""
+        with suppress(ChildProcessError):
+            os.waitpid(pid, 0)
