@@ -10,10 +10,6 @@ class LaunchError(Exception):
     """Something could not be started, or ended when it should not have."""
 
 
-class PortTaken(LaunchError):
-    """A port that a process was about to use belongs to another one."""
-
-
 class ChildEnded(LaunchError):
     """A child process ended by itself. `code` is its exit code; negative: the signal that ended it."""
 

@@ -18,7 +18,7 @@ DEV_WORKERS = 2
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """Where the service is to listen."""
+    """Where the service is to listen. `metrics_port` 0: it has no metrics port."""
 
     host: str
     port: int
@@ -31,8 +31,8 @@ class Addresses:
 
     @property
     def metrics_url(self) -> str:
-        """Of the metrics port."""
-        return f"http://{self._reachable_host}:{self.metrics_port}/metrics"
+        """Of the metrics port, or of the service itself where METRICS_PORT is 0."""
+        return f"http://{self._reachable_host}:{self.metrics_port or self.port}/metrics"
 
     @property
     def _reachable_host(self) -> str:
@@ -55,11 +55,14 @@ def is_set(concern: BaseModel, field: str) -> bool:
 
 
 def addresses(settings: Settings) -> Addresses:
-    """The configured ones; 0 is any free port. Raises `LaunchError` where one port is to serve twice."""
+    """The configured ones; PORT=0 is any free port, METRICS_PORT=0 none.
+
+    Raises `LaunchError` where one port is to serve twice.
+    """
     server = settings.server
     if server.port and server.port == server.metrics_port:
         raise LaunchError(f"METRICS_PORT: {server.port} is also PORT; give it another one")
-    return Addresses(server.host, server.port or free_port(), server.metrics_port or free_port())
+    return Addresses(server.host, server.port or free_port(), server.metrics_port)
 
 
 def workers(settings: Settings) -> int:

@@ -12,16 +12,16 @@ from typing import TypeVar
 
 from api.embedded import service_plan
 from api.embedded.child_process import ChildProcess
-from api.embedded.errors import LaunchError, PortTaken
+from api.embedded.errors import LaunchError
 from api.embedded.model_process import STAND_IN, ModelServer, embedded_model_server
 from api.embedded.ollama_probe import find_ollama, first_text_model
-from api.embedded.ports import check_free
 from api.embedded.redis_server import EmbeddedRedis, embedded_redis
 from api.embedded.service_plan import Addresses, Backends
 from api.embedded.service_process import running_service
 from api.embedded.stop_signals import ignore_stop_signals
 from api.embedded.supervisor_lock import supervisor_lock
 from api.settings import Settings
+from worker_config.listening import PortTaken, require_free_port
 
 Report = Callable[[str], None]
 Resource = TypeVar("Resource")
@@ -84,9 +84,9 @@ def check_ports(where: Addresses) -> None:
     """Raises `LaunchError` in one line that names the setting, before anything is started."""
     for name, port in (("PORT", where.port), ("METRICS_PORT", where.metrics_port)):
         try:
-            check_free(port, where.host)
+            require_free_port(name, where.host, port)
         except PortTaken as error:
-            raise PortTaken(f"{name}: {error}; stop that program or set {name} to a free port") from None
+            raise LaunchError(str(error)) from None
 
 
 def _start_redis(stack: ExitStack, settings: Settings, data_dir: Path, report: Report) -> EmbeddedRedis | None:

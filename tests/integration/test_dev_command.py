@@ -73,7 +73,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
         inherited = {name: value for name, value in os.environ.items() if name not in variable_names()}
         nowhere = f"http://127.0.0.1:{free_port()}"
-        ours = {"PORT": "0", "METRICS_PORT": "0", "OLLAMA_BASE_URL": nowhere, "PYTHONPATH": str(ROOT)}
+        ours = {"PORT": "0", "METRICS_PORT": str(free_port()), "OLLAMA_BASE_URL": nowhere, "PYTHONPATH": str(ROOT)}
         process = subprocess.Popen(
             [sys.executable, "-m", "api.cli.main", "dev", *arguments],
             cwd=tmp_path,
@@ -128,7 +128,7 @@ def test_a_taken_port_is_one_line_and_nothing_is_started(start: Start, tmp_path:
         port = str(other.getsockname()[1])
         code, line = failure(start(**{name: port}))
     assert code == 1
-    assert line.startswith(f"ragherd: {name}: port {port} on 127.0.0.1 is taken")
+    assert line.startswith(f"ragherd: {name}: 127.0.0.1:{port} is taken")
     assert not (tmp_path / ".data" / "redis").exists()
 
 

@@ -74,10 +74,11 @@ def test_one_port_can_not_serve_twice(tmp_path: Path) -> None:
         addresses(settings(tmp_path, "PORT=9000", "METRICS_PORT=9000"))
 
 
-def test_port_0_is_any_free_one(tmp_path: Path) -> None:
+def test_port_0_is_any_free_one_and_metrics_port_0_is_none(tmp_path: Path) -> None:
     where = addresses(settings(tmp_path, "PORT=0", "METRICS_PORT=0"))
     assert where.port > 0
-    assert where.metrics_port > 0
+    assert where.metrics_port == 0
+    assert where.metrics_url == f"{where.url}/metrics"
 
 
 @pytest.mark.parametrize(
