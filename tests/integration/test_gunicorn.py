@@ -181,8 +181,10 @@ def test_the_totals_survive_a_killed_worker(start: Start) -> None:
 
 def test_nothing_outlives_a_killed_master(start: Start) -> None:
     gunicorn = start(WORKERS="2")
-    wait_until(lambda: gunicorn.metrics_process() and len(gunicorn.workers()) == 2)
+    wait_until(lambda: len(gunicorn.workers()) == 2)
+    assert gunicorn.metrics()
     family = children(gunicorn.pid)
+    assert len(family) == 3
 
     gunicorn.process.kill()
     gunicorn.process.wait(5)
