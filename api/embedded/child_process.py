@@ -24,17 +24,28 @@ _GROUP_GONE = 0.3
 """Seconds that a killed group is given to disappear; where nobody reaps orphans (some containers) it never does."""
 
 
+def last_line(text: str) -> str:
+    """The last line that is not empty: where most programs say why they end."""
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
+
+
 class ChildProcess:
     """A running child. Made by `start_child`; `stop` or `kill` it when it is no longer wanted."""
 
     def __init__(
-        self, name: str, process: subprocess.Popen[bytes], log: Path, guard: subprocess.Popen[bytes] | None
+        self,
+        name: str,
+        process: subprocess.Popen[bytes],
+        log: Path,
+        guard: subprocess.Popen[bytes] | None,
+        explain: Callable[[str], str],
     ) -> None:
         self.name = name
         self.log = log
         """Where its standard output and standard error go."""
         self._process = process
         self._guard = guard
+        self._explain = explain
 
     @property
     def pid(self) -> int:
@@ -82,10 +93,9 @@ class ChildProcess:
         if code is not None:
             raise ChildEnded(self.name, code, self.last_words(), self.log)
 
-    def last_words(self, lines: int = 1) -> str:
-        """The last `lines` lines of its log that are not empty."""
-        text = self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
-        return "\n".join([line.rstrip() for line in text.splitlines() if line.strip()][-lines:])
+    def last_words(self) -> str:
+        """What its log gives as the reason of its end, in one line."""
+        return self._explain(self.log.read_text(encoding="utf-8", errors="replace")) if self.log.exists() else ""
 
     def _dismiss_guard(self) -> None:
         if self._guard is not None:
@@ -102,10 +112,13 @@ def start_child(
     environment: Mapping[str, str] | None = None,
     death_signal: signal.Signals = signal.SIGTERM,
     kernel_watches: bool = KERNEL_WATCHES_PARENTS,
+    explain: Callable[[str], str] = last_line,
 ) -> ChildProcess:
     """Starts `command` in a session of its own. It gets `death_signal` when this process ends, however it ends.
 
-    `log` is begun anew. `kernel_watches=False` is for platforms without PR_SET_PDEATHSIG: a supervisor watches instead.
+    `log` is begun anew; `explain` finds in it, in one line, why the child ended. `kernel_watches=False` is for
+    platforms without PR_SET_PDEATHSIG: a supervisor watches instead.
+
     Raises `RuntimeError` outside the main thread, `OSError` when the program can not be started.
     """
     require_main_thread()
@@ -121,4 +134,4 @@ def start_child(
             preexec_fn=death_signal_request(death_signal) if kernel_watches else None,
         )
     guard = None if kernel_watches else start_orphan_guard(process.pid)
-    return ChildProcess(name, process, log, guard)
+    return ChildProcess(name, process, log, guard, explain)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import httpx
 
-from api.embedded.child_process import ChildProcess, start_child
+from api.embedded.child_process import ChildProcess, last_line, start_child
 from api.embedded.errors import LaunchError
 
 STOP_DEADLINE = 3.0
@@ -31,7 +32,7 @@ def running_service(
     url: str, environment: Mapping[str, str], log: Path, *, timeout: float = 60.0
 ) -> Iterator[ChildProcess]:
     """The service with `environment`, ready at `url`; stopped at the end. Raises `LaunchError`."""
-    child = start_child("the service", gunicorn_command(), environment=environment, log=log)
+    child = start_child("the service", gunicorn_command(), environment=environment, log=log, explain=first_error)
     try:
         with httpx.Client(base_url=url, timeout=1.0, trust_env=False) as client:
             if not child.await_ready(lambda: _is_ready(client), timeout):
@@ -39,6 +40,18 @@ def running_service(
         yield child
     finally:
         child.stop(STOP_DEADLINE)
+
+
+def first_error(log: str) -> str:
+    """Why the service ended: the first error of its JSON log, of a traceback only the last line; else the last line."""
+    for line in log.splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict) and entry.get("level") in {"error", "critical"}:
+            return last_line(str(entry.get("exception") or entry.get("event")))
+    return last_line(log)
 
 
 def _is_ready(client: httpx.Client) -> bool:

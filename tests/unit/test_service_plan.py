@@ -10,6 +10,7 @@ from api.cli.dev_summary import without_password
 from api.embedded.errors import LaunchError
 from api.embedded.ollama_probe import generates_text
 from api.embedded.service_plan import Addresses, Backends, addresses, is_set, language_model, service_environment
+from api.embedded.service_process import first_error
 from api.settings import Settings, load_settings, variable_names
 
 WHERE = Addresses("127.0.0.1", 8001, 9090)
@@ -113,3 +114,14 @@ def test_an_embedding_model_is_not_taken_for_one_that_answers(
 def test_a_password_is_not_shown() -> None:
     assert without_password("rediss://me:secret@db:6380") == "rediss://***@db:6380"
     assert without_password("redis://db:6379") == "redis://db:6379"
+
+
+def test_the_reason_of_the_services_end_is_its_first_error() -> None:
+    log = (
+        '{"event": "booting", "level": "info"}\n{"event": "Traceback:\\n  File x\\nKeyError: 3\\n", "level": "error"}\n'
+    )
+    assert first_error(log + '{"event": "Worker failed to boot.", "level": "error"}\n') == "KeyError: 3"
+
+
+def test_a_reason_that_is_no_json_is_shown_as_it_is() -> None:
+    assert first_error("REDIS_URL: wrong\n\n") == "REDIS_URL: wrong"
