@@ -32,6 +32,9 @@ from api.breaker.state import (
 HALF_OPEN_RETRY_MS: Final = 250
 """How long a caller that found no free permit is told to wait, at most."""
 
+INIT: Final = "init"
+"""The reason of a state that was begun anew (first use, FLUSHALL): CLOSED, and open to results of the epoch before."""
+
 _FAILURES = (Outcome.FAILED, Outcome.SLOW_FAILED)
 _SLOW = (Outcome.SLOW, Outcome.SLOW_FAILED)
 
@@ -78,7 +81,7 @@ def record(
     state = replace(state, permits=permits, totals=totals)
     if not outcomes:
         return state, Recorded(_position(state, now_ms))
-    if epoch != state.epoch or (state.state is State.HALF_OPEN and not held):
+    if (epoch != state.epoch and state.reason != INIT) or (state.state is State.HALF_OPEN and not held):
         totals = replace(state.totals, stale=state.totals.stale + len(outcomes))
         state = replace(state, totals=totals)
         return state, Recorded(_position(state, now_ms), stale=True)

@@ -18,21 +18,19 @@ end
 -- The breaker's hash as numbers and strings. A missing one (first use, FLUSHALL) starts CLOSED in a new epoch.
 local function load_state(now)
   local names = {'state', 'epoch', 'since_ms', 'until_ms', 'forced', 'consecutive_failures', 'opens_in_a_row',
-    'half_open_ok', 'half_open_slow'}
+    'half_open_ok', 'half_open_slow', 'reason'}
   local values = redis.call('HMGET', KEYS[1], unpack(names))
   local s = {}
   for i, name in ipairs(names) do s[name] = values[i] end
-  local fresh = not s.state
-  if fresh then
-    s.state, s.epoch, s.since_ms, s.until_ms, s.forced = 'CLOSED', now, now, now, ''
+  if not s.state then
+    s.state, s.epoch, s.since_ms, s.until_ms, s.forced, s.reason = 'CLOSED', now, now, now, '', 'init'
     redis.call('HSET', KEYS[1], 'state', s.state, 'epoch', int(now), 'since_ms', int(now), 'until_ms', int(now),
       'forced', '', 'reason', 'init')
   end
   for i = 2, #names do
-    if names[i] ~= 'forced' then s[names[i]] = tonumber(s[names[i]] or 0) end
+    if names[i] ~= 'forced' and names[i] ~= 'reason' then s[names[i]] = tonumber(s[names[i]] or 0) end
   end
   s.forced = s.forced or ''
-  s.fresh = fresh
   return s
 end
 

@@ -11,7 +11,6 @@ local window_s, stable = tonumber(ARGV[14]), tonumber(ARGV[15])
 local KINDS = {o = 'ok', s = 'slow', f = 'fail', F = 'slowfail'}
 local now = now_ms()
 local s = load_state(now)
-if s.fresh then epoch = s.epoch end -- the state was lost: these results are the first of the new epoch
 
 local function count(field, by)
   if by > 0 then redis.call('HINCRBY', KEYS[1], field, by) end
@@ -34,7 +33,8 @@ end
 local held = token ~= '' and redis.call('ZREM', KEYS[3], token) == 1
 count('rejected_calls', rejected)
 if outcomes == '' then return {0, 0, position(s, now)} end
-if epoch ~= s.epoch or (s.state == 'HALF_OPEN' and not held) then
+-- A state that was lost and begun anew (`init`) is CLOSED and takes what workers still report of the epoch before.
+if (epoch ~= s.epoch and s.reason ~= 'init') or (s.state == 'HALF_OPEN' and not held) then
   count('stale_results', #outcomes)
   return {1, 0, position(s, now)}
 end

@@ -1,0 +1,213 @@
+"""One worker of a fleet, as a process of its own that holds nothing but the circuit breaker.
+
+It takes commands as JSON lines and answers each with one. `BreakerProcess` starts it and speaks to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import time
+from contextlib import AsyncExitStack
+from functools import partial
+from typing import Any
+
+import pybreaker
+
+from api.breaker.fleet_breaker import BreakerListener, FleetBreaker
+from api.breaker.following import kept_current
+from api.breaker.state import Policy, Transition
+from api.errors import BreakerOpen
+from api.redis_store.breaker_store import RedisBreakerStore
+from api.redis_store.client import RedisAddress, blocking_reader, short_commands
+from api.redis_store.gate import RedisGate
+from api.redis_store.keys import Keys
+
+Reply = dict[str, Any]
+
+
+class Heard(BreakerListener):
+    """Notes when each transition was heard (milliseconds of this machine's clock, which is Redis's too)."""
+
+    def __init__(self) -> None:
+        self.transitions: list[Reply] = []
+
+    def transition(self, cb: pybreaker.CircuitBreaker, transition: Transition) -> None:
+        self.transitions.append(
+            {
+                "from": transition.from_state,
+                "to": transition.to_state,
+                "epoch": transition.epoch,
+                "at_ms": transition.at_ms,
+                "heard_ms": time.time() * 1000,
+            }
+        )
+
+
+class Worker:
+    """Carries out commands."""
+
+    def __init__(self, breaker: FleetBreaker, heard: Heard, backend: tuple[str, int]) -> None:
+        self.breaker = breaker
+        self.heard = heard
+        self.backend = backend
+        self.held: list[asyncio.Task[str]] = []
+
+    async def call(self) -> str:
+        """One call of the backend: `ok`, `failed` or `rejected`."""
+        try:
+            async with self.breaker.attempt() as attempt:
+                started = time.monotonic()
+                if await self._ask_backend():
+                    await attempt.succeeded(time.monotonic() - started)
+                    return "ok"
+                await attempt.failed(time.monotonic() - started)
+                return "failed"
+        except BreakerOpen:
+            return "rejected"
+
+    async def _ask_backend(self) -> bool:
+        try:
+            reader, writer = await asyncio.open_connection(*self.backend)
+        except OSError:
+            return False
+        try:
+            writer.write(b"call\n")
+            return await reader.readline() == b"ok\n"
+        except OSError:
+            return False
+        finally:
+            writer.close()
+
+    async def calls(self, times: int, concurrency: int, pause: float = 0.0) -> Reply:
+        """So many calls, so many at once: how each ended, and the slowest in milliseconds."""
+        ends: dict[str, int] = {"ok": 0, "failed": 0, "rejected": 0}
+        slowest = 0.0
+        left = times
+
+        async def some() -> None:
+            nonlocal left, slowest
+            while left > 0:
+                left -= 1
+                started = time.monotonic()
+                ends[await self.call()] += 1
+                slowest = max(slowest, time.monotonic() - started)
+                await asyncio.sleep(pause)
+
+        await asyncio.gather(*(some() for _ in range(concurrency)))
+        return {**ends, "slowest_ms": slowest * 1000}
+
+    async def hold(self) -> Reply:
+        """Begins a call and does not wait for it."""
+        self.held.append(asyncio.create_task(self.call()))
+        return {}
+
+    async def cancel_held(self) -> Reply:
+        """The callers leave."""
+        for task in self.held:
+            task.cancel()
+        await asyncio.gather(*self.held, return_exceptions=True)
+        self.held.clear()
+        return {}
+
+    async def release_held(self) -> Reply:
+        """Waits for the calls that were begun."""
+        ends = await asyncio.gather(*self.held)
+        self.held.clear()
+        return {"ends": ends}
+
+    async def state(self) -> Reply:
+        """What this worker knows without asking, and what it has heard."""
+        position = self.breaker.view.position
+        return {
+            "state": position.state,
+            "epoch": position.epoch,
+            "forced": position.forced,
+            "store": self.breaker.store_name,
+            "pybreaker": self.breaker.current_state,
+            "heard": self.heard.transitions,
+        }
+
+
+async def main(url: str, policy: dict[str, Any], backend: tuple[str, int]) -> None:
+    worker_id = f"w{os.getpid()}"
+    address = RedisAddress(url, timeout=0.2, connect_timeout=0.2, max_connections=16)
+    chosen = Policy(**policy)
+    heard = Heard()
+    async with AsyncExitStack() as stack:
+        client = await stack.enter_async_context(short_commands(address))
+        gate = RedisGate(client, 16)
+        await gate.check()
+        watching = asyncio.create_task(gate.watch())
+        stack.callback(watching.cancel)
+        store = RedisBreakerStore(gate, partial(blocking_reader, address), Keys(), "ollama", chosen, worker_id)
+        breaker = FleetBreaker("ollama", chosen, store, worker_id, listeners=(heard,))
+        await stack.enter_async_context(kept_current(breaker))
+        await obey(Worker(breaker, heard, backend))
+
+
+async def obey(worker: Worker) -> None:
+    """Carries out what comes on standard input until it ends."""
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    print(json.dumps({"ready": True}), flush=True)
+    while line := await reader.readline():
+        command = json.loads(line)
+        reply = await getattr(worker, command.pop("do"))(**command)
+        print(json.dumps(reply), flush=True)
+
+
+class BreakerProcess:
+    """Starts such a process and speaks to it."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    @classmethod
+    async def start(cls, url: str, policy: dict[str, Any], backend: tuple[str, int]) -> BreakerProcess:
+        arguments = json.dumps({"url": url, "policy": policy, "backend": backend})
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "tests.breaker_process",
+            arguments,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            limit=2**24,
+        )
+        self = cls(process)
+        await self._reply()
+        return self
+
+    async def ask(self, do: str, **arguments: Any) -> Reply:
+        """Gives a command and waits for its answer."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
+        return await self._reply()
+
+    async def _reply(self) -> Reply:
+        assert self._process.stdout is not None
+        async with asyncio.timeout(60):
+            line = await self._process.stdout.readline()
+        assert line, "the worker's process ended"
+        reply: Reply = json.loads(line)
+        return reply
+
+    async def kill(self) -> None:
+        """SIGKILL: nothing is said goodbye to."""
+        if self._process.returncode is None:
+            self._process.kill()
+        await self._process.wait()
+
+    async def stop(self) -> None:
+        """Ends it by the end of its input."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        await asyncio.wait_for(self._process.wait(), 10)
+
+
+if __name__ == "__main__":
+    given = json.loads(sys.argv[1])
+    asyncio.run(main(given["url"], given["policy"], tuple(given["backend"])))
