@@ -1,0 +1,91 @@
+"""How long each part of a generation may take, and what it means when one takes longer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from api.errors import UpstreamError
+from api.faults import UpstreamFault
+
+
+@dataclass(frozen=True, slots=True)
+class Deadlines:
+    """Seconds. `connect` stands here to be read with the rest: the pool keeps it (`PoolLimits.connect_timeout`)."""
+
+    connect: float = 2.0
+    first_token: float = 30.0
+    cold_first_token: float = 300.0
+    inter_token: float = 15.0
+    total: float = 300.0
+
+
+class Clock:
+    """Watches one generation, retries included. The total runs from the making of this object."""
+
+    def __init__(self, deadlines: Deadlines) -> None:
+        self._deadlines = deadlines
+        self._loop = asyncio.get_running_loop()
+        self._total_at = self._loop.time() + deadlines.total
+
+    @asynccontextmanager
+    async def inter_token(self) -> AsyncIterator[None]:
+        """Around the wait for one further line. Raises `UpstreamError`."""
+        async with self._until(self._loop.time() + self._deadlines.inter_token) as verdict:
+            verdict.fault = UpstreamFault.INTER_TOKEN_TIMEOUT
+            verdict.detail = f"Ollama sent no further token for {self._deadlines.inter_token:g} s."
+            yield
+
+    @asynccontextmanager
+    async def first_token(self, resident: Callable[[], Awaitable[bool]]) -> AsyncIterator[None]:
+        """Around sending and the wait for the first line. Raises `UpstreamError`.
+
+        Past the warm deadline `resident()` is asked, once: a model that is still being loaded gets the cold one.
+        """
+        cold = max(self._deadlines.cold_first_token, self._deadlines.first_token)
+        async with self._until(self._loop.time() + cold) as verdict:
+            verdict.fault = UpstreamFault.COLD_START_TIMEOUT
+            verdict.detail = f"The model was not loaded within {cold:g} s."
+            watch = asyncio.create_task(self._watch(verdict, resident))
+            try:
+                yield
+            finally:
+                watch.cancel()
+
+    async def _watch(self, verdict: _Verdict, resident: Callable[[], Awaitable[bool]]) -> None:
+        await asyncio.sleep(self._deadlines.first_token)
+        if await resident():
+            verdict.fault = UpstreamFault.FIRST_TOKEN_TIMEOUT
+            verdict.detail = f"Ollama sent no first token within {self._deadlines.first_token:g} s."
+            verdict.now()
+
+    @asynccontextmanager
+    async def _until(self, moment: float) -> AsyncIterator[_Verdict]:
+        timeout = asyncio.timeout_at(min(moment, self._total_at))
+        verdict = _Verdict(timeout)
+        try:
+            async with timeout:
+                yield verdict
+        except TimeoutError as error:
+            if not timeout.expired():
+                raise
+            if (timeout.when() or 0.0) >= self._total_at:
+                detail = f"The whole answer took longer than {self._deadlines.total:g} s."
+                raise UpstreamError(UpstreamFault.TOTAL_TIMEOUT, detail) from error
+            raise UpstreamError(verdict.fault, verdict.detail) from error
+
+
+class _Verdict:
+    """What it means if the timeout strikes; may change while it runs."""
+
+    def __init__(self, timeout: asyncio.Timeout) -> None:
+        self._timeout = timeout
+        self.fault = UpstreamFault.TOTAL_TIMEOUT
+        self.detail = ""
+
+    def now(self) -> None:
+        """Lets the timeout strike at once, unless it has or is already over."""
+        if not self._timeout.expired():
+            self._timeout.reschedule(asyncio.get_running_loop().time())

@@ -1,0 +1,180 @@
+"""The embedder behind Ollama's /api/embed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any, Final
+
+import numpy as np
+import orjson
+
+from api.errors import EmbeddingUnavailable, StoreUnavailable, UpstreamError
+from api.faults import UpstreamFault
+from api.model import EmbedderIdentity, Vector
+from api.ollama.models import OllamaModels, full_name
+from api.ollama.pool import OllamaPool
+from api.ollama.retries import with_one_retry
+
+OnIdentity = Callable[[EmbedderIdentity], Awaitable[None]]
+
+RESOLVE_PAUSE: Final = 2.0
+"""Seconds after a failed attempt to learn the identity in which no other is made."""
+LOAD_LIMIT: Final = 300.0
+"""Seconds that a call which outlived its deadline may go on, so that Ollama finishes loading the model."""
+ANSWER_LIMIT: Final = 64 * 1024 * 1024
+
+
+class OllamaEmbedder:
+    """Implements `ports.Embedder`. Made by `OllamaEmbedder.open`."""
+
+    def __init__(
+        self,
+        pool: OllamaPool,
+        model: str,
+        timeout: float,
+        remembered: EmbedderIdentity | None = None,
+        on_identity: OnIdentity | None = None,
+        resolve_pause: float = RESOLVE_PAUSE,
+    ) -> None:
+        self._pool = pool
+        self._model = model
+        self._timeout = timeout
+        self._remembered = remembered
+        self._on_identity = on_identity
+        self._resolve_pause = resolve_pause
+        self._models = OllamaModels(pool, timeout)
+        self._identity: EmbedderIdentity | None = None
+        self._resolving = asyncio.Lock()
+        self._failure: EmbeddingUnavailable | None = None
+        self._failed_at = 0.0
+        self._loading: asyncio.Task[bytes] | None = None
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls,
+        pool: OllamaPool,
+        model: str,
+        timeout: float,  # noqa: ASYNC109 - of `embed`
+        *,
+        remembered: EmbedderIdentity | None = None,
+        on_identity: OnIdentity | None = None,
+        resolve_pause: float = RESOLVE_PAUSE,
+    ) -> AsyncIterator[OllamaEmbedder]:
+        """`model` is EMBED_MODEL, `timeout` the seconds that one `embed` may take.
+
+        `remembered` stands in until Ollama has answered once; `on_identity` is told what Ollama said then. No I/O.
+        """
+        embedder = cls(pool, model, timeout, remembered, on_identity, resolve_pause)
+        try:
+            yield embedder
+        finally:
+            if embedder._loading is not None:
+                embedder._loading.cancel()
+                await asyncio.wait([embedder._loading])
+
+    async def identity(self) -> EmbedderIdentity:
+        """Who embeds: asked of Ollama once. Raises `EmbeddingUnavailable` while it was never known."""
+        if self._identity is None:
+            async with self._resolving:
+                if self._identity is None:
+                    return await self._resolved()
+        return self._identity
+
+    async def embed(self, texts: Sequence[str]) -> list[Vector]:
+        """One vector a text, in order, with one retry inside. The `UpstreamError` is the cause of what it raises."""
+        if not texts:
+            return []
+        vectors = await self._embedded(texts)
+        known = self._identity or self._remembered
+        if known is not None and vectors.shape[1] != known.dimension:
+            # Another model answers under this name: learn who it is before the next vector is believed.
+            self._identity = self._remembered = None
+            raise EmbeddingUnavailable(f"'{self._model}' gave {vectors.shape[1]} dimensions, not {known.dimension}")
+        return [row.tobytes() for row in vectors]
+
+    async def _resolved(self) -> EmbedderIdentity:
+        """The identity as Ollama says it, else the remembered one. After a failure Ollama is left alone for a while."""
+        if self._failure is None or time.monotonic() - self._failed_at >= self._resolve_pause:
+            try:
+                identity = await self._resolve()
+            except EmbeddingUnavailable as error:
+                self._failure, self._failed_at = error, time.monotonic()
+            else:
+                self._identity, self._failure = identity, None
+                if self._on_identity is not None:
+                    with contextlib.suppress(StoreUnavailable):
+                        await self._on_identity(identity)
+                return identity
+        if self._remembered is not None:
+            return self._remembered
+        raise EmbeddingUnavailable(str(self._failure)) from (self._failure and self._failure.__cause__)
+
+    async def _resolve(self) -> EmbedderIdentity:
+        try:
+            found = await self._models.find(self._model)
+        except UpstreamError as error:
+            raise EmbeddingUnavailable(error.detail) from error
+        dimension = (await self._embedded(["dimension"])).shape[1]
+        digest = found.digest if found is not None else ""
+        material = f"{full_name(self._model)}\n{digest}\n{dimension}"
+        fingerprint = hashlib.sha256(material.encode()).hexdigest()[:10]
+        return EmbedderIdentity(self._model, dimension, fingerprint)
+
+    async def _embedded(self, texts: Sequence[str]) -> Rows:
+        """(texts, dimension) rows of unit length, within the deadline. Raises `EmbeddingUnavailable`."""
+        body = orjson.dumps({"model": self._model, "input": [_valid(text) for text in texts]})
+        call = asyncio.create_task(with_one_retry(partial(self._call, body), self._pool.retries))
+        try:
+            async with asyncio.timeout(self._timeout):
+                answer = await asyncio.shield(call)
+            return _rows(answer, len(texts))
+        except TimeoutError:
+            self._let_it_load(call)
+            error = UpstreamError(UpstreamFault.TOTAL_TIMEOUT, f"Embedding took longer than {self._timeout:g} s.")
+            raise EmbeddingUnavailable(error.detail) from error
+        except UpstreamError as error:
+            raise EmbeddingUnavailable(error.detail) from error
+        except asyncio.CancelledError:
+            call.cancel()
+            raise
+
+    def _let_it_load(self, call: asyncio.Task[bytes]) -> None:
+        """One call at a time outlives its deadline: a client that leaves makes Ollama give up loading the model."""
+        if self._loading is None or self._loading.done():
+            self._loading = call
+            asyncio.get_running_loop().call_later(LOAD_LIMIT, call.cancel)
+        else:
+            call.cancel()
+
+    async def _call(self, body: bytes) -> bytes:
+        async with self._pool.exchange("/api/embed", body, model=self._model) as exchange:
+            await exchange.open()
+            return await exchange.read(ANSWER_LIMIT)
+
+
+Rows = np.ndarray[Any, np.dtype[np.float32]]
+
+
+def _valid(text: str) -> str:
+    """A lone surrogate (JSON can carry one) is no valid text and could not be sent."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _rows(answer: bytes, count: int) -> Rows:
+    """The embeddings of an answer, normalised. Raises `UpstreamError` when they are not `count` usable vectors."""
+    try:
+        rows = np.asarray(orjson.loads(answer)["embeddings"], dtype="<f4")
+    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        raise UpstreamError(UpstreamFault.INVALID_RESPONSE, "Ollama's embeddings are not readable.") from error
+    lengths = np.linalg.norm(rows, axis=-1, keepdims=True)
+    if rows.ndim != 2 or len(rows) != count or not rows.shape[1] or not np.all(np.isfinite(lengths) & (lengths > 0)):
+        raise UpstreamError(UpstreamFault.INVALID_RESPONSE, "Ollama's embeddings are not one vector a text.")
+    unit: Rows = (rows / lengths).astype("<f4")
+    return unit

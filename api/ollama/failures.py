@@ -1,0 +1,112 @@
+"""The one place where what httpx raises and what Ollama answers become an `UpstreamError`. Pure."""
+
+from __future__ import annotations
+
+import email.utils
+import math
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Final
+
+import httpx
+import orjson
+
+from api.errors import UpstreamError
+from api.faults import UpstreamFault
+
+DETAIL_LIMIT: Final = 300
+"""Characters of Ollama's own words that a client gets to see."""
+
+CALLERS_FAULT_IN_500: Final = ("invalid format:", "must be of type")
+"""Ollama answers 500 to these, though the request was wrong: `option "x" must be of type integer`."""
+
+CALLERS_FAULT_IN_EMBED: Final = (
+    "does not support embed",
+    "context length",
+    "invalid input",
+    "missing request body",
+    "must be of type",
+)
+"""Words of a 400 from /api/embed that speak of the request; any other 400 there is a runner that failed."""
+
+
+def from_exception(error: httpx.HTTPError, *, stale: bool = False) -> UpstreamError:
+    """The most specific row first. `stale`: the connection had served before and not a byte had come back."""
+    for kinds, fault, words in _TRANSPORT:
+        if isinstance(error, kinds):
+            return UpstreamError(fault, f"{words}{_reason(error)}.")
+    if stale and isinstance(error, _BROKEN):
+        return UpstreamError(UpstreamFault.CONNECTION_STALE, f"Ollama had closed the kept connection{_reason(error)}.")
+    return UpstreamError(UpstreamFault.CONNECTION_LOST, f"The connection to Ollama broke{_reason(error)}.")
+
+
+def from_response(status: int, headers: Mapping[str, str], body: bytes, *, path: str, model: str) -> UpstreamError:
+    """An answer of 300 or above. `headers` are case-insensitive or lower case; `body` may be cut short."""
+    message = _message(body)
+    if status == 404:
+        return UpstreamError(
+            UpstreamFault.MODEL_NOT_FOUND, f"model '{model}' is not on Ollama: run `ollama pull {model}`"
+        )
+    fault = _fault(status, message.lower(), embedding=path == "/api/embed")
+    retry_after = retry_after_from(headers.get("retry-after")) if fault is UpstreamFault.BUSY else None
+    said = f": {message}" if message else "."
+    return UpstreamError(fault, f"Ollama answered {status}{said}", retry_after=retry_after)
+
+
+def retry_after_from(value: str | None, *, now: datetime | None = None) -> float | None:
+    """Seconds from a `Retry-After`: delta-seconds or an HTTP date (past: 0); None for nothing or nonsense."""
+    text = (value or "").strip()
+    if text.isascii() and text.isdigit():
+        seconds = float(text[:12])
+        return seconds if math.isfinite(seconds) and seconds <= _LONGEST_WAIT else None
+    try:
+        moment = email.utils.parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    wait = (moment - (now or datetime.now(UTC))).total_seconds()
+    return max(0.0, wait) if wait <= _LONGEST_WAIT else None
+
+
+_LONGEST_WAIT: Final = 24 * 3600
+"""A `Retry-After` beyond a day is nonsense."""
+
+_BROKEN: Final = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError, httpx.CloseError)
+
+_TRANSPORT: Final[tuple[tuple[type[httpx.HTTPError], UpstreamFault, str], ...]] = (
+    (httpx.ConnectTimeout, UpstreamFault.CONNECT_TIMEOUT, "Ollama did not accept the connection in time"),
+    (httpx.PoolTimeout, UpstreamFault.POOL_TIMEOUT, "No connection to Ollama became free in time"),
+    (httpx.TimeoutException, UpstreamFault.TOTAL_TIMEOUT, "Ollama did not answer in time"),
+    (httpx.ConnectError, UpstreamFault.CONNECT_FAILED, "Ollama can not be reached"),
+    (httpx.DecodingError, UpstreamFault.INVALID_RESPONSE, "Ollama's answer can not be decoded"),
+)
+
+
+def _fault(status: int, message: str, *, embedding: bool) -> UpstreamFault:
+    if status in {401, 403}:
+        return UpstreamFault.UNAUTHORIZED
+    if status in {429, 503}:
+        return UpstreamFault.BUSY
+    if status >= 500:
+        wrong_request = status == 500 and any(words in message for words in CALLERS_FAULT_IN_500)
+        return UpstreamFault.REQUEST_REJECTED if wrong_request else UpstreamFault.SERVER_ERROR
+    if status < 400:
+        return UpstreamFault.INVALID_RESPONSE
+    if status == 400 and embedding and not any(words in message for words in CALLERS_FAULT_IN_EMBED):
+        return UpstreamFault.EMBED_FAILED
+    return UpstreamFault.REQUEST_REJECTED
+
+
+def _message(body: bytes) -> str:
+    """Ollama's `{"error": "..."}`, else the text as it came (a proxy's page), shortened to one line."""
+    try:
+        answer = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        answer = body.decode("utf-8", "replace")
+    if isinstance(answer, dict):
+        answer = answer.get("error", "")
+    return " ".join(str(answer).split())[:DETAIL_LIMIT]
+
+
+def _reason(error: httpx.HTTPError) -> str:
+    return f" ({error})" if str(error) else ""

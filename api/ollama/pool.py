@@ -1,0 +1,185 @@
+"""The connections of one worker to one Ollama: sized, opened at start, counted, and closed with their owner.
+
+Calls go through `OllamaPool.exchange`, where every fault becomes an `UpstreamError`. Short questions about Ollama
+itself (`/api/ps` and the like) go through `OllamaPool.probe` over two connections of their own: they must get through
+when generations hold every connection, and they count in no figure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import httpx
+import orjson
+
+from api.errors import UpstreamError
+from api.faults import UpstreamFault
+from api.ollama import failures
+from api.ollama.exchange import Exchange
+from api.ollama.linear_pool import LinearPool
+from api.ollama.pool_statistics import PoolSnapshot, PoolStatistics
+from api.ollama.request_trace import RequestTrace
+from api.ollama.retries import RetryBudget
+
+PROBE_CONNECTIONS: Final = 2
+
+_HEADERS: Final = {"Accept-Encoding": "identity", "Content-Type": "application/json", "User-Agent": "ragherd"}
+
+
+@dataclass(frozen=True, slots=True)
+class PoolLimits:
+    """How many connections, and how long each waits. Seconds."""
+
+    min_size: int = 5
+    max_size: int = 15
+    max_keepalive: int = 30
+    keepalive_expiry: float = 30.0
+    timeout: float = 5.0
+    """For a free connection."""
+    connect_timeout: float = 2.0
+
+    @property
+    def effective_keepalive(self) -> int:
+        """Unused connections that are kept: never more than there can be."""
+        return min(self.max_keepalive, self.max_size)
+
+
+class OllamaPool:
+    """Made by `open_pool`."""
+
+    def __init__(
+        self,
+        base_url: str,
+        limits: PoolLimits,
+        connections: LinearPool,
+        client: httpx.AsyncClient,
+        probes: httpx.AsyncClient,
+    ) -> None:
+        self.base_url = base_url
+        self.limits = limits
+        self.retries = RetryBudget()
+        """Of all calls over this pool together."""
+        self._connections = connections
+        self._client = client
+        self._probes = probes
+        self._statistics = PoolStatistics()
+
+    @asynccontextmanager
+    async def exchange(self, path: str, body: bytes, *, model: str) -> AsyncIterator[Exchange]:
+        """One POST of JSON. Entering does no I/O: `await exchange.open()` sends; leaving closes and counts.
+
+        Whatever httpx raises inside leaves as an `UpstreamError`. Deadlines are the caller's, to be set inside, so
+        that they are counted as this request's failures; only connecting and waiting for a connection have their own.
+        """
+        trace = RequestTrace()
+        request = self._client.build_request("POST", path, content=body, extensions={"trace": trace})
+        exchange = Exchange(self._client, request, path, model)
+        fault: UpstreamFault | None = None
+        try:
+            try:
+                yield exchange
+            finally:
+                await exchange.aclose()
+        except httpx.HTTPError as error:
+            failure = failures.from_exception(error, stale=trace.went_stale)
+            fault = failure.fault
+            raise failure from error
+        except UpstreamError as error:
+            fault = error.fault
+            raise
+        finally:
+            timed_out = fault is UpstreamFault.POOL_TIMEOUT
+            self._statistics.finished(path, trace, failed=fault is not None, pool_timeout=timed_out)
+            if fault is UpstreamFault.CONNECTION_STALE:
+                await self._connections.drop_idle()
+
+    async def probe(self, path: str, timeout: float) -> Any:  # noqa: ASYNC109 - a deadline on all of it
+        """The JSON of a GET such as `/api/ps`, within `timeout` seconds. Raises `UpstreamError`."""
+        try:
+            async with asyncio.timeout(timeout):
+                response = await self._probes.get(path)
+        except TimeoutError as error:
+            detail = f"Ollama did not answer {path} within {timeout:g} s."
+            raise UpstreamError(UpstreamFault.TOTAL_TIMEOUT, detail) from error
+        except httpx.HTTPError as error:
+            raise failures.from_exception(error) from error
+        if not response.is_success:
+            raise failures.from_response(response.status_code, response.headers, response.content, path=path, model="")
+        try:
+            return orjson.loads(response.content)
+        except orjson.JSONDecodeError as error:
+            raise UpstreamError(UpstreamFault.INVALID_RESPONSE, f"Ollama answered {path} without JSON.") from error
+
+    def snapshot(self) -> PoolSnapshot:
+        """What the pool does now and has done so far; no I/O."""
+        now = self._connections.occupancy()
+        counts = self._statistics
+        return PoolSnapshot(
+            pool_connections=self.limits.min_size,
+            pool_maxsize=self.limits.max_size,
+            max_keepalive_connections=self.limits.max_keepalive,
+            keepalive_expiry=self.limits.keepalive_expiry,
+            active=now.active,
+            idle=now.idle,
+            waiting=now.waiting,
+            requests=counts.requests,
+            connections_opened=counts.connections_opened,
+            connections_reused=counts.connections_reused,
+            reuse_rate=counts.reuse_rate,
+            pool_timeouts=counts.pool_timeouts,
+            wait_ms=counts.wait_ms(),
+            endpoints=counts.endpoints(),
+        )
+
+    async def open_minimum(self) -> None:
+        """Opens `min_size` connections at once, within the connect timeout. An Ollama that is down is no error."""
+        await asyncio.gather(*(self._open_one() for _ in range(self.limits.min_size)))
+
+    async def _open_one(self) -> None:
+        trace = RequestTrace()
+        try:
+            async with asyncio.timeout(self.limits.connect_timeout):
+                await self._client.get("/api/version", extensions={"trace": trace})
+        except (TimeoutError, httpx.HTTPError):
+            pass  # the first call that needs a connection tells what is wrong
+        self._statistics.opened_at_start(trace)
+
+
+@asynccontextmanager
+async def open_pool(base_url: str, limits: PoolLimits) -> AsyncIterator[OllamaPool]:
+    """The pool of `base_url` (no trailing slash), its minimum of connections open; closed on exit.
+
+    To be opened in the worker, after the fork.
+    """
+    ssl_context = httpx.create_ssl_context()
+    keepalive = limits.effective_keepalive
+    connections = LinearPool(ssl_context, None, limits.max_size, keepalive, limits.keepalive_expiry)
+    for_probes = LinearPool(ssl_context, None, PROBE_CONNECTIONS, 1, limits.keepalive_expiry)
+    # Bytes that flow are the caller's deadline to watch, not httpx's: it knows what it waits for.
+    timeout = httpx.Timeout(None, connect=limits.connect_timeout, pool=limits.timeout)
+    async with (
+        _client(base_url, connections, timeout) as client,
+        _client(base_url, for_probes, timeout) as probes,
+    ):
+        pool = OllamaPool(base_url, limits, connections, client, probes)
+        await pool.open_minimum()
+        yield pool
+
+
+def _client(base_url: str, connections: LinearPool, timeout: httpx.Timeout) -> httpx.AsyncClient:
+    # trust_env would let HTTP_PROXY lead these calls around the pool.
+    return httpx.AsyncClient(
+        base_url=base_url, headers=_HEADERS, transport=_Transport(connections), timeout=timeout, trust_env=False
+    )
+
+
+class _Transport(httpx.AsyncHTTPTransport):
+    """httpx's own transport (it translates httpcore's exceptions) over our connections."""
+
+    def __init__(self, connections: LinearPool) -> None:
+        super().__init__(verify=connections._ssl_context or False, trust_env=False)
+        self._pool = connections
