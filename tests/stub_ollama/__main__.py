@@ -1,0 +1,35 @@
+"""`python -m tests.stub_ollama --port N`: prints its two addresses as one line of JSON, and runs until it is ended."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import sys
+
+from tests.stub_ollama.server import running_stub
+
+
+async def serve(port: int, until_stdin_closes: bool) -> None:
+    """Runs the stub."""
+    async with running_stub(port) as stub:
+        print(json.dumps({"base_url": stub.base_url, "control_url": stub.control_url}), flush=True)
+        if until_stdin_closes:
+            await asyncio.to_thread(sys.stdin.read)
+        else:
+            await asyncio.Event().wait()
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.stub_ollama", description="A controllable stub of Ollama.")
+    parser.add_argument("--port", type=int, default=0, help="of the loopback; 0 for any free one")
+    parser.add_argument("--until-stdin-closes", action="store_true", help="end when standard input does")
+    given = parser.parse_args()
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(serve(given.port, given.until_stdin_closes))
+
+
+if __name__ == "__main__":
+    main()

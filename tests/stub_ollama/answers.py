@@ -1,0 +1,97 @@
+"""What the stub answers, by rule: the same request, the same answer."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import random
+import re
+import time
+from typing import Any
+
+from tests.stub_ollama.behaviour import Behaviour
+
+MODELS = ("llama3.2:latest", "nomic-embed-text:latest")
+DISK_SIZE = 1_000_000
+
+
+def words(text: str) -> list[str]:
+    """Tokens: words with the blank before them."""
+    return re.findall(r"\s*\S+", text) or [""]
+
+
+def chat_tokens(request: dict[str, Any], behaviour: Behaviour) -> list[str]:
+    """The answer given, else the last user message (or the prompt) after "echo: "."""
+    if behaviour.answer is not None:
+        return words(behaviour.answer)
+    turns = [turn["content"] for turn in request.get("messages", []) if turn["role"] == "user"]
+    return words(f"echo: {turns[-1] if turns else request.get('prompt', '')}")
+
+
+def token_line(path: str, model: str, text: str) -> dict[str, Any]:
+    """One line of a stream."""
+    piece = {"message": {"role": "assistant", "content": text}} if path == "/api/chat" else {"response": text}
+    return {"model": model, "created_at": "2026-01-01T00:00:00Z", **piece, "done": False}
+
+
+def last_line(path: str, model: str, request: dict[str, Any], tokens: int, behaviour: Behaviour) -> dict[str, Any]:
+    """The final line, with counts and durations in nanoseconds; zeros omitted, as Ollama does."""
+    prompt = sum(len(turn["content"].split()) for turn in request.get("messages", []))
+    figures = {
+        "total_duration": int((0.2 + behaviour.load_duration) * 1e9),
+        "load_duration": int(behaviour.load_duration * 1e9),
+        "prompt_eval_count": prompt,
+        "prompt_eval_duration": 50_000_000,
+        "eval_count": tokens,
+        "eval_duration": 150_000_000,
+    }
+    line = {**token_line(path, model, ""), "done": True, "done_reason": "stop"}
+    return {**line, **{name: value for name, value in figures.items() if value}}
+
+
+def embed_answer(request: dict[str, Any], behaviour: Behaviour) -> dict[str, Any]:
+    """The answer of /api/embed."""
+    given = request["input"]
+    texts = [given] if isinstance(given, str) else given
+    vectors = [vector(text, behaviour.dimension, behaviour.scale) for text in texts]
+    return {"model": request["model"], "embeddings": vectors, "total_duration": 1_000_000}
+
+
+def vector(text: str, dimension: int, scale: float = 1.0) -> list[float]:
+    """A vector of length `scale`; texts that share words are near each other, whatever their order and case."""
+    parts = [_word_vector(word, dimension) for word in re.findall(r"\w+", text.casefold()) or [""]]
+    summed = [math.fsum(column) for column in zip(*parts, strict=True)]
+    length = math.sqrt(math.fsum(value * value for value in summed))
+    return [scale * value / length for value in summed]
+
+
+def _word_vector(word: str, dimension: int) -> list[float]:
+    source = random.Random(hashlib.sha256(word.encode()).digest())
+    return [source.gauss(0, 1) for _ in range(dimension)]
+
+
+def tags_answer(behaviour: Behaviour) -> dict[str, Any]:
+    """The answer of /api/tags: `MODELS`."""
+    rows = [{"name": name, "model": name, "size": DISK_SIZE, "digest": behaviour.digest} for name in MODELS]
+    return {"models": rows}
+
+
+_moments = itertools.count()
+
+
+def ps_answer(behaviour: Behaviour) -> dict[str, Any]:
+    """The answer of /api/ps. A model that is loading expires later each time it is listed."""
+    if behaviour.resident == "no":
+        return {"models": []}
+    expires = "2026-01-01T00:05:00Z"
+    if behaviour.resident == "loading":
+        expires = f"{time.strftime('%Y-%m-%dT%H:%M:%S')}.{next(_moments):09d}Z"
+    rows = tags_answer(behaviour)["models"]
+    return {"models": [{**row, "expires_at": expires, "size_vram": 0} for row in rows]}
+
+
+def encoded(answer: dict[str, Any]) -> bytes:
+    """JSON as the wire has it."""
+    return json.dumps(answer).encode()

@@ -1,0 +1,96 @@
+"""One connection of the stub, from the bytes up: so that it can break at any of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from tests.stub_ollama.answers import encoded
+
+
+@dataclass(frozen=True, slots=True)
+class StubRequest:
+    """A request as the stub read it; `body` is its JSON, {} where there is none."""
+
+    method: str
+    path: str
+    body: dict[str, Any]
+
+
+Handler = Callable[[StubRequest, "Connection"], Awaitable[None]]
+
+
+class Connection(asyncio.Protocol):
+    """HTTP/1.1 with keep-alive, no pipelining. A client that leaves cancels the handler of its request."""
+
+    def __init__(self, handler: Handler, open_connections: set[Connection]) -> None:
+        self._handler = handler
+        self._open = open_connections
+        self._received = b""
+        self._task: asyncio.Task[None] | None = None
+        self._transport: asyncio.Transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._open.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._open.discard(self)
+        if self._task is not None:
+            self._task.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        head, separator, rest = self._received.partition(b"\r\n\r\n")
+        if not separator:
+            return
+        first, *lines = head.decode("latin-1").split("\r\n")
+        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        length = int(headers.get("content-length", "0"))
+        if len(rest) < length:
+            return
+        self._received = rest[length:]
+        method, path, _ = first.split(" ")
+        request = StubRequest(method, path.partition("?")[0], json.loads(rest[:length] or b"{}"))
+        self._task = asyncio.get_running_loop().create_task(self._handle(request))
+
+    async def _handle(self, request: StubRequest) -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._handler(request, self)
+
+    def answer(self, answer: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None) -> None:
+        """A whole answer with its length."""
+        body = encoded(answer)
+        self._head(status, {"Content-Length": str(len(body)), **(headers or {})}, "application/json")
+        self._transport.write(body)
+
+    def begin_stream(self) -> None:
+        """The head of a chunked answer."""
+        self._head(200, {"Transfer-Encoding": "chunked"}, "application/x-ndjson")
+
+    def line(self, text: bytes) -> None:
+        """One line as one chunk."""
+        self._transport.write(b"%x\r\n%s\n\r\n" % (len(text) + 1, text))
+
+    def end_stream(self) -> None:
+        """The last chunk."""
+        self._transport.write(b"0\r\n\r\n")
+
+    def close(self) -> None:
+        """Closes after what is written has gone."""
+        self._transport.close()
+
+    def abort(self) -> None:
+        """Breaks the connection at once."""
+        self._transport.abort()
+
+    def _head(self, status: int, headers: dict[str, str], kind: str) -> None:
+        lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", f"Content-Type: {kind}"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        self._transport.write("\r\n".join([*lines, "", ""]).encode("latin-1"))

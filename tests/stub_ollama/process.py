@@ -1,0 +1,55 @@
+"""The stub as a process of its own, for tests of several processes; its wishes travel over HTTP."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class StubProcess:
+    """Made by `stub_process`. Its methods return when the stub has obeyed."""
+
+    def __init__(self, base_url: str, control_url: str) -> None:
+        self.base_url = base_url
+        self.control_url = control_url
+
+    def behaviour(self, mode: str = "ok", **fields: Any) -> None:
+        """As `StubOllama.behaviour`, "refuse" included; the fields are those of `Behaviour`."""
+        self._ask("/stub/behaviour", {"mode": mode, **fields})
+
+    def break_connections(self) -> None:
+        """Closes every open connection at once; the listener stays."""
+        self._ask("/stub/break", {})
+
+    @property
+    def stats(self) -> dict[str, Any]:
+        """As `StubOllama.stats`."""
+        return self._ask("/stub/stats", None)
+
+    def _ask(self, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
+        data = None if body is None else json.dumps(body).encode()
+        with urlopen(Request(self.control_url + path, data), timeout=5) as answer:
+            stats: dict[str, Any] = json.load(answer)
+            return stats
+
+
+@contextmanager
+def stub_process(port: int = 0) -> Iterator[StubProcess]:
+    """Starts it, waits until it listens, ends it. It ends by itself when the test's process dies (its stdin closes)."""
+    command = [sys.executable, "-m", "tests.stub_ollama", "--port", str(port), "--until-stdin-closes"]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            yield StubProcess(**json.loads(process.stdout.readline()))
+        finally:
+            process.stdin.close()
+            process.wait(timeout=10)

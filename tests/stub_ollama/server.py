@@ -1,0 +1,215 @@
+"""The stub itself: a listener for the service under test, and one for the test's own wishes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+from tests.stub_ollama import answers
+from tests.stub_ollama.behaviour import Behaviour
+from tests.stub_ollama.connection import Connection, StubRequest
+
+MODEL_CALLS = {"/api/chat", "/api/generate", "/api/embed"}
+VERSION = "0.0.0-stub"
+
+
+class StubOllama:
+    """Made by `running_stub`."""
+
+    def __init__(self) -> None:
+        self._behaviour = Behaviour()
+        self._connections: set[Connection] = set()
+        self._server: asyncio.Server | None = None
+        self._control: asyncio.Server | None = None
+        self._requests: Counter[str] = Counter()
+        self._figures: Counter[str] = Counter()
+        self.port = 0
+        self.last_bodies: dict[str, dict[str, Any]] = {}
+        """By path, the last request's JSON."""
+
+    @property
+    def base_url(self) -> str:
+        """Where the stub is an Ollama."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def control_url(self) -> str:
+        """Where it takes wishes whatever it does at `base_url`."""
+        assert self._control is not None
+        return f"http://127.0.0.1:{self._control.sockets[0].getsockname()[1]}"
+
+    @property
+    def stats(self) -> dict[str, Any]:
+        """Counts since the start: requests by path, generations in flight, finished and left, connections."""
+        names = ("in_flight", "max_in_flight", "finished", "cancelled", "connections_accepted")
+        figures = {name: self._figures[name] for name in names}
+        return {"requests": dict(self._requests), "connections_open": len(self._connections), **figures}
+
+    def behaviour(self, mode: str = "ok", **fields: Any) -> None:
+        """Sets what is done from now on; the fields are those of `Behaviour`. Not for "refuse": see `refuse`."""
+        self._behaviour = Behaviour(mode, **fields)
+
+    async def refuse(self) -> None:
+        """Stops listening and breaks every connection, as an Ollama that was killed."""
+        if self._server is not None:
+            server, self._server = self._server, None
+            server.close()
+            self.break_connections()
+
+    async def listen(self) -> None:
+        """Listens (again) on the same port; no-op while it does."""
+        if self._server is None:
+            self._server = await self._listener(self.port)
+            self.port = self._server.sockets[0].getsockname()[1]
+
+    def break_connections(self) -> None:
+        """Closes every open connection at once; the listener stays."""
+        for connection in list(self._connections):
+            connection.abort()
+
+    async def start(self, port: int = 0) -> None:
+        """Listens on `port` of the loopback, 0 for any free one."""
+        self.port = port
+        await self.listen()
+        loop = asyncio.get_running_loop()
+        self._control = await loop.create_server(lambda: Connection(self._wish, set()), "127.0.0.1", 0)
+
+    async def stop(self) -> None:
+        """Ends everything."""
+        await self.refuse()
+        if self._control is not None:
+            self._control.close()
+
+    async def _listener(self, port: int) -> asyncio.Server:
+        def accepted() -> Connection:
+            self._figures["connections_accepted"] += 1
+            return Connection(self._serve, self._connections)
+
+        loop = asyncio.get_running_loop()
+        return await loop.create_server(accepted, "127.0.0.1", port, reuse_address=True)
+
+    async def _serve(self, request: StubRequest, connection: Connection) -> None:
+        if request.path.startswith("/stub/"):
+            await self._wish(request, connection)
+            return
+        self._requests[request.path] += 1
+        self.last_bodies[request.path] = request.body
+        behaviour = self._next_behaviour(request.path)
+        if request.path in MODEL_CALLS:
+            await self._counted(request, connection, behaviour)
+        else:
+            await self._answered(request, connection, behaviour)
+
+    async def _wish(self, request: StubRequest, connection: Connection) -> None:
+        if request.path == "/stub/behaviour":
+            wished = Behaviour.from_json(request.body)
+            self._behaviour = wished
+            await (self.refuse() if wished.mode == "refuse" else self.listen())
+        elif request.path == "/stub/break":
+            self.break_connections()
+        connection.answer(self.stats)
+
+    def _next_behaviour(self, path: str) -> Behaviour:
+        wished = self._behaviour
+        meant = {wished.path} if wished.path else MODEL_CALLS
+        if path not in meant:
+            return replace(wished, mode="ok", delay=0.0)
+        if wished.times is not None:
+            self._behaviour = replace(wished, times=wished.times - 1) if wished.times > 1 else Behaviour()
+        return wished
+
+    async def _counted(self, request: StubRequest, connection: Connection, behaviour: Behaviour) -> None:
+        self._figures["in_flight"] += 1
+        self._figures["max_in_flight"] = max(self._figures["max_in_flight"], self._figures["in_flight"])
+        try:
+            await self._answered(request, connection, behaviour)
+            self._figures["finished"] += 1
+        except asyncio.CancelledError:
+            self._figures["cancelled"] += 1
+            raise
+        finally:
+            self._figures["in_flight"] -= 1
+
+    async def _answered(self, request: StubRequest, connection: Connection, behaviour: Behaviour) -> None:
+        await asyncio.sleep(behaviour.delay)
+        if behaviour.mode == "hang":
+            await asyncio.Event().wait()
+        elif behaviour.mode == "close":
+            connection.close()
+        elif behaviour.mode == "status":
+            headers = {"Retry-After": behaviour.retry_after} if behaviour.retry_after is not None else {}
+            connection.answer({"error": behaviour.message}, behaviour.status, headers)
+        elif request.path in {"/api/chat", "/api/generate"}:
+            await self._generated(request, connection, behaviour)
+        else:
+            connection.answer(*_plain(request, behaviour))
+        if behaviour.mode == "close_after":
+            connection.close()
+
+    async def _generated(self, request: StubRequest, connection: Connection, behaviour: Behaviour) -> None:
+        model, path = request.body.get("model", ""), request.path
+        tokens = answers.chat_tokens(request.body, behaviour)
+        last = answers.last_line(path, model, request.body, len(tokens), behaviour)
+        if request.body.get("stream") is False:
+            whole = answers.token_line(path, model, "".join(tokens))
+            connection.answer({**last, **{name: whole[name] for name in ("message", "response") if name in whole}})
+            return
+        connection.begin_stream()
+        for number, token in enumerate(tokens):
+            if number:
+                await asyncio.sleep(behaviour.pace)
+                if behaviour.mode in BREAKS:
+                    break
+            connection.line(answers.encoded(answers.token_line(path, model, token)))
+        if behaviour.mode in BREAKS:
+            await _misbehave(connection, behaviour)
+            return
+        if behaviour.mode != "no_done":
+            connection.line(answers.encoded(last))
+        connection.end_stream()
+
+
+BREAKS = {"hang_between", "cut", "error_line", "bad_json"}
+
+
+async def _misbehave(connection: Connection, behaviour: Behaviour) -> None:
+    """What follows the first token."""
+    if behaviour.mode == "hang_between":
+        await asyncio.Event().wait()
+    elif behaviour.mode == "cut":
+        connection.close()
+    else:
+        error = behaviour.mode == "error_line"
+        connection.line(json.dumps({"error": behaviour.message}).encode() if error else b'{"message": {"content"')
+        connection.end_stream()
+
+
+def _plain(request: StubRequest, behaviour: Behaviour) -> tuple[dict[str, Any], int]:
+    """The answers that are no streams, and their status."""
+    match request.path:
+        case "/api/embed":
+            return answers.embed_answer(request.body, behaviour), 200
+        case "/api/tags":
+            return answers.tags_answer(behaviour), 200
+        case "/api/ps":
+            return answers.ps_answer(behaviour), 200
+        case "/api/version":
+            return {"version": VERSION}, 200
+        case _:
+            return {"error": "not found"}, 404
+
+
+@contextlib.asynccontextmanager
+async def running_stub(port: int = 0) -> AsyncIterator[StubOllama]:
+    """A stub in the running event loop, on `port` (0: any free one)."""
+    stub = StubOllama()
+    await stub.start(port)
+    try:
+        yield stub
+    finally:
+        await stub.stop()
