@@ -27,9 +27,11 @@ from api.observability.log_format import configure_logging
 from api.observability.metrics import Metrics
 from api.observability.query_events import QueryEvents
 from api.observability.worker_facts import WorkerFacts
+from api.ollama.deadlines import Deadlines
 from api.ollama.embedding import OllamaEmbedder
-from api.ollama.generation import Deadlines, OllamaModel
-from api.ollama.pool import OllamaPool, open_pool
+from api.ollama.generation import OllamaModel
+from api.ollama.models import OllamaModels
+from api.ollama.pool import OllamaPool, PoolLimits, open_pool
 from api.ports import Embedder
 from api.query.answer_query import QueryService
 from api.query.guarded_embedder import GuardedEmbedder
@@ -120,7 +122,7 @@ class _Worker:
             pool=facts,
             cache=CacheFigures(gate, index, counters, embedder, self._cache_limits()),
             fleet=registry,
-            reachability=BackendReachability(gate.check, pool.reachable),
+            reachability=BackendReachability(gate.check, OllamaModels(pool).reachable),
             metrics=self._metrics,
         )
 
@@ -163,17 +165,15 @@ class _Worker:
 
     async def _open_pool(self) -> OllamaPool:
         pool, ollama = self._settings.pool, self._settings.ollama
-        return await self._stack.enter_async_context(
-            open_pool(
-                ollama.base_urls[0],
-                min_size=pool.min_size,
-                max_size=pool.max_size,
-                max_keepalive=pool.max_keepalive,
-                keepalive_expiry=pool.keepalive_expiry,
-                pool_timeout=pool.timeout,
-                connect_timeout=ollama.ollama_connect_timeout,
-            )
+        limits = PoolLimits(
+            min_size=pool.min_size,
+            max_size=pool.max_size,
+            max_keepalive=pool.max_keepalive,
+            keepalive_expiry=pool.keepalive_expiry,
+            timeout=pool.timeout,
+            connect_timeout=ollama.ollama_connect_timeout,
         )
+        return await self._stack.enter_async_context(open_pool(ollama.base_urls[0], limits))
 
     def _model(self, pool: OllamaPool) -> OllamaModel:
         ollama = self._settings.ollama
