@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 from redisvl.exceptions import RedisSearchError
 from redisvl.index import AsyncSearchIndex
-from redisvl.query import VectorQuery
+from redisvl.query import CountQuery, VectorQuery
 from redisvl.query.filter import Num, Tag
 
 from api.errors import EmbeddingUnavailable, StoreUnavailable
@@ -76,15 +76,11 @@ class SemanticIndex:
 
     async def count(self, embedder: EmbedderIdentity, now_ms: int) -> int:
         """How many entries are not expired."""
-        name = self._keys.cache_index(embedder.fingerprint)
-        query = f"@expires_ms:[({now_ms} +inf]"
-        reply: Any = await self._gate.run(
-            "index_count",
-            lambda client: client.execute_command(  # type: ignore[no-untyped-call]
-                "FT.SEARCH", name, query, "LIMIT", 0, 0, "DIALECT", 2
-            ),
-        )
-        return int(reply["total_results"] if isinstance(reply, dict) else reply[0])
+        if embedder.fingerprint not in self._indexes:
+            await self.ensure(embedder)
+        index = self._indexes[embedder.fingerprint]
+        query = CountQuery(filter_expression=Num("expires_ms") > now_ms)
+        return int(await self._gate.run("index_count", lambda _: index.query(query)))
 
     async def _ensure_all(self) -> None:
         await self._find_module()
