@@ -1,0 +1,79 @@
+"""The Dockerfile and docker-compose.yml agree with the service. (CI has no Docker: hadolint reads the rest.)"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from api.settings import variable_names
+
+ROOT = Path(__file__).parents[2]
+NOT_THE_SERVICES = {"PATH", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE", "PROMETHEUS_MULTIPROC_DIR"}
+
+
+@pytest.fixture
+def final_stage() -> str:
+    return (ROOT / "Dockerfile").read_text().rpartition("\nFROM ")[2].replace("\\\n", " ")
+
+
+@pytest.fixture
+def services() -> Any:
+    return yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+
+
+def test_the_images_environment_is_the_services(final_stage: str) -> None:
+    [line] = re.findall(r"^ENV (.*)$", final_stage, re.MULTILINE)
+    variables = dict(re.findall(r"(\w+)=(\S+)", line))
+
+    assert set(variables) - NOT_THE_SERVICES <= set(variable_names())
+    assert variables["HOST"] == "0.0.0.0"
+    assert variables["EMBEDDER"] == "onnx"
+    assert variables["PROMETHEUS_MULTIPROC_DIR"].startswith("/tmp/")
+
+
+def test_the_image_runs_as_a_number_that_is_not_root_and_nothing_follows_as_root(final_stage: str) -> None:
+    users = re.findall(r"^USER (\d+):(\d+)$", final_stage, re.MULTILINE)
+
+    assert users == [("10001", "10001")]
+
+
+def test_the_image_installs_from_wheels_and_without_the_embedded_extra() -> None:
+    text = (ROOT / "Dockerfile").read_text()
+
+    assert "--only-binary :all:" in text
+    assert re.findall(r'"\.\[(.*?)\]"', text) == ["onnx"]
+    assert not re.search(r"apt-get|gcc|build-essential", text)
+
+
+def test_only_what_the_image_is_made_of_is_sent_to_the_builder() -> None:
+    text = (ROOT / "Dockerfile").read_text()
+    copied = {name for line in re.findall(r"^COPY (?!--from)(.*) \S+$", text, re.MULTILINE) for name in line.split()}
+    kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+
+    assert copied == kept
+    assert all((ROOT / name).exists() for name in copied)
+
+
+def test_compose_sets_real_settings_and_keeps_the_ports_on_this_machine(services: Any) -> None:
+    ragherd = services["ragherd"]
+
+    assert set(ragherd["environment"]) <= set(variable_names())
+    assert all(port.startswith("127.0.0.1:") for port in ragherd["ports"])
+    assert ragherd["read_only"] is True
+    assert "/tmp" in ragherd["tmpfs"]
+
+
+def test_no_image_of_compose_is_latest(services: Any) -> None:
+    for service in services.values():
+        image = re.sub(r"^\$\{\w+:-(.*)\}$", r"\1", service["image"])
+        assert image.partition(":")[2] not in {"", "latest"}
+
+
+def test_composes_redis_never_evicts_what_has_no_lifetime(services: Any) -> None:
+    command = services["redis"]["command"]
+
+    assert command[command.index("--maxmemory-policy") + 1].startswith("volatile-")
