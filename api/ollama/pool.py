@@ -155,7 +155,7 @@ async def open_pool(base_url: str, limits: PoolLimits) -> AsyncIterator[OllamaPo
 
     To be opened in the worker, after the fork.
     """
-    ssl_context = httpx.create_ssl_context()
+    ssl_context = httpx.create_ssl_context(verify=base_url.startswith("https:"))  # loading the CAs takes 25 ms
     keepalive = limits.effective_keepalive
     connections = LinearPool(ssl_context, None, limits.max_size, keepalive, limits.keepalive_expiry)
     for_probes = LinearPool(ssl_context, None, PROBE_CONNECTIONS, 1, limits.keepalive_expiry)
