@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
+from typing import Any
 
+import httpx
 import pytest
 from redis.asyncio import Redis
 
 from api.embedded.redis_server import EmbeddedRedis, embedded_redis
+from tests.service import Service, make_settings, running_service
+from tests.stub_ollama import StubOllama, running_stub
 
 
 @pytest.fixture(scope="session")
@@ -30,3 +35,22 @@ async def redis(redis_url: str) -> AsyncIterator[Redis]:
     async with Redis.from_url(redis_url) as client:
         await client.flushall()
         yield client
+
+
+@pytest.fixture
+async def stub() -> AsyncIterator[StubOllama]:
+    """A stub of Ollama in the test's own event loop, which answers unless told otherwise."""
+    async with running_stub() as ollama:
+        yield ollama
+
+
+@pytest.fixture
+async def serve(redis: Redis, redis_url: str, stub: StubOllama) -> AsyncIterator[Service]:
+    """Starts the service with the settings given, as often as wanted: each is one more worker of the fleet."""
+    async with AsyncExitStack() as stack:
+
+        async def start(**concerns: Any) -> httpx.AsyncClient:
+            settings = make_settings(redis_url, stub.base_url, **concerns)
+            return await stack.enter_async_context(running_service(settings))
+
+        yield start

@@ -1,0 +1,130 @@
+"""The main job: a question is answered, and its answer is shared. Read this first."""
+
+from __future__ import annotations
+
+import httpx
+from redis.asyncio import Redis
+
+from tests.service import Service, ask
+from tests.stub_ollama import StubOllama
+from tests.waiting import wait_until_async
+
+QUESTION = "How do I reset my password?"
+PARAPHRASE = "My password, how do I reset?"  # the stub embeds words without regard to their order
+
+
+async def test_a_question_is_answered_by_the_language_model(serve: Service) -> None:
+    answered = await ask(await serve(), QUESTION)
+    assert answered["answer"] == f"echo: {QUESTION}"
+    assert answered["cache"]["status"] == "miss"
+    assert answered["sources"] == []
+    assert answered["usage"]["completion_tokens"] > 0
+
+
+async def test_the_same_question_is_an_exact_hit_on_every_worker(serve: Service, stub: StubOllama) -> None:
+    one, other = await serve(), await serve()
+    first = await ask(one, QUESTION)
+    second = await ask(other, "  how do I reset my   PASSWORD ")
+    assert second["cache"]["status"] == "hit"
+    assert second["cache"]["kind"] == "exact"
+    assert second["answer"] == first["answer"]
+    assert second["cache"]["entry"] == first["cache"]["entry"]
+    assert stub.stats["requests"]["/api/chat"] == 1
+
+
+async def test_a_question_that_means_the_same_is_a_semantic_hit_on_every_worker(serve: Service) -> None:
+    one, other = await serve(), await serve()
+    first = await ask(one, QUESTION)
+    second = await ask(other, PARAPHRASE)
+    assert (second["cache"]["status"], second["cache"]["kind"]) == ("hit", "semantic")
+    assert second["cache"]["similarity"] >= 0.92
+    assert second["answer"] == first["answer"]
+
+
+async def test_responses_say_which_worker_and_what_the_cache_did(serve: Service) -> None:
+    client = await serve()
+    missed = await client.post("/query", json={"question": QUESTION}, headers={"X-Request-ID": "mine-1"})
+    assert missed.headers["Cache-Status"] == "ragherd; fwd=miss; stored"
+    assert missed.headers["X-Request-ID"] == missed.json()["request_id"] == "mine-1"
+    hit = await client.post("/query", json={"question": QUESTION})
+    assert hit.headers["Cache-Status"].startswith("ragherd; hit; ttl=3")
+    assert hit.headers["Cache-Status"].endswith("; detail=exact")
+    assert hit.headers["Age"] == "0"
+    workers = (await client.get("/api/workers")).json()["workers"]
+    assert [worker["id"] for worker in workers] == [hit.headers["X-Worker"]]
+
+
+async def test_an_open_breaker_is_open_on_every_worker(serve: Service, stub: StubOllama) -> None:
+    one = await serve(breaker={"failure_threshold": 2})
+    other = await serve(breaker={"failure_threshold": 2})
+    stub.behaviour("status", status=500)
+    for number in range(2):
+        assert (await one.post("/query", json={"question": f"question {number}"})).status_code == 502
+    rejected = await one.post("/query", json={"question": "another"})
+    assert rejected.status_code == 503
+    assert 1 <= int(rejected.headers["Retry-After"]) <= 60
+    assert rejected.headers["Content-Type"] == "application/problem+json"
+    metrics = (await other.get("/api/circuit-breaker/metrics")).json()
+    assert (metrics["state"], metrics["failure_count"], metrics["store"]) == ("OPEN", 2, "shared")
+    assert (await other.post("/query", json={"question": "elsewhere"})).status_code == 503
+
+
+async def test_cached_answers_are_served_while_the_breaker_is_open(serve: Service, stub: StubOllama) -> None:
+    client = await serve(breaker={"failure_threshold": 1})
+    await ask(client, QUESTION)
+    stub.behaviour("status", status=500, path="/api/chat")
+    assert (await client.post("/query", json={"question": "something else"})).status_code == 502
+    assert (await ask(client, QUESTION))["cache"]["status"] == "hit"
+    assert (await ask(client, PARAPHRASE))["cache"]["status"] == "hit"
+
+
+async def test_metrics_are_the_same_from_every_worker(serve: Service) -> None:
+    one, other = await serve(), await serve()
+    await ask(one, QUESTION)
+    await ask(one, QUESTION)
+    await ask(other, PARAPHRASE)
+
+    async def told() -> list[dict[str, object]]:
+        return [(await client.get("/api/semantic-cache/metrics")).json() for client in (other, one)]
+
+    async def counted() -> bool:
+        return all(figures["hits"] == 2 and figures["misses"] == 1 for figures in await told())
+
+    await wait_until_async(counted, timeout=1)  # counters reach Redis within a second
+    for cache in await told():
+        assert (cache["exact_hits"], cache["semantic_hits"], cache["stores"]) == (1, 1, 1)
+        assert cache["hit_rate"] == round(2 / 3, 6)
+        assert (cache["cache_size"], cache["max_cache_size"], cache["enabled"]) == (1, 1000, True)
+
+
+async def test_operators_read_plain_redis(serve: Service, redis: Redis) -> None:
+    client = await serve()
+    entry = (await ask(client, QUESTION))["cache"]["entry"]
+    stored = {k.decode(): v for k, v in (await redis.hgetall(entry)).items()}  # type: ignore[misc]
+    assert stored["question"].decode() == QUESTION
+    assert stored["answer"].decode() == f"echo: {QUESTION}"
+    assert int(stored["expires_ms"]) - int(stored["created_ms"]) == 3_600_000
+    await client.get("/api/circuit-breaker/metrics")
+    assert await redis.hget("rag:cb:{ollama}", "state") == b"CLOSED"  # type: ignore[misc]
+
+
+async def test_health_says_what_can_be_used(serve: Service, stub: StubOllama) -> None:
+    client = await serve()
+    health = (await client.get("/health")).json()
+    assert (health["status"], health["database"], health["ollama"]) == ("healthy", True, True)
+    assert (await client.get("/health/live")).status_code == 200
+    assert (await client.get("/health/ready")).status_code == 200
+
+
+async def test_prometheus_metrics_are_served(serve: Service) -> None:
+    client = await serve()
+    await ask(client, QUESTION)
+    text = (await client.get("/metrics")).text
+    assert 'ragherd_queries_total{kind="none",status="miss"} 1.0' in text
+
+
+async def test_the_api_describes_itself(serve: Service) -> None:
+    client: httpx.AsyncClient = await serve()
+    paths = (await client.get("/openapi.json")).json()["paths"]
+    assert "/query" in paths
+    assert (await client.get("/docs")).status_code == 200

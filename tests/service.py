@@ -1,0 +1,81 @@
+"""The service itself, in the test's own event loop on a free port, and settings for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Protocol
+
+import httpx
+import uvicorn
+
+from api.app import create_app
+from api.settings import (
+    AccessSettings,
+    BreakerSettings,
+    CacheSettings,
+    EmbedderSettings,
+    OllamaSettings,
+    PoolSettings,
+    RedisSettings,
+    ServerSettings,
+    Settings,
+)
+
+CONCERNS: Mapping[str, Any] = {
+    "server": ServerSettings,
+    "access": AccessSettings,
+    "redis": RedisSettings,
+    "ollama": OllamaSettings,
+    "embedder": EmbedderSettings,
+    "pool": PoolSettings,
+    "breaker": BreakerSettings,
+    "cache": CacheSettings,
+}
+
+
+def make_settings(redis_url: str, ollama_url: str, **concerns: Mapping[str, Any]) -> Settings:
+    """Settings for tests: model and embeddings of the stub, and what `concerns` change."""
+    values: dict[str, dict[str, Any]] = {
+        "redis": {"url": redis_url},
+        "ollama": {"ollama_base_url": ollama_url, "llm_model": "llama3.2"},
+        "embedder": {"embedder": "ollama", "embed_model": "nomic-embed-text"},
+        "pool": {"min_size": 1},
+    }
+    for concern, changes in concerns.items():
+        values.setdefault(concern, {}).update(changes)
+    return Settings(**{name: made(_env_file=None, **values.get(name, {})) for name, made in CONCERNS.items()})
+
+
+class Service(Protocol):
+    """Starts a worker with the settings given by concern."""
+
+    async def __call__(self, **concerns: Mapping[str, Any]) -> httpx.AsyncClient: ...
+
+
+@asynccontextmanager
+async def running_service(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
+    """The service on a free port, and a client of it. Several may run at once: each is a worker of the fleet."""
+    config = uvicorn.Config(create_app(settings), port=0, log_config=None, lifespan="on", ws="none")
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server.serve(), name="service")
+    try:
+        while not server.started:
+            assert not serving.done(), "the service did not start"
+            await asyncio.sleep(0.01)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+            yield client
+    finally:
+        server.should_exit = True
+        await serving
+
+
+async def ask(
+    client: httpx.AsyncClient, question: str, *, headers: Mapping[str, str] | None = None, **more: Any
+) -> Any:
+    """The JSON of an answered question; the test fails unless it was answered."""
+    response = await client.post("/query", json={"question": question, **more}, headers=headers)
+    assert response.status_code == 200, response.text
+    return response.json()
