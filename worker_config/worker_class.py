@@ -75,6 +75,8 @@ class DrainingServer(Server):
     def _give_up_starting(self) -> None:
         """Nobody is served yet: nothing is to be waited for."""
         self.should_exit = True
+        self._log.info("Leaving before the start is complete")
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it calls the cancelled lifespan an error
         if self._serving is not None:
             self._serving.cancel()
 
