@@ -171,15 +171,13 @@ async def open_pool(base_url: str, limits: PoolLimits) -> AsyncIterator[OllamaPo
 
 
 def _client(base_url: str, connections: LinearPool, timeout: httpx.Timeout) -> httpx.AsyncClient:
-    # trust_env would let HTTP_PROXY lead these calls around the pool.
-    return httpx.AsyncClient(
-        base_url=base_url, headers=_HEADERS, transport=_Transport(connections), timeout=timeout, trust_env=False
-    )
+    # With a transport of its own the client takes no proxy from the environment: none leads around the pool.
+    return httpx.AsyncClient(base_url=base_url, headers=_HEADERS, transport=_Transport(connections), timeout=timeout)
 
 
 class _Transport(httpx.AsyncHTTPTransport):
     """httpx's own transport (it translates httpcore's exceptions) over our connections."""
 
     def __init__(self, connections: LinearPool) -> None:
-        super().__init__(verify=connections._ssl_context or False, trust_env=False)
+        super().__init__(verify=connections._ssl_context or False)
         self._pool = connections

@@ -133,7 +133,7 @@ async def test_a_model_being_loaded_is_waited_for(model: OllamaModel, stub: Stub
 
 async def test_residency_is_learned_though_every_connection_is_taken(pool: OllamaPool, stub: StubOllama) -> None:
     stub.behaviour("hang", resident="no")
-    model = OllamaModel(pool, SHORT)
+    model = OllamaModel(pool, replace(SHORT, cold_first_token=SHORT.first_token + 2 * pool.limits.timeout))
     faults = await asyncio.gather(*(fault_of(model) for _ in range(pool.limits.max_size)))
     assert set(faults) == {Fault.COLD_START_TIMEOUT}
 

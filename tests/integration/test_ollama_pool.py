@@ -149,6 +149,8 @@ async def test_an_ollama_that_does_not_answer_is_not_reachable(stub: StubOllama,
 async def test_a_proxy_of_the_environment_does_not_lead_around_the_pool(
     stub: StubOllama, monkeypatch: pytest.MonkeyPatch, proxy: str
 ) -> None:
+    for name in ("NO_PROXY", "no_proxy", "http_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(proxy, "http://127.0.0.1:9")
     async with open_pool(stub.base_url, PoolLimits(min_size=1)) as pool:
         await answered(pool)
