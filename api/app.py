@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 
 from api import __version__, wiring
 from api.endpoints import breaker, error_responses, health, query, reports
+from api.endpoints.body_limit import BodyLimit
 from api.endpoints.request_context import RequestContext
 from api.observability.http_middleware import HttpMetrics
 from api.observability.metrics import Metrics
@@ -25,12 +26,12 @@ def create_app(settings: Settings) -> FastAPI:
         title="Ragherd",
         version=__version__,
         summary="A RAG query service in front of Ollama whose workers share one memory in Redis.",
-        max_body_size=settings.server.max_body_bytes,
         lifespan=wiring.lifespan(settings, worker, metrics),
     )
     for endpoints in (query, health, breaker, reports):
         app.include_router(endpoints.router)
     error_responses.install(app)
+    app.add_middleware(BodyLimit, limit=settings.server.max_body_bytes)
     app.add_middleware(RequestContext, worker=worker)
     app.add_middleware(HttpMetrics, metrics=metrics)
     return app

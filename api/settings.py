@@ -177,8 +177,7 @@ class Settings(BaseModel):
 def load_settings(env_file: str | None = ".env") -> Settings:
     """Reads the environment over `env_file`. Raises `SettingsError`: one line that names the variable."""
     concerns: dict[str, _Concern] = {}
-    for name, info in Settings.model_fields.items():
-        concern: type[_Concern] = info.annotation  # type: ignore[assignment]
+    for name, concern in _concerns().items():
         try:
             concerns[name] = concern(_env_file=env_file)
         except ValidationError as error:
@@ -190,12 +189,13 @@ def load_settings(env_file: str | None = ".env") -> Settings:
 
 def variable_names() -> list[str]:
     """Every environment variable that the service reads, in the order of the settings classes."""
-    return [
-        _variable(concern, field)
-        for info in Settings.model_fields.values()
-        if (concern := info.annotation) is not None
-        for field in concern.model_fields
-    ]
+    return [_variable(concern, field) for concern in _concerns().values() for field in concern.model_fields]
+
+
+def _concerns() -> dict[str, type[_Concern]]:
+    """The settings classes by their name in `Settings`."""
+    annotations = {name: info.annotation for name, info in Settings.model_fields.items()}
+    return {name: kind for name, kind in annotations.items() if isinstance(kind, type) and issubclass(kind, _Concern)}
 
 
 def _variable(concern: type[_Concern], field: str) -> str:

@@ -26,6 +26,7 @@ from api.observability.breaker_metrics import BreakerMetrics
 from api.observability.log_format import configure_logging
 from api.observability.metrics import Metrics
 from api.observability.query_events import QueryEvents
+from api.observability.redis_events import RedisEvents
 from api.observability.worker_facts import WorkerFacts
 from api.ollama.deadlines import Deadlines
 from api.ollama.embedding import OllamaEmbedder
@@ -130,11 +131,7 @@ class _Worker:
 
     async def _open_gate(self) -> RedisGate:
         client = await self._stack.enter_async_context(short_commands(self._address))
-        return RedisGate(client, self._address.max_connections, self._redis_failed)
-
-    def _redis_failed(self, operation: str, error: BaseException) -> None:
-        self._metrics.redis_failed(operation)
-        self._log.warning("redis_failed", operation=operation, error=str(error) or type(error).__name__)
+        return RedisGate(client, self._address.max_connections, RedisEvents(self._metrics))
 
     def _no_search_module(self) -> None:
         self._log.error(

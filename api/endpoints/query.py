@@ -27,9 +27,9 @@ def _encodable(text: str) -> str:
     return text
 
 
-Text = Annotated[str, AfterValidator(_encodable)]
-Name = Annotated[Text, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
-Question = Annotated[Text, StringConstraints(strip_whitespace=True, min_length=1, max_length=8000)]
+IsText = AfterValidator(_encodable)
+Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200), IsText]
+Question = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=8000), IsText]
 
 
 class _Body(BaseModel):
@@ -48,14 +48,14 @@ class Options(_Body):
     repeat_penalty: Annotated[float, Field(ge=0, le=10)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    stop: Annotated[list[Text], Field(max_length=16)] | None = None
+    stop: Annotated[list[Annotated[str, IsText]], Field(max_length=16)] | None = None
 
 
 class Turn(_Body):
     """An earlier turn of the conversation."""
 
     role: Literal["user", "assistant"]
-    content: Annotated[Text, StringConstraints(min_length=1, max_length=32_000)]
+    content: Annotated[str, StringConstraints(min_length=1, max_length=32_000), IsText]
 
 
 class QueryIn(_Body):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, Final
 
 from fastapi import APIRouter, Request
@@ -44,7 +45,8 @@ async def workers(request: Request) -> dict[str, Any]:
 @router.get("/metrics", summary="Prometheus", response_class=Response)
 async def prometheus(request: Request) -> Response:
     """Every process of this replica together. METRICS_PORT serves the same from a process of its own."""
-    body, content_type = worker_state(request).metrics.exposition(request.headers.get("accept", ""))
+    state, accept = worker_state(request), request.headers.get("accept", "")
+    body, content_type = await asyncio.to_thread(state.metrics.exposition, accept)
     return Response(body, headers={"Content-Type": content_type})
 
 

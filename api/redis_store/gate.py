@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Final, TypeVar
 
 from redis.asyncio import Redis
@@ -23,16 +24,28 @@ WATCH_SECONDS: Final = 0.5
 LOST = (RedisConnectionError, RedisTimeoutError, BusyLoadingError, ReadOnlyError, OSError, TimeoutError)
 
 
+class GateEvents:
+    """What happens at the gate; a subclass counts and logs."""
+
+    def failed(self, operation: str, error: BaseException) -> None:
+        """An operation failed."""
+
+    def lost(self, operation: str, error: BaseException) -> None:
+        """Redis was up, and this operation found that it is not."""
+
+    def found(self) -> None:
+        """Redis is up (again)."""
+
+
 class RedisGate:
     """Runs commands on a client while Redis is up, and says `StoreUnavailable` when it is not."""
 
-    def __init__(
-        self, client: Redis, max_concurrency: int, on_error: Callable[[str, BaseException], None] | None = None
-    ) -> None:
+    def __init__(self, client: Redis, max_concurrency: int, events: GateEvents | None = None) -> None:
         self.client = client
         self.is_up = False
+        self._events = events or GateEvents()
         self._slots = asyncio.Semaphore(max_concurrency)
-        self._on_error = on_error or (lambda operation, error: None)
+        self._lost = asyncio.Event()
         self._on_recovery: list[Callable[[], Awaitable[None]]] = []
 
     def on_recovery(self, action: Callable[[], Awaitable[None]]) -> None:
@@ -52,11 +65,14 @@ class RedisGate:
         try:
             return await command(self.client)
         except LOST as error:
+            if self.is_up:
+                self._events.lost(operation, error)
             self.is_up = False
-            self._on_error(operation, error)
+            self._lost.set()
+            self._events.failed(operation, error)
             raise StoreUnavailable(str(error) or type(error).__name__) from error
         except RedisError as error:
-            self._on_error(operation, error)
+            self._events.failed(operation, error)
             raise StoreUnavailable(str(error)) from error
 
     async def check(self) -> bool:
@@ -73,9 +89,14 @@ class RedisGate:
         for action in self._on_recovery:
             await action()
         self.is_up = True
+        self._events.found()
 
     async def watch(self) -> None:
-        """Checks for ever, jittered. A task of the worker's."""
+        """Checks for ever, jittered, and at once after a fault: one slow reply is not a lost Redis. A worker's task."""
         while True:
-            await asyncio.sleep(WATCH_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
             await self.check()
+            was_up = self.is_up
+            self._lost.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(WATCH_SECONDS * random.uniform(0.5, 1.5)):  # noqa: S311 - jitter
+                    await (self._lost.wait() if was_up else asyncio.Future[None]())

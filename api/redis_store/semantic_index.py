@@ -5,9 +5,9 @@ A FLAT index over the hashes themselves: an entry written by any worker is found
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
@@ -22,6 +22,7 @@ from api.ports import Embedder
 from api.redis_store.gate import RedisGate
 from api.redis_store.keys import Keys
 
+T = TypeVar("T")
 DISTANCE: Final = "vector_distance"
 
 
@@ -62,7 +63,7 @@ class SemanticIndex:
             num_results=1,
         )
         try:
-            found = await self._gate.run("semantic_lookup", lambda _: index.query(query))
+            found = await self._gate.run("semantic_lookup", lambda _: _unwrapped(index.query(query)))
         except StoreUnavailable:
             if not self._gate.is_up:
                 raise
@@ -80,7 +81,7 @@ class SemanticIndex:
             await self.ensure(embedder)
         index = self._indexes[embedder.fingerprint]
         query = CountQuery(filter_expression=Num("expires_ms") > now_ms)
-        return int(await self._gate.run("index_count", lambda _: index.query(query)))
+        return int(await self._gate.run("index_count", lambda _: _unwrapped(index.query(query))))
 
     async def _ensure_all(self) -> None:
         await self._find_module()
@@ -106,8 +107,20 @@ class SemanticIndex:
             await index.create(overwrite=False)
         except RedisSearchError as error:
             if "already exists" not in str(error).lower():
-                raise ResponseError(str(error)) from error
+                raise (
+                    error.__cause__ if isinstance(error.__cause__, RedisError) else ResponseError(str(error))
+                ) from None
         self._indexes[embedder.fingerprint] = index
+
+
+async def _unwrapped(called: Awaitable[T]) -> T:
+    """redisvl wraps Redis's faults in its own: unwrapped again, so that the gate can tell a lost Redis."""
+    try:
+        return await called
+    except RedisSearchError as error:
+        if isinstance(error.__cause__, RedisError):
+            raise error.__cause__ from None
+        raise ResponseError(str(error)) from error
 
 
 def _schema(keys: Keys, embedder: EmbedderIdentity) -> dict[str, Any]:

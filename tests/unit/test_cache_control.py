@@ -1,0 +1,29 @@
+"""`Cache-Control` as callers write it."""
+
+from __future__ import annotations
+
+import pytest
+
+from api.query.cache_control import CacheControl, parse
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        ("", CacheControl()),
+        ("no-cache", CacheControl(no_cache=True)),
+        ("No-Store, max-age=0", CacheControl(no_store=True, max_age=0)),
+        ('only-if-cached ,max-age="60"', CacheControl(only_if_cached=True, max_age=60)),
+        ("max-age=-1", CacheControl()),
+        ("max-age=soon, max-stale", CacheControl()),
+        (",,", CacheControl()),
+    ],
+)
+def test_it_is_read_as_the_rfc_has_it(header: str, expected: CacheControl) -> None:
+    assert parse(header) == expected
+
+
+def test_what_may_be_read() -> None:
+    assert parse("max-age=5").reads
+    assert not parse("no-cache").reads
+    assert not parse("no-store").reads

@@ -1,0 +1,88 @@
+"""Imports point one way. Whoever needs an arrow that is not here moves the code, not the arrow."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+# A room may import itself and those named. `api` alone is its version.
+ALLOWED: dict[str, set[str]] = {
+    "api.faults": set(),
+    "api.model": set(),
+    "api.errors": {"api.faults"},
+    "api.settings": {"api.errors"},
+    "api.ports": {"api.model"},
+    "api.background": set(),
+    "api.reachability": set(),
+    "api.breaker": {"api.errors", "api.faults", "api.model"},
+    "api.query": {"api.ports", "api.model", "api.errors", "api.faults"},
+    "api.embedders": {"api.ports", "api.model", "api.errors"},
+    "api.ollama": {"api.ports", "api.model", "api.errors", "api.faults"},
+    "api.redis_store": {"api.ports", "api.model", "api.errors", "api.breaker"},
+    "api.observability": {
+        "api",
+        "api.model",
+        "api.errors",
+        "api.faults",
+        "api.breaker",
+        "api.query",
+        "api.redis_store",
+    },
+    "api.endpoints": {"api.query", "api.breaker", "api.ports", "api.model", "api.errors", "api.faults"},
+    "api.embedded": {"api.embedders", "api.ports", "api.model", "api.settings", "api.errors", "worker_config"},
+    "api.cli": {"api.embedded", "api.settings", "api.errors", "api"},
+    "api.wiring": {"*"},
+    "api.app": {"api.wiring", "api.endpoints", "api.observability", "api.settings", "api"},
+    "api.asgi": {"api.app", "api.settings"},
+    "worker_config": {"api.settings", "api.errors", "api.observability"},
+}
+NEVER = {"api.wiring": {"api.app", "api.asgi", "api.cli", "api.embedded"}}
+
+
+def room_of(module: str) -> str:
+    """`api.query.prompt` lives in `api.query`; modules right under `api` are rooms of their own."""
+    parts = module.split(".")
+    return parts[0] if parts[0] == "worker_config" else ".".join(parts[:2])
+
+
+def imports_of(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path}: relative import"
+            found |= {f"{node.module}.{alias.name}" if node.module == "api" else node.module for alias in node.names}
+    return {name for name in found if name.split(".")[0] in {"api", "worker_config"}}
+
+
+def rooms(module: str) -> str:
+    """`from api import __version__` imports the bare package."""
+    return "api" if module == "api.__version__" else room_of(module)
+
+
+def test_imports_point_one_way() -> None:
+    wrong: list[str] = []
+    files = [path for top in ("api", "worker_config") for path in (ROOT / top).rglob("*.py")]
+    assert len(files) > 80
+    for path in files:
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        if module == "api.__init__":
+            continue
+        room = room_of(module)
+        for imported in imports_of(path):
+            target = rooms(imported)
+            allowed = ALLOWED[room]
+            if target != room and ("*" not in allowed or target in NEVER[room]) and target not in allowed:
+                wrong.append(f"{module} imports {imported}")
+    assert not wrong, "\n".join(sorted(wrong))
+
+
+def test_only_wiring_names_adapters_and_only_app_and_wiring_read_settings() -> None:
+    adapters = {"api.redis_store", "api.ollama", "api.embedders"}
+    for room in ("api.query", "api.endpoints", "api.breaker", "api.app"):
+        assert not adapters & ALLOWED[room]
+    readers = {room for room, allowed in ALLOWED.items() if "api.settings" in allowed or "*" in allowed}
+    assert readers == {"api.wiring", "api.app", "api.asgi", "api.embedded", "api.cli", "worker_config"}

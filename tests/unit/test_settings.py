@@ -1,0 +1,82 @@
+"""A bad value stops the start with one line that names the variable."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from api.errors import SettingsError
+from api.settings import Settings, load_settings, variable_names
+
+
+@pytest.fixture(autouse=True)
+def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in variable_names():
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("CIRCUIT_BREAKER_TIMEOUT", "soon"),
+        ("CIRCUIT_BREAKER_TIMEOUT", "-1"),
+        ("CIRCUIT_BREAKER_TIMEOUT", "inf"),
+        ("CIRCUIT_BREAKER_FAILURE_THRESHOLD", "0"),
+        ("CIRCUIT_BREAKER_FAILURE_RATE_THRESHOLD", "101"),
+        ("CIRCUIT_BREAKER_ENABLED", "perhaps"),
+        ("SEMANTIC_CACHE_SIMILARITY_THRESHOLD", "1.5"),
+        ("SEMANTIC_CACHE_MAX_SIZE", "many"),
+        ("PORT", "99999"),
+        ("WORKERS", "0"),
+        ("EMBEDDER", "magic"),
+        ("EMBED_MODEL_PATH", "/nowhere/at/all"),
+        ("REDIS_URL", "http://redis"),
+        ("REDIS_URL", "redis://h:6379/3"),
+        ("REDIS_PREFIX", "a b"),
+        ("OLLAMA_BASE_URL", "localhost:11434"),
+        ("OLLAMA_BASE_URL", ","),
+        ("API_KEYS", "no-tenant"),
+        ("API_KEYS", "a=k,b=k"),
+        ("CONNECTION_POOL_MIN_SIZE", "99"),
+        ("LOG_LEVEL", "loud"),
+    ],
+)
+def test_one_line_names_the_variable(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as caught:
+        load_settings(None)
+    line = str(caught.value)
+    assert line.startswith(f"{name}: ")
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize("name", ["API_KEYS", "REDIS_URL"])
+def test_secrets_are_not_repeated(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "s3cret://user:s3cret@host")
+    with pytest.raises(SettingsError) as caught:
+        load_settings(None)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_a_file_is_read_and_the_environment_wins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    file.write_text("PORT=9001\nLLM_MODEL=from-file\nUNKNOWN=1\n")
+    monkeypatch.setenv("PORT", "9002")
+    settings = load_settings(str(file))
+    assert (settings.server.port, settings.ollama.llm_model) == (9002, "from-file")
+
+
+def test_an_empty_value_is_none_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PORT", "")
+    assert load_settings(None).server.port == 8001
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Settings().cache.ttl = 1  # type: ignore[misc]
+
+
+def test_keys_become_tenants(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("API_KEYS", "acme=k1, globex = k2,")
+    assert load_settings(None).access.tenants_by_key() == {"k1": "acme", "k2": "globex"}
