@@ -191,18 +191,6 @@ async def test_nothing_is_retried_after_the_first_byte(model: OllamaModel, stub:
     assert stub.stats["requests"]["/api/chat"] == 1
 
 
-async def test_retries_have_a_budget(model: OllamaModel, stub: StubOllama) -> None:
-    stub.behaviour("status", status=500)
-    await asyncio.gather(*(fault_of_one(model) for _ in range(40)))
-    assert 40 < stub.stats["requests"]["/api/chat"] <= 40 * 1.2 + 10
-
-
-async def fault_of_one(model: OllamaModel) -> None:
-    """One of many: the pool of two may be full for some of them."""
-    with pytest.raises(UpstreamError):
-        await collected(model)
-
-
 async def test_leaving_early_stops_the_generation(model: OllamaModel, pool: OllamaPool, stub: StubOllama) -> None:
     stub.behaviour("hang_between")
     async with model.stream(asked()) as stream:
