@@ -19,6 +19,7 @@ from api.breaker.fleet_breaker import FleetBreaker
 from api.breaker.following import kept_current
 from api.breaker.state import Policy
 from api.embedders.onnx import OnnxEmbedder
+from api.embedders.remembered import RememberedEmbedder
 from api.endpoints.access import Access
 from api.endpoints.worker_state import WorkerState
 from api.errors import StoreUnavailable
@@ -97,7 +98,7 @@ class _Worker:
         await gate.check()
         pool = await self._open_pool()
         breakers = {GENERATE: await self._open_breaker(gate, GENERATE)}
-        embedder = await self._open_embedder(gate, pool, breakers)
+        embedder = RememberedEmbedder(await self._open_embedder(gate, pool, breakers))
         with suppress(StoreUnavailable):
             await index.prepare(embedder)
         shared = SharedAnswers(
@@ -200,14 +201,14 @@ class _Worker:
             return await self._stack.enter_async_context(opening)
         known = EmbedderRegistry(gate, self._keys, settings.embed_model)
         breakers[EMBED] = await self._open_breaker(gate, EMBED)
-        embedder = OllamaEmbedder(
+        embedder = OllamaEmbedder.open(
             pool,
             settings.embed_model,
             timeout=settings.embed_timeout,
             remembered=await known.recall(),
             on_identity=known.remember,
         )
-        return GuardedEmbedder(embedder, breakers[EMBED])
+        return GuardedEmbedder(await self._stack.enter_async_context(embedder), breakers[EMBED])
 
 
 def _policy(settings: BreakerSettings) -> Policy:

@@ -43,6 +43,9 @@ class BreakerListener(pybreaker.CircuitBreakerListener):
     def stale_results(self, cb: pybreaker.CircuitBreaker, count: int) -> None:
         """Results of this worker that came after their epoch had ended."""
 
+    def lost_probes(self, cb: pybreaker.CircuitBreaker, count: int) -> None:
+        """Permits whose holder is gone, found by this worker."""
+
 
 class FleetBreaker(pybreaker.CircuitBreaker):
     """One breaker, shared by every worker that names it so."""
@@ -113,6 +116,8 @@ class FleetBreaker(pybreaker.CircuitBreaker):
         except StoreUnavailable:
             return self._lost_store().admit(token)
         self.view.adopt(admission.position, ticket)
+        if admission.lost:
+            self._tell("lost_probes", admission.lost)
         return admission
 
     async def report(self, epoch: int, token: str, outcome: Outcome) -> None:

@@ -56,12 +56,13 @@ def admit(state: BreakerState, policy: Policy, now_ms: int, token: str, by: str)
             return state, _verdict(state, granted=False, wait_ms=state.until_ms - now_ms)
         state, _ = _move(state, State.HALF_OPEN, "wait_elapsed", by, now_ms)
         state = replace(state, half_open_at_ms=now_ms)
-    state = _drop_lost_permits(state, now_ms)
+    state, lost = _drop_lost_permits(state, now_ms)
     if len(state.permits) < policy.half_open_max_calls:
-        state = replace(state, permits={**state.permits, token: now_ms + policy.lease_ms})
-        return state, _verdict(state, granted=True, probe=True)
+        permits = {**state.permits, token: now_ms + policy.lease_ms}
+        state = replace(state, permits=permits, half_open_probes=state.half_open_probes + 1)
+        return state, replace(_verdict(state, granted=True, probe=True), lost=lost)
     wait = min(HALF_OPEN_RETRY_MS, min(state.permits.values()) - now_ms)
-    return state, _verdict(state, granted=False, wait_ms=wait)
+    return state, replace(_verdict(state, granted=False, wait_ms=wait), lost=lost)
 
 
 def record(
@@ -137,7 +138,7 @@ def _move(
     state: BreakerState, to: State, reason: str, by: str, now_ms: int, wait_ms: int = 0, counts: Counts = NO_COUNTS
 ) -> tuple[BreakerState, Transition]:
     epoch = max(state.epoch + 1, now_ms)
-    transition = Transition(state.state, to, reason, by, epoch, wait_ms, now_ms, *counts)
+    transition = Transition(state.state, to, reason, by, epoch, wait_ms, now_ms, *counts, state.half_open_probes)
     moved = replace(
         state,
         state=to,
@@ -148,6 +149,7 @@ def _move(
         consecutive_failures=0,
         half_open_ok=0,
         half_open_slow=0,
+        half_open_probes=0,
         reason=reason,
         by=by,
         window={},
@@ -171,10 +173,10 @@ def _open(
     return moved
 
 
-def _drop_lost_permits(state: BreakerState, now_ms: int) -> BreakerState:
+def _drop_lost_permits(state: BreakerState, now_ms: int) -> tuple[BreakerState, int]:
     permits = {token: end for token, end in state.permits.items() if end > now_ms}
     lost = len(state.permits) - len(permits)
-    return replace(state, permits=permits, totals=replace(state.totals, lost=state.totals.lost + lost))
+    return replace(state, permits=permits, totals=replace(state.totals, lost=state.totals.lost + lost)), lost
 
 
 def _count(state: BreakerState, outcomes: Sequence[Outcome], now_ms: int) -> BreakerState:

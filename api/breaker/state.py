@@ -83,6 +83,7 @@ class BreakerState:
     opens_in_a_row: int = 0
     half_open_ok: int = 0
     half_open_slow: int = 0
+    half_open_probes: int = 0
     forced: Forced = ""
     reason: str = ""
     by: str = ""
@@ -94,7 +95,10 @@ class BreakerState:
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """A change of state, as the log keeps it. `at_ms` is when; the counts are those that led to it."""
+    """A change of state, as the log keeps it. `at_ms` is when; the counts are those that led to it.
+
+    `probes` is how many calls the HALF_OPEN that ends here admitted.
+    """
 
     from_state: State
     to_state: State
@@ -107,6 +111,7 @@ class Transition:
     failed: int = 0
     slow: int = 0
     consecutive: int = 0
+    probes: int = 0
     id: str = ""
 
 
@@ -125,11 +130,15 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """The verdict on one call. A `probe` holds a permit, and gives it back with its outcome."""
+    """The verdict on one call. A `probe` holds a permit, and gives it back with its outcome.
+
+    `lost` is how many permits were found whose holder is gone.
+    """
 
     granted: bool
     probe: bool
     position: Position
+    lost: int = 0
 
 
 @dataclass(frozen=True, slots=True)

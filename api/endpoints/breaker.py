@@ -6,14 +6,18 @@ import math
 import time
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query, Request
 
 from api.breaker.fleet_breaker import FleetBreaker
+from api.breaker.recovery import recovery
 from api.breaker.state import Reading, State, Transition
 from api.breaker.store import Override
 from api.endpoints.worker_state import WorkerState, worker_state
+from api.errors import NotFound
+
+HISTORY_LIMIT: Final = 1000
 
 router = APIRouter(prefix="/api/circuit-breaker", tags=["circuit breaker"])
 
@@ -32,11 +36,30 @@ async def history(
     breaker: str | None = None,
 ) -> dict[str, Any]:
     """From the log in Redis; `since` is an RFC 3339 time."""
-    state = worker_state(request)
-    chosen = state.breakers.get(breaker, state.breaker) if breaker else state.breaker
+    chosen = _chosen(worker_state(request), breaker)
     since_ms = int(since.timestamp() * 1000) if since else 0
     found = await chosen.store.history(limit, since_ms)
     return {"breaker": chosen.name, "transitions": [_transition(transition) for transition in found]}
+
+
+@router.get("/recovery", summary="Outages and availability of the last 24 hours")
+async def recovery_figures(request: Request, breaker: str | None = None) -> dict[str, Any]:
+    """From the history, which keeps about 1,000 transitions. 503 while Redis is down."""
+    chosen = _chosen(worker_state(request), breaker)
+    transitions = await chosen.store.history(HISTORY_LIMIT)
+    now_ms = (await chosen.store.read()).now_ms
+    figures = asdict(recovery(transitions[::-1], now_ms))
+    outages = [
+        {
+            "began": _rfc3339(outage["began_ms"] / 1000),
+            "ended": _rfc3339(outage["ended_ms"] / 1000) if outage["ended_ms"] is not None else None,
+            "seconds": ((outage["ended_ms"] or now_ms) - outage["began_ms"]) / 1000,
+            "probes": outage["probes"],
+            "reason": outage["reason"],
+        }
+        for outage in reversed(figures.pop("outages"))
+    ]
+    return {"breaker": chosen.name, **figures, "outages": outages}
 
 
 @router.post("/force-open", summary="Reject every call until reset")
@@ -55,6 +78,14 @@ async def force_close(request: Request) -> dict[str, Any]:
 async def reset(request: Request) -> dict[str, Any]:
     """Fleet-wide, recorded in the history."""
     return await _override(request, "RESET")
+
+
+def _chosen(state: WorkerState, name: str | None) -> FleetBreaker:
+    if name is None:
+        return state.breaker
+    if name not in state.breakers:
+        raise NotFound(f"There is no breaker '{name}', there are: {', '.join(state.breakers)}.")
+    return state.breakers[name]
 
 
 async def _override(request: Request, action: Override) -> dict[str, Any]:
@@ -105,15 +136,18 @@ def _time(moment_ms: int, reading: Reading, *, shared: bool) -> str | None:
     if not moment_ms:
         return None
     seconds = moment_ms / 1000 if shared else time.time() - (reading.now_ms - moment_ms) / 1000
+    return _rfc3339(seconds)
+
+
+def _rfc3339(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _transition(transition: Transition) -> dict[str, Any]:
     facts = asdict(transition)
-    at = datetime.fromtimestamp(facts.pop("at_ms") / 1000, UTC).isoformat(timespec="milliseconds")
     return {
         "id": facts.pop("id"),
-        "time": at.replace("+00:00", "Z"),
+        "time": _rfc3339(facts.pop("at_ms") / 1000),
         "from": facts.pop("from_state"),
         "to": facts.pop("to_state"),
         **facts,

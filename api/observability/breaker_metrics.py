@@ -50,3 +50,7 @@ class BreakerMetrics(BreakerListener):
     def stale_results(self, cb: pybreaker.CircuitBreaker, count: int) -> None:
         """Counts outcomes that came too late."""
         self._metrics.breaker_stale_results(str(cb.name), count)
+
+    def lost_probes(self, cb: pybreaker.CircuitBreaker, count: int) -> None:
+        """Counts permits whose holder is gone."""
+        self._metrics.breaker_lost_probes(str(cb.name), count)

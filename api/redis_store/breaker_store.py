@@ -66,10 +66,10 @@ class RedisBreakerStore:
     async def admit(self, token: str) -> Admission:
         """See `BreakerStore`."""
         policy = self._policy
-        granted, probe, *position = await self._run(
+        granted, probe, lost, *position = await self._run(
             self._admit, token, self._worker, policy.lease_ms, policy.half_open_max_calls, policy.timeout_ms
         )
-        return Admission(bool(granted), bool(probe), _position(position))
+        return Admission(bool(granted), bool(probe), _position(position), int(lost))
 
     async def record(self, epoch: int, token: str, outcomes: list[Outcome], rejected: int) -> Recorded:
         """See `BreakerStore`."""
@@ -169,6 +169,7 @@ def _state(fields: dict[str, str]) -> BreakerState:
         opens_in_a_row=number("opens_in_a_row"),
         half_open_ok=number("half_open_ok"),
         half_open_slow=number("half_open_slow"),
+        half_open_probes=number("half_open_probes"),
         forced=fields.get("forced", ""),  # type: ignore[arg-type]
         reason=fields.get("reason", ""),
         by=fields.get("by", ""),
@@ -198,5 +199,6 @@ def _transition(entry_id: str, fields: dict[str, str]) -> Transition:
         failed=int(fields.get("failed", 0)),
         slow=int(fields.get("slow", 0)),
         consecutive=int(fields.get("consecutive", 0)),
+        probes=int(fields.get("probes", 0)),
         id=entry_id,
     )

@@ -79,6 +79,17 @@ async def test_it_recovers_by_itself(serve: Service, stub: StubOllama) -> None:
         ("OPEN", "HALF_OPEN"),
         ("CLOSED", "OPEN"),
     ]
+    recovery = (await client.get("/api/circuit-breaker/recovery")).json()
+    (outage,) = recovery["outages"]
+    assert outage["probes"] >= 2
+    assert outage["seconds"] == recovery["mean_seconds"] == recovery["longest_seconds"] >= 0.3
+    assert 0 < recovery["availability_24h"] < 1
+
+
+async def test_an_unknown_breaker_is_404(serve: Service) -> None:
+    client = await serve()
+    for path in ("history", "recovery"):
+        assert (await client.get(f"/api/circuit-breaker/{path}", params={"breaker": "x"})).status_code == 404
 
 
 async def test_switched_off_it_counts_and_never_opens(serve: Service, stub: StubOllama) -> None:

@@ -7,8 +7,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,118 +17,17 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.gunicorn_process import Gunicorn, children, free_port, gunicorns, is_gone
 from tests.waiting import wait_until
-
-ROOT = Path(__file__).parents[2]
-COMMAND = [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "worker_config" / "gunicorn_conf.py")]
-COMMAND.append("tests.integration.gunicorn_app.asgi:app")
-
-
-class Gunicorn:
-    """A running master. Its output is a file that the tests read."""
-
-    def __init__(self, log: Path, settings: dict[str, str]) -> None:
-        self._log = log
-        self._metrics_port = settings.get("METRICS_PORT", "0")
-        one_request_each = httpx.Limits(max_keepalive_connections=0)
-        self.client = httpx.Client(trust_env=False, verify=False, timeout=5.0, limits=one_request_each)
-        inherited = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
-        own = {"PORT": "0", "WORKERS": "1", "METRICS_PORT": "0", "PYTHONPATH": str(ROOT)}
-        with log.open("wb") as output:
-            self.process = subprocess.Popen(
-                COMMAND, cwd=ROOT, env={**inherited, **own, **settings}, stdout=output, stderr=output
-            )
-
-    @property
-    def pid(self) -> int:
-        return self.process.pid
-
-    def lines(self) -> list[str]:
-        return self._log.read_text().splitlines()
-
-    def url(self) -> str:
-        return re.findall(r"Listening at: (\S+) ", "\n".join(self.lines()))[0]
-
-    def get(self, path: str, timeout: float = 5.0) -> httpx.Response:
-        return self.client.get(f"{self.url()}{path}", timeout=timeout)
-
-    def is_ready(self) -> bool:
-        assert self.process.poll() is None, self.lines()
-        return _is_success(lambda: self.get("/health/ready"))
-
-    def metrics(self) -> str:
-        return self.client.get(f"http://127.0.0.1:{self._metrics_port}/metrics").raise_for_status().text
-
-    def misses(self) -> float:
-        return float(
-            re.findall(r'^ragherd_cache_lookups_total\{result="miss"\} (\S+)$', self.metrics(), re.MULTILINE)[0]
-        )
-
-    def workers(self) -> set[int]:
-        return {pid for pid, command in children(self.pid).items() if "metrics_server" not in command}
-
-    def metrics_process(self) -> int | None:
-        return next((pid for pid, command in children(self.pid).items() if "metrics_server" in command), None)
-
-    def directory(self) -> Path:
-        return Path(re.findall(r"--dir (\S+)", children(self.pid)[self.metrics_process() or 0])[0])
-
-
-def _is_success(request: Callable[[], httpx.Response]) -> bool:
-    try:
-        return request().is_success
-    except (httpx.HTTPError, IndexError):
-        return False
-
-
-def free_port() -> str:
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
-def children(parent: int) -> dict[int, str]:
-    """The living children of a process, with their command lines."""
-    found = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            state, ppid = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
-            if int(ppid) == parent and state != "Z":
-                found[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ")
-        except OSError:
-            continue
-    return found
-
-
-def is_gone(pid: int) -> bool:
-    try:
-        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
-        return True
-
 
 Start = Callable[..., Gunicorn]
 
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Starts gunicorn with settings; at the end of the test nothing of it is left."""
-    started: list[Gunicorn] = []
-
-    def begin(*, ready: bool = True, **settings: str) -> Gunicorn:
-        gunicorn = Gunicorn(tmp_path / f"{len(started)}.log", settings)
-        started.append(gunicorn)
-        if ready:
-            wait_until(gunicorn.is_ready)
-        return gunicorn
-
-    yield begin
-    for gunicorn in started:
-        descendants = children(gunicorn.pid)
-        gunicorn.client.close()
-        gunicorn.process.kill()
-        gunicorn.process.wait(5)
-        wait_until(lambda pids=descendants: all(is_gone(pid) for pid in pids))
+    """gunicorn with an app of the test's own."""
+    with gunicorns("tests.integration.gunicorn_app.asgi:app", tmp_path) as begin:
+        yield begin
 
 
 def test_the_metrics_process_adds_up_what_all_workers_counted(start: Start) -> None:
@@ -139,7 +36,7 @@ def test_the_metrics_process_adds_up_what_all_workers_counted(start: Start) -> N
 
     assert "server" not in answers[0].headers
     assert {int(answer.text) for answer in answers} <= gunicorn.workers()
-    assert len(gunicorn.workers()) == 2
+    wait_until(lambda: len(gunicorn.workers()) == 2)
     wait_until(lambda: gunicorn.misses() == 20)
 
 

@@ -18,7 +18,7 @@ end
 -- The breaker's hash as numbers and strings. A missing one (first use, FLUSHALL) starts CLOSED in a new epoch.
 local function load_state(now)
   local names = {'state', 'epoch', 'since_ms', 'until_ms', 'forced', 'consecutive_failures', 'opens_in_a_row',
-    'half_open_ok', 'half_open_slow', 'reason'}
+    'half_open_ok', 'half_open_slow', 'half_open_probes', 'reason'}
   local values = redis.call('HMGET', KEYS[1], unpack(names))
   local s = {}
   for i, name in ipairs(names) do s[name] = values[i] end
@@ -38,14 +38,16 @@ end
 local function move(s, to, reason, by, now, wait, counts)
   local epoch = math.max(s.epoch + 1, now)
   redis.call('HSET', KEYS[1], 'state', to, 'epoch', int(epoch), 'since_ms', int(now), 'until_ms', int(now + wait),
-    'consecutive_failures', '0', 'half_open_ok', '0', 'half_open_slow', '0', 'reason', reason, 'by', by)
+    'consecutive_failures', '0', 'half_open_ok', '0', 'half_open_slow', '0', 'half_open_probes', '0',
+    'reason', reason, 'by', by)
   if to == 'OPEN' then redis.call('HSET', KEYS[1], 'open_ms', int(wait)) end
   if to == 'HALF_OPEN' then redis.call('HSET', KEYS[1], 'half_open_at_ms', int(now)) end
   redis.call('DEL', KEYS[2], KEYS[3])
   redis.call('XADD', KEYS[4], 'MAXLEN', '~', LOG_LENGTH, '*', 'from', s.state, 'to', to, 'reason', reason, 'by', by,
-    'epoch', int(epoch), 'wait_ms', int(wait), 'at_ms', int(now), unpack(counts or {}))
+    'epoch', int(epoch), 'wait_ms', int(wait), 'at_ms', int(now), 'probes', int(s.half_open_probes),
+    unpack(counts or {}))
   s.state, s.epoch, s.since_ms, s.until_ms = to, epoch, now, now + wait
-  s.consecutive_failures, s.half_open_ok, s.half_open_slow = 0, 0, 0
+  s.consecutive_failures, s.half_open_ok, s.half_open_slow, s.half_open_probes = 0, 0, 0, 0
 end
 
 -- A position is what every reply ends with: state, epoch, how long to reject from now, the override.

@@ -1,0 +1,154 @@
+"""The service as it runs: gunicorn, real workers, a real Redis, a model server of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import redis as sync_redis
+
+from tests.gunicorn_process import Gunicorn, free_port, gunicorns
+from tests.stub_ollama import StubProcess, stub_process
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.processes
+
+QUESTION = "How do I reset my password?"
+PARAPHRASE = "My password, how do I reset?"
+Fleet = Callable[..., Gunicorn]
+
+
+@pytest.fixture(scope="module")
+def ollama() -> Iterator[StubProcess]:
+    with stub_process() as stub:
+        yield stub
+
+
+@pytest.fixture
+def fleet(ollama: StubProcess, redis_url: str, tmp_path: Path) -> Iterator[Fleet]:
+    """Replicas of the service on one Redis, two workers each unless told otherwise."""
+    with sync_redis.Redis.from_url(redis_url) as client:
+        client.flushall()
+    ollama.behaviour()
+    with gunicorns("api.asgi:app", tmp_path) as begin:
+
+        def replica(**settings: str) -> Gunicorn:
+            shared = {"REDIS_URL": redis_url, "REDIS_TIMEOUT": "1", "OLLAMA_BASE_URL": ollama.base_url, "WORKERS": "2"}
+            return begin(**{**shared, "METRICS_PORT": free_port(), **settings})
+
+        yield replica
+
+
+def ask(gunicorn: Gunicorn, question: str, **headers: str) -> httpx.Response:
+    return gunicorn.client.post(
+        f"{gunicorn.url()}/query", json={"question": question}, headers={"Connection": "close", **headers}
+    )
+
+
+def on_both(gunicorn: Gunicorn, question: str) -> dict[str, dict[str, Any]]:
+    """The answers of both workers, by worker: asked until each has answered."""
+    seen: dict[str, dict[str, Any]] = {}
+
+    def both() -> bool:
+        # Several at once: the system gives an idle service's connections to one worker again and again.
+        threads = [threading.Thread(target=note) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return len(seen) == 2
+
+    def note() -> None:
+        response = ask(gunicorn, question)
+        seen[response.headers["X-Worker"]] = response.raise_for_status().json()
+
+    wait_until(both, timeout=30)
+    return seen
+
+
+def test_the_question_on_one_worker_its_paraphrase_on_the_other(fleet: Fleet) -> None:
+    gunicorn = fleet()
+    first = ask(gunicorn, QUESTION).json()
+    assert first["cache"]["status"] == "miss"
+    for answered in on_both(gunicorn, PARAPHRASE).values():
+        assert (answered["cache"]["status"], answered["cache"]["kind"]) == ("hit", "semantic")
+        assert answered["answer"] == first["answer"]
+        assert answered["cache"]["entry"] == first["cache"]["entry"]
+
+
+def test_replicas_share_cache_breaker_and_workers(fleet: Fleet, ollama: StubProcess) -> None:
+    one, other = fleet(), fleet()
+    ask(one, QUESTION)
+    assert ask(other, QUESTION).json()["cache"]["status"] == "hit"
+    wait_until(lambda: len(one.get("/api/workers").json()["workers"]) == 4)
+    ollama.behaviour("status", status=500, path="/api/chat")
+    failed = [ask(one, f"{number}th question", **{"Cache-Control": "no-store"}).status_code for number in range(5)]
+    assert failed == [502] * 5
+    states = {replica.get("/api/circuit-breaker/metrics").json()["state"] for replica in (one, other, one, other)}
+    assert states == {"OPEN"}
+    assert ask(other, "something new").status_code == 503
+    assert ask(other, QUESTION).json()["cache"]["status"] == "hit"
+
+
+def test_a_killed_worker_takes_no_other_request_with_it_and_its_successor_joins(fleet: Fleet) -> None:
+    gunicorn = fleet()
+    ask(gunicorn, QUESTION)
+    failures: list[str] = []
+    done = threading.Event()
+
+    def traffic() -> None:
+        while not done.is_set():
+            try:
+                if ask(gunicorn, QUESTION).status_code != 200:
+                    failures.append("status")
+            except httpx.HTTPError as error:
+                failures.append(type(error).__name__)
+
+    def workers() -> set[int]:
+        return {worker["pid"] for worker in gunicorn.get("/api/workers").json()["workers"]}
+
+    def misses() -> int:
+        return int(gunicorn.get("/api/semantic-cache/metrics").json()["misses"])
+
+    wait_until(lambda: len(workers()) == 2 and misses() == 1)
+    before = workers()
+    victim = min(before)
+    callers = [threading.Thread(target=traffic) for _ in range(4)]
+    for caller in callers:
+        caller.start()
+    try:
+        os.kill(victim, signal.SIGKILL)
+        wait_until(lambda: _joined(workers, before, victim), timeout=30)
+    finally:
+        done.set()
+        for caller in callers:
+            caller.join()
+    assert len(failures) <= len(callers), failures  # at most the one that each had in flight
+    for answered in on_both(gunicorn, PARAPHRASE).values():
+        assert answered["cache"]["status"] == "hit"
+    assert misses() == 1
+    assert 'ragherd_queries_total{kind="none",status="miss"} 1.0' in gunicorn.metrics()
+
+
+def _joined(workers: Callable[[], set[int]], before: set[int], victim: int) -> bool:
+    try:
+        now = workers()
+    except httpx.HTTPError:
+        return False
+    return victim not in now and len(now) == 2 and bool(now - before)
+
+
+def test_a_clean_stop_leaves_no_worker_behind_in_redis(fleet: Fleet, redis_url: str) -> None:
+    gunicorn = fleet()
+    with sync_redis.Redis.from_url(redis_url, decode_responses=True) as client:
+        wait_until(lambda: client.zcard("rag:workers") == 2)
+        gunicorn.process.send_signal(signal.SIGTERM)
+        gunicorn.process.wait(15)
+        assert client.zcard("rag:workers") == 0
+        assert list(client.scan_iter("rag:worker:*")) == []

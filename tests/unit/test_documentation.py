@@ -1,0 +1,185 @@
+"""What the pages list is what the code has: settings, faults, routes, keys, links."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic_settings import BaseSettings
+from starlette.routing import Route
+
+from api.app import create_app
+from api.faults import FAULTS
+from api.redis_store.keys import Keys
+from api.settings import Settings, variable_names
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
+
+
+def rows(page: Path, first_cell: str = r".*") -> list[list[str]]:
+    """The cells of every table row whose first cell matches."""
+    lines = [line for line in page.read_text().splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+    return [row for row in cells if re.fullmatch(first_cell, row[0])]
+
+
+def defaults() -> dict[str, Any]:
+    """The default of each variable, whatever the environment of the test says."""
+    found: dict[str, Any] = {}
+    for info in Settings.model_fields.values():
+        concern = info.annotation
+        assert isinstance(concern, type)
+        assert issubclass(concern, BaseSettings)
+        prefix = concern.model_config.get("env_prefix", "")
+        found.update({f"{prefix}{name}".upper(): field.default for name, field in concern.model_fields.items()})
+    return found
+
+
+def as_written(default: Any) -> str:
+    """A default as a person writes it."""
+    if default is None or default == "":
+        return "none"
+    if isinstance(default, bool):
+        return str(default).lower()
+    return f"{default:.15g}" if isinstance(default, int | float) else str(default)
+
+
+# -- Settings -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_configuration_page_has_every_setting_with_its_default() -> None:
+    documented = {row[0].strip("`"): row[2].strip("`") for row in rows(DOCS / "configuration.md", "`[A-Z_]+`")}
+    assert documented == {name: as_written(default) for name, default in defaults().items()}
+    assert list(documented) == variable_names()
+
+
+def test_the_configuration_page_has_each_setting_once_with_type_and_meaning() -> None:
+    found = rows(DOCS / "configuration.md", "`[A-Z_]+`")
+    assert len(found) == len(variable_names())
+    assert all(len(row) == 4 and all(row) for row in found)
+
+
+def test_the_example_file_has_every_setting_with_its_default() -> None:
+    lines = (ROOT / ".env.example").read_text().splitlines()
+    documented = dict(re.findall(r"^# ([A-Z_]+)=(.*)$", "\n".join(lines), re.MULTILINE))
+    assert {name: value or "none" for name, value in documented.items()} == {
+        name: as_written(default) for name, default in defaults().items()
+    }
+    assert list(documented) == variable_names()
+
+
+def test_the_example_file_changes_nothing_as_it_is_and_explains_each_line() -> None:
+    lines = (ROOT / ".env.example").read_text().splitlines()
+    assert [line for line in lines if line and not line.startswith("#")] == []
+    for number, line in enumerate(lines):
+        if re.match(r"# [A-Z_]+=", line):
+            assert re.match(r"# .+\.$", lines[number - 1]), f"{line} has no line of meaning above it"
+
+
+# -- The circuit breaker --------------------------------------------------------------------------------------------------
+
+
+def test_the_outcome_table_is_the_code_s() -> None:
+    documented = rows(DOCS / "circuit-breaker.md", "`[a-z_]+`")
+    known = {fault.value for fault in FAULTS}
+    assert [row for row in documented if row[0].strip("`") in known] == [
+        [f"`{fault.value}`", row.meaning, row.breaker, str(row.status), "once" if row.retryable else "no"]
+        for fault, row in FAULTS.items()
+    ]
+
+
+def test_the_breaker_page_names_every_setting_of_the_breaker_but_its_switch() -> None:
+    text = (DOCS / "circuit-breaker.md").read_text()
+    names = {name for name in variable_names() if name.startswith("CIRCUIT_BREAKER_")} - {"CIRCUIT_BREAKER_ENABLED"}
+    assert {name for name in names if f"`{name}`" not in text} == set()
+
+
+# -- HTTP -----------------------------------------------------------------------------------------------------------------
+
+
+def routes() -> set[str]:
+    """`GET /health` and so on: what the app serves, its own description too."""
+    app = create_app(Settings())
+    operations = {f"{method.upper()} {path}" for path, methods in app.openapi()["paths"].items() for method in methods}
+    return operations | {f"GET {route.path}" for route in app.routes if isinstance(route, Route)}
+
+
+def test_the_api_page_has_every_route_and_no_other() -> None:
+    cells = " ".join(row[0] for row in rows(DOCS / "http-api.md"))
+    documented = set(re.findall(r"`((?:GET|POST|DELETE|PUT|PATCH) /[^`]*)`", cells))
+    assert documented == routes()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_names_no_route_that_the_app_has_not(page: Path) -> None:
+    named = set(re.findall(r"`((?:GET|POST|DELETE|PUT|PATCH) /[a-z/-]+)`", page.read_text()))
+    if page.name != "model-server.md":  # another server's
+        assert named <= routes()
+
+
+# -- Redis ----------------------------------------------------------------------------------------------------------------
+
+
+def key_patterns() -> set[str]:
+    """Every key and index that `Keys` can spell, with placeholders for what varies."""
+    keys = Keys()
+    return {
+        *keys.breaker("<breaker>"),
+        keys.cache_entry("<scope>", "<digest>"),
+        keys.cache_eviction,
+        keys.cache_stats,
+        keys.worker("<id>"),
+        keys.workers,
+        keys.embedder("<model>"),
+    }
+
+
+def test_the_keys_page_has_every_key_and_no_other() -> None:
+    documented = [row[0].strip("`") for row in rows(DOCS / "redis-keys.md", "`rag:.*`")]
+    assert sorted(documented) == sorted(key_patterns())
+    assert f"`{Keys().cache_index('<embedder>')}`" in (DOCS / "redis-keys.md").read_text()
+
+
+def test_no_way_to_spell_a_key_is_left_out_above() -> None:
+    spelled = {name for name in vars(Keys) if not name.startswith("_")} - {"prefix"}
+    assert spelled == {
+        *("breaker", "cache_entry", "cache_eviction", "cache_stats", "worker", "workers", "embedder"),
+        *("cache_index", "cache_prefix"),  # an index, and what it covers
+    }
+
+
+# -- Links ----------------------------------------------------------------------------------------------------------------
+
+
+def anchors(page: Path) -> set[str]:
+    """The headings as GitHub names them in links."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_pages_resolve(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        linked = (page.parent / path).resolve() if path else page
+        assert linked.is_relative_to(ROOT), f"{target} leaves the project"
+        assert linked.exists(), f"{target} is not there"
+        if anchor:
+            assert anchor in anchors(linked), f"{target}: no such heading"
+
+
+def test_the_index_leads_to_every_page() -> None:
+    linked = set(re.findall(r"\]\(([a-z-]+\.md)\)", (DOCS / "index.md").read_text()))
+    assert linked == {page.name for page in DOCS.glob("*.md")} - {"index.md"}
+
+
+def test_the_architecture_page_names_files_that_exist() -> None:
+    named = set(re.findall(r"`((?:api|worker_config|tests|scripts)/[\w/.*]*)`", (DOCS / "architecture.md").read_text()))
+    assert {path for path in named if not list(ROOT.glob(path.rstrip("/")))} == set()
