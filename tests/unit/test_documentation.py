@@ -48,7 +48,7 @@ def as_written(default: Any) -> str:
     return f"{default:.15g}" if isinstance(default, int | float) else str(default)
 
 
-# -- Settings -------------------------------------------------------------------------------------------------------------
+# -- Settings ----------------------------------------------------------------------------------------------------------
 
 
 def test_the_configuration_page_has_every_setting_with_its_default() -> None:
@@ -80,7 +80,7 @@ def test_the_example_file_changes_nothing_as_it_is_and_explains_each_line() -> N
             assert re.match(r"# .+\.$", lines[number - 1]), f"{line} has no line of meaning above it"
 
 
-# -- The circuit breaker --------------------------------------------------------------------------------------------------
+# -- The circuit breaker -----------------------------------------------------------------------------------------------
 
 
 def test_the_outcome_table_is_the_code_s() -> None:
@@ -98,7 +98,7 @@ def test_the_breaker_page_names_every_setting_of_the_breaker_but_its_switch() ->
     assert {name for name in names if f"`{name}`" not in text} == set()
 
 
-# -- HTTP -----------------------------------------------------------------------------------------------------------------
+# -- HTTP --------------------------------------------------------------------------------------------------------------
 
 
 def routes() -> set[str]:
@@ -121,7 +121,7 @@ def test_a_page_names_no_route_that_the_app_has_not(page: Path) -> None:
         assert named <= routes()
 
 
-# -- Redis ----------------------------------------------------------------------------------------------------------------
+# -- Redis -------------------------------------------------------------------------------------------------------------
 
 
 def key_patterns() -> set[str]:
@@ -152,7 +152,7 @@ def test_no_way_to_spell_a_key_is_left_out_above() -> None:
     }
 
 
-# -- Links ----------------------------------------------------------------------------------------------------------------
+# -- Links -------------------------------------------------------------------------------------------------------------
 
 
 def anchors(page: Path) -> set[str]:

@@ -1,0 +1,147 @@
+"""After real traffic, Redis holds nothing but what docs/redis-keys.md lists, as it says."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from redis.asyncio import Redis
+
+from tests.service import Service, ask
+from tests.stub_ollama import StubOllama
+from tests.waiting import wait_until_async
+
+PAGE = Path(__file__).parents[2] / "docs" / "redis-keys.md"
+SECONDS = {"s": 1, "days": 24 * 3600}
+TYPES = {"hash": "hash", "sorted set": "zset", "stream": "stream"}
+TTL, STALE_TTL = 3600, 86400
+QUESTION, PARAPHRASE = "How do I reset my password?", "My password, how do I reset?"
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One row of the page. `lifetime` in seconds, None where it has none."""
+
+    pattern: re.Pattern[str]
+    type: str
+    lifetime: int | None
+
+
+def listed(prefix: str = "rag:") -> list[Listed]:
+    """The rows of the page, under another prefix if wanted."""
+    rows = re.findall(r"^\| `rag:(\S+)` \| ([a-z ]+) \| ([^|]+) \|", PAGE.read_text(), re.MULTILINE)
+    return [Listed(_pattern(prefix + key), TYPES[kind], _lifetime(lifetime.strip())) for key, kind, lifetime in rows]
+
+
+def _pattern(key: str) -> re.Pattern[str]:
+    """`<scope>`, `<digest>` and `<breaker>` hold no colon; a worker's id and a model's name may hold anything."""
+    parts = re.split(r"(<\w+>)", key)
+    free = {"<id>": ".+", "<model>": ".+", "<digest>": "[0-9a-f]{32}", "<scope>": "[0-9a-f]{10}-[0-9a-f]{24}"}
+    spelled = (free.get(part, "[^:{}]+") if part.startswith("<") else re.escape(part) for part in parts)
+    return re.compile("".join(spelled))
+        "".join(free.get(part, r"[^:{}]+") if part.startswith("<") else re.escape(part) for part in parts)
+    )
+
+
+def _lifetime(text: str) -> int | None:
+    if text.startswith("none"):
+        return None
+    if found := re.match(r"(\d+) (s|days)", text):
+        return int(found[1]) * SECONDS[found[2]]
+    return TTL + STALE_TTL  # in words: that of an entry
+
+
+async def assert_as_listed(redis: Redis, rows: list[Listed]) -> set[re.Pattern[str]]:
+    """Every key is that of one row, of its type and with its lifetime. Gives the rows that were seen."""
+    seen = set()
+    async for raw in redis.scan_iter():
+        key = raw.decode()
+        found = [row for row in rows if row.pattern.fullmatch(key)]
+        assert len(found) == 1, f"{key} is {'not' if not found else 'more than once'} in docs/redis-keys.md"
+        row, ttl = found[0], await redis.pttl(key)
+        if ttl == -2:
+            continue  # gone meanwhile
+        assert (await redis.type(key)).decode() == row.type, key
+        assert (row.lifetime is None) == (ttl == -1), (
+            f"{key} lives {ttl} ms, the page says {row.lifetime} s"
+        )
+        assert row.lifetime is None or ttl <= row.lifetime * 1000, key
+        seen.add(row.pattern)
+    return seen
+
+
+@pytest.fixture
+async def fleet(serve: Service) -> list[httpx.AsyncClient]:
+    """Two workers with a breaker that opens soon and is half-open a moment later."""
+    quick: dict[str, Any] = {"failure_threshold": 2, "timeout": 0.3}
+    return [await serve(breaker=quick), await serve(breaker=quick)]
+
+
+async def drive(client: httpx.AsyncClient, other: httpx.AsyncClient, stub: StubOllama) -> None:
+    """A miss, an exact and a semantic hit, an answer with history, overrides, failures, a recovery."""
+    assert (await ask(client, QUESTION))["cache"]["status"] == "miss"
+    assert (await ask(other, QUESTION))["cache"]["kind"] == "exact"
+    assert (await ask(other, PARAPHRASE))["cache"]["kind"] == "semantic"
+    await ask(client, QUESTION, history=[{"role": "user", "content": "Hello."}], tenant="acme")
+    for override in ("force-open", "force-close", "reset"):
+        assert (await client.post(f"/api/circuit-breaker/{override}")).status_code == 200
+    stub.behaviour("status", status=500)
+    for number in range(3):
+        await client.post("/query", json={"question": f"What of number {number}, then?"})
+    assert await state_of(client) == "OPEN"
+    stub.behaviour("ok")
+    await wait_until_async(lambda: is_closed_after_a_question(client))
+    for path in ("/health", "/metrics", "/api/workers", "/api/semantic-cache/metrics", "/api/connection-pool/metrics"):
+        assert (await client.get(path)).status_code == 200
+
+
+async def state_of(client: httpx.AsyncClient) -> str:
+    metrics: dict[str, Any] = (await client.get("/api/circuit-breaker/metrics")).json()
+    return str(metrics["state"])
+
+
+async def is_closed_after_a_question(client: httpx.AsyncClient) -> bool:
+    await client.post("/query", json={"question": "And now?"}, headers={"Cache-Control": "no-cache"})
+    return await state_of(client) == "CLOSED"
+
+
+async def test_every_key_is_listed_with_its_type_and_its_lifetime(
+    fleet: list[httpx.AsyncClient], redis: Redis, stub: StubOllama
+) -> None:
+    rows = listed()
+    await drive(*fleet, stub)
+    await ask(fleet[0], "And once it is closed?")
+    for key in ("rag:stats:cache", "rag:cb:{ollama}:window"):
+        await wait_until_async(lambda key=key: redis.exists(key))
+    seen = {pattern.pattern for pattern in await assert_as_listed(redis, rows)}
+    unseen = {row.pattern.pattern for row in rows} - seen
+    assert [name for name in unseen if not name.endswith(":permits")] == [], "listed, and never written"
+
+
+async def test_a_probe_in_flight_is_a_listed_key_too(
+    fleet: list[httpx.AsyncClient], redis: Redis, stub: StubOllama
+) -> None:
+    client, permits = fleet[0], "rag:cb:{ollama}:permits"
+    stub.behaviour("status", status=500)
+    for number in range(2):
+        await client.post("/query", json={"question": f"What of number {number}, then?"})
+    stub.behaviour(delay=1.0, path="/api/chat")
+    recovering = asyncio.create_task(wait_until_async(lambda: is_closed_after_a_question(client)))
+    await wait_until_async(lambda: redis.exists(permits))
+    seen = await assert_as_listed(redis, listed())
+    assert [pattern for pattern in seen if pattern.fullmatch(permits)]
+    await recovering
+
+
+async def test_nothing_is_written_outside_the_prefix(serve: Service, redis: Redis, stub: StubOllama) -> None:
+    client = await serve(redis={"prefix": "mine:"})
+    await ask(client, QUESTION)
+    await client.post("/api/circuit-breaker/reset")
+    assert {key async for key in redis.scan_iter() if not key.startswith(b"mine:")} == set()
+    await assert_as_listed(redis, listed("mine:"))
+    assert all(name.startswith(b"mine:index:cache:") for name in await redis.execute_command("FT._LIST"))
