@@ -44,8 +44,6 @@ def _pattern(key: str) -> re.Pattern[str]:
     free = {"<id>": ".+", "<model>": ".+", "<digest>": "[0-9a-f]{32}", "<scope>": "[0-9a-f]{10}-[0-9a-f]{24}"}
     spelled = (free.get(part, "[^:{}]+") if part.startswith("<") else re.escape(part) for part in parts)
     return re.compile("".join(spelled))
-        "".join(free.get(part, r"[^:{}]+") if part.startswith("<") else re.escape(part) for part in parts)
-    )
 
 
 def _lifetime(text: str) -> int | None:
@@ -67,12 +65,19 @@ async def assert_as_listed(redis: Redis, rows: list[Listed]) -> set[re.Pattern[s
         if ttl == -2:
             continue  # gone meanwhile
         assert (await redis.type(key)).decode() == row.type, key
-        assert (row.lifetime is None) == (ttl == -1), (
-            f"{key} lives {ttl} ms, the page says {row.lifetime} s"
-        )
+        assert (row.lifetime is None) == (ttl == -1), f"{key} lives {ttl} ms, the page says {row.lifetime} s"
         assert row.lifetime is None or ttl <= row.lifetime * 1000, key
+        await assert_fields_as_listed(redis, key, row)
         seen.add(row.pattern)
     return seen
+
+
+async def assert_fields_as_listed(redis: Redis, key: str, row: Listed) -> None:
+    """Every field of a hash stands on the page; the window's are counts by second, a worker's pool is in `pool_...`."""
+    fields = [name.decode() for name in await redis.hkeys(key)] if row.type == "hash" else []
+    page = PAGE.read_text()
+    unlisted = [name for name in fields if f"`{re.sub(r'^pool_.*', 'pool_...', name)}`" not in page]
+    assert [name for name in unlisted if not re.fullmatch(r"\d+:(ok|slow|fail|slowfail)", name)] == [], key
 
 
 @pytest.fixture

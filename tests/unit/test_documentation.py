@@ -13,7 +13,7 @@ from starlette.routing import Route
 from api.app import create_app
 from api.faults import FAULTS
 from api.redis_store.keys import Keys
-from api.settings import Settings, variable_names
+from api.settings import Settings, load_settings, variable_names
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -70,6 +70,16 @@ def test_the_example_file_has_every_setting_with_its_default() -> None:
         name: as_written(default) for name, default in defaults().items()
     }
     assert list(documented) == variable_names()
+
+
+def test_the_example_file_gives_the_defaults_also_when_it_is_uncommented(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in variable_names():
+        monkeypatch.delenv(name, raising=False)
+    uncommented = tmp_path / ".env"
+    uncommented.write_text(re.sub(r"^# ([A-Z_]+=)", r"\1", (ROOT / ".env.example").read_text(), flags=re.MULTILINE))
+    assert load_settings(str(uncommented)) == load_settings(None)
 
 
 def test_the_example_file_changes_nothing_as_it_is_and_explains_each_line() -> None:
