@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -68,12 +68,21 @@ class AccessSettings(_Concern):
 
 def _check_redis_url(value: str) -> str:
     parts = urlsplit(value)
+    if parts.scheme == "redis+sentinel":
+        return _check_sentinel_url(parts)
     if parts.scheme not in {"redis", "rediss", "unix"}:
-        raise ValueError("expected redis://, rediss:// or unix://")
+        raise ValueError("expected redis://, rediss://, redis+sentinel:// or unix://")
     database = parts.path.strip("/") if parts.scheme != "unix" else ""
     if database not in {"", "0"}:
         raise ValueError("Redis keeps search indexes in database 0 only: leave the database out of the URL")
     return value
+
+
+def _check_sentinel_url(parts: SplitResult) -> str:
+    hosts = [host.rpartition(":") for host in parts.netloc.rpartition("@")[2].split(",")]
+    if not parts.path.strip("/") or not all(host and port.isdigit() for host, _, port in hosts):
+        raise ValueError("expected redis+sentinel://host:port,host:port/name-of-the-primary")
+    return parts.geturl()
 
 
 class RedisSettings(_Concern):

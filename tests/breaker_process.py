@@ -118,6 +118,12 @@ class Worker:
         self.held.clear()
         return {"ends": ends}
 
+    async def jump(self, seconds: float) -> Reply:
+        """This worker's wall clock jumps."""
+        true_time = time.time
+        time.time = lambda: true_time() + seconds
+        return {}
+
     async def state(self) -> Reply:
         """What this worker knows without asking, and what it has heard."""
         position = self.breaker.view.position

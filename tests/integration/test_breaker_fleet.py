@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
-from redis.asyncio import Redis
+from redis.asyncio import Redis, Sentinel
 
 from api.embedded.redis_server import EmbeddedRedis
 from tests.breaker_process import BreakerProcess, Reply
+from tests.redis_sentinel import sentinel_failover
 from tests.waiting import wait_until_async
 
 pytestmark = pytest.mark.processes
@@ -82,10 +84,14 @@ class Fleet:
         return [(fields[b"from"].decode(), fields[b"to"].decode()) for _, fields in entries]
 
     async def break_it(self) -> None:
-        """Failures until everybody knows that it is open."""
+        """Failures until everybody knows that it is open: a success reported a moment late may break a first row."""
         self.backend.answer = b"no\n"
-        await self.workers[0].ask("calls", times=5, concurrency=1)
-        await wait_until_async(lambda: self.all_say("OPEN"))
+
+        async def broken() -> bool:
+            await self.workers[0].ask("calls", times=5, concurrency=1)
+            return await self.all_say("OPEN")
+
+        await wait_until_async(broken)
 
     async def wait_elapsed(self) -> None:
         """Until the wait of the open breaker is over, by Redis's clock."""
@@ -316,3 +322,73 @@ async def _lease(redis: Redis) -> int:
 async def _later(redis: Redis, moment_ms: int) -> bool:
     seconds, micros = await redis.time()
     return seconds * 1000 + micros // 1000 > moment_ms
+
+
+async def test_scripts_that_vanished_are_loaded_again(redis: Redis, redis_url: str) -> None:
+    async with fleet_of(2, redis, redis_url) as fleet:
+        fleet.backend.answer = b"ok\n"
+        await fleet.everyone("calls", times=2, concurrency=1)
+        await redis.script_flush()
+        await fleet.break_it()
+        assert await fleet.log() == [("CLOSED", "OPEN")]
+
+
+async def test_a_restart_without_data_leaves_nobody_stuck(
+    redis: Redis, redis_server: EmbeddedRedis, redis_url: str
+) -> None:
+    async with fleet_of(2, redis, redis_url, timeout_ms=60_000, timeout_max_ms=60_000) as fleet:
+        await fleet.break_it()
+        redis_server.kill()
+        redis_server.start()  # it keeps nothing on disk
+        await redis.connection_pool.disconnect()
+        fleet.backend.answer = b"ok\n"
+
+        async def answered() -> bool:
+            return all(reply["ok"] for reply in await fleet.everyone("calls", times=1, concurrency=1))
+
+        await wait_until_async(answered)
+        await fleet.break_it()
+        assert await fleet.log() == [("CLOSED", "OPEN")]
+
+
+@pytest.mark.parametrize("seconds", [-86_400, 86_400])
+async def test_a_clock_that_jumps_on_a_worker_changes_nothing(redis: Redis, redis_url: str, seconds: int) -> None:
+    async with fleet_of(2, redis, redis_url) as fleet:
+        await fleet.workers[0].ask("jump", seconds=seconds)
+        await fleet.break_it()
+        fleet.backend.answer = b"ok\n"
+        assert [reply["rejected"] for reply in await fleet.everyone("calls", times=3, concurrency=1)] == [3, 3]
+        await fleet.wait_elapsed()
+        assert (await fleet.workers[0].ask("calls", times=3, concurrency=1))["ok"] == 3
+        await wait_until_async(lambda: fleet.all_say("CLOSED"))
+
+
+async def test_a_failover_by_sentinel_keeps_the_state_and_the_rules(tmp_path: Path) -> None:
+    with sentinel_failover(tmp_path) as failover:
+        primary = Sentinel(_sentinels(failover.url)).master_for("primary")
+        async with primary as redis, fleet_of(2, redis, failover.url, timeout_ms=3_000) as fleet:
+            fleet.backend.answer = b"ok\n"
+            await fleet.everyone("calls", times=3, concurrency=1)
+            await fleet.break_it()
+            before = failover.primary_port()
+            await redis.wait(1, 5_000)
+            failover.primary.kill()
+            fleet.backend.answer = b"ok\n"
+
+            async def closed() -> bool:
+                await fleet.everyone("calls", times=1, concurrency=1)
+                return await fleet.all_say("CLOSED")
+
+            async def shared() -> bool:
+                return all(reply["store"] == "shared" for reply in await fleet.everyone("state"))
+
+            await wait_until_async(lambda: _true(failover.primary_port() != before), timeout=30)
+            await wait_until_async(shared, timeout=30)
+            await wait_until_async(closed, timeout=30)
+            assert (await fleet.log())[0] == ("CLOSED", "OPEN")  # the history came along
+            await fleet.break_it()  # scripts and rules work on the promoted server
+
+
+def _sentinels(url: str) -> list[tuple[str, int]]:
+    hosts = url.removeprefix("redis+sentinel://").partition("/")[0].split(",")
+    return [(host.partition(":")[0], int(host.partition(":")[2])) for host in hosts]

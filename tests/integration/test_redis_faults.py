@@ -72,6 +72,18 @@ async def test_answers_go_on_without_redis_and_hits_resume(
     assert metrics["store"] == "shared"
 
 
+async def test_after_an_outage_no_dead_connection_of_many_delays_the_return(
+    serve: Service, redis_server: EmbeddedRedis
+) -> None:
+    client = await serve()
+    await asyncio.gather(*(ask(client, f"{QUESTION} {number}") for number in range(40)))
+    redis_server.kill()
+    redis_server.start()
+    await wait_until_async(lambda: _hits(client), timeout=3)
+    answered = await asyncio.gather(*(ask(client, QUESTION) for _ in range(40)))
+    assert {answer["cache"]["status"] for answer in answered} == {"hit"}
+
+
 async def test_a_worker_that_starts_before_redis_uses_it_when_it_comes(
     stub: StubOllama, redis_server: EmbeddedRedis, redis: Any
 ) -> None:

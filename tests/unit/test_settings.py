@@ -33,6 +33,8 @@ def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
         ("EMBED_MODEL_PATH", "/nowhere/at/all"),
         ("REDIS_URL", "http://redis"),
         ("REDIS_URL", "redis://h:6379/3"),
+        ("REDIS_URL", "redis+sentinel://a:26379,b:26379"),
+        ("REDIS_URL", "redis+sentinel://a,b:26379/primary"),
         ("REDIS_PREFIX", "a b"),
         ("OLLAMA_BASE_URL", "localhost:11434"),
         ("OLLAMA_BASE_URL", ","),

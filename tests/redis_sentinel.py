@@ -1,0 +1,71 @@
+"""A primary, a replica and three Sentinels, for tests of failover."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import redis
+
+from api.embedded.ports import free_port
+from api.embedded.redis_binary import find_redis_binary
+from tests.waiting import wait_until
+
+NAME = "primary"
+
+
+@dataclass
+class Failover:
+    """What is running. `url` is what the service is given."""
+
+    url: str
+    primary: subprocess.Popen[bytes]
+    sentinel_port: int
+
+    def primary_port(self) -> int:
+        """Which server is the primary by the word of a Sentinel."""
+        with redis.Redis(port=self.sentinel_port, decode_responses=True) as sentinel:
+            found = sentinel.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", NAME)
+            return int(found[1])
+
+
+@contextmanager
+def sentinel_failover(folder: Path) -> Iterator[Failover]:
+    """Servers with the search module; Sentinels that call the primary down after a second."""
+    binary = find_redis_binary()
+    with ExitStack() as stack:
+
+        def start(*arguments: str) -> subprocess.Popen[bytes]:
+            command = [str(binary.server), *arguments]
+            process = stack.enter_context(subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL))
+            stack.callback(process.kill)
+            return process
+
+        first, second, *watchers = (free_port() for _ in range(5))
+        module = ["--loadmodule", str(binary.search_module), "--save", "", "--repl-diskless-sync-delay", "0"]
+        primary = start("--port", str(first), *module)
+        start("--port", str(second), *module, "--replicaof", f"127.0.0.1 {first}")
+        for port in watchers:
+            config = folder / f"sentinel-{port}.conf"
+            config.write_text(
+                f"port {port}\nsentinel monitor {NAME} 127.0.0.1 {first} 2\n"
+                f"sentinel down-after-milliseconds {NAME} 1000\nsentinel failover-timeout {NAME} 5000\n"
+            )
+            start(str(config), "--sentinel")
+        wait_until(lambda: all(_sees_all(port) for port in watchers), timeout=30)
+        hosts = ",".join(f"127.0.0.1:{port}" for port in watchers)
+        yield Failover(f"redis+sentinel://{hosts}/{NAME}", primary, watchers[0])
+
+
+def _sees_all(port: int) -> bool:
+    """Whether this Sentinel knows the replica and the other two."""
+    try:
+        with redis.Redis(port=port, decode_responses=True) as client:
+            state = client.execute_command("SENTINEL", "MASTER", NAME)
+    except redis.RedisError:
+        return False
+    facts = state if isinstance(state, dict) else dict(zip(state[::2], state[1::2], strict=True))
+    return (str(facts["num-slaves"]), str(facts["num-other-sentinels"])) == ("1", "2")
