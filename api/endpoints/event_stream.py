@@ -26,6 +26,9 @@ from api.query.cache_control import CacheControl
 
 MEDIA_TYPE: Final = "text/event-stream"
 
+_LINE_ENDS: Final = {ord(end): f"\\u{ord(end):04x}" for end in "\u0085\u2028\u2029"}
+"""No line ends to the standard, but to Python's `splitlines`, by which some clients read."""
+
 Events = AsyncIterator[AnswerEvent]
 
 
@@ -98,4 +101,4 @@ class EventStream(Response):
 
 
 def _event(name: str, data: Any) -> bytes:
-    return format_sse_event(event=name, data_str=orjson.dumps(data).decode())
+    return format_sse_event(event=name, data_str=orjson.dumps(data).decode().translate(_LINE_ENDS))
