@@ -160,6 +160,25 @@ async def test_misses_and_refusals_count_once(serve: Service, stub: StubOllama) 
     assert 'ragherd_cache_lookups_total{result="miss"} 2.0' in text
 
 
+@pytest.mark.parametrize(
+    ("behaviour", "slow"),
+    [
+        ({"delay": 0.3}, 1),
+        ({"delay": 0.3, "load_duration": 0.29}, 0),
+        ({"pace": 0.06}, 0),
+    ],
+    ids=["a late first token", "a model that was loading", "slow tokens"],
+)
+async def test_a_whole_stream_is_a_success_and_slow_by_its_first_token(
+    serve: Service, stub: StubOllama, behaviour: dict[str, float], slow: int
+) -> None:
+    client = await serve(breaker={"slow_call_duration": 0.2})
+    stub.behaviour(path="/api/chat", answer="one two three four five", **behaviour)
+    await streamed(client, QUESTION)
+    metrics = await breaker(client)
+    assert (metrics["success_count"], metrics["failure_count"], metrics["slow_calls"]) == (1, 0, slow)
+
+
 # -- the reader --------------------------------------------------------------------------------------------------------
 
 WORD = "x" * 20_000 + " "
