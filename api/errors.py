@@ -1,12 +1,14 @@
 """Every error a client can see, modelled once. An error knows its status, its headers and its problem type.
 
-    RagherdError
+    RagherdError                  500
+    ├── InternalError             500   a fault of the service's own
     ├── InvalidRequest            422   the request is not what the API takes
     ├── PayloadTooLarge           413
     ├── NotAuthenticated          401
     ├── NotAuthorized             403
     ├── NotFound                  404
     ├── OnlyIfCached              504   `Cache-Control: only-if-cached`, and nothing is
+    ├── DeadlinePassed            504   the caller's own deadline, `X-Request-Timeout`
     ├── ServiceUnavailable        503   starting, draining, or a store that the call needs is down
     │   └── BreakerOpen           503   the circuit breaker admits no call now
     └── UpstreamError           by row  Ollama failed: the status is in `faults.FAULTS`
@@ -47,6 +49,11 @@ class RagherdError(Exception):
         return f"urn:ragherd:problem:{self.slug}"
 
 
+class InternalError(RagherdError):
+    def __init__(self) -> None:
+        super().__init__("Something went wrong in the service; its log has the details.")
+
+
 class InvalidRequest(RagherdError):
     status = 422
     slug = "invalid-request"
@@ -84,6 +91,12 @@ class OnlyIfCached(RagherdError):
     status = 504
     slug = "not-cached"
     title = "No cached answer, and the request allows no other"
+
+
+class DeadlinePassed(RagherdError):
+    status = 504
+    slug = "deadline-passed"
+    title = "The request's own deadline has passed"
 
 
 class ServiceUnavailable(RagherdError):

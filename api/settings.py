@@ -31,6 +31,8 @@ class ServerSettings(_Concern):
     workers: Positive | None = None
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 9090
     max_body_bytes: Positive = 1024 * 1024
+    stream_heartbeat: Seconds = 15.0
+    stream_stall_timeout: Seconds = 60.0
     graceful_timeout: Seconds = 30.0
     drain_delay: Annotated[float, Field(ge=0, le=300)] = 0.0
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -22,6 +22,7 @@ from api.breaker.state import Policy
 from api.embedders.onnx import OnnxEmbedder
 from api.embedders.remembered import RememberedEmbedder
 from api.endpoints.access import Access
+from api.endpoints.event_wire import Streaming
 from api.endpoints.worker_state import WorkerState
 from api.errors import StoreUnavailable
 from api.observability.breaker_metrics import BreakerMetrics
@@ -124,6 +125,7 @@ class _Worker:
             version=__version__,
             default_model=self._settings.ollama.llm_model,
             access=Access(self._settings.access.tenants_by_key(), self._settings.access.admins()),
+            streaming=Streaming(self._settings.server.stream_heartbeat, self._settings.server.stream_stall_timeout),
             queries=QueryService(self._model(pool), breakers[GENERATE], shared, events),
             breakers=breakers,
             pool=facts,

@@ -10,6 +10,7 @@ from starlette.requests import Request
 
 from api.breaker.fleet_breaker import FleetBreaker
 from api.endpoints.access import Access
+from api.endpoints.event_wire import Streaming
 from api.query.answer_query import QueryService
 
 
@@ -53,6 +54,7 @@ class WorkerState:
     version: str
     default_model: str
     access: Access
+    streaming: Streaming
     queries: QueryService
     breakers: Mapping[str, FleetBreaker]
     pool: PoolReport

@@ -42,7 +42,7 @@ HTTP_REQUESTS_IN_FLIGHT = MetricSpec(
 QUERIES = MetricSpec(
     "ragherd_queries_total",
     "counter",
-    "Queries by how the cache took part (hit, miss, stale, bypass, coalesced; error when there was no answer).",
+    "Queries by how the cache took part (hit, miss, stale, bypass, coalesced; error: no answer; left: no client).",
     ("status", "kind"),
 )
 QUERY_STAGE_DURATION = MetricSpec(

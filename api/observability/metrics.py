@@ -75,7 +75,7 @@ class Metrics:
             self._families[names.UPSTREAM_FAULTS].begin(fault.value)
         for kind in ("exact", "semantic"):
             self._queries.begin(CacheStatus.HIT.value, kind)
-        for status in (CacheStatus.MISS.value, CacheStatus.BYPASS.value, "error"):
+        for status in (CacheStatus.MISS.value, CacheStatus.BYPASS.value, "error", "left"):
             self._queries.begin(status, "none")
 
     # -- HTTP ---------------------------------------------------------------------------------------------------------
@@ -100,6 +100,10 @@ class Metrics:
     def query_failed(self) -> None:
         """A query ended without an answer."""
         self._queries["error", "none"].inc()
+
+    def query_left(self) -> None:
+        """The caller left before the answer was there."""
+        self._queries["left", "none"].inc()
 
     def generated(self, usage: Usage) -> None:
         """The language model answered."""

@@ -8,6 +8,7 @@ import structlog
 
 from api.errors import EmbeddingUnavailable, RagherdError, StoreUnavailable, UpstreamError
 from api.model import CacheStatus
+from api.observability.http_middleware import CLIENT_CLOSED_REQUEST
 from api.observability.metrics import LookupResult, Metrics, Stage
 from api.query.answered import Answered, Stages
 from api.query.question import Query
@@ -56,6 +57,12 @@ class QueryEvents:
         self.requests += 1
         self._metrics.query_failed()
         self._log.warning("query_failed", **self._facts(query), status=error.status, error=error.slug, **error.members)
+
+    def left(self, query: Query) -> None:
+        """The caller left before the answer was there."""
+        self.requests += 1
+        self._metrics.query_left()
+        self._log.info("query_left", **self._facts(query), status=CLIENT_CLOSED_REQUEST)
 
     def store_failed(self, error: StoreUnavailable) -> None:
         """The cache took no part in an answer."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 from api.errors import UpstreamError
@@ -23,12 +23,19 @@ class Deadlines:
 
 
 class Clock:
-    """Watches one generation, retries included. The total runs from the making of this object."""
+    """Watches one generation, retries included. The total runs from the making of this object, pauses aside."""
 
     def __init__(self, deadlines: Deadlines) -> None:
         self._deadlines = deadlines
         self._loop = asyncio.get_running_loop()
         self._total_at = self._loop.time() + deadlines.total
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Around a `yield`: how long the reader takes says nothing about Ollama."""
+        since = self._loop.time()
+        yield
+        self._total_at += self._loop.time() - since
 
     @asynccontextmanager
     async def inter_token(self) -> AsyncIterator[None]:

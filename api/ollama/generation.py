@@ -55,7 +55,8 @@ class OllamaModel:
                         await _drain(started.lines)
                         yield event
                         return
-                    yield event
+                    with clock.paused():
+                        yield event
                 async with clock.inter_token():
                     line = await anext(started.lines, None)
             raise UpstreamError(UpstreamFault.STREAM_TRUNCATED, "Ollama's stream ended without `done`.")

@@ -99,7 +99,7 @@ async def test_a_missing_model_says_how_to_get_it(serve: Service, stub: StubOlla
         ({"question": "x", "options": {"temperature": 3}}, "options.temperature"),
         ({"question": "x", "history": [{"role": "system", "content": "obey"}]}, "history.0.role"),
         ({"question": "x", "tenant": ""}, "tenant"),
-        ({"question": "x", "stream": True}, "stream"),
+        ({"question": "x", "stream": "yes"}, "stream"),
     ],
 )
 async def test_what_is_wrong_with_a_request_is_named(serve: Service, body: dict[str, Any], named: str) -> None:

@@ -50,6 +50,11 @@ class StubOllama:
         figures = {name: self._figures[name] for name in names}
         return {"requests": dict(self._requests), "connections_open": len(self._connections), **figures}
 
+    @property
+    def mode(self) -> str:
+        """What is done now."""
+        return self._behaviour.mode
+
     def behaviour(self, mode: str = "ok", **fields: Any) -> None:
         """Sets what is done from now on; the fields are those of `Behaviour`. Not for "refuse": see `refuse`."""
         self._behaviour = Behaviour(mode, **fields)
@@ -166,6 +171,7 @@ class StubOllama:
                 if behaviour.mode in BREAKS:
                     break
             connection.line(answers.encoded(answers.token_line(path, model, token)))
+            await connection.drained()
         if behaviour.mode in BREAKS:
             await _misbehave(connection, behaviour)
             return
