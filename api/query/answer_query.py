@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from api.errors import BreakerOpen, OnlyIfCached, RagherdError, UpstreamError
 from api.model import CacheMatch, CacheStatus, Generation, GenerationRequest
-from api.ports import Breaker, LanguageModel
+from api.ports import LanguageModel
 from api.query import guarded_call, prompt
 from api.query.answered import Answered, QueryObserver, Stages
 from api.query.question import Query
@@ -22,11 +22,10 @@ from api.query.shared_answers import Lookup, SharedAnswers
 
 
 class QueryService:
-    """Answers questions for one worker."""
+    """Answers questions for one worker. `model` stands behind its circuit breaker already: see `failover.py`."""
 
-    def __init__(self, model: LanguageModel, breaker: Breaker, shared: SharedAnswers, observer: QueryObserver) -> None:
+    def __init__(self, model: LanguageModel, shared: SharedAnswers, observer: QueryObserver) -> None:
         self._model = model
-        self._breaker = breaker
         self._shared = shared
         self._observer = observer
 
@@ -73,9 +72,10 @@ class QueryService:
         return Answered(found.answer, found.model, status, stages, found.sources, match, entry=found.entry)
 
     async def _generate(self, query: Query) -> Generation:
-        request = GenerationRequest(query.model, prompt.build(query.question, query.history), query.options)
+        messages = prompt.build(query.question, query.history)
+        request = GenerationRequest(query.model, messages, query.options, whole=True)
         try:
-            return await guarded_call.generate(self._model, self._breaker, request)
+            return await guarded_call.collect(self._model, request)
         except UpstreamError as error:
             self._observer.upstream_failed(error)
             raise
