@@ -107,7 +107,7 @@ class _Worker:
             version=__version__,
             default_model=self._settings.ollama.llm_model,
             access=Access(self._settings.access.tenants_by_key(), self._settings.access.admins()),
-            queries=QueryService(backends.model(events), shared, events),
+            queries=QueryService(backends.failover(events), shared, events),
             breakers=backends.breakers,
             pool=facts,
             cache=CacheFigures(gate, index, counters, embedder, self._cache_limits()),

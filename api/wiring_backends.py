@@ -27,7 +27,7 @@ from api.ollama.warm_up import WarmUp, load_embedder, load_llm
 from api.ollama.watch import BackendWatch
 from api.ports import Embedder, LanguageModel
 from api.query.backends import Backend, BackendEvents, Backends
-from api.query.failover import FailoverModel
+from api.query.failover import Failover
 from api.query.failover_embedder import FailoverEmbedder
 from api.query.guarded_embedder import GuardedEmbedder
 from api.redis_store.backend_board import BackendBoard
@@ -92,7 +92,7 @@ class WorkerBackends:
         breaker = FleetBreaker(name, policy, store, self._worker, listeners=listeners)
         self.breakers[name] = await stack.enter_async_context(kept_current(breaker))
 
-    def model(self, events: BackendEvents) -> LanguageModel:
+    def failover(self, events: BackendEvents) -> Failover:
         """All backends as one, each behind its breaker."""
         ollama = self._settings.ollama
         deadlines = Deadlines(
@@ -107,7 +107,7 @@ class WorkerBackends:
             for name, pool in self._pools.items()
         ]
         backends = Backends(members, self.watch.health)
-        return FailoverModel(backends, self._pools.retries, deadlines.total, events)
+        return Failover(backends, self._pools.retries, deadlines.total, events)
 
     async def open_embedder(self, stack: AsyncExitStack, events: BackendEvents) -> Embedder:
         """All backends as one embedder (EMBEDDER=ollama), each behind its breaker."""

@@ -14,18 +14,18 @@ from __future__ import annotations
 
 from api.errors import BreakerOpen, OnlyIfCached, RagherdError, UpstreamError
 from api.model import CacheMatch, CacheStatus, Generation, GenerationRequest
-from api.ports import LanguageModel
-from api.query import guarded_call, prompt
+from api.query import prompt
 from api.query.answered import Answered, QueryObserver, Stages
+from api.query.failover import Failover
 from api.query.question import Query
 from api.query.shared_answers import Lookup, SharedAnswers
 
 
 class QueryService:
-    """Answers questions for one worker. `model` stands behind its circuit breaker already: see `failover.py`."""
+    """Answers questions for one worker."""
 
-    def __init__(self, model: LanguageModel, shared: SharedAnswers, observer: QueryObserver) -> None:
-        self._model = model
+    def __init__(self, backends: Failover, shared: SharedAnswers, observer: QueryObserver) -> None:
+        self._backends = backends
         self._shared = shared
         self._observer = observer
 
@@ -75,7 +75,11 @@ class QueryService:
         messages = prompt.build(query.question, query.history)
         request = GenerationRequest(query.model, messages, query.options, whole=True)
         try:
-            return await guarded_call.collect(self._model, request)
+            async with self._backends.generate(request) as generating:
+                async for event in generating:
+                    if isinstance(event, Generation):
+                        return event
+                raise AssertionError("a generation ends with itself or an error")
         except UpstreamError as error:
             self._observer.upstream_failed(error)
             raise

@@ -1,4 +1,4 @@
-"""Several language models as one: a call that fails on one backend before its first token goes on to another, unseen.
+"""Several backends as one: a call that fails on one backend before its first token goes on to another, unseen.
 
 What a failure allows:
 - free: the backend never began the call (no connection, or it has not the model), so nothing is done twice;
@@ -16,7 +16,7 @@ from typing import Final
 
 from api.errors import BreakerOpen, RagherdError, UpstreamError
 from api.faults import UpstreamFault
-from api.model import GenerationEnd, GenerationRequest, Retry, Token
+from api.model import Generation, GenerationRequest, Retry, Token
 from api.ports import LanguageModel, Retries
 from api.query import guarded_call
 from api.query.backends import Backend, BackendEvents, Backends
@@ -40,11 +40,11 @@ CHARGED: Final = frozenset(
     }
 )
 
-Event = Token | GenerationEnd
+Event = Token | Generation
 
 
-class FailoverModel:
-    """See `ports.LanguageModel`; raises `BreakerOpen` too. `total`: seconds for the whole answer, retries included."""
+class Failover:
+    """Generations on whichever backend can. `total`: seconds for a whole answer, all attempts together."""
 
     def __init__(
         self, backends: Backends[LanguageModel], retries: Retries, total: float, events: BackendEvents
@@ -54,8 +54,11 @@ class FailoverModel:
         self._total = total
         self._events = events
 
-    def stream(self, request: GenerationRequest) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
-        """Tokens, then one `GenerationEnd`. With `request.whole` nothing is given before the answer is complete."""
+    def generate(self, request: GenerationRequest) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
+        """See `guarded_call.generate`. With `request.whole` nothing is given before the answer is complete.
+
+        Raises `BreakerOpen` when no breaker admits a call, with the shortest wait.
+        """
         return aclosing(self._answer(request))
 
     async def _answer(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
@@ -98,7 +101,7 @@ class FailoverModel:
 
 async def _attempt(backend: Backend[LanguageModel], request: GenerationRequest) -> AsyncGenerator[Event, None]:
     with backend.busy():
-        async with aclosing(guarded_call.stream(backend.service, backend.breaker, request)) as events:
+        async with guarded_call.generate(backend.service, backend.breaker, request) as events:
             if not request.whole:
                 async for event in events:
                     yield event

@@ -3,45 +3,74 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AbstractAsyncContextManager, aclosing
 
 from api.errors import UpstreamError
 from api.faults import UpstreamFault
 from api.model import Generation, GenerationEnd, GenerationRequest, Token
-from api.ports import Breaker, LanguageModel
+from api.ports import Attempt, Breaker, LanguageModel
 
 
-async def stream(
+def generate(
     model: LanguageModel, breaker: Breaker, request: GenerationRequest
-) -> AsyncGenerator[Token | GenerationEnd, None]:
-    """One attempt on one backend. Raises `BreakerOpen` and `UpstreamError`; a caller that leaves counts as ignored."""
+) -> AbstractAsyncContextManager[AsyncIterator[Token | Generation]]:
+    """Tokens, then the complete answer. Raises `BreakerOpen`, and `UpstreamError` in mid-stream too.
+
+    Leaving the context early, or the caller's cancellation, ends the generation and counts as ignored.
+    """
+    return aclosing(_guarded(model, breaker, request))
+
+
+async def _guarded(
+    model: LanguageModel, breaker: Breaker, request: GenerationRequest
+) -> AsyncGenerator[Token | Generation, None]:
     async with breaker.attempt() as attempt:
-        started = time.monotonic()
-        first_token: float | None = None
+        progress = _Progress()
         try:
             async with model.stream(request) as events:
                 async for event in events:
-                    first_token = time.monotonic() - started if first_token is None else first_token
-                    if isinstance(event, GenerationEnd):
-                        await attempt.succeeded(first_token - event.load_duration)
+                    progress.note(event)
+                    if isinstance(event, Token):
                         yield event
-                        return
-                    yield event
-            raise UpstreamError(UpstreamFault.STREAM_TRUNCATED, "Ollama's stream ended without `done`.")
+            generation = progress.generation()
         except UpstreamError as error:
-            if error.row.breaker == "failure":
-                await attempt.failed(time.monotonic() - started)
+            await _report_failure(attempt, error, progress.seconds)
             raise
+        await attempt.succeeded(generation.first_token - generation.end.load_duration)
+    yield generation
 
 
-async def collect(model: LanguageModel, request: GenerationRequest) -> Generation:
-    """The complete answer of a model that is guarded already. Raises `BreakerOpen` and `UpstreamError`."""
-    started, parts = time.monotonic(), list[str]()
-    first_token: float | None = None
-    async with model.stream(request) as events:
-        async for event in events:
-            first_token = time.monotonic() - started if first_token is None else first_token
-            if isinstance(event, GenerationEnd):
-                return Generation("".join(parts), event, first_token)
-            parts.append(event.text)
-    raise UpstreamError(UpstreamFault.STREAM_TRUNCATED, "Ollama's stream ended without `done`.")
+async def _report_failure(attempt: Attempt, error: UpstreamError, seconds: float) -> None:
+    if error.row.breaker == "failure":
+        await attempt.failed(seconds)
+
+
+class _Progress:
+    """What has come of a generation so far."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._first_token: float | None = None
+        self._parts: list[str] = []
+        self._end: GenerationEnd | None = None
+
+    def note(self, event: Token | GenerationEnd) -> None:
+        """Takes the next event in."""
+        if self._first_token is None:
+            self._first_token = time.monotonic() - self._started
+        if isinstance(event, GenerationEnd):
+            self._end = event
+        else:
+            self._parts.append(event.text)
+
+    @property
+    def seconds(self) -> float:
+        """To the first token; without one, until now. What follows may be the reader's own time."""
+        return time.monotonic() - self._started if self._first_token is None else self._first_token
+
+    def generation(self) -> Generation:
+        """The complete answer. Raises `UpstreamError` where its end is missing."""
+        if self._end is None:
+            raise UpstreamError(UpstreamFault.STREAM_TRUNCATED, "Ollama's stream ended without `done`.")
+        return Generation("".join(self._parts), self._end, self.seconds)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import httpx
@@ -76,7 +75,9 @@ async def test_the_models_are_loaded_once_and_no_client_ends_it(serve: Service, 
     for client in clients:
         assert (await client.get("/health/ready")).status_code == 200
     await wait_until_async(lambda: _loaded(stub))
+    await wait_until_async(lambda: redis.get("rag:warmup:ollama"))
     assert asked(stub, "/api/generate") == 1
+    assert await redis.pttl("rag:warmup:ollama") > 15_000, "it was not given up, but done"
     assert stub.last_bodies["/api/generate"] == {
         "model": "llama3.2",
         "options": {},
@@ -139,7 +140,7 @@ async def _asked(stub: StubOllama, path: str) -> bool:
 
 
 async def _loaded(stub: StubOllama) -> bool:
-    return "rag" != "" and asked(stub, "/api/embed") > 0 and stub.stats["in_flight"] == 0
+    return asked(stub, "/api/embed") > 0 and stub.stats["in_flight"] == 0
 
 
 async def _is_another(redis: Redis, first: bytes | None) -> bool:

@@ -75,7 +75,8 @@ async def probed(client: httpx.AsyncClient, expected: Callable[[dict[str, Any]],
 async def test_they_share_the_work(serve: Service, both: str, stub: StubOllama, other: StubOllama) -> None:
     client = await serve(ollama={"ollama_base_url": both})
     assert await failed(client, 20) == {}
-    assert chats(stub) == chats(other) == 10
+    assert chats(stub) + chats(other) == 20
+    assert min(chats(stub), chats(other)) >= 6
     assert list(await breakers(client)) == ["ollama", "ollama-embed", "ollama-2", "ollama-2-embed"]
 
 
@@ -131,9 +132,7 @@ async def test_a_model_that_went_since_the_probe_is_found_on_the_other(
     assert (await fresh(client)).status_code == 404
 
 
-async def test_a_model_in_memory_comes_first(
-    serve: Service, both: str, stub: StubOllama, other: StubOllama
-) -> None:
+async def test_a_model_in_memory_comes_first(serve: Service, both: str, stub: StubOllama, other: StubOllama) -> None:
     stub.behaviour(resident="no")
     client = await serve(ollama={"ollama_base_url": both, **NEVER})
     await probed(client, lambda found: found["ollama"]["reachable"])
@@ -176,6 +175,7 @@ async def test_all_down_is_502_and_once_all_are_open_503_with_the_shortest_wait(
     serve: Service, both: str, stub: StubOllama, other: StubOllama
 ) -> None:
     client = await serve(ollama={"ollama_base_url": both, **NEVER}, breaker={"failure_threshold": 1, "timeout": 40})
+    await probed(client, lambda found: found["ollama"]["reachable"])
     await stub.refuse()
     assert await failed(client, 2) == {}
     await wait_until_async(lambda: _opened(client, "ollama"))
@@ -199,9 +199,7 @@ async def test_an_answer_that_breaks_off_begins_anew_on_the_other_where_nobody_r
     assert (await breakers(client))["ollama"]["failure_count"] == chats(stub)
 
 
-async def test_embeddings_go_on_where_they_can(
-    serve: Service, both: str, stub: StubOllama, other: StubOllama
-) -> None:
+async def test_embeddings_go_on_where_they_can(serve: Service, both: str, stub: StubOllama, other: StubOllama) -> None:
     client = await serve(ollama={"ollama_base_url": both, **NEVER})
     await ask(client, "How do I reset my password?")
     stub.behaviour("status", status=500, path="/api/embed")
@@ -224,7 +222,7 @@ async def test_each_backend_says_what_it_did(
     assert report["ollama"]["generations"] == 4
     assert report["requests"] == sum(pool["requests"] for pool in report["backends"].values())
     chat = report["endpoints"][CHAT]
-    assert 0 < chat["time_to_first_byte_ms"]
+    assert chat["time_to_first_byte_ms"] > 0
     assert 0 < chat["transfer_ms"] <= chat["latency_ms"]["p99"]
     await wait_until_async(lambda: _in_metrics(client, 'ragherd_ollama_generations_total{backend="ollama"} 2.0'))
     await wait_until_async(lambda: _in_metrics(client, 'ragherd_backend_up{backend="ollama-2"} 1.0'))

@@ -41,7 +41,10 @@ def test_a_backend_without_the_model_is_left_out_unless_all_are() -> None:
 
 
 def test_what_is_not_known_is_no_reason_against() -> None:
-    assert in_order([Candidate("loading", reachable=True, has_model=True, resident=False), Candidate("new")], 0)[0] == "new"
+    assert (
+        in_order([Candidate("loading", reachable=True, has_model=True, resident=False), Candidate("new")], 0)[0]
+        == "new"
+    )
 
 
 def test_equals_take_turns() -> None:
