@@ -102,9 +102,10 @@ class BreakerOpen(ServiceUnavailable, CircuitBreakerError):
     slug = "circuit-breaker-open"
     title = "The circuit breaker is open"
 
-    def __init__(self, breaker: str, retry_after: float) -> None:
+    def __init__(self, breaker: str, retry_after: float, *, forced: bool = False) -> None:
+        why = "an operator forced it, until it is reset" if forced else "Ollama failed and is given time to recover"
         super().__init__(
-            f"The circuit breaker '{breaker}' is open: Ollama failed and is given time to recover.",
+            f"The circuit breaker '{breaker}' is open: {why}.",
             retry_after=retry_after,
             breaker=breaker,
         )

@@ -5,6 +5,7 @@ Only this module and `wiring_backends` name adapters. A worker starts whether or
 
 from __future__ import annotations
 
+import gc
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from typing import TypedDict
@@ -55,7 +56,11 @@ def lifespan(settings: Settings, worker: str, metrics: Metrics) -> Lifespan:
     async def opened(_: FastAPI) -> AsyncIterator[LifespanState]:
         configure_logging(settings.server.log_level)
         async with AsyncExitStack() as stack:
-            yield {"worker": await _Worker(settings, worker, metrics, stack).open()}
+            state = await _Worker(settings, worker, metrics, stack).open()
+            # What is alive now lives as long as the worker: out of the collector's way, whose pauses are then short.
+            gc.collect()
+            gc.freeze()
+            yield {"worker": state}
 
     return opened
 

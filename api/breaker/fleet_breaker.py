@@ -100,7 +100,8 @@ class FleetBreaker(pybreaker.CircuitBreaker):
         if not admission.granted:
             self._reports.rejected()
             self._tell("not_permitted")
-            raise BreakerOpen(str(self.name), max(admission.position.wait_ms / 1000, self.view.remaining))
+            wait = max(admission.position.wait_ms / 1000, self.view.remaining)
+            raise BreakerOpen(str(self.name), wait, forced=admission.position.forced == "OPEN")
         attempt = CallAttempt(self, admission.position.epoch, token if admission.probe else "")
         async with attempt.renewed():
             try:

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.errors import InvalidRequest, RagherdError, ServiceUnavailable, StoreUnavailable
+from api.errors import InvalidRequest, PayloadTooLarge, RagherdError, ServiceUnavailable, StoreUnavailable
 
 PROBLEM_JSON = "application/problem+json"
 
@@ -64,6 +64,8 @@ def _fault(fault: Mapping[str, Any]) -> dict[str, str]:
     """Which field, and what is wrong with it; never the value, which may be private."""
     if fault["type"] == "json_invalid":
         return {"field": "", "message": "The body is not valid JSON."}
+    if fault["type"] == "model_attributes_type":
+        return {"field": "", "message": "Send a JSON object, with Content-Type: application/json."}
     place = [str(part) for part in fault["loc"] if part not in {"body", "query", "path"}]
     message = "is not known" if fault["type"] == "extra_forbidden" else str(fault["msg"]).removeprefix("Value error, ")
     return {"field": ".".join(place), "message": message}
@@ -72,6 +74,8 @@ def _fault(fault: Mapping[str, Any]) -> dict[str, str]:
 async def _http_error(request: Request, error: Exception) -> Response:
     """Starlette's own: no such path, no such method, body too large."""
     assert isinstance(error, HTTPException)
+    if error.status_code == PayloadTooLarge.status:
+        return _respond(request, PayloadTooLarge(str(error.detail)))
     return _respond(request, HttpProblem(error.status_code, str(error.detail), error.headers))
 
 

@@ -132,7 +132,7 @@ async def test_a_body_over_the_limit_is_413_declared_or_not(serve: Service) -> N
     for content in (b" " * 1001, chunks()):
         response = await client.post("/query", content=content, headers={"Content-Type": "application/json"})
         assert response.status_code == 413
-        assert response.headers["Content-Type"] == "application/problem+json"
+        assert response.json()["type"] == "urn:ragherd:problem:payload-too-large"
         assert response.json()["request_id"] == response.headers["X-Request-ID"]
 
 
