@@ -81,6 +81,17 @@ class FleetBreaker(pybreaker.CircuitBreaker):
         """`shared`, or `local` while the store is lost."""
         return "local" if self._local else "shared"
 
+    @property
+    def rejects(self) -> bool:
+        """Whether a call would be rejected now, as far as this worker knows; no I/O."""
+        if not self.policy.enabled:
+            return False
+        if self._local:
+            position = self._local.read().position
+            return position.forced == "OPEN" or (position.state is State.OPEN and position.wait_ms > 0)
+        position = self.view.position
+        return position.forced == "OPEN" or (position.state is not State.CLOSED and self.view.remaining > 0)
+
     @asynccontextmanager
     async def attempt(self) -> AsyncIterator[CallAttempt]:
         """Admits one call, or raises `BreakerOpen`. Left without a report, the call counts as ignored."""

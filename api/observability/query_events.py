@@ -78,6 +78,11 @@ class QueryEvents:
         """A call to Ollama failed."""
         self._metrics.upstream_failed(error.fault)
 
+    def failed_over(self, backend: str, error: UpstreamError) -> None:
+        """A call left a backend for another; its client knows nothing of it."""
+        self._metrics.failed_over(backend, error.fault)
+        self._log.warning("failed_over", backend=backend, fault=error.fault, error=str(error))
+
     def below_threshold(self, similarity: float) -> None:
         """The nearest question was not near enough."""
         rejected: LookupResult = "rejected"

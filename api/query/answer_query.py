@@ -19,10 +19,10 @@ from contextlib import AbstractAsyncContextManager, aclosing
 
 from api.errors import BreakerOpen, OnlyIfCached, RagherdError, UpstreamError
 from api.model import CacheMatch, CacheStatus, Generation, GenerationRequest, Token
-from api.ports import Breaker, LanguageModel
-from api.query import guarded_call, prompt
+from api.query import prompt
 from api.query.answered import Answered, AnswerEvent, Opening, QueryObserver, Stages
 from api.query.deadline import Deadline
+from api.query.failover import Failover
 from api.query.question import Query
 from api.query.shared_answers import Lookup, SharedAnswers
 
@@ -30,9 +30,8 @@ from api.query.shared_answers import Lookup, SharedAnswers
 class QueryService:
     """Answers questions for one worker."""
 
-    def __init__(self, model: LanguageModel, breaker: Breaker, shared: SharedAnswers, observer: QueryObserver) -> None:
-        self._model = model
-        self._breaker = breaker
+    def __init__(self, backends: Failover, shared: SharedAnswers, observer: QueryObserver) -> None:
+        self._backends = backends
         self._shared = shared
         self._observer = observer
 
@@ -85,7 +84,7 @@ class QueryService:
             raise OnlyIfCached("The question has no cached answer, and the request allows no other.")
         begun = False
         try:
-            async with aclosing(self._fresh(query, lookup, stages, deadline)) as events:
+            async with aclosing(self._fresh(query, lookup, stages, deadline, whole=whole)) as events:
                 async for event in events:
                     begun = True
                     yield event
@@ -114,13 +113,14 @@ class QueryService:
         )
 
     async def _fresh(
-        self, query: Query, lookup: Lookup, stages: Stages, deadline: Deadline
+        self, query: Query, lookup: Lookup, stages: Stages, deadline: Deadline, *, whole: bool
     ) -> AsyncGenerator[AnswerEvent, None]:
         """By the language model. Only the waiting for it counts as its time: a slow reader's is the reader's own."""
-        request = GenerationRequest(query.model, prompt.build(query.question, query.history), query.options)
+        messages = prompt.build(query.question, query.history)
+        request = GenerationRequest(query.model, messages, query.options, whole=whole)
         status = _status(lookup, query)
         opened = False
-        async with guarded_call.generate(self._model, self._breaker, request) as generating:
+        async with self._backends.generate(request) as generating:
             while True:
                 event = await self._next(generating, stages, deadline)
                 if not opened:

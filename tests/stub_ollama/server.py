@@ -149,6 +149,8 @@ class StubOllama:
         elif behaviour.mode == "status":
             headers = {"Retry-After": behaviour.retry_after} if behaviour.retry_after is not None else {}
             connection.answer({"error": behaviour.message}, behaviour.status, headers)
+        elif request.path in MODEL_CALLS and not answers.has_model(request.body, behaviour):
+            connection.answer({"error": "model not found"}, 404)
         elif request.path in {"/api/chat", "/api/generate"}:
             await self._generated(request, connection, behaviour)
         else:
