@@ -75,7 +75,7 @@ def _fault(fault: Mapping[str, Any]) -> dict[str, str]:
         return {"field": "", "message": "The body is not valid JSON."}
     if fault["type"] == "model_attributes_type":
         return {"field": "", "message": "Send a JSON object, with Content-Type: application/json."}
-    place = [str(part) for part in fault["loc"] if part not in {"body", "query", "path", "header"}]
+    place = [str(part) for part in fault["loc"] if part not in {"body", "query", "path"}]
     message = "is not known" if fault["type"] == "extra_forbidden" else str(fault["msg"]).removeprefix("Value error, ")
     return {"field": ".".join(place), "message": message}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import orjson
-from fastapi import APIRouter, Header, Request
+from fastapi import APIRouter, Request
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 from starlette.responses import Response
 
@@ -13,6 +13,7 @@ from api.endpoints import event_stream
 from api.endpoints.disconnects import until_client_leaves
 from api.endpoints.event_stream import EventStream
 from api.endpoints.query_answer import QueryOut, cache_headers, document
+from api.endpoints.request_timeout import OPENAPI, request_timeout
 from api.endpoints.worker_state import worker_state
 from api.model import ChatMessage
 from api.query.cache_control import parse
@@ -32,9 +33,6 @@ def _encodable(text: str) -> str:
 IsText = AfterValidator(_encodable)
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200), IsText]
 Question = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=8000), IsText]
-
-
-Timeout = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class _Body(BaseModel):
@@ -80,13 +78,12 @@ class QueryIn(_Body):
     response_model=QueryOut,
     summary="Answer a question",
     responses={200: {"content": {event_stream.MEDIA_TYPE: {"schema": {"type": "string"}}}}},
+    openapi_extra={"parameters": [OPENAPI]},
 )
-async def post_query(
-    body: QueryIn, request: Request, x_request_timeout: Annotated[Timeout | None, Header()] = None
-) -> Response:
+async def post_query(body: QueryIn, request: Request) -> Response:
     """From the fleet's cache, or by the language model; see docs/http-api.md and docs/streaming.md."""
     state = worker_state(request)
-    query = _query(body, request, x_request_timeout)
+    query = _query(body, request)
     if body.stream or event_stream.accepted(request.headers.get("accept", "")):
         return EventStream(request, state.queries.stream(query), query.cache_control, state.streaming)
     async with until_client_leaves(request.receive):
@@ -98,7 +95,7 @@ async def post_query(
     )
 
 
-def _query(body: QueryIn, request: Request, timeout: float | None) -> Query:
+def _query(body: QueryIn, request: Request) -> Query:
     state = worker_state(request)
     return Query(
         question=body.question,
@@ -108,5 +105,5 @@ def _query(body: QueryIn, request: Request, timeout: float | None) -> Query:
         options=body.options.model_dump(exclude_none=True),
         history=tuple(ChatMessage(turn.role, turn.content) for turn in body.history),
         cache_control=parse(request.headers.get("cache-control", "")),
-        timeout=timeout,
+        timeout=request_timeout(request.headers),
     )

@@ -277,4 +277,5 @@ async def test_a_deadline_that_is_none_is_named(serve: Service, timeout: str) ->
     client = await serve()
     response = await client.post("/query", json={"question": QUESTION}, headers={"X-Request-Timeout": timeout})
     assert response.status_code == 422
-    assert [error["field"].lower() for error in response.json()["errors"]] == ["x-request-timeout"]
+    assert [error["field"] for error in response.json()["errors"]] == ["X-Request-Timeout"]
+    assert response.json()["detail"] == "X-Request-Timeout: must be a number of seconds above 0"
