@@ -100,3 +100,16 @@ class Breaker(Protocol):
 
         No I/O while the breaker is closed, or open and its wait has not passed.
         """
+
+    def check(self) -> None:
+        """Raises `BreakerOpen` where `attempt` is sure to: so that nobody waits for a permit in vain. No I/O."""
+
+
+class Bulkhead(Protocol):
+    """The bound on calls to Ollama at once, over the fleet."""
+
+    def permit(self, tenant: str, *, background: bool = False) -> AbstractAsyncContextManager[None]:
+        """Holds a permit while the block runs; waits for one, in turn with other tenants, if it must.
+
+        `background` work waits behind all users. Raises `BulkheadFull` when too many wait, or for too long.
+        """

@@ -18,12 +18,16 @@ from api.background import Background
 from api.breaker.fleet_breaker import FleetBreaker
 from api.breaker.following import kept_current
 from api.breaker.state import Policy
+from api.bulkhead.fleet_bulkhead import FleetBulkhead
+from api.bulkhead.following import kept_alive
+from api.bulkhead.state import Policy as BulkheadPolicy
 from api.embedders.onnx import OnnxEmbedder
 from api.embedders.remembered import RememberedEmbedder
 from api.endpoints.access import Access
 from api.endpoints.worker_state import WorkerState
 from api.errors import StoreUnavailable
 from api.observability.breaker_metrics import BreakerMetrics
+from api.observability.bulkhead_metrics import BulkheadMetrics
 from api.observability.log_format import configure_logging
 from api.observability.metrics import Metrics
 from api.observability.query_events import QueryEvents
@@ -41,6 +45,7 @@ from api.query.shared_answers import SharedAnswers
 from api.reachability import BackendReachability
 from api.redis_store.answer_cache import RedisAnswerCache
 from api.redis_store.breaker_store import RedisBreakerStore
+from api.redis_store.bulkhead_store import RedisBulkheadStore
 from api.redis_store.cache_report import CacheFigures, CacheLimits
 from api.redis_store.client import RedisAddress, blocking_reader, short_commands
 from api.redis_store.counters import CacheCounters
@@ -86,6 +91,7 @@ class _Worker:
         self._log = structlog.get_logger("ragherd.worker")
         self._keys = Keys(settings.redis.prefix)
         redis = settings.redis
+        self._registry: WorkerRegistry | None = None
         self._address = RedisAddress(redis.url, redis.timeout, redis.connect_timeout, redis.max_connections)
 
     async def open(self) -> WorkerState:
@@ -98,7 +104,8 @@ class _Worker:
         await gate.check()
         pool = await self._open_pool()
         breakers = {GENERATE: await self._open_breaker(gate, GENERATE)}
-        embedder = RememberedEmbedder(await self._open_embedder(gate, pool, breakers))
+        bulkheads = {GENERATE: await self._open_bulkhead(gate, GENERATE)}
+        embedder = RememberedEmbedder(await self._open_embedder(gate, pool, breakers, bulkheads))
         with suppress(StoreUnavailable):
             await index.prepare(embedder)
         shared = SharedAnswers(
@@ -107,8 +114,8 @@ class _Worker:
             events,
             self._settings.cache.similarity_threshold,
         )
-        facts = WorkerFacts(self._id, __version__, pool, breakers, gate, events, self._metrics)
-        registry = WorkerRegistry(gate, self._keys, self._id, facts.fields)
+        facts = WorkerFacts(self._id, __version__, pool, breakers, bulkheads, gate, events, self._metrics)
+        registry = self._registry = WorkerRegistry(gate, self._keys, self._id, facts.fields)
         self._stack.push_async_callback(registry.leave)
         self._stack.push_async_callback(counters.flush)
         for forever in (gate.watch, counters.keep_flushing, registry.keep_renewing, facts.keep_measuring):
@@ -119,8 +126,9 @@ class _Worker:
             version=__version__,
             default_model=self._settings.ollama.llm_model,
             access=Access(self._settings.access.tenants_by_key(), self._settings.access.admins()),
-            queries=QueryService(self._model(pool), breakers[GENERATE], shared, events),
+            queries=QueryService(self._model(pool), bulkheads[GENERATE], breakers[GENERATE], shared, events),
             breakers=breakers,
+            bulkheads=bulkheads,
             pool=facts,
             cache=CacheFigures(gate, index, counters, embedder, self._cache_limits()),
             fleet=registry,
@@ -194,13 +202,32 @@ class _Worker:
         breaker = FleetBreaker(name, policy, store, self._id, listeners=(BreakerMetrics(self._metrics, self._id),))
         return await self._stack.enter_async_context(kept_current(breaker))
 
-    async def _open_embedder(self, gate: RedisGate, pool: OllamaPool, breakers: dict[str, FleetBreaker]) -> Embedder:
+    async def _open_bulkhead(self, gate: RedisGate, name: str) -> FleetBulkhead:
+        policy = _bulkhead_policy(self._settings, name)
+        reader = partial(blocking_reader, self._address)
+        store = RedisBulkheadStore(gate, reader, self._keys, name, policy, self._id)
+        self._metrics.bulkhead_known(name)
+        events = BulkheadMetrics(self._metrics)
+        bulkhead = FleetBulkhead(name, policy, store, self._id, events=events, live_workers=self._live_workers)
+        return await self._stack.enter_async_context(kept_alive(bulkhead))
+
+    def _live_workers(self) -> int:
+        return self._registry.known_live if self._registry else 1
+
+    async def _open_embedder(
+        self,
+        gate: RedisGate,
+        pool: OllamaPool,
+        breakers: dict[str, FleetBreaker],
+        bulkheads: dict[str, FleetBulkhead],
+    ) -> Embedder:
         settings = self._settings.embedder
         if settings.embedder == "onnx":
             opening = OnnxEmbedder.open(settings.embed_model_path, settings.embed_timeout)
             return await self._stack.enter_async_context(opening)
         known = EmbedderRegistry(gate, self._keys, settings.embed_model)
         breakers[EMBED] = await self._open_breaker(gate, EMBED)
+        bulkheads[EMBED] = await self._open_bulkhead(gate, EMBED)
         embedder = OllamaEmbedder.open(
             pool,
             settings.embed_model,
@@ -208,7 +235,17 @@ class _Worker:
             remembered=await known.recall(),
             on_identity=known.remember,
         )
-        return GuardedEmbedder(await self._stack.enter_async_context(embedder), breakers[EMBED])
+        opened = await self._stack.enter_async_context(embedder)
+        return GuardedEmbedder(opened, bulkheads[EMBED], breakers[EMBED])
+
+
+def _bulkhead_policy(settings: Settings, name: str) -> BulkheadPolicy:
+    """An embedding waits no longer than it may take: without it the answer comes all the same."""
+    bulkhead = settings.bulkhead
+    if name == EMBED:
+        wait = min(bulkhead.max_wait, settings.embedder.embed_timeout)
+        return BulkheadPolicy(bulkhead.embed_max_concurrent, bulkhead.max_queue, wait)
+    return BulkheadPolicy(bulkhead.max_concurrent, bulkhead.max_queue, bulkhead.max_wait)
 
 
 def _policy(settings: BreakerSettings) -> Policy:

@@ -9,6 +9,7 @@ from typing import Protocol
 from starlette.requests import Request
 
 from api.breaker.fleet_breaker import FleetBreaker
+from api.bulkhead.fleet_bulkhead import FleetBulkhead
 from api.endpoints.access import Access
 from api.query.answer_query import QueryService
 
@@ -47,7 +48,7 @@ class Exposition(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class WorkerState:
-    """One worker's open resources, by what endpoints need of them. `breakers` begins with the first backend's."""
+    """One worker's open resources, by what endpoints need of them. Breakers, bulkheads: the first backend's first."""
 
     worker: str
     version: str
@@ -55,6 +56,7 @@ class WorkerState:
     access: Access
     queries: QueryService
     breakers: Mapping[str, FleetBreaker]
+    bulkheads: Mapping[str, FleetBulkhead]
     pool: PoolReport
     cache: CacheReport
     fleet: FleetReport

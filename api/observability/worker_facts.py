@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
 from api.breaker.fleet_breaker import FleetBreaker
+from api.bulkhead.fleet_bulkhead import FleetBulkhead
 from api.observability.breaker_metrics import STATES
 from api.observability.metrics import Metrics
 
@@ -40,7 +41,7 @@ class _Counted(Protocol):
 
 
 class WorkerFacts:
-    """Reads the pool, the breakers and Redis' gate of one worker."""
+    """Reads the pool, the breakers, the bulkheads and Redis' gate of one worker."""
 
     def __init__(
         self,
@@ -48,6 +49,7 @@ class WorkerFacts:
         version: str,
         pool: _Pool,
         breakers: Mapping[str, FleetBreaker],
+        bulkheads: Mapping[str, FleetBulkhead],
         gate: _Gate,
         queries: _Counted,
         metrics: Metrics,
@@ -61,6 +63,7 @@ class WorkerFacts:
         }
         self._pool = pool
         self._breakers = breakers
+        self._bulkheads = bulkheads
         self._gate = gate
         self._queries = queries
         self._metrics = metrics
@@ -92,6 +95,9 @@ class WorkerFacts:
         self._metrics.pool_opened(self._since("connections_opened", pool.connections_opened))
         self._metrics.pool_request(self._since("requests", pool.requests))
         self._metrics.pool_timeout(self._since("pool_timeouts", pool.pool_timeouts))
+        for name, bulkhead in self._bulkheads.items():
+            local = bulkhead.store_name == "local"
+            self._metrics.bulkhead_is(name, in_use=bulkhead.in_use, waiting=bulkhead.waiting, local=local)
         for name, breaker in self._breakers.items():
             self._metrics.breaker_state(name, STATES[breaker.view.position.state])
             self._metrics.breaker_store(name, local=breaker.store_name == "local")

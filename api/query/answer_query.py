@@ -3,7 +3,7 @@
 1. the exact tier: the same question, one round trip
 2. the embedding
 3. the semantic tier: a question that means the same, one round trip
-4. the language model, through the circuit breaker
+4. the language model, through the bulkhead and the circuit breaker
 5. the answer is stored for the whole fleet
 
 A lost Redis or a hanging embedder costs the cache, not the answer. A failing Ollama costs the answer only when the
@@ -12,9 +12,9 @@ cache keeps none, not even an expired one.
 
 from __future__ import annotations
 
-from api.errors import BreakerOpen, OnlyIfCached, RagherdError, UpstreamError
+from api.errors import BreakerOpen, BulkheadFull, OnlyIfCached, RagherdError, UpstreamError
 from api.model import CacheMatch, CacheStatus, Generation, GenerationRequest
-from api.ports import Breaker, LanguageModel
+from api.ports import Breaker, Bulkhead, LanguageModel
 from api.query import guarded_call, prompt
 from api.query.answered import Answered, QueryObserver, Stages
 from api.query.question import Query
@@ -24,14 +24,22 @@ from api.query.shared_answers import Lookup, SharedAnswers
 class QueryService:
     """Answers questions for one worker."""
 
-    def __init__(self, model: LanguageModel, breaker: Breaker, shared: SharedAnswers, observer: QueryObserver) -> None:
+    def __init__(
+        self,
+        model: LanguageModel,
+        bulkhead: Bulkhead,
+        breaker: Breaker,
+        shared: SharedAnswers,
+        observer: QueryObserver,
+    ) -> None:
         self._model = model
+        self._bulkhead = bulkhead
         self._breaker = breaker
         self._shared = shared
         self._observer = observer
 
     async def answer(self, query: Query) -> Answered:
-        """Raises `OnlyIfCached`, `BreakerOpen` and `UpstreamError`; all else degrades."""
+        """Raises `OnlyIfCached`, `BulkheadFull`, `BreakerOpen` and `UpstreamError`; all else degrades."""
         stages = Stages()
         try:
             with stages.timed("total"):
@@ -52,7 +60,7 @@ class QueryService:
         try:
             with stages.timed("generate"):
                 generation = await self._generate(query)
-        except (BreakerOpen, UpstreamError) as error:
+        except (BulkheadFull, BreakerOpen, UpstreamError) as error:
             stale = await self._shared.stale(query, lookup, stages) if _may_serve_stale(error) else None
             if stale is None:
                 self._missed(lookup, query)
@@ -75,7 +83,7 @@ class QueryService:
     async def _generate(self, query: Query) -> Generation:
         request = GenerationRequest(query.model, prompt.build(query.question, query.history), query.options)
         try:
-            return await guarded_call.generate(self._model, self._breaker, request)
+            return await guarded_call.generate(self._model, self._bulkhead, self._breaker, request, query.tenant)
         except UpstreamError as error:
             self._observer.upstream_failed(error)
             raise

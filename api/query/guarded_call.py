@@ -1,4 +1,8 @@
-"""One generation through the circuit breaker: admitted before, reported after, whatever happens between."""
+"""One generation through the bulkhead and the circuit breaker: admitted before, reported after, whatever happens.
+
+The breaker comes last, so that no half-open permit waits in line; an open one is asked first, so that nobody waits in
+vain.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,15 @@ import time
 from api.errors import UpstreamError
 from api.faults import UpstreamFault
 from api.model import Generation, GenerationEnd, GenerationRequest
-from api.ports import Breaker, LanguageModel
+from api.ports import Breaker, Bulkhead, LanguageModel
 
 
-async def generate(model: LanguageModel, breaker: Breaker, request: GenerationRequest) -> Generation:
-    """The complete answer. Raises `BreakerOpen` and `UpstreamError`; a caller's cancellation counts as ignored."""
-    async with breaker.attempt() as attempt:
+async def generate(
+    model: LanguageModel, bulkhead: Bulkhead, breaker: Breaker, request: GenerationRequest, tenant: str
+) -> Generation:
+    """The complete answer. Raises `BulkheadFull`, `BreakerOpen` and `UpstreamError`; who leaves is ignored."""
+    breaker.check()
+    async with bulkhead.permit(tenant), breaker.attempt() as attempt:
         started = time.monotonic()
         try:
             generation = await _collect(model, request, started)
