@@ -352,6 +352,26 @@ async def test_who_waits_when_redis_returns_goes_on_waiting_in_the_fleet_s_line(
         await wait_until_async(fleet.nothing_is_left)
 
 
+async def test_the_next_is_woken_by_a_message_and_not_by_the_poll(redis: Redis, redis_url: str) -> None:
+    async with fleet_of(2, redis, redis_url, limit=1, lease_ms=10_000) as fleet:
+        async with asyncio.timeout(15):  # 100 polls of half a second at the least would be 50
+            replies = await fleet.everyone("calls", tenant="acme", times=50, concurrency=2)
+        assert ends(replies) == {"ok": 100}
+
+
+async def test_a_lost_message_costs_a_moment_and_not_the_place(redis: Redis, redis_url: str) -> None:
+    async with fleet_of(2, redis, redis_url, limit=1) as fleet:
+        fleet.backend.held = True
+        holder, other = fleet.workers
+        await holder.ask("begin", name="a")
+        await fleet.in_flight(1)
+        await other.ask("begin", name="b")
+        await fleet.in_line(1)
+        await redis.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+        fleet.backend.let_go(2)
+        assert (await other.ask("end", name="b"))["end"] == "ok"
+
+
 async def test_a_permit_costs_one_round_trip(redis: Redis, redis_url: str) -> None:
     async with fleet_of(1, redis, redis_url) as fleet:
         (worker,) = fleet.workers
