@@ -10,7 +10,8 @@
     ├── OnlyIfCached              504   `Cache-Control: only-if-cached`, and nothing is
     ├── DeadlinePassed            504   the caller's own deadline, `X-Request-Timeout`
     ├── ServiceUnavailable        503   starting, draining, or a store that the call needs is down
-    │   └── BreakerOpen           503   the circuit breaker admits no call now
+    │   ├── BreakerOpen           503   the circuit breaker admits no call now
+    │   └── BulkheadFull          503   too many calls are under way, and too many wait
     └── UpstreamError           by row  Ollama failed: the status is in `faults.FAULTS`
 
 `endpoints/error_responses.py` renders them all as RFC 9457 problem documents.
@@ -123,6 +124,30 @@ class BreakerOpen(ServiceUnavailable, CircuitBreakerError):
             breaker=breaker,
         )
         self.retry_after = retry_after
+
+
+class BulkheadFull(ServiceUnavailable):
+    """No permit for a call to Ollama: `reason` is `queue_full`, `deadline` or `displaced`. No fault of Ollama's."""
+
+    slug = "bulkhead-full"
+    title = "Too many calls to Ollama"
+
+    def __init__(self, bulkhead: str, reason: str, retry_after: float) -> None:
+        super().__init__(
+            f"As many calls to Ollama as '{bulkhead}' allows are under way, and {_WHY_NOT[reason]}.",
+            retry_after=retry_after,
+            bulkhead=bulkhead,
+            reason=reason,
+        )
+        self.reason = reason
+        self.retry_after = retry_after
+
+
+_WHY_NOT = {
+    "queue_full": "no more may wait",
+    "deadline": "none ended within the time that a call may wait",
+    "displaced": "the place in line went to a caller with fewer",
+}
 
 
 class UpstreamError(RagherdError):

@@ -48,6 +48,7 @@ Retry = Literal["here", "elsewhere", "spent"]
 class GenerationRequest:
     """What the language model is asked: a model name, the turns, and Ollama's options.
 
+    `tenant` waits in turn with others where too many call at once; `background` work waits behind all of them.
     `timeout` is seconds for the whole answer and only ever shortens the adapter's own. `whole`: nobody reads along,
     so an answer that breaks off may begin anew unseen.
     """
@@ -55,6 +56,8 @@ class GenerationRequest:
     model: str
     messages: tuple[ChatMessage, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
+    tenant: str = "default"
+    background: bool = False
     timeout: float | None = None
     retry: Retry = "here"
     whole: bool = False

@@ -102,6 +102,9 @@ class Breaker(Protocol):
         No I/O while the breaker is closed, or open and its wait has not passed.
         """
 
+    def check(self) -> None:
+        """Raises `BreakerOpen` where `attempt` is sure to: so that nobody waits for a permit in vain. No I/O."""
+
     @property
     def rejects(self) -> bool:
         """Whether a call would be rejected now, as far as this worker knows; no I/O."""
@@ -132,3 +135,13 @@ class HealthBoard(Protocol):
 
     async def read(self) -> Mapping[str, BackendHealth]:
         """What was last published and has not expired."""
+
+
+class Bulkhead(Protocol):
+    """The bound on calls to Ollama at once, over the fleet."""
+
+    def permit(self, tenant: str, *, background: bool = False) -> AbstractAsyncContextManager[None]:
+        """Holds a permit while the block runs; waits for one, in turn with other tenants, if it must.
+
+        `background` work waits behind all users. Raises `BulkheadFull` when too many wait, or for too long.
+        """

@@ -151,6 +151,16 @@ class PoolSettings(_Concern):
     timeout: Seconds = 5.0
 
 
+class BulkheadSettings(_Concern):
+    """How many calls to Ollama the fleet has under way at once, and how many wait for how long."""
+
+    model_config = SettingsConfigDict(env_prefix="BULKHEAD_")
+    max_concurrent: Positive = 4
+    max_queue: Annotated[int, Field(ge=0, le=1000)] = 64
+    max_wait: Seconds = 30.0
+    embed_max_concurrent: Positive = 8
+
+
 class BreakerSettings(_Concern):
     """When the circuit breaker opens, and how it recovers."""
 
@@ -189,6 +199,7 @@ class Settings(BaseModel):
     ollama: OllamaSettings = Field(default_factory=OllamaSettings)
     embedder: EmbedderSettings = Field(default_factory=EmbedderSettings)
     pool: PoolSettings = Field(default_factory=PoolSettings)
+    bulkhead: BulkheadSettings = Field(default_factory=BulkheadSettings)
     breaker: BreakerSettings = Field(default_factory=BreakerSettings)
     cache: CacheSettings = Field(default_factory=CacheSettings)
 

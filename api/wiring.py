@@ -77,6 +77,7 @@ class _Worker:
         self._log = structlog.get_logger("ragherd.worker")
         self._keys = Keys(settings.redis.prefix)
         redis = settings.redis
+        self._registry: WorkerRegistry | None = None
         self._address = RedisAddress(redis.url, redis.timeout, redis.connect_timeout, redis.max_connections)
 
     async def open(self) -> WorkerState:
@@ -87,7 +88,7 @@ class _Worker:
         counters = CacheCounters(gate, self._keys)
         events = QueryEvents(self._metrics, counters, log_questions=self._settings.server.log_questions)
         await gate.check()
-        opening = open_backends(self._settings, self._id, self._metrics, gate, self._address)
+        opening = open_backends(self._settings, self._id, self._metrics, gate, self._address, self._live_workers)
         backends = await self._stack.enter_async_context(opening)
         embedder = RememberedEmbedder(await self._open_embedder(backends, events))
         with suppress(StoreUnavailable):
@@ -98,8 +99,9 @@ class _Worker:
             events,
             self._settings.cache.similarity_threshold,
         )
-        facts = WorkerFacts(self._id, __version__, backends.facts, backends.breakers, gate, events, self._metrics)
-        registry = WorkerRegistry(gate, self._keys, self._id, facts.fields)
+        guards = (backends.breakers, backends.bulkheads)
+        facts = WorkerFacts(self._id, __version__, backends.facts, *guards, gate, events, self._metrics)
+        registry = self._registry = WorkerRegistry(gate, self._keys, self._id, facts.fields)
         self._stack.push_async_callback(registry.leave)
         self._stack.push_async_callback(counters.flush)
         for forever in (gate.watch, counters.keep_flushing, registry.keep_renewing, facts.keep_measuring):
@@ -116,12 +118,16 @@ class _Worker:
             streaming=Streaming(self._settings.server.stream_heartbeat, self._settings.server.stream_stall_timeout),
             queries=QueryService(backends.failover(events), shared, events),
             breakers=backends.breakers,
+            bulkheads=backends.bulkheads,
             pool=facts,
             cache=CacheFigures(gate, index, counters, embedder, self._cache_limits()),
             fleet=registry,
             reachability=BackendReachability(gate.check, backends.reachable),
             metrics=self._metrics,
         )
+
+    def _live_workers(self) -> int:
+        return self._registry.known_live if self._registry else 1
 
     # -- Redis --------------------------------------------------------------------------------------------------------
 

@@ -6,15 +6,20 @@ A part of `wiring`, which alone uses it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+from typing import Final
 
 from api.breaker.fleet_breaker import FleetBreaker
 from api.breaker.following import kept_current
 from api.breaker.state import Policy
+from api.bulkhead.fleet_bulkhead import FleetBulkhead
+from api.bulkhead.following import kept_alive
+from api.bulkhead.state import Policy as BulkheadPolicy
 from api.observability.backend_facts import BackendFacts
 from api.observability.breaker_metrics import BreakerMetrics
+from api.observability.bulkhead_metrics import BulkheadMetrics
 from api.observability.metrics import Metrics
 from api.ollama.deadlines import Deadlines
 from api.ollama.embedding import OllamaEmbedder
@@ -32,6 +37,7 @@ from api.query.failover_embedder import FailoverEmbedder
 from api.query.guarded_embedder import GuardedEmbedder
 from api.redis_store.backend_board import BackendBoard
 from api.redis_store.breaker_store import RedisBreakerStore
+from api.redis_store.bulkhead_store import RedisBulkheadStore
 from api.redis_store.client import RedisAddress, blocking_reader
 from api.redis_store.duty import RedisDuty
 from api.redis_store.embedder_registry import EmbedderRegistry
@@ -39,6 +45,9 @@ from api.redis_store.gate import RedisGate
 from api.redis_store.keys import Keys
 from api.redis_store.retry_counts import FleetRetries
 from api.settings import BreakerSettings, Settings
+
+EMBED: Final = "-embed"
+"""What the names of an embedding's breaker and bulkhead end with."""
 
 
 class WorkerBackends:
@@ -52,6 +61,7 @@ class WorkerBackends:
         gate: RedisGate,
         address: RedisAddress,
         pools: OllamaPools,
+        live_workers: Callable[[], int],
     ) -> None:
         ollama = settings.ollama
         self._settings = settings
@@ -61,9 +71,11 @@ class WorkerBackends:
         self._address = address
         self._keys = Keys(settings.redis.prefix)
         self._pools = pools
+        self._live_workers = live_workers
         self._pinned = Pinned(ollama.ollama_keep_alive, ollama.ollama_num_ctx)
         self._models = {name: OllamaModels(pool) for name, pool in pools.items()}
         self.breakers: dict[str, FleetBreaker] = {}
+        self.bulkheads: dict[str, FleetBulkhead] = {}
         self.warm_up = self._warm_up()
         prober = RedisDuty(gate, self._keys.prober, worker)
         urls = {name: pool.base_url for name, pool in pools.items()}
@@ -76,12 +88,12 @@ class WorkerBackends:
         """Whether any backend answers now."""
         return any(await asyncio.gather(*(models.reachable() for models in self._models.values())))
 
-    async def open_breakers(self, stack: AsyncExitStack) -> None:
-        """One for each backend and kind of call, kept current while the stack is open."""
-        kinds = ["", "-embed"] if self._settings.embedder.embedder == "ollama" else [""]
-        opening = [self._open_breaker(stack, f"{name}{kind}") for name in self._pools for kind in kinds]
-        for breaker in opening:
-            await breaker
+    async def open_guards(self, stack: AsyncExitStack) -> None:
+        """A breaker and a bulkhead for each backend and kind of call, kept current while the stack is open."""
+        kinds = ["", EMBED] if self._settings.embedder.embedder == "ollama" else [""]
+        for name in (f"{backend}{kind}" for backend in self._pools for kind in kinds):
+            await self._open_breaker(stack, name)
+            await self._open_bulkhead(stack, name)
 
     async def _open_breaker(self, stack: AsyncExitStack, name: str) -> None:
         policy = _policy(self._settings.breaker)
@@ -91,6 +103,15 @@ class WorkerBackends:
         listeners = (BreakerMetrics(self._metrics, self._worker),)
         breaker = FleetBreaker(name, policy, store, self._worker, listeners=listeners)
         self.breakers[name] = await stack.enter_async_context(kept_current(breaker))
+
+    async def _open_bulkhead(self, stack: AsyncExitStack, name: str) -> None:
+        policy = _bulkhead_policy(self._settings, name)
+        reader = partial(blocking_reader, self._address)
+        store = RedisBulkheadStore(self._gate, reader, self._keys, name, policy, self._worker)
+        self._metrics.bulkhead_known(name)
+        events = BulkheadMetrics(self._metrics)
+        bulkhead = FleetBulkhead(name, policy, store, self._worker, events=events, live_workers=self._live_workers)
+        self.bulkheads[name] = await stack.enter_async_context(kept_alive(bulkhead))
 
     def failover(self, events: BackendEvents) -> Failover:
         """All backends as one, each behind its breaker."""
@@ -103,7 +124,7 @@ class WorkerBackends:
             total=ollama.ollama_total_timeout,
         )
         members: list[Backend[LanguageModel]] = [
-            Backend(name, OllamaModel(pool, deadlines, self._pinned), self.breakers[name])
+            Backend(name, OllamaModel(pool, deadlines, self._pinned), self.bulkheads[name], self.breakers[name])
             for name, pool in self._pools.items()
         ]
         backends = Backends(members, self.watch.health)
@@ -125,8 +146,9 @@ class WorkerBackends:
                 pinned=self._pinned,
                 retry="here" if len(self._pools) == 1 else "elsewhere",
             )
-            breaker = self.breakers[f"{name}-embed"]
-            members.append(Backend(name, GuardedEmbedder(await stack.enter_async_context(opening), breaker), breaker))
+            bulkhead, breaker = self.bulkheads[f"{name}{EMBED}"], self.breakers[f"{name}{EMBED}"]
+            embedder = GuardedEmbedder(await stack.enter_async_context(opening), bulkhead, breaker)
+            members.append(Backend(name, embedder, bulkhead, breaker))
         backends = Backends(members, self.watch.health)
         return FailoverEmbedder(backends, settings.embed_model, settings.embed_timeout, self._pools.retries, events)
 
@@ -143,13 +165,21 @@ class WorkerBackends:
 
 @asynccontextmanager
 async def open_backends(
-    settings: Settings, worker: str, metrics: Metrics, gate: RedisGate, address: RedisAddress
+    settings: Settings,
+    worker: str,
+    metrics: Metrics,
+    gate: RedisGate,
+    address: RedisAddress,
+    live_workers: Callable[[], int],
 ) -> AsyncIterator[WorkerBackends]:
-    """The worker's hold on every URL of OLLAMA_BASE_URL. On exit it leaves its duties to others."""
+    """The worker's hold on every URL of OLLAMA_BASE_URL; `live_workers`: how many share it.
+
+    On exit it leaves its duties to others.
+    """
     async with AsyncExitStack() as stack:
         pools = await stack.enter_async_context(open_pools(settings.ollama.base_urls, _limits(settings)))
-        backends = WorkerBackends(settings, worker, metrics, gate, address, pools)
-        await backends.open_breakers(stack)
+        backends = WorkerBackends(settings, worker, metrics, gate, address, pools, live_workers)
+        await backends.open_guards(stack)
         stack.push_async_callback(backends.watch.leave)
         stack.push_async_callback(backends.warm_up.aclose)
         yield backends
@@ -165,6 +195,15 @@ def _limits(settings: Settings) -> PoolLimits:
         timeout=pool.timeout,
         connect_timeout=settings.ollama.ollama_connect_timeout,
     )
+
+
+def _bulkhead_policy(settings: Settings, name: str) -> BulkheadPolicy:
+    """An embedding waits no longer than it may take: without it the answer comes all the same."""
+    bulkhead = settings.bulkhead
+    if name.endswith(EMBED):
+        wait = min(bulkhead.max_wait, settings.embedder.embed_timeout)
+        return BulkheadPolicy(bulkhead.embed_max_concurrent, bulkhead.max_queue, wait)
+    return BulkheadPolicy(bulkhead.max_concurrent, bulkhead.max_queue, bulkhead.max_wait)
 
 
 def _policy(settings: BreakerSettings) -> Policy:

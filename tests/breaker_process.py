@@ -160,7 +160,7 @@ async def main(url: str, policy: dict[str, Any], backend: tuple[str, int]) -> No
         await obey(Worker(breaker, heard, backend))
 
 
-async def obey(worker: Worker) -> None:
+async def obey(worker: Any) -> None:
     """Carries out what comes on standard input until it ends."""
     reader = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
@@ -178,12 +178,14 @@ class BreakerProcess:
         self._process = process
 
     @classmethod
-    async def start(cls, url: str, policy: dict[str, Any], backend: tuple[str, int]) -> BreakerProcess:
+    async def start(
+        cls, url: str, policy: dict[str, Any], backend: tuple[str, int], module: str = "tests.breaker_process"
+    ) -> BreakerProcess:
         arguments = json.dumps({"url": url, "policy": policy, "backend": backend})
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
-            "tests.breaker_process",
+            module,
             arguments,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,

@@ -14,6 +14,7 @@ from api.app import create_app
 from api.settings import (
     AccessSettings,
     BreakerSettings,
+    BulkheadSettings,
     CacheSettings,
     EmbedderSettings,
     OllamaSettings,
@@ -30,6 +31,7 @@ CONCERNS: Mapping[str, Any] = {
     "ollama": OllamaSettings,
     "embedder": EmbedderSettings,
     "pool": PoolSettings,
+    "bulkhead": BulkheadSettings,
     "breaker": BreakerSettings,
     "cache": CacheSettings,
 }

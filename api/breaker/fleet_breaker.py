@@ -98,10 +98,7 @@ class FleetBreaker(pybreaker.CircuitBreaker):
         token = uuid.uuid4().hex
         admission = await self._admit(token)
         if not admission.granted:
-            self._reports.rejected()
-            self._tell("not_permitted")
-            wait = max(admission.position.wait_ms / 1000, self.view.remaining)
-            raise BreakerOpen(str(self.name), wait, forced=admission.position.forced == "OPEN")
+            raise self._rejected(admission.position)
         attempt = CallAttempt(self, admission.position.epoch, token if admission.probe else "")
         async with attempt.renewed():
             try:
@@ -110,18 +107,40 @@ class FleetBreaker(pybreaker.CircuitBreaker):
                 if not attempt.reported:
                     await asyncio.shield(attempt.ignored())
 
-    async def _admit(self, token: str) -> Admission:
+    def check(self) -> None:
+        """Raises `BreakerOpen` where that needs no asking: so that nobody waits for something else in vain."""
+        if self._local and self.policy.enabled:
+            position = self._local.read().position
+            if position.wait_ms > 0:
+                raise self._rejected(position)
+            return
+        known = self._known()
+        if known is not None and not known.granted:
+            raise self._rejected(known.position)
+
+    def _rejected(self, position: Position) -> BreakerOpen:
+        self._reports.rejected()
+        self._tell("not_permitted")
+        wait = max(position.wait_ms / 1000, self.view.remaining)
+        return BreakerOpen(str(self.name), wait, forced=position.forced == "OPEN")
+
+    def _known(self) -> Admission | None:
+        """What the store would say, where that is known here."""
         position = self.view.position
-        if not self.policy.enabled:
+        if not self.policy.enabled or (position.state is State.CLOSED and position.forced != "OPEN"):
             return Admission(granted=True, probe=False, position=position)
-        if self._local:
-            return self._local.admit(token)
         if position.forced == "OPEN":
             return Admission(False, False, Position(State.OPEN, position.epoch, self.policy.timeout_ms, "OPEN"))
-        if position.state is State.CLOSED:
-            return Admission(granted=True, probe=False, position=position)
         if self.view.remaining > 0:
             return Admission(granted=False, probe=False, position=position)
+        return None
+
+    async def _admit(self, token: str) -> Admission:
+        if self._local and self.policy.enabled:
+            return self._local.admit(token)
+        known = self._known()
+        if known is not None:
+            return known
         ticket = self.view.sending()
         try:
             admission = await self.store.admit(token)

@@ -10,6 +10,7 @@ from starlette.requests import Request
 
 from api.breaker.fleet_breaker import FleetBreaker
 from api.breaker.state import State
+from api.bulkhead.fleet_bulkhead import FleetBulkhead
 from api.endpoints.access import Access
 from api.endpoints.event_wire import Streaming
 from api.query.answer_query import QueryService
@@ -49,7 +50,7 @@ class Exposition(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class WorkerState:
-    """One worker's open resources, by what endpoints need of them. `breakers` begins with the first backend's."""
+    """One worker's open resources, by what endpoints need of them. Breakers, bulkheads: the first backend's first."""
 
     worker: str
     version: str
@@ -58,6 +59,7 @@ class WorkerState:
     streaming: Streaming
     queries: QueryService
     breakers: Mapping[str, FleetBreaker]
+    bulkheads: Mapping[str, FleetBulkhead]
     pool: PoolReport
     cache: CacheReport
     fleet: FleetReport

@@ -167,6 +167,31 @@ BREAKER_STORE_LOCAL = MetricSpec(
     "livemax",
 )
 
+BULKHEAD_IN_USE = MetricSpec(
+    "ragherd_bulkhead_in_use", "gauge", "Permits held: calls to Ollama that the bulkhead let through.", ("name",)
+)
+BULKHEAD_WAITING = MetricSpec("ragherd_bulkhead_waiting", "gauge", "Calls that wait for a permit.", ("name",))
+BULKHEAD_WAIT = MetricSpec(
+    "ragherd_bulkhead_wait_seconds",
+    "histogram",
+    "Time from asking for a permit to having it, by priority (user, background).",
+    ("name", "priority"),
+    buckets=STAGE_BUCKETS,
+)
+BULKHEAD_REJECTED = MetricSpec(
+    "ragherd_bulkhead_rejected_total",
+    "counter",
+    "Calls that got no permit, by reason (queue_full, deadline, displaced).",
+    ("name", "reason"),
+)
+BULKHEAD_STORE_LOCAL = MetricSpec(
+    "ragherd_bulkhead_store_local",
+    "gauge",
+    "1 while any worker of the pod has lost Redis and keeps to its own share of permits, else 0.",
+    ("name",),
+    "livemax",
+)
+
 POOL_CONNECTIONS = MetricSpec(
     "ragherd_pool_connections", "gauge", "Connections to Ollama by state (active, idle).", ("state",)
 )
@@ -216,6 +241,11 @@ ALL_METRICS: tuple[MetricSpec, ...] = (
     BREAKER_STALE_RESULTS,
     BREAKER_LOST_PROBES,
     BREAKER_STORE_LOCAL,
+    BULKHEAD_IN_USE,
+    BULKHEAD_WAITING,
+    BULKHEAD_WAIT,
+    BULKHEAD_REJECTED,
+    BULKHEAD_STORE_LOCAL,
     POOL_CONNECTIONS,
     POOL_WAITING,
     POOL_OPENED,

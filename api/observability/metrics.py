@@ -25,11 +25,13 @@ from api.observability import metric_names as names
 Stage = Literal["total", "embed", "cache", "retrieve", "generate"]
 LookupResult = Literal["exact", "semantic", "stale", "miss", "rejected", "unavailable"]
 BreakerState = Literal["closed", "open", "half_open"]
+BulkheadReason = Literal["queue_full", "deadline", "displaced"]
 BreakerOutcome = Literal["successful", "slow_successful", "failed", "slow_failed", "ignored"]
 
 LOOKUP_RESULTS: tuple[LookupResult, ...] = ("exact", "semantic", "stale", "miss", "rejected", "unavailable")
 BREAKER_STATES: tuple[BreakerState, ...] = ("closed", "open", "half_open")
 BREAKER_OUTCOMES: tuple[BreakerOutcome, ...] = ("successful", "slow_successful", "failed", "slow_failed", "ignored")
+BULKHEAD_REASONS: tuple[BulkheadReason, ...] = ("queue_full", "deadline", "displaced")
 
 
 class _Family(dict[tuple[str, ...], Any]):
@@ -203,6 +205,28 @@ class Metrics:
     def breaker_store(self, name: str, *, local: bool) -> None:
         """Whether this worker goes on without the shared store."""
         self._families[names.BREAKER_STORE_LOCAL][(name,)].set(float(local))
+
+    # -- bulkhead -----------------------------------------------------------------------------------------------------
+
+    def bulkhead_known(self, name: str) -> None:
+        """A bulkhead exists: its counters begin at zero."""
+        for reason in BULKHEAD_REASONS:
+            self._families[names.BULKHEAD_REJECTED].begin(name, reason)
+        self.bulkhead_is(name, in_use=0, waiting=0, local=False)
+
+    def bulkhead_is(self, name: str, *, in_use: int, waiting: int, local: bool) -> None:
+        """This worker's part of the bulkhead as it stands: on a tick rather than at every call."""
+        self._families[names.BULKHEAD_IN_USE][(name,)].set(in_use)
+        self._families[names.BULKHEAD_WAITING][(name,)].set(waiting)
+        self._families[names.BULKHEAD_STORE_LOCAL][(name,)].set(float(local))
+
+    def bulkhead_admitted(self, name: str, priority: str, seconds: float) -> None:
+        """A call got its permit after so many seconds."""
+        self._families[names.BULKHEAD_WAIT][name, priority].observe(seconds)
+
+    def bulkhead_rejected(self, name: str, reason: BulkheadReason) -> None:
+        """A call got none."""
+        self._families[names.BULKHEAD_REJECTED][name, reason].inc()
 
     # -- connections --------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
 from api.breaker.fleet_breaker import FleetBreaker
+from api.bulkhead.fleet_bulkhead import FleetBulkhead
 from api.observability.breaker_metrics import STATES
 from api.observability.metrics import Metrics
 
@@ -44,7 +45,7 @@ class _Counted(Protocol):
 
 
 class WorkerFacts:
-    """Reads the pools, the breakers and Redis' gate of one worker."""
+    """Reads the pools, the breakers, the bulkheads and Redis' gate of one worker."""
 
     def __init__(
         self,
@@ -52,6 +53,7 @@ class WorkerFacts:
         version: str,
         backends: _Backends,
         breakers: Mapping[str, FleetBreaker],
+        bulkheads: Mapping[str, FleetBulkhead],
         gate: _Gate,
         queries: _Counted,
         metrics: Metrics,
@@ -65,6 +67,7 @@ class WorkerFacts:
         }
         self._backends = backends
         self._breakers = breakers
+        self._bulkheads = bulkheads
         self._gate = gate
         self._queries = queries
         self._metrics = metrics
@@ -97,6 +100,9 @@ class WorkerFacts:
         self._metrics.pool_opened(self._since("connections_opened", pool.connections_opened))
         self._metrics.pool_request(self._since("requests", pool.requests))
         self._metrics.pool_timeout(self._since("pool_timeouts", pool.pool_timeouts))
+        for name, bulkhead in self._bulkheads.items():
+            local = bulkhead.store_name == "local"
+            self._metrics.bulkhead_is(name, in_use=bulkhead.in_use, waiting=bulkhead.waiting, local=local)
         for name, breaker in self._breakers.items():
             self._metrics.breaker_state(name, STATES[breaker.view.position.state])
             self._metrics.breaker_store(name, local=breaker.store_name == "local")

@@ -3,7 +3,7 @@
 1. the exact tier: the same question, one round trip
 2. the embedding
 3. the semantic tier: a question that means the same, one round trip
-4. the language model, through the circuit breaker
+4. the language model, through the bulkhead and the circuit breaker
 5. the answer is stored for the whole fleet
 
 It is one flow for both forms of an answer: `stream` gives it as it comes, `answer` collects it. A lost Redis or a
@@ -17,7 +17,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AbstractAsyncContextManager, aclosing
 
-from api.errors import BreakerOpen, OnlyIfCached, RagherdError, UpstreamError
+from api.errors import BreakerOpen, BulkheadFull, OnlyIfCached, RagherdError, UpstreamError
 from api.model import CacheMatch, CacheStatus, Generation, GenerationRequest, Token
 from api.query import prompt
 from api.query.answered import Answered, AnswerEvent, Opening, QueryObserver, Stages
@@ -36,7 +36,7 @@ class QueryService:
         self._observer = observer
 
     async def answer(self, query: Query) -> Answered:
-        """Raises `OnlyIfCached`, `BreakerOpen`, `UpstreamError` and `DeadlinePassed`; all else degrades."""
+        """Raises `OnlyIfCached`, `BulkheadFull`, `BreakerOpen`, `UpstreamError`, `DeadlinePassed`; else degrades."""
         async with aclosing(self._observed(query, whole=True)) as events:
             async for event in events:
                 if isinstance(event, Answered):
@@ -117,7 +117,7 @@ class QueryService:
     ) -> AsyncGenerator[AnswerEvent, None]:
         """By the language model. Only the waiting for it counts as its time: a slow reader's is the reader's own."""
         messages = prompt.build(query.question, query.history)
-        request = GenerationRequest(query.model, messages, query.options, whole=whole)
+        request = GenerationRequest(query.model, messages, query.options, tenant=query.tenant, whole=whole)
         status = _status(lookup, query)
         opened = False
         async with self._backends.generate(request) as generating:
@@ -162,4 +162,4 @@ def _status(lookup: Lookup, query: Query) -> CacheStatus:
 
 def _may_serve_stale(error: RagherdError) -> bool:
     """Where Ollama is at fault, or busy; not where the request itself is: its model, or its own deadline."""
-    return isinstance(error, BreakerOpen | UpstreamError) and error.status >= 500
+    return isinstance(error, BreakerOpen | BulkheadFull | UpstreamError) and error.status >= 500

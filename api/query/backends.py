@@ -10,7 +10,7 @@ from typing import Generic, Protocol, TypeVar
 
 from api.errors import UpstreamError
 from api.model import BackendHealth
-from api.ports import Breaker
+from api.ports import Breaker, Bulkhead
 from api.query.backend_choice import Candidate, in_order
 
 T = TypeVar("T")
@@ -22,6 +22,7 @@ class Backend(Generic[T]):
 
     name: str
     service: T
+    bulkhead: Bulkhead
     breaker: Breaker
     outstanding: int = 0
 

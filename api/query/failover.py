@@ -14,7 +14,7 @@ from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from api.errors import BreakerOpen, RagherdError, UpstreamError
+from api.errors import BreakerOpen, BulkheadFull, RagherdError, UpstreamError
 from api.faults import UpstreamFault
 from api.model import Generation, GenerationRequest, Retry, Token
 from api.ports import LanguageModel, Retries
@@ -57,7 +57,7 @@ class Failover:
     def generate(self, request: GenerationRequest) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
         """See `guarded_call.generate`. With `request.whole` nothing is given before the answer is complete.
 
-        Raises `BreakerOpen` when no breaker admits a call, with the shortest wait.
+        Raises `BreakerOpen` or `BulkheadFull` when no backend admits a call, with the shortest wait.
         """
         return aclosing(self._answer(request))
 
@@ -75,8 +75,8 @@ class Failover:
                         begun = True
                         yield event
                 return
-            except BreakerOpen as error:
-                tried.refusals.append(error)
+            except (BreakerOpen, BulkheadFull) as error:
+                tried.refused(error)
             except UpstreamError as error:
                 self._settle(error, backend, tried, begun=begun, last=not candidates)
         raise tried.verdict()
@@ -101,7 +101,7 @@ class Failover:
 
 async def _attempt(backend: Backend[LanguageModel], request: GenerationRequest) -> AsyncGenerator[Event, None]:
     with backend.busy():
-        async with guarded_call.generate(backend.service, backend.breaker, request) as events:
+        async with guarded_call.generate(backend.service, backend.bulkhead, backend.breaker, request) as events:
             if not request.whole:
                 async for event in events:
                     yield event
@@ -118,7 +118,7 @@ class _Tried:
     until: float
     failure: UpstreamError | None = None
     spent: bool = False
-    refusals: list[BreakerOpen] = field(default_factory=list)
+    refusals: list[BreakerOpen | BulkheadFull] = field(default_factory=list)
 
     @property
     def remaining(self) -> float:
@@ -130,6 +130,12 @@ class _Tried:
         retry: Retry = "spent" if self.spent else "elsewhere" if elsewhere else request.retry
         self.spent = self.spent or retry == "here"
         return replace(request, retry=retry, timeout=max(0.0, self.remaining))
+
+    def refused(self, error: BreakerOpen | BulkheadFull) -> None:
+        """Keeps a refusal. Whoever waited in one line for as long as a call may does not join another."""
+        if isinstance(error, BulkheadFull) and error.reason == "deadline":
+            raise error
+        self.refusals.append(error)
 
     def failed(self, error: UpstreamError) -> None:
         """Keeps the failure that says most: that a model is not on one backend says least."""

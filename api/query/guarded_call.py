@@ -1,4 +1,8 @@
-"""One generation through the circuit breaker: admitted before, reported after, whatever happens between."""
+"""One generation through the bulkhead and the circuit breaker: admitted before, reported after, whatever happens.
+
+The breaker comes last, so that no half-open permit waits in line; an open one is asked first, so that nobody waits in
+vain.
+"""
 
 from __future__ import annotations
 
@@ -9,23 +13,24 @@ from contextlib import AbstractAsyncContextManager, aclosing
 from api.errors import UpstreamError
 from api.faults import UpstreamFault
 from api.model import Generation, GenerationEnd, GenerationRequest, Token
-from api.ports import Attempt, Breaker, LanguageModel
+from api.ports import Attempt, Breaker, Bulkhead, LanguageModel
 
 
 def generate(
-    model: LanguageModel, breaker: Breaker, request: GenerationRequest
+    model: LanguageModel, bulkhead: Bulkhead, breaker: Breaker, request: GenerationRequest
 ) -> AbstractAsyncContextManager[AsyncIterator[Token | Generation]]:
-    """Tokens, then the complete answer. Raises `BreakerOpen`, and `UpstreamError` in mid-stream too.
+    """Tokens, then the complete answer. Raises `BulkheadFull`, `BreakerOpen`, and `UpstreamError` in mid-stream too.
 
     Leaving the context early, or the caller's cancellation, ends the generation and counts as ignored.
     """
-    return aclosing(_guarded(model, breaker, request))
+    return aclosing(_guarded(model, bulkhead, breaker, request))
 
 
 async def _guarded(
-    model: LanguageModel, breaker: Breaker, request: GenerationRequest
+    model: LanguageModel, bulkhead: Bulkhead, breaker: Breaker, request: GenerationRequest
 ) -> AsyncGenerator[Token | Generation, None]:
-    async with breaker.attempt() as attempt:
+    breaker.check()
+    async with bulkhead.permit(request.tenant, background=request.background), breaker.attempt() as attempt:
         progress = _Progress()
         try:
             async with model.stream(request) as events:

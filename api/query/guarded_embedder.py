@@ -1,20 +1,25 @@
-"""An embedder on Ollama, behind a circuit breaker of its own: an embedding runner can hang while the rest answers."""
+"""An embedder on Ollama, behind a bulkhead and a circuit breaker of its own: an embedding runner can hang by itself."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Final
 
-from api.errors import BreakerOpen, EmbeddingUnavailable, UpstreamError
+from api.errors import BreakerOpen, BulkheadFull, EmbeddingUnavailable, UpstreamError
 from api.model import EmbedderIdentity, Vector
-from api.ports import Breaker, Embedder
+from api.ports import Breaker, Bulkhead, Embedder
+
+EVERYBODY: Final = "-"
+"""The tenant of all embeddings: one text is embedded once for whoever asks, so they wait in one line."""
 
 
 class GuardedEmbedder:
-    """See `ports.Embedder`. An open breaker is `EmbeddingUnavailable`: a miss of the semantic tier, at no cost."""
+    """See `ports.Embedder`. An open breaker or a full bulkhead is `EmbeddingUnavailable`: a semantic miss."""
 
-    def __init__(self, embedder: Embedder, breaker: Breaker) -> None:
+    def __init__(self, embedder: Embedder, bulkhead: Bulkhead, breaker: Breaker) -> None:
         self._embedder = embedder
+        self._bulkhead = bulkhead
         self._breaker = breaker
 
     async def identity(self) -> EmbedderIdentity:
@@ -23,9 +28,10 @@ class GuardedEmbedder:
 
     async def embed(self, texts: Sequence[str]) -> list[Vector]:
         """See `ports.Embedder`."""
-        started = time.monotonic()
         try:
-            async with self._breaker.attempt() as attempt:
+            self._breaker.check()
+            async with self._bulkhead.permit(EVERYBODY), self._breaker.attempt() as attempt:
+                started = time.monotonic()
                 try:
                     vectors = await self._embedder.embed(texts)
                 except EmbeddingUnavailable as error:
@@ -34,7 +40,7 @@ class GuardedEmbedder:
                     raise
                 await attempt.succeeded(time.monotonic() - started)
                 return vectors
-        except BreakerOpen as error:
+        except (BulkheadFull, BreakerOpen) as error:
             raise EmbeddingUnavailable(str(error)) from error
 
 

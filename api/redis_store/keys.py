@@ -16,6 +16,15 @@ class Keys:
         base = f"{self.prefix}cb:{{{name}}}"
         return [base, f"{base}:window", f"{base}:permits", f"{base}:log"]
 
+    def bulkhead(self, name: str) -> list[str]:
+        """The four keys of a bulkhead: permits, queue, waiting, stats. The braces keep them on one shard."""
+        base = f"{self.prefix}bulkhead:{{{name}}}"
+        return [base, f"{base}:queue", f"{base}:waiting", f"{base}:stats"]
+
+    def bulkhead_channel(self, name: str, worker: str) -> str:
+        """Where a worker hears what becomes of its tickets in line."""
+        return f"{self.prefix}bulkhead:{{{name}}}:wake:{worker}"
+
     def cache_prefix(self, embedder: str) -> str:
         """What the keys of all entries embedded by one embedder begin with: what its index covers."""
         return f"{self.prefix}cache:{embedder}-"

@@ -26,6 +26,8 @@ class WorkerRegistry:
         self._keys = keys
         self._worker = worker
         self._facts = facts
+        self.known_live = 1
+        """Live workers as of the last heartbeat."""
 
     async def heartbeat(self) -> None:
         """Says that this worker lives. Raises `StoreUnavailable`."""
@@ -60,7 +62,8 @@ class WorkerRegistry:
             pipe.zadd(self._keys.workers, {self._worker: now_ms + LEASE_MS})
             pipe.zremrangebyscore(self._keys.workers, "-inf", now_ms)
             pipe.pexpire(self._keys.workers, LEASE_MS * 2)
-            await pipe.execute()
+            pipe.zcard(self._keys.workers)
+            self.known_live = max(1, (await pipe.execute())[-1])
 
     async def _list(self, client: Redis) -> list[dict[str, str]]:
         ids: Any = await client.zrangebyscore(self._keys.workers, await _now_ms(client), "+inf")

@@ -129,7 +129,8 @@ async def test_every_key_is_listed_with_its_type_and_its_lifetime(
         await wait_until_async(lambda key=key: redis.exists(key))
     seen = {pattern.pattern for pattern in await assert_as_listed(redis, rows)}
     unseen = {row.pattern.pattern for row in rows} - seen
-    assert [name for name in unseen if not name.endswith(":permits")] == [], "listed, and never written"
+    transient = (":permits", "bulkhead:\\{[^:{}]+\\}", ":queue", ":waiting")
+    assert [name for name in unseen if not name.endswith(transient)] == [], "listed, and never written"
 
 
 async def test_a_probe_in_flight_is_a_listed_key_too(
@@ -145,6 +146,17 @@ async def test_a_probe_in_flight_is_a_listed_key_too(
     seen = await assert_as_listed(redis, listed())
     assert [pattern for pattern in seen if pattern.fullmatch(permits)]
     await recovering
+
+
+async def test_calls_under_way_and_in_line_are_listed_keys_too(serve: Service, redis: Redis, stub: StubOllama) -> None:
+    client = await serve(bulkhead={"max_concurrent": 1})
+    stub.behaviour(delay=0.5, path="/api/chat")
+    asking = [asyncio.create_task(ask(client, f"What of number {number}?")) for number in range(2)]
+    await wait_until_async(lambda: redis.exists("rag:bulkhead:{ollama}:queue"))
+    seen = await assert_as_listed(redis, listed())
+    names = ("rag:bulkhead:{ollama}", "rag:bulkhead:{ollama}:queue", "rag:bulkhead:{ollama}:waiting")
+    assert all(any(pattern.fullmatch(name) for pattern in seen) for name in names)
+    await asyncio.gather(*asking)
 
 
 async def test_nothing_is_written_outside_the_prefix(serve: Service, redis: Redis, stub: StubOllama) -> None:

@@ -139,6 +139,7 @@ def key_patterns() -> set[str]:
     keys = Keys()
     return {
         *keys.breaker("<breaker>"),
+        *keys.bulkhead("<bulkhead>"),
         keys.cache_entry("<scope>", "<digest>"),
         keys.cache_eviction,
         keys.cache_stats,
@@ -161,9 +162,10 @@ def test_the_keys_page_has_every_key_and_no_other() -> None:
 def test_no_way_to_spell_a_key_is_left_out_above() -> None:
     spelled = {name for name in vars(Keys) if not name.startswith("_")} - {"prefix"}
     assert spelled == {
-        *("breaker", "cache_entry", "cache_eviction", "cache_stats", "worker", "workers", "embedder"),
+        *("breaker", "bulkhead", "cache_entry", "cache_eviction", "cache_stats", "worker", "workers", "embedder"),
         *("prober", "backend", "warm_up", "retries"),
         *("cache_index", "cache_prefix"),  # an index, and what it covers
+        "bulkhead_channel",
     }
 
 

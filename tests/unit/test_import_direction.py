@@ -17,20 +17,22 @@ ALLOWED: dict[str, set[str]] = {
     "api.background": set(),
     "api.reachability": set(),
     "api.breaker": {"api.errors", "api.faults", "api.model"},
+    "api.bulkhead": {"api.errors"},
     "api.query": {"api.ports", "api.model", "api.errors", "api.faults"},
     "api.embedders": {"api.ports", "api.model", "api.errors"},
     "api.ollama": {"api.ports", "api.model", "api.errors", "api.faults"},
-    "api.redis_store": {"api.ports", "api.model", "api.errors", "api.breaker"},
+    "api.redis_store": {"api.ports", "api.model", "api.errors", "api.breaker", "api.bulkhead"},
     "api.observability": {
         "api",
         "api.model",
         "api.errors",
         "api.faults",
         "api.breaker",
+        "api.bulkhead",
         "api.query",
         "api.redis_store",
     },
-    "api.endpoints": {"api.query", "api.breaker", "api.ports", "api.model", "api.errors", "api.faults"},
+    "api.endpoints": {"api.query", "api.breaker", "api.bulkhead", "api.ports", "api.model", "api.errors", "api.faults"},
     "api.embedded": {"api.embedders", "api.ports", "api.model", "api.settings", "api.errors", "worker_config"},
     "api.cli": {"api.embedded", "api.settings", "api.errors", "api"},
     "api.wiring": {"*"},
@@ -84,7 +86,7 @@ def test_imports_point_one_way() -> None:
 
 def test_only_wiring_names_adapters_and_only_app_and_wiring_read_settings() -> None:
     adapters = {"api.redis_store", "api.ollama", "api.embedders"}
-    for room in ("api.query", "api.endpoints", "api.breaker", "api.app"):
+    for room in ("api.query", "api.endpoints", "api.breaker", "api.bulkhead", "api.app"):
         assert not adapters & ALLOWED[room]
     readers = {room for room, allowed in ALLOWED.items() if "api.settings" in allowed or "*" in allowed}
     assert readers == {

@@ -86,6 +86,9 @@ def test_every_method_counts_in_its_own_metric(registry: CollectorRegistry, metr
     metrics.breaker_rates("ollama", failure=25.0, slow=50.0)
     metrics.breaker_lost_probes("ollama", 2)
     metrics.breaker_store("ollama", local=True)
+    metrics.bulkhead_is("ollama", in_use=2, waiting=5, local=True)
+    metrics.bulkhead_admitted("ollama", "user", 0.5)
+    metrics.bulkhead_rejected("ollama", "deadline")
 
     expected: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {
         ("ragherd_generation_tokens_total", (("direction", "prompt"),)): 7,
@@ -107,6 +110,11 @@ def test_every_method_counts_in_its_own_metric(registry: CollectorRegistry, metr
         ("ragherd_circuitbreaker_slow_call_rate", (("name", "ollama"),)): 50,
         ("ragherd_circuitbreaker_lost_probes_total", (("name", "ollama"),)): 2,
         ("ragherd_circuitbreaker_store_local", (("name", "ollama"),)): 1,
+        ("ragherd_bulkhead_in_use", (("name", "ollama"),)): 2,
+        ("ragherd_bulkhead_waiting", (("name", "ollama"),)): 5,
+        ("ragherd_bulkhead_store_local", (("name", "ollama"),)): 1,
+        ("ragherd_bulkhead_wait_seconds_sum", (("name", "ollama"), ("priority", "user"))): 0.5,
+        ("ragherd_bulkhead_rejected_total", (("name", "ollama"), ("reason", "deadline"))): 1,
     }
     assert {key: registry.get_sample_value(key[0], dict(key[1])) for key in expected} == expected
 

@@ -1,0 +1,258 @@
+"""The bulkhead of the whole fleet, as one worker holds it: at most so many calls at once, a bounded line for the rest.
+
+A permit is one round trip to take; giving it back costs the caller nothing. Who must wait is woken by a message, the
+permit already its own. When the store is lost, the same rules go on locally on this worker's share (`LocalBulkhead`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+
+from api.bulkhead.events import BulkheadEvents
+from api.bulkhead.local_bulkhead import LocalBulkhead
+from api.bulkhead.returns import Returns
+from api.bulkhead.state import Policy, Reading, Reason, Return, Taken, Verdict, Wake
+from api.bulkhead.store import BulkheadStore
+from api.bulkhead.ticket import Priority
+from api.errors import BulkheadFull, StoreUnavailable
+
+
+class FleetBulkhead:
+    """One bulkhead, shared by every worker that names it so. See `ports.Bulkhead`."""
+
+    def __init__(
+        self,
+        name: str,
+        policy: Policy,
+        store: BulkheadStore,
+        worker: str,
+        *,
+        events: BulkheadEvents | None = None,
+        live_workers: Callable[[], int] = lambda: 1,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.name = name
+        self.policy = policy
+        self.store = store
+        self._worker = worker
+        self._events = events or BulkheadEvents()
+        self._live_workers = live_workers
+        self._clock = clock
+        self._held: set[str] = set()
+        self._held_locally: set[str] = set()
+        self._waiting: dict[str, asyncio.Future[Reason | None]] = {}
+        self._asking = 0
+        self._early: dict[str, Wake] = {}
+        self._local: LocalBulkhead | None = None
+        self._returns = Returns(self._send)
+
+    @property
+    def store_name(self) -> str:
+        """`shared`, or `local` while the store is lost."""
+        return "local" if self._local else "shared"
+
+    @property
+    def in_use(self) -> int:
+        """Permits that this worker holds."""
+        return len(self._held) + len(self._held_locally)
+
+    @property
+    def waiting(self) -> int:
+        """Calls of this worker that wait for a permit."""
+        return len(self._waiting)
+
+    @property
+    def limit(self) -> int:
+        """Permits of the fleet, or of this worker while the store is lost."""
+        return self._local.limit if self._local else self.policy.limit
+
+    @asynccontextmanager
+    async def permit(self, tenant: str, *, background: bool = False) -> AsyncIterator[None]:
+        """Holds a permit while the block runs. Raises `BulkheadFull`; a caller that is cancelled leaves the line."""
+        ticket = await self._enter(tenant, Priority.BACKGROUND if background else Priority.USER)
+        began = self._clock()
+        try:
+            yield
+        finally:
+            self._give_back(ticket, round((self._clock() - began) * 1000))
+
+    async def _enter(self, tenant: str, priority: Priority) -> str:
+        began = self._clock()
+        taken = await self._take(priority, tenant)
+        if taken.verdict is Verdict.REJECTED:
+            raise self._full("queue_full", taken.retry_after)
+        if taken.verdict is Verdict.QUEUED:
+            await self._wait(taken)
+        self._events.admitted(self.name, priority, self._clock() - began)
+        return taken.ticket
+
+    def _full(self, reason: Reason, retry_after: float) -> BulkheadFull:
+        self._events.rejected(self.name, reason)
+        return BulkheadFull(self.name, reason, retry_after)
+
+    # -- asking -------------------------------------------------------------------------------------------------------
+
+    async def _take(self, priority: Priority, tenant: str) -> Taken:
+        if self._local is None:
+            # Cut off in mid-command, nobody would know the ticket: it is taken in any case, and given back.
+            taking = asyncio.ensure_future(self._take_shared(priority, tenant))
+            try:
+                return await asyncio.shield(taking)
+            except asyncio.CancelledError:
+                taking.add_done_callback(self._unwanted)
+                raise
+            except StoreUnavailable:
+                self._lost_store()
+        return self._take_locally(self._lost_store(), priority, tenant)
+
+    async def _take_shared(self, priority: Priority, tenant: str) -> Taken:
+        self._asking += 1
+        try:
+            taken = await self.store.take(priority, tenant)
+            self._enlist(taken)
+        finally:
+            self._asking -= 1
+            if not self._asking:
+                self._early.clear()
+        return taken
+
+    def _enlist(self, taken: Taken) -> None:
+        if taken.verdict is Verdict.GRANTED:
+            self._hold(taken.ticket)
+        elif taken.verdict is Verdict.QUEUED:
+            self._waiting[taken.ticket] = asyncio.get_running_loop().create_future()
+            if taken.ticket in self._early:
+                self.woken(self._early.pop(taken.ticket))
+            elif self._local is not None:
+                self._granted_locally(self._local.join(taken.ticket))
+
+    def _take_locally(self, local: LocalBulkhead, priority: Priority, tenant: str) -> Taken:
+        taken, victim = local.take(priority, tenant)
+        if victim is not None:
+            self.woken(Wake(victim, "displaced"))
+        if taken.verdict is Verdict.GRANTED:
+            self._held_locally.add(taken.ticket)
+        elif taken.verdict is Verdict.QUEUED:
+            self._waiting[taken.ticket] = asyncio.get_running_loop().create_future()
+        return taken
+
+    def _unwanted(self, taking: asyncio.Future[Taken]) -> None:
+        if not taking.cancelled() and taking.exception() is None and taking.result().ticket:
+            self._give_back(taking.result().ticket, -1)
+
+    # -- waiting ------------------------------------------------------------------------------------------------------
+
+    async def _wait(self, taken: Taken) -> None:
+        ticket, reason = taken.ticket, None
+        try:
+            async with asyncio.timeout(self.policy.max_wait):
+                # Woken in the moment that it was enlisted, it is not in line any more.
+                reason = await self._waiting[ticket] if ticket in self._waiting else None
+        except TimeoutError:
+            if self._holds(ticket):
+                return
+            reason = "deadline"
+        except asyncio.CancelledError:
+            self._give_back(ticket, -1)
+            raise
+        if reason is not None or not self._holds(ticket):
+            self._give_back(ticket, -1, reason)
+            raise self._full(reason or "displaced", taken.retry_after)
+
+    def _hold(self, ticket: str) -> None:
+        self._held.add(ticket)
+        if self._local is not None:
+            self._local.hold(ticket)
+
+    def _holds(self, ticket: str) -> bool:
+        return ticket in self._held or ticket in self._held_locally
+
+    def woken(self, wake: Wake) -> None:
+        """The store says what became of a ticket in line."""
+        waiting = self._waiting.pop(wake.ticket, None)
+        if waiting is None:
+            if self._asking:
+                self._early[wake.ticket] = wake  # the message outran the answer to the one who asks
+            return
+        if wake.reason is None:
+            self._hold(wake.ticket)
+        if not waiting.done():
+            waiting.set_result(wake.reason)
+
+    def _granted(self, tickets: Iterable[str]) -> None:
+        for ticket in tickets:
+            if ticket in self._waiting:
+                self.woken(Wake(ticket))
+
+    def _granted_locally(self, tickets: Iterable[str]) -> None:
+        for ticket in tickets:
+            waiting = self._waiting.pop(ticket, None)
+            self._held_locally.add(ticket)
+            self._returns.add(Return(ticket))  # it may still stand in the line of the store
+            if waiting is not None and not waiting.done():
+                waiting.set_result(None)
+
+    # -- giving back --------------------------------------------------------------------------------------------------
+
+    def _give_back(self, ticket: str, held_ms: int, reason: Reason | None = None) -> None:
+        """A permit or a place in line; no I/O here."""
+        self._waiting.pop(ticket, None)
+        if ticket in self._held_locally:
+            self._held_locally.remove(ticket)
+        else:
+            self._held.discard(ticket)
+            self._returns.add(Return(ticket, held_ms, "deadline" if reason == "deadline" else None))
+        if self._local is not None:
+            self._granted_locally(self._local.give(ticket, held_ms))
+
+    async def _send(self, returns: Sequence[Return]) -> None:
+        try:
+            self._granted(await self.store.give(returns))
+        except StoreUnavailable:
+            self._lost_store()
+            raise
+
+    # -- the store ----------------------------------------------------------------------------------------------------
+
+    def _lost_store(self) -> LocalBulkhead:
+        """Goes on alone, with who holds a permit and who waits; `tend` ends it."""
+        if self._local is None:
+            held = self._held | self._held_locally
+            self._local = LocalBulkhead(self.policy, self._live_workers(), self._worker, held, self._waiting)
+            self._events.store_lost(self.name, self._local.limit)
+            self._granted_locally(self._local.hand_out())
+        return self._local
+
+    async def tend(self) -> None:
+        """Renews this worker's leases and serves those who missed their message; finds a lost store again.
+
+        Permits that were taken locally stay local until they end; who waits takes its place in the fleet's line.
+        """
+        if not (self._held or self._waiting or self._local):
+            return
+        async with self._returns.sending:  # what is on its way back must not be renewed
+            try:
+                await self._returns.send_pending()
+                granted = await self.store.tend(self._held, self._waiting)
+            except StoreUnavailable:
+                self._lost_store()
+                return
+            if self._local is not None:
+                self._local = None
+                self._events.store_found(self.name)
+            self._granted(granted)
+
+    async def reading(self) -> Reading:
+        """The bulkhead now, of the fleet or, while the store is lost, of this worker."""
+        try:
+            await self._returns.flush()
+            return await self.store.read()
+        except StoreUnavailable:
+            return self._lost_store().read()
+
+    async def aclose(self) -> None:
+        """Gives back what is on its way."""
+        await self._returns.aclose()

@@ -1,0 +1,57 @@
+"""The bulkhead of a worker that has lost the store: the same rules on its share of permits, never pushed up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from api.bulkhead import rules
+from api.bulkhead.rules import Line
+from api.bulkhead.state import Policy, Reading, Taken, Verdict
+from api.bulkhead.ticket import Priority, local_ticket
+
+
+class LocalBulkhead:
+    """Begins with the permits that this worker holds and the tickets that it has in line."""
+
+    def __init__(self, policy: Policy, workers: int, worker: str, held: Iterable[str], waiting: Iterable[str]) -> None:
+        self._limit = max(1, policy.limit // max(1, workers))
+        self._max_queue = max(min(1, policy.max_queue), policy.max_queue // max(1, workers))
+        self._worker = worker
+        self._line = Line(frozenset(held), tuple(sorted(waiting)))
+
+    @property
+    def limit(self) -> int:
+        """This worker's share of the permits, at least 1."""
+        return self._limit
+
+    def take(self, priority: Priority, tenant: str) -> tuple[Taken, str | None]:
+        """As the store would; also gives the ticket that lost its place."""
+        ticket = local_ticket(priority, tenant, self._worker)
+        self._line, verdict, victim = rules.take(self._line, self._limit, self._max_queue, ticket)
+        retry_after = rules.retry_after(self._line.service_ms, len(self._line.queue), self._limit)
+        return Taken(verdict, "" if verdict is Verdict.REJECTED else ticket, retry_after), victim
+
+    def hold(self, ticket: str) -> None:
+        """Notes a permit of the store's that came after all."""
+        queue = tuple(waiting for waiting in self._line.queue if waiting != ticket)
+        self._line = replace(self._line, held=self._line.held | {ticket}, queue=queue)
+
+    def join(self, ticket: str) -> tuple[str, ...]:
+        """Takes in one that waits at the store. Gives the tickets that hold a permit from now on."""
+        self._line = replace(self._line, queue=tuple(sorted({*self._line.queue, ticket})))
+        return self.hand_out()
+
+    def give(self, ticket: str, held_ms: int) -> tuple[str, ...]:
+        """Gives the tickets that hold a permit from now on."""
+        self._line, granted = rules.give(self._line, self._limit, ticket, held_ms)
+        return granted
+
+    def hand_out(self) -> tuple[str, ...]:
+        """Gives the tickets that hold a permit from now on."""
+        self._line, granted = rules.hand_out(self._line, self._limit)
+        return granted
+
+    def read(self) -> Reading:
+        """What this worker knows."""
+        return Reading(len(self._line.held), self._line.queue, {"service_ms": self._line.service_ms})

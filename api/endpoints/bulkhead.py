@@ -1,0 +1,40 @@
+"""The bulkheads, for operators."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from fastapi import APIRouter, Request
+
+from api.bulkhead.fleet_bulkhead import FleetBulkhead
+from api.bulkhead.state import Reading
+from api.endpoints.worker_state import worker_state
+
+REASONS: Final = ("queue_full", "deadline", "displaced")
+
+router = APIRouter(prefix="/api/bulkhead", tags=["bulkhead"])
+
+
+@router.get("/metrics", summary="Calls to Ollama at once, and who waits, fleet-wide")
+async def metrics(request: Request) -> dict[str, Any]:
+    """The generate bulkhead of the first backend; `bulkheads` has all of them."""
+    state = worker_state(request)
+    figures = {name: _figures(bulkhead, await bulkhead.reading()) for name, bulkhead in state.bulkheads.items()}
+    return {**next(iter(figures.values())), "bulkheads": figures}
+
+
+def _figures(bulkhead: FleetBulkhead, reading: Reading) -> dict[str, Any]:
+    stats = reading.stats
+    return {
+        "limit": bulkhead.limit,
+        "in_use": reading.in_use,
+        "waiting": len(reading.queue),
+        "waiting_by_tenant": reading.waiting_by_tenant,
+        "max_queue": bulkhead.policy.max_queue,
+        "max_wait_seconds": bulkhead.policy.max_wait,
+        "service_seconds": round(stats.get("service_ms", 0.0) / 1000, 3),
+        "served": int(stats.get("served", 0)),
+        "rejected": {reason: int(stats.get(f"rejected_{reason}", 0)) for reason in REASONS},
+        "lost_permits": int(stats.get("lost_permits", 0)),
+        "store": bulkhead.store_name,
+    }

@@ -1,0 +1,113 @@
+"""The bulkhead's permits and line in Redis: one script a step, Redis's clock; messages wake those who wait."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Final
+
+from redis.asyncio import Redis
+from redis.asyncio.client import PubSub
+from redis.commands.core import AsyncScript
+from redis.exceptions import RedisError
+
+from api.bulkhead.state import Policy, Reading, Return, Taken, Verdict, Wake
+from api.bulkhead.ticket import Priority, new_id, tenant_field
+from api.errors import StoreUnavailable
+from api.redis_store.gate import RedisGate
+from api.redis_store.keys import Keys
+from api.redis_store.scripts import script
+
+IDLE_SECONDS: Final = 5.0
+"""After so long without a message the connection is asked whether it lives."""
+
+
+class RedisBulkheadStore:
+    """One bulkhead of the fleet. `reader` opens a client of its own for the messages."""
+
+    def __init__(
+        self,
+        gate: RedisGate,
+        reader: Callable[[float], AbstractAsyncContextManager[Redis]],
+        keys: Keys,
+        name: str,
+        policy: Policy,
+        worker: str,
+    ) -> None:
+        self._gate = gate
+        self._reader = reader
+        self._keys = keys.bulkhead(name)
+        self._worker = worker
+        self._max_queue = policy.max_queue
+        channel = keys.bulkhead_channel(name, "")
+        self._channel = channel + worker
+        self._common = (policy.limit, policy.lease_ms, channel)
+        self._take = self._script("bulkhead_take")
+        self._give = self._script("bulkhead_give")
+        self._tend = self._script("bulkhead_tend")
+        self._read = self._script("bulkhead_read")
+
+    def _script(self, name: str) -> AsyncScript:
+        return script(self._gate.client, "bulkhead_common", name)
+
+    async def _run(self, called: AsyncScript, *arguments: Any) -> Any:
+        return await self._gate.run("bulkhead", lambda client: called(self._keys, (*self._common, *arguments), client))
+
+    async def take(self, priority: Priority, tenant: str) -> Taken:
+        """See `BulkheadStore`."""
+        verdict, ticket, retry_after_ms = await self._run(
+            self._take, priority, tenant_field(tenant), self._worker, new_id(), self._max_queue
+        )
+        return Taken(Verdict(verdict), ticket.decode(), int(retry_after_ms) / 1000)
+
+    async def give(self, returns: Sequence[Return]) -> list[str]:
+        """See `BulkheadStore`."""
+        items = (field for item in returns for field in (item.ticket, item.held_ms, item.reason or ""))
+        return _texts(await self._run(self._give, *items))
+
+    async def tend(self, held: Iterable[str], waiting: Iterable[str]) -> list[str]:
+        """See `BulkheadStore`."""
+        own = list(held)
+        return _texts(await self._run(self._tend, len(own), *own, *waiting))
+
+    async def read(self) -> Reading:
+        """See `BulkheadStore`."""
+        in_use, length, *rest = await self._run(self._read)
+        queue, pairs = _texts(rest[:length]), _texts(rest[length:])
+        fields = dict(zip(pairs[::2], pairs[1::2], strict=True))
+        stats = {name: float(value) for name, value in fields.items() if not name.endswith("_turn")}
+        return Reading(in_use, tuple(queue), stats)
+
+    async def follow(self) -> AsyncIterator[Wake | None]:
+        """See `BulkheadStore`."""
+        try:
+            async with self._reader(IDLE_SECONDS) as client, client.pubsub() as messages:
+                await messages.subscribe(self._channel)
+                while True:
+                    message = await _next_message(messages)
+                    if message["type"] == "subscribe":
+                        yield None
+                    elif message["type"] == "message":
+                        yield _wake(message["data"])
+        except (RedisError, OSError, TimeoutError) as error:
+            raise StoreUnavailable(str(error)) from error
+
+
+async def _next_message(messages: PubSub) -> dict[str, Any]:
+    """The next one; a long silence is broken by a ping, whose answer is a message too. Raises `TimeoutError`."""
+    message = await messages.get_message(timeout=IDLE_SECONDS)
+    if message is None:
+        await messages.ping()
+        message = await messages.get_message(timeout=IDLE_SECONDS)
+    if message is None:
+        raise TimeoutError("Redis does not answer on the channel of messages")
+    return dict(message)
+
+
+def _wake(text: str) -> Wake:
+    what, _, ticket = text.partition(" ")
+    return Wake(ticket, "displaced" if what == "displaced" else None)
+
+
+def _texts(reply: Sequence[bytes]) -> list[str]:
+    return [value.decode() for value in reply]

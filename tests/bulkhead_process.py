@@ -1,0 +1,124 @@
+"""One worker of a fleet, as a process of its own that holds nothing but the bulkhead.
+
+It takes commands as JSON lines and answers each with one. `tests.breaker_process.BreakerProcess` speaks to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import time
+from contextlib import AsyncExitStack
+from functools import partial
+from typing import Any
+
+from api.bulkhead.fleet_bulkhead import FleetBulkhead
+from api.bulkhead.following import kept_alive
+from api.bulkhead.state import Policy
+from api.errors import BulkheadFull
+from api.redis_store.bulkhead_store import RedisBulkheadStore
+from api.redis_store.client import RedisAddress, blocking_reader, short_commands
+from api.redis_store.gate import RedisGate
+from api.redis_store.keys import Keys
+from tests.breaker_process import BreakerProcess, Reply, obey
+
+
+class Worker:
+    """Carries out commands."""
+
+    def __init__(self, bulkhead: FleetBulkhead, backend: tuple[str, int]) -> None:
+        self.bulkhead = bulkhead
+        self.backend = backend
+        self.begun: dict[str, asyncio.Task[str]] = {}
+
+    async def call(self, tenant: str, background: bool) -> str:
+        """One call of the backend with a permit: `ok`, `failed`, or why there was no permit."""
+        try:
+            async with self.bulkhead.permit(tenant, background=background):
+                return await self._ask_backend(tenant)
+        except BulkheadFull as full:
+            return full.reason
+
+    async def _ask_backend(self, tenant: str) -> str:
+        reader, writer = await asyncio.open_connection(*self.backend)
+        try:
+            writer.write(tenant.encode() + b"\n")
+            return (await reader.readline()).decode().strip() or "failed"
+        finally:
+            writer.close()
+
+    async def calls(self, tenant: str, times: int, concurrency: int, background: bool = False) -> Reply:
+        """So many calls, so many at once: how each ended."""
+        ends: dict[str, int] = {}
+        left = times
+
+        async def some() -> None:
+            nonlocal left
+            while left > 0:
+                left -= 1
+                end = await self.call(tenant, background)
+                ends[end] = ends.get(end, 0) + 1
+
+        await asyncio.gather(*(some() for _ in range(concurrency)))
+        return {"ends": ends}
+
+    async def begin(self, name: str, tenant: str = "acme", background: bool = False) -> Reply:
+        """Begins a call and does not wait for it."""
+        self.begun[name] = asyncio.create_task(self.call(tenant, background))
+        return {}
+
+    async def leave(self, name: str) -> Reply:
+        """The caller of a call that was begun leaves."""
+        task = self.begun.pop(name)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        return {}
+
+    async def end(self, name: str) -> Reply:
+        """Waits for a call that was begun."""
+        return {"end": await self.begun.pop(name)}
+
+    async def state(self) -> Reply:
+        """What this worker knows."""
+        bulkhead = self.bulkhead
+        return {"in_use": bulkhead.in_use, "waiting": bulkhead.waiting, "store": bulkhead.store_name}
+
+    async def cost(self, times: int) -> Reply:
+        """Microseconds of wall and of processor time that a permit takes, nobody else about."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        for _ in range(times):
+            async with self.bulkhead.permit("acme"):
+                pass
+        return {
+            "wall_us": (time.perf_counter() - wall) / times * 1e6,
+            "cpu_us": (time.process_time() - cpu) / times * 1e6,
+        }
+
+
+async def main(url: str, policy: dict[str, Any], backend: tuple[str, int]) -> None:
+    worker_id = f"w{os.getpid()}"
+    address = RedisAddress(url, timeout=1.0, connect_timeout=0.5, max_connections=64)
+    workers = policy.pop("workers")
+    chosen = Policy(**policy)
+    async with AsyncExitStack() as stack:
+        client = await stack.enter_async_context(short_commands(address))
+        gate = RedisGate(client, 64)
+        await gate.check()
+        watching = asyncio.create_task(gate.watch())
+        stack.callback(watching.cancel)
+        store = RedisBulkheadStore(gate, partial(blocking_reader, address), Keys(), "ollama", chosen, worker_id)
+        bulkhead = FleetBulkhead("ollama", chosen, store, worker_id, live_workers=lambda: workers)
+        await stack.enter_async_context(kept_alive(bulkhead))
+        await obey(Worker(bulkhead, backend))
+
+
+async def start_worker(url: str, policy: dict[str, Any], backend: tuple[str, int]) -> BreakerProcess:
+    """Starts such a process. `policy` has the number of live `workers` beside the fields of `Policy`."""
+    return await BreakerProcess.start(url, policy, backend, module="tests.bulkhead_process")
+
+
+if __name__ == "__main__":
+    given = json.loads(sys.argv[1])
+    asyncio.run(main(given["url"], given["policy"], tuple(given["backend"])))

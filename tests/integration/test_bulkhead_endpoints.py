@@ -1,0 +1,145 @@
+"""The bulkhead over HTTP: a full one is 503 with Retry-After, or an expired answer; figures over two workers."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import httpx
+
+from api.embedded.redis_server import EmbeddedRedis
+from tests.service import Service, ask
+from tests.stub_ollama import StubOllama
+from tests.waiting import wait_until_async
+
+METRICS = "/api/bulkhead/metrics"
+ONE_AT_A_TIME: dict[str, Any] = {"max_concurrent": 1, "max_queue": 1}
+
+
+async def figures(client: httpx.AsyncClient) -> Any:
+    return (await client.get(METRICS)).json()
+
+
+async def until(client: httpx.AsyncClient, **expected: Any) -> None:
+    """Until the fleet's figures are as expected."""
+
+    async def reached() -> bool:
+        found = await figures(client)
+        return {name: found[name] for name in expected} == expected
+
+    await wait_until_async(reached)
+
+
+def asking(client: httpx.AsyncClient, question: str, **more: Any) -> asyncio.Task[httpx.Response]:
+    return asyncio.create_task(client.post("/query", json={"question": question, **more}))
+
+
+async def let_go(stub: StubOllama, *calls: asyncio.Task[httpx.Response]) -> None:
+    """Calls that hang come to an end, all of them answered: their retry, and those in line."""
+    stub.behaviour("ok")
+    stub.break_connections()
+    assert {(await call).status_code for call in calls} == {200}
+
+
+async def test_at_rest_nothing_is_in_use(serve: Service) -> None:
+    found = await figures(await serve())
+    assert set(found["bulkheads"]) == {"ollama", "ollama-embed"}
+    assert (found["limit"], found["bulkheads"]["ollama-embed"]["limit"]) == (4, 8)
+    assert (found["in_use"], found["waiting"], found["waiting_by_tenant"], found["store"]) == (0, 0, {}, "shared")
+    assert found["rejected"] == {"queue_full": 0, "deadline": 0, "displaced": 0}
+
+
+async def test_a_full_bulkhead_is_503_with_retry_after_and_no_fault_of_the_breaker_s(
+    serve: Service, stub: StubOllama
+) -> None:
+    one, other = await serve(bulkhead=ONE_AT_A_TIME), await serve(bulkhead=ONE_AT_A_TIME)
+    await ask(one, "How long does it take?")
+    stub.behaviour(mode="hang", path="/api/chat")
+    calls = [asking(one, "First?", tenant="acme")]
+    await until(other, in_use=1)
+    calls.append(asking(other, "Second?", tenant="acme"))
+    await until(one, waiting=1)
+    assert (await figures(one))["waiting_by_tenant"] == {"acme": 1}
+    rejected = await other.post("/query", json={"question": "Third?", "tenant": "acme"})
+    assert rejected.status_code == 503
+    assert int(rejected.headers["Retry-After"]) >= 1
+    assert rejected.headers["Content-Type"] == "application/problem+json"
+    problem = rejected.json()
+    assert (problem["type"], problem["reason"]) == ("urn:ragherd:problem:bulkhead-full", "queue_full")
+    assert (await figures(one))["rejected"]["queue_full"] == 1
+    breaker = (await one.get("/api/circuit-breaker/metrics")).json()
+    assert (breaker["failure_count"], breaker["rejected_calls"]) == (0, 0)
+    assert stub.stats["requests"]["/api/chat"] == 2
+    await let_go(stub, *calls)
+
+
+async def test_the_wait_is_bounded_and_the_service_time_makes_retry_after(serve: Service, stub: StubOllama) -> None:
+    client = await serve(bulkhead={"max_concurrent": 1, "max_wait": 0.2})
+    stub.behaviour(delay=1.1, path="/api/chat")
+    await ask(client, "How long does it take?")
+    stub.behaviour(mode="hang", path="/api/chat")
+    holding = asking(client, "First?")
+    await until(client, in_use=1)
+    late = await client.post("/query", json={"question": "Second?"})
+    assert (late.status_code, late.json()["reason"], late.headers["Retry-After"]) == (503, "deadline", "2")
+    await until(client, waiting=0, rejected={"queue_full": 0, "deadline": 1, "displaced": 0})
+    await let_go(stub, holding)
+
+
+async def test_an_expired_answer_is_served_while_the_bulkhead_is_full(serve: Service, stub: StubOllama) -> None:
+    client = await serve(bulkhead={"max_concurrent": 1, "max_queue": 0}, cache={"ttl": 0.05})
+    await ask(client, "What is kept?")
+    stub.behaviour(mode="hang", path="/api/chat")
+    holding = asking(client, "First?")
+    await until(client, in_use=1)
+
+    async def stale() -> bool:
+        answered = await client.post("/query", json={"question": "What is kept?"})
+        return answered.status_code == 200 and answered.json()["cache"]["status"] == "stale"
+
+    await wait_until_async(stale)
+    await let_go(stub, holding)
+
+
+async def test_an_open_breaker_rejects_before_the_line(serve: Service, stub: StubOllama) -> None:
+    client = await serve(bulkhead={"max_concurrent": 1})
+    stub.behaviour(mode="hang", path="/api/chat")
+    holding = asking(client, "First?")
+    await until(client, in_use=1)
+    await client.post("/api/circuit-breaker/force-open")
+    rejected = await asyncio.wait_for(client.post("/query", json={"question": "Second?"}), 5)
+    assert rejected.json()["type"] == "urn:ragherd:problem:circuit-breaker-open"
+    assert (await client.get("/api/circuit-breaker/metrics")).json()["rejected_calls"] == 1
+    await let_go(stub, holding)
+
+
+async def test_no_more_generations_at_once_than_permits_over_two_workers(serve: Service, stub: StubOllama) -> None:
+    fleet = [await serve(bulkhead={"max_concurrent": 2}, embedder={"embedder": "ollama"}) for _ in range(2)]
+    stub.behaviour(delay=0.02, path="/api/chat")
+    answers = await asyncio.gather(
+        *(
+            ask(fleet[number % 2], f"What of {number}?", history=[{"role": "user", "content": "Hm."}])
+            for number in range(16)
+        )
+    )
+    assert len(answers) == 16
+    assert stub.stats["max_in_flight"] == 2
+
+
+async def test_without_redis_the_bulkhead_is_the_worker_s_own(
+    serve: Service, redis_server: EmbeddedRedis, stub: StubOllama
+) -> None:
+    client = await serve(bulkhead=ONE_AT_A_TIME)
+    await ask(client, "First?")
+    redis_server.kill()
+    try:
+        stub.behaviour(mode="hang", path="/api/chat")
+        calls = [asking(client, "Second?")]
+        await until(client, in_use=1, store="local", limit=1)
+        calls.append(asking(client, "Third?"))
+        await until(client, waiting=1)
+        assert (await client.post("/query", json={"question": "Fourth?"})).status_code == 503
+        await let_go(stub, *calls)
+    finally:
+        redis_server.start()
+    await until(client, store="shared", in_use=0, waiting=0)

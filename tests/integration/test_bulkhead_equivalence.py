@@ -1,0 +1,78 @@
+"""The scripts in Redis and the rules in Python are the same: random stories, told to both."""
+
+from __future__ import annotations
+
+import random
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from api.bulkhead import rules
+from api.bulkhead.rules import Line
+from api.bulkhead.state import Policy, Return, Verdict
+from api.bulkhead.ticket import Priority, local_ticket
+from api.redis_store.bulkhead_store import RedisBulkheadStore
+from api.redis_store.gate import RedisGate
+from api.redis_store.keys import Keys
+
+POLICY = Policy(limit=3, max_queue=6, lease_ms=60_000)
+TENANTS = ["a", "a-2", "ä b", "z"]
+WEIGHTS = [6, 2, 1, 1]
+
+
+def no_reader(_: float) -> AbstractAsyncContextManager[Any]:
+    raise AssertionError("nobody follows here")
+
+
+@pytest.fixture
+async def store(redis: Redis) -> RedisBulkheadStore:
+    gate = RedisGate(redis, 4)
+    await gate.check()
+    return RedisBulkheadStore(gate, no_reader, Keys(), "ollama", POLICY, "w")
+
+
+class Both:
+    """The store and the rules, step by step."""
+
+    def __init__(self, store: RedisBulkheadStore, redis: Redis) -> None:
+        self.store = store
+        self.redis = redis
+        self.line = Line()
+
+    async def take(self, priority: Priority, tenant: str) -> None:
+        taken = await self.store.take(priority, tenant)
+        expected = rules.retry_after(self.line.service_ms, len(self.line.queue), POLICY.limit)
+        ticket = taken.ticket or local_ticket(priority, tenant, "w")
+        self.line, verdict, _ = rules.take(self.line, POLICY.limit, POLICY.max_queue, ticket)
+        assert taken.verdict is verdict
+        if verdict is not Verdict.GRANTED:
+            assert taken.retry_after == pytest.approx(expected, abs=0.002)
+
+    async def give(self, ticket: str, held_ms: int) -> None:
+        granted = await self.store.give([Return(ticket, held_ms)])
+        self.line, expected = rules.give(self.line, POLICY.limit, ticket, held_ms)
+        assert granted == list(expected)
+
+    async def compare(self) -> None:
+        reading = await self.store.read()
+        assert reading.in_use == len(self.line.held)
+        assert reading.queue == self.line.queue
+        held = {ticket.decode() for ticket in await self.redis.zrange("rag:bulkhead:{ollama}", 0, -1)}
+        assert held == self.line.held
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_the_same_story_ends_the_same(store: RedisBulkheadStore, redis: Redis, seed: int) -> None:
+    chance = random.Random(seed)
+    both = Both(store, redis)
+    for _ in range(120):
+        known = sorted(both.line.held) + list(both.line.queue)
+        if known and chance.random() < 0.4:
+            ticket = chance.choice(known)
+            await both.give(ticket, chance.randrange(5_000) if ticket in both.line.held else -1)
+        else:
+            priority = Priority.BACKGROUND if chance.random() < 0.2 else Priority.USER
+            await both.take(priority, chance.choices(TENANTS, WEIGHTS)[0])
+        await both.compare()

@@ -1,0 +1,132 @@
+"""The pure rules of the bulkhead. `tests/integration/test_bulkhead_equivalence.py` holds the scripts to the same."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from api.bulkhead import rules
+from api.bulkhead.rules import Line
+from api.bulkhead.state import Reading, Verdict
+from api.bulkhead.ticket import Priority, local_ticket, place, tenant_field, tenant_of
+
+LIMIT, MAX_QUEUE = 2, 4
+
+
+def ticket(tenant: str, number: int, priority: str = "user") -> str:
+    return f"{priority} {tenant_field(tenant)} {number:016d} w 00"
+
+
+def line_of(*tickets: str, held: int = LIMIT, **more: object) -> Line:
+    return Line(frozenset(ticket("held", number) for number in range(held)), tuple(sorted(tickets)), **more)  # type: ignore[arg-type]
+
+
+def order(line: Line) -> list[str]:
+    """Tenants as they are served, one at a time."""
+    served: list[str] = []
+    limit = len(line.held) + 1
+    while line.queue:
+        line, granted = rules.hand_out(line, limit)
+        assert len(granted) == 1
+        served.append(tenant_of(granted[0]))
+        line, _ = rules.give(line, 0, granted[0], -1)
+    return served
+
+
+def test_a_free_permit_is_granted_and_one_more_waits() -> None:
+    line, verdict, _ = rules.take(line_of(held=1), LIMIT, MAX_QUEUE, ticket("a", 1))
+    assert verdict is Verdict.GRANTED
+    line, verdict, _ = rules.take(line, LIMIT, MAX_QUEUE, ticket("a", 2))
+    assert (verdict, line.queue) == (Verdict.QUEUED, (ticket("a", 2),))
+
+
+def test_a_permit_that_goes_back_is_the_next_one_s() -> None:
+    line, granted = rules.give(line_of(ticket("a", 1), ticket("a", 2)), LIMIT, ticket("held", 0), 100)
+    assert granted == (ticket("a", 1),)
+    assert line.held == {ticket("held", 1), ticket("a", 1)}
+
+
+def test_tenants_take_turns_and_within_one_the_oldest_goes_first() -> None:
+    flood = [ticket("b", number) for number in range(4)]
+    line = line_of(*flood, ticket("a", 90), ticket("c", 91), ticket("c", 92), turns={Priority.USER: "a"})
+    assert order(line) == ["b", "c", "a", "b", "c", "b", "b"]
+    assert rules.following(line_of(*flood)) == flood[0]
+
+
+def test_turns_hold_for_names_that_begin_alike_or_hold_anything() -> None:
+    names = ["a", "a-2", "a b", "a!", "ä", "a/b", "%61", " "]
+    line = line_of(*(ticket(name, number) for name in names for number in range(2)))
+    served = order(line)
+    assert sorted(served[: len(names)]) == sorted(served[len(names) :]) == sorted(names)
+
+
+def test_background_work_is_behind_every_user() -> None:
+    line = line_of(ticket("a", 1, "background"), ticket("z", 8), ticket("z", 9))
+    assert order(line) == ["z", "z", "a"]
+
+
+def test_a_full_line_rejects_one_who_has_no_better_claim() -> None:
+    full = line_of(*(ticket(name, number) for name in "ab" for number in range(2)))
+    for newcomer in (ticket("a", 9), ticket("c", 9, "background")):
+        line, verdict, victim = rules.take(full, LIMIT, MAX_QUEUE, newcomer)
+        assert (line, verdict, victim) == (full, Verdict.REJECTED, None)
+
+
+def test_a_full_line_makes_room_at_the_cost_of_the_longest() -> None:
+    full = line_of(*(ticket("flood", number) for number in range(4)))
+    line, verdict, victim = rules.take(full, LIMIT, MAX_QUEUE, ticket("small", 9))
+    assert (verdict, victim, len(line.queue)) == (Verdict.QUEUED, ticket("flood", 3), 4)
+
+
+def test_background_work_makes_room_for_a_user() -> None:
+    full = line_of(*(ticket("a", number) for number in range(3)), ticket("warm-up", 0, "background"))
+    _, verdict, victim = rules.take(full, LIMIT, MAX_QUEUE, ticket("a", 9))
+    assert (verdict, victim) == (Verdict.QUEUED, ticket("warm-up", 0, "background"))
+
+
+def test_without_a_line_nobody_waits() -> None:
+    assert rules.take(line_of(), LIMIT, 0, ticket("a", 1))[1] is Verdict.REJECTED
+
+
+def test_who_leaves_the_line_frees_no_permit() -> None:
+    line, granted = rules.give(line_of(ticket("a", 1), ticket("b", 2)), LIMIT, ticket("a", 1), -1)
+    assert (granted, line.queue, line.service_ms) == ((), (ticket("b", 2),), 0)
+
+
+def test_the_service_time_is_a_moving_mean_and_makes_the_wait() -> None:
+    line, _ = rules.give(line_of(), LIMIT, ticket("held", 0), 1_000)
+    assert line.service_ms == 1_000
+    line, _ = rules.give(line, LIMIT, ticket("held", 1), 2_000)
+    assert line.service_ms == pytest.approx(1_100)
+    assert rules.retry_after(1_100, waiting=3, limit=2) == pytest.approx(2.2)
+
+
+@given(st.text(min_size=1))
+def test_a_ticket_keeps_its_tenant_whatever_it_is_called(tenant: str) -> None:
+    made = local_ticket(Priority.BACKGROUND, tenant, "host-1-ab")
+    assert place(made)[0] is Priority.BACKGROUND
+    assert tenant_of(made) == tenant.encode(errors="replace").decode()
+    assert made.isascii()
+    assert len(made.split(" ")) == 5
+
+
+def test_who_waits_is_counted_by_tenant() -> None:
+    reading = Reading(2, (ticket("a b", 1), ticket("a b", 2), ticket("c", 1)))
+    assert reading.waiting_by_tenant == {"a b": 2, "c": 1}
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans(), st.booleans()), max_size=40))
+def test_the_bounds_always_hold_and_nobody_waits_beside_a_free_permit(steps: list[tuple[str, bool, bool]]) -> None:
+    line = Line()
+    for number, (tenant, background, gives) in enumerate(steps):
+        if gives and line.held:
+            line, _ = rules.give(line, LIMIT, min(line.held), 10)
+        else:
+            new = ticket(tenant, number, "background" if background else "user")
+            line, verdict, _ = rules.take(line, LIMIT, MAX_QUEUE, new)
+            assert (verdict is Verdict.REJECTED) == (new not in line.held and new not in line.queue)
+        assert len(line.held) <= LIMIT
+        assert len(line.queue) <= MAX_QUEUE
+        assert not line.queue or len(line.held) == LIMIT
+        assert list(line.queue) == sorted(set(line.queue) - line.held)
