@@ -1,0 +1,107 @@
+"""What the service adds to an answer that the language model must give: a miss beside a direct call, in one run.
+
+    .venv/bin/python -m scripts.bench_miss
+
+The model is a stub that answers at once, so that nearly all of the time is the way to it. Every question is new: each
+goes through both tiers of the cache, the embedder, bulkhead, breaker and pool, and its answer is stored. One worker,
+bulkhead and pool as wide as the load. Needs the extras `embedded` and `dev`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import statistics
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import httpx
+
+from api.embedded.redis_server import embedded_redis
+from tests.gunicorn_process import gunicorns
+from tests.stub_ollama import stub_process
+
+REQUESTS = 400
+CLIENTS = (1, 32)
+ROUNDS = 3
+NUMBERS = itertools.count()
+Call = Callable[[httpx.AsyncClient], Awaitable[None]]
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder, embedded_redis(persistent=False) as redis, stub_process() as stub:
+        wide = str(max(CLIENTS) * 2)
+        settings = {
+            "REDIS_URL": redis.url,
+            "OLLAMA_BASE_URL": stub.base_url,
+            "WORKERS": "1",
+            "CONNECTION_POOL_MAX_SIZE": wide,
+            "BULKHEAD_MAX_CONCURRENT": wide,
+        }
+        with gunicorns("api.asgi:app", Path(folder)) as start:
+            urls = {kind: start(**settings, EMBEDDER=kind).url() for kind in ("onnx", "ollama")}
+            calls: dict[str, Call] = {"direct": direct(stub.base_url)}
+            calls |= {f"miss, EMBEDDER={kind}": miss(url) for kind, url in urls.items()}
+            asyncio.run(compare(calls))
+
+
+def direct(url: str) -> Call:
+    """Ollama's own API, streamed, as the service calls it."""
+
+    async def call(client: httpx.AsyncClient) -> None:
+        messages = [{"role": "user", "content": f"Question {next(NUMBERS)}?"}]
+        response = await client.post(f"{url}/api/chat", json={"model": "llama3.2", "messages": messages})
+        assert b'"done": true' in response.content.replace(b'"done":true', b'"done": true'), response.text
+
+    return call
+
+
+def miss(url: str) -> Call:
+    """A question that nobody asked before."""
+
+    async def call(client: httpx.AsyncClient) -> None:
+        number = next(NUMBERS)
+        question = f"{number * 7919 % 10007} {'abcdefghij'[number % 10] * 5} question {number}?"
+        response = await client.post(f"{url}/query", json={"question": question, "options": {"seed": number}})
+        assert response.json()["cache"]["status"] == "miss", response.text
+
+    return call
+
+
+async def compare(calls: dict[str, Call]) -> None:
+    print(f"{REQUESTS} requests a round, median of {ROUNDS} rounds, one worker, milliseconds")
+    print(f"{'':24}" + "".join(f"{f'{n} clients: p50':>18}{'p99':>8}" for n in CLIENTS))
+    rows: dict[str, list[str]] = {name: [] for name in calls}
+    for clients in CLIENTS:
+        rounds: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
+        for _ in range(ROUNDS):
+            for name, call in calls.items():
+                rounds[name].append(await load(call, clients))
+        for name, measured in rounds.items():
+            p50, p99 = (statistics.median(column) for column in zip(*measured, strict=True))
+            rows[name].append(f"{p50:18.1f}{p99:8.1f}")
+    for name, cells in rows.items():
+        print(f"{name:24}" + "".join(cells))
+
+
+async def load(call: Call, clients: int) -> tuple[float, float]:
+    """The 50th and 99th percentile of so many calls by so many clients."""
+    times: list[float] = []
+    left = itertools.repeat(None, REQUESTS)
+
+    async def one() -> None:
+        async with httpx.AsyncClient(timeout=30, trust_env=False) as client:
+            for _ in left:
+                started = time.perf_counter()
+                await call(client)
+                times.append((time.perf_counter() - started) * 1000)
+
+    await asyncio.gather(*(one() for _ in range(clients)))
+    cuts = statistics.quantiles(times, n=100)
+    return cuts[49], cuts[98]
+
+
+if __name__ == "__main__":
+    main()
