@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from types import TracebackType
 from typing import Any, Final, Self
 
 import structlog
 
 RESTART_SECONDS: Final = 1.0
+
+
+CANCEL_AGAIN_SECONDS: Final = 0.1
+
+
+async def cancelled(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancels tasks and returns when they have ended, however they ended.
+
+    Once is not enough: `asyncio.wait_for` of Python 3.11, which redis-py sends through, loses a cancellation that comes
+    just when what it waits for is done. A loop would then go on for ever, and its worker would never end.
+    """
+    pending = {task for task in tasks if not task.done()}
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=CANCEL_AGAIN_SECONDS)
 
 
 class Background:
@@ -25,9 +41,7 @@ class Background:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancelled(self._tasks)
 
     def start(self, forever: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Runs `forever`, which is not meant to return."""

@@ -7,6 +7,7 @@ import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from api.background import cancelled
 from api.breaker.fleet_breaker import FleetBreaker
 from api.errors import StoreUnavailable
 
@@ -24,9 +25,7 @@ async def kept_current(breaker: FleetBreaker) -> AsyncIterator[FleetBreaker]:
         await breaker.refresh()
         yield breaker
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancelled(tasks)
         await breaker.aclose()
 
 

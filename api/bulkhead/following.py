@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
+from api.background import cancelled
 from api.bulkhead.fleet_bulkhead import FleetBulkhead
 from api.errors import StoreUnavailable
 
@@ -22,9 +23,7 @@ async def kept_alive(bulkhead: FleetBulkhead) -> AsyncIterator[FleetBulkhead]:
     try:
         yield bulkhead
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancelled(tasks)
         await bulkhead.aclose()
 
 

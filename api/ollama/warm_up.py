@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
 import orjson
 import structlog
 
+from api.background import cancelled
 from api.errors import UpstreamError
 from api.ollama.pinned import Pinned
 from api.ollama.pool import OllamaPool
@@ -72,9 +72,7 @@ class WarmUp:
 
     async def aclose(self) -> None:
         """Ends what is under way: a load that goes on is then another worker's to ask for."""
-        for task in self._running.values():
-            task.cancel()
-        await asyncio.gather(*self._running.values(), return_exceptions=True)
+        await cancelled(self._running.values())
 
     async def _warm(self, backend: str) -> None:
         duty = self._duties[backend]
@@ -87,9 +85,7 @@ class WarmUp:
             renewal.cancel()
             await duty.leave()
             raise
-        renewal.cancel()
-        with suppress(asyncio.CancelledError):
-            await renewal
+        await cancelled([renewal])
         await (duty.hold(DONE) if all(loaded) else duty.leave())
 
     async def _load(self, backend: str, load: Load) -> bool:

@@ -1,0 +1,42 @@
+"""A worker's tasks end with it, whatever becomes of a cancellation on its way."""
+
+from __future__ import annotations
+
+import asyncio
+
+from api.background import Background, cancelled
+
+
+async def deaf(times: int) -> None:
+    """Runs for ever, and loses so many cancellations, as redis-py's `wait_for` may."""
+    while True:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            if not times:
+                raise
+            times -= 1
+
+
+async def test_a_lost_cancellation_is_repeated() -> None:
+    tasks = [asyncio.create_task(deaf(times)) for times in (0, 1, 3)]
+    await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        await cancelled(tasks)
+    assert all(task.cancelled() for task in tasks)
+
+
+async def test_a_task_that_has_ended_or_failed_is_no_error() -> None:
+    async def fail() -> None:
+        raise ValueError
+
+    task = asyncio.create_task(fail())
+    await asyncio.wait([task])
+    await cancelled([task])
+    assert isinstance(task.exception(), ValueError)
+
+
+async def test_the_background_ends_though_a_task_is_deaf_once() -> None:
+    async with asyncio.timeout(5), Background() as background:
+        background.start(lambda: deaf(1))
+        await asyncio.sleep(0)
