@@ -74,6 +74,17 @@ async def test_ollamas_own_retry_after_is_passed_on(serve: Service, stub: StubOl
     assert (response.status_code, response.headers["Retry-After"]) == (503, "7")
 
 
+async def test_a_503_says_when_to_come_again_though_ollama_does_not(serve: Service, stub: StubOllama) -> None:
+    client = await serve(pool={"min_size": 1, "max_size": 1, "timeout": 0.1}, cache={"enabled": False})
+    stub.behaviour("status", status=503, path="/api/chat")
+    response = await refused(client)
+    assert (response.json()["fault"], response.headers["Retry-After"]) == ("busy", "1")
+    stub.behaviour(delay=1.0, path="/api/chat")
+    answers = await asyncio.gather(*(client.post("/query", json={"question": name}) for name in ("a", "b")))
+    (full,) = [answer for answer in answers if answer.status_code != 200]
+    assert (full.json()["fault"], full.headers["Retry-After"]) == ("pool_timeout", "1")
+
+
 async def test_a_missing_model_says_how_to_get_it(serve: Service, stub: StubOllama) -> None:
     client = await serve()
     stub.behaviour("status", status=404, message="not found", path="/api/chat")
