@@ -103,6 +103,7 @@ class RedisSettings(_Concern):
     prefix: Annotated[str, Field(min_length=1, pattern=r"^[A-Za-z0-9_.:-]+$")] = "rag:"
     timeout: Seconds = 0.2
     connect_timeout: Seconds = 0.2
+    request_budget: Seconds = 0.25
     max_connections: Positive = 64
 
 

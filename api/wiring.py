@@ -97,6 +97,7 @@ class _Worker:
             embedder,
             events,
             self._settings.cache.similarity_threshold,
+            self._settings.redis.request_budget,
         )
         facts = WorkerFacts(self._id, __version__, backends.facts, backends.breakers, gate, events, self._metrics)
         registry = WorkerRegistry(gate, self._keys, self._id, facts.fields)
