@@ -157,11 +157,14 @@ class UpstreamError(RagherdError):
     title = "Ollama failed"
 
     def __init__(self, fault: UpstreamFault, detail: str, *, retry_after: float | None = None) -> None:
+        row = FAULTS[fault]
+        if retry_after is None and row.status == 503:
+            retry_after = 1.0  # busy, and nobody knows for how long
         headers = {} if retry_after is None else {"Retry-After": retry_after_seconds(retry_after)}
         super().__init__(detail, headers=headers, fault=fault.value)
         self.fault = fault
-        self.row = FAULTS[fault]
-        self.status = self.row.status
+        self.row = row
+        self.status = row.status
 
 
 class SettingsError(Exception):

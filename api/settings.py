@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 from urllib.parse import SplitResult, urlsplit
 
@@ -48,7 +49,14 @@ def _check_api_keys(value: tuple[str, ...]) -> tuple[str, ...]:
         tenant, separator, key = pair.partition("=")
         if not (separator and tenant.strip() and key.strip()):
             raise ValueError(f"entry {number} is not of the form tenant=key")
+    _check_sendable([pair.partition("=")[2] for pair in value])
     return value
+
+
+def _check_sendable(keys: Sequence[str]) -> None:
+    for number, key in enumerate(keys, start=1):
+        if not key.isascii():
+            raise ValueError(f"the key of entry {number} has a character that is not ASCII, which no header can hold")
 
 
 class AccessSettings(_Concern):
@@ -95,6 +103,7 @@ class RedisSettings(_Concern):
     prefix: Annotated[str, Field(min_length=1, pattern=r"^[A-Za-z0-9_.:-]+$")] = "rag:"
     timeout: Seconds = 0.2
     connect_timeout: Seconds = 0.2
+    request_budget: Seconds = 0.25
     max_connections: Positive = 64
 
 
@@ -248,6 +257,10 @@ def _check_together(settings: Settings) -> None:
         raise SettingsError(f"API_KEYS: {error}") from None
     if len(tenants) != len(_split_keys(settings.access.api_keys)):
         raise SettingsError("API_KEYS: the same key is given to two tenants")
+    try:
+        _check_sendable(settings.access.admins())
+    except ValueError as error:
+        raise SettingsError(f"ADMIN_KEYS: {error}") from None
     if set(tenants) & set(settings.access.admins()):
         raise SettingsError("ADMIN_KEYS: a key is also in API_KEYS")
     if settings.pool.min_size > settings.pool.max_size:

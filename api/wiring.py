@@ -98,6 +98,7 @@ class _Worker:
             embedder,
             events,
             self._settings.cache.similarity_threshold,
+            self._settings.redis.request_budget,
         )
         guards = (backends.breakers, backends.bulkheads)
         facts = WorkerFacts(self._id, __version__, backends.facts, *guards, gate, events, self._metrics)

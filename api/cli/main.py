@@ -1,18 +1,26 @@
-"""The `ragherd` command."""
+"""The `ragherd` command. Imports next to nothing itself: what it needs takes a second, in which Ctrl-C may come."""
 
 from __future__ import annotations
 
-import typer
+import os
+import signal
+from types import FrameType
+from typing import Final
 
-from api.cli.dev import dev
-
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-app.command("dev")(dev)
+INTERRUPTED: Final = 130
 
 
-@app.callback()
-def ragherd() -> None:
-    """Ragherd: a RAG query service in front of Ollama whose workers share one memory in Redis."""
+def app() -> None:
+    """Runs the command that the command line names."""
+    signal.signal(signal.SIGINT, _end)
+    from api.cli.commands import commands  # after the handler: a Ctrl-C amid the imports would end in a traceback
+
+    commands()
+
+
+def _end(_number: int, _frame: FrameType | None) -> None:
+    """At once: nothing is started yet that would have to be stopped."""
+    os._exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import ipaddress
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from starlette.datastructures import Headers
 from starlette.requests import Request
 
 from api.errors import NotAuthenticated, NotAuthorized
@@ -21,6 +22,13 @@ class Access:
         self._tenants = [(key.encode(), tenant) for key, tenant in tenants.items()]
         self._admins = [key.encode() for key in admins]
 
+    def require_user(self, request: Request) -> None:
+        """Raises `NotAuthenticated`: whatever else the request says is not looked at without a key."""
+        if self._tenants:
+            key = _bearer(request)
+            if self._tenant_of(key) is None and not (key is not None and self._is_admin(key)):
+                raise _no_valid_key()
+
     def tenant(self, request: Request, asked: str | None) -> str:
         """The tenant of a query. Raises `NotAuthenticated` or, where the key is another tenant's, `NotAuthorized`."""
         if not self._tenants:
@@ -30,7 +38,7 @@ class Access:
             return asked or DEFAULT_TENANT
         tenant = self._tenant_of(key)
         if tenant is None:
-            raise NotAuthenticated("Send `Authorization: Bearer <key>` with a valid API key.")
+            raise _no_valid_key()
         if asked is not None and asked != tenant:
             raise NotAuthorized("The key belongs to another tenant than the request asks for.")
         return tenant
@@ -40,6 +48,8 @@ class Access:
         if not self._admins:
             if not _is_loopback(request):
                 raise NotAuthorized("Without ADMIN_KEYS, admin endpoints answer to loopback addresses only.")
+            if _is_from_a_web_page(request.headers):
+                raise NotAuthorized("Without ADMIN_KEYS, admin endpoints do not answer to web pages of other origins.")
             return
         key = _bearer(request)
         if key is not None and self._is_admin(key):
@@ -59,16 +69,38 @@ class Access:
         return found
 
 
+def _no_valid_key() -> NotAuthenticated:
+    return NotAuthenticated("Send `Authorization: Bearer <key>` with a valid API key.")
+
+
 def _bearer(request: Request) -> bytes | None:
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
     return key.strip().encode() if scheme.lower() == "bearer" and key.strip() else None
 
 
+def _is_from_a_web_page(headers: Headers) -> bool:
+    """Whether a browser on this machine may have sent it for somebody else's page.
+
+    A page can post a form to another origin, which the browser then names; and it can have its own name resolve to
+    127.0.0.1 once it is loaded, which the `Host` shows.
+    """
+    host = headers.get("host", "").lower()
+    origin = headers.get("origin")
+    if origin is not None and origin.lower().partition("://")[2] != host:
+        return True
+    if headers.get("sec-fetch-site") in {"cross-site", "same-site"}:
+        return True
+    name = host if host.endswith("]") else host.rpartition(":")[0] or host
+    return bool(name) and name != "localhost" and not _is_loopback_address(name.strip("[]"))
+
+
 def _is_loopback(request: Request) -> bool:
-    if request.client is None:
-        return True  # a unix socket
+    return request.client is None or _is_loopback_address(request.client.host)  # None: a unix socket
+
+
+def _is_loopback_address(text: str) -> bool:
     try:
-        address = ipaddress.ip_address(request.client.host)
+        address = ipaddress.ip_address(text)
     except ValueError:
         return False
     mapped = getattr(address, "ipv4_mapped", None)

@@ -37,7 +37,7 @@ async def history(
 ) -> dict[str, Any]:
     """From the log in Redis; `since` is an RFC 3339 time."""
     chosen = _chosen(worker_state(request), breaker)
-    since_ms = int(since.timestamp() * 1000) if since else 0
+    since_ms = _milliseconds(since) if since else 0
     found = await chosen.store.history(limit, since_ms)
     return {"breaker": chosen.name, "transitions": [_transition(transition) for transition in found]}
 
@@ -138,6 +138,12 @@ def _time(moment_ms: int, reading: Reading, *, shared: bool) -> str | None:
         return None
     seconds = moment_ms / 1000 if shared else time.time() - (reading.now_ms - moment_ms) / 1000
     return _rfc3339(seconds)
+
+
+def _milliseconds(moment: datetime) -> int:
+    """Since 1970; the log has nothing older. A time that names no zone is in UTC."""
+    zoned = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return max(0, int(zoned.timestamp() * 1000))
 
 
 def _rfc3339(seconds: float) -> str:

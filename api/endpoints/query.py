@@ -13,13 +13,14 @@ from api.endpoints import event_stream
 from api.endpoints.disconnects import until_client_leaves
 from api.endpoints.event_stream import EventStream
 from api.endpoints.query_answer import QueryOut, cache_headers, document
+from api.endpoints.query_route import QueryRoute
 from api.endpoints.request_timeout import OPENAPI, request_timeout
 from api.endpoints.worker_state import worker_state
 from api.model import ChatMessage
 from api.query.cache_control import parse
 from api.query.question import Query
 
-router = APIRouter(tags=["query"])
+router = APIRouter(tags=["query"], route_class=QueryRoute)
 
 
 def _encodable(text: str) -> str:
@@ -46,7 +47,7 @@ class Options(_Body):
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0, le=1000)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    seed: int | None = None
+    seed: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = None
     num_predict: Annotated[int, Field(ge=1, le=100_000)] | None = None
     repeat_penalty: Annotated[float, Field(ge=0, le=10)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None

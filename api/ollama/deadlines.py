@@ -51,12 +51,13 @@ class Clock:
     async def first_token(self, resident: Callable[[], Awaitable[bool]]) -> AsyncIterator[None]:
         """Around sending and the wait for the first line. Raises `UpstreamError`.
 
-        Past the warm deadline `resident()` is asked, once: a model that is still being loaded gets the cold one.
+        Past the warm deadline `resident()` is asked, once: a model that is still being loaded gets the cold one. Where
+        the total ends first, a slow load is still what it was, and says nothing against Ollama.
         """
         cold = max(self._deadlines.cold_first_token, self._deadlines.first_token)
         async with self._until(self._loop.time() + cold) as verdict:
             verdict.fault = UpstreamFault.COLD_START_TIMEOUT
-            verdict.detail = f"The model was not loaded within {cold:g} s."
+            verdict.detail = f"The model was not loaded within {min(cold, self._total):g} s."
             watch = asyncio.create_task(self._watch(verdict, resident))
             try:
                 yield
@@ -69,6 +70,8 @@ class Clock:
             verdict.fault = UpstreamFault.FIRST_TOKEN_TIMEOUT
             verdict.detail = f"Ollama sent no first token within {self._deadlines.first_token:g} s."
             verdict.now()
+        else:
+            verdict.outlives_total = True
 
     @asynccontextmanager
     async def _until(self, moment: float) -> AsyncIterator[_Verdict]:
@@ -80,7 +83,7 @@ class Clock:
         except TimeoutError as error:
             if not timeout.expired():
                 raise
-            if (timeout.when() or 0.0) >= self._total_at:
+            if (timeout.when() or 0.0) >= self._total_at and not verdict.outlives_total:
                 detail = f"The whole answer took longer than {self._total:g} s."
                 raise UpstreamError(UpstreamFault.TOTAL_TIMEOUT, detail) from error
             raise UpstreamError(verdict.fault, verdict.detail) from error
@@ -93,6 +96,8 @@ class _Verdict:
         self._timeout = timeout
         self.fault = UpstreamFault.TOTAL_TIMEOUT
         self.detail = ""
+        self.outlives_total = False
+        """Whether it stands where the total strikes first."""
 
     def now(self) -> None:
         """Lets the timeout strike at once, unless it has or is already over."""

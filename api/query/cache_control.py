@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
+
+LONGEST_AGE: Final = 2**31
+"""What the RFC (section 1.2.2) has a larger number of seconds stand for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +32,14 @@ def parse(header: str) -> CacheControl:
         no_cache="no-cache" in directives,
         no_store="no-store" in directives,
         only_if_cached="only-if-cached" in directives,
-        max_age=int(max_age) if max_age.isascii() and max_age.isdigit() else None,
+        max_age=_seconds(max_age) if max_age.isascii() and max_age.isdigit() else None,
     )
+
+
+def _seconds(digits: str) -> int:
+    """Python refuses to read a number of thousands of digits."""
+    significant = digits.lstrip("0") or "0"
+    return LONGEST_AGE if len(significant) > 10 else min(int(significant), LONGEST_AGE)
 
 
 def _directive(part: str) -> tuple[str, str]:

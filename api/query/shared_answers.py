@@ -8,6 +8,7 @@ from api.errors import EmbeddingUnavailable, StoreUnavailable
 from api.model import CacheMatch, Generation, Vector
 from api.ports import AnswerCache, Embedder, NewAnswer
 from api.query.answered import QueryObserver, Stages
+from api.query.cache_budget import CacheBudget
 from api.query.cache_control import CacheControl
 from api.query.fingerprint import Fingerprint, fingerprint
 from api.query.question import Query
@@ -28,12 +29,19 @@ class SharedAnswers:
     """The fleet's answers as one worker uses them. `cache` is None where the semantic cache is switched off."""
 
     def __init__(
-        self, cache: AnswerCache | None, embedder: Embedder, observer: QueryObserver, similarity_threshold: float
+        self,
+        cache: AnswerCache | None,
+        embedder: Embedder,
+        observer: QueryObserver,
+        similarity_threshold: float,
+        budget: float,
     ) -> None:
+        """`budget`: the seconds that the cache may keep one question waiting."""
         self._cache = cache
         self._embedder = embedder
         self._observer = observer
         self._threshold = similarity_threshold
+        self._budget = CacheBudget(budget)
 
     async def look_up(self, query: Query, stages: Stages) -> Lookup:
         """The exact tier, the embedding, the semantic tier: until one of them has the answer."""
@@ -58,8 +66,7 @@ class SharedAnswers:
     async def _exact(
         self, cache: AnswerCache, query: Query, place: Fingerprint, lookup: Lookup, stages: Stages
     ) -> None:
-        with stages.timed("cache"):
-            found = await cache.find_exact(place.scope, place.digest)
+        found = await self._budget.within(stages, cache.find_exact(place.scope, place.digest))
         lookup.now_ms = found.now_ms
         if found.match is not None and found.match.ttl_seconds < 0:
             lookup.stale = found.match
@@ -87,10 +94,9 @@ class SharedAnswers:
     async def _similar(self, lookup: Lookup, stages: Stages, *, stale: bool) -> CacheMatch | None:
         if self._cache is None or lookup.place is None or lookup.vector is None:
             return None
-        with stages.timed("cache"):
-            return await self._cache.find_similar(
-                lookup.place.embedder, lookup.place.scope, lookup.vector, lookup.now_ms, stale=stale
-            )
+        place = lookup.place
+        asked = self._cache.find_similar(place.embedder, place.scope, lookup.vector, lookup.now_ms, stale=stale)
+        return await self._budget.within(stages, asked)
 
     async def stale(self, query: Query, lookup: Lookup, stages: Stages) -> CacheMatch | None:
         """An expired answer, where Ollama can give none: the same question's, else a similar one's."""
@@ -120,8 +126,8 @@ class SharedAnswers:
             query.question, generation.text, generation.end.model, query.tenant, usage=generation.end.usage
         )
         try:
-            with stages.timed("cache"):
-                stored = await self._cache.store(lookup.place.scope, lookup.place.digest, lookup.vector, answer)
+            storing = self._cache.store(lookup.place.scope, lookup.place.digest, lookup.vector, answer)
+            stored = await self._budget.within(stages, storing)
         except StoreUnavailable as error:
             self._observer.store_failed(error)
             return None

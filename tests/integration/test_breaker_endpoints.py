@@ -51,6 +51,12 @@ async def test_overrides_are_fleet_wide_and_in_the_history(serve: Service) -> No
     assert (await other.get("/api/circuit-breaker/history", params=later)).json()["transitions"] == []
 
 
+async def test_any_time_is_one_to_count_from(serve: Service) -> None:
+    client = await serve()
+    for since in ("0001-01-01T00:00:00Z", "0001-01-01T00:00:00", "9999-12-31T23:59:59-23:59"):
+        assert (await client.get("/api/circuit-breaker/history", params={"since": since})).status_code == 200
+
+
 async def test_bad_parameters_are_422(serve: Service) -> None:
     client = await serve()
     for params in ({"limit": 0}, {"limit": "x"}, {"since": "yesterday"}):

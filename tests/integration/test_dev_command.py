@@ -153,6 +153,32 @@ def test_an_ollama_without_models_says_what_to_pull(start: Start, empty_ollama: 
     wait_until(lambda: not left_running(tmp_path))
 
 
+@pytest.mark.parametrize("moment", ["typer", "pydantic", "redis"])
+def test_ctrl_c_amid_the_imports_ends_it_without_a_traceback(tmp_path: Path, moment: str) -> None:
+    """The signal comes when the module `moment` is about to be imported."""
+    code = f"""
+import os, runpy, signal, sys
+
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == {moment!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupting())
+sys.argv = ["ragherd", "--help"]
+runpy.run_module("api.cli.main", run_name="__main__")
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (run.returncode, run.stdout, run.stderr) == (130, "", "")
+
+
 @pytest.mark.processes
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_signal_stops_everything_within_five_seconds(

@@ -131,6 +131,15 @@ async def test_a_model_being_loaded_is_waited_for(model: OllamaModel, stub: Stub
     assert isinstance((await collected(model))[-1], GenerationEnd)
 
 
+@pytest.mark.parametrize("total", [SHORT.cold_first_token, SHORT.cold_first_token - 0.1])
+async def test_a_slow_load_is_no_failure_though_the_total_ends_first(
+    pool: OllamaPool, stub: StubOllama, total: float
+) -> None:
+    model = OllamaModel(pool, replace(SHORT, total=total))
+    stub.behaviour("hang", resident="no")
+    assert await fault_of(model) is Fault.COLD_START_TIMEOUT
+
+
 async def test_residency_is_learned_though_every_connection_is_taken(pool: OllamaPool, stub: StubOllama) -> None:
     stub.behaviour("hang", resident="no")
     model = OllamaModel(pool, replace(SHORT, cold_first_token=SHORT.first_token + 2 * pool.limits.timeout))

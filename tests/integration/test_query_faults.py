@@ -74,6 +74,17 @@ async def test_ollamas_own_retry_after_is_passed_on(serve: Service, stub: StubOl
     assert (response.status_code, response.headers["Retry-After"]) == (503, "7")
 
 
+async def test_a_503_says_when_to_come_again_though_ollama_does_not(serve: Service, stub: StubOllama) -> None:
+    client = await serve(pool={"min_size": 1, "max_size": 1, "timeout": 0.1}, cache={"enabled": False})
+    stub.behaviour("status", status=503, path="/api/chat")
+    response = await refused(client)
+    assert (response.json()["fault"], response.headers["Retry-After"]) == ("busy", "1")
+    stub.behaviour(delay=1.0, path="/api/chat")
+    answers = await asyncio.gather(*(client.post("/query", json={"question": name}) for name in ("a", "b")))
+    (full,) = [answer for answer in answers if answer.status_code != 200]
+    assert (full.json()["fault"], full.headers["Retry-After"]) == ("pool_timeout", "1")
+
+
 async def test_a_missing_model_says_how_to_get_it(serve: Service, stub: StubOllama) -> None:
     client = await serve()
     stub.behaviour("status", status=404, message="not found", path="/api/chat")
@@ -98,6 +109,8 @@ async def test_a_missing_model_says_how_to_get_it(serve: Service, stub: StubOlla
         ({"question": "x", "options": {"num_ctx": 9}}, "options.num_ctx"),
         ({"question": "x", "options": {"temperature": 3}}, "options.temperature"),
         ({"question": "x", "history": [{"role": "system", "content": "obey"}]}, "history.0.role"),
+        ({"question": "x", "options": {"seed": 10**30}}, "options.seed"),
+        ({"question": "x", "options": {"seed": 2**31}}, "options.seed"),
         ({"question": "x", "tenant": ""}, "tenant"),
         ({"question": "x", "stream": "yes"}, "stream"),
     ],
@@ -109,12 +122,34 @@ async def test_what_is_wrong_with_a_request_is_named(serve: Service, body: dict[
     assert "xxxx" not in response.text  # what was sent is private
 
 
-@pytest.mark.parametrize("content", [b"{", b"", b"[]", b"\xff\xfe", b'{"question": "\\ud800"}', b'"x"', b"null"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"{",
+        b"",
+        b"[]",
+        b"\xff\xfe",
+        b'{"question": "\\ud800"}',
+        b'"x"',
+        b"null",
+        b'{"question": "caf\xe9"}',
+        pytest.param(b"[" * 100_000 + b"]" * 100_000, id="nested"),
+        pytest.param(b'{"question": "x", "top_k": ' + b"9" * 5000 + b"}", id="digits"),
+    ],
+)
 async def test_malformed_json_is_422(serve: Service, content: bytes) -> None:
     client = await serve()
     response = await client.post("/query", content=content, headers={"Content-Type": "application/json"})
     assert response.status_code == 422
     assert response.headers["Content-Type"] == "application/problem+json"
+    assert response.json()["type"] == "urn:ragherd:problem:invalid-request"
+
+
+async def test_an_endless_max_age_is_any_age(serve: Service) -> None:
+    client = await serve()
+    await ask(client, "Why?")
+    again = await ask(client, "Why?", headers={"Cache-Control": "max-age=" + "9" * 5000})
+    assert again["cache"]["status"] == "hit"
 
 
 async def test_the_longest_question_is_answered(serve: Service) -> None:

@@ -15,6 +15,8 @@ from api.query.cache_control import CacheControl, parse
         ("No-Store, max-age=0", CacheControl(no_store=True, max_age=0)),
         ('only-if-cached ,max-age="60"', CacheControl(only_if_cached=True, max_age=60)),
         ("max-age=-1", CacheControl()),
+        pytest.param("max-age=" + "9" * 5000, CacheControl(max_age=2**31), id="9s"),
+        pytest.param("max-age=" + "0" * 5000 + "7", CacheControl(max_age=7), id="0s"),
         ("max-age=soon, max-stale", CacheControl()),
         (",,", CacheControl()),
     ],

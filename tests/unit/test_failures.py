@@ -89,7 +89,7 @@ def test_a_long_body_is_cut() -> None:
 def test_a_busy_ollama_passes_its_retry_after_on() -> None:
     headers = httpx.Headers({"Retry-After": "7"})
     assert from_response(503, headers, b"", path="/api/chat", model="m").headers == {"Retry-After": "7"}
-    assert from_response(503, {}, b"", path="/api/chat", model="m").headers == {}
+    assert from_response(503, {}, b"", path="/api/chat", model="m").headers == {"Retry-After": "1"}
     assert from_response(500, headers, b"", path="/api/chat", model="m").headers == {}
 
 

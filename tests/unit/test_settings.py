@@ -44,6 +44,8 @@ def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
         ("OLLAMA_PROBE_INTERVAL", "31"),
         ("API_KEYS", "no-tenant"),
         ("API_KEYS", "a=k,b=k"),
+        ("API_KEYS", "a=k,b=schlüssel"),
+        ("ADMIN_KEYS", "k,schlüssel"),
         ("CONNECTION_POOL_MIN_SIZE", "99"),
         ("LOG_LEVEL", "loud"),
     ],
