@@ -1,12 +1,14 @@
 """Every error a client can see, modelled once. An error knows its status, its headers and its problem type.
 
-    RagherdError
+    RagherdError                  500
+    ├── InternalError             500   a fault of the service's own
     ├── InvalidRequest            422   the request is not what the API takes
     ├── PayloadTooLarge           413
     ├── NotAuthenticated          401
     ├── NotAuthorized             403
     ├── NotFound                  404
     ├── OnlyIfCached              504   `Cache-Control: only-if-cached`, and nothing is
+    ├── DeadlinePassed            504   the caller's own deadline, `X-Request-Timeout`
     ├── ServiceUnavailable        503   starting, draining, or a store that the call needs is down
     │   ├── BreakerOpen           503   the circuit breaker admits no call now
     │   └── BulkheadFull          503   too many calls are under way, and too many wait
@@ -48,6 +50,11 @@ class RagherdError(Exception):
         return f"urn:ragherd:problem:{self.slug}"
 
 
+class InternalError(RagherdError):
+    def __init__(self) -> None:
+        super().__init__("Something went wrong in the service; its log has the details.")
+
+
 class InvalidRequest(RagherdError):
     status = 422
     slug = "invalid-request"
@@ -87,6 +94,12 @@ class OnlyIfCached(RagherdError):
     title = "No cached answer, and the request allows no other"
 
 
+class DeadlinePassed(RagherdError):
+    status = 504
+    slug = "deadline-passed"
+    title = "The request's own deadline has passed"
+
+
 class ServiceUnavailable(RagherdError):
     status = 503
     slug = "unavailable"
@@ -103,9 +116,10 @@ class BreakerOpen(ServiceUnavailable, CircuitBreakerError):
     slug = "circuit-breaker-open"
     title = "The circuit breaker is open"
 
-    def __init__(self, breaker: str, retry_after: float) -> None:
+    def __init__(self, breaker: str, retry_after: float, *, forced: bool = False) -> None:
+        why = "an operator forced it, until it is reset" if forced else "Ollama failed and is given time to recover"
         super().__init__(
-            f"The circuit breaker '{breaker}' is open: Ollama failed and is given time to recover.",
+            f"The circuit breaker '{breaker}' is open: {why}.",
             retry_after=retry_after,
             breaker=breaker,
         )
@@ -126,6 +140,7 @@ class BulkheadFull(ServiceUnavailable):
             reason=reason,
         )
         self.reason = reason
+        self.retry_after = retry_after
 
 
 _WHY_NOT = {

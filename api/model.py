@@ -40,13 +40,26 @@ class Usage:
     completion_tokens: int = 0
 
 
+Retry = Literal["here", "elsewhere", "spent"]
+"""Where a failed call may be repeated: by the adapter on the same backend, by its caller on another, or no more."""
+
+
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """What the language model is asked: a model name, the turns, and Ollama's options."""
+    """What the language model is asked: a model name, the turns, and Ollama's options.
+
+    `timeout` is seconds for the whole answer and only ever shortens the adapter's own. `whole`: nobody reads along,
+    so an answer that breaks off may begin anew unseen. `tenant` and `background` say whose turn it is in line.
+    """
 
     model: str
     messages: tuple[ChatMessage, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
+    timeout: float | None = None
+    retry: Retry = "here"
+    whole: bool = False
+    tenant: str = "-"
+    background: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +80,28 @@ class GenerationEnd:
     load_duration: float = 0.0
     prompt_eval_duration: float = 0.0
     eval_duration: float = 0.0
+
+
+def full_model_name(name: str) -> str:
+    """As Ollama lists it: `llama3.2` is `llama3.2:latest`. It compares names without regard to case."""
+    return name if ":" in name.rpartition("/")[2] else f"{name}:latest"
+
+
+@dataclass(frozen=True, slots=True)
+class BackendHealth:
+    """What the last probe of one Ollama found: whether it answers, the models it has, those of them in memory."""
+
+    reachable: bool
+    models: frozenset[str] = frozenset()
+    resident: frozenset[str] = frozenset()
+
+    def has(self, model: str) -> bool:
+        """Whether the model is on its disk."""
+        return full_model_name(model).casefold() in self.models
+
+    def has_resident(self, model: str) -> bool:
+        """Whether the model is in its memory."""
+        return full_model_name(model).casefold() in self.resident
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from api.model import (
+    BackendHealth,
     CachedAnswer,
     CacheMatch,
     EmbedderIdentity,
@@ -101,6 +102,10 @@ class Breaker(Protocol):
         No I/O while the breaker is closed, or open and its wait has not passed.
         """
 
+    @property
+    def rejects(self) -> bool:
+        """Whether a call would be rejected now, as far as this worker knows; no I/O."""
+
     def check(self) -> None:
         """Raises `BreakerOpen` where `attempt` is sure to: so that nobody waits for a permit in vain. No I/O."""
 
@@ -113,3 +118,30 @@ class Bulkhead(Protocol):
 
         `background` work waits behind all users. Raises `BulkheadFull` when too many wait, or for too long.
         """
+
+
+class Retries(Protocol):
+    """The budget of retries."""
+
+    def spend(self) -> bool:
+        """Whether one more retry may be made now; if so, it is charged."""
+
+
+class Duty(Protocol):
+    """What one worker of the fleet does at a time, for all. Without Redis each worker does it for itself."""
+
+    async def hold(self, seconds: float) -> bool:
+        """Whether it is this worker's, now taken or renewed, for so many seconds."""
+
+    async def leave(self) -> None:
+        """Leaves it to the others at once."""
+
+
+class HealthBoard(Protocol):
+    """Where the fleet keeps what is known of its backends. Raises `StoreUnavailable`."""
+
+    async def publish(self, found: Mapping[str, BackendHealth]) -> None:
+        """Tells the fleet, by the backends' names."""
+
+    async def read(self) -> Mapping[str, BackendHealth]:
+        """What was last published and has not expired."""

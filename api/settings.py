@@ -31,6 +31,8 @@ class ServerSettings(_Concern):
     workers: Positive | None = None
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 9090
     max_body_bytes: Positive = 1024 * 1024
+    stream_heartbeat: Seconds = 15.0
+    stream_stall_timeout: Seconds = 60.0
     graceful_timeout: Seconds = 30.0
     drain_delay: Annotated[float, Field(ge=0, le=300)] = 0.0
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -104,8 +106,12 @@ def _check_base_urls(value: str) -> str:
     return value
 
 
+KEEP_ALIVE = r"^-?(\d+|(\d+(\.\d+)?(ms|s|m|h))+)$"
+"""Seconds, or a duration as Ollama reads it: `90s`, `1h30m`; below zero: for ever."""
+
+
 class OllamaSettings(_Concern):
-    """The language model."""
+    """The backends and the language model."""
 
     ollama_base_url: Annotated[str, AfterValidator(_check_base_urls)] = "http://127.0.0.1:11434"
     llm_model: Annotated[str, Field(min_length=1)] = "llama3.2"
@@ -114,6 +120,10 @@ class OllamaSettings(_Concern):
     ollama_cold_first_token_timeout: Seconds = 300.0
     ollama_inter_token_timeout: Seconds = 15.0
     ollama_total_timeout: Seconds = 300.0
+    ollama_probe_interval: Annotated[float, Field(gt=0, le=30)] = 5.0
+    ollama_warm_up: bool = True
+    ollama_keep_alive: Annotated[str, Field(pattern=KEEP_ALIVE)] = "5m"
+    ollama_num_ctx: Positive | None = None
 
     @property
     def base_urls(self) -> tuple[str, ...]:
@@ -247,5 +257,7 @@ def _check_together(settings: Settings) -> None:
         )
     if not settings.ollama.base_urls:
         raise SettingsError("OLLAMA_BASE_URL: no URL given")
+    if len(set(settings.ollama.base_urls)) < len(settings.ollama.base_urls):
+        raise SettingsError("OLLAMA_BASE_URL: the same URL is given twice")
     if settings.embedder.embed_model_path and not os.path.exists(settings.embedder.embed_model_path):  # noqa: PTH110
         raise SettingsError("EMBED_MODEL_PATH: no such file or directory")

@@ -1,13 +1,13 @@
 """Opens what a worker needs, hands it to the endpoints as typed state, and closes it in reverse.
 
-Only this module names adapters. A worker starts whether or not Redis and Ollama are there.
+Only this module and `wiring_backends` name adapters. A worker starts whether or not Redis and Ollama are there.
 """
 
 from __future__ import annotations
 
+import gc
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
-from functools import partial
 from typing import TypedDict
 
 import structlog
@@ -15,49 +15,31 @@ from fastapi import FastAPI
 
 from api import __version__
 from api.background import Background
-from api.breaker.fleet_breaker import FleetBreaker
-from api.breaker.following import kept_current
-from api.breaker.state import Policy
-from api.bulkhead.fleet_bulkhead import FleetBulkhead
-from api.bulkhead.following import kept_alive
-from api.bulkhead.state import Policy as BulkheadPolicy
 from api.embedders.onnx import OnnxEmbedder
 from api.embedders.remembered import RememberedEmbedder
 from api.endpoints.access import Access
+from api.endpoints.event_wire import Streaming
 from api.endpoints.worker_state import WorkerState
 from api.errors import StoreUnavailable
-from api.observability.breaker_metrics import BreakerMetrics
-from api.observability.bulkhead_metrics import BulkheadMetrics
 from api.observability.log_format import configure_logging
 from api.observability.metrics import Metrics
 from api.observability.query_events import QueryEvents
 from api.observability.redis_events import RedisEvents
 from api.observability.worker_facts import WorkerFacts
-from api.ollama.deadlines import Deadlines
-from api.ollama.embedding import OllamaEmbedder
-from api.ollama.generation import OllamaModel
-from api.ollama.models import OllamaModels
-from api.ollama.pool import OllamaPool, PoolLimits, open_pool
 from api.ports import Embedder
 from api.query.answer_query import QueryService
-from api.query.guarded_embedder import GuardedEmbedder
 from api.query.shared_answers import SharedAnswers
 from api.reachability import BackendReachability
 from api.redis_store.answer_cache import RedisAnswerCache
-from api.redis_store.breaker_store import RedisBreakerStore
-from api.redis_store.bulkhead_store import RedisBulkheadStore
 from api.redis_store.cache_report import CacheFigures, CacheLimits
-from api.redis_store.client import RedisAddress, blocking_reader, short_commands
+from api.redis_store.client import RedisAddress, short_commands
 from api.redis_store.counters import CacheCounters
-from api.redis_store.embedder_registry import EmbedderRegistry
 from api.redis_store.gate import RedisGate
 from api.redis_store.keys import Keys
 from api.redis_store.semantic_index import SemanticIndex
 from api.redis_store.workers import WorkerRegistry
-from api.settings import BreakerSettings, Settings
-
-GENERATE = "ollama"
-EMBED = "ollama-embed"
+from api.settings import Settings
+from api.wiring_backends import WorkerBackends, open_backends
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager["LifespanState"]]
 
@@ -75,7 +57,11 @@ def lifespan(settings: Settings, worker: str, metrics: Metrics) -> Lifespan:
     async def opened(_: FastAPI) -> AsyncIterator[LifespanState]:
         configure_logging(settings.server.log_level)
         async with AsyncExitStack() as stack:
-            yield {"worker": await _Worker(settings, worker, metrics, stack).open()}
+            state = await _Worker(settings, worker, metrics, stack).open()
+            # What is alive now lives as long as the worker: out of the collector's way, whose pauses are then short.
+            gc.collect()
+            gc.freeze()
+            yield {"worker": state}
 
     return opened
 
@@ -91,7 +77,6 @@ class _Worker:
         self._log = structlog.get_logger("ragherd.worker")
         self._keys = Keys(settings.redis.prefix)
         redis = settings.redis
-        self._registry: WorkerRegistry | None = None
         self._address = RedisAddress(redis.url, redis.timeout, redis.connect_timeout, redis.max_connections)
 
     async def open(self) -> WorkerState:
@@ -102,10 +87,9 @@ class _Worker:
         counters = CacheCounters(gate, self._keys)
         events = QueryEvents(self._metrics, counters, log_questions=self._settings.server.log_questions)
         await gate.check()
-        pool = await self._open_pool()
-        breakers = {GENERATE: await self._open_breaker(gate, GENERATE)}
-        bulkheads = {GENERATE: await self._open_bulkhead(gate, GENERATE)}
-        embedder = RememberedEmbedder(await self._open_embedder(gate, pool, breakers, bulkheads))
+        opening = open_backends(self._settings, self._id, self._metrics, gate, self._address)
+        backends = await self._stack.enter_async_context(opening)
+        embedder = RememberedEmbedder(await self._open_embedder(backends, events))
         with suppress(StoreUnavailable):
             await index.prepare(embedder)
         shared = SharedAnswers(
@@ -114,25 +98,32 @@ class _Worker:
             events,
             self._settings.cache.similarity_threshold,
         )
-        facts = WorkerFacts(self._id, __version__, pool, breakers, bulkheads, gate, events, self._metrics)
-        registry = self._registry = WorkerRegistry(gate, self._keys, self._id, facts.fields)
+        facts = WorkerFacts(
+            self._id, __version__, backends.facts, backends.breakers, backends.bulkheads, gate, events, self._metrics
+        )
+        registry = WorkerRegistry(gate, self._keys, self._id, facts.fields)
+        backends.live_workers = lambda: registry.known_live
         self._stack.push_async_callback(registry.leave)
         self._stack.push_async_callback(counters.flush)
         for forever in (gate.watch, counters.keep_flushing, registry.keep_renewing, facts.keep_measuring):
             background.start(forever)
+        for forever in (backends.watch.keep_looking, backends.fleet_retries.keep_in_step):
+            background.start(forever)
+        backends.warm_up.start_all()
         self._log.info("worker_started", worker=self._id, redis=gate.is_up, version=__version__)
         return WorkerState(
             worker=self._id,
             version=__version__,
             default_model=self._settings.ollama.llm_model,
             access=Access(self._settings.access.tenants_by_key(), self._settings.access.admins()),
-            queries=QueryService(self._model(pool), bulkheads[GENERATE], breakers[GENERATE], shared, events),
-            breakers=breakers,
-            bulkheads=bulkheads,
+            streaming=Streaming(self._settings.server.stream_heartbeat, self._settings.server.stream_stall_timeout),
+            queries=QueryService(backends.failover(events), shared, events),
+            breakers=backends.breakers,
+            bulkheads=backends.bulkheads,
             pool=facts,
             cache=CacheFigures(gate, index, counters, embedder, self._cache_limits()),
             fleet=registry,
-            reachability=BackendReachability(gate.check, OllamaModels(pool).reachable),
+            reachability=BackendReachability(gate.check, backends.reachable),
             metrics=self._metrics,
         )
 
@@ -169,96 +160,9 @@ class _Worker:
 
     # -- Ollama -------------------------------------------------------------------------------------------------------
 
-    async def _open_pool(self) -> OllamaPool:
-        pool, ollama = self._settings.pool, self._settings.ollama
-        limits = PoolLimits(
-            min_size=pool.min_size,
-            max_size=pool.max_size,
-            max_keepalive=pool.max_keepalive,
-            keepalive_expiry=pool.keepalive_expiry,
-            timeout=pool.timeout,
-            connect_timeout=ollama.ollama_connect_timeout,
-        )
-        return await self._stack.enter_async_context(open_pool(ollama.base_urls[0], limits))
-
-    def _model(self, pool: OllamaPool) -> OllamaModel:
-        ollama = self._settings.ollama
-        return OllamaModel(
-            pool,
-            Deadlines(
-                connect=ollama.ollama_connect_timeout,
-                first_token=ollama.ollama_first_token_timeout,
-                cold_first_token=ollama.ollama_cold_first_token_timeout,
-                inter_token=ollama.ollama_inter_token_timeout,
-                total=ollama.ollama_total_timeout,
-            ),
-        )
-
-    async def _open_breaker(self, gate: RedisGate, name: str) -> FleetBreaker:
-        policy = _policy(self._settings.breaker)
-        reader = partial(blocking_reader, self._address)
-        store = RedisBreakerStore(gate, reader, self._keys, name, policy, self._id)
-        self._metrics.breaker_known(name)
-        breaker = FleetBreaker(name, policy, store, self._id, listeners=(BreakerMetrics(self._metrics, self._id),))
-        return await self._stack.enter_async_context(kept_current(breaker))
-
-    async def _open_bulkhead(self, gate: RedisGate, name: str) -> FleetBulkhead:
-        policy = _bulkhead_policy(self._settings, name)
-        reader = partial(blocking_reader, self._address)
-        store = RedisBulkheadStore(gate, reader, self._keys, name, policy, self._id)
-        self._metrics.bulkhead_known(name)
-        events = BulkheadMetrics(self._metrics)
-        bulkhead = FleetBulkhead(name, policy, store, self._id, events=events, live_workers=self._live_workers)
-        return await self._stack.enter_async_context(kept_alive(bulkhead))
-
-    def _live_workers(self) -> int:
-        return self._registry.known_live if self._registry else 1
-
-    async def _open_embedder(
-        self,
-        gate: RedisGate,
-        pool: OllamaPool,
-        breakers: dict[str, FleetBreaker],
-        bulkheads: dict[str, FleetBulkhead],
-    ) -> Embedder:
+    async def _open_embedder(self, backends: WorkerBackends, events: QueryEvents) -> Embedder:
         settings = self._settings.embedder
         if settings.embedder == "onnx":
             opening = OnnxEmbedder.open(settings.embed_model_path, settings.embed_timeout)
             return await self._stack.enter_async_context(opening)
-        known = EmbedderRegistry(gate, self._keys, settings.embed_model)
-        breakers[EMBED] = await self._open_breaker(gate, EMBED)
-        bulkheads[EMBED] = await self._open_bulkhead(gate, EMBED)
-        embedder = OllamaEmbedder.open(
-            pool,
-            settings.embed_model,
-            timeout=settings.embed_timeout,
-            remembered=await known.recall(),
-            on_identity=known.remember,
-        )
-        opened = await self._stack.enter_async_context(embedder)
-        return GuardedEmbedder(opened, bulkheads[EMBED], breakers[EMBED])
-
-
-def _bulkhead_policy(settings: Settings, name: str) -> BulkheadPolicy:
-    """An embedding waits no longer than it may take: without it the answer comes all the same."""
-    bulkhead = settings.bulkhead
-    if name == EMBED:
-        wait = min(bulkhead.max_wait, settings.embedder.embed_timeout)
-        return BulkheadPolicy(bulkhead.embed_max_concurrent, bulkhead.max_queue, wait)
-    return BulkheadPolicy(bulkhead.max_concurrent, bulkhead.max_queue, bulkhead.max_wait)
-
-
-def _policy(settings: BreakerSettings) -> Policy:
-    return Policy(
-        enabled=settings.enabled,
-        failure_threshold=settings.failure_threshold,
-        timeout_ms=round(settings.timeout * 1000),
-        timeout_max_ms=round(settings.timeout_max * 1000),
-        half_open_max_calls=settings.half_open_max_calls,
-        minimum_calls=settings.minimum_calls,
-        failure_rate=settings.failure_rate_threshold,
-        slow_rate=settings.slow_call_rate_threshold,
-        slow_ms=round(settings.slow_call_duration * 1000),
-        window_s=settings.window,
-        stable_ms=round(settings.stable_time * 1000),
-    )
+        return await backends.open_embedder(self._stack, events)

@@ -19,6 +19,7 @@ import pybreaker
 from api.breaker.fleet_breaker import BreakerListener, FleetBreaker
 from api.breaker.following import kept_current
 from api.breaker.state import Policy, Transition
+from api.breaker.store import Override
 from api.errors import BreakerOpen
 from api.redis_store.breaker_store import RedisBreakerStore
 from api.redis_store.client import RedisAddress, blocking_reader, short_commands
@@ -117,6 +118,11 @@ class Worker:
         ends = await asyncio.gather(*self.held)
         self.held.clear()
         return {"ends": ends}
+
+    async def override(self, action: Override) -> Reply:
+        """An operator's override from this worker."""
+        await self.breaker.override(action, "operator")
+        return {}
 
     async def jump(self, seconds: float) -> Reply:
         """This worker's wall clock jumps."""

@@ -41,7 +41,7 @@ def make_settings(redis_url: str, ollama_url: str, **concerns: Mapping[str, Any]
     """Settings for tests: model and embeddings of the stub, and what `concerns` change."""
     values: dict[str, dict[str, Any]] = {
         "redis": {"url": redis_url, "timeout": 1.0},  # a busy test machine is no lost Redis
-        "ollama": {"ollama_base_url": ollama_url, "llm_model": "llama3.2"},
+        "ollama": {"ollama_base_url": ollama_url, "llm_model": "llama3.2", "ollama_warm_up": False},
         "embedder": {"embedder": "ollama", "embed_model": "nomic-embed-text"},
         "pool": {"min_size": 1},
     }

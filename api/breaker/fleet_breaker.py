@@ -15,6 +15,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any, NoReturn
 
 import pybreaker
@@ -81,6 +82,30 @@ class FleetBreaker(pybreaker.CircuitBreaker):
         """`shared`, or `local` while the store is lost."""
         return "local" if self._local else "shared"
 
+    @property
+    def rejects(self) -> bool:
+        """Whether a call would be rejected now, as far as this worker knows; no I/O."""
+        if not self.policy.enabled:
+            return False
+        if self._local:
+            position = self._local.read().position
+            return position.forced == "OPEN" or (position.state is State.OPEN and position.wait_ms > 0)
+        position = self.view.position
+        return position.forced == "OPEN" or (position.state is not State.CLOSED and self.view.remaining > 0)
+
+    def check(self) -> None:
+        """Raises `BreakerOpen` where a call would be rejected now, as far as this worker knows; no I/O."""
+        if self.rejects:
+            position = self._local.read().position if self._local else self.view.position
+            forced = position.forced == "OPEN"
+            raise self._rejected(replace(position, wait_ms=self.policy.timeout_ms) if forced else position)
+
+    def _rejected(self, position: Position) -> BreakerOpen:
+        self._reports.rejected()
+        self._tell("not_permitted")
+        wait = max(position.wait_ms / 1000, self.view.remaining)
+        return BreakerOpen(str(self.name), wait, forced=position.forced == "OPEN")
+
     @asynccontextmanager
     async def attempt(self) -> AsyncIterator[CallAttempt]:
         """Admits one call, or raises `BreakerOpen`. Left without a report, the call counts as ignored."""
@@ -96,39 +121,18 @@ class FleetBreaker(pybreaker.CircuitBreaker):
                 if not attempt.reported:
                     await asyncio.shield(attempt.ignored())
 
-    def check(self) -> None:
-        """Raises `BreakerOpen` where that needs no asking: so that nobody waits for something else in vain."""
-        if self._local and self.policy.enabled:
-            position = self._local.read().position
-            if position.wait_ms > 0:
-                raise self._rejected(position)
-            return
-        known = self._known()
-        if known is not None and not known.granted:
-            raise self._rejected(known.position)
-
-    def _rejected(self, position: Position) -> BreakerOpen:
-        self._reports.rejected()
-        self._tell("not_permitted")
-        return BreakerOpen(str(self.name), max(position.wait_ms / 1000, self.view.remaining))
-
-    def _known(self) -> Admission | None:
-        """What the store would say, where that is known here."""
+    async def _admit(self, token: str) -> Admission:
         position = self.view.position
-        if not self.policy.enabled or (position.state is State.CLOSED and position.forced != "OPEN"):
+        if not self.policy.enabled:
             return Admission(granted=True, probe=False, position=position)
+        if self._local:
+            return self._local.admit(token)
         if position.forced == "OPEN":
             return Admission(False, False, Position(State.OPEN, position.epoch, self.policy.timeout_ms, "OPEN"))
+        if position.state is State.CLOSED:
+            return Admission(granted=True, probe=False, position=position)
         if self.view.remaining > 0:
             return Admission(granted=False, probe=False, position=position)
-        return None
-
-    async def _admit(self, token: str) -> Admission:
-        if self._local and self.policy.enabled:
-            return self._local.admit(token)
-        known = self._known()
-        if known is not None:
-            return known
         ticket = self.view.sending()
         try:
             admission = await self.store.admit(token)

@@ -17,9 +17,11 @@ RECONNECT_SECONDS = 0.25
 @asynccontextmanager
 async def kept_current(breaker: FleetBreaker) -> AsyncIterator[FleetBreaker]:
     """The breaker, followed and polled while the block runs; what is unreported is sent at the end."""
-    await breaker.refresh()
-    tasks = [asyncio.create_task(loop(breaker), name=f"breaker-{loop.__name__}") for loop in (_follow, _poll)]
+    listening = asyncio.Event()
+    tasks = [asyncio.create_task(loop, name="breaker") for loop in (_follow(breaker, listening), _poll(breaker))]
     try:
+        await listening.wait()  # whoever asks now hears of every transition from here on
+        await breaker.refresh()
         yield breaker
     finally:
         for task in tasks:
@@ -28,14 +30,16 @@ async def kept_current(breaker: FleetBreaker) -> AsyncIterator[FleetBreaker]:
         await breaker.aclose()
 
 
-async def _follow(breaker: FleetBreaker) -> None:
+async def _follow(breaker: FleetBreaker, listening: asyncio.Event) -> None:
     while True:
         try:
             async for transitions in breaker.store.follow():
+                listening.set()
                 await breaker.refresh()
                 for transition in transitions:
                     breaker.announce(transition)
         except StoreUnavailable:
+            listening.set()
             await asyncio.sleep(RECONNECT_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
 
 

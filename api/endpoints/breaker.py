@@ -63,21 +63,21 @@ async def recovery_figures(request: Request, breaker: str | None = None) -> dict
 
 
 @router.post("/force-open", summary="Reject every call until reset")
-async def force_open(request: Request) -> dict[str, Any]:
-    """Fleet-wide, recorded in the history."""
-    return await _override(request, "OPEN")
+async def force_open(request: Request, breaker: str | None = None) -> dict[str, Any]:
+    """Fleet-wide, recorded in the history. Every breaker, or the one named: that backend then gets no more calls."""
+    return await _override(request, "OPEN", breaker)
 
 
 @router.post("/force-close", summary="Admit every call until reset")
-async def force_close(request: Request) -> dict[str, Any]:
-    """Fleet-wide, recorded in the history."""
-    return await _override(request, "CLOSED")
+async def force_close(request: Request, breaker: str | None = None) -> dict[str, Any]:
+    """Fleet-wide, recorded in the history. Every breaker, or the one named."""
+    return await _override(request, "CLOSED", breaker)
 
 
 @router.post("/reset", summary="Back to CLOSED, counts at zero, no override")
-async def reset(request: Request) -> dict[str, Any]:
-    """Fleet-wide, recorded in the history."""
-    return await _override(request, "RESET")
+async def reset(request: Request, breaker: str | None = None) -> dict[str, Any]:
+    """Fleet-wide, recorded in the history. Every breaker, or the one named."""
+    return await _override(request, "RESET", breaker)
 
 
 def _chosen(state: WorkerState, name: str | None) -> FleetBreaker:
@@ -88,10 +88,11 @@ def _chosen(state: WorkerState, name: str | None) -> FleetBreaker:
     return state.breakers[name]
 
 
-async def _override(request: Request, action: Override) -> dict[str, Any]:
+async def _override(request: Request, action: Override, name: str | None) -> dict[str, Any]:
     state = worker_state(request)
     state.access.require_admin(request)
-    for breaker in state.breakers.values():
+    meant = state.breakers.values() if name is None else [_chosen(state, name)]
+    for breaker in meant:
         await breaker.override(action, state.worker)
     return await _metrics(state)
 

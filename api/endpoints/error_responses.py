@@ -13,9 +13,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.errors import InvalidRequest, RagherdError, ServiceUnavailable, StoreUnavailable
+from api.endpoints.disconnects import ClientLeft
+from api.errors import InvalidRequest, PayloadTooLarge, RagherdError, ServiceUnavailable, StoreUnavailable
 
 PROBLEM_JSON = "application/problem+json"
+CLIENT_CLOSED_REQUEST = 499
+"""nginx's word for a client that left before its response."""
 
 
 def install(app: FastAPI) -> None:
@@ -24,11 +27,18 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(StoreUnavailable, _store_unavailable)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(ClientLeft, _client_left)
 
 
 def problem(error: RagherdError, *, path: str, request_id: str) -> Response:
+    """The response to an error."""
+    document = problem_document(error, path=path, request_id=request_id)
+    return Response(orjson.dumps(document), error.status, error.headers, PROBLEM_JSON)
+
+
+def problem_document(error: RagherdError, *, path: str, request_id: str) -> dict[str, Any]:
     """The problem document of an error."""
-    document = {
+    return {
         "type": error.problem_type,
         "title": error.title,
         "status": error.status,
@@ -37,7 +47,6 @@ def problem(error: RagherdError, *, path: str, request_id: str) -> Response:
         "request_id": request_id,
         **error.members,
     }
-    return Response(orjson.dumps(document), error.status, error.headers, PROBLEM_JSON)
 
 
 def _respond(request: Request, error: RagherdError) -> Response:
@@ -64,6 +73,8 @@ def _fault(fault: Mapping[str, Any]) -> dict[str, str]:
     """Which field, and what is wrong with it; never the value, which may be private."""
     if fault["type"] == "json_invalid":
         return {"field": "", "message": "The body is not valid JSON."}
+    if fault["type"] == "model_attributes_type":
+        return {"field": "", "message": "Send a JSON object, with Content-Type: application/json."}
     place = [str(part) for part in fault["loc"] if part not in {"body", "query", "path"}]
     message = "is not known" if fault["type"] == "extra_forbidden" else str(fault["msg"]).removeprefix("Value error, ")
     return {"field": ".".join(place), "message": message}
@@ -72,7 +83,14 @@ def _fault(fault: Mapping[str, Any]) -> dict[str, str]:
 async def _http_error(request: Request, error: Exception) -> Response:
     """Starlette's own: no such path, no such method, body too large."""
     assert isinstance(error, HTTPException)
+    if error.status_code == PayloadTooLarge.status:
+        return _respond(request, PayloadTooLarge(str(error.detail)))
     return _respond(request, HttpProblem(error.status_code, str(error.detail), error.headers))
+
+
+async def _client_left(_request: Request, _: Exception) -> Response:
+    """Reaches nobody: it is for those who count responses."""
+    return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
 class HttpProblem(RagherdError):

@@ -16,7 +16,7 @@ router = APIRouter(prefix="/health", tags=["health"])
 
 
 class HealthOut(BaseModel):
-    """`database` is Redis; `ollama` whether it answers now; `circuit_breaker` the state of its generate breaker."""
+    """`database` is Redis; `ollama` whether any backend answers now; `circuit_breaker` the first one's state."""
 
     status: Literal["healthy", "degraded", "unhealthy"]
     database: bool
@@ -31,17 +31,17 @@ async def health(request: Request, response: Response) -> HealthOut:
     """503 when neither Redis nor Ollama can be used; degraded without Redis or with a breaker that is not CLOSED."""
     worker = worker_state(request)
     database, ollama = await asyncio.gather(worker.reachability.redis(), worker.reachability.ollama())
-    state = worker.breaker.view.position.state
+    states = worker.generation_states
     status: Literal["healthy", "degraded", "unhealthy"] = "healthy"
-    if not database and (not ollama or state is State.OPEN):
+    if not database and (not ollama or set(states) == {State.OPEN}):
         status, response.status_code = "unhealthy", 503
-    elif not database or state is not State.CLOSED:
+    elif not database or set(states) != {State.CLOSED}:
         status = "degraded"
     return HealthOut(
         status=status,
         database=database,
         ollama=ollama,
-        circuit_breaker=state,
+        circuit_breaker=states[0],
         version=worker.version,
         worker=worker.worker,
     )

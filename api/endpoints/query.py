@@ -1,19 +1,22 @@
-"""POST /query: the main job."""
+"""POST /query: the main job, as one document or as a stream of events."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import orjson
 from fastapi import APIRouter, Request
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 from starlette.responses import Response
 
+from api.endpoints import event_stream
+from api.endpoints.disconnects import until_client_leaves
+from api.endpoints.event_stream import EventStream
+from api.endpoints.query_answer import QueryOut, cache_headers, document
+from api.endpoints.request_timeout import OPENAPI, request_timeout
 from api.endpoints.worker_state import worker_state
-from api.errors import InvalidRequest
-from api.model import CacheStatus, ChatMessage
-from api.query.answered import Answered
-from api.query.cache_control import CacheControl, parse
+from api.model import ChatMessage
+from api.query.cache_control import parse
 from api.query.question import Query
 
 router = APIRouter(tags=["query"])
@@ -70,62 +73,31 @@ class QueryIn(_Body):
     stream: bool = False
 
 
-class SourceOut(BaseModel):
-    """A passage that the answer is grounded in."""
-
-    document_id: str
-    title: str
-    chunk: int
-    text: str
-    score: float
-
-
-class CacheOut(BaseModel):
-    """The cache's part in the answer."""
-
-    status: CacheStatus
-    kind: Literal["exact", "semantic"] | None
-    similarity: float | None
-    age_seconds: float | None
-    entry: str | None
-
-
-class TimingsOut(BaseModel):
-    """Milliseconds in each stage."""
-
-    total: float
-    embed: float
-    cache: float
-    retrieve: float
-    generate: float
-
-
-class UsageOut(BaseModel):
-    """Tokens that this answer cost: none where the cache gave it."""
-
-    prompt_tokens: int
-    completion_tokens: int
-
-
-class QueryOut(BaseModel):
-    """An answer and how it came about."""
-
-    answer: str
-    model: str
-    request_id: str
-    sources: list[SourceOut]
-    cache: CacheOut
-    timings_ms: TimingsOut
-    usage: UsageOut
-
-
-@router.post("/query", response_model=QueryOut, summary="Answer a question")
+@router.post(
+    "/query",
+    response_model=QueryOut,
+    summary="Answer a question",
+    responses={200: {"content": {event_stream.MEDIA_TYPE: {"schema": {"type": "string"}}}}},
+    openapi_extra={"parameters": [OPENAPI]},
+)
 async def post_query(body: QueryIn, request: Request) -> Response:
-    """From the fleet's cache, or by the language model; see docs/http-api.md."""
-    if body.stream:
-        raise InvalidRequest("stream: streaming is not available; leave it out or false")
+    """From the fleet's cache, or by the language model; see docs/http-api.md and docs/streaming.md."""
     state = worker_state(request)
-    query = Query(
+    query = _query(body, request)
+    if body.stream or event_stream.accepted(request.headers.get("accept", "")):
+        return EventStream(request, state.queries.stream(query), query.cache_control, state.streaming)
+    async with until_client_leaves(request.receive):
+        answered = await state.queries.answer(query)
+    return Response(
+        orjson.dumps(document(answered, request.state.request_id)),
+        headers=cache_headers(answered, query.cache_control),
+        media_type="application/json",
+    )
+
+
+def _query(body: QueryIn, request: Request) -> Query:
+    state = worker_state(request)
+    return Query(
         question=body.question,
         tenant=state.access.tenant(request, body.tenant),
         model=body.model or state.default_model,
@@ -133,58 +105,5 @@ async def post_query(body: QueryIn, request: Request) -> Response:
         options=body.options.model_dump(exclude_none=True),
         history=tuple(ChatMessage(turn.role, turn.content) for turn in body.history),
         cache_control=parse(request.headers.get("cache-control", "")),
+        timeout=request_timeout(request.headers),
     )
-    answered = await state.queries.answer(query)
-    return Response(
-        orjson.dumps(_document(answered, request.state.request_id)),
-        headers=_headers(answered, query.cache_control),
-        media_type="application/json",
-    )
-
-
-def _document(answered: Answered, request_id: str) -> dict[str, Any]:
-    """As `QueryOut` has it; a dictionary, since validating our own output would double the cost of a hit."""
-    match, stages, usage = answered.match, answered.stages, answered.usage
-    return {
-        "answer": answered.answer,
-        "model": answered.model,
-        "request_id": request_id,
-        "sources": answered.sources,
-        "cache": {
-            "status": answered.status,
-            "kind": match.kind if match else None,
-            "similarity": round(match.similarity, 6) if match else None,
-            "age_seconds": match.age_seconds if match else None,
-            "entry": answered.entry,
-        },
-        "timings_ms": {
-            "total": _ms(stages.total),
-            "embed": _ms(stages.embed),
-            "cache": _ms(stages.cache),
-            "retrieve": _ms(stages.retrieve),
-            "generate": _ms(stages.generate),
-        },
-        "usage": {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens},
-    }
-
-
-def _ms(seconds: float) -> float:
-    return round(seconds * 1000, 3)
-
-
-def _headers(answered: Answered, control: CacheControl) -> dict[str, str]:
-    """`Cache-Status` (RFC 9211) and `Age` (RFC 9111)."""
-    match = answered.match
-    if match is not None and answered.status is CacheStatus.STALE:
-        return {"Cache-Status": "ragherd; hit; detail=stale", "Age": str(int(match.age_seconds))}
-    if match is not None:
-        status = f"ragherd; hit; ttl={match.ttl_seconds}; detail={match.kind}"
-        return {"Cache-Status": status, "Age": str(int(match.age_seconds))}
-    return {"Cache-Status": f"ragherd; fwd={_forwarded(answered, control)}{'; stored' if answered.stored else ''}"}
-
-
-def _forwarded(answered: Answered, control: CacheControl) -> str:
-    """Why the cache did not answer, in RFC 9211's words."""
-    if not control.reads:
-        return "request"
-    return "miss" if answered.status is CacheStatus.MISS else "bypass"

@@ -11,7 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.endpoints.error_responses import problem
-from api.errors import RagherdError
+from api.errors import InternalError
 
 SANE: Final = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
@@ -49,5 +49,4 @@ class RequestContext:
                 self._log.exception("unhandled_error", path=scope["path"])
                 if started:
                     raise
-                error = RagherdError("Something went wrong in the service; its log has the details.")
-                await problem(error, path=scope["path"], request_id=request_id)(scope, receive, labelled)
+                await problem(InternalError(), path=scope["path"], request_id=request_id)(scope, receive, labelled)

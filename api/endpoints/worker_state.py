@@ -9,8 +9,10 @@ from typing import Protocol
 from starlette.requests import Request
 
 from api.breaker.fleet_breaker import FleetBreaker
+from api.breaker.state import State
 from api.bulkhead.fleet_bulkhead import FleetBulkhead
 from api.endpoints.access import Access
+from api.endpoints.event_wire import Streaming
 from api.query.answer_query import QueryService
 
 
@@ -54,6 +56,7 @@ class WorkerState:
     version: str
     default_model: str
     access: Access
+    streaming: Streaming
     queries: QueryService
     breakers: Mapping[str, FleetBreaker]
     bulkheads: Mapping[str, FleetBulkhead]
@@ -67,6 +70,12 @@ class WorkerState:
     def breaker(self) -> FleetBreaker:
         """The generate breaker of the first backend."""
         return next(iter(self.breakers.values()))
+
+    @property
+    def generation_states(self) -> list[State]:
+        """Where the generate breaker of each backend stands, as far as this worker knows; no I/O."""
+        breakers = self.breakers.items()
+        return [breaker.view.position.state for name, breaker in breakers if not name.endswith("-embed")]
 
 
 def worker_state(request: Request) -> WorkerState:

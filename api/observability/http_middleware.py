@@ -15,7 +15,7 @@ METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"}
 """Others share one label: a client must not be able to make series."""
 
 CLIENT_CLOSED_REQUEST = 499
-"""The status of a request whose client left before the response began (nginx's word for it)."""
+"""The status of a request whose client left before the response ended (nginx's word for it)."""
 
 
 class HttpMetrics:
@@ -31,11 +31,14 @@ class HttpMetrics:
             await self._app(scope, receive, send)
             return
         status = CLIENT_CLOSED_REQUEST
+        complete = False
 
         async def send_and_note(message: Message) -> None:
-            nonlocal status
+            nonlocal status, complete
             if message["type"] == "http.response.start":
                 status = message["status"]
+            elif message["type"] == "http.response.body":
+                complete = not message.get("more_body", False)
             await send(message)
 
         mounted_at = scope.get("root_path", "")
@@ -44,6 +47,7 @@ class HttpMetrics:
         self._metrics.request_began()
         try:
             await self._app(scope, receive, send_and_note)
+            status = status if complete else CLIENT_CLOSED_REQUEST
         except Exception:
             status = 500 if status == CLIENT_CLOSED_REQUEST else status
             raise

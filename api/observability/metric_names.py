@@ -42,7 +42,7 @@ HTTP_REQUESTS_IN_FLIGHT = MetricSpec(
 QUERIES = MetricSpec(
     "ragherd_queries_total",
     "counter",
-    "Queries by how the cache took part (hit, miss, stale, bypass, coalesced; error when there was no answer).",
+    "Queries by how the cache took part (hit, miss, stale, bypass, coalesced; error: no answer; left: no client).",
     ("status", "kind"),
 )
 QUERY_STAGE_DURATION = MetricSpec(
@@ -72,6 +72,43 @@ CACHE_EVICTIONS = MetricSpec(
 
 UPSTREAM_FAULTS = MetricSpec(
     "ragherd_upstream_faults_total", "counter", "Calls to Ollama that failed, by fault (api/faults.py).", ("fault",)
+)
+
+FAILOVERS = MetricSpec(
+    "ragherd_backend_failovers_total",
+    "counter",
+    "Calls that failed on a backend and went on to another, by the first one's fault.",
+    ("backend", "fault"),
+)
+RETRIES = MetricSpec("ragherd_retries_total", "counter", "Repeated calls that were charged to the budget of retries.")
+BACKEND_UP = MetricSpec(
+    "ragherd_backend_up",
+    "gauge",
+    "1 when the last probe of the backend was answered, else 0. The fleet's own figure.",
+    ("backend",),
+    "livemostrecent",
+)
+OLLAMA_GENERATIONS = MetricSpec(
+    "ragherd_ollama_generations_total", "counter", "Generations that came to their end.", ("backend",)
+)
+OLLAMA_SECONDS = MetricSpec(
+    "ragherd_ollama_seconds_total",
+    "counter",
+    "Seconds that Ollama spent on loading the model (load), reading (prompt) and writing (generation), as it says.",
+    ("backend", "phase"),
+)
+OLLAMA_TOKENS = MetricSpec(
+    "ragherd_ollama_tokens_total",
+    "counter",
+    "Tokens that the backend read (prompt) and wrote (completion), as it counts them.",
+    ("backend", "direction"),
+)
+OLLAMA_TOKENS_PER_SECOND = MetricSpec(
+    "ragherd_ollama_tokens_per_second",
+    "gauge",
+    "Tokens written in a second of writing, since the start of the worker that was measured last.",
+    ("backend",),
+    "livemostrecent",
 )
 
 BREAKER_STATE = MetricSpec(
@@ -188,6 +225,13 @@ ALL_METRICS: tuple[MetricSpec, ...] = (
     CACHE_STORES,
     CACHE_EVICTIONS,
     UPSTREAM_FAULTS,
+    FAILOVERS,
+    RETRIES,
+    BACKEND_UP,
+    OLLAMA_GENERATIONS,
+    OLLAMA_SECONDS,
+    OLLAMA_TOKENS,
+    OLLAMA_TOKENS_PER_SECOND,
     BREAKER_STATE,
     BREAKER_CALLS,
     BREAKER_NOT_PERMITTED,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -57,6 +58,16 @@ def _make(spec: names.MetricSpec, registry: CollectorRegistry) -> Any:
     return Histogram(spec.name, spec.help, spec.labels, registry=registry, buckets=spec.buckets)
 
 
+@dataclass(frozen=True, slots=True)
+class OllamaGrowth:
+    """One backend's generations between two measurements, by phase and direction; the speed is a mean."""
+
+    generations: int
+    seconds: Mapping[str, float]
+    tokens: Mapping[str, int]
+    tokens_per_second: float
+
+
 class Metrics:
     """Counts what one worker does. Without labels a series exists from the start; with, from its first use."""
 
@@ -77,7 +88,7 @@ class Metrics:
             self._families[names.UPSTREAM_FAULTS].begin(fault.value)
         for kind in ("exact", "semantic"):
             self._queries.begin(CacheStatus.HIT.value, kind)
-        for status in (CacheStatus.MISS.value, CacheStatus.BYPASS.value, "error"):
+        for status in (CacheStatus.MISS.value, CacheStatus.BYPASS.value, "error", "left"):
             self._queries.begin(status, "none")
 
     # -- HTTP ---------------------------------------------------------------------------------------------------------
@@ -103,6 +114,10 @@ class Metrics:
         """A query ended without an answer."""
         self._queries["error", "none"].inc()
 
+    def query_left(self) -> None:
+        """The caller left before the answer was there."""
+        self._queries["left", "none"].inc()
+
     def generated(self, usage: Usage) -> None:
         """The language model answered."""
         self._families[names.GENERATION_TOKENS][("prompt",)].inc(usage.prompt_tokens)
@@ -125,6 +140,27 @@ class Metrics:
     def upstream_failed(self, fault: UpstreamFault) -> None:
         """A call to Ollama failed."""
         self._families[names.UPSTREAM_FAULTS][(fault.value,)].inc()
+
+    def failed_over(self, backend: str, fault: UpstreamFault) -> None:
+        """A call failed on `backend` and went on to another."""
+        self._families[names.FAILOVERS][backend, fault.value].inc()
+
+    def retried(self, count: int) -> None:
+        """Calls were repeated."""
+        self._families[names.RETRIES][()].inc(count)
+
+    def backend_is(self, backend: str, *, up: bool) -> None:
+        """What the last probe found."""
+        self._families[names.BACKEND_UP][(backend,)].set(float(up))
+
+    def ollama_worked(self, backend: str, grown: OllamaGrowth) -> None:
+        """What a backend did since the last measurement."""
+        self._families[names.OLLAMA_GENERATIONS][(backend,)].inc(grown.generations)
+        for phase, seconds in grown.seconds.items():
+            self._families[names.OLLAMA_SECONDS][backend, phase].inc(seconds)
+        for direction, tokens in grown.tokens.items():
+            self._families[names.OLLAMA_TOKENS][backend, direction].inc(tokens)
+        self._families[names.OLLAMA_TOKENS_PER_SECOND][(backend,)].set(grown.tokens_per_second)
 
     # -- circuit breaker ----------------------------------------------------------------------------------------------
 

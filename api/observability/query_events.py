@@ -8,6 +8,7 @@ import structlog
 
 from api.errors import EmbeddingUnavailable, RagherdError, StoreUnavailable, UpstreamError
 from api.model import CacheStatus
+from api.observability.http_middleware import CLIENT_CLOSED_REQUEST
 from api.observability.metrics import LookupResult, Metrics, Stage
 from api.query.answered import Answered, Stages
 from api.query.question import Query
@@ -57,6 +58,12 @@ class QueryEvents:
         self._metrics.query_failed()
         self._log.warning("query_failed", **self._facts(query), status=error.status, error=error.slug, **error.members)
 
+    def left(self, query: Query) -> None:
+        """The caller left before the answer was there."""
+        self.requests += 1
+        self._metrics.query_left()
+        self._log.info("query_left", **self._facts(query), status=CLIENT_CLOSED_REQUEST)
+
     def store_failed(self, error: StoreUnavailable) -> None:
         """The cache took no part in an answer."""
         self._metrics.cache_looked_up("unavailable")
@@ -70,6 +77,11 @@ class QueryEvents:
     def upstream_failed(self, error: UpstreamError) -> None:
         """A call to Ollama failed."""
         self._metrics.upstream_failed(error.fault)
+
+    def failed_over(self, backend: str, error: UpstreamError) -> None:
+        """A call left a backend for another; its client knows nothing of it."""
+        self._metrics.failed_over(backend, error.fault)
+        self._log.warning("failed_over", backend=backend, fault=error.fault, error=str(error))
 
     def below_threshold(self, similarity: float) -> None:
         """The nearest question was not near enough."""

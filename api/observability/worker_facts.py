@@ -28,8 +28,12 @@ FLEET_POOL_FIELDS: Final = (
 )
 
 
-class _Pool(Protocol):
+class _Backends(Protocol):
     def snapshot(self) -> Any: ...
+
+    def report(self) -> dict[str, object]: ...
+
+    def measure(self) -> None: ...
 
 
 class _Gate(Protocol):
@@ -41,13 +45,13 @@ class _Counted(Protocol):
 
 
 class WorkerFacts:
-    """Reads the pool, the breakers, the bulkheads and Redis' gate of one worker."""
+    """Reads the pools, the breakers, the bulkheads and Redis' gate of one worker."""
 
     def __init__(
         self,
         worker: str,
         version: str,
-        pool: _Pool,
+        backends: _Backends,
         breakers: Mapping[str, FleetBreaker],
         bulkheads: Mapping[str, FleetBulkhead],
         gate: _Gate,
@@ -61,7 +65,7 @@ class WorkerFacts:
             "version": version,
             "started": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
         }
-        self._pool = pool
+        self._backends = backends
         self._breakers = breakers
         self._bulkheads = bulkheads
         self._gate = gate
@@ -71,7 +75,7 @@ class WorkerFacts:
 
     def fields(self) -> Mapping[str, Any]:
         """The fields of `rag:worker:<id>`."""
-        pool = self.report()
+        pool = asdict(self._backends.snapshot())
         return {
             **self._fixed,
             "requests": self._queries.requests,
@@ -79,8 +83,8 @@ class WorkerFacts:
         }
 
     def report(self) -> dict[str, object]:
-        """This worker's pool in the contract's field names."""
-        return asdict(self._pool.snapshot())
+        """This worker's pools together in the contract's field names, and each under `backends`."""
+        return {**asdict(self._backends.snapshot()), "backends": self._backends.report()}
 
     async def keep_measuring(self) -> None:
         """Sets the gauges for ever. A task of the worker's."""
@@ -89,7 +93,8 @@ class WorkerFacts:
             await asyncio.sleep(MEASURE_SECONDS)
 
     def _measure(self) -> None:
-        pool = self._pool.snapshot()
+        pool = self._backends.snapshot()
+        self._backends.measure()
         self._metrics.redis_is(up=self._gate.is_up)
         self._metrics.pool_is(active=pool.active, idle=pool.idle, waiting=pool.waiting)
         self._metrics.pool_opened(self._since("connections_opened", pool.connections_opened))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 from api.errors import UpstreamError
@@ -23,12 +23,21 @@ class Deadlines:
 
 
 class Clock:
-    """Watches one generation, retries included. The total runs from the making of this object."""
+    """Watches one generation, retries included. The total runs from the making of this object, pauses aside."""
 
-    def __init__(self, deadlines: Deadlines) -> None:
+    def __init__(self, deadlines: Deadlines, timeout: float | None = None) -> None:
+        """`timeout`: seconds that only ever shorten the total."""
         self._deadlines = deadlines
         self._loop = asyncio.get_running_loop()
-        self._total_at = self._loop.time() + deadlines.total
+        self._total = deadlines.total if timeout is None else min(timeout, deadlines.total)
+        self._total_at = self._loop.time() + self._total
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Around a `yield`: how long the reader takes says nothing about Ollama."""
+        since = self._loop.time()
+        yield
+        self._total_at += self._loop.time() - since
 
     @asynccontextmanager
     async def inter_token(self) -> AsyncIterator[None]:
@@ -72,7 +81,7 @@ class Clock:
             if not timeout.expired():
                 raise
             if (timeout.when() or 0.0) >= self._total_at:
-                detail = f"The whole answer took longer than {self._deadlines.total:g} s."
+                detail = f"The whole answer took longer than {self._total:g} s."
                 raise UpstreamError(UpstreamFault.TOTAL_TIMEOUT, detail) from error
             raise UpstreamError(verdict.fault, verdict.detail) from error
 

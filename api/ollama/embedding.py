@@ -16,8 +16,9 @@ import orjson
 
 from api.errors import EmbeddingUnavailable, StoreUnavailable, UpstreamError
 from api.faults import UpstreamFault
-from api.model import EmbedderIdentity, Vector
-from api.ollama.models import OllamaModels, full_name
+from api.model import EmbedderIdentity, Retry, Vector, full_model_name
+from api.ollama.models import OllamaModels
+from api.ollama.pinned import Pinned
 from api.ollama.pool import OllamaPool
 from api.ollama.retries import with_one_retry
 
@@ -41,7 +42,11 @@ class OllamaEmbedder:
         remembered: EmbedderIdentity | None = None,
         on_identity: OnIdentity | None = None,
         resolve_pause: float = RESOLVE_PAUSE,
+        pinned: Pinned | None = None,
+        retry: Retry = "here",
     ) -> None:
+        self._keep_alive = (pinned or Pinned()).keep_alive_field
+        self._retry = retry
         self._pool = pool
         self._model = model
         self._timeout = timeout
@@ -66,12 +71,14 @@ class OllamaEmbedder:
         remembered: EmbedderIdentity | None = None,
         on_identity: OnIdentity | None = None,
         resolve_pause: float = RESOLVE_PAUSE,
+        pinned: Pinned | None = None,
+        retry: Retry = "here",
     ) -> AsyncIterator[OllamaEmbedder]:
         """`model` is EMBED_MODEL, `timeout` the seconds that one `embed` may take.
 
         `remembered` stands in until Ollama has answered once; `on_identity` is told what Ollama said then. No I/O.
         """
-        embedder = cls(pool, model, timeout, remembered, on_identity, resolve_pause)
+        embedder = cls(pool, model, timeout, remembered, on_identity, resolve_pause, pinned, retry)
         try:
             yield embedder
         finally:
@@ -123,14 +130,16 @@ class OllamaEmbedder:
             raise EmbeddingUnavailable(error.detail) from error
         dimension = (await self._embedded(["dimension"])).shape[1]
         digest = found.digest if found is not None else ""
-        material = f"{full_name(self._model)}\n{digest}\n{dimension}"
+        material = f"{full_model_name(self._model)}\n{digest}\n{dimension}"
         fingerprint = hashlib.sha256(material.encode()).hexdigest()[:10]
         return EmbedderIdentity(self._model, dimension, fingerprint)
 
     async def _embedded(self, texts: Sequence[str]) -> Rows:
         """(texts, dimension) rows of unit length, within the deadline. Raises `EmbeddingUnavailable`."""
-        body = orjson.dumps({"model": self._model, "input": [_valid(text) for text in texts]})
-        call = asyncio.create_task(with_one_retry(partial(self._call, body), self._pool.retries))
+        body = orjson.dumps(
+            {"model": self._model, "input": [_valid(text) for text in texts], **self._keep_alive},
+        )
+        call = asyncio.create_task(with_one_retry(partial(self._call, body), self._pool.retries, self._retry))
         try:
             async with asyncio.timeout(self._timeout):
                 answer = await asyncio.shield(call)

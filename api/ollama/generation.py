@@ -17,6 +17,7 @@ from api.model import GenerationEnd, GenerationRequest, Token
 from api.ollama import answer_lines
 from api.ollama.deadlines import Clock, Deadlines
 from api.ollama.models import OllamaModels
+from api.ollama.pinned import Pinned
 from api.ollama.pool import OllamaPool
 from api.ollama.retries import with_one_retry
 
@@ -29,10 +30,11 @@ DRAIN: Final = 0.25
 class OllamaModel:
     """Implements `ports.LanguageModel` over one Ollama."""
 
-    def __init__(self, pool: OllamaPool, deadlines: Deadlines, models: OllamaModels | None = None) -> None:
+    def __init__(self, pool: OllamaPool, deadlines: Deadlines, pinned: Pinned | None = None) -> None:
         self._pool = pool
         self._deadlines = deadlines
-        self._models = models or OllamaModels(pool)
+        self._pinned = pinned or Pinned()
+        self._models = OllamaModels(pool)
 
     def stream(self, request: GenerationRequest) -> AbstractAsyncContextManager[AsyncIterator[Token | GenerationEnd]]:
         """Tokens, then one `GenerationEnd`. Nothing is sent before the first of them is asked for.
@@ -43,19 +45,21 @@ class OllamaModel:
         return aclosing(self._answer(request))
 
     async def _answer(self, request: GenerationRequest) -> AsyncGenerator[Token | GenerationEnd, None]:
-        clock = Clock(self._deadlines)
+        clock = Clock(self._deadlines, request.timeout)
         async with AsyncExitStack() as stack:
             begin = partial(self._begin, request, clock)
-            started = await with_one_retry(begin, self._pool.retries)
+            started = await with_one_retry(begin, self._pool.retries, request.retry)
             stack.push_async_exit(started.stack)
             line: bytes | None = started.first
             while line is not None:
                 for event in answer_lines.events(line, request.model):
                     if isinstance(event, GenerationEnd):
+                        self._pool.generated(event)
                         await _drain(started.lines)
                         yield event
                         return
-                    yield event
+                    with clock.paused():
+                        yield event
                 async with clock.inter_token():
                     line = await anext(started.lines, None)
             raise UpstreamError(UpstreamFault.STREAM_TRUNCATED, "Ollama's stream ended without `done`.")
@@ -64,7 +68,7 @@ class OllamaModel:
         """Sends, and waits for the first line. What it returns is open; when it raises, all is closed."""
         async with AsyncExitStack() as stack:
             exchange = await stack.enter_async_context(
-                self._pool.exchange("/api/chat", _body(request), model=request.model)
+                self._pool.exchange("/api/chat", _body(request, self._pinned), model=request.model)
             )
             async with clock.first_token(partial(self._resident, request.model)):
                 await exchange.open()
@@ -96,14 +100,15 @@ async def _drain(lines: AsyncIterator[bytes]) -> None:
                 pass
 
 
-def _body(request: GenerationRequest) -> bytes:
+def _body(request: GenerationRequest, pinned: Pinned) -> bytes:
     # `think` is sent because models that can think do so unless told otherwise.
     return orjson.dumps(
         {
             "model": request.model,
             "messages": [{"role": message.role, "content": message.content} for message in request.messages],
-            "options": dict(request.options),
+            "options": {**request.options, **pinned.options},
             "stream": True,
             "think": False,
+            **pinned.keep_alive_field,
         }
     )

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from api.errors import UpstreamError
 from api.faults import UpstreamFault
+from api.model import BackendHealth, full_model_name
 from api.ollama.pool import OllamaPool
 
 PROBE_TIMEOUT: Final = 1.0
@@ -70,6 +71,13 @@ class OllamaModels:
         second = _named(name, await self.in_memory())
         return second is not None and second.expires_at == first.expires_at
 
+    async def health(self) -> BackendHealth:
+        """What a probe finds; never raises. A model counts as in memory from the moment its loading begins."""
+        try:
+            return BackendHealth(True, _names(await self.available()), _names(await self.in_memory()))
+        except UpstreamError:
+            return BackendHealth(reachable=False)
+
     async def _listed(self, path: str) -> list[ModelInfo]:
         answer = await self._pool.probe(path, self._timeout)
         try:
@@ -78,15 +86,13 @@ class OllamaModels:
             raise UpstreamError(UpstreamFault.INVALID_RESPONSE, f"Ollama's {path} is no list of models.") from error
 
 
-def full_name(name: str) -> str:
-    """As Ollama lists it: `llama3.2` is `llama3.2:latest`."""
-    return name if ":" in name.rpartition("/")[2] else f"{name}:latest"
-
-
 def _named(name: str, models: list[ModelInfo]) -> ModelInfo | None:
-    # Ollama compares names without regard to case.
-    wanted = full_name(name).casefold()
-    return next((model for model in models if full_name(model.name).casefold() == wanted), None)
+    wanted = full_model_name(name).casefold()
+    return next((model for model in models if full_model_name(model.name).casefold() == wanted), None)
+
+
+def _names(models: Iterable[ModelInfo]) -> frozenset[str]:
+    return frozenset(full_model_name(model.name).casefold() for model in models)
 
 
 def _models(rows: Iterable[dict[str, Any]]) -> Iterator[ModelInfo]:

@@ -2,7 +2,7 @@
 
 Calls go through `OllamaPool.exchange`, where every fault becomes an `UpstreamError`. Short questions about Ollama
 itself (`/api/ps` and the like) go through `OllamaPool.probe` over two connections of their own: they must get through
-when generations hold every connection, and they count in no figure.
+when generations hold every connection. So does the loading of models (`OllamaPool.load`). Neither counts in a figure.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import orjson
 
 from api.errors import UpstreamError
 from api.faults import UpstreamFault
+from api.model import GenerationEnd
 from api.ollama import failures
 from api.ollama.exchange import Exchange
 from api.ollama.linear_pool import LinearPool
@@ -26,6 +27,7 @@ from api.ollama.request_trace import RequestTrace
 from api.ollama.retries import RetryBudget
 
 PROBE_CONNECTIONS: Final = 2
+LOAD_CONNECTIONS: Final = 2
 
 _HEADERS: Final = {"Accept-Encoding": "identity", "Content-Type": "application/json", "User-Agent": "ragherd"}
 
@@ -58,15 +60,18 @@ class OllamaPool:
         connections: LinearPool,
         client: httpx.AsyncClient,
         probes: httpx.AsyncClient,
+        loads: httpx.AsyncClient,
+        retries: RetryBudget,
+        statistics: PoolStatistics,
     ) -> None:
         self.base_url = base_url
         self.limits = limits
-        self.retries = RetryBudget()
-        """Of all calls over this pool together."""
+        self.retries = retries
         self._connections = connections
         self._client = client
         self._probes = probes
-        self._statistics = PoolStatistics()
+        self._loads = loads
+        self._statistics = statistics
 
     @asynccontextmanager
     async def exchange(self, path: str, body: bytes, *, model: str) -> AsyncIterator[Exchange]:
@@ -99,20 +104,19 @@ class OllamaPool:
 
     async def probe(self, path: str, timeout: float) -> Any:  # noqa: ASYNC109 - a deadline on all of it
         """The JSON of a GET such as `/api/ps`, within `timeout` seconds. Raises `UpstreamError`."""
-        try:
-            async with asyncio.timeout(timeout):
-                response = await self._probes.get(path)
-        except TimeoutError as error:
-            detail = f"Ollama did not answer {path} within {timeout:g} s."
-            raise UpstreamError(UpstreamFault.TOTAL_TIMEOUT, detail) from error
-        except httpx.HTTPError as error:
-            raise failures.from_exception(error) from error
-        if not response.is_success:
-            raise failures.from_response(response.status_code, response.headers, response.content, path=path, model="")
+        response = await _answered(self._probes.build_request("GET", path), self._probes, timeout)
         try:
             return orjson.loads(response.content)
         except orjson.JSONDecodeError as error:
             raise UpstreamError(UpstreamFault.INVALID_RESPONSE, f"Ollama answered {path} without JSON.") from error
+
+    async def load(self, path: str, body: bytes, model: str, timeout: float) -> None:  # noqa: ASYNC109 - as above
+        """One POST whose only purpose is that `model` gets into memory. Raises `UpstreamError`."""
+        await _answered(self._loads.build_request("POST", path, content=body), self._loads, timeout, model)
+
+    def generated(self, end: GenerationEnd) -> None:
+        """Notes what Ollama says of a generation of its own."""
+        self._statistics.generated(end)
 
     def snapshot(self) -> PoolSnapshot:
         """What the pool does now and has done so far; no I/O."""
@@ -133,6 +137,7 @@ class OllamaPool:
             pool_timeouts=counts.pool_timeouts,
             wait_ms=counts.wait_ms(),
             endpoints=counts.endpoints(),
+            ollama=counts.ollama(),
         )
 
     async def open_minimum(self) -> None:
@@ -150,24 +155,57 @@ class OllamaPool:
 
 
 @asynccontextmanager
-async def open_pool(base_url: str, limits: PoolLimits) -> AsyncIterator[OllamaPool]:
+async def open_pool(
+    base_url: str,
+    limits: PoolLimits,
+    *,
+    retries: RetryBudget | None = None,
+    statistics: PoolStatistics | None = None,
+    minimum: bool = True,
+) -> AsyncIterator[OllamaPool]:
     """The pool of `base_url` (no trailing slash), its minimum of connections open; closed on exit.
 
-    To be opened in the worker, after the fork.
+    To be opened in the worker, after the fork. Without `minimum` it is the caller's to open that. `retries` is the
+    budget of all calls of the worker together.
     """
     ssl_context = httpx.create_ssl_context(verify=base_url.startswith("https:"))  # loading the CAs takes 25 ms
     keepalive = limits.effective_keepalive
     connections = LinearPool(ssl_context, None, limits.max_size, keepalive, limits.keepalive_expiry)
     for_probes = LinearPool(ssl_context, None, PROBE_CONNECTIONS, 1, limits.keepalive_expiry)
+    for_loads = LinearPool(ssl_context, None, LOAD_CONNECTIONS, 0, limits.keepalive_expiry)
     # Bytes that flow are the caller's deadline to watch, not httpx's: it knows what it waits for.
     timeout = httpx.Timeout(None, connect=limits.connect_timeout, pool=limits.timeout)
     async with (
         _client(base_url, connections, timeout) as client,
         _client(base_url, for_probes, timeout) as probes,
+        _client(base_url, for_loads, timeout) as loads,
     ):
-        pool = OllamaPool(base_url, limits, connections, client, probes)
-        await pool.open_minimum()
+        counts = statistics or PoolStatistics()
+        pool = OllamaPool(base_url, limits, connections, client, probes, loads, retries or RetryBudget(), counts)
+        if minimum:
+            await pool.open_minimum()
         yield pool
+
+
+async def _answered(
+    request: httpx.Request,
+    client: httpx.AsyncClient,
+    timeout: float,  # noqa: ASYNC109 - a deadline on all of it
+    model: str = "",
+) -> httpx.Response:
+    """The whole of a good answer, within `timeout` seconds. Raises `UpstreamError`."""
+    path = request.url.path
+    try:
+        async with asyncio.timeout(timeout):
+            response = await client.send(request)
+    except TimeoutError as error:
+        detail = f"Ollama did not answer {path} within {timeout:g} s."
+        raise UpstreamError(UpstreamFault.TOTAL_TIMEOUT, detail) from error
+    except httpx.HTTPError as error:
+        raise failures.from_exception(error) from error
+    if not response.is_success:
+        raise failures.from_response(response.status_code, response.headers, response.content, path=path, model=model)
+    return response
 
 
 def _client(base_url: str, connections: LinearPool, timeout: httpx.Timeout) -> httpx.AsyncClient:

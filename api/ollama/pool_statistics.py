@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
+from api.model import GenerationEnd
 from api.ollama.request_trace import RequestTrace
 
 RECENT: Final = 1024
@@ -24,7 +25,11 @@ class Percentiles:
 
 @dataclass(frozen=True, slots=True)
 class EndpointSnapshot:
-    """One path of Ollama's API. Plain times are medians in milliseconds, `latency_ms` is until the last byte."""
+    """One path of Ollama's API. Plain times are medians in milliseconds, `latency_ms` is until the last byte.
+
+    In order: `wait_ms` for a connection, `connect_ms` where a new one was opened, `time_to_first_byte_ms` from the
+    request's beginning to the head of the answer, `transfer_ms` from there to the end.
+    """
 
     requests: int
     errors: int
@@ -32,6 +37,24 @@ class EndpointSnapshot:
     connect_ms: float
     time_to_first_byte_ms: float
     wait_ms: float
+    transfer_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class OllamaFigures:
+    """What Ollama says of its own generations, since the worker's start. Seconds and tokens are totals.
+
+    `tokens_per_second` is of writing, `prompt_tokens_per_second` of reading; 0 while there is nothing to divide.
+    """
+
+    generations: int = 0
+    load_seconds: float = 0.0
+    prompt_seconds: float = 0.0
+    generation_seconds: float = 0.0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    prompt_tokens_per_second: float = 0.0
+    tokens_per_second: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +78,7 @@ class PoolSnapshot:
     pool_timeouts: int
     wait_ms: Percentiles
     endpoints: Mapping[str, EndpointSnapshot]
+    ollama: OllamaFigures = field(default_factory=OllamaFigures)
 
 
 class RecentTimes:
@@ -85,6 +109,7 @@ class _Endpoint:
     connect: RecentTimes = field(default_factory=RecentTimes)
     first_byte: RecentTimes = field(default_factory=RecentTimes)
     wait: RecentTimes = field(default_factory=RecentTimes)
+    transfer: RecentTimes = field(default_factory=RecentTimes)
 
     def snapshot(self) -> EndpointSnapshot:
         return EndpointSnapshot(
@@ -94,13 +119,16 @@ class _Endpoint:
             connect_ms=self.connect.percentiles().p50,
             time_to_first_byte_ms=self.first_byte.percentiles().p50,
             wait_ms=self.wait.percentiles().p50,
+            transfer_ms=self.transfer.percentiles().p50,
         )
 
 
 class PoolStatistics:
-    """Told of every finished request; no I/O, bounded memory."""
+    """Told of every finished request; no I/O, bounded memory. What it is told, `total` is told too."""
 
-    def __init__(self) -> None:
+    def __init__(self, total: PoolStatistics | None = None) -> None:
+        self._total = total
+        self._ollama = OllamaFigures()
         self.requests = 0
         self.connections_opened = 0
         self.connections_reused = 0
@@ -111,6 +139,34 @@ class PoolStatistics:
     def opened_at_start(self, trace: RequestTrace) -> None:
         """A probe that only opens a connection."""
         self.connections_opened += trace.connect is not None
+        if self._total is not None:
+            self._total.opened_at_start(trace)
+
+    def generated(self, end: GenerationEnd) -> None:
+        """A generation came to its end."""
+        before = self._ollama
+        self._ollama = OllamaFigures(
+            generations=before.generations + 1,
+            load_seconds=before.load_seconds + end.load_duration,
+            prompt_seconds=before.prompt_seconds + end.prompt_eval_duration,
+            generation_seconds=before.generation_seconds + end.eval_duration,
+            prompt_tokens=before.prompt_tokens + end.usage.prompt_tokens,
+            completion_tokens=before.completion_tokens + end.usage.completion_tokens,
+        )
+        if self._total is not None:
+            self._total.generated(end)
+
+    def ollama(self) -> OllamaFigures:
+        """Ollama's own figures, its speeds worked out."""
+        totals = self._ollama
+        return replace(
+            totals,
+            load_seconds=round(totals.load_seconds, 6),
+            prompt_seconds=round(totals.prompt_seconds, 6),
+            generation_seconds=round(totals.generation_seconds, 6),
+            prompt_tokens_per_second=_rate(totals.prompt_tokens, totals.prompt_seconds),
+            tokens_per_second=_rate(totals.completion_tokens, totals.generation_seconds),
+        )
 
     def finished(self, path: str, trace: RequestTrace, *, failed: bool, pool_timeout: bool) -> None:
         """A request ended: complete, failed, or left by its caller (which is no failure)."""
@@ -127,6 +183,9 @@ class PoolStatistics:
         endpoint.connect.add(trace.connect)
         endpoint.first_byte.add(trace.first_byte)
         endpoint.wait.add(waited)
+        endpoint.transfer.add(None if trace.first_byte is None else trace.elapsed - trace.first_byte)
+        if self._total is not None:
+            self._total.finished(path, trace, failed=failed, pool_timeout=pool_timeout)
 
     @property
     def reuse_rate(self) -> float:
@@ -140,3 +199,7 @@ class PoolStatistics:
     def endpoints(self) -> dict[str, EndpointSnapshot]:
         """By path, such as `/api/chat`."""
         return {path: endpoint.snapshot() for path, endpoint in self._endpoints.items()}
+
+
+def _rate(tokens: int, seconds: float) -> float:
+    return round(tokens / seconds, 3) if seconds else 0.0

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from api.errors import EmbeddingUnavailable, RagherdError, StoreUnavailable, UpstreamError
-from api.model import CacheMatch, CacheStatus, Generation, Source, Usage
+from api.model import CacheMatch, CacheStatus, Generation, Source, Token, Usage
 from api.query.question import Query
 
 
@@ -22,6 +22,7 @@ class Stages:
     retrieve: float = 0.0
     generate: float = 0.0
     total: float = 0.0
+    began: float = field(default_factory=time.perf_counter)
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -31,6 +32,19 @@ class Stages:
             yield
         finally:
             setattr(self, stage, getattr(self, stage) + time.perf_counter() - started)
+
+    def end(self) -> None:
+        """The answer is there: `total` is the time since this object was made."""
+        self.total = time.perf_counter() - self.began
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """What is known as soon as the first words are. `match` is set where the cache gives the answer."""
+
+    status: CacheStatus
+    sources: tuple[Source, ...] = ()
+    match: CacheMatch | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +63,10 @@ class Answered:
     stored: bool = False
 
 
+AnswerEvent = Opening | Token | Answered
+"""An answer as it comes: one `Opening`, `Token`s, `Answered`."""
+
+
 class QueryObserver(Protocol):
     """Who counts what the flow does."""
 
@@ -57,6 +75,8 @@ class QueryObserver(Protocol):
     def missed(self) -> None: ...
 
     def refused(self, query: Query, error: RagherdError) -> None: ...
+
+    def left(self, query: Query) -> None: ...
 
     def store_failed(self, error: StoreUnavailable) -> None: ...
 

@@ -11,7 +11,7 @@ from api.query.cache_control import CacheControl
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A question, validated, with everything its answer depends on."""
+    """A question, validated, with everything its answer depends on. `timeout`: the caller's own, in seconds."""
 
     question: str
     tenant: str
@@ -20,3 +20,4 @@ class Query:
     options: dict[str, Any] = field(default_factory=dict)
     history: tuple[ChatMessage, ...] = ()
     cache_control: CacheControl = field(default_factory=CacheControl)
+    timeout: float | None = None

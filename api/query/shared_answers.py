@@ -94,8 +94,12 @@ class SharedAnswers:
 
     async def stale(self, query: Query, lookup: Lookup, stages: Stages) -> CacheMatch | None:
         """An expired answer, where Ollama can give none: the same question's, else a similar one's."""
-        if lookup.stale is not None or not query.cache_control.reads:
-            return lookup.stale
+        if not query.cache_control.reads:
+            return None
+        match = lookup.stale or await self._similar_stale(lookup, stages)
+        return _allowed(match, query.cache_control)
+
+    async def _similar_stale(self, lookup: Lookup, stages: Stages) -> CacheMatch | None:
         try:
             match = await self._similar(lookup, stages, stale=True)
         except StoreUnavailable as error:

@@ -59,3 +59,21 @@ class Keys:
     def embedder(self, model: str) -> str:
         """What the fleet last knew of an embedding model."""
         return f"{self.prefix}embedder:{model}"
+
+    @property
+    def prober(self) -> str:
+        """The worker that probes the backends for all."""
+        return f"{self.prefix}prober"
+
+    def backend(self, name: str) -> str:
+        """What the last probe of a backend found."""
+        return f"{self.prefix}backend:{name}"
+
+    def warm_up(self, backend: str) -> str:
+        """The worker that loads the models of a backend, or did a moment ago."""
+        return f"{self.prefix}warmup:{backend}"
+
+    @property
+    def retries(self) -> str:
+        """Calls to the backends and retries of them, of the last minute."""
+        return f"{self.prefix}stats:retries"

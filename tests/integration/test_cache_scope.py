@@ -134,6 +134,8 @@ async def test_expired_answers_are_served_labelled_while_ollama_fails(serve: Ser
         pass
     assert stale.json()["cache"]["status"] == "stale"
     assert stale.headers["Cache-Status"] == "ragherd; hit; detail=stale"
+    too_old = await client.post("/query", json={"question": QUESTION}, headers={"Cache-Control": "max-age=0"})
+    assert too_old.status_code == 502
     similar = await ask(client, "my holiday request who approves")
     assert (similar["cache"]["status"], similar["cache"]["kind"]) == ("stale", "semantic")
     stub.behaviour()

@@ -24,7 +24,8 @@ from tests.unit.test_child_process import is_alive
 from tests.waiting import wait_until
 
 PARENT = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts its background jobs with SIGINT ignored
 from pathlib import Path
 from api.embedded.redis_server import embedded_redis
 with embedded_redis(Path(sys.argv[1])) as server:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -152,3 +154,20 @@ def test_a_clean_stop_leaves_no_worker_behind_in_redis(fleet: Fleet, redis_url: 
         gunicorn.process.wait(15)
         assert client.zcard("rag:workers") == 0
         assert list(client.scan_iter("rag:worker:*")) == []
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "document"])
+def test_a_client_that_leaves_stops_the_generation(fleet: Fleet, ollama: StubProcess, stream: bool) -> None:
+    replica = fleet(WORKERS="1")
+    ollama.behaviour("hang_between", path="/api/chat")
+    before = ollama.stats
+    url = httpx.URL(replica.url())
+    body = json.dumps({"question": QUESTION, "stream": stream}).encode()
+    head = f"POST /query HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.create_connection((url.host, url.port)) as connection:
+        connection.sendall(head.encode() + body)
+        wait_until(lambda: ollama.stats["requests"].get("/api/chat", 0) > before["requests"].get("/api/chat", 0))
+    wait_until(lambda: ollama.stats["cancelled"] > before["cancelled"] and ollama.stats["in_flight"] == 0, timeout=5)
+    breaker = replica.get("/api/circuit-breaker/metrics").json()
+    assert (breaker["ignored_calls"], breaker["failure_count"]) == (1, 0)
+    assert not any("Traceback" in line or "ASGI" in line for line in replica.lines())

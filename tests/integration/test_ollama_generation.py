@@ -225,6 +225,15 @@ async def test_a_reader_that_takes_its_time_is_not_cut_off_between_tokens(model:
         assert isinstance([event async for event in stream][-1], GenerationEnd)
 
 
+async def test_a_readers_own_time_is_no_part_of_the_total(pool: OllamaPool, stub: StubOllama) -> None:
+    model = OllamaModel(pool, replace(SHORT, total=0.4))
+    stub.behaviour(pace=0.01)
+    async with model.stream(asked()) as stream:
+        await anext(stream)
+        await asyncio.sleep(0.5)  # the reader's own time, which is the point
+        assert isinstance([event async for event in stream][-1], GenerationEnd)
+
+
 async def _in_flight(stub: StubOllama, count: int) -> bool:
     return bool(stub.stats["in_flight"] == count)
 

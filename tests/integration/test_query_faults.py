@@ -99,7 +99,7 @@ async def test_a_missing_model_says_how_to_get_it(serve: Service, stub: StubOlla
         ({"question": "x", "options": {"temperature": 3}}, "options.temperature"),
         ({"question": "x", "history": [{"role": "system", "content": "obey"}]}, "history.0.role"),
         ({"question": "x", "tenant": ""}, "tenant"),
-        ({"question": "x", "stream": True}, "stream"),
+        ({"question": "x", "stream": "yes"}, "stream"),
     ],
 )
 async def test_what_is_wrong_with_a_request_is_named(serve: Service, body: dict[str, Any], named: str) -> None:
@@ -132,7 +132,7 @@ async def test_a_body_over_the_limit_is_413_declared_or_not(serve: Service) -> N
     for content in (b" " * 1001, chunks()):
         response = await client.post("/query", content=content, headers={"Content-Type": "application/json"})
         assert response.status_code == 413
-        assert response.headers["Content-Type"] == "application/problem+json"
+        assert response.json()["type"] == "urn:ragherd:problem:payload-too-large"
         assert response.json()["request_id"] == response.headers["X-Request-ID"]
 
 

@@ -18,7 +18,7 @@ from tests.waiting import wait_until_async
 
 PAGE = Path(__file__).parents[2] / "docs" / "redis-keys.md"
 SECONDS = {"s": 1, "days": 24 * 3600}
-TYPES = {"hash": "hash", "sorted set": "zset", "stream": "stream"}
+TYPES = {"hash": "hash", "string": "string", "sorted set": "zset", "stream": "stream"}
 TTL, STALE_TTL = 3600, 86400
 QUESTION, PARAPHRASE = "How do I reset my password?", "My password, how do I reset?"
 
@@ -77,14 +77,17 @@ async def assert_fields_as_listed(redis: Redis, key: str, row: Listed) -> None:
     fields = [name.decode() for name in await redis.hkeys(key)] if row.type == "hash" else []
     page = PAGE.read_text()
     unlisted = [name for name in fields if f"`{re.sub(r'^pool_.*', 'pool_...', name)}`" not in page]
-    assert [name for name in unlisted if not re.fullmatch(r"\d+:(ok|slow|fail|slowfail)", name)] == [], key
+    assert [name for name in unlisted if not re.fullmatch(r"\d+:(ok|slow|fail|slowfail|calls|retries)", name)] == [], (
+        key
+    )
 
 
 @pytest.fixture
 async def fleet(serve: Service) -> list[httpx.AsyncClient]:
     """Two workers with a breaker that opens soon and is half-open a moment later."""
     quick: dict[str, Any] = {"failure_threshold": 2, "timeout": 0.3}
-    return [await serve(breaker=quick), await serve(breaker=quick)]
+    warm: dict[str, Any] = {"ollama_warm_up": True}
+    return [await serve(breaker=quick, ollama=warm), await serve(breaker=quick, ollama=warm)]
 
 
 async def drive(client: httpx.AsyncClient, other: httpx.AsyncClient, stub: StubOllama) -> None:
@@ -121,7 +124,8 @@ async def test_every_key_is_listed_with_its_type_and_its_lifetime(
     rows = listed()
     await drive(*fleet, stub)
     await ask(fleet[0], "And once it is closed?")
-    for key in ("rag:stats:cache", "rag:cb:{ollama}:window"):
+    written_soon = ("rag:stats:cache", "rag:cb:{ollama}:window", "rag:stats:retries", "rag:warmup:ollama", "rag:prober")
+    for key in (*written_soon, "rag:backend:ollama"):
         await wait_until_async(lambda key=key: redis.exists(key))
     seen = {pattern.pattern for pattern in await assert_as_listed(redis, rows)}
     unseen = {row.pattern.pattern for row in rows} - seen

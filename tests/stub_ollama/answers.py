@@ -73,9 +73,16 @@ def _word_vector(word: str, dimension: int) -> list[float]:
 
 
 def tags_answer(behaviour: Behaviour) -> dict[str, Any]:
-    """The answer of /api/tags: `MODELS`."""
-    rows = [{"name": name, "model": name, "size": DISK_SIZE, "digest": behaviour.digest} for name in MODELS]
+    """The answer of /api/tags: `MODELS` unless told otherwise."""
+    names = MODELS if behaviour.models is None else behaviour.models
+    rows = [{"name": name, "model": name, "size": DISK_SIZE, "digest": behaviour.digest} for name in names]
     return {"models": rows}
+
+
+def has_model(request: dict[str, Any], behaviour: Behaviour) -> bool:
+    """Whether the model of a request is there."""
+    name = str(request.get("model", ""))
+    return behaviour.models is None or (name if ":" in name else f"{name}:latest") in behaviour.models
 
 
 _moments = itertools.count()

@@ -44,6 +44,8 @@ class Behaviour:
     dimension: int = 16
     scale: float = 1.0
     """Length of the vectors."""
+    models: tuple[str, ...] | list[str] | None = None
+    """Full names of the models it has, in place of the usual ones; any other is not found."""
     digest: str = "sha256:5eed"
 
     def __post_init__(self) -> None:

@@ -33,6 +33,8 @@ class Connection(asyncio.Protocol):
         self._open = open_connections
         self._received = b""
         self._task: asyncio.Task[None] | None = None
+        self._may_write = asyncio.Event()
+        self._may_write.set()
         self._transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -43,6 +45,16 @@ class Connection(asyncio.Protocol):
         self._open.discard(self)
         if self._task is not None:
             self._task.cancel()
+
+    def pause_writing(self) -> None:
+        self._may_write.clear()
+
+    def resume_writing(self) -> None:
+        self._may_write.set()
+
+    async def drained(self) -> None:
+        """Waits while the client does not read what was written."""
+        await self._may_write.wait()
 
     def data_received(self, data: bytes) -> None:
         self._received += data

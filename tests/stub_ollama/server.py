@@ -50,6 +50,11 @@ class StubOllama:
         figures = {name: self._figures[name] for name in names}
         return {"requests": dict(self._requests), "connections_open": len(self._connections), **figures}
 
+    @property
+    def mode(self) -> str:
+        """What is done now."""
+        return self._behaviour.mode
+
     def behaviour(self, mode: str = "ok", **fields: Any) -> None:
         """Sets what is done from now on; the fields are those of `Behaviour`. Not for "refuse": see `refuse`."""
         self._behaviour = Behaviour(mode, **fields)
@@ -144,6 +149,8 @@ class StubOllama:
         elif behaviour.mode == "status":
             headers = {"Retry-After": behaviour.retry_after} if behaviour.retry_after is not None else {}
             connection.answer({"error": behaviour.message}, behaviour.status, headers)
+        elif request.path in MODEL_CALLS and not answers.has_model(request.body, behaviour):
+            connection.answer({"error": "model not found"}, 404)
         elif request.path in {"/api/chat", "/api/generate"}:
             await self._generated(request, connection, behaviour)
         else:
@@ -166,6 +173,7 @@ class StubOllama:
                 if behaviour.mode in BREAKS:
                     break
             connection.line(answers.encoded(answers.token_line(path, model, token)))
+            await connection.drained()
         if behaviour.mode in BREAKS:
             await _misbehave(connection, behaviour)
             return

@@ -146,6 +146,10 @@ def key_patterns() -> set[str]:
         keys.worker("<id>"),
         keys.workers,
         keys.embedder("<model>"),
+        keys.prober,
+        keys.backend("<name>"),
+        keys.warm_up("<name>"),
+        keys.retries,
     }
 
 
@@ -159,6 +163,7 @@ def test_no_way_to_spell_a_key_is_left_out_above() -> None:
     spelled = {name for name in vars(Keys) if not name.startswith("_")} - {"prefix"}
     assert spelled == {
         *("breaker", "bulkhead", "cache_entry", "cache_eviction", "cache_stats", "worker", "workers", "embedder"),
+        *("prober", "backend", "warm_up", "retries"),
         *("cache_index", "cache_prefix"),  # an index, and what it covers
         "bulkhead_channel",
     }

@@ -36,11 +36,13 @@ ALLOWED: dict[str, set[str]] = {
     "api.embedded": {"api.embedders", "api.ports", "api.model", "api.settings", "api.errors", "worker_config"},
     "api.cli": {"api.embedded", "api.settings", "api.errors", "api"},
     "api.wiring": {"*"},
+    "api.wiring_backends": {"*"},
     "api.app": {"api.wiring", "api.endpoints", "api.observability", "api.settings", "api"},
     "api.asgi": {"api.app", "api.settings"},
     "worker_config": {"api.settings", "api.errors", "api.observability"},
 }
-NEVER = {"api.wiring": {"api.app", "api.asgi", "api.cli", "api.embedded"}}
+ABOVE_WIRING = {"api.app", "api.asgi", "api.cli", "api.embedded"}
+NEVER = {"api.wiring": ABOVE_WIRING, "api.wiring_backends": {*ABOVE_WIRING, "api.wiring", "api.endpoints"}}
 
 
 def room_of(module: str) -> str:
@@ -87,4 +89,12 @@ def test_only_wiring_names_adapters_and_only_app_and_wiring_read_settings() -> N
     for room in ("api.query", "api.endpoints", "api.breaker", "api.bulkhead", "api.app"):
         assert not adapters & ALLOWED[room]
     readers = {room for room, allowed in ALLOWED.items() if "api.settings" in allowed or "*" in allowed}
-    assert readers == {"api.wiring", "api.app", "api.asgi", "api.embedded", "api.cli", "worker_config"}
+    assert readers == {
+        "api.wiring",
+        "api.wiring_backends",
+        "api.app",
+        "api.asgi",
+        "api.embedded",
+        "api.cli",
+        "worker_config",
+    }

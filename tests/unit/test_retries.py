@@ -9,7 +9,8 @@ import pytest
 
 from api.errors import UpstreamError
 from api.faults import FAULTS, UpstreamFault
-from api.ollama.retries import RESERVE, SHARE, RetryBudget, with_one_retry
+from api.model import Retry
+from api.ollama.retries import RESERVE, SHARE, WINDOW, RetryBudget, with_one_retry
 
 CALLS = 100
 
@@ -50,3 +51,50 @@ async def test_a_retry_that_works_is_the_answer() -> None:
         return "answer"
 
     assert await with_one_retry(call, RetryBudget()) == "answer"
+
+
+class Moment:
+    """A clock that stands still until it is moved."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def spent(budget: RetryBudget) -> int:
+    """How many retries the budget gives at once."""
+    return next(count for count in range(10_000) if not budget.spend())
+
+
+def test_the_share_is_of_the_last_minute() -> None:
+    clock = Moment()
+    budget = RetryBudget(clock)
+    for _ in range(CALLS):
+        budget.called()
+    assert spent(budget) == RESERVE + SHARE * CALLS
+    clock.now += WINDOW / 2
+    assert spent(budget) == 0
+    clock.now += WINDOW / 2
+    assert spent(budget) == RESERVE, "neither the calls nor the retries of a minute ago count"
+
+
+def test_a_worker_keeps_to_the_fleets_budget_too() -> None:
+    budget = RetryBudget()
+    for _ in range(CALLS):
+        budget.called()
+    budget.take_unsent()
+    budget.fleet_is(calls=4 * CALLS, retries=int(RESERVE + SHARE * 4 * CALLS) - 3)
+    assert spent(budget) == 3
+    assert budget.take_unsent() == (0, 3)
+    budget.fleet_is_unknown()
+    assert spent(budget) == RESERVE + SHARE * CALLS - 3
+
+
+@pytest.mark.parametrize("retry", ["elsewhere", "spent"])
+def test_the_adapter_leaves_a_retry_to_its_caller_but_for_stale_connections(retry: Retry) -> None:
+    budget = RetryBudget()
+    assert not budget.admits(UpstreamError(UpstreamFault.SERVER_ERROR, "as told"), retry)
+    assert budget.admits(UpstreamError(UpstreamFault.CONNECTION_STALE, "as told"), retry)
+    assert budget.retried == 0

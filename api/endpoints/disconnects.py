@@ -1,0 +1,40 @@
+"""A client that leaves ends the work that was done for it: the framework does not see to that."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from starlette.types import Receive
+
+
+class ClientLeft(Exception):
+    """Nobody is there to have the answer."""
+
+
+@asynccontextmanager
+async def until_client_leaves(receive: Receive) -> AsyncIterator[None]:
+    """Cancels the block when the client leaves. Raises `ClientLeft` then.
+
+    The request's body must have been read: what `receive` gives after it is dropped. The end of the response must be
+    sent after the block, for the server announces it in the same way as a client that leaves.
+    """
+    scope = asyncio.timeout(None)
+    try:
+        async with scope:
+            watch = asyncio.create_task(_watch(receive, scope))
+            try:
+                yield
+            finally:
+                watch.cancel()
+    except TimeoutError as error:
+        if not scope.expired():
+            raise
+        raise ClientLeft from error
+
+
+async def _watch(receive: Receive, scope: asyncio.Timeout) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    scope.reschedule(asyncio.get_running_loop().time())

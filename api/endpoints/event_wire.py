@@ -1,0 +1,73 @@
+"""The sending of an event stream: one writer at a time, a sign of life while nothing flows, patience with an end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+
+from fastapi.sse import KEEPALIVE_COMMENT
+from starlette.types import Message, Send
+
+from api.endpoints.disconnects import ClientLeft
+
+
+@dataclass(frozen=True, slots=True)
+class Streaming:
+    """Seconds. `heartbeat`: without a byte until a comment is sent. `stall`: that a reader may take nothing."""
+
+    heartbeat: float = 15.0
+    stall: float = 60.0
+
+
+class EventWire:
+    """One response. What the reader has not taken yet makes the next `send` wait: nothing is queued here."""
+
+    def __init__(self, send: Send, streaming: Streaming) -> None:
+        self._send = send
+        self._streaming = streaming
+        self._writing = asyncio.Lock()
+        self._loop = asyncio.get_running_loop()
+        self._sent_at = 0.0
+        self.is_open = False
+
+    @asynccontextmanager
+    async def opened(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> AsyncIterator[None]:
+        """Begins the response; heartbeats go on while the block runs."""
+        self.is_open = True
+        await self._write({"type": "http.response.start", "status": status, "headers": headers})
+        heartbeats = asyncio.create_task(self._keep_alive())
+        try:
+            yield
+        finally:
+            heartbeats.cancel()
+
+    async def send(self, chunk: bytes) -> None:
+        """Raises `ClientLeft` for a reader that takes nothing for too long."""
+        await self._write({"type": "http.response.body", "body": chunk, "more_body": True})
+
+    async def end(self) -> None:
+        """Ends the response."""
+        await self._write({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _write(self, message: Message) -> None:
+        async with self._writing:
+            stalled = asyncio.timeout(self._streaming.stall)
+            try:
+                async with stalled:
+                    await self._send(message)
+            except TimeoutError as error:
+                if not stalled.expired():
+                    raise
+                raise ClientLeft from error
+            self._sent_at = self._loop.time()
+
+    async def _keep_alive(self) -> None:
+        while True:
+            silent = self._loop.time() - self._sent_at
+            if silent >= self._streaming.heartbeat:
+                with suppress(ClientLeft):  # whoever sends next finds out
+                    await self.send(KEEPALIVE_COMMENT)
+                silent = 0.0
+            await asyncio.sleep(self._streaming.heartbeat - silent)

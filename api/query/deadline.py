@@ -1,0 +1,29 @@
+"""The caller's own deadline (`X-Request-Timeout`). Passing it says nothing about Ollama."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from api.errors import DeadlinePassed
+
+
+class Deadline:
+    """`seconds` from the making of this object; None for none. Ollama's own deadlines go on beside it."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self._seconds = seconds
+        self._at = None if seconds is None else asyncio.get_running_loop().time() + seconds
+
+    @asynccontextmanager
+    async def watched(self) -> AsyncIterator[None]:
+        """Around a wait, never around a `yield`: past the deadline the wait is cancelled. Raises `DeadlinePassed`."""
+        timeout = asyncio.timeout_at(self._at)
+        try:
+            async with timeout:
+                yield
+        except TimeoutError as error:
+            if not timeout.expired():
+                raise
+            raise DeadlinePassed(f"The answer took longer than the {self._seconds:g} s of the request.") from error

@@ -1,0 +1,214 @@
+"""Opens what a worker has for each Ollama: pool, breakers, bulkheads, probes, warm-up; makes one model of them.
+
+A part of `wiring`, which alone uses it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+
+from api.breaker.fleet_breaker import FleetBreaker
+from api.breaker.following import kept_current
+from api.breaker.state import Policy
+from api.bulkhead.fleet_bulkhead import FleetBulkhead
+from api.bulkhead.following import kept_alive
+from api.bulkhead.state import Policy as BulkheadPolicy
+from api.observability.backend_facts import BackendFacts
+from api.observability.breaker_metrics import BreakerMetrics
+from api.observability.bulkhead_metrics import BulkheadMetrics
+from api.observability.metrics import Metrics
+from api.ollama.deadlines import Deadlines
+from api.ollama.embedding import OllamaEmbedder
+from api.ollama.generation import OllamaModel
+from api.ollama.models import OllamaModels
+from api.ollama.pinned import Pinned
+from api.ollama.pool import PoolLimits
+from api.ollama.pools import OllamaPools, open_pools
+from api.ollama.warm_up import WarmUp, load_embedder, load_llm
+from api.ollama.watch import BackendWatch
+from api.ports import Embedder, LanguageModel
+from api.query.backends import Backend, BackendEvents, Backends
+from api.query.failover import Failover
+from api.query.failover_embedder import FailoverEmbedder
+from api.query.guarded_embedder import GuardedEmbedder
+from api.redis_store.backend_board import BackendBoard
+from api.redis_store.breaker_store import RedisBreakerStore
+from api.redis_store.bulkhead_store import RedisBulkheadStore
+from api.redis_store.client import RedisAddress, blocking_reader
+from api.redis_store.duty import RedisDuty
+from api.redis_store.embedder_registry import EmbedderRegistry
+from api.redis_store.gate import RedisGate
+from api.redis_store.keys import Keys
+from api.redis_store.retry_counts import FleetRetries
+from api.settings import BreakerSettings, Settings
+
+
+class WorkerBackends:
+    """Made by `open_backends`. `breakers` and `bulkheads` begin with the first backend's for generations.
+
+    `live_workers` is asked for this worker's share of permits when Redis is lost.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        worker: str,
+        metrics: Metrics,
+        gate: RedisGate,
+        address: RedisAddress,
+        pools: OllamaPools,
+    ) -> None:
+        ollama = settings.ollama
+        self._settings = settings
+        self._worker = worker
+        self._metrics = metrics
+        self._gate = gate
+        self._address = address
+        self._keys = Keys(settings.redis.prefix)
+        self._pools = pools
+        self._pinned = Pinned(ollama.ollama_keep_alive, ollama.ollama_num_ctx)
+        self._models = {name: OllamaModels(pool) for name, pool in pools.items()}
+        self.breakers: dict[str, FleetBreaker] = {}
+        self.bulkheads: dict[str, FleetBulkhead] = {}
+        self.live_workers: Callable[[], int] = lambda: 1
+        self.warm_up = self._warm_up()
+        prober = RedisDuty(gate, self._keys.prober, worker)
+        urls = {name: pool.base_url for name, pool in pools.items()}
+        board = BackendBoard(gate, self._keys, urls, worker)
+        self.watch = BackendWatch(self._models, prober, board, ollama.ollama_probe_interval, self.warm_up.start)
+        self.fleet_retries = FleetRetries(gate, self._keys, pools.retries)
+        self.facts = BackendFacts(pools, pools.retries, self.watch.health, metrics)
+
+    async def reachable(self) -> bool:
+        """Whether any backend answers now."""
+        return any(await asyncio.gather(*(models.reachable() for models in self._models.values())))
+
+    async def open_guards(self, stack: AsyncExitStack) -> None:
+        """A breaker and a bulkhead for each backend and kind of call, kept current while the stack is open."""
+        kinds = ["", "-embed"] if self._settings.embedder.embedder == "ollama" else [""]
+        for guarded in [f"{name}{kind}" for name in self._pools for kind in kinds]:
+            await self._open_breaker(stack, guarded)
+            await self._open_bulkhead(stack, guarded)
+
+    async def _open_breaker(self, stack: AsyncExitStack, name: str) -> None:
+        policy = _policy(self._settings.breaker)
+        reader = partial(blocking_reader, self._address)
+        store = RedisBreakerStore(self._gate, reader, self._keys, name, policy, self._worker)
+        self._metrics.breaker_known(name)
+        listeners = (BreakerMetrics(self._metrics, self._worker),)
+        breaker = FleetBreaker(name, policy, store, self._worker, listeners=listeners)
+        self.breakers[name] = await stack.enter_async_context(kept_current(breaker))
+
+    async def _open_bulkhead(self, stack: AsyncExitStack, name: str) -> None:
+        policy = _bulkhead_policy(self._settings, embeds=name.endswith("-embed"))
+        reader = partial(blocking_reader, self._address)
+        store = RedisBulkheadStore(self._gate, reader, self._keys, name, policy, self._worker)
+        self._metrics.bulkhead_known(name)
+        events = BulkheadMetrics(self._metrics)
+        bulkhead = FleetBulkhead(
+            name, policy, store, self._worker, events=events, live_workers=lambda: self.live_workers()
+        )
+        self.bulkheads[name] = await stack.enter_async_context(kept_alive(bulkhead))
+
+    def failover(self, events: BackendEvents) -> Failover:
+        """All backends as one, each behind its breaker."""
+        ollama = self._settings.ollama
+        deadlines = Deadlines(
+            connect=ollama.ollama_connect_timeout,
+            first_token=ollama.ollama_first_token_timeout,
+            cold_first_token=ollama.ollama_cold_first_token_timeout,
+            inter_token=ollama.ollama_inter_token_timeout,
+            total=ollama.ollama_total_timeout,
+        )
+        members: list[Backend[LanguageModel]] = [
+            Backend(name, OllamaModel(pool, deadlines, self._pinned), self.breakers[name], self.bulkheads[name])
+            for name, pool in self._pools.items()
+        ]
+        backends = Backends(members, self.watch.health)
+        return Failover(backends, self._pools.retries, deadlines.total, events)
+
+    async def open_embedder(self, stack: AsyncExitStack, events: BackendEvents) -> Embedder:
+        """All backends as one embedder (EMBEDDER=ollama), each behind its breaker."""
+        settings = self._settings.embedder
+        known = EmbedderRegistry(self._gate, self._keys, settings.embed_model)
+        remembered = await known.recall()
+        members: list[Backend[Embedder]] = []
+        for name, pool in self._pools.items():
+            opening = OllamaEmbedder.open(
+                pool,
+                settings.embed_model,
+                timeout=settings.embed_timeout,
+                remembered=remembered,
+                on_identity=known.remember,
+                pinned=self._pinned,
+                retry="here" if len(self._pools) == 1 else "elsewhere",
+            )
+            breaker, bulkhead = self.breakers[f"{name}-embed"], self.bulkheads[f"{name}-embed"]
+            guarded = GuardedEmbedder(await stack.enter_async_context(opening), bulkhead, breaker)
+            members.append(Backend(name, guarded, breaker, bulkhead))
+        backends = Backends(members, self.watch.health)
+        return FailoverEmbedder(backends, settings.embed_model, settings.embed_timeout, self._pools.retries, events)
+
+    def _warm_up(self) -> WarmUp:
+        ollama, embedder = self._settings.ollama, self._settings.embedder
+        loads = []
+        if ollama.ollama_warm_up:
+            loads.append(load_llm(ollama.llm_model, self._pinned))
+            if embedder.embedder == "ollama":
+                loads.append(load_embedder(embedder.embed_model, self._pinned))
+        duties = {name: RedisDuty(self._gate, self._keys.warm_up(name), self._worker) for name in self._pools}
+        return WarmUp(self._pools, duties, tuple(loads))
+
+
+@asynccontextmanager
+async def open_backends(
+    settings: Settings, worker: str, metrics: Metrics, gate: RedisGate, address: RedisAddress
+) -> AsyncIterator[WorkerBackends]:
+    """The worker's hold on every URL of OLLAMA_BASE_URL. On exit it leaves its duties to others."""
+    async with AsyncExitStack() as stack:
+        pools = await stack.enter_async_context(open_pools(settings.ollama.base_urls, _limits(settings)))
+        backends = WorkerBackends(settings, worker, metrics, gate, address, pools)
+        await backends.open_guards(stack)
+        stack.push_async_callback(backends.watch.leave)
+        stack.push_async_callback(backends.warm_up.aclose)
+        yield backends
+
+
+def _limits(settings: Settings) -> PoolLimits:
+    pool = settings.pool
+    return PoolLimits(
+        min_size=pool.min_size,
+        max_size=pool.max_size,
+        max_keepalive=pool.max_keepalive,
+        keepalive_expiry=pool.keepalive_expiry,
+        timeout=pool.timeout,
+        connect_timeout=settings.ollama.ollama_connect_timeout,
+    )
+
+
+def _bulkhead_policy(settings: Settings, *, embeds: bool) -> BulkheadPolicy:
+    """An embedding waits no longer than it may take: without it the answer comes all the same."""
+    bulkhead = settings.bulkhead
+    if embeds:
+        wait = min(bulkhead.max_wait, settings.embedder.embed_timeout)
+        return BulkheadPolicy(bulkhead.embed_max_concurrent, bulkhead.max_queue, wait)
+    return BulkheadPolicy(bulkhead.max_concurrent, bulkhead.max_queue, bulkhead.max_wait)
+
+
+def _policy(settings: BreakerSettings) -> Policy:
+    return Policy(
+        enabled=settings.enabled,
+        failure_threshold=settings.failure_threshold,
+        timeout_ms=round(settings.timeout * 1000),
+        timeout_max_ms=round(settings.timeout_max * 1000),
+        half_open_max_calls=settings.half_open_max_calls,
+        minimum_calls=settings.minimum_calls,
+        failure_rate=settings.failure_rate_threshold,
+        slow_rate=settings.slow_call_rate_threshold,
+        slow_ms=round(settings.slow_call_duration * 1000),
+        window_s=settings.window,
+        stable_ms=round(settings.stable_time * 1000),
+    )

@@ -1,0 +1,148 @@
+"""What one worker does for the fleet: it probes the backends, and loads their models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+from redis.asyncio import Redis
+
+from api.ollama.retries import RESERVE, RetryBudget
+from api.redis_store.client import RedisAddress, short_commands
+from api.redis_store.duty import RedisDuty
+from api.redis_store.gate import RedisGate
+from api.redis_store.keys import Keys
+from api.redis_store.retry_counts import FleetRetries
+from tests.service import Service, make_settings, running_service
+from tests.stub_ollama import StubOllama
+from tests.waiting import wait_until_async
+
+QUICK = {"ollama_probe_interval": 0.1}
+WARM = {"ollama_warm_up": True}
+
+
+def asked(stub: StubOllama, path: str) -> int:
+    count: int = stub.stats["requests"].get(path, 0)
+    return count
+
+
+async def reachable(client: httpx.AsyncClient) -> bool | None:
+    found: dict[str, Any] = (await client.get("/api/connection-pool/metrics")).json()["backends"]
+    answer: bool | None = found["ollama"]["reachable"]
+    return answer
+
+
+async def test_one_worker_probes_and_all_know(serve: Service, stub: StubOllama, redis: Redis) -> None:
+    first, second = await serve(ollama=QUICK), await serve(ollama=QUICK)
+    await wait_until_async(lambda: _all_know(first, second, True))
+    prober = await redis.get("rag:prober")
+    seen: set[bytes | None] = set()
+
+    async def probed_often() -> bool:
+        seen.add(await redis.hget("rag:backend:ollama", "by"))
+        return asked(stub, "/api/ps") > 20
+
+    await wait_until_async(probed_often)
+    assert seen == {prober}
+    assert await redis.get("rag:prober") == prober
+    await stub.refuse()
+    await wait_until_async(lambda: _all_know(first, second, False))
+    pool = (await first.get("/api/connection-pool/metrics")).json()
+    assert set(pool["endpoints"]) <= {"/api/embed"}, "probes count in no figure"
+
+
+async def test_another_probes_once_the_prober_has_left(
+    serve: Service, stub: StubOllama, redis: Redis, redis_url: str
+) -> None:
+    async with running_service(make_settings(redis_url, stub.base_url, ollama=QUICK)) as leaving:
+        await wait_until_async(lambda: reachable(leaving))
+        staying = await serve(ollama=QUICK)
+        first = await redis.get("rag:prober")
+    await wait_until_async(lambda: _is_another(redis, first))
+    await stub.refuse()
+    await wait_until_async(lambda: _all_know(staying, staying, False))
+
+
+async def test_the_models_are_loaded_once_and_no_client_ends_it(serve: Service, stub: StubOllama, redis: Redis) -> None:
+    stub.behaviour(delay=0.5, resident="no")
+    clients = [await serve(ollama=WARM), await serve(ollama=WARM)]
+    await wait_until_async(lambda: _asked(stub, "/api/generate"))
+    impatient = httpx.AsyncClient(base_url=clients[0].base_url, timeout=0.05)
+    async with impatient:
+        with pytest.raises(httpx.TimeoutException):
+            await impatient.post("/query", json={"question": "Is it there yet?"}, headers={"Cache-Control": "no-cache"})
+    for client in clients:
+        assert (await client.get("/health/ready")).status_code == 200
+    await wait_until_async(lambda: _loaded(stub))
+    await wait_until_async(lambda: redis.get("rag:warmup:ollama"))
+    assert asked(stub, "/api/generate") == 1
+    assert await redis.pttl("rag:warmup:ollama") > 15_000, "it was not given up, but done"
+    assert stub.last_bodies["/api/generate"] == {
+        "model": "llama3.2",
+        "options": {},
+        "keep_alive": "5m",
+        "stream": False,
+    }
+    assert "/api/generate" not in (await clients[0].get("/api/connection-pool/metrics")).json()["endpoints"]
+
+
+async def test_the_models_are_loaded_again_when_ollama_returns(serve: Service, stub: StubOllama) -> None:
+    await stub.refuse()
+    client = await serve(ollama={**WARM, **QUICK})
+    await wait_until_async(lambda: _all_know(client, client, False))
+    assert asked(stub, "/api/generate") == 0
+    await stub.listen()
+    await wait_until_async(lambda: _asked(stub, "/api/generate"))
+
+
+async def test_a_duty_is_one_workers_until_it_leaves_or_dies(redis: Redis, redis_url: str) -> None:
+    async with short_commands(RedisAddress(redis_url, 1.0, 1.0, 4)) as client:
+        gate = RedisGate(client, 4)
+        await gate.check()
+        first, second = RedisDuty(gate, "rag:prober", "first"), RedisDuty(gate, "rag:prober", "second")
+        assert [await first.hold(9), await second.hold(9), await first.hold(9)] == [True, False, True]
+        await second.leave()
+        assert not await second.hold(9)
+        await first.leave()
+        assert await second.hold(0.05)
+        await wait_until_async(lambda: first.hold(9))
+        gate.is_up = False
+        assert [await first.hold(9), await second.hold(9)] == [True, True]
+
+
+async def test_the_reserve_of_retries_is_the_fleets(redis: Redis, redis_url: str) -> None:
+    async with short_commands(RedisAddress(redis_url, 1.0, 1.0, 4)) as client:
+        gate = RedisGate(client, 4)
+        await gate.check()
+        budgets = [RetryBudget() for _ in range(4)]
+        counts = [FleetRetries(gate, Keys(), budget) for budget in budgets]
+        given = 0
+        for budget, fleet in zip(budgets, counts, strict=True):
+            budget.called()
+            await fleet.sync()
+            while budget.spend():
+                given += 1
+            await fleet.sync()
+        assert RESERVE <= given <= RESERVE + 1
+        await redis.flushall()
+        budgets[0].called()
+        await counts[0].sync()
+        assert budgets[0].spend() == (budgets[0].retried < RESERVE)
+
+
+async def _all_know(first: httpx.AsyncClient, second: httpx.AsyncClient, up: bool) -> bool:
+    return {await reachable(first), await reachable(second)} == {up}
+
+
+async def _asked(stub: StubOllama, path: str) -> bool:
+    return asked(stub, path) > 0
+
+
+async def _loaded(stub: StubOllama) -> bool:
+    return asked(stub, "/api/embed") > 0 and stub.stats["in_flight"] == 0
+
+
+async def _is_another(redis: Redis, first: bytes | None) -> bool:
+    now = await redis.get("rag:prober")
+    return now is not None and now != first

@@ -1,0 +1,190 @@
+"""The stream of events by itself: who asks for one, what a full pipe does, what is told of a fault of our own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+from starlette.requests import Request
+
+from api.endpoints.disconnects import ClientLeft, until_client_leaves
+from api.endpoints.event_stream import EventStream, accepted
+from api.endpoints.event_wire import Streaming
+from api.model import CacheStatus, Token
+from api.query.answered import Answered, AnswerEvent, Opening, Stages
+from api.query.cache_control import CacheControl
+
+SCOPE: dict[str, Any] = {
+    "type": "http",
+    "method": "POST",
+    "path": "/query",
+    "query_string": b"",
+    "headers": [],
+    "server": ("x", 80),
+    "scheme": "http",
+    "state": {"request_id": "r"},
+}
+
+
+class Pipe:
+    """An ASGI server: keeps what is sent, takes no more while `full`, and can lose its client."""
+
+    def __init__(self) -> None:
+        self.sent: list[dict[str, Any]] = []
+        self.room = asyncio.Event()
+        self.room.set()
+        self.gone = asyncio.Event()
+
+    async def send(self, message: Any) -> None:
+        await self.room.wait()
+        self.sent.append(message)
+
+    async def receive(self) -> dict[str, Any]:
+        await self.gone.wait()
+        return {"type": "http.disconnect"}
+
+    @property
+    def text(self) -> str:
+        return b"".join(message.get("body", b"") for message in self.sent).decode()
+
+
+def stream(answer: AsyncGenerator[AnswerEvent, None], streaming: Streaming | None = None) -> EventStream:
+    return EventStream(Request(SCOPE), aclosing(answer), CacheControl(), streaming or Streaming())
+
+
+async def turns(count: int = 20) -> None:
+    """Lets everything that can go on go on."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize(
+    ("accept", "streams"),
+    [
+        ("text/event-stream", True),
+        ("Text/Event-Stream; charset=utf-8", True),
+        ("application/json, text/event-stream;q=0.5", True),
+        ("text/event-stream;q=0.05", True),
+        ("text/event-stream;q=0", False),
+        ("text/event-stream; q = 0.00", False),
+        ("text/event-streams", False),
+        ("text/*", False),
+        ("*/*", False),
+        ("", False),
+        (",;", False),
+    ],
+)
+def test_who_accepts_event_streams(accept: str, streams: bool) -> None:
+    assert accepted(accept) is streams
+
+
+async def test_no_more_is_asked_for_than_the_reader_takes() -> None:
+    asked_for = 0
+
+    async def answer() -> AsyncGenerator[AnswerEvent, None]:
+        nonlocal asked_for
+        yield Opening(CacheStatus.MISS)
+        for asked_for in range(1, 11):  # noqa: B007 - counts
+            yield Token("x")
+        yield Answered("x" * 10, "m", CacheStatus.MISS, Stages())
+
+    pipe = Pipe()
+    pipe.room.clear()
+    sending = asyncio.create_task(stream(answer())(SCOPE, pipe.receive, pipe.send))
+    await turns()
+    assert asked_for == 0
+    pipe.room.set()
+    await sending
+    assert asked_for == 10
+    assert pipe.text.count("event: token") == 10
+
+
+async def test_a_reader_who_takes_nothing_counts_as_gone() -> None:
+    ended = False
+
+    async def answer() -> AsyncGenerator[AnswerEvent, None]:
+        nonlocal ended
+        try:
+            yield Opening(CacheStatus.MISS)
+            yield Token("x")
+        finally:
+            ended = True
+
+    pipe = Pipe()
+    pipe.room.clear()
+    await stream(answer(), Streaming(heartbeat=0.01, stall=0.05))(SCOPE, pipe.receive, pipe.send)
+    assert ended
+    assert pipe.sent == []
+
+
+async def test_a_fault_of_our_own_is_told_and_raised() -> None:
+    async def answer() -> AsyncGenerator[AnswerEvent, None]:
+        yield Opening(CacheStatus.MISS)
+        raise ValueError("secret")
+
+    pipe = Pipe()
+    with pytest.raises(ValueError, match="secret"):
+        await stream(answer())(SCOPE, pipe.receive, pipe.send)
+    name, data = pipe.text.split("\n\n")[1].split("\n")
+    assert name == "event: error"
+    problem = json.loads(data.removeprefix("data: "))
+    assert (problem["status"], problem["request_id"]) == (500, "r")
+    assert "secret" not in data
+    assert pipe.sent[-1]["more_body"] is True  # the response is cut off, as what it is
+
+
+async def test_who_leaves_ends_the_answer_in_its_place() -> None:
+    ended: list[str] = []
+
+    async def answer() -> AsyncGenerator[AnswerEvent, None]:
+        try:
+            yield Opening(CacheStatus.MISS)
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            ended.append("cancelled")
+            raise
+
+    pipe = Pipe()
+    sending = asyncio.create_task(stream(answer())(SCOPE, pipe.receive, pipe.send))
+    await turns()
+    pipe.gone.set()
+    await sending
+    assert ended == ["cancelled"]
+    assert pipe.sent[-1]["more_body"] is True
+
+
+async def test_leaving_and_the_end_at_once_leave_nothing_cancelled() -> None:
+    pipe = Pipe()
+    async with until_client_leaves(pipe.receive):
+        await asyncio.sleep(0)
+        pipe.gone.set()
+    await turns()  # a cancellation that was still to come would strike here
+
+
+async def test_the_cancellation_of_the_request_itself_is_passed_on() -> None:
+    pipe = Pipe()
+
+    async def work() -> None:
+        async with until_client_leaves(pipe.receive):
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(work())
+    await turns()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_a_deadline_inside_is_not_taken_for_a_client_that_left() -> None:
+    pipe = Pipe()
+    with pytest.raises(TimeoutError):
+        async with until_client_leaves(pipe.receive), asyncio.timeout(0.01):
+            await asyncio.Event().wait()
+    pipe.gone.set()
+    with pytest.raises(ClientLeft):
+        async with until_client_leaves(pipe.receive):
+            await asyncio.Event().wait()
