@@ -9,7 +9,7 @@ import httpx
 
 from api.embedded.redis_server import EmbeddedRedis
 from tests.service import Service, ask
-from tests.stub_ollama import StubOllama
+from tests.stub_ollama import StubOllama, running_stub
 from tests.waiting import wait_until_async
 
 METRICS = "/api/bulkhead/metrics"
@@ -99,6 +99,41 @@ async def test_an_expired_answer_is_served_while_the_bulkhead_is_full(serve: Ser
 
     await wait_until_async(stale)
     await let_go(stub, holding)
+
+
+async def test_a_client_that_leaves_frees_its_place_and_its_permit(serve: Service, stub: StubOllama) -> None:
+    client = await serve(bulkhead={"max_concurrent": 1})
+    stub.behaviour(mode="hang_between", path="/api/chat")
+    holding = asking(client, "First?", stream=True)
+    await until(client, in_use=1)
+    waiting = asking(client, "Second?", stream=True)
+    await until(client, waiting=1)
+    waiting.cancel()
+    await until(client, waiting=0, in_use=1)
+    holding.cancel()
+    await until(client, waiting=0, in_use=0)
+
+
+async def test_a_full_line_at_one_backend_goes_on_to_the_next(serve: Service, stub: StubOllama) -> None:
+    async with running_stub() as second:
+        both = {"ollama_base_url": f"{stub.base_url},{second.base_url}"}
+        client = await serve(ollama=both, bulkhead={"max_concurrent": 1, "max_queue": 0})
+        for backend in (stub, second):
+            backend.behaviour(mode="hang", path="/api/chat")
+        calls = [asking(client, f"What of number {number}?") for number in range(2)]
+
+        async def both_busy() -> bool:
+            found = (await figures(client))["bulkheads"]
+            return [found[name]["in_use"] for name in ("ollama", "ollama-2")] == [1, 1]
+
+        await wait_until_async(both_busy)
+        rejected = await client.post("/query", json={"question": "One more?"})
+        assert (rejected.status_code, rejected.json()["reason"]) == (503, "queue_full")
+        for backend in (stub, second):
+            backend.behaviour("ok")
+        for backend in (stub, second):
+            backend.break_connections()
+        assert {(await call).status_code for call in calls} == {200}
 
 
 async def test_an_open_breaker_rejects_before_the_line(serve: Service, stub: StubOllama) -> None:
