@@ -188,6 +188,8 @@ class FleetBreaker(pybreaker.CircuitBreaker):
         """Reads the store: the shared state wins, whatever happened locally. A lost store is noticed here too."""
         ticket = self.view.sending()
         try:
+            if self._local is not None:  # a full or read-only Redis answers reads: only a write proves it is back
+                await self.store.record(0, "", [], 0)
             reading = await self.store.read()
         except StoreUnavailable:
             self._lost_store()
