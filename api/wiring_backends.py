@@ -91,6 +91,7 @@ class WorkerBackends:
         listeners = (BreakerMetrics(self._metrics, self._worker),)
         breaker = FleetBreaker(name, policy, store, self._worker, listeners=listeners)
         self.breakers[name] = await stack.enter_async_context(kept_current(breaker))
+        self._gate.after_recovery(breaker.refresh)
 
     def failover(self, events: BackendEvents) -> Failover:
         """All backends as one, each behind its breaker."""
