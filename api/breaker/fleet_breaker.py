@@ -18,6 +18,7 @@ from contextlib import asynccontextmanager
 from typing import Any, NoReturn
 
 import pybreaker
+import structlog
 
 from api.breaker.attempt import CallAttempt
 from api.breaker.local_breaker import LocalBreaker
@@ -26,6 +27,8 @@ from api.breaker.reports import Reports
 from api.breaker.state import Admission, Outcome, Policy, Position, Reading, Recorded, State, Transition
 from api.breaker.store import BreakerStore, Override
 from api.errors import BreakerOpen, StoreUnavailable
+
+_log = structlog.get_logger("ragherd.breaker")
 
 
 class BreakerListener(pybreaker.CircuitBreakerListener):
@@ -221,13 +224,17 @@ class FleetBreaker(pybreaker.CircuitBreaker):
         self._tell("transition", transition)
         old = self._create_new_state(PYBREAKER_STATES[transition.from_state])
         new = self._create_new_state(PYBREAKER_STATES[transition.to_state])
-        for listener in self.listeners:
-            listener.state_change(self, old, new)
+        self._tell("state_change", old, new)
 
     def _tell(self, event: str, *values: Any) -> None:
         for listener in self.listeners:
-            if isinstance(listener, BreakerListener):
-                getattr(listener, event)(self, *values)
+            heard = getattr(listener, event, None)
+            if heard is None:
+                continue  # pybreaker's own listeners know but some events
+            try:
+                heard(self, *values)
+            except Exception:  # noqa: BLE001 - whatever a listener raises is its own affair
+                _log.exception("breaker_listener_failed", breaker=self.name, listener=type(listener).__name__)
 
     # -- pybreaker's own way of calling and moving --------------------------------------------------------------------
 
@@ -251,3 +258,4 @@ class FleetBreaker(pybreaker.CircuitBreaker):
         raise TypeError("use `async with breaker.attempt()`: a fleet's breaker is asynchronous")
 
     open = half_open = close = calling
+        """Tells those who know of `event`. A listener that fails takes neither the call nor the others with it."""
