@@ -96,6 +96,11 @@ class FleetBreaker(pybreaker.CircuitBreaker):
         return position.forced == "OPEN" or (position.state is not State.CLOSED and self.view.remaining > 0)
 
     @asynccontextmanager
+    @property
+    def effective_state(self) -> State:
+        """The state as far as it concerns calls: one that is disabled admits them all, whatever the fleet's state."""
+        return self.view.position.state if self.policy.enabled else State.CLOSED
+
     async def attempt(self) -> AsyncIterator[CallAttempt]:
         """Admits one call, or raises `BreakerOpen`. Left without a report, the call counts as ignored."""
         token = uuid.uuid4().hex
