@@ -13,8 +13,8 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
 from typing import Any, NoReturn
 
 import pybreaker
@@ -78,6 +78,7 @@ class FleetBreaker(pybreaker.CircuitBreaker):
         self._clock = clock
         self._local: LocalBreaker | None = None
         self._reports = Reports(self._send)
+        self._finishing: set[asyncio.Task[None]] = set()
 
     @property
     def store_name(self) -> str:
@@ -95,12 +96,12 @@ class FleetBreaker(pybreaker.CircuitBreaker):
         position = self.view.position
         return position.forced == "OPEN" or (position.state is not State.CLOSED and self.view.remaining > 0)
 
-    @asynccontextmanager
     @property
     def effective_state(self) -> State:
         """The state as far as it concerns calls: one that is disabled admits them all, whatever the fleet's state."""
         return self.view.position.state if self.policy.enabled else State.CLOSED
 
+    @asynccontextmanager
     async def attempt(self) -> AsyncIterator[CallAttempt]:
         """Admits one call, or raises `BreakerOpen`. Left without a report, the call counts as ignored."""
         token = uuid.uuid4().hex
@@ -132,7 +133,7 @@ class FleetBreaker(pybreaker.CircuitBreaker):
             return Admission(granted=False, probe=False, position=position)
         ticket = self.view.sending()
         try:
-            admission = await self.store.admit(token)
+            admission = await self._ask(token)
         except StoreUnavailable:
             return self._lost_store().admit(token)
         self.view.adopt(admission.position, ticket)
@@ -140,11 +141,33 @@ class FleetBreaker(pybreaker.CircuitBreaker):
             self._tell("lost_probes", admission.lost)
         return admission
 
+    async def _ask(self, token: str) -> Admission:
+        """The store's verdict. A caller that leaves meanwhile gives back the permit that it is granted."""
+        asking = asyncio.create_task(self.store.admit(token))
+        try:
+            return await asyncio.shield(asking)
+        except asyncio.CancelledError:
+            self._finish(self._give_back(asking, token))
+            raise
+
+    async def _give_back(self, asking: asyncio.Task[Admission], token: str) -> None:
+        with suppress(StoreUnavailable):
+            admission = await asking
+            if admission.probe:
+                await self._send(admission.position.epoch, token, [Outcome.IGNORED], 0)
+
+    def _finish(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Does `work` to its end, whoever leaves; `aclose` waits for it."""
+        task = asyncio.create_task(work)
+        self._finishing.add(task)
+        task.add_done_callback(self._finishing.discard)
+        return task
+
     async def report(self, epoch: int, token: str, outcome: Outcome) -> None:
         """How an admitted call went. A probe's outcome and a failure are with the store when this returns."""
         self._tell("outcome", outcome)
         if token:
-            await self._send(epoch, token, [outcome], 0)
+            await asyncio.shield(self._finish(self._send(epoch, token, [outcome], 0)))
         else:
             await self._reports.add(epoch, outcome, at_once=outcome in (Outcome.FAILED, Outcome.SLOW_FAILED))
 
@@ -222,6 +245,7 @@ class FleetBreaker(pybreaker.CircuitBreaker):
 
     async def aclose(self) -> None:
         """Sends what is waiting to be reported."""
+        await asyncio.gather(*self._finishing, return_exceptions=True)
         await self._reports.aclose()
 
     def announce(self, transition: Transition) -> None:
@@ -232,6 +256,7 @@ class FleetBreaker(pybreaker.CircuitBreaker):
         self._tell("state_change", old, new)
 
     def _tell(self, event: str, *values: Any) -> None:
+        """Tells those who know of `event`. A listener that fails takes neither the call nor the others with it."""
         for listener in self.listeners:
             heard = getattr(listener, event, None)
             if heard is None:
@@ -263,4 +288,3 @@ class FleetBreaker(pybreaker.CircuitBreaker):
         raise TypeError("use `async with breaker.attempt()`: a fleet's breaker is asynchronous")
 
     open = half_open = close = calling
-        """Tells those who know of `event`. A listener that fails takes neither the call nor the others with it."""

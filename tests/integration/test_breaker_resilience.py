@@ -17,6 +17,7 @@ from api.breaker.following import kept_current
 from api.breaker.state import Outcome, Policy, State, Transition
 from api.redis_store.breaker_store import RedisBreakerStore
 from api.redis_store.client import RedisAddress, blocking_reader
+from api.redis_store.counters import CacheCounters
 from api.redis_store.gate import RedisGate
 from api.redis_store.keys import Keys
 from tests.service import Service
@@ -139,6 +140,109 @@ async def test_a_listener_that_raises_harms_neither_calls_nor_other_listeners(st
         await wait_until_async(lambda: _true(heard.transitions), timeout=2)
         await breaker.override("RESET", "operator")
         await wait_until_async(lambda: _true(len(heard.transitions) == 2), timeout=2)
+
+
+# -- callers that leave -----------------------------------------------------------------------------------------------
+
+
+class Held(RedisBreakerStore):
+    """Carries out what it is asked only when let go."""
+
+    gate_open: asyncio.Event
+    asked: asyncio.Event
+
+    async def admit(self, token: str) -> Any:
+        self.asked.set()
+        await self.gate_open.wait()
+        return await super().admit(token)
+
+    async def record(self, epoch: int, token: str, outcomes: list[Outcome], rejected: int) -> Any:
+        self.asked.set()
+        await self.gate_open.wait()
+        return await super().record(epoch, token, outcomes, rejected)
+
+
+@pytest.fixture
+def held(store: RedisBreakerStore) -> Held:
+    store.__class__ = Held
+    assert isinstance(store, Held)
+    store.gate_open, store.asked = asyncio.Event(), asyncio.Event()
+    store.gate_open.set()
+    return store
+
+
+async def opened(store: Held) -> FleetBreaker:
+    """A breaker whose wait is over: the next call is a probe."""
+    breaker = breaker_on(store)
+    await fail(breaker, 2)
+    assert breaker.view.position.state is State.OPEN
+    await wait_until_async(lambda: _true(breaker.view.remaining == 0))
+    store.gate_open.clear()
+    store.asked.clear()
+    return breaker
+
+
+async def leave(calling: asyncio.Task[None], store: Held) -> None:
+    await store.asked.wait()
+    calling.cancel()
+    await asyncio.gather(calling, return_exceptions=True)
+    store.gate_open.set()
+
+
+async def test_who_leaves_while_asking_gives_the_permit_back(redis: Redis, held: Held) -> None:
+    breaker = await opened(held)
+    await leave(asyncio.create_task(fail(breaker, 1)), held)
+
+    async def probed() -> bool:
+        return await redis.hget(HASH, "ignored_calls") == b"1"  # type: ignore[misc]
+
+    await wait_until_async(probed, timeout=2)
+    assert await redis.zcard(PERMITS) == 0
+    await breaker.aclose()
+
+
+async def test_the_outcome_of_a_probe_arrives_also_when_its_caller_leaves(redis: Redis, held: Held) -> None:
+    breaker = await opened(held)
+    held.gate_open.set()
+    admitted = asyncio.Event()
+
+    async def probe() -> None:
+        async with breaker.attempt() as attempt:
+            held.gate_open.clear()
+            held.asked.clear()
+            admitted.set()
+            await attempt.succeeded(0.0)
+
+    calling = asyncio.create_task(probe())
+    await admitted.wait()
+    await leave(calling, held)
+
+    async def closed() -> bool:
+        return await redis.hget(HASH, "state") == b"CLOSED"  # type: ignore[misc]
+
+    await wait_until_async(closed, timeout=2)
+    await breaker.aclose()
+
+
+async def test_a_flush_of_counters_that_is_cancelled_loses_nothing(redis: Redis) -> None:
+    gate = RedisGate(redis, 1)
+    await gate.check()
+    counters, busy, free = CacheCounters(gate, Keys()), asyncio.Event(), asyncio.Event()
+
+    async def occupy(_: Redis) -> None:
+        busy.set()
+        await free.wait()
+
+    occupying = asyncio.create_task(gate.run("ping", occupy))
+    await busy.wait()
+    counters.add("hits", 3)
+    flushing = asyncio.create_task(counters.flush())
+    await asyncio.sleep(0)
+    flushing.cancel()
+    await asyncio.gather(flushing, return_exceptions=True)
+    free.set()
+    await occupying
+    assert (await counters.totals())["hits"] == 3
 
 
 async def _true(value: object) -> bool:
