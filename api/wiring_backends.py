@@ -103,6 +103,7 @@ class WorkerBackends:
         listeners = (BreakerMetrics(self._metrics, self._worker),)
         breaker = FleetBreaker(name, policy, store, self._worker, listeners=listeners)
         self.breakers[name] = await stack.enter_async_context(kept_current(breaker))
+        self._gate.after_recovery(breaker.refresh)
 
     async def _open_bulkhead(self, stack: AsyncExitStack, name: str) -> None:
         policy = _bulkhead_policy(self._settings, name)

@@ -157,6 +157,7 @@ async def main(url: str, policy: dict[str, Any], backend: tuple[str, int]) -> No
         store = RedisBreakerStore(gate, partial(blocking_reader, address), Keys(), "ollama", chosen, worker_id)
         breaker = FleetBreaker("ollama", chosen, store, worker_id, listeners=(heard,))
         await stack.enter_async_context(kept_current(breaker))
+        gate.after_recovery(breaker.refresh)
         await obey(Worker(breaker, heard, backend))
 
 

@@ -13,11 +13,12 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
 from typing import Any, NoReturn
 
 import pybreaker
+import structlog
 
 from api.breaker.attempt import CallAttempt
 from api.breaker.local_breaker import LocalBreaker
@@ -26,6 +27,8 @@ from api.breaker.reports import Reports
 from api.breaker.state import Admission, Outcome, Policy, Position, Reading, Recorded, State, Transition
 from api.breaker.store import BreakerStore, Override
 from api.errors import BreakerOpen, StoreUnavailable
+
+_log = structlog.get_logger("ragherd.breaker")
 
 
 class BreakerListener(pybreaker.CircuitBreakerListener):
@@ -75,6 +78,7 @@ class FleetBreaker(pybreaker.CircuitBreaker):
         self._clock = clock
         self._local: LocalBreaker | None = None
         self._reports = Reports(self._send)
+        self._finishing: set[asyncio.Task[None]] = set()
 
     @property
     def store_name(self) -> str:
@@ -91,6 +95,11 @@ class FleetBreaker(pybreaker.CircuitBreaker):
             return position.forced == "OPEN" or (position.state is State.OPEN and position.wait_ms > 0)
         position = self.view.position
         return position.forced == "OPEN" or (position.state is not State.CLOSED and self.view.remaining > 0)
+
+    @property
+    def effective_state(self) -> State:
+        """The state as far as it concerns calls: one that is disabled admits them all, whatever the fleet's state."""
+        return self.view.position.state if self.policy.enabled else State.CLOSED
 
     @asynccontextmanager
     async def attempt(self) -> AsyncIterator[CallAttempt]:
@@ -143,7 +152,7 @@ class FleetBreaker(pybreaker.CircuitBreaker):
             return known
         ticket = self.view.sending()
         try:
-            admission = await self.store.admit(token)
+            admission = await self._ask(token)
         except StoreUnavailable:
             return self._lost_store().admit(token)
         self.view.adopt(admission.position, ticket)
@@ -151,11 +160,33 @@ class FleetBreaker(pybreaker.CircuitBreaker):
             self._tell("lost_probes", admission.lost)
         return admission
 
+    async def _ask(self, token: str) -> Admission:
+        """The store's verdict. A caller that leaves meanwhile gives back the permit that it is granted."""
+        asking = asyncio.create_task(self.store.admit(token))
+        try:
+            return await asyncio.shield(asking)
+        except asyncio.CancelledError:
+            self._finish(self._give_back(asking, token))
+            raise
+
+    async def _give_back(self, asking: asyncio.Task[Admission], token: str) -> None:
+        with suppress(StoreUnavailable):
+            admission = await asking
+            if admission.probe:
+                await self._send(admission.position.epoch, token, [Outcome.IGNORED], 0)
+
+    def _finish(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Does `work` to its end, whoever leaves; `aclose` waits for it."""
+        task = asyncio.create_task(work)
+        self._finishing.add(task)
+        task.add_done_callback(self._finishing.discard)
+        return task
+
     async def report(self, epoch: int, token: str, outcome: Outcome) -> None:
         """How an admitted call went. A probe's outcome and a failure are with the store when this returns."""
         self._tell("outcome", outcome)
         if token:
-            await self._send(epoch, token, [outcome], 0)
+            await asyncio.shield(self._finish(self._send(epoch, token, [outcome], 0)))
         else:
             await self._reports.add(epoch, outcome, at_once=outcome in (Outcome.FAILED, Outcome.SLOW_FAILED))
 
@@ -207,6 +238,8 @@ class FleetBreaker(pybreaker.CircuitBreaker):
         """Reads the store: the shared state wins, whatever happened locally. A lost store is noticed here too."""
         ticket = self.view.sending()
         try:
+            if self._local is not None:  # a full or read-only Redis answers reads: only a write proves it is back
+                await self.store.record(0, "", [], 0)
             reading = await self.store.read()
         except StoreUnavailable:
             self._lost_store()
@@ -231,6 +264,7 @@ class FleetBreaker(pybreaker.CircuitBreaker):
 
     async def aclose(self) -> None:
         """Sends what is waiting to be reported."""
+        await asyncio.gather(*self._finishing, return_exceptions=True)
         await self._reports.aclose()
 
     def announce(self, transition: Transition) -> None:
@@ -238,13 +272,18 @@ class FleetBreaker(pybreaker.CircuitBreaker):
         self._tell("transition", transition)
         old = self._create_new_state(PYBREAKER_STATES[transition.from_state])
         new = self._create_new_state(PYBREAKER_STATES[transition.to_state])
-        for listener in self.listeners:
-            listener.state_change(self, old, new)
+        self._tell("state_change", old, new)
 
     def _tell(self, event: str, *values: Any) -> None:
+        """Tells those who know of `event`. A listener that fails takes neither the call nor the others with it."""
         for listener in self.listeners:
-            if isinstance(listener, BreakerListener):
-                getattr(listener, event)(self, *values)
+            heard = getattr(listener, event, None)
+            if heard is None:
+                continue  # pybreaker's own listeners know but some events
+            try:
+                heard(self, *values)
+            except Exception:  # noqa: BLE001 - whatever a listener raises is its own affair
+                _log.exception("breaker_listener_failed", breaker=self.name, listener=type(listener).__name__)
 
     # -- pybreaker's own way of calling and moving --------------------------------------------------------------------
 

@@ -7,12 +7,16 @@ import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import structlog
+
 from api.background import cancelled
 from api.breaker.fleet_breaker import FleetBreaker
 from api.errors import StoreUnavailable
 
 POLL_SECONDS = 1.0
 RECONNECT_SECONDS = 0.25
+
+_log = structlog.get_logger("ragherd.breaker")
 
 
 @asynccontextmanager
@@ -38,11 +42,17 @@ async def _follow(breaker: FleetBreaker, listening: asyncio.Event) -> None:
                 for transition in transitions:
                     breaker.announce(transition)
         except StoreUnavailable:
-            listening.set()
-            await asyncio.sleep(RECONNECT_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
+            pass
+        except Exception:  # noqa: BLE001 - a worker that no longer follows would be blind, and nobody would know
+            _log.exception("breaker_follow_failed", breaker=breaker.name)
+        listening.set()
+        await asyncio.sleep(RECONNECT_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
 
 
 async def _poll(breaker: FleetBreaker) -> None:
     while True:
         await asyncio.sleep(POLL_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
-        await breaker.refresh()
+        try:
+            await breaker.refresh()
+        except Exception:  # noqa: BLE001 - as above
+            _log.exception("breaker_poll_failed", breaker=breaker.name)

@@ -17,7 +17,10 @@ class BreakerStore(Protocol):
         """Asks for admission; a probe's permit is held under `token`."""
 
     async def record(self, epoch: int, token: str, outcomes: list[Outcome], rejected: int) -> Recorded:
-        """Reports results, oldest first, of calls admitted in `epoch`. `token` is empty but for a probe."""
+        """Reports results, oldest first, of calls admitted in `epoch`. `token` is empty but for a probe.
+
+        Writes even when there is nothing to report, so that an empty report tells whether the store takes writes.
+        """
 
     async def renew(self, token: str) -> bool:
         """Renews a probe's lease; False when the permit is no longer its own."""

@@ -73,9 +73,9 @@ class WorkerState:
 
     @property
     def generation_states(self) -> list[State]:
-        """Where the generate breaker of each backend stands, as far as this worker knows; no I/O."""
+        """Where the generate breaker of each backend stands for calls, as far as this worker knows; no I/O."""
         breakers = self.breakers.items()
-        return [breaker.view.position.state for name, breaker in breakers if not name.endswith("-embed")]
+        return [breaker.effective_state for name, breaker in breakers if not name.endswith("-embed")]
 
 
 def worker_state(request: Request) -> WorkerState:

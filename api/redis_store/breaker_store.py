@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any, Final
 
+import structlog
 from redis.asyncio import Redis
 from redis.commands.core import AsyncScript
 from redis.exceptions import RedisError
@@ -50,6 +51,8 @@ class RedisBreakerStore:
         self._policy = policy
         self._worker = worker
         self._last_id = ""
+        self._unreadable: set[str] = set()
+        self._logger = structlog.get_logger("ragherd.breaker")
         self._admit = self._script("breaker_admit")
         self._record = self._script("breaker_record")
         self._renew = self._script("breaker_renew")
@@ -97,7 +100,7 @@ class RedisBreakerStore:
         entries = await self._gate.run(
             "breaker_history", lambda client: client.xrevrange(self._log, "+", since_ms or "-", count=limit)
         )
-        return [_transition(_text(entry_id), _texts(fields)) for entry_id, fields in entries or []]
+        return self._transitions(entries or [])
 
     async def follow(self) -> AsyncIterator[list[Transition]]:
         """See `BreakerStore`. Goes on after the last entry seen, also after a reconnect."""
@@ -110,9 +113,24 @@ class RedisBreakerStore:
                     entries = [entry for _, found in _streams(reply) for entry in found]
                     if entries:
                         self._last_id = entries[-1][0]
-                        yield [_transition(*entry) for entry in entries]
+                        yield self._transitions(entries)
             except (RedisError, OSError, TimeoutError) as error:
                 raise StoreUnavailable(str(error)) from error
+
+    def _transitions(self, entries: Iterable[tuple[Any, Any]]) -> list[Transition]:
+        """Those that can be read: one that can not is some other program's, or a later release's."""
+        found = []
+        for entry_id, fields in entries:
+            try:
+                found.append(_transition(_text(entry_id), _texts(fields)))
+            except (LookupError, ValueError, AttributeError):  # no fields at all: redis-py gives None
+                self._skipped(_text(entry_id))
+        return found
+
+    def _skipped(self, entry_id: str) -> None:
+        if entry_id not in self._unreadable:
+            self._unreadable.add(entry_id)
+            self._logger.warning("breaker_log_entry_unreadable", log=self._log, entry=entry_id)
 
     async def _newest_id(self, client: Redis) -> str:
         newest = await client.xrevrange(self._log, count=1)
@@ -120,7 +138,7 @@ class RedisBreakerStore:
 
 
 def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 def _texts(fields: Any) -> dict[str, str]:
@@ -155,11 +173,16 @@ def _position(reply: list[Any]) -> Position:
 
 
 def _state(fields: dict[str, str]) -> BreakerState:
-    def number(name: str) -> int:
-        return int(fields.get(name) or 0)
+    """What can not be read counts as missing, as it does in the scripts."""
 
+    def number(name: str) -> int:
+        with suppress(ValueError):
+            return int(fields.get(name) or 0)
+        return 0
+
+    state = fields.get("state", "")
     return BreakerState(
-        state=State(fields.get("state", State.CLOSED)),
+        state=State(state) if state in set(State) else State.CLOSED,
         epoch=number("epoch"),
         since_ms=number("since_ms"),
         until_ms=number("until_ms"),

@@ -76,5 +76,5 @@ async def short_commands(address: RedisAddress) -> AsyncIterator[Redis]:
 async def blocking_reader(address: RedisAddress, block_seconds: float) -> AsyncIterator[Redis]:
     """A client of its own for blocking reads of up to `block_seconds`."""
     timeout = block_seconds + address.timeout + 1.0
-    async with _opened(address, socket_timeout=timeout, decode_responses=True) as client:
+    async with _opened(address, socket_timeout=timeout, decode_responses=True, encoding_errors="replace") as client:
         yield client

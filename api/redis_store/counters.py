@@ -29,6 +29,7 @@ class CacheCounters:
         self._pending: Counter[str] = Counter()
         self._touched: set[str] = set()
         self._known: dict[str, int] = {}
+        self._flushing = asyncio.Lock()
 
     def add(self, name: str, count: int = 1) -> None:
         """Counts; no I/O."""
@@ -52,7 +53,15 @@ class CacheCounters:
         return self._known
 
     async def flush(self) -> None:
-        """Sends what is pending; keeps it for the next time when Redis is down."""
+        """Sends what is pending; keeps it for the next time when Redis is down. Cancelled, it still sends."""
+        if self._pending or self._touched or self._flushing.locked():
+            await asyncio.shield(asyncio.create_task(self._flush()))
+
+    async def _flush(self) -> None:
+        async with self._flushing:
+            await self._send_pending()
+
+    async def _send_pending(self) -> None:
         pending, self._pending = self._pending, Counter()
         touched, self._touched = self._touched, set()
         if not (pending or touched):

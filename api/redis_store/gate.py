@@ -46,11 +46,17 @@ class RedisGate:
         self._events = events or GateEvents()
         self._slots = asyncio.Semaphore(max_concurrency)
         self._lost = asyncio.Event()
+        self._recovering = asyncio.Lock()
         self._on_recovery: list[Callable[[], Awaitable[None]]] = []
+        self._after_recovery: list[Callable[[], Awaitable[None]]] = []
 
     def on_recovery(self, action: Callable[[], Awaitable[None]]) -> None:
-        """Runs `action` whenever Redis is (again) found up, before callers are let through."""
+        """Runs `action` whenever Redis is (again) found up, before callers are let through. If it fails, none are."""
         self._on_recovery.append(action)
+
+    def after_recovery(self, action: Callable[[], Awaitable[None]]) -> None:
+        """Runs `action` whenever Redis is up again and callers are let through."""
+        self._after_recovery.append(action)
 
     async def run(self, operation: str, command: Callable[[Redis], Awaitable[T]]) -> T:
         """Awaits `command`. Raises `StoreUnavailable` for any fault of Redis; `operation` names it in metrics."""
@@ -78,20 +84,30 @@ class RedisGate:
             raise StoreUnavailable(str(error)) from error
 
     async def check(self) -> bool:
-        """Asks Redis itself, whatever is known; a Redis found up again is made ready before it is used."""
+        """Asks Redis itself, whatever is known. One found up again is made ready before it is used. Raises nothing."""
         try:
             await self._run("ping", lambda client: client.ping())
             if not self.is_up:
                 await self._recover()
         except StoreUnavailable:
             self.is_up = False
+        except Exception as error:  # noqa: BLE001 - whatever keeps Redis from being made ready, it is down
+            self._events.failed("recovery", error)
+            self.is_up = False
         return self.is_up
 
     async def _recover(self) -> None:
-        for action in self._on_recovery:
-            await action()
-        self.is_up = True
-        self._events.found()
+        async with self._recovering:
+            if self.is_up:
+                return
+            for action in self._on_recovery:
+                await self._run("recovery", lambda _, action=action: action())  # type: ignore[misc]
+            self.is_up = True
+            self._events.found()
+        ends = await asyncio.gather(*(action() for action in self._after_recovery), return_exceptions=True)
+        for error in ends:
+            if isinstance(error, Exception):
+                self._events.failed("after_recovery", error)
 
     async def watch(self) -> None:
         """Checks for ever, jittered, and at once after a fault: one slow reply is not a lost Redis. A worker's task."""

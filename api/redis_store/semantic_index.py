@@ -88,18 +88,20 @@ class SemanticIndex:
         for embedder in self._known.values() if self.supported else ():
             try:
                 await self._create(self._gate.client, embedder)
-            except RedisError:
+            except ResponseError:
                 self._indexes.pop(embedder.fingerprint, None)  # made at the next look-up
 
     async def _find_module(self) -> None:
         try:
             await self._gate.client.execute_command("FT._LIST")  # type: ignore[no-untyped-call]
-        except ResponseError:
-            if self.supported:
-                self._on_unsupported()
-            self.supported = False
+        except ResponseError as error:
+            # Any other refusal, of an ACL say, means that there is a module.
+            missing = str(error).lower().startswith("unknown command")
         else:
-            self.supported = True
+            missing = False
+        if missing and self.supported:
+            self._on_unsupported()
+        self.supported = not missing
 
     async def _create(self, client: Redis, embedder: EmbedderIdentity) -> None:
         index = AsyncSearchIndex.from_dict(_schema(self._keys, embedder), redis_client=client)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from redis.asyncio import Redis
+
 from tests.service import Service, ask
 from tests.stub_ollama import StubOllama
 from tests.waiting import wait_until_async
@@ -105,3 +107,12 @@ async def test_switched_off_it_counts_and_never_opens(serve: Service, stub: Stub
         assert (await client.post("/query", json={"question": "Broken?"})).status_code == 502
     metrics = (await client.get(METRICS)).json()
     assert (metrics["state"], metrics["failure_count"], metrics["enabled"]) == ("CLOSED", 3, False)
+
+
+async def test_health_ignores_the_state_of_a_breaker_that_is_disabled(serve: Service, redis: Redis) -> None:
+    await redis.hset("rag:cb:{ollama}", mapping={"state": "OPEN", "epoch": "5", "forced": "OPEN"})  # type: ignore[misc]
+    client = await serve(breaker={"enabled": False})
+    health = (await client.get("/health")).json()
+    assert (health["status"], health["circuit_breaker"]) == ("healthy", "CLOSED")
+    metrics = (await client.get("/api/circuit-breaker/metrics")).json()
+    assert (metrics["state"], metrics["forced"], metrics["enabled"]) == ("OPEN", "OPEN", False)

@@ -310,6 +310,39 @@ async def test_a_known_open_is_honoured_without_redis(
             redis_server.start()
 
 
+async def test_while_redis_takes_no_writes_it_opens_locally_and_the_shared_state_returns(
+    redis: Redis, redis_url: str
+) -> None:
+    async with fleet_of(1, redis, redis_url, timeout_ms=60_000, timeout_max_ms=60_000) as fleet:
+        worker = fleet.workers[0]
+        fleet.backend.answer = b"ok\n"
+        await worker.ask("calls", times=3, concurrency=1)
+        fleet.backend.answer = b"no\n"
+        async with redis_full(redis):
+            ends = await worker.ask("calls", times=8, concurrency=1, pause=0.6)  # polls succeed in between
+            assert (ends["failed"], ends["rejected"]) == (5, 3)
+            assert (await worker.ask("state"))["store"] == "local"
+
+        async def shared() -> bool:
+            return bool((await worker.ask("state"))["store"] == "shared")
+
+        await wait_until_async(shared)
+        assert await fleet.log() == []
+
+
+@asynccontextmanager
+async def redis_full(redis: Redis) -> AsyncIterator[None]:
+    """Redis answers reads, and every write with OOM."""
+    before = {**await redis.config_get("maxmemory"), **await redis.config_get("maxmemory-policy")}
+    try:
+        await redis.config_set("maxmemory-policy", "noeviction")
+        await redis.config_set("maxmemory", "1mb")
+        yield
+    finally:
+        for name, value in before.items():
+            await redis.config_set(name, value)
+
+
 async def _true(value: bool) -> bool:
     return value
 

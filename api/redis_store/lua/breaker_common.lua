@@ -6,6 +6,8 @@
 
 local LOG_LENGTH = 1000
 
+local STATES = {CLOSED = true, OPEN = true, HALF_OPEN = true}
+
 local function now_ms()
   local time = redis.call('TIME')
   return time[1] * 1000 + math.floor(time[2] / 1000)
@@ -15,20 +17,21 @@ local function int(number)
   return string.format('%d', number)
 end
 
--- The breaker's hash as numbers and strings. A missing one (first use, FLUSHALL) starts CLOSED in a new epoch.
+-- The breaker's hash as numbers and strings. A missing one (first use, FLUSHALL) starts CLOSED in a new epoch, and so
+-- does one whose state nobody knows.
 local function load_state(now)
   local names = {'state', 'epoch', 'since_ms', 'until_ms', 'forced', 'consecutive_failures', 'opens_in_a_row',
     'half_open_ok', 'half_open_slow', 'half_open_probes', 'reason'}
   local values = redis.call('HMGET', KEYS[1], unpack(names))
   local s = {}
   for i, name in ipairs(names) do s[name] = values[i] end
-  if not s.state then
+  if not STATES[s.state] then
     s.state, s.epoch, s.since_ms, s.until_ms, s.forced, s.reason = 'CLOSED', now, now, now, '', 'init'
     redis.call('HSET', KEYS[1], 'state', s.state, 'epoch', int(now), 'since_ms', int(now), 'until_ms', int(now),
       'forced', '', 'reason', 'init')
   end
   for i = 2, #names do
-    if names[i] ~= 'forced' and names[i] ~= 'reason' then s[names[i]] = tonumber(s[names[i]] or 0) end
+    if names[i] ~= 'forced' and names[i] ~= 'reason' then s[names[i]] = tonumber(s[names[i]] or 0) or 0 end
   end
   s.forced = s.forced or ''
   return s

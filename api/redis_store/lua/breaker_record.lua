@@ -31,7 +31,7 @@ local function open(reason, counts)
 end
 
 local held = token ~= '' and redis.call('ZREM', KEYS[3], token) == 1
-count('rejected_calls', rejected)
+redis.call('HINCRBY', KEYS[1], 'rejected_calls', rejected) -- by 0 too: an empty report proves that writes are taken
 if outcomes == '' then return {0, 0, position(s, now)} end
 -- A state that was lost and begun anew (`init`) is CLOSED and takes what workers still report of the epoch before.
 if (epoch ~= s.epoch and s.reason ~= 'init') or (s.state == 'HALF_OPEN' and not held) then

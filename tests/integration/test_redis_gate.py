@@ -1,0 +1,92 @@
+"""The gate on a real Redis: what happens when Redis is found again, and when that goes wrong."""
+
+from __future__ import annotations
+
+import pytest
+from prometheus_client import CollectorRegistry
+from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from api.breaker import following
+from api.embedded.redis_server import EmbeddedRedis
+from api.observability.metrics import Metrics
+from api.redis_store.client import RedisAddress
+from api.redis_store.gate import RedisGate
+from api.redis_store.keys import Keys
+from api.redis_store.semantic_index import SemanticIndex
+from api.wiring_backends import open_backends
+from tests.service import make_settings
+from tests.stub_ollama import StubOllama
+
+
+@pytest.fixture
+def gate(redis: Redis) -> RedisGate:
+    """A gate that has not been asked yet."""
+    return RedisGate(redis, 4)
+
+
+@pytest.mark.parametrize("error", [RedisConnectionError("gone"), ConnectionResetError(), TimeoutError(), KeyError()])
+async def test_a_fault_while_redis_is_made_ready_means_still_down_and_raises_nothing(
+    gate: RedisGate, error: Exception
+) -> None:
+    faults = [error]
+
+    async def make_ready() -> None:
+        if faults:
+            raise faults.pop()
+
+    gate.on_recovery(make_ready)
+    assert await gate.check() is False
+    assert await gate.check() is True
+
+
+async def test_hooks_run_once_redis_is_up_and_one_that_fails_stops_no_other(gate: RedisGate) -> None:
+    seen: list[bool] = []
+
+    async def fail() -> None:
+        raise KeyError
+
+    async def look() -> None:
+        seen.append(await gate.run("ping", lambda client: client.ping()))
+
+    gate.after_recovery(fail)
+    gate.after_recovery(look)
+    assert await gate.check() is True
+    assert await gate.check() is True
+    assert seen == [True]
+
+
+async def test_a_user_that_may_not_list_indexes_still_has_a_search_module(redis: Redis, redis_url: str) -> None:
+    await redis.execute_command("ACL", "SETUSER", "app", "on", ">pw", "~*", "+@all", "-ft._list")  # type: ignore[no-untyped-call]
+    complaints: list[str] = []
+    try:
+        async with Redis.from_url(redis_url, username="app", password="pw") as client:
+            gate = RedisGate(client, 4)
+            index = SemanticIndex(gate, Keys(), lambda: complaints.append("no module"))
+            assert await gate.check() is True
+            assert (index.supported, complaints) == (True, [])
+    finally:
+        await redis.execute_command("ACL", "DELUSER", "app")  # type: ignore[no-untyped-call]
+
+
+async def test_breakers_are_shared_again_as_soon_as_redis_is_found(
+    gate: RedisGate,
+    redis_server: EmbeddedRedis,
+    stub: StubOllama,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(following, "POLL_SECONDS", 60)
+    monkeypatch.setattr(following, "RECONNECT_SECONDS", 60)
+    address = RedisAddress(redis_server.url, timeout=1.0, connect_timeout=1.0, max_connections=4)
+    metrics = Metrics(CollectorRegistry(), "0")
+    await gate.check()
+    async with open_backends(make_settings(redis_server.url, stub.base_url), "w", metrics, gate, address) as backends:
+        redis_server.kill()
+        try:
+            for breaker in backends.breakers.values():
+                await breaker.refresh()
+            assert {breaker.store_name for breaker in backends.breakers.values()} == {"local"}
+        finally:
+            redis_server.start()
+        assert await gate.check() is True
+        assert {breaker.store_name for breaker in backends.breakers.values()} == {"shared"}
