@@ -126,7 +126,9 @@ async def test_eight_processes_open_once_probe_within_bounds_and_close_together(
         fleet.backend.most_in_flight = 0
         fleet.backend.may_answer.clear()
         await fleet.wait_elapsed()
-        storm = [asyncio.create_task(worker.ask("calls", times=20, concurrency=10)) for worker in fleet.workers]
+        storm = [
+            asyncio.create_task(worker.ask("calls", times=400, concurrency=10, pause=0.02)) for worker in fleet.workers
+        ]
         await wait_until_async(lambda: _true(fleet.backend.in_flight == 3))
         fleet.backend.may_answer.set()
         await asyncio.gather(*storm)
@@ -140,7 +142,7 @@ async def test_while_half_open_no_more_calls_are_in_flight_than_permits(redis: R
         fleet.backend.most_in_flight = 0
         fleet.backend.may_answer.clear()
         await fleet.wait_elapsed()
-        storm = [asyncio.create_task(w.ask("calls", times=50, concurrency=10, pause=0.01)) for w in fleet.workers]
+        storm = [asyncio.create_task(w.ask("calls", times=400, concurrency=10, pause=0.02)) for w in fleet.workers]
         await wait_until_async(lambda: _true(fleet.backend.in_flight == 3))
         permits = await redis.zcard("rag:cb:{ollama}:permits")
         assert (permits, fleet.backend.most_in_flight) == (3, 3)

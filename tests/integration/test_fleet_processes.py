@@ -41,7 +41,13 @@ def fleet(ollama: StubProcess, redis_url: str, tmp_path: Path) -> Iterator[Fleet
     with gunicorns("api.asgi:app", tmp_path) as begin:
 
         def replica(**settings: str) -> Gunicorn:
-            shared = {"REDIS_URL": redis_url, "REDIS_TIMEOUT": "1", "OLLAMA_BASE_URL": ollama.base_url, "WORKERS": "2"}
+            shared = {
+                "REDIS_URL": redis_url,
+                "REDIS_TIMEOUT": "1",
+                "REDIS_REQUEST_BUDGET": "2",
+                "OLLAMA_BASE_URL": ollama.base_url,
+                "WORKERS": "2",
+            }
             return begin(**{**shared, "METRICS_PORT": free_port(), **settings})
 
         yield replica
