@@ -43,12 +43,6 @@ def fleet(ollama: StubProcess, redis_url: str, tmp_path: Path) -> Iterator[Fleet
         def replica(**settings: str) -> Gunicorn:
             patient = {"REDIS_TIMEOUT": "1", "REDIS_REQUEST_BUDGET": "2"}  # a busy test machine is no lost Redis
             shared = {"REDIS_URL": redis_url, "OLLAMA_BASE_URL": ollama.base_url, "WORKERS": "2", **patient}
-                "REDIS_URL": redis_url,
-                "REDIS_TIMEOUT": "1",
-                "REDIS_REQUEST_BUDGET": "2",
-                "OLLAMA_BASE_URL": ollama.base_url,
-                "WORKERS": "2",
-            }
             return begin(**{**shared, "METRICS_PORT": free_port(), **settings})
 
         yield replica
