@@ -1,0 +1,72 @@
+"""Bodies of the APIs that we stand in for: whatever content type they have, and no field silently left out."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, TypeVar
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from starlette.requests import Request
+
+from api.errors import InvalidRequest
+
+ModelName = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
+
+_SAYS_NOTHING: Final[tuple[Any, ...]] = (None, False, "", [], {})
+"""Values by which clients leave a field out. 0 equals False, and means the same there."""
+
+
+class Body(BaseModel):
+    """A field that is not declared is refused by its name: an answer that ignored it would be wrong, and cached."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+class ModelBody(Body):
+    """A body that names a model."""
+
+    model: ModelName
+
+
+AnyBody = TypeVar("AnyBody", bound=BaseModel)
+
+
+async def read_body(request: Request, kind: type[AnyBody]) -> AnyBody:
+    """The body of a request. Raises `InvalidRequest`."""
+    raw = await request.body()
+    try:
+        fields = orjson.loads(raw or b"null")
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(f"invalid JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise InvalidRequest("missing request body: a JSON object is expected")
+    return parsed(fields, kind)
+
+
+def parsed(fields: dict[str, Any], kind: type[AnyBody]) -> AnyBody:
+    """Raises `InvalidRequest`, which names the first field that is wrong or not supported."""
+    try:
+        return kind.model_validate(without_idle(fields, kind))
+    except ValidationError as error:
+        first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function-"))
+    if first["type"] == "extra_forbidden":
+        message = "is not supported here"
+    elif first["type"] == "missing":
+        message = "is required"
+    else:
+        message = str(first["msg"]).removeprefix("Value error, ")
+    raise InvalidRequest(f"{place}: {message}", errors=[{"field": place, "message": message}])
+
+
+def without_idle(fields: dict[str, Any], kind: type[BaseModel]) -> dict[str, Any]:
+    """Without the nulls, and without what is unknown and says nothing, such as `tools: []`."""
+    return {
+        name: value
+        for name, value in fields.items()
+        if value is not None and (name in kind.model_fields or value not in _SAYS_NOTHING)
+    }
+
+
+Ignored = Annotated[Any, Field(exclude=True)]
+"""A field that may be sent and changes nothing."""
