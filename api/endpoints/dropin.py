@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import orjson
@@ -12,12 +12,11 @@ from starlette.responses import Response
 from api.endpoints.answer_form import AnswerForm
 from api.endpoints.answer_stream import AnswerStream
 from api.endpoints.disconnects import until_client_leaves
-from api.endpoints.dropin_body import parsed
+from api.endpoints.dropin_body import parsed, refused
 from api.endpoints.query import Options
 from api.endpoints.query_answer import cache_headers
 from api.endpoints.request_timeout import request_timeout
 from api.endpoints.worker_state import worker_state
-from api.errors import InvalidRequest
 from api.model import ChatMessage, EmbeddingRequest, Embeddings
 from api.query import prompt
 from api.query.cache_control import parse
@@ -27,8 +26,7 @@ from api.query.question import Query
 def query_of(request: Request, model: str, turns: Sequence[ChatMessage], options: dict[str, Any]) -> Query:
     """The last turn is the question; a system message at the very beginning is the instruction."""
     if turns[-1].role != "user":
-        message = "the last message must be the user's"
-        raise InvalidRequest(f"messages: {message}", errors=[{"field": "messages", "message": message}])
+        raise refused("messages", "the last message must be the user's")
     earlier = tuple(turns[:-1])
     system = earlier[0].content if earlier and earlier[0].role == "system" else None
     return Query(
@@ -45,16 +43,12 @@ def query_of(request: Request, model: str, turns: Sequence[ChatMessage], options
     )
 
 
-def allowed_options(request: Request, given: dict[str, Any]) -> dict[str, Any]:
+def allowed_options(request: Request, given: dict[str, Any], spelled: Callable[[str], str]) -> dict[str, Any]:
     """Those of POST /query. `num_ctx` may be what it is for everybody: another would make Ollama load anew."""
     pinned = worker_state(request).num_ctx
     if pinned is not None and given.get("num_ctx") == pinned:
         given = {name: value for name, value in given.items() if name != "num_ctx"}
-    try:
-        return parsed(given, Options).model_dump(exclude_none=True)
-    except InvalidRequest as error:
-        faults = [{**fault, "field": f"options.{fault['field']}"} for fault in error.members["errors"]]
-        raise InvalidRequest(f"options.{error.detail}", errors=faults) from error
+    return parsed(given, Options, spelled).model_dump(exclude_none=True)
 
 
 async def reply(request: Request, query: Query, form: AnswerForm, *, stream: bool) -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Final, TypeVar
 
 import orjson
@@ -43,20 +44,33 @@ async def read_body(request: Request, kind: type[AnyBody]) -> AnyBody:
     return parsed(fields, kind)
 
 
-def parsed(fields: dict[str, Any], kind: type[AnyBody]) -> AnyBody:
-    """Raises `InvalidRequest`, which names the first field that is wrong or not supported."""
+def parsed(fields: dict[str, Any], kind: type[AnyBody], spelled: Callable[[str], str] = str) -> AnyBody:
+    """Raises `InvalidRequest` for a field that is wrong or not supported; `spelled`: what its sender calls it."""
     try:
         return kind.model_validate(without_idle(fields, kind))
     except ValidationError as error:
-        first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function-"))
-    if first["type"] == "extra_forbidden":
-        message = "is not supported here"
-    elif first["type"] == "missing":
-        message = "is required"
-    else:
-        message = str(first["msg"]).removeprefix("Value error, ")
-    raise InvalidRequest(f"{place}: {message}", errors=[{"field": place, "message": message}])
+        # Of a field that may be of several types, the deepest fault is of the type that was meant.
+        fault = max(error.errors(), key=lambda fault: len(fault["loc"]))
+    place = ".".join(str(part) for part in fault["loc"] if not _is_type(part))
+    message = _WORDS.get(fault["type"]) or str(fault["msg"])
+    raise refused(spelled(place), message)
+
+
+def refused(field: str, message: str) -> InvalidRequest:
+    """The error that names a field."""
+    return InvalidRequest(f"{field}: {message}", errors=[{"field": field, "message": message}])
+
+
+def _is_type(part: str | int) -> bool:
+    """Whether a part of a place is pydantic's name for one of several types."""
+    return isinstance(part, str) and (part == "str" or part.startswith("list["))
+
+
+_WORDS: Final = {
+    "extra_forbidden": "is not supported here",
+    "missing": "is required",
+    "string_too_short": "is required",
+}
 
 
 def without_idle(fields: dict[str, Any], kind: type[BaseModel]) -> dict[str, Any]:

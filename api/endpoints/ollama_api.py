@@ -9,10 +9,9 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from api.endpoints import dropin, ollama_wire
-from api.endpoints.dropin_body import parsed, read_body
+from api.endpoints.dropin_body import parsed, read_body, refused
 from api.endpoints.ollama_wire import ChatBody, EmbedBody, GenerateBody, GenerationBody, Message, OllamaForm, ShowBody
 from api.endpoints.worker_state import ModelCatalog, worker_state
-from api.errors import InvalidRequest
 from api.model import ChatMessage
 
 router = APIRouter(tags=["Ollama's API"])
@@ -38,7 +37,7 @@ async def generate(request: Request) -> Response:
 async def embed(request: Request) -> Response:
     """By the model asked for, on Ollama."""
     body = await read_body(request, EmbedBody)
-    dropin.allowed_options(request, body.options)
+    dropin.allowed_options(request, body.options, "options.{}".format)
     found = await dropin.embeddings(request, body.model, body.texts, body.extra)
     return _json(ollama_wire.embed_document(body.model, found))
 
@@ -68,14 +67,14 @@ async def show(request: Request) -> Response:
     body = await read_body(request, ShowBody)
     model = body.model or body.name
     if not model:
-        raise InvalidRequest("model: is required", errors=[{"field": "model", "message": "is required"}])
+        raise refused("model", "is required")
     return _json(await catalog.show(model, verbose=body.verbose))
 
 
 async def _answer(
     request: Request, body: GenerationBody, turns: list[ChatMessage], content: ollama_wire.Content
 ) -> Response:
-    options = dropin.allowed_options(request, body.options)
+    options = dropin.allowed_options(request, body.options, "options.{}".format)
     form = OllamaForm(body.model, content, options)
     if not turns:
         worker_state(request).access.tenant(request, None)
@@ -85,10 +84,7 @@ async def _answer(
 
 
 def _turn(fields: dict[str, Any], number: int) -> ChatMessage:
-    try:
-        message = parsed(fields, Message)
-    except InvalidRequest as error:
-        raise InvalidRequest(f"messages.{number}.{error.detail}", **error.members) from error
+    message = parsed(fields, Message, lambda field: f"messages.{number}.{field}")
     return ChatMessage(message.role, message.content)
 
 

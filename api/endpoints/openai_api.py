@@ -12,7 +12,6 @@ from api.endpoints import dropin, openai_wire
 from api.endpoints.dropin_body import parsed, read_body
 from api.endpoints.openai_wire import ChatBody, EmbeddingsBody, Message, OpenAIForm
 from api.endpoints.worker_state import worker_state
-from api.errors import InvalidRequest
 from api.model import ChatMessage
 
 router = APIRouter(tags=["OpenAI's API"])
@@ -23,7 +22,7 @@ async def chat_completions(request: Request) -> Response:
     """Through the fleet's cache, as POST /query is."""
     body = await read_body(request, ChatBody)
     turns = [_turn(fields, number) for number, fields in enumerate(body.messages)]
-    options = dropin.allowed_options(request, body.options())
+    options = dropin.allowed_options(request, body.options(), lambda field: field.replace("num_predict", "max_tokens"))
     query = dropin.query_of(request, body.model, turns, options)
     request_id = request.state.request_id
     form = OpenAIForm(body.model, request_id, options, include_usage=body.stream_options.include_usage)
@@ -47,10 +46,7 @@ async def models(request: Request) -> Response:
 
 
 def _turn(fields: dict[str, Any], number: int) -> ChatMessage:
-    try:
-        return parsed(fields, Message).turn()
-    except InvalidRequest as error:
-        raise InvalidRequest(f"messages.{number}.{error.detail}", **error.members) from error
+    return parsed(fields, Message, lambda field: f"messages.{number}.{field}").turn()
 
 
 def _json(document: Any) -> Response:

@@ -20,7 +20,7 @@ from api.query.answered import Answered, Opening
 PREFIX: Final = "/v1/"
 
 _ERROR_TYPES: Final = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
-_ERROR_CODES: Final = {401: "invalid_api_key", 404: "model_not_found"}
+_ERROR_CODES: Final = {"not-authenticated": "invalid_api_key", "upstream-failed": "model_not_found"}
 _LAST: Final = b"data: [DONE]\n\n"
 
 
@@ -33,7 +33,7 @@ def error_body(error: RagherdError) -> dict[str, Any]:
     """An error, as a document or as an event. `code` is also our own word for it where OpenAI has none."""
     status = dropin_status(error)
     kind = _ERROR_TYPES.get(status) or ("server_error" if status >= 500 else "invalid_request_error")
-    code = _ERROR_CODES.get(status) or (error.slug if status >= 500 else None)
+    code = error.slug if status >= 500 else _ERROR_CODES.get(error.slug) if status in _ERROR_TYPES else None
     faults = error.members.get("errors") or [{}]
     return {"error": {"message": error.detail, "type": kind, "param": faults[0].get("field"), "code": code}}
 
