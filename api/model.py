@@ -115,6 +115,31 @@ class Generation:
 
 
 @dataclass(frozen=True, slots=True)
+class EmbeddingRequest:
+    """Texts that a client wants the vectors of, by a model of its choice. `extra`: further fields for Ollama.
+
+    `timeout` is seconds and only ever shortens the caller's own.
+    """
+
+    model: str
+    texts: tuple[str, ...]
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    tenant: str = "default"
+    timeout: float | None = None
+    retry: Retry = "here"
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """The vectors as Ollama gave them, one a text. Durations in seconds."""
+
+    vectors: list[list[float]]
+    prompt_tokens: int = 0
+    total_duration: float = 0.0
+    load_duration: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Source:
     """A passage of the knowledge base that an answer is grounded in."""
 

@@ -12,6 +12,8 @@ from api.model import (
     CachedAnswer,
     CacheMatch,
     EmbedderIdentity,
+    EmbeddingRequest,
+    Embeddings,
     GenerationEnd,
     GenerationRequest,
     Source,
@@ -40,6 +42,13 @@ class Embedder(Protocol):
 
     async def embed(self, texts: Sequence[str]) -> list[Vector]:
         """One vector a text, in order. Raises `EmbeddingUnavailable` past its deadline or on a fault."""
+
+
+class EmbeddingModel(Protocol):
+    """Whatever model embeds texts for a client, its vectors untouched."""
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        """One vector a text, in order. Raises `UpstreamError`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,8 +21,10 @@ from api.observability.backend_facts import BackendFacts
 from api.observability.breaker_metrics import BreakerMetrics
 from api.observability.bulkhead_metrics import BulkheadMetrics
 from api.observability.metrics import Metrics
+from api.ollama.catalog import OllamaCatalog
 from api.ollama.deadlines import Deadlines
 from api.ollama.embedding import OllamaEmbedder
+from api.ollama.embedding_calls import OllamaEmbeddingModel
 from api.ollama.generation import OllamaModel
 from api.ollama.models import OllamaModels
 from api.ollama.pinned import Pinned
@@ -30,8 +32,9 @@ from api.ollama.pool import PoolLimits
 from api.ollama.pools import OllamaPools, open_pools
 from api.ollama.warm_up import WarmUp, load_embedder, load_llm
 from api.ollama.watch import BackendWatch
-from api.ports import Embedder, LanguageModel
+from api.ports import Embedder, EmbeddingModel, LanguageModel
 from api.query.backends import Backend, BackendEvents, Backends
+from api.query.embedding_calls import EmbeddingCalls, EmbeddingEvents
 from api.query.failover import Failover
 from api.query.failover_embedder import FailoverEmbedder
 from api.query.guarded_embedder import GuardedEmbedder
@@ -74,6 +77,7 @@ class WorkerBackends:
         self._live_workers = live_workers
         self._pinned = Pinned(ollama.ollama_keep_alive, ollama.ollama_num_ctx)
         self._models = {name: OllamaModels(pool) for name, pool in pools.items()}
+        self.catalog = OllamaCatalog(pools)
         self.breakers: dict[str, FleetBreaker] = {}
         self.bulkheads: dict[str, FleetBulkhead] = {}
         self.warm_up = self._warm_up()
@@ -130,6 +134,16 @@ class WorkerBackends:
         ]
         backends = Backends(members, self.watch.health)
         return Failover(backends, self._pools.retries, deadlines.total, events)
+
+    def embeddings(self, events: EmbeddingEvents) -> EmbeddingCalls:
+        """Clients' own embedding calls. Where no embedder is on Ollama they share the guards of generations."""
+        members: list[Backend[EmbeddingModel]] = []
+        for name, pool in self._pools.items():
+            guard = f"{name}{EMBED}" if f"{name}{EMBED}" in self.breakers else name
+            model = OllamaEmbeddingModel(pool, self._pinned)
+            members.append(Backend(name, model, self.bulkheads[guard], self.breakers[guard]))
+        backends = Backends(members, self.watch.health)
+        return EmbeddingCalls(backends, self._pools.retries, self._settings.ollama.ollama_total_timeout, events)
 
     async def open_embedder(self, stack: AsyncExitStack, events: BackendEvents) -> Embedder:
         """All backends as one embedder (EMBEDDER=ollama), each behind its breaker."""

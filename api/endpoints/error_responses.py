@@ -1,4 +1,4 @@
-"""One place that turns errors into RFC 9457 problem documents."""
+"""One place that turns errors into RFC 9457 problem documents, and into the error forms of the APIs we stand in for."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from api.endpoints import ollama_wire, openai_wire
+from api.endpoints.answer_form import dropin_status
 from api.endpoints.disconnects import ClientLeft
 from api.errors import InvalidRequest, PayloadTooLarge, RagherdError, ServiceUnavailable, StoreUnavailable
 
@@ -31,7 +33,12 @@ def install(app: FastAPI) -> None:
 
 
 def problem(error: RagherdError, *, path: str, request_id: str) -> Response:
-    """The response to an error."""
+    """The response to an error: a problem document, or the form of the API whose path it is."""
+    for wire in (ollama_wire, openai_wire):
+        if wire.speaks(path):
+            return Response(
+                orjson.dumps(wire.error_body(error)), dropin_status(error), error.headers, "application/json"
+            )
     document = problem_document(error, path=path, request_id=request_id)
     return Response(orjson.dumps(document), error.status, error.headers, PROBLEM_JSON)
 

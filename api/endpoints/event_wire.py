@@ -22,11 +22,15 @@ class Streaming:
 
 
 class EventWire:
-    """One response. What the reader has not taken yet makes the next `send` wait: nothing is queued here."""
+    """One response. What the reader has not taken yet makes the next `send` wait: nothing is queued here.
 
-    def __init__(self, send: Send, streaming: Streaming) -> None:
+    `sign_of_life`: what a heartbeat sends; None for a format that has nothing for it.
+    """
+
+    def __init__(self, send: Send, streaming: Streaming, sign_of_life: bytes | None = KEEPALIVE_COMMENT) -> None:
         self._send = send
         self._streaming = streaming
+        self._sign_of_life = sign_of_life
         self._writing = asyncio.Lock()
         self._loop = asyncio.get_running_loop()
         self._sent_at = 0.0
@@ -37,7 +41,10 @@ class EventWire:
         """Begins the response; heartbeats go on while the block runs."""
         self.is_open = True
         await self._write({"type": "http.response.start", "status": status, "headers": headers})
-        heartbeats = asyncio.create_task(self._keep_alive())
+        if self._sign_of_life is None:
+            yield
+            return
+        heartbeats = asyncio.create_task(self._keep_alive(self._sign_of_life))
         try:
             yield
         finally:
@@ -63,11 +70,11 @@ class EventWire:
                 raise ClientLeft from error
             self._sent_at = self._loop.time()
 
-    async def _keep_alive(self) -> None:
+    async def _keep_alive(self, sign_of_life: bytes) -> None:
         while True:
             silent = self._loop.time() - self._sent_at
             if silent >= self._streaming.heartbeat:
                 with suppress(ClientLeft):  # whoever sends next finds out
-                    await self.send(KEEPALIVE_COMMENT)
+                    await self.send(sign_of_life)
                 silent = 0.0
             await asyncio.sleep(self._streaming.heartbeat - silent)

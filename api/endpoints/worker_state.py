@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from starlette.requests import Request
 
@@ -14,6 +14,7 @@ from api.bulkhead.fleet_bulkhead import FleetBulkhead
 from api.endpoints.access import Access
 from api.endpoints.event_wire import Streaming
 from api.query.answer_query import QueryService
+from api.query.embedding_calls import EmbeddingCalls
 
 
 class PoolReport(Protocol):
@@ -42,6 +43,18 @@ class Reachability(Protocol):
     async def ollama(self) -> bool: ...
 
 
+class ModelCatalog(Protocol):
+    """What Ollama says of its models, in its own words, of all backends together. Raises `UpstreamError`."""
+
+    async def available(self) -> list[dict[str, Any]]: ...
+
+    async def in_memory(self) -> list[dict[str, Any]]: ...
+
+    async def version(self) -> str: ...
+
+    async def show(self, model: str, *, verbose: bool) -> dict[str, Any]: ...
+
+
 class Exposition(Protocol):
     """Prometheus' text, in the format that an `Accept` header asks for: body and content type."""
 
@@ -50,7 +63,10 @@ class Exposition(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class WorkerState:
-    """One worker's open resources, by what endpoints need of them. Breakers, bulkheads: the first backend's first."""
+    """One worker's open resources, by what endpoints need of them. Breakers, bulkheads: the first backend's first.
+
+    `num_ctx`: the context in tokens that all generations have; None: the model's own.
+    """
 
     worker: str
     version: str
@@ -58,6 +74,9 @@ class WorkerState:
     access: Access
     streaming: Streaming
     queries: QueryService
+    embeddings: EmbeddingCalls
+    catalog: ModelCatalog
+    num_ctx: int | None
     breakers: Mapping[str, FleetBreaker]
     bulkheads: Mapping[str, FleetBulkhead]
     pool: PoolReport

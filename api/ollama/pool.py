@@ -105,10 +105,12 @@ class OllamaPool:
     async def probe(self, path: str, timeout: float) -> Any:  # noqa: ASYNC109 - a deadline on all of it
         """The JSON of a GET such as `/api/ps`, within `timeout` seconds. Raises `UpstreamError`."""
         response = await _answered(self._probes.build_request("GET", path), self._probes, timeout)
-        try:
-            return orjson.loads(response.content)
-        except orjson.JSONDecodeError as error:
-            raise UpstreamError(UpstreamFault.INVALID_RESPONSE, f"Ollama answered {path} without JSON.") from error
+        return _json(response, path)
+
+    async def ask(self, path: str, body: bytes, model: str, timeout: float) -> Any:  # noqa: ASYNC109 - as above
+        """The JSON of a POST such as `/api/show`, which Ollama answers without a model. Raises `UpstreamError`."""
+        response = await _answered(self._probes.build_request("POST", path, content=body), self._probes, timeout, model)
+        return _json(response, path)
 
     async def load(self, path: str, body: bytes, model: str, timeout: float) -> None:  # noqa: ASYNC109 - as above
         """One POST whose only purpose is that `model` gets into memory. Raises `UpstreamError`."""
@@ -206,6 +208,13 @@ async def _answered(
     if not response.is_success:
         raise failures.from_response(response.status_code, response.headers, response.content, path=path, model=model)
     return response
+
+
+def _json(response: httpx.Response, path: str) -> Any:
+    try:
+        return orjson.loads(response.content)
+    except orjson.JSONDecodeError as error:
+        raise UpstreamError(UpstreamFault.INVALID_RESPONSE, f"Ollama answered {path} without JSON.") from error
 
 
 def _client(base_url: str, connections: LinearPool, timeout: httpx.Timeout) -> httpx.AsyncClient:

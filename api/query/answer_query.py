@@ -116,7 +116,7 @@ class QueryService:
         self, query: Query, lookup: Lookup, stages: Stages, deadline: Deadline, *, whole: bool
     ) -> AsyncGenerator[AnswerEvent, None]:
         """By the language model. Only the waiting for it counts as its time: a slow reader's is the reader's own."""
-        messages = prompt.build(query.question, query.history)
+        messages = prompt.build(query.question, query.history, query.template, query.system)
         request = GenerationRequest(query.model, messages, query.options, tenant=query.tenant, whole=whole)
         status = _status(lookup, query)
         opened = False

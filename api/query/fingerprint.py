@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import orjson
 
 from api.model import EmbedderIdentity
-from api.query import prompt
 from api.query.normalise import normalise
 from api.query.question import Query
 
@@ -31,7 +30,8 @@ def fingerprint(query: Query, embedder: EmbedderIdentity) -> Fingerprint:
     facts = [
         query.tenant,
         query.model,
-        prompt.VERSION,
+        query.template,
+        query.system,
         query.top_k,
         query.options,
         [(turn.role, turn.content) for turn in query.history],

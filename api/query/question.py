@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from api.model import ChatMessage
+from api.query import prompt
 from api.query.cache_control import CacheControl
+
+RAW_SEMANTIC_LIMIT: Final = 500
+"""Bytes of a prompt that is compared by meaning. A longer one is mostly material: two that differ in one line of it, or
+behind what the embedder reads, are near each other and ask for different answers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A question, validated, with everything its answer depends on. `timeout`: the caller's own, in seconds."""
+    """A question, validated, with everything its answer depends on. `timeout`: the caller's own, in seconds.
+
+    `template` and `system` say how the turns are put to the model, see `prompt.build`.
+    """
 
     question: str
     tenant: str
@@ -21,3 +29,12 @@ class Query:
     history: tuple[ChatMessage, ...] = ()
     cache_control: CacheControl = field(default_factory=CacheControl)
     timeout: float | None = None
+    template: prompt.Template = prompt.VERSION
+    system: str | None = None
+
+    @property
+    def has_meaning(self) -> bool:
+        """Whether it may be compared by meaning: not where that depends on earlier turns."""
+        if self.history:
+            return False
+        return self.template != prompt.RAW or len(self.question.encode("utf-8", "replace")) <= RAW_SEMANTIC_LIMIT

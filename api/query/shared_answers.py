@@ -74,8 +74,8 @@ class SharedAnswers:
             lookup.match = _allowed(found.match, query.cache_control)
 
     async def _embed(self, query: Query, stages: Stages) -> Vector | None:
-        """A question with history has no vector: what it means depends on the turns before it."""
-        if query.history:
+        """Whether the question has a vector is its own to say: with history what it means depends on that."""
+        if not query.has_meaning:
             return None
         try:
             with stages.timed("embed"):

@@ -79,6 +79,12 @@ def tags_answer(behaviour: Behaviour) -> dict[str, Any]:
     return {"models": rows}
 
 
+def show_answer(request: dict[str, Any]) -> dict[str, Any]:
+    """The answer of /api/show."""
+    info = {"general.architecture": "llama", "general.basename": request["model"]}
+    return {"details": {"family": "llama"}, "model_info": info, "capabilities": ["completion"]}
+
+
 def has_model(request: dict[str, Any], behaviour: Behaviour) -> bool:
     """Whether the model of a request is there."""
     name = str(request.get("model", ""))

@@ -206,6 +206,10 @@ def _plain(request: StubRequest, behaviour: Behaviour) -> tuple[dict[str, Any], 
             return answers.tags_answer(behaviour), 200
         case "/api/ps":
             return answers.ps_answer(behaviour), 200
+        case "/api/show" if not answers.has_model(request.body, behaviour):
+            return {"error": "model not found"}, 404
+        case "/api/show":
+            return answers.show_answer(request.body), 200
         case "/api/version":
             return {"version": VERSION}, 200
         case _:

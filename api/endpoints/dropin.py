@@ -1,0 +1,74 @@
+"""What the APIs that we stand in for have in common: from turns to a `Query`, and from its answer to a response."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+
+from api.endpoints.answer_form import AnswerForm
+from api.endpoints.answer_stream import AnswerStream
+from api.endpoints.disconnects import until_client_leaves
+from api.endpoints.dropin_body import parsed, refused
+from api.endpoints.query import Options
+from api.endpoints.query_answer import cache_headers
+from api.endpoints.request_timeout import request_timeout
+from api.endpoints.worker_state import worker_state
+from api.model import ChatMessage, EmbeddingRequest, Embeddings
+from api.query import prompt
+from api.query.cache_control import parse
+from api.query.question import Query
+
+
+def query_of(request: Request, model: str, turns: Sequence[ChatMessage], options: dict[str, Any]) -> Query:
+    """The last turn is the question; a system message at the very beginning is the instruction."""
+    if turns[-1].role != "user":
+        raise refused("messages", "the last message must be the user's")
+    earlier = tuple(turns[:-1])
+    system = earlier[0].content if earlier and earlier[0].role == "system" else None
+    return Query(
+        question=turns[-1].content,
+        tenant=worker_state(request).access.tenant(request, None),
+        model=model,
+        top_k=0,
+        options=options,
+        history=earlier if system is None else earlier[1:],
+        cache_control=parse(request.headers.get("cache-control", "")),
+        timeout=request_timeout(request.headers),
+        template=prompt.RAW,
+        system=system,
+    )
+
+
+def allowed_options(request: Request, given: dict[str, Any], spelled: Callable[[str], str]) -> dict[str, Any]:
+    """Those of POST /query. `num_ctx` may be what it is for everybody: another would make Ollama load anew."""
+    pinned = worker_state(request).num_ctx
+    if pinned is not None and given.get("num_ctx") == pinned:
+        given = {name: value for name, value in given.items() if name != "num_ctx"}
+    return parsed(given, Options, spelled).model_dump(exclude_none=True)
+
+
+async def reply(request: Request, query: Query, form: AnswerForm, *, stream: bool) -> Response:
+    """Runs the flow. Raises what it raises."""
+    state = worker_state(request)
+    if stream:
+        return AnswerStream(state.queries.stream(query), query.cache_control, state.streaming, form)
+    async with until_client_leaves(request.receive):
+        answered = await state.queries.answer(query)
+    return Response(
+        orjson.dumps(form.whole(answered)),
+        headers=cache_headers(answered, query.cache_control),
+        media_type="application/json",
+    )
+
+
+async def embeddings(request: Request, model: str, texts: Sequence[str], extra: dict[str, Any]) -> Embeddings:
+    """The vectors of `texts` by `model` on Ollama. Raises what `EmbeddingCalls.embed` raises."""
+    state = worker_state(request)
+    tenant = state.access.tenant(request, None)
+    asked = EmbeddingRequest(model, tuple(texts), extra, tenant, request_timeout(request.headers))
+    async with until_client_leaves(request.receive):
+        return await state.embeddings.embed(asked)

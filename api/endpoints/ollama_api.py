@@ -1,0 +1,99 @@
+"""Ollama's own API: whoever speaks it changes the base URL. docs/drop-in.md says what works and what does not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from api.endpoints import dropin, ollama_wire
+from api.endpoints.dropin_body import parsed, read_body, refused
+from api.endpoints.ollama_wire import ChatBody, EmbedBody, GenerateBody, GenerationBody, Message, OllamaForm, ShowBody
+from api.endpoints.worker_state import ModelCatalog, worker_state
+from api.model import ChatMessage
+
+router = APIRouter(tags=["Ollama's API"])
+
+
+@router.post("/api/chat", summary="Ollama: answer a conversation", response_model=None)
+async def chat(request: Request) -> Response:
+    """Through the fleet's cache, as POST /query is."""
+    body = await read_body(request, ChatBody)
+    turns = [_turn(fields, number) for number, fields in enumerate(body.messages)]
+    return await _answer(request, body, turns, ollama_wire.in_message)
+
+
+@router.post("/api/generate", summary="Ollama: answer a prompt", response_model=None)
+async def generate(request: Request) -> Response:
+    """The same as a conversation of one turn, and cached together with those."""
+    body = await read_body(request, GenerateBody)
+    turns = body.turns() if body.prompt else []
+    return await _answer(request, body, turns, ollama_wire.in_response)
+
+
+@router.post("/api/embed", summary="Ollama: embed texts", response_model=None)
+async def embed(request: Request) -> Response:
+    """By the model asked for, on Ollama."""
+    body = await read_body(request, EmbedBody)
+    dropin.allowed_options(request, body.options, "options.{}".format)
+    found = await dropin.embeddings(request, body.model, body.texts, body.extra)
+    return _json(ollama_wire.embed_document(body.model, found))
+
+
+@router.get("/api/tags", summary="Ollama: the models there are", response_model=None)
+async def tags(request: Request) -> Response:
+    """Of all backends together."""
+    return _json({"models": await _catalog(request).available()})
+
+
+@router.get("/api/ps", summary="Ollama: the models in memory", response_model=None)
+async def ps(request: Request) -> Response:
+    """Of all backends together."""
+    return _json({"models": await _catalog(request).in_memory()})
+
+
+@router.get("/api/version", summary="Ollama: its version", response_model=None)
+async def version(request: Request) -> Response:
+    """Of the first backend that answers."""
+    return _json({"version": await _catalog(request).version()})
+
+
+@router.post("/api/show", summary="Ollama: a model in detail", response_model=None)
+async def show(request: Request) -> Response:
+    """As the first backend that has it says."""
+    catalog = _catalog(request)
+    body = await read_body(request, ShowBody)
+    model = body.model or body.name
+    if not model:
+        raise refused("model", "is required")
+    return _json(await catalog.show(model, verbose=body.verbose))
+
+
+async def _answer(
+    request: Request, body: GenerationBody, turns: list[ChatMessage], content: ollama_wire.Content
+) -> Response:
+    options = dropin.allowed_options(request, body.options, "options.{}".format)
+    form = OllamaForm(body.model, content, options)
+    if not turns:
+        worker_state(request).access.tenant(request, None)
+        return _json(form.loaded())
+    query = dropin.query_of(request, body.model, turns, options)
+    return await dropin.reply(request, query, form, stream=body.stream)
+
+
+def _turn(fields: dict[str, Any], number: int) -> ChatMessage:
+    message = parsed(fields, Message, lambda field: f"messages.{number}.{field}")
+    return ChatMessage(message.role, message.content)
+
+
+def _catalog(request: Request) -> ModelCatalog:
+    """For callers who may ask."""
+    state = worker_state(request)
+    state.access.tenant(request, None)
+    return state.catalog
+
+
+def _json(document: Any) -> Response:
+    return Response(orjson.dumps(document), media_type="application/json")

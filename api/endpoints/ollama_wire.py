@@ -1,0 +1,184 @@
+"""Ollama's wire formats: bodies, lines, documents, errors. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any, Final, Literal
+
+import orjson
+from pydantic import Field
+
+from api.endpoints.answer_form import done_reason, usage_of
+from api.endpoints.dropin_body import Body, Ignored, ModelBody
+from api.errors import RagherdError
+from api.model import ChatMessage, Embeddings, Token
+from api.query.answered import Answered, Opening
+
+SERVED: Final = frozenset(f"/api/{name}" for name in ("chat", "generate", "embed", "tags", "version", "ps", "show"))
+REFUSED: Final = frozenset(f"/api/{name}" for name in ("embeddings", "pull", "push", "create", "copy", "delete"))
+"""Of Ollama's API too: whoever asks for them gets an error of that API."""
+
+
+def speaks(path: str) -> bool:
+    """Whether a path is of this API."""
+    return path in SERVED or path in REFUSED or path.startswith("/api/blobs/")
+
+
+def error_body(error: RagherdError) -> dict[str, Any]:
+    """An error, as a document or as a line of a stream."""
+    return {"error": error.detail}
+
+
+class Message(Body):
+    """One turn."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str = ""
+
+
+class GenerationBody(ModelBody):
+    """What the two bodies that ask for text have. `keep_alive` is the fleet's, not a caller's."""
+
+    stream: bool = True
+    options: dict[str, Any] = Field(default_factory=dict)
+    think: Literal[False] = False
+    keep_alive: Ignored = None
+
+
+class ChatBody(GenerationBody):
+    """Of `/api/chat`. Messages are taken apart later, so that what says nothing is left out of each."""
+
+    messages: list[dict[str, Any]] = Field(default_factory=list)
+
+
+class GenerateBody(GenerationBody):
+    """Of `/api/generate`."""
+
+    prompt: str = ""
+    system: str | None = None
+
+    def turns(self) -> list[ChatMessage]:
+        """The same as a conversation of one turn."""
+        before = [] if not self.system else [ChatMessage("system", self.system)]
+        return [*before, ChatMessage("user", self.prompt)]
+
+
+class EmbedBody(ModelBody):
+    """Of `/api/embed`."""
+
+    input: str | list[str] = Field(default_factory=list)
+    truncate: bool | None = None
+    dimensions: int | None = Field(default=None, ge=0)
+    options: dict[str, Any] = Field(default_factory=dict)
+    keep_alive: Ignored = None
+
+    @property
+    def texts(self) -> list[str]:
+        """One or many."""
+        return [self.input] if isinstance(self.input, str) else self.input
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """What goes on to Ollama with them."""
+        return self.model_dump(include={"truncate", "dimensions"}, exclude_none=True)
+
+
+class ShowBody(Body):
+    """Of `/api/show`; `name` is the older spelling of `model`."""
+
+    model: str = ""
+    name: str = ""
+    verbose: bool = False
+
+
+Content = Callable[[str], dict[str, Any]]
+"""How an endpoint wraps a text."""
+
+
+def in_message(text: str) -> dict[str, Any]:
+    """`/api/chat`'s way."""
+    return {"message": {"role": "assistant", "content": text}}
+
+
+def in_response(text: str) -> dict[str, Any]:
+    """`/api/generate`'s way."""
+    return {"response": text}
+
+
+class OllamaForm:
+    """See `answer_form.AnswerForm`: NDJSON, or one document. A blank line would break clients, so no heartbeats."""
+
+    media_type = "application/x-ndjson"
+    sign_of_life: bytes | None = None
+
+    def __init__(self, model: str, content: Content, options: Mapping[str, Any]) -> None:
+        self._model = model
+        self._content = content
+        self._options = options
+
+    def opening(self, opening: Opening) -> bytes:
+        return b""
+
+    def token(self, token: Token) -> bytes:
+        return _line(self._piece(token.text, done=False))
+
+    def done(self, answered: Answered) -> bytes:
+        return _line(self._end("", answered))
+
+    def error(self, error: RagherdError) -> bytes:
+        return _line(error_body(error))
+
+    def whole(self, answered: Answered) -> dict[str, Any]:
+        return self._end(answered.answer, answered)
+
+    def loaded(self) -> dict[str, Any]:
+        """What Ollama says to a request without a question."""
+        return {**self._piece("", done=True), "done_reason": "load"}
+
+    def _piece(self, text: str, *, done: bool) -> dict[str, Any]:
+        return {"model": self._model, "created_at": now(), **self._content(text), "done": done}
+
+    def _end(self, text: str, answered: Answered) -> dict[str, Any]:
+        reason = done_reason(answered, self._options)
+        return {**self._piece(text, done=True), "done_reason": reason, **_figures(answered)}
+
+
+def _figures(answered: Answered) -> dict[str, int]:
+    """Counts and nanoseconds; zeros are omitted, as Ollama does: a cached answer took no time to generate."""
+    usage = usage_of(answered)
+    figures = {
+        "total_duration": _nanoseconds(answered.stages.total),
+        "prompt_eval_count": usage.prompt_tokens,
+        "eval_count": usage.completion_tokens,
+    }
+    if answered.generation is not None:
+        end = answered.generation.end
+        figures["load_duration"] = _nanoseconds(end.load_duration)
+        figures["prompt_eval_duration"] = _nanoseconds(end.prompt_eval_duration)
+        figures["eval_duration"] = _nanoseconds(end.eval_duration)
+    return {name: value for name, value in figures.items() if value}
+
+
+def embed_document(model: str, found: Embeddings) -> dict[str, Any]:
+    """The answer of `/api/embed`."""
+    return {
+        "model": model,
+        "embeddings": found.vectors,
+        "total_duration": _nanoseconds(found.total_duration),
+        "load_duration": _nanoseconds(found.load_duration),
+        "prompt_eval_count": found.prompt_tokens,
+    }
+
+
+def now() -> str:
+    """RFC 3339, in UTC."""
+    return datetime.now(UTC).isoformat().replace("+00:00", "Z")
+
+
+def _nanoseconds(seconds: float) -> int:
+    return round(seconds * 1_000_000_000)
+
+
+def _line(fields: Mapping[str, Any]) -> bytes:
+    return orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)

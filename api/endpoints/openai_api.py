@@ -1,0 +1,53 @@
+"""OpenAI's API, as far as Ollama's own edition of it has it. docs/drop-in.md says what works and what does not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from api.endpoints import dropin, openai_wire
+from api.endpoints.dropin_body import parsed, read_body
+from api.endpoints.openai_wire import ChatBody, EmbeddingsBody, Message, OpenAIForm
+from api.endpoints.worker_state import worker_state
+from api.model import ChatMessage
+
+router = APIRouter(tags=["OpenAI's API"])
+
+
+@router.post("/v1/chat/completions", summary="OpenAI: answer a conversation", response_model=None)
+async def chat_completions(request: Request) -> Response:
+    """Through the fleet's cache, as POST /query is."""
+    body = await read_body(request, ChatBody)
+    turns = [_turn(fields, number) for number, fields in enumerate(body.messages)]
+    options = dropin.allowed_options(request, body.options(), lambda field: field.replace("num_predict", "max_tokens"))
+    query = dropin.query_of(request, body.model, turns, options)
+    request_id = request.state.request_id
+    form = OpenAIForm(body.model, request_id, options, include_usage=body.stream_options.include_usage)
+    return await dropin.reply(request, query, form, stream=body.stream)
+
+
+@router.post("/v1/embeddings", summary="OpenAI: embed texts", response_model=None)
+async def embeddings(request: Request) -> Response:
+    """By the model asked for, on Ollama."""
+    body = await read_body(request, EmbeddingsBody)
+    found = await dropin.embeddings(request, body.model, body.texts, body.extra)
+    return _json(openai_wire.embeddings_document(body, found))
+
+
+@router.get("/v1/models", summary="OpenAI: the models there are", response_model=None)
+async def models(request: Request) -> Response:
+    """Of all backends together."""
+    state = worker_state(request)
+    state.access.tenant(request, None)
+    return _json(openai_wire.models_document(await state.catalog.available()))
+
+
+def _turn(fields: dict[str, Any], number: int) -> ChatMessage:
+    return parsed(fields, Message, lambda field: f"messages.{number}.{field}").turn()
+
+
+def _json(document: Any) -> Response:
+    return Response(orjson.dumps(document), media_type="application/json")

@@ -1,0 +1,220 @@
+"""OpenAI's wire formats: bodies, chunks, documents, errors. Pure."""
+
+from __future__ import annotations
+
+import base64
+import time
+from array import array
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import Field
+
+from api.endpoints.answer_form import done_reason, dropin_status, single_line, usage_of
+from api.endpoints.dropin_body import Body, Ignored, ModelBody
+from api.errors import RagherdError
+from api.model import ChatMessage, Embeddings, Token, Usage
+from api.query.answered import Answered, Opening
+
+PREFIX: Final = "/v1/"
+
+_ERROR_TYPES: Final = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
+_ERROR_CODES: Final = {"not-authenticated": "invalid_api_key", "upstream-failed": "model_not_found"}
+_LAST: Final = b"data: [DONE]\n\n"
+
+
+def speaks(path: str) -> bool:
+    """Whether a path is of this API."""
+    return path.startswith(PREFIX)
+
+
+def error_body(error: RagherdError) -> dict[str, Any]:
+    """An error, as a document or as an event. `code` is also our own word for it where OpenAI has none."""
+    status = dropin_status(error)
+    kind = _ERROR_TYPES.get(status) or ("server_error" if status >= 500 else "invalid_request_error")
+    code = error.slug if status >= 500 else _ERROR_CODES.get(error.slug) if status in _ERROR_TYPES else None
+    faults = error.members.get("errors") or [{}]
+    return {"error": {"message": error.detail, "type": kind, "param": faults[0].get("field"), "code": code}}
+
+
+class Part(Body):
+    """A piece of a message; images and sound are not among them."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(Body):
+    """One turn. `name` is ignored, as Ollama does."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[Part]
+    name: Ignored = None
+
+    def turn(self) -> ChatMessage:
+        """As Ollama has it."""
+        text = self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
+        return ChatMessage("system" if self.role == "developer" else self.role, text)
+
+
+class StreamOptions(Body):
+    """What a stream says beside the answer."""
+
+    include_usage: bool = False
+    include_obfuscation: Ignored = None
+
+
+class PlainText(Body):
+    """The one `response_format` there is."""
+
+    type: Literal["text"]
+
+
+class ChatBody(ModelBody):
+    """Of `/v1/chat/completions`. Messages are taken apart later, so that what says nothing is left out of each."""
+
+    messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
+    stream: bool = False
+    stream_options: StreamOptions = StreamOptions()
+    temperature: float | None = None
+    top_p: float | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    n: Literal[1] = 1
+    response_format: PlainText | None = None
+    reasoning_effort: Literal["none"] | None = None
+    user: Ignored = None
+    metadata: Ignored = None
+    service_tier: Ignored = None
+    safety_identifier: Ignored = None
+    prompt_cache_key: Ignored = None
+    parallel_tool_calls: Ignored = None
+
+    def options(self) -> dict[str, Any]:
+        """Ollama's names for them."""
+        limit = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+        named = {
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "num_predict": limit,
+            "seed": self.seed,
+            "stop": [self.stop] if isinstance(self.stop, str) else self.stop,
+            "presence_penalty": self.presence_penalty,
+            "frequency_penalty": self.frequency_penalty,
+        }
+        return {name: value for name, value in named.items() if value is not None}
+
+
+class EmbeddingsBody(ModelBody):
+    """Of `/v1/embeddings`. Tokens in place of text are not taken: they are another model's."""
+
+    input: str | list[str]
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: Annotated[int, Field(ge=1)] | None = None
+    user: Ignored = None
+
+    @property
+    def texts(self) -> list[str]:
+        """One or many."""
+        return [self.input] if isinstance(self.input, str) else self.input
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """What goes on to Ollama with them."""
+        return {} if self.dimensions is None else {"dimensions": self.dimensions}
+
+
+class OpenAIForm:
+    """See `answer_form.AnswerForm`: events without names, or one document."""
+
+    media_type = "text/event-stream"
+    sign_of_life: bytes | None = b": ping\n\n"
+
+    def __init__(self, model: str, request_id: str, options: Mapping[str, Any], *, include_usage: bool) -> None:
+        self._options = options
+        self._include_usage = include_usage
+        self._common = {"id": f"chatcmpl-{request_id}", "created": int(time.time()), "model": model}
+
+    def opening(self, opening: Opening) -> bytes:
+        return self._chunk({"role": "assistant", "content": ""})
+
+    def token(self, token: Token) -> bytes:
+        return self._chunk({"content": token.text})
+
+    def done(self, answered: Answered) -> bytes:
+        last = self._chunk({}, done_reason(answered, self._options))
+        if self._include_usage:
+            last += _event({**self._chunk_head(), "choices": [], "usage": _usage(usage_of(answered))})
+        return last + _LAST
+
+    def error(self, error: RagherdError) -> bytes:
+        return _event(error_body(error))
+
+    def whole(self, answered: Answered) -> dict[str, Any]:
+        choice = {
+            "index": 0,
+            "message": {"role": "assistant", "content": answered.answer},
+            "logprobs": None,
+            "finish_reason": done_reason(answered, self._options),
+        }
+        usage = _usage(usage_of(answered))
+        return {**self._common, "object": "chat.completion", "choices": [choice], "usage": usage}
+
+    def _chunk(self, delta: dict[str, str], finish_reason: str | None = None) -> bytes:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+        return _event({**self._chunk_head(), "choices": [choice]})
+
+    def _chunk_head(self) -> dict[str, Any]:
+        return {**self._common, "object": "chat.completion.chunk"}
+
+
+def _usage(usage: Usage) -> dict[str, int]:
+    prompt, completion = usage.prompt_tokens, usage.completion_tokens
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+
+def embeddings_document(body: EmbeddingsBody, found: Embeddings) -> dict[str, Any]:
+    """The answer of `/v1/embeddings`."""
+    encode = _base64 if body.encoding_format == "base64" else list
+    data = [
+        {"object": "embedding", "index": index, "embedding": encode(vector)}
+        for index, vector in enumerate(found.vectors)
+    ]
+    usage = {"prompt_tokens": found.prompt_tokens, "total_tokens": found.prompt_tokens}
+    return {"object": "list", "data": data, "model": body.model, "usage": usage}
+
+
+def _base64(vector: Sequence[float]) -> str:
+    """Little-endian float32, as the machines are that this runs on."""
+    return base64.b64encode(array("f", vector).tobytes()).decode()
+
+
+def models_document(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The rows of Ollama's `/api/tags` as a list of OpenAI's."""
+    data = [
+        {
+            "id": str(row.get("name") or row.get("model")),
+            "object": "model",
+            "created": _seconds(row.get("modified_at")),
+            "owned_by": "library",
+        }
+        for row in rows
+    ]
+    return {"object": "list", "data": data}
+
+
+def _seconds(moment: Any) -> int:
+    """Since the epoch; 0 where Ollama does not say."""
+    try:
+        return int(datetime.fromisoformat(str(moment)).timestamp())
+    except ValueError:
+        return 0
+
+
+def _event(data: Any) -> bytes:
+    return f"data: {single_line(data)}\n\n".encode()

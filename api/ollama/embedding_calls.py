@@ -1,0 +1,60 @@
+"""Ollama's /api/embed as a client calls it: any model, its vectors as they are."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import Any, Final
+
+import orjson
+
+from api.errors import UpstreamError
+from api.faults import UpstreamFault
+from api.model import EmbeddingRequest, Embeddings
+from api.ollama.embedding import ANSWER_LIMIT
+from api.ollama.pinned import Pinned
+from api.ollama.pool import OllamaPool
+from api.ollama.retries import with_one_retry
+
+_NANOSECONDS: Final = 1_000_000_000
+
+
+class OllamaEmbeddingModel:
+    """Implements `ports.EmbeddingModel` over one Ollama."""
+
+    def __init__(self, pool: OllamaPool, pinned: Pinned) -> None:
+        self._pool = pool
+        self._keep_alive = pinned.keep_alive_field
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        """See `ports.EmbeddingModel`. One retry inside, where the request allows it."""
+        fields = {**request.extra, "model": request.model, "input": request.texts, **self._keep_alive}
+        call = partial(self._call, orjson.dumps(fields), request.model, request.timeout)
+        answer = await with_one_retry(call, self._pool.retries, request.retry)
+        try:
+            return _embeddings(orjson.loads(answer), len(request.texts))
+        except (ValueError, KeyError, TypeError) as error:
+            detail = "Ollama's embeddings are not one vector a text."
+            raise UpstreamError(UpstreamFault.INVALID_RESPONSE, detail) from error
+
+    async def _call(self, body: bytes, model: str, seconds: float | None) -> bytes:
+        async with self._pool.exchange("/api/embed", body, model=model) as exchange:
+            try:
+                async with asyncio.timeout(seconds):
+                    await exchange.open()
+                    return await exchange.read(ANSWER_LIMIT)
+            except TimeoutError as error:
+                detail = f"Ollama did not embed within {seconds:g} s."
+                raise UpstreamError(UpstreamFault.TOTAL_TIMEOUT, detail) from error
+
+
+def _embeddings(fields: dict[str, Any], count: int) -> Embeddings:
+    vectors = fields["embeddings"]
+    if len(vectors) != count or not all(isinstance(vector, list) for vector in vectors):
+        raise ValueError(count)
+    return Embeddings(
+        vectors,
+        int(fields.get("prompt_eval_count", 0)),
+        fields.get("total_duration", 0) / _NANOSECONDS,
+        fields.get("load_duration", 0) / _NANOSECONDS,
+    )
