@@ -175,7 +175,7 @@ class WorkerBackends:
             if embedder.embedder == "ollama":
                 loads.append(load_embedder(embedder.embed_model, self._pinned))
         duties = {name: RedisDuty(self._gate, self._keys.warm_up(name), self._worker) for name in self._pools}
-        return WarmUp(self._pools, duties, tuple(loads))
+        return WarmUp(self._pools, self.bulkheads, duties, tuple(loads))
 
 
 @asynccontextmanager

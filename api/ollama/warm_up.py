@@ -10,17 +10,19 @@ import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 import orjson
 import structlog
 
 from api.background import cancelled
-from api.errors import UpstreamError
+from api.errors import BulkheadFull, UpstreamError
 from api.ollama.pinned import Pinned
 from api.ollama.pool import OllamaPool
-from api.ports import Duty
+from api.ports import Bulkhead, Duty
 
+WARM_UP: Final = "warm-up"
+"""The tenant of loads in the bulkhead's line."""
 LOAD_LIMIT: Final = 900.0
 """Seconds. A load that takes longer is given up."""
 LEASE: Final = 15.0
@@ -29,13 +31,20 @@ DONE: Final = 30.0
 """Seconds in which the load, once done, is not repeated by the other workers that start at the same time."""
 
 
+Kind = Literal["", "-embed"]
+
+
 @dataclass(frozen=True, slots=True)
 class Load:
-    """One model to be loaded: the call that Ollama takes as a wish to load it, with the options of all requests."""
+    """One model to be loaded: the call that Ollama takes as a wish to load it, with the options of all requests.
+
+    `kind` is what its bulkhead's name has after the backend's.
+    """
 
     model: str
     path: str
     body: bytes
+    kind: Kind = ""
 
 
 def load_llm(model: str, pinned: Pinned) -> Load:
@@ -46,14 +55,25 @@ def load_llm(model: str, pinned: Pinned) -> Load:
 
 def load_embedder(model: str, pinned: Pinned) -> Load:
     """Of an embedding model: the embedding of one word."""
-    return Load(model, "/api/embed", orjson.dumps({"model": model, "input": ["warm"], **pinned.keep_alive_field}))
+    return Load(
+        model, "/api/embed", orjson.dumps({"model": model, "input": ["warm"], **pinned.keep_alive_field}), "-embed"
+    )
 
 
 class WarmUp:
-    """`duties` by backend. Nothing is ever raised: a model that is not loaded now is loaded by its first question."""
+    """`duties` by backend, `bulkheads` by backend and kind. Nothing is ever raised: a model that is not loaded now is
+    loaded by its first question.
+    """
 
-    def __init__(self, pools: Mapping[str, OllamaPool], duties: Mapping[str, Duty], loads: tuple[Load, ...]) -> None:
+    def __init__(
+        self,
+        pools: Mapping[str, OllamaPool],
+        bulkheads: Mapping[str, Bulkhead],
+        duties: Mapping[str, Duty],
+        loads: tuple[Load, ...],
+    ) -> None:
         self._pools = pools
+        self._bulkheads = bulkheads
         self._duties = duties
         self._loads = loads
         self._running: dict[str, asyncio.Task[None]] = {}
@@ -92,9 +112,13 @@ class WarmUp:
         """Whether the model is in memory now."""
         started = time.monotonic()
         try:
+            # It waits its turn behind all users. It keeps no permit while it loads: that is no generation, and whoever
+            # asks meanwhile joins the load.
+            async with self._bulkheads[f"{backend}{load.kind}"].permit(WARM_UP, background=True):
+                pass
             await self._pools[backend].load(load.path, load.body, load.model, LOAD_LIMIT)
-        except UpstreamError as error:
-            self._log.warning("warm_up_failed", backend=backend, model=load.model, fault=error.fault, error=str(error))
+        except (BulkheadFull, UpstreamError) as error:
+            self._log.warning("warm_up_failed", backend=backend, model=load.model, error=str(error), **error.members)
             return False
         seconds = round(time.monotonic() - started, 3)
         self._log.info("model_loaded", backend=backend, model=load.model, seconds=seconds)

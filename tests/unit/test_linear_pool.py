@@ -61,7 +61,7 @@ async def test_no_slot_is_lost_to_cancellations_at_any_moment() -> None:
 
         async def churn() -> int:
             ended = 0
-            for _ in range(150):
+            for _ in range(625):
                 task = asyncio.create_task(fetched(pool, stub))
                 for _ in range(chance.randrange(24)):  # so many turns of the event loop into the request
                     await asyncio.sleep(0)
@@ -72,7 +72,7 @@ async def test_no_slot_is_lost_to_cancellations_at_any_moment() -> None:
                 ended += task.done()
             return ended
 
-        assert sum(await asyncio.gather(*(churn() for _ in range(16)))) == 16 * 150
+        assert sum(await asyncio.gather(*(churn() for _ in range(16)))) == 16 * 625
         await still_whole(pool, stub)
 
 
