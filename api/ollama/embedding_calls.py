@@ -6,6 +6,7 @@ import asyncio
 from functools import partial
 from typing import Any, Final
 
+import numpy as np
 import orjson
 
 from api.errors import UpstreamError
@@ -50,8 +51,9 @@ class OllamaEmbeddingModel:
 
 def _embeddings(fields: dict[str, Any], count: int) -> Embeddings:
     vectors = fields["embeddings"]
-    if len(vectors) != count or not all(isinstance(vector, list) for vector in vectors):
-        raise ValueError(count)
+    shape = np.asarray(vectors, dtype="<f4").shape  # raises for what is no number, or of unequal length
+    if shape[0] != count or (count and len(shape) != 2):
+        raise ValueError(shape)
     return Embeddings(
         vectors,
         int(fields.get("prompt_eval_count", 0)),

@@ -37,7 +37,7 @@ class EmbeddingCalls:
         own = asyncio.timeout(request.timeout)
         try:
             async with own:
-                return await self._on_some_backend(replace(request, timeout=self._total))
+                return await self._on_some_backend(request, time.monotonic() + self._total)
         except TimeoutError as error:
             if not own.expired():
                 raise
@@ -47,14 +47,16 @@ class EmbeddingCalls:
             self._events.upstream_failed(error)
             raise
 
-    async def _on_some_backend(self, request: EmbeddingRequest) -> Embeddings:
+    async def _on_some_backend(self, request: EmbeddingRequest, until: float) -> Embeddings:
         failures: list[RagherdError] = []
         spent = False
         candidates = self._backends.candidates(request.model)
         for number, backend in enumerate(candidates, 1):
             alone = len(candidates) == 1
+            remaining = max(0.0, until - time.monotonic())
+            attempt = replace(request, retry="here" if alone else "elsewhere", timeout=remaining)
             try:
-                return await _guarded(backend, replace(request, retry="here" if alone else "elsewhere"))
+                return await _guarded(backend, attempt)
             except (BreakerOpen, BulkheadFull) as error:
                 failures.append(error)
             except UpstreamError as error:
