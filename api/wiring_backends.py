@@ -185,7 +185,7 @@ async def open_backends(
     metrics: Metrics,
     gate: RedisGate,
     address: RedisAddress,
-    live_workers: Callable[[], int],
+    live_workers: Callable[[], int] = lambda: 1,
 ) -> AsyncIterator[WorkerBackends]:
     """The worker's hold on every URL of OLLAMA_BASE_URL; `live_workers`: how many share it.
 

@@ -9,9 +9,9 @@ from api.model import ChatMessage
 from api.query import prompt
 from api.query.cache_control import CacheControl
 
-RAW_SEMANTIC_LIMIT: Final = 500
-"""Bytes of a prompt that is compared by meaning. A longer one is mostly material: two that differ in one line of it, or
-behind what the embedder reads, are near each other and ask for different answers."""
+SEMANTIC_LIMIT: Final = 500
+"""Bytes of a question that is compared by meaning. A longer one is mostly material: two that differ in one line of it,
+or behind what the embedder reads, are near each other and ask for different answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,5 @@ class Query:
 
     @property
     def has_meaning(self) -> bool:
-        """Whether it may be compared by meaning: not where that depends on earlier turns."""
-        if self.history:
-            return False
-        return self.template != prompt.RAW or len(self.question.encode("utf-8", "replace")) <= RAW_SEMANTIC_LIMIT
+        """Whether it may be compared by meaning: not where that depends on earlier turns, nor where it is long."""
+        return not self.history and len(self.question.encode("utf-8", "replace")) <= SEMANTIC_LIMIT

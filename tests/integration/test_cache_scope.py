@@ -59,6 +59,15 @@ async def test_a_caller_can_not_lower_the_threshold(serve: Service) -> None:
     assert response.status_code == 422
 
 
+async def test_long_questions_are_compared_to_the_letter_only(serve: Service) -> None:
+    client = await serve()
+    material = "The report says that all is well. " * 20
+    await ask(client, f"{material} Summarise it in one line.")
+    other = await ask(client, f"{material} Translate it into French.")
+    assert other["cache"]["status"] == "miss"
+    assert (await ask(client, f"{material} Summarise it in one line"))["cache"]["kind"] == "exact"
+
+
 async def test_a_far_question_is_a_miss(serve: Service) -> None:
     client = await serve()
     await ask(client, QUESTION)
