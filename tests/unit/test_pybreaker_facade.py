@@ -1,0 +1,100 @@
+"""Somebody who knows pybreaker finds their way: names, errors, listeners, and a clear no where it would block."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+
+import fakeredis
+import pybreaker
+import pytest
+from redis.asyncio import Redis
+
+from api.breaker.fleet_breaker import FleetBreaker
+from api.breaker.following import kept_current
+from api.breaker.state import Policy
+from api.redis_store.breaker_store import RedisBreakerStore
+from api.redis_store.gate import RedisGate
+from api.redis_store.keys import Keys
+from tests.waiting import wait_until_async
+
+
+class Heard(pybreaker.CircuitBreakerListener):
+    """pybreaker's own listener, as its users write it."""
+
+    def __init__(self) -> None:
+        self.changes: list[tuple[str, str]] = []
+
+    def state_change(self, cb: object, old_state: object, new_state: object) -> None:
+        self.changes.append((getattr(old_state, "name", ""), getattr(new_state, "name", "")))
+
+
+@asynccontextmanager
+async def opened(*listeners: pybreaker.CircuitBreakerListener) -> AsyncIterator[FleetBreaker]:
+    server = fakeredis.FakeServer()
+    gate = RedisGate(fakeredis.FakeAsyncRedis(server=server), 8)
+    await gate.check()
+
+    @asynccontextmanager
+    async def reader(_: float) -> AsyncIterator[Redis]:
+        yield fakeredis.FakeAsyncRedis(server=server, decode_responses=True)
+
+    policy = Policy(failure_threshold=3)
+    store = RedisBreakerStore(gate, reader, Keys(), "ollama", policy, "w")
+    async with kept_current(FleetBreaker("ollama", policy, store, "w", listeners=listeners)) as breaker:
+        yield breaker
+
+
+async def works() -> str:
+    return "fine"
+
+
+async def fails() -> Awaitable[str]:
+    raise ConnectionError("no")
+
+
+async def test_its_attributes_read_as_they_always_do() -> None:
+    async with opened() as breaker:
+        assert isinstance(breaker, pybreaker.CircuitBreaker)
+        assert (breaker.name, breaker.fail_max, breaker.reset_timeout) == ("ollama", 3, 60)
+        assert breaker.current_state == pybreaker.STATE_CLOSED
+        await breaker.call(works)
+        for _ in range(2):
+            with pytest.raises(ConnectionError):
+                await breaker.call(fails)
+        await breaker.reading()
+        assert breaker.fail_counter == 2
+
+
+async def test_it_opens_raises_pybreakers_error_and_tells_listeners_once() -> None:
+    heard = Heard()
+    async with opened(heard) as breaker:
+        for _ in range(3):
+            with pytest.raises(ConnectionError):
+                await breaker.call(fails)
+        assert breaker.current_state == pybreaker.STATE_OPEN
+        with pytest.raises(pybreaker.CircuitBreakerError):
+            await breaker.call(works)
+
+        async def told() -> bool:
+            return heard.changes == [("closed", "open")]
+
+        await wait_until_async(told)
+        await breaker.override("RESET", "operator")
+        assert await breaker.call(works) == "fine"
+
+
+async def test_excluded_exceptions_are_no_failures() -> None:
+    async with opened() as breaker:
+        breaker.add_excluded_exception(ConnectionError)
+        for _ in range(5):
+            with pytest.raises(ConnectionError):
+                await breaker.call(fails)
+        assert breaker.current_state == pybreaker.STATE_CLOSED
+
+
+async def test_what_would_block_the_event_loop_says_so() -> None:
+    async with opened() as breaker:
+        for blocking in (breaker.calling, breaker.open, breaker.close, breaker.half_open):
+            with pytest.raises(TypeError, match="attempt"):
+                blocking()
