@@ -1,6 +1,7 @@
-"""CPU of one request at 1 to 100 connections: the pool of the service against httpx's own, in one run.
+"""CPU and wall time of one request at 1 to 100 connections: the pool of the service against httpx's own, in one run.
 
-`python -m scripts.bench_pool`. The stub runs in a process of its own; what is shown is this process's CPU time.
+`python -m scripts.bench_pool`. The stub runs in a process of its own: CPU is this process's alone, wall time is
+throughput's inverse, the stub's part in it.
 """
 
 from __future__ import annotations
@@ -19,20 +20,24 @@ REQUESTS = 3000
 PATH, BODY = "/api/embed", b'{"model": "m", "input": "goat"}'
 
 
-async def cpu_per_request(call: Callable[[], Awaitable[object]], callers: int) -> float:
-    """Milliseconds of CPU for each of `REQUESTS` calls, made by `callers` at a time."""
+Times = tuple[float, float]
+
+
+async def per_request(call: Callable[[], Awaitable[object]], callers: int) -> Times:
+    """Milliseconds of CPU and of wall time for each of `REQUESTS` calls, made by `callers` at a time."""
 
     async def repeat(times: int) -> None:
         for _ in range(times):
             await call()
 
     await asyncio.gather(*(repeat(2) for _ in range(callers)))
-    began = time.process_time()
+    began, began_wall = time.process_time(), time.perf_counter()
     await asyncio.gather(*(repeat(REQUESTS // callers) for _ in range(callers)))
-    return (time.process_time() - began) * 1000 / (REQUESTS // callers * callers)
+    calls = REQUESTS // callers * callers
+    return (time.process_time() - began) * 1000 / calls, (time.perf_counter() - began_wall) * 1000 / calls
 
 
-async def ours(base_url: str, size: int) -> float:
+async def ours(base_url: str, size: int) -> Times:
     """Through `OllamaPool.exchange`, statistics and all."""
     async with open_pool(base_url, PoolLimits(min_size=0, max_size=size, timeout=60)) as pool:
 
@@ -41,23 +46,24 @@ async def ours(base_url: str, size: int) -> float:
                 await exchange.open()
                 await exchange.read(65536)
 
-        return await cpu_per_request(call, size)
+        return await per_request(call, size)
 
 
-async def plain(base_url: str, size: int) -> float:
+async def plain(base_url: str, size: int) -> Times:
     """Through httpx as it comes."""
     limits = httpx.Limits(max_connections=size, max_keepalive_connections=size)
     async with httpx.AsyncClient(base_url=base_url, limits=limits, timeout=60) as client:
-        return await cpu_per_request(lambda: client.post(PATH, content=BODY), size)
+        return await per_request(lambda: client.post(PATH, content=BODY), size)
 
 
 def main() -> None:
     """Prints a table."""
     with stub_process() as stub:
-        print("connections   httpx ms   ragherd ms")
+        print("connections   httpx: CPU ms, wall ms   ragherd: CPU ms, wall ms")
         for size in SIZES:
             figures = asyncio.run(plain(stub.base_url, size)), asyncio.run(ours(stub.base_url, size))
-            print(f"{size:11} {figures[0]:10.2f} {figures[1]:12.2f}")
+            (cpu, wall), (our_cpu, our_wall) = figures
+            print(f"{size:11} {cpu:13.2f} {wall:9.2f} {our_cpu:17.2f} {our_wall:9.2f}")
 
 
 if __name__ == "__main__":
