@@ -107,7 +107,7 @@ class _Worker:
         self._stack.push_async_callback(counters.flush)
         for forever in (gate.watch, counters.keep_flushing, registry.keep_renewing, facts.keep_measuring):
             background.start(forever)
-        for forever in (backends.watch.keep_looking, backends.fleet_retries.keep_in_step):
+        for forever in backends.tasks():
             background.start(forever)
         backends.warm_up.start_all()
         self._log.info("worker_started", worker=self._id, redis=gate.is_up, version=__version__)

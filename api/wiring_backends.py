@@ -6,10 +6,10 @@ A part of `wiring`, which alone uses it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from api.breaker.fleet_breaker import FleetBreaker
 from api.breaker.following import kept_current
@@ -91,6 +91,11 @@ class WorkerBackends:
     async def reachable(self) -> bool:
         """Whether any backend answers now."""
         return any(await asyncio.gather(*(models.reachable() for models in self._models.values())))
+
+    def tasks(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
+        """What goes on for as long as the worker lives."""
+        keeping = [pool.keep_minimum for pool in self._pools.values() if pool.limits.min_size]
+        return [self.watch.keep_looking, self.fleet_retries.keep_in_step, *keeping]
 
     async def open_guards(self, stack: AsyncExitStack) -> None:
         """A breaker and a bulkhead for each backend and kind of call, kept current while the stack is open."""

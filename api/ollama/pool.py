@@ -146,6 +146,16 @@ class OllamaPool:
         """Opens `min_size` connections at once, within the connect timeout. An Ollama that is down is no error."""
         await asyncio.gather(*(self._open_one() for _ in range(self.limits.min_size)))
 
+    async def keep_minimum(self) -> None:
+        """Opens anew what was closed while nobody used it, for ever: before unused connections expire. A worker's task.
+
+        So many questions at once that each needs a connection of its own; traffic that holds as many needs none.
+        """
+        while self.limits.min_size:
+            await asyncio.sleep(self.limits.keepalive_expiry / 2)
+            if self._connections.occupancy().active < self.limits.min_size:
+                await self.open_minimum()
+
     async def _open_one(self) -> None:
         trace = RequestTrace()
         try:

@@ -38,6 +38,20 @@ async def test_the_minimum_is_open_at_start(stub: StubOllama) -> None:
     await wait_until_async(lambda: _connections(stub, 0))
 
 
+async def test_the_minimum_is_kept_though_nobody_uses_it(stub: StubOllama) -> None:
+    async with open_pool(stub.base_url, PoolLimits(min_size=3, keepalive_expiry=0.2)) as pool:
+        keeping = asyncio.create_task(pool.keep_minimum())
+        try:
+            stub.break_connections()
+
+            async def open_again() -> bool:
+                return pool.snapshot().connections_opened >= 6 and pool.snapshot().idle >= 3
+
+            await wait_until_async(open_again)
+        finally:
+            keeping.cancel()
+
+
 async def test_connections_are_reused_and_counted(stub: StubOllama) -> None:
     async with open_pool(stub.base_url, PoolLimits()) as pool:
         for _ in range(20):
