@@ -295,7 +295,7 @@ class FleetBreaker(pybreaker.CircuitBreaker):
         async with self.attempt() as attempt:
             try:
                 result = await func(*args, **kwargs)
-            except Exception as error:
+            except Exception as error:  # as pybreaker: whatever is not excluded is a failure, and goes on to the caller
                 if self.is_system_error(error):
                     await attempt.failed(self._clock() - started)
                 raise

@@ -73,7 +73,7 @@ class _Reading:
         # What is raised in here would be swallowed by the library: it is kept and raised by `result`.
         try:
             self._read(chunk)
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001 - in the model's thread: whoever waits for the tokens raises it
             self._fault = error
         self._stopped = self._stopped or self._is_stopped()
         return self._stopped or self._fault is not None
