@@ -124,6 +124,7 @@ class BreakerOpen(ServiceUnavailable, CircuitBreakerError):
             breaker=breaker,
         )
         self.retry_after = retry_after
+        self.forced = forced
 
 
 class BulkheadFull(ServiceUnavailable):
@@ -163,6 +164,7 @@ class UpstreamError(RagherdError):
         headers = {} if retry_after is None else {"Retry-After": retry_after_seconds(retry_after)}
         super().__init__(detail, headers=headers, fault=fault.value)
         self.fault = fault
+        self.retry_after = retry_after
         self.row = row
         self.status = row.status
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 Vector = bytes
 """An embedding as Redis stores it: `dimension` little-endian float32 values, unit length."""
@@ -50,7 +50,7 @@ class GenerationRequest:
 
     `tenant` waits in turn with others where too many call at once; `background` work waits behind all of them.
     `timeout` is seconds for the whole answer and only ever shortens the adapter's own. `whole`: nobody reads along,
-    so an answer that breaks off may begin anew unseen.
+    so an answer that breaks off may begin anew (`Restart`).
     """
 
     model: str
@@ -68,6 +68,11 @@ class Token:
     """A piece of an answer as it arrives; not empty."""
 
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Restart:
+    """What was given so far is void: the answer broke off and begins anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +156,39 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
+class Landed:
+    """A complete answer, of this worker's own making or of another's. `entry`: where it is stored, None if it is not.
+
+    `generation` is set in the process that generated it.
+    """
+
+    text: str
+    model: str
+    usage: Usage
+    done_reason: str = "stop"
+    sources: tuple[Source, ...] = ()
+    entry: str | None = None
+    generation: Generation | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredElsewhere:
+    """The answer is in the cache by now: another worker has stored it since this one looked."""
+
+
+class FlightKey(NamedTuple):
+    """What equal questions share: the place of their answer in the cache."""
+
+    scope: str
+    digest: str
+
+    @property
+    def id(self) -> str:
+        """As the messages of Redis name it."""
+        return f"{self.scope}:{self.digest}"
+
+
+@dataclass(frozen=True, slots=True)
 class EmbedderIdentity:
     """What makes two embeddings comparable: the model's name, its weights and its dimension.
 
@@ -194,3 +232,13 @@ class CacheMatch:
     def ttl_seconds(self) -> int:
         """Whole seconds the answer stays fresh; negative once it is stale (RFC 9211 `ttl`)."""
         return (self.answer.expires_ms - self.now_ms) // 1000
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether its lifetime has not passed."""
+        return self.answer.expires_ms > self.now_ms
+
+    @property
+    def stale_seconds(self) -> float:
+        """Seconds since its lifetime passed; negative while it is fresh."""
+        return (self.now_ms - self.answer.expires_ms) / 1000

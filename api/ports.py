@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -14,9 +14,13 @@ from api.model import (
     EmbedderIdentity,
     EmbeddingRequest,
     Embeddings,
+    FlightKey,
     GenerationEnd,
     GenerationRequest,
+    Landed,
+    Restart,
     Source,
+    StoredElsewhere,
     Token,
     Usage,
     Vector,
@@ -52,8 +56,16 @@ class EmbeddingModel(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Claim:
+    """The lead of a flight: the key of its hash in Redis, and the fence that the hash has while the lead lasts."""
+
+    key: str
+    fence: str
+
+
+@dataclass(frozen=True, slots=True)
 class NewAnswer:
-    """An answer to be stored."""
+    """An answer to be stored. `asked_ms`: when the cache was asked in vain, by Redis's clock; 0 where it was not."""
 
     question: str
     answer: str
@@ -61,6 +73,7 @@ class NewAnswer:
     tenant: str
     sources: tuple[Source, ...] = ()
     usage: Usage = field(default_factory=Usage)
+    asked_ms: int = 0
 
 
 class AnswerCache(Protocol):
@@ -87,6 +100,43 @@ class ExactLookup:
 
     match: CacheMatch | None
     now_ms: int
+
+
+Lead = Callable[[Claim | None], AbstractAsyncContextManager[AsyncIterator[Token | Restart | Landed]]]
+"""Generates an answer, and stores it under the claim where there is one."""
+
+
+class Seat(Protocol):
+    """A caller's place in a flight: gives `Token`s and `Landed`, or `StoredElsewhere`.
+
+    A cancelled `anext` loses nothing. Raises what ended the answer, wherever it was generated.
+    """
+
+    @property
+    def led(self) -> bool:
+        """Whether it was generated because this caller asked; known with the first event."""
+
+    async def __anext__(self) -> Token | Landed | StoredElsewhere: ...
+
+
+class Flights(Protocol):
+    """Single flight: equal questions in flight anywhere are generated once over the fleet, without Redis once a worker."""
+
+    def join(self, key: FlightKey, lead: Lead, *, asked_ms: int, whole: bool) -> AbstractAsyncContextManager[Seat]:
+        """A seat. `lead` is called where this worker has to generate; who leaves last ends that.
+
+        `asked_ms`: when the cache was asked in vain, by Redis's clock. `whole`: this caller wants no tokens.
+        """
+
+    def sole(self, key: FlightKey) -> AbstractAsyncContextManager[Claim | None]:
+        """The lead of work on `key` that nobody waits for; None where another worker has it, or Redis is down."""
+
+
+class ModelDigests(Protocol):
+    """Which weights the language models have now, as far as this worker knows."""
+
+    def digest(self, model: str) -> str:
+        """The same while the weights are; empty while nothing is known of the model. No I/O."""
 
 
 class Attempt(Protocol):

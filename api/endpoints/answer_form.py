@@ -46,14 +46,16 @@ class AnswerForm(StreamForm, Protocol):
 
 
 def usage_of(answered: Answered) -> Usage:
-    """The tokens of the answer, also where it came from the cache: clients of other APIs count by them."""
-    return answered.match.answer.usage if answered.match is not None else answered.usage
+    """The tokens of the answer, also where it cost none: clients of other APIs count by them."""
+    if answered.match is not None:
+        return answered.match.answer.usage
+    return answered.landed.usage if answered.landed is not None else answered.usage
 
 
 def done_reason(answered: Answered, options: Mapping[str, Any]) -> str:
     """`stop` or `length`. The cache does not keep it: only an answer cut by the caller's own length is as long."""
-    if answered.generation is not None:
-        return answered.generation.end.done_reason
+    if answered.landed is not None:
+        return answered.landed.done_reason
     limit = options.get("num_predict")
     return "length" if limit is not None and usage_of(answered).completion_tokens >= limit else "stop"
 

@@ -152,8 +152,8 @@ def _figures(answered: Answered) -> dict[str, int]:
         "prompt_eval_count": usage.prompt_tokens,
         "eval_count": usage.completion_tokens,
     }
-    if answered.generation is not None:
-        end = answered.generation.end
+    if answered.landed is not None and answered.landed.generation is not None:
+        end = answered.landed.generation.end
         figures["load_duration"] = _nanoseconds(end.load_duration)
         figures["prompt_eval_duration"] = _nanoseconds(end.prompt_eval_duration)
         figures["eval_duration"] = _nanoseconds(end.eval_duration)

@@ -95,7 +95,8 @@ def cache_headers(answer: Opening | Answered, control: CacheControl) -> dict[str
     if answer.match is not None:
         return {"Cache-Status": _hit(answer.status, answer.match), "Age": str(int(answer.match.age_seconds))}
     stored = "; stored" if isinstance(answer, Answered) and answer.stored else ""
-    return {"Cache-Status": f"ragherd; fwd={_forwarded(answer.status, control)}{stored}"}
+    collapsed = "; collapsed" if answer.status is CacheStatus.COALESCED else ""
+    return {"Cache-Status": f"ragherd; fwd={_forwarded(answer.status, control)}{stored}{collapsed}"}
 
 
 def _hit(status: CacheStatus, match: CacheMatch) -> str:
@@ -108,4 +109,4 @@ def _forwarded(status: CacheStatus, control: CacheControl) -> str:
     """Why the cache did not answer, in RFC 9211's words."""
     if not control.reads:
         return "request"
-    return "miss" if status is CacheStatus.MISS else "bypass"
+    return "bypass" if status is CacheStatus.BYPASS else "miss"

@@ -62,8 +62,28 @@ GENERATION_TOKENS = MetricSpec(
 CACHE_LOOKUPS = MetricSpec(
     "ragherd_cache_lookups_total",
     "counter",
-    "Lookups in the semantic cache by result (exact, semantic, stale, miss, rejected by a guard, unavailable).",
+    "Lookups in the semantic cache by result (exact, semantic, stale, miss, unavailable).",
     ("result",),
+)
+CACHE_GUARD_REJECTIONS = MetricSpec(
+    "ragherd_cache_guard_rejections_total",
+    "counter",
+    "Cached questions near enough to the asked one whose answer a guard kept back, by guard.",
+    ("guard",),
+)
+CACHE_REFRESHES = MetricSpec(
+    "ragherd_cache_refreshes_total",
+    "counter",
+    "Expired answers served while they were to be refreshed, by what became of that "
+    "(stored, not_stored, failed, elsewhere: another worker does it, too_many).",
+    ("outcome",),
+)
+SINGLE_FLIGHT_EVENTS = MetricSpec(
+    "ragherd_single_flight_events_total",
+    "counter",
+    "Shared generations that lost their leader (handed_over, to this worker), were waited for in vain (alone), "
+    "or whose lead passed to another worker unknown to this one (fenced).",
+    ("event",),
 )
 CACHE_STORES = MetricSpec("ragherd_cache_stores_total", "counter", "Answers stored in the semantic cache.")
 CACHE_EVICTIONS = MetricSpec(
@@ -222,6 +242,9 @@ ALL_METRICS: tuple[MetricSpec, ...] = (
     QUERY_STAGE_DURATION,
     GENERATION_TOKENS,
     CACHE_LOOKUPS,
+    CACHE_GUARD_REJECTIONS,
+    CACHE_REFRESHES,
+    SINGLE_FLIGHT_EVENTS,
     CACHE_STORES,
     CACHE_EVICTIONS,
     UPSTREAM_FAULTS,

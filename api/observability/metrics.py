@@ -23,12 +23,16 @@ from api.model import CacheKind, CacheStatus, Usage
 from api.observability import metric_names as names
 
 Stage = Literal["total", "embed", "cache", "retrieve", "generate"]
-LookupResult = Literal["exact", "semantic", "stale", "miss", "rejected", "unavailable"]
+LookupResult = Literal["exact", "semantic", "stale", "miss", "unavailable"]
+RefreshOutcome = Literal["stored", "not_stored", "failed", "elsewhere", "too_many"]
+FlightEvent = Literal["handed_over", "alone", "fenced"]
 BreakerState = Literal["closed", "open", "half_open"]
 BulkheadReason = Literal["queue_full", "deadline", "displaced"]
 BreakerOutcome = Literal["successful", "slow_successful", "failed", "slow_failed", "ignored"]
 
-LOOKUP_RESULTS: tuple[LookupResult, ...] = ("exact", "semantic", "stale", "miss", "rejected", "unavailable")
+LOOKUP_RESULTS: tuple[LookupResult, ...] = ("exact", "semantic", "stale", "miss", "unavailable")
+REFRESH_OUTCOMES: tuple[RefreshOutcome, ...] = ("stored", "not_stored", "failed", "elsewhere", "too_many")
+FLIGHT_EVENTS: tuple[FlightEvent, ...] = ("handed_over", "alone", "fenced")
 BREAKER_STATES: tuple[BreakerState, ...] = ("closed", "open", "half_open")
 BREAKER_OUTCOMES: tuple[BreakerOutcome, ...] = ("successful", "slow_successful", "failed", "slow_failed", "ignored")
 BULKHEAD_REASONS: tuple[BulkheadReason, ...] = ("queue_full", "deadline", "displaced")
@@ -88,7 +92,11 @@ class Metrics:
             self._families[names.UPSTREAM_FAULTS].begin(fault.value)
         for kind in ("exact", "semantic"):
             self._queries.begin(CacheStatus.HIT.value, kind)
-        for status in (CacheStatus.MISS.value, CacheStatus.BYPASS.value, "error", "left"):
+        for outcome in REFRESH_OUTCOMES:
+            self._families[names.CACHE_REFRESHES].begin(outcome)
+        for event in FLIGHT_EVENTS:
+            self._families[names.SINGLE_FLIGHT_EVENTS].begin(event)
+        for status in (CacheStatus.COALESCED.value, CacheStatus.MISS.value, CacheStatus.BYPASS.value, "error", "left"):
             self._queries.begin(status, "none")
 
     # -- HTTP ---------------------------------------------------------------------------------------------------------
@@ -136,6 +144,18 @@ class Metrics:
     def cache_evicted(self, count: int) -> None:
         """Entries were evicted."""
         self._families[names.CACHE_EVICTIONS][()].inc(count)
+
+    def guard_rejected(self, guard: str) -> None:
+        """A guard kept a cached answer from being served."""
+        self._families[names.CACHE_GUARD_REJECTIONS][(guard,)].inc()
+
+    def refreshed(self, outcome: RefreshOutcome) -> None:
+        """An expired answer was served and to be refreshed."""
+        self._families[names.CACHE_REFRESHES][(outcome,)].inc()
+
+    def flight(self, event: FlightEvent) -> None:
+        """A shared generation took an unusual turn."""
+        self._families[names.SINGLE_FLIGHT_EVENTS][(event,)].inc()
 
     def upstream_failed(self, fault: UpstreamFault) -> None:
         """A call to Ollama failed."""

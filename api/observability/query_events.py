@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import structlog
 
 from api.errors import EmbeddingUnavailable, RagherdError, StoreUnavailable, UpstreamError
-from api.model import CacheStatus
+from api.model import CacheStatus, Usage
 from api.observability.http_middleware import CLIENT_CLOSED_REQUEST
-from api.observability.metrics import LookupResult, Metrics, Stage
-from api.query.answered import Answered, Stages
+from api.observability.metrics import Metrics, Stage
+from api.query.answered import Answered, RefreshOutcome, Stages
+from api.query.candidates import Candidate
 from api.query.question import Query
 
 
@@ -41,11 +43,15 @@ class QueryEvents:
         elif answered.status is CacheStatus.STALE:
             self._counters.add("stale_hits")
             self._metrics.cache_looked_up("stale")
-        if answered.generation is not None:
-            self._metrics.generated(answered.usage)
-        if answered.stored:
-            self._metrics.cache_stored()
+        elif answered.status is CacheStatus.COALESCED:
+            self._counters.add("coalesced")
         self._log.info("query", **self._facts(query), cache=answered.status, kind=kind, ms=_ms(answered.stages.total))
+
+    def generated(self, usage: Usage, *, stored: bool) -> None:
+        """The language model answered, for however many callers, and the cache took it or not."""
+        self._metrics.generated(usage)
+        if stored:
+            self._metrics.cache_stored()
 
     def missed(self) -> None:
         """The cache was asked in vain."""
@@ -83,11 +89,18 @@ class QueryEvents:
         self._metrics.failed_over(backend, error.fault)
         self._log.warning("failed_over", backend=backend, fault=error.fault, error=str(error))
 
-    def below_threshold(self, similarity: float) -> None:
-        """The nearest question was not near enough."""
-        rejected: LookupResult = "rejected"
-        self._metrics.cache_looked_up(rejected)
-        self._log.debug("below_threshold", similarity=round(similarity, 4))
+    def considered(self, candidates: Sequence[Candidate]) -> None:
+        """The nearest questions were looked at; those that a guard objected to are counted."""
+        objections = [(one, one.objection) for one in candidates if one.objection is not None]
+        self._counters.add("guard_rejections", len(objections))
+        for candidate, objection in objections:
+            self._metrics.guard_rejected(objection.guard)
+            similarity = round(candidate.match.similarity, 4)
+            self._log.debug("guard_rejected", guard=objection.guard, detail=objection.detail, similarity=similarity)
+
+    def refreshing(self, outcome: RefreshOutcome) -> None:
+        """An expired answer was served, and this became of its refreshing."""
+        self._metrics.refreshed(outcome)
 
     def _facts(self, query: Query) -> dict[str, Any]:
         facts: dict[str, Any] = {"tenant": query.tenant, "model": query.model}

@@ -2,13 +2,14 @@
 
 1. the exact tier: the same question, one round trip
 2. the embedding
-3. the semantic tier: a question that means the same, one round trip
-4. the language model, through the bulkhead and the circuit breaker
-5. the answer is stored for the whole fleet
+3. the semantic tier: a question that means the same, one round trip, and the guards that may object
+4. single flight: where the same question is being answered anywhere, its answer is shared
+5. the language model, through the bulkhead and the circuit breaker
+6. the answer is stored for the whole fleet
 
 It is one flow for both forms of an answer: `stream` gives it as it comes, `answer` collects it. A lost Redis or a
 hanging embedder costs the cache, not the answer. A failing Ollama costs the answer only when the cache keeps none, not
-even an expired one. A caller who leaves ends the flow where it is, and the generation with it.
+even an expired one. A caller who leaves ends the flow where it is, and the generation that nobody else waits for.
 """
 
 from __future__ import annotations
@@ -16,23 +17,28 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AbstractAsyncContextManager, aclosing
+from dataclasses import replace
 
 from api.errors import BreakerOpen, BulkheadFull, OnlyIfCached, RagherdError, UpstreamError
-from api.model import CacheMatch, CacheStatus, Generation, GenerationRequest, Token
-from api.query import prompt
+from api.model import CacheMatch, CacheStatus, Landed, StoredElsewhere, Token
+from api.ports import Seat
 from api.query.answered import Answered, AnswerEvent, Opening, QueryObserver, Stages
 from api.query.deadline import Deadline
-from api.query.failover import Failover
 from api.query.question import Query
+from api.query.refresh import Refresher
 from api.query.shared_answers import Lookup, SharedAnswers
+from api.query.single_flight import SingleFlight
 
 
 class QueryService:
     """Answers questions for one worker."""
 
-    def __init__(self, backends: Failover, shared: SharedAnswers, observer: QueryObserver) -> None:
-        self._backends = backends
+    def __init__(
+        self, shared: SharedAnswers, flights: SingleFlight, refresher: Refresher, observer: QueryObserver
+    ) -> None:
         self._shared = shared
+        self._flights = flights
+        self._refresher = refresher
         self._observer = observer
 
     async def answer(self, query: Query) -> Answered:
@@ -76,7 +82,7 @@ class QueryService:
         async with deadline.watched():
             lookup = await self._shared.look_up(query, stages)
         if lookup.match is not None:
-            for event in self._cached(lookup.match, CacheStatus.HIT, stages):
+            for event in self._found(query, lookup, lookup.match, stages):
                 yield event
             return
         if query.cache_control.only_if_cached:
@@ -91,17 +97,23 @@ class QueryService:
             return
         except RagherdError as error:
             may_be_stale = _may_serve_stale(error) and (whole or not begun)
-            stale = await self._shared.stale(query, lookup, stages) if may_be_stale else None
-            if stale is None:
+            expired = await self._shared.expired(query, lookup, stages) if may_be_stale else None
+            if expired is None:
                 self._missed(lookup, query)
                 raise
-        for event in self._cached(stale, CacheStatus.STALE, stages):
+        for event in self._cached(expired, CacheStatus.STALE, stages):
             yield event
 
     def _missed(self, lookup: Lookup, query: Query) -> None:
         """Counts a cache that was asked in vain."""
         if _status(lookup, query) is CacheStatus.MISS:
             self._observer.missed()
+
+    def _found(self, query: Query, lookup: Lookup, match: CacheMatch, stages: Stages) -> tuple[AnswerEvent, ...]:
+        """By the cache; where its answer has expired, it is served once more and refreshed meanwhile."""
+        if lookup.stale:
+            self._refresher.start(query, lookup)
+        return self._cached(match, CacheStatus.STALE if lookup.stale else CacheStatus.HIT, stages)
 
     def _cached(self, match: CacheMatch, status: CacheStatus, stages: Stages) -> tuple[AnswerEvent, ...]:
         self._shared.used(match)
@@ -115,49 +127,45 @@ class QueryService:
     async def _fresh(
         self, query: Query, lookup: Lookup, stages: Stages, deadline: Deadline, *, whole: bool
     ) -> AsyncGenerator[AnswerEvent, None]:
-        """By the language model. Only the waiting for it counts as its time: a slow reader's is the reader's own."""
-        messages = prompt.build(query.question, query.history, query.template, query.system)
-        request = GenerationRequest(query.model, messages, query.options, tenant=query.tenant, whole=whole)
-        status = _status(lookup, query)
-        opened = False
-        async with self._backends.generate(request) as generating:
-            while True:
-                event = await self._next(generating, stages, deadline)
-                if not opened:
-                    opened = True
+        """By the language model, because of this caller or of one before. Only the waiting counts as its time."""
+        while lookup.match is None:
+            async with self._flights.answer(query, lookup, whole=whole) as shared:
+                event = await self._next(shared, stages, deadline)
+                if not isinstance(event, StoredElsewhere):
+                    status = _status(lookup, query, coalesced=not shared.led)
                     yield Opening(status)
-                if isinstance(event, Generation):
-                    break
-                yield event
-        entry = await self._shared.store(query, lookup, event, stages)
-        self._missed(lookup, query)
-        yield Answered(
-            event.text,
-            event.end.model,
-            status,
-            stages,
-            usage=event.end.usage,
-            generation=event,
-            entry=entry,
-            stored=entry is not None,
-        )
-
-    async def _next(
-        self, generating: AsyncIterator[Token | Generation], stages: Stages, deadline: Deadline
-    ) -> Token | Generation:
-        try:
+                    while isinstance(event, Token):
+                        yield event
+                        event = await self._next(shared, stages, deadline)
+                    assert isinstance(event, Landed), "what has begun does not turn out to be stored elsewhere"
+                    if status is CacheStatus.MISS:
+                        self._observer.missed()
+                    yield _answered(event, status, stages)
+                    return
             async with deadline.watched():
-                with stages.timed("generate"):
-                    return await anext(generating)
-        except UpstreamError as error:
-            self._observer.upstream_failed(error)
-            raise
+                await self._shared.look_again(query, lookup, stages)
+        for found in self._found(query, lookup, lookup.match, stages):
+            yield found
+
+    async def _next(self, shared: Seat, stages: Stages, deadline: Deadline) -> Token | Landed | StoredElsewhere:
+        async with deadline.watched():
+            with stages.timed("generate"):
+                return await anext(shared)
 
 
-def _status(lookup: Lookup, query: Query) -> CacheStatus:
+def _answered(landed: Landed, status: CacheStatus, stages: Stages) -> Answered:
+    """Whoever shares another's answer has it for nothing."""
+    answered = Answered(landed.text, landed.model, status, stages, landed.sources, entry=landed.entry)
+    if status is CacheStatus.COALESCED:
+        return replace(answered, landed=landed)
+    return replace(answered, landed=landed, usage=landed.usage, stored=landed.entry is not None)
+
+
+def _status(lookup: Lookup, query: Query, *, coalesced: bool = False) -> CacheStatus:
     """What a fresh answer says of the cache: whether it was asked in vain."""
-    asked = lookup.place is not None and query.cache_control.reads
-    return CacheStatus.MISS if asked else CacheStatus.BYPASS
+    if not (lookup.available and query.cache_control.reads):
+        return CacheStatus.BYPASS
+    return CacheStatus.COALESCED if coalesced else CacheStatus.MISS
 
 
 def _may_serve_stale(error: RagherdError) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 from api.errors import EmbeddingUnavailable, RagherdError, StoreUnavailable, UpstreamError
-from api.model import CacheMatch, CacheStatus, Generation, Source, Token, Usage
+from api.model import CacheMatch, CacheStatus, Landed, Source, Token, Usage
+from api.query.candidates import Candidate
 from api.query.question import Query
 
 
@@ -49,7 +50,10 @@ class Opening:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """An answer and how it came about. `match` is set where the cache gave it; `stored` where it took it."""
+    """An answer and how it came about. `match` is set where the cache gave it, `landed` where the language model did.
+
+    `stored`: the cache took it, because this caller asked.
+    """
 
     answer: str
     model: str
@@ -58,7 +62,7 @@ class Answered:
     sources: tuple[Source, ...] = ()
     match: CacheMatch | None = None
     usage: Usage = field(default_factory=Usage)
-    generation: Generation | None = None
+    landed: Landed | None = None
     entry: str | None = None
     stored: bool = False
 
@@ -67,12 +71,18 @@ AnswerEvent = Opening | Token | Answered
 """An answer as it comes: one `Opening`, `Token`s, `Answered`."""
 
 
+RefreshOutcome = Literal["stored", "not_stored", "failed", "elsewhere", "too_many"]
+"""What became of the refreshing of an expired answer: another worker may be at it, or this one at too many."""
+
+
 class QueryObserver(Protocol):
     """Who counts what the flow does."""
 
     def answered(self, query: Query, answered: Answered) -> None: ...
 
     def missed(self) -> None: ...
+
+    def generated(self, usage: Usage, *, stored: bool) -> None: ...
 
     def refused(self, query: Query, error: RagherdError) -> None: ...
 
@@ -84,4 +94,6 @@ class QueryObserver(Protocol):
 
     def upstream_failed(self, error: UpstreamError) -> None: ...
 
-    def below_threshold(self, similarity: float) -> None: ...
+    def considered(self, candidates: Sequence[Candidate]) -> None: ...
+
+    def refreshing(self, outcome: RefreshOutcome) -> None: ...

@@ -3,7 +3,7 @@
 What a failure allows:
 - free: the backend never began the call (no connection, or it has not the model), so nothing is done twice;
 - charged: it may have begun. One further attempt, within the budget of retries;
-- anything else, and anything after the first token: the caller's.
+- anything else, and anything after the first token where somebody reads along: the caller's.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Final
 
 from api.errors import BreakerOpen, BulkheadFull, RagherdError, UpstreamError
 from api.faults import UpstreamFault
-from api.model import Generation, GenerationRequest, Retry, Token
+from api.model import Generation, GenerationRequest, Restart, Retry, Token
 from api.ports import LanguageModel, Retries
 from api.query import guarded_call
 from api.query.backends import Backend, BackendEvents, Backends
@@ -40,7 +40,7 @@ CHARGED: Final = frozenset(
     }
 )
 
-Event = Token | Generation
+Event = Token | Restart | Generation
 
 
 class Failover:
@@ -55,7 +55,7 @@ class Failover:
         self._events = events
 
     def generate(self, request: GenerationRequest) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
-        """See `guarded_call.generate`. With `request.whole` nothing is given before the answer is complete.
+        """See `guarded_call.generate`. With `request.whole` an answer that broke off may begin anew, after a `Restart`.
 
         Raises `BreakerOpen` or `BulkheadFull` when no backend admits a call, with the shortest wait.
         """
@@ -68,24 +68,26 @@ class Failover:
             backend = candidates.pop(0)
             if tried.failure is not None and backend.breaker.rejects:
                 continue
-            begun = False
             try:
                 async with aclosing(_attempt(backend, tried.attempt(request, candidates))) as events:
                     async for event in events:
-                        begun = True
+                        if tried.void:
+                            tried.void = False
+                            yield Restart()
+                        tried.begun = True
                         yield event
                 return
             except (BreakerOpen, BulkheadFull) as error:
                 tried.refused(error)
             except UpstreamError as error:
-                self._settle(error, backend, tried, begun=begun, last=not candidates)
+                if tried.begun and not request.whole:
+                    raise
+                self._settle(error, backend, tried, last=not candidates)
         raise tried.verdict()
 
-    def _settle(
-        self, error: UpstreamError, backend: Backend[LanguageModel], tried: _Tried, *, begun: bool, last: bool
-    ) -> None:
+    def _settle(self, error: UpstreamError, backend: Backend[LanguageModel], tried: _Tried, *, last: bool) -> None:
         """Notes a failure that another backend may make good. Raises it where none may."""
-        if begun or (error.fault not in FREE and not self._charge(error, tried)):
+        if error.fault not in FREE and not self._charge(error, tried):
             raise error
         tried.failed(error)
         if not last:
@@ -102,22 +104,22 @@ class Failover:
 async def _attempt(backend: Backend[LanguageModel], request: GenerationRequest) -> AsyncGenerator[Event, None]:
     with backend.busy():
         async with guarded_call.generate(backend.service, backend.bulkhead, backend.breaker, request) as events:
-            if not request.whole:
-                async for event in events:
-                    yield event
-                return
-            held = [event async for event in events]
-    for event in held:
-        yield event
+            async for event in events:
+                yield event
 
 
 @dataclass(slots=True)
 class _Tried:
-    """What came of the attempts so far. `until`: the end of the time for all of them, on the monotonic clock."""
+    """What came of the attempts so far. `until`: the end of the time for all of them, on the monotonic clock.
+
+    `begun`: the present one has given something; `void`: one before it has, which counts for nothing now.
+    """
 
     until: float
     failure: UpstreamError | None = None
     spent: bool = False
+    begun: bool = False
+    void: bool = False
     refusals: list[BreakerOpen | BulkheadFull] = field(default_factory=list)
 
     @property
@@ -139,6 +141,7 @@ class _Tried:
 
     def failed(self, error: UpstreamError) -> None:
         """Keeps the failure that says most: that a model is not on one backend says least."""
+        self.void, self.begun = self.void or self.begun, False
         if self.failure is None or self.failure.fault is UpstreamFault.MODEL_NOT_FOUND:
             self.failure = error
 

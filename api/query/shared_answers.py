@@ -2,27 +2,49 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from api.errors import EmbeddingUnavailable, StoreUnavailable
-from api.model import CacheMatch, Generation, Vector
-from api.ports import AnswerCache, Embedder, NewAnswer
+from api.model import CachedAnswer, CacheMatch, Generation, Vector
+from api.ports import AnswerCache, Claim, Embedder, ModelDigests, NewAnswer
 from api.query.answered import QueryObserver, Stages
 from api.query.cache_budget import CacheBudget
-from api.query.cache_control import CacheControl
+from api.query.candidates import Candidate, Fate, best, consider, lifetime
 from api.query.fingerprint import Fingerprint, fingerprint
 from api.query.question import Query
 
 
+@dataclass(frozen=True, slots=True)
+class CachePolicy:
+    """`threshold`: the cosine from which on a question is near enough.
+
+    Seconds: `revalidate`, how long an expired answer is served while it is refreshed; `stale`, how long where Ollama
+    gives none; `budget`, how long the cache may keep one question waiting.
+    """
+
+    threshold: float
+    revalidate: float = 0.0
+    stale: float = 86_400.0
+    budget: float = 0.25
+
+
 @dataclass(slots=True)
 class Lookup:
-    """What the cache said. `place` is None when it takes no part in this answer."""
+    """What the cache said.
+
+    `place` is None when it takes no part in this answer, `available` false when it can not be used now. `stale` is set
+    with `match` where that is past its lifetime and to be refreshed. `expired` is the question's own expired entry.
+    """
 
     place: Fingerprint | None = None
+    available: bool = False
     now_ms: int = 0
     vector: Vector | None = None
     match: CacheMatch | None = None
-    stale: CacheMatch | None = None
+    stale: bool = False
+    expired: CacheMatch | None = None
+    candidates: Sequence[Candidate] = field(default_factory=tuple)
 
 
 class SharedAnswers:
@@ -32,16 +54,16 @@ class SharedAnswers:
         self,
         cache: AnswerCache | None,
         embedder: Embedder,
+        digests: ModelDigests,
         observer: QueryObserver,
-        similarity_threshold: float,
-        budget: float,
+        policy: CachePolicy,
     ) -> None:
-        """`budget`: the seconds that the cache may keep one question waiting."""
         self._cache = cache
         self._embedder = embedder
+        self._digests = digests
         self._observer = observer
-        self._threshold = similarity_threshold
-        self._budget = CacheBudget(budget)
+        self.policy = policy
+        self._budget = CacheBudget(policy.budget)
 
     async def look_up(self, query: Query, stages: Stages) -> Lookup:
         """The exact tier, the embedding, the semantic tier: until one of them has the answer."""
@@ -49,9 +71,9 @@ class SharedAnswers:
         if self._cache is None or query.cache_control.no_store:
             return lookup
         try:
-            lookup.place = fingerprint(query, await self._embedder.identity())
-            if query.cache_control.reads:
-                await self._exact(self._cache, query, lookup.place, lookup, stages)
+            lookup.place = fingerprint(query, await self._embedder.identity(), self._digests.digest(query.model))
+            lookup.available = True
+            await self._exact(self._cache, query, lookup.place, lookup, stages)
             if lookup.match is None:
                 lookup.vector = await self._embed(query, stages)
             if lookup.match is None and query.cache_control.reads:
@@ -59,19 +81,33 @@ class SharedAnswers:
         except EmbeddingUnavailable as error:
             self._observer.embedding_failed(error)
         except StoreUnavailable as error:
-            lookup.place = None
+            lookup.available = False
             self._observer.store_failed(error)
         return lookup
+
+    async def look_again(self, query: Query, lookup: Lookup, stages: Stages) -> None:
+        """Looks in the exact tier once more: another worker has just stored the answer."""
+        if self._cache is None or lookup.place is None:
+            return
+        try:
+            await self._exact(self._cache, query, lookup.place, lookup, stages)
+        except StoreUnavailable as error:
+            lookup.now_ms = 0
+            self._observer.store_failed(error)
 
     async def _exact(
         self, cache: AnswerCache, query: Query, place: Fingerprint, lookup: Lookup, stages: Stages
     ) -> None:
+        """Where the caller wants no cached answer, it still gives the time: what is older must not be stored later."""
         found = await self._budget.within(stages, cache.find_exact(place.scope, place.digest))
         lookup.now_ms = found.now_ms
-        if found.match is not None and found.match.ttl_seconds < 0:
-            lookup.stale = found.match
-        else:
-            lookup.match = _allowed(found.match, query.cache_control)
+        if found.match is None or not query.cache_control.reads:
+            return
+        fate = lifetime(found.match, query.cache_control, self._revalidate(query))
+        if fate in (Fate.FRESH, Fate.STALE):
+            lookup.match, lookup.stale = found.match, fate is Fate.STALE
+        elif fate is Fate.EXPIRED:
+            lookup.expired = found.match
 
     async def _embed(self, query: Query, stages: Stages) -> Vector | None:
         """Whether the question has a vector is its own to say: with history what it means depends on that."""
@@ -85,59 +121,62 @@ class SharedAnswers:
             return None
 
     async def _semantic(self, query: Query, lookup: Lookup, stages: Stages) -> None:
-        match = await self._similar(lookup, stages, stale=False)
-        if match is not None and match.similarity < self._threshold:
-            self._observer.below_threshold(match.similarity)
-            match = None
-        lookup.match = _allowed(match, query.cache_control)
+        chosen = await self._similar(query, lookup, stages, self._revalidate(query))
+        if chosen is not None:
+            lookup.match, lookup.stale = chosen.match, chosen.fate is Fate.STALE
 
-    async def _similar(self, lookup: Lookup, stages: Stages, *, stale: bool) -> CacheMatch | None:
+    async def _similar(self, query: Query, lookup: Lookup, stages: Stages, stale_seconds: float) -> Candidate | None:
         if self._cache is None or lookup.place is None or lookup.vector is None:
             return None
         place = lookup.place
-        asked = self._cache.find_similar(place.embedder, place.scope, lookup.vector, lookup.now_ms, stale=stale)
-        return await self._budget.within(stages, asked)
+        stale_ms = round(stale_seconds * 1000)
+        finding = self._cache.find_similar(place.embedder, place.scope, lookup.vector, lookup.now_ms, stale_ms=stale_ms)
+        matches = await self._budget.within(stages, finding)
+        lookup.candidates = consider(query.question, matches, self.policy.threshold, query.cache_control, stale_seconds)
+        self._observer.considered(lookup.candidates)
+        return best(lookup.candidates)
 
-    async def stale(self, query: Query, lookup: Lookup, stages: Stages) -> CacheMatch | None:
+    def _revalidate(self, query: Query) -> float:
+        """A caller who allows no call to Ollama gets no answer that would need one to be refreshed."""
+        return 0.0 if query.cache_control.only_if_cached else self.policy.revalidate
+
+    async def expired(self, query: Query, lookup: Lookup, stages: Stages) -> CacheMatch | None:
         """An expired answer, where Ollama can give none: the same question's, else a similar one's."""
-        if not query.cache_control.reads:
-            return None
-        match = lookup.stale or await self._similar_stale(lookup, stages)
-        return _allowed(match, query.cache_control)
-
-    async def _similar_stale(self, lookup: Lookup, stages: Stages) -> CacheMatch | None:
+        if not query.cache_control.reads or lookup.expired is not None:
+            return lookup.expired
         try:
-            match = await self._similar(lookup, stages, stale=True)
+            chosen = await self._similar(query, lookup, stages, self.policy.stale)
         except StoreUnavailable as error:
             self._observer.store_failed(error)
             return None
-        return match if match is not None and match.similarity >= self._threshold else None
+        return chosen.match if chosen is not None else None
 
     def used(self, match: CacheMatch) -> None:
         """Notes that an entry was served; no I/O."""
         if self._cache is not None:
             self._cache.used(match)
 
-    async def store(self, query: Query, lookup: Lookup, generation: Generation, stages: Stages) -> str | None:
-        """Stores a complete answer and gives its entry; None where it is not stored."""
-        if self._cache is None or lookup.place is None or not _is_complete(query, generation):
+    async def store(
+        self, query: Query, lookup: Lookup, generation: Generation, stages: Stages, claim: Claim | None = None
+    ) -> CachedAnswer | None:
+        """Stores a complete answer; None where it is not stored, also where `claim` has passed to another worker."""
+        if self._cache is None or lookup.place is None or not lookup.available or not _is_complete(query, generation):
             return None
         answer = NewAnswer(
-            query.question, generation.text, generation.end.model, query.tenant, usage=generation.end.usage
+            query.question,
+            generation.text,
+            generation.end.model,
+            query.tenant,
+            usage=generation.end.usage,
+            asked_ms=lookup.now_ms,
         )
+        place = lookup.place
         try:
-            storing = self._cache.store(lookup.place.scope, lookup.place.digest, lookup.vector, answer)
-            stored = await self._budget.within(stages, storing)
+            storing = self._cache.store(place.scope, place.digest, lookup.vector, answer, claim=claim)
+            return await self._budget.within(stages, storing)
         except StoreUnavailable as error:
             self._observer.store_failed(error)
             return None
-        return stored.entry
-
-
-def _allowed(match: CacheMatch | None, control: CacheControl) -> CacheMatch | None:
-    """A match that is not older than the caller accepts."""
-    too_old = match is not None and control.max_age is not None and match.age_seconds > control.max_age
-    return None if too_old else match
 
 
 def _is_complete(query: Query, generation: Generation) -> bool:

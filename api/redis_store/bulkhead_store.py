@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager
-from typing import Any, Final
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import Any
 
-from redis.asyncio import Redis
-from redis.asyncio.client import PubSub
 from redis.commands.core import AsyncScript
-from redis.exceptions import RedisError
 
 from api.bulkhead.state import Policy, Reading, Return, Taken, Verdict, Wake
 from api.bulkhead.ticket import Priority, new_id, tenant_field
-from api.errors import StoreUnavailable
 from api.redis_store.gate import RedisGate
 from api.redis_store.keys import Keys
+from api.redis_store.messages import Reader, messages
 from api.redis_store.scripts import script
-
-IDLE_SECONDS: Final = 5.0
-"""After so long without a message the connection is asked whether it lives."""
 
 
 class RedisBulkheadStore:
@@ -28,7 +21,7 @@ class RedisBulkheadStore:
     def __init__(
         self,
         gate: RedisGate,
-        reader: Callable[[float], AbstractAsyncContextManager[Redis]],
+        reader: Reader,
         keys: Keys,
         name: str,
         policy: Policy,
@@ -80,28 +73,8 @@ class RedisBulkheadStore:
 
     async def follow(self) -> AsyncIterator[Wake | None]:
         """See `BulkheadStore`."""
-        try:
-            async with self._reader(IDLE_SECONDS) as client, client.pubsub() as messages:
-                await messages.subscribe(self._channel)
-                while True:
-                    message = await _next_message(messages)
-                    if message["type"] == "subscribe":
-                        yield None
-                    elif message["type"] == "message":
-                        yield _wake(message["data"])
-        except (RedisError, OSError, TimeoutError) as error:
-            raise StoreUnavailable(str(error)) from error
-
-
-async def _next_message(messages: PubSub) -> dict[str, Any]:
-    """The next one; a long silence is broken by a ping, whose answer is a message too. Raises `TimeoutError`."""
-    message = await messages.get_message(timeout=IDLE_SECONDS)
-    if message is None:
-        await messages.ping()
-        message = await messages.get_message(timeout=IDLE_SECONDS)
-    if message is None:
-        raise TimeoutError("Redis does not answer on the channel of messages")
-    return dict(message)
+        async for text in messages(self._reader, self._channel):
+            yield None if text is None else _wake(text)
 
 
 def _wake(text: str) -> Wake:

@@ -42,6 +42,15 @@ class Keys:
         """Entries by last use."""
         return f"{self.prefix}evict:cache"
 
+    def flight(self, scope: str, digest: str) -> list[str]:
+        """The keys of a flight: who leads, its words, and who refreshes. The braces keep them on one shard."""
+        base = f"{self.prefix}flight:{{{scope}:{digest}}}"
+        return [base, f"{base}:words", f"{base}:refresh"]
+
+    def flight_channel(self, worker: str) -> str:
+        """Where a worker hears of its flights."""
+        return f"{self.prefix}flight:wake:{worker}"
+
     @property
     def cache_stats(self) -> str:
         """Counters of the cache."""

@@ -1,0 +1,58 @@
+"""One flight as one worker has it: its callers, the answer as it grows, and this worker's part in it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from api.flights.progress import Progress, Reader
+from api.model import FlightKey, Landed, StoredElsewhere, Token
+from api.ports import Claim, Lead
+
+
+class Flight:
+    """`leads`: this worker generates. `claim` is its lead in Redis, None while it has none there."""
+
+    def __init__(self, key: FlightKey, generate: Lead, asked_ms: int) -> None:
+        self.key = key
+        self.generate = generate
+        self.asked_ms = asked_ms
+        self.progress = Progress()
+        self.seats = 0
+        self.leads = False
+        self.claim: Claim | None = None
+        self.renewed = time.monotonic()
+        self.decided = asyncio.Event()
+        self.woken = asyncio.Event()
+        self.is_published = False
+        self.task: asyncio.Task[None] | None = None
+
+    def lead(self, claim: Claim | None) -> None:
+        """This worker generates from now on."""
+        self.leads, self.claim = True, claim
+        self.renewed = time.monotonic()
+        self.decided.set()
+
+    def follow(self) -> None:
+        """Another worker does."""
+        self.decided.set()
+
+
+class FlightSeat:
+    """See `ports.Seat`."""
+
+    def __init__(self, flight: Flight, reader: Reader, *, first: bool) -> None:
+        self._flight = flight
+        self._reader = reader
+        self._first = first
+
+    @property
+    def led(self) -> bool:
+        """See `ports.Seat`."""
+        return self._first and self._flight.leads
+
+    def __aiter__(self) -> FlightSeat:
+        return self
+
+    async def __anext__(self) -> Token | Landed | StoredElsewhere:
+        return await anext(self._reader)

@@ -1,0 +1,67 @@
+"""Which of the nearest cached questions, if any, answers this one. Pure: the flow obeys it, and explain shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from api.guards.agreement import Disagreement, disagreement
+from api.model import CacheMatch
+from api.query.cache_control import CacheControl
+
+
+class Fate(StrEnum):
+    """What becomes of a candidate."""
+
+    FRESH = "fresh"
+    STALE = "stale"
+    BELOW_THRESHOLD = "below_threshold"
+    REJECTED = "rejected"
+    TOO_OLD = "too_old"
+    EXPIRED = "expired"
+
+
+USABLE = frozenset({Fate.FRESH, Fate.STALE})
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A cached question near the asked one, and whether it may answer it. `objection`: the guard's, if one has any."""
+
+    match: CacheMatch
+    fate: Fate
+    objection: Disagreement | None = None
+
+
+def consider(
+    question: str, matches: Sequence[CacheMatch], threshold: float, control: CacheControl, stale_seconds: float = 0.0
+) -> list[Candidate]:
+    """The fate of each match, in their order. `stale_seconds`: how long after its lifetime one may still be served."""
+    return [_considered(question, match, threshold, control, stale_seconds) for match in matches]
+
+
+def best(candidates: Sequence[Candidate]) -> Candidate | None:
+    """The first that is fresh, else the first that may be served stale: nearest first."""
+    usable = [candidate for candidate in candidates if candidate.fate in USABLE]
+    return next((one for one in usable if one.fate is Fate.FRESH), usable[0] if usable else None)
+
+
+def _considered(
+    question: str, match: CacheMatch, threshold: float, control: CacheControl, stale_seconds: float
+) -> Candidate:
+    if match.similarity < threshold:
+        return Candidate(match, Fate.BELOW_THRESHOLD)
+    objection = disagreement(question, match.answer.question)
+    if objection is not None:
+        return Candidate(match, Fate.REJECTED, objection)
+    return Candidate(match, lifetime(match, control, stale_seconds))
+
+
+def lifetime(match: CacheMatch, control: CacheControl, stale_seconds: float = 0.0) -> Fate:
+    """Whether an entry of the right question is young enough: for its own lifetime, and for the caller."""
+    if control.max_age is not None and match.age_seconds > control.max_age:
+        return Fate.TOO_OLD
+    if match.is_fresh:
+        return Fate.FRESH
+    return Fate.STALE if match.stale_seconds <= stale_seconds else Fate.EXPIRED
