@@ -10,7 +10,18 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from api import __version__, wiring
-from api.endpoints import breaker, bulkhead, error_responses, health, ollama_api, openai_api, query, reports
+from api.endpoints import (
+    breaker,
+    bulkhead,
+    cache,
+    cache_warm_up,
+    error_responses,
+    health,
+    ollama_api,
+    openai_api,
+    query,
+    reports,
+)
 from api.endpoints.body_limit import BodyLimit
 from api.endpoints.request_context import RequestContext
 from api.observability.http_middleware import HttpMetrics
@@ -28,7 +39,7 @@ def create_app(settings: Settings) -> FastAPI:
         summary="A RAG query service in front of Ollama whose workers share one memory in Redis.",
         lifespan=wiring.lifespan(settings, worker, metrics),
     )
-    for endpoints in (query, ollama_api, openai_api, health, breaker, bulkhead, reports):
+    for endpoints in (query, ollama_api, openai_api, health, breaker, bulkhead, cache, cache_warm_up, reports):
         app.include_router(endpoints.router)
     error_responses.install(app)
     app.add_middleware(BodyLimit, limit=settings.server.max_body_bytes)

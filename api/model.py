@@ -93,21 +93,30 @@ def full_model_name(name: str) -> str:
     return name if ":" in name.rpartition("/")[2] else f"{name}:latest"
 
 
+def model_key(name: str) -> str:
+    """The same for all names of a model."""
+    return full_model_name(name).casefold()
+
+
 @dataclass(frozen=True, slots=True)
 class BackendHealth:
-    """What the last probe of one Ollama found: whether it answers, the models it has, those of them in memory."""
+    """What the last probe of one Ollama found: whether it answers, the models it has, those of them in memory.
+
+    `digests`: which weights each of its models has; the last known while it does not answer.
+    """
 
     reachable: bool
     models: frozenset[str] = frozenset()
     resident: frozenset[str] = frozenset()
+    digests: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def has(self, model: str) -> bool:
         """Whether the model is on its disk."""
-        return full_model_name(model).casefold() in self.models
+        return model_key(model) in self.models
 
     def has_resident(self, model: str) -> bool:
         """Whether the model is in its memory."""
-        return full_model_name(model).casefold() in self.resident
+        return model_key(model) in self.resident
 
 
 @dataclass(frozen=True, slots=True)

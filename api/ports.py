@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 from api.model import (
     BackendHealth,
@@ -83,12 +83,20 @@ class AnswerCache(Protocol):
         """The entry of exactly this question, fresh or not, and Redis's clock: one round trip."""
 
     async def find_similar(
-        self, embedder: EmbedderIdentity, scope: str, vector: Vector, now_ms: int, *, stale: bool = False
-    ) -> CacheMatch | None:
-        """The nearest entry of the scope, whatever its similarity: one round trip. With `stale`, fresh or not."""
+        self, embedder: EmbedderIdentity, scope: str, vector: Vector, now_ms: int, *, stale_ms: int = 0
+    ) -> Sequence[CacheMatch]:
+        """Up to 5 nearest entries of the scope, whatever their similarity, nearest first: one round trip.
 
-    async def store(self, scope: str, digest: str, vector: Vector | None, answer: NewAnswer) -> CachedAnswer:
-        """Stores an answer under its absolute lifetime, replacing one of the same digest."""
+        `stale_ms`: how long after its lifetime an entry is still found.
+        """
+
+    async def store(
+        self, scope: str, digest: str, vector: Vector | None, answer: NewAnswer, *, claim: Claim | None = None
+    ) -> CachedAnswer | None:
+        """Stores an answer under its absolute lifetime, replacing one of the same digest.
+
+        None where it was invalidated since it was asked for, or where `claim` is another worker's by now.
+        """
 
     def used(self, match: CacheMatch) -> None:
         """Notes that an entry was served; no I/O."""
@@ -120,7 +128,7 @@ class Seat(Protocol):
 
 
 class Flights(Protocol):
-    """Single flight: equal questions in flight anywhere are generated once over the fleet, without Redis once a worker."""
+    """Single flight: equal questions in flight are generated once over the fleet; without Redis, once a worker."""
 
     def join(self, key: FlightKey, lead: Lead, *, asked_ms: int, whole: bool) -> AbstractAsyncContextManager[Seat]:
         """A seat. `lead` is called where this worker has to generate; who leaves last ends that.
@@ -193,7 +201,10 @@ class HealthBoard(Protocol):
         """Tells the fleet, by the backends' names."""
 
     async def read(self) -> Mapping[str, BackendHealth]:
-        """What was last published and has not expired."""
+        """What was last published and has not expired, without digests."""
+
+    async def digests(self, name: str) -> Mapping[str, str]:
+        """Which weights the models of a backend have, or had when it last answered; empty where that is not known."""
 
 
 class Bulkhead(Protocol):
@@ -204,3 +215,97 @@ class Bulkhead(Protocol):
 
         `background` work waits behind all users. Raises `BulkheadFull` when too many wait, or for too long.
         """
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbourhood:
+    """Questions that are near one: `similarity` is the least cosine, `vector` the question's by `embedder`."""
+
+    embedder: EmbedderIdentity
+    vector: Vector
+    similarity: float
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which entries are meant: those for which everything given holds. Where nothing is given, all.
+
+    `digest` is a question's, to the letter; with `near`, those near it are meant too. `source` is a document that the
+    answer's sources cite.
+    """
+
+    entry: str | None = None
+    digest: str | None = None
+    near: Neighbourhood | None = None
+    source: str | None = None
+    tenant: str | None = None
+    model: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """Entries that were meant, and those of them that were deleted. `complete` is false where time ran out."""
+
+    matched: int
+    deleted: int
+    complete: bool = True
+
+
+class CacheSweep(Protocol):
+    """Finds and deletes entries of the whole fleet. Raises `StoreUnavailable`."""
+
+    async def sweep(self, selection: Selection, *, dry_run: bool) -> Swept:
+        """Deletes what is meant. What was asked before and is answered later is not stored either."""
+
+
+WarmUpStatus = Literal["running", "done", "failed", "cancelled"]
+WarmUpCount = Literal["generated", "stored", "skipped", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class WarmUpProgress:
+    """How far a warm-up of the cache is. `done` is what was stored, skipped and failed; `by` the worker that has it.
+
+    `errors` are the first few. Times are milliseconds of Redis's clock; `ended_ms` is None while it goes on.
+    """
+
+    job: str
+    status: WarmUpStatus
+    total: int
+    done: int
+    generated: int
+    stored: int
+    skipped: int
+    failed: int
+    errors: tuple[str, ...]
+    started_ms: int
+    ended_ms: int | None
+    by: str
+
+
+class WarmUpJobs(Protocol):
+    """Warm-ups of the cache, kept for the whole fleet. Every method raises `StoreUnavailable`.
+
+    Questions are what `create` was given, each different from all others of the job.
+    """
+
+    async def create(self, job: str, questions: Sequence[bytes]) -> None:
+        """Begins one that nobody holds yet."""
+
+    async def progress(self, job: str) -> WarmUpProgress | None:
+        """None where there is none of that name, or none any more."""
+
+    async def cancel(self, job: str) -> None:
+        """Ends one that goes on."""
+
+    async def unfinished(self) -> list[str]:
+        """Those that go on, the oldest first."""
+
+    async def hold(self, job: str, seconds: float) -> bool:
+        """Whether it goes on and is this worker's, now taken or renewed, for so many seconds. 0 gives it up."""
+
+    async def left(self, job: str, count: int) -> list[bytes]:
+        """The first `count` questions that are not settled."""
+
+    async def settle(self, job: str, question: bytes, counts: Sequence[WarmUpCount], error: str = "") -> bool:
+        """Counts a question, once; without one, only ends what has none left. Whether the warm-up goes on."""

@@ -196,6 +196,9 @@ class CacheSettings(_Concern):
     max_size: Positive = 1000
     ttl: Seconds = 3600.0
     stale_ttl: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 86400.0
+    stale_while_revalidate: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    coalesce_timeout: Seconds = 60.0
+    warm_concurrency: Annotated[int, Field(ge=1, le=64)] = 2
 
 
 class Settings(BaseModel):

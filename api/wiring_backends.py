@@ -26,6 +26,7 @@ from api.ollama.deadlines import Deadlines
 from api.ollama.embedding import OllamaEmbedder
 from api.ollama.embedding_calls import OllamaEmbeddingModel
 from api.ollama.generation import OllamaModel
+from api.ollama.known_digests import KnownDigests
 from api.ollama.models import OllamaModels
 from api.ollama.pinned import Pinned
 from api.ollama.pool import PoolLimits
@@ -84,7 +85,10 @@ class WorkerBackends:
         prober = RedisDuty(gate, self._keys.prober, worker)
         urls = {name: pool.base_url for name, pool in pools.items()}
         board = BackendBoard(gate, self._keys, urls, worker)
-        self.watch = BackendWatch(self._models, prober, board, ollama.ollama_probe_interval, self.warm_up.start)
+        self.digests = KnownDigests(ollama.ollama_num_ctx)
+        self.watch = BackendWatch(
+            self._models, prober, board, ollama.ollama_probe_interval, self.warm_up.start, self.digests
+        )
         self.fleet_retries = FleetRetries(gate, self._keys, pools.retries)
         self.facts = BackendFacts(pools, pools.retries, self.watch.health, metrics)
 
@@ -200,6 +204,7 @@ async def open_backends(
         pools = await stack.enter_async_context(open_pools(settings.ollama.base_urls, _limits(settings)))
         backends = WorkerBackends(settings, worker, metrics, gate, address, pools, live_workers)
         await backends.open_guards(stack)
+        await backends.watch.begin()
         stack.push_async_callback(backends.watch.leave)
         stack.push_async_callback(backends.warm_up.aclose)
         yield backends

@@ -1,4 +1,4 @@
-"""What operators read: connections, cache, workers, Prometheus."""
+"""What operators read: connections, workers, Prometheus."""
 
 from __future__ import annotations
 
@@ -27,12 +27,6 @@ async def pool_metrics(request: Request) -> dict[str, Any]:
     except StoreUnavailable:
         workers = {}
     return {**report, "worker": state.worker, "workers": workers}
-
-
-@router.get("/api/semantic-cache/metrics", summary="The cache, fleet-wide")
-async def cache_metrics(request: Request) -> dict[str, Any]:
-    """Counts since the statistics began; the last known while Redis is down."""
-    return await worker_state(request).cache.report()
 
 
 @router.get("/api/workers", summary="Every live worker of every replica")

@@ -15,6 +15,8 @@ from api.endpoints.access import Access
 from api.endpoints.event_wire import Streaming
 from api.query.answer_query import QueryService
 from api.query.embedding_calls import EmbeddingCalls
+from api.query.invalidate import Invalidator
+from api.query.warm_ups import WarmUps
 
 
 class PoolReport(Protocol):
@@ -65,7 +67,8 @@ class Exposition(Protocol):
 class WorkerState:
     """One worker's open resources, by what endpoints need of them. Breakers, bulkheads: the first backend's first.
 
-    `num_ctx`: the context in tokens that all generations have; None: the model's own.
+    `warm_ups` is None where the cache is switched off. `num_ctx`: the context in tokens that all generations have;
+    None: the model's own.
     """
 
     worker: str
@@ -81,6 +84,8 @@ class WorkerState:
     bulkheads: Mapping[str, FleetBulkhead]
     pool: PoolReport
     cache: CacheReport
+    invalidator: Invalidator
+    warm_ups: WarmUps | None
     fleet: FleetReport
     reachability: Reachability
     metrics: Exposition

@@ -89,6 +89,12 @@ CACHE_STORES = MetricSpec("ragherd_cache_stores_total", "counter", "Answers stor
 CACHE_EVICTIONS = MetricSpec(
     "ragherd_cache_evictions_total", "counter", "Entries evicted because the semantic cache was full."
 )
+CACHE_INVALIDATIONS = MetricSpec(
+    "ragherd_semantic_cache_invalidations_total",
+    "counter",
+    "Entries deleted by operators, by what they asked for (question, entry, source, tenant, all).",
+    ("kind",),
+)
 
 UPSTREAM_FAULTS = MetricSpec(
     "ragherd_upstream_faults_total", "counter", "Calls to Ollama that failed, by fault (api/faults.py).", ("fault",)
@@ -247,6 +253,7 @@ ALL_METRICS: tuple[MetricSpec, ...] = (
     SINGLE_FLIGHT_EVENTS,
     CACHE_STORES,
     CACHE_EVICTIONS,
+    CACHE_INVALIDATIONS,
     UPSTREAM_FAULTS,
     FAILOVERS,
     RETRIES,

@@ -157,6 +157,10 @@ class Metrics:
         """A shared generation took an unusual turn."""
         self._families[names.SINGLE_FLIGHT_EVENTS][(event,)].inc()
 
+    def cache_invalidated(self, kind: str, count: int) -> None:
+        """Entries were deleted by an operator."""
+        self._families[names.CACHE_INVALIDATIONS][(kind,)].inc(count)
+
     def upstream_failed(self, fault: UpstreamFault) -> None:
         """A call to Ollama failed."""
         self._families[names.UPSTREAM_FAULTS][(fault.value,)].inc()

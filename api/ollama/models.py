@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from api.errors import UpstreamError
 from api.faults import UpstreamFault
-from api.model import BackendHealth, full_model_name
+from api.model import BackendHealth, model_key
 from api.ollama.pool import OllamaPool
 
 PROBE_TIMEOUT: Final = 1.0
@@ -74,7 +74,9 @@ class OllamaModels:
     async def health(self) -> BackendHealth:
         """What a probe finds; never raises. A model counts as in memory from the moment its loading begins."""
         try:
-            return BackendHealth(True, _names(await self.available()), _names(await self.in_memory()))
+            available = await self.available()
+            digests = {model_key(model.name): model.digest for model in available}
+            return BackendHealth(True, frozenset(digests), _names(await self.in_memory()), digests)
         except UpstreamError:
             return BackendHealth(reachable=False)
 
@@ -87,12 +89,12 @@ class OllamaModels:
 
 
 def _named(name: str, models: list[ModelInfo]) -> ModelInfo | None:
-    wanted = full_model_name(name).casefold()
-    return next((model for model in models if full_model_name(model.name).casefold() == wanted), None)
+    wanted = model_key(name)
+    return next((model for model in models if model_key(model.name) == wanted), None)
 
 
 def _names(models: Iterable[ModelInfo]) -> frozenset[str]:
-    return frozenset(full_model_name(model.name).casefold() for model in models)
+    return frozenset(model_key(model.name) for model in models)
 
 
 def _models(rows: Iterable[dict[str, Any]]) -> Iterator[ModelInfo]:

@@ -9,6 +9,7 @@ from contextlib import suppress
 
 from api.errors import StoreUnavailable
 from api.model import BackendHealth
+from api.ollama.known_digests import KnownDigests
 from api.ollama.models import OllamaModels
 from api.ports import Duty, HealthBoard
 
@@ -26,12 +27,14 @@ class BackendWatch:
         board: HealthBoard,
         interval: float,
         on_return: Callable[[str], None],
+        digests: KnownDigests,
     ) -> None:
         self._models = models
         self._duty = duty
         self._board = board
         self._interval = interval
         self._on_return = on_return
+        self.digests = digests
         self._known: Mapping[str, BackendHealth] = {}
         self._left = False
 
@@ -51,6 +54,24 @@ class BackendWatch:
         else:
             with suppress(StoreUnavailable):  # what was known stays
                 self._learn(await self._board.read())
+                await self._read_digests()
+
+    async def begin(self) -> None:
+        """Learns which weights the models have, from the fleet or, where it does not know, from the backends.
+
+        Answers are cached by them: workers that start together must agree from their first answer on.
+        """
+        with suppress(StoreUnavailable):
+            await self._read_digests()
+        unknown = [name for name in self._models if not self.digests.knows(name)]
+        found = await asyncio.gather(*(self._models[name].health() for name in unknown))
+        for name, health in zip(unknown, found, strict=True):
+            if health.reachable:
+                self.digests.learn(name, health.digests)
+
+    async def _read_digests(self) -> None:
+        for name in self._models:
+            self.digests.learn(name, await self._board.digests(name))
 
     async def leave(self) -> None:
         """Looks no more: another worker probes from now on."""
@@ -66,5 +87,6 @@ class BackendWatch:
     def _learn(self, found: Mapping[str, BackendHealth]) -> None:
         before, self._known = self._known, found
         for name, health in found.items():
+            self.digests.learn(name, health.digests)
             if health.reachable and name in before and not before[name].reachable:
                 self._on_return(name)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from api.guards.agreement import Disagreement, disagreement
+from api.guards.agreement import Disagreement, Reading, disagreement, read
 from api.model import CacheMatch
 from api.query.cache_control import CacheControl
 
@@ -38,7 +38,8 @@ def consider(
     question: str, matches: Sequence[CacheMatch], threshold: float, control: CacheControl, stale_seconds: float = 0.0
 ) -> list[Candidate]:
     """The fate of each match, in their order. `stale_seconds`: how long after its lifetime one may still be served."""
-    return [_considered(question, match, threshold, control, stale_seconds) for match in matches]
+    asked = read(question) if matches and matches[0].similarity >= threshold else None
+    return [_considered(asked, match, threshold, control, stale_seconds) for match in matches]
 
 
 def best(candidates: Sequence[Candidate]) -> Candidate | None:
@@ -48,11 +49,11 @@ def best(candidates: Sequence[Candidate]) -> Candidate | None:
 
 
 def _considered(
-    question: str, match: CacheMatch, threshold: float, control: CacheControl, stale_seconds: float
+    asked: Reading | None, match: CacheMatch, threshold: float, control: CacheControl, stale_seconds: float
 ) -> Candidate:
-    if match.similarity < threshold:
+    if asked is None or match.similarity < threshold:
         return Candidate(match, Fate.BELOW_THRESHOLD)
-    objection = disagreement(question, match.answer.question)
+    objection = disagreement(asked, read(match.answer.question))
     if objection is not None:
         return Candidate(match, Fate.REJECTED, objection)
     return Candidate(match, lifetime(match, control, stale_seconds))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import orjson
 
-from api.model import EmbedderIdentity
+from api.model import EmbedderIdentity, model_key
 from api.query.normalise import normalise
 from api.query.question import Query
 
@@ -25,17 +25,24 @@ class Fingerprint:
     digest: str
 
 
-def fingerprint(query: Query, embedder: EmbedderIdentity) -> Fingerprint:
-    """The place of the answer to `query` among those embedded by `embedder`."""
+def fingerprint(query: Query, embedder: EmbedderIdentity, model_digest: str) -> Fingerprint:
+    """The place of the answer to `query` among those embedded by `embedder`. `model_digest`: the model's weights."""
     facts = [
         query.tenant,
-        query.model,
+        model_key(query.model),
+        model_digest,
         query.template,
         query.system,
         query.top_k,
+        sorted(set(query.documents)),
         query.options,
         [(turn.role, turn.content) for turn in query.history],
     ]
     scope = hashlib.sha256(orjson.dumps(facts, option=orjson.OPT_SORT_KEYS)).hexdigest()[:24]
-    question = normalise(query.question).encode("utf-8", "surrogatepass")
-    return Fingerprint(embedder, f"{embedder.fingerprint}-{scope}", hashlib.sha256(question).hexdigest()[:32])
+    return Fingerprint(embedder, f"{embedder.fingerprint}-{scope}", question_digest(query.question))
+
+
+def question_digest(question: str) -> str:
+    """The same for all that are the same question, whoever asks."""
+    normalised = normalise(question).encode("utf-8", "surrogatepass")
+    return hashlib.sha256(normalised).hexdigest()[:32]

@@ -18,6 +18,7 @@ or behind what the embedder reads, are near each other and ask for different ans
 class Query:
     """A question, validated, with everything its answer depends on. `timeout`: the caller's own, in seconds.
 
+    `documents` are tags: the answer is grounded in documents that have one of them.
     `template` and `system` say how the turns are put to the model, see `prompt.build`.
     """
 
@@ -26,6 +27,7 @@ class Query:
     model: str
     top_k: int = 4
     options: dict[str, Any] = field(default_factory=dict)
+    documents: tuple[str, ...] = ()
     history: tuple[ChatMessage, ...] = ()
     cache_control: CacheControl = field(default_factory=CacheControl)
     timeout: float | None = None

@@ -11,6 +11,7 @@ from api.ports import AnswerCache, Claim, Embedder, ModelDigests, NewAnswer
 from api.query.answered import QueryObserver, Stages
 from api.query.cache_budget import CacheBudget
 from api.query.candidates import Candidate, Fate, best, consider, lifetime
+from api.query.completeness import is_complete
 from api.query.fingerprint import Fingerprint, fingerprint
 from api.query.question import Query
 
@@ -160,7 +161,12 @@ class SharedAnswers:
         self, query: Query, lookup: Lookup, generation: Generation, stages: Stages, claim: Claim | None = None
     ) -> CachedAnswer | None:
         """Stores a complete answer; None where it is not stored, also where `claim` has passed to another worker."""
-        if self._cache is None or lookup.place is None or not lookup.available or not _is_complete(query, generation):
+        if (
+            self._cache is None
+            or lookup.place is None
+            or not lookup.available
+            or not is_complete(generation, query.options)
+        ):
             return None
         answer = NewAnswer(
             query.question,
@@ -177,10 +183,3 @@ class SharedAnswers:
         except StoreUnavailable as error:
             self._observer.store_failed(error)
             return None
-
-
-def _is_complete(query: Query, generation: Generation) -> bool:
-    """Not empty, and ended by the model itself, or by the length that the caller asked for."""
-    reason = generation.end.done_reason
-    ended = reason == "stop" or (reason == "length" and "num_predict" in query.options)
-    return ended and bool(generation.text.strip())

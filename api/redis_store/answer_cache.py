@@ -4,29 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, Final
+from typing import Any
 
 import orjson
 
 from api.errors import StoreUnavailable
 from api.model import CachedAnswer, CacheKind, CacheMatch, EmbedderIdentity, Source, Usage, Vector
-from api.ports import ExactLookup, NewAnswer
+from api.ports import Claim, ExactLookup, NewAnswer
 from api.redis_store.counters import CacheCounters
 from api.redis_store.gate import RedisGate
 from api.redis_store.keys import Keys
 from api.redis_store.scripts import script
-from api.redis_store.semantic_index import SemanticIndex
-
-FIELDS: Final = (
-    "question",
-    "answer",
-    "model",
-    "sources",
-    "prompt_tokens",
-    "completion_tokens",
-    "created_ms",
-    "expires_ms",
-)
+from api.redis_store.semantic_index import FIELDS, SemanticIndex
 
 
 class RedisAnswerCache:
@@ -63,16 +52,16 @@ class RedisAnswerCache:
         return ExactLookup(await self._match(key, values, "exact", 1.0, now_ms), now_ms)
 
     async def find_similar(
-        self, embedder: EmbedderIdentity, scope: str, vector: Vector, now_ms: int, *, stale: bool = False
-    ) -> CacheMatch | None:
+        self, embedder: EmbedderIdentity, scope: str, vector: Vector, now_ms: int, *, stale_ms: int = 0
+    ) -> Sequence[CacheMatch]:
         """See `ports.AnswerCache`."""
-        nearest = await self._index.nearest(embedder, scope, vector, 0 if stale else now_ms, FIELDS)
-        if nearest is None:
-            return None
-        values = [nearest.get(name) for name in FIELDS]
-        return await self._match(nearest["id"], values, "semantic", nearest["similarity"], now_ms)
+        found = await self._index.nearest(embedder, scope, vector, now_ms - stale_ms)
+        matches = [await self._match(one.key, one.values, "semantic", one.similarity, now_ms) for one in found]
+        return [match for match in matches if match is not None]
 
-    async def store(self, scope: str, digest: str, vector: Vector | None, answer: NewAnswer) -> CachedAnswer:
+    async def store(
+        self, scope: str, digest: str, vector: Vector | None, answer: NewAnswer, *, claim: Claim | None = None
+    ) -> CachedAnswer | None:
         """See `ports.AnswerCache`."""
         key = self._keys.cache_entry(scope, digest)
         fields: dict[str, Any] = {
@@ -87,10 +76,15 @@ class RedisAnswerCache:
         }
         if vector is not None:
             fields["vector"] = vector
-        arguments = [*self._limits, *(part for pair in fields.items() for part in pair)]
-        created, expires, evicted = await self._gate.run(
-            "store", lambda client: self._store([key, self._keys.cache_eviction], arguments, client)
-        )
+        marks = _marks(digest, answer)
+        pairs = (part for pair in fields.items() for part in pair)
+        fence, flight = (claim.fence, [claim.key]) if claim is not None else ("", [])
+        arguments = [*self._limits, fence, answer.asked_ms, len(marks), *marks, *pairs]
+        keys = [key, self._keys.cache_eviction, self._keys.cache_invalidated, *flight]
+        reply = await self._gate.run("store", lambda client: self._store(keys, arguments, client))
+        if not reply:
+            return None
+        created, expires, evicted = reply
         self._counters.add("stores")
         self._counters.add("evictions", evicted)
         return CachedAnswer(
@@ -111,6 +105,12 @@ class RedisAnswerCache:
             await self._gate.run("drop_corrupt", lambda client: client.unlink(key))
             self._counters.add("corrupt")
             return None
+
+
+def _marks(digest: str, answer: NewAnswer) -> list[str]:
+    """The fields of `rag:invalidated` that speak of this answer."""
+    cited = [f"source:{document}" for document in dict.fromkeys(source.document_id for source in answer.sources)]
+    return ["all", f"tenant:{answer.tenant}", f"question:{digest}", *cited]
 
 
 def _decode(key: str, values: Sequence[Any]) -> CachedAnswer:

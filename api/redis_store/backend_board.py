@@ -7,12 +7,14 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from redis.asyncio import Redis
+from redis.asyncio.client import Pipeline
 
 from api.model import BackendHealth
 from api.redis_store.gate import RedisGate
 from api.redis_store.keys import Keys
 
 LIFETIME_MS: Final = 60_000
+DIGESTS_LIFETIME_MS: Final = 30 * 24 * 3600 * 1000
 
 
 class BackendBoard:
@@ -34,9 +36,20 @@ class BackendBoard:
                 for name, health in found.items():
                     pipe.hset(self._keys.backend(name), mapping=self._fields(name, health, now_ms))
                     pipe.pexpire(self._keys.backend(name), LIFETIME_MS)
+                    if health.reachable:
+                        self._write_digests(pipe, name, health)
                 await pipe.execute()
 
         await self._gate.run("backends", write)
+
+    def _write_digests(self, pipe: Pipeline, name: str, health: BackendHealth) -> None:
+        """Apart, and for long: a worker that starts while the backend is down finds the answers of its models."""
+        key = self._keys.digests(name)
+        pipe.delete(key)
+        if health.digests:
+            fields: dict[Any, Any] = dict(health.digests)
+            pipe.hset(key, mapping=fields)
+            pipe.pexpire(key, DIGESTS_LIFETIME_MS)
 
     async def read(self) -> Mapping[str, BackendHealth]:
         """See `ports.HealthBoard`. A backend that was published under another URL is another backend."""
@@ -51,6 +64,12 @@ class BackendBoard:
         replies = await self._gate.run("backends", ask)
         read = {name: _texts(fields) for name, fields in zip(self._urls, replies, strict=True)}
         return {name: _health(fields) for name, fields in read.items() if fields.get("url") == self._urls[name]}
+
+    async def digests(self, name: str) -> Mapping[str, str]:
+        """See `ports.HealthBoard`."""
+        key = self._keys.digests(name)
+        fields: dict[Any, Any] = await self._gate.run("backends", lambda client: client.hgetall(key))
+        return _texts(fields)
 
     def _fields(self, name: str, health: BackendHealth, now_ms: int) -> dict[Any, Any]:
         return {

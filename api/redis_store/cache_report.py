@@ -52,7 +52,7 @@ class CacheFigures:
             "exact_hits": exact,
             "semantic_hits": semantic,
             **{name: totals.get(name, 0) for name in ("stale_hits", "coalesced", "stores", "evictions")},
-            **{name: totals.get(name, 0) for name in ("guard_rejections", "corrupt")},
+            **{name: totals.get(name, 0) for name in ("guard_rejections", "corrupt", "invalidations")},
             "similarity_threshold": self._limits.similarity_threshold,
             "ttl_seconds": self._limits.ttl_seconds,
             "embedder": self._describe(embedder),

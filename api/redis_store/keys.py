@@ -33,6 +33,16 @@ class Keys:
         """One cached answer. `scope` begins with the embedder's fingerprint."""
         return f"{self.prefix}cache:{scope}:{digest}"
 
+    @property
+    def cache_entries(self) -> str:
+        """What the keys of all entries begin with, whoever embedded them."""
+        return f"{self.prefix}cache:"
+
+    @property
+    def cache_invalidated(self) -> str:
+        """When which answers were last invalidated."""
+        return f"{self.prefix}invalidated"
+
     def cache_index(self, embedder: str) -> str:
         """The search index over the entries of one embedder."""
         return f"{self.prefix}index:cache:{embedder}"
@@ -50,6 +60,16 @@ class Keys:
     def flight_channel(self, worker: str) -> str:
         """Where a worker hears of its flights."""
         return f"{self.prefix}flight:wake:{worker}"
+
+    def cache_warm_up(self, job: str) -> list[str]:
+        """A warm-up of the cache: its progress, the questions left, and all warm-ups that go on."""
+        base = f"{self.prefix}warm:{job}"
+        return [base, f"{base}:queue", self.cache_warm_ups]
+
+    @property
+    def cache_warm_ups(self) -> str:
+        """Warm-ups of the cache that go on, by their start."""
+        return f"{self.prefix}warm:jobs"
 
     @property
     def cache_stats(self) -> str:
@@ -77,6 +97,10 @@ class Keys:
     def backend(self, name: str) -> str:
         """What the last probe of a backend found."""
         return f"{self.prefix}backend:{name}"
+
+    def digests(self, backend: str) -> str:
+        """Which weights the models of a backend have, or had when it last answered."""
+        return f"{self.prefix}digests:{backend}"
 
     def warm_up(self, backend: str) -> str:
         """The worker that loads the models of a backend, or did a moment ago."""

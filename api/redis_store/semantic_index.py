@@ -5,16 +5,17 @@ A FLAT index over the hashes themselves: an entry written by any worker is found
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 from redisvl.exceptions import RedisSearchError
 from redisvl.index import AsyncSearchIndex
-from redisvl.query import CountQuery, VectorQuery
-from redisvl.query.filter import Num, Tag
+from redisvl.query import CountQuery
+from redisvl.query.filter import Num
 
 from api.errors import EmbeddingUnavailable, StoreUnavailable
 from api.model import EmbedderIdentity, Vector
@@ -23,7 +24,30 @@ from api.redis_store.gate import RedisGate
 from api.redis_store.keys import Keys
 
 T = TypeVar("T")
-DISTANCE: Final = "vector_distance"
+NEIGHBOURS: Final = 5
+"""Entries looked at for one question: the nearest may be one that a guard objects to."""
+
+_NEAREST: Final = f"[KNN {NEIGHBOURS} @vector $v AS d]"
+
+FIELDS: Final = (
+    "question",
+    "answer",
+    "model",
+    "sources",
+    "prompt_tokens",
+    "completion_tokens",
+    "created_ms",
+    "expires_ms",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Nearest:
+    """An entry near a question: its key, its `FIELDS` in their order (None where one is missing), and the cosine."""
+
+    key: str
+    values: tuple[bytes | None, ...]
+    similarity: float
 
 
 class SemanticIndex:
@@ -49,31 +73,27 @@ class SemanticIndex:
             await self.ensure(await embedder.identity())
 
     async def nearest(
-        self, embedder: EmbedderIdentity, scope: str, vector: Vector, expires_after_ms: int, fields: tuple[str, ...]
-    ) -> dict[str, Any] | None:
-        """The nearest entry that expires after `expires_after_ms`: its fields, `id` and `similarity`, or None."""
+        self, embedder: EmbedderIdentity, scope: str, vector: Vector, expires_after_ms: int
+    ) -> list[Nearest]:
+        """The `NEIGHBOURS` nearest entries that expire after `expires_after_ms`, nearest first."""
         if embedder.fingerprint not in self._indexes:
             await self.ensure(embedder)
-        index = self._indexes[embedder.fingerprint]
-        query = VectorQuery(
-            vector=vector,
-            vector_field_name="vector",
-            return_fields=list(fields),
-            filter_expression=(Tag("scope") == scope) & (Num("expires_ms") > expires_after_ms),
-            num_results=1,
+        # By redis-py: to build this query by redisvl would take longer than the rest of a semantic hit.
+        command = (
+            "FT.SEARCH",
+            self._keys.cache_index(embedder.fingerprint),
+            f"(@scope:{{{_escaped(scope)}}} @expires_ms:[({expires_after_ms} +inf])=>{_NEAREST}",
+            *("PARAMS", 2, "v", vector, "SORTBY", "d", "LIMIT", 0, NEIGHBOURS, "DIALECT", 2),
+            *("RETURN", len(FIELDS) + 1, "d", *FIELDS),
         )
         try:
-            found = await self._gate.run("semantic_lookup", lambda _: _unwrapped(index.query(query)))
+            reply: Any = await self._gate.run("semantic_lookup", lambda client: _execute(client, command))
         except StoreUnavailable:
             if not self._gate.is_up:
                 raise
             await self.ensure(embedder)  # FLUSHALL takes an index too: made again, and this once a miss
-            return None
-        if not found:
-            return None
-        nearest = dict(found[0])
-        nearest["similarity"] = 1.0 - float(nearest.pop(DISTANCE))
-        return nearest
+            return []
+        return [_nearest(found) for found in reply[b"results"]]
 
     async def count(self, embedder: EmbedderIdentity, now_ms: int) -> int:
         """How many entries are not expired."""
@@ -113,6 +133,24 @@ class SemanticIndex:
                     error.__cause__ if isinstance(error.__cause__, RedisError) else ResponseError(str(error))
                 ) from None
         self._indexes[embedder.fingerprint] = index
+
+
+async def _execute(client: Redis, command: tuple[Any, ...]) -> Any:
+    return await client.execute_command(*command)  # type: ignore[no-untyped-call]
+
+
+def _escaped(tag: str) -> str:
+    """A scope as a tag in a query: hex digits and a hyphen."""
+    return tag.replace("-", "\\-")
+
+
+def _nearest(found: Mapping[bytes, Any]) -> Nearest:
+    fields = found[b"extra_attributes"]
+    values = tuple(fields.get(name) for name in _FIELDS)
+    return Nearest(found[b"id"].decode(), values, 1.0 - float(fields[b"d"]))
+
+
+_FIELDS: Final = tuple(name.encode() for name in FIELDS)
 
 
 async def _unwrapped(called: Awaitable[T]) -> T:

@@ -18,7 +18,7 @@ from tests.waiting import wait_until_async
 
 PAGE = Path(__file__).parents[2] / "docs" / "redis-keys.md"
 SECONDS = {"s": 1, "days": 24 * 3600}
-TYPES = {"hash": "hash", "string": "string", "sorted set": "zset", "stream": "stream"}
+TYPES = {"hash": "hash", "string": "string", "sorted set": "zset", "list": "list", "stream": "stream"}
 TTL, STALE_TTL = 3600, 86400
 QUESTION, PARAPHRASE = "How do I reset my password?", "My password, how do I reset?"
 
@@ -41,7 +41,13 @@ def listed(prefix: str = "rag:") -> list[Listed]:
 def _pattern(key: str) -> re.Pattern[str]:
     """`<scope>`, `<digest>` and `<breaker>` hold no colon; a worker's id and a model's name may hold anything."""
     parts = re.split(r"(<\w+>)", key)
-    free = {"<id>": ".+", "<model>": ".+", "<digest>": "[0-9a-f]{32}", "<scope>": "[0-9a-f]{10}-[0-9a-f]{24}"}
+    free = {
+        "<id>": ".+",
+        "<model>": ".+",
+        "<digest>": "[0-9a-f]{32}",
+        "<scope>": "[0-9a-f]{10}-[0-9a-f]{24}",
+        "<job>": "[0-9a-f]{16}",
+    }
     spelled = (free.get(part, "[^:{}]+") if part.startswith("<") else re.escape(part) for part in parts)
     return re.compile("".join(spelled))
 
@@ -73,13 +79,12 @@ async def assert_as_listed(redis: Redis, rows: list[Listed]) -> set[re.Pattern[s
 
 
 async def assert_fields_as_listed(redis: Redis, key: str, row: Listed) -> None:
-    """Every field of a hash stands on the page; the window's are counts by second, a worker's pool is in `pool_...`."""
+    """Every field of a hash stands on the page, as itself or as a pattern (of a time, a name, a number)."""
     fields = [name.decode() for name in await redis.hkeys(key)] if row.type == "hash" else []
     page = PAGE.read_text()
     unlisted = [name for name in fields if f"`{re.sub(r'^pool_.*', 'pool_...', name)}`" not in page]
-    assert [name for name in unlisted if not re.fullmatch(r"\d+:(ok|slow|fail|slowfail|calls|retries)", name)] == [], (
-        key
-    )
+    made_up = r"\d+:(ok|slow|fail|slowfail|calls|retries)|(tenant|question|source|error):.+"
+    assert [name for name in unlisted if not re.fullmatch(made_up, name)] == [], key
 
 
 @pytest.fixture
@@ -104,6 +109,10 @@ async def drive(client: httpx.AsyncClient, other: httpx.AsyncClient, stub: StubO
     assert await state_of(client) == "OPEN"
     stub.behaviour("ok")
     await wait_until_async(lambda: is_closed_after_a_question(client))
+    forgotten = await client.delete("/api/semantic-cache", params={"question": "Nobody asked this."})
+    assert forgotten.status_code == 200
+    warming = await client.post("/api/semantic-cache/warm", json={"questions": [QUESTION, "Or this?"]})
+    assert warming.status_code == 202
     for path in ("/health", "/metrics", "/api/workers", "/api/semantic-cache/metrics", "/api/connection-pool/metrics"):
         assert (await client.get(path)).status_code == 200
 
@@ -129,7 +138,7 @@ async def test_every_key_is_listed_with_its_type_and_its_lifetime(
         await wait_until_async(lambda key=key: redis.exists(key))
     seen = {pattern.pattern for pattern in await assert_as_listed(redis, rows)}
     unseen = {row.pattern.pattern for row in rows} - seen
-    transient = (":permits", "bulkhead:\\{[^:{}]+\\}", ":queue", ":waiting")
+    transient = (":permits", "bulkhead:\\{[^:{}]+\\}", ":queue", ":waiting", "warm:jobs")
     assert [name for name in unseen if not name.endswith(transient)] == [], "listed, and never written"
 
 

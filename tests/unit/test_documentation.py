@@ -143,6 +143,8 @@ def key_patterns() -> set[str]:
         keys.cache_entry("<scope>", "<digest>"),
         keys.cache_eviction,
         keys.cache_stats,
+        keys.cache_invalidated,
+        *keys.cache_warm_up("<job>"),
         keys.worker("<id>"),
         keys.workers,
         keys.embedder("<model>"),
@@ -164,7 +166,9 @@ def test_no_way_to_spell_a_key_is_left_out_above() -> None:
     assert spelled == {
         *("breaker", "bulkhead", "cache_entry", "cache_eviction", "cache_stats", "worker", "workers", "embedder"),
         *("prober", "backend", "warm_up", "retries"),
-        *("cache_index", "cache_prefix"),  # an index, and what it covers
+        *("cache_invalidated", "cache_warm_up", "cache_warm_ups"),
+        *("cache_index", "cache_prefix", "cache_entries"),  # an index, what it covers, and what all of them cover
+        "flight",  # deleted only
         "bulkhead_channel",
     }
 

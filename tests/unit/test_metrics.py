@@ -74,6 +74,7 @@ def test_the_breaker_is_in_exactly_one_state(registry: CollectorRegistry, metric
 def test_every_method_counts_in_its_own_metric(registry: CollectorRegistry, metrics: Metrics) -> None:
     metrics.generated(Usage(prompt_tokens=7, completion_tokens=3))
     metrics.cache_stored(evicted=2)
+    metrics.cache_invalidated("tenant", 3)
     metrics.upstream_failed(UpstreamFault.CONNECT_FAILED)
     metrics.pool_is(active=2, idle=3, waiting=4)
     metrics.pool_opened(5)
@@ -95,6 +96,7 @@ def test_every_method_counts_in_its_own_metric(registry: CollectorRegistry, metr
         ("ragherd_generation_tokens_total", (("direction", "completion"),)): 3,
         ("ragherd_cache_stores_total", ()): 1,
         ("ragherd_cache_evictions_total", ()): 2,
+        ("ragherd_semantic_cache_invalidations_total", (("kind", "tenant"),)): 3,
         ("ragherd_upstream_faults_total", (("fault", "connect_failed"),)): 1,
         ("ragherd_pool_connections", (("state", "active"),)): 2,
         ("ragherd_pool_connections", (("state", "idle"),)): 3,

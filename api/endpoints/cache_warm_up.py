@@ -1,0 +1,160 @@
+"""Warm-ups of the cache: questions that are answered before anybody asks them."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final
+
+import orjson
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from api.endpoints.access import DEFAULT_TENANT
+from api.endpoints.query import IsText, Name, Options, Question
+from api.endpoints.worker_state import WorkerState, worker_state
+from api.errors import InvalidRequest, ServiceUnavailable
+from api.ports import WarmUpProgress
+from api.query.warm_question import WarmQuestion
+from api.query.warm_ups import WarmUps
+
+MOST: Final = 10_000
+PATH: Final = "/api/semantic-cache/warm"
+JSON_LINES: Final = ("application/jsonl", "application/x-ndjson", "application/ndjson", "application/x-jsonlines")
+Answer = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100_000), IsText]
+
+router = APIRouter(prefix=PATH, tags=["semantic cache"])
+
+
+class WarmQuestionIn(BaseModel):
+    """A question, and its answer where it is known."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    question: Question
+    answer: Answer | None = None
+    model: Name | None = None
+    tenant: Name | None = None
+    top_k: Annotated[int, Field(ge=0, le=20)] = 4
+    options: Options = Field(default_factory=Options)
+
+
+class WarmUpIn(BaseModel):
+    """Questions, each alone or with more; and what holds for all that do not say otherwise."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    questions: Annotated[list[Any], Field(min_length=1, max_length=MOST)] = Field(
+        description="Each a string, or an object: question, answer, model, tenant, top_k, options."
+    )
+    model: Name | None = None
+    tenant: Name | None = None
+
+
+_BODY: Final = {
+    "required": True,
+    "content": {
+        "application/json": {"schema": WarmUpIn.model_json_schema()},
+        **{kind: {"schema": {"type": "string"}} for kind in JSON_LINES},
+    },
+}
+
+
+@router.post("", status_code=202, summary="Warm the cache up", openapi_extra={"requestBody": _BODY})
+async def begin(request: Request, response: Response) -> dict[str, Any]:
+    """Begins it and says where its progress is. Questions that are cached and fresh are left alone."""
+    state, warm_ups = _admitted(request)
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    # Ten thousand questions take a while to check: the loop goes on meanwhile.
+    questions = await asyncio.to_thread(_read, await request.body(), kind in JSON_LINES, state.default_model)
+    progress = await warm_ups.begin(questions)
+    response.headers["Location"] = f"{PATH}/{progress.job}"
+    return _document(progress)
+
+
+@router.get("/{job}", summary="How far a warm-up is")
+async def progress(request: Request, job: str) -> dict[str, Any]:
+    """The same from every worker, until an hour after its end."""
+    return _document(await _admitted(request)[1].progress(job))
+
+
+@router.delete("/{job}", summary="Cancel a warm-up")
+async def cancel(request: Request, job: str) -> dict[str, Any]:
+    """Whichever worker has it. What is cached stays."""
+    return _document(await _admitted(request)[1].cancel(job))
+
+
+def _admitted(request: Request) -> tuple[WorkerState, WarmUps]:
+    state = worker_state(request)
+    state.access.require_admin(request)
+    if state.warm_ups is None:
+        raise ServiceUnavailable("The semantic cache is switched off (SEMANTIC_CACHE_ENABLED).")
+    return state, state.warm_ups
+
+
+def _read(body: bytes, by_line: bool, default_model: str) -> list[WarmQuestion]:
+    fields = {"questions": _lines(body)} if by_line else _json(body, "The body")
+    try:
+        asked = WarmUpIn.model_validate(fields)
+    except ValidationError as error:
+        raise _refused(error, "") from None
+    return [_question(number, raw, asked, default_model) for number, raw in enumerate(asked.questions)]
+
+
+def _lines(body: bytes) -> list[Any]:
+    lines = enumerate(body.splitlines(), start=1)
+    return [_json(line, f"Line {number}") for number, line in lines if line.strip()]
+
+
+def _json(text: bytes, what: str) -> Any:
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        raise InvalidRequest(
+            f"{what} is not valid JSON.", errors=[{"field": "", "message": f"{what} is not valid JSON."}]
+        ) from None
+
+
+def _question(number: int, raw: Any, asked: WarmUpIn, default_model: str) -> WarmQuestion:
+    try:
+        given = WarmQuestionIn.model_validate({"question": raw} if isinstance(raw, str) else raw)
+    except ValidationError as error:
+        raise _refused(error, f"questions.{number}") from None
+    return WarmQuestion(
+        number=number,
+        question=given.question,
+        tenant=given.tenant or asked.tenant or DEFAULT_TENANT,
+        model=given.model or asked.model or default_model,
+        top_k=given.top_k,
+        options=given.options.model_dump(exclude_none=True),
+        answer=given.answer,
+    )
+
+
+def _refused(error: ValidationError, place: str) -> InvalidRequest:
+    """Which field of which question; never the value, which may be private."""
+    fault = error.errors(include_url=False)[0]
+    field = ".".join(str(part) for part in (place, *fault["loc"]) if part != "")
+    message = "is not known" if fault["type"] == "extra_forbidden" else str(fault["msg"]).removeprefix("Value error, ")
+    return InvalidRequest(": ".join(filter(None, (field, message))), errors=[{"field": field, "message": message}])
+
+
+def _document(progress: WarmUpProgress) -> dict[str, Any]:
+    return {
+        "id": progress.job,
+        "status": progress.status,
+        "total": progress.total,
+        "done": progress.done,
+        "generated": progress.generated,
+        "stored": progress.stored,
+        "skipped": progress.skipped,
+        "failed": progress.failed,
+        "errors": progress.errors,
+        "started": _rfc3339(progress.started_ms),
+        "ended": _rfc3339(progress.ended_ms) if progress.ended_ms is not None else None,
+        "by": progress.by,
+    }
+
+
+def _rfc3339(moment_ms: int) -> str:
+    return datetime.fromtimestamp(moment_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

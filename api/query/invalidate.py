@@ -1,0 +1,77 @@
+"""Invalidation: answers that are no longer right are taken back, on every worker at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from api.errors import EmbeddingUnavailable, ServiceUnavailable
+from api.ports import CacheSweep, Embedder, Neighbourhood, Selection, Swept
+from api.query.fingerprint import question_digest
+from api.query.question import Query
+
+InvalidationKind = Literal["question", "entry", "source", "tenant", "all"]
+
+
+@dataclass(frozen=True, slots=True)
+class Invalidation:
+    """What is to go. `kind` says which of `question`, `entry`, `source`, `tenant` is meant.
+
+    With `question`, `tenant` and `model` narrow it, and `similarity` widens it to all questions as near as that.
+    """
+
+    kind: InvalidationKind
+    question: str | None = None
+    similarity: float | None = None
+    entry: str | None = None
+    source: str | None = None
+    tenant: str | None = None
+    model: str | None = None
+
+
+class InvalidationEvents(Protocol):
+    """Who is told."""
+
+    def invalidated(self, asked: Invalidation, swept: Swept) -> None: ...
+
+
+class Invalidator:
+    """Deletes cached answers. A generation under way that began before does not bring one back."""
+
+    def __init__(self, sweep: CacheSweep, embedder: Embedder, events: InvalidationEvents) -> None:
+        self._sweep = sweep
+        self._embedder = embedder
+        self._events = events
+
+    async def invalidate(self, asked: Invalidation, *, dry_run: bool = False) -> Swept:
+        """Counts them only, with `dry_run`. Raises `StoreUnavailable`, `ServiceUnavailable`."""
+        selection = await self._selection(asked)
+        swept = await self._sweep.sweep(selection, dry_run=dry_run)
+        if not dry_run:
+            self._events.invalidated(asked, swept)
+        if not swept.complete:
+            raise ServiceUnavailable(
+                "Not all entries were looked at in time; what was deleted stays so. Repeat it.",
+                retry_after=1,
+                matched=swept.matched,
+                deleted=swept.deleted,
+            )
+        return swept
+
+    async def _selection(self, asked: Invalidation) -> Selection:
+        if asked.kind == "question" and asked.question is not None:
+            near = await self._near(asked.question, asked.similarity)
+            digest = question_digest(asked.question)
+            return Selection(digest=digest, near=near, tenant=asked.tenant, model=asked.model)
+        return Selection(entry=asked.entry, source=asked.source, tenant=asked.tenant)
+
+    async def _near(self, question: str, similarity: float | None) -> Neighbourhood | None:
+        """None for the exact question alone: also where it is one that is never compared by meaning."""
+        if similarity is None or not Query(question, tenant="", model="").has_meaning:
+            return None
+        try:
+            identity = await self._embedder.identity()
+            return Neighbourhood(identity, (await self._embedder.embed([question]))[0], similarity)
+        except EmbeddingUnavailable as error:
+            message = "The question can not be embedded now: without `similarity`, the exact one can be deleted."
+            raise ServiceUnavailable(message, retry_after=1) from error

@@ -1,0 +1,133 @@
+"""Deletes answers of the whole fleet: goes over the keys themselves, a batch at a time.
+
+It needs no index: entries of every embedder, with a vector or without, are found while an index is built anew or is
+missing too. Redis is never kept for longer than a batch takes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Final
+
+from redis.asyncio import Redis
+
+from api.ports import Selection, Swept
+from api.redis_store.cache_selection import EntryKey, chosen, pattern, tombstones, wanted_fields
+from api.redis_store.gate import RedisGate
+from api.redis_store.keys import Keys
+from api.redis_store.scripts import script
+
+TOMBSTONE_MS: Final = 3600 * 1000
+"""Longer than any generation."""
+SCANNED: Final = 1000
+"""Keys that Redis looks at for one call of SCAN."""
+BATCH: Final = 250
+"""Entries read or deleted by one command."""
+PASSES: Final = 5
+DEADLINE: Final = 30.0
+"""Seconds for a whole deletion."""
+
+
+class RedisCacheSweep:
+    """See `ports.CacheSweep`."""
+
+    def __init__(self, gate: RedisGate, keys: Keys, deadline: float = DEADLINE) -> None:
+        self._gate = gate
+        self._keys = keys
+        self._deadline = deadline
+        self._tombstone = script(gate.client, "cache_tombstone")
+        self._drop = script(gate.client, "cache_drop")
+
+    async def sweep(self, selection: Selection, *, dry_run: bool) -> Swept:
+        """See `ports.CacheSweep`. Goes over the keys until there is nothing to delete: SCAN may miss what is new."""
+        until = time.monotonic() + self._deadline
+        if dry_run:
+            return await self._pass(selection, until, dry_run=True)
+        await self._note(selection)
+        await self._end_flights(selection)
+        matched = deleted = 0
+        for _ in range(PASSES):
+            swept = await self._pass(selection, until, dry_run=False)
+            matched, deleted = matched + swept.matched, deleted + swept.deleted
+            if not (swept.matched and swept.complete):
+                break
+        return Swept(matched, deleted, swept.complete)
+
+    async def _note(self, selection: Selection) -> None:
+        fields = tombstones(self._keys, selection)
+        if fields:
+            key = self._keys.cache_invalidated
+            arguments: list[str | int] = [TOMBSTONE_MS, *fields]
+            await self._gate.run("invalidate", lambda client: self._tombstone([key], arguments, client))
+
+    async def _end_flights(self, selection: Selection) -> None:
+        """Generations under way that have no entry yet: whoever asks from now on does not join them."""
+        if selection == Selection():
+            flights = self._keys.flight("*", "*")[0]
+        elif selection.digest is not None:
+            flights = self._keys.flight("*", selection.digest)[0]
+        else:
+            return
+        async for found in self._scanned(flights):
+            for batch in _batches(found):
+                await self._gate.run("invalidate", lambda client, batch=batch: client.unlink(*batch))  # type: ignore[misc]
+
+    async def _pass(self, selection: Selection, until: float, *, dry_run: bool) -> Swept:
+        seen: set[str] = set()
+        deleted = 0
+        async for found in self._found(selection):
+            for batch in _batches(found):
+                if time.monotonic() > until:
+                    return Swept(len(seen), deleted, complete=False)
+                meant = chosen(self._keys, selection, await self._read(batch, wanted_fields(selection)))
+                seen.update(entry.key for entry in meant)
+                if meant and not dry_run:
+                    deleted += await self._delete(meant)
+        return Swept(len(seen), deleted)
+
+    async def _found(self, selection: Selection) -> AsyncIterator[list[EntryKey]]:
+        """The keys that may be meant, as they are found; one may come twice."""
+        if selection.entry is not None:
+            entry = EntryKey.parsed(self._keys, selection.entry)
+            yield [entry] if entry else []
+            return
+        async for found in self._scanned(pattern(self._keys, selection)):
+            parsed = (EntryKey.parsed(self._keys, key) for key in found)
+            yield [entry for entry in parsed if entry is not None]
+
+    async def _scanned(self, match: str) -> AsyncIterator[list[str]]:
+        cursor = 0
+        while True:
+            cursor, found = await self._gate.run(
+                "invalidate",
+                lambda client, at=cursor: client.scan(at, match=match, count=SCANNED),  # type: ignore[misc]
+            )
+            yield [key.decode("utf-8", "replace") for key in found]
+            if cursor == 0:
+                return
+
+    async def _read(
+        self, entries: Sequence[EntryKey], names: list[str]
+    ) -> list[tuple[EntryKey, dict[str, bytes | None]]]:
+        """The fields of each that is a hash; one that is gone has None in all of them."""
+
+        async def ask(client: Redis) -> list[Any]:
+            async with client.pipeline(transaction=False) as pipe:
+                for entry in entries:
+                    pipe.hmget(entry.key, names)
+                replies: list[Any] = await pipe.execute(raise_on_error=False)
+                return replies
+
+        replies = await self._gate.run("invalidate", ask)
+        read = zip(entries, replies, strict=True)
+        return [(entry, dict(zip(names, reply, strict=True))) for entry, reply in read if isinstance(reply, list)]
+
+    async def _delete(self, entries: Sequence[EntryKey]) -> int:
+        pairs = ((entry.key, self._keys.flight(entry.scope, entry.digest)[0]) for entry in entries)
+        keys = [self._keys.cache_eviction, *(key for pair in pairs for key in pair)]
+        return int(await self._gate.run("invalidate", lambda client: self._drop(keys, [], client)))
+
+
+def _batches(found: Sequence[Any]) -> list[Sequence[Any]]:
+    return [found[start : start + BATCH] for start in range(0, len(found), BATCH)]

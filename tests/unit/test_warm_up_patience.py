@@ -1,0 +1,58 @@
+"""What a warm-up waits out, what it tries again, and what it gives up."""
+
+from __future__ import annotations
+
+import pytest
+
+from api.errors import BreakerOpen, BulkheadFull, EmbeddingUnavailable, NotFound, StoreUnavailable, UpstreamError
+from api.faults import UpstreamFault
+from api.query.warm_up_patience import ATTEMPTS, LONGEST, patience
+
+
+def upstream(fault: UpstreamFault, retry_after: float | None = None) -> UpstreamError:
+    return UpstreamError(fault, "no", retry_after=retry_after)
+
+
+def embedding(cause: BaseException | None) -> EmbeddingUnavailable:
+    error = EmbeddingUnavailable("no")
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "seconds"),
+    [
+        (StoreUnavailable("gone"), 1.0),
+        (BreakerOpen("ollama", 3.0), 3.0),
+        (BreakerOpen("ollama", 300.0), LONGEST),
+        (BreakerOpen("ollama", 0.0), 0.1),
+        (BulkheadFull("ollama", "queue_full", 2.5), 2.5),
+        (upstream(UpstreamFault.BUSY, 7), 7.0),
+        (upstream(UpstreamFault.CONNECT_FAILED), 1.0),
+        (embedding(upstream(UpstreamFault.CONNECT_FAILED)), 1.0),
+        (embedding(BreakerOpen("ollama-embed", 4.0)), 4.0),
+    ],
+)
+def test_what_any_question_would_meet_is_waited_out_for_ever(error: Exception, seconds: float) -> None:
+    assert patience(error, 1) == patience(error, 1000) == seconds
+
+
+@pytest.mark.parametrize(
+    "error", [upstream(UpstreamFault.SERVER_ERROR), upstream(UpstreamFault.FIRST_TOKEN_TIMEOUT), embedding(None)]
+)
+def test_what_may_be_the_questions_fault_is_tried_a_few_times(error: Exception) -> None:
+    assert [patience(error, attempt) for attempt in range(1, ATTEMPTS + 1)] == [1.0, 2.0, None]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        upstream(UpstreamFault.MODEL_NOT_FOUND),
+        upstream(UpstreamFault.REQUEST_REJECTED),
+        upstream(UpstreamFault.UNAUTHORIZED),
+        embedding(upstream(UpstreamFault.MODEL_NOT_FOUND)),
+        NotFound("no"),
+    ],
+)
+def test_what_is_hopeless_is_given_up_at_once(error: Exception) -> None:
+    assert patience(error, 1) is None
