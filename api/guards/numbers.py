@@ -9,8 +9,8 @@ from api.guards.reading import Reading
 
 _NUMBER: Final = re.compile(r"^v?(\d[\d.,:/-]*)([a-z]{0,3})$")
 _UNITS: Final = frozenset(
-    "k m b kg g mg km cm mm mi ft lb lbs oz l ml gb mb tb kb hz mhz ghz w kw h hr hrs min s sec ms am pm st nd rd th c f "
-    "x".split()
+    "k m b kg g mg km cm mm mi ft lb lbs oz l ml gb mb tb kb hz mhz ghz w kw h hr hrs min s sec ms am pm st nd rd th c "
+    "f x".split()
 )
 _SCALE: Final = {"k": 1_000, "b": 1_000_000_000}
 _WORDS: Final = {

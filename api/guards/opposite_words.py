@@ -7,7 +7,8 @@ from typing import Final
 
 VERBS: Final = """
 enable,activate/disable,deactivate increase,raise,grow/decrease,reduce,lower,shrink open/close,shut
-start,begin/stop,end,finish,quit add,insert,append/remove,delete,drop allow,permit/forbid,deny,block,prohibit accept,approve/reject,decline,refuse
+start,begin/stop,end,finish,quit
+add,insert,append/remove,delete,drop allow,permit/forbid,deny,block,prohibit accept,approve/reject,decline,refuse
 upload/download install/uninstall import/export encrypt/decrypt buy,purchase/sell send/receive lend/borrow push/pull
 deposit/withdraw lock/unlock freeze/unfreeze mount/unmount connect/disconnect attach/detach win/lose pass/fail
 create/destroy,delete compress/decompress,extract hire/fire join/leave arrive/depart enter/exit,leave gain/lose
