@@ -130,10 +130,13 @@ class Seat(Protocol):
 class Flights(Protocol):
     """Single flight: equal questions in flight are generated once over the fleet; without Redis, once a worker."""
 
-    def join(self, key: FlightKey, lead: Lead, *, asked_ms: int, whole: bool) -> AbstractAsyncContextManager[Seat]:
+    def join(
+        self, key: FlightKey, lead: Lead, *, asked_ms: int, whole: bool, fleet: bool = True
+    ) -> AbstractAsyncContextManager[Seat]:
         """A seat. `lead` is called where this worker has to generate; who leaves last ends that.
 
         `asked_ms`: when the cache was asked in vain, by Redis's clock. `whole`: this caller wants no tokens.
+        `fleet`: other workers are asked, not only this one's callers.
         """
 
     def sole(self, key: FlightKey) -> AbstractAsyncContextManager[Claim | None]:
@@ -202,6 +205,9 @@ class HealthBoard(Protocol):
 
     async def read(self) -> Mapping[str, BackendHealth]:
         """What was last published and has not expired, without digests."""
+
+    async def publish_digests(self, name: str, digests: Mapping[str, str]) -> None:
+        """Tells the fleet which weights the models of a backend have; `publish` does so too, where it answers."""
 
     async def digests(self, name: str) -> Mapping[str, str]:
         """Which weights the models of a backend have, or had when it last answered; empty where that is not known."""

@@ -42,17 +42,14 @@ class Flights:
         return len(self._flights)
 
     @asynccontextmanager
-    async def join(self, key: FlightKey, lead: Lead, *, asked_ms: int, whole: bool) -> AsyncGenerator[FlightSeat, None]:
-        """A seat in the flight of `key`. `lead` is called where this worker has to generate.
-
-        `asked_ms`: when the cache was asked in vain; one that was stored since is found as `StoredElsewhere`. `whole`:
-        this caller wants no tokens. The seat raises what `lead` raised, here or on another worker. Whoever leaves last
-        ends the flight.
-        """
+    async def join(
+        self, key: FlightKey, lead: Lead, *, asked_ms: int, whole: bool, fleet: bool = True
+    ) -> AsyncGenerator[FlightSeat, None]:
+        """See `ports.Flights`."""
         flight = self._flights.get(key)
         first = flight is None
         if flight is None:
-            flight = self._flights[key] = Flight(key, lead, asked_ms)
+            flight = self._flights[key] = Flight(key, lead, asked_ms, fleet=fleet)
             flight.task = asyncio.create_task(self._fly(flight), name="flight")
         reader = flight.progress.reader(whole=whole)
         flight.seats += 1
@@ -95,11 +92,7 @@ class Flights:
                 del self._flights[flight.key]
 
     async def _take_part(self, flight: Flight) -> None:
-        try:
-            joined: Joined | None = await self.store.join(flight.key, flight.asked_ms)
-        except StoreUnavailable:
-            await self._lead(flight, None)
-            return
+        joined = await self._join(flight)
         if joined is not None and joined.verdict is Verdict.FOLLOW:
             flight.follow()
             joined = await FollowingFlight(flight, self.store, joined.fence, self._patience).read_along()
@@ -112,6 +105,13 @@ class Flights:
             flight.progress.finish(StoredElsewhere())
             return
         await self._lead(flight, None if joined is None else self.store.claim(flight.key, joined.fence))
+
+    async def _join(self, flight: Flight) -> Joined | None:
+        if not flight.fleet:
+            return None
+        with suppress(StoreUnavailable):
+            return await self.store.join(flight.key, flight.asked_ms)
+        return None
 
     async def _lead(self, flight: Flight, claim: Claim | None) -> None:
         """Generates, for callers here and those who follow. A cancellation is not concluded: who cancels does that."""

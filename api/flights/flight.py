@@ -13,10 +13,11 @@ from api.ports import Claim, Lead
 class Flight:
     """`leads`: this worker generates. `claim` is its lead in Redis, None while it has none there."""
 
-    def __init__(self, key: FlightKey, generate: Lead, asked_ms: int) -> None:
+    def __init__(self, key: FlightKey, generate: Lead, asked_ms: int, *, fleet: bool) -> None:
         self.key = key
         self.generate = generate
         self.asked_ms = asked_ms
+        self.fleet = fleet
         self.progress = Progress()
         self.seats = 0
         self.leads = False

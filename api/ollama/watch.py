@@ -57,17 +57,18 @@ class BackendWatch:
                 await self._read_digests()
 
     async def begin(self) -> None:
-        """Learns which weights the models have, from the fleet or, where it does not know, from the backends.
+        """Learns which weights the models have: from the backends or, where one does not answer, from the fleet.
 
-        Answers are cached by them: workers that start together must agree from their first answer on.
+        Answers are cached by them: workers must agree from their first answer on.
         """
         with suppress(StoreUnavailable):
             await self._read_digests()
-        unknown = [name for name in self._models if not self.digests.knows(name)]
-        found = await asyncio.gather(*(self._models[name].health() for name in unknown))
-        for name, health in zip(unknown, found, strict=True):
+        found = await asyncio.gather(*(models.health() for models in self._models.values()))
+        for name, health in zip(self._models, found, strict=True):
             if health.reachable:
                 self.digests.learn(name, health.digests)
+                with suppress(StoreUnavailable):
+                    await self._board.publish_digests(name, health.digests)
 
     async def _read_digests(self) -> None:
         for name in self._models:

@@ -129,7 +129,7 @@ class QueryService:
     ) -> AsyncGenerator[AnswerEvent, None]:
         """By the language model, because of this caller or of one before. Only the waiting counts as its time."""
         while lookup.match is None:
-            async with self._flights.answer(query, lookup, whole=whole) as shared:
+            async with self._flights.answer(query, lookup, stages, whole=whole) as shared:
                 event = await self._next(shared, stages, deadline)
                 if not isinstance(event, StoredElsewhere):
                     status = _status(lookup, query, coalesced=not shared.led)

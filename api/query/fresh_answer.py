@@ -26,21 +26,28 @@ class FreshAnswers:
         self._observer = observer
 
     def generate(
-        self, query: Query, lookup: Lookup, claim: Claim | None = None, *, whole: bool, background: bool = False
+        self,
+        query: Query,
+        lookup: Lookup,
+        stages: Stages,
+        claim: Claim | None = None,
+        *,
+        whole: bool,
+        background: bool = False,
     ) -> AbstractAsyncContextManager[AsyncIterator[FreshEvent]]:
         """`Token`s, a `Restart` where they are void, and `Landed` once stored: what `claim` is for, where given.
 
-        `whole`: nobody reads along. `background` work waits behind all users. Raises `BulkheadFull`, `BreakerOpen` and
-        `UpstreamError`, in mid-answer too.
+        `stages` are those of the caller that causes it. `whole`: nobody reads along. `background` work waits behind all
+        users. Raises `BulkheadFull`, `BreakerOpen` and `UpstreamError`, in mid-answer too.
         """
         messages = prompt.build(query.question, query.history, query.template, query.system)
         request = GenerationRequest(
             query.model, messages, query.options, tenant=query.tenant, background=background, whole=whole
         )
-        return aclosing(self._events(request, query, lookup, claim))
+        return aclosing(self._events(request, query, lookup, stages, claim))
 
     async def _events(
-        self, request: GenerationRequest, query: Query, lookup: Lookup, claim: Claim | None
+        self, request: GenerationRequest, query: Query, lookup: Lookup, stages: Stages, claim: Claim | None
     ) -> AsyncGenerator[FreshEvent, None]:
         try:
             async with self._backends.generate(request) as generating:
@@ -52,7 +59,7 @@ class FreshAnswers:
         except UpstreamError as error:
             self._observer.upstream_failed(error)
             raise
-        stored = await self._shared.store(query, lookup, generation, Stages(), claim)
+        stored = await self._shared.store(query, lookup, generation, stages, claim)
         self._observer.generated(generation.end.usage, stored=stored is not None)
         yield Landed(
             generation.text,

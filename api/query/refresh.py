@@ -8,7 +8,7 @@ from typing import Final
 from api.errors import RagherdError
 from api.model import FlightKey, Landed
 from api.ports import Claim, Flights
-from api.query.answered import QueryObserver, RefreshOutcome
+from api.query.answered import QueryObserver, RefreshOutcome, Stages
 from api.query.fresh_answer import FreshAnswers
 from api.query.question import Query
 from api.query.shared_answers import Lookup
@@ -57,7 +57,7 @@ class Refresher:
 
     async def _generate(self, query: Query, lookup: Lookup, claim: Claim) -> RefreshOutcome:
         stored = False
-        async with self._fresh.generate(query, lookup, claim, whole=True, background=True) as events:
+        async with self._fresh.generate(query, lookup, Stages(), claim, whole=True, background=True) as events:
             async for event in events:
                 stored = isinstance(event, Landed) and event.entry is not None
         return "stored" if stored else "not_stored"

@@ -8,6 +8,7 @@ from functools import partial
 
 from api.model import FlightKey, Landed, Restart, StoredElsewhere, Token
 from api.ports import Flights, Seat
+from api.query.answered import Stages
 from api.query.fresh_answer import FreshAnswers, FreshEvent
 from api.query.question import Query
 from api.query.shared_answers import Lookup
@@ -20,17 +21,17 @@ class SingleFlight:
         self._flights = flights
         self._fresh = fresh
 
-    def answer(self, query: Query, lookup: Lookup, *, whole: bool) -> AbstractAsyncContextManager[Seat]:
+    def answer(self, query: Query, lookup: Lookup, stages: Stages, *, whole: bool) -> AbstractAsyncContextManager[Seat]:
         """A seat in the flight of the question; in one of the caller's own where it wants no answer of others."""
         if lookup.place is None or not query.cache_control.reads:
-            return self._alone(query, lookup, whole=whole)
-        lead = partial(self._fresh.generate, query, lookup, whole=whole)
+            return self._alone(query, lookup, stages, whole=whole)
+        lead = partial(self._fresh.generate, query, lookup, stages, whole=whole)
         key = FlightKey(lookup.place.scope, lookup.place.digest)
-        return self._flights.join(key, lead, asked_ms=lookup.now_ms, whole=whole)
+        return self._flights.join(key, lead, asked_ms=lookup.now_ms, whole=whole, fleet=lookup.available)
 
     @asynccontextmanager
-    async def _alone(self, query: Query, lookup: Lookup, *, whole: bool) -> AsyncGenerator[Seat, None]:
-        async with self._fresh.generate(query, lookup, whole=whole) as events:
+    async def _alone(self, query: Query, lookup: Lookup, stages: Stages, *, whole: bool) -> AsyncGenerator[Seat, None]:
+        async with self._fresh.generate(query, lookup, stages, whole=whole) as events:
             yield _OwnSeat(events)
 
 

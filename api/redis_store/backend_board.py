@@ -37,17 +37,17 @@ class BackendBoard:
                     pipe.hset(self._keys.backend(name), mapping=self._fields(name, health, now_ms))
                     pipe.pexpire(self._keys.backend(name), LIFETIME_MS)
                     if health.reachable:
-                        self._write_digests(pipe, name, health)
+                        self._write_digests(pipe, name, health.digests)
                 await pipe.execute()
 
         await self._gate.run("backends", write)
 
-    def _write_digests(self, pipe: Pipeline, name: str, health: BackendHealth) -> None:
+    def _write_digests(self, pipe: Pipeline, name: str, digests: Mapping[str, str]) -> None:
         """Apart, and for long: a worker that starts while the backend is down finds the answers of its models."""
         key = self._keys.digests(name)
         pipe.delete(key)
-        if health.digests:
-            fields: dict[Any, Any] = dict(health.digests)
+        if digests:
+            fields: dict[Any, Any] = dict(digests)
             pipe.hset(key, mapping=fields)
             pipe.pexpire(key, DIGESTS_LIFETIME_MS)
 
@@ -64,6 +64,16 @@ class BackendBoard:
         replies = await self._gate.run("backends", ask)
         read = {name: _texts(fields) for name, fields in zip(self._urls, replies, strict=True)}
         return {name: _health(fields) for name, fields in read.items() if fields.get("url") == self._urls[name]}
+
+    async def publish_digests(self, name: str, digests: Mapping[str, str]) -> None:
+        """See `ports.HealthBoard`."""
+
+        async def write(client: Redis) -> None:
+            async with client.pipeline(transaction=True) as pipe:
+                self._write_digests(pipe, name, digests)
+                await pipe.execute()
+
+        await self._gate.run("backends", write)
 
     async def digests(self, name: str) -> Mapping[str, str]:
         """See `ports.HealthBoard`."""

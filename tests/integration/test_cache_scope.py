@@ -50,7 +50,7 @@ async def test_another_embedding_model_of_the_same_dimension_never_meets_the_fir
     stub.behaviour(digest="sha256:0ther")
     changed = await serve(redis={"prefix": "rag:"})
     assert (await ask(changed, QUESTION))["cache"]["status"] == "miss"
-    assert (await ask(changed, "request my holiday who approves"))["cache"]["kind"] == "semantic"
+    assert (await ask(changed, "My holiday request: who approves?"))["cache"]["kind"] == "semantic"
 
 
 async def test_a_caller_can_not_lower_the_threshold(serve: Service) -> None:

@@ -260,6 +260,7 @@ async def test_the_callers_deadline_in_mid_stream_is_an_event(serve: Service, st
     _, found = await streamed(client, QUESTION, headers={"X-Request-Timeout": "0.2"})
     assert [name for name, _ in found] == ["sources", "token", "error"]
     assert (found[-1][1]["status"], found[-1][1]["type"]) == (504, "urn:ragherd:problem:deadline-passed")
+    await wait_until_async(lambda: _left(stub))
     metrics = await breaker(client)
     assert (metrics["ignored_calls"], metrics["failure_count"]) == (1, 0)
 
