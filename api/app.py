@@ -14,6 +14,7 @@ from api.endpoints import (
     breaker,
     bulkhead,
     cache,
+    cache_explain,
     cache_warm_up,
     error_responses,
     health,
@@ -39,7 +40,8 @@ def create_app(settings: Settings) -> FastAPI:
         summary="A RAG query service in front of Ollama whose workers share one memory in Redis.",
         lifespan=wiring.lifespan(settings, worker, metrics),
     )
-    for endpoints in (query, ollama_api, openai_api, health, breaker, bulkhead, cache, cache_warm_up, reports):
+    operated = (health, breaker, bulkhead, cache, cache_explain, cache_warm_up, reports)
+    for endpoints in (query, ollama_api, openai_api, *operated):
         app.include_router(endpoints.router)
     error_responses.install(app)
     app.add_middleware(BodyLimit, limit=settings.server.max_body_bytes)

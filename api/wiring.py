@@ -34,6 +34,7 @@ from api.observability.worker_facts import WorkerFacts
 from api.ports import Embedder
 from api.query.answer_query import QueryService
 from api.query.cache_warmer import CacheWarmer
+from api.query.explain import Explainer
 from api.query.fresh_answer import FreshAnswers
 from api.query.invalidate import Invalidator
 from api.query.refresh import Refresher
@@ -138,6 +139,7 @@ class _Worker:
             access=Access(self._settings.access.tenants_by_key(), self._settings.access.admins()),
             streaming=Streaming(self._settings.server.stream_heartbeat, self._settings.server.stream_stall_timeout),
             queries=QueryService(shared, SingleFlight(flights, fresh), refresher, events),
+            explainer=Explainer(cache, embedder, backends.digests, policy),
             embeddings=backends.embeddings(events),
             catalog=backends.catalog,
             num_ctx=self._settings.ollama.ollama_num_ctx,

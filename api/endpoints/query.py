@@ -84,7 +84,7 @@ class QueryIn(_Body):
 async def post_query(body: QueryIn, request: Request) -> Response:
     """From the fleet's cache, or by the language model; see docs/http-api.md and docs/streaming.md."""
     state = worker_state(request)
-    query = _query(body, request)
+    query = to_query(body, request)
     if body.stream or event_stream.accepted(request.headers.get("accept", "")):
         return EventStream(request, state.queries.stream(query), query.cache_control, state.streaming)
     async with until_client_leaves(request.receive):
@@ -96,7 +96,8 @@ async def post_query(body: QueryIn, request: Request) -> Response:
     )
 
 
-def _query(body: QueryIn, request: Request) -> Query:
+def to_query(body: QueryIn, request: Request) -> Query:
+    """What is asked, by whom. Raises `NotAuthenticated` and `NotAuthorized`."""
     state = worker_state(request)
     return Query(
         question=body.question,

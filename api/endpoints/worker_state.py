@@ -15,6 +15,7 @@ from api.endpoints.access import Access
 from api.endpoints.event_wire import Streaming
 from api.query.answer_query import QueryService
 from api.query.embedding_calls import EmbeddingCalls
+from api.query.explain import Explainer
 from api.query.invalidate import Invalidator
 from api.query.warm_ups import WarmUps
 
@@ -77,6 +78,7 @@ class WorkerState:
     access: Access
     streaming: Streaming
     queries: QueryService
+    explainer: Explainer
     embeddings: EmbeddingCalls
     catalog: ModelCatalog
     num_ctx: int | None

@@ -1,0 +1,112 @@
+"""Why a question would be a hit or not: the flow's own steps, with nothing served, counted or changed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from api.errors import EmbeddingUnavailable, ServiceUnavailable, StoreUnavailable
+from api.guards.agreement import Verdict, read, verdicts
+from api.model import CacheMatch
+from api.ports import AnswerCache, Embedder, ModelDigests
+from api.query.candidates import Candidate, Fate, best, consider, lifetime
+from api.query.fingerprint import Fingerprint, fingerprint
+from api.query.normalise import normalise
+from api.query.question import SEMANTIC_LIMIT, Query
+from api.query.shared_answers import CachePolicy
+
+Decision = Literal["exact_hit", "semantic_hit", "stale", "miss", "bypass"]
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """One candidate, and what every guard says of it."""
+
+    candidate: Candidate
+    guards: Sequence[Verdict]
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """`exact` is the entry of the question itself, fresh or not, and `exact_fate` what becomes of it."""
+
+    normalised: str
+    place: Fingerprint
+    decision: Decision
+    reason: str
+    exact: CacheMatch | None = None
+    exact_fate: Fate | None = None
+    candidates: Sequence[Explained] = ()
+
+
+class Explainer:
+    """Looks at the cache as the flow does. `cache` is None where the semantic cache is switched off."""
+
+    def __init__(
+        self, cache: AnswerCache | None, embedder: Embedder, digests: ModelDigests, policy: CachePolicy
+    ) -> None:
+        self._cache = cache
+        self._embedder = embedder
+        self._digests = digests
+        self.policy = policy
+
+    async def explain(self, query: Query) -> Explanation:
+        """Raises `ServiceUnavailable` where the cache can not be asked."""
+        if self._cache is None:
+            raise ServiceUnavailable("The semantic cache is switched off.")
+        try:
+            place = fingerprint(query, await self._embedder.identity(), self._digests.digest(query.model))
+            return await self._explained(self._cache, query, place)
+        except (StoreUnavailable, EmbeddingUnavailable) as error:
+            raise ServiceUnavailable(f"The cache can not be asked now: {error}.") from error
+
+    async def _explained(self, cache: AnswerCache, query: Query, place: Fingerprint) -> Explanation:
+        found = await cache.find_exact(place.scope, place.digest)
+        exact = found.match
+        fate = lifetime(exact, query.cache_control, self.policy.revalidate) if exact is not None else None
+        candidates = await self._candidates(cache, query, place, found.now_ms)
+        decision, reason = self._decision(query, fate, candidates)
+        explained = [
+            Explained(one, verdicts(read(query.question), read(one.match.answer.question))) for one in candidates
+        ]
+        return Explanation(normalise(query.question), place, decision, reason, exact, fate, explained)
+
+    async def _candidates(
+        self, cache: AnswerCache, query: Query, place: Fingerprint, now_ms: int
+    ) -> Sequence[Candidate]:
+        if not query.has_meaning:
+            return ()
+        vector = (await self._embedder.embed([query.question]))[0]
+        stale_ms = round(self.policy.stale * 1000)
+        matches = await cache.find_similar(place.embedder, place.scope, vector, now_ms, stale_ms=stale_ms)
+        return consider(query.question, matches, self.policy.threshold, query.cache_control, self.policy.revalidate)
+
+    def _decision(self, query: Query, exact: Fate | None, candidates: Sequence[Candidate]) -> tuple[Decision, str]:
+        if not query.cache_control.reads:
+            return "bypass", "The request's Cache-Control allows no cached answer."
+        if exact is Fate.FRESH:
+            return "exact_hit", "The same question has a fresh answer."
+        if exact is Fate.STALE:
+            return "stale", "The same question has an expired answer, which is served once more while it is refreshed."
+        chosen = best(candidates)
+        if chosen is None:
+            return "miss", _why_not(query, candidates)
+        if chosen.fate is Fate.STALE:
+            return "stale", "A question that means the same has an expired answer, which is served and refreshed."
+        return "semantic_hit", "A question that means the same has a fresh answer."
+
+
+def _why_not(query: Query, candidates: Sequence[Candidate]) -> str:
+    if query.history:
+        return "A question with history is found exactly or not at all."
+    if not query.has_meaning:
+        return f"A question of more than {SEMANTIC_LIMIT} bytes is found exactly or not at all."
+    if not candidates:
+        return "Nothing is cached in this scope."
+    fates = {candidate.fate for candidate in candidates}
+    if fates == {Fate.BELOW_THRESHOLD}:
+        return "The nearest question is not near enough."
+    if Fate.REJECTED in fates:
+        return "A guard objects to every question that is near enough and not expired."
+    return "What is near enough has expired, or is older than the request accepts."

@@ -1,0 +1,96 @@
+"""POST /api/semantic-cache/explain says what the flow would do, and why, and changes nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+
+from tests.service import Service, ask
+from tests.stub_ollama import StubOllama
+
+QUESTION = "How do I enable two-factor login in 2024?"
+OPPOSITE = "How do I disable two-factor login in 2024?"
+NEAR = {"similarity_threshold": 0.5}  # the stub's embeddings know words, not meanings
+
+
+async def explained(client: httpx.AsyncClient, question: str, **more: Any) -> Any:
+    response = await client.post("/api/semantic-cache/explain", json={"question": question, **more})
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+async def test_an_exact_hit(serve: Service) -> None:
+    client = await serve()
+    entry = (await ask(client, QUESTION))["cache"]["entry"]
+    found = await explained(client, f" {QUESTION.upper()} ")
+    assert (found["decision"], found["exact"]["entry"], found["exact"]["verdict"]) == ("exact_hit", entry, "fresh")
+    assert entry.endswith(f"{found['scope']}:{found['digest']}")
+    assert found["threshold"] == 0.92
+
+
+async def test_a_guard_objects_and_the_flow_obeys(serve: Service, stub: StubOllama) -> None:
+    client = await serve(cache=NEAR)
+    await ask(client, QUESTION)
+    found = await explained(client, OPPOSITE)
+    assert found["decision"] == "miss"
+    (candidate,) = found["candidates"]
+    assert (candidate["question"], candidate["verdict"], candidate["would_serve"]) == (QUESTION, "rejected", False)
+    assert candidate["similarity"] > 0.5
+    objections = {one["guard"]: one["detail"] for one in candidate["guards"] if not one["agrees"]}
+    assert set(objections) == {"opposites"}
+    assert (await ask(client, OPPOSITE))["cache"]["status"] == "miss"
+    metrics = (await client.get("/api/semantic-cache/metrics")).json()
+    assert (metrics["guard_rejections"], metrics["misses"], metrics["hits"]) == (1, 2, 0)
+    assert stub.stats["requests"]["/api/chat"] == 2
+
+
+async def test_the_first_candidate_that_all_guards_pass_is_served(serve: Service) -> None:
+    client = await serve(cache=NEAR)
+    await ask(client, OPPOSITE)
+    agreed = await ask(client, "In 2024, how do I enable two-factor login now?")
+    question = "How do I enable the two-factor login in 2024?"
+    found = await explained(client, question)
+    assert [one["would_serve"] for one in found["candidates"]].count(True) == 1
+    answered = await ask(client, question)
+    assert (answered["cache"]["kind"], answered["answer"]) == ("semantic", agreed["answer"])
+    assert (found["decision"], answered["cache"]["status"]) == ("semantic_hit", "hit")
+
+
+async def test_why_there_is_no_hit(serve: Service) -> None:
+    client = await serve()
+    assert (await explained(client, QUESTION))["reason"] == "Nothing is cached in this scope."
+    await ask(client, QUESTION)
+    far = await explained(client, "Where is the canteen?")
+    assert (far["decision"], far["candidates"][0]["verdict"]) == ("miss", "below_threshold")
+    history = [{"role": "user", "content": "Hello"}]
+    assert "history" in (await explained(client, QUESTION, history=history))["reason"]
+    assert "bytes" in (await explained(client, "long " * 200))["reason"]
+
+
+async def test_it_counts_and_stores_nothing(serve: Service, stub: StubOllama) -> None:
+    client = await serve()
+    await explained(client, QUESTION)
+    metrics = (await client.get("/api/semantic-cache/metrics")).json()
+    assert (metrics["hits"], metrics["misses"], metrics["cache_size"]) == (0, 0, 0)
+    assert "/api/chat" not in stub.stats["requests"]
+
+
+async def test_a_tenant_sees_its_own_questions_only(serve: Service) -> None:
+    client = await serve(access={"api_keys": "one=k1,two=k2", "admin_keys": "root"}, cache=NEAR)
+    await ask(client, QUESTION, headers={"Authorization": "Bearer k1"})
+    body = {"question": QUESTION}
+    path = "/api/semantic-cache/explain"
+    mine = await client.post(path, json=body, headers={"Authorization": "Bearer k1"})
+    theirs = await client.post(path, json=body, headers={"Authorization": "Bearer k2"})
+    assert (mine.json()["decision"], theirs.json()["decision"]) == ("exact_hit", "miss")
+    assert theirs.json()["candidates"] == []
+    assert (
+        await client.post(path, json={**body, "tenant": "one"}, headers={"Authorization": "Bearer k2"})
+    ).status_code == 403
+    assert (await client.post(path, json=body)).status_code == 401
+
+
+async def test_without_redis_it_is_unavailable(serve: Service, redis_url: str) -> None:
+    client = await serve(cache={"enabled": False})
+    assert (await client.post("/api/semantic-cache/explain", json={"question": QUESTION})).status_code == 503
