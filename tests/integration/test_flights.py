@@ -1,0 +1,362 @@
+"""Single flight between workers on a real Redis, each an object with a connection of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from functools import partial
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from api.embedded.redis_server import EmbeddedRedis
+from api.errors import UpstreamError
+from api.faults import UpstreamFault
+from api.flights.events import FlightEvents
+from api.flights.fleet_flights import Flights
+from api.flights.following import kept_in_step
+from api.model import FlightKey, Landed, Restart, StoredElsewhere, Token, Usage
+from api.ports import Claim, Seat
+from api.redis_store.client import RedisAddress, blocking_reader, short_commands
+from api.redis_store.flight_store import RedisFlightStore
+from api.redis_store.gate import RedisGate
+from api.redis_store.keys import Keys
+from tests.waiting import wait_until_async
+
+KEY = FlightKey("0123456789-scope", "digest")
+HASH = "rag:flight:{0123456789-scope:digest}"
+
+
+class Model:
+    """Generates "one two three", the last word when it is let; counts what it is asked."""
+
+    def __init__(self) -> None:
+        self.begun = 0
+        self.cancelled = 0
+        self.claims: list[Claim | None] = []
+        self.may_end = asyncio.Event()
+        self.error: Exception | None = None
+        self.text = "one two three"
+
+    def __call__(self, claim: Claim | None) -> AbstractAsyncContextManager[AsyncIterator[Token | Restart | Landed]]:
+        return self._generating(claim)
+
+    @asynccontextmanager
+    async def _generating(self, claim: Claim | None) -> AsyncGenerator[AsyncIterator[Token | Restart | Landed], None]:
+        yield self._events(claim)
+
+    async def _events(self, claim: Claim | None) -> AsyncGenerator[Token | Restart | Landed, None]:
+        self.begun += 1
+        self.claims.append(claim)
+        try:
+            words = self.text.split()
+            for word in words[:-1]:
+                yield Token(f"{word} ")
+            await self.may_end.wait()
+        except (asyncio.CancelledError, GeneratorExit):
+            self.cancelled += 1
+            raise
+        if self.error is not None:
+            raise self.error
+        yield Token(words[-1])
+        yield Landed(self.text, "llama3.2", Usage(1, 3), entry="rag:cache:x")
+
+
+class Counts(FlightEvents):
+    """What went amiss, in its order."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def handed_over(self) -> None:
+        self.seen.append("handed_over")
+
+    def alone(self) -> None:
+        self.seen.append("alone")
+
+    def fenced(self) -> None:
+        self.seen.append("fenced")
+
+
+class Worker:
+    """One worker of the fleet. `vanish` is its death by SIGKILL: nothing of it is said or tended any more."""
+
+    def __init__(self, gate: RedisGate, flights: Flights, stack: AsyncExitStack, counts: Counts) -> None:
+        self.gate = gate
+        self.flights = flights
+        self.counts = counts
+        self.model = Model()
+        self._stack = stack
+
+    async def ask(self, *, whole: bool = True, asked_ms: int = 0) -> tuple[str, bool]:
+        """The answer's text, as its tokens or its end have it, and whether this caller led."""
+        async with self.flights.join(KEY, self.model, asked_ms=asked_ms, whole=whole) as seat:
+            return await read(seat)
+
+    async def leave(self) -> None:
+        await self._stack.aclose()
+
+
+async def read(seat: Seat) -> tuple[str, bool]:
+    text = ""
+    while isinstance(event := await anext(seat), Token):
+        text += event.text
+    if isinstance(event, StoredElsewhere):
+        return "stored", seat.led
+    assert not text or text == event.text
+    return event.text, seat.led
+
+
+Fleet = Callable[..., Awaitable[Worker]]
+
+
+@pytest.fixture
+async def fleet(redis: Redis, redis_url: str) -> AsyncIterator[Fleet]:
+    async with AsyncExitStack() as everything:
+
+        async def start(name: str, patience: float = 30.0) -> Worker:
+            stack = await everything.enter_async_context(AsyncExitStack())
+            address = RedisAddress(redis_url, 1.0, 1.0, 8)
+            gate = RedisGate(await stack.enter_async_context(short_commands(address)), 8)
+            await gate.check()
+            store = RedisFlightStore(gate, partial(blocking_reader, address), Keys(), name)
+            counts = Counts()
+            flights = await stack.enter_async_context(kept_in_step(Flights(store, patience, counts)))
+            return Worker(gate, flights, stack, counts)
+
+        yield start
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    async def holds() -> bool:
+        return bool(condition())
+
+    await wait_until_async(holds)
+
+
+async def followed(redis: Redis) -> None:
+    async def is_followed() -> bool:
+        return any(name.startswith(b"follower:") for name in await redis.hkeys(HASH))
+
+    await wait_until_async(is_followed)
+
+
+async def nothing_left(redis: Redis, *workers: Worker) -> None:
+    async def is_clean() -> bool:
+        return not await redis.exists(HASH) and not any(len(worker.flights) for worker in workers)
+
+    await wait_until_async(is_clean)
+
+
+async def test_one_generation_for_all_here_and_elsewhere(fleet: Fleet, redis: Redis) -> None:
+    one, other = await fleet("one"), await fleet("other")
+    here = [asyncio.create_task(one.ask()) for _ in range(10)]
+    await until(lambda: one.model.begun)
+    there = [asyncio.create_task(other.ask(whole=number % 2 == 0)) for number in range(10)]
+    await followed(redis)
+    one.model.may_end.set()
+    answers = await asyncio.gather(*here, *there)
+    assert {text for text, _ in answers} == {"one two three"}
+    assert [led for _, led in answers].count(True) == 1
+    assert answers[0][1]
+    assert (one.model.begun, other.model.begun) == (1, 0)
+    await nothing_left(redis, one, other)
+
+
+async def test_words_come_to_others_before_the_end(fleet: Fleet, redis: Redis) -> None:
+    one, other = await fleet("one"), await fleet("other")
+    leading = asyncio.create_task(one.ask())
+    await until(lambda: one.model.begun)
+    async with other.flights.join(KEY, other.model, asked_ms=0, whole=False) as seat:
+        first = await asyncio.wait_for(anext(seat), 5)
+        assert isinstance(first, Token)
+        assert "one two three".startswith(first.text)
+        assert not one.model.may_end.is_set()
+        one.model.may_end.set()
+        assert first.text + (await read_rest(seat)) == "one two three"
+    await leading
+    assert await redis.ttl(f"{HASH}:words") > 0
+
+
+async def read_rest(seat: Seat) -> str:
+    text = ""
+    while isinstance(event := await anext(seat), Token):
+        text += event.text
+    return text
+
+
+async def test_nothing_is_published_while_nobody_follows(fleet: Fleet, redis: Redis) -> None:
+    one = await fleet("one")
+    one.model.may_end.set()
+    await one.ask()
+    assert [key async for key in redis.scan_iter("rag:flight:*")] == []
+
+
+async def test_the_leaders_failure_is_everybodys(fleet: Fleet, redis: Redis) -> None:
+    one, other = await fleet("one"), await fleet("other")
+    one.model.error = UpstreamError(UpstreamFault.SERVER_ERROR, "Ollama broke.")
+    asking = [asyncio.create_task(one.ask())]
+    await until(lambda: one.model.begun)
+    asking.append(asyncio.create_task(other.ask()))
+    await followed(redis)
+    one.model.may_end.set()
+    for error in await asyncio.gather(*asking, return_exceptions=True):
+        assert isinstance(error, UpstreamError)
+        assert (error.fault, error.detail) == (UpstreamFault.SERVER_ERROR, "Ollama broke.")
+    assert other.model.begun == 0
+
+
+async def test_a_caller_who_leaves_takes_nobody_along(fleet: Fleet, redis: Redis) -> None:
+    one, other = await fleet("one"), await fleet("other")
+    leading = asyncio.create_task(one.ask())
+    await until(lambda: one.model.begun)
+    following = asyncio.create_task(other.ask())
+    await followed(redis)
+    leading.cancel()
+    await asyncio.gather(leading, return_exceptions=True)
+    one.model.may_end.set()
+    assert (await following)[0] == "one two three"
+    assert (one.model.begun, one.model.cancelled, other.model.begun) == (1, 0, 0)
+
+
+async def test_the_last_who_leaves_ends_the_generation(fleet: Fleet, redis: Redis) -> None:
+    one = await fleet("one")
+    leading = asyncio.create_task(one.ask())
+    await until(lambda: one.model.begun)
+    leading.cancel()
+    await asyncio.gather(leading, return_exceptions=True)
+    await until(lambda: one.model.cancelled)
+    await nothing_left(redis, one)
+
+
+async def test_a_follower_who_leaves_is_forgotten(fleet: Fleet, redis: Redis) -> None:
+    one, other = await fleet("one"), await fleet("other")
+    leading = asyncio.create_task(one.ask())
+    await until(lambda: one.model.begun)
+    following = asyncio.create_task(other.ask())
+    await followed(redis)
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
+
+    async def is_alone() -> bool:
+        return not any(name.startswith(b"follower:") for name in await redis.hkeys(HASH))
+
+    await wait_until_async(is_alone)
+    one.model.may_end.set()
+    await leading
+
+
+async def test_a_leader_who_leaves_in_order_is_replaced_at_once(fleet: Fleet, redis: Redis) -> None:
+    one, other, third = await fleet("one"), await fleet("other"), await fleet("third")
+    leading = asyncio.create_task(one.ask())
+    await until(lambda: one.model.begun)
+    following = [asyncio.create_task(worker.ask()) for worker in (other, third)]
+    await followed(redis)
+    other.model.may_end.set()
+    third.model.may_end.set()
+    await one.leave()
+    assert {text for text, _ in await asyncio.wait_for(asyncio.gather(*following), 4)} == {"one two three"}
+    assert other.model.begun + third.model.begun == 1
+    assert [*other.counts.seen, *third.counts.seen] == ["handed_over"]
+    await asyncio.gather(leading, return_exceptions=True)
+
+
+async def test_a_dead_leader_is_replaced_and_its_late_word_is_not_heard(fleet: Fleet, redis: Redis) -> None:
+    one, other = await fleet("one"), await fleet("other")
+    leading = asyncio.create_task(one.ask())
+    await until(lambda: one.model.begun)
+    following = asyncio.create_task(other.ask())
+    await followed(redis)
+    fence = await redis.hget(HASH, "fence")
+    one.gate.is_up = False  # a worker that is paused: it neither tends nor says anything
+    await redis.delete(HASH)
+    await until(lambda: other.model.begun)
+    assert await redis.hget(HASH, "fence") > fence
+    one.gate.is_up = True
+    one.model.text = "one two something else"
+    one.model.may_end.set()
+    assert (await leading)[0] == "one two something else"
+    assert not following.done()
+    other.model.may_end.set()
+    assert (await following)[0] == "one two three"
+    assert one.counts.seen == ["fenced"]
+    assert other.counts.seen == ["handed_over"]
+
+
+async def test_flushall_ends_no_lead(fleet: Fleet, redis: Redis) -> None:
+    one = await fleet("one")
+    leading = asyncio.create_task(one.ask())
+    await until(lambda: one.model.begun)
+    fence = await redis.hget(HASH, "fence")
+    await redis.flushall()
+
+    async def is_back() -> bool:
+        return bool(await redis.hget(HASH, "fence") == fence)
+
+    await wait_until_async(is_back)
+    one.model.may_end.set()
+    await leading
+    assert one.counts.seen == []
+
+
+async def test_without_redis_each_worker_generates_once(fleet: Fleet) -> None:
+    one, other = await fleet("one"), await fleet("other")
+    one.gate.is_up = other.gate.is_up = False
+    one.model.may_end.set()
+    other.model.may_end.set()
+    answers = await asyncio.gather(*(worker.ask() for worker in (one, other) for _ in range(5)))
+    assert {text for text, _ in answers} == {"one two three"}
+    assert (one.model.claims, other.model.claims) == ([None], [None])
+
+
+async def test_when_redis_is_lost_meanwhile_the_follower_generates_alone(
+    fleet: Fleet, redis: Redis, redis_server: EmbeddedRedis
+) -> None:
+    one, other = await fleet("one"), await fleet("other")
+    leading = asyncio.create_task(one.ask())
+    await until(lambda: one.model.begun)
+    following = asyncio.create_task(other.ask())
+    await followed(redis)
+    redis_server.kill()
+    other.model.may_end.set()
+    assert (await asyncio.wait_for(following, 10))[0] == "one two three"
+    assert other.counts.seen == ["alone"]
+    one.model.may_end.set()
+    assert (await leading)[0] == "one two three"
+
+
+async def test_a_leader_who_says_nothing_is_not_waited_for_for_ever(fleet: Fleet, redis: Redis) -> None:
+    one, other = await fleet("one"), await fleet("other", patience=0.5)
+    leading = asyncio.create_task(one.ask())
+    await until(lambda: one.model.begun)
+    following = [asyncio.create_task(other.ask()) for _ in range(3)]
+    other.model.may_end.set()
+    assert {text for text, _ in await asyncio.wait_for(asyncio.gather(*following), 10)} == {"one two three"}
+    assert (other.model.begun, other.model.claims, other.counts.seen) == (1, [None], ["alone"])
+    assert not leading.done()
+    one.model.may_end.set()
+    await leading
+
+
+async def test_what_was_stored_since_one_looked_is_found(fleet: Fleet, redis: Redis) -> None:
+    one = await fleet("one")
+    await redis.hset("rag:cache:0123456789-scope:digest", mapping={"created_ms": 5000})
+    assert await one.ask(asked_ms=5000) == ("stored", False)
+    one.model.may_end.set()
+    assert (await one.ask(asked_ms=5001))[0] == "one two three"
+    assert one.model.begun == 1
+
+
+async def test_work_of_one_alone(fleet: Fleet, redis: Redis) -> None:
+    one, other = await fleet("one"), await fleet("other")
+    async with one.flights.sole(KEY) as claim:
+        assert claim is not None
+        assert (await redis.hget(claim.key, "fence")).decode() == claim.fence
+        async with other.flights.sole(KEY) as none:
+            assert none is None
+        assert await redis.pttl(claim.key) > 0
+    async with other.flights.sole(KEY) as claim:
+        assert claim is not None
+    assert [key async for key in redis.scan_iter("rag:flight:*")] == []

@@ -1,0 +1,159 @@
+"""An answer as it grows, and its readers: what each is given when it breaks off, lags, or is cancelled."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from api.errors import BreakerOpen, UpstreamError
+from api.flights.progress import AHEAD, Progress, Reader
+from api.model import Landed, StoredElsewhere, Token, Usage
+
+
+def landed(text: str) -> Landed:
+    return Landed(text, "llama3.2", Usage(1, 2))
+
+
+async def all_of(reader: Reader) -> str:
+    """The text of all tokens up to the end."""
+    texts = []
+    while isinstance(event := await anext(reader), Token):
+        texts.append(event.text)
+    return "".join(texts)
+
+
+async def test_each_reader_reads_all_at_its_own_pace() -> None:
+    progress = Progress()
+    early = progress.reader()
+    progress.add("one ")
+    assert (await anext(early)) == Token("one ")
+    progress.add("two")
+    late = progress.reader()
+    progress.finish(landed("one two"))
+    assert await all_of(early) == "two"
+    assert await all_of(late) == "one two"
+    assert await anext(late) == landed("one two")
+
+
+async def test_a_cancelled_wait_loses_nothing() -> None:
+    progress = Progress()
+    reader = progress.reader()
+    for _ in range(3):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0):
+                await anext(reader)
+    progress.add("a")
+    assert await anext(reader) == Token("a")
+
+
+async def test_who_wants_the_whole_is_woken_by_the_end_alone() -> None:
+    progress = Progress()
+    waiting = asyncio.create_task(anext(progress.reader(whole=True)))
+    progress.add("a")
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    progress.finish(landed("a"))
+    assert await waiting == landed("a")
+
+
+async def test_a_new_attempt_in_the_same_words_goes_on_where_the_last_broke_off() -> None:
+    progress = Progress()
+    reader = progress.reader()
+    progress.add("The capital ")
+    assert await anext(reader) == Token("The capital ")
+    progress.restart()
+    progress.add("The ")
+    waiting = asyncio.create_task(anext(reader))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    progress.restart()
+    progress.add("The cap")
+    progress.add("ital is Paris")
+    assert await waiting == Token("is Paris")
+    progress.finish(landed("The capital is Paris."))
+    assert await all_of(reader) == "."
+
+
+@pytest.mark.parametrize("text", ["It is Paris.", "The"])
+async def test_a_new_attempt_in_other_words_ends_it_for_those_who_have_read(text: str) -> None:
+    progress = Progress()
+    reader, whole, late = progress.reader(), progress.reader(whole=True), progress.reader()
+    progress.add("The capital ")
+    await anext(reader)
+    progress.restart()
+    progress.finish(landed(text))
+    with pytest.raises(UpstreamError, match="other words"):
+        await anext(reader)
+    assert await anext(whole) == landed(text)
+    assert await all_of(late) == text
+
+
+async def test_what_was_missed_comes_with_the_end() -> None:
+    progress = Progress()
+    reader = progress.reader()
+    progress.add("one ")
+    progress.finish(landed("one two"))
+    assert await all_of(reader) == "one two"
+
+
+async def test_an_error_is_every_readers() -> None:
+    progress = Progress()
+    readers = [progress.reader(), progress.reader(whole=True)]
+    progress.finish(BreakerOpen("ollama", 5))
+    progress.finish(landed("too late"))
+    for reader in readers:
+        with pytest.raises(BreakerOpen):
+            await anext(reader)
+
+
+async def test_an_answer_found_in_the_cache_is_no_end_for_who_has_read_another() -> None:
+    progress = Progress()
+    reader, fresh = progress.reader(), progress.reader()
+    progress.add("The ")
+    await anext(reader)
+    progress.restart()
+    progress.finish(StoredElsewhere())
+    with pytest.raises(UpstreamError):
+        await anext(reader)
+    assert await anext(fresh) == StoredElsewhere()
+
+
+async def test_there_is_room_while_one_reader_keeps_up() -> None:
+    progress = Progress()
+    slow, fast = progress.reader(), progress.reader()
+    for _ in range(AHEAD + 1):
+        progress.add("x")
+    waiting = asyncio.create_task(progress.room())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    await anext(fast)
+    await asyncio.wait_for(waiting, 1)
+    fast.close()
+    waiting = asyncio.create_task(progress.room())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    slow.close()
+    await asyncio.wait_for(waiting, 1)
+
+
+async def test_who_wants_the_whole_holds_nothing_up() -> None:
+    progress = Progress()
+    progress.reader(whole=True)
+    for _ in range(AHEAD * 2):
+        progress.add("x")
+    await asyncio.wait_for(progress.room(), 1)
+
+
+async def test_a_tail_takes_what_is_new_with_its_place() -> None:
+    progress = Progress()
+    tail = progress.tail()
+    progress.add("ab")
+    progress.add("c")
+    assert tail.take() == (0, 0, "abc")
+    assert tail.take() == (0, 3, "")
+    progress.add("d")
+    assert tail.take() == (0, 3, "d")
+    progress.restart()
+    progress.add("e")
+    assert tail.take() == (1, 0, "e")

@@ -1,0 +1,57 @@
+"""What a leader says to those who follow comes out as it went in."""
+
+from __future__ import annotations
+
+import pytest
+
+from api.errors import BreakerOpen, BulkheadFull, InternalError, NotFound, RagherdError, UpstreamError
+from api.faults import UpstreamFault
+from api.flights.wire import HandedOver, Piece, decode, encode
+from api.model import Landed, Source, Usage
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        Piece(1, 20, 'a "piece"\n \u2028 é'),
+        HandedOver(),
+        Landed("text", "llama3.2", Usage(3, 4), "length", (Source("d1", "Title", 2, "text", 0.5),), "rag:cache:x:y"),
+        Landed("text", "llama3.2", Usage()),
+    ],
+)
+def test_words_and_answers(said: Piece | HandedOver | Landed) -> None:
+    assert decode(encode(said)) == said
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        *(UpstreamError(fault, "why", retry_after=7.5) for fault in UpstreamFault),
+        UpstreamError(UpstreamFault.BUSY, "why"),
+        BreakerOpen("ollama-2", 12.5, forced=True),
+        BreakerOpen("ollama", 1),
+        *(BulkheadFull("ollama", reason, 3.5) for reason in ("queue_full", "deadline", "displaced")),
+        InternalError(),
+    ],
+    ids=repr,
+)
+def test_errors(error: RagherdError) -> None:
+    found = decode(encode(error))
+    assert isinstance(found, RagherdError)
+    assert (type(found), found.detail, found.status, found.headers, found.members) == (
+        type(error),
+        error.detail,
+        error.status,
+        error.headers,
+        error.members,
+    )
+
+
+def test_an_error_that_has_no_words_of_its_own_is_an_internal_one() -> None:
+    assert isinstance(decode(encode(NotFound("secret detail"))), InternalError)
+
+
+@pytest.mark.parametrize("body", ["", "{}", '{"is": "news"}', '{"is": "piece"}', '{"is": "error", "kind": "upstream"}'])
+def test_what_is_none_of_ours(body: str) -> None:
+    with pytest.raises((ValueError, KeyError, TypeError)):
+        decode(body)
