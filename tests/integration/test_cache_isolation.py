@@ -1,0 +1,137 @@
+"""Nothing crosses: tenants, models, templates and embedders with equal texts, ten thousand questions at random."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+import struct
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from api.model import EmbedderIdentity, Generation, GenerationEnd, GenerationRequest, Token, Usage, Vector
+from api.observability.metrics import Metrics
+from api.observability.query_events import QueryEvents
+from api.query.answered import Answered, Stages
+from api.query.fresh_answer import FreshAnswers
+from api.query.prompt import Template
+from api.query.question import Query
+from api.query.shared_answers import CachePolicy, SharedAnswers
+from api.redis_store.answer_cache import RedisAnswerCache
+from api.redis_store.counters import CacheCounters
+from api.redis_store.gate import RedisGate
+from api.redis_store.keys import Keys
+from api.redis_store.semantic_index import SemanticIndex
+
+TENANTS = ("acme", "acme,inc", "ACME", "a b {c}|d-*")
+MODELS = ("llama3.2", "qwen3:4b")
+TEMPLATES: tuple[Template, ...] = ("plain-1", "raw")
+TEXTS = [f"How do I {verb} my {thing}?" for verb in ("find", "print", "rename", "share") for thing in "abcdefghijklmno"]
+ASKED = 10_000
+AT_ONCE = 32
+
+
+class WordEmbedder:
+    """Equal words, equal vectors, whatever their order: each text has a paraphrase of cosine 1."""
+
+    def __init__(self, fingerprint: str) -> None:
+        self._identity = EmbedderIdentity("words", 16, fingerprint)
+
+    async def identity(self) -> EmbedderIdentity:
+        return self._identity
+
+    async def embed(self, texts: Sequence[str]) -> list[Vector]:
+        return [_vector(text) for text in texts]
+
+
+def _vector(text: str) -> Vector:
+    words = sorted("".join(filter(lambda c: c.isalpha() or c == " ", text.lower())).split())
+    source = random.Random(hashlib.sha256(" ".join(words).encode()).digest())
+    values = [source.gauss() for _ in range(16)]
+    length = sum(value * value for value in values) ** 0.5
+    return struct.pack("<16f", *(value / length for value in values))
+
+
+class Digests:
+    """Nothing is known of the models' weights."""
+
+    def digest(self, model: str) -> str:
+        return ""
+
+
+class EchoModel:
+    """Stands where `Failover` does: answers with whose question it was."""
+
+    def __init__(self, embedder: str) -> None:
+        self._embedder = embedder
+
+    def generate(self, request: GenerationRequest) -> AbstractAsyncContextManager[AsyncIterator[Token | Generation]]:
+        return aclosing(self._answer(request))
+
+    async def _answer(self, request: GenerationRequest) -> AsyncGenerator[Token | Generation, None]:
+        template = "raw" if request.messages[0].role == "user" else "plain-1"
+        text = "|".join((request.tenant, request.model, template, self._embedder, request.messages[-1].content))
+        yield Generation(text, GenerationEnd(request.model, "stop", Usage(1, 1)), 0.0)
+
+
+class Side:
+    """The service with one embedder, without HTTP: look up, else generate and store."""
+
+    def __init__(self, redis: Redis, gate: RedisGate, embedder: str) -> None:
+        keys = Keys()
+        counters = CacheCounters(gate, keys)
+        events = QueryEvents(Metrics(), counters, log_questions=False)
+        index = SemanticIndex(gate, keys, lambda: None)
+        cache = RedisAnswerCache(gate, keys, index, counters, ttl_ms=60_000, stale_ms=60_000, max_size=20_000)
+        policy = CachePolicy(0.92, budget=30.0)
+        self.embedder = embedder
+        self.shared = SharedAnswers(cache, WordEmbedder(embedder), Digests(), events, policy)
+        self.fresh = FreshAnswers(EchoModel(embedder), self.shared, events)  # type: ignore[arg-type]
+
+    async def ask(self, query: Query) -> tuple[str, str]:
+        stages = Stages()
+        lookup = await self.shared.look_up(query, stages)
+        if lookup.match is not None:
+            return lookup.match.answer.answer, lookup.match.kind
+        async with self.fresh.generate(query, lookup, stages, whole=True) as events:
+            async for event in events:
+                assert not isinstance(event, Answered)
+                text: Any = event
+        return text.text, "miss"
+
+
+@pytest.fixture
+async def sides(redis: Redis) -> list[Side]:
+    """Two embedders of the same dimension, side by side on one Redis."""
+    gate = RedisGate(redis, AT_ONCE)
+    await gate.check()
+    return [Side(redis, gate, fingerprint) for fingerprint in ("aaaaaaaaaa", "bbbbbbbbbb")]
+
+
+def paraphrase(text: str) -> str:
+    verb, thing = text.removeprefix("How do I ").rstrip("?").split(" my ")
+    return f"My {thing}: how do I {verb}?"
+
+
+async def test_ten_thousand_mixed_questions_and_none_has_anothers_answer(sides: list[Side]) -> None:
+    source = random.Random(5)
+    kinds = {"miss": 0, "exact": 0, "semantic": 0}
+
+    async def one() -> None:
+        side, text = source.choice(sides), source.choice(TEXTS)
+        question = paraphrase(text) if source.random() < 0.3 else text
+        tenant, model, template = source.choice(TENANTS), source.choice(MODELS), source.choice(TEMPLATES)
+        answer, kind = await side.ask(Query(question, tenant, model, template=template))
+        kinds[kind] += 1
+        *whose, asked = answer.rsplit("|", 4)
+        assert whose == [tenant, model, template, side.embedder]
+        assert asked in {text, paraphrase(text)}
+
+    for _ in range(ASKED // AT_ONCE + 1):
+        await asyncio.gather(*(one() for _ in range(AT_ONCE)))
+    assert kinds["exact"] > 4000
+    assert kinds["semantic"] > 500
