@@ -143,6 +143,16 @@ class Flights(Protocol):
         """The lead of work on `key` that nobody waits for; None where another worker has it, or Redis is down."""
 
 
+class CondensedQuestions(Protocol):
+    """Follow-up questions as they were rewritten to stand alone. Raises `StoreUnavailable`."""
+
+    async def find(self, place: str) -> str | None:
+        """The stand-alone question, where it is known."""
+
+    async def remember(self, place: str, question: str) -> None:
+        """Keeps it for as long as an answer is fresh."""
+
+
 class ModelDigests(Protocol):
     """Which weights the language models have now, as far as this worker knows."""
 

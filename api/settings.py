@@ -198,6 +198,7 @@ class CacheSettings(_Concern):
     stale_ttl: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 86400.0
     stale_while_revalidate: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     coalesce_timeout: Seconds = 60.0
+    condense: bool = False
     warm_concurrency: Annotated[int, Field(ge=1, le=64)] = 2
 
 

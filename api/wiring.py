@@ -34,7 +34,9 @@ from api.observability.worker_facts import WorkerFacts
 from api.ports import Embedder
 from api.query.answer_query import QueryService
 from api.query.cache_warmer import CacheWarmer
+from api.query.condense import Condenser
 from api.query.explain import Explainer
+from api.query.failover import Failover
 from api.query.fresh_answer import FreshAnswers
 from api.query.invalidate import Invalidator
 from api.query.refresh import Refresher
@@ -46,6 +48,7 @@ from api.redis_store.answer_cache import RedisAnswerCache
 from api.redis_store.cache_report import CacheFigures, CacheLimits
 from api.redis_store.cache_sweep import RedisCacheSweep
 from api.redis_store.client import RedisAddress, blocking_reader, short_commands
+from api.redis_store.condensed_questions import RedisCondensedQuestions
 from api.redis_store.counters import CacheCounters
 from api.redis_store.flight_store import RedisFlightStore
 from api.redis_store.gate import RedisGate
@@ -119,6 +122,7 @@ class _Worker:
         shared = SharedAnswers(cache, embedder, backends.digests, events, policy)
         fresh = FreshAnswers(failover, shared, events)
         flights = await self._open_flights(gate)
+        condenser = self._condenser(gate, failover, flights, events)
         refresher = Refresher(fresh, flights, events)
         self._stack.push_async_callback(refresher.aclose)
         guards = (backends.breakers, backends.bulkheads)
@@ -138,7 +142,7 @@ class _Worker:
             default_model=self._settings.ollama.llm_model,
             access=Access(self._settings.access.tenants_by_key(), self._settings.access.admins()),
             streaming=Streaming(self._settings.server.stream_heartbeat, self._settings.server.stream_stall_timeout),
-            queries=QueryService(shared, SingleFlight(flights, fresh), refresher, events),
+            queries=QueryService(condenser, shared, SingleFlight(flights, fresh), refresher, events),
             explainer=Explainer(cache, embedder, backends.digests, policy),
             embeddings=backends.embeddings(events),
             catalog=backends.catalog,
@@ -194,6 +198,14 @@ class _Worker:
         patience = self._settings.cache.coalesce_timeout
         flights = Flights(store, patience, FlightMetrics(self._metrics))
         return await self._stack.enter_async_context(kept_in_step(flights))
+
+    def _condenser(
+        self, gate: RedisGate, failover: Failover, flights: Flights, events: QueryEvents
+    ) -> Condenser | None:
+        cache = self._settings.cache
+        if not (cache.enabled and cache.condense):
+            return None
+        return Condenser(failover, flights, RedisCondensedQuestions(gate, self._keys, round(cache.ttl * 1000)), events)
 
     def _cache_limits(self) -> CacheLimits:
         cache = self._settings.cache

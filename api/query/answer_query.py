@@ -1,5 +1,6 @@
 """THE FLOW: how one question is answered, its steps in order.
 
+0. where a setting says so, a question with history is rewritten to stand alone
 1. the exact tier: the same question, one round trip
 2. the embedding
 3. the semantic tier: a question that means the same, one round trip, and the guards that may object
@@ -23,6 +24,7 @@ from api.errors import BreakerOpen, BulkheadFull, OnlyIfCached, RagherdError, Up
 from api.model import CacheMatch, CacheStatus, Landed, StoredElsewhere, Token
 from api.ports import Seat
 from api.query.answered import Answered, AnswerEvent, Opening, QueryObserver, Stages
+from api.query.condense import Condenser
 from api.query.deadline import Deadline
 from api.query.question import Query
 from api.query.refresh import Refresher
@@ -34,8 +36,15 @@ class QueryService:
     """Answers questions for one worker."""
 
     def __init__(
-        self, shared: SharedAnswers, flights: SingleFlight, refresher: Refresher, observer: QueryObserver
+        self,
+        condenser: Condenser | None,
+        shared: SharedAnswers,
+        flights: SingleFlight,
+        refresher: Refresher,
+        observer: QueryObserver,
     ) -> None:
+        """`condenser` is None where questions with history are answered with it."""
+        self._condenser = condenser
         self._shared = shared
         self._flights = flights
         self._refresher = refresher
@@ -80,6 +89,8 @@ class QueryService:
         """`whole`: the caller sees no token before the last, so that what was given may still be taken back."""
         deadline = Deadline(query.timeout)
         async with deadline.watched():
+            if self._condenser is not None:
+                query = await self._condenser.standalone(query, stages)
             lookup = await self._shared.look_up(query, stages)
         if lookup.match is not None:
             for event in self._found(query, lookup, lookup.match, stages):

@@ -52,6 +52,10 @@ class Keys:
         """Entries by last use."""
         return f"{self.prefix}evict:cache"
 
+    def condensed(self, digest: str) -> str:
+        """A follow-up question, rewritten to stand alone."""
+        return f"{self.prefix}condensed:{digest}"
+
     def flight(self, scope: str, digest: str) -> list[str]:
         """The keys of a flight: who leads, its words, and who refreshes. The braces keep them on one shard."""
         base = f"{self.prefix}flight:{{{scope}:{digest}}}"

@@ -152,6 +152,7 @@ def key_patterns() -> set[str]:
         keys.backend("<name>"),
         keys.digests("<name>"),
         keys.warm_up("<name>"),
+        keys.condensed("<digest>"),
         *keys.flight("<scope>", "<digest>"),
         keys.retries,
     }
@@ -170,7 +171,7 @@ def test_no_way_to_spell_a_key_is_left_out_above() -> None:
         *("prober", "backend", "warm_up", "retries"),
         *("cache_invalidated", "cache_warm_up", "cache_warm_ups"),
         *("cache_index", "cache_prefix", "cache_entries"),  # an index, what it covers, and what all of them cover
-        *("flight", "digests", "flight_channel", "bulkhead_channel"),
+        *("flight", "condensed", "digests", "flight_channel", "bulkhead_channel"),
     }
 
 
