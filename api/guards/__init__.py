@@ -1,1 +1,1 @@
-"""The guards: what two near questions must agree in before one may have the other's answer. Pure, imports nothing."""
+"""Do two questions that lie near each other mean the same? Pure; imports nothing local outside."""

@@ -1,54 +1,97 @@
-"""Names: what one question names, the other names too."""
+"""Guard `names`: every name, code, month, currency and unit of one question is the other's too."""
 
 from __future__ import annotations
 
-import re
+from collections.abc import Sequence
 from typing import Final
 
-from api.guards.known_names import KNOWN
-from api.guards.numbers import is_number, unit_of
-from api.guards.reading import Reading, Token, stem
+from api.guards.closed_classes import AMBIGUOUS, CLASSES, MONTH_BEFORE, STRICT
+from api.guards.stems import stem
+from api.guards.tables import words_in
+from api.guards.words import Words, squash
 
-_CODE: Final = re.compile(r"\d|[@/\\_#+]|[^.]\.[^\d.]")
-_NOT_NAMES: Final = frozenset("i i'm i've i'd i'll ok".split())
-_ASKS: Final = frozenset({"what", "which"})
-"""What follows these is asked for: what year is as good as when."""
-_TITLE_SHARE: Final = 0.7
-"""From this share of capitalised words on, capitals say nothing: a title, or a locked key."""
+LETTERS: Final = frozenset("bcdefghjlopqvwz")
+"""Alone they name something (vitamin c, plan b); the rest are chat or parts of words."""
+NO_NAMES: Final = words_in("ok okay asap fyi please help thanks thank hi hello hey english urgent")
+ALIASES: Final = {
+    "usa": "us",
+    "america": "us",
+    "britain": "uk",
+    "javascript": "js",
+    "typescript": "ts",
+    "tv": "television",
+}
 
+NONE: Final[frozenset[str]] = frozenset()
+OTHERWISE: Final = {
+    "united": words_in("us usa uk uae america britain"),
+    "states": words_in("us usa america"),
+    "kingdom": words_in("uk britain"),
+    "us": words_in("states"),
+    "uk": words_in("kingdom"),
+}
+"""Other words for the same."""
 
-def names(reading: Reading) -> frozenset[str]:
-    """Capitalised words that begin no sentence; stems in lower case."""
-    letters = [token for token in reading.tokens if token.typed[0].isalpha()]
-    capitalised = [token for token in letters if token.typed[0].isupper() and token.word not in _NOT_NAMES]
-    if len(letters) > 2 and len(capitalised) >= _TITLE_SHARE * len(letters):
-        return frozenset()
-    return frozenset(stem(token.word) for token in capitalised if not token.first or _is_odd(token))
-
-
-def _is_odd(token: Token) -> bool:
-    """Capitals within (`NASA`, `iPhone`) are a name also where a sentence begins."""
-    return len(token.typed) > 1 and any(character.isupper() for character in token.typed[1:])
-
-
-def codes(reading: Reading) -> frozenset[str]:
-    """What is no word: identifiers, paths, addresses, words with digits in them."""
-    return frozenset(word for word in reading.words if not is_number(word) and _CODE.search(word))
-
-
-def known(reading: Reading) -> frozenset[str]:
-    """Currencies, units, days and months, whichever way they are written."""
-    before = ("", *reading.words)
-    plain = (word for word, last in zip(reading.words, before, strict=False) if last not in _ASKS)
-    units = (unit_of(word) or "" for word in reading.words)
-    return frozenset(KNOWN[word] for word in (*plain, *units) if word in KNOWN)
+Names = tuple[dict[str, None], dict[str, set[str]], tuple[str, ...], Words]
+"""Names, members by class, quoted phrases, and the words to look for the other's in."""
 
 
-def objection(one: Reading, other: Reading) -> str:
-    """What differs; empty where nothing does."""
-    for found in (codes, known):
-        mine, theirs = found(one), found(other)
-        if mine != theirs:
-            return f"{' '.join(sorted(mine - theirs)) or '-'} / {' '.join(sorted(theirs - mine)) or '-'}"
-    missing, extra = names(one) - other.stems, names(other) - one.stems
-    return f"{' '.join(sorted(missing)) or '-'} / {' '.join(sorted(extra)) or '-'}" if missing or extra else ""
+def read(question: Words) -> Names:
+    """Names keep their order, for the detail shown."""
+    words = question.words
+    names = dict.fromkeys(name for name in question.names if name not in NO_NAMES and name not in CLASSES)
+    classes: dict[str, set[str]] = {}
+    for place, word in enumerate(words):
+        known = CLASSES.get(word)
+        if known is not None and (word not in AMBIGUOUS or _dated(words, place)):
+            classes.setdefault(known[0], set()).add(known[1])
+        elif word in LETTERS and question.english:
+            names[word] = None
+    return names, classes, question.quoted, question
+
+
+def compare(one: Names, other: Names) -> str:
+    """The first name that the other does not know, else an empty text."""
+    missing = _missing(one, other)
+    unknown = _missing(other, one)
+    if missing or unknown:
+        return f"{missing or 'none'} / {unknown or 'none'}"
+    for kind in one[1].keys() | other[1].keys():
+        left, right = one[1].get(kind, set()), other[1].get(kind, set())
+        if left != right and (kind in STRICT or (left and right)):
+            return f"{'+'.join(sorted(left)) or 'none'} / {'+'.join(sorted(right)) or 'none'}"
+    return ""
+
+
+def _missing(names: Names, other: Names) -> str:
+    if not names[0] and not names[2]:
+        return ""
+    known = other[3].words
+    for name in names[0]:
+        if name not in known and name not in other[0] and not _known(name, known):
+            return name
+    if names[2]:
+        spaced = f" {' '.join(known)} "
+        return next((phrase for phrase in names[2] if f" {phrase} " not in spaced), "")
+    return ""
+
+
+def _known(name: str, words: Sequence[str]) -> bool:
+    """In another form: a plural, an alias, or in two or three words (abc 123)."""
+    if not OTHERWISE.get(name, NONE).isdisjoint(words):
+        return True
+    form = stem(ALIASES.get(name, name))
+    if any(stem(ALIASES.get(word, word)) == form for word in words):
+        return True
+    plain = squash(name)
+    return any(
+        plain.startswith(words[start]) and plain == "".join(words[start : start + length])
+        for start in range(len(words))
+        for length in range(1, 9)
+    )
+
+
+def _dated(words: Sequence[str], place: int) -> bool:
+    before = words[place - 1] if place else ""
+    after = words[place + 1] if place + 1 < len(words) else ""
+    return before in MONTH_BEFORE or before[-1:].isdigit() or after[:1].isdigit()

@@ -1,89 +1,225 @@
-"""Words whose exchange turns a question round. Pairs are `one/other`; either side may list several, by commas."""
+"""Pairs of opposite English words, each pair an axis with two poles; their inflections are made at import.
+
+A line is an axis: one pole, a slash, the other. Words of one pole are not claimed to mean the same: only words of
+different poles part two questions. An axis marked `~` parts them only where they have no pole in common.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Final
 
+from api.guards.stems import inflections
+from api.guards.tables import words_in
+
 VERBS: Final = """
-enable,activate/disable,deactivate increase,raise,grow/decrease,reduce,lower,shrink open/close,shut
-start,begin/stop,end,finish,quit
-add,insert,append/remove,delete,drop allow,permit/forbid,deny,block,prohibit accept,approve/reject,decline,refuse
-upload/download install/uninstall import/export encrypt/decrypt buy,purchase/sell send/receive lend/borrow push/pull
-deposit/withdraw lock/unlock freeze/unfreeze mount/unmount connect/disconnect attach/detach win/lose pass/fail
-create/destroy,delete compress/decompress,extract hire/fire join/leave arrive/depart enter/exit,leave gain/lose
-show/hide expand/collapse zip/unzip subscribe/unsubscribe follow/unfollow mute/unmute pause/resume cancel/renew
-save/discard include/exclude load/unload charge/refund,discharge debit/credit earn/spend multiply/divide
+enable activate unblock reactivate turn-on switch-on power-on / disable deactivate block turn-off switch-off power-off
+increase raise grow rise / decrease reduce lower shrink drop fall
+open reopen / close
+add insert append include attach / remove delete exclude subtract detach
+create make / delete destroy remove
+start begin launch resume / stop end quit halt pause finish
+upload / download
+install / uninstall
+log-in sign-in log-on / log-out sign-out log-off
+sign-in log-in / sign-up
+check-in / check-out
+import / export
+buy purchase / sell
+send / receive
+deposit top-up pay-in / withdraw
+freeze / unfreeze thaw
+lock / unlock
+accept approve allow permit / decline reject deny refuse forbid prohibit
+lend / borrow
+encrypt / decrypt
+encode / decode
+compress zip / decompress unzip extract
+push / pull
+connect link pair / disconnect unlink unpair
+mount / unmount
+subscribe opt-in / unsubscribe opt-out
+follow / unfollow
+mute / unmute
+hide / show unhide reveal
+expand / collapse
+win / lose
+born birth / die death
+pass / fail
+save gain earn / spend
+join enter / leave exit
+arrive / depart
+hire / fire dismiss
+inhale / exhale
+attack / defend
+upgrade / downgrade
+zoom-in / zoom-out
+scale-up / scale-down
+speed-up accelerate / slow-down decelerate brake
+sell-short / buy-long
+multiply / divide
+merge / split
+load / unload
+cancel / reinstate
+wake / sleep
+gain / lose
+teach / learn
+credit / debit
+question / answer
+employer / employee
 """
-
 OTHERS: Final = """
-before/after min,minimum/max,maximum safe,secure/unsafe,insecure,dangerous first/last up/down inside/outside
-legal/illegal cheap,cheaper,cheapest/expensive,dearest more/less,fewer most/least,fewest best/worst better/worse
-high,higher,highest/low,lower,lowest big,bigger,biggest,large,larger,largest/small,smaller,smallest
-long,longer,longest/short,shorter,shortest fast,faster,fastest,quick/slow,slower,slowest early,earlier/late,later
-old,older,oldest/new,newer,newest,young,younger hot,hotter/cold,colder warm/cool left/right north/south east/west
-above,over/below,under with/without true/false positive/negative public/private incoming/outgoing input/output
-sender/recipient,receiver buyer/seller employer/employee teacher/student parent/child male/female
-day/night morning/evening summer/winter success/failure profit/loss pros/cons advantage,benefit/disadvantage,drawback
-yesterday/tomorrow past/future oldest/newest always/never vertical/horizontal ascending/descending
+before prior until / after following since
+minimum min least lowest smallest fewest / maximum max most highest largest biggest greatest
+first earliest / last latest
+earliest oldest / latest newest
+cheap cheaper cheapest / expensive pricier dearer
+best better good / worst worse bad
+safe safely / unsafe unsafely dangerous
+fast faster fastest quick quicker / slow slower slowest
+high higher / low lower
+big bigger large larger / small smaller little
+long longer longest tall taller tallest / short shorter shortest
+wide wider widest / narrow narrower narrowest
+deep deeper deepest / shallow shallower shallowest
+thick thicker thickest / thin thinner thinnest
+old older oldest / young younger youngest
+singular / plural
+rich richer richest / poor poorer poorest
+easy easier easiest / difficult harder hardest
+wet / dry
+loud louder / quiet quieter
+clean / dirty
+alive / dead
+adult adults / child children kids
+hot hotter hottest warm / cold colder coldest cool
+heavy heavier heaviest / light lighter lightest
+strong stronger strongest / weak weaker weakest
+near nearest nearby closest / far farthest furthest
+early earlier / late later
+public publicly / private privately
+legal legally / illegal illegally
+true / false
+male men man boy / female women woman girl
+husband / wife
+father / mother
+son / daughter
+brother / sister
+king / queen
+inside indoor indoors internal inbound incoming / outside outdoor outdoors external outbound outgoing
+above / below beneath
+over / under
+left / right
+north northern / south southern
+east eastern / west western
+northern / southern
+morning / evening
+day / night
+today / yesterday tomorrow
+yesterday / tomorrow today
+tomorrow / today yesterday
+next upcoming / previous past
+summer / winter
+spring / autumn
+future / past
+always / never
+more / less fewer
+positive / negative
+advantage advantages pros benefit benefits / disadvantage disadvantages cons drawbacks risk risks danger dangers
+success successful successfully / failure failed unsuccessful
+profit / loss
+supply / demand
+input / output
+import / export
+front / back rear
+top / bottom
+buyer / seller
+sender / receiver recipient
+landlord / tenant
+lender / borrower
+winner / loser
+beginner / expert
+ancestor / descendant
+vertical vertically / horizontal horizontally
+synchronous sync / asynchronous async
+ascending / descending
+domestic / foreign international overseas
+temporary temporarily / permanent permanently
+manual manually / automatic automatically
+odd / even
+physical / virtual
+online / offline
+careful / careless
+useful / useless
+personal / business
+arrival arrivals / departure departures
+weekday weekdays / weekend weekends
+~ with / without
+~ up / down
+~ on / off
+~ upstairs / downstairs
+~ most / least
+~ old older / new newer
 """
-
-PARTICLES: Final = {"in": "out", "on": "off", "up": "down"}
-
-PARTICLE_VERBS: Final = frozenset(
-    "log logs logged logging sign signs signed signing turn turns turned turning switch switches switched switching "
-    "opt opted opting check checks checked checking power powered clock plug plugged roll scale scaled scaling".split()
+IRREGULAR: Final = {
+    "began": "begin", "begun": "begin", "beginning": "begin", "bought": "buy", "sold": "sell", "sent": "send",
+    "withdrew": "withdraw", "withdrawn": "withdraw", "withdrawal": "withdraw", "withdrawals": "withdraw",
+    "froze": "freeze", "frozen": "freeze", "unfroze": "unfreeze", "unfrozen": "unfreeze", "grew": "grow",
+    "grown": "grow", "rose": "rise", "risen": "rise", "fell": "fall", "fallen": "fall", "made": "make",
+    "lent": "lend", "borrowed": "borrow", "hidden": "hide", "hid": "hide", "shown": "show", "won": "win",
+    "lost": "lose", "spent": "spend", "left": "leave", "deletion": "delete", "removal": "remove",
+    "creation": "create", "installation": "install", "activation": "activate", "deactivation": "deactivate",
+    "acceptance": "accept", "approval": "approve", "rejection": "reject", "denied": "deny", "taught": "teach",
+    "opening": "open", "closing": "close", "closure": "close", "encryption": "encrypt", "decryption": "decrypt",
+    "subscription": "subscribe",
+}  # fmt: skip
+LEFT_OUT: Final = words_in(
+    """
+    made make making makes ended ends end left fall show shows light even well past back
+    """
+)
+"""Too common in another sense to part two questions."""
+PARTICLES: Final = words_in("on off in out up down")
+PREFIXES: Final = ("un", "dis", "de", "in", "im", "ir", "il", "non", "mis")
+SAME_STEM_BY_CHANCE: Final = words_in(
+    """
+    inform invoice discount display discover discard design detail debit under invest increas input inside income
+    install intest deposit depart demand depend derive describ desir develop device devic until united unit unite
+    into indoor intend intent internal important import improve impress imply illness irate demand despite impart
+    inbound depress discuss distance district distant insure ensure incom invent devote defin decline declin deal
+    dear dead deck detest mister misty mistak missing inline involve invalue inlet innate disappear mission indeed invit
+    """
 )
 
-_IRREGULAR: Final = {
-    "buy": "bought",
-    "sell": "sold",
-    "send": "sent",
-    "lend": "lent",
-    "win": "won",
-    "lose": "lost",
-    "begin": "began begun beginning",
-    "leave": "left",
-    "freeze": "froze frozen",
-    "unfreeze": "unfrozen",
-    "withdraw": "withdrew withdrawn withdrawal withdrawals",
-    "forbid": "forbade forbidden",
-    "grow": "grew grown",
-    "shrink": "shrank shrunk",
-    "hide": "hid hidden",
-    "show": "shown",
-    "spend": "spent",
-    "deny": "denied denies",
-    "open": "opening",
-}
-_DOUBLED: Final = frozenset("stop drop quit shut win zip unzip begin permit submit forbid".split())
+
+def _poles(lines: str) -> Iterator[tuple[str, str, str]]:
+    """Axis, pole and word. A pole is named by its first word."""
+    for line in filter(None, lines.strip().splitlines()):
+        weak, line = line.startswith("~"), line.removeprefix("~ ")
+        sides = [side.split() for side in line.split(" / ")]
+        axis = ("~" if weak else "") + "/".join(side[0] for side in sides)
+        for side in sides:
+            for word in side:
+                yield axis, side[0], word
 
 
-def _forms(verb: str) -> Iterator[str]:
-    yield verb
-    yield from _IRREGULAR.get(verb, "").split()
-    base = verb[:-1] if verb.endswith("e") else verb + verb[-1] if verb in _DOUBLED else verb
-    yield from (f"{base}ing", f"{base}ed", f"{verb}es" if verb.endswith(("s", "sh", "ch", "x")) else f"{verb}s")
-    if verb.endswith("y") and verb[-2] not in "aeou":
-        yield from (f"{verb[:-1]}ies", f"{verb[:-1]}ied")
+def _table() -> tuple[dict[str, tuple[tuple[str, str], ...]], dict[str, tuple[tuple[str, str], ...]], dict[str, str]]:
+    singles: dict[str, dict[tuple[str, str], None]] = {}
+    phrases: dict[str, tuple[tuple[str, str], ...]] = {}
+    particle_verbs: dict[str, str] = {}
+    for axis, pole, word in _poles(VERBS):
+        verb, _, particle = word.partition("-")
+        if particle:
+            phrases[f"{verb} {particle}"] = (*phrases.get(f"{verb} {particle}", ()), (axis, pole))
+            particle_verbs |= dict.fromkeys(inflections(verb), verb)
+        else:
+            forms = (*inflections(verb), *(form for form, base in IRREGULAR.items() if base == verb))
+            for form in forms:
+                singles.setdefault(form, {})[axis, pole] = None
+    for axis, pole, word in _poles(OTHERS):
+        singles.setdefault(word, {})[axis, pole] = None
+    kept = {word: tuple(poles) for word, poles in singles.items() if word not in LEFT_OUT}
+    return kept, phrases, particle_verbs
 
 
-def _pairs(text: str, *, verbs: bool) -> Iterator[tuple[str, str, int]]:
-    for pair in text.split():
-        for side, words in enumerate(pair.split("/")):
-            for word in words.split(","):
-                for form in _forms(word) if verbs else (word, f"{word}s"):
-                    yield form, pair, side
-
-
-def _table() -> dict[str, tuple[tuple[str, int], ...]]:
-    table: dict[str, set[tuple[str, int]]] = {}
-    for text, verbs in ((VERBS, True), (OTHERS, False)):
-        for word, pair, side in _pairs(text, verbs=verbs):
-            table.setdefault(word, set()).add((pair, side))
-    del table["left"]  # a side, and the past of leaving
-    return {word: tuple(sides) for word, sides in table.items()}
-
-
-SIDES: Final = _table()
-"""A word's sides in the pairs that it belongs to."""
+POLES, PHRASES, PARTICLE_VERBS = _table()

@@ -1,52 +1,86 @@
-"""Opposites: no word of one question is turned round in the other."""
+"""Guard `opposites`: nobody who asks how to enable a thing is told how to disable it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
-from api.guards.opposite_words import PARTICLE_VERBS, PARTICLES, SIDES
-from api.guards.reading import Reading
+from api.guards.negation import ENGLISH as NEGATORS
+from api.guards.negation import TROUBLE
+from api.guards.opposite_words import PARTICLE_VERBS, PARTICLES, PHRASES, POLES, PREFIXES, SAME_STEM_BY_CHANCE
+from api.guards.stems import stem
+from api.guards.tables import words_in
+from api.guards.words import Words
 
-_PREFIXES: Final = ("un", "dis", "de", "in", "im", "il", "ir", "non", "non-", "anti", "anti-")
-_SHORTEST: Final = 4
-"""Letters that a word has at least without its prefix: `put` and `input` are no opposites."""
-
-_PARTICLE_SIDES: Final = {
-    particle: (f"{one}/{other}", side) for one, other in PARTICLES.items() for side, particle in enumerate((one, other))
-}
-_REACH: Final = 4
-"""Words within which a particle belongs to its verb: turn the wi-fi off."""
-
-
-def objection(one: Reading, other: Reading) -> str:
-    """What differs; empty where nothing does."""
-    mine, theirs = _sides(one), _sides(other)
-    for pair, sides in mine.items():
-        if pair in theirs and theirs[pair].keys() != sides.keys():
-            return f"{' '.join(sides.values())} / {' '.join(theirs[pair].values())}"
-    return _prefixed(frozenset(one.words), frozenset(other.words))
+REFUSALS: Final = words_in("accept/decline pass/fail")
+REFUSING: Final = frozenset(map(stem, TROUBLE))
+"""What one question refuses by such a word and the other by `not`: no opposites."""
+REACH: Final = 5
+"""Words between a verb and its particle: turn my phone's notifications off."""
 
 
-def _sides(reading: Reading) -> dict[str, dict[int, str]]:
-    """For each pair that a word belongs to: the sides that are named, and by which word."""
-    found: dict[str, dict[int, str]] = {}
-    for index, word in enumerate(reading.words):
-        for pair, side in SIDES.get(word, ()):
-            found.setdefault(pair, {})[side] = word
-        if word in PARTICLE_VERBS:
-            for near in reading.words[index + 1 : index + 1 + _REACH]:
-                if near in _PARTICLE_SIDES:
-                    pair, side = _PARTICLE_SIDES[near]
-                    found.setdefault(f"particle {pair}", {})[side] = near
-                    break
-    return found
+@dataclass(frozen=True, slots=True)
+class Poles:
+    """What a question names of opposite things."""
+
+    by_axis: dict[str, frozenset[str]]
+    stems: frozenset[str]
+    denials: int
+    """Negators, polite ones included."""
 
 
-def _prefixed(mine: frozenset[str], theirs: frozenset[str]) -> str:
-    for only, others in ((mine - theirs, theirs - mine), (theirs - mine, mine - theirs)):
-        for word in only:
-            for prefix in _PREFIXES:
-                plain = word.removeprefix(prefix)
-                if plain != word and len(plain) >= _SHORTEST and plain in others:
-                    return f"{word} / {plain}" if only <= mine else f"{plain} / {word}"
-    return ""
+def read(question: Words) -> Poles:
+    """The poles that the question names on each axis."""
+    words = question.words
+    found: dict[str, set[str]] = {}
+    denials = 0
+    if question.english:
+        for place, word in enumerate(words):
+            denials += word in NEGATORS
+            if word in PARTICLE_VERBS:
+                _add(found, _phrase(words, place))
+            if word in POLES:
+                _add(found, POLES[word])
+    return Poles({axis: frozenset(poles) for axis, poles in found.items()}, frozenset(map(stem, words)), denials)
+
+
+def compare(one: Poles, other: Poles) -> str:
+    """The opposite words, else an empty text."""
+    turned = one.denials != other.denials
+    for axis, poles in one.by_axis.items():
+        against = other.by_axis.get(axis)
+        if not against or against == poles or (turned and axis in REFUSALS):
+            continue
+        if axis[0] != "~" or not poles & against:
+            return f"{'+'.join(sorted(poles))} / {'+'.join(sorted(against))}"
+    prefixed, base = _prefixed(one.stems, other.stems)
+    if prefixed:
+        return "" if turned and prefixed in REFUSING else f"{prefixed} / {base}"
+    prefixed, base = _prefixed(other.stems, one.stems)
+    return f"{base} / {prefixed}" if prefixed and not (turned and prefixed in REFUSING) else ""
+
+
+def _add(found: dict[str, set[str]], poles: Sequence[tuple[str, str]]) -> None:
+    for axis, pole in poles:
+        found.setdefault(axis, set()).add(pole)
+
+
+def _phrase(words: Sequence[str], place: int) -> Sequence[tuple[str, str]]:
+    """turn ... off: the verb with the next particle within reach."""
+    verb = PARTICLE_VERBS[words[place]]
+    for word in words[place + 1 : place + 1 + REACH]:
+        if word in PARTICLES:
+            return PHRASES.get(f"{verb} {word}", ())
+    return ()
+
+
+def _prefixed(stems: frozenset[str], others: frozenset[str]) -> tuple[str, str]:
+    """A word of the one that is a word of the other with un-, dis-, de-, in- or non- before it, and that word."""
+    for word in stems - others:
+        if word.startswith(PREFIXES) and word not in SAME_STEM_BY_CHANCE:
+            for prefix in PREFIXES:
+                base = word.removeprefix(prefix)
+                if base != word and len(base) > 2 and base in others and base not in stems:
+                    return word, base
+    return "", ""

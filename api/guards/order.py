@@ -1,47 +1,128 @@
-"""Order: the same words, with the roles exchanged, ask for something else (dollars to euros, euros to dollars)."""
+"""Guard `order`: the same words the other way round (dollars to euros / euros to dollars)."""
 
 from __future__ import annotations
 
 from typing import Final
 
-from api.guards.reading import STOP_WORDS, Reading, stem
+from api.guards.closed_classes import CLASSES
+from api.guards.language import FUNCTION_WORDS
+from api.guards.number_words import WORDS as NUMBER_WORDS
+from api.guards.stems import stem
+from api.guards.tables import words_in
+from api.guards.words import Words
 
-_DIRECTIONS: Final = frozenset("to from than in into onto over before after by via under for against".split())
-_BETWEEN: Final = 3
-"""Words that an exchange is made of at least: two and what stands between."""
+PIVOTS: Final = words_in("to from than over into in by of as for against onto before after")
+"""What stands before one of these is not what stands after it."""
+LOOSE: Final = words_in("for as against in")
+"""Tell only among the very same words."""
+ROLES: Final = {
+    "from": "from", "to": "to", "into": "to", "onto": "to", "before": "before", "after": "after", "above": "above",
+    "below": "below", "over": "above", "under": "below", "with": "with", "without": "without", "until": "before",
+    "since": "after", "versus": "", "off": "from",
+}  # fmt: skip
+COUNTERPARTS: Final = {
+    "from": "to", "to": "from", "before": "after", "after": "before", "above": "below", "below": "above",
+    "with": "without", "without": "with",
+}  # fmt: skip
+INFINITIVE: Final = FUNCTION_WORDS | words_in("going able trying try way ways used supposed order")
+"""Before a `to` that leads a verb, no place."""
+NONE: Final[frozenset[str]] = frozenset()
+SILENCED: Final = {
+    "to": INFINITIVE,
+    "of": words_in("one two some any all most many none each both out kind kinds type types sort lot because"),
+}
+"""A pivot after one of these is none."""
+EQUALS: Final = words_in("and or vs versus between either both & + with")
+SKIPPED: Final = FUNCTION_WORDS | ROLES.keys() | NUMBER_WORDS | words_in("already still now yet again ever currently")
+"""Grammar, and numbers: their order is the guard `numbers`' matter."""
+MAX_WORDS: Final = 60
+
+Sides = tuple[frozenset[str], frozenset[str], tuple[str, str]]
+"""The words before a pivot, those after it, and the two beside it."""
+Order = tuple[tuple[str, ...], dict[str, Sides], dict[str, str], bool]
+"""Content stems in order; by pivot those before and after it; roles of stems; whether anything is joined as equals."""
 
 
-def objection(one: Reading, other: Reading) -> str:
-    """What differs; empty where nothing does."""
-    mine, theirs = _aims(one), _aims(other)
-    for direction in mine.keys() & theirs.keys():
-        here, there = mine[direction] - theirs[direction], theirs[direction] - mine[direction]
-        exchanged = [(a, b) for a in sorted(here) for b in sorted(there) if a in other.stems and b in one.stems]
-        if exchanged:
-            return f"{direction} {exchanged[0][0]} / {direction} {exchanged[0][1]}"
-    return _exchanged(one.content, other.content)
+def read(question: Words) -> Order:
+    """One walk over the words."""
+    content: list[str] = []
+    pivots: dict[str, int] = {}
+    roles: dict[str, str] = {}
+    role = ""
+    words = question.words[:MAX_WORDS] if question.english else ()
+    previous = ""
+    for word in words:
+        if word in ROLES:
+            role = "" if word == "to" and previous in INFINITIVE else ROLES[word]
+        if word in PIVOTS and previous not in SILENCED.get(word, NONE):
+            pivots.setdefault(word, len(content))
+        if word not in SKIPPED and not word[-1].isdigit():
+            known = CLASSES.get(word)
+            base = known[1] if known else stem(word)
+            content.append(base)
+            if role:
+                roles.setdefault(base, role)
+                role = ""
+        previous = word
+    sides = {pivot: _sides(content, at) for pivot, at in pivots.items()}
+    return tuple(content), sides, roles, not EQUALS.isdisjoint(words)
 
 
-def _aims(reading: Reading) -> dict[str, set[str]]:
-    """What each word of direction points at: the next word that matters."""
-    found: dict[str, set[str]] = {}
-    words = reading.words
-    for index, word in enumerate(words):
-        if word in _DIRECTIONS:
-            aim = next((stem(after) for after in words[index + 1 :] if after not in STOP_WORDS), None)
-            if aim is not None:
-                found.setdefault(word, set()).add(aim)
-    return found
+def _sides(content: list[str], at: int) -> Sides:
+    beside = ("".join(content[at - 1 : at]), "".join(content[at : at + 1]))
+    return frozenset(content[:at]), frozenset(content[at:]), beside
 
 
-def _exchanged(mine: tuple[str, ...], theirs: tuple[str, ...]) -> str:
-    """Two words that changed places around a third: dogs chase cats, cats chase dogs."""
-    if len(mine) != len(theirs) or len(mine) < _BETWEEN:
+def compare(one: Order, other: Order) -> str:
+    """The words that changed places, else an empty text."""
+    return _turned(one, other) or _role(one, other) or _swapped(one, other)
+
+
+def _turned(one: Order, other: Order) -> str:
+    """Around one pivot a word went from before to after it, and another the other way.
+
+    Words right beside the pivot tell by themselves, others only where nearly all words are the same.
+    """
+    for pivot, (before, after, beside) in one[1].items():
+        sides = other[1].get(pivot)
+        if sides is None:
+            continue
+        if beside == sides[2] or (pivot in LOOSE and set(one[0]) != set(other[0])):
+            continue
+        if beside == sides[2][::-1] and all(beside):
+            return f"{beside[0]} {pivot} {beside[1]} / {beside[1]} {pivot} {beside[0]}"
+        if _alike(one[0], other[0]):
+            to_after = before & sides[1] - sides[0] - after
+            to_before = after & sides[0] - sides[1] - before
+            if to_after and to_before:
+                left, right = min(to_after), min(to_before)
+                return f"{left} {pivot} {right} / {right} {pivot} {left}"
+    return ""
+
+
+def _alike(left: tuple[str, ...], right: tuple[str, ...]) -> bool:
+    """At least three of four words in common."""
+    ours, theirs = set(left), set(right)
+    return 4 * len(ours & theirs) >= 3 * len(ours | theirs)
+
+
+def _role(one: Order, other: Order) -> str:
+    """from Paris / to Paris."""
+    for word, role in one[2].items():
+        if other[2].get(word, "?") == COUNTERPARTS.get(role):
+            return f"{role} {word} / {other[2][word]} {word}"
+    return ""
+
+
+def _swapped(one: Order, other: Order) -> str:
+    """Germany invade France / France invade Germany: two words changed places around others that stayed."""
+    left, right = one[0], other[0]
+    if left == right or len(left) != len(right) or len(left) < 3 or one[3] or other[3]:
         return ""
-    places = [index for index, (a, b) in enumerate(zip(mine, theirs, strict=True)) if a != b]
-    if len(places) != 2 or places[1] - places[0] < 2:
+    moved = [place for place, (a, b) in enumerate(zip(left, right, strict=True)) if a != b]
+    if len(moved) != 2 or not 2 <= moved[1] - moved[0] <= 3:
         return ""
-    first, second = places
-    if mine[first] == theirs[second] and mine[second] == theirs[first]:
-        return f"{mine[first]} ... {mine[second]} / {mine[second]} ... {mine[first]}"
+    first, second = moved
+    if left[first] == right[second] and left[second] == right[first]:
+        return f"{' '.join(left[first : second + 1])} / {' '.join(right[first : second + 1])}"
     return ""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from api.guards.agreement import Disagreement, Reading, disagreement, read
+from api.guards.agreement import Disagreement, Features, disagreement, read
 from api.model import CacheMatch
 from api.query.cache_control import CacheControl
 
@@ -49,11 +49,11 @@ def best(candidates: Sequence[Candidate]) -> Candidate | None:
 
 
 def _considered(
-    asked: Reading | None, match: CacheMatch, threshold: float, control: CacheControl, stale_seconds: float
+    asked: Features | None, match: CacheMatch, threshold: float, control: CacheControl, stale_seconds: float
 ) -> Candidate:
     if asked is None or match.similarity < threshold:
         return Candidate(match, Fate.BELOW_THRESHOLD)
-    objection = disagreement(asked, read(match.answer.question))
+    objection = disagreement(asked, match.answer.question)
     if objection is not None:
         return Candidate(match, Fate.REJECTED, objection)
     return Candidate(match, lifetime(match, control, stale_seconds))

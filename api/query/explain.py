@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from api.errors import EmbeddingUnavailable, ServiceUnavailable, StoreUnavailable
-from api.guards.agreement import Verdict, read, verdicts
+from api.guards.agreement import Verdict, verdicts
 from api.model import CacheMatch
 from api.ports import AnswerCache, Embedder, ModelDigests
 from api.query.candidates import Candidate, Fate, best, consider, lifetime
@@ -67,9 +67,7 @@ class Explainer:
         fate = lifetime(exact, query.cache_control, self.policy.revalidate) if exact is not None else None
         candidates = await self._candidates(cache, query, place, found.now_ms)
         decision, reason = self._decision(query, fate, candidates)
-        explained = [
-            Explained(one, verdicts(read(query.question), read(one.match.answer.question))) for one in candidates
-        ]
+        explained = [Explained(one, verdicts(query.question, one.match.answer.question)) for one in candidates]
         return Explanation(normalise(query.question), place, decision, reason, exact, fate, explained)
 
     async def _candidates(

@@ -1,0 +1,217 @@
+"""A question as words: lower case, contractions and numbers taken apart, with what their typing told."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass, field
+from typing import Final
+
+from api.guards.language import FUNCTION_WORDS, is_foreign, is_german
+from api.guards.tables import words_in
+
+EDGES: Final = ".,;:?!…¿¡()[]{}<>\"'“”‘’«»„`*~。？！，、"
+CLAUSE_ENDS: Final = ".,;:?!…。？！，"
+PLAIN: Final = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "–": "-", "—": "-", "−": "-", "‑": "-", "´": "'"})
+CURRENCY_SIGNS: Final = {"$": "dollar", "€": "euro", "£": "pound", "¥": "yen", "₹": "rupee"}
+
+QUOTED: Final = re.compile(r"\"([^\"]+)\"|“([^”]+)”|«([^»]+)»|`([^`]+)`")
+GROUPED: Final = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d])")
+GLUED: Final = re.compile(
+    r"(?<=[a-z])([.?!,]+)(?=(?:How|What|Why|When|Where|Who|Which|I|The|Can|Could|Is|Are|Do|Does|Did|My|It|Would|Will"
+    r"|Please|This|That|There|But|And|So|If)\b)|(\.\.\.+)"
+)
+"""A sentence's end without the space after it: no name of a file."""
+TICKED: Final = re.compile(r"(?<=[^\W\d_])`(?=[^\W\d_])")
+PIECE: Final = re.compile(
+    r"(?:(?<![\w.)])-)?\d+(?:\.\d+)*"  # 5, -5, 1.5, 1.2.3
+    r"|[½¼¾²³¹⁰⁴-⁹₀-₉⅐-⅞]"
+    r"|[$€£¥₹%]"
+    r"|[^\W\d_]+(?:'[^\W\d_]+)*(?:\+\+|\#)?"
+)
+CODE: Final = re.compile(r"[^\W\d_]{1,12}[-_.]?\d|\d[-_]?[^\W\d_]")
+IDENTIFIER: Final = re.compile(r"@|://|\w[_/\\.:]+\w|^[/.~\\-]\w|[a-z][A-Z]|\w\(\)?$")
+VERSION: Final = re.compile(r"v\d+(?:\.\d+)*")
+NUMBER_FIRST: Final = re.compile(r"\d+(?:\.\d+)?[^\W\d_]{1,12}")
+ABBREVIATED: Final = {
+    "e.g": "",
+    "i.e": "",
+    "etc": "",
+    "u.s": "us",
+    "u.s.a": "usa",
+    "u.k": "uk",
+    "a.m": "am",
+    "p.m": "pm",
+}
+
+BARE_NOT: Final = {
+    f"{auxiliary}nt": (auxiliary, "not")
+    for auxiliary in "do did does is are was were has have had would could should must need".split()  # noqa: SIM905
+} | {"cant": ("can", "not"), "wont": ("will", "not"), "aint": ("is", "not")}
+CONTRACTED: Final[dict[str, tuple[str, ...]]] = {
+    **BARE_NOT,
+    **{bare[:-1] + "'t": whole for bare, whole in BARE_NOT.items()},
+    "cannot": ("can", "not"),
+    "shan't": ("shall", "not"),
+    "let's": ("let", "us"),
+    "whats": ("what", "is"),
+    "wheres": ("where", "is"),
+    "hows": ("how", "is"),
+    "whos": ("who", "is"),
+    "login": ("log", "in"),
+    "logout": ("log", "out"),
+    "logoff": ("log", "off"),
+    "signin": ("sign", "in"),
+    "signout": ("sign", "out"),
+    "signup": ("sign", "up"),
+    "logon": ("log", "on"),
+    "percent": ("%",),
+    "im": ("i", "am"),
+    "ive": ("i", "have"),
+}
+IS_AFTER: Final = words_in("what who where how when why that it there here he she which")
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """`words` in order; the rest names some of them."""
+
+    words: tuple[str, ...]
+    clause_starts: frozenset[int]
+    """Places in `words` where a clause begins."""
+    names: tuple[str, ...]
+    """Words typed as names (a capital inside a sentence), codes and identifiers squashed; lower case."""
+    quoted: tuple[str, ...]
+    """Quoted phrases as words joined by a space."""
+    english: bool
+    """False where the words of another language prevail: English rules stay out."""
+
+
+@dataclass(slots=True)
+class _Reader:
+    words: list[str] = field(default_factory=list)
+    starts: list[int] = field(default_factory=lambda: [0])
+    capitals: list[str] = field(default_factory=list)
+    codes: list[str] = field(default_factory=list)
+    letter_a: list[int] = field(default_factory=list)
+    """Places of a capital A inside a sentence: a name (plan A), no article."""
+    titled: bool = False
+    """A function word inside a sentence has a capital: capitals tell nothing here."""
+
+    def chunk(self, chunk: str, sentence_start: bool) -> None:
+        """A stretch without white space."""
+        core = chunk if chunk.isalpha() else chunk.strip(EDGES)
+        if core.isalpha():
+            self._word(core, sentence_start)
+        elif core:
+            self._structured(core, sentence_start)
+
+    def _word(self, word: str, sentence_start: bool) -> None:
+        low = word.lower()
+        if low != word:
+            self._capital(word, low, sentence_start)
+        parts = CONTRACTED.get(low)
+        if parts is not None:
+            self.words += parts
+        else:
+            self.words.append(low)
+
+    def _capital(self, word: str, low: str, sentence_start: bool) -> None:
+        acronym = len(word) > 1 and word.isupper()
+        if low in FUNCTION_WORDS or low in CONTRACTED:
+            if low == "a" and not sentence_start:
+                self.letter_a.append(len(self.words))
+            elif not sentence_start and low != "i" and not acronym:
+                self.titled = True
+        elif acronym or not sentence_start:
+            self.capitals.append(low)
+
+    def _structured(self, core: str, sentence_start: bool) -> None:
+        low = core.lower()
+        if low in ABBREVIATED:
+            self.words += filter(None, (ABBREVIATED[low],))
+            return
+        if "-" in core and core.replace("-", "").isalpha():
+            self._hyphened(core, low, sentence_start)
+            return
+        if VERSION.fullmatch(low):
+            self.words += ("version", low[1:])
+            return
+        if (IDENTIFIER.search(core) and not core.replace("/", "").isalpha() and not _numeric(core)) or (
+            CODE.search(core) and not NUMBER_FIRST.fullmatch(core)
+        ):
+            self.codes.append(squash(low))
+        for piece in PIECE.findall(core):
+            self._piece(piece, sentence_start)
+
+    def _hyphened(self, core: str, low: str, sentence_start: bool) -> None:
+        """Wi-Fi is one name, e-mail one word, two-factor two."""
+        if low != core:
+            self._capital(squash(core), squash(low), sentence_start)
+        self.words += (squash(low),) if low[1] == "-" else filter(None, low.split("-"))
+
+    def _piece(self, piece: str, sentence_start: bool) -> None:
+        if piece.isalpha():
+            self._word(piece, sentence_start)
+        elif "'" in piece:
+            self._apostrophe(piece, sentence_start)
+        else:
+            self.words.append(CURRENCY_SIGNS.get(piece, piece.lower()))
+            if piece[-1] in "+#":
+                self.codes.append(piece.lower())
+
+    def _apostrophe(self, piece: str, sentence_start: bool) -> None:
+        parts = CONTRACTED.get(piece.lower())
+        base, _, end = piece.partition("'")
+        if parts is not None:
+            self.words += parts
+            return
+        self._word(base, sentence_start)
+        if end.lower() == "s" and base.lower() in IS_AFTER:
+            self.words.append("is")
+
+
+def _numeric(core: str) -> bool:
+    """5-10, 24/7, 10:30, 1.2.3: figures and marks between them."""
+    return not any(map(str.isalpha, core))
+
+
+def squash(name: str) -> str:
+    """ABC-123, abc_123 and abc 123 are one."""
+    return "".join(filter(str.isalnum, name)) or name
+
+
+def read_words(text: str) -> Words:
+    """Linear in the length of `text`."""
+    if not text.isascii():
+        text = unicodedata.normalize("NFC", text).translate(PLAIN)
+    if "`" in text:
+        text = TICKED.sub("'", text)
+    shouted = text.isupper()
+    if "." in text or "?" in text:
+        text = GLUED.sub(r"\1\2 ", text)
+    if "," in text:
+        text = GROUPED.sub(lambda found: found[0].replace(",", ""), text)
+    reader = _Reader()
+    sentence_start = True
+    for chunk in text.split():
+        reader.chunk(chunk, sentence_start)
+        sentence_start = chunk[-1] in '.?!…:"'
+        if chunk[-1] in CLAUSE_ENDS:
+            reader.starts.append(len(reader.words))
+    words = reader.words
+    english = not is_foreign(words)
+    telling = not (shouted or reader.titled or is_german(words))
+    if telling:
+        for place in reader.letter_a:
+            words[place] = "A"
+    quoted = _quoted(text) if not shouted else ()
+    names = dict.fromkeys((*(reader.capitals if telling else ()), *reader.codes))
+    return Words(tuple(words), frozenset(reader.starts), tuple(names), quoted, english)
+
+
+def _quoted(text: str) -> tuple[str, ...]:
+    if not ('"' in text or "“" in text or "«" in text or "`" in text):
+        return ()
+    phrases = ("".join(found) for found in QUOTED.findall(text))
+    return tuple(phrase for phrase in (" ".join(read_words(phrase).words) for phrase in phrases) if phrase)

@@ -1,0 +1,83 @@
+"""How a question is read into words, names and numbers before any guard compares."""
+
+from __future__ import annotations
+
+import pytest
+
+from api.guards import numbers
+from api.guards.stems import inflections, stem
+from api.guards.words import read_words
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("What's up?", "what is up"),
+        ("I can't, I won’t", "i can not i will not"),
+        ("dont login", "do not log in"),
+        ("Obama's wife", "obama wife"),
+        ("5kg at $3.50", "5 kg at dollar 3.50"),
+        ("1,000,000 items", "1000000 items"),
+        ("v2.1", "version 2.1"),
+        ("Wi-Fi, e-mail, two-factor", "wi fi email two factor"),
+        ("5-10 and -5", "5 10 and -5"),
+        ("in the U.S. at 5 p.m.", "in the us at 5 pm"),
+        ("gone.What now", "gone what now"),
+    ],
+)
+def test_words(text: str, words: str) -> None:
+    assert " ".join(read_words(text).words) == words
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("How do I install Python?", {"python"}),
+        ("How Do I Install Python?", set()),
+        ("HOW DO I INSTALL PYTHON?", set()),
+        ("Reset my password", set()),
+        ("NASA launches", {"nasa"}),
+        ("Wie ändere ich mein Passwort?", set()),
+        ("¿Dónde está la casa de Frida?", {"frida"}),
+        ("error ABC-123 or e404", {"abc", "abc123", "e404"}),
+        ("open config.yaml", {"configyaml"}),
+        ("is it on/off or 5/10", set()),
+    ],
+)
+def test_names(text: str, names: set[str]) -> None:
+    assert set(read_words(text).names) == names
+
+
+@pytest.mark.parametrize(
+    ("text", "every"),
+    [
+        ("two hundred and five", "205"),
+        ("three thousand four hundred", "3400"),
+        ("twenty-one and two", "21 2"),
+        ("5 and ten", "5 10"),
+        ("1.5 million", "1500000"),
+        ("10k", "10000"),
+        ("the 1st, the second", "1 2"),
+        ("05/06/2020", "5 6 2020"),
+        ("3.10 or 3.1", "3.10 3.1"),
+        ("minus five or -5", "- 5 - 5"),
+        ("5% of ½", "5 % ½"),
+        ("٥ degrees", "5"),
+        ("the keys", ""),
+    ],
+)
+def test_numbers(text: str, every: str) -> None:
+    assert " ".join(numbers.read(read_words(text)).every) == every
+
+
+@pytest.mark.parametrize(
+    ("text", "english"),
+    [("How do I pay?", True), ("python decorators", True), ("Wie zahle ich?", False), ("día", True)],
+)
+def test_language(text: str, english: bool) -> None:
+    assert read_words(text).english is english
+
+
+@pytest.mark.parametrize("verb", ["transfer", "stop", "enable", "carry", "push", "pay"])
+def test_the_forms_of_a_verb_share_a_stem(verb: str) -> None:
+    assert {stem(form) for form in inflections(verb)} == {stem(verb)}
