@@ -178,6 +178,7 @@ class _Worker:
             ttl_ms=round(cache.ttl * 1000),
             stale_ms=round(cache.stale_ttl * 1000),
             max_size=cache.max_size,
+            on_evicted=self._metrics.cache_evicted,
         )
 
     async def _open_warm_ups(self, gate: RedisGate, warmer: CacheWarmer, events: CacheEvents) -> WarmUps:

@@ -48,9 +48,9 @@ class Keys:
         return f"{self.prefix}index:cache:{embedder}"
 
     @property
-    def cache_eviction(self) -> str:
-        """Entries by last use."""
-        return f"{self.prefix}evict:cache"
+    def cache_books(self) -> list[str]:
+        """What is kept of all entries: what each is worth, when it is gone, how often it was used."""
+        return [f"{self.prefix}evict:cache", f"{self.prefix}expire:cache", f"{self.prefix}uses:cache"]
 
     def flight(self, scope: str, digest: str) -> list[str]:
         """The keys of a flight: who leads, its words, and who refreshes. The braces keep them on one shard."""
