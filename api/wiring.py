@@ -48,6 +48,7 @@ from api.redis_store.client import RedisAddress, blocking_reader, short_commands
 from api.redis_store.counters import CacheCounters
 from api.redis_store.flight_store import RedisFlightStore
 from api.redis_store.gate import RedisGate
+from api.redis_store.index_schema import algorithm_for
 from api.redis_store.keys import Keys
 from api.redis_store.semantic_index import SemanticIndex
 from api.redis_store.warm_up_jobs import RedisWarmUpJobs
@@ -98,7 +99,7 @@ class _Worker:
         """Everything open, this worker known to the fleet, its background tasks running."""
         background = await self._stack.enter_async_context(Background())
         gate = await self._open_gate()
-        index = SemanticIndex(gate, self._keys, self._no_search_module)
+        index = SemanticIndex(gate, self._keys, self._no_search_module, algorithm_for(self._settings.cache.max_size))
         counters = CacheCounters(gate, self._keys)
         events = QueryEvents(self._metrics, counters, log_questions=self._settings.server.log_questions)
         cache_events = CacheEvents(self._metrics, counters)

@@ -43,9 +43,14 @@ class Keys:
         """When which answers were last invalidated."""
         return f"{self.prefix}invalidated"
 
-    def cache_index(self, embedder: str) -> str:
-        """The search index over the entries of one embedder."""
-        return f"{self.prefix}index:cache:{embedder}"
+    def cache_index(self, embedder: str, algorithm: str) -> str:
+        """The search index over the entries of one embedder, of one kind."""
+        return f"{self.cache_indexes}{embedder}-{algorithm}"
+
+    @property
+    def cache_indexes(self) -> str:
+        """What the names of all search indexes begin with."""
+        return f"{self.prefix}index:cache:"
 
     @property
     def cache_books(self) -> list[str]:
