@@ -46,8 +46,10 @@ from api.redis_store.cache_report import CacheFigures, CacheLimits
 from api.redis_store.cache_sweep import RedisCacheSweep
 from api.redis_store.client import RedisAddress, blocking_reader, short_commands
 from api.redis_store.counters import CacheCounters
+from api.redis_store.duty import RedisDuty
 from api.redis_store.flight_store import RedisFlightStore
 from api.redis_store.gate import RedisGate
+from api.redis_store.index_keeper import IndexKeeper
 from api.redis_store.index_schema import algorithm_for
 from api.redis_store.keys import Keys
 from api.redis_store.semantic_index import SemanticIndex
@@ -113,6 +115,8 @@ class _Worker:
         failover = backends.failover(events)
         warm_ups = None
         if cache is not None:
+            keeper = IndexKeeper(gate, self._keys, index, RedisDuty(gate, self._keys.janitor, self._id))
+            background.start(keeper.keep)
             warmer = CacheWarmer(cache, embedder, backends.digests, failover, cache_events)
             warm_ups = await self._open_warm_ups(gate, warmer, cache_events)
         policy = _cache_policy(self._settings)

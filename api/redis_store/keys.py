@@ -53,6 +53,16 @@ class Keys:
         return f"{self.prefix}index:cache:"
 
     @property
+    def cache_index_uses(self) -> str:
+        """The search indexes by their last use."""
+        return f"{self.prefix}indexes"
+
+    @property
+    def janitor(self) -> str:
+        """The worker that drops search indexes that nobody uses."""
+        return f"{self.prefix}janitor"
+
+    @property
     def cache_books(self) -> list[str]:
         """What is kept of all entries: what each is worth, when it is gone, how often it was used."""
         return [f"{self.prefix}evict:cache", f"{self.prefix}expire:cache", f"{self.prefix}uses:cache"]

@@ -6,6 +6,7 @@ the one of the other kind serves, where there is one; else the semantic tier fin
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -60,18 +61,37 @@ class SemanticIndex:
         self.supported = True
         self._keys = keys
         self._serving: dict[str, Algorithm | None] = {}
+        self._asked: dict[str, float] = {}
+        self._latest = ""
         self._known: dict[str, EmbedderIdentity] = {}
         gate.on_recovery(self._ensure_all)
 
     async def ensure(self, embedder: EmbedderIdentity) -> None:
         """Makes the index of `embedder` unless it exists, and sees which one serves. Many workers may do so at once."""
-        self._known[embedder.fingerprint] = embedder
+        self._note(embedder)
         await self._gate.run("index_create", lambda client: self._ensure(client, embedder))
 
     async def tend(self) -> None:
         """`ensure` for all that are known: one that was lost is made again, one that is complete by now serves."""
-        for embedder in list(self._known.values()):
-            await self.ensure(embedder)
+        for embedder in list(self._known.values()) if self.supported else ():
+            await self._gate.run("index_create", lambda client, of=embedder: self._ensure(client, of))  # type: ignore[misc]
+
+    def in_use(self) -> list[str]:
+        """The names of the indexes that this worker asks, or waits for."""
+        kinds = ((name, kind) for name, serving in self._serving.items() for kind in {self._algorithm, serving})
+        return [self._keys.cache_index(name, kind) for name, kind in kinds if kind is not None]
+
+    def forget_unused(self, seconds: float) -> None:
+        """Lets go of embedders of which nothing was asked for so long, but for the latest."""
+        now = time.monotonic()
+        for name in [name for name, asked in self._asked.items() if now - asked >= seconds and name != self._latest]:
+            for known in (self._asked, self._known, self._serving):
+                known.pop(name, None)
+
+    def _note(self, embedder: EmbedderIdentity) -> None:
+        self._known[embedder.fingerprint] = embedder
+        self._asked[embedder.fingerprint] = time.monotonic()
+        self._latest = embedder.fingerprint
 
     @property
     def is_building(self) -> bool:
@@ -87,6 +107,7 @@ class SemanticIndex:
         self, embedder: EmbedderIdentity, scope: str, vector: Vector, expires_after_ms: int
     ) -> list[Nearest]:
         """The `NEIGHBOURS` nearest entries that expire after `expires_after_ms`, nearest first."""
+        self._note(embedder)
         serving = await self._serves(embedder)
         if serving is None:
             return []
@@ -125,7 +146,7 @@ class SemanticIndex:
     async def _serves(self, embedder: EmbedderIdentity) -> Algorithm | None:
         if embedder.fingerprint not in self._serving:
             await self.ensure(embedder)
-        return self._serving[embedder.fingerprint]
+        return self._serving.get(embedder.fingerprint)
 
     async def _ensure(self, client: Redis, embedder: EmbedderIdentity) -> None:
         built = await self._is_built(client, embedder, self._algorithm)

@@ -143,6 +143,8 @@ def key_patterns() -> set[str]:
         keys.cache_entry("<scope>", "<digest>"),
         *keys.cache_books,
         keys.cache_stats,
+        keys.cache_index_uses,
+        keys.janitor,
         keys.cache_invalidated,
         *keys.cache_warm_up("<job>"),
         keys.worker("<id>"),
@@ -169,7 +171,14 @@ def test_no_way_to_spell_a_key_is_left_out_above() -> None:
         *("breaker", "bulkhead", "cache_entry", "cache_books", "cache_stats", "worker", "workers", "embedder"),
         *("prober", "backend", "warm_up", "retries"),
         *("cache_invalidated", "cache_warm_up", "cache_warm_ups"),
-        *("cache_index", "cache_indexes", "cache_prefix", "cache_entries"),  # indexes, and what they cover
+        *(
+            "cache_index",
+            "cache_indexes",
+            "cache_index_uses",
+            "janitor",
+            "cache_prefix",
+            "cache_entries",
+        ),  # indexes, and what they cover
         *("flight", "digests", "flight_channel", "bulkhead_channel"),
     }
 
