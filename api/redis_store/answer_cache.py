@@ -111,6 +111,7 @@ class RedisAnswerCache:
             return CacheMatch(_decode(key, values), kind, similarity, now_ms)
         except (ValueError, TypeError, KeyError):
             await self._gate.run("drop_corrupt", lambda client: client.unlink(key))
+            self._counters.touch(key)  # finds it gone, and forgets it
             self._counters.add("corrupt")
             return None
 

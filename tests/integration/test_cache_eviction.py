@@ -174,12 +174,32 @@ async def nothing_of(redis: Redis, *names: str) -> bool:
 
 async def test_entries_gone_otherwise_are_not_counted_as_evicted(redis: Redis) -> None:
     async with one_worker(redis) as worker:
-        gone = [await worker.store(name) for name in "ab"]
+        gone = [await worker.store(name, tokens=9_000) for name in "ab"]
         await redis.unlink(*(answer.entry for answer in gone))
         for name in "cde":
             await worker.store(name)
         assert await worker.kept() == {"c", "d", "e"}
         assert (await worker.counters.totals()).get("evictions", 0) == 0
+
+
+async def test_a_corrupt_entry_leaves_nothing_behind(redis: Redis) -> None:
+    async with one_worker(redis) as worker:
+        corrupt = await worker.store("a")
+        await redis.hset(corrupt.entry, "sources", "{")
+        assert (await worker.cache.find_exact(SCOPE, "a")).match is None
+        await worker.counters.flush()
+        assert await worker.kept() == set()
+
+
+async def test_books_that_redis_evicted_are_kept_again_with_each_use(redis: Redis) -> None:
+    async with one_worker(redis) as worker:
+        answer = await worker.store("a")
+        ends = await redis.zscore(ENDS, answer.entry)
+        await redis.unlink(*KEYS.cache_books)
+        await worker.use(answer)
+        assert await worker.kept() == {"a"}
+        assert await redis.zscore(ENDS, answer.entry) == pytest.approx(ends, abs=5)
+        assert [await redis.pttl(book) > 0 for book in KEYS.cache_books] == [True] * 3
 
 
 async def test_a_use_of_an_entry_that_is_gone_brings_nothing_back(redis: Redis) -> None:

@@ -5,7 +5,7 @@
 -- ARGV: ttl_ms, stale_ms, max_size, fence ('': none), asked_ms, tokens, number of marks, mark ..., field, value ...
 -- Returns {created_ms, expires_ms, evicted}; nothing where the fence is another's, or where one of the marks was set
 -- since the answer was asked for.
-local AT_ONCE = 1000
+local AT_ONCE, SAMPLE = 1000, 10
 local ttl, stale, max_size = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local fence, asked, tokens, marks = ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 if fence ~= '' and redis.call('HGET', KEYS[6], 'fence') ~= fence then return {} end
@@ -24,6 +24,12 @@ redis.call('PEXPIRE', entry, ttl + stale)
 -- Those that have expired make room before any that lives.
 for _, gone in ipairs(redis.call('ZRANGEBYSCORE', KEYS[4], '-inf', int(now), 'LIMIT', 0, AT_ONCE)) do
   forget(books, gone)
+end
+-- So do those that Redis itself has evicted: nobody is told of them, a sample finds them in time.
+if redis.call('ZCARD', KEYS[3]) > max_size then
+  for _, any in ipairs(redis.call('ZRANDMEMBER', KEYS[3], SAMPLE)) do
+    if redis.call('EXISTS', any) == 0 then forget(books, any) end
+  end
 end
 local evicted = 0
 for _ = 1, math.min(redis.call('ZCARD', KEYS[3]) - max_size, AT_ONCE) do
