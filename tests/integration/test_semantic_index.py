@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 from redis.asyncio import Redis
 
+from api.embedded.ports import free_port
+from api.embedded.redis_server import embedded_redis
 from api.model import EmbedderIdentity
 from api.redis_store.client import RedisAddress, short_commands
 from api.redis_store.gate import RedisGate
 from api.redis_store.index_schema import FLAT_UP_TO, NEIGHBOURS, Algorithm, algorithm_for
 from api.redis_store.keys import Keys
 from api.redis_store.semantic_index import SemanticIndex
+from tests.service import Service, ask
 from tests.waiting import wait_until_async
 
 KEYS = Keys()
@@ -135,3 +139,26 @@ async def test_while_the_only_index_is_built_nothing_is_asked_of_it(redis: Redis
         assert await found(index, vectors[0]) == []
         await wait_until_async(lambda: finds(index, vectors[0]))
         assert not index.is_building
+
+
+async def test_after_a_restart_with_its_data_a_graph_serves_again(tmp_path: Path) -> None:
+    vectors = clustered(1_000)
+    with embedded_redis(tmp_path, persistent=False, port=free_port(None)) as server:
+        async with Redis.from_url(server.url) as redis, worker(server.url, "hnsw") as index:
+            await fill(redis, vectors)
+            await wait_until_async(lambda: finds(index, vectors[0]))
+            before = await found(index, vectors[0])
+            await redis.save()
+        server.kill()
+        server.start()
+        async with worker(server.url, "hnsw") as index:
+            await wait_until_async(lambda: finds(index, vectors[0]))
+            assert await found(index, vectors[0]) == before
+
+
+async def test_a_bound_above_a_few_thousand_makes_a_graph_that_answers(serve: Service, redis: Redis) -> None:
+    client = await serve(cache={"max_size": FLAT_UP_TO + 1})
+    await ask(client, "How do I reset my password?")
+    assert (await ask(client, "My password, how do I reset?"))["cache"]["kind"] == "semantic"
+    assert [name.endswith("-hnsw") for name in await indexes(redis)] == [True]
+    assert (await client.get("/api/semantic-cache/metrics")).json()["cache_size"] == 1
