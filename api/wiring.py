@@ -50,8 +50,11 @@ from api.redis_store.cache_sweep import RedisCacheSweep
 from api.redis_store.client import RedisAddress, blocking_reader, short_commands
 from api.redis_store.condensed_questions import RedisCondensedQuestions
 from api.redis_store.counters import CacheCounters
+from api.redis_store.duty import RedisDuty
 from api.redis_store.flight_store import RedisFlightStore
 from api.redis_store.gate import RedisGate
+from api.redis_store.index_keeper import IndexKeeper
+from api.redis_store.index_schema import algorithm_for
 from api.redis_store.keys import Keys
 from api.redis_store.semantic_index import SemanticIndex
 from api.redis_store.warm_up_jobs import RedisWarmUpJobs
@@ -102,7 +105,7 @@ class _Worker:
         """Everything open, this worker known to the fleet, its background tasks running."""
         background = await self._stack.enter_async_context(Background())
         gate = await self._open_gate()
-        index = SemanticIndex(gate, self._keys, self._no_search_module)
+        index = SemanticIndex(gate, self._keys, self._no_search_module, algorithm_for(self._settings.cache.max_size))
         counters = CacheCounters(gate, self._keys)
         events = QueryEvents(self._metrics, counters, log_questions=self._settings.server.log_questions)
         cache_events = CacheEvents(self._metrics, counters)
@@ -116,6 +119,8 @@ class _Worker:
         failover = backends.failover(events)
         warm_ups = None
         if cache is not None:
+            keeper = IndexKeeper(gate, self._keys, index, RedisDuty(gate, self._keys.janitor, self._id))
+            background.start(keeper.keep)
             warmer = CacheWarmer(cache, embedder, backends.digests, failover, cache_events)
             warm_ups = await self._open_warm_ups(gate, warmer, cache_events)
         policy = _cache_policy(self._settings)
@@ -184,6 +189,7 @@ class _Worker:
             ttl_ms=round(cache.ttl * 1000),
             stale_ms=round(cache.stale_ttl * 1000),
             max_size=cache.max_size,
+            on_evicted=self._metrics.cache_evicted,
         )
 
     async def _open_warm_ups(self, gate: RedisGate, warmer: CacheWarmer, events: CacheEvents) -> WarmUps:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -19,7 +19,10 @@ from api.redis_store.semantic_index import FIELDS, SemanticIndex
 
 
 class RedisAnswerCache:
-    """See `ports.AnswerCache`. `ttl_ms` is how long an answer is fresh, `stale_ms` how much longer it is kept."""
+    """See `ports.AnswerCache`. `ttl_ms` is how long an answer is fresh, `stale_ms` how much longer it is kept.
+
+    `on_evicted` is told how many entries had to go for a new one.
+    """
 
     def __init__(
         self,
@@ -31,14 +34,16 @@ class RedisAnswerCache:
         ttl_ms: int,
         stale_ms: int,
         max_size: int,
+        on_evicted: Callable[[int], None] = lambda count: None,
     ) -> None:
         self._gate = gate
         self._keys = keys
         self._index = index
         self._counters = counters
+        self._on_evicted = on_evicted
         self._limits = (ttl_ms, stale_ms, max_size)
         self._find = script(gate.client, "cache_find")
-        self._store = script(gate.client, "cache_store")
+        self._store = script(gate.client, "cache_common", "cache_store")
 
     async def find_exact(self, scope: str, digest: str) -> ExactLookup:
         """See `ports.AnswerCache`."""
@@ -79,20 +84,23 @@ class RedisAnswerCache:
         marks = _marks(digest, answer)
         pairs = (part for pair in fields.items() for part in pair)
         fence, flight = (claim.fence, [claim.key]) if claim is not None else ("", [])
-        arguments = [*self._limits, fence, answer.asked_ms, len(marks), *marks, *pairs]
-        keys = [key, self._keys.cache_eviction, self._keys.cache_invalidated, *flight]
+        tokens = answer.usage.completion_tokens
+        arguments = [*self._limits, fence, answer.asked_ms, tokens, len(marks), *marks, *pairs]
+        keys = [key, self._keys.cache_invalidated, *self._keys.cache_books, *flight]
         reply = await self._gate.run("store", lambda client: self._store(keys, arguments, client))
         if not reply:
             return None
         created, expires, evicted = reply
         self._counters.add("stores")
-        self._counters.add("evictions", evicted)
+        if evicted:
+            self._counters.add("evictions", evicted)
+            self._on_evicted(evicted)
         return CachedAnswer(
             key, answer.question, answer.answer, answer.model, answer.sources, answer.usage, int(created), int(expires)
         )
 
     def used(self, match: CacheMatch) -> None:
-        """Notes that an entry was served, so that it is evicted later than those that are not."""
+        """Notes that an entry was served, so that it is evicted later."""
         self._counters.touch(match.answer.entry)
 
     async def _match(
@@ -103,6 +111,7 @@ class RedisAnswerCache:
             return CacheMatch(_decode(key, values), kind, similarity, now_ms)
         except (ValueError, TypeError, KeyError):
             await self._gate.run("drop_corrupt", lambda client: client.unlink(key))
+            self._counters.touch(key)  # finds it gone, and forgets it
             self._counters.add("corrupt")
             return None
 

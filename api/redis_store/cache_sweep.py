@@ -37,7 +37,7 @@ class RedisCacheSweep:
         self._keys = keys
         self._deadline = deadline
         self._tombstone = script(gate.client, "cache_tombstone")
-        self._drop = script(gate.client, "cache_drop")
+        self._drop = script(gate.client, "cache_common", "cache_drop")
 
     async def sweep(self, selection: Selection, *, dry_run: bool) -> Swept:
         """See `ports.CacheSweep`. Goes over the keys until there is nothing to delete: SCAN may miss what is new."""
@@ -125,7 +125,7 @@ class RedisCacheSweep:
 
     async def _delete(self, entries: Sequence[EntryKey]) -> int:
         pairs = ((entry.key, self._keys.flight(entry.scope, entry.digest)[0]) for entry in entries)
-        keys = [self._keys.cache_eviction, *(key for pair in pairs for key in pair)]
+        keys = [*self._keys.cache_books, *(key for pair in pairs for key in pair)]
         return int(await self._gate.run("invalidate", lambda client: self._drop(keys, [], client)))
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 from redis.asyncio import Redis
@@ -15,19 +16,25 @@ from redis.asyncio import Redis
 from api.errors import StoreUnavailable
 from api.redis_store.gate import RedisGate
 from api.redis_store.keys import Keys
+from api.redis_store.scripts import script
 
 FLUSH_SECONDS: Final = 0.25
 LIFETIME_MS: Final = 30 * 24 * 3600 * 1000
+BOOKS_MS: Final = 60_000
+"""How long what is kept of the entries lives at least; each new entry makes that its own lifetime."""
+BATCH: Final = 500
+"""Entries that one script is sent."""
 
 
 class CacheCounters:
-    """`rag:stats:cache`, and the last use of entries. The last known totals stand in while Redis is down."""
+    """`rag:stats:cache`, and the uses of entries. The last known totals stand in while Redis is down."""
 
     def __init__(self, gate: RedisGate, keys: Keys) -> None:
         self._gate = gate
         self._keys = keys
         self._pending: Counter[str] = Counter()
-        self._touched: set[str] = set()
+        self._touched: Counter[str] = Counter()
+        self._touch = script(gate.client, "cache_common", "cache_touch")
         self._known: dict[str, int] = {}
         self._flushing = asyncio.Lock()
 
@@ -38,7 +45,7 @@ class CacheCounters:
 
     def touch(self, entry: str) -> None:
         """Notes a use of an entry; no I/O."""
-        self._touched.add(entry)
+        self._touched[entry] += 1
 
     async def totals(self) -> Mapping[str, int]:
         """The fleet's counts, this worker's own up to this moment among them."""
@@ -63,23 +70,27 @@ class CacheCounters:
 
     async def _send_pending(self) -> None:
         pending, self._pending = self._pending, Counter()
-        touched, self._touched = self._touched, set()
-        if not (pending or touched):
-            return
-        try:
-            await self._gate.run("flush_counters", lambda client: self._send(client, pending, touched))
-        except StoreUnavailable:
-            self._pending.update(pending)
+        touched, self._touched = self._touched, Counter()
+        if pending:
+            try:
+                await self._gate.run("flush_counters", lambda client: self._send(client, pending))
+            except StoreUnavailable:
+                self._pending.update(pending)
+        with suppress(StoreUnavailable):  # to lose some uses costs an entry a little of what it is worth, no more
+            await self._send_touched(list(touched.items()))
 
-    async def _send(self, client: Redis, pending: Counter[str], touched: set[str]) -> None:
-        seconds, micros = await client.time() if touched else (0, 0)
+    async def _send_touched(self, touched: Sequence[tuple[str, int]]) -> None:
+        for start in range(0, len(touched), BATCH):
+            batch = touched[start : start + BATCH]
+            keys = [*self._keys.cache_books, *(entry for entry, _ in batch)]
+            arguments = [BOOKS_MS, *(uses for _, uses in batch)]
+            await self._gate.run("touch", lambda client, k=keys, a=arguments: self._touch(k, a, client))  # type: ignore[misc]
+
+    async def _send(self, client: Redis, pending: Counter[str]) -> None:
         async with client.pipeline(transaction=False) as pipe:
             for name, count in pending.items():
                 pipe.hincrby(self._keys.cache_stats, name, count)
             pipe.pexpire(self._keys.cache_stats, LIFETIME_MS)
-            if touched:
-                now_ms = int(seconds) * 1000 + int(micros) // 1000
-                pipe.zadd(self._keys.cache_eviction, dict.fromkeys(touched, now_ms), xx=True)
             await pipe.execute()
 
     async def keep_flushing(self) -> None:

@@ -43,14 +43,29 @@ class Keys:
         """When which answers were last invalidated."""
         return f"{self.prefix}invalidated"
 
-    def cache_index(self, embedder: str) -> str:
-        """The search index over the entries of one embedder."""
-        return f"{self.prefix}index:cache:{embedder}"
+    def cache_index(self, embedder: str, algorithm: str) -> str:
+        """The search index over the entries of one embedder, of one kind."""
+        return f"{self.cache_indexes}{embedder}-{algorithm}"
 
     @property
-    def cache_eviction(self) -> str:
-        """Entries by last use."""
-        return f"{self.prefix}evict:cache"
+    def cache_indexes(self) -> str:
+        """What the names of all search indexes begin with."""
+        return f"{self.prefix}index:cache:"
+
+    @property
+    def cache_index_uses(self) -> str:
+        """The search indexes by their last use."""
+        return f"{self.prefix}indexes"
+
+    @property
+    def janitor(self) -> str:
+        """The worker that drops search indexes that nobody uses."""
+        return f"{self.prefix}janitor"
+
+    @property
+    def cache_books(self) -> list[str]:
+        """What is kept of all entries: what each is worth, when it is gone, how often it was used."""
+        return [f"{self.prefix}evict:cache", f"{self.prefix}expire:cache", f"{self.prefix}uses:cache"]
 
     def condensed(self, digest: str) -> str:
         """A follow-up question, rewritten to stand alone."""

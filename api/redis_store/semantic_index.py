@@ -1,10 +1,12 @@
 """The vector index over cached answers: one for each embedder's fingerprint, made when first needed.
 
-A FLAT index over the hashes themselves: an entry written by any worker is found by all, at once.
+It covers the hashes themselves: an entry written by any worker is found by all, at once. While Redis still builds it,
+the one of the other kind serves, where there is one; else the semantic tier finds nothing.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,13 +23,10 @@ from api.errors import EmbeddingUnavailable, StoreUnavailable
 from api.model import EmbedderIdentity, Vector
 from api.ports import Embedder
 from api.redis_store.gate import RedisGate
+from api.redis_store.index_schema import KNN, NEIGHBOURS, Algorithm, index_schema, other_than
 from api.redis_store.keys import Keys
 
 T = TypeVar("T")
-NEIGHBOURS: Final = 5
-"""Entries looked at for one question: the nearest may be one that a guard objects to."""
-
-_NEAREST: Final = f"[KNN {NEIGHBOURS} @vector $v AS d]"
 
 FIELDS: Final = (
     "question",
@@ -53,19 +52,51 @@ class Nearest:
 class SemanticIndex:
     """Finds the nearest entry of a scope. Raises `StoreUnavailable` while Redis or its search module is missing."""
 
-    def __init__(self, gate: RedisGate, keys: Keys, on_unsupported: Callable[[], None]) -> None:
+    def __init__(
+        self, gate: RedisGate, keys: Keys, on_unsupported: Callable[[], None], algorithm: Algorithm = "flat"
+    ) -> None:
         self._gate = gate
+        self._algorithm: Algorithm = algorithm
         self._on_unsupported = on_unsupported
         self.supported = True
         self._keys = keys
-        self._indexes: dict[str, AsyncSearchIndex] = {}
+        self._serving: dict[str, Algorithm | None] = {}
+        self._asked: dict[str, float] = {}
+        self._latest = ""
         self._known: dict[str, EmbedderIdentity] = {}
         gate.on_recovery(self._ensure_all)
 
     async def ensure(self, embedder: EmbedderIdentity) -> None:
-        """Makes the index of `embedder` unless it exists. Many workers may do so at once."""
+        """Makes the index of `embedder` unless it exists, and sees which one serves. Many workers may do so at once."""
+        self._note(embedder)
+        await self._gate.run("index_create", lambda client: self._ensure(client, embedder))
+
+    async def tend(self) -> None:
+        """`ensure` for all that are known: one that was lost is made again, one that is complete by now serves."""
+        for embedder in list(self._known.values()) if self.supported else ():
+            await self._gate.run("index_create", lambda client, of=embedder: self._ensure(client, of))  # type: ignore[misc]
+
+    def in_use(self) -> list[str]:
+        """The names of the indexes that this worker asks, or waits for."""
+        kinds = ((name, kind) for name, serving in self._serving.items() for kind in {self._algorithm, serving})
+        return [self._keys.cache_index(name, kind) for name, kind in kinds if kind is not None]
+
+    def forget_unused(self, seconds: float) -> None:
+        """Lets go of embedders of which nothing was asked for so long, but for the latest."""
+        now = time.monotonic()
+        for name in [name for name, asked in self._asked.items() if now - asked >= seconds and name != self._latest]:
+            for known in (self._asked, self._known, self._serving):
+                known.pop(name, None)
+
+    def _note(self, embedder: EmbedderIdentity) -> None:
         self._known[embedder.fingerprint] = embedder
-        await self._gate.run("index_create", lambda client: self._create(client, embedder))
+        self._asked[embedder.fingerprint] = time.monotonic()
+        self._latest = embedder.fingerprint
+
+    @property
+    def is_building(self) -> bool:
+        """Whether Redis had not completed an index when it was last asked."""
+        return any(serving != self._algorithm for serving in self._serving.values())
 
     async def prepare(self, embedder: Embedder) -> None:
         """`ensure`, where it is known yet who embeds; else the index is made with the first look-up."""
@@ -76,13 +107,15 @@ class SemanticIndex:
         self, embedder: EmbedderIdentity, scope: str, vector: Vector, expires_after_ms: int
     ) -> list[Nearest]:
         """The `NEIGHBOURS` nearest entries that expire after `expires_after_ms`, nearest first."""
-        if embedder.fingerprint not in self._indexes:
-            await self.ensure(embedder)
+        self._note(embedder)
+        serving = await self._serves(embedder)
+        if serving is None:
+            return []
         # By redis-py: to build this query by redisvl would take longer than the rest of a semantic hit.
         command = (
             "FT.SEARCH",
-            self._keys.cache_index(embedder.fingerprint),
-            f"(@scope:{{{_escaped(scope)}}} @expires_ms:[({expires_after_ms} +inf])=>{_NEAREST}",
+            self._keys.cache_index(embedder.fingerprint, serving),
+            f"(@scope:{{{_escaped(scope)}}} @expires_ms:[({expires_after_ms} +inf])=>{KNN[serving]}",
             *("PARAMS", 2, "v", vector, "SORTBY", "d", "LIMIT", 0, NEIGHBOURS, "DIALECT", 2),
             *("RETURN", len(FIELDS) + 1, "d", *FIELDS),
         )
@@ -97,9 +130,8 @@ class SemanticIndex:
 
     async def count(self, embedder: EmbedderIdentity, now_ms: int) -> int:
         """How many entries are not expired."""
-        if embedder.fingerprint not in self._indexes:
-            await self.ensure(embedder)
-        index = self._indexes[embedder.fingerprint]
+        serving = await self._serves(embedder) or self._algorithm
+        index = self._index(self._gate.client, embedder, serving)
         query = CountQuery(filter_expression=Num("expires_ms") > now_ms)
         return int(await self._gate.run("index_count", lambda _: _unwrapped(index.query(query))))
 
@@ -107,9 +139,35 @@ class SemanticIndex:
         await self._find_module()
         for embedder in self._known.values() if self.supported else ():
             try:
-                await self._create(self._gate.client, embedder)
+                await self._ensure(self._gate.client, embedder)
             except ResponseError:
-                self._indexes.pop(embedder.fingerprint, None)  # made at the next look-up
+                self._serving.pop(embedder.fingerprint, None)  # made at the next look-up
+
+    async def _serves(self, embedder: EmbedderIdentity) -> Algorithm | None:
+        if embedder.fingerprint not in self._serving:
+            await self.ensure(embedder)
+        return self._serving.get(embedder.fingerprint)
+
+    async def _ensure(self, client: Redis, embedder: EmbedderIdentity) -> None:
+        built = await self._is_built(client, embedder, self._algorithm)
+        if built is None:
+            await self._create(client, embedder)
+            built = await self._is_built(client, embedder, self._algorithm)
+        serving: Algorithm | None = self._algorithm
+        if not built:
+            before = other_than(self._algorithm)
+            serving = before if await self._is_built(client, embedder, before) else None
+        self._serving[embedder.fingerprint] = serving
+
+    async def _is_built(self, client: Redis, embedder: EmbedderIdentity, algorithm: Algorithm) -> bool | None:
+        """None where there is no such index."""
+        try:
+            info = await _execute(client, ("FT.INFO", self._keys.cache_index(embedder.fingerprint, algorithm)))
+        except ResponseError as error:
+            if _says_missing(error):
+                return None
+            raise
+        return not int(info[b"indexing"])
 
     async def _find_module(self) -> None:
         try:
@@ -124,7 +182,7 @@ class SemanticIndex:
         self.supported = not missing
 
     async def _create(self, client: Redis, embedder: EmbedderIdentity) -> None:
-        index = AsyncSearchIndex.from_dict(_schema(self._keys, embedder), redis_client=client)
+        index = self._index(client, embedder, self._algorithm)
         try:
             await index.create(overwrite=False)
         except RedisSearchError as error:
@@ -132,11 +190,19 @@ class SemanticIndex:
                 raise (
                     error.__cause__ if isinstance(error.__cause__, RedisError) else ResponseError(str(error))
                 ) from None
-        self._indexes[embedder.fingerprint] = index
+
+    def _index(self, client: Redis, embedder: EmbedderIdentity, algorithm: Algorithm) -> AsyncSearchIndex:
+        return AsyncSearchIndex.from_dict(index_schema(self._keys, embedder, algorithm), redis_client=client)
 
 
 async def _execute(client: Redis, command: tuple[Any, ...]) -> Any:
     return await client.execute_command(*command)  # type: ignore[no-untyped-call]
+
+
+def _says_missing(error: ResponseError) -> bool:
+    """The search module words it in one way or the other."""
+    text = str(error).lower()
+    return "unknown index" in text or "no such index" in text
 
 
 def _escaped(tag: str) -> str:
@@ -161,21 +227,3 @@ async def _unwrapped(called: Awaitable[T]) -> T:
         if isinstance(error.__cause__, RedisError):
             raise error.__cause__ from None
         raise ResponseError(str(error)) from error
-
-
-def _schema(keys: Keys, embedder: EmbedderIdentity) -> dict[str, Any]:
-    vector = {"algorithm": "flat", "dims": embedder.dimension, "distance_metric": "cosine", "datatype": "float32"}
-    return {
-        "index": {
-            "name": keys.cache_index(embedder.fingerprint),
-            "prefix": keys.cache_prefix(embedder.fingerprint),
-            "key_separator": "",
-            "storage_type": "hash",
-        },
-        "fields": [
-            {"name": "scope", "type": "tag"},
-            {"name": "tenant", "type": "tag"},
-            {"name": "expires_ms", "type": "numeric"},
-            {"name": "vector", "type": "vector", "attrs": vector},
-        ],
-    }

@@ -48,7 +48,7 @@ async def test_a_guard_objects_and_the_flow_obeys(serve: Service, stub: StubOlla
 async def test_the_first_candidate_that_all_guards_pass_is_served(serve: Service) -> None:
     client = await serve(cache=NEAR)
     await ask(client, OPPOSITE)
-    agreed = await ask(client, "In 2024, how do I enable two-factor login now?")
+    agreed = await ask(client, "How do I now enable two-factor login in 2024?")
     question = "How do I enable the two-factor login in 2024?"
     found = await explained(client, question)
     assert [one["would_serve"] for one in found["candidates"]].count(True) == 1

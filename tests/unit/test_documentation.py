@@ -141,8 +141,10 @@ def key_patterns() -> set[str]:
         *keys.breaker("<breaker>"),
         *keys.bulkhead("<bulkhead>"),
         keys.cache_entry("<scope>", "<digest>"),
-        keys.cache_eviction,
+        *keys.cache_books,
         keys.cache_stats,
+        keys.cache_index_uses,
+        keys.janitor,
         keys.cache_invalidated,
         *keys.cache_warm_up("<job>"),
         keys.worker("<id>"),
@@ -161,16 +163,17 @@ def key_patterns() -> set[str]:
 def test_the_keys_page_has_every_key_and_no_other() -> None:
     documented = [row[0].strip("`") for row in rows(DOCS / "redis-keys.md", "`rag:.*`")]
     assert sorted(documented) == sorted(key_patterns())
-    assert f"`{Keys().cache_index('<embedder>')}`" in (DOCS / "redis-keys.md").read_text()
+    assert f"`{Keys().cache_index('<embedder>', '<algorithm>')}`" in (DOCS / "redis-keys.md").read_text()
 
 
 def test_no_way_to_spell_a_key_is_left_out_above() -> None:
     spelled = {name for name in vars(Keys) if not name.startswith("_")} - {"prefix"}
     assert spelled == {
-        *("breaker", "bulkhead", "cache_entry", "cache_eviction", "cache_stats", "worker", "workers", "embedder"),
+        *("breaker", "bulkhead", "cache_entry", "cache_books", "cache_stats", "worker", "workers", "embedder"),
         *("prober", "backend", "warm_up", "retries"),
         *("cache_invalidated", "cache_warm_up", "cache_warm_ups"),
-        *("cache_index", "cache_prefix", "cache_entries"),  # an index, what it covers, and what all of them cover
+        *("cache_index", "cache_indexes", "cache_index_uses", "janitor"),
+        *("cache_prefix", "cache_entries"),  # what an index covers, and what all of them cover
         *("flight", "condensed", "digests", "flight_channel", "bulkhead_channel"),
     }
 

@@ -1,29 +1,45 @@
 -- Stores an answer under an absolute lifetime and holds the bound on the number of entries.
--- KEYS[1] hash  rag:cache:<scope>:<digest>   KEYS[2] zset  rag:evict:cache, key of an entry -> its last use (ms)
--- KEYS[3] hash  rag:invalidated, which answers -> when (ms)   KEYS[4] hash  of the flight whose fence is given
--- ARGV: ttl_ms, stale_ms, max_size, fence ('': none), asked_ms, number of marks, mark ..., field, value, field, value ...
+-- KEYS[1] hash  rag:cache:<scope>:<digest>   KEYS[2] hash  rag:invalidated, which answers -> when (ms)
+-- KEYS[3] zset  rag:evict:cache, key of an entry -> what it is worth   KEYS[4] zset  rag:expire:cache -> its end (ms)
+-- KEYS[5] hash  rag:uses:cache -> how often it was used   KEYS[6] hash  of the flight whose fence is given
+-- ARGV: ttl_ms, stale_ms, max_size, fence ('': none), asked_ms, tokens, number of marks, mark ..., field, value ...
 -- Returns {created_ms, expires_ms, evicted}; nothing where the fence is another's, or where one of the marks was set
 -- since the answer was asked for.
+local AT_ONCE, SAMPLE = 1000, 10
 local ttl, stale, max_size = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
-local fence, asked, marks = ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6])
-if fence ~= '' and redis.call('HGET', KEYS[4], 'fence') ~= fence then return {} end
-for _, at in ipairs(redis.call('HMGET', KEYS[3], unpack(ARGV, 7, 6 + marks))) do
+local fence, asked, tokens, marks = ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
+if fence ~= '' and redis.call('HGET', KEYS[6], 'fence') ~= fence then return {} end
+for _, at in ipairs(redis.call('HMGET', KEYS[2], unpack(ARGV, 8, 7 + marks))) do
   if at and asked > 0 and asked <= tonumber(at) then return {} end
 end
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local function int(number) return string.format('%d', number) end
+local entry, books, now = KEYS[1], {KEYS[3], KEYS[4], KEYS[5]}, now_ms()
 
-redis.call('DEL', KEYS[1])
-redis.call('HSET', KEYS[1], 'created_ms', int(now), 'expires_ms', int(now + ttl), unpack(ARGV, 7 + marks))
-redis.call('PEXPIRE', KEYS[1], ttl + stale)
-redis.call('ZADD', KEYS[2], now, KEYS[1])
-redis.call('PEXPIRE', KEYS[2], ttl + stale)
+-- First a write that Redis refuses while its memory is full: after any other it would let all of them pass.
+value(books, entry, tonumber(redis.call('HGET', KEYS[5], entry) or 0), tokens)
+redis.call('ZADD', KEYS[4], int(now + ttl + stale), entry)
+redis.call('DEL', entry)
+redis.call('HSET', entry, 'created_ms', int(now), 'expires_ms', int(now + ttl), unpack(ARGV, 8 + marks))
+redis.call('PEXPIRE', entry, ttl + stale)
 
-local evicted = 0
-local over = redis.call('ZCARD', KEYS[2]) - max_size
-if over > 0 then
-  local oldest = redis.call('ZPOPMIN', KEYS[2], over)
-  for i = 1, #oldest, 2 do evicted = evicted + redis.call('UNLINK', oldest[i]) end
+-- Those that have expired make room before any that lives.
+for _, gone in ipairs(redis.call('ZRANGEBYSCORE', KEYS[4], '-inf', int(now), 'LIMIT', 0, AT_ONCE)) do
+  forget(books, gone)
 end
+-- So do those that Redis itself has evicted: nobody is told of them, a sample finds them in time.
+if redis.call('ZCARD', KEYS[3]) > max_size then
+  for _, any in ipairs(redis.call('ZRANDMEMBER', KEYS[3], SAMPLE)) do
+    if redis.call('EXISTS', any) == 0 then forget(books, any) end
+  end
+end
+local evicted = 0
+for _ = 1, math.min(redis.call('ZCARD', KEYS[3]) - max_size, AT_ONCE) do
+  local least = redis.call('ZRANGE', KEYS[3], 0, 1, 'WITHSCORES')
+  local at = least[1] == entry and 3 or 1
+  if redis.call('UNLINK', least[at]) == 1 then
+    evicted = evicted + 1
+    redis.call('HSET', KEYS[5], LAST_EVICTED, int(tonumber(least[at + 1])))
+  end
+  forget(books, least[at])
+end
+keep(books, ttl + stale)
 return {int(now), int(now + ttl), evicted}

@@ -1,0 +1,63 @@
+"""What a vector index is made of, and which of two kinds: pure decisions.
+
+FLAT compares with every entry: exact, and quick up to a few thousand. HNSW walks a graph: quick at any size, and nearly
+exact where it looks at enough candidates (`EF_RUNTIME`).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal
+
+from api.model import EmbedderIdentity
+from api.redis_store.keys import Keys
+
+Algorithm = Literal["flat", "hnsw"]
+ALGORITHMS: Final[tuple[Algorithm, ...]] = ("flat", "hnsw")
+
+FLAT_UP_TO: Final = 5_000
+"""Entries at most: a look-up in as many takes about as long as in a graph of any size."""
+M: Final = 16
+EF_CONSTRUCTION: Final = 200
+EF_RUNTIME: Final = 200
+"""Candidates that a look-up in a graph keeps: 5 of the 5 nearest are found in at least 99 of 100."""
+NEIGHBOURS: Final = 5
+"""Entries looked at for one question: the nearest may be one that a guard objects to."""
+
+_ATTRIBUTES: Final[dict[Algorithm, dict[str, Any]]] = {
+    "flat": {"algorithm": "flat"},
+    "hnsw": {"algorithm": "hnsw", "m": M, "ef_construction": EF_CONSTRUCTION, "ef_runtime": EF_RUNTIME},
+}
+KNN: Final[dict[Algorithm, str]] = {
+    "flat": f"[KNN {NEIGHBOURS} @vector $v AS d]",
+    "hnsw": f"[KNN {NEIGHBOURS} @vector $v EF_RUNTIME {EF_RUNTIME} AS d]",
+}
+"""The part of a query that asks for the nearest."""
+
+
+def algorithm_for(max_size: int) -> Algorithm:
+    """The kind for a cache of at most so many entries."""
+    return "flat" if max_size <= FLAT_UP_TO else "hnsw"
+
+
+def other_than(algorithm: Algorithm) -> Algorithm:
+    """The one that an index had before SEMANTIC_CACHE_MAX_SIZE was changed, if it was."""
+    return "hnsw" if algorithm == "flat" else "flat"
+
+
+def index_schema(keys: Keys, embedder: EmbedderIdentity, algorithm: Algorithm) -> dict[str, Any]:
+    """The index over all entries of one embedder, as redisvl wants it."""
+    vector = {"dims": embedder.dimension, "distance_metric": "cosine", "datatype": "float32"}
+    return {
+        "index": {
+            "name": keys.cache_index(embedder.fingerprint, algorithm),
+            "prefix": keys.cache_prefix(embedder.fingerprint),
+            "key_separator": "",
+            "storage_type": "hash",
+        },
+        "fields": [
+            {"name": "scope", "type": "tag"},
+            {"name": "tenant", "type": "tag"},
+            {"name": "expires_ms", "type": "numeric"},
+            {"name": "vector", "type": "vector", "attrs": {**vector, **_ATTRIBUTES[algorithm]}},
+        ],
+    }

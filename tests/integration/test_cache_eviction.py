@@ -1,0 +1,286 @@
+"""The bound on the cache: held over the fleet, by what entries are worth, also where Redis's memory is bounded."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+from prometheus_client import CollectorRegistry
+from redis.asyncio import Redis
+
+from api.embedded.redis_server import embedded_redis
+from api.errors import StoreUnavailable
+from api.model import CachedAnswer, CacheMatch, Usage
+from api.observability.metrics import Metrics
+from api.ports import NewAnswer
+from api.redis_store.answer_cache import RedisAnswerCache
+from api.redis_store.counters import CacheCounters
+from api.redis_store.gate import RedisGate
+from api.redis_store.keys import Keys
+from api.redis_store.semantic_index import SemanticIndex
+from tests.service import Service, ask, make_settings, running_service
+from tests.stub_ollama import StubOllama
+from tests.waiting import wait_until_async
+
+SCOPE = f"{'a' * 10}-{'b' * 24}"
+HOUR_MS = 3_600_000
+KEYS = Keys()
+WORTH, ENDS, USES = KEYS.cache_books
+
+
+class Worker:
+    """One worker's cache, without the service around it."""
+
+    def __init__(self, redis: Redis, *, max_size: int = 3, ttl_ms: int = HOUR_MS) -> None:
+        self.gate = RedisGate(redis, 8)
+        self.metrics = Metrics(CollectorRegistry())
+        self.counters = CacheCounters(self.gate, KEYS)
+        index = SemanticIndex(self.gate, KEYS, lambda: None)
+        self.cache = RedisAnswerCache(
+            self.gate,
+            KEYS,
+            index,
+            self.counters,
+            ttl_ms=ttl_ms,
+            stale_ms=0,
+            max_size=max_size,
+            on_evicted=self.metrics.cache_evicted,
+        )
+
+    async def store(self, name: str, *, tokens: int = 0) -> CachedAnswer:
+        answer = NewAnswer(question=name, answer="a", model="m", tenant="t", usage=Usage(1, tokens))
+        stored = await self.cache.store(SCOPE, name, None, answer)
+        assert stored is not None
+        return stored
+
+    async def use(self, answer: CachedAnswer, times: int = 1) -> None:
+        for _ in range(times):
+            self.cache.used(CacheMatch(answer, "exact", 1.0, answer.created_ms))
+        await self.counters.flush()
+
+    async def kept(self) -> set[str]:
+        """The questions of the entries that are there, as the hashes and as the books say."""
+        client = self.gate.client
+        entries = {key async for key in client.scan_iter(KEYS.cache_entry("*", "*"))}
+        assert entries == set(await client.zrange(WORTH, 0, -1)) == set(await client.zrange(ENDS, 0, -1))
+        assert set(await client.hkeys(USES)) - {b"last_evicted"} <= entries
+        return {key.decode().rpartition(":")[2] for key in entries}
+
+
+@asynccontextmanager
+async def one_worker(redis: Redis, **limits: int) -> AsyncIterator[Worker]:
+    worker = Worker(redis, **limits)
+    assert await worker.gate.check()
+    yield worker
+
+
+# -- by value ----------------------------------------------------------------------------------------------------------
+
+
+async def test_the_least_recently_used_goes_first(redis: Redis) -> None:
+    async with one_worker(redis) as worker:
+        first, *_ = [await worker.store(name) for name in "abc"]
+        await worker.use(first)
+        await worker.store("d")
+        assert await worker.kept() == {"a", "c", "d"}
+
+
+async def test_what_was_used_often_or_took_many_tokens_outlives_what_is_newer(redis: Redis) -> None:
+    async with one_worker(redis, max_size=4) as worker:
+        often, seldom = await worker.store("often"), await worker.store("seldom")
+        await worker.store("long", tokens=2_000)
+        await worker.store("short", tokens=10)
+        await worker.use(often, 7)
+        await worker.use(seldom)
+        order = [key.decode().rpartition(":")[2] for key in await redis.zrange(WORTH, 0, -1)]
+        assert order == ["short", "seldom", "often", "long"]
+        await worker.store("new", tokens=100)
+        assert await worker.kept() == {"new", "seldom", "often", "long"}
+
+
+async def test_uses_over_workers_add_up_and_outlast_a_refresh(redis: Redis) -> None:
+    async with one_worker(redis) as one, one_worker(redis) as other:
+        answer = await one.store("a")
+        await asyncio.gather(one.use(answer, 3), other.use(answer, 4))
+        await one.store("a")
+        assert await redis.hget(USES, answer.entry) == b"7"
+        bonus = await redis.zscore(WORTH, answer.entry) - milliseconds(await redis.time())
+        assert 14 * 60_000 < bonus <= 15 * 60_000, "three doublings of five minutes"
+
+
+def milliseconds(time: tuple[int, int]) -> int:
+    return time[0] * 1000 + time[1] // 1000
+
+
+async def test_what_nobody_uses_any_more_goes_however_much_it_was_worth(redis: Redis) -> None:
+    async with one_worker(redis) as worker:
+        await worker.use(await worker.store("old", tokens=100_000), 5_000)
+        for number in range(100):
+            await worker.store(f"new-{number}", tokens=64)
+        assert "old" not in await worker.kept()
+
+
+async def test_an_answer_just_stored_is_never_the_one_to_go(redis: Redis) -> None:
+    async with one_worker(redis) as worker:
+        for name in "abc":
+            await worker.use(await worker.store(name, tokens=5_000), 50)
+        for number in range(5):
+            await worker.store(f"new-{number}")
+            assert f"new-{number}" in await worker.kept()
+
+
+# -- the bound ---------------------------------------------------------------------------------------------------------
+
+
+async def test_two_workers_hold_one_bound_and_count_what_they_evict(
+    serve: Service, redis: Redis, stub: StubOllama
+) -> None:
+    workers = [await serve(cache={"max_size": 10}) for _ in range(2)]
+    await asyncio.gather(*(ask(workers[n % 2], f"What of the number {n}?") for n in range(40)))
+    assert await redis.zcard(WORTH) == 10
+    assert len([key async for key in redis.scan_iter(KEYS.cache_entry("*", "*"))]) == 10
+    assert sum([await evictions(worker) for worker in workers]) == 30
+
+    async def fleet_knows() -> bool:
+        return bool((await workers[0].get("/api/semantic-cache/metrics")).json()["evictions"] == 30)
+
+    await wait_until_async(fleet_knows)
+
+
+async def evictions(client: httpx.AsyncClient) -> int:
+    """As Prometheus would read them."""
+    lines = (await client.get("/metrics")).text.splitlines()
+    return round(sum(float(line.split()[-1]) for line in lines if line.startswith("ragherd_cache_evictions_total ")))
+
+
+async def test_entries_that_have_expired_push_no_living_one_out(redis: Redis) -> None:
+    async with one_worker(redis, max_size=3) as worker, one_worker(redis, max_size=3, ttl_ms=20) as brief:
+        await worker.store("lives")
+        for name in "ab":
+            await worker.use(await brief.store(name, tokens=9_000), 100)
+        await wait_until_async(lambda: nothing_of(redis, "a", "b"))
+        for name in "cd":
+            await worker.store(name)
+        assert await worker.kept() == {"lives", "c", "d"}
+        assert (await worker.counters.totals()).get("evictions", 0) == 0
+
+
+async def nothing_of(redis: Redis, *names: str) -> bool:
+    return not await redis.exists(*(KEYS.cache_entry(SCOPE, name) for name in names))
+
+
+async def test_entries_gone_otherwise_are_not_counted_as_evicted(redis: Redis) -> None:
+    async with one_worker(redis) as worker:
+        gone = [await worker.store(name, tokens=9_000) for name in "ab"]
+        await redis.unlink(*(answer.entry for answer in gone))
+        for name in "cde":
+            await worker.store(name)
+        assert await worker.kept() == {"c", "d", "e"}
+        assert (await worker.counters.totals()).get("evictions", 0) == 0
+
+
+async def test_a_corrupt_entry_leaves_nothing_behind(redis: Redis) -> None:
+    async with one_worker(redis) as worker:
+        corrupt = await worker.store("a")
+        await redis.hset(corrupt.entry, "sources", "{")
+        assert (await worker.cache.find_exact(SCOPE, "a")).match is None
+        await worker.counters.flush()
+        assert await worker.kept() == set()
+
+
+async def test_books_that_redis_evicted_are_kept_again_with_each_use(redis: Redis) -> None:
+    async with one_worker(redis) as worker:
+        answer = await worker.store("a")
+        ends = await redis.zscore(ENDS, answer.entry)
+        await redis.unlink(*KEYS.cache_books)
+        await worker.use(answer)
+        assert await worker.kept() == {"a"}
+        assert await redis.zscore(ENDS, answer.entry) == pytest.approx(ends, abs=5)
+        assert [await redis.pttl(book) > 0 for book in KEYS.cache_books] == [True] * 3
+
+
+async def test_a_use_of_an_entry_that_is_gone_brings_nothing_back(redis: Redis) -> None:
+    async with one_worker(redis) as worker:
+        gone = await worker.store("a")
+        await redis.unlink(gone.entry)
+        await worker.use(gone)
+        assert await worker.kept() == set()
+        await redis.flushall()
+        await worker.use(gone)
+        assert await redis.exists(*KEYS.cache_books) == 0
+
+
+# -- where Redis's memory is bounded -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_redis() -> Iterator[str]:
+    """The URL of a Redis of its own, whose memory a test may bound."""
+    with embedded_redis(persistent=False) as server:
+        yield server.url
+
+
+async def fill(client: Redis, megabytes: int) -> None:
+    async with client.pipeline(transaction=False) as pipe:
+        for number in range(megabytes):
+            pipe.set(f"rag:cache:{SCOPE}:filler-{number}", b"x" * 2**20, px=HOUR_MS)
+        await pipe.execute(raise_on_error=False)
+
+
+async def test_a_volatile_policy_takes_entries_and_never_the_breaker(small_redis: str, stub: StubOllama) -> None:
+    async with (
+        Redis.from_url(small_redis) as redis,
+        running_service(make_settings(small_redis, stub.base_url)) as client,
+    ):
+        await client.post("/api/circuit-breaker/force-open")
+        await client.post("/api/circuit-breaker/reset")
+        breaker = await redis.hgetall("rag:cb:{ollama}")
+        used = (await redis.info("memory"))["used_memory"]
+        await redis.config_set("maxmemory-policy", "volatile-lru")
+        await redis.config_set("maxmemory", used + 8 * 2**20)
+        await fill(redis, 32)
+        assert (await redis.info("stats"))["evicted_keys"] > 10
+        assert (await ask(client, "Who is there?"))["cache"]["status"] == "miss"
+        assert (await ask(client, "Who is there?"))["cache"]["status"] == "hit"
+        assert breaker.items() <= (await redis.hgetall("rag:cb:{ollama}")).items()
+        assert await redis.exists("rag:cb:{ollama}:log")
+
+
+async def test_a_full_redis_that_evicts_nothing_costs_the_cache_and_no_answer(
+    small_redis: str, stub: StubOllama
+) -> None:
+    async with (
+        Redis.from_url(small_redis) as redis,
+        running_service(make_settings(small_redis, stub.base_url)) as client,
+    ):
+        assert (await ask(client, "What was known before?"))["cache"]["status"] == "miss"
+        await redis.config_set("maxmemory-policy", "noeviction")
+        await redis.config_set("maxmemory", 2**20)
+        for number in range(5):
+            assert (await ask(client, f"What is new of {number}?"))["cache"]["status"] in ("miss", "bypass")
+        assert (await ask(client, "What was known before?"))["cache"]["status"] == "hit"
+        lost = [
+            line for line in (await client.get("/metrics")).text.splitlines() if line.startswith("ragherd_redis_up ")
+        ]
+        assert lost == ["ragherd_redis_up 1.0"]
+        await redis.config_set("maxmemory", 0)
+        assert (await ask(client, "What is new of 9?"))["cache"]["status"] == "miss"
+        assert (await ask(client, "What is new of 9?"))["cache"]["status"] == "hit"
+
+
+async def test_an_answer_that_finds_memory_full_leaves_the_older_one_whole(small_redis: str) -> None:
+    async with Redis.from_url(small_redis) as redis, one_worker(redis) as worker:
+        before = await worker.store("a", tokens=5)
+        await redis.config_set("maxmemory", 2**20)
+        with pytest.raises(StoreUnavailable):
+            await worker.store("a", tokens=6)
+        with pytest.raises(StoreUnavailable):
+            await worker.store("b")
+        found = (await worker.cache.find_exact(SCOPE, "a")).match
+        assert found is not None
+        assert found.answer == before
+        assert await worker.kept() == {"a"}
+        assert worker.gate.is_up
