@@ -2,27 +2,56 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from typing import Final
 
 MEANINGFUL: Final = ("<super>", "<sub>", "<fraction>", "<circle>")
 """Compatibility forms that say something: 2² is not 22."""
 
+INVISIBLE: Final = dict.fromkeys(
+    map(ord, "\u00ad\u200b\u200e\u200f\u2060\ufeff\ufe0e\ufe0f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+)
+"""Soft hyphens, zero-width spaces, marks of direction, variation selectors; not the joiners, which change letters."""
+
 FINAL_PUNCTUATION: Final = "?!.…。？！ "
+
+IN_CAPITALS: Final = frozenset({"IT", "US", "WHO", "AIDS", "ACT", "SAT", "ARM", "CAN", "MAY", "OR", "IN", "ME", "AM"})
+"""Words that mean another thing in capitals: `What is IT?` is not `What is it?`."""
+
+_WORD: Final = re.compile(r"\w+")
+_FACTORIAL: Final = re.compile(r"(?:\d|\b\w)$")
 
 
 def normalise(question: str) -> str:
-    """Unicode NFKC (save for superscripts and their kind), case, white space, and punctuation at the end.
+    """Unicode NFKC (save for superscripts and their kind), case, white space, what is invisible, and the punctuation
+    at the end.
 
-    Nothing inside the question is dropped, so questions of different meaning stay apart.
+    Nothing that can be seen inside the question is dropped, so questions of different meaning stay apart.
     """
-    composed = unicodedata.normalize("NFC", question)
+    composed = unicodedata.normalize("NFC", question.translate(INVISIBLE))
     compatible = "".join(map(_compatible, composed))
-    folded = " ".join(compatible.casefold().split())
-    return folded.rstrip(FINAL_PUNCTUATION) or folded
+    folded = " ".join(_folded(compatible).split())
+    return _without_end(folded) or folded
 
 
 def _compatible(character: str) -> str:
     if unicodedata.decomposition(character).startswith(MEANINGFUL):
         return character
     return unicodedata.normalize("NFKC", character)
+
+
+def _folded(text: str) -> str:
+    """In lower case, but for the words above where not all is in capitals."""
+    if not any(map(str.islower, text)) or IN_CAPITALS.isdisjoint(_WORD.findall(text)):
+        return text.casefold()
+    parts = re.split(r"(\w+)", text)
+    return "".join(part if part in IN_CAPITALS else part.casefold() for part in parts)
+
+
+def _without_end(text: str) -> str:
+    """5! is not 5, nor is n! n."""
+    bare = text.rstrip(FINAL_PUNCTUATION)
+    end = text[len(bare) :]
+    marks = len(end) - len(end.lstrip("!"))
+    return f"{bare}{'!' * marks}" if marks and _FACTORIAL.search(bare) else bare

@@ -1,0 +1,179 @@
+"""What the cache costs by its size: exact hit, semantic hit, miss and store at 1,000, 10,000 and 100,000 entries.
+
+    .venv/bin/python -m scripts.bench_cache [SIZE ...]
+
+The cache's own adapter on the embedded Redis, vectors of 384 numbers in clusters as questions are, the index that
+SEMANTIC_CACHE_MAX_SIZE would choose for that size, and for 10,000 the other one too. No embedder, no HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import sys
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from redis.asyncio import Redis
+
+from api.embedded.redis_server import embedded_redis
+from api.model import EmbedderIdentity, Usage, Vector
+from api.ports import NewAnswer
+from api.redis_store.answer_cache import RedisAnswerCache
+from api.redis_store.counters import CacheCounters
+from api.redis_store.gate import RedisGate
+from api.redis_store.index_schema import Algorithm, algorithm_for
+from api.redis_store.keys import Keys
+from api.redis_store.semantic_index import SemanticIndex
+
+SIZES: Final = (1_000, 10_000, 100_000)
+DIMENSION: Final = 384
+CLUSTERS: Final = 2_000
+ANSWER: Final = "A" * 500
+CALLS: Final = 1_500
+AT_ONCE: Final = 32
+EXACT_NEIGHBOURS: Final = 100
+SCOPE: Final = "benchbench-0123456789abcdef01234567"
+EMBEDDER: Final = EmbedderIdentity("bench", DIMENSION, "benchbench")
+
+Work = Callable[[int], Awaitable[object]]
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Milliseconds one after the other, and calls a second with `AT_ONCE` at once."""
+
+    p50: float
+    p99: float
+    rate: float
+
+
+def questions(count: int, source: np.random.Generator) -> np.ndarray:
+    """Unit vectors around centres: neighbours of one cluster are about as near as questions of one intent."""
+    centres = source.standard_normal((CLUSTERS, DIMENSION)).astype(np.float32)
+    found = centres[source.integers(0, CLUSTERS, count)] + 0.5 * source.standard_normal((count, DIMENSION))
+    return (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
+
+
+class Bench:
+    """One size with one kind of index, on an empty Redis."""
+
+    def __init__(self, redis: Redis, size: int, algorithm: Algorithm) -> None:
+        keys, self.gate = Keys(), RedisGate(redis, AT_ONCE)
+        self.redis = redis
+        self.size = size
+        self.index = SemanticIndex(self.gate, keys, lambda: None, algorithm)
+        counters = CacheCounters(self.gate, keys)
+        lifetimes = {"ttl_ms": 3_600_000, "stale_ms": 3_600_000}
+        self.cache = RedisAnswerCache(self.gate, keys, self.index, counters, **lifetimes, max_size=size + 10 * CALLS)
+        source = np.random.default_rng(7)
+        self.vectors = questions(size, source)
+        # Paraphrases: next to an entry, at a cosine of about 0.95.
+        near = self.vectors[source.integers(0, size, CALLS)] + 0.0165 * source.standard_normal((CALLS, DIMENSION))
+        self.asked = (near / np.linalg.norm(near, axis=1, keepdims=True)).astype(np.float32)
+        self.other = questions(CALLS, source)
+
+    async def fill(self) -> tuple[float, float]:
+        """Stores all entries; gives bytes of Redis's memory an entry, and of these the index's."""
+        await self.gate.check()
+        await self.index.ensure(EMBEDDER)
+        before = await self._memory()
+        for begin in range(0, self.size, 256):
+            batch = range(begin, min(begin + 256, self.size))
+            await asyncio.gather(*(self.store(number, self.vectors[number].tobytes()) for number in batch))
+        used = (await self._memory() - before) / self.size
+        info: Any = await self.redis.execute_command("FT.INFO", (await self.redis.execute_command("FT._LIST"))[0])
+        index = float(info[b"vector_index_sz_mb"]) + float(info[b"total_index_memory_sz_mb"])
+        return used, index * 2**20 / self.size
+
+    async def _memory(self) -> int:
+        return int((await self.redis.info("memory"))["used_memory"])
+
+    async def store(self, number: int, vector: Vector | None) -> None:
+        answer = NewAnswer(
+            f"Question number {number}, of eighty bytes or so, {'x' * 40}", ANSWER, "m", "t", usage=Usage(9, 99)
+        )
+        await self.cache.store(SCOPE, f"{number:032x}", vector, answer)
+
+    async def exact(self, number: int) -> None:
+        found = await self.cache.find_exact(SCOPE, f"{number % self.size:032x}")
+        assert found.match is not None
+
+    async def semantic(self, number: int) -> None:
+        lookup = await self.cache.find_exact(SCOPE, "f" * 32)
+        found = await self.cache.find_similar(EMBEDDER, SCOPE, self.asked[number % CALLS].tobytes(), lookup.now_ms)
+        assert found[0].similarity > 0.9
+
+    async def miss(self, number: int) -> None:
+        lookup = await self.cache.find_exact(SCOPE, "f" * 32)
+        found = await self.cache.find_similar(EMBEDDER, SCOPE, self.other[number % CALLS].tobytes(), lookup.now_ms)
+        assert lookup.match is None
+        assert len(found) == 5
+
+    async def store_new(self, number: int) -> None:
+        await self.store(self.size + number, self.other[number % CALLS].tobytes())
+
+    async def recall(self) -> float:
+        """The share of the true five nearest that the index finds."""
+        right = 0
+        for vector in self.asked[:EXACT_NEIGHBOURS]:
+            nearest = np.argpartition(self.vectors @ vector, -5)[-5:]
+            found = await self.cache.find_similar(EMBEDDER, SCOPE, vector.tobytes(), 0)
+            right += len({int(one.answer.entry.rpartition(":")[2], 16) for one in found} & set(nearest.tolist()))
+        return right / (5 * EXACT_NEIGHBOURS)
+
+
+async def measured(work: Work, calls: int) -> Figures:
+    seconds = []
+    for number in range(calls):
+        began = time.perf_counter()
+        await work(number)
+        seconds.append(time.perf_counter() - began)
+    began = time.perf_counter()
+    numbers = iter(range(calls, 2 * calls))
+
+    async def some() -> None:
+        for number in numbers:
+            await work(number)
+
+    await asyncio.gather(*(some() for _ in range(AT_ONCE)))
+    rate = calls / (time.perf_counter() - began)
+    cuts = statistics.quantiles(seconds, n=100)
+    return Figures(cuts[49] * 1000, cuts[98] * 1000, rate)
+
+
+async def run(url: str, size: int, algorithm: Algorithm) -> None:
+    async with Redis.from_url(url, max_connections=2 * AT_ONCE) as redis:
+        await redis.flushall()
+        bench = Bench(redis, size, algorithm)
+        used, index = await bench.fill()
+        calls = 300 if algorithm == "flat" and size > 50_000 else CALLS
+        recall = await bench.recall()
+        cases: Sequence[tuple[str, Work]] = (
+            ("exact hit", bench.exact),
+            ("semantic hit", bench.semantic),
+            ("miss", bench.miss),
+            ("store", bench.store_new),
+        )
+        print(f"\n{size:,} entries, {algorithm}: {used:,.0f} bytes each, the index {index:,.0f}; recall@5 {recall:.3f}")
+        print("                 p50 ms    p99 ms    calls/s at 32")
+        for name, work in cases:
+            figures = await measured(work, calls)
+            print(f"  {name:12} {figures.p50:8.2f}  {figures.p99:8.2f}  {figures.rate:12,.0f}", flush=True)
+
+
+def main() -> None:
+    sizes = [int(size) for size in sys.argv[1:]] or SIZES
+    with embedded_redis(persistent=False) as redis:
+        for size in sizes:
+            chosen = algorithm_for(size)
+            kinds: Sequence[Algorithm] = ("flat", "hnsw") if size == 10_000 else (chosen,)
+            for algorithm in kinds:
+                asyncio.run(run(redis.url, size, algorithm))
+
+
+if __name__ == "__main__":
+    main()
