@@ -18,7 +18,7 @@ FLAT_UP_TO: Final = 5_000
 """Entries at most: a look-up in as many takes about as long as in a graph of any size."""
 M: Final = 16
 EF_CONSTRUCTION: Final = 200
-EF_RUNTIME: Final = 200
+EF_RUNTIME: Final = 100
 """Candidates that a look-up in a graph keeps: 5 of the 5 nearest are found in at least 99 of 100."""
 NEIGHBOURS: Final = 5
 """Entries looked at for one question: the nearest may be one that a guard objects to."""
@@ -56,7 +56,6 @@ def index_schema(keys: Keys, embedder: EmbedderIdentity, algorithm: Algorithm) -
         },
         "fields": [
             {"name": "scope", "type": "tag"},
-            {"name": "tenant", "type": "tag"},
             {"name": "expires_ms", "type": "numeric"},
             {"name": "vector", "type": "vector", "attrs": {**vector, **_ATTRIBUTES[algorithm]}},
         ],
