@@ -31,7 +31,7 @@ from api.observability.metrics import Metrics
 from api.observability.query_events import QueryEvents
 from api.observability.redis_events import RedisEvents
 from api.observability.worker_facts import WorkerFacts
-from api.ports import Embedder
+from api.ports.models import Embedder
 from api.query.answer_query import QueryService
 from api.query.cache_warmer import CacheWarmer
 from api.query.condense import Condenser

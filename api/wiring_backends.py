@@ -33,7 +33,7 @@ from api.ollama.pool import PoolLimits
 from api.ollama.pools import OllamaPools, open_pools
 from api.ollama.warm_up import WarmUp, load_embedder, load_llm
 from api.ollama.watch import BackendWatch
-from api.ports import Embedder, EmbeddingModel, LanguageModel
+from api.ports.models import Embedder, EmbeddingModel, LanguageModel
 from api.query.backends import Backend, BackendEvents, Backends
 from api.query.embedding_calls import EmbeddingCalls, EmbeddingEvents
 from api.query.failover import Failover

@@ -21,7 +21,7 @@ from redis.asyncio import Redis
 
 from api.embedded.redis_server import embedded_redis
 from api.model import EmbedderIdentity, Usage, Vector
-from api.ports import NewAnswer
+from api.ports.answers import NewAnswer
 from api.redis_store.answer_cache import RedisAnswerCache
 from api.redis_store.counters import CacheCounters
 from api.redis_store.gate import RedisGate

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from api.model import EmbedderIdentity, Vector
-from api.ports import Embedder
+from api.ports.models import Embedder
 
 KEPT: Final = 2048
 """About 4 MiB at 384 dimensions."""

@@ -14,7 +14,7 @@ from api.endpoints.access import DEFAULT_TENANT
 from api.endpoints.query import IsText, Name, Options, Question
 from api.endpoints.worker_state import WorkerState, worker_state
 from api.errors import InvalidRequest, ServiceUnavailable
-from api.ports import WarmUpProgress
+from api.ports.warm_ups import WarmUpProgress
 from api.query.warm_question import WarmQuestion
 from api.query.warm_ups import WarmUps
 

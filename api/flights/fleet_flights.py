@@ -21,7 +21,8 @@ from api.flights.state import LEASE_MS, Joined, Message, Verdict
 from api.flights.store import FlightStore
 from api.flights.wire import HandedOver, Piece, Said, encode
 from api.model import FlightKey, Landed, Restart, StoredElsewhere, Token
-from api.ports import Claim, Lead
+from api.ports.answers import Claim
+from api.ports.flights import Lead
 
 BATCH_SECONDS: Final = 0.03
 """How long the pieces of an answer are gathered for those who follow, but for the first."""

@@ -7,7 +7,8 @@ import time
 
 from api.flights.progress import Progress, Reader
 from api.model import FlightKey, Landed, StoredElsewhere, Token
-from api.ports import Claim, Lead
+from api.ports.answers import Claim
+from api.ports.flights import Lead
 
 
 class Flight:

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from api.flights.state import Joined, Message, Record
 from api.model import FlightKey
-from api.ports import Claim
+from api.ports.answers import Claim
 
 
 class FlightStore(Protocol):

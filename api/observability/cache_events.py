@@ -6,7 +6,7 @@ import structlog
 
 from api.observability.metrics import Metrics
 from api.observability.query_events import FleetCounters
-from api.ports import Swept
+from api.ports.sweep import Swept
 from api.query.invalidate import Invalidation
 
 

@@ -19,7 +19,8 @@ from api.background import cancelled
 from api.errors import BulkheadFull, UpstreamError
 from api.ollama.pinned import Pinned
 from api.ollama.pool import OllamaPool
-from api.ports import Bulkhead, Duty
+from api.ports.fleet import Duty
+from api.ports.resilience import Bulkhead
 
 WARM_UP: Final = "warm-up"
 """The tenant of loads in the bulkhead's line."""

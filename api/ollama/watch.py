@@ -11,7 +11,7 @@ from api.errors import StoreUnavailable
 from api.model import BackendHealth
 from api.ollama.known_digests import KnownDigests
 from api.ollama.models import OllamaModels
-from api.ports import Duty, HealthBoard
+from api.ports.fleet import Duty, HealthBoard
 
 
 class BackendWatch:

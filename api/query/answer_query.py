@@ -22,7 +22,7 @@ from dataclasses import replace
 
 from api.errors import BreakerOpen, BulkheadFull, OnlyIfCached, RagherdError, UpstreamError
 from api.model import CacheMatch, CacheStatus, Landed, StoredElsewhere, Token
-from api.ports import Seat
+from api.ports.flights import Seat
 from api.query.answered import Answered, AnswerEvent, Opening, QueryObserver, Stages
 from api.query.condense import Condenser
 from api.query.deadline import Deadline

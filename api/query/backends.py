@@ -10,7 +10,7 @@ from typing import Generic, Protocol, TypeVar
 
 from api.errors import UpstreamError
 from api.model import BackendHealth
-from api.ports import Breaker, Bulkhead
+from api.ports.resilience import Breaker, Bulkhead
 from api.query.backend_choice import Candidate, in_order
 
 T = TypeVar("T")

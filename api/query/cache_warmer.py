@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from api.model import CacheMatch, Generation, GenerationRequest, Vector
-from api.ports import AnswerCache, Embedder, ModelDigests, NewAnswer, WarmUpCount
+from api.ports.answers import AnswerCache, NewAnswer
+from api.ports.models import Embedder, ModelDigests
+from api.ports.warm_ups import WarmUpCount
 from api.query import prompt
 from api.query.completeness import is_complete
 from api.query.failover import Failover

@@ -17,7 +17,8 @@ import orjson
 
 from api.errors import RagherdError, StoreUnavailable, UpstreamError
 from api.model import ChatMessage, FlightKey, Generation, GenerationRequest, Landed, Restart, Token, model_key
-from api.ports import Claim, CondensedQuestions, Flights
+from api.ports.answers import Claim, CondensedQuestions
+from api.ports.flights import Flights
 from api.query.answered import QueryObserver, Stages
 from api.query.failover import Failover
 from api.query.question import Query

@@ -10,7 +10,8 @@ from typing import Protocol
 from api.errors import BreakerOpen, BulkheadFull, DeadlinePassed, RagherdError, UpstreamError
 from api.faults import UpstreamFault
 from api.model import EmbeddingRequest, Embeddings
-from api.ports import EmbeddingModel, Retries
+from api.ports.models import EmbeddingModel
+from api.ports.resilience import Retries
 from api.query.backends import Backend, BackendEvents, Backends
 from api.query.failover import CHARGED, FREE
 

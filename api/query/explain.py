@@ -9,7 +9,8 @@ from typing import Literal
 from api.errors import EmbeddingUnavailable, ServiceUnavailable, StoreUnavailable
 from api.guards.agreement import Verdict, verdicts
 from api.model import CacheMatch
-from api.ports import AnswerCache, Embedder, ModelDigests
+from api.ports.answers import AnswerCache
+from api.ports.models import Embedder, ModelDigests
 from api.query.candidates import Candidate, Fate, best, consider, lifetime
 from api.query.fingerprint import Fingerprint, fingerprint
 from api.query.normalise import normalise

@@ -17,7 +17,8 @@ from typing import Final
 from api.errors import BreakerOpen, BulkheadFull, RagherdError, UpstreamError
 from api.faults import UpstreamFault
 from api.model import Generation, GenerationRequest, Restart, Retry, Token
-from api.ports import LanguageModel, Retries
+from api.ports.models import LanguageModel
+from api.ports.resilience import Retries
 from api.query import guarded_call
 from api.query.backends import Backend, BackendEvents, Backends
 

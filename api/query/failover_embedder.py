@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from api.errors import BreakerOpen, EmbeddingUnavailable, UpstreamError
 from api.model import EmbedderIdentity, Vector
-from api.ports import Embedder, Retries
+from api.ports.models import Embedder
+from api.ports.resilience import Retries
 from api.query.backends import Backend, BackendEvents, Backends
 from api.query.failover import FREE
 

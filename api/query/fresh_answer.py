@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager, aclosing
 
 from api.errors import UpstreamError
 from api.model import Generation, GenerationRequest, Landed, Restart, Token
-from api.ports import Claim
+from api.ports.answers import Claim
 from api.query import prompt
 from api.query.answered import QueryObserver, Stages
 from api.query.failover import Failover

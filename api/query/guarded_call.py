@@ -13,7 +13,8 @@ from contextlib import AbstractAsyncContextManager, aclosing
 from api.errors import UpstreamError
 from api.faults import UpstreamFault
 from api.model import Generation, GenerationEnd, GenerationRequest, Token
-from api.ports import Attempt, Breaker, Bulkhead, LanguageModel
+from api.ports.models import LanguageModel
+from api.ports.resilience import Attempt, Breaker, Bulkhead
 
 
 def generate(

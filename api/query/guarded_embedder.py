@@ -8,7 +8,8 @@ from typing import Final
 
 from api.errors import BreakerOpen, BulkheadFull, EmbeddingUnavailable, UpstreamError
 from api.model import EmbedderIdentity, Vector
-from api.ports import Breaker, Bulkhead, Embedder
+from api.ports.models import Embedder
+from api.ports.resilience import Breaker, Bulkhead
 
 EVERYBODY: Final = "-"
 """The tenant of all embeddings: one text is embedded once for whoever asks, so they wait in one line."""

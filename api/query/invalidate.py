@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from api.errors import EmbeddingUnavailable, ServiceUnavailable
-from api.ports import CacheSweep, Embedder, Neighbourhood, Selection, Swept
+from api.ports.models import Embedder
+from api.ports.sweep import CacheSweep, Neighbourhood, Selection, Swept
 from api.query.fingerprint import question_digest
 from api.query.question import Query
 

@@ -7,7 +7,8 @@ from typing import Final
 
 from api.errors import RagherdError
 from api.model import FlightKey, Landed
-from api.ports import Claim, Flights
+from api.ports.answers import Claim
+from api.ports.flights import Flights
 from api.query.answered import QueryObserver, RefreshOutcome, Stages
 from api.query.fresh_answer import FreshAnswers
 from api.query.question import Query

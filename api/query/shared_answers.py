@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from api.errors import EmbeddingUnavailable, StoreUnavailable
 from api.model import CachedAnswer, CacheMatch, Generation, Vector
-from api.ports import AnswerCache, Claim, Embedder, ModelDigests, NewAnswer
+from api.ports.answers import AnswerCache, Claim, NewAnswer
+from api.ports.models import Embedder, ModelDigests
 from api.query.answered import QueryObserver, Stages
 from api.query.cache_budget import CacheBudget
 from api.query.candidates import Candidate, Fate, best, consider, lifetime

@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 
 from api.model import FlightKey, Landed, Restart, StoredElsewhere, Token
-from api.ports import Flights, Seat
+from api.ports.flights import Flights, Seat
 from api.query.answered import Stages
 from api.query.fresh_answer import FreshAnswers, FreshEvent
 from api.query.question import Query

@@ -8,7 +8,7 @@ from typing import Final, TypeVar
 
 from api.background import cancelled
 from api.errors import EmbeddingUnavailable, RagherdError, StoreUnavailable
-from api.ports import WarmUpJobs
+from api.ports.warm_ups import WarmUpJobs
 from api.query.cache_warmer import CacheWarmer, Warmed, WarmUpEvents
 from api.query.warm_question import WarmQuestion
 from api.query.warm_up_patience import patience

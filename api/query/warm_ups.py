@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Final
 
 from api.errors import InternalError, NotFound, StoreUnavailable
-from api.ports import WarmUpJobs, WarmUpProgress
+from api.ports.warm_ups import WarmUpJobs, WarmUpProgress
 from api.query.cache_warmer import CacheWarmer, WarmUpEvents
 from api.query.warm_question import WarmQuestion
 from api.query.warm_up_run import LEASE, WarmUpRun

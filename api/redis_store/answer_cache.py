@@ -10,7 +10,7 @@ import orjson
 
 from api.errors import StoreUnavailable
 from api.model import CachedAnswer, CacheKind, CacheMatch, EmbedderIdentity, Source, Usage, Vector
-from api.ports import Claim, ExactLookup, NewAnswer
+from api.ports.answers import Claim, ExactLookup, NewAnswer
 from api.redis_store.counters import CacheCounters
 from api.redis_store.gate import RedisGate
 from api.redis_store.keys import Keys

@@ -7,7 +7,7 @@ from typing import Any
 
 from api.errors import EmbeddingUnavailable, StoreUnavailable
 from api.model import EmbedderIdentity
-from api.ports import Embedder
+from api.ports.models import Embedder
 from api.redis_store.counters import CacheCounters
 from api.redis_store.gate import RedisGate
 from api.redis_store.semantic_index import SemanticIndex

@@ -10,7 +10,7 @@ import numpy as np
 import orjson
 
 from api.model import Vector, full_model_name
-from api.ports import Neighbourhood, Selection
+from api.ports.sweep import Neighbourhood, Selection
 from api.redis_store.keys import Keys
 
 ROUNDING: Final = 1e-6

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from redis.asyncio import Redis
 
-from api.ports import Selection, Swept
+from api.ports.sweep import Selection, Swept
 from api.redis_store.cache_selection import EntryKey, chosen, pattern, tombstones, wanted_fields
 from api.redis_store.gate import RedisGate
 from api.redis_store.keys import Keys

@@ -10,7 +10,7 @@ from redis.commands.core import AsyncScript
 
 from api.flights.state import KEPT_MS, LEASE_MS, Joined, Message, Record, Verdict
 from api.model import FlightKey
-from api.ports import Claim
+from api.ports.answers import Claim
 from api.redis_store.gate import RedisGate
 from api.redis_store.keys import Keys
 from api.redis_store.messages import Reader, messages

@@ -16,7 +16,7 @@ from typing import Any, Final
 from redis.asyncio import Redis
 
 from api.errors import StoreUnavailable
-from api.ports import Duty
+from api.ports.fleet import Duty
 from api.redis_store.gate import RedisGate
 from api.redis_store.keys import Keys
 from api.redis_store.scripts import script

@@ -21,7 +21,7 @@ from redisvl.query.filter import Num
 
 from api.errors import EmbeddingUnavailable, StoreUnavailable
 from api.model import EmbedderIdentity, Vector
-from api.ports import Embedder
+from api.ports.models import Embedder
 from api.redis_store.gate import RedisGate
 from api.redis_store.index_schema import KNN, NEIGHBOURS, Algorithm, index_schema, other_than
 from api.redis_store.keys import Keys

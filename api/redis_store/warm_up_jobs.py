@@ -8,7 +8,7 @@ from typing import Any, Final, cast
 from redis.asyncio import Redis
 from redis.commands.core import AsyncScript
 
-from api.ports import WarmUpCount, WarmUpProgress, WarmUpStatus
+from api.ports.warm_ups import WarmUpCount, WarmUpProgress, WarmUpStatus
 from api.redis_store.gate import RedisGate
 from api.redis_store.keys import Keys
 from api.redis_store.scripts import script

@@ -15,7 +15,7 @@ from api.embedded.redis_server import embedded_redis
 from api.errors import StoreUnavailable
 from api.model import CachedAnswer, CacheMatch, Usage
 from api.observability.metrics import Metrics
-from api.ports import NewAnswer
+from api.ports.answers import NewAnswer
 from api.redis_store.answer_cache import RedisAnswerCache
 from api.redis_store.counters import CacheCounters
 from api.redis_store.gate import RedisGate

@@ -10,7 +10,7 @@ import orjson
 import pytest
 from redis.asyncio import Redis
 
-from api.ports import Selection
+from api.ports.sweep import Selection
 from api.redis_store.cache_sweep import RedisCacheSweep
 from api.redis_store.gate import RedisGate
 from api.redis_store.keys import Keys

@@ -18,7 +18,8 @@ from api.flights.events import FlightEvents
 from api.flights.fleet_flights import Flights
 from api.flights.following import kept_in_step
 from api.model import FlightKey, Landed, Restart, StoredElsewhere, Token, Usage
-from api.ports import Claim, Seat
+from api.ports.answers import Claim
+from api.ports.flights import Seat
 from api.redis_store.client import RedisAddress, blocking_reader, short_commands
 from api.redis_store.flight_store import RedisFlightStore
 from api.redis_store.gate import RedisGate

@@ -13,7 +13,7 @@ from api.embedded.model_server.faults import OllamaFault
 from api.embedded.model_server.state import state_of
 from api.errors import EmbeddingUnavailable
 from api.model import Vector
-from api.ports import Embedder
+from api.ports.models import Embedder
 
 
 async def embed(request: Request) -> JSONResponse:

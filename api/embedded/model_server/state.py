@@ -14,7 +14,7 @@ from api.embedded.model_server.catalog import Catalog, describe, text_weights
 from api.embedded.model_server.text_model import TextModel
 from api.embedders.minilm import model_files
 from api.embedders.onnx import OnnxEmbedder
-from api.ports import Embedder
+from api.ports.models import Embedder
 
 EMBED_SECONDS: Final = 300.0
 """Ollama sets no deadline: this one is for a computation that hangs."""

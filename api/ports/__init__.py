@@ -1,0 +1,1 @@
+"""What the query flow needs from the outside, as protocols. Adapters implement them; only `wiring` knows which."""

@@ -1,0 +1,44 @@
+"""The models that the flow asks, on Ollama or in the worker itself."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+from api.model import EmbedderIdentity, EmbeddingRequest, Embeddings, GenerationEnd, GenerationRequest, Token, Vector
+
+
+class LanguageModel(Protocol):
+    """A language model that answers as a stream."""
+
+    def stream(self, request: GenerationRequest) -> AbstractAsyncContextManager[AsyncIterator[Token | GenerationEnd]]:
+        """Tokens, then exactly one `GenerationEnd`.
+
+        Leaving the context early ends the generation. Raises `UpstreamError`, also in mid-stream; every deadline
+        is the adapter's.
+        """
+
+
+class Embedder(Protocol):
+    """Turns text into unit vectors."""
+
+    async def identity(self) -> EmbedderIdentity:
+        """Who embeds. Raises `EmbeddingUnavailable` while that is not known yet."""
+
+    async def embed(self, texts: Sequence[str]) -> list[Vector]:
+        """One vector a text, in order. Raises `EmbeddingUnavailable` past its deadline or on a fault."""
+
+
+class EmbeddingModel(Protocol):
+    """Whatever model embeds texts for a client, its vectors untouched."""
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        """One vector a text, in order. Raises `UpstreamError`."""
+
+
+class ModelDigests(Protocol):
+    """Which weights the language models have now, as far as this worker knows."""
+
+    def digest(self, model: str) -> str:
+        """The same while the weights are; empty while nothing is known of the model. No I/O."""
