@@ -33,13 +33,17 @@ async def explain(body: QueryIn, request: Request) -> dict[str, Any]:
 def _explanation(explanation: Explanation) -> dict[str, Any]:
     place = explanation.place
     exact = explanation.exact
+    nearest = exact or next((one.candidate.match for one in explanation.candidates), None)
     return {
+        "hit": explanation.decision in {"exact_hit", "semantic_hit"},
         "decision": explanation.decision,
         "reason": explanation.reason,
         "normalised": explanation.normalised,
         "scope": place.scope,
         "digest": place.digest,
         "embedder": {"name": place.embedder.name, "dimension": place.embedder.dimension},
+        "nearest": None if nearest is None else nearest.answer.entry,
+        "similarity": None if nearest is None else round(nearest.similarity, 6),
         "exact": None if exact is None else {**_entry(exact), "verdict": explanation.exact_fate},
         "candidates": [_candidate(one) for one in explanation.candidates],
     }

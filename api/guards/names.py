@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from api.guards.closed_classes import AMBIGUOUS, CLASSES, MONTH_BEFORE, STRICT
+from api.guards.number_words import OTHERS as OTHER_NUMBERS
 from api.guards.stems import stem
 from api.guards.tables import words_in
 from api.guards.words import Words, squash
@@ -13,6 +14,8 @@ from api.guards.words import Words, squash
 LETTERS: Final = frozenset("bcdefghjlopqvwz")
 """Alone they name something (vitamin c, plan b); the rest are chat or parts of words."""
 NO_NAMES: Final = words_in("ok okay asap fyi please help thanks thank hi hello hey english urgent")
+NOT_ASKED: Final = NO_NAMES | OTHER_NUMBERS.keys()
+"""What is capitalised and no name: II is a number, and the guard `numbers`' matter."""
 ALIASES: Final = {
     "usa": "us",
     "america": "us",
@@ -39,7 +42,7 @@ Names = tuple[dict[str, None], dict[str, set[str]], tuple[str, ...], Words]
 def read(question: Words) -> Names:
     """Names keep their order, for the detail shown."""
     words = question.words
-    names = dict.fromkeys(name for name in question.names if name not in NO_NAMES and name not in CLASSES)
+    names = dict.fromkeys(name for name in question.names if name not in NOT_ASKED and name not in CLASSES)
     classes: dict[str, set[str]] = {}
     for place, word in enumerate(words):
         known = CLASSES.get(word)

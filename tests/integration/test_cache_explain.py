@@ -26,7 +26,7 @@ async def test_an_exact_hit(serve: Service) -> None:
     found = await explained(client, f" {QUESTION.upper()} ")
     assert (found["decision"], found["exact"]["entry"], found["exact"]["verdict"]) == ("exact_hit", entry, "fresh")
     assert entry.endswith(f"{found['scope']}:{found['digest']}")
-    assert found["threshold"] == 0.92
+    assert (found["threshold"], found["hit"], found["nearest"], found["similarity"]) == (0.92, True, entry, 1.0)
 
 
 async def test_a_guard_objects_and_the_flow_obeys(serve: Service, stub: StubOllama) -> None:
@@ -35,6 +35,8 @@ async def test_a_guard_objects_and_the_flow_obeys(serve: Service, stub: StubOlla
     found = await explained(client, OPPOSITE)
     assert found["decision"] == "miss"
     (candidate,) = found["candidates"]
+    assert (found["hit"], found["nearest"]) == (False, candidate["entry"])
+    assert found["similarity"] == candidate["similarity"]
     assert (candidate["question"], candidate["verdict"], candidate["would_serve"]) == (QUESTION, "rejected", False)
     assert candidate["similarity"] > 0.5
     objections = {one["guard"]: one["detail"] for one in candidate["guards"] if not one["agrees"]}
