@@ -8,6 +8,7 @@ import pytest
 
 from tests.service import Service, ask
 from tests.stub_ollama import StubOllama
+from tests.waiting import wait_until_async
 
 QUESTION = "Who approves my holiday request?"
 
@@ -149,3 +150,37 @@ async def test_expired_answers_are_served_labelled_while_ollama_fails(serve: Ser
     assert (similar["cache"]["status"], similar["cache"]["kind"]) == ("stale", "semantic")
     stub.behaviour()
     assert (await ask(client, QUESTION))["cache"]["status"] == "miss"
+
+
+async def test_newer_weights_of_the_model_have_answers_of_their_own(serve: Service, stub: StubOllama) -> None:
+    """The embedder is the worker's own: only the language model is another after `ollama pull`."""
+    settings: dict[str, Any] = {"embedder": {"embedder": "onnx"}, "ollama": {"ollama_probe_interval": 0.05}}
+    client = await serve(**settings)
+    old = await ask(client, QUESTION)
+    stub.behaviour(digest="sha256:pulled", answer="by the newer weights")
+
+    async def is_new() -> bool:
+        return bool((await ask(client, QUESTION))["answer"] == "by the newer weights")
+
+    await wait_until_async(is_new)
+    stub.behaviour()
+
+    async def is_old() -> bool:
+        return bool((await ask(client, QUESTION))["cache"]["entry"] == old["cache"]["entry"])
+
+    await wait_until_async(is_old)
+
+
+async def test_a_worker_that_starts_without_ollama_finds_what_is_cached(serve: Service, stub: StubOllama) -> None:
+    onnx = {"embedder": {"embedder": "onnx"}}
+    first = await ask(await serve(**onnx), QUESTION)
+    await stub.refuse()
+    late = await serve(**onnx)
+    found = await ask(late, QUESTION)
+    assert (found["cache"]["status"], found["cache"]["entry"]) == ("hit", first["cache"]["entry"])
+
+
+async def test_a_name_of_a_model_is_the_model(serve: Service) -> None:
+    client = await serve()
+    first = await ask(client, QUESTION, model="llama3.2")
+    assert (await ask(client, QUESTION, model="llama3.2:latest"))["cache"]["entry"] == first["cache"]["entry"]

@@ -1,0 +1,71 @@
+"""Whatever an answer depends on changes where it is kept; what it does not depend on does not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from api.model import ChatMessage, EmbedderIdentity
+from api.query.cache_control import CacheControl
+from api.query.fingerprint import fingerprint
+from api.query.question import Query
+
+EMBEDDER = EmbedderIdentity("minilm", 384, "aaaaaaaaaa")
+QUERY = Query("How long is the warranty?", "acme", "llama3.2", history=(ChatMessage("user", "Hello"),))
+
+
+def place(query: Query, embedder: EmbedderIdentity = EMBEDDER, digest: str = "sha256:1") -> tuple[str, str]:
+    found = fingerprint(query, embedder, digest)
+    return found.scope, found.digest
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tenant": "ACME"},
+        {"model": "llama3.2:1b"},
+        {"template": "raw"},
+        {"system": "Be brief."},
+        {"top_k": 0},
+        {"documents": ("handbook",)},
+        {"options": {"temperature": 0.5}},
+        {"history": ()},
+        {"history": (ChatMessage("assistant", "Hello"),)},
+        {"question": "How long is the guarantee?"},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_what_an_answer_depends_on(change: dict[str, Any]) -> None:
+    assert place(replace(QUERY, **change)) != place(QUERY)
+
+
+def test_the_weights_of_the_model_and_of_the_embedder() -> None:
+    assert place(QUERY, digest="sha256:2") != place(QUERY)
+    assert place(QUERY, replace(EMBEDDER, fingerprint="bbbbbbbbbb")) != place(QUERY)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": "LLAMA3.2:latest"},
+        {"question": "how long is the  WARRANTY"},
+        {"timeout": 5.0},
+        {"cache_control": CacheControl(max_age=5)},
+        {"documents": ()},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_what_it_does_not_depend_on(change: dict[str, Any]) -> None:
+    assert place(replace(QUERY, **change)) == place(QUERY)
+
+
+def test_the_order_of_tags_and_of_options_says_nothing() -> None:
+    one = replace(QUERY, documents=("a", "b", "a"), options={"seed": 1, "top_p": 0.5})
+    other = replace(QUERY, documents=("b", "a"), options={"top_p": 0.5, "seed": 1})
+    assert place(one) == place(other)
+
+
+def test_lists_do_not_run_into_each_other() -> None:
+    assert place(replace(QUERY, documents=("a", "b"))) != place(replace(QUERY, documents=("a,b",)))

@@ -1,0 +1,135 @@
+"""Refreshing in the background: each question once, a bounded number at once, whatever becomes of it counted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from typing import Any
+
+import pytest
+
+from api.errors import BreakerOpen
+from api.model import EmbedderIdentity, FlightKey, Landed, Usage
+from api.ports.answers import Claim
+from api.query.fingerprint import Fingerprint
+from api.query.question import Query
+from api.query.refresh import AT_ONCE, Refresher
+from api.query.shared_answers import Lookup
+
+CLAIM = Claim("rag:flight:{x}:refresh", "fence")
+
+
+class Fresh:
+    """Stands where `FreshAnswers` does."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self.background: set[bool] = set()
+        self.claims: list[Claim | None] = []
+        self.go_on = asyncio.Event()
+        self.error: Exception | None = None
+        self.entry: str | None = "rag:cache:x"
+
+    def generate(
+        self, query: Query, _: Lookup, __: Any, claim: Claim | None, *, whole: bool, background: bool
+    ) -> AbstractAsyncContextManager[AsyncIterator[Landed]]:
+        self.background.add(background and whole)
+        self.claims.append(claim)
+        return aclosing(self._events(query))
+
+    async def _events(self, query: Query) -> AsyncGenerator[Landed, None]:
+        self.begun.append(query.question)
+        await self.go_on.wait()
+        if self.error is not None:
+            raise self.error
+        yield Landed("text", "m", Usage(), entry=self.entry)
+
+
+class Soles:
+    """Stands where `Flights` does."""
+
+    def __init__(self) -> None:
+        self.taken = False
+
+    @asynccontextmanager
+    async def sole(self, _: FlightKey) -> AsyncGenerator[Claim | None, None]:
+        yield None if self.taken else CLAIM
+
+
+class Seen:
+    """Stands where the observer does."""
+
+    def __init__(self) -> None:
+        self.outcomes: list[str] = []
+
+    def refreshing(self, outcome: str) -> None:
+        self.outcomes.append(outcome)
+
+
+class Case:
+    def __init__(self) -> None:
+        self.fresh, self.soles, self.seen = Fresh(), Soles(), Seen()
+        self.refresher = Refresher(self.fresh, self.soles, self.seen)  # type: ignore[arg-type]
+
+    def start(self, question: str = "q") -> None:
+        place = Fingerprint(EmbedderIdentity("e", 4, "aaaaaaaaaa"), "aaaaaaaaaa-scope", question)
+        self.refresher.start(Query(question, "t", "m"), Lookup(place=place))
+
+    async def settle(self) -> None:
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+
+@pytest.fixture
+async def case() -> AsyncIterator[Case]:
+    case = Case()
+    yield case
+    await case.refresher.aclose()
+
+
+async def test_once_for_a_question_behind_all_users(case: Case) -> None:
+    for _ in range(5):
+        case.start()
+    await case.settle()
+    case.start()
+    case.fresh.go_on.set()
+    await case.settle()
+    assert (case.fresh.begun, case.fresh.background, case.fresh.claims) == (["q"], {True}, [CLAIM])
+    assert case.seen.outcomes == ["stored"]
+    case.start()
+    await case.settle()
+    assert len(case.fresh.begun) == 2
+
+
+async def test_not_more_at_once_than_the_bound(case: Case) -> None:
+    for number in range(AT_ONCE + 3):
+        case.start(f"q{number}")
+    await case.settle()
+    assert len(case.fresh.begun) == AT_ONCE
+    assert case.seen.outcomes == ["too_many"] * 3
+
+
+async def test_not_where_another_worker_does(case: Case) -> None:
+    case.soles.taken = True
+    case.start()
+    await case.settle()
+    assert (case.fresh.begun, case.seen.outcomes) == ([], ["elsewhere"])
+
+
+async def test_what_fails_is_counted_and_nothing_else(case: Case) -> None:
+    case.fresh.error = BreakerOpen("ollama", 5)
+    case.fresh.go_on.set()
+    case.start("one")
+    await case.settle()
+    case.fresh.error, case.fresh.entry = None, None
+    case.start("two")
+    await case.settle()
+    assert case.seen.outcomes == ["failed", "not_stored"]
+
+
+async def test_the_end_of_the_worker_ends_it(case: Case) -> None:
+    case.start()
+    await case.settle()
+    await case.refresher.aclose()
+    assert case.seen.outcomes == []
