@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -36,10 +36,24 @@ class Candidate:
 
 def consider(
     question: str, matches: Sequence[CacheMatch], threshold: float, control: CacheControl, stale_seconds: float = 0.0
-) -> list[Candidate]:
-    """The fate of each match, in their order. `stale_seconds`: how long after its lifetime one may still be served."""
+) -> Iterator[Candidate]:
+    """The fate of each match, in their order. `stale_seconds`: how long after its lifetime one may still be served.
+
+    Whoever needs no more than the first asks for no more: the guards take their time.
+    """
     asked = read(question) if matches and matches[0].similarity >= threshold else None
-    return [_considered(asked, match, threshold, control, stale_seconds) for match in matches]
+    for match in matches:
+        yield _considered(asked, match, threshold, control, stale_seconds)
+
+
+def up_to_the_first_fresh(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """Those that decide: none after one that is sure to be served, and none too far away after the first of these."""
+    decisive: list[Candidate] = []
+    for candidate in candidates:
+        decisive.append(candidate)
+        if candidate.fate in {Fate.FRESH, Fate.BELOW_THRESHOLD}:
+            break
+    return decisive
 
 
 def best(candidates: Sequence[Candidate]) -> Candidate | None:
@@ -65,4 +79,4 @@ def lifetime(match: CacheMatch, control: CacheControl, stale_seconds: float = 0.
         return Fate.TOO_OLD
     if match.is_fresh:
         return Fate.FRESH
-    return Fate.STALE if match.stale_seconds <= stale_seconds else Fate.EXPIRED
+    return Fate.STALE if match.stale_seconds < stale_seconds else Fate.EXPIRED

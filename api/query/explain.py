@@ -79,7 +79,8 @@ class Explainer:
         vector = (await self._embedder.embed([query.question]))[0]
         stale_ms = round(self.policy.stale * 1000)
         matches = await cache.find_similar(place.embedder, place.scope, vector, now_ms, stale_ms=stale_ms)
-        return consider(query.question, matches, self.policy.threshold, query.cache_control, self.policy.revalidate)
+        policy = self.policy
+        return list(consider(query.question, matches, policy.threshold, query.cache_control, policy.revalidate))
 
     def _decision(self, query: Query, exact: Fate | None, candidates: Sequence[Candidate]) -> tuple[Decision, str]:
         if not query.cache_control.reads:

@@ -11,7 +11,7 @@ from api.ports.answers import AnswerCache, Claim, NewAnswer
 from api.ports.models import Embedder, ModelDigests
 from api.query.answered import QueryObserver, Stages
 from api.query.cache_budget import CacheBudget
-from api.query.candidates import Candidate, Fate, best, consider, lifetime
+from api.query.candidates import Candidate, Fate, best, consider, lifetime, up_to_the_first_fresh
 from api.query.completeness import is_complete
 from api.query.fingerprint import Fingerprint, fingerprint
 from api.query.question import Query
@@ -134,7 +134,8 @@ class SharedAnswers:
         stale_ms = round(stale_seconds * 1000)
         finding = self._cache.find_similar(place.embedder, place.scope, lookup.vector, lookup.now_ms, stale_ms=stale_ms)
         matches = await self._budget.within(stages, finding)
-        lookup.candidates = consider(query.question, matches, self.policy.threshold, query.cache_control, stale_seconds)
+        fates = consider(query.question, matches, self.policy.threshold, query.cache_control, stale_seconds)
+        lookup.candidates = up_to_the_first_fresh(fates)
         self._observer.considered(lookup.candidates)
         return best(lookup.candidates)
 

@@ -1,0 +1,68 @@
+"""Which of the nearest cached questions is served: by similarity, guards and age, nearest first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from api.model import CachedAnswer, CacheMatch, Usage
+from api.query.cache_control import CacheControl
+from api.query.candidates import Candidate, Fate, best, consider, lifetime, up_to_the_first_fresh
+
+ASKED = "How do I enable two-factor login?"
+AGREES = "How can I enable two-factor login?"
+OBJECTED = "How do I disable two-factor login?"
+NOW = 1_000_000
+
+
+def match(question: str, similarity: float, *, ttl: float = 60.0, age: float = 10.0) -> CacheMatch:
+    answer = CachedAnswer(
+        f"rag:cache:{question}", question, "text", "m", (), Usage(), NOW - round(age * 1000), NOW + round(ttl * 1000)
+    )
+    return CacheMatch(answer, "semantic", similarity, NOW)
+
+
+def fates(matches: Sequence[CacheMatch], control: CacheControl | None = None, stale: float = 0.0) -> list[Candidate]:
+    return list(consider(ASKED, matches, 0.9, control or CacheControl(), stale))
+
+
+def test_the_first_that_no_guard_objects_to() -> None:
+    found = fates([match(OBJECTED, 0.98), match(AGREES, 0.95), match(ASKED, 0.93)])
+    assert [one.fate for one in found] == [Fate.REJECTED, Fate.FRESH, Fate.FRESH]
+    assert found[0].objection is not None
+    assert found[0].objection.guard == "opposites"
+    chosen = best(found)
+    assert chosen is not None
+    assert chosen.match.answer.question == AGREES
+
+
+def test_none_below_the_threshold_however_well_it_agrees() -> None:
+    assert best(fates([match(AGREES, 0.899)])) is None
+    assert best(fates([])) is None
+
+
+def test_a_fresh_one_before_an_expired_one_that_is_nearer() -> None:
+    matches = [match(ASKED, 0.99, ttl=-5), match(AGREES, 0.93)]
+    assert [one.fate for one in fates(matches, stale=60)] == [Fate.STALE, Fate.FRESH]
+    chosen = best(fates(matches, stale=60))
+    assert chosen is not None
+    assert chosen.match.answer.question == AGREES
+    alone = best(fates(matches[:1], stale=60))
+    assert alone is not None
+    assert alone.fate is Fate.STALE
+
+
+def test_how_old_one_may_be() -> None:
+    assert lifetime(match(ASKED, 1, ttl=0.001), CacheControl()) is Fate.FRESH
+    assert lifetime(match(ASKED, 1, ttl=0), CacheControl()) is Fate.EXPIRED
+    assert lifetime(match(ASKED, 1, ttl=-4.999), CacheControl(), 5) is Fate.STALE
+    assert lifetime(match(ASKED, 1, ttl=-5), CacheControl(), 5) is Fate.EXPIRED
+    assert lifetime(match(ASKED, 1, age=10), CacheControl(max_age=10)) is Fate.FRESH
+    assert lifetime(match(ASKED, 1, age=10.5), CacheControl(max_age=10)) is Fate.TOO_OLD
+    assert lifetime(match(ASKED, 1, ttl=-5, age=10.5), CacheControl(max_age=10), 60) is Fate.TOO_OLD
+
+
+def test_no_more_is_looked_at_than_decides() -> None:
+    matches = [match(OBJECTED, 0.98), match(AGREES, 0.95), match(OBJECTED, 0.94)]
+    assert len(up_to_the_first_fresh(fates(matches))) == 2
+    far = [match(OBJECTED, 0.95), match(AGREES, 0.8), match(AGREES, 0.7)]
+    assert [one.fate for one in up_to_the_first_fresh(fates(far))] == [Fate.REJECTED, Fate.BELOW_THRESHOLD]
