@@ -36,6 +36,7 @@ class Flights:
         self._patience = patience
         self._events = events or FlightEvents()
         self._flights: dict[FlightKey, Flight] = {}
+        self._flying: set[asyncio.Task[None]] = set()
         self._soles: set[Claim] = set()
         self._aside: set[asyncio.Task[None]] = set()
 
@@ -44,14 +45,18 @@ class Flights:
 
     @asynccontextmanager
     async def join(
-        self, key: FlightKey, lead: Lead, *, asked_ms: int, whole: bool, fleet: bool = True
+        self, key: FlightKey, lead: Lead, *, asked_ms: int, whole: bool, not_before_ms: int = 0, fleet: bool = True
     ) -> AsyncGenerator[FlightSeat, None]:
         """See `ports.Flights`."""
         flight = self._flights.get(key)
+        if flight is not None and flight.asked_ms <= not_before_ms and not_before_ms:
+            flight = None  # its callers asked before, and get what they asked for
         first = flight is None
         if flight is None:
-            flight = self._flights[key] = Flight(key, lead, asked_ms, fleet=fleet)
+            flight = self._flights[key] = Flight(key, lead, asked_ms, not_before_ms, fleet=fleet)
             flight.task = asyncio.create_task(self._fly(flight), name="flight")
+            self._flying.add(flight.task)
+            flight.task.add_done_callback(self._flying.discard)
         reader = flight.progress.reader(whole=whole)
         flight.seats += 1
         try:
@@ -111,7 +116,7 @@ class Flights:
         if not flight.fleet:
             return None
         with suppress(StoreUnavailable):
-            return await self.store.join(flight.key, flight.asked_ms)
+            return await self.store.join(flight.key, flight.asked_ms, flight.not_before_ms)
         return None
 
     async def _lead(self, flight: Flight, claim: Claim | None) -> None:
@@ -198,10 +203,11 @@ class Flights:
     async def _forsake(self, flight: Flight) -> None:
         """Nobody here waits any more: the flight goes on for others alone."""
         await flight.decided.wait()
-        if await self._is_followed(flight) or flight.seats or self._flights.get(flight.key) is not flight:
+        if await self._is_followed(flight) or flight.seats or flight.progress.end is not None:
             await self.tend()
             return
-        del self._flights[flight.key]
+        if self._flights.get(flight.key) is flight:
+            del self._flights[flight.key]
         assert flight.task is not None
         await cancelled([flight.task])
         if not flight.leads:
@@ -236,7 +242,7 @@ class Flights:
         """Ends what is under way. Those who follow are told, so that one of them takes the lead at once."""
         flights = list(self._flights.values())
         self._flights.clear()
-        await cancelled([*(flight.task for flight in flights if flight.task is not None), *self._aside])
+        await cancelled([*self._flying, *self._aside])
         for flight in flights:
             await self._conclude(flight, HandedOver())
 

@@ -14,10 +14,11 @@ from api.ports.flights import Lead
 class Flight:
     """`leads`: this worker generates. `claim` is its lead in Redis, None while it has none there."""
 
-    def __init__(self, key: FlightKey, generate: Lead, asked_ms: int, *, fleet: bool) -> None:
+    def __init__(self, key: FlightKey, generate: Lead, asked_ms: int, not_before_ms: int, *, fleet: bool) -> None:
         self.key = key
         self.generate = generate
         self.asked_ms = asked_ms
+        self.not_before_ms = not_before_ms
         self.fleet = fleet
         self.progress = Progress()
         self.seats = 0

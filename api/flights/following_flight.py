@@ -77,7 +77,7 @@ class FollowingFlight:
             except TimeoutError:
                 pass
         self._left, self._joined = False, time.monotonic()
-        joined = await self._store.join(self._key, self._flight.asked_ms)
+        joined = await self._store.join(self._key, self._flight.asked_ms, self._flight.not_before_ms)
         if joined.verdict is Verdict.FOLLOW:
             self._follow(joined.fence)
         return joined

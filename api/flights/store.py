@@ -16,10 +16,11 @@ class FlightStore(Protocol):
     def claim(self, key: FlightKey, fence: str) -> Claim:
         """The lead as the cache asks for it; no I/O."""
 
-    async def join(self, key: FlightKey, asked_ms: int) -> Joined:
+    async def join(self, key: FlightKey, asked_ms: int, not_before_ms: int) -> Joined:
         """The lead where nobody has it, else a place among the followers, now taken or renewed.
 
-        Neither where the answer was stored at `asked_ms` or later; 0 leaves that out.
+        A lead that was asked for at `not_before_ms` or earlier is nobody's. Neither where the answer was stored at
+        `asked_ms` or later; 0 leaves that out.
         """
 
     async def publish(self, key: FlightKey, fence: str, bodies: Sequence[str]) -> int | None:

@@ -33,7 +33,7 @@ class NewAnswer:
 class AnswerCache(Protocol):
     """The answers of the whole fleet. Every method raises `StoreUnavailable` when Redis can not be used."""
 
-    async def find_exact(self, scope: str, digest: str) -> ExactLookup:
+    async def find_exact(self, scope: str, digest: str, tenant: str = "") -> ExactLookup:
         """The entry of exactly this question, fresh or not, and Redis's clock: one round trip."""
 
     async def find_similar(
@@ -58,10 +58,14 @@ class AnswerCache(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ExactLookup:
-    """What the exact tier found. `match` may be past its lifetime (`ttl_seconds` < 0)."""
+    """What the exact tier found. `match` may be past its lifetime (`ttl_seconds` < 0).
+
+    `invalidated_ms`: when answers to this question, of this tenant, or all were last deleted; 0 where they never were.
+    """
 
     match: CacheMatch | None
     now_ms: int
+    invalidated_ms: int = 0
 
 
 class CondensedQuestions(Protocol):

@@ -42,6 +42,7 @@ class Lookup:
     place: Fingerprint | None = None
     available: bool = False
     now_ms: int = 0
+    invalidated_ms: int = 0
     vector: Vector | None = None
     match: CacheMatch | None = None
     stale: bool = False
@@ -101,8 +102,8 @@ class SharedAnswers:
         self, cache: AnswerCache, query: Query, place: Fingerprint, lookup: Lookup, stages: Stages
     ) -> None:
         """Where the caller wants no cached answer, it still gives the time: what is older must not be stored later."""
-        found = await self._budget.within(stages, cache.find_exact(place.scope, place.digest))
-        lookup.now_ms = found.now_ms
+        found = await self._budget.within(stages, cache.find_exact(place.scope, place.digest, query.tenant))
+        lookup.now_ms, lookup.invalidated_ms = found.now_ms, found.invalidated_ms
         if found.match is None or not query.cache_control.reads:
             return
         fate = lifetime(found.match, query.cache_control, self._revalidate(query))

@@ -45,16 +45,19 @@ class RedisAnswerCache:
         self._find = script(gate.client, "cache_find")
         self._store = script(gate.client, "cache_common", "cache_store")
 
-    async def find_exact(self, scope: str, digest: str) -> ExactLookup:
+    async def find_exact(self, scope: str, digest: str, tenant: str = "") -> ExactLookup:
         """See `ports.AnswerCache`."""
         if not self._index.supported:
             raise StoreUnavailable("Redis has no search module")
         key = self._keys.cache_entry(scope, digest)
-        now, *values = await self._gate.run("exact_lookup", lambda client: self._find([key], FIELDS, client))
-        now_ms = int(now)
+        keys = [key, self._keys.cache_invalidated]
+        marks = _marks(digest, tenant)
+        arguments: list[str | int] = [len(marks), *marks, *FIELDS]
+        reply = await self._gate.run("exact_lookup", lambda client: self._find(keys, arguments, client))
+        now_ms, invalidated_ms, values = int(reply[0]), int(reply[1]), reply[2:]
         if values[0] is None:
-            return ExactLookup(None, now_ms)
-        return ExactLookup(await self._match(key, values, "exact", 1.0, now_ms), now_ms)
+            return ExactLookup(None, now_ms, invalidated_ms)
+        return ExactLookup(await self._match(key, values, "exact", 1.0, now_ms), now_ms, invalidated_ms)
 
     async def find_similar(
         self, embedder: EmbedderIdentity, scope: str, vector: Vector, now_ms: int, *, stale_ms: int = 0
@@ -81,7 +84,8 @@ class RedisAnswerCache:
         }
         if vector is not None:
             fields["vector"] = vector
-        marks = _marks(digest, answer)
+        cited = dict.fromkeys(source.document_id for source in answer.sources)
+        marks = [*_marks(digest, answer.tenant), *(f"source:{document}" for document in cited)]
         pairs = (part for pair in fields.items() for part in pair)
         fence, flight = (claim.fence, [claim.key]) if claim is not None else ("", [])
         tokens = answer.usage.completion_tokens
@@ -116,10 +120,9 @@ class RedisAnswerCache:
             return None
 
 
-def _marks(digest: str, answer: NewAnswer) -> list[str]:
-    """The fields of `rag:invalidated` that speak of this answer."""
-    cited = [f"source:{document}" for document in dict.fromkeys(source.document_id for source in answer.sources)]
-    return ["all", f"tenant:{answer.tenant}", f"question:{digest}", *cited]
+def _marks(digest: str, tenant: str) -> list[str]:
+    """The fields of `rag:invalidated` that speak of a question's answer, whatever it cites."""
+    return ["all", f"tenant:{tenant}", f"question:{digest}"]
 
 
 def _decode(key: str, values: Sequence[Any]) -> CachedAnswer:

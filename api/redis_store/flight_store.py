@@ -44,10 +44,11 @@ class RedisFlightStore:
         """See `FlightStore`."""
         return Claim(self._keys.flight(*key)[0], fence)
 
-    async def join(self, key: FlightKey, asked_ms: int) -> Joined:
+    async def join(self, key: FlightKey, asked_ms: int, not_before_ms: int) -> Joined:
         """See `FlightStore`."""
         keys = [self._keys.flight(*key)[0], self._keys.cache_entry(*key)]
-        reply = await self._run(self._join, keys, self._worker, LEASE_MS, self._channel, key.id, asked_ms)
+        moments = (asked_ms, not_before_ms)
+        reply = await self._run(self._join, keys, self._worker, LEASE_MS, self._channel, key.id, *moments)
         assert isinstance(reply, list)
         verdict, fence = reply
         return Joined(Verdict(verdict.decode()), fence.decode())

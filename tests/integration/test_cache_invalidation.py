@@ -310,3 +310,25 @@ async def test_without_redis_it_fails_rather_than_pretend(serve: Service, redis_
         redis_server.start()
     for refused in (deletion, warm_up):
         assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
+
+
+@pytest.mark.parametrize(
+    "by", [{"all": "true"}, {"tenant": "default"}, {"question": QUESTION}], ids=lambda by: next(iter(by))
+)
+async def test_who_asks_after_a_deletion_shares_no_answer_of_before(
+    serve: Service, stub: StubOllama, by: dict[str, str]
+) -> None:
+    one, other = await serve(), await serve()
+    stub.behaviour(delay=1.0, answer="of before", path="/api/chat")
+    before = asyncio.create_task(ask(one, QUESTION))
+
+    async def begun() -> bool:
+        return bool(stub.stats["requests"].get("/api/chat") == 1)
+
+    await wait_until_async(begun)
+    await delete(other, **by)
+    stub.behaviour(answer="of after")
+    after = await asyncio.gather(*(ask(client, QUESTION) for client in (one, other, one)))
+    assert {answer["answer"] for answer in after} == {"of after"}
+    assert (await before)["answer"] == "of before"
+    assert (await ask(one, QUESTION))["answer"] == "of after"

@@ -361,3 +361,24 @@ async def test_work_of_one_alone(fleet: Fleet, redis: Redis) -> None:
     async with other.flights.sole(KEY) as claim:
         assert claim is not None
     assert [key async for key in redis.scan_iter("rag:flight:*")] == []
+
+
+async def test_who_asks_after_a_deletion_shares_no_answer_of_before(fleet: Fleet, redis: Redis) -> None:
+    one, other = await fleet("one"), await fleet("other")
+    before = asyncio.create_task(one.ask(asked_ms=5000))
+    await until(lambda: one.model.begun)
+    other.model.text = "new words now"
+    async with other.flights.join(KEY, other.model, asked_ms=7000, not_before_ms=6000, whole=True) as seat:
+        await until(lambda: other.model.begun)
+        with_it = asyncio.create_task(other.ask(asked_ms=7001))
+        here = Model()
+        here.text = "newest"
+        here.may_end.set()
+        async with one.flights.join(KEY, here, asked_ms=7500, not_before_ms=7200, whole=True) as newest:
+            assert (await read(newest))[0] == "newest"
+        one.model.may_end.set()
+        other.model.may_end.set()
+        assert (await read(seat))[0] == "new words now"
+    assert (await before)[0] == "one two three"
+    assert (await with_it)[0] == "new words now"
+    await nothing_left(redis, one, other)
