@@ -17,6 +17,7 @@ from api.faults import UpstreamFault
 from api.flights.events import FlightEvents
 from api.flights.fleet_flights import Flights
 from api.flights.following import kept_in_step
+from api.flights.state import LEASE_MS
 from api.model import FlightKey, Landed, Restart, StoredElsewhere, Token, Usage
 from api.ports.answers import Claim
 from api.ports.flights import Seat
@@ -137,9 +138,9 @@ async def until(condition: Callable[[], Any]) -> None:
     await wait_until_async(holds)
 
 
-async def followed(redis: Redis) -> None:
+async def followed(redis: Redis, by: int = 1) -> None:
     async def is_followed() -> bool:
-        return any(name.startswith(b"follower:") for name in await redis.hkeys(HASH))
+        return sum(name.startswith(b"follower:") for name in await redis.hkeys(HASH)) == by
 
     await wait_until_async(is_followed)
 
@@ -254,11 +255,15 @@ async def test_a_leader_who_leaves_in_order_is_replaced_at_once(fleet: Fleet, re
     leading = asyncio.create_task(one.ask())
     await until(lambda: one.model.begun)
     following = [asyncio.create_task(worker.ask()) for worker in (other, third)]
+    await followed(redis, 2)
+    left = asyncio.get_running_loop().time()
+    await one.leave()
+    await until(lambda: other.model.begun + third.model.begun)
+    assert asyncio.get_running_loop().time() - left < LEASE_MS / 1000
     await followed(redis)
     other.model.may_end.set()
     third.model.may_end.set()
-    await one.leave()
-    assert {text for text, _ in await asyncio.wait_for(asyncio.gather(*following), 4)} == {"one two three"}
+    assert {text for text, _ in await asyncio.gather(*following)} == {"one two three"}
     assert other.model.begun + third.model.begun == 1
     assert [*other.counts.seen, *third.counts.seen] == ["handed_over"]
     await asyncio.gather(leading, return_exceptions=True)
