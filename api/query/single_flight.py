@@ -27,7 +27,14 @@ class SingleFlight:
             return self._alone(query, lookup, stages, whole=whole)
         lead = partial(self._fresh.generate, query, lookup, stages, whole=whole)
         key = FlightKey(lookup.place.scope, lookup.place.digest)
-        return self._flights.join(key, lead, asked_ms=lookup.now_ms, whole=whole, fleet=lookup.available)
+        return self._flights.join(
+            key,
+            lead,
+            asked_ms=lookup.now_ms,
+            not_before_ms=lookup.invalidated_ms,
+            whole=whole,
+            fleet=lookup.available,
+        )
 
     @asynccontextmanager
     async def _alone(self, query: Query, lookup: Lookup, stages: Stages, *, whole: bool) -> AsyncGenerator[Seat, None]:

@@ -41,12 +41,14 @@ ALLOWED: dict[str, set[str]] = {
     "api.cli": {"api.embedded", "api.settings", "api.errors", "api"},
     "api.wiring": {"*"},
     "api.wiring_backends": {"*"},
+    "api.wiring_cache": {"*"},
     "api.app": {"api.wiring", "api.endpoints", "api.observability", "api.settings", "api"},
     "api.asgi": {"api.app", "api.settings"},
     "worker_config": {"api.settings", "api.errors", "api.observability"},
 }
 ABOVE_WIRING = {"api.app", "api.asgi", "api.cli", "api.embedded"}
-NEVER = {"api.wiring": ABOVE_WIRING, "api.wiring_backends": {*ABOVE_WIRING, "api.wiring", "api.endpoints"}}
+PARTS = {*ABOVE_WIRING, "api.wiring", "api.endpoints"}
+NEVER = {"api.wiring": ABOVE_WIRING, "api.wiring_backends": PARTS, "api.wiring_cache": PARTS}
 
 
 def room_of(module: str) -> str:
@@ -96,6 +98,7 @@ def test_only_wiring_names_adapters_and_only_app_and_wiring_read_settings() -> N
     assert readers == {
         "api.wiring",
         "api.wiring_backends",
+        "api.wiring_cache",
         "api.app",
         "api.asgi",
         "api.embedded",

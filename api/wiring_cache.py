@@ -1,0 +1,158 @@
+"""Opens what a worker has of the fleet's cache: its index, flights, refreshing, warm-ups; and makes the flow of them.
+
+A part of `wiring`, which alone uses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
+from typing import Any
+
+from api.background import Background
+from api.errors import StoreUnavailable
+from api.flights.fleet_flights import Flights
+from api.flights.following import kept_in_step
+from api.observability.cache_events import CacheEvents
+from api.observability.flight_metrics import FlightMetrics
+from api.observability.metrics import Metrics
+from api.observability.query_events import QueryEvents
+from api.ports.models import Embedder, ModelDigests
+from api.query.answer_query import QueryService
+from api.query.cache_warmer import CacheWarmer
+from api.query.condense import Condenser
+from api.query.explain import Explainer
+from api.query.failover import Failover
+from api.query.fresh_answer import FreshAnswers
+from api.query.invalidate import Invalidator
+from api.query.refresh import Refresher
+from api.query.shared_answers import CachePolicy, SharedAnswers
+from api.query.single_flight import SingleFlight
+from api.query.warm_ups import WarmUps
+from api.redis_store.answer_cache import RedisAnswerCache
+from api.redis_store.cache_report import CacheFigures, CacheLimits
+from api.redis_store.cache_sweep import RedisCacheSweep
+from api.redis_store.client import RedisAddress, blocking_reader
+from api.redis_store.condensed_questions import RedisCondensedQuestions
+from api.redis_store.counters import CacheCounters
+from api.redis_store.duty import RedisDuty
+from api.redis_store.flight_store import RedisFlightStore
+from api.redis_store.gate import RedisGate
+from api.redis_store.index_keeper import IndexKeeper
+from api.redis_store.index_schema import algorithm_for
+from api.redis_store.keys import Keys
+from api.redis_store.semantic_index import SemanticIndex
+from api.redis_store.warm_up_jobs import RedisWarmUpJobs
+from api.settings import Settings
+
+
+class CacheParts:
+    """What stands before the cache can be asked: index and counters. Made before Redis is first asked for."""
+
+    def __init__(
+        self, settings: Settings, worker: str, metrics: Metrics, gate: RedisGate, on_unsupported: Callable[[], None]
+    ) -> None:
+        self.settings = settings
+        self.worker = worker
+        self.metrics = metrics
+        self.gate = gate
+        self.keys = Keys(settings.redis.prefix)
+        self.index = SemanticIndex(gate, self.keys, on_unsupported, algorithm_for(settings.cache.max_size))
+        self.counters = CacheCounters(gate, self.keys)
+        self.events = QueryEvents(metrics, self.counters, log_questions=settings.server.log_questions)
+
+
+class WorkerCache:
+    """Made by `open_cache`: the flow, and what operators ask of the cache. `warm_ups` is None where it is off."""
+
+    def __init__(
+        self,
+        parts: CacheParts,
+        embedder: Embedder,
+        digests: ModelDigests,
+        failover: Failover,
+        flights: Flights,
+    ) -> None:
+        policy = _policy(parts.settings)
+        cache = _answer_cache(parts) if parts.settings.cache.enabled else None
+        shared = SharedAnswers(cache, embedder, digests, parts.events, policy)
+        fresh = FreshAnswers(failover, shared, parts.events)
+        cache_events = CacheEvents(parts.metrics, parts.counters)
+        condenser = _condenser(parts, failover, flights)
+        self._keeper = _keeper(parts) if cache is not None else None
+        self.refresher = Refresher(fresh, flights, parts.events)
+        self.queries = QueryService(condenser, shared, SingleFlight(flights, fresh), self.refresher, parts.events)
+        self.explainer = Explainer(cache, embedder, digests, policy)
+        self.figures = CacheFigures(parts.gate, parts.index, parts.counters, embedder, _limits(parts.settings))
+        self.invalidator = Invalidator(RedisCacheSweep(parts.gate, parts.keys), embedder, cache_events)
+        self.warm_ups: WarmUps | None = None
+        if cache is not None:
+            warmer = CacheWarmer(cache, embedder, digests, failover, cache_events)
+            jobs = RedisWarmUpJobs(parts.gate, parts.keys, parts.worker)
+            self.warm_ups = WarmUps(jobs, warmer, cache_events, parts.settings.cache.warm_concurrency)
+
+    def tasks(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
+        """What goes on for as long as the worker lives."""
+        return [self._keeper.keep] if self._keeper is not None else []
+
+
+@asynccontextmanager
+async def open_cache(
+    parts: CacheParts, address: RedisAddress, embedder: Embedder, digests: ModelDigests, failover: Failover
+) -> AsyncIterator[WorkerCache]:
+    """The worker's hold on the cache. On exit it ends what is under way, before what that needs is closed."""
+    async with AsyncExitStack() as stack:
+        with suppress(StoreUnavailable):
+            await parts.index.prepare(embedder)
+        store = RedisFlightStore(parts.gate, partial(blocking_reader, address), parts.keys, parts.worker)
+        flights = Flights(store, parts.settings.cache.coalesce_timeout, FlightMetrics(parts.metrics))
+        await stack.enter_async_context(kept_in_step(flights))
+        cache = WorkerCache(parts, embedder, digests, failover, flights)
+        stack.push_async_callback(cache.refresher.aclose)
+        if cache.warm_ups is not None:
+            # Of its own: a question that is broken off by a closed pool would count as failed.
+            (await stack.enter_async_context(Background())).start(cache.warm_ups.keep_going)
+        yield cache
+
+
+def _answer_cache(parts: CacheParts) -> RedisAnswerCache:
+    cache = parts.settings.cache
+    return RedisAnswerCache(
+        parts.gate,
+        parts.keys,
+        parts.index,
+        parts.counters,
+        ttl_ms=round(cache.ttl * 1000),
+        stale_ms=round(cache.stale_ttl * 1000),
+        max_size=cache.max_size,
+        on_evicted=parts.metrics.cache_evicted,
+    )
+
+
+def _condenser(parts: CacheParts, failover: Failover, flights: Flights) -> Condenser | None:
+    cache = parts.settings.cache
+    if not (cache.enabled and cache.condense):
+        return None
+    memory = RedisCondensedQuestions(parts.gate, parts.keys, round(cache.ttl * 1000))
+    return Condenser(failover, flights, memory, parts.events)
+
+
+def _keeper(parts: CacheParts) -> IndexKeeper:
+    duty = RedisDuty(parts.gate, parts.keys.janitor, parts.worker)
+    return IndexKeeper(parts.gate, parts.keys, parts.index, duty)
+
+
+def _limits(settings: Settings) -> CacheLimits:
+    cache = settings.cache
+    return CacheLimits(cache.enabled, cache.max_size, cache.similarity_threshold, cache.ttl, settings.embedder.embedder)
+
+
+def _policy(settings: Settings) -> CachePolicy:
+    cache = settings.cache
+    return CachePolicy(
+        threshold=cache.similarity_threshold,
+        revalidate=min(cache.stale_while_revalidate, cache.stale_ttl),
+        stale=cache.stale_ttl,
+        budget=settings.redis.request_budget,
+    )
