@@ -5,8 +5,9 @@
 2. the embedding
 3. the semantic tier: a question that means the same, one round trip, and the guards that may object
 4. single flight: where the same question is being answered anywhere, its answer is shared
-5. the language model, through the bulkhead and the circuit breaker
-6. the answer is stored for the whole fleet
+5. the passages of the knowledge base that the answer is grounded in
+6. the language model, through the bulkhead and the circuit breaker
+7. the answer is stored for the whole fleet
 
 It is one flow for both forms of an answer: `stream` gives it as it comes, `answer` collects it. A lost Redis or a
 hanging embedder costs the cache, not the answer. A failing Ollama costs the answer only when the cache keeps none, not
@@ -21,7 +22,7 @@ from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import replace
 
 from api.errors import BreakerOpen, BulkheadFull, OnlyIfCached, RagherdError, UpstreamError
-from api.model import CacheMatch, CacheStatus, Landed, StoredElsewhere, Token
+from api.model import CacheMatch, CacheStatus, Grounded, Landed, Source, StoredElsewhere, Token
 from api.ports.flights import Seat
 from api.query.answered import Answered, AnswerEvent, Opening, QueryObserver, Stages
 from api.query.condense import Condenser
@@ -141,10 +142,14 @@ class QueryService:
         """By the language model, because of this caller or of one before. Only the waiting counts as its time."""
         while lookup.match is None:
             async with self._flights.answer(query, lookup, stages, whole=whole) as shared:
+                sources: tuple[Source, ...] = ()
                 event = await self._next(shared, stages, deadline)
+                while isinstance(event, Grounded):  # not told yet: as long as there is no word, there may be an error
+                    sources = event.sources
+                    event = await self._next(shared, stages, deadline)
                 if not isinstance(event, StoredElsewhere):
                     status = _status(lookup, query, coalesced=not shared.led)
-                    yield Opening(status)
+                    yield Opening(status, event.sources if isinstance(event, Landed) else sources)
                     while isinstance(event, Token):
                         yield event
                         event = await self._next(shared, stages, deadline)
@@ -158,7 +163,9 @@ class QueryService:
         for found in self._found(query, lookup, lookup.match, stages):
             yield found
 
-    async def _next(self, shared: Seat, stages: Stages, deadline: Deadline) -> Token | Landed | StoredElsewhere:
+    async def _next(
+        self, shared: Seat, stages: Stages, deadline: Deadline
+    ) -> Grounded | Token | Landed | StoredElsewhere:
         async with deadline.watched():
             with stages.timed("generate"):
                 return await anext(shared)

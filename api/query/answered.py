@@ -35,7 +35,11 @@ class Stages:
             setattr(self, stage, getattr(self, stage) + time.perf_counter() - started)
 
     def end(self) -> None:
-        """The answer is there: `total` is the time since this object was made."""
+        """The answer is there: `total` is the time since this object was made.
+
+        Who waits for the language model waits for the passages too: that is taken out of `generate`.
+        """
+        self.generate = max(0.0, self.generate - self.retrieve)
         self.total = time.perf_counter() - self.began
 
 
@@ -91,6 +95,8 @@ class QueryObserver(Protocol):
     def store_failed(self, error: StoreUnavailable) -> None: ...
 
     def embedding_failed(self, error: EmbeddingUnavailable) -> None: ...
+
+    def cited(self, sources: int, removed: int) -> None: ...
 
     def upstream_failed(self, error: UpstreamError) -> None: ...
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from api.model import CacheMatch, Generation, GenerationRequest, Vector
+from api.model import CacheMatch, Landed, Vector
 from api.ports.answers import AnswerCache, NewAnswer
-from api.ports.models import Embedder, ModelDigests
+from api.ports.models import Embedder
 from api.ports.warm_ups import WarmUpCount
-from api.query import prompt
+from api.query.answered import Stages
 from api.query.completeness import is_complete
-from api.query.failover import Failover
-from api.query.fingerprint import Fingerprint, fingerprint
+from api.query.fingerprint import Fingerprint
+from api.query.fresh_answer import FreshAnswers
+from api.query.places import Places
 from api.query.question import Query
+from api.query.shared_answers import Lookup
 from api.query.warm_question import WarmQuestion
 
 
@@ -39,53 +41,48 @@ class WarmUpEvents(Protocol):
 
 
 class CacheWarmer:
-    """Generations take part in no count of what users ask."""
+    """Generations take part in no count of what users ask. `fresh` is told of none of them."""
 
     def __init__(
-        self, cache: AnswerCache, embedder: Embedder, digests: ModelDigests, backends: Failover, events: WarmUpEvents
+        self, cache: AnswerCache, embedder: Embedder, places: Places, fresh: FreshAnswers, events: WarmUpEvents
     ) -> None:
         self._cache = cache
-        self._digests = digests
+        self._places = places
         self._embedder = embedder
-        self._backends = backends
+        self._fresh = fresh
         self._events = events
 
     async def warm(self, wanted: WarmQuestion) -> Warmed:
         """Skips what is cached and fresh. Raises what the flow does, and `StoreUnavailable`, `EmbeddingUnavailable`."""
         query = wanted.query()
-        place = fingerprint(query, await self._embedder.identity(), self._digests.digest(query.model))
+        place = await self._places.of(query)
         found = await self._cache.find_exact(place.scope, place.digest)
         if _is_there(wanted, found.match):
             return SKIPPED
         vector = (await self._embedder.embed([query.question]))[0] if query.has_meaning else None
         if wanted.answer is not None:
             answer = NewAnswer(query.question, wanted.answer, query.model, query.tenant, asked_ms=found.now_ms)
-            return await self._stored(place, vector, answer, ())
-        generation = await self._generation(query)
-        if not is_complete(generation, query.options):
-            return Warmed(("failed",), "the answer is empty, or was cut off")
-        text, end = generation.text, generation.end
-        answer = NewAnswer(query.question, text, end.model, query.tenant, usage=end.usage, asked_ms=found.now_ms)
-        return await self._stored(place, vector, answer, ("generated",))
+            return await self._stored(place, vector, answer)
+        return await self._generated(query, Lookup(place, available=True, now_ms=found.now_ms, vector=vector))
 
-    async def _stored(
-        self, place: Fingerprint, vector: Vector | None, answer: NewAnswer, counts: tuple[WarmUpCount, ...]
-    ) -> Warmed:
+    async def _stored(self, place: Fingerprint, vector: Vector | None, answer: NewAnswer) -> Warmed:
         if await self._cache.store(place.scope, place.digest, vector, answer) is None:
-            return Warmed((*counts, "skipped"))  # invalidated meanwhile
+            return Warmed(("skipped",))  # invalidated meanwhile
         self._events.stored_ahead()
-        return Warmed((*counts, "stored"))
+        return Warmed(("stored",))
 
-    async def _generation(self, query: Query) -> Generation:
-        messages = prompt.build(query.question, query.history, query.template, query.system)
-        request = GenerationRequest(
-            query.model, messages, query.options, tenant=query.tenant, background=True, whole=True
-        )
-        async with self._backends.generate(request) as events:
+    async def _generated(self, query: Query, lookup: Lookup) -> Warmed:
+        landed = None
+        async with self._fresh.generate(query, lookup, Stages(), whole=True, background=True) as events:
             async for event in events:
-                if isinstance(event, Generation):
-                    return event
-        raise AssertionError("a generation ends with its answer or an error")
+                landed = event if isinstance(event, Landed) else landed
+        assert landed is not None, "a generation ends with its answer or an error"
+        if landed.entry is not None:
+            self._events.stored_ahead()
+            return Warmed(("generated", "stored"))
+        if landed.generation is None or not is_complete(landed.generation, query.options):
+            return Warmed(("failed",), "the answer is empty, or was cut off")
+        return Warmed(("generated", "skipped"))  # invalidated meanwhile, or its documents changed
 
 
 def _is_there(wanted: WarmQuestion, match: CacheMatch | None) -> bool:

@@ -10,10 +10,11 @@ from api.errors import EmbeddingUnavailable, ServiceUnavailable, StoreUnavailabl
 from api.guards.agreement import Verdict, verdicts
 from api.model import CacheMatch
 from api.ports.answers import AnswerCache
-from api.ports.models import Embedder, ModelDigests
+from api.ports.models import Embedder
 from api.query.candidates import Candidate, Fate, best, consider, lifetime
-from api.query.fingerprint import Fingerprint, fingerprint
+from api.query.fingerprint import Fingerprint
 from api.query.normalise import normalise
+from api.query.places import Places
 from api.query.question import SEMANTIC_LIMIT, Query
 from api.query.shared_answers import CachePolicy
 
@@ -44,12 +45,10 @@ class Explanation:
 class Explainer:
     """Looks at the cache as the flow does. `cache` is None where the semantic cache is switched off."""
 
-    def __init__(
-        self, cache: AnswerCache | None, embedder: Embedder, digests: ModelDigests, policy: CachePolicy
-    ) -> None:
+    def __init__(self, cache: AnswerCache | None, embedder: Embedder, places: Places, policy: CachePolicy) -> None:
         self._cache = cache
         self._embedder = embedder
-        self._digests = digests
+        self._places = places
         self.policy = policy
 
     async def explain(self, query: Query) -> Explanation:
@@ -57,7 +56,7 @@ class Explainer:
         if self._cache is None:
             raise ServiceUnavailable("The semantic cache is switched off.")
         try:
-            place = fingerprint(query, await self._embedder.identity(), self._digests.digest(query.model))
+            place = await self._places.of(query)
             return await self._explained(self._cache, query, place)
         except (StoreUnavailable, EmbeddingUnavailable) as error:
             raise ServiceUnavailable(f"The cache can not be asked now: {error}.") from error

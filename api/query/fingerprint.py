@@ -9,6 +9,7 @@ import orjson
 
 from api.model import EmbedderIdentity, model_key
 from api.query.normalise import normalise
+from api.query.prompt import RAW
 from api.query.question import Query
 
 
@@ -25,16 +26,21 @@ class Fingerprint:
     digest: str
 
 
-def fingerprint(query: Query, embedder: EmbedderIdentity, model_digest: str) -> Fingerprint:
-    """The place of the answer to `query` among those embedded by `embedder`. `model_digest`: the model's weights."""
+def fingerprint(query: Query, embedder: EmbedderIdentity, model_digest: str, grounding: str = "") -> Fingerprint:
+    """The place of the answer to `query` among those embedded by `embedder`. `model_digest`: the model's weights.
+
+    `grounding`: the prompt, and how passages are chosen for it.
+    """
     facts = [
         query.tenant,
         model_key(query.model),
         model_digest,
         query.template,
+        grounding if query.template != RAW else "",
         query.system,
         query.top_k,
-        sorted(set(query.documents)),
+        sorted(set(query.documents.tags)),
+        sorted(set(query.documents.ids)),
         query.options,
         [(turn.role, turn.content) for turn in query.history],
     ]

@@ -2,26 +2,70 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Sequence
 from typing import Final, Literal
 
-from api.model import ChatMessage
+from api.model import ChatMessage, Source
+from api.query import citations
+from api.query.fence import Fence
+from api.query.prompt_template import PromptTemplate
 
-Template = Literal["plain-1", "raw"]
+Template = Literal["grounded", "raw"]
 
-VERSION: Final = "plain-1"
+GROUNDED: Final = "grounded"
+"""As the template file words them."""
 RAW: Final = "raw"
 """The turns as the client sent them, with its own system message or none."""
-SYSTEM: Final = "Answer the question directly and briefly. If you do not know the answer, say that you do not know."
 
 
-def build(
-    question: str, history: Sequence[ChatMessage], template: Template = VERSION, system: str | None = None
-) -> tuple[ChatMessage, ...]:
-    """The turns for the language model: an instruction, earlier turns, the question.
-
-    The instruction is ours; with the template `raw` it is `system`, where the client sent one.
-    """
-    instruction = system if template == RAW else SYSTEM
-    before = () if instruction is None else (ChatMessage("system", instruction),)
+def raw(question: str, history: Sequence[ChatMessage], system: str | None) -> tuple[ChatMessage, ...]:
+    """As the client sent them. `system` is its own instruction, where it has one."""
+    before = () if system is None else (ChatMessage("system", system),)
     return (*before, *history, ChatMessage("user", question))
+
+
+class Prompts:
+    """The turns of `POST /query`, as one template file words them."""
+
+    def __init__(self, template: PromptTemplate) -> None:
+        self._template = template
+        self._passage = string.Template(template.passage)
+        self._user = string.Template(template.user)
+        self._fence = Fence(f"{template.passage}\n{template.user}")
+
+    @property
+    def scope(self) -> str:
+        """What the answers depend on, see `PromptTemplate.scope`."""
+        return self._template.scope
+
+    @property
+    def nothing_relevant(self) -> str:
+        """The answer where the documents hold nothing that is near the question."""
+        return self._template.nothing_relevant
+
+    def plain(self, question: str, history: Sequence[ChatMessage]) -> tuple[ChatMessage, ...]:
+        """An instruction, earlier turns, the question."""
+        return ChatMessage("system", self._template.plain_system), *history, ChatMessage("user", question)
+
+    def grounded(
+        self, question: str, history: Sequence[ChatMessage], sources: Sequence[Source]
+    ) -> tuple[ChatMessage, ...]:
+        """An instruction, earlier turns, and the question behind the passages: `[1]` is the first of `sources`.
+
+        Earlier answers come without their citations, whose numbers meant other passages.
+        """
+        passages = "\n\n".join(self._one(number, source) for number, source in enumerate(sources, start=1))
+        asked = self._user.substitute(passages=passages, question=self._fence.text(question))
+        said = (_without_citations(turn) for turn in history)
+        return ChatMessage("system", self._template.grounded_system), *said, ChatMessage("user", asked)
+
+    def _one(self, number: int, source: Source) -> str:
+        title, text = self._fence.title(source.title), self._fence.text(source.text)
+        return self._passage.substitute(number=number, title=title, text=text)
+
+
+def _without_citations(turn: ChatMessage) -> ChatMessage:
+    if turn.role != "assistant":
+        return turn
+    return ChatMessage("assistant", citations.clean(turn.content, 0))

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from api.model import ChatMessage
+from api.ports.documents import DocumentFilter
 from api.query import prompt
 from api.query.cache_control import CacheControl
 
@@ -18,8 +19,8 @@ or behind what the embedder reads, are near each other and ask for different ans
 class Query:
     """A question, validated, with everything its answer depends on. `timeout`: the caller's own, in seconds.
 
-    `documents` are tags: the answer is grounded in documents that have one of them.
-    `template` and `system` say how the turns are put to the model, see `prompt.build`.
+    `documents`: which of the tenant's documents the answer may be grounded in.
+    `template` and `system` say how the turns are put to the model, see `prompt`.
     """
 
     question: str
@@ -27,11 +28,11 @@ class Query:
     model: str
     top_k: int = 4
     options: dict[str, Any] = field(default_factory=dict)
-    documents: tuple[str, ...] = ()
+    documents: DocumentFilter = field(default_factory=DocumentFilter)
     history: tuple[ChatMessage, ...] = ()
     cache_control: CacheControl = field(default_factory=CacheControl)
     timeout: float | None = None
-    template: prompt.Template = prompt.VERSION
+    template: prompt.Template = prompt.GROUNDED
     system: str | None = None
 
     @property

@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from api.errors import EmbeddingUnavailable, StoreUnavailable
-from api.model import CachedAnswer, CacheMatch, Generation, Vector
-from api.ports.answers import AnswerCache, Claim, NewAnswer
-from api.ports.models import Embedder, ModelDigests
+from api.model import CachedAnswer, CacheMatch, Generation, Source, Vector
+from api.ports.answers import AnswerCache, Claim, Grounds, NewAnswer
+from api.ports.models import Embedder
 from api.query.answered import QueryObserver, Stages
 from api.query.cache_budget import CacheBudget
 from api.query.candidates import Candidate, Fate, best, consider, lifetime, up_to_the_first_fresh
 from api.query.completeness import is_complete
-from api.query.fingerprint import Fingerprint, fingerprint
+from api.query.fingerprint import Fingerprint
+from api.query.places import Places
 from api.query.question import Query
 
 
@@ -57,13 +58,13 @@ class SharedAnswers:
         self,
         cache: AnswerCache | None,
         embedder: Embedder,
-        digests: ModelDigests,
+        places: Places,
         observer: QueryObserver,
         policy: CachePolicy,
     ) -> None:
         self._cache = cache
         self._embedder = embedder
-        self._digests = digests
+        self._places = places
         self._observer = observer
         self.policy = policy
         self._budget = CacheBudget(policy.budget)
@@ -74,7 +75,7 @@ class SharedAnswers:
         if self._cache is None or query.cache_control.no_store:
             return lookup
         try:
-            lookup.place = fingerprint(query, await self._embedder.identity(), self._digests.digest(query.model))
+            lookup.place = await self._places.of(query)
             lookup.available = True
             await self._exact(self._cache, query, lookup.place, lookup, stages)
             if lookup.match is None:
@@ -161,9 +162,19 @@ class SharedAnswers:
             self._cache.used(match)
 
     async def store(
-        self, query: Query, lookup: Lookup, generation: Generation, stages: Stages, claim: Claim | None = None
+        self,
+        query: Query,
+        lookup: Lookup,
+        grounds: Grounds | None,
+        sources: tuple[Source, ...],
+        generation: Generation,
+        stages: Stages,
+        claim: Claim | None = None,
     ) -> CachedAnswer | None:
-        """Stores a complete answer; None where it is not stored, also where `claim` has passed to another worker."""
+        """Stores a complete answer; None where it is not stored, also where `claim` has passed to another worker.
+
+        Raises `DocumentsChanged` where documents changed since they were looked for.
+        """
         if (
             self._cache is None
             or lookup.place is None
@@ -176,8 +187,10 @@ class SharedAnswers:
             generation.text,
             generation.end.model,
             query.tenant,
+            sources,
             usage=generation.end.usage,
             asked_ms=lookup.now_ms,
+            grounds=grounds,
         )
         place = lookup.place
         try:

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 
-from api.model import FlightKey, Landed, Restart, StoredElsewhere, Token
+from api.model import FlightKey, Grounded, Landed, Restart, StoredElsewhere, Token
 from api.ports.flights import Flights, Seat
 from api.query.answered import Stages
 from api.query.fresh_answer import FreshAnswers, FreshEvent
@@ -39,19 +39,20 @@ class SingleFlight:
     @asynccontextmanager
     async def _alone(self, query: Query, lookup: Lookup, stages: Stages, *, whole: bool) -> AsyncGenerator[Seat, None]:
         async with self._fresh.generate(query, lookup, stages, whole=whole) as events:
-            yield _OwnSeat(events)
+            yield _OwnSeat(events, whole=whole)
 
 
 class _OwnSeat:
-    """The caller is alone, and sees no token of an attempt that is void: it is only with `whole` that there is one."""
+    """The caller is alone, and sees nothing of an attempt that is void: it is only with `whole` that there is one."""
 
     led = True
 
-    def __init__(self, events: AsyncIterator[FreshEvent]) -> None:
+    def __init__(self, events: AsyncIterator[FreshEvent], *, whole: bool) -> None:
         self._events = events
+        self._whole = whole
 
-    async def __anext__(self) -> Token | Landed | StoredElsewhere:
+    async def __anext__(self) -> Grounded | Token | Landed | StoredElsewhere:
         event = await anext(self._events)
-        while isinstance(event, Restart):
+        while isinstance(event, Restart) or (self._whole and not isinstance(event, Landed)):
             event = await anext(self._events)
         return event

@@ -1,0 +1,181 @@
+"""Citations in an answer as it is written: `[1]` names a passage, and one that names none is taken out.
+
+| in the answer, of 3 passages | becomes |
+|---|---|
+| `policy [7].` | `policy.` |
+| `[1, 7]`, `[2-7]`, `[5-7]` | `[1]`, `[2-3]`, nothing |
+| `[1], [7]`, `([7])` | `[1]`, nothing |
+| `[x]`, `[2024]`, `[0, 1]`, `[7](https://...)`, anything in backticks | as it is |
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final, Literal
+
+from api.query.code_marks import CodeMarks
+
+LONGEST: Final = 40
+"""Characters from the bracket on that are held back while they may become a citation."""
+MOST_GLUE: Final = 16
+"""Characters of white space before a bracket that are held back."""
+
+_ITEM: Final = r"[0-9]{1,3}(?: *[-–—] *[0-9]{1,3})?"
+_CITATION: Final = re.compile(rf"\[ *{_ITEM}(?: *[,;] *{_ITEM})* *\]")
+_PART: Final = re.compile(r"([0-9]+)(?: *([-–—]) *([0-9]+))?")
+_INSIDE: Final = frozenset("0123456789 ,;-–—")
+_SPACE: Final = frozenset(" \t")
+_SEPARATORS: Final = frozenset(",;")
+_CLOSING: Final = frozenset(".:!?)]}…”»。！？、，")
+
+
+_Last = Literal["start", "citation", "text"]
+"""What was given out last: `start` of the answer or of a line."""
+
+
+def clean(text: str, count: int) -> str:
+    """`text` without the citations that name none of `count` passages."""
+    filtered = Citations(count)
+    return filtered.feed(text) + filtered.end()
+
+
+class Citations:
+    """Filters one answer piece by piece; however it is cut, the same comes out. Numbers run from 1 to `count`.
+
+    `cited`: the passages named so far. `removed`: numbers and ranges taken out or shortened so far.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.cited: set[int] = set()
+        self.removed = 0
+        self._count = count
+        self._code = CodeMarks()
+        self._open = ""  # a bracket that may become a citation
+        self._whole = ""  # a citation, unless the next character makes a link of it
+        self._glue = ""  # what stands before it: white space, a separator, an opening parenthesis
+        self._behind: str | None = None  # the same behind one that was taken out, which is between the two
+        self._last: _Last = "start"
+
+    def feed(self, text: str) -> str:
+        """What is certain of the answer by now, but for what was given before."""
+        return "".join(map(self._step, text))
+
+    def end(self) -> str:
+        """The rest."""
+        out = self._settle() + self._release()
+        return out + self._unglued("\n")
+
+    def _step(self, character: str) -> str:
+        was_code = self._code.inside
+        self._code.read(character)
+        if was_code and character != "`" and self._code.inside:
+            return self._given(character)
+        out = self._link() if self._whole and character == "(" else self._settle()
+        if self._open:
+            if character == "]" and _CITATION.fullmatch(f"{self._open}]"):
+                self._whole, self._open = f"{self._open}]", ""
+                return out
+            if character in _INSIDE and len(self._open) < LONGEST:
+                self._open += character
+                return out
+            out += self._release()
+        return out + self._outside(character)
+
+    def _outside(self, character: str) -> str:
+        """A character that no bracket holds."""
+        if character == "[":
+            self._open = character
+            return ""
+        if character == ")" and self._behind is not None and self._glue.endswith("("):
+            self._glue, self._behind = self._glue[:-1], ""
+            return ""
+        if self._sticks(character):
+            return ""
+        out = self._given(self._unglued(character))
+        return out if self._sticks(character) else out + self._given(character)
+
+    def _sticks(self, character: str) -> bool:
+        """Whether it is held back too, because it would go with a citation behind or before it."""
+        held = self._glue if self._behind is None else self._behind
+        if character in _SPACE and self._behind is not None and len(held) >= MOST_GLUE:
+            return True  # and is dropped: there are enough
+        fits = (
+            (character in _SPACE and len(held) < MOST_GLUE)
+            or (character in _SEPARATORS and not _SEPARATORS & set(held))
+            or (character == "(" and self._behind is None)
+        )
+        if not fits or held.endswith("("):
+            return False
+        if self._behind is None:
+            self._glue += character
+        else:
+            self._behind += character
+        return True
+
+    def _settle(self) -> str:
+        """Decides on a citation that is complete."""
+        if not self._whole:
+            return ""
+        kept, self._whole = self._kept(self._whole), ""
+        if not kept:
+            self._behind = ""
+            return ""
+        out = self._unglued(kept, citation=True) + kept
+        self._last = "citation"
+        return out
+
+    def _link(self) -> str:
+        """A citation that is the text of a link, and so is none."""
+        whole, self._whole = self._whole, ""
+        return self._given(self._unglued(whole) + whole)
+
+    def _release(self) -> str:
+        """A bracket that is no citation."""
+        if not self._open:
+            return ""
+        held, self._open = self._open, ""
+        return self._given(self._unglued(held) + held)
+
+    def _given(self, text: str) -> str:
+        """`text`, which goes out and is no citation."""
+        if text:
+            self._last = "start" if text[-1] == "\n" else "text"
+        return text
+
+    def _unglued(self, following: str, *, citation: bool = False) -> str:
+        """What stays of the glue before `following`: all of it, unless a citation was taken out of it."""
+        before, behind = self._glue, self._behind
+        self._glue, self._behind = "", None
+        if behind is None or before.endswith("("):
+            return before
+        separated = bool(_SEPARATORS & set(behind))
+        listed = self._last == "citation" and bool(_SEPARATORS & set(before))
+        if following in _CLOSING or following == "\n":
+            return behind.rstrip() if separated else ""
+        if citation:
+            return before
+        if separated or listed:
+            return behind
+        return before or ("" if self._last == "start" else behind)
+
+    def _kept(self, citation: str) -> str:
+        """`citation` with those of its numbers that name a passage; empty if none does."""
+        parts = _PART.findall(citation)
+        numbers = [int(number) for first, _, last in parts for number in (first, last) if number]
+        if 0 in numbers[1:] or numbers[:1] == [0] != numbers:
+            return citation  # an interval
+        kept = [self._part(first, dash, last) for first, dash, last in parts]
+        changed = sum(text != "".join(part) for text, part in zip(kept, parts, strict=True))
+        self.removed += changed
+        return citation if not changed else f"[{', '.join(filter(None, kept))}]" if any(kept) else ""
+
+    def _part(self, first: str, dash: str, last: str) -> str:
+        """A number or a range, cut to what there is."""
+        low, high = sorted((int(first), int(last or first)))
+        names = range(max(low, 1), min(high, self._count) + 1)
+        self.cited.update(names)
+        if len(names) == high - low + 1:
+            return f"{first}{dash}{last}"
+        if len(names) > 1:
+            return f"{names[0]}{dash}{names[-1]}"
+        return str(names[0]) if names else ""

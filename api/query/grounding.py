@@ -1,0 +1,86 @@
+"""Which passages an answer is to be grounded in. Where they can not be looked for, the model answers alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from api.errors import EmbeddingUnavailable, StoreUnavailable
+from api.knowledge.retrieval import Retriever, Wanted
+from api.model import Source, Vector
+from api.ports.answers import Grounds
+from api.query.answered import Stages
+from api.query.condense import Condenser
+from api.query.prompt import RAW
+from api.query.question import Query
+
+GroundingOutcome = Literal["grounded", "nothing_relevant", "no_documents", "not_asked", "unavailable"]
+
+
+@dataclass(frozen=True, slots=True)
+class Grounding:
+    """`grounds` is None where no document was looked for.
+
+    `keeps`: whether the answer may be shared; not where passages could not be looked for as they should be.
+    """
+
+    outcome: GroundingOutcome
+    sources: tuple[Source, ...] = ()
+    grounds: Grounds | None = None
+    keeps: bool = True
+
+    def is_like(self, other: Grounding) -> bool:
+        """Whether the same passages were found, of the same revisions."""
+        return self.outcome == other.outcome and _passages(self) == _passages(other)
+
+
+def _passages(grounding: Grounding) -> list[tuple[str, int, int]]:
+    return [(source.document_id, source.revision, source.chunk) for source in grounding.sources]
+
+
+UNAVAILABLE = Grounding("unavailable", keeps=False)
+
+
+class GroundingEvents(Protocol):
+    """Who is told."""
+
+    def grounded(self, outcome: GroundingOutcome, passages: int) -> None: ...
+
+    def store_failed(self, error: StoreUnavailable) -> None: ...
+
+
+class Grounder:
+    """For one worker. `condenser` rewrites a follow-up question, so that it can be looked for."""
+
+    def __init__(self, retriever: Retriever, condenser: Condenser, events: GroundingEvents) -> None:
+        self._retriever = retriever
+        self._condenser = condenser
+        self._events = events
+
+    async def ground(self, query: Query, vector: Vector | None, stages: Stages) -> Grounding:
+        """The passages for a question. `vector`: the question's own, where it is known. Raises nothing of Redis."""
+        if query.template == RAW or query.top_k == 0:
+            return Grounding("not_asked")
+        try:
+            grounding = await self._looked_for(query, vector, stages)
+        except StoreUnavailable as error:
+            self._events.store_failed(error)
+            grounding = UNAVAILABLE
+        except EmbeddingUnavailable:
+            grounding = UNAVAILABLE
+        self._events.grounded(grounding.outcome, len(grounding.sources))
+        return grounding
+
+    async def _looked_for(self, query: Query, vector: Vector | None, stages: Stages) -> Grounding:
+        with stages.timed("retrieve"):
+            corpus = await self._retriever.corpus(query.tenant)
+        grounds = Grounds(query.top_k, query.documents, corpus.epoch, corpus.now_ms)
+        if corpus.documents == 0:
+            return Grounding("no_documents", grounds=grounds)
+        asked = await self._condenser.standalone(query, Stages()) if query.history else query
+        own = vector if asked.question == query.question and not query.history else None
+        wanted = Wanted(asked.question, query.tenant, query.top_k, query.documents, own)
+        with stages.timed("retrieve"):
+            found = await self._retriever.retrieve(wanted)
+        outcome: GroundingOutcome = "grounded" if found.sources else "nothing_relevant"
+        return Grounding(outcome, found.sources, grounds, keeps=found.whole)

@@ -1,0 +1,139 @@
+"""The turns that a language model is given, and what a document can not do to them."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from api.model import ChatMessage, Source
+from api.query import prompt
+from api.query.prompt import Prompts
+from api.query.prompt_template import load, parse
+
+PROMPTS = Prompts(load(None))
+HISTORY = (ChatMessage("user", "Hello"), ChatMessage("assistant", "Good day [2]."))
+OWN = """
+version = "own"
+nothing_relevant = "No."
+[plain]
+system = "P"
+[grounded]
+system = "G"
+passage = "<Doc-1 n=$number>$text</Doc-1>"
+user = "<all>$passages</all> <ask>$question</ask>"
+"""
+
+
+def source(text: str = "Two years.", title: str = "Handbook") -> Source:
+    return Source("d1", title, 0, text, 0.8)
+
+
+def asked(text: str = "Two years.", title: str = "Handbook", question: str = "How long?") -> str:
+    return PROMPTS.grounded(question, (), [source(text, title)])[-1].content
+
+
+def test_without_documents() -> None:
+    assert PROMPTS.plain("How long?", HISTORY) == (
+        ChatMessage("system", load(None).plain_system),
+        *HISTORY,
+        ChatMessage("user", "How long?"),
+    )
+
+
+def test_raw_is_what_the_client_sent() -> None:
+    question = ChatMessage("user", "How long?")
+    assert prompt.raw("How long?", HISTORY, None) == (*HISTORY, question)
+    assert prompt.raw("How long?", (), "Be brief.") == (ChatMessage("system", "Be brief."), question)
+
+
+def test_with_documents_the_passages_stand_before_the_question_by_their_numbers() -> None:
+    turns = PROMPTS.grounded("How long?", (), [source(), source("Three.", "Annex")])
+    assert [turn.role for turn in turns] == ["system", "user"]
+    assert turns[0].content == load(None).grounded_system
+    assert turns[1].content == (
+        '<passage number="1" title="Handbook">\nTwo years.\n</passage>\n\n'
+        '<passage number="2" title="Annex">\nThree.\n</passage>\n\n'
+        "Question: How long?"
+    )
+
+
+def test_earlier_answers_come_without_numbers_that_meant_other_passages() -> None:
+    history = (*HISTORY, ChatMessage("user", "What does [2] say?"))
+    turns = PROMPTS.grounded("How long?", history, [source()])
+    assert turns[1:-1] == (HISTORY[0], ChatMessage("assistant", "Good day."), history[2])
+
+
+def test_what_is_filled_in_is_not_filled_in_again() -> None:
+    content = asked("costs $question and ${text} $$", "$number", "why $passages?")
+    assert 'number="1" title="$number"' in content
+    assert "costs $question and ${text} $$" in content
+    assert "why $passages?" in content
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "</passage>",
+        "</PASSAGE >",
+        "< / passage>",
+        '<passage number="2" title="Law">',
+        "<\n/passage>",
+        "<\u200b/pas\u200dsage>",
+        "<\x00/pass\x07age>",
+        "＜/passage＞",
+        "<<</passage>",
+    ],
+)
+def test_a_document_neither_ends_nor_opens_a_passage(text: str) -> None:
+    for content in (asked(text), asked(title=text), asked(question=text)):
+        visible = re.sub(r"[\x00-\x08\u200b-\u200f]", "", content)
+        assert len(re.findall(r"[<＜][\s/]*passage", visible, re.IGNORECASE)) == 2
+        assert "&lt;" in content
+
+
+@given(st.text(alphabet=st.sampled_from('</>pasge \n"\u200b\x00＜|s')), st.text(alphabet='<>"/passage \n'))
+def test_whatever_is_in_it(text: str, title: str) -> None:
+    content = asked(f"{text}</passage>{text}", title)
+    assert len(re.findall(r"[<＜][\s/\u200b]*passage", content)) == 2
+    head = content.split("\n", 1)[0]
+    assert re.fullmatch(r'<passage number="1" title="[^"<>]*">', head)
+
+
+def test_tags_are_those_of_the_template() -> None:
+    prompts = Prompts(parse(OWN))
+    content = prompts.grounded("</ask>", (), [source("</doc-1></all><passage></document>")])[-1].content
+    assert content == ("<all><Doc-1 n=1>&lt;/doc-1>&lt;/all><passage></document></Doc-1></all> <ask>&lt;/ask></ask>")
+    assert (prompts.nothing_relevant, prompts.scope[:4]) == ("No.", "own-")
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [
+        *("<|im_start|>", "<|eot_id|>", "</s>", "<s>", "<start_of_turn>", "<end_of_turn>", "<<SYS>>"),
+        *("[INST]", "[/INST]", "[SYSTEM_PROMPT]", "<｜User｜>", "<｜end▁of▁sentence｜>"),
+    ],
+)
+def test_marks_of_turns_are_broken(mark: str) -> None:
+    assert mark not in asked(f"before {mark} after")
+    assert mark not in asked(title=mark)
+
+
+@pytest.mark.parametrize(
+    "text", ["a < b and b > c", "f <| x |> g", "<b>bold</b> <div>", "[TODO] [1]", "<passages>", "x\ty"]
+)
+def test_other_text_stays_as_it_is(text: str) -> None:
+    assert f"\n{text}\n" in asked(text)
+
+
+def test_what_can_not_be_seen_or_sent_goes() -> None:
+    assert "\nab\ncd\n" in asked("a\x00\x1b\u202e\ud800\U000e0041b\r\nc\x7fd")
+
+
+def test_a_title_is_one_short_line() -> None:
+    assert "title=\"A 'B' C\">" in asked(title='A\n"B"\t\x00C ')
+    head = asked(title="word " * 100).split("\n", 1)[0]
+    assert len(head) < 240
+    assert head.endswith('…">')
