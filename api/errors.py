@@ -3,7 +3,10 @@
     RagherdError                  500
     ├── InternalError             500   a fault of the service's own
     ├── InvalidRequest            422   the request is not what the API takes
-    ├── PayloadTooLarge           413
+    ├── PayloadTooLarge           413   the body, or what a document becomes, is over a limit
+    ├── UnsupportedDocument       415   a file of a kind that is not read
+    ├── TooManyDocuments          409   a tenant has as many as it may
+    ├── UnreadableDocument        422   a file that can not be read: broken, encrypted, or not what it says it is
     ├── NotAuthenticated          401
     ├── NotAuthorized             403
     ├── NotFound                  404
@@ -16,7 +19,8 @@
 
 `endpoints/error_responses.py` renders them all as RFC 9457 problem documents.
 Outside the tree, never rendered: `SettingsError` (stops the start), `StoreUnavailable` (Redis is down: the caller
-of a store degrades instead of failing) and `EmbeddingUnavailable` (a miss of the semantic tier).
+of a store degrades instead of failing), `EmbeddingUnavailable` (a miss of the semantic tier) and
+`RerankingUnavailable` (passages stay as they were found), and `DocumentsChanged` (an answer is checked again).
 """
 
 from __future__ import annotations
@@ -65,6 +69,24 @@ class PayloadTooLarge(RagherdError):
     status = 413
     slug = "payload-too-large"
     title = "The body is too large"
+
+
+class UnsupportedDocument(RagherdError):
+    status = 415
+    slug = "unsupported-document"
+    title = "Documents of this kind are not read"
+
+
+class TooManyDocuments(RagherdError):
+    status = 409
+    slug = "too-many-documents"
+    title = "The knowledge base is full"
+
+
+class UnreadableDocument(RagherdError):
+    status = 422
+    slug = "unreadable-document"
+    title = "The document can not be read"
 
 
 class NotAuthenticated(RagherdError):
@@ -177,8 +199,16 @@ class StoreUnavailable(Exception):
     """Redis can not be used now: callers degrade, clients never see it."""
 
 
+class DocumentsChanged(Exception):
+    """An answer can not be stored as it is: the tenant's documents changed after passages were looked for."""
+
+
 class EmbeddingUnavailable(Exception):
     """The embedder can not embed now: the semantic tier is a miss, the request goes on."""
+
+
+class RerankingUnavailable(Exception):
+    """The re-ranker can not judge now: passages stay in the order in which they were found."""
 
 
 def retry_after_seconds(seconds: float) -> str:

@@ -155,13 +155,30 @@ class Embeddings:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A passage of the knowledge base that an answer is grounded in."""
+    """A passage of the knowledge base that an answer is grounded in. `score`: its cosine to the question.
+
+    `source` and `version` are what whoever gave the document said of it; `revision` is Ragherd's own count of it, which
+    no two texts of a document share.
+    """
 
     document_id: str
     title: str
     chunk: int
     text: str
     score: float
+    source: str | None = None
+    version: str | None = None
+    revision: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Grounded:
+    """The passages that the answer which follows is grounded in, in the order in which it cites them: `[1]` the first.
+
+    Comes once before the first word of each attempt at an answer.
+    """
+
+    sources: tuple[Source, ...]
 
 
 @dataclass(frozen=True, slots=True)

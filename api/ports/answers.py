@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from api.model import CachedAnswer, CacheMatch, EmbedderIdentity, Source, Usage, Vector
+from api.ports.documents import DocumentFilter
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,8 +19,24 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
+class Grounds:
+    """The documents that an answer was looked for in, at `at_ms` of Redis's clock, when their epoch was `epoch`.
+
+    `wanted` and `top_k` are what it takes to look again.
+    """
+
+    top_k: int
+    wanted: DocumentFilter
+    epoch: int
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class NewAnswer:
-    """An answer to be stored. `asked_ms`: when the cache was asked in vain, by Redis's clock; 0 where it was not."""
+    """An answer to be stored. `asked_ms`: when the cache was asked in vain, by Redis's clock; 0 where it was not.
+
+    `grounds` is None where no document was looked for.
+    """
 
     question: str
     answer: str
@@ -28,6 +45,7 @@ class NewAnswer:
     sources: tuple[Source, ...] = ()
     usage: Usage = field(default_factory=Usage)
     asked_ms: int = 0
+    grounds: Grounds | None = None
 
 
 class AnswerCache(Protocol):
@@ -49,7 +67,8 @@ class AnswerCache(Protocol):
     ) -> CachedAnswer | None:
         """Stores an answer under its absolute lifetime, replacing one of the same digest.
 
-        None where it was invalidated since it was asked for, or where `claim` is another worker's by now.
+        None where it was invalidated since it was asked for, or where `claim` is another worker's by now. Raises
+        `DocumentsChanged` where that is so of the documents alone: the answer is to be stored if it would be the same.
         """
 
     def used(self, match: CacheMatch) -> None:

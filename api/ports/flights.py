@@ -6,15 +6,15 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-from api.model import FlightKey, Landed, Restart, StoredElsewhere, Token
+from api.model import FlightKey, Grounded, Landed, Restart, StoredElsewhere, Token
 from api.ports.answers import Claim
 
-Lead = Callable[[Claim | None], AbstractAsyncContextManager[AsyncIterator[Token | Restart | Landed]]]
+Lead = Callable[[Claim | None], AbstractAsyncContextManager[AsyncIterator[Grounded | Token | Restart | Landed]]]
 """Generates an answer, and stores it under the claim where there is one."""
 
 
 class Seat(Protocol):
-    """A caller's place in a flight: gives `Token`s and `Landed`, or `StoredElsewhere`.
+    """A caller's place in a flight: gives `Grounded`, `Token`s and `Landed`, or `StoredElsewhere`.
 
     A cancelled `anext` loses nothing. Raises what ended the answer, wherever it was generated.
     """
@@ -23,7 +23,7 @@ class Seat(Protocol):
     def led(self) -> bool:
         """Whether it was generated because this caller asked; known with the first event."""
 
-    async def __anext__(self) -> Token | Landed | StoredElsewhere: ...
+    async def __anext__(self) -> Grounded | Token | Landed | StoredElsewhere: ...
 
 
 class Flights(Protocol):

@@ -42,3 +42,10 @@ class ModelDigests(Protocol):
 
     def digest(self, model: str) -> str:
         """The same while the weights are; empty while nothing is known of the model. No I/O."""
+
+
+class Reranker(Protocol):
+    """Reads a question and a text together, and says how relevant the text is."""
+
+    async def scores(self, question: str, texts: Sequence[str]) -> list[float]:
+        """Of each text, 0 to 1, in order. Raises `RerankingUnavailable`: the order of retrieval stays."""

@@ -8,9 +8,10 @@ from typing import Any
 
 import orjson
 
-from api.errors import StoreUnavailable
+from api.errors import DocumentsChanged, StoreUnavailable
 from api.model import CachedAnswer, CacheKind, CacheMatch, EmbedderIdentity, Source, Usage, Vector
 from api.ports.answers import Claim, ExactLookup, NewAnswer
+from api.redis_store.cached_questions import ground_fields
 from api.redis_store.counters import CacheCounters
 from api.redis_store.gate import RedisGate
 from api.redis_store.keys import Keys
@@ -51,7 +52,7 @@ class RedisAnswerCache:
             raise StoreUnavailable("Redis has no search module")
         key = self._keys.cache_entry(scope, digest)
         keys = [key, self._keys.cache_invalidated]
-        marks = _marks(digest, tenant)
+        marks = [*_marks(digest, tenant), _documents(tenant)]
         arguments: list[str | int] = [len(marks), *marks, *FIELDS]
         reply = await self._gate.run("exact_lookup", lambda client: self._find(keys, arguments, client))
         now_ms, invalidated_ms, values = int(reply[0]), int(reply[1]), reply[2:]
@@ -84,16 +85,22 @@ class RedisAnswerCache:
         }
         if vector is not None:
             fields["vector"] = vector
+        grounds = answer.grounds
+        if grounds is not None:
+            fields |= ground_fields(answer.tenant, grounds, compared=vector is not None)
         cited = dict.fromkeys(source.document_id for source in answer.sources)
         marks = [*_marks(digest, answer.tenant), *(f"source:{document}" for document in cited)]
         pairs = (part for pair in fields.items() for part in pair)
         fence, flight = (claim.fence, [claim.key]) if claim is not None else ("", [])
         tokens = answer.usage.completion_tokens
-        arguments = [*self._limits, fence, answer.asked_ms, tokens, len(marks), *marks, *pairs]
+        looked: list[Any] = [_documents(answer.tenant), grounds.at_ms] if grounds is not None else ["", 0]
+        arguments: list[Any] = [*self._limits, fence, answer.asked_ms, tokens, *looked, len(marks), *marks, *pairs]
         keys = [key, self._keys.cache_invalidated, *self._keys.cache_books, *flight]
         reply = await self._gate.run("store", lambda client: self._store(keys, arguments, client))
         if not reply:
             return None
+        if len(reply) == 1:
+            raise DocumentsChanged
         created, expires, evicted = reply
         self._counters.add("stores")
         if evicted:
@@ -123,6 +130,11 @@ class RedisAnswerCache:
 def _marks(digest: str, tenant: str) -> list[str]:
     """The fields of `rag:invalidated` that speak of a question's answer, whatever it cites."""
     return ["all", f"tenant:{tenant}", f"question:{digest}"]
+
+
+def _documents(tenant: str) -> str:
+    """The field of `rag:invalidated` that says when the tenant's documents changed."""
+    return f"corpus:{tenant}"
 
 
 def _decode(key: str, values: Sequence[Any]) -> CachedAnswer:

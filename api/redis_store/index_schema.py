@@ -56,6 +56,8 @@ def index_schema(keys: Keys, embedder: EmbedderIdentity, algorithm: Algorithm) -
         },
         "fields": [
             {"name": "scope", "type": "tag"},
+            {"name": "owner", "type": "tag"},
+            {"name": "compared", "type": "tag"},
             {"name": "expires_ms", "type": "numeric"},
             {"name": "vector", "type": "vector", "attrs": {**vector, **_ATTRIBUTES[algorithm]}},
         ],

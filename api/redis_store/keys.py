@@ -44,8 +44,8 @@ class Keys:
         return f"{self.prefix}invalidated"
 
     def cache_index(self, embedder: str, algorithm: str) -> str:
-        """The search index over the entries of one embedder, of one kind."""
-        return f"{self.cache_indexes}{embedder}-{algorithm}"
+        """The search index over the entries of one embedder, of one kind. The number is that of its fields."""
+        return f"{self.cache_indexes}{embedder}-{algorithm}-2"
 
     @property
     def cache_indexes(self) -> str:
@@ -129,3 +129,63 @@ class Keys:
     def retries(self) -> str:
         """Calls to the backends and retries of them, of the last minute."""
         return f"{self.prefix}stats:retries"
+
+    # -- documents ----------------------------------------------------------------------------------------------------
+
+    def document(self, document: str) -> str:
+        """One document: what is known of it."""
+        return f"{self.prefix}doc:{document}"
+
+    def document_text(self, document: str) -> str:
+        """The text of the revision that serves."""
+        return f"{self.prefix}doc:{document}:text"
+
+    def document_draft(self, document: str) -> str:
+        """What the next revision is made of."""
+        return f"{self.prefix}doc:{document}:draft"
+
+    def document_work(self, document: str) -> str:
+        """A change of the document that is not completed."""
+        return f"{self.prefix}doc:{document}:work"
+
+    def document_chunks(self, document: str) -> str:
+        """Which chunks have been written: embedder and revision -> how many."""
+        return f"{self.prefix}doc:{document}:chunks"
+
+    def chunk(self, embedder: str, document: str, revision: int, number: int) -> str:
+        """One chunk of a document, embedded by one embedder."""
+        return f"{self.chunk_prefix(embedder)}{document}:{revision}:{number}"
+
+    def chunk_prefix(self, embedder: str) -> str:
+        """What the keys of all chunks embedded by one embedder begin with: what its index covers."""
+        return f"{self.prefix}chunk:{embedder}:"
+
+    def chunk_index(self, embedder: str) -> str:
+        """The search index over the chunks of one embedder."""
+        return f"{self.prefix}index:chunks:{embedder}"
+
+    def corpus(self, owner: str) -> str:
+        """The documents of one tenant: how many, and the epoch."""
+        return f"{self.prefix}corpus:{owner}"
+
+    def corpus_documents(self, owner: str) -> str:
+        """The documents of one tenant by the time of their making."""
+        return f"{self.prefix}corpus:{owner}:documents"
+
+    @property
+    def corpus_work(self) -> str:
+        """Documents with a change that is not completed, by the time it was asked for."""
+        return f"{self.prefix}corpus:work"
+
+    @property
+    def corpus_state(self) -> str:
+        """The documents of all tenants: the epoch, the last revision, and up to which epoch each embedder is done."""
+        return f"{self.prefix}corpus:state"
+
+    def embedding_duty(self, embedder: str) -> str:
+        """The worker that embeds documents anew after a change of the embedder."""
+        return f"{self.prefix}embedding:{embedder}"
+
+    def upload(self, token: str) -> str:
+        """A large value while it is written."""
+        return f"{self.prefix}upload:{token}"

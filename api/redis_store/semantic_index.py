@@ -128,6 +128,11 @@ class SemanticIndex:
             return []
         return [_nearest(found) for found in reply[b"results"]]
 
+    async def complete(self, embedder: EmbedderIdentity) -> str | None:
+        """The name of the index that has all entries of `embedder`; None while Redis builds it."""
+        serving = await self._serves(embedder) if self.supported else None
+        return self._keys.cache_index(embedder.fingerprint, serving) if serving is not None else None
+
     async def count(self, embedder: EmbedderIdentity, now_ms: int) -> int:
         """How many entries are not expired."""
         serving = await self._serves(embedder) or self._algorithm

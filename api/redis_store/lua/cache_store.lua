@@ -2,23 +2,26 @@
 -- KEYS[1] hash  rag:cache:<scope>:<digest>   KEYS[2] hash  rag:invalidated, which answers -> when (ms)
 -- KEYS[3] zset  rag:evict:cache, key of an entry -> what it is worth   KEYS[4] zset  rag:expire:cache -> its end (ms)
 -- KEYS[5] hash  rag:uses:cache -> how often it was used   KEYS[6] hash  of the flight whose fence is given
--- ARGV: ttl_ms, stale_ms, max_size, fence ('': none), asked_ms, tokens, number of marks, mark ..., field, value ...
+-- ARGV: ttl_ms, stale_ms, max_size, fence ('': none), asked_ms, tokens, the mark of the tenant's documents ('': none
+-- were looked for), when they were looked for (ms), number of marks, mark ..., field, value ...
 -- Returns {created_ms, expires_ms, evicted}; nothing where the fence is another's, or where one of the marks was set
--- since the answer was asked for.
+-- since the answer was asked for; {'changed'} where it is none but that of the documents, since they were looked for.
 local AT_ONCE, SAMPLE = 1000, 10
 local ttl, stale, max_size = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
-local fence, asked, tokens, marks = ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
+local fence, asked, tokens = ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6])
+local documents, looked, marks = ARGV[7], tonumber(ARGV[8]), tonumber(ARGV[9])
 if fence ~= '' and redis.call('HGET', KEYS[6], 'fence') ~= fence then return {} end
-for _, at in ipairs(redis.call('HMGET', KEYS[2], unpack(ARGV, 8, 7 + marks))) do
+for _, at in ipairs(redis.call('HMGET', KEYS[2], unpack(ARGV, 10, 9 + marks))) do
   if at and asked > 0 and asked <= tonumber(at) then return {} end
 end
+if documents ~= '' and looked <= tonumber(redis.call('HGET', KEYS[2], documents) or -1) then return {'changed'} end
 local entry, books, now = KEYS[1], {KEYS[3], KEYS[4], KEYS[5]}, now_ms()
 
 -- First a write that Redis refuses while its memory is full: after any other it would let all of them pass.
 value(books, entry, tonumber(redis.call('HGET', KEYS[5], entry) or 0), tokens)
 redis.call('ZADD', KEYS[4], int(now + ttl + stale), entry)
 redis.call('DEL', entry)
-redis.call('HSET', entry, 'created_ms', int(now), 'expires_ms', int(now + ttl), unpack(ARGV, 8 + marks))
+redis.call('HSET', entry, 'created_ms', int(now), 'expires_ms', int(now + ttl), unpack(ARGV, 10 + marks))
 redis.call('PEXPIRE', entry, ttl + stale)
 
 -- Those that have expired make room before any that lives.

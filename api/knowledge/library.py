@@ -1,0 +1,142 @@
+"""The knowledge base as its users have it: documents in, documents out, whichever worker they ask."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Final, Literal
+
+from api.errors import NotFound, PayloadTooLarge, ServiceUnavailable, StoreUnavailable, TooManyDocuments
+from api.knowledge.identity import content_digest, document_id
+from api.knowledge.ingestion import Ingestion
+from api.knowledge.parsing import Parser
+from api.ports.documents import Chunk, Document, DocumentFacts, Documents, Draft, Listing, Page, Proposal
+
+READ_AT_ONCE: Final = 1024 * 1024
+"""Bytes of a file that is read before its sender is answered; a larger one is read in the background."""
+TEXT: Final = "text/plain"
+SETTLE_SECONDS: Final = 30.0
+
+Outcome = Literal["created", "updated", "unchanged"]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """`bytes` of a file, `characters` of a text, `documents` of a tenant; `wait`: seconds a sender may wait."""
+
+    bytes: int
+    characters: int
+    documents: int
+    wait: float
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A document as it comes in: text, or a file. An empty title is the file's own, or its name."""
+
+    facts: DocumentFacts
+    content: bytes
+    media_type: str
+    file_name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """A document, and what became of it by being given."""
+
+    document: Document
+    outcome: Outcome
+
+
+class Library:
+    """For one worker."""
+
+    def __init__(self, documents: Documents, ingestion: Ingestion, parser: Parser, limits: Limits) -> None:
+        self._documents = documents
+        self._ingestion = ingestion
+        self._parser = parser
+        self.limits = limits
+        self._at_work: set[asyncio.Task[bool]] = set()
+
+    async def add(self, given: Given) -> Added:
+        """Stores it, or begins to. Raises `PayloadTooLarge`, `UnreadableDocument`, `TooManyDocuments`."""
+        if len(given.content) > self.limits.bytes:
+            raise PayloadTooLarge(f"The document is larger than {self.limits.bytes} bytes.")
+        draft = await self._draft(given)
+        before = await self._documents.find(draft.id)
+        if before is not None and before.digest == draft.digest and before.status == "ready":
+            return Added(before, "unchanged")
+        proposal = await self._documents.propose(await self._read(given, draft), self.limits.documents)
+        if proposal.verdict == "full":
+            raise TooManyDocuments(f"The tenant has {self.limits.documents} documents, as many as it may.")
+        if proposal.verdict != "unchanged":
+            await self._carried_out(draft.id)
+        return Added(await self.find(draft.id), _outcome(proposal))
+
+    async def find(self, document: str, tenant: str | None = None) -> Document:
+        """Raises `NotFound`."""
+        found = await self._documents.find(document, tenant)
+        if found is None:
+            raise NotFound(f"There is no document '{document}'.")
+        return found
+
+    async def page(self, tenant: str, listing: Listing) -> Page:
+        """A part of a tenant's documents."""
+        return await self._documents.page(tenant, listing)
+
+    async def chunks(self, document: str, offset: int, limit: int) -> Sequence[Chunk]:
+        """Its chunks that serve."""
+        return await self._documents.chunks(document, offset, limit)
+
+    async def delete(self, document: str, tenant: str | None = None) -> None:
+        """Once it returns, no answer that used the document is served. Raises `NotFound`, `ServiceUnavailable`."""
+        if not await self._documents.delete(document, tenant):
+            raise NotFound(f"There is no document '{document}'.")
+        until = time.monotonic() + SETTLE_SECONDS
+        while not await self._ingestion.carry_out(document) and await self._ingestion.is_waiting(document):
+            if time.monotonic() > until:
+                raise ServiceUnavailable("The document is gone; the cache is still being told.", retry_after=1)
+            await asyncio.sleep(random.uniform(0.02, 0.05))  # noqa: S311 - jitter
+
+    async def aclose(self) -> None:
+        """Leaves what is under way to other workers."""
+        for task in self._at_work:
+            task.cancel()
+        await asyncio.gather(*self._at_work, return_exceptions=True)
+
+    async def _draft(self, given: Given) -> Draft:
+        facts = given.facts if given.facts.title else replace(given.facts, title=given.file_name or "Untitled")
+        digest = content_digest(given.facts, given.content, given.media_type)
+        return Draft(document_id(given.facts, given.content), facts, digest, given.content, given.media_type)
+
+    async def _read(self, given: Given, draft: Draft) -> Draft:
+        """With its text, where it is small: what can not be read is refused before anything is stored."""
+        if len(given.content) > READ_AT_ONCE and given.media_type != TEXT:
+            return draft
+        parsed = await self._parser.parse(given.content, given.media_type)
+        title = given.facts.title or parsed.title or draft.facts.title
+        facts = replace(draft.facts, title=title)
+        return replace(draft, facts=facts, content=parsed.text.encode(), media_type=None)
+
+    async def _carried_out(self, document: str) -> None:
+        """In the background, and awaited for a while."""
+        task = asyncio.create_task(self._ingestion.carry_out(document), name="ingestion")
+        self._at_work.add(task)
+        task.add_done_callback(self._done)
+        await asyncio.wait({task}, timeout=self.limits.wait)
+
+    def _done(self, task: asyncio.Task[bool]) -> None:
+        """What failed is waiting work for whichever worker comes to it."""
+        self._at_work.discard(task)
+        with suppress(asyncio.CancelledError, StoreUnavailable, ServiceUnavailable):
+            task.result()
+
+
+def _outcome(proposal: Proposal) -> Outcome:
+    if proposal.verdict == "unchanged":
+        return "unchanged"
+    return "updated" if proposal.existed else "created"

@@ -1,0 +1,104 @@
+"""Tells the cache of documents that changed: answers that used them go, answers that they could change are stale."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Final, Literal, Protocol
+
+from api.errors import EmbeddingUnavailable, ServiceUnavailable
+from api.knowledge.retrieval import Retriever, Wanted
+from api.ports.documents import CachedQuestion, DocumentWork, OutdatedAnswers, Work
+from api.ports.models import Embedder
+from api.ports.sweep import CacheSweep, Selection
+
+OnNewDocuments = Literal["affected", "all", "none"]
+
+VECTORS: Final = 32
+"""Chunks whose neighbourhood is searched by one command."""
+LIMIT: Final = 1000
+"""Cached questions looked at for one document."""
+SECONDS: Final = 2.0
+"""How long may be spent on asking whether a document changes a cached answer; past that it counts as changed."""
+
+
+class OutdatingEvents(Protocol):
+    """Who is told."""
+
+    def answers_outdated(self, reason: Literal["changed", "affected"], count: int) -> None: ...
+
+
+class Outdating:
+    """For one worker. With the cache switched off there is nothing to tell: see `NothingCached`."""
+
+    def __init__(
+        self,
+        sweep: CacheSweep,
+        answers: OutdatedAnswers,
+        retriever: Retriever,
+        work: DocumentWork,
+        embedder: Embedder,
+        events: OutdatingEvents,
+        on_new_documents: OnNewDocuments,
+    ) -> None:
+        self._sweep = sweep
+        self._answers = answers
+        self._retriever = retriever
+        self._work = work
+        self._embedder = embedder
+        self._events = events
+        self._on_new_documents = on_new_documents
+
+    async def told_of(self, work: Work) -> None:
+        """Of a document that is gone, new, or another now. Raises `StoreUnavailable`, `ServiceUnavailable`."""
+        if work.gone or work.replaced:
+            await self.changed(work)
+        if not work.gone and self._on_new_documents != "none":
+            self._events.answers_outdated("affected", await self._affected(work))
+
+    async def changed(self, work: Work) -> None:
+        """Deletes answers that used the document, whichever revision."""
+        swept = await self._sweep.sweep(Selection(source=work.id), dry_run=False)
+        self._events.answers_outdated("changed", swept.deleted)
+        if not swept.complete:
+            raise ServiceUnavailable("Not all cached answers were looked at in time.", retry_after=1)
+
+    async def _affected(self, work: Work) -> int:
+        """How many answers are stale from now on."""
+        tenant = work.facts.tenant
+        if self._on_new_documents == "all":
+            return await self._answers.expire_all(tenant)
+        try:
+            near, complete = await self._near(work)
+        except EmbeddingUnavailable:
+            complete = False
+        if not complete:
+            return await self._answers.expire_all(tenant)
+        changed = await self._changed_by(work, near)
+        others, complete = await self._answers.incomparable(await self._embedder.identity(), tenant, LIMIT)
+        if not complete:
+            return await self._answers.expire_all(tenant)
+        return await self._answers.expire([*changed, *others])
+
+    async def _near(self, work: Work) -> tuple[Sequence[CachedQuestion], bool]:
+        """Questions near enough for a passage of the document to be relevant; whether these are all."""
+        embedder, found = await self._embedder.identity(), dict[str, CachedQuestion]()
+        floor = self._retriever.policy.floor
+        offset = 0
+        while vectors := await self._work.vectors(work, embedder, offset, VECTORS):
+            near, complete = await self._answers.near(embedder, work.facts.tenant, vectors, floor, LIMIT)
+            found |= {question.entry: question for question in near}
+            if not complete or len(found) > LIMIT:
+                return (), False
+            offset += VECTORS
+        return list(found.values()), True
+
+    async def _changed_by(self, work: Work, questions: Sequence[CachedQuestion]) -> list[str]:
+        """Those that would be answered from the document now."""
+        until = time.monotonic() + SECONDS
+        return [one.entry for one in questions if time.monotonic() > until or await self._would_cite(work, one)]
+
+    async def _would_cite(self, work: Work, question: CachedQuestion) -> bool:
+        wanted = Wanted(question.question, question.tenant, question.top_k, question.wanted, question.vector)
+        retrieved = await self._retriever.retrieve(wanted)
+        return any(source.document_id == work.id for source in retrieved.sources)

@@ -1,0 +1,112 @@
+"""Files become Markdown, off the event loop and within a deadline.
+
+What is text is decoded in a thread. HTML, PDF and .docx are read by libraries that may hang, crash, or eat memory on
+what somebody sends: they run in a process of their own, with limits, that can be killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+
+from api.errors import PayloadTooLarge, RagherdError, UnreadableDocument
+from api.knowledge.media_types import PLAIN
+from api.knowledge.plain_text import decoded, tidied
+
+AT_ONCE: Final = 2
+"""Files that one worker has read at the same time."""
+_KEPT: Final = ("PATH", "PYTHONPATH", "VIRTUAL_ENV", "LANG", "LC_ALL", "SYSTEMROOT")
+
+
+@dataclass(frozen=True, slots=True)
+class ParseLimits:
+    """`timeout` in seconds, of which the file may use all as CPU time."""
+
+    pages: int
+    characters: int
+    timeout: float
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """`text` is Markdown. `title` and `pages` where the file says so."""
+
+    text: str
+    title: str | None = None
+    pages: int | None = None
+
+
+class Parser:
+    """For one worker."""
+
+    def __init__(self, limits: ParseLimits) -> None:
+        self._limits = limits
+        self._slots = asyncio.Semaphore(AT_ONCE)
+
+    async def parse(self, data: bytes, media_type: str) -> Parsed:
+        """Raises `UnreadableDocument`, `PayloadTooLarge`."""
+        try:
+            async with asyncio.timeout(self._limits.timeout):
+                if media_type in PLAIN:
+                    parsed = Parsed(await asyncio.to_thread(_text, data))
+                else:
+                    async with self._slots:
+                        parsed = await self._in_a_process(data, media_type)
+        except TimeoutError:
+            raise UnreadableDocument(f"It took longer than {self._limits.timeout:g} s to read.") from None
+        if len(parsed.text) > self._limits.characters:
+            raise _too_long(self._limits.characters)
+        if not any(character.isalnum() for character in parsed.text):
+            raise UnreadableDocument("There is no text in it.")
+        return parsed
+
+    async def _in_a_process(self, data: bytes, media_type: str) -> Parsed:
+        limits = self._limits
+        arguments = (media_type, str(limits.pages), str(limits.characters), str(int(limits.timeout) + 1))
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "api.knowledge.parse_process", *arguments),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+            env={name: os.environ[name] for name in _KEPT if name in os.environ},
+        )
+        try:
+            reply, _ = await process.communicate(data)
+        finally:
+            if process.returncode is None:
+                with suppress(ProcessLookupError):
+                    process.kill()
+                await asyncio.shield(process.wait())
+        return _read(reply, process.returncode)
+
+
+def _text(data: bytes) -> str:
+    return tidied(decoded(data))
+
+
+def _read(reply: bytes, code: int | None) -> Parsed:
+    try:
+        fields: dict[str, Any] = orjson.loads(reply)
+    except orjson.JSONDecodeError:
+        raise UnreadableDocument(f"Reading it ended the reader ({_ended(code)}): it is broken, or too much.") from None
+    match fields:
+        case {"too_large": str(detail)}:
+            raise PayloadTooLarge(detail)
+        case {"unreadable": str(detail)}:
+            raise UnreadableDocument(detail)
+        case _:
+            return Parsed(fields["text"], fields["title"], fields["pages"])
+
+
+def _ended(code: int | None) -> str:
+    return f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+
+
+def _too_long(characters: int) -> RagherdError:
+    return PayloadTooLarge(f"Its text is longer than {characters} characters.")

@@ -1,0 +1,43 @@
+"""Bytes as text, and text as it is kept. Pure."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import Final
+
+from charset_normalizer import from_bytes
+
+from api.errors import UnreadableDocument
+
+_MARKS: Final = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe\x00\x00", "utf-32"), (b"\x00\x00\xfe\xff", "utf-32"))
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff\ufffe\uffff]")
+_BLANK: Final = re.compile(r"\n[ \t]*(?:\n[ \t]*){2,}")
+GUESSED_FROM: Final = 256 * 1024
+"""Bytes that an encoding is guessed from."""
+
+
+def decoded(data: bytes) -> str:
+    """By the mark at its beginning, as UTF-8, else by the most likely encoding. Raises `UnreadableDocument`."""
+    marks = (*_MARKS, (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
+    encoding = next((name for mark, name in marks if data.startswith(mark)), "utf-8")
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        if encoding != "utf-8":
+            raise UnreadableDocument(f"Its mark says {encoding}, and it is not: {error.reason}.") from None
+    guess = from_bytes(data[:GUESSED_FROM]).best()
+    if guess is None or guess.chaos > 0.2:
+        raise UnreadableDocument("Its encoding is not UTF-8, and can not be told: convert it to UTF-8.")
+    try:
+        return data.decode(guess.encoding)
+    except (UnicodeDecodeError, LookupError):
+        raise UnreadableDocument(
+            f"Its encoding seems to be {guess.encoding}, and is not: convert it to UTF-8."
+        ) from None
+
+
+def tidied(text: str) -> str:
+    """NFC, lines that end in a line feed, no control characters, two blank lines at most."""
+    lines = text.replace("\r\n", "\n").replace("\r", "\n")
+    return _BLANK.sub("\n\n\n", _CONTROL.sub("", unicodedata.normalize("NFC", lines))).strip()

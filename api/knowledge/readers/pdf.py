@@ -1,0 +1,34 @@
+"""PDF as text, page by page."""
+
+from __future__ import annotations
+
+from io import BytesIO
+
+from pypdf import PdfReader
+from pypdf.errors import PyPdfError
+
+from api.errors import PayloadTooLarge, UnreadableDocument
+
+
+def read(data: bytes, pages: int, characters: int) -> tuple[str, str | None, int | None]:
+    """Text with a blank line between pages, the title of its metadata, the number of pages."""
+    try:
+        reader = PdfReader(BytesIO(data), strict=False)
+        if reader.is_encrypted and not reader.decrypt(""):
+            raise UnreadableDocument("It is encrypted: remove its password.")
+        count = len(reader.pages)
+    except PyPdfError as error:
+        raise UnreadableDocument(f"It is no PDF that can be read: {error}") from None
+    if count > pages:
+        raise PayloadTooLarge(f"It has {count} pages; read are {pages} at most.")
+    texts: list[str] = []
+    length = 0
+    for page in reader.pages:
+        texts.append(page.extract_text())
+        length += len(texts[-1])
+        if length > characters:
+            raise PayloadTooLarge(f"Its text is longer than {characters} characters.")
+    if not any(text.strip() for text in texts):
+        raise UnreadableDocument("There is no text in it: it is pictures of pages, which are not read.")
+    title = reader.metadata.title if reader.metadata else None
+    return "\n\n".join(texts), str(title).strip() or None if title else None, count

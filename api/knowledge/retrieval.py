@@ -1,0 +1,224 @@
+"""Passages for a question: by meaning and by words, fused, those that are relevant, the best of them.
+
+Searches may find chunks that do not serve: of a revision that is being written, or that has been replaced. They are
+left out here, by what is known of their documents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple, TypeAlias
+
+import numpy as np
+
+from api.errors import EmbeddingUnavailable, RerankingUnavailable
+from api.knowledge.fusion import MEANING, WORDS, fused
+from api.model import EmbedderIdentity, Source, Vector
+from api.ports.documents import Corpus, Current, DocumentFilter, Hit, PassageIndex
+from api.ports.models import Embedder, Reranker
+
+WIDENINGS: Final = 3
+"""How often a search is repeated with more candidates, where too many of them do not serve."""
+RERANKED: Final = 20
+"""Passages that a cross-encoder reads for one question."""
+
+
+@dataclass(frozen=True, slots=True)
+class RetrievalPolicy:
+    """`candidates` of each search, `floor` the least cosine of what is relevant, `neighbours` chunks on either side."""
+
+    candidates: int = 40
+    floor: float = 0.25
+    neighbours: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is looked for: a question's passages among a tenant's documents. `vector`: the question's, where known."""
+
+    question: str
+    tenant: str
+    top_k: int
+    documents: DocumentFilter = field(default_factory=DocumentFilter)
+    vector: Vector | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Retrieved:
+    """The passages, best first. `whole` is false where the embedder took no part, or not all are to be found now."""
+
+    sources: tuple[Source, ...] = ()
+    whole: bool = True
+
+
+Weighted: TypeAlias = tuple[float, Sequence[Hit]]
+"""A ranking, and what it weighs."""
+
+
+class Place(NamedTuple):
+    """Which chunk it is, whichever search found it."""
+
+    document: str
+    revision: int
+    number: int
+    embedder: str
+
+
+class Retriever:
+    """For one worker. `reranker` is None where there is none."""
+
+    def __init__(
+        self, index: PassageIndex, embedder: Embedder, reranker: Reranker | None, policy: RetrievalPolicy
+    ) -> None:
+        self._index = index
+        self._embedder = embedder
+        self._reranker = reranker
+        self.policy = policy
+
+    async def corpus(self, tenant: str) -> Corpus:
+        """How much there is to find. Raises `StoreUnavailable`."""
+        return await self._index.corpus(tenant)
+
+    async def retrieve(self, wanted: Wanted) -> Retrieved:
+        """Raises `StoreUnavailable`; `EmbeddingUnavailable` while it is not even known who embeds."""
+        identity = await self._embedder.identity()
+        vector = wanted.vector or await self._embedded(wanted.question)
+        hits, current = await self._candidates(identity, wanted, vector)
+        relevant = {place: score for place, score in _cosines(hits, vector).items() if score >= self.policy.floor}
+        order = [place for place in hits if vector is None or place in relevant]
+        scored = await self._reranked(wanted.question, order, hits, relevant)
+        best = self._best(scored, hits, wanted.top_k)
+        texts = await self._texts([hits[place] for place, _ in best])
+        sources = (
+            _source(hits[place], current[place.document], score, text)
+            for (place, score), text in zip(best, texts, strict=True)
+        )
+        return Retrieved(tuple(sources), whole=vector is not None and await self._index.is_whole(identity))
+
+    async def _embedded(self, question: str) -> Vector | None:
+        try:
+            return (await self._embedder.embed([question]))[0]
+        except EmbeddingUnavailable:
+            return None
+
+    async def _candidates(
+        self, identity: EmbedderIdentity, wanted: Wanted, vector: Vector | None
+    ) -> tuple[dict[Place, Hit], dict[str, Current]]:
+        """Chunks that serve in the order of all searches together, and their documents."""
+        count = max(self.policy.candidates, wanted.top_k)
+        for _ in range(WIDENINGS):
+            rankings = await self._rankings(identity, wanted, vector, count)
+            current = await self._current(rankings, wanted.tenant)
+            serving = [
+                (weight, [hit for hit in ranking if _serves(hit, current, identity)]) for weight, ranking in rankings
+            ]
+            is_full = any(len(ranking) >= count for _, ranking in rankings)
+            if not is_full or all(len(ranking) >= wanted.top_k for _, ranking in serving):
+                break
+            count *= 4
+        hits = {_place(hit): hit for _, ranking in reversed(serving) for hit in ranking}
+        order = fused((weight, [_place(hit) for hit in ranking]) for weight, ranking in serving)
+        documents = {document: found for (document, _), found in current.items()}
+        return {place: hits[place] for place in order}, documents
+
+    async def _rankings(
+        self, identity: EmbedderIdentity, wanted: Wanted, vector: Vector | None, count: int
+    ) -> list[Weighted]:
+        """By meaning, by words; and by words among what another embedder has embedded and this one has not yet."""
+        among, question = (wanted.tenant, wanted.documents), wanted.question
+        found = await self._index.search(identity, *among, question, vector, count)
+        rankings: list[Weighted] = [(MEANING, found.meaning), (WORDS, found.words)]
+        other = await self._index.complete_before(identity)
+        if other is not None:
+            rankings.append((WORDS, await self._index.search_words(other, *among, question, count)))
+        return [(weight, ranking) for weight, ranking in rankings if ranking]
+
+    async def _current(self, rankings: Sequence[Weighted], tenant: str) -> dict[tuple[str, str], Current]:
+        """The tenant's documents that serve, by their id and the embedder of their chunks."""
+        found: dict[tuple[str, str], Current] = {}
+        for embedder in dict.fromkeys(hit.embedder for _, ranking in rankings for hit in ranking):
+            documents = dict.fromkeys(
+                hit.document for _, ranking in rankings for hit in ranking if hit.embedder == embedder
+            )
+            for document, current in (await self._index.current(list(documents), embedder)).items():
+                if current.facts.tenant == tenant:
+                    found[document, embedder] = current
+        return found
+
+    async def _reranked(
+        self, question: str, order: Sequence[Place], hits: Mapping[Place, Hit], scores: Mapping[Place, float]
+    ) -> list[tuple[Place, float]]:
+        """With a cross-encoder in its order; without, and where that fails, as they come."""
+        scored = [(place, scores.get(place, 0.0)) for place in order]
+        if self._reranker is None or not scored:
+            return scored
+        read, rest = scored[:RERANKED], scored[RERANKED:]
+        try:
+            verdicts = await self._reranker.scores(question, [hits[place].text for place, _ in read])
+        except RerankingUnavailable:
+            return scored
+        judged = [(place, verdict) for (place, _), verdict in zip(read, verdicts, strict=True)]
+        return [*sorted(judged, key=lambda one: -one[1]), *rest]
+
+    def _best(
+        self, scored: Sequence[tuple[Place, float]], hits: Mapping[Place, Hit], count: int
+    ) -> list[tuple[Place, float]]:
+        """The first `count`, without those that a better one's neighbours contain."""
+        chosen: list[tuple[Place, float]] = []
+        for place, score in scored:
+            if len(chosen) == count:
+                break
+            if not any(self._contains(other, place) for other, _ in chosen):
+                chosen.append((place, score))
+        return chosen
+
+    def _contains(self, one: Place, other: Place) -> bool:
+        return one._replace(number=0) == other._replace(number=0) and (
+            abs(one.number - other.number) <= self.policy.neighbours
+        )
+
+    async def _texts(self, hits: Sequence[Hit]) -> list[str]:
+        """Each with its neighbours, where they are wanted."""
+        if not self.policy.neighbours:
+            return [hit.text for hit in hits]
+        found = await self._index.texts([(hit.document, hit.revision, hit.reach) for hit in hits])
+        return [hit.text if text is None else text for hit, text in zip(hits, found, strict=True)]
+
+
+def _place(hit: Hit) -> Place:
+    return Place(hit.document, hit.revision, hit.number, hit.embedder)
+
+
+def _serves(hit: Hit, current: Mapping[tuple[str, str], Current], identity: EmbedderIdentity) -> bool:
+    """A document that the present embedder has embedded serves from there alone."""
+    found = current.get((hit.document, hit.embedder))
+    if found is None or found.revision != hit.revision:
+        return False
+    return hit.embedder == identity.fingerprint or (hit.document, identity.fingerprint) not in current
+
+
+def _cosines(hits: Mapping[Place, Hit], vector: Vector | None) -> dict[Place, float]:
+    """Of each to the question, where they compare: found by words in another index, it counts as relevant."""
+    if vector is None:
+        return {}
+    asked = np.frombuffer(vector, dtype="<f4")
+    cosines = {}
+    for place, hit in hits.items():
+        own = np.frombuffer(hit.vector, dtype="<f4") if hit.vector is not None else np.empty(0, dtype="<f4")
+        cosines[place] = float(own @ asked) if own.shape == asked.shape else 1.0
+    return cosines
+
+
+def _source(hit: Hit, current: Current, score: float, text: str) -> Source:
+    facts = current.facts
+    return Source(
+        document_id=hit.document,
+        title=facts.title,
+        chunk=hit.number,
+        text=text,
+        score=round(score, 6),
+        source=facts.source,
+        version=facts.version,
+        revision=hit.revision,
+    )

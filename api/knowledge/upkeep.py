@@ -1,0 +1,75 @@
+"""What goes on in the background: changes that nobody has carried out, and documents of an earlier embedder."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final
+
+from api.errors import EmbeddingUnavailable, RagherdError, StoreUnavailable
+from api.knowledge.ingestion import Ingestion
+from api.ports.documents import DocumentWork, Reembedding
+from api.ports.fleet import Duty
+from api.ports.models import Embedder
+
+LOOK_SECONDS: Final = 1.0
+LOOKED_AT: Final = 32
+"""Documents that need work, looked at in one go."""
+DUTY_SECONDS: Final = 15.0
+
+
+class Upkeep:
+    """One worker's part. `duties`: that of embedding anew by an embedder, which one worker of the fleet does."""
+
+    def __init__(
+        self,
+        work: DocumentWork,
+        ingestion: Ingestion,
+        anew: Reembedding,
+        embedder: Embedder,
+        duties: Callable[[str], Duty],
+    ) -> None:
+        self._work = work
+        self._ingestion = ingestion
+        self._anew = anew
+        self._embedder = embedder
+        self._duties = duties
+
+    async def keep(self) -> None:
+        """For ever. A task of the worker's."""
+        while True:
+            with suppress(StoreUnavailable, RagherdError):
+                await self.carry_out_waiting()
+            await asyncio.sleep(LOOK_SECONDS * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
+
+    async def keep_embedding(self) -> None:
+        """For ever. A task of the worker's."""
+        while True:
+            with suppress(StoreUnavailable, EmbeddingUnavailable):
+                await self.embed_anew()
+            await asyncio.sleep(LOOK_SECONDS * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
+
+    async def carry_out_waiting(self) -> None:
+        """Takes on what no other worker has, one after the other."""
+        waiting = list(await self._work.waiting(LOOKED_AT))
+        random.shuffle(waiting)  # workers that look at the same time find different ones
+        for document in waiting:
+            await self._ingestion.carry_out(document)
+
+    async def embed_anew(self) -> None:
+        """All that the present embedder has not embedded, where that is this worker's duty."""
+        embedder = await self._embedder.identity()
+        epoch = await self._anew.behind(embedder)
+        duty = self._duties(embedder.fingerprint)
+        if epoch is None or not await duty.hold(DUTY_SECONDS):
+            return
+        async for work in self._anew.missing(embedder):
+            if not await duty.hold(DUTY_SECONDS):
+                return
+            text = await self._work.text(work.id)
+            if text is not None and await self._ingestion.embed_anew(work, embedder, text.decode()) is not None:
+                await self._anew.embedded(work, embedder)
+        await self._anew.complete(embedder, epoch)
+        await duty.leave()

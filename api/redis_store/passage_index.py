@@ -1,0 +1,206 @@
+"""Passages in Redis: one index for each embedder, made when first needed, over the chunks themselves."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Final
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError, ResponseError
+from redisvl.exceptions import RedisSearchError
+from redisvl.index import AsyncSearchIndex
+
+from api.errors import StoreUnavailable
+from api.model import EmbedderIdentity, Vector
+from api.ports.documents import Corpus, Current, DocumentFilter, Hit, Rankings
+from api.redis_store.document_fields import facts_of, named, owner_of, range_of
+from api.redis_store.gate import RedisGate
+from api.redis_store.keys import Keys
+from api.redis_store.passage_schema import by_meaning, by_words, passage_schema
+
+KNOWN_SECONDS: Final = 2.0
+_FACTS: Final = ("tenant", "title", "source", "version", "revision")
+
+
+class RedisPassageIndex:
+    """See `ports.PassageIndex`."""
+
+    def __init__(self, gate: RedisGate, keys: Keys) -> None:
+        self._gate = gate
+        self._keys = keys
+        self._whole: dict[str, tuple[float, bool]] = {}
+        self._before: dict[str, tuple[float, str | None]] = {}
+
+    async def ensure(self, embedder: EmbedderIdentity) -> None:
+        """See `ports.PassageIndex`. Many workers may do so at once."""
+        await self._gate.run("index_create", lambda client: self._create(client, embedder))
+
+    async def corpus(self, tenant: str) -> Corpus:
+        """See `ports.PassageIndex`."""
+        key = self._keys.corpus(owner_of(tenant))
+
+        async def read(client: Redis) -> list[Any]:
+            async with client.pipeline(transaction=True) as pipe:
+                pipe.hmget(key, "documents", "epoch")
+                pipe.time()
+                replies: list[Any] = await pipe.execute()
+                return replies
+
+        (documents, epoch), (seconds, micros) = await self._gate.run("corpus", read)
+        return Corpus(int(documents or 0), int(epoch or 0), int(seconds) * 1000 + int(micros) // 1000)
+
+    async def search(
+        self,
+        embedder: EmbedderIdentity,
+        tenant: str,
+        wanted: DocumentFilter,
+        question: str,
+        vector: Vector | None,
+        count: int,
+    ) -> Rankings:
+        """See `ports.PassageIndex`."""
+        index = self._keys.chunk_index(embedder.fingerprint)
+        asked = {
+            "meaning": by_meaning(index, tenant, wanted, vector, count) if vector is not None else None,
+            "words": by_words(index, tenant, wanted, question, count),
+        }
+        commands = {name: command for name, command in asked.items() if command is not None}
+        replies = await self._gate.run("passages", lambda client: _execute(client, list(commands.values())))
+        if any(_says_missing(reply) for reply in replies):
+            await self.ensure(embedder)  # FLUSHALL takes an index too
+            raise StoreUnavailable("the index over passages is made again")
+        return Rankings(
+            **{name: _hits(reply, embedder.fingerprint) for name, reply in zip(commands, replies, strict=True)}
+        )
+
+    async def search_words(
+        self, embedder: str, tenant: str, wanted: DocumentFilter, question: str, count: int
+    ) -> Sequence[Hit]:
+        """See `ports.PassageIndex`. An index that is gone has nothing."""
+        words = by_words(self._keys.chunk_index(embedder), tenant, wanted, question, count)
+        replies = await self._gate.run("passages", lambda client: _execute(client, [words] if words else []))
+        return [hit for reply in replies for hit in _hits(reply, embedder)]
+
+    async def is_whole(self, embedder: EmbedderIdentity) -> bool:
+        """See `ports.PassageIndex`. Asked of Redis again after `KNOWN_SECONDS`."""
+        now = time.monotonic()
+        known = self._whole.get(embedder.fingerprint)
+        if known is not None and now < known[0]:
+            return known[1]
+        command = ("FT.INFO", self._keys.chunk_index(embedder.fingerprint))
+        (info,) = await self._gate.run("passages", lambda client: _execute(client, [command]))
+        whole = not isinstance(info, Exception) and not int(info[b"indexing"])
+        self._whole[embedder.fingerprint] = (now + KNOWN_SECONDS, whole)
+        return whole
+
+    async def complete_before(self, embedder: EmbedderIdentity) -> str | None:
+        """See `ports.PassageIndex`. Asked of Redis again after `KNOWN_SECONDS`."""
+        now = time.monotonic()
+        known = self._before.get(embedder.fingerprint)
+        if known is not None and now < known[0]:
+            return known[1]
+        key = self._keys.corpus_state
+        state = named(await self._gate.run("corpus", lambda client: client.hgetall(key)))
+        other = complete_before(state, embedder.fingerprint)
+        self._before[embedder.fingerprint] = (now + KNOWN_SECONDS, other)
+        return other
+
+    async def current(self, documents: Sequence[str], embedder: str) -> Mapping[str, Current]:
+        """See `ports.PassageIndex`."""
+
+        async def read(client: Redis) -> list[Any]:
+            async with client.pipeline(transaction=False) as pipe:
+                for document in documents:
+                    pipe.hmget(self._keys.document(document), *_FACTS, f"embedded:{embedder}")
+                replies: list[Any] = await pipe.execute()
+                return replies
+
+        replies = await self._gate.run("passages", read) if documents else []
+        found: dict[str, Current] = {}
+        for document, (*values, embedded) in zip(documents, replies, strict=True):
+            fields = {name: value for name, value in zip(_FACTS, values, strict=True) if value is not None}
+            if embedded is not None and embedded == fields.get("revision"):
+                found[document] = Current(facts_of(fields), int(embedded))
+        return found
+
+    async def texts(self, spans: Sequence[tuple[str, int, tuple[int, int]]]) -> Sequence[str | None]:
+        """See `ports.PassageIndex`."""
+
+        async def read(client: Redis) -> list[Any]:
+            async with client.pipeline(transaction=True) as pipe:
+                for document, _, (start, end) in spans:
+                    pipe.hget(self._keys.document(document), "revision")
+                    pipe.getrange(self._keys.document_text(document), start, end - 1)
+                replies: list[Any] = await pipe.execute()
+                return replies
+
+        replies = await self._gate.run("passages", read) if spans else []
+        pairs = zip(spans, replies[::2], replies[1::2], strict=True)
+        return [
+            text.decode("utf-8", "replace") if at is not None and int(at) == revision else None
+            for (_, revision, _), at, text in pairs
+        ]
+
+    async def _create(self, client: Redis, embedder: EmbedderIdentity) -> None:
+        index = AsyncSearchIndex.from_dict(passage_schema(self._keys, embedder), redis_client=client)
+        try:
+            await index.create(overwrite=False)
+        except RedisSearchError as error:
+            if "already exists" not in str(error).lower():
+                cause = error.__cause__
+                raise (cause if isinstance(cause, RedisError) else ResponseError(str(error))) from None
+
+
+def complete_before(state: Mapping[str, bytes], embedder: str) -> str | None:
+    """By the state of the corpus: who has embedded the most, where that is more than `embedder` has."""
+    done = {name.removeprefix("done:"): int(at) for name, at in state.items() if name.startswith("done:")}
+    own = done.pop(embedder, 0)
+    if own >= int(state.get("epoch", 0)) or not done:
+        return None
+    best = max(done, key=lambda name: done[name])
+    return best if done[best] > own else None
+
+
+async def _execute(client: Redis, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """All in one round trip; a refusal stands in the place of its reply."""
+    async with client.pipeline(transaction=False) as pipe:
+        for command in commands:
+            pipe.execute_command(*command)
+        replies: list[Any] = await pipe.execute(raise_on_error=False)
+    for reply in replies:
+        if isinstance(reply, RedisError) and not isinstance(reply, ResponseError):
+            raise reply
+    return replies
+
+
+def _says_missing(reply: Any) -> bool:
+    text = str(reply).lower() if isinstance(reply, ResponseError) else ""
+    return "unknown index" in text or "no such index" in text
+
+
+def _hits(reply: Any, embedder: str) -> list[Hit]:
+    if isinstance(reply, ResponseError):
+        return []  # a search that is refused finds nothing; the other one may
+    hits = []
+    for found in reply[b"results"]:
+        fields = {name.decode(): value for name, value in found[b"extra_attributes"].items()}
+        score = 1.0 - float(fields["d"]) if "d" in fields else float(found[b"score"])
+        with suppress(KeyError, ValueError):  # a chunk that is being removed
+            hits.append(_hit(fields, score, embedder))
+    return hits
+
+
+def _hit(fields: Mapping[str, bytes], score: float, embedder: str) -> Hit:
+    return Hit(
+        document=fields["document"].decode(),
+        revision=int(fields["revision"]),
+        number=int(fields["number"]),
+        score=score,
+        text=fields["text"].decode("utf-8", "replace"),
+        heading=fields["heading"].decode(),
+        vector=fields.get("vector"),
+        reach=range_of(fields["reach"]),
+        embedder=embedder,
+    )
