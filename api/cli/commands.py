@@ -5,9 +5,11 @@ from __future__ import annotations
 import typer
 
 from api.cli.dev import dev
+from api.cli.ingest import ingest
 
 commands = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 commands.command("dev")(dev)
+commands.command("ingest")(ingest)
 
 
 @commands.callback()

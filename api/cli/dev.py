@@ -9,9 +9,10 @@ from typing import Annotated
 import typer
 
 from api.cli.dev_summary import summary
+from api.cli.own_docs import store_own_docs
 from api.cli.self_check import CheckFailed, run_self_check
 from api.embedded.errors import LaunchError
-from api.embedded.stack import running_stack
+from api.embedded.stack import Stack, running_stack
 from api.embedded.stop_signals import stop_signals_interrupt
 from api.errors import SettingsError
 from api.settings import Settings, load_settings
@@ -27,6 +28,7 @@ def dev(
     check: Annotated[
         bool, typer.Option("--check", help="Ask a question and its paraphrase, see that it is cached, and stop.")
     ] = False,
+    docs: Annotated[bool, typer.Option(help="Put Ragherd's own pages into the knowledge base.")] = True,
 ) -> None:
     """Serve on this machine; start a Redis and a small model where none is at hand. Ctrl-C stops all of it."""
     try:
@@ -35,16 +37,17 @@ def dev(
         raise _end(str(error), BAD_SETTING) from None
     with stop_signals_interrupt():
         if check:
-            _check(settings)
+            _check(settings, docs)
         else:
-            _serve(settings)
+            _serve(settings, docs)
 
 
-def _serve(settings: Settings) -> None:
+def _serve(settings: Settings, docs: bool) -> None:
     serving = False
     try:
         with running_stack(settings, DATA_DIR, typer.echo) as stack:
             serving = True
+            _store(stack, settings, docs)
             typer.echo(summary(stack, settings))
             stack.watch()
     except LaunchError as error:
@@ -54,11 +57,15 @@ def _serve(settings: Settings) -> None:
         raise typer.Exit(0 if serving else INTERRUPTED) from None
 
 
-def _check(settings: Settings) -> None:
+def _store(stack: Stack, settings: Settings, docs: bool) -> int:
+    return store_own_docs(stack.addresses.url, settings, typer.echo) if docs else 0
+
+
+def _check(settings: Settings, docs: bool) -> None:
     began = time.monotonic()
     try:
         with running_stack(settings, DATA_DIR, typer.echo) as stack:
-            run_self_check(stack, settings, typer.echo)
+            run_self_check(stack, settings, typer.echo, grounded=_store(stack, settings, docs) > 0)
     except (LaunchError, CheckFailed) as error:
         raise _end(f"check failed: {error}", FAILED) from None
     except KeyboardInterrupt:

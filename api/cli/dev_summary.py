@@ -11,7 +11,7 @@ from api.embedded.model_process import STAND_IN
 from api.embedded.stack import Stack
 from api.settings import Settings
 
-QUESTION = "How do I brew coffee with a French press?"
+QUESTION = "What does the circuit breaker do when Ollama fails?"
 
 
 def summary(stack: Stack, settings: Settings) -> str:

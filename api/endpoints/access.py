@@ -43,6 +43,11 @@ class Access:
             raise NotAuthorized("The key belongs to another tenant than the request asks for.")
         return tenant
 
+    def is_open_to_all_tenants(self, request: Request) -> bool:
+        """Whether the caller may see what is any tenant's: an admin, or anybody where there are no keys."""
+        key = _bearer(request)
+        return not self._tenants or (key is not None and self._is_admin(key))
+
     def require_admin(self, request: Request) -> None:
         """Raises `NotAuthenticated` or `NotAuthorized`. Without admin keys, callers on this machine are admins."""
         if not self._admins:

@@ -5,6 +5,8 @@ FastAPI's own `max_body_size` answers in plain text; here it is a problem docume
 
 from __future__ import annotations
 
+from typing import Final
+
 from fastapi import HTTPException
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -12,22 +14,28 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.endpoints.error_responses import problem
 from api.errors import PayloadTooLarge
 
+FILE_PATH: Final = "/documents"
+FORM_BYTES: Final = 64 * 1024
+"""What a form may hold beside its file."""
+
 
 class BodyLimit:
-    """`limit` in bytes."""
+    """`limit` in bytes; `file_limit` for a form with a file, where files are taken."""
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
+    def __init__(self, app: ASGIApp, limit: int, file_limit: int) -> None:
         self._app = app
         self._limit = limit
-        self._detail = f"The body is larger than {limit} bytes."
+        self._file_limit = file_limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        length = Headers(scope=scope).get("content-length", "")
-        if length.isdigit() and int(length) > self._limit:
-            error = PayloadTooLarge(self._detail)
+        headers = Headers(scope=scope)
+        limit, length = self._limit_of(scope, headers), headers.get("content-length", "")
+        detail = f"The body is larger than {limit} bytes."
+        if length.isdigit() and int(length) > limit:
+            error = PayloadTooLarge(detail)
             await problem(error, path=scope["path"], request_id=scope["state"]["request_id"])(scope, receive, send)
             return
         received = 0
@@ -36,8 +44,12 @@ class BodyLimit:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
-            if received > self._limit:
-                raise HTTPException(PayloadTooLarge.status, self._detail)
+            if received > limit:
+                raise HTTPException(PayloadTooLarge.status, detail)
             return message
 
         await self._app(scope, counted, send)
+
+    def _limit_of(self, scope: Scope, headers: Headers) -> int:
+        is_file = scope["path"] == FILE_PATH and headers.get("content-type", "").lower().startswith("multipart/")
+        return self._file_limit if is_file else self._limit

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime
 from typing import Annotated, Any, Final
 
 import orjson
@@ -12,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from api.endpoints.access import DEFAULT_TENANT
 from api.endpoints.query import IsText, Name, Options, Question
+from api.endpoints.times import rfc3339
 from api.endpoints.worker_state import WorkerState, worker_state
 from api.errors import InvalidRequest, ServiceUnavailable
 from api.ports.warm_ups import WarmUpProgress
@@ -150,11 +150,7 @@ def _document(progress: WarmUpProgress) -> dict[str, Any]:
         "skipped": progress.skipped,
         "failed": progress.failed,
         "errors": progress.errors,
-        "started": _rfc3339(progress.started_ms),
-        "ended": _rfc3339(progress.ended_ms) if progress.ended_ms is not None else None,
+        "started": rfc3339(progress.started_ms),
+        "ended": rfc3339(progress.ended_ms) if progress.ended_ms is not None else None,
         "by": progress.by,
     }
-
-
-def _rfc3339(moment_ms: int) -> str:
-    return datetime.fromtimestamp(moment_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -17,6 +17,7 @@ from api.endpoints.query_route import QueryRoute
 from api.endpoints.request_timeout import OPENAPI, request_timeout
 from api.endpoints.worker_state import worker_state
 from api.model import ChatMessage
+from api.ports.documents import DocumentFilter
 from api.query.cache_control import parse
 from api.query.question import Query
 
@@ -62,6 +63,13 @@ class Turn(_Body):
     content: Annotated[str, StringConstraints(min_length=1, max_length=32_000), IsText]
 
 
+class DocumentsIn(_Body):
+    """Which documents an answer may be grounded in: those with one of `tags`, and of `ids`."""
+
+    tags: Annotated[list[Name], Field(max_length=50)] = Field(default_factory=list)
+    ids: Annotated[list[Name], Field(max_length=200)] = Field(default_factory=list)
+
+
 class QueryIn(_Body):
     """A question, and what may differ from the service's settings."""
 
@@ -71,6 +79,7 @@ class QueryIn(_Body):
     history: Annotated[list[Turn], Field(max_length=100)] = Field(default_factory=list)
     tenant: Name | None = None
     options: Options = Field(default_factory=Options)
+    documents: DocumentsIn = Field(default_factory=DocumentsIn)
     stream: bool = False
 
 
@@ -105,6 +114,7 @@ def to_query(body: QueryIn, request: Request) -> Query:
         model=body.model or state.default_model,
         top_k=body.top_k,
         options=body.options.model_dump(exclude_none=True),
+        documents=DocumentFilter(tuple(body.documents.tags), tuple(body.documents.ids)),
         history=tuple(ChatMessage(turn.role, turn.content) for turn in body.history),
         cache_control=parse(request.headers.get("cache-control", "")),
         timeout=request_timeout(request.headers),

@@ -13,6 +13,7 @@ from api.breaker.state import State
 from api.bulkhead.fleet_bulkhead import FleetBulkhead
 from api.endpoints.access import Access
 from api.endpoints.event_wire import Streaming
+from api.knowledge.library import Library
 from api.query.answer_query import QueryService
 from api.query.embedding_calls import EmbeddingCalls
 from api.query.explain import Explainer
@@ -79,6 +80,7 @@ class WorkerState:
     streaming: Streaming
     queries: QueryService
     explainer: Explainer
+    library: Library
     embeddings: EmbeddingCalls
     catalog: ModelCatalog
     num_ctx: int | None

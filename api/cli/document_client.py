@@ -1,0 +1,114 @@
+"""The documents of a running service, over HTTP. What passes by itself is tried again: a restart costs nothing."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import httpx
+from tenacity import AsyncRetrying, retry_if_exception_type, retry_if_result, stop_after_delay, wait_random_exponential
+
+PATIENCE: Final = 120.0
+"""Seconds that a service may be away."""
+
+
+class Refused(Exception):
+    """The service does not take a document: one line that says why."""
+
+
+class _Busy(Exception):
+    """It may, later."""
+
+
+class DocumentClient:
+    """Made by `connected`."""
+
+    def __init__(self, client: httpx.AsyncClient, patience: float, timeout: float) -> None:
+        self._client = client
+        self._patience = patience
+        self._timeout = timeout
+
+    async def upload(
+        self, name: str, content: bytes, fields: Mapping[str, str | list[str]]
+    ) -> tuple[str, dict[str, Any]]:
+        """What became of it, and the document once it serves. Raises `Refused`."""
+        document = await self._request("POST", "/documents", files={"file": (name, content)}, data=dict(fields))
+        outcome = str(document.get("outcome"))
+        if document["status"] == "processing":
+            document = await self._settled(document["id"])
+        if document["status"] == "failed":
+            raise Refused(str(document["error"]))
+        return outcome, document
+
+    async def all_of(self, tenant: str | None, tag: str | None = None) -> list[dict[str, Any]]:
+        """Every document of a tenant."""
+        found: list[dict[str, Any]] = []
+        params = {name: value for name, value in (("tenant", tenant), ("tag", tag)) if value is not None}
+        cursor: str | None = ""
+        while cursor is not None:
+            page = await self._request("GET", "/documents", params={**params, "limit": 500, **_after(cursor)})
+            found += page["documents"]
+            cursor = page["cursor"]
+        return found
+
+    async def delete(self, document: str) -> None:
+        """Raises `Refused`."""
+        await self._request("DELETE", f"/documents/{document}")
+
+    async def _settled(self, document: str) -> dict[str, Any]:
+        asking = AsyncRetrying(
+            retry=retry_if_result(lambda found: found["status"] == "processing"),
+            wait=wait_random_exponential(multiplier=0.1, max=2),
+            stop=stop_after_delay(self._timeout),
+            retry_error_callback=lambda _: {"status": "failed", "error": f"not ready after {self._timeout:g} s"},
+        )
+        found: dict[str, Any] = await asking(self._request, "GET", f"/documents/{document}", params={"limit": 0})
+        return found
+
+    async def _request(self, method: str, path: str, **sent: Any) -> Any:
+        trying = AsyncRetrying(
+            retry=retry_if_exception_type((httpx.TransportError, _Busy)),
+            wait=wait_random_exponential(multiplier=0.2, max=5),
+            stop=stop_after_delay(self._patience),
+            reraise=True,
+        )
+        try:
+            return await trying(self._once, method, path, **sent)
+        except (httpx.TransportError, _Busy) as error:
+            raise Refused(f"the service does not answer: {error or type(error).__name__}") from None
+
+    async def _once(self, method: str, path: str, **sent: Any) -> Any:
+        response = await self._client.request(method, path, **sent)
+        if response.status_code in {429, 502, 503, 504}:
+            raise _Busy(_detail(response))
+        if method == "DELETE" and response.status_code == 404:
+            return None  # gone already
+        if not response.is_success:
+            raise Refused(_detail(response))
+        return response.json() if response.content else None
+
+
+@asynccontextmanager
+async def connected(
+    url: str,
+    key: str | None,
+    *,
+    patience: float = PATIENCE,
+    timeout: float = 600.0,  # noqa: ASYNC109 - of a document
+) -> AsyncIterator[DocumentClient]:
+    """A client of the service at `url`. `timeout`: seconds until a document has to serve."""
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    async with httpx.AsyncClient(base_url=url, headers=headers, timeout=60.0, trust_env=False) as client:
+        yield DocumentClient(client, patience, timeout)
+
+
+def _after(cursor: str) -> dict[str, str]:
+    return {"cursor": cursor} if cursor else {}
+
+
+def _detail(response: httpx.Response) -> str:
+    try:
+        return f"{response.status_code}: {response.json()['detail']}"
+    except (ValueError, KeyError, TypeError):
+        return f"{response.status_code}: {response.text[:200]}"

@@ -1,0 +1,60 @@
+"""Which files a folder has for the knowledge base, and what each is known by."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from api.knowledge.media_types import BY_SUFFIX
+
+_HEADING: Final = re.compile(r"^#[ \t]+(.+?)[ \t#]*$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentFile:
+    """`source`: its path from the folder that was named, with that folder's own name, in POSIX form."""
+
+    path: Path
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Files of a kind that is read, and how many others there are."""
+
+    files: tuple[DocumentFile, ...]
+    skipped: int
+
+
+def find(paths: Sequence[Path]) -> Found:
+    """In the order of their names. What is hidden is left out, and so is what links lead to outside."""
+    files: dict[Path, DocumentFile] = {}
+    skipped = 0
+    for named in paths:
+        base = named.resolve().parent
+        for path in _files(named.resolve()):
+            if path.suffix.lower() in BY_SUFFIX:
+                files.setdefault(path, DocumentFile(path, path.relative_to(base).as_posix()))
+            else:
+                skipped += 1
+    return Found(tuple(files.values()), skipped)
+
+
+def title_of(file: DocumentFile, content: bytes) -> str | None:
+    """The first heading of Markdown; else the file's name, but for kinds that have a title of their own (None)."""
+    if file.path.suffix.lower() in {".md", ".markdown"}:
+        found = _HEADING.search(content[:65_536].decode("utf-8", "replace"))
+        return found[1][:500] if found else file.path.stem
+    return file.path.stem if file.path.suffix.lower() in {".txt", ".text"} else None
+
+
+def _files(path: Path) -> Iterator[Path]:
+    if path.is_file():
+        yield path
+        return
+    for child in sorted(path.iterdir()):
+        if not child.name.startswith(".") and not child.is_symlink():
+            yield from _files(child)

@@ -1,0 +1,83 @@
+"""`ragherd ingest`: folders of files into the knowledge base of a running service."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from api.cli.document_client import Refused, connected
+from api.cli.document_files import Found, find
+from api.cli.ingest_run import About, Result, prune, upload_all
+
+FAILED = 1
+INTERRUPTED = 130
+
+
+def ingest(
+    paths: Annotated[list[Path], typer.Argument(exists=True, help="Files and folders; folders with all below.")],
+    url: Annotated[str, typer.Option(help="The service.")] = "http://127.0.0.1:8001",
+    key: Annotated[str | None, typer.Option(envvar="RAGHERD_KEY", help="An admin's key.")] = None,
+    tenant: Annotated[str | None, typer.Option(help="Whose documents they are.")] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="May be given several times.")] = None,
+    version: Annotated[str | None, typer.Option(help="Of all of them.")] = None,
+    concurrency: Annotated[int, typer.Option(min=1, max=64, help="Files at once.")] = 4,
+    prune_gone: Annotated[
+        bool, typer.Option("--prune", help="Delete documents of these folders that are no file any more.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the files.")] = False,
+) -> None:
+    """Store files as documents: .txt, .md, .html, .pdf, .docx. What is stored already is left as it is.
+
+    It can be stopped at any time: running it again goes on where it was.
+    """
+    found = find(paths)
+    if dry_run:
+        for file in found.files:
+            typer.echo(file.source)
+        return
+    about = About(tenant, tuple(tag or ()), version)
+    began = time.monotonic()
+    try:
+        result = asyncio.run(_run(url, key, found, about, concurrency, paths if prune_gone else ()))
+    except Refused as error:
+        typer.echo(f"ragherd: {error}", err=True)
+        raise typer.Exit(FAILED) from None
+    except KeyboardInterrupt:
+        typer.echo("Stopped: running it again goes on from here.", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    typer.echo(summary(result, found.skipped, time.monotonic() - began))
+    for failure in result.failures:
+        typer.echo(f"failed: {failure}", err=True)
+    if result.failures:
+        raise typer.Exit(FAILED)
+
+
+def summary(result: Result, skipped: int, seconds: float) -> str:
+    """One line."""
+    counts = {name: result.counts[name] for name in ("created", "updated", "unchanged", "failed", "deleted")}
+    said = [f"{name} {count:,}" for name, count in {**counts, "skipped": skipped}.items() if count] or ["no files"]
+    return f"{', '.join(said)} ({result.chunks:,} chunks) in {seconds:.1f} s"
+
+
+async def _run(
+    url: str, key: str | None, found: Found, about: About, concurrency: int, pruned: tuple[Path, ...] | list[Path]
+) -> Result:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("Documents", total=len(found.files))
+        async with connected(url, key) as client:
+
+            def show(result: Result) -> None:
+                done = sum(result.counts.values())
+                progress.update(task, completed=done, description=f"Documents ({result.chunks:,} chunks)")
+
+            result = await upload_all(client, found.files, about, concurrency, show)
+            result.counts["deleted"] = await prune(client, pruned, found.files, about) if pruned else 0
+            return result

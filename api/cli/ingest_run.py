@@ -1,0 +1,85 @@
+"""Uploads files, several at once, and counts what becomes of each."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from api.cli.document_client import DocumentClient, Refused
+from api.cli.document_files import DocumentFile, title_of
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What is said of all files alike."""
+
+    tenant: str | None = None
+    tags: tuple[str, ...] = ()
+    version: str | None = None
+
+
+@dataclass(slots=True)
+class Result:
+    """`counts` by outcome: created, updated, unchanged, failed, deleted. `chunks` are those of all files."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    chunks: int = 0
+    failures: list[str] = field(default_factory=list)
+
+
+async def upload_all(
+    client: DocumentClient,
+    files: Sequence[DocumentFile],
+    about: About,
+    concurrency: int,
+    on_done: Callable[[Result], None] = lambda result: None,
+) -> Result:
+    """One that is refused keeps none of the others. `on_done` is told after each."""
+    result, waiting = Result(), iter(files)
+
+    async def lane() -> None:
+        for file in waiting:
+            try:
+                outcome, chunks = await _upload(client, file, about)
+            except (Refused, OSError) as error:
+                result.counts["failed"] += 1
+                result.failures.append(f"{file.source}: {error}")
+            else:
+                result.counts[outcome] += 1
+                result.chunks += chunks
+            on_done(result)
+
+    async with asyncio.TaskGroup() as lanes:
+        for _ in range(concurrency):
+            lanes.create_task(lane())
+    return result
+
+
+async def prune(client: DocumentClient, roots: Iterable[Path], files: Sequence[DocumentFile], about: About) -> int:
+    """Deletes documents whose source lies in one of the folders, and which are no file any more."""
+    prefixes = tuple(f"{root.resolve().name}/" for root in roots if root.is_dir())
+    present = {file.source for file in files}
+    gone = [
+        document["id"]
+        for document in await client.all_of(about.tenant)
+        if (document["source"] or "").startswith(prefixes) and document["source"] not in present
+    ]
+    for document in gone:
+        await client.delete(document)
+    return len(gone)
+
+
+async def _upload(client: DocumentClient, file: DocumentFile, about: About) -> tuple[str, int]:
+    content = await asyncio.to_thread(file.path.read_bytes)
+    said = {
+        "title": title_of(file, content),
+        "source": file.source,
+        "version": about.version,
+        "tenant": about.tenant,
+    }
+    fields: dict[str, str | list[str]] = {name: value for name, value in said.items() if value is not None}
+    outcome, document = await client.upload(file.path.name, content, {**fields, "tags": list(about.tags)})
+    return outcome, int(document["chunks"])
