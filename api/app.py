@@ -16,6 +16,7 @@ from api.endpoints import (
     cache,
     cache_explain,
     cache_warm_up,
+    documents,
     error_responses,
     health,
     ollama_api,
@@ -23,7 +24,7 @@ from api.endpoints import (
     query,
     reports,
 )
-from api.endpoints.body_limit import BodyLimit
+from api.endpoints.body_limit import FORM_BYTES, BodyLimit
 from api.endpoints.request_context import RequestContext
 from api.observability.http_middleware import HttpMetrics
 from api.observability.metrics import Metrics
@@ -41,10 +42,12 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=wiring.lifespan(settings, worker, metrics),
     )
     operated = (health, breaker, bulkhead, cache, cache_explain, cache_warm_up, reports)
-    for endpoints in (query, ollama_api, openai_api, *operated):
+    for endpoints in (query, documents, ollama_api, openai_api, *operated):
         app.include_router(endpoints.router)
     error_responses.install(app)
-    app.add_middleware(BodyLimit, limit=settings.server.max_body_bytes)
+    app.add_middleware(
+        BodyLimit, limit=settings.server.max_body_bytes, file_limit=settings.documents.document_max_bytes + FORM_BYTES
+    )
     app.add_middleware(RequestContext, worker=worker)
     app.add_middleware(HttpMetrics, metrics=metrics)
     return app

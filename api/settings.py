@@ -202,6 +202,30 @@ class CacheSettings(_Concern):
     warm_concurrency: Annotated[int, Field(ge=1, le=64)] = 2
 
 
+class DocumentSettings(_Concern):
+    """What may go into the knowledge base, and how it is cut into chunks."""
+
+    document_max_bytes: Positive = 20 * 1024 * 1024
+    document_max_pages: Positive = 2000
+    document_max_characters: Positive = 5_000_000
+    document_parse_timeout: Seconds = 30.0
+    documents_max: Positive = 100_000
+    ingest_wait: Annotated[float, Field(ge=0, le=300)] = 5.0
+    chunk_tokens: Annotated[int, Field(ge=16, le=8192)] = 160
+    chunk_overlap: Annotated[int, Field(ge=0, le=4096)] = 24
+
+
+class RetrievalSettings(_Concern):
+    """How passages are found for a question, and what an answer makes of them."""
+
+    retrieval_candidates: Annotated[int, Field(ge=1, le=200)] = 40
+    retrieval_relevance_floor: Annotated[float, Field(ge=-1, le=1)] = 0.25
+    retrieval_neighbours: Annotated[int, Field(ge=0, le=5)] = 0
+    retrieval_nothing_relevant: Literal["say_so", "answer"] = "say_so"
+    prompt_template_path: str | None = None
+    cache_on_new_documents: Literal["affected", "all", "none"] = "affected"
+
+
 class Settings(BaseModel):
     """All settings of a worker."""
 
@@ -215,6 +239,8 @@ class Settings(BaseModel):
     bulkhead: BulkheadSettings = Field(default_factory=BulkheadSettings)
     breaker: BreakerSettings = Field(default_factory=BreakerSettings)
     cache: CacheSettings = Field(default_factory=CacheSettings)
+    documents: DocumentSettings = Field(default_factory=DocumentSettings)
+    retrieval: RetrievalSettings = Field(default_factory=RetrievalSettings)
 
 
 def load_settings(env_file: str | None = ".env") -> Settings:
@@ -276,5 +302,7 @@ def _check_together(settings: Settings) -> None:
         raise SettingsError("OLLAMA_BASE_URL: no URL given")
     if len(set(settings.ollama.base_urls)) < len(settings.ollama.base_urls):
         raise SettingsError("OLLAMA_BASE_URL: the same URL is given twice")
+    if settings.documents.chunk_overlap >= settings.documents.chunk_tokens:
+        raise SettingsError("CHUNK_OVERLAP: must be less than CHUNK_TOKENS")
     if settings.embedder.embed_model_path and not os.path.exists(settings.embedder.embed_model_path):  # noqa: PTH110
         raise SettingsError("EMBED_MODEL_PATH: no such file or directory")

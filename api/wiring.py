@@ -1,7 +1,7 @@
 """Opens what a worker needs, hands it to the endpoints as typed state, and closes it in reverse.
 
-Only this module and its parts, `wiring_backends` and `wiring_cache`, name adapters. A worker starts whether or not
-Redis and Ollama are there.
+Only this module and its parts, `wiring_backends`, `wiring_cache` and `wiring_knowledge`, name adapters. A worker starts
+whether or not Redis and Ollama are there.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from api.embedders.remembered import RememberedEmbedder
 from api.endpoints.access import Access
 from api.endpoints.event_wire import Streaming
 from api.endpoints.worker_state import WorkerState
+from api.knowledge.chunking import estimated_tokens
 from api.observability.log_format import configure_logging
 from api.observability.metrics import Metrics
 from api.observability.query_events import QueryEvents
@@ -35,6 +36,7 @@ from api.redis_store.workers import WorkerRegistry
 from api.settings import Settings
 from api.wiring_backends import WorkerBackends, open_backends
 from api.wiring_cache import CacheParts, open_cache
+from api.wiring_knowledge import WorkerKnowledge, open_knowledge
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager["LifespanState"]]
 
@@ -84,8 +86,12 @@ class _Worker:
         await gate.check()
         opening = open_backends(self._settings, self._id, self._metrics, gate, self._address, self._live_workers)
         backends = await self._stack.enter_async_context(opening)
-        embedder = RememberedEmbedder(await self._open_embedder(backends, events))
-        opened = open_cache(parts, self._address, embedder, backends.digests, backends.failover(events))
+        plain, count = await self._open_embedder(backends, events)
+        embedder = RememberedEmbedder(plain)
+        made = WorkerKnowledge(self._settings, self._id, self._metrics, gate, parts.index, embedder, plain, count)
+        knowledge = await self._stack.enter_async_context(open_knowledge(made))
+        failover = backends.failover(events)
+        opened = open_cache(parts, self._address, embedder, backends.digests, failover, knowledge.retriever)
         cache = await self._stack.enter_async_context(opened)
         guards = (backends.breakers, backends.bulkheads)
         facts = WorkerFacts(self._id, __version__, backends.facts, *guards, gate, events, self._metrics)
@@ -106,6 +112,7 @@ class _Worker:
             streaming=Streaming(self._settings.server.stream_heartbeat, self._settings.server.stream_stall_timeout),
             queries=cache.queries,
             explainer=cache.explainer,
+            library=knowledge.library,
             embeddings=backends.embeddings(events),
             catalog=backends.catalog,
             num_ctx=self._settings.ollama.ollama_num_ctx,
@@ -138,9 +145,13 @@ class _Worker:
 
     # -- Ollama -------------------------------------------------------------------------------------------------------
 
-    async def _open_embedder(self, backends: WorkerBackends, events: QueryEvents) -> Embedder:
+    async def _open_embedder(
+        self, backends: WorkerBackends, events: QueryEvents
+    ) -> tuple[Embedder, Callable[[str], int]]:
+        """The embedder, and how many tokens it makes of a text."""
         settings = self._settings.embedder
         if settings.embedder == "onnx":
             opening = OnnxEmbedder.open(settings.embed_model_path, settings.embed_timeout)
-            return await self._stack.enter_async_context(opening)
-        return await backends.open_embedder(self._stack, events)
+            onnx = await self._stack.enter_async_context(opening)
+            return onnx, onnx.count_tokens
+        return await backends.open_embedder(self._stack, events), estimated_tokens

@@ -14,10 +14,12 @@ from api.background import Background
 from api.errors import StoreUnavailable
 from api.flights.fleet_flights import Flights
 from api.flights.following import kept_in_step
+from api.knowledge.retrieval import Retriever
 from api.observability.cache_events import CacheEvents
 from api.observability.flight_metrics import FlightMetrics
 from api.observability.metrics import Metrics
 from api.observability.query_events import QueryEvents
+from api.observability.warming_events import WarmingEvents
 from api.ports.models import Embedder, ModelDigests
 from api.query.answer_query import QueryService
 from api.query.cache_warmer import CacheWarmer
@@ -25,7 +27,11 @@ from api.query.condense import Condenser
 from api.query.explain import Explainer
 from api.query.failover import Failover
 from api.query.fresh_answer import FreshAnswers
+from api.query.grounding import Grounder
 from api.query.invalidate import Invalidator
+from api.query.places import Places
+from api.query.prompt_template import PromptTemplate, load
+from api.query.prompting import Prompting
 from api.query.refresh import Refresher
 from api.query.shared_answers import CachePolicy, SharedAnswers
 from api.query.single_flight import SingleFlight
@@ -73,22 +79,35 @@ class WorkerCache:
         digests: ModelDigests,
         failover: Failover,
         flights: Flights,
+        retriever: Retriever,
     ) -> None:
-        policy = _policy(parts.settings)
-        cache = _answer_cache(parts) if parts.settings.cache.enabled else None
-        shared = SharedAnswers(cache, embedder, digests, parts.events, policy)
-        fresh = FreshAnswers(failover, shared, parts.events)
+        policy, settings = _policy(parts.settings), parts.settings
+        cache = _answer_cache(parts) if settings.cache.enabled else None
+        template = load(settings.retrieval.prompt_template_path)
+        places = Places(embedder, digests, _grounding(template, settings))
+        memory = RedisCondensedQuestions(parts.gate, parts.keys, round(settings.cache.ttl * 1000))
+        condenser = Condenser(failover, flights, memory, parts.events)
+        prompting = Prompting(template, settings.ollama.ollama_num_ctx, settings.retrieval.retrieval_nothing_relevant)
+
+        def fresh_answers(events: QueryEvents) -> FreshAnswers:
+            shared = SharedAnswers(cache, embedder, places, events, policy)
+            return FreshAnswers(failover, shared, Grounder(retriever, condenser, events), prompting, events)
+
+        shared = SharedAnswers(cache, embedder, places, parts.events, policy)
+        fresh = fresh_answers(parts.events)
         cache_events = CacheEvents(parts.metrics, parts.counters)
-        condenser = _condenser(parts, failover, flights)
         self._keeper = _keeper(parts) if cache is not None else None
         self.refresher = Refresher(fresh, flights, parts.events)
-        self.queries = QueryService(condenser, shared, SingleFlight(flights, fresh), self.refresher, parts.events)
-        self.explainer = Explainer(cache, embedder, digests, policy)
+        condensing = condenser if cache is not None and settings.cache.condense else None
+        flying = SingleFlight(flights, fresh)
+        self.queries = QueryService(condensing, shared, flying, self.refresher, parts.events)
+        self.explainer = Explainer(cache, embedder, places, policy)
         self.figures = CacheFigures(parts.gate, parts.index, parts.counters, embedder, _limits(parts.settings))
         self.invalidator = Invalidator(RedisCacheSweep(parts.gate, parts.keys), embedder, cache_events)
         self.warm_ups: WarmUps | None = None
         if cache is not None:
-            warmer = CacheWarmer(cache, embedder, digests, failover, cache_events)
+            quiet = WarmingEvents(parts.metrics, parts.counters, log_questions=settings.server.log_questions)
+            warmer = CacheWarmer(cache, embedder, places, fresh_answers(quiet), cache_events)
             jobs = RedisWarmUpJobs(parts.gate, parts.keys, parts.worker)
             self.warm_ups = WarmUps(jobs, warmer, cache_events, parts.settings.cache.warm_concurrency)
 
@@ -99,7 +118,12 @@ class WorkerCache:
 
 @asynccontextmanager
 async def open_cache(
-    parts: CacheParts, address: RedisAddress, embedder: Embedder, digests: ModelDigests, failover: Failover
+    parts: CacheParts,
+    address: RedisAddress,
+    embedder: Embedder,
+    digests: ModelDigests,
+    failover: Failover,
+    retriever: Retriever,
 ) -> AsyncIterator[WorkerCache]:
     """The worker's hold on the cache. On exit it ends what is under way, before what that needs is closed."""
     async with AsyncExitStack() as stack:
@@ -108,7 +132,7 @@ async def open_cache(
         store = RedisFlightStore(parts.gate, partial(blocking_reader, address), parts.keys, parts.worker)
         flights = Flights(store, parts.settings.cache.coalesce_timeout, FlightMetrics(parts.metrics))
         await stack.enter_async_context(kept_in_step(flights))
-        cache = WorkerCache(parts, embedder, digests, failover, flights)
+        cache = WorkerCache(parts, embedder, digests, failover, flights, retriever)
         stack.push_async_callback(cache.refresher.aclose)
         if cache.warm_ups is not None:
             # Of its own: a question that is broken off by a closed pool would count as failed.
@@ -130,12 +154,11 @@ def _answer_cache(parts: CacheParts) -> RedisAnswerCache:
     )
 
 
-def _condenser(parts: CacheParts, failover: Failover, flights: Flights) -> Condenser | None:
-    cache = parts.settings.cache
-    if not (cache.enabled and cache.condense):
-        return None
-    memory = RedisCondensedQuestions(parts.gate, parts.keys, round(cache.ttl * 1000))
-    return Condenser(failover, flights, memory, parts.events)
+def _grounding(template: PromptTemplate, settings: Settings) -> str:
+    """What an answer owes to settings: answers under others are not shared."""
+    retrieval = settings.retrieval
+    facts = (template.scope, retrieval.retrieval_relevance_floor, retrieval.retrieval_neighbours)
+    return " ".join(map(str, (*facts, retrieval.retrieval_nothing_relevant)))
 
 
 def _keeper(parts: CacheParts) -> IndexKeeper:

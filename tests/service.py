@@ -16,10 +16,12 @@ from api.settings import (
     BreakerSettings,
     BulkheadSettings,
     CacheSettings,
+    DocumentSettings,
     EmbedderSettings,
     OllamaSettings,
     PoolSettings,
     RedisSettings,
+    RetrievalSettings,
     ServerSettings,
     Settings,
 )
@@ -34,6 +36,8 @@ CONCERNS: Mapping[str, Any] = {
     "bulkhead": BulkheadSettings,
     "breaker": BreakerSettings,
     "cache": CacheSettings,
+    "documents": DocumentSettings,
+    "retrieval": RetrievalSettings,
 }
 
 

@@ -80,6 +80,8 @@ class MiniLM:
         """Loads (about half a second). Raises `SettingsError` when packages are missing or the files are unusable."""
         self._weights = files.weights
         self._tokenizer = _load_tokenizer(files.tokenizer)
+        self._counter = _load_tokenizer(files.tokenizer)
+        self._counter.no_truncation()
         self._session = _load_session(files.weights)
         self._inputs = {node.name for node in self._session.get_inputs()}
 
@@ -107,6 +109,10 @@ class MiniLM:
                 for place, row in zip(group, rows, strict=True):
                     vectors[place] = row.tobytes()
         return vectors
+
+    def count_tokens(self, text: str) -> int:
+        """Of the whole text, however long, without the marks at its ends. Safe to call from any thread."""
+        return len(self._counter.encode(text, add_special_tokens=False).ids)
 
     def _tokens(self, text: str) -> list[int]:
         # A lone surrogate (JSON can carry one) is no valid text: it must not fail the batch it is in.

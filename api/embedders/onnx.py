@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
@@ -17,9 +17,13 @@ from api.model import EmbedderIdentity, Vector
 class OnnxEmbedder:
     """Implements `ports.Embedder`. Made by `OnnxEmbedder.open`."""
 
-    def __init__(self, identity: EmbedderIdentity, batcher: MicroBatcher, timeout: float) -> None:
+    def __init__(
+        self, identity: EmbedderIdentity, count_tokens: Callable[[str], int], batcher: MicroBatcher, timeout: float
+    ) -> None:
+        """`count_tokens`: how many the model makes of a text, however long."""
         self._identity = identity
         self._batcher = batcher
+        self.count_tokens = count_tokens
         self._timeout = timeout
 
     @classmethod
@@ -36,7 +40,7 @@ class OnnxEmbedder:
             model, identity = await asyncio.get_running_loop().run_in_executor(thread, _load, files)
             batcher = MicroBatcher(model.encode, thread)
             try:
-                yield cls(identity, batcher, timeout)
+                yield cls(identity, model.count_tokens, batcher, timeout)
             finally:
                 await batcher.close()
         finally:

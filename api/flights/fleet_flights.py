@@ -19,8 +19,8 @@ from api.flights.flight import Flight, FlightSeat
 from api.flights.following_flight import FollowingFlight
 from api.flights.state import LEASE_MS, Joined, Message, Verdict
 from api.flights.store import FlightStore
-from api.flights.wire import HandedOver, Piece, Said, encode
-from api.model import FlightKey, Landed, Restart, StoredElsewhere, Token
+from api.flights.wire import GroundedIn, HandedOver, Piece, Said, encode
+from api.model import FlightKey, Grounded, Landed, Restart, StoredElsewhere, Token
 from api.ports.answers import Claim
 from api.ports.flights import Lead
 
@@ -139,6 +139,8 @@ class Flights:
                 if isinstance(event, Token):
                     flight.progress.add(event.text)
                     await flight.progress.room()
+                elif isinstance(event, Grounded):
+                    flight.progress.ground(event.sources)
                 elif isinstance(event, Restart):
                     flight.progress.restart()
                 else:
@@ -175,6 +177,9 @@ class Flights:
         tail = flight.progress.tail()
         try:
             while flight.progress.end is None and flight.claim is claim:
+                sources = tail.take_sources()
+                if sources is not None and await self._tell(flight, claim, GroundedIn(*sources)) is None:
+                    return
                 attempt, at, text = tail.take()
                 if text and await self._tell(flight, claim, Piece(attempt, at, text)) is None:
                     return
@@ -187,8 +192,8 @@ class Flights:
             flight.progress.leave(tail)
             flight.is_published = False
 
-    async def _tell(self, flight: Flight, claim: Claim, piece: Piece) -> int | None:
-        followers = await self.store.publish(flight.key, claim.fence, [encode(piece)])
+    async def _tell(self, flight: Flight, claim: Claim, said: Said) -> int | None:
+        followers = await self.store.publish(flight.key, claim.fence, [encode(said)])
         if followers is None:
             self._lost(flight, claim)
         return followers

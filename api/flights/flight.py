@@ -6,7 +6,7 @@ import asyncio
 import time
 
 from api.flights.progress import Progress, Reader
-from api.model import FlightKey, Landed, StoredElsewhere, Token
+from api.model import FlightKey, Grounded, Landed, StoredElsewhere, Token
 from api.ports.answers import Claim
 from api.ports.flights import Lead
 
@@ -57,5 +57,5 @@ class FlightSeat:
     def __aiter__(self) -> FlightSeat:
         return self
 
-    async def __anext__(self) -> Token | Landed | StoredElsewhere:
+    async def __anext__(self) -> Grounded | Token | Landed | StoredElsewhere:
         return await anext(self._reader)

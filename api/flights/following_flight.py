@@ -12,7 +12,7 @@ from api.errors import RagherdError, StoreUnavailable
 from api.flights.flight import Flight
 from api.flights.state import Joined, Record, Verdict
 from api.flights.store import FlightStore
-from api.flights.wire import HandedOver, Piece, Said, decode
+from api.flights.wire import GroundedIn, HandedOver, Piece, Said, decode
 from api.model import FlightKey, Landed, StoredElsewhere
 
 LOOK_SECONDS: Final = 1.0
@@ -100,6 +100,10 @@ class FollowingFlight:
         said = _said(record)
         if isinstance(said, Piece):
             self._add(said)
+        elif isinstance(said, GroundedIn):
+            self._begin(said.attempt)
+            if said.attempt == self._attempt and self._flight.progress.sources is None:
+                self._flight.progress.ground(said.sources)
         elif isinstance(said, HandedOver):
             self._left = True
         elif said is not None:
@@ -108,13 +112,17 @@ class FollowingFlight:
     def _add(self, piece: Piece) -> None:
         """What is known already is left out; after a gap, the end will have it all."""
         progress = self._flight.progress
-        if piece.attempt > self._attempt:
-            self._attempt = piece.attempt
-            progress.restart()
+        self._begin(piece.attempt)
         known = progress.length
         if piece.attempt == self._attempt and piece.at <= known < piece.at + len(piece.text):
             progress.add(piece.text[known - piece.at :])
+
+    def _begin(self, attempt: int) -> None:
+        """A later attempt makes what was read void."""
         self._heard = time.monotonic()
+        if attempt > self._attempt:
+            self._attempt = attempt
+            self._flight.progress.restart()
 
     async def _finish_by_the_cache(self) -> None:
         """The leader has ended and stored its answer: its last word may still be there, else the cache has it."""
@@ -128,5 +136,5 @@ def _said(record: Record) -> Said | None:
         said = decode(record.body)
     except (ValueError, KeyError, TypeError):
         return None  # of a version that says more than this one understands: the end will come, or the lease will end
-    assert isinstance(said, Piece | Landed | RagherdError | HandedOver)
+    assert isinstance(said, Piece | GroundedIn | Landed | RagherdError | HandedOver)
     return said

@@ -7,7 +7,7 @@ from typing import Final
 
 from api.errors import UpstreamError
 from api.faults import UpstreamFault
-from api.model import Landed, StoredElsewhere, Token
+from api.model import Grounded, Landed, Source, StoredElsewhere, Token
 
 AHEAD: Final = 16
 """Pieces that an answer may be ahead of its fastest reader: where all readers are slow, so is the language model."""
@@ -17,10 +17,14 @@ Ended = Landed | StoredElsewhere | BaseException
 
 
 class Progress:
-    """The pieces so far, and the end. `attempt` counts how often the answer began anew."""
+    """The pieces so far, and the end. `attempt` counts how often the answer began anew.
+
+    `sources` are the passages that the attempt is grounded in, None while that is not known.
+    """
 
     def __init__(self) -> None:
         self.attempt = 0
+        self.sources: tuple[Source, ...] | None = None
         self.parts: list[str] = []
         self.end: Ended | None = None
         self._readers: set[Reader | Tail] = set()
@@ -33,10 +37,16 @@ class Progress:
         self.parts.append(text)
         self._tell()
 
+    def ground(self, sources: tuple[Source, ...]) -> None:
+        """What the words to come are grounded in."""
+        self.sources = sources
+        self._tell()
+
     def restart(self) -> None:
         """What was given is void."""
         self.attempt += 1
         self.parts = []
+        self.sources = None
         self._tell()
 
     def finish(self, end: Ended) -> None:
@@ -45,9 +55,11 @@ class Progress:
             return
         if isinstance(end, Landed):
             text = "".join(self.parts)
-            if not end.text.startswith(text):
+            if not end.text.startswith(text) or self.sources not in (None, end.sources):
                 self.restart()
                 text = ""
+            if not self.parts:
+                self.sources = end.sources
             if len(text) < len(end.text):
                 self.parts.append(end.text[len(text) :])
         self.end = end
@@ -96,10 +108,10 @@ class Progress:
 
 
 class Reader:
-    """Gives every `Token` once, then `Landed` or `StoredElsewhere`; raises what ended the answer else.
+    """Gives `Grounded`, every `Token` once, then `Landed` or `StoredElsewhere`; raises what ended the answer else.
 
-    A cancelled `anext` loses nothing. Where the answer begins anew in the words that were given, it goes on from there.
-    `whole`: no tokens, only the end.
+    A cancelled `anext` loses nothing. Where the answer begins anew from the passages and in the words that were given,
+    it goes on from there. `whole`: only the end.
     """
 
     def __init__(self, progress: Progress, *, whole: bool) -> None:
@@ -109,12 +121,13 @@ class Reader:
         self._parts = progress.parts
         self._index = 0
         self._given: list[str] = []
+        self._sources: tuple[Source, ...] | None = None  # those given
         self._skip = 0  # characters of the present attempt that were given in an earlier one
 
     def __aiter__(self) -> Reader:
         return self
 
-    async def __anext__(self) -> Token | Landed | StoredElsewhere:
+    async def __anext__(self) -> Grounded | Token | Landed | StoredElsewhere:
         while True:
             event = self._ready()
             if event is not None:
@@ -131,11 +144,10 @@ class Reader:
         """Pieces that it has not taken."""
         return 0 if self._whole else len(self._progress.parts) - self._index
 
-    def _ready(self) -> Token | Landed | StoredElsewhere | None:
-        piece = None if self._whole else self._piece()
-        if piece is not None:
-            self._given.append(piece)
-            return Token(piece)
+    def _ready(self) -> Grounded | Token | Landed | StoredElsewhere | None:
+        event = None if self._whole or not self._is_up_to_date() else self._next()
+        if event is not None:
+            return event
         end = self._progress.end
         if isinstance(end, BaseException):
             raise end
@@ -143,26 +155,36 @@ class Reader:
             raise _broken()
         return end
 
-    def _piece(self) -> str | None:
-        if self._attempt != self._progress.attempt and not self._begin_anew():
-            return None
+    def _next(self) -> Grounded | Token | None:
+        if self._sources is None and self._progress.sources is not None and not self._given:
+            self._sources = self._progress.sources
+            return Grounded(self._sources)
         while self._index < len(self._parts):
             part = self._parts[self._index]
             piece, self._skip = part[self._skip :], max(0, self._skip - len(part))
             self._index += 1
             if piece:
-                return piece
+                self._given.append(piece)
+                return Token(piece)
         return None
+
+    def _is_up_to_date(self) -> bool:
+        return self._attempt == self._progress.attempt or self._begin_anew()
 
     def _begin_anew(self) -> bool:
         """Goes over to the new attempt, where that says what was given already. False while that is not known."""
-        given, text = "".join(self._given), "".join(self._progress.parts)
-        landed_short = isinstance(self._progress.end, Landed) and len(text) < len(given)
+        progress, given = self._progress, "".join(self._given)
+        if not given:
+            self._sources = None
+        elif progress.sources is not None and progress.sources != self._sources:
+            raise _broken()
+        text = "".join(progress.parts)
+        landed_short = isinstance(progress.end, Landed) and len(text) < len(given)
         if landed_short or not text.startswith(given[: len(text)]):
             raise _broken()
         if len(text) < len(given):
             return False
-        self._attempt, self._parts = self._progress.attempt, self._progress.parts
+        self._attempt, self._parts = progress.attempt, progress.parts
         self._index, self._skip = 0, len(given)
         return True
 
@@ -174,11 +196,20 @@ class Tail:
         self._progress = progress
         self._attempt = progress.attempt
         self._index = 0
+        self._grounded_at = -1
 
     @property
     def lag(self) -> int:
         """Pieces that it has not taken."""
         return len(self._progress.parts) - self._index
+
+    def take_sources(self) -> tuple[int, tuple[Source, ...]] | None:
+        """The attempt and what it is grounded in, once an attempt."""
+        attempt, sources = self._progress.attempt, self._progress.sources
+        if sources is None or attempt == self._grounded_at:
+            return None
+        self._grounded_at = attempt
+        return attempt, sources
 
     def take(self) -> tuple[int, int, str]:
         """The attempt, the characters before what is new, and what is new; that may be empty."""

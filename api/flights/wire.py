@@ -23,11 +23,19 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
+class GroundedIn:
+    """What an attempt is grounded in."""
+
+    attempt: int
+    sources: tuple[Source, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class HandedOver:
     """The leader leaves; whoever follows may take the lead."""
 
 
-Said = Piece | Landed | RagherdError | HandedOver
+Said = Piece | GroundedIn | Landed | RagherdError | HandedOver
 
 
 def encode(said: Said) -> str:
@@ -44,6 +52,8 @@ def decode(body: str) -> Said:
 def _plain(said: Said) -> dict[str, Any]:
     if isinstance(said, Piece):
         return {"is": "piece", **asdict(said)}
+    if isinstance(said, GroundedIn):
+        return {"is": "sources", **asdict(said)}
     if isinstance(said, Landed):
         return {"is": "landed", **_landed(said)}
     if isinstance(said, HandedOver):
@@ -62,8 +72,12 @@ def _landed(landed: Landed) -> dict[str, Any]:
     }
 
 
+def _read_sources(fields: Mapping[str, Any]) -> tuple[Source, ...]:
+    return tuple(Source(**source) for source in fields["sources"])
+
+
 def _read_landed(fields: Mapping[str, Any]) -> Landed:
-    sources = tuple(Source(**source) for source in fields["sources"])
+    sources = _read_sources(fields)
     return Landed(**{**fields, "usage": Usage(**fields["usage"]), "sources": sources})
 
 
@@ -92,6 +106,7 @@ def _read_error(fields: Mapping[str, Any]) -> RagherdError:
 
 _READ: Final[Mapping[str, Callable[[dict[str, Any]], Said]]] = {
     "piece": lambda fields: Piece(**fields),
+    "sources": lambda fields: GroundedIn(fields["attempt"], _read_sources(fields)),
     "landed": _read_landed,
     "handed_over": lambda _: HandedOver(),
     "error": _read_error,

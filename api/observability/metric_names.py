@@ -96,6 +96,31 @@ CACHE_INVALIDATIONS = MetricSpec(
     ("kind",),
 )
 
+GROUNDINGS = MetricSpec(
+    "ragherd_groundings_total",
+    "counter",
+    "Searches of the knowledge base for an answer, by what came of them "
+    "(grounded, nothing_relevant, no_documents, unavailable).",
+    ("outcome",),
+)
+CITATIONS_REMOVED = MetricSpec(
+    "ragherd_citations_removed_total", "counter", "Citations of the language model that pointed to no source."
+)
+DOCUMENTS_STORED = MetricSpec(
+    "ragherd_documents_stored_total", "counter", "Documents, or new revisions of them, put into service."
+)
+DOCUMENTS_FAILED = MetricSpec(
+    "ragherd_documents_failed_total", "counter", "Documents that could not be stored after they were accepted."
+)
+CHUNKS_EMBEDDED = MetricSpec("ragherd_chunks_embedded_total", "counter", "Chunks of documents embedded and written.")
+ANSWERS_OUTDATED = MetricSpec(
+    "ragherd_answers_outdated_total",
+    "counter",
+    "Cached answers deleted because a document they used changed (changed), or stale because a new one may change them "
+    "(affected).",
+    ("reason",),
+)
+
 UPSTREAM_FAULTS = MetricSpec(
     "ragherd_upstream_faults_total", "counter", "Calls to Ollama that failed, by fault (api/faults.py).", ("fault",)
 )
@@ -254,6 +279,12 @@ ALL_METRICS: tuple[MetricSpec, ...] = (
     CACHE_STORES,
     CACHE_EVICTIONS,
     CACHE_INVALIDATIONS,
+    GROUNDINGS,
+    CITATIONS_REMOVED,
+    DOCUMENTS_STORED,
+    DOCUMENTS_FAILED,
+    CHUNKS_EMBEDDED,
+    ANSWERS_OUTDATED,
     UPSTREAM_FAULTS,
     FAILOVERS,
     RETRIES,

@@ -161,6 +161,30 @@ class Metrics:
         """Entries were deleted by an operator."""
         self._families[names.CACHE_INVALIDATIONS][(kind,)].inc(count)
 
+    def grounded(self, outcome: str) -> None:
+        """The knowledge base was searched for an answer."""
+        self._families[names.GROUNDINGS][(outcome,)].inc()
+
+    def citations_removed(self, count: int) -> None:
+        """An answer cited what is no source."""
+        self._families[names.CITATIONS_REMOVED][()].inc(count)
+
+    def document_stored(self) -> None:
+        """A revision serves."""
+        self._families[names.DOCUMENTS_STORED][()].inc()
+
+    def document_failed(self) -> None:
+        """A document could not be stored."""
+        self._families[names.DOCUMENTS_FAILED][()].inc()
+
+    def chunks_embedded(self, count: int) -> None:
+        """Chunks were written."""
+        self._families[names.CHUNKS_EMBEDDED][()].inc(count)
+
+    def answers_outdated(self, reason: str, count: int) -> None:
+        """Documents changed under cached answers."""
+        self._families[names.ANSWERS_OUTDATED][(reason,)].inc(count)
+
     def upstream_failed(self, fault: UpstreamFault) -> None:
         """A call to Ollama failed."""
         self._families[names.UPSTREAM_FAULTS][(fault.value,)].inc()

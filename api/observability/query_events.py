@@ -13,6 +13,7 @@ from api.observability.http_middleware import CLIENT_CLOSED_REQUEST
 from api.observability.metrics import Metrics, Stage
 from api.query.answered import Answered, RefreshOutcome, Stages
 from api.query.candidates import Candidate
+from api.query.grounding import GroundingOutcome
 from api.query.question import Query
 
 
@@ -88,6 +89,16 @@ class QueryEvents:
         """A call left a backend for another; its client knows nothing of it."""
         self._metrics.failed_over(backend, error.fault)
         self._log.warning("failed_over", backend=backend, fault=error.fault, error=str(error))
+
+    def cited(self, sources: int, removed: int) -> None:
+        """A grounded answer is complete."""
+        if removed:
+            self._metrics.citations_removed(removed)
+            self._log.info("citations_removed", sources=sources, removed=removed)
+
+    def grounded(self, outcome: GroundingOutcome, passages: int) -> None:
+        """The knowledge base was searched for an answer."""
+        self._metrics.grounded(outcome)
 
     def considered(self, candidates: Sequence[Candidate]) -> None:
         """The nearest questions were looked at; those that a guard objected to are counted."""

@@ -8,28 +8,36 @@ import random
 import struct
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from redis.asyncio import Redis
 
+from api.knowledge.retrieval import RetrievalPolicy, Retriever
 from api.model import EmbedderIdentity, Generation, GenerationEnd, GenerationRequest, Token, Usage, Vector
 from api.observability.metrics import Metrics
 from api.observability.query_events import QueryEvents
 from api.query.answered import Answered, Stages
+from api.query.condense import Condenser
+from api.query.failover import Failover
 from api.query.fresh_answer import FreshAnswers
+from api.query.grounding import Grounder
+from api.query.places import Places
 from api.query.prompt import Template
+from api.query.prompt_template import load
+from api.query.prompting import Prompting
 from api.query.question import Query
 from api.query.shared_answers import CachePolicy, SharedAnswers
 from api.redis_store.answer_cache import RedisAnswerCache
 from api.redis_store.counters import CacheCounters
 from api.redis_store.gate import RedisGate
 from api.redis_store.keys import Keys
+from api.redis_store.passage_index import RedisPassageIndex
 from api.redis_store.semantic_index import SemanticIndex
 
 TENANTS = ("acme", "acme,inc", "ACME", "a b {c}|d-*")
 MODELS = ("llama3.2", "qwen3:4b")
-TEMPLATES: tuple[Template, ...] = ("plain-1", "raw")
+TEMPLATES: tuple[Template, ...] = ("grounded", "raw")
 TEXTS = [f"How do I {verb} my {thing}?" for verb in ("find", "print", "rename", "share") for thing in "abcdefghijklmno"]
 ASKED = 10_000
 AT_ONCE = 32
@@ -73,7 +81,7 @@ class EchoModel:
         return aclosing(self._answer(request))
 
     async def _answer(self, request: GenerationRequest) -> AsyncGenerator[Token | Generation, None]:
-        template = "raw" if request.messages[0].role == "user" else "plain-1"
+        template = "raw" if request.messages[0].role == "user" else "grounded"
         text = "|".join((request.tenant, request.model, template, self._embedder, request.messages[-1].content))
         yield Generation(text, GenerationEnd(request.model, "stop", Usage(1, 1)), 0.0)
 
@@ -89,8 +97,12 @@ class Side:
         cache = RedisAnswerCache(gate, keys, index, counters, ttl_ms=60_000, stale_ms=60_000, max_size=20_000)
         policy = CachePolicy(0.92, budget=30.0)
         self.embedder = embedder
-        self.shared = SharedAnswers(cache, WordEmbedder(embedder), Digests(), events, policy)
-        self.fresh = FreshAnswers(EchoModel(embedder), self.shared, events)  # type: ignore[arg-type]
+        words = WordEmbedder(embedder)
+        self.shared = SharedAnswers(cache, words, Places(words, Digests()), events, policy)
+        retriever = Retriever(RedisPassageIndex(gate, keys), words, None, RetrievalPolicy())
+        grounder = Grounder(retriever, cast(Condenser, None), events)  # no question here has a history
+        prompting = Prompting(load(None), None, "say_so")
+        self.fresh = FreshAnswers(cast(Failover, EchoModel(embedder)), self.shared, grounder, prompting, events)
 
     async def ask(self, query: Query) -> tuple[str, str]:
         stages = Stages()

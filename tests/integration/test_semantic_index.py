@@ -160,5 +160,5 @@ async def test_a_bound_above_a_few_thousand_makes_a_graph_that_answers(serve: Se
     client = await serve(cache={"max_size": FLAT_UP_TO + 1})
     await ask(client, "How do I reset my password?")
     assert (await ask(client, "My password, how do I reset?"))["cache"]["kind"] == "semantic"
-    assert [name.endswith("-hnsw") for name in await indexes(redis)] == [True]
+    assert [name.endswith("-hnsw-2") for name in await indexes(redis)] == [True]
     assert (await client.get("/api/semantic-cache/metrics")).json()["cache_size"] == 1

@@ -157,6 +157,18 @@ def key_patterns() -> set[str]:
         keys.condensed("<digest>"),
         *keys.flight("<scope>", "<digest>"),
         keys.retries,
+        keys.document("<document>"),
+        keys.document_text("<document>"),
+        keys.document_draft("<document>"),
+        keys.document_work("<document>"),
+        keys.document_chunks("<document>"),
+        keys.chunk("<embedder>", "<document>", "<revision>", "<number>"),  # type: ignore[arg-type]
+        keys.corpus("<owner>"),
+        keys.corpus_documents("<owner>"),
+        keys.corpus_work,
+        keys.corpus_state,
+        keys.embedding_duty("<embedder>"),
+        keys.upload("<token>"),
     }
 
 
@@ -174,6 +186,9 @@ def test_no_way_to_spell_a_key_is_left_out_above() -> None:
         *("cache_invalidated", "cache_warm_up", "cache_warm_ups"),
         *("cache_index", "cache_indexes", "cache_index_uses", "janitor"),
         *("cache_prefix", "cache_entries"),  # what an index covers, and what all of them cover
+        *("document", "document_text", "document_draft", "document_work", "document_chunks"),
+        *("chunk", "chunk_prefix", "chunk_index", "corpus", "corpus_documents", "corpus_work", "corpus_state"),
+        *("embedding_duty", "upload"),
         *("flight", "condensed", "digests", "flight_channel", "bulkhead_channel"),
     }
 

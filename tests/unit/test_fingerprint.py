@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from api.model import ChatMessage, EmbedderIdentity
+from api.ports.documents import DocumentFilter
 from api.query.cache_control import CacheControl
 from api.query.fingerprint import fingerprint
 from api.query.question import Query
@@ -29,7 +30,8 @@ def place(query: Query, embedder: EmbedderIdentity = EMBEDDER, digest: str = "sh
         {"template": "raw"},
         {"system": "Be brief."},
         {"top_k": 0},
-        {"documents": ("handbook",)},
+        {"documents": DocumentFilter(("handbook",))},
+        {"documents": DocumentFilter(ids=("d1",))},
         {"options": {"temperature": 0.5}},
         {"history": ()},
         {"history": (ChatMessage("assistant", "Hello"),)},
@@ -53,7 +55,7 @@ def test_the_weights_of_the_model_and_of_the_embedder() -> None:
         {"question": "how long is the  WARRANTY"},
         {"timeout": 5.0},
         {"cache_control": CacheControl(max_age=5)},
-        {"documents": ()},
+        {"documents": DocumentFilter()},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -62,10 +64,12 @@ def test_what_it_does_not_depend_on(change: dict[str, Any]) -> None:
 
 
 def test_the_order_of_tags_and_of_options_says_nothing() -> None:
-    one = replace(QUERY, documents=("a", "b", "a"), options={"seed": 1, "top_p": 0.5})
-    other = replace(QUERY, documents=("b", "a"), options={"top_p": 0.5, "seed": 1})
+    one = replace(QUERY, documents=DocumentFilter(("a", "b", "a")), options={"seed": 1, "top_p": 0.5})
+    other = replace(QUERY, documents=DocumentFilter(("b", "a")), options={"top_p": 0.5, "seed": 1})
     assert place(one) == place(other)
 
 
 def test_lists_do_not_run_into_each_other() -> None:
-    assert place(replace(QUERY, documents=("a", "b"))) != place(replace(QUERY, documents=("a,b",)))
+    assert place(replace(QUERY, documents=DocumentFilter(("a", "b")))) != place(
+        replace(QUERY, documents=DocumentFilter(("a,b",)))
+    )

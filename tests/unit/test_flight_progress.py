@@ -8,7 +8,7 @@ import pytest
 
 from api.errors import BreakerOpen, UpstreamError
 from api.flights.progress import AHEAD, Progress, Reader
-from api.model import Landed, StoredElsewhere, Token, Usage
+from api.model import Grounded, Landed, Source, StoredElsewhere, Token, Usage
 
 
 def landed(text: str) -> Landed:
@@ -18,8 +18,8 @@ def landed(text: str) -> Landed:
 async def all_of(reader: Reader) -> str:
     """The text of all tokens up to the end."""
     texts = []
-    while isinstance(event := await anext(reader), Token):
-        texts.append(event.text)
+    while isinstance(event := await anext(reader), Token | Grounded):
+        texts.append(event.text if isinstance(event, Token) else "")
     return "".join(texts)
 
 
@@ -157,3 +157,44 @@ async def test_a_tail_takes_what_is_new_with_its_place() -> None:
     progress.restart()
     progress.add("e")
     assert tail.take() == (1, 0, "e")
+
+
+SOURCES = (Source("d1", "Title", 0, "text", 0.5),)
+
+
+async def test_what_an_answer_is_grounded_in_comes_before_its_first_word() -> None:
+    progress = Progress()
+    early = progress.reader()
+    progress.ground(SOURCES)
+    assert await anext(early) == Grounded(SOURCES)
+    progress.add("one")
+    assert await anext(early) == Token("one")
+    late = progress.reader()
+    assert [await anext(late), await anext(late)] == [Grounded(SOURCES), Token("one")]
+
+
+async def test_an_attempt_on_other_grounds_goes_on_only_for_those_who_have_no_word_yet() -> None:
+    progress = Progress()
+    reading, waiting = progress.reader(), progress.reader()
+    progress.ground(SOURCES)
+    progress.add("one")
+    assert [await anext(reading), await anext(reading)] == [Grounded(SOURCES), Token("one")]
+    assert await anext(waiting) == Grounded(SOURCES)
+    progress.restart()
+    progress.ground(())
+    progress.add("one two")
+    with pytest.raises(UpstreamError, match="other words"):
+        await anext(reading)
+    assert [await anext(waiting), await anext(waiting)] == [Grounded(()), Token("one two")]
+
+
+async def test_an_attempt_on_the_same_grounds_goes_on() -> None:
+    progress = Progress()
+    reader = progress.reader()
+    progress.ground(SOURCES)
+    progress.add("one")
+    assert [await anext(reader), await anext(reader)] == [Grounded(SOURCES), Token("one")]
+    progress.restart()
+    progress.ground(SOURCES)
+    progress.add("one two")
+    assert await anext(reader) == Token(" two")

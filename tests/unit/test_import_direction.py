@@ -20,7 +20,16 @@ ALLOWED: dict[str, set[str]] = {
     "api.bulkhead": {"api.background", "api.errors"},
     "api.flights": {"api.background", "api.ports", "api.model", "api.errors", "api.faults"},
     "api.guards": set(),
-    "api.query": {"api.guards", "api.background", "api.ports", "api.model", "api.errors", "api.faults"},
+    "api.knowledge": {"api.background", "api.ports", "api.model", "api.errors"},
+    "api.query": {
+        "api.knowledge",
+        "api.guards",
+        "api.background",
+        "api.ports",
+        "api.model",
+        "api.errors",
+        "api.faults",
+    },
     "api.embedders": {"api.ports", "api.model", "api.errors"},
     "api.ollama": {"api.background", "api.ports", "api.model", "api.errors", "api.faults"},
     "api.redis_store": {"api.ports", "api.model", "api.errors", "api.breaker", "api.bulkhead", "api.flights"},
@@ -36,19 +45,34 @@ ALLOWED: dict[str, set[str]] = {
         "api.query",
         "api.redis_store",
     },
-    "api.endpoints": {"api.query", "api.breaker", "api.bulkhead", "api.ports", "api.model", "api.errors", "api.faults"},
+    "api.endpoints": {
+        "api.knowledge",
+        "api.query",
+        "api.breaker",
+        "api.bulkhead",
+        "api.ports",
+        "api.model",
+        "api.errors",
+        "api.faults",
+    },
     "api.embedded": {"api.embedders", "api.ports", "api.model", "api.settings", "api.errors", "worker_config"},
-    "api.cli": {"api.embedded", "api.settings", "api.errors", "api"},
+    "api.cli": {"api.knowledge", "api.embedded", "api.settings", "api.errors", "api"},
     "api.wiring": {"*"},
     "api.wiring_backends": {"*"},
     "api.wiring_cache": {"*"},
+    "api.wiring_knowledge": {"*"},
     "api.app": {"api.wiring", "api.endpoints", "api.observability", "api.settings", "api"},
     "api.asgi": {"api.app", "api.settings"},
     "worker_config": {"api.settings", "api.errors", "api.observability"},
 }
 ABOVE_WIRING = {"api.app", "api.asgi", "api.cli", "api.embedded"}
 PARTS = {*ABOVE_WIRING, "api.wiring", "api.endpoints"}
-NEVER = {"api.wiring": ABOVE_WIRING, "api.wiring_backends": PARTS, "api.wiring_cache": PARTS}
+NEVER = {
+    "api.wiring": ABOVE_WIRING,
+    "api.wiring_backends": PARTS,
+    "api.wiring_cache": PARTS,
+    "api.wiring_knowledge": PARTS,
+}
 
 
 def room_of(module: str) -> str:
@@ -99,6 +123,7 @@ def test_only_wiring_names_adapters_and_only_app_and_wiring_read_settings() -> N
         "api.wiring",
         "api.wiring_backends",
         "api.wiring_cache",
+        "api.wiring_knowledge",
         "api.app",
         "api.asgi",
         "api.embedded",

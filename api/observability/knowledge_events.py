@@ -1,0 +1,37 @@
+"""Who counts and logs what happens to documents."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import structlog
+
+from api.observability.metrics import Metrics
+
+
+class KnowledgeEvents:
+    """An `IngestionEvents` and an `OutdatingEvents`. A document's text is not logged."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._log = structlog.get_logger("ragherd.knowledge")
+
+    def document_stored(self, chunks: int) -> None:
+        """A revision serves."""
+        self._metrics.document_stored()
+        self._log.info("document_stored", chunks=chunks)
+
+    def document_failed(self, document: str, error: str) -> None:
+        """A document that was accepted can not be stored."""
+        self._metrics.document_failed()
+        self._log.warning("document_failed", document=document, error=error)
+
+    def chunks_embedded(self, count: int) -> None:
+        """Chunks were written."""
+        self._metrics.chunks_embedded(count)
+
+    def answers_outdated(self, reason: Literal["changed", "affected"], count: int) -> None:
+        """The cache was told of a change."""
+        if count:
+            self._metrics.answers_outdated(reason, count)
+            self._log.info("answers_outdated", reason=reason, count=count)

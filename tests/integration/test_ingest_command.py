@@ -1,0 +1,106 @@
+"""`ragherd ingest` against a running service: what is new is stored, what is there is left, what is gone may go."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import httpx
+import pytest
+from redis.asyncio import Redis
+from typer.testing import CliRunner
+
+from api.cli.commands import commands
+from api.cli.document_client import DocumentClient, Refused, connected
+from api.cli.document_files import find, title_of
+from api.cli.ingest import summary
+from api.cli.ingest_run import About, Result, prune, upload_all
+from tests.integration.test_documents import CANTEEN, HOLIDAY, ONNX
+from tests.service import Service
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two documents that are read, one that is broken, and some that are none."""
+    pages = tmp_path / "pages"
+    (pages / "deep").mkdir(parents=True)
+    (pages / ".git").mkdir()
+    (pages / "holiday.md").write_text(f"# Holiday policy\n\n{HOLIDAY}")
+    (pages / "deep" / "canteen.txt").write_text(CANTEEN)
+    (pages / "broken.pdf").write_bytes(b"%PDF-1.7 nothing")
+    (pages / "picture.png").write_bytes(b"\x89PNG")
+    (pages / ".git" / "hidden.md").write_text("# No")
+    (pages / ".hidden.md").write_text("# No")
+    return pages
+
+
+def test_what_is_found_in_a_folder(folder: Path) -> None:
+    found = find([folder, folder / "holiday.md"])
+    assert [file.source for file in found.files] == ["pages/broken.pdf", "pages/deep/canteen.txt", "pages/holiday.md"]
+    assert found.skipped == 1
+    assert [title_of(file, file.path.read_bytes()) for file in found.files] == [None, "canteen", "Holiday policy"]
+
+
+async def test_running_it_again_changes_only_what_has_changed(serve: Service, folder: Path) -> None:
+    client = await serve(embedder=ONNX)
+    url, about = str(client.base_url), About(tags=("docs",))
+
+    async def run() -> Result:
+        async with connected(url, None) as service:
+            return await upload_all(service, find([folder]).files, about, 2)
+
+    first = await run()
+    assert dict(first.counts) == {"created": 2, "failed": 1}
+    assert first.chunks == 2
+    assert [line.split(":")[0] for line in first.failures] == ["pages/broken.pdf"]
+    assert summary(first, 1, 0.5) == "created 2, failed 1, skipped 1 (2 chunks) in 0.5 s"
+    (folder / "holiday.md").write_text("# Holiday policy\n\nThere is none.")
+    assert dict((await run()).counts) == {"updated": 1, "unchanged": 1, "failed": 1}
+    listed = (await client.get("/documents", params={"tag": "docs"})).json()["documents"]
+    assert {(one["title"], one["source"]) for one in listed} == {
+        ("Holiday policy", "pages/holiday.md"),
+        ("canteen", "pages/deep/canteen.txt"),
+    }
+
+
+async def test_what_is_no_file_any_more_is_pruned_and_nothing_else(serve: Service, folder: Path) -> None:
+    client = await serve(embedder=ONNX)
+    await client.post("/documents", json={"title": "Other", "text": HOLIDAY, "source": "pagesetter/a.md"})
+    await client.post("/documents", json={"title": "Other", "text": CANTEEN})
+    async with connected(str(client.base_url), None) as service:
+        await upload_all(service, find([folder]).files, About(), 1)
+        (folder / "holiday.md").unlink()
+        assert await prune(service, [folder], find([folder]).files, About()) == 1
+    left = (await client.get("/documents")).json()["documents"]
+    assert {one["source"] for one in left} == {"pages/deep/canteen.txt", "pagesetter/a.md", None}
+
+
+async def test_a_service_that_is_away_for_a_moment_costs_nothing() -> None:
+    replies = [
+        httpx.Response(503, headers={"Retry-After": "1"}, json={"detail": "starting"}),
+        httpx.Response(202, json={"id": "d1", "status": "processing", "chunks": 0, "outcome": "created"}),
+        httpx.Response(200, json={"id": "d1", "status": "processing", "chunks": 0}),
+        httpx.Response(200, json={"id": "d1", "status": "ready", "chunks": 7}),
+    ]
+    transport = httpx.MockTransport(lambda _: replies.pop(0))
+    async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
+        outcome, document = await DocumentClient(client, 10, 10).upload("a.md", b"text", {})
+    assert (outcome, document["chunks"]) == ("created", 7)
+
+
+async def test_a_service_that_stays_away_is_one_line() -> None:
+    def refuse(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("nobody there", request=request)
+
+    async with httpx.AsyncClient(transport=httpx.MockTransport(refuse), base_url="http://service") as client:
+        with pytest.raises(Refused, match="nobody there"):
+            await DocumentClient(client, 0.01, 1).upload("a.md", b"text", {})
+
+
+def test_a_dry_run_lists_the_files(folder: Path) -> None:
+    ran = CliRunner().invoke(commands, ["ingest", "--dry-run", str(folder)])
+    assert ran.exit_code == 0
+    assert ran.stdout.split() == ["pages/broken.pdf", "pages/deep/canteen.txt", "pages/holiday.md"]
+
+
+def test_a_folder_that_is_not_there_is_bad_usage(redis: Redis) -> None:
+    assert CliRunner().invoke(commands, ["ingest", "no/such/folder"]).exit_code == 2

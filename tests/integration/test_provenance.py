@@ -1,0 +1,153 @@
+"""Cached answers never outlive the documents they are from: on every worker, and also when one dies half-way."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import httpx
+import pytest
+from redis.asyncio import Redis
+
+from tests.integration.test_documents import CANTEEN, HOLIDAY, ONNX, add
+from tests.service import Service, ask
+from tests.stub_ollama import StubOllama
+from tests.waiting import wait_until_async
+
+HOLIDAY_QUESTION, CANTEEN_QUESTION = "Who approves my holiday?", "On which floor is the canteen?"
+BETTER = "Holiday of more than a month is approved by the office, not by the team lead."
+
+
+@pytest.fixture
+async def fleet(serve: Service) -> list[httpx.AsyncClient]:
+    """Two workers, two documents, and an answer from each."""
+    clients = [await serve(embedder=ONNX), await serve(embedder=ONNX)]
+    await add(clients[0], "Holiday", HOLIDAY, source="holiday")
+    await add(clients[0], "Canteen", CANTEEN, source="canteen")
+    for question, source in ((HOLIDAY_QUESTION, "holiday"), (CANTEEN_QUESTION, "canteen")):
+        answered = await ask(clients[1], question)
+        assert [one["source"] for one in answered["sources"]] == [source]
+    return clients
+
+
+async def cached(client: httpx.AsyncClient, question: str, **more: Any) -> bool:
+    only = {"Cache-Control": "only-if-cached"}
+    response = await client.post("/query", json={"question": question, **more}, headers=only)
+    return response.status_code == 200
+
+
+async def test_an_entry_says_what_it_is_from(fleet: list[httpx.AsyncClient], redis: Redis) -> None:
+    entry = (await ask(fleet[0], HOLIDAY_QUESTION))["cache"]["entry"]
+    fields = {name.decode(): value for name, value in (await redis.hgetall(entry)).items()}
+    assert int(fields["epoch"]) == 2
+    assert b'"revision":1' in fields["sources"]
+    assert (fields["top_k"], fields["compared"]) == (b"4", b"meaning")
+
+
+async def test_an_update_takes_its_answers_back_before_it_is_answered(fleet: list[httpx.AsyncClient]) -> None:
+    one, other = fleet
+    await add(one, "Holiday", "Holiday is approved by the office.", source="holiday")
+    assert [await cached(client, HOLIDAY_QUESTION) for client in fleet] == [False, False]
+    assert [await cached(client, CANTEEN_QUESTION) for client in fleet] == [True, True]
+    answered = await ask(other, HOLIDAY_QUESTION)
+    assert answered["sources"][0]["text"] == "Holiday is approved by the office."
+    assert await cached(one, HOLIDAY_QUESTION)
+
+
+async def test_a_deletion_takes_its_answers_back_before_it_is_answered(fleet: list[httpx.AsyncClient]) -> None:
+    one, other = fleet
+    document = (await ask(one, HOLIDAY_QUESTION))["sources"][0]["document_id"]
+    assert (await one.delete(f"/documents/{document}")).status_code == 204
+    assert [await cached(client, HOLIDAY_QUESTION) for client in fleet] == [False, False]
+    assert await cached(other, CANTEEN_QUESTION)
+    assert (await ask(other, HOLIDAY_QUESTION))["sources"] == []
+
+
+async def test_a_new_document_makes_stale_what_it_would_be_cited_for_and_nothing_else(
+    fleet: list[httpx.AsyncClient],
+) -> None:
+    one, other = fleet
+    await ask(one, "Who is allowed to drive the van?")
+    added = await add(one, "Long holiday", BETTER)
+    answered = await ask(other, HOLIDAY_QUESTION)
+    assert answered["cache"]["status"] == "miss"
+    assert added["id"] in {source["document_id"] for source in answered["sources"]}
+    assert await cached(other, CANTEEN_QUESTION)
+    assert await cached(other, "Who is allowed to drive the van?")
+
+
+async def test_all_or_none_may_be_made_stale_by_a_setting(serve: Service) -> None:
+    for mode, left in (("all", False), ("none", True)):
+        client = await serve(embedder=ONNX, retrieval={"cache_on_new_documents": mode})
+        tenant = f"of-{mode}"
+        await add(client, "Canteen", CANTEEN, tenant=tenant)
+        await ask(client, CANTEEN_QUESTION, tenant=tenant)
+        await add(client, "Holiday", HOLIDAY, tenant=tenant)
+        assert await cached(client, CANTEEN_QUESTION, tenant=tenant) is left
+
+
+async def test_answers_found_to_the_letter_alone_are_stale_with_any_new_document(
+    fleet: list[httpx.AsyncClient],
+) -> None:
+    one, other = fleet
+    history = [{"role": "user", "content": "Hello."}]
+    await ask(one, HOLIDAY_QUESTION, history=history)
+    assert await cached(other, HOLIDAY_QUESTION, history=history)
+    await add(one, "Parking", "Cars are parked behind the house.")
+    assert not await cached(other, HOLIDAY_QUESTION, history=history)
+
+
+async def test_no_other_tenants_answers_are_touched(fleet: list[httpx.AsyncClient]) -> None:
+    one, other = fleet
+    await add(one, "Holiday", HOLIDAY, source="holiday", tenant="acme")
+    await ask(one, HOLIDAY_QUESTION, tenant="acme")
+    await add(one, "Holiday", BETTER, source="holiday", tenant="acme")
+    await add(one, "More", BETTER + " So it is.", tenant="acme")
+    assert await cached(other, HOLIDAY_QUESTION)
+
+
+@pytest.mark.parametrize("change", ["update", "delete", "add", "unrelated"])
+async def test_what_changed_while_an_answer_was_generated_keeps_it_from_being_stored(
+    fleet: list[httpx.AsyncClient], stub: StubOllama, change: str
+) -> None:
+    one, other = fleet
+    question = "How long before must I ask for holiday?"
+    stub.behaviour(delay=1.0, path="/api/chat")
+    before = stub.stats["requests"]["/api/chat"]
+    asking = asyncio.create_task(ask(one, question))
+
+    async def generating() -> bool:
+        return stub.stats["requests"]["/api/chat"] > before
+
+    await wait_until_async(generating)
+    if change == "update":
+        await add(other, "Holiday", "Ask for holiday a month before.", source="holiday")
+    elif change == "delete":
+        document = (await ask(other, HOLIDAY_QUESTION))["sources"][0]["document_id"]
+        assert (await other.delete(f"/documents/{document}")).status_code == 204
+    elif change == "add":
+        await add(other, "More on holiday", "Ask for holiday of a month half a year before.")
+    else:
+        await add(other, "Parking", "Cars are parked behind the house.")
+    answered = await asking
+    assert (answered["cache"]["entry"] is not None) is (change == "unrelated")
+    assert await cached(other, question) is (change == "unrelated")
+
+
+async def test_who_asks_after_a_change_does_not_join_a_generation_from_before(
+    fleet: list[httpx.AsyncClient], stub: StubOllama
+) -> None:
+    one, other = fleet
+    question = "How long before must I ask for holiday?"
+    stub.behaviour(delay=1.0, path="/api/chat")
+    before = stub.stats["requests"]["/api/chat"]
+    asking = asyncio.create_task(ask(one, question))
+
+    async def generating() -> bool:
+        return stub.stats["requests"]["/api/chat"] > before
+
+    await wait_until_async(generating)
+    await add(other, "Holiday", "Ask for holiday a month before.", source="holiday")
+    later = await asyncio.gather(ask(one, question), ask(other, question))
+    assert [one["sources"][0]["text"] for one in later] == ["Ask for holiday a month before."] * 2
+    await asking
