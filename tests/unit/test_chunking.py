@@ -1,0 +1,113 @@
+"""Text becomes chunks by its structure, and nothing of it is lost."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from api.knowledge.chunking import SECTION, Chunker, estimated_tokens, numbered, sections, spans
+
+GUIDE = """# Holiday
+
+Ask for it two weeks before.
+
+## Approval
+
+The team lead approves it. The office keeps the list.
+
+# Canteen
+
+It is open from eleven to two.
+"""
+
+
+def words(text: str) -> int:
+    """As a tokenizer that makes a token of each word."""
+    return len(text.split())
+
+
+def test_a_short_text_is_one_chunk_that_says_where_it_stands() -> None:
+    (chunk,) = Chunker(words, 50, 5).chunks("The canteen is on the third floor.")
+    assert (chunk.number, chunk.text, chunk.heading) == (0, "The canteen is on the third floor.", "")
+    assert (chunk.start, chunk.end) == (0, 34)
+
+
+def test_it_is_cut_at_headings_and_each_chunk_knows_those_above_it() -> None:
+    chunks = Chunker(words, 16, 0).chunks(GUIDE)
+    assert [chunk.heading for chunk in chunks] == ["Holiday", "Holiday > Approval", "Canteen"]
+    assert [chunk.number for chunk in chunks] == [0, 1, 2]
+    assert all(chunk.text == GUIDE[chunk.start : chunk.end] for chunk in chunks)
+
+
+def test_what_looks_like_a_heading_within_code_is_none() -> None:
+    text = "# Install\n\n```sh\n# this is a comment\nmake\n```\n\nThen run it."
+    assert {chunk.heading for chunk in Chunker(words, 6, 0).chunks(text)} == {"Install"}
+
+
+def test_long_paragraphs_are_cut_at_sentences_with_an_overlap() -> None:
+    sentences = [f"Sentence number {number} says a thing." for number in range(30)]
+    text = " ".join(sentences)
+    chunks = Chunker(words, 24, 7).chunks(text)
+    assert len(chunks) > 5
+    assert all(words(chunk.text) <= 24 for chunk in chunks)
+    assert all(chunk.text.startswith("Sentence") and chunk.text.endswith(".") for chunk in chunks)
+    assert all(before.end > after.start for before, after in pairwise(chunks))
+    assert all(any(sentence in chunk.text for chunk in chunks) for sentence in sentences)
+
+
+def test_headings_alone_are_no_chunk_of_their_own() -> None:
+    assert [chunk.text for chunk in Chunker(words, 4, 0).chunks("# One\n\n# Two\n\nA few words here.")] == [
+        "A few words here."
+    ]
+
+
+def test_a_text_of_headings_alone_is_one_chunk_and_one_without_words_none() -> None:
+    assert [chunk.text for chunk in Chunker(words, 50, 0).chunks("# Only this")] == ["# Only this"]
+    assert Chunker(words, 50, 0).chunks("--- *** ---") == []
+
+
+def test_long_texts_are_cut_section_by_section_at_headings() -> None:
+    part = "# Heading\n\n" + "Words of a paragraph. " * 400
+    text = "\n\n".join([part] * 8)
+    parts = sections(text)
+    assert len(parts) == 4
+    assert "".join(section for _, section in parts) == text
+    assert all(len(section) <= SECTION for _, section in parts)
+    assert all(section.lstrip().startswith("# Heading") for _, section in parts)
+
+
+@given(st.text(alphabet="ab #\n.é漢", max_size=400), st.integers(0, 2))
+def test_every_word_is_in_a_chunk_and_offsets_are_those_of_the_text(text: str, neighbours: int) -> None:
+    chunker = Chunker(words, 8, 2)
+    chunks = chunker.chunks(text)
+    if not (len(chunks) == 1 and chunks[0].start == 0):
+        assert all(chunk.text == text[chunk.start : chunk.end] for chunk in chunks)
+    raw = text.encode()
+    for chunk, (span, reach) in zip(chunks, spans(text, chunks, neighbours), strict=True):
+        assert raw[span[0] : span[1]].decode() == text[chunk.start : chunk.end]
+        assert reach[0] <= span[0] <= span[1] <= reach[1]
+        raw[reach[0] : reach[1]].decode()
+
+
+def test_neighbours_reach_to_the_ends_of_the_document_and_no_further() -> None:
+    text = " ".join(f"Sentence number {number} says a thing." for number in range(12))
+    chunks = Chunker(words, 14, 0).chunks(text)
+    reaches = [reach for _, reach in spans(text, chunks, 1)]
+    assert reaches[0] == (0, chunks[1].end)
+    assert reaches[-1] == (chunks[-2].start, chunks[-1].end)
+
+
+def test_cuts_are_numbered_over_all_sections() -> None:
+    text = "First words.\n\nSecond words."
+    assert [(chunk.number, chunk.start) for chunk in numbered(text, [(0, "First words."), (14, "Second words.")])] == [
+        (0, 0),
+        (1, 14),
+    ]
+
+
+@pytest.mark.parametrize(("text", "tokens"), [("", 0), ("a" * 32, 10)])
+def test_tokens_are_estimated_where_there_is_no_tokenizer(text: str, tokens: int) -> None:
+    assert estimated_tokens(text) == tokens

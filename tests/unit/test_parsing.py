@@ -1,0 +1,178 @@
+"""Files of each kind become Markdown, in a process of their own; what is broken or made to harm is one clear error."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from io import BytesIO
+
+import docx
+import pytest
+from fpdf import FPDF
+from pypdf import PdfReader, PdfWriter
+
+from api.errors import PayloadTooLarge, UnreadableDocument, UnsupportedDocument
+from api.knowledge.media_types import DOCX, HTML, MARKDOWN, PDF, TEXT, media_type
+from api.knowledge.parsing import ParseLimits, Parser
+from api.knowledge.plain_text import decoded, tidied
+
+LIMITS = ParseLimits(pages=20, characters=100_000, timeout=30)
+
+
+def parser(**limits: float) -> Parser:
+    return Parser(replace(LIMITS, **limits))
+
+
+def pdf(*pages: str, title: str | None = None) -> bytes:
+    made = FPDF()
+    made.set_font("helvetica", size=12)
+    if title is not None:
+        made.set_title(title)
+    for page in pages:
+        made.add_page()
+        if page:
+            made.multi_cell(0, 10, page)
+    return bytes(made.output())
+
+
+def word(fill: Callable[[docx.document.Document], None]) -> bytes:
+    document, out = docx.Document(), BytesIO()
+    fill(document)
+    document.save(out)
+    return out.getvalue()
+
+
+def archive(**entries: bytes) -> bytes:
+    out = BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as made:
+        for name, content in entries.items():
+            made.writestr(name.replace("__", "/"), content)
+    return out.getvalue()
+
+
+async def test_a_pdf_is_the_text_of_its_pages_and_its_title() -> None:
+    parsed = await parser().parse(pdf("First page.", "Second page.", title="Handbook"), PDF)
+    assert (parsed.text, parsed.title, parsed.pages) == ("First page.\n\nSecond page.", "Handbook", 2)
+
+
+async def test_a_word_document_keeps_headings_lists_and_tables() -> None:
+    def fill(document: docx.document.Document) -> None:
+        document.add_heading("Holiday", 1)
+        document.add_paragraph("Ask your team lead.")
+        document.add_paragraph("two weeks before", style="List Bullet")
+        table = document.add_table(1, 2)
+        table.cell(0, 0).text, table.cell(0, 1).text = "Days", "30"
+
+    parsed = await parser().parse(word(fill), DOCX)
+    assert "# Holiday" in parsed.text
+    assert "- two weeks before" in parsed.text
+    assert "| Days | 30 |" in parsed.text
+
+
+async def test_a_page_is_what_a_reader_reads() -> None:
+    page = (
+        "<html><head><title>The page</title><style>b{}</style></head><body><nav>Home</nav><h2>Canteen</h2>"
+        "<p>Third <b>floor</b>.<script>alert(1)</script></p></body></html>"
+    )
+    parsed = await parser().parse(page.encode(), HTML)
+    assert (parsed.title, parsed.text) == ("The page", "## Canteen\n\nThird **floor**.")
+
+
+async def test_a_page_says_its_encoding_itself() -> None:
+    page = '<meta charset="iso-8859-1"><p>Überstunden für alle</p>'.encode("iso-8859-1")
+    assert (await parser().parse(page, HTML)).text == "Überstunden für alle"
+
+
+async def test_too_many_pages_are_refused_unread() -> None:
+    with pytest.raises(PayloadTooLarge, match="3 pages; read are 2"):
+        await parser(pages=2).parse(pdf("1", "2", "3"), PDF)
+
+
+@pytest.mark.parametrize(("content", "kind"), [(pdf("word " * 80), PDF), (b"word " * 80, TEXT), (b"w " * 200, HTML)])
+async def test_too_long_a_text_is_refused(content: bytes, kind: str) -> None:
+    with pytest.raises(PayloadTooLarge, match="longer than 100 characters"):
+        await parser(characters=100).parse(content, kind)
+
+
+async def test_an_encrypted_pdf_says_so() -> None:
+    writer, out = PdfWriter(clone_from=PdfReader(BytesIO(pdf("Secret.")))), BytesIO()
+    writer.encrypt("password", algorithm="RC4-128")
+    writer.write(out)
+    with pytest.raises(UnreadableDocument, match="password"):
+        await parser().parse(out.getvalue(), PDF)
+
+
+async def test_pictures_of_pages_are_no_text() -> None:
+    with pytest.raises(UnreadableDocument, match="pictures of pages"):
+        await parser().parse(pdf(""), PDF)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (archive(word__document_xml=b"<x/>"), "has no word/document.xml"),
+        (archive(**{"word__document.xml": b"<a>" + b"0" * 30_000_000}), "would unpack to"),
+        (archive(**{"word__document.xml": b"<a>", **{f"part{n}": b"" for n in range(2_100)}}), "2101 parts"),
+        (archive(**{"word__document.xml": b"<a>"}), "broken"),
+    ],
+)
+async def test_a_zip_that_is_no_document_or_a_bomb_is_not_unpacked(content: bytes, said: str) -> None:
+    with pytest.raises(UnreadableDocument, match=said):
+        await parser().parse(content, DOCX)
+
+
+async def test_entities_that_would_grow_without_end_are_not_expanded() -> None:
+    levels = "".join(f'<!ENTITY e{n} "{f"&e{n - 1};" * 10}">' for n in range(1, 12))
+    bomb = f'<!DOCTYPE d [<!ENTITY e0 "ha">{levels}]><w:document>&e11;</w:document>'
+    with pytest.raises((UnreadableDocument, PayloadTooLarge)):
+        await parser(timeout=10).parse(archive(**{"word__document.xml": bomb.encode()}), DOCX)
+
+
+async def test_a_file_that_keeps_its_reader_is_given_up_and_the_reader_with_it() -> None:
+    with pytest.raises(UnreadableDocument, match=r"longer than 0\.05 s"):
+        await parser(timeout=0.05).parse(pdf("Never read."), PDF)
+
+
+async def test_a_page_nested_without_end_ends_its_reader_and_not_the_worker() -> None:
+    with pytest.raises(UnreadableDocument, match="broken"):
+        await parser().parse(b"<div>" * 200_000, HTML)
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("Zürich".encode(), "Zürich"),
+        ("Zürich".encode("utf-16"), "Zürich"),
+        ("Zürich".encode("utf-32"), "Zürich"),
+        ("Zürich".encode("utf-8-sig"), "Zürich"),
+        (("Die Überstunden werden für alle Beschäftigten gezählt. " * 9).encode("cp1252"), None),
+    ],
+)
+def test_a_text_is_read_by_its_mark_or_by_its_letters(content: bytes, text: str | None) -> None:
+    assert decoded(content) == text if text else "Überstunden werden für" in decoded(content)
+
+
+def test_control_characters_and_heaps_of_blank_lines_go() -> None:
+    assert tidied("a\r\nb\x00\x1b\n\n\n\n\n\nc\ufeff") == "a\nb\n\n\nc"
+
+
+@pytest.mark.parametrize(
+    ("name", "declared", "head", "kind"),
+    [
+        ("a.md", None, b"# A", MARKDOWN),
+        (None, "text/html; charset=utf-8", b"<p>", HTML),
+        ("a.txt", "application/pdf", b"%PDF-1.7", PDF),
+        ("A.DOCX", None, b"PK\x03\x04", DOCX),
+    ],
+)
+def test_the_kind_is_told_by_content_then_name_then_word(
+    name: str | None, declared: str | None, head: bytes, kind: str
+) -> None:
+    assert media_type(name, declared, head) == kind
+
+
+@pytest.mark.parametrize(("name", "head"), [("a.zip", b"PK\x03\x04"), ("a.md", b"\x7fELF"), ("a.txt", b"a\x00b")])
+def test_what_is_no_text_is_not_taken_for_it(name: str, head: bytes) -> None:
+    with pytest.raises(UnsupportedDocument):
+        media_type(name, None, head)
