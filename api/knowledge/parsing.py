@@ -16,8 +16,8 @@ from typing import Any, Final
 import orjson
 
 from api.errors import PayloadTooLarge, RagherdError, UnreadableDocument
-from api.knowledge.media_types import PLAIN
-from api.knowledge.plain_text import decoded, tidied
+from api.knowledge.media_types import MARKDOWN, PLAIN
+from api.knowledge.plain_text import decoded, first_heading, tidied
 
 AT_ONCE: Final = 2
 """Files that one worker has read at the same time."""
@@ -54,7 +54,7 @@ class Parser:
         try:
             async with asyncio.timeout(self._limits.timeout):
                 if media_type in PLAIN:
-                    parsed = Parsed(await asyncio.to_thread(_text, data))
+                    parsed = await asyncio.to_thread(_text, data, media_type)
                 else:
                     async with self._slots:
                         parsed = await self._in_a_process(data, media_type)
@@ -86,8 +86,9 @@ class Parser:
         return _read(reply, process.returncode)
 
 
-def _text(data: bytes) -> str:
-    return tidied(decoded(data))
+def _text(data: bytes, media_type: str) -> Parsed:
+    text = tidied(decoded(data))
+    return Parsed(text, first_heading(text) if media_type == MARKDOWN else None)
 
 
 def _read(reply: bytes, code: int | None) -> Parsed:

@@ -13,6 +13,8 @@ from api.errors import UnreadableDocument
 _MARKS: Final = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe\x00\x00", "utf-32"), (b"\x00\x00\xfe\xff", "utf-32"))
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff\ufffe\uffff]")
 _BLANK: Final = re.compile(r"\n[ \t]*(?:\n[ \t]*){2,}")
+_TITLE: Final = re.compile(r"\s*#[ \t]+(\S.*?)[ \t#]*(?:\n|\Z)")
+LONGEST_TITLE: Final = 500
 GUESSED_FROM: Final = 256 * 1024
 """Bytes that an encoding is guessed from."""
 
@@ -41,3 +43,9 @@ def tidied(text: str) -> str:
     """NFC, lines that end in a line feed, no control characters, two blank lines at most."""
     lines = text.replace("\r\n", "\n").replace("\r", "\n")
     return _BLANK.sub("\n\n\n", _CONTROL.sub("", unicodedata.normalize("NFC", lines))).strip()
+
+
+def first_heading(text: str) -> str | None:
+    """The heading of the first level that a Markdown text begins with, as its title."""
+    found = _TITLE.match(text)
+    return found[1][:LONGEST_TITLE] if found else None

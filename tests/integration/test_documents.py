@@ -145,7 +145,7 @@ async def test_files_of_each_kind(serve: Service) -> None:
     pdf.set_font("helvetica", size=12)
     pdf.multi_cell(0, 10, HOLIDAY)
     files = {
-        "a.md": (f"# Holiday\n\n{HOLIDAY}".encode(), "a.md"),
+        "a.md": (f"# Holiday\n\n{HOLIDAY}".encode(), "Holiday"),
         "b.txt": (HOLIDAY.encode("utf-16"), "b.txt"),
         "c.html": (f"<title>Page</title><script>no()</script><h1>Holiday</h1><p>{HOLIDAY}".encode(), "Page"),
         "d.pdf": (bytes(pdf.output()), "d.pdf"),

@@ -267,3 +267,16 @@ def test_it_is_quiet_and_ends_with_0_in_the_middle_of_an_answer() -> None:
     assert process.returncode == 0
     assert rest == ""
     assert "llama" not in said
+
+
+def test_passages_are_quoted_with_their_numbers(client: ollama.Client) -> None:
+    passages = (
+        '<passage number="1" title="Canteen">\nThe canteen is on the third floor. It is open at noon.\n</passage>'
+    )
+    messages = [{"role": "user", "content": f"{passages}\n\nQuestion: On which floor is the canteen?"}]
+    answer = client.chat("smollm2:135m", messages=messages)
+    assert answer.message.content == "The canteen is on the third floor [1]."
+    assert (answer.done, answer.done_reason) == (True, "stop")
+    streamed = list(client.chat("smollm2:135m", messages=messages, stream=True))
+    assert "".join(part.message.content or "" for part in streamed) == answer.message.content
+    assert streamed[-1].eval_count == 8

@@ -158,6 +158,20 @@ def test_control_characters_and_heaps_of_blank_lines_go() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "title"),
+    [
+        ("\n# Holiday policy #\n\nText.", "Holiday policy"),
+        ("Text.\n\n# Later", None),
+        ("## Lower", None),
+        ("#hashtag", None),
+        ("# ", None),
+    ],
+)
+async def test_a_markdown_text_has_the_title_that_it_begins_with(text: str, title: str | None) -> None:
+    assert (await parser().parse(f"{text}\n\nMore.".encode(), MARKDOWN)).title == title
+
+
+@pytest.mark.parametrize(
     ("name", "declared", "head", "kind"),
     [
         ("a.md", None, b"# A", MARKDOWN),

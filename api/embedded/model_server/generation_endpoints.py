@@ -9,8 +9,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from api.embedded.model_server.bodies import ChatBody, GenerateBody, GenerationBody, read_body
-from api.embedded.model_server.generation_reply import Content, GenerationReply, now
+from api.embedded.model_server.generation_reply import Answer, Content, GenerationReply, now
 from api.embedded.model_server.prompts import Task, chat_task, generate_task
+from api.embedded.model_server.quoting import quoted, reading
 from api.embedded.model_server.state import ServerState, state_of
 
 
@@ -19,7 +20,10 @@ async def chat(request: Request) -> GenerationReply | JSONResponse:
     state = state_of(request)
     body = await read_body(request, ChatBody)
     state.catalog.find_able(body.model, "completion", "chat")
-    return _reply(state, body, chat_task(body), lambda text: {"message": {"role": "assistant", "content": text}})
+    read = reading(body)
+    if read is not None:
+        return _told(body, quoted(read, state.embedder), _message)
+    return _reply(state, body, chat_task(body), _message)
 
 
 async def generate(request: Request) -> GenerationReply | JSONResponse:
@@ -35,8 +39,15 @@ def _reply(
 ) -> GenerationReply | JSONResponse:
     if task is None:
         return JSONResponse(_nothing_to_answer(body, content))
-    answer = state.text_model.answer(task)
+    return _told(body, state.text_model.answer(task), content)
+
+
+def _told(body: GenerationBody, answer: Answer, content: Content) -> GenerationReply:
     return GenerationReply(body.model, answer, content, stream=body.stream, started=time.perf_counter_ns())
+
+
+def _message(text: str) -> dict[str, Any]:
+    return {"message": {"role": "assistant", "content": text}}
 
 
 def _nothing_to_answer(body: GenerationBody, content: Content) -> dict[str, Any]:

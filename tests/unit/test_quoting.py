@@ -1,0 +1,107 @@
+"""The stand-in quotes passages instead of making up what they say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from api.embedded.model_server.bodies import ChatBody
+from api.embedded.model_server.engine import Finished
+from api.embedded.model_server.quoting import NOT_SAID, Quotable, answer, quoted, reading, sentences
+from api.model import Source
+from api.query.prompt import Prompts
+from api.query.prompt_template import load
+
+PAGE = """# Holiday
+
+Holiday is approved by the [team lead](lead.md). **Ask** for it
+two weeks before.
+
+- Unpaid leave is approved by the office.
+
+```
+never.quoted(this).
+```
+
+| setting | meaning |
+|---|---|
+| `DAYS` | How many there are. |
+
+cut off in mid"""
+
+
+def body(question: str, *texts: str, **more: Any) -> ChatBody:
+    """As the packaged template words it."""
+    sources = [Source(f"d{number}", "A title", 0, text, 0.5) for number, text in enumerate(texts)]
+    turns = Prompts(load(None)).grounded(question, [], sources)
+    messages = [{"role": turn.role, "content": turn.content} for turn in turns]
+    return ChatBody.model_validate({"model": "smollm2", "messages": messages, **more})
+
+
+def test_prose_lists_and_rows_are_sentences_and_nothing_else_is() -> None:
+    assert sentences(PAGE) == [
+        "Holiday is approved by the team lead.",
+        "Ask for it two weeks before.",
+        "Unpaid leave is approved by the office.",
+        "setting: meaning.",
+        "`DAYS`: How many there are.",
+    ]
+
+
+def test_ragherds_own_prompt_is_read() -> None:
+    read = reading(body("Who\napproves it?", "The office does. Nobody else does.", "It is red."))
+    assert read is not None
+    assert read.question == "Who\napproves it?"
+    assert read.sentences == (
+        Quotable(1, "The office does."),
+        Quotable(1, "Nobody else does."),
+        Quotable(2, "It is red."),
+    )
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        ChatBody.model_validate({"model": "m", "messages": [{"role": "user", "content": "Question: What?"}]}),
+        ChatBody.model_validate({"model": "m", "messages": []}),
+        body("What?", "It is so.", format="json"),
+    ],
+)
+def test_any_other_prompt_is_the_models(other: ChatBody) -> None:
+    assert reading(other) is None
+
+
+@pytest.mark.parametrize(
+    ("cosines", "said"),
+    [
+        ([0.9, 0.2], "One is so [1]."),
+        ([0.8, 0.9], "One is so [1]. Two is not [2]!"),
+        ([0.1, 0.2], NOT_SAID),
+    ],
+)
+def test_the_nearest_are_quoted_in_their_order_with_their_numbers(cosines: list[float], said: str) -> None:
+    assert answer([Quotable(1, "One is so."), Quotable(2, "Two is not!")], cosines) == said
+
+
+def test_without_a_sentence_nothing_is_said() -> None:
+    assert answer([], []) == NOT_SAID
+
+
+class OneHot:
+    """An embedder for which every text is as near to the question as it says."""
+
+    async def embed(self, texts: list[str]) -> list[bytes]:
+        near = {"What?": 1.0, "It is so.": 0.9}
+        return [np.array([near.get(text, 0.0), 1.0 - near.get(text, 0.0)], dtype="<f4").tobytes() for text in texts]
+
+
+async def test_it_comes_in_pieces_and_ends_as_a_generation_does() -> None:
+    read = reading(body("What?", "It is so. It is green."))
+    assert read is not None
+    pieces = [piece async for piece in quoted(read, OneHot())]  # type: ignore[arg-type]
+    assert "".join(piece for piece in pieces if isinstance(piece, str)) == "It is so [1]."
+    end = pieces[-1]
+    assert isinstance(end, Finished)
+    assert (end.reason, end.tokens) == ("stop", 4)
