@@ -45,7 +45,6 @@ def test_prose_lists_and_rows_are_sentences_and_nothing_else_is() -> None:
         "Holiday is approved by the team lead.",
         "Ask for it two weeks before.",
         "Unpaid leave is approved by the office.",
-        "setting: meaning.",
         "`DAYS`: How many there are.",
     ]
 

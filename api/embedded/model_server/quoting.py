@@ -70,7 +70,7 @@ def sentences(text: str) -> list[str]:
     found: list[str] = []
     for block in re.split(r"\n\s*\n", _CODE.sub("\n\n", text)):
         if block.lstrip().startswith("|"):
-            found += [_row(line) for line in block.splitlines() if not _RULE.fullmatch(line)]
+            found += _rows(block.splitlines())
         elif not block.lstrip().startswith("#"):
             found += _SENTENCE.split(_plain(block))
     return [one for one in found if one.endswith((".", "!", "?")) and " " in one]
@@ -78,6 +78,12 @@ def sentences(text: str) -> list[str]:
 
 def _plain(block: str) -> str:
     return " ".join(_LINK.sub(r"\1", _BLOCK_MARK.sub("", block)).replace("**", "").split())
+
+
+def _rows(lines: Sequence[str]) -> list[str]:
+    """Those under the rule that ends a table's head; all, where the head was cut off."""
+    rule = next((place for place, line in enumerate(lines) if _RULE.fullmatch(line)), -1)
+    return [_row(line) for line in lines[rule + 1 :]]
 
 
 def _row(line: str) -> str:
