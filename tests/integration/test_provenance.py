@@ -151,3 +151,16 @@ async def test_who_asks_after_a_change_does_not_join_a_generation_from_before(
     later = await asyncio.gather(ask(one, question), ask(other, question))
     assert [one["sources"][0]["text"] for one in later] == ["Ask for holiday a month before."] * 2
     await asking
+
+
+async def test_an_answer_made_stale_is_still_there_where_ollama_fails_and_a_deleted_one_is_not(
+    fleet: list[httpx.AsyncClient], stub: StubOllama
+) -> None:
+    one, other = fleet
+    document = (await ask(one, CANTEEN_QUESTION))["sources"][0]["document_id"]
+    await add(one, "Long holiday", BETTER)
+    assert (await one.delete(f"/documents/{document}")).status_code == 204
+    stub.behaviour("status", path="/api/chat")
+    stale = await ask(other, HOLIDAY_QUESTION)
+    assert (stale["cache"]["status"], [source["source"] for source in stale["sources"]]) == ("stale", ["holiday"])
+    assert (await ask(other, CANTEEN_QUESTION))["sources"] == []
