@@ -36,7 +36,7 @@ from api.redis_store.workers import WorkerRegistry
 from api.settings import Settings
 from api.wiring_backends import WorkerBackends, open_backends
 from api.wiring_cache import CacheParts, open_cache
-from api.wiring_knowledge import WorkerKnowledge, open_knowledge
+from api.wiring_knowledge import WorkerKnowledge, open_knowledge, open_reranker
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager["LifespanState"]]
 
@@ -88,7 +88,10 @@ class _Worker:
         backends = await self._stack.enter_async_context(opening)
         plain, count = await self._open_embedder(backends, events)
         embedder = RememberedEmbedder(plain)
-        made = WorkerKnowledge(self._settings, self._id, self._metrics, gate, parts.index, embedder, plain, count)
+        reranker = await open_reranker(self._stack, self._settings)
+        made = WorkerKnowledge(
+            self._settings, self._id, self._metrics, gate, parts.index, embedder, plain, count, reranker
+        )
         knowledge = await self._stack.enter_async_context(open_knowledge(made))
         failover = backends.failover(events)
         opened = open_cache(parts, self._address, embedder, backends.digests, failover, knowledge.retriever)
