@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import SplitResult, urlsplit
 
@@ -312,5 +312,15 @@ def _check_together(settings: Settings) -> None:
         "RERANK_MODEL_PATH": settings.retrieval.rerank_model_path,
     }
     for variable, path in paths.items():
-        if path and not os.path.exists(path):  # noqa: PTH110
-            raise SettingsError(f"{variable}: no such file or directory")
+        if path:
+            _check_model(variable, Path(path))
+
+
+def _check_model(variable: str, path: Path) -> None:
+    """Whether the files are there; what is in them is seen when they are loaded."""
+    if not path.exists():
+        raise SettingsError(f"{variable}: no such file or directory")
+    folder, weights = (path, "model.onnx") if path.is_dir() else (path.parent, path.name)
+    for name in (weights, "tokenizer.json"):
+        if not (folder / name).is_file():
+            raise SettingsError(f"{variable}: there is no {name} in {folder}")
