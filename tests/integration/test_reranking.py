@@ -101,6 +101,7 @@ async def test_a_new_document_makes_stale_what_it_would_change_and_nothing_else(
     await add(client, "Liked more", LIKED + " It likes to.")
     assert not await cached(client, QUESTION, top_k=1)
     assert await titles(client, top_k=1) == ["Liked more"]
+    assert await counted(client, "reranked") == 2  # the two questions, not what was read for documents
 
 
 async def test_a_new_document_that_takes_another_s_place_before_the_re_ranker_makes_stale(
