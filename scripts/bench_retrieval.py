@@ -119,7 +119,7 @@ async def run(rounds: int, seed: int, rerank: str | None) -> None:
     async with AsyncExitStack() as stack:
         server = stack.enter_context(embedded_redis(persistent=False))
         client = await stack.enter_async_context(Redis.from_url(server.url))
-        onnx = await stack.enter_async_context(OnnxEmbedder.open(None, 60.0))
+        onnx = await stack.enter_async_context(OnnxEmbedder.open(None, 600.0))
         reranker = await stack.enter_async_context(OnnxReranker.open(rerank, 600.0)) if rerank else None
         gate = RedisGate(client, 8)
         await gate.check()
