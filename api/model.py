@@ -155,7 +155,9 @@ class Embeddings:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A passage of the knowledge base that an answer is grounded in. `score`: its cosine to the question.
+    """A passage of the knowledge base that an answer is grounded in.
+
+    `score`: its cosine to the question, 0 where that has none; re-ranked, the re-ranker's verdict from 0 to 1.
 
     `source` and `version` are what whoever gave the document said of it; `revision` is Ragherd's own count of it, which
     no two texts of a document share.

@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import SplitResult, urlsplit
 
@@ -221,6 +221,9 @@ class RetrievalSettings(_Concern):
     retrieval_candidates: Annotated[int, Field(ge=1, le=200)] = 40
     retrieval_relevance_floor: Annotated[float, Field(ge=-1, le=1)] = 0.25
     retrieval_neighbours: Annotated[int, Field(ge=0, le=5)] = 0
+    rerank_model_path: str | None = None
+    rerank_candidates: Annotated[int, Field(ge=1, le=200)] = 20
+    rerank_timeout: Seconds = 1.0
     retrieval_nothing_relevant: Literal["say_so", "answer"] = "say_so"
     prompt_template_path: str | None = None
     cache_on_new_documents: Literal["affected", "all", "none"] = "affected"
@@ -304,5 +307,20 @@ def _check_together(settings: Settings) -> None:
         raise SettingsError("OLLAMA_BASE_URL: the same URL is given twice")
     if settings.documents.chunk_overlap >= settings.documents.chunk_tokens:
         raise SettingsError("CHUNK_OVERLAP: must be less than CHUNK_TOKENS")
-    if settings.embedder.embed_model_path and not os.path.exists(settings.embedder.embed_model_path):  # noqa: PTH110
-        raise SettingsError("EMBED_MODEL_PATH: no such file or directory")
+    paths = {
+        "EMBED_MODEL_PATH": settings.embedder.embed_model_path,
+        "RERANK_MODEL_PATH": settings.retrieval.rerank_model_path,
+    }
+    for variable, path in paths.items():
+        if path:
+            _check_model(variable, Path(path))
+
+
+def _check_model(variable: str, path: Path) -> None:
+    """Whether the files are there; what is in them is seen when they are loaded."""
+    if not path.exists():
+        raise SettingsError(f"{variable}: no such file or directory")
+    folder, weights = (path, "model.onnx") if path.is_dir() else (path.parent, path.name)
+    for name in (weights, "tokenizer.json"):
+        if not (folder / name).is_file():
+            raise SettingsError(f"{variable}: there is no {name} in {folder}")

@@ -21,6 +21,7 @@ from api.embedders.remembered import RememberedEmbedder
 from api.endpoints.access import Access
 from api.endpoints.event_wire import Streaming
 from api.endpoints.worker_state import WorkerState
+from api.errors import SettingsError
 from api.knowledge.chunking import estimated_tokens
 from api.observability.log_format import configure_logging
 from api.observability.metrics import Metrics
@@ -36,7 +37,7 @@ from api.redis_store.workers import WorkerRegistry
 from api.settings import Settings
 from api.wiring_backends import WorkerBackends, open_backends
 from api.wiring_cache import CacheParts, open_cache
-from api.wiring_knowledge import WorkerKnowledge, open_knowledge
+from api.wiring_knowledge import WorkerKnowledge, open_knowledge, open_reranker
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager["LifespanState"]]
 
@@ -54,7 +55,12 @@ def lifespan(settings: Settings, worker: str, metrics: Metrics) -> Lifespan:
     async def opened(_: FastAPI) -> AsyncIterator[LifespanState]:
         configure_logging(settings.server.log_level)
         async with AsyncExitStack() as stack:
-            state = await _Worker(settings, worker, metrics, stack).open()
+            try:
+                state = await _Worker(settings, worker, metrics, stack).open()
+            except SettingsError as error:
+                # A file that is no such model is found out here only; uvicorn logs whole tracebacks.
+                structlog.get_logger("ragherd.worker").error("settings_wrong", message=str(error))
+                raise
             # What is alive now lives as long as the worker: out of the collector's way, whose pauses are then short.
             gc.collect()
             gc.freeze()
@@ -88,7 +94,10 @@ class _Worker:
         backends = await self._stack.enter_async_context(opening)
         plain, count = await self._open_embedder(backends, events)
         embedder = RememberedEmbedder(plain)
-        made = WorkerKnowledge(self._settings, self._id, self._metrics, gate, parts.index, embedder, plain, count)
+        reranker = await open_reranker(self._stack, self._settings)
+        made = WorkerKnowledge(
+            self._settings, self._id, self._metrics, gate, parts.index, embedder, plain, count, reranker
+        )
         knowledge = await self._stack.enter_async_context(open_knowledge(made))
         failover = backends.failover(events)
         opened = open_cache(parts, self._address, embedder, backends.digests, failover, knowledge.retriever)

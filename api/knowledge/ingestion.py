@@ -14,11 +14,11 @@ from typing import Final, Protocol, TypeVar
 
 from api.background import cancelled
 from api.errors import EmbeddingUnavailable, PayloadTooLarge, StoreUnavailable, UnreadableDocument
-from api.knowledge.chunking import Chunker, numbered, sections, spans
+from api.knowledge.chunking import Chunker, in_context, numbered, sections, spans
 from api.knowledge.outdating import Outdating
 from api.knowledge.parsing import Parser
 from api.model import EmbedderIdentity
-from api.ports.documents import Chunk, DocumentFacts, DocumentWork, EmbeddedChunk, PassageIndex, Work
+from api.ports.documents import Chunk, DocumentWork, EmbeddedChunk, PassageIndex, Work
 from api.ports.models import Embedder
 
 T = TypeVar("T")
@@ -156,7 +156,7 @@ class Ingestion:
         missing = [one for one in placed if one[0].number not in written]
         for start in range(0, len(missing), self._batch):
             part = missing[start : start + self._batch]
-            texts = [embedded_text(work.facts, chunk) for chunk, _ in part]
+            texts = [in_context(work.facts.title, chunk.heading, chunk.text) for chunk, _ in part]
             vectors = await self._patiently(lambda: self._embedder.embed(texts))  # noqa: B023 - awaited here
             ready = [
                 EmbeddedChunk(chunk, vector, span, reach)
@@ -195,8 +195,3 @@ class Ingestion:
             await asyncio.sleep(BEAT)
             with suppress(StoreUnavailable):
                 await self._work.take(work.id, LEASE)
-
-
-def embedded_text(facts: DocumentFacts, chunk: Chunk) -> str:
-    """What is embedded of a chunk: its place in the document says what it is about."""
-    return "\n".join(part for part in (facts.title, chunk.heading, chunk.text) if part)

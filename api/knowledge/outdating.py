@@ -94,11 +94,10 @@ class Outdating:
         return list(found.values()), True
 
     async def _changed_by(self, work: Work, questions: Sequence[CachedQuestion]) -> list[str]:
-        """Those that would be answered from the document now."""
+        """Those for which other passages would be found now. What is not looked at in time counts as changed."""
         until = time.monotonic() + SECONDS
-        return [one.entry for one in questions if time.monotonic() > until or await self._would_cite(work, one)]
+        return [one.entry for one in questions if time.monotonic() > until or await self._is_changed(work, one)]
 
-    async def _would_cite(self, work: Work, question: CachedQuestion) -> bool:
+    async def _is_changed(self, work: Work, question: CachedQuestion) -> bool:
         wanted = Wanted(question.question, question.tenant, question.top_k, question.wanted, question.vector)
-        retrieved = await self._retriever.retrieve(wanted)
-        return any(source.document_id == work.id for source in retrieved.sources)
+        return await self._retriever.would_change(wanted, work.id)

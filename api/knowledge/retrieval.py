@@ -1,4 +1,4 @@
-"""Passages for a question: by meaning and by words, fused, those that are relevant, the best of them.
+"""Passages for a question: by meaning and by words, fused, those that are relevant, re-ranked, the best of them.
 
 Searches may find chunks that do not serve: of a revision that is being written, or that has been replaced. They are
 left out here, by what is known of their documents.
@@ -12,16 +12,16 @@ from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 
-from api.errors import EmbeddingUnavailable, RerankingUnavailable
+from api.errors import EmbeddingUnavailable
+from api.knowledge.chunking import in_context
 from api.knowledge.fusion import MEANING, WORDS, fused
+from api.knowledge.reranking import Reranking
 from api.model import EmbedderIdentity, Source, Vector
 from api.ports.documents import Corpus, Current, DocumentFilter, Hit, PassageIndex
-from api.ports.models import Embedder, Reranker
+from api.ports.models import Embedder
 
 WIDENINGS: Final = 3
 """How often a search is repeated with more candidates, where too many of them do not serve."""
-RERANKED: Final = 20
-"""Passages that a cross-encoder reads for one question."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +65,41 @@ class Place(NamedTuple):
     embedder: str
 
 
+Scored: TypeAlias = list[tuple[Place, float]]
+"""Passages with what they are worth, best first."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Relevant passages in the order of all searches together, with their cosine: 0 where there is no `vector`."""
+
+    identity: EmbedderIdentity
+    vector: Vector | None
+    scored: Scored
+    hits: Mapping[Place, Hit]
+    current: Mapping[str, Current]
+
+    def texts(self, places: Sequence[Place]) -> list[str]:
+        """As a re-ranker reads them."""
+        hits = [self.hits[place] for place in places]
+        return [in_context(self.current[hit.document].facts.title, hit.heading, hit.text) for hit in hits]
+
+
 class Retriever:
-    """For one worker. `reranker` is None where there is none."""
+    """For one worker. `reranking` is None where there is none."""
 
     def __init__(
-        self, index: PassageIndex, embedder: Embedder, reranker: Reranker | None, policy: RetrievalPolicy
+        self, index: PassageIndex, embedder: Embedder, reranking: Reranking | None, policy: RetrievalPolicy
     ) -> None:
         self._index = index
         self._embedder = embedder
-        self._reranker = reranker
+        self._reranking = reranking
         self.policy = policy
+
+    @property
+    def reranking_scope(self) -> str:
+        """See `Reranking.scope`; empty where there is none."""
+        return self._reranking.scope if self._reranking is not None else ""
 
     async def corpus(self, tenant: str) -> Corpus:
         """How much there is to find. Raises `StoreUnavailable`."""
@@ -82,19 +107,46 @@ class Retriever:
 
     async def retrieve(self, wanted: Wanted) -> Retrieved:
         """Raises `StoreUnavailable`; `EmbeddingUnavailable` while it is not even known who embeds."""
+        found = await self._found(wanted)
+        best = self._best(await self._reranked(wanted, found), wanted.top_k)
+        texts = await self._texts([found.hits[place] for place, _ in best])
+        sources = (
+            _source(found.hits[place], found.current[place.document], score, text)
+            for (place, score), text in zip(best, texts, strict=True)
+        )
+        whole = found.vector is not None and await self._index.is_whole(found.identity)
+        return Retrieved(tuple(sources), whole)
+
+    async def would_change(self, wanted: Wanted, document: str) -> bool:
+        """Whether a document changes what is found for a question: by being found, or by taking a place among those
+        that are re-ranked. True as well where that can not be found out now. Raises as `retrieve` does.
+        """
+        found = await self._found(wanted)
+        others = [one for one in found.scored if one[0].document != document]
+        if self._reranking is None:
+            return self._best(found.scored, wanted.top_k) != self._best(others, wanted.top_k)
+        reads = self._reranking.reads(wanted.top_k)
+        read, without = ([place for place, _ in some[:reads]] for some in (found.scored, others))
+        if read == without:
+            return False
+        either = list(dict.fromkeys([*read, *without]))
+        verdicts = await self._reranking.verdicts_in_background(wanted.question, found.texts(either))
+        if verdicts is None:
+            return True
+        judged = dict(zip(either, verdicts, strict=True))
+        best, best_without = (
+            self._best(_by_worth([(place, judged[place]) for place in some]), wanted.top_k) for some in (read, without)
+        )
+        return best != best_without
+
+    async def _found(self, wanted: Wanted) -> _Found:
         identity = await self._embedder.identity()
         vector = wanted.vector or await self._embedded(wanted.question)
         hits, current = await self._candidates(identity, wanted, vector)
-        relevant = {place: score for place, score in _cosines(hits, vector).items() if score >= self.policy.floor}
-        order = [place for place in hits if vector is None or place in relevant]
-        scored = await self._reranked(wanted.question, order, hits, relevant)
-        best = self._best(scored, hits, wanted.top_k)
-        texts = await self._texts([hits[place] for place, _ in best])
-        sources = (
-            _source(hits[place], current[place.document], score, text)
-            for (place, score), text in zip(best, texts, strict=True)
-        )
-        return Retrieved(tuple(sources), whole=vector is not None and await self._index.is_whole(identity))
+        cosines = _cosines(hits, vector)
+        scored = [(place, cosines.get(place, 0.0)) for place in hits]
+        relevant = [one for one in scored if vector is None or one[1] >= self.policy.floor]
+        return _Found(identity, vector, relevant, hits, current)
 
     async def _embedded(self, question: str) -> Vector | None:
         try:
@@ -146,26 +198,17 @@ class Retriever:
                     found[document, embedder] = current
         return found
 
-    async def _reranked(
-        self, question: str, order: Sequence[Place], hits: Mapping[Place, Hit], scores: Mapping[Place, float]
-    ) -> list[tuple[Place, float]]:
+    async def _reranked(self, wanted: Wanted, found: _Found) -> Scored:
         """With a cross-encoder in its order; without, and where that fails, as they come."""
-        scored = [(place, scores.get(place, 0.0)) for place in order]
-        if self._reranker is None or not scored:
-            return scored
-        read, rest = scored[:RERANKED], scored[RERANKED:]
-        try:
-            verdicts = await self._reranker.scores(question, [hits[place].text for place, _ in read])
-        except RerankingUnavailable:
-            return scored
-        judged = [(place, verdict) for (place, _), verdict in zip(read, verdicts, strict=True)]
-        return [*sorted(judged, key=lambda one: -one[1]), *rest]
+        if self._reranking is None or not found.scored:
+            return found.scored
+        read = [place for place, _ in found.scored[: self._reranking.reads(wanted.top_k)]]
+        verdicts = await self._reranking.verdicts(wanted.question, found.texts(read))
+        return found.scored if verdicts is None else _by_worth(list(zip(read, verdicts, strict=True)))
 
-    def _best(
-        self, scored: Sequence[tuple[Place, float]], hits: Mapping[Place, Hit], count: int
-    ) -> list[tuple[Place, float]]:
+    def _best(self, scored: Scored, count: int) -> Scored:
         """The first `count`, without those that a better one's neighbours contain."""
-        chosen: list[tuple[Place, float]] = []
+        chosen: Scored = []
         for place, score in scored:
             if len(chosen) == count:
                 break
@@ -184,6 +227,11 @@ class Retriever:
             return [hit.text for hit in hits]
         found = await self._index.texts([(hit.document, hit.revision, hit.reach) for hit in hits])
         return [hit.text if text is None else text for hit, text in zip(hits, found, strict=True)]
+
+
+def _by_worth(scored: Scored) -> Scored:
+    """Of equals, the first as retrieval has them."""
+    return sorted(scored, key=lambda one: -one[1])
 
 
 def _place(hit: Hit) -> Place:

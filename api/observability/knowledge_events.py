@@ -6,11 +6,12 @@ from typing import Literal
 
 import structlog
 
+from api.errors import RerankingUnavailable
 from api.observability.metrics import Metrics
 
 
 class KnowledgeEvents:
-    """An `IngestionEvents` and an `OutdatingEvents`. A document's text is not logged."""
+    """An `IngestionEvents`, an `OutdatingEvents` and a `RerankingEvents`. A document's text is not logged."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -35,3 +36,12 @@ class KnowledgeEvents:
         if count:
             self._metrics.answers_outdated(reason, count)
             self._log.info("answers_outdated", reason=reason, count=count)
+
+    def reranked(self, seconds: float) -> None:
+        """A question's passages were put in the re-ranker's order."""
+        self._metrics.reranked("reranked", seconds)
+
+    def reranking_failed(self, error: RerankingUnavailable, seconds: float) -> None:
+        """They stay as they were found."""
+        self._metrics.reranked("failed", seconds)
+        self._log.warning("reranking_unavailable", error=str(error))

@@ -103,6 +103,14 @@ GROUNDINGS = MetricSpec(
     "(grounded, nothing_relevant, no_documents, unavailable).",
     ("outcome",),
 )
+RERANKING_DURATION = MetricSpec(
+    "ragherd_reranking_duration_seconds",
+    "histogram",
+    "Time that a question's passages took to be re-ranked (reranked), or were waited for in vain (failed: they stay as "
+    "they were found).",
+    ("outcome",),
+    buckets=STAGE_BUCKETS,
+)
 CITATIONS_REMOVED = MetricSpec(
     "ragherd_citations_removed_total", "counter", "Citations of the language model that pointed to no source."
 )
@@ -280,6 +288,7 @@ ALL_METRICS: tuple[MetricSpec, ...] = (
     CACHE_EVICTIONS,
     CACHE_INVALIDATIONS,
     GROUNDINGS,
+    RERANKING_DURATION,
     CITATIONS_REMOVED,
     DOCUMENTS_STORED,
     DOCUMENTS_FAILED,

@@ -165,6 +165,15 @@ class Metrics:
         """The knowledge base was searched for an answer."""
         self._families[names.GROUNDINGS][(outcome,)].inc()
 
+    def reranking_known(self) -> None:
+        """There is a re-ranker: its series begin at zero."""
+        for outcome in ("reranked", "failed"):
+            self._families[names.RERANKING_DURATION].begin(outcome)
+
+    def reranked(self, outcome: Literal["reranked", "failed"], seconds: float) -> None:
+        """The re-ranker was asked about a question's passages."""
+        self._families[names.RERANKING_DURATION][(outcome,)].observe(seconds)
+
     def citations_removed(self, count: int) -> None:
         """An answer cited what is no source."""
         self._families[names.CITATIONS_REMOVED][()].inc(count)

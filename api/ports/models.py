@@ -47,5 +47,12 @@ class ModelDigests(Protocol):
 class Reranker(Protocol):
     """Reads a question and a text together, and says how relevant the text is."""
 
-    async def scores(self, question: str, texts: Sequence[str]) -> list[float]:
-        """Of each text, 0 to 1, in order. Raises `RerankingUnavailable`: the order of retrieval stays."""
+    @property
+    def fingerprint(self) -> str:
+        """Which weights judge: another re-ranker has another."""
+
+    async def scores(self, question: str, texts: Sequence[str], *, background: bool = False) -> list[float]:
+        """Of each text, 0 to 1, in order. `background` work waits behind users.
+
+        Raises `RerankingUnavailable` past its deadline or on a fault: the order of retrieval stays.
+        """

@@ -31,6 +31,9 @@ def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
         ("WORKERS", "0"),
         ("EMBEDDER", "magic"),
         ("EMBED_MODEL_PATH", "/nowhere/at/all"),
+        ("RERANK_MODEL_PATH", "/nowhere/at/all"),
+        ("RERANK_CANDIDATES", "0"),
+        ("RERANK_TIMEOUT", "0"),
         ("REDIS_URL", "http://redis"),
         ("REDIS_URL", "redis://h:6379/3"),
         ("REDIS_URL", "redis+sentinel://a:26379,b:26379"),
@@ -57,6 +60,22 @@ def test_one_line_names_the_variable(monkeypatch: pytest.MonkeyPatch, name: str,
     line = str(caught.value)
     assert line.startswith(f"{name}: ")
     assert "\n" not in line
+
+
+@pytest.mark.parametrize("name", ["EMBED_MODEL_PATH", "RERANK_MODEL_PATH"])
+def test_a_model_without_one_of_its_files_is_told_by_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    monkeypatch.setenv(name, str(tmp_path))
+    with pytest.raises(SettingsError, match=rf"^{name}: there is no model\.onnx in "):
+        load_settings(None)
+    (tmp_path / "model.onnx").touch()
+    for value in (tmp_path, tmp_path / "model.onnx"):
+        monkeypatch.setenv(name, str(value))
+        with pytest.raises(SettingsError, match=rf"^{name}: there is no tokenizer\.json in "):
+            load_settings(None)
+    (tmp_path / "tokenizer.json").touch()
+    load_settings(None)
 
 
 @pytest.mark.parametrize("name", ["API_KEYS", "REDIS_URL"])

@@ -1,0 +1,140 @@
+"""Passages in the order of a cross-encoder: in answers, in what is cached, and when it can not judge."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from api.app import create_app
+from api.errors import SettingsError
+from tests.integration.test_documents import CANTEEN, ONNX, add
+from tests.integration.test_provenance import cached
+from tests.service import Service, ask, make_settings
+from tests.small_cross_encoder import write_cross_encoder
+
+QUESTION = "Who approves my holiday?"
+NEAREST = "Who approves my holiday? Holiday is approved by the team lead, as everybody dislikes."
+LIKED = "Some holiday in the office is approved by whom the boss likes."
+NEUTRAL = "Approval of holiday takes a week."
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> dict[str, Any]:
+    """Settings for a re-ranker that likes some texts and dislikes others."""
+    return {"rerank_model_path": write_cross_encoder(tmp_path / "model"), "rerank_timeout": 30.0}
+
+
+async def titles(client: httpx.AsyncClient, **more: Any) -> list[str]:
+    return [source["title"] for source in (await ask(client, QUESTION, **more))["sources"]]
+
+
+async def counted(client: httpx.AsyncClient, outcome: str) -> float:
+    """How often the re-ranker was asked about a question's passages."""
+    lines = (await client.get("/metrics")).text.splitlines()
+    found = [one for one in lines if one.startswith("ragherd_reranking_duration_seconds_count") and outcome in one]
+    return float(found[0].split()[-1])
+
+
+async def test_sources_come_in_the_order_of_the_re_ranker(serve: Service, model: dict[str, Any]) -> None:
+    plain, reranking = await serve(embedder=ONNX), await serve(embedder=ONNX, retrieval=model)
+    for title, text in (("Nearest", NEAREST), ("Neutral", NEUTRAL), ("Liked", LIKED)):
+        await add(plain, title, text)
+    assert (await titles(plain))[0] == "Nearest"
+    answered = await ask(reranking, QUESTION)
+    assert answered["cache"]["status"] == "miss"  # another order gives another answer: nothing is shared
+    assert [source["title"] for source in answered["sources"]] == ["Liked", "Neutral", "Nearest"]
+    verdicts = [1 / (1 + math.exp(-logit)) for logit in (2, 0, -2)]
+    assert [source["score"] for source in answered["sources"]] == pytest.approx(verdicts, abs=1e-6)
+    assert (await counted(reranking, "reranked"), await counted(reranking, "failed")) == (1, 0)
+    assert (await ask(reranking, QUESTION))["cache"]["status"] == "hit"
+    assert (await ask(plain, QUESTION))["cache"]["status"] == "hit"
+    assert await titles(reranking, top_k=1) == ["Liked"]
+
+
+async def test_a_re_ranker_reads_title_and_text_and_never_what_is_irrelevant(
+    serve: Service, model: dict[str, Any]
+) -> None:
+    client = await serve(embedder=ONNX, retrieval=model)
+    await add(client, "Holiday", NEUTRAL)
+    await add(client, "Holiday likes", NEUTRAL)
+    await add(client, "Tungsten", "Likes likes likes likes: it boils at 5,930 degrees.")
+    assert await titles(client) == ["Holiday likes", "Holiday"]
+
+
+async def test_what_it_does_not_read_is_no_source(serve: Service, model: dict[str, Any]) -> None:
+    client = await serve(embedder=ONNX, retrieval={**model, "rerank_candidates": 1})
+    await add(client, "Nearest", NEAREST)
+    await add(client, "Liked", LIKED)
+    assert await titles(client, top_k=1) == ["Nearest"]
+    assert await titles(client, top_k=2) == ["Liked", "Nearest"]  # as many are read as are wanted
+
+
+@pytest.mark.parametrize("fault", ["late", "broken"])
+async def test_where_it_can_not_judge_the_answer_comes_all_the_same(
+    serve: Service, model: dict[str, Any], fault: str
+) -> None:
+    late = {"rerank_timeout": 1e-6} if fault == "late" else {}
+    client = await serve(embedder=ONNX, retrieval=model | late)
+    await add(client, "Nearest", NEAREST + (" It breaks." if fault == "broken" else ""))
+    await add(client, "Liked", LIKED)
+    answered = await ask(client, QUESTION)
+    assert [source["title"] for source in answered["sources"]] == ["Nearest", "Liked"]
+    assert 0.25 <= answered["sources"][1]["score"] < answered["sources"][0]["score"] < 1
+    assert (await counted(client, "reranked"), await counted(client, "failed")) == (0, 1)
+    assert (await ask(client, QUESTION))["cache"]["status"] == "hit"
+
+
+async def test_a_new_document_makes_stale_what_it_would_change_and_nothing_else(
+    serve: Service, model: dict[str, Any]
+) -> None:
+    client = await serve(embedder=ONNX, retrieval=model)
+    await add(client, "Liked", LIKED)
+    await titles(client, top_k=1)
+    await add(client, "Nearest", NEAREST)
+    assert await cached(client, QUESTION, top_k=1)  # nearer, but the re-ranker keeps it below
+    await add(client, "Canteen", CANTEEN)
+    assert await cached(client, QUESTION, top_k=1)
+    await add(client, "Liked more", LIKED + " It likes to.")
+    assert not await cached(client, QUESTION, top_k=1)
+    assert await titles(client, top_k=1) == ["Liked more"]
+    assert await counted(client, "reranked") == 2  # the two questions, not what was read for documents
+
+
+async def test_a_new_document_that_takes_another_s_place_before_the_re_ranker_makes_stale(
+    serve: Service, model: dict[str, Any]
+) -> None:
+    client = await serve(embedder=ONNX, retrieval={**model, "rerank_candidates": 2})
+    await add(client, "Neutral", NEUTRAL)
+    await add(client, "Liked", LIKED)
+    assert await titles(client, top_k=1) == ["Liked"]
+    await add(client, "Nearest", NEAREST)
+    assert not await cached(client, QUESTION, top_k=1)
+    assert await titles(client, top_k=1) == ["Neutral"]  # the liked one is third by retrieval now, and is not read
+
+
+async def test_where_it_can_not_judge_a_new_document_a_cached_answer_is_stale(
+    serve: Service, model: dict[str, Any]
+) -> None:
+    client = await serve(embedder=ONNX, retrieval={**model, "rerank_timeout": 1e-6})
+    await add(client, "Nearest", NEAREST)
+    await titles(client, top_k=1)
+    await add(client, "Canteen", CANTEEN)
+    assert await cached(client, QUESTION, top_k=1)  # it stands no chance: nobody has to judge it
+    await add(client, "Liked", LIKED)
+    assert not await cached(client, QUESTION, top_k=1)
+
+
+async def test_a_model_that_is_no_cross_encoder_stops_the_start(
+    tmp_path: Path, redis_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_cross_encoder(tmp_path, "three")
+    app = create_app(make_settings(redis_url, "http://127.0.0.1:9", retrieval={"rerank_model_path": path}))
+    with pytest.raises(SettingsError, match="RERANK_MODEL_PATH"):
+        async with app.router.lifespan_context(app):
+            pass
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "settings_wrong" in line]
+    assert "RERANK_MODEL_PATH: " in line

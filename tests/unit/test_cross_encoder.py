@@ -1,0 +1,149 @@
+"""The cross-encoder itself: what its verdicts are, what they depend on, and what is said of files that are none."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from tokenizers import Tokenizer
+
+from api.embedders.cross_encoder import CrossEncoder, Pair
+from api.embedders.minilm import model_files
+from api.embedders.onnx_files import files_at
+from api.errors import SettingsError
+from tests.small_cross_encoder import Output, write_cross_encoder
+
+
+def load(path: str) -> CrossEncoder:
+    return CrossEncoder(files_at(path, "RERANK_MODEL_PATH"))
+
+
+def sigmoid(logit: float) -> float:
+    return 1 / (1 + math.exp(-logit))
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> CrossEncoder:
+    return load(write_cross_encoder(tmp_path))
+
+
+@pytest.mark.parametrize("output", ["one", "two", "flat"])
+def test_a_verdict_is_between_0_and_1_from_one_number_or_two(tmp_path: Path, output: Output) -> None:
+    model = load(write_cross_encoder(tmp_path, output))
+    pairs = [Pair("which", "one likes"), Pair("which", "it dislikes dislikes"), Pair("which", "neither"), Pair("", "")]
+    assert model.judge(pairs) == pytest.approx([sigmoid(2), sigmoid(-4), 0.5, 0.5])
+
+
+def test_question_and_text_are_read_together_each_with_its_mark(tmp_path: Path) -> None:
+    """Where the model asks which token is of which, it is told: 0 for the question, 1 for the text."""
+    path = Path(write_cross_encoder(tmp_path), "model.onnx")
+    graph = onnx.load(path)
+    types = onnx.helper.make_tensor_value_info("token_type_ids", onnx.TensorProto.INT64, ["pairs", "tokens"])
+    graph.graph.input.append(types)
+    gather = next(node for node in graph.graph.node if node.op_type == "Gather")
+    gather.input[1] = "token_type_ids"
+    next(one for one in graph.graph.initializer if one.name == "worth").CopyFrom(
+        numpy_helper.from_array(np.array([[0.0], [1.0]], dtype=np.float32), "worth")
+    )
+    onnx.save(graph, path)
+    assert load(str(tmp_path)).judge([Pair("a question of six words long", "two words")]) == pytest.approx([sigmoid(3)])
+
+
+def test_a_verdict_does_not_depend_on_the_company_of_its_pair(model: CrossEncoder) -> None:
+    pairs = [Pair("a b", text) for text in ("likes", "a likes", "a b likes dislikes", "other", "")]
+    assert model.judge(pairs) == [model.judge([pair])[0] for pair in pairs]
+
+
+def test_what_is_too_long_is_cut_the_longer_part_first(model: CrossEncoder) -> None:
+    """Three of 512 tokens are marks, two the question."""
+    assert model.max_tokens == 512
+    verdicts = model.judge([Pair("a likes", "b " * 506 + "likes"), Pair("a likes", "b " * 507 + "likes")])
+    assert verdicts == pytest.approx([sigmoid(4), sigmoid(2)])
+
+
+def test_the_tokenizer_s_own_length_is_kept(tmp_path: Path) -> None:
+    write_cross_encoder(tmp_path)
+    file = str(tmp_path / "tokenizer.json")
+    tokenizer = Tokenizer.from_file(file)
+    tokenizer.enable_truncation(10)
+    tokenizer.save(file)
+    model = load(str(tmp_path))
+    assert model.max_tokens == 10
+    assert model.judge([Pair("a", "b b b b b likes"), Pair("a", "b b b b b b likes")]) == pytest.approx(
+        [sigmoid(2), 0.5]
+    )
+
+
+def test_a_lone_surrogate_fails_neither_its_pair_nor_the_others(model: CrossEncoder) -> None:
+    assert model.judge([Pair("bad \ud800", "likes"), Pair("plain", "\udfff")]) == pytest.approx([sigmoid(2), 0.5])
+
+
+def test_extreme_logits_are_verdicts_all_the_same(model: CrossEncoder) -> None:
+    low, high = model.judge([Pair("a", "dislikes " * 500), Pair("a", "likes " * 500)])
+    assert (low, high) == (0.0, 1.0)
+
+
+def test_a_verdict_that_is_no_number_is_a_fault(tmp_path: Path) -> None:
+    model = load(write_cross_encoder(tmp_path, worth=[0.0, 0.0, 0.0, 0.0, math.nan, 0.0]))
+    with pytest.raises(ValueError, match="no number"):
+        model.judge([Pair("a", "likes")])
+
+
+def test_the_digest_is_of_weights_and_tokenizer(tmp_path: Path) -> None:
+    one, same = load(write_cross_encoder(tmp_path / "a")), load(write_cross_encoder(tmp_path / "b"))
+    other = load(write_cross_encoder(tmp_path / "c", worth=[0.0] * 6))
+    assert one.digest == same.digest != other.digest
+    assert len(one.digest) == 12
+    with (tmp_path / "b" / "tokenizer.json").open("a") as file:
+        file.write("\n")
+    assert same.digest != one.digest
+
+
+@pytest.mark.parametrize(("output", "shape"), [("three", r"\(2, 3\)"), ("hidden", r"\(2, \d+, 1\)")])
+def test_a_model_of_another_kind_is_told_by_its_output(tmp_path: Path, output: Output, shape: str) -> None:
+    with pytest.raises(SettingsError, match=rf"RERANK_MODEL_PATH: .*model\.onnx is no cross-encoder: .*{shape}"):
+        load(write_cross_encoder(tmp_path, output))
+
+
+def test_the_embedder_is_no_cross_encoder(tmp_path: Path) -> None:
+    files = model_files(None)
+    (tmp_path / "model.onnx").symlink_to(files.weights)
+    (tmp_path / "tokenizer.json").symlink_to(files.tokenizer)
+    with pytest.raises(SettingsError, match=r"RERANK_MODEL_PATH: .* is no cross-encoder"):
+        load(str(tmp_path))
+
+
+def test_a_model_that_can_not_read_a_pair_is_told_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"RERANK_MODEL_PATH: .*model\.onnx can not read a question") as caught:
+        load(write_cross_encoder(tmp_path, worth=[0.0]))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_with_other_inputs_is_told_by_them(tmp_path: Path) -> None:
+    path = Path(write_cross_encoder(tmp_path), "model.onnx")
+    graph = onnx.load(path)
+    graph.graph.input[0].name = "pixels"
+    graph.graph.node[0].input[1] = "pixels"
+    onnx.save(graph, path)
+    with pytest.raises(SettingsError, match=r"RERANK_MODEL_PATH: .* it takes pixels"):
+        load(str(tmp_path))
+
+
+@pytest.mark.parametrize("missing", ["model.onnx", "tokenizer.json"])
+def test_a_missing_file_is_named(tmp_path: Path, missing: str) -> None:
+    write_cross_encoder(tmp_path)
+    (tmp_path / missing).unlink()
+    with pytest.raises(SettingsError, match=rf"RERANK_MODEL_PATH: there is no file .*{missing}"):
+        load(str(tmp_path))
+
+
+@pytest.mark.parametrize(("broken", "what"), [("model.onnx", "ONNX model"), ("tokenizer.json", "tokenizer")])
+def test_files_that_are_no_model_are_named(tmp_path: Path, broken: str, what: str) -> None:
+    write_cross_encoder(tmp_path)
+    (tmp_path / broken).write_text("no model")
+    with pytest.raises(SettingsError, match=rf"RERANK_MODEL_PATH: .*{broken} is no {what}"):
+        load(str(tmp_path))
