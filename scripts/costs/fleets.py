@@ -21,6 +21,7 @@ from scripts.costs.server import Server
 from tests.gunicorn_process import Gunicorn, gunicorns
 from tests.waiting import wait_until
 
+STARTING_SECONDS: Final = 240.0
 SETTLED_SECONDS: Final = 6.0
 WARMING_SECONDS: Final = 3.0
 SECONDS: Final = 20.0
@@ -34,8 +35,8 @@ def real(url: str, ollama: str, server: Server, sizes: Sequence[int]) -> list[di
         empty = server.sample()
         with tempfile.TemporaryDirectory() as folder, gunicorns("api.asgi:app", Path(folder)) as begin:
             settings = {"REDIS_URL": url, "OLLAMA_BASE_URL": ollama, "EMBEDDER": "onnx", "OLLAMA_WARM_UP": "false"}
-            gunicorn = begin(**settings, WORKERS=str(size))
-            wait_until(lambda size=size: server.client.zcard("rag:workers") == size, timeout=60)  # type: ignore[misc]
+            gunicorn = begin(ready=False, **settings, WORKERS=str(size))
+            wait_until(lambda size=size: server.client.zcard("rag:workers") == size, timeout=STARTING_SECONDS)  # type: ignore[misc]
             time.sleep(SETTLED_SECONDS)
             found.append({"workers": size, **_idle(server, gunicorn, size, empty.connections, empty.memory)})
     return found

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import httpx
 
-from scripts.costs.fleets import cpu_seconds
+from scripts.costs.fleets import STARTING_SECONDS, cpu_seconds
 from scripts.costs.server import Server
 from tests.gunicorn_process import gunicorns
 from tests.stub_ollama import StubProcess
@@ -34,8 +34,8 @@ def measure(url: str, stub: StubProcess, server: Server) -> dict[str, dict[str, 
     server.client.flushall()
     with tempfile.TemporaryDirectory() as folder, gunicorns("api.asgi:app", Path(folder)) as begin:
         settings = {"REDIS_URL": url, "OLLAMA_BASE_URL": stub.base_url, "EMBEDDER": "onnx", "WORKERS": "1"}
-        gunicorn = begin(**settings, BULKHEAD_MAX_CONCURRENT="64", SEMANTIC_CACHE_MAX_SIZE="5000")
-        wait_until(lambda: server.client.zcard("rag:workers") == 1)
+        gunicorn = begin(ready=False, **settings, BULKHEAD_MAX_CONCURRENT="64", SEMANTIC_CACHE_MAX_SIZE="5000")
+        wait_until(lambda: server.client.zcard("rag:workers") == 1, timeout=STARTING_SECONDS)
         run = _Run(gunicorn.url(), gunicorn.workers(), server)
         stub.behaviour(answer=" ".join(["word"] * SHORT))
         run.ask([QUESTION])
@@ -49,6 +49,7 @@ def measure(url: str, stub: StubProcess, server: Server) -> dict[str, dict[str, 
         stub.behaviour(answer=" ".join(["word"] * LONG))
         found["miss_long"] = run.cost([_unlike(number) for number in range(MISSES, 2 * MISSES)], {None}, idle)
         stub.behaviour()
+    found["miss"]["tokens"], found["miss_long"]["tokens"] = SHORT, LONG
     return found
 
 

@@ -31,24 +31,23 @@ VOCABULARY: Final = 20_000
 
 async def of_entries(url: str, server: Server, sizes: Sequence[int]) -> list[dict[str, Any]]:
     """A cache of so many entries: look-ups, stores, bytes an entry beside its answer."""
-    found = []
-    for size in sizes:
-        async with Redis.from_url(url, max_connections=64) as redis:
-            await redis.flushall()
-            bench, number = Bench(redis, size, algorithm_for(size)), count()
-            used, _ = await bench.fill()
-            times = 300 if size > 50_000 else 1000
-            found.append(
-                {
-                    "entries": size,
-                    "index": algorithm_for(size),
-                    "exact": await cost_of(server, lambda: bench.exact(next(number)), times),
-                    "similar": await cost_of(server, lambda: _similar(bench, next(number)), times),
-                    "store": await cost_of(server, lambda: bench.store_new(next(number)), times),
-                    "entry_bytes": round(used - len(ANSWER)),
-                }
-            )
-    return found
+    return [await _entries(url, server, size) for size in sizes]
+
+
+async def _entries(url: str, server: Server, size: int) -> dict[str, Any]:
+    async with Redis.from_url(url, max_connections=64) as redis:
+        await redis.flushall()
+        bench, number = Bench(redis, size, algorithm_for(size)), count()
+        used, _ = await bench.fill()
+        times = 300 if size > 50_000 else 1000
+        return {
+            "entries": size,
+            "index": algorithm_for(size),
+            "exact": await cost_of(server, lambda: bench.exact(next(number)), times),
+            "similar": await cost_of(server, lambda: _similar(bench, next(number)), times),
+            "store": await cost_of(server, lambda: bench.store_new(next(number)), times),
+            "entry_bytes": round(used - len(ANSWER)),
+        }
 
 
 async def _similar(bench: Bench, number: int) -> None:
@@ -65,31 +64,28 @@ class _Known:
 
 async def of_chunks(url: str, server: Server, sizes: Sequence[int]) -> list[dict[str, Any]]:
     """A knowledge base of so many chunks: a retrieval of 4 passages, bytes a chunk."""
-    found = []
-    for size in sizes:
-        async with Redis.from_url(url, max_connections=64) as redis:
-            await redis.flushall()
-            gate = RedisGate(redis, 32)
-            await gate.check()
-            index = RedisPassageIndex(gate, Keys())
-            await index.ensure(EMBEDDER)
-            before = server.sample().memory
-            vectors = questions(size, np.random.default_rng(11))
-            await _fill(redis, vectors)
-            used = (server.sample().memory - before) / size
-            retriever = Retriever(index, _Known(), None, RetrievalPolicy())  # type: ignore[arg-type]
-            chance = random.Random(5)
+    return [await _chunks(url, server, size) for size in sizes]
 
-            async def ask(
-                retriever: Retriever = retriever, chance: random.Random = chance, vectors: Any = vectors
-            ) -> None:
-                vector = vectors[chance.randrange(len(vectors))].tobytes()
-                wanted = Wanted(" ".join(_words(chance, 8)), "", 4, vector=vector)
-                assert (await retriever.retrieve(wanted)).sources
 
-            cost = await cost_of(server, ask, 200)
-            found.append({"chunks": size, "retrieve": cost, "chunk_bytes": round(used)})
-    return found
+async def _chunks(url: str, server: Server, size: int) -> dict[str, Any]:
+    async with Redis.from_url(url, max_connections=64) as redis:
+        await redis.flushall()
+        gate = RedisGate(redis, 32)
+        await gate.check()
+        index = RedisPassageIndex(gate, Keys())
+        await index.ensure(EMBEDDER)
+        before = server.sample().memory
+        vectors, chance = questions(size, np.random.default_rng(11)), random.Random(5)
+        await _fill(redis, vectors)
+        used = (server.sample().memory - before) / size
+        retriever = Retriever(index, _Known(), None, RetrievalPolicy())  # type: ignore[arg-type]
+
+        async def ask() -> None:
+            vector = vectors[chance.randrange(len(vectors))].tobytes()
+            wanted = Wanted(" ".join(_words(chance, 8)), "", 4, vector=vector)
+            assert (await retriever.retrieve(wanted)).sources
+
+        return {"chunks": size, "retrieve": await cost_of(server, ask, 200), "chunk_bytes": round(used)}
 
 
 async def _fill(redis: Redis, vectors: Any) -> None:
