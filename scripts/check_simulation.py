@@ -44,7 +44,7 @@ def tell_idle(row: dict[str, Any], costs: Costs) -> None:
     size = row["workers"]
     model = redis_load.idle(Demand(rate=0, replicas=1, workers=size), costs) * (1 / size)
     commands = f"{row['commands']:12.1f}" if "commands" in row else f"{'':12}"
-    ratio = row["server_us"] / model.server_us
+    ratio = row["server_us"] / model.server_us / row.get("share", 1.0)
     print(f"{size:10}{commands}{model.commands:8.1f}{row['server_us']:12}{model.server_us:8.0f}{ratio:12.1f}")
 
 

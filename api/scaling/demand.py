@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -36,11 +37,11 @@ class Demand:
         if self.exact + self.semantic > 1:
             raise ValueError("exact and semantic hits together are more than all requests")
         for name in ("rate", "entries", "chunks", "first_token"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}: not below 0")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}: a number, not below 0")
         for name in ("replicas", "workers", "backends", "answer_tokens", "tokens_per_second", "slots"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: more than 0")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name}: a number above 0")
 
     @property
     def fleet(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -12,7 +13,8 @@ class Capacity:
     """What there is. Shares: how busy something may be on average, so that bursts find room.
 
     `max_connections`: REDIS_MAX_CONNECTIONS, a worker's most; `maxclients` is Redis's own. `gpus` None: as many as
-    are needed, which then are no limit. `memory_factor`: fragmentation, and the copy that a rewrite of the append-only file makes.
+    are needed, which then are no limit. `memory_factor`: fragmentation, and what a rewrite of the append-only file
+    copies. Raises `ValueError`.
     """
 
     redis_share: float = 0.7
@@ -31,8 +33,8 @@ class Capacity:
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name}: a share above 0, up to 1")
         for name in ("maxclients", "max_connections", "redis_bytes", "network_gbit"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: more than 0")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name}: a number above 0")
         if self.gpus is not None and self.gpus < 1:
             raise ValueError("gpus: at least 1")
 

@@ -60,7 +60,10 @@ def _idle(server: Server, gunicorn: Gunicorn, size: int, connections: int, memor
 
 
 def virtual(url: str, server: Server, sizes: Sequence[int]) -> list[dict[str, Any]]:
-    """So many workers' idle operations, at their pace, from one process: what they cost a server that is busy."""
+    """So many workers' idle operations, at their pace, from one process: what they cost a server that is busy.
+
+    `share`: of the operations that there should have been; less where the process could not keep up.
+    """
     return [asyncio.run(_virtual(url, server, size)) for size in sizes]
 
 
@@ -88,9 +91,11 @@ async def _virtual(url: str, server: Server, size: int) -> dict[str, Any]:
         await asyncio.sleep(SECONDS / 2)
         spent = server.since(before)
         await cancelled(tasks)
+    rate, wanted = (done - began) / spent.seconds / size, sum(1 / every for _, every in idle)
     return {
         "workers": size,
-        "operations": round((done - began) / spent.seconds / size, 2),
+        "operations": round(rate, 2),
+        "share": round(rate / wanted, 3),
         "server_us": round(spent.cpu_us / spent.seconds / size),
     }
 

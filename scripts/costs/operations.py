@@ -51,6 +51,8 @@ BACKEND: Final = "ollama"
 EMBEDDER: Final = EmbedderIdentity("costs", 384, "costscosts")
 FOLLOWERS: Final = 200
 TRANSITIONS: Final = 20
+LISTED: Final = 500
+"""Workers of which GET /api/workers tells."""
 
 Work = Callable[[], Awaitable[object]]
 FACTS: Final[Mapping[str, Any]] = {
@@ -156,6 +158,7 @@ class Operations:
             "retries_sync": (self.retries.sync, None, False),
             "flight": (self.flight, None, False),
             "permit": (self.permit, None, False),
+            f"list_{LISTED}_workers": (self.registry.live, None, False),
             "corpus": (lambda: self.passages.corpus(""), None, False),
         }
 
@@ -178,13 +181,24 @@ async def measure(url: str, server: Server) -> dict[str, dict[str, Any]]:
         for duty in (operations.keys.prober, operations.keys.janitor):
             await RedisDuty(operations.gate, duty, "other").hold(3600)
         await operations.board.publish_digests(BACKEND, {"llama3.2": "sha256:5eed"})
+        await _register(operations)
         for name, (work, every, is_look) in operations.all().items():
-            found[name] = {**await cost_of(server, work), "every": every, "look": is_look}
+            times = 100 if name.startswith("list") else 3000
+            found[name] = {**await cost_of(server, work, times), "every": every, "look": is_look}
         found["breaker_follow"] = {**await _cost_of_waiting(server, operations), "every": BLOCK_SECONDS}
         found["channel_ping"] = {**await cost_of(server, operations.gate.client.ping), "every": IDLE_SECONDS}
     for name in ("breaker_follow", "channel_ping"):
         found[name]["look"] = False
     return found
+
+
+async def _register(operations: Operations) -> None:
+    """So many other workers, of which a report tells."""
+    async with operations.gate.client.pipeline(transaction=False) as pipe:
+        for number in range(LISTED - 1):
+            pipe.hset(operations.keys.worker(f"other{number}"), mapping={"id": f"other{number}", **FACTS})
+            pipe.zadd(operations.keys.workers, {f"other{number}": 1e14})
+        await pipe.execute()
 
 
 def coalescing() -> dict[str, float]:
