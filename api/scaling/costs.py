@@ -7,7 +7,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -56,17 +55,18 @@ class Periodic:
 
 @dataclass(frozen=True, slots=True)
 class BySize:
-    """A figure measured at some sizes, in between by a straight line of the logarithms; never less for a larger."""
+    """A figure measured at some sizes, in between by a straight line of the logarithms."""
 
     points: tuple[tuple[float, float], ...]
 
     def at(self, size: float) -> float:
-        """Beyond what was measured the last line goes on; below, the least that was measured."""
-        sizes = [math.log(point[0]) for point in self.points]
-        values = list(accumulate((math.log(max(point[1], 1e-9)) for point in self.points), max))
+        """Below what was measured, as the least of it; beyond, the last line goes on unless it falls."""
+        sizes, values = zip(*((math.log(size), math.log(max(value, 1e-9))) for size, value in self.points), strict=True)
         wanted = math.log(max(size, 1.0))
         if wanted <= sizes[0] or len(sizes) == 1:
             return math.exp(values[0])
+        if wanted > sizes[-1] and values[-1] <= values[-2]:
+            return math.exp(values[-1])
         place = next((number for number, at in enumerate(sizes) if at >= wanted), len(sizes) - 1)
         (x0, x1), (y0, y1) = sizes[place - 1 : place + 1], values[place - 1 : place + 1]
         return math.exp(y0 + (y1 - y0) * (wanted - x0) / (x1 - x0))
@@ -145,8 +145,8 @@ def _costs(raw: Mapping[str, Any]) -> Costs:
         similar=_by_size(entries, "entries", "similar"),
         store=_by_size(entries, "entries", "store"),
         retrieve=_by_size(chunks, "chunks", "retrieve"),
-        entry_bytes=max(float(one["entry_bytes"]) for one in entries),
-        chunk_bytes=max(float(one["chunk_bytes"]) for one in chunks),
+        entry_bytes=float(entries[-1]["entry_bytes"]),
+        chunk_bytes=float(chunks[-1]["chunk_bytes"]),
         worker=_worker(raw["requests"], raw["idle"]),
         wake=float(raw["wake"]["server_us"]),
         coalescing=raw["coalescing"],

@@ -32,17 +32,18 @@ def real(url: str, ollama: str, server: Server, sizes: Sequence[int]) -> list[di
     found = []
     for size in sizes:
         server.client.flushall()
-        empty = server.sample()
+        wait_until(lambda: server.sample().connections == 0, timeout=STARTING_SECONDS)
+        memory = server.sample().memory
         with tempfile.TemporaryDirectory() as folder, gunicorns("api.asgi:app", Path(folder)) as begin:
             settings = {"REDIS_URL": url, "OLLAMA_BASE_URL": ollama, "EMBEDDER": "onnx", "OLLAMA_WARM_UP": "false"}
             gunicorn = begin(ready=False, **settings, WORKERS=str(size))
             wait_until(lambda size=size: server.client.zcard("rag:workers") == size, timeout=STARTING_SECONDS)  # type: ignore[misc]
             time.sleep(SETTLED_SECONDS)
-            found.append({"workers": size, **_idle(server, gunicorn, size, empty.connections, empty.memory)})
+            found.append({"workers": size, **_idle(server, gunicorn, size, memory)})
     return found
 
 
-def _idle(server: Server, gunicorn: Gunicorn, size: int, connections: int, memory: int) -> dict[str, Any]:
+def _idle(server: Server, gunicorn: Gunicorn, size: int, memory: int) -> dict[str, Any]:
     before, worked = server.sample(), cpu_seconds(gunicorn.workers())
     time.sleep(SECONDS)
     spent = server.since(before)
@@ -53,7 +54,7 @@ def _idle(server: Server, gunicorn: Gunicorn, size: int, connections: int, memor
         "bytes_in": round(spent.bytes_in / each),
         "bytes_out": round(spent.bytes_out / each),
         "worker_us": round((cpu_seconds(gunicorn.workers()) - worked) * 1e6 / each),
-        "connections": round((before.connections - connections) / size, 2),
+        "connections": round(before.connections / size, 2),
         "memory": round((before.memory - memory) / size),
         "calls": {name: round(calls / each, 3) for name, calls in sorted(spent.calls.items()) if calls},
     }

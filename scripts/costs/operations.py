@@ -143,6 +143,7 @@ class Operations:
         work, anew = RedisDocumentWork(self.gate, self.keys, "w"), RedisReembedding(self.gate, self.keys)
         jobs, probe = RedisWarmUpJobs(self.gate, self.keys, "w"), OllamaSettings(_env_file=None).ollama_probe_interval
         return {
+            f"list_{LISTED}_workers": (self.registry.live, None, False),
             "heartbeat": (self.registry.heartbeat, HEARTBEAT_SECONDS, False),
             "breaker_poll": (self.breaker.read, POLL_SECONDS, False),
             "gate_ping": (self.gate.check, WATCH_SECONDS, False),
@@ -158,7 +159,6 @@ class Operations:
             "retries_sync": (self.retries.sync, None, False),
             "flight": (self.flight, None, False),
             "permit": (self.permit, None, False),
-            f"list_{LISTED}_workers": (self.registry.live, None, False),
             "corpus": (lambda: self.passages.corpus(""), None, False),
         }
 

@@ -61,8 +61,8 @@ def test_between_two_sizes_a_line_of_logarithms() -> None:
     assert [figure.at(size) for size in (0, 100, 1_000, 10_000, 100_000)] == pytest.approx([10, 10, 100, 1000, 10_000])
 
 
-def test_a_dip_in_what_was_measured_makes_nothing_cheaper() -> None:
-    assert BySize(((1.0, 10.0), (10.0, 8.0))).at(10) == pytest.approx(10)
+def test_what_falls_between_two_sizes_falls_no_further_beyond_them() -> None:
+    assert [BySize(((1.0, 10.0), (10.0, 8.0))).at(size) for size in (1, 10, 1e6)] == pytest.approx([10, 8, 8])
 
 
 # -- units, by hand ----------------------------------------------------------------------------------------------------
@@ -130,13 +130,13 @@ GROWS = {
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data(), name=st.sampled_from(sorted(GROWS)))
-def test_more_of_anything_needs_no_less_of_redis_and_ollama(data: st.DataObject, name: str) -> None:
+def test_more_of_anything_needs_no_less(data: st.DataObject, name: str) -> None:
     less, more = sorted((data.draw(GROWS[name]), data.draw(GROWS[name])))
     small, large = planned(**{name: less}), planned(**{name: more})
-    grown = ("redis_bytes", "connections_most", "in_flight", "gpus", "workers_needed", "notice_ms")
-    for figure in grown:
+    for figure in ("redis_bytes", "connections_most", "in_flight", "gpus", "workers_needed"):
         assert getattr(large, figure) >= getattr(small, figure) * (1 - 1e-9), figure
-    assert name == "replicas" or large.redis_share >= small.redis_share * (1 - 1e-9)
+    if name not in {"replicas", "entries"}:  # a fleet's pace slows, and an index of another kind may be quicker
+        assert large.redis_share >= small.redis_share * (1 - 1e-9)
 
 
 @settings(max_examples=60, deadline=None)
