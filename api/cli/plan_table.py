@@ -42,6 +42,7 @@ def rows(demand: Demand, found: Plan) -> list[tuple[str, str, str]]:
         f"{name} {us / max(redis.server_us, 1e-9):.0%}" for name, us in found.redis_parts.items() if us > 0
     )
     wait = "for ever" if math.isinf(found.mean_wait) else f"{found.mean_wait:.2f} s on average"
+    knows = "never" if math.isinf(found.notice_ms) else f"{found.notice_ms:.0f} ms"
     return [
         ("workers needed", f"{found.workers_needed:,}", f"{found.replicas_needed:,} replicas of {demand.workers}"),
         ("a worker is busy", f"{found.worker_share:.0%}", "of its core"),
@@ -55,7 +56,7 @@ def rows(demand: Demand, found: Plan) -> list[tuple[str, str, str]]:
         ("GPUs", f"{found.gpus:,}", f"of {demand.slots} slots"),
         ("BULKHEAD_MAX_CONCURRENT", f"{found.bulkhead}", "for each URL"),
         ("wait for a slot", f"{found.waits:.0%} of them", wait),
-        ("a breaker opens: all know", f"{found.notice_ms:.0f} ms", "Redis's share of it"),
+        ("a breaker opens: all know", knows, "Redis's share of it"),
     ]
 
 

@@ -64,6 +64,11 @@ def parts(demand: Demand, costs: Costs) -> dict[str, Cost]:
 
 
 def notice_ms(demand: Demand, costs: Costs, utilisation: float) -> float:
-    """Milliseconds until the last worker knows of a breaker's transition: each is woken, and asks once."""
+    """Milliseconds until the last worker knows of a breaker's transition: each is woken, and asks once.
+
+    Infinite where Redis can not keep up.
+    """
+    if utilisation >= 1:
+        return math.inf
     poll = next(one.cost.server_us for one in costs.periodic if one.name == "breaker_poll")
-    return demand.fleet * (costs.wake + poll) / max(1e-6, 1 - utilisation) / 1000
+    return demand.fleet * (costs.wake + poll) / (1 - utilisation) / 1000

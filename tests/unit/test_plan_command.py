@@ -44,6 +44,9 @@ def test_a_wait_without_end_is_null_in_json_and_a_word_in_the_table() -> None:
     overfull = ("--rate", "100", "--gpus", "1")
     assert planned(*overfull)["plan"]["mean_wait"] is None
     assert "for ever" in run("plan", *overfull).stdout
+    too_much_for_redis = ("--rate", "100000")
+    assert planned(*too_much_for_redis)["plan"]["notice_ms"] is None
+    assert "never" in run("plan", *too_much_for_redis).stdout
 
 
 @pytest.mark.parametrize(
