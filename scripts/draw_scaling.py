@@ -71,7 +71,7 @@ def draw(rows: Sequence[Row]) -> str:
     heard = {_named(rate): line(rate, lambda row: row["notice_most"]) for rate in RATES}
     panels = (
         Panel("Redis's main thread busy (%)", 0.1, 100, (70, "70 %"), busy),
-        Panel("until the last worker knows of a transition (ms)", 1, 10_000, (1000, "by then each has asked by itself"), heard),
+        Panel("until the last worker knows of a transition (ms)", 1, 10_000, (1000, "asked by itself"), heard),
     )
     drawn = "\n".join(_panel(panel, number * (WIDTH + 20)) for number, panel in enumerate(panels))
     size = f'width="{2 * WIDTH + 20}" height="{HEIGHT + 40}" viewBox="0 0 {2 * WIDTH + 20} {HEIGHT + 40}"'
