@@ -87,7 +87,7 @@ class _Worker:
         """Everything open, this worker known to the fleet, its background tasks running."""
         background = await self._stack.enter_async_context(Background())
         gate = await self._open_gate()
-        parts = CacheParts(self._settings, self._id, self._metrics, gate, self._no_search_module)
+        parts = CacheParts(self._settings, self._id, self._metrics, gate, self._no_search_module, self._pace)
         events = parts.events
         await gate.check()
         opening = open_backends(self._settings, self._id, self._metrics, gate, self._address, self._live_workers)
@@ -96,7 +96,7 @@ class _Worker:
         embedder = RememberedEmbedder(plain)
         reranker = await open_reranker(self._stack, self._settings)
         made = WorkerKnowledge(
-            self._settings, self._id, self._metrics, gate, parts.index, embedder, plain, count, reranker
+            self._settings, self._id, self._metrics, gate, parts.index, embedder, plain, count, reranker, self._pace
         )
         knowledge = await self._stack.enter_async_context(open_knowledge(made))
         failover = backends.failover(events)
@@ -138,6 +138,9 @@ class _Worker:
 
     def _live_workers(self) -> int:
         return self._registry.known_live if self._registry else 1
+
+    def _pace(self) -> float:
+        return self._registry.pace if self._registry else 1.0
 
     # -- Redis --------------------------------------------------------------------------------------------------------
 

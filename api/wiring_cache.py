@@ -57,12 +57,19 @@ class CacheParts:
     """What stands before the cache can be asked: index and counters. Made before Redis is first asked for."""
 
     def __init__(
-        self, settings: Settings, worker: str, metrics: Metrics, gate: RedisGate, on_unsupported: Callable[[], None]
+        self,
+        settings: Settings,
+        worker: str,
+        metrics: Metrics,
+        gate: RedisGate,
+        on_unsupported: Callable[[], None],
+        pace: Callable[[], float] = lambda: 1.0,
     ) -> None:
         self.settings = settings
         self.worker = worker
         self.metrics = metrics
         self.gate = gate
+        self.pace = pace
         self.keys = Keys(settings.redis.prefix)
         self.index = SemanticIndex(gate, self.keys, on_unsupported, algorithm_for(settings.cache.max_size))
         self.counters = CacheCounters(gate, self.keys)
@@ -109,7 +116,7 @@ class WorkerCache:
             quiet = WarmingEvents(parts.metrics, parts.counters, log_questions=settings.server.log_questions)
             warmer = CacheWarmer(cache, embedder, places, fresh_answers(quiet), cache_events)
             jobs = RedisWarmUpJobs(parts.gate, parts.keys, parts.worker)
-            self.warm_ups = WarmUps(jobs, warmer, cache_events, parts.settings.cache.warm_concurrency)
+            self.warm_ups = WarmUps(jobs, warmer, cache_events, settings.cache.warm_concurrency, parts.pace)
 
     def tasks(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
         """What goes on for as long as the worker lives."""
@@ -163,7 +170,7 @@ def _grounding(template: PromptTemplate, settings: Settings, reranking: str) -> 
 
 def _keeper(parts: CacheParts) -> IndexKeeper:
     duty = RedisDuty(parts.gate, parts.keys.janitor, parts.worker)
-    return IndexKeeper(parts.gate, parts.keys, parts.index, duty)
+    return IndexKeeper(parts.gate, parts.keys, parts.index, duty, pace=parts.pace)
 
 
 def _limits(settings: Settings) -> CacheLimits:

@@ -52,6 +52,7 @@ class WorkerKnowledge:
         plain: Embedder,
         count: Callable[[str], int],
         reranker: Reranker | None,
+        pace: Callable[[], float] = lambda: 1.0,
     ) -> None:
         documents, retrieval = settings.documents, settings.retrieval
         keys, events = Keys(settings.redis.prefix), KnowledgeEvents(metrics)
@@ -91,7 +92,7 @@ class WorkerKnowledge:
             ),
         )
         self._duties = lambda fingerprint: RedisDuty(gate, keys.embedding_duty(fingerprint), worker)
-        self._upkeep = Upkeep(work, ingestion, RedisReembedding(gate, keys), plain, self._duties)
+        self._upkeep = Upkeep(work, ingestion, RedisReembedding(gate, keys), plain, self._duties, pace)
 
     def tasks(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
         """What goes on for as long as the worker lives."""

@@ -6,10 +6,14 @@ import typer
 
 from api.cli.dev import dev
 from api.cli.ingest import ingest
+from api.cli.plan import plan
+from api.cli.simulate import simulate
 
 commands = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 commands.command("dev")(dev)
 commands.command("ingest")(ingest)
+commands.command("plan")(plan)
+commands.command("simulate")(simulate)
 
 
 @commands.callback()

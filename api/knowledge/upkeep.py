@@ -21,7 +21,10 @@ DUTY_SECONDS: Final = 15.0
 
 
 class Upkeep:
-    """One worker's part. `duties`: that of embedding anew by an embedder, which one worker of the fleet does."""
+    """One worker's part. `duties`: that of embedding anew by an embedder, which one worker of the fleet does.
+
+    `pace`: by how much longer than `LOOK_SECONDS` it pauses, since others look too.
+    """
 
     def __init__(
         self,
@@ -30,26 +33,28 @@ class Upkeep:
         anew: Reembedding,
         embedder: Embedder,
         duties: Callable[[str], Duty],
+        pace: Callable[[], float] = lambda: 1.0,
     ) -> None:
         self._work = work
         self._ingestion = ingestion
         self._anew = anew
         self._embedder = embedder
         self._duties = duties
+        self._pace = pace
 
     async def keep(self) -> None:
         """For ever. A task of the worker's."""
         while True:
             with suppress(StoreUnavailable, RagherdError):
                 await self.carry_out_waiting()
-            await asyncio.sleep(LOOK_SECONDS * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
+            await asyncio.sleep(LOOK_SECONDS * self._pace() * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
 
     async def keep_embedding(self) -> None:
         """For ever. A task of the worker's."""
         while True:
             with suppress(StoreUnavailable, EmbeddingUnavailable):
                 await self.embed_anew()
-            await asyncio.sleep(LOOK_SECONDS * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
+            await asyncio.sleep(LOOK_SECONDS * self._pace() * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
 
     async def carry_out_waiting(self) -> None:
         """Takes on what no other worker has, one after the other."""

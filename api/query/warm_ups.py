@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -16,17 +16,25 @@ from api.query.warm_question import WarmQuestion
 from api.query.warm_up_run import LEASE, WarmUpRun
 
 LOOK_SECONDS: Final = 1.0
-"""How often a worker looks for warm-ups that nobody has."""
+"""How often a worker looks for warm-ups that nobody has, where few others do."""
 
 
 class WarmUps:
-    """One worker's hold on the warm-ups of the fleet. It does one at a time."""
+    """One worker's hold on the warm-ups of the fleet. It does one at a time. `pace`: how much less often it looks."""
 
-    def __init__(self, jobs: WarmUpJobs, warmer: CacheWarmer, events: WarmUpEvents, concurrency: int) -> None:
+    def __init__(
+        self,
+        jobs: WarmUpJobs,
+        warmer: CacheWarmer,
+        events: WarmUpEvents,
+        concurrency: int,
+        pace: Callable[[], float] = lambda: 1.0,
+    ) -> None:
         self._jobs = jobs
         self._warmer = warmer
         self._events = events
         self._concurrency = concurrency
+        self._pace = pace
         self._news = asyncio.Event()
 
     async def begin(self, questions: Sequence[WarmQuestion]) -> WarmUpProgress:
@@ -58,7 +66,7 @@ class WarmUps:
                 for job in await self._jobs.unfinished():
                     await self._take(job)
             with suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_SECONDS * random.uniform(0.8, 1.2)):  # noqa: S311 - jitter
+                async with asyncio.timeout(LOOK_SECONDS * self._pace() * random.uniform(0.8, 1.2)):  # noqa: S311 - jitter
                     await self._news.wait()
             self._news.clear()
 

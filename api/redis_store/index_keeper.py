@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Any, Final
 
@@ -32,15 +32,22 @@ LIFETIME_MS: Final = 3600 * 1000
 
 
 class IndexKeeper:
-    """A worker's part of it. `duty` is the janitor's."""
+    """A worker's part of it. `duty` is the janitor's. `pace`: how much less often it tends, since others do too."""
 
     def __init__(
-        self, gate: RedisGate, keys: Keys, index: SemanticIndex, duty: Duty, idle_seconds: float = IDLE_SECONDS
+        self,
+        gate: RedisGate,
+        keys: Keys,
+        index: SemanticIndex,
+        duty: Duty,
+        idle_seconds: float = IDLE_SECONDS,
+        pace: Callable[[], float] = lambda: 1.0,
     ) -> None:
         self._gate = gate
         self._keys = keys
         self._index = index
         self._duty = duty
+        self._pace = pace
         self._idle_ms = round(idle_seconds * 1000)
         self._renew = script(gate.client, "index_renew")
         self._idle = script(gate.client, "index_idle")
@@ -55,7 +62,7 @@ class IndexKeeper:
                     due = time.monotonic() + RENEW_SECONDS
                     await self.renew()
                     await self.clean()
-            pause = BUILDING_SECONDS if self._index.is_building else TEND_SECONDS
+            pause = BUILDING_SECONDS if self._index.is_building else TEND_SECONDS * self._pace()
             await asyncio.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
 
     async def renew(self) -> None:

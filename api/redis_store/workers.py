@@ -13,9 +13,14 @@ from redis.asyncio import Redis
 from api.errors import StoreUnavailable
 from api.redis_store.gate import RedisGate
 from api.redis_store.keys import Keys
+from api.redis_store.scripts import script
 
 HEARTBEAT_SECONDS: Final = 1.0
 LEASE_MS: Final = 5_000
+LOOKS: Final = 4
+"""Workers up to which each looks for work at its full pace; of more, all together look as often as these."""
+SLOWEST: Final = 8.0
+"""By how much longer a worker pauses at most: a smaller fleet must not wait for its pace to be found."""
 
 
 class WorkerRegistry:
@@ -26,8 +31,14 @@ class WorkerRegistry:
         self._keys = keys
         self._worker = worker
         self._facts = facts
+        self._renewing = script(gate.client, "worker_renew")
         self.known_live = 1
         """Live workers as of the last heartbeat."""
+
+    @property
+    def pace(self) -> float:
+        """By how much longer a worker pauses between two looks for work that any other would do as well."""
+        return min(max(1.0, self.known_live / LOOKS), SLOWEST)
 
     async def heartbeat(self) -> None:
         """Says that this worker lives. Raises `StoreUnavailable`."""
@@ -54,16 +65,9 @@ class WorkerRegistry:
             await asyncio.sleep(HEARTBEAT_SECONDS * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
 
     async def _renew(self, client: Redis) -> None:
-        now_ms = await _now_ms(client)
-        facts: dict[Any, Any] = {"id": self._worker, **self._facts()}
-        async with client.pipeline(transaction=True) as pipe:
-            pipe.hset(self._keys.worker(self._worker), mapping=facts)
-            pipe.pexpire(self._keys.worker(self._worker), LEASE_MS)
-            pipe.zadd(self._keys.workers, {self._worker: now_ms + LEASE_MS})
-            pipe.zremrangebyscore(self._keys.workers, "-inf", now_ms)
-            pipe.pexpire(self._keys.workers, LEASE_MS * 2)
-            pipe.zcard(self._keys.workers)
-            self.known_live = max(1, (await pipe.execute())[-1])
+        fields = (part for pair in self._facts().items() for part in pair)
+        keys = [self._keys.worker(self._worker), self._keys.workers]
+        self.known_live = int(await self._renewing(keys, [self._worker, LEASE_MS, *fields], client))
 
     async def _list(self, client: Redis) -> list[dict[str, str]]:
         ids: Any = await client.zrangebyscore(self._keys.workers, await _now_ms(client), "+inf")

@@ -1,0 +1,1 @@
+"""A fleet simulated event by event, on the measured costs. Needs the extra `scaling` (simpy)."""

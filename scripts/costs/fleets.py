@@ -1,0 +1,107 @@
+"""What idle fleets cost a Redis: real ones of a few workers, and hundreds of workers as tasks of one process."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+from redis.asyncio import Redis
+
+from api.background import cancelled
+from api.errors import StoreUnavailable
+from api.redis_store.workers import LOOKS, SLOWEST
+from scripts.costs.operations import EMBEDDER, opened
+from scripts.costs.server import Server
+from tests.gunicorn_process import Gunicorn, gunicorns
+from tests.waiting import wait_until
+
+STARTING_SECONDS: Final = 240.0
+SETTLED_SECONDS: Final = 6.0
+WARMING_SECONDS: Final = 3.0
+SECONDS: Final = 20.0
+
+
+def real(url: str, ollama: str, server: Server, sizes: Sequence[int]) -> list[dict[str, Any]]:
+    """gunicorn with so many workers each, doing nothing: commands a second, CPU, connections, memory."""
+    found = []
+    for size in sizes:
+        server.client.flushall()
+        wait_until(lambda: server.sample().connections == 0, timeout=STARTING_SECONDS)
+        memory = server.sample().memory
+        with tempfile.TemporaryDirectory() as folder, gunicorns("api.asgi:app", Path(folder)) as begin:
+            settings = {"REDIS_URL": url, "OLLAMA_BASE_URL": ollama, "EMBEDDER": "onnx", "OLLAMA_WARM_UP": "false"}
+            gunicorn = begin(ready=False, **settings, WORKERS=str(size))
+            wait_until(lambda size=size: server.client.zcard("rag:workers") == size, timeout=STARTING_SECONDS)  # type: ignore[misc]
+            time.sleep(SETTLED_SECONDS)
+            found.append({"workers": size, **_idle(server, gunicorn, size, memory)})
+    return found
+
+
+def _idle(server: Server, gunicorn: Gunicorn, size: int, memory: int) -> dict[str, Any]:
+    before, worked = server.sample(), cpu_seconds(gunicorn.workers())
+    time.sleep(SECONDS)
+    spent = server.since(before)
+    each = size * spent.seconds
+    return {
+        "commands": round(spent.calls.total() / each, 2),
+        "server_us": round(spent.cpu_us / each),
+        "bytes_in": round(spent.bytes_in / each),
+        "bytes_out": round(spent.bytes_out / each),
+        "worker_us": round((cpu_seconds(gunicorn.workers()) - worked) * 1e6 / each),
+        "connections": round(before.connections / size, 2),
+        "memory": round((before.memory - memory) / size),
+        "calls": {name: round(calls / each, 3) for name, calls in sorted(spent.calls.items()) if calls},
+    }
+
+
+def virtual(url: str, server: Server, sizes: Sequence[int]) -> list[dict[str, Any]]:
+    """So many workers' idle operations, at their pace, from one process: what they cost a server that is busy.
+
+    `share`: of the operations that there should have been; less where the process could not keep up.
+    """
+    return [asyncio.run(_virtual(url, server, size)) for size in sizes]
+
+
+async def _virtual(url: str, server: Server, size: int) -> dict[str, Any]:
+    pace = min(max(1.0, size / LOOKS), SLOWEST)
+    async with opened(url) as operations, Redis.from_url(url) as client:
+        await client.flushall()
+        await operations.index.ensure(EMBEDDER)
+        done = 0
+
+        async def repeated(work: Any, every: float) -> None:
+            nonlocal done
+            await asyncio.sleep(every * random.random())
+            while True:
+                with suppress(StoreUnavailable):  # as the workers' own loops do
+                    await work()
+                    done += 1
+                await asyncio.sleep(every * random.uniform(0.8, 1.2))
+
+        idle = [(work, every * (pace if look else 1)) for work, every, look in operations.all().values() if every]
+        tasks = [asyncio.create_task(repeated(work, every)) for _ in range(size) for work, every in idle]
+        tasks.append(asyncio.create_task(operations.gate.watch()))
+        await asyncio.sleep(WARMING_SECONDS)
+        before, began = server.sample(), done
+        await asyncio.sleep(SECONDS / 2)
+        spent = server.since(before)
+        await cancelled(tasks)
+    rate, wanted = (done - began) / spent.seconds / size, sum(1 / every for _, every in idle)
+    return {
+        "workers": size,
+        "operations": round(rate, 2),
+        "share": round(rate / wanted, 3),
+        "server_us": round(spent.cpu_us / spent.seconds / size),
+    }
+
+
+def cpu_seconds(processes: set[int]) -> float:
+    """User and system time of these so far."""
+    ticks = (Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13] for pid in processes)
+    return sum(int(user) + int(system) for user, system in ticks) / 100

@@ -1,0 +1,252 @@
+"""What each of a worker's operations on Redis costs the server, through the service's own adapters.
+
+`every`: seconds between two of them in a worker that has nothing to do, by the service's own constants; None for what
+a request causes. `looks` are those for work that any worker of the fleet may do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import statistics
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
+from itertools import count
+from typing import Any, Final
+
+from redis.asyncio import Redis
+
+from api.breaker.following import POLL_SECONDS
+from api.breaker.reports import COALESCE_SECONDS
+from api.breaker.state import Outcome, Policy
+from api.bulkhead.state import Policy as BulkheadPolicy
+from api.bulkhead.state import Return
+from api.bulkhead.ticket import Priority
+from api.knowledge.upkeep import LOOK_SECONDS as DOCUMENTS_SECONDS
+from api.model import EmbedderIdentity, FlightKey
+from api.query.warm_ups import LOOK_SECONDS as WARM_UPS_SECONDS
+from api.redis_store.backend_board import BackendBoard
+from api.redis_store.breaker_store import BLOCK_SECONDS, RedisBreakerStore
+from api.redis_store.bulkhead_store import RedisBulkheadStore
+from api.redis_store.client import RedisAddress, blocking_reader, short_commands
+from api.redis_store.counters import FLUSH_SECONDS, CacheCounters
+from api.redis_store.document_work import RedisDocumentWork
+from api.redis_store.duty import RedisDuty
+from api.redis_store.flight_store import RedisFlightStore
+from api.redis_store.gate import WATCH_SECONDS, RedisGate
+from api.redis_store.index_keeper import RENEW_SECONDS, TEND_SECONDS, IndexKeeper
+from api.redis_store.keys import Keys
+from api.redis_store.messages import IDLE_SECONDS
+from api.redis_store.passage_index import RedisPassageIndex
+from api.redis_store.reembedding import RedisReembedding
+from api.redis_store.retry_counts import SYNC_SECONDS, FleetRetries
+from api.redis_store.semantic_index import SemanticIndex
+from api.redis_store.warm_up_jobs import RedisWarmUpJobs
+from api.redis_store.workers import HEARTBEAT_SECONDS, WorkerRegistry
+from api.settings import OllamaSettings
+from scripts.costs.server import Server, cost_of
+
+BACKEND: Final = "ollama"
+EMBEDDER: Final = EmbedderIdentity("costs", 384, "costscosts")
+FOLLOWERS: Final = 200
+TRANSITIONS: Final = 20
+LISTED: Final = 500
+"""Workers of which GET /api/workers tells."""
+
+Work = Callable[[], Awaitable[object]]
+FACTS: Final[Mapping[str, Any]] = {
+    "host": "ragherd-7c9f8b6d5-abcde",
+    "pid": 12345,
+    "version": "0.1.0",
+    "started": "2026-01-01T00:00:00Z",
+    "requests": 123456,
+    **{f"pool_{name}": 12 for name in ("active", "idle", "waiting", "requests", "connections_opened")},
+    **{f"pool_{name}": 12 for name in ("connections_reused", "pool_timeouts")},
+    "pool_reuse_rate": 0.99,
+}
+
+
+class _Budget:
+    """A worker's retry budget that always has something to say."""
+
+    def take_unsent(self) -> tuple[int, int]:
+        return 3, 0
+
+    def fleet_is(self, calls: int, retries: int) -> None:
+        """Heard."""
+
+    def fleet_is_unknown(self) -> None:
+        """Heard."""
+
+
+class Operations:
+    """A worker's adapters, without its tasks."""
+
+    def __init__(self, gate: RedisGate, address: RedisAddress) -> None:
+        keys, self.gate, reader = Keys(), gate, partial(blocking_reader, address)
+        self.keys = keys
+        self.index = SemanticIndex(gate, keys, lambda: None)
+        self.breaker = RedisBreakerStore(gate, reader, keys, BACKEND, Policy(), "w")
+        self.bulkhead = RedisBulkheadStore(gate, reader, keys, BACKEND, BulkheadPolicy(10_000, 64, 30.0), "w")
+        self.flights = RedisFlightStore(gate, reader, keys, "w")
+        self.registry = WorkerRegistry(gate, keys, "host-1234-abcdef", lambda: FACTS)
+        self.counters = CacheCounters(gate, keys)
+        self.retries = FleetRetries(gate, keys, _Budget())
+        self.passages = RedisPassageIndex(gate, keys)
+        self.prober = RedisDuty(gate, keys.prober, "w")
+        self.board = BackendBoard(gate, keys, {BACKEND: "http://ollama:11434"}, "w")
+        self.janitor = RedisDuty(gate, keys.janitor, "w")
+        self.keeper = IndexKeeper(gate, keys, self.index, self.janitor)
+        self._number = count()
+        self._epoch = 0
+
+    async def counters_flush(self) -> None:
+        """What a busy worker has counted in a quarter of a second, and an entry it has used."""
+        for name in ("exact_hits", "semantic_hits", "misses", "stores"):
+            self.counters.add(name, 2)
+        await self.counters.flush()
+
+    async def touch(self) -> None:
+        self.counters.touch(self.keys.cache_entry("costscosts-0", "0" * 32))
+        await self.counters.flush()
+
+    async def permit(self) -> None:
+        """Taken and given back: two round trips."""
+        taken = await self.bulkhead.take(Priority.USER, "")
+        await self.bulkhead.give([Return(taken.ticket, 100)])
+
+    async def flight(self) -> None:
+        """Led and ended: two round trips."""
+        key = FlightKey("costscosts-0", f"{next(self._number):032x}")
+        joined = await self.flights.join(key, 1, 0)
+        await self.flights.end(key, joined.fence, '{"landed": true}' + " " * 500)
+
+    async def backend_look(self) -> None:
+        """Of a worker that does not probe: the duty is another's."""
+        await self.prober.hold(60)
+        await self.board.read()
+        await self.board.digests(BACKEND)
+
+    async def breaker_report(self) -> None:
+        """The successes of a quarter of a second."""
+        self._epoch = self._epoch or (await self.breaker.read()).breaker.epoch
+        await self.breaker.record(self._epoch, "", [Outcome.OK] * 3, 0)
+
+    async def index_renew(self) -> None:
+        """Of a worker that is not the janitor."""
+        await self.keeper.renew()
+        await self.janitor.hold(2 * RENEW_SECONDS)
+
+    def all(self) -> dict[str, tuple[Work, float | None, bool]]:
+        """Name: work, `every`, and whether it is one of the `looks`."""
+        work, anew = RedisDocumentWork(self.gate, self.keys, "w"), RedisReembedding(self.gate, self.keys)
+        jobs, probe = RedisWarmUpJobs(self.gate, self.keys, "w"), OllamaSettings(_env_file=None).ollama_probe_interval
+        return {
+            f"list_{LISTED}_workers": (self.registry.live, None, False),
+            "heartbeat": (self.registry.heartbeat, HEARTBEAT_SECONDS, False),
+            "breaker_poll": (self.breaker.read, POLL_SECONDS, False),
+            "gate_ping": (self.gate.check, WATCH_SECONDS, False),
+            "index_look": (self.index.tend, TEND_SECONDS, True),
+            "warm_up_look": (jobs.unfinished, WARM_UPS_SECONDS, True),
+            "document_look": (lambda: work.waiting(32), DOCUMENTS_SECONDS, True),
+            "embedding_look": (lambda: anew.behind(EMBEDDER), DOCUMENTS_SECONDS, True),
+            "index_renew": (self.index_renew, RENEW_SECONDS, False),
+            "backend_look": (self.backend_look, 0.9 * probe, False),
+            "counters_flush": (self.counters_flush, None, False),
+            "touch": (self.touch, None, False),
+            "breaker_report": (self.breaker_report, None, False),
+            "retries_sync": (self.retries.sync, None, False),
+            "flight": (self.flight, None, False),
+            "permit": (self.permit, None, False),
+            "corpus": (lambda: self.passages.corpus(""), None, False),
+        }
+
+
+@asynccontextmanager
+async def opened(url: str) -> AsyncIterator[Operations]:
+    """The adapters on a server."""
+    address = RedisAddress(url, timeout=10.0, connect_timeout=10.0, max_connections=64)
+    async with short_commands(address) as client:
+        gate = RedisGate(client, 64)
+        assert await gate.check()
+        yield Operations(gate, address)
+
+
+async def measure(url: str, server: Server) -> dict[str, dict[str, Any]]:
+    """Every operation's cost."""
+    found = {}
+    async with opened(url) as operations:
+        await operations.index.ensure(EMBEDDER)
+        for duty in (operations.keys.prober, operations.keys.janitor):
+            await RedisDuty(operations.gate, duty, "other").hold(3600)
+        await operations.board.publish_digests(BACKEND, {"llama3.2": "sha256:5eed"})
+        await _register(operations)
+        for name, (work, every, is_look) in operations.all().items():
+            times = 100 if name.startswith("list") else 3000
+            found[name] = {**await cost_of(server, work, times), "every": every, "look": is_look}
+        found["breaker_follow"] = {**await _cost_of_waiting(server, operations), "every": BLOCK_SECONDS}
+        found["channel_ping"] = {**await cost_of(server, operations.gate.client.ping), "every": IDLE_SECONDS}
+    for name in ("breaker_follow", "channel_ping"):
+        found[name]["look"] = False
+    return found
+
+
+async def _register(operations: Operations) -> None:
+    """So many other workers, of which a report tells."""
+    async with operations.gate.client.pipeline(transaction=False) as pipe:
+        for number in range(LISTED - 1):
+            pipe.hset(operations.keys.worker(f"other{number}"), mapping={"id": f"other{number}", **FACTS})
+            pipe.zadd(operations.keys.workers, {f"other{number}": 1e14})
+        await pipe.execute()
+
+
+def coalescing() -> dict[str, float]:
+    """Seconds for which a worker gathers what it then sends together."""
+    return {"counters_flush": FLUSH_SECONDS, "breaker_report": COALESCE_SECONDS, "retries_sync": SYNC_SECONDS}
+
+
+async def _cost_of_waiting(server: Server, operations: Operations) -> dict[str, Any]:
+    """XREAD that waits in vain."""
+    log = operations.keys.breaker(BACKEND)[3]
+    return await cost_of(server, lambda: operations.gate.client.xread({log: "$"}, block=1), 1000)
+
+
+async def cost_of_a_wake(url: str, server: Server) -> dict[str, Any]:
+    """What a transition costs the server for each follower: its reply, and its next XREAD."""
+    log, client = Keys().breaker(BACKEND)[3], Redis.from_url(url)
+    await client.xadd(log, {"from": "CLOSED"})
+    followers = [_Follower(url, log) for _ in range(FOLLOWERS)]
+    spent = []
+    for _ in range(TRANSITIONS):
+        before = server.sample()
+        await client.xadd(log, {"from": "CLOSED", "to": "OPEN", "reason": "x" * 20, "by": "w" * 20, "at_ms": 1})
+        for follower in followers:
+            follower.read_and_follow()
+        spent.append(server.since(before).cpu_us / FOLLOWERS)
+    await client.aclose()
+    return {"server_us": round(statistics.median(spent), 1), "followers": FOLLOWERS}
+
+
+class _Follower:
+    """One blocked XREAD on a socket of its own, without a client's overhead: hundreds of them are quick."""
+
+    def __init__(self, url: str, log: str) -> None:
+        host, port = url.removeprefix("redis://").split(":")
+        self._socket = socket.create_connection((host, int(port)))
+        self._command = f"XREAD BLOCK 60000 STREAMS {log} $\r\n".encode()
+        self._follow()
+
+    def read_and_follow(self) -> None:
+        data = self._socket.recv(65536)
+        assert b"CLOSED" in data, data
+        self._follow()
+
+    def _follow(self) -> None:
+        self._socket.sendall(self._command)
+
+
+def run(url: str, server: Server) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """Operations, and the wake of a follower."""
+    found = asyncio.run(measure(url, server))
+    return found, asyncio.run(cost_of_a_wake(url, server))

@@ -1,0 +1,103 @@
+"""`ragherd plan` and `ragherd simulate`: what they print, and what they say of bad input."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from api.cli.commands import commands
+from scripts.draw_scaling import CHART, ROWS, draw
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(commands, list(arguments), env={"COLUMNS": "200"})
+
+
+def planned(*arguments: str) -> Any:
+    result = run("plan", *arguments, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_a_plan_says_what_is_needed_and_what_gives_out_first() -> None:
+    result = run("plan", "--rate", "50", "--replicas", "2000")
+    assert result.exit_code == 0
+    assert "50 requests/s, 30% exact and 20% semantic hits, 2,000 replicas of 4 workers" in result.stdout
+    assert "The first limit: Redis's connections. Costs as measured on 20" in result.stdout
+    for named in ("workers needed", "BULKHEAD_MAX_CONCURRENT", "GPUs", "moved by", "Little's law"):
+        assert named in result.stdout
+
+
+def test_the_same_as_json_with_where_it_was_measured() -> None:
+    found = planned("--rate", "20", "--exact", "0.5", "--semantic", "0", "--gpus", "3", "--slots", "8")
+    assert found["demand"]["exact"] == 0.5
+    assert set(found["machine"]) >= {"date", "cpu", "redis", "python"}
+    assert found["plan"]["generations"] == 10
+    assert "GPUs" in {limit["name"] for limit in found["plan"]["limits"]}
+
+
+def test_a_wait_without_end_is_null_in_json_and_a_word_in_the_table() -> None:
+    overfull = ("--rate", "100", "--gpus", "1")
+    assert planned(*overfull)["plan"]["mean_wait"] is None
+    assert "for ever" in run("plan", *overfull).stdout
+    too_much_for_redis = ("--rate", "100000")
+    assert planned(*too_much_for_redis)["plan"]["notice_ms"] is None
+    assert "never" in run("plan", *too_much_for_redis).stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--rate", "1", "--exact", "0.9", "--semantic", "0.9"), "more than all requests"),
+        (("--rate", "1", "--costs", "nowhere.json"), "nowhere.json: not what scripts/measure_costs.py writes"),
+        (("--rate", "inf"), "rate: a number, not below 0"),
+        (("--rate", "-1"), "--rate"),
+        (("--rate", "1", "--replicas", "0"), "--replicas"),
+        ((), "--rate"),
+    ],
+)
+def test_bad_input_ends_with_2_and_a_line_that_names_it(arguments: tuple[str, ...], said: str) -> None:
+    result = run("plan", *arguments)
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_a_simulation_gives_a_line_for_each_size_and_seed() -> None:
+    sizes = ("--replicas", "2", "--replicas", "5", "--seeds", "2", "--seconds", "0.5")
+    result = run("simulate", *sizes, "--rate", "3", "--json")
+    assert result.exit_code == 0, result.output
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [(line["replicas"], line["workers"], line["rate"], line["seed"]) for line in lines] == [
+        (2, 8, 6.0, 1),
+        (2, 8, 6.0, 2),
+        (5, 20, 15.0, 1),
+        (5, 20, 15.0, 2),
+    ]
+    assert all(0 < line["utilisation"] < 1 and line["unheard"] == 0 for line in lines)
+
+
+def test_a_simulation_names_the_first_size_that_is_too_much() -> None:
+    short = ("--seeds", "1", "--seconds", "0.2")
+    misses = ("--rate", "1000", "--exact", "0", "--semantic", "0", "--chunks", "10000")
+    result = run("simulate", "--replicas", "2", "--replicas", "5", *short, *misses)
+    assert result.exit_code == 0
+    assert "The first limit of these:" in result.stdout
+    assert "at 2 replicas (8 workers)" in result.stdout
+    quiet = run("simulate", "--replicas", "2", *short)
+    assert "None of these reaches a limit" in quiet.stdout
+
+
+def test_without_simpy_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "api.scaling.simulation.run", None)
+    result = run("simulate")
+    assert result.exit_code == 2
+    assert "pip install 'ragherd[scaling]'" in result.stderr
+
+
+def test_the_page_s_chart_is_what_the_script_draws() -> None:
+    assert CHART.read_text() == draw(json.loads(ROWS.read_text()))

@@ -1,0 +1,237 @@
+"""The cost model's arithmetic: units by hand, closed forms, and that more asked never needs less."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from redis.asyncio import Redis
+
+from api.breaker.following import POLL_SECONDS
+from api.redis_store.client import RedisAddress
+from api.redis_store.gate import RedisGate
+from api.redis_store.workers import HEARTBEAT_SECONDS, LOOKS, SLOWEST
+from api.scaling import queueing, redis_load
+from api.scaling.costs import BySize, Costs, CostsUnreadable, load_costs
+from api.scaling.demand import Demand
+from api.scaling.limits import MOVED_BY, Capacity
+from api.scaling.plan import Plan, connections, plan, worker_load
+from scripts.costs import operations
+
+COSTS = load_costs()
+CAPACITY = Capacity()
+
+
+def planned(**wanted: float) -> Plan:
+    return plan(Demand(**{"rate": 10.0, **wanted}), COSTS, CAPACITY)  # type: ignore[arg-type]
+
+
+# -- closed forms ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("load", "servers", "waits"), [(2.0, 3, 4 / 9), (0.5, 1, 0.5), (0.0, 4, 0.0), (5.0, 5, 1.0)])
+def test_erlang_c(load: float, servers: int, waits: float) -> None:
+    assert queueing.erlang_c(load, servers) == pytest.approx(waits)
+
+
+def test_the_wait_of_one_server_is_that_of_m_m_1() -> None:
+    assert queueing.mean_wait(0.5, 1.0, 1) == pytest.approx(1.0)  # rho / (mu - lambda)
+    assert queueing.mean_wait(2.0, 1.0, 2) == math.inf
+
+
+def test_m_d_1_waits_half_as_long() -> None:
+    assert queueing.md1_wait(0.5, 1.0) == pytest.approx(0.5)
+    assert queueing.md1_wait(1.0, 1.0) == math.inf
+
+
+def test_servers_are_whole_and_no_busier_than_wanted() -> None:
+    assert [queueing.servers_for(load, 0.8) for load in (0.0, 0.8, 0.81, 8.0)] == [1, 1, 2, 10]
+
+
+# -- figures by size ---------------------------------------------------------------------------------------------------
+
+
+def test_between_two_sizes_a_line_of_logarithms() -> None:
+    figure = BySize(((100.0, 10.0), (10_000.0, 1000.0)))
+    assert [figure.at(size) for size in (0, 100, 1_000, 10_000, 100_000)] == pytest.approx([10, 10, 100, 1000, 10_000])
+
+
+def test_what_falls_between_two_sizes_falls_no_further_beyond_them() -> None:
+    assert [BySize(((1.0, 10.0), (10.0, 8.0))).at(size) for size in (1, 10, 1e6)] == pytest.approx([10, 8, 8])
+
+
+# -- units, by hand ----------------------------------------------------------------------------------------------------
+
+
+def test_generations_take_slots_by_little_s_law() -> None:
+    found = planned(rate=10, exact=0.5, semantic=0.1, answer_tokens=200, tokens_per_second=50, first_token=1, slots=4)
+    assert found.generations == pytest.approx(4.0)
+    assert found.generation_seconds == pytest.approx(5.0)
+    assert found.in_flight == pytest.approx(20.0)
+    assert found.gpus == 7  # 20 slots, 80 % busy: 25, of 4 a GPU
+    assert found.bulkhead == 28
+
+
+def test_refreshing_generates_for_hits_too() -> None:
+    assert Demand(rate=10, exact=0.5, semantic=0.0, refresh=0.2).generations == pytest.approx(6.0)
+
+
+def test_exact_hits_alone_cost_one_look_up_each_beside_what_idles() -> None:
+    demand = Demand(rate=1000, exact=1, semantic=0, replicas=1, workers=4)
+    parts = redis_load.parts(demand, COSTS)
+    assert parts["exact hits"].server_us == pytest.approx(1000 * COSTS.exact.server_us)
+    assert parts["misses"].server_us == parts["semantic hits"].server_us == 0
+    found = plan(demand, COSTS, CAPACITY)
+    assert found.redis_share == pytest.approx(sum(found.redis_parts.values()) / 1e6)
+    assert worker_load(demand, COSTS) == pytest.approx(1000 * COSTS.worker.exact_hit / 1e6)
+
+
+def test_a_worker_s_heartbeat_is_counted_once_a_second_and_polls_for_each_guard() -> None:
+    one, two = (redis_load.idle(Demand(rate=0, replicas=1, workers=1, backends=n), COSTS) for n in (1, 2))
+    every = {periodic.name: periodic for periodic in COSTS.periodic}
+    more = sum(every[name].cost.server_us / every[name].every for name in ("breaker_poll", "breaker_follow"))
+    more += every["channel_ping"].cost.server_us / every["channel_ping"].every
+    assert two.server_us - one.server_us == pytest.approx(more)
+
+
+def test_reports_are_gathered_up_to_four_times_a_second_and_worker() -> None:
+    assert redis_load.gathered(1e9, 10, 0.25) == pytest.approx(40.0)
+    assert redis_load.gathered(1.0, 1000, 0.25) == pytest.approx(1.0, rel=0.01)
+    assert redis_load.gathered(0.0, 10, 0.25) == 0
+
+
+def test_memory_is_data_and_room_beside_it() -> None:
+    few, many = (planned(entries=n, answer_tokens=100).redis_bytes for n in (0, 1_000_000))
+    assert many - few == pytest.approx(1_000_000 * (COSTS.entry_bytes + 450) * CAPACITY.memory_factor)
+
+
+def test_connections_at_most_are_the_gate_s_and_the_readers() -> None:
+    demand = Demand(rate=0, replicas=10, workers=2, backends=3)
+    assert connections(demand, COSTS, CAPACITY)[1] == 20 * (64 + 7)
+    assert connections(demand, COSTS, CAPACITY)[0] < connections(demand, COSTS, CAPACITY)[1]
+
+
+# -- more asked never needs less ---------------------------------------------------------------------------------------
+
+GROWS = {
+    "rate": st.floats(0, 1e5),
+    "entries": st.integers(0, 10_000_000),
+    "chunks": st.integers(0, 10_000_000),
+    "replicas": st.integers(1, 5000),
+    "answer_tokens": st.integers(1, 10_000),
+    "backends": st.integers(1, 50),
+}
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), name=st.sampled_from(sorted(GROWS)))
+def test_more_of_anything_needs_no_less(data: st.DataObject, name: str) -> None:
+    less, more = sorted((data.draw(GROWS[name]), data.draw(GROWS[name])))
+    small, large = planned(**{name: less}), planned(**{name: more})
+    for figure in ("redis_bytes", "connections_most", "in_flight", "gpus", "workers_needed"):
+        assert getattr(large, figure) >= getattr(small, figure) * (1 - 1e-9), figure
+    if name not in {"replicas", "entries"}:  # a fleet's pace slows, and an index of another kind may be quicker
+        assert large.redis_share >= small.redis_share * (1 - 1e-9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(exact=st.floats(0, 1), more=st.floats(0, 1), rate=st.floats(0.1, 1e4))
+def test_more_exact_hits_need_less(exact: float, more: float, rate: float) -> None:
+    less, more = sorted((exact, more))
+    few, many = (planned(rate=rate, exact=share, semantic=0.0) for share in (less, more))
+    assert many.redis_share <= few.redis_share * (1 + 1e-9)
+    assert many.in_flight <= few.in_flight * (1 + 1e-9) + 1e-9
+
+
+@settings(max_examples=40, deadline=None)
+@given(fleet=st.integers(1, 10_000))
+def test_the_looks_of_a_large_fleet_are_bounded_up_to_its_slowest_pace(fleet: int) -> None:
+    a_second = fleet / COSTS.pace(fleet)
+    assert a_second <= max(COSTS.looks, fleet / COSTS.slowest) + 1e-9
+
+
+# -- limits ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_fullest_limit_is_the_first_and_says_what_moves_it() -> None:
+    few = plan(Demand(rate=10, exact=0, semantic=0), COSTS, Capacity(gpus=1))
+    assert few.first_limit.name == "GPUs"
+    assert few.mean_wait == math.inf
+    fleet = plan(Demand(rate=10, replicas=500), COSTS, CAPACITY)
+    assert fleet.first_limit.name == "Redis's connections"
+    roomy = plan(Demand(rate=10, replicas=500), COSTS, replace(CAPACITY, maxclients=1_000_000))
+    assert roomy.first_limit.name != "Redis's connections"
+    assert all(limit.moved_by == MOVED_BY[limit.name] for limit in fleet.limits)
+    assert [limit.used for limit in fleet.limits] == sorted((limit.used for limit in fleet.limits), reverse=True)
+
+
+def test_gpus_are_no_limit_where_there_are_as_many_as_needed() -> None:
+    assert "GPUs" not in {limit.name for limit in planned().limits}
+
+
+# -- bad input ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"rate": -1.0},
+        {"rate": math.nan},
+        {"rate": math.inf},
+        {"exact": 1.1},
+        {"exact": 0.7, "semantic": 0.4},
+        {"refresh": -0.1},
+        {"replicas": 0},
+        {"slots": 0},
+        {"tokens_per_second": 0.0},
+    ],
+)
+def test_a_demand_that_can_not_be_is_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong)) if len(wrong) == 1 else "more than all"):
+        Demand(**{"rate": 1.0, **wrong})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrong", [{"redis_share": 0.0}, {"maxclients": 0}, {"gpus": 0}, {"network_gbit": -1.0}])
+def test_a_capacity_that_can_not_be_is_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Capacity(**wrong)  # type: ignore[arg-type]
+
+
+# -- what was measured -------------------------------------------------------------------------------------------------
+
+
+def test_the_release_s_costs_name_every_operation_that_is_measured() -> None:
+    gate = RedisGate(Redis(), 1)
+    address = RedisAddress("redis://127.0.0.1:1", 1.0, 1.0, 1)
+    named = set(operations.Operations(gate, address).all())
+    assert {one.name for one in COSTS.periodic} | set(COSTS.once) == named | {"breaker_follow", "channel_ping"}
+
+
+def test_the_release_s_costs_are_of_this_service_s_pace_and_intervals() -> None:
+    every = {periodic.name: periodic.every for periodic in COSTS.periodic}
+    assert (COSTS.looks, COSTS.slowest) == (LOOKS, SLOWEST)
+    assert (every["heartbeat"], every["breaker_poll"]) == (HEARTBEAT_SECONDS, POLL_SECONDS)
+    assert dict(COSTS.coalescing) == operations.coalescing()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"sizes": 1, "operations": 2}'])
+def test_a_file_that_is_something_else_is_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "costs.json"
+    path.write_text(text)
+    with pytest.raises(CostsUnreadable, match=r"costs\.json"):
+        load_costs(path)
+
+
+def test_a_file_of_one_s_own_is_taken(tmp_path: Path) -> None:
+    raw = json.loads((Path(__file__).parents[2] / "api/scaling/measured_costs.json").read_text())
+    raw["operations"]["heartbeat"]["server_us"] += 1000
+    path = tmp_path / "costs.json"
+    path.write_text(json.dumps(raw))
+    own: Costs = load_costs(path)
+    before, after = (redis_load.idle(Demand(rate=0, replicas=2, workers=4), one).server_us for one in (COSTS, own))
+    assert after - before == pytest.approx(8 * 1000)
