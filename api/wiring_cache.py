@@ -57,7 +57,12 @@ class CacheParts:
     """What stands before the cache can be asked: index and counters. Made before Redis is first asked for."""
 
     def __init__(
-        self, settings: Settings, worker: str, metrics: Metrics, gate: RedisGate, on_unsupported: Callable[[], None]
+        self,
+        settings: Settings,
+        worker: str,
+        metrics: Metrics,
+        gate: RedisGate,
+        on_unsupported: Callable[[], None] = lambda: None,
     ) -> None:
         self.settings = settings
         self.worker = worker
