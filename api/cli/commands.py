@@ -6,10 +6,12 @@ import typer
 
 from api.cli.dev import dev
 from api.cli.ingest import ingest
+from api.cli.redis_acl import redis_acl
 
 commands = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 commands.command("dev")(dev)
 commands.command("ingest")(ingest)
+commands.command("redis-acl")(redis_acl)
 
 
 @commands.callback()
