@@ -73,6 +73,4 @@ def _advice(error: BaseException) -> dict[str, str]:
         return {"message": "Its certificate is not trusted, or is for another name: see REDIS_CA_FILE."}
     if "CERTIFICATE_REQUIRED" in str(error) or "ALERT" in str(error):
         return {"message": "The server refuses this worker's certificate: see REDIS_CERT_FILE."}
-    if "WRONG_VERSION_NUMBER" in str(error):
-        return {"message": "The server does not speak TLS on this port."}
     return {}
