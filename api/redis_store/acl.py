@@ -42,13 +42,13 @@ def acl_commands(store: Store, *, separate: bool = False) -> list[str]:
 def acl_line(store: Store, *, user: str, prefix: str, password: str | None = None, separate: bool = False) -> str:
     """The line. The password stands in it as its SHA-256; without one, a place to put that."""
     secret = f"#{hashlib.sha256(password.encode()).hexdigest()}" if password else "#<sha256-of-the-password>"
-    rights = [f"~{key}*" for key in _keys(store, prefix, separate)]
+    rights = [f"~{key}" for key in _keys(store, prefix)]
     rights += [f"&{prefix}*", "-@all", *(f"+{command}" for command in acl_commands(store, separate=separate))]
     return f"user {user} on {secret} {' '.join(rights)}"
 
 
-def _keys(store: Store, prefix: str, separate: bool) -> list[str]:
-    """What the keys begin with. Names of indexes are keys too."""
+def _keys(store: Store, prefix: str) -> list[str]:
+    """Patterns of keys. Names of indexes are keys too."""
     if store == "breaker":
-        return [f"{prefix}cb:", f"{prefix}bulkhead:", f"{prefix}probe"]
-    return [prefix]
+        return [f"{prefix}cb:*", f"{prefix}bulkhead:*", f"{prefix}probe"]
+    return [f"{prefix}*"]
