@@ -17,7 +17,7 @@ ADVICE: Final = {
     WITHOUT_SEARCH: "This Redis has no search module, so there is neither a semantic cache nor a knowledge base: "
     "use Redis 8, or Redis Stack 7.4, with its query engine.",
     "evicts_all": "Its maxmemory-policy lets Redis drop any key when memory is short, also documents and the state of "
-    "breakers: set maxmemory-policy to volatile-lru.",
+    "breakers: set maxmemory-policy to volatile-lfu.",
     "not_persistent": "It keeps no append-only file and has written no snapshot since it started: documents are gone "
     "when it stops. Set appendonly yes, on a disk that outlives it.",
     "snapshots_only": "It keeps no append-only file: documents stored since its last snapshot are gone when it stops. "

@@ -75,7 +75,7 @@ async def test_a_warning_comes_and_goes_with_its_reason(
         ("redis_warning", "warning"),
         ("redis_warning_over", "info"),
     ]
-    assert "set maxmemory-policy to volatile-lru" in lines[0]["message"]
+    assert "set maxmemory-policy to volatile-lfu" in lines[0]["message"]
 
 
 async def test_it_is_looked_at_again_when_it_is_found_again(stub: StubOllama) -> None:
