@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from api.ports.stores import Store, StoreWarning
 
-OLDEST: Final[Mapping[Store, tuple[int, int]]] = {"main": (7, 4), "breaker": (7, 0)}
+OLDEST: Final[Mapping[Store, tuple[int, int]]] = {"main": (7, 4), "breaker": (7, 2)}
 
 WITHOUT_SEARCH: Final = "without_search"
 ADVICE: Final = {

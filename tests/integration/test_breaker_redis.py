@@ -111,6 +111,8 @@ async def test_the_breakers_redis_is_lost_and_the_cache_still_works(
     await break_ollama(fleet[0], stub)
     assert await breaker_of(fleet[0]) == ("OPEN", "local")
     assert await breaker_of(fleet[1]) == ("CLOSED", "local")
+    states = [(await client.get("/health")).json()["circuit_breaker"] for client in fleet]
+    assert states == ["OPEN", "CLOSED"]  # each worker's own
 
     async def shows(value: str) -> bool:
         return f"ragherd_breaker_redis_up {value}" in (await fleet[0].get("/metrics")).text
