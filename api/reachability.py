@@ -30,13 +30,23 @@ class Shared:
 class BackendReachability:
     """See `worker_state.Reachability`. Redis is asked each time (a round trip), Ollama at most once a second."""
 
-    def __init__(self, redis: Callable[[], Awaitable[bool]], ollama: Callable[[], Coroutine[Any, Any, bool]]) -> None:
+    def __init__(
+        self,
+        redis: Callable[[], Awaitable[bool]],
+        breaker_redis: Callable[[], Awaitable[bool]],
+        ollama: Callable[[], Coroutine[Any, Any, bool]],
+    ) -> None:
         self._redis = redis
+        self._breaker_redis = breaker_redis
         self._ollama = Shared(ollama)
 
     async def redis(self) -> bool:
-        """Whether Redis answers."""
+        """Whether Redis answers, and takes writes."""
         return await self._redis()
+
+    async def breaker_redis(self) -> bool:
+        """The same of the one that breakers are kept in."""
+        return await self._breaker_redis()
 
     async def ollama(self) -> bool:
         """Whether Ollama answers."""

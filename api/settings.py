@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from api.errors import SettingsError
+from api.redis_tls_files import check_tls_files
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Percent = Annotated[float, Field(gt=0, le=100)]
@@ -78,10 +79,12 @@ class AccessSettings(_Concern):
 
 def _check_redis_url(value: str) -> str:
     parts = urlsplit(value)
-    if parts.scheme == "redis+sentinel":
+    if "ssl_" in parts.query:
+        raise ValueError("TLS has settings of its own: REDIS_CA_FILE, REDIS_CERT_FILE, REDIS_KEY_FILE")
+    if parts.scheme in {"redis+sentinel", "rediss+sentinel"}:
         return _check_sentinel_url(parts)
     if parts.scheme not in {"redis", "rediss", "unix"}:
-        raise ValueError("expected redis://, rediss://, redis+sentinel:// or unix://")
+        raise ValueError("expected redis://, rediss://, redis+sentinel://, rediss+sentinel:// or unix://")
     database = parts.path.strip("/") if parts.scheme != "unix" else ""
     if database not in {"", "0"}:
         raise ValueError("Redis keeps search indexes in database 0 only: leave the database out of the URL")
@@ -105,6 +108,16 @@ class RedisSettings(_Concern):
     connect_timeout: Seconds = 0.2
     request_budget: Seconds = 0.25
     max_connections: Positive = 64
+    ca_file: str | None = None
+    cert_file: str | None = None
+    key_file: str | None = None
+
+
+class BreakerRedisSettings(_Concern):
+    """Where breakers and bulkheads are kept, if not with all the rest."""
+
+    model_config = SettingsConfigDict(env_prefix="BREAKER_REDIS_")
+    url: Annotated[str, AfterValidator(_check_redis_url)] | None = None
 
 
 def _check_base_urls(value: str) -> str:
@@ -236,6 +249,7 @@ class Settings(BaseModel):
     server: ServerSettings = Field(default_factory=ServerSettings)
     access: AccessSettings = Field(default_factory=AccessSettings)
     redis: RedisSettings = Field(default_factory=RedisSettings)
+    breaker_redis: BreakerRedisSettings = Field(default_factory=BreakerRedisSettings)
     ollama: OllamaSettings = Field(default_factory=OllamaSettings)
     embedder: EmbedderSettings = Field(default_factory=EmbedderSettings)
     pool: PoolSettings = Field(default_factory=PoolSettings)
@@ -277,13 +291,24 @@ def _variable(concern: type[_Concern], field: str) -> str:
 def _one_line(concern: type[_Concern], error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     variable = _variable(concern, str(first["loc"][0]))
-    secret = variable in {"API_KEYS", "ADMIN_KEYS", "REDIS_URL"}
+    secret = variable in {"API_KEYS", "ADMIN_KEYS", "REDIS_URL", "BREAKER_REDIS_URL"}
     given = "" if secret else f" (given: {first['input']!r})"
     reason = str(first["msg"]).removeprefix("Value error, ")
     return f"{variable}: {reason}{given}"
 
 
+def _check_redis_tls(settings: Settings) -> None:
+    redis = settings.redis
+    files = {"REDIS_CA_FILE": redis.ca_file, "REDIS_CERT_FILE": redis.cert_file, "REDIS_KEY_FILE": redis.key_file}
+    given = [variable for variable, path in files.items() if path]
+    urls = [redis.url, settings.breaker_redis.url or ""]
+    if given and not any(url.startswith("rediss") for url in urls):
+        raise SettingsError(f"{given[0]}: needs TLS, and REDIS_URL does not begin with rediss:// or rediss+sentinel://")
+    check_tls_files(*files.values())
+
+
 def _check_together(settings: Settings) -> None:
+    _check_redis_tls(settings)
     try:
         tenants = settings.access.tenants_by_key()
     except ValueError as error:

@@ -1,7 +1,7 @@
 """Opens what a worker needs, hands it to the endpoints as typed state, and closes it in reverse.
 
-Only this module and its parts, `wiring_backends`, `wiring_cache` and `wiring_knowledge`, name adapters. A worker starts
-whether or not Redis and Ollama are there.
+Only this module and its parts, `wiring_redis`, `wiring_backends`, `wiring_cache` and `wiring_knowledge`, name adapters.
+A worker starts whether or not Redis and Ollama are there.
 """
 
 from __future__ import annotations
@@ -26,18 +26,16 @@ from api.knowledge.chunking import estimated_tokens
 from api.observability.log_format import configure_logging
 from api.observability.metrics import Metrics
 from api.observability.query_events import QueryEvents
-from api.observability.redis_events import RedisEvents
 from api.observability.worker_facts import WorkerFacts
 from api.ports.models import Embedder
 from api.reachability import BackendReachability
-from api.redis_store.client import RedisAddress, short_commands
-from api.redis_store.gate import RedisGate
 from api.redis_store.keys import Keys
 from api.redis_store.workers import WorkerRegistry
 from api.settings import Settings
 from api.wiring_backends import WorkerBackends, open_backends
 from api.wiring_cache import CacheParts, open_cache
 from api.wiring_knowledge import WorkerKnowledge, open_knowledge, open_reranker
+from api.wiring_redis import open_redis
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager["LifespanState"]]
 
@@ -79,18 +77,18 @@ class _Worker:
         self._stack = stack
         self._log = structlog.get_logger("ragherd.worker")
         self._keys = Keys(settings.redis.prefix)
-        redis = settings.redis
         self._registry: WorkerRegistry | None = None
-        self._address = RedisAddress(redis.url, redis.timeout, redis.connect_timeout, redis.max_connections)
 
     async def open(self) -> WorkerState:
         """Everything open, this worker known to the fleet, its background tasks running."""
         background = await self._stack.enter_async_context(Background())
-        gate = await self._open_gate()
-        parts = CacheParts(self._settings, self._id, self._metrics, gate, self._no_search_module, self._pace)
+        redis = await self._stack.enter_async_context(open_redis(self._settings, self._metrics))
+        gate, address = redis.main.gate, redis.main.address
+        parts = CacheParts(self._settings, self._id, self._metrics, gate, self._pace)
         events = parts.events
-        await gate.check()
-        opening = open_backends(self._settings, self._id, self._metrics, gate, self._address, self._live_workers)
+        await redis.check()
+        guarding = (redis.guards.gate, redis.guards.address)
+        opening = open_backends(self._settings, self._id, self._metrics, gate, *guarding, self._live_workers)
         backends = await self._stack.enter_async_context(opening)
         plain, count = await self._open_embedder(backends, events)
         embedder = RememberedEmbedder(plain)
@@ -100,16 +98,16 @@ class _Worker:
         )
         knowledge = await self._stack.enter_async_context(open_knowledge(made))
         failover = backends.failover(events)
-        opened = open_cache(parts, self._address, embedder, backends.digests, failover, knowledge.retriever)
+        opened = open_cache(parts, address, embedder, backends.digests, failover, knowledge.retriever)
         cache = await self._stack.enter_async_context(opened)
         guards = (backends.breakers, backends.bulkheads)
-        facts = WorkerFacts(self._id, __version__, backends.facts, *guards, gate, events, self._metrics)
+        facts = WorkerFacts(self._id, __version__, backends.facts, *guards, redis, events, self._metrics)
         registry = self._registry = WorkerRegistry(gate, self._keys, self._id, facts.fields)
         self._stack.push_async_callback(registry.leave)
         self._stack.push_async_callback(parts.counters.flush)
-        for forever in (gate.watch, parts.counters.keep_flushing, registry.keep_renewing, facts.keep_measuring):
+        for forever in (parts.counters.keep_flushing, registry.keep_renewing, facts.keep_measuring):
             background.start(forever)
-        for forever in (*backends.tasks(), *cache.tasks()):
+        for forever in (*redis.tasks(), *backends.tasks(), *cache.tasks()):
             background.start(forever)
         backends.warm_up.start_all()
         self._log.info("worker_started", worker=self._id, redis=gate.is_up, version=__version__)
@@ -132,7 +130,8 @@ class _Worker:
             invalidator=cache.invalidator,
             warm_ups=cache.warm_ups,
             fleet=registry,
-            reachability=BackendReachability(gate.check, backends.reachable),
+            reachability=BackendReachability(gate.check, redis.guards.gate.check, backends.reachable),
+            stores=redis,
             metrics=self._metrics,
         )
 
@@ -141,19 +140,6 @@ class _Worker:
 
     def _pace(self) -> float:
         return self._registry.pace if self._registry else 1.0
-
-    # -- Redis --------------------------------------------------------------------------------------------------------
-
-    async def _open_gate(self) -> RedisGate:
-        client = await self._stack.enter_async_context(short_commands(self._address))
-        return RedisGate(client, self._address.max_connections, RedisEvents(self._metrics))
-
-    def _no_search_module(self) -> None:
-        self._log.error(
-            "redis_without_search",
-            message="This Redis has no search module, so there is no semantic cache: "
-            "use Redis 8, or Redis Stack 7.4, with its query engine.",
-        )
 
     # -- Ollama -------------------------------------------------------------------------------------------------------
 

@@ -63,7 +63,8 @@ class WorkerBackends:
         worker: str,
         metrics: Metrics,
         gate: RedisGate,
-        address: RedisAddress,
+        guard_gate: RedisGate,
+        guard_address: RedisAddress,
         pools: OllamaPools,
         live_workers: Callable[[], int],
     ) -> None:
@@ -72,7 +73,8 @@ class WorkerBackends:
         self._worker = worker
         self._metrics = metrics
         self._gate = gate
-        self._address = address
+        self._guard_gate = guard_gate
+        self._guard_address = guard_address
         self._keys = Keys(settings.redis.prefix)
         self._pools = pools
         self._live_workers = live_workers
@@ -110,18 +112,18 @@ class WorkerBackends:
 
     async def _open_breaker(self, stack: AsyncExitStack, name: str) -> None:
         policy = _policy(self._settings.breaker)
-        reader = partial(blocking_reader, self._address)
-        store = RedisBreakerStore(self._gate, reader, self._keys, name, policy, self._worker)
+        reader = partial(blocking_reader, self._guard_address)
+        store = RedisBreakerStore(self._guard_gate, reader, self._keys, name, policy, self._worker)
         self._metrics.breaker_known(name)
         listeners = (BreakerMetrics(self._metrics, self._worker),)
         breaker = FleetBreaker(name, policy, store, self._worker, listeners=listeners)
         self.breakers[name] = await stack.enter_async_context(kept_current(breaker))
-        self._gate.after_recovery(breaker.refresh)
+        self._guard_gate.after_recovery(breaker.refresh)
 
     async def _open_bulkhead(self, stack: AsyncExitStack, name: str) -> None:
         policy = _bulkhead_policy(self._settings, name)
-        reader = partial(blocking_reader, self._address)
-        store = RedisBulkheadStore(self._gate, reader, self._keys, name, policy, self._worker)
+        reader = partial(blocking_reader, self._guard_address)
+        store = RedisBulkheadStore(self._guard_gate, reader, self._keys, name, policy, self._worker)
         self._metrics.bulkhead_known(name)
         events = BulkheadMetrics(self._metrics)
         bulkhead = FleetBulkhead(name, policy, store, self._worker, events=events, live_workers=self._live_workers)
@@ -193,16 +195,18 @@ async def open_backends(
     worker: str,
     metrics: Metrics,
     gate: RedisGate,
-    address: RedisAddress,
+    guard_gate: RedisGate,
+    guard_address: RedisAddress,
     live_workers: Callable[[], int] = lambda: 1,
 ) -> AsyncIterator[WorkerBackends]:
     """The worker's hold on every URL of OLLAMA_BASE_URL; `live_workers`: how many share it.
 
+    Breakers and bulkheads are kept in the Redis behind `guard_gate`, at `guard_address`; all else behind `gate`.
     On exit it leaves its duties to others.
     """
     async with AsyncExitStack() as stack:
         pools = await stack.enter_async_context(open_pools(settings.ollama.base_urls, _limits(settings)))
-        backends = WorkerBackends(settings, worker, metrics, gate, address, pools, live_workers)
+        backends = WorkerBackends(settings, worker, metrics, gate, guard_gate, guard_address, pools, live_workers)
         await backends.open_guards(stack)
         await backends.watch.begin()
         stack.push_async_callback(backends.watch.leave)

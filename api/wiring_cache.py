@@ -62,7 +62,6 @@ class CacheParts:
         worker: str,
         metrics: Metrics,
         gate: RedisGate,
-        on_unsupported: Callable[[], None],
         pace: Callable[[], float] = lambda: 1.0,
     ) -> None:
         self.settings = settings
@@ -71,7 +70,7 @@ class CacheParts:
         self.gate = gate
         self.pace = pace
         self.keys = Keys(settings.redis.prefix)
-        self.index = SemanticIndex(gate, self.keys, on_unsupported, algorithm_for(settings.cache.max_size))
+        self.index = SemanticIndex(gate, self.keys, lambda: None, algorithm_for(settings.cache.max_size))
         self.counters = CacheCounters(gate, self.keys)
         self.events = QueryEvents(metrics, self.counters, log_questions=settings.server.log_questions)
 

@@ -9,16 +9,22 @@ from typing import Any
 import httpx
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from api.embedded.redis_server import EmbeddedRedis, embedded_redis
+from api.redis_store.acl import acl_line
 from tests.service import Service, make_settings, running_service
 from tests.stub_ollama import StubOllama, running_stub
+
+USER, PASSWORD = "ragherd", "secret"
+"""Of the session's Redis: who has what `ragherd redis-acl` grants, and nothing else."""
 
 
 @pytest.fixture(scope="session")
 def redis_server() -> Iterator[EmbeddedRedis]:
     """One embedded Redis for the session, nothing on disk. A test that kills it starts it again (`start`)."""
-    with embedded_redis(persistent=False) as server:
+    least = acl_line("main", user=USER, prefix="rag:", password=PASSWORD).split()
+    with embedded_redis(persistent=False, arguments=("--user", *least[1:])) as server:
         yield server
 
 
@@ -46,11 +52,28 @@ async def stub() -> AsyncIterator[StubOllama]:
 
 @pytest.fixture
 async def serve(redis: Redis, redis_url: str, stub: StubOllama) -> AsyncIterator[Service]:
-    """Starts the service with the settings given, as often as wanted: each is one more worker of the fleet."""
+    """Starts the service with the settings given, as often as wanted: each is one more worker of the fleet.
+
+    It has the least rights in Redis: a test fails in which it asks for more.
+    """
+    await redis.acl_log_reset()
+    url = f"redis://{USER}:{PASSWORD}@{redis_url.removeprefix('redis://')}"
     async with AsyncExitStack() as stack:
 
         async def start(**concerns: Any) -> httpx.AsyncClient:
-            settings = make_settings(redis_url, stub.base_url, **concerns)
+            of_another = concerns.get("redis", {}).get("prefix", "rag:") != "rag:"
+            settings = make_settings(redis_url if of_another else url, stub.base_url, **concerns)
             return await stack.enter_async_context(running_service(settings))
 
         yield start
+    if await _answers(redis):
+        denied = [(entry["reason"], entry["object"]) for entry in await redis.acl_log() if entry["username"] == USER]
+        assert denied == [], "not granted by `ragherd redis-acl`: see api/redis_store/acl.py"
+
+
+async def _answers(redis: Redis) -> bool:
+    """A test may have ended with Redis down."""
+    try:
+        return bool(await redis.ping())
+    except RedisError:
+        return False

@@ -14,6 +14,7 @@ import uvicorn
 from api.app import create_app
 from api.settings import (
     AccessSettings,
+    BreakerRedisSettings,
     BreakerSettings,
     BulkheadSettings,
     CacheSettings,
@@ -31,6 +32,7 @@ CONCERNS: Mapping[str, Any] = {
     "server": ServerSettings,
     "access": AccessSettings,
     "redis": RedisSettings,
+    "breaker_redis": BreakerRedisSettings,
     "ollama": OllamaSettings,
     "embedder": EmbedderSettings,
     "pool": PoolSettings,

@@ -98,8 +98,10 @@ class FleetBreaker(pybreaker.CircuitBreaker):
 
     @property
     def effective_state(self) -> State:
-        """The state as far as it concerns calls: one that is disabled admits them all, whatever the fleet's state."""
-        return self.view.position.state if self.policy.enabled else State.CLOSED
+        """The state as far as it concerns this worker's calls: its own while the store is lost, CLOSED if disabled."""
+        if not self.policy.enabled:
+            return State.CLOSED
+        return self._local.read().position.state if self._local else self.view.position.state
 
     @asynccontextmanager
     async def attempt(self) -> AsyncIterator[CallAttempt]:

@@ -7,6 +7,7 @@ import typer
 from api.cli.dev import dev
 from api.cli.ingest import ingest
 from api.cli.plan import plan
+from api.cli.redis_acl import redis_acl
 from api.cli.simulate import simulate
 
 commands = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -14,6 +15,7 @@ commands.command("dev")(dev)
 commands.command("ingest")(ingest)
 commands.command("plan")(plan)
 commands.command("simulate")(simulate)
+commands.command("redis-acl")(redis_acl)
 
 
 @commands.callback()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import asdict
 from typing import Literal
 
 from fastapi import APIRouter, Request, Response
@@ -11,17 +12,31 @@ from pydantic import BaseModel
 from api.breaker.state import State
 from api.endpoints.worker_state import worker_state
 from api.errors import ServiceUnavailable
+from api.ports.stores import Store
 
 router = APIRouter(prefix="/health", tags=["health"])
 
 
+class RedisWarningOut(BaseModel):
+    """Something about how a Redis is set up that an operator should change. It takes nothing out of service."""
+
+    store: Store
+    name: str
+    advice: str
+
+
 class HealthOut(BaseModel):
-    """`database` is Redis; `ollama` whether any backend answers now; `circuit_breaker` the first one's state."""
+    """`database` is Redis; `ollama` whether any backend answers now; `circuit_breaker` the first one's state.
+
+    `breaker_database` is the Redis of breakers and bulkheads, which is the same unless it has a URL of its own.
+    """
 
     status: Literal["healthy", "degraded", "unhealthy"]
     database: bool
+    breaker_database: bool
     ollama: bool
     circuit_breaker: State
+    redis_warnings: list[RedisWarningOut]
     version: str
     worker: str
 
@@ -30,18 +45,21 @@ class HealthOut(BaseModel):
 async def health(request: Request, response: Response) -> HealthOut:
     """503 when neither Redis nor Ollama can be used; degraded without Redis or with a breaker that is not CLOSED."""
     worker = worker_state(request)
-    database, ollama = await asyncio.gather(worker.reachability.redis(), worker.reachability.ollama())
+    reached = worker.reachability
+    database, guards, ollama = await asyncio.gather(reached.redis(), reached.breaker_redis(), reached.ollama())
     states = worker.generation_states
     status: Literal["healthy", "degraded", "unhealthy"] = "healthy"
     if not database and (not ollama or set(states) == {State.OPEN}):
         status, response.status_code = "unhealthy", 503
-    elif not database or set(states) != {State.CLOSED}:
+    elif not (database and guards) or set(states) != {State.CLOSED}:
         status = "degraded"
     return HealthOut(
         status=status,
         database=database,
+        breaker_database=guards,
         ollama=ollama,
         circuit_breaker=states[0],
+        redis_warnings=[RedisWarningOut(**asdict(warning)) for warning in worker.stores.warnings],
         version=worker.version,
         worker=worker.worker,
     )

@@ -14,6 +14,7 @@ from api.bulkhead.fleet_bulkhead import FleetBulkhead
 from api.endpoints.access import Access
 from api.endpoints.event_wire import Streaming
 from api.knowledge.library import Library
+from api.ports.stores import StoreChecks
 from api.query.answer_query import QueryService
 from api.query.embedding_calls import EmbeddingCalls
 from api.query.explain import Explainer
@@ -43,6 +44,8 @@ class Reachability(Protocol):
     """Whether Redis and Ollama can be used now; answers within a second or so."""
 
     async def redis(self) -> bool: ...
+
+    async def breaker_redis(self) -> bool: ...
 
     async def ollama(self) -> bool: ...
 
@@ -92,6 +95,7 @@ class WorkerState:
     warm_ups: WarmUps | None
     fleet: FleetReport
     reachability: Reachability
+    stores: StoreChecks
     metrics: Exposition
 
     @property

@@ -266,6 +266,19 @@ POOL_TIMEOUTS = MetricSpec(
 REDIS_UP = MetricSpec(
     "ragherd_redis_up", "gauge", "1 while every worker of the pod reaches Redis, else 0.", across="livemin"
 )
+BREAKER_REDIS_UP = MetricSpec(
+    "ragherd_breaker_redis_up",
+    "gauge",
+    "The same of BREAKER_REDIS_URL; without it, of REDIS_URL.",
+    across="livemin",
+)
+REDIS_WARNINGS = MetricSpec(
+    "ragherd_redis_warnings",
+    "gauge",
+    "1 for each warning about how Redis is set up (docs/redis.md), by store (main, breaker) and name, else 0.",
+    ("store", "warning"),
+    across="livemax",
+)
 REDIS_ERRORS = MetricSpec(
     "ragherd_redis_errors_total", "counter", "Operations on Redis that failed, by operation.", ("operation",)
 )
@@ -322,6 +335,8 @@ ALL_METRICS: tuple[MetricSpec, ...] = (
     POOL_REQUESTS,
     POOL_TIMEOUTS,
     REDIS_UP,
+    BREAKER_REDIS_UP,
+    REDIS_WARNINGS,
     REDIS_ERRORS,
     BUILD_INFO,
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from api import __version__
 from api.faults import UpstreamFault
 from api.model import CacheKind, CacheStatus, Usage
 from api.observability import metric_names as names
+from api.ports.stores import StoreWarning
 
 Stage = Literal["total", "embed", "cache", "retrieve", "generate"]
 LookupResult = Literal["exact", "semantic", "stale", "miss", "unavailable"]
@@ -305,9 +306,17 @@ class Metrics:
         """Requests found no free connection in time."""
         self._families[names.POOL_TIMEOUTS][()].inc(count)
 
-    def redis_is(self, *, up: bool) -> None:
-        """Whether this worker reaches Redis."""
+    def redis_is(self, *, up: bool, breaker_up: bool) -> None:
+        """Whether this worker reaches Redis, and the one that its breakers are kept in."""
         self._families[names.REDIS_UP][()].set(float(up))
+        self._families[names.BREAKER_REDIS_UP][()].set(float(breaker_up))
+
+    def redis_warnings(self, warnings: Collection[StoreWarning]) -> None:
+        """What is to be said of Redis now; what was said before and is not any more is 0."""
+        now = {(warning.store, warning.name) for warning in warnings}
+        family = self._families[names.REDIS_WARNINGS]
+        for series in now | set(family):
+            family[series].set(float(series in now))
 
     def redis_failed(self, operation: str) -> None:
         """An operation on Redis failed. `operation` is one of a few names, never a key."""

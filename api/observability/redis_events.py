@@ -1,29 +1,76 @@
-"""Counts what fails in Redis, and logs when it is lost and found."""
+"""Counts what fails in Redis, and logs when it is lost and found, and what is to be said of how it is set up."""
 
 from __future__ import annotations
 
+from typing import Final
+
 import structlog
+from redis.exceptions import AuthenticationError, ReadOnlyError
 
 from api.observability.metrics import Metrics
+from api.ports.stores import Store, StoreWarning
 from api.redis_store.gate import GateEvents
+from api.redis_store.server_facts import ADVICE, WITHOUT_SEARCH
+
+REASONS_TOLD: Final = 5
+"""Lines that one outage may take."""
+URLS: Final[dict[Store, str]] = {"main": "REDIS_URL", "breaker": "BREAKER_REDIS_URL"}
 
 
 class RedisEvents(GateEvents):
-    """One line when Redis is lost and one when it is back; in between only the counter moves."""
+    """One line when Redis is lost, one more for each new reason that it is not found again for, one when it is back.
 
-    def __init__(self, metrics: Metrics) -> None:
+    In between only the counter moves. What is not of the main Redis is counted as `breaker_...`.
+    """
+
+    def __init__(self, metrics: Metrics, store: Store = "main") -> None:
         self._metrics = metrics
-        self._log = structlog.get_logger("ragherd.redis")
+        self._store: Store = store
+        self._told: set[str] = set()
+        self._log = structlog.get_logger("ragherd.redis").bind(setting=URLS[store])
 
     def failed(self, operation: str, error: BaseException) -> None:
         """An operation failed."""
-        self._metrics.redis_failed(operation)
-        self._log.debug("redis_failed", operation=operation, error=str(error) or type(error).__name__)
+        own = self._store == "main" or operation.startswith(("breaker", "bulkhead"))
+        self._metrics.redis_failed(operation if own else f"breaker_{operation}")
+        self._log.debug("redis_failed", operation=operation, error=_text(error))
 
     def lost(self, operation: str, error: BaseException) -> None:
-        """Answers go on without the cache."""
-        self._log.warning("redis_lost", operation=operation, error=str(error) or type(error).__name__)
+        """Answers go on without what it holds."""
+        text = _text(error)
+        # Many commands fail at once, in as many words: after the first, what the watcher hears is the reason.
+        is_new = text not in self._told and len(self._told) < REASONS_TOLD
+        if is_new and (not self._told or operation in {"ping", "recovery"}):
+            self._told.add(text)
+            self._log.warning("redis_lost", operation=operation, error=text, **_advice(error))
 
     def found(self) -> None:
         """The shared memory is there."""
+        self._told.clear()
         self._log.info("redis_found")
+
+    def warned(self, warning: StoreWarning, begins: bool) -> None:
+        """See `checkup.Heard`."""
+        if not begins:
+            self._log.info("redis_warning_over", warning=warning.name)
+        elif warning.name == WITHOUT_SEARCH:
+            self._log.error("redis_without_search", message=warning.advice)
+        else:
+            self._log.warning("redis_warning", warning=warning.name, message=warning.advice)
+
+
+def _text(error: BaseException) -> str:
+    return str(error) or type(error).__name__
+
+
+def _advice(error: BaseException) -> dict[str, str]:
+    """What to do, where that is known from the error."""
+    if isinstance(error, ReadOnlyError):
+        return {"message": ADVICE["read_only"]}
+    if isinstance(error, AuthenticationError):
+        return {"message": "Redis refuses the user or the password of the URL."}
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return {"message": "Its certificate is not trusted, or is for another name: see REDIS_CA_FILE."}
+    if "CERTIFICATE_REQUIRED" in str(error) or "ALERT" in str(error):
+        return {"message": "The server refuses this worker's certificate: see REDIS_CERT_FILE."}
+    return {}

@@ -14,6 +14,7 @@ from api.breaker.fleet_breaker import FleetBreaker
 from api.bulkhead.fleet_bulkhead import FleetBulkhead
 from api.observability.breaker_metrics import STATES
 from api.observability.metrics import Metrics
+from api.ports.stores import StoreChecks
 
 MEASURE_SECONDS: Final = 1.0
 FLEET_POOL_FIELDS: Final = (
@@ -36,8 +37,14 @@ class _Backends(Protocol):
     def measure(self) -> None: ...
 
 
-class _Gate(Protocol):
-    is_up: bool
+class _Redis(StoreChecks, Protocol):
+    """What a worker knows of its Redis servers."""
+
+    @property
+    def main_is_up(self) -> bool: ...
+
+    @property
+    def breaker_is_up(self) -> bool: ...
 
 
 class _Counted(Protocol):
@@ -45,7 +52,7 @@ class _Counted(Protocol):
 
 
 class WorkerFacts:
-    """Reads the pools, the breakers, the bulkheads and Redis' gate of one worker."""
+    """Reads the pools, the breakers, the bulkheads and what is known of Redis, of one worker."""
 
     def __init__(
         self,
@@ -54,7 +61,7 @@ class WorkerFacts:
         backends: _Backends,
         breakers: Mapping[str, FleetBreaker],
         bulkheads: Mapping[str, FleetBulkhead],
-        gate: _Gate,
+        redis: _Redis,
         queries: _Counted,
         metrics: Metrics,
     ) -> None:
@@ -68,7 +75,7 @@ class WorkerFacts:
         self._backends = backends
         self._breakers = breakers
         self._bulkheads = bulkheads
-        self._gate = gate
+        self._redis = redis
         self._queries = queries
         self._metrics = metrics
         self._counted = {"connections_opened": 0, "requests": 0, "pool_timeouts": 0}
@@ -95,7 +102,8 @@ class WorkerFacts:
     def _measure(self) -> None:
         pool = self._backends.snapshot()
         self._backends.measure()
-        self._metrics.redis_is(up=self._gate.is_up)
+        self._metrics.redis_is(up=self._redis.main_is_up, breaker_up=self._redis.breaker_is_up)
+        self._metrics.redis_warnings(self._redis.warnings)
         self._metrics.pool_is(active=pool.active, idle=pool.idle, waiting=pool.waiting)
         self._metrics.pool_opened(self._since("connections_opened", pool.connections_opened))
         self._metrics.pool_request(self._since("requests", pool.requests))

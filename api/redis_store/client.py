@@ -4,34 +4,53 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
-from redis.asyncio import Redis, Sentinel
+from redis.asyncio import ConnectionPool, Redis, Sentinel
+from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+
+from api.redis_store.tls import SentinelTlsConnection, Tls, TlsConnection
 
 
 @dataclass(frozen=True, slots=True)
 class RedisAddress:
-    """Where Redis is, and how long to wait for it (seconds)."""
+    """Where Redis is, and how long to wait for it (seconds). `tls` is used where the URL's scheme says so."""
 
     url: str
     timeout: float
     connect_timeout: float
     max_connections: int
+    tls: Tls = field(default_factory=Tls)
 
 
-SENTINEL: Final = "redis+sentinel"
+SENTINEL: Final = ("redis+sentinel", "rediss+sentinel")
+
+
+def connection_options(address: RedisAddress) -> dict[str, Any]:
+    """What every connection to that address has in common, as `redis.asyncio.ConnectionPool` takes it."""
+    options: dict[str, Any] = {"socket_connect_timeout": address.connect_timeout, "retry": Retry(NoBackoff(), 0)}
+    return options | tls_options(address)
+
+
+def tls_options(address: RedisAddress) -> dict[str, Any]:
+    """The same, of TLS alone: empty unless the scheme begins with `rediss`."""
+    scheme = urlsplit(address.url).scheme
+    if not scheme.startswith("rediss"):
+        return {}
+    connection = SentinelTlsConnection if scheme in SENTINEL else TlsConnection
+    return {"connection_class": connection, "tls": address.tls}
 
 
 @asynccontextmanager
 async def _opened(address: RedisAddress, **options: Any) -> AsyncIterator[Redis]:
     """A client of the server, or of whichever is the primary now by the word of the Sentinels."""
-    options |= {"socket_connect_timeout": address.connect_timeout, "retry": Retry(NoBackoff(), 0)}
-    if urlsplit(address.url).scheme != SENTINEL:
-        async with Redis.from_url(address.url, **options) as client:
+    options |= connection_options(address)
+    if urlsplit(address.url).scheme not in SENTINEL:
+        async with Redis.from_pool(ConnectionPool(**{**parse_url(address.url), **options})) as client:
             yield client
         return
     sentinels = _sentinel(address, options)
@@ -50,17 +69,25 @@ class _Sentinels:
 
 
 def _sentinel(address: RedisAddress, options: dict[str, Any]) -> _Sentinels:
-    """`redis+sentinel://[user:password@]host:port,host:port/name`; the credentials are the primary's."""
+    """`redis+sentinel://[user:password@]host:port,host:port/name`; the credentials are the primary's.
+
+    With `rediss+sentinel` both the Sentinels and the servers are spoken to under TLS.
+    """
     parts = urlsplit(address.url)
-    hosts = [host.rpartition(":") for host in parts.netloc.rpartition("@")[2].split(",")]
-    watched = {"socket_timeout": address.timeout, "socket_connect_timeout": address.connect_timeout}
-    sentinel = Sentinel(  # type: ignore[no-untyped-call]
-        [(host, int(port)) for host, _, port in hosts], sentinel_kwargs=watched
-    )
+    sentinel = Sentinel([])  # type: ignore[no-untyped-call]
+    sentinel.sentinels = [_watcher(address, host) for host in parts.netloc.rpartition("@")[2].split(",")]
     credentials = {"username": parts.username, "password": parts.password}
-    options |= {name: value for name, value in credentials.items() if value}
+    options |= {name: unquote(value) for name, value in credentials.items() if value}
     client: Redis = sentinel.master_for(parts.path.strip("/"), **options)
     return _Sentinels(client, sentinel.sentinels)
+
+
+def _watcher(address: RedisAddress, sentinel: str) -> Redis:
+    host, _, port = sentinel.rpartition(":")
+    options = connection_options(address) | {"host": host, "port": int(port), "socket_timeout": address.timeout}
+    if "tls" in options:
+        options["connection_class"] = TlsConnection
+    return Redis.from_pool(ConnectionPool(**options))
 
 
 @asynccontextmanager

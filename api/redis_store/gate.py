@@ -1,7 +1,7 @@
 """The one way to Redis for short commands: bounded, with a deadline, and closed at once when Redis is lost.
 
 A lost Redis costs the first caller at most its timeout; from then on every caller is told at once, until a watcher
-has seen it answer again.
+has seen it answer again, and take writes: a replica that nobody may write to is as good as lost.
 """
 
 from __future__ import annotations
@@ -13,15 +13,24 @@ from contextlib import suppress
 from typing import Final, TypeVar
 
 from redis.asyncio import Redis
-from redis.exceptions import BusyLoadingError, ReadOnlyError, RedisError
+from redis.exceptions import BusyLoadingError, MasterDownError, ReadOnlyError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from api.errors import StoreUnavailable
+from api.redis_store.keys import Keys
 
 T = TypeVar("T")
 WATCH_SECONDS: Final = 0.5
-LOST = (RedisConnectionError, RedisTimeoutError, BusyLoadingError, ReadOnlyError, OSError, TimeoutError)
+LOST = (
+    RedisConnectionError,
+    RedisTimeoutError,
+    BusyLoadingError,
+    MasterDownError,
+    ReadOnlyError,
+    OSError,
+    TimeoutError,
+)
 
 
 class GateEvents:
@@ -31,18 +40,26 @@ class GateEvents:
         """An operation failed."""
 
     def lost(self, operation: str, error: BaseException) -> None:
-        """Redis was up, and this operation found that it is not."""
+        """This operation found that Redis is not up, whether or not that was known."""
 
     def found(self) -> None:
         """Redis is up (again)."""
 
 
 class RedisGate:
-    """Runs commands on a client while Redis is up, and says `StoreUnavailable` when it is not."""
+    """Runs commands on a client while Redis is up, and says `StoreUnavailable` when it is not.
 
-    def __init__(self, client: Redis, max_concurrency: int, events: GateEvents | None = None) -> None:
+    `probe` is a key that never exists: whether it can be deleted tells whether Redis takes writes.
+    """
+
+    def __init__(
+        self, client: Redis, max_concurrency: int, events: GateEvents | None = None, *, probe: str = Keys().probe
+    ) -> None:
         self.client = client
         self.is_up = False
+        self.is_read_only = False
+        """Lost, because it is a replica."""
+        self._probe = probe
         self._events = events or GateEvents()
         self._slots = asyncio.Semaphore(max_concurrency)
         self._lost = asyncio.Event()
@@ -71,10 +88,10 @@ class RedisGate:
         try:
             return await command(self.client)
         except LOST as error:
-            if self.is_up:
-                self._events.lost(operation, error)
             self.is_up = False
+            self.is_read_only = isinstance(error, ReadOnlyError)
             self._lost.set()
+            self._events.lost(operation, error)
             self._events.failed(operation, error)
             # What is kept idle is as dead as this one: each would fail the next command in turn.
             await self.client.connection_pool.disconnect(inuse_connections=False)
@@ -86,7 +103,7 @@ class RedisGate:
     async def check(self) -> bool:
         """Asks Redis itself, whatever is known. One found up again is made ready before it is used. Raises nothing."""
         try:
-            await self._run("ping", lambda client: client.ping())
+            await self._run("ping", self._ask)
             if not self.is_up:
                 await self._recover()
         except StoreUnavailable:
@@ -96,6 +113,15 @@ class RedisGate:
             self.is_up = False
         return self.is_up
 
+    async def _ask(self, client: Redis) -> None:
+        """A write that changes nothing. Raises what `LOST` names; refused for any other reason, Redis can be read."""
+        try:
+            await client.unlink(self._probe)
+        except (MasterDownError, ReadOnlyError):
+            raise
+        except ResponseError:
+            return
+
     async def _recover(self) -> None:
         async with self._recovering:
             if self.is_up:
@@ -103,6 +129,7 @@ class RedisGate:
             for action in self._on_recovery:
                 await self._run("recovery", lambda _, action=action: action())  # type: ignore[misc]
             self.is_up = True
+            self.is_read_only = False
             self._events.found()
         ends = await asyncio.gather(*(action() for action in self._after_recovery), return_exceptions=True)
         for error in ends:

@@ -11,6 +11,11 @@ class Keys:
 
     prefix: str = "rag:"
 
+    @property
+    def probe(self) -> str:
+        """A key that never exists: to delete it tells whether Redis takes writes."""
+        return f"{self.prefix}probe"
+
     def breaker(self, name: str) -> list[str]:
         """The four keys of a breaker: state, window, permits, log. The braces keep them on one shard."""
         base = f"{self.prefix}cb:{{{name}}}"

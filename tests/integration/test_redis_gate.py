@@ -80,7 +80,8 @@ async def test_breakers_are_shared_again_as_soon_as_redis_is_found(
     address = RedisAddress(redis_server.url, timeout=1.0, connect_timeout=1.0, max_connections=4)
     metrics = Metrics(CollectorRegistry(), "0")
     await gate.check()
-    async with open_backends(make_settings(redis_server.url, stub.base_url), "w", metrics, gate, address) as backends:
+    settings = make_settings(redis_server.url, stub.base_url)
+    async with open_backends(settings, "w", metrics, gate, gate, address) as backends:
         redis_server.kill()
         try:
             for breaker in backends.breakers.values():

@@ -189,6 +189,7 @@ def test_no_way_to_spell_a_key_is_left_out_above() -> None:
         *("document", "document_text", "document_draft", "document_work", "document_chunks"),
         *("chunk", "chunk_prefix", "chunk_index", "corpus", "corpus_documents", "corpus_work", "corpus_state"),
         *("embedding_duty", "upload"),
+        "probe",  # never exists
         *("flight", "condensed", "digests", "flight_channel", "bulkhead_channel"),
     }
 

@@ -80,7 +80,7 @@ def test_every_method_counts_in_its_own_metric(registry: CollectorRegistry, metr
     metrics.pool_opened(5)
     metrics.pool_request()
     metrics.pool_timeout()
-    metrics.redis_is(up=True)
+    metrics.redis_is(up=True, breaker_up=True)
     metrics.redis_failed("find")
     metrics.query_failed()
     metrics.cache_looked_up("exact")
@@ -168,7 +168,7 @@ from api.observability.metrics import Metrics
 metrics = Metrics(CollectorRegistry(), "1")
 metrics.query_answered(CacheStatus.MISS, None, {"total": 1.0})
 metrics.pool_is(active=2, idle=0, waiting=0)
-metrics.redis_is(up=sys.argv[1] == "up")
+metrics.redis_is(up=sys.argv[1] == "up", breaker_up=True)
 metrics.breaker_state("ollama", sys.argv[2])
 if len(sys.argv) > 3:
     sys.stdout.write(metrics.exposition()[0].decode())

@@ -1,0 +1,54 @@
+"""What Ragherd's user of Redis must be allowed, and no more: as a line of an ACL file."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final
+
+from api.ports.stores import Store
+
+_EVERYWHERE: Final = ("client|setinfo", "evalsha", "info", "script|exists", "script|load", "unlink")
+
+BREAKER: Final = (
+    *_EVERYWHERE,
+    *("del", "hdel", "hget", "hgetall", "hincrby", "hmget", "hset"),
+    *("pexpire", "ping", "publish", "subscribe", "time"),
+    *("xadd", "xread", "xrevrange"),
+    *("zadd", "zcard", "zcount", "zrange", "zrangebylex", "zrangebyscore", "zrem", "zremrangebyscore", "zscore"),
+)
+"""Breakers and bulkheads: scripts, the log that is followed, messages to those who wait."""
+
+ELSEWHERE: Final = (
+    *_EVERYWHERE,
+    *("append", "del", "exec", "exists", "multi", "persist", "pexpire", "pttl", "rename", "scan", "time"),
+    *("get", "getrange", "set"),
+    *("hdel", "hget", "hgetall", "hincrby", "hmget", "hset"),
+    *("lrange", "lrem", "rpush"),
+    *("ping", "publish", "subscribe"),
+    *("xadd", "xrange"),
+    *("zadd", "zcard", "zcount", "zrandmember", "zrange", "zrangebyscore", "zrem", "zremrangebyscore", "zscore"),
+    *("ft._list", "ft.create", "ft.dropindex", "ft.info", "ft.search"),
+)
+"""All the rest: the cache and its index, documents, flights, workers."""
+
+
+def acl_commands(store: Store, *, separate: bool = False) -> list[str]:
+    """The commands, sorted. `separate`: breakers and bulkheads have a Redis of their own."""
+    if store == "breaker":
+        return sorted(BREAKER)
+    return sorted({*ELSEWHERE, *(() if separate else BREAKER)})
+
+
+def acl_line(store: Store, *, user: str, prefix: str, password: str | None = None, separate: bool = False) -> str:
+    """The line. The password stands in it as its SHA-256; without one, a place to put that."""
+    secret = f"#{hashlib.sha256(password.encode()).hexdigest()}" if password else "#<sha256-of-the-password>"
+    rights = [f"~{key}" for key in _keys(store, prefix)]
+    rights += [f"&{prefix}*", "-@all", *(f"+{command}" for command in acl_commands(store, separate=separate))]
+    return f"user {user} on {secret} {' '.join(rights)}"
+
+
+def _keys(store: Store, prefix: str) -> list[str]:
+    """Patterns of keys. Names of indexes are keys too."""
+    if store == "breaker":
+        return [f"{prefix}cb:*", f"{prefix}bulkhead:*", f"{prefix}probe"]
+    return [f"{prefix}*"]

@@ -1,0 +1,86 @@
+"""What a Redis server says of itself (INFO), and what of that is no good for Ragherd."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from api.ports.stores import Store, StoreWarning
+
+OLDEST: Final[Mapping[Store, tuple[int, int]]] = {"main": (7, 4), "breaker": (7, 2)}
+
+WITHOUT_SEARCH: Final = "without_search"
+ADVICE: Final = {
+    "old": "This Redis is older than what Ragherd is tested with: use Redis 8, or Redis Stack 7.4.",
+    WITHOUT_SEARCH: "This Redis has no search module, so there is neither a semantic cache nor a knowledge base: "
+    "use Redis 8, or Redis Stack 7.4, with its query engine.",
+    "evicts_all": "Its maxmemory-policy lets Redis drop any key when memory is short, also documents and the state of "
+    "breakers: set maxmemory-policy to volatile-lfu.",
+    "not_persistent": "It keeps no append-only file and has written no snapshot since it started: documents are gone "
+    "when it stops. Set appendonly yes, on a disk that outlives it.",
+    "snapshots_only": "It keeps no append-only file: documents stored since its last snapshot are gone when it stops. "
+    "Set appendonly yes.",
+    "disk_fails": "It can not write to its disk: what is stored now is lost when it stops. Look into its log.",
+    "replica": "It is a replica that takes writes: they are lost at its next synchronisation. "
+    "Name the primary, or the Sentinels.",
+    "read_only": "It takes no writes, being a replica: it is not used until it does. "
+    "Name the primary, or the Sentinels.",
+    "unchecked": "Its user may not ask INFO, so nothing is known of how it is set up: `ragherd redis-acl` prints "
+    "what a user needs.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ServerFacts:
+    """What matters of INFO. `snapshots`: one was written, or data loaded from disk, since the server started."""
+
+    version: tuple[int, int]
+    has_search: bool
+    policy: str
+    append_only: bool
+    snapshots: bool
+    disk_works: bool
+    is_replica: bool
+
+
+def server_facts(info: Mapping[str, Any]) -> ServerFacts:
+    """Reads INFO as redis-py gives it; what is missing counts as good."""
+    numbers = re.findall(r"\d+", str(info.get("redis_version", ""))) or ["99", "0"]
+    states = ("rdb_last_bgsave_status", "aof_last_write_status", "aof_last_bgrewrite_status")
+    return ServerFacts(
+        version=(int(numbers[0]), int(numbers[1]) if len(numbers) > 1 else 0),
+        has_search=any(module.get("name") in {"search", "searchlight"} for module in info.get("modules", ())),
+        policy=str(info.get("maxmemory_policy", "")),
+        append_only=str(info.get("aof_enabled", 1)) == "1",
+        snapshots=int(info.get("rdb_last_bgsave_time_sec", 0)) >= 0
+        or int(info.get("rdb_last_load_keys_loaded", 0)) > 0,
+        disk_works=all(str(info.get(state, "ok")) == "ok" for state in states),
+        is_replica=str(info.get("role", "master")) != "master",
+    )
+
+
+def warnings_of(facts: ServerFacts, store: Store) -> list[StoreWarning]:
+    """What an operator should change, by name in the order of `ADVICE`."""
+    return [warning(store, name) for name in _names(facts, store)]
+
+
+def warning(store: Store, name: str) -> StoreWarning:
+    """One warning of that name."""
+    return StoreWarning(store, name, ADVICE[name])
+
+
+def _names(facts: ServerFacts, store: Store) -> Iterator[str]:
+    if facts.version < OLDEST[store]:
+        yield "old"
+    if store == "main" and not facts.has_search:
+        yield WITHOUT_SEARCH
+    if facts.policy.startswith("allkeys-"):
+        yield "evicts_all"
+    if store == "main" and not facts.append_only:  # a breaker that is forgotten starts closed, and learns
+        yield "snapshots_only" if facts.snapshots else "not_persistent"
+    if not facts.disk_works:
+        yield "disk_fails"
+    if facts.is_replica:
+        yield "replica"

@@ -1,0 +1,156 @@
+"""How a Redis is set up: what is said of it, in the log, in /health, as a metric; and one that takes no writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from redis.asyncio import Redis
+
+from api.embedded.redis_server import EmbeddedRedis, embedded_redis
+from api.redis_store import checkup
+from api.redis_store.checkup import RedisCheckup
+from api.redis_store.gate import GateEvents, RedisGate
+from tests.service import ask, make_settings, running_service
+from tests.stub_ollama import StubOllama
+from tests.waiting import wait_until_async
+
+QUESTION = "How long is the warranty?"
+
+
+@pytest.fixture
+def server() -> Iterator[EmbeddedRedis]:
+    """A Redis of the test's own, whose settings it may change."""
+    with embedded_redis() as running:
+        yield running
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkup, "LOOK_SECONDS", 0.1)
+
+
+async def warnings(client: httpx.AsyncClient) -> list[tuple[str, str]]:
+    found = (await client.get("/health")).json()["redis_warnings"]
+    assert all(warning["advice"] for warning in found)
+    return [(warning["store"], warning["name"]) for warning in found]
+
+
+async def test_a_redis_that_is_set_up_well_gives_no_warning(
+    server: EmbeddedRedis, stub: StubOllama, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async with running_service(make_settings(server.url, stub.base_url)) as client:
+        assert await warnings(client) == []
+    assert "redis_warning" not in capfd.readouterr().err
+
+
+@pytest.mark.usefixtures("quick")
+async def test_a_warning_comes_and_goes_with_its_reason(
+    server: EmbeddedRedis, stub: StubOllama, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async with (
+        Redis.from_url(server.url) as redis,
+        running_service(make_settings(server.url, stub.base_url)) as client,
+    ):
+        await redis.config_set("maxmemory-policy", "allkeys-lru")
+
+        async def is_said() -> bool:
+            return ("main", "evicts_all") in await warnings(client)
+
+        async def is_shown(value: str) -> bool:
+            line = f'ragherd_redis_warnings{{store="main",warning="evicts_all"}} {value}'
+            return line in (await client.get("/metrics")).text
+
+        await wait_until_async(is_said)
+        await wait_until_async(lambda: is_shown("1.0"))
+        assert (await client.get("/health")).json()["status"] == "healthy"
+        await redis.config_set("maxmemory-policy", "noeviction")
+        await wait_until_async(lambda: is_shown("0.0"))
+        assert await warnings(client) == []
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines() if "evicts_all" in line]
+    assert [(line["event"], line["level"]) for line in lines] == [
+        ("redis_warning", "warning"),
+        ("redis_warning_over", "info"),
+    ]
+    assert "set maxmemory-policy to volatile-lfu" in lines[0]["message"]
+
+
+async def test_it_is_looked_at_again_when_it_is_found_again(stub: StubOllama) -> None:
+    with embedded_redis() as server:
+        async with Redis.from_url(server.url) as redis:
+            gate = RedisGate(redis, 4)
+            found = RedisCheckup(gate, "main")
+            assert await gate.check()
+            assert [warning.name for warning in found.warnings] == []
+            server.kill()
+            assert not await gate.check()
+            server.start()
+            await redis.config_set("appendonly", "no")
+            assert await gate.check()
+            assert [warning.name for warning in found.warnings] in (["not_persistent"], ["snapshots_only"])
+
+
+async def test_a_user_that_may_not_ask_is_said(server: EmbeddedRedis) -> None:
+    async with Redis.from_url(server.url) as redis:
+        rights: tuple[Any, ...] = ("ACL", "SETUSER", "app", "on", ">pw", "~*", "+@all", "-info")
+        await redis.execute_command(*rights)  # type: ignore[no-untyped-call]
+        async with Redis.from_url(server.url, username="app", password="pw") as app:
+            gate = RedisGate(app, 4)
+            found = RedisCheckup(gate, "main")
+            assert await gate.check()
+            assert [warning.name for warning in found.warnings] == ["unchecked"]
+
+
+class Turns(GateEvents):
+    """How often it was found."""
+
+    def __init__(self) -> None:
+        self.found_times = 0
+
+    def found(self) -> None:
+        self.found_times += 1
+
+
+async def test_one_that_takes_no_writes_is_lost_until_it_does(
+    redis: Redis, redis_url: str, stub: StubOllama, server: EmbeddedRedis, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async with (
+        Redis.from_url(server.url) as replica,
+        running_service(make_settings(server.url, stub.base_url)) as client,
+    ):
+        await ask(client, QUESTION)
+        turns = Turns()
+        gate = RedisGate(replica, 4, turns)
+        assert await gate.check()
+        host, port = redis_url.removeprefix("redis://").split(":")
+        await replica.replicaof(host, port)  # type: ignore[no-untyped-call]
+
+        async def has(**fields: Any) -> bool:
+            health = (await client.get("/health")).json()
+            return {name: health[name] for name in fields} == fields
+
+        await wait_until_async(lambda: has(status="degraded", database=False))
+        for _ in range(20):  # PING would be answered
+            assert await gate.check() is False
+        assert await warnings(client) == [("main", "read_only")]
+        assert (await ask(client, QUESTION))["cache"]["status"] == "bypass"
+        assert turns.found_times == 1
+        await replica.replicaof("NO", "ONE")  # type: ignore[no-untyped-call]
+        await wait_until_async(lambda: has(status="healthy", database=True))
+        assert ("main", "read_only") not in await warnings(client)
+    lines = capfd.readouterr().err.splitlines()
+    lost = [json.loads(line) for line in lines if '"redis_lost"' in line]
+    assert "It takes no writes" in next(line["message"] for line in lost if "replica" in line["error"])
+    assert len([line for line in lines if '"redis_found"' in line]) == 2
+
+
+@pytest.mark.parametrize("refusal", ["min-replicas-to-write", "maxmemory"])
+async def test_one_that_refuses_writes_for_another_reason_is_still_read(server: EmbeddedRedis, refusal: str) -> None:
+    async with Redis.from_url(server.url) as redis:
+        gate = RedisGate(redis, 4)
+        await redis.config_set(refusal, "1")
+        assert await gate.check() is True
+        assert await gate.run("get", lambda client: client.get("rag:nothing")) is None

@@ -1,0 +1,85 @@
+"""The line of `ragherd redis-acl` grants what the code uses and nothing else. The integration tests run under it."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from api.cli.commands import commands
+from api.ports.stores import Store
+from api.redis_store.acl import acl_commands, acl_line
+
+STORE = Path(__file__).parents[2] / "api" / "redis_store"
+BY_REDIS_PY = {"client|setinfo", "evalsha", "exec", "multi", "script|exists", "script|load"}
+"""What it sends by itself: when it connects, around scripts and transactions."""
+GUARDS = ("breaker_", "bulkhead_")
+
+
+def by_scripts(*prefixes: str) -> set[str]:
+    """What the Lua files call, of those whose name begins so."""
+    files = [path for path in (STORE / "lua").glob("*.lua") if path.name.startswith(prefixes or "")]
+    found = re.findall(r"redis\.p?call\(\s*['\"]([A-Za-z.]+)", "\n".join(path.read_text() for path in files))
+    return {name.lower() for name in found}
+
+
+def by_python() -> set[str]:
+    """What looks like a command in the Python files: a method of a client or a pipeline, the name of a search one."""
+    text = "\n".join(path.read_text() for path in STORE.glob("*.py") if path.name != "acl.py")
+    methods = re.findall(r"\b(?:client|pipe|subscribed)\.([a-z_]+)\(", text)
+    named = {"delete": "del", "create": "ft.create"}
+    searches = {name.lower() for name in re.findall(r"\"(FT\.[A-Z_]+)\"", text)}
+    made = {"ft.create"} if "index.create(" in text else set()
+    return {named.get(name, name) for name in methods} | searches | made
+
+
+@pytest.mark.parametrize("separate", [True, False])
+def test_every_command_of_the_scripts_is_granted(separate: bool) -> None:
+    guards, others = by_scripts(*GUARDS), {*by_scripts()} - by_scripts(*GUARDS)
+    assert len(guards) > 10
+    assert guards <= set(acl_commands("breaker"))
+    assert others <= set(acl_commands("main", separate=separate))
+    if not separate:
+        assert guards <= set(acl_commands("main"))
+
+
+def test_nothing_is_granted_that_nothing_uses() -> None:
+    used = by_scripts() | by_python() | BY_REDIS_PY
+    assert set(acl_commands("main")) - used == set()
+    assert set(acl_commands("breaker")) - by_scripts(*GUARDS) - by_python() - BY_REDIS_PY == set()
+    assert not [name for name in acl_commands("main") if name.startswith(("config", "keys", "flush", "acl", "eval|"))]
+
+
+def test_the_breakers_user_reaches_the_breakers_keys_alone() -> None:
+    line = acl_line("breaker", user="guard", prefix="rag:", password="secret")
+    assert re.findall(r"[~&]\S+", line) == ["~rag:cb:*", "~rag:bulkhead:*", "~rag:probe", "&rag:*"]
+    assert not re.search(r"ft\.|scan", line)
+
+
+def test_the_password_is_in_it_as_a_digest_alone() -> None:
+    line = acl_line("main", user="ragherd", prefix="mine:", password="secret")
+    assert line.startswith(f"user ragherd on #{hashlib.sha256(b'secret').hexdigest()} ~mine:* &mine:* -@all +")
+    assert "secret" not in line
+
+
+@pytest.mark.parametrize(("arguments", "store"), [([], "main"), (["--breaker"], "breaker")])
+def test_the_command_prints_the_line(monkeypatch: pytest.MonkeyPatch, arguments: list[str], store: Store) -> None:
+    monkeypatch.setenv("REDIS_PREFIX", "mine:")
+    ran = CliRunner().invoke(commands, ["redis-acl", "--password-stdin", *arguments], input="secret\n")
+    assert ran.exit_code == 0
+    assert ran.output == acl_line(store, user="ragherd", prefix="mine:", password="secret") + "\n"
+
+
+def test_without_a_password_there_is_a_place_for_it_that_redis_refuses() -> None:
+    ran = CliRunner().invoke(commands, ["redis-acl"])
+    assert "user ragherd on #<sha256-of-the-password> ~rag:* " in ran.output
+
+
+@pytest.mark.parametrize("arguments", [["--user", "a b"], ["--password-stdin"]])
+def test_what_can_make_no_line_is_refused(arguments: list[str]) -> None:
+    ran = CliRunner().invoke(commands, ["redis-acl", *arguments], input="\n")
+    assert ran.exit_code == 1
+    assert ran.output.startswith("ragherd: --")

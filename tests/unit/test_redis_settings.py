@@ -1,0 +1,86 @@
+"""Settings of Redis: its URLs, and the files of TLS, which are looked at before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import trustme
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
+
+from api.errors import SettingsError
+from api.settings import load_settings, variable_names
+from tests.tls_proxy import Certificates, certificates
+
+
+@pytest.fixture(autouse=True)
+def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in variable_names():
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("REDIS_URL", "rediss://redis.test")
+
+
+@pytest.fixture
+def held(tmp_path: Path) -> Certificates:
+    return certificates(tmp_path / "tls", "redis.test")
+
+
+def refused(monkeypatch: pytest.MonkeyPatch, **variables: object) -> str:
+    """What is said of those variables."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(SettingsError) as caught:
+        load_settings(None)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_files_that_can_be_used_are_taken(monkeypatch: pytest.MonkeyPatch, held: Certificates) -> None:
+    monkeypatch.setenv("REDIS_CA_FILE", str(held.ca))
+    monkeypatch.setenv("REDIS_CERT_FILE", str(held.pair))
+    assert load_settings(None).redis.ca_file == str(held.ca)
+    monkeypatch.setenv("REDIS_KEY_FILE", str(held.folder / "client.key"))
+    assert load_settings(None).redis.key_file is not None
+
+
+def test_a_ca_that_is_not_there_or_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    line = refused(monkeypatch, REDIS_CA_FILE=tmp_path / "none.pem")
+    assert line == f"REDIS_CA_FILE: '{tmp_path}/none.pem': No such file or directory"
+    (tmp_path / "text.pem").write_text("no certificate")
+    assert refused(monkeypatch, REDIS_CA_FILE=tmp_path / "text.pem").startswith("REDIS_CA_FILE: no certificate")
+
+
+def test_a_certificate_and_the_key_of_another(monkeypatch: pytest.MonkeyPatch, held: Certificates) -> None:
+    trustme.CA().issue_cert("x@y.test").private_key_pem.write_to_path(held.folder / "other.key")
+    line = refused(monkeypatch, REDIS_CERT_FILE=held.pair, REDIS_KEY_FILE=held.folder / "other.key")
+    assert line.startswith("REDIS_CERT_FILE: ")
+    assert line.endswith("the key is not that of the certificate")
+
+
+def test_a_certificate_without_a_key_and_an_encrypted_key(monkeypatch: pytest.MonkeyPatch, held: Certificates) -> None:
+    assert "in PEM form, or encrypted" in refused(monkeypatch, REDIS_CERT_FILE=held.ca)
+    key = load_pem_private_key((held.folder / "client.key").read_bytes(), None)
+    secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret"))
+    (held.folder / "secret.key").write_bytes(secret)
+    line = refused(monkeypatch, REDIS_CERT_FILE=held.pair, REDIS_KEY_FILE=held.folder / "secret.key")
+    assert "encrypted" in line
+
+
+def test_a_key_without_a_certificate_and_files_without_tls(monkeypatch: pytest.MonkeyPatch, held: Certificates) -> None:
+    assert refused(monkeypatch, REDIS_KEY_FILE=held.folder / "client.key").startswith("REDIS_KEY_FILE: ")
+    line = refused(monkeypatch, REDIS_URL="redis://redis.test", REDIS_KEY_FILE="", REDIS_CA_FILE=held.ca)
+    assert line.startswith("REDIS_CA_FILE: needs TLS")
+    monkeypatch.setenv("BREAKER_REDIS_URL", "rediss://other.test")
+    assert load_settings(None).breaker_redis.url == "rediss://other.test"
+
+
+@pytest.mark.parametrize("url", ["http://h", "redis://h/1", "rediss+sentinel://h/p", "rediss://h?ssl_cert_reqs=none"])
+def test_a_bad_url_of_the_breakers_redis(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    line = refused(monkeypatch, BREAKER_REDIS_URL=url)
+    assert line.startswith("BREAKER_REDIS_URL: ")
+    assert url not in line
