@@ -22,7 +22,7 @@ COMMAND = [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "worker_config" / 
 class Gunicorn:
     """A running master. Its output is a file that the tests read."""
 
-    def __init__(self, app: str, log: Path, settings: dict[str, str]) -> None:
+    def __init__(self, app: str, log: Path, settings: dict[str, str], folder: Path = ROOT) -> None:
         self._log = log
         self._metrics_port = settings.get("METRICS_PORT", "0")
         one_request_each = httpx.Limits(max_keepalive_connections=0)
@@ -31,7 +31,7 @@ class Gunicorn:
         own = {"PORT": "0", "WORKERS": "1", "METRICS_PORT": "0", "PYTHONPATH": str(ROOT)}
         with log.open("wb") as output:
             self.process = subprocess.Popen(
-                [*COMMAND, app], cwd=ROOT, env={**inherited, **own, **settings}, stdout=output, stderr=output
+                [*COMMAND, app], cwd=folder, env={**inherited, **own, **settings}, stdout=output, stderr=output
             )
 
     @property
@@ -54,10 +54,15 @@ class Gunicorn:
     def metrics(self) -> str:
         return self.client.get(f"http://127.0.0.1:{self._metrics_port}/metrics").raise_for_status().text
 
+    def metric(self, series: str) -> float:
+        """The figure of one series, as the metrics process gives it."""
+        return float(re.findall(rf"^{re.escape(series)} (\S+)$", self.metrics(), re.MULTILINE)[0])
+
     def misses(self) -> float:
-        return float(
-            re.findall(r'^ragherd_cache_lookups_total\{result="miss"\} (\S+)$', self.metrics(), re.MULTILINE)[0]
-        )
+        return self.metric('ragherd_cache_lookups_total{result="miss"}')
+
+    def replaced(self, reason: str) -> float:
+        return self.metric(f'ragherd_workers_replaced_total{{reason="{reason}"}}')
 
     def workers(self) -> set[int]:
         return {pid for pid, command in children(self.pid).items() if "metrics_server" not in command}
@@ -107,8 +112,8 @@ def gunicorns(app: str, folder: Path) -> Iterator[Callable[..., Gunicorn]]:
     """Starts gunicorn with settings, as often as wanted; at the end nothing of it is left."""
     started: list[Gunicorn] = []
 
-    def begin(*, ready: bool = True, **settings: str) -> Gunicorn:
-        gunicorn = Gunicorn(app, folder / f"{len(started)}.log", settings)
+    def begin(*, ready: bool = True, working_directory: Path = ROOT, **settings: str) -> Gunicorn:
+        gunicorn = Gunicorn(app, folder / f"{len(started)}.log", settings, working_directory)
         started.append(gunicorn)
         if ready:
             wait_until(gunicorn.is_ready, timeout=30)

@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -173,16 +173,20 @@ def _in_background(gunicorn: Gunicorn, answers: list[object]) -> threading.Threa
         except httpx.HTTPError as error:
             answers.append(error)
 
-    before = _connections(gunicorn)
+    before = _sockets(gunicorn)
     thread = threading.Thread(target=ask)
     thread.start()
-    wait_until(lambda: _connections(gunicorn) > before)
+    wait_until(lambda: _sockets(gunicorn) - before)
     return thread
 
 
-def _connections(gunicorn: Gunicorn) -> int:
+def _sockets(gunicorn: Gunicorn) -> set[str]:
     [worker] = gunicorn.workers()
-    return sum(1 for fd in (Path("/proc") / str(worker) / "fd").iterdir() if "socket:" in str(fd.readlink()))
+    found = set()
+    for fd in (Path("/proc") / str(worker) / "fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            found.add(str(fd.readlink()))
+    return {name for name in found if name.startswith("socket:")}
 
 
 def test_a_request_in_flight_is_answered_before_the_worker_leaves(start: Start) -> None:
