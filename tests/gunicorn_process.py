@@ -7,7 +7,7 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -22,7 +22,10 @@ COMMAND = [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "worker_config" / 
 class Gunicorn:
     """A running master. Its output is a file that the tests read."""
 
-    def __init__(self, app: str, log: Path, settings: dict[str, str], folder: Path = ROOT) -> None:
+    def __init__(
+        self, app: str, log: Path, settings: dict[str, str], folder: Path = ROOT, before: Sequence[str] = ()
+    ) -> None:
+        """`before`: what the command begins with, where another program is to start it."""
         self._log = log
         self._metrics_port = settings.get("METRICS_PORT", "0")
         one_request_each = httpx.Limits(max_keepalive_connections=0)
@@ -31,7 +34,7 @@ class Gunicorn:
         own = {"PORT": "0", "WORKERS": "1", "METRICS_PORT": "0", "PYTHONPATH": str(ROOT)}
         with log.open("wb") as output:
             self.process = subprocess.Popen(
-                [*COMMAND, app], cwd=folder, env={**inherited, **own, **settings}, stdout=output, stderr=output
+                [*before, *COMMAND, app], cwd=folder, env={**inherited, **own, **settings}, stdout=output, stderr=output
             )
 
     @property
