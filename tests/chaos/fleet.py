@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from tests.waiting import wait_until
 
 WORKERS = {"r1": 2, "r2": 1, "r3": 2, "r4": 1}
 REDIS_SECONDS = 0.3
-"""For one command, for connecting, and for all that the cache asks of Redis for one question."""
+"""For one command, and for connecting."""
 BREAKER_SECONDS = 2.0
 """How long the breaker stays open at first."""
 SETTINGS = {
@@ -29,7 +30,7 @@ SETTINGS = {
     "ADMIN_KEYS": "chaos",
     "REDIS_TIMEOUT": str(REDIS_SECONDS),
     "REDIS_CONNECT_TIMEOUT": str(REDIS_SECONDS),
-    "REDIS_REQUEST_BUDGET": str(REDIS_SECONDS),
+    "REDIS_REQUEST_BUDGET": "0.4",
     "OLLAMA_CONNECT_TIMEOUT": "1",
     "OLLAMA_FIRST_TOKEN_TIMEOUT": "2",
     "OLLAMA_COLD_FIRST_TOKEN_TIMEOUT": "4",
@@ -59,6 +60,13 @@ class Replica:
         """Another process in place of the one that ended."""
         self.gunicorn.client.close()
         self.gunicorn = self._started()
+
+    def reload(self) -> Callable[[], bool]:
+        """SIGHUP. Whether all workers have been replaced since, and those that were are gone."""
+        before = self.gunicorn.workers()
+        self.gunicorn.process.send_signal(signal.SIGHUP)
+        count = WORKERS[self.name]
+        return lambda: len(now := self.gunicorn.workers()) == count and not now & before
 
     def _started(self) -> Gunicorn:
         self._starts += 1

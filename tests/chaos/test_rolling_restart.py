@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable
 
@@ -54,14 +53,7 @@ def test_a_reload_of_every_replica_fails_no_request(fleet: Fleet, note: Note) ->
     fleet.ollama.behaviour(pace=0.03)
     with all_kinds(fleet.balancer.url) as loads:
         for replica in fleet.replicas:
-            before = replica.gunicorn.workers()
-            replica.gunicorn.process.send_signal(signal.SIGHUP)
-            wait_until(lambda before=before, replica=replica: renewed(replica, before), timeout=60)
+            wait_until(replica.reload(), timeout=60)
             assert fleet.balancer.up() == {replica.name for replica in fleet.replicas}
     note(f"reload of {len(fleet.replicas)} replicas: {summary(loads)}")
     no_failures(loads)
-
-
-def renewed(replica: Replica, before: set[int]) -> bool:
-    now = replica.gunicorn.workers()
-    return len(now) == len(before) and not now & before
