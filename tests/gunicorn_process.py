@@ -16,14 +16,23 @@ import httpx
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[1]
-COMMAND = [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "worker_config" / "gunicorn_conf.py")]
+COMMAND = [sys.executable, "-m", "gunicorn", "-c"]
+FILE = str(ROOT / "worker_config" / "gunicorn_conf.py")
+MODULE = "python:worker_config.gunicorn_conf"
+"""The two names of the configuration: in a checkout, and in the container image."""
 
 
 class Gunicorn:
     """A running master. Its output is a file that the tests read."""
 
     def __init__(
-        self, app: str, log: Path, settings: dict[str, str], folder: Path = ROOT, before: Sequence[str] = ()
+        self,
+        app: str,
+        log: Path,
+        settings: dict[str, str],
+        folder: Path = ROOT,
+        before: Sequence[str] = (),
+        configuration: str = FILE,
     ) -> None:
         """`before`: what the command begins with, where another program is to start it."""
         self._log = log
@@ -34,7 +43,11 @@ class Gunicorn:
         own = {"PORT": "0", "WORKERS": "1", "METRICS_PORT": "0", "PYTHONPATH": str(ROOT)}
         with log.open("wb") as output:
             self.process = subprocess.Popen(
-                [*before, *COMMAND, app], cwd=folder, env={**inherited, **own, **settings}, stdout=output, stderr=output
+                [*before, *COMMAND, configuration, app],
+                cwd=folder,
+                env={**inherited, **own, **settings},
+                stdout=output,
+                stderr=output,
             )
 
     @property
@@ -115,8 +128,11 @@ def gunicorns(app: str, folder: Path) -> Iterator[Callable[..., Gunicorn]]:
     """Starts gunicorn with settings, as often as wanted; at the end nothing of it is left."""
     started: list[Gunicorn] = []
 
-    def begin(*, ready: bool = True, working_directory: Path = ROOT, **settings: str) -> Gunicorn:
-        gunicorn = Gunicorn(app, folder / f"{len(started)}.log", settings, working_directory)
+    def begin(
+        *, ready: bool = True, working_directory: Path = ROOT, configuration: str = FILE, **settings: str
+    ) -> Gunicorn:
+        log = folder / f"{len(started)}.log"
+        gunicorn = Gunicorn(app, log, settings, working_directory, configuration=configuration)
         started.append(gunicorn)
         if ready:
             wait_until(gunicorn.is_ready, timeout=30)

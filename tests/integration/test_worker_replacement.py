@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.gunicorn_process import Gunicorn, free_port, gunicorns, is_gone
+from tests.gunicorn_process import FILE, MODULE, Gunicorn, free_port, gunicorns, is_gone
 from tests.load import Load, constant_load
 from tests.waiting import wait_until
 
@@ -103,9 +103,11 @@ def env_file(tmp_path: Path) -> Path:
     return folder / ".env"
 
 
-def test_a_reload_takes_new_settings_and_no_request_fails(start: Start, env_file: Path) -> None:
+@pytest.mark.parametrize("configuration", [FILE, MODULE], ids=["file", "module"])
+def test_a_reload_takes_new_settings_and_no_request_fails(start: Start, env_file: Path, configuration: str) -> None:
     env_file.write_text("WORKERS=2\nPORT=0\n")
-    gunicorn = start(WORKERS="", PORT="", METRICS_PORT=free_port(), working_directory=env_file.parent)
+    where = {"working_directory": env_file.parent, "configuration": configuration}
+    gunicorn = start(WORKERS="", PORT="", METRICS_PORT=free_port(), **where)
     wait_until(lambda: len(gunicorn.workers()) == 2)
     before, metrics_process = gunicorn.workers(), gunicorn.metrics_process()
     env_file.write_text("WORKERS=3\nPORT=1234\n")
@@ -146,6 +148,13 @@ def test_workers_that_can_not_start_replace_nobody(start: Start, tmp_path: Path)
     broken.unlink()
     wait_until(lambda: successors_serve(gunicorn, {first}, 1), timeout=20)
     assert gunicorn.is_ready()
+
+
+def test_a_first_worker_that_can_not_start_ends_the_master(start: Start, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.touch()
+    gunicorn = start(ready=False, TEST_BROKEN=str(broken))
+    assert gunicorn.process.wait(15) == 3
 
 
 def test_sigterm_in_the_middle_of_a_reload_ends_everything_in_time(start: Start) -> None:
