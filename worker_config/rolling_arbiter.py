@@ -45,6 +45,7 @@ class RollingArbiter(Arbiter):  # type: ignore[misc]  # untyped library
                 self.spawn_worker()
         if step.replace:
             self._replace(step.replace)
+        self.metrics_directory.add_up(self.WORKERS)
 
     def reload(self) -> None:
         """SIGHUP: new settings, for new workers, one after the other. Bad ones change nothing."""

@@ -21,7 +21,7 @@ from tests.stub_ollama import StubProcess, stub_process
 from tests.waiting import wait_until
 
 WORKERS = {"r1": 2, "r2": 1, "r3": 2, "r4": 1}
-REDIS_SECONDS = 0.3
+REDIS_SECONDS = 0.5
 """For one command, and for connecting."""
 BREAKER_SECONDS = 2.0
 """How long the breaker stays open at first."""
@@ -30,7 +30,7 @@ SETTINGS = {
     "ADMIN_KEYS": "chaos",
     "REDIS_TIMEOUT": str(REDIS_SECONDS),
     "REDIS_CONNECT_TIMEOUT": str(REDIS_SECONDS),
-    "REDIS_REQUEST_BUDGET": "0.4",
+    "REDIS_REQUEST_BUDGET": "0.6",
     "OLLAMA_CONNECT_TIMEOUT": "1",
     "OLLAMA_FIRST_TOKEN_TIMEOUT": "2",
     "OLLAMA_COLD_FIRST_TOKEN_TIMEOUT": "4",

@@ -18,7 +18,7 @@ from tests.chaos.traffic import CACHED, LONG, cached, fresh, no_failures, summar
 from tests.load import Load, constant_load
 from tests.waiting import wait_until
 
-pytestmark = pytest.mark.chaos
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(240)]
 
 Note = Callable[[str], None]
 
@@ -42,7 +42,7 @@ class Waits:
 
 def time_until(condition: Callable[[], object]) -> float:
     began = time.monotonic()
-    wait_until(condition, timeout=30)
+    wait_until(condition, timeout=90)
     return time.monotonic() - began
 
 

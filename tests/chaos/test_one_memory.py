@@ -7,7 +7,7 @@ import pytest
 from tests.chaos.fleet import Fleet
 from tests.waiting import wait_until
 
-pytestmark = pytest.mark.chaos
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(240)]
 
 
 def test_what_one_replica_answered_is_a_hit_on_every_other(fleet: Fleet) -> None:

@@ -12,12 +12,11 @@ from tests.chaos.fleet import Fleet, Replica
 from tests.chaos.traffic import LONG, all_kinds, no_failures, summary
 from tests.waiting import wait_until
 
-pytestmark = pytest.mark.chaos
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(240)]
 
 Note = Callable[[str], None]
 
 
-@pytest.mark.timeout(240)
 def test_a_rolling_restart_fails_no_request(fleet: Fleet, note: Note) -> None:
     fleet.ollama.behaviour(pace=0.03)
     seconds = []
@@ -48,7 +47,6 @@ def restart(fleet: Fleet, replica: Replica) -> None:
     wait_until(lambda: replica.name in fleet.balancer.up())
 
 
-@pytest.mark.timeout(240)
 def test_a_reload_of_every_replica_fails_no_request(fleet: Fleet, note: Note) -> None:
     fleet.ollama.behaviour(pace=0.03)
     with all_kinds(fleet.balancer.url) as loads:

@@ -81,6 +81,18 @@ def test_workers_are_replaced_after_max_requests_and_no_request_fails(start: Sta
     assert (gunicorn.replaced("memory"), gunicorn.replaced("reload")) == (0, 0)
 
 
+def test_totals_never_fall_and_files_do_not_pile_up_while_workers_are_replaced(start: Start) -> None:
+    gunicorn = start(WORKERS="2", MAX_REQUESTS="200", METRICS_PORT=free_port())
+    seen: list[float] = []
+    with constant_load(lambda client: client.get(f"{gunicorn.url()}/count"), 3) as load:
+        wait_until(lambda: seen.append(gunicorn.misses()) or gunicorn.replaced("requests") >= 4, timeout=60)
+    assert load.failures == []
+    assert seen == sorted(seen)
+    wait_until(lambda: len(gunicorn.workers()) == 2)
+    wait_until(lambda: gunicorn.misses() == load.answered)
+    wait_until(lambda: len(list(gunicorn.directory().glob("counter_*.db"))) <= 4)  # two workers, the master, the gone
+
+
 def test_the_only_worker_leaves_no_gap_and_its_stream_ends(start: Start) -> None:
     gunicorn = start(MAX_REQUESTS="20", GRACEFUL_TIMEOUT="1")
     [first] = gunicorn.workers()
