@@ -6,7 +6,6 @@ behind is known and swept away when the next one begins.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import json
 import os
@@ -14,7 +13,7 @@ import re
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -105,9 +104,8 @@ def network() -> Iterator[Network]:
         sweep(lambda pid: pid == os.getpid())
 
 
-def sweep(is_meant: object) -> None:
+def sweep(is_meant: Callable[[int], bool]) -> None:
     """Takes away the namespaces of the runs whose process id `is_meant`, with the processes in them."""
-    assert callable(is_meant)
     for namespace in _namespaces():
         owner = re.match(rf"{PREFIX}(\d+)-", namespace)
         if owner and is_meant(int(owner[1])):
@@ -131,7 +129,7 @@ def _namespaces() -> list[str]:
 
 def _can_make_namespaces() -> bool:
     name = f"{PREFIX}{os.getpid()}-probe"
-    with contextlib.suppress(AssertionError):
+    with suppress(AssertionError):
         run("ip", "netns", "add", name)
         run("ip", "netns", "exec", name, "iptables", "--append", "INPUT", "--jump", "DROP")
         run("ip", "netns", "delete", name)

@@ -127,6 +127,16 @@ def test_cut_off_from_ollama_it_answers_from_redis_and_comes_back(fleet: Fleet, 
     assert max(waits.seconds) < float(SETTINGS["OLLAMA_TOTAL_TIMEOUT"]) + 2
 
 
+def test_where_only_the_one_cut_off_is_asked_the_breaker_opens_for_all_and_the_others_close_it(fleet: Fleet) -> None:
+    cut = fleet.replicas[1]
+    cut.host.cut_off_from(fleet.model)
+    with constant_load(fresh(cut.url), 4):
+        wait_until(lambda: {replica.breaker()["state"] for replica in fleet.replicas} == {"OPEN"}, timeout=60)
+    probe = other(fleet, cut, 0)
+    wait_until(lambda: probe.ask("Is it well?", fresh=True).is_success and probe.breaker()["state"] == "CLOSED", 60)
+    wait_until(lambda: {replica.breaker()["state"] for replica in fleet.replicas} == {"CLOSED"})
+
+
 def test_a_stream_whose_ollama_is_cut_off_ends_with_an_error(fleet: Fleet, note: Note) -> None:
     cut = fleet.replicas[3]
     fleet.ollama.behaviour(pace=0.2)
