@@ -7,7 +7,6 @@ so the configuration's first hook gives it this one (`take_over`). Whom to start
 
 from __future__ import annotations
 
-import logging
 import signal
 import sys
 import time
@@ -25,7 +24,6 @@ from worker_config.succession import Reason, Standing, next_step
 PAUSE_FIRST = 1.0
 PAUSE_LAST = 60.0
 """Seconds before another worker is started after one that could not start: doubled each time."""
-WHY = {Reason.RELOAD: "there are new settings", Reason.REQUESTS: "it has served MAX_REQUESTS"}
 
 
 class RollingArbiter(Arbiter):  # type: ignore[misc]  # untyped library
@@ -69,7 +67,7 @@ class RollingArbiter(Arbiter):  # type: ignore[misc]  # untyped library
             if not any(worker.board.ready and not worker.board.replaced for worker in self.WORKERS.values()):
                 raise
             self.log.error("%s Those that serve go on.", halt.reason)
-            self.reap_workers()  # gunicorn stopped in the middle
+            self.signal_chld(signal.SIGCHLD, None)  # gunicorn stopped in the middle: once more
         for worker in [worker for pid, worker in before.items() if pid not in self.WORKERS]:
             self._is_gone(worker)
 
@@ -97,18 +95,30 @@ class RollingArbiter(Arbiter):  # type: ignore[misc]  # untyped library
         return Reason.REQUESTS if worker.board.worn else None
 
     def _replace(self, worker: Standing) -> None:
-        """Its successor serves: it may go. Without a reason it is one too many (SIGTTOU, fewer WORKERS)."""
-        why = self.memory.describe(worker.pid) if worker.due is Reason.MEMORY else WHY.get(worker.due or Reason.MEMORY)
-        self.log.info("Replacing worker (pid:%s): %s", worker.pid, why or "there is one too many")
+        """Another serves in its place: it may go."""
+        self.log.info("Replacing worker (pid:%s): %s", worker.pid, self._why(worker))
         self._pause = PAUSE_FIRST
         self.WORKERS[worker.pid].board.say_replaced()
         self.kill_worker(worker.pid, signal.SIGTERM)
         if worker.due:
             self.replacements.add(worker.due)
 
+    def _why(self, worker: Standing) -> str:
+        match worker.due:
+            case Reason.MEMORY:
+                return self.memory.describe(worker.pid)
+            case Reason.RELOAD:
+                return "there are new settings"
+            case Reason.REQUESTS:
+                return "it has served MAX_REQUESTS"
+            case None:
+                return "there is one too many"  # SIGTTOU, or fewer WORKERS
+
     def _is_gone(self, worker: Any) -> None:
         self.memory.forget(worker.pid)
         if not worker.board.ready:
+            worker.tmp.close()  # which gunicorn leaves undone where a start failed, as it does the hook
+            self.cfg.child_exit(self, worker)
             self._no_start_before = time.monotonic() + self._pause
             self._pause = min(PAUSE_LAST, self._pause * 2)
 
@@ -117,4 +127,3 @@ def take_over(server: Any) -> None:
     """Makes gunicorn's master, which has not started yet, one of this kind."""
     server.__class__ = RollingArbiter
     server.replacements = ReplacementCount()
-    logging.getLogger("gunicorn.error").debug("Workers are replaced one by one")
