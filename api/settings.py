@@ -19,6 +19,10 @@ from api.redis_tls_files import check_tls_files
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Percent = Annotated[float, Field(gt=0, le=100)]
 Positive = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[int, Field(ge=0)]
+
+MEMORY = r"^([1-9]\d*(\.\d+)?([KMG]i?)?|(100|[1-9]\d?)(\.\d+)?%)$"
+"""Bytes, also as `800Mi` or `1.5G`, or a part of the memory given as `40%`."""
 
 
 class _Concern(BaseSettings):
@@ -37,6 +41,9 @@ class ServerSettings(_Concern):
     stream_stall_timeout: Seconds = 60.0
     graceful_timeout: Seconds = 30.0
     drain_delay: Annotated[float, Field(ge=0, le=300)] = 0.0
+    max_requests: NotNegative = 0
+    max_requests_jitter: NotNegative = 0
+    worker_memory_limit: Annotated[str, Field(pattern=MEMORY)] | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_questions: bool = False
 

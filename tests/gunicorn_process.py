@@ -7,7 +7,7 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -16,13 +16,25 @@ import httpx
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[1]
-COMMAND = [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "worker_config" / "gunicorn_conf.py")]
+COMMAND = [sys.executable, "-m", "gunicorn", "-c"]
+FILE = str(ROOT / "worker_config" / "gunicorn_conf.py")
+MODULE = "python:worker_config.gunicorn_conf"
+"""The two names of the configuration: in a checkout, and in the container image."""
 
 
 class Gunicorn:
     """A running master. Its output is a file that the tests read."""
 
-    def __init__(self, app: str, log: Path, settings: dict[str, str]) -> None:
+    def __init__(
+        self,
+        app: str,
+        log: Path,
+        settings: dict[str, str],
+        folder: Path = ROOT,
+        before: Sequence[str] = (),
+        configuration: str = FILE,
+    ) -> None:
+        """`before`: what the command begins with, where another program is to start it."""
         self._log = log
         self._metrics_port = settings.get("METRICS_PORT", "0")
         one_request_each = httpx.Limits(max_keepalive_connections=0)
@@ -31,7 +43,11 @@ class Gunicorn:
         own = {"PORT": "0", "WORKERS": "1", "METRICS_PORT": "0", "PYTHONPATH": str(ROOT)}
         with log.open("wb") as output:
             self.process = subprocess.Popen(
-                [*COMMAND, app], cwd=ROOT, env={**inherited, **own, **settings}, stdout=output, stderr=output
+                [*before, *COMMAND, configuration, app],
+                cwd=folder,
+                env={**inherited, **own, **settings},
+                stdout=output,
+                stderr=output,
             )
 
     @property
@@ -54,10 +70,15 @@ class Gunicorn:
     def metrics(self) -> str:
         return self.client.get(f"http://127.0.0.1:{self._metrics_port}/metrics").raise_for_status().text
 
+    def metric(self, series: str) -> float:
+        """The figure of one series, as the metrics process gives it."""
+        return float(re.findall(rf"^{re.escape(series)} (\S+)$", self.metrics(), re.MULTILINE)[0])
+
     def misses(self) -> float:
-        return float(
-            re.findall(r'^ragherd_cache_lookups_total\{result="miss"\} (\S+)$', self.metrics(), re.MULTILINE)[0]
-        )
+        return self.metric('ragherd_cache_lookups_total{result="miss"}')
+
+    def replaced(self, reason: str) -> float:
+        return self.metric(f'ragherd_workers_replaced_total{{reason="{reason}"}}')
 
     def workers(self) -> set[int]:
         return {pid for pid, command in children(self.pid).items() if "metrics_server" not in command}
@@ -107,8 +128,11 @@ def gunicorns(app: str, folder: Path) -> Iterator[Callable[..., Gunicorn]]:
     """Starts gunicorn with settings, as often as wanted; at the end nothing of it is left."""
     started: list[Gunicorn] = []
 
-    def begin(*, ready: bool = True, **settings: str) -> Gunicorn:
-        gunicorn = Gunicorn(app, folder / f"{len(started)}.log", settings)
+    def begin(
+        *, ready: bool = True, working_directory: Path = ROOT, configuration: str = FILE, **settings: str
+    ) -> Gunicorn:
+        log = folder / f"{len(started)}.log"
+        gunicorn = Gunicorn(app, log, settings, working_directory, configuration=configuration)
         started.append(gunicorn)
         if ready:
             wait_until(gunicorn.is_ready, timeout=30)

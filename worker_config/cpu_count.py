@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+
+from worker_config.control_groups import group_directories
 
 
 def cpus_given() -> int:
@@ -19,13 +20,8 @@ def whole_cpus(affinity: int, quota: float | None) -> int:
 
 
 def cpu_quota(root: Path = Path("/")) -> float | None:
-    """The smallest quota of this process's control groups, in CPUs; None without one. Version 2 and version 1."""
-    try:
-        membership = (root / "proc/self/cgroup").read_text()
-    except OSError:
-        return None
-    mounted = root / "sys/fs/cgroup"
-    quotas = [quota for group in _group_directories(membership, mounted) if (quota := _quota_of(group)) is not None]
+    """The smallest quota of this process's control groups, in CPUs; None without one."""
+    quotas = [quota for group in group_directories("cpu", root) if (quota := _quota_of(group)) is not None]
     return min(quotas, default=None)
 
 
@@ -33,24 +29,6 @@ def _affinity() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _group_directories(membership: str, mounted: Path) -> Iterator[Path]:
-    """The group of each line `id:controllers:path` that may hold a quota, and every group above it.
-
-    Inside a container the path may be that of the host: then only the topmost directory exists, and is the right one.
-    """
-    for line in membership.splitlines():
-        number, controllers, path = line.split(":", 2)
-        if number == "0":
-            bases = [mounted]
-        elif "cpu" in controllers.split(","):
-            bases = [mounted / controllers, mounted / "cpu"]
-        else:
-            continue
-        group = PurePosixPath(path.lstrip("/"))
-        for base in bases:
-            yield from (base / part for part in (group, *group.parents))
 
 
 def _quota_of(group: Path) -> float | None:

@@ -16,10 +16,14 @@ from api.errors import SettingsError
 from api.observability.log_format import configure_logging, stdlib_logging
 from api.settings import Settings, load_settings
 from worker_config.cpu_count import cpus_given
+from worker_config.draining_server import Leave
 from worker_config.listening import PortTaken, bind_address, listen, require_free_port
+from worker_config.memory_guard import MemoryGuard
+from worker_config.memory_limit import limit_in_bytes
 from worker_config.metrics_process import MetricsProcess
 from worker_config.parent_death import die_with_parent
 from worker_config.prometheus_dir import prepare_directory
+from worker_config.rolling_arbiter import take_over
 
 CLOSING = 5.0
 """Seconds that a worker has, after its drain and its last request, to close what it opened."""
@@ -38,7 +42,8 @@ def _settings() -> Settings:
         _stop_the_start(str(error))
 
 
-_server = _settings().server
+_all = _settings()
+_server = _all.server
 
 bind = bind_address(_server.host, _server.port)
 workers = _server.workers or cpus_given()
@@ -48,6 +53,8 @@ preload_app = False
 keepalive = 75
 """Longer than the idle time of usual load balancers (60 s): gunicorn's 2 s reset connections that they reuse."""
 timeout = 30
+max_requests = _server.max_requests
+max_requests_jitter = _server.max_requests_jitter
 graceful_timeout = math.ceil(_server.drain_delay + _server.graceful_timeout + CLOSING)
 control_socket_disable = True
 loglevel = _server.log_level
@@ -66,6 +73,9 @@ def on_starting(server: Any) -> None:
     server.metrics_directory = prepare_directory()
     if metrics_listener:
         server.metrics_process = MetricsProcess(metrics_listener, server.metrics_directory.path)
+    server.bound_at_start = _bound()
+    take_over(server)
+    _guard_memory(server)
 
 
 def when_ready(server: Any) -> None:
@@ -74,14 +84,26 @@ def when_ready(server: Any) -> None:
         server.metrics_process.start()
 
 
+def on_reload(server: Any) -> None:
+    """After SIGHUP, in the configuration that was just read."""
+    _guard_memory(server)
+    changed = [name for name, value in _bound().items() if server.bound_at_start[name] != value]
+    if changed:
+        server.log.warning("%s: taken at the start only, so it needs a restart", ", ".join(changed))
+
+
 def post_fork(server: Any, worker: Any) -> None:
     """In the worker, before it loads the application."""
     die_with_parent(worker.ppid, signal.SIGKILL)
     if server.metrics_process:
         server.metrics_process.left_behind()
     configure_logging(_server.log_level)
-    worker.drain_delay = _server.drain_delay
-    worker.graceful_timeout = _server.graceful_timeout
+    worker.leave = Leave(
+        drain_delay=_server.drain_delay,
+        graceful_timeout=_server.graceful_timeout,
+        # Nobody waits for the end of a worker that was replaced: its last answer may take what any answer may.
+        replaced_timeout=_all.ollama.ollama_total_timeout + _server.graceful_timeout,
+    )
 
 
 def child_exit(server: Any, worker: Any) -> None:
@@ -94,6 +116,15 @@ def on_exit(server: Any) -> None:
     if server.metrics_process:
         server.metrics_process.stop()
     server.metrics_directory.remove()
+
+
+def _bound() -> dict[str, Any]:
+    return {"HOST": _server.host, "PORT": _server.port, "METRICS_PORT": _server.metrics_port}
+
+
+def _guard_memory(server: Any) -> None:
+    limit = _server.worker_memory_limit
+    server.memory = MemoryGuard(limit_in_bytes(limit) if limit else None)
 
 
 def _sockets_are_inherited() -> bool:

@@ -18,9 +18,9 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 import structlog
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import ThreadingWSGIServer, make_wsgi_app
-from prometheus_client.multiprocess import MultiProcessCollector
 
 from api.observability.log_format import configure_logging
+from api.observability.worker_files import WorkerFilesCollector
 from worker_config.parent_death import die_with_parent
 
 PLAIN = [("Content-Type", "text/plain; charset=utf-8")]
@@ -52,7 +52,7 @@ class InheritedSocketServer(ThreadingWSGIServer):  # type: ignore[misc]  # untyp
 def application(directory: str) -> WSGIApplication:
     """GET /metrics, GET /health/live, and 404."""
     registry = CollectorRegistry()
-    MultiProcessCollector(registry, path=directory)
+    WorkerFilesCollector(registry, path=directory)
     metrics: WSGIApplication = make_wsgi_app(registry)
 
     def serve(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:

@@ -8,18 +8,20 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Container
+from dataclasses import dataclass, field
 from pathlib import Path
 
 VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PrometheusDirectory:
     """`private`: made for this master, gone with it. Otherwise the operator named it, and it stays, empty."""
 
     path: Path
     private: bool
+    _gone: list[int] = field(default_factory=list)
 
     def clear(self) -> None:
         """Forgets what workers of an earlier master counted."""
@@ -31,6 +33,15 @@ class PrometheusDirectory:
         from prometheus_client import multiprocess  # not before the variable is set
 
         multiprocess.mark_process_dead(pid, str(self.path))
+        self._gone.append(pid)
+
+    def add_up(self, living: Container[int]) -> None:
+        """Adds up what workers that ended have counted. Again and again: it may be held up by a scrape."""
+        from api.observability.worker_files import add_up_the_gone  # not before the variable is set
+
+        gone = [pid for pid in self._gone if pid not in living]  # one whose number is in use again counts on
+        if not gone or add_up_the_gone(self.path, gone):
+            self._gone.clear()
 
     def remove(self) -> None:
         """At the master's end."""

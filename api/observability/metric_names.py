@@ -283,6 +283,12 @@ REDIS_ERRORS = MetricSpec(
     "ragherd_redis_errors_total", "counter", "Operations on Redis that failed, by operation.", ("operation",)
 )
 
+WORKERS_REPLACED = MetricSpec(
+    "ragherd_workers_replaced_total",
+    "counter",
+    "Workers whose successor has taken over, by reason (memory, reload, requests).",
+    ("reason",),
+)
 BUILD_INFO = MetricSpec(
     "ragherd_build_info", "gauge", "Always 1; the versions are the labels.", ("version", "python_version"), "livemax"
 )
@@ -338,5 +344,6 @@ ALL_METRICS: tuple[MetricSpec, ...] = (
     BREAKER_REDIS_UP,
     REDIS_WARNINGS,
     REDIS_ERRORS,
+    WORKERS_REPLACED,
     BUILD_INFO,
 )

@@ -15,12 +15,12 @@ from typing import Any, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import choose_encoder
-from prometheus_client.multiprocess import MultiProcessCollector
 
 from api import __version__
 from api.faults import UpstreamFault
 from api.model import CacheKind, CacheStatus, Usage
 from api.observability import metric_names as names
+from api.observability.worker_files import WorkerFilesCollector
 from api.ports.stores import StoreWarning
 
 Stage = Literal["total", "embed", "cache", "retrieve", "generate"]
@@ -337,5 +337,5 @@ class Metrics:
         if not os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
             return self._registry
         every_worker = CollectorRegistry()
-        MultiProcessCollector(every_worker)
+        WorkerFilesCollector(every_worker)
         return every_worker

@@ -16,6 +16,7 @@ import pytest
 import redis as sync_redis
 
 from tests.gunicorn_process import Gunicorn, free_port, gunicorns
+from tests.load import constant_load
 from tests.stub_ollama import StubProcess, stub_process
 from tests.waiting import wait_until
 
@@ -155,6 +156,33 @@ def test_a_clean_stop_leaves_no_worker_behind_in_redis(fleet: Fleet, redis_url: 
         gunicorn.process.wait(15)
         assert client.zcard("rag:workers") == 0
         assert list(client.scan_iter("rag:worker:*")) == []
+
+
+def test_a_reload_takes_new_settings_loses_no_request_and_leaves_nothing_behind(
+    fleet: Fleet, redis_url: str, tmp_path: Path
+) -> None:
+    (tmp_path / ".env").write_text("LLM_MODEL=llama3.2\n")
+    gunicorn = fleet(working_directory=tmp_path)
+    before = {worker["id"] for worker in gunicorn.get("/api/workers").json()["workers"]}
+    (tmp_path / ".env").write_text("LLM_MODEL=qwen2.5\n")
+    url = f"{gunicorn.url()}/query"
+    fresh = {"json": {"question": "Why?"}, "headers": {"Cache-Control": "no-store"}}
+
+    def streamed(client: httpx.Client) -> httpx.Response:
+        response = client.post(url, json={"question": "How?", "stream": True})
+        assert "event: done" in response.text
+        return response
+
+    with (
+        constant_load(lambda client: client.post(url, **fresh), 2) as answers,
+        constant_load(streamed, 2) as streams,
+        sync_redis.Redis.from_url(redis_url, decode_responses=True) as client,
+    ):
+        gunicorn.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: not before & (now := set(client.zrange("rag:workers", 0, -1))) and len(now) == 2, 60)
+        assert {key.removeprefix("rag:worker:") for key in client.scan_iter("rag:worker:*")} & before == set()
+    assert (answers.failures, streams.failures) == ([], [])
+    assert ask(gunicorn, "What?").json()["model"].startswith("qwen2.5")
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "document"])

@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -156,12 +156,37 @@ def test_without_a_metrics_port_there_is_no_metrics_process(start: Start) -> Non
 
 def test_a_draining_worker_says_so_while_it_still_accepts(start: Start) -> None:
     gunicorn = start(DRAIN_DELAY="1.5")
+    assert "connection" not in gunicorn.get("/pid").headers
 
     gunicorn.process.terminate()
     wait_until(lambda: gunicorn.get("/health/ready").status_code == 503, timeout=1.4)
 
-    assert gunicorn.get("/pid").is_success
+    answer = gunicorn.get("/pid")
+    assert answer.is_success
+    assert answer.headers["connection"] == "close"
     assert gunicorn.process.wait(10) == 0
+
+
+def test_a_request_on_a_connection_that_was_open_before_is_answered(start: Start) -> None:
+    gunicorn = start()
+    url = httpx.URL(gunicorn.url())
+    with socket.create_connection((url.host, url.port), timeout=5) as connection:
+        wait_until(lambda: gunicorn.get("/pid").is_success)  # the worker has accepted it by then
+        gunicorn.process.terminate()
+        wait_until(lambda: _refuses(url), interval=0.005)
+        connection.sendall(b"GET /pid HTTP/1.1\r\nHost: x\r\n\r\n")
+        answer = b"".join(iter(lambda: connection.recv(4096), b""))
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert b"\r\nconnection: close\r\n" in answer
+    assert gunicorn.process.wait(10) == 0
+
+
+def _refuses(url: httpx.URL) -> bool:
+    try:
+        socket.create_connection((url.host, url.port), timeout=5).close()
+    except OSError:
+        return True
+    return False
 
 
 def _in_background(gunicorn: Gunicorn, answers: list[object]) -> threading.Thread:
@@ -173,16 +198,20 @@ def _in_background(gunicorn: Gunicorn, answers: list[object]) -> threading.Threa
         except httpx.HTTPError as error:
             answers.append(error)
 
-    before = _connections(gunicorn)
+    before = _sockets(gunicorn)
     thread = threading.Thread(target=ask)
     thread.start()
-    wait_until(lambda: _connections(gunicorn) > before)
+    wait_until(lambda: _sockets(gunicorn) - before)
     return thread
 
 
-def _connections(gunicorn: Gunicorn) -> int:
+def _sockets(gunicorn: Gunicorn) -> set[str]:
     [worker] = gunicorn.workers()
-    return sum(1 for fd in (Path("/proc") / str(worker) / "fd").iterdir() if "socket:" in str(fd.readlink()))
+    found = set()
+    for fd in (Path("/proc") / str(worker) / "fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            found.add(str(fd.readlink()))
+    return {name for name in found if name.startswith("socket:")}
 
 
 def test_a_request_in_flight_is_answered_before_the_worker_leaves(start: Start) -> None:

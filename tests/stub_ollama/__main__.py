@@ -11,9 +11,9 @@ import sys
 from tests.stub_ollama.server import running_stub
 
 
-async def serve(port: int, until_stdin_closes: bool) -> None:
+async def serve(host: str, port: int, until_stdin_closes: bool) -> None:
     """Runs the stub."""
-    async with running_stub(port) as stub:
+    async with running_stub(port, host) as stub:
         print(json.dumps({"base_url": stub.base_url, "control_url": stub.control_url}), flush=True)
         if until_stdin_closes:
             await asyncio.to_thread(sys.stdin.read)
@@ -24,11 +24,12 @@ async def serve(port: int, until_stdin_closes: bool) -> None:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.stub_ollama", description="A controllable stub of Ollama.")
-    parser.add_argument("--port", type=int, default=0, help="of the loopback; 0 for any free one")
+    parser.add_argument("--port", type=int, default=0, help="0 for any free one")
+    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on")
     parser.add_argument("--until-stdin-closes", action="store_true", help="end when standard input does")
     given = parser.parse_args()
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(serve(given.port, given.until_stdin_closes))
+        asyncio.run(serve(given.host, given.port, given.until_stdin_closes))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,9 +42,22 @@ class StubProcess:
 
 
 @contextmanager
-def stub_process(port: int = 0) -> Iterator[StubProcess]:
-    """Starts it, waits until it listens, ends it. It ends by itself when the test's process dies (its stdin closes)."""
-    command = [sys.executable, "-m", "tests.stub_ollama", "--port", str(port), "--until-stdin-closes"]
+def stub_process(port: int = 0, host: str = "127.0.0.1", before: Sequence[str] = ()) -> Iterator[StubProcess]:
+    """Starts it, waits until it listens, ends it. It ends by itself when the test's process dies (its stdin closes).
+
+    `before`: what the command begins with, where another program is to start it.
+    """
+    command = [
+        *before,
+        sys.executable,
+        "-m",
+        "tests.stub_ollama",
+        "--host",
+        host,
+        "--port",
+        str(port),
+        "--until-stdin-closes",
+    ]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None
         assert process.stdout is not None

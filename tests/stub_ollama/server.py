@@ -21,7 +21,8 @@ VERSION = "0.0.0-stub"
 class StubOllama:
     """Made by `running_stub`."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: str = "127.0.0.1") -> None:
+        self._host = host
         self._behaviour = Behaviour()
         self._connections: set[Connection] = set()
         self._server: asyncio.Server | None = None
@@ -35,13 +36,13 @@ class StubOllama:
     @property
     def base_url(self) -> str:
         """Where the stub is an Ollama."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self._host}:{self.port}"
 
     @property
     def control_url(self) -> str:
         """Where it takes wishes whatever it does at `base_url`."""
         assert self._control is not None
-        return f"http://127.0.0.1:{self._control.sockets[0].getsockname()[1]}"
+        return f"http://{self._host}:{self._control.sockets[0].getsockname()[1]}"
 
     @property
     def stats(self) -> dict[str, Any]:
@@ -78,11 +79,11 @@ class StubOllama:
             connection.abort()
 
     async def start(self, port: int = 0) -> None:
-        """Listens on `port` of the loopback, 0 for any free one."""
+        """Listens on `port` of its host, 0 for any free one."""
         self.port = port
         await self.listen()
         loop = asyncio.get_running_loop()
-        self._control = await loop.create_server(lambda: Connection(self._wish, set()), "127.0.0.1", 0)
+        self._control = await loop.create_server(lambda: Connection(self._wish, set()), self._host, 0)
 
     async def stop(self) -> None:
         """Ends everything."""
@@ -96,7 +97,7 @@ class StubOllama:
             return Connection(self._serve, self._connections)
 
         loop = asyncio.get_running_loop()
-        return await loop.create_server(accepted, "127.0.0.1", port, reuse_address=True)
+        return await loop.create_server(accepted, self._host, port, reuse_address=True)
 
     async def _serve(self, request: StubRequest, connection: Connection) -> None:
         if request.path.startswith("/stub/"):
@@ -217,9 +218,9 @@ def _plain(request: StubRequest, behaviour: Behaviour) -> tuple[dict[str, Any], 
 
 
 @contextlib.asynccontextmanager
-async def running_stub(port: int = 0) -> AsyncIterator[StubOllama]:
+async def running_stub(port: int = 0, host: str = "127.0.0.1") -> AsyncIterator[StubOllama]:
     """A stub in the running event loop, on `port` (0: any free one)."""
-    stub = StubOllama()
+    stub = StubOllama(host)
     await stub.start(port)
     try:
         yield stub

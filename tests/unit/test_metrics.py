@@ -25,6 +25,7 @@ from api.observability.breaker_metrics import OUTCOMES, STATES, BreakerMetrics
 from api.observability.http_middleware import HttpMetrics
 from api.observability.metric_names import ALL_METRICS
 from api.observability.metrics import Metrics
+from api.observability.worker_files import WorkerFilesCollector
 
 ROOT = Path(__file__).parents[2]
 
@@ -165,6 +166,7 @@ import sys
 from prometheus_client import CollectorRegistry
 from api.model import CacheStatus
 from api.observability.metrics import Metrics
+from api.observability.worker_files import WorkerFilesCollector
 metrics = Metrics(CollectorRegistry(), "1")
 metrics.query_answered(CacheStatus.MISS, None, {"total": 1.0})
 metrics.pool_is(active=2, idle=0, waiting=0)
@@ -276,3 +278,8 @@ def test_the_page_lists_exactly_these_metrics() -> None:
     }
     assert listed == {spec.name: (spec.type, spec.labels, spec.help) for spec in ALL_METRICS}
     assert len(rows) == len(ALL_METRICS)
+
+
+def test_a_file_that_a_starting_worker_has_just_made_fails_no_scrape(tmp_path: Path) -> None:
+    (tmp_path / "counter_1.db").touch()
+    assert list(WorkerFilesCollector(CollectorRegistry(), str(tmp_path)).collect()) == []

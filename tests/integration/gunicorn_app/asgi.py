@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,16 +15,22 @@ from api.observability.metrics import Metrics
 
 
 class App:
-    """GET /pid, /count, /slow and /health/ready."""
+    """GET /pid, /count, /slow, /leak (MiB in the query), /stream (seconds in the query) and /health/ready."""
 
     def __init__(self) -> None:
         self.state = SimpleNamespace()
         self.metrics = Metrics(CollectorRegistry(), "0")
+        self.leaked: list[bytes] = []
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
             await self._lifespan(receive, send)
             return
+        if scope["path"] == "/stream":
+            await self._stream(float(scope["query_string"]), send)
+            return
+        if scope["path"] == "/leak":
+            self.leaked.append(b"x" * (int(scope["query_string"]) << 20))
         status, body = await self._answer(scope["path"])
         headers = [(b"content-type", b"text/plain"), (b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": status, "headers": headers})
@@ -33,10 +40,21 @@ class App:
         await receive()
         if os.environ.get("TEST_START") == "hangs":
             await asyncio.Event().wait()
+        if Path(os.environ.get("TEST_BROKEN", "/nowhere")).exists():
+            await send({"type": "lifespan.startup.failed", "message": "told to fail"})
+            return
         await send({"type": "lifespan.startup.complete"})
         await receive()
         sys.stderr.write('{"event": "the lifespan ended"}\n')
         await send({"type": "lifespan.shutdown.complete"})
+
+    async def _stream(self, seconds: float, send: Any) -> None:
+        """The process id in ten parts, then `end`."""
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
+        for _ in range(10):
+            await send({"type": "http.response.body", "body": f"{os.getpid()} ".encode(), "more_body": True})
+            await asyncio.sleep(seconds / 10)
+        await send({"type": "http.response.body", "body": b"end"})
 
     async def _answer(self, path: str) -> tuple[int, str]:
         if path == "/health/ready":

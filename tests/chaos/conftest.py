@@ -1,0 +1,47 @@
+"""One fleet for the whole suite, calm before each test. What tests measured is shown at the end."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.chaos.fleet import Fleet, running_fleet
+from tests.chaos.hosts import why_not
+
+FIGURES = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture(scope="package")
+def whole_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """Skipped with the reason where hosts can not be made; in CI that is a failure."""
+    missing = why_not()
+    if missing and os.environ.get("CI") == "true":
+        pytest.fail(f"CI must show the fleet as hosts: {missing}")
+    if missing:
+        pytest.skip(missing)
+    with running_fleet(tmp_path_factory.mktemp("fleet")) as fleet:
+        yield fleet
+
+
+@pytest.fixture
+def fleet(whole_fleet: Fleet) -> Fleet:
+    whole_fleet.calm()
+    return whole_fleet
+
+
+@pytest.fixture
+def note(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Takes a measured figure, as a line."""
+    return request.config.stash.setdefault(FIGURES, []).append
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """The figures."""
+    lines = config.stash.get(FIGURES, [])
+    if lines:
+        terminalreporter.section("measured")
+    for line in lines:
+        terminalreporter.line(line)

@@ -1,0 +1,161 @@
+"""uvicorn's server, leaving in an orderly way. SIGTERM means one of two things, which the worker's board tells apart.
+
+The replica leaves: `app.state.draining` is set, so that /health/ready says 503, while the socket still accepts for
+`drain_delay` seconds and load balancers turn away. Or a successor has taken this worker's place: the replica stays
+ready, and this worker stops accepting at once. From then on it is the same: what is in flight ends, responses carry
+`Connection: close`, quiet connections are closed. SIGINT and SIGQUIT end it at once. Either way the lifespan closes
+what it opened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from uvicorn.config import Config
+from uvicorn.server import Server
+
+from worker_config.closing_app import ClosingApp
+from worker_config.quiet_connections import QuietProtocol
+from worker_config.worker_board import WorkerBoard
+
+ABORT_TIMEOUT = 0.5
+"""Seconds that cancelled requests have to end."""
+HEARTBEAT = 5.0
+"""Seconds between two signs of life to the master while requests in flight end."""
+QUIET = 2.0
+"""Seconds after which a leaving worker takes it that no request is on its way on a connection."""
+LOOK = 0.05
+"""Seconds between two looks at what is still in flight."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """Seconds: accepting after SIGTERM, and for what is in flight then; the same where a successor serves."""
+
+    drain_delay: float = 0.0
+    graceful_timeout: float = 30.0
+    replaced_timeout: float = 30.0
+
+
+class DrainingServer(Server):
+    """`max_requests`: after so many the board says so, and the worker serves on until it is replaced."""
+
+    def __init__(
+        self,
+        config: Config,
+        app: ClosingApp,
+        state: Any,
+        board: WorkerBoard,
+        leave: Leave,
+        max_requests: int,
+        heartbeat: Callable[[], Awaitable[None]],
+    ) -> None:
+        super().__init__(config)
+        self._app = app
+        self._state = state
+        self._board = board
+        self._times = leave
+        self._max_requests = max_requests
+        self._heartbeat = heartbeat
+        self._deadline = 0.0
+        self._serving: asyncio.Task[Any] | None = None
+        self._log = logging.getLogger("worker_config.worker")
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Handles signals on the event loop while it serves. None is raised again at the end: the exit code is 0."""
+        self._serving = asyncio.current_task()
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self.drain)
+        for number in (signal.SIGINT, signal.SIGQUIT):
+            loop.add_signal_handler(number, self.abort)
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn does; then the master knows that this worker serves."""
+        await super().startup(sockets)
+        if self.started:
+            self._board.say_ready()
+
+    async def on_tick(self, counter: int) -> bool:
+        """As uvicorn does; it alone would stop at `max_requests`."""
+        if self.server_state.total_requests >= self._max_requests:
+            self._board.say_worn()
+        return await super().on_tick(counter)
+
+    def drain(self) -> None:
+        """Leaves, as the board says. A second time: the master ends too, and has less patience."""
+        if not self.started:
+            self._give_up_starting()
+        elif self._app.closing:
+            self._end_within(self._times.graceful_timeout)
+        elif self._board.replaced:
+            self._log.info("Leaving: a successor has taken over")
+            self._leave(self._times.replaced_timeout)
+        else:
+            self._state.draining = self._app.closing = True
+            self._log.info("Draining: leaving in %s s", self._times.drain_delay)
+            loop = asyncio.get_running_loop()
+            loop.call_later(self._times.drain_delay, self._leave, self._times.graceful_timeout)
+
+    def abort(self) -> None:
+        """Leaves now: requests in flight are cancelled."""
+        if not self.started:
+            self._give_up_starting()
+            return
+        self._state.draining = True
+        for task in self.server_state.tasks:
+            task.cancel()
+        self._leave(ABORT_TIMEOUT)
+
+    def _leave(self, seconds: float) -> None:
+        """Stops accepting at the next tick; then what is in flight has so many seconds."""
+        self._app.closing = self.should_exit = True
+        self._end_within(seconds)
+
+    def _end_within(self, seconds: float) -> None:
+        deadline = asyncio.get_running_loop().time() + seconds
+        self._deadline = min(self._deadline or deadline, deadline)
+
+    def _give_up_starting(self) -> None:
+        """Nobody is served yet: nothing is to be waited for."""
+        self.should_exit = True
+        self._log.info("Leaving before the start is complete")
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it calls the cancelled lifespan an error
+        if self._serving is not None:
+            self._serving.cancel()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stops accepting, waits for what is in flight, and leaves the rest to uvicorn."""
+        living = asyncio.create_task(self._keep_living())
+        try:
+            for server in self.servers:
+                server.close()
+            await self._let_requests_end()
+            self.config.timeout_graceful_shutdown = ABORT_TIMEOUT  # type: ignore[assignment]  # any number does
+            await super().shutdown(sockets)
+        finally:
+            living.cancel()
+
+    async def _let_requests_end(self) -> None:
+        """Until nothing is open any more, or the deadline."""
+        loop = asyncio.get_running_loop()
+        state = self.server_state
+        while (state.connections or state.tasks) and loop.time() < self._deadline:
+            for connection in list(state.connections):
+                if isinstance(connection, QuietProtocol) and connection.is_quiet(QUIET):
+                    connection.shutdown()
+            await asyncio.sleep(LOOK)
+
+    async def _keep_living(self) -> None:
+        """Without a sign of life the master would kill it."""
+        while True:
+            await self._heartbeat()
+            await asyncio.sleep(HEARTBEAT)
