@@ -18,6 +18,8 @@ from api.errors import SettingsError
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Percent = Annotated[float, Field(gt=0, le=100)]
 Positive = Annotated[int, Field(ge=1)]
+ONNX_CHUNK_TOKENS = 224
+"""Of the 256 that MiniLM reads at once: the rest is for its marks, the title and the headings."""
 
 
 class _Concern(BaseSettings):
@@ -304,5 +306,9 @@ def _check_together(settings: Settings) -> None:
         raise SettingsError("OLLAMA_BASE_URL: the same URL is given twice")
     if settings.documents.chunk_overlap >= settings.documents.chunk_tokens:
         raise SettingsError("CHUNK_OVERLAP: must be less than CHUNK_TOKENS")
+    if settings.embedder.embedder == "onnx" and settings.documents.chunk_tokens > ONNX_CHUNK_TOKENS:
+        raise SettingsError(
+            f"CHUNK_TOKENS: at most {ONNX_CHUNK_TOKENS} with EMBEDDER=onnx, which reads no more at once"
+        )
     if settings.embedder.embed_model_path and not os.path.exists(settings.embedder.embed_model_path):  # noqa: PTH110
         raise SettingsError("EMBED_MODEL_PATH: no such file or directory")

@@ -84,7 +84,7 @@ class Retriever:
         """Raises `StoreUnavailable`; `EmbeddingUnavailable` while it is not even known who embeds."""
         identity = await self._embedder.identity()
         vector = wanted.vector or await self._embedded(wanted.question)
-        hits, current = await self._candidates(identity, wanted, vector)
+        hits, current, behind = await self._candidates(identity, wanted, vector)
         relevant = {place: score for place, score in _cosines(hits, vector).items() if score >= self.policy.floor}
         order = [place for place in hits if vector is None or place in relevant]
         scored = await self._reranked(wanted.question, order, hits, relevant)
@@ -94,7 +94,8 @@ class Retriever:
             _source(hits[place], current[place.document], score, text)
             for (place, score), text in zip(best, texts, strict=True)
         )
-        return Retrieved(tuple(sources), whole=vector is not None and await self._index.is_whole(identity))
+        whole = vector is not None and not behind and await self._index.is_whole(identity)
+        return Retrieved(tuple(sources), whole)
 
     async def _embedded(self, question: str) -> Vector | None:
         try:
@@ -104,11 +105,11 @@ class Retriever:
 
     async def _candidates(
         self, identity: EmbedderIdentity, wanted: Wanted, vector: Vector | None
-    ) -> tuple[dict[Place, Hit], dict[str, Current]]:
-        """Chunks that serve in the order of all searches together, and their documents."""
+    ) -> tuple[dict[Place, Hit], dict[str, Current], bool]:
+        """Chunks that serve in the order of all searches together, their documents, whether some are not embedded."""
         count = max(self.policy.candidates, wanted.top_k)
         for _ in range(WIDENINGS):
-            rankings = await self._rankings(identity, wanted, vector, count)
+            rankings, behind = await self._rankings(identity, wanted, vector, count)
             current = await self._current(rankings, wanted.tenant)
             serving = [
                 (weight, [hit for hit in ranking if _serves(hit, current, identity)]) for weight, ranking in rankings
@@ -120,19 +121,18 @@ class Retriever:
         hits = {_place(hit): hit for _, ranking in reversed(serving) for hit in ranking}
         order = fused((weight, [_place(hit) for hit in ranking]) for weight, ranking in serving)
         documents = {document: found for (document, _), found in current.items()}
-        return {place: hits[place] for place in order}, documents
+        return {place: hits[place] for place in order}, documents, behind
 
     async def _rankings(
         self, identity: EmbedderIdentity, wanted: Wanted, vector: Vector | None, count: int
-    ) -> list[Weighted]:
+    ) -> tuple[list[Weighted], bool]:
         """By meaning, by words; and by words among what another embedder has embedded and this one has not yet."""
         among, question = (wanted.tenant, wanted.documents), wanted.question
         found = await self._index.search(identity, *among, question, vector, count)
         rankings: list[Weighted] = [(MEANING, found.meaning), (WORDS, found.words)]
-        other = await self._index.complete_before(identity)
-        if other is not None:
-            rankings.append((WORDS, await self._index.search_words(other, *among, question, count)))
-        return [(weight, ranking) for weight, ranking in rankings if ranking]
+        if found.other is not None:
+            rankings.append((WORDS, await self._index.search_words(found.other, *among, question, count)))
+        return [(weight, ranking) for weight, ranking in rankings if ranking], found.behind
 
     async def _current(self, rankings: Sequence[Weighted], tenant: str) -> dict[tuple[str, str], Current]:
         """The tenant's documents that serve, by their id and the embedder of their chunks."""

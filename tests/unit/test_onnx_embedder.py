@@ -125,11 +125,11 @@ async def test_closing_fails_who_still_waits(batcher: MicroBatcher, encoder: Gat
 
 
 async def test_past_the_deadline_the_embedding_is_unavailable(batcher: MicroBatcher, encoder: GatedEncoder) -> None:
-    embedder = OnnxEmbedder(EmbedderIdentity("slow", 384, "0" * 10), len, batcher, timeout=0.01)
+    embedder = OnnxEmbedder(EmbedderIdentity("slow", 384, "0" * 10), batcher, timeout=0.01)
     with pytest.raises(EmbeddingUnavailable, match=r"longer than 0\.01 s"):
         await embedder.embed(["never in time"])
     encoder.gate.set()
-    patient = OnnxEmbedder(EmbedderIdentity("slow", 384, "0" * 10), len, batcher, timeout=10)
+    patient = OnnxEmbedder(EmbedderIdentity("slow", 384, "0" * 10), batcher, timeout=10)
     assert await patient.embed(["in time"]) == [b"in time"]
 
 
