@@ -108,11 +108,11 @@ class WorkerKnowledge:
             ),
         )
         self._duties = lambda fingerprint: RedisDuty(gate, keys.embedding_duty(fingerprint), worker)
-        self._upkeep = Upkeep(work, ingestion, RedisReembedding(gate, keys, worker), embedders.documents, self._duties)
+        self.upkeep = Upkeep(work, ingestion, RedisReembedding(gate, keys, worker), embedders.documents, self._duties)
 
     def tasks(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
         """What goes on for as long as the worker lives."""
-        return [self._upkeep.keep, self._upkeep.keep_embedding]
+        return [self.upkeep.keep, self.upkeep.keep_embedding]
 
 
 @asynccontextmanager

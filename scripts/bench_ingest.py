@@ -77,6 +77,7 @@ class Bench:
         phase.seconds, phase.cpu = time.monotonic() - began, self.cpu() - cpu
         self.question = phase.asking.end()
         self.phases.append(phase)
+        print(f"{name}: {phase.seconds:.0f} s", flush=True)
         self.weigh(name)
 
     def cpu(self) -> float:
@@ -88,8 +89,7 @@ class Bench:
         self.memory.append((when, workers, int(self.redis.info("memory")["used_memory"])))
 
     def made(self, name: str, first: int, count: int) -> Path:
-        made_documents.write(self.folder / name, range(first, first + count))
-        return self.folder / name
+        return made_documents.write(self.folder / name, range(first, first + count))
 
     def ingest(self, folder: Path) -> subprocess.Popen[str]:
         return ingest_process(self.gunicorn.url(), folder, "--concurrency", str(self.concurrency))

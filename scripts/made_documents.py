@@ -6,8 +6,8 @@ import random
 from pathlib import Path
 from typing import Final
 
-CHUNKS: Final = 10
-"""About as many as one document has, at the usual CHUNK_TOKENS."""
+SECTIONS: Final = 8
+"""They become about 10 chunks, at the usual CHUNK_TOKENS."""
 _SUBJECTS: Final = (
     "harbour",
     "museum",
@@ -60,12 +60,12 @@ _WHY: Final = (
 )
 
 
-def document(number: int) -> str:
-    """One as Markdown, of about 4,500 characters."""
+def document(number: int, sections: int = SECTIONS) -> str:
+    """One as Markdown, of about 500 characters a section."""
     chance = random.Random(number)
     subject = _SUBJECTS[number % len(_SUBJECTS)]
     parts = [f"# The {subject} handbook, volume {number}", _paragraph(chance, subject)]
-    for section in range(1, CHUNKS - 1):
+    for section in range(1, sections + 1):
         thing = chance.choice(_THINGS)
         parts += [f"## {section}. The {thing} of the {subject}", _paragraph(chance, subject)]
         parts.append(chance.choice((_paragraph, _list, _table))(chance, subject))
@@ -79,11 +79,12 @@ def question(number: int) -> str:
     return f"When does {actor} of the {subject} see to {thing} number {number}, and {chance.choice(_WHY)}?"
 
 
-def write(folder: Path, numbers: range) -> None:
-    """A file each."""
+def write(folder: Path, numbers: range, sections: int = SECTIONS) -> Path:
+    """A file each. Gives the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in numbers:
-        (folder / f"{number:05}.md").write_text(document(number))
+        (folder / f"{number:05}.md").write_text(document(number, sections))
+    return folder
 
 
 def _sentence(chance: random.Random, subject: str) -> str:

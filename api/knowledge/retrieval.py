@@ -131,7 +131,8 @@ class Retriever:
         found = await self._index.search(identity, *among, question, vector, count)
         rankings: list[Weighted] = [(MEANING, found.meaning), (WORDS, found.words)]
         if found.other is not None:
-            rankings.append((WORDS, await self._index.search_words(found.other, *among, question, count)))
+            # These have no other ranking: with less weight, anything that is near by meaning would be before them.
+            rankings.append((MEANING, await self._index.search_words(found.other, *among, question, count)))
         return [(weight, ranking) for weight, ranking in rankings if ranking], found.behind
 
     async def _current(self, rankings: Sequence[Weighted], tenant: str) -> dict[tuple[str, str], Current]:

@@ -12,7 +12,6 @@ from redis.exceptions import RedisError, ResponseError
 from redisvl.exceptions import RedisSearchError
 from redisvl.index import AsyncSearchIndex
 
-from api.errors import StoreUnavailable
 from api.model import EmbedderIdentity, Vector
 from api.ports.documents import Corpus, Current, DocumentFilter, Hit, Rankings
 from api.redis_store.document_fields import facts_of, named, owner_of, range_of
@@ -68,10 +67,13 @@ class RedisPassageIndex:
         commands = {name: command for name, command in asked.items() if command is not None}
         # The state first: what is committed after it leaves a mark, by which the answer is not kept.
         first = ("HGETALL", self._keys.corpus_state)
-        state, *replies = await self._gate.run("passages", lambda client: _execute(client, [first, *commands.values()]))
+        asking = [first, *commands.values()]
+        state, *replies = await self._gate.run("passages", lambda client: _execute(client, asking))
         if any(_says_missing(reply) for reply in replies):
-            await self.ensure(embedder)  # FLUSHALL takes an index too
-            raise StoreUnavailable("the index over passages is made again")
+            # FLUSHALL takes an index too, and an embedder that is new has none yet.
+            await self.ensure(embedder)
+            self._whole.pop(embedder.fingerprint, None)
+            state, *replies = await self._gate.run("passages", lambda client: _execute(client, asking))
         found = {name: _hits(reply, embedder.fingerprint) for name, reply in zip(commands, replies, strict=True)}
         behind, other = is_behind(named(state), embedder.fingerprint)
         return Rankings(**found, behind=behind, other=other)
