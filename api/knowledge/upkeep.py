@@ -91,8 +91,10 @@ async def _kept(duty: Duty) -> AsyncIterator[None]:
     """Renews it while the block runs: a document may take longer than it lasts."""
 
     async def keep() -> None:
-        while await duty.hold(DUTY_SECONDS):
+        held = True
+        while held:
             await asyncio.sleep(DUTY_SECONDS / 5)
+            held = await duty.hold(DUTY_SECONDS)
 
     keeper = asyncio.create_task(keep(), name="embedding_duty")
     try:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from api.embedders.micro_batch import SHARE_TEXTS, TURN_TEXTS, MicroBatcher
-from api.embedders.onnx import OnnxEmbedder
+from api.embedders.onnx import OnnxEmbedder, open_onnx
 from api.errors import EmbeddingUnavailable, SettingsError
 from api.model import EmbedderIdentity, Vector
 
@@ -150,3 +150,14 @@ async def test_a_model_that_is_not_there_stops_the_start() -> None:
     with pytest.raises(SettingsError, match="EMBED_MODEL_PATH"):
         async with OnnxEmbedder.open("no/such/folder", timeout=1):
             pass
+
+
+async def test_a_question_waits_for_no_document() -> None:
+    async with open_onnx(None, timeout=30) as onnx:
+        document = asyncio.create_task(onnx.documents.embed([f"A passage, {n}, of the document." for n in range(64)]))
+        await started(document)
+        question = await onnx.questions.embed(["A question"])
+        assert not document.done()
+        assert len(await document) == 64
+        assert await onnx.documents.embed(["A question"]) == question
+        assert await onnx.documents.identity() == await onnx.questions.identity()

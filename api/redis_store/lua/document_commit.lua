@@ -21,7 +21,8 @@ count(KEYS[5], tenant, replaced and 0 or 1, chunks - tonumber(before_chunks))
 
 local done = redis.call('HGET', KEYS[6], 'done:' .. embedder)
 local epoch = redis.call('HINCRBY', KEYS[6], 'epoch', 1)
-if (tonumber(done) or 0) == epoch - 1 then redis.call('HSET', KEYS[6], 'done:' .. embedder, epoch) end
+-- One that has not embedded all is known from here on, as one that has some.
+redis.call('HSET', KEYS[6], 'done:' .. embedder, (tonumber(done) or 0) == epoch - 1 and epoch or (done or 0))
 
 redis.call('HSET', KEYS[4], 'phase', 'tell', 'replaced', replaced and 1 or 0)
 if replaced then mark(KEYS[7], ARGV[7], tenant, id) elseif ARGV[8] == '1' then mark(KEYS[7], ARGV[7], tenant) end
