@@ -1,4 +1,4 @@
-"""What is embedded of a passage is never more than the model reads, by its own tokenizer: nothing is cut off silently."""
+"""What is embedded is never more than the model reads, by its own tokenizer: nothing is cut off silently."""
 
 from __future__ import annotations
 
