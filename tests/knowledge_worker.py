@@ -26,7 +26,7 @@ DIMENSION = 8
 
 
 class GatedEmbedder:
-    """A vector of each text by its words. While `gate` is clear it waits, and `waiting` is set."""
+    """A vector of each text by its words. After `stop_after` texts it waits, with `waiting` set, for `gate`."""
 
     def __init__(self, name: str) -> None:
         self.embedder = EmbedderIdentity(name, DIMENSION, hashlib.sha256(name.encode()).hexdigest()[:10])
@@ -34,12 +34,27 @@ class GatedEmbedder:
         self.gate.set()
         self.waiting = asyncio.Event()
         self.texts: list[str] = []
+        self._stop_at: int | None = None
+
+    def stop_after(self, texts: int) -> None:
+        """From now on."""
+        self.waiting.clear()
+        self._stop_at = len(self.texts) + texts
+
+    async def stopped(self) -> None:
+        """Returns once it waits."""
+        await asyncio.wait_for(self.waiting.wait(), 20)
+
+    def go_on(self) -> None:
+        self._stop_at = None
+        self.gate.set()
 
     async def identity(self) -> EmbedderIdentity:
         return self.embedder
 
     async def embed(self, texts: Sequence[str]) -> list[Vector]:
-        if not self.gate.is_set():
+        if self._stop_at is not None and len(self.texts) >= self._stop_at:
+            self.gate.clear()
             self.waiting.set()
             await self.gate.wait()
         self.texts += texts
@@ -77,17 +92,16 @@ class Worker:
             await self.knowledge.upkeep.carry_out_waiting()
         return str(document)
 
-    async def stopped(self, source: str, text: str) -> str:
-        """Uploads a document, and stands still in the middle of embedding it: the document's id."""
-        self.embedder.waiting.clear()
-        self.embedder.gate.clear()
+    async def stopped(self, source: str, text: str, after: int = 0) -> str:
+        """Uploads a document, and stands still once so many of its chunks are embedded: the document's id."""
+        self.embedder.stop_after(after)
         added = await self.give(source, text)
-        await asyncio.wait_for(self.embedder.waiting.wait(), 10)
+        await self.embedder.stopped()
         return str(added.document.id)
 
     async def go_on(self) -> None:
         """Goes on, until all that it had begun has ended."""
-        self.embedder.gate.set()
+        self.embedder.go_on()
         tasks = [task for task in asyncio.all_tasks() if task.get_name() == "ingestion"]
         await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 20)
 
@@ -102,7 +116,7 @@ async def worker(redis_url: str, name: str, embedder: GatedEmbedder, **sizes: An
         try:
             yield made
         finally:
-            embedder.gate.set()
+            embedder.go_on()
             await made.knowledge.library.aclose()
 
 

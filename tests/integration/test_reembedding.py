@@ -14,7 +14,6 @@ from api.ports.documents import Listing
 from tests.integration.test_document_races import NEW, OLD, cut
 from tests.knowledge_worker import GatedEmbedder, Worker, worker
 from tests.stored_corpus import StoredChunk, StoredCorpus
-from tests.waiting import wait_until_async
 
 pytestmark = pytest.mark.usefixtures("redis")
 THIRD = "Bicycles are kept in the cellar."
@@ -83,7 +82,7 @@ async def test_the_embedder_of_before_serves_as_it_did_while_another_is_at_it(
     embedding = await stopped_anew(after)
     assert (await found(before, asked)) == as_before
     assert as_before.whole
-    after.embedder.gate.set()
+    after.embedder.go_on()
     await embedding
     assert (await found(before, asked)) == as_before
     assert faults(stored, rules=OLD, parking=NEW) == []
@@ -111,7 +110,7 @@ async def test_a_document_deleted_while_it_is_embedded_anew_leaves_nothing(
     embedding = await stopped_anew(after)
     for fields in StoredCorpus(stored).documents.values():
         await before.knowledge.library.delete(fields["id"])
-    after.embedder.gate.set()
+    after.embedder.go_on()
     await embedding
     await after.knowledge.upkeep.embed_anew()
     left = StoredCorpus(stored)
@@ -124,7 +123,7 @@ async def test_a_document_replaced_while_it_is_embedded_anew_is_the_new_one_for_
     embedding = await stopped_anew(after)
     await before.store("rules", THIRD)
     await before.store("parking", OLD)
-    after.embedder.gate.set()
+    after.embedder.go_on()
     await embedding
     await after.knowledge.upkeep.embed_anew()
     assert faults(stored, rules=THIRD, parking=OLD) == []
@@ -137,7 +136,7 @@ async def test_one_worker_of_the_new_embedder_does_it_for_all(
     async with worker(redis_url, "idle", GatedEmbedder("after")) as idle:
         await idle.knowledge.upkeep.embed_anew()
         assert idle.embedder.texts == []
-        after.embedder.gate.set()
+        after.embedder.go_on()
         await embedding
     assert faults(stored, rules=OLD, parking=NEW) == []
 
@@ -152,24 +151,27 @@ async def test_who_stood_still_for_too_long_leaves_it_to_who_has_the_duty_now(
     async with worker(redis_url, "other", GatedEmbedder("after"), chunk_tokens=40) as other:
         await other.knowledge.upkeep.embed_anew()
         written = chunks_of(stored, after)
-        after.embedder.gate.set()
+        after.embedder.go_on()
         await embedding
     assert chunks_of(stored, after) == written
     assert {one.number for one in written if one.text in OLD} == set(range(len(cut(40, rules=OLD)["rules"])))
 
 
 async def test_what_redis_forgot_meanwhile_is_not_taken_for_embedded(
-    redis: Redis, before: Worker, after: Worker
+    redis: Redis, stored: sync_redis.Redis, before: Worker, after: Worker
 ) -> None:
     embedding = await stopped_anew(after)
     await redis.flushall()
-    for source in ("one", "two", "three"):
-        await before.store(source, THIRD)
-    after.embedder.gate.set()
+    await redis.set(f"rag:embedding:{after.embedder.embedder.fingerprint}", "after")  # as it is renewed meanwhile
+    texts = {"rules": NEW, "parking": OLD, "bicycles": THIRD}
+    for source, text in texts.items():
+        await before.store(source, text)
+    after.embedder.go_on()
     await embedding
     assert not (await found(after, "Where are bicycles kept?")).whole
     await after.knowledge.upkeep.embed_anew()
     assert (await found(after, "Where are bicycles kept?")).whole
+    assert faults(stored, **texts) == []
 
 
 async def test_passages_of_a_document_are_those_of_one_embedder(
@@ -186,14 +188,8 @@ async def test_passages_of_a_document_are_those_of_one_embedder(
 
 
 async def stopped_anew(one: Worker) -> asyncio.Task[None]:
-    """Begins to embed all anew, and stands still in the middle of a document."""
-    one.embedder.waiting.clear()
+    """Begins to embed all anew, and stands still in the middle of the first document."""
+    one.embedder.stop_after(2)
     embedding = asyncio.create_task(one.knowledge.upkeep.embed_anew())
-    await wait_until_async(lambda: has_written(one))
-    one.embedder.gate.clear()
-    await asyncio.wait_for(one.embedder.waiting.wait(), 10)
+    await one.embedder.stopped()
     return embedding
-
-
-async def has_written(one: Worker) -> bool:
-    return bool(one.embedder.texts)
