@@ -42,6 +42,8 @@ SEED: Final = 20
 """Documents that are there before, so that questions find passages."""
 QUIET: Final = 15.0
 """Seconds of questions before anything is put in, and after."""
+ANSWER: Final = "The warden sees to it before every shift [1], and records it in the logbook [2]. " * 4
+"""About as many words as a short answer has."""
 
 
 @dataclass
@@ -73,9 +75,11 @@ class Bench:
         phase = Phase(name, Asking(self.gunicorn.url(), self.question))
         phase.asking.start()
         began, cpu = time.monotonic(), self.cpu()
-        yield phase
-        phase.seconds, phase.cpu = time.monotonic() - began, self.cpu() - cpu
-        self.question = phase.asking.end()
+        try:
+            yield phase
+            phase.seconds, phase.cpu = time.monotonic() - began, self.cpu() - cpu
+        finally:
+            self.question = phase.asking.end()
         self.phases.append(phase)
         print(f"{name}: {phase.seconds:.0f} s", flush=True)
         self.weigh(name)
@@ -182,6 +186,7 @@ def main() -> None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         server = stack.enter_context(embedded_redis(persistent=False))
         stub = stack.enter_context(stub_process())
+        stub.behaviour(answer=ANSWER, path="/api/chat")
         settings = {"REDIS_URL": server.url, "OLLAMA_BASE_URL": stub.base_url, "EMBEDDER": "onnx", "WORKERS": "2"}
         gunicorn = stack.enter_context(gunicorns("api.asgi:app", folder))(**settings, REDIS_TIMEOUT="1")
         client = stack.enter_context(sync_redis.Redis.from_url(server.url))
