@@ -23,6 +23,8 @@ NotNegative = Annotated[int, Field(ge=0)]
 
 MEMORY = r"^([1-9]\d*(\.\d+)?([KMG]i?)?|(100|[1-9]\d?)(\.\d+)?%)$"
 """Bytes, also as `800Mi` or `1.5G`, or a part of the memory given as `40%`."""
+ONNX_CHUNK_TOKENS = 224
+"""Of the 256 that MiniLM reads at once: the rest is for its marks, the title and the headings."""
 
 
 class _Concern(BaseSettings):
@@ -339,6 +341,10 @@ def _check_together(settings: Settings) -> None:
         raise SettingsError("OLLAMA_BASE_URL: the same URL is given twice")
     if settings.documents.chunk_overlap >= settings.documents.chunk_tokens:
         raise SettingsError("CHUNK_OVERLAP: must be less than CHUNK_TOKENS")
+    if settings.embedder.embedder == "onnx" and settings.documents.chunk_tokens > ONNX_CHUNK_TOKENS:
+        raise SettingsError(
+            f"CHUNK_TOKENS: at most {ONNX_CHUNK_TOKENS} with EMBEDDER=onnx, which reads no more at once"
+        )
     paths = {
         "EMBED_MODEL_PATH": settings.embedder.embed_model_path,
         "RERANK_MODEL_PATH": settings.retrieval.rerank_model_path,

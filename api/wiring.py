@@ -16,7 +16,8 @@ from fastapi import FastAPI
 
 from api import __version__
 from api.background import Background
-from api.embedders.onnx import OnnxEmbedder
+from api.embedders.minilm import MARKS, MAX_TOKENS
+from api.embedders.onnx import open_onnx
 from api.embedders.remembered import RememberedEmbedder
 from api.endpoints.access import Access
 from api.endpoints.event_wire import Streaming
@@ -27,14 +28,13 @@ from api.observability.log_format import configure_logging
 from api.observability.metrics import Metrics
 from api.observability.query_events import QueryEvents
 from api.observability.worker_facts import WorkerFacts
-from api.ports.models import Embedder
 from api.reachability import BackendReachability
 from api.redis_store.keys import Keys
 from api.redis_store.workers import WorkerRegistry
 from api.settings import Settings
 from api.wiring_backends import WorkerBackends, open_backends
 from api.wiring_cache import CacheParts, open_cache
-from api.wiring_knowledge import WorkerKnowledge, open_knowledge, open_reranker
+from api.wiring_knowledge import Embedders, WorkerKnowledge, open_knowledge, open_reranker
 from api.wiring_redis import open_redis
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager["LifespanState"]]
@@ -90,11 +90,11 @@ class _Worker:
         guarding = (redis.guards.gate, redis.guards.address)
         opening = open_backends(self._settings, self._id, self._metrics, gate, *guarding, self._live_workers)
         backends = await self._stack.enter_async_context(opening)
-        plain, count = await self._open_embedder(backends, events)
-        embedder = RememberedEmbedder(plain)
+        embedders = await self._open_embedders(backends, events)
+        embedder = RememberedEmbedder(embedders.questions)
         reranker = await open_reranker(self._stack, self._settings)
         made = WorkerKnowledge(
-            self._settings, self._id, self._metrics, gate, parts.index, embedder, plain, count, reranker, self._pace
+            self._settings, self._id, self._metrics, gate, parts.index, embedder, embedders, reranker, self._pace
         )
         knowledge = await self._stack.enter_async_context(open_knowledge(made))
         failover = backends.failover(events)
@@ -143,13 +143,13 @@ class _Worker:
 
     # -- Ollama -------------------------------------------------------------------------------------------------------
 
-    async def _open_embedder(
-        self, backends: WorkerBackends, events: QueryEvents
-    ) -> tuple[Embedder, Callable[[str], int]]:
-        """The embedder, and how many tokens it makes of a text."""
+    async def _open_embedders(self, backends: WorkerBackends, events: QueryEvents) -> Embedders:
         settings = self._settings.embedder
         if settings.embedder == "onnx":
-            opening = OnnxEmbedder.open(settings.embed_model_path, settings.embed_timeout)
+            opening = open_onnx(settings.embed_model_path, settings.embed_timeout)
             onnx = await self._stack.enter_async_context(opening)
-            return onnx, onnx.count_tokens
-        return await backends.open_embedder(self._stack, events), estimated_tokens
+            model = onnx.model
+            limit = MAX_TOKENS - MARKS
+            return Embedders(onnx.questions, onnx.documents, model.count_tokens, limit, model.tokenizer)
+        ollama = await backends.open_embedder(self._stack, events)
+        return Embedders(ollama, ollama, estimated_tokens)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from api.background import Background
 from api.embedders.onnx_reranker import OnnxReranker
 from api.knowledge.chunking import Chunker
+from api.knowledge.embedded_text import EmbeddedText
 from api.knowledge.ingestion import Ingestion
 from api.knowledge.library import Library, Limits
 from api.knowledge.outdating import Outdating
@@ -31,15 +33,26 @@ from api.redis_store.reembedding import RedisReembedding
 from api.redis_store.semantic_index import SemanticIndex
 from api.settings import Settings
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
 BATCH = {"onnx": 2, "ollama": 16}
-"""Texts of a document embedded by one call: with `onnx` a question waits for them."""
+"""Texts of a document embedded by one call and written by one: Redis does nothing else until it has indexed them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Embedders:
+    """`questions` waits for nothing that `documents` does. `limit`: tokens that the model reads at once, if known."""
+
+    questions: Embedder
+    documents: Embedder
+    count: Callable[[str], int]
+    limit: int | None = None
+    tokenizer: Tokenizer | None = None
 
 
 class WorkerKnowledge:
-    """Given to `open_knowledge`. `embedder` remembers questions; `plain` is the same without a memory.
-
-    `reranker` is None where there is none.
-    """
+    """Given to `open_knowledge`. `embedder` remembers questions. `reranker` is None where there is none."""
 
     def __init__(
         self,
@@ -49,9 +62,8 @@ class WorkerKnowledge:
         gate: RedisGate,
         index: SemanticIndex,
         embedder: Embedder,
-        plain: Embedder,
-        count: Callable[[str], int],
-        reranker: Reranker | None,
+        embedders: Embedders,
+        reranker: Reranker | None = None,
         pace: Callable[[], float] = lambda: 1.0,
     ) -> None:
         documents, retrieval = settings.documents, settings.retrieval
@@ -70,15 +82,27 @@ class WorkerKnowledge:
             reranking = Reranking(reranker, retrieval.rerank_candidates, events)
         self.retriever = Retriever(passages, embedder, reranking, policy)
         answers = RedisOutdatedAnswers(gate, keys, index)
-        outdating = Outdating(RedisCacheSweep(gate, keys), answers, self.retriever, work, plain, events, on_new)
+        outdating = Outdating(
+            RedisCacheSweep(gate, keys), answers, self.retriever, work, embedders.documents, events, on_new
+        )
         limits = ParseLimits(
             documents.document_max_pages, documents.document_max_characters, documents.document_parse_timeout
         )
         parser = Parser(limits)
-        chunker = Chunker(count, documents.chunk_tokens, documents.chunk_overlap)
+        sizes = (documents.chunk_tokens, documents.chunk_overlap)
+        chunker = Chunker(embedders.count, *sizes, embedders.tokenizer)
         batch = BATCH[settings.embedder.embedder]
         ingestion = Ingestion(
-            work, passages, parser, chunker, plain, outdating, events, batch, retrieval.retrieval_neighbours
+            work,
+            passages,
+            parser,
+            chunker,
+            EmbeddedText(embedders.count, embedders.limit),
+            embedders.documents,
+            outdating,
+            events,
+            batch,
+            retrieval.retrieval_neighbours,
         )
         self.library = Library(
             RedisDocuments(gate, keys),
@@ -92,11 +116,12 @@ class WorkerKnowledge:
             ),
         )
         self._duties = lambda fingerprint: RedisDuty(gate, keys.embedding_duty(fingerprint), worker)
-        self._upkeep = Upkeep(work, ingestion, RedisReembedding(gate, keys), plain, self._duties, pace)
+        anew = RedisReembedding(gate, keys, worker)
+        self.upkeep = Upkeep(work, ingestion, anew, embedders.documents, self._duties, pace)
 
     def tasks(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
         """What goes on for as long as the worker lives."""
-        return [self._upkeep.keep, self._upkeep.keep_embedding]
+        return [self.upkeep.keep, self.upkeep.keep_embedding]
 
 
 async def open_reranker(stack: AsyncExitStack, settings: Settings) -> Reranker | None:

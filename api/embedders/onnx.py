@@ -1,13 +1,18 @@
-"""The embedder inside the worker's own process (EMBEDDER=onnx): MiniLM in one thread beside the event loop."""
+"""The embedder inside the worker's own process (EMBEDDER=onnx): MiniLM in threads beside the event loop.
+
+One thread embeds questions, another, which gives way, documents.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 
+from api.embedders.background import BackgroundEmbedder, give_way
 from api.embedders.micro_batch import MicroBatcher
 from api.embedders.minilm import MiniLM, model_files
 from api.embedders.onnx_files import ModelFiles
@@ -18,34 +23,17 @@ from api.model import EmbedderIdentity, Vector
 class OnnxEmbedder:
     """Implements `ports.Embedder`. Made by `OnnxEmbedder.open`."""
 
-    def __init__(
-        self, identity: EmbedderIdentity, count_tokens: Callable[[str], int], batcher: MicroBatcher, timeout: float
-    ) -> None:
-        """`count_tokens`: how many the model makes of a text, however long."""
+    def __init__(self, identity: EmbedderIdentity, batcher: MicroBatcher, timeout: float) -> None:
         self._identity = identity
         self._batcher = batcher
-        self.count_tokens = count_tokens
         self._timeout = timeout
 
     @classmethod
     @asynccontextmanager
     async def open(cls, path: str | None, timeout: float) -> AsyncIterator[OnnxEmbedder]:  # noqa: ASYNC109 - of `embed`
-        """Loads the model in its thread and closes it on exit.
-
-        `path` is EMBED_MODEL_PATH, `timeout` the seconds that one `embed` may take, waiting included.
-        Raises `SettingsError` when the model is not to be had.
-        """
-        files = model_files(path)
-        thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="minilm")
-        try:
-            model, identity = await asyncio.get_running_loop().run_in_executor(thread, _load, files)
-            batcher = MicroBatcher(model.encode, thread)
-            try:
-                yield cls(identity, model.count_tokens, batcher, timeout)
-            finally:
-                await batcher.close()
-        finally:
-            await asyncio.to_thread(thread.shutdown)
+        """Of `open_onnx`, the one for questions alone."""
+        async with open_onnx(path, timeout) as opened:
+            yield opened.questions
 
     async def identity(self) -> EmbedderIdentity:
         """Who embeds: known from the start."""
@@ -58,6 +46,36 @@ class OnnxEmbedder:
                 return await self._batcher.encode(texts)
         except TimeoutError as error:
             raise EmbeddingUnavailable(f"the embedder took longer than {self._timeout:g} s") from error
+
+
+@dataclass(frozen=True, slots=True)
+class OpenOnnx:
+    """One model, loaded once: for `questions`, and for `documents`, which nobody waits for."""
+
+    questions: OnnxEmbedder
+    documents: BackgroundEmbedder
+    model: MiniLM
+
+
+@asynccontextmanager
+async def open_onnx(path: str | None, timeout: float) -> AsyncIterator[OpenOnnx]:  # noqa: ASYNC109 - of `embed`
+    """Loads the model in its thread and closes it on exit.
+
+    `path` is EMBED_MODEL_PATH, `timeout` the seconds that a question may take, waiting included.
+    Raises `SettingsError` when the model is not to be had.
+    """
+    files = model_files(path)
+    async with AsyncExitStack() as stack:
+        thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="minilm")
+        stack.push_async_callback(asyncio.to_thread, thread.shutdown)
+        model, identity = await asyncio.get_running_loop().run_in_executor(thread, _load, files)
+        slow = ThreadPoolExecutor(max_workers=1, thread_name_prefix="minilm-documents", initializer=give_way)
+        stack.push_async_callback(asyncio.to_thread, slow.shutdown)
+        batchers = [MicroBatcher(model.encode, thread), MicroBatcher(model.encode, slow)]
+        for batcher in batchers:
+            stack.push_async_callback(batcher.close)
+        questions = OnnxEmbedder(identity, batchers[0], timeout)
+        yield OpenOnnx(questions, BackgroundEmbedder(identity, batchers[1]), model)
 
 
 def _load(files: ModelFiles) -> tuple[MiniLM, EmbedderIdentity]:

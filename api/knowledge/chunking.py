@@ -9,11 +9,14 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from semantic_text_splitter import MarkdownSplitter
 
 from api.ports.documents import Chunk
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 CHARACTERS: Final = 3.2
 """Of a token of English, at least, as WordPiece counts."""
@@ -33,10 +36,19 @@ def estimated_tokens(text: str) -> int:
 
 
 class Chunker:
-    """`count` says how many tokens a text is; chunks have at most `size` and share about `overlap` with the next."""
+    """`count` says how many tokens a text is; chunks have at most `size` and share about `overlap` with the next.
 
-    def __init__(self, count: Callable[[str], int], size: int, overlap: int) -> None:
-        self._splitter = MarkdownSplitter.from_callback(count, size, overlap)
+    With the `tokenizer` itself, where there is one, cutting does not hold the interpreter: the event loop goes on.
+    """
+
+    def __init__(
+        self, count: Callable[[str], int], size: int, overlap: int, tokenizer: Tokenizer | None = None
+    ) -> None:
+        self._splitter = (
+            MarkdownSplitter.from_callback(count, size, overlap)
+            if tokenizer is None
+            else MarkdownSplitter.from_huggingface_tokenizer(tokenizer, size, overlap)
+        )
 
     def chunks(self, text: str) -> list[Chunk]:
         """In order, numbered from 0. What holds no word, or headings alone, is none: the next says its headings."""
@@ -67,11 +79,13 @@ def sections(text: str) -> list[tuple[int, str]]:
 def numbered(text: str, cuts: Sequence[tuple[int, str]]) -> list[Chunk]:
     """As chunks, under their headings."""
     headings = _headings(text)
-    kept: list[Chunk] = []
-    for start, part in cuts:
-        if _WORD.search(_HEADING.sub("", part)):
-            kept.append(Chunk(len(kept), part, _path(headings, start), start, start + len(part)))
-    return kept or _whole(text)
+    kept = [cut for cut in cuts if _WORD.search(_HEADING.sub("", cut[1]))]
+    # A text of headings alone is found by them.
+    kept = kept or [cut for cut in cuts if _WORD.search(cut[1])]
+    return [
+        Chunk(number, part, _path(headings, start), start, start + len(part))
+        for number, (start, part) in enumerate(kept)
+    ]
 
 
 def spans(text: str, chunks: Sequence[Chunk], neighbours: int = 1) -> list[tuple[Span, Span]]:
@@ -92,11 +106,6 @@ def _byte_offsets(text: str, offsets: Sequence[int]) -> dict[int, int]:
         before = offset
         found[offset] = size
     return found
-
-
-def _whole(text: str) -> list[Chunk]:
-    """A text of headings alone is one chunk, unless it holds no word."""
-    return [Chunk(0, text.strip()[:2000], "", 0, len(text))] if _WORD.search(text) else []
 
 
 def in_context(title: str, heading: str, text: str) -> str:

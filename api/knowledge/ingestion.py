@@ -13,20 +13,23 @@ from contextlib import asynccontextmanager, suppress
 from typing import Final, Protocol, TypeVar
 
 from api.background import cancelled
-from api.errors import EmbeddingUnavailable, PayloadTooLarge, StoreUnavailable, UnreadableDocument
-from api.knowledge.chunking import Chunker, in_context, numbered, sections, spans
+from api.errors import EmbeddingUnavailable, PayloadTooLarge, ServiceUnavailable, StoreUnavailable, UnreadableDocument
+from api.knowledge.chunking import Chunker, numbered, sections, spans
+from api.knowledge.embedded_text import EmbeddedText
 from api.knowledge.outdating import Outdating
 from api.knowledge.parsing import Parser
-from api.model import EmbedderIdentity
+from api.model import EmbedderIdentity, Vector
 from api.ports.documents import Chunk, DocumentWork, EmbeddedChunk, PassageIndex, Work
 from api.ports.models import Embedder
 
 T = TypeVar("T")
+Write = Callable[[Sequence[EmbeddedChunk], int], Awaitable[bool]]
+"""Writes chunks, beside so many others. False where they are not wanted any more."""
 LEASE: Final = 10.0
 """Seconds. A worker that dies is succeeded by another after so long."""
 BEAT: Final = 2.0
 ATTEMPTS: Final = 5
-"""Workers that may die of a document before it is given up."""
+"""Workers in a row that may die of a document, none of which gets on with it, before it is given up."""
 LONGEST_PAUSE: Final = 5.0
 
 
@@ -52,6 +55,7 @@ class Ingestion:
         index: PassageIndex,
         parser: Parser,
         chunker: Chunker,
+        embedded_text: EmbeddedText,
         embedder: Embedder,
         outdating: Outdating,
         events: IngestionEvents,
@@ -62,6 +66,7 @@ class Ingestion:
         self._index = index
         self._parser = parser
         self._chunker = chunker
+        self._embedded_text = embedded_text
         self._embedder = embedder
         self._outdating = outdating
         self._events = events
@@ -69,9 +74,9 @@ class Ingestion:
         self._neighbours = neighbours
 
     async def carry_out(self, document: str) -> bool:
-        """All that is left to do of a document; false where there is nothing, or another worker is at it.
+        """All that is left to do of a document; false where there is nothing, or somebody is at it, here or elsewhere.
 
-        Raises `StoreUnavailable`: what is done is kept, and the rest is left.
+        Raises `StoreUnavailable`, `ServiceUnavailable`: what is done is kept, and the rest is left.
         """
         work = await self._work.take(document, LEASE)
         if work is None:
@@ -79,7 +84,7 @@ class Ingestion:
         async with self._held(work):
             try:
                 await self._to_its_end(work)
-            except (StoreUnavailable, asyncio.CancelledError):
+            except (StoreUnavailable, ServiceUnavailable, asyncio.CancelledError):
                 with suppress(StoreUnavailable):
                     await self._work.release(work)
                 raise
@@ -90,44 +95,49 @@ class Ingestion:
         return await self._work.exists(document)
 
     async def _to_its_end(self, work: Work) -> None:
-        if work.attempts > ATTEMPTS:
-            await self._fail(work, f"given up after {ATTEMPTS} attempts")
-            return
         if work.owes:
             await self._outdating.changed(work)
             await self._work.told(work)
-        if work.phase == "store":
+        stored: Work | None = work
+        if work.phase == "store":  # to tell the cache of what has changed is never given up
             try:
-                if not await self._stored(work):
-                    return
+                stored = await self._stored(work)
             except (UnreadableDocument, PayloadTooLarge) as error:
-                await self._fail(work, error.detail)
+                self._events.document_failed(work.id, error.detail)
+                await self._work.fail(work, error.detail)
                 return
-            renewed = await self._work.take(work.id, LEASE)
-            if renewed is None or renewed.revision != work.revision:
-                return
-            work = renewed
-        await self._outdating.told_of(work)
-        await self._work.finish(work)
+        if stored is not None:
+            await self._outdating.told_of(stored)
+            await self._work.finish(stored)
 
-    async def _stored(self, work: Work) -> bool:
-        """Whether the revision serves now; it does not where the work has become void."""
+    async def _stored(self, work: Work) -> Work | None:
+        """What is left to do once the revision serves; None where the work is void, or another's by now."""
+        if work.attempts > ATTEMPTS:
+            raise UnreadableDocument(f"given up after {ATTEMPTS} attempts")
         text = await self._text(work)
         chunks = await self._cut(text)
         if not chunks:
             raise UnreadableDocument("There is no text in it.")
         embedder = await self._patiently(self._embedder.identity)
-        if not await self._embedded(work, embedder, text, chunks):
-            return False
-        if not await self._work.commit(work, embedder, len(chunks), len(text)):
-            return False
-        self._events.document_stored(len(chunks))
-        return True
 
-    async def embed_anew(self, work: Work, embedder: EmbedderIdentity, text: str) -> int | None:
-        """Embeds a revision that serves by a further embedder: the number of chunks, None where it is void."""
+        async def write(ready: Sequence[EmbeddedChunk], done: int) -> bool:
+            return await self._work.write(work, embedder, ready, len(chunks), done, LEASE)
+
+        if not await self._embedded(work, embedder, text, chunks, write):
+            return None
+        stored = await self._work.commit(work, embedder, len(chunks), len(text))
+        if stored is not None:
+            self._events.document_stored(len(chunks))
+        return stored
+
+    async def embed_anew(self, work: Work, embedder: EmbedderIdentity, text: str) -> bool:
+        """Embeds a revision that serves by a further embedder; false where it is void, or another's duty by now."""
         chunks = await self._cut(text)
-        return len(chunks) if await self._embedded(work, embedder, text, chunks, lease=0) else None
+
+        async def write(ready: Sequence[EmbeddedChunk], _: int) -> bool:
+            return await self._work.rewrite(work, embedder, ready, len(chunks))
+
+        return await self._embedded(work, embedder, text, chunks, write)
 
     async def _cut(self, text: str) -> list[Chunk]:
         """Section by section: whoever stops the worker waits for one of them at most."""
@@ -147,29 +157,36 @@ class Ingestion:
         return parsed.text
 
     async def _embedded(
-        self, work: Work, embedder: EmbedderIdentity, text: str, chunks: Sequence[Chunk], lease: float = LEASE
+        self, work: Work, embedder: EmbedderIdentity, text: str, chunks: Sequence[Chunk], write: Write
     ) -> bool:
         """Whether all chunks are written, those that were already with them."""
         await self._index.ensure(embedder)
         placed = list(zip(chunks, await asyncio.to_thread(spans, text, chunks, self._neighbours), strict=True))
-        written = await self._work.written(work, embedder)
-        missing = [one for one in placed if one[0].number not in written]
-        for start in range(0, len(missing), self._batch):
+        missing = [placed[number] for number in await self._missing(work, embedder, chunks)]
+        for start in range(0, max(len(missing), 1), self._batch):
             part = missing[start : start + self._batch]
-            texts = [in_context(work.facts.title, chunk.heading, chunk.text) for chunk, _ in part]
-            vectors = await self._patiently(lambda: self._embedder.embed(texts))  # noqa: B023 - awaited here
+            vectors = await self._vectors([self._embedded_text.of(work.facts, chunk) for chunk, _ in part], embedder)
             ready = [
                 EmbeddedChunk(chunk, vector, span, reach)
                 for (chunk, (span, reach)), vector in zip(part, vectors, strict=True)
             ]
-            if not await self._work.write(work, embedder, ready, len(chunks), lease):
+            if not await write(ready, len(chunks) - len(missing) + start):
                 return False
             self._events.chunks_embedded(len(ready))
         return True
 
-    async def _fail(self, work: Work, error: str) -> None:
-        self._events.document_failed(work.id, error)
-        await self._work.fail(work, error)
+    async def _missing(self, work: Work, embedder: EmbedderIdentity, chunks: Sequence[Chunk]) -> list[int]:
+        """Numbers of chunks that are not written. What was cut otherwise, by other settings, does not count."""
+        written = await self._work.written(work, embedder)
+        await self._work.trim(work, embedder, range(len(chunks), written.total))
+        return [one.number for one in chunks if written.spans.get(one.number) != (one.start, one.end)]
+
+    async def _vectors(self, texts: Sequence[str], embedder: EmbedderIdentity) -> Sequence[Vector]:
+        """By `embedder`, or not at all: who embeds may change at any time."""
+        vectors = await self._patiently(lambda: self._embedder.embed(texts)) if texts else []
+        if await self._patiently(self._embedder.identity) != embedder:
+            raise ServiceUnavailable("Another model embeds now: the document is begun anew.", retry_after=1)
+        return vectors
 
     async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
         """Until the embedder answers: nobody waits for it."""
@@ -194,4 +211,5 @@ class Ingestion:
         while True:
             await asyncio.sleep(BEAT)
             with suppress(StoreUnavailable):
-                await self._work.take(work.id, LEASE)
+                if not await self._work.renew(work, LEASE):
+                    return  # what is written from here on is refused

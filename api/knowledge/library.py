@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
+from api.background import cancelled
 from api.errors import NotFound, PayloadTooLarge, ServiceUnavailable, StoreUnavailable, TooManyDocuments
 from api.knowledge.identity import content_digest, document_id
 from api.knowledge.ingestion import Ingestion
@@ -18,6 +19,8 @@ from api.ports.documents import Chunk, Document, DocumentFacts, Documents, Draft
 
 READ_AT_ONCE: Final = 1024 * 1024
 """Bytes of a file that is read before its sender is answered; a larger one is read in the background."""
+AT_ONCE: Final = 2
+"""Documents that one worker stores at the same time, beside what it finds waiting: one embeds while another writes."""
 TEXT: Final = "text/plain"
 SETTLE_SECONDS: Final = 30.0
 
@@ -61,6 +64,7 @@ class Library:
         self._parser = parser
         self.limits = limits
         self._at_work: set[asyncio.Task[bool]] = set()
+        self._turns = asyncio.Semaphore(AT_ONCE)
 
     async def add(self, given: Given) -> Added:
         """Stores it, or begins to. Raises `PayloadTooLarge`, `UnreadableDocument`, `TooManyDocuments`."""
@@ -104,9 +108,7 @@ class Library:
 
     async def aclose(self) -> None:
         """Leaves what is under way to other workers."""
-        for task in self._at_work:
-            task.cancel()
-        await asyncio.gather(*self._at_work, return_exceptions=True)
+        await cancelled(self._at_work)
 
     async def _draft(self, given: Given) -> Draft:
         facts = given.facts if given.facts.title else replace(given.facts, title=given.file_name or "Untitled")
@@ -124,10 +126,15 @@ class Library:
 
     async def _carried_out(self, document: str) -> None:
         """In the background, and awaited for a while."""
-        task = asyncio.create_task(self._ingestion.carry_out(document), name="ingestion")
+        task = asyncio.create_task(self._in_turn(document), name="ingestion")
         self._at_work.add(task)
         task.add_done_callback(self._done)
         await asyncio.wait({task}, timeout=self.limits.wait)
+
+    async def _in_turn(self, document: str) -> bool:
+        """As long as it waits for its turn here, any other worker may take it on."""
+        async with self._turns:
+            return await self._ingestion.carry_out(document)
 
     def _done(self, task: asyncio.Task[bool]) -> None:
         """What failed is waiting work for whichever worker comes to it."""

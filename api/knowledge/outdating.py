@@ -20,12 +20,31 @@ LIMIT: Final = 1000
 """Cached questions looked at for one document."""
 SECONDS: Final = 2.0
 """How long may be spent on asking whether a document changes a cached answer; past that it counts as changed."""
+SHARE: Final = 0.1
+"""Of a worker's time, where documents come one after the other: it has them to store, and questions to answer."""
 
 
 class OutdatingEvents(Protocol):
     """Who is told."""
 
     def answers_outdated(self, reason: Literal["changed", "affected"], count: int) -> None: ...
+
+
+class Patience:
+    """Seconds that a worker may ask whether answers are outdated: `SECONDS`, which come back at a rate of `SHARE`."""
+
+    def __init__(self) -> None:
+        self._left, self._at = SECONDS, time.monotonic()
+
+    def left(self) -> float:
+        """Now."""
+        now = time.monotonic()
+        self._left, self._at = min(SECONDS, self._left + SHARE * (now - self._at)), now
+        return max(self._left, 0.0)
+
+    def spent(self, seconds: float) -> None:
+        """So many of them."""
+        self._left -= seconds
 
 
 class Outdating:
@@ -48,6 +67,7 @@ class Outdating:
         self._embedder = embedder
         self._events = events
         self._on_new_documents = on_new_documents
+        self._patience = Patience()
 
     async def told_of(self, work: Work) -> None:
         """Of a document that is gone, new, or another now. Raises `StoreUnavailable`, `ServiceUnavailable`."""
@@ -95,8 +115,11 @@ class Outdating:
 
     async def _changed_by(self, work: Work, questions: Sequence[CachedQuestion]) -> list[str]:
         """Those for which other passages would be found now. What is not looked at in time counts as changed."""
-        until = time.monotonic() + SECONDS
-        return [one.entry for one in questions if time.monotonic() > until or await self._is_changed(work, one)]
+        began, patience = time.monotonic(), self._patience.left()
+        until = began + patience
+        changed = [one.entry for one in questions if time.monotonic() > until or await self._is_changed(work, one)]
+        self._patience.spent(time.monotonic() - began)
+        return changed
 
     async def _is_changed(self, work: Work, question: CachedQuestion) -> bool:
         wanted = Wanted(question.question, question.tenant, question.top_k, question.wanted, question.vector)

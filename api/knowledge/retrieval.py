@@ -71,13 +71,17 @@ Scored: TypeAlias = list[tuple[Place, float]]
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """Relevant passages in the order of all searches together, with their cosine: 0 where there is no `vector`."""
+    """Relevant passages in the order of all searches together, with their cosine: 0 where there is no `vector`.
+
+    `behind`: some documents are not embedded by the present embedder.
+    """
 
     identity: EmbedderIdentity
     vector: Vector | None
     scored: Scored
     hits: Mapping[Place, Hit]
     current: Mapping[str, Current]
+    behind: bool
 
     def texts(self, places: Sequence[Place]) -> list[str]:
         """As a re-ranker reads them."""
@@ -114,7 +118,7 @@ class Retriever:
             _source(found.hits[place], found.current[place.document], score, text)
             for (place, score), text in zip(best, texts, strict=True)
         )
-        whole = found.vector is not None and await self._index.is_whole(found.identity)
+        whole = found.vector is not None and not found.behind and await self._index.is_whole(found.identity)
         return Retrieved(tuple(sources), whole)
 
     async def would_change(self, wanted: Wanted, document: str) -> bool:
@@ -142,11 +146,11 @@ class Retriever:
     async def _found(self, wanted: Wanted) -> _Found:
         identity = await self._embedder.identity()
         vector = wanted.vector or await self._embedded(wanted.question)
-        hits, current = await self._candidates(identity, wanted, vector)
+        hits, current, behind = await self._candidates(identity, wanted, vector)
         cosines = _cosines(hits, vector)
         scored = [(place, cosines.get(place, 0.0)) for place in hits]
         relevant = [one for one in scored if vector is None or one[1] >= self.policy.floor]
-        return _Found(identity, vector, relevant, hits, current)
+        return _Found(identity, vector, relevant, hits, current, behind)
 
     async def _embedded(self, question: str) -> Vector | None:
         try:
@@ -156,11 +160,11 @@ class Retriever:
 
     async def _candidates(
         self, identity: EmbedderIdentity, wanted: Wanted, vector: Vector | None
-    ) -> tuple[dict[Place, Hit], dict[str, Current]]:
-        """Chunks that serve in the order of all searches together, and their documents."""
+    ) -> tuple[dict[Place, Hit], dict[str, Current], bool]:
+        """Chunks that serve in the order of all searches together, their documents, whether some are not embedded."""
         count = max(self.policy.candidates, wanted.top_k)
         for _ in range(WIDENINGS):
-            rankings = await self._rankings(identity, wanted, vector, count)
+            rankings, behind = await self._rankings(identity, wanted, vector, count)
             current = await self._current(rankings, wanted.tenant)
             serving = [
                 (weight, [hit for hit in ranking if _serves(hit, current, identity)]) for weight, ranking in rankings
@@ -172,19 +176,19 @@ class Retriever:
         hits = {_place(hit): hit for _, ranking in reversed(serving) for hit in ranking}
         order = fused((weight, [_place(hit) for hit in ranking]) for weight, ranking in serving)
         documents = {document: found for (document, _), found in current.items()}
-        return {place: hits[place] for place in order}, documents
+        return {place: hits[place] for place in order}, documents, behind
 
     async def _rankings(
         self, identity: EmbedderIdentity, wanted: Wanted, vector: Vector | None, count: int
-    ) -> list[Weighted]:
+    ) -> tuple[list[Weighted], bool]:
         """By meaning, by words; and by words among what another embedder has embedded and this one has not yet."""
         among, question = (wanted.tenant, wanted.documents), wanted.question
         found = await self._index.search(identity, *among, question, vector, count)
         rankings: list[Weighted] = [(MEANING, found.meaning), (WORDS, found.words)]
-        other = await self._index.complete_before(identity)
-        if other is not None:
-            rankings.append((WORDS, await self._index.search_words(other, *among, question, count)))
-        return [(weight, ranking) for weight, ranking in rankings if ranking]
+        if found.other is not None:
+            # These have no other ranking: with less weight, anything that is near by meaning would be before them.
+            rankings.append((MEANING, await self._index.search_words(found.other, *among, question, count)))
+        return [(weight, ranking) for weight, ranking in rankings if ranking], found.behind
 
     async def _current(self, rankings: Sequence[Weighted], tenant: str) -> dict[tuple[str, str], Current]:
         """The tenant's documents that serve, by their id and the embedder of their chunks."""

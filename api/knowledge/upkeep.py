@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from typing import Final
 
-from api.errors import EmbeddingUnavailable, RagherdError, StoreUnavailable
+from api.background import cancelled
+from api.errors import EmbeddingUnavailable, RagherdError, ServiceUnavailable, StoreUnavailable
 from api.knowledge.ingestion import Ingestion
-from api.ports.documents import DocumentWork, Reembedding
+from api.model import EmbedderIdentity
+from api.ports.documents import DocumentWork, Reembedding, Work
 from api.ports.fleet import Duty
 from api.ports.models import Embedder
 
@@ -52,7 +54,7 @@ class Upkeep:
     async def keep_embedding(self) -> None:
         """For ever. A task of the worker's."""
         while True:
-            with suppress(StoreUnavailable, EmbeddingUnavailable):
+            with suppress(StoreUnavailable, ServiceUnavailable, EmbeddingUnavailable):
                 await self.embed_anew()
             await asyncio.sleep(LOOK_SECONDS * self._pace() * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
 
@@ -70,11 +72,37 @@ class Upkeep:
         duty = self._duties(embedder.fingerprint)
         if epoch is None or not await duty.hold(DUTY_SECONDS):
             return
-        async for work in self._anew.missing(embedder):
-            if not await duty.hold(DUTY_SECONDS):
-                return
-            text = await self._work.text(work.id)
-            if text is not None and await self._ingestion.embed_anew(work, embedder, text.decode()) is not None:
-                await self._anew.embedded(work, embedder)
-        await self._anew.complete(embedder, epoch)
+        whole = True
+        async with _kept(duty):
+            async for work in self._anew.missing(embedder):
+                whole = await self._embedded(work, embedder) and whole
+                if not (whole or await duty.hold(DUTY_SECONDS)):
+                    return
+            if whole:
+                await self._anew.complete(embedder, epoch)
         await duty.leave()
+
+    async def _embedded(self, work: Work, embedder: EmbedderIdentity) -> bool:
+        """False where it was void, or another worker's duty: whether something is left is seen by looking again."""
+        text = await self._work.text(work.id)
+        if text is None:
+            return True  # deleted meanwhile
+        done = await self._ingestion.embed_anew(work, embedder, text.decode())
+        return done and await self._anew.embedded(work, embedder)
+
+
+@asynccontextmanager
+async def _kept(duty: Duty) -> AsyncIterator[None]:
+    """Renews it while the block runs: a document may take longer than it lasts."""
+
+    async def keep() -> None:
+        held = True
+        while held:
+            await asyncio.sleep(DUTY_SECONDS / 5)
+            held = await duty.hold(DUTY_SECONDS)
+
+    keeper = asyncio.create_task(keep(), name="embedding_duty")
+    try:
+        yield
+    finally:
+        await cancelled([keeper])

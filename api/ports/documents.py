@@ -90,7 +90,8 @@ class Work:
     """A change of the knowledge base that this worker has taken on.
 
     `replaced`: a revision served before. `gone`: the document was deleted. `owes`: the cache was not told of a change
-    before this one. `attempts`: how often a worker has begun with it.
+    before this one. `attempts`: how often a worker has begun with it and died before it wrote anything. `holder`: what
+    this worker's hold on it is known by, which ends when another takes it on.
     """
 
     id: str
@@ -103,6 +104,7 @@ class Work:
     gone: bool = False
     owes: bool = False
     attempts: int = 1
+    holder: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +115,22 @@ class EmbeddedChunk:
     vector: Vector
     span: tuple[int, int]
     reach: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """Chunks of a revision that are written: where in the text each begins and ends, by number; of how many in all."""
+
+    spans: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    total: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """How often documents have changed, of those that began to be kept at `began`: another time after FLUSHALL."""
+
+    number: int
+    began: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,10 +167,15 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Rankings:
-    """What one question finds, the best first."""
+    """What one question finds, the best first.
+
+    `behind`: not all documents are embedded by the embedder it was asked of; `other` then has the most of them, if any.
+    """
 
     meaning: Sequence[Hit] = ()
     words: Sequence[Hit] = ()
+    behind: bool = False
+    other: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +225,11 @@ class Documents(Protocol):
 
 
 class DocumentWork(Protocol):
-    """What is left to do of changes, for whichever worker takes it. Every method raises `StoreUnavailable`."""
+    """What is left to do of changes, for whichever worker takes it. Every method raises `StoreUnavailable`.
+
+    Work is void once a newer change is asked for, and another's once its lease has run out and somebody took it on:
+    what is written late is refused.
+    """
 
     async def waiting(self, limit: int) -> Sequence[str]:
         """Documents that need work, the oldest first, whether or not a worker has them."""
@@ -211,7 +238,10 @@ class DocumentWork(Protocol):
         """Whether there is something left to do of it."""
 
     async def take(self, document: str, seconds: float) -> Work | None:
-        """The work, if nobody else has it: now this worker's, for so many seconds. Taken again, it is renewed."""
+        """The work, if nobody has it: held for so many seconds. Not even this worker has it twice."""
+
+    async def renew(self, work: Work, seconds: float) -> bool:
+        """Holds it for longer. False where it is void by now, or another's."""
 
     async def release(self, work: Work) -> None:
         """Gives it back, to be taken at once."""
@@ -226,18 +256,41 @@ class DocumentWork(Protocol):
         """The text that serves."""
 
     async def settle_text(self, work: Work, text: bytes) -> bool:
-        """Puts the text in the place of the file that it was read from. False where the work is void by now."""
+        """Puts the text in the place of the file that it was read from. False where the work is void, or another's."""
 
-    async def written(self, work: Work, embedder: EmbedderIdentity) -> frozenset[int]:
-        """Numbers of chunks that are written already."""
+    async def written(self, work: Work, embedder: EmbedderIdentity) -> Written:
+        """What there is of the revision's chunks already."""
+
+    async def trim(self, work: Work, embedder: EmbedderIdentity, numbers: Sequence[int]) -> None:
+        """Removes chunks of the revision: those of an earlier cut, where this one has fewer."""
 
     async def write(
-        self, work: Work, embedder: EmbedderIdentity, chunks: Sequence[EmbeddedChunk], total: int, seconds: float
+        self,
+        work: Work,
+        embedder: EmbedderIdentity,
+        chunks: Sequence[EmbeddedChunk],
+        total: int,
+        done: int,
+        seconds: float,
     ) -> bool:
-        """Writes chunks, which do not serve yet, and renews the work. False where it is void by now."""
+        """Writes chunks, which do not serve yet, beside `done` others, and renews the work.
 
-    async def commit(self, work: Work, embedder: EmbedderIdentity, total: int, characters: int) -> bool:
-        """Puts the revision into service, in the place of the one before. False where it is void by now."""
+        False where it is void by now, or another's.
+        """
+
+    async def rewrite(
+        self, work: Work, embedder: EmbedderIdentity, chunks: Sequence[EmbeddedChunk], total: int
+    ) -> bool:
+        """Writes chunks of a revision that serves, by a further embedder, where embedding anew is this worker's duty.
+
+        False where it is not by now, or the revision does not serve any more.
+        """
+
+    async def commit(self, work: Work, embedder: EmbedderIdentity, total: int, characters: int) -> Work | None:
+        """Puts the revision into service, in the place of the one before: what is left to do then.
+
+        None where it is void by now, or another's.
+        """
 
     async def fail(self, work: Work, error: str) -> None:
         """Ends work that can not succeed. What served before goes on serving."""
@@ -252,16 +305,16 @@ class DocumentWork(Protocol):
 class Reembedding(Protocol):
     """Documents that a new embedder has not embedded. Every method raises `StoreUnavailable`."""
 
-    async def behind(self, embedder: EmbedderIdentity) -> int | None:
-        """The epoch of all documents, where the embedder has not embedded all of them; None where it has."""
+    async def behind(self, embedder: EmbedderIdentity) -> Epoch | None:
+        """That of all documents, where the embedder has not embedded all of them; None where it has."""
 
     def missing(self, embedder: EmbedderIdentity) -> AsyncIterator[Work]:
         """The documents that it lacks, as work on the revision that serves."""
 
-    async def embedded(self, work: Work, embedder: EmbedderIdentity) -> None:
-        """Notes that all chunks of the revision are written."""
+    async def embedded(self, work: Work, embedder: EmbedderIdentity) -> bool:
+        """Notes that all chunks of the revision are written. False where it does not serve any more."""
 
-    async def complete(self, embedder: EmbedderIdentity, epoch: int) -> None:
+    async def complete(self, embedder: EmbedderIdentity, epoch: Epoch) -> None:
         """Notes that it has embedded all documents of an epoch."""
 
 
@@ -292,9 +345,6 @@ class PassageIndex(Protocol):
         self, embedder: str, tenant: str, wanted: DocumentFilter, question: str, count: int
     ) -> Sequence[Hit]:
         """The ranking by words alone, of chunks of whichever embedder."""
-
-    async def complete_before(self, embedder: EmbedderIdentity) -> str | None:
-        """The embedder that all documents are embedded by, where this one is not done yet. Known for a while."""
 
     async def current(self, documents: Sequence[str], embedder: str) -> Mapping[str, Current]:
         """Those of the documents that serve."""

@@ -7,7 +7,7 @@ from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from api.errors import StoreUnavailable
+from api.errors import DocumentsChanged, StoreUnavailable
 from api.query.answered import Stages
 
 T = TypeVar("T")
@@ -40,5 +40,5 @@ class CacheBudget:
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._late.discard(task)
-        with suppress(StoreUnavailable, asyncio.CancelledError):  # nobody waits for it any more
+        with suppress(StoreUnavailable, DocumentsChanged, asyncio.CancelledError):  # nobody waits for it any more
             task.result()

@@ -22,7 +22,7 @@ ELSEWHERE: Final = (
     *_EVERYWHERE,
     *("append", "del", "exec", "exists", "multi", "persist", "pexpire", "pttl", "rename", "scan", "time"),
     *("get", "getrange", "set"),
-    *("hdel", "hget", "hgetall", "hincrby", "hmget", "hset"),
+    *("hdel", "hget", "hgetall", "hincrby", "hmget", "hset", "hsetnx"),
     *("lrange", "lrem", "rpush"),
     *("ping", "publish", "subscribe"),
     *("xadd", "xrange"),

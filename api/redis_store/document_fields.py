@@ -49,11 +49,15 @@ def facts_of(fields: Fields) -> DocumentFacts:
 
 
 def document_of(document: str, fields: Fields, work: Fields) -> Document:
-    """A document from its hash, and from that of the work on it (empty where there is none)."""
+    """A document from its hash, and from that of the work on it (empty where there is none).
+
+    As long as the cache has not been told of a change, the document is not ready: it may have answers from before.
+    """
+    status = fields["status"].decode()
     return Document(
         id=document,
         facts=facts_of(fields),
-        status=cast(DocumentStatus, fields["status"].decode()),
+        status=cast(DocumentStatus, "processing" if status == "ready" and work else status),
         chunks=_int(fields, "chunks"),
         characters=_int(fields, "characters"),
         revision=_int(fields, "revision"),
@@ -79,6 +83,7 @@ def work_of(document: str, fields: Fields) -> Work:
         gone=_int(fields, "gone") > 0,
         owes=_int(fields, "owes") > 0,
         attempts=_int(fields, "attempts"),
+        holder=fields.get("holder", b"").decode(),
     )
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from redis.asyncio import Redis
 
 from api.model import EmbedderIdentity, Vector
-from api.ports.documents import EmbeddedChunk, Work
+from api.ports.documents import EmbeddedChunk, Work, Written
 from api.redis_store.document_fields import chunk_fields, named, owner_of, work_of
 from api.redis_store.documents import MARKS_MS
 from api.redis_store.gate import RedisGate
@@ -29,8 +31,11 @@ class RedisDocumentWork:
         self._worker = worker
         self._concerns_cache = concerns_cache
         self._take = script(gate.client, "document_common", "document_take")
-        self._settle = script(gate.client, "document_settle")
+        self._renew = script(gate.client, "document_common", "document_renew")
+        self._told = script(gate.client, "document_common", "document_told")
+        self._settle = script(gate.client, "document_common", "document_settle")
         self._write = script(gate.client, "document_common", "document_write")
+        self._rewrite = script(gate.client, "document_rewrite")
         self._commit = script(gate.client, "document_common", "document_commit")
         self._end = script(gate.client, "document_common", "document_end")
 
@@ -48,18 +53,25 @@ class RedisDocumentWork:
     async def take(self, document: str, seconds: float) -> Work | None:
         """See `ports.DocumentWork`."""
         keys = [self._keys.document_work(document), self._keys.corpus_work]
-        arguments: list[Any] = [document, self._worker, round(seconds * 1000)]
+        arguments: list[Any] = [document, self._worker, secrets.token_hex(8), round(seconds * 1000)]
         fields = named(await self._gate.run("document_work", lambda client: self._take(keys, arguments, client)))
         return work_of(document, fields) if fields else None
 
+    async def renew(self, work: Work, seconds: float) -> bool:
+        """See `ports.DocumentWork`."""
+        keys = [self._keys.document_work(work.id)]
+        arguments: list[Any] = [work.revision, work.holder, round(seconds * 1000)]
+        return bool(await self._gate.run("document_work", lambda client: self._renew(keys, arguments, client)))
+
     async def release(self, work: Work) -> None:
         """See `ports.DocumentWork`."""
-        await self.take(work.id, 0)
+        await self.renew(work, 0)
 
     async def told(self, work: Work) -> None:
         """See `ports.DocumentWork`."""
-        key = self._keys.document_work(work.id)
-        await self._gate.run("document_work", lambda client: client.hset(key, "owes", "0"))
+        keys = [self._keys.document_work(work.id)]
+        arguments: list[Any] = [work.revision, work.holder]
+        await self._gate.run("document_work", lambda client: self._told(keys, arguments, client))
 
     async def draft(self, work: Work) -> bytes | None:
         """See `ports.DocumentWork`."""
@@ -73,31 +85,54 @@ class RedisDocumentWork:
         """See `ports.DocumentWork`."""
         content = await uploaded(self._gate, self._keys, text)
         keys = [self._keys.document_work(work.id), self._keys.document_draft(work.id), content]
-        return bool(await self._gate.run("document_work", lambda client: self._settle(keys, [work.revision], client)))
+        arguments: list[Any] = [work.revision, work.holder]
+        return bool(await self._gate.run("document_work", lambda client: self._settle(keys, arguments, client)))
 
-    async def written(self, work: Work, embedder: EmbedderIdentity) -> frozenset[int]:
+    async def written(self, work: Work, embedder: EmbedderIdentity) -> Written:
         """See `ports.DocumentWork`."""
         field = f"{embedder.fingerprint}:{work.revision}"
         key = self._keys.document_chunks(work.id)
-        total = await self._gate.run("document_work", lambda client: client.hget(key, field))
-        names = self._chunks(work, embedder, range(int(total or 0)))
-        found = await self._gate.run("document_work", lambda client: _exist(client, names))
-        return frozenset(number for number, exists in enumerate(found) if exists)
+        total = int(await self._gate.run("document_work", lambda client: client.hget(key, field)) or 0)
+        names = self._chunks(work, embedder, range(total))
+        found = await self._gate.run("document_work", lambda client: _fields(client, names, "start", "end"))
+        spans = {number: (int(start), int(end)) for number, (start, end) in enumerate(found) if start and end}
+        return Written(spans, total)
+
+    async def trim(self, work: Work, embedder: EmbedderIdentity, numbers: Sequence[int]) -> None:
+        """See `ports.DocumentWork`."""
+        await self._unlink(self._chunks(work, embedder, numbers))
 
     async def write(
-        self, work: Work, embedder: EmbedderIdentity, chunks: Sequence[EmbeddedChunk], total: int, seconds: float
+        self,
+        work: Work,
+        embedder: EmbedderIdentity,
+        chunks: Sequence[EmbeddedChunk],
+        total: int,
+        done: int,
+        seconds: float,
     ) -> bool:
-        """See `ports.DocumentWork`. With 0 seconds the revision serves already, and is embedded anew."""
-        guard = self._keys.document_work(work.id) if seconds else self._keys.document(work.id)
-        numbers = [one.chunk.number for one in chunks]
-        keys = [guard, self._keys.document_chunks(work.id), *self._chunks(work, embedder, numbers)]
-        values = [chunk_fields(work, one) for one in chunks]
-        width = len(values[0]) if values else 0
-        flat = [part for fields in values for part in fields]
-        arguments: list[Any] = [work.revision, embedder.fingerprint, total, round(seconds * 1000), width, *flat]
+        """See `ports.DocumentWork`."""
+        names, width, values = self._flat(work, embedder, chunks)
+        keys = [self._keys.document_work(work.id), self._keys.document_chunks(work.id), *names]
+        held: list[Any] = [work.revision, work.holder, round(seconds * 1000)]
+        arguments = [*held, embedder.fingerprint, total, done, width, *values]
         return bool(await self._gate.run("document_write", lambda client: self._write(keys, arguments, client)))
 
-    async def commit(self, work: Work, embedder: EmbedderIdentity, total: int, characters: int) -> bool:
+    async def rewrite(
+        self, work: Work, embedder: EmbedderIdentity, chunks: Sequence[EmbeddedChunk], total: int
+    ) -> bool:
+        """See `ports.DocumentWork`."""
+        names, width, values = self._flat(work, embedder, chunks)
+        keys = [
+            self._keys.document(work.id),
+            self._keys.document_chunks(work.id),
+            self._keys.embedding_duty(embedder.fingerprint),
+            *names,
+        ]
+        arguments: list[Any] = [work.revision, self._worker, embedder.fingerprint, total, width, *values]
+        return bool(await self._gate.run("document_write", lambda client: self._rewrite(keys, arguments, client)))
+
+    async def commit(self, work: Work, embedder: EmbedderIdentity, total: int, characters: int) -> Work | None:
         """See `ports.DocumentWork`."""
         keys = [
             self._keys.document(work.id),
@@ -108,17 +143,18 @@ class RedisDocumentWork:
             self._keys.corpus_state,
             self._keys.cache_invalidated,
         ]
-        about = [work.id, work.revision, embedder.fingerprint, total, characters]
+        about = [work.id, work.revision, work.holder, embedder.fingerprint, total, characters]
         arguments: list[Any] = [*about, MARKS_MS, int(self._concerns_cache)]
-        return bool(await self._gate.run("document_commit", lambda client: self._commit(keys, arguments, client)))
+        done = await self._gate.run("document_commit", lambda client: self._commit(keys, arguments, client))
+        return replace(work, phase="tell", replaced=int(done) == 2) if done else None
 
     async def fail(self, work: Work, error: str) -> None:
-        """See `ports.DocumentWork`."""
-        if await self._ended(work, error):
-            await self._remove_chunks(work)
+        """See `ports.DocumentWork`. The work ends last: who dies before has it done again by another worker."""
+        await self._remove_chunks(work)
+        await self._ended(work, error)
 
     async def finish(self, work: Work) -> None:
-        """See `ports.DocumentWork`. The work ends last: who dies before has it done again by another worker."""
+        """See `ports.DocumentWork`. The work ends last, as with `fail`."""
         await self._remove_chunks(work)
         await self._ended(work, "")
 
@@ -126,14 +162,16 @@ class RedisDocumentWork:
         """See `ports.DocumentWork`."""
         names = self._chunks(work, embedder, range(offset, offset + limit))
 
-        async def read(client: Redis) -> list[Any]:
-            async with client.pipeline(transaction=False) as pipe:
-                for name in names:
-                    pipe.hget(name, "vector")
-                replies: list[Any] = await pipe.execute()
-                return replies
+        found = await self._gate.run("document_work", lambda client: _fields(client, names, "vector"))
+        return [vector for (vector,) in found if vector is not None]
 
-        return [vector for vector in await self._gate.run("document_work", read) if vector is not None]
+    def _flat(
+        self, work: Work, embedder: EmbedderIdentity, chunks: Sequence[EmbeddedChunk]
+    ) -> tuple[list[str], int, list[Any]]:
+        """Chunks for a script: their keys, how many values each has, and those of all."""
+        values = [chunk_fields(work, one) for one in chunks]
+        names = self._chunks(work, embedder, [one.chunk.number for one in chunks])
+        return names, len(values[0]) if values else 0, [part for fields in values for part in fields]
 
     def _chunks(self, work: Work, embedder: EmbedderIdentity, numbers: Sequence[int]) -> list[str]:
         return [self._keys.chunk(embedder.fingerprint, work.id, work.revision, number) for number in numbers]
@@ -145,7 +183,7 @@ class RedisDocumentWork:
             self._keys.document(work.id),
             self._keys.document_draft(work.id),
         ]
-        arguments: list[Any] = [work.id, work.revision, error]
+        arguments: list[Any] = [work.id, work.revision, work.holder, error]
         return bool(await self._gate.run("document_work", lambda client: self._end(keys, arguments, client)))
 
     async def _remove_chunks(self, work: Work) -> None:
@@ -161,20 +199,23 @@ class RedisDocumentWork:
                 await self._remove(work.id, embedder, int(revision), int(count))
 
     async def _remove(self, document: str, embedder: str, revision: int, count: int) -> None:
-        for start in range(0, count, REMOVED):
-            numbers = range(start, min(start + REMOVED, count))
-            names = [self._keys.chunk(embedder, document, revision, number) for number in numbers]
-            await self._gate.run("document_work", lambda client, names=names: client.unlink(*names))  # type: ignore[misc]
+        await self._unlink([self._keys.chunk(embedder, document, revision, number) for number in range(count)])
         field = f"{embedder}:{revision}"
         key = self._keys.document_chunks(document)
         await self._gate.run("document_work", lambda client: client.hdel(key, field))
 
+    async def _unlink(self, names: Sequence[str]) -> None:
+        for start in range(0, len(names), REMOVED):
+            part = names[start : start + REMOVED]
+            await self._gate.run("document_work", lambda client, part=part: client.unlink(*part))  # type: ignore[misc]
 
-async def _exist(client: Redis, names: Sequence[str]) -> list[Any]:
-    if not names:
+
+async def _fields(client: Redis, keys: Sequence[str], *fields: str) -> list[list[bytes | None]]:
+    """Of each hash, in one round trip."""
+    if not keys:
         return []
     async with client.pipeline(transaction=False) as pipe:
-        for name in names:
-            pipe.exists(name)
-        replies: list[Any] = await pipe.execute()
+        for key in keys:
+            pipe.hmget(key, *fields)
+        replies: list[list[bytes | None]] = await pipe.execute()
         return replies

@@ -76,15 +76,16 @@ class RedisDocuments:
                 return Page(found)
 
     async def chunks(self, document: str, offset: int, limit: int) -> Sequence[Chunk]:
-        """See `ports.Documents`. By whichever embedder has all of them."""
-        fields = named(
-            await self._gate.run("document_read", lambda client: client.hgetall(self._keys.document(document)))
-        )
-        revision, total = int(fields.get("revision", 0)), int(fields.get("chunks", 0))
-        embedder = next((n[9:] for n, at in fields.items() if n.startswith("embedded:") and int(at) == revision), None)
-        if embedder is None:
+        """See `ports.Documents`. By an embedder that has all of them, the one that it was put into service by first."""
+        keys = (self._keys.document(document), self._keys.document_chunks(document))
+        fields, written = await self._gate.run("document_read", lambda client: _all(client, keys))
+        revision = int(fields.get("revision", 0))
+        done = [name[9:] for name, at in fields.items() if name.startswith("embedded:") and int(at) == revision]
+        totals = {embedder: int(written.get(f"{embedder}:{revision}", 0)) for embedder in done}
+        if not totals:
             return ()
-        numbers = range(offset, min(offset + limit, total))
+        embedder = max(totals, key=lambda one: totals[one] == int(fields["chunks"]))
+        numbers = range(offset, min(offset + limit, totals[embedder]))
         names = [self._keys.chunk(embedder, document, revision, number) for number in numbers]
         found = await self._gate.run("document_read", lambda client: _all(client, names))
         return [chunk_of(one) for one in found if one]

@@ -94,7 +94,8 @@ class RedisGate:
             self._events.lost(operation, error)
             self._events.failed(operation, error)
             # What is kept idle is as dead as this one: each would fail the next command in turn.
-            await self.client.connection_pool.disconnect(inuse_connections=False)
+            with suppress(RedisError, OSError):  # a connection that does not even close in time is dropped as it is
+                await self.client.connection_pool.disconnect(inuse_connections=False)
             raise StoreUnavailable(str(error) or type(error).__name__) from error
         except RedisError as error:
             self._events.failed(operation, error)

@@ -38,7 +38,7 @@ class RedisOutdatedAnswers:
         name = await self._index.complete(embedder)
         if name is None:
             return (), False
-        query = f"(@owner:{{{owner_of(tenant)}}})=>[KNN {limit} @vector $v AS d]"
+        query = f"({await self._fresh(tenant)})=>[KNN {limit} @vector $v AS d]"
         found: dict[str, CachedQuestion] = {}
         for vector in vectors:
             command = ("FT.SEARCH", name, query, "PARAMS", 2, "v", vector, "SORTBY", "d", "LIMIT", 0, limit)
@@ -56,11 +56,12 @@ class RedisOutdatedAnswers:
         """See `ports.OutdatedAnswers`."""
         own = await self._index.complete(embedder)
         entries: list[str] = []
+        fresh = await self._fresh(tenant)
         for name in await self._indexes():
             is_own = name.startswith(self._keys.cache_indexes + embedder.fingerprint)
             if is_own and name != own:
                 continue  # one that is left over from another kind
-            query = f"@owner:{{{owner_of(tenant)}}}" + (f" @compared:{{{EXACT}}}" if is_own else "")
+            query = fresh + (f" @compared:{{{EXACT}}}" if is_own else "")
             results = await self._results(("FT.SEARCH", name, query, "NOCONTENT", "LIMIT", 0, limit, "DIALECT", 2))
             if results is None or len(results) >= limit:
                 return (), False
@@ -89,6 +90,11 @@ class RedisOutdatedAnswers:
             ended += await self.expire([key for key, of in zip(keys, owners, strict=True) if of == owner])
             if cursor == 0:
                 return ended
+
+    async def _fresh(self, tenant: str) -> str:
+        """The part of a query that asks for a tenant's entries, without those that are stale already."""
+        seconds, micros = await self._gate.run("expire", lambda client: client.time())
+        return f"@owner:{{{owner_of(tenant)}}} @expires_ms:[({seconds * 1000 + micros // 1000} +inf]"
 
     async def _indexes(self) -> list[str]:
         listed: Any = await self._gate.run("expire", lambda client: client.execute_command("FT._LIST"))  # type: ignore[no-untyped-call]

@@ -12,7 +12,6 @@ from redis.exceptions import RedisError, ResponseError
 from redisvl.exceptions import RedisSearchError
 from redisvl.index import AsyncSearchIndex
 
-from api.errors import StoreUnavailable
 from api.model import EmbedderIdentity, Vector
 from api.ports.documents import Corpus, Current, DocumentFilter, Hit, Rankings
 from api.redis_store.document_fields import facts_of, named, owner_of, range_of
@@ -31,7 +30,6 @@ class RedisPassageIndex:
         self._gate = gate
         self._keys = keys
         self._whole: dict[str, tuple[float, bool]] = {}
-        self._before: dict[str, tuple[float, str | None]] = {}
 
     async def ensure(self, embedder: EmbedderIdentity) -> None:
         """See `ports.PassageIndex`. Many workers may do so at once."""
@@ -67,13 +65,18 @@ class RedisPassageIndex:
             "words": by_words(index, tenant, wanted, question, count),
         }
         commands = {name: command for name, command in asked.items() if command is not None}
-        replies = await self._gate.run("passages", lambda client: _execute(client, list(commands.values())))
+        # The state first: what is committed after it leaves a mark, by which the answer is not kept.
+        first = ("HGETALL", self._keys.corpus_state)
+        asking = [first, *commands.values()]
+        state, *replies = await self._gate.run("passages", lambda client: _execute(client, asking))
         if any(_says_missing(reply) for reply in replies):
-            await self.ensure(embedder)  # FLUSHALL takes an index too
-            raise StoreUnavailable("the index over passages is made again")
-        return Rankings(
-            **{name: _hits(reply, embedder.fingerprint) for name, reply in zip(commands, replies, strict=True)}
-        )
+            # FLUSHALL takes an index too, and an embedder that is new has none yet.
+            await self.ensure(embedder)
+            self._whole.pop(embedder.fingerprint, None)
+            state, *replies = await self._gate.run("passages", lambda client: _execute(client, asking))
+        found = {name: _hits(reply, embedder.fingerprint) for name, reply in zip(commands, replies, strict=True)}
+        behind, other = is_behind(named(state), embedder.fingerprint)
+        return Rankings(**found, behind=behind, other=other)
 
     async def search_words(
         self, embedder: str, tenant: str, wanted: DocumentFilter, question: str, count: int
@@ -94,18 +97,6 @@ class RedisPassageIndex:
         whole = not isinstance(info, Exception) and not int(info[b"indexing"])
         self._whole[embedder.fingerprint] = (now + KNOWN_SECONDS, whole)
         return whole
-
-    async def complete_before(self, embedder: EmbedderIdentity) -> str | None:
-        """See `ports.PassageIndex`. Asked of Redis again after `KNOWN_SECONDS`."""
-        now = time.monotonic()
-        known = self._before.get(embedder.fingerprint)
-        if known is not None and now < known[0]:
-            return known[1]
-        key = self._keys.corpus_state
-        state = named(await self._gate.run("corpus", lambda client: client.hgetall(key)))
-        other = complete_before(state, embedder.fingerprint)
-        self._before[embedder.fingerprint] = (now + KNOWN_SECONDS, other)
-        return other
 
     async def current(self, documents: Sequence[str], embedder: str) -> Mapping[str, Current]:
         """See `ports.PassageIndex`."""
@@ -153,14 +144,13 @@ class RedisPassageIndex:
                 raise (cause if isinstance(cause, RedisError) else ResponseError(str(error))) from None
 
 
-def complete_before(state: Mapping[str, bytes], embedder: str) -> str | None:
-    """By the state of the corpus: who has embedded the most, where that is more than `embedder` has."""
+def is_behind(state: Mapping[str, bytes], embedder: str) -> tuple[bool, str | None]:
+    """By the state of the corpus: whether `embedder` has not embedded all, and which other has embedded the most."""
     done = {name.removeprefix("done:"): int(at) for name, at in state.items() if name.startswith("done:")}
     own = done.pop(embedder, 0)
-    if own >= int(state.get("epoch", 0)) or not done:
-        return None
-    best = max(done, key=lambda name: done[name])
-    return best if done[best] > own else None
+    if own >= int(state.get("epoch", 0)):
+        return False, None
+    return True, max(done, key=lambda name: done[name], default=None)
 
 
 async def _execute(client: Redis, commands: Sequence[tuple[Any, ...]]) -> list[Any]:

@@ -8,7 +8,7 @@ from typing import Any, Final
 from redis.asyncio import Redis
 
 from api.model import EmbedderIdentity
-from api.ports.documents import Work
+from api.ports.documents import Epoch, Work
 from api.redis_store.document_fields import Fields, facts_of, named
 from api.redis_store.gate import RedisGate
 from api.redis_store.keys import Keys
@@ -20,17 +20,19 @@ SCANNED: Final = 500
 class RedisReembedding:
     """See `ports.Reembedding`."""
 
-    def __init__(self, gate: RedisGate, keys: Keys) -> None:
+    def __init__(self, gate: RedisGate, keys: Keys, worker: str) -> None:
         self._gate = gate
         self._keys = keys
+        self._worker = worker
         self._embedded = script(gate.client, "document_embedded")
+        self._complete = script(gate.client, "document_complete")
 
-    async def behind(self, embedder: EmbedderIdentity) -> int | None:
+    async def behind(self, embedder: EmbedderIdentity) -> Epoch | None:
         """See `ports.Reembedding`."""
-        names, key = ("epoch", f"done:{embedder.fingerprint}"), self._keys.corpus_state
+        names, key = ("epoch", f"done:{embedder.fingerprint}", "began_ms"), self._keys.corpus_state
         found: list[Any] = await self._gate.run("corpus", lambda client: client.hmget(key, *names))
-        epoch, done = found
-        return int(epoch) if int(epoch or 0) > int(done or 0) else None
+        epoch, done, began = found
+        return Epoch(int(epoch), (began or b"").decode()) if int(epoch or 0) > int(done or 0) else None
 
     async def missing(self, embedder: EmbedderIdentity) -> AsyncIterator[Work]:
         """See `ports.Reembedding`. Documents written meanwhile are embedded by whoever writes them."""
@@ -48,16 +50,17 @@ class RedisReembedding:
             if cursor == 0:
                 return
 
-    async def embedded(self, work: Work, embedder: EmbedderIdentity) -> None:
+    async def embedded(self, work: Work, embedder: EmbedderIdentity) -> bool:
         """See `ports.Reembedding`."""
-        keys = [self._keys.document(work.id)]
-        arguments: list[Any] = [work.revision, embedder.fingerprint]
-        await self._gate.run("corpus", lambda client: self._embedded(keys, arguments, client))
+        keys = [self._keys.document(work.id), self._keys.embedding_duty(embedder.fingerprint)]
+        arguments: list[Any] = [work.revision, embedder.fingerprint, self._worker]
+        return bool(await self._gate.run("corpus", lambda client: self._embedded(keys, arguments, client)))
 
-    async def complete(self, embedder: EmbedderIdentity, epoch: int) -> None:
+    async def complete(self, embedder: EmbedderIdentity, epoch: Epoch) -> None:
         """See `ports.Reembedding`. What changed since is found behind again."""
-        key, field = self._keys.corpus_state, f"done:{embedder.fingerprint}"
-        await self._gate.run("corpus", lambda client: client.hset(key, field, str(epoch)))
+        keys = [self._keys.corpus_state]
+        arguments: list[Any] = [embedder.fingerprint, epoch.number, epoch.began]
+        await self._gate.run("corpus", lambda client: self._complete(keys, arguments, client))
 
     async def _fields(self, document: str) -> Fields:
         async def read(client: Redis) -> Any:

@@ -6,9 +6,11 @@ import pytest
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from api.breaker import following
 from api.embedded.redis_server import EmbeddedRedis
+from api.errors import StoreUnavailable
 from api.observability.metrics import Metrics
 from api.redis_store.client import RedisAddress
 from api.redis_store.gate import RedisGate
@@ -91,3 +93,19 @@ async def test_breakers_are_shared_again_as_soon_as_redis_is_found(
             redis_server.start()
         assert await gate.check() is True
         assert {breaker.store_name for breaker in backends.breakers.values()} == {"shared"}
+
+
+async def test_a_connection_that_does_not_even_close_in_time_is_a_lost_redis_and_no_more(
+    gate: RedisGate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def stuck(**_: bool) -> None:
+        raise RedisTimeoutError("Timed out closing connection")
+
+    async def fail(_: Redis) -> None:
+        raise RedisTimeoutError("Timeout reading")
+
+    assert await gate.check()
+    monkeypatch.setattr(gate.client.connection_pool, "disconnect", stuck)
+    with pytest.raises(StoreUnavailable, match="Timeout reading"):
+        await gate.run("ping", fail)
+    assert await gate.check()

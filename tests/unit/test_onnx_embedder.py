@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from api.embedders.micro_batch import SHARE_TEXTS, TURN_TEXTS, MicroBatcher
-from api.embedders.onnx import OnnxEmbedder
+from api.embedders.onnx import OnnxEmbedder, open_onnx
 from api.errors import EmbeddingUnavailable, SettingsError
 from api.model import EmbedderIdentity, Vector
 
@@ -125,11 +125,11 @@ async def test_closing_fails_who_still_waits(batcher: MicroBatcher, encoder: Gat
 
 
 async def test_past_the_deadline_the_embedding_is_unavailable(batcher: MicroBatcher, encoder: GatedEncoder) -> None:
-    embedder = OnnxEmbedder(EmbedderIdentity("slow", 384, "0" * 10), len, batcher, timeout=0.01)
+    embedder = OnnxEmbedder(EmbedderIdentity("slow", 384, "0" * 10), batcher, timeout=0.01)
     with pytest.raises(EmbeddingUnavailable, match=r"longer than 0\.01 s"):
         await embedder.embed(["never in time"])
     encoder.gate.set()
-    patient = OnnxEmbedder(EmbedderIdentity("slow", 384, "0" * 10), len, batcher, timeout=10)
+    patient = OnnxEmbedder(EmbedderIdentity("slow", 384, "0" * 10), batcher, timeout=10)
     assert await patient.embed(["in time"]) == [b"in time"]
 
 
@@ -150,3 +150,14 @@ async def test_a_model_that_is_not_there_stops_the_start() -> None:
     with pytest.raises(SettingsError, match="EMBED_MODEL_PATH"):
         async with OnnxEmbedder.open("no/such/folder", timeout=1):
             pass
+
+
+async def test_a_question_waits_for_no_document() -> None:
+    async with open_onnx(None, timeout=30) as onnx:
+        document = asyncio.create_task(onnx.documents.embed([f"A passage, {n}, of the document." for n in range(64)]))
+        await started(document)
+        question = await onnx.questions.embed(["A question"])
+        assert not document.done()
+        assert len(await document) == 64
+        assert await onnx.documents.embed(["A question"]) == question
+        assert await onnx.documents.identity() == await onnx.questions.identity()

@@ -8,7 +8,7 @@ local id, tenant = ARGV[1], ARGV[2]
 local owner, before, chunks = unpack(redis.call('HMGET', KEYS[1], 'tenant', 'revision', 'chunks'))
 if owner ~= tenant then return 0 end
 
-local revision = redis.call('HINCRBY', KEYS[6], 'revision', 1)
+local revision = next_revision(KEYS[6])
 redis.call('UNLINK', KEYS[1], KEYS[2], KEYS[3], KEYS[4])
 redis.call('ZREM', KEYS[9], id)
 if tonumber(before) > 0 then

@@ -15,7 +15,8 @@ local now, first = int(now_ms()), 5 + 2 * facts
 if redis.call('EXISTS', KEYS[7]) == 0 then return {'lost', 0, 0} end
 redis.call('RENAME', KEYS[7], KEYS[3])
 redis.call('PERSIST', KEYS[3])
-local given = redis.call('HINCRBY', KEYS[5], 'revision', 1)
+redis.call('HSETNX', KEYS[5], 'began_ms', now)
+local given = next_revision(KEYS[5])
 redis.call('DEL', KEYS[2])
 redis.call('HSET', KEYS[2], 'id', id, 'revision', given, 'phase', 'store', 'digest', digest, 'asked_ms', now,
   'owes', (phase == 'tell' or owes == '1') and '1' or '0', unpack(ARGV, 5))
@@ -27,4 +28,4 @@ if not at then
 end
 redis.call('HSET', KEYS[1], 'status', 'processing', 'updated_ms', now)
 redis.call('HDEL', KEYS[1], 'error')
-return {'accepted', given, at and 1 or 0}
+return {'accepted', tonumber(given), at and 1 or 0}

@@ -1,0 +1,195 @@
+"""The embedder changes while the service runs: old and new workers side by side, every document found by both."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+import redis as sync_redis
+from redis.asyncio import Redis
+
+from api.knowledge.retrieval import Retrieved, Wanted
+from api.ports.documents import Listing
+from tests.integration.test_document_races import NEW, OLD, cut
+from tests.knowledge_worker import GatedEmbedder, Worker, worker
+from tests.stored_corpus import StoredChunk, StoredCorpus
+
+pytestmark = pytest.mark.usefixtures("redis")
+THIRD = "Bicycles are kept in the cellar."
+
+
+@pytest.fixture
+def stored(redis_url: str) -> Iterator[sync_redis.Redis]:
+    with sync_redis.Redis.from_url(redis_url) as client:
+        yield client
+
+
+@pytest.fixture
+async def before(redis: Redis, redis_url: str) -> AsyncIterator[Worker]:
+    """A worker with the embedder of before, and two documents."""
+    async with worker(redis_url, "before", GatedEmbedder("before")) as opened:
+        await opened.store("rules", OLD)
+        await opened.store("parking", NEW)
+        yield opened
+
+
+@pytest.fixture
+async def after(before: Worker, redis_url: str) -> AsyncIterator[Worker]:
+    """One with the embedder that comes after."""
+    async with worker(redis_url, "after", GatedEmbedder("after")) as opened:
+        yield opened
+
+
+def chunks_of(client: sync_redis.Redis, one: Worker) -> list[StoredChunk]:
+    mine = one.embedder.embedder.fingerprint
+    return [chunk for chunk in StoredCorpus(client).chunks if chunk.embedder == mine]
+
+
+async def found(one: Worker, question: str) -> Retrieved:
+    return await one.knowledge.retriever.retrieve(Wanted(question, "default", 4))
+
+
+def sources(retrieved: Retrieved) -> set[str | None]:
+    return {source.source for source in retrieved.sources}
+
+
+def faults(client: sync_redis.Redis, embedders: int = 2, **texts: str) -> list[str]:
+    return StoredCorpus(client).faults(cut(**texts), embedders)
+
+
+async def test_documents_are_found_by_their_words_until_they_are_embedded_anew(
+    stored: sync_redis.Redis, before: Worker, after: Worker
+) -> None:
+    await after.store("bicycles", THIRD)
+    for question, source in (("How is the canteen run?", "rules"), ("Who is parking?", "parking")):
+        by_words = await found(after, question)
+        assert (source in sources(by_words), by_words.whole) == (True, False)
+    assert "bicycles" in sources(await found(before, "Where are bicycles kept?"))
+    await after.knowledge.upkeep.embed_anew()
+    await before.knowledge.upkeep.embed_anew()
+    for one in (before, after):
+        assert (await found(one, "How is the canteen run?")).whole
+        assert "rules" in sources(await found(one, "How is the canteen run?"))
+    assert faults(stored, rules=OLD, parking=NEW, bicycles=THIRD) == []
+
+
+async def test_the_embedder_of_before_serves_as_it_did_while_another_is_at_it(
+    stored: sync_redis.Redis, before: Worker, after: Worker
+) -> None:
+    asked = "How is the canteen run?"
+    as_before = await found(before, asked)
+    embedding = await stopped_anew(after)
+    assert (await found(before, asked)) == as_before
+    assert as_before.whole
+    after.embedder.go_on()
+    await embedding
+    assert (await found(before, asked)) == as_before
+    assert faults(stored, rules=OLD, parking=NEW) == []
+
+
+async def test_workers_of_both_embedders_take_documents_all_the_while(
+    stored: sync_redis.Redis, before: Worker, after: Worker
+) -> None:
+    texts = {f"page{number}": f"Page {number} is about {number} things.\n\n{OLD}" for number in range(8)}
+    anew = [asyncio.create_task(one.knowledge.upkeep.embed_anew()) for one in (before, after)]
+    for number, (source, text) in enumerate(texts.items()):
+        await (before, after)[number % 2].store(source, text)
+    await asyncio.gather(*anew)
+    for _ in range(2):  # what came while they looked
+        for one in (before, after):
+            await one.knowledge.upkeep.embed_anew()
+    assert faults(stored, rules=OLD, parking=NEW, **texts) == []
+    for one in (before, after):
+        assert (await found(one, "Which page is about 3 things?")).whole
+
+
+async def test_a_document_deleted_while_it_is_embedded_anew_leaves_nothing(
+    stored: sync_redis.Redis, before: Worker, after: Worker
+) -> None:
+    embedding = await stopped_anew(after)
+    for fields in StoredCorpus(stored).documents.values():
+        await before.knowledge.library.delete(fields["id"])
+    after.embedder.go_on()
+    await embedding
+    await after.knowledge.upkeep.embed_anew()
+    left = StoredCorpus(stored)
+    assert (left.documents, left.chunks, left.unfinished) == ({}, [], [])
+
+
+async def test_a_document_replaced_while_it_is_embedded_anew_is_the_new_one_for_both(
+    stored: sync_redis.Redis, before: Worker, after: Worker
+) -> None:
+    embedding = await stopped_anew(after)
+    await before.store("rules", THIRD)
+    await before.store("parking", OLD)
+    after.embedder.go_on()
+    await embedding
+    await after.knowledge.upkeep.embed_anew()
+    assert faults(stored, rules=THIRD, parking=OLD) == []
+
+
+async def test_one_worker_of_the_new_embedder_does_it_for_all(
+    redis_url: str, stored: sync_redis.Redis, after: Worker
+) -> None:
+    embedding = await stopped_anew(after)
+    async with worker(redis_url, "idle", GatedEmbedder("after")) as idle:
+        await idle.knowledge.upkeep.embed_anew()
+        assert idle.embedder.texts == []
+        after.embedder.go_on()
+        await embedding
+    assert faults(stored, rules=OLD, parking=NEW) == []
+
+
+async def test_who_stood_still_for_too_long_leaves_it_to_who_has_the_duty_now(
+    redis: Redis, redis_url: str, stored: sync_redis.Redis, after: Worker
+) -> None:
+    embedding = await stopped_anew(after)
+    duty = f"rag:embedding:{after.embedder.embedder.fingerprint}"
+    await redis.delete(duty)
+    # Of other sizes: what the late one still writes would be a chunk too many.
+    async with worker(redis_url, "other", GatedEmbedder("after"), chunk_tokens=40) as other:
+        await other.knowledge.upkeep.embed_anew()
+        written = chunks_of(stored, after)
+        after.embedder.go_on()
+        await embedding
+    assert chunks_of(stored, after) == written
+    assert {one.number for one in written if one.text in OLD} == set(range(len(cut(40, rules=OLD)["rules"])))
+
+
+async def test_what_redis_forgot_meanwhile_is_not_taken_for_embedded(
+    redis: Redis, stored: sync_redis.Redis, before: Worker, after: Worker
+) -> None:
+    embedding = await stopped_anew(after)
+    await redis.flushall()
+    await redis.set(f"rag:embedding:{after.embedder.embedder.fingerprint}", "after")  # as it is renewed meanwhile
+    texts = {"rules": NEW, "parking": OLD, "bicycles": THIRD}
+    for source, text in texts.items():
+        await before.store(source, text)
+    after.embedder.go_on()
+    await embedding
+    assert not (await found(after, "Where are bicycles kept?")).whole
+    await after.knowledge.upkeep.embed_anew()
+    assert (await found(after, "Where are bicycles kept?")).whole
+    assert faults(stored, **texts) == []
+
+
+async def test_passages_of_a_document_are_those_of_one_embedder(
+    redis_url: str, stored: sync_redis.Redis, before: Worker
+) -> None:
+    async with worker(redis_url, "after", GatedEmbedder("after"), chunk_tokens=40) as after:
+        await after.knowledge.upkeep.embed_anew()
+        for one in (before, after):
+            page = await one.knowledge.library.page("default", Listing())
+            for document in page.documents:
+                shown = await one.knowledge.library.chunks(document.id, 0, 100)
+                assert [chunk.text for chunk in shown] in list(cut(rules=OLD, parking=NEW).values())
+                assert document.chunks == len(shown)
+
+
+async def stopped_anew(one: Worker) -> asyncio.Task[None]:
+    """Begins to embed all anew, and stands still in the middle of the first document."""
+    one.embedder.stop_after(2)
+    embedding = asyncio.create_task(one.knowledge.upkeep.embed_anew())
+    await one.embedder.stopped()
+    return embedding

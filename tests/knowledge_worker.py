@@ -1,0 +1,125 @@
+"""A worker's hold on the knowledge base without HTTP, whose embedder waits when a test wants it to."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import numpy as np
+from redis.asyncio import Redis
+
+from api.knowledge.chunking import estimated_tokens
+from api.knowledge.library import Given
+from api.model import EmbedderIdentity, Vector
+from api.observability.metrics import Metrics
+from api.ports.documents import DocumentFacts
+from api.redis_store.gate import RedisGate
+from api.redis_store.keys import Keys
+from api.redis_store.semantic_index import SemanticIndex
+from api.wiring_knowledge import Embedders, WorkerKnowledge
+from tests.service import make_settings
+
+DIMENSION = 8
+
+
+class GatedEmbedder:
+    """A vector of each text by its words. After `stop_after` texts it waits, with `waiting` set, for `gate`."""
+
+    def __init__(self, name: str) -> None:
+        self.embedder = EmbedderIdentity(name, DIMENSION, hashlib.sha256(name.encode()).hexdigest()[:10])
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.waiting = asyncio.Event()
+        self.texts: list[str] = []
+        self._stop_at: int | None = None
+
+    def stop_after(self, texts: int) -> None:
+        """From now on."""
+        self.waiting.clear()
+        self._stop_at = len(self.texts) + texts
+
+    async def stopped(self) -> None:
+        """Returns once it waits."""
+        await asyncio.wait_for(self.waiting.wait(), 20)
+
+    def go_on(self) -> None:
+        self._stop_at = None
+        self.gate.set()
+
+    async def identity(self) -> EmbedderIdentity:
+        return self.embedder
+
+    async def embed(self, texts: Sequence[str]) -> list[Vector]:
+        if self._stop_at is not None and len(self.texts) >= self._stop_at:
+            self.gate.clear()
+            self.waiting.set()
+            await self.gate.wait()
+        self.texts += texts
+        return [self._vector(text) for text in texts]
+
+    def _vector(self, text: str) -> Vector:
+        row = np.full(DIMENSION, 1e-3, dtype="<f4")
+        for word in text.casefold().split():
+            row[hashlib.sha256(f"{self.embedder.name}{word}".encode()).digest()[0] % DIMENSION] += 1
+        return (row / np.linalg.norm(row)).astype("<f4").tobytes()
+
+
+class Worker:
+    """What one worker of the fleet does with documents. Nothing goes on in it by itself."""
+
+    def __init__(self, redis: Redis, gate: RedisGate, name: str, embedder: GatedEmbedder, sizes: Mapping[str, Any]):
+        documents = {"chunk_tokens": 16, "chunk_overlap": 0, "ingest_wait": 0.0, **sizes}
+        settings = make_settings("redis://unused", "http://unused", documents=documents, embedder={"embedder": "onnx"})
+        index = SemanticIndex(gate, Keys(), lambda: None)
+        embedders = Embedders(embedder, embedder, estimated_tokens)
+        self.knowledge = WorkerKnowledge(settings, name, Metrics(), gate, index, embedder, embedders)
+        self.embedder = embedder
+        self.gate = gate
+        self.redis = redis
+
+    def give(self, source: str, text: str) -> asyncio.Task[Any]:
+        """Uploads it, and begins with it in the background."""
+        facts = DocumentFacts("default", source, source=source)
+        return asyncio.create_task(self.knowledge.library.add(Given(facts, text.encode(), "text/plain")))
+
+    async def store(self, source: str, text: str) -> str:
+        """Until it serves: the document's id."""
+        document = (await self.give(source, text)).document.id
+        while (await self.knowledge.library.find(document)).status == "processing":
+            await self.knowledge.upkeep.carry_out_waiting()
+        return str(document)
+
+    async def stopped(self, source: str, text: str, after: int = 0) -> str:
+        """Uploads a document, and stands still once so many of its chunks are embedded: the document's id."""
+        self.embedder.stop_after(after)
+        added = await self.give(source, text)
+        await self.embedder.stopped()
+        return str(added.document.id)
+
+    async def go_on(self) -> None:
+        """Goes on, until all that it had begun has ended."""
+        self.embedder.go_on()
+        tasks = [task for task in asyncio.all_tasks() if task.get_name() == "ingestion"]
+        await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 20)
+
+
+@asynccontextmanager
+async def worker(redis_url: str, name: str, embedder: GatedEmbedder, **sizes: Any) -> AsyncIterator[Worker]:
+    """A worker with connections of its own. `sizes` are settings of documents."""
+    async with Redis.from_url(redis_url, protocol=3) as redis:
+        gate = RedisGate(redis, 8)
+        await gate.check()
+        made = Worker(redis, gate, name, embedder, sizes)
+        try:
+            yield made
+        finally:
+            embedder.go_on()
+            await made.knowledge.library.aclose()
+
+
+async def lease_ended(redis: Redis, document: str) -> None:
+    """As if the worker that has its work had stood still for longer than its lease."""
+    await redis.hset(Keys().document_work(document), "held_until_ms", "0")  # type: ignore[misc]

@@ -1,0 +1,99 @@
+"""What is embedded is never more than the model reads, by its own tokenizer: nothing is cut off silently."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from api.embedders.minilm import MARKS, MAX_TOKENS, MiniLM, model_files
+from api.knowledge.chunking import Chunker
+from api.knowledge.embedded_text import PLACE, EmbeddedText
+from api.ports.documents import Chunk, DocumentFacts
+from api.settings import ONNX_CHUNK_TOKENS, DocumentSettings
+
+MODEL = MiniLM(model_files(None))
+USUAL = DocumentSettings(_env_file=None)
+WORDS = (
+    "holiday",
+    "antidisestablishmentarianism",
+    "休暇は上司が承認します",
+    "Öffnungszeiten",
+    "x_9$%!",
+    "🙂🚀",
+    "a.b.c/d-e",
+    "naïve",
+)
+texts = st.lists(st.sampled_from(WORDS) | st.text(max_size=30), max_size=200).map(" ".join)
+lines = st.lists(
+    texts | st.sampled_from(["", "# One", "## Two of them", "| a | b |\n|---|---|", "```\ncode()\n```"]), max_size=12
+)
+
+
+def tokens_read(text: str) -> int:
+    """As the model would get it, were nothing cut off."""
+    return MODEL.count_tokens(text) + MARKS
+
+
+def embedded(chunker: Chunker, title: str, text: str) -> list[tuple[Chunk, str]]:
+    made = EmbeddedText(MODEL.count_tokens, MAX_TOKENS - MARKS)
+    facts = DocumentFacts("default", title)
+    return [(chunk, made.of(facts, chunk)) for chunk in chunker.chunks(text)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(title=st.text(min_size=1, max_size=500), text=lines.map("\n\n".join), largest=st.booleans())
+def test_no_embedded_text_is_longer_than_the_model_reads(title: str, text: str, largest: bool) -> None:
+    size, overlap = (ONNX_CHUNK_TOKENS, 100) if largest else (USUAL.chunk_tokens, USUAL.chunk_overlap)
+    for chunk, whole in embedded(Chunker(MODEL.count_tokens, size, overlap, MODEL.tokenizer), title, text):
+        assert MODEL.count_tokens(chunk.text) <= size
+        assert tokens_read(whole) <= MAX_TOKENS
+        assert whole.endswith(chunk.text)
+
+
+@settings(max_examples=30, deadline=None)
+@given(text=lines.map("\n\n".join))
+def test_the_tokenizer_cuts_as_counting_does(text: str) -> None:
+    sizes = (USUAL.chunk_tokens, USUAL.chunk_overlap)
+    by_tokenizer = Chunker(MODEL.count_tokens, *sizes, MODEL.tokenizer)
+    assert by_tokenizer.chunks(text) == Chunker(MODEL.count_tokens, *sizes).chunks(text)
+
+
+@pytest.mark.parametrize(
+    "language", ["Urlaub genehmigt der Chef. ", "休暇は上司が承認します。", "🙂 " * 10, "ab1" * 80 + " "]
+)
+def test_a_long_title_and_deep_headings_give_way_to_the_text(language: str) -> None:
+    chunk = Chunk(0, "The passage itself. " * 20, " > ".join(["Part " + language * 3] * 5)[:200], 0, 400)
+    made = EmbeddedText(MODEL.count_tokens, MAX_TOKENS - MARKS).of(
+        DocumentFacts("default", (language * 50)[:500]), chunk
+    )
+    assert made.endswith(chunk.text)
+    place = made.removesuffix(chunk.text)
+    assert 0 < MODEL.count_tokens(place) <= PLACE
+
+
+def test_what_fits_is_embedded_as_it_is() -> None:
+    made = EmbeddedText(MODEL.count_tokens, MAX_TOKENS - MARKS)
+    facts = DocumentFacts("default", "Holiday policy")
+    assert (
+        made.of(facts, Chunk(0, "Ask first.", "Work > Holiday", 0, 10)) == "Holiday policy\nWork > Holiday\nAsk first."
+    )
+    assert made.of(facts, Chunk(0, "Ask first.", "", 0, 10)) == "Holiday policy\nAsk first."
+
+
+def test_of_headings_that_do_not_fit_the_innermost_stays() -> None:
+    made = EmbeddedText(len, None)
+    assert made.of(DocumentFacts("default", "T"), Chunk(0, "x", "A" * 60 + " > Holiday", 0, 1)) == "T\nHoliday\nx"
+
+
+def test_a_long_text_of_headings_alone_is_cut_like_any_other() -> None:
+    text = "\n\n".join(f"# What is done about the matter number {number}" for number in range(100))
+    found = embedded(Chunker(MODEL.count_tokens, 160, 0, MODEL.tokenizer), "Headings", text)
+    assert all(tokens_read(whole) <= MAX_TOKENS for _, whole in found)
+    assert all(f"number {number}" in text for number in range(100))
+    assert sum(chunk.text.count("#") for chunk, _ in found) == 100
+
+
+def test_the_largest_chunk_leaves_room_for_its_place() -> None:
+    assert ONNX_CHUNK_TOKENS + MARKS < MAX_TOKENS
+    assert USUAL.chunk_tokens + PLACE + MARKS <= MAX_TOKENS
