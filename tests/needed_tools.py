@@ -1,0 +1,24 @@
+"""Tools that some tests need: where one is missing a newcomer's run skips the test, and CI's fails."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+
+
+def need_tool(name: str) -> str:
+    """Where the program is."""
+    found = shutil.which(name)
+    if found is None:
+        not_here(f"{name} is not on the path (scripts/install-test-tools installs what Debian has)")
+    assert found is not None
+    return found
+
+
+def not_here(reason: str) -> None:
+    """The test can not run on this machine."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"{reason}, and CI must run this")
+    pytest.skip(reason)
