@@ -7,7 +7,7 @@ from pathlib import Path
 
 from scripts.image_root.base import what_is_missing
 from scripts.image_root.build import built_image
-from scripts.image_root.contents import contents
+from scripts.image_root.contents import OURS, compressed_size, contents, mib
 
 
 def main() -> None:
@@ -16,6 +16,7 @@ def main() -> None:
         sys.exit(f"The image's root can not be made here: {reason}.")
     with built_image(Path(__file__).parents[2]) as image:
         print(contents(image))
+        print(f"{OURS} compressed, as a registry keeps it: {mib(compressed_size(image))}")
         print(f"user {image.user}, in {image.folder}: {' '.join([*image.entrypoint, *image.command])}")
 
 

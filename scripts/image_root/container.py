@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
+from urllib.request import urlopen
 
 from scripts.image_root.build import Image
 
@@ -45,6 +46,16 @@ class Container:
     @property
     def url(self) -> str:
         return f"http://{self._settings['HOST']}:{self._settings['PORT']}"
+
+    def is_ready(self) -> bool:
+        """Whether it wants requests. Raises `RuntimeError` when it has ended."""
+        if self.process.poll() is not None:
+            raise RuntimeError(f"it ended with {self.process.returncode}:\n{self.output()}")
+        try:
+            with urlopen(f"{self.url}/health/ready", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
 
     def output(self) -> str:
         return self._log.read_text()

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
+from api.embedded.redis_server import EmbeddedRedis
 from scripts.image_root.base import what_is_missing
 from scripts.image_root.build import Image, built_image
 from scripts.image_root.container import Container, running
 from tests.gunicorn_process import free_port
 from tests.needed_tools import not_here
 from tests.stub_ollama.process import StubProcess, stub_process
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,16 +30,30 @@ def image() -> Iterator[Image]:
         yield made
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def ollama() -> Iterator[StubProcess]:
     """The stub of Ollama, outside the container."""
     with stub_process() as stub:
         yield stub
 
 
+@pytest.fixture(scope="module")
+def container(image: Image, redis_server: EmbeddedRedis, ollama: StubProcess) -> Iterator[Container]:
+    """One for all tests that leave it as it is."""
+    with started(image, redis_server.url, ollama) as serving:
+        yield serving
+
+
 @pytest.fixture
-def container(image: Image, redis_url: str, ollama: StubProcess, tmp_path: Path) -> Iterator[Container]:
-    """The image's own command with two workers, its Redis and Ollama outside."""
+def own_container(image: Image, redis_server: EmbeddedRedis, ollama: StubProcess) -> Iterator[Container]:
+    """One for a test that ends it, or a part of it."""
+    with started(image, redis_server.url, ollama) as serving:
+        yield serving
+
+
+@contextmanager
+def started(image: Image, redis_url: str, ollama: StubProcess) -> Iterator[Container]:
+    """The image's own command with two workers, ready, its Redis and Ollama outside."""
     settings = {
         "HOST": "127.0.0.1",
         "PORT": free_port(),
@@ -49,5 +67,6 @@ def container(image: Image, redis_url: str, ollama: StubProcess, tmp_path: Path)
         "LLM_MODEL": "llama3.2",
         "DRAIN_DELAY": "0.1",
     }
-    with running(image, settings, tmp_path / "container.log") as started:
-        yield started
+    with TemporaryDirectory() as folder, running(image, settings, Path(folder, "log")) as container:
+        wait_until(container.is_ready, timeout=60)
+        yield container

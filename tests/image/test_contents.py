@@ -31,6 +31,7 @@ BUILD_TOOLS = {
     "wget",
 }
 MODULES = """
+import os; del os.environ["PROMETHEUS_MULTIPROC_DIR"]  # which the master would have made
 import importlib, pkgutil, api, worker_config
 for package in (api, worker_config):
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
@@ -86,7 +87,7 @@ def test_nothing_for_tests_laptops_or_type_checkers_is_in_it(image: Image) -> No
 
 def test_all_byte_code_is_made_and_nobody_but_root_may_write(image: Image) -> None:
     ours = files(image.root / "opt/ragherd")
-    sources = [path for path in ours if path.suffix == ".py" and path.parts[-3] != "scripts"]
+    sources = [path for path in ours if path.suffix == ".py"]
     uncompiled = [
         path for path in sources if not (path.parent / "__pycache__" / f"{path.stem}.cpython-311.pyc").exists()
     ]
@@ -99,7 +100,6 @@ def test_it_is_small(image: Image, capsys: pytest.CaptureFixture[str]) -> None:
     with capsys.disabled():
         print(f"\n{found}")
     assert found.size < 280 * 2**20, mib(found.size)
-    assert found.compressed < 110 * 2**20, mib(found.compressed)
 
 
 def test_the_labels_say_what_it_is_and_what_it_is_made_on(image: Image) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from contextlib import suppress
 from threading import Thread
-from typing import Any
 
 import httpx
 import pytest
@@ -14,7 +14,6 @@ from fpdf import FPDF
 
 from scripts.image_root.build import Image
 from scripts.image_root.container import Container
-from tests.stub_ollama.process import StubProcess
 from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.image, pytest.mark.timeout(600)]
@@ -22,18 +21,9 @@ HOLIDAY = "Holiday is approved by the team lead. Ask for it two weeks before it 
 
 
 @pytest.fixture
-def client(container: Container) -> Any:
+def client(container: Container) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=container.url, timeout=30) as made:
-        wait_until(lambda: is_ready(container, made), timeout=60)
         yield made
-
-
-def is_ready(container: Container, client: httpx.Client) -> bool:
-    assert container.process.poll() is None, container.output()
-    try:
-        return client.get("/health/ready").is_success
-    except httpx.TransportError:
-        return False
 
 
 def pdf() -> bytes:
@@ -64,17 +54,16 @@ def test_an_upload_too_large_for_memory_passes_through_tmp(client: httpx.Client)
     assert stored.status_code in {201, 202}, stored.text
 
 
-def test_every_process_is_without_rights(container: Container, client: httpx.Client) -> None:
-    client.get("/health").raise_for_status()
+def test_every_process_is_without_rights(container: Container) -> None:
+    wait_until(lambda: len(container.processes()) == 4)  # the master, two workers, the metrics
     processes = container.processes()
-    assert len(processes) == 4, processes  # the master, two workers, the metrics
     for facts in processes.values():
         assert set(facts["Uid"].split()) == set(facts["Gid"].split()) == {"10001"}
         assert {facts[name] for name in ("CapPrm", "CapEff", "CapBnd", "CapAmb")} == {"0" * 16}
         assert facts["NoNewPrivs"] == "1"
 
 
-def test_nothing_but_tmp_can_be_written_not_even_by_root(container: Container, client: httpx.Client) -> None:
+def test_nothing_but_tmp_can_be_written_not_even_by_root(container: Container) -> None:
     write = "import sys; open(sys.argv[1] + '/written', 'w')"
     for folder in ("/", "/opt/ragherd", "/opt/ragherd/lib/python3.11/site-packages/api", "/var/tmp", "/etc", "/root"):
         denied = container.inside(["python", "-c", write, folder])
@@ -83,7 +72,7 @@ def test_nothing_but_tmp_can_be_written_not_even_by_root(container: Container, c
     assert container.inside(["python", "-c", write, "/tmp"]).returncode == 0
 
 
-def test_the_health_check_is_true_of_it(image: Image, container: Container, client: httpx.Client) -> None:
+def test_the_health_check_is_true_of_it(image: Image, container: Container) -> None:
     healthy = container.inside(image.health_check)
     assert (healthy.returncode, healthy.stderr) == (0, "")
     for pid in container.processes():
@@ -94,35 +83,35 @@ def test_the_health_check_is_true_of_it(image: Image, container: Container, clie
     assert hung.returncode != 0
 
 
-def test_sigterm_ends_it_with_exit_code_0(container: Container, client: httpx.Client, ollama: StubProcess) -> None:
-    client.post("/query", json={"question": "What is the capital of Norway?"}).raise_for_status()
-    assert container.stop() == 0
-    assert "Draining" in container.output()
-    assert "Traceback" not in container.output()
+def test_sigterm_ends_it_with_exit_code_0(own_container: Container) -> None:
+    asked = httpx.post(f"{own_container.url}/query", json={"question": "What is the capital of Norway?"}, timeout=30)
+    assert asked.is_success
+    assert own_container.stop() == 0
+    assert "Draining" in own_container.output()
+    assert "Traceback" not in own_container.output()
 
 
-def test_process_1_buries_what_a_killed_worker_leaves_behind(container: Container, client: httpx.Client) -> None:
-    """A reader of a document loses its worker: it becomes a child of process 1, which must bury it, and not take its end
-    for that of a worker."""
-    reader, worker = reader_at_work(container, client)
+def test_process_1_buries_what_a_killed_worker_leaves_behind(own_container: Container) -> None:
+    """A reader of a document loses its worker and becomes a child of process 1, which takes it for no worker."""
+    reader, worker = reader_at_work(own_container)
     os.kill(reader, signal.SIGSTOP)
     os.kill(worker, signal.SIGKILL)
-    wait_until(lambda: container.processes()[reader]["PPid"] == str(container.pid))
+    wait_until(lambda: own_container.processes()[reader]["PPid"] == str(own_container.pid))
     os.kill(reader, signal.SIGCONT)
-    wait_until(lambda: reader not in container.processes(), timeout=40)
-    wait_until(lambda: is_ready(container, client))
-    wait_until(lambda: len(container.processes()) == 4)
-    assert not [facts for facts in container.processes().values() if facts["State"].startswith("Z")]
+    wait_until(lambda: reader not in own_container.processes(), timeout=40)
+    wait_until(own_container.is_ready)
+    wait_until(lambda: len(own_container.processes()) == 4)
+    assert not [facts for facts in own_container.processes().values() if facts["State"].startswith("Z")]
 
 
-def reader_at_work(container: Container, client: httpx.Client) -> tuple[int, int]:
+def reader_at_work(container: Container) -> tuple[int, int]:
     """A process that reads a document, and the worker that it reads for."""
     page = f"<h1>Holiday</h1>{'<p>' + HOLIDAY:s}" * 8_000
     before = set(container.processes())
 
     def post() -> None:
         with suppress(httpx.HTTPError):  # its worker is killed
-            client.post("/documents", files={"file": ("long.html", page.encode())})
+            httpx.post(f"{container.url}/documents", files={"file": ("long.html", page.encode())}, timeout=30)
 
     Thread(target=post, daemon=True).start()
     wait_until(lambda: set(container.processes()) - before, interval=0.001)
