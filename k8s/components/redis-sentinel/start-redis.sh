@@ -9,7 +9,7 @@ me=$POD_NAME.redis
 
 # The primary's name by one Sentinel, or nothing.
 primary_by() {
-  redis-cli --no-auth-warning -h "$1.redis-sentinel" -p 26379 -t 2 SENTINEL GET-MASTER-ADDR-BY-NAME ragherd 2>/dev/null |
+  timeout 2 redis-cli -h "$1.redis-sentinel" -p 26379 SENTINEL GET-MASTER-ADDR-BY-NAME ragherd 2>/dev/null |
     sed -n 1p
 }
 
