@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from scripts.image_root.base import base_root, ran
 from scripts.image_root.dockerfile import Instruction, Stage, assignment, assignments, expanded, stages
 
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+A_BUILD_LASTS: Final = 3600
+"""Seconds, at the very most."""
 OF_THE_HOST: Final = ("etc/resolv.conf", "etc/hosts", "etc/pip.conf", "etc/ssl/certs/ca-certificates.crt")
 RUN: Final = """
 set -eu
@@ -61,6 +64,7 @@ def built_image(project: Path) -> Iterator[Image]:
     """The last stage of the project's Dockerfile, gone at the end; base and pip's cache are kept in .data/image."""
     kept = project / ".data" / "image"
     kept.mkdir(parents=True, exist_ok=True)
+    _forget_broken_off(kept)
     base = base_root(kept)
     found, arguments = stages(project / "Dockerfile")
     with TemporaryDirectory(dir=kept, prefix="build-") as work:
@@ -71,6 +75,13 @@ def built_image(project: Path) -> Iterator[Image]:
             images[stage.name] = Image(root, base, {})
             _carry_out(stage, images, arguments, project, kept / "pip-cache")
         yield images[found[-1].name]
+
+
+def _forget_broken_off(kept: Path) -> None:
+    """What a run that was killed has left behind."""
+    for left in kept.glob("build-*"):
+        if time.time() - left.stat().st_mtime > A_BUILD_LASTS:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _carry_out(

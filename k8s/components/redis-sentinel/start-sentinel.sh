@@ -12,12 +12,12 @@ sentinel announce-hostnames yes
 sentinel announce-ip $POD_NAME.redis-sentinel
 sentinel announce-port 26379
 sentinel monitor ragherd redis-0.redis 6379 2
-sentinel down-after-milliseconds ragherd 5000
 sentinel failover-timeout ragherd 15000
 sentinel parallel-syncs ragherd 1
 CONFIGURATION
 fi
-sed -i '/^sentinel auth-pass /d' "$file"
-printf 'sentinel auth-pass ragherd %s\n' "$password" >>"$file"
+# A minute, which arm-sentinel.sh makes seconds when the primary is there.
+sed -i '/^sentinel auth-pass /d; /^sentinel down-after-milliseconds /d' "$file"
+printf 'sentinel auth-pass ragherd %s\nsentinel down-after-milliseconds ragherd 60000\n' "$password" >>"$file"
 # Sentinels take no password, as the service asks them without one: the network policy says who reaches them.
 exec docker-entrypoint.sh redis-server "$file" --sentinel --port 26379 --dir /data --protected-mode no
