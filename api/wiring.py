@@ -30,8 +30,10 @@ from api.observability.worker_facts import WorkerFacts
 from api.ports.models import Embedder
 from api.reachability import BackendReachability
 from api.redis_store.client import RedisAddress, short_commands
+from api.redis_store.fleet_schema import FleetSchema
 from api.redis_store.gate import RedisGate
 from api.redis_store.keys import Keys
+from api.redis_store.schema import SCHEMA
 from api.redis_store.workers import WorkerRegistry
 from api.settings import Settings
 from api.wiring_backends import WorkerBackends, open_backends
@@ -81,6 +83,7 @@ class _Worker:
         """Everything open, this worker known to the fleet, its background tasks running."""
         background = await self._stack.enter_async_context(Background())
         gate = await self._open_gate()
+        schema = FleetSchema(gate, self._keys, self._id, __version__)
         parts = CacheParts(self._settings, self._id, self._metrics, gate, self._no_search_module)
         events = parts.events
         await gate.check()
@@ -94,13 +97,13 @@ class _Worker:
         opened = open_cache(parts, self._address, embedder, backends.digests, failover, knowledge.retriever)
         cache = await self._stack.enter_async_context(opened)
         guards = (backends.breakers, backends.bulkheads)
-        facts = WorkerFacts(self._id, __version__, backends.facts, *guards, gate, events, self._metrics)
+        facts = WorkerFacts(self._id, __version__, backends.facts, *guards, gate, events, self._metrics, str(SCHEMA))
         registry = self._registry = WorkerRegistry(gate, self._keys, self._id, facts.fields)
         self._stack.push_async_callback(registry.leave)
         self._stack.push_async_callback(parts.counters.flush)
         for forever in (gate.watch, parts.counters.keep_flushing, registry.keep_renewing, facts.keep_measuring):
             background.start(forever)
-        for forever in (*backends.tasks(), *cache.tasks()):
+        for forever in (schema.keep_agreeing, *backends.tasks(), *cache.tasks()):
             background.start(forever)
         backends.warm_up.start_all()
         self._log.info("worker_started", worker=self._id, redis=gate.is_up, version=__version__)

@@ -10,6 +10,7 @@ from api.background import Background
 from api.knowledge.chunking import Chunker
 from api.knowledge.ingestion import Ingestion
 from api.knowledge.library import Library, Limits
+from api.knowledge.media_types import KINDS
 from api.knowledge.outdating import Outdating
 from api.knowledge.parsing import ParseLimits, Parser
 from api.knowledge.retrieval import RetrievalPolicy, Retriever
@@ -50,7 +51,7 @@ class WorkerKnowledge:
         documents, retrieval = settings.documents, settings.retrieval
         keys, events = Keys(settings.redis.prefix), KnowledgeEvents(metrics)
         on_new = retrieval.cache_on_new_documents if settings.cache.enabled else "none"
-        work = RedisDocumentWork(gate, keys, worker, concerns_cache=on_new != "none")
+        work = RedisDocumentWork(gate, keys, worker, KINDS, concerns_cache=on_new != "none")
         policy = RetrievalPolicy(
             candidates=retrieval.retrieval_candidates,
             floor=retrieval.retrieval_relevance_floor,

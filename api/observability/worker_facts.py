@@ -57,12 +57,14 @@ class WorkerFacts:
         gate: _Gate,
         queries: _Counted,
         metrics: Metrics,
+        schema: str,
     ) -> None:
         self._fixed = {
             "id": worker,
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "version": version,
+            "schema": schema,
             "started": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
         }
         self._backends = backends

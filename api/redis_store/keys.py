@@ -182,6 +182,11 @@ class Keys:
         """The documents of all tenants: the epoch, the last revision, and up to which epoch each embedder is done."""
         return f"{self.prefix}corpus:state"
 
+    @property
+    def corpus_schema(self) -> str:
+        """Which schema the keys have. As durable as the documents that it tells of."""
+        return f"{self.prefix}corpus:schema"
+
     def embedding_duty(self, embedder: str) -> str:
         """The worker that embeds documents anew after a change of the embedder."""
         return f"{self.prefix}embedding:{embedder}"
