@@ -11,6 +11,7 @@ from api.knowledge.chunking import Chunker
 from api.knowledge.ingestion import Ingestion
 from api.knowledge.library import Library, Limits
 from api.knowledge.media_types import KINDS
+from api.knowledge.old_embeddings import OldEmbeddings
 from api.knowledge.outdating import Outdating
 from api.knowledge.parsing import ParseLimits, Parser
 from api.knowledge.retrieval import RetrievalPolicy, Retriever
@@ -28,6 +29,7 @@ from api.redis_store.outdated_answers import RedisOutdatedAnswers
 from api.redis_store.passage_index import RedisPassageIndex
 from api.redis_store.reembedding import RedisReembedding
 from api.redis_store.semantic_index import SemanticIndex
+from api.redis_store.unused_embeddings import RedisUnusedEmbeddings
 from api.settings import Settings
 
 BATCH = {"onnx": 2, "ollama": 16}
@@ -82,11 +84,14 @@ class WorkerKnowledge:
             ),
         )
         self._duties = lambda fingerprint: RedisDuty(gate, keys.embedding_duty(fingerprint), worker)
-        self._upkeep = Upkeep(work, ingestion, RedisReembedding(gate, keys), plain, self._duties)
+        anew = RedisReembedding(gate, keys)
+        self._upkeep = Upkeep(work, ingestion, anew, plain, self._duties)
+        janitor, keep = RedisDuty(gate, keys.janitor, worker), documents.unused_embeddings_keep
+        self._old = OldEmbeddings(RedisUnusedEmbeddings(gate, keys), anew, plain, janitor, events, keep)
 
     def tasks(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
         """What goes on for as long as the worker lives."""
-        return [self._upkeep.keep, self._upkeep.keep_embedding]
+        return [self._upkeep.keep, self._upkeep.keep_embedding, self._old.keep_clean]
 
 
 @asynccontextmanager

@@ -162,7 +162,7 @@ class Keys:
 
     def chunk_index(self, embedder: str) -> str:
         """The search index over the chunks of one embedder."""
-        return f"{self.prefix}index:chunks:{embedder}"
+        return f"{self.chunk_indexes}{embedder}"
 
     def corpus(self, owner: str) -> str:
         """The documents of one tenant: how many, and the epoch."""
@@ -181,6 +181,16 @@ class Keys:
     def corpus_state(self) -> str:
         """The documents of all tenants: the epoch, the last revision, and up to which epoch each embedder is done."""
         return f"{self.prefix}corpus:state"
+
+    @property
+    def corpus_embedders(self) -> str:
+        """Who embeds documents, or did, by the last use."""
+        return f"{self.prefix}corpus:embedders"
+
+    @property
+    def chunk_indexes(self) -> str:
+        """What the names of all indexes over chunks begin with."""
+        return f"{self.prefix}index:chunks:"
 
     @property
     def corpus_schema(self) -> str:

@@ -227,7 +227,7 @@ async def test_a_large_file_of_a_later_kind_is_neither_failed_nor_lost(serve: Se
 async def test_a_warm_up_in_a_state_that_is_not_known_goes_on_being_listed(serve: Service, redis: Redis) -> None:
     client = await serve()
     started = await client.post("/api/semantic-cache/warm", json={"questions": [QUESTION]})
-    job = started.json()["job"]
+    job = started.headers["Location"].rpartition("/")[2]
 
     async def is_done() -> bool:
         return await redis.hget(f"rag:warm:{job}", "status") == b"done"
