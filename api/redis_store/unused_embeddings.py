@@ -45,10 +45,7 @@ class RedisUnusedEmbeddings:
         prefix = self._keys.chunk_indexes
         names = (name.decode("utf-8", "replace") for name in listed)
         indexed = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
-        arguments: list[str | int] = [
-            _ms(keep),
-            *(name.removeprefix(prefix) for name in names if name.startswith(prefix)),
-        ]
+        arguments: list[str | int] = [_ms(keep), *indexed]
         keys = [self._keys.corpus_embedders]
         found: Any = await self._gate.run("embedders", lambda client: self._unused(keys, arguments, client))
         return [name.decode() for name in found]

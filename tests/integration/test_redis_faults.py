@@ -132,9 +132,7 @@ async def test_without_a_search_module_one_line_says_so_and_answers_go_on(
     assert "use Redis 8" in lines[0]
 
 
-async def test_a_corrupt_entry_is_counted_not_served_and_replaced_by_the_next_answer(
-    serve: Service, redis: Any
-) -> None:
+async def test_a_corrupt_entry_is_counted_not_served_and_then_replaced(serve: Service, redis: Any) -> None:
     client = await serve()
     entry = (await ask(client, QUESTION))["cache"]["entry"]
     await redis.hset(entry, "sources", "no JSON")
