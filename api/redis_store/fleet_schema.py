@@ -38,22 +38,23 @@ class FleetSchema:
         self._worker = worker
         self._release = release
         self._own = own
-        self._said = ""
+        self.conflict = ""
+        """What keeps this worker from the keys, in one line; empty where nothing does."""
         self._settle = script(gate.client, "schema_settle")
         self._log = structlog.get_logger("ragherd.redis")
         gate.on_recovery(lambda: self.agree(gate.client))
 
     async def agree(self, client: Redis) -> None:
         """Raises `SchemaConflict`, and says so once."""
-        conflict = self._conflict(await self._settled(client))
+        conflict = self._judged(await self._settled(client))
         if conflict:
-            if conflict != self._said:
+            if conflict != self.conflict:
                 self._log.error("redis_schema_conflict", message=conflict)
-            self._said = conflict
+            self.conflict = conflict
             raise SchemaConflict(conflict)
-        if self._said:
+        if self.conflict:
             self._log.info("redis_schema_agreed", schema=str(self._own))
-        self._said = ""
+        self.conflict = ""
 
     async def keep_agreeing(self) -> None:
         """Looks for ever, jittered. A task of the worker's."""
@@ -96,7 +97,7 @@ class FleetSchema:
         said = [Schema.parsed((schema or b"").decode("utf-8", "replace")) or FIRST for name, schema in found if name]
         return min([self._own.major, *(schema.major for schema in said)])
 
-    def _conflict(self, settled: str) -> str:
+    def _judged(self, settled: str) -> str:
         """In one line; empty where there is none."""
         own = self._own
         found = Schema.parsed(settled)

@@ -43,6 +43,11 @@ class Keys:
         """When which answers were last invalidated."""
         return f"{self.prefix}invalidated"
 
+    @property
+    def cache_deleted(self) -> str:
+        """What operators deleted, for longer."""
+        return f"{self.prefix}deleted"
+
     def cache_index(self, embedder: str, algorithm: str) -> str:
         """The search index over the entries of one embedder, of one kind. The number is that of its fields."""
         return f"{self.cache_indexes}{embedder}-{algorithm}-2"

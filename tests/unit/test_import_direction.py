@@ -56,11 +56,21 @@ ALLOWED: dict[str, set[str]] = {
         "api.faults",
     },
     "api.embedded": {"api.embedders", "api.ports", "api.model", "api.settings", "api.errors", "worker_config"},
-    "api.cli": {"api.knowledge", "api.embedded", "api.settings", "api.errors", "api"},
+    "api.backup": {"api.ports", "api.model", "api.errors"},
+    "api.cli": {
+        "api.backup",
+        "api.wiring_backup",
+        "api.knowledge",
+        "api.embedded",
+        "api.settings",
+        "api.errors",
+        "api",
+    },
     "api.wiring": {"*"},
     "api.wiring_backends": {"*"},
     "api.wiring_cache": {"*"},
     "api.wiring_knowledge": {"*"},
+    "api.wiring_backup": {"*"},
     "api.app": {"api.wiring", "api.endpoints", "api.observability", "api.settings", "api"},
     "api.asgi": {"api.app", "api.settings"},
     "worker_config": {"api.settings", "api.errors", "api.observability"},
@@ -72,6 +82,7 @@ NEVER = {
     "api.wiring_backends": PARTS,
     "api.wiring_cache": PARTS,
     "api.wiring_knowledge": PARTS,
+    "api.wiring_backup": PARTS,
 }
 
 
@@ -124,6 +135,7 @@ def test_only_wiring_names_adapters_and_only_app_and_wiring_read_settings() -> N
         "api.wiring_backends",
         "api.wiring_cache",
         "api.wiring_knowledge",
+        "api.wiring_backup",
         "api.app",
         "api.asgi",
         "api.embedded",

@@ -1,0 +1,148 @@
+"""Puts documents of a backup into service, as a worker would that had just embedded them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, Final
+
+from api.errors import StoreUnavailable
+from api.model import EmbedderIdentity
+from api.ports.backup import DocumentOutcome, StoredDocument
+from api.ports.documents import Document, Draft, EmbeddedChunk, Work
+from api.ports.sweep import CacheSweep, Selection
+from api.redis_store.document_fields import owner_of
+from api.redis_store.document_work import RedisDocumentWork
+from api.redis_store.documents import RedisDocuments
+from api.redis_store.gate import RedisGate
+from api.redis_store.keys import Keys
+from api.redis_store.outdated_answers import RedisOutdatedAnswers
+from api.redis_store.passage_index import RedisPassageIndex
+from api.redis_store.reembedding import RedisReembedding
+from api.redis_store.scripts import script
+
+LEASE: Final = 30.0
+"""Seconds. Should this process die, a worker takes the document on after so long."""
+WRITTEN: Final = 50
+"""Chunks written by one command."""
+HELD: Final = 100
+HELD_SECONDS: Final = 10.0
+"""The cache is told of so many documents together, and not later than this."""
+
+
+class DocumentWriter:
+    """Raises `StoreUnavailable`. `most`: documents of a tenant; `tells_of_new`: a new document may outdate answers."""
+
+    def __init__(
+        self,
+        gate: RedisGate,
+        keys: Keys,
+        work: RedisDocumentWork,
+        sweep: CacheSweep,
+        answers: RedisOutdatedAnswers,
+        most: int,
+        *,
+        tells_of_new: bool,
+    ) -> None:
+        self._gate = gate
+        self._keys = keys
+        self._documents = RedisDocuments(gate, keys)
+        self._work = work
+        self._index = RedisPassageIndex(gate, keys)
+        self._anew = RedisReembedding(gate, keys)
+        self._sweep = sweep
+        self._answers = answers
+        self._most = most
+        self._tells_of_new = tells_of_new
+        self._dated = script(gate.client, "document_dated")
+        self._held: list[Work] = []
+        self._since = 0.0
+
+    async def put(self, stored: StoredDocument, *, replace: bool, dry_run: bool) -> DocumentOutcome:
+        """See `ports.BackupTarget.put_document`."""
+        document = stored.document
+        there = await self._documents.find(document.id)
+        if there is not None and _is_same(there, document):
+            return "unchanged"
+        if there is not None and there.updated_ms > document.updated_ms and not replace:
+            return "newer kept"
+        if dry_run:
+            return "restored" if stored.sets else "to embed"
+        draft = Draft(document.id, document.facts, document.digest, stored.text.encode())
+        proposal = await self._documents.propose(draft, self._most)
+        if proposal.verdict == "full":
+            return "refused"
+        if proposal.verdict == "unchanged":
+            return "unchanged"
+        work = await self._work.take(document.id, LEASE) if stored.sets else None
+        if work is None or work.revision != proposal.revision:
+            return "to embed"
+        return await self._put(work, stored)
+
+    async def _put(self, work: Work, stored: StoredDocument) -> DocumentOutcome:
+        if work.owes:
+            await self._sweep.sweep(Selection(source=work.id), dry_run=False)
+            await self._work.told(work)
+        (embedder, chunks), *further = stored.sets.items()
+        identity = await self._written(work, embedder, chunks, LEASE)
+        if not await self._work.commit(work, identity, len(chunks), len(stored.text)):
+            return "newer kept"  # something newer was asked for meanwhile
+        for name, others in further:
+            await self._anew.embedded(work, await self._written(work, name, others, 0))
+        await self._date(work, stored.document)
+        await self._hold(work)
+        return "restored"
+
+    async def _written(
+        self, work: Work, embedder: str, chunks: Sequence[EmbeddedChunk], seconds: float
+    ) -> EmbedderIdentity:
+        identity = EmbedderIdentity("", len(chunks[0].vector) // 4, embedder)
+        await self._index.ensure(identity)
+        for start in range(0, len(chunks), WRITTEN):
+            await self._work.write(work, identity, chunks[start : start + WRITTEN], len(chunks), seconds)
+        return identity
+
+    async def _date(self, work: Work, document: Document) -> None:
+        keys = [self._keys.document(work.id), self._keys.corpus_documents(owner_of(work.facts.tenant))]
+        arguments: list[Any] = [work.id, work.revision, document.created_ms, document.updated_ms]
+        await self._gate.run("restore", lambda client: self._dated(keys, arguments, client))
+
+    # -- the cache ----------------------------------------------------------------------------------------------------
+
+    async def _hold(self, work: Work) -> None:
+        """Until the cache is told of several together."""
+        renewed = await self._work.take(work.id, LEASE)
+        if renewed is None:
+            return  # a worker has it, and tells
+        self._since = self._since if self._held else time.monotonic()
+        self._held.append(renewed)
+        if len(self._held) >= HELD or time.monotonic() - self._since > HELD_SECONDS:
+            await self.settle()
+
+    async def settle(self) -> None:
+        """Answers that used a document that was replaced go; of tenants with further ones, all are stale."""
+        held, self._held = self._held, []
+        try:
+            if held and await self._has_answers():
+                for work in held:
+                    if work.replaced:
+                        await self._sweep.sweep(Selection(source=work.id), dry_run=False)
+                for tenant in {work.facts.tenant for work in held} if self._tells_of_new else ():
+                    await self._answers.expire_all(tenant)
+            for work in held:
+                await self._work.finish(work)
+        except (StoreUnavailable, asyncio.CancelledError):
+            for work in held:
+                with suppress(StoreUnavailable):
+                    await self._work.release(work)
+            raise
+
+    async def _has_answers(self) -> bool:
+        key = self._keys.cache_books[1]
+        return bool(await self._gate.run("restore", lambda client: client.zcard(key)))
+
+
+def _is_same(there: Document, document: Document) -> bool:
+    return there.digest == document.digest and there.revision > 0 and there.status == "ready"
