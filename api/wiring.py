@@ -83,7 +83,7 @@ class _Worker:
         """Everything open, this worker known to the fleet, its background tasks running."""
         background = await self._stack.enter_async_context(Background())
         gate = await self._open_gate()
-        schema = FleetSchema(gate, self._keys, self._id, __version__)
+        schema = FleetSchema(gate, self._keys, self._id, __version__, self._no_shared_memory)
         parts = CacheParts(self._settings, self._id, self._metrics, gate, self._no_search_module)
         events = parts.events
         await gate.check()
@@ -138,6 +138,9 @@ class _Worker:
     async def _open_gate(self) -> RedisGate:
         client = await self._stack.enter_async_context(short_commands(self._address))
         return RedisGate(client, self._address.max_connections, RedisEvents(self._metrics))
+
+    def _no_shared_memory(self, conflict: str) -> None:
+        self._log.error("redis_schema_conflict", message=f"{conflict} This worker serves without the shared memory.")
 
     def _no_search_module(self) -> None:
         self._log.error(

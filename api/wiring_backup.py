@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
-
-import structlog
 
 from api import __version__
 from api.backup.take import Maker
@@ -60,14 +57,12 @@ class Memory:
 @asynccontextmanager
 async def opened_memory(settings: Settings) -> AsyncIterator[Memory]:
     """Raises `StoreUnavailable`: Redis does not answer, or its keys are not for this release."""
-    # What is logged must not come into a backup on standard output.
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     redis, failures = settings.redis, _Failures()
     timeouts = max(redis.timeout, PATIENCE), max(redis.connect_timeout, PATIENCE)
     async with short_commands(RedisAddress(redis.url, *timeouts, redis.max_connections)) as client:
         gate, keys = RedisGate(client, redis.max_connections, failures), Keys(redis.prefix)
         worker = f"backup-{socket.gethostname()}-{os.getpid()}"
-        schema = FleetSchema(gate, keys, worker, __version__)
+        schema = FleetSchema(gate, keys, worker, __version__, lambda conflict: None)
         if not await gate.check():
             raise StoreUnavailable(schema.conflict or f"Redis can not be used: {failures.last}")
         yield _memory(settings, gate, keys, worker)

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
 
-import structlog
 from redis.asyncio import Redis
 
 from api.errors import StoreUnavailable
@@ -30,18 +30,29 @@ class SchemaConflict(StoreUnavailable):
 
 
 class FleetSchema:
-    """For one worker. Made before anything else asks the gate: nobody passes before it agrees."""
+    """For one worker. Made before anything else asks the gate: nobody passes before it agrees.
 
-    def __init__(self, gate: RedisGate, keys: Keys, worker: str, release: str, own: Schema = SCHEMA) -> None:
+    `on_conflict` is told in a line, once, what keeps this worker from the keys.
+    """
+
+    def __init__(
+        self,
+        gate: RedisGate,
+        keys: Keys,
+        worker: str,
+        release: str,
+        on_conflict: Callable[[str], None],
+        own: Schema = SCHEMA,
+    ) -> None:
         self._gate = gate
         self._keys = keys
         self._worker = worker
         self._release = release
+        self._on_conflict = on_conflict
         self._own = own
         self.conflict = ""
         """What keeps this worker from the keys, in one line; empty where nothing does."""
         self._settle = script(gate.client, "schema_settle")
-        self._log = structlog.get_logger("ragherd.redis")
         gate.on_recovery(lambda: self.agree(gate.client))
 
     async def agree(self, client: Redis) -> None:
@@ -49,11 +60,9 @@ class FleetSchema:
         conflict = self._judged(await self._settled(client))
         if conflict:
             if conflict != self.conflict:
-                self._log.error("redis_schema_conflict", message=conflict)
+                self._on_conflict(conflict)
             self.conflict = conflict
             raise SchemaConflict(conflict)
-        if self.conflict:
-            self._log.info("redis_schema_agreed", schema=str(self._own))
         self.conflict = ""
 
     async def keep_agreeing(self) -> None:
@@ -105,10 +114,10 @@ class FleetSchema:
             return ""
         if not settled or (found is not None and found.major < own.major):
             return (
-                f"Workers of an older release live, whose keys in Redis (schema {settled or FIRST}) are not for this "
-                f"one (schema {own}): it serves without the shared memory until the last of them has ended."
+                f"Workers of an older release live, whose keys in Redis have schema {settled or FIRST}, and this "
+                f"release has {own}: they are not for it until the last of those workers has ended."
             )
         return (
-            f"The keys in Redis have schema {settled}, this release knows {own}: it serves without the shared memory. "
+            f"The keys in Redis have schema {settled}, and this release knows {own}: they are not for it. "
             "Use the newer release, or another REDIS_PREFIX."
         )

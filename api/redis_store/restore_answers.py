@@ -73,7 +73,10 @@ class AnswerWriter:
         serving = await self._digests.serving(cited)
         same = {tenant: await self._is_same(tenant, corpora) for tenant in {a.tenant for a in answers if a.is_grounded}}
         ready = [
-            _Ready(answer, *self._judged(answer, now_ms, deleted, serving, is_fresh=same.get(answer.tenant, True)))
+            _Ready(
+                answer,
+                *self._judged(answer, now_ms, deleted, serving, is_fresh=not answer.is_grounded or same[answer.tenant]),
+            )
             for answer in answers
         ]
         wanted = [one for one in ready if one.outcome in ("restored", "restored stale")]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -11,7 +11,6 @@ import httpx
 import orjson
 import pytest
 from redis.asyncio import Redis
-from structlog.testing import capture_logs
 
 from api.knowledge.media_types import KINDS, MARKDOWN
 from api.ports.documents import DocumentFacts, Draft
@@ -35,11 +34,13 @@ QUESTION, PARAPHRASE = "How do I reset my password?", "My password, how do I res
 
 
 @asynccontextmanager
-async def opened(url: str, own: Schema, name: str = "w") -> AsyncIterator[tuple[RedisGate, FleetSchema]]:
+async def opened(
+    url: str, own: Schema, name: str = "w", said: Callable[[str], None] = lambda conflict: None
+) -> AsyncIterator[tuple[RedisGate, FleetSchema]]:
     """A gate as a worker of that schema has it, not checked yet."""
     async with short_commands(RedisAddress(url, timeout=5.0, connect_timeout=1.0, max_connections=8)) as client:
         gate = RedisGate(client, 8)
-        yield gate, FleetSchema(gate, KEYS, name, "9.9.9", own)
+        yield gate, FleetSchema(gate, KEYS, name, "9.9.9", said, own)
 
 
 async def version(redis: Redis) -> str | None:
@@ -70,16 +71,16 @@ async def test_a_further_field_is_no_other_schema(redis: Redis, redis_url: str) 
 
 
 async def test_a_newer_schema_waits_until_no_worker_of_the_older_lives(redis: Redis, redis_url: str) -> None:
-    async with opened(redis_url, SCHEMA, "old") as (old, schema), opened(redis_url, NEXT, "new") as (new, _):
+    said: list[str] = []
+    opening = opened(redis_url, NEXT, "new", said.append)
+    async with opened(redis_url, SCHEMA, "old") as (old, schema), opening as (new, _):
         assert await old.check()
         registry = WorkerRegistry(old, KEYS, "old", lambda: {"schema": str(SCHEMA)})
         await registry.heartbeat()
-        with capture_logs() as logs:
-            assert not await new.check()
-            assert not await new.check()
-        said = [line["message"] for line in logs if line["event"] == "redis_schema_conflict"]
+        assert not await new.check()
+        assert not await new.check()
         assert len(said) == 1, "once, however often it looks"
-        assert "until the last of them has ended" in said[0]
+        assert "until the last of those workers has ended" in said[0]
         await schema.look()
         assert await version(redis) == str(SCHEMA), "nobody of the older release is disturbed"
         await registry.leave()
@@ -115,7 +116,7 @@ async def test_workers_of_both_kinds_that_start_at_once_never_use_the_keys_toget
 
 @pytest.mark.parametrize("stated", [str(NEXT), "2", "a later form"])
 async def test_a_worker_that_finds_a_newer_schema_says_so_and_answers_without_it(
-    serve: Service, redis: Redis, stated: str
+    serve: Service, redis: Redis, stated: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     client = await serve()
     document = await add(client, "Holiday", HOLIDAY)
@@ -131,6 +132,9 @@ async def test_a_worker_that_finds_a_newer_schema_says_so_and_answers_without_it
     assert (await client.post("/documents", json={"title": "New", "text": "New."})).status_code == 503
     assert await redis.exists(entry, KEYS.document(document["id"])) == 2
     assert await version(redis) == stated
+    lines = [line for line in capfd.readouterr().err.splitlines() if "redis_schema_conflict" in line]
+    assert len(lines) == 1
+    assert f"have schema {stated}, and this release knows {SCHEMA}" in lines[0]
     await redis.hset(KEYS.corpus_schema, "version", str(SCHEMA))
     await wait_until_async(lambda: database(client))
     assert (await ask(client, QUESTION))["cache"]["kind"] == "exact"
