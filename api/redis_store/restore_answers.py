@@ -71,14 +71,11 @@ class AnswerWriter:
         deleted = await self._deletions.noted()
         cited = sorted({document for answer in answers for document in answer.cites})
         serving = await self._digests.serving(cited)
-        same = {tenant: await self._is_same(tenant, corpora) for tenant in {a.tenant for a in answers if a.is_grounded}}
-        ready = [
-            _Ready(
-                answer,
-                *self._judged(answer, now_ms, deleted, serving, is_fresh=not answer.is_grounded or same[answer.tenant]),
-            )
-            for answer in answers
-        ]
+        changed = [one for one in {a.tenant for a in answers if a.is_grounded} if not await self._is_same(one, corpora)]
+        ready = []
+        for answer in answers:
+            is_fresh = not (answer.is_grounded and answer.tenant in changed)
+            ready.append(_Ready(answer, *self._judged(answer, now_ms, deleted, serving, is_fresh=is_fresh)))
         wanted = [one for one in ready if one.outcome in ("restored", "restored stale")]
         replies = iter([] if dry_run else await self._stored(wanted, now_ms))
         outcomes: list[AnswerOutcome | None] = []
