@@ -37,11 +37,11 @@ def restore(
     try:
         settings = load_settings()
         with _opened(file) as stream:
-            restored = asyncio.run(_run(settings, stream, checked(stream), chosen))
+            restored = asyncio.run(_run(settings, stream, _checked(stream), chosen))
     except SettingsError as error:
         raise end(str(error), BAD_SETTING) from None
     except BackupError as error:
-        raise end(f"{file}: {error}; nothing was changed", FAILED) from None
+        raise end(f"{file}: {error}", FAILED) from None
     except (StoreUnavailable, OSError) as error:
         raise end(f"{error}; running it again goes on from here", FAILED) from None
     except KeyboardInterrupt:
@@ -58,6 +58,13 @@ async def _run(settings: Settings, stream: BinaryIO, backup: Checked, chosen: Ch
     async with opened_memory(settings) as memory:
         with shown_progress() as step:
             return await put(memory.target, stream, backup, chosen, step)
+
+
+def _checked(stream: BinaryIO) -> Checked:
+    try:
+        return checked(stream)
+    except BackupError as error:
+        raise BackupError(f"{error}; nothing was changed") from None
 
 
 @contextmanager

@@ -71,7 +71,8 @@ class AnswerWriter:
         deleted = await self._deletions.noted()
         cited = sorted({document for answer in answers for document in answer.cites})
         serving = await self._digests.serving(cited)
-        changed = [one for one in {a.tenant for a in answers if a.is_grounded} if not await self._is_same(one, corpora)]
+        grounded = set() if self.assumed else {answer.tenant for answer in answers if answer.is_grounded}
+        changed = [tenant for tenant in grounded if not await self._is_same(tenant, corpora)]
         ready = []
         for answer in answers:
             is_fresh = not (answer.is_grounded and answer.tenant in changed)

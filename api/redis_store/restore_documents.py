@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace as replace_fields
 from typing import Any, Final
 
 from api.errors import StoreUnavailable
@@ -24,7 +25,7 @@ from api.redis_store.reembedding import RedisReembedding
 from api.redis_store.scripts import script
 
 LEASE: Final = 30.0
-"""Seconds. Should this process die, a worker takes the document on after so long."""
+"""Seconds from the last chunk on. Should this process die, a worker takes the document on after so long."""
 WRITTEN: Final = 50
 """Chunks written by one command."""
 HELD: Final = 100
@@ -79,7 +80,7 @@ class DocumentWriter:
         work = await self._work.take(document.id, LEASE) if stored.sets else None
         if work is None or work.revision != proposal.revision:
             return "to embed"
-        return await self._put(work, stored)
+        return await self._put(replace_fields(work, replaced=there is not None and there.revision > 0), stored)
 
     async def _put(self, work: Work, stored: StoredDocument) -> DocumentOutcome:
         if work.owes:
@@ -112,12 +113,9 @@ class DocumentWriter:
     # -- the cache ----------------------------------------------------------------------------------------------------
 
     async def _hold(self, work: Work) -> None:
-        """Until the cache is told of several together."""
-        renewed = await self._work.take(work.id, LEASE)
-        if renewed is None:
-            return  # a worker has it, and tells
+        """Until the cache is told of several together. Should the lease end before, a worker tells."""
         self._since = self._since if self._held else time.monotonic()
-        self._held.append(renewed)
+        self._held.append(work)
         if len(self._held) >= HELD or time.monotonic() - self._since > HELD_SECONDS:
             await self.settle()
 
@@ -145,4 +143,5 @@ class DocumentWriter:
 
 
 def _is_same(there: Document, document: Document) -> bool:
-    return there.digest == document.digest and there.revision > 0 and there.status == "ready"
+    """Also one that a later attempt to replace it left as failed: it serves."""
+    return there.digest == document.digest and there.revision > 0 and there.status != "processing"
