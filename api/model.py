@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
+T = TypeVar("T")
 Vector = bytes
 """An embedding as Redis stores it: `dimension` little-endian float32 values, unit length."""
+
+
+def known(kind: type[T], said: Mapping[str, Any]) -> T:
+    """A value of a dataclass from what another worker wrote: what a later release says more is left out.
+
+    Raises `TypeError` where something is missing.
+    """
+    names = [one.name for one in fields(kind)]  # type: ignore[arg-type]
+    return kind(**{name: said[name] for name in names if name in said})
 
 
 class CacheStatus(StrEnum):

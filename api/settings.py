@@ -235,6 +235,7 @@ class DocumentSettings(_Concern):
     ingest_wait: Annotated[float, Field(ge=0, le=300)] = 5.0
     chunk_tokens: Annotated[int, Field(ge=16, le=8192)] = 160
     chunk_overlap: Annotated[int, Field(ge=0, le=4096)] = 24
+    unused_embeddings_keep: Seconds = 604800.0
 
 
 class RetrievalSettings(_Concern):

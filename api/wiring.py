@@ -29,7 +29,9 @@ from api.observability.metrics import Metrics
 from api.observability.query_events import QueryEvents
 from api.observability.worker_facts import WorkerFacts
 from api.reachability import BackendReachability
+from api.redis_store.fleet_schema import FleetSchema
 from api.redis_store.keys import Keys
+from api.redis_store.schema import SCHEMA
 from api.redis_store.workers import WorkerRegistry
 from api.settings import Settings
 from api.wiring_backends import WorkerBackends, open_backends
@@ -85,6 +87,7 @@ class _Worker:
         redis = await self._stack.enter_async_context(open_redis(self._settings, self._metrics))
         gate, address = redis.main.gate, redis.main.address
         parts = CacheParts(self._settings, self._id, self._metrics, gate, self._pace)
+        schema = FleetSchema(gate, self._keys, self._id, __version__, self._no_shared_memory)
         events = parts.events
         await redis.check()
         guarding = (redis.guards.gate, redis.guards.address)
@@ -101,13 +104,13 @@ class _Worker:
         opened = open_cache(parts, address, embedder, backends.digests, failover, knowledge.retriever)
         cache = await self._stack.enter_async_context(opened)
         guards = (backends.breakers, backends.bulkheads)
-        facts = WorkerFacts(self._id, __version__, backends.facts, *guards, redis, events, self._metrics)
+        facts = WorkerFacts(self._id, __version__, backends.facts, *guards, redis, events, self._metrics, str(SCHEMA))
         registry = self._registry = WorkerRegistry(gate, self._keys, self._id, facts.fields)
         self._stack.push_async_callback(registry.leave)
         self._stack.push_async_callback(parts.counters.flush)
         for forever in (parts.counters.keep_flushing, registry.keep_renewing, facts.keep_measuring):
             background.start(forever)
-        for forever in (*redis.tasks(), *backends.tasks(), *cache.tasks()):
+        for forever in (schema.keep_agreeing, *redis.tasks(), *backends.tasks(), *cache.tasks()):
             background.start(forever)
         backends.warm_up.start_all()
         self._log.info("worker_started", worker=self._id, redis=gate.is_up, version=__version__)
@@ -140,6 +143,9 @@ class _Worker:
 
     def _pace(self) -> float:
         return self._registry.pace if self._registry else 1.0
+
+    def _no_shared_memory(self, conflict: str) -> None:
+        self._log.error("redis_schema_conflict", message=f"{conflict} This worker serves without the shared memory.")
 
     # -- Ollama -------------------------------------------------------------------------------------------------------
 

@@ -42,6 +42,7 @@ from api.redis_store.cache_sweep import RedisCacheSweep
 from api.redis_store.client import RedisAddress, blocking_reader
 from api.redis_store.condensed_questions import RedisCondensedQuestions
 from api.redis_store.counters import CacheCounters
+from api.redis_store.deletions import RedisDeletions
 from api.redis_store.duty import RedisDuty
 from api.redis_store.flight_store import RedisFlightStore
 from api.redis_store.gate import RedisGate
@@ -109,7 +110,9 @@ class WorkerCache:
         self.queries = QueryService(condensing, shared, flying, self.refresher, parts.events)
         self.explainer = Explainer(cache, embedder, places, policy)
         self.figures = CacheFigures(parts.gate, parts.index, parts.counters, embedder, _limits(parts.settings))
-        self.invalidator = Invalidator(RedisCacheSweep(parts.gate, parts.keys), embedder, cache_events)
+        self.invalidator = Invalidator(
+            RedisCacheSweep(parts.gate, parts.keys), RedisDeletions(parts.gate, parts.keys), embedder, cache_events
+        )
         self.warm_ups: WarmUps | None = None
         if cache is not None:
             quiet = WarmingEvents(parts.metrics, parts.counters, log_questions=settings.server.log_questions)

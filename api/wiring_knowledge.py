@@ -13,6 +13,8 @@ from api.knowledge.chunking import Chunker
 from api.knowledge.embedded_text import EmbeddedText
 from api.knowledge.ingestion import Ingestion
 from api.knowledge.library import Library, Limits
+from api.knowledge.media_types import KINDS
+from api.knowledge.old_embeddings import OldEmbeddings
 from api.knowledge.outdating import Outdating
 from api.knowledge.parsing import ParseLimits, Parser
 from api.knowledge.reranking import Reranking
@@ -31,6 +33,7 @@ from api.redis_store.outdated_answers import RedisOutdatedAnswers
 from api.redis_store.passage_index import RedisPassageIndex
 from api.redis_store.reembedding import RedisReembedding
 from api.redis_store.semantic_index import SemanticIndex
+from api.redis_store.unused_embeddings import RedisUnusedEmbeddings
 from api.settings import Settings
 
 if TYPE_CHECKING:
@@ -69,7 +72,7 @@ class WorkerKnowledge:
         documents, retrieval = settings.documents, settings.retrieval
         keys, events = Keys(settings.redis.prefix), KnowledgeEvents(metrics)
         on_new = retrieval.cache_on_new_documents if settings.cache.enabled else "none"
-        work = RedisDocumentWork(gate, keys, worker, concerns_cache=on_new != "none")
+        work = RedisDocumentWork(gate, keys, worker, KINDS, concerns_cache=on_new != "none")
         policy = RetrievalPolicy(
             candidates=retrieval.retrieval_candidates,
             floor=retrieval.retrieval_relevance_floor,
@@ -118,10 +121,12 @@ class WorkerKnowledge:
         self._duties = lambda fingerprint: RedisDuty(gate, keys.embedding_duty(fingerprint), worker)
         anew = RedisReembedding(gate, keys, worker)
         self.upkeep = Upkeep(work, ingestion, anew, embedders.documents, self._duties, pace)
+        janitor, kept = RedisDuty(gate, keys.janitor, worker), documents.unused_embeddings_keep
+        self._old = OldEmbeddings(RedisUnusedEmbeddings(gate, keys), anew, embedders.documents, janitor, events, kept)
 
     def tasks(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
         """What goes on for as long as the worker lives."""
-        return [self.upkeep.keep, self.upkeep.keep_embedding]
+        return [self.upkeep.keep, self.upkeep.keep_embedding, self._old.keep_clean]
 
 
 async def open_reranker(stack: AsyncExitStack, settings: Settings) -> Reranker | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any, Final
 
 from fastapi import APIRouter, Request
@@ -51,5 +52,8 @@ def _worker(fields: dict[str, str]) -> dict[str, Any]:
     return {**{name: int(value) if name in NUMBERS else value for name, value in plain.items()}, "pool": pool}
 
 
-def _number(text: str) -> float | int:
-    return float(text) if "." in text else int(text)
+def _number(text: str) -> float | int | str:
+    """As it is where it is no number: a worker of a later release may say more."""
+    with suppress(ValueError):
+        return float(text) if "." in text else int(text)
+    return text

@@ -10,7 +10,7 @@ import orjson
 
 from api.errors import BreakerOpen, BulkheadFull, InternalError, RagherdError, UpstreamError
 from api.faults import UpstreamFault
-from api.model import Landed, Source, Usage
+from api.model import Landed, Source, Usage, known
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +44,10 @@ def encode(said: Said) -> str:
 
 
 def decode(body: str) -> Said:
-    """Raises `ValueError`, `KeyError` or `TypeError` for what is none of ours."""
+    """Raises `ValueError`, `KeyError` or `TypeError` for what is none of ours. What is said beside is left out."""
     fields = orjson.loads(body)
+    if not isinstance(fields, dict):
+        raise ValueError("no object")
     return _READ[fields.pop("is")](fields)
 
 
@@ -73,12 +75,12 @@ def _landed(landed: Landed) -> dict[str, Any]:
 
 
 def _read_sources(fields: Mapping[str, Any]) -> tuple[Source, ...]:
-    return tuple(Source(**source) for source in fields["sources"])
+    return tuple(known(Source, source) for source in fields["sources"])
 
 
 def _read_landed(fields: Mapping[str, Any]) -> Landed:
     sources = _read_sources(fields)
-    return Landed(**{**fields, "usage": Usage(**fields["usage"]), "sources": sources})
+    return known(Landed, {**fields, "usage": known(Usage, fields["usage"]), "sources": sources})
 
 
 def _error(error: RagherdError) -> dict[str, Any]:
@@ -105,7 +107,7 @@ def _read_error(fields: Mapping[str, Any]) -> RagherdError:
 
 
 _READ: Final[Mapping[str, Callable[[dict[str, Any]], Said]]] = {
-    "piece": lambda fields: Piece(**fields),
+    "piece": lambda fields: known(Piece, fields),
     "sources": lambda fields: GroundedIn(fields["attempt"], _read_sources(fields)),
     "landed": _read_landed,
     "handed_over": lambda _: HandedOver(),

@@ -25,7 +25,8 @@ BY_SUFFIX: Final = {
 }
 PLAIN: Final = frozenset({TEXT, MARKDOWN})
 """Kinds that are text already."""
-_DECLARED: Final = {*BY_SUFFIX.values()}
+KINDS: Final = frozenset(BY_SUFFIX.values())
+"""All that are read."""
 _BINARY: Final = (b"\x7fELF", b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"\x1f\x8b", b"MZ", b"\xd0\xcf\x11\xe0", b"Rar!")
 _READ: Final = f"read are {', '.join(sorted(BY_SUFFIX))}"
 
@@ -34,7 +35,7 @@ def media_type(file_name: str | None, declared: str | None, head: bytes) -> str:
     """One of those above. `head`: the first bytes. Raises `UnsupportedDocument`."""
     named = BY_SUFFIX.get(PurePath(file_name or "").suffix.lower())
     said = (declared or "").partition(";")[0].strip().lower()
-    kind = named or (said if said in _DECLARED else None)
+    kind = named or (said if said in KINDS else None)
     if head.lstrip()[:5] == b"%PDF-":
         return PDF
     if kind is None:

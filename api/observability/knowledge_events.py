@@ -31,6 +31,10 @@ class KnowledgeEvents:
         """Chunks were written."""
         self._metrics.chunks_embedded(count)
 
+    def embeddings_removed(self, embedder: str, chunks: int) -> None:
+        """Chunks of an embedder that nobody uses any more are gone."""
+        self._log.info("embeddings_removed", embedder=embedder, chunks=chunks)
+
     def answers_outdated(self, reason: Literal["changed", "affected"], count: int) -> None:
         """The cache was told of a change."""
         if count:

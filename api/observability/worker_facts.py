@@ -64,12 +64,14 @@ class WorkerFacts:
         redis: _Redis,
         queries: _Counted,
         metrics: Metrics,
+        schema: str,
     ) -> None:
         self._fixed = {
             "id": worker,
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "version": version,
+            "schema": schema,
             "started": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
         }
         self._backends = backends

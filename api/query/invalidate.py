@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from api.errors import EmbeddingUnavailable, ServiceUnavailable
+from api.ports.deletions import Deletions, marks_of
 from api.ports.models import Embedder
 from api.ports.sweep import CacheSweep, Neighbourhood, Selection, Swept
 from api.query.fingerprint import question_digest
@@ -39,14 +40,17 @@ class InvalidationEvents(Protocol):
 class Invalidator:
     """Deletes cached answers. A generation under way that began before does not bring one back."""
 
-    def __init__(self, sweep: CacheSweep, embedder: Embedder, events: InvalidationEvents) -> None:
+    def __init__(self, sweep: CacheSweep, deletions: Deletions, embedder: Embedder, events: InvalidationEvents) -> None:
         self._sweep = sweep
+        self._deletions = deletions
         self._embedder = embedder
         self._events = events
 
     async def invalidate(self, asked: Invalidation, *, dry_run: bool = False) -> Swept:
         """Counts them only, with `dry_run`. Raises `StoreUnavailable`, `ServiceUnavailable`."""
         selection = await self._selection(asked)
+        if not dry_run:
+            await self._deletions.note(marks_of(selection))
         swept = await self._sweep.sweep(selection, dry_run=dry_run)
         if not dry_run:
             self._events.invalidated(asked, swept)

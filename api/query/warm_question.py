@@ -7,6 +7,7 @@ from typing import Any
 
 import orjson
 
+from api.model import known
 from api.query.question import Query
 
 
@@ -28,8 +29,8 @@ class WarmQuestion:
 
     @classmethod
     def decoded(cls, text: bytes) -> WarmQuestion:
-        """Raises `ValueError` or `TypeError` for what `encoded` did not write."""
-        return cls(**orjson.loads(text))
+        """Raises `ValueError` or `TypeError` for what `encoded` did not write. What is said beside is left out."""
+        return known(cls, orjson.loads(text))
 
     def query(self) -> Query:
         """The same as a user's who asks it without more."""

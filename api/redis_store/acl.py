@@ -20,13 +20,24 @@ BREAKER: Final = (
 
 ELSEWHERE: Final = (
     *_EVERYWHERE,
-    *("append", "del", "exec", "exists", "multi", "persist", "pexpire", "pttl", "rename", "scan", "time"),
+    *("append", "del", "exec", "exists", "multi", "persist", "pexpire", "pexpireat", "pttl", "rename", "scan", "time"),
     *("get", "getrange", "set"),
     *("hdel", "hget", "hgetall", "hincrby", "hmget", "hset", "hsetnx"),
     *("lrange", "lrem", "rpush"),
     *("ping", "publish", "subscribe"),
     *("xadd", "xrange"),
-    *("zadd", "zcard", "zcount", "zrandmember", "zrange", "zrangebyscore", "zrem", "zremrangebyscore", "zscore"),
+    *(
+        "zadd",
+        "zcard",
+        "zcount",
+        "zpopmin",
+        "zrandmember",
+        "zrange",
+        "zrangebyscore",
+        "zrem",
+        "zremrangebyscore",
+        "zscore",
+    ),
     *("ft._list", "ft.create", "ft.dropindex", "ft.info", "ft.search"),
 )
 """All the rest: the cache and its index, documents, flights, workers."""

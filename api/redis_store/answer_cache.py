@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from api.errors import DocumentsChanged, StoreUnavailable
-from api.model import CachedAnswer, CacheKind, CacheMatch, EmbedderIdentity, Source, Usage, Vector
+from api.model import CachedAnswer, CacheKind, CacheMatch, EmbedderIdentity, Source, Usage, Vector, known
 from api.ports.answers import Claim, ExactLookup, NewAnswer
 from api.redis_store.cached_questions import ground_fields
 from api.redis_store.counters import CacheCounters
@@ -58,14 +58,14 @@ class RedisAnswerCache:
         now_ms, invalidated_ms, values = int(reply[0]), int(reply[1]), reply[2:]
         if values[0] is None:
             return ExactLookup(None, now_ms, invalidated_ms)
-        return ExactLookup(await self._match(key, values, "exact", 1.0, now_ms), now_ms, invalidated_ms)
+        return ExactLookup(self._match(key, values, "exact", 1.0, now_ms), now_ms, invalidated_ms)
 
     async def find_similar(
         self, embedder: EmbedderIdentity, scope: str, vector: Vector, now_ms: int, *, stale_ms: int = 0
     ) -> Sequence[CacheMatch]:
         """See `ports.AnswerCache`."""
         found = await self._index.nearest(embedder, scope, vector, now_ms - stale_ms)
-        matches = [await self._match(one.key, one.values, "semantic", one.similarity, now_ms) for one in found]
+        matches = [self._match(one.key, one.values, "semantic", one.similarity, now_ms) for one in found]
         return [match for match in matches if match is not None]
 
     async def store(
@@ -114,15 +114,13 @@ class RedisAnswerCache:
         """Notes that an entry was served, so that it is evicted later."""
         self._counters.touch(match.answer.entry)
 
-    async def _match(
+    def _match(
         self, key: str, values: Sequence[Any], kind: CacheKind, similarity: float, now_ms: int
     ) -> CacheMatch | None:
-        """A corrupt entry is dropped and counted, never served."""
+        """An entry that can not be read is counted, never served, and left alone: a later release may read it."""
         try:
             return CacheMatch(_decode(key, values), kind, similarity, now_ms)
         except (ValueError, TypeError, KeyError):
-            await self._gate.run("drop_corrupt", lambda client: client.unlink(key))
-            self._counters.touch(key)  # finds it gone, and forgets it
             self._counters.add("corrupt")
             return None
 
@@ -147,7 +145,7 @@ def _decode(key: str, values: Sequence[Any]) -> CachedAnswer:
         question=question,
         answer=answer,
         model=model,
-        sources=tuple(Source(**source) for source in orjson.loads(sources)),
+        sources=tuple(known(Source, source) for source in orjson.loads(sources)),
         usage=Usage(int(prompt_tokens), int(completion_tokens)),
         created_ms=int(created),
         expires_ms=int(expires),

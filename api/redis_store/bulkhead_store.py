@@ -68,7 +68,7 @@ class RedisBulkheadStore:
         in_use, length, *rest = await self._run(self._read)
         queue, pairs = _texts(rest[:length]), _texts(rest[length:])
         fields = dict(zip(pairs[::2], pairs[1::2], strict=True))
-        stats = {name: float(value) for name, value in fields.items() if not name.endswith("_turn")}
+        stats = {name: number for name, value in fields.items() if (number := _number(value)) is not None}
         return Reading(in_use, tuple(queue), stats)
 
     async def follow(self) -> AsyncIterator[Wake | None]:
@@ -77,9 +77,20 @@ class RedisBulkheadStore:
             yield None if text is None else _wake(text)
 
 
-def _wake(text: str) -> Wake:
+def _wake(text: str) -> Wake | None:
+    """A word that only a later release knows has the worker look for itself, as after a silence."""
     what, _, ticket = text.partition(" ")
-    return Wake(ticket, "displaced" if what == "displaced" else None)
+    if what == "granted":
+        return Wake(ticket)
+    return Wake(ticket, "displaced") if what == "displaced" else None
+
+
+def _number(text: str) -> float | None:
+    """None for what is no figure: whose turn it is, or what a later release notes."""
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def _texts(reply: Sequence[bytes]) -> list[str]:

@@ -54,7 +54,8 @@ class CacheCounters:
             raw: Mapping[Any, Any] = await self._gate.run(
                 "read_counters", lambda client: client.hgetall(self._keys.cache_stats)
             )
-            self._known = {name.decode(): int(value) for name, value in raw.items()}
+            # What is no whole number was counted by a later release, and is not one of these.
+            self._known = {name.decode(): int(value) for name, value in raw.items() if value.isdigit()}
         except StoreUnavailable:
             return Counter(self._known) + self._pending
         return self._known

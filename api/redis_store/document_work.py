@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -23,12 +23,18 @@ REMOVED: Final = 200
 
 
 class RedisDocumentWork:
-    """See `ports.DocumentWork`. `concerns_cache`: a new document may outdate cached answers."""
+    """See `ports.DocumentWork`. `concerns_cache`: a new document may outdate cached answers.
 
-    def __init__(self, gate: RedisGate, keys: Keys, worker: str, *, concerns_cache: bool = True) -> None:
+    `reads`: the kinds of files that this worker can read; work on others is left to those that can.
+    """
+
+    def __init__(
+        self, gate: RedisGate, keys: Keys, worker: str, reads: Collection[str], *, concerns_cache: bool = True
+    ) -> None:
         self._gate = gate
         self._keys = keys
         self._worker = worker
+        self._reads = tuple(reads)
         self._concerns_cache = concerns_cache
         self._take = script(gate.client, "document_common", "document_take")
         self._renew = script(gate.client, "document_common", "document_renew")
@@ -53,7 +59,8 @@ class RedisDocumentWork:
     async def take(self, document: str, seconds: float) -> Work | None:
         """See `ports.DocumentWork`."""
         keys = [self._keys.document_work(document), self._keys.corpus_work]
-        arguments: list[Any] = [document, self._worker, secrets.token_hex(8), round(seconds * 1000)]
+        held: list[Any] = [document, self._worker, secrets.token_hex(8), round(seconds * 1000)]
+        arguments = [*held, *self._reads]
         fields = named(await self._gate.run("document_work", lambda client: self._take(keys, arguments, client)))
         return work_of(document, fields) if fields else None
 

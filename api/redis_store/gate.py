@@ -137,6 +137,11 @@ class RedisGate:
             if isinstance(error, Exception):
                 self._events.failed("after_recovery", error)
 
+    def shut(self) -> None:
+        """Lets nobody through until the actions of a recovery pass again."""
+        self.is_up = False
+        self._lost.set()
+
     async def watch(self) -> None:
         """Checks for ever, jittered, and at once after a fault: one slow reply is not a lost Redis. A worker's task."""
         while True:

@@ -48,6 +48,11 @@ class Keys:
         """When which answers were last invalidated."""
         return f"{self.prefix}invalidated"
 
+    @property
+    def cache_deleted(self) -> str:
+        """What operators deleted, for longer."""
+        return f"{self.prefix}deleted"
+
     def cache_index(self, embedder: str, algorithm: str) -> str:
         """The search index over the entries of one embedder, of one kind. The number is that of its fields."""
         return f"{self.cache_indexes}{embedder}-{algorithm}-2"
@@ -167,7 +172,7 @@ class Keys:
 
     def chunk_index(self, embedder: str) -> str:
         """The search index over the chunks of one embedder."""
-        return f"{self.prefix}index:chunks:{embedder}"
+        return f"{self.chunk_indexes}{embedder}"
 
     def corpus(self, owner: str) -> str:
         """The documents of one tenant: how many, and the epoch."""
@@ -186,6 +191,21 @@ class Keys:
     def corpus_state(self) -> str:
         """The documents of all tenants: the epoch, the last revision, and up to which epoch each embedder is done."""
         return f"{self.prefix}corpus:state"
+
+    @property
+    def corpus_embedders(self) -> str:
+        """Who embeds documents, or did, by the last use."""
+        return f"{self.prefix}corpus:embedders"
+
+    @property
+    def chunk_indexes(self) -> str:
+        """What the names of all indexes over chunks begin with."""
+        return f"{self.prefix}index:chunks:"
+
+    @property
+    def corpus_schema(self) -> str:
+        """Which schema the keys have. As durable as the documents that it tells of."""
+        return f"{self.prefix}corpus:schema"
 
     def embedding_duty(self, embedder: str) -> str:
         """The worker that embeds documents anew after a change of the embedder."""

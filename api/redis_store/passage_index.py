@@ -18,6 +18,7 @@ from api.redis_store.document_fields import facts_of, named, owner_of, range_of
 from api.redis_store.gate import RedisGate
 from api.redis_store.keys import Keys
 from api.redis_store.passage_schema import by_meaning, by_words, passage_schema
+from api.redis_store.unused_embeddings import RedisUnusedEmbeddings
 
 KNOWN_SECONDS: Final = 2.0
 _FACTS: Final = ("tenant", "title", "source", "version", "revision")
@@ -29,10 +30,12 @@ class RedisPassageIndex:
     def __init__(self, gate: RedisGate, keys: Keys) -> None:
         self._gate = gate
         self._keys = keys
+        self._embeddings = RedisUnusedEmbeddings(gate, keys)
         self._whole: dict[str, tuple[float, bool]] = {}
 
     async def ensure(self, embedder: EmbedderIdentity) -> None:
         """See `ports.PassageIndex`. Many workers may do so at once."""
+        await self._embeddings.use(embedder)  # first: what is written from now on is not to be removed
         await self._gate.run("index_create", lambda client: self._create(client, embedder))
 
     async def corpus(self, tenant: str) -> Corpus:

@@ -140,7 +140,7 @@ class Operations:
 
     def all(self) -> dict[str, tuple[Work, float | None, bool]]:
         """Name: work, `every`, and whether it is one of the `looks`."""
-        work, anew = RedisDocumentWork(self.gate, self.keys, "w"), RedisReembedding(self.gate, self.keys)
+        work, anew = RedisDocumentWork(self.gate, self.keys, "w", ()), RedisReembedding(self.gate, self.keys, "w")
         jobs, probe = RedisWarmUpJobs(self.gate, self.keys, "w"), OllamaSettings(_env_file=None).ollama_probe_interval
         return {
             f"list_{LISTED}_workers": (self.registry.live, None, False),

@@ -132,12 +132,15 @@ async def test_without_a_search_module_one_line_says_so_and_answers_go_on(
     assert "use Redis 8" in lines[0]
 
 
-async def test_a_corrupt_entry_is_dropped_and_counted_not_served(serve: Service, redis: Any) -> None:
+async def test_a_corrupt_entry_is_counted_not_served_and_then_replaced(serve: Service, redis: Any) -> None:
     client = await serve()
     entry = (await ask(client, QUESTION))["cache"]["entry"]
     await redis.hset(entry, "sources", "no JSON")
     assert (await ask(client, QUESTION))["cache"]["status"] == "miss"
-    assert (await client.get("/api/semantic-cache/metrics")).json()["corrupt"] == 1
+    assert (await client.get("/api/semantic-cache/metrics")).json()[
+        "corrupt"
+    ] == 2  # found twice: by its question, by its meaning
+    assert (await ask(client, QUESTION))["cache"]["kind"] == "exact"
 
 
 async def test_an_embedder_that_hangs_is_a_miss_within_its_deadline(serve: Service, stub: StubOllama) -> None:

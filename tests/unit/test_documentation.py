@@ -167,6 +167,9 @@ def key_patterns() -> set[str]:
         keys.corpus_documents("<owner>"),
         keys.corpus_work,
         keys.corpus_state,
+        keys.corpus_schema,
+        keys.corpus_embedders,
+        keys.cache_deleted,
         keys.embedding_duty("<embedder>"),
         keys.upload("<token>"),
     }
@@ -188,7 +191,8 @@ def test_no_way_to_spell_a_key_is_left_out_above() -> None:
         *("cache_prefix", "cache_entries"),  # what an index covers, and what all of them cover
         *("document", "document_text", "document_draft", "document_work", "document_chunks"),
         *("chunk", "chunk_prefix", "chunk_index", "corpus", "corpus_documents", "corpus_work", "corpus_state"),
-        *("embedding_duty", "upload"),
+        *("embedding_duty", "upload", "corpus_schema", "corpus_embedders", "cache_deleted"),
+        "chunk_indexes",  # what the names of the indexes over chunks begin with
         "probe",  # never exists
         *("flight", "condensed", "digests", "flight_channel", "bulkhead_channel"),
     }

@@ -6,7 +6,7 @@ local window = redis.call('HGETALL', KEYS[2])
 for i = 1, #window, 2 do
   local bucket, kind = window[i]:match('^(%d+):(%a+)$')
   local calls = tonumber(window[i + 1])
-  if tonumber(bucket) > math.floor(now / 1000) - tonumber(ARGV[1]) then
+  if bucket and tonumber(bucket) > math.floor(now / 1000) - tonumber(ARGV[1]) then
     total = total + calls
     if kind == 'fail' or kind == 'slowfail' then failed = failed + calls end
     if kind == 'slow' or kind == 'slowfail' then slow = slow + calls end

@@ -86,7 +86,9 @@ local window = redis.call('HGETALL', KEYS[2])
 for i = 1, #window, 2 do
   local bucket, kind = window[i]:match('^(%d+):(%a+)$')
   local calls = tonumber(window[i + 1])
-  if tonumber(bucket) <= second - window_s then
+  if not bucket then
+    calls = 0 -- a later release's
+  elseif tonumber(bucket) <= second - window_s then
     redis.call('HDEL', KEYS[2], window[i])
   else
     total = total + calls

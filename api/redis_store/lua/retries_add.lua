@@ -13,9 +13,9 @@ local sums = { calls = 0, retries = 0 }
 local counts = redis.call('HGETALL', KEYS[1])
 for index = 1, #counts, 2 do
     local at, name = string.match(counts[index], '^(%d+):(%a+)$')
-    if tonumber(at) < oldest then
+    if at and tonumber(at) < oldest then
         redis.call('HDEL', KEYS[1], counts[index])
-    else
+    elseif sums[name] then -- what else there is, a later release counts
         sums[name] = sums[name] + tonumber(counts[index + 1])
     end
 end

@@ -5,7 +5,8 @@
 local status, by, until_ms, started = unpack(
   redis.call('HMGET', KEYS[1], 'status', 'by', 'held_until_ms', 'started_ms'))
 if status ~= 'running' then
-  redis.call('ZREM', KEYS[3], ARGV[4])
+  local ended = not status or status == 'done' or status == 'failed' or status == 'cancelled'
+  if ended then redis.call('ZREM', KEYS[3], ARGV[4]) end -- any other is a later release's affair
   return 0
 end
 local time = redis.call('TIME')

@@ -1,0 +1,88 @@
+"""`ragherd backup`: documents and cached answers of the fleet into a file, while it works."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Annotated, BinaryIO
+
+import typer
+
+from api.backup.take import Wanted, take
+from api.backup.writing import BackupWriter
+from api.cli.backup_progress import shown_progress
+from api.errors import SettingsError, StoreUnavailable
+from api.settings import Settings, load_settings
+from api.wiring_backup import MAKER, opened_memory
+
+FAILED = 1
+BAD_SETTING = 2
+INTERRUPTED = 130
+STREAM = "-"
+
+
+def backup(
+    file: Annotated[str, typer.Argument(help="Where to; - is standard output.")],
+    documents: Annotated[bool, typer.Option("--documents", help="Documents only.")] = False,
+    cache: Annotated[bool, typer.Option("--cache", help="Cached answers only.")] = False,
+    tenant: Annotated[list[str] | None, typer.Option(help="Of these only; may be given several times.")] = None,
+    vectors: Annotated[bool, typer.Option(help="Chunks too, so that restoring need not embed them anew.")] = True,
+    plain: Annotated[bool, typer.Option("--plain", help="Not compressed.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count; FILE is not written.")] = False,
+) -> None:
+    """Save documents and cached answers from Redis (REDIS_URL, REDIS_PREFIX). The service may go on working."""
+    wanted = Wanted(documents or not cache, cache or not documents, tuple(tenant or ()), vectors)
+    try:
+        settings = load_settings()
+        with _opened(os.devnull if dry_run else file) as stream:
+            counts = asyncio.run(_run(settings, stream, wanted, plain=plain))
+    except SettingsError as error:
+        raise end(str(error), BAD_SETTING) from None
+    except (StoreUnavailable, OSError) as error:
+        raise end(str(error), FAILED) from None
+    except KeyboardInterrupt:
+        raise end("interrupted: nothing is kept", INTERRUPTED) from None
+    said = f"{counts['document']:,} documents ({counts['chunks']:,} lines of chunks), {counts['answer']:,} answers"
+    typer.echo(f"{'Would save' if dry_run else 'Saved'} {said}", err=True)
+
+
+async def _run(settings: Settings, stream: BinaryIO, wanted: Wanted, *, plain: bool) -> Counter[str]:
+    writer = BackupWriter(stream, plain=plain)
+    async with opened_memory(settings) as memory:
+        with shown_progress() as step:
+            await take(memory.source, memory.deletions, writer, wanted, MAKER, step)
+    return writer.counts
+
+
+@contextmanager
+def _opened(file: str) -> Iterator[BinaryIO]:
+    """The file appears under its name once it is whole."""
+    if file == STREAM:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    if file == os.devnull:
+        with Path(file).open("wb") as nothing:
+            yield nothing
+        return
+    part = Path(f"{file}.part")
+    try:
+        with part.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        part.replace(file)
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def end(line: str, code: int) -> typer.Exit:
+    """The one line on standard error that says why, and the exit code to raise."""
+    typer.echo(f"ragherd: {' '.join(line.split())}", err=True)
+    return typer.Exit(code)

@@ -1,0 +1,83 @@
+"""`ragherd restore`: a backup into a Redis, be it empty or a working fleet's."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Annotated, BinaryIO
+
+import typer
+
+from api.backup.errors import BackupError
+from api.backup.put import Chosen, Restored, put
+from api.backup.reading import Checked, checked
+from api.cli.backup import BAD_SETTING, FAILED, INTERRUPTED, STREAM, end
+from api.cli.backup_progress import shown_progress
+from api.errors import SettingsError, StoreUnavailable
+from api.settings import Settings, load_settings
+from api.wiring_backup import opened_memory
+
+
+def restore(
+    file: Annotated[str, typer.Argument(help="What `ragherd backup` wrote; - is standard input.")],
+    documents: Annotated[bool, typer.Option("--documents", help="Documents only.")] = False,
+    cache: Annotated[bool, typer.Option("--cache", help="Cached answers only.")] = False,
+    tenant: Annotated[list[str] | None, typer.Option(help="Of these only; may be given several times.")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Also documents that are newer in Redis.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+) -> None:
+    """Put a backup into Redis (REDIS_URL, REDIS_PREFIX). It can be repeated: what is there already is left as it is."""
+    chosen = Chosen(documents or not cache, cache or not documents, tuple(tenant or ()), replace, dry_run)
+    try:
+        settings = load_settings()
+        with _opened(file) as stream:
+            restored = asyncio.run(_run(settings, stream, _checked(stream), chosen))
+    except SettingsError as error:
+        raise end(str(error), BAD_SETTING) from None
+    except BackupError as error:
+        raise end(f"{file}: {error}", FAILED) from None
+    except (StoreUnavailable, OSError) as error:
+        raise end(f"{error}; running it again goes on from here", FAILED) from None
+    except KeyboardInterrupt:
+        raise end("interrupted; running it again goes on from here", INTERRUPTED) from None
+    for what, counts in (("documents", restored.documents), ("answers", restored.answers)):
+        typer.echo(f"{what}: {_said(counts)}")
+    if dry_run:
+        typer.echo("Nothing was changed.")
+    if restored.documents["refused"]:
+        raise end("DOCUMENTS_MAX: a tenant has as many documents as it may", FAILED)
+
+
+async def _run(settings: Settings, stream: BinaryIO, backup: Checked, chosen: Chosen) -> Restored:
+    async with opened_memory(settings) as memory:
+        with shown_progress() as step:
+            return await put(memory.target, stream, backup, chosen, step)
+
+
+def _checked(stream: BinaryIO) -> Checked:
+    try:
+        return checked(stream)
+    except BackupError as error:
+        raise BackupError(f"{error}; nothing was changed") from None
+
+
+@contextmanager
+def _opened(file: str) -> Iterator[BinaryIO]:
+    """Something that can be sought in: it is checked as a whole before anything is restored."""
+    if file != STREAM:
+        with Path(file).open("rb") as stream:
+            yield stream
+        return
+    with TemporaryFile() as spooled:
+        shutil.copyfileobj(sys.stdin.buffer, spooled)
+        yield spooled
+
+
+def _said(counts: Counter[str]) -> str:
+    return ", ".join(f"{outcome} {count:,}" for outcome, count in counts.most_common()) or "none"

@@ -1,0 +1,123 @@
+"""Keeps workers whose releases can not share the keys in Redis from using them at the same time.
+
+The fleet's schema stands in Redis. A release with a newer one waits until no worker of the older lives, and then puts
+its own there; a worker that finds a newer one than its own leaves the keys alone. Whoever has to wait, or to leave,
+serves without the shared memory, as while Redis is down: to refuse to start would hold up a rolling restart for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Final
+
+from redis.asyncio import Redis
+
+from api.errors import StoreUnavailable
+from api.redis_store.gate import RedisGate
+from api.redis_store.keys import Keys
+from api.redis_store.schema import FIRST, SCHEMA, Schema
+from api.redis_store.scripts import script
+
+LOOK_SECONDS: Final = 2.0
+"""How often a worker looks whether the schema is still one that it can live with."""
+
+
+class SchemaConflict(StoreUnavailable):
+    """The keys in Redis are, for now or for good, not for this release."""
+
+
+class FleetSchema:
+    """For one worker. Made before anything else asks the gate: nobody passes before it agrees.
+
+    `on_conflict` is told in a line, once, what keeps this worker from the keys.
+    """
+
+    def __init__(
+        self,
+        gate: RedisGate,
+        keys: Keys,
+        worker: str,
+        release: str,
+        on_conflict: Callable[[str], None],
+        own: Schema = SCHEMA,
+    ) -> None:
+        self._gate = gate
+        self._keys = keys
+        self._worker = worker
+        self._release = release
+        self._on_conflict = on_conflict
+        self._own = own
+        self.conflict = ""
+        """What keeps this worker from the keys, in one line; empty where nothing does."""
+        self._settle = script(gate.client, "schema_settle")
+        gate.on_recovery(lambda: self.agree(gate.client))
+
+    async def agree(self, client: Redis) -> None:
+        """Raises `SchemaConflict`, and says so once."""
+        conflict = self._judged(await self._settled(client))
+        if conflict:
+            if conflict != self.conflict:
+                self._on_conflict(conflict)
+            self.conflict = conflict
+            raise SchemaConflict(conflict)
+        self.conflict = ""
+
+    async def keep_agreeing(self) -> None:
+        """Looks for ever, jittered. A task of the worker's."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
+            with suppress(StoreUnavailable):
+                await self.look()
+
+    async def look(self) -> None:
+        """Shuts the gate where the schema is not this worker's any more; it opens when `agree` does."""
+        try:
+            await self._gate.run("schema", self.agree)
+        except SchemaConflict:
+            self._gate.shut()
+            raise
+
+    async def _settled(self, client: Redis) -> str:
+        """The version that holds; empty where none does yet."""
+        key = self._keys.corpus_schema
+        version: Any = await client.hget(key, "version")
+        found = Schema.parsed(version.decode("utf-8", "replace")) if version is not None else None
+        if found is not None and found >= self._own:
+            return str(found)
+        is_raised = found is None or found.major < self._own.major
+        alone = not is_raised or await self._oldest(client) >= self._own.major
+        own = (self._own.major, self._own.minor)
+        arguments: list[str | int] = [*own, int(alone), self._worker, self._release]
+        settled: Any = await self._settle([key], arguments, client)
+        return str(settled.decode("utf-8", "replace"))
+
+    async def _oldest(self, client: Redis) -> int:
+        """The least major of all workers that live; this one's own where there is no other."""
+        seconds, micros = await client.time()
+        now_ms = int(seconds) * 1000 + int(micros) // 1000
+        ids: Any = await client.zrangebyscore(self._keys.workers, f"({now_ms}", "+inf")
+        async with client.pipeline(transaction=False) as pipe:
+            for worker in ids:
+                pipe.hmget(self._keys.worker(worker.decode()), "id", "schema")
+            found = await pipe.execute()
+        said = [Schema.parsed((schema or b"").decode("utf-8", "replace")) or FIRST for name, schema in found if name]
+        return min([self._own.major, *(schema.major for schema in said)])
+
+    def _judged(self, settled: str) -> str:
+        """In one line; empty where there is none."""
+        own = self._own
+        found = Schema.parsed(settled)
+        if found is not None and found.major == own.major:
+            return ""
+        if not settled or (found is not None and found.major < own.major):
+            return (
+                f"Workers of an older release live, whose keys in Redis have schema {settled or FIRST}, and this "
+                f"release has {own}: they are not for it until the last of those workers has ended."
+            )
+        return (
+            f"The keys in Redis have schema {settled}, and this release knows {own}: they are not for it. "
+            "Use the newer release, or another REDIS_PREFIX."
+        )

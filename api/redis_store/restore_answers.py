@@ -1,0 +1,153 @@
+"""Stores answers of a backup: those that are right for the documents that serve now, and that nobody has deleted.
+
+An answer is right where every document that it cites serves with the very content that it was made from. One that
+documents were looked for is fresh only where the tenant has the same documents as then, else stale: others might change
+it, as any new document might.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, cast
+
+import orjson
+from redis.asyncio import Redis
+
+from api.ports.backup import AnswerOutcome, StoredAnswer
+from api.ports.deletions import Deletions, marks_about
+from api.redis_store.deletions import LIFETIME_MS
+from api.redis_store.document_digests import DocumentDigests
+from api.redis_store.gate import RedisGate
+from api.redis_store.keys import Keys
+from api.redis_store.scripts import script
+
+TRIES: Final = 5
+"""How often answers are looked at again whose documents change at this moment; after that they are left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """An answer as it is to be stored, or why it is not."""
+
+    answer: StoredAnswer
+    outcome: AnswerOutcome
+    fields: Mapping[str, str | bytes]
+
+
+class AnswerWriter:
+    """Raises `StoreUnavailable`. `assumed`: documents by digest that would serve, where nothing is really restored."""
+
+    def __init__(self, gate: RedisGate, keys: Keys, deletions: Deletions, max_size: int, *, new_outdate: bool) -> None:
+        self._gate = gate
+        self._keys = keys
+        self._deletions = deletions
+        self._digests = DocumentDigests(gate, keys)
+        self._max_size = max_size
+        self._new_outdate = new_outdate
+        self._corpora: dict[str, tuple[int, str]] = {}
+        self._restore = script(gate.client, "cache_common", "cache_restore")
+        self.assumed: dict[str, str] = {}
+
+    async def put(
+        self, answers: Sequence[StoredAnswer], corpora: Mapping[str, str], *, dry_run: bool
+    ) -> list[AnswerOutcome]:
+        """See `ports.BackupTarget.put_answers`."""
+        outcomes: list[AnswerOutcome | None] = [None] * len(answers)
+        for _ in range(TRIES):
+            left = [number for number, outcome in enumerate(outcomes) if outcome is None]
+            found = await self._tried([answers[number] for number in left], corpora, dry_run=dry_run)
+            for number, outcome in zip(left, found, strict=True):
+                outcomes[number] = outcome
+        return [outcome or "outdated" for outcome in outcomes]
+
+    async def _tried(
+        self, answers: Sequence[StoredAnswer], corpora: Mapping[str, str], *, dry_run: bool
+    ) -> list[AnswerOutcome | None]:
+        """None for one whose documents have changed since they were looked at."""
+        if not answers:
+            return []
+        now_ms = await self._now_ms()
+        deleted = await self._deletions.noted()
+        cited = sorted({document for answer in answers for document in answer.cites})
+        serving = await self._digests.serving(cited)
+        grounded = set() if self.assumed else {answer.tenant for answer in answers if answer.is_grounded}
+        changed = [tenant for tenant in grounded if not await self._is_same(tenant, corpora)]
+        ready = []
+        for answer in answers:
+            is_fresh = not (answer.is_grounded and answer.tenant in changed)
+            ready.append(_Ready(answer, *self._judged(answer, now_ms, deleted, serving, is_fresh=is_fresh)))
+        wanted = [one for one in ready if one.outcome in ("restored", "restored stale")]
+        replies = iter([] if dry_run else await self._stored(wanted, now_ms))
+        outcomes: list[AnswerOutcome | None] = []
+        for one in ready:
+            reply = "restored" if dry_run or one not in wanted else next(replies)
+            known = one.outcome if reply == "restored" else cast(AnswerOutcome, reply)
+            outcomes.append(None if reply == "changed" else known)
+        return outcomes
+
+    def _judged(
+        self,
+        answer: StoredAnswer,
+        now_ms: int,
+        deleted: Mapping[str, int],
+        serving: Mapping[str, tuple[int, str]],
+        *,
+        is_fresh: bool,
+    ) -> tuple[AnswerOutcome, Mapping[str, str | bytes]]:
+        if answer.gone_ms <= now_ms or answer.created_ms <= now_ms - LIFETIME_MS:
+            return "expired", {}
+        marks = marks_about(answer.digest, answer.tenant, list(answer.cites))
+        if any(deleted.get(mark, -1) >= answer.created_ms for mark in marks):
+            return "deleted since", {}
+        revisions = {document: revision for document, (revision, digest) in serving.items()}
+        present = {**{document: digest for document, (_, digest) in serving.items()}, **self.assumed}
+        if any(present.get(document) != digest for document, digest in answer.cites.items()):
+            return "outdated", {}
+        ends = int(answer.fields["expires_ms"])
+        fields: dict[str, str | bytes] = {**answer.fields, "sources": _cited(answer.fields["sources"], revisions)}
+        if answer.vector is not None:
+            fields["vector"] = answer.vector
+        if is_fresh or ends <= now_ms:
+            return "restored", fields
+        return "restored stale", {**fields, "expires_ms": str(now_ms)}
+
+    async def _stored(self, wanted: Sequence[_Ready], looked_ms: int) -> list[str]:
+        async def store(client: Redis) -> list[Any]:
+            async with client.pipeline(transaction=False) as pipe:
+                for one in wanted:
+                    await self._restore(*self._call(one, looked_ms), pipe)
+                return list(await pipe.execute())
+
+        replies = await self._gate.run("restore", store) if wanted else []
+        return [reply.decode() for reply in replies]
+
+    def _call(self, one: _Ready, looked_ms: int) -> tuple[list[str], list[Any]]:
+        answer = one.answer
+        entry = self._keys.cache_entry(answer.scope, answer.digest)
+        keys = [entry, self._keys.cache_invalidated, *self._keys.cache_books]
+        marks = marks_about(answer.digest, answer.tenant, list(answer.cites))
+        documents = f"corpus:{answer.tenant}" if answer.is_grounded else ""
+        tokens = answer.fields.get("completion_tokens", "0")
+        times = [answer.created_ms, answer.gone_ms, looked_ms]
+        pairs = [part for pair in one.fields.items() for part in pair]
+        return keys, [*times, documents, self._max_size, tokens, answer.uses, len(marks), *marks, *pairs]
+
+    async def _is_same(self, tenant: str, corpora: Mapping[str, str]) -> bool:
+        """Whether the tenant has the documents that its answers were made among. Known while nothing changes."""
+        if not self._new_outdate:
+            return True
+        known = self._corpora.get(tenant)
+        if known is None or known[0] != await self._digests.epoch(tenant) or not known[1]:
+            known = self._corpora[tenant] = await self._digests.corpus(tenant)
+        return bool(known[1]) and corpora.get(tenant, "") == known[1]
+
+    async def _now_ms(self) -> int:
+        seconds, micros = await self._gate.run("restore", lambda client: client.time())
+        return int(seconds) * 1000 + int(micros) // 1000
+
+
+def _cited(sources: str, revisions: Mapping[str, int]) -> bytes:
+    """The sources by the revisions that the documents have here; whatever else they say stays."""
+    found = orjson.loads(sources)
+    return orjson.dumps([{**one, "revision": revisions.get(one["document_id"], 0)} for one in found])

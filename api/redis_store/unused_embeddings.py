@@ -1,0 +1,111 @@
+"""Who embeds documents, and the removal of what embedders have made that nobody uses any more.
+
+First the fleet forgets that the embedder had embedded everything, and of each document that it had embedded it: should
+it be used again in the middle, it embeds anew what is missing. Its index goes last, so that what was begun is found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from typing import Any, Final
+
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+
+from api.model import EmbedderIdentity
+from api.redis_store.document_fields import named
+from api.redis_store.gate import RedisGate
+from api.redis_store.keys import Keys
+from api.redis_store.scripts import script
+
+SCANNED: Final = 500
+REMOVED: Final = 200
+"""Chunks removed by one command: each leaves the vector index too."""
+
+
+class RedisUnusedEmbeddings:
+    """See `ports.UnusedEmbeddings`."""
+
+    def __init__(self, gate: RedisGate, keys: Keys) -> None:
+        self._gate = gate
+        self._keys = keys
+        self._used = script(gate.client, "embedder_used")
+        self._unused = script(gate.client, "embedders_unused")
+        self._forget = script(gate.client, "embedder_forget")
+
+    async def use(self, embedder: EmbedderIdentity) -> None:
+        """See `ports.UnusedEmbeddings`."""
+        keys = [self._keys.corpus_embedders]
+        await self._gate.run("embedders", lambda client: self._used(keys, [embedder.fingerprint], client))
+
+    async def unused(self, keep: float) -> Sequence[str]:
+        """See `ports.UnusedEmbeddings`."""
+        listed: Any = await self._gate.run("embedders", lambda client: client.execute_command("FT._LIST"))  # type: ignore[no-untyped-call]
+        prefix = self._keys.chunk_indexes
+        names = (name.decode("utf-8", "replace") for name in listed)
+        indexed = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+        arguments: list[str | int] = [_ms(keep), *indexed]
+        keys = [self._keys.corpus_embedders]
+        found: Any = await self._gate.run("embedders", lambda client: self._unused(keys, arguments, client))
+        return [name.decode() for name in found]
+
+    async def remove(self, embedder: str, keep: float) -> AsyncIterator[int]:
+        """See `ports.UnusedEmbeddings`."""
+        state = self._keys.corpus_state
+        if not await self._forgotten(embedder, keep, [state, state], f"done:{embedder}"):
+            return
+        async for document, sets in self._documents():
+            for field, count in sets.items():
+                of, _, revision = field.partition(":")
+                if of == embedder:
+                    if not await self._remove(embedder, keep, document, int(revision), count):
+                        return
+                    yield count
+        await self._drop(embedder, keep)
+
+    async def _documents(self) -> AsyncIterator[tuple[str, dict[str, int]]]:
+        """Each with the sets of chunks that were written of it; one may come twice."""
+        pattern, cursor = self._keys.document_chunks("*"), 0
+        before, _, after = pattern.partition("*")
+        while True:
+            cursor, found = await self._gate.run(
+                "embedders",
+                lambda client, at=cursor: client.scan(at, match=pattern, count=SCANNED),  # type: ignore[misc]
+            )
+            for key in [key.decode() for key in found]:
+                sets = named(await self._gate.run("embedders", lambda client, key=key: client.hgetall(key)))  # type: ignore[misc]
+                yield key.removeprefix(before).removesuffix(after), {name: int(count) for name, count in sets.items()}
+            if cursor == 0:
+                return
+
+    async def _remove(self, embedder: str, keep: float, document: str, revision: int, count: int) -> bool:
+        for start in range(0, max(count, 1), REMOVED):
+            numbers = range(start, min(start + REMOVED, count))
+            chunks = [self._keys.chunk(embedder, document, revision, number) for number in numbers]
+            keys = [self._keys.document(document), self._keys.document_chunks(document), *chunks]
+            last = f"{embedder}:{revision}" if start + REMOVED >= count else ""
+            if not await self._forgotten(embedder, keep, keys, f"embedded:{embedder}", last):
+                return False
+        return True
+
+    async def _forgotten(self, embedder: str, keep: float, keys: Sequence[str], field: str, further: str = "") -> bool:
+        names = [self._keys.corpus_embedders, *keys]
+        arguments: list[str | int] = [embedder, _ms(keep), field, further]
+        return bool(await self._gate.run("embedders", lambda client: self._forget(names, arguments, client)))
+
+    async def _drop(self, embedder: str, keep: float) -> None:
+        """One that is used again at this very moment makes its index anew: an index has nothing of its own."""
+        if embedder not in await self.unused(keep):
+            return
+
+        async def drop(client: Redis) -> None:
+            with suppress(ResponseError):  # gone with FLUSHALL
+                await client.execute_command("FT.DROPINDEX", self._keys.chunk_index(embedder))  # type: ignore[no-untyped-call]
+            await client.zrem(self._keys.corpus_embedders, embedder)
+
+        await self._gate.run("embedders", drop)
+
+
+def _ms(seconds: float) -> int:
+    return round(seconds * 1000)

@@ -1,0 +1,79 @@
+"""Opens what `ragherd backup` and `ragherd restore` need: Redis itself, by the service's own settings."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
+
+from api import __version__
+from api.backup.take import Maker
+from api.errors import StoreUnavailable
+from api.knowledge.media_types import KINDS
+from api.redis_store.backup_source import RedisBackupSource
+from api.redis_store.backup_target import RedisBackupTarget
+from api.redis_store.cache_sweep import RedisCacheSweep
+from api.redis_store.client import RedisAddress, short_commands
+from api.redis_store.deletions import RedisDeletions
+from api.redis_store.document_work import RedisDocumentWork
+from api.redis_store.fleet_schema import FleetSchema
+from api.redis_store.gate import GateEvents, RedisGate
+from api.redis_store.index_schema import algorithm_for
+from api.redis_store.keys import Keys
+from api.redis_store.outdated_answers import RedisOutdatedAnswers
+from api.redis_store.restore_answers import AnswerWriter
+from api.redis_store.restore_documents import DocumentWriter
+from api.redis_store.schema import SCHEMA
+from api.redis_store.semantic_index import SemanticIndex
+from api.settings import Settings
+
+PATIENCE: Final = 10.0
+"""Seconds for one command, at least: nobody waits for an answer."""
+SWEEP_SECONDS: Final = 600.0
+MAKER: Final = Maker(__version__, str(SCHEMA))
+
+
+class _Failures(GateEvents):
+    """Keeps the last one, to be told in a line."""
+
+    last = ""
+
+    def failed(self, operation: str, error: BaseException) -> None:
+        self.last = str(error) or type(error).__name__
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """The fleet's memory, to be read and written."""
+
+    source: RedisBackupSource
+    target: RedisBackupTarget
+    deletions: RedisDeletions
+
+
+@asynccontextmanager
+async def opened_memory(settings: Settings) -> AsyncIterator[Memory]:
+    """Raises `StoreUnavailable`: Redis does not answer, or its keys are not for this release."""
+    redis, failures = settings.redis, _Failures()
+    timeouts = max(redis.timeout, PATIENCE), max(redis.connect_timeout, PATIENCE)
+    async with short_commands(RedisAddress(redis.url, *timeouts, redis.max_connections)) as client:
+        gate, keys = RedisGate(client, redis.max_connections, failures), Keys(redis.prefix)
+        worker = f"backup-{socket.gethostname()}-{os.getpid()}"
+        schema = FleetSchema(gate, keys, worker, __version__, lambda conflict: None)
+        if not await gate.check():
+            raise StoreUnavailable(schema.conflict or f"Redis can not be used: {failures.last}")
+        yield _memory(settings, gate, keys, worker)
+
+
+def _memory(settings: Settings, gate: RedisGate, keys: Keys, worker: str) -> Memory:
+    cache, deletions = settings.cache, RedisDeletions(gate, keys)
+    new_outdate = cache.enabled and settings.retrieval.cache_on_new_documents != "none"
+    work = RedisDocumentWork(gate, keys, worker, KINDS, concerns_cache=new_outdate)
+    outdated = RedisOutdatedAnswers(gate, keys, SemanticIndex(gate, keys, lambda: None, algorithm_for(cache.max_size)))
+    sweep, most = RedisCacheSweep(gate, keys, SWEEP_SECONDS), settings.documents.documents_max
+    documents = DocumentWriter(gate, keys, worker, work, sweep, outdated, most, tells_of_new=new_outdate)
+    answers = AnswerWriter(gate, keys, deletions, cache.max_size, new_outdate=new_outdate)
+    return Memory(RedisBackupSource(gate, keys), RedisBackupTarget(documents, answers, deletions), deletions)
