@@ -20,7 +20,7 @@ LIMIT: Final = 1000
 """Cached questions looked at for one document."""
 SECONDS: Final = 2.0
 """How long may be spent on asking whether a document changes a cached answer; past that it counts as changed."""
-SHARE: Final = 0.1
+SHARE: Final = 0.25
 """Of a worker's time, where documents come one after the other: it has them to store, and questions to answer."""
 
 
