@@ -70,6 +70,11 @@ class BackendWatch:
                 with suppress(StoreUnavailable):
                     await self._board.publish_digests(name, health.digests)
 
+    async def recall(self) -> None:
+        """Redis is back. A worker that started without either learns the weights now rather than with its next look."""
+        with suppress(StoreUnavailable):
+            await self._read_digests()
+
     async def _read_digests(self) -> None:
         for name in self._models:
             self.digests.learn(name, await self._board.digests(name))

@@ -155,6 +155,12 @@ def test_a_stream_whose_ollama_is_cut_off_ends_with_an_error(fleet: Fleet, note:
 def test_cut_off_from_both_it_says_so_at_once_and_comes_back(fleet: Fleet, note: Note) -> None:
     cut, waits = fleet.replicas[2], Waits()
     assert cut.ask(CACHED).json()["cache"]["status"] == "miss"
+    seen: set[str] = set()
+
+    def hit() -> bool:
+        seen.add(status := cut.cache_status(CACHED))
+        return status == "hit"
+
     with the_others_at_work(fleet, cut) as loads:
         cut.host.cut_off_from(fleet.redis, fleet.model)
         for _ in range(4):
@@ -165,9 +171,10 @@ def test_cut_off_from_both_it_says_so_at_once_and_comes_back(fleet: Fleet, note:
         assert cut.gunicorn.get("/health/live").is_success
         renewed = time_until(cut.reload())  # workers start without either
         cut.host.heal()
-        hits = time_until(lambda: all(cut.cache_status(CACHED) == "hit" for _ in range(6)))
+        hits = time_until(lambda: all(hit() for _ in range(6)))
         fresh_again = time_until(lambda: all(cut.ask("New?", fresh=True).is_success for _ in range(6)))
         wait_until(lambda: healthy(cut) and cut.breaker()["store"] == "shared")
+    assert "miss" not in seen  # it looks where the others look, from its first look on
     note(f"cut off from both: {waits}; hits {hits:.2f} s, new answers {hits + fresh_again:.2f} s after the healing")
     note(f"  its workers were replaced while it was cut off, in {renewed:.2f} s")
     note(f"  the others: {summary(loads)}")
