@@ -65,14 +65,14 @@ class RedisDocuments:
         found: list[Document] = []
         cursor = listing.cursor
         while True:
-            ids = await self._after(tenant, cursor, LOOKED_AT)
+            ids, is_last = await self._after(tenant, cursor, LOOKED_AT)
             for document, read in zip(ids, await self._read([one for one, _ in ids]), strict=True):
                 cursor = f"{document[1]}-{document[0]}"
                 if read is not None and _is_wanted(read, listing):
                     found.append(read)
                     if len(found) == listing.limit:
                         return Page(found, cursor)
-            if len(ids) < LOOKED_AT:
+            if is_last:
                 return Page(found)
 
     async def chunks(self, document: str, offset: int, limit: int) -> Sequence[Chunk]:
@@ -112,8 +112,8 @@ class RedisDocuments:
         arguments: list[Any] = [document, tenant, MARKS_MS]
         return bool(await self._gate.run("document_delete", lambda client: self._delete(names, arguments, client)))
 
-    async def _after(self, tenant: str, cursor: str | None, count: int) -> list[tuple[str, int]]:
-        """Ids with their times, the newest first."""
+    async def _after(self, tenant: str, cursor: str | None, count: int) -> tuple[list[tuple[str, int]], bool]:
+        """Ids with their times, the newest first; whether there are no more. Some of `count` may be before the cursor."""
         key = self._keys.corpus_documents(owner_of(tenant))
         at, _, last = (cursor or "").partition("-")
         newest: Any = int(at) if at.isdigit() else "+inf"
@@ -128,7 +128,7 @@ class RedisDocuments:
             ids = [(name.decode(), int(score)) for name, score in reply]
             left = [(name, score) for name, score in ids if not last or score < int(at) or name < last]
             if left or len(ids) < count:
-                return left
+                return left, len(ids) < count
             skipped += len(ids)
 
     async def _read(self, documents: Sequence[str]) -> list[Document | None]:

@@ -97,6 +97,27 @@ async def test_lists_are_paged_and_filtered(serve: Service) -> None:
     assert (await client.get("/documents", params={"tenant": "acme"})).json()["documents"][0]["title"] == "Of another"
 
 
+@pytest.mark.parametrize("limit", [1, 2, 3, 4, 20])
+async def test_no_document_is_missing_from_a_list_that_is_read_in_parts(
+    serve: Service, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    monkeypatch.setattr("api.redis_store.documents.LOOKED_AT", 3)
+    client = await serve(embedder=ONNX)
+    given = {
+        (await add(client, f"Number {number}", f"About {number}.", source=f"n{number}"))["id"] for number in range(11)
+    }
+    listed: list[str] = []
+    cursor: str | None = ""
+    while cursor is not None:
+        page = (
+            await client.get("/documents", params={"limit": limit, **({"cursor": cursor} if cursor else {})})
+        ).json()
+        listed += [document["id"] for document in page["documents"]]
+        cursor = page["cursor"]
+    assert len(listed) == len(given)
+    assert set(listed) == given
+
+
 async def test_a_question_can_be_narrowed_to_tags_and_documents(serve: Service) -> None:
     client = await serve(embedder=ONNX)
     old = await add(client, "Old holiday policy", HOLIDAY, tags=["old"])
