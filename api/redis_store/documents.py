@@ -113,7 +113,7 @@ class RedisDocuments:
         return bool(await self._gate.run("document_delete", lambda client: self._delete(names, arguments, client)))
 
     async def _after(self, tenant: str, cursor: str | None, count: int) -> tuple[list[tuple[str, int]], bool]:
-        """Ids with their times, the newest first; whether there are no more. Some of `count` may be before the cursor."""
+        """Ids with their times, the newest first, `count` at most and maybe fewer; whether there are no more."""
         key = self._keys.corpus_documents(owner_of(tenant))
         at, _, last = (cursor or "").partition("-")
         newest: Any = int(at) if at.isdigit() else "+inf"

@@ -97,15 +97,13 @@ async def test_lists_are_paged_and_filtered(serve: Service) -> None:
     assert (await client.get("/documents", params={"tenant": "acme"})).json()["documents"][0]["title"] == "Of another"
 
 
-@pytest.mark.parametrize("limit", [1, 2, 3, 4, 20])
+@pytest.mark.parametrize("limit", [2, 4, 20])
 async def test_no_document_is_missing_from_a_list_that_is_read_in_parts(
     serve: Service, monkeypatch: pytest.MonkeyPatch, limit: int
 ) -> None:
     monkeypatch.setattr("api.redis_store.documents.LOOKED_AT", 3)
-    client = await serve(embedder=ONNX)
-    given = {
-        (await add(client, f"Number {number}", f"About {number}.", source=f"n{number}"))["id"] for number in range(11)
-    }
+    client = await serve(embedder=ONNX, documents={"ingest_wait": 30})
+    given = {(await add(client, f"Number {one}", f"About {one}.", source=f"n{one}"))["id"] for one in range(8)}
     listed: list[str] = []
     cursor: str | None = ""
     while cursor is not None:
