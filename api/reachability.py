@@ -30,8 +30,15 @@ class Shared:
 class BackendReachability:
     """See `worker_state.Reachability`. Redis is asked each time (a round trip), Ollama at most once a second."""
 
-    def __init__(self, redis: Callable[[], Awaitable[bool]], ollama: Callable[[], Coroutine[Any, Any, bool]]) -> None:
+    def __init__(
+        self,
+        redis: Callable[[], Awaitable[bool]],
+        redis_partly: Callable[[], bool],
+        ollama: Callable[[], Coroutine[Any, Any, bool]],
+    ) -> None:
         self._redis = redis
+        self.redis_partly = redis_partly
+        """Whether some of Redis answered when it was last asked: on a cluster, a shard."""
         self._ollama = Shared(ollama)
 
     async def redis(self) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import TypedDict
 
 import structlog
@@ -29,9 +30,11 @@ from api.observability.redis_events import RedisEvents
 from api.observability.worker_facts import WorkerFacts
 from api.ports.models import Embedder
 from api.reachability import BackendReachability
-from api.redis_store.client import RedisAddress, short_commands
+from api.redis_store.client import RedisAddress
+from api.redis_store.cluster_gate import ClusterGate
 from api.redis_store.gate import RedisGate
 from api.redis_store.keys import Keys
+from api.redis_store.opening import opened_gate
 from api.redis_store.workers import WorkerRegistry
 from api.settings import Settings
 from api.wiring_backends import WorkerBackends, open_backends
@@ -72,7 +75,7 @@ class _Worker:
         self._metrics = metrics
         self._stack = stack
         self._log = structlog.get_logger("ragherd.worker")
-        self._keys = Keys(settings.redis.prefix)
+        self._keys = Keys(*settings.key_layout)
         redis = settings.redis
         self._registry: WorkerRegistry | None = None
         self._address = RedisAddress(redis.url, redis.timeout, redis.connect_timeout, redis.max_connections)
@@ -88,7 +91,7 @@ class _Worker:
         backends = await self._stack.enter_async_context(opening)
         plain, count = await self._open_embedder(backends, events)
         embedder = RememberedEmbedder(plain)
-        made = WorkerKnowledge(self._settings, self._id, self._metrics, gate, parts.index, embedder, plain, count)
+        made = WorkerKnowledge(self._settings, self._id, self._metrics, gate, parts.indexes, embedder, plain, count)
         knowledge = await self._stack.enter_async_context(open_knowledge(made))
         failover = backends.failover(events)
         opened = open_cache(parts, self._address, embedder, backends.digests, failover, knowledge.retriever)
@@ -123,7 +126,7 @@ class _Worker:
             invalidator=cache.invalidator,
             warm_ups=cache.warm_ups,
             fleet=registry,
-            reachability=BackendReachability(gate.check, backends.reachable),
+            reachability=BackendReachability(gate.check, lambda: gate.any_up, backends.reachable),
             metrics=self._metrics,
         )
 
@@ -132,9 +135,12 @@ class _Worker:
 
     # -- Redis --------------------------------------------------------------------------------------------------------
 
-    async def _open_gate(self) -> RedisGate:
-        client = await self._stack.enter_async_context(short_commands(self._address))
-        return RedisGate(client, self._address.max_connections, RedisEvents(self._metrics))
+    async def _open_gate(self) -> RedisGate | ClusterGate:
+        opening = opened_gate(self._address, partial(RedisEvents, self._metrics), self._mismatch)
+        return await self._stack.enter_async_context(opening)
+
+    def _mismatch(self, message: str) -> None:
+        self._log.error("redis_url_mismatch", message=message)
 
     def _no_search_module(self) -> None:
         self._log.error(

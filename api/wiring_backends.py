@@ -43,6 +43,7 @@ from api.redis_store.backend_board import BackendBoard
 from api.redis_store.breaker_store import RedisBreakerStore
 from api.redis_store.bulkhead_store import RedisBulkheadStore
 from api.redis_store.client import RedisAddress, blocking_reader
+from api.redis_store.cluster_gate import ClusterGate
 from api.redis_store.duty import RedisDuty
 from api.redis_store.embedder_registry import EmbedderRegistry
 from api.redis_store.gate import RedisGate
@@ -62,7 +63,7 @@ class WorkerBackends:
         settings: Settings,
         worker: str,
         metrics: Metrics,
-        gate: RedisGate,
+        gate: RedisGate | ClusterGate,
         address: RedisAddress,
         pools: OllamaPools,
         live_workers: Callable[[], int],
@@ -73,7 +74,7 @@ class WorkerBackends:
         self._metrics = metrics
         self._gate = gate
         self._address = address
-        self._keys = Keys(settings.redis.prefix)
+        self._keys = Keys(*settings.key_layout)
         self._pools = pools
         self._live_workers = live_workers
         self._pinned = Pinned(ollama.ollama_keep_alive, ollama.ollama_num_ctx)
@@ -110,13 +111,13 @@ class WorkerBackends:
 
     async def _open_breaker(self, stack: AsyncExitStack, name: str) -> None:
         policy = _policy(self._settings.breaker)
-        reader = partial(blocking_reader, self._address)
+        reader = partial(blocking_reader, self._address, key=self._keys.breaker(name)[0])
         store = RedisBreakerStore(self._gate, reader, self._keys, name, policy, self._worker)
         self._metrics.breaker_known(name)
         listeners = (BreakerMetrics(self._metrics, self._worker),)
         breaker = FleetBreaker(name, policy, store, self._worker, listeners=listeners)
         self.breakers[name] = await stack.enter_async_context(kept_current(breaker))
-        self._gate.after_recovery(breaker.refresh)
+        self._gate.of(self._keys.breaker(name)[0]).after_recovery(breaker.refresh)
 
     async def _open_bulkhead(self, stack: AsyncExitStack, name: str) -> None:
         policy = _bulkhead_policy(self._settings, name)
@@ -192,7 +193,7 @@ async def open_backends(
     settings: Settings,
     worker: str,
     metrics: Metrics,
-    gate: RedisGate,
+    gate: RedisGate | ClusterGate,
     address: RedisAddress,
     live_workers: Callable[[], int] = lambda: 1,
 ) -> AsyncIterator[WorkerBackends]:

@@ -40,6 +40,7 @@ from api.redis_store.answer_cache import RedisAnswerCache
 from api.redis_store.cache_report import CacheFigures, CacheLimits
 from api.redis_store.cache_sweep import RedisCacheSweep
 from api.redis_store.client import RedisAddress, blocking_reader
+from api.redis_store.cluster_gate import ClusterGate
 from api.redis_store.condensed_questions import RedisCondensedQuestions
 from api.redis_store.counters import CacheCounters
 from api.redis_store.duty import RedisDuty
@@ -48,7 +49,7 @@ from api.redis_store.gate import RedisGate
 from api.redis_store.index_keeper import IndexKeeper
 from api.redis_store.index_schema import algorithm_for
 from api.redis_store.keys import Keys
-from api.redis_store.semantic_index import SemanticIndex
+from api.redis_store.semantic_indexes import SemanticIndexes
 from api.redis_store.warm_up_jobs import RedisWarmUpJobs
 from api.settings import Settings
 
@@ -57,14 +58,21 @@ class CacheParts:
     """What stands before the cache can be asked: index and counters. Made before Redis is first asked for."""
 
     def __init__(
-        self, settings: Settings, worker: str, metrics: Metrics, gate: RedisGate, on_unsupported: Callable[[], None]
+        self,
+        settings: Settings,
+        worker: str,
+        metrics: Metrics,
+        gate: RedisGate | ClusterGate,
+        on_unsupported: Callable[[], None],
     ) -> None:
         self.settings = settings
         self.worker = worker
         self.metrics = metrics
         self.gate = gate
-        self.keys = Keys(settings.redis.prefix)
-        self.index = SemanticIndex(gate, self.keys, on_unsupported, algorithm_for(settings.cache.max_size))
+        self.keys = Keys(*settings.key_layout)
+        self.max_size = max(1, settings.cache.max_size // settings.cache_partitions)
+        """Entries of one partition: whatever the scopes, all partitions together hold no more than is set."""
+        self.indexes = SemanticIndexes(gate, self.keys, on_unsupported, algorithm_for(self.max_size))
         self.counters = CacheCounters(gate, self.keys)
         self.events = QueryEvents(metrics, self.counters, log_questions=settings.server.log_questions)
 
@@ -102,7 +110,7 @@ class WorkerCache:
         flying = SingleFlight(flights, fresh)
         self.queries = QueryService(condensing, shared, flying, self.refresher, parts.events)
         self.explainer = Explainer(cache, embedder, places, policy)
-        self.figures = CacheFigures(parts.gate, parts.index, parts.counters, embedder, _limits(parts.settings))
+        self.figures = CacheFigures(parts.gate, parts.indexes, parts.counters, embedder, _limits(parts.settings))
         self.invalidator = Invalidator(RedisCacheSweep(parts.gate, parts.keys), embedder, cache_events)
         self.warm_ups: WarmUps | None = None
         if cache is not None:
@@ -128,7 +136,7 @@ async def open_cache(
     """The worker's hold on the cache. On exit it ends what is under way, before what that needs is closed."""
     async with AsyncExitStack() as stack:
         with suppress(StoreUnavailable):
-            await parts.index.prepare(embedder)
+            await parts.indexes.prepare(embedder)
         store = RedisFlightStore(parts.gate, partial(blocking_reader, address), parts.keys, parts.worker)
         flights = Flights(store, parts.settings.cache.coalesce_timeout, FlightMetrics(parts.metrics))
         await stack.enter_async_context(kept_in_step(flights))
@@ -145,11 +153,11 @@ def _answer_cache(parts: CacheParts) -> RedisAnswerCache:
     return RedisAnswerCache(
         parts.gate,
         parts.keys,
-        parts.index,
+        parts.indexes,
         parts.counters,
         ttl_ms=round(cache.ttl * 1000),
         stale_ms=round(cache.stale_ttl * 1000),
-        max_size=cache.max_size,
+        max_size=parts.max_size,
         on_evicted=parts.metrics.cache_evicted,
     )
 
@@ -163,7 +171,7 @@ def _grounding(template: PromptTemplate, settings: Settings) -> str:
 
 def _keeper(parts: CacheParts) -> IndexKeeper:
     duty = RedisDuty(parts.gate, parts.keys.janitor, parts.worker)
-    return IndexKeeper(parts.gate, parts.keys, parts.index, duty)
+    return IndexKeeper(parts.gate, parts.indexes, duty)
 
 
 def _limits(settings: Settings) -> CacheLimits:

@@ -18,6 +18,7 @@ from api.observability.knowledge_events import KnowledgeEvents
 from api.observability.metrics import Metrics
 from api.ports.models import Embedder
 from api.redis_store.cache_sweep import RedisCacheSweep
+from api.redis_store.cluster_gate import ClusterGate
 from api.redis_store.document_work import RedisDocumentWork
 from api.redis_store.documents import RedisDocuments
 from api.redis_store.duty import RedisDuty
@@ -26,7 +27,7 @@ from api.redis_store.keys import Keys
 from api.redis_store.outdated_answers import RedisOutdatedAnswers
 from api.redis_store.passage_index import RedisPassageIndex
 from api.redis_store.reembedding import RedisReembedding
-from api.redis_store.semantic_index import SemanticIndex
+from api.redis_store.semantic_indexes import SemanticIndexes
 from api.settings import Settings
 
 BATCH = {"onnx": 2, "ollama": 16}
@@ -41,16 +42,16 @@ class WorkerKnowledge:
         settings: Settings,
         worker: str,
         metrics: Metrics,
-        gate: RedisGate,
-        index: SemanticIndex,
+        gate: RedisGate | ClusterGate,
+        indexes: SemanticIndexes,
         embedder: Embedder,
         plain: Embedder,
         count: Callable[[str], int],
     ) -> None:
         documents, retrieval = settings.documents, settings.retrieval
-        keys, events = Keys(settings.redis.prefix), KnowledgeEvents(metrics)
+        keys, events = Keys(*settings.key_layout), KnowledgeEvents(metrics)
         on_new = retrieval.cache_on_new_documents if settings.cache.enabled else "none"
-        work = RedisDocumentWork(gate, keys, worker, concerns_cache=on_new != "none")
+        work = RedisDocumentWork(gate, keys, worker)
         policy = RetrievalPolicy(
             candidates=retrieval.retrieval_candidates,
             floor=retrieval.retrieval_relevance_floor,
@@ -58,7 +59,7 @@ class WorkerKnowledge:
         )
         passages = RedisPassageIndex(gate, keys)
         self.retriever = Retriever(passages, embedder, None, policy)
-        answers = RedisOutdatedAnswers(gate, keys, index)
+        answers = RedisOutdatedAnswers(gate, keys, indexes)
         outdating = Outdating(RedisCacheSweep(gate, keys), answers, self.retriever, work, plain, events, on_new)
         limits = ParseLimits(
             documents.document_max_pages, documents.document_max_characters, documents.document_parse_timeout

@@ -19,6 +19,7 @@ from api.settings import (
     DocumentSettings,
     EmbedderSettings,
     OllamaSettings,
+    PartitionSettings,
     PoolSettings,
     RedisSettings,
     RetrievalSettings,
@@ -36,6 +37,7 @@ CONCERNS: Mapping[str, Any] = {
     "bulkhead": BulkheadSettings,
     "breaker": BreakerSettings,
     "cache": CacheSettings,
+    "partitions": PartitionSettings,
     "documents": DocumentSettings,
     "retrieval": RetrievalSettings,
 }

@@ -16,7 +16,10 @@ router = APIRouter(prefix="/health", tags=["health"])
 
 
 class HealthOut(BaseModel):
-    """`database` is Redis; `ollama` whether any backend answers now; `circuit_breaker` the first one's state."""
+    """`database` is Redis, on a cluster every shard of it; `ollama` whether any backend answers now.
+
+    `circuit_breaker` is the first one's state.
+    """
 
     status: Literal["healthy", "degraded", "unhealthy"]
     database: bool
@@ -28,12 +31,12 @@ class HealthOut(BaseModel):
 
 @router.get("", summary="What the service can use now")
 async def health(request: Request, response: Response) -> HealthOut:
-    """503 when neither Redis nor Ollama can be used; degraded without Redis or with a breaker that is not CLOSED."""
+    """503 when neither Redis nor Ollama can be used; degraded without all of Redis or with a breaker not CLOSED."""
     worker = worker_state(request)
     database, ollama = await asyncio.gather(worker.reachability.redis(), worker.reachability.ollama())
     states = worker.generation_states
     status: Literal["healthy", "degraded", "unhealthy"] = "healthy"
-    if not database and (not ollama or set(states) == {State.OPEN}):
+    if not database and not worker.reachability.redis_partly() and (not ollama or set(states) == {State.OPEN}):
         status, response.status_code = "unhealthy", 503
     elif not database or set(states) != {State.CLOSED}:
         status = "degraded"

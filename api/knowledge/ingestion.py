@@ -90,7 +90,7 @@ class Ingestion:
         return await self._work.exists(document)
 
     async def _to_its_end(self, work: Work) -> None:
-        if work.attempts > ATTEMPTS:
+        if work.phase == "store" and work.attempts > ATTEMPTS:
             await self._fail(work, f"given up after {ATTEMPTS} attempts")
             return
         if work.owes:

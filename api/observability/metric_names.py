@@ -258,6 +258,12 @@ POOL_TIMEOUTS = MetricSpec(
 REDIS_UP = MetricSpec(
     "ragherd_redis_up", "gauge", "1 while every worker of the pod reaches Redis, else 0.", across="livemin"
 )
+REDIS_SHARDS = MetricSpec(
+    "ragherd_redis_shards", "gauge", "Shards of Redis that are known; without a cluster 1.", across="livemax"
+)
+REDIS_SHARDS_UP = MetricSpec(
+    "ragherd_redis_shards_up", "gauge", "Shards of Redis that every worker of the pod reaches.", across="livemin"
+)
 REDIS_ERRORS = MetricSpec(
     "ragherd_redis_errors_total", "counter", "Operations on Redis that failed, by operation.", ("operation",)
 )
@@ -313,6 +319,8 @@ ALL_METRICS: tuple[MetricSpec, ...] = (
     POOL_REQUESTS,
     POOL_TIMEOUTS,
     REDIS_UP,
+    REDIS_SHARDS,
+    REDIS_SHARDS_UP,
     REDIS_ERRORS,
     BUILD_INFO,
 )

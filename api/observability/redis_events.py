@@ -9,11 +9,12 @@ from api.redis_store.gate import GateEvents
 
 
 class RedisEvents(GateEvents):
-    """One line when Redis is lost and one when it is back; in between only the counter moves."""
+    """One line when Redis, or a shard of it, is lost and one when it is back; in between only the counter moves."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, shard: str = "") -> None:
         self._metrics = metrics
-        self._log = structlog.get_logger("ragherd.redis")
+        log = structlog.get_logger("ragherd.redis")
+        self._log = log.bind(shard=shard) if shard else log
 
     def failed(self, operation: str, error: BaseException) -> None:
         """An operation failed."""

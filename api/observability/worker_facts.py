@@ -37,7 +37,11 @@ class _Backends(Protocol):
 
 
 class _Gate(Protocol):
-    is_up: bool
+    @property
+    def is_up(self) -> bool: ...
+
+    @property
+    def shards(self) -> tuple[int, int]: ...
 
 
 class _Counted(Protocol):
@@ -96,6 +100,7 @@ class WorkerFacts:
         pool = self._backends.snapshot()
         self._backends.measure()
         self._metrics.redis_is(up=self._gate.is_up)
+        self._metrics.redis_shards_are(*self._gate.shards)
         self._metrics.pool_is(active=pool.active, idle=pool.idle, waiting=pool.waiting)
         self._metrics.pool_opened(self._since("connections_opened", pool.connections_opened))
         self._metrics.pool_request(self._since("requests", pool.requests))

@@ -49,11 +49,14 @@ def facts_of(fields: Fields) -> DocumentFacts:
 
 
 def document_of(document: str, fields: Fields, work: Fields) -> Document:
-    """A document from its hash, and from that of the work on it (empty where there is none)."""
+    """A document from its hash, and from that of the work on it (empty where there is none).
+
+    One that serves is not ready before the cache has been told of it.
+    """
     return Document(
         id=document,
         facts=facts_of(fields),
-        status=cast(DocumentStatus, fields["status"].decode()),
+        status="processing" if work else cast(DocumentStatus, fields["status"].decode()),
         chunks=_int(fields, "chunks"),
         characters=_int(fields, "characters"),
         revision=_int(fields, "revision"),

@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 from api.model import EmbedderIdentity
 from api.ports.documents import Work
 from api.redis_store.document_fields import Fields, facts_of, named
-from api.redis_store.gate import RedisGate
+from api.redis_store.gate import Gates
 from api.redis_store.keys import Keys
 from api.redis_store.scripts import script
 
@@ -20,8 +20,8 @@ SCANNED: Final = 500
 class RedisReembedding:
     """See `ports.Reembedding`."""
 
-    def __init__(self, gate: RedisGate, keys: Keys) -> None:
-        self._gate = gate
+    def __init__(self, gate: Gates, keys: Keys) -> None:
+        self._gate = gate.of(keys.corpus_state)
         self._keys = keys
         self._embedded = script(gate.client, "document_embedded")
 

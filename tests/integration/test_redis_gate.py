@@ -62,7 +62,7 @@ async def test_a_user_that_may_not_list_indexes_still_has_a_search_module(redis:
     try:
         async with Redis.from_url(redis_url, username="app", password="pw") as client:
             gate = RedisGate(client, 4)
-            index = SemanticIndex(gate, Keys(), lambda: complaints.append("no module"))
+            index = SemanticIndex(gate, Keys().partition(""), lambda: complaints.append("no module"))
             assert await gate.check() is True
             assert (index.supported, complaints) == (True, [])
     finally:

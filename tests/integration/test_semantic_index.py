@@ -22,7 +22,7 @@ from api.redis_store.semantic_index import SemanticIndex
 from tests.service import Service, ask
 from tests.waiting import wait_until_async
 
-KEYS = Keys()
+KEYS = Keys().partition("")
 DIMENSION = 128
 MODEL = EmbedderIdentity("model", DIMENSION, "a" * 10)
 SCOPES = [f"{MODEL.fingerprint}-{letter * 24}" for letter in "12"]
@@ -48,7 +48,7 @@ def clustered(count: int, seed: int = 0) -> Vectors:
 
 
 def entry(number: int) -> str:
-    return KEYS.cache_entry(SCOPES[number % 2], f"{number:032x}")
+    return KEYS.entry(SCOPES[number % 2], f"{number:032x}")
 
 
 async def fill(redis: Redis, vectors: Vectors) -> None:
@@ -66,7 +66,7 @@ async def indexes(redis: Redis) -> set[str]:
 
 
 def names(*algorithms: Algorithm, model: EmbedderIdentity = MODEL) -> set[str]:
-    return {KEYS.cache_index(model.fingerprint, algorithm) for algorithm in algorithms}
+    return {KEYS.index(model.fingerprint, algorithm) for algorithm in algorithms}
 
 
 async def found(index: SemanticIndex, vector: npt.NDArray[np.float32], scope: str = SCOPES[0]) -> list[str]:

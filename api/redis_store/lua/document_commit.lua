@@ -1,8 +1,7 @@
 -- Puts a revision whose chunks are written into service, in the place of the one before, at once.
 -- KEYS[1] hash  rag:doc:<id>          KEYS[2] string  rag:doc:<id>:text      KEYS[3] string  rag:doc:<id>:draft
 -- KEYS[4] hash  rag:doc:<id>:work     KEYS[5] hash    rag:corpus:<owner>     KEYS[6] hash    rag:corpus:state
--- KEYS[7] hash  rag:invalidated
--- ARGV: id, revision, embedder, chunks, characters, lifetime_ms of marks, 1 where a new document concerns the cache
+-- ARGV: id, revision, embedder, chunks, characters
 -- Returns 1, or 0 where the work is void by now.
 local id, revision, embedder, chunks = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local wanted, phase, tenant = unpack(redis.call('HMGET', KEYS[4], 'revision', 'phase', 'tenant'))
@@ -24,5 +23,4 @@ local epoch = redis.call('HINCRBY', KEYS[6], 'epoch', 1)
 if (tonumber(done) or 0) == epoch - 1 then redis.call('HSET', KEYS[6], 'done:' .. embedder, epoch) end
 
 redis.call('HSET', KEYS[4], 'phase', 'tell', 'replaced', replaced and 1 or 0)
-if replaced then mark(KEYS[7], ARGV[6], tenant, id) elseif ARGV[7] == '1' then mark(KEYS[7], ARGV[6], tenant) end
 return 1
