@@ -11,6 +11,7 @@ import pytest
 from redis.asyncio import Redis
 
 from api.embedded.redis_server import EmbeddedRedis, embedded_redis
+from tests.redis_cluster import Cluster, running_cluster
 from tests.service import Service, make_settings, running_service
 from tests.stub_ollama import StubOllama, running_stub
 
@@ -51,6 +52,37 @@ async def serve(redis: Redis, redis_url: str, stub: StubOllama) -> AsyncIterator
 
         async def start(**concerns: Any) -> httpx.AsyncClient:
             settings = make_settings(redis_url, stub.base_url, **concerns)
+            return await stack.enter_async_context(running_service(settings))
+
+        yield start
+
+
+# -- on a Redis Cluster ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def redis_cluster() -> Iterator[Cluster]:
+    """One cluster of three for the session, nothing on disk. A test that kills a server starts it again."""
+    with running_cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cluster(redis_cluster: Cluster) -> Iterator[Cluster]:
+    """The session's cluster, whole and empty. No command of the test may be one that a cluster refuses."""
+    redis_cluster.start()
+    redis_cluster.flush()
+    yield redis_cluster
+    assert redis_cluster.refused() == {}
+
+
+@pytest.fixture
+async def cluster_serve(cluster: Cluster, stub: StubOllama) -> AsyncIterator[Service]:
+    """The same as `serve`, on the cluster."""
+    async with AsyncExitStack() as stack:
+
+        async def start(**concerns: Any) -> httpx.AsyncClient:
+            settings = make_settings(cluster.url, stub.base_url, **concerns)
             return await stack.enter_async_context(running_service(settings))
 
         yield start

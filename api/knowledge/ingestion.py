@@ -11,6 +11,7 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Final, Protocol, TypeVar
+from weakref import WeakValueDictionary
 
 from api.background import cancelled
 from api.errors import EmbeddingUnavailable, PayloadTooLarge, StoreUnavailable, UnreadableDocument
@@ -67,23 +68,34 @@ class Ingestion:
         self._events = events
         self._batch = batch
         self._neighbours = neighbours
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    def is_at(self, document: str) -> bool:
+        """Whether this worker is at work on a document now."""
+        lock = self._locks.get(document)
+        return lock is not None and lock.locked()
 
     async def carry_out(self, document: str) -> bool:
         """All that is left to do of a document; false where there is nothing, or another worker is at it.
 
-        Raises `StoreUnavailable`: what is done is kept, and the rest is left.
+        A worker does one change of a document at a time: a lease keeps off only the other workers. Raises
+        `StoreUnavailable`: what is done is kept, and the rest is left.
         """
-        work = await self._work.take(document, LEASE)
-        if work is None:
-            return False
-        async with self._held(work):
-            try:
-                await self._to_its_end(work)
-            except (StoreUnavailable, asyncio.CancelledError):
-                with suppress(StoreUnavailable):
-                    await self._work.release(work)
-                raise
-        return True
+        async with self._locks.setdefault(document, asyncio.Lock()):
+            work = await self._work.take(document, LEASE)
+            if work is None:
+                return False
+            async with self._held(work):
+                await self._carried_out(work)
+            return True
+
+    async def _carried_out(self, work: Work) -> None:
+        try:
+            await self._to_its_end(work)
+        except (StoreUnavailable, asyncio.CancelledError):
+            with suppress(StoreUnavailable):
+                await self._work.release(work)
+            raise
 
     async def is_waiting(self, document: str) -> bool:
         """Whether there is something left to do of a document. Raises `StoreUnavailable`."""

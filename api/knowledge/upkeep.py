@@ -56,6 +56,8 @@ class Upkeep:
         waiting = list(await self._work.waiting(LOOKED_AT))
         random.shuffle(waiting)  # workers that look at the same time find different ones
         for document in waiting:
+            if self._ingestion.is_at(document):
+                continue
             with suppress(StoreUnavailable, RagherdError):  # a shard that is away holds up no other document
                 await self._ingestion.carry_out(document)
 
