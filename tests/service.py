@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
@@ -78,6 +79,7 @@ async def running_service(settings: Settings) -> AsyncIterator[httpx.AsyncClient
     finally:
         server.should_exit = True
         await serving
+        gc.unfreeze()  # a worker freezes what it opened until its process ends; this process outlives many workers
 
 
 async def ask(

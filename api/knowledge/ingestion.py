@@ -10,8 +10,8 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeVar
-from weakref import WeakValueDictionary
 
 from api.background import cancelled
 from api.errors import EmbeddingUnavailable, PayloadTooLarge, StoreUnavailable, UnreadableDocument
@@ -41,6 +41,14 @@ class IngestionEvents(Protocol):
     def chunks_embedded(self, count: int) -> None: ...
 
 
+@dataclass(slots=True)
+class _UnderWay:
+    """A change that this worker is carrying out."""
+
+    revision: int
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+
 class Ingestion:
     """For one worker. `batch`: texts that are embedded by one call, so that questions need not wait for more.
 
@@ -68,26 +76,35 @@ class Ingestion:
         self._events = events
         self._batch = batch
         self._neighbours = neighbours
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._under_way: dict[str, _UnderWay] = {}
 
     def is_at(self, document: str) -> bool:
         """Whether this worker is at work on a document now."""
-        lock = self._locks.get(document)
-        return lock is not None and lock.locked()
+        return document in self._under_way
 
     async def carry_out(self, document: str) -> bool:
-        """All that is left to do of a document; false where there is nothing, or another worker is at it.
+        """All that is left to do of a document; false where there is nothing, or another is at it.
 
-        A worker does one change of a document at a time: a lease keeps off only the other workers. Raises
+        Where that is this worker itself, its end is awaited: a lease keeps off only the others. Raises
         `StoreUnavailable`: what is done is kept, and the rest is left.
         """
-        async with self._locks.setdefault(document, asyncio.Lock()):
-            work = await self._work.take(document, LEASE)
-            if work is None:
+        known = self._under_way.get(document)
+        work = await self._work.take(document, LEASE)
+        if work is None:
+            return False
+        for one in (known, self._under_way.get(document)):
+            if one is not None and one.revision == work.revision:
+                await one.ended.wait()
                 return False
+        one = self._under_way[document] = _UnderWay(work.revision)
+        try:
             async with self._held(work):
                 await self._carried_out(work)
-            return True
+        finally:
+            one.ended.set()
+            if self._under_way.get(document) is one:
+                del self._under_way[document]
+        return True
 
     async def _carried_out(self, work: Work) -> None:
         try:

@@ -7,6 +7,7 @@ import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -246,3 +247,18 @@ async def taken_in_vain(cluster: Cluster, document: str, times: int) -> None:
             return len(seen) > times
 
         await wait_until_async(is_taken, timeout=30)
+
+
+# -- a URL of the other kind -------------------------------------------------------------------------------------------
+
+
+async def test_a_url_of_the_other_kind_is_told_in_a_line(
+    redis_url: str, cluster: Cluster, stub: StubOllama, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone, part = urlsplit(redis_url).netloc, f"redis://127.0.0.1:{cluster.servers[0].port}"
+    for url, said in ((f"redis+cluster://{alone}", "use redis://."), (part, "use redis+cluster://.")):
+        async with running_service(make_settings(url, stub.base_url)) as client:
+            assert (await ask(client, QUESTION))["cache"]["status"] == "bypass"
+        told = [line for line in capsys.readouterr().err.splitlines() if "redis_url_mismatch" in line]
+        assert [said in line for line in told] == [True]
+    cluster.flush()
