@@ -13,9 +13,9 @@ from redis.asyncio import Redis, Sentinel
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.crc import key_slot
-from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
+from api.errors import StoreUnavailable
 from api.redis_store.cluster_map import Node, SlotMap
 
 
@@ -84,6 +84,7 @@ async def blocking_reader(address: RedisAddress, block_seconds: float, key: str 
     """A client of its own for blocking reads of up to `block_seconds`.
 
     On a cluster it is one of the shard that has `key`; without one, of any that answers: for messages, which reach all.
+    Raises `StoreUnavailable` where there is none.
     """
     timeout = block_seconds + address.timeout + 1.0
     options: dict[str, Any] = {"socket_timeout": timeout, "decode_responses": True, "encoding_errors": "replace"}
@@ -106,7 +107,7 @@ def is_cluster(address: RedisAddress) -> bool:
 def seeds(address: RedisAddress) -> list[Node]:
     """The nodes that `redis+cluster://[user:password@]host:port,host:port` names."""
     hosts = [host.rpartition(":") for host in urlsplit(address.url).netloc.rpartition("@")[2].split(",")]
-    return [Node(host, int(port)) for host, _, port in hosts]
+    return [Node(host.strip("[]"), int(port)) for host, _, port in hosts]
 
 
 def node_client(address: RedisAddress, node: Node, **options: Any) -> Redis:
@@ -122,18 +123,18 @@ def node_client(address: RedisAddress, node: Node, **options: Any) -> Redis:
 
 
 async def _reachable(address: RedisAddress, key: str) -> Node:
-    """The node that has a key; without one, a primary that answers. Raises a fault of Redis."""
+    """The node that has a key; without one, a primary that answers. Raises `StoreUnavailable`."""
     slots = await _slots(address)
     if key:
         owner = slots.owner(key_slot(key.encode()))
         if owner is None:
-            raise RedisConnectionError("no shard of the cluster is known to have the key")
+            raise StoreUnavailable("no shard of the cluster is known to have the key")
         return owner
     for node in random.sample(sorted(slots.nodes), len(slots.nodes)):
         async with node_client(address, node) as client:
             if await _answers(client):
                 return node
-    raise RedisConnectionError("no shard of the cluster answers")
+    raise StoreUnavailable("no shard of the cluster answers")
 
 
 async def _slots(address: RedisAddress) -> SlotMap:
@@ -146,7 +147,7 @@ async def _slots(address: RedisAddress) -> SlotMap:
                 continue
             if reply:
                 return SlotMap.read(reply, node)
-    raise RedisConnectionError("no node of the cluster answers")
+    raise StoreUnavailable("no node of the cluster answers")
 
 
 async def _answers(client: Redis) -> bool:

@@ -61,6 +61,10 @@ class RedisOutdatedAnswers:
         name = await index.complete(embedder)
         if name is None:
             return [], False
+        # Most tenants have nothing in most partitions: what is stored from now on is checked then.
+        any_of_it = (f"@owner:{{{owner_of(tenant)}}}", "NOCONTENT", "LIMIT", 0, 1, "DIALECT", 2)
+        if await self._results(name, ("FT.SEARCH", name, *any_of_it)) == []:
+            return [], True
         query = f"(@owner:{{{owner_of(tenant)}}})=>[KNN {limit} @vector $v AS d]"
         found: dict[str, CachedQuestion] = {}
         for vector in vectors:

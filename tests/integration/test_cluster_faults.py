@@ -16,9 +16,14 @@ from redis.asyncio import Redis
 from redis.crc import key_slot
 
 from api.embedded.redis_server import EmbeddedRedis
+from api.errors import StoreUnavailable
 from api.knowledge import upkeep
 from api.knowledge.ingestion import ATTEMPTS
+from api.redis_store.client import RedisAddress
+from api.redis_store.fan_out import scanned
+from api.redis_store.gate import GateEvents
 from api.redis_store.keys import Keys
+from api.redis_store.opening import opened_gate
 from tests.integration.test_cluster import PARAPHRASE, QUESTION, cached, indexes, keys, spread, statuses
 from tests.integration.test_documents import ONNX
 from tests.redis_cluster import Cluster, running_cluster
@@ -26,7 +31,7 @@ from tests.service import Service, ask, make_settings, running_service
 from tests.stub_ollama import StubOllama
 from tests.waiting import wait_until_async
 
-KEYS = Keys(cluster=True)
+KEYS = Keys(cluster=True, cache_partitions=16)
 DOCUMENTS = KEYS.corpus_state
 HOLIDAY = "Who approves my holiday?"
 TEXT, CHANGED = "Holiday is approved by the team lead.", "Holiday is approved by the office."
@@ -88,7 +93,9 @@ async def test_what_is_on_the_living_shards_goes_on_when_one_hangs(cluster_serve
     await wait_until_async(is_back, timeout=15)
 
 
-async def test_a_worker_starts_without_the_cluster_and_finds_it(cluster_serve: Service, cluster: Cluster) -> None:
+async def test_a_worker_starts_without_the_cluster_and_finds_it(
+    cluster_serve: Service, cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
     for server in cluster.servers:
         server.kill()
     try:
@@ -102,6 +109,7 @@ async def test_a_worker_starts_without_the_cluster_and_finds_it(cluster_serve: S
         return await is_hit(client, "default")
 
     await wait_until_async(is_there, timeout=15)
+    assert "Traceback" not in capsys.readouterr().err
 
 
 # -- with data that lasts ----------------------------------------------------------------------------------------------
@@ -165,6 +173,32 @@ async def test_a_partition_that_moves_to_another_shard_is_found_there(
         assert not await cached(worker, QUESTION)
     finally:
         moved(slot, target, source)
+
+
+async def test_a_deletion_that_a_partition_moves_away_from_is_not_taken_for_whole(lasting_cluster: Cluster) -> None:
+    cluster, part = lasting_cluster, KEYS.partitions[0]
+    cluster.start()
+    cluster.flush()
+    entry = part.entry("scope", "digest")
+    slot, source = key_slot(entry.encode()), cluster.owner(entry)
+    target = next(server for server in cluster.servers if server is not source)
+    address = RedisAddress(cluster.url, timeout=5.0, connect_timeout=1.0, max_connections=4)
+    async with opened_gate(address, lambda shard: GateEvents(), print) as gates:
+        assert await gates.check()
+        gate = gates.of(entry)
+        await gate.run("fill", lambda client: client.set(entry, "x"))
+        assert [found async for found in scanned(gate, "scan", part, f"{part.entries}*")] == [[entry]]
+
+        async def moved_meanwhile() -> None:
+            async for _ in scanned(gate, "scan", part, f"{part.entries}*"):
+                moved(slot, source, target)
+
+        try:
+            with pytest.raises(StoreUnavailable):
+                await moved_meanwhile()
+            assert [found async for found in scanned(gate, "scan", part, f"{part.entries}*")] == [[entry]]
+        finally:
+            moved(slot, target, source)
 
 
 def moved(slot: int, source: EmbeddedRedis, target: EmbeddedRedis) -> None:
