@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing, suppress
 from typing import Any
 
 from redis.asyncio import Redis
@@ -108,19 +108,23 @@ class ClusterGate:
                 async with asyncio.timeout(WATCH_SECONDS * random.uniform(0.5, 1.5)):  # noqa: S311 - jitter
                     await self._lost.wait()
 
-    async def look(self, seen: SlotMap) -> None:
-        """Asks for the layout again, unless it is another by now than was `seen`. Raises nothing."""
+    async def look(self, seen: SlotMap, first: RedisGate | None = None) -> None:
+        """Asks for the layout again, unless it is another by now than was `seen`. Raises nothing.
+
+        `first` is the shard that knows that it has changed: others may not have heard of it yet.
+        """
         async with self._looking:
             if self.slots is not seen:
                 return
-            async for slots in self._asked():
-                if slots:
-                    await self._take(slots)
-                    return
+            async with aclosing(self._asked(first)) as asked:
+                async for slots in asked:
+                    if slots:
+                        await self._take(slots)
+                        return
 
-    async def _asked(self) -> AsyncIterator[SlotMap]:
+    async def _asked(self, first: RedisGate | None) -> AsyncGenerator[SlotMap, None]:
         """The layout by one node after the other: shards that are up, those that are not, the seeds."""
-        for node, shard in sorted(self._shards.items(), key=lambda one: not one[1].is_up):
+        for node, shard in sorted(self._shards.items(), key=lambda one: (one[1] is not first, not one[1].is_up)):
             yield await self._layout(shard.client, node)
         for seed in self._seeds:
             async with self._opened(seed) as client:

@@ -28,7 +28,7 @@ class _Cluster(Protocol):
 
     def shard_of(self, slot: int) -> RedisGate | None: ...
 
-    async def look(self, seen: SlotMap) -> None: ...
+    async def look(self, seen: SlotMap, first: RedisGate | None = None) -> None: ...
 
     def recovering(self, slot: int, action: Callable[[], Awaitable[None]]) -> None: ...
 
@@ -79,5 +79,5 @@ class SlotGate:
             try:
                 return await shard.run(operation, command)
             except SlotMoved:
-                await self._cluster.look(seen)
+                await self._cluster.look(seen, shard)
         raise StoreUnavailable("it moves from shard to shard")

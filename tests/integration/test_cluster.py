@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-import redis
+import redis as blocking
 from redis.asyncio import Redis
 
 from tests.redis_cluster import Cluster
@@ -51,7 +51,7 @@ def keys(cluster: Cluster, pattern: str = "*") -> dict[int, list[str]]:
     """The keys of each server, by its port."""
     found = {}
     for server in cluster.servers:
-        with redis.Redis(port=server.port, decode_responses=True) as client:
+        with blocking.Redis(port=server.port, decode_responses=True) as client:
             found[server.port] = sorted(client.scan_iter(pattern))
     return found
 
@@ -86,7 +86,7 @@ def searches(cluster: Cluster) -> dict[int, int]:
     """Searches so far, by the server's port."""
     found = {}
     for server in cluster.servers:
-        with redis.Redis(port=server.port) as client:
+        with blocking.Redis(port=server.port) as client:
             found[server.port] = int(client.info("commandstats").get("cmdstat_FT.SEARCH", {}).get("calls", 0))
     return found
 
@@ -268,3 +268,18 @@ async def test_no_operation_fails_whatever_the_number_of_partitions(
     text = (await client.get("/metrics")).text
     assert [line for line in text.splitlines() if line.startswith("ragherd_redis_errors_total{")] == []
     assert "ragherd_redis_shards_up 3.0" in text
+
+
+async def test_one_redis_may_have_partitions_too(serve: Service, redis: Redis) -> None:
+    one, other = [await serve(partitions={"cache_partitions": 4}) for _ in range(2)]
+    for number in range(6):
+        await ask(one, QUESTION, tenant=f"tenant-{number}")
+        assert (await ask(other, PARAPHRASE, tenant=f"tenant-{number}"))["cache"]["kind"] == "semantic"
+    entries = [key.decode() for key in await redis.keys("rag:cache:*")]
+    assert len(entries) == 6
+    assert len({entry.partition("}")[0] for entry in entries}) > 1
+    assert await delete(other, tenant="tenant-3") == {"matched": 1, "deleted": 1}
+    assert await delete(other, all=True) == {"matched": 5, "deleted": 5}
+    given = {"title": "T", "text": "Passwords are reset by the office.", "source": "s"}
+    assert (await one.post("/documents", json=given)).status_code == 201
+    assert await redis.keys("rag:doc:[0-9a-f]*"), "the names of documents stay as they are"
