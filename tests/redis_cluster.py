@@ -77,6 +77,20 @@ def running_cluster(size: int = 3, *, persistent: bool = False) -> Iterator[Clus
         yield cluster
 
 
+@contextmanager
+def replica(cluster: Cluster, of: EmbeddedRedis) -> Iterator[EmbeddedRedis]:
+    """A further server that has the data of one, and takes its place when that dies."""
+    bus = free_port()
+    with embedded_redis(persistent=False, arguments=_options(bus)) as server:
+        with redis.Redis(port=server.port) as client, redis.Redis(port=of.port) as primary:
+            name = primary.execute_command("CLUSTER", "MYID").decode()
+            primary.execute_command("CLUSTER", "MEET", "127.0.0.1", server.port, bus)
+            wait_until(lambda: _is_joined(server.port, len(cluster.servers) + 1), timeout=30)
+            client.execute_command("CLUSTER", "REPLICATE", name)
+            wait_until(lambda: client.info("replication").get("master_link_status") == "up", timeout=30)
+        yield server
+
+
 def _options(bus: int) -> list[str]:
     """`--cluster-require-full-coverage no`: what is on the living goes on when one is dead."""
     timing = ["--cluster-node-timeout", "1000", "--cluster-require-full-coverage", "no"]

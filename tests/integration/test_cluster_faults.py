@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-import redis
+import redis as blocking
 from redis.asyncio import Redis
 from redis.crc import key_slot
 
@@ -26,7 +26,7 @@ from api.redis_store.keys import Keys
 from api.redis_store.opening import opened_gate
 from tests.integration.test_cluster import PARAPHRASE, QUESTION, cached, indexes, keys, spread, statuses
 from tests.integration.test_documents import ONNX
-from tests.redis_cluster import Cluster, running_cluster
+from tests.redis_cluster import Cluster, replica, running_cluster
 from tests.service import Service, ask, make_settings, running_service
 from tests.stub_ollama import StubOllama
 from tests.waiting import wait_until_async
@@ -72,6 +72,29 @@ async def test_what_is_on_the_living_shards_goes_on_when_one_dies(
     await wait_until_async(is_back, timeout=15)
     assert (await one.get("/health")).json()["database"] is True
     assert (await ask(other, PARAPHRASE, tenant=concerned))["cache"]["kind"] == "semantic"
+
+
+async def test_a_replica_that_takes_over_has_the_hits(stub: StubOllama) -> None:
+    with running_cluster() as cluster, replica(cluster, cluster.servers[0]):
+        async with running_service(make_settings(cluster.url, stub.base_url)) as client:
+            tenants = await spread(client, cluster)
+            concerned = tenants.pop(cluster.servers[0].port)
+            with blocking.Redis(port=cluster.servers[0].port) as primary:
+                assert primary.wait(1, 5000) == 1
+            cluster.servers[0].kill()
+
+            async def is_there() -> bool:
+                assert await statuses(client, tenants) == ["hit", "hit"]
+                (status,) = await statuses(client, {0: concerned})
+                assert status in {"bypass", "hit"}
+                return status == "hit"
+
+            await wait_until_async(is_there, timeout=30)
+            explained = await client.post(
+                "/api/semantic-cache/explain", json={"question": PARAPHRASE, "tenant": concerned}
+            )
+            assert explained.json()["decision"] == "semantic_hit"
+            assert (await client.get("/health")).json()["database"] is True
 
 
 async def test_what_is_on_the_living_shards_goes_on_when_one_hangs(cluster_serve: Service, cluster: Cluster) -> None:
@@ -203,7 +226,7 @@ async def test_a_deletion_that_a_partition_moves_away_from_is_not_taken_for_whol
 
 def moved(slot: int, source: EmbeddedRedis, target: EmbeddedRedis) -> None:
     """As `redis-cli --cluster reshard` does it."""
-    with redis.Redis(port=source.port) as giving, redis.Redis(port=target.port) as taking:
+    with blocking.Redis(port=source.port) as giving, blocking.Redis(port=target.port) as taking:
         names = {client: client.execute_command("CLUSTER", "MYID") for client in (giving, taking)}
         taking.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", names[giving])
         giving.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", names[taking])
