@@ -287,7 +287,7 @@ async def test_a_dead_leader_is_replaced_and_its_late_word_is_not_heard(fleet: F
     assert not following.done()
     other.model.may_end.set()
     assert (await following)[0] == "one two three"
-    assert one.counts.seen == ["fenced"]
+    await until(lambda: one.counts.seen == ["fenced"])
     assert other.counts.seen == ["handed_over"]
 
 
