@@ -108,7 +108,8 @@ async def cluster_serve(cluster: Cluster, stub: StubOllama) -> AsyncIterator[Ser
     async with AsyncExitStack() as stack:
 
         async def start(**concerns: Any) -> httpx.AsyncClient:
-            settings = make_settings(url, stub.base_url, **concerns)
+            of_another = concerns.get("redis", {}).get("prefix", "rag:") != "rag:"
+            settings = make_settings(cluster.url if of_another else url, stub.base_url, **concerns)
             return await stack.enter_async_context(running_service(settings))
 
         yield start

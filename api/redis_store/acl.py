@@ -63,7 +63,7 @@ def acl_line(
     separate: bool = False,
     cluster: bool = False,
 ) -> str:
-    """The line, for each node of a cluster. The password stands in it as its SHA-256; without one, a place to put that."""
+    """The line, for every node of a cluster. The password is in it as its SHA-256; without one, a place to put that."""
     secret = f"#{hashlib.sha256(password.encode()).hexdigest()}" if password else "#<sha256-of-the-password>"
     rights = [f"~{key}" for key in _keys(store, prefix)]
     commands = acl_commands(store, separate=separate, cluster=cluster)
