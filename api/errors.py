@@ -200,7 +200,14 @@ class StoreUnavailable(Exception):
 
 
 class DocumentsChanged(Exception):
-    """An answer can not be stored as it is: the tenant's documents changed after passages were looked for."""
+    """An answer can not be stored as it is: the tenant's documents changed after passages were looked for.
+
+    `now_ms` is the time by the cache's clock: passages that are looked for from here on are later.
+    """
+
+    def __init__(self, now_ms: int) -> None:
+        super().__init__()
+        self.now_ms = now_ms
 
 
 class EmbeddingUnavailable(Exception):

@@ -33,10 +33,13 @@ class BackendReachability:
     def __init__(
         self,
         redis: Callable[[], Awaitable[bool]],
+        redis_partly: Callable[[], bool],
         breaker_redis: Callable[[], Awaitable[bool]],
         ollama: Callable[[], Coroutine[Any, Any, bool]],
     ) -> None:
         self._redis = redis
+        self.redis_partly = redis_partly
+        """Whether some of Redis answered when it was last asked: on a cluster, a shard."""
         self._breaker_redis = breaker_redis
         self._ollama = Shared(ollama)
 

@@ -16,6 +16,10 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from api.errors import SettingsError
 from api.redis_tls_files import check_tls_files
 
+CLUSTER = ("redis+cluster", "rediss+cluster")
+ON_A_CLUSTER = 16
+"""Partitions of the cache on a cluster, unless CACHE_PARTITIONS says otherwise."""
+
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Percent = Annotated[float, Field(gt=0, le=100)]
 Positive = Annotated[int, Field(ge=1)]
@@ -86,14 +90,23 @@ class AccessSettings(_Concern):
         return keys
 
 
+def is_cluster(url: str) -> bool:
+    """Whether a URL names a Redis Cluster."""
+    return urlsplit(url).scheme in CLUSTER
+
+
 def _check_redis_url(value: str) -> str:
     parts = urlsplit(value)
     if "ssl_" in parts.query:
         raise ValueError("TLS has settings of its own: REDIS_CA_FILE, REDIS_CERT_FILE, REDIS_KEY_FILE")
     if parts.scheme in {"redis+sentinel", "rediss+sentinel"}:
         return _check_sentinel_url(parts)
+    if parts.scheme in CLUSTER:
+        return _check_cluster_url(parts)
     if parts.scheme not in {"redis", "rediss", "unix"}:
-        raise ValueError("expected redis://, rediss://, redis+sentinel://, rediss+sentinel:// or unix://")
+        raise ValueError(
+            "expected redis:// or rediss:// (also with +sentinel or +cluster before the colon), or unix://"
+        )
     database = parts.path.strip("/") if parts.scheme != "unix" else ""
     if database not in {"", "0"}:
         raise ValueError("Redis keeps search indexes in database 0 only: leave the database out of the URL")
@@ -104,6 +117,13 @@ def _check_sentinel_url(parts: SplitResult) -> str:
     hosts = [host.rpartition(":") for host in parts.netloc.rpartition("@")[2].split(",")]
     if not parts.path.strip("/") or not all(host and port.isdigit() for host, _, port in hosts):
         raise ValueError("expected redis+sentinel://host:port,host:port/name-of-the-primary")
+    return parts.geturl()
+
+
+def _check_cluster_url(parts: SplitResult) -> str:
+    hosts = [host.rpartition(":") for host in parts.netloc.rpartition("@")[2].split(",")]
+    if parts.path.strip("/") or not all(host and port.isdigit() for host, _, port in hosts):
+        raise ValueError("expected redis+cluster://host:port,host:port")
     return parts.geturl()
 
 
@@ -120,6 +140,11 @@ class RedisSettings(_Concern):
     ca_file: str | None = None
     cert_file: str | None = None
     key_file: str | None = None
+
+    @property
+    def is_cluster(self) -> bool:
+        """Whether the URL names a Redis Cluster."""
+        return is_cluster(self.url)
 
 
 class BreakerRedisSettings(_Concern):
@@ -224,6 +249,12 @@ class CacheSettings(_Concern):
     warm_concurrency: Annotated[int, Field(ge=1, le=64)] = 2
 
 
+class PartitionSettings(_Concern):
+    """Into how many parts the cache is divided, each whole on one shard of Redis."""
+
+    cache_partitions: Annotated[int, Field(ge=1, le=256)] | None = None
+
+
 class DocumentSettings(_Concern):
     """What may go into the knowledge base, and how it is cut into chunks."""
 
@@ -266,8 +297,24 @@ class Settings(BaseModel):
     bulkhead: BulkheadSettings = Field(default_factory=BulkheadSettings)
     breaker: BreakerSettings = Field(default_factory=BreakerSettings)
     cache: CacheSettings = Field(default_factory=CacheSettings)
+    partitions: PartitionSettings = Field(default_factory=PartitionSettings)
     documents: DocumentSettings = Field(default_factory=DocumentSettings)
     retrieval: RetrievalSettings = Field(default_factory=RetrievalSettings)
+
+    @property
+    def cache_partitions(self) -> int:
+        """Partitions of the cache."""
+        return self.partitions.cache_partitions or (ON_A_CLUSTER if self.redis.is_cluster else 1)
+
+    @property
+    def partition_size(self) -> int:
+        """Entries of one partition: whatever the scopes, all partitions together hold no more than is set."""
+        return max(1, self.cache.max_size // self.cache_partitions)
+
+    @property
+    def key_layout(self) -> tuple[str, int, bool]:
+        """What keys in Redis depend on: their prefix, the partitions of the cache, and whether it is a cluster."""
+        return self.redis.prefix, self.cache_partitions, self.redis.is_cluster
 
 
 def load_settings(env_file: str | None = ".env") -> Settings:

@@ -78,7 +78,7 @@ class _Worker:
         self._metrics = metrics
         self._stack = stack
         self._log = structlog.get_logger("ragherd.worker")
-        self._keys = Keys(settings.redis.prefix)
+        self._keys = Keys(*settings.key_layout)
         self._registry: WorkerRegistry | None = None
 
     async def open(self) -> WorkerState:
@@ -97,7 +97,7 @@ class _Worker:
         embedder = RememberedEmbedder(embedders.questions)
         reranker = await open_reranker(self._stack, self._settings)
         made = WorkerKnowledge(
-            self._settings, self._id, self._metrics, gate, parts.index, embedder, embedders, reranker, self._pace
+            self._settings, self._id, self._metrics, gate, parts.indexes, embedder, embedders, reranker, self._pace
         )
         knowledge = await self._stack.enter_async_context(open_knowledge(made))
         failover = backends.failover(events)
@@ -133,7 +133,9 @@ class _Worker:
             invalidator=cache.invalidator,
             warm_ups=cache.warm_ups,
             fleet=registry,
-            reachability=BackendReachability(gate.check, redis.guards.gate.check, backends.reachable),
+            reachability=BackendReachability(
+                gate.check, lambda: gate.any_up, redis.guards.gate.check, backends.reachable
+            ),
             stores=redis,
             metrics=self._metrics,
         )

@@ -45,8 +45,8 @@ from api.redis_store.bulkhead_store import RedisBulkheadStore
 from api.redis_store.client import RedisAddress, blocking_reader
 from api.redis_store.duty import RedisDuty
 from api.redis_store.embedder_registry import EmbedderRegistry
-from api.redis_store.gate import RedisGate
 from api.redis_store.keys import Keys
+from api.redis_store.opening import AnyGate
 from api.redis_store.retry_counts import FleetRetries
 from api.settings import BreakerSettings, Settings
 
@@ -62,8 +62,8 @@ class WorkerBackends:
         settings: Settings,
         worker: str,
         metrics: Metrics,
-        gate: RedisGate,
-        guard_gate: RedisGate,
+        gate: AnyGate,
+        guard_gate: AnyGate,
         guard_address: RedisAddress,
         pools: OllamaPools,
         live_workers: Callable[[], int],
@@ -75,7 +75,7 @@ class WorkerBackends:
         self._gate = gate
         self._guard_gate = guard_gate
         self._guard_address = guard_address
-        self._keys = Keys(settings.redis.prefix)
+        self._keys = Keys(*settings.key_layout)
         self._pools = pools
         self._live_workers = live_workers
         self._pinned = Pinned(ollama.ollama_keep_alive, ollama.ollama_num_ctx)
@@ -112,13 +112,14 @@ class WorkerBackends:
 
     async def _open_breaker(self, stack: AsyncExitStack, name: str) -> None:
         policy = _policy(self._settings.breaker)
-        reader = partial(blocking_reader, self._guard_address)
+        key = self._keys.breaker(name)[0]
+        reader = partial(blocking_reader, self._guard_address, key=key)
         store = RedisBreakerStore(self._guard_gate, reader, self._keys, name, policy, self._worker)
         self._metrics.breaker_known(name)
         listeners = (BreakerMetrics(self._metrics, self._worker),)
         breaker = FleetBreaker(name, policy, store, self._worker, listeners=listeners)
         self.breakers[name] = await stack.enter_async_context(kept_current(breaker))
-        self._guard_gate.after_recovery(breaker.refresh)
+        self._guard_gate.of(key).after_recovery(breaker.refresh)
 
     async def _open_bulkhead(self, stack: AsyncExitStack, name: str) -> None:
         policy = _bulkhead_policy(self._settings, name)
@@ -194,8 +195,8 @@ async def open_backends(
     settings: Settings,
     worker: str,
     metrics: Metrics,
-    gate: RedisGate,
-    guard_gate: RedisGate,
+    gate: AnyGate,
+    guard_gate: AnyGate,
     guard_address: RedisAddress,
     live_workers: Callable[[], int] = lambda: 1,
 ) -> AsyncIterator[WorkerBackends]:

@@ -6,7 +6,7 @@ import os
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from api import __version__
@@ -16,19 +16,20 @@ from api.knowledge.media_types import KINDS
 from api.redis_store.backup_source import RedisBackupSource
 from api.redis_store.backup_target import RedisBackupTarget
 from api.redis_store.cache_sweep import RedisCacheSweep
-from api.redis_store.client import RedisAddress, short_commands
 from api.redis_store.deletions import RedisDeletions
 from api.redis_store.document_work import RedisDocumentWork
 from api.redis_store.fleet_schema import FleetSchema
-from api.redis_store.gate import GateEvents, RedisGate
+from api.redis_store.gate import GateEvents
 from api.redis_store.index_schema import algorithm_for
 from api.redis_store.keys import Keys
+from api.redis_store.opening import AnyGate, opened_gate
 from api.redis_store.outdated_answers import RedisOutdatedAnswers
 from api.redis_store.restore_answers import AnswerWriter
 from api.redis_store.restore_documents import DocumentWriter
 from api.redis_store.schema import SCHEMA
-from api.redis_store.semantic_index import SemanticIndex
+from api.redis_store.semantic_indexes import SemanticIndexes
 from api.settings import Settings
+from api.wiring_redis import redis_address
 
 PATIENCE: Final = 10.0
 """Seconds for one command, at least: nobody waits for an answer."""
@@ -39,10 +40,14 @@ MAKER: Final = Maker(__version__, str(SCHEMA))
 class _Failures(GateEvents):
     """Keeps the last one, to be told in a line."""
 
-    last = ""
+    last = "no node of it answers"
 
     def failed(self, operation: str, error: BaseException) -> None:
         self.last = str(error) or type(error).__name__
+
+    def mismatched(self, message: str) -> None:
+        """The URL is of another kind than the Redis."""
+        self.last = message
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +62,11 @@ class Memory:
 @asynccontextmanager
 async def opened_memory(settings: Settings) -> AsyncIterator[Memory]:
     """Raises `StoreUnavailable`: Redis does not answer, or its keys are not for this release."""
-    redis, failures = settings.redis, _Failures()
-    timeouts = max(redis.timeout, PATIENCE), max(redis.connect_timeout, PATIENCE)
-    async with short_commands(RedisAddress(redis.url, *timeouts, redis.max_connections)) as client:
-        gate, keys = RedisGate(client, redis.max_connections, failures), Keys(redis.prefix)
+    address, failures, keys = redis_address(settings.redis), _Failures(), Keys(*settings.key_layout)
+    patient = replace(
+        address, timeout=max(address.timeout, PATIENCE), connect_timeout=max(address.connect_timeout, PATIENCE)
+    )
+    async with opened_gate(patient, lambda shard: failures, failures.mismatched, keys.probe) as gate:
         worker = f"backup-{socket.gethostname()}-{os.getpid()}"
         schema = FleetSchema(gate, keys, worker, __version__, lambda conflict: None)
         if not await gate.check():
@@ -68,12 +74,12 @@ async def opened_memory(settings: Settings) -> AsyncIterator[Memory]:
         yield _memory(settings, gate, keys, worker)
 
 
-def _memory(settings: Settings, gate: RedisGate, keys: Keys, worker: str) -> Memory:
+def _memory(settings: Settings, gate: AnyGate, keys: Keys, worker: str) -> Memory:
     cache, deletions = settings.cache, RedisDeletions(gate, keys)
     new_outdate = cache.enabled and settings.retrieval.cache_on_new_documents != "none"
-    work = RedisDocumentWork(gate, keys, worker, KINDS, concerns_cache=new_outdate)
-    outdated = RedisOutdatedAnswers(gate, keys, SemanticIndex(gate, keys, lambda: None, algorithm_for(cache.max_size)))
+    work = RedisDocumentWork(gate, keys, worker, KINDS)
+    outdated = RedisOutdatedAnswers(gate, keys, SemanticIndexes(gate, keys, algorithm_for(settings.partition_size)))
     sweep, most = RedisCacheSweep(gate, keys, SWEEP_SECONDS), settings.documents.documents_max
     documents = DocumentWriter(gate, keys, worker, work, sweep, outdated, most, tells_of_new=new_outdate)
-    answers = AnswerWriter(gate, keys, deletions, cache.max_size, new_outdate=new_outdate)
+    answers = AnswerWriter(gate, keys, deletions, settings.partition_size, new_outdate=new_outdate)
     return Memory(RedisBackupSource(gate, keys), RedisBackupTarget(documents, answers, deletions), deletions)

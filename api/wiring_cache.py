@@ -45,11 +45,11 @@ from api.redis_store.counters import CacheCounters
 from api.redis_store.deletions import RedisDeletions
 from api.redis_store.duty import RedisDuty
 from api.redis_store.flight_store import RedisFlightStore
-from api.redis_store.gate import RedisGate
 from api.redis_store.index_keeper import IndexKeeper
 from api.redis_store.index_schema import algorithm_for
 from api.redis_store.keys import Keys
-from api.redis_store.semantic_index import SemanticIndex
+from api.redis_store.opening import AnyGate
+from api.redis_store.semantic_indexes import SemanticIndexes
 from api.redis_store.warm_up_jobs import RedisWarmUpJobs
 from api.settings import Settings
 
@@ -62,7 +62,7 @@ class CacheParts:
         settings: Settings,
         worker: str,
         metrics: Metrics,
-        gate: RedisGate,
+        gate: AnyGate,
         pace: Callable[[], float] = lambda: 1.0,
     ) -> None:
         self.settings = settings
@@ -70,8 +70,9 @@ class CacheParts:
         self.metrics = metrics
         self.gate = gate
         self.pace = pace
-        self.keys = Keys(settings.redis.prefix)
-        self.index = SemanticIndex(gate, self.keys, lambda: None, algorithm_for(settings.cache.max_size))
+        self.keys = Keys(*settings.key_layout)
+        self.max_size = settings.partition_size
+        self.indexes = SemanticIndexes(gate, self.keys, algorithm_for(self.max_size))
         self.counters = CacheCounters(gate, self.keys)
         self.events = QueryEvents(metrics, self.counters, log_questions=settings.server.log_questions)
 
@@ -109,7 +110,7 @@ class WorkerCache:
         flying = SingleFlight(flights, fresh)
         self.queries = QueryService(condensing, shared, flying, self.refresher, parts.events)
         self.explainer = Explainer(cache, embedder, places, policy)
-        self.figures = CacheFigures(parts.gate, parts.index, parts.counters, embedder, _limits(parts.settings))
+        self.figures = CacheFigures(parts.gate, parts.indexes, parts.counters, embedder, _limits(parts.settings))
         self.invalidator = Invalidator(
             RedisCacheSweep(parts.gate, parts.keys), RedisDeletions(parts.gate, parts.keys), embedder, cache_events
         )
@@ -137,7 +138,7 @@ async def open_cache(
     """The worker's hold on the cache. On exit it ends what is under way, before what that needs is closed."""
     async with AsyncExitStack() as stack:
         with suppress(StoreUnavailable):
-            await parts.index.prepare(embedder)
+            await parts.indexes.prepare(embedder)
         store = RedisFlightStore(parts.gate, partial(blocking_reader, address), parts.keys, parts.worker)
         flights = Flights(store, parts.settings.cache.coalesce_timeout, FlightMetrics(parts.metrics))
         await stack.enter_async_context(kept_in_step(flights))
@@ -154,11 +155,11 @@ def _answer_cache(parts: CacheParts) -> RedisAnswerCache:
     return RedisAnswerCache(
         parts.gate,
         parts.keys,
-        parts.index,
+        parts.indexes,
         parts.counters,
         ttl_ms=round(cache.ttl * 1000),
         stale_ms=round(cache.stale_ttl * 1000),
-        max_size=cache.max_size,
+        max_size=parts.max_size,
         on_evicted=parts.metrics.cache_evicted,
     )
 
@@ -172,7 +173,7 @@ def _grounding(template: PromptTemplate, settings: Settings, reranking: str) -> 
 
 def _keeper(parts: CacheParts) -> IndexKeeper:
     duty = RedisDuty(parts.gate, parts.keys.janitor, parts.worker)
-    return IndexKeeper(parts.gate, parts.keys, parts.index, duty, pace=parts.pace)
+    return IndexKeeper(parts.gate, parts.indexes, duty, pace=parts.pace)
 
 
 def _limits(settings: Settings) -> CacheLimits:

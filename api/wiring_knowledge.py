@@ -27,12 +27,12 @@ from api.redis_store.cache_sweep import RedisCacheSweep
 from api.redis_store.document_work import RedisDocumentWork
 from api.redis_store.documents import RedisDocuments
 from api.redis_store.duty import RedisDuty
-from api.redis_store.gate import RedisGate
 from api.redis_store.keys import Keys
+from api.redis_store.opening import AnyGate
 from api.redis_store.outdated_answers import RedisOutdatedAnswers
 from api.redis_store.passage_index import RedisPassageIndex
 from api.redis_store.reembedding import RedisReembedding
-from api.redis_store.semantic_index import SemanticIndex
+from api.redis_store.semantic_indexes import SemanticIndexes
 from api.redis_store.unused_embeddings import RedisUnusedEmbeddings
 from api.settings import Settings
 
@@ -62,17 +62,17 @@ class WorkerKnowledge:
         settings: Settings,
         worker: str,
         metrics: Metrics,
-        gate: RedisGate,
-        index: SemanticIndex,
+        gate: AnyGate,
+        indexes: SemanticIndexes,
         embedder: Embedder,
         embedders: Embedders,
         reranker: Reranker | None = None,
         pace: Callable[[], float] = lambda: 1.0,
     ) -> None:
         documents, retrieval = settings.documents, settings.retrieval
-        keys, events = Keys(settings.redis.prefix), KnowledgeEvents(metrics)
+        keys, events = Keys(*settings.key_layout), KnowledgeEvents(metrics)
         on_new = retrieval.cache_on_new_documents if settings.cache.enabled else "none"
-        work = RedisDocumentWork(gate, keys, worker, KINDS, concerns_cache=on_new != "none")
+        work = RedisDocumentWork(gate, keys, worker, KINDS)
         policy = RetrievalPolicy(
             candidates=retrieval.retrieval_candidates,
             floor=retrieval.retrieval_relevance_floor,
@@ -84,7 +84,7 @@ class WorkerKnowledge:
             metrics.reranking_known()
             reranking = Reranking(reranker, retrieval.rerank_candidates, events)
         self.retriever = Retriever(passages, embedder, reranking, policy)
-        answers = RedisOutdatedAnswers(gate, keys, index)
+        answers = RedisOutdatedAnswers(gate, keys, indexes)
         outdating = Outdating(
             RedisCacheSweep(gate, keys), answers, self.retriever, work, embedders.documents, events, on_new
         )

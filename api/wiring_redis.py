@@ -8,25 +8,26 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from api.observability.metrics import Metrics
 from api.observability.redis_events import RedisEvents
 from api.ports.stores import Store, StoreWarning
 from api.redis_store.checkup import RedisCheckup
-from api.redis_store.client import RedisAddress, short_commands
-from api.redis_store.gate import RedisGate
+from api.redis_store.client import RedisAddress
 from api.redis_store.keys import Keys
+from api.redis_store.opening import AnyGate, opened_gate
 from api.redis_store.tls import Tls
 from api.settings import RedisSettings, Settings
 
 
 @dataclass(frozen=True, slots=True)
 class RedisServer:
-    """One Redis, or one primary and its Sentinels."""
+    """One Redis, one primary and its Sentinels, or a cluster."""
 
     address: RedisAddress
-    gate: RedisGate
+    gate: AnyGate
     checkup: RedisCheckup
 
 
@@ -41,6 +42,11 @@ class WorkerRedis:
     def main_is_up(self) -> bool:
         """As far as is known; no I/O."""
         return self.main.gate.is_up
+
+    @property
+    def main_shards(self) -> tuple[int, int]:
+        """How many servers of the main one are up, and of how many."""
+        return self.main.gate.shards
 
     @property
     def breaker_is_up(self) -> bool:
@@ -70,14 +76,15 @@ class WorkerRedis:
 async def open_redis(settings: Settings, metrics: Metrics) -> AsyncIterator[WorkerRedis]:
     """Clients and gates; nothing is asked yet."""
     async with AsyncExitStack() as stack:
-        address = _address(settings.redis)
+        address = redis_address(settings.redis)
         main = await _open(stack, settings, metrics, address, "main")
         url = settings.breaker_redis.url
         guards = await _open(stack, settings, metrics, replace(address, url=url), "breaker") if url else main
         yield WorkerRedis(main, guards)
 
 
-def _address(redis: RedisSettings) -> RedisAddress:
+def redis_address(redis: RedisSettings) -> RedisAddress:
+    """Of REDIS_URL."""
     tls = Tls(redis.ca_file or "", redis.cert_file or "", redis.key_file or "")
     return RedisAddress(redis.url, redis.timeout, redis.connect_timeout, redis.max_connections, tls)
 
@@ -85,8 +92,8 @@ def _address(redis: RedisSettings) -> RedisAddress:
 async def _open(
     stack: AsyncExitStack, settings: Settings, metrics: Metrics, address: RedisAddress, store: Store
 ) -> RedisServer:
-    client = await stack.enter_async_context(short_commands(address))
     events = RedisEvents(metrics, store)
-    probe = Keys(settings.redis.prefix).probe
-    gate = RedisGate(client, address.max_connections, events, probe=probe)
+    probe = Keys(*settings.key_layout).probe
+    opening = opened_gate(address, partial(RedisEvents, metrics, store), events.mismatched, probe)
+    gate = await stack.enter_async_context(opening)
     return RedisServer(address, gate, RedisCheckup(gate, store, events.warned))

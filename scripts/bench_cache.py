@@ -27,7 +27,7 @@ from api.redis_store.counters import CacheCounters
 from api.redis_store.gate import RedisGate
 from api.redis_store.index_schema import Algorithm, algorithm_for
 from api.redis_store.keys import Keys
-from api.redis_store.semantic_index import SemanticIndex
+from api.redis_store.semantic_indexes import SemanticIndexes
 
 SIZES: Final = (1_000, 10_000, 100_000)
 DIMENSION: Final = 384
@@ -65,7 +65,7 @@ class Bench:
         keys, self.gate = Keys(), RedisGate(redis, AT_ONCE)
         self.redis = redis
         self.size = size
-        self.index = SemanticIndex(self.gate, keys, lambda: None, algorithm)
+        self.index = SemanticIndexes(self.gate, keys, algorithm)
         counters = CacheCounters(self.gate, keys)
         lifetimes = {"ttl_ms": 3_600_000, "stale_ms": 3_600_000}
         self.cache = RedisAnswerCache(self.gate, keys, self.index, counters, **lifetimes, max_size=size + 10 * CALLS)
@@ -79,7 +79,7 @@ class Bench:
     async def fill(self) -> tuple[float, float]:
         """Stores all entries; gives bytes of Redis's memory an entry, and of these the index's."""
         await self.gate.check()
-        await self.index.ensure(EMBEDDER)
+        await self.index.of(SCOPE).ensure(EMBEDDER)
         before = await self._memory()
         for begin in range(0, self.size, 256):
             batch = range(begin, min(begin + 256, self.size))

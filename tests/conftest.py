@@ -13,6 +13,7 @@ from redis.exceptions import RedisError
 
 from api.embedded.redis_server import EmbeddedRedis, embedded_redis
 from api.redis_store.acl import acl_line
+from tests.redis_cluster import Cluster, running_cluster
 from tests.service import Service, make_settings, running_service
 from tests.stub_ollama import StubOllama, running_stub
 
@@ -77,3 +78,39 @@ async def _answers(redis: Redis) -> bool:
         return bool(await redis.ping())
     except RedisError:
         return False
+
+
+# -- on a Redis Cluster ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def redis_cluster() -> Iterator[Cluster]:
+    """One cluster of three for the session, nothing on disk. A test that kills a server starts it again."""
+    least = acl_line("main", user=USER, prefix="rag:", password=PASSWORD, cluster=True).split()
+    with running_cluster(arguments=("--user", *least[1:])) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cluster(redis_cluster: Cluster) -> Iterator[Cluster]:
+    """The session's cluster, whole and empty. No command of the test may be one that a cluster refuses."""
+    redis_cluster.start()
+    redis_cluster.flush()
+    yield redis_cluster
+    assert redis_cluster.refused() == {}
+
+
+@pytest.fixture
+async def cluster_serve(cluster: Cluster, stub: StubOllama) -> AsyncIterator[Service]:
+    """The same as `serve`, on the cluster."""
+    cluster.forget_denied()
+    url = cluster.url.replace("://", f"://{USER}:{PASSWORD}@")
+    async with AsyncExitStack() as stack:
+
+        async def start(**concerns: Any) -> httpx.AsyncClient:
+            of_another = concerns.get("redis", {}).get("prefix", "rag:") != "rag:"
+            settings = make_settings(cluster.url if of_another else url, stub.base_url, **concerns)
+            return await stack.enter_async_context(running_service(settings))
+
+        yield start
+    assert cluster.denied(USER) == [], "not granted by `ragherd redis-acl`: see api/redis_store/acl.py"

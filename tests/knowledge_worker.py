@@ -18,7 +18,7 @@ from api.observability.metrics import Metrics
 from api.ports.documents import DocumentFacts
 from api.redis_store.gate import RedisGate
 from api.redis_store.keys import Keys
-from api.redis_store.semantic_index import SemanticIndex
+from api.redis_store.semantic_indexes import SemanticIndexes
 from api.wiring_knowledge import Embedders, WorkerKnowledge
 from tests.service import make_settings
 
@@ -73,9 +73,9 @@ class Worker:
     def __init__(self, redis: Redis, gate: RedisGate, name: str, embedder: GatedEmbedder, sizes: Mapping[str, Any]):
         documents = {"chunk_tokens": 16, "chunk_overlap": 0, "ingest_wait": 0.0, **sizes}
         settings = make_settings("redis://unused", "http://unused", documents=documents, embedder={"embedder": "onnx"})
-        index = SemanticIndex(gate, Keys(), lambda: None)
+        indexes = SemanticIndexes(gate, Keys())
         embedders = Embedders(embedder, embedder, estimated_tokens)
-        self.knowledge = WorkerKnowledge(settings, name, Metrics(), gate, index, embedder, embedders)
+        self.knowledge = WorkerKnowledge(settings, name, Metrics(), gate, indexes, embedder, embedders)
         self.embedder = embedder
         self.gate = gate
         self.redis = redis

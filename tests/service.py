@@ -21,6 +21,7 @@ from api.settings import (
     DocumentSettings,
     EmbedderSettings,
     OllamaSettings,
+    PartitionSettings,
     PoolSettings,
     RedisSettings,
     RetrievalSettings,
@@ -39,6 +40,7 @@ CONCERNS: Mapping[str, Any] = {
     "bulkhead": BulkheadSettings,
     "breaker": BreakerSettings,
     "cache": CacheSettings,
+    "partitions": PartitionSettings,
     "documents": DocumentSettings,
     "retrieval": RetrievalSettings,
 }

@@ -10,7 +10,7 @@ import typer
 
 from api.errors import SettingsError
 from api.redis_store.acl import acl_line
-from api.settings import load_settings
+from api.settings import is_cluster, load_settings
 
 FAILED = 1
 
@@ -45,5 +45,6 @@ def redis_acl(
             prefix=prefix or settings.redis.prefix,
             password=password,
             separate=settings.breaker_redis.url is not None,
+            cluster=is_cluster((settings.breaker_redis.url if breaker else None) or settings.redis.url),
         )
     )

@@ -26,9 +26,10 @@ class RedisWarningOut(BaseModel):
 
 
 class HealthOut(BaseModel):
-    """`database` is Redis; `ollama` whether any backend answers now; `circuit_breaker` the first one's state.
+    """`database` is Redis, on a cluster every shard of it; `ollama` whether any backend answers now.
 
-    `breaker_database` is the Redis of breakers and bulkheads, which is the same unless it has a URL of its own.
+    `circuit_breaker` is the first one's state. `breaker_database` is the Redis of breakers and bulkheads, which is the
+    same unless it has a URL of its own.
     """
 
     status: Literal["healthy", "degraded", "unhealthy"]
@@ -43,13 +44,13 @@ class HealthOut(BaseModel):
 
 @router.get("", summary="What the service can use now")
 async def health(request: Request, response: Response) -> HealthOut:
-    """503 when neither Redis nor Ollama can be used; degraded without Redis or with a breaker that is not CLOSED."""
+    """503 when neither Redis nor Ollama can be used; degraded without all of Redis or with a breaker not CLOSED."""
     worker = worker_state(request)
     reached = worker.reachability
     database, guards, ollama = await asyncio.gather(reached.redis(), reached.breaker_redis(), reached.ollama())
     states = worker.generation_states
     status: Literal["healthy", "degraded", "unhealthy"] = "healthy"
-    if not database and (not ollama or set(states) == {State.OPEN}):
+    if not database and not worker.reachability.redis_partly() and (not ollama or set(states) == {State.OPEN}):
         status, response.status_code = "unhealthy", 503
     elif not (database and guards) or set(states) != {State.CLOSED}:
         status = "degraded"

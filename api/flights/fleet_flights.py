@@ -232,15 +232,19 @@ class Flights:
         flights = [(flight, flight.claim) for flight in self._flights.values() if flight.claim is not None]
         now = time.monotonic()
         leads = [(f.key, claim.fence, now - f.renewed < LEASE_MS / 1000) for f, claim in flights]
-        with suppress(StoreUnavailable):
-            for (flight, claim), followers in zip(flights, await self.store.tend(leads), strict=True):
-                if followers is None:
-                    self._lost(flight, claim)
-                    continue
-                flight.renewed = now
-                if followers:
-                    self._publish(flight)
-            for claim in tuple(self._soles):
+        tended = await self.store.tend(leads)
+        for flight, claim in flights:
+            if flight.key not in tended:
+                continue
+            followers = tended[flight.key]
+            if followers is None:
+                self._lost(flight, claim)
+                continue
+            flight.renewed = now
+            if followers:
+                self._publish(flight)
+        for claim in tuple(self._soles):
+            with suppress(StoreUnavailable):
                 await self.store.renew(claim)
 
     async def aclose(self) -> None:

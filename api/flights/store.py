@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Protocol
 
 from api.flights.state import Joined, Message, Record
 from api.model import FlightKey
 from api.ports.answers import Claim
+
+Held = tuple[FlightKey, str, bool]
+"""A lead: its key, its fence, and whether it may be taken again where it is gone."""
 
 
 class FlightStore(Protocol):
@@ -35,8 +38,8 @@ class FlightStore(Protocol):
     async def leave(self, key: FlightKey) -> None:
         """Follows no more."""
 
-    async def tend(self, leads: Sequence[tuple[FlightKey, str, bool]]) -> list[int | None]:
-        """Renews leads: key, fence, whether one that is gone may be taken again. Followers of each; None: lost."""
+    async def tend(self, leads: Sequence[Held]) -> Mapping[FlightKey, int | None]:
+        """Renews leads. Followers of each, None where it is lost; one whose store is down is not among them."""
 
     async def read(self, key: FlightKey, after: str) -> list[Record]:
         """What was published after an id of the stream; `-` for all."""

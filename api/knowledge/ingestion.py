@@ -10,6 +10,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeVar
 
 from api.background import cancelled
@@ -43,6 +44,14 @@ class IngestionEvents(Protocol):
     def chunks_embedded(self, count: int) -> None: ...
 
 
+@dataclass(slots=True)
+class _UnderWay:
+    """A change that this worker is carrying out."""
+
+    work: Work
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+
 class Ingestion:
     """For one worker. `batch`: texts that are embedded by one call, so that questions need not wait for more.
 
@@ -72,23 +81,49 @@ class Ingestion:
         self._events = events
         self._batch = batch
         self._neighbours = neighbours
+        self._under_way: dict[str, _UnderWay] = {}
+        self._taking = asyncio.Lock()
+        """So that what this worker has in Redis is under way here."""
+
+    def is_at(self, document: str) -> bool:
+        """Whether this worker is at work on a document now."""
+        return document in self._under_way
 
     async def carry_out(self, document: str) -> bool:
         """All that is left to do of a document; false where there is nothing, or somebody is at it, here or elsewhere.
 
-        Raises `StoreUnavailable`, `ServiceUnavailable`: what is done is kept, and the rest is left.
+        Where that is this worker itself, its end is awaited. Raises `StoreUnavailable`, `ServiceUnavailable`: what is
+        done is kept, and the rest is left.
         """
-        work = await self._work.take(document, LEASE)
+        async with self._taking:
+            work = await self._work.take(document, LEASE)
+            if work is not None:
+                one = self._under_way[document] = _UnderWay(work)
         if work is None:
+            await self._own_end(document)
             return False
-        async with self._held(work):
-            try:
-                await self._to_its_end(work)
-            except (StoreUnavailable, ServiceUnavailable, asyncio.CancelledError):
-                with suppress(StoreUnavailable):
-                    await self._work.release(work)
-                raise
+        try:
+            async with self._held(work):
+                await self._carried_out(work)
+        finally:
+            one.ended.set()
+            if self._under_way.get(document) is one:
+                del self._under_way[document]
         return True
+
+    async def _own_end(self, document: str) -> None:
+        """Waits for what this worker is doing itself, unless that is void: then it may take as long as it likes."""
+        one = self._under_way.get(document)
+        if one is not None and await self._work.renew(one.work, LEASE):
+            await one.ended.wait()
+
+    async def _carried_out(self, work: Work) -> None:
+        try:
+            await self._to_its_end(work)
+        except (StoreUnavailable, ServiceUnavailable, asyncio.CancelledError):
+            with suppress(StoreUnavailable):
+                await self._work.release(work)
+            raise
 
     async def is_waiting(self, document: str) -> bool:
         """Whether there is something left to do of a document. Raises `StoreUnavailable`."""

@@ -71,9 +71,13 @@ class Outdating:
 
     async def told_of(self, work: Work) -> None:
         """Of a document that is gone, new, or another now. Raises `StoreUnavailable`, `ServiceUnavailable`."""
+        concerns = not work.gone and self._on_new_documents != "none"
+        if concerns or work.replaced or work.gone:
+            # Before anything is looked for: what is stored from here on is checked, what was stored before is found.
+            await self._sweep.outdate(work.facts.tenant)
         if work.gone or work.replaced:
             await self.changed(work)
-        if not work.gone and self._on_new_documents != "none":
+        if concerns:
             self._events.answers_outdated("affected", await self._affected(work))
 
     async def changed(self, work: Work) -> None:

@@ -47,7 +47,7 @@ class Upkeep:
     async def keep(self) -> None:
         """For ever. A task of the worker's."""
         while True:
-            with suppress(StoreUnavailable, RagherdError):
+            with suppress(StoreUnavailable):
                 await self.carry_out_waiting()
             await asyncio.sleep(LOOK_SECONDS * self._pace() * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
 
@@ -63,7 +63,10 @@ class Upkeep:
         waiting = list(await self._work.waiting(LOOKED_AT))
         random.shuffle(waiting)  # workers that look at the same time find different ones
         for document in waiting:
-            await self._ingestion.carry_out(document)
+            if self._ingestion.is_at(document):
+                continue
+            with suppress(StoreUnavailable, RagherdError):  # a shard that is away holds up no other document
+                await self._ingestion.carry_out(document)
 
     async def embed_anew(self) -> None:
         """All that the present embedder has not embedded, where that is this worker's duty."""

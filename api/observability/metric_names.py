@@ -279,6 +279,12 @@ REDIS_WARNINGS = MetricSpec(
     ("store", "warning"),
     across="livemax",
 )
+REDIS_SHARDS = MetricSpec(
+    "ragherd_redis_shards", "gauge", "Shards of Redis that are known; without a cluster 1.", across="livemax"
+)
+REDIS_SHARDS_UP = MetricSpec(
+    "ragherd_redis_shards_up", "gauge", "Shards of Redis that every worker of the pod reaches.", across="livemin"
+)
 REDIS_ERRORS = MetricSpec(
     "ragherd_redis_errors_total", "counter", "Operations on Redis that failed, by operation.", ("operation",)
 )
@@ -343,6 +349,8 @@ ALL_METRICS: tuple[MetricSpec, ...] = (
     REDIS_UP,
     BREAKER_REDIS_UP,
     REDIS_WARNINGS,
+    REDIS_SHARDS,
+    REDIS_SHARDS_UP,
     REDIS_ERRORS,
     WORKERS_REPLACED,
     BUILD_INFO,

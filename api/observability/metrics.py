@@ -318,6 +318,11 @@ class Metrics:
         for series in now | set(family):
             family[series].set(float(series in now))
 
+    def redis_shards_are(self, up: int, known: int) -> None:
+        """How many servers of Redis hold the memory of the fleet, and how many of them this worker reaches."""
+        self._families[names.REDIS_SHARDS_UP][()].set(up)
+        self._families[names.REDIS_SHARDS][()].set(known)
+
     def redis_failed(self, operation: str) -> None:
         """An operation on Redis failed. `operation` is one of a few names, never a key."""
         self._families[names.REDIS_ERRORS][(operation,)].inc()

@@ -18,16 +18,19 @@ URLS: Final[dict[Store, str]] = {"main": "REDIS_URL", "breaker": "BREAKER_REDIS_
 
 
 class RedisEvents(GateEvents):
-    """One line when Redis is lost, one more for each new reason that it is not found again for, one when it is back.
+    """One line when Redis, or a shard of it, is lost, and one when it is back.
 
-    In between only the counter moves. What is not of the main Redis is counted as `breaker_...`.
+    One more for each new reason that it is not found again for; in between only the counter moves.
+
+    What is not of the main Redis is counted as `breaker_...`.
     """
 
-    def __init__(self, metrics: Metrics, store: Store = "main") -> None:
+    def __init__(self, metrics: Metrics, store: Store = "main", shard: str = "") -> None:
         self._metrics = metrics
         self._store: Store = store
         self._told: set[str] = set()
-        self._log = structlog.get_logger("ragherd.redis").bind(setting=URLS[store])
+        log = structlog.get_logger("ragherd.redis").bind(setting=URLS[store])
+        self._log = log.bind(shard=shard) if shard else log
 
     def failed(self, operation: str, error: BaseException) -> None:
         """An operation failed."""
@@ -48,6 +51,10 @@ class RedisEvents(GateEvents):
         """The shared memory is there."""
         self._told.clear()
         self._log.info("redis_found")
+
+    def mismatched(self, message: str) -> None:
+        """The URL is of another kind than the Redis."""
+        self._log.error("redis_url_mismatch", message=message)
 
     def warned(self, warning: StoreWarning, begins: bool) -> None:
         """See `checkup.Heard`."""

@@ -44,6 +44,9 @@ class _Redis(StoreChecks, Protocol):
     def main_is_up(self) -> bool: ...
 
     @property
+    def main_shards(self) -> tuple[int, int]: ...
+
+    @property
     def breaker_is_up(self) -> bool: ...
 
 
@@ -105,6 +108,7 @@ class WorkerFacts:
         pool = self._backends.snapshot()
         self._backends.measure()
         self._metrics.redis_is(up=self._redis.main_is_up, breaker_up=self._redis.breaker_is_up)
+        self._metrics.redis_shards_are(*self._redis.main_shards)
         self._metrics.redis_warnings(self._redis.warnings)
         self._metrics.pool_is(active=pool.active, idle=pool.idle, waiting=pool.waiting)
         self._metrics.pool_opened(self._since("connections_opened", pool.connections_opened))

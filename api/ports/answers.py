@@ -20,9 +20,10 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Grounds:
-    """The documents that an answer was looked for in, at `at_ms` of Redis's clock, when their epoch was `epoch`.
+    """The documents that an answer was looked for in, when their epoch was `epoch`.
 
-    `wanted` and `top_k` are what it takes to look again.
+    `at_ms`: a moment before that, by the clock of the Redis that the answer is to be stored in. `wanted` and `top_k`
+    are what it takes to look again.
     """
 
     top_k: int

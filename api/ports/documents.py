@@ -147,7 +147,6 @@ class Corpus:
 
     documents: int
     epoch: int
-    now_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,7 +327,7 @@ class PassageIndex(Protocol):
         """Whether all chunks are found: not while Redis builds the index anew. Known for a while."""
 
     async def corpus(self, tenant: str) -> Corpus:
-        """How much there is to find, and the time."""
+        """How much there is to find."""
 
     async def search(
         self,

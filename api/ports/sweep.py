@@ -47,3 +47,6 @@ class CacheSweep(Protocol):
 
     async def sweep(self, selection: Selection, *, dry_run: bool) -> Swept:
         """Deletes what is meant. What was asked before and is answered later is not stored either."""
+
+    async def outdate(self, tenant: str) -> None:
+        """Notes that documents of the tenant changed: what is answered from what they were is not stored as it is."""

@@ -72,7 +72,7 @@ class FreshAnswers:
     async def _events(
         self, query: Query, lookup: Lookup, stages: Stages, claim: Claim | None, *, whole: bool, background: bool
     ) -> AsyncGenerator[FreshEvent, None]:
-        grounding = await self._grounder.ground(query, lookup.vector, stages)
+        grounding = await self._grounder.ground(query, lookup.vector, lookup.now_ms, stages)
         sources: tuple[Source, ...] = ()
         if self._prompting.says_so(grounding):
             generation = _said(self._prompting.nothing_relevant, query)
@@ -143,8 +143,8 @@ class FreshAnswers:
         for _ in range(LOOKS):
             try:
                 return await self._shared.store(query, lookup, grounding.grounds, sources, generation, stages, claim)
-            except DocumentsChanged:
-                now = await self._grounder.ground(query, lookup.vector, stages)
+            except DocumentsChanged as changed:
+                now = await self._grounder.ground(query, lookup.vector, changed.now_ms, stages)
                 if not (now.keeps and now.is_like(grounding)):
                     return None
                 grounding = now

@@ -57,12 +57,15 @@ class Grounder:
         self._condenser = condenser
         self._events = events
 
-    async def ground(self, query: Query, vector: Vector | None, stages: Stages) -> Grounding:
-        """The passages for a question. `vector`: the question's own, where it is known. Raises nothing of Redis."""
+    async def ground(self, query: Query, vector: Vector | None, at_ms: int, stages: Stages) -> Grounding:
+        """The passages for a question. Raises nothing of Redis.
+
+        `vector`: the question's own, where it is known. `at_ms`: the time now or before, by the clock of the cache.
+        """
         if query.template == RAW or query.top_k == 0:
             return Grounding("not_asked")
         try:
-            grounding = await self._looked_for(query, vector, stages)
+            grounding = await self._looked_for(query, vector, at_ms, stages)
         except StoreUnavailable as error:
             self._events.store_failed(error)
             grounding = UNAVAILABLE
@@ -71,10 +74,10 @@ class Grounder:
         self._events.grounded(grounding.outcome, len(grounding.sources))
         return grounding
 
-    async def _looked_for(self, query: Query, vector: Vector | None, stages: Stages) -> Grounding:
+    async def _looked_for(self, query: Query, vector: Vector | None, at_ms: int, stages: Stages) -> Grounding:
         with stages.timed("retrieve"):
             corpus = await self._retriever.corpus(query.tenant)
-        grounds = Grounds(query.top_k, query.documents, corpus.epoch, corpus.now_ms)
+        grounds = Grounds(query.top_k, query.documents, corpus.epoch, at_ms)
         if corpus.documents == 0:
             return Grounding("no_documents", grounds=grounds)
         asked = await self._condenser.standalone(query, Stages()) if query.history else query

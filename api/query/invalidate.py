@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from api.errors import EmbeddingUnavailable, ServiceUnavailable
+from api.errors import EmbeddingUnavailable, ServiceUnavailable, StoreUnavailable
 from api.ports.deletions import Deletions, marks_of
 from api.ports.models import Embedder
 from api.ports.sweep import CacheSweep, Neighbourhood, Selection, Swept
@@ -49,10 +49,10 @@ class Invalidator:
     async def invalidate(self, asked: Invalidation, *, dry_run: bool = False) -> Swept:
         """Counts them only, with `dry_run`. Raises `StoreUnavailable`, `ServiceUnavailable`."""
         selection = await self._selection(asked)
-        if not dry_run:
-            await self._deletions.note(marks_of(selection))
-        swept = await self._sweep.sweep(selection, dry_run=dry_run)
-        if not dry_run:
+        if dry_run:
+            swept = await self._sweep.sweep(selection, dry_run=True)
+        else:
+            swept = await self._swept(selection)
             self._events.invalidated(asked, swept)
         if not swept.complete:
             raise ServiceUnavailable(
@@ -61,6 +61,18 @@ class Invalidator:
                 matched=swept.matched,
                 deleted=swept.deleted,
             )
+        return swept
+
+    async def _swept(self, selection: Selection) -> Swept:
+        """Deletes also where the note of it can not be written now: on a cluster that may be on a shard of its own."""
+        fault: StoreUnavailable | None = None
+        try:
+            await self._deletions.note(marks_of(selection))
+        except StoreUnavailable as error:
+            fault = error
+        swept = await self._sweep.sweep(selection, dry_run=False)
+        if fault is not None:
+            raise fault
         return swept
 
     async def _selection(self, asked: Invalidation) -> Selection:

@@ -42,19 +42,32 @@ ELSEWHERE: Final = (
 )
 """All the rest: the cache and its index, documents, flights, workers."""
 
+CLUSTER: Final = ("cluster|info", "cluster|slots")
+"""Which shard has what, and whether it is in order."""
 
-def acl_commands(store: Store, *, separate: bool = False) -> list[str]:
-    """The commands, sorted. `separate`: breakers and bulkheads have a Redis of their own."""
+
+def acl_commands(store: Store, *, separate: bool = False, cluster: bool = False) -> list[str]:
+    """The commands, sorted. `separate`: breakers and bulkheads have a Redis of their own. `cluster`: it is one."""
+    more = CLUSTER if cluster else ()
     if store == "breaker":
-        return sorted(BREAKER)
-    return sorted({*ELSEWHERE, *(() if separate else BREAKER)})
+        return sorted({*BREAKER, *more})
+    return sorted({*ELSEWHERE, *(() if separate else BREAKER), *more})
 
 
-def acl_line(store: Store, *, user: str, prefix: str, password: str | None = None, separate: bool = False) -> str:
-    """The line. The password stands in it as its SHA-256; without one, a place to put that."""
+def acl_line(
+    store: Store,
+    *,
+    user: str,
+    prefix: str,
+    password: str | None = None,
+    separate: bool = False,
+    cluster: bool = False,
+) -> str:
+    """The line, for every node of a cluster. The password is in it as its SHA-256; without one, a place to put that."""
     secret = f"#{hashlib.sha256(password.encode()).hexdigest()}" if password else "#<sha256-of-the-password>"
     rights = [f"~{key}" for key in _keys(store, prefix)]
-    rights += [f"&{prefix}*", "-@all", *(f"+{command}" for command in acl_commands(store, separate=separate))]
+    commands = acl_commands(store, separate=separate, cluster=cluster)
+    rights += [f"&{prefix}*", "-@all", *(f"+{command}" for command in commands)]
     return f"user {user} on {secret} {' '.join(rights)}"
 
 

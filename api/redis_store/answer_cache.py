@@ -13,23 +13,25 @@ from api.model import CachedAnswer, CacheKind, CacheMatch, EmbedderIdentity, Sou
 from api.ports.answers import Claim, ExactLookup, NewAnswer
 from api.redis_store.cached_questions import ground_fields
 from api.redis_store.counters import CacheCounters
-from api.redis_store.gate import RedisGate
+from api.redis_store.gate import Gates
 from api.redis_store.keys import Keys
 from api.redis_store.scripts import script
-from api.redis_store.semantic_index import FIELDS, SemanticIndex
+from api.redis_store.semantic_index import FIELDS
+from api.redis_store.semantic_indexes import SemanticIndexes
 
 
 class RedisAnswerCache:
-    """See `ports.AnswerCache`. `ttl_ms` is how long an answer is fresh, `stale_ms` how much longer it is kept.
+    """See `ports.AnswerCache`. A look-up and a store concern one partition, that of the scope.
 
+    `ttl_ms` is how long an answer is fresh, `stale_ms` how much longer it is kept; `max_size` is of a partition.
     `on_evicted` is told how many entries had to go for a new one.
     """
 
     def __init__(
         self,
-        gate: RedisGate,
+        gate: Gates,
         keys: Keys,
-        index: SemanticIndex,
+        indexes: SemanticIndexes,
         counters: CacheCounters,
         *,
         ttl_ms: int,
@@ -39,7 +41,7 @@ class RedisAnswerCache:
     ) -> None:
         self._gate = gate
         self._keys = keys
-        self._index = index
+        self._indexes = indexes
         self._counters = counters
         self._on_evicted = on_evicted
         self._limits = (ttl_ms, stale_ms, max_size)
@@ -48,13 +50,15 @@ class RedisAnswerCache:
 
     async def find_exact(self, scope: str, digest: str, tenant: str = "") -> ExactLookup:
         """See `ports.AnswerCache`."""
-        if not self._index.supported:
+        if not self._indexes.of(scope).supported:
             raise StoreUnavailable("Redis has no search module")
-        key = self._keys.cache_entry(scope, digest)
-        keys = [key, self._keys.cache_invalidated]
+        part = self._keys.partition(scope)
+        key = part.entry(scope, digest)
+        keys = [key, part.invalidated]
         marks = [*_marks(digest, tenant), _documents(tenant)]
         arguments: list[str | int] = [len(marks), *marks, *FIELDS]
-        reply = await self._gate.run("exact_lookup", lambda client: self._find(keys, arguments, client))
+        gate = self._gate.of(key)
+        reply = await gate.run("exact_lookup", lambda client: self._find(keys, arguments, client))
         now_ms, invalidated_ms, values = int(reply[0]), int(reply[1]), reply[2:]
         if values[0] is None:
             return ExactLookup(None, now_ms, invalidated_ms)
@@ -64,7 +68,7 @@ class RedisAnswerCache:
         self, embedder: EmbedderIdentity, scope: str, vector: Vector, now_ms: int, *, stale_ms: int = 0
     ) -> Sequence[CacheMatch]:
         """See `ports.AnswerCache`."""
-        found = await self._index.nearest(embedder, scope, vector, now_ms - stale_ms)
+        found = await self._indexes.of(scope).nearest(embedder, scope, vector, now_ms - stale_ms)
         matches = [self._match(one.key, one.values, "semantic", one.similarity, now_ms) for one in found]
         return [match for match in matches if match is not None]
 
@@ -72,7 +76,8 @@ class RedisAnswerCache:
         self, scope: str, digest: str, vector: Vector | None, answer: NewAnswer, *, claim: Claim | None = None
     ) -> CachedAnswer | None:
         """See `ports.AnswerCache`."""
-        key = self._keys.cache_entry(scope, digest)
+        part = self._keys.partition(scope)
+        key = part.entry(scope, digest)
         fields: dict[str, Any] = {
             "scope": scope,
             "tenant": answer.tenant,
@@ -95,12 +100,12 @@ class RedisAnswerCache:
         tokens = answer.usage.completion_tokens
         looked: list[Any] = [_documents(answer.tenant), grounds.at_ms] if grounds is not None else ["", 0]
         arguments: list[Any] = [*self._limits, fence, answer.asked_ms, tokens, *looked, len(marks), *marks, *pairs]
-        keys = [key, self._keys.cache_invalidated, *self._keys.cache_books, *flight]
-        reply = await self._gate.run("store", lambda client: self._store(keys, arguments, client))
+        keys = [key, part.invalidated, *part.books, *flight]
+        reply = await self._gate.of(key).run("store", lambda client: self._store(keys, arguments, client))
         if not reply:
             return None
-        if len(reply) == 1:
-            raise DocumentsChanged
+        if reply[0] == b"changed":
+            raise DocumentsChanged(int(reply[1]))
         created, expires, evicted = reply
         self._counters.add("stores")
         if evicted:

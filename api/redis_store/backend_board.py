@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
 
 from api.model import BackendHealth
-from api.redis_store.gate import RedisGate
+from api.redis_store.gate import Gates
 from api.redis_store.keys import Keys
 
 LIFETIME_MS: Final = 60_000
@@ -20,8 +20,8 @@ DIGESTS_LIFETIME_MS: Final = 30 * 24 * 3600 * 1000
 class BackendBoard:
     """See `ports.HealthBoard`: `rag:backend:<name>`. `urls` are the backends' by their names."""
 
-    def __init__(self, gate: RedisGate, keys: Keys, urls: Mapping[str, str], worker: str) -> None:
-        self._gate = gate
+    def __init__(self, gate: Gates, keys: Keys, urls: Mapping[str, str], worker: str) -> None:
+        self._gate = gate.of(keys.backend(""))
         self._keys = keys
         self._urls = {name: _without_password(url) for name, url in urls.items()}
         self._worker = worker

@@ -10,12 +10,13 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from api.ports.backup import StoredAnswer
+from api.redis_store.cache_keys import CacheKeys
 from api.redis_store.cache_selection import EntryKey
 from api.redis_store.document_digests import DocumentDigests
 from api.redis_store.document_fields import named
-from api.redis_store.gate import RedisGate
+from api.redis_store.gate import Gates
 from api.redis_store.keys import Keys
-from api.redis_store.scanning import scanned
+from api.redis_store.scanning import scanned_once
 
 READ: Final = 100
 """Entries read by one command."""
@@ -25,33 +26,39 @@ NEEDED: Final = ("scope", "tenant", "question", "answer", "model", "sources", "c
 class AnswerReader:
     """Raises `StoreUnavailable`."""
 
-    def __init__(self, gate: RedisGate, keys: Keys) -> None:
+    def __init__(self, gate: Gates, keys: Keys) -> None:
         self._gate = gate
         self._keys = keys
         self._digests = DocumentDigests(gate, keys)
 
     async def all(self, tenants: Collection[str]) -> AsyncIterator[StoredAnswer]:
         """See `ports.BackupSource.answers`."""
-        async for found in scanned(self._gate, "backup", f"{self._keys.cache_entries}*"):
-            parsed = [entry for key in found if (entry := EntryKey.parsed(self._keys, key)) is not None]
-            for start in range(0, len(parsed), READ):
-                read = await self._read(parsed[start : start + READ])
-                wanted = [answer for answer in read if not tenants or answer.tenant in tenants]
-                for answer in await self._cited(wanted):
-                    yield answer
+        for part in self._keys.partitions:
+            async for parsed in self._found(part):
+                for start in range(0, len(parsed), READ):
+                    read = await self._read(part, parsed[start : start + READ])
+                    wanted = [answer for answer in read if not tenants or answer.tenant in tenants]
+                    for answer in await self._cited(wanted):
+                        yield answer
 
-    async def _read(self, entries: Sequence[EntryKey]) -> list[StoredAnswer]:
+    async def _found(self, part: CacheKeys) -> AsyncIterator[list[EntryKey]]:
+        gate = self._gate.of(part.invalidated)
+        async for found in scanned_once(gate, "backup", part.invalidated, f"{part.entries}*"):
+            parsed = [EntryKey.parsed(part, key) for key in found if part.holds(key)]
+            yield [entry for entry in parsed if entry is not None]
+
+    async def _read(self, part: CacheKeys, entries: Sequence[EntryKey]) -> list[StoredAnswer]:
         async def ask(client: Redis) -> list[Any]:
             async with client.pipeline(transaction=False) as pipe:
                 pipe.time()
                 for entry in entries:
                     pipe.hgetall(entry.key)
                     pipe.pttl(entry.key)
-                    pipe.hget(self._keys.cache_books[2], entry.key)
+                    pipe.hget(part.books[2], entry.key)
                 replies: list[Any] = await pipe.execute(raise_on_error=False)
                 return replies
 
-        (seconds, micros), *replies = await self._gate.run("backup", ask)
+        (seconds, micros), *replies = await self._gate.of(part.invalidated).run("backup", ask)
         now_ms = int(seconds) * 1000 + int(micros) // 1000
         threes = zip(entries, replies[::3], replies[1::3], replies[2::3], strict=True)
         found = [_answer(entry, fields, now_ms + left, uses) for entry, fields, left, uses in threes if left > 0]

@@ -10,10 +10,10 @@ from redis.asyncio import Redis
 from api.ports.backup import StoredDocument
 from api.ports.documents import EmbeddedChunk
 from api.redis_store.document_fields import Fields, chunk_of, document_of, named, range_of, vector_of
-from api.redis_store.gate import RedisGate
+from api.redis_store.gate import Gates
 from api.redis_store.keys import Keys
 from api.redis_store.large_values import downloaded
-from api.redis_store.scanning import scanned
+from api.redis_store.scanning import scanned_once
 
 READ: Final = 100
 """Chunks read by one command."""
@@ -24,14 +24,14 @@ TRIES: Final = 5
 class DocumentReader:
     """Raises `StoreUnavailable`."""
 
-    def __init__(self, gate: RedisGate, keys: Keys) -> None:
-        self._gate = gate
+    def __init__(self, gate: Gates, keys: Keys) -> None:
+        self._gate = gate.of(keys.corpus_state)
         self._keys = keys
 
     async def all(self, tenants: Collection[str], *, vectors: bool) -> AsyncIterator[StoredDocument]:
         """See `ports.BackupSource.documents`."""
         prefix = self._keys.document("")
-        async for found in scanned(self._gate, "backup", self._keys.document("*")):
+        async for found in scanned_once(self._gate, "backup", self._keys.corpus_state, self._keys.document("*")):
             for document in (key.removeprefix(prefix) for key in found):
                 if ":" not in document:
                     stored = await self._stored(document, tenants, vectors)

@@ -9,10 +9,12 @@ from typing import Any, Final
 from api.ports.backup import StoredAnswer, StoredDocument
 from api.redis_store.backup_answers import AnswerReader
 from api.redis_store.backup_documents import DocumentReader
+from api.redis_store.cache_keys import CacheKeys
 from api.redis_store.document_digests import DocumentDigests
-from api.redis_store.gate import RedisGate
+from api.redis_store.fan_out import on_all
+from api.redis_store.gate import Gates
 from api.redis_store.keys import Keys
-from api.redis_store.scanning import scanned
+from api.redis_store.scanning import scanned_once
 
 _OWNER: Final = re.compile(r"[0-9a-f]{16}")
 """What tells a tenant's key from others that begin alike."""
@@ -21,8 +23,9 @@ _OWNER: Final = re.compile(r"[0-9a-f]{16}")
 class RedisBackupSource:
     """See `ports.BackupSource`."""
 
-    def __init__(self, gate: RedisGate, keys: Keys) -> None:
-        self._gate = gate
+    def __init__(self, gate: Gates, keys: Keys) -> None:
+        self._gates = gate
+        self._gate = gate.of(keys.corpus_state)
         self._keys = keys
         self._documents = DocumentReader(gate, keys)
         self._answers = AnswerReader(gate, keys)
@@ -36,7 +39,7 @@ class RedisBackupSource:
     async def expected(self) -> tuple[int, int]:
         """See `ports.BackupSource`."""
         documents = sum([await self._documents_of(key) for key in await self._owners()])
-        return documents, int(await self._gate.run("backup", lambda client: client.zcard(self._keys.cache_books[1])))
+        return documents, sum(await on_all(self._answers_in(part) for part in self._keys.partitions))
 
     def documents(self, tenants: Collection[str], *, vectors: bool) -> AsyncIterator[StoredDocument]:
         """See `ports.BackupSource`."""
@@ -68,8 +71,12 @@ class RedisBackupSource:
     async def _owners(self) -> list[str]:
         """The keys of all tenants' documents."""
         prefix = self._keys.corpus("")
-        batches = [found async for found in scanned(self._gate, "backup", self._keys.corpus("*"))]
+        batches = [found async for found in scanned_once(self._gate, "backup", self._keys.corpus_state, f"{prefix}*")]
         return [key for found in batches for key in found if _OWNER.fullmatch(key.removeprefix(prefix))]
 
     async def _documents_of(self, key: str) -> int:
         return int(await self._gate.run("backup", lambda client: client.hget(key, "documents")) or 0)
+
+    async def _answers_in(self, part: CacheKeys) -> int:
+        gate = self._gates.of(part.invalidated)
+        return int(await gate.run("backup", lambda client: client.zcard(part.books[1])))

@@ -25,7 +25,7 @@ from api.breaker.state import (
 )
 from api.breaker.store import Override
 from api.errors import StoreUnavailable
-from api.redis_store.gate import RedisGate
+from api.redis_store.gate import Gates
 from api.redis_store.keys import Keys
 from api.redis_store.scripts import script
 
@@ -37,16 +37,16 @@ class RedisBreakerStore:
 
     def __init__(
         self,
-        gate: RedisGate,
+        gate: Gates,
         reader: Callable[[float], AbstractAsyncContextManager[Redis]],
         keys: Keys,
         name: str,
         policy: Policy,
         worker: str,
     ) -> None:
-        self._gate = gate
-        self._reader = reader
         self._keys = keys.breaker(name)
+        self._gate = gate.of(self._keys[0])
+        self._reader = reader
         self._log = self._keys[3]
         self._policy = policy
         self._worker = worker

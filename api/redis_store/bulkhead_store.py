@@ -9,7 +9,7 @@ from redis.commands.core import AsyncScript
 
 from api.bulkhead.state import Policy, Reading, Return, Taken, Verdict, Wake
 from api.bulkhead.ticket import Priority, new_id, tenant_field
-from api.redis_store.gate import RedisGate
+from api.redis_store.gate import Gates
 from api.redis_store.keys import Keys
 from api.redis_store.messages import Reader, messages
 from api.redis_store.scripts import script
@@ -20,16 +20,16 @@ class RedisBulkheadStore:
 
     def __init__(
         self,
-        gate: RedisGate,
+        gate: Gates,
         reader: Reader,
         keys: Keys,
         name: str,
         policy: Policy,
         worker: str,
     ) -> None:
-        self._gate = gate
-        self._reader = reader
         self._keys = keys.bulkhead(name)
+        self._gate = gate.of(self._keys[0])
+        self._reader = reader
         self._worker = worker
         self._max_queue = policy.max_queue
         channel = keys.bulkhead_channel(name, "")

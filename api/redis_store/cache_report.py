@@ -9,8 +9,10 @@ from api.errors import EmbeddingUnavailable, StoreUnavailable
 from api.model import EmbedderIdentity
 from api.ports.models import Embedder
 from api.redis_store.counters import CacheCounters
-from api.redis_store.gate import RedisGate
+from api.redis_store.fan_out import on_all
+from api.redis_store.gate import Gates
 from api.redis_store.semantic_index import SemanticIndex
+from api.redis_store.semantic_indexes import SemanticIndexes
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +30,10 @@ class CacheFigures:
     """Counts since the statistics began; the last known, and `store: local`, while Redis is down."""
 
     def __init__(
-        self, gate: RedisGate, index: SemanticIndex, counters: CacheCounters, embedder: Embedder, limits: CacheLimits
+        self, gate: Gates, indexes: SemanticIndexes, counters: CacheCounters, embedder: Embedder, limits: CacheLimits
     ) -> None:
         self._gate = gate
-        self._index = index
+        self._indexes = indexes
         self._counters = counters
         self._embedder = embedder
         self._limits = limits
@@ -57,7 +59,7 @@ class CacheFigures:
             "ttl_seconds": self._limits.ttl_seconds,
             "embedder": self._describe(embedder),
             "false_hit_rate": {"estimate": None, "low": None, "high": None, "samples": 0},
-            "store": "shared" if self._gate.is_up else "local",
+            "store": "shared" if self._counters.are_shared else "local",
         }
 
     async def _identity(self) -> EmbedderIdentity | None:
@@ -67,11 +69,16 @@ class CacheFigures:
             return None
 
     async def _size(self, embedder: EmbedderIdentity | None) -> int:
+        """Of all partitions; those that can not be asked now count as empty, as what they hold is of no use now."""
         if embedder is None:
             return 0
+        return sum(await on_all(self._size_of(index, embedder) for index in self._indexes))
+
+    async def _size_of(self, index: SemanticIndex, embedder: EmbedderIdentity) -> int:
+        gate = self._gate.of(index.keys.invalidated)
         try:
-            seconds, micros = await self._gate.run("time", lambda client: client.time())
-            return await self._index.count(embedder, int(seconds) * 1000 + int(micros) // 1000)
+            seconds, micros = await gate.run("time", lambda client: client.time())
+            return await index.count(embedder, int(seconds) * 1000 + int(micros) // 1000)
         except StoreUnavailable:
             return 0
 

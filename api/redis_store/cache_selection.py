@@ -11,7 +11,7 @@ import orjson
 
 from api.model import Vector, full_model_name
 from api.ports.sweep import Neighbourhood, Selection
-from api.redis_store.keys import Keys
+from api.redis_store.cache_keys import CacheKeys
 
 ROUNDING: Final = 1e-6
 """By how much the cosine of two equal vectors may miss 1."""
@@ -28,20 +28,20 @@ class EntryKey:
     digest: str
 
     @classmethod
-    def parsed(cls, keys: Keys, key: str) -> EntryKey | None:
+    def parsed(cls, keys: CacheKeys, key: str) -> EntryKey | None:
         """None where it is the key of something else."""
-        rest = key.removeprefix(keys.cache_entries)
+        rest = key.removeprefix(keys.entries)
         scope, colon, digest = rest.partition(":")
         return cls(key, scope, digest) if rest != key and colon and scope and digest and ":" not in digest else None
 
 
-def pattern(keys: Keys, selection: Selection) -> str:
+def pattern(keys: CacheKeys, selection: Selection) -> str:
     """What SCAN is to look for."""
     digest = "*" if selection.digest is None or selection.near else selection.digest
-    return keys.cache_entry("*", digest)
+    return keys.entry("*", digest)
 
 
-def tombstones(keys: Keys, selection: Selection) -> list[str]:
+def tombstones(keys: CacheKeys, selection: Selection) -> list[str]:
     """The fields of `rag:invalidated` that keep answers under way from being stored."""
     if selection.entry is not None:
         key = EntryKey.parsed(keys, selection.entry)
@@ -64,7 +64,7 @@ def wanted_fields(selection: Selection) -> list[str]:
     return ["created_ms", *(name for name, value in asked.items() if value is not None)]
 
 
-def chosen(keys: Keys, selection: Selection, entries: Sequence[tuple[EntryKey, Fields]]) -> list[EntryKey]:
+def chosen(keys: CacheKeys, selection: Selection, entries: Sequence[tuple[EntryKey, Fields]]) -> list[EntryKey]:
     """Those of `entries` that are meant."""
     plain = [(key, fields) for key, fields in entries if _is_meant(selection, fields)]
     if selection.digest is None:
@@ -92,9 +92,9 @@ def _cites(sources: bytes, document: str) -> bool:
     return b'"document_id":' + orjson.dumps(document) in sources
 
 
-def _near(keys: Keys, near: Neighbourhood, entries: Sequence[tuple[EntryKey, Fields]]) -> set[EntryKey]:
+def _near(keys: CacheKeys, near: Neighbourhood, entries: Sequence[tuple[EntryKey, Fields]]) -> set[EntryKey]:
     """Those whose question is as near as wanted. Vectors of other embedders do not compare."""
-    prefix, size = keys.cache_prefix(near.embedder.fingerprint), len(near.vector)
+    prefix, size = keys.embedded_by(near.embedder.fingerprint), len(near.vector)
     comparable: dict[EntryKey, Vector] = {}
     for key, fields in entries:
         vector = fields["vector"]

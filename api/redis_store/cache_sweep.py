@@ -1,4 +1,4 @@
-"""Deletes answers of the whole fleet: goes over the keys themselves, a batch at a time.
+"""Deletes answers of the whole fleet: goes over the keys themselves, a batch at a time, in all partitions at once.
 
 It needs no index: entries of every embedder, with a vector or without, are found while an index is built anew or is
 missing too. Redis is never kept for longer than a batch takes.
@@ -13,15 +13,16 @@ from typing import Any, Final
 from redis.asyncio import Redis
 
 from api.ports.sweep import Selection, Swept
+from api.redis_store.cache_keys import CacheKeys
 from api.redis_store.cache_selection import EntryKey, chosen, pattern, tombstones, wanted_fields
-from api.redis_store.gate import RedisGate
+from api.redis_store.fan_out import on_all
+from api.redis_store.gate import Gate, Gates
 from api.redis_store.keys import Keys
+from api.redis_store.scanning import scanned
 from api.redis_store.scripts import script
 
 TOMBSTONE_MS: Final = 3600 * 1000
 """Longer than any generation."""
-SCANNED: Final = 1000
-"""Keys that Redis looks at for one call of SCAN."""
 BATCH: Final = 250
 """Entries read or deleted by one command."""
 PASSES: Final = 5
@@ -32,19 +33,37 @@ DEADLINE: Final = 30.0
 class RedisCacheSweep:
     """See `ports.CacheSweep`."""
 
-    def __init__(self, gate: RedisGate, keys: Keys, deadline: float = DEADLINE) -> None:
-        self._gate = gate
-        self._keys = keys
+    def __init__(self, gate: Gates, keys: Keys, deadline: float = DEADLINE) -> None:
         self._deadline = deadline
+        self._parts = [_PartitionSweep(gate.of(part.invalidated), part) for part in keys.partitions]
+
+    async def sweep(self, selection: Selection, *, dry_run: bool) -> Swept:
+        """See `ports.CacheSweep`. Where a shard is down, what is meant on the others is deleted all the same."""
+        until = time.monotonic() + self._deadline
+        concerned = [part for part in self._parts if selection.entry is None or part.keys.holds(selection.entry)]
+        swept = await on_all(part.sweep(selection, until, dry_run=dry_run) for part in concerned)
+        matched, deleted = sum(one.matched for one in swept), sum(one.deleted for one in swept)
+        return Swept(matched, deleted, all(one.complete for one in swept))
+
+    async def outdate(self, tenant: str) -> None:
+        """See `ports.CacheSweep`."""
+        await on_all(part.note([f"corpus:{tenant}"]) for part in self._parts)
+
+
+class _PartitionSweep:
+    """One partition's part of it. Raises `StoreUnavailable`."""
+
+    def __init__(self, gate: Gate, keys: CacheKeys) -> None:
+        self._gate = gate
+        self.keys = keys
         self._tombstone = script(gate.client, "cache_tombstone")
         self._drop = script(gate.client, "cache_common", "cache_drop")
 
-    async def sweep(self, selection: Selection, *, dry_run: bool) -> Swept:
-        """See `ports.CacheSweep`. Goes over the keys until there is nothing to delete: SCAN may miss what is new."""
-        until = time.monotonic() + self._deadline
+    async def sweep(self, selection: Selection, until: float, *, dry_run: bool) -> Swept:
+        """Goes over the keys until there is nothing to delete: SCAN may miss what is new."""
         if dry_run:
             return await self._pass(selection, until, dry_run=True)
-        await self._note(selection)
+        await self.note(tombstones(self.keys, selection))
         await self._end_flights(selection)
         matched = deleted = 0
         for _ in range(PASSES):
@@ -54,22 +73,22 @@ class RedisCacheSweep:
                 break
         return Swept(matched, deleted, swept.complete)
 
-    async def _note(self, selection: Selection) -> None:
-        fields = tombstones(self._keys, selection)
+    async def note(self, fields: list[str]) -> None:
+        """What was asked for until now, and is one of these, is not stored as it is."""
         if fields:
-            key = self._keys.cache_invalidated
+            key = self.keys.invalidated
             arguments: list[str | int] = [TOMBSTONE_MS, *fields]
             await self._gate.run("invalidate", lambda client: self._tombstone([key], arguments, client))
 
     async def _end_flights(self, selection: Selection) -> None:
         """Generations under way that have no entry yet: whoever asks from now on does not join them."""
         if selection == Selection():
-            flights = self._keys.flight("*", "*")[0]
+            flights = self.keys.flight("*", "*")[0]
         elif selection.digest is not None:
-            flights = self._keys.flight("*", selection.digest)[0]
+            flights = self.keys.flight("*", selection.digest)[0]
         else:
             return
-        async for found in self._scanned(flights):
+        async for found in scanned(self._gate, "invalidate", self.keys.invalidated, flights):
             for batch in _batches(found):
                 await self._gate.run("invalidate", lambda client, batch=batch: client.unlink(*batch))  # type: ignore[misc]
 
@@ -80,7 +99,7 @@ class RedisCacheSweep:
             for batch in _batches(found):
                 if time.monotonic() > until:
                     return Swept(len(seen), deleted, complete=False)
-                meant = chosen(self._keys, selection, await self._read(batch, wanted_fields(selection)))
+                meant = chosen(self.keys, selection, await self._read(batch, wanted_fields(selection)))
                 seen.update(entry.key for entry in meant)
                 if meant and not dry_run:
                     deleted += await self._delete(meant)
@@ -89,23 +108,12 @@ class RedisCacheSweep:
     async def _found(self, selection: Selection) -> AsyncIterator[list[EntryKey]]:
         """The keys that may be meant, as they are found; one may come twice."""
         if selection.entry is not None:
-            entry = EntryKey.parsed(self._keys, selection.entry)
+            entry = EntryKey.parsed(self.keys, selection.entry)
             yield [entry] if entry else []
             return
-        async for found in self._scanned(pattern(self._keys, selection)):
-            parsed = (EntryKey.parsed(self._keys, key) for key in found)
+        async for found in scanned(self._gate, "invalidate", self.keys.invalidated, pattern(self.keys, selection)):
+            parsed = (EntryKey.parsed(self.keys, key) for key in found)
             yield [entry for entry in parsed if entry is not None]
-
-    async def _scanned(self, match: str) -> AsyncIterator[list[str]]:
-        cursor = 0
-        while True:
-            cursor, found = await self._gate.run(
-                "invalidate",
-                lambda client, at=cursor: client.scan(at, match=match, count=SCANNED),  # type: ignore[misc]
-            )
-            yield [key.decode("utf-8", "replace") for key in found]
-            if cursor == 0:
-                return
 
     async def _read(
         self, entries: Sequence[EntryKey], names: list[str]
@@ -124,8 +132,8 @@ class RedisCacheSweep:
         return [(entry, dict(zip(names, reply, strict=True))) for entry, reply in read if isinstance(reply, list)]
 
     async def _delete(self, entries: Sequence[EntryKey]) -> int:
-        pairs = ((entry.key, self._keys.flight(entry.scope, entry.digest)[0]) for entry in entries)
-        keys = [*self._keys.cache_books, *(key for pair in pairs for key in pair)]
+        pairs = ((entry.key, self.keys.flight(entry.scope, entry.digest)[0]) for entry in entries)
+        keys = [*self.keys.books, *(key for pair in pairs for key in pair)]
         return int(await self._gate.run("invalidate", lambda client: self._drop(keys, [], client)))
 
 

@@ -13,6 +13,7 @@ from redis.exceptions import NoPermissionError
 from api.errors import StoreUnavailable
 from api.ports.stores import Store, StoreWarning
 from api.redis_store.gate import RedisGate
+from api.redis_store.opening import AnyGate
 from api.redis_store.server_facts import server_facts, warning, warnings_of
 
 LOOK_SECONDS: Final = 60.0
@@ -22,28 +23,45 @@ Heard = Callable[[StoreWarning, bool], None]
 
 
 class RedisCheckup:
-    """What is to be said of the Redis behind a gate."""
+    """What is to be said of the Redis behind a gate; of a cluster, what is to be said of any shard, once."""
 
-    def __init__(self, gate: RedisGate, store: Store, heard: Heard = lambda warning, begins: None) -> None:
+    def __init__(self, gate: AnyGate, store: Store, heard: Heard = lambda warning, begins: None) -> None:
         self._gate = gate
         self._store: Store = store
         self._heard = heard
-        self._found: list[StoreWarning] = []
-        gate.after_recovery(self.look)
+        self._found: dict[RedisGate, list[StoreWarning]] = {}
+        gate.after_each_recovery(self.look)
 
     @property
     def warnings(self) -> Sequence[StoreWarning]:
         """As of the last look; of one that takes no writes, that alone."""
-        return [warning(self._store, "read_only")] if self._gate.is_read_only else self._found
+        return [warning(self._store, "read_only")] if self._gate.is_read_only else self._known()
 
     async def look(self) -> None:
-        """Asks the server. Raises `StoreUnavailable`."""
-        found = await self._gate.run("info", self._ask)
-        before, self._found = self._found, found
+        """Asks the server, or every shard that is up. Raises `StoreUnavailable` where none can be asked."""
+        servers = self._gate.servers
+        ends = await asyncio.gather(*(server.run("info", self._ask) for server in servers), return_exceptions=True)
+        before = self._known()
+        self._found = {server: found for server, found in self._found.items() if server in servers}
+        faults: list[BaseException] = []
+        for server, end in zip(servers, ends, strict=True):
+            if isinstance(end, BaseException):
+                faults.append(end)
+            else:
+                self._found[server] = end
+        self._tell(before, self._known())
+        if faults and len(faults) == len(servers):
+            raise faults[0]
+
+    def _known(self) -> list[StoreWarning]:
+        """Of all servers, each once, and those that are down as they were last seen."""
+        return list(dict.fromkeys(warning for found in self._found.values() for warning in found))
+
+    def _tell(self, before: Sequence[StoreWarning], now: Sequence[StoreWarning]) -> None:
         for old in before:
-            if old not in found:
+            if old not in now:
                 self._heard(old, False)
-        for new in found:
+        for new in now:
             if new not in before:
                 self._heard(new, True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -12,7 +13,11 @@ from redis.asyncio import ConnectionPool, Redis, Sentinel
 from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.crc import key_slot
+from redis.exceptions import RedisError
 
+from api.errors import StoreUnavailable
+from api.redis_store.cluster_map import Node, SlotMap
 from api.redis_store.tls import SentinelTlsConnection, Tls, TlsConnection
 
 
@@ -28,6 +33,7 @@ class RedisAddress:
 
 
 SENTINEL: Final = ("redis+sentinel", "rediss+sentinel")
+CLUSTER: Final = ("redis+cluster", "rediss+cluster")
 
 
 def connection_options(address: RedisAddress) -> dict[str, Any]:
@@ -100,8 +106,77 @@ async def short_commands(address: RedisAddress) -> AsyncIterator[Redis]:
 
 
 @asynccontextmanager
-async def blocking_reader(address: RedisAddress, block_seconds: float) -> AsyncIterator[Redis]:
-    """A client of its own for blocking reads of up to `block_seconds`."""
+async def blocking_reader(address: RedisAddress, block_seconds: float, key: str = "") -> AsyncIterator[Redis]:
+    """A client of its own for blocking reads of up to `block_seconds`.
+
+    On a cluster it is one of the shard that has `key`; without one, of any that answers: for messages, which reach all.
+    Raises `StoreUnavailable` where there is none.
+    """
     timeout = block_seconds + address.timeout + 1.0
-    async with _opened(address, socket_timeout=timeout, decode_responses=True, encoding_errors="replace") as client:
+    options: dict[str, Any] = {"socket_timeout": timeout, "decode_responses": True, "encoding_errors": "replace"}
+    if is_cluster(address):
+        async with node_client(address, await _reachable(address, key), **options) as client:
+            yield client
+        return
+    async with _opened(address, **options) as client:
         yield client
+
+
+# -- of a cluster ------------------------------------------------------------------------------------------------------
+
+
+def is_cluster(address: RedisAddress) -> bool:
+    """Whether the URL names a Redis Cluster."""
+    return urlsplit(address.url).scheme in CLUSTER
+
+
+def seeds(address: RedisAddress) -> list[Node]:
+    """The nodes that `redis+cluster://[user:password@]host:port,host:port` names; `rediss+cluster` is under TLS."""
+    hosts = [host.rpartition(":") for host in urlsplit(address.url).netloc.rpartition("@")[2].split(",")]
+    return [Node(host.strip("[]"), int(port)) for host, _, port in hosts]
+
+
+def node_client(address: RedisAddress, node: Node, **options: Any) -> Redis:
+    """A client of one node, without I/O. As others: short deadlines, no retries."""
+    parts = urlsplit(address.url)
+    credentials = {"username": parts.username, "password": parts.password}
+    given = {name: unquote(value) for name, value in credentials.items() if value}
+    fixed = {"socket_timeout": address.timeout, "max_connections": address.max_connections * 2}
+    where = {"host": node.host, "port": node.port}
+    return Redis.from_pool(ConnectionPool(**{**connection_options(address), **fixed, **where, **given, **options}))
+
+
+async def _reachable(address: RedisAddress, key: str) -> Node:
+    """The node that has a key; without one, a primary that answers. Raises `StoreUnavailable`."""
+    slots = await _slots(address)
+    if key:
+        owner = slots.owner(key_slot(key.encode()))
+        if owner is None:
+            raise StoreUnavailable("no shard of the cluster is known to have the key")
+        return owner
+    for node in random.sample(sorted(slots.nodes), len(slots.nodes)):
+        async with node_client(address, node) as client:
+            if await _answers(client):
+                return node
+    raise StoreUnavailable("no shard of the cluster answers")
+
+
+async def _slots(address: RedisAddress) -> SlotMap:
+    """By the first seed that knows them."""
+    for node in seeds(address):
+        async with node_client(address, node) as client:
+            try:
+                reply: Any = await client.execute_command("CLUSTER SLOTS")  # type: ignore[no-untyped-call]
+            except (RedisError, OSError, TimeoutError):
+                continue
+            if reply:
+                return SlotMap.read(reply, node)
+    raise StoreUnavailable("no node of the cluster answers")
+
+
+async def _answers(client: Redis) -> bool:
+    try:
+        await client.ping()
+    except (RedisError, OSError, TimeoutError):
+        return False
+    return True

@@ -14,7 +14,8 @@ from typing import Any, Final
 from redis.asyncio import Redis
 
 from api.errors import StoreUnavailable
-from api.redis_store.gate import RedisGate
+from api.redis_store.cache_keys import CacheKeys
+from api.redis_store.gate import Gates
 from api.redis_store.keys import Keys
 from api.redis_store.scripts import script
 
@@ -29,14 +30,20 @@ BATCH: Final = 500
 class CacheCounters:
     """`rag:stats:cache`, and the uses of entries. The last known totals stand in while Redis is down."""
 
-    def __init__(self, gate: RedisGate, keys: Keys) -> None:
-        self._gate = gate
+    def __init__(self, gate: Gates, keys: Keys) -> None:
+        self._gates = gate
+        self._gate = gate.of(keys.cache_stats)
         self._keys = keys
         self._pending: Counter[str] = Counter()
         self._touched: Counter[str] = Counter()
         self._touch = script(gate.client, "cache_common", "cache_touch")
         self._known: dict[str, int] = {}
         self._flushing = asyncio.Lock()
+
+    @property
+    def are_shared(self) -> bool:
+        """Whether they reach the fleet now."""
+        return self._gate.is_up
 
     def add(self, name: str, count: int = 1) -> None:
         """Counts; no I/O."""
@@ -77,15 +84,19 @@ class CacheCounters:
                 await self._gate.run("flush_counters", lambda client: self._send(client, pending))
             except StoreUnavailable:
                 self._pending.update(pending)
-        with suppress(StoreUnavailable):  # to lose some uses costs an entry a little of what it is worth, no more
-            await self._send_touched(list(touched.items()))
+        for part in self._keys.partitions if touched else ():
+            of_part = [(entry, uses) for entry, uses in touched.items() if part.holds(entry)]
+            with suppress(StoreUnavailable):  # to lose some uses costs an entry a little of what it is worth, no more
+                await self._send_touched(part, of_part)
 
-    async def _send_touched(self, touched: Sequence[tuple[str, int]]) -> None:
+    async def _send_touched(self, part: CacheKeys, touched: Sequence[tuple[str, int]]) -> None:
+        books = part.books
         for start in range(0, len(touched), BATCH):
             batch = touched[start : start + BATCH]
-            keys = [*self._keys.cache_books, *(entry for entry, _ in batch)]
+            keys = [*books, *(entry for entry, _ in batch)]
             arguments = [BOOKS_MS, *(uses for _, uses in batch)]
-            await self._gate.run("touch", lambda client, k=keys, a=arguments: self._touch(k, a, client))  # type: ignore[misc]
+            gate = self._gates.of(books[0])
+            await gate.run("touch", lambda client, k=keys, a=arguments: self._touch(k, a, client))  # type: ignore[misc]
 
     async def _send(self, client: Redis, pending: Counter[str]) -> None:
         async with client.pipeline(transaction=False) as pipe:

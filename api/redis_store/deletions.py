@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from api.redis_store.gate import RedisGate
+from api.redis_store.gate import Gates
 from api.redis_store.keys import Keys
 from api.redis_store.scripts import script
 
@@ -18,8 +18,8 @@ BATCH: Final = 1000
 class RedisDeletions:
     """See `ports.Deletions`."""
 
-    def __init__(self, gate: RedisGate, keys: Keys) -> None:
-        self._gate = gate
+    def __init__(self, gate: Gates, keys: Keys) -> None:
+        self._gate = gate.of(keys.cache_deleted)
         self._key = keys.cache_deleted
         self._note = script(gate.client, "deletions_note")
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 from redis.asyncio import Redis
 
 from api.redis_store.document_fields import owner_of
-from api.redis_store.gate import RedisGate
+from api.redis_store.gate import Gates
 from api.redis_store.keys import Keys
 
 READ: Final = 500
@@ -19,8 +19,8 @@ READ: Final = 500
 class DocumentDigests:
     """Raises `StoreUnavailable`."""
 
-    def __init__(self, gate: RedisGate, keys: Keys) -> None:
-        self._gate = gate
+    def __init__(self, gate: Gates, keys: Keys) -> None:
+        self._gate = gate.of(keys.corpus_state)
         self._keys = keys
 
     async def serving(self, documents: Sequence[str]) -> Mapping[str, tuple[int, str]]:

@@ -12,8 +12,7 @@ from redis.asyncio import Redis
 from api.model import EmbedderIdentity, Vector
 from api.ports.documents import EmbeddedChunk, Work, Written
 from api.redis_store.document_fields import chunk_fields, named, owner_of, work_of
-from api.redis_store.documents import MARKS_MS
-from api.redis_store.gate import RedisGate
+from api.redis_store.gate import Gates
 from api.redis_store.keys import Keys
 from api.redis_store.large_values import downloaded, uploaded
 from api.redis_store.scripts import script
@@ -23,19 +22,13 @@ REMOVED: Final = 200
 
 
 class RedisDocumentWork:
-    """See `ports.DocumentWork`. `concerns_cache`: a new document may outdate cached answers.
+    """See `ports.DocumentWork`. `reads`: kinds of files that this worker reads; others are left to those that can."""
 
-    `reads`: the kinds of files that this worker can read; work on others is left to those that can.
-    """
-
-    def __init__(
-        self, gate: RedisGate, keys: Keys, worker: str, reads: Collection[str], *, concerns_cache: bool = True
-    ) -> None:
-        self._gate = gate
+    def __init__(self, gate: Gates, keys: Keys, worker: str, reads: Collection[str]) -> None:
+        self._gate = gate.of(keys.corpus_state)
         self._keys = keys
         self._worker = worker
         self._reads = tuple(reads)
-        self._concerns_cache = concerns_cache
         self._take = script(gate.client, "document_common", "document_take")
         self._renew = script(gate.client, "document_common", "document_renew")
         self._told = script(gate.client, "document_common", "document_told")
@@ -148,10 +141,8 @@ class RedisDocumentWork:
             self._keys.document_work(work.id),
             self._keys.corpus(owner_of(work.facts.tenant)),
             self._keys.corpus_state,
-            self._keys.cache_invalidated,
         ]
-        about = [work.id, work.revision, work.holder, embedder.fingerprint, total, characters]
-        arguments: list[Any] = [*about, MARKS_MS, int(self._concerns_cache)]
+        arguments: list[Any] = [work.id, work.revision, work.holder, embedder.fingerprint, total, characters]
         done = await self._gate.run("document_commit", lambda client: self._commit(keys, arguments, client))
         return replace(work, phase="tell", replaced=int(done) == 2) if done else None
 

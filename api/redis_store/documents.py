@@ -10,22 +10,20 @@ from redis.asyncio import Redis
 from api.errors import StoreUnavailable
 from api.ports.documents import Chunk, Document, Draft, Listing, Page, Proposal
 from api.redis_store.document_fields import chunk_of, document_of, fact_fields, named, owner_of
-from api.redis_store.gate import RedisGate
+from api.redis_store.gate import Gates
 from api.redis_store.keys import Keys
 from api.redis_store.large_values import uploaded
 from api.redis_store.scripts import script
 
 LOOKED_AT: Final = 200
 """Documents read by one command, where a list wants those of a kind."""
-MARKS_MS: Final = 3600 * 1000
-"""How long a change is remembered: longer than any generation."""
 
 
 class RedisDocuments:
     """See `ports.Documents`."""
 
-    def __init__(self, gate: RedisGate, keys: Keys) -> None:
-        self._gate = gate
+    def __init__(self, gate: Gates, keys: Keys) -> None:
+        self._gate = gate.of(keys.corpus_state)
         self._keys = keys
         self._propose = script(gate.client, "document_common", "document_propose")
         self._delete = script(gate.client, "document_common", "document_delete")
@@ -105,11 +103,10 @@ class RedisDocuments:
             keys.document_work(document),
             keys.corpus(owner),
             keys.corpus_state,
-            keys.cache_invalidated,
             keys.corpus_work,
             keys.corpus_documents(owner),
         ]
-        arguments: list[Any] = [document, tenant, MARKS_MS]
+        arguments: list[Any] = [document, tenant]
         return bool(await self._gate.run("document_delete", lambda client: self._delete(names, arguments, client)))
 
     async def _after(self, tenant: str, cursor: str | None, count: int) -> tuple[list[tuple[str, int]], bool]:

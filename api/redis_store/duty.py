@@ -5,15 +5,15 @@ from __future__ import annotations
 from contextlib import suppress
 
 from api.errors import StoreUnavailable
-from api.redis_store.gate import RedisGate
+from api.redis_store.gate import Gates
 from api.redis_store.scripts import script
 
 
 class RedisDuty:
     """See `ports.Duty`. The key's value is the worker's id, for operators to read."""
 
-    def __init__(self, gate: RedisGate, key: str, worker: str) -> None:
-        self._gate = gate
+    def __init__(self, gate: Gates, key: str, worker: str) -> None:
+        self._gate = gate.of(key)
         self._key = key
         self._worker = worker
         self._hold = script(gate.client, "duty_hold")

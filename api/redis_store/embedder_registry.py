@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from api.errors import StoreUnavailable
 from api.model import EmbedderIdentity
-from api.redis_store.gate import RedisGate
+from api.redis_store.gate import Gates
 from api.redis_store.keys import Keys
 
 LIFETIME_MS: Final = 30 * 24 * 3600 * 1000
@@ -17,9 +17,9 @@ LIFETIME_MS: Final = 30 * 24 * 3600 * 1000
 class EmbedderRegistry:
     """`rag:embedder:<model>`. With Redis down nothing is known, and nothing is kept."""
 
-    def __init__(self, gate: RedisGate, keys: Keys, model: str) -> None:
-        self._gate = gate
+    def __init__(self, gate: Gates, keys: Keys, model: str) -> None:
         self._key = keys.embedder(model)
+        self._gate = gate.of(self._key)
 
     async def recall(self) -> EmbedderIdentity | None:
         """The identity last written, if any."""

@@ -14,10 +14,11 @@ from contextlib import suppress
 from typing import Any, Final
 
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from api.errors import StoreUnavailable
-from api.redis_store.gate import RedisGate
 from api.redis_store.keys import Keys
+from api.redis_store.opening import AnyGate
 from api.redis_store.schema import FIRST, SCHEMA, Schema
 from api.redis_store.scripts import script
 
@@ -30,14 +31,16 @@ class SchemaConflict(StoreUnavailable):
 
 
 class FleetSchema:
-    """For one worker. Made before anything else asks the gate: nobody passes before it agrees.
+    """For one worker. Made before anything else asks the gate: nobody passes before it agrees, to no shard.
+
+    What a worker has agreed to holds while the shard is away that the schema is on; one that starts meanwhile waits.
 
     `on_conflict` is told in a line, once, what keeps this worker from the keys.
     """
 
     def __init__(
         self,
-        gate: RedisGate,
+        gate: AnyGate,
         keys: Keys,
         worker: str,
         release: str,
@@ -45,6 +48,8 @@ class FleetSchema:
         own: Schema = SCHEMA,
     ) -> None:
         self._gate = gate
+        self._home = gate.of(keys.corpus_schema)
+        self._agreed = False
         self._keys = keys
         self._worker = worker
         self._release = release
@@ -53,17 +58,28 @@ class FleetSchema:
         self.conflict = ""
         """What keeps this worker from the keys, in one line; empty where nothing does."""
         self._settle = script(gate.client, "schema_settle")
-        gate.on_recovery(lambda: self.agree(gate.client))
+        self._home.on_recovery(lambda: self.agree(self._home.client))
+        gate.on_each_recovery(self._known)
 
     async def agree(self, client: Redis) -> None:
         """Raises `SchemaConflict`, and says so once."""
         conflict = self._judged(await self._settled(client))
+        self._agreed = not conflict
         if conflict:
             if conflict != self.conflict:
                 self._on_conflict(conflict)
             self.conflict = conflict
             raise SchemaConflict(conflict)
         self.conflict = ""
+
+    async def _known(self) -> None:
+        """Asks before a shard is used, unless that is known."""
+        if self._agreed:
+            return
+        try:
+            await self.agree(self._home.client)
+        except (RedisError, OSError) as error:
+            raise StoreUnavailable(f"the schema of the keys can not be asked: {error}") from error
 
     async def keep_agreeing(self) -> None:
         """Looks for ever, jittered. A task of the worker's."""
@@ -75,7 +91,7 @@ class FleetSchema:
     async def look(self) -> None:
         """Shuts the gate where the schema is not this worker's any more; it opens when `agree` does."""
         try:
-            await self._gate.run("schema", self.agree)
+            await self._home.run("schema", self.agree)
         except SchemaConflict:
             self._gate.shut()
             raise

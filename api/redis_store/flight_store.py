@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections import defaultdict
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from redis.asyncio import Redis
 from redis.commands.core import AsyncScript
 
+from api.errors import StoreUnavailable
 from api.flights.state import KEPT_MS, LEASE_MS, Joined, Message, Record, Verdict
+from api.flights.store import Held
 from api.model import FlightKey
 from api.ports.answers import Claim
-from api.redis_store.gate import RedisGate
+from api.redis_store.gate import Gates
 from api.redis_store.keys import Keys
 from api.redis_store.messages import Reader, messages
 from api.redis_store.scripts import script
@@ -20,7 +24,7 @@ from api.redis_store.scripts import script
 class RedisFlightStore:
     """See `FlightStore`. `reader` opens a client of its own for the messages."""
 
-    def __init__(self, gate: RedisGate, reader: Reader, keys: Keys, worker: str) -> None:
+    def __init__(self, gate: Gates, reader: Reader, keys: Keys, worker: str) -> None:
         self._gate = gate
         self._reader = reader
         self._keys = keys
@@ -38,7 +42,7 @@ class RedisFlightStore:
         return script(self._gate.client, "flight_common", name)
 
     async def _run(self, called: AsyncScript, keys: Sequence[str], *arguments: str | int) -> object:
-        return await self._gate.run("flight", lambda client: called(keys, arguments, client))
+        return await self._gate.of(keys[0]).run("flight", lambda client: called(keys, arguments, client))
 
     def claim(self, key: FlightKey, fence: str) -> Claim:
         """See `FlightStore`."""
@@ -70,17 +74,22 @@ class RedisFlightStore:
     async def leave(self, key: FlightKey) -> None:
         """See `FlightStore`."""
         flight, field = self._keys.flight(*key)[0], f"follower:{self._worker}"
-        await self._gate.run("flight", lambda client: client.hdel(flight, field))
+        await self._gate.of(flight).run("flight", lambda client: client.hdel(flight, field))
 
-    async def tend(self, leads: Sequence[tuple[FlightKey, str, bool]]) -> list[int | None]:
-        """See `FlightStore`."""
-        if not leads:
-            return []
-        return [
-            _number(reply) for reply in await self._gate.run("flight", lambda client: self._tend_all(client, leads))
-        ]
+    async def tend(self, leads: Sequence[Held]) -> Mapping[FlightKey, int | None]:
+        """See `FlightStore`. One round trip for each partition that they are in."""
+        parts: defaultdict[str, list[Held]] = defaultdict(list)
+        for held in leads:
+            parts[self._keys.partition(held[0].scope).invalidated].append(held)
+        found: dict[FlightKey, int | None] = {}
+        for home, some in parts.items():
+            with suppress(StoreUnavailable):
+                gate = self._gate.of(home)
+                replies = await gate.run("flight", lambda client, some=some: self._tend_all(client, some))  # type: ignore[misc]
+                found |= {key: _number(reply) for (key, *_), reply in zip(some, replies, strict=True)}
+        return found
 
-    async def _tend_all(self, client: Redis, leads: Sequence[tuple[FlightKey, str, bool]]) -> list[object]:
+    async def _tend_all(self, client: Redis, leads: Sequence[Held]) -> list[object]:
         async with client.pipeline(transaction=False) as pipe:
             for key, fence, again in leads:
                 await self._tend([self._keys.flight(*key)[0]], (self._worker, LEASE_MS, fence, int(again)), pipe)
@@ -89,7 +98,7 @@ class RedisFlightStore:
     async def read(self, key: FlightKey, after: str) -> list[Record]:
         """See `FlightStore`."""
         words, begin = self._keys.flight(*key)[1], after if after == "-" else f"({after}"
-        found: Any = await self._gate.run("flight", lambda client: client.xrange(words, begin))
+        found: Any = await self._gate.of(words).run("flight", lambda client: client.xrange(words, begin))
         return [Record(at.decode(), fields[b"fence"].decode(), fields[b"body"].decode()) for at, fields in found]
 
     async def sole(self, key: FlightKey) -> Claim | None:

@@ -8,12 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from redis.asyncio import Redis
-from redis.exceptions import BusyLoadingError, MasterDownError, ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import (
+    BusyLoadingError,
+    ClusterDownError,
+    MasterDownError,
+    MovedError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
@@ -33,6 +41,45 @@ LOST = (
 )
 
 
+class SlotMoved(StoreUnavailable):
+    """What was asked for is on another shard of a Redis Cluster. `of_shards` asks there."""
+
+
+class Gates(Protocol):
+    """The ways to all keys: one where there is one Redis, one for each shard of a cluster."""
+
+    @property
+    def client(self) -> Redis:
+        """Makes scripts; commands are for `Gate.run`."""
+
+    def of(self, key: str) -> Gate:
+        """The way to a key, and to all keys of its slot."""
+
+
+class Gate(Protocol):
+    """The way to the Redis, or to the shard of one, that certain keys are on."""
+
+    @property
+    def client(self) -> Redis:
+        """Makes scripts, and serves actions of `on_recovery`; for all else there is `run`."""
+
+    @property
+    def is_up(self) -> bool:
+        """Whether commands are let through."""
+
+    def of(self, key: str) -> Gate:
+        """The way to a key, and to all keys of its slot."""
+
+    def on_recovery(self, action: Callable[[], Awaitable[None]]) -> None:
+        """Runs `action` whenever Redis is (again) found up, before callers are let through. If it fails, none are."""
+
+    def after_recovery(self, action: Callable[[], Awaitable[None]]) -> None:
+        """Runs `action` whenever Redis is up again and callers are let through."""
+
+    async def run(self, operation: str, command: Callable[[Redis], Awaitable[T]]) -> T:
+        """Awaits `command`. Raises `StoreUnavailable` for any fault of Redis; `operation` names it in metrics."""
+
+
 class GateEvents:
     """What happens at the gate; a subclass counts and logs."""
 
@@ -49,11 +96,19 @@ class GateEvents:
 class RedisGate:
     """Runs commands on a client while Redis is up, and says `StoreUnavailable` when it is not.
 
-    `probe` is a key that never exists: whether it can be deleted tells whether Redis takes writes.
+    `probe` is a key that never exists: whether it can be deleted tells whether Redis takes writes. `ask`, where it is
+    given, is asked instead, and raises a fault of Redis; `lost` is set as soon as a command finds one.
     """
 
     def __init__(
-        self, client: Redis, max_concurrency: int, events: GateEvents | None = None, *, probe: str = Keys().probe
+        self,
+        client: Redis,
+        max_concurrency: int,
+        events: GateEvents | None = None,
+        *,
+        probe: str = Keys().probe,
+        ask: Callable[[Redis], Awaitable[None]] | None = None,
+        lost: asyncio.Event | None = None,
     ) -> None:
         self.client = client
         self.is_up = False
@@ -62,21 +117,49 @@ class RedisGate:
         self._probe = probe
         self._events = events or GateEvents()
         self._slots = asyncio.Semaphore(max_concurrency)
-        self._lost = asyncio.Event()
+        self._ask = ask or self._probed
+        self._lost = lost or asyncio.Event()
         self._recovering = asyncio.Lock()
         self._on_recovery: list[Callable[[], Awaitable[None]]] = []
         self._after_recovery: list[Callable[[], Awaitable[None]]] = []
 
+    @property
+    def any_up(self) -> bool:
+        """The same as `is_up`: there is one server."""
+        return self.is_up
+
+    @property
+    def shards(self) -> tuple[int, int]:
+        """How many servers are up, and of how many."""
+        return int(self.is_up), 1
+
+    @property
+    def servers(self) -> Sequence[RedisGate]:
+        """This one alone."""
+        return (self,)
+
+    def of(self, key: str) -> RedisGate:
+        """All keys are on the one server."""
+        return self
+
+    def on_each_recovery(self, action: Callable[[], Awaitable[None]]) -> None:
+        """The same as `on_recovery`: there is one server."""
+        self.on_recovery(action)
+
+    def after_each_recovery(self, action: Callable[[], Awaitable[None]]) -> None:
+        """The same as `after_recovery`."""
+        self.after_recovery(action)
+
     def on_recovery(self, action: Callable[[], Awaitable[None]]) -> None:
-        """Runs `action` whenever Redis is (again) found up, before callers are let through. If it fails, none are."""
+        """See `Gate`."""
         self._on_recovery.append(action)
 
     def after_recovery(self, action: Callable[[], Awaitable[None]]) -> None:
-        """Runs `action` whenever Redis is up again and callers are let through."""
+        """See `Gate`."""
         self._after_recovery.append(action)
 
     async def run(self, operation: str, command: Callable[[Redis], Awaitable[T]]) -> T:
-        """Awaits `command`. Raises `StoreUnavailable` for any fault of Redis; `operation` names it in metrics."""
+        """See `Gate`."""
         if not self.is_up:
             raise StoreUnavailable("Redis is down")
         async with self._slots:
@@ -87,19 +170,22 @@ class RedisGate:
     async def _run(self, operation: str, command: Callable[[Redis], Awaitable[T]]) -> T:
         try:
             return await command(self.client)
-        except LOST as error:
-            self.is_up = False
-            self.is_read_only = isinstance(error, ReadOnlyError)
-            self._lost.set()
-            self._events.lost(operation, error)
+        except MovedError as error:
+            raise SlotMoved(str(error)) from error
+        except (*LOST, RedisError) as error:
+            if _is_lost(error):
+                await self._close(operation, error)
             self._events.failed(operation, error)
-            # What is kept idle is as dead as this one: each would fail the next command in turn.
-            with suppress(RedisError, OSError):  # a connection that does not even close in time is dropped as it is
-                await self.client.connection_pool.disconnect(inuse_connections=False)
             raise StoreUnavailable(str(error) or type(error).__name__) from error
-        except RedisError as error:
-            self._events.failed(operation, error)
-            raise StoreUnavailable(str(error)) from error
+
+    async def _close(self, operation: str, error: BaseException) -> None:
+        self.is_up = False
+        self.is_read_only = isinstance(error, ReadOnlyError)
+        self._lost.set()
+        self._events.lost(operation, error)
+        # What is kept idle is as dead as this one: each would fail the next command in turn.
+        with suppress(RedisError, OSError):  # a connection that does not even close in time is dropped as it is
+            await self.client.connection_pool.disconnect(inuse_connections=False)
 
     async def check(self) -> bool:
         """Asks Redis itself, whatever is known. One found up again is made ready before it is used. Raises nothing."""
@@ -114,7 +200,7 @@ class RedisGate:
             self.is_up = False
         return self.is_up
 
-    async def _ask(self, client: Redis) -> None:
+    async def _probed(self, client: Redis) -> None:
         """A write that changes nothing. Raises what `LOST` names; refused for any other reason, Redis can be read."""
         try:
             await client.unlink(self._probe)
@@ -151,3 +237,8 @@ class RedisGate:
             with suppress(TimeoutError):
                 async with asyncio.timeout(WATCH_SECONDS * random.uniform(0.5, 1.5)):  # noqa: S311 - jitter
                     await (self._lost.wait() if was_up else asyncio.Future[None]())
+
+
+def _is_lost(error: BaseException) -> bool:
+    """Whether the server is. A shard that is cut off from most of a cluster refuses all, but answers a ping."""
+    return isinstance(error, LOST) or (isinstance(error, ClusterDownError) and "cluster is down" in str(error).lower())

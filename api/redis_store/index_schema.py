@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, Final, Literal
 
 from api.model import EmbedderIdentity
-from api.redis_store.keys import Keys
+from api.redis_store.cache_keys import CacheKeys
 
 Algorithm = Literal["flat", "hnsw"]
 ALGORITHMS: Final[tuple[Algorithm, ...]] = ("flat", "hnsw")
@@ -44,13 +44,13 @@ def other_than(algorithm: Algorithm) -> Algorithm:
     return "hnsw" if algorithm == "flat" else "flat"
 
 
-def index_schema(keys: Keys, embedder: EmbedderIdentity, algorithm: Algorithm) -> dict[str, Any]:
+def index_schema(keys: CacheKeys, embedder: EmbedderIdentity, algorithm: Algorithm) -> dict[str, Any]:
     """The index over all entries of one embedder, as redisvl wants it."""
     vector = {"dims": embedder.dimension, "distance_metric": "cosine", "datatype": "float32"}
     return {
         "index": {
-            "name": keys.cache_index(embedder.fingerprint, algorithm),
-            "prefix": keys.cache_prefix(embedder.fingerprint),
+            "name": keys.index(embedder.fingerprint, algorithm),
+            "prefix": keys.embedded_by(embedder.fingerprint),
             "key_separator": "",
             "storage_type": "hash",
         },

@@ -1,15 +1,36 @@
-"""Every key in Redis. docs/redis-keys.md says what each holds; nothing else in the code spells a key."""
+"""Every key in Redis, those of the cache in `cache_keys`. docs/redis-keys.md says what each holds.
+
+Nothing else in the code spells a key.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+from zlib import crc32
+
+from api.redis_store.cache_keys import CacheKeys
+
+DOCUMENTS: Final = "docs"
+FLEET: Final = "fleet"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Keys:
-    """Names under one prefix (`rag:` unless REDIS_PREFIX says otherwise)."""
+    """Names under one prefix (`rag:` unless REDIS_PREFIX says otherwise).
+
+    On a Redis Cluster (`cluster`) what one script, or one transaction, touches has a hash tag in common: each partition
+    of the cache its own, all documents one, and what the workers tell each other one.
+    """
 
     prefix: str = "rag:"
+    cache_partitions: int = 1
+    cluster: bool = False
+
+    def _tagged(self, base: str, tag: str) -> str:
+        """What the names of a kind begin with: `rag:doc:`, on a cluster `rag:doc:{docs}:`."""
+        return f"{self.prefix}{base}:{{{tag}}}:" if self.cluster else f"{self.prefix}{base}:"
 
     @property
     def probe(self) -> str:
@@ -30,61 +51,40 @@ class Keys:
         """Where a worker hears what becomes of its tickets in line."""
         return f"{self.prefix}bulkhead:{{{name}}}:wake:{worker}"
 
-    def cache_prefix(self, embedder: str) -> str:
-        """What the keys of all entries embedded by one embedder begin with: what its index covers."""
-        return f"{self.prefix}cache:{embedder}-"
+    # -- the cache ----------------------------------------------------------------------------------------------------
 
-    def cache_entry(self, scope: str, digest: str) -> str:
-        """One cached answer. `scope` begins with the embedder's fingerprint."""
-        return f"{self.prefix}cache:{scope}:{digest}"
-
-    @property
-    def cache_entries(self) -> str:
-        """What the keys of all entries begin with, whoever embedded them."""
-        return f"{self.prefix}cache:"
-
-    @property
-    def cache_invalidated(self) -> str:
-        """When which answers were last invalidated."""
-        return f"{self.prefix}invalidated"
+    def partition(self, scope: str) -> CacheKeys:
+        """The partition that the answers of a scope are in."""
+        return self.partitions[crc32(scope.encode()) % self.cache_partitions]
 
     @property
     def cache_deleted(self) -> str:
-        """What operators deleted, for longer."""
+        """What operators deleted, for longer, in all partitions."""
         return f"{self.prefix}deleted"
 
-    def cache_index(self, embedder: str, algorithm: str) -> str:
-        """The search index over the entries of one embedder, of one kind. The number is that of its fields."""
-        return f"{self.cache_indexes}{embedder}-{algorithm}-2"
+    @cached_property
+    def partitions(self) -> tuple[CacheKeys, ...]:
+        """All of them."""
+        if self.cache_partitions == 1 and not self.cluster:
+            return (CacheKeys(self.prefix),)
+        return tuple(CacheKeys(self.prefix, f"{{p{number:02d}}}") for number in range(self.cache_partitions))
 
-    @property
-    def cache_indexes(self) -> str:
-        """What the names of all search indexes begin with."""
-        return f"{self.prefix}index:cache:"
+    def cache_entry(self, scope: str, digest: str) -> str:
+        """One cached answer. `scope` begins with the embedder's fingerprint."""
+        return self.partition(scope).entry(scope, digest)
 
-    @property
-    def cache_index_uses(self) -> str:
-        """The search indexes by their last use."""
-        return f"{self.prefix}indexes"
+    def flight(self, scope: str, digest: str) -> list[str]:
+        """The keys of a flight: who leads, its words, and who refreshes. They are in one slot."""
+        return self.partition(scope).flight(scope, digest)
 
     @property
     def janitor(self) -> str:
         """The worker that drops search indexes that nobody uses."""
         return f"{self.prefix}janitor"
 
-    @property
-    def cache_books(self) -> list[str]:
-        """What is kept of all entries: what each is worth, when it is gone, how often it was used."""
-        return [f"{self.prefix}evict:cache", f"{self.prefix}expire:cache", f"{self.prefix}uses:cache"]
-
     def condensed(self, digest: str) -> str:
         """A follow-up question, rewritten to stand alone."""
         return f"{self.prefix}condensed:{digest}"
-
-    def flight(self, scope: str, digest: str) -> list[str]:
-        """The keys of a flight: who leads, its words, and who refreshes. The braces keep them on one shard."""
-        base = f"{self.prefix}flight:{{{scope}:{digest}}}"
-        return [base, f"{base}:words", f"{base}:refresh"]
 
     def flight_channel(self, worker: str) -> str:
         """Where a worker hears of its flights."""
@@ -92,13 +92,13 @@ class Keys:
 
     def cache_warm_up(self, job: str) -> list[str]:
         """A warm-up of the cache: its progress, the questions left, and all warm-ups that go on."""
-        base = f"{self.prefix}warm:{job}"
+        base = f"{self._tagged('warm', FLEET)}{job}"
         return [base, f"{base}:queue", self.cache_warm_ups]
 
     @property
     def cache_warm_ups(self) -> str:
         """Warm-ups of the cache that go on, by their start."""
-        return f"{self.prefix}warm:jobs"
+        return f"{self._tagged('warm', FLEET)}jobs"
 
     @property
     def cache_stats(self) -> str:
@@ -107,12 +107,12 @@ class Keys:
 
     def worker(self, worker: str) -> str:
         """One live worker."""
-        return f"{self.prefix}worker:{worker}"
+        return f"{self._tagged('worker', FLEET)}{worker}"
 
     @property
     def workers(self) -> str:
         """The live workers by the end of their lease."""
-        return f"{self.prefix}workers"
+        return f"{self.prefix}workers:{{{FLEET}}}" if self.cluster else f"{self.prefix}workers"
 
     def embedder(self, model: str) -> str:
         """What the fleet last knew of an embedding model."""
@@ -125,11 +125,11 @@ class Keys:
 
     def backend(self, name: str) -> str:
         """What the last probe of a backend found."""
-        return f"{self.prefix}backend:{name}"
+        return f"{self._tagged('backend', FLEET)}{name}"
 
     def digests(self, backend: str) -> str:
         """Which weights the models of a backend have, or had when it last answered."""
-        return f"{self.prefix}digests:{backend}"
+        return f"{self._tagged('digests', FLEET)}{backend}"
 
     def warm_up(self, backend: str) -> str:
         """The worker that loads the models of a backend, or did a moment ago."""
@@ -144,23 +144,23 @@ class Keys:
 
     def document(self, document: str) -> str:
         """One document: what is known of it."""
-        return f"{self.prefix}doc:{document}"
+        return f"{self._tagged('doc', DOCUMENTS)}{document}"
 
     def document_text(self, document: str) -> str:
         """The text of the revision that serves."""
-        return f"{self.prefix}doc:{document}:text"
+        return f"{self.document(document)}:text"
 
     def document_draft(self, document: str) -> str:
         """What the next revision is made of."""
-        return f"{self.prefix}doc:{document}:draft"
+        return f"{self.document(document)}:draft"
 
     def document_work(self, document: str) -> str:
         """A change of the document that is not completed."""
-        return f"{self.prefix}doc:{document}:work"
+        return f"{self.document(document)}:work"
 
     def document_chunks(self, document: str) -> str:
         """Which chunks have been written: embedder and revision -> how many."""
-        return f"{self.prefix}doc:{document}:chunks"
+        return f"{self.document(document)}:chunks"
 
     def chunk(self, embedder: str, document: str, revision: int, number: int) -> str:
         """One chunk of a document, embedded by one embedder."""
@@ -168,7 +168,7 @@ class Keys:
 
     def chunk_prefix(self, embedder: str) -> str:
         """What the keys of all chunks embedded by one embedder begin with: what its index covers."""
-        return f"{self.prefix}chunk:{embedder}:"
+        return f"{self._tagged('chunk', DOCUMENTS)}{embedder}:"
 
     def chunk_index(self, embedder: str) -> str:
         """The search index over the chunks of one embedder."""
@@ -176,41 +176,41 @@ class Keys:
 
     def corpus(self, owner: str) -> str:
         """The documents of one tenant: how many, and the epoch."""
-        return f"{self.prefix}corpus:{owner}"
+        return f"{self._tagged('corpus', DOCUMENTS)}{owner}"
 
     def corpus_documents(self, owner: str) -> str:
         """The documents of one tenant by the time of their making."""
-        return f"{self.prefix}corpus:{owner}:documents"
+        return f"{self.corpus(owner)}:documents"
 
     @property
     def corpus_work(self) -> str:
         """Documents with a change that is not completed, by the time it was asked for."""
-        return f"{self.prefix}corpus:work"
+        return self.corpus("work")
 
     @property
     def corpus_state(self) -> str:
         """The documents of all tenants: the epoch, the last revision, and up to which epoch each embedder is done."""
-        return f"{self.prefix}corpus:state"
+        return self.corpus("state")
 
     @property
     def corpus_embedders(self) -> str:
         """Who embeds documents, or did, by the last use."""
-        return f"{self.prefix}corpus:embedders"
+        return self.corpus("embedders")
 
     @property
     def chunk_indexes(self) -> str:
         """What the names of all indexes over chunks begin with."""
-        return f"{self.prefix}index:chunks:"
+        return self._tagged("index:chunks", DOCUMENTS)
 
     @property
     def corpus_schema(self) -> str:
-        """Which schema the keys have. As durable as the documents that it tells of."""
-        return f"{self.prefix}corpus:schema"
+        """Which schema the keys have. As durable as the documents that it tells of; beside the list of workers."""
+        return f"{self.prefix}corpus:schema:{{{FLEET}}}" if self.cluster else f"{self.prefix}corpus:schema"
 
     def embedding_duty(self, embedder: str) -> str:
         """The worker that embeds documents anew after a change of the embedder."""
-        return f"{self.prefix}embedding:{embedder}"
+        return f"{self._tagged('embedding', DOCUMENTS)}{embedder}"
 
     def upload(self, token: str) -> str:
         """A large value while it is written."""
-        return f"{self.prefix}upload:{token}"
+        return f"{self._tagged('upload', DOCUMENTS)}{token}"

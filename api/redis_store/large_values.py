@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from redis.asyncio import Redis
 
-from api.redis_store.gate import RedisGate
+from api.redis_store.gate import Gate
 from api.redis_store.keys import Keys
 
 PIECE: Final = 512 * 1024
@@ -15,7 +15,7 @@ LIFETIME_MS: Final = 600 * 1000
 """How long an upload may take; what is not used by then is gone."""
 
 
-async def uploaded(gate: RedisGate, keys: Keys, content: bytes) -> str:
+async def uploaded(gate: Gate, keys: Keys, content: bytes) -> str:
     """The key of a new value, which a script is to rename."""
     key = keys.upload(secrets.token_hex(8))
     for start in range(0, max(len(content), 1), PIECE):
@@ -31,7 +31,7 @@ async def uploaded(gate: RedisGate, keys: Keys, content: bytes) -> str:
     return key
 
 
-async def downloaded(gate: RedisGate, key: str) -> bytes | None:
+async def downloaded(gate: Gate, key: str) -> bytes | None:
     """The value; None where there is none. It must not change meanwhile."""
     pieces: list[bytes] = []
     while True:

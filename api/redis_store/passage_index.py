@@ -15,7 +15,7 @@ from redisvl.index import AsyncSearchIndex
 from api.model import EmbedderIdentity, Vector
 from api.ports.documents import Corpus, Current, DocumentFilter, Hit, Rankings
 from api.redis_store.document_fields import facts_of, named, owner_of, range_of
-from api.redis_store.gate import RedisGate
+from api.redis_store.gate import Gates
 from api.redis_store.keys import Keys
 from api.redis_store.passage_schema import by_meaning, by_words, passage_schema
 from api.redis_store.unused_embeddings import RedisUnusedEmbeddings
@@ -27,8 +27,8 @@ _FACTS: Final = ("tenant", "title", "source", "version", "revision")
 class RedisPassageIndex:
     """See `ports.PassageIndex`."""
 
-    def __init__(self, gate: RedisGate, keys: Keys) -> None:
-        self._gate = gate
+    def __init__(self, gate: Gates, keys: Keys) -> None:
+        self._gate = gate.of(keys.corpus_state)
         self._keys = keys
         self._embeddings = RedisUnusedEmbeddings(gate, keys)
         self._whole: dict[str, tuple[float, bool]] = {}
@@ -41,16 +41,9 @@ class RedisPassageIndex:
     async def corpus(self, tenant: str) -> Corpus:
         """See `ports.PassageIndex`."""
         key = self._keys.corpus(owner_of(tenant))
-
-        async def read(client: Redis) -> list[Any]:
-            async with client.pipeline(transaction=True) as pipe:
-                pipe.hmget(key, "documents", "epoch")
-                pipe.time()
-                replies: list[Any] = await pipe.execute()
-                return replies
-
-        (documents, epoch), (seconds, micros) = await self._gate.run("corpus", read)
-        return Corpus(int(documents or 0), int(epoch or 0), int(seconds) * 1000 + int(micros) // 1000)
+        found: Any = await self._gate.run("corpus", lambda client: client.hmget(key, "documents", "epoch"))
+        documents, epoch = found
+        return Corpus(int(documents or 0), int(epoch or 0))
 
     async def search(
         self,
@@ -163,8 +156,8 @@ async def _execute(client: Redis, commands: Sequence[tuple[Any, ...]]) -> list[A
             pipe.execute_command(*command)
         replies: list[Any] = await pipe.execute(raise_on_error=False)
     for reply in replies:
-        if isinstance(reply, RedisError) and not isinstance(reply, ResponseError):
-            raise reply
+        if isinstance(reply, RedisError) and type(reply) is not ResponseError:
+            raise reply  # it is not the search that is refused: another shard is to be asked, or none can be
     return replies
 
 

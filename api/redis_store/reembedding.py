@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any, Final
+from typing import Any
 
 from redis.asyncio import Redis
 
 from api.model import EmbedderIdentity
 from api.ports.documents import Epoch, Work
 from api.redis_store.document_fields import Fields, facts_of, named
-from api.redis_store.gate import RedisGate
+from api.redis_store.gate import Gates
 from api.redis_store.keys import Keys
+from api.redis_store.scanning import scanned
 from api.redis_store.scripts import script
-
-SCANNED: Final = 500
 
 
 class RedisReembedding:
     """See `ports.Reembedding`."""
 
-    def __init__(self, gate: RedisGate, keys: Keys, worker: str) -> None:
-        self._gate = gate
+    def __init__(self, gate: Gates, keys: Keys, worker: str) -> None:
+        self._gate = gate.of(keys.corpus_state)
         self._keys = keys
         self._worker = worker
         self._embedded = script(gate.client, "document_embedded")
@@ -36,19 +35,12 @@ class RedisReembedding:
 
     async def missing(self, embedder: EmbedderIdentity) -> AsyncIterator[Work]:
         """See `ports.Reembedding`. Documents written meanwhile are embedded by whoever writes them."""
-        cursor = 0
-        while True:
-            cursor, found = await self._gate.run(
-                "corpus",
-                lambda client, at=cursor: client.scan(at, match=self._keys.document("*"), count=SCANNED),  # type: ignore[misc]
-            )
-            keys = [key.decode() for key in found]
-            for document in [key.removeprefix(self._keys.document("")) for key in keys]:
+        prefix = self._keys.document("")
+        async for keys in scanned(self._gate, "corpus", self._keys.corpus_state, f"{prefix}*"):
+            for document in [key.removeprefix(prefix) for key in keys]:
                 fields = await self._fields(document) if ":" not in document else {}
                 if _lacks(fields, embedder.fingerprint):
                     yield Work(document, int(fields["revision"]), "store", facts_of(fields))
-            if cursor == 0:
-                return
 
     async def embedded(self, work: Work, embedder: EmbedderIdentity) -> bool:
         """See `ports.Reembedding`."""

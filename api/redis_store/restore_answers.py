@@ -7,7 +7,7 @@ it, as any new document might.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -16,9 +16,11 @@ from redis.asyncio import Redis
 
 from api.ports.backup import AnswerOutcome, StoredAnswer
 from api.ports.deletions import Deletions, marks_about
+from api.redis_store.cache_keys import CacheKeys
 from api.redis_store.deletions import LIFETIME_MS
 from api.redis_store.document_digests import DocumentDigests
-from api.redis_store.gate import RedisGate
+from api.redis_store.fan_out import on_all
+from api.redis_store.gate import Gates
 from api.redis_store.keys import Keys
 from api.redis_store.scripts import script
 
@@ -28,17 +30,21 @@ TRIES: Final = 5
 
 @dataclass(frozen=True, slots=True)
 class _Ready:
-    """An answer as it is to be stored, or why it is not."""
+    """An answer as it is to be stored, or why it is not, as looked at at `at_ms` by the clock of its partition."""
 
     answer: StoredAnswer
+    at_ms: int
     outcome: AnswerOutcome
     fields: Mapping[str, str | bytes]
 
 
 class AnswerWriter:
-    """Raises `StoreUnavailable`. `assumed`: documents by digest that would serve, where nothing is really restored."""
+    """Raises `StoreUnavailable`. `max_size`: of a partition.
 
-    def __init__(self, gate: RedisGate, keys: Keys, deletions: Deletions, max_size: int, *, new_outdate: bool) -> None:
+    `assumed`: documents by digest that would serve, where nothing is really restored.
+    """
+
+    def __init__(self, gate: Gates, keys: Keys, deletions: Deletions, max_size: int, *, new_outdate: bool) -> None:
         self._gate = gate
         self._keys = keys
         self._deletions = deletions
@@ -67,7 +73,7 @@ class AnswerWriter:
         """None for one whose documents have changed since they were looked at."""
         if not answers:
             return []
-        now_ms = await self._now_ms()
+        now_ms = await self._now_ms({self._keys.partition(answer.scope) for answer in answers})
         deleted = await self._deletions.noted()
         cited = sorted({document for answer in answers for document in answer.cites})
         serving = await self._digests.serving(cited)
@@ -76,12 +82,13 @@ class AnswerWriter:
         ready = []
         for answer in answers:
             is_fresh = not (answer.is_grounded and answer.tenant in changed)
-            ready.append(_Ready(answer, *self._judged(answer, now_ms, deleted, serving, is_fresh=is_fresh)))
-        wanted = [one for one in ready if one.outcome in ("restored", "restored stale")]
-        replies = iter([] if dry_run else await self._stored(wanted, now_ms))
+            at_ms = now_ms[self._keys.partition(answer.scope)]
+            ready.append(_Ready(answer, at_ms, *self._judged(answer, at_ms, deleted, serving, is_fresh=is_fresh)))
+        wanted = {number: one for number, one in enumerate(ready) if one.outcome in ("restored", "restored stale")}
+        replies = {} if dry_run else await self._stored(wanted)
         outcomes: list[AnswerOutcome | None] = []
-        for one in ready:
-            reply = "restored" if dry_run or one not in wanted else next(replies)
+        for number, one in enumerate(ready):
+            reply = replies.get(number, "restored")
             known = one.outcome if reply == "restored" else cast(AnswerOutcome, reply)
             outcomes.append(None if reply == "changed" else known)
         return outcomes
@@ -112,24 +119,31 @@ class AnswerWriter:
             return "restored", fields
         return "restored stale", {**fields, "expires_ms": str(now_ms)}
 
-    async def _stored(self, wanted: Sequence[_Ready], looked_ms: int) -> list[str]:
+    async def _stored(self, wanted: Mapping[int, _Ready]) -> dict[int, str]:
+        """What became of each, by its number."""
+        parts: dict[CacheKeys, dict[int, _Ready]] = {}
+        for number, one in wanted.items():
+            parts.setdefault(self._keys.partition(one.answer.scope), {})[number] = one
+        found = await on_all(self._stored_in(part, of_part) for part, of_part in parts.items())
+        return {number: reply for replies in found for number, reply in replies.items()}
+
+    async def _stored_in(self, part: CacheKeys, wanted: Mapping[int, _Ready]) -> dict[int, str]:
         async def store(client: Redis) -> list[Any]:
             async with client.pipeline(transaction=False) as pipe:
-                for one in wanted:
-                    await self._restore(*self._call(one, looked_ms), pipe)
+                for one in wanted.values():
+                    await self._restore(*self._call(part, one), pipe)
                 return list(await pipe.execute())
 
-        replies = await self._gate.run("restore", store) if wanted else []
-        return [reply.decode() for reply in replies]
+        replies = await self._gate.of(part.invalidated).run("restore", store)
+        return {number: reply.decode() for number, reply in zip(wanted, replies, strict=True)}
 
-    def _call(self, one: _Ready, looked_ms: int) -> tuple[list[str], list[Any]]:
+    def _call(self, part: CacheKeys, one: _Ready) -> tuple[list[str], list[Any]]:
         answer = one.answer
-        entry = self._keys.cache_entry(answer.scope, answer.digest)
-        keys = [entry, self._keys.cache_invalidated, *self._keys.cache_books]
+        keys = [part.entry(answer.scope, answer.digest), part.invalidated, *part.books]
         marks = marks_about(answer.digest, answer.tenant, list(answer.cites))
         documents = f"corpus:{answer.tenant}" if answer.is_grounded else ""
         tokens = answer.fields.get("completion_tokens", "0")
-        times = [answer.created_ms, answer.gone_ms, looked_ms]
+        times = [answer.created_ms, answer.gone_ms, one.at_ms]
         pairs = [part for pair in one.fields.items() for part in pair]
         return keys, [*times, documents, self._max_size, tokens, answer.uses, len(marks), *marks, *pairs]
 
@@ -142,9 +156,14 @@ class AnswerWriter:
             known = self._corpora[tenant] = await self._digests.corpus(tenant)
         return bool(known[1]) and corpora.get(tenant, "") == known[1]
 
-    async def _now_ms(self) -> int:
-        seconds, micros = await self._gate.run("restore", lambda client: client.time())
-        return int(seconds) * 1000 + int(micros) // 1000
+    async def _now_ms(self, parts: Iterable[CacheKeys]) -> dict[CacheKeys, int]:
+        """By the clock of each partition."""
+
+        async def now_ms(part: CacheKeys) -> tuple[CacheKeys, int]:
+            seconds, micros = await self._gate.of(part.invalidated).run("restore", lambda client: client.time())
+            return part, int(seconds) * 1000 + int(micros) // 1000
+
+        return dict(await on_all(now_ms(part) for part in parts))
 
 
 def _cited(sources: str, revisions: Mapping[str, int]) -> bytes:

@@ -13,11 +13,13 @@ from api.model import EmbedderIdentity
 from api.ports.backup import DocumentOutcome, StoredDocument
 from api.ports.documents import Document, Draft, EmbeddedChunk, Work
 from api.ports.sweep import CacheSweep, Selection
+from api.redis_store.cache_keys import CacheKeys
 from api.redis_store.document_fields import owner_of
 from api.redis_store.document_work import RedisDocumentWork
 from api.redis_store.documents import RedisDocuments
 from api.redis_store.duty import RedisDuty
-from api.redis_store.gate import RedisGate
+from api.redis_store.fan_out import on_all
+from api.redis_store.gate import Gates
 from api.redis_store.keys import Keys
 from api.redis_store.outdated_answers import RedisOutdatedAnswers
 from api.redis_store.passage_index import RedisPassageIndex
@@ -38,7 +40,7 @@ class DocumentWriter:
 
     def __init__(
         self,
-        gate: RedisGate,
+        gate: Gates,
         keys: Keys,
         worker: str,
         work: RedisDocumentWork,
@@ -48,7 +50,8 @@ class DocumentWriter:
         *,
         tells_of_new: bool,
     ) -> None:
-        self._gate = gate
+        self._gates = gate
+        self._gate = gate.of(keys.corpus_state)
         self._keys = keys
         self._worker = worker
         self._documents = RedisDocuments(gate, keys)
@@ -104,7 +107,7 @@ class DocumentWriter:
 
     async def _further(self, work: Work, embedder: str, chunks: Sequence[EmbeddedChunk]) -> None:
         """By another embedder too, unless a worker that has it is embedding documents anew: then it embeds this one."""
-        duty = RedisDuty(self._gate, self._keys.embedding_duty(embedder), self._worker)
+        duty = RedisDuty(self._gates, self._keys.embedding_duty(embedder), self._worker)
         if not await duty.hold(LEASE):
             return
         identity = await self._identity(embedder, chunks)
@@ -137,6 +140,8 @@ class DocumentWriter:
         """Answers that used a document that was replaced go; of tenants with further ones, all are stale."""
         held, self._held = self._held, []
         try:
+            for tenant in {work.facts.tenant for work in held if work.replaced or self._tells_of_new}:
+                await self._sweep.outdate(tenant)  # first: see `Outdating.told_of`
             if held and await self._has_answers():
                 for work in held:
                     if work.replaced:
@@ -152,8 +157,11 @@ class DocumentWriter:
             raise
 
     async def _has_answers(self) -> bool:
-        key = self._keys.cache_books[1]
-        return bool(await self._gate.run("restore", lambda client: client.zcard(key)))
+        return any(await on_all(self._has_answers_in(part) for part in self._keys.partitions))
+
+    async def _has_answers_in(self, part: CacheKeys) -> bool:
+        gate = self._gates.of(part.invalidated)
+        return bool(await gate.run("restore", lambda client: client.zcard(part.books[1])))
 
 
 def _is_same(there: Document, document: Document) -> bool:

@@ -6,7 +6,7 @@ import asyncio
 from typing import Final, Protocol
 
 from api.errors import StoreUnavailable
-from api.redis_store.gate import RedisGate
+from api.redis_store.gate import Gates
 from api.redis_store.keys import Keys
 from api.redis_store.scripts import script
 
@@ -29,9 +29,9 @@ class _Budget(Protocol):
 class FleetRetries:
     """`rag:stats:retries`. What could not be sent is let go: it counts for a minute only."""
 
-    def __init__(self, gate: RedisGate, keys: Keys, budget: _Budget) -> None:
-        self._gate = gate
+    def __init__(self, gate: Gates, keys: Keys, budget: _Budget) -> None:
         self._key = keys.retries
+        self._gate = gate.of(self._key)
         self._budget = budget
         self._add = script(gate.client, "retries_add")
 

@@ -1,27 +1,49 @@
-"""Goes over keys a batch at a time: Redis is never kept for longer than a batch takes."""
+"""Goes over the keys of one slot a batch at a time: Redis is never kept for longer than a batch takes."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from typing import Final
 
-from api.redis_store.gate import RedisGate
+from redis.asyncio import Redis
 
-SCANNED: Final = 500
+from api.errors import StoreUnavailable
+from api.redis_store.gate import Gate
+
+SCANNED: Final = 1000
 """Keys that Redis looks at for one call of SCAN."""
 
 
-async def scanned(gate: RedisGate, operation: str, pattern: str) -> AsyncIterator[list[str]]:
-    """The keys like `pattern`, each once. What comes or goes meanwhile may be among them or not."""
-    seen: set[str] = set()
+async def scanned(gate: Gate, operation: str, home: str, pattern: str) -> AsyncIterator[list[str]]:
+    """The keys like `pattern`, as they are found; one may come twice. `home` is any key of their slot.
+
+    What comes or goes meanwhile may be among them or not. Raises `StoreUnavailable` also where the slot has moved to
+    another shard meanwhile: SCAN asks whatever shard it is sent to, which then finds nothing.
+    """
+    client = await _home(gate, operation, home)
     cursor = 0
     while True:
         cursor, found = await gate.run(
             operation,
             lambda client, at=cursor: client.scan(at, match=pattern, count=SCANNED),  # type: ignore[misc]
         )
-        fresh = {key.decode("utf-8", "replace") for key in found} - seen
+        yield [key.decode("utf-8", "replace") for key in found]
+        if cursor == 0:
+            break
+    if await _home(gate, operation, home) is not client:
+        raise StoreUnavailable("the slot has moved to another shard")
+
+
+async def scanned_once(gate: Gate, operation: str, home: str, pattern: str) -> AsyncIterator[list[str]]:
+    """The same, each key once."""
+    seen: set[str] = set()
+    async for found in scanned(gate, operation, home, pattern):
+        fresh = set(found) - seen
         seen |= fresh
         yield sorted(fresh)
-        if cursor == 0:
-            return
+
+
+async def _home(gate: Gate, operation: str, key: str) -> Redis:
+    """A client of the shard that has the slot: one that has it not sends a command with a key on."""
+    await gate.run(operation, lambda client: client.exists(key))
+    return gate.client

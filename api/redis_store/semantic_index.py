@@ -7,8 +7,7 @@ the one of the other kind serves, where there is one; else the semantic tier fin
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -19,12 +18,11 @@ from redisvl.index import AsyncSearchIndex
 from redisvl.query import CountQuery
 from redisvl.query.filter import Num
 
-from api.errors import EmbeddingUnavailable, StoreUnavailable
+from api.errors import StoreUnavailable
 from api.model import EmbedderIdentity, Vector
-from api.ports.models import Embedder
-from api.redis_store.gate import RedisGate
+from api.redis_store.cache_keys import CacheKeys
+from api.redis_store.gate import Gate
 from api.redis_store.index_schema import KNN, NEIGHBOURS, Algorithm, index_schema, other_than
-from api.redis_store.keys import Keys
 
 T = TypeVar("T")
 
@@ -50,16 +48,16 @@ class Nearest:
 
 
 class SemanticIndex:
-    """Finds the nearest entry of a scope. Raises `StoreUnavailable` while Redis or its search module is missing."""
+    """Finds the nearest entry of a scope, in one partition.
 
-    def __init__(
-        self, gate: RedisGate, keys: Keys, on_unsupported: Callable[[], None], algorithm: Algorithm = "flat"
-    ) -> None:
+    Raises `StoreUnavailable` while Redis or its search module is missing.
+    """
+
+    def __init__(self, gate: Gate, keys: CacheKeys, algorithm: Algorithm = "flat") -> None:
         self._gate = gate
         self._algorithm: Algorithm = algorithm
-        self._on_unsupported = on_unsupported
         self.supported = True
-        self._keys = keys
+        self.keys = keys
         self._serving: dict[str, Algorithm | None] = {}
         self._asked: dict[str, float] = {}
         self._latest = ""
@@ -79,7 +77,7 @@ class SemanticIndex:
     def in_use(self) -> list[str]:
         """The names of the indexes that this worker asks, or waits for."""
         kinds = ((name, kind) for name, serving in self._serving.items() for kind in {self._algorithm, serving})
-        return [self._keys.cache_index(name, kind) for name, kind in kinds if kind is not None]
+        return [self.keys.index(name, kind) for name, kind in kinds if kind is not None]
 
     def forget_unused(self, seconds: float) -> None:
         """Lets go of embedders of which nothing was asked for so long, but for the latest."""
@@ -98,11 +96,6 @@ class SemanticIndex:
         """Whether Redis had not completed an index when it was last asked."""
         return any(serving != self._algorithm for serving in self._serving.values())
 
-    async def prepare(self, embedder: Embedder) -> None:
-        """`ensure`, where it is known yet who embeds; else the index is made with the first look-up."""
-        with suppress(EmbeddingUnavailable):
-            await self.ensure(await embedder.identity())
-
     async def nearest(
         self, embedder: EmbedderIdentity, scope: str, vector: Vector, expires_after_ms: int
     ) -> list[Nearest]:
@@ -114,7 +107,7 @@ class SemanticIndex:
         # By redis-py: to build this query by redisvl would take longer than the rest of a semantic hit.
         command = (
             "FT.SEARCH",
-            self._keys.cache_index(embedder.fingerprint, serving),
+            self.keys.index(embedder.fingerprint, serving),
             f"(@scope:{{{_escaped(scope)}}} @expires_ms:[({expires_after_ms} +inf])=>{KNN[serving]}",
             *("PARAMS", 2, "v", vector, "SORTBY", "d", "LIMIT", 0, NEIGHBOURS, "DIALECT", 2),
             *("RETURN", len(FIELDS) + 1, "d", *FIELDS),
@@ -131,7 +124,7 @@ class SemanticIndex:
     async def complete(self, embedder: EmbedderIdentity) -> str | None:
         """The name of the index that has all entries of `embedder`; None while Redis builds it."""
         serving = await self._serves(embedder) if self.supported else None
-        return self._keys.cache_index(embedder.fingerprint, serving) if serving is not None else None
+        return self.keys.index(embedder.fingerprint, serving) if serving is not None else None
 
     async def count(self, embedder: EmbedderIdentity, now_ms: int) -> int:
         """How many entries are not expired."""
@@ -167,7 +160,7 @@ class SemanticIndex:
     async def _is_built(self, client: Redis, embedder: EmbedderIdentity, algorithm: Algorithm) -> bool | None:
         """None where there is no such index."""
         try:
-            info = await _execute(client, ("FT.INFO", self._keys.cache_index(embedder.fingerprint, algorithm)))
+            info = await _execute(client, ("FT.INFO", self.keys.index(embedder.fingerprint, algorithm)))
         except ResponseError as error:
             if _says_missing(error):
                 return None
@@ -182,8 +175,6 @@ class SemanticIndex:
             missing = str(error).lower().startswith("unknown command")
         else:
             missing = False
-        if missing and self.supported:
-            self._on_unsupported()
         self.supported = not missing
 
     async def _create(self, client: Redis, embedder: EmbedderIdentity) -> None:
@@ -197,7 +188,7 @@ class SemanticIndex:
                 ) from None
 
     def _index(self, client: Redis, embedder: EmbedderIdentity, algorithm: Algorithm) -> AsyncSearchIndex:
-        return AsyncSearchIndex.from_dict(index_schema(self._keys, embedder, algorithm), redis_client=client)
+        return AsyncSearchIndex.from_dict(index_schema(self.keys, embedder, algorithm), redis_client=client)
 
 
 async def _execute(client: Redis, command: tuple[Any, ...]) -> Any:

@@ -15,11 +15,11 @@ from redis.exceptions import ResponseError
 
 from api.model import EmbedderIdentity
 from api.redis_store.document_fields import named
-from api.redis_store.gate import RedisGate
+from api.redis_store.gate import Gates
 from api.redis_store.keys import Keys
+from api.redis_store.scanning import scanned
 from api.redis_store.scripts import script
 
-SCANNED: Final = 500
 REMOVED: Final = 200
 """Chunks removed by one command: each leaves the vector index too."""
 
@@ -27,8 +27,8 @@ REMOVED: Final = 200
 class RedisUnusedEmbeddings:
     """See `ports.UnusedEmbeddings`."""
 
-    def __init__(self, gate: RedisGate, keys: Keys) -> None:
-        self._gate = gate
+    def __init__(self, gate: Gates, keys: Keys) -> None:
+        self._gate = gate.of(keys.corpus_state)
         self._keys = keys
         self._used = script(gate.client, "embedder_used")
         self._unused = script(gate.client, "embedders_unused")
@@ -66,18 +66,12 @@ class RedisUnusedEmbeddings:
 
     async def _documents(self) -> AsyncIterator[tuple[str, dict[str, int]]]:
         """Each with the sets of chunks that were written of it; one may come twice."""
-        pattern, cursor = self._keys.document_chunks("*"), 0
+        pattern = self._keys.document_chunks("*")
         before, _, after = pattern.partition("*")
-        while True:
-            cursor, found = await self._gate.run(
-                "embedders",
-                lambda client, at=cursor: client.scan(at, match=pattern, count=SCANNED),  # type: ignore[misc]
-            )
-            for key in [key.decode() for key in found]:
+        async for found in scanned(self._gate, "embedders", self._keys.corpus_state, pattern):
+            for key in found:
                 sets = named(await self._gate.run("embedders", lambda client, key=key: client.hgetall(key)))  # type: ignore[misc]
                 yield key.removeprefix(before).removesuffix(after), {name: int(count) for name, count in sets.items()}
-            if cursor == 0:
-                return
 
     async def _remove(self, embedder: str, keep: float, document: str, revision: int, count: int) -> bool:
         for start in range(0, max(count, 1), REMOVED):

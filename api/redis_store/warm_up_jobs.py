@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 from redis.commands.core import AsyncScript
 
 from api.ports.warm_ups import WarmUpCount, WarmUpProgress, WarmUpStatus
-from api.redis_store.gate import RedisGate
+from api.redis_store.gate import Gates
 from api.redis_store.keys import Keys
 from api.redis_store.scripts import script
 
@@ -22,8 +22,8 @@ ERRORS_KEPT: Final = 10
 class RedisWarmUpJobs:
     """See `ports.WarmUpJobs`."""
 
-    def __init__(self, gate: RedisGate, keys: Keys, worker: str) -> None:
-        self._gate = gate
+    def __init__(self, gate: Gates, keys: Keys, worker: str) -> None:
+        self._gate = gate.of(keys.cache_warm_ups)
         self._keys = keys
         self._worker = worker
         self._hold = script(gate.client, "warm_hold")

@@ -11,7 +11,7 @@ from typing import Any, Final
 from redis.asyncio import Redis
 
 from api.errors import StoreUnavailable
-from api.redis_store.gate import RedisGate
+from api.redis_store.gate import Gates
 from api.redis_store.keys import Keys
 from api.redis_store.scripts import script
 
@@ -26,8 +26,8 @@ SLOWEST: Final = 8.0
 class WorkerRegistry:
     """`facts` gives what this worker says of itself at each heartbeat: flat fields, readable values."""
 
-    def __init__(self, gate: RedisGate, keys: Keys, worker: str, facts: Callable[[], Mapping[str, Any]]) -> None:
-        self._gate = gate
+    def __init__(self, gate: Gates, keys: Keys, worker: str, facts: Callable[[], Mapping[str, Any]]) -> None:
+        self._gate = gate.of(keys.workers)
         self._keys = keys
         self._worker = worker
         self._facts = facts

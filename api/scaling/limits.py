@@ -49,10 +49,11 @@ class Limit:
 
 
 MOVED_BY: Final[Mapping[str, str]] = {
-    "Redis's main thread": "fewer, busier workers; a higher hit rate; a faster core; io-threads in redis.conf",
+    "Redis's main thread": "fewer, busier workers; a higher hit rate; a faster core; io-threads in redis.conf; "
+    "BREAKER_REDIS_URL; redis+cluster:// with several tenants",
     "Redis's network": "RETRIEVAL_CANDIDATES (passages travel with their vectors); a faster link; fewer misses",
     "Redis's connections": "maxclients in redis.conf with the file descriptors for it; REDIS_MAX_CONNECTIONS",
-    "Redis's memory": "maxmemory; SEMANTIC_CACHE_MAX_SIZE; an embedder of fewer dimensions",
+    "Redis's memory": "maxmemory; SEMANTIC_CACHE_MAX_SIZE; an embedder of fewer dimensions; redis+cluster://",
     "workers": "more replicas or WORKERS; an embedder on Ollama takes its work from the worker",
     "GPUs": "more GPUs or more Ollamas in OLLAMA_BASE_URL; a higher hit rate; shorter answers; a smaller model",
 }

@@ -41,7 +41,7 @@ from api.redis_store.messages import IDLE_SECONDS
 from api.redis_store.passage_index import RedisPassageIndex
 from api.redis_store.reembedding import RedisReembedding
 from api.redis_store.retry_counts import SYNC_SECONDS, FleetRetries
-from api.redis_store.semantic_index import SemanticIndex
+from api.redis_store.semantic_indexes import SemanticIndexes
 from api.redis_store.warm_up_jobs import RedisWarmUpJobs
 from api.redis_store.workers import HEARTBEAT_SECONDS, WorkerRegistry
 from api.settings import OllamaSettings
@@ -86,7 +86,8 @@ class Operations:
     def __init__(self, gate: RedisGate, address: RedisAddress) -> None:
         keys, self.gate, reader = Keys(), gate, partial(blocking_reader, address)
         self.keys = keys
-        self.index = SemanticIndex(gate, keys, lambda: None)
+        indexes = SemanticIndexes(gate, keys)
+        self.index = indexes.of("")
         self.breaker = RedisBreakerStore(gate, reader, keys, BACKEND, Policy(), "w")
         self.bulkhead = RedisBulkheadStore(gate, reader, keys, BACKEND, BulkheadPolicy(10_000, 64, 30.0), "w")
         self.flights = RedisFlightStore(gate, reader, keys, "w")
@@ -97,7 +98,7 @@ class Operations:
         self.prober = RedisDuty(gate, keys.prober, "w")
         self.board = BackendBoard(gate, keys, {BACKEND: "http://ollama:11434"}, "w")
         self.janitor = RedisDuty(gate, keys.janitor, "w")
-        self.keeper = IndexKeeper(gate, keys, self.index, self.janitor)
+        self.keeper = IndexKeeper(gate, indexes, self.janitor)
         self._number = count()
         self._epoch = 0
 

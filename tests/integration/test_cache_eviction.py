@@ -20,7 +20,7 @@ from api.redis_store.answer_cache import RedisAnswerCache
 from api.redis_store.counters import CacheCounters
 from api.redis_store.gate import RedisGate
 from api.redis_store.keys import Keys
-from api.redis_store.semantic_index import SemanticIndex
+from api.redis_store.semantic_indexes import SemanticIndexes
 from tests.service import Service, ask, make_settings, running_service
 from tests.stub_ollama import StubOllama
 from tests.waiting import wait_until_async
@@ -28,7 +28,8 @@ from tests.waiting import wait_until_async
 SCOPE = f"{'a' * 10}-{'b' * 24}"
 HOUR_MS = 3_600_000
 KEYS = Keys()
-WORTH, ENDS, USES = KEYS.cache_books
+PART = KEYS.partition("")
+WORTH, ENDS, USES = PART.books
 
 
 class Worker:
@@ -38,7 +39,7 @@ class Worker:
         self.gate = RedisGate(redis, 8)
         self.metrics = Metrics(CollectorRegistry())
         self.counters = CacheCounters(self.gate, KEYS)
-        index = SemanticIndex(self.gate, KEYS, lambda: None)
+        index = SemanticIndexes(self.gate, KEYS)
         self.cache = RedisAnswerCache(
             self.gate,
             KEYS,
@@ -198,11 +199,11 @@ async def test_books_that_redis_evicted_are_kept_again_with_each_use(redis: Redi
     async with one_worker(redis) as worker:
         answer = await worker.store("a")
         ends = await redis.zscore(ENDS, answer.entry)
-        await redis.unlink(*KEYS.cache_books)
+        await redis.unlink(*PART.books)
         await worker.use(answer)
         assert await worker.kept() == {"a"}
         assert await redis.zscore(ENDS, answer.entry) == pytest.approx(ends, abs=5)
-        assert [await redis.pttl(book) > 0 for book in KEYS.cache_books] == [True] * 3
+        assert [await redis.pttl(book) > 0 for book in PART.books] == [True] * 3
 
 
 async def test_a_use_of_an_entry_that_is_gone_brings_nothing_back(redis: Redis) -> None:
@@ -213,7 +214,7 @@ async def test_a_use_of_an_entry_that_is_gone_brings_nothing_back(redis: Redis) 
         assert await worker.kept() == set()
         await redis.flushall()
         await worker.use(gone)
-        assert await redis.exists(*KEYS.cache_books) == 0
+        assert await redis.exists(*PART.books) == 0
 
 
 # -- where Redis's memory is bounded -----------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ from api.redis_store.counters import CacheCounters
 from api.redis_store.gate import RedisGate
 from api.redis_store.keys import Keys
 from api.redis_store.passage_index import RedisPassageIndex
-from api.redis_store.semantic_index import SemanticIndex
+from api.redis_store.semantic_indexes import SemanticIndexes
 
 TENANTS = ("acme", "acme,inc", "ACME", "a b {c}|d-*")
 MODELS = ("llama3.2", "qwen3:4b")
@@ -93,7 +93,7 @@ class Side:
         keys = Keys()
         counters = CacheCounters(gate, keys)
         events = QueryEvents(Metrics(), counters, log_questions=False)
-        index = SemanticIndex(gate, keys, lambda: None)
+        index = SemanticIndexes(gate, keys)
         cache = RedisAnswerCache(gate, keys, index, counters, ttl_ms=60_000, stale_ms=60_000, max_size=20_000)
         policy = CachePolicy(0.92, budget=30.0)
         self.embedder = embedder

@@ -10,6 +10,7 @@ import pytest
 from fpdf import FPDF
 from redis.asyncio import Redis
 
+from api.knowledge import upkeep
 from tests.service import Service, ask
 from tests.stub_ollama import StubOllama
 from tests.waiting import wait_until_async
@@ -266,3 +267,13 @@ async def test_with_the_embedder_away_the_document_waits(serve: Service, stub: S
 
     await wait_until_async(ready)
     await asyncio.sleep(0)
+
+
+async def test_a_worker_that_looks_for_work_leaves_what_it_is_at_alone(
+    serve: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "LOOK_SECONDS", 0.001)
+    client = await serve(embedder=ONNX)
+    for number in range(20):
+        document = await add(client, f"Document {number}", f"{HOLIDAY} This is number {number}.")
+        assert (await client.get(f"/documents/{document['id']}")).json()["status"] == "ready"

@@ -19,15 +19,15 @@ from api.redis_store.index_keeper import IndexKeeper, is_left_over
 from api.redis_store.index_schema import Algorithm
 from api.redis_store.keys import Keys
 from api.redis_store.semantic_index import SemanticIndex
+from api.redis_store.semantic_indexes import SemanticIndexes
 from tests.service import Service, ask
 from tests.waiting import wait_until_async
 
 KEYS = Keys()
-USES = KEYS.cache_index_uses
+PART = KEYS.partition("")
+USES = PART.index_uses
 MODEL, OLDER = (EmbedderIdentity(f"model-{letter}", 4, letter * 10) for letter in "ab")
-FLAT, HNSW, OLD = (
-    KEYS.cache_index(of.fingerprint, kind) for of, kind in ((MODEL, "flat"), (MODEL, "hnsw"), (OLDER, "flat"))
-)
+FLAT, HNSW, OLD = (PART.index(of.fingerprint, kind) for of, kind in ((MODEL, "flat"), (MODEL, "hnsw"), (OLDER, "flat")))
 QUESTION, PARAPHRASE = "How do I reset my password?", "My password, how do I reset?"
 
 
@@ -42,9 +42,10 @@ async def worker(url: str, algorithm: Algorithm = "flat", name: str = "w") -> As
     """The index and its keeper as one worker has them, not running; indexes are idle after a minute."""
     async with short_commands(RedisAddress(url, timeout=5.0, connect_timeout=1.0, max_connections=8)) as client:
         gate = RedisGate(client, 8)
-        index = SemanticIndex(gate, KEYS, lambda: None, algorithm)
+        indexes = SemanticIndexes(gate, KEYS, algorithm)
         assert await gate.check()
-        yield Worker(index, IndexKeeper(gate, KEYS, index, RedisDuty(gate, KEYS.janitor, name), idle_seconds=60))
+        keeper = IndexKeeper(gate, indexes, RedisDuty(gate, KEYS.janitor, name), idle_seconds=60)
+        yield Worker(indexes.of(""), keeper)
 
 
 async def indexes(redis: Redis) -> set[str]:
@@ -192,4 +193,4 @@ async def test_one_worker_at_a_time_is_the_janitor_and_other_services_indexes_ar
     ],
 )
 def test_which_idle_index_is_left_over(name: str, entries: int, used: set[str], left_over: bool) -> None:
-    assert is_left_over(KEYS, name, entries, used) is left_over
+    assert is_left_over(PART, name, entries, used) is left_over

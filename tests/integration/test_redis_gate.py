@@ -60,13 +60,12 @@ async def test_hooks_run_once_redis_is_up_and_one_that_fails_stops_no_other(gate
 
 async def test_a_user_that_may_not_list_indexes_still_has_a_search_module(redis: Redis, redis_url: str) -> None:
     await redis.execute_command("ACL", "SETUSER", "app", "on", ">pw", "~*", "+@all", "-ft._list")  # type: ignore[no-untyped-call]
-    complaints: list[str] = []
     try:
         async with Redis.from_url(redis_url, username="app", password="pw") as client:
             gate = RedisGate(client, 4)
-            index = SemanticIndex(gate, Keys(), lambda: complaints.append("no module"))
+            index = SemanticIndex(gate, Keys().partition(""))
             assert await gate.check() is True
-            assert (index.supported, complaints) == (True, [])
+            assert index.supported
     finally:
         await redis.execute_command("ACL", "DELUSER", "app")  # type: ignore[no-untyped-call]
 

@@ -12,6 +12,7 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
+from tests.redis_cluster import Cluster
 from tests.service import Service, ask
 from tests.stub_ollama import StubOllama
 from tests.waiting import wait_until_async
@@ -191,3 +192,36 @@ async def test_nothing_is_written_outside_the_prefix(serve: Service, redis: Redi
     assert {key async for key in redis.scan_iter() if not key.startswith(b"mine:")} == set()
     await assert_as_listed(redis, listed("mine:"))
     assert all(name.startswith(b"mine:index:cache:") for name in await redis.execute_command("FT._LIST"))
+
+
+async def test_on_a_cluster_the_names_are_those_of_the_page_too(cluster_serve: Service, cluster: Cluster) -> None:
+    one, other = await cluster_serve(), await cluster_serve()
+    history = [{"role": "user", "content": "Hello."}]
+    given = {"title": "T", "text": "Passwords are reset by the office.", "source": "s"}
+    assert (await one.post("/documents", json=given)).status_code == 201
+    await asyncio.gather(*(ask(client, question) for client in (one, other) for question in (QUESTION, PARAPHRASE)))
+    await ask(other, QUESTION, history=history)
+    await one.delete("/api/semantic-cache", params={"question": PARAPHRASE})
+    headers = {"Content-Type": "application/jsonl"}
+    await one.post("/api/semantic-cache/warm", content=f'"{QUESTION}"', headers=headers)
+    tagged = named_on_a_cluster()
+    seen: set[str] = set()
+    for server in cluster.servers:
+        async with Redis(port=server.port, decode_responses=True) as client:
+            seen |= {key async for key in client.scan_iter()}
+    assert {key for key in seen if not any(pattern.fullmatch(key) for pattern in tagged)} == set()
+    assert sum("{docs}" in key for key in seen) >= 6
+    assert sum("{fleet}" in key for key in seen) >= 5
+    assert sum("{p" in key for key in seen) >= 6
+
+
+def named_on_a_cluster() -> list[re.Pattern[str]]:
+    """The names of the second table, with what may follow them, and those that it does not change."""
+    lines = re.findall(r"^\| (`rag:[^|]+) \| (`rag:[^|]+) \|$", PAGE.read_text(), re.MULTILINE)
+    changed = {name for before, _ in lines for name in re.findall(r"`(rag:[^`]+)`", before)}
+    names = {name for _, after in lines for name in re.findall(r"`(rag:[^`]+)`", after)}
+    followed = [re.compile(f"(?:{_pattern(name).pattern})(:[a-z]+)?") for name in names]
+    rows = re.findall(r"^\| `(rag:\S+)` \| [a-z ]+ \| [^|]+ \|", PAGE.read_text(), re.MULTILINE)
+    same = [name for name in rows if not any(name == one or name.startswith(f"{one}:") for one in changed)]
+    assert 5 < len(same) < len(rows)
+    return [*followed, *map(_pattern, same)]

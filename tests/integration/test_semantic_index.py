@@ -22,7 +22,7 @@ from api.redis_store.semantic_index import SemanticIndex
 from tests.service import Service, ask
 from tests.waiting import wait_until_async
 
-KEYS = Keys()
+KEYS = Keys().partition("")
 DIMENSION = 128
 MODEL = EmbedderIdentity("model", DIMENSION, "a" * 10)
 SCOPES = [f"{MODEL.fingerprint}-{letter * 24}" for letter in "12"]
@@ -34,7 +34,7 @@ async def worker(url: str, algorithm: Algorithm = "flat") -> AsyncIterator[Seman
     """The index as one worker has it."""
     async with short_commands(RedisAddress(url, timeout=5.0, connect_timeout=1.0, max_connections=8)) as client:
         gate = RedisGate(client, 8)
-        index = SemanticIndex(gate, KEYS, lambda: None, algorithm)
+        index = SemanticIndex(gate, KEYS, algorithm)
         assert await gate.check()
         yield index
 
@@ -48,7 +48,7 @@ def clustered(count: int, seed: int = 0) -> Vectors:
 
 
 def entry(number: int) -> str:
-    return KEYS.cache_entry(SCOPES[number % 2], f"{number:032x}")
+    return KEYS.entry(SCOPES[number % 2], f"{number:032x}")
 
 
 async def fill(redis: Redis, vectors: Vectors) -> None:
@@ -66,7 +66,7 @@ async def indexes(redis: Redis) -> set[str]:
 
 
 def names(*algorithms: Algorithm, model: EmbedderIdentity = MODEL) -> set[str]:
-    return {KEYS.cache_index(model.fingerprint, algorithm) for algorithm in algorithms}
+    return {KEYS.index(model.fingerprint, algorithm) for algorithm in algorithms}
 
 
 async def found(index: SemanticIndex, vector: npt.NDArray[np.float32], scope: str = SCOPES[0]) -> list[str]:

@@ -12,6 +12,7 @@ from starlette.routing import Route
 
 from api.app import create_app
 from api.faults import FAULTS
+from api.redis_store.cache_keys import CacheKeys
 from api.redis_store.keys import Keys
 from api.settings import Settings, load_settings, variable_names
 
@@ -137,15 +138,16 @@ def test_a_page_names_no_route_that_the_app_has_not(page: Path) -> None:
 def key_patterns() -> set[str]:
     """Every key and index that `Keys` can spell, with placeholders for what varies."""
     keys = Keys()
+    part = keys.partition("<scope>")
     return {
         *keys.breaker("<breaker>"),
         *keys.bulkhead("<bulkhead>"),
         keys.cache_entry("<scope>", "<digest>"),
-        *keys.cache_books,
+        *part.books,
         keys.cache_stats,
-        keys.cache_index_uses,
+        part.index_uses,
         keys.janitor,
-        keys.cache_invalidated,
+        part.invalidated,
         *keys.cache_warm_up("<job>"),
         keys.worker("<id>"),
         keys.workers,
@@ -176,25 +178,46 @@ def key_patterns() -> set[str]:
 
 
 def test_the_keys_page_has_every_key_and_no_other() -> None:
-    documented = [row[0].strip("`") for row in rows(DOCS / "redis-keys.md", "`rag:.*`")]
+    documented = [row[0].strip("`") for row in rows(DOCS / "redis-keys.md", "`rag:.*`") if len(row) == 4]
     assert sorted(documented) == sorted(key_patterns())
-    assert f"`{Keys().cache_index('<embedder>', '<algorithm>')}`" in (DOCS / "redis-keys.md").read_text()
+    assert f"`{Keys().partition('').index('<embedder>', '<algorithm>')}`" in (DOCS / "redis-keys.md").read_text()
+
+
+def test_the_keys_page_has_the_names_on_a_cluster() -> None:
+    cells = [row[1] for row in rows(DOCS / "redis-keys.md", ".*`rag:.*") if len(row) == 2]
+    documented = {name for cell in cells for name in re.findall(r"`(rag:[^`]+)`", cell)}
+    keys = Keys(cluster=True, cache_partitions=1)
+    part = CacheKeys("rag:", "{<partition>}")
+    assert documented == {
+        *(part.entry("<scope>", "<digest>"), part.flight("<scope>", "<digest>")[0], *part.books),
+        *(part.invalidated, part.index_uses, part.index("<embedder>", "<algorithm>")),
+        *(keys.document("<document>"), keys.chunk("<embedder>", "<document>", "<revision>", "<number>")),  # type: ignore[arg-type]
+        *(keys.chunk_index("<embedder>"), keys.corpus("<owner>"), keys.corpus_documents("<owner>")),
+        *(keys.corpus_work, keys.corpus_state, keys.upload("<token>"), *keys.cache_warm_up("<job>")),
+        *(keys.corpus_embedders, keys.embedding_duty("<embedder>"), keys.corpus_schema),
+        *(keys.worker("<id>"), keys.workers, keys.backend("<name>"), keys.digests("<name>")),
+    }
 
 
 def test_no_way_to_spell_a_key_is_left_out_above() -> None:
-    spelled = {name for name in vars(Keys) if not name.startswith("_")} - {"prefix"}
-    assert spelled == {
-        *("breaker", "bulkhead", "cache_entry", "cache_books", "cache_stats", "worker", "workers", "embedder"),
-        *("prober", "backend", "warm_up", "retries"),
-        *("cache_invalidated", "cache_warm_up", "cache_warm_ups"),
-        *("cache_index", "cache_indexes", "cache_index_uses", "janitor"),
-        *("cache_prefix", "cache_entries"),  # what an index covers, and what all of them cover
+    def spelled(kind: type) -> set[str]:
+        return {name for name in vars(kind) if not name.startswith("_")}
+
+    fields = {"prefix", "cache_partitions", "cluster", "partition", "partitions"}
+    assert spelled(Keys) - fields == {
+        *("breaker", "bulkhead", "cache_entry", "cache_stats", "worker", "workers", "embedder"),
+        *("prober", "backend", "warm_up", "retries", "janitor"),
+        *("cache_warm_up", "cache_warm_ups"),
         *("document", "document_text", "document_draft", "document_work", "document_chunks"),
         *("chunk", "chunk_prefix", "chunk_index", "corpus", "corpus_documents", "corpus_work", "corpus_state"),
         *("embedding_duty", "upload", "corpus_schema", "corpus_embedders", "cache_deleted"),
         "chunk_indexes",  # what the names of the indexes over chunks begin with
         "probe",  # never exists
         *("flight", "condensed", "digests", "flight_channel", "bulkhead_channel"),
+    }
+    assert spelled(CacheKeys) - {"prefix", "tag", "holds"} == {
+        *("entry", "books", "invalidated", "index", "index_uses", "flight"),
+        *("entries", "embedded_by", "indexes"),  # what all of them begin with, and what an index covers
     }
 
 

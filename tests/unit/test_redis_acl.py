@@ -17,6 +17,7 @@ STORE = Path(__file__).parents[2] / "api" / "redis_store"
 BY_REDIS_PY = {"client|setinfo", "evalsha", "exec", "multi", "script|exists", "script|load"}
 """What it sends by itself: when it connects, around scripts and transactions."""
 GUARDS = ("breaker_", "bulkhead_")
+STORES: tuple[Store, ...] = ("main", "breaker")
 
 
 def by_scripts(*prefixes: str) -> set[str]:
@@ -33,7 +34,8 @@ def by_python() -> set[str]:
     named = {"delete": "del", "create": "ft.create"}
     searches = {name.lower() for name in re.findall(r"\"(FT\.[A-Z_]+)\"", text)}
     made = {"ft.create"} if "index.create(" in text else set()
-    return {named.get(name, name) for name in methods} | searches | made
+    cluster = {name.lower().replace(" ", "|") for name in re.findall(r"\"(CLUSTER [A-Z]+)\"", text)}
+    return {named.get(name, name) for name in methods} | searches | made | cluster
 
 
 @pytest.mark.parametrize("separate", [True, False])
@@ -46,9 +48,16 @@ def test_every_command_of_the_scripts_is_granted(separate: bool) -> None:
         assert guards <= set(acl_commands("main"))
 
 
+def test_what_is_asked_of_a_cluster_is_granted_on_one_alone() -> None:
+    asked = {name for name in by_python() if name.startswith("cluster|")}
+    assert len(asked) == 2
+    for store in STORES:
+        assert set(acl_commands(store, cluster=True)) - set(acl_commands(store)) == asked
+
+
 def test_nothing_is_granted_that_nothing_uses() -> None:
     used = by_scripts() | by_python() | BY_REDIS_PY
-    assert set(acl_commands("main")) - used == set()
+    assert set(acl_commands("main", cluster=True)) - used == set()
     assert set(acl_commands("breaker")) - by_scripts(*GUARDS) - by_python() - BY_REDIS_PY == set()
     assert not [name for name in acl_commands("main") if name.startswith(("config", "keys", "flush", "acl", "eval|"))]
 
@@ -71,6 +80,15 @@ def test_the_command_prints_the_line(monkeypatch: pytest.MonkeyPatch, arguments:
     ran = CliRunner().invoke(commands, ["redis-acl", "--password-stdin", *arguments], input="secret\n")
     assert ran.exit_code == 0
     assert ran.output == acl_line(store, user="ragherd", prefix="mine:", password="secret") + "\n"
+
+
+@pytest.mark.parametrize(("variable", "arguments"), [("REDIS_URL", []), ("BREAKER_REDIS_URL", ["--breaker"])])
+def test_the_command_knows_a_cluster_by_the_url(
+    monkeypatch: pytest.MonkeyPatch, variable: str, arguments: list[str]
+) -> None:
+    assert "+cluster|slots" not in CliRunner().invoke(commands, ["redis-acl", *arguments]).output
+    monkeypatch.setenv(variable, "rediss+cluster://node:6379")
+    assert "+cluster|slots" in CliRunner().invoke(commands, ["redis-acl", *arguments]).output
 
 
 def test_without_a_password_there_is_a_place_for_it_that_redis_refuses() -> None:

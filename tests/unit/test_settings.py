@@ -111,3 +111,20 @@ def test_settings_are_frozen() -> None:
 def test_keys_become_tenants(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("API_KEYS", "acme=k1, globex = k2,")
     assert load_settings(None).access.tenants_by_key() == {"k1": "acme", "k2": "globex"}
+
+
+def test_a_cluster_has_sixteen_partitions_and_one_redis_one_unless_said_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert load_settings(None).key_layout == ("rag:", 1, False)
+    monkeypatch.setenv("REDIS_URL", "redis+cluster://user:pw@a:6379,b:6380")
+    assert load_settings(None).key_layout == ("rag:", 16, True)
+    monkeypatch.setenv("CACHE_PARTITIONS", "5")
+    assert load_settings(None).key_layout == ("rag:", 5, True)
+
+
+@pytest.mark.parametrize("url", ["redis+cluster://a", "redis+cluster://a:1,b", "redis+cluster://a:1/0"])
+def test_a_bad_url_of_a_cluster_is_told(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("REDIS_URL", url)
+    with pytest.raises(SettingsError, match="REDIS_URL: expected redis"):
+        load_settings(None)

@@ -5,7 +5,8 @@
 -- ARGV: ttl_ms, stale_ms, max_size, fence ('': none), asked_ms, tokens, the mark of the tenant's documents ('': none
 -- were looked for), when they were looked for (ms), number of marks, mark ..., field, value ...
 -- Returns {created_ms, expires_ms, evicted}; nothing where the fence is another's, or where one of the marks was set
--- since the answer was asked for; {'changed'} where it is none but that of the documents, since they were looked for.
+-- since the answer was asked for; {'changed', now_ms} where it is none but that of the documents, since they were looked
+-- for.
 local AT_ONCE, SAMPLE = 1000, 10
 local ttl, stale, max_size = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local fence, asked, tokens = ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6])
@@ -14,7 +15,9 @@ if fence ~= '' and redis.call('HGET', KEYS[6], 'fence') ~= fence then return {} 
 for _, at in ipairs(redis.call('HMGET', KEYS[2], unpack(ARGV, 10, 9 + marks))) do
   if at and asked > 0 and asked <= tonumber(at) then return {} end
 end
-if documents ~= '' and looked <= tonumber(redis.call('HGET', KEYS[2], documents) or -1) then return {'changed'} end
+if documents ~= '' and looked <= tonumber(redis.call('HGET', KEYS[2], documents) or -1) then
+  return {'changed', int(now_ms())}
+end
 local entry, books, now = KEYS[1], {KEYS[3], KEYS[4], KEYS[5]}, now_ms()
 
 -- First a write that Redis refuses while its memory is full: after any other it would let all of them pass.

@@ -1,6 +1,8 @@
--- Notes that answers asked for until now are not to be stored any more, before what is stored of them is deleted.
+-- Notes that answers asked for until now are not to be stored any more, before what is stored of them is deleted; or,
+-- by `corpus:<tenant>`, only after they have been checked again.
 -- KEYS[1] hash  rag:invalidated, which answers -> when (ms)
--- ARGV: lifetime_ms, field, field ...: `all`, `tenant:<tenant>`, `question:<digest>`, `source:<document id>`
+-- ARGV: lifetime_ms, field, field ...: `all`, `tenant:<tenant>`, `question:<digest>`, `source:<document id>`,
+-- `corpus:<tenant>`
 -- Returns now_ms. Fields older than the lifetime go: no generation is that old.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)

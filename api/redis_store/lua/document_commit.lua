@@ -1,8 +1,7 @@
 -- Puts a revision whose chunks are written into service, in the place of the one before, at once.
 -- KEYS[1] hash  rag:doc:<id>          KEYS[2] string  rag:doc:<id>:text      KEYS[3] string  rag:doc:<id>:draft
 -- KEYS[4] hash  rag:doc:<id>:work     KEYS[5] hash    rag:corpus:<owner>     KEYS[6] hash    rag:corpus:state
--- KEYS[7] hash  rag:invalidated
--- ARGV: id, revision, holder, embedder, chunks, characters, lifetime_ms of marks, 1 where a new document concerns the cache
+-- ARGV: id, revision, holder, embedder, chunks, characters
 -- Returns 1, 2 where it took the place of one before, or 0 where the work is void by now, or another's.
 local id, revision, embedder, chunks = ARGV[1], ARGV[2], ARGV[4], tonumber(ARGV[5])
 local phase, tenant = unpack(redis.call('HMGET', KEYS[4], 'phase', 'tenant'))
@@ -25,5 +24,4 @@ local epoch = redis.call('HINCRBY', KEYS[6], 'epoch', 1)
 redis.call('HSET', KEYS[6], 'done:' .. embedder, (tonumber(done) or 0) == epoch - 1 and epoch or (done or 0))
 
 redis.call('HSET', KEYS[4], 'phase', 'tell', 'replaced', replaced and 1 or 0)
-if replaced then mark(KEYS[7], ARGV[7], tenant, id) elseif ARGV[8] == '1' then mark(KEYS[7], ARGV[7], tenant) end
 return replaced and 2 or 1

@@ -21,13 +21,6 @@ local function next_revision(state)
   return given
 end
 
--- Notes when the tenant's documents changed, and with `document` that answers which used it are void.
-local function mark(invalidated, lifetime, tenant, document)
-  redis.call('HSET', invalidated, 'corpus:' .. tenant, int(now_ms()))
-  if document then redis.call('HSET', invalidated, 'source:' .. document, int(now_ms())) end
-  redis.call('PEXPIRE', invalidated, lifetime)
-end
-
 -- Counts a change of a tenant's documents.
 local function count(corpus, tenant, documents, chunks)
   redis.call('HSET', corpus, 'tenant', tenant, 'changed_ms', int(now_ms()))

@@ -1,0 +1,84 @@
+"""On a cluster, what one script or transaction touches is in one slot; CLUSTER SLOTS says which shard has it."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from redis.crc import key_slot
+
+from api.redis_store.cluster_map import Node, SlotMap
+from api.redis_store.keys import Keys
+
+ON_ONE, CLUSTER = Keys(), Keys(cache_partitions=16, cluster=True)
+SCOPES = [f"{'a' * 10}-{number:024x}" for number in range(4_000)]
+DIGEST, DOCUMENT, OWNER = "0" * 32, "0" * 24, "0" * 16
+REPLY = [
+    [0, 5460, [b"10.0.0.1", 6379, b"id", {}], [b"10.0.0.4", 6379, b"id", {}]],
+    [5461, 10922, [b"", 6380, b"id", {}]],
+    [10924, 16383, [b"redis-2.example", 6379, b"id", {}]],
+]
+
+
+def touched_together(keys: Keys, scope: str) -> list[list[str]]:
+    """The keys of each script and transaction."""
+    part = keys.partition(scope)
+    document = [keys.document(DOCUMENT), keys.document_text(DOCUMENT), keys.document_draft(DOCUMENT)]
+    work = [keys.document_work(DOCUMENT), keys.document_chunks(DOCUMENT), keys.chunk("e", DOCUMENT, 1, 1)]
+    corpus = [
+        keys.corpus(OWNER),
+        keys.corpus_documents(OWNER),
+        keys.corpus_work,
+        keys.corpus_state,
+        keys.corpus_embedders,
+    ]
+    corpus += [keys.embedding_duty("e"), f"{keys.chunk_indexes}e"]
+    return [
+        [part.entry(scope, DIGEST), part.invalidated, *part.books, *part.flight(scope, DIGEST), part.index_uses],
+        [part.entry(scope, DIGEST), part.index("e", "flat"), f"{part.embedded_by('e')}more"],
+        [*document, *work, *corpus, keys.upload("token"), keys.chunk_index("e")],
+        keys.cache_warm_up("job"),
+        [keys.worker("one"), keys.worker("other"), keys.workers, keys.corpus_schema],
+        [keys.backend("ollama"), keys.backend("ollama-2"), keys.digests("ollama")],
+        keys.breaker("ollama"),
+        keys.bulkhead("ollama"),
+    ]
+
+
+@pytest.mark.parametrize("scope", SCOPES[:20])
+def test_what_is_touched_together_is_in_one_slot(scope: str) -> None:
+    assert [len({key_slot(key.encode()) for key in group}) for group in touched_together(CLUSTER, scope)] == [1] * 8
+
+
+def test_scopes_spread_evenly_over_partitions_and_always_the_same() -> None:
+    counts = Counter(CLUSTER.partition(scope).tag for scope in SCOPES)
+    assert len(counts) == 16
+    assert max(counts.values()) < 1.3 * min(counts.values())
+    assert [CLUSTER.partition(scope).tag for scope in SCOPES[:4]] == ["{p04}", "{p02}", "{p08}", "{p14}"]
+
+
+def test_on_one_redis_the_names_have_no_tags_and_with_partitions_those_of_the_cache_alone() -> None:
+    def tagged(keys: Keys) -> list[bool]:
+        groups = touched_together(keys, SCOPES[0])
+        return [any("{p" in key or "{docs}" in key or "{fleet}" in key for key in group) for group in groups]
+
+    assert tagged(ON_ONE) == [False] * 8
+    assert tagged(Keys(cache_partitions=2)) == [True, True, *[False] * 6]
+    assert tagged(Keys(cache_partitions=1, cluster=True)) == [*[True] * 6, False, False]
+
+
+def test_an_entry_belongs_to_one_partition() -> None:
+    keys = [CLUSTER.cache_entry(scope, DIGEST) for scope in SCOPES[:50]]
+    assert [sum(part.holds(key) for part in CLUSTER.partitions) for key in keys] == [1] * 50
+    assert not ON_ONE.partition("").holds(keys[0])
+    assert ON_ONE.partition("").holds(ON_ONE.cache_entry(SCOPES[0], DIGEST))
+    assert not CLUSTER.partition(SCOPES[0]).holds(ON_ONE.cache_entry(SCOPES[0], DIGEST))
+
+
+def test_the_map_knows_who_has_a_slot() -> None:
+    slots = SlotMap.read(REPLY, asked=Node("10.0.0.2", 6380))
+    first, second, third = Node("10.0.0.1", 6379), Node("10.0.0.2", 6380), Node("redis-2.example", 6379)
+    owners = {0: first, 5460: first, 5461: second, 10922: second, 10923: None, 10924: third, 16383: third}
+    assert {slot: slots.owner(slot) for slot in owners} == owners
+    assert slots.nodes == {first, second, third}
+    assert (bool(slots), bool(SlotMap()), SlotMap().owner(0)) == (True, False, None)
