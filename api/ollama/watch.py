@@ -71,13 +71,12 @@ class BackendWatch:
                     await self._board.publish_digests(name, health.digests)
 
     async def recall(self) -> None:
-        """Redis is back. A worker that started without either learns the weights now rather than with its next look."""
-        with suppress(StoreUnavailable):
-            await self._read_digests()
+        """Redis is back, and nobody is let through yet: a worker that started without either learns the weights."""
+        await self._read_digests(early=True)
 
-    async def _read_digests(self) -> None:
+    async def _read_digests(self, *, early: bool = False) -> None:
         for name in self._models:
-            self.digests.learn(name, await self._board.digests(name))
+            self.digests.learn(name, await self._board.digests(name, early=early))
 
     async def leave(self) -> None:
         """Looks no more: another worker probes from now on."""

@@ -30,5 +30,8 @@ class HealthBoard(Protocol):
     async def publish_digests(self, name: str, digests: Mapping[str, str]) -> None:
         """Tells the fleet which weights the models of a backend have; `publish` does so too, where it answers."""
 
-    async def digests(self, name: str) -> Mapping[str, str]:
-        """Which weights the models of a backend have, or had when it last answered; empty where that is not known."""
+    async def digests(self, name: str, *, early: bool = False) -> Mapping[str, str]:
+        """Which weights the models of a backend have, or had when it last answered; empty where that is not known.
+
+        `early`: the fleet's memory is being made ready, and nobody else is let through yet.
+        """

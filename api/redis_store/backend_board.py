@@ -75,11 +75,14 @@ class BackendBoard:
 
         await self._gate.run("backends", write)
 
-    async def digests(self, name: str) -> Mapping[str, str]:
-        """See `ports.HealthBoard`."""
-        key = self._keys.digests(name)
-        fields: dict[Any, Any] = await self._gate.run("backends", lambda client: client.hgetall(key))
-        return _texts(fields)
+    async def digests(self, name: str, *, early: bool = False) -> Mapping[str, str]:
+        """See `ports.HealthBoard`. `early` is for what the gate runs on recovery, and raises Redis's own errors."""
+
+        async def ask(client: Redis) -> dict[Any, Any]:
+            fields: dict[Any, Any] = await client.hgetall(self._keys.digests(name))
+            return fields
+
+        return _texts(await (ask(self._gate.client) if early else self._gate.run("backends", ask)))
 
     def _fields(self, name: str, health: BackendHealth, now_ms: int) -> dict[Any, Any]:
         return {

@@ -127,6 +127,12 @@ class Fleet:
         self.replicas[0].admin("reset")
         wait_until(lambda: all(replica.breaker()["state"] == "CLOSED" for replica in self.replicas), timeout=30)
         wait_until(lambda: self.balancer.up() == set(WORKERS), timeout=30)
+        self.replicas[0].ask("Is everything calm again?")
+        wait_until(lambda: all(self._agrees(replica) for replica in self.replicas), timeout=30)
+
+    def _agrees(self, replica: Replica) -> bool:
+        """Whether its workers look where the others store: after FLUSHALL index and digests are back in seconds."""
+        return all(replica.cache_status("Everything is calm again?") == "hit" for _ in range(2 * WORKERS[replica.name]))
 
 
 @contextmanager
