@@ -36,7 +36,9 @@ class StoredCorpus:
             if key.startswith("rag:doc:") and key.count(":") == 2
         }
         self.chunks = list(self._chunks([key for key in keys if key.startswith("rag:chunk:")]))
-        self.unfinished = [key for key in keys if key.endswith((":work", ":draft")) or key.startswith("rag:upload:")]
+        # An upload whose worker was killed goes by itself: it has a lifetime.
+        uploads = [key for key in keys if key.startswith("rag:upload:") and client.ttl(key) == -1]
+        self.unfinished = [*(key for key in keys if key.endswith((":work", ":draft"))), *uploads]
 
     def _chunks(self, keys: list[str]) -> Iterator[StoredChunk]:
         pipe = self._client.pipeline(transaction=False)
