@@ -6,7 +6,7 @@ gunicorn with 2 workers and EMBEDDER=onnx on the embedded Redis, a model server 
 ingest` over made-up documents of about 10 chunks. Questions come all the while at a steady pace: new ones, which look
 for passages (misses), and one that the cache has (exact hits, without passages). Then a fifth as many again, while a
 worker is killed by SIGKILL, and after that the command itself, which is run once more. At the end Redis must hold each
-document and each chunk once. Takes minutes on two cores that are free, 40 on busy ones; `--documents 50` a tenth of that.
+document and each chunk once. Takes minutes on two cores that are free, 40 on busy ones; less with `--documents 50`.
 """
 
 from __future__ import annotations
