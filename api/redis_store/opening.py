@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
-from functools import partial
+from functools import cache, partial
 from typing import Final, TypeAlias
 
+from redis.asyncio import Redis
+from redis.exceptions import NoPermissionError
+
+from api.errors import StoreUnavailable
 from api.redis_store.client import RedisAddress, is_cluster, node_client, seeds, short_commands
 from api.redis_store.cluster_gate import ClusterGate
 from api.redis_store.gate import GateEvents, RedisGate
@@ -37,11 +41,16 @@ async def opened_gate(
         return
     async with short_commands(address) as client:
         gate = RedisGate(client, address.max_connections, events(""), probe=probe)
-        gate.after_recovery(partial(_check_alone, gate, mismatch))
+        gate.on_recovery(partial(_check_alone, client, cache(mismatch)))
         yield gate
 
 
-async def _check_alone(gate: RedisGate, mismatch: Callable[[str], None]) -> None:
-    found = await gate.run("topology", lambda client: client.info("cluster"))
+async def _check_alone(client: Redis, tell_once: Callable[[str], None]) -> None:
+    """Raises `StoreUnavailable` for a part of a cluster: it would refuse most of what it is asked."""
+    try:
+        found = await client.info("cluster")
+    except NoPermissionError:
+        return
     if found.get("cluster_enabled"):
-        mismatch(A_CLUSTER)
+        tell_once(A_CLUSTER)
+        raise StoreUnavailable(A_CLUSTER)

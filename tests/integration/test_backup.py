@@ -310,7 +310,7 @@ async def test_what_was_deleted_since_stays_deleted(serve: Service, redis: Redis
     await ok(ragherd, "backup", file)
     await client.delete("/api/semantic-cache", params={"question": questions["question"]})
     await client.delete("/api/semantic-cache", params={"tenant": "acme"})
-    await redis.delete(OLD_KEYS.cache_invalidated)  # as it is an hour later
+    await redis.delete(OLD_KEYS.partition("").invalidated)  # as it is an hour later
     for key in [key async for key in redis.scan_iter("rag:cache:*")]:
         await redis.unlink(key)
     said = await ok(ragherd, "restore", file)
@@ -361,7 +361,7 @@ async def test_restored_answers_drive_out_none_that_live(
     said = await ok(ragherd, "restore", file, prefix=NEW, SEMANTIC_CACHE_MAX_SIZE="2")
     assert said == "documents: none\nanswers: restored 2, no room 1\n"
     assert len([key async for key in redis.scan_iter(f"{NEW}cache:*")]) == 2
-    assert await redis.zcard(NEW_KEYS.cache_books[0]) == 2
+    assert await redis.zcard(NEW_KEYS.partition("").books[0]) == 2
 
 
 # -- files that can not be used ----------------------------------------------------------------------------------------

@@ -84,7 +84,7 @@ async def test_two_embedders_at_once_each_hit_their_own_and_both_find_the_docume
         assert hit["cache"]["kind"] == "exact"
         assert hit["cache"]["entry"] == (await ask(client, QUESTION.lower()))["cache"]["entry"]
         assert answered["cache"]["entry"] in (None, hit["cache"]["entry"])
-        assert hit["cache"]["entry"].startswith(KEYS.cache_prefix(embedder))
+        assert hit["cache"]["entry"].startswith(KEYS.partition("").embedded_by(embedder))
     await wait_until_async(lambda: is_embedded_by(redis, document["id"], new))
     again = await add(after, "Canteen", CANTEEN)
 

@@ -111,7 +111,7 @@ LOOPS: dict[str, Callable[[Looked, Callable[[], float]], Callable[[], Any]]] = {
     "embedding": lambda looked, pace: upkeep(looked, pace).keep_embedding,
     "warm-ups": lambda looked, pace: WarmUps(cast(Any, looked), cast(Any, None), cast(Any, None), 1, pace).keep_going,
     "indexes": lambda looked, pace: (
-        IndexKeeper(cast(Any, looked), KEYS, cast(Any, looked), cast(Any, looked), pace=pace).keep
+        IndexKeeper(cast(Any, looked), cast(Any, [looked]), cast(Any, looked), pace=pace).keep
     ),
 }
 
