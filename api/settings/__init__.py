@@ -1,0 +1,33 @@
+"""Settings from the environment or `.env`, frozen, one class per concern. docs/configuration.md lists them all.
+
+`load_settings` turns every fault into one `SettingsError` line that names the variable.
+"""
+
+from api.settings.all_settings import Settings
+from api.settings.answers import CacheSettings, DocumentSettings, PartitionSettings, RetrievalSettings
+from api.settings.loading import load_settings, variable_names
+from api.settings.models import BreakerSettings, BulkheadSettings, EmbedderSettings, OllamaSettings, PoolSettings
+from api.settings.redis import BreakerRedisSettings, RedisSettings, is_cluster
+from api.settings.service import AccessSettings, ServerSettings
+from api.settings.together import ONNX_CHUNK_TOKENS
+
+__all__ = [
+    "ONNX_CHUNK_TOKENS",
+    "AccessSettings",
+    "BreakerRedisSettings",
+    "BreakerSettings",
+    "BulkheadSettings",
+    "CacheSettings",
+    "DocumentSettings",
+    "EmbedderSettings",
+    "OllamaSettings",
+    "PartitionSettings",
+    "PoolSettings",
+    "RedisSettings",
+    "RetrievalSettings",
+    "ServerSettings",
+    "Settings",
+    "is_cluster",
+    "load_settings",
+    "variable_names",
+]

@@ -1,0 +1,87 @@
+"""What single values can not tell: whether they go together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from api.errors import SettingsError
+from api.redis_tls_files import check_tls_files
+from api.settings.all_settings import Settings
+from api.settings.concern import split_list
+from api.settings.service import check_sendable
+
+ONNX_CHUNK_TOKENS = 224
+"""Of the 256 that MiniLM reads at once: the rest is for its marks, the title and the headings."""
+
+
+def _check_redis_tls(settings: Settings) -> None:
+    redis = settings.redis
+    files = {"REDIS_CA_FILE": redis.ca_file, "REDIS_CERT_FILE": redis.cert_file, "REDIS_KEY_FILE": redis.key_file}
+    given = [variable for variable, path in files.items() if path]
+    urls = [redis.url, settings.breaker_redis.url or ""]
+    if given and not any(url.startswith("rediss") for url in urls):
+        raise SettingsError(f"{given[0]}: needs TLS, and REDIS_URL does not begin with rediss:// or rediss+sentinel://")
+    check_tls_files(*files.values())
+
+
+def check_together(settings: Settings) -> None:
+    """Raises `SettingsError` where values that are right by themselves do not go together."""
+    _check_redis_tls(settings)
+    _check_access(settings)
+    _check_backends(settings)
+    _check_documents(settings)
+
+
+def _check_access(settings: Settings) -> None:
+    access = settings.access
+    try:
+        tenants = access.tenants_by_key()
+    except ValueError as error:
+        raise SettingsError(f"API_KEYS: {error}") from None
+    if len(tenants) != len(split_list(access.api_keys)):
+        raise SettingsError("API_KEYS: the same key is given to two tenants")
+    try:
+        check_sendable(access.admins())
+    except ValueError as error:
+        raise SettingsError(f"ADMIN_KEYS: {error}") from None
+    if set(tenants) & set(access.admins()):
+        raise SettingsError("ADMIN_KEYS: a key is also in API_KEYS")
+
+
+def _check_backends(settings: Settings) -> None:
+    pool, urls = settings.pool, settings.ollama.base_urls
+    if pool.min_size > pool.max_size:
+        raise SettingsError(
+            f"CONNECTION_POOL_MIN_SIZE: {pool.min_size} is more than CONNECTION_POOL_MAX_SIZE ({pool.max_size})"
+        )
+    if not urls:
+        raise SettingsError("OLLAMA_BASE_URL: no URL given")
+    if len(set(urls)) < len(urls):
+        raise SettingsError("OLLAMA_BASE_URL: the same URL is given twice")
+
+
+def _check_documents(settings: Settings) -> None:
+    documents, embedder = settings.documents, settings.embedder
+    if documents.chunk_overlap >= documents.chunk_tokens:
+        raise SettingsError("CHUNK_OVERLAP: must be less than CHUNK_TOKENS")
+    if embedder.embedder == "onnx" and documents.chunk_tokens > ONNX_CHUNK_TOKENS:
+        raise SettingsError(
+            f"CHUNK_TOKENS: at most {ONNX_CHUNK_TOKENS} with EMBEDDER=onnx, which reads no more at once"
+        )
+    paths = {
+        "EMBED_MODEL_PATH": embedder.embed_model_path,
+        "RERANK_MODEL_PATH": settings.retrieval.rerank_model_path,
+    }
+    for variable, path in paths.items():
+        if path:
+            _check_model(variable, Path(path))
+
+
+def _check_model(variable: str, path: Path) -> None:
+    """Whether the files are there; what is in them is seen when they are loaded."""
+    if not path.exists():
+        raise SettingsError(f"{variable}: no such file or directory")
+    folder, weights = (path, "model.onnx") if path.is_dir() else (path.parent, path.name)
+    for name in (weights, "tokenizer.json"):
+        if not (folder / name).is_file():
+            raise SettingsError(f"{variable}: there is no {name} in {folder}")
