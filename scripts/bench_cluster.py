@@ -120,7 +120,7 @@ async def all_of(calls: int, begin: int, work: Callable[[int], Awaitable[None]])
 
 async def run_client(target: Target, seed: int, what: str, calls: int) -> float:
     address = RedisAddress(target.url, timeout=30.0, connect_timeout=5.0, max_connections=2 * AT_ONCE)
-    async with opened_gate(address, lambda shard: GateEvents(), print) as gate:
+    async with opened_gate(address, lambda shard: GateEvents(), print, target.keys.probe) as gate:
         client = Client(target, gate, seed)
         assert await gate.check()
         for index in client.indexes:
