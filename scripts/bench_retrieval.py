@@ -29,8 +29,8 @@ from api.embedders.onnx_reranker import OnnxReranker
 from api.embedders.remembered import RememberedEmbedder
 from api.knowledge.chunking import in_context
 from api.knowledge.fusion import MEANING, WORDS, fused
-from api.ports.documents import DocumentFilter, Hit
 from api.ports.models import Embedder
+from api.ports.passages import DocumentFilter, Hit
 from api.redis_store.document_fields import owner_of
 from api.redis_store.gate import RedisGate
 from api.redis_store.keys import Keys

@@ -12,7 +12,8 @@ from typing import Any, Final
 
 from api.model import known
 from api.ports.backup import StoredAnswer, StoredDocument
-from api.ports.documents import Chunk, Document, DocumentFacts, EmbeddedChunk
+from api.ports.document_work import EmbeddedChunk
+from api.ports.documents import Chunk, Document, DocumentFacts
 
 FORMAT: Final = 1
 CHUNKS: Final = 200

@@ -17,7 +17,7 @@ from api.endpoints.query_route import QueryRoute
 from api.endpoints.request_timeout import OPENAPI, request_timeout
 from api.endpoints.worker_state import worker_state
 from api.model import ChatMessage
-from api.ports.documents import DocumentFilter
+from api.ports.passages import DocumentFilter
 from api.query.cache_control import parse
 from api.query.question import Query
 

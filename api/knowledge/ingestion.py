@@ -20,8 +20,10 @@ from api.knowledge.embedded_text import EmbeddedText
 from api.knowledge.outdating import Outdating
 from api.knowledge.parsing import Parser
 from api.model import EmbedderIdentity, Vector
-from api.ports.documents import Chunk, DocumentWork, EmbeddedChunk, PassageIndex, Work
+from api.ports.document_work import DocumentWork, EmbeddedChunk, Work
+from api.ports.documents import Chunk
 from api.ports.models import Embedder
+from api.ports.passages import PassageIndex
 
 T = TypeVar("T")
 Write = Callable[[Sequence[EmbeddedChunk], int], Awaitable[bool]]

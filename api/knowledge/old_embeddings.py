@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Final, Protocol
 
 from api.errors import EmbeddingUnavailable, StoreUnavailable
-from api.ports.documents import Reembedding
+from api.ports.document_work import Reembedding
 from api.ports.embeddings import UnusedEmbeddings
 from api.ports.fleet import Duty
 from api.ports.models import Embedder

@@ -8,8 +8,9 @@ from typing import Final, Literal, Protocol
 
 from api.errors import EmbeddingUnavailable, ServiceUnavailable
 from api.knowledge.retrieval import Retriever, Wanted
-from api.ports.documents import CachedQuestion, DocumentWork, OutdatedAnswers, Work
+from api.ports.document_work import DocumentWork, Work
 from api.ports.models import Embedder
+from api.ports.outdated_answers import CachedQuestion, OutdatedAnswers
 from api.ports.sweep import CacheSweep, Selection
 
 OnNewDocuments = Literal["affected", "all", "none"]

@@ -17,8 +17,8 @@ from api.knowledge.chunking import in_context
 from api.knowledge.fusion import MEANING, WORDS, fused
 from api.knowledge.reranking import Reranking
 from api.model import EmbedderIdentity, Source, Vector
-from api.ports.documents import Corpus, Current, DocumentFilter, Hit, PassageIndex
 from api.ports.models import Embedder
+from api.ports.passages import Corpus, Current, DocumentFilter, Hit, PassageIndex
 
 WIDENINGS: Final = 3
 """How often a search is repeated with more candidates, where too many of them do not serve."""

@@ -12,7 +12,7 @@ from api.background import cancelled
 from api.errors import EmbeddingUnavailable, RagherdError, ServiceUnavailable, StoreUnavailable
 from api.knowledge.ingestion import Ingestion
 from api.model import EmbedderIdentity
-from api.ports.documents import DocumentWork, Reembedding, Work
+from api.ports.document_work import DocumentWork, Reembedding, Work
 from api.ports.fleet import Duty
 from api.ports.models import Embedder
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from api.model import CachedAnswer, CacheMatch, EmbedderIdentity, Source, Usage, Vector
-from api.ports.documents import DocumentFilter
+from api.ports.passages import DocumentFilter
 
 
 @dataclass(frozen=True, slots=True)

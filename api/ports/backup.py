@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from api.model import Vector
-from api.ports.documents import Document, EmbeddedChunk
+from api.ports.document_work import EmbeddedChunk
+from api.ports.documents import Document
 
 
 @dataclass(frozen=True, slots=True)

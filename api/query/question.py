@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from api.model import ChatMessage
-from api.ports.documents import DocumentFilter
+from api.ports.passages import DocumentFilter
 from api.query import prompt
 from api.query.cache_control import CacheControl
 

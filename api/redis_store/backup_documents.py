@@ -8,7 +8,7 @@ from typing import Any, Final
 from redis.asyncio import Redis
 
 from api.ports.backup import StoredDocument
-from api.ports.documents import EmbeddedChunk
+from api.ports.document_work import EmbeddedChunk
 from api.redis_store.document_fields import Fields, chunk_of, document_of, named, range_of, vector_of
 from api.redis_store.gate import Gates
 from api.redis_store.keys import Keys

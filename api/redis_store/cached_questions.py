@@ -8,7 +8,8 @@ from typing import Any, Final
 import orjson
 
 from api.ports.answers import Grounds
-from api.ports.documents import CachedQuestion, DocumentFilter
+from api.ports.outdated_answers import CachedQuestion
+from api.ports.passages import DocumentFilter
 from api.redis_store.document_fields import owner_of
 
 COMPARED: Final = "meaning"

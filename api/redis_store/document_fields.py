@@ -9,7 +9,8 @@ from typing import Any, cast
 import orjson
 
 from api.model import Vector
-from api.ports.documents import Chunk, Document, DocumentFacts, DocumentStatus, EmbeddedChunk, Work, WorkPhase
+from api.ports.document_work import EmbeddedChunk, Work, WorkPhase
+from api.ports.documents import Chunk, Document, DocumentFacts, DocumentStatus
 
 Fields = Mapping[str, bytes]
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 from redis.asyncio import Redis
 
 from api.model import EmbedderIdentity, Vector
-from api.ports.documents import EmbeddedChunk, Work, Written
+from api.ports.document_work import EmbeddedChunk, Work, Written
 from api.redis_store.document_fields import chunk_fields, named, owner_of, work_of
 from api.redis_store.gate import Gates
 from api.redis_store.keys import Keys

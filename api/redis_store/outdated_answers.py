@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from redis.exceptions import MovedError, RedisError, ResponseError
 
 from api.model import EmbedderIdentity, Vector
-from api.ports.documents import CachedQuestion
+from api.ports.outdated_answers import CachedQuestion
 from api.redis_store.cache_keys import CacheKeys
 from api.redis_store.cached_questions import EXACT, WANTED, cached_question
 from api.redis_store.document_fields import owner_of

@@ -13,7 +13,7 @@ from redisvl.exceptions import RedisSearchError
 from redisvl.index import AsyncSearchIndex
 
 from api.model import EmbedderIdentity, Vector
-from api.ports.documents import Corpus, Current, DocumentFilter, Hit, Rankings
+from api.ports.passages import Corpus, Current, DocumentFilter, Hit, Rankings
 from api.redis_store.document_fields import facts_of, named, owner_of, range_of
 from api.redis_store.gate import Gates
 from api.redis_store.keys import Keys

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from api.model import EmbedderIdentity, Vector
-from api.ports.documents import DocumentFilter
+from api.ports.passages import DocumentFilter
 from api.redis_store.document_fields import owner_of, tag_key
 from api.redis_store.keys import Keys
 

@@ -8,7 +8,7 @@ from typing import Any
 from redis.asyncio import Redis
 
 from api.model import EmbedderIdentity
-from api.ports.documents import Epoch, Work
+from api.ports.document_work import Epoch, Work
 from api.redis_store.document_fields import Fields, facts_of, named
 from api.redis_store.gate import Gates
 from api.redis_store.keys import Keys

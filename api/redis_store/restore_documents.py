@@ -11,7 +11,8 @@ from typing import Any, Final
 from api.errors import StoreUnavailable
 from api.model import EmbedderIdentity
 from api.ports.backup import DocumentOutcome, StoredDocument
-from api.ports.documents import Document, Draft, EmbeddedChunk, Work
+from api.ports.document_work import EmbeddedChunk, Work
+from api.ports.documents import Document, Draft
 from api.ports.sweep import CacheSweep, Selection
 from api.redis_store.cache_keys import CacheKeys
 from api.redis_store.document_fields import owner_of

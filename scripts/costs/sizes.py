@@ -13,7 +13,8 @@ from redis.asyncio import Redis
 
 from api.knowledge.retrieval import RetrievalPolicy, Retriever, Wanted
 from api.model import EmbedderIdentity, Vector
-from api.ports.documents import Chunk, DocumentFacts, EmbeddedChunk, Work
+from api.ports.document_work import EmbeddedChunk, Work
+from api.ports.documents import Chunk, DocumentFacts
 from api.redis_store.document_fields import chunk_fields
 from api.redis_store.gate import RedisGate
 from api.redis_store.index_schema import algorithm_for

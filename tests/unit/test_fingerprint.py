@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from api.model import ChatMessage, EmbedderIdentity
-from api.ports.documents import DocumentFilter
+from api.ports.passages import DocumentFilter
 from api.query.cache_control import CacheControl
 from api.query.fingerprint import fingerprint
 from api.query.question import Query
