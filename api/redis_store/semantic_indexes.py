@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -36,7 +35,8 @@ class SemanticIndexes:
         """Makes them, where it is known yet who embeds, and what shard is up; else with the first look-up."""
         with suppress(EmbeddingUnavailable):
             identity = await embedder.identity()
-            await asyncio.gather(*(_ensured(index, identity) for index in self))
+            for index in self:  # one after the other: together they would want a connection each, at the busiest moment
+                await _ensured(index, identity)
 
 
 async def _ensured(index: SemanticIndex, identity: EmbedderIdentity) -> None:
