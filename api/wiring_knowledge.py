@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from api.background import Background
@@ -69,64 +70,74 @@ class WorkerKnowledge:
         reranker: Reranker | None = None,
         pace: Callable[[], float] = lambda: 1.0,
     ) -> None:
-        documents, retrieval = settings.documents, settings.retrieval
         keys, events = Keys(*settings.key_layout), KnowledgeEvents(metrics)
-        on_new = retrieval.cache_on_new_documents if settings.cache.enabled else "none"
-        work = RedisDocumentWork(gate, keys, worker, KINDS)
-        policy = RetrievalPolicy(
-            candidates=retrieval.retrieval_candidates,
-            floor=retrieval.retrieval_relevance_floor,
-            neighbours=retrieval.retrieval_neighbours,
-        )
-        passages = RedisPassageIndex(gate, keys)
+        work, passages = RedisDocumentWork(gate, keys, worker, KINDS), RedisPassageIndex(gate, keys)
+        retrieval, plain = settings.retrieval, embedders.documents
         reranking = None
         if reranker is not None:
             metrics.reranking_known()
             reranking = Reranking(reranker, retrieval.rerank_candidates, events)
-        self.retriever = Retriever(passages, embedder, reranking, policy)
+        self.retriever = Retriever(passages, embedder, reranking, _retrieval_policy(settings))
+        on_new = retrieval.cache_on_new_documents if settings.cache.enabled else "none"
         answers = RedisOutdatedAnswers(gate, keys, indexes)
-        outdating = Outdating(
-            RedisCacheSweep(gate, keys), answers, self.retriever, work, embedders.documents, events, on_new
+        sweep = RedisCacheSweep(gate, keys)
+        outdating = Outdating(sweep, answers, self.retriever, work, plain, events, on_new)
+        parser, sizes = (
+            Parser(_parse_limits(settings)),
+            (settings.documents.chunk_tokens, settings.documents.chunk_overlap),
         )
-        limits = ParseLimits(
-            documents.document_max_pages, documents.document_max_characters, documents.document_parse_timeout
-        )
-        parser = Parser(limits)
-        sizes = (documents.chunk_tokens, documents.chunk_overlap)
-        chunker = Chunker(embedders.count, *sizes, embedders.tokenizer)
-        batch = BATCH[settings.embedder.embedder]
         ingestion = Ingestion(
             work,
             passages,
             parser,
-            chunker,
+            Chunker(embedders.count, *sizes, embedders.tokenizer),
             EmbeddedText(embedders.count, embedders.limit),
-            embedders.documents,
+            plain,
             outdating,
             events,
-            batch,
+            BATCH[settings.embedder.embedder],
             retrieval.retrieval_neighbours,
         )
-        self.library = Library(
-            RedisDocuments(gate, keys),
-            ingestion,
-            parser,
-            Limits(
-                documents.document_max_bytes,
-                documents.document_max_characters,
-                documents.documents_max,
-                documents.ingest_wait,
-            ),
-        )
-        self._duties = lambda fingerprint: RedisDuty(gate, keys.embedding_duty(fingerprint), worker)
-        anew = RedisReembedding(gate, keys, worker)
-        self.upkeep = Upkeep(work, ingestion, anew, embedders.documents, self._duties, pace)
-        janitor, kept = RedisDuty(gate, keys.janitor, worker), documents.unused_embeddings_keep
-        self._old = OldEmbeddings(RedisUnusedEmbeddings(gate, keys), anew, embedders.documents, janitor, events, kept)
+        self.library = Library(RedisDocuments(gate, keys), ingestion, parser, _limits(settings))
+        duties, anew = partial(_embedding_duty, gate, keys, worker), RedisReembedding(gate, keys, worker)
+        self.upkeep = Upkeep(work, ingestion, anew, plain, duties, pace)
+        janitor, kept = RedisDuty(gate, keys.janitor, worker), settings.documents.unused_embeddings_keep
+        self._old = OldEmbeddings(RedisUnusedEmbeddings(gate, keys), anew, plain, janitor, events, kept)
 
     def tasks(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
         """What goes on for as long as the worker lives."""
         return [self.upkeep.keep, self.upkeep.keep_embedding, self._old.keep_clean]
+
+
+def _retrieval_policy(settings: Settings) -> RetrievalPolicy:
+    retrieval = settings.retrieval
+    return RetrievalPolicy(
+        candidates=retrieval.retrieval_candidates,
+        floor=retrieval.retrieval_relevance_floor,
+        neighbours=retrieval.retrieval_neighbours,
+    )
+
+
+def _chunk_sizes(settings: Settings) -> tuple[int, int]:
+    return settings.documents.chunk_tokens, settings.documents.chunk_overlap
+
+
+def _parse_limits(settings: Settings) -> ParseLimits:
+    documents = settings.documents
+    return ParseLimits(
+        documents.document_max_pages, documents.document_max_characters, documents.document_parse_timeout
+    )
+
+
+def _limits(settings: Settings) -> Limits:
+    documents = settings.documents
+    return Limits(
+        documents.document_max_bytes, documents.document_max_characters, documents.documents_max, documents.ingest_wait
+    )
+
+
+def _embedding_duty(gate: AnyGate, keys: Keys, worker: str, fingerprint: str) -> RedisDuty:
+    return RedisDuty(gate, keys.embedding_duty(fingerprint), worker)
 
 
 async def open_reranker(stack: AsyncExitStack, settings: Settings) -> Reranker | None:
