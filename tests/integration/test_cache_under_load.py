@@ -121,8 +121,11 @@ async def test_after_flushall_the_index_is_back_and_no_worker_was_restarted(
         async with httpx.AsyncClient() as client:
 
             async def semantic() -> bool:
-                response = await client.post(f"{fleet.url()}/query", json={"question": PARAPHRASE})
-                return bool(response.json()["cache"]["kind"] == "semantic")
+                """By what explains it, which stores nothing: the paraphrase itself would soon be an exact hit."""
+                url = f"{fleet.url()}/api/semantic-cache/explain"
+                return bool(
+                    (await client.post(url, json={"question": PARAPHRASE})).json()["decision"] == "semantic_hit"
+                )
 
             await wait_until_async(semantic, timeout=2)
     assert fleet.workers() == workers
