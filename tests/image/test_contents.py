@@ -33,9 +33,10 @@ BUILD_TOOLS = {
 MODULES = """
 import os; del os.environ["PROMETHEUS_MULTIPROC_DIR"]  # which the master would have made
 import importlib, pkgutil, api, worker_config
+OF_EXTRAS = ("api.embedded", "api.cli.dev", "api.scaling.simulation")  # need packages that the image does without
 for package in (api, worker_config):
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-        if not module.name.startswith(("api.embedded", "api.cli.dev")) and not module.name.endswith("__main__"):
+        if not module.name.startswith(OF_EXTRAS) and not module.name.endswith("__main__"):
             importlib.import_module(module.name)
 """
 
