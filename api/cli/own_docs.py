@@ -14,7 +14,7 @@ from api.cli.document_files import find
 from api.cli.ingest_run import About, Result, upload_all
 from api.settings import Settings
 
-PAGES: Final = ("README.md", "docs")
+PAGES: Final = ("docs",)
 TAG: Final = "ragherd"
 CONCURRENCY: Final = 4
 
