@@ -182,9 +182,14 @@ def test_sigterm_in_the_middle_of_a_reload_ends_everything_in_time(start: Start)
 # -- WORKER_MEMORY_LIMIT -----------------------------------------------------------------------------------------------
 
 
+LOOKED_AT = 4.0
+"""Seconds: a worker's master, which looks once a second, knows by then what it started with."""
+
+
 def test_workers_over_the_memory_limit_are_replaced_one_at_a_time_and_no_request_fails(start: Start) -> None:
     gunicorn = start(WORKERS="2", WORKER_MEMORY_LIMIT="300Mi", METRICS_PORT=free_port())
     before = gunicorn.workers()
+    wait_until(lambda: min(map(seconds_lived, before)) > LOOKED_AT)
     most: list[int] = []
     with every_kind_of_load(gunicorn):
         for worker in before:
@@ -194,6 +199,12 @@ def test_workers_over_the_memory_limit_are_replaced_one_at_a_time_and_no_request
     assert max(most) == 3  # never more than one successor or leaving worker beside the two
     lines = [line for line in gunicorn.lines() if "WORKER_MEMORY_LIMIT is 300 MiB" in line]
     assert len(lines) == 2
+
+
+def seconds_lived(pid: int) -> float:
+    """Of a process."""
+    began = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+    return float(Path("/proc/uptime").read_text().split()[0]) - began
 
 
 def leak_in(gunicorn: Gunicorn, worker: int) -> None:
