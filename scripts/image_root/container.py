@@ -41,7 +41,7 @@ class Container:
 
     @property
     def pid(self) -> int:
-        return int((Path("/proc") / str(self.process.pid) / f"task/{self.process.pid}/children").read_text().split()[0])
+        return self._children()[0]
 
     @property
     def url(self) -> str:
@@ -56,6 +56,14 @@ class Container:
                 return bool(answer.status == 200)
         except OSError:
             return False
+
+    def _children(self) -> list[int]:
+        """Of unshare: process 1 of the container, or nothing before and after."""
+        try:
+            listed = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        except FileNotFoundError:
+            return []
+        return [int(pid) for pid in listed.split()]
 
     def output(self) -> str:
         return self._log.read_text()
@@ -87,6 +95,13 @@ class Container:
             check=False,
         )
 
+    def kill(self) -> None:
+        """All of it. The change of user disarms unshare's --kill-child: process 1 takes its namespace along."""
+        for child in self._children():
+            os.kill(child, signal.SIGKILL)
+        self.process.kill()
+        self.process.wait()
+
     def stop(self, timeout: float = 60) -> int:
         """As a runtime stops it: SIGTERM to process 1. The exit code."""
         os.kill(self.pid, signal.SIGTERM)
@@ -105,10 +120,11 @@ def running(image: Image, settings: Mapping[str, str], log: Path) -> Iterator[Co
         *image.command,
     ]
     with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
+        container = Container(image, process, settings, log)
         try:
-            yield Container(image, process, settings, log)
+            yield container
         finally:
-            process.kill()
+            container.kill()
 
 
 def _with_environment(image: Image, settings: Mapping[str, str]) -> list[str]:

@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from threading import Thread
 
 import httpx
@@ -102,6 +103,22 @@ def test_process_1_buries_what_a_killed_worker_leaves_behind(own_container: Cont
     wait_until(own_container.is_ready)
     wait_until(lambda: len(own_container.processes()) == 4)
     assert not [facts for facts in own_container.processes().values() if facts["State"].startswith("Z")]
+
+
+def test_nothing_of_it_is_left_when_it_is_killed(own_container: Container) -> None:
+    """What went on running would write to the Redis of the tests that come after."""
+    wait_until(lambda: len(own_container.processes()) == 4)
+    processes = own_container.processes()
+    own_container.kill()
+    wait_until(lambda: not [pid for pid in processes if is_running(pid)])
+
+
+def is_running(pid: int) -> bool:
+    """Whether it does anything still: a zombie does not."""
+    try:
+        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def reader_at_work(container: Container) -> tuple[int, int]:
