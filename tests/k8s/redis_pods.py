@@ -7,6 +7,7 @@ address. The entrypoint is a stand-in that does what redis:8's does: it loads th
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,7 +18,8 @@ from typing import Final
 import redis
 
 from api.embedded.redis_binary import find_redis_binary
-from tests.k8s.rendered import K8S, ROOT
+from tests.k8s.rendered import K8S, ROOT, rendered
+from tests.needed_tools import need_tool
 
 PASSWORD: Final = "0123abcd" * 8
 ADDRESSES: Final = {f"redis-{n}": f"127.0.77.1{n}" for n in range(3)} | {
@@ -28,43 +30,79 @@ shift
 case " $* " in *" --sentinel "*) set -- "$@" ;; *) set -- "$@" --loadmodule {module} ;; esac
 exec {server} "$@" --bind {address}
 """
+CLIENT: Final = """#!/bin/sh
+exec {client} -h {address} "$@"
+"""
+"""A pod's own loopback address is the one of that pod; a later -h wins."""
+MOUNTED: Final = {
+    "/etc/redis-secret": "secret",
+    "/etc/redis": "configuration",
+    "/run/redis": "run",
+    "/data": "data",
+}
+FOLDERS: Final = {"redis": "overlays/staging", "redis-sentinel": "overlays/production"}
+"""An overlay that has the component."""
 WITH_NAMES: Final = 'mount --bind "$0" /etc/hosts && exec "$@"'
 
 
 class RedisPods:
-    """Pods by name, in `folder`. What a pod keeps on its volume outlives it."""
+    """Pods by name, in `folder`. What a pod keeps on its volume outlives it; it starts with `password`."""
 
     def __init__(self, component: str, folder: Path) -> None:
         self._component = K8S / "components" / component
         self._folder = folder
-        self._running: dict[str, list[subprocess.Popen[bytes]]] = {}
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._hosts = folder / "hosts"
+        self.password = PASSWORD
         names = [f"{ip} {name}.{name.rpartition('-')[0]}" for name, ip in ADDRESSES.items()]
         self._hosts.write_text("\n".join(["127.0.0.1 localhost", *names, ""]))
 
-    def start(self, name: str, script: str, post_start: str | None = None) -> subprocess.Popen[bytes]:
-        """Runs a script of the component as that pod, and beside it the one of its postStart."""
+    def start(self, name: str, script: str) -> subprocess.Popen[bytes]:
+        """Runs a script of the component as that pod."""
         pod = self._folder / name
         self._write_files(pod, name)
-        environment = {"PATH": f"{pod}/bin:{os.environ['PATH']}", "POD_NAME": name}
+        command = self._with_names("/bin/sh", str(pod / "configuration" / script))
         with (pod / "log").open("ab") as log:
-            for each in filter(None, (script, post_start)):
-                command = self._with_names("/bin/sh", str(pod / "configuration" / each))
-                process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-                self._running.setdefault(name, []).append(process)
-        return self._running[name][0]
+            self._running[name] = subprocess.Popen(
+                command, env=self._environment(name), stdout=log, stderr=log, start_new_session=True
+            )
+        return self._running[name]
+
+    def probe(self, name: str, kind: str) -> bool:
+        """What the kubelet finds: `kind` as in `readinessProbe`."""
+        workload = rendered(FOLDERS[self._component.name]).pods()[name.rpartition("-")[0]]
+        [container] = workload["spec"]["containers"]
+        command = [self._here(word, self._folder / name) for word in container[kind]["exec"]["command"]]
+        done = subprocess.run(
+            self._with_names(*command),
+            env=self._environment(name),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=30,
+            check=False,
+        )
+        return done.returncode == 0
 
     def _write_files(self, pod: Path, name: str) -> None:
         for each in ("bin", "run", "data", "configuration", "secret"):
             (pod / each).mkdir(parents=True, exist_ok=True)
-        (pod / "secret" / "password").write_text(PASSWORD)
-        mounted = {"/etc/redis-secret": "secret", "/etc/redis": "configuration", "/run/redis": "run", "/data": "data"}
+        (pod / "secret" / "password").write_text(self.password)
         for source in self._component.iterdir():
-            text = source.read_text()
-            for path, folder in mounted.items():
-                text = text.replace(path, f"{pod}/{folder}")
-            (pod / "configuration" / source.name).write_text(text)
-        self._write_entrypoint(pod / "bin" / "docker-entrypoint.sh", name)
+            (pod / "configuration" / source.name).write_text(self._here(source.read_text(), pod))
+        binary = find_redis_binary()
+        entrypoint = ENTRYPOINT.format(module=binary.search_module, server=binary.server, address=ADDRESSES[name])
+        client = CLIENT.format(client=need_tool("redis-cli"), address=ADDRESSES[name])
+        for program, text in (("docker-entrypoint.sh", entrypoint), ("redis-cli", client)):
+            (pod / "bin" / program).write_text(text)
+            (pod / "bin" / program).chmod(0o755)
+
+    def _here(self, text: str, pod: Path) -> str:
+        for path, folder in MOUNTED.items():
+            text = text.replace(path, f"{pod}/{folder}")
+        return text
+
+    def _environment(self, name: str) -> dict[str, str]:
+        return {"PATH": f"{self._folder / name}/bin:{os.environ['PATH']}", "POD_NAME": name}
 
     def ask(self, program: str) -> str:
         """Runs Python where the pods' names are known."""
@@ -73,13 +111,13 @@ class RedisPods:
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
-    def client(self, name: str, password: str | None = PASSWORD) -> redis.Redis:
-        """Of that pod itself."""
+    def client(self, name: str, *, stranger: bool = False) -> redis.Redis:
+        """Of that pod itself. A stranger knows no password."""
         sentinel = name.startswith("redis-sentinel")
         return redis.Redis(
             host=ADDRESSES[name],
             port=26379 if sentinel else 6379,
-            password=None if sentinel else password,
+            password=None if sentinel or stranger else self.password,
             decode_responses=True,
             socket_timeout=2,
         )
@@ -104,9 +142,9 @@ class RedisPods:
 
     def kill(self, name: str) -> None:
         """As a node that is gone."""
-        for process in self._running.pop(name):
-            process.kill()
-            process.wait()
+        process = self._running.pop(name)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
     def kill_all(self) -> None:
         for name in list(self._running):
@@ -124,11 +162,6 @@ class RedisPods:
             str(self._hosts),
             *command,
         ]
-
-    def _write_entrypoint(self, path: Path, name: str) -> None:
-        binary = find_redis_binary()
-        path.write_text(ENTRYPOINT.format(module=binary.search_module, server=binary.server, address=ADDRESSES[name]))
-        path.chmod(0o755)
 
 
 @contextmanager

@@ -112,6 +112,12 @@ def test_every_container_is_probed_and_bounded(manifests: Rendered) -> None:
             assert {"cpu", "memory"} <= set(container["resources"]["limits"])
 
 
+def test_no_pod_is_without_its_name_while_it_starts(manifests: Rendered) -> None:
+    """Until a postStart hook ends nobody is told the pod's address: its Service does not lead to it."""
+    for name, pod in manifests.pods().items():
+        assert [each["name"] for each in containers(pod) if "postStart" in each.get("lifecycle", {})] == [], name
+
+
 def test_a_pod_is_not_killed_before_it_has_drained(manifests: Rendered) -> None:
     container, pod = manifests.container(), manifests.pods()["ragherd"]
     before = float(container["lifecycle"]["preStop"]["exec"]["command"][1])

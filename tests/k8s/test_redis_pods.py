@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import redis
 
-from tests.k8s.redis_pods import PASSWORD, RedisPods, redis_pods
+from tests.k8s.redis_pods import ADDRESSES, PASSWORD, RedisPods, redis_pods
 from tests.needed_tools import need_tool, not_here
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.processes
 URL = (
-    f"redis+sentinel://:{PASSWORD}@redis-sentinel-0.redis-sentinel:26379,"
+    "redis+sentinel://:{password}@redis-sentinel-0.redis-sentinel:26379,"
     "redis-sentinel-1.redis-sentinel:26379,redis-sentinel-2.redis-sentinel:26379/ragherd"
 )
 AS_THE_SERVICE = """
@@ -44,11 +46,11 @@ def start_all(pods: RedisPods) -> None:
 
 
 def start_sentinel(pods: RedisPods, number: int) -> None:
-    pods.start(f"redis-sentinel-{number}", "start-sentinel.sh", post_start="arm-sentinel.sh")
+    pods.start(f"redis-sentinel-{number}", "start-sentinel.sh")
 
 
 def is_armed(pods: RedisPods) -> bool:
-    """Whether every Sentinel watches the primary by seconds, as its postStart has told it."""
+    """Whether every Sentinel watches the primary by seconds, as arm-sentinel.sh has told it."""
     found = set()
     for number in range(3):
         with pods.client(f"redis-sentinel-{number}") as sentinel:
@@ -76,14 +78,14 @@ def takes_writes(pods: RedisPods, name: str) -> bool:
 
 
 def as_the_service(pods: RedisPods, call: str) -> str:
-    return pods.ask(AS_THE_SERVICE.format(url=URL, call=call))
+    return pods.ask(AS_THE_SERVICE.format(url=URL.format(password=pods.password), call=call))
 
 
 def test_one_redis_asks_for_its_password_and_can_search_and_keeps_what_it_has(tmp_path: Path) -> None:
     with redis_pods("redis", tmp_path) as pods:
         process = pods.start("redis-0", "start-redis.sh")
         wait_until(lambda: pods.role("redis-0") == "master")
-        with pods.client("redis-0", password=None) as stranger, pytest.raises(redis.AuthenticationError):
+        with pods.client("redis-0", stranger=True) as stranger, pytest.raises(redis.AuthenticationError):
             stranger.get("key")
         with pods.client("redis-0") as client:
             client.set("key", "kept")
@@ -104,6 +106,7 @@ def test_another_redis_takes_over_and_the_old_primary_comes_back_as_its_replica(
         start_all(pods)
         wait_until(lambda: is_whole(pods), timeout=60)
         wait_until(lambda: is_armed(pods))
+        wait_until(lambda: all(pods.probe(name, "readinessProbe") for name in ADDRESSES), timeout=30)
         assert pods.primary() == "redis-0"
         assert as_the_service(pods, "set('before', '1')") == "True"
         with pods.client("redis-0") as client:
@@ -128,6 +131,7 @@ def test_another_redis_takes_over_and_the_old_primary_comes_back_as_its_replica(
         wait_until(lambda: takes_writes(pods, successor))
         assert as_the_service(pods, "set('after', '3')") == "True"
         pods.kill_all()
+        pods.password = "4567cdef" * 8
         start_all(pods)
         wait_until(lambda: is_whole(pods), timeout=90)
         assert pods.primary() == successor, "whoever was the primary last has what the others may lack"
@@ -145,3 +149,43 @@ def test_a_redis_that_hears_of_no_primary_waits(tmp_path: Path) -> None:
         assert pods.role("redis-0") is None
         start_sentinel(pods, 1)
         wait_until(lambda: pods.role("redis-0") == "master", timeout=30)
+
+
+@pytest.mark.timeout(120)
+def test_a_replica_is_ready_once_it_has_what_its_primary_has_and_lives_without(tmp_path: Path) -> None:
+    with redis_pods("redis-sentinel", tmp_path) as pods:
+        for number in range(2):
+            start_sentinel(pods, number)
+            pods.start(f"redis-{number}", "start-redis.sh")
+        wait_until(lambda: all(pods.probe(name, "readinessProbe") for name in NAMES[:2]), timeout=60)
+        assert [pods.role(name) for name in NAMES[:2]] == ["master", "slave"]
+        assert all(pods.probe(name, "startupProbe") for name in NAMES[:2])
+
+        (tmp_path / "redis-1" / "secret" / "password").write_text("another")  # it is used from the next start on
+        assert pods.probe("redis-1", "readinessProbe")
+
+        for name in ("redis-sentinel-0", "redis-sentinel-1", "redis-0"):  # nobody can promote it
+            pods.kill(name)
+        wait_until(lambda: not pods.probe("redis-1", "readinessProbe"))
+        assert pods.probe("redis-1", "livenessProbe")
+
+
+@pytest.mark.timeout(120)
+def test_a_busy_redis_is_not_ready_and_lives(tmp_path: Path) -> None:
+    with redis_pods("redis", tmp_path) as pods:
+        pods.start("redis-0", "start-redis.sh")
+        wait_until(lambda: pods.probe("redis-0", "readinessProbe"), timeout=30)
+        with pods.client("redis-0") as client, pods.client("redis-0") as endless:
+            client.config_set("busy-reply-threshold", 1)
+            thread = threading.Thread(target=lambda: _until_killed(endless))
+            thread.start()
+            wait_until(lambda: not pods.probe("redis-0", "readinessProbe"))
+            assert pods.probe("redis-0", "livenessProbe")
+            client.script_kill()
+            thread.join()
+        wait_until(lambda: pods.probe("redis-0", "readinessProbe"))
+
+
+def _until_killed(client: redis.Redis) -> None:
+    with suppress(redis.RedisError):
+        client.eval("while true do end", 0)
