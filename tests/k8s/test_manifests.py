@@ -155,6 +155,17 @@ def test_ollama_computes_as_many_at_once_as_the_bulkhead_lets_through(manifests:
         assert environment["OLLAMA_NUM_PARALLEL"] == manifests.settings().get("BULKHEAD_MAX_CONCURRENT", "4")
 
 
+@pytest.mark.parametrize("folder", OVERLAYS)
+def test_ollama_has_the_services_model_and_starts_anew_for_no_other_setting(folder: str) -> None:
+    """It is one pod, with a model in memory: it does not name the ConfigMap, whose name changes with any setting."""
+    manifests = rendered(folder)
+    pod = manifests.pods()["ollama"]
+    [models] = pod["spec"]["initContainers"]
+    environment = {one["name"]: one.get("value") for one in models["env"]}
+    assert environment["LLM_MODEL"] == manifests.settings()["LLM_MODEL"]
+    assert manifests.named("ConfigMap")["metadata"]["name"] not in str(pod)
+
+
 def test_compose_and_manifests_run_the_same_ollama() -> None:
     compose = (ROOT / "docker-compose.yml").read_text()
     [image] = re.findall(r"OLLAMA_IMAGE:-([^}]+)}", compose)
