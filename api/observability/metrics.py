@@ -11,6 +11,7 @@ import os
 import platform
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from itertools import permutations
 from typing import Any, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -226,6 +227,8 @@ class Metrics:
         """A breaker exists: its counters begin at zero. Its state is not known yet."""
         for outcome in BREAKER_OUTCOMES:
             self._families[names.BREAKER_CALLS].begin(name, outcome)
+        for before, after in permutations(BREAKER_STATES, 2):
+            self._families[names.BREAKER_TRANSITIONS].begin(name, before, after)
         for spec in (names.BREAKER_NOT_PERMITTED, names.BREAKER_STALE_RESULTS, names.BREAKER_LOST_PROBES):
             self._families[spec].begin(name)
         self.breaker_store(name, local=False)

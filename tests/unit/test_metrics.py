@@ -59,6 +59,8 @@ def test_what_can_fail_begins_at_zero(registry: CollectorRegistry, metrics: Metr
     assert value("ragherd_cache_lookups_total", {"result": "miss"}) == 0
     assert value("ragherd_circuitbreaker_calls_total", {"name": "ollama", "outcome": "slow_failed"}) == 0
     assert value("ragherd_circuitbreaker_not_permitted_calls_total", {"name": "ollama"}) == 0
+    opened = {"name": "ollama", "from_state": "half_open", "to_state": "open"}
+    assert value("ragherd_circuitbreaker_transitions_total", opened) == 0  # else the first of each pod is no increase
 
 
 def test_the_breaker_is_in_exactly_one_state(registry: CollectorRegistry, metrics: Metrics) -> None:
