@@ -128,5 +128,5 @@ def _guard_memory(server: Any) -> None:
 
 
 def _sockets_are_inherited() -> bool:
-    """From an older master (SIGUSR2) or from systemd."""
-    return "GUNICORN_FD" in os.environ or "LISTEN_FDS" in os.environ
+    """From systemd."""
+    return "LISTEN_FDS" in os.environ

@@ -58,6 +58,13 @@ class RollingArbiter(Arbiter):  # type: ignore[misc]  # untyped library
         self._no_start_before = 0.0
         self.cfg.on_reload(self)
 
+    def handle_usr2(self) -> None:
+        """Refuses what gunicorn does: a second master would need the metrics port and clear the counters' directory."""
+        self.log.error(
+            "SIGUSR2 is not supported: a second master can have neither the metrics port nor the counters of this one. "
+            "For new settings send SIGHUP; for a new version start it beside this one, or restart"
+        )
+
     def reap_workers(self) -> None:
         """As gunicorn, but a new worker that can not start does not end those that serve."""
         before = dict(self.WORKERS)

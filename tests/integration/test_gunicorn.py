@@ -154,6 +154,19 @@ def test_without_a_metrics_port_there_is_no_metrics_process(start: Start) -> Non
     assert gunicorn.process.wait(10) == 0
 
 
+def test_a_second_master_is_refused_and_the_counters_stay(start: Start) -> None:
+    gunicorn = start(METRICS_PORT=free_port())
+    gunicorn.get("/count")
+    wait_until(lambda: gunicorn.misses() == 1)
+    before = children(gunicorn.pid)
+
+    os.kill(gunicorn.pid, signal.SIGUSR2)
+    wait_until(lambda: any("SIGUSR2 is not supported" in line for line in gunicorn.lines()))
+
+    assert children(gunicorn.pid) == before
+    assert gunicorn.misses() == 1
+
+
 def test_a_draining_worker_says_so_while_it_still_accepts(start: Start) -> None:
     gunicorn = start(DRAIN_DELAY="1.5")
     assert "connection" not in gunicorn.get("/pid").headers
