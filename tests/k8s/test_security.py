@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from tests.k8s.rendered import OVERLAYS, Rendered, containers, rendered
+from tests.k8s.rendered import OVERLAYS, ROOT, Rendered, containers, rendered
 
 
 def test_every_pod_keeps_to_the_restricted_standard(manifests: Rendered) -> None:
@@ -24,8 +26,15 @@ def test_every_pod_keeps_to_the_restricted_standard(manifests: Rendered) -> None
 
 def test_only_memory_can_be_written_by_the_service(manifests: Rendered) -> None:
     pod = manifests.pods()["ragherd"]
-    assert [mount["mountPath"] for mount in manifests.container()["volumeMounts"]] == ["/tmp"]
-    assert [volume["emptyDir"]["medium"] for volume in pod["spec"]["volumes"]] == ["Memory"]
+    assert [mount["mountPath"] for mount in manifests.container()["volumeMounts"]] == ["/tmp", "/tmp/ragherd-metrics"]
+    assert {volume["emptyDir"]["medium"] for volume in pod["spec"]["volumes"]} == {"Memory"}
+
+
+def test_uploads_leave_room_for_the_counters(manifests: Rendered) -> None:
+    """These are mapped: a worker that finds no page for one is killed by the kernel (SIGBUS)."""
+    [folder] = re.findall(r"PROMETHEUS_MULTIPROC_DIR=(\S+)", (ROOT / "Dockerfile").read_text())
+    mounts = {mount["mountPath"]: mount["name"] for mount in manifests.container()["volumeMounts"]}
+    assert mounts[folder] != mounts["/tmp"]
 
 
 def test_every_image_has_a_version(manifests: Rendered) -> None:
