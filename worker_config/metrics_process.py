@@ -55,7 +55,8 @@ class MetricsProcess:
         while not self._ending.is_set():
             began = time.monotonic()
             self._pid = self._spawn()
-            self._await_end(self._pid)
+            if self._pid is not None:
+                self._await_end(self._pid)
             if time.monotonic() - began > GOOD_LIFE:
                 pause = BACKOFF_FIRST
             if self._ending.is_set():
@@ -64,16 +65,21 @@ class MetricsProcess:
             self._ending.wait(pause)
             pause = min(BACKOFF_LAST, pause * 2)
 
-    def _spawn(self) -> int:
+    def _spawn(self) -> int | None:
         """posix_spawn and not subprocess: it opens no pipe that a worker forked meanwhile would hold open.
 
-        In a group of its own, so that a terminal's Ctrl-C reaches the master only.
+        In a group of its own, so that a terminal's Ctrl-C reaches the master only. None where the machine has no
+        process or memory left for it now.
         """
         command = [sys.executable, "-m", "worker_config.metrics_server", "--fd", str(self._listener.fileno())]
         command += ["--dir", str(self._directory), "--parent-pid", str(self._master)]
         package_root = str(Path(__file__).parents[1])
         search_path = os.pathsep.join(filter(None, (package_root, os.environ.get("PYTHONPATH"))))
-        return os.posix_spawn(sys.executable, command, {**os.environ, "PYTHONPATH": search_path}, setpgroup=0)
+        try:
+            return os.posix_spawn(sys.executable, command, {**os.environ, "PYTHONPATH": search_path}, setpgroup=0)
+        except OSError as error:
+            self._log.error("The metrics process can not be started: %s", error.strerror)
+            return None
 
     def _await_end(self, pid: int) -> None:
         """The master reaps every child that ends and may come first: then there is nothing left to wait for."""
