@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -88,6 +89,22 @@ def test_no_image_of_compose_is_latest(services: Any) -> None:
     for service in services.values():
         image = re.sub(r"^\$\{\w+:-(.*)\}$", r"\1", service["image"])
         assert image.partition(":")[2] not in {"", "latest"}
+
+
+@pytest.mark.parametrize(("pull", "show", "starts"), [(0, 1, True), (1, 0, True), (1, 1, False)])
+def test_compose_starts_without_a_network_when_the_model_is_there(
+    services: Any, tmp_path: Path, pull: int, show: int, starts: bool
+) -> None:
+    model = services["model"]
+    assert services["ragherd"]["environment"]["LLM_MODEL"] == model["environment"]["LLM_MODEL"]
+    ollama = tmp_path / "ollama"
+    ollama.write_text(
+        f'#!/bin/sh\ntest "$2" = one || exit 3\ncase $1 in pull) exit {pull} ;; show) exit {show} ;; esac\n'
+    )
+    ollama.chmod(0o755)
+    command = [*model["entrypoint"], *(word.replace("$$", "$") for word in model["command"])]
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "LLM_MODEL": "one"}
+    assert (subprocess.run(command, env=environment, check=False).returncode == 0) is starts
 
 
 def test_composes_redis_never_evicts_what_has_no_lifetime(services: Any) -> None:
