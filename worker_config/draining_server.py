@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import signal
 import socket
 from collections.abc import Awaitable, Callable, Generator
@@ -28,7 +29,9 @@ from worker_config.worker_board import WorkerBoard
 ABORT_TIMEOUT = 0.5
 """Seconds that cancelled requests have to end."""
 HEARTBEAT = 5.0
-"""Seconds between two signs of life to the master while requests in flight end."""
+"""Seconds between two signs of life to the master while it starts, and while requests in flight end."""
+START = 90.0
+"""Seconds of a start for which it gives signs of life: a large re-ranker comes from a slow disk."""
 QUIET = 2.0
 """Seconds after which a leaving worker takes it that no request is on its way on a connection."""
 LOOK = 0.05
@@ -80,7 +83,11 @@ class DrainingServer(Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn does; then the master knows that this worker serves."""
-        await super().startup(sockets)
+        living = asyncio.create_task(self._keep_living(START))
+        try:
+            await super().startup(sockets)
+        finally:
+            living.cancel()
         if self.started:
             self._board.say_ready()
 
@@ -154,8 +161,10 @@ class DrainingServer(Server):
                     connection.shutdown()
             await asyncio.sleep(LOOK)
 
-    async def _keep_living(self) -> None:
+    async def _keep_living(self, seconds: float = math.inf) -> None:
         """Without a sign of life the master would kill it."""
-        while True:
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        while loop.time() < end:
             await self._heartbeat()
             await asyncio.sleep(HEARTBEAT)

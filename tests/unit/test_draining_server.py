@@ -1,0 +1,41 @@
+"""A worker's server while it starts, without a master around it."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+from uvicorn.config import Config
+
+from worker_config.closing_app import ClosingApp
+from worker_config.draining_server import DrainingServer, Leave
+from worker_config.worker_board import WorkerBoard
+
+
+async def test_a_worker_that_takes_long_to_start_shows_the_master_that_it_lives() -> None:
+    lives, board = asyncio.Event(), WorkerBoard()
+
+    async def starts_once_it_was_seen_to_live(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await lives.wait()
+        assert not board.ready
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def heartbeat() -> None:
+        lives.set()
+
+    app = ClosingApp(starts_once_it_was_seen_to_live)
+    config = Config(app, lifespan="on", port=0, log_config=None)
+    state = SimpleNamespace(draining=False)
+    server = DrainingServer(config, app, state, board, Leave(), sys.maxsize, heartbeat)
+    serving = asyncio.create_task(server.serve())
+    async with asyncio.timeout(10):
+        await lives.wait()
+        while not board.ready:
+            await asyncio.sleep(0)
+    server.should_exit = True
+    await serving
