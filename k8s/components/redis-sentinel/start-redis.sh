@@ -17,6 +17,7 @@ agreed_primary() {
   for number in 0 1 2; do primary_by "redis-sentinel-$number"; done | grep -F .redis | sort | uniq -d | sed -n 1p
 }
 
+trap 'exit 143' TERM # a process 1 without it would be deaf while it waits
 until primary=$(agreed_primary) && [ -n "$primary" ]; do
   echo "waiting for two Sentinels that name the same primary"
   sleep 1
