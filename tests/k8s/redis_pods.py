@@ -22,8 +22,10 @@ from tests.k8s.rendered import K8S, ROOT, rendered
 from tests.needed_tools import need_tool
 
 PASSWORD: Final = "0123abcd" * 8
-ADDRESSES: Final = {f"redis-{n}": f"127.0.77.1{n}" for n in range(3)} | {
-    f"redis-sentinel-{n}": f"127.0.77.2{n}" for n in range(3)
+NETWORK: Final = f"127.{1 + os.getpid() // 256 % 254}.{os.getpid() % 256}"
+"""Of this run: another one on the same machine has its own."""
+ADDRESSES: Final = {f"redis-{n}": f"{NETWORK}.1{n}" for n in range(3)} | {
+    f"redis-sentinel-{n}": f"{NETWORK}.2{n}" for n in range(3)
 }
 ENTRYPOINT: Final = """#!/bin/sh
 shift
