@@ -93,6 +93,7 @@ def test_one_redis_asks_for_its_password_and_can_search_and_keeps_what_it_has(tm
             assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "volatile-lfu"}
         process.terminate()
         assert process.wait(10) == 0
+        assert {path.name for path in (tmp_path / "redis-0" / "data").iterdir()} == {"appendonlydir"}
         pods.start("redis-0", "start-redis.sh")
         wait_until(lambda: pods.role("redis-0") == "master")
         with pods.client("redis-0") as client:
