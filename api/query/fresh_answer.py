@@ -72,6 +72,8 @@ class FreshAnswers:
     async def _events(
         self, query: Query, lookup: Lookup, stages: Stages, claim: Claim | None, *, whole: bool, background: bool
     ) -> AsyncGenerator[FreshEvent, None]:
+        if lookup.match is not None and lookup.vector is None:
+            await self._shared.embed(query, lookup, stages)  # an expired answer, found to the letter, is refreshed
         grounding = await self._grounder.ground(query, lookup.vector, lookup.now_ms, stages)
         sources: tuple[Source, ...] = ()
         if self._prompting.says_so(grounding):
