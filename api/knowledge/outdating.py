@@ -49,7 +49,7 @@ class Patience:
 
 
 class Outdating:
-    """For one worker. With the cache switched off there is nothing to tell: see `NothingCached`."""
+    """For one worker, also where it has the cache switched off: others may have it on."""
 
     def __init__(
         self,
@@ -80,6 +80,9 @@ class Outdating:
             await self.changed(work)
         if concerns:
             self._events.answers_outdated("affected", await self._affected(work))
+        elif work.gone and (await self._retriever.corpus(work.facts.tenant)).documents == 0:
+            # The model answers alone from now on, what the cache says is not in the documents as well.
+            self._events.answers_outdated("affected", await self._answers.expire_all(work.facts.tenant))
 
     async def changed(self, work: Work) -> None:
         """Deletes answers that used the document, whichever revision."""

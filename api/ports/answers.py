@@ -23,13 +23,14 @@ class Grounds:
     """The documents that an answer was looked for in, when their epoch was `epoch`.
 
     `at_ms`: a moment before that, by the clock of the Redis that the answer is to be stored in. `wanted` and `top_k`
-    are what it takes to look again.
+    are what it takes to look again. `alone`: there were none, and any new one changes the answer.
     """
 
     top_k: int
     wanted: DocumentFilter
     epoch: int
     at_ms: int
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)

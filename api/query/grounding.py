@@ -77,8 +77,8 @@ class Grounder:
     async def _looked_for(self, query: Query, vector: Vector | None, at_ms: int, stages: Stages) -> Grounding:
         with stages.timed("retrieve"):
             corpus = await self._retriever.corpus(query.tenant)
-        grounds = Grounds(query.top_k, query.documents, corpus.epoch, at_ms)
-        if corpus.documents == 0:
+        grounds = Grounds(query.top_k, query.documents, corpus.epoch, at_ms, alone=corpus.documents == 0)
+        if grounds.alone:
             return Grounding("no_documents", grounds=grounds)
         asked = await self._condenser.standalone(query, Stages()) if query.history else query
         own = vector if asked.question == query.question and not query.history else None

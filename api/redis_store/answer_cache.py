@@ -93,7 +93,7 @@ class RedisAnswerCache:
             fields["vector"] = vector
         grounds = answer.grounds
         if grounds is not None:
-            fields |= ground_fields(answer.tenant, grounds, compared=vector is not None)
+            fields |= ground_fields(answer.tenant, grounds, has_vector=vector is not None)
         cited = dict.fromkeys(source.document_id for source in answer.sources)
         marks = [*_marks(digest, answer.tenant), *(f"source:{document}" for document in cited)]
         pairs = (part for pair in fields.items() for part in pair)

@@ -106,6 +106,16 @@ async def test_no_other_tenants_answers_are_touched(fleet: list[httpx.AsyncClien
     assert await cached(other, HOLIDAY_QUESTION)
 
 
+async def test_the_first_and_the_last_document_change_what_has_nothing_to_do_with_them(serve: Service) -> None:
+    one, other = await serve(embedder=ONNX), await serve(embedder=ONNX)
+    question, nothing = "What is the capital of France?", "I did not find anything"
+    assert (await ask(one, question))["answer"] == f"echo: {question}"
+    document = (await add(one, "Holiday", HOLIDAY))["id"]
+    assert nothing in (await ask(other, question))["answer"]
+    assert (await one.delete(f"/documents/{document}")).status_code == 204
+    assert (await ask(other, question))["answer"] == f"echo: {question}"
+
+
 @pytest.mark.parametrize("change", ["update", "delete", "add", "unrelated"])
 async def test_what_changed_while_an_answer_was_generated_keeps_it_from_being_stored(
     fleet: list[httpx.AsyncClient], stub: StubOllama, change: str
