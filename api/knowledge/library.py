@@ -112,8 +112,8 @@ class Library:
 
     async def _draft(self, given: Given) -> Draft:
         facts = given.facts if given.facts.title else replace(given.facts, title=given.file_name or "Untitled")
-        digest = content_digest(given.facts, given.content, given.media_type)
-        return Draft(document_id(given.facts, given.content), facts, digest, given.content, given.media_type)
+        document, digest = await asyncio.to_thread(_known_by, given)
+        return Draft(document, facts, digest, given.content, given.media_type)
 
     async def _read(self, given: Given, draft: Draft) -> Draft:
         """With its text, where it is small: what can not be read is refused before anything is stored."""
@@ -141,6 +141,12 @@ class Library:
         self._at_work.discard(task)
         with suppress(asyncio.CancelledError, StoreUnavailable, ServiceUnavailable):
             task.result()
+
+
+def _known_by(given: Given) -> tuple[str, str]:
+    """The id, and the digest of all that was given: over many megabytes, and so in a thread."""
+    document = document_id(given.facts, given.content, given.file_name)
+    return document, content_digest(given.facts, given.content, given.media_type)
 
 
 def _outcome(proposal: Proposal) -> Outcome:

@@ -77,6 +77,16 @@ async def test_the_same_is_stored_once_and_another_text_of_the_same_source_repla
     assert (await one.get("/documents")).json()["documents"] == [{k: v for k, v in read.items() if k != "passages"}]
 
 
+async def test_a_version_of_one_file_does_not_replace_another_file(serve: Service) -> None:
+    client = await serve(embedder=ONNX)
+    for name, text in (("holiday.txt", HOLIDAY), ("canteen.txt", CANTEEN), ("canteen.txt", f"{CANTEEN} Come.")):
+        response = await client.post("/documents", files={"file": (name, text)}, data={"version": "2"})
+        assert response.status_code == 201, response.text
+    listed = (await client.get("/documents")).json()["documents"]
+    assert {one["title"] for one in listed} == {"holiday.txt", "canteen.txt"}
+    assert len(listed) == 2
+
+
 async def test_lists_are_paged_and_filtered(serve: Service) -> None:
     client = await serve(embedder=ONNX)
     for number in range(5):
