@@ -8,11 +8,20 @@ no title; else by its content.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
+from typing import Final
 
 import orjson
 
 from api.ports.documents import DocumentFacts
+
+_ID: Final = re.compile(r"[0-9a-f]{24}")
+
+
+def is_document_id(text: str) -> bool:
+    """Whether a document may have it: others would name what is kept beside one in Redis."""
+    return _ID.fullmatch(text) is not None
 
 
 def document_id(facts: DocumentFacts, content: bytes, file_name: str = "") -> str:

@@ -12,7 +12,7 @@ import redis as sync_redis
 from redis.asyncio import Redis
 
 from api.embedded.redis_server import EmbeddedRedis, embedded_redis
-from api.errors import StoreUnavailable
+from api.errors import NotFound, ServiceUnavailable, StoreUnavailable
 from api.knowledge.chunking import Chunker, estimated_tokens
 from api.knowledge.ingestion import ATTEMPTS
 from tests.knowledge_worker import GatedEmbedder, Worker, lease_ended, worker
@@ -178,6 +178,32 @@ async def test_to_tell_the_cache_is_never_given_up(redis: Redis, fleet: list[Wor
     await other.knowledge.upkeep.carry_out_waiting()
     assert await redis.exists(f"rag:doc:{document}", f"rag:doc:{document}:work") == 0
     assert len(await other.redis.keys("rag:doc:*:chunks")) == 1
+
+
+async def test_a_deletion_that_is_asked_for_again_waits_for_the_cache_to_be_told(
+    redis: Redis, fleet: list[Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a client does that was answered with 503, or not at all."""
+    one, other = fleet
+    document = await one.store("rules", OLD)
+    monkeypatch.setattr("api.knowledge.library.SETTLE_SECONDS", 0.1)
+    with monkeypatch.context() as patch:
+        patch.setattr(one.knowledge.library._ingestion, "carry_out", _lost)
+        with pytest.raises(StoreUnavailable):
+            await one.knowledge.library.delete(document)
+    work = f"rag:doc:{document}:work"
+    await redis.hset(work, "held_until_ms", str(2**45))  # type: ignore[misc]
+    with pytest.raises(ServiceUnavailable):
+        await other.knowledge.library.delete(document)
+    await lease_ended(redis, document)
+    await other.knowledge.library.delete(document)
+    assert await redis.exists(work) == 0
+    with pytest.raises(NotFound):
+        await other.knowledge.library.delete(document)
+
+
+async def _lost(_: str) -> bool:
+    raise StoreUnavailable("lost")
 
 
 async def test_an_orderly_end_is_no_failed_attempt(redis: Redis, stored: sync_redis.Redis, fleet: list[Worker]) -> None:

@@ -237,6 +237,13 @@ async def test_a_wrong_body_is_refused_by_its_field(serve: Service, body: Any, f
     assert field in response.json()["detail"] or "JSON" in response.json()["detail"]
 
 
+@pytest.mark.parametrize("path", ["{id}:text", "{id}:work", "{id}:chunks", "work", "a" * 24])
+async def test_what_is_no_documents_id_is_not_found(serve: Service, path: str) -> None:
+    client = await serve(embedder=ONNX)
+    where = f"/documents/{path.format(id=(await add(client, 'Holiday', HOLIDAY))['id'])}"
+    assert [(await client.get(where)).status_code, (await client.delete(where)).status_code] == [404, 404]
+
+
 async def test_limits_on_size_and_count(serve: Service) -> None:
     client = await serve(embedder=ONNX, documents={"document_max_bytes": 100, "documents_max": 1})
     large = await client.post("/documents", files={"file": ("a.txt", b"word " * 40)})
