@@ -67,7 +67,10 @@ class Library:
         self._turns = asyncio.Semaphore(AT_ONCE)
 
     async def add(self, given: Given) -> Added:
-        """Stores it, or begins to. Raises `PayloadTooLarge`, `UnreadableDocument`, `TooManyDocuments`."""
+        """Stores it, or begins to.
+
+        Raises `PayloadTooLarge`, `UnreadableDocument`, `TooManyDocuments`, `ServiceUnavailable`.
+        """
         if len(given.content) > self.limits.bytes:
             raise PayloadTooLarge(f"The document is larger than {self.limits.bytes} bytes.")
         draft = await self._draft(given)

@@ -8,7 +8,7 @@ from typing import Final
 
 from charset_normalizer import from_bytes
 
-from api.errors import UnreadableDocument
+from api.errors import PayloadTooLarge, UnreadableDocument
 
 _MARKS: Final = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe\x00\x00", "utf-32"), (b"\x00\x00\xfe\xff", "utf-32"))
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff\ufffe\uffff]")
@@ -43,6 +43,11 @@ def tidied(text: str) -> str:
     """NFC, lines that end in a line feed, no control characters, two blank lines at most."""
     lines = text.replace("\r\n", "\n").replace("\r", "\n")
     return _BLANK.sub("\n\n\n", _CONTROL.sub("", unicodedata.normalize("NFC", lines))).strip()
+
+
+def too_long(characters: int) -> PayloadTooLarge:
+    """The error for a text of more characters than may be."""
+    return PayloadTooLarge(f"Its text is longer than {characters} characters.")
 
 
 def first_heading(text: str) -> str | None:
