@@ -71,17 +71,15 @@ Scored: TypeAlias = list[tuple[Place, float]]
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """Relevant passages in the order of all searches together, with their cosine: 0 where there is no `vector`.
+    """Relevant passages in the order of all searches together, with their cosine: 0 where the question has no vector.
 
-    `behind`: some documents are not embedded by the present embedder.
+    `whole`: see `Retrieved`.
     """
 
-    identity: EmbedderIdentity
-    vector: Vector | None
     scored: Scored
     hits: Mapping[Place, Hit]
     current: Mapping[str, Current]
-    behind: bool
+    whole: bool
 
     def texts(self, places: Sequence[Place]) -> list[str]:
         """As a re-ranker reads them."""
@@ -118,14 +116,15 @@ class Retriever:
             _source(found.hits[place], found.current[place.document], score, text)
             for (place, score), text in zip(best, texts, strict=True)
         )
-        whole = found.vector is not None and not found.behind and await self._index.is_whole(found.identity)
-        return Retrieved(tuple(sources), whole)
+        return Retrieved(tuple(sources), found.whole)
 
     async def would_change(self, wanted: Wanted, document: str) -> bool:
         """Whether a document changes what is found for a question: by being found, or by taking a place among those
         that are re-ranked. True as well where that can not be found out now. Raises as `retrieve` does.
         """
         found = await self._found(wanted)
+        if not found.whole:
+            return True
         others = [one for one in found.scored if one[0].document != document]
         if self._reranking is None:
             return self._best(found.scored, wanted.top_k) != self._best(others, wanted.top_k)
@@ -145,12 +144,13 @@ class Retriever:
 
     async def _found(self, wanted: Wanted) -> _Found:
         identity = await self._embedder.identity()
+        is_built = await self._index.is_whole(identity)  # first: it may be completed while it is searched
         vector = wanted.vector or await self._embedded(wanted.question)
-        hits, current, behind = await self._candidates(identity, wanted, vector)
+        hits, current, whole = await self._candidates(identity, wanted, vector)
         cosines = _cosines(hits, vector)
         scored = [(place, cosines.get(place, 0.0)) for place in hits]
         relevant = [one for one in scored if vector is None or one[1] >= self.policy.floor]
-        return _Found(identity, vector, relevant, hits, current, behind)
+        return _Found(relevant, hits, current, whole and is_built and vector is not None)
 
     async def _embedded(self, question: str) -> Vector | None:
         try:
@@ -161,10 +161,10 @@ class Retriever:
     async def _candidates(
         self, identity: EmbedderIdentity, wanted: Wanted, vector: Vector | None
     ) -> tuple[dict[Place, Hit], dict[str, Current], bool]:
-        """Chunks that serve in the order of all searches together, their documents, whether some are not embedded."""
+        """Chunks that serve in the order of all searches together, their documents, whether nothing was left out."""
         count = max(self.policy.candidates, wanted.top_k)
         for _ in range(WIDENINGS):
-            rankings, behind = await self._rankings(identity, wanted, vector, count)
+            rankings, whole = await self._rankings(identity, wanted, vector, count)
             current = await self._current(rankings, wanted.tenant)
             serving = [
                 (weight, [hit for hit in ranking if _serves(hit, current, identity)]) for weight, ranking in rankings
@@ -176,7 +176,7 @@ class Retriever:
         hits = {_place(hit): hit for _, ranking in reversed(serving) for hit in ranking}
         order = fused((weight, [_place(hit) for hit in ranking]) for weight, ranking in serving)
         documents = {document: found for (document, _), found in current.items()}
-        return {place: hits[place] for place in order}, documents, behind
+        return {place: hits[place] for place in order}, documents, whole
 
     async def _rankings(
         self, identity: EmbedderIdentity, wanted: Wanted, vector: Vector | None, count: int
@@ -188,7 +188,7 @@ class Retriever:
         if found.other is not None:
             # These have no other ranking: with less weight, anything that is near by meaning would be before them.
             rankings.append((MEANING, await self._index.search_words(found.other, *among, question, count)))
-        return [(weight, ranking) for weight, ranking in rankings if ranking], found.behind
+        return [(weight, ranking) for weight, ranking in rankings if ranking], found.whole
 
     async def _current(self, rankings: Sequence[Weighted], tenant: str) -> dict[tuple[str, str], Current]:
         """The tenant's documents that serve, by their id and the embedder of their chunks."""

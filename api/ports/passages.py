@@ -45,12 +45,13 @@ class Hit:
 class Rankings:
     """What one question finds, the best first.
 
-    `behind`: not all documents are embedded by the embedder it was asked of; `other` then has the most of them, if any.
+    `whole`: nothing was left out, neither by a search that was refused or broken off, nor because the embedder that was
+    asked has not embedded all documents. `other` then has the most of them, if any.
     """
 
     meaning: Sequence[Hit] = ()
     words: Sequence[Hit] = ()
-    behind: bool = False
+    whole: bool = True
     other: str | None = None
 
 

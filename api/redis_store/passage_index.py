@@ -32,6 +32,7 @@ class RedisPassageIndex:
         self._keys = keys
         self._embeddings = RedisUnusedEmbeddings(gate, keys)
         self._whole: dict[str, tuple[float, bool]] = {}
+        self._gate.on_recovery(self._forget)
 
     async def ensure(self, embedder: EmbedderIdentity) -> None:
         """See `ports.PassageIndex`. Many workers may do so at once."""
@@ -72,7 +73,8 @@ class RedisPassageIndex:
             state, *replies = await self._gate.run("passages", lambda client: _execute(client, asking))
         found = {name: _hits(reply, embedder.fingerprint) for name, reply in zip(commands, replies, strict=True)}
         behind, other = is_behind(named(state), embedder.fingerprint)
-        return Rankings(**found, behind=behind, other=other)
+        whole = not behind and not any(map(_is_cut_short, commands, replies))
+        return Rankings(**found, whole=whole, other=other)
 
     async def search_words(
         self, embedder: str, tenant: str, wanted: DocumentFilter, question: str, count: int
@@ -130,6 +132,10 @@ class RedisPassageIndex:
             for (_, revision, _), at, text in pairs
         ]
 
+    async def _forget(self) -> None:
+        """A Redis that was started again builds its indexes anew."""
+        self._whole.clear()
+
     async def _create(self, client: Redis, embedder: EmbedderIdentity) -> None:
         index = AsyncSearchIndex.from_dict(passage_schema(self._keys, embedder), redis_client=client)
         try:
@@ -164,6 +170,11 @@ async def _execute(client: Redis, commands: Sequence[tuple[Any, ...]]) -> list[A
 def _says_missing(reply: Any) -> bool:
     text = str(reply).lower() if isinstance(reply, ResponseError) else ""
     return "unknown index" in text or "no such index" in text
+
+
+def _is_cut_short(ranking: str, reply: Any) -> bool:
+    """Refused, or ended by Redis after its `search-timeout`: but words that many chunks hold may always take longer."""
+    return isinstance(reply, ResponseError) or (ranking == "meaning" and bool(reply.get(b"warning")))
 
 
 def _hits(reply: Any, embedder: str) -> list[Hit]:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
 import pytest
+from redis.asyncio import Redis
 
+from api.model import EmbedderIdentity
+from api.ports.passages import DocumentFilter
+from api.redis_store.gate import RedisGate
+from api.redis_store.keys import Keys
+from api.redis_store.passage_index import RedisPassageIndex
 from tests.event_stream import streamed, text_of
 from tests.integration.test_documents import CANTEEN, HOLIDAY, ONNX, add
 from tests.service import Service, ask
 from tests.stub_ollama import StubOllama
 
+EMBEDDER = EmbedderIdentity("e", 4, "aaaaaaaaaa")
 PART = "Part XK-4711 is kept in the second drawer."
 
 
@@ -117,6 +126,73 @@ async def test_with_the_embedder_away_words_find_and_the_answer_is_not_kept(serv
     answered = await ask(client, "Who approves my holiday?")
     assert [source["title"] for source in answered["sources"]] == ["Holiday"]
     assert answered["cache"]["entry"] is None
+
+
+@pytest.mark.parametrize("refused", ["by_words", "by_meaning"])
+async def test_with_a_search_refused_the_other_finds_and_the_answer_is_not_kept(
+    serve: Service, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    client = await serve(embedder=ONNX)
+    await add(client, "Holiday", HOLIDAY)
+    monkeypatch.setattr(f"api.redis_store.passage_index.{refused}", lambda index, *_: ("FT.SEARCH", index, "((("))
+    answered = await ask(client, "Who approves my holiday?")
+    assert (len(answered["sources"]), answered["cache"]["entry"]) == (1, None)
+
+
+async def test_a_search_by_meaning_that_redis_ended_is_not_whole(redis: Redis, redis_url: str) -> None:
+    """Redis says so beside what it has found by then. That by words may always end so, and ranks what it has."""
+    async with _passages(redis_url) as index:
+        for ranking, whole in (("meaning", False), ("words", True)):
+            index.end_early(ranking)
+            found = await index.passages.search(EMBEDDER, "acme", DocumentFilter(), "holiday", bytes(16), 4)
+            assert found.whole is whole
+
+
+async def test_a_redis_that_is_started_again_is_asked_anew_whether_all_is_found(redis: Redis, redis_url: str) -> None:
+    async with _passages(redis_url) as index:
+        assert await index.passages.is_whole(EMBEDDER)
+        await redis.execute_command("FT.DROPINDEX", Keys().chunk_index(EMBEDDER.fingerprint))  # type: ignore[no-untyped-call]
+        assert await index.passages.is_whole(EMBEDDER)
+        index.gate.shut()
+        assert await index.gate.check()
+        assert not await index.passages.is_whole(EMBEDDER)
+
+
+class _Passages:
+    """An index over no chunks, whose Redis can be told to end a search early."""
+
+    def __init__(self, client: Redis) -> None:
+        self.gate = RedisGate(client, 2)
+        self.passages = RedisPassageIndex(self, Keys())  # type: ignore[arg-type]
+        self._early = ""
+
+    @property
+    def client(self) -> Redis:
+        return self.gate.client
+
+    def of(self, _: str) -> _Passages:
+        return self
+
+    def on_recovery(self, action: Callable[[], Awaitable[None]]) -> None:
+        self.gate.on_recovery(action)
+
+    def end_early(self, ranking: str) -> None:
+        self._early = ranking
+
+    async def run(self, operation: str, command: Callable[[Redis], Awaitable[Any]]) -> Any:
+        replies = await self.gate.run(operation, command)
+        if operation == "passages" and self._early:
+            replies[("meaning", "words").index(self._early) + 1][b"warning"] = [b"Timeout limit was reached"]
+        return replies
+
+
+@asynccontextmanager
+async def _passages(redis_url: str) -> AsyncIterator[_Passages]:
+    async with Redis.from_url(redis_url, protocol=3) as client:
+        index = _Passages(client)
+        await index.gate.check()
+        await index.passages.ensure(EMBEDDER)
+        yield index
 
 
 @pytest.mark.parametrize("question", ["(@title:x) | *", "-approved", "holiday\"'{}[]\\", "%%%", "the of and"])
