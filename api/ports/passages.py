@@ -20,10 +20,14 @@ class DocumentFilter:
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """The documents of a tenant: how many serve, and `epoch`, which grows with each change of them."""
+    """The documents of a tenant: how many serve, and `epoch`, which grows with each change of them.
+
+    `changed_ms` is when that was last, by Redis's clock: where all is equal these are the same, also after FLUSHALL.
+    """
 
     documents: int
     epoch: int
+    changed_ms: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,7 +146,7 @@ class FreshAnswers:
             try:
                 return await self._shared.store(query, lookup, grounding.grounds, sources, generation, stages, claim)
             except DocumentsChanged as changed:
-                now = await self._grounder.ground(query, lookup.vector, changed.now_ms, stages)
+                now = await self._grounder.ground_again(query, lookup.vector, grounding, changed.now_ms, stages)
                 if not (now.keeps and now.is_like(grounding)):
                     return None
                 grounding = now

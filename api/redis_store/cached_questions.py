@@ -23,8 +23,8 @@ def ground_fields(tenant: str, grounds: Grounds, *, has_vector: bool) -> dict[st
     """The fields of an entry that depends on documents."""
     return {
         "owner": owner_of(tenant),
-        "compared": COMPARED if has_vector and not grounds.alone else EXACT,
-        "epoch": grounds.epoch,
+        "compared": COMPARED if has_vector and grounds.corpus.documents else EXACT,
+        "epoch": grounds.corpus.epoch,
         "top_k": grounds.top_k,
         "wanted": orjson.dumps({"tags": grounds.wanted.tags, "ids": grounds.wanted.ids}),
     }

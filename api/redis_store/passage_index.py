@@ -21,6 +21,7 @@ from api.redis_store.passage_schema import by_meaning, by_words, passage_schema
 from api.redis_store.unused_embeddings import RedisUnusedEmbeddings
 
 KNOWN_SECONDS: Final = 2.0
+_CORPUS: Final = ("documents", "epoch", "changed_ms")
 _FACTS: Final = ("tenant", "title", "source", "version", "revision")
 
 
@@ -42,9 +43,8 @@ class RedisPassageIndex:
     async def corpus(self, tenant: str) -> Corpus:
         """See `ports.PassageIndex`."""
         key = self._keys.corpus(owner_of(tenant))
-        found: Any = await self._gate.run("corpus", lambda client: client.hmget(key, "documents", "epoch"))
-        documents, epoch = found
-        return Corpus(int(documents or 0), int(epoch or 0))
+        found: Any = await self._gate.run("corpus", lambda client: client.hmget(key, *_CORPUS))
+        return Corpus(*(int(value or 0) for value in found))
 
     async def search(
         self,
