@@ -134,12 +134,13 @@ class Ingestion:
     async def _to_its_end(self, work: Work) -> None:
         if work.owes:
             await self._outdating.changed(work)
-            await self._work.told(work)
         stored: Work | None = work
         if work.phase == "store":  # to tell the cache of what has changed is never given up
             try:
                 stored = await self._stored(work)
             except (UnreadableDocument, PayloadTooLarge) as error:
+                if work.owes:
+                    await self._outdating.owed(work)
                 self._events.document_failed(work.id, error.detail)
                 await self._work.fail(work, error.detail)
                 return

@@ -84,6 +84,15 @@ class Outdating:
             # The model answers alone from now on, what the cache says is not in the documents as well.
             self._events.answers_outdated("affected", await self._answers.expire_all(work.facts.tenant))
 
+    async def owed(self, work: Work) -> None:
+        """Of a change that a later one came upon before it was told of, where that came to nothing: what serves is new.
+
+        Raises `StoreUnavailable`.
+        """
+        if self._on_new_documents != "none":
+            await self._sweep.outdate(work.facts.tenant)
+            self._events.answers_outdated("affected", await self._answers.expire_all(work.facts.tenant))
+
     async def changed(self, work: Work) -> None:
         """Deletes answers that used the document, whichever revision."""
         swept = await self._sweep.sweep(Selection(source=work.id), dry_run=False)

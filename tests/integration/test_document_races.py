@@ -15,6 +15,7 @@ from api.embedded.redis_server import EmbeddedRedis, embedded_redis
 from api.errors import NotFound, ServiceUnavailable, StoreUnavailable
 from api.knowledge.chunking import Chunker, estimated_tokens
 from api.knowledge.ingestion import ATTEMPTS
+from api.redis_store.document_fields import owner_of
 from tests.knowledge_worker import GatedEmbedder, Worker, lease_ended, worker
 from tests.stored_corpus import StoredCorpus, Texts
 
@@ -204,6 +205,24 @@ async def test_a_deletion_that_is_asked_for_again_waits_for_the_cache_to_be_told
 
 async def _lost(_: str) -> bool:
     raise StoreUnavailable("lost")
+
+
+async def test_a_change_that_the_cache_is_not_told_of_before_one_that_fails_is_told_of(
+    redis: Redis, fleet: list[Worker]
+) -> None:
+    one, other = fleet
+    document = await one.store("rules", OLD)
+    entry, owner = f"rag:cache:{'a' * 10}-{'b' * 24}:{'c' * 32}", owner_of("default")
+    await redis.hset(entry, mapping={"owner": owner, "created_ms": 1, "expires_ms": str(2**45)})  # type: ignore[misc]
+    await one.stopped("rules", NEW)
+    work = f"rag:doc:{document}:work"
+    await redis.hset(work, mapping={"owes": "1", "attempts": ATTEMPTS})  # type: ignore[misc]
+    await lease_ended(redis, document)
+    await other.knowledge.upkeep.carry_out_waiting()
+    assert (await other.knowledge.library.find(document)).status == "failed"
+    assert int(await redis.hget(entry, "expires_ms") or 0) < 2**45  # type: ignore[misc]
+    assert await redis.hexists("rag:invalidated", "corpus:default")  # type: ignore[misc]
+    await one.go_on()
 
 
 async def test_an_orderly_end_is_no_failed_attempt(redis: Redis, stored: sync_redis.Redis, fleet: list[Worker]) -> None:
