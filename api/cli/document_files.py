@@ -29,15 +29,25 @@ class Found:
     skipped: int
 
 
+class SameSource(Exception):
+    """Two files would be known by the same: the later would replace the earlier, each time."""
+
+
 def find(paths: Sequence[Path]) -> Found:
-    """In the order of their names. What is hidden is left out, and so is what links lead to outside."""
+    """In the order of their names. What is hidden is left out, and so is what links lead to outside.
+
+    Raises `SameSource`.
+    """
     files: dict[Path, DocumentFile] = {}
+    known: dict[str, Path] = {}
     skipped = 0
     for named in paths:
         base = named.resolve().parent
         for path in _files(named.resolve()):
             if path.suffix.lower() in BY_SUFFIX:
-                files.setdefault(path, DocumentFile(path, path.relative_to(base).as_posix()))
+                file = files.setdefault(path, DocumentFile(path, path.relative_to(base).as_posix()))
+                if (other := known.setdefault(file.source, path)) != path:
+                    raise SameSource(f"{other} and {path} would both be '{file.source}': ingest a folder above both")
             else:
                 skipped += 1
     return Found(tuple(files.values()), skipped)
