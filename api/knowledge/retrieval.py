@@ -110,7 +110,7 @@ class Retriever:
     async def retrieve(self, wanted: Wanted) -> Retrieved:
         """Raises `StoreUnavailable`; `EmbeddingUnavailable` while it is not even known who embeds."""
         found = await self._found(wanted)
-        best = self._best(await self._reranked(wanted, found), wanted.top_k)
+        best = self._best(found, await self._reranked(wanted, found), wanted.top_k)
         texts = await self._texts([found.hits[place] for place, _ in best])
         sources = (
             _source(found.hits[place], found.current[place.document], score, text)
@@ -127,7 +127,7 @@ class Retriever:
             return True
         others = [one for one in found.scored if one[0].document != document]
         if self._reranking is None:
-            return self._best(found.scored, wanted.top_k) != self._best(others, wanted.top_k)
+            return self._best(found, found.scored, wanted.top_k) != self._best(found, others, wanted.top_k)
         reads = self._reranking.reads(wanted.top_k)
         read, without = ([place for place, _ in some[:reads]] for some in (found.scored, others))
         if read == without:
@@ -138,7 +138,8 @@ class Retriever:
             return True
         judged = dict(zip(either, verdicts, strict=True))
         best, best_without = (
-            self._best(_by_worth([(place, judged[place]) for place in some]), wanted.top_k) for some in (read, without)
+            self._best(found, _by_worth([(place, judged[place]) for place in some]), wanted.top_k)
+            for some in (read, without)
         )
         return best != best_without
 
@@ -210,19 +211,23 @@ class Retriever:
         verdicts = await self._reranking.verdicts(wanted.question, found.texts(read))
         return found.scored if verdicts is None else _by_worth(list(zip(read, verdicts, strict=True)))
 
-    def _best(self, scored: Scored, count: int) -> Scored:
+    def _best(self, found: _Found, scored: Scored, count: int) -> Scored:
         """The first `count`, without those that a better one's neighbours contain."""
         chosen: Scored = []
         for place, score in scored:
             if len(chosen) == count:
                 break
-            if not any(self._contains(other, place) for other, _ in chosen):
+            if not any(self._contains(found.hits[other], found.hits[place]) for other, _ in chosen):
                 chosen.append((place, score))
         return chosen
 
-    def _contains(self, one: Place, other: Place) -> bool:
-        return one._replace(number=0) == other._replace(number=0) and (
-            abs(one.number - other.number) <= self.policy.neighbours
+    def _contains(self, one: Hit, other: Hit) -> bool:
+        """Whether it is shown with the other: it has the neighbours that were wanted when it was stored."""
+        return (
+            self.policy.neighbours > 0
+            and _place(one)._replace(number=0) == _place(other)._replace(number=0)
+            and one.reach[0] <= other.span[0]
+            and other.span[1] <= one.reach[1]
         )
 
     async def _texts(self, hits: Sequence[Hit]) -> list[str]:

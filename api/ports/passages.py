@@ -32,7 +32,10 @@ class Corpus:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A chunk that was found, `score` by what found it: a cosine, or BM25."""
+    """A chunk that was found, `score` by what found it: a cosine, or BM25.
+
+    `span` is where it is in the document's text, `reach` with the neighbours that it was stored with: bytes from, to.
+    """
 
     document: str
     revision: int
@@ -41,6 +44,7 @@ class Hit:
     text: str
     heading: str
     vector: Vector | None
+    span: tuple[int, int]
     reach: tuple[int, int]
     embedder: str
 

@@ -198,6 +198,7 @@ def _hit(fields: Mapping[str, bytes], score: float, embedder: str) -> Hit:
         text=fields["text"].decode("utf-8", "replace"),
         heading=fields["heading"].decode(),
         vector=fields.get("vector"),
+        span=range_of(fields["span"]),
         reach=range_of(fields["reach"]),
         embedder=embedder,
     )

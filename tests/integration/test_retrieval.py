@@ -72,6 +72,14 @@ async def test_a_passage_comes_with_its_neighbours_and_not_twice(serve: Service)
     assert all(word in answered["sources"][0]["text"] for word in ("printer", "third floor", "garden"))
 
 
+async def test_no_passage_is_left_out_for_neighbours_that_it_was_not_stored_with(serve: Service) -> None:
+    cut = {"chunk_tokens": 32, "chunk_overlap": 0}
+    await manual(await serve(embedder=ONNX, documents=cut))
+    wide = {"retrieval_neighbours": 1, "retrieval_relevance_floor": 0.0}
+    answered = await ask(await serve(embedder=ONNX, retrieval=wide), "On which floor is the canteen?", top_k=3)
+    assert sorted(chunks_of(answered)) == [0, 1, 2]
+
+
 async def test_below_the_floor_nothing_is_relevant_and_the_model_may_be_asked_all_the_same(
     serve: Service, stub: StubOllama
 ) -> None:
