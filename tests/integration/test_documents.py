@@ -244,6 +244,21 @@ async def test_what_is_no_documents_id_is_not_found(serve: Service, path: str) -
     assert [(await client.get(where)).status_code, (await client.delete(where)).status_code] == [404, 404]
 
 
+@pytest.mark.parametrize(
+    ("sent", "word"),
+    [
+        ({"content": b"x", "headers": {"Content-Type": "multipart/form-data"}}, "boundary"),
+        ({"content": b"x", "headers": {"Content-Type": "multipart/form-data; boundary=b"}}, "multipart"),
+        ({"files": [("file", ("a.txt", b"One.")), ("file", ("b.txt", b"Two."))]}, "Too many files"),
+    ],
+)
+async def test_a_wrong_form_is_refused_as_any_wrong_body(serve: Service, sent: dict[str, Any], word: str) -> None:
+    client = await serve()
+    response = await client.post("/documents", **sent)
+    assert (response.status_code, response.json()["type"]) == (422, "urn:ragherd:problem:invalid-request")
+    assert word in response.json()["detail"]
+
+
 async def test_limits_on_size_and_count(serve: Service) -> None:
     client = await serve(embedder=ONNX, documents={"document_max_bytes": 100, "documents_max": 1})
     large = await client.post("/documents", files={"file": ("a.txt", b"word " * 40)})
