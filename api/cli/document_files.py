@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Final
 
 from api.knowledge.media_types import BY_SUFFIX
+from api.knowledge.plain_text import heading_words
 
-_HEADING: Final = re.compile(r"^#[ \t]+(.+?)[ \t#]*$", re.MULTILINE)
+_HEADING: Final = re.compile(r"^#[ \t]+(\S.*)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ def title_of(file: DocumentFile, content: bytes) -> str | None:
     """The first heading of Markdown; else the file's name, but for kinds that have a title of their own (None)."""
     if file.path.suffix.lower() in {".md", ".markdown"}:
         found = _HEADING.search(content[:65_536].decode("utf-8", "replace"))
-        return found[1][:500] if found else file.path.stem
+        return heading_words(found[1])[:500] if found else file.path.stem
     return file.path.stem if file.path.suffix.lower() in {".txt", ".text"} else None
 
 
