@@ -118,7 +118,10 @@ class Outdating:
         return await self._answers.expire([*changed, *others])
 
     async def _near(self, work: Work) -> tuple[Sequence[CachedQuestion], bool]:
-        """Questions near enough for a passage of the document to be relevant; whether these are all."""
+        """Questions near enough for a passage of the document to be relevant; whether these are all.
+
+        Not where another embedder stored it, whose worker died before it had told the cache.
+        """
         embedder, found = await self._embedder.identity(), dict[str, CachedQuestion]()
         floor = self._retriever.policy.floor
         offset = 0
@@ -128,7 +131,7 @@ class Outdating:
             if not complete or len(found) > LIMIT:
                 return (), False
             offset += VECTORS
-        return list(found.values()), True
+        return list(found.values()), offset > 0
 
     async def _changed_by(self, work: Work, questions: Sequence[CachedQuestion]) -> list[str]:
         """Those for which other passages would be found now. What is not looked at in time counts as changed."""

@@ -225,6 +225,25 @@ async def test_a_change_that_the_cache_is_not_told_of_before_one_that_fails_is_t
     await one.go_on()
 
 
+async def test_who_has_another_embedder_than_stored_a_document_tells_the_cache_of_it_in_full(
+    redis: Redis, redis_url: str, fleet: list[Worker]
+) -> None:
+    """Its own answers do not compare with the document."""
+    one, _ = fleet
+    document = await one.store("rules", OLD)
+    async with worker(redis_url, "further", GatedEmbedder("f")) as further:
+        embedder = await further.embedder.identity()
+        vector = (await further.embedder.embed(["a question"]))[0]
+        entry = f"rag:cache:{embedder.fingerprint}-{'b' * 24}:{'c' * 32}"
+        fields = {"owner": owner_of("default"), "compared": "meaning", "expires_ms": str(2**45), "vector": vector}
+        await redis.hset(entry, mapping=fields)  # type: ignore[misc]
+        left = {"id": document, "revision": 1, "phase": "tell", "tenant": "default"}
+        await redis.hset(f"rag:doc:{document}:work", mapping=left)  # type: ignore[misc]
+        await redis.zadd("rag:corpus:work", {document: 1})
+        await further.knowledge.upkeep.carry_out_waiting()
+    assert int(await redis.hget(entry, "expires_ms") or 0) < 2**45  # type: ignore[misc]
+
+
 async def test_an_orderly_end_is_no_failed_attempt(redis: Redis, stored: sync_redis.Redis, fleet: list[Worker]) -> None:
     one, other = fleet
     for _ in range(2 * ATTEMPTS):
