@@ -91,7 +91,7 @@ class Grounder:
         grounds = Grounds(query.top_k, query.documents, corpus, at_ms)
         if corpus.documents == 0:
             return Grounding("no_documents", grounds=grounds)
-        asked = await self._condenser.standalone(query, Stages()) if query.history else query
+        asked = await self._condenser.to_look_for(query)
         own = vector if asked.question == query.question and not query.history else None
         wanted = Wanted(asked.question, query.tenant, query.top_k, query.documents, own)
         with stages.timed("retrieve"):

@@ -19,6 +19,7 @@ from tests.event_stream import streamed, text_of
 from tests.integration.test_documents import CANTEEN, HOLIDAY, ONNX, add
 from tests.service import Service, ask
 from tests.stub_ollama import StubOllama
+from tests.waiting import wait_until_async
 
 EMBEDDER = EmbedderIdentity("e", 4, "aaaaaaaaaa")
 PART = "Part XK-4711 is kept in the second drawer."
@@ -127,6 +128,18 @@ async def test_a_follow_up_question_is_looked_for_as_what_it_means(serve: Servic
     assert stub.stats["requests"]["/api/chat"] == 2  # the rewriting, and the answer
 
 
+async def test_also_where_nothing_may_be_kept(serve: Service, stub: StubOllama, redis: Redis) -> None:
+    client = await serve(embedder=ONNX)
+    await add(client, "Holiday", HOLIDAY, source="holiday")
+    await add(client, "Canteen", CANTEEN, source="canteen")
+    stub.behaviour(answer="On which floor is the canteen?", path="/api/chat")
+    history = [{"role": "user", "content": "Where can I eat?"}, {"role": "assistant", "content": "In the canteen."}]
+    headers = {"Cache-Control": "no-store"}
+    answered = await ask(client, "What about that?", history=history, top_k=1, headers=headers)
+    assert [source["source"] for source in answered["sources"]] == ["canteen"]
+    assert [await redis.keys(kind) for kind in ("rag:condensed:*", "rag:cache:*")] == [[], []]
+
+
 async def test_with_the_embedder_away_words_find_and_the_answer_is_not_kept(serve: Service, stub: StubOllama) -> None:
     client = await serve(embedder={"embedder": "ollama", "embed_timeout": 1.0})
     await add(client, "Holiday", HOLIDAY)
@@ -156,8 +169,14 @@ async def test_a_search_by_meaning_that_redis_ended_is_not_whole(redis: Redis, r
             assert found.whole is whole
 
 
-async def test_a_redis_that_is_started_again_is_asked_anew_whether_all_is_found(redis: Redis, redis_url: str) -> None:
+async def test_a_redis_that_is_started_again_is_asked_anew_whether_all_is_found(
+    redis: Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = "api.redis_store.passage_index.KNOWN_SECONDS"
+    monkeypatch.setattr(known, 0.0)
     async with _passages(redis_url) as index:
+        await wait_until_async(lambda: index.passages.is_whole(EMBEDDER))
+        monkeypatch.setattr(known, 60.0)
         assert await index.passages.is_whole(EMBEDDER)
         await redis.execute_command("FT.DROPINDEX", Keys().chunk_index(EMBEDDER.fingerprint))  # type: ignore[no-untyped-call]
         assert await index.passages.is_whole(EMBEDDER)
