@@ -73,11 +73,10 @@ class Outdating:
     async def told_of(self, work: Work) -> None:
         """Of a document that is gone, new, or another now. Raises `StoreUnavailable`, `ServiceUnavailable`."""
         concerns = not work.gone and self._on_new_documents != "none"
-        if concerns or work.replaced or work.gone:
-            # Before anything is looked for: what is stored from here on is checked, what was stored before is found.
-            await self._sweep.outdate(work.facts.tenant)
         if work.gone or work.replaced:
             await self.changed(work)
+        elif concerns:
+            await self._sweep.outdate(work.facts.tenant)
         if concerns:
             self._events.answers_outdated("affected", await self._affected(work))
         elif work.gone and (await self._retriever.corpus(work.facts.tenant)).documents == 0:
@@ -90,11 +89,12 @@ class Outdating:
         Raises `StoreUnavailable`.
         """
         if self._on_new_documents != "none":
-            await self._sweep.outdate(work.facts.tenant)
             self._events.answers_outdated("affected", await self._answers.expire_all(work.facts.tenant))
 
     async def changed(self, work: Work) -> None:
         """Deletes answers that used the document, whichever revision."""
+        # Before anything is looked for: what is stored from here on is checked, what was stored before is found.
+        await self._sweep.outdate(work.facts.tenant)
         swept = await self._sweep.sweep(Selection(source=work.id), dry_run=False)
         self._events.answers_outdated("changed", swept.deleted)
         if not swept.complete:
