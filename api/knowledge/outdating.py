@@ -16,7 +16,7 @@ from api.ports.sweep import CacheSweep, Selection
 OnNewDocuments = Literal["affected", "all", "none"]
 
 VECTORS: Final = 32
-"""Chunks whose neighbourhood is searched by one command."""
+"""Chunks whose neighbourhood is searched before the next are read."""
 LIMIT: Final = 1000
 """Cached questions looked at for one document."""
 SECONDS: Final = 2.0
