@@ -124,7 +124,8 @@ class Library:
     async def _draft(self, given: Given) -> Draft:
         facts = given.facts if given.facts.title else replace(given.facts, title=given.file_name or "Untitled")
         document, digest = await asyncio.to_thread(_known_by, given)
-        return Draft(document, facts, digest, given.content, given.media_type)
+        untitled = not given.facts.title
+        return Draft(document, facts, digest, given.content, given.media_type, untitled=untitled)
 
     async def _read(self, given: Given, draft: Draft) -> Draft:
         """With its text, where it is small: what can not be read is refused before anything is stored."""

@@ -271,7 +271,8 @@ async def test_limits_on_size_and_count(serve: Service) -> None:
 
 async def test_a_large_file_is_worked_on_in_the_background_and_says_what_was_wrong(serve: Service) -> None:
     client = await serve(embedder=ONNX, documents={"ingest_wait": 0, "document_max_characters": 3_000_000})
-    large = await client.post("/documents", files={"file": ("a.html", b"<p>" + b"x " * 700_000)}, data={"source": "a"})
+    page = b"<title>Of its own</title><p>Kept.</p><!--" + b"x " * 700_000 + b"-->"
+    large = await client.post("/documents", files={"file": ("a.html", page)}, data={"source": "a"})
     assert large.status_code == 202
     where = large.headers["Location"]
     broken = await client.post("/documents", files={"file": ("b.pdf", b"%PDF-1.7\n" + b"0" * 1_100_000)})
@@ -283,6 +284,12 @@ async def test_a_large_file_is_worked_on_in_the_background_and_says_what_was_wro
 
     await wait_until_async(ended)
     assert "PDF" in (await client.get(failing)).json()["error"]
+
+    async def ready() -> bool:
+        return (await client.get(where)).json()["status"] == "ready"
+
+    await wait_until_async(ready)
+    assert (await client.get(where)).json()["title"] == "Of its own"
     assert (await client.delete(where)).status_code == 204
 
 
