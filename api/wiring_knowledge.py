@@ -82,15 +82,12 @@ class WorkerKnowledge:
         answers = RedisOutdatedAnswers(gate, keys, indexes)
         sweep = RedisCacheSweep(gate, keys)
         outdating = Outdating(sweep, answers, self.retriever, work, plain, events, on_new)
-        parser, sizes = (
-            Parser(_parse_limits(settings)),
-            (settings.documents.chunk_tokens, settings.documents.chunk_overlap),
-        )
+        parser = Parser(_parse_limits(settings))
         ingestion = Ingestion(
             work,
             passages,
             parser,
-            Chunker(embedders.count, *sizes, embedders.tokenizer),
+            Chunker(embedders.count, *_chunk_sizes(settings), embedders.tokenizer),
             EmbeddedText(embedders.count, embedders.limit),
             plain,
             outdating,

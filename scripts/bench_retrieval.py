@@ -152,6 +152,7 @@ async def store(client: Redis, embedder: OnnxEmbedder, faq: Sequence[dict[str, A
                 "title": one["q"] if with_question else "",
                 "heading": "",
                 "text": one["a"],
+                "span": "0-1",
                 "reach": "0-1",
                 "vector": vector,
             }

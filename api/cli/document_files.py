@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Final
 
 from api.knowledge.media_types import BY_SUFFIX
+from api.knowledge.plain_text import heading_words
 
-_HEADING: Final = re.compile(r"^#[ \t]+(.+?)[ \t#]*$", re.MULTILINE)
+_HEADING: Final = re.compile(r"^#[ \t]+(\S.*)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,15 +30,25 @@ class Found:
     skipped: int
 
 
+class SameSource(Exception):
+    """Two files would be known by the same: the later would replace the earlier, each time."""
+
+
 def find(paths: Sequence[Path]) -> Found:
-    """In the order of their names. What is hidden is left out, and so is what links lead to outside."""
+    """In the order of their names. What is hidden is left out, and so is what links lead to outside.
+
+    Raises `SameSource`.
+    """
     files: dict[Path, DocumentFile] = {}
+    known: dict[str, Path] = {}
     skipped = 0
     for named in paths:
         base = named.resolve().parent
         for path in _files(named.resolve()):
             if path.suffix.lower() in BY_SUFFIX:
-                files.setdefault(path, DocumentFile(path, path.relative_to(base).as_posix()))
+                file = files.setdefault(path, DocumentFile(path, path.relative_to(base).as_posix()))
+                if (other := known.setdefault(file.source, path)) != path:
+                    raise SameSource(f"{other} and {path} would both be '{file.source}': ingest a folder above both")
             else:
                 skipped += 1
     return Found(tuple(files.values()), skipped)
@@ -47,7 +58,7 @@ def title_of(file: DocumentFile, content: bytes) -> str | None:
     """The first heading of Markdown; else the file's name, but for kinds that have a title of their own (None)."""
     if file.path.suffix.lower() in {".md", ".markdown"}:
         found = _HEADING.search(content[:65_536].decode("utf-8", "replace"))
-        return found[1][:500] if found else file.path.stem
+        return heading_words(found[1])[:500] if found else file.path.stem
     return file.path.stem if file.path.suffix.lower() in {".txt", ".text"} else None
 
 

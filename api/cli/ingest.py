@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from api.cli.document_client import Refused, connected
-from api.cli.document_files import Found, find
+from api.cli.document_files import Found, SameSource, find
 from api.cli.ingest_run import About, Result, prune, upload_all
 
 FAILED = 1
@@ -36,7 +36,11 @@ def ingest(
 
     It can be stopped at any time: running it again goes on where it was.
     """
-    found = find(paths)
+    try:
+        found = find(paths)
+    except SameSource as error:
+        typer.echo(f"ragherd: {error}", err=True)
+        raise typer.Exit(FAILED) from None
     if dry_run:
         for file in found.files:
             typer.echo(file.source)

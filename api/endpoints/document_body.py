@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import Annotated, Any, Final, TypeVar
 
 import orjson
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
 
 from api.endpoints.access import DEFAULT_TENANT
 from api.endpoints.query import IsText, Name
@@ -55,10 +57,23 @@ class FormIn(_Facts):
 async def given_document(request: Request, most_bytes: int) -> Given:
     """Raises `InvalidRequest`, `UnsupportedDocument`, `PayloadTooLarge`."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() == FORM:
-        async with request.form(max_files=1, max_fields=60) as form:
+        form = await _form(request)
+        try:
             return await _from_form(form, most_bytes)
+        finally:
+            await form.close()
     body = _validated(DocumentIn, _json(await request.body()))
     return Given(body.facts(body.title), body.text.encode(), TEXT)
+
+
+async def _form(request: Request) -> FormData:
+    try:
+        return await request.form(max_files=1, max_fields=60)
+    except HTTPException as error:
+        if error.status_code != HTTPStatus.BAD_REQUEST:
+            raise
+        fault = {"field": "", "message": str(error.detail)}
+        raise InvalidRequest(str(error.detail), errors=[fault]) from None
 
 
 async def _from_form(form: FormData, most_bytes: int) -> Given:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from semantic_text_splitter import MarkdownSplitter
 
+from api.knowledge.plain_text import heading_words
 from api.ports.documents import Chunk
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ CHARACTERS: Final = 3.2
 SECTION: Final = 20_000
 """Characters that are cut in one go."""
 LONGEST_HEADING: Final = 200
-_HEADING: Final = re.compile(r"^ {0,3}(#{1,6})[ \t]+(.+?)[ \t#]*$", re.MULTILINE)
+_HEADING: Final = re.compile(r"^ {0,3}(#{1,6})[ \t]+(.+)$", re.MULTILINE)
 _FENCE: Final = re.compile(r"^ {0,3}(```+|~~~+).*?(?:^ {0,3}\1|\Z)", re.MULTILINE | re.DOTALL)
 _WORD: Final = re.compile(r"\w")
 
@@ -124,7 +125,7 @@ def _headings(text: str) -> list[tuple[int, str]]:
         if block >= 0 and found.start() < code[block][1]:
             continue
         level = len(found[1])
-        above = [*((of, words) for of, words in above if of < level), (level, found[2].strip())]
+        above = [*((of, words) for of, words in above if of < level), (level, heading_words(found[2]))]
         paths.append((found.start(), " > ".join(words for _, words in above)[:LONGEST_HEADING]))
     return paths
 

@@ -1,25 +1,36 @@
 """Which document is which: pure.
 
 A document is known by its `source`, within its tenant: what is given under the same source replaces it. Without one it
-is known by its title where it has a `version`, since that is a version of something; else by its content.
+is known by its title where it has a `version`, since that is a version of something, or by its file's name where it has
+no title; else by its content.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
+from typing import Final
 
 import orjson
 
 from api.ports.documents import DocumentFacts
 
+_ID: Final = re.compile(r"[0-9a-f]{24}")
 
-def document_id(facts: DocumentFacts, content: bytes) -> str:
+
+def is_document_id(text: str) -> bool:
+    """Whether a document may have it: others would name what is kept beside one in Redis."""
+    return _ID.fullmatch(text) is not None
+
+
+def document_id(facts: DocumentFacts, content: bytes, file_name: str = "") -> str:
     """24 hex digits."""
+    name = facts.title or file_name
     if facts.source is not None:
         known_by = ["source", facts.source]
-    elif facts.version is not None:
-        known_by = ["title", facts.title]
+    elif facts.version is not None and name:
+        known_by = ["title", name]
     else:
         known_by = ["content", facts.title, hashlib.sha256(content).hexdigest()]
     return _digest([facts.tenant, *known_by])[:24]

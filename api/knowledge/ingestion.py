@@ -10,7 +10,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol, TypeVar
 
 from api.background import cancelled
@@ -134,12 +134,13 @@ class Ingestion:
     async def _to_its_end(self, work: Work) -> None:
         if work.owes:
             await self._outdating.changed(work)
-            await self._work.told(work)
         stored: Work | None = work
         if work.phase == "store":  # to tell the cache of what has changed is never given up
             try:
                 stored = await self._stored(work)
             except (UnreadableDocument, PayloadTooLarge) as error:
+                if work.owes:
+                    await self._outdating.owed(work)
                 self._events.document_failed(work.id, error.detail)
                 await self._work.fail(work, error.detail)
                 return
@@ -151,7 +152,7 @@ class Ingestion:
         """What is left to do once the revision serves; None where the work is void, or another's by now."""
         if work.attempts > ATTEMPTS:
             raise UnreadableDocument(f"given up after {ATTEMPTS} attempts")
-        text = await self._text(work)
+        work, text = await self._read(work)
         chunks = await self._cut(text)
         if not chunks:
             raise UnreadableDocument("There is no text in it.")
@@ -183,15 +184,18 @@ class Ingestion:
             cuts += await asyncio.to_thread(self._chunker.cut, start, section)
         return await asyncio.to_thread(numbered, text, cuts)
 
-    async def _text(self, work: Work) -> str:
+    async def _read(self, work: Work) -> tuple[Work, str]:
+        """The text, and the work on it: with the file's own title, where it was given none."""
         content = await self._work.draft(work)
         if content is None:
             raise UnreadableDocument("What was given is lost.")
         if work.media_type is None:
-            return content.decode()
+            return work, content.decode()
         parsed = await self._parser.parse(content, work.media_type)
+        if work.untitled and parsed.title:
+            work = replace(work, facts=replace(work.facts, title=parsed.title))
         await self._work.settle_text(work, parsed.text.encode())
-        return parsed.text
+        return work, parsed.text
 
     async def _embedded(
         self, work: Work, embedder: EmbedderIdentity, text: str, chunks: Sequence[Chunk], write: Write

@@ -12,7 +12,7 @@ from typing import Final, Literal
 
 from api.background import cancelled
 from api.errors import NotFound, PayloadTooLarge, ServiceUnavailable, StoreUnavailable, TooManyDocuments
-from api.knowledge.identity import content_digest, document_id
+from api.knowledge.identity import content_digest, document_id, is_document_id
 from api.knowledge.ingestion import Ingestion
 from api.knowledge.parsing import Parser
 from api.ports.documents import Chunk, Document, DocumentFacts, Documents, Draft, Listing, Page, Proposal
@@ -67,7 +67,10 @@ class Library:
         self._turns = asyncio.Semaphore(AT_ONCE)
 
     async def add(self, given: Given) -> Added:
-        """Stores it, or begins to. Raises `PayloadTooLarge`, `UnreadableDocument`, `TooManyDocuments`."""
+        """Stores it, or begins to.
+
+        Raises `PayloadTooLarge`, `UnreadableDocument`, `TooManyDocuments`, `ServiceUnavailable`.
+        """
         if len(given.content) > self.limits.bytes:
             raise PayloadTooLarge(f"The document is larger than {self.limits.bytes} bytes.")
         draft = await self._draft(given)
@@ -83,9 +86,9 @@ class Library:
 
     async def find(self, document: str, tenant: str | None = None) -> Document:
         """Raises `NotFound`."""
-        found = await self._documents.find(document, tenant)
+        found = await self._documents.find(document, tenant) if is_document_id(document) else None
         if found is None:
-            raise NotFound(f"There is no document '{document}'.")
+            raise _unknown(document)
         return found
 
     async def page(self, tenant: str, listing: Listing) -> Page:
@@ -97,14 +100,22 @@ class Library:
         return await self._documents.chunks(document, offset, limit)
 
     async def delete(self, document: str, tenant: str | None = None) -> None:
-        """Once it returns, no answer that used the document is served. Raises `NotFound`, `ServiceUnavailable`."""
-        if not await self._documents.delete(document, tenant):
-            raise NotFound(f"There is no document '{document}'.")
+        """Once it returns, no answer that used the document is served. Raises `NotFound`, `ServiceUnavailable`.
+
+        Asked again for one of whose deletion the cache is still being told, it waits for that too.
+        """
+        if not is_document_id(document):
+            raise _unknown(document)
+        if not await self._documents.delete(document, tenant) and not await self._is_going(document):
+            raise _unknown(document)
         until = time.monotonic() + SETTLE_SECONDS
         while not await self._ingestion.carry_out(document) and await self._ingestion.is_waiting(document):
             if time.monotonic() > until:
                 raise ServiceUnavailable("The document is gone; the cache is still being told.", retry_after=1)
             await asyncio.sleep(random.uniform(0.02, 0.05))  # noqa: S311 - jitter
+
+    async def _is_going(self, document: str) -> bool:
+        return await self._documents.find(document) is None and await self._ingestion.is_waiting(document)
 
     async def aclose(self) -> None:
         """Leaves what is under way to other workers."""
@@ -112,8 +123,9 @@ class Library:
 
     async def _draft(self, given: Given) -> Draft:
         facts = given.facts if given.facts.title else replace(given.facts, title=given.file_name or "Untitled")
-        digest = content_digest(given.facts, given.content, given.media_type)
-        return Draft(document_id(given.facts, given.content), facts, digest, given.content, given.media_type)
+        document, digest = await asyncio.to_thread(_known_by, given)
+        untitled = not given.facts.title
+        return Draft(document, facts, digest, given.content, given.media_type, untitled=untitled)
 
     async def _read(self, given: Given, draft: Draft) -> Draft:
         """With its text, where it is small: what can not be read is refused before anything is stored."""
@@ -141,6 +153,16 @@ class Library:
         self._at_work.discard(task)
         with suppress(asyncio.CancelledError, StoreUnavailable, ServiceUnavailable):
             task.result()
+
+
+def _unknown(document: str) -> NotFound:
+    return NotFound(f"There is no document '{document[:100]}'.")
+
+
+def _known_by(given: Given) -> tuple[str, str]:
+    """The id, and the digest of all that was given: over many megabytes, and so in a thread."""
+    document = document_id(given.facts, given.content, given.file_name)
+    return document, content_digest(given.facts, given.content, given.media_type)
 
 
 def _outcome(proposal: Proposal) -> Outcome:

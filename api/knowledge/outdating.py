@@ -16,7 +16,7 @@ from api.ports.sweep import CacheSweep, Selection
 OnNewDocuments = Literal["affected", "all", "none"]
 
 VECTORS: Final = 32
-"""Chunks whose neighbourhood is searched by one command."""
+"""Chunks whose neighbourhood is searched before the next are read."""
 LIMIT: Final = 1000
 """Cached questions looked at for one document."""
 SECONDS: Final = 2.0
@@ -49,7 +49,7 @@ class Patience:
 
 
 class Outdating:
-    """For one worker. With the cache switched off there is nothing to tell: see `NothingCached`."""
+    """For one worker, also where it has the cache switched off: others may have it on."""
 
     def __init__(
         self,
@@ -73,16 +73,28 @@ class Outdating:
     async def told_of(self, work: Work) -> None:
         """Of a document that is gone, new, or another now. Raises `StoreUnavailable`, `ServiceUnavailable`."""
         concerns = not work.gone and self._on_new_documents != "none"
-        if concerns or work.replaced or work.gone:
-            # Before anything is looked for: what is stored from here on is checked, what was stored before is found.
-            await self._sweep.outdate(work.facts.tenant)
         if work.gone or work.replaced:
             await self.changed(work)
+        elif concerns:
+            await self._sweep.outdate(work.facts.tenant)
         if concerns:
             self._events.answers_outdated("affected", await self._affected(work))
+        elif work.gone and (await self._retriever.corpus(work.facts.tenant)).documents == 0:
+            # The model answers alone from now on, what the cache says is not in the documents as well.
+            self._events.answers_outdated("affected", await self._answers.expire_all(work.facts.tenant))
+
+    async def owed(self, work: Work) -> None:
+        """Of a change that a later one came upon before it was told of, where that came to nothing: what serves is new.
+
+        Raises `StoreUnavailable`.
+        """
+        if self._on_new_documents != "none":
+            self._events.answers_outdated("affected", await self._answers.expire_all(work.facts.tenant))
 
     async def changed(self, work: Work) -> None:
         """Deletes answers that used the document, whichever revision."""
+        # Before anything is looked for: what is stored from here on is checked, what was stored before is found.
+        await self._sweep.outdate(work.facts.tenant)
         swept = await self._sweep.sweep(Selection(source=work.id), dry_run=False)
         self._events.answers_outdated("changed", swept.deleted)
         if not swept.complete:
@@ -106,7 +118,10 @@ class Outdating:
         return await self._answers.expire([*changed, *others])
 
     async def _near(self, work: Work) -> tuple[Sequence[CachedQuestion], bool]:
-        """Questions near enough for a passage of the document to be relevant; whether these are all."""
+        """Questions near enough for a passage of the document to be relevant; whether these are all.
+
+        Not where another embedder stored it, whose worker died before it had told the cache.
+        """
         embedder, found = await self._embedder.identity(), dict[str, CachedQuestion]()
         floor = self._retriever.policy.floor
         offset = 0
@@ -116,7 +131,7 @@ class Outdating:
             if not complete or len(found) > LIMIT:
                 return (), False
             offset += VECTORS
-        return list(found.values()), True
+        return list(found.values()), offset > 0
 
     async def _changed_by(self, work: Work, questions: Sequence[CachedQuestion]) -> list[str]:
         """Those for which other passages would be found now. What is not looked at in time counts as changed."""

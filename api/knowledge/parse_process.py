@@ -14,7 +14,7 @@ import orjson
 
 from api.errors import PayloadTooLarge, UnreadableDocument
 from api.knowledge.media_types import DOCX, HTML, PDF
-from api.knowledge.plain_text import tidied
+from api.knowledge.plain_text import tidied, too_long
 
 MEMORY: Final = 1024 * 1024 * 1024
 """Bytes of address space."""
@@ -36,6 +36,9 @@ def _read(data: bytes, media_type: str, pages: int, characters: int) -> dict[str
     reader = importlib.import_module(f"api.knowledge.readers.{READERS[media_type]}")
     try:
         text, title, count = reader.read(data, pages, characters)
+        text = tidied(text)
+        if len(text) > characters:  # the worker is not to take in what it refuses: lists in lists grow with each indent
+            raise too_long(characters)
     except PayloadTooLarge as error:
         return {"too_large": error.detail}
     except UnreadableDocument as error:
@@ -44,7 +47,7 @@ def _read(data: bytes, media_type: str, pages: int, characters: int) -> dict[str
         return {"unreadable": "Reading it takes more memory than is allowed."}
     except Exception as error:  # noqa: BLE001 - the libraries' errors share no base: whatever it is, the file is at fault
         return {"unreadable": f"It is broken: {_line(error)}"}
-    return {"text": tidied(text), "title": tidied(title)[:500] if title else None, "pages": count}
+    return {"text": text, "title": tidied(title)[:500] if title else None, "pages": count}
 
 
 def _line(error: Exception) -> str:

@@ -9,15 +9,16 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
 
-from api.errors import PayloadTooLarge, RagherdError, UnreadableDocument
+from api.errors import PayloadTooLarge, ServiceUnavailable, UnreadableDocument
 from api.knowledge.media_types import MARKDOWN, PLAIN
-from api.knowledge.plain_text import decoded, first_heading, tidied
+from api.knowledge.plain_text import decoded, first_heading, tidied, too_long
 
 AT_ONCE: Final = 2
 """Files that one worker has read at the same time."""
@@ -50,21 +51,37 @@ class Parser:
         self._slots = asyncio.Semaphore(AT_ONCE)
 
     async def parse(self, data: bytes, media_type: str) -> Parsed:
-        """Raises `UnreadableDocument`, `PayloadTooLarge`."""
-        try:
-            async with asyncio.timeout(self._limits.timeout):
-                if media_type in PLAIN:
-                    parsed = await asyncio.to_thread(_text, data, media_type)
-                else:
-                    async with self._slots:
-                        parsed = await self._in_a_process(data, media_type)
-        except TimeoutError:
-            raise UnreadableDocument(f"It took longer than {self._limits.timeout:g} s to read.") from None
+        """Raises `UnreadableDocument`, `PayloadTooLarge`; `ServiceUnavailable` where its turn does not come."""
+        if media_type in PLAIN:
+            parsed = await self._in_time(asyncio.to_thread(_text, data, media_type))
+        else:
+            async with self._turn():
+                parsed = await self._in_time(self._in_a_process(data, media_type))
         if len(parsed.text) > self._limits.characters:
-            raise _too_long(self._limits.characters)
+            raise too_long(self._limits.characters)
         if not any(character.isalnum() for character in parsed.text):
             raise UnreadableDocument("There is no text in it.")
         return parsed
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """Waits as long as one file may take. That others are slow says nothing about a file."""
+        try:
+            async with asyncio.timeout(self._limits.timeout):
+                await self._slots.acquire()
+        except TimeoutError:
+            raise ServiceUnavailable("Too many other files are being read.", retry_after=1) from None
+        try:
+            yield
+        finally:
+            self._slots.release()
+
+    async def _in_time(self, reading: Awaitable[Parsed]) -> Parsed:
+        try:
+            async with asyncio.timeout(self._limits.timeout):
+                return await reading
+        except TimeoutError:
+            raise UnreadableDocument(f"It took longer than {self._limits.timeout:g} s to read.") from None
 
     async def _in_a_process(self, data: bytes, media_type: str) -> Parsed:
         limits = self._limits
@@ -107,7 +124,3 @@ def _read(reply: bytes, code: int | None) -> Parsed:
 
 def _ended(code: int | None) -> str:
     return f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
-
-
-def _too_long(characters: int) -> RagherdError:
-    return PayloadTooLarge(f"Its text is longer than {characters} characters.")

@@ -8,12 +8,12 @@ from typing import Final
 
 from charset_normalizer import from_bytes
 
-from api.errors import UnreadableDocument
+from api.errors import PayloadTooLarge, UnreadableDocument
 
 _MARKS: Final = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe\x00\x00", "utf-32"), (b"\x00\x00\xfe\xff", "utf-32"))
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff\ufffe\uffff]")
 _BLANK: Final = re.compile(r"\n[ \t]*(?:\n[ \t]*){2,}")
-_TITLE: Final = re.compile(r"\s*#[ \t]+(\S.*?)[ \t#]*(?:\n|\Z)")
+_TITLE: Final = re.compile(r"\s*#[ \t]+(\S.*)")
 LONGEST_TITLE: Final = 500
 GUESSED_FROM: Final = 256 * 1024
 """Bytes that an encoding is guessed from."""
@@ -45,7 +45,22 @@ def tidied(text: str) -> str:
     return _BLANK.sub("\n\n\n", _CONTROL.sub("", unicodedata.normalize("NFC", lines))).strip()
 
 
+def too_long(characters: int) -> PayloadTooLarge:
+    """The error for a text of more characters than may be."""
+    return PayloadTooLarge(f"Its text is longer than {characters} characters.")
+
+
 def first_heading(text: str) -> str | None:
     """The heading of the first level that a Markdown text begins with, as its title."""
     found = _TITLE.match(text)
-    return found[1][:LONGEST_TITLE] if found else None
+    return heading_words(found[1])[:LONGEST_TITLE] if found else None
+
+
+def heading_words(line: str) -> str:
+    """What stands behind the `#` of a heading, without those that may close it: `C# ##` is `C#`.
+
+    By no pattern: one that looks for the end takes the square of a line's length, and holds up the whole worker.
+    """
+    words = line.strip()
+    bare = words.rstrip("#")
+    return bare.rstrip() if bare[-1:].isspace() else words

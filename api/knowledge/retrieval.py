@@ -71,17 +71,15 @@ Scored: TypeAlias = list[tuple[Place, float]]
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """Relevant passages in the order of all searches together, with their cosine: 0 where there is no `vector`.
+    """Relevant passages in the order of all searches together, with their cosine: 0 where the question has no vector.
 
-    `behind`: some documents are not embedded by the present embedder.
+    `whole`: see `Retrieved`.
     """
 
-    identity: EmbedderIdentity
-    vector: Vector | None
     scored: Scored
     hits: Mapping[Place, Hit]
     current: Mapping[str, Current]
-    behind: bool
+    whole: bool
 
     def texts(self, places: Sequence[Place]) -> list[str]:
         """As a re-ranker reads them."""
@@ -112,23 +110,24 @@ class Retriever:
     async def retrieve(self, wanted: Wanted) -> Retrieved:
         """Raises `StoreUnavailable`; `EmbeddingUnavailable` while it is not even known who embeds."""
         found = await self._found(wanted)
-        best = self._best(await self._reranked(wanted, found), wanted.top_k)
+        best = self._best(found, await self._reranked(wanted, found), wanted.top_k)
         texts = await self._texts([found.hits[place] for place, _ in best])
         sources = (
             _source(found.hits[place], found.current[place.document], score, text)
             for (place, score), text in zip(best, texts, strict=True)
         )
-        whole = found.vector is not None and not found.behind and await self._index.is_whole(found.identity)
-        return Retrieved(tuple(sources), whole)
+        return Retrieved(tuple(sources), found.whole)
 
     async def would_change(self, wanted: Wanted, document: str) -> bool:
         """Whether a document changes what is found for a question: by being found, or by taking a place among those
         that are re-ranked. True as well where that can not be found out now. Raises as `retrieve` does.
         """
         found = await self._found(wanted)
+        if not found.whole:
+            return True
         others = [one for one in found.scored if one[0].document != document]
         if self._reranking is None:
-            return self._best(found.scored, wanted.top_k) != self._best(others, wanted.top_k)
+            return self._best(found, found.scored, wanted.top_k) != self._best(found, others, wanted.top_k)
         reads = self._reranking.reads(wanted.top_k)
         read, without = ([place for place, _ in some[:reads]] for some in (found.scored, others))
         if read == without:
@@ -139,18 +138,20 @@ class Retriever:
             return True
         judged = dict(zip(either, verdicts, strict=True))
         best, best_without = (
-            self._best(_by_worth([(place, judged[place]) for place in some]), wanted.top_k) for some in (read, without)
+            self._best(found, _by_worth([(place, judged[place]) for place in some]), wanted.top_k)
+            for some in (read, without)
         )
         return best != best_without
 
     async def _found(self, wanted: Wanted) -> _Found:
         identity = await self._embedder.identity()
+        is_built = await self._index.is_whole(identity)  # first: it may be completed while it is searched
         vector = wanted.vector or await self._embedded(wanted.question)
-        hits, current, behind = await self._candidates(identity, wanted, vector)
+        hits, current, whole = await self._candidates(identity, wanted, vector)
         cosines = _cosines(hits, vector)
         scored = [(place, cosines.get(place, 0.0)) for place in hits]
         relevant = [one for one in scored if vector is None or one[1] >= self.policy.floor]
-        return _Found(identity, vector, relevant, hits, current, behind)
+        return _Found(relevant, hits, current, whole and is_built and vector is not None)
 
     async def _embedded(self, question: str) -> Vector | None:
         try:
@@ -161,10 +162,10 @@ class Retriever:
     async def _candidates(
         self, identity: EmbedderIdentity, wanted: Wanted, vector: Vector | None
     ) -> tuple[dict[Place, Hit], dict[str, Current], bool]:
-        """Chunks that serve in the order of all searches together, their documents, whether some are not embedded."""
+        """Chunks that serve in the order of all searches together, their documents, whether nothing was left out."""
         count = max(self.policy.candidates, wanted.top_k)
         for _ in range(WIDENINGS):
-            rankings, behind = await self._rankings(identity, wanted, vector, count)
+            rankings, whole = await self._rankings(identity, wanted, vector, count)
             current = await self._current(rankings, wanted.tenant)
             serving = [
                 (weight, [hit for hit in ranking if _serves(hit, current, identity)]) for weight, ranking in rankings
@@ -176,7 +177,7 @@ class Retriever:
         hits = {_place(hit): hit for _, ranking in reversed(serving) for hit in ranking}
         order = fused((weight, [_place(hit) for hit in ranking]) for weight, ranking in serving)
         documents = {document: found for (document, _), found in current.items()}
-        return {place: hits[place] for place in order}, documents, behind
+        return {place: hits[place] for place in order}, documents, whole
 
     async def _rankings(
         self, identity: EmbedderIdentity, wanted: Wanted, vector: Vector | None, count: int
@@ -188,7 +189,7 @@ class Retriever:
         if found.other is not None:
             # These have no other ranking: with less weight, anything that is near by meaning would be before them.
             rankings.append((MEANING, await self._index.search_words(found.other, *among, question, count)))
-        return [(weight, ranking) for weight, ranking in rankings if ranking], found.behind
+        return [(weight, ranking) for weight, ranking in rankings if ranking], found.whole
 
     async def _current(self, rankings: Sequence[Weighted], tenant: str) -> dict[tuple[str, str], Current]:
         """The tenant's documents that serve, by their id and the embedder of their chunks."""
@@ -210,19 +211,23 @@ class Retriever:
         verdicts = await self._reranking.verdicts(wanted.question, found.texts(read))
         return found.scored if verdicts is None else _by_worth(list(zip(read, verdicts, strict=True)))
 
-    def _best(self, scored: Scored, count: int) -> Scored:
+    def _best(self, found: _Found, scored: Scored, count: int) -> Scored:
         """The first `count`, without those that a better one's neighbours contain."""
         chosen: Scored = []
         for place, score in scored:
             if len(chosen) == count:
                 break
-            if not any(self._contains(other, place) for other, _ in chosen):
+            if not any(self._contains(found.hits[other], found.hits[place]) for other, _ in chosen):
                 chosen.append((place, score))
         return chosen
 
-    def _contains(self, one: Place, other: Place) -> bool:
-        return one._replace(number=0) == other._replace(number=0) and (
-            abs(one.number - other.number) <= self.policy.neighbours
+    def _contains(self, one: Hit, other: Hit) -> bool:
+        """Whether it is shown with the other: it has the neighbours that were wanted when it was stored."""
+        return (
+            self.policy.neighbours > 0
+            and _place(one)._replace(number=0) == _place(other)._replace(number=0)
+            and one.reach[0] <= other.span[0]
+            and other.span[1] <= one.reach[1]
         )
 
     async def _texts(self, hits: Sequence[Hit]) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from api.model import CachedAnswer, CacheMatch, EmbedderIdentity, Source, Usage, Vector
-from api.ports.passages import DocumentFilter
+from api.ports.passages import Corpus, DocumentFilter
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Grounds:
-    """The documents that an answer was looked for in, when their epoch was `epoch`.
+    """The documents that an answer was looked for in, as they were then.
 
     `at_ms`: a moment before that, by the clock of the Redis that the answer is to be stored in. `wanted` and `top_k`
     are what it takes to look again.
@@ -28,7 +28,7 @@ class Grounds:
 
     top_k: int
     wanted: DocumentFilter
-    epoch: int
+    corpus: Corpus
     at_ms: int
 
 

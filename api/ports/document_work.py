@@ -19,7 +19,7 @@ class Work:
 
     `replaced`: a revision served before. `gone`: the document was deleted. `owes`: the cache was not told of a change
     before this one. `attempts`: how often a worker has begun with it and died before it wrote anything. `holder`: what
-    this worker's hold on it is known by, which ends when another takes it on.
+    this worker's hold on it is known by, which ends when another takes it on. `untitled`: see `Draft`.
     """
 
     id: str
@@ -33,6 +33,7 @@ class Work:
     owes: bool = False
     attempts: int = 1
     holder: str = ""
+    untitled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,10 @@ class DocumentWork(Protocol):
         """The text that serves."""
 
     async def settle_text(self, work: Work, text: bytes) -> bool:
-        """Puts the text in the place of the file that it was read from. False where the work is void, or another's."""
+        """Puts the text, and the title of `work`, in the place of the file that they were read from.
+
+        False where the work is void, or another's.
+        """
 
     async def written(self, work: Work, embedder: EmbedderIdentity) -> Written:
         """What there is of the revision's chunks already."""

@@ -24,7 +24,8 @@ class DocumentFacts:
 class Draft:
     """A document that is to be stored: `content` is its text, or the file that becomes it where `media_type` is set.
 
-    `digest`: of all that was given, so that the same is not stored twice.
+    `digest`: of all that was given, so that the same is not stored twice. `untitled`: a title that the file has of its
+    own takes the place of the one in `facts`.
     """
 
     id: str
@@ -32,6 +33,7 @@ class Draft:
     digest: str
     content: bytes
     media_type: str | None = None
+    untitled: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,9 @@ class OutdatedAnswers(Protocol):
         """Fresh entries whose question is at least `floor` near one of the vectors; whether these are all."""
 
     async def incomparable(self, embedder: EmbedderIdentity, tenant: str, limit: int) -> tuple[Sequence[str], bool]:
-        """Fresh entries that have no vector, or one of another embedder; whether these are all."""
+        """Fresh entries that have no vector, or one of another embedder, or are from before there were documents;
+        whether these are all.
+        """
 
     async def expire(self, entries: Sequence[str]) -> int:
         """Ends their lifetime now: they are served only where Ollama fails."""

@@ -20,15 +20,22 @@ class DocumentFilter:
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """The documents of a tenant: how many serve, and `epoch`, which grows with each change of them."""
+    """The documents of a tenant: how many serve, and `epoch`, which grows with each change of them.
+
+    `changed_ms` is when that was last, by Redis's clock: where all is equal these are the same, also after FLUSHALL.
+    """
 
     documents: int
     epoch: int
+    changed_ms: int
 
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A chunk that was found, `score` by what found it: a cosine, or BM25."""
+    """A chunk that was found, `score` by what found it: a cosine, or BM25.
+
+    `span` is where it is in the document's text, `reach` with the neighbours that it was stored with: bytes from, to.
+    """
 
     document: str
     revision: int
@@ -37,6 +44,7 @@ class Hit:
     text: str
     heading: str
     vector: Vector | None
+    span: tuple[int, int]
     reach: tuple[int, int]
     embedder: str
 
@@ -45,12 +53,13 @@ class Hit:
 class Rankings:
     """What one question finds, the best first.
 
-    `behind`: not all documents are embedded by the embedder it was asked of; `other` then has the most of them, if any.
+    `whole`: nothing was left out, neither by a search that was refused or broken off, nor because the embedder that was
+    asked has not embedded all documents. `other` then has the most of them, if any.
     """
 
     meaning: Sequence[Hit] = ()
     words: Sequence[Hit] = ()
-    behind: bool = False
+    whole: bool = True
     other: str | None = None
 
 

@@ -59,6 +59,17 @@ class Condenser:
             return query
         return query if not question else replace(query, question=question, history=())
 
+    async def to_look_for(self, query: Query) -> Query:
+        """The same, to look for passages: of a caller who wants nothing kept, it is rewritten for this once."""
+        if not query.history or not query.cache_control.no_store:
+            return await self.standalone(query, Stages())
+        try:
+            async with aclosing(self._generate(query, None)) as events:
+                question = [event.text async for event in events if isinstance(event, Landed)][-1]
+        except RagherdError:
+            return query
+        return query if not question else replace(query, question=question, history=())
+
     async def _known(self, place: str, stages: Stages) -> str | None:
         try:
             with stages.timed("cache"):
@@ -78,7 +89,7 @@ class Condenser:
     ) -> AbstractAsyncContextManager[AsyncIterator[Token | Restart | Landed]]:
         return aclosing(self._generate(query, place))
 
-    async def _generate(self, query: Query, place: str) -> AsyncGenerator[Token | Restart | Landed, None]:
+    async def _generate(self, query: Query, place: str | None) -> AsyncGenerator[Token | Restart | Landed, None]:
         request = GenerationRequest(query.model, turns(query), OPTIONS, tenant=query.tenant, whole=True)
         try:
             async with self._backends.generate(request) as events:
@@ -90,7 +101,7 @@ class Condenser:
         question = generation.text.strip()
         if generation.end.done_reason != "stop" or len(question) > LONGEST:
             question = ""
-        if question:
+        if question and place is not None:
             try:
                 await self._memory.remember(place, question)
             except StoreUnavailable as error:

@@ -72,6 +72,8 @@ class FreshAnswers:
     async def _events(
         self, query: Query, lookup: Lookup, stages: Stages, claim: Claim | None, *, whole: bool, background: bool
     ) -> AsyncGenerator[FreshEvent, None]:
+        if lookup.match is not None and lookup.vector is None:
+            await self._shared.embed(query, lookup, stages)  # an expired answer, found to the letter, is refreshed
         grounding = await self._grounder.ground(query, lookup.vector, lookup.now_ms, stages)
         sources: tuple[Source, ...] = ()
         if self._prompting.says_so(grounding):
@@ -144,7 +146,7 @@ class FreshAnswers:
             try:
                 return await self._shared.store(query, lookup, grounding.grounds, sources, generation, stages, claim)
             except DocumentsChanged as changed:
-                now = await self._grounder.ground(query, lookup.vector, changed.now_ms, stages)
+                now = await self._grounder.ground_again(query, lookup.vector, grounding, changed.now_ms, stages)
                 if not (now.keeps and now.is_like(grounding)):
                     return None
                 grounding = now

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from api.errors import EmbeddingUnavailable, StoreUnavailable
@@ -74,13 +75,23 @@ class Grounder:
         self._events.grounded(grounding.outcome, len(grounding.sources))
         return grounding
 
+    async def ground_again(
+        self, query: Query, vector: Vector | None, before: Grounding, at_ms: int, stages: Stages
+    ) -> Grounding:
+        """The same once more, later: looks for passages only where documents have changed in between."""
+        if before.grounds is not None:
+            with suppress(StoreUnavailable), stages.timed("retrieve"):
+                if await self._retriever.corpus(query.tenant) == before.grounds.corpus:
+                    return replace(before, grounds=replace(before.grounds, at_ms=at_ms))
+        return await self.ground(query, vector, at_ms, stages)
+
     async def _looked_for(self, query: Query, vector: Vector | None, at_ms: int, stages: Stages) -> Grounding:
         with stages.timed("retrieve"):
             corpus = await self._retriever.corpus(query.tenant)
-        grounds = Grounds(query.top_k, query.documents, corpus.epoch, at_ms)
+        grounds = Grounds(query.top_k, query.documents, corpus, at_ms)
         if corpus.documents == 0:
             return Grounding("no_documents", grounds=grounds)
-        asked = await self._condenser.standalone(query, Stages()) if query.history else query
+        asked = await self._condenser.to_look_for(query)
         own = vector if asked.question == query.question and not query.history else None
         wanted = Wanted(asked.question, query.tenant, query.top_k, query.documents, own)
         with stages.timed("retrieve"):

@@ -79,7 +79,7 @@ class SharedAnswers:
             lookup.available = True
             await self._exact(self._cache, query, lookup.place, lookup, stages)
             if lookup.match is None:
-                lookup.vector = await self._embed(query, stages)
+                await self.embed(query, lookup, stages)
             if lookup.match is None and query.cache_control.reads:
                 await self._semantic(query, lookup, stages)
         except EmbeddingUnavailable as error:
@@ -96,7 +96,7 @@ class SharedAnswers:
         try:
             await self._exact(self._cache, query, lookup.place, lookup, stages)
         except StoreUnavailable as error:
-            lookup.now_ms = 0
+            lookup.available = False  # the flight asks the cache no more, which would send it here again
             self._observer.store_failed(error)
 
     async def _exact(
@@ -113,16 +113,15 @@ class SharedAnswers:
         elif fate is Fate.EXPIRED:
             lookup.expired = found.match
 
-    async def _embed(self, query: Query, stages: Stages) -> Vector | None:
+    async def embed(self, query: Query, lookup: Lookup, stages: Stages) -> None:
         """Whether the question has a vector is its own to say: with history what it means depends on that."""
         if not query.has_meaning:
-            return None
+            return
         try:
             with stages.timed("embed"):
-                return (await self._embedder.embed([query.question]))[0]
+                lookup.vector = (await self._embedder.embed([query.question]))[0]
         except EmbeddingUnavailable as error:
             self._observer.embedding_failed(error)
-            return None
 
     async def _semantic(self, query: Query, lookup: Lookup, stages: Stages) -> None:
         chosen = await self._similar(query, lookup, stages, self._revalidate(query))

@@ -11,6 +11,7 @@ import orjson
 from api.errors import DocumentsChanged, StoreUnavailable
 from api.model import CachedAnswer, CacheKind, CacheMatch, EmbedderIdentity, Source, Usage, Vector, known
 from api.ports.answers import Claim, ExactLookup, NewAnswer
+from api.redis_store.cache_sweep import TOMBSTONE_MS
 from api.redis_store.cached_questions import ground_fields
 from api.redis_store.counters import CacheCounters
 from api.redis_store.gate import Gates
@@ -92,14 +93,15 @@ class RedisAnswerCache:
             fields["vector"] = vector
         grounds = answer.grounds
         if grounds is not None:
-            fields |= ground_fields(answer.tenant, grounds, compared=vector is not None)
+            fields |= ground_fields(answer.tenant, grounds, has_vector=vector is not None)
         cited = dict.fromkeys(source.document_id for source in answer.sources)
         marks = [*_marks(digest, answer.tenant), *(f"source:{document}" for document in cited)]
         pairs = (part for pair in fields.items() for part in pair)
         fence, flight = (claim.fence, [claim.key]) if claim is not None else ("", [])
         tokens = answer.usage.completion_tokens
         looked: list[Any] = [_documents(answer.tenant), grounds.at_ms] if grounds is not None else ["", 0]
-        arguments: list[Any] = [*self._limits, fence, answer.asked_ms, tokens, *looked, len(marks), *marks, *pairs]
+        asked: list[Any] = [*self._limits, fence, answer.asked_ms, tokens, *looked, TOMBSTONE_MS]
+        arguments = [*asked, len(marks), *marks, *pairs]
         keys = [key, part.invalidated, *part.books, *flight]
         reply = await self._gate.of(key).run("store", lambda client: self._store(keys, arguments, client))
         if not reply:

@@ -13,18 +13,18 @@ from api.ports.passages import DocumentFilter
 from api.redis_store.document_fields import owner_of
 
 COMPARED: Final = "meaning"
-"""An entry that is found by the meaning of its question."""
+"""An entry that new documents are compared with, by the meaning of its question."""
 EXACT: Final = "exact"
-"""One that has no vector."""
+"""One that any new document changes, as far as can be told."""
 WANTED: Final = ("tenant", "question", "top_k", "wanted", "vector")
 
 
-def ground_fields(tenant: str, grounds: Grounds, *, compared: bool) -> dict[str, Any]:
+def ground_fields(tenant: str, grounds: Grounds, *, has_vector: bool) -> dict[str, Any]:
     """The fields of an entry that depends on documents."""
     return {
         "owner": owner_of(tenant),
-        "compared": COMPARED if compared else EXACT,
-        "epoch": grounds.epoch,
+        "compared": COMPARED if has_vector and grounds.corpus.documents else EXACT,
+        "epoch": grounds.corpus.epoch,
         "top_k": grounds.top_k,
         "wanted": orjson.dumps({"tags": grounds.wanted.tags, "ids": grounds.wanted.ids}),
     }

@@ -85,6 +85,7 @@ def work_of(document: str, fields: Fields) -> Work:
         owes=_int(fields, "owes") > 0,
         attempts=_int(fields, "attempts"),
         holder=fields.get("holder", b"").decode(),
+        untitled=_int(fields, "untitled") > 0,
     )
 
 

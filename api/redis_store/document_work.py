@@ -85,7 +85,7 @@ class RedisDocumentWork:
         """See `ports.DocumentWork`."""
         content = await uploaded(self._gate, self._keys, text)
         keys = [self._keys.document_work(work.id), self._keys.document_draft(work.id), content]
-        arguments: list[Any] = [work.revision, work.holder]
+        arguments: list[Any] = [work.revision, work.holder, work.facts.title]
         return bool(await self._gate.run("document_work", lambda client: self._settle(keys, arguments, client)))
 
     async def written(self, work: Work, embedder: EmbedderIdentity) -> Written:

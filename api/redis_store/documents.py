@@ -42,7 +42,9 @@ class RedisDocuments:
             content,
         ]
         facts = [part for pair in fact_fields(draft.facts).items() for part in pair]
-        further = ["media_type", draft.media_type] if draft.media_type is not None else []
+        further: list[Any] = []
+        if draft.media_type is not None:
+            further = ["media_type", draft.media_type, "untitled", int(draft.untitled)]
         arguments = [draft.id, draft.digest, most, len(facts) // 2, *facts, *further]
         verdict, revision, existed = await self._gate.run(
             "document_propose", lambda client: self._propose(names, arguments, client)

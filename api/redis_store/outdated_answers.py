@@ -141,7 +141,7 @@ class RedisOutdatedAnswers:
         return [name for name in names if name.startswith(part.indexes)]
 
     async def _results(self, index: str, command: tuple[Any, ...]) -> list[Any] | None:
-        """None where the index is gone, or of another form."""
+        """None where the index is gone, or of another form, or where the search took longer than Redis lets it."""
 
         async def ask(client: Redis) -> Any:
             try:
@@ -152,7 +152,7 @@ class RedisOutdatedAnswers:
                 return None
 
         reply = await self._gate.of(index).run("expire", ask)
-        return None if reply is None else list(reply[b"results"])
+        return None if reply is None or reply.get(b"warning") else list(reply[b"results"])
 
 
 def _all(found: Sequence[Found[T]]) -> tuple[Sequence[T], bool]:

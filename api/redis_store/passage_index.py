@@ -21,6 +21,7 @@ from api.redis_store.passage_schema import by_meaning, by_words, passage_schema
 from api.redis_store.unused_embeddings import RedisUnusedEmbeddings
 
 KNOWN_SECONDS: Final = 2.0
+_CORPUS: Final = ("documents", "epoch", "changed_ms")
 _FACTS: Final = ("tenant", "title", "source", "version", "revision")
 
 
@@ -32,6 +33,7 @@ class RedisPassageIndex:
         self._keys = keys
         self._embeddings = RedisUnusedEmbeddings(gate, keys)
         self._whole: dict[str, tuple[float, bool]] = {}
+        self._gate.on_recovery(self._forget)
 
     async def ensure(self, embedder: EmbedderIdentity) -> None:
         """See `ports.PassageIndex`. Many workers may do so at once."""
@@ -41,9 +43,8 @@ class RedisPassageIndex:
     async def corpus(self, tenant: str) -> Corpus:
         """See `ports.PassageIndex`."""
         key = self._keys.corpus(owner_of(tenant))
-        found: Any = await self._gate.run("corpus", lambda client: client.hmget(key, "documents", "epoch"))
-        documents, epoch = found
-        return Corpus(int(documents or 0), int(epoch or 0))
+        found: Any = await self._gate.run("corpus", lambda client: client.hmget(key, *_CORPUS))
+        return Corpus(*(int(value or 0) for value in found))
 
     async def search(
         self,
@@ -72,7 +73,8 @@ class RedisPassageIndex:
             state, *replies = await self._gate.run("passages", lambda client: _execute(client, asking))
         found = {name: _hits(reply, embedder.fingerprint) for name, reply in zip(commands, replies, strict=True)}
         behind, other = is_behind(named(state), embedder.fingerprint)
-        return Rankings(**found, behind=behind, other=other)
+        whole = not behind and not any(map(_is_cut_short, commands, replies))
+        return Rankings(**found, whole=whole, other=other)
 
     async def search_words(
         self, embedder: str, tenant: str, wanted: DocumentFilter, question: str, count: int
@@ -130,6 +132,10 @@ class RedisPassageIndex:
             for (_, revision, _), at, text in pairs
         ]
 
+    async def _forget(self) -> None:
+        """A Redis that was started again builds its indexes anew."""
+        self._whole.clear()
+
     async def _create(self, client: Redis, embedder: EmbedderIdentity) -> None:
         index = AsyncSearchIndex.from_dict(passage_schema(self._keys, embedder), redis_client=client)
         try:
@@ -166,6 +172,11 @@ def _says_missing(reply: Any) -> bool:
     return "unknown index" in text or "no such index" in text
 
 
+def _is_cut_short(ranking: str, reply: Any) -> bool:
+    """Refused, or ended by Redis after its `search-timeout`: but words that many chunks hold may always take longer."""
+    return isinstance(reply, ResponseError) or (ranking == "meaning" and bool(reply.get(b"warning")))
+
+
 def _hits(reply: Any, embedder: str) -> list[Hit]:
     if isinstance(reply, ResponseError):
         return []  # a search that is refused finds nothing; the other one may
@@ -187,6 +198,7 @@ def _hit(fields: Mapping[str, bytes], score: float, embedder: str) -> Hit:
         text=fields["text"].decode("utf-8", "replace"),
         heading=fields["heading"].decode(),
         vector=fields.get("vector"),
+        span=range_of(fields["span"]),
         reach=range_of(fields["reach"]),
         embedder=embedder,
     )

@@ -14,7 +14,7 @@ from api.redis_store.keys import Keys
 M: Final = 16
 EF_CONSTRUCTION: Final = 200
 EF_RUNTIME: Final = 200
-FIELDS: Final = ("document", "revision", "number", "text", "heading", "reach", "vector")
+FIELDS: Final = ("document", "revision", "number", "text", "heading", "span", "reach", "vector")
 WORDS: Final = 32
 """Words of a question that are looked for."""
 _WORD: Final = re.compile(r"\w{2,}")

@@ -230,21 +230,21 @@ async def test_answers_under_way_are_marked_before_anything_is_deleted(serve: Se
         await redis.hset(flight, "leader", "somebody")
         await redis.pexpire(flight, 60_000)
     await delete(client, question=QUESTION, dry_run=True)
-    assert await redis.exists("rag:invalidated") == 0
+    assert await redis.hkeys("rag:invalidated") == [b"began"]
     for named in ({"question": QUESTION}, {"source": "d1"}, {"tenant": "a,b"}, {"all": True}):
         await delete(client, **named)
     assert await redis.exists(*flights) == 0
     noted = {name.decode(): int(at) for name, at in (await redis.hgetall("rag:invalidated")).items()}
-    assert set(noted) == {f"question:{digest}", "source:d1", "tenant:a,b", "all"}
+    assert set(noted) == {"began", f"question:{digest}", "source:d1", "tenant:a,b", "all"}
     seconds, _ = await redis.time()
     assert all(abs(at / 1000 - seconds) < 10 for at in noted.values())
     assert 0 < await redis.ttl("rag:invalidated") <= 3600
 
 
 async def test_old_marks_go_with_the_next(redis: Redis, sweep: RedisCacheSweep) -> None:
-    await redis.hset("rag:invalidated", "tenant:old", "1")
+    await redis.hset("rag:invalidated", mapping={"tenant:old": "1", "began": "1"})
     await sweep.sweep(Selection(tenant="new"), dry_run=False)
-    assert await redis.hkeys("rag:invalidated") == [b"tenant:new"]
+    assert await redis.hkeys("rag:invalidated") == [b"began", b"tenant:new"]
 
 
 @pytest.mark.parametrize("named", [{"all": True}, {"tenant": "default"}, {"question": QUESTION}])

@@ -12,9 +12,10 @@ import redis as sync_redis
 from redis.asyncio import Redis
 
 from api.embedded.redis_server import EmbeddedRedis, embedded_redis
-from api.errors import StoreUnavailable
+from api.errors import NotFound, ServiceUnavailable, StoreUnavailable
 from api.knowledge.chunking import Chunker, estimated_tokens
 from api.knowledge.ingestion import ATTEMPTS
+from api.redis_store.document_fields import owner_of
 from tests.knowledge_worker import GatedEmbedder, Worker, lease_ended, worker
 from tests.stored_corpus import StoredCorpus, Texts
 
@@ -178,6 +179,69 @@ async def test_to_tell_the_cache_is_never_given_up(redis: Redis, fleet: list[Wor
     await other.knowledge.upkeep.carry_out_waiting()
     assert await redis.exists(f"rag:doc:{document}", f"rag:doc:{document}:work") == 0
     assert len(await other.redis.keys("rag:doc:*:chunks")) == 1
+
+
+async def test_a_deletion_that_is_asked_for_again_waits_for_the_cache_to_be_told(
+    redis: Redis, fleet: list[Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a client does that was answered with 503, or not at all."""
+    one, other = fleet
+    document = await one.store("rules", OLD)
+    monkeypatch.setattr("api.knowledge.library.SETTLE_SECONDS", 0.1)
+    with monkeypatch.context() as patch:
+        patch.setattr(one.knowledge.library._ingestion, "carry_out", _lost)
+        with pytest.raises(StoreUnavailable):
+            await one.knowledge.library.delete(document)
+    work = f"rag:doc:{document}:work"
+    await redis.hset(work, "held_until_ms", str(2**45))  # type: ignore[misc]
+    with pytest.raises(ServiceUnavailable):
+        await other.knowledge.library.delete(document)
+    await lease_ended(redis, document)
+    await other.knowledge.library.delete(document)
+    assert await redis.exists(work) == 0
+    with pytest.raises(NotFound):
+        await other.knowledge.library.delete(document)
+
+
+async def _lost(_: str) -> bool:
+    raise StoreUnavailable("lost")
+
+
+async def test_a_change_that_the_cache_is_not_told_of_before_one_that_fails_is_told_of(
+    redis: Redis, fleet: list[Worker]
+) -> None:
+    one, other = fleet
+    document = await one.store("rules", OLD)
+    entry, owner = f"rag:cache:{'a' * 10}-{'b' * 24}:{'c' * 32}", owner_of("default")
+    await redis.hset(entry, mapping={"owner": owner, "created_ms": 1, "expires_ms": str(2**45)})  # type: ignore[misc]
+    await one.stopped("rules", NEW)
+    work = f"rag:doc:{document}:work"
+    await redis.hset(work, mapping={"owes": "1", "attempts": ATTEMPTS})  # type: ignore[misc]
+    await lease_ended(redis, document)
+    await other.knowledge.upkeep.carry_out_waiting()
+    assert (await other.knowledge.library.find(document)).status == "failed"
+    assert int(await redis.hget(entry, "expires_ms") or 0) < 2**45  # type: ignore[misc]
+    assert await redis.hexists("rag:invalidated", "corpus:default")  # type: ignore[misc]
+    await one.go_on()
+
+
+async def test_who_has_another_embedder_than_stored_a_document_tells_the_cache_of_it_in_full(
+    redis: Redis, redis_url: str, fleet: list[Worker]
+) -> None:
+    """Its own answers do not compare with the document."""
+    one, _ = fleet
+    document = await one.store("rules", OLD)
+    async with worker(redis_url, "further", GatedEmbedder("f")) as further:
+        embedder = await further.embedder.identity()
+        vector = (await further.embedder.embed(["a question"]))[0]
+        entry = f"rag:cache:{embedder.fingerprint}-{'b' * 24}:{'c' * 32}"
+        fields = {"owner": owner_of("default"), "compared": "meaning", "expires_ms": str(2**45), "vector": vector}
+        await redis.hset(entry, mapping=fields)  # type: ignore[misc]
+        left = {"id": document, "revision": 1, "phase": "tell", "tenant": "default"}
+        await redis.hset(f"rag:doc:{document}:work", mapping=left)  # type: ignore[misc]
+        await redis.zadd("rag:corpus:work", {document: 1})
+        await further.knowledge.upkeep.carry_out_waiting()
+    assert int(await redis.hget(entry, "expires_ms") or 0) < 2**45  # type: ignore[misc]
 
 
 async def test_an_orderly_end_is_no_failed_attempt(redis: Redis, stored: sync_redis.Redis, fleet: list[Worker]) -> None:

@@ -77,6 +77,16 @@ async def test_the_same_is_stored_once_and_another_text_of_the_same_source_repla
     assert (await one.get("/documents")).json()["documents"] == [{k: v for k, v in read.items() if k != "passages"}]
 
 
+async def test_a_version_of_one_file_does_not_replace_another_file(serve: Service) -> None:
+    client = await serve(embedder=ONNX)
+    for name, text in (("holiday.txt", HOLIDAY), ("canteen.txt", CANTEEN), ("canteen.txt", f"{CANTEEN} Come.")):
+        response = await client.post("/documents", files={"file": (name, text)}, data={"version": "2"})
+        assert response.status_code == 201, response.text
+    listed = (await client.get("/documents")).json()["documents"]
+    assert {one["title"] for one in listed} == {"holiday.txt", "canteen.txt"}
+    assert len(listed) == 2
+
+
 async def test_lists_are_paged_and_filtered(serve: Service) -> None:
     client = await serve(embedder=ONNX)
     for number in range(5):
@@ -227,6 +237,28 @@ async def test_a_wrong_body_is_refused_by_its_field(serve: Service, body: Any, f
     assert field in response.json()["detail"] or "JSON" in response.json()["detail"]
 
 
+@pytest.mark.parametrize("path", ["{id}:text", "{id}:work", "{id}:chunks", "work", "a" * 24])
+async def test_what_is_no_documents_id_is_not_found(serve: Service, path: str) -> None:
+    client = await serve(embedder=ONNX)
+    where = f"/documents/{path.format(id=(await add(client, 'Holiday', HOLIDAY))['id'])}"
+    assert [(await client.get(where)).status_code, (await client.delete(where)).status_code] == [404, 404]
+
+
+@pytest.mark.parametrize(
+    ("sent", "word"),
+    [
+        ({"content": b"x", "headers": {"Content-Type": "multipart/form-data"}}, "boundary"),
+        ({"content": b"x", "headers": {"Content-Type": "multipart/form-data; boundary=b"}}, "multipart"),
+        ({"files": [("file", ("a.txt", b"One.")), ("file", ("b.txt", b"Two."))]}, "Too many files"),
+    ],
+)
+async def test_a_wrong_form_is_refused_as_any_wrong_body(serve: Service, sent: dict[str, Any], word: str) -> None:
+    client = await serve()
+    response = await client.post("/documents", **sent)
+    assert (response.status_code, response.json()["type"]) == (422, "urn:ragherd:problem:invalid-request")
+    assert word in response.json()["detail"]
+
+
 async def test_limits_on_size_and_count(serve: Service) -> None:
     client = await serve(embedder=ONNX, documents={"document_max_bytes": 100, "documents_max": 1})
     large = await client.post("/documents", files={"file": ("a.txt", b"word " * 40)})
@@ -239,7 +271,8 @@ async def test_limits_on_size_and_count(serve: Service) -> None:
 
 async def test_a_large_file_is_worked_on_in_the_background_and_says_what_was_wrong(serve: Service) -> None:
     client = await serve(embedder=ONNX, documents={"ingest_wait": 0, "document_max_characters": 3_000_000})
-    large = await client.post("/documents", files={"file": ("a.html", b"<p>" + b"x " * 700_000)}, data={"source": "a"})
+    page = b"<title>Of its own</title><p>Kept.</p><!--" + b"x " * 700_000 + b"-->"
+    large = await client.post("/documents", files={"file": ("a.html", page)}, data={"source": "a"})
     assert large.status_code == 202
     where = large.headers["Location"]
     broken = await client.post("/documents", files={"file": ("b.pdf", b"%PDF-1.7\n" + b"0" * 1_100_000)})
@@ -251,6 +284,12 @@ async def test_a_large_file_is_worked_on_in_the_background_and_says_what_was_wro
 
     await wait_until_async(ended)
     assert "PDF" in (await client.get(failing)).json()["error"]
+
+    async def ready() -> bool:
+        return (await client.get(where)).json()["status"] == "ready"
+
+    await wait_until_async(ready)
+    assert (await client.get(where)).json()["title"] == "Of its own"
     assert (await client.delete(where)).status_code == 204
 
 

@@ -40,6 +40,17 @@ def test_what_is_found_in_a_folder(folder: Path) -> None:
     assert [title_of(file, file.path.read_bytes()) for file in found.files] == [None, "canteen", "Holiday policy"]
 
 
+def test_files_that_would_replace_each_other_are_refused(tmp_path: Path) -> None:
+    for place in ("one", "other"):
+        (tmp_path / place / "pages").mkdir(parents=True)
+        (tmp_path / place / "pages" / "index.md").write_text(f"# Of {place}")
+    both = [str(tmp_path / place / "pages") for place in ("one", "other")]
+    refused = CliRunner().invoke(commands, ["ingest", *both, "--dry-run"])
+    assert refused.exit_code == 1
+    assert "would both be 'pages/index.md'" in refused.output
+    assert CliRunner().invoke(commands, ["ingest", str(tmp_path), "--dry-run"]).exit_code == 0
+
+
 async def test_running_it_again_changes_only_what_has_changed(serve: Service, folder: Path) -> None:
     client = await serve(embedder=ONNX)
     url, about = str(client.base_url), About(tags=("docs",))

@@ -106,6 +106,16 @@ async def test_no_other_tenants_answers_are_touched(fleet: list[httpx.AsyncClien
     assert await cached(other, HOLIDAY_QUESTION)
 
 
+async def test_the_first_and_the_last_document_change_what_has_nothing_to_do_with_them(serve: Service) -> None:
+    one, other = await serve(embedder=ONNX), await serve(embedder=ONNX)
+    question, nothing = "What is the capital of France?", "I did not find anything"
+    assert (await ask(one, question))["answer"] == f"echo: {question}"
+    document = (await add(one, "Holiday", HOLIDAY))["id"]
+    assert nothing in (await ask(other, question))["answer"]
+    assert (await one.delete(f"/documents/{document}")).status_code == 204
+    assert (await ask(other, question))["answer"] == f"echo: {question}"
+
+
 @pytest.mark.parametrize("change", ["update", "delete", "add", "unrelated"])
 async def test_what_changed_while_an_answer_was_generated_keeps_it_from_being_stored(
     fleet: list[httpx.AsyncClient], stub: StubOllama, change: str
@@ -132,6 +142,34 @@ async def test_what_changed_while_an_answer_was_generated_keeps_it_from_being_st
     answered = await asking
     assert (answered["cache"]["entry"] is not None) is (change == "unrelated")
     assert await cached(other, question) is (change == "unrelated")
+
+
+@pytest.mark.parametrize("headers", [{}, {"Cache-Control": "no-cache"}])
+async def test_what_redis_forgot_while_an_answer_was_generated_keeps_it_from_being_stored(
+    serve: Service, stub: StubOllama, redis: Redis, monkeypatch: pytest.MonkeyPatch, headers: dict[str, str]
+) -> None:
+    """FLUSHALL takes the documents, and with them all that is noted of their changes."""
+    monkeypatch.setattr("api.flights.following.TEND_SECONDS", 0.05)
+    client = await serve(embedder=ONNX)
+    await add(client, "Holiday", HOLIDAY, source="holiday")
+    await ask(client, "How long before must I ask for holiday?")
+    stub.behaviour(delay=1.0, path="/api/chat")
+    before = stub.stats["requests"]["/api/chat"]
+    asking = asyncio.create_task(ask(client, HOLIDAY_QUESTION, headers=headers))
+
+    async def generating() -> bool:
+        return stub.stats["requests"]["/api/chat"] > before
+
+    await wait_until_async(generating)
+    await redis.flushall()
+    if not headers:
+        await wait_until_async(lambda: redis.keys("rag:flight:*"))  # its leader takes the lead again
+    answered = await asking
+    assert [source["source"] for source in answered["sources"]] == ["holiday"]
+    assert answered["cache"]["entry"] is None
+    assert not await cached(client, HOLIDAY_QUESTION)
+    await ask(client, HOLIDAY_QUESTION)
+    assert await cached(client, HOLIDAY_QUESTION)
 
 
 async def test_who_asks_after_a_change_does_not_join_a_generation_from_before(

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
 import pytest
+from redis.asyncio import Redis
 
+from api.model import EmbedderIdentity
+from api.ports.passages import DocumentFilter
+from api.redis_store.gate import RedisGate
+from api.redis_store.keys import Keys
+from api.redis_store.passage_index import RedisPassageIndex
 from tests.event_stream import streamed, text_of
 from tests.integration.test_documents import CANTEEN, HOLIDAY, ONNX, add
 from tests.service import Service, ask
 from tests.stub_ollama import StubOllama
+from tests.waiting import wait_until_async
 
+EMBEDDER = EmbedderIdentity("e", 4, "aaaaaaaaaa")
 PART = "Part XK-4711 is kept in the second drawer."
 
 
@@ -63,6 +73,14 @@ async def test_a_passage_comes_with_its_neighbours_and_not_twice(serve: Service)
     assert all(word in answered["sources"][0]["text"] for word in ("printer", "third floor", "garden"))
 
 
+async def test_no_passage_is_left_out_for_neighbours_that_it_was_not_stored_with(serve: Service) -> None:
+    cut = {"chunk_tokens": 32, "chunk_overlap": 0}
+    await manual(await serve(embedder=ONNX, documents=cut))
+    wide = {"retrieval_neighbours": 1, "retrieval_relevance_floor": 0.0}
+    answered = await ask(await serve(embedder=ONNX, retrieval=wide), "On which floor is the canteen?", top_k=3)
+    assert sorted(chunks_of(answered)) == [0, 1, 2]
+
+
 async def test_below_the_floor_nothing_is_relevant_and_the_model_may_be_asked_all_the_same(
     serve: Service, stub: StubOllama
 ) -> None:
@@ -110,6 +128,18 @@ async def test_a_follow_up_question_is_looked_for_as_what_it_means(serve: Servic
     assert stub.stats["requests"]["/api/chat"] == 2  # the rewriting, and the answer
 
 
+async def test_also_where_nothing_may_be_kept(serve: Service, stub: StubOllama, redis: Redis) -> None:
+    client = await serve(embedder=ONNX)
+    await add(client, "Holiday", HOLIDAY, source="holiday")
+    await add(client, "Canteen", CANTEEN, source="canteen")
+    stub.behaviour(answer="On which floor is the canteen?", path="/api/chat")
+    history = [{"role": "user", "content": "Where can I eat?"}, {"role": "assistant", "content": "In the canteen."}]
+    headers = {"Cache-Control": "no-store"}
+    answered = await ask(client, "What about that?", history=history, top_k=1, headers=headers)
+    assert [source["source"] for source in answered["sources"]] == ["canteen"]
+    assert [await redis.keys(kind) for kind in ("rag:condensed:*", "rag:cache:*")] == [[], []]
+
+
 async def test_with_the_embedder_away_words_find_and_the_answer_is_not_kept(serve: Service, stub: StubOllama) -> None:
     client = await serve(embedder={"embedder": "ollama", "embed_timeout": 1.0})
     await add(client, "Holiday", HOLIDAY)
@@ -117,6 +147,79 @@ async def test_with_the_embedder_away_words_find_and_the_answer_is_not_kept(serv
     answered = await ask(client, "Who approves my holiday?")
     assert [source["title"] for source in answered["sources"]] == ["Holiday"]
     assert answered["cache"]["entry"] is None
+
+
+@pytest.mark.parametrize("refused", ["by_words", "by_meaning"])
+async def test_with_a_search_refused_the_other_finds_and_the_answer_is_not_kept(
+    serve: Service, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    client = await serve(embedder=ONNX)
+    await add(client, "Holiday", HOLIDAY)
+    monkeypatch.setattr(f"api.redis_store.passage_index.{refused}", lambda index, *_: ("FT.SEARCH", index, "((("))
+    answered = await ask(client, "Who approves my holiday?")
+    assert (len(answered["sources"]), answered["cache"]["entry"]) == (1, None)
+
+
+async def test_a_search_by_meaning_that_redis_ended_is_not_whole(redis: Redis, redis_url: str) -> None:
+    """Redis says so beside what it has found by then. That by words may always end so, and ranks what it has."""
+    async with _passages(redis_url) as index:
+        for ranking, whole in (("meaning", False), ("words", True)):
+            index.end_early(ranking)
+            found = await index.passages.search(EMBEDDER, "acme", DocumentFilter(), "holiday", bytes(16), 4)
+            assert found.whole is whole
+
+
+async def test_a_redis_that_is_started_again_is_asked_anew_whether_all_is_found(
+    redis: Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = "api.redis_store.passage_index.KNOWN_SECONDS"
+    monkeypatch.setattr(known, 0.0)
+    async with _passages(redis_url) as index:
+        await wait_until_async(lambda: index.passages.is_whole(EMBEDDER))
+        monkeypatch.setattr(known, 60.0)
+        assert await index.passages.is_whole(EMBEDDER)
+        await redis.execute_command("FT.DROPINDEX", Keys().chunk_index(EMBEDDER.fingerprint))  # type: ignore[no-untyped-call]
+        assert await index.passages.is_whole(EMBEDDER)
+        index.gate.shut()
+        assert await index.gate.check()
+        assert not await index.passages.is_whole(EMBEDDER)
+
+
+class _Passages:
+    """An index over no chunks, whose Redis can be told to end a search early."""
+
+    def __init__(self, client: Redis) -> None:
+        self.gate = RedisGate(client, 2)
+        self.passages = RedisPassageIndex(self, Keys())  # type: ignore[arg-type]
+        self._early = ""
+
+    @property
+    def client(self) -> Redis:
+        return self.gate.client
+
+    def of(self, _: str) -> _Passages:
+        return self
+
+    def on_recovery(self, action: Callable[[], Awaitable[None]]) -> None:
+        self.gate.on_recovery(action)
+
+    def end_early(self, ranking: str) -> None:
+        self._early = ranking
+
+    async def run(self, operation: str, command: Callable[[Redis], Awaitable[Any]]) -> Any:
+        replies = await self.gate.run(operation, command)
+        if operation == "passages" and self._early:
+            replies[("meaning", "words").index(self._early) + 1][b"warning"] = [b"Timeout limit was reached"]
+        return replies
+
+
+@asynccontextmanager
+async def _passages(redis_url: str) -> AsyncIterator[_Passages]:
+    async with Redis.from_url(redis_url, protocol=3) as client:
+        index = _Passages(client)
+        await index.gate.check()
+        await index.passages.ensure(EMBEDDER)
+        yield index
 
 
 @pytest.mark.parametrize("question", ["(@title:x) | *", "-approved", "holiday\"'{}[]\\", "%%%", "the of and"])

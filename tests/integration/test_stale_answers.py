@@ -54,6 +54,23 @@ async def test_an_expired_answer_is_served_at_once_and_refreshed_once(
     assert stub.stats["requests"]["/api/chat"] == 2
 
 
+async def test_what_is_refreshed_is_found_by_its_meaning_as_before(
+    serve: Service, stub: StubOllama, redis: Redis
+) -> None:
+    client = await serve(cache={**WINDOW, "ttl": 600.0})
+    entry = (await ask(client, QUESTION))["cache"]["entry"]
+    created, vector = await redis.hmget(entry, "created_ms", "vector")
+    await redis.hset(entry, "expires_ms", created or "")
+    assert (await ask(client, QUESTION))["cache"]["status"] == "stale"
+
+    async def refreshed() -> bool:
+        created, expires = await redis.hmget(entry, "created_ms", "expires_ms")
+        return int(expires or 0) > int(created or 0)
+
+    await wait_until_async(refreshed)
+    assert await redis.hget(entry, "vector") == vector is not None
+
+
 async def test_a_similar_question_too(serve: Service, stub: StubOllama, redis: Redis) -> None:
     client = await serve(cache=WINDOW)
     first = await ask(client, QUESTION)

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.knowledge.chunking import SECTION, Chunker, estimated_tokens, numbered, sections, spans
+from api.knowledge.plain_text import first_heading, heading_words
 
 GUIDE = """# Holiday
 
@@ -56,6 +57,19 @@ def test_long_paragraphs_are_cut_at_sentences_with_an_overlap() -> None:
     assert all(chunk.text.startswith("Sentence") and chunk.text.endswith(".") for chunk in chunks)
     assert all(before.end > after.start for before, after in pairwise(chunks))
     assert all(any(sentence in chunk.text for chunk in chunks) for sentence in sentences)
+
+
+@pytest.mark.parametrize("line", ["# " + "# " * 500_000 + "x", "# x" + " " * 1_000_000 + "y"])
+def test_a_heading_of_a_whole_megabyte_holds_nobody_up(line: str) -> None:
+    """With a pattern that looks for its end this takes an hour, in which nothing else runs."""
+    (chunk,) = numbered(line, [(0, line)])
+    assert chunk.heading == line[2:202]
+    assert (first_heading(line) or "").startswith(line[2:202])
+
+
+@pytest.mark.parametrize(("line", "words"), [("Lists ##", "Lists"), ("C#", "C#"), ("C# #", "C#"), ("a # b", "a # b")])
+def test_what_closes_a_heading_is_no_part_of_it(line: str, words: str) -> None:
+    assert heading_words(line) == words
 
 
 def test_headings_alone_are_no_chunk_of_their_own() -> None:

@@ -22,6 +22,13 @@ def test_a_version_is_a_version_of_its_title() -> None:
     assert document_id(replace(PLAIN, version="1"), b"one") == document_id(replace(PLAIN, version="2"), b"two")
 
 
+def test_a_version_of_a_file_without_a_title_is_one_of_its_name() -> None:
+    untitled = DocumentFacts("acme", "", version="1")
+    assert document_id(untitled, b"one", "a.txt") == document_id(replace(untitled, version="2"), b"two", "a.txt")
+    assert document_id(untitled, b"one", "a.txt") != document_id(untitled, b"one", "b.txt")
+    assert document_id(untitled, b"one") != document_id(untitled, b"two")
+
+
 def test_without_either_the_content_tells() -> None:
     assert document_id(PLAIN, b"one") == document_id(PLAIN, b"one")
     assert document_id(PLAIN, b"one") != document_id(PLAIN, b"two")

@@ -12,9 +12,9 @@ import pytest
 from fpdf import FPDF
 from pypdf import PdfReader, PdfWriter
 
-from api.errors import PayloadTooLarge, UnreadableDocument, UnsupportedDocument
+from api.errors import PayloadTooLarge, ServiceUnavailable, UnreadableDocument, UnsupportedDocument
 from api.knowledge.media_types import DOCX, HTML, MARKDOWN, PDF, TEXT, media_type
-from api.knowledge.parsing import ParseLimits, Parser
+from api.knowledge.parsing import AT_ONCE, Parsed, ParseLimits, Parser, _read
 from api.knowledge.plain_text import decoded, tidied
 
 LIMITS = ParseLimits(pages=20, characters=100_000, timeout=30)
@@ -95,6 +95,20 @@ async def test_too_long_a_text_is_refused(content: bytes, kind: str) -> None:
         await parser(characters=100).parse(content, kind)
 
 
+async def test_what_grows_while_it_is_read_stays_out_of_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lists in lists are indented: these 20 kB become 168."""
+    replies: list[int] = []
+
+    def noted(reply: bytes, code: int | None) -> Parsed:
+        replies.append(len(reply))
+        return _read(reply, code)
+
+    monkeypatch.setattr("api.knowledge.parsing._read", noted)
+    with pytest.raises(PayloadTooLarge):
+        await parser().parse(b"<ul><li>" * 40 + b"<ul>" + b"<li>x</li>" * 2_000 + b"</ul>", HTML)
+    assert replies[0] < 1000
+
+
 async def test_an_encrypted_pdf_says_so() -> None:
     writer, out = PdfWriter(clone_from=PdfReader(BytesIO(pdf("Secret.")))), BytesIO()
     writer.encrypt("password", algorithm="RC4-128")
@@ -132,6 +146,19 @@ async def test_entities_that_would_grow_without_end_are_not_expanded() -> None:
 async def test_a_file_that_keeps_its_reader_is_given_up_and_the_reader_with_it() -> None:
     with pytest.raises(UnreadableDocument, match=r"longer than 0\.05 s"):
         await parser(timeout=0.05).parse(pdf("Never read."), PDF)
+
+
+async def test_a_file_is_not_blamed_for_those_that_are_read_before_it() -> None:
+    busy, page = parser(timeout=0.05), b"<p>On the third floor.</p>"
+    turns = [busy._turn() for _ in range(AT_ONCE)]
+    for turn in turns:
+        await turn.__aenter__()
+    with pytest.raises(ServiceUnavailable):
+        await busy.parse(page, HTML)
+    for turn in turns:
+        await turn.__aexit__(None, None, None)
+    with pytest.raises(UnreadableDocument, match="took longer"):
+        await busy.parse(page, HTML)
 
 
 async def test_a_page_nested_without_end_ends_its_reader_and_not_the_worker() -> None:

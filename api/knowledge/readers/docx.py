@@ -8,7 +8,8 @@ from zipfile import BadZipFile, ZipFile
 
 import mammoth
 
-from api.errors import PayloadTooLarge, UnreadableDocument
+from api.errors import UnreadableDocument
+from api.knowledge.plain_text import too_long
 from api.knowledge.readers import html
 
 MOST_ENTRIES: Final = 2_000
@@ -27,7 +28,7 @@ def read(data: bytes, pages: int, characters: int) -> tuple[str, str | None, int
         style_map="p[style-name='Title'] => h1:fresh",
     ).value
     if len(page) > 4 * characters:
-        raise PayloadTooLarge(f"Its text is longer than {characters} characters.")
+        raise too_long(characters)
     return html.read(page, pages, characters)
 
 

@@ -8,6 +8,7 @@ from pypdf import PdfReader
 from pypdf.errors import PyPdfError
 
 from api.errors import PayloadTooLarge, UnreadableDocument
+from api.knowledge.plain_text import too_long
 
 
 def read(data: bytes, pages: int, characters: int) -> tuple[str, str | None, int | None]:
@@ -27,7 +28,7 @@ def read(data: bytes, pages: int, characters: int) -> tuple[str, str | None, int
         texts.append(page.extract_text())
         length += len(texts[-1])
         if length > characters:
-            raise PayloadTooLarge(f"Its text is longer than {characters} characters.")
+            raise too_long(characters)
     if not any(text.strip() for text in texts):
         raise UnreadableDocument("There is no text in it: it is pictures of pages, which are not read.")
     title = reader.metadata.title if reader.metadata else None
