@@ -63,6 +63,8 @@ class RedisSettings(Concern):
     ca_file: str | None = None
     cert_file: str | None = None
     key_file: str | None = None
+    sentinel_username: str | None = None
+    sentinel_password: str | None = None
 
     @property
     def is_cluster(self) -> bool:

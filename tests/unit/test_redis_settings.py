@@ -84,3 +84,9 @@ def test_a_bad_url_of_the_breakers_redis(monkeypatch: pytest.MonkeyPatch, url: s
     line = refused(monkeypatch, BREAKER_REDIS_URL=url)
     assert line.startswith("BREAKER_REDIS_URL: ")
     assert url not in line
+
+
+def test_a_user_of_the_sentinels_needs_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert refused(monkeypatch, REDIS_SENTINEL_USERNAME="asking").startswith("REDIS_SENTINEL_USERNAME: ")
+    monkeypatch.setenv("REDIS_SENTINEL_PASSWORD", "secret")
+    assert load_settings(None).redis.sentinel_username == "asking"

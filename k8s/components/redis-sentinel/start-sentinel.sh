@@ -19,5 +19,5 @@ fi
 # A minute, which arm-sentinel.sh makes seconds when the primary is there.
 sed -i '/^sentinel auth-pass /d; /^sentinel down-after-milliseconds /d' "$file"
 printf 'sentinel auth-pass ragherd %s\nsentinel down-after-milliseconds ragherd 60000\n' "$password" >>"$file"
-# Sentinels take no password, as the service asks them without one: the network policy says who reaches them.
+# Sentinels take no password: the network policy says who reaches them.
 exec docker-entrypoint.sh redis-server "$file" --sentinel --port 26379 --dir /data --protected-mode no
