@@ -17,6 +17,7 @@ from redis.exceptions import (
     BusyLoadingError,
     ClusterDownError,
     MasterDownError,
+    MaxConnectionsError,
     MovedError,
     ReadOnlyError,
     RedisError,
@@ -241,4 +242,6 @@ class RedisGate:
 
 def _is_lost(error: BaseException) -> bool:
     """Whether the server is. A shard that is cut off from most of a cluster refuses all, but answers a ping."""
+    if isinstance(error, MaxConnectionsError):  # this worker's own limit
+        return False
     return isinstance(error, LOST) or (isinstance(error, ClusterDownError) and "cluster is down" in str(error).lower())

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import MaxConnectionsError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from api.breaker import following
@@ -17,7 +20,7 @@ from api.redis_store.gate import RedisGate
 from api.redis_store.keys import Keys
 from api.redis_store.semantic_index import SemanticIndex
 from api.wiring_backends import open_backends
-from tests.service import make_settings
+from tests.service import make_settings, running_service
 from tests.stub_ollama import StubOllama
 
 
@@ -108,3 +111,23 @@ async def test_a_connection_that_does_not_even_close_in_time_is_a_lost_redis_and
     with pytest.raises(StoreUnavailable, match="Timeout reading"):
         await gate.run("ping", fail)
     assert await gate.check()
+
+
+async def test_health_that_is_asked_for_all_the_time_loses_no_redis(
+    redis: Redis, redis_url: str, stub: StubOllama, capfd: pytest.CaptureFixture[str]
+) -> None:
+    settings = make_settings(redis_url, stub.base_url, redis={"max_connections": 2})
+    async with running_service(settings) as client:
+        found = await asyncio.gather(*(client.get("/health") for _ in range(50)))
+        assert [health.json()["database"] for health in found] == [True] * 50
+    assert "redis_lost" not in capfd.readouterr().err
+
+
+async def test_a_worker_that_has_no_connection_left_has_not_lost_redis(gate: RedisGate) -> None:
+    async def refuse(_: Redis) -> None:
+        raise MaxConnectionsError("Too many connections")
+
+    assert await gate.check()
+    with pytest.raises(StoreUnavailable, match="Too many"):
+        await gate.run("ping", refuse)
+    assert gate.is_up
