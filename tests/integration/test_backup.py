@@ -21,6 +21,9 @@ from typer.testing import CliRunner
 
 from api.backup.records import CHUNKS
 from api.cli.commands import commands
+from api.ports.documents import DocumentFacts, Draft
+from api.redis_store.documents import RedisDocuments
+from api.redis_store.gate import RedisGate
 from api.redis_store.keys import Keys
 from tests.integration.test_documents import CANTEEN, HOLIDAY, ONNX, add
 from tests.service import Service, ask
@@ -32,6 +35,8 @@ NEW = "new:"
 OLD_KEYS, NEW_KEYS = Keys(), Keys(NEW)
 QUESTION, NEAR, ELSEWHERE = "Who approves my holiday?", "Who will approve my holiday?", "What is the capital?"
 OTHER: dict[str, Any] = {"embedder": "ollama", "embed_timeout": 10}
+ABOUT = {"created": "", "release": "", "schema": "1.0", "tenants": [], "documents": True, "cache": True}
+HEADER = orjson.dumps({"is": "header", "format": 1, **ABOUT})
 ROOT = Path(__file__).parents[2]
 
 
@@ -215,6 +220,28 @@ async def test_a_large_text_and_unusual_ones_come_back_letter_by_letter(
         assert await redis.get(key) == await redis.get(key.replace(b"rag:", NEW.encode(), 1))
     chunks = [key async for key in redis.scan_iter("rag:chunk:*")]
     assert len([key async for key in redis.scan_iter(f"{NEW}chunk:*")]) == len(chunks) > 2 * CHUNKS
+
+
+async def test_a_file_that_a_worker_had_begun_with_does_not_become_the_text(
+    serve: Service, redis: Redis, ragherd: Command, file: str
+) -> None:
+    client = await serve(embedder=ONNX)
+    await add(client, "Holiday", HOLIDAY)
+    await ok(ragherd, "backup", file)
+    document = next(line for line in read(file) if line["is"] == "document")
+    gate = RedisGate(redis, 4)
+    assert await gate.check()
+    facts = DocumentFacts(document["tenant"], document["title"])
+    begun = Draft(document["id"], facts, document["digest"], b"%PDF", "application/pdf")
+    await RedisDocuments(gate, NEW_KEYS).propose(begun, 10)
+    assert "to embed 1" in await ok(ragherd, "restore", "--replace", file, prefix=NEW)
+    assert await redis.get(NEW_KEYS.document_draft(document["id"])) == b"%PDF"
+    assert await redis.get(NEW_KEYS.document_text(document["id"])) is None
+
+
+async def test_only_its_owner_can_read_it(serve: Service, redis: Redis, ragherd: Command, file: str) -> None:
+    await ok(ragherd, "backup", file)
+    assert Path(file).stat().st_mode & 0o777 == 0o600
 
 
 async def test_only_what_is_asked_for(serve: Service, redis: Redis, ragherd: Command, file: str) -> None:
@@ -415,6 +442,7 @@ async def test_a_damaged_file_is_refused(saved: str, ragherd: Command, redis: Re
         (b"hello\n", "no backup"),
         (b"[1]\n", "no backup"),
         (b'{"is": "answer"}\n', "no backup"),
+        (HEADER + b'\n{"is": "corpora"}\n', "truncated"),
         (b"\x1f\x8bxx", "truncated"),
     ],
 )
@@ -447,6 +475,7 @@ async def test_faults_are_one_line(redis: Redis, ragherd: Command, tmp_path: Pat
         lines = one.output.splitlines()
         assert len(lines) == 1, one.output
         assert word in lines[0]
+    assert "again" not in missing.output, "there is nothing to go on with"
     assert list(tmp_path.iterdir()) == []
 
 
