@@ -15,6 +15,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.crc import key_slot
 from redis.exceptions import RedisError
+from redis.maint_notifications import MaintNotificationsConfig
 
 from api.errors import StoreUnavailable
 from api.redis_store.cluster_map import Node, SlotMap
@@ -44,7 +45,13 @@ CLUSTER: Final = ("redis+cluster", "rediss+cluster")
 
 def connection_options(address: RedisAddress) -> dict[str, Any]:
     """What every connection to that address has in common, as `redis.asyncio.ConnectionPool` takes it."""
-    options: dict[str, Any] = {"socket_connect_timeout": address.connect_timeout, "retry": Retry(NoBackoff(), 0)}
+    options: dict[str, Any] = {
+        "socket_connect_timeout": address.connect_timeout,
+        "retry": Retry(NoBackoff(), 0),
+        # With these on, redis-py hands out a connection on which a reply is left, which the next command then takes for
+        # its own; and what they announce makes timeouts longer.
+        "maint_notifications_config": MaintNotificationsConfig(enabled=False),
+    }
     return options | tls_options(address)
 
 

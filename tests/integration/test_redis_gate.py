@@ -15,13 +15,14 @@ from api.breaker import following
 from api.embedded.redis_server import EmbeddedRedis
 from api.errors import StoreUnavailable
 from api.observability.metrics import Metrics
-from api.redis_store.client import RedisAddress
+from api.redis_store.client import RedisAddress, short_commands
 from api.redis_store.gate import RedisGate
 from api.redis_store.keys import Keys
 from api.redis_store.semantic_index import SemanticIndex
 from api.wiring_backends import open_backends
 from tests.service import make_settings, running_service
 from tests.stub_ollama import StubOllama
+from tests.waiting import wait_until_async
 
 
 @pytest.fixture
@@ -131,3 +132,14 @@ async def test_a_worker_that_has_no_connection_left_has_not_lost_redis(gate: Red
     with pytest.raises(StoreUnavailable, match="Too many"):
         await gate.run("ping", refuse)
     assert gate.is_up
+
+
+async def test_a_reply_that_nobody_read_is_no_other_command_s(redis: Redis, redis_url: str) -> None:
+    await redis.config_resetstat()
+    async with short_commands(RedisAddress(redis_url, timeout=1.0, connect_timeout=1.0, max_connections=4)) as client:
+        connection = await client.connection_pool.get_connection()
+        await connection.send_command("ECHO", "another's")
+        await wait_until_async(connection.can_read)
+        await client.connection_pool.release(connection)
+        assert await client.echo("own") == b"own"
+        assert (await client.info("errorstats")) == {}, "each connection begins with commands that the server knows"
