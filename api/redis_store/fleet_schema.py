@@ -50,6 +50,7 @@ class FleetSchema:
         self._gate = gate
         self._home = gate.of(keys.corpus_schema)
         self._agreed = False
+        self._covered: list[AnyGate] = []
         self._keys = keys
         self._worker = worker
         self._release = release
@@ -61,6 +62,15 @@ class FleetSchema:
         self._home.on_recovery(lambda: self.agree(self._home.client))
         gate.on_each_recovery(self._known)
 
+    def cover(self, gate: AnyGate) -> None:
+        """Keeps this worker from another Redis too, where breakers are, while it is known to be kept from the keys."""
+        self._covered.append(gate)
+        gate.on_each_recovery(self._allowed)
+
+    async def _allowed(self) -> None:
+        if self.conflict:
+            raise SchemaConflict(self.conflict)
+
     async def agree(self, client: Redis) -> None:
         """Raises `SchemaConflict`, and says so once."""
         conflict = self._judged(await self._settled(client))
@@ -69,6 +79,8 @@ class FleetSchema:
             if conflict != self.conflict:
                 self._on_conflict(conflict)
             self.conflict = conflict
+            for gate in self._covered:
+                gate.shut()
             raise SchemaConflict(conflict)
         self.conflict = ""
 
