@@ -59,15 +59,15 @@ class Memory:
 
 
 @asynccontextmanager
-async def opened_memory(settings: Settings) -> AsyncIterator[Memory]:
-    """Raises `StoreUnavailable`: Redis does not answer, or its keys are not for this release."""
+async def opened_memory(settings: Settings, *, writes: bool) -> AsyncIterator[Memory]:
+    """`writes`: not only read. Raises `StoreUnavailable`: no answer from Redis, or keys not for this release."""
     address, failures, keys = redis_address(settings.redis), _Failures(), Keys(*settings.key_layout)
     patient = replace(
         address, timeout=max(address.timeout, PATIENCE), connect_timeout=max(address.connect_timeout, PATIENCE)
     )
     async with opened_gate(patient, lambda shard: failures, failures.mismatched, keys.probe) as gate:
         worker = f"backup-{socket.gethostname()}-{os.getpid()}"
-        schema = FleetSchema(gate, keys, worker, __version__, lambda conflict: None)
+        schema = FleetSchema(gate, keys, worker, __version__, lambda conflict: None, states=writes)
         if not await gate.check():
             raise StoreUnavailable(schema.conflict or f"Redis can not be used: {failures.last}")
         yield _memory(settings, gate, keys, worker)

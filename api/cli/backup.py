@@ -53,7 +53,7 @@ def backup(
 
 async def _run(settings: Settings, stream: BinaryIO, wanted: Wanted, *, plain: bool) -> Counter[str]:
     writer = BackupWriter(stream, plain=plain)
-    async with opened_memory(settings) as memory:
+    async with opened_memory(settings, writes=False) as memory:
         with shown_progress() as step:
             await take(memory.source, memory.deletions, writer, wanted, MAKER, step)
     return writer.counts

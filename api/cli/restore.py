@@ -55,7 +55,7 @@ def restore(
 
 
 async def _run(settings: Settings, stream: BinaryIO, backup: Checked, chosen: Chosen) -> Restored:
-    async with opened_memory(settings) as memory:
+    async with opened_memory(settings, writes=not chosen.dry_run) as memory:
         with shown_progress() as step:
             return await put(memory.target, stream, backup, chosen, step)
 
