@@ -11,6 +11,8 @@ from pydantic_settings import SettingsConfigDict
 from api.settings.concern import Concern, Positive, Seconds
 
 CLUSTER = ("redis+cluster", "rediss+cluster")
+PREFIX = "[A-Za-z0-9_.:-]+"
+"""No pattern: `ragherd redis-acl` binds a user to keys by it."""
 QUOTED = "in a password / ? # @ are written as %2F %3F %23 %40"
 
 
@@ -71,7 +73,7 @@ class RedisSettings(Concern):
 
     model_config = SettingsConfigDict(env_prefix="REDIS_")
     url: Annotated[str, AfterValidator(_check_redis_url)] = "redis://127.0.0.1:6379"
-    prefix: Annotated[str, Field(min_length=1, pattern=r"^[A-Za-z0-9_.:-]+$")] = "rag:"
+    prefix: Annotated[str, Field(min_length=1, pattern=f"^{PREFIX}$")] = "rag:"
     timeout: Seconds = 0.2
     connect_timeout: Seconds = 0.2
     request_budget: Seconds = 0.25

@@ -20,7 +20,7 @@ def _check_redis_tls(settings: Settings) -> None:
     given = [variable for variable, path in files.items() if path]
     urls = [redis.url, settings.breaker_redis.url or ""]
     if given and not any(url.startswith("rediss") for url in urls):
-        raise SettingsError(f"{given[0]}: needs TLS, and REDIS_URL does not begin with rediss:// or rediss+sentinel://")
+        raise SettingsError(f"{given[0]}: needs TLS, and REDIS_URL does not begin with rediss")
     check_tls_files(*files.values())
 
 
