@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 import structlog
-from redis.exceptions import AuthenticationError, ReadOnlyError
+from redis.exceptions import AuthenticationError, NoPermissionError, ReadOnlyError
 
 from api.observability.metrics import Metrics
 from api.ports.stores import Store, StoreWarning
@@ -77,6 +77,8 @@ def _advice(error: BaseException) -> dict[str, str]:
         return {"message": ADVICE["read_only"]}
     if isinstance(error, SentinelsRefuse):
         return {"message": "The Sentinels do not tell: see REDIS_SENTINEL_PASSWORD and REDIS_SENTINEL_USERNAME."}
+    if isinstance(error, NoPermissionError):
+        return {"message": "Its user may not do all that is needed: `ragherd redis-acl` prints what is."}
     if isinstance(error, AuthenticationError):
         return {"message": "Redis refuses the user or the password of the URL."}
     if "CERTIFICATE_VERIFY_FAILED" in str(error):

@@ -194,11 +194,14 @@ class RedisGate:
             await self._run("ping", self._ask)
             if not self.is_up:
                 await self._recover()
-        except StoreUnavailable:
+        except StoreUnavailable as error:
             self.is_up = False
+            if isinstance(error.__cause__, RedisError) and not _is_lost(error.__cause__):
+                self._events.lost("recovery", error.__cause__)  # it answers, but refuses what is needed
         except Exception as error:  # noqa: BLE001 - whatever keeps Redis from being made ready, it is down
-            self._events.failed("recovery", error)
             self.is_up = False
+            self._events.failed("recovery", error)
+            self._events.lost("recovery", error)
         return self.is_up
 
     async def _probed(self, client: Redis) -> None:
