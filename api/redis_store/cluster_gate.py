@@ -63,9 +63,9 @@ class ClusterGate:
 
     @property
     def is_up(self) -> bool:
-        """Whether every shard is."""
+        """Whether every shard is, and each slot has one."""
         up, known = self.shards
-        return up == known > 0
+        return up == known > 0 and self.slots.is_whole
 
     @property
     def any_up(self) -> bool:
@@ -120,7 +120,7 @@ class ClusterGate:
     # -- watching -----------------------------------------------------------------------------------------------------
 
     async def check(self) -> bool:
-        """Asks all shards, and where one is lost, whether another has its slots now. Raises nothing."""
+        """Asks all shards, and where one is lost, or a slot has none, who has it now. Raises nothing."""
         if not self.is_up:
             await self.look(self.slots)
         await asyncio.gather(*(shard.check() for shard in self._shards.values()))

@@ -1,4 +1,7 @@
-"""A slot that is on its way from shard to shard, half of it here and half there: nothing is taken for the whole."""
+"""A slot that is on its way from shard to shard, half of it here and half there, or that no shard has.
+
+Nothing is taken for the whole.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,7 @@ from tests.integration.test_cluster import CACHE, QUESTION, cached, delete
 from tests.redis_cluster import Cluster, running_cluster
 from tests.service import ask, make_settings, running_service
 from tests.stub_ollama import StubOllama
+from tests.waiting import wait_until_async
 
 KEYS = Keys(cluster=True, cache_partitions=16)
 
@@ -90,3 +94,23 @@ async def test_neither_a_backup_nor_what_makes_answers_stale_passes_it_over(
             with pytest.raises(StoreUnavailable):
                 assert await answers.expire_all("default") == "all"
         assert await answers.expire_all("default") == 1
+
+
+async def test_a_slot_that_no_shard_has_is_found_as_soon_as_one_has_it(shards: Cluster, stub: StubOllama) -> None:
+    shards.flush()
+    async with running_service(make_settings(shards.url, stub.base_url)) as before:
+        entry = (await ask(before, QUESTION))["cache"]["entry"]
+    slot, owner = key_slot(entry.encode()), shards.owner(entry)
+    clients = {server.port: redis.Redis(port=server.port) for server in shards.servers}
+    for client in clients.values():
+        client.execute_command("CLUSTER", "DELSLOTS", slot)
+    try:
+        async with running_service(make_settings(shards.url, stub.base_url)) as worker:
+            assert (await ask(worker, QUESTION))["cache"]["status"] == "bypass"
+            assert (await worker.get("/health")).json()["database"] is False
+            clients[owner.port].execute_command("CLUSTER", "ADDSLOTS", slot)
+            await wait_until_async(lambda: cached(worker, QUESTION))
+            assert (await worker.get("/health")).json()["database"] is True
+    finally:
+        for client in clients.values():
+            client.close()
