@@ -359,6 +359,20 @@ async def test_deletions_travel_with_the_backup(
     assert await ok(ragherd, "restore", older, prefix=NEW) == "documents: none\nanswers: deleted since 1\n"
 
 
+async def test_a_tenant_s_backup_says_nothing_of_others(
+    serve: Service, redis: Redis, ragherd: Command, file: str
+) -> None:
+    client = await serve(embedder=ONNX)
+    for tenant in ("acme", "rival"):
+        await client.delete("/api/semantic-cache", params={"tenant": tenant})
+    await ok(ragherd, "backup", "--plain", "--tenant", "acme", file)
+    assert "tenant:acme" in Path(file).read_text()
+    assert "rival" not in Path(file).read_text()
+    await ok(ragherd, "backup", file)
+    await ok(ragherd, "restore", "--tenant", "acme", file, prefix=NEW)
+    assert await redis.zrange(NEW_KEYS.cache_deleted, 0, -1) == [b"tenant:acme"]
+
+
 async def test_answers_age_in_the_backup_and_newer_ones_stay(
     serve: Service, redis: Redis, ragherd: Command, file: str
 ) -> None:
