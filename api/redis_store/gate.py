@@ -194,6 +194,8 @@ class RedisGate:
             await self._run("ping", self._ask)
             if not self.is_up:
                 await self._recover()
+        except SlotMoved:
+            self.is_up = False  # it is looked for before it is asked again
         except StoreUnavailable as error:
             self.is_up = False
             if isinstance(error.__cause__, RedisError) and not _is_lost(error.__cause__):

@@ -28,7 +28,7 @@ class Sentinels(Sentinel):
         """Host and port. Raises `MasterNotFoundError`, which counts as a lost Redis."""
         reasons: list[str] = []
         refused = False
-        for number, sentinel in enumerate(self.sentinels):
+        for sentinel in list(self.sentinels):
             try:
                 masters: Any = await sentinel.sentinel_masters()
             except (RedisError, OSError, TimeoutError) as error:
@@ -37,7 +37,7 @@ class Sentinels(Sentinel):
                 continue
             state = masters.get(service_name)
             if state and self.check_master_state(state, service_name):
-                self.sentinels[0], self.sentinels[number] = sentinel, self.sentinels[0]
+                self.sentinels.sort(key=lambda one, answered=sentinel: one is not answered)  # type: ignore[misc]
                 return state["ip"], state["port"]
             reasons.append(f"{_name(sentinel)}: {'it is down' if state else 'not known'}")
         kind = SentinelsRefuse if refused else MasterNotFoundError
