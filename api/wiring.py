@@ -88,6 +88,8 @@ class _Worker:
         gate, address = redis.main.gate, redis.main.address
         parts = CacheParts(self._settings, self._id, self._metrics, gate, self._pace)
         schema = FleetSchema(gate, self._keys, self._id, __version__, self._no_shared_memory)
+        if redis.guards is not redis.main:
+            schema.cover(redis.guards.gate)
         events = parts.events
         await redis.check()
         guarding = (redis.guards.gate, redis.guards.address)

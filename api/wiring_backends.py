@@ -210,7 +210,7 @@ async def open_backends(
         backends = WorkerBackends(settings, worker, metrics, gate, guard_gate, guard_address, pools, live_workers)
         await backends.open_guards(stack)
         await backends.watch.begin()
-        gate.of(Keys(settings.redis.prefix).backend("")).on_recovery(backends.watch.recall)
+        gate.of(Keys(*settings.key_layout).backend("")).on_recovery(backends.watch.recall)
         stack.push_async_callback(backends.watch.leave)
         stack.push_async_callback(backends.warm_up.aclose)
         yield backends

@@ -12,7 +12,6 @@ from typing import Final
 from api import __version__
 from api.backup.take import Maker
 from api.errors import StoreUnavailable
-from api.knowledge.media_types import KINDS
 from api.redis_store.backup_source import RedisBackupSource
 from api.redis_store.backup_target import RedisBackupTarget
 from api.redis_store.cache_sweep import RedisCacheSweep
@@ -60,15 +59,15 @@ class Memory:
 
 
 @asynccontextmanager
-async def opened_memory(settings: Settings) -> AsyncIterator[Memory]:
-    """Raises `StoreUnavailable`: Redis does not answer, or its keys are not for this release."""
+async def opened_memory(settings: Settings, *, writes: bool) -> AsyncIterator[Memory]:
+    """`writes`: not only read. Raises `StoreUnavailable`: no answer from Redis, or keys not for this release."""
     address, failures, keys = redis_address(settings.redis), _Failures(), Keys(*settings.key_layout)
     patient = replace(
         address, timeout=max(address.timeout, PATIENCE), connect_timeout=max(address.connect_timeout, PATIENCE)
     )
     async with opened_gate(patient, lambda shard: failures, failures.mismatched, keys.probe) as gate:
         worker = f"backup-{socket.gethostname()}-{os.getpid()}"
-        schema = FleetSchema(gate, keys, worker, __version__, lambda conflict: None)
+        schema = FleetSchema(gate, keys, worker, __version__, lambda conflict: None, states=writes)
         if not await gate.check():
             raise StoreUnavailable(schema.conflict or f"Redis can not be used: {failures.last}")
         yield _memory(settings, gate, keys, worker)
@@ -77,7 +76,8 @@ async def opened_memory(settings: Settings) -> AsyncIterator[Memory]:
 def _memory(settings: Settings, gate: AnyGate, keys: Keys, worker: str) -> Memory:
     cache, deletions = settings.cache, RedisDeletions(gate, keys)
     new_outdate = cache.enabled and settings.retrieval.cache_on_new_documents != "none"
-    work = RedisDocumentWork(gate, keys, worker, KINDS)
+    # It reads no files: one that a worker had begun with is left to the next, or its bytes would become the text.
+    work = RedisDocumentWork(gate, keys, worker, reads=())
     outdated = RedisOutdatedAnswers(gate, keys, SemanticIndexes(gate, keys, algorithm_for(settings.partition_size)))
     sweep, most = RedisCacheSweep(gate, keys, SWEEP_SECONDS), settings.documents.documents_max
     documents = DocumentWriter(gate, keys, worker, work, sweep, outdated, most, tells_of_new=new_outdate)

@@ -86,7 +86,15 @@ async def open_redis(settings: Settings, metrics: Metrics) -> AsyncIterator[Work
 def redis_address(redis: RedisSettings) -> RedisAddress:
     """Of REDIS_URL."""
     tls = Tls(redis.ca_file or "", redis.cert_file or "", redis.key_file or "")
-    return RedisAddress(redis.url, redis.timeout, redis.connect_timeout, redis.max_connections, tls)
+    return RedisAddress(
+        redis.url,
+        redis.timeout,
+        redis.connect_timeout,
+        redis.max_connections,
+        tls,
+        redis.sentinel_username or "",
+        redis.sentinel_password or "",
+    )
 
 
 async def _open(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,17 +24,21 @@ class Failover:
     url: str
     primary: subprocess.Popen[bytes]
     sentinel_port: int
+    sentinel_password: str = ""
 
     def primary_port(self) -> int:
         """Which server is the primary by the word of a Sentinel."""
-        with redis.Redis(port=self.sentinel_port, decode_responses=True) as sentinel:
+        with _client(self.sentinel_port, self.sentinel_password) as sentinel:
             found = sentinel.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", NAME)
             return int(found[1])
 
 
 @contextmanager
-def sentinel_failover(folder: Path) -> Iterator[Failover]:
-    """Servers with the search module; Sentinels that call the primary down after a second."""
+def sentinel_failover(folder: Path, *, password: str = "", users: Sequence[str] = ()) -> Iterator[Failover]:
+    """Servers with the search module; Sentinels that call the primary down after a second.
+
+    `password`, `users` (lines of an ACL): of the Sentinels.
+    """
     binary = find_redis_binary()
     with ExitStack() as stack:
 
@@ -53,17 +57,23 @@ def sentinel_failover(folder: Path) -> Iterator[Failover]:
             config.write_text(
                 f"port {port}\nsentinel monitor {NAME} 127.0.0.1 {first} 2\n"
                 f"sentinel down-after-milliseconds {NAME} 1000\nsentinel failover-timeout {NAME} 5000\n"
+                + (f"requirepass {password}\n" if password else "")
+                + "".join(f"{user}\n" for user in users)
             )
             start(str(config), "--sentinel")
-        wait_until(lambda: all(_sees_all(port) for port in watchers), timeout=30)
+        wait_until(lambda: all(_sees_all(port, password) for port in watchers), timeout=30)
         hosts = ",".join(f"127.0.0.1:{port}" for port in watchers)
-        yield Failover(f"redis+sentinel://{hosts}/{NAME}", primary, watchers[0])
+        yield Failover(f"redis+sentinel://{hosts}/{NAME}", primary, watchers[0], password)
 
 
-def _sees_all(port: int) -> bool:
+def _client(port: int, password: str) -> redis.Redis:
+    return redis.Redis(port=port, password=password or None, decode_responses=True)
+
+
+def _sees_all(port: int, password: str) -> bool:
     """Whether this Sentinel knows the replica and the other two."""
     try:
-        with redis.Redis(port=port, decode_responses=True) as client:
+        with _client(port, password) as client:
             state = client.execute_command("SENTINEL", "MASTER", NAME)
     except redis.RedisError:
         return False

@@ -14,6 +14,7 @@ from typing import BinaryIO, Final
 from api.backup.reading import Checked, answers, deletions, documents
 from api.backup.take import OnStep
 from api.ports.backup import BackupTarget, StoredAnswer
+from api.ports.deletions import marks_for
 
 BATCH: Final = 100
 """Answers that are looked at together."""
@@ -49,7 +50,7 @@ async def put(target: BackupTarget, file: BinaryIO, backup: Checked, chosen: Cho
         await _documents(target, file, backup, chosen, restored, on)
     if chosen.cache:
         if not chosen.dry_run:
-            await target.put_deletions(deletions(file))
+            await target.put_deletions(marks_for(deletions(file), chosen.tenants))
         await _answers(target, file, backup, chosen, restored, on)
     return restored
 

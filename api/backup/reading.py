@@ -45,7 +45,7 @@ def checked(file: BinaryIO) -> Checked:
         if line["is"] == "end":
             end = line
             continue
-        if line["is"] == "corpora":
+        if line["is"] == "corpora" and isinstance(line.get("tenants"), dict):
             corpora |= line["tenants"]
         sha.update(text)
         counts[line["is"]] += 1

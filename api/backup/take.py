@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from api.backup.records import FORMAT, Header, answer_line, corpora_line, deletions_line, document_lines
 from api.backup.writing import BackupWriter
 from api.ports.backup import BackupSource
-from api.ports.deletions import Deletions
+from api.ports.deletions import Deletions, marks_for
 
 OnStep = Callable[[str, int, int], None]
 """Told of each step: what it is of, how many are done, and how many there are, about."""
@@ -44,7 +44,7 @@ async def take(
     if wanted.documents:
         await _documents(source, writer, wanted, header.expected_documents, on)
     if wanted.cache:
-        writer.write(deletions_line(await deletions.noted()))
+        writer.write(deletions_line(marks_for(await deletions.noted(), wanted.tenants)))
         await _answers(source, writer, wanted.tenants, header.expected_answers, on)
     writer.end()
 

@@ -53,7 +53,7 @@ def backup(
 
 async def _run(settings: Settings, stream: BinaryIO, wanted: Wanted, *, plain: bool) -> Counter[str]:
     writer = BackupWriter(stream, plain=plain)
-    async with opened_memory(settings) as memory:
+    async with opened_memory(settings, writes=False) as memory:
         with shown_progress() as step:
             await take(memory.source, memory.deletions, writer, wanted, MAKER, step)
     return writer.counts
@@ -72,7 +72,7 @@ def _opened(file: str) -> Iterator[BinaryIO]:
         return
     part = Path(f"{file}.part")
     try:
-        with part.open("wb") as stream:
+        with _private(part) as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
@@ -80,6 +80,12 @@ def _opened(file: str) -> Iterator[BinaryIO]:
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def _private(part: Path) -> BinaryIO:
+    """A new file for its owner alone: all tenants' documents are in it."""
+    part.unlink(missing_ok=True)
+    return os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
 
 
 def end(line: str, code: int) -> typer.Exit:

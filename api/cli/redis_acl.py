@@ -10,7 +10,7 @@ import typer
 
 from api.errors import SettingsError
 from api.redis_store.acl import acl_line
-from api.settings import is_cluster, load_settings
+from api.settings import PREFIX, is_cluster, load_settings
 
 FAILED = 1
 
@@ -33,6 +33,9 @@ def redis_acl(
         raise typer.Exit(FAILED) from None
     if not re.fullmatch(r"\S+", user):
         typer.echo("ragherd: --user: a name without spaces", err=True)
+        raise typer.Exit(FAILED)
+    if prefix is not None and not re.fullmatch(PREFIX, prefix):
+        typer.echo("ragherd: --prefix: letters, digits and _ . : - alone", err=True)
         raise typer.Exit(FAILED)
     password = sys.stdin.readline().rstrip("\n") if password_stdin else None
     if password_stdin and not password:

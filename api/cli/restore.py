@@ -55,7 +55,7 @@ def restore(
 
 
 async def _run(settings: Settings, stream: BinaryIO, backup: Checked, chosen: Chosen) -> Restored:
-    async with opened_memory(settings) as memory:
+    async with opened_memory(settings, writes=not chosen.dry_run) as memory:
         with shown_progress() as step:
             return await put(memory.target, stream, backup, chosen, step)
 
@@ -71,12 +71,19 @@ def _checked(stream: BinaryIO) -> Checked:
 def _opened(file: str) -> Iterator[BinaryIO]:
     """Something that can be sought in: it is checked as a whole before anything is restored."""
     if file != STREAM:
-        with Path(file).open("rb") as stream:
+        with _file(file) as stream:
             yield stream
         return
     with TemporaryFile() as spooled:
         shutil.copyfileobj(sys.stdin.buffer, spooled)
         yield spooled
+
+
+def _file(name: str) -> BinaryIO:
+    try:
+        return Path(name).open("rb")
+    except OSError as error:
+        raise BackupError(f"{error.strerror}; nothing was changed") from None
 
 
 def _said(counts: Counter[str]) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Final
 
 import structlog
-from redis.exceptions import AuthenticationError, ReadOnlyError
+from redis.exceptions import AuthenticationError, NoPermissionError, ReadOnlyError
 
 from api.observability.metrics import Metrics
 from api.ports.stores import Store, StoreWarning
 from api.redis_store.gate import GateEvents
+from api.redis_store.sentinels import SentinelsRefuse
 from api.redis_store.server_facts import ADVICE, WITHOUT_SEARCH
 
 REASONS_TOLD: Final = 5
@@ -74,6 +75,10 @@ def _advice(error: BaseException) -> dict[str, str]:
     """What to do, where that is known from the error."""
     if isinstance(error, ReadOnlyError):
         return {"message": ADVICE["read_only"]}
+    if isinstance(error, SentinelsRefuse):
+        return {"message": "The Sentinels do not tell: see REDIS_SENTINEL_PASSWORD and REDIS_SENTINEL_USERNAME."}
+    if isinstance(error, NoPermissionError):
+        return {"message": "Its user may not do all that is needed: `ragherd redis-acl` prints what is."}
     if isinstance(error, AuthenticationError):
         return {"message": "Redis refuses the user or the password of the URL."}
     if "CERTIFICATE_VERIFY_FAILED" in str(error):

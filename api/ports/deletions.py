@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 from api.ports.sweep import Selection
@@ -33,6 +33,12 @@ def marks_of(selection: Selection) -> list[str]:
     if selection.source is not None:
         return [f"source:{selection.source}"]
     return ["all" if selection.tenant is None else f"tenant:{selection.tenant}"]
+
+
+def marks_for(marks: Mapping[str, int], tenants: Collection[str]) -> Mapping[str, int]:
+    """Without those by which other tenants' answers were deleted, and their names. No tenants: all."""
+    others = {mark for mark in marks if mark.startswith("tenant:") and mark.removeprefix("tenant:") not in tenants}
+    return {mark: at for mark, at in marks.items() if not tenants or mark not in others}
 
 
 def marks_about(digest: str, tenant: str, documents: Sequence[str]) -> list[str]:

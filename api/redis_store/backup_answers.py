@@ -16,6 +16,7 @@ from api.redis_store.document_digests import DocumentDigests
 from api.redis_store.document_fields import named
 from api.redis_store.gate import Gates
 from api.redis_store.keys import Keys
+from api.redis_store.replies import replies_of
 from api.redis_store.scanning import scanned_once
 
 READ: Final = 100
@@ -55,8 +56,7 @@ class AnswerReader:
                     pipe.hgetall(entry.key)
                     pipe.pttl(entry.key)
                     pipe.hget(part.books[2], entry.key)
-                replies: list[Any] = await pipe.execute(raise_on_error=False)
-                return replies
+                return await replies_of(pipe)
 
         (seconds, micros), *replies = await self._gate.of(part.invalidated).run("backup", ask)
         now_ms = int(seconds) * 1000 + int(micros) // 1000

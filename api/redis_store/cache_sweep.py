@@ -18,6 +18,7 @@ from api.redis_store.cache_selection import EntryKey, chosen, pattern, tombstone
 from api.redis_store.fan_out import on_all
 from api.redis_store.gate import Gate, Gates
 from api.redis_store.keys import Keys
+from api.redis_store.replies import replies_of
 from api.redis_store.scanning import scanned
 from api.redis_store.scripts import script
 
@@ -124,8 +125,7 @@ class _PartitionSweep:
             async with client.pipeline(transaction=False) as pipe:
                 for entry in entries:
                     pipe.hmget(entry.key, names)
-                replies: list[Any] = await pipe.execute(raise_on_error=False)
-                return replies
+                return await replies_of(pipe)
 
         replies = await self._gate.run("invalidate", ask)
         read = zip(entries, replies, strict=True)

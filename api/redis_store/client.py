@@ -15,21 +15,28 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.crc import key_slot
 from redis.exceptions import RedisError
+from redis.maint_notifications import MaintNotificationsConfig
 
 from api.errors import StoreUnavailable
 from api.redis_store.cluster_map import Node, SlotMap
+from api.redis_store.sentinels import Sentinels
 from api.redis_store.tls import SentinelTlsConnection, Tls, TlsConnection
 
 
 @dataclass(frozen=True, slots=True)
 class RedisAddress:
-    """Where Redis is, and how long to wait for it (seconds). `tls` is used where the URL's scheme says so."""
+    """Where Redis is, and how long to wait for it (seconds). `tls` is used where the URL's scheme says so.
+
+    `sentinel_username`, `sentinel_password`: of Sentinels that ask for them; the URL's are the primary's.
+    """
 
     url: str
     timeout: float
     connect_timeout: float
     max_connections: int
     tls: Tls = field(default_factory=Tls)
+    sentinel_username: str = ""
+    sentinel_password: str = field(default="", repr=False)
 
 
 SENTINEL: Final = ("redis+sentinel", "rediss+sentinel")
@@ -38,7 +45,13 @@ CLUSTER: Final = ("redis+cluster", "rediss+cluster")
 
 def connection_options(address: RedisAddress) -> dict[str, Any]:
     """What every connection to that address has in common, as `redis.asyncio.ConnectionPool` takes it."""
-    options: dict[str, Any] = {"socket_connect_timeout": address.connect_timeout, "retry": Retry(NoBackoff(), 0)}
+    options: dict[str, Any] = {
+        "socket_connect_timeout": address.connect_timeout,
+        "retry": Retry(NoBackoff(), 0),
+        # With these on, redis-py hands out a connection on which a reply is left, which the next command then takes for
+        # its own; and what they announce makes timeouts longer.
+        "maint_notifications_config": MaintNotificationsConfig(enabled=False),
+    }
     return options | tls_options(address)
 
 
@@ -59,38 +72,31 @@ async def _opened(address: RedisAddress, **options: Any) -> AsyncIterator[Redis]
         async with Redis.from_pool(ConnectionPool(**{**parse_url(address.url), **options})) as client:
             yield client
         return
-    sentinels = _sentinel(address, options)
-    try:
-        async with sentinels.client as client:
-            yield client
-    finally:
-        for sentinel in sentinels.watchers:
-            await sentinel.aclose()
+    async with _sentinels(address) as sentinels, _primary(address, sentinels, options) as client:
+        yield client
 
 
-@dataclass(frozen=True, slots=True)
-class _Sentinels:
-    client: Redis
-    watchers: list[Redis]
+def _sentinels(address: RedisAddress) -> Sentinels:
+    return Sentinels([_watcher(address, host) for host in urlsplit(address.url).netloc.rpartition("@")[2].split(",")])
 
 
-def _sentinel(address: RedisAddress, options: dict[str, Any]) -> _Sentinels:
+def _primary(address: RedisAddress, sentinels: Sentinel, options: dict[str, Any]) -> Redis:
     """`redis+sentinel://[user:password@]host:port,host:port/name`; the credentials are the primary's.
 
     With `rediss+sentinel` both the Sentinels and the servers are spoken to under TLS.
     """
     parts = urlsplit(address.url)
-    sentinel = Sentinel([])  # type: ignore[no-untyped-call]
-    sentinel.sentinels = [_watcher(address, host) for host in parts.netloc.rpartition("@")[2].split(",")]
     credentials = {"username": parts.username, "password": parts.password}
     options |= {name: unquote(value) for name, value in credentials.items() if value}
-    client: Redis = sentinel.master_for(parts.path.strip("/"), **options)
-    return _Sentinels(client, sentinel.sentinels)
+    client: Redis = sentinels.master_for(parts.path.strip("/"), **options)
+    return client
 
 
 def _watcher(address: RedisAddress, sentinel: str) -> Redis:
     host, _, port = sentinel.rpartition(":")
-    options = connection_options(address) | {"host": host, "port": int(port), "socket_timeout": address.timeout}
+    where = {"host": host.strip("[]"), "port": int(port), "socket_timeout": address.timeout}
+    credentials = {"username": address.sentinel_username, "password": address.sentinel_password}
+    options = connection_options(address) | where | {name: value for name, value in credentials.items() if value}
     if "tls" in options:
         options["connection_class"] = TlsConnection
     return Redis.from_pool(ConnectionPool(**options))

@@ -15,7 +15,7 @@ from typing import Any
 
 from redis.asyncio import Redis
 from redis.crc import key_slot
-from redis.exceptions import ClusterDownError, RedisError, ResponseError
+from redis.exceptions import ClusterDownError, RedisError
 
 from api.redis_store.cluster_map import Node, SlotMap
 from api.redis_store.gate import WATCH_SECONDS, GateEvents, RedisGate
@@ -49,6 +49,8 @@ class ClusterGate:
         self._events = events
         self._not_a_cluster = not_a_cluster
         self._told = False
+        self._nodes_events = events("")
+        self._fault: BaseException | None = None
         self._shards: dict[Node, RedisGate] = {}
         self._lost = asyncio.Event()
         self._looking = asyncio.Lock()
@@ -61,9 +63,9 @@ class ClusterGate:
 
     @property
     def is_up(self) -> bool:
-        """Whether every shard is."""
+        """Whether every shard is, and each slot has one."""
         up, known = self.shards
-        return up == known > 0
+        return up == known > 0 and self.slots.is_whole
 
     @property
     def any_up(self) -> bool:
@@ -118,7 +120,7 @@ class ClusterGate:
     # -- watching -----------------------------------------------------------------------------------------------------
 
     async def check(self) -> bool:
-        """Asks all shards, and where one is lost, whether another has its slots now. Raises nothing."""
+        """Asks all shards, and where one is lost, or a slot has none, who has it now. Raises nothing."""
         if not self.is_up:
             await self.look(self.slots)
         await asyncio.gather(*(shard.check() for shard in self._shards.values()))
@@ -146,6 +148,9 @@ class ClusterGate:
                     if slots:
                         await self._take(slots)
                         return
+            if self._fault is not None and not self._shards:  # no shard is known, to tell for itself
+                self._nodes_events.failed("ping", self._fault)
+                self._nodes_events.lost("ping", self._fault)
 
     async def _asked(self, first: RedisGate | None) -> AsyncGenerator[SlotMap, None]:
         """The layout by one node after the other: shards that are up, those that are not, the seeds."""
@@ -159,11 +164,11 @@ class ClusterGate:
         """Nothing where the node does not say."""
         try:
             reply: Any = await client.execute_command("CLUSTER SLOTS")  # type: ignore[no-untyped-call]
-        except ResponseError as error:
+        except (RedisError, OSError, TimeoutError) as error:
             if "cluster support disabled" in str(error).lower():
                 self._tell_once()
-            return SlotMap()
-        except (RedisError, OSError, TimeoutError):
+            else:
+                self._fault = error
             return SlotMap()
         return SlotMap.read(reply, node)
 

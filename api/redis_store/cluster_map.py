@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
+
+SLOTS: Final = 16384
 
 
 class Node(NamedTuple):
@@ -28,6 +30,11 @@ class SlotMap:
 
     def __bool__(self) -> bool:
         return bool(self._ranges)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether each slot has a shard."""
+        return sum(last - first + 1 for first, last, _ in self._ranges) == SLOTS
 
     def owner(self, slot: int) -> Node | None:
         """None where no shard has the slot."""

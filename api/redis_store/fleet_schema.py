@@ -35,7 +35,8 @@ class FleetSchema:
 
     What a worker has agreed to holds while the shard is away that the schema is on; one that starts meanwhile waits.
 
-    `on_conflict` is told in a line, once, what keeps this worker from the keys.
+    `on_conflict` is told in a line, once, what keeps this worker from the keys. Without `states` it looks only: who
+    reads makes no schema hold.
     """
 
     def __init__(
@@ -46,20 +47,33 @@ class FleetSchema:
         release: str,
         on_conflict: Callable[[str], None],
         own: Schema = SCHEMA,
+        *,
+        states: bool = True,
     ) -> None:
         self._gate = gate
         self._home = gate.of(keys.corpus_schema)
         self._agreed = False
+        self._covered: list[AnyGate] = []
         self._keys = keys
         self._worker = worker
         self._release = release
         self._on_conflict = on_conflict
         self._own = own
+        self._states = states
         self.conflict = ""
         """What keeps this worker from the keys, in one line; empty where nothing does."""
         self._settle = script(gate.client, "schema_settle")
         self._home.on_recovery(lambda: self.agree(self._home.client))
         gate.on_each_recovery(self._known)
+
+    def cover(self, gate: AnyGate) -> None:
+        """Keeps this worker from another Redis too, where breakers are, while it is known to be kept from the keys."""
+        self._covered.append(gate)
+        gate.on_each_recovery(self._allowed)
+
+    async def _allowed(self) -> None:
+        if self.conflict:
+            raise SchemaConflict(self.conflict)
 
     async def agree(self, client: Redis) -> None:
         """Raises `SchemaConflict`, and says so once."""
@@ -69,6 +83,8 @@ class FleetSchema:
             if conflict != self.conflict:
                 self._on_conflict(conflict)
             self.conflict = conflict
+            for gate in self._covered:
+                gate.shut()
             raise SchemaConflict(conflict)
         self.conflict = ""
 
@@ -101,8 +117,8 @@ class FleetSchema:
         key = self._keys.corpus_schema
         version: Any = await client.hget(key, "version")
         found = Schema.parsed(version.decode("utf-8", "replace")) if version is not None else None
-        if found is not None and found >= self._own:
-            return str(found)
+        if not self._states or (found is not None and found >= self._own):
+            return str(found or self._own)
         is_raised = found is None or found.major < self._own.major
         alone = not is_raised or await self._oldest(client) >= self._own.major
         own = (self._own.major, self._own.minor)

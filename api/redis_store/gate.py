@@ -17,6 +17,7 @@ from redis.exceptions import (
     BusyLoadingError,
     ClusterDownError,
     MasterDownError,
+    MaxConnectionsError,
     MovedError,
     ReadOnlyError,
     RedisError,
@@ -193,11 +194,16 @@ class RedisGate:
             await self._run("ping", self._ask)
             if not self.is_up:
                 await self._recover()
-        except StoreUnavailable:
+        except SlotMoved:
+            self.is_up = False  # it is looked for before it is asked again
+        except StoreUnavailable as error:
             self.is_up = False
+            if isinstance(error.__cause__, RedisError) and not _is_lost(error.__cause__):
+                self._events.lost("recovery", error.__cause__)  # it answers, but refuses what is needed
         except Exception as error:  # noqa: BLE001 - whatever keeps Redis from being made ready, it is down
-            self._events.failed("recovery", error)
             self.is_up = False
+            self._events.failed("recovery", error)
+            self._events.lost("recovery", error)
         return self.is_up
 
     async def _probed(self, client: Redis) -> None:
@@ -241,4 +247,6 @@ class RedisGate:
 
 def _is_lost(error: BaseException) -> bool:
     """Whether the server is. A shard that is cut off from most of a cluster refuses all, but answers a ping."""
+    if isinstance(error, MaxConnectionsError):  # this worker's own limit
+        return False
     return isinstance(error, LOST) or (isinstance(error, ClusterDownError) and "cluster is down" in str(error).lower())

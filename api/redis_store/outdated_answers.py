@@ -20,6 +20,7 @@ from api.redis_store.document_fields import owner_of
 from api.redis_store.fan_out import on_all
 from api.redis_store.gate import Gates
 from api.redis_store.keys import Keys
+from api.redis_store.replies import replies_of
 from api.redis_store.scanning import scanned
 from api.redis_store.scripts import script
 from api.redis_store.semantic_index import SemanticIndex
@@ -175,5 +176,5 @@ async def _owners(client: Redis, keys: Sequence[str]) -> list[Any]:
     async with client.pipeline(transaction=False) as pipe:
         for key in keys:
             pipe.hget(key, "owner")
-        replies = await pipe.execute(raise_on_error=False)
+        replies = await replies_of(pipe)
     return [None if isinstance(reply, RedisError) else reply for reply in replies]

@@ -18,6 +18,7 @@ from api.redis_store.document_fields import facts_of, named, owner_of, range_of
 from api.redis_store.gate import Gates
 from api.redis_store.keys import Keys
 from api.redis_store.passage_schema import by_meaning, by_words, passage_schema
+from api.redis_store.replies import replies_of
 from api.redis_store.unused_embeddings import RedisUnusedEmbeddings
 
 KNOWN_SECONDS: Final = 2.0
@@ -160,11 +161,7 @@ async def _execute(client: Redis, commands: Sequence[tuple[Any, ...]]) -> list[A
     async with client.pipeline(transaction=False) as pipe:
         for command in commands:
             pipe.execute_command(*command)
-        replies: list[Any] = await pipe.execute(raise_on_error=False)
-    for reply in replies:
-        if isinstance(reply, RedisError) and type(reply) is not ResponseError:
-            raise reply  # it is not the search that is refused: another shard is to be asked, or none can be
-    return replies
+        return await replies_of(pipe)
 
 
 def _says_missing(reply: Any) -> bool:

@@ -17,8 +17,8 @@ SCANNED: Final = 1000
 async def scanned(gate: Gate, operation: str, home: str, pattern: str) -> AsyncIterator[list[str]]:
     """The keys like `pattern`, as they are found; one may come twice. `home` is any key of their slot.
 
-    What comes or goes meanwhile may be among them or not. Raises `StoreUnavailable` also where the slot has moved to
-    another shard meanwhile: SCAN asks whatever shard it is sent to, which then finds nothing.
+    What comes or goes meanwhile may be among them or not. Raises `StoreUnavailable` also where the slot moves, or has
+    moved, to another shard: SCAN asks whatever shard it is sent to, which then finds but a part, or nothing.
     """
     client = await _home(gate, operation, home)
     cursor = 0
@@ -44,6 +44,9 @@ async def scanned_once(gate: Gate, operation: str, home: str, pattern: str) -> A
 
 
 async def _home(gate: Gate, operation: str, key: str) -> Redis:
-    """A client of the shard that has the slot: one that has it not sends a command with a key on."""
-    await gate.run(operation, lambda client: client.exists(key))
+    """A client of the shard that has the slot, and all of it.
+
+    One that has it not sends a command with a key on; one that is giving it away says so of a key that is not there.
+    """
+    await gate.run(operation, lambda client: client.exists(f"{key}:absent"))
     return gate.client

@@ -57,7 +57,8 @@ def server_facts(info: Mapping[str, Any]) -> ServerFacts:
         snapshots=int(info.get("rdb_last_bgsave_time_sec", 0)) >= 0
         or int(info.get("rdb_last_load_keys_loaded", 0)) > 0,
         disk_works=all(str(info.get(state, "ok")) == "ok" for state in states),
-        is_replica=str(info.get("role", "master")) != "master",
+        # Of a cluster none takes writes: one that was a primary a moment ago sends them on.
+        is_replica=str(info.get("role", "master")) != "master" and not int(info.get("cluster_enabled", 0)),
     )
 
 

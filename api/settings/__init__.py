@@ -7,12 +7,13 @@ from api.settings.all_settings import Settings
 from api.settings.answers import CacheSettings, DocumentSettings, PartitionSettings, RetrievalSettings
 from api.settings.loading import load_settings, variable_names
 from api.settings.models import BreakerSettings, BulkheadSettings, EmbedderSettings, OllamaSettings, PoolSettings
-from api.settings.redis import BreakerRedisSettings, RedisSettings, is_cluster
+from api.settings.redis import PREFIX, BreakerRedisSettings, RedisSettings, is_cluster
 from api.settings.service import AccessSettings, ServerSettings
 from api.settings.together import ONNX_CHUNK_TOKENS
 
 __all__ = [
     "ONNX_CHUNK_TOKENS",
+    "PREFIX",
     "AccessSettings",
     "BreakerRedisSettings",
     "BreakerSettings",

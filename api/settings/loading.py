@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from pydantic import ValidationError
 
 from api.errors import SettingsError
 from api.settings.all_settings import Settings
 from api.settings.concern import Concern
 from api.settings.together import check_together
+
+SECRET: Final = {"API_KEYS", "ADMIN_KEYS", "REDIS_URL", "REDIS_SENTINEL_PASSWORD", "BREAKER_REDIS_URL"}
 
 
 def load_settings(env_file: str | None = ".env") -> Settings:
@@ -41,7 +45,6 @@ def _variable(concern: type[Concern], field: str) -> str:
 def _one_line(concern: type[Concern], error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     variable = _variable(concern, str(first["loc"][0]))
-    secret = variable in {"API_KEYS", "ADMIN_KEYS", "REDIS_URL", "BREAKER_REDIS_URL"}
-    given = "" if secret else f" (given: {first['input']!r})"
+    given = "" if variable in SECRET else f" (given: {first['input']!r})"
     reason = str(first["msg"]).removeprefix("Value error, ")
     return f"{variable}: {reason}{given}"

@@ -20,13 +20,19 @@ def _check_redis_tls(settings: Settings) -> None:
     given = [variable for variable, path in files.items() if path]
     urls = [redis.url, settings.breaker_redis.url or ""]
     if given and not any(url.startswith("rediss") for url in urls):
-        raise SettingsError(f"{given[0]}: needs TLS, and REDIS_URL does not begin with rediss:// or rediss+sentinel://")
+        raise SettingsError(f"{given[0]}: needs TLS, and REDIS_URL does not begin with rediss")
     check_tls_files(*files.values())
+
+
+def _check_sentinels(settings: Settings) -> None:
+    if settings.redis.sentinel_username and not settings.redis.sentinel_password:
+        raise SettingsError("REDIS_SENTINEL_USERNAME: needs REDIS_SENTINEL_PASSWORD")
 
 
 def check_together(settings: Settings) -> None:
     """Raises `SettingsError` where values that are right by themselves do not go together."""
     _check_redis_tls(settings)
+    _check_sentinels(settings)
     _check_access(settings)
     _check_backends(settings)
     _check_documents(settings)

@@ -21,6 +21,9 @@ from typer.testing import CliRunner
 
 from api.backup.records import CHUNKS
 from api.cli.commands import commands
+from api.ports.documents import DocumentFacts, Draft
+from api.redis_store.documents import RedisDocuments
+from api.redis_store.gate import RedisGate
 from api.redis_store.keys import Keys
 from tests.integration.test_documents import CANTEEN, HOLIDAY, ONNX, add
 from tests.service import Service, ask
@@ -32,6 +35,8 @@ NEW = "new:"
 OLD_KEYS, NEW_KEYS = Keys(), Keys(NEW)
 QUESTION, NEAR, ELSEWHERE = "Who approves my holiday?", "Who will approve my holiday?", "What is the capital?"
 OTHER: dict[str, Any] = {"embedder": "ollama", "embed_timeout": 10}
+ABOUT = {"created": "", "release": "", "schema": "1.0", "tenants": [], "documents": True, "cache": True}
+HEADER = orjson.dumps({"is": "header", "format": 1, **ABOUT})
 ROOT = Path(__file__).parents[2]
 
 
@@ -217,6 +222,28 @@ async def test_a_large_text_and_unusual_ones_come_back_letter_by_letter(
     assert len([key async for key in redis.scan_iter(f"{NEW}chunk:*")]) == len(chunks) > 2 * CHUNKS
 
 
+async def test_a_file_that_a_worker_had_begun_with_does_not_become_the_text(
+    serve: Service, redis: Redis, ragherd: Command, file: str
+) -> None:
+    client = await serve(embedder=ONNX)
+    await add(client, "Holiday", HOLIDAY)
+    await ok(ragherd, "backup", file)
+    document = next(line for line in read(file) if line["is"] == "document")
+    gate = RedisGate(redis, 4)
+    assert await gate.check()
+    facts = DocumentFacts(document["tenant"], document["title"])
+    begun = Draft(document["id"], facts, document["digest"], b"%PDF", "application/pdf")
+    await RedisDocuments(gate, NEW_KEYS).propose(begun, 10)
+    assert "to embed 1" in await ok(ragherd, "restore", "--replace", file, prefix=NEW)
+    assert await redis.get(NEW_KEYS.document_draft(document["id"])) == b"%PDF"
+    assert await redis.get(NEW_KEYS.document_text(document["id"])) is None
+
+
+async def test_only_its_owner_can_read_it(serve: Service, redis: Redis, ragherd: Command, file: str) -> None:
+    await ok(ragherd, "backup", file)
+    assert Path(file).stat().st_mode & 0o777 == 0o600
+
+
 async def test_only_what_is_asked_for(serve: Service, redis: Redis, ragherd: Command, file: str) -> None:
     client = await serve(embedder=ONNX)
     for tenant in ("acme", "umbrella"):
@@ -243,7 +270,8 @@ async def test_a_dry_run_writes_nothing(serve: Service, redis: Redis, ragherd: C
     await ok(ragherd, "backup", file)
     said = await ok(ragherd, "restore", file, "--dry-run", prefix=NEW)
     assert said == "documents: restored 1\nanswers: restored 1\nNothing was changed.\n"
-    assert [key.partition(b":{")[0] async for key in redis.scan_iter(f"{NEW}*")] == [NEW_KEYS.corpus_schema.encode()]
+    await ok(ragherd, "backup", file, prefix=NEW)
+    assert [key async for key in redis.scan_iter(f"{NEW}*")] == [], "who only reads says nothing of the keys"
 
 
 def test_it_can_be_piped(redis: Redis, redis_url: str) -> None:
@@ -331,6 +359,20 @@ async def test_deletions_travel_with_the_backup(
     assert await ok(ragherd, "restore", older, prefix=NEW) == "documents: none\nanswers: deleted since 1\n"
 
 
+async def test_a_tenant_s_backup_says_nothing_of_others(
+    serve: Service, redis: Redis, ragherd: Command, file: str
+) -> None:
+    client = await serve(embedder=ONNX)
+    for tenant in ("acme", "rival"):
+        await client.delete("/api/semantic-cache", params={"tenant": tenant})
+    await ok(ragherd, "backup", "--plain", "--tenant", "acme", file)
+    assert "tenant:acme" in Path(file).read_text()
+    assert "rival" not in Path(file).read_text()
+    await ok(ragherd, "backup", file)
+    await ok(ragherd, "restore", "--tenant", "acme", file, prefix=NEW)
+    assert await redis.zrange(NEW_KEYS.cache_deleted, 0, -1) == [b"tenant:acme"]
+
+
 async def test_answers_age_in_the_backup_and_newer_ones_stay(
     serve: Service, redis: Redis, ragherd: Command, file: str
 ) -> None:
@@ -415,6 +457,7 @@ async def test_a_damaged_file_is_refused(saved: str, ragherd: Command, redis: Re
         (b"hello\n", "no backup"),
         (b"[1]\n", "no backup"),
         (b'{"is": "answer"}\n', "no backup"),
+        (HEADER + b'\n{"is": "corpora"}\n', "truncated"),
         (b"\x1f\x8bxx", "truncated"),
     ],
 )
@@ -447,6 +490,7 @@ async def test_faults_are_one_line(redis: Redis, ragherd: Command, tmp_path: Pat
         lines = one.output.splitlines()
         assert len(lines) == 1, one.output
         assert word in lines[0]
+    assert "again" not in missing.output, "there is nothing to go on with"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 
 from api.embedded.redis_server import EmbeddedRedis, embedded_redis
 from api.redis_store.acl import acl_line
+from api.redis_store.keys import Keys
 from tests.service import ask, make_settings, running_service
 from tests.stub_ollama import StubOllama
 from tests.waiting import wait_until_async
@@ -155,3 +156,19 @@ async def test_a_busy_main_redis_delays_no_change_of_the_breaker(
 
 async def is_open(client: httpx.AsyncClient) -> bool:
     return await breaker_of(client) == ("OPEN", "shared")
+
+
+async def test_who_is_kept_from_the_keys_is_kept_from_the_breakers_too(
+    fleet: list[httpx.AsyncClient], redis: Redis
+) -> None:
+    schema = Keys().corpus_schema
+
+    async def are(store: str) -> bool:
+        return {await breaker_of(client) for client in fleet} == {("CLOSED", store)}
+
+    await wait_until_async(lambda: are("shared"))
+    await redis.hset(schema, "version", "9.0")
+    await wait_until_async(lambda: are("local"))
+    assert (await health_of(fleet[0]))["breaker_database"] is False
+    await redis.delete(schema)
+    await wait_until_async(lambda: are("shared"))

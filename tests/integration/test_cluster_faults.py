@@ -116,6 +116,27 @@ async def test_what_is_on_the_living_shards_goes_on_when_one_hangs(cluster_serve
     await wait_until_async(is_back, timeout=15)
 
 
+async def test_a_shard_that_was_lost_for_a_moment_is_found_while_another_is_dead(
+    cluster_serve: Service, cluster: Cluster
+) -> None:
+    client = await cluster_serve(redis={"timeout": 0.5})
+    tenants = await spread(client, cluster)
+    home = cluster.owner(KEYS.workers)
+    hung = [server for server in cluster.servers if server is not home]
+    home.kill()
+    try:
+        for server in hung:
+            concerned = tenants[server.port]
+            os.kill(server.pid, signal.SIGSTOP)
+            try:
+                assert (await ask(client, QUESTION, tenant=concerned))["cache"]["status"] == "bypass"
+            finally:
+                os.kill(server.pid, signal.SIGCONT)
+            await wait_until_async(lambda tenant=concerned: is_hit(client, tenant), timeout=15)  # type: ignore[misc]
+    finally:
+        cluster.start()
+
+
 async def test_a_worker_starts_without_the_cluster_and_finds_it(
     cluster_serve: Service, cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import MaxConnectionsError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from api.breaker import following
 from api.embedded.redis_server import EmbeddedRedis
 from api.errors import StoreUnavailable
 from api.observability.metrics import Metrics
-from api.redis_store.client import RedisAddress
+from api.redis_store.client import RedisAddress, short_commands
 from api.redis_store.gate import RedisGate
 from api.redis_store.keys import Keys
 from api.redis_store.semantic_index import SemanticIndex
 from api.wiring_backends import open_backends
-from tests.service import make_settings
+from tests.service import make_settings, running_service
 from tests.stub_ollama import StubOllama
+from tests.waiting import wait_until_async
 
 
 @pytest.fixture
@@ -108,3 +112,34 @@ async def test_a_connection_that_does_not_even_close_in_time_is_a_lost_redis_and
     with pytest.raises(StoreUnavailable, match="Timeout reading"):
         await gate.run("ping", fail)
     assert await gate.check()
+
+
+async def test_health_that_is_asked_for_all_the_time_loses_no_redis(
+    redis: Redis, redis_url: str, stub: StubOllama, capfd: pytest.CaptureFixture[str]
+) -> None:
+    settings = make_settings(redis_url, stub.base_url, redis={"max_connections": 2})
+    async with running_service(settings) as client:
+        found = await asyncio.gather(*(client.get("/health") for _ in range(50)))
+        assert [health.json()["database"] for health in found] == [True] * 50
+    assert "redis_lost" not in capfd.readouterr().err
+
+
+async def test_a_worker_that_has_no_connection_left_has_not_lost_redis(gate: RedisGate) -> None:
+    async def refuse(_: Redis) -> None:
+        raise MaxConnectionsError("Too many connections")
+
+    assert await gate.check()
+    with pytest.raises(StoreUnavailable, match="Too many"):
+        await gate.run("ping", refuse)
+    assert gate.is_up
+
+
+async def test_a_reply_that_nobody_read_is_no_other_command_s(redis: Redis, redis_url: str) -> None:
+    await redis.config_resetstat()
+    async with short_commands(RedisAddress(redis_url, timeout=1.0, connect_timeout=1.0, max_connections=4)) as client:
+        connection = await client.connection_pool.get_connection()
+        await connection.send_command("ECHO", "another's")
+        await wait_until_async(connection.can_read)
+        await client.connection_pool.release(connection)
+        assert await client.echo("own") == b"own"
+        assert (await client.info("errorstats")) == {}, "each connection begins with commands that the server knows"

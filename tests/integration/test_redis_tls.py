@@ -131,6 +131,7 @@ async def test_every_kind_of_client_takes_the_same_options(trusted: Certificates
     assert connection_options(RedisAddress("redis://localhost", 1.0, 1.0, 4)).keys() == {
         "socket_connect_timeout",
         "retry",
+        "maint_notifications_config",
     }
 
 

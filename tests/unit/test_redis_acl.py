@@ -101,3 +101,10 @@ def test_what_can_make_no_line_is_refused(arguments: list[str]) -> None:
     ran = CliRunner().invoke(commands, ["redis-acl", *arguments], input="\n")
     assert ran.exit_code == 1
     assert ran.output.startswith("ragherd: --")
+
+
+@pytest.mark.parametrize("prefix", ["*", "rag: ~*", ""])
+def test_a_prefix_that_would_grant_more_is_refused(prefix: str) -> None:
+    ran = CliRunner().invoke(commands, ["redis-acl", "--prefix", prefix])
+    assert (ran.exit_code, ran.stdout) == (1, "")
+    assert "--prefix" in ran.stderr

@@ -79,8 +79,41 @@ def test_a_key_without_a_certificate_and_files_without_tls(monkeypatch: pytest.M
     assert load_settings(None).breaker_redis.url == "rediss://other.test"
 
 
-@pytest.mark.parametrize("url", ["http://h", "redis://h/1", "rediss+sentinel://h/p", "rediss://h?ssl_cert_reqs=none"])
+BAD = [
+    "http://h",
+    "redis://h/1",
+    "redis://h?db=1",
+    "redis://h?protocol=2",
+    "redis://h:port",
+    "redis://h:0",
+    "redis://u:pass#word@h",
+    "redis://u:pass/word@h",
+    "redis+cluster://u:pass?word@h:1",
+    "redis+cluster://h:65536",
+    "rediss+sentinel://h/p",
+    "redis+sentinel://h:99999/p",
+    "rediss://h?ssl_cert_reqs=none",
+]
+
+
+@pytest.mark.parametrize("url", BAD)
 def test_a_bad_url_of_the_breakers_redis(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     line = refused(monkeypatch, BREAKER_REDIS_URL=url)
     assert line.startswith("BREAKER_REDIS_URL: ")
     assert url not in line
+    assert "pass" not in line.replace("password", "")
+
+
+def test_a_user_of_the_sentinels_needs_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert refused(monkeypatch, REDIS_SENTINEL_USERNAME="asking").startswith("REDIS_SENTINEL_USERNAME: ")
+    monkeypatch.setenv("REDIS_SENTINEL_PASSWORD", "secret")
+    assert load_settings(None).redis.sentinel_username == "asking"
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["redis://h", "unix:///run/redis.sock", "redis+sentinel://u:p%23w@[::1]:26379,h:1/p", "redis+cluster://[::1]:1"],
+)
+def test_a_good_url(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("REDIS_URL", url)
+    assert load_settings(None).redis.url == url

@@ -43,6 +43,7 @@ def said(store: Store = "main", **changes: Any) -> list[str]:
         ({"rdb_last_bgsave_status": "err"}, ["disk_fails"], ["disk_fails"]),
         ({"aof_last_write_status": "err"}, ["disk_fails"], ["disk_fails"]),
         ({"role": "slave"}, ["replica"], ["replica"]),
+        ({"role": "slave", "cluster_enabled": 1}, [], []),
     ],
 )
 def test_each_warning_has_its_reason(changes: dict[str, Any], main: list[str], breaker: list[str]) -> None:

@@ -21,5 +21,5 @@ sed -i '/^sentinel auth-pass /d; /^sentinel down-after-milliseconds /d' "$file"
 printf 'sentinel auth-pass ragherd %s\nsentinel down-after-milliseconds ragherd 60000\n' "$password" >>"$file"
 # Sentinels reap it when it ends, and say in the log that they do not know it.
 /bin/sh /etc/redis/arm-sentinel.sh &
-# Sentinels take no password, as the service asks them without one: the network policy says who reaches them.
+# Sentinels take no password: the network policy says who reaches them.
 exec docker-entrypoint.sh redis-server "$file" --sentinel --port 26379 --dir /data --protected-mode no
