@@ -16,8 +16,9 @@ from typing import Any
 
 import pybreaker
 
-from api.breaker.fleet_breaker import BreakerListener, FleetBreaker
+from api.breaker.fleet_breaker import FleetBreaker
 from api.breaker.following import kept_current
+from api.breaker.listener import BreakerListener
 from api.breaker.state import Policy, Transition
 from api.breaker.store import Override
 from api.errors import BreakerOpen

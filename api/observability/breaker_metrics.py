@@ -7,9 +7,10 @@ from types import MappingProxyType
 
 import pybreaker
 
-from api.breaker.fleet_breaker import BreakerListener
+from api.breaker.listener import BreakerListener
 from api.breaker.state import Outcome, State, Transition
-from api.observability.metrics import BreakerOutcome, BreakerState, Metrics
+from api.observability.metric_labels import BreakerOutcome, BreakerState
+from api.observability.metrics import Metrics
 
 STATES: Mapping[State, BreakerState] = MappingProxyType(
     {State.CLOSED: "closed", State.OPEN: "open", State.HALF_OPEN: "half_open"}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import structlog
 
 from api.flights.events import FlightEvents
-from api.observability.metrics import FlightEvent, Metrics
+from api.observability.metric_labels import FlightEvent
+from api.observability.metrics import Metrics
 
 
 class FlightMetrics(FlightEvents):

@@ -12,56 +12,28 @@ import platform
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import permutations
-from typing import Any, Literal
+from typing import get_args
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
 from api import __version__
 from api.faults import UpstreamFault
 from api.model import CacheKind, CacheStatus, Usage
 from api.observability import metric_names as names
+from api.observability.metric_family import MetricFamily
+from api.observability.metric_labels import (
+    BreakerOutcome,
+    BreakerState,
+    BulkheadReason,
+    FlightEvent,
+    LookupResult,
+    RefreshOutcome,
+    RerankingOutcome,
+    Stage,
+)
 from api.observability.worker_files import WorkerFilesCollector
 from api.ports.stores import StoreWarning
-
-Stage = Literal["total", "embed", "cache", "retrieve", "generate"]
-LookupResult = Literal["exact", "semantic", "stale", "miss", "unavailable"]
-RefreshOutcome = Literal["stored", "not_stored", "failed", "elsewhere", "too_many"]
-FlightEvent = Literal["handed_over", "alone", "fenced"]
-BreakerState = Literal["closed", "open", "half_open"]
-BulkheadReason = Literal["queue_full", "deadline", "displaced"]
-BreakerOutcome = Literal["successful", "slow_successful", "failed", "slow_failed", "ignored"]
-
-LOOKUP_RESULTS: tuple[LookupResult, ...] = ("exact", "semantic", "stale", "miss", "unavailable")
-REFRESH_OUTCOMES: tuple[RefreshOutcome, ...] = ("stored", "not_stored", "failed", "elsewhere", "too_many")
-FLIGHT_EVENTS: tuple[FlightEvent, ...] = ("handed_over", "alone", "fenced")
-BREAKER_STATES: tuple[BreakerState, ...] = ("closed", "open", "half_open")
-BREAKER_OUTCOMES: tuple[BreakerOutcome, ...] = ("successful", "slow_successful", "failed", "slow_failed", "ignored")
-BULKHEAD_REASONS: tuple[BulkheadReason, ...] = ("queue_full", "deadline", "displaced")
-
-
-class _Family(dict[tuple[str, ...], Any]):
-    """The series of one metric by their label values: `labels()` is slow, so each is asked for once."""
-
-    def __init__(self, spec: names.MetricSpec, registry: CollectorRegistry) -> None:
-        super().__init__()
-        self._metric = _make(spec, registry)
-
-    def __missing__(self, values: tuple[str, ...]) -> Any:
-        series = self[values] = self._metric.labels(*values) if values else self._metric
-        return series
-
-    def begin(self, *values: str) -> None:
-        """Shows a series at zero before it is first used: a rate needs a zero to rise from."""
-        self[values]
-
-
-def _make(spec: names.MetricSpec, registry: CollectorRegistry) -> Any:
-    if spec.type == "counter":
-        return Counter(spec.name, spec.help, spec.labels, registry=registry)
-    if spec.type == "gauge":
-        return Gauge(spec.name, spec.help, spec.labels, registry=registry, multiprocess_mode=spec.across)
-    return Histogram(spec.name, spec.help, spec.labels, registry=registry, buckets=spec.buckets)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +51,7 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry | None = None, version: str = __version__) -> None:
         self._registry = registry or CollectorRegistry()
-        self._families = {spec: _Family(spec, self._registry) for spec in names.ALL_METRICS}
+        self._families = {spec: MetricFamily(spec, self._registry) for spec in names.ALL_METRICS}
         self._requests = self._families[names.HTTP_REQUEST_DURATION]
         self._in_flight = self._families[names.HTTP_REQUESTS_IN_FLIGHT][()]
         self._queries = self._families[names.QUERIES]
@@ -88,15 +60,15 @@ class Metrics:
         self._begin_at_zero()
 
     def _begin_at_zero(self) -> None:
-        for result in LOOKUP_RESULTS:
+        for result in get_args(LookupResult):
             self._families[names.CACHE_LOOKUPS].begin(result)
         for fault in UpstreamFault:
             self._families[names.UPSTREAM_FAULTS].begin(fault.value)
         for kind in ("exact", "semantic"):
             self._queries.begin(CacheStatus.HIT.value, kind)
-        for outcome in REFRESH_OUTCOMES:
+        for outcome in get_args(RefreshOutcome):
             self._families[names.CACHE_REFRESHES].begin(outcome)
-        for event in FLIGHT_EVENTS:
+        for event in get_args(FlightEvent):
             self._families[names.SINGLE_FLIGHT_EVENTS].begin(event)
         for status in (CacheStatus.COALESCED.value, CacheStatus.MISS.value, CacheStatus.BYPASS.value, "error", "left"):
             self._queries.begin(status, "none")
@@ -169,10 +141,10 @@ class Metrics:
 
     def reranking_known(self) -> None:
         """There is a re-ranker: its series begin at zero."""
-        for outcome in ("reranked", "failed"):
+        for outcome in get_args(RerankingOutcome):
             self._families[names.RERANKING_DURATION].begin(outcome)
 
-    def reranked(self, outcome: Literal["reranked", "failed"], seconds: float) -> None:
+    def reranked(self, outcome: RerankingOutcome, seconds: float) -> None:
         """The re-ranker was asked about a question's passages."""
         self._families[names.RERANKING_DURATION][(outcome,)].observe(seconds)
 
@@ -225,9 +197,9 @@ class Metrics:
 
     def breaker_known(self, name: str) -> None:
         """A breaker exists: its counters begin at zero. Its state is not known yet."""
-        for outcome in BREAKER_OUTCOMES:
+        for outcome in get_args(BreakerOutcome):
             self._families[names.BREAKER_CALLS].begin(name, outcome)
-        for before, after in permutations(BREAKER_STATES, 2):
+        for before, after in permutations(get_args(BreakerState), 2):
             self._families[names.BREAKER_TRANSITIONS].begin(name, before, after)
         for spec in (names.BREAKER_NOT_PERMITTED, names.BREAKER_STALE_RESULTS, names.BREAKER_LOST_PROBES):
             self._families[spec].begin(name)
@@ -235,7 +207,7 @@ class Metrics:
 
     def breaker_state(self, name: str, state: BreakerState) -> None:
         """The breaker is in this state. The pod shows what the last worker to learn of it says."""
-        for other in BREAKER_STATES:
+        for other in get_args(BreakerState):
             self._families[names.BREAKER_STATE][name, other].set(float(other == state))
 
     def breaker_changed(self, name: str, before: BreakerState, after: BreakerState) -> None:
@@ -271,7 +243,7 @@ class Metrics:
 
     def bulkhead_known(self, name: str) -> None:
         """A bulkhead exists: its counters begin at zero."""
-        for reason in BULKHEAD_REASONS:
+        for reason in get_args(BulkheadReason):
             self._families[names.BULKHEAD_REJECTED].begin(name, reason)
         self.bulkhead_is(name, in_use=0, waiting=0, local=False)
 

@@ -10,7 +10,8 @@ import structlog
 from api.errors import EmbeddingUnavailable, RagherdError, StoreUnavailable, UpstreamError
 from api.model import CacheStatus, Usage
 from api.observability.http_middleware import CLIENT_CLOSED_REQUEST
-from api.observability.metrics import Metrics, Stage
+from api.observability.metric_labels import Stage
+from api.observability.metrics import Metrics
 from api.query.answered import Answered, RefreshOutcome, Stages
 from api.query.candidates import Candidate
 from api.query.grounding import GroundingOutcome

@@ -12,8 +12,9 @@ import pytest
 from redis.asyncio import Redis
 
 from api.breaker import following
-from api.breaker.fleet_breaker import BreakerListener, FleetBreaker
+from api.breaker.fleet_breaker import FleetBreaker
 from api.breaker.following import kept_current
+from api.breaker.listener import BreakerListener
 from api.breaker.state import Outcome, Policy, State, Transition
 from api.redis_store.breaker_store import RedisBreakerStore
 from api.redis_store.client import RedisAddress, blocking_reader
