@@ -27,11 +27,21 @@ _ATTRIBUTES: Final[dict[Algorithm, dict[str, Any]]] = {
     "flat": {"algorithm": "flat"},
     "hnsw": {"algorithm": "hnsw", "m": M, "ef_construction": EF_CONSTRUCTION, "ef_runtime": EF_RUNTIME},
 }
-KNN: Final[dict[Algorithm, str]] = {
-    "flat": f"[KNN {NEIGHBOURS} @vector $v AS d]",
-    "hnsw": f"[KNN {NEIGHBOURS} @vector $v EF_RUNTIME {EF_RUNTIME} AS d]",
-}
-"""The part of a query that asks for the nearest."""
+BATCHES_FROM: Final = 0.1
+"""The part of a graph from which walking it takes less time than comparing with all that is wanted.
+Left to itself the search module (2.10) compares in far larger ones, too."""
+
+
+def nearest_clause(algorithm: Algorithm, share: float | None = None) -> str:
+    """The part of a query that asks for the nearest, in a scope that is such a `share` of the index."""
+    if algorithm == "flat":
+        return f"[KNN {NEIGHBOURS} @vector $v AS d]"
+    return f"[KNN {NEIGHBOURS} @vector $v EF_RUNTIME {EF_RUNTIME}{hybrid_policy(share)} AS d]"
+
+
+def hybrid_policy(share: float | None) -> str:
+    """How a graph is searched for what is such a part of it: the search module's own choice where that is not known."""
+    return " HYBRID_POLICY BATCHES" if share is not None and share >= BATCHES_FROM else ""
 
 
 def algorithm_for(max_size: int) -> Algorithm:

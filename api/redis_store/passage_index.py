@@ -17,8 +17,9 @@ from api.ports.passages import Corpus, Current, DocumentFilter, Hit, Rankings
 from api.redis_store.document_fields import facts_of, named, owner_of, range_of
 from api.redis_store.gate import Gates
 from api.redis_store.keys import Keys
-from api.redis_store.passage_schema import by_meaning, by_words, passage_schema
+from api.redis_store.passage_schema import by_meaning, by_words, counting, passage_schema
 from api.redis_store.replies import replies_of
+from api.redis_store.scope_shares import ScopeShares
 from api.redis_store.unused_embeddings import RedisUnusedEmbeddings
 
 KNOWN_SECONDS: Final = 2.0
@@ -34,6 +35,8 @@ class RedisPassageIndex:
         self._keys = keys
         self._embeddings = RedisUnusedEmbeddings(gate, keys)
         self._whole: dict[str, tuple[float, bool]] = {}
+        self._shares = ScopeShares()
+        self._chunks: dict[str, int] = {}
         self._gate.on_recovery(self._forget)
 
     async def ensure(self, embedder: EmbedderIdentity) -> None:
@@ -57,12 +60,7 @@ class RedisPassageIndex:
         count: int,
     ) -> Rankings:
         """See `ports.PassageIndex`."""
-        index = self._keys.chunk_index(embedder.fingerprint)
-        asked = {
-            "meaning": by_meaning(index, tenant, wanted, vector, count) if vector is not None else None,
-            "words": by_words(index, tenant, wanted, question, count),
-        }
-        commands = {name: command for name, command in asked.items() if command is not None}
+        commands = self._searches(embedder, tenant, wanted, question, vector, count)
         # The state first: what is committed after it leaves a mark, by which the answer is not kept.
         first = ("HGETALL", self._keys.corpus_state)
         asking = [first, *commands.values()]
@@ -72,10 +70,35 @@ class RedisPassageIndex:
             await self.ensure(embedder)
             self._whole.pop(embedder.fingerprint, None)
             state, *replies = await self._gate.run("passages", lambda client: _execute(client, asking))
-        found = {name: _hits(reply, embedder.fingerprint) for name, reply in zip(commands, replies, strict=True)}
+        answered = dict(zip(commands, replies, strict=True))
+        self._note_share(tenant, answered.pop("counted", None))
+        found = {name: _hits(reply, embedder.fingerprint) for name, reply in answered.items()}
         behind, other = is_behind(named(state), embedder.fingerprint)
         whole = not behind and not any(map(_is_cut_short, commands, replies))
         return Rankings(**found, whole=whole, other=other)
+
+    def _searches(
+        self,
+        embedder: EmbedderIdentity,
+        tenant: str,
+        wanted: DocumentFilter,
+        question: str,
+        vector: Vector | None,
+        count: int,
+    ) -> dict[str, tuple[Any, ...]]:
+        """What is asked of Redis, by name. Now and then the tenant's chunks are counted with it."""
+        index = self._keys.chunk_index(embedder.fingerprint)
+        share = self._shares.of(tenant, self._chunks.get(index, 0)) if wanted == DocumentFilter() else None
+        asked = {
+            "meaning": by_meaning(index, tenant, wanted, vector, count, share) if vector is not None else None,
+            "words": by_words(index, tenant, wanted, question, count),
+            "counted": counting(index, tenant) if self._shares.is_due(tenant) else None,
+        }
+        return {name: command for name, command in asked.items() if command is not None}
+
+    def _note_share(self, tenant: str, counted: Any) -> None:
+        if counted is not None and not isinstance(counted, ResponseError):
+            self._shares.note(tenant, int(counted[b"total_results"]))
 
     async def search_words(
         self, embedder: str, tenant: str, wanted: DocumentFilter, question: str, count: int
@@ -91,9 +114,10 @@ class RedisPassageIndex:
         known = self._whole.get(embedder.fingerprint)
         if known is not None and now < known[0]:
             return known[1]
-        command = ("FT.INFO", self._keys.chunk_index(embedder.fingerprint))
-        (info,) = await self._gate.run("passages", lambda client: _execute(client, [command]))
+        index = self._keys.chunk_index(embedder.fingerprint)
+        (info,) = await self._gate.run("passages", lambda client: _execute(client, [("FT.INFO", index)]))
         whole = not isinstance(info, Exception) and not int(info[b"indexing"])
+        self._chunks[index] = int(info[b"num_docs"]) if whole else 0
         self._whole[embedder.fingerprint] = (now + KNOWN_SECONDS, whole)
         return whole
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 from api.model import EmbedderIdentity, Vector
 from api.ports.passages import DocumentFilter
 from api.redis_store.document_fields import owner_of, tag_key
+from api.redis_store.index_schema import hybrid_policy
 from api.redis_store.keys import Keys
 
 M: Final = 16
@@ -51,9 +52,11 @@ def passage_schema(keys: Keys, embedder: EmbedderIdentity) -> dict[str, Any]:
     }
 
 
-def by_meaning(index: str, tenant: str, wanted: DocumentFilter, vector: Vector, count: int) -> tuple[Any, ...]:
-    """The search for the chunks nearest to a vector."""
-    knn = f"[KNN {count} @vector $v EF_RUNTIME {max(EF_RUNTIME, 2 * count)} AS d]"
+def by_meaning(
+    index: str, tenant: str, wanted: DocumentFilter, vector: Vector, count: int, share: float | None = None
+) -> tuple[Any, ...]:
+    """The search for the chunks nearest to a vector; `share`: the part that the wanted ones are of all, if known."""
+    knn = f"[KNN {count} @vector $v EF_RUNTIME {max(EF_RUNTIME, 2 * count)}{hybrid_policy(share)} AS d]"
     return (
         *("FT.SEARCH", index, f"({_filter(tenant, wanted)})=>{knn}", "PARAMS", 2, "v", vector, "SORTBY", "d"),
         *("LIMIT", 0, count, "DIALECT", 2, "RETURN", len(FIELDS) + 1, "d", *FIELDS),
@@ -72,6 +75,11 @@ def by_words(index: str, tenant: str, wanted: DocumentFilter, question: str, cou
         *("FT.SEARCH", index, query, "SCORER", "BM25STD", "WITHSCORES", "LIMIT", 0, count, "DIALECT", 2),
         *("RETURN", len(FIELDS), *FIELDS),
     )
+
+
+def counting(index: str, tenant: str) -> tuple[Any, ...]:
+    """Counts a tenant's chunks."""
+    return ("FT.SEARCH", index, _filter(tenant, DocumentFilter()), "LIMIT", 0, 0, "DIALECT", 2)
 
 
 def _filter(tenant: str, wanted: DocumentFilter) -> str:

@@ -7,7 +7,7 @@ the one of the other kind serves, where there is one; else the semantic tier fin
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -22,7 +22,8 @@ from api.errors import StoreUnavailable
 from api.model import EmbedderIdentity, Vector
 from api.redis_store.cache_keys import CacheKeys
 from api.redis_store.gate import Gate
-from api.redis_store.index_schema import KNN, NEIGHBOURS, Algorithm, index_schema, other_than
+from api.redis_store.index_schema import ALGORITHMS, NEIGHBOURS, Algorithm, index_schema, nearest_clause, other_than
+from api.redis_store.scope_shares import ScopeShares
 
 T = TypeVar("T")
 
@@ -61,6 +62,8 @@ class SemanticIndex:
         self._serving: dict[str, Algorithm | None] = {}
         self._asked: dict[str, float] = {}
         self._latest = ""
+        self._entries: dict[str, int] = {}
+        self._shares = ScopeShares()
         self._known: dict[str, EmbedderIdentity] = {}
         gate.on_recovery(self._ensure_all)
 
@@ -85,6 +88,8 @@ class SemanticIndex:
         for name in [name for name, asked in self._asked.items() if now - asked >= seconds and name != self._latest]:
             for known in (self._asked, self._known, self._serving):
                 known.pop(name, None)
+            for algorithm in ALGORITHMS:
+                self._entries.pop(self.keys.index(name, algorithm), None)
 
     def _note(self, embedder: EmbedderIdentity) -> None:
         self._known[embedder.fingerprint] = embedder
@@ -104,22 +109,21 @@ class SemanticIndex:
         serving = await self._serves(embedder)
         if serving is None:
             return []
-        # By redis-py: to build this query by redisvl would take longer than the rest of a semantic hit.
-        command = (
-            "FT.SEARCH",
-            self.keys.index(embedder.fingerprint, serving),
-            f"(@scope:{{{_escaped(scope)}}} @expires_ms:[({expires_after_ms} +inf])=>{KNN[serving]}",
-            *("PARAMS", 2, "v", vector, "SORTBY", "d", "LIMIT", 0, NEIGHBOURS, "DIALECT", 2),
-            *("RETURN", len(FIELDS) + 1, "d", *FIELDS),
-        )
+        index = self.keys.index(embedder.fingerprint, serving)
+        share = self._shares.of(scope, self._entries.get(index, 0))
+        asked = [_search(index, scope, expires_after_ms, nearest_clause(serving, share), vector)]
+        if serving == "hnsw" and self._shares.is_due(scope):
+            asked.append(("FT.SEARCH", index, _in_scope(scope), "LIMIT", 0, 0, "DIALECT", 2))
         try:
-            reply: Any = await self._gate.run("semantic_lookup", lambda client: _execute(client, command))
+            found, *counted = await self._gate.run("semantic_lookup", lambda client: _execute(client, asked))
         except StoreUnavailable:
             if not self._gate.is_up:
                 raise
             await self.ensure(embedder)  # FLUSHALL takes an index too: made again, and this once a miss
             return []
-        return [_nearest(found) for found in reply[b"results"]]
+        for count in counted:
+            self._shares.note(scope, int(count[b"total_results"]))
+        return [_nearest(one) for one in found[b"results"]]
 
     async def complete(self, embedder: EmbedderIdentity) -> str | None:
         """The name of the index that has all entries of `embedder`; None while Redis builds it."""
@@ -159,12 +163,14 @@ class SemanticIndex:
 
     async def _is_built(self, client: Redis, embedder: EmbedderIdentity, algorithm: Algorithm) -> bool | None:
         """None where there is no such index."""
+        index = self.keys.index(embedder.fingerprint, algorithm)
         try:
-            info = await _execute(client, ("FT.INFO", self.keys.index(embedder.fingerprint, algorithm)))
+            (info,) = await _execute(client, [("FT.INFO", index)])
         except ResponseError as error:
             if _says_missing(error):
                 return None
             raise
+        self._entries[index] = int(info[b"num_docs"])
         return not int(info[b"indexing"])
 
     async def _find_module(self) -> None:
@@ -191,8 +197,23 @@ class SemanticIndex:
         return AsyncSearchIndex.from_dict(index_schema(self.keys, embedder, algorithm), redis_client=client)
 
 
-async def _execute(client: Redis, command: tuple[Any, ...]) -> Any:
-    return await client.execute_command(*command)  # type: ignore[no-untyped-call]
+async def _execute(client: Redis, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """All in one round trip."""
+    if len(commands) == 1:  # the usual case, without a pipeline's cost
+        return [await client.execute_command(*commands[0])]  # type: ignore[no-untyped-call]
+    async with client.pipeline(transaction=False) as pipe:
+        for command in commands:
+            pipe.execute_command(*command)
+        return list(await pipe.execute())
+
+
+def _search(index: str, scope: str, expires_after_ms: int, nearest: str, vector: Vector) -> tuple[Any, ...]:
+    """By redis-py: to build this query by redisvl would take longer than the rest of a semantic hit."""
+    return (
+        *("FT.SEARCH", index, f"({_in_scope(scope)} @expires_ms:[({expires_after_ms} +inf])=>{nearest}"),
+        *("PARAMS", 2, "v", vector, "SORTBY", "d", "LIMIT", 0, NEIGHBOURS, "DIALECT", 2),
+        *("RETURN", len(FIELDS) + 1, "d", *FIELDS),
+    )
 
 
 def _says_missing(error: ResponseError) -> bool:
@@ -201,9 +222,9 @@ def _says_missing(error: ResponseError) -> bool:
     return "unknown index" in text or "no such index" in text
 
 
-def _escaped(tag: str) -> str:
-    """A scope as a tag in a query: hex digits and a hyphen."""
-    return tag.replace("-", "\\-")
+def _in_scope(scope: str) -> str:
+    """A scope is of hex digits and a hyphen."""
+    return "@scope:{" + scope.replace("-", "\\-") + "}"
 
 
 def _nearest(found: Mapping[bytes, Any]) -> Nearest:

@@ -17,6 +17,7 @@ from api.redis_store.keys import Keys
 from api.redis_store.passage_index import RedisPassageIndex
 from tests.event_stream import streamed, text_of
 from tests.integration.test_documents import CANTEEN, HOLIDAY, ONNX, add
+from tests.redis_monitor import searches_of
 from tests.service import Service, ask
 from tests.stub_ollama import StubOllama
 from tests.waiting import wait_until_async
@@ -59,6 +60,19 @@ async def test_top_k_bounds_the_passages_and_the_best_is_first(serve: Service) -
     assert chunks_of(three)[0] == 1
     assert sorted(chunks_of(three)) == [0, 1, 2]
     assert three["sources"][0]["score"] == max(source["score"] for source in three["sources"])
+
+
+async def test_the_graph_is_walked_where_most_passages_are_the_tenants(serve: Service, redis: Redis) -> None:
+    """With a filter it is not known how many are wanted: the search module sees for itself."""
+    client = await serve(embedder=ONNX)
+    await add(client, "Canteen", CANTEEN)
+    await ask(client, "Where do we eat?")
+    walked = []
+    for more in ({}, {"documents": {"tags": ["kitchen"]}}):
+        searches = await searches_of(redis, lambda more=more: ask(client, "When is lunch served?", **more))
+        [by_meaning] = [search for search in searches if "KNN" in search and "chunk" in search]
+        walked.append("HYBRID_POLICY BATCHES" in by_meaning)
+    assert walked == [True, False]
 
 
 async def test_a_passage_comes_with_its_neighbours_and_not_twice(serve: Service) -> None:

@@ -19,6 +19,7 @@ from api.redis_store.gate import RedisGate
 from api.redis_store.index_schema import FLAT_UP_TO, NEIGHBOURS, Algorithm, algorithm_for
 from api.redis_store.keys import Keys
 from api.redis_store.semantic_index import SemanticIndex
+from tests.redis_monitor import searches_of
 from tests.service import Service, ask
 from tests.waiting import wait_until_async
 
@@ -110,6 +111,22 @@ async def recalled(index: SemanticIndex, vectors: Vectors, asked: Vectors) -> in
 
 def test_the_kind_is_chosen_by_the_bound_on_entries() -> None:
     assert [algorithm_for(size) for size in (1, FLAT_UP_TO, FLAT_UP_TO + 1)] == ["flat", "flat", "hnsw"]
+
+
+async def test_a_graph_is_walked_for_a_scope_that_is_much_of_it(redis: Redis, redis_url: str) -> None:
+    """For one that is little of it, to compare with each of its entries is quicker, and exact."""
+    vectors = clustered(1_000)
+    await fill(redis, vectors)
+    few = f"{MODEL.fingerprint}-{'3' * 24}"
+    await redis.hset(entry(1), "scope", few)  # type: ignore[misc]
+    async with worker(redis_url, "hnsw") as index:
+        await wait_until_async(lambda: finds(index, vectors[0]))
+        scopes = (few, SCOPES[0], few, SCOPES[0])
+        searches = [await searches_of(redis, lambda scope=of: found(index, vectors[1], scope)) for of in scopes]
+    counted = [[search for search in some if "KNN" not in search] for some in searches]
+    assert [len(some) for some in counted] == [1, 0, 0, 0], "`finds` has counted the large one before"
+    walked = [any("HYBRID_POLICY BATCHES" in search for search in some) for some in searches]
+    assert walked == [False, True, False, True]
 
 
 # -- when SEMANTIC_CACHE_MAX_SIZE is changed ---------------------------------------------------------------------------

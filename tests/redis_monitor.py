@@ -1,0 +1,18 @@
+"""What Redis is asked for, as Redis itself tells it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from redis.asyncio import Redis
+
+
+async def searches_of(redis: Redis, action: Callable[[], Awaitable[object]]) -> list[str]:
+    """The searches that Redis carries out for `action`, whoever asks for them."""
+    async with redis.monitor() as monitor:
+        await action()
+        await redis.echo("end")
+        commands: list[str] = []
+        while (command := (await monitor.next_command())["command"]) != "ECHO end":
+            commands.append(command)
+    return [command for command in commands if command.startswith("FT.SEARCH")]

@@ -1,0 +1,36 @@
+"""How large a part of an index a scope is: counted now and then, believed for a while."""
+
+from __future__ import annotations
+
+from api.redis_store.index_schema import BATCHES_FROM, nearest_clause
+from api.redis_store.scope_shares import SCOPES, SECONDS, ScopeShares
+
+
+def test_a_scope_is_counted_first_and_again_after_a_while() -> None:
+    now = [0.0]
+    shares = ScopeShares(lambda: now[0])
+    assert shares.is_due("a")
+    assert shares.of("a", 100) is None
+
+    shares.note("a", 25)
+    assert not shares.is_due("a")
+    assert shares.of("a", 100) == 0.25
+    assert shares.of("a", 0) is None, "of an index that nobody has counted"
+
+    now[0] = SECONDS
+    assert shares.is_due("a")
+    assert shares.of("a", 100) == 0.25, "an old count is better than none"
+
+
+def test_a_bounded_number_of_scopes_is_known() -> None:
+    shares = ScopeShares()
+    for number in range(SCOPES + 1):
+        shares.note(str(number), 1)
+    assert shares.of("0", 10) is None
+    assert shares.of(str(SCOPES), 10) == 0.1
+
+
+def test_only_a_graph_is_walked_and_only_for_a_large_scope() -> None:
+    assert "BATCHES" not in nearest_clause("flat", 1.0)
+    asked = [nearest_clause("hnsw", share) for share in (None, BATCHES_FROM / 2, BATCHES_FROM, 1.0)]
+    assert ["BATCHES" in clause for clause in asked] == [False, False, True, True]
