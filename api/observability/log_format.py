@@ -12,6 +12,7 @@ import logging
 import logging.config
 import os
 import sys
+from contextlib import suppress
 from typing import Any, BinaryIO
 
 import orjson
@@ -106,9 +107,10 @@ class LineLogger:
         self._stream = stream
 
     def msg(self, line: bytes) -> None:
-        """Writes one line at once."""
-        self._stream.write(line + b"\n")
-        self._stream.flush()
+        """Writes one line at once. Where it can not be (a full disk, a reader that is gone), only the line is lost."""
+        with suppress(OSError):
+            self._stream.write(line + b"\n")
+            self._stream.flush()
 
     debug = info = warning = warn = error = critical = fatal = exception = err = log = failure = msg
 

@@ -184,7 +184,7 @@ runpy.run_module("api.cli.main", run_name="__main__")
 def test_a_stop_signal_stops_everything_within_five_seconds(
     start: Start, ollama: str, tmp_path: Path, number: signal.Signals
 ) -> None:
-    process = start(OLLAMA_BASE_URL=ollama)
+    process = start("--no-docs", OLLAMA_BASE_URL=ollama)
     said = "\n".join(await_serving(process))
     assert "llama3.2:1b on your Ollama" in said
     assert "redis-cli -p" in said
@@ -197,7 +197,7 @@ def test_a_stop_signal_stops_everything_within_five_seconds(
 
 @pytest.mark.processes
 def test_nothing_is_left_when_the_launcher_is_killed(start: Start, ollama: str, tmp_path: Path) -> None:
-    process = start(OLLAMA_BASE_URL=ollama)
+    process = start("--no-docs", OLLAMA_BASE_URL=ollama)
     await_serving(process)
     assert len(left_running(tmp_path)) > 3
     process.kill()
@@ -206,7 +206,7 @@ def test_nothing_is_left_when_the_launcher_is_killed(start: Start, ollama: str, 
 
 @pytest.mark.processes
 def test_a_server_that_dies_is_named_and_everything_is_stopped(start: Start, ollama: str, tmp_path: Path) -> None:
-    process = start(OLLAMA_BASE_URL=ollama)
+    process = start("--no-docs", OLLAMA_BASE_URL=ollama)
     await_serving(process)
     redis_pid = json.loads((tmp_path / ".data" / "redis" / "server.json").read_text())["pid"]
     os.kill(redis_pid, signal.SIGKILL)

@@ -120,3 +120,18 @@ def test_gunicorn_can_take_the_configuration() -> None:
     assert configuration["disable_existing_loggers"] is False
     assert configuration["loggers"]["gunicorn.error"]["level"] == "DEBUG"
     assert configuration["root"]["level"] == "DEBUG"
+
+
+def test_what_can_not_be_written_stops_nobody() -> None:
+    """A full disk costs lines, and no request."""
+    program = f"{START}configure_logging('info')\nstructlog.get_logger('api').info('lost')\nprint('goes on')"
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=full,
+            text=True,
+            check=False,
+        )
+    assert done.stdout == "goes on\n"
