@@ -31,6 +31,8 @@ from tests.service import Service, ask, make_settings, running_service
 from tests.stub_ollama import StubOllama
 from tests.waiting import wait_until_async
 
+pytestmark = pytest.mark.processes
+
 KEYS = Keys(cluster=True, cache_partitions=16)
 DOCUMENTS = KEYS.corpus_state
 HOLIDAY = "Who approves my holiday?"

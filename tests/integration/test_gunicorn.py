@@ -20,6 +20,8 @@ import pytest
 from tests.gunicorn_process import Gunicorn, children, free_port, gunicorns, is_gone
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.processes
+
 Start = Callable[..., Gunicorn]
 
 
