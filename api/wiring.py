@@ -92,6 +92,7 @@ class _Worker:
             schema.cover(redis.guards.gate)
         events = parts.events
         await redis.check()
+        self._metrics.redis_is(up=redis.main_is_up, breaker_up=redis.breaker_is_up)  # what follows may take a while
         guarding = (redis.guards.gate, redis.guards.address)
         opening = open_backends(self._settings, self._id, self._metrics, gate, *guarding, self._live_workers)
         backends = await self._stack.enter_async_context(opening)
