@@ -103,7 +103,7 @@ class WorkerKnowledge:
 
     def tasks(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
         """What goes on for as long as the worker lives."""
-        return [self.upkeep.keep, self.upkeep.keep_embedding, self._old.keep_clean]
+        return [self.upkeep.keep, self.upkeep.keep_deleting, self.upkeep.keep_embedding, self._old.keep_clean]
 
 
 def _retrieval_policy(settings: Settings) -> RetrievalPolicy:

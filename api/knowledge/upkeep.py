@@ -49,18 +49,28 @@ class Upkeep:
         while True:
             with suppress(StoreUnavailable):
                 await self.carry_out_waiting()
-            await asyncio.sleep(LOOK_SECONDS * self._pace() * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
+            await self._pause()
+
+    async def keep_deleting(self) -> None:
+        """For ever. A task of its own: the cache is to be told of what is gone while others wait for the embedder."""
+        while True:
+            with suppress(StoreUnavailable):
+                await self.carry_out_waiting(gone=True)
+            await self._pause()
 
     async def keep_embedding(self) -> None:
         """For ever. A task of the worker's."""
         while True:
             with suppress(StoreUnavailable, ServiceUnavailable, EmbeddingUnavailable):
                 await self.embed_anew()
-            await asyncio.sleep(LOOK_SECONDS * self._pace() * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
+            await self._pause()
 
-    async def carry_out_waiting(self) -> None:
+    async def _pause(self) -> None:
+        await asyncio.sleep(LOOK_SECONDS * self._pace() * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
+
+    async def carry_out_waiting(self, *, gone: bool = False) -> None:
         """Takes on what no other worker has, one after the other."""
-        waiting = list(await self._work.waiting(LOOKED_AT))
+        waiting = list(await self._work.waiting(LOOKED_AT, gone=gone))
         random.shuffle(waiting)  # workers that look at the same time find different ones
         for document in waiting:
             if self._ingestion.is_at(document):

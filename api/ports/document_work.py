@@ -69,8 +69,8 @@ class DocumentWork(Protocol):
     what is written late is refused.
     """
 
-    async def waiting(self, limit: int) -> Sequence[str]:
-        """Documents that need work, the oldest first, whether or not a worker has them."""
+    async def waiting(self, limit: int, *, gone: bool) -> Sequence[str]:
+        """Documents that need work, whether or not a worker has them: the `gone` ones, or the others, oldest first."""
 
     async def exists(self, document: str) -> bool:
         """Whether there is something left to do of it."""

@@ -38,10 +38,14 @@ class RedisDocumentWork:
         self._commit = script(gate.client, "document_common", "document_commit")
         self._end = script(gate.client, "document_common", "document_end")
 
-    async def waiting(self, limit: int) -> Sequence[str]:
-        """See `ports.DocumentWork`."""
-        key = self._keys.corpus_work
-        found: list[Any] = await self._gate.run("document_work", lambda client: client.zrange(key, 0, limit - 1))
+    async def waiting(self, limit: int, *, gone: bool) -> Sequence[str]:
+        """See `ports.DocumentWork`. A deletion is noted with the negative of its time."""
+        first, last = ("-inf", "(0") if gone else ("0", "inf")
+        command = ("ZRANGE", self._keys.corpus_work, first, last, "BYSCORE", "LIMIT", 0, limit)
+        found: list[Any] = await self._gate.run(
+            "document_work",
+            lambda client: client.execute_command(*command),  # type: ignore[no-untyped-call]
+        )
         return [document.decode() for document in found]
 
     async def exists(self, document: str) -> bool:

@@ -9,12 +9,18 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
+from api.knowledge.upkeep import LOOKED_AT
+from api.ports.documents import DocumentFacts, Draft
+from api.redis_store.documents import RedisDocuments
+from api.redis_store.gate import RedisGate
+from api.redis_store.keys import Keys
 from tests.integration.test_documents import CANTEEN, HOLIDAY, ONNX, add
 from tests.service import Service, ask
 from tests.stub_ollama import StubOllama
 from tests.waiting import wait_until_async
 
 HOLIDAY_QUESTION, CANTEEN_QUESTION = "Who approves my holiday?", "On which floor is the canteen?"
+KEYS = Keys()
 BETTER = "Holiday of more than a month is approved by the office, not by the team lead."
 
 
@@ -114,6 +120,25 @@ async def test_the_first_and_the_last_document_change_what_has_nothing_to_do_wit
     assert nothing in (await ask(other, question))["answer"]
     assert (await one.delete(f"/documents/{document}")).status_code == 204
     assert (await ask(other, question))["answer"] == f"echo: {question}"
+
+
+async def test_a_deletion_whose_worker_died_is_carried_out_before_all_that_waits_to_be_embedded(
+    fleet: list[httpx.AsyncClient], redis: Redis
+) -> None:
+    one, other = fleet
+    document = (await ask(one, HOLIDAY_QUESTION))["sources"][0]["document_id"]
+    gate = RedisGate(redis, 8)
+    assert await gate.check()
+    documents, facts = RedisDocuments(gate, KEYS), DocumentFacts("default", "Slides")
+    for number in range(LOOKED_AT + 1):  # which none of these workers can read
+        await documents.propose(Draft(f"{number:024x}", facts, str(number), b"bytes", "application/x-slides"), 100)
+    assert await documents.delete(document, "default")  # and nobody tells the cache
+
+    async def is_told() -> bool:
+        return not await cached(other, HOLIDAY_QUESTION)
+
+    await wait_until_async(is_told)
+    assert await cached(other, CANTEEN_QUESTION)
 
 
 @pytest.mark.parametrize("change", ["update", "delete", "add", "unrelated"])

@@ -23,5 +23,5 @@ if tonumber(before) > 0 then
 end
 redis.call('HSET', KEYS[4], 'id', id, 'revision', revision, 'phase', 'tell', 'tenant', tenant, 'gone', 1,
   'asked_ms', int(now_ms()))
-redis.call('ZADD', KEYS[7], int(now_ms()), id)
+redis.call('ZADD', KEYS[7], '-' .. int(now_ms()), id) -- before all that is to be embedded
 return 1
