@@ -127,6 +127,8 @@ def test_another_redis_takes_over_and_the_old_primary_comes_back_as_its_replica(
         wait_until(lambda: is_whole(pods), timeout=60)
         with pods.client("redis-0") as client:
             wait_until(lambda: client.get("after") == "2")
+        # Also with the configuration that the failover has had written anew.
+        wait_until(lambda: all(pods.probe(name, "readinessProbe") for name in ADDRESSES), timeout=30)
 
         pods.kill("redis-0")
         wait_until(lambda: takes_writes(pods, successor))
