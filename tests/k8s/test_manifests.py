@@ -136,6 +136,11 @@ def test_a_rollout_takes_no_pod_away_before_another_is_ready(manifests: Rendered
     assert (update["maxUnavailable"], update["maxSurge"]) == (0, 1)
 
 
+def test_an_upgrade_of_redis_waits_until_the_sentinels_have_found_the_last_pod_again() -> None:
+    """A pod comes back with another address, and names are cached for 30 s."""
+    assert rendered("overlays/production").named("StatefulSet", "redis")["spec"]["minReadySeconds"] > 30
+
+
 def test_replicas_are_spread_over_hosts_and_zones() -> None:
     for name, pod in rendered("overlays/production").pods().items():
         keys = {one["topologyKey"] for one in pod["spec"].get("topologySpreadConstraints", [])}

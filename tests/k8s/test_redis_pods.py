@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import redis
 
 from tests.k8s.redis_pods import ADDRESSES, PASSWORD, RedisPods, redis_pods
+from tests.k8s.rendered import K8S
 from tests.needed_tools import need_tool, not_here
 from tests.waiting import wait_until
 
@@ -127,6 +129,8 @@ def test_another_redis_takes_over_and_the_old_primary_comes_back_as_its_replica(
         wait_until(lambda: is_whole(pods), timeout=60)
         with pods.client("redis-0") as client:
             wait_until(lambda: client.get("after") == "2")
+        # Also with the configuration that the failover has had written anew.
+        wait_until(lambda: all(pods.probe(name, "readinessProbe") for name in ADDRESSES), timeout=30)
 
         pods.kill("redis-0")
         wait_until(lambda: takes_writes(pods, successor))
@@ -190,3 +194,44 @@ def test_a_busy_redis_is_not_ready_and_lives(tmp_path: Path) -> None:
 def _until_killed(client: redis.Redis) -> None:
     with suppress(redis.RedisError):
         client.eval("while true do end", 0)
+
+
+FACTS_BY_FILE = """#!/bin/sh
+case "$*" in
+  *"SENTINEL MASTER"*) cat "{folder}/facts" ;;
+  *"SENTINEL SET"*) touch "{folder}/armed"; echo OK ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    "not_yet",
+    [
+        {"runid": "", "last-ping-sent": "500"},  # the first second, before any answer
+        {"runid": "abcd", "last-ping-sent": "28000"},  # it still asks at the address of before
+    ],
+)
+def test_seconds_count_only_when_the_sentinel_itself_hears_the_primary(tmp_path: Path, not_yet: dict[str, str]) -> None:
+    """Else it would find the primary down at once, and another would take its place for nothing."""
+    client = tmp_path / "redis-cli"
+    client.write_text(FACTS_BY_FILE.format(folder=tmp_path))
+    client.chmod(0o755)
+
+    def say(facts: dict[str, str]) -> None:
+        lines = [line for pair in facts.items() for line in pair]
+        (tmp_path / "facts.new").write_text("\n".join(["name", "ragherd", *lines, ""]))
+        (tmp_path / "facts.new").rename(tmp_path / "facts")
+
+    say(not_yet)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    script = K8S / "components" / "redis-sentinel" / "arm-sentinel.sh"
+    with subprocess.Popen(["/bin/sh", str(script)], env=environment) as process:
+        try:
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(2)
+            assert not (tmp_path / "armed").exists()
+            say({"runid": "abcd", "last-ping-sent": "0"})
+            assert process.wait(10) == 0
+        finally:
+            process.kill()
+    assert (tmp_path / "armed").exists()

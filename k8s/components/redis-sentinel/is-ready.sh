@@ -3,7 +3,7 @@
 # primary has: else the primary could go while no other has its last writes.
 # The password is the one that this server was started with: the secret may have been changed since.
 set -eu
-REDISCLI_AUTH=$(sed -n 's/^requirepass //p' /run/redis/redis.conf)
+REDISCLI_AUTH=$(cat /run/redis/password)
 export REDISCLI_AUTH
 redis-cli ping | grep -qx PONG
 redis-cli info replication | grep -Eq '^(role:master|master_link_status:up)'

@@ -22,6 +22,8 @@ until primary=$(agreed_primary) && [ -n "$primary" ]; do
   echo "waiting for two Sentinels that name the same primary"
   sleep 1
 done
+# For the probes. Not out of redis.conf: a failover has it written anew, with quotes.
+printf '%s' "$password" >/run/redis/password
 {
   cat /etc/redis/redis.conf
   printf 'requirepass %s\nmasterauth %s\nreplica-announce-ip %s\n' "$password" "$password" "$me"

@@ -4,6 +4,8 @@
 set -eu
 umask 077
 password=$(cat /etc/redis-secret/password)
+# For the probes. Not out of redis.conf: a failover has it written anew, with quotes.
+printf '%s' "$password" >/run/redis/password
 {
   cat /etc/redis/redis.conf
   printf 'requirepass %s\n' "$password"
