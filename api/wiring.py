@@ -35,9 +35,9 @@ from api.redis_store.schema import SCHEMA
 from api.redis_store.workers import WorkerRegistry
 from api.settings import Settings
 from api.wiring_backends import WorkerBackends, open_backends
-from api.wiring_cache import CacheParts, open_cache
+from api.wiring_cache import CacheParts, WorkerCache, open_cache
 from api.wiring_knowledge import Embedders, WorkerKnowledge, open_knowledge, open_reranker
-from api.wiring_redis import open_redis
+from api.wiring_redis import WorkerRedis, open_redis
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager["LifespanState"]]
 
@@ -85,29 +85,17 @@ class _Worker:
         """Everything open, this worker known to the fleet, its background tasks running."""
         background = await self._stack.enter_async_context(Background())
         redis = await self._stack.enter_async_context(open_redis(self._settings, self._metrics))
-        gate, address = redis.main.gate, redis.main.address
+        gate = redis.main.gate
         parts = CacheParts(self._settings, self._id, self._metrics, gate, self._pace)
-        schema = FleetSchema(gate, self._keys, self._id, __version__, self._no_shared_memory)
-        if redis.guards is not redis.main:
-            schema.cover(redis.guards.gate)
-        events = parts.events
-        await redis.check()
-        self._metrics.redis_is(up=redis.main_is_up, breaker_up=redis.breaker_is_up)  # what follows may take a while
+        schema = await self._agreed(redis)
         guarding = (redis.guards.gate, redis.guards.address)
         opening = open_backends(self._settings, self._id, self._metrics, gate, *guarding, self._live_workers)
         backends = await self._stack.enter_async_context(opening)
-        embedders = await self._open_embedders(backends, events)
-        embedder = RememberedEmbedder(embedders.questions)
-        reranker = await open_reranker(self._stack, self._settings)
-        made = WorkerKnowledge(
-            self._settings, self._id, self._metrics, gate, parts.indexes, embedder, embedders, reranker, self._pace
-        )
-        knowledge = await self._stack.enter_async_context(open_knowledge(made))
-        failover = backends.failover(events)
-        opened = open_cache(parts, address, embedder, backends.digests, failover, knowledge.retriever)
-        cache = await self._stack.enter_async_context(opened)
+        knowledge, cache = await self._open_memory(redis, backends, parts)
         guards = (backends.breakers, backends.bulkheads)
-        facts = WorkerFacts(self._id, __version__, backends.facts, *guards, redis, events, self._metrics, str(SCHEMA))
+        facts = WorkerFacts(
+            self._id, __version__, backends.facts, *guards, redis, parts.events, self._metrics, str(SCHEMA)
+        )
         registry = self._registry = WorkerRegistry(gate, self._keys, self._id, facts.fields)
         self._stack.push_async_callback(registry.leave)
         self._stack.push_async_callback(parts.counters.flush)
@@ -117,6 +105,51 @@ class _Worker:
             background.start(forever)
         backends.warm_up.start_all()
         self._log.info("worker_started", worker=self._id, redis=gate.is_up, version=__version__)
+        return self._state(redis, backends, parts.events, knowledge, cache, facts, registry)
+
+    async def _agreed(self, redis: WorkerRedis) -> FleetSchema:
+        """Asks Redis for the first time; how the keys are laid out is agreed on with the rest of the fleet."""
+        schema = FleetSchema(redis.main.gate, self._keys, self._id, __version__, self._no_shared_memory)
+        if redis.guards is not redis.main:
+            schema.cover(redis.guards.gate)
+        await redis.check()
+        self._metrics.redis_is(up=redis.main_is_up, breaker_up=redis.breaker_is_up)  # what follows may take a while
+        return schema
+
+    async def _open_memory(
+        self, redis: WorkerRedis, backends: WorkerBackends, parts: CacheParts
+    ) -> tuple[WorkerKnowledge, WorkerCache]:
+        """The knowledge base, and the cache of answers from it."""
+        embedders = await self._open_embedders(backends, parts.events)
+        embedder = RememberedEmbedder(embedders.questions)
+        reranker = await open_reranker(self._stack, self._settings)
+        made = WorkerKnowledge(
+            self._settings,
+            self._id,
+            self._metrics,
+            redis.main.gate,
+            parts.indexes,
+            embedder,
+            embedders,
+            reranker,
+            self._pace,
+        )
+        knowledge = await self._stack.enter_async_context(open_knowledge(made))
+        failover = backends.failover(parts.events)
+        opened = open_cache(parts, redis.main.address, embedder, backends.digests, failover, knowledge.retriever)
+        return knowledge, await self._stack.enter_async_context(opened)
+
+    def _state(
+        self,
+        redis: WorkerRedis,
+        backends: WorkerBackends,
+        events: QueryEvents,
+        knowledge: WorkerKnowledge,
+        cache: WorkerCache,
+        facts: WorkerFacts,
+        registry: WorkerRegistry,
+    ) -> WorkerState:
+        gate = redis.main.gate
         return WorkerState(
             worker=self._id,
             version=__version__,
