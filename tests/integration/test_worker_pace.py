@@ -75,7 +75,7 @@ class Looked:
         self.looks += 1
         return None
 
-    async def none(self, *_: Any) -> list[str]:
+    async def none(self, *_: Any, **__: Any) -> list[str]:
         self.looks += 1
         return []
 
@@ -108,6 +108,7 @@ class Named:
 
 LOOPS: dict[str, Callable[[Looked, Callable[[], float]], Callable[[], Any]]] = {
     "documents": lambda looked, pace: upkeep(looked, pace).keep,
+    "deletions": lambda looked, pace: upkeep(looked, pace).keep_deleting,
     "embedding": lambda looked, pace: upkeep(looked, pace).keep_embedding,
     "warm-ups": lambda looked, pace: WarmUps(cast(Any, looked), cast(Any, None), cast(Any, None), 1, pace).keep_going,
     "indexes": lambda looked, pace: (
