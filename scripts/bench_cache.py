@@ -84,6 +84,7 @@ class Bench:
         for begin in range(0, self.size, 256):
             batch = range(begin, min(begin + 256, self.size))
             await asyncio.gather(*(self.store(number, self.vectors[number].tobytes()) for number in batch))
+        await self.index.of(SCOPE).tend()  # as a worker does every second
         used = (await self._memory() - before) / self.size
         info: Any = await self.redis.execute_command("FT.INFO", (await self.redis.execute_command("FT._LIST"))[0])
         index = float(info[b"vector_index_sz_mb"]) + float(info[b"total_index_memory_sz_mb"])
