@@ -27,12 +27,13 @@ def normalise(question: str) -> str:
     """Unicode NFKC (save for superscripts and their kind), case, white space, what is invisible, and the punctuation
     at the end.
 
-    Nothing that can be seen inside the question is dropped, so questions of different meaning stay apart.
+    Nothing that can be seen inside the question is dropped, so questions of different meaning stay apart. One of
+    which nothing can be seen stays as it is.
     """
     composed = unicodedata.normalize("NFC", question.translate(INVISIBLE))
     compatible = "".join(map(_compatible, composed))
     folded = " ".join(_folded(compatible).split())
-    return _without_end(folded) or folded
+    return _without_end(folded) or folded or question
 
 
 def _compatible(character: str) -> str:

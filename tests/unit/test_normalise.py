@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from api.query.normalise import normalise
@@ -66,6 +66,7 @@ def test_questions_of_different_meaning_stay_apart(one: str, other: str) -> None
 
 
 @given(st.text(min_size=1))
+@example("\u00ad")
 def test_it_is_stable_and_never_empties_a_question(question: str) -> None:
     once = normalise(question)
     assert normalise(once) == once
