@@ -4,7 +4,7 @@
 |---|---|
 | `policy [7].` | `policy.` |
 | `[1, 7]`, `[2-7]`, `[5-7]` | `[1]`, `[2-3]`, nothing |
-| `[1], [7]`, `([7])` | `[1]`, nothing |
+| `[1], [7]`, `([7])`, `[1]([7])` | `[1]`, nothing, `[1]` |
 | `[x]`, `[2024]`, `[0, 1]`, `[7](https://...)`, anything in backticks | as it is |
 """
 
@@ -51,7 +51,7 @@ class Citations:
         self._count = count
         self._code = CodeMarks()
         self._open = ""  # a bracket that may become a citation
-        self._whole = ""  # a citation, unless the next character makes a link of it
+        self._whole = ""  # a citation, unless it is the text of a link, as `(` behind it would have it
         self._glue = ""  # what stands before it: white space, a separator, an opening parenthesis
         self._behind: str | None = None  # the same behind one that was taken out, which is between the two
         self._last: _Last = "start"
@@ -62,7 +62,7 @@ class Citations:
 
     def end(self) -> str:
         """The rest."""
-        out = self._settle() + self._release()
+        out = (self._settle("[") if self._whole else "") + self._release()
         return out + self._unglued("\n")
 
     def _step(self, character: str) -> str:
@@ -70,7 +70,10 @@ class Citations:
         self._code.read(character)
         if was_code and character != "`" and self._code.inside:
             return self._given(character)
-        out = self._link() if self._whole and character == "(" else self._settle()
+        if character == "(" and self._whole.endswith("]"):
+            self._whole += character
+            return ""
+        out = self._settle(character) if self._whole else ""
         if self._open:
             if character == "]" and _CITATION.fullmatch(f"{self._open}]"):
                 self._whole, self._open = f"{self._open}]", ""
@@ -112,22 +115,23 @@ class Citations:
             self._behind += character
         return True
 
-    def _settle(self) -> str:
-        """Decides on a citation that is complete."""
-        if not self._whole:
-            return ""
-        kept, self._whole = self._kept(self._whole), ""
+    def _settle(self, following: str) -> str:
+        """Decides on a citation that is complete. What follows `(` tells a link from another citation."""
+        whole, self._whole = self._whole, ""
+        citation = whole.removesuffix("(")
+        if whole == citation or following == "[":
+            return self._cite(citation) + (self._outside("(") if whole != citation else "")
+        return self._given(self._unglued(whole) + whole)
+
+    def _cite(self, citation: str) -> str:
+        """What stays of a citation."""
+        kept = self._kept(citation)
         if not kept:
             self._behind = ""
             return ""
         out = self._unglued(kept, citation=True) + kept
         self._last = "citation"
         return out
-
-    def _link(self) -> str:
-        """A citation that is the text of a link, and so is none."""
-        whole, self._whole = self._whole, ""
-        return self._given(self._unglued(whole) + whole)
 
     def _release(self) -> str:
         """A bracket that is no citation."""

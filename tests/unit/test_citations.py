@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from api.query.citations import LONGEST, MOST_GLUE, Citations, clean
@@ -64,6 +64,9 @@ def test_a_number_without_a_passage_goes_with_the_space_that_it_leaves(answer: s
         ("a ([1], [7]).", "a ([1])."),
         ("a ([7], [1]).", "a ([1])."),
         ("a ([7] b)", "a (b)"),
+        ("a [1]([7]).", "a [1]."),
+        ("a [7]([1]).", "a ([1])."),
+        ("a [1]([2]).", "a [1]([2])."),
     ],
 )
 def test_lists_ranges_and_neighbours(answer: str, expected: str) -> None:
@@ -151,6 +154,7 @@ def test_only_citations_separators_and_white_space_are_taken_out(text: str) -> N
 
 
 @given(answers)
+@example("[1]([7])")
 def test_what_is_left_names_passages_alone(answer: str) -> None:
     citations = Citations(2)
     left = citations.feed(answer) + citations.end()
