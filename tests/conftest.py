@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import httpx
+import hypothesis
 import pytest
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -16,6 +17,10 @@ from api.redis_store.acl import acl_line
 from tests.redis_cluster import Cluster, running_cluster
 from tests.service import Service, make_settings, running_service
 from tests.stub_ollama import StubOllama, running_stub
+
+# How long an example takes is the machine's affair.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 USER, PASSWORD = "ragherd", "secret"
 """Of the session's Redis: who has what `ragherd redis-acl` grants, and nothing else."""

@@ -143,7 +143,5 @@ def test_scripts_and_rules_agree(server: str, request: pytest.FixtureRequest) ->
 
     run_state_machine_as_test(
         Machine,
-        settings=settings(
-            max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
-        ),
+        settings=settings(max_examples=60, stateful_step_count=40, suppress_health_check=list(HealthCheck)),
     )

@@ -128,7 +128,7 @@ GROWS = {
 }
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data(), name=st.sampled_from(sorted(GROWS)))
 def test_more_of_anything_needs_no_less(data: st.DataObject, name: str) -> None:
     less, more = sorted((data.draw(GROWS[name]), data.draw(GROWS[name])))
@@ -139,7 +139,7 @@ def test_more_of_anything_needs_no_less(data: st.DataObject, name: str) -> None:
         assert large.redis_share >= small.redis_share * (1 - 1e-9)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(exact=st.floats(0, 1), more=st.floats(0, 1), rate=st.floats(0.1, 1e4))
 def test_more_exact_hits_need_less(exact: float, more: float, rate: float) -> None:
     less, more = sorted((exact, more))
@@ -148,7 +148,7 @@ def test_more_exact_hits_need_less(exact: float, more: float, rate: float) -> No
     assert many.in_flight <= few.in_flight * (1 + 1e-9) + 1e-9
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(fleet=st.integers(1, 10_000))
 def test_the_looks_of_a_large_fleet_are_bounded_up_to_its_slowest_pace(fleet: int) -> None:
     a_second = fleet / COSTS.pace(fleet)
