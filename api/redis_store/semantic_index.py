@@ -139,7 +139,7 @@ class SemanticIndex:
 
     async def _ensure_all(self) -> None:
         await self._find_module()
-        for embedder in self._known.values() if self.supported else ():
+        for embedder in list(self._known.values()) if self.supported else ():
             try:
                 await self._ensure(self._gate.client, embedder)
             except ResponseError:
