@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 import orjson
 
+from api.background import cancelled
 from api.errors import EmbeddingUnavailable, StoreUnavailable, UpstreamError
 from api.faults import UpstreamFault
 from api.model import EmbedderIdentity, Retry, Vector, full_model_name
@@ -84,8 +85,7 @@ class OllamaEmbedder:
             yield embedder
         finally:
             if embedder._loading is not None:
-                embedder._loading.cancel()
-                await asyncio.wait([embedder._loading])
+                await cancelled([embedder._loading])
 
     async def identity(self) -> EmbedderIdentity:
         """Who embeds: asked of Ollama once. Raises `EmbeddingUnavailable` while it was never known."""
