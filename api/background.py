@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVarTuple
 
 import structlog
 
+Of = TypeVarTuple("Of")
 RESTART_SECONDS: Final = 1.0
-
-
 CANCEL_AGAIN_SECONDS: Final = 0.1
 
 
@@ -43,14 +42,15 @@ class Background:
     ) -> None:
         await cancelled(self._tasks)
 
-    def start(self, forever: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Runs `forever`, which is not meant to return."""
-        self._tasks.append(asyncio.create_task(self._keep(forever), name=forever.__qualname__))
+    def start(self, forever: Callable[[*Of], Coroutine[Any, Any, None]], *of: *Of) -> None:
+        """Runs `forever(*of)`, which is not meant to return."""
+        name = f"{forever.__module__}.{forever.__qualname__}"
+        self._tasks.append(asyncio.create_task(self._keep(name, forever, *of), name=name))
 
-    async def _keep(self, forever: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    async def _keep(self, name: str, forever: Callable[[*Of], Coroutine[Any, Any, None]], *of: *Of) -> None:
         while True:
             try:
-                await forever()
+                await forever(*of)
             except Exception:  # noqa: BLE001 - a bug in one background task must not end heartbeats and counters
-                self._log.exception("background_task_failed", task=forever.__qualname__)
+                self._log.exception("background_task_failed", task=name)
             await asyncio.sleep(RESTART_SECONDS)

@@ -134,7 +134,6 @@ class WorkerBackends:
         """All backends as one, each behind its breaker."""
         ollama = self._settings.ollama
         deadlines = Deadlines(
-            connect=ollama.ollama_connect_timeout,
             first_token=ollama.ollama_first_token_timeout,
             cold_first_token=ollama.ollama_cold_first_token_timeout,
             inter_token=ollama.ollama_inter_token_timeout,

@@ -105,7 +105,7 @@ class FleetBulkhead:
                 taking.add_done_callback(self._unwanted)
                 raise
             except StoreUnavailable:
-                self._lost_store()
+                pass
         return self._take_locally(self._lost_store(), priority, tenant)
 
     async def _take_shared(self, priority: Priority, tenant: str) -> Taken:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
-from api.background import cancelled
+from api.background import Background
 from api.bulkhead.fleet_bulkhead import FleetBulkhead
 from api.errors import StoreUnavailable
 
@@ -19,11 +19,12 @@ RECONNECT_SECONDS: Final = 0.25
 @asynccontextmanager
 async def kept_alive(bulkhead: FleetBulkhead) -> AsyncIterator[FleetBulkhead]:
     """The bulkhead, followed and tended while the block runs; what is on its way back is sent at the end."""
-    tasks = [asyncio.create_task(loop(bulkhead), name=f"bulkhead-{loop.__name__}") for loop in (_follow, _tend)]
     try:
-        yield bulkhead
+        async with Background() as background:
+            background.start(_follow, bulkhead)
+            background.start(_tend, bulkhead)
+            yield bulkhead
     finally:
-        await cancelled(tasks)
         await bulkhead.aclose()
 
 

@@ -16,13 +16,11 @@ import typer
 from api.backup.take import Wanted, take
 from api.backup.writing import BackupWriter
 from api.cli.backup_progress import shown_progress
+from api.cli.exits import INTERRUPTED, UNUSABLE, end
 from api.errors import SettingsError, StoreUnavailable
 from api.settings import Settings, load_settings
 from api.wiring_backup import MAKER, opened_memory
 
-FAILED = 1
-BAD_SETTING = 2
-INTERRUPTED = 130
 STREAM = "-"
 
 
@@ -42,9 +40,9 @@ def backup(
         with _opened(os.devnull if dry_run else file) as stream:
             counts = asyncio.run(_run(settings, stream, wanted, plain=plain))
     except SettingsError as error:
-        raise end(str(error), BAD_SETTING) from None
+        raise end(str(error), UNUSABLE) from None
     except (StoreUnavailable, OSError) as error:
-        raise end(str(error), FAILED) from None
+        raise end(str(error)) from None
     except KeyboardInterrupt:
         raise end("interrupted: nothing is kept", INTERRUPTED) from None
     said = f"{counts['document']:,} documents ({counts['chunks']:,} lines of chunks), {counts['answer']:,} answers"
@@ -86,9 +84,3 @@ def _private(part: Path) -> BinaryIO:
     """A new file for its owner alone: all tenants' documents are in it."""
     part.unlink(missing_ok=True)
     return os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
-
-
-def end(line: str, code: int) -> typer.Exit:
-    """The one line on standard error that says why, and the exit code to raise."""
-    typer.echo(f"ragherd: {' '.join(line.split())}", err=True)
-    return typer.Exit(code)

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from api.cli.dev_summary import summary
+from api.cli.exits import INTERRUPTED, UNUSABLE, end
 from api.cli.own_docs import store_own_docs
 from api.cli.self_check import CheckFailed, run_self_check
 from api.embedded.errors import LaunchError
@@ -18,10 +19,6 @@ from api.errors import SettingsError
 from api.settings import Settings, load_settings
 
 DATA_DIR = Path(".data")
-
-FAILED = 1
-BAD_SETTING = 2
-INTERRUPTED = 130
 
 
 def dev(
@@ -34,7 +31,7 @@ def dev(
     try:
         settings = load_settings()
     except SettingsError as error:
-        raise _end(str(error), BAD_SETTING) from None
+        raise end(str(error), UNUSABLE) from None
     with stop_signals_interrupt():
         if check:
             _check(settings, docs)
@@ -51,7 +48,7 @@ def _serve(settings: Settings, docs: bool) -> None:
             typer.echo(summary(stack, settings))
             stack.watch()
     except LaunchError as error:
-        raise _end(str(error), FAILED) from None
+        raise end(str(error)) from None
     except KeyboardInterrupt:
         typer.echo("Stopped.")
         raise typer.Exit(0 if serving else INTERRUPTED) from None
@@ -67,13 +64,7 @@ def _check(settings: Settings, docs: bool) -> None:
         with running_stack(settings, DATA_DIR, typer.echo) as stack:
             run_self_check(stack, settings, typer.echo, grounded=_store(stack, settings, docs) > 0)
     except (LaunchError, CheckFailed) as error:
-        raise _end(f"check failed: {error}", FAILED) from None
+        raise end(f"check failed: {error}") from None
     except KeyboardInterrupt:
-        raise _end("check interrupted", INTERRUPTED) from None
+        raise end("check interrupted", INTERRUPTED) from None
     typer.echo(f"Check passed in {time.monotonic() - began:.1f} s; everything is stopped again.")
-
-
-def _end(line: str, code: int) -> typer.Exit:
-    """The one line on standard error that says why, and the exit code to raise."""
-    typer.echo(f"ragherd: {line}", err=True)
-    return typer.Exit(code)

@@ -13,10 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from api.cli.document_client import Refused, connected
 from api.cli.document_files import Found, SameSource, find
+from api.cli.exits import FAILED, INTERRUPTED, end
 from api.cli.ingest_run import About, Result, prune, upload_all
-
-FAILED = 1
-INTERRUPTED = 130
 
 
 def ingest(
@@ -39,8 +37,7 @@ def ingest(
     try:
         found = find(paths)
     except SameSource as error:
-        typer.echo(f"ragherd: {error}", err=True)
-        raise typer.Exit(FAILED) from None
+        raise end(str(error)) from None
     if dry_run:
         for file in found.files:
             typer.echo(file.source)
@@ -50,8 +47,7 @@ def ingest(
     try:
         result = asyncio.run(_run(url, key, found, about, concurrency, paths if prune_gone else ()))
     except Refused as error:
-        typer.echo(f"ragherd: {error}", err=True)
-        raise typer.Exit(FAILED) from None
+        raise end(str(error)) from None
     except KeyboardInterrupt:
         typer.echo("Stopped: running it again goes on from here.", err=True)
         raise typer.Exit(INTERRUPTED) from None

@@ -6,17 +6,17 @@ import json
 import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
+from api.cli.exits import UNUSABLE, end
 from api.cli.plan_table import show
 from api.scaling.costs import Costs, CostsUnreadable, load_costs
 from api.scaling.demand import Demand
 from api.scaling.limits import Capacity
 from api.scaling.plan import plan as planned
 
-FAILED = 2
 CostsFile = Annotated[Path | None, typer.Option("--costs", help="Of scripts/measure_costs.py; else the release's.")]
 
 
@@ -58,7 +58,7 @@ def plan(
             gpus=gpus,
         )
     except ValueError as error:
-        exit_with(str(error))
+        raise end(str(error), UNUSABLE) from None
     found = planned(demand, known, capacity)
     if as_json:
         typer.echo(json.dumps(plain({"demand": asdict(demand), "machine": known.machine, "plan": asdict(found)})))
@@ -71,13 +71,7 @@ def costs_or_exit(path: Path | None) -> Costs:
     try:
         return load_costs(path)
     except CostsUnreadable as error:
-        exit_with(str(error))
-
-
-def exit_with(line: str) -> NoReturn:
-    """Ends the command with one line and code 2."""
-    typer.echo(f"ragherd: {line}", err=True)
-    raise typer.Exit(FAILED)
+        raise end(str(error), UNUSABLE) from None
 
 
 def plain(value: Any) -> Any:

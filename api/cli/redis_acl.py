@@ -8,11 +8,10 @@ from typing import Annotated
 
 import typer
 
+from api.cli.exits import end
 from api.errors import SettingsError
 from api.redis_store.acl import acl_line
 from api.settings import PREFIX, is_cluster, load_settings
-
-FAILED = 1
 
 
 def redis_acl(
@@ -29,18 +28,14 @@ def redis_acl(
     try:
         settings = load_settings()
     except SettingsError as error:
-        typer.echo(f"ragherd: {error}", err=True)
-        raise typer.Exit(FAILED) from None
+        raise end(str(error)) from None
     if not re.fullmatch(r"\S+", user):
-        typer.echo("ragherd: --user: a name without spaces", err=True)
-        raise typer.Exit(FAILED)
+        raise end("--user: a name without spaces")
     if prefix is not None and not re.fullmatch(PREFIX, prefix):
-        typer.echo("ragherd: --prefix: letters, digits and _ . : - alone", err=True)
-        raise typer.Exit(FAILED)
+        raise end("--prefix: letters, digits and _ . : - alone")
     password = sys.stdin.readline().rstrip("\n") if password_stdin else None
     if password_stdin and not password:
-        typer.echo("ragherd: --password-stdin: no password was read", err=True)
-        raise typer.Exit(FAILED)
+        raise end("--password-stdin: no password was read")
     typer.echo(
         acl_line(
             "breaker" if breaker else "main",

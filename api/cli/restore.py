@@ -17,8 +17,9 @@ import typer
 from api.backup.errors import BackupError
 from api.backup.put import Chosen, Restored, put
 from api.backup.reading import Checked, checked
-from api.cli.backup import BAD_SETTING, FAILED, INTERRUPTED, STREAM, end
+from api.cli.backup import STREAM
 from api.cli.backup_progress import shown_progress
+from api.cli.exits import INTERRUPTED, UNUSABLE, end
 from api.errors import SettingsError, StoreUnavailable
 from api.settings import Settings, load_settings
 from api.wiring_backup import opened_memory
@@ -39,11 +40,11 @@ def restore(
         with _opened(file) as stream:
             restored = asyncio.run(_run(settings, stream, _checked(stream), chosen))
     except SettingsError as error:
-        raise end(str(error), BAD_SETTING) from None
+        raise end(str(error), UNUSABLE) from None
     except BackupError as error:
-        raise end(f"{file}: {error}", FAILED) from None
+        raise end(f"{file}: {error}") from None
     except (StoreUnavailable, OSError) as error:
-        raise end(f"{error}; running it again goes on from here", FAILED) from None
+        raise end(f"{error}; running it again goes on from here") from None
     except KeyboardInterrupt:
         raise end("interrupted; running it again goes on from here", INTERRUPTED) from None
     for what, counts in (("documents", restored.documents), ("answers", restored.answers)):
@@ -51,7 +52,7 @@ def restore(
     if dry_run:
         typer.echo("Nothing was changed.")
     if restored.documents["refused"]:
-        raise end("DOCUMENTS_MAX: a tenant has as many documents as it may", FAILED)
+        raise end("DOCUMENTS_MAX: a tenant has as many documents as it may")
 
 
 async def _run(settings: Settings, stream: BinaryIO, backup: Checked, chosen: Chosen) -> Restored:

@@ -10,7 +10,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from api.cli.plan import CostsFile, costs_or_exit, exit_with
+from api.cli.exits import UNUSABLE, end
+from api.cli.plan import CostsFile, costs_or_exit
 from api.scaling.demand import Demand
 
 if TYPE_CHECKING:
@@ -38,13 +39,13 @@ def simulate(
     try:
         from api.scaling.simulation.run import simulate as run
     except ModuleNotFoundError:
-        exit_with("simulating needs simpy: pip install 'ragherd[scaling]'")
+        raise end("simulating needs simpy: pip install 'ragherd[scaling]'", UNUSABLE) from None
     known, runs = costs_or_exit(costs), []
     for size in replicas or (10, 50, 100, 200, 500, 1000):
         try:
             demand = Demand(rate * size, exact, semantic, 0.0, entries, chunks, size, workers, backends)
         except ValueError as error:
-            exit_with(str(error))
+            raise end(str(error), UNUSABLE) from None
         found = [run(demand, known, seed + number, seconds=seconds) for number in range(seeds)]
         runs.append((demand, found))
         if as_json:

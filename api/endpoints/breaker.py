@@ -14,6 +14,7 @@ from api.breaker.fleet_breaker import FleetBreaker
 from api.breaker.recovery import recovery
 from api.breaker.state import Reading, State, Transition
 from api.breaker.store import Override
+from api.endpoints.times import rfc3339
 from api.endpoints.worker_state import WorkerState, worker_state
 from api.errors import NotFound
 
@@ -51,8 +52,8 @@ async def recovery_figures(request: Request, breaker: str | None = None) -> dict
     figures = asdict(recovery(transitions[::-1], now_ms))
     outages = [
         {
-            "began": _rfc3339(outage["began_ms"] / 1000),
-            "ended": _rfc3339(outage["ended_ms"] / 1000) if outage["ended_ms"] is not None else None,
+            "began": rfc3339(outage["began_ms"]),
+            "ended": rfc3339(outage["ended_ms"]) if outage["ended_ms"] is not None else None,
             "seconds": ((outage["ended_ms"] or now_ms) - outage["began_ms"]) / 1000,
             "probes": outage["probes"],
             "reason": outage["reason"],
@@ -136,8 +137,7 @@ def _time(moment_ms: int, reading: Reading, *, shared: bool) -> str | None:
     """RFC 3339. A local breaker counts on a monotonic clock, which is turned into wall time here."""
     if not moment_ms:
         return None
-    seconds = moment_ms / 1000 if shared else time.time() - (reading.now_ms - moment_ms) / 1000
-    return _rfc3339(seconds)
+    return rfc3339(moment_ms if shared else round(time.time() * 1000) - (reading.now_ms - moment_ms))
 
 
 def _milliseconds(moment: datetime) -> int:
@@ -146,15 +146,11 @@ def _milliseconds(moment: datetime) -> int:
     return max(0, int(zoned.timestamp() * 1000))
 
 
-def _rfc3339(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
 def _transition(transition: Transition) -> dict[str, Any]:
     facts = asdict(transition)
     return {
         "id": facts.pop("id"),
-        "time": _rfc3339(facts.pop("at_ms") / 1000),
+        "time": rfc3339(facts.pop("at_ms")),
         "from": facts.pop("from_state"),
         "to": facts.pop("to_state"),
         **facts,

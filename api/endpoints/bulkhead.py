@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from fastapi import APIRouter, Request
 
 from api.bulkhead.fleet_bulkhead import FleetBulkhead
-from api.bulkhead.state import Reading
+from api.bulkhead.state import Reading, Reason
 from api.endpoints.worker_state import worker_state
 
-REASONS: Final = ("queue_full", "deadline", "displaced")
+REASONS: Final[tuple[Reason, ...]] = get_args(Reason)
 
 router = APIRouter(prefix="/api/bulkhead", tags=["bulkhead"])
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
-from api.background import cancelled
+from api.background import Background
 from api.errors import StoreUnavailable
 from api.flights.fleet_flights import Flights
 from api.flights.state import LEASE_MS
@@ -20,11 +20,12 @@ RECONNECT_SECONDS: Final = 0.25
 @asynccontextmanager
 async def kept_in_step(flights: Flights) -> AsyncIterator[Flights]:
     """The flights, followed and tended while the block runs; at the end, led flights are left to others."""
-    tasks = [asyncio.create_task(loop(flights), name=f"flights-{loop.__name__}") for loop in (_follow, _tend)]
     try:
-        yield flights
+        async with Background() as background:
+            background.start(_follow, flights)
+            background.start(_tend, flights)
+            yield flights
     finally:
-        await cancelled(tasks)
         await flights.aclose()
 
 

@@ -14,6 +14,7 @@ from api.background import cancelled
 from api.errors import NotFound, PayloadTooLarge, ServiceUnavailable, StoreUnavailable, TooManyDocuments
 from api.knowledge.identity import content_digest, document_id, is_document_id
 from api.knowledge.ingestion import Ingestion
+from api.knowledge.media_types import TEXT
 from api.knowledge.parsing import Parser
 from api.ports.documents import Chunk, Document, DocumentFacts, Documents, Draft, Listing, Page, Proposal
 
@@ -21,7 +22,6 @@ READ_AT_ONCE: Final = 1024 * 1024
 """Bytes of a file that is read before its sender is answered; a larger one is read in the background."""
 AT_ONCE: Final = 2
 """Documents that one worker stores at the same time, beside what it finds waiting: one embeds while another writes."""
-TEXT: Final = "text/plain"
 SETTLE_SECONDS: Final = 30.0
 
 Outcome = Literal["created", "updated", "unchanged"]

@@ -109,11 +109,9 @@ class Metrics:
         """The semantic cache was asked."""
         self._families[names.CACHE_LOOKUPS][(result,)].inc()
 
-    def cache_stored(self, evicted: int = 0) -> None:
-        """An answer was stored, and `evicted` entries had to go for it."""
+    def cache_stored(self) -> None:
+        """An answer was stored."""
         self._families[names.CACHE_STORES][()].inc()
-        if evicted:
-            self.cache_evicted(evicted)
 
     def cache_evicted(self, count: int) -> None:
         """Entries were evicted."""

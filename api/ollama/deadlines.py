@@ -13,9 +13,8 @@ from api.faults import UpstreamFault
 
 @dataclass(frozen=True, slots=True)
 class Deadlines:
-    """Seconds. `connect` stands here to be read with the rest: the pool keeps it (`PoolLimits.connect_timeout`)."""
+    """Seconds. How long connecting may take is the pool's: `PoolLimits.connect_timeout`."""
 
-    connect: float = 2.0
     first_token: float = 30.0
     cold_first_token: float = 300.0
     inter_token: float = 15.0

@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 import orjson
 
+from api.background import cancelled
 from api.errors import EmbeddingUnavailable, StoreUnavailable, UpstreamError
 from api.faults import UpstreamFault
 from api.model import EmbedderIdentity, Retry, Vector, full_model_name
@@ -29,6 +30,7 @@ RESOLVE_PAUSE: Final = 2.0
 LOAD_LIMIT: Final = 300.0
 """Seconds that a call which outlived its deadline may go on, so that Ollama finishes loading the model."""
 ANSWER_LIMIT: Final = 64 * 1024 * 1024
+NOT_ONE_A_TEXT: Final = "Ollama's embeddings are not one vector a text."
 
 
 class OllamaEmbedder:
@@ -83,8 +85,7 @@ class OllamaEmbedder:
             yield embedder
         finally:
             if embedder._loading is not None:
-                embedder._loading.cancel()
-                await asyncio.wait([embedder._loading])
+                await cancelled([embedder._loading])
 
     async def identity(self) -> EmbedderIdentity:
         """Who embeds: asked of Ollama once. Raises `EmbeddingUnavailable` while it was never known."""
@@ -176,14 +177,22 @@ def _valid(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
+def as_rows(vectors: Any, count: int) -> Rows:
+    """A row a text. Raises `ValueError` or `TypeError` for what is not one vector of numbers for each."""
+    rows: Rows = np.asarray(vectors, dtype="<f4")
+    if rows.ndim != 2 or len(rows) != count or not rows.shape[1] or not np.isfinite(rows).all():
+        raise ValueError(rows.shape)
+    return rows
+
+
 def _rows(answer: bytes, count: int) -> Rows:
     """The embeddings of an answer, normalised. Raises `UpstreamError` when they are not `count` usable vectors."""
     try:
-        rows = np.asarray(orjson.loads(answer)["embeddings"], dtype="<f4")
-    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-        raise UpstreamError(UpstreamFault.INVALID_RESPONSE, "Ollama's embeddings are not readable.") from error
+        rows = as_rows(orjson.loads(answer)["embeddings"], count)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UpstreamError(UpstreamFault.INVALID_RESPONSE, NOT_ONE_A_TEXT) from error
     lengths = np.linalg.norm(rows, axis=-1, keepdims=True)
-    if rows.ndim != 2 or len(rows) != count or not rows.shape[1] or not np.all(np.isfinite(lengths) & (lengths > 0)):
-        raise UpstreamError(UpstreamFault.INVALID_RESPONSE, "Ollama's embeddings are not one vector a text.")
+    if not np.all(np.isfinite(lengths) & (lengths > 0)):
+        raise UpstreamError(UpstreamFault.INVALID_RESPONSE, NOT_ONE_A_TEXT)
     unit: Rows = (rows / lengths).astype("<f4")
     return unit

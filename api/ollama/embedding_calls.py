@@ -6,13 +6,12 @@ import asyncio
 from functools import partial
 from typing import Any, Final
 
-import numpy as np
 import orjson
 
 from api.errors import UpstreamError
 from api.faults import UpstreamFault
 from api.model import EmbeddingRequest, Embeddings
-from api.ollama.embedding import ANSWER_LIMIT
+from api.ollama.embedding import ANSWER_LIMIT, NOT_ONE_A_TEXT, as_rows
 from api.ollama.pinned import Pinned
 from api.ollama.pool import OllamaPool
 from api.ollama.retries import with_one_retry
@@ -35,8 +34,7 @@ class OllamaEmbeddingModel:
         try:
             return _embeddings(orjson.loads(answer), len(request.texts))
         except (ValueError, KeyError, TypeError) as error:
-            detail = "Ollama's embeddings are not one vector a text."
-            raise UpstreamError(UpstreamFault.INVALID_RESPONSE, detail) from error
+            raise UpstreamError(UpstreamFault.INVALID_RESPONSE, NOT_ONE_A_TEXT) from error
 
     async def _call(self, body: bytes, model: str, seconds: float | None) -> bytes:
         async with self._pool.exchange("/api/embed", body, model=model) as exchange:
@@ -50,10 +48,9 @@ class OllamaEmbeddingModel:
 
 
 def _embeddings(fields: dict[str, Any], count: int) -> Embeddings:
-    vectors = fields["embeddings"]
-    shape = np.asarray(vectors, dtype="<f4").shape  # raises for what is no number, or of unequal length
-    if shape[0] != count or (count and len(shape) != 2):
-        raise ValueError(shape)
+    vectors = fields["embeddings"] or []  # null stands for an empty list: of no texts, it is right
+    if count or vectors:
+        as_rows(vectors, count)
     return Embeddings(
         vectors,
         int(fields.get("prompt_eval_count", 0)),

@@ -21,8 +21,6 @@ from api.ollama.pinned import Pinned
 from api.ollama.pool import OllamaPool
 from api.ollama.retries import with_one_retry
 
-__all__ = ["Deadlines", "OllamaModel"]
-
 DRAIN: Final = 0.25
 """Seconds that the end of the HTTP body may lag behind the last line; past it the connection is closed, not kept."""
 

@@ -100,14 +100,12 @@ class WarmUp:
         if not await duty.hold(LEASE):
             return
         renewal = asyncio.create_task(_keep(duty))
+        loaded = [False]
         try:
             loaded = [await self._load(backend, load) for load in self._loads]
-        except asyncio.CancelledError:
-            renewal.cancel()
-            await duty.leave()
-            raise
-        await cancelled([renewal])
-        await (duty.hold(DONE) if all(loaded) else duty.leave())
+        finally:
+            await cancelled([renewal])
+            await (duty.hold(DONE) if all(loaded) else duty.leave())
 
     async def _load(self, backend: str, load: Load) -> bool:
         """Whether the model is in memory now."""

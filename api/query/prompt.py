@@ -35,11 +35,6 @@ class Prompts:
         self._fence = Fence(f"{template.passage}\n{template.user}")
 
     @property
-    def scope(self) -> str:
-        """What the answers depend on, see `PromptTemplate.scope`."""
-        return self._template.scope
-
-    @property
     def nothing_relevant(self) -> str:
         """The answer where the documents hold nothing that is near the question."""
         return self._template.nothing_relevant

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
+from api.background import cancelled
 from api.errors import RagherdError
 from api.model import FlightKey, Landed
 from api.ports.answers import Claim
@@ -43,10 +44,7 @@ class Refresher:
 
     async def aclose(self) -> None:
         """Ends what is under way."""
-        tasks = list(self._tasks.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancelled(self._tasks.values())
 
     async def _refresh(self, query: Query, lookup: Lookup, key: FlightKey) -> None:
         try:

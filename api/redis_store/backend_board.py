@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
 
 from api.model import BackendHealth
+from api.redis_store.clock import now_ms
 from api.redis_store.gate import Gates
 from api.redis_store.keys import Keys
 
@@ -30,11 +31,10 @@ class BackendBoard:
         """See `ports.HealthBoard`."""
 
         async def write(client: Redis) -> None:
-            seconds, micros = await client.time()
-            now_ms = int(seconds) * 1000 + int(micros) // 1000
+            checked_ms = await now_ms(client)
             async with client.pipeline(transaction=True) as pipe:
                 for name, health in found.items():
-                    pipe.hset(self._keys.backend(name), mapping=self._fields(name, health, now_ms))
+                    pipe.hset(self._keys.backend(name), mapping=self._fields(name, health, checked_ms))
                     pipe.pexpire(self._keys.backend(name), LIFETIME_MS)
                     if health.reachable:
                         self._write_digests(pipe, name, health.digests)
@@ -84,13 +84,13 @@ class BackendBoard:
 
         return _texts(await (ask(self._gate.client) if early else self._gate.run("backends", ask)))
 
-    def _fields(self, name: str, health: BackendHealth, now_ms: int) -> dict[Any, Any]:
+    def _fields(self, name: str, health: BackendHealth, checked_ms: int) -> dict[Any, Any]:
         return {
             "url": self._urls[name],
             "reachable": int(health.reachable),
             "models": " ".join(sorted(health.models)),
             "resident": " ".join(sorted(health.resident)),
-            "checked_ms": now_ms,
+            "checked_ms": checked_ms,
             "by": self._worker,
         }
 

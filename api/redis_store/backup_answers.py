@@ -12,6 +12,7 @@ from redis.exceptions import ResponseError
 from api.ports.backup import StoredAnswer
 from api.redis_store.cache_keys import CacheKeys
 from api.redis_store.cache_selection import EntryKey
+from api.redis_store.clock import milliseconds
 from api.redis_store.document_digests import DocumentDigests
 from api.redis_store.document_fields import named
 from api.redis_store.gate import Gates
@@ -58,8 +59,8 @@ class AnswerReader:
                     pipe.hget(part.books[2], entry.key)
                 return await replies_of(pipe)
 
-        (seconds, micros), *replies = await self._gate.of(part.invalidated).run("backup", ask)
-        now_ms = int(seconds) * 1000 + int(micros) // 1000
+        time, *replies = await self._gate.of(part.invalidated).run("backup", ask)
+        now_ms = milliseconds(time)
         threes = zip(entries, replies[::3], replies[1::3], replies[2::3], strict=True)
         found = [_answer(entry, fields, now_ms + left, uses) for entry, fields, left, uses in threes if left > 0]
         return [answer for answer in found if answer is not None]

@@ -10,6 +10,7 @@ from api.ports.backup import StoredAnswer, StoredDocument
 from api.redis_store.backup_answers import AnswerReader
 from api.redis_store.backup_documents import DocumentReader
 from api.redis_store.cache_keys import CacheKeys
+from api.redis_store.clock import now_ms
 from api.redis_store.document_digests import DocumentDigests
 from api.redis_store.fan_out import on_all
 from api.redis_store.gate import Gates
@@ -33,8 +34,7 @@ class RedisBackupSource:
 
     async def now_ms(self) -> int:
         """See `ports.BackupSource`."""
-        seconds, micros = await self._gate.run("backup", lambda client: client.time())
-        return int(seconds) * 1000 + int(micros) // 1000
+        return await self._gate.run("backup", now_ms)
 
     async def expected(self) -> tuple[int, int]:
         """See `ports.BackupSource`."""

@@ -8,6 +8,7 @@ from typing import Any
 from api.errors import EmbeddingUnavailable, StoreUnavailable
 from api.model import EmbedderIdentity
 from api.ports.models import Embedder
+from api.redis_store.clock import now_ms
 from api.redis_store.counters import CacheCounters
 from api.redis_store.fan_out import on_all
 from api.redis_store.gate import Gates
@@ -77,8 +78,7 @@ class CacheFigures:
     async def _size_of(self, index: SemanticIndex, embedder: EmbedderIdentity) -> int:
         gate = self._gate.of(index.keys.invalidated)
         try:
-            seconds, micros = await gate.run("time", lambda client: client.time())
-            return await index.count(embedder, int(seconds) * 1000 + int(micros) // 1000)
+            return await index.count(embedder, await gate.run("time", now_ms))
         except StoreUnavailable:
             return 0
 

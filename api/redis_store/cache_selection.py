@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 import orjson
 
-from api.model import Vector, full_model_name
+from api.model import Vector, model_key
 from api.ports.sweep import Neighbourhood, Selection
 from api.redis_store.cache_keys import CacheKeys
 
@@ -84,7 +84,7 @@ def _is_meant(selection: Selection, fields: Fields) -> bool:
 
 
 def _same_model(asked: str, stored: bytes) -> bool:
-    return full_model_name(asked).casefold() == full_model_name(stored.decode("utf-8", "replace")).casefold()
+    return model_key(asked) == model_key(stored.decode("utf-8", "replace"))
 
 
 def _cites(sources: bytes, document: str) -> bool:

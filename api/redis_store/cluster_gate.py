@@ -184,7 +184,7 @@ class ClusterGate:
             self._lost.set()  # the watch is to ask it at once
         self.slots = slots
         for shard in gone:
-            await shard.client.aclose()
+            await _close(shard.client)
 
     def _gate(self, node: Node) -> RedisGate:
         events = self._events(str(node))
@@ -204,8 +204,14 @@ class ClusterGate:
     async def aclose(self) -> None:
         """Closes all connections."""
         for shard in self._shards.values():
-            await shard.client.aclose()
+            await _close(shard.client)
         await self.client.aclose()
+
+
+async def _close(client: Redis) -> None:
+    """Where a server under TLS does not answer any more, its connections do not close in time: they are dropped."""
+    with suppress(RedisError, OSError):
+        await client.aclose()
 
 
 async def _state(client: Redis) -> None:

@@ -163,7 +163,6 @@ class RedisDocumentWork:
     async def vectors(self, work: Work, embedder: EmbedderIdentity, offset: int, limit: int) -> Sequence[Vector]:
         """See `ports.DocumentWork`."""
         names = self._chunks(work, embedder, range(offset, offset + limit))
-
         found = await self._gate.run("document_work", lambda client: _fields(client, names, "vector"))
         return [vector for (vector,) in found if vector is not None]
 
@@ -178,7 +177,7 @@ class RedisDocumentWork:
     def _chunks(self, work: Work, embedder: EmbedderIdentity, numbers: Sequence[int]) -> list[str]:
         return [self._keys.chunk(embedder.fingerprint, work.id, work.revision, number) for number in numbers]
 
-    async def _ended(self, work: Work, error: str) -> bool:
+    async def _ended(self, work: Work, error: str) -> None:
         keys = [
             self._keys.document_work(work.id),
             self._keys.corpus_work,
@@ -186,7 +185,7 @@ class RedisDocumentWork:
             self._keys.document_draft(work.id),
         ]
         arguments: list[Any] = [work.id, work.revision, work.holder, error]
-        return bool(await self._gate.run("document_work", lambda client: self._end(keys, arguments, client)))
+        await self._gate.run("document_work", lambda client: self._end(keys, arguments, client))
 
     async def _remove_chunks(self, work: Work) -> None:
         """Those of revisions up to this one that do not serve, of every embedder."""

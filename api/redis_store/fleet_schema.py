@@ -17,6 +17,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from api.errors import StoreUnavailable
+from api.redis_store.clock import now_ms
 from api.redis_store.keys import Keys
 from api.redis_store.opening import AnyGate
 from api.redis_store.schema import FIRST, SCHEMA, Schema
@@ -128,9 +129,7 @@ class FleetSchema:
 
     async def _oldest(self, client: Redis) -> int:
         """The least major of all workers that live; this one's own where there is no other."""
-        seconds, micros = await client.time()
-        now_ms = int(seconds) * 1000 + int(micros) // 1000
-        ids: Any = await client.zrangebyscore(self._keys.workers, f"({now_ms}", "+inf")
+        ids: Any = await client.zrangebyscore(self._keys.workers, f"({await now_ms(client)}", "+inf")
         async with client.pipeline(transaction=False) as pipe:
             for worker in ids:
                 pipe.hmget(self._keys.worker(worker.decode()), "id", "schema")

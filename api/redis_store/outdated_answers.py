@@ -16,6 +16,7 @@ from api.model import EmbedderIdentity, Vector
 from api.ports.outdated_answers import CachedQuestion
 from api.redis_store.cache_keys import CacheKeys
 from api.redis_store.cached_questions import EXACT, WANTED, cached_question
+from api.redis_store.clock import now_ms
 from api.redis_store.document_fields import owner_of
 from api.redis_store.fan_out import on_all
 from api.redis_store.gate import Gates
@@ -132,8 +133,8 @@ class RedisOutdatedAnswers:
 
     async def _fresh(self, part: CacheKeys, tenant: str) -> str:
         """The part of a query that asks for a tenant's entries, without those that are stale already."""
-        seconds, micros = await self._gate.of(part.invalidated).run("expire", lambda client: client.time())
-        return f"@owner:{{{owner_of(tenant)}}} @expires_ms:[({seconds * 1000 + micros // 1000} +inf]"
+        at_ms = await self._gate.of(part.invalidated).run("expire", now_ms)
+        return f"@owner:{{{owner_of(tenant)}}} @expires_ms:[({at_ms} +inf]"
 
     async def _names(self, part: CacheKeys) -> list[str]:
         gate = self._gate.of(part.invalidated)

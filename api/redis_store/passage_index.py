@@ -8,8 +8,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from redis.asyncio import Redis
-from redis.exceptions import RedisError, ResponseError
-from redisvl.exceptions import RedisSearchError
+from redis.exceptions import ResponseError
 from redisvl.index import AsyncSearchIndex
 
 from api.model import EmbedderIdentity, Vector
@@ -20,6 +19,7 @@ from api.redis_store.keys import Keys
 from api.redis_store.passage_schema import by_meaning, by_words, counting, passage_schema
 from api.redis_store.replies import replies_of
 from api.redis_store.scope_shares import ScopeShares
+from api.redis_store.search_faults import created, says_missing
 from api.redis_store.unused_embeddings import RedisUnusedEmbeddings
 
 KNOWN_SECONDS: Final = 2.0
@@ -65,7 +65,7 @@ class RedisPassageIndex:
         first = ("HGETALL", self._keys.corpus_state)
         asking = [first, *commands.values()]
         state, *replies = await self._gate.run("passages", lambda client: _execute(client, asking))
-        if any(_says_missing(reply) for reply in replies):
+        if any(says_missing(reply) for reply in replies):
             # FLUSHALL takes an index too, and an embedder that is new has none yet.
             await self.ensure(embedder)
             self._whole.pop(embedder.fingerprint, None)
@@ -162,13 +162,7 @@ class RedisPassageIndex:
         self._whole.clear()
 
     async def _create(self, client: Redis, embedder: EmbedderIdentity) -> None:
-        index = AsyncSearchIndex.from_dict(passage_schema(self._keys, embedder), redis_client=client)
-        try:
-            await index.create(overwrite=False)
-        except RedisSearchError as error:
-            if "already exists" not in str(error).lower():
-                cause = error.__cause__
-                raise (cause if isinstance(cause, RedisError) else ResponseError(str(error))) from None
+        await created(AsyncSearchIndex.from_dict(passage_schema(self._keys, embedder), redis_client=client))
 
 
 def is_behind(state: Mapping[str, bytes], embedder: str) -> tuple[bool, str | None]:
@@ -186,11 +180,6 @@ async def _execute(client: Redis, commands: Sequence[tuple[Any, ...]]) -> list[A
         for command in commands:
             pipe.execute_command(*command)
         return await replies_of(pipe)
-
-
-def _says_missing(reply: Any) -> bool:
-    text = str(reply).lower() if isinstance(reply, ResponseError) else ""
-    return "unknown index" in text or "no such index" in text
 
 
 def _is_cut_short(ranking: str, reply: Any) -> bool:

@@ -17,6 +17,7 @@ from redis.asyncio import Redis
 from api.ports.backup import AnswerOutcome, StoredAnswer
 from api.ports.deletions import Deletions, marks_about
 from api.redis_store.cache_keys import CacheKeys
+from api.redis_store.clock import now_ms
 from api.redis_store.deletions import LIFETIME_MS
 from api.redis_store.document_digests import DocumentDigests
 from api.redis_store.fan_out import on_all
@@ -73,7 +74,7 @@ class AnswerWriter:
         """None for one whose documents have changed since they were looked at."""
         if not answers:
             return []
-        now_ms = await self._now_ms({self._keys.partition(answer.scope) for answer in answers})
+        clocks = await self._clocks({self._keys.partition(answer.scope) for answer in answers})
         deleted = await self._deletions.noted()
         cited = sorted({document for answer in answers for document in answer.cites})
         serving = await self._digests.serving(cited)
@@ -82,7 +83,7 @@ class AnswerWriter:
         ready = []
         for answer in answers:
             is_fresh = not (answer.is_grounded and answer.tenant in changed)
-            at_ms = now_ms[self._keys.partition(answer.scope)]
+            at_ms = clocks[self._keys.partition(answer.scope)]
             ready.append(_Ready(answer, at_ms, *self._judged(answer, at_ms, deleted, serving, is_fresh=is_fresh)))
         wanted = {number: one for number, one in enumerate(ready) if one.outcome in ("restored", "restored stale")}
         replies = {} if dry_run else await self._stored(wanted)
@@ -156,14 +157,13 @@ class AnswerWriter:
             known = self._corpora[tenant] = await self._digests.corpus(tenant)
         return bool(known[1]) and corpora.get(tenant, "") == known[1]
 
-    async def _now_ms(self, parts: Iterable[CacheKeys]) -> dict[CacheKeys, int]:
-        """By the clock of each partition."""
+    async def _clocks(self, parts: Iterable[CacheKeys]) -> dict[CacheKeys, int]:
+        """The time by the clock of each partition."""
 
-        async def now_ms(part: CacheKeys) -> tuple[CacheKeys, int]:
-            seconds, micros = await self._gate.of(part.invalidated).run("restore", lambda client: client.time())
-            return part, int(seconds) * 1000 + int(micros) // 1000
+        async def clock(part: CacheKeys) -> tuple[CacheKeys, int]:
+            return part, await self._gate.of(part.invalidated).run("restore", now_ms)
 
-        return dict(await on_all(now_ms(part) for part in parts))
+        return dict(await on_all(clock(part) for part in parts))
 
 
 def _cited(sources: str, revisions: Mapping[str, int]) -> bytes:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.resources import files
 
 from redis.asyncio import Redis
 from redis.commands.core import AsyncScript
 
 
+@cache
 def lua(*names: str) -> str:
     """The text of one or several files of `lua/`, joined in order: first what is shared, last the operation."""
     folder = files("api.redis_store") / "lua"

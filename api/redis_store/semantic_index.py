@@ -7,13 +7,12 @@ the one of the other kind serves, where there is one; else the semantic tier fin
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from redis.asyncio import Redis
-from redis.exceptions import RedisError, ResponseError
-from redisvl.exceptions import RedisSearchError
+from redis.exceptions import ResponseError
 from redisvl.index import AsyncSearchIndex
 from redisvl.query import CountQuery
 from redisvl.query.filter import Num
@@ -24,8 +23,7 @@ from api.redis_store.cache_keys import CacheKeys
 from api.redis_store.gate import Gate
 from api.redis_store.index_schema import ALGORITHMS, NEIGHBOURS, Algorithm, index_schema, nearest_clause, other_than
 from api.redis_store.scope_shares import ScopeShares
-
-T = TypeVar("T")
+from api.redis_store.search_faults import created, says_missing, unwrapped
 
 FIELDS: Final = (
     "question",
@@ -135,11 +133,11 @@ class SemanticIndex:
         serving = await self._serves(embedder) or self._algorithm
         index = self._index(self._gate.client, embedder, serving)
         query = CountQuery(filter_expression=Num("expires_ms") > now_ms)
-        return int(await self._gate.run("index_count", lambda _: _unwrapped(index.query(query))))
+        return int(await self._gate.run("index_count", lambda _: unwrapped(index.query(query))))
 
     async def _ensure_all(self) -> None:
         await self._find_module()
-        for embedder in self._known.values() if self.supported else ():
+        for embedder in list(self._known.values()) if self.supported else ():
             try:
                 await self._ensure(self._gate.client, embedder)
             except ResponseError:
@@ -153,7 +151,7 @@ class SemanticIndex:
     async def _ensure(self, client: Redis, embedder: EmbedderIdentity) -> None:
         built = await self._is_built(client, embedder, self._algorithm)
         if built is None:
-            await self._create(client, embedder)
+            await created(self._index(client, embedder, self._algorithm))
             built = await self._is_built(client, embedder, self._algorithm)
         serving: Algorithm | None = self._algorithm
         if not built:
@@ -167,7 +165,7 @@ class SemanticIndex:
         try:
             (info,) = await _execute(client, [("FT.INFO", index)])
         except ResponseError as error:
-            if _says_missing(error):
+            if says_missing(error):
                 return None
             raise
         self._entries[index] = int(info[b"num_docs"])
@@ -182,16 +180,6 @@ class SemanticIndex:
         else:
             missing = False
         self.supported = not missing
-
-    async def _create(self, client: Redis, embedder: EmbedderIdentity) -> None:
-        index = self._index(client, embedder, self._algorithm)
-        try:
-            await index.create(overwrite=False)
-        except RedisSearchError as error:
-            if "already exists" not in str(error).lower():
-                raise (
-                    error.__cause__ if isinstance(error.__cause__, RedisError) else ResponseError(str(error))
-                ) from None
 
     def _index(self, client: Redis, embedder: EmbedderIdentity, algorithm: Algorithm) -> AsyncSearchIndex:
         return AsyncSearchIndex.from_dict(index_schema(self.keys, embedder, algorithm), redis_client=client)
@@ -216,12 +204,6 @@ def _search(index: str, scope: str, expires_after_ms: int, nearest: str, vector:
     )
 
 
-def _says_missing(error: ResponseError) -> bool:
-    """The search module words it in one way or the other."""
-    text = str(error).lower()
-    return "unknown index" in text or "no such index" in text
-
-
 def _in_scope(scope: str) -> str:
     """A scope is of hex digits and a hyphen."""
     return "@scope:{" + scope.replace("-", "\\-") + "}"
@@ -234,13 +216,3 @@ def _nearest(found: Mapping[bytes, Any]) -> Nearest:
 
 
 _FIELDS: Final = tuple(name.encode() for name in FIELDS)
-
-
-async def _unwrapped(called: Awaitable[T]) -> T:
-    """redisvl wraps Redis's faults in its own: unwrapped again, so that the gate can tell a lost Redis."""
-    try:
-        return await called
-    except RedisSearchError as error:
-        if isinstance(error.__cause__, RedisError):
-            raise error.__cause__ from None
-        raise ResponseError(str(error)) from error

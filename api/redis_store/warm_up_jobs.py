@@ -9,6 +9,7 @@ from redis.asyncio import Redis
 from redis.commands.core import AsyncScript
 
 from api.ports.warm_ups import WarmUpCount, WarmUpProgress, WarmUpStatus
+from api.redis_store.clock import now_ms
 from api.redis_store.gate import Gates
 from api.redis_store.keys import Keys
 from api.redis_store.scripts import script
@@ -40,8 +41,7 @@ class RedisWarmUpJobs:
 
     async def _begin(self, client: Redis, job: str, total: int) -> None:
         progress, _, jobs = self._keys.cache_warm_up(job)
-        seconds, micros = await client.time()
-        started = int(seconds) * 1000 + int(micros) // 1000
+        started = await now_ms(client)
         facts: dict[Any, Any] = {"status": "running", "total": total, "done": 0, "started_ms": started}
         async with client.pipeline(transaction=True) as pipe:
             pipe.hset(progress, mapping={**facts, "by": self._worker})

@@ -11,6 +11,7 @@ from typing import Any, Final
 from redis.asyncio import Redis
 
 from api.errors import StoreUnavailable
+from api.redis_store.clock import now_ms
 from api.redis_store.gate import Gates
 from api.redis_store.keys import Keys
 from api.redis_store.scripts import script
@@ -70,7 +71,7 @@ class WorkerRegistry:
         self.known_live = int(await self._renewing(keys, [self._worker, LEASE_MS, *fields], client))
 
     async def _list(self, client: Redis) -> list[dict[str, str]]:
-        ids: Any = await client.zrangebyscore(self._keys.workers, await _now_ms(client), "+inf")
+        ids: Any = await client.zrangebyscore(self._keys.workers, await now_ms(client), "+inf")
         async with client.pipeline(transaction=False) as pipe:
             for worker in ids:
                 pipe.hgetall(self._keys.worker(worker.decode()))
@@ -82,8 +83,3 @@ class WorkerRegistry:
             pipe.delete(self._keys.worker(self._worker))
             pipe.zrem(self._keys.workers, self._worker)
             await pipe.execute()
-
-
-async def _now_ms(client: Redis) -> int:
-    seconds, micros = await client.time()
-    return int(seconds) * 1000 + int(micros) // 1000

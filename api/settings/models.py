@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field
 from pydantic_settings import SettingsConfigDict
 
-from api.settings.concern import Concern, Percent, Positive, Seconds, split_list
+from api.settings.concern import Concern, NotNegative, Percent, Positive, Seconds, split_list
 
 
 def _check_base_urls(value: str) -> str:
@@ -57,9 +57,9 @@ class PoolSettings(Concern):
     """Each worker's connections to Ollama."""
 
     model_config = SettingsConfigDict(env_prefix="CONNECTION_POOL_")
-    min_size: Annotated[int, Field(ge=0)] = 5
+    min_size: NotNegative = 5
     max_size: Positive = 15
-    max_keepalive: Annotated[int, Field(ge=0)] = 30
+    max_keepalive: NotNegative = 30
     keepalive_expiry: Seconds = 30.0
     timeout: Seconds = 5.0
 

@@ -13,13 +13,14 @@ import pytest
 from api.errors import UpstreamError
 from api.faults import UpstreamFault
 from api.model import ChatMessage, GenerationEnd, GenerationRequest, Token, Usage
-from api.ollama.generation import Deadlines, OllamaModel
+from api.ollama.deadlines import Deadlines
+from api.ollama.generation import OllamaModel
 from api.ollama.pool import OllamaPool, PoolLimits, open_pool
 from tests.stub_ollama import StubOllama, running_stub
 from tests.waiting import wait_until_async
 
 Fault = UpstreamFault
-SHORT = Deadlines(connect=0.2, first_token=0.2, cold_first_token=0.4, inter_token=0.2, total=2.0)
+SHORT = Deadlines(first_token=0.2, cold_first_token=0.4, inter_token=0.2, total=2.0)
 SLACK = 0.6
 """Seconds that a loaded machine may add to a deadline."""
 

@@ -10,7 +10,8 @@ import pytest
 from api.errors import UpstreamError
 from api.faults import UpstreamFault
 from api.model import ChatMessage, GenerationEnd, GenerationRequest
-from api.ollama.generation import Deadlines, OllamaModel
+from api.ollama.deadlines import Deadlines
+from api.ollama.generation import OllamaModel
 from api.ollama.models import OllamaModels
 from api.ollama.pool import OllamaPool, PoolLimits, open_pool
 from tests.stub_ollama import StubOllama, running_stub, stub_process

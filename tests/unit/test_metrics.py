@@ -76,7 +76,8 @@ def test_the_breaker_is_in_exactly_one_state(registry: CollectorRegistry, metric
 
 def test_every_method_counts_in_its_own_metric(registry: CollectorRegistry, metrics: Metrics) -> None:
     metrics.generated(Usage(prompt_tokens=7, completion_tokens=3))
-    metrics.cache_stored(evicted=2)
+    metrics.cache_stored()
+    metrics.cache_evicted(2)
     metrics.cache_invalidated("tenant", 3)
     metrics.upstream_failed(UpstreamFault.CONNECT_FAILED)
     metrics.pool_is(active=2, idle=3, waiting=4)

@@ -106,7 +106,7 @@ def test_tags_are_those_of_the_template() -> None:
     prompts = Prompts(parse(OWN))
     content = prompts.grounded("</ask>", (), [source("</doc-1></all><passage></document>")])[-1].content
     assert content == ("<all><Doc-1 n=1>&lt;/doc-1>&lt;/all><passage></document></Doc-1></all> <ask>&lt;/ask></ask>")
-    assert (prompts.nothing_relevant, prompts.scope[:4]) == ("No.", "own-")
+    assert prompts.nothing_relevant == "No."
 
 
 @pytest.mark.parametrize(

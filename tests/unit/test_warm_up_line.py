@@ -7,7 +7,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import pytest
+
 from api.errors import BulkheadFull
+from api.ollama import warm_up as module
 from api.ollama.warm_up import Load, WarmUp
 
 LOADS = (Load("text", "/api/generate", b"{}"), Load("vectors", "/api/embed", b"{}", "-embed"))
@@ -18,9 +21,12 @@ class Pool:
 
     def __init__(self, bulkhead: Line) -> None:
         self.loaded: list[str] = []
+        self.fault: Exception | None = None
         self._bulkhead = bulkhead
 
     async def load(self, path: str, body: bytes, model: str, limit: float) -> None:
+        if self.fault is not None:
+            raise self.fault
         assert not self._bulkhead.held
         self.loaded.append(model)
 
@@ -48,16 +54,21 @@ class Line:
 
 
 class Duty:
+    def __init__(self) -> None:
+        self.held = False
+
     async def hold(self, seconds: float) -> bool:
+        self.held = True
         return True
 
     async def leave(self) -> None:
-        self.left = True
+        self.held = False
 
 
-async def warmed(line: Line) -> tuple[WarmUp, Any]:
+async def warmed(line: Line, duty: Duty | None = None) -> tuple[WarmUp, Any]:
     pool: Any = Pool(line)
-    warm_up = WarmUp({"ollama": pool}, {"ollama": line, "ollama-embed": line}, {"ollama": Duty()}, LOADS)
+    bulkheads = {"ollama": line, "ollama-embed": line}
+    warm_up = WarmUp({"ollama": pool}, bulkheads, {"ollama": duty or Duty()}, LOADS)
     warm_up.start_all()
     return warm_up, pool
 
@@ -83,3 +94,16 @@ async def test_a_full_line_leaves_the_load_to_the_first_question() -> None:
         await asyncio.sleep(0)
     await warm_up.aclose()
     assert pool.loaded == []
+
+
+async def test_a_fault_nobody_thought_of_leaves_the_duty_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LEASE", 0.03)
+    line, duty = Line(), Duty()
+    _, pool = await warmed(line, duty)
+    pool.fault = KeyError("load")
+    line.turn.set()
+    (warming,) = [task for task in asyncio.all_tasks() if task.get_name() == "warm-up-ollama"]
+    with pytest.raises(KeyError):
+        await warming
+    await asyncio.sleep(0.03)
+    assert not duty.held, "nobody renews it"

@@ -1,0 +1,67 @@
+"""Whatever a server answers to /api/embed, it is vectors or an error of its own, never a fault of the service's."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from api.errors import EmbeddingUnavailable, UpstreamError
+from api.faults import UpstreamFault
+from api.model import EmbeddingRequest
+from api.ollama.embedding import OllamaEmbedder
+from api.ollama.embedding_calls import OllamaEmbeddingModel
+from api.ollama.pinned import Pinned
+from api.ollama.retries import RetryBudget
+
+NO_VECTORS = [
+    b"[]",
+    b"{}",
+    b'{"embeddings": null}',
+    b'{"embeddings": 5}',
+    b'{"embeddings": []}',
+    b'{"embeddings": [[]]}',
+    b'{"embeddings": [null]}',
+    b'{"embeddings": [[null]]}',
+    b'{"embeddings": [["a"]]}',
+    b'{"embeddings": [[1.0], [1.0]]}',
+    b'{"embeddings": [[[1.0]]]}',
+]
+
+
+class Pool:
+    """Every call has the same answer. It is also the exchange."""
+
+    def __init__(self, answer: bytes) -> None:
+        self.retries = RetryBudget()
+        self._answer = answer
+
+    @asynccontextmanager
+    async def exchange(self, path: str, body: bytes, *, model: str) -> AsyncIterator[Pool]:
+        yield self
+
+    async def open(self) -> None: ...
+
+    async def read(self, limit: int) -> bytes:
+        return self._answer
+
+
+@pytest.mark.parametrize("answer", NO_VECTORS)
+async def test_what_is_no_vector_for_the_text_is_ollamas_fault(answer: bytes) -> None:
+    pool: Any = Pool(answer)
+    async with OllamaEmbedder.open(pool, "nomic-embed-text", 1.0) as embedder:
+        with pytest.raises(EmbeddingUnavailable) as unavailable:
+            await embedder.embed(["a"])
+    assert isinstance(unavailable.value.__cause__, UpstreamError)
+    with pytest.raises(UpstreamError) as failed:
+        await OllamaEmbeddingModel(pool, Pinned()).embed(EmbeddingRequest("nomic-embed-text", ("a",)))
+    assert failed.value.fault is unavailable.value.__cause__.fault is UpstreamFault.INVALID_RESPONSE
+
+
+@pytest.mark.parametrize("answer", [b'{"embeddings": []}', b'{"embeddings": null}'])
+async def test_of_no_texts_there_are_no_vectors(answer: bytes) -> None:
+    pool: Any = Pool(answer)
+    found = await OllamaEmbeddingModel(pool, Pinned()).embed(EmbeddingRequest("nomic-embed-text", ()))
+    assert found.vectors == []

@@ -1,0 +1,70 @@
+"""A fault that nobody thought of ends neither the following of the fleet nor the renewal of leases."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import pytest
+
+from api import background
+from api.bulkhead.fleet_bulkhead import FleetBulkhead
+from api.bulkhead.following import kept_alive
+from api.bulkhead.state import Policy, Taken, Verdict
+from api.flights import following as flights_following
+from api.flights.fleet_flights import Flights
+from api.flights.following import kept_in_step
+from tests.waiting import wait_until_async
+
+
+class FaultyStore:
+    """Stands where the stores of bulkheads and flights do. Following and tending fail once each, then work."""
+
+    def __init__(self) -> None:
+        self.begun = {"follow": 0, "tend": 0}
+
+    def _begin(self, what: str) -> None:
+        self.begun[what] += 1
+        if self.begun[what] == 1:
+            raise KeyError(what)
+
+    async def follow(self) -> AsyncIterator[None]:
+        self._begin("follow")
+        yield None
+        await asyncio.Event().wait()
+
+    messages = follow
+
+    async def tend(self, *held: Any) -> Any:
+        self._begin("tend")
+        return {}
+
+    async def take(self, *who: str) -> Taken:
+        return Taken(Verdict.GRANTED, "user acme 1 w 1")
+
+    async def give(self, returns: Sequence[Any]) -> list[str]:
+        return []
+
+    async def goes_on(self) -> bool:
+        """Followed and tended, both again and again."""
+        return self.begun["follow"] > 1 and self.begun["tend"] > 3
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(background, "RESTART_SECONDS", 0.01)
+    monkeypatch.setattr(flights_following, "TEND_SECONDS", 0.01)
+
+
+async def test_of_a_bulkhead() -> None:
+    store: Any = FaultyStore()
+    bulkhead = FleetBulkhead("ollama", Policy(lease_ms=40), store, "w")
+    async with kept_alive(bulkhead), bulkhead.permit("acme"):
+        await wait_until_async(store.goes_on)
+
+
+async def test_of_flights() -> None:
+    store: Any = FaultyStore()
+    async with kept_in_step(Flights(store, 1.0)):
+        await wait_until_async(store.goes_on)

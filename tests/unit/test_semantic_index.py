@@ -1,0 +1,51 @@
+"""The vector index while Redis is made ready: questions come meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+from api.errors import StoreUnavailable
+from api.model import EmbedderIdentity
+from api.redis_store.keys import Keys
+from api.redis_store.semantic_index import SemanticIndex
+
+ONE, OTHER = (EmbedderIdentity("model", 4, letter * 10) for letter in "ab")
+
+
+class Gate:
+    """Closed; and the client behind it, which answers that every index is complete."""
+
+    def __init__(self) -> None:
+        self.client = self
+        self.is_up = False
+        self.asked: list[str] = []
+        self.meanwhile: Callable[[], Awaitable[None]] | None = None
+
+    def on_recovery(self, action: Callable[[], Awaitable[None]]) -> None:
+        self.recover = action
+
+    async def run(self, *_: Any) -> None:
+        raise StoreUnavailable("Redis is down")
+
+    async def execute_command(self, command: str, *of: str) -> Any:
+        if command == "FT.INFO":
+            self.asked += of
+            if self.meanwhile is not None:
+                await self.meanwhile()
+        return {b"num_docs": 0, b"indexing": 0}
+
+
+async def test_a_question_by_another_embedder_does_not_keep_redis_from_being_ready() -> None:
+    gate: Any = Gate()
+    index = SemanticIndex(gate, Keys().partition(""))
+
+    async def ask(embedder: EmbedderIdentity) -> None:
+        with suppress(StoreUnavailable):
+            await index.nearest(embedder, f"{embedder.fingerprint}-scope", b"", 0)
+
+    await ask(ONE)
+    gate.meanwhile = lambda: ask(OTHER)
+    await gate.recover()
+    assert gate.asked == [Keys().partition("").index(ONE.fingerprint, "flat")]
