@@ -86,7 +86,7 @@ def _named(rate: int) -> str:
 
 def _panel(panel: Panel, left: int) -> str:
     def x(workers: float) -> float:
-        return left + MARGIN + (WIDTH - MARGIN - 10) * math.log(workers / 40) / math.log(100)
+        return left + MARGIN + (WIDTH - MARGIN - 20) * math.log(workers / 40) / math.log(100)
 
     def y(value: float) -> float:
         share = math.log(max(value, panel.low) / panel.low) / math.log(panel.high / panel.low)
@@ -101,7 +101,7 @@ def _panel(panel: Panel, left: int) -> str:
     parts.append(f'<text x="{x(400):.1f}" y="{HEIGHT + 32}" text-anchor="middle">workers (4 a replica)</text>')
     limit, called = panel.limit
     parts.append(_rule(x(40), x(4000), y(limit), "#999999", ' stroke-dasharray="4 3"'))
-    parts.append(f'<text x="{x(40) + 4:.1f}" y="{y(limit) - 4:.1f}" fill="#777777">{called}</text>')
+    parts.append(f'<text x="{x(400):.1f}" y="{y(limit) - 4:.1f}" text-anchor="middle" fill="#777777">{called}</text>')
     for number, ((name, points), colour) in enumerate(zip(panel.lines.items(), COLOURS, strict=True)):
         path = " ".join(f"{x(workers):.1f},{y(value):.1f}" for workers, value in points)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
