@@ -28,12 +28,10 @@ class PlainProtocol(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         self._unfinished += len(data)
         try:
-            self.parser.feed_data(data)
+            while data:
+                data = self._parse(data)
         except httptools.HttpParserError:
             self._refuse(HTTPStatus.BAD_REQUEST, "This is no HTTP request.")
-        except httptools.HttpParserUpgrade as offer:
-            if self._is_offered_another():
-                self.data_received(self._head_without_the_offer() + data[offer.args[0] :])
         else:
             if self._unfinished > LONGEST_HEAD:
                 self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "The head of the request has no end.")
@@ -51,6 +49,15 @@ class PlainProtocol(HttpToolsProtocol):
         self._unfinished = 0
         if not self._is_offered_another():
             super().on_message_complete()
+
+    def _parse(self, data: bytes) -> bytes:
+        """What is to be parsed next: after an offer, the same request without it."""
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as offer:
+            if self._is_offered_another():
+                return self._head_without_the_offer() + data[offer.args[0] :]
+        return b""
 
     def _is_offered_another(self) -> bool:
         """The parser then takes the head for the whole request. It does so after a CONNECT too, which is no offer."""
