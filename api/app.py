@@ -25,6 +25,7 @@ from api.endpoints import (
     reports,
 )
 from api.endpoints.body_limit import FORM_BYTES, BodyLimit
+from api.endpoints.head_requests import HeadRequests
 from api.endpoints.request_context import RequestContext
 from api.observability.http_middleware import HttpMetrics
 from api.observability.metrics import Metrics
@@ -50,6 +51,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.add_middleware(RequestContext, worker=worker)
     app.add_middleware(HttpMetrics, metrics=metrics)
+    app.add_middleware(HeadRequests)
     return app
 
 

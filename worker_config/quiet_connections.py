@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from worker_config.plain_connections import PlainProtocol
 
 
-class QuietProtocol(HttpToolsProtocol):
-    """uvicorn's connection, with the time since which no request is under way."""
+class QuietProtocol(PlainProtocol):
+    """A connection, with the time since which no request is under way."""
 
     _quiet_since = 0.0
 

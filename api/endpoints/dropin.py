@@ -13,6 +13,7 @@ from api.endpoints.answer_form import AnswerForm
 from api.endpoints.answer_stream import AnswerStream
 from api.endpoints.disconnects import until_client_leaves
 from api.endpoints.dropin_body import parsed, refused
+from api.endpoints.list_header import list_header
 from api.endpoints.query import Options
 from api.endpoints.query_answer import cache_headers
 from api.endpoints.request_timeout import request_timeout
@@ -36,7 +37,7 @@ def query_of(request: Request, model: str, turns: Sequence[ChatMessage], options
         top_k=0,
         options=options,
         history=earlier if system is None else earlier[1:],
-        cache_control=parse(request.headers.get("cache-control", "")),
+        cache_control=parse(list_header(request.headers, "cache-control")),
         timeout=request_timeout(request.headers),
         template=prompt.RAW,
         system=system,

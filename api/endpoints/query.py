@@ -12,6 +12,7 @@ from starlette.responses import Response
 from api.endpoints import event_stream
 from api.endpoints.disconnects import until_client_leaves
 from api.endpoints.event_stream import EventStream
+from api.endpoints.list_header import list_header
 from api.endpoints.query_answer import QueryOut, cache_headers, document
 from api.endpoints.query_route import QueryRoute
 from api.endpoints.request_timeout import OPENAPI, request_timeout
@@ -94,7 +95,7 @@ async def post_query(body: QueryIn, request: Request) -> Response:
     """From the fleet's cache, or by the language model; see docs/http-api.md and docs/streaming.md."""
     state = worker_state(request)
     query = to_query(body, request)
-    if body.stream or event_stream.accepted(request.headers.get("accept", "")):
+    if body.stream or event_stream.accepted(list_header(request.headers, "accept")):
         return EventStream(request, state.queries.stream(query), query.cache_control, state.streaming)
     async with until_client_leaves(request.receive):
         answered = await state.queries.answer(query)
@@ -116,6 +117,6 @@ def to_query(body: QueryIn, request: Request) -> Query:
         options=body.options.model_dump(exclude_none=True),
         documents=DocumentFilter(tuple(body.documents.tags), tuple(body.documents.ids)),
         history=tuple(ChatMessage(turn.role, turn.content) for turn in body.history),
-        cache_control=parse(request.headers.get("cache-control", "")),
+        cache_control=parse(list_header(request.headers, "cache-control")),
         timeout=request_timeout(request.headers),
     )

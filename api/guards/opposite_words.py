@@ -155,6 +155,7 @@ personal / business
 arrival arrivals / departure departures
 weekday weekdays / weekend weekends
 ~ with / without
+~ within / after
 ~ up / down
 ~ on / off
 ~ upstairs / downstairs
@@ -170,6 +171,7 @@ IRREGULAR: Final = {
     "lost": "lose", "spent": "spend", "left": "leave", "deletion": "delete", "removal": "remove",
     "creation": "create", "installation": "install", "activation": "activate", "deactivation": "deactivate",
     "acceptance": "accept", "approval": "approve", "rejection": "reject", "denied": "deny", "taught": "teach",
+    "forbade": "forbid", "forbidden": "forbid",
     "opening": "open", "closing": "close", "closure": "close", "encryption": "encrypt", "decryption": "decrypt",
     "subscription": "subscribe",
 }  # fmt: skip

@@ -19,7 +19,7 @@ CLIENT_CLOSED_REQUEST = 499
 
 
 class HttpMetrics:
-    """The outermost middleware: its times include those of all others."""
+    """Around all middleware that takes time: its times include theirs."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app

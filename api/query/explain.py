@@ -59,7 +59,7 @@ class Explainer:
             place = await self._places.of(query)
             return await self._explained(self._cache, query, place)
         except (StoreUnavailable, EmbeddingUnavailable) as error:
-            raise ServiceUnavailable(f"The cache can not be asked now: {error}.") from error
+            raise ServiceUnavailable(f"The cache can not be asked now: {error}.", retry_after=1) from error
 
     async def _explained(self, cache: AnswerCache, query: Query, place: Fingerprint) -> Explanation:
         found = await cache.find_exact(place.scope, place.digest)

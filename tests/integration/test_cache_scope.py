@@ -98,6 +98,13 @@ async def test_cache_control_is_obeyed(serve: Service, stub: StubOllama) -> None
     assert (figures["hits"], figures["misses"]) == (1, 2)  # only-if-cached, and the first plain one
 
 
+async def test_cache_control_on_several_lines_is_one(serve: Service) -> None:
+    client = await serve()
+    lines = [("Cache-Control", "max-age=60"), ("Cache-Control", "no-store")]
+    private = await client.post("/query", json={"question": QUESTION}, headers=lines)
+    assert private.headers["Cache-Status"] == "ragherd; fwd=request"
+
+
 async def test_max_age_is_obeyed(serve: Service) -> None:
     client = await serve()
     await ask(client, QUESTION)

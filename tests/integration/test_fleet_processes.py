@@ -80,10 +80,13 @@ def test_the_question_on_one_worker_its_paraphrase_on_the_other(fleet: Fleet) ->
     gunicorn = fleet()
     first = ask(gunicorn, QUESTION).json()
     assert first["cache"]["status"] == "miss"
-    for answered in on_both(gunicorn, PARAPHRASE).values():
+    answers = on_both(gunicorn, PARAPHRASE)
+    for answered in answers.values():
         assert (answered["cache"]["status"], answered["cache"]["kind"]) == ("hit", "semantic")
         assert answered["answer"] == first["answer"]
         assert answered["cache"]["entry"] == first["cache"]["entry"]
+    refused = gunicorn.client.request("BREW", f"{gunicorn.url()}/query")  # no application sees such a method
+    assert (refused.status_code, refused.headers["X-Worker"] in answers) == (400, True)
 
 
 def test_replicas_share_cache_breaker_and_workers(fleet: Fleet, ollama: StubProcess) -> None:

@@ -179,6 +179,14 @@ async def test_unknown_paths_and_methods_are_problem_documents(serve: Service) -
         assert response.headers["X-Worker"]
 
 
+async def test_head_is_get_without_the_body(serve: Service) -> None:
+    client = await serve()
+    for path in ("/health", "/metrics", "/nowhere"):
+        whole, head = await client.get(path), await client.head(path)
+        assert (head.status_code, head.content) == (whole.status_code, b"")
+        assert head.headers["Content-Type"] == whole.headers["Content-Type"]
+
+
 async def test_an_insane_request_id_is_replaced(serve: Service) -> None:
     client = await serve()
     for insane in ("a b", "x" * 129, '{"a":1}'):

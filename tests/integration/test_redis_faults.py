@@ -57,6 +57,8 @@ async def test_answers_go_on_without_redis_and_hits_resume(
         assert (await client.get("/api/semantic-cache/metrics")).json()["store"] == "local"
         workers = await client.get("/api/workers")
         assert (workers.status_code, workers.headers["Content-Type"]) == (503, "application/problem+json")
+        explained = await client.post("/api/semantic-cache/explain", json={"question": QUESTION})
+        assert (explained.status_code, explained.headers["Retry-After"]) == (503, "1")
         await stub.refuse()
 
         async def unhealthy() -> bool:

@@ -1,0 +1,87 @@
+"""What a worker's connections answer to odd bytes, from an application that echoes method, path and body."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from uvicorn.config import Config
+from uvicorn.server import ServerState
+
+from worker_config.plain_connections import LONGEST_HEAD, PlainProtocol
+
+OFFER = "POST /query HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 5\r\n\r\n"
+LAST = "GET /last HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+
+
+async def echo(scope: Any, receive: Any, send: Any) -> None:
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body, more = body + message.get("body", b""), message.get("more_body", False)
+    said = f"{scope['method']} {scope['path']} {body.decode()};".encode()
+    headers = [(b"content-length", str(len(said)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": said})
+
+
+async def answered(*parts: str) -> str:
+    """All that comes back until the connection is closed."""
+    config = Config(echo, log_config=None)
+    state, worker = ServerState(), {"worker": SimpleNamespace(worker="w-1")}
+    server = await asyncio.get_running_loop().create_server(
+        lambda: PlainProtocol(config, state, worker), "127.0.0.1", 0
+    )
+    async with server, asyncio.timeout(5):
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        for part in parts:
+            writer.write(part.encode())
+            await writer.drain()
+            await asyncio.sleep(0.01)  # so that each part is read by itself
+        came = await reader.read()
+        writer.close()
+        return came.decode()
+
+
+@pytest.mark.parametrize(
+    "parts", [(OFFER + "hello" + LAST,), (OFFER, "hello", LAST), (OFFER[:40], OFFER[40:] + "he", "llo" + LAST)]
+)
+async def test_an_offer_of_another_protocol_costs_no_body(parts: tuple[str, ...]) -> None:
+    came = await answered(*parts)
+    assert came.count("200 OK") == 2
+    assert came.index("POST /query hello;") < came.index("GET /last ;")
+
+
+async def test_a_web_socket_is_an_ordinary_request() -> None:
+    asked = "GET /query HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+    assert "GET /query ;" in await answered(asked + LAST)
+
+
+@pytest.mark.parametrize(
+    ("parts", "status"),
+    [
+        (("HELLO\r\n\r\n",), "400 Bad Request"),
+        (("BREW /query HTTP/1.1\r\nHost: x\r\n\r\n",), "400 Bad Request"),
+        (("CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n",), "400 Bad Request"),
+        (("GET / HTTP/1.1\r\nX-A: ", "a" * LONGEST_HEAD), "431 Request Header Fields Too Large"),
+        (("GET / HTTP/1.1\r\n", "X-A: a\r\n" * (LONGEST_HEAD // 8)), "431 Request Header Fields Too Large"),
+    ],
+)
+async def test_what_can_not_be_read_is_refused_as_other_requests_are(parts: tuple[str, ...], status: str) -> None:
+    head, _, body = (await answered(*parts)).partition("\r\n\r\n")
+    first, *lines = head.split("\r\n")
+    headers, problem = dict(line.split(": ") for line in lines), json.loads(body)
+    assert (first, problem["status"]) == (f"HTTP/1.1 {status}", int(status[:3]))
+    assert headers["content-type"] == "application/problem+json"
+    assert (headers["x-request-id"], headers["x-worker"]) == (problem["request_id"], "w-1")
+
+
+async def test_a_body_may_be_longer_than_a_head() -> None:
+    long = "b" * (2 * LONGEST_HEAD)
+    head = f"POST /long HTTP/1.1\r\nHost: x\r\nContent-Length: {len(long)}\r\n\r\n"
+    assert f"POST /long {long};" in await answered(
+        head, *(long[at : at + 4096] for at in range(0, len(long), 4096)), LAST
+    )

@@ -1,0 +1,35 @@
+"""What a client is told that sent no request that can be read: the same form as every other error.
+
+No application sees such a request, so it is answered here, under an id of its own.
+"""
+
+from __future__ import annotations
+
+import uuid
+from http import HTTPStatus
+
+import orjson
+
+
+def refusal(status: HTTPStatus, detail: str, worker: str) -> bytes:
+    """A whole response, after which the connection is closed: where the next request would begin is not known."""
+    request_id = uuid.uuid4().hex
+    body = orjson.dumps(
+        {
+            "type": "about:blank",
+            "title": status.phrase,
+            "status": status,
+            "detail": detail,
+            "instance": "/",
+            "request_id": request_id,
+        }
+    )
+    head = (
+        f"HTTP/1.1 {status} {status.phrase}",
+        "content-type: application/problem+json",
+        f"content-length: {len(body)}",
+        "connection: close",
+        f"x-request-id: {request_id}",
+        f"x-worker: {worker}",
+    )
+    return "\r\n".join((*head, "", "")).encode() + body
