@@ -14,6 +14,8 @@ _MARKS: Final = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe\x00\x00", "utf-32")
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff\ufffe\uffff]")
 _BLANK: Final = re.compile(r"\n[ \t]*(?:\n[ \t]*){2,}")
 _TITLE: Final = re.compile(r"\s*#[ \t]+(\S.*)")
+FENCED: Final = re.compile(r"^ {0,3}(```+|~~~+).*?(?:^ {0,3}\1|\Z)", re.MULTILINE | re.DOTALL)
+"""Code in Markdown: what looks like a heading there is a comment."""
 LONGEST_TITLE: Final = 500
 GUESSED_FROM: Final = 256 * 1024
 """Bytes that an encoding is guessed from."""
