@@ -19,6 +19,10 @@ FENCED: Final = re.compile(r"^ {0,3}(```+|~~~+).*?(?:^ {0,3}\1|\Z)", re.MULTILIN
 LONGEST_TITLE: Final = 500
 GUESSED_FROM: Final = 256 * 1024
 """Bytes that an encoding is guessed from."""
+_BEYOND_ASCII: Final = bytes(range(0x80, 0x100))
+_HIGH: Final = re.compile(rb"[\x80-\xff]+")
+_LATIN: Final = ("cp1252", "cp1250", "cp1257", "cp1254")
+"""Encodings of scripts whose letters are mostly ASCII. Of equals the first: a few letters tell little."""
 
 
 def decoded(data: bytes) -> str:
@@ -30,15 +34,36 @@ def decoded(data: bytes) -> str:
     except UnicodeDecodeError as error:
         if encoding != "utf-8":
             raise UnreadableDocument(f"Its mark says {encoding}, and it is not: {error.reason}.") from None
-    guess = from_bytes(data[:GUESSED_FROM]).best()
-    if guess is None or guess.chaos > 0.2:
+        if _is_mostly_utf8(data):
+            raise UnreadableDocument(f"It is UTF-8 but for byte {error.start}: convert all of it to UTF-8.") from None
+    guess = _guess(data[:GUESSED_FROM])
+    if guess is None:
         raise UnreadableDocument("Its encoding is not UTF-8, and can not be told: convert it to UTF-8.")
     try:
-        return data.decode(guess.encoding)
+        return data.decode(guess)
     except (UnicodeDecodeError, LookupError):
-        raise UnreadableDocument(
-            f"Its encoding seems to be {guess.encoding}, and is not: convert it to UTF-8."
-        ) from None
+        raise UnreadableDocument(f"Its encoding seems to be {guess}, and is not: convert it to UTF-8.") from None
+
+
+def _is_mostly_utf8(data: bytes) -> bool:
+    """Whether of what is beyond ASCII more is UTF-8 than is not: in another encoding hardly anything is by chance."""
+    valid = data.decode("utf-8", "ignore")
+    characters = len(valid) - len(data.translate(None, _BEYOND_ASCII))
+    return characters >= len(data) - len(valid.encode())
+
+
+def _guess(data: bytes) -> str | None:
+    """The most likely encoding; None where none is likely.
+
+    Where letters beyond ASCII stand alone, the script is Latin, and a guess at large would find Chinese in them.
+    """
+    runs = _HIGH.findall(data)
+    if 2 * sum(len(run) == 1 for run in runs) > len(runs):
+        matches = [match for page in _LATIN if (match := from_bytes(data, cp_isolation=[page]).best()) is not None]
+        guess = max(matches, key=lambda match: (-match.chaos, match.coherence), default=None)
+    else:
+        guess = from_bytes(data).best()
+    return guess.encoding if guess is not None and guess.chaos <= 0.2 else None
 
 
 def tidied(text: str) -> str:

@@ -180,6 +180,34 @@ def test_a_text_is_read_by_its_mark_or_by_its_letters(content: bytes, text: str 
     assert decoded(content) == text if text else "Überstunden werden für" in decoded(content)
 
 
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("It’s here.", "cp1252"),
+        ("Größe: 5 €", "cp1252"),
+        ("São Paulo office opening hours: 9-17", "cp1252"),
+        ("Für die Genehmigung ist der Teamleiter zuständig.", "cp1252"),
+        ("Política de vacaciones: 23 días por año", "cp1252"),
+        ("Urlop zatwierdza kierownik zespołu, a wniosek składa się dwa tygodnie wcześniej.", "cp1250"),
+        ("Отпуск утверждает руководитель группы.", "cp1251"),
+        ("休暇はチームリーダーが承認します。", "shift_jis"),
+        ("假期由团队负责人批准，需要提前两周申请。", "gb18030"),
+    ],
+)
+def test_a_short_text_in_an_old_encoding_is_read_right(text: str, encoding: str) -> None:
+    assert decoded(text.encode(encoding)) == text
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["Grün ist die Heide".encode() + b"\xc3", "Grün, ".encode() * 50 + "Müller".encode("cp1252")],
+    ids=["cut off", "joined"],
+)
+def test_damaged_utf_8_is_refused_rather_than_guessed_at(content: bytes) -> None:
+    with pytest.raises(UnreadableDocument, match="It is UTF-8 but for byte"):
+        decoded(content)
+
+
 def test_control_characters_and_heaps_of_blank_lines_go() -> None:
     assert tidied("a\r\nb\x00\x1b\n\n\n\n\n\nc\ufeff") == "a\nb\n\n\nc"
 
