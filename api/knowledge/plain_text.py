@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from contextlib import suppress
 from typing import Final
 
 from charset_normalizer import from_bytes
@@ -25,14 +26,20 @@ _LATIN: Final = ("cp1252", "cp1250", "cp1257", "cp1254")
 """Encodings of scripts whose letters are mostly ASCII. Of equals the first: a few letters tell little."""
 
 
-def decoded(data: bytes) -> str:
-    """By the mark at its beginning, as UTF-8, else by the most likely encoding. Raises `UnreadableDocument`."""
+def decoded(data: bytes, said: str | None = None) -> str:
+    """By the mark at its beginning, as it says itself where it does, as UTF-8, else by the most likely encoding.
+
+    Raises `UnreadableDocument`.
+    """
     marks = (*_MARKS, (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
-    encoding = next((name for mark, name in marks if data.startswith(mark)), "utf-8")
+    encoding = next((name for mark, name in marks if data.startswith(mark)), None)
+    if encoding is None and said is not None:
+        with suppress(UnicodeDecodeError, LookupError):
+            return data.decode(said)
     try:
-        return data.decode(encoding)
+        return data.decode(encoding or "utf-8")
     except UnicodeDecodeError as error:
-        if encoding != "utf-8":
+        if encoding is not None:
             raise UnreadableDocument(f"Its mark says {encoding}, and it is not: {error.reason}.") from None
         if _is_mostly_utf8(data):
             raise UnreadableDocument(f"It is UTF-8 but for byte {error.start}: convert all of it to UTF-8.") from None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import tomllib
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
+from pathlib import Path
 
 import docx
 import pytest
@@ -16,7 +18,9 @@ from api.errors import PayloadTooLarge, ServiceUnavailable, UnreadableDocument, 
 from api.knowledge.media_types import DOCX, HTML, MARKDOWN, PDF, TEXT, media_type
 from api.knowledge.parsing import AT_ONCE, Parsed, ParseLimits, Parser, _read
 from api.knowledge.plain_text import decoded, tidied
+from api.knowledge.readers import html
 
+ROOT = Path(__file__).parents[2]
 LIMITS = ParseLimits(pages=20, characters=100_000, timeout=30)
 
 
@@ -79,9 +83,29 @@ async def test_a_page_is_what_a_reader_reads() -> None:
     assert (parsed.title, parsed.text) == ("The page", "## Canteen\n\nThird **floor**.")
 
 
-async def test_a_page_says_its_encoding_itself() -> None:
-    page = '<meta charset="iso-8859-1"><p>Überstunden für alle</p>'.encode("iso-8859-1")
-    assert (await parser().parse(page, HTML)).text == "Überstunden für alle"
+@pytest.mark.parametrize(
+    ("said", "encoding"),
+    [
+        ("iso-8859-1", "cp1252"),
+        ("shift_jis", "shift_jis"),
+        ("iso-2022-jp", "iso-2022-jp"),
+        ("utf-8", "utf-8"),
+        ("utf-8", "utf-16"),
+        ("utf-16", "utf-8"),
+        ("no such", "utf-8"),
+    ],
+)
+def test_a_page_says_its_encoding_itself(said: str, encoding: str) -> None:
+    text = "“Überstunden” für alle" if "jp" not in encoding and "jis" not in encoding else "休暇の規則"
+    assert html.read(f'<meta charset="{said}"><p>{text}</p>'.encode(encoding), 1, 100)[0].strip() == text
+
+
+@pytest.mark.parametrize("said", ["", '<meta charset="utf-8">'])
+def test_a_page_that_does_not_say_its_encoding_or_is_wrong_is_read_as_a_text_is(said: str) -> None:
+    text = "São Paulo office opening hours: 9-17"
+    assert html.read(f"{said}<p>{text}</p>".encode("cp1252"), 1, 100)[0].strip() == text
+    with pytest.raises(UnreadableDocument, match="It is UTF-8 but for byte"):
+        html.read(f"{said}<p>{text}</p>".encode() + b"\xc3", 1, 100)
 
 
 async def test_too_many_pages_are_refused_unread() -> None:
@@ -109,12 +133,27 @@ async def test_what_grows_while_it_is_read_stays_out_of_the_worker(monkeypatch: 
     assert replies[0] < 1000
 
 
-async def test_an_encrypted_pdf_says_so() -> None:
+def encrypted(password: str, algorithm: str) -> bytes:
     writer, out = PdfWriter(clone_from=PdfReader(BytesIO(pdf("Secret.")))), BytesIO()
-    writer.encrypt("password", algorithm="RC4-128")
+    writer.encrypt(password, "the owner's", algorithm=algorithm)
     writer.write(out)
+    return out.getvalue()
+
+
+async def test_an_encrypted_pdf_says_so() -> None:
     with pytest.raises(UnreadableDocument, match="password"):
-        await parser().parse(out.getvalue(), PDF)
+        await parser().parse(encrypted("password", "AES-256"), PDF)
+
+
+@pytest.mark.parametrize("algorithm", ["RC4-128", "AES-128", "AES-256"])
+async def test_a_pdf_that_opens_without_a_password_is_read(algorithm: str) -> None:
+    assert (await parser().parse(encrypted("", algorithm), PDF)).text == "Secret."
+
+
+def test_what_reads_an_encrypted_pdf_is_installed_with_the_service() -> None:
+    """The packages that tests need bring it along too: without this nothing here would miss it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert any(package.startswith("pypdf[crypto]") for package in project["dependencies"])
 
 
 async def test_pictures_of_pages_are_no_text() -> None:
