@@ -108,6 +108,22 @@ def test_a_page_that_does_not_say_its_encoding_or_is_wrong_is_read_as_a_text_is(
         html.read(f"{said}<p>{text}</p>".encode() + b"\xc3", 1, 100)
 
 
+def test_end_tags_may_be_left_out_where_html_lets_them() -> None:
+    page = (
+        "<h1>Rules</h1><p>One <b>of</b> many<p>Two<ul><li>a<ul><li>b<li>c</ul><li>d</ul>"
+        "<table><tr><th>City<th>Days<tr><td>Bern<td>5<tr><td>Basel<td>6</table><dl><dt>Term<dd>Meaning<dt>Other</dl>"
+    )
+    closed = (
+        "<h1>Rules</h1><p>One <b>of</b> many</p><p>Two</p><ul><li>a<ul><li>b</li><li>c</li></ul></li><li>d</li></ul>"
+        "<table><tr><th>City</th><th>Days</th></tr><tr><td>Bern</td><td>5</td></tr><tr><td>Basel</td><td>6</td></tr>"
+        "</table><dl><dt>Term</dt><dd>Meaning</dd><dt>Other</dt></dl>"
+    )
+    assert html.read(page, 1, 1000) == html.read(closed, 1, 1000)
+    for rest in ("<body>Text", "<p>Text"):
+        assert html.read(f"<html><head><title>Rules</title>{rest}", 1, 100)[:2] == ("Text", "Rules")
+    assert html.read("<p>Text\n" * 2_000, 1, 100_000)[0].count("Text") == 2_000
+
+
 async def test_too_many_pages_are_refused_unread() -> None:
     with pytest.raises(PayloadTooLarge, match="3 pages; read are 2"):
         await parser(pages=2).parse(pdf("1", "2", "3"), PDF)
