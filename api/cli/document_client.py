@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import httpx
-from tenacity import AsyncRetrying, retry_if_exception_type, retry_if_result, stop_after_delay, wait_random_exponential
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception_type,
+    retry_if_result,
+    stop_after_delay,
+    wait_random_exponential,
+)
 
 PATIENCE: Final = 120.0
 """Seconds that a service may be away."""
@@ -17,17 +24,33 @@ class Refused(Exception):
     """The service does not take a document: one line that says why."""
 
 
+class Away(Refused):
+    """The service takes none, for as long as one may wait for it."""
+
+
 class _Busy(Exception):
     """It may, later."""
+
+
+_PASSING: Final = (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError, _Busy)
+"""What passes by itself; not an address or a key that can not be sent."""
 
 
 class DocumentClient:
     """Made by `connected`."""
 
-    def __init__(self, client: httpx.AsyncClient, patience: float, timeout: float) -> None:
+    def __init__(
+        self,
+        client: httpx.AsyncClient,
+        patience: float,
+        timeout: float,
+        on_wait: Callable[[str], None] = lambda why: None,
+    ) -> None:
         self._client = client
         self._patience = patience
         self._timeout = timeout
+        self._on_wait = on_wait
+        self._told = False
 
     async def upload(
         self, name: str, content: bytes, fields: Mapping[str, str | list[str]]
@@ -68,15 +91,22 @@ class DocumentClient:
 
     async def _request(self, method: str, path: str, **sent: Any) -> Any:
         trying = AsyncRetrying(
-            retry=retry_if_exception_type((httpx.TransportError, _Busy)),
+            retry=retry_if_exception_type(_PASSING),
             wait=wait_random_exponential(multiplier=0.2, max=5),
             stop=stop_after_delay(self._patience),
+            before_sleep=self._tell,
             reraise=True,
         )
         try:
             return await trying(self._once, method, path, **sent)
         except (httpx.TransportError, _Busy) as error:
-            raise Refused(f"the service does not answer: {error or type(error).__name__}") from None
+            raise Away(f"the service does not answer: {str(error) or type(error).__name__}") from None
+
+    def _tell(self, trial: RetryCallState) -> None:
+        """The first time that it is waited for."""
+        if not self._told and trial.outcome is not None:
+            self._told = True
+            self._on_wait(str(trial.outcome.exception()))
 
     async def _once(self, method: str, path: str, **sent: Any) -> Any:
         response = await self._client.request(method, path, **sent)
@@ -96,11 +126,15 @@ async def connected(
     *,
     patience: float = PATIENCE,
     timeout: float = 600.0,  # noqa: ASYNC109 - of a document
+    on_wait: Callable[[str], None] = lambda why: None,
 ) -> AsyncIterator[DocumentClient]:
-    """A client of the service at `url`. `timeout`: seconds until a document has to serve."""
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    """A client of the service at `url`. `timeout`: seconds until a document has to serve.
+
+    `on_wait` is told why the service is waited for, once.
+    """
+    headers = {b"Authorization": f"Bearer {key.strip()}".encode()} if key else {}
     async with httpx.AsyncClient(base_url=url, headers=headers, timeout=60.0, trust_env=False) as client:
-        yield DocumentClient(client, patience, timeout)
+        yield DocumentClient(client, patience, timeout, on_wait)
 
 
 def _after(cursor: str) -> dict[str, str]:

@@ -36,7 +36,7 @@ def ingest(
     """
     try:
         found = find(paths)
-    except SameSource as error:
+    except (SameSource, OSError) as error:
         raise end(str(error)) from None
     if dry_run:
         for file in found.files:
@@ -72,7 +72,7 @@ async def _run(
     console = Console(stderr=True)
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("Documents", total=len(found.files))
-        async with connected(url, key) as client:
+        async with connected(url, key, on_wait=lambda why: console.print(f"Waiting for {url}: {why}")) as client:
 
             def show(result: Result) -> None:
                 done = sum(result.counts.values())

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from api.cli.document_client import DocumentClient, Refused
+from api.cli.document_client import Away, DocumentClient, Refused
 from api.cli.document_files import DocumentFile, title_of
 
 
@@ -37,7 +37,10 @@ async def upload_all(
     concurrency: int,
     on_done: Callable[[Result], None] = lambda result: None,
 ) -> Result:
-    """One that is refused keeps none of the others. `on_done` is told after each."""
+    """One that is refused keeps none of the others. `on_done` is told after each.
+
+    A service that one file has waited for in vain is not waited for with the next.
+    """
     result, waiting = Result(), iter(files)
 
     async def lane() -> None:
@@ -47,6 +50,8 @@ async def upload_all(
             except (Refused, OSError) as error:
                 result.counts["failed"] += 1
                 result.failures.append(f"{file.source}: {error}")
+                if isinstance(error, Away):
+                    return
             else:
                 result.counts[outcome] += 1
                 result.chunks += chunks
@@ -55,6 +60,9 @@ async def upload_all(
     async with asyncio.TaskGroup() as lanes:
         for _ in range(concurrency):
             lanes.create_task(lane())
+    if unsent := sum(1 for _ in waiting):
+        result.counts["failed"] += unsent
+        result.failures.append(f"{unsent:,} more that were not sent")
     return result
 
 
@@ -73,6 +81,8 @@ async def prune(client: DocumentClient, roots: Iterable[Path], files: Sequence[D
 
 
 async def _upload(client: DocumentClient, file: DocumentFile, about: About) -> tuple[str, int]:
+    if file.source != file.source.encode("utf-8", "replace").decode():
+        raise Refused("its name is not UTF-8")
     content = await asyncio.to_thread(file.path.read_bytes)
     said = {
         "title": title_of(file, content),

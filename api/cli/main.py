@@ -12,9 +12,10 @@ INTERRUPTED: Final = 130
 
 def app() -> None:
     """Runs the command that the command line names."""
-    signal.signal(signal.SIGINT, _end)
+    before = signal.signal(signal.SIGINT, _end)
     from api.cli.commands import commands  # after the handler: a Ctrl-C amid the imports would end in a traceback
 
+    signal.signal(signal.SIGINT, before)  # a command has files, a terminal and people to leave in order
     commands()
 
 

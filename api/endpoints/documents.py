@@ -76,11 +76,11 @@ class ReadIn(BaseModel):
 
 @router.post("", status_code=201, summary="Store a document", openapi_extra={"requestBody": _BODY})
 async def post_document(request: Request, response: Response) -> dict[str, Any]:
-    """201 once it serves, 202 while it is worked on. The same `source` again replaces what it had before."""
+    """201 once it serves, else 202: `status` says how far it is. The same `source` again replaces what it had."""
     state = worker_state(request)
     state.access.require_admin(request)
     added = await state.library.add(await given_document(request, state.library.limits.bytes))
-    response.status_code = 202 if added.document.status == "processing" else 201
+    response.status_code = 201 if added.document.status == "ready" else 202
     response.headers["Location"] = f"{PATH}/{added.document.id}"
     return {**document_out(added.document), "outcome": added.outcome}
 

@@ -80,7 +80,7 @@ def _fault(fault: Mapping[str, Any]) -> dict[str, str]:
     """Which field, and what is wrong with it; never the value, which may be private."""
     if fault["type"] == "json_invalid":
         return {"field": "", "message": "The body is not valid JSON."}
-    if fault["type"] == "model_attributes_type":
+    if fault["type"] == "model_attributes_type" and fault["loc"] == ("body",):
         return {"field": "", "message": "Send a JSON object, with Content-Type: application/json."}
     place = [str(part) for part in fault["loc"] if part not in {"body", "query", "path"}]
     message = "is not known" if fault["type"] == "extra_forbidden" else str(fault["msg"]).removeprefix("Value error, ")

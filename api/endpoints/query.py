@@ -65,10 +65,13 @@ class Turn(_Body):
 
 
 class DocumentsIn(_Body):
-    """Which documents an answer may be grounded in: those with one of `tags`, and of `ids`."""
+    """Which documents an answer may be grounded in: those with one of `tags`, and of `ids`.
 
-    tags: Annotated[list[Name], Field(max_length=50)] = Field(default_factory=list)
-    ids: Annotated[list[Name], Field(max_length=200)] = Field(default_factory=list)
+    An empty list is refused: whoever means none of them must not be answered from all.
+    """
+
+    tags: Annotated[list[Name], Field(min_length=1, max_length=50)] = Field(default_factory=list)
+    ids: Annotated[list[Name], Field(min_length=1, max_length=200)] = Field(default_factory=list)
 
 
 class QueryIn(_Body):

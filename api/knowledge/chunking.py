@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from semantic_text_splitter import MarkdownSplitter
 
-from api.knowledge.plain_text import heading_words
+from api.knowledge.plain_text import FENCED, heading_words
 from api.ports.documents import Chunk
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ SECTION: Final = 20_000
 """Characters that are cut in one go."""
 LONGEST_HEADING: Final = 200
 _HEADING: Final = re.compile(r"^ {0,3}(#{1,6})[ \t]+(.+)$", re.MULTILINE)
-_FENCE: Final = re.compile(r"^ {0,3}(```+|~~~+).*?(?:^ {0,3}\1|\Z)", re.MULTILINE | re.DOTALL)
 _WORD: Final = re.compile(r"\w")
 
 Span = tuple[int, int]
@@ -116,7 +115,7 @@ def in_context(title: str, heading: str, text: str) -> str:
 
 def _headings(text: str) -> list[tuple[int, str]]:
     """Where each heading ends, and its path from there on; not of what looks like one within code."""
-    code = [found.span() for found in _FENCE.finditer(text)]
+    code = [found.span() for found in FENCED.finditer(text)]
     starts = [start for start, _ in code]
     paths: list[tuple[int, str]] = []
     above: list[tuple[int, str]] = []

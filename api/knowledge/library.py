@@ -23,6 +23,8 @@ READ_AT_ONCE: Final = 1024 * 1024
 AT_ONCE: Final = 2
 """Documents that one worker stores at the same time, beside what it finds waiting: one embeds while another writes."""
 SETTLE_SECONDS: Final = 30.0
+LOOK_SECONDS: Final = 0.25
+"""While a document waits for its turn here, another worker may be done with it."""
 
 Outcome = Literal["created", "updated", "unchanged"]
 
@@ -137,11 +139,17 @@ class Library:
         return replace(draft, facts=facts, content=parsed.text.encode(), media_type=None)
 
     async def _carried_out(self, document: str) -> None:
-        """In the background, and awaited for a while."""
+        """In the background, here or by another worker that came first, and awaited for a while."""
         task = asyncio.create_task(self._in_turn(document), name="ingestion")
         self._at_work.add(task)
         task.add_done_callback(self._done)
-        await asyncio.wait({task}, timeout=self.limits.wait)
+        until = time.monotonic() + self.limits.wait
+        while (left := until - time.monotonic()) > 0:
+            await asyncio.wait({task}, timeout=min(left, LOOK_SECONDS))
+            if not await self._ingestion.is_waiting(document):
+                return
+            if task.done():
+                await asyncio.sleep(random.uniform(0.02, 0.05))  # noqa: S311 - jitter
 
     async def _in_turn(self, document: str) -> bool:
         """As long as it waits for its turn here, any other worker may take it on."""

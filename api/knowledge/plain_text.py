@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from contextlib import suppress
 from typing import Final
 
 from charset_normalizer import from_bytes
@@ -14,29 +15,62 @@ _MARKS: Final = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe\x00\x00", "utf-32")
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff\ufffe\uffff]")
 _BLANK: Final = re.compile(r"\n[ \t]*(?:\n[ \t]*){2,}")
 _TITLE: Final = re.compile(r"\s*#[ \t]+(\S.*)")
+FENCED: Final = re.compile(r"^ {0,3}(```+|~~~+).*?(?:^ {0,3}\1|\Z)", re.MULTILINE | re.DOTALL)
+"""Code in Markdown: what looks like a heading there is a comment."""
 LONGEST_TITLE: Final = 500
 GUESSED_FROM: Final = 256 * 1024
 """Bytes that an encoding is guessed from."""
+_BEYOND_ASCII: Final = bytes(range(0x80, 0x100))
+_HIGH: Final = re.compile(rb"[\x80-\xff]+")
+_LATIN: Final = ("cp1252", "cp1250", "cp1257", "cp1254")
+"""Encodings of scripts whose letters are mostly ASCII. Of equals the first: a few letters tell little."""
 
 
-def decoded(data: bytes) -> str:
-    """By the mark at its beginning, as UTF-8, else by the most likely encoding. Raises `UnreadableDocument`."""
+def decoded(data: bytes, said: str | None = None) -> str:
+    """By the mark at its beginning, as it says itself where it does, as UTF-8, else by the most likely encoding.
+
+    Raises `UnreadableDocument`.
+    """
     marks = (*_MARKS, (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
-    encoding = next((name for mark, name in marks if data.startswith(mark)), "utf-8")
+    encoding = next((name for mark, name in marks if data.startswith(mark)), None)
+    if encoding is None and said is not None:
+        with suppress(UnicodeDecodeError, LookupError):
+            return data.decode(said)
     try:
-        return data.decode(encoding)
+        return data.decode(encoding or "utf-8")
     except UnicodeDecodeError as error:
-        if encoding != "utf-8":
+        if encoding is not None:
             raise UnreadableDocument(f"Its mark says {encoding}, and it is not: {error.reason}.") from None
-    guess = from_bytes(data[:GUESSED_FROM]).best()
-    if guess is None or guess.chaos > 0.2:
+        if _is_mostly_utf8(data):
+            raise UnreadableDocument(f"It is UTF-8 but for byte {error.start}: convert all of it to UTF-8.") from None
+    guess = _guess(data[:GUESSED_FROM])
+    if guess is None:
         raise UnreadableDocument("Its encoding is not UTF-8, and can not be told: convert it to UTF-8.")
     try:
-        return data.decode(guess.encoding)
+        return data.decode(guess)
     except (UnicodeDecodeError, LookupError):
-        raise UnreadableDocument(
-            f"Its encoding seems to be {guess.encoding}, and is not: convert it to UTF-8."
-        ) from None
+        raise UnreadableDocument(f"Its encoding seems to be {guess}, and is not: convert it to UTF-8.") from None
+
+
+def _is_mostly_utf8(data: bytes) -> bool:
+    """Whether of what is beyond ASCII more is UTF-8 than is not: in another encoding hardly anything is by chance."""
+    valid = data.decode("utf-8", "ignore")
+    characters = len(valid) - len(data.translate(None, _BEYOND_ASCII))
+    return characters >= len(data) - len(valid.encode())
+
+
+def _guess(data: bytes) -> str | None:
+    """The most likely encoding; None where none is likely.
+
+    Where letters beyond ASCII stand alone, the script is Latin, and a guess at large would find Chinese in them.
+    """
+    runs = _HIGH.findall(data)
+    if 2 * sum(len(run) == 1 for run in runs) > len(runs):
+        matches = [match for page in _LATIN if (match := from_bytes(data, cp_isolation=[page]).best()) is not None]
+        guess = max(matches, key=lambda match: (-match.chaos, match.coherence), default=None)
+    else:
+        guess = from_bytes(data).best()
+    return guess.encoding if guess is not None and guess.chaos <= 0.2 else None
 
 
 def tidied(text: str) -> str:

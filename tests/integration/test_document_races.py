@@ -15,6 +15,7 @@ from api.embedded.redis_server import EmbeddedRedis, embedded_redis
 from api.errors import NotFound, ServiceUnavailable, StoreUnavailable
 from api.knowledge.chunking import Chunker, estimated_tokens
 from api.knowledge.ingestion import ATTEMPTS
+from api.knowledge.library import AT_ONCE
 from api.redis_store.document_fields import owner_of
 from tests.knowledge_worker import GatedEmbedder, Worker, lease_ended, worker
 from tests.stored_corpus import StoredCorpus, Texts
@@ -132,6 +133,32 @@ async def test_one_document_given_to_two_workers_at_once_is_there_once(
     await asyncio.gather(*(one.store("rules", text) for one, text in zip(fleet, texts, strict=True)))
     found = [faults(stored, cut(rules=text)) for text in texts]
     assert [] in found
+
+
+async def test_who_uploads_waits_for_another_worker_that_came_first(redis_url: str, fleet: list[Worker]) -> None:
+    first, _ = fleet
+    await first.stopped("rules", OLD)
+    async with worker(redis_url, "third", GatedEmbedder("e"), ingest_wait=20.0) as third:
+        uploading = third.give("rules", OLD)
+        assert await asyncio.wait({uploading}, timeout=0.1) == (set(), {uploading})
+        await first.go_on()
+        assert (await asyncio.wait_for(uploading, 10)).document.status == "ready"
+        assert third.embedder.texts == []
+
+
+async def test_who_uploads_does_not_wait_for_a_turn_of_his_own_once_another_worker_is_done(
+    redis_url: str, fleet: list[Worker]
+) -> None:
+    async with worker(redis_url, "third", GatedEmbedder("e"), ingest_wait=20.0) as third:
+        third.embedder.stop_after(0)
+        busy = [third.give(f"large {number}", OLD) for number in range(AT_ONCE)]
+        await third.embedder.stopped()
+        uploading = third.give("rules", NEW)
+        await asyncio.wait({uploading}, timeout=0.1)
+        await fleet[0].knowledge.upkeep.carry_out_waiting()
+        assert (await asyncio.wait_for(uploading, 5)).document.status == "ready"
+        third.embedder.go_on()
+        await asyncio.gather(*busy)
 
 
 async def test_what_redis_forgets_in_the_middle_is_not_brought_back_by_halves(

@@ -143,6 +143,14 @@ async def test_a_question_can_be_narrowed_to_tags_and_documents(serve: Service) 
     assert await cited(tags=["none"]) == set()
 
 
+@pytest.mark.parametrize("documents", [{"tags": []}, {"ids": []}, None])
+async def test_what_names_no_document_is_refused_rather_than_answered_from_all(serve: Service, documents: Any) -> None:
+    client = await serve()
+    refused = await client.post("/query", json={"question": "Who approves my holiday?", "documents": documents})
+    assert refused.status_code == 422
+    assert refused.json()["detail"].startswith("documents")
+
+
 async def test_no_tenant_sees_anything_of_another(serve: Service) -> None:
     access = {"api_keys": "acme=k1,Acme=k2", "admin_keys": "root"}
     client = await serve(embedder=ONNX, access=access)
@@ -291,6 +299,12 @@ async def test_a_large_file_is_worked_on_in_the_background_and_says_what_was_wro
     await wait_until_async(ready)
     assert (await client.get(where)).json()["title"] == "Of its own"
     assert (await client.delete(where)).status_code == 204
+
+
+async def test_a_large_file_that_fails_before_its_sender_is_answered_does_not_pass_for_stored(serve: Service) -> None:
+    client = await serve(embedder=ONNX, documents={"ingest_wait": 20})
+    blank = await client.post("/documents", files={"file": ("a.md", b" \n" * 600_000)})
+    assert (blank.status_code, blank.json()["status"]) == (202, "failed")
 
 
 async def test_with_the_embedder_away_the_document_waits(serve: Service, stub: StubOllama) -> None:

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -11,7 +18,7 @@ from typer.testing import CliRunner
 
 from api.cli.commands import commands
 from api.cli.document_client import DocumentClient, Refused, connected
-from api.cli.document_files import find, title_of
+from api.cli.document_files import DocumentFile, find, title_of
 from api.cli.ingest import summary
 from api.cli.ingest_run import About, Result, prune, upload_all
 from tests.integration.test_documents import CANTEEN, HOLIDAY, ONNX
@@ -30,14 +37,39 @@ def folder(tmp_path: Path) -> Path:
     (pages / "picture.png").write_bytes(b"\x89PNG")
     (pages / ".git" / "hidden.md").write_text("# No")
     (pages / ".hidden.md").write_text("# No")
+    (pages / "link.md").symlink_to("holiday.md")
+    (pages / "loop").symlink_to(".")
+    os.mkfifo(pages / "pipe.md")
     return pages
 
 
 def test_what_is_found_in_a_folder(folder: Path) -> None:
     found = find([folder, folder / "holiday.md"])
     assert [file.source for file in found.files] == ["pages/broken.pdf", "pages/deep/canteen.txt", "pages/holiday.md"]
-    assert found.skipped == 1
+    assert found.skipped == 4
     assert [title_of(file, file.path.read_bytes()) for file in found.files] == [None, "canteen", "Holiday policy"]
+
+
+def test_a_comment_in_code_is_no_title(tmp_path: Path) -> None:
+    page = DocumentFile(tmp_path / "install.md", "install.md")
+    assert title_of(page, b"Installing\n\n```\n# as root\n```\n") == "install"
+    assert title_of(page, b"---\nlang: en\n---\n\n~~~\n# as root\n~~~\n\n# Installing\n") == "Installing"
+
+
+def test_a_folder_that_can_not_be_looked_into_is_one_line_before_anything_is_sent(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = Path.iterdir
+
+    def iterdir(path: Path) -> Iterator[Path]:
+        if path.name == "deep":
+            raise PermissionError(13, "Permission denied", str(path))
+        return looked(path)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    refused = CliRunner().invoke(commands, ["ingest", str(folder), "--prune"])
+    assert refused.exit_code == 1
+    assert refused.output.startswith("ragherd: [Errno 13] Permission denied")
 
 
 def test_files_that_would_replace_each_other_are_refused(tmp_path: Path) -> None:
@@ -105,6 +137,63 @@ async def test_a_service_that_stays_away_is_one_line() -> None:
     async with httpx.AsyncClient(transport=httpx.MockTransport(refuse), base_url="http://service") as client:
         with pytest.raises(Refused, match="nobody there"):
             await DocumentClient(client, 0.01, 1).upload("a.md", b"text", {})
+
+
+async def test_a_service_that_one_file_waited_for_in_vain_is_not_waited_for_with_the_next(folder: Path) -> None:
+    asked: list[str] = []
+    told: list[str] = []
+
+    def refuse(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.path)
+        raise httpx.ConnectError("nobody there", request=request)
+
+    async with httpx.AsyncClient(transport=httpx.MockTransport(refuse), base_url="http://service") as client:
+        result = await upload_all(DocumentClient(client, 0.3, 1, told.append), find([folder]).files, About(), 1)
+    assert dict(result.counts) == {"failed": 3}
+    assert result.failures == [
+        "pages/broken.pdf: the service does not answer: nobody there",
+        "2 more that were not sent",
+    ]
+    assert len(asked) > 1
+    assert told == ["nobody there"]
+
+
+@pytest.mark.parametrize("url", ["localhost:8001", "127.0.0.1:8001"])
+async def test_an_address_that_can_not_be_right_is_not_waited_for(url: str) -> None:
+    async with connected(url, " schlüssel\n") as client:
+        with pytest.raises(Refused, match="protocol"):
+            await asyncio.wait_for(client.all_of(None), 5)
+
+
+async def test_a_name_that_is_not_utf_8_keeps_none_of_the_others(tmp_path: Path) -> None:
+    for name in ("a.md", "b.md"):
+        (tmp_path / name).write_text(HOLIDAY)
+    ready = httpx.Response(201, json={"id": "d1", "status": "ready", "chunks": 1, "outcome": "created"})
+    files = [DocumentFile(tmp_path / "a.md", "urlaub\udce9.md"), DocumentFile(tmp_path / "b.md", "b.md")]
+    transport = httpx.MockTransport(lambda _: ready)
+    async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
+        result = await upload_all(DocumentClient(client, 1, 1), files, About(), 1)
+    assert dict(result.counts) == {"failed": 1, "created": 1}
+    assert result.failures == ["urlaub\udce9.md: its name is not UTF-8"]
+
+
+def test_ctrl_c_says_that_it_can_be_run_again(folder: Path) -> None:
+    code = """
+import runpy, signal, sys
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts its background jobs with SIGINT ignored
+sys.argv = ["ragherd", *sys.argv[1:]]
+runpy.run_module("api.cli.main", run_name="__main__")
+"""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        command = [sys.executable, "-c", code, "ingest", str(folder), "--url", url]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as running:
+            silent.settimeout(30)
+            silent.accept()
+            running.send_signal(signal.SIGINT)
+            assert running.communicate(timeout=10)[1] == "Stopped: running it again goes on from here.\n"
+    assert running.returncode == 130
 
 
 def test_a_dry_run_lists_the_files(folder: Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import tomllib
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
+from pathlib import Path
 
 import docx
 import pytest
@@ -16,7 +18,9 @@ from api.errors import PayloadTooLarge, ServiceUnavailable, UnreadableDocument, 
 from api.knowledge.media_types import DOCX, HTML, MARKDOWN, PDF, TEXT, media_type
 from api.knowledge.parsing import AT_ONCE, Parsed, ParseLimits, Parser, _read
 from api.knowledge.plain_text import decoded, tidied
+from api.knowledge.readers import html
 
+ROOT = Path(__file__).parents[2]
 LIMITS = ParseLimits(pages=20, characters=100_000, timeout=30)
 
 
@@ -79,9 +83,45 @@ async def test_a_page_is_what_a_reader_reads() -> None:
     assert (parsed.title, parsed.text) == ("The page", "## Canteen\n\nThird **floor**.")
 
 
-async def test_a_page_says_its_encoding_itself() -> None:
-    page = '<meta charset="iso-8859-1"><p>Überstunden für alle</p>'.encode("iso-8859-1")
-    assert (await parser().parse(page, HTML)).text == "Überstunden für alle"
+@pytest.mark.parametrize(
+    ("said", "encoding"),
+    [
+        ("iso-8859-1", "cp1252"),
+        ("shift_jis", "shift_jis"),
+        ("iso-2022-jp", "iso-2022-jp"),
+        ("utf-8", "utf-8"),
+        ("utf-8", "utf-16"),
+        ("utf-16", "utf-8"),
+        ("no such", "utf-8"),
+    ],
+)
+def test_a_page_says_its_encoding_itself(said: str, encoding: str) -> None:
+    text = "“Überstunden” für alle" if "jp" not in encoding and "jis" not in encoding else "休暇の規則"
+    assert html.read(f'<meta charset="{said}"><p>{text}</p>'.encode(encoding), 1, 100)[0].strip() == text
+
+
+@pytest.mark.parametrize("said", ["", '<meta charset="utf-8">'])
+def test_a_page_that_does_not_say_its_encoding_or_is_wrong_is_read_as_a_text_is(said: str) -> None:
+    text = "São Paulo office opening hours: 9-17"
+    assert html.read(f"{said}<p>{text}</p>".encode("cp1252"), 1, 100)[0].strip() == text
+    with pytest.raises(UnreadableDocument, match="It is UTF-8 but for byte"):
+        html.read(f"{said}<p>{text}</p>".encode() + b"\xc3", 1, 100)
+
+
+def test_end_tags_may_be_left_out_where_html_lets_them() -> None:
+    page = (
+        "<h1>Rules</h1><p>One <b>of</b> many<p>Two<ul><li>a<ul><li>b<li>c</ul><li>d</ul>"
+        "<table><tr><th>City<th>Days<tr><td>Bern<td>5<tr><td>Basel<td>6</table><dl><dt>Term<dd>Meaning<dt>Other</dl>"
+    )
+    closed = (
+        "<h1>Rules</h1><p>One <b>of</b> many</p><p>Two</p><ul><li>a<ul><li>b</li><li>c</li></ul></li><li>d</li></ul>"
+        "<table><tr><th>City</th><th>Days</th></tr><tr><td>Bern</td><td>5</td></tr><tr><td>Basel</td><td>6</td></tr>"
+        "</table><dl><dt>Term</dt><dd>Meaning</dd><dt>Other</dt></dl>"
+    )
+    assert html.read(page, 1, 1000) == html.read(closed, 1, 1000)
+    for rest in ("<body>Text", "<p>Text"):
+        assert html.read(f"<html><head><title>Rules</title>{rest}", 1, 100)[:2] == ("Text", "Rules")
+    assert html.read("<p>Text\n" * 2_000, 1, 100_000)[0].count("Text") == 2_000
 
 
 async def test_too_many_pages_are_refused_unread() -> None:
@@ -109,12 +149,27 @@ async def test_what_grows_while_it_is_read_stays_out_of_the_worker(monkeypatch: 
     assert replies[0] < 1000
 
 
-async def test_an_encrypted_pdf_says_so() -> None:
+def encrypted(password: str, algorithm: str) -> bytes:
     writer, out = PdfWriter(clone_from=PdfReader(BytesIO(pdf("Secret.")))), BytesIO()
-    writer.encrypt("password", algorithm="RC4-128")
+    writer.encrypt(password, "the owner's", algorithm=algorithm)
     writer.write(out)
+    return out.getvalue()
+
+
+async def test_an_encrypted_pdf_says_so() -> None:
     with pytest.raises(UnreadableDocument, match="password"):
-        await parser().parse(out.getvalue(), PDF)
+        await parser().parse(encrypted("password", "AES-256"), PDF)
+
+
+@pytest.mark.parametrize("algorithm", ["RC4-128", "AES-128", "AES-256"])
+async def test_a_pdf_that_opens_without_a_password_is_read(algorithm: str) -> None:
+    assert (await parser().parse(encrypted("", algorithm), PDF)).text == "Secret."
+
+
+def test_what_reads_an_encrypted_pdf_is_installed_with_the_service() -> None:
+    """The packages that tests need bring it along too: without this nothing here would miss it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert any(package.startswith("pypdf[crypto]") for package in project["dependencies"])
 
 
 async def test_pictures_of_pages_are_no_text() -> None:
@@ -178,6 +233,34 @@ async def test_a_page_nested_without_end_ends_its_reader_and_not_the_worker() ->
 )
 def test_a_text_is_read_by_its_mark_or_by_its_letters(content: bytes, text: str | None) -> None:
     assert decoded(content) == text if text else "Überstunden werden für" in decoded(content)
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("It’s here.", "cp1252"),
+        ("Größe: 5 €", "cp1252"),
+        ("São Paulo office opening hours: 9-17", "cp1252"),
+        ("Für die Genehmigung ist der Teamleiter zuständig.", "cp1252"),
+        ("Política de vacaciones: 23 días por año", "cp1252"),
+        ("Urlop zatwierdza kierownik zespołu, a wniosek składa się dwa tygodnie wcześniej.", "cp1250"),
+        ("Отпуск утверждает руководитель группы.", "cp1251"),
+        ("休暇はチームリーダーが承認します。", "shift_jis"),
+        ("假期由团队负责人批准，需要提前两周申请。", "gb18030"),
+    ],
+)
+def test_a_short_text_in_an_old_encoding_is_read_right(text: str, encoding: str) -> None:
+    assert decoded(text.encode(encoding)) == text
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["Grün ist die Heide".encode() + b"\xc3", "Grün, ".encode() * 50 + "Müller".encode("cp1252")],
+    ids=["cut off", "joined"],
+)
+def test_damaged_utf_8_is_refused_rather_than_guessed_at(content: bytes) -> None:
+    with pytest.raises(UnreadableDocument, match="It is UTF-8 but for byte"):
+        decoded(content)
 
 
 def test_control_characters_and_heaps_of_blank_lines_go() -> None:

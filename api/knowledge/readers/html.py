@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
-from bs4 import BeautifulSoup
+from bs4 import BeautifulSoup, Tag
+from bs4.dammit import EncodingDetector
 from markdownify import ATX, MarkdownConverter
+
+from api.knowledge.plain_text import decoded
 
 SILENT: Final = ("script", "style", "noscript", "template", "svg", "nav", "iframe", "object", "form", "button")
 """Elements that are no text of the page."""
+LATIN: Final = ("iso-8859-1", "latin1", "latin-1", "us-ascii", "ascii")
+"""Said of pages that are in Windows-1252, and read as that by every browser."""
+_PARTS: Final = ("body", "div", "section", "article", "main", "aside", "header", "footer", "form", "fieldset")
+_HOLDING: Final = frozenset((*_PARTS, "blockquote", "figure", "details", "ul", "ol", "dl", "table"))
+"""Elements that only their own end tag ends, with all that is open in them."""
+_BLOCKS: Final = (*_HOLDING, "p", "pre", "hr", "address", "nav", "h1", "h2", "h3", "h4", "h5", "h6")
+_ENDED: Final = {
+    **dict.fromkeys(_BLOCKS, ("p", "head")),
+    "li": ("li",),
+    **dict.fromkeys(("dt", "dd"), ("dt", "dd")),
+    **dict.fromkeys(("td", "th"), ("td", "th")),
+    "tr": ("tr",),
+    **dict.fromkeys(("thead", "tbody", "tfoot"), ("thead", "tbody", "tfoot")),
+}
+"""What the start of an element ends, where that is open and has no end tag."""
 
 
 def read(data: bytes | str, pages: int, characters: int) -> tuple[str, str | None, int | None]:
     """Text, title, no number of pages. The encoding is the page's own, by its mark or its `meta`."""
-    soup = BeautifulSoup(data, "html.parser")
+    page = data if isinstance(data, str) else decoded(data, _said(data))
+    soup = _Page(page, "html.parser")
     title = _title(soup)
     for element in soup(SILENT):
         element.decompose()
@@ -21,6 +40,29 @@ def read(data: bytes | str, pages: int, characters: int) -> tuple[str, str | Non
         soup.head.decompose()
     converter = MarkdownConverter(heading_style=ATX, bullets="-", strip=["img"], escape_misc=False)
     return converter.convert_soup(soup), title, None
+
+
+class _Page(BeautifulSoup):
+    """Ends what HTML lets end by itself: the parser would nest each paragraph without an end in the one before."""
+
+    def handle_starttag(self, name: str, *about: Any, **more: Any) -> Tag | None:
+        """Called by the parser."""
+        ended = _ENDED.get(name, ())
+        for element in reversed(self.tagStack if ended else ()):
+            if element.name in ended:
+                self.handle_endtag(element.name)
+                break
+            if element.name in _HOLDING:
+                break
+        return super().handle_starttag(name, *about, **more)
+
+
+def _said(data: bytes) -> str | None:
+    """The encoding that a page says it has, as browsers take it; left to itself the parser guesses where it is not."""
+    said = EncodingDetector.find_declared_encoding(data, is_html=True)
+    if said is None or said.startswith("utf-"):
+        return None  # UTF-8: in UTF-16 its `meta` could not be read
+    return "cp1252" if said in LATIN else said
 
 
 def _title(soup: BeautifulSoup) -> str | None:
