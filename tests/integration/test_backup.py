@@ -285,6 +285,24 @@ def test_it_can_be_piped(redis: Redis, redis_url: str) -> None:
     assert put.stderr == b""
 
 
+async def test_pipes_are_written_to_and_read_from_and_links_followed(
+    redis: Redis, ragherd: Command, file: str, tmp_path: Path
+) -> None:
+    pipe, link = tmp_path / "pipe", tmp_path / "latest"
+    os.mkfifo(pipe)
+    end = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)
+    await ok(ragherd, "backup", str(pipe), "--plain")
+    saved = os.read(end, 65_536)
+    os.close(end)
+    assert saved.splitlines()[-1].startswith(b'{"is":"end"')
+    restored, _ = await asyncio.gather(ok(ragherd, "restore", str(pipe)), asyncio.to_thread(pipe.write_bytes, saved))
+    assert restored == "documents: none\nanswers: none\n"
+    link.symlink_to(file)
+    await ok(ragherd, "backup", str(link))
+    assert link.is_symlink()
+    assert read(file)[-1]["is"] == "end"
+
+
 # -- what must not come back -------------------------------------------------------------------------------------------
 
 
