@@ -17,7 +17,7 @@ ONNX_CHUNK_TOKENS = 224
 def _check_ports(settings: Settings) -> None:
     server = settings.server
     if server.port and server.port == server.metrics_port:
-        raise SettingsError(f"METRICS_PORT: {server.port} is PORT too; 0 starts no metrics process")
+        raise SettingsError(f"METRICS_PORT: {server.port} is also PORT; give it another one")
 
 
 def _check_redis_tls(settings: Settings) -> None:
