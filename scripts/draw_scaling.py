@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from api.cli.plan import plain
 from api.scaling.costs import load_costs
 from api.scaling.demand import Demand
 
@@ -68,7 +69,7 @@ def draw(rows: Sequence[Row]) -> str:
         return [(row["workers"], value(row)) for row in rows if row["rate"] == rate]
 
     busy = {_named(rate): line(rate, lambda row: 100 * row["utilisation"]) for rate in RATES}
-    heard = {_named(rate): line(rate, lambda row: row["notice_most"]) for rate in RATES}
+    heard = {_named(rate): line(rate, lambda row: _or_never(row["notice_most"])) for rate in RATES}
     panels = (
         Panel("Redis's main thread busy (%)", 0.1, 100, (70, "70 %"), busy),
         Panel("until the last worker knows of a transition (ms)", 1, 10_000, (1000, "asked by itself"), heard),
@@ -80,6 +81,10 @@ def draw(rows: Sequence[Row]) -> str:
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size} {font}>\n{ground}\n{drawn}\n</svg>\n'
 
 
+def _or_never(milliseconds: float | None) -> float:
+    return math.inf if milliseconds is None else milliseconds
+
+
 def _named(rate: int) -> str:
     return f"{rate} requests/s a replica" if rate else "idle"
 
@@ -89,7 +94,8 @@ def _panel(panel: Panel, left: int) -> str:
         return left + MARGIN + (WIDTH - MARGIN - 20) * math.log(workers / 40) / math.log(100)
 
     def y(value: float) -> float:
-        share = math.log(max(value, panel.low) / panel.low) / math.log(panel.high / panel.low)
+        shown = min(max(value, panel.low), panel.high)
+        share = math.log(shown / panel.low) / math.log(panel.high / panel.low)
         return HEIGHT - (HEIGHT - MARGIN) * share
 
     parts = [f'<text x="{left + MARGIN}" y="20" font-size="13" font-weight="bold">{panel.title}</text>']
@@ -121,7 +127,7 @@ def _decades(low: float, high: float) -> list[float]:
 def main() -> None:
     rows = simulated(Path(sys.argv[1]) if len(sys.argv) > 1 else None)
     IMAGES.mkdir(exist_ok=True)
-    ROWS.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+    ROWS.write_text("[\n" + ",\n".join(json.dumps(plain(row)) for row in rows) + "\n]\n")
     CHART.write_text(draw(rows))
 
 

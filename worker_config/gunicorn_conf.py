@@ -22,7 +22,7 @@ from worker_config.memory_guard import MemoryGuard
 from worker_config.memory_limit import limit_in_bytes
 from worker_config.metrics_process import MetricsProcess
 from worker_config.parent_death import die_with_parent
-from worker_config.prometheus_dir import prepare_directory
+from worker_config.prometheus_dir import VARIABLE, prepare_directory
 from worker_config.rolling_arbiter import take_over
 
 CLOSING = 5.0
@@ -70,7 +70,10 @@ def on_starting(server: Any) -> None:
         metrics_listener = listen("METRICS_PORT", _server.host, _server.metrics_port) if _server.metrics_port else None
     except PortTaken as error:
         _stop_the_start(str(error))
-    server.metrics_directory = prepare_directory()
+    try:
+        server.metrics_directory = prepare_directory()
+    except OSError as error:
+        _stop_the_start(f"{VARIABLE}: {': '.join(filter(None, (error.filename, error.strerror)))}")
     if metrics_listener:
         server.metrics_process = MetricsProcess(metrics_listener, server.metrics_directory.path)
     server.bound_at_start = _bound()

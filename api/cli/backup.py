@@ -64,17 +64,18 @@ def _opened(file: str) -> Iterator[BinaryIO]:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
-    if file == os.devnull:
-        with Path(file).open("wb") as nothing:
-            yield nothing
+    if Path(file).exists() and not Path(file).is_file():
+        with Path(file).open("wb") as device:  # or a pipe: another file in its place would be its end
+            yield device
         return
-    part = Path(f"{file}.part")
+    target = Path(file).resolve()
+    part = target.with_name(f"{target.name}.part")
     try:
         with _private(part) as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        part.replace(file)
+        part.replace(target)
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)

@@ -7,7 +7,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Annotated, BinaryIO
@@ -71,13 +71,13 @@ def _checked(stream: BinaryIO) -> Checked:
 @contextmanager
 def _opened(file: str) -> Iterator[BinaryIO]:
     """Something that can be sought in: it is checked as a whole before anything is restored."""
-    if file != STREAM:
-        with _file(file) as stream:
+    with nullcontext(sys.stdin.buffer) if file == STREAM else _file(file) as stream:
+        if file != STREAM and stream.seekable():
             yield stream
-        return
-    with TemporaryFile() as spooled:
-        shutil.copyfileobj(sys.stdin.buffer, spooled)
-        yield spooled
+            return
+        with TemporaryFile() as spooled:
+            shutil.copyfileobj(stream, spooled)
+            yield spooled
 
 
 def _file(name: str) -> BinaryIO:

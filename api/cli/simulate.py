@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from api.cli.exits import UNUSABLE, end
-from api.cli.plan import CostsFile, costs_or_exit
+from api.cli.plan import CostsFile, costs_or_exit, plain
 from api.scaling.demand import Demand
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def simulate(
         if as_json:
             for number, outcome in enumerate(found):
                 named = {"replicas": size, "workers": demand.fleet, "rate": demand.rate, "seed": seed + number}
-                typer.echo(json.dumps({**named, **asdict(outcome)}))
+                typer.echo(json.dumps(plain({**named, **asdict(outcome)})))
     if not as_json:
         _show(runs)
 
@@ -78,7 +79,7 @@ def _show(runs: list[tuple[Demand, list[Outcome]]]) -> None:
 def _span(values: list[float]) -> str:
     low, high = min(values), max(values)
     digits = 0 if high >= 100 else 1 if high >= 10 else 2
-    least, most = f"{low:,.{digits}f}", f"{high:,.{digits}f}"
+    least, most = ("never" if math.isinf(one) else f"{one:,.{digits}f}" for one in (low, high))
     return least if least == most else f"{least}-{most}"
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel
 
-from api.embedded.errors import LaunchError
 from api.embedded.model_process import STAND_IN_EMBEDDER, STAND_IN_LLM
 from api.embedded.ports import free_port
 from api.embedded.service_process import STOP_DEADLINE
@@ -55,13 +54,8 @@ def is_set(concern: BaseModel, field: str) -> bool:
 
 
 def addresses(settings: Settings) -> Addresses:
-    """The configured ones; PORT=0 is any free port, METRICS_PORT=0 none.
-
-    Raises `LaunchError` where one port is to serve twice.
-    """
+    """The configured ones; PORT=0 is any free port, METRICS_PORT=0 none."""
     server = settings.server
-    if server.port and server.port == server.metrics_port:
-        raise LaunchError(f"METRICS_PORT: {server.port} is also PORT; give it another one")
     return Addresses(server.host, server.port or free_port(), server.metrics_port)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from http import HTTPStatus
 from typing import Annotated, Any, Final, TypeVar
 
@@ -13,7 +14,7 @@ from starlette.exceptions import HTTPException
 
 from api.endpoints.access import DEFAULT_TENANT
 from api.endpoints.query import IsText, Name
-from api.errors import InvalidRequest, PayloadTooLarge
+from api.errors import InvalidRequest, PayloadTooLarge, ServiceUnavailable
 from api.knowledge.library import Given
 from api.knowledge.media_types import TEXT, media_type
 from api.ports.documents import DocumentFacts
@@ -55,7 +56,7 @@ class FormIn(_Facts):
 
 
 async def given_document(request: Request, most_bytes: int) -> Given:
-    """Raises `InvalidRequest`, `UnsupportedDocument`, `PayloadTooLarge`."""
+    """Raises `InvalidRequest`, `UnsupportedDocument`, `PayloadTooLarge`, `ServiceUnavailable`."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() == FORM:
         form = await _form(request)
         try:
@@ -74,6 +75,10 @@ async def _form(request: Request) -> FormData:
             raise
         fault = {"field": "", "message": str(error.detail)}
         raise InvalidRequest(str(error.detail), errors=[fault]) from None
+    except OSError as error:  # a file beyond 1 MiB lies in the temporary directory until it is read
+        if error.errno != errno.ENOSPC:
+            raise
+        raise ServiceUnavailable("Other files have all the room there is for uploads.", retry_after=1) from None
 
 
 async def _from_form(form: FormData, most_bytes: int) -> Given:

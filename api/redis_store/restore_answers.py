@@ -7,7 +7,7 @@ it, as any new document might.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -37,6 +37,9 @@ class _Ready:
     at_ms: int
     outcome: AnswerOutcome
     fields: Mapping[str, str | bytes]
+
+
+_Act = Callable[[CacheKeys, Mapping[int, _Ready]], Coroutine[Any, Any, dict[int, str]]]
 
 
 class AnswerWriter:
@@ -86,7 +89,7 @@ class AnswerWriter:
             at_ms = clocks[self._keys.partition(answer.scope)]
             ready.append(_Ready(answer, at_ms, *self._judged(answer, at_ms, deleted, serving, is_fresh=is_fresh)))
         wanted = {number: one for number, one in enumerate(ready) if one.outcome in ("restored", "restored stale")}
-        replies = {} if dry_run else await self._stored(wanted)
+        replies = await self._in_parts(self._there_in if dry_run else self._stored_in, wanted)
         outcomes: list[AnswerOutcome | None] = []
         for number, one in enumerate(ready):
             reply = replies.get(number, "restored")
@@ -120,12 +123,12 @@ class AnswerWriter:
             return "restored", fields
         return "restored stale", {**fields, "expires_ms": str(now_ms)}
 
-    async def _stored(self, wanted: Mapping[int, _Ready]) -> dict[int, str]:
+    async def _in_parts(self, act: _Act, wanted: Mapping[int, _Ready]) -> dict[int, str]:
         """What became of each, by its number."""
         parts: dict[CacheKeys, dict[int, _Ready]] = {}
         for number, one in wanted.items():
             parts.setdefault(self._keys.partition(one.answer.scope), {})[number] = one
-        found = await on_all(self._stored_in(part, of_part) for part, of_part in parts.items())
+        found = await on_all(act(part, of_part) for part, of_part in parts.items())
         return {number: reply for replies in found for number, reply in replies.items()}
 
     async def _stored_in(self, part: CacheKeys, wanted: Mapping[int, _Ready]) -> dict[int, str]:
@@ -137,6 +140,21 @@ class AnswerWriter:
 
         replies = await self._gate.of(part.invalidated).run("restore", store)
         return {number: reply.decode() for number, reply in zip(wanted, replies, strict=True)}
+
+    async def _there_in(self, part: CacheKeys, wanted: Mapping[int, _Ready]) -> dict[int, str]:
+        """As `_stored_in` would say; that others may have no room is not looked at."""
+
+        async def look(client: Redis) -> list[Any]:
+            async with client.pipeline(transaction=False) as pipe:
+                for one in wanted.values():
+                    pipe.hget(part.entry(one.answer.scope, one.answer.digest), "created_ms")
+                return list(await pipe.execute())
+
+        found = await self._gate.of(part.invalidated).run("restore", look)
+        is_there = {
+            number: int(at or -1) >= wanted[number].answer.created_ms for number, at in zip(wanted, found, strict=True)
+        }
+        return {number: "there already" if there else "restored" for number, there in is_there.items()}
 
     def _call(self, part: CacheKeys, one: _Ready) -> tuple[list[str], list[Any]]:
         answer = one.answer

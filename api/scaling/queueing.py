@@ -21,10 +21,14 @@ def erlang_c(load: float, servers: int) -> float:
         return 0.0
     if load >= servers:
         return 1.0
-    blocked = 1.0
-    for number in range(1, servers + 1):
-        blocked = load * blocked / (number + load * blocked)
-    return blocked / (1 - load / servers * (1 - blocked))
+    # One over Erlang's B, as a sum that is broken off where its terms no longer count: servers may be billions.
+    term = total = 1.0
+    for number in range(servers):
+        term *= (servers - number) / load
+        total += term
+        if term < total * 1e-16 or total > 1e300:
+            break
+    return 1 / (1 + (total - 1) * (1 - load / servers))
 
 
 def mean_wait(a_second: float, seconds: float, servers: int) -> float:

@@ -14,6 +14,12 @@ ONNX_CHUNK_TOKENS = 224
 """Of the 256 that MiniLM reads at once: the rest is for its marks, the title and the headings."""
 
 
+def _check_ports(settings: Settings) -> None:
+    server = settings.server
+    if server.port and server.port == server.metrics_port:
+        raise SettingsError(f"METRICS_PORT: {server.port} is also PORT; give it another one")
+
+
 def _check_redis_tls(settings: Settings) -> None:
     redis = settings.redis
     files = {"REDIS_CA_FILE": redis.ca_file, "REDIS_CERT_FILE": redis.cert_file, "REDIS_KEY_FILE": redis.key_file}
@@ -31,6 +37,7 @@ def _check_sentinels(settings: Settings) -> None:
 
 def check_together(settings: Settings) -> None:
     """Raises `SettingsError` where values that are right by themselves do not go together."""
+    _check_ports(settings)
     _check_redis_tls(settings)
     _check_sentinels(settings)
     _check_access(settings)

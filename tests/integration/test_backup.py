@@ -149,6 +149,7 @@ async def test_restoring_twice_changes_nothing(serve: Service, redis: Redis, rag
     before = {key: await redis.dump(key) async for key in redis.scan_iter(f"{NEW}*")}
     said = await ok(ragherd, "restore", file, prefix=NEW)
     assert said == "documents: unchanged 1\nanswers: there already 1\n"
+    assert await ok(ragherd, "restore", file, "--dry-run", prefix=NEW) == f"{said}Nothing was changed.\n"
     after = {key: await redis.dump(key) async for key in redis.scan_iter(f"{NEW}*")}
     changing = {f"{NEW}deleted".encode(), f"{NEW}corpus:embedders".encode()}
     assert {key for key in before | after if before.get(key) != after.get(key)} <= changing
@@ -283,6 +284,24 @@ def test_it_can_be_piped(redis: Redis, redis_url: str) -> None:
     put = subprocess.run([*run, "restore", "-"], env=env, cwd=ROOT, input=saved.stdout, capture_output=True, check=True)
     assert put.stdout == b"documents: none\nanswers: none\n"
     assert put.stderr == b""
+
+
+async def test_pipes_are_written_to_and_read_from_and_links_followed(
+    redis: Redis, ragherd: Command, file: str, tmp_path: Path
+) -> None:
+    pipe, link = tmp_path / "pipe", tmp_path / "latest"
+    os.mkfifo(pipe)
+    end = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)
+    await ok(ragherd, "backup", str(pipe), "--plain")
+    saved = os.read(end, 65_536)
+    os.close(end)
+    assert saved.splitlines()[-1].startswith(b'{"is":"end"')
+    restored, _ = await asyncio.gather(ok(ragherd, "restore", str(pipe)), asyncio.to_thread(pipe.write_bytes, saved))
+    assert restored == "documents: none\nanswers: none\n"
+    link.symlink_to(file)
+    await ok(ragherd, "backup", str(link))
+    assert link.is_symlink()
+    assert read(file)[-1]["is"] == "end"
 
 
 # -- what must not come back -------------------------------------------------------------------------------------------

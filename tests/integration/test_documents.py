@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from fpdf import FPDF
 from redis.asyncio import Redis
+from starlette import formparsers
 
 from api.knowledge import upkeep
 from tests.service import Service, ask
@@ -275,6 +277,17 @@ async def test_limits_on_size_and_count(serve: Service) -> None:
     full = await client.post("/documents", json={"title": "Two", "text": "More."})
     assert full.status_code == 409
     await add(client, "One", "Another text of the first.", source="one")
+
+
+async def test_where_uploads_find_no_room_they_are_to_come_again(
+    serve: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = await serve(embedder=ONNX)
+    with Path("/dev/full").open("r+b", buffering=0) as full:
+        monkeypatch.setattr(formparsers, "SpooledTemporaryFile", lambda **_: full)
+        refused = await client.post("/documents", files={"file": ("a.txt", HOLIDAY.encode())})
+    assert refused.status_code == 503, refused.text
+    assert refused.headers["Retry-After"] == "1"
 
 
 async def test_a_large_file_is_worked_on_in_the_background_and_says_what_was_wrong(serve: Service) -> None:

@@ -148,6 +148,13 @@ def test_an_address_that_is_not_here_names_host(start: Start) -> None:
     assert lines == ["HOST: this machine has no address '203.0.113.1'"]
 
 
+def test_a_directory_that_can_not_be_made_is_one_line(start: Start) -> None:
+    code, lines = _refused(start, PROMETHEUS_MULTIPROC_DIR="/dev/null/metrics")
+
+    assert code == 2
+    assert lines == ["PROMETHEUS_MULTIPROC_DIR: /dev/null/metrics: Not a directory"]
+
+
 def test_without_a_metrics_port_there_is_no_metrics_process(start: Start) -> None:
     gunicorn = start()
 

@@ -88,6 +88,12 @@ def test_a_simulation_names_the_first_size_that_is_too_much() -> None:
     assert result.exit_code == 0
     assert "The first limit of these:" in result.stdout
     assert "at 2 replicas (8 workers)" in result.stdout
+    assert "never" in result.stdout, "a transition that no worker hears of takes no time at all"
+    [line] = [
+        json.loads(one) for one in run("simulate", "--replicas", "2", *short, *misses, "--json").stdout.splitlines()
+    ]
+    assert line["unheard"] > 0
+    assert line["notice_most"] is None
     quiet = run("simulate", "--replicas", "2", *short)
     assert "None of these reaches a limit" in quiet.stdout
 

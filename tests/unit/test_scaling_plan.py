@@ -39,6 +39,12 @@ def test_erlang_c(load: float, servers: int, waits: float) -> None:
     assert queueing.erlang_c(load, servers) == pytest.approx(waits)
 
 
+def test_erlang_c_of_as_many_servers_as_nobody_can_count() -> None:
+    assert queueing.erlang_c(0.8e12, 10**12) == pytest.approx(0.0)
+    many = 10**8  # at a load of c - sqrt(c) servers it nears a limit: Halfin and Whitt, by the normal distribution
+    assert queueing.erlang_c(many - 1e4, many) == pytest.approx(0.2234, abs=1e-3)
+
+
 def test_the_wait_of_one_server_is_that_of_m_m_1() -> None:
     assert queueing.mean_wait(0.5, 1.0, 1) == pytest.approx(1.0)  # rho / (mu - lambda)
     assert queueing.mean_wait(2.0, 1.0, 2) == math.inf

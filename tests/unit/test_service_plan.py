@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from api.cli.dev_summary import without_password
-from api.embedded.errors import LaunchError
 from api.embedded.ollama_probe import generates_text
 from api.embedded.service_plan import Addresses, Backends, addresses, is_set, language_model, service_environment
 from api.embedded.service_process import first_error
@@ -68,11 +67,6 @@ def test_an_empty_redis_url_is_none(tmp_path: Path) -> None:
 
 def test_the_model_that_was_set_wins_over_the_one_that_was_found(tmp_path: Path) -> None:
     assert language_model(settings(tmp_path, "LLM_MODEL=qwen3"), Backends(ollama_model="llama3.2:1b")) == "qwen3"
-
-
-def test_one_port_can_not_serve_twice(tmp_path: Path) -> None:
-    with pytest.raises(LaunchError, match="METRICS_PORT: 9000 is also PORT"):
-        addresses(settings(tmp_path, "PORT=9000", "METRICS_PORT=9000"))
 
 
 def test_port_0_is_any_free_one_and_metrics_port_0_is_none(tmp_path: Path) -> None:

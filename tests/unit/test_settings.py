@@ -54,6 +54,7 @@ def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
         ("API_KEYS", "a=k,b=schlüssel"),
         ("ADMIN_KEYS", "k,schlüssel"),
         ("CONNECTION_POOL_MIN_SIZE", "99"),
+        ("METRICS_PORT", "8001"),
         ("LOG_LEVEL", "loud"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +24,10 @@ TIMEOUT: Final = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Milliseconds. `late`: pieces of work that took longer than `TIMEOUT`; `work`: pieces of work a second."""
+    """Milliseconds. `late`: pieces of work that took longer than `TIMEOUT`; `work`: pieces of work a second.
+
+    `unheard`: notices that had not come by the end of the run; the times of notices count them as infinite.
+    """
 
     work: float
     utilisation: float
@@ -61,6 +65,7 @@ def simulate(
         env.run(until=env.now + BETWEEN)
     heard = sorted(one for notices in fleet.notices for one in notices)
     unheard = transitions * demand.fleet - len(heard)
+    heard += [math.inf] * unheard
     late = sum(wait + network.round_trip > TIMEOUT for wait in redis.waits)
     return Outcome(
         work=work,
