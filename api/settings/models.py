@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, StringConstraints
 from pydantic_settings import SettingsConfigDict
 
 from api.settings.concern import Concern, NotNegative, Percent, Positive, Seconds, split_list
@@ -23,11 +23,14 @@ KEEP_ALIVE = r"^-?(\d+|(\d+(\.\d+)?(ms|s|m|h))+)$"
 """Seconds, or a duration as Ollama reads it: `90s`, `1h30m`; below zero: for ever."""
 
 
+ModelName = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+
+
 class OllamaSettings(Concern):
     """The backends and the language model."""
 
     ollama_base_url: Annotated[str, AfterValidator(_check_base_urls)] = "http://127.0.0.1:11434"
-    llm_model: Annotated[str, Field(min_length=1)] = "llama3.2"
+    llm_model: ModelName = "llama3.2"
     ollama_connect_timeout: Seconds = 2.0
     ollama_first_token_timeout: Seconds = 30.0
     ollama_cold_first_token_timeout: Seconds = 300.0
@@ -48,7 +51,7 @@ class EmbedderSettings(Concern):
     """Who turns questions into vectors."""
 
     embedder: Literal["ollama", "onnx"] = "ollama"
-    embed_model: Annotated[str, Field(min_length=1)] = "nomic-embed-text"
+    embed_model: ModelName = "nomic-embed-text"
     embed_model_path: str | None = None
     embed_timeout: Seconds = 2.0
 

@@ -19,7 +19,7 @@ class ServerSettings(Concern):
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8001
-    workers: Positive | None = None
+    workers: Annotated[int, Field(ge=1, le=1000)] | None = None
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 9090
     max_body_bytes: Positive = 1024 * 1024
     stream_heartbeat: Seconds = 15.0

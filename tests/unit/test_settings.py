@@ -29,6 +29,8 @@ def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
         ("SEMANTIC_CACHE_MAX_SIZE", "many"),
         ("PORT", "99999"),
         ("WORKERS", "0"),
+        ("WORKERS", "1000000"),
+        ("LLM_MODEL", " "),
         ("MAX_REQUESTS", "-1"),
         ("WORKER_MEMORY_LIMIT", "101%"),
         ("WORKER_MEMORY_LIMIT", "0"),
