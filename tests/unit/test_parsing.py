@@ -108,6 +108,11 @@ def test_a_page_that_does_not_say_its_encoding_or_is_wrong_is_read_as_a_text_is(
         html.read(f"{said}<p>{text}</p>".encode() + b"\xc3", 1, 100)
 
 
+def test_a_page_within_a_form_is_read_but_for_its_fields() -> None:
+    fields = "<select><option>Berlin</select><textarea>Your words</textarea><button>Send</button>"
+    assert html.read(f"<form><h1>Rules</h1><p>Text</p>{fields}</form>", 1, 100)[0].strip() == "# Rules\n\nText"
+
+
 def test_end_tags_may_be_left_out_where_html_lets_them() -> None:
     page = (
         "<h1>Rules</h1><p>One <b>of</b> many<p>Two<ul><li>a<ul><li>b<li>c</ul><li>d</ul>"

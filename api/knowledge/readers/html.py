@@ -10,7 +10,9 @@ from markdownify import ATX, MarkdownConverter
 
 from api.knowledge.plain_text import decoded
 
-SILENT: Final = ("script", "style", "noscript", "template", "svg", "nav", "iframe", "object", "form", "button")
+FIELDS: Final = ("button", "select", "textarea")
+"""Of a form, which itself may be text: some frameworks put the whole page in one."""
+SILENT: Final = ("script", "style", "noscript", "template", "svg", "nav", "iframe", "object", *FIELDS)
 """Elements that are no text of the page."""
 LATIN: Final = ("iso-8859-1", "latin1", "latin-1", "us-ascii", "ascii")
 """Said of pages that are in Windows-1252, and read as that by every browser."""
