@@ -47,6 +47,11 @@ class Leave:
     replaced_timeout: float = 30.0
 
 
+def is_no_cut(record: logging.LogRecord) -> bool:
+    """A filter of uvicorn's log: that requests were cut off is said once, and is no fault of the application."""
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
+
+
 class DrainingServer(Server):
     """`max_requests`: after so many the board says so, and the worker serves on until it is replaced."""
 
@@ -118,6 +123,7 @@ class DrainingServer(Server):
             self._give_up_starting()
             return
         self._state.draining = True
+        self._log.warning("Leaving at once, with %s requests cut off", len(self.server_state.tasks))
         for task in self.server_state.tasks:
             task.cancel()
         self._leave(ABORT_TIMEOUT)

@@ -259,6 +259,7 @@ def test_a_request_that_outlasts_the_graceful_timeout_is_cancelled(start: Start)
     request.join(5)
     assert answers != [200]
     assert '{"event": "the lifespan ended"}' in gunicorn.lines()
+    _says_once_that_one_was_cut_off(gunicorn, "Cancel 1 running task(s)")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
@@ -273,6 +274,12 @@ def test_sigint_and_sigquit_wait_for_no_request(start: Start, number: signal.Sig
     request.join(5)
     assert answers != [200]
     assert '{"event": "the lifespan ended"}' in gunicorn.lines()
+    _says_once_that_one_was_cut_off(gunicorn, "with 1 requests cut off")
+
+
+def _says_once_that_one_was_cut_off(gunicorn: Gunicorn, words: str) -> None:
+    assert "\n".join(gunicorn.lines()).count(words) == 1
+    assert not [line for line in gunicorn.lines() if "Traceback" in line]
 
 
 def test_a_worker_that_still_starts_leaves_at_once(start: Start) -> None:
