@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.endpoints.error_responses import PROBLEM_JSON
+from api.endpoints.examples import EXAMPLES
 from api.errors import InvalidRequest, RagherdError
 
 
@@ -82,7 +83,16 @@ class DescribedApp(FastAPI):
             components["schemas"]["Problem"] = Problem.model_json_schema()
             for body in _bodies(described):
                 components["schemas"].update(body.pop("$defs", {}))
+            for (method, path), example in EXAMPLES.items():
+                _succeeded(described["paths"][path][method])["example"] = example
         return super().openapi()
+
+
+def _succeeded(operation: dict[str, Any]) -> dict[str, Any]:
+    """The JSON of the first response that tells of success."""
+    status = min(status for status in operation["responses"] if status.startswith("2"))
+    content: dict[str, Any] = operation["responses"][status]["content"]["application/json"]
+    return content
 
 
 def _bodies(described: dict[str, Any]) -> list[dict[str, Any]]:
