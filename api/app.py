@@ -25,6 +25,7 @@ from api.endpoints import (
     reports,
 )
 from api.endpoints.body_limit import FORM_BYTES, BodyLimit
+from api.endpoints.description import ERRORS, DescribedApp
 from api.endpoints.head_requests import HeadRequests
 from api.endpoints.request_context import RequestContext
 from api.observability.http_middleware import HttpMetrics
@@ -36,11 +37,12 @@ def create_app(settings: Settings) -> FastAPI:
     """An app for one worker process. Opens nothing: that is the lifespan's."""
     worker = worker_id()
     metrics = Metrics(CollectorRegistry(), __version__)
-    app = FastAPI(
+    app = DescribedApp(
         title="Ragherd",
         version=__version__,
         summary="A RAG query service in front of Ollama whose workers share one memory in Redis.",
         lifespan=wiring.lifespan(settings, worker, metrics),
+        responses=ERRORS,
     )
     operated = (health, breaker, bulkhead, cache, cache_explain, cache_warm_up, reports)
     for endpoints in (query, documents, ollama_api, openai_api, *operated):

@@ -58,7 +58,7 @@ FAULTS: Mapping[UpstreamFault, FaultRow] = MappingProxyType(
         UpstreamFault.CONNECTION_STALE: FaultRow("a reused connection closed before any byte", "ignored", 502, True),
         UpstreamFault.CONNECTION_LOST: FaultRow("the connection broke during the answer", "failure", 502),
         UpstreamFault.POOL_TIMEOUT: FaultRow("no free connection in this worker's pool", "ignored", 503),
-        UpstreamFault.FIRST_TOKEN_TIMEOUT: FaultRow("no first token in time, the model being loaded", "failure", 504),
+        UpstreamFault.FIRST_TOKEN_TIMEOUT: FaultRow("no first token in time from a model in memory", "failure", 504),
         UpstreamFault.COLD_START_TIMEOUT: FaultRow("no first token in time, the model still loading", "ignored", 504),
         UpstreamFault.INTER_TOKEN_TIMEOUT: FaultRow("the stream of tokens stopped", "failure", 504),
         UpstreamFault.TOTAL_TIMEOUT: FaultRow("the whole answer took too long", "failure", 504),

@@ -49,8 +49,7 @@ async def put(target: BackupTarget, file: BinaryIO, backup: Checked, chosen: Cho
     if chosen.documents:
         await _documents(target, file, backup, chosen, restored, on)
     if chosen.cache:
-        if not chosen.dry_run:
-            await target.put_deletions(marks_for(deletions(file), chosen.tenants))
+        await target.put_deletions(marks_for(deletions(file), chosen.tenants), dry_run=chosen.dry_run)
         await _answers(target, file, backup, chosen, restored, on)
     return restored
 

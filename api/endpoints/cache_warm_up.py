@@ -51,11 +51,12 @@ class WarmUpIn(BaseModel):
     tenant: Name | None = None
 
 
+_EXAMPLE: Final = "What is the capital of France?"
 _BODY: Final = {
     "required": True,
     "content": {
-        "application/json": {"schema": WarmUpIn.model_json_schema()},
-        **{kind: {"schema": {"type": "string"}} for kind in JSON_LINES},
+        "application/json": {"schema": WarmUpIn.model_json_schema(), "example": {"questions": [_EXAMPLE]}},
+        **{kind: {"schema": {"type": "string"}, "example": f'"{_EXAMPLE}"'} for kind in JSON_LINES},
     },
 }
 

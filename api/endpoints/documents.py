@@ -31,7 +31,13 @@ _BODY: Final = {
                     "version": {"type": "string"},
                     "tenant": {"type": "string"},
                 },
-            }
+            },
+            "example": {
+                "title": "Holiday policy",
+                "text": "Holiday is approved by the team lead.",
+                "tags": ["hr"],
+                "source": "https://example.com/holiday",
+            },
         },
         "multipart/form-data": {
             "schema": {
@@ -74,7 +80,13 @@ class ReadIn(BaseModel):
     limit: Annotated[int, Field(ge=0, le=1000)] = 200
 
 
-@router.post("", status_code=201, summary="Store a document", openapi_extra={"requestBody": _BODY})
+@router.post(
+    "",
+    status_code=201,
+    summary="Store a document",
+    responses={202: {"model": dict[str, Any], "description": "Worked on"}},
+    openapi_extra={"requestBody": _BODY},
+)
 async def post_document(request: Request, response: Response) -> dict[str, Any]:
     """201 once it serves, else 202: `status` says how far it is. The same `source` again replaces what it had."""
     state = worker_state(request)

@@ -42,7 +42,9 @@ class HealthOut(BaseModel):
     worker: str
 
 
-@router.get("", summary="What the service can use now")
+@router.get(
+    "", summary="What the service can use now", responses={503: {"model": HealthOut, "description": "Unhealthy"}}
+)
 async def health(request: Request, response: Response) -> HealthOut:
     """503 when neither Redis nor Ollama can be used; degraded without all of Redis or with a breaker not CLOSED."""
     worker = worker_state(request)

@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import orjson
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from api.endpoints import dropin, ollama_wire
+from api.endpoints.description import body_of, errors_of, stream_of
 from api.endpoints.dropin_body import parsed, read_body, refused
 from api.endpoints.ollama_wire import ChatBody, EmbedBody, GenerateBody, GenerationBody, Message, OllamaForm, ShowBody
 from api.endpoints.worker_state import ModelCatalog, worker_state
 from api.model import ChatMessage
 
-router = APIRouter(tags=["Ollama's API"])
+router = APIRouter(tags=["Ollama's API"], responses=errors_of("Ollama", ollama_wire.error_body))
+
+_CHAT: Final = body_of(
+    ChatBody,
+    {"model": "llama3.2", "messages": [{"role": "user", "content": "What is the capital of France?"}], "stream": False},
+)
+_GENERATE: Final = body_of(
+    GenerateBody, {"model": "llama3.2", "prompt": "What is the capital of France?", "stream": False}
+)
+_EMBED: Final = body_of(EmbedBody, {"model": "nomic-embed-text", "input": ["What is the capital of France?"]})
+_SHOW: Final = body_of(ShowBody, {"model": "llama3.2"})
 
 
-@router.post("/api/chat", summary="Ollama: answer a conversation", response_model=None)
+@router.post(
+    "/api/chat",
+    summary="Ollama: answer a conversation",
+    response_model=None,
+    responses=stream_of(OllamaForm.media_type),
+    openapi_extra=_CHAT,
+)
 async def chat(request: Request) -> Response:
     """Through the fleet's cache, as POST /query is."""
     body = await read_body(request, ChatBody)
@@ -25,7 +42,13 @@ async def chat(request: Request) -> Response:
     return await _answer(request, body, turns, ollama_wire.in_message)
 
 
-@router.post("/api/generate", summary="Ollama: answer a prompt", response_model=None)
+@router.post(
+    "/api/generate",
+    summary="Ollama: answer a prompt",
+    response_model=None,
+    responses=stream_of(OllamaForm.media_type),
+    openapi_extra=_GENERATE,
+)
 async def generate(request: Request) -> Response:
     """The same as a conversation of one turn, and cached together with those."""
     body = await read_body(request, GenerateBody)
@@ -33,7 +56,7 @@ async def generate(request: Request) -> Response:
     return await _answer(request, body, turns, ollama_wire.in_response)
 
 
-@router.post("/api/embed", summary="Ollama: embed texts", response_model=None)
+@router.post("/api/embed", summary="Ollama: embed texts", response_model=None, openapi_extra=_EMBED)
 async def embed(request: Request) -> Response:
     """By the model asked for, on Ollama."""
     body = await read_body(request, EmbedBody)
@@ -60,7 +83,7 @@ async def version(request: Request) -> Response:
     return _json({"version": await _catalog(request).version()})
 
 
-@router.post("/api/show", summary="Ollama: a model in detail", response_model=None)
+@router.post("/api/show", summary="Ollama: a model in detail", response_model=None, openapi_extra=_SHOW)
 async def show(request: Request) -> Response:
     """As the first backend that has it says."""
     catalog = _catalog(request)

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import orjson
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from api.endpoints import dropin, openai_wire
+from api.endpoints.description import body_of, errors_of, stream_of
 from api.endpoints.dropin_body import parsed, read_body
 from api.endpoints.openai_wire import ChatBody, EmbeddingsBody, Message, OpenAIForm
 from api.endpoints.worker_state import worker_state
 from api.model import ChatMessage
 
-router = APIRouter(tags=["OpenAI's API"])
+router = APIRouter(tags=["OpenAI's API"], responses=errors_of("OpenAI", openai_wire.error_body))
+
+_CHAT: Final = body_of(
+    ChatBody, {"model": "llama3.2", "messages": [{"role": "user", "content": "What is the capital of France?"}]}
+)
+_EMBEDDINGS: Final = body_of(EmbeddingsBody, {"model": "nomic-embed-text", "input": ["What is the capital of France?"]})
 
 
-@router.post("/v1/chat/completions", summary="OpenAI: answer a conversation", response_model=None)
+@router.post(
+    "/v1/chat/completions",
+    summary="OpenAI: answer a conversation",
+    response_model=None,
+    responses=stream_of(OpenAIForm.media_type),
+    openapi_extra=_CHAT,
+)
 async def chat_completions(request: Request) -> Response:
     """Through the fleet's cache, as POST /query is."""
     body = await read_body(request, ChatBody)
@@ -29,7 +41,7 @@ async def chat_completions(request: Request) -> Response:
     return await dropin.reply(request, query, form, stream=body.stream)
 
 
-@router.post("/v1/embeddings", summary="OpenAI: embed texts", response_model=None)
+@router.post("/v1/embeddings", summary="OpenAI: embed texts", response_model=None, openapi_extra=_EMBEDDINGS)
 async def embeddings(request: Request) -> Response:
     """By the model asked for, on Ollama."""
     body = await read_body(request, EmbeddingsBody)

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from starlette.responses import Response
 
 from api.endpoints import event_stream
+from api.endpoints.description import stream_of
 from api.endpoints.disconnects import until_client_leaves
 from api.endpoints.event_stream import EventStream
 from api.endpoints.list_header import list_header
@@ -77,6 +78,10 @@ class DocumentsIn(_Body):
 class QueryIn(_Body):
     """A question, and what may differ from the service's settings."""
 
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"question": "What does the circuit breaker do when Ollama fails?"}}
+    )
+
     question: Question
     model: Name | None = None
     top_k: Annotated[int, Field(ge=0, le=20)] = 4
@@ -91,7 +96,7 @@ class QueryIn(_Body):
     "/query",
     response_model=QueryOut,
     summary="Answer a question",
-    responses={200: {"content": {event_stream.MEDIA_TYPE: {"schema": {"type": "string"}}}}},
+    responses=stream_of(event_stream.MEDIA_TYPE),
     openapi_extra={"parameters": [OPENAPI]},
 )
 async def post_query(body: QueryIn, request: Request) -> Response:

@@ -19,6 +19,9 @@ class SourceOut(BaseModel):
     chunk: int
     text: str
     score: float
+    source: str | None
+    version: str | None
+    revision: int
 
 
 class CacheOut(BaseModel):

@@ -89,7 +89,7 @@ class BackupTarget(Protocol):
     async def settle(self) -> None:
         """Has the cache told of all documents that were put."""
 
-    async def put_deletions(self, marks: Mapping[str, int]) -> None:
+    async def put_deletions(self, marks: Mapping[str, int], *, dry_run: bool) -> None:
         """Takes over what was deleted."""
 
     async def put_answers(

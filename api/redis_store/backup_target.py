@@ -29,9 +29,12 @@ class RedisBackupTarget:
         """See `ports.BackupTarget`."""
         await self._documents.settle()
 
-    async def put_deletions(self, marks: Mapping[str, int]) -> None:
+    async def put_deletions(self, marks: Mapping[str, int], *, dry_run: bool) -> None:
         """See `ports.BackupTarget`."""
-        await self._deletions.merge(marks)
+        if dry_run:
+            self._answers.assumed_deletions = marks
+        else:
+            await self._deletions.merge(marks)
 
     async def put_answers(
         self, answers: Sequence[StoredAnswer], corpora: Mapping[str, str], *, dry_run: bool

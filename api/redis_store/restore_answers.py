@@ -45,7 +45,8 @@ _Act = Callable[[CacheKeys, Mapping[int, _Ready]], Coroutine[Any, Any, dict[int,
 class AnswerWriter:
     """Raises `StoreUnavailable`. `max_size`: of a partition.
 
-    `assumed`: documents by digest that would serve, where nothing is really restored.
+    `assumed`, `assumed_deletions`: documents by digest that would serve, and deletions that would be taken over, where
+    nothing is really restored.
     """
 
     def __init__(self, gate: Gates, keys: Keys, deletions: Deletions, max_size: int, *, new_outdate: bool) -> None:
@@ -58,6 +59,7 @@ class AnswerWriter:
         self._corpora: dict[str, tuple[int, str]] = {}
         self._restore = script(gate.client, "cache_common", "cache_restore")
         self.assumed: dict[str, str] = {}
+        self.assumed_deletions: Mapping[str, int] = {}
 
     async def put(
         self, answers: Sequence[StoredAnswer], corpora: Mapping[str, str], *, dry_run: bool
@@ -109,7 +111,8 @@ class AnswerWriter:
         if answer.gone_ms <= now_ms or answer.created_ms <= now_ms - LIFETIME_MS:
             return "expired", {}
         marks = marks_about(answer.digest, answer.tenant, list(answer.cites))
-        if any(deleted.get(mark, -1) >= answer.created_ms for mark in marks):
+        known = (deleted, self.assumed_deletions)
+        if any(noted.get(mark, -1) >= answer.created_ms for noted in known for mark in marks):
             return "deleted since", {}
         revisions = {document: revision for document, (revision, digest) in serving.items()}
         present = {**{document: digest for document, (_, digest) in serving.items()}, **self.assumed}

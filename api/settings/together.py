@@ -88,6 +88,9 @@ def _check_documents(settings: Settings) -> None:
     for variable, path in paths.items():
         if path:
             _check_model(variable, Path(path))
+    template = settings.retrieval.prompt_template_path
+    if template and not Path(template).is_file():
+        raise SettingsError("PROMPT_TEMPLATE_PATH: no such file")
 
 
 def _check_model(variable: str, path: Path) -> None:

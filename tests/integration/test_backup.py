@@ -378,6 +378,16 @@ async def test_deletions_travel_with_the_backup(
     assert await ok(ragherd, "restore", older, prefix=NEW) == "documents: none\nanswers: deleted since 1\n"
 
 
+async def test_a_dry_run_counts_with_the_deletions_of_the_backup(serve: Service, ragherd: Command, file: str) -> None:
+    client = await serve(embedder=ONNX)
+    await ask(client, ELSEWHERE)
+    await client.delete("/api/semantic-cache", params={"question": QUESTION, "similarity": 0.9})
+    await ok(ragherd, "backup", file)
+    dry = await ok(ragherd, "restore", file, "--dry-run", prefix=NEW)
+    assert dry == "documents: none\nanswers: deleted since 1\nNothing was changed.\n"
+    assert dry.startswith(await ok(ragherd, "restore", file, prefix=NEW))
+
+
 async def test_a_tenant_s_backup_says_nothing_of_others(
     serve: Service, redis: Redis, ragherd: Command, file: str
 ) -> None:

@@ -10,7 +10,9 @@ import pytest
 from pydantic_settings import BaseSettings
 from starlette.routing import Route
 
+from api import errors
 from api.app import create_app
+from api.errors import RagherdError
 from api.faults import FAULTS
 from api.redis_store.cache_keys import CacheKeys
 from api.redis_store.keys import Keys
@@ -130,6 +132,12 @@ def test_a_page_names_no_route_that_the_app_has_not(page: Path) -> None:
     named = set(re.findall(r"`((?:GET|POST|DELETE|PUT|PATCH) /[a-z/-]+)`", page.read_text()))
     if page.name != "model-server.md":  # another server's
         assert named <= routes()
+
+
+def test_the_api_page_has_every_type_of_problem() -> None:
+    text = (DOCS / "http-api.md").read_text()
+    slugs = {kind.slug for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, RagherdError)}
+    assert {slug for slug in slugs if f"`{slug}`" not in text} == set()
 
 
 # -- Redis -------------------------------------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
         ("EMBEDDER", "magic"),
         ("EMBED_MODEL_PATH", "/nowhere/at/all"),
         ("RERANK_MODEL_PATH", "/nowhere/at/all"),
+        ("PROMPT_TEMPLATE_PATH", "/nowhere/at/all"),
         ("RERANK_CANDIDATES", "0"),
         ("RERANK_TIMEOUT", "0"),
         ("REDIS_URL", "http://redis"),

@@ -15,6 +15,9 @@ from api.embedded.model_server.state import open_models
 GRACE_SECONDS: Final = 2
 """What answers under way are given when the server is told to stop."""
 
+KEEP_ALIVE_SECONDS: Final = 24 * 3600
+"""Ollama closes no idle connection: a pool that keeps some open would have to open them anew again and again."""
+
 
 async def serve(host: str, port: int, threads: int, embed_model_path: str | None) -> None:
     """Serves until SIGTERM or SIGINT. Raises `OSError` for an address in use, `SettingsError` without models."""
@@ -26,6 +29,7 @@ async def serve(host: str, port: int, threads: int, embed_model_path: str | None
                 log_level="warning",
                 access_log=False,
                 timeout_graceful_shutdown=GRACE_SECONDS,
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
             )
             server = _AnnouncingServer(config)
             server.stop_on_signals()

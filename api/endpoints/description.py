@@ -1,0 +1,101 @@
+"""What the API's own description has for all endpoints: the form of errors, and how a key travels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from fastapi import FastAPI
+from pydantic import BaseModel, ConfigDict, Field
+
+from api.endpoints.error_responses import PROBLEM_JSON
+from api.endpoints.examples import EXAMPLES
+from api.errors import InvalidRequest, RagherdError
+
+
+class Problem(BaseModel):
+    """An error (RFC 9457). Some have further members: docs/http-api.md lists them all."""
+
+    model_config = ConfigDict(
+        extra="allow",
+        json_schema_extra={
+            "example": {
+                "type": "urn:ragherd:problem:invalid-request",
+                "title": "The request is not valid",
+                "status": 422,
+                "detail": "options.num_ctx: is not known",
+                "instance": "/query",
+                "request_id": "ffb017c5ce714d94b949a8e8ebdc84c6",
+                "errors": [{"field": "options.num_ctx", "message": "is not known"}],
+            }
+        },
+    )
+
+    type: str = Field(description="What went wrong, for programs.")
+    title: str
+    status: int
+    detail: str = Field(description="What went wrong here, for people.")
+    instance: str = Field(description="The path.")
+    request_id: str = Field(description="The log has it too.")
+
+
+Responses = dict[int | str, dict[str, Any]]
+
+ERRORS: Final[Responses] = {
+    "default": {
+        "description": "An error. 503 has `Retry-After`.",
+        "content": {PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+    }
+}
+"""For every endpoint that says nothing else. Without it FastAPI describes validation errors of its own, never sent."""
+
+
+def errors_of(api: str, error_body: Callable[[RagherdError], dict[str, Any]]) -> Responses:
+    """Errors in the form of another API."""
+    error = InvalidRequest("model: is required", errors=[{"field": "model", "message": "is required"}])
+    content = {"application/json": {"example": error_body(error)}}
+    return {"default": {"description": f"An error, in {api}'s form. 503 has `Retry-After`.", "content": content}}
+
+
+def stream_of(media_type: str) -> Responses:
+    """An answer that comes as a stream where it is asked for as one."""
+    return {200: {"content": {media_type: {"schema": {"type": "string"}}}}}
+
+
+def body_of(kind: type[BaseModel], example: dict[str, Any]) -> dict[str, Any]:
+    """A body that is read by hand, so that FastAPI does not know of it."""
+    schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema, "example": example}}}}
+
+
+_KEY: Final = {"type": "http", "scheme": "bearer", "description": "A key of `API_KEYS` or `ADMIN_KEYS`."}
+
+
+class DescribedApp(FastAPI):
+    """FastAPI, with what all its endpoints share in the description."""
+
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            described = super().openapi()
+            described["security"] = [{}, {"key": []}]  # by a key or, where none are configured, without
+            components = described["components"]
+            components["securitySchemes"] = {"key": _KEY}
+            components["schemas"]["Problem"] = Problem.model_json_schema()
+            for body in _bodies(described):
+                components["schemas"].update(body.pop("$defs", {}))
+            for (method, path), example in EXAMPLES.items():
+                _succeeded(described["paths"][path][method])["example"] = example
+        return super().openapi()
+
+
+def _succeeded(operation: dict[str, Any]) -> dict[str, Any]:
+    """The JSON of the first response that tells of success."""
+    status = min(status for status in operation["responses"] if status.startswith("2"))
+    content: dict[str, Any] = operation["responses"][status]["content"]["application/json"]
+    return content
+
+
+def _bodies(described: dict[str, Any]) -> list[dict[str, Any]]:
+    operations = [operation for path in described["paths"].values() for operation in path.values()]
+    kinds = [kind for operation in operations for kind in operation.get("requestBody", {}).get("content", {}).values()]
+    return [kind["schema"] for kind in kinds]

@@ -1,0 +1,73 @@
+"""The API's own description (`/openapi.json`) tells of what is really taken and sent."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import fields
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from api.app import create_app
+from api.endpoints import ollama_wire, openai_wire
+from api.endpoints.cache_warm_up import WarmUpIn
+from api.endpoints.description import Problem
+from api.endpoints.error_responses import PROBLEM_JSON, problem_document
+from api.endpoints.query import QueryIn
+from api.endpoints.query_answer import SourceOut
+from api.errors import NotFound
+from api.model import Source
+from api.settings import Settings
+
+BODIES: dict[str, type[BaseModel]] = {
+    "/query": QueryIn,
+    "/api/semantic-cache/warm": WarmUpIn,
+    "/api/chat": ollama_wire.ChatBody,
+    "/api/generate": ollama_wire.GenerateBody,
+    "/api/embed": ollama_wire.EmbedBody,
+    "/api/show": ollama_wire.ShowBody,
+    "/v1/chat/completions": openai_wire.ChatBody,
+    "/v1/embeddings": openai_wire.EmbeddingsBody,
+}
+
+
+@pytest.fixture(scope="module")
+def described() -> dict[str, Any]:
+    return create_app(Settings()).openapi()
+
+
+def test_every_endpoint_describes_its_errors_in_the_form_that_they_have(described: dict[str, Any]) -> None:
+    for path, operations in described["paths"].items():
+        for operation in operations.values():
+            dropin = ollama_wire.speaks(path) or openai_wire.speaks(path)
+            content = operation["responses"]["default"]["content"]
+            assert list(content) == ["application/json" if dropin else PROBLEM_JSON], path
+            assert "422" not in operation["responses"], path  # FastAPI's own form, which is never sent
+
+
+def test_what_is_described_is_what_is_sent() -> None:
+    assert set(SourceOut.model_fields) == {field.name for field in fields(Source)}
+    document = problem_document(NotFound("There is none."), path="/documents/x", request_id="1")
+    assert set(Problem.model_fields) == set(document)
+
+
+def test_a_key_can_be_given_on_the_page(described: dict[str, Any]) -> None:
+    assert described["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
+    assert described["security"] == [{}, {"key": []}]
+
+
+@pytest.mark.parametrize("path", BODIES)
+def test_what_the_page_proposes_to_send_is_taken(described: dict[str, Any], path: str) -> None:
+    body = described["paths"][path]["post"]["requestBody"]["content"]["application/json"]
+    schema = body["schema"]
+    if "$ref" in schema:
+        schema = described["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
+    BODIES[path].model_validate(body.get("example") or schema["example"])
+
+
+def test_every_reference_leads_somewhere(described: dict[str, Any]) -> None:
+    named = set(re.findall(r'"\$ref": "#/components/schemas/(\w+)"', json.dumps(described)))
+    assert named <= set(described["components"]["schemas"])
+    assert "$defs" not in json.dumps(described)
