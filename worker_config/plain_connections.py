@@ -56,7 +56,9 @@ class PlainProtocol(HttpToolsProtocol):
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as offer:
             if self._is_offered_another():
-                return self._head_without_the_offer() + data[offer.args[0] :]
+                head = self._head_without_the_offer()
+                self.parser = _parser(self)  # the other one reads no more of a connection that is to close after this
+                return head + data[offer.args[0] :]
         return b""
 
     def _is_offered_another(self) -> bool:
@@ -71,3 +73,10 @@ class PlainProtocol(HttpToolsProtocol):
     def _refuse(self, status: HTTPStatus, detail: str) -> None:
         self.transport.write(refusal(status, detail, self.app_state["worker"].worker))
         self.transport.close()
+
+
+def _parser(protocol: HttpToolsProtocol) -> httptools.HttpRequestParser:
+    """As uvicorn makes it."""
+    parser = httptools.HttpRequestParser(protocol)
+    parser.set_dangerous_leniencies(lenient_data_after_close=True)
+    return parser

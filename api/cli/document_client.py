@@ -130,11 +130,21 @@ async def connected(
 ) -> AsyncIterator[DocumentClient]:
     """A client of the service at `url`. `timeout`: seconds until a document has to serve.
 
-    `on_wait` is told why the service is waited for, once.
+    `on_wait` is told why the service is waited for, once. Raises `Refused` for what is no address.
     """
     headers = {b"Authorization": f"Bearer {key.strip()}".encode()} if key else {}
-    async with httpx.AsyncClient(base_url=url, headers=headers, timeout=60.0, trust_env=False) as client:
+    async with httpx.AsyncClient(base_url=_address(url), headers=headers, timeout=60.0, trust_env=False) as client:
         yield DocumentClient(client, patience, timeout, on_wait)
+
+
+def _address(url: str) -> httpx.URL:
+    try:
+        address = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise Refused(f"{url}: {error}") from None
+    if (address.port or 0) > 65_535:
+        raise Refused(f"{url}: Invalid port: {address.port}")
+    return address
 
 
 def _after(cursor: str) -> dict[str, str]:

@@ -34,7 +34,7 @@ def decoded(data: bytes, said: str | None = None) -> str:
     marks = (*_MARKS, (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
     encoding = next((name for mark, name in marks if data.startswith(mark)), None)
     if encoding is None and said is not None:
-        with suppress(UnicodeDecodeError, LookupError):
+        with suppress(ValueError, LookupError):  # a page may say `charset=undefined`, and Python has such a codec
             return data.decode(said)
     try:
         return data.decode(encoding or "utf-8")
@@ -62,14 +62,16 @@ def _is_mostly_utf8(data: bytes) -> bool:
 def _guess(data: bytes) -> str | None:
     """The most likely encoding; None where none is likely.
 
-    Where letters beyond ASCII stand alone, the script is Latin, and a guess at large would find Chinese in them.
+    Where letters beyond ASCII stand alone, the script is Latin as a rule, and a guess at large would find Chinese in
+    them. In Shift-JIS and in UTF-16 without a mark they may stand alone too: what no Latin encoding fits may be those.
     """
     runs = _HIGH.findall(data)
     if 2 * sum(len(run) == 1 for run in runs) > len(runs):
         matches = [match for page in _LATIN if (match := from_bytes(data, cp_isolation=[page]).best()) is not None]
-        guess = max(matches, key=lambda match: (-match.chaos, match.coherence), default=None)
-    else:
-        guess = from_bytes(data).best()
+        likely = max(matches, key=lambda match: (-match.chaos, match.coherence), default=None)
+        if likely is not None and likely.chaos <= 0.2:
+            return likely.encoding
+    guess = from_bytes(data).best()
     return guess.encoding if guess is not None and guess.chaos <= 0.2 else None
 
 

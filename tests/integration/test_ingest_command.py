@@ -158,6 +158,13 @@ async def test_a_service_that_one_file_waited_for_in_vain_is_not_waited_for_with
     assert told == ["nobody there"]
 
 
+@pytest.mark.parametrize("url", ["http://127.0.0.1:one", "http://127.0.0.1:99999"])
+def test_what_is_no_address_is_one_line(url: str, folder: Path) -> None:
+    refused = CliRunner().invoke(commands, ["ingest", str(folder), "--url", url])
+    assert refused.exit_code == 1
+    assert refused.output.startswith(f"ragherd: {url}: Invalid port")
+
+
 @pytest.mark.parametrize("url", ["localhost:8001", "127.0.0.1:8001"])
 async def test_an_address_that_can_not_be_right_is_not_waited_for(url: str) -> None:
     async with connected(url, " schlüssel\n") as client:

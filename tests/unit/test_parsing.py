@@ -93,6 +93,7 @@ async def test_a_page_is_what_a_reader_reads() -> None:
         ("utf-8", "utf-16"),
         ("utf-16", "utf-8"),
         ("no such", "utf-8"),
+        ("undefined", "utf-8"),
     ],
 )
 def test_a_page_says_its_encoding_itself(said: str, encoding: str) -> None:
@@ -127,6 +128,13 @@ def test_end_tags_may_be_left_out_where_html_lets_them() -> None:
     for rest in ("<body>Text", "<p>Text"):
         assert html.read(f"<html><head><title>Rules</title>{rest}", 1, 100)[:2] == ("Text", "Rules")
     assert html.read("<p>Text\n" * 2_000, 1, 100_000)[0].count("Text") == 2_000
+
+
+def test_a_left_out_end_tag_ends_nothing_around_what_is_no_text_of_the_page() -> None:
+    page = "<html><head><title>Rules</title><noscript><div>Enable scripts</div></noscript></head><body>Text"
+    assert html.read(page, 1, 100)[:2] == ("Text", "Rules")
+    for part in ("<button><div>Send</div></button>", "<object><p>No player</p></object>"):
+        assert html.read(f"<p>One {part}sentence.</p>", 1, 100)[0] == "One sentence."
 
 
 async def test_too_many_pages_are_refused_unread() -> None:
@@ -251,6 +259,9 @@ def test_a_text_is_read_by_its_mark_or_by_its_letters(content: bytes, text: str 
         ("Urlop zatwierdza kierownik zespołu, a wniosek składa się dwa tygodnie wcześniej.", "cp1250"),
         ("Отпуск утверждает руководитель группы.", "cp1251"),
         ("休暇はチームリーダーが承認します。", "shift_jis"),
+        ("エラーコード: 500 サーバーエラー", "shift_jis"),
+        ("Use the 管理画面 to change your パスワード.", "shift_jis"),
+        ("Die Überstunden werden für alle Mitarbeiter ausgezahlt.", "utf-16-le"),
         ("假期由团队负责人批准，需要提前两周申请。", "gb18030"),
     ],
 )

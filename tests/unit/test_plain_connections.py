@@ -55,6 +55,15 @@ async def test_an_offer_of_another_protocol_costs_no_body(parts: tuple[str, ...]
     assert came.index("POST /query hello;") < came.index("GET /last ;")
 
 
+@pytest.mark.parametrize(("version", "offering"), [("1.0", "upgrade"), ("1.1", "close, upgrade")])
+async def test_an_offer_on_a_connection_that_is_to_close_is_answered(version: str, offering: str) -> None:
+    head = f"POST /query HTTP/{version}\r\nConnection: {offering}\r\nUpgrade: h2c\r\nContent-Length: 5\r\n\r\n"
+    for parts in ((head + "hello",), (head, "hello")):
+        came = await answered(*parts)
+        assert "connection: close" in came
+        assert came.endswith("POST /query hello;")
+
+
 async def test_a_web_socket_is_an_ordinary_request() -> None:
     asked = "GET /query HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
     assert "GET /query ;" in await answered(asked + LAST)

@@ -17,9 +17,10 @@ SILENT: Final = ("script", "style", "noscript", "template", "svg", "nav", "ifram
 LATIN: Final = ("iso-8859-1", "latin1", "latin-1", "us-ascii", "ascii")
 """Said of pages that are in Windows-1252, and read as that by every browser."""
 _PARTS: Final = ("body", "div", "section", "article", "main", "aside", "header", "footer", "form", "fieldset")
-_HOLDING: Final = frozenset((*_PARTS, "blockquote", "figure", "details", "ul", "ol", "dl", "table"))
+_GROUPS: Final = (*_PARTS, "blockquote", "figure", "details", "ul", "ol", "dl", "table")
+_HOLDING: Final = frozenset((*_GROUPS, *SILENT))
 """Elements that only their own end tag ends, with all that is open in them."""
-_BLOCKS: Final = (*_HOLDING, "p", "pre", "hr", "address", "nav", "h1", "h2", "h3", "h4", "h5", "h6")
+_BLOCKS: Final = (*_GROUPS, "p", "pre", "hr", "address", "nav", "h1", "h2", "h3", "h4", "h5", "h6")
 _ENDED: Final = {
     **dict.fromkeys(_BLOCKS, ("p", "head")),
     "li": ("li",),
