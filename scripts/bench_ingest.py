@@ -167,7 +167,8 @@ def show(bench: Bench) -> None:
         for kind in ("miss", "hit"):
             cuts = statistics.quantiles(phase.asking.seconds[kind], n=100)
             cells += [str(len(phase.asking.seconds[kind])), *(f"{cuts[at] * 1000:.1f}" for at in (49, 98))]
-        print(_row(phase.name, (*cells, str(len(phase.asking.failed)), f"{phase.cpu:.0f}")))
+        cpu = f"{phase.cpu:.0f}" if phase.cpu >= 0 else ""
+        print(_row(phase.name, (*cells, str(len(phase.asking.failed)), cpu)))
     print("\n" + _row("MiB", ("workers", "", "Redis")))
     for when, workers, used in bench.memory:
         print(_row(when, [*(str(size >> 20) for size in workers), str(used >> 20)]))
