@@ -115,7 +115,7 @@ class WorkerBackends:
         key = self._keys.breaker(name)[0]
         reader = partial(blocking_reader, self._guard_address, key=key)
         store = RedisBreakerStore(self._guard_gate, reader, self._keys, name, policy, self._worker)
-        self._metrics.breaker_known(name)
+        self._metrics.breakers.known(name)
         listeners = (BreakerMetrics(self._metrics, self._worker),)
         breaker = FleetBreaker(name, policy, store, self._worker, listeners=listeners)
         self.breakers[name] = await stack.enter_async_context(kept_current(breaker))

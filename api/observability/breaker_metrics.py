@@ -36,22 +36,22 @@ class BreakerMetrics(BreakerListener):
     def transition(self, cb: pybreaker.CircuitBreaker, transition: Transition) -> None:
         """Shows the new state."""
         name, after = str(cb.name), STATES[transition.to_state]
-        self._metrics.breaker_state(name, after)
+        self._metrics.breakers.state(name, after)
         if transition.by == self._worker:
-            self._metrics.breaker_changed(name, STATES[transition.from_state], after)
+            self._metrics.breakers.changed(name, STATES[transition.from_state], after)
 
     def outcome(self, cb: pybreaker.CircuitBreaker, outcome: Outcome) -> None:
         """Counts a call."""
-        self._metrics.breaker_call(str(cb.name), OUTCOMES[outcome])
+        self._metrics.breakers.call(str(cb.name), OUTCOMES[outcome])
 
     def not_permitted(self, cb: pybreaker.CircuitBreaker) -> None:
         """Counts a rejected call."""
-        self._metrics.breaker_rejected(str(cb.name))
+        self._metrics.breakers.rejected(str(cb.name))
 
     def stale_results(self, cb: pybreaker.CircuitBreaker, count: int) -> None:
         """Counts outcomes that came too late."""
-        self._metrics.breaker_stale_results(str(cb.name), count)
+        self._metrics.breakers.stale_results(str(cb.name), count)
 
     def lost_probes(self, cb: pybreaker.CircuitBreaker, count: int) -> None:
         """Counts permits whose holder is gone."""
-        self._metrics.breaker_lost_probes(str(cb.name), count)
+        self._metrics.breakers.lost_probes(str(cb.name), count)

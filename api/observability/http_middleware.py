@@ -48,7 +48,7 @@ class HttpMetrics:
         try:
             await self._app(scope, receive, send_and_note)
             status = status if complete else CLIENT_CLOSED_REQUEST
-        except Exception:
+        except Exception:  # whatever it is, it becomes a 500 further out, and is counted as one
             status = 500 if status == CLIENT_CLOSED_REQUEST else status
             raise
         finally:

@@ -6,7 +6,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from api.observability.metric_names import MetricSpec
+from api.observability.metric_spec import MetricSpec
 
 
 class MetricFamily(dict[tuple[str, ...], Any]):

@@ -1,32 +1,15 @@
 """Every Prometheus metric of the service, declared once: `metrics.py` makes them, docs/metrics.md lists them.
 
-Imports nothing local. Figures are of the process that counts them, so that sums over pods are right; the few that
-are the whole fleet's own say so, and are to be read with `max`.
+Figures are of the process that counts them, so that sums over pods are right; the few that are the whole fleet's own
+say so, and are to be read with `max`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
-MetricType = Literal["counter", "gauge", "histogram"]
-AcrossWorkers = Literal["livesum", "livemax", "livemin", "livemostrecent"]
+from api.observability.metric_spec import MetricSpec
 
 REQUEST_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 STAGE_BUCKETS = (0.00025, 0.0005, *REQUEST_BUCKETS)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class MetricSpec:
-    """One metric, itself and no other (a key that hashes at once). `across`: how a gauge of several workers adds up."""
-
-    name: str
-    type: MetricType
-    help: str
-    labels: tuple[str, ...] = ()
-    across: AcrossWorkers = "livesum"
-    buckets: tuple[float, ...] = ()
-
 
 HTTP_REQUEST_DURATION = MetricSpec(
     "ragherd_http_request_duration_seconds",

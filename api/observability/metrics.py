@@ -11,7 +11,6 @@ import os
 import platform
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from itertools import permutations
 from typing import get_args
 
 from prometheus_client import CollectorRegistry
@@ -21,10 +20,9 @@ from api import __version__
 from api.faults import UpstreamFault
 from api.model import CacheKind, CacheStatus, Usage
 from api.observability import metric_names as names
+from api.observability.breaker_families import BreakerFamilies
 from api.observability.metric_family import MetricFamily
 from api.observability.metric_labels import (
-    BreakerOutcome,
-    BreakerState,
     BulkheadReason,
     FlightEvent,
     LookupResult,
@@ -47,11 +45,15 @@ class OllamaGrowth:
 
 
 class Metrics:
-    """Counts what one worker does. Without labels a series exists from the start; with, from its first use."""
+    """Counts what one worker does. Without labels a series exists from the start; with, from its first use.
+
+    `breakers`: what its circuit breakers do.
+    """
 
     def __init__(self, registry: CollectorRegistry | None = None, version: str = __version__) -> None:
         self._registry = registry or CollectorRegistry()
         self._families = {spec: MetricFamily(spec, self._registry) for spec in names.ALL_METRICS}
+        self.breakers = BreakerFamilies(self._families)
         self._requests = self._families[names.HTTP_REQUEST_DURATION]
         self._in_flight = self._families[names.HTTP_REQUESTS_IN_FLIGHT][()]
         self._queries = self._families[names.QUERIES]
@@ -190,52 +192,6 @@ class Metrics:
         for direction, tokens in grown.tokens.items():
             self._families[names.OLLAMA_TOKENS][backend, direction].inc(tokens)
         self._families[names.OLLAMA_TOKENS_PER_SECOND][(backend,)].set(grown.tokens_per_second)
-
-    # -- circuit breaker ----------------------------------------------------------------------------------------------
-
-    def breaker_known(self, name: str) -> None:
-        """A breaker exists: its counters begin at zero. Its state is not known yet."""
-        for outcome in get_args(BreakerOutcome):
-            self._families[names.BREAKER_CALLS].begin(name, outcome)
-        for before, after in permutations(get_args(BreakerState), 2):
-            self._families[names.BREAKER_TRANSITIONS].begin(name, before, after)
-        for spec in (names.BREAKER_NOT_PERMITTED, names.BREAKER_STALE_RESULTS, names.BREAKER_LOST_PROBES):
-            self._families[spec].begin(name)
-        self.breaker_store(name, local=False)
-
-    def breaker_state(self, name: str, state: BreakerState) -> None:
-        """The breaker is in this state. The pod shows what the last worker to learn of it says."""
-        for other in get_args(BreakerState):
-            self._families[names.BREAKER_STATE][name, other].set(float(other == state))
-
-    def breaker_changed(self, name: str, before: BreakerState, after: BreakerState) -> None:
-        """This worker caused a change of state."""
-        self._families[names.BREAKER_TRANSITIONS][name, before, after].inc()
-
-    def breaker_call(self, name: str, outcome: BreakerOutcome) -> None:
-        """A call of this worker ended."""
-        self._families[names.BREAKER_CALLS][name, outcome].inc()
-
-    def breaker_rejected(self, name: str) -> None:
-        """A call of this worker was not permitted."""
-        self._families[names.BREAKER_NOT_PERMITTED][(name,)].inc()
-
-    def breaker_rates(self, name: str, *, failure: float, slow: float) -> None:
-        """The rates of the window, in percent, as just read."""
-        self._families[names.BREAKER_FAILURE_RATE][(name,)].set(failure)
-        self._families[names.BREAKER_SLOW_CALL_RATE][(name,)].set(slow)
-
-    def breaker_stale_results(self, name: str, count: int = 1) -> None:
-        """Outcomes of this worker came after their epoch had ended."""
-        self._families[names.BREAKER_STALE_RESULTS][(name,)].inc(count)
-
-    def breaker_lost_probes(self, name: str, count: int = 1) -> None:
-        """This worker found permits whose holder is gone."""
-        self._families[names.BREAKER_LOST_PROBES][(name,)].inc(count)
-
-    def breaker_store(self, name: str, *, local: bool) -> None:
-        """Whether this worker goes on without the shared store."""
-        self._families[names.BREAKER_STORE_LOCAL][(name,)].set(float(local))
 
     # -- bulkhead -----------------------------------------------------------------------------------------------------
 

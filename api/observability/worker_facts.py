@@ -118,11 +118,11 @@ class WorkerFacts:
             local = bulkhead.store_name == "local"
             self._metrics.bulkhead_is(name, in_use=bulkhead.in_use, waiting=bulkhead.waiting, local=local)
         for name, breaker in self._breakers.items():
-            self._metrics.breaker_state(name, STATES[breaker.view.position.state])
-            self._metrics.breaker_store(name, local=breaker.store_name == "local")
+            self._metrics.breakers.state(name, STATES[breaker.view.position.state])
+            self._metrics.breakers.store(name, local=breaker.store_name == "local")
             if breaker.view.reading is not None:
                 reading = breaker.view.reading
-                self._metrics.breaker_rates(name, failure=reading.failure_rate, slow=reading.slow_rate)
+                self._metrics.breakers.rates(name, failure=reading.failure_rate, slow=reading.slow_rate)
 
     def _since(self, name: str, total: int) -> int:
         """How much a total has grown since the last measurement."""

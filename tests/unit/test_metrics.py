@@ -52,7 +52,7 @@ def test_an_answered_query_counts_once_and_in_each_of_its_stages(registry: Colle
 
 
 def test_what_can_fail_begins_at_zero(registry: CollectorRegistry, metrics: Metrics) -> None:
-    metrics.breaker_known("ollama")
+    metrics.breakers.known("ollama")
 
     value = registry.get_sample_value
     assert value("ragherd_upstream_faults_total", {"fault": "busy"}) == 0
@@ -64,8 +64,8 @@ def test_what_can_fail_begins_at_zero(registry: CollectorRegistry, metrics: Metr
 
 
 def test_the_breaker_is_in_exactly_one_state(registry: CollectorRegistry, metrics: Metrics) -> None:
-    metrics.breaker_state("ollama", "closed")
-    metrics.breaker_state("ollama", "open")
+    metrics.breakers.state("ollama", "closed")
+    metrics.breakers.state("ollama", "open")
 
     states = {
         state: registry.get_sample_value("ragherd_circuitbreaker_state", {"name": "ollama", "state": state})
@@ -88,9 +88,9 @@ def test_every_method_counts_in_its_own_metric(registry: CollectorRegistry, metr
     metrics.redis_failed("find")
     metrics.query_failed()
     metrics.cache_looked_up("exact")
-    metrics.breaker_rates("ollama", failure=25.0, slow=50.0)
-    metrics.breaker_lost_probes("ollama", 2)
-    metrics.breaker_store("ollama", local=True)
+    metrics.breakers.rates("ollama", failure=25.0, slow=50.0)
+    metrics.breakers.lost_probes("ollama", 2)
+    metrics.breakers.store("ollama", local=True)
     metrics.bulkhead_is("ollama", in_use=2, waiting=5, local=True)
     metrics.bulkhead_admitted("ollama", "user", 0.5)
     metrics.bulkhead_rejected("ollama", "deadline")
@@ -174,7 +174,7 @@ metrics = Metrics(CollectorRegistry(), "1")
 metrics.query_answered(CacheStatus.MISS, None, {"total": 1.0})
 metrics.pool_is(active=2, idle=0, waiting=0)
 metrics.redis_is(up=sys.argv[1] == "up", breaker_up=True)
-metrics.breaker_state("ollama", sys.argv[2])
+metrics.breakers.state("ollama", sys.argv[2])
 if len(sys.argv) > 3:
     sys.stdout.write(metrics.exposition()[0].decode())
 """
