@@ -47,9 +47,14 @@ class Leave:
     replaced_timeout: float = 30.0
 
 
-def is_no_cut(record: logging.LogRecord) -> bool:
+def _is_no_cut(record: logging.LogRecord) -> bool:
     """A filter of uvicorn's log: that requests were cut off is said once, and is no fault of the application."""
     return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
+
+
+def _cut_off_quietly() -> None:
+    """From here on a cancelled request is one that this worker does not wait for any longer."""
+    logging.getLogger("uvicorn.error").addFilter(_is_no_cut)
 
 
 class DrainingServer(Server):
@@ -123,6 +128,7 @@ class DrainingServer(Server):
             self._give_up_starting()
             return
         self._state.draining = True
+        _cut_off_quietly()
         self._log.warning("Leaving at once, with %s requests cut off", len(self.server_state.tasks))
         for task in self.server_state.tasks:
             task.cancel()
@@ -152,6 +158,7 @@ class DrainingServer(Server):
             for server in self.servers:
                 server.close()
             await self._let_requests_end()
+            _cut_off_quietly()
             self.config.timeout_graceful_shutdown = ABORT_TIMEOUT  # type: ignore[assignment]  # any number does
             await super().shutdown(sockets)
         finally:

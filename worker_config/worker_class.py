@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import sys
 from typing import Any
 
@@ -12,7 +11,7 @@ from gunicorn.arbiter import Arbiter
 from uvicorn_worker import UvicornWorker
 
 from worker_config.closing_app import ClosingApp
-from worker_config.draining_server import DrainingServer, Leave, is_no_cut
+from worker_config.draining_server import DrainingServer, Leave
 from worker_config.quiet_connections import QuietProtocol
 from worker_config.worker_board import WorkerBoard
 
@@ -37,7 +36,6 @@ class DrainingWorker(UvicornWorker):  # type: ignore[misc]  # untyped library
 
     def run(self) -> None:
         """Serves until a signal. A start that fails ends with gunicorn's code for that."""
-        logging.getLogger("uvicorn.error").addFilter(is_no_cut)
         app = ClosingApp(self.wsgi)
         self.config.app = app
         self.wsgi.state.draining = False
