@@ -160,6 +160,7 @@ def _answer_cache(parts: CacheParts) -> RedisAnswerCache:
         ttl_ms=round(cache.ttl * 1000),
         stale_ms=round(cache.stale_ttl * 1000),
         max_size=parts.max_size,
+        tenant_share=cache.tenant_share,
         on_evicted=parts.metrics.cache_evicted,
     )
 

@@ -25,6 +25,7 @@ class RedisAnswerCache:
     """See `ports.AnswerCache`. A look-up and a store concern one partition, that of the scope.
 
     `ttl_ms` is how long an answer is fresh, `stale_ms` how much longer it is kept; `max_size` is of a partition.
+    The tenant with most entries loses one first where it has more than `tenant_share` of `max_size`.
     `on_evicted` is told how many entries had to go for a new one.
     """
 
@@ -38,6 +39,7 @@ class RedisAnswerCache:
         ttl_ms: int,
         stale_ms: int,
         max_size: int,
+        tenant_share: float = 1.0,
         on_evicted: Callable[[int], None] = lambda count: None,
     ) -> None:
         self._gate = gate
@@ -45,7 +47,7 @@ class RedisAnswerCache:
         self._indexes = indexes
         self._counters = counters
         self._on_evicted = on_evicted
-        self._limits = (ttl_ms, stale_ms, max_size)
+        self._limits = (ttl_ms, stale_ms, max_size, round(tenant_share * max_size))
         self._find = script(gate.client, "cache_find")
         self._store = script(gate.client, "cache_common", "cache_store")
 
@@ -100,7 +102,7 @@ class RedisAnswerCache:
         fence, flight = (claim.fence, [claim.key]) if claim is not None else ("", [])
         tokens = answer.usage.completion_tokens
         looked: list[Any] = [_documents(answer.tenant), grounds.at_ms] if grounds is not None else ["", 0]
-        asked: list[Any] = [*self._limits, fence, answer.asked_ms, tokens, *looked, TOMBSTONE_MS]
+        asked: list[Any] = [*self._limits, answer.tenant, fence, answer.asked_ms, tokens, *looked, TOMBSTONE_MS]
         arguments = [*asked, len(marks), *marks, *pairs]
         keys = [key, part.invalidated, *part.books, *flight]
         reply = await self._gate.of(key).run("store", lambda client: self._store(keys, arguments, client))

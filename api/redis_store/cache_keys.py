@@ -48,8 +48,12 @@ class CacheKeys:
 
     @property
     def books(self) -> list[str]:
-        """What is kept of all entries: what each is worth, when it is gone, how often it was used."""
-        return [self._one("evict:cache"), self._one("expire:cache"), self._one("uses:cache")]
+        """Of all entries: what each is worth, when it is gone, its uses, its tenant, and how many each tenant has."""
+        return [self._one(f"{kind}:cache") for kind in ("evict", "expire", "uses", "tenant", "tenants")]
+
+    def entries_of(self, tenant: str) -> str:
+        """What each entry of one tenant is worth. Scripts make the same name."""
+        return f"{self.books[0]}:{tenant}"
 
     def flight(self, scope: str, digest: str) -> list[str]:
         """The keys of a flight: who leads, its words, and who refreshes; on the shard of the entry."""

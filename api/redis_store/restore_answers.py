@@ -167,7 +167,7 @@ class AnswerWriter:
         tokens = answer.fields.get("completion_tokens", "0")
         times = [answer.created_ms, answer.gone_ms, one.at_ms]
         pairs = [part for pair in one.fields.items() for part in pair]
-        return keys, [*times, documents, self._max_size, tokens, answer.uses, len(marks), *marks, *pairs]
+        return keys, [*times, documents, self._max_size, answer.tenant, tokens, answer.uses, len(marks), *marks, *pairs]
 
     async def _is_same(self, tenant: str, corpora: Mapping[str, str]) -> bool:
         """Whether the tenant has the documents that its answers were made among. Known while nothing changes."""

@@ -17,6 +17,7 @@ class CacheSettings(Concern):
     enabled: bool = True
     similarity_threshold: Annotated[float, Field(gt=0, le=1)] = 0.92
     max_size: Positive = 1000
+    tenant_share: Annotated[float, Field(ge=0, le=1)] = 0.1
     ttl: Seconds = 3600.0
     stale_ttl: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 86400.0
     stale_while_revalidate: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import httpx
 import pytest
@@ -29,13 +31,13 @@ SCOPE = f"{'a' * 10}-{'b' * 24}"
 HOUR_MS = 3_600_000
 KEYS = Keys()
 PART = KEYS.partition("")
-WORTH, ENDS, USES = PART.books
+WORTH, ENDS, USES, TENANT, TENANTS = PART.books
 
 
 class Worker:
     """One worker's cache, without the service around it."""
 
-    def __init__(self, redis: Redis, *, max_size: int = 3, ttl_ms: int = HOUR_MS) -> None:
+    def __init__(self, redis: Redis, *, max_size: int = 3, ttl_ms: int = HOUR_MS, tenant_share: float = 0.1) -> None:
         self.gate = RedisGate(redis, 8)
         self.metrics = Metrics(CollectorRegistry())
         self.counters = CacheCounters(self.gate, KEYS)
@@ -48,11 +50,12 @@ class Worker:
             ttl_ms=ttl_ms,
             stale_ms=0,
             max_size=max_size,
+            tenant_share=tenant_share,
             on_evicted=self.metrics.cache_evicted,
         )
 
-    async def store(self, name: str, *, tokens: int = 0) -> CachedAnswer:
-        answer = NewAnswer(question=name, answer="a", model="m", tenant="t", usage=Usage(1, tokens))
+    async def store(self, name: str, *, tokens: int = 0, tenant: str = "t") -> CachedAnswer:
+        answer = NewAnswer(question=name, answer="a", model="m", tenant=tenant, usage=Usage(1, tokens))
         stored = await self.cache.store(SCOPE, name, None, answer)
         assert stored is not None
         return stored
@@ -67,12 +70,24 @@ class Worker:
         client = self.gate.client
         entries = {key async for key in client.scan_iter(KEYS.cache_entry("*", "*"))}
         assert entries == set(await client.zrange(WORTH, 0, -1)) == set(await client.zrange(ENDS, 0, -1))
-        assert set(await client.hkeys(USES)) - {b"last_evicted"} <= entries
+        assert {field for field in await client.hkeys(USES) if not field.startswith(b"last_evicted")} <= entries
+        await self.check_tenants(entries)
         return {key.decode().rpartition(":")[2] for key in entries}
+
+    async def check_tenants(self, entries: set[bytes]) -> None:
+        """What is kept by tenant agrees with the entries."""
+        client = self.gate.client
+        owners = await client.hgetall(TENANT)
+        assert set(owners) == entries
+        counts = Counter(owner.decode() for owner in owners.values())
+        assert dict(await client.zrange(TENANTS, 0, -1, withscores=True)) == {t.encode(): n for t, n in counts.items()}
+        for tenant in counts:
+            assert await client.zcard(PART.entries_of(tenant)) == counts[tenant]
+            assert await client.pttl(PART.entries_of(tenant)) > 0
 
 
 @asynccontextmanager
-async def one_worker(redis: Redis, **limits: int) -> AsyncIterator[Worker]:
+async def one_worker(redis: Redis, **limits: Any) -> AsyncIterator[Worker]:
     worker = Worker(redis, **limits)
     assert await worker.gate.check()
     yield worker
@@ -203,7 +218,7 @@ async def test_books_that_redis_evicted_are_kept_again_with_each_use(redis: Redi
         await worker.use(answer)
         assert await worker.kept() == {"a"}
         assert await redis.zscore(ENDS, answer.entry) == pytest.approx(ends, abs=5)
-        assert [await redis.pttl(book) > 0 for book in PART.books] == [True] * 3
+        assert [await redis.pttl(book) > 0 for book in PART.books] == [True] * 5
 
 
 async def test_a_use_of_an_entry_that_is_gone_brings_nothing_back(redis: Redis) -> None:
@@ -215,6 +230,59 @@ async def test_a_use_of_an_entry_that_is_gone_brings_nothing_back(redis: Redis) 
         await redis.flushall()
         await worker.use(gone)
         assert await redis.exists(*PART.books) == 0
+
+
+# -- by tenant ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_tenant_that_floods_the_cache_evicts_only_its_own_answers(redis: Redis) -> None:
+    async with one_worker(redis, max_size=100) as worker:
+        mine = {(await worker.store(f"mine-{number}", tenant="quiet")).question for number in range(40)}
+        for number in range(300):
+            await worker.use(await worker.store(f"flood-{number}", tokens=5_000, tenant="loud"), 5)
+        kept = await worker.kept()
+        assert mine <= kept
+        assert len(kept) == 100
+        assert "flood-299" in kept, "the newest of the tenant that is over its share"
+
+
+async def test_several_tenants_that_flood_leave_a_small_one_alone(redis: Redis) -> None:
+    async with one_worker(redis, max_size=100) as worker:
+        mine = {(await worker.store(f"mine-{number}", tenant="quiet")).question for number in range(10)}
+        for number in range(300):
+            await worker.store(f"flood-{number}", tokens=5_000, tenant=f"loud-{number % 3}")
+        assert mine <= await worker.kept()
+
+
+async def test_below_the_share_the_least_valuable_goes_whoever_has_it(redis: Redis) -> None:
+    async with one_worker(redis, max_size=4, tenant_share=0.5) as worker:
+        await worker.store("old", tenant="a")
+        for name, tenant in (("b", "b"), ("c", "c"), ("d", "d"), ("e", "e")):
+            await worker.store(name, tokens=500, tenant=tenant)
+        assert await worker.kept() == {"b", "c", "d", "e"}
+
+
+async def test_a_share_of_all_tells_no_tenants_apart(redis: Redis) -> None:
+    async with one_worker(redis, max_size=10, tenant_share=1.0) as worker:
+        for number in range(4):
+            await worker.store(f"mine-{number}", tenant="quiet")
+        for number in range(20):
+            await worker.store(f"flood-{number}", tokens=5_000, tenant="loud")
+        assert not any(name.startswith("mine") for name in await worker.kept())
+
+
+async def test_tenants_that_redis_evicted_or_an_older_release_left_out_are_counted_again(redis: Redis) -> None:
+    async with one_worker(redis, max_size=5, tenant_share=0.2) as worker:
+        quiet = await worker.store("mine", tenant="quiet")
+        for number in range(3):
+            await worker.store(f"flood-{number}", tenant="loud")
+        await redis.unlink(TENANT, TENANTS, PART.entries_of("quiet"), PART.entries_of("loud"))
+        await worker.use(quiet)
+        for number in range(3, 9):
+            await worker.store(f"flood-{number}", tokens=5_000, tenant="loud")
+        kept = {key.decode().rpartition(":")[2] async for key in redis.scan_iter(KEYS.cache_entry("*", "*"))}
+        assert len(kept) == 5
+        assert "mine" in kept
 
 
 # -- where Redis's memory is bounded -----------------------------------------------------------------------------------

@@ -34,7 +34,14 @@ def touched_together(keys: Keys, scope: str) -> list[list[str]]:
     ]
     corpus += [keys.embedding_duty("e"), f"{keys.chunk_indexes}e"]
     return [
-        [part.entry(scope, DIGEST), part.invalidated, *part.books, *part.flight(scope, DIGEST), part.index_uses],
+        [
+            part.entry(scope, DIGEST),
+            part.invalidated,
+            *part.books,
+            part.entries_of("t"),
+            *part.flight(scope, DIGEST),
+            part.index_uses,
+        ],
         [part.entry(scope, DIGEST), part.index("e", "flat"), f"{part.embedded_by('e')}more"],
         [*document, *work, *corpus, keys.upload("token"), keys.chunk_index("e")],
         keys.cache_warm_up("job"),

@@ -152,6 +152,7 @@ def key_patterns() -> set[str]:
         *keys.bulkhead("<bulkhead>"),
         keys.cache_entry("<scope>", "<digest>"),
         *part.books,
+        part.entries_of("<tenant>"),
         keys.cache_stats,
         part.index_uses,
         keys.janitor,
@@ -197,7 +198,12 @@ def test_the_keys_page_has_the_names_on_a_cluster() -> None:
     keys = Keys(cluster=True, cache_partitions=1)
     part = CacheKeys("rag:", "{<partition>}")
     assert documented == {
-        *(part.entry("<scope>", "<digest>"), part.flight("<scope>", "<digest>")[0], *part.books),
+        *(
+            part.entry("<scope>", "<digest>"),
+            part.flight("<scope>", "<digest>")[0],
+            *part.books,
+            part.entries_of("<tenant>"),
+        ),
         *(part.invalidated, part.index_uses, part.index("<embedder>", "<algorithm>")),
         *(keys.document("<document>"), keys.chunk("<embedder>", "<document>", "<revision>", "<number>")),  # type: ignore[arg-type]
         *(keys.chunk_index("<embedder>"), keys.corpus("<owner>"), keys.corpus_documents("<owner>")),
@@ -224,7 +230,7 @@ def test_no_way_to_spell_a_key_is_left_out_above() -> None:
         *("flight", "condensed", "digests", "flight_channel", "bulkhead_channel"),
     }
     assert spelled(CacheKeys) - {"prefix", "tag", "holds"} == {
-        *("entry", "books", "invalidated", "index", "index_uses", "flight"),
+        *("entry", "books", "entries_of", "invalidated", "index", "index_uses", "flight"),
         *("entries", "embedded_by", "indexes"),  # what all of them begin with, and what an index covers
     }
 
