@@ -92,7 +92,7 @@ class CondensedQuestions(Protocol):
     """Follow-up questions as they were rewritten to stand alone. Raises `StoreUnavailable`."""
 
     async def find(self, place: str) -> str | None:
-        """The stand-alone question, where it is known."""
+        """The stand-alone question; empty where it cannot be rewritten; None where nothing is known."""
 
     async def remember(self, place: str, question: str) -> None:
         """Keeps it for as long as an answer is fresh."""

@@ -46,8 +46,11 @@ class Condenser:
         self._observer = observer
 
     async def standalone(self, query: Query, stages: Stages) -> Query:
-        """`query` without its history; as it is where it has none, or where there is no other way. Raises nothing."""
-        if not query.history or query.cache_control.no_store:
+        """`query` without its history; as it is where it has none, or where there is no other way. Raises nothing.
+
+        A question that cannot be rewritten is marked, and not tried again on its way to an answer.
+        """
+        if not query.history or query.cache_control.no_store or query.keeps_history:
             return query
         place = _place(query)
         try:
@@ -56,8 +59,8 @@ class Condenser:
                 with stages.timed("generate"):
                     question = await self._rewritten(query, place)
         except RagherdError:
-            return query
-        return query if not question else replace(query, question=question, history=())
+            return replace(query, keeps_history=True)
+        return _rewritten_as(query, question)
 
     async def to_look_for(self, query: Query) -> Query:
         """The same, to look for passages: of a caller who wants nothing kept, it is rewritten for this once."""
@@ -68,7 +71,7 @@ class Condenser:
                 question = [event.text async for event in events if isinstance(event, Landed)][-1]
         except RagherdError:
             return query
-        return query if not question else replace(query, question=question, history=())
+        return _rewritten_as(query, question)
 
     async def _known(self, place: str, stages: Stages) -> str | None:
         try:
@@ -100,13 +103,20 @@ class Condenser:
         self._observer.generated(generation.end.usage, stored=False)
         question = generation.text.strip()
         if generation.end.done_reason != "stop" or len(question) > LONGEST:
-            question = ""
-        if question and place is not None:
+            question = ""  # remembered too: at temperature 0 it would come out the same again
+        if place is not None:
             try:
                 await self._memory.remember(place, question)
             except StoreUnavailable as error:
                 self._observer.store_failed(error)
         yield Landed(question, generation.end.model, generation.end.usage)
+
+
+def _rewritten_as(query: Query, question: str | None) -> Query:
+    """`question`: None where it is not known, empty where it cannot be rewritten."""
+    if question is None:
+        return query
+    return replace(query, question=question, history=()) if question else replace(query, keeps_history=True)
 
 
 def turns(query: Query) -> tuple[ChatMessage, ...]:

@@ -21,6 +21,7 @@ class Query:
 
     `documents`: which of the tenant's documents the answer may be grounded in.
     `template` and `system` say how the turns are put to the model, see `prompt`.
+    `keeps_history`: it was tried to rewrite the question to stand alone, in vain.
     """
 
     question: str
@@ -34,6 +35,7 @@ class Query:
     timeout: float | None = None
     template: prompt.Template = prompt.GROUNDED
     system: str | None = None
+    keeps_history: bool = False
 
     @property
     def has_meaning(self) -> bool:

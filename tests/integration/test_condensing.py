@@ -55,7 +55,29 @@ async def test_equal_follow_ups_at_once_are_rewritten_once(serve: Service, stub:
     assert stub.stats["requests"]["/api/chat"] == 2
 
 
-@pytest.mark.parametrize("mode", ["empty", "length"])
+@pytest.mark.parametrize("condense", [True, False], ids=["to share it", "to look for it"])
+async def test_a_rewriting_that_is_cut_off_is_generated_once(serve: Service, stub: StubOllama, condense: bool) -> None:
+    client = await serve(cache={"condense": condense}, retrieval={"retrieval_nothing_relevant": "answer"})
+    document = {"title": "Warranty", "text": "The warranty covers two years.", "source": "w"}
+    assert (await client.post("/documents", json=document)).status_code == 201
+    stub.behaviour(answer="Does the", done_reason="length", path="/api/chat")
+    await ask(client, "And water?", history=HISTORY)
+    assert stub.stats["requests"]["/api/chat"] == 2, "one rewriting, one answer"
+    await ask(client, "And water?", history=HISTORY, headers={"Cache-Control": "no-cache"})
+    assert stub.stats["requests"]["/api/chat"] == 3, "it is remembered that it cannot be rewritten"
+
+
+async def test_a_rewriting_that_fails_is_not_tried_again_for_the_same_answer(serve: Service, stub: StubOllama) -> None:
+    client = await serve(cache=CONDENSE, retrieval={"retrieval_nothing_relevant": "answer"})
+    document = {"title": "Warranty", "text": "The warranty covers two years.", "source": "w"}
+    assert (await client.post("/documents", json=document)).status_code == 201
+    stub.behaviour("status", status=400, times=2, path="/api/chat")
+    refused = await client.post("/query", json={"question": "And water?", "history": HISTORY})
+    assert refused.status_code == 502, "the second call is the one for the answer"
+    assert stub.stats["requests"]["/api/chat"] == 2
+
+
+@pytest.mark.parametrize("mode", ["empty", "refused"])
 async def test_where_it_can_not_be_rewritten_it_keeps_its_history(serve: Service, stub: StubOllama, mode: str) -> None:
     client = await serve(cache=CONDENSE)
     if mode == "empty":

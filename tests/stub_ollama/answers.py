@@ -47,7 +47,7 @@ def last_line(path: str, model: str, request: dict[str, Any], tokens: int, behav
         "eval_count": tokens,
         "eval_duration": 150_000_000,
     }
-    line = {**token_line(path, model, ""), "done": True, "done_reason": "stop"}
+    line = {**token_line(path, model, ""), "done": True, "done_reason": behaviour.done_reason}
     return {**line, **{name: value for name, value in figures.items() if value}}
 
 

@@ -37,6 +37,7 @@ class Behaviour:
     path: str | None = None
     answer: str | None = None
     """The answer in place of the echo."""
+    done_reason: str = "stop"
     load_duration: float = 0.0
     """Seconds that the final line gives as `load_duration`."""
     resident: str = "yes"
