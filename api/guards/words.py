@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from dataclasses import dataclass, field
 from typing import Final
 
 from api.guards.language import FUNCTION_WORDS, is_foreign, is_german
 from api.guards.tables import words_in
+from api.unicode_text import nfc
 
 EDGES: Final = ".,;:?!…¿¡()[]{}<>\"'“”‘’«»„`*~。？！，、"
 CLAUSE_ENDS: Final = ".,;:?!…。？！，"
@@ -184,7 +184,7 @@ def squash(name: str) -> str:
 def read_words(text: str) -> Words:
     """Linear in the length of `text`."""
     if not text.isascii():
-        text = unicodedata.normalize("NFC", text).translate(PLAIN)
+        text = nfc(text).translate(PLAIN)
     if "`" in text:
         text = TICKED.sub("'", text)
     shouted = text.isupper()

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from contextlib import suppress
 from typing import Final
 
 from charset_normalizer import from_bytes
 
 from api.errors import PayloadTooLarge, UnreadableDocument
+from api.unicode_text import nfc
 
 _MARKS: Final = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe\x00\x00", "utf-32"), (b"\x00\x00\xfe\xff", "utf-32"))
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff\ufffe\uffff]")
-_BLANK: Final = re.compile(r"\n[ \t]*(?:\n[ \t]*){2,}")
+_BLANK: Final = re.compile(r"\n[ \t]*+(?:\n[ \t]*+){2,}+")
 _TITLE: Final = re.compile(r"\s*#[ \t]+(\S.*)")
 FENCED: Final = re.compile(r"^ {0,3}(```+|~~~+).*?(?:^ {0,3}\1|\Z)", re.MULTILINE | re.DOTALL)
 """Code in Markdown: what looks like a heading there is a comment."""
@@ -78,7 +78,7 @@ def _guess(data: bytes) -> str | None:
 def tidied(text: str) -> str:
     """NFC, lines that end in a line feed, no control characters, two blank lines at most."""
     lines = text.replace("\r\n", "\n").replace("\r", "\n")
-    return _BLANK.sub("\n\n\n", _CONTROL.sub("", unicodedata.normalize("NFC", lines))).strip()
+    return _BLANK.sub("\n\n\n", _CONTROL.sub("", nfc(lines))).strip()
 
 
 def too_long(characters: int) -> PayloadTooLarge:

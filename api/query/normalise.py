@@ -6,6 +6,11 @@ import re
 import unicodedata
 from typing import Final
 
+from api.unicode_text import nfc
+
+LONGEST: Final = 8_192
+"""Characters of the longest text that is normalised. Longer ones are prompts that programs write, and always alike."""
+
 MEANINGFUL: Final = ("<super>", "<sub>", "<fraction>", "<circle>")
 """Compatibility forms that say something: 2² is not 22."""
 
@@ -28,9 +33,11 @@ def normalise(question: str) -> str:
     at the end.
 
     Nothing that can be seen inside the question is dropped, so questions of different meaning stay apart. One of
-    which nothing can be seen stays as it is.
+    which nothing can be seen stays as it is, and so does one of more than `LONGEST` characters.
     """
-    composed = unicodedata.normalize("NFC", question.translate(INVISIBLE))
+    if len(question) > LONGEST:
+        return question
+    composed = nfc(question.translate(INVISIBLE))
     compatible = "".join(map(_compatible, composed))
     folded = " ".join(_folded(compatible).split())
     return _without_end(folded) or folded or question

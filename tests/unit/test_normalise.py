@@ -6,7 +6,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from api.query.normalise import normalise
+from api.query.fingerprint import question_digest
+from api.query.normalise import LONGEST, normalise
 
 
 @pytest.mark.parametrize(
@@ -71,3 +72,36 @@ def test_it_is_stable_and_never_empties_a_question(question: str) -> None:
     once = normalise(question)
     assert normalise(once) == once
     assert once or not question.strip()
+
+
+@pytest.mark.parametrize(
+    ("question", "digest"),
+    [
+        ("What is Python?", "1650d7f2c2ca8b346479e6db6d0e99c5"),
+        ("  How long is the warranty ?! ", "dea7376e492e70f1f9769a786054f50d"),
+        ("Café, naïve, Ångström: what is 2²?", "61ae8b2ad0474385f4d1ff19cf990493"),
+        ("Who is the head of the WHO?", "0be195e3a8eb8e5143625b231e4ea476"),
+        ("ＷＨＡＴ ｉｓ ﬁre ½？", "828edd85b914e6f1acb54ea49d840711"),
+        ("谁批准报销？", "bfca6ece0cd3a251350673af3f64c808"),
+        ("यह क्या है?", "c1cad792f010c6ede5f88162c436b5d8"),
+        ("Tiếng Việt có bao nhiêu dấu?", "8114b91a12dd599e65dd58c4d5750cee"),
+        ("ما هو \ufdfa", "b0d346f4ff0f4cbb57e831ebbfd5c4e7"),
+    ],
+)
+def test_an_upgrade_finds_the_answers_of_before(question: str, digest: str) -> None:
+    assert question_digest(question) == digest
+
+
+MARKS = "\u0315\u0300"
+
+
+def test_marks_beyond_those_that_anyone_writes_still_tell_questions_apart() -> None:
+    assert normalise(f"a{MARKS * 40}\u0301") != normalise(f"a{MARKS * 40}\u0302")
+    assert normalise(f"a{MARKS * 40}") != normalise(f"a{MARKS * 41}")
+    assert normalise(normalise(f"a{MARKS * 40}")) == normalise(f"a{MARKS * 40}")
+
+
+def test_a_long_prompt_is_hashed_as_it_stands() -> None:
+    prompt = "É" + "e\u0301" * LONGEST
+    assert normalise(prompt) == prompt
+    assert normalise(prompt[:LONGEST]) == "é" + "é" * (LONGEST // 2 - 1) + "e"
