@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 T = TypeVar("T")
 Vector = bytes
@@ -136,6 +136,21 @@ class Generation:
     text: str
     end: GenerationEnd
     first_token: float
+
+
+NO_TENANT: Final = "-"
+"""Stands for a tenant where a text belongs to none: operators' own questions, and the embedded model server's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """The vector of a text, and the words or runs of it that the embedder could not read, in order.
+
+    Texts that differ only in what was not read have the same vector.
+    """
+
+    vector: Vector
+    unread: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,7 +141,7 @@ async def store(client: Redis, embedder: OnnxEmbedder, faq: Sequence[dict[str, A
     for tenant in TENANTS:
         with_question = tenant == "titled"
         texts = [f"{one['q']}\n{one['a']}" if with_question else one["a"] for one in faq]
-        vectors = await embedder.embed(texts)
+        vectors = [one.vector for one in await embedder.embed(texts, tenant=tenant)]
         for number, (one, vector) in enumerate(zip(faq, vectors, strict=True)):
             key = Keys().chunk(identity.fingerprint, f"{tenant}{number}", 1, 0)
             fields: dict[Any, Any] = {
@@ -184,13 +184,13 @@ async def search(
     bench: Bench, tenant: str, asked: str, right: str
 ) -> tuple[dict[str, list[str]], dict[str, Hit], float]:
     """The documents by each ranking, what was found of each, and the right one's cosine (-1 where not found)."""
-    (vector,) = await bench.embedder.embed([asked])
+    (embedding,) = await bench.embedder.embed([asked], tenant=tenant)
     identity = await bench.embedder.identity()
-    found = await bench.index.search(identity, tenant, DocumentFilter(), asked, vector, CANDIDATES)
+    found = await bench.index.search(identity, tenant, DocumentFilter(), asked, embedding.vector, CANDIDATES)
     meaning, words = ([hit.document for hit in hits] for hits in (found.meaning, found.words))
     rankings = {"vector": meaning, "BM25": words, "fused": fused([(MEANING, meaning), (WORDS, words)])}
     hits = {hit.document: hit for hit in [*found.words, *found.meaning]}
-    return rankings, hits, cosine_of(right, [*found.meaning, *found.words], vector)
+    return rankings, hits, cosine_of(right, [*found.meaning, *found.words], embedding.vector)
 
 
 async def reranked(reranker: OnnxReranker, asked: str, order: Sequence[str], texts: dict[str, str]) -> list[str]:

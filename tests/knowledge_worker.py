@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 
 from api.knowledge.chunking import estimated_tokens
 from api.knowledge.library import Given
-from api.model import EmbedderIdentity, Vector
+from api.model import EmbedderIdentity, Embedding, Vector
 from api.observability.metrics import Metrics
 from api.ports.documents import DocumentFacts
 from api.redis_store.gate import RedisGate
@@ -52,13 +52,13 @@ class GatedEmbedder:
     async def identity(self) -> EmbedderIdentity:
         return self.embedder
 
-    async def embed(self, texts: Sequence[str]) -> list[Vector]:
+    async def embed(self, texts: Sequence[str], *, tenant: str) -> list[Embedding]:
         if self._stop_at is not None and len(self.texts) >= self._stop_at:
             self.gate.clear()
             self.waiting.set()
             await self.gate.wait()
         self.texts += texts
-        return [self._vector(text) for text in texts]
+        return [Embedding(self._vector(text)) for text in texts]
 
     def _vector(self, text: str) -> Vector:
         row = np.full(DIMENSION, 1e-3, dtype="<f4")

@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Final
 
 from api.embedders.micro_batch import MicroBatcher
-from api.model import EmbedderIdentity, Vector
+from api.model import EmbedderIdentity, Embedding
 
 NICE: Final = 5
 """What the thread's share of a busy processor is: about a third of another's."""
@@ -22,7 +22,7 @@ NICE: Final = 5
 class BackgroundEmbedder:
     """Implements `ports.Embedder`. Without a deadline: who asks has time, and half the work would be for nothing."""
 
-    def __init__(self, identity: EmbedderIdentity, batcher: MicroBatcher) -> None:
+    def __init__(self, identity: EmbedderIdentity, batcher: MicroBatcher[Embedding]) -> None:
         self._identity = identity
         self._batcher = batcher
 
@@ -30,8 +30,8 @@ class BackgroundEmbedder:
         """Who embeds: known from the start."""
         return self._identity
 
-    async def embed(self, texts: Sequence[str]) -> list[Vector]:
-        """One vector a text, in order. Raises `EmbeddingUnavailable` on a fault."""
+    async def embed(self, texts: Sequence[str], *, tenant: str) -> list[Embedding]:
+        """One embedding for each text, in order. Raises `EmbeddingUnavailable` on a fault."""
         return await self._batcher.encode(texts)
 
 

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from api.embedders.onnx_files import INSTALL, ModelFiles, files_at, load_session, load_tokenizer
+from api.embedders.unread import UnreadWords
 from api.errors import SettingsError
-from api.model import Vector
+from api.model import Embedding, Vector
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -71,6 +72,7 @@ class MiniLM:
         self._tokenizer = load_tokenizer(files.tokenizer, SETTING, MAX_TOKENS)
         self._counter = load_tokenizer(files.tokenizer, SETTING)
         self._counter.no_truncation()
+        self._unread = UnreadWords(self._tokenizer)
         self._session = _load_session(files.weights)
         self._inputs = {node.name for node in self._session.get_inputs()}
 
@@ -81,12 +83,19 @@ class MiniLM:
             return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
     def encode(self, texts: Sequence[str]) -> list[Vector]:
-        """One vector a text, in order; text past 256 tokens is cut off.
+        """The vectors of `embed` alone."""
+        return [embedding.vector for embedding in self.embed(texts)]
+
+    def embed(self, texts: Sequence[str]) -> list[Embedding]:
+        """One embedding for each text, in order; text past 256 tokens is cut off, and unread.
 
         Texts are run in groups of equal length, so that no text is padded and a vector does not depend on the company
         its text was embedded in.
         """
-        tokens = [self._tokens(text) for text in texts]
+        # A lone surrogate (JSON can carry one) is no valid text: it must not fail the batch it is in.
+        valid = [text.encode("utf-8", "replace").decode() for text in texts]
+        encodings = [self._tokenizer.encode(text) for text in valid]
+        tokens = [encoding.ids for encoding in encodings]
         by_length: defaultdict[int, list[int]] = defaultdict(list)
         for place, ids in enumerate(tokens):
             by_length[len(ids)].append(place)
@@ -97,7 +106,8 @@ class MiniLM:
                 rows = self._run(np.array([tokens[place] for place in group], dtype=np.int64))
                 for place, row in zip(group, rows, strict=True):
                     vectors[place] = row.tobytes()
-        return vectors
+        unread = map(self._unread.of, valid, encodings)
+        return [Embedding(vector, words) for vector, words in zip(vectors, unread, strict=True)]
 
     def count_tokens(self, text: str) -> int:
         """Of the whole text, however long, without the marks at its ends. Safe to call from any thread."""
@@ -107,12 +117,6 @@ class MiniLM:
     def tokenizer(self) -> Tokenizer:
         """What `count_tokens` counts with."""
         return self._counter
-
-    def _tokens(self, text: str) -> list[int]:
-        # A lone surrogate (JSON can carry one) is no valid text: it must not fail the batch it is in.
-        valid = text.encode("utf-8", "replace").decode()
-        ids: list[int] = self._tokenizer.encode(valid).ids
-        return ids
 
     def _run(self, ids: np.ndarray[Any, np.dtype[np.int64]]) -> np.ndarray[Any, np.dtype[np.float32]]:
         """(texts, tokens) ids to (texts, 384) little-endian float32 rows of unit length."""

@@ -17,13 +17,13 @@ from api.embedders.micro_batch import MicroBatcher
 from api.embedders.minilm import MiniLM, model_files
 from api.embedders.onnx_files import ModelFiles
 from api.errors import EmbeddingUnavailable
-from api.model import EmbedderIdentity, Vector
+from api.model import EmbedderIdentity, Embedding
 
 
 class OnnxEmbedder:
     """Implements `ports.Embedder`. Made by `OnnxEmbedder.open`."""
 
-    def __init__(self, identity: EmbedderIdentity, batcher: MicroBatcher, timeout: float) -> None:
+    def __init__(self, identity: EmbedderIdentity, batcher: MicroBatcher[Embedding], timeout: float) -> None:
         self._identity = identity
         self._batcher = batcher
         self._timeout = timeout
@@ -39,8 +39,8 @@ class OnnxEmbedder:
         """Who embeds: known from the start."""
         return self._identity
 
-    async def embed(self, texts: Sequence[str]) -> list[Vector]:
-        """One vector a text, in order. Raises `EmbeddingUnavailable` past the deadline or on a fault."""
+    async def embed(self, texts: Sequence[str], *, tenant: str) -> list[Embedding]:
+        """One embedding for each text, in order. Raises `EmbeddingUnavailable` past the deadline or on a fault."""
         try:
             async with asyncio.timeout(self._timeout):
                 return await self._batcher.encode(texts)
@@ -71,7 +71,7 @@ async def open_onnx(path: str | None, timeout: float) -> AsyncIterator[OpenOnnx]
         model, identity = await asyncio.get_running_loop().run_in_executor(thread, _load, files)
         slow = ThreadPoolExecutor(max_workers=1, thread_name_prefix="minilm-documents", initializer=give_way)
         stack.push_async_callback(asyncio.to_thread, slow.shutdown)
-        batchers = [MicroBatcher(model.encode, thread), MicroBatcher(model.encode, slow)]
+        batchers = [MicroBatcher(model.embed, thread), MicroBatcher(model.embed, slow)]
         for batcher in batchers:
             stack.push_async_callback(batcher.close)
         questions = OnnxEmbedder(identity, batchers[0], timeout)

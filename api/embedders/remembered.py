@@ -1,50 +1,70 @@
-"""The latest vectors, by their text: a question asked again is not embedded again."""
+"""The latest embeddings of each tenant, by their text: a question asked again is not embedded again.
+
+No tenant is answered from what another has asked: the time of a call would tell that it was asked.
+"""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
-from api.model import EmbedderIdentity, Vector
+from api.model import EmbedderIdentity, Embedding
 from api.ports.models import Embedder
 
 KEPT: Final = 2048
-"""About 4 MiB at 384 dimensions."""
+"""About 4 MiB at 384 dimensions, of all tenants together."""
 
 
 class RememberedEmbedder:
-    """See `ports.Embedder`. Forgets the least recently used first, and all when the model behind it changes."""
+    """See `ports.Embedder`. Forgets all when the model behind it changes.
+
+    Where there are too many, the tenant with the most loses its least recently used one: nobody can take from a tenant
+    that has no more than its equal share.
+    """
 
     def __init__(self, embedder: Embedder, kept: int = KEPT) -> None:
         self._embedder = embedder
         self._kept = kept
-        self._vectors: OrderedDict[str, Vector] = OrderedDict()
+        self._count = 0
+        self._by_tenant: dict[str, OrderedDict[str, Embedding]] = {}
         self._identity: EmbedderIdentity | None = None
 
     async def identity(self) -> EmbedderIdentity:
         """See `ports.Embedder`."""
         identity = await self._embedder.identity()
         if identity != self._identity:
-            self._vectors.clear()
+            self._by_tenant.clear()
+            self._count = 0
             self._identity = identity
         return identity
 
-    async def embed(self, texts: Sequence[str]) -> list[Vector]:
+    async def embed(self, texts: Sequence[str], *, tenant: str) -> list[Embedding]:
         """See `ports.Embedder`."""
-        missing = [text for text in dict.fromkeys(texts) if text not in self._vectors]
-        known = {text: self._vectors[text] for text in texts if text in self._vectors}
+        remembered: Mapping[str, Embedding] = self._by_tenant.get(tenant, {})
+        known = {text: remembered[text] for text in texts if text in remembered}
+        missing = [text for text in dict.fromkeys(texts) if text not in known]
         if missing:
             identity = self._identity
-            known |= zip(missing, await self._embedder.embed(missing), strict=True)
+            known |= zip(missing, await self._embedder.embed(missing, tenant=tenant), strict=True)
             if identity != self._identity:
                 return [known[text] for text in texts]  # the model changed meanwhile: nothing to keep
-        self._keep(known)
+        self._keep(tenant, known)
         return [known[text] for text in texts]
 
-    def _keep(self, vectors: dict[str, Vector]) -> None:
-        for text, vector in vectors.items():
-            self._vectors[text] = vector
-            self._vectors.move_to_end(text)
-        while len(self._vectors) > self._kept:
-            self._vectors.popitem(last=False)
+    def _keep(self, tenant: str, embeddings: dict[str, Embedding]) -> None:
+        own = self._by_tenant.setdefault(tenant, OrderedDict())
+        before = len(own)
+        for text, embedding in embeddings.items():
+            own[text] = embedding
+            own.move_to_end(text)
+        self._count += len(own) - before
+        while self._count > self._kept:
+            self._forget_one()
+
+    def _forget_one(self) -> None:
+        tenant = max(self._by_tenant, key=lambda one: len(self._by_tenant[one]))
+        self._by_tenant[tenant].popitem(last=False)
+        self._count -= 1
+        if not self._by_tenant[tenant]:
+            del self._by_tenant[tenant]

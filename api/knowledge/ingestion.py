@@ -206,7 +206,7 @@ class Ingestion:
         missing = [placed[number] for number in await self._missing(work, embedder, chunks)]
         for start in range(0, max(len(missing), 1), self._batch):
             part = missing[start : start + self._batch]
-            vectors = await self._vectors([self._embedded_text.of(work.facts, chunk) for chunk, _ in part], embedder)
+            vectors = await self._vectors(work, [chunk for chunk, _ in part], embedder)
             ready = [
                 EmbeddedChunk(chunk, vector, span, reach)
                 for (chunk, (span, reach)), vector in zip(part, vectors, strict=True)
@@ -222,12 +222,14 @@ class Ingestion:
         await self._work.trim(work, embedder, range(len(chunks), written.total))
         return [one.number for one in chunks if written.spans.get(one.number) != (one.start, one.end)]
 
-    async def _vectors(self, texts: Sequence[str], embedder: EmbedderIdentity) -> Sequence[Vector]:
+    async def _vectors(self, work: Work, chunks: Sequence[Chunk], embedder: EmbedderIdentity) -> Sequence[Vector]:
         """By `embedder`, or not at all: who embeds may change at any time."""
-        vectors = await self._patiently(lambda: self._embedder.embed(texts)) if texts else []
+        texts = [self._embedded_text.of(work.facts, chunk) for chunk in chunks]
+        tenant = work.facts.tenant
+        embeddings = await self._patiently(lambda: self._embedder.embed(texts, tenant=tenant)) if texts else []
         if await self._patiently(self._embedder.identity) != embedder:
             raise ServiceUnavailable("Another model embeds now: the document is begun anew.", retry_after=1)
-        return vectors
+        return [embedding.vector for embedding in embeddings]
 
     async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
         """Until the embedder answers: nobody waits for it."""

@@ -146,16 +146,17 @@ class Retriever:
     async def _found(self, wanted: Wanted) -> _Found:
         identity = await self._embedder.identity()
         is_built = await self._index.is_whole(identity)  # first: it may be completed while it is searched
-        vector = wanted.vector or await self._embedded(wanted.question)
+        vector = wanted.vector or await self._embedded(wanted)
         hits, current, whole = await self._candidates(identity, wanted, vector)
         cosines = _cosines(hits, vector)
         scored = [(place, cosines.get(place, 0.0)) for place in hits]
         relevant = [one for one in scored if vector is None or one[1] >= self.policy.floor]
         return _Found(relevant, hits, current, whole and is_built and vector is not None)
 
-    async def _embedded(self, question: str) -> Vector | None:
+    async def _embedded(self, wanted: Wanted) -> Vector | None:
         try:
-            return (await self._embedder.embed([question]))[0]
+            (embedding,) = await self._embedder.embed([wanted.question], tenant=wanted.tenant)
+            return embedding.vector
         except EmbeddingUnavailable:
             return None
 

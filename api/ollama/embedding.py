@@ -17,7 +17,7 @@ import orjson
 from api.background import cancelled
 from api.errors import EmbeddingUnavailable, StoreUnavailable, UpstreamError
 from api.faults import UpstreamFault
-from api.model import EmbedderIdentity, Retry, Vector, full_model_name
+from api.model import EmbedderIdentity, Embedding, Retry, full_model_name
 from api.ollama.models import OllamaModels
 from api.ollama.pinned import Pinned
 from api.ollama.pool import OllamaPool
@@ -95,8 +95,8 @@ class OllamaEmbedder:
                     return await self._resolved()
         return self._identity
 
-    async def embed(self, texts: Sequence[str]) -> list[Vector]:
-        """One vector a text, in order, with one retry inside. The `UpstreamError` is the cause of what it raises."""
+    async def embed(self, texts: Sequence[str], *, tenant: str) -> list[Embedding]:
+        """One embedding for each text, in order, with one retry. The `UpstreamError` is the cause of what it raises."""
         if not texts:
             return []
         vectors = await self._embedded(texts)
@@ -105,7 +105,7 @@ class OllamaEmbedder:
             # Another model answers under this name: learn who it is before the next vector is believed.
             self._identity = self._remembered = None
             raise EmbeddingUnavailable(f"'{self._model}' gave {vectors.shape[1]} dimensions, not {known.dimension}")
-        return [row.tobytes() for row in vectors]
+        return [Embedding(row.tobytes()) for row in vectors]
 
     async def _resolved(self) -> EmbedderIdentity:
         """The identity as Ollama says it, else the remembered one. After a failure Ollama is left alone for a while."""

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-from api.model import EmbedderIdentity, EmbeddingRequest, Embeddings, GenerationEnd, GenerationRequest, Token, Vector
+from api.model import EmbedderIdentity, Embedding, EmbeddingRequest, Embeddings, GenerationEnd, GenerationRequest, Token
 
 
 class LanguageModel(Protocol):
@@ -26,8 +26,11 @@ class Embedder(Protocol):
     async def identity(self) -> EmbedderIdentity:
         """Who embeds. Raises `EmbeddingUnavailable` while that is not known yet."""
 
-    async def embed(self, texts: Sequence[str]) -> list[Vector]:
-        """One vector a text, in order. Raises `EmbeddingUnavailable` past its deadline or on a fault."""
+    async def embed(self, texts: Sequence[str], *, tenant: str) -> list[Embedding]:
+        """One embedding for each text, in order. Raises `EmbeddingUnavailable` past its deadline or on a fault.
+
+        `tenant` is the one that the texts belong to: no other tenant's calls become faster because of them.
+        """
 
 
 class EmbeddingModel(Protocol):

@@ -59,11 +59,17 @@ class CacheWarmer:
         found = await self._cache.find_exact(place.scope, place.digest)
         if _is_there(wanted, found.match):
             return SKIPPED
-        vector = (await self._embedder.embed([query.question]))[0] if query.has_meaning else None
+        vector = await self._vector(query)
         if wanted.answer is not None:
             answer = NewAnswer(query.question, wanted.answer, query.model, query.tenant, asked_ms=found.now_ms)
             return await self._stored(place, vector, answer)
         return await self._generated(query, Lookup(place, available=True, now_ms=found.now_ms, vector=vector))
+
+    async def _vector(self, query: Query) -> Vector | None:
+        if not query.has_meaning:
+            return None
+        (embedding,) = await self._embedder.embed([query.question], tenant=query.tenant)
+        return embedding.vector
 
     async def _stored(self, place: Fingerprint, vector: Vector | None, answer: NewAnswer) -> Warmed:
         if await self._cache.store(place.scope, place.digest, vector, answer) is None:

@@ -75,9 +75,9 @@ class Explainer:
     ) -> Sequence[Candidate]:
         if not query.has_meaning:
             return ()
-        vector = (await self._embedder.embed([query.question]))[0]
+        (embedding,) = await self._embedder.embed([query.question], tenant=query.tenant)
         stale_ms = round(self.policy.stale * 1000)
-        matches = await cache.find_similar(place.embedder, place.scope, vector, now_ms, stale_ms=stale_ms)
+        matches = await cache.find_similar(place.embedder, place.scope, embedding.vector, now_ms, stale_ms=stale_ms)
         policy = self.policy
         return list(consider(query.question, matches, policy.threshold, query.cache_control, policy.revalidate))
 

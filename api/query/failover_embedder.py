@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 
 from api.errors import BreakerOpen, EmbeddingUnavailable, UpstreamError
-from api.model import EmbedderIdentity, Vector
+from api.model import EmbedderIdentity, Embedding
 from api.ports.models import Embedder
 from api.ports.resilience import Retries
 from api.query.backends import Backend, BackendEvents, Backends
@@ -45,7 +45,7 @@ class FailoverEmbedder:
         self._identity = others[0]
         return others[0]
 
-    async def embed(self, texts: Sequence[str]) -> list[Vector]:
+    async def embed(self, texts: Sequence[str], *, tenant: str) -> list[Embedding]:
         """See `ports.Embedder`. Only backends of one identity take part: vectors of two models do not compare."""
         began = time.monotonic()
         failure = EmbeddingUnavailable("no backend has the embedding model of the others")
@@ -54,7 +54,7 @@ class FailoverEmbedder:
                 if await self._differs(backend):
                     continue
                 with backend.busy():
-                    return await backend.service.embed(texts)
+                    return await backend.service.embed(texts, tenant=tenant)
             except EmbeddingUnavailable as error:
                 failure = error
                 if not self._may_go_on(error.__cause__, time.monotonic() - began):

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Final
 
 from api.errors import BreakerOpen, BulkheadFull, EmbeddingUnavailable, UpstreamError
-from api.model import EmbedderIdentity, Vector
+from api.model import EmbedderIdentity, Embedding
 from api.ports.models import Embedder
 from api.ports.resilience import Breaker, Bulkhead
-
-EVERYBODY: Final = "-"
-"""The tenant of all embeddings: one text is embedded once for whoever asks, so they wait in one line."""
 
 
 class GuardedEmbedder:
@@ -27,20 +23,20 @@ class GuardedEmbedder:
         """See `ports.Embedder`."""
         return await self._embedder.identity()
 
-    async def embed(self, texts: Sequence[str]) -> list[Vector]:
+    async def embed(self, texts: Sequence[str], *, tenant: str) -> list[Embedding]:
         """See `ports.Embedder`."""
         try:
             self._breaker.check()
-            async with self._bulkhead.permit(EVERYBODY), self._breaker.attempt() as attempt:
+            async with self._bulkhead.permit(tenant), self._breaker.attempt() as attempt:
                 started = time.monotonic()
                 try:
-                    vectors = await self._embedder.embed(texts)
+                    embeddings = await self._embedder.embed(texts, tenant=tenant)
                 except EmbeddingUnavailable as error:
                     if _speaks_against_ollama(error):
                         await attempt.failed(time.monotonic() - started)
                     raise
                 await attempt.succeeded(time.monotonic() - started)
-                return vectors
+                return embeddings
         except (BulkheadFull, BreakerOpen) as error:
             raise EmbeddingUnavailable(str(error)) from error
 

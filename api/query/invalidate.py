@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from api.errors import EmbeddingUnavailable, ServiceUnavailable, StoreUnavailable
+from api.model import NO_TENANT
 from api.ports.deletions import Deletions, marks_of
 from api.ports.models import Embedder
 from api.ports.sweep import CacheSweep, Neighbourhood, Selection, Swept
@@ -77,18 +78,19 @@ class Invalidator:
 
     async def _selection(self, asked: Invalidation) -> Selection:
         if asked.kind == "question" and asked.question is not None:
-            near = await self._near(asked.question, asked.similarity)
+            near = await self._near(asked.question, asked.similarity, asked.tenant or NO_TENANT)
             digest = question_digest(asked.question)
             return Selection(digest=digest, near=near, tenant=asked.tenant, model=asked.model)
         return Selection(entry=asked.entry, source=asked.source, tenant=asked.tenant)
 
-    async def _near(self, question: str, similarity: float | None) -> Neighbourhood | None:
+    async def _near(self, question: str, similarity: float | None, tenant: str) -> Neighbourhood | None:
         """None for the exact question alone: also where it is one that is never compared by meaning."""
         if similarity is None or not Query(question, tenant="", model="").has_meaning:
             return None
         try:
             identity = await self._embedder.identity()
-            return Neighbourhood(identity, (await self._embedder.embed([question]))[0], similarity)
+            (embedding,) = await self._embedder.embed([question], tenant=tenant)
+            return Neighbourhood(identity, embedding.vector, similarity)
         except EmbeddingUnavailable as error:
             message = "The question can not be embedded now: without `similarity`, the exact one can be deleted."
             raise ServiceUnavailable(message, retry_after=1) from error

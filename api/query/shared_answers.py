@@ -119,7 +119,8 @@ class SharedAnswers:
             return
         try:
             with stages.timed("embed"):
-                lookup.vector = (await self._embedder.embed([query.question]))[0]
+                (embedding,) = await self._embedder.embed([query.question], tenant=query.tenant)
+            lookup.vector = embedding.vector
         except EmbeddingUnavailable as error:
             self._observer.embedding_failed(error)
 

@@ -14,7 +14,7 @@ import pytest
 from redis.asyncio import Redis
 
 from api.knowledge.retrieval import RetrievalPolicy, Retriever
-from api.model import EmbedderIdentity, Generation, GenerationEnd, GenerationRequest, Token, Usage, Vector
+from api.model import EmbedderIdentity, Embedding, Generation, GenerationEnd, GenerationRequest, Token, Usage, Vector
 from api.observability.metrics import Metrics
 from api.observability.query_events import QueryEvents
 from api.query.answered import Answered, Stages
@@ -52,8 +52,8 @@ class WordEmbedder:
     async def identity(self) -> EmbedderIdentity:
         return self._identity
 
-    async def embed(self, texts: Sequence[str]) -> list[Vector]:
-        return [_vector(text) for text in texts]
+    async def embed(self, texts: Sequence[str], *, tenant: str) -> list[Embedding]:
+        return [Embedding(_vector(text)) for text in texts]
 
 
 def _vector(text: str) -> Vector:

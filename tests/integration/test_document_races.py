@@ -260,7 +260,7 @@ async def test_who_has_another_embedder_than_stored_a_document_tells_the_cache_o
     document = await one.store("rules", OLD)
     async with worker(redis_url, "further", GatedEmbedder("f")) as further:
         embedder = await further.embedder.identity()
-        vector = (await further.embedder.embed(["a question"]))[0]
+        vector = (await further.embedder.embed(["a question"], tenant="t"))[0].vector
         entry = f"rag:cache:{embedder.fingerprint}-{'b' * 24}:{'c' * 32}"
         fields = {"owner": owner_of("default"), "compared": "meaning", "expires_ms": str(2**45), "vector": vector}
         await redis.hset(entry, mapping=fields)  # type: ignore[misc]

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
 from api.knowledge.old_embeddings import OldEmbeddings
-from api.model import EmbedderIdentity
+from api.model import EmbedderIdentity, Embedding
 from api.observability.knowledge_events import KnowledgeEvents
 from api.observability.metrics import Metrics
 from api.query.prompt_template import PACKAGED
@@ -257,8 +257,8 @@ class Present:
     async def identity(self) -> EmbedderIdentity:
         return EmbedderIdentity("new", 4, "b" * 10)
 
-    async def embed(self, texts: Sequence[str]) -> list[bytes]:
-        return [b"\0" * 16 for _ in texts]
+    async def embed(self, texts: Sequence[str], *, tenant: str) -> list[Embedding]:
+        return [Embedding(b"\0" * 16) for _ in texts]
 
 
 async def test_nothing_goes_before_the_present_embedder_has_embedded_all_itself(redis: Redis) -> None:

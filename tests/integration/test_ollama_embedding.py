@@ -46,27 +46,27 @@ def floats(vector: Vector) -> np.ndarray[Any, np.dtype[np.float32]]:
 
 async def unavailable(embedder: OllamaEmbedder) -> UpstreamFault:
     with pytest.raises(EmbeddingUnavailable) as caught:
-        await embedder.embed(["goat"])
+        await embedder.embed(["goat"], tenant="t")
     assert isinstance(caught.value.__cause__, UpstreamError)
     return caught.value.__cause__.fault
 
 
 async def test_vectors_are_of_unit_length_and_in_order(embedder: OllamaEmbedder, stub: StubOllama) -> None:
     stub.behaviour(scale=7.5, dimension=32)
-    both = await embedder.embed(["a goat", "a ship"])
+    both = [one.vector for one in await embedder.embed(["a goat", "a ship"], tenant="t")]
     assert [len(vector) for vector in both] == [32 * 4] * 2
     assert [float(np.linalg.norm(floats(vector))) for vector in both] == pytest.approx([1.0, 1.0], abs=1e-6)
-    assert await embedder.embed(["a ship", "a goat"]) == both[::-1]
+    assert [one.vector for one in await embedder.embed(["a ship", "a goat"], tenant="t")] == both[::-1]
     assert both[0] != both[1]
 
 
 async def test_no_texts_no_call(embedder: OllamaEmbedder, stub: StubOllama) -> None:
-    assert await embedder.embed([]) == []
+    assert await embedder.embed([], tenant="t") == []
     assert "/api/embed" not in stub.stats["requests"]
 
 
 async def test_a_text_that_is_not_valid_unicode_is_embedded(embedder: OllamaEmbedder) -> None:
-    assert len(await embedder.embed(["half a pair: \ud83d"])) == 1
+    assert len(await embedder.embed(["half a pair: \ud83d"], tenant="t")) == 1
 
 
 async def test_the_identity_is_the_models_name_weights_and_dimension(pool: OllamaPool, stub: StubOllama) -> None:
@@ -128,10 +128,10 @@ async def test_another_dimension_is_refused_and_learned(embedder: OllamaEmbedder
     before = await embedder.identity()
     stub.behaviour(dimension=8)
     with pytest.raises(EmbeddingUnavailable):
-        await embedder.embed(["goat"])
+        await embedder.embed(["goat"], tenant="t")
     after = await embedder.identity()
     assert (before.dimension, after.dimension) == (16, 8)
-    assert [len(vector) for vector in await embedder.embed(["goat"])] == [8 * 4]
+    assert [len(one.vector) for one in await embedder.embed(["goat"], tenant="t")] == [8 * 4]
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ async def test_the_fault_is_the_cause(
 
 async def test_one_retry_is_not_seen(embedder: OllamaEmbedder, stub: StubOllama) -> None:
     stub.behaviour("status", status=500, times=1)
-    assert len(await embedder.embed(["goat"])) == 1
+    assert len(await embedder.embed(["goat"], tenant="t")) == 1
     assert stub.stats["requests"]["/api/embed"] == 2
 
 
@@ -183,7 +183,7 @@ async def test_closing_ends_the_call_that_outlived_its_deadline(pool: OllamaPool
 async def test_a_caller_that_leaves_frees_the_slot(pool: OllamaPool, stub: StubOllama) -> None:
     stub.behaviour("hang")
     async with OllamaEmbedder.open(pool, MODEL, 30.0) as embedder:
-        task = asyncio.create_task(embedder.embed(["goat"]))
+        task = asyncio.create_task(embedder.embed(["goat"], tenant="t"))
         await wait_until_async(lambda: _in_flight(stub, 1))
         task.cancel()
         await asyncio.wait([task])

@@ -53,7 +53,7 @@ async def test_what_is_no_vector_for_the_text_is_ollamas_fault(answer: bytes) ->
     pool: Any = Pool(answer)
     async with OllamaEmbedder.open(pool, "nomic-embed-text", 1.0) as embedder:
         with pytest.raises(EmbeddingUnavailable) as unavailable:
-            await embedder.embed(["a"])
+            await embedder.embed(["a"], tenant="t")
     assert isinstance(unavailable.value.__cause__, UpstreamError)
     with pytest.raises(UpstreamError) as failed:
         await OllamaEmbeddingModel(pool, Pinned()).embed(EmbeddingRequest("nomic-embed-text", ("a",)))

@@ -127,10 +127,10 @@ async def test_closing_fails_who_still_waits(batcher: MicroBatcher, encoder: Gat
 async def test_past_the_deadline_the_embedding_is_unavailable(batcher: MicroBatcher, encoder: GatedEncoder) -> None:
     embedder = OnnxEmbedder(EmbedderIdentity("slow", 384, "0" * 10), batcher, timeout=0.01)
     with pytest.raises(EmbeddingUnavailable, match=r"longer than 0\.01 s"):
-        await embedder.embed(["never in time"])
+        await embedder.embed(["never in time"], tenant="t")
     encoder.gate.set()
     patient = OnnxEmbedder(EmbedderIdentity("slow", 384, "0" * 10), batcher, timeout=10)
-    assert await patient.embed(["in time"]) == [b"in time"]
+    assert await patient.embed(["in time"], tenant="t") == [b"in time"]
 
 
 async def test_the_real_model_embeds_and_says_who_it_is() -> None:
@@ -139,11 +139,11 @@ async def test_the_real_model_embeds_and_says_who_it_is() -> None:
         assert (identity.name, identity.dimension) == ("all-MiniLM-L6-v2-int8", 384)
         assert len(identity.fingerprint) == 10
         assert int(identity.fingerprint, 16) >= 0
-        assert await embedder.embed([]) == []
-        one, two = await embedder.embed(["How do I reset my password?", "How can I change my password?"])
-        assert np.frombuffer(one, "<f4") @ np.frombuffer(two, "<f4") > 0.8
+        assert await embedder.embed([], tenant="t") == []
+        one, two = await embedder.embed(["How do I reset my password?", "How can I change my password?"], tenant="t")
+        assert np.frombuffer(one.vector, "<f4") @ np.frombuffer(two.vector, "<f4") > 0.8
     with pytest.raises(EmbeddingUnavailable, match="closed"):
-        await embedder.embed(["too late"])
+        await embedder.embed(["too late"], tenant="t")
 
 
 async def test_a_model_that_is_not_there_stops_the_start() -> None:
@@ -154,10 +154,12 @@ async def test_a_model_that_is_not_there_stops_the_start() -> None:
 
 async def test_a_question_waits_for_no_document() -> None:
     async with open_onnx(None, timeout=30) as onnx:
-        document = asyncio.create_task(onnx.documents.embed([f"A passage, {n}, of the document." for n in range(64)]))
+        document = asyncio.create_task(
+            onnx.documents.embed([f"A passage, {n}, of the document." for n in range(64)], tenant="t")
+        )
         await started(document)
-        question = await onnx.questions.embed(["A question"])
+        question = await onnx.questions.embed(["A question"], tenant="t")
         assert not document.done()
         assert len(await document) == 64
-        assert await onnx.documents.embed(["A question"]) == question
+        assert await onnx.documents.embed(["A question"], tenant="t") == question
         assert await onnx.documents.identity() == await onnx.questions.identity()

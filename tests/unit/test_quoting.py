@@ -10,7 +10,7 @@ import pytest
 from api.embedded.model_server.bodies import ChatBody
 from api.embedded.model_server.engine import Finished
 from api.embedded.model_server.quoting import NOT_SAID, Quotable, answer, quoted, reading, sentences
-from api.model import Source
+from api.model import Embedding, Source
 from api.query.prompt import Prompts
 from api.query.prompt_template import load
 
@@ -91,9 +91,10 @@ def test_without_a_sentence_nothing_is_said() -> None:
 class OneHot:
     """An embedder for which every text is as near to the question as it says."""
 
-    async def embed(self, texts: list[str]) -> list[bytes]:
+    async def embed(self, texts: list[str], *, tenant: str) -> list[Embedding]:
         near = {"What?": 1.0, "It is so.": 0.9}
-        return [np.array([near.get(text, 0.0), 1.0 - near.get(text, 0.0)], dtype="<f4").tobytes() for text in texts]
+        cosines = (near.get(text, 0.0) for text in texts)
+        return [Embedding(np.array([cosine, 1.0 - cosine], dtype="<f4").tobytes()) for cosine in cosines]
 
 
 async def test_it_comes_in_pieces_and_ends_as_a_generation_does() -> None:

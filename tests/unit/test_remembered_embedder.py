@@ -1,11 +1,11 @@
-"""Vectors are kept, bounded, and never outlive their model."""
+"""Embeddings are kept for each tenant apart, bounded, and never outlive their model."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from api.embedders.remembered import RememberedEmbedder
-from api.model import EmbedderIdentity
+from api.model import EmbedderIdentity, Embedding
 
 
 class Counting:
@@ -18,24 +18,29 @@ class Counting:
     async def identity(self) -> EmbedderIdentity:
         return EmbedderIdentity(self.model, 1, self.model)
 
-    async def embed(self, texts: Sequence[str]) -> list[bytes]:
+    async def embed(self, texts: Sequence[str], *, tenant: str) -> list[Embedding]:
         self.embedded += texts
-        return [f"{self.model}:{text}".encode() for text in texts]
+        return [Embedding(f"{self.model}:{text}".encode(), (text,)) for text in texts]
+
+
+async def vectors(embedder: RememberedEmbedder, *texts: str, tenant: str = "t") -> list[bytes]:
+    return [one.vector for one in await embedder.embed(texts, tenant=tenant)]
 
 
 async def test_a_text_is_embedded_once() -> None:
     inner = Counting()
     embedder = RememberedEmbedder(inner)
-    assert await embedder.embed(["x", "y", "x"]) == [b"a:x", b"a:y", b"a:x"]
-    assert await embedder.embed(["y", "z"]) == [b"a:y", b"a:z"]
+    assert await vectors(embedder, "x", "y", "x") == [b"a:x", b"a:y", b"a:x"]
+    assert await vectors(embedder, "y", "z") == [b"a:y", b"a:z"]
     assert inner.embedded == ["x", "y", "z"]
+    assert await embedder.embed(["x"], tenant="t") == [Embedding(b"a:x", ("x",))], "what was not read is kept with it"
 
 
 async def test_the_least_recently_used_is_forgotten() -> None:
     inner = Counting()
     embedder = RememberedEmbedder(inner, kept=2)
     for text in ("x", "y", "x", "z", "x", "y"):
-        await embedder.embed([text])
+        await vectors(embedder, text)
     assert inner.embedded == ["x", "y", "z", "y"]
 
 
@@ -43,7 +48,34 @@ async def test_another_model_begins_anew() -> None:
     inner = Counting()
     embedder = RememberedEmbedder(inner)
     await embedder.identity()
-    await embedder.embed(["x"])
+    await vectors(embedder, "x")
     inner.model = "b"
     await embedder.identity()
-    assert await embedder.embed(["x"]) == [b"b:x"]
+    assert await vectors(embedder, "x") == [b"b:x"]
+
+
+async def test_a_tenant_never_finds_what_another_has_asked() -> None:
+    """Else a short time of embedding tells that another tenant has asked the same."""
+    inner = Counting()
+    embedder = RememberedEmbedder(inner)
+    questions = [f"question {n}" for n in range(25)]
+    for tenant in ("a", "b"):
+        for question in questions:
+            await vectors(embedder, question, tenant=tenant)
+    assert inner.embedded == questions * 2
+
+
+async def test_a_tenant_cannot_take_the_share_of_another() -> None:
+    inner = Counting()
+    embedder = RememberedEmbedder(inner, kept=10)
+    own = [f"own {n}" for n in range(5)]
+    await vectors(embedder, *own, tenant="quiet")
+    for number in range(100):
+        await vectors(embedder, f"flood {number}", tenant="loud")
+    inner.embedded.clear()
+    await vectors(embedder, *own, tenant="quiet")
+    assert inner.embedded == []
+    await vectors(embedder, *(f"flood {number}" for number in range(95, 100)), tenant="loud")
+    assert inner.embedded == []
+    await vectors(embedder, "flood 94", tenant="loud")
+    assert inner.embedded == ["flood 94"]

@@ -12,7 +12,7 @@ from api.embedded.model_server.bodies import EmbedBody, EmbeddingsBody, read_bod
 from api.embedded.model_server.faults import OllamaFault
 from api.embedded.model_server.state import state_of
 from api.errors import EmbeddingUnavailable
-from api.model import Vector
+from api.model import NO_TENANT, Vector
 from api.ports.models import Embedder
 
 
@@ -44,7 +44,7 @@ async def embeddings(request: Request) -> JSONResponse:
 
 async def _embed(embedder: Embedder, texts: list[str]) -> list[Vector]:
     try:
-        return await embedder.embed(texts)
+        return [embedding.vector for embedding in await embedder.embed(texts, tenant=NO_TENANT)]
     except EmbeddingUnavailable as error:
         raise OllamaFault(500, str(error)) from error
 

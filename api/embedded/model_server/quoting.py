@@ -19,6 +19,7 @@ from api.embedded.model_server.bodies import ChatBody
 from api.embedded.model_server.engine import Finished
 from api.embedded.model_server.faults import OllamaFault
 from api.errors import EmbeddingUnavailable
+from api.model import NO_TENANT
 from api.ports.models import Embedder
 
 NOT_SAID: Final = "The passages do not say."
@@ -97,11 +98,12 @@ async def quoted(read: Reading, embedder: Embedder) -> AsyncGenerator[str | Fini
     """As `TextModel.answer` gives a text: its pieces, then how it ended. Raises `OllamaFault`."""
     began = time.perf_counter_ns()
     try:
-        vectors = await embedder.embed([read.question, *(sentence.text for sentence in read.sentences)])
+        texts = [read.question, *(sentence.text for sentence in read.sentences)]
+        embeddings = await embedder.embed(texts, tenant=NO_TENANT)
     except EmbeddingUnavailable as error:
         raise OllamaFault(500, str(error)) from error
     read_ns = time.perf_counter_ns() - began
-    asked, *others = (np.frombuffer(vector, dtype="<f4") for vector in vectors)
+    asked, *others = (np.frombuffer(embedding.vector, dtype="<f4") for embedding in embeddings)
     words = answer(read.sentences, [float(one @ asked) for one in others]).split(" ")
     for place, word in enumerate(words):
         yield word if place == 0 else f" {word}"
