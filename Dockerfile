@@ -1,8 +1,8 @@
 # syntax=docker/dockerfile:1
 # The base is pinned: by its tag for people, by the digest of its index (amd64, arm64) for the builder. A newer one:
-#   docker buildx imagetools inspect python:3.11-slim-bookworm --format '{{.Manifest.Digest}}'
-ARG PYTHON_TAG=3.11-slim-bookworm
-ARG PYTHON_DIGEST=sha256:a36c24f9cbdf4fd0f52d67f0823eeac19c2028c637cecc392d97f980d4fec56b
+#   docker buildx imagetools inspect python:3.13-slim-trixie --format '{{.Manifest.Digest}}'
+ARG PYTHON_TAG=3.13-slim-trixie
+ARG PYTHON_DIGEST=sha256:bb2988715db2cf7ace7b53f38f3cffbef7c7046a656bee66245eb0ed386e2e81
 
 FROM python:${PYTHON_TAG}@${PYTHON_DIGEST} AS build
 WORKDIR /src
@@ -17,7 +17,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     && pip --python /opt/ragherd/bin/python install --only-binary :all: --compile ".[onnx]"
 # What no line of the service reads: the downloader that tokenizers brings for models by name (the weights are here), the
 # converters beside onnxruntime, stubs for type checkers, the libraries' own tests.
-WORKDIR /opt/ragherd/lib/python3.11/site-packages
+WORKDIR /opt/ragherd/lib/python3.13/site-packages
 RUN pip --python /opt/ragherd/bin/python uninstall --yes huggingface_hub hf-xet fsspec filelock tqdm httpx2 httpcore2 truststore \
     && rm -r onnxruntime/transformers onnxruntime/tools onnxruntime/quantization onnxruntime/datasets \
     && find . -name '*.pyi' -delete \

@@ -1,4 +1,4 @@
-"""A root like that of python:3.11-slim-bookworm: Debian without recommended packages, Python and pip, no compiler.
+"""A root like that of python:3.13-slim-trixie: Debian without recommended packages, Python and pip, no compiler.
 
 Made once by debootstrap and kept. Not the image's own bytes (no registry is asked): the same release, Debian's Python.
 """
@@ -12,16 +12,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-PACKAGES: Final = ("python3.11", "python3-pip-whl", "ca-certificates")
+RELEASE: Final = "trixie"
+PACKAGES: Final = ("python3.13", "python3-pip-whl", "ca-certificates")
 DOCUMENTATION: Final = ("usr/share/doc", "usr/share/man", "usr/share/locale")
 DOWNLOADS: Final = ("var/cache/apt/archives", "var/lib/apt/lists")
 PIP: Final = """
 set -eu
-rm /usr/lib/python3.11/EXTERNALLY-MANAGED
+rm /usr/lib/python3.13/EXTERNALLY-MANAGED
 set -- /usr/share/python-wheels/pip-*.whl
-python3.11 "$1/pip" install --quiet --no-index --root-user-action ignore "$1"
+python3.13 "$1/pip" install --quiet --no-index --root-user-action ignore "$1"
 rm -r /usr/share/python-wheels
-ln -s /usr/bin/python3.11 /usr/local/bin/python
+ln -s /usr/bin/python3.13 /usr/local/bin/python
 """
 
 
@@ -34,14 +35,14 @@ def what_is_missing() -> str | None:
 
 
 def base_root(folder: Path) -> Path:
-    """`folder`/base, made when it is not there. `DEBIAN_MIRROR` names another mirror than debootstrap's own."""
-    root = folder / "base"
+    """`folder`/base-trixie, made when it is not there. `DEBIAN_MIRROR` names another mirror than debootstrap's own."""
+    root = folder / f"base-{RELEASE}"
     if not root.exists():
         half_made = folder / "base.half-made"
         shutil.rmtree(half_made, ignore_errors=True)
         mirror = filter(None, [os.environ.get("DEBIAN_MIRROR")])
         include = f"--include={','.join(PACKAGES)}"
-        ran(["debootstrap", "--variant=minbase", include, "bookworm", str(half_made), *mirror])
+        ran(["debootstrap", "--variant=minbase", include, RELEASE, str(half_made), *mirror])
         ran(["chroot", str(half_made), "/bin/sh", "-c", PIP])
         for name in DOCUMENTATION + DOWNLOADS:
             shutil.rmtree(half_made / name, ignore_errors=True)

@@ -40,7 +40,7 @@ def contents(image: Image) -> Contents:
     ours = image.root / OURS
     sizes = dict(_sizes(ours))
     whole = sum(size for _, size in _sizes(image.root))
-    packages = ours / "lib/python3.11/site-packages"
+    packages = ours / "lib/python3.13/site-packages"
     folders = {entry.name: sum(size for _, size in _sizes(entry)) for entry in packages.iterdir() if entry.is_dir()}
     largest = dict(sorted(folders.items(), key=lambda item: -item[1])[:LARGEST])
     return Contents(len(sizes), sum(sizes.values()), whole - sum(sizes.values()), largest)

@@ -4,7 +4,8 @@
 # An install is trusted only when its stamp is there, and the stamp is written last. The stamp holds what the install
 # was made from: pyproject.toml, the Python version, and where the checkout lies (a virtual environment does not move).
 
-VENV=.venv
+# Another Python beside it: PYTHON=python3.13 VENV=.venv-3.13 scripts/test
+VENV=${VENV:-.venv}
 INSTALL_LOG=.data/logs/install.log
 
 # Installed without their dependencies: these would be compiled for minutes, and the weights need none of them.
@@ -24,7 +25,7 @@ has_venv() { "$1" -c 'import ensurepip, venv' 2>/dev/null; }
 # Prints the first Python of 3.11 or newer that can make virtual environments. PYTHON overrides the search.
 find_python() {
   local candidate found=""
-  for candidate in ${PYTHON:+"$PYTHON"} python3 python3.11 python3.12 python3.13 python; do
+  for candidate in ${PYTHON:+"$PYTHON"} python3 python3.13 python3.12 python3.11 python; do
     if is_python_311 "$candidate"; then
       found=${found:-$candidate}
       if has_venv "$candidate"; then
@@ -106,4 +107,16 @@ ensure_installed() {
     : >"$INSTALL_LOG"
     install_extras "$1"
   ) 9>.data/install.lock
+}
+
+# Prints the path of Python $1 (such as 3.13), from PATH or from pyenv. Fails when it is not there.
+python_of_version() {
+  local candidate
+  for candidate in "python$1" "${PYENV_ROOT:-$HOME/.pyenv}/versions/$1".*/bin/python; do
+    if "$candidate" -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] != '$1')" 2>/dev/null; then
+      printf '%s' "$candidate"
+      return
+    fi
+  done
+  return 1
 }

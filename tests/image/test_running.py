@@ -66,7 +66,7 @@ def test_every_process_is_without_rights(container: Container) -> None:
 
 def test_nothing_but_tmp_can_be_written_not_even_by_root(container: Container) -> None:
     write = "import sys; open(sys.argv[1] + '/written', 'w')"
-    for folder in ("/", "/opt/ragherd", "/opt/ragherd/lib/python3.11/site-packages/api", "/var/tmp", "/etc", "/root"):
+    for folder in ("/", "/opt/ragherd", "/opt/ragherd/lib/python3.13/site-packages/api", "/var/tmp", "/etc", "/root"):
         denied = container.inside(["python", "-c", write, folder])
         assert denied.returncode != 0, folder
         assert "Read-only file system" in container.inside(["python", "-c", write, folder], as_root=True).stderr, folder

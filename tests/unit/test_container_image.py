@@ -56,7 +56,7 @@ def test_both_stages_are_made_on_the_same_digest_of_a_slim_base() -> None:
     text = (ROOT / "Dockerfile").read_text()
 
     assert re.findall(r"^FROM (\S+)", text, re.MULTILINE) == ["python:${PYTHON_TAG}@${PYTHON_DIGEST}"] * 2
-    assert re.search(r"^ARG PYTHON_TAG=3\.11-slim-\w+$", text, re.MULTILINE)
+    assert re.search(r"^ARG PYTHON_TAG=3\.13-slim-\w+$", text, re.MULTILINE)
     assert re.search(r"^ARG PYTHON_DIGEST=sha256:[0-9a-f]{64}$", text, re.MULTILINE)
 
 
