@@ -75,6 +75,11 @@ class DocumentClient:
             cursor = page["cursor"]
         return found
 
+    async def has(self, source: str, tenant: str | None) -> bool:
+        """Whether a tenant has a document of this source."""
+        params = {"source": source, "limit": 1, **({} if tenant is None else {"tenant": tenant})}
+        return bool((await self._request("GET", "/documents", params=params))["documents"])
+
     async def delete(self, document: str) -> None:
         """Raises `Refused`."""
         await self._request("DELETE", f"/documents/{document}")

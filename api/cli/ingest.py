@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 from rich.console import Console
@@ -14,7 +15,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from api.cli.document_client import Refused, connected
 from api.cli.document_files import Found, SameSource, find
 from api.cli.exits import FAILED, INTERRUPTED, end
-from api.cli.ingest_run import About, Result, prune, upload_all
+from api.cli.ingest_run import About, Result, former_documents, prune, upload_all
+
+FORMER: Final = (
+    "An earlier release stored documents as '{folder}/...'. They stay beside the new ones: "
+    "use --collection {folder} to go on with them, or delete them."
+)
+
+
+def _collection(name: str | None) -> str | None:
+    if name is not None and not re.fullmatch(r"[^/\x00-\x1f\x7f]{1,200}", name):
+        raise typer.BadParameter("1 to 200 characters without '/' and control characters")
+    return name
 
 
 def ingest(
@@ -25,8 +37,13 @@ def ingest(
     tag: Annotated[list[str] | None, typer.Option(help="May be given several times.")] = None,
     version: Annotated[str | None, typer.Option(help="Of all of them.")] = None,
     concurrency: Annotated[int, typer.Option(min=1, max=64, help="Files at once.")] = 4,
+    collection: Annotated[
+        str | None,
+        typer.Option(help="A name for all of them, in place of each folder's host and path.", callback=_collection),
+    ] = None,
     prune_gone: Annotated[
-        bool, typer.Option("--prune", help="Delete documents of these folders that are no file any more.")
+        bool,
+        typer.Option("--prune", help="Delete documents of these folders, or of the collection, whose file is gone."),
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the files.")] = False,
 ) -> None:
@@ -35,7 +52,7 @@ def ingest(
     It can be stopped at any time: running it again goes on where it was.
     """
     try:
-        found = find(paths)
+        found = find(paths, collection)
     except (SameSource, OSError) as error:
         raise end(str(error)) from None
     if dry_run:
@@ -45,7 +62,7 @@ def ingest(
     about = About(tenant, tuple(tag or ()), version)
     began = time.monotonic()
     try:
-        result = asyncio.run(_run(url, key, found, about, concurrency, paths if prune_gone else ()))
+        result = asyncio.run(_run(url, key, found, about, concurrency, pruned=prune_gone, named=collection is not None))
     except Refused as error:
         raise end(str(error)) from None
     except KeyboardInterrupt:
@@ -66,18 +83,20 @@ def summary(result: Result, skipped: int, seconds: float) -> str:
 
 
 async def _run(
-    url: str, key: str | None, found: Found, about: About, concurrency: int, pruned: tuple[Path, ...] | list[Path]
+    url: str, key: str | None, found: Found, about: About, concurrency: int, *, pruned: bool, named: bool
 ) -> Result:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("Documents", total=len(found.files))
         async with connected(url, key, on_wait=lambda why: console.print(f"Waiting for {url}: {why}")) as client:
+            for folder in () if named else await former_documents(client, found, about):
+                console.print(FORMER.format(folder=folder), highlight=False)
 
             def show(result: Result) -> None:
                 done = sum(result.counts.values())
                 progress.update(task, completed=done, description=f"Documents ({result.chunks:,} chunks)")
 
             result = await upload_all(client, found.files, about, concurrency, show)
-            result.counts["deleted"] = await prune(client, pruned, found.files, about) if pruned else 0
+            result.counts["deleted"] = await prune(client, found, about) if pruned else 0
             return result

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from api.cli.document_client import Away, DocumentClient, Refused
-from api.cli.document_files import DocumentFile, title_of
+from api.cli.document_files import DocumentFile, Found, former_source, title_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +65,10 @@ async def upload_all(
     return result
 
 
-async def prune(client: DocumentClient, roots: Iterable[Path], files: Sequence[DocumentFile], about: About) -> int:
-    """Deletes documents whose source lies in one of the folders, and which are no file any more."""
-    prefixes = tuple(f"{root.resolve().name}/" for root in roots if root.is_dir())
-    present = {file.source for file in files}
+async def prune(client: DocumentClient, found: Found, about: About) -> int:
+    """Deletes documents of the folders, or of the collection, whose file is gone."""
+    prefixes = tuple(f"{folder}/" for folder in found.folders)
+    present = {file.source for file in found.files}
     gone = [
         document["id"]
         for document in await client.all_of(about.tenant)
@@ -78,6 +77,16 @@ async def prune(client: DocumentClient, roots: Iterable[Path], files: Sequence[D
     for document in gone:
         await client.delete(document)
     return len(gone)
+
+
+async def former_documents(client: DocumentClient, found: Found, about: About) -> list[str]:
+    """The names of folders whose files were stored by an earlier release, under that name alone."""
+    firsts = {file.source.partition("/")[0]: former_source(file.source) for file in reversed(found.files)}
+    return [
+        former.partition("/")[0]
+        for folder, former in firsts.items()
+        if folder in found.folders and await client.has(former, about.tenant)
+    ]
 
 
 async def _upload(client: DocumentClient, file: DocumentFile, about: About) -> tuple[str, int]:

@@ -14,7 +14,7 @@ from api.cli.document_files import find
 from api.cli.ingest_run import About, Result, upload_all
 from api.settings import Settings
 
-PAGES: Final = ("docs",)
+PAGES: Final = "docs"
 TAG: Final = "ragherd"
 CONCURRENCY: Final = 4
 
@@ -22,7 +22,7 @@ CONCURRENCY: Final = 4
 def store_own_docs(url: str, settings: Settings, report: Callable[[str], None]) -> int:
     """The number of pages that are in the knowledge base now; 0 outside of a checkout, or where that fails."""
     folder = Path(api.__file__).parents[1]
-    files = find([path for name in PAGES if (path := folder / name).exists()]).files
+    files = find([folder / PAGES], collection=PAGES).files if (folder / PAGES).is_dir() else ()
     if not files:
         return 0
     keys = settings.access.admins()

@@ -18,9 +18,9 @@ from typer.testing import CliRunner
 
 from api.cli.commands import commands
 from api.cli.document_client import DocumentClient, Refused, connected
-from api.cli.document_files import DocumentFile, find, title_of
+from api.cli.document_files import DocumentFile, find, folder_id, title_of
 from api.cli.ingest import summary
-from api.cli.ingest_run import About, Result, prune, upload_all
+from api.cli.ingest_run import About, Result, former_documents, prune, upload_all
 from tests.integration.test_documents import CANTEEN, HOLIDAY, ONNX
 from tests.service import Service
 
@@ -45,7 +45,9 @@ def folder(tmp_path: Path) -> Path:
 
 def test_what_is_found_in_a_folder(folder: Path) -> None:
     found = find([folder, folder / "holiday.md"])
-    assert [file.source for file in found.files] == ["pages/broken.pdf", "pages/deep/canteen.txt", "pages/holiday.md"]
+    sources = [f"{folder_id(folder)}/{name}" for name in ("broken.pdf", "deep/canteen.txt", "holiday.md")]
+    assert [file.source for file in found.files] == sources
+    assert [file.source for file in find([folder / "holiday.md"]).files] == sources[2:]
     assert found.skipped == 4
     assert [title_of(file, file.path.read_bytes()) for file in found.files] == [None, "canteen", "Holiday policy"]
 
@@ -77,10 +79,16 @@ def test_files_that_would_replace_each_other_are_refused(tmp_path: Path) -> None
         (tmp_path / place / "pages").mkdir(parents=True)
         (tmp_path / place / "pages" / "index.md").write_text(f"# Of {place}")
     both = [str(tmp_path / place / "pages") for place in ("one", "other")]
-    refused = CliRunner().invoke(commands, ["ingest", *both, "--dry-run"])
+    refused = CliRunner().invoke(commands, ["ingest", *both, "--collection", "handbook", "--dry-run"])
     assert refused.exit_code == 1
-    assert "would both be 'pages/index.md'" in refused.output
-    assert CliRunner().invoke(commands, ["ingest", str(tmp_path), "--dry-run"]).exit_code == 0
+    assert "would both be 'handbook/index.md'" in refused.output
+    assert CliRunner().invoke(commands, ["ingest", *both, "--dry-run"]).exit_code == 0
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "a\nb", "x" * 201])
+def test_a_collection_that_cannot_be_told_from_a_path_is_bad_usage(name: str, folder: Path) -> None:
+    refused = CliRunner().invoke(commands, ["ingest", str(folder), "--collection", name, "--dry-run"])
+    assert refused.exit_code == 2
 
 
 async def test_running_it_again_changes_only_what_has_changed(serve: Service, folder: Path) -> None:
@@ -94,27 +102,70 @@ async def test_running_it_again_changes_only_what_has_changed(serve: Service, fo
     first = await run()
     assert dict(first.counts) == {"created": 2, "failed": 1}
     assert first.chunks == 2
-    assert [line.split(":")[0] for line in first.failures] == ["pages/broken.pdf"]
+    assert [line.split(":")[0] for line in first.failures] == [f"{folder_id(folder)}/broken.pdf"]
     assert summary(first, 1, 0.5) == "created 2, failed 1, skipped 1 (2 chunks) in 0.5 s"
     (folder / "holiday.md").write_text("# Holiday policy\n\nThere is none.")
     assert dict((await run()).counts) == {"updated": 1, "unchanged": 1, "failed": 1}
     listed = (await client.get("/documents", params={"tag": "docs"})).json()["documents"]
     assert {(one["title"], one["source"]) for one in listed} == {
-        ("Holiday policy", "pages/holiday.md"),
-        ("canteen", "pages/deep/canteen.txt"),
+        ("Holiday policy", f"{folder_id(folder)}/holiday.md"),
+        ("canteen", f"{folder_id(folder)}/deep/canteen.txt"),
     }
 
 
 async def test_what_is_no_file_any_more_is_pruned_and_nothing_else(serve: Service, folder: Path) -> None:
     client = await serve(embedder=ONNX)
-    await client.post("/documents", json={"title": "Other", "text": HOLIDAY, "source": "pagesetter/a.md"})
+    await client.post(
+        "/documents", json={"title": "Other", "text": HOLIDAY, "source": f"{folder_id(folder)}etter/a.md"}
+    )
     await client.post("/documents", json={"title": "Other", "text": CANTEEN})
     async with connected(str(client.base_url), None) as service:
         await upload_all(service, find([folder]).files, About(), 1)
         (folder / "holiday.md").unlink()
-        assert await prune(service, [folder], find([folder]).files, About()) == 1
+        assert await prune(service, find([folder]), About()) == 1
     left = (await client.get("/documents")).json()["documents"]
-    assert {one["source"] for one in left} == {"pages/deep/canteen.txt", "pagesetter/a.md", None}
+    here = folder_id(folder)
+    assert {one["source"] for one in left} == {f"{here}/deep/canteen.txt", f"{here}etter/a.md", None}
+
+
+async def test_two_projects_with_a_folder_of_one_name_keep_each_others_documents(
+    serve: Service, tmp_path: Path
+) -> None:
+    client = await serve(embedder=ONNX)
+    folders = [tmp_path / project / "docs" for project in ("one", "other")]
+    for folder, text in zip(folders, (HOLIDAY, CANTEEN), strict=True):
+        folder.mkdir(parents=True)
+        (folder / "index.md").write_text(text)
+    async with connected(str(client.base_url), None) as service:
+        for folder in (*folders, folders[0]):
+            result = await upload_all(service, find([folder]).files, About(), 1)
+            assert result.counts["updated"] == 0
+            assert await prune(service, find([folder]), About()) == 0
+    assert len((await client.get("/documents")).json()["documents"]) == 2
+
+
+async def test_a_collection_follows_its_folder_to_another_place(serve: Service, tmp_path: Path) -> None:
+    client = await serve(embedder=ONNX)
+    before, after = tmp_path / "checkout-1", tmp_path / "checkout-2"
+    for folder, names in ((before, ("a.md", "gone.md")), (after, ("a.md",))):
+        folder.mkdir()
+        for name in names:
+            (folder / name).write_text(f"# {name}\n\n{HOLIDAY}")
+    async with connected(str(client.base_url), None) as service:
+        await upload_all(service, find([before], "handbook").files, About(), 1)
+        found = find([after], "handbook")
+        assert dict((await upload_all(service, found.files, About(), 1)).counts) == {"unchanged": 1}
+        assert await prune(service, found, About()) == 1
+    left = (await client.get("/documents")).json()["documents"]
+    assert [one["source"] for one in left] == ["handbook/a.md"]
+
+
+async def test_documents_of_an_earlier_release_are_pointed_out(serve: Service, folder: Path) -> None:
+    client = await serve(embedder=ONNX)
+    async with connected(str(client.base_url), None) as service:
+        assert await former_documents(service, find([folder]), About()) == []
+        await client.post("/documents", json={"title": "Broken", "text": HOLIDAY, "source": "pages/broken.pdf"})
+        assert await former_documents(service, find([folder]), About()) == ["pages"]
 
 
 async def test_a_service_that_is_away_for_a_moment_costs_nothing() -> None:
@@ -151,7 +202,7 @@ async def test_a_service_that_one_file_waited_for_in_vain_is_not_waited_for_with
         result = await upload_all(DocumentClient(client, 0.3, 1, told.append), find([folder]).files, About(), 1)
     assert dict(result.counts) == {"failed": 3}
     assert result.failures == [
-        "pages/broken.pdf: the service does not answer: nobody there",
+        f"{folder_id(folder)}/broken.pdf: the service does not answer: nobody there",
         "2 more that were not sent",
     ]
     assert len(asked) > 1
@@ -206,7 +257,10 @@ runpy.run_module("api.cli.main", run_name="__main__")
 def test_a_dry_run_lists_the_files(folder: Path) -> None:
     ran = CliRunner().invoke(commands, ["ingest", "--dry-run", str(folder)])
     assert ran.exit_code == 0
-    assert ran.stdout.split() == ["pages/broken.pdf", "pages/deep/canteen.txt", "pages/holiday.md"]
+    here = folder_id(folder)
+    assert ran.stdout.split() == [f"{here}/broken.pdf", f"{here}/deep/canteen.txt", f"{here}/holiday.md"]
+    named = CliRunner().invoke(commands, ["ingest", "--dry-run", "--collection", "handbook", str(folder)])
+    assert named.stdout.split() == ["handbook/broken.pdf", "handbook/deep/canteen.txt", "handbook/holiday.md"]
 
 
 def test_a_folder_that_is_not_there_is_bad_usage(redis: Redis) -> None:
