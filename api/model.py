@@ -170,9 +170,9 @@ class EmbeddingRequest:
 
 @dataclass(frozen=True, slots=True)
 class Embeddings:
-    """The vectors as Ollama gave them, one a text. Durations in seconds."""
+    """The vectors as Ollama gave them, one a text: float32, of any length. Durations in seconds."""
 
-    vectors: list[list[float]]
+    vectors: list[Vector]
     prompt_tokens: int = 0
     total_duration: float = 0.0
     load_duration: float = 0.0

@@ -135,8 +135,8 @@ class _Worker:
             self._pace,
         )
         knowledge = await self._stack.enter_async_context(open_knowledge(made))
-        failover = backends.failover(parts.events)
-        opened = open_cache(parts, redis.main.address, embedder, backends.digests, failover, knowledge.retriever)
+        generations = backends.generations(parts.events)
+        opened = open_cache(parts, redis.main.address, embedder, backends.digests, generations, knowledge.retriever)
         return knowledge, await self._stack.enter_async_context(opened)
 
     def _state(
@@ -160,6 +160,7 @@ class _Worker:
             explainer=cache.explainer,
             library=knowledge.library,
             embeddings=backends.embeddings(events),
+            embed_max_inputs=self._settings.embedder.embed_max_inputs,
             catalog=backends.catalog,
             num_ctx=self._settings.ollama.ollama_num_ctx,
             breakers=backends.breakers,

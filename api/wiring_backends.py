@@ -11,6 +11,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any, Final
 
+from api.backends.client_embeddings import EmbeddingCalls, EmbeddingEvents
+from api.backends.generations import Generations
+from api.backends.members import Backend, BackendEvents, Backends
 from api.breaker.fleet_breaker import FleetBreaker
 from api.breaker.following import kept_current
 from api.breaker.state import Policy
@@ -34,9 +37,6 @@ from api.ollama.pools import OllamaPools, open_pools
 from api.ollama.warm_up import WarmUp, load_embedder, load_llm
 from api.ollama.watch import BackendWatch
 from api.ports.models import Embedder, EmbeddingModel, LanguageModel
-from api.query.backends import Backend, BackendEvents, Backends
-from api.query.embedding_calls import EmbeddingCalls, EmbeddingEvents
-from api.query.failover import Failover
 from api.query.failover_embedder import FailoverEmbedder
 from api.query.guarded_embedder import GuardedEmbedder
 from api.redis_store.backend_board import BackendBoard
@@ -130,7 +130,7 @@ class WorkerBackends:
         bulkhead = FleetBulkhead(name, policy, store, self._worker, events=events, live_workers=self._live_workers)
         self.bulkheads[name] = await stack.enter_async_context(kept_alive(bulkhead))
 
-    def failover(self, events: BackendEvents) -> Failover:
+    def generations(self, events: BackendEvents) -> Generations:
         """All backends as one, each behind its breaker."""
         ollama = self._settings.ollama
         deadlines = Deadlines(
@@ -144,17 +144,19 @@ class WorkerBackends:
             for name, pool in self._pools.items()
         ]
         backends = Backends(members, self.watch.health)
-        return Failover(backends, self._pools.retries, deadlines.total, events)
+        return Generations(backends, self._pools.retries, deadlines.total, events)
 
     def embeddings(self, events: EmbeddingEvents) -> EmbeddingCalls:
-        """Clients' own embedding calls. Where no embedder is on Ollama they share the guards of generations."""
+        """Clients' own embedding calls: behind questions. With EMBEDDER=onnx they share the guards of generations."""
         members: list[Backend[EmbeddingModel]] = []
+        behind_questions = self._settings.embedder.embedder == "ollama"
         for name, pool in self._pools.items():
-            guard = f"{name}{EMBED}" if f"{name}{EMBED}" in self.breakers else name
+            guard = f"{name}{EMBED}" if behind_questions else name
             model = OllamaEmbeddingModel(pool, self._pinned)
             members.append(Backend(name, model, self.bulkheads[guard], self.breakers[guard]))
         backends = Backends(members, self.watch.health)
-        return EmbeddingCalls(backends, self._pools.retries, self._settings.ollama.ollama_total_timeout, events)
+        total = self._settings.ollama.ollama_total_timeout
+        return EmbeddingCalls(backends, self._pools.retries, total, events, background=behind_questions)
 
     async def open_embedder(self, stack: AsyncExitStack, events: BackendEvents) -> Embedder:
         """All backends as one embedder (EMBEDDER=ollama), each behind its breaker."""

@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
+from api.backends.generations import Generations
 from api.background import Background
 from api.errors import StoreUnavailable
 from api.flights.fleet_flights import Flights
@@ -25,7 +26,6 @@ from api.query.answer_query import QueryService
 from api.query.cache_warmer import CacheWarmer
 from api.query.condense import Condenser
 from api.query.explain import Explainer
-from api.query.failover import Failover
 from api.query.fresh_answer import FreshAnswers
 from api.query.grounding import Grounder
 from api.query.invalidate import Invalidator
@@ -85,7 +85,7 @@ class WorkerCache:
         parts: CacheParts,
         embedder: Embedder,
         digests: ModelDigests,
-        failover: Failover,
+        generations: Generations,
         flights: Flights,
         retriever: Retriever,
     ) -> None:
@@ -94,12 +94,12 @@ class WorkerCache:
         template = load(settings.retrieval.prompt_template_path)
         places = Places(embedder, digests, _grounding(template, settings, retriever.reranking_scope))
         memory = RedisCondensedQuestions(parts.gate, parts.keys, round(settings.cache.ttl * 1000))
-        condenser = Condenser(failover, flights, memory, parts.events)
+        condenser = Condenser(generations, flights, memory, parts.events)
         prompting = Prompting(template, settings.ollama.ollama_num_ctx, settings.retrieval.retrieval_nothing_relevant)
 
         def fresh_answers(events: QueryEvents) -> FreshAnswers:
             shared = SharedAnswers(cache, embedder, places, events, policy)
-            return FreshAnswers(failover, shared, Grounder(retriever, condenser, events), prompting, events)
+            return FreshAnswers(generations, shared, Grounder(retriever, condenser, events), prompting, events)
 
         shared = SharedAnswers(cache, embedder, places, parts.events, policy)
         fresh = fresh_answers(parts.events)
@@ -132,7 +132,7 @@ async def open_cache(
     address: RedisAddress,
     embedder: Embedder,
     digests: ModelDigests,
-    failover: Failover,
+    generations: Generations,
     retriever: Retriever,
 ) -> AsyncIterator[WorkerCache]:
     """The worker's hold on the cache. On exit it ends what is under way, before what that needs is closed."""
@@ -142,7 +142,7 @@ async def open_cache(
         store = RedisFlightStore(parts.gate, partial(blocking_reader, address), parts.keys, parts.worker)
         flights = Flights(store, parts.settings.cache.coalesce_timeout, FlightMetrics(parts.metrics))
         await stack.enter_async_context(kept_in_step(flights))
-        cache = WorkerCache(parts, embedder, digests, failover, flights, retriever)
+        cache = WorkerCache(parts, embedder, digests, generations, flights, retriever)
         stack.push_async_callback(cache.refresher.aclose)
         if cache.warm_ups is not None:
             # Of its own: a question that is broken off by a closed pool would count as failed.

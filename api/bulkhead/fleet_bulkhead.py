@@ -70,22 +70,28 @@ class FleetBulkhead:
         return self._local.limit if self._local else self.policy.limit
 
     @asynccontextmanager
-    async def permit(self, tenant: str, *, background: bool = False) -> AsyncIterator[None]:
-        """Holds a permit while the block runs. Raises `BulkheadFull`; a caller that is cancelled leaves the line."""
-        ticket = await self._enter(tenant, Priority.BACKGROUND if background else Priority.USER)
+    async def permit(
+        self, tenant: str, *, background: bool = False, within: float | None = None
+    ) -> AsyncIterator[None]:
+        """Holds a permit while the block runs. Raises `BulkheadFull`; a caller that is cancelled leaves the line.
+
+        `within`: seconds that only ever shorten the wait.
+        """
+        wait = self.policy.max_wait if within is None else min(within, self.policy.max_wait)
+        ticket = await self._enter(tenant, Priority.BACKGROUND if background else Priority.USER, wait)
         began = self._clock()
         try:
             yield
         finally:
             self._give_back(ticket, round((self._clock() - began) * 1000))
 
-    async def _enter(self, tenant: str, priority: Priority) -> str:
+    async def _enter(self, tenant: str, priority: Priority, wait: float) -> str:
         began = self._clock()
         taken = await self._take(priority, tenant)
         if taken.verdict is Verdict.REJECTED:
             raise self._full("queue_full", taken.retry_after)
         if taken.verdict is Verdict.QUEUED:
-            await self._wait(taken)
+            await self._wait(taken, wait)
         self._events.admitted(self.name, priority, self._clock() - began)
         return taken.ticket
 
@@ -145,10 +151,10 @@ class FleetBulkhead:
 
     # -- waiting ------------------------------------------------------------------------------------------------------
 
-    async def _wait(self, taken: Taken) -> None:
+    async def _wait(self, taken: Taken, seconds: float) -> None:
         ticket, reason = taken.ticket, None
         try:
-            async with asyncio.timeout(self.policy.max_wait):
+            async with asyncio.timeout(seconds):
                 # Woken in the moment that it was enlisted, it is not in line any more.
                 reason = await self._waiting[ticket] if ticket in self._waiting else None
         except TimeoutError:

@@ -67,9 +67,11 @@ async def reply(request: Request, query: Query, form: AnswerForm, *, stream: boo
 
 
 async def embeddings(request: Request, model: str, texts: Sequence[str], extra: dict[str, Any]) -> Embeddings:
-    """The vectors of `texts` by `model` on Ollama. Raises what `EmbeddingCalls.embed` raises."""
+    """The vectors of `texts` by `model` on Ollama. Raises `InvalidRequest`, and what `EmbeddingCalls.embed` raises."""
     state = worker_state(request)
     tenant = state.access.tenant(request, None)
+    if len(texts) > state.embed_max_inputs:
+        raise refused("input", f"has {len(texts)} texts, and EMBED_MAX_INPUTS allows {state.embed_max_inputs}")
     asked = EmbeddingRequest(model, tuple(texts), extra, tenant, request_timeout(request.headers))
     async with until_client_leaves(request.receive):
         return await state.embeddings.embed(asked)

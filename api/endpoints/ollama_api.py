@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+import numpy as np
 import orjson
 from fastapi import APIRouter, Request
 from starlette.responses import Response
@@ -11,6 +12,7 @@ from starlette.responses import Response
 from api.endpoints import dropin, ollama_wire
 from api.endpoints.description import body_of, errors_of, stream_of
 from api.endpoints.dropin_body import parsed, read_body, refused
+from api.endpoints.list_document import list_document
 from api.endpoints.ollama_wire import ChatBody, EmbedBody, GenerateBody, GenerationBody, Message, OllamaForm, ShowBody
 from api.endpoints.worker_state import ModelCatalog, worker_state
 from api.model import ChatMessage
@@ -62,7 +64,8 @@ async def embed(request: Request) -> Response:
     body = await read_body(request, EmbedBody)
     dropin.allowed_options(request, body.options, "options.{}".format)
     found = await dropin.embeddings(request, body.model, body.texts, body.extra)
-    return _json(ollama_wire.embed_document(body.model, found))
+    fields = ollama_wire.embed_fields(body.model, found)
+    return list_document(fields, "embeddings", found.vectors, lambda _, vector: np.frombuffer(vector, "<f4"))
 
 
 @router.get("/api/tags", summary="Ollama: the models there are", response_model=None)

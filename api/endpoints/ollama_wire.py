@@ -160,11 +160,10 @@ def _figures(answered: Answered) -> dict[str, int]:
     return {name: value for name, value in figures.items() if value}
 
 
-def embed_document(model: str, found: Embeddings) -> dict[str, Any]:
-    """The answer of `/api/embed`."""
+def embed_fields(model: str, found: Embeddings) -> dict[str, Any]:
+    """The answer of `/api/embed`, the vectors aside."""
     return {
         "model": model,
-        "embeddings": found.vectors,
         "total_duration": _nanoseconds(found.total_duration),
         "load_duration": _nanoseconds(found.load_duration),
         "prompt_eval_count": found.prompt_tokens,

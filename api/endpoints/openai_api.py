@@ -11,6 +11,7 @@ from starlette.responses import Response
 from api.endpoints import dropin, openai_wire
 from api.endpoints.description import body_of, errors_of, stream_of
 from api.endpoints.dropin_body import parsed, read_body
+from api.endpoints.list_document import list_document
 from api.endpoints.openai_wire import ChatBody, EmbeddingsBody, Message, OpenAIForm
 from api.endpoints.worker_state import worker_state
 from api.model import ChatMessage
@@ -46,7 +47,8 @@ async def embeddings(request: Request) -> Response:
     """By the model asked for, on Ollama."""
     body = await read_body(request, EmbeddingsBody)
     found = await dropin.embeddings(request, body.model, body.texts, body.extra)
-    return _json(openai_wire.embeddings_document(body, found))
+    row = openai_wire.embedding_row(body.encoding_format)
+    return list_document(openai_wire.embeddings_fields(body.model, found), "data", found.vectors, row)
 
 
 @router.get("/v1/models", summary="OpenAI: the models there are", response_model=None)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import base64
 import time
-from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal
 
+import numpy as np
 from pydantic import Field
 
 from api.endpoints.answer_form import done_reason, dropin_status, single_line, usage_of
 from api.endpoints.dropin_body import Body, Ignored, ModelBody
 from api.errors import RagherdError
-from api.model import ChatMessage, Embeddings, Token, Usage
+from api.model import ChatMessage, Embeddings, Token, Usage, Vector
 from api.query.answered import Answered, Opening
 
 PREFIX: Final = "/v1/"
@@ -110,11 +110,14 @@ class ChatBody(ModelBody):
         return {name: value for name, value in named.items() if value is not None}
 
 
+EncodingFormat = Literal["float", "base64"]
+
+
 class EmbeddingsBody(ModelBody):
     """Of `/v1/embeddings`. Tokens in place of text are not taken: they are another model's."""
 
     input: str | list[str]
-    encoding_format: Literal["float", "base64"] = "float"
+    encoding_format: EncodingFormat = "float"
     dimensions: Annotated[int, Field(ge=1)] | None = None
     user: Ignored = None
 
@@ -178,20 +181,20 @@ def _usage(usage: Usage) -> dict[str, int]:
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
-def embeddings_document(body: EmbeddingsBody, found: Embeddings) -> dict[str, Any]:
-    """The answer of `/v1/embeddings`."""
-    encode = _base64 if body.encoding_format == "base64" else list
-    data = [
-        {"object": "embedding", "index": index, "embedding": encode(vector)}
-        for index, vector in enumerate(found.vectors)
-    ]
+def embeddings_fields(model: str, found: Embeddings) -> dict[str, Any]:
+    """The answer of `/v1/embeddings`, its `data` aside."""
     usage = {"prompt_tokens": found.prompt_tokens, "total_tokens": found.prompt_tokens}
-    return {"object": "list", "data": data, "model": body.model, "usage": usage}
+    return {"object": "list", "model": model, "usage": usage}
 
 
-def _base64(vector: Sequence[float]) -> str:
-    """Little-endian float32, as the machines are that this runs on."""
-    return base64.b64encode(array("f", vector).tobytes()).decode()
+def embedding_row(encoding: EncodingFormat) -> Callable[[int, Vector], dict[str, Any]]:
+    """How a vector stands in `data`; base64 is of its little-endian float32."""
+
+    def row(index: int, vector: Vector) -> dict[str, Any]:
+        encoded = base64.b64encode(vector).decode() if encoding == "base64" else np.frombuffer(vector, "<f4")
+        return {"object": "embedding", "index": index, "embedding": encoded}
+
+    return row
 
 
 def models_document(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

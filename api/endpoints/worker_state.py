@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from starlette.requests import Request
 
+from api.backends.client_embeddings import EmbeddingCalls
 from api.breaker.fleet_breaker import FleetBreaker
 from api.breaker.state import State
 from api.bulkhead.fleet_bulkhead import FleetBulkhead
@@ -16,7 +17,6 @@ from api.endpoints.event_wire import Streaming
 from api.knowledge.library import Library
 from api.ports.stores import StoreChecks
 from api.query.answer_query import QueryService
-from api.query.embedding_calls import EmbeddingCalls
 from api.query.explain import Explainer
 from api.query.invalidate import Invalidator
 from api.query.warm_ups import WarmUps
@@ -87,6 +87,7 @@ class WorkerState:
     explainer: Explainer
     library: Library
     embeddings: EmbeddingCalls
+    embed_max_inputs: int
     catalog: ModelCatalog
     num_ctx: int | None
     breakers: Mapping[str, FleetBreaker]

@@ -29,30 +29,31 @@ class OllamaEmbeddingModel:
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
         """See `ports.EmbeddingModel`. One retry inside, where the request allows it."""
         fields = {**request.extra, "model": request.model, "input": request.texts, **self._keep_alive}
-        call = partial(self._call, orjson.dumps(fields), request.model, request.timeout)
-        answer = await with_one_retry(call, self._pool.retries, request.retry)
+        call = partial(self._call, orjson.dumps(fields), request.model)
+        deadline = asyncio.timeout(request.timeout)
+        try:
+            async with deadline:
+                answer = await with_one_retry(call, self._pool.retries, request.retry)
+        except TimeoutError as error:
+            if not deadline.expired():
+                raise
+            raise UpstreamError(UpstreamFault.TOTAL_TIMEOUT, "Ollama did not embed in time.") from error
         try:
             return _embeddings(orjson.loads(answer), len(request.texts))
         except (ValueError, KeyError, TypeError) as error:
             raise UpstreamError(UpstreamFault.INVALID_RESPONSE, NOT_ONE_A_TEXT) from error
 
-    async def _call(self, body: bytes, model: str, seconds: float | None) -> bytes:
+    async def _call(self, body: bytes, model: str) -> bytes:
         async with self._pool.exchange("/api/embed", body, model=model) as exchange:
-            try:
-                async with asyncio.timeout(seconds):
-                    await exchange.open()
-                    return await exchange.read(ANSWER_LIMIT)
-            except TimeoutError as error:
-                detail = f"Ollama did not embed within {seconds:g} s."
-                raise UpstreamError(UpstreamFault.TOTAL_TIMEOUT, detail) from error
+            await exchange.open()
+            return await exchange.read(ANSWER_LIMIT)
 
 
 def _embeddings(fields: dict[str, Any], count: int) -> Embeddings:
     vectors = fields["embeddings"] or []  # null stands for an empty list: of no texts, it is right
-    if count or vectors:
-        as_rows(vectors, count)
+    rows = as_rows(vectors, count) if count or vectors else ()
     return Embeddings(
-        vectors,
+        [row.tobytes() for row in rows],
         int(fields.get("prompt_eval_count", 0)),
         fields.get("total_duration", 0) / _NANOSECONDS,
         fields.get("load_duration", 0) / _NANOSECONDS,

@@ -39,10 +39,14 @@ class Breaker(Protocol):
 class Bulkhead(Protocol):
     """The bound on calls to Ollama at once, over the fleet."""
 
-    def permit(self, tenant: str, *, background: bool = False) -> AbstractAsyncContextManager[None]:
+    def permit(
+        self, tenant: str, *, background: bool = False, within: float | None = None
+    ) -> AbstractAsyncContextManager[None]:
         """Holds a permit while the block runs; waits for one, in turn with other tenants, if it must.
 
-        `background` work waits behind all users. Raises `BulkheadFull` when too many wait, or for too long.
+        `background` work waits behind all users. `within`: seconds that only ever shorten the wait.
+
+        Raises `BulkheadFull` when too many wait, or for too long.
         """
 
 

@@ -15,12 +15,12 @@ from typing import Final
 
 import orjson
 
+from api.backends.generations import Generations
 from api.errors import RagherdError, StoreUnavailable, UpstreamError
 from api.model import ChatMessage, FlightKey, Generation, GenerationRequest, Landed, Restart, Token, model_key
 from api.ports.answers import Claim, CondensedQuestions
 from api.ports.flights import Flights
 from api.query.answered import QueryObserver, Stages
-from api.query.failover import Failover
 from api.query.question import Query
 
 VERSION: Final = "condense-1"
@@ -38,7 +38,7 @@ class Condenser:
     """Rewrites each follow-up once for the fleet, and remembers how."""
 
     def __init__(
-        self, backends: Failover, flights: Flights, memory: CondensedQuestions, observer: QueryObserver
+        self, backends: Generations, flights: Flights, memory: CondensedQuestions, observer: QueryObserver
     ) -> None:
         self._backends = backends
         self._flights = flights

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+from api.backends.failover import FREE
+from api.backends.members import Backend, BackendEvents, Backends
 from api.errors import BreakerOpen, EmbeddingUnavailable, UpstreamError
 from api.model import EmbedderIdentity, Embedding
 from api.ports.models import Embedder
 from api.ports.resilience import Retries
-from api.query.backends import Backend, BackendEvents, Backends
-from api.query.failover import FREE
 
 
 class FailoverEmbedder:

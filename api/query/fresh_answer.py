@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import replace
 from typing import Final
 
+from api.backends.generations import Generations
 from api.errors import DocumentsChanged, UpstreamError
 from api.model import (
     CachedAnswer,
@@ -23,7 +24,6 @@ from api.model import (
 from api.ports.answers import Claim
 from api.query.answered import QueryObserver, Stages
 from api.query.citations import Citations, clean
-from api.query.failover import Failover
 from api.query.grounding import Grounder, Grounding
 from api.query.prompting import Prompting
 from api.query.question import Query
@@ -40,7 +40,7 @@ class FreshAnswers:
 
     def __init__(
         self,
-        backends: Failover,
+        backends: Generations,
         shared: SharedAnswers,
         grounder: Grounder,
         prompting: Prompting,

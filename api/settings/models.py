@@ -54,6 +54,7 @@ class EmbedderSettings(Concern):
     embed_model: ModelName = "nomic-embed-text"
     embed_model_path: str | None = None
     embed_timeout: Seconds = 2.0
+    embed_max_inputs: Annotated[int, Field(ge=1, le=10_000)] = 1024
 
 
 class PoolSettings(Concern):

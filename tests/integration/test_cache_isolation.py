@@ -13,13 +13,13 @@ from typing import Any, cast
 import pytest
 from redis.asyncio import Redis
 
+from api.backends.generations import Generations
 from api.knowledge.retrieval import RetrievalPolicy, Retriever
 from api.model import EmbedderIdentity, Embedding, Generation, GenerationEnd, GenerationRequest, Token, Usage, Vector
 from api.observability.metrics import Metrics
 from api.observability.query_events import QueryEvents
 from api.query.answered import Answered, Stages
 from api.query.condense import Condenser
-from api.query.failover import Failover
 from api.query.fresh_answer import FreshAnswers
 from api.query.grounding import Grounder
 from api.query.places import Places
@@ -72,7 +72,7 @@ class Digests:
 
 
 class EchoModel:
-    """Stands where `Failover` does: answers with whose question it was."""
+    """Stands where `Generations` does: answers with whose question it was."""
 
     def __init__(self, embedder: str) -> None:
         self._embedder = embedder
@@ -102,7 +102,7 @@ class Side:
         retriever = Retriever(RedisPassageIndex(gate, keys), words, None, RetrievalPolicy())
         grounder = Grounder(retriever, cast(Condenser, None), events)  # no question here has a history
         prompting = Prompting(load(None), None, "say_so")
-        self.fresh = FreshAnswers(cast(Failover, EchoModel(embedder)), self.shared, grounder, prompting, events)
+        self.fresh = FreshAnswers(cast(Generations, EchoModel(embedder)), self.shared, grounder, prompting, events)
 
     async def ask(self, query: Query) -> tuple[str, str]:
         stages = Stages()

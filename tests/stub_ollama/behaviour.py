@@ -30,6 +30,8 @@ class Behaviour:
     mode: str = "ok"
     delay: float = 0.0
     pace: float = 0.0
+    embed_pace: float = 0.0
+    """Seconds that /api/embed takes for each text."""
     status: int = 500
     message: str = "the stub was told to fail"
     retry_after: str | None = None

@@ -46,8 +46,11 @@ class StubOllama:
 
     @property
     def stats(self) -> dict[str, Any]:
-        """Counts since the start: requests by path, generations in flight, finished and left, connections."""
-        names = ("in_flight", "max_in_flight", "finished", "cancelled", "connections_accepted")
+        """Counts since the start: requests by path, generations in flight, finished and left, connections.
+
+        `max_texts`: the most that one call of /api/embed had.
+        """
+        names = ("in_flight", "max_in_flight", "finished", "cancelled", "connections_accepted", "max_texts")
         figures = {name: self._figures[name] for name in names}
         return {"requests": dict(self._requests), "connections_open": len(self._connections), **figures}
 
@@ -142,7 +145,7 @@ class StubOllama:
             self._figures["in_flight"] -= 1
 
     async def _answered(self, request: StubRequest, connection: Connection, behaviour: Behaviour) -> None:
-        await asyncio.sleep(behaviour.delay)
+        await asyncio.sleep(behaviour.delay + behaviour.embed_pace * self._texts(request))
         if behaviour.mode == "hang":
             await asyncio.Event().wait()
         elif behaviour.mode == "close":
@@ -158,6 +161,13 @@ class StubOllama:
             connection.answer(*_plain(request, behaviour))
         if behaviour.mode == "close_after":
             connection.close()
+
+    def _texts(self, request: StubRequest) -> int:
+        """How many texts a call of /api/embed has; notes the most."""
+        given = request.body.get("input", []) if request.path == "/api/embed" else []
+        count = 1 if isinstance(given, str) else len(given)
+        self._figures["max_texts"] = max(self._figures["max_texts"], count)
+        return count
 
     async def _generated(self, request: StubRequest, connection: Connection, behaviour: Behaviour) -> None:
         model, path = request.body.get("model", ""), request.path

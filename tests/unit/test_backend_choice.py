@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from api.query.backend_choice import Candidate, in_order
+from api.backends.choice import Candidate, in_order
 
 BEST = Candidate("best", reachable=True, has_model=True, resident=True)
 

@@ -21,10 +21,12 @@ ALLOWED: dict[str, set[str]] = {
     "api.bulkhead": {"api.background", "api.errors"},
     "api.flights": {"api.background", "api.ports", "api.model", "api.errors", "api.faults"},
     "api.unicode_text": set(),
+    "api.backends": {"api.ports", "api.model", "api.errors", "api.faults"},
     "api.guards": {"api.unicode_text"},
     "api.knowledge": {"api.background", "api.ports", "api.model", "api.errors", "api.unicode_text"},
     "api.query": {
         "api.unicode_text",
+        "api.backends",
         "api.knowledge",
         "api.guards",
         "api.background",
@@ -49,6 +51,7 @@ ALLOWED: dict[str, set[str]] = {
         "api.redis_store",
     },
     "api.endpoints": {
+        "api.backends",
         "api.knowledge",
         "api.query",
         "api.breaker",
@@ -135,7 +138,7 @@ def test_imports_point_one_way() -> None:
 
 def test_only_wiring_names_adapters_and_only_app_and_wiring_read_settings() -> None:
     adapters = {"api.redis_store", "api.ollama", "api.embedders"}
-    for room in ("api.query", "api.endpoints", "api.breaker", "api.bulkhead", "api.app"):
+    for room in ("api.query", "api.backends", "api.endpoints", "api.breaker", "api.bulkhead", "api.app"):
         assert not adapters & ALLOWED[room]
     readers = {room for room, allowed in ALLOWED.items() if "api.settings" in allowed or "*" in allowed}
     assert readers == {

@@ -41,7 +41,9 @@ class Line:
         self.asked: list[tuple[str, bool]] = []
 
     @asynccontextmanager
-    async def permit(self, tenant: str, *, background: bool = False) -> AsyncIterator[None]:
+    async def permit(
+        self, tenant: str, *, background: bool = False, within: float | None = None
+    ) -> AsyncIterator[None]:
         self.asked.append((tenant, background))
         if self.full:
             raise BulkheadFull("ollama", "queue_full", 1)

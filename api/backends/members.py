@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Generic, Protocol, TypeVar
 
+from api.backends.choice import Candidate, in_order
 from api.errors import UpstreamError
 from api.model import BackendHealth
 from api.ports.resilience import Breaker, Bulkhead
-from api.query.backend_choice import Candidate, in_order
 
 T = TypeVar("T")
 

@@ -1,0 +1,48 @@
+"""How many texts one embedding call takes."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from api.backends.batch_size import FIRST, BatchSize
+
+
+def sizes(seconds_a_text: float, calls: int, size: BatchSize | None = None) -> list[int]:
+    """Of the calls that follow each other, where a text always takes so long."""
+    size, found = size or BatchSize(), []
+    for _ in range(calls):
+        found.append(size.texts)
+        size = size.after(size.texts, size.texts * seconds_a_text)
+    return found
+
+
+def test_it_grows_while_that_is_quick_up_to_its_bound() -> None:
+    assert sizes(0.001, 5) == [FIRST, 8, 16, 32, 32]
+
+
+def test_it_shrinks_to_what_fits_where_a_text_is_slow() -> None:
+    assert sizes(0.3, 3) == [FIRST, 1, 1]
+    assert sizes(0.1, 3, BatchSize(32)) == [32, 5, 5]
+
+
+def test_it_stays_where_the_time_is_used() -> None:
+    assert sizes(0.1, 3) == [4, 4, 4]
+
+
+def test_the_short_end_of_a_request_is_no_reason_to_grow() -> None:
+    assert BatchSize(8).after(1, 0.01).texts == 8
+
+
+@given(st.lists(st.tuples(st.integers(1, 64), st.floats(0, 1000)), max_size=50), st.integers(1, 64))
+def test_it_is_always_within_its_bounds(calls: list[tuple[int, float]], most: int) -> None:
+    size = BatchSize(1, most)
+    for texts, seconds in calls:
+        size = size.after(texts, seconds).halved() if seconds > 900 else size.after(texts, seconds)
+        assert 1 <= size.texts <= most
+
+
+@given(st.floats(0.0001, 2.0))
+def test_it_settles_within_the_target_unless_one_text_alone_is_over_it(seconds_a_text: float) -> None:
+    last = sizes(seconds_a_text, 12)[-1]
+    assert last == 1 or last * seconds_a_text <= BatchSize().target

@@ -1,0 +1,227 @@
+"""The one loop over backends: what a failure allows, whose time it takes, and what the caller gets in the end."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from api.backends.admission import admitted, speaks_against_ollama
+from api.backends.failover import CHARGED, EMBEDDING_CHARGED, FREE, Failover, Policy, Terms
+from api.backends.members import Backend, Backends
+from api.errors import BreakerOpen, BulkheadFull, RagherdError, UpstreamError
+from api.faults import UpstreamFault
+from api.model import Restart
+
+MODEL = "m"
+
+
+def fault(kind: UpstreamFault) -> UpstreamError:
+    return UpstreamError(kind, kind.value)
+
+
+def waited_in_vain(name: str = "one") -> BulkheadFull:
+    return BulkheadFull(name, "deadline", 3.0)
+
+
+@dataclass
+class Fake:
+    """Clock, retries, events, and for each backend what its attempts do: an error, or an answer."""
+
+    outcomes: dict[str, list[RagherdError | str]]
+    now: float = 100.0
+    retries_left: int = 10
+    waits: dict[str, float] = field(default_factory=dict)
+    rejecting: set[str] = field(default_factory=set)
+    tried: list[tuple[str, str]] = field(default_factory=list)
+    left: list[float] = field(default_factory=list)
+    failed_over_from: list[str] = field(default_factory=list)
+    reported: list[str] = field(default_factory=list)
+
+    def clock(self) -> float:
+        return self.now
+
+    def spend(self) -> bool:
+        self.retries_left -= 1
+        return self.retries_left >= 0
+
+    def failed_over(self, backend: str, error: UpstreamError) -> None:
+        self.failed_over_from.append(backend)
+
+    def failover(self, policy: Policy) -> Failover[Any]:
+        members: list[Backend[Any]] = [
+            Backend(name, name, Bulkhead(self, name), Breaker(self, name)) for name in self.outcomes
+        ]
+        return Failover(Backends(members, lambda _: None), policy, self, self, self.clock)
+
+    async def attempt(self, backend: Backend[Any], terms: Terms) -> AsyncGenerator[str, None]:
+        async with admitted(backend, terms, "acme"):
+            self.tried.append((backend.name, terms.retry))
+            self.left.append(terms.remaining)
+            outcomes = self.outcomes[backend.name]
+            outcome = outcomes.pop(0) if len(outcomes) > 1 else outcomes[0]
+            if isinstance(outcome, RagherdError):
+                raise outcome
+            for word in outcome.split():
+                if word == "CUT":
+                    raise fault(UpstreamFault.CONNECTION_LOST)
+                yield word
+
+    async def call(self, policy: Policy | None = None, **more: Any) -> list[str]:
+        calling = self.failover(policy or Policy(10.0)).call(MODEL, self.attempt, **more)
+        return ["RESTART" if isinstance(event, Restart) else event async for event in calling]
+
+
+@dataclass
+class Bulkhead:
+    fake: Fake
+    name: str
+
+    @asynccontextmanager
+    async def permit(
+        self, tenant: str, *, background: bool = False, within: float | None = None
+    ) -> AsyncIterator[None]:
+        wait = self.fake.waits.get(self.name, 0.0)
+        assert within is not None
+        self.fake.now += min(wait, within)
+        if wait > within:
+            raise waited_in_vain(self.name)
+        yield
+
+
+@dataclass
+class Breaker:
+    fake: Fake
+    name: str
+
+    @property
+    def rejects(self) -> bool:
+        return self.name in self.fake.rejecting
+
+    def check(self) -> None:
+        if self.rejects:
+            raise BreakerOpen(self.name, 7.0 if self.name == "one" else 5.0)
+
+    @asynccontextmanager
+    async def attempt(self) -> AsyncIterator[Any]:
+        yield self
+
+    async def failed(self, seconds: float) -> None:
+        self.fake.reported.append(self.name)
+
+
+@pytest.mark.parametrize("kind", sorted(FREE))
+async def test_what_never_began_goes_to_every_other_backend_free(kind: UpstreamFault) -> None:
+    fake = Fake({"one": [fault(kind)], "two": [fault(kind)], "three": ["yes"]}, retries_left=0)
+    assert await fake.call() == ["yes"]
+    assert fake.failed_over_from == ["one", "two"]
+
+
+@pytest.mark.parametrize("kind", sorted(CHARGED))
+async def test_what_may_have_begun_goes_to_one_other_backend_charged(kind: UpstreamFault) -> None:
+    fake = Fake({"one": [fault(kind)], "two": [fault(kind)], "three": ["yes"]})
+    with pytest.raises(UpstreamError) as failed:
+        await fake.call()
+    assert failed.value.fault is kind
+    assert (fake.tried, fake.retries_left) == ([("one", "elsewhere"), ("two", "spent")], 9)
+
+
+async def test_without_a_budget_it_goes_nowhere() -> None:
+    fake = Fake({"one": [fault(UpstreamFault.SERVER_ERROR)], "two": ["yes"]}, retries_left=0)
+    with pytest.raises(UpstreamError):
+        await fake.call()
+    assert len(fake.tried) == 1
+
+
+@pytest.mark.parametrize("kind", sorted(set(UpstreamFault) - FREE - CHARGED))
+async def test_anything_else_is_final_but_for_what_an_embedding_allows(kind: UpstreamFault) -> None:
+    for charged in (CHARGED, EMBEDDING_CHARGED):
+        fake = Fake({"one": [fault(kind)], "two": ["yes"]})
+        calling = fake.call(Policy(10.0, charged=charged))
+        if kind in charged:
+            assert await calling == ["yes"]
+        else:
+            with pytest.raises(UpstreamError):
+                await calling
+
+
+async def test_alone_the_adapter_may_retry_and_then_nobody_else_may() -> None:
+    fake = Fake({"one": [fault(UpstreamFault.SERVER_ERROR)]})
+    with pytest.raises(UpstreamError):
+        await fake.call()
+    assert fake.tried == [("one", "here")]
+    fake = Fake({"one": [fault(UpstreamFault.SERVER_ERROR)], "two": ["yes"]}, rejecting={"two"})
+    with pytest.raises(UpstreamError):
+        await fake.call()
+    assert fake.tried == [("one", "here")], "another whose breaker is open is nowhere to go"
+
+
+async def test_after_its_first_event_an_answer_begins_again_only_where_nobody_reads_along() -> None:
+    fake = Fake({"one": ["a CUT"], "two": ["b c"]})
+    with pytest.raises(UpstreamError):
+        await fake.call()
+    fake = Fake({"one": ["a CUT"], "two": ["b c"]})
+    assert await fake.call(restarts=True) == ["a", "RESTART", "b", "c"]
+
+
+async def test_time_in_line_and_in_earlier_attempts_counts_towards_the_total() -> None:
+    fake = Fake({"one": [fault(UpstreamFault.CONNECT_FAILED)], "two": ["yes"]}, waits={"one": 4.0, "two": 3.0})
+    assert await fake.call(Policy(10.0)) == ["yes"]
+    assert fake.left == [6.0, 3.0]
+    fake = Fake({"one": ["yes"]}, waits={"one": 4.0})
+    with pytest.raises(BulkheadFull):
+        await fake.call(Policy(10.0), timeout=3.0)
+    assert (fake.tried, fake.now) == ([], 103.0)
+
+
+async def test_nobody_waits_in_a_second_line_unless_the_policy_says_so() -> None:
+    for waits_again in (False, True):
+        fake = Fake({"one": [waited_in_vain()], "two": ["yes"]})
+        calling = fake.call(Policy(10.0, waits_again=waits_again))
+        if waits_again:
+            assert await calling == ["yes"]
+        else:
+            with pytest.raises(BulkheadFull):
+                await calling
+            assert len(fake.tried) == 1
+
+
+async def test_the_verdict_is_what_says_most() -> None:
+    missing, lost = fault(UpstreamFault.MODEL_NOT_FOUND), fault(UpstreamFault.CONNECT_FAILED)
+    cases: list[tuple[dict[str, list[Any]], set[str], Callable[[RagherdError], bool]]] = [
+        ({"one": [missing], "two": [lost]}, set(), lambda error: error is lost),
+        ({"one": [lost], "two": [missing]}, set(), lambda error: error is lost),
+        ({"one": [missing], "two": [missing]}, set(), lambda error: error is missing),
+        ({"one": ["-"], "two": ["-"]}, {"one", "two"}, lambda error: getattr(error, "retry_after", 0) == 5.0),
+        ({"one": ["-"], "two": [lost]}, {"one"}, lambda error: error is lost),
+        (
+            {"one": [BulkheadFull("one", "queue_full", 2.0)], "two": [missing]},
+            set(),
+            lambda error: isinstance(error, BulkheadFull),
+        ),
+    ]
+    for outcomes, rejecting, is_expected in cases:
+        with pytest.raises(RagherdError) as told:
+            await Fake(outcomes, rejecting=rejecting).call()
+        assert is_expected(told.value), told.value
+
+
+async def test_the_breaker_hears_of_what_speaks_against_ollama() -> None:
+    fake = Fake({"one": [fault(UpstreamFault.SERVER_ERROR)]})
+    with pytest.raises(UpstreamError):
+        await fake.call()
+    assert fake.reported == ["one"]
+    fake = Fake({"one": [fault(UpstreamFault.MODEL_NOT_FOUND)]})
+    with pytest.raises(UpstreamError):
+        await fake.call()
+    assert fake.reported == []
+
+
+async def test_a_call_that_others_left_little_time_says_nothing_about_ollama() -> None:
+    late = fault(UpstreamFault.TOTAL_TIMEOUT)
+    assert speaks_against_ollama(late, allowed=6.0, total=10.0)
+    assert not speaks_against_ollama(late, allowed=4.0, total=10.0)
+    assert speaks_against_ollama(fault(UpstreamFault.SERVER_ERROR), allowed=4.0, total=10.0)
