@@ -1,4 +1,4 @@
-"""Unicode normalisation in linear time, for text that anyone may have written. Pure.
+"""Unicode text that anyone may have written: normalised in linear time, and whether it shows anything. Pure.
 
 Normalising sorts each run of combining marks, and `unicodedata` takes the square of the run's length to do so. So runs
 are limited first, as the Stream-Safe Text Format of UAX #15 limits them: behind 30 marks comes U+034F, which nobody
@@ -19,6 +19,20 @@ JOINER: Final = "\u034f"
 
 _RUN: Final = re.compile(rf"[^\w\x00-\x7f]{{{MOST_MARKS // 2 + 1},}}")
 """May hold too many marks: some characters are two of them. No mark is a word character."""
+
+INVISIBLE: Final = (
+    r"\s\x00-\x1f\x7f-\x9f"
+    "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f"
+    "\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb"
+    "\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d159\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
+)
+"""Ranges for a pattern: white space, controls, fillers, joiners, marks of direction and variation, tags."""
+_BLANK: Final = re.compile(f"[{INVISIBLE}]*+")
+
+
+def is_blank(text: str) -> bool:
+    """Whether nothing of `text` can be seen."""
+    return _BLANK.fullmatch(text) is not None
 
 
 def nfc(text: str) -> str:

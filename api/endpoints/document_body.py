@@ -13,7 +13,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 
 from api.endpoints.access import DEFAULT_TENANT
-from api.endpoints.query import IsText, Name
+from api.endpoints.query import IsText, IsVisible, Name
 from api.errors import InvalidRequest, PayloadTooLarge, ServiceUnavailable
 from api.knowledge.library import Given
 from api.knowledge.media_types import TEXT, media_type
@@ -24,9 +24,9 @@ HEAD: Final = 4096
 FORM: Final = "multipart/form-data"
 
 Body = TypeVar("Body", bound=BaseModel)
-Title = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=500), IsText]
-Tag = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100), IsText]
-Source = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=2000), IsText]
+Title = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=500), IsText, IsVisible]
+Tag = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100), IsText, IsVisible]
+Source = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=2000), IsText, IsVisible]
 
 
 class _Facts(BaseModel):
@@ -46,7 +46,7 @@ class DocumentIn(_Facts):
     """A document as JSON."""
 
     title: Title
-    text: Annotated[str, Field(min_length=1), IsText]
+    text: Annotated[str, Field(min_length=1), IsText, IsVisible]
 
 
 class FormIn(_Facts):

@@ -22,12 +22,15 @@ from api.model import ChatMessage, EmbeddingRequest, Embeddings
 from api.query import prompt
 from api.query.cache_control import parse
 from api.query.question import Query
+from api.unicode_text import is_blank
 
 
 def query_of(request: Request, model: str, turns: Sequence[ChatMessage], options: dict[str, Any]) -> Query:
     """The last turn is the question; a system message at the very beginning is the instruction."""
     if turns[-1].role != "user":
         raise refused("messages", "the last message must be the user's")
+    if is_blank(turns[-1].content):
+        raise refused("messages", "the last message has no character that can be seen")
     earlier = tuple(turns[:-1])
     system = earlier[0].content if earlier and earlier[0].role == "system" else None
     return Query(

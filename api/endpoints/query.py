@@ -22,6 +22,7 @@ from api.model import ChatMessage
 from api.ports.passages import DocumentFilter
 from api.query.cache_control import parse
 from api.query.question import Query
+from api.unicode_text import is_blank
 
 router = APIRouter(tags=["query"], route_class=QueryRoute)
 
@@ -34,9 +35,16 @@ def _encodable(text: str) -> str:
     return text
 
 
+def _visible(text: str) -> str:
+    if is_blank(text):
+        raise ValueError("has no character that can be seen")
+    return text
+
+
 IsText = AfterValidator(_encodable)
-Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200), IsText]
-Question = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=8000), IsText]
+IsVisible = AfterValidator(_visible)
+Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200), IsText, IsVisible]
+Question = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=8000), IsText, IsVisible]
 
 
 class _Body(BaseModel):

@@ -19,6 +19,7 @@ import orjson
 from api.errors import PayloadTooLarge, ServiceUnavailable, UnreadableDocument
 from api.knowledge.media_types import MARKDOWN, PLAIN
 from api.knowledge.plain_text import decoded, first_heading, tidied, too_long
+from api.unicode_text import is_blank
 
 AT_ONCE: Final = 2
 """Files that one worker has read at the same time."""
@@ -59,7 +60,7 @@ class Parser:
                 parsed = await self._in_time(self._in_a_process(data, media_type))
         if len(parsed.text) > self._limits.characters:
             raise too_long(self._limits.characters)
-        if not any(character.isalnum() for character in parsed.text):
+        if not any(character.isalnum() and not is_blank(character) for character in parsed.text):
             raise UnreadableDocument("There is no text in it.")
         return parsed
 

@@ -52,6 +52,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "api.endpoints": {
         "api.backends",
+        "api.unicode_text",
         "api.knowledge",
         "api.query",
         "api.breaker",

@@ -17,7 +17,7 @@ import pytest
 from api.guards.agreement import disagreement
 from api.knowledge.plain_text import first_heading, tidied
 from api.query.normalise import LONGEST, normalise
-from api.unicode_text import nfc
+from api.unicode_text import is_blank, nfc
 
 MOST_RATIO: Final = 8.0
 LEAST_SECONDS: Final = 0.01
@@ -76,6 +76,7 @@ HOSTILE: Final = {
 
 READERS: Final[dict[str, Callable[[str], object]]] = {
     "nfc": nfc,
+    "is_blank": is_blank,
     "normalise": lambda text: [normalise(text[at : at + LONGEST]) for at in range(0, len(text), LONGEST)],
     "normalise, whole": normalise,
     "tidied": tidied,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from api.unicode_text import JOINER, MOST_MARKS, nfc, with_limited_marks
+from api.unicode_text import JOINER, MOST_MARKS, is_blank, nfc, with_limited_marks
 
 MARKS = "\u0315\u0300\u0344\u0f73\u0301"
 
@@ -51,3 +51,24 @@ def longest_run(decomposed: str) -> int:
         marks = marks + 1 if unicodedata.combining(character) else 0
         longest = max(longest, marks)
     return longest
+
+
+def test_what_shows_nothing_is_blank_and_what_shows_anything_is_not() -> None:
+    visible = set("\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2")
+    visible |= {"\U000110bd", "\U000110cd"}
+    for number in range(0x110000):
+        character = chr(number)
+        if unicodedata.category(character) in {"Cc", "Cf", "Zs", "Zl", "Zp"}:
+            assert is_blank(character) is (character not in visible), hex(number)
+        elif unicodedata.category(character)[0] in "NPS" and character not in "\u2800\ufffc\U0001d159":
+            assert not is_blank(character), hex(number)
+
+
+@pytest.mark.parametrize("text", ["", " \u200b", "\u3164", "\u034f\ufe0f"])
+def test_blank(text: str) -> None:
+    assert is_blank(text)
+
+
+@pytest.mark.parametrize("text", ["a", "\u200ba", "?", "\u0301", "\U0001f468\u200d\U0001f469", "\ue000", "\u2014"])
+def test_not_blank(text: str) -> None:
+    assert not is_blank(text)
