@@ -49,7 +49,10 @@ def create_app(settings: Settings) -> FastAPI:
         app.include_router(endpoints.router)
     error_responses.install(app)
     app.add_middleware(
-        BodyLimit, limit=settings.server.max_body_bytes, file_limit=settings.documents.document_max_bytes + FORM_BYTES
+        BodyLimit,
+        limit=settings.server.max_body_bytes,
+        file_limit=settings.documents.document_max_bytes + FORM_BYTES,
+        timeout=settings.server.body_timeout,
     )
     app.add_middleware(RequestContext, worker=worker)
     app.add_middleware(HttpMetrics, metrics=metrics)

@@ -3,6 +3,7 @@
     RagherdError                  500
     ├── InternalError             500   a fault of the service's own
     ├── InvalidRequest            422   the request is not what the API takes
+    ├── RequestTimeout            408   the body came too slowly
     ├── PayloadTooLarge           413   the body, or what a document becomes, is over a limit
     ├── UnsupportedDocument       415   a file of a kind that is not read
     ├── TooManyDocuments          409   a tenant has as many as it may
@@ -63,6 +64,17 @@ class InvalidRequest(RagherdError):
     status = 422
     slug = "invalid-request"
     title = "The request is not valid"
+
+
+class RequestTimeout(RagherdError):
+    """The connection is closed after it: where the next request would begin is not known (RFC 9110, section 15.5.9)."""
+
+    status = 408
+    slug = "request-timeout"
+    title = "The request came too slowly"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail, headers={"Connection": "close"})
 
 
 class PayloadTooLarge(RagherdError):

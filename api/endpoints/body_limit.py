@@ -1,4 +1,4 @@
-"""Pure ASGI middleware: a body over the limit is refused, by its declared length or while it arrives.
+"""Pure ASGI middleware: a body that is too large or too slow is refused, by its declared length or while it arrives.
 
 FastAPI's own `max_body_size` answers in plain text; here it is a problem document like every other error.
 """
@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from fastapi import HTTPException
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from api.endpoints.arriving_body import ArrivingBody, too_large
 from api.endpoints.error_responses import problem
 from api.errors import PayloadTooLarge
 
@@ -20,12 +20,13 @@ FORM_BYTES: Final = 64 * 1024
 
 
 class BodyLimit:
-    """`limit` in bytes; `file_limit` for a form with a file, where files are taken."""
+    """`limit` in bytes; `file_limit` for a form with a file, where files are taken; `timeout`: see `ArrivingBody`."""
 
-    def __init__(self, app: ASGIApp, limit: int, file_limit: int) -> None:
+    def __init__(self, app: ASGIApp, limit: int, file_limit: int, timeout: float) -> None:
         self._app = app
         self._limit = limit
         self._file_limit = file_limit
+        self._timeout = timeout
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -33,22 +34,11 @@ class BodyLimit:
             return
         headers = Headers(scope=scope)
         limit, length = self._limit_of(scope, headers), headers.get("content-length", "")
-        detail = f"The body is larger than {limit} bytes."
         if length.isdigit() and int(length) > limit:
-            error = PayloadTooLarge(detail)
+            error = PayloadTooLarge(too_large(limit))
             await problem(error, path=scope["path"], request_id=scope["state"]["request_id"])(scope, receive, send)
             return
-        received = 0
-
-        async def counted() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > limit:
-                raise HTTPException(PayloadTooLarge.status, detail)
-            return message
-
-        await self._app(scope, counted, send)
+        await self._app(scope, ArrivingBody(receive, limit, self._timeout), send)
 
     def _limit_of(self, scope: Scope, headers: Headers) -> int:
         is_file = scope["path"] == FILE_PATH and headers.get("content-type", "").lower().startswith("multipart/")

@@ -5,12 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Final
 
+from starlette.exceptions import HTTPException
 from starlette.types import Receive
 
+CLIENT_CLOSED_REQUEST: Final = 499
+"""nginx's word for a client that left before its response."""
 
-class ClientLeft(Exception):
-    """Nobody is there to have the answer."""
+
+class ClientLeft(HTTPException):
+    """Nobody is there to have the answer. An `HTTPException`: FastAPI turns others that a body raises into a 400."""
+
+    def __init__(self) -> None:
+        super().__init__(CLIENT_CLOSED_REQUEST, "The client left before its response.")
 
 
 @asynccontextmanager

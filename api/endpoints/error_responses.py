@@ -16,11 +16,16 @@ from starlette.responses import Response
 from api.endpoints import ollama_wire, openai_wire
 from api.endpoints.answer_form import dropin_status
 from api.endpoints.disconnects import ClientLeft
-from api.errors import InvalidRequest, PayloadTooLarge, RagherdError, ServiceUnavailable, StoreUnavailable
+from api.errors import (
+    InvalidRequest,
+    PayloadTooLarge,
+    RagherdError,
+    RequestTimeout,
+    ServiceUnavailable,
+    StoreUnavailable,
+)
 
 PROBLEM_JSON = "application/problem+json"
-CLIENT_CLOSED_REQUEST = 499
-"""nginx's word for a client that left before its response."""
 
 
 def install(app: FastAPI) -> None:
@@ -88,16 +93,19 @@ def _fault(fault: Mapping[str, Any]) -> dict[str, str]:
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
-    """Starlette's own: no such path, no such method, body too large."""
+    """Starlette's own: no such path, no such method; and those of `ArrivingBody`."""
     assert isinstance(error, HTTPException)
+    if error.status_code == RequestTimeout.status:
+        return _respond(request, RequestTimeout(str(error.detail)))
     if error.status_code == PayloadTooLarge.status:
         return _respond(request, PayloadTooLarge(str(error.detail)))
     return _respond(request, HttpProblem(error.status_code, str(error.detail), error.headers))
 
 
-async def _client_left(_request: Request, _: Exception) -> Response:
+async def _client_left(_: Request, error: Exception) -> Response:
     """Reaches nobody: it is for those who count responses."""
-    return Response(status_code=CLIENT_CLOSED_REQUEST)
+    assert isinstance(error, ClientLeft)
+    return Response(status_code=error.status_code)
 
 
 class HttpProblem(RagherdError):

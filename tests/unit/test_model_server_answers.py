@@ -9,11 +9,13 @@ from typing import Any, cast
 
 import pytest
 
+from api.embedded.model_server.app import create_app
 from api.embedded.model_server.engine import Engine, Finished
 from api.embedded.model_server.faults import OllamaFault
 from api.embedded.model_server.generation_reply import GenerationReply
 from api.embedded.model_server.options import sampling
 from api.embedded.model_server.prompts import Task
+from api.embedded.model_server.state import ServerState
 from api.embedded.model_server.text_model import TextModel
 
 END = Finished("stop", prompt_tokens=3, prompt_duration=10, tokens=2, duration=20)
@@ -174,3 +176,18 @@ def test_an_option_of_a_wrong_type_is_ollamas_500(name: str, value: Any, kind: s
     with pytest.raises(OllamaFault, match=f'option "{name}" must be of type {kind}') as caught:
         sampling({name: value})
     assert caught.value.status == 500
+
+
+async def test_a_client_that_leaves_in_mid_body_is_no_error() -> None:
+    came = iter(({"type": "http.request", "body": b'{"mod', "more_body": True}, {"type": "http.disconnect"}))
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return next(came)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/api/chat", "query_string": b"", "headers": []}
+    await create_app(cast("ServerState", None))(scope, receive, send)
+    assert sent[0]["status"] == 499

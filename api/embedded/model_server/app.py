@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import PlainTextResponse
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from api.embedded.model_server import description_endpoints as descriptions
@@ -27,9 +27,16 @@ def create_app(state: ServerState) -> Starlette:
         Route("/api/embed", vectors.embed, methods=["POST"]),
         Route("/api/embeddings", vectors.embeddings, methods=["POST"]),
     ]
-    app = Starlette(routes=routes, exception_handlers={OllamaFault: render_fault, 404: _no_page})
+    app = Starlette(
+        routes=routes, exception_handlers={OllamaFault: render_fault, ClientDisconnect: _client_left, 404: _no_page}
+    )
     app.state.server = state
     return app
+
+
+async def _client_left(request: Request, error: Exception) -> Response:
+    """Nobody is there to read it; without a handler the log would have a traceback."""
+    return Response(status_code=499)
 
 
 async def _no_page(request: Request, error: Exception) -> PlainTextResponse:
