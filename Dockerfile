@@ -42,10 +42,13 @@ RUN python -m pip uninstall --yes --root-user-action ignore pip setuptools wheel
     && find /usr/local/lib -type d -name ensurepip -prune -exec rm -r {} +
 COPY --from=build /opt/ragherd /opt/ragherd
 WORKDIR /opt/ragherd
+# A container listens on all its addresses, and whoever publishes the port decides who reaches it. ALLOW_ANONYMOUS lets it start
+# without API_KEYS; the log then warns. -e ALLOW_ANONYMOUS=false makes keys a must.
 ENV PATH=/opt/ragherd/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     HOST=0.0.0.0 \
+    ALLOW_ANONYMOUS=true \
     EMBEDDER=onnx \
     PROMETHEUS_MULTIPROC_DIR=/tmp/ragherd-metrics
 # A number, so that Kubernetes can see that it is not root. Nothing is written but below /tmp: run with

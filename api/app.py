@@ -28,6 +28,7 @@ from api.endpoints.body_limit import FORM_BYTES, BodyLimit
 from api.endpoints.description import ERRORS, DescribedApp
 from api.endpoints.head_requests import HeadRequests
 from api.endpoints.request_context import RequestContext
+from api.endpoints.request_head import RequestHead
 from api.observability.http_middleware import HttpMetrics
 from api.observability.metrics import Metrics
 from api.settings import Settings
@@ -54,6 +55,7 @@ def create_app(settings: Settings) -> FastAPI:
         file_limit=settings.documents.document_max_bytes + FORM_BYTES,
         timeout=settings.server.body_timeout,
     )
+    app.add_middleware(RequestHead, allowed=settings.access.hosts())
     app.add_middleware(RequestContext, worker=worker)
     app.add_middleware(HttpMetrics, metrics=metrics)
     app.add_middleware(HeadRequests)

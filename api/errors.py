@@ -4,6 +4,8 @@
     ├── InternalError             500   a fault of the service's own
     ├── InvalidRequest            422   the request is not what the API takes
     ├── RequestTimeout            408   the body came too slowly
+    ├── MalformedHead             400   the request's head breaks HTTP's own rules
+    ├── HostNotAllowed            400   `Host` is not in ALLOWED_HOSTS
     ├── PayloadTooLarge           413   the body, or what a document becomes, is over a limit
     ├── UnsupportedDocument       415   a file of a kind that is not read
     ├── TooManyDocuments          409   a tenant has as many as it may
@@ -75,6 +77,18 @@ class RequestTimeout(RagherdError):
 
     def __init__(self, detail: str) -> None:
         super().__init__(detail, headers={"Connection": "close"})
+
+
+class MalformedHead(RagherdError):
+    status = 400
+    slug = "malformed-head"
+    title = "The head of the request is not valid"
+
+
+class HostNotAllowed(RagherdError):
+    status = 400
+    slug = "host-not-allowed"
+    title = "The service is not called by this name"
 
 
 class PayloadTooLarge(RagherdError):

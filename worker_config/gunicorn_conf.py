@@ -14,10 +14,10 @@ from typing import Any, NoReturn
 
 from api.errors import SettingsError
 from api.observability.log_format import configure_logging, stdlib_logging
-from api.settings import Settings, load_settings
+from api.settings import Settings, access_warnings, anonymous_refusal, load_settings
 from worker_config.cpu_count import cpus_given
 from worker_config.draining_server import Leave
-from worker_config.listening import PortTaken, bind_address, listen, require_free_port
+from worker_config.listening import PortTaken, bind_address, listen, listening_host, require_free_port
 from worker_config.memory_guard import MemoryGuard
 from worker_config.memory_limit import limit_in_bytes
 from worker_config.metrics_process import MetricsProcess
@@ -82,7 +82,8 @@ def on_starting(server: Any) -> None:
 
 
 def when_ready(server: Any) -> None:
-    """The service listens: the metrics process starts."""
+    """The service listens, and no worker accepts yet: where nobody may ask without a key, it ends here."""
+    _check_listeners(server)
     if server.metrics_process:
         server.metrics_process.start()
 
@@ -119,6 +120,17 @@ def on_exit(server: Any) -> None:
     if server.metrics_process:
         server.metrics_process.stop()
     server.metrics_directory.remove()
+
+
+def _check_listeners(server: Any) -> None:
+    """HOST was checked with the settings; `gunicorn --bind` and systemd may have given other addresses."""
+    reached = [host for host in map(listening_host, server.LISTENERS) if host is not None]
+    for host in reached:
+        if refusal := anonymous_refusal(_all.access, host):
+            server.metrics_directory.remove()
+            _stop_the_start(refusal)
+    for warning in access_warnings(_all.access, reached):
+        server.log.warning("%s", warning)
 
 
 def _bound() -> dict[str, Any]:

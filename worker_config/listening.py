@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+from typing import Any
 
 
 class PortTaken(Exception):
@@ -32,6 +33,12 @@ def listen(variable: str, host: str, port: int) -> socket.socket:
 def require_free_port(variable: str, host: str, port: int) -> None:
     """Raises `PortTaken` unless `host`:`port` can be listened on now."""
     listen(variable, host, port).close()
+
+
+def listening_host(listener: Any) -> str | None:
+    """The address that a listener of gunicorn's is bound to; None for a unix socket, which is this machine's alone."""
+    name = listener.sock.getsockname()
+    return str(name[0]) if isinstance(name, tuple) else None
 
 
 def bind_address(host: str, port: int) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hmac
-import ipaddress
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -11,6 +10,7 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 
 from api.errors import NotAuthenticated, NotAuthorized
+from api.loopback import is_loopback_address, is_loopback_host
 
 DEFAULT_TENANT: Final = "default"
 
@@ -96,17 +96,8 @@ def _is_from_a_web_page(headers: Headers) -> bool:
     if headers.get("sec-fetch-site") in {"cross-site", "same-site"}:
         return True
     name = host if host.endswith("]") else host.rpartition(":")[0] or host
-    return bool(name) and name != "localhost" and not _is_loopback_address(name.strip("[]"))
+    return bool(name) and not is_loopback_host(name)
 
 
 def _is_loopback(request: Request) -> bool:
-    return request.client is None or _is_loopback_address(request.client.host)  # None: a unix socket
-
-
-def _is_loopback_address(text: str) -> bool:
-    try:
-        address = ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return (mapped or address).is_loopback
+    return request.client is None or is_loopback_address(request.client.host)  # None: a unix socket

@@ -3,12 +3,13 @@
 `load_settings` turns every fault into one `SettingsError` line that names the variable.
 """
 
+from api.settings.access import AccessSettings, access_warnings, anonymous_refusal
 from api.settings.all_settings import Settings
 from api.settings.answers import CacheSettings, DocumentSettings, PartitionSettings, RetrievalSettings
 from api.settings.loading import load_settings, variable_names
 from api.settings.models import BreakerSettings, BulkheadSettings, EmbedderSettings, OllamaSettings, PoolSettings
 from api.settings.redis import PREFIX, BreakerRedisSettings, RedisSettings, is_cluster
-from api.settings.service import AccessSettings, ServerSettings
+from api.settings.service import ServerSettings
 from api.settings.together import ONNX_CHUNK_TOKENS
 
 __all__ = [
@@ -28,6 +29,8 @@ __all__ = [
     "RetrievalSettings",
     "ServerSettings",
     "Settings",
+    "access_warnings",
+    "anonymous_refusal",
     "is_cluster",
     "load_settings",
     "variable_names",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from api.settings.access import AccessSettings
 from api.settings.answers import CacheSettings, DocumentSettings, PartitionSettings, RetrievalSettings
 from api.settings.models import BreakerSettings, BulkheadSettings, EmbedderSettings, OllamaSettings, PoolSettings
 from api.settings.redis import BreakerRedisSettings, RedisSettings
-from api.settings.service import AccessSettings, ServerSettings
+from api.settings.service import ServerSettings
 
 ON_A_CLUSTER = 16
 """Partitions of the cache on a cluster, unless CACHE_PARTITIONS says otherwise."""

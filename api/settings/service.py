@@ -1,14 +1,12 @@
-"""How the service listens, and who may call it."""
+"""How the service listens and logs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field
-from pydantic_settings import NoDecode
 
-from api.settings.concern import Concern, NotNegative, Positive, Seconds, split_list
+from api.settings.concern import Concern, NotNegative, Positive, Seconds
 
 MEMORY = r"^([1-9]\d*(\.\d+)?([KMG]i?)?|(100|[1-9]\d?)(\.\d+)?%)$"
 """Bytes, also as `800Mi` or `1.5G`, or a part of the memory given as `40%`."""
@@ -32,35 +30,3 @@ class ServerSettings(Concern):
     worker_memory_limit: Annotated[str, Field(pattern=MEMORY)] | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_questions: bool = False
-
-
-def _check_api_keys(value: tuple[str, ...]) -> tuple[str, ...]:
-    for number, pair in enumerate(value, start=1):
-        tenant, separator, key = pair.partition("=")
-        if not (separator and tenant.strip() and key.strip()):
-            raise ValueError(f"entry {number} is not of the form tenant=key")
-    check_sendable([pair.partition("=")[2] for pair in value])
-    return value
-
-
-def check_sendable(keys: Sequence[str]) -> None:
-    for number, key in enumerate(keys, start=1):
-        if not key.isascii():
-            raise ValueError(f"the key of entry {number} has a character that is not ASCII, which no header can hold")
-
-
-class AccessSettings(Concern):
-    """Who may call. `api_keys` is `tenant=key,...`; `admin_keys` a list."""
-
-    api_keys: Annotated[str, NoDecode] = ""
-    admin_keys: Annotated[str, NoDecode] = ""
-
-    def tenants_by_key(self) -> dict[str, str]:
-        """The tenant that each API key stands for."""
-        pairs = (pair.partition("=") for pair in _check_api_keys(split_list(self.api_keys)))
-        return {key.strip(): tenant.strip() for tenant, _, key in pairs}
-
-    def admins(self) -> tuple[str, ...]:
-        """The keys with the admin's right."""
-        keys: tuple[str, ...] = split_list(self.admin_keys)
-        return keys

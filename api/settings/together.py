@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from api.errors import SettingsError
 from api.redis_tls_files import check_tls_files
+from api.settings.access import anonymous_refusal
 from api.settings.all_settings import Settings
-from api.settings.concern import split_list
-from api.settings.service import check_sendable
 
 ONNX_CHUNK_TOKENS = 224
 """Of the 256 that MiniLM reads at once: the rest is for its marks, the title and the headings."""
@@ -47,18 +47,19 @@ def check_together(settings: Settings) -> None:
 
 def _check_access(settings: Settings) -> None:
     access = settings.access
-    try:
-        tenants = access.tenants_by_key()
-    except ValueError as error:
-        raise SettingsError(f"API_KEYS: {error}") from None
-    if len(tenants) != len(split_list(access.api_keys)):
-        raise SettingsError("API_KEYS: the same key is given to two tenants")
-    try:
-        check_sendable(access.admins())
-    except ValueError as error:
-        raise SettingsError(f"ADMIN_KEYS: {error}") from None
-    if set(tenants) & set(access.admins()):
+    tenants = _keys("API_KEYS", access.tenants_by_key)
+    admins = _keys("ADMIN_KEYS", access.admins)
+    if set(tenants) & set(admins):
         raise SettingsError("ADMIN_KEYS: a key is also in API_KEYS")
+    if refusal := anonymous_refusal(access, settings.server.host):
+        raise SettingsError(refusal)
+
+
+def _keys(variable: str, read: Callable[[], Iterable[str]]) -> Iterable[str]:
+    try:
+        return read()
+    except ValueError as error:
+        raise SettingsError(f"{variable}: {error}") from None
 
 
 def _check_backends(settings: Settings) -> None:

@@ -142,10 +142,26 @@ def test_a_taken_port_is_one_line_at_once(start: Start, variable: str) -> None:
 
 
 def test_an_address_that_is_not_here_names_host(start: Start) -> None:
-    code, lines = _refused(start, HOST="203.0.113.1")
+    code, lines = _refused(start, HOST="203.0.113.1", ALLOW_ANONYMOUS="true")
 
     assert code == 2
     assert lines == ["HOST: this machine has no address '203.0.113.1'"]
+
+
+@pytest.mark.parametrize("given", [{"HOST": "0.0.0.0"}, {"GUNICORN_CMD_ARGS": "--bind=0.0.0.0:0"}])
+def test_without_keys_no_other_address_is_listened_on_whoever_gives_it(start: Start, given: dict[str, str]) -> None:
+    code, lines = _refused(start, **given)
+
+    assert code == 2
+    assert lines == [
+        "API_KEYS: without keys anyone who reaches 0.0.0.0 could ask; set API_KEYS=tenant=key,..., "
+        "or ALLOW_ANONYMOUS=true if that is meant"
+    ]
+
+
+def test_where_callers_without_a_key_are_meant_the_log_says_so(start: Start) -> None:
+    gunicorn = start(GUNICORN_CMD_ARGS="--bind=0.0.0.0:0 --bind=127.0.0.1:0", ALLOW_ANONYMOUS="true", ready=False)
+    wait_until(lambda: "anyone who reaches 0.0.0.0 may ask, because API_KEYS is not set" in "".join(gunicorn.lines()))
 
 
 def test_a_directory_that_can_not_be_made_is_one_line(start: Start) -> None:

@@ -7,6 +7,7 @@ import re
 import pytest
 import yaml
 
+from api.errors import SettingsError
 from api.settings import load_settings, variable_names
 from tests.k8s.rendered import K8S, Rendered, rendered
 
@@ -16,7 +17,7 @@ PASSWORD = "0123abcd" * 8
 
 def environment(manifests: Rendered) -> dict[str, str]:
     """What the process sees, the secrets' values made up: `env` wins over `envFrom`."""
-    seen = dict(manifests.settings())
+    seen = {**manifests.settings(), "API_KEYS": f"app={PASSWORD}"}
     for one in manifests.container().get("env", []):
         value = PASSWORD if "valueFrom" in one else one["value"]
         seen[one["name"]] = re.sub(r"\$\((\w+)\)", lambda match: seen[match[1]], value)
@@ -34,6 +35,23 @@ def test_every_setting_is_one_that_the_service_reads_and_they_load(
     settings = load_settings(env_file=None)
     assert settings.server.host == "0.0.0.0"
     assert settings.embedder.embedder == "onnx"
+
+
+@pytest.mark.parametrize(
+    ("folder", "starts"), [("base", False), ("overlays/dev", True), ("overlays/production", False)]
+)
+def test_without_keys_no_pod_starts_but_a_laptops(
+    monkeypatch: pytest.MonkeyPatch, folder: str, *, starts: bool
+) -> None:
+    for name in variable_names():
+        monkeypatch.delenv(name, raising=False)
+    for name, value in (environment(rendered(folder)) | {"API_KEYS": ""}).items():
+        monkeypatch.setenv(name, value)
+    if starts:
+        load_settings(env_file=None)
+    else:
+        with pytest.raises(SettingsError, match=r"^API_KEYS: .*ALLOW_ANONYMOUS=true"):
+            load_settings(env_file=None)
 
 
 def test_the_settings_reach_the_pod(manifests: Rendered) -> None:

@@ -34,6 +34,7 @@ def test_the_images_environment_is_the_services(final_stage: str) -> None:
 
     assert set(variables) - NOT_THE_SERVICES <= set(variable_names())
     assert variables["HOST"] == "0.0.0.0"
+    assert variables["ALLOW_ANONYMOUS"] == "true"
     assert variables["EMBEDDER"] == "onnx"
     assert variables["PROMETHEUS_MULTIPROC_DIR"].startswith("/tmp/")
 

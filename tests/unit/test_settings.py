@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from api.errors import SettingsError
-from api.settings import Settings, load_settings, variable_names
+from api.settings import AccessSettings, Settings, access_warnings, load_settings, variable_names
 
 
 @pytest.fixture(autouse=True)
@@ -54,8 +54,22 @@ def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
         ("OLLAMA_PROBE_INTERVAL", "31"),
         ("API_KEYS", "no-tenant"),
         ("API_KEYS", "a=k,b=k"),
-        ("API_KEYS", "a=k,b=schlüssel"),
-        ("ADMIN_KEYS", "k,schlüssel"),
+        ("API_KEYS", "a=kk,b=schlüssel"),
+        ("API_KEYS", "a="),
+        ("API_KEYS", ","),
+        ("API_KEYS", "a=kk,,b=ll"),
+        ("API_KEYS", "a=k"),
+        ("API_KEYS", "a=kk,a=kk"),
+        ("API_KEYS", "a=k\tk"),
+        ("ADMIN_KEYS", "kk,schlüssel"),
+        ("ADMIN_KEYS", " "),
+        ("ADMIN_KEYS", ","),
+        ("ADMIN_KEYS", "k"),
+        ("ADMIN_KEYS", "kk, kk"),
+        ("ALLOW_ANONYMOUS", "perhaps"),
+        ("ALLOWED_HOSTS", "https://rag.example"),
+        ("ALLOWED_HOSTS", "rag.example:8001"),
+        ("ALLOWED_HOSTS", "rag.*"),
         ("CONNECTION_POOL_MIN_SIZE", "99"),
         ("METRICS_PORT", "8001"),
         ("LOG_LEVEL", "loud"),
@@ -110,6 +124,75 @@ def test_an_empty_value_is_none_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_settings_are_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Settings().cache.ttl = 1  # type: ignore[misc]
+
+
+KEY = "not-to-be-shown"
+
+
+@pytest.mark.parametrize(
+    ("api", "admin", "named"),
+    [
+        (f"a={KEY},b={KEY}", "", "API_KEYS"),
+        (f"a={KEY},a={KEY}", "", "API_KEYS"),
+        ("", f"{KEY},{KEY}", "ADMIN_KEYS"),
+        (f"a={KEY}", f"other-key,{KEY}", "ADMIN_KEYS"),
+        (KEY, "", "API_KEYS"),
+        (f"a={KEY},b=", "", "API_KEYS"),
+        ("", f"{KEY},,other", "ADMIN_KEYS"),
+        (f"a={KEY}\x07", "", "API_KEYS"),
+    ],
+)
+def test_a_wrong_key_names_its_variable_and_is_not_shown(
+    monkeypatch: pytest.MonkeyPatch, api: str, admin: str, named: str
+) -> None:
+    monkeypatch.setenv("API_KEYS", api)
+    monkeypatch.setenv("ADMIN_KEYS", admin)
+    with pytest.raises(SettingsError) as caught:
+        load_settings(None)
+    assert str(caught.value).startswith(f"{named}: ")
+    assert KEY not in str(caught.value)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "rag.example", "localhost.example", "128.0.0.1"])
+def test_without_keys_only_this_machine_is_listened_to(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    monkeypatch.setenv("HOST", host)
+    with pytest.raises(SettingsError) as caught:
+        load_settings(None)
+    line = str(caught.value)
+    assert line.startswith("API_KEYS: ")
+    assert host in line
+    assert "ALLOW_ANONYMOUS=true" in line
+    assert "\n" not in line
+    monkeypatch.setenv("ADMIN_KEYS", "an-admin-key-alone")  # questions stay open to anyone
+    with pytest.raises(SettingsError):
+        load_settings(None)
+    monkeypatch.setenv("ALLOW_ANONYMOUS", "true")
+    load_settings(None)
+    monkeypatch.delenv("ALLOW_ANONYMOUS")
+    monkeypatch.setenv("API_KEYS", "acme=a-key")
+    load_settings(None)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost", "LOCALHOST", "::ffff:127.0.0.1"])
+def test_a_loopback_address_needs_no_key(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    monkeypatch.setenv("HOST", host)
+    load_settings(None)
+
+
+def test_the_log_warns_of_weak_keys_and_of_callers_without_one() -> None:
+    strong = "0123456789abcdef"
+    assert access_warnings(AccessSettings(api_keys=f"a={strong}", admin_keys=strong[::-1]), ["0.0.0.0"]) == []
+    assert access_warnings(AccessSettings(), ["127.0.0.1"]) == []
+    [weak] = access_warnings(AccessSettings(api_keys="a=short-key"), ["0.0.0.0"])
+    assert weak.startswith("API_KEYS: ")
+    assert "short-key" not in weak
+    [open_to_all] = access_warnings(AccessSettings(allow_anonymous=True), ["127.0.0.1", "10.0.0.7"])
+    assert open_to_all.startswith("ALLOW_ANONYMOUS: anyone who reaches 10.0.0.7 may ask")
+
+
+def test_hosts_are_compared_in_small_letters_and_without_brackets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALLOWED_HOSTS", "RAG.example, *.Cluster.local,[::1],10.0.0.7,")
+    assert load_settings(None).access.hosts() == ("rag.example", "*.cluster.local", "::1", "10.0.0.7")
 
 
 def test_keys_become_tenants(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,104 @@
+"""Who may call: keys, the hosts by which the service is called, and whether callers without a key are meant."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Annotated, Final
+
+from pydantic import AfterValidator
+from pydantic_settings import NoDecode
+
+from api.loopback import is_loopback_host
+from api.settings.concern import Concern, split_list
+
+SHORTEST_KEY: Final = 2
+WEAK_KEY: Final = 16
+"""A shorter key is taken, and the log warns of it."""
+_HOST: Final = re.compile(r"(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*|\[?[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*\]?|\*")
+"""A name, a wildcard for the names below one, an IPv6 address, or any host."""
+
+
+def _check_hosts(value: str) -> str:
+    for number, host in enumerate(split_list(value), start=1):
+        if not _HOST.fullmatch(host):
+            raise ValueError(f"entry {number} is not a host name, an address, *.name or *; leave out scheme and port")
+    return value
+
+
+class AccessSettings(Concern):
+    """Who may call. `api_keys` is `tenant=key,...`; `admin_keys` and `allowed_hosts` are lists."""
+
+    api_keys: Annotated[str, NoDecode] = ""
+    admin_keys: Annotated[str, NoDecode] = ""
+    allow_anonymous: bool = False
+    allowed_hosts: Annotated[str, NoDecode, AfterValidator(_check_hosts)] = ""
+
+    def tenants_by_key(self) -> dict[str, str]:
+        """The tenant that each API key stands for. Raises `ValueError`, which repeats no key."""
+        pairs = [_pair(number, entry) for number, entry in enumerate(entries(self.api_keys), start=1)]
+        check_keys([key for _, key in pairs])
+        return {key: tenant for tenant, key in pairs}
+
+    def admins(self) -> tuple[str, ...]:
+        """The keys with the admin's right. Raises `ValueError`, which repeats no key."""
+        keys = entries(self.admin_keys)
+        check_keys(keys)
+        return keys
+
+    def hosts(self) -> tuple[str, ...]:
+        """By which the service may be called; none: by any."""
+        hosts: tuple[str, ...] = split_list(self.allowed_hosts)
+        return tuple(host.strip("[]").lower() for host in hosts)
+
+
+def entries(value: str) -> tuple[str, ...]:
+    """The entries of a list of keys, empty ones too: they are a fault. A comma at the very end begins none."""
+    found = [part.strip() for part in value.split(",")] if value else []
+    return tuple(found[:-1] if len(found) > 1 and not found[-1] else found)
+
+
+def check_keys(keys: Sequence[str]) -> None:
+    """Raises `ValueError` for keys that are empty, too short, given twice, or that no header can hold."""
+    first: dict[str, int] = {}
+    for number, key in enumerate(keys, start=1):
+        if not key:
+            raise ValueError(f"the key of entry {number} is empty")
+        if len(key) < SHORTEST_KEY:
+            raise ValueError(f"the key of entry {number} has one character only; make one with: openssl rand -hex 24")
+        if not key.isascii():
+            raise ValueError(f"the key of entry {number} has a character that is not ASCII, which no header can hold")
+        if not key.isprintable():
+            raise ValueError(f"the key of entry {number} has a control character, which no header can hold")
+        if first.setdefault(key, number) != number:
+            raise ValueError(f"the keys of entries {first[key]} and {number} are the same")
+
+
+def _pair(number: int, entry: str) -> tuple[str, str]:
+    tenant, separator, key = (part.strip() for part in entry.partition("="))
+    if not (separator and tenant):
+        raise ValueError(f"entry {number} is not of the form tenant=key")
+    return tenant, key
+
+
+def anonymous_refusal(access: AccessSettings, listens_on: str) -> str | None:
+    """Why the service must not listen on a host or address; None where it may."""
+    if access.api_keys or access.allow_anonymous or is_loopback_host(listens_on):
+        return None
+    return (
+        f"API_KEYS: without keys anyone who reaches {listens_on} could ask; set API_KEYS=tenant=key,..., "
+        "or ALLOW_ANONYMOUS=true if that is meant"
+    )
+
+
+def access_warnings(access: AccessSettings, listens_on: Sequence[str]) -> list[str]:
+    """What an operator should know of settings that are taken all the same. Each names its variable."""
+    weak = [
+        f"{variable}: a key of fewer than {WEAK_KEY} characters can be guessed; make one with: openssl rand -hex 24"
+        for variable, keys in (("API_KEYS", access.tenants_by_key()), ("ADMIN_KEYS", access.admins()))
+        if any(len(key) < WEAK_KEY for key in keys)
+    ]
+    reached = [host for host in listens_on if not is_loopback_host(host)]
+    if access.api_keys or not reached:
+        return weak
+    return [f"ALLOW_ANONYMOUS: anyone who reaches {', '.join(reached)} may ask, because API_KEYS is not set", *weak]
