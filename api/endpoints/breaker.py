@@ -14,22 +14,25 @@ from api.breaker.fleet_breaker import FleetBreaker
 from api.breaker.recovery import recovery
 from api.breaker.state import Reading, State, Transition
 from api.breaker.store import Override
+from api.endpoints.checked_route import CheckedRoute, needs
 from api.endpoints.times import rfc3339
 from api.endpoints.worker_state import WorkerState, worker_state
 from api.errors import NotFound
 
 HISTORY_LIMIT: Final = 1000
 
-router = APIRouter(prefix="/api/circuit-breaker", tags=["circuit breaker"])
+router = APIRouter(route_class=CheckedRoute, prefix="/api/circuit-breaker", tags=["circuit breaker"])
 
 
 @router.get("/metrics", summary="State and counts, fleet-wide")
+@needs("operator")
 async def metrics(request: Request) -> dict[str, Any]:
     """The generate breaker of the first backend; `breakers` has all of them."""
     return await _metrics(worker_state(request))
 
 
 @router.get("/history", summary="Transitions, newest first")
+@needs("operator")
 async def history(
     request: Request,
     limit: Annotated[int, Query(ge=1, le=1000)] = 50,
@@ -44,6 +47,7 @@ async def history(
 
 
 @router.get("/recovery", summary="Outages and availability of the last 24 hours")
+@needs("operator")
 async def recovery_figures(request: Request, breaker: str | None = None) -> dict[str, Any]:
     """From the history, which keeps about 1,000 transitions. 503 while Redis is down."""
     chosen = _chosen(worker_state(request), breaker)
@@ -64,18 +68,21 @@ async def recovery_figures(request: Request, breaker: str | None = None) -> dict
 
 
 @router.post("/force-open", summary="Reject every call until reset")
+@needs("admin")
 async def force_open(request: Request, breaker: str | None = None) -> dict[str, Any]:
     """Fleet-wide, recorded in the history. Every breaker, or the one named: that backend then gets no more calls."""
     return await _override(request, "OPEN", breaker)
 
 
 @router.post("/force-close", summary="Admit every call until reset")
+@needs("admin")
 async def force_close(request: Request, breaker: str | None = None) -> dict[str, Any]:
     """Fleet-wide, recorded in the history. Every breaker, or the one named."""
     return await _override(request, "CLOSED", breaker)
 
 
 @router.post("/reset", summary="Back to CLOSED, counts at zero, no override")
+@needs("admin")
 async def reset(request: Request, breaker: str | None = None) -> dict[str, Any]:
     """Fleet-wide, recorded in the history. Every breaker, or the one named."""
     return await _override(request, "RESET", breaker)
@@ -85,13 +92,12 @@ def _chosen(state: WorkerState, name: str | None) -> FleetBreaker:
     if name is None:
         return state.breaker
     if name not in state.breakers:
-        raise NotFound(f"There is no breaker '{name}', there are: {', '.join(state.breakers)}.")
+        raise NotFound(f"There is no breaker '{name[:100]}', there are: {', '.join(state.breakers)}.")
     return state.breakers[name]
 
 
 async def _override(request: Request, action: Override, name: str | None) -> dict[str, Any]:
     state = worker_state(request)
-    state.access.require_admin(request)
     meant = state.breakers.values() if name is None else [_chosen(state, name)]
     for breaker in meant:
         await breaker.override(action, state.worker)

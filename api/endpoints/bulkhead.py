@@ -8,14 +8,16 @@ from fastapi import APIRouter, Request
 
 from api.bulkhead.fleet_bulkhead import FleetBulkhead
 from api.bulkhead.state import Reading, Reason
+from api.endpoints.checked_route import CheckedRoute, needs
 from api.endpoints.worker_state import worker_state
 
 REASONS: Final[tuple[Reason, ...]] = get_args(Reason)
 
-router = APIRouter(prefix="/api/bulkhead", tags=["bulkhead"])
+router = APIRouter(route_class=CheckedRoute, prefix="/api/bulkhead", tags=["bulkhead"])
 
 
 @router.get("/metrics", summary="Calls to Ollama at once, and who waits, fleet-wide")
+@needs("operator")
 async def metrics(request: Request) -> dict[str, Any]:
     """The generate bulkhead of the first backend; `bulkheads` has all of them."""
     state = worker_state(request)

@@ -7,7 +7,9 @@ from typing import Annotated, Any, Final, get_args
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from api.endpoints.query import IsText, Name, Question
+from api.endpoints.checked_route import CheckedRoute, needs
+from api.endpoints.query import Name, Question
+from api.endpoints.validation import IsText, refused
 from api.endpoints.worker_state import worker_state
 from api.errors import InvalidRequest
 from api.query.invalidate import Invalidation, InvalidationKind
@@ -16,12 +18,13 @@ PATH: Final = "/api/semantic-cache"
 KINDS: Final[tuple[InvalidationKind, ...]] = get_args(InvalidationKind)
 WITH_QUESTION: Final = ("similarity", "model")
 
-router = APIRouter(prefix=PATH, tags=["semantic cache"])
+router = APIRouter(route_class=CheckedRoute, prefix=PATH, tags=["semantic cache"])
 
 Key = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1000), IsText]
 
 
 @router.get("/metrics", summary="The cache, fleet-wide")
+@needs("operator")
 async def metrics(request: Request) -> dict[str, Any]:
     """Counts since the statistics began; the last known while Redis is down."""
     return await worker_state(request).cache.report()
@@ -53,21 +56,17 @@ class InvalidationIn(BaseModel):
             raise InvalidRequest(f"Say what to delete by exactly one of {', '.join(KINDS)}=true; {found}.")
         for name in WITH_QUESTION:
             if self.question is None and getattr(self, name) is not None:
-                raise InvalidRequest(f"{name}: goes with `question` only", errors=[_fault(name)])
+                raise refused(name, "goes with `question` only")
         return Invalidation(
             given[0], self.question, self.similarity, self.entry, self.source, self.tenant, model=self.model
         )
 
 
-def _fault(name: str) -> dict[str, str]:
-    return {"field": name, "message": "goes with `question` only"}
-
-
 @router.delete("", summary="Delete cached answers, fleet-wide")
+@needs("admin")
 async def invalidate(request: Request, asked: Annotated[InvalidationIn, Query()]) -> dict[str, Any]:
     """By question, entry, source, tenant, or all of them. No worker serves them once the response is there."""
     state = worker_state(request)
-    state.access.require_admin(request)
     if len(request.query_params.multi_items()) > len(request.query_params):
         raise InvalidRequest("A parameter is given twice.")
     swept = await state.invalidator.invalidate(asked.invalidation(), dry_run=asked.dry_run)

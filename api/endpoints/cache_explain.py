@@ -6,17 +6,18 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
+from api.endpoints.checked_route import JsonRoute, needs
 from api.endpoints.query import QueryIn, to_query
-from api.endpoints.query_route import QueryRoute
 from api.endpoints.worker_state import worker_state
 from api.model import CacheMatch
 from api.query.candidates import Fate
 from api.query.explain import Explained, Explanation
 
-router = APIRouter(tags=["semantic cache"], route_class=QueryRoute)
+router = APIRouter(tags=["semantic cache"], route_class=JsonRoute)
 
 
 @router.post("/api/semantic-cache/explain", summary="Why a question would be a hit, or not")
+@needs("user")
 async def explain(body: QueryIn, request: Request) -> dict[str, Any]:
     """Takes what POST /query takes, and changes nothing. A tenant's key sees that tenant's questions only."""
     explainer = worker_state(request).explainer

@@ -3,33 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import islice
 from typing import Annotated, Any, Final
 
-import orjson
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import Field, StringConstraints
 
 from api.endpoints.access import DEFAULT_TENANT
-from api.endpoints.query import IsText, Name, Options, Question
+from api.endpoints.checked_route import CheckedRoute, needs
+from api.endpoints.json_body import json_of
+from api.endpoints.query import Name, Options, Question
 from api.endpoints.times import rfc3339
+from api.endpoints.validation import IsText, StrictBody, validated
 from api.endpoints.worker_state import WorkerState, worker_state
-from api.errors import InvalidRequest, ServiceUnavailable
+from api.errors import ServiceUnavailable
 from api.ports.warm_ups import WarmUpProgress
 from api.query.warm_question import WarmQuestion
 from api.query.warm_ups import WarmUps
 
 MOST: Final = 10_000
+MOST_CONTAINERS: Final = 3 * MOST
+"""Lists and objects: a question is an object, with its options and their `stop`."""
 PATH: Final = "/api/semantic-cache/warm"
 JSON_LINES: Final = ("application/jsonl", "application/x-ndjson", "application/ndjson", "application/x-jsonlines")
 Answer = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100_000), IsText]
 
-router = APIRouter(prefix=PATH, tags=["semantic cache"])
+router = APIRouter(route_class=CheckedRoute, prefix=PATH, tags=["semantic cache"])
 
 
-class WarmQuestionIn(BaseModel):
+class WarmQuestionIn(StrictBody):
     """A question, and its answer where it is known."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     question: Question
     answer: Answer | None = None
@@ -39,12 +42,10 @@ class WarmQuestionIn(BaseModel):
     options: Options = Field(default_factory=Options)
 
 
-class WarmUpIn(BaseModel):
+class WarmUpIn(StrictBody):
     """Questions, each alone or with more; and what holds for all that do not say otherwise."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    questions: Annotated[list[Any], Field(min_length=1, max_length=MOST)] = Field(
+    questions: Annotated[list[Any], Field(min_length=1, max_length=MOST, fail_fast=True)] = Field(
         description="Each a string, or an object: question, answer, model, tenant, top_k, options."
     )
     model: Name | None = None
@@ -62,6 +63,7 @@ _BODY: Final = {
 
 
 @router.post("", status_code=202, summary="Warm the cache up", openapi_extra={"requestBody": _BODY})
+@needs("admin")
 async def begin(request: Request, response: Response) -> dict[str, Any]:
     """Begins it and says where its progress is. Questions that are cached and fresh are left alone."""
     state, warm_ups = _admitted(request)
@@ -74,12 +76,14 @@ async def begin(request: Request, response: Response) -> dict[str, Any]:
 
 
 @router.get("/{job}", summary="How far a warm-up is")
+@needs("admin")
 async def progress(request: Request, job: str) -> dict[str, Any]:
     """The same from every worker, until an hour after its end."""
     return _document(await _admitted(request)[1].progress(job))
 
 
 @router.delete("/{job}", summary="Cancel a warm-up")
+@needs("admin")
 async def cancel(request: Request, job: str) -> dict[str, Any]:
     """Whichever worker has it. What is cached stays."""
     return _document(await _admitted(request)[1].cancel(job))
@@ -87,40 +91,25 @@ async def cancel(request: Request, job: str) -> dict[str, Any]:
 
 def _admitted(request: Request) -> tuple[WorkerState, WarmUps]:
     state = worker_state(request)
-    state.access.require_admin(request)
     if state.warm_ups is None:
         raise ServiceUnavailable("The semantic cache is switched off (SEMANTIC_CACHE_ENABLED).")
     return state, state.warm_ups
 
 
 def _read(body: bytes, by_line: bool, default_model: str) -> list[WarmQuestion]:
-    fields = {"questions": _lines(body)} if by_line else _json(body, "The body")
-    try:
-        asked = WarmUpIn.model_validate(fields)
-    except ValidationError as error:
-        raise _refused(error, "") from None
+    asked = validated(WarmUpIn, {"questions": _lines(body)} if by_line else json_of(body, "The body", MOST_CONTAINERS))
     return [_question(number, raw, asked, default_model) for number, raw in enumerate(asked.questions)]
 
 
 def _lines(body: bytes) -> list[Any]:
-    lines = enumerate(body.splitlines(), start=1)
-    return [_json(line, f"Line {number}") for number, line in lines if line.strip()]
-
-
-def _json(text: bytes, what: str) -> Any:
-    try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError:
-        raise InvalidRequest(
-            f"{what} is not valid JSON.", errors=[{"field": "", "message": f"{what} is not valid JSON."}]
-        ) from None
+    """One more than there may be at most: that is found out by who validates them."""
+    lines = ((number, line) for number, line in enumerate(body.splitlines(), start=1) if line.strip())
+    return [json_of(line, f"Line {number}") for number, line in islice(lines, MOST + 1)]
 
 
 def _question(number: int, raw: Any, asked: WarmUpIn, default_model: str) -> WarmQuestion:
-    try:
-        given = WarmQuestionIn.model_validate({"question": raw} if isinstance(raw, str) else raw)
-    except ValidationError as error:
-        raise _refused(error, f"questions.{number}") from None
+    fields = {"question": raw} if isinstance(raw, str) else raw
+    given = validated(WarmQuestionIn, fields, f"questions.{number}")
     return WarmQuestion(
         number=number,
         question=given.question,
@@ -130,14 +119,6 @@ def _question(number: int, raw: Any, asked: WarmUpIn, default_model: str) -> War
         options=given.options.model_dump(exclude_none=True),
         answer=given.answer,
     )
-
-
-def _refused(error: ValidationError, place: str) -> InvalidRequest:
-    """Which field of which question; never the value, which may be private."""
-    fault = error.errors(include_url=False)[0]
-    field = ".".join(str(part) for part in (place, *fault["loc"]) if part != "")
-    message = "is not known" if fault["type"] == "extra_forbidden" else str(fault["msg"]).removeprefix("Value error, ")
-    return InvalidRequest(": ".join(filter(None, (field, message))), errors=[{"field": field, "message": message}])
 
 
 def _document(progress: WarmUpProgress) -> dict[str, Any]:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import errno
 from http import HTTPStatus
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final
 
-import orjson
 from fastapi import Request
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import Field, StringConstraints
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 
 from api.endpoints.access import DEFAULT_TENANT
-from api.endpoints.query import IsText, IsVisible, Name
-from api.errors import InvalidRequest, PayloadTooLarge, ServiceUnavailable
+from api.endpoints.json_body import json_of
+from api.endpoints.query import Name
+from api.endpoints.validation import IsText, IsVisible, StrictBody, refused, validated
+from api.errors import PayloadTooLarge, ServiceUnavailable
 from api.knowledge.library import Given
 from api.knowledge.media_types import TEXT, media_type
 from api.ports.documents import DocumentFacts
@@ -23,16 +24,13 @@ HEAD: Final = 4096
 """Bytes that say what kind of file it is."""
 FORM: Final = "multipart/form-data"
 
-Body = TypeVar("Body", bound=BaseModel)
 Title = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=500), IsText, IsVisible]
 Tag = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100), IsText, IsVisible]
 Source = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=2000), IsText, IsVisible]
 
 
-class _Facts(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    tags: Annotated[list[Tag], Field(max_length=50)] = Field(default_factory=list)
+class _Facts(StrictBody):
+    tags: Annotated[list[Tag], Field(max_length=50, fail_fast=True)] = Field(default_factory=list)
     source: Source | None = None
     version: Name | None = None
     tenant: Name | None = None
@@ -63,7 +61,7 @@ async def given_document(request: Request, most_bytes: int) -> Given:
             return await _from_form(form, most_bytes)
         finally:
             await form.close()
-    body = _validated(DocumentIn, _json(await request.body()))
+    body = validated(DocumentIn, json_of(await request.body()))
     return Given(body.facts(body.title), body.text.encode(), TEXT)
 
 
@@ -73,8 +71,7 @@ async def _form(request: Request) -> FormData:
     except HTTPException as error:
         if error.status_code != HTTPStatus.BAD_REQUEST:
             raise
-        fault = {"field": "", "message": str(error.detail)}
-        raise InvalidRequest(str(error.detail), errors=[fault]) from None
+        raise refused("", str(error.detail)) from None
     except OSError as error:  # a file beyond 1 MiB lies in the temporary directory until it is read
         if error.errno != errno.ENOSPC:
             raise
@@ -84,35 +81,13 @@ async def _form(request: Request) -> FormData:
 async def _from_form(form: FormData, most_bytes: int) -> Given:
     file = form.get("file")
     if not isinstance(file, UploadFile):
-        raise InvalidRequest("file: is missing", errors=[{"field": "file", "message": "is missing"}])
+        raise refused("file", "is missing")
     fields: dict[str, Any] = {name: form[name] for name in form if name not in {"file", "tags"} and form[name] != ""}
     tags = [tag for tag in form.getlist("tags") if tag != ""]
-    about = _validated(FormIn, {**fields, "tags": tags})
+    about = validated(FormIn, {**fields, "tags": tags})
     content = await file.read(most_bytes + 1)
     if len(content) > most_bytes:
         raise PayloadTooLarge(f"The file is larger than {most_bytes} bytes.")
     name = (file.filename or "").replace("\\", "/").rpartition("/")[2]
     kind = media_type(name, file.content_type, content[:HEAD])
     return Given(about.facts(about.title or ""), content, kind, name.encode("utf-8", "replace").decode())
-
-
-def _json(body: bytes) -> Any:
-    try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError:
-        fault = {"field": "", "message": "The body is not valid JSON."}
-        raise InvalidRequest("The body is not valid JSON.", errors=[fault]) from None
-
-
-def _validated(kind: type[Body], fields: Any) -> Body:
-    try:
-        return kind.model_validate(fields)
-    except ValidationError as error:
-        faults = []
-        for fault in error.errors(include_url=False):
-            field = ".".join(map(str, fault["loc"]))
-            known = fault["type"] != "extra_forbidden"
-            message = str(fault["msg"]).removeprefix("Value error, ") if known else "is not known"
-            faults.append({"field": field, "message": message})
-        detail = "; ".join(": ".join(filter(None, fault.values())) for fault in faults)
-        raise InvalidRequest(detail, errors=faults) from None

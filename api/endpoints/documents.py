@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from api.endpoints.checked_route import CheckedRoute, needs
 from api.endpoints.document_body import given_document
 from api.endpoints.query import Name
 from api.endpoints.times import rfc3339
@@ -14,7 +15,7 @@ from api.endpoints.worker_state import WorkerState, worker_state
 from api.ports.documents import Chunk, Document, DocumentStatus, Listing
 
 PATH: Final = "/documents"
-router = APIRouter(prefix=PATH, tags=["documents"])
+router = APIRouter(route_class=CheckedRoute, prefix=PATH, tags=["documents"])
 
 _BODY: Final = {
     "required": True,
@@ -87,10 +88,10 @@ class ReadIn(BaseModel):
     responses={202: {"model": dict[str, Any], "description": "Worked on"}},
     openapi_extra={"requestBody": _BODY},
 )
+@needs("admin")
 async def post_document(request: Request, response: Response) -> dict[str, Any]:
     """201 once it serves, else 202: `status` says how far it is. The same `source` again replaces what it had."""
     state = worker_state(request)
-    state.access.require_admin(request)
     added = await state.library.add(await given_document(request, state.library.limits.bytes))
     response.status_code = 201 if added.document.status == "ready" else 202
     response.headers["Location"] = f"{PATH}/{added.document.id}"
@@ -98,6 +99,7 @@ async def post_document(request: Request, response: Response) -> dict[str, Any]:
 
 
 @router.get("", summary="List documents")
+@needs("user")
 async def get_documents(request: Request, wanted: Annotated[ListingIn, Query()]) -> dict[str, Any]:
     """A tenant's, the newest first; `cursor` of one page asks for the next."""
     state = worker_state(request)
@@ -108,6 +110,7 @@ async def get_documents(request: Request, wanted: Annotated[ListingIn, Query()])
 
 
 @router.get("/{document}", summary="One document with its passages")
+@needs("user")
 async def get_document(request: Request, document: str, wanted: Annotated[ReadIn, Query()]) -> dict[str, Any]:
     """Also how far it is, while it is worked on."""
     state = worker_state(request)
@@ -117,10 +120,10 @@ async def get_document(request: Request, document: str, wanted: Annotated[ReadIn
 
 
 @router.delete("/{document}", status_code=204, summary="Delete a document")
+@needs("admin")
 async def delete_document(request: Request, document: str, tenant: Name | None = None) -> Response:
     """No answer that used it is served by any worker once the response is there."""
     state = worker_state(request)
-    state.access.require_admin(request)
     await state.library.delete(document, tenant)
     return Response(status_code=204)
 

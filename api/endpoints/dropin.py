@@ -12,11 +12,12 @@ from starlette.responses import Response
 from api.endpoints.answer_form import AnswerForm
 from api.endpoints.answer_stream import AnswerStream
 from api.endpoints.disconnects import until_client_leaves
-from api.endpoints.dropin_body import parsed, refused
+from api.endpoints.dropin_body import parsed
 from api.endpoints.list_header import list_header
 from api.endpoints.query import Options
 from api.endpoints.query_answer import cache_headers
 from api.endpoints.request_timeout import request_timeout
+from api.endpoints.validation import refused
 from api.endpoints.worker_state import worker_state
 from api.model import ChatMessage, EmbeddingRequest, Embeddings
 from api.query import prompt

@@ -6,25 +6,33 @@ from collections.abc import Callable
 from typing import Annotated, Any, Final, TypeVar
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, Field, StringConstraints, ValidationError
 from starlette.requests import Request
 
+from api.endpoints.json_body import refuse_too_many_values
+from api.endpoints.validation import StrictBody, Text, errors_of, refused
 from api.errors import InvalidRequest
 
+MOST_MESSAGES: Final = 1000
+MOST_PARTS: Final = 100
+"""Of a message."""
+MOST_INPUTS: Final = 10_000
+"""Texts in one request. EMBED_MAX_INPUTS, which is smaller, decides."""
+
+Fields = Annotated[dict[str, Any], Field(max_length=64)]
+Messages = Annotated[list[dict[str, Any]], Field(max_length=MOST_MESSAGES, fail_fast=True)]
+Inputs = Annotated[list[Text], Field(max_length=MOST_INPUTS, fail_fast=True)]
 ModelName = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
 
 _SAYS_NOTHING: Final[tuple[Any, ...]] = (None, False, "", [], {})
 """Values by which clients leave a field out. 0 equals False, and means the same there."""
 
 
-class Body(BaseModel):
-    """A field that is not declared is refused by its name: an answer that ignored it would be wrong, and cached."""
+class ModelBody(StrictBody):
+    """A body that names a model.
 
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-
-class ModelBody(Body):
-    """A body that names a model."""
+    An answer that ignored a field would be wrong, and cached: unknown ones are refused.
+    """
 
     model: ModelName
 
@@ -35,6 +43,7 @@ AnyBody = TypeVar("AnyBody", bound=BaseModel)
 async def read_body(request: Request, kind: type[AnyBody]) -> AnyBody:
     """The body of a request. Raises `InvalidRequest`."""
     raw = await request.body()
+    refuse_too_many_values(raw)
     try:
         fields = orjson.loads(raw or b"null")
     except orjson.JSONDecodeError as error:
@@ -50,22 +59,18 @@ def parsed(fields: dict[str, Any], kind: type[AnyBody], spelled: Callable[[str],
         return kind.model_validate(without_idle(fields, kind))
     except ValidationError as error:
         # Of a field that may be of several types, the deepest fault is of the type that was meant.
-        fault = max(error.errors(), key=lambda fault: len(fault["loc"]))
+        fault = max(errors_of(error), key=lambda fault: (len(fault["loc"]), fault["type"] not in _WRONG_TYPE))
     place = ".".join(str(part) for part in fault["loc"] if not _is_type(part))
     message = _WORDS.get(fault["type"]) or str(fault["msg"])
     raise refused(spelled(place), message)
 
 
-def refused(field: str, message: str) -> InvalidRequest:
-    """The error that names a field."""
-    return InvalidRequest(f"{field}: {message}", errors=[{"field": field, "message": message}])
-
-
 def _is_type(part: str | int) -> bool:
     """Whether a part of a place is pydantic's name for one of several types."""
-    return isinstance(part, str) and (part == "str" or part.startswith("list["))
+    return isinstance(part, str) and (part in {"str", "constrained-str"} or part.startswith("list["))
 
 
+_WRONG_TYPE: Final = {"string_type", "list_type"}
 _WORDS: Final = {
     "extra_forbidden": "is not supported here",
     "missing": "is required",

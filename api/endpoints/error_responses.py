@@ -16,8 +16,8 @@ from starlette.responses import Response
 from api.endpoints import ollama_wire, openai_wire
 from api.endpoints.answer_form import dropin_status
 from api.endpoints.disconnects import ClientLeft
+from api.endpoints.validation import invalid
 from api.errors import (
-    InvalidRequest,
     PayloadTooLarge,
     RagherdError,
     RequestTimeout,
@@ -76,20 +76,7 @@ async def _store_unavailable(request: Request, _: Exception) -> Response:
 
 async def _validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    faults = [_fault(fault) for fault in error.errors()]
-    detail = "; ".join(": ".join(filter(None, fault.values())) for fault in faults)
-    return _respond(request, InvalidRequest(detail, errors=faults))
-
-
-def _fault(fault: Mapping[str, Any]) -> dict[str, str]:
-    """Which field, and what is wrong with it; never the value, which may be private."""
-    if fault["type"] == "json_invalid":
-        return {"field": "", "message": "The body is not valid JSON."}
-    if fault["type"] == "model_attributes_type" and fault["loc"] == ("body",):
-        return {"field": "", "message": "Send a JSON object, with Content-Type: application/json."}
-    place = [str(part) for part in fault["loc"] if part not in {"body", "query", "path"}]
-    message = "is not known" if fault["type"] == "extra_forbidden" else str(fault["msg"]).removeprefix("Value error, ")
-    return {"field": ".".join(place), "message": message}
+    return _respond(request, invalid(error.errors()))
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -10,11 +10,12 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
 from api.breaker.state import State
+from api.endpoints.checked_route import CheckedRoute, needs
 from api.endpoints.worker_state import worker_state
 from api.errors import ServiceUnavailable
 from api.ports.stores import Store
 
-router = APIRouter(prefix="/health", tags=["health"])
+router = APIRouter(route_class=CheckedRoute, prefix="/health", tags=["health"])
 
 
 class RedisWarningOut(BaseModel):
@@ -45,6 +46,7 @@ class HealthOut(BaseModel):
 @router.get(
     "", summary="What the service can use now", responses={503: {"model": HealthOut, "description": "Unhealthy"}}
 )
+@needs("all")
 async def health(request: Request, response: Response) -> HealthOut:
     """503 when neither Redis nor Ollama can be used; degraded without all of Redis or with a breaker not CLOSED."""
     worker = worker_state(request)
@@ -69,12 +71,14 @@ async def health(request: Request, response: Response) -> HealthOut:
 
 
 @router.get("/live", summary="The event loop turns")
+@needs("all")
 async def live() -> dict[str, str]:
     """No I/O."""
     return {"status": "alive"}
 
 
 @router.get("/ready", summary="Requests are welcome")
+@needs("all")
 async def ready(request: Request) -> dict[str, str]:
     """503 while starting and while draining. An outage of Redis or Ollama takes no replica out of service."""
     if getattr(request.app.state, "draining", False):

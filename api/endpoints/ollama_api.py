@@ -10,14 +10,18 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from api.endpoints import dropin, ollama_wire
+from api.endpoints.checked_route import CheckedRoute, needs
 from api.endpoints.description import body_of, errors_of, stream_of
-from api.endpoints.dropin_body import parsed, read_body, refused
+from api.endpoints.dropin_body import parsed, read_body
 from api.endpoints.list_document import list_document
 from api.endpoints.ollama_wire import ChatBody, EmbedBody, GenerateBody, GenerationBody, Message, OllamaForm, ShowBody
+from api.endpoints.validation import refused
 from api.endpoints.worker_state import ModelCatalog, worker_state
 from api.model import ChatMessage
 
-router = APIRouter(tags=["Ollama's API"], responses=errors_of("Ollama", ollama_wire.error_body))
+router = APIRouter(
+    route_class=CheckedRoute, tags=["Ollama's API"], responses=errors_of("Ollama", ollama_wire.error_body)
+)
 
 _CHAT: Final = body_of(
     ChatBody,
@@ -37,6 +41,7 @@ _SHOW: Final = body_of(ShowBody, {"model": "llama3.2"})
     responses=stream_of(OllamaForm.media_type),
     openapi_extra=_CHAT,
 )
+@needs("user")
 async def chat(request: Request) -> Response:
     """Through the fleet's cache, as POST /query is."""
     body = await read_body(request, ChatBody)
@@ -51,6 +56,7 @@ async def chat(request: Request) -> Response:
     responses=stream_of(OllamaForm.media_type),
     openapi_extra=_GENERATE,
 )
+@needs("user")
 async def generate(request: Request) -> Response:
     """The same as a conversation of one turn, and cached together with those."""
     body = await read_body(request, GenerateBody)
@@ -59,6 +65,7 @@ async def generate(request: Request) -> Response:
 
 
 @router.post("/api/embed", summary="Ollama: embed texts", response_model=None, openapi_extra=_EMBED)
+@needs("user")
 async def embed(request: Request) -> Response:
     """By the model asked for, on Ollama."""
     body = await read_body(request, EmbedBody)
@@ -69,24 +76,28 @@ async def embed(request: Request) -> Response:
 
 
 @router.get("/api/tags", summary="Ollama: the models there are", response_model=None)
+@needs("user")
 async def tags(request: Request) -> Response:
     """Of all backends together."""
     return _json({"models": await _catalog(request).available()})
 
 
 @router.get("/api/ps", summary="Ollama: the models in memory", response_model=None)
+@needs("user")
 async def ps(request: Request) -> Response:
     """Of all backends together."""
     return _json({"models": await _catalog(request).in_memory()})
 
 
 @router.get("/api/version", summary="Ollama: its version", response_model=None)
+@needs("user")
 async def version(request: Request) -> Response:
     """Of the first backend that answers."""
     return _json({"version": await _catalog(request).version()})
 
 
 @router.post("/api/show", summary="Ollama: a model in detail", response_model=None, openapi_extra=_SHOW)
+@needs("user")
 async def show(request: Request) -> Response:
     """As the first backend that has it says."""
     catalog = _catalog(request)
@@ -103,7 +114,6 @@ async def _answer(
     options = dropin.allowed_options(request, body.options, "options.{}".format)
     form = OllamaForm(body.model, content, options)
     if not turns:
-        worker_state(request).access.tenant(request, None)
         return _json(form.loaded())
     query = dropin.query_of(request, body.model, turns, options)
     return await dropin.reply(request, query, form, stream=body.stream)
@@ -115,10 +125,7 @@ def _turn(fields: dict[str, Any], number: int) -> ChatMessage:
 
 
 def _catalog(request: Request) -> ModelCatalog:
-    """For callers who may ask."""
-    state = worker_state(request)
-    state.access.tenant(request, None)
-    return state.catalog
+    return worker_state(request).catalog
 
 
 def _json(document: Any) -> Response:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import orjson
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from api.endpoints.answer_form import done_reason, usage_of
-from api.endpoints.dropin_body import Body, Ignored, ModelBody
+from api.endpoints.dropin_body import Fields, Ignored, Inputs, Messages, ModelBody
+from api.endpoints.validation import StrictBody, Text
 from api.errors import RagherdError
 from api.model import ChatMessage, Embeddings, Token
 from api.query.answered import Answered, Opening
@@ -30,18 +31,18 @@ def error_body(error: RagherdError) -> dict[str, Any]:
     return {"error": error.detail}
 
 
-class Message(Body):
+class Message(StrictBody):
     """One turn."""
 
     role: Literal["system", "user", "assistant"]
-    content: str = ""
+    content: Text = ""
 
 
 class GenerationBody(ModelBody):
     """What the two bodies that ask for text have. `keep_alive` is the fleet's, not a caller's."""
 
     stream: bool = True
-    options: dict[str, Any] = Field(default_factory=dict)
+    options: Fields = Field(default_factory=dict)
     think: Literal[False] = False
     keep_alive: Ignored = None
 
@@ -49,14 +50,14 @@ class GenerationBody(ModelBody):
 class ChatBody(GenerationBody):
     """Of `/api/chat`. Messages are taken apart later, so that what says nothing is left out of each."""
 
-    messages: list[dict[str, Any]] = Field(default_factory=list)
+    messages: Messages = Field(default_factory=list)
 
 
 class GenerateBody(GenerationBody):
     """Of `/api/generate`."""
 
-    prompt: str = ""
-    system: str | None = None
+    prompt: Text = ""
+    system: Text | None = None
 
     def turns(self) -> list[ChatMessage]:
         """The same as a conversation of one turn."""
@@ -67,10 +68,10 @@ class GenerateBody(GenerationBody):
 class EmbedBody(ModelBody):
     """Of `/api/embed`."""
 
-    input: str | list[str] = Field(default_factory=list)
+    input: Text | Inputs = Field(default_factory=list)
     truncate: bool | None = None
     dimensions: int | None = Field(default=None, ge=0)
-    options: dict[str, Any] = Field(default_factory=dict)
+    options: Fields = Field(default_factory=dict)
     keep_alive: Ignored = None
 
     @property
@@ -84,11 +85,11 @@ class EmbedBody(ModelBody):
         return self.model_dump(include={"truncate", "dimensions"}, exclude_none=True)
 
 
-class ShowBody(Body):
+class ShowBody(StrictBody):
     """Of `/api/show`; `name` is the older spelling of `model`."""
 
-    model: str = ""
-    name: str = ""
+    model: Annotated[str, StringConstraints(max_length=200)] = ""
+    name: Annotated[str, StringConstraints(max_length=200)] = ""
     verbose: bool = False
 
 

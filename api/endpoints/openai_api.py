@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from api.endpoints import dropin, openai_wire
+from api.endpoints.checked_route import CheckedRoute, needs
 from api.endpoints.description import body_of, errors_of, stream_of
 from api.endpoints.dropin_body import parsed, read_body
 from api.endpoints.list_document import list_document
@@ -16,7 +17,9 @@ from api.endpoints.openai_wire import ChatBody, EmbeddingsBody, Message, OpenAIF
 from api.endpoints.worker_state import worker_state
 from api.model import ChatMessage
 
-router = APIRouter(tags=["OpenAI's API"], responses=errors_of("OpenAI", openai_wire.error_body))
+router = APIRouter(
+    route_class=CheckedRoute, tags=["OpenAI's API"], responses=errors_of("OpenAI", openai_wire.error_body)
+)
 
 _CHAT: Final = body_of(
     ChatBody, {"model": "llama3.2", "messages": [{"role": "user", "content": "What is the capital of France?"}]}
@@ -31,6 +34,7 @@ _EMBEDDINGS: Final = body_of(EmbeddingsBody, {"model": "nomic-embed-text", "inpu
     responses=stream_of(OpenAIForm.media_type),
     openapi_extra=_CHAT,
 )
+@needs("user")
 async def chat_completions(request: Request) -> Response:
     """Through the fleet's cache, as POST /query is."""
     body = await read_body(request, ChatBody)
@@ -43,6 +47,7 @@ async def chat_completions(request: Request) -> Response:
 
 
 @router.post("/v1/embeddings", summary="OpenAI: embed texts", response_model=None, openapi_extra=_EMBEDDINGS)
+@needs("user")
 async def embeddings(request: Request) -> Response:
     """By the model asked for, on Ollama."""
     body = await read_body(request, EmbeddingsBody)
@@ -52,10 +57,10 @@ async def embeddings(request: Request) -> Response:
 
 
 @router.get("/v1/models", summary="OpenAI: the models there are", response_model=None)
+@needs("user")
 async def models(request: Request) -> Response:
     """Of all backends together."""
     state = worker_state(request)
-    state.access.tenant(request, None)
     return _json(openai_wire.models_document(await state.catalog.available()))
 
 

@@ -12,7 +12,8 @@ import numpy as np
 from pydantic import Field
 
 from api.endpoints.answer_form import done_reason, dropin_status, single_line, usage_of
-from api.endpoints.dropin_body import Body, Ignored, ModelBody
+from api.endpoints.dropin_body import MOST_PARTS, Ignored, Inputs, Messages, ModelBody
+from api.endpoints.validation import StopText, StrictBody, Text
 from api.errors import RagherdError
 from api.model import ChatMessage, Embeddings, Token, Usage, Vector
 from api.query.answered import Answered, Opening
@@ -38,18 +39,18 @@ def error_body(error: RagherdError) -> dict[str, Any]:
     return {"error": {"message": error.detail, "type": kind, "param": faults[0].get("field"), "code": code}}
 
 
-class Part(Body):
+class Part(StrictBody):
     """A piece of a message; images and sound are not among them."""
 
     type: Literal["text"]
-    text: str
+    text: Text
 
 
-class Message(Body):
+class Message(StrictBody):
     """One turn. `name` is ignored, as Ollama does."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part]
+    content: Text | Annotated[list[Part], Field(max_length=MOST_PARTS, fail_fast=True)]
     name: Ignored = None
 
     def turn(self) -> ChatMessage:
@@ -58,14 +59,14 @@ class Message(Body):
         return ChatMessage("system" if self.role == "developer" else self.role, text)
 
 
-class StreamOptions(Body):
+class StreamOptions(StrictBody):
     """What a stream says beside the answer."""
 
     include_usage: bool = False
     include_obfuscation: Ignored = None
 
 
-class PlainText(Body):
+class PlainText(StrictBody):
     """The one `response_format` there is."""
 
     type: Literal["text"]
@@ -74,7 +75,7 @@ class PlainText(Body):
 class ChatBody(ModelBody):
     """Of `/v1/chat/completions`. Messages are taken apart later, so that what says nothing is left out of each."""
 
-    messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
+    messages: Annotated[Messages, Field(min_length=1)]
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
     temperature: float | None = None
@@ -82,7 +83,7 @@ class ChatBody(ModelBody):
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     seed: int | None = None
-    stop: str | list[str] | None = None
+    stop: StopText | Annotated[list[StopText], Field(max_length=16, fail_fast=True)] | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     n: Literal[1] = 1
@@ -116,7 +117,7 @@ EncodingFormat = Literal["float", "base64"]
 class EmbeddingsBody(ModelBody):
     """Of `/v1/embeddings`. Tokens in place of text are not taken: they are another model's."""
 
-    input: str | list[str]
+    input: Text | Inputs
     encoding_format: EncodingFormat = "float"
     dimensions: Annotated[int, Field(ge=1)] | None = None
     user: Ignored = None

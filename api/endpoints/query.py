@@ -6,52 +6,32 @@ from typing import Annotated, Literal
 
 import orjson
 from fastapi import APIRouter, Request
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import ConfigDict, Field, StringConstraints
 from starlette.responses import Response
 
 from api.endpoints import event_stream
+from api.endpoints.checked_route import JsonRoute, needs
 from api.endpoints.description import stream_of
 from api.endpoints.disconnects import until_client_leaves
 from api.endpoints.event_stream import EventStream
 from api.endpoints.list_header import list_header
 from api.endpoints.query_answer import QueryOut, cache_headers, document
-from api.endpoints.query_route import QueryRoute
 from api.endpoints.request_timeout import OPENAPI, request_timeout
+from api.endpoints.validation import IsText, IsVisible, StopText, StrictBody
 from api.endpoints.worker_state import worker_state
 from api.model import ChatMessage
 from api.ports.passages import DocumentFilter
 from api.query.cache_control import parse
 from api.query.question import Query
-from api.unicode_text import is_blank
 
-router = APIRouter(tags=["query"], route_class=QueryRoute)
-
-
-def _encodable(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("has a lone surrogate, which is no text") from None
-    return text
+router = APIRouter(tags=["query"], route_class=JsonRoute)
 
 
-def _visible(text: str) -> str:
-    if is_blank(text):
-        raise ValueError("has no character that can be seen")
-    return text
-
-
-IsText = AfterValidator(_encodable)
-IsVisible = AfterValidator(_visible)
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200), IsText, IsVisible]
 Question = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=8000), IsText, IsVisible]
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class Options(_Body):
+class Options(StrictBody):
     """Those of Ollama's options that a caller may set: none that makes Ollama load the model anew."""
 
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -63,27 +43,27 @@ class Options(_Body):
     repeat_penalty: Annotated[float, Field(ge=0, le=10)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    stop: Annotated[list[Annotated[str, IsText]], Field(max_length=16)] | None = None
+    stop: Annotated[list[StopText], Field(max_length=16, fail_fast=True)] | None = None
 
 
-class Turn(_Body):
+class Turn(StrictBody):
     """An earlier turn of the conversation."""
 
     role: Literal["user", "assistant"]
     content: Annotated[str, StringConstraints(min_length=1, max_length=32_000), IsText]
 
 
-class DocumentsIn(_Body):
+class DocumentsIn(StrictBody):
     """Which documents an answer may be grounded in: those with one of `tags`, and of `ids`.
 
     An empty list is refused: whoever means none of them must not be answered from all.
     """
 
-    tags: Annotated[list[Name], Field(min_length=1, max_length=50)] = Field(default_factory=list)
-    ids: Annotated[list[Name], Field(min_length=1, max_length=200)] = Field(default_factory=list)
+    tags: Annotated[list[Name], Field(min_length=1, max_length=50, fail_fast=True)] = Field(default_factory=list)
+    ids: Annotated[list[Name], Field(min_length=1, max_length=200, fail_fast=True)] = Field(default_factory=list)
 
 
-class QueryIn(_Body):
+class QueryIn(StrictBody):
     """A question, and what may differ from the service's settings."""
 
     model_config = ConfigDict(
@@ -93,7 +73,7 @@ class QueryIn(_Body):
     question: Question
     model: Name | None = None
     top_k: Annotated[int, Field(ge=0, le=20)] = 4
-    history: Annotated[list[Turn], Field(max_length=100)] = Field(default_factory=list)
+    history: Annotated[list[Turn], Field(max_length=100, fail_fast=True)] = Field(default_factory=list)
     tenant: Name | None = None
     options: Options = Field(default_factory=Options)
     documents: DocumentsIn = Field(default_factory=DocumentsIn)
@@ -107,6 +87,7 @@ class QueryIn(_Body):
     responses=stream_of(event_stream.MEDIA_TYPE),
     openapi_extra={"parameters": [OPENAPI]},
 )
+@needs("user")
 async def post_query(body: QueryIn, request: Request) -> Response:
     """From the fleet's cache, or by the language model; see docs/http-api.md and docs/streaming.md."""
     state = worker_state(request)

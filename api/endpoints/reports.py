@@ -9,16 +9,18 @@ from typing import Any, Final
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from api.endpoints.checked_route import CheckedRoute, needs
 from api.endpoints.worker_state import worker_state
 from api.errors import StoreUnavailable
 
-router = APIRouter(tags=["operations"])
+router = APIRouter(route_class=CheckedRoute, tags=["operations"])
 
 NUMBERS: Final = frozenset({"pid", "requests"})
 POOL: Final = "pool_"
 
 
 @router.get("/api/connection-pool/metrics", summary="This worker's connections to Ollama, and the fleet's")
+@needs("operator")
 async def pool_metrics(request: Request) -> dict[str, Any]:
     """`workers` is what every live worker last said; only this one while Redis is down."""
     state = worker_state(request)
@@ -31,6 +33,7 @@ async def pool_metrics(request: Request) -> dict[str, Any]:
 
 
 @router.get("/api/workers", summary="Every live worker of every replica")
+@needs("operator")
 async def workers(request: Request) -> dict[str, Any]:
     """503 while Redis is down."""
     found = await worker_state(request).fleet.live()
@@ -38,6 +41,7 @@ async def workers(request: Request) -> dict[str, Any]:
 
 
 @router.get("/metrics", summary="Prometheus", response_class=Response)
+@needs("operator")
 async def prometheus(request: Request) -> Response:
     """Every process of this replica together. METRICS_PORT serves the same from a process of its own."""
     state, accept = worker_state(request), request.headers.get("accept", "")

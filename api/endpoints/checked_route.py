@@ -1,0 +1,79 @@
+"""Who may call an endpoint: declared where the endpoint is, checked before a byte of the body is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, TypeVar
+
+import orjson
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+
+from api.endpoints.access import Role
+from api.endpoints.json_body import refuse_too_many_values
+from api.endpoints.worker_state import worker_state
+from api.errors import InvalidRequest
+
+MOST_PARAMETERS: Final = 64
+"""In a query string. No endpoint has as many, and each unknown one costs a validation error."""
+_ROLE: Final = "ragherd_role"
+
+Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+
+
+def needs(role: Role) -> Callable[[Endpoint], Endpoint]:
+    """Declares who may call an endpoint. Stands below the route's decorator."""
+
+    def declared(endpoint: Endpoint) -> Endpoint:
+        setattr(endpoint, _ROLE, role)
+        return endpoint
+
+    return declared
+
+
+def role_of(endpoint: Callable[..., Any]) -> Role:
+    """Raises `TypeError` for an endpoint that declares none."""
+    role: Role | None = getattr(endpoint, _ROLE, None)
+    if role is None:
+        raise TypeError(f"{endpoint.__name__}: declare who may call it, with @needs(...)")
+    return role
+
+
+class CheckedRoute(APIRoute):
+    """Checks the caller's key first. A caller without one learns nothing of the body, not even that it is malformed."""
+
+    def get_route_handler(self) -> Handler:
+        """FastAPI's own handler behind the check."""
+        role, handler = role_of(self.endpoint), super().get_route_handler()
+
+        async def checked(request: Request) -> Response:
+            if role != "all":
+                worker_state(request).access.admit(request, role)
+            if request.scope["query_string"].count(b"&") >= MOST_PARAMETERS:
+                raise InvalidRequest(f"The query string has more than {MOST_PARAMETERS} parameters.")
+            return await handler(await self.prepared(request))
+
+        return checked
+
+    async def prepared(self, request: Request) -> Request:
+        """The request that FastAPI reads. The key has been checked."""
+        return request
+
+
+class JsonRoute(CheckedRoute):
+    """A checked route whose JSON body FastAPI validates."""
+
+    async def prepared(self, request: Request) -> Request:
+        """Raises `InvalidRequest` for a body that would take long to decode."""
+        prepared = _JsonRequest(request.scope, request.receive)
+        refuse_too_many_values(await prepared.body())
+        return prepared
+
+
+class _JsonRequest(Request):
+    async def json(self) -> Any:
+        """Raises `JSONDecodeError` for whatever is no JSON: the standard library has other errors for what is not
+        UTF-8, nested too deeply, or a number of too many digits, and FastAPI takes those for a 400.
+        """
+        return orjson.loads(await self.body())

@@ -1,0 +1,120 @@
+"""Validation of what a client sends, in bounded time and with a bounded answer.
+
+pydantic collects every error there is before it raises. So unknown fields are cut to a handful before it sees them,
+lists stop at their first wrong item, and of the errors a handful is reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
+from typing import Annotated, Any, Final, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, ValidationError, model_validator
+
+from api.errors import InvalidRequest
+from api.unicode_text import is_blank
+
+MOST_FAULTS: Final = 5
+"""Errors that a response reports."""
+MOST_CHARACTERS: Final = 1024 * 1024
+"""Of a text that the API sets no smaller bound."""
+_NAME: Final = 100
+_MESSAGE: Final = 300
+
+Fault = dict[str, str]
+"""`field` and `message` of an error."""
+
+
+def _encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("has a lone surrogate, which is no text") from None
+    return text
+
+
+def _visible(text: str) -> str:
+    if is_blank(text):
+        raise ValueError("has no character that can be seen")
+    return text
+
+
+IsText = AfterValidator(_encodable)
+IsVisible = AfterValidator(_visible)
+Text = Annotated[str, StringConstraints(max_length=MOST_CHARACTERS)]
+
+StopText = Annotated[str, StringConstraints(max_length=1000), IsText]
+"""At which a generation stops."""
+
+
+class StrictBody(BaseModel):
+    """A body, or an object in one. Unknown fields are refused by name.
+
+    Declare lists with `max_length` and `fail_fast=True`.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_unknown(cls, given: Any) -> Any:
+        """Drops unknown fields beyond the first few: each costs an error."""
+        known = cls.model_fields
+        if not isinstance(given, dict) or len(given) <= len(known) + MOST_FAULTS:
+            return given
+        unknown = islice((name for name in given if name not in known), MOST_FAULTS + 1)
+        return {name: given[name] for name in (*known, *unknown) if name in given}
+
+
+Body = TypeVar("Body", bound=BaseModel)
+
+
+def validated(kind: type[Body], fields: Any, place: str = "") -> Body:
+    """Raises `InvalidRequest`, which names the first wrong fields; `place`: where `fields` are in the body."""
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as error:
+        raise invalid(errors_of(error), place) from None
+
+
+def errors_of(error: ValidationError) -> list[Any]:
+    """pydantic's errors without the values, which may be private and large."""
+    return error.errors(include_url=False, include_context=False, include_input=False)
+
+
+def invalid(errors: Sequence[Mapping[str, Any]], place: str = "") -> InvalidRequest:
+    """The error that reports the first few of pydantic's errors."""
+    faults = [_fault(error, place) for error in errors[:MOST_FAULTS]]
+    parts = [": ".join(filter(None, fault.values())) for fault in faults]
+    return InvalidRequest("; ".join([*parts, *(["and others"] if len(errors) > MOST_FAULTS else [])]), errors=faults)
+
+
+def refused(field: str, message: str) -> InvalidRequest:
+    """The error that names one field."""
+    fault = {"field": shortened(field, _NAME), "message": shortened(message, _MESSAGE)}
+    return InvalidRequest(": ".join(filter(None, fault.values())), errors=[fault])
+
+
+def shortened(text: str, most: int) -> str:
+    """At most `most` characters of it."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def _fault(error: Mapping[str, Any], place: str) -> Fault:
+    """Which field, and what is wrong with it; never the value, which may be private."""
+    if error["type"] == "json_invalid":
+        return {"field": "", "message": "The body is not valid JSON."}
+    if error["type"] == "model_attributes_type" and error["loc"] == ("body",):
+        return {"field": "", "message": "Send a JSON object, with Content-Type: application/json."}
+    parts = (place, *(part for part in error["loc"] if part not in {"body", "query", "path"}))
+    return {"field": _path(parts), "message": shortened(_message(error), _MESSAGE)}
+
+
+def _path(parts: Iterable[Any]) -> str:
+    return shortened(".".join(shortened(str(part), _NAME) for part in parts if part != ""), 2 * _NAME)
+
+
+def _message(error: Mapping[str, Any]) -> str:
+    known = error["type"] != "extra_forbidden"
+    return str(error["msg"]).removeprefix("Value error, ") if known else "is not known"
