@@ -16,6 +16,7 @@ from api.endpoints import (
     cache,
     cache_explain,
     cache_warm_up,
+    docs_page,
     documents,
     error_responses,
     health,
@@ -44,8 +45,10 @@ def create_app(settings: Settings) -> FastAPI:
         summary="A RAG query service in front of Ollama whose workers share one memory in Redis.",
         lifespan=wiring.lifespan(settings, worker, metrics),
         responses=ERRORS,
+        docs_url=None,  # `docs_page` has it, without the scripts of another host
+        redoc_url=None,
     )
-    operated = (health, breaker, bulkhead, cache, cache_explain, cache_warm_up, reports)
+    operated = (health, breaker, bulkhead, cache, cache_explain, cache_warm_up, reports, docs_page)
     for endpoints in (query, documents, ollama_api, openai_api, *operated):
         app.include_router(endpoints.router)
     error_responses.install(app)

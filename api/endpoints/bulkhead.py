@@ -19,19 +19,21 @@ router = APIRouter(route_class=CheckedRoute, prefix="/api/bulkhead", tags=["bulk
 @router.get("/metrics", summary="Calls to Ollama at once, and who waits, fleet-wide")
 @needs("operator")
 async def metrics(request: Request) -> dict[str, Any]:
-    """The generate bulkhead of the first backend; `bulkheads` has all of them."""
+    """The generate bulkhead of the first backend; `bulkheads` has all of them. Only an admin sees names of tenants."""
     state = worker_state(request)
-    figures = {name: _figures(bulkhead, await bulkhead.reading()) for name, bulkhead in state.bulkheads.items()}
+    named = state.access.is_admin(request)
+    figures = {name: _figures(bulkhead, await bulkhead.reading(), named) for name, bulkhead in state.bulkheads.items()}
     return {**next(iter(figures.values())), "bulkheads": figures}
 
 
-def _figures(bulkhead: FleetBulkhead, reading: Reading) -> dict[str, Any]:
+def _figures(bulkhead: FleetBulkhead, reading: Reading, named: bool) -> dict[str, Any]:
     stats = reading.stats
     return {
         "limit": bulkhead.limit,
         "in_use": reading.in_use,
         "waiting": len(reading.queue),
-        "waiting_by_tenant": reading.waiting_by_tenant,
+        "waiting_tenants": len(reading.waiting_by_tenant),
+        "waiting_by_tenant": reading.waiting_by_tenant if named else None,
         "max_queue": bulkhead.policy.max_queue,
         "max_wait_seconds": bulkhead.policy.max_wait,
         "service_seconds": round(stats.get("service_ms", 0.0) / 1000, 3),

@@ -51,6 +51,7 @@ _BULKHEAD: Final[dict[str, Any]] = {
     "limit": 4,
     "in_use": 4,
     "waiting": 3,
+    "waiting_tenants": 2,
     "waiting_by_tenant": {"acme": 2, "default": 1},
     "max_queue": 64,
     "max_wait_seconds": 30.0,
