@@ -22,8 +22,9 @@
 
 `endpoints/error_responses.py` renders them all as RFC 9457 problem documents.
 Outside the tree, never rendered: `SettingsError` (stops the start), `StoreUnavailable` (Redis is down: the caller
-of a store degrades instead of failing), `EmbeddingUnavailable` (a miss of the semantic tier) and
-`RerankingUnavailable` (passages stay as they were found), and `DocumentsChanged` (an answer is checked again).
+of a store degrades instead of failing), `EmbeddingUnavailable` (a miss of the semantic tier, also
+where a text cannot be embedded: `TextNotEmbedded`), `RerankingUnavailable` (passages stay as they were found), and
+`DocumentsChanged` (an answer is checked again).
 """
 
 from __future__ import annotations
@@ -238,6 +239,10 @@ class DocumentsChanged(Exception):
 
 class EmbeddingUnavailable(Exception):
     """The embedder can not embed now: the semantic tier is a miss, the request goes on."""
+
+
+class TextNotEmbedded(EmbeddingUnavailable):
+    """One of the texts cannot be embedded, now or later: others can."""
 
 
 class RerankingUnavailable(Exception):

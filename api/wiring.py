@@ -196,5 +196,5 @@ class _Worker:
             model = onnx.model
             limit = MAX_TOKENS - MARKS
             return Embedders(onnx.questions, onnx.documents, model.count_tokens, limit, model.tokenizer)
-        ollama = await backends.open_embedder(self._stack, events)
-        return Embedders(ollama, ollama, estimated_tokens)
+        questions, documents = await backends.open_embedders(self._stack, events)
+        return Embedders(questions, documents, estimated_tokens)

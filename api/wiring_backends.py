@@ -12,11 +12,13 @@ from functools import partial
 from typing import Any, Final
 
 from api.backends.client_embeddings import EmbeddingCalls, EmbeddingEvents
+from api.backends.embedder import AgreedIdentity, FailoverEmbedder
+from api.backends.failover import EMBEDDING_CHARGED, Policy
 from api.backends.generations import Generations
 from api.backends.members import Backend, BackendEvents, Backends
 from api.breaker.fleet_breaker import FleetBreaker
 from api.breaker.following import kept_current
-from api.breaker.state import Policy
+from api.breaker.state import Policy as BreakerPolicy
 from api.bulkhead.fleet_bulkhead import FleetBulkhead
 from api.bulkhead.following import kept_alive
 from api.bulkhead.state import Policy as BulkheadPolicy
@@ -36,9 +38,7 @@ from api.ollama.pool import PoolLimits
 from api.ollama.pools import OllamaPools, open_pools
 from api.ollama.warm_up import WarmUp, load_embedder, load_llm
 from api.ollama.watch import BackendWatch
-from api.ports.models import Embedder, EmbeddingModel, LanguageModel
-from api.query.failover_embedder import FailoverEmbedder
-from api.query.guarded_embedder import GuardedEmbedder
+from api.ports.models import BackendEmbedder, EmbeddingModel, LanguageModel
 from api.redis_store.backend_board import BackendBoard
 from api.redis_store.breaker_store import RedisBreakerStore
 from api.redis_store.bulkhead_store import RedisBulkheadStore
@@ -111,7 +111,7 @@ class WorkerBackends:
             await self._open_bulkhead(stack, name)
 
     async def _open_breaker(self, stack: AsyncExitStack, name: str) -> None:
-        policy = _policy(self._settings.breaker)
+        policy = _breaker_policy(self._settings.breaker)
         key = self._keys.breaker(name)[0]
         reader = partial(blocking_reader, self._guard_address, key=key)
         store = RedisBreakerStore(self._guard_gate, reader, self._keys, name, policy, self._worker)
@@ -158,12 +158,14 @@ class WorkerBackends:
         total = self._settings.ollama.ollama_total_timeout
         return EmbeddingCalls(backends, self._pools.retries, total, events, background=behind_questions)
 
-    async def open_embedder(self, stack: AsyncExitStack, events: BackendEvents) -> Embedder:
-        """All backends as one embedder (EMBEDDER=ollama), each behind its breaker."""
+    async def open_embedders(
+        self, stack: AsyncExitStack, events: BackendEvents
+    ) -> tuple[FailoverEmbedder, FailoverEmbedder]:
+        """All backends as one embedder (EMBEDDER=ollama), each behind its breaker: for questions, and for documents."""
         settings = self._settings.embedder
         known = EmbedderRegistry(self._gate, self._keys, settings.embed_model)
         remembered = await known.recall()
-        members: list[Backend[Embedder]] = []
+        members: list[Backend[BackendEmbedder]] = []
         for name, pool in self._pools.items():
             opening = OllamaEmbedder.open(
                 pool,
@@ -172,13 +174,17 @@ class WorkerBackends:
                 remembered=remembered,
                 on_identity=known.remember,
                 pinned=self._pinned,
-                retry="here" if len(self._pools) == 1 else "elsewhere",
             )
             bulkhead, breaker = self.bulkheads[f"{name}{EMBED}"], self.breakers[f"{name}{EMBED}"]
-            embedder = GuardedEmbedder(await stack.enter_async_context(opening), bulkhead, breaker)
-            members.append(Backend(name, embedder, bulkhead, breaker))
-        backends = Backends(members, self.watch.health)
-        return FailoverEmbedder(backends, settings.embed_model, settings.embed_timeout, self._pools.retries, events)
+            members.append(Backend(name, await stack.enter_async_context(opening), bulkhead, breaker))
+        agreed = AgreedIdentity(Backends(members, self.watch.health), settings.embed_model)
+        asked = Policy(settings.embed_timeout, charged=EMBEDDING_CHARGED)
+        stored = Policy(self._settings.documents.document_embed_timeout, charged=EMBEDDING_CHARGED, waits_again=True)
+        retries = self._pools.retries
+        return (
+            FailoverEmbedder(agreed, asked, retries, events),
+            FailoverEmbedder(agreed, stored, retries, events, background=True),
+        )
 
     def _warm_up(self) -> WarmUp:
         ollama, embedder = self._settings.ollama, self._settings.embedder
@@ -230,16 +236,13 @@ def _limits(settings: Settings) -> PoolLimits:
 
 
 def _bulkhead_policy(settings: Settings, name: str) -> BulkheadPolicy:
-    """An embedding waits no longer than it may take: without it the answer comes all the same."""
     bulkhead = settings.bulkhead
-    if name.endswith(EMBED):
-        wait = min(bulkhead.max_wait, settings.embedder.embed_timeout)
-        return BulkheadPolicy(bulkhead.embed_max_concurrent, bulkhead.max_queue, wait)
-    return BulkheadPolicy(bulkhead.max_concurrent, bulkhead.max_queue, bulkhead.max_wait)
+    limit = bulkhead.embed_max_concurrent if name.endswith(EMBED) else bulkhead.max_concurrent
+    return BulkheadPolicy(limit, bulkhead.max_queue, bulkhead.max_wait)
 
 
-def _policy(settings: BreakerSettings) -> Policy:
-    return Policy(
+def _breaker_policy(settings: BreakerSettings) -> BreakerPolicy:
+    return BreakerPolicy(
         enabled=settings.enabled,
         failure_threshold=settings.failure_threshold,
         timeout_ms=round(settings.timeout * 1000),

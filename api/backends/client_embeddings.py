@@ -13,9 +13,10 @@ from functools import partial
 from typing import Protocol
 
 from api.backends.admission import admitted
-from api.backends.batch_size import BatchSize
 from api.backends.failover import EMBEDDING_CHARGED, Failover, Policy, Terms
 from api.backends.members import Backend, BackendEvents, Backends
+from api.backends.text_faults import blamed
+from api.batch_size import BatchSize
 from api.errors import DeadlinePassed, UpstreamError
 from api.model import EmbeddingRequest, Embeddings
 from api.ports.models import EmbeddingModel
@@ -77,13 +78,22 @@ class EmbeddingCalls:
             texts = request.texts[done : done + size.texts]
             done += len(texts)
             async with admitted(backend, terms, request.tenant, background=self._background) as admission:
-                asked = replace(request, texts=texts, retry=terms.retry, timeout=terms.remaining)
-                found = await backend.service.embed(asked)
+                embed = partial(_embedded, backend.service, request, terms)
+                try:
+                    found = await embed(texts)
+                except UpstreamError as error:
+                    raise await blamed(error, embed) from error
                 admission.answers()
                 await admission.succeeded(found.load_duration)
             parts.append(found)
             size = size.after(len(texts), admission.seconds - found.load_duration)
         yield _joined(parts)
+
+
+async def _embedded(
+    service: EmbeddingModel, request: EmbeddingRequest, terms: Terms, texts: Sequence[str]
+) -> Embeddings:
+    return await service.embed(replace(request, texts=tuple(texts), retry=terms.retry, timeout=terms.remaining))
 
 
 def _joined(parts: Sequence[Embeddings]) -> Embeddings:

@@ -34,7 +34,7 @@ NOT_ONE_A_TEXT: Final = "Ollama's embeddings are not one vector a text."
 
 
 class OllamaEmbedder:
-    """Implements `ports.Embedder`. Made by `OllamaEmbedder.open`."""
+    """Implements `ports.BackendEmbedder`. Made by `OllamaEmbedder.open`."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class OllamaEmbedder:
         pinned: Pinned | None = None,
         retry: Retry = "here",
     ) -> AsyncIterator[OllamaEmbedder]:
-        """`model` is EMBED_MODEL, `timeout` the seconds that one `embed` may take.
+        """`model` is EMBED_MODEL, `timeout` the seconds that one `embed` may take unless it brings its own.
 
         `remembered` stands in until Ollama has answered once; `on_identity` is told what Ollama said then. No I/O.
         """
@@ -95,16 +95,27 @@ class OllamaEmbedder:
                     return await self._resolved()
         return self._identity
 
-    async def embed(self, texts: Sequence[str], *, tenant: str) -> list[Embedding]:
-        """One embedding for each text, in order, with one retry. The `UpstreamError` is the cause of what it raises."""
+    async def embed(
+        self,
+        texts: Sequence[str],
+        *,
+        tenant: str,
+        timeout: float | None = None,  # noqa: ASYNC109
+        retry: Retry | None = None,
+    ) -> list[Embedding]:
+        """One embedding for each text, in order. The `UpstreamError` is the cause of what it raises.
+
+        `timeout` and `retry` stand in the place of those that it was made with.
+        """
         if not texts:
             return []
-        vectors = await self._embedded(texts)
+        vectors = await self._embedded(texts, self._timeout if timeout is None else timeout, retry or self._retry)
         known = self._identity or self._remembered
         if known is not None and vectors.shape[1] != known.dimension:
             # Another model answers under this name: learn who it is before the next vector is believed.
             self._identity = self._remembered = None
-            raise EmbeddingUnavailable(f"'{self._model}' gave {vectors.shape[1]} dimensions, not {known.dimension}")
+            detail = f"'{self._model}' gave {vectors.shape[1]} dimensions, not {known.dimension}"
+            raise EmbeddingUnavailable(detail) from UpstreamError(UpstreamFault.MODEL_NOT_FOUND, detail)
         return [Embedding(row.tobytes()) for row in vectors]
 
     async def _resolved(self) -> EmbedderIdentity:
@@ -129,25 +140,25 @@ class OllamaEmbedder:
             found = await self._models.find(self._model)
         except UpstreamError as error:
             raise EmbeddingUnavailable(error.detail) from error
-        dimension = (await self._embedded(["dimension"])).shape[1]
+        dimension = (await self._embedded(["dimension"], self._timeout, self._retry)).shape[1]
         digest = found.digest if found is not None else ""
         material = f"{full_model_name(self._model)}\n{digest}\n{dimension}"
         fingerprint = hashlib.sha256(material.encode()).hexdigest()[:10]
         return EmbedderIdentity(self._model, dimension, fingerprint)
 
-    async def _embedded(self, texts: Sequence[str]) -> Rows:
-        """(texts, dimension) rows of unit length, within the deadline. Raises `EmbeddingUnavailable`."""
+    async def _embedded(self, texts: Sequence[str], seconds: float, retry: Retry) -> Rows:
+        """(texts, dimension) rows of unit length, within so many seconds. Raises `EmbeddingUnavailable`."""
         body = orjson.dumps(
             {"model": self._model, "input": [_valid(text) for text in texts], **self._keep_alive},
         )
-        call = asyncio.create_task(with_one_retry(partial(self._call, body), self._pool.retries, self._retry))
+        call = asyncio.create_task(with_one_retry(partial(self._call, body), self._pool.retries, retry))
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(seconds):
                 answer = await asyncio.shield(call)
             return _rows(answer, len(texts))
         except TimeoutError:
             self._let_it_load(call)
-            error = UpstreamError(UpstreamFault.TOTAL_TIMEOUT, f"Embedding took longer than {self._timeout:g} s.")
+            error = UpstreamError(UpstreamFault.TOTAL_TIMEOUT, f"Embedding took longer than {seconds:.3g} s.")
             raise EmbeddingUnavailable(error.detail) from error
         except UpstreamError as error:
             raise EmbeddingUnavailable(error.detail) from error

@@ -20,6 +20,9 @@ DETAIL_LIMIT: Final = 300
 CALLERS_FAULT_IN_500: Final = ("invalid format:", "must be of type")
 """Ollama answers 500 to these, though the request was wrong: `option "x" must be of type integer`."""
 
+NOT_A_NUMBER: Final = ("unsupported value: nan", "unsupported value: +inf", "unsupported value: -inf")
+"""Words of a 400 or 500 from /api/embed where the model gave no number for a text: that is the text's alone."""
+
 CALLERS_FAULT_IN_EMBED: Final = (
     "does not support embed",
     "context length",
@@ -87,6 +90,8 @@ def _fault(status: int, message: str, *, embedding: bool) -> UpstreamFault:
         return UpstreamFault.UNAUTHORIZED
     if status in {429, 503}:
         return UpstreamFault.BUSY
+    if embedding and status in {400, 500} and any(words in message for words in NOT_A_NUMBER):
+        return UpstreamFault.TEXT_NOT_EMBEDDED
     if status >= 500:
         wrong_request = status == 500 and any(words in message for words in CALLERS_FAULT_IN_500)
         return UpstreamFault.REQUEST_REJECTED if wrong_request else UpstreamFault.SERVER_ERROR

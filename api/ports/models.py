@@ -6,7 +6,16 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-from api.model import EmbedderIdentity, Embedding, EmbeddingRequest, Embeddings, GenerationEnd, GenerationRequest, Token
+from api.model import (
+    EmbedderIdentity,
+    Embedding,
+    EmbeddingRequest,
+    Embeddings,
+    GenerationEnd,
+    GenerationRequest,
+    Retry,
+    Token,
+)
 
 
 class LanguageModel(Protocol):
@@ -30,6 +39,26 @@ class Embedder(Protocol):
         """One embedding for each text, in order. Raises `EmbeddingUnavailable` past its deadline or on a fault.
 
         `tenant` is the one that the texts belong to: no other tenant's calls become faster because of them.
+        """
+
+
+class BackendEmbedder(Protocol):
+    """The embedder of one backend, as `Embedder` is made of several."""
+
+    async def identity(self) -> EmbedderIdentity:
+        """See `Embedder`."""
+
+    async def embed(
+        self,
+        texts: Sequence[str],
+        *,
+        tenant: str,
+        timeout: float,  # noqa: ASYNC109
+        retry: Retry,
+    ) -> list[Embedding]:
+        """One embedding for each text, in order, within `timeout` seconds.
+
+        Raises `EmbeddingUnavailable`, whose cause is the `UpstreamError`.
         """
 
 

@@ -77,8 +77,8 @@ async def test_all_texts_of_a_request_are_embedded_by_one_backend(
 
 
 async def test_while_clients_embed_a_lot_a_question_gets_its_vector_in_time(serve: Service, stub: StubOllama) -> None:
-    client = await serve(access={"api_keys": "bulk=b,asking=a"})
-    bulk, asking = {"Authorization": "Bearer b"}, {"Authorization": "Bearer a"}
+    client = await serve(access={"api_keys": "bulk=key-of-bulk,asking=key-of-asking"})
+    bulk, asking = {"Authorization": "Bearer key-of-bulk"}, {"Authorization": "Bearer key-of-asking"}
     await ask(client, "How do I reset my password?", headers=asking)
     stub.behaviour(embed_pace=0.1, path="/api/embed")
     body = {"model": MODEL, "input": ["a text"] * 100}

@@ -53,10 +53,14 @@ def last_line(path: str, model: str, request: dict[str, Any], tokens: int, behav
 
 def embed_answer(request: dict[str, Any], behaviour: Behaviour) -> dict[str, Any]:
     """The answer of /api/embed."""
-    given = request["input"]
-    texts = [given] if isinstance(given, str) else given
-    vectors = [vector(text, behaviour.dimension, behaviour.scale) for text in texts]
+    vectors = [vector(text, behaviour.dimension, behaviour.scale) for text in texts(request)]
     return {"model": request["model"], "embeddings": vectors, "total_duration": 1_000_000}
+
+
+def texts(request: dict[str, Any]) -> list[str]:
+    """Those that a call of /api/embed has."""
+    given = request.get("input", [])
+    return [given] if isinstance(given, str) else given
 
 
 def vector(text: str, dimension: int, scale: float = 1.0) -> list[float]:

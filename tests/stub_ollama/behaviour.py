@@ -15,6 +15,7 @@ MODES = {
     "no_done": "tokens, then an end without the line that has `done`",
     "bad_json": "one token, then a line that is not JSON",
     "status": "answer with `status` and `message`, `retry_after` as Retry-After if given",
+    "bad_text": "/api/embed: as `status` where one of the texts holds the word `bad_text`, else an answer",
     "close_after": "answer, then close the connection without having said so",
     "refuse": "no listener, and every open connection broken, until another mode is set",
 }
@@ -34,6 +35,7 @@ class Behaviour:
     """Seconds that /api/embed takes for each text."""
     status: int = 500
     message: str = "the stub was told to fail"
+    bad_text: str = "unembeddable"
     retry_after: str | None = None
     times: int | None = None
     path: str | None = None

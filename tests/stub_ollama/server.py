@@ -150,7 +150,7 @@ class StubOllama:
             await asyncio.Event().wait()
         elif behaviour.mode == "close":
             connection.close()
-        elif behaviour.mode == "status":
+        elif behaviour.mode == "status" or _has_bad_text(request, behaviour):
             headers = {"Retry-After": behaviour.retry_after} if behaviour.retry_after is not None else {}
             connection.answer({"error": behaviour.message}, behaviour.status, headers)
         elif request.path in MODEL_CALLS and not answers.has_model(request.body, behaviour):
@@ -164,8 +164,7 @@ class StubOllama:
 
     def _texts(self, request: StubRequest) -> int:
         """How many texts a call of /api/embed has; notes the most."""
-        given = request.body.get("input", []) if request.path == "/api/embed" else []
-        count = 1 if isinstance(given, str) else len(given)
+        count = len(answers.texts(request.body))
         self._figures["max_texts"] = max(self._figures["max_texts"], count)
         return count
 
@@ -191,6 +190,10 @@ class StubOllama:
         if behaviour.mode != "no_done":
             connection.line(answers.encoded(last))
         connection.end_stream()
+
+
+def _has_bad_text(request: StubRequest, behaviour: Behaviour) -> bool:
+    return behaviour.mode == "bad_text" and any(behaviour.bad_text in text for text in answers.texts(request.body))
 
 
 BREAKS = {"hang_between", "cut", "error_line", "bad_json"}

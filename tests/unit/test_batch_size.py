@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.backends.batch_size import FIRST, BatchSize
+from api.batch_size import FIRST, BatchSize
 
 
 def sizes(seconds_a_text: float, calls: int, size: BatchSize | None = None) -> list[int]:

@@ -21,10 +21,11 @@ ALLOWED: dict[str, set[str]] = {
     "api.breaker": {"api.background", "api.errors", "api.faults", "api.model"},
     "api.bulkhead": {"api.background", "api.errors"},
     "api.flights": {"api.background", "api.ports", "api.model", "api.errors", "api.faults"},
+    "api.batch_size": set(),
     "api.unicode_text": set(),
-    "api.backends": {"api.ports", "api.model", "api.errors", "api.faults"},
+    "api.backends": {"api.batch_size", "api.ports", "api.model", "api.errors", "api.faults"},
     "api.guards": {"api.unicode_text"},
-    "api.knowledge": {"api.background", "api.ports", "api.model", "api.errors", "api.unicode_text"},
+    "api.knowledge": {"api.background", "api.batch_size", "api.ports", "api.model", "api.errors", "api.unicode_text"},
     "api.query": {
         "api.unicode_text",
         "api.backends",
