@@ -1,4 +1,4 @@
-"""Whether the answer to one question may be given to another that lies near it: six guards, the cheapest first."""
+"""Whether the answer to one question may be given to another that lies near it: the guards, one after another."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from api.guards import asks, names, negation, numbers, opposites, order
+from api.guards import asks, names, negation, numbers, opposites, order, symbols
 from api.guards.words import read_words
 
 GUARDS: Final[tuple[tuple[str, Callable[[Any], Any], Callable[[Any, Any], str]], ...]] = (
     ("numbers", numbers.read, numbers.compare),
+    ("symbols", symbols.read, symbols.compare),
     ("negation", negation.read, negation.compare),
     ("opposites", opposites.read, opposites.compare),
     ("order", order.read, order.compare),
@@ -32,7 +33,7 @@ class Disagreement:
     """The first guard that keeps two questions apart."""
 
     guard: str
-    """numbers, negation, opposites, order, names or asks."""
+    """The name of one of `GUARDS`."""
     detail: str
     """What differs, as `2020 / 2021`."""
 

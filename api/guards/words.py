@@ -83,6 +83,8 @@ class Words:
     """Words typed as names (a capital inside a sentence), codes and identifiers squashed; lower case."""
     quoted: tuple[str, ...]
     """Quoted phrases as words joined by a space."""
+    text: str
+    """As it was typed."""
     english: bool
     """False where the words of another language prevail: English rules stay out."""
 
@@ -183,6 +185,7 @@ def squash(name: str) -> str:
 
 def read_words(text: str) -> Words:
     """Linear in the length of `text`."""
+    typed = text
     if not text.isascii():
         text = nfc(text).translate(PLAIN)
     if "`" in text:
@@ -207,7 +210,7 @@ def read_words(text: str) -> Words:
             words[place] = "A"
     quoted = _quoted(text) if not shouted else ()
     names = dict.fromkeys((*(reader.capitals if telling else ()), *reader.codes))
-    return Words(tuple(words), frozenset(reader.starts), tuple(names), quoted, english)
+    return Words(tuple(words), frozenset(reader.starts), tuple(names), quoted, typed, english)
 
 
 def _quoted(text: str) -> tuple[str, ...]:

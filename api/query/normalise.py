@@ -6,6 +6,7 @@ import re
 import unicodedata
 from typing import Final
 
+from api.guards.letter_case import fold
 from api.unicode_text import nfc
 
 LONGEST: Final = 8_192
@@ -21,16 +22,12 @@ INVISIBLE: Final = dict.fromkeys(
 
 FINAL_PUNCTUATION: Final = "?!.…。？！ "
 
-IN_CAPITALS: Final = frozenset({"IT", "US", "WHO", "AIDS", "ACT", "SAT", "ARM", "CAN", "MAY", "OR", "IN", "ME", "AM"})
-"""Words that mean another thing in capitals: `What is IT?` is not `What is it?`."""
-
-_WORD: Final = re.compile(r"\w+")
 _FACTORIAL: Final = re.compile(r"(?:\d|\b\w)$")
 
 
 def normalise(question: str) -> str:
-    """Unicode NFKC (save for superscripts and their kind), case, white space, what is invisible, and the punctuation
-    at the end.
+    """Unicode NFKC (save for superscripts and their kind), case (save for code, units and their kind: `letter_case`),
+    white space, what is invisible, and the punctuation at the end.
 
     Nothing that can be seen inside the question is dropped, so questions of different meaning stay apart. One of
     which nothing can be seen stays as it is, and so does one of more than `LONGEST` characters.
@@ -39,7 +36,7 @@ def normalise(question: str) -> str:
         return question
     composed = nfc(question.translate(INVISIBLE))
     compatible = "".join(map(_compatible, composed))
-    folded = " ".join(_folded(compatible).split())
+    folded = " ".join(fold(compatible).split())
     return _without_end(folded) or folded or question
 
 
@@ -47,14 +44,6 @@ def _compatible(character: str) -> str:
     if unicodedata.decomposition(character).startswith(MEANINGFUL):
         return character
     return unicodedata.normalize("NFKC", character)
-
-
-def _folded(text: str) -> str:
-    """In lower case, but for the words above where not all is in capitals."""
-    if not any(map(str.islower, text)) or IN_CAPITALS.isdisjoint(_WORD.findall(text)):
-        return text.casefold()
-    parts = re.split(r"(\w+)", text)
-    return "".join(part if part in IN_CAPITALS else part.casefold() for part in parts)
 
 
 def _without_end(text: str) -> str:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.guards.agreement import GUARDS, disagreement, read, verdicts
+from api.guards.letter_case import chunks
 
 LINES = (Path(__file__).parent / "guard_pairs.tsv").read_text("utf-8").splitlines()
 PAIRS = [tuple(line.split("\t")) for line in LINES if line and not line.startswith("#")]
@@ -36,7 +37,7 @@ def test_a_question_agrees_with_itself(question: str) -> None:
     assert disagreement(question, question) is None
 
 
-@pytest.mark.parametrize("question", QUESTIONS)
+@pytest.mark.parametrize("question", [one for one in QUESTIONS if not any(part.keeps for part in chunks(one))])
 def test_case_and_final_punctuation_are_no_difference(question: str) -> None:
     bare = question.rstrip("?")
     for typed in (question.lower(), question.upper(), bare, bare + " ?", bare + "!!", f"  {question}  "):

@@ -1,0 +1,312 @@
+"""Guard `symbols`: operators, the arguments of a call, and letter case where it tells things apart.
+
+The embedder sees hardly any of these: `x >= 3` and `x <= 3` are the same to it. Ordinary punctuation is passed over.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from api.guards.letter_case import NEVER_EMPHASIS, core, kept
+from api.guards.tables import words_in
+from api.guards.words import Words
+
+SUSPECT: Final = re.compile(
+    r"[^\w\s.,?!'\"’‘“”…–—;:()-]|(?<![^\s(])--?\w|--|\w\(|\w[:;]\w|[\w)]'+\(|\b\w'|\b\w-\w?\b|\w!|!\w|::| - "
+)
+"""What more than ordinary punctuation has."""
+CAPITALS: Final = re.compile("|".join(sorted(NEVER_EMPHASIS)))
+PASSED_OVER: Final = re.compile(
+    r"(?:[A-Za-z][A-Za-z+.-]*://|www\.)\S*|\S+@\S+\.\S+"  # addresses
+    r"|(?<!\S)(?:[:;=8xX][-o']?[()DPpO/\\|*3]+|<3+|\^_?\^|={4,})(?=[\s.,!?]|$)"  # :-) <3 ^^ ====
+    r"|\[\d{1,3}\]|(?<!\S)\*+(?=\w[^*]*\*)|(?<=\w)\*+(?=[\s.,!?]|$)(?<!\b\w\*)"  # [1], *bold*
+    r"|\((?:e?s)\)"  # card(s)
+    r"|(?<!\d)\d{1,4}([-/.])\d{1,2}\1\d{1,4}(?!\d)"  # dates
+)
+TOKEN: Final = re.compile(
+    r"(?P<space>\s+)|(?P<word>\w+(?:\.\w+)*(?:['’](?:s|t|re|ve|ll|d|m)\b)?)|(?P<bracket>[()\[\]{}])"
+    r"|(?P<comma>,)|(?P<quote>['’]+)|(?P<rest>[.?\"“”‘«»„…`´¿¡。？！，、·•]+)|(?P<run>[^\w\s()\[\]{},'’.?\"“”‘«»„…`´¿¡。？！，、·•]+)"
+)
+ASKED: Final = words_in("does is the an use using symbol sign operator character mean means between called")
+"""Before a symbol that is asked for: what does + do?"""
+APOSTROPHES: Final = words_in("t s m d re ve ll")
+"""After a semicolon that was to be an apostrophe: didn;t."""
+DASHES: Final = frozenset("-–—−")
+SOFT: Final = frozenset("+-*&~/#@$%:;")
+"""Ordinary punctuation between ordinary words."""
+SHORT: Final = words_in("n/a w/o y/n r/w i/o a/c b/w c/o s/o w/e")
+
+
+class Operation(NamedTuple):
+    """A run of symbols with what stands beside it: empty where nothing does, None where that is any word."""
+
+    left: str | None
+    run: str
+    right: str | None
+
+    def __str__(self) -> str:
+        if self.run == ",":
+            return f"{self.left or '?'}, {self.right or '?'}"
+        tight = self.run in "([{'" or not (self.left and self.right)
+        return f"{self.left or ''}{self.run if tight else f' {self.run} '}{self.right or ''}"
+
+
+@dataclass(frozen=True, slots=True)
+class Symbols:
+    """What a question has of symbols."""
+
+    text: str
+    hard: tuple[Operation, ...] = ()
+    """In order."""
+    soft: tuple[str, ...] = ()
+    """Marks between two figures, which may also be a range: compared only where both have some."""
+    letters: tuple[str, ...] = ()
+    """Single letters in order, where there are operations."""
+    cased: tuple[str, ...] = ()
+    """Words that keep their case."""
+    mixed: bool = False
+    """Whether capitals and small letters are both there."""
+
+
+def read(question: Words) -> Symbols:
+    """The operations and the words that keep their case."""
+    text = question.text
+    mixed = not (text.islower() or text.isupper())
+    cased = kept(text)
+    if mixed and CAPITALS.search(text):
+        cased += tuple(NEVER_EMPHASIS.intersection(map(core, text.split())))
+    if SUSPECT.search(text) is None:
+        return Symbols(text, cased=cased, mixed=mixed)
+    reader = _Reader(_tokens(PASSED_OVER.sub(" ", text)))
+    reader.run()
+    letters: tuple[str, ...] = ()
+    if reader.hard:
+        letters = tuple(token.text for token in reader.tokens if token.kind == "word" and len(token.text) == 1)
+    return Symbols(text, tuple(reader.hard), tuple(reader.soft), letters, cased, mixed)
+
+
+def compare(one: Symbols, other: Symbols) -> str:
+    """The first difference, else an empty text."""
+    if one.hard or other.hard or (one.soft and other.soft):
+        difference = _operations(one, other)
+        if difference:
+            return difference
+    if one.cased or other.cased:
+        return _case(one, other) or " / ".join(reversed(_case(other, one).split(" / ")))
+    return ""
+
+
+def _operations(one: Symbols, other: Symbols) -> str:
+    if not _same(one.hard, other.hard):
+        left = [each for each in one.hard if not any(_alike(each, its) for its in other.hard)]
+        right = [each for each in other.hard if not any(_alike(each, its) for its in one.hard)]
+        return f"{_shown(left or one.hard)} / {_shown(right or other.hard)}"
+    if one.soft and other.soft and one.soft != other.soft:
+        return f"{' '.join(one.soft)} / {' '.join(other.soft)}"
+    if one.letters != other.letters and sorted(one.letters) == sorted(other.letters):
+        return f"{' '.join(one.letters)} / {' '.join(other.letters)}"
+    return ""
+
+
+def _same(one: Sequence[Operation], other: Sequence[Operation]) -> bool:
+    """Alike one by one; in any order where none has an operand (the difference between == and ===)."""
+    if len(one) != len(other):
+        return False
+    if all(_alike(left, right) for left, right in zip(one, other, strict=True)):
+        return True
+    bare = not any(each.left or each.right for each in (*one, *other))
+    return bare and sorted(each.run for each in one) == sorted(each.run for each in other)
+
+
+def _alike(one: Operation, other: Operation) -> bool:
+    return one.run == other.run and all(
+        mine is None or theirs is None or mine == theirs
+        for mine, theirs in ((one.left, other.left), (one.right, other.right))
+    )
+
+
+def _shown(operations: Sequence[Operation]) -> str:
+    return ", ".join(map(str, operations)) or "none"
+
+
+def _case(one: Symbols, other: Symbols) -> str:
+    """The first word that the other has in other letters only."""
+    theirs = {core(part) for part in other.text.split()}
+    folded = {word.casefold(): word for word in theirs}
+    for word in one.cased:
+        if word in theirs or (word in NEVER_EMPHASIS and not other.mixed):
+            continue
+        counterpart = folded.get(word.casefold())
+        if counterpart is not None:
+            return f"{word} / {counterpart}"
+    return ""
+
+
+class _Token(NamedTuple):
+    kind: str
+    text: str
+
+
+def _tokens(text: str) -> list[_Token]:
+    return [_Token(str(found.lastgroup), found[0]) for found in TOKEN.finditer(text)]
+
+
+BLANK: Final = _Token("space", " ")
+
+
+@dataclass(slots=True)
+class _Reader:
+    """One walk over the tokens."""
+
+    tokens: list[_Token]
+    hard: list[Operation] = field(default_factory=list)
+    soft: list[str] = field(default_factory=list)
+    calls: list[bool] = field(default_factory=list)
+    """Open brackets: whether each is a call's, or holds what is listed."""
+
+    def run(self) -> None:
+        for place, token in enumerate(self.tokens):
+            if token.kind == "run" and _is_symbol(token.text):
+                self._run(place, token.text)
+            elif token.kind == "bracket":
+                self._bracket(place, token.text)
+            elif token.kind == "comma" and self.calls and self.calls[-1]:
+                self.hard.append(Operation(self._left(place), ",", self._right(place)))
+            elif token.kind == "quote" and self._is_prime(place):
+                self.hard.append(Operation(self._at(place - 1).text, token.text.replace("’", "'"), None))
+
+    def _at(self, place: int) -> _Token:
+        return self.tokens[place] if 0 <= place < len(self.tokens) else BLANK
+
+    def _beside(self, place: int, step: int) -> tuple[_Token, bool]:
+        """The next token on that side and whether it touches."""
+        near = self._at(place + step)
+        return (self._at(place + 2 * step), False) if near.kind == "space" else (near, True)
+
+    def _left(self, place: int) -> str | None:
+        return _operand(*self._beside(place, -1))
+
+    def _right(self, place: int) -> str | None:
+        return _operand(*self._beside(place, 1))
+
+    def _bracket(self, place: int, mark: str) -> None:
+        before = self._at(place - 1)
+        if mark in ")]}":
+            if self.calls:
+                self.calls.pop()
+            return
+        called = mark != "(" or before.kind in ("word", "quote") or before.text in ("]", ")")
+        self.calls.append(called)
+        if called and self._at(place + 1).text != ")":
+            left = before.text.casefold() if before.kind == "word" else None
+            self.hard.append(Operation(left, mark, self._right(place)))
+
+    def _is_prime(self, place: int) -> bool:
+        """f'(x), but neither 'a' nor dogs'."""
+        word, before, after = self._at(place - 1), self._at(place - 2), self._at(place + 1)
+        return (
+            word.kind == "word"
+            and len(word.text) == 1
+            and word.text.isalpha()
+            and before.kind == "space"
+            and (after.kind in ("space", "rest", "comma") or after.text == "(")
+        )
+
+    def _run(self, place: int, run: str) -> None:
+        (before, touches_left), (after, touches_right) = self._beside(place, -1), self._beside(place, 1)
+        left, right = _operand(before, touches_left), _operand(after, touches_right)
+        if not (touches_right and after.kind == "word"):
+            run = run.rstrip("!") or run  # C++!
+        if run.strip("!") == "":
+            self._exclaimed(run, before if touches_left else BLANK, after, touches_right)
+        elif run in "<>" and touches_left and not touches_right and not _short(before):
+            return  # clear> is a slip for clear?
+        elif run == "=" and after.kind not in ("word", "run", "bracket"):
+            return  # 2 + 2 =
+        elif not SOFT.issuperset(run) and not DASHES.issuperset(run):
+            self.hard.append(Operation(left, run, right))
+        elif len(run) > 1:
+            self._doubled(run, left if touches_left else "", right if touches_right else "")
+        else:
+            self._single("-" if run in DASHES else run, before, after, touches_left, touches_right)
+
+    def _exclaimed(self, run: str, before: _Token, after: _Token, touches: bool) -> None:
+        """5! and !x; not the end of a sentence with another after it."""
+        if before.kind == "word":
+            word = before.text.casefold()
+            if run == "!" and not after.text.istitle() and _short(before) and word not in ("i", "a"):
+                self.hard.append(Operation(word, run, ""))
+        elif touches and after.kind in ("word", "bracket") and after.text not in ")]}":
+            self.hard.append(Operation("", run, _operand(after, True)))
+
+    def _doubled(self, run: str, left: str | None, right: str | None) -> None:
+        """i++, --force, ::, //; not a dash of two hyphens, nor C++ (a name)."""
+        if DASHES.issuperset(run):
+            if left == "" and right:
+                self.hard.append(Operation("", run, right))
+            elif right == "" and left and len(left) == 1:
+                self.hard.append(Operation(left, run, ""))
+        elif run != "++" or len(left or right or "") < 4:
+            self.hard.append(Operation(left, run, right))
+
+    def _single(self, run: str, before: _Token, after: _Token, touches_left: bool, touches_right: bool) -> None:
+        left, right = _short(before), _short(after)
+        if touches_left and touches_right:
+            self._between(run, before, after)
+        elif left and right and touches_left != touches_right and run in "+*":
+            self._figured(run, left, right)
+        elif not touches_left and not touches_right:
+            asked = before.text.casefold() in ASKED
+            if left and right and run not in "#@$&":
+                self._figured(run, left, right)
+            elif (asked and run != "-") or (run == "*" and before.kind == "word"):
+                self.hard.append(Operation(None, run, None))
+        elif touches_right and after.kind in ("word", "bracket"):
+            if run in "-+*&~$%@" and not after.text[0].isdigit() and not (run == "@" and before is BLANK):
+                self.hard.append(Operation("", run, after.text.casefold()))
+        elif touches_left and run in "+*" and before.kind == "word" and left:
+            self.hard.append(Operation(left, run, ""))
+
+    def _between(self, run: str, before: _Token, after: _Token) -> None:
+        left, right = _short(before), _short(after)
+        if run in ":;" and before.kind == after.kind == "word":
+            if not (left[:1].isdigit() and right[:1].isdigit()) and after.text not in APOSTROPHES:
+                self.hard.append(Operation(before.text.casefold(), run, after.text.casefold()))
+        elif (
+            run in "+*%"
+            and not (run == "%" and left[:1].isdigit())
+            and (left or right or before.kind == "bracket" or after.kind == "bracket")
+        ):
+            self.hard.append(Operation(_operand(before, True), run, _operand(after, True)))
+        elif left and right and run in "-/" and f"{left}{run}{right}" not in SHORT:
+            self._figured(run, left, right)
+
+    def _figured(self, run: str, left: str, right: str) -> None:
+        """5-3 may be a range, n-1 a code, x - y is neither."""
+        if run in "-/:" and (left[0].isdigit() or right[0].isdigit()):
+            self.soft.append(run)
+        else:
+            self.hard.append(Operation(left, run, right))
+
+
+def _operand(token: _Token, touches: bool) -> str | None:
+    """What an operation is told by: words that touch it, single letters and figures."""
+    if token.kind != "word":
+        return None
+    word = token.text.casefold()
+    return word if touches or _short(token) else None
+
+
+def _short(token: _Token) -> str:
+    """A figure or a single letter, else an empty text."""
+    text = token.text
+    return text.casefold() if token.kind == "word" and (len(text) == 1 or text[0].isdigit()) else ""
+
+
+def _is_symbol(run: str) -> bool:
+    """ASCII marks and mathematical signs; not currencies, bullets and emoji."""
+    return run.isascii() or any(mark in DASHES or unicodedata.category(mark) == "Sm" for mark in run)
