@@ -255,7 +255,10 @@ class EmbedderIdentity:
 
 @dataclass(frozen=True, slots=True)
 class CachedAnswer:
-    """An answer in the cache. Times are milliseconds of Redis's clock since the epoch."""
+    """An answer in the cache. Times are milliseconds of Redis's clock since the epoch.
+
+    `unread`: what the embedder could not read of the question; None where an older release stored the answer.
+    """
 
     entry: str
     question: str
@@ -265,6 +268,7 @@ class CachedAnswer:
     usage: Usage
     created_ms: int
     expires_ms: int
+    unread: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

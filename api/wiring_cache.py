@@ -16,6 +16,8 @@ from api.errors import StoreUnavailable
 from api.flights.fleet_flights import Flights
 from api.flights.following import kept_in_step
 from api.knowledge.retrieval import Retriever
+from api.languages.embedding_models import languages_of
+from api.languages.languages import ENGLISH, Languages
 from api.observability.cache_events import CacheEvents
 from api.observability.flight_metrics import FlightMetrics
 from api.observability.metrics import Metrics
@@ -51,7 +53,7 @@ from api.redis_store.keys import Keys
 from api.redis_store.opening import AnyGate
 from api.redis_store.semantic_indexes import SemanticIndexes
 from api.redis_store.warm_up_jobs import RedisWarmUpJobs
-from api.settings import Settings
+from api.settings import EmbedderSettings, Settings
 
 
 class CacheParts:
@@ -182,6 +184,14 @@ def _limits(settings: Settings) -> CacheLimits:
     return CacheLimits(cache.enabled, cache.max_size, cache.similarity_threshold, cache.ttl, settings.embedder.embedder)
 
 
+def _languages(embedder: EmbedderSettings) -> Languages:
+    """As EMBED_LANGUAGES says, else by the name of the model: English where it is one that is not known."""
+    codes = embedder.language_codes
+    if codes is not None:
+        return Languages(codes or None)
+    return languages_of(embedder.embed_model) if embedder.embedder == "ollama" else ENGLISH
+
+
 def _policy(settings: Settings) -> CachePolicy:
     cache = settings.cache
     return CachePolicy(
@@ -189,4 +199,5 @@ def _policy(settings: Settings) -> CachePolicy:
         revalidate=min(cache.stale_while_revalidate, cache.stale_ttl),
         stale=cache.stale_ttl,
         budget=settings.redis.request_budget,
+        languages=_languages(settings.embedder),
     )

@@ -43,6 +43,8 @@ def _explanation(explanation: Explanation) -> dict[str, Any]:
         "scope": place.scope,
         "digest": place.digest,
         "embedder": {"name": place.embedder.name, "dimension": place.embedder.dimension},
+        "unread": list(explanation.unread),
+        "foreign_language": explanation.language or None,
         "nearest": None if nearest is None else nearest.answer.entry,
         "similarity": None if nearest is None else round(nearest.similarity, 6),
         "exact": None if exact is None else {**_entry(exact), "verdict": explanation.exact_fate},

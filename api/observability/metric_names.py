@@ -54,6 +54,11 @@ CACHE_GUARD_REJECTIONS = MetricSpec(
     "Cached questions near enough to the asked one whose answer a guard kept back, by guard.",
     ("guard",),
 )
+CACHE_LANGUAGE_UNKNOWN = MetricSpec(
+    "ragherd_cache_language_unknown_total",
+    "counter",
+    "Questions that were not compared by meaning: the embedder was not made for their language.",
+)
 CACHE_REFRESHES = MetricSpec(
     "ragherd_cache_refreshes_total",
     "counter",

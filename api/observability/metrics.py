@@ -123,6 +123,10 @@ class Metrics:
         """A guard kept a cached answer from being served."""
         self._families[names.CACHE_GUARD_REJECTIONS][(guard,)].inc()
 
+    def language_unknown(self) -> None:
+        """A question is in a language that the embedder was not made for."""
+        self._families[names.CACHE_LANGUAGE_UNKNOWN][()].inc()
+
     def refreshed(self, outcome: RefreshOutcome) -> None:
         """An expired answer was served and to be refreshed."""
         self._families[names.CACHE_REFRESHES][(outcome,)].inc()

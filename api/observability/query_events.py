@@ -110,6 +110,10 @@ class QueryEvents:
             similarity = round(candidate.match.similarity, 4)
             self._log.debug("guard_rejected", guard=objection.guard, detail=objection.detail, similarity=similarity)
 
+    def language_unknown(self) -> None:
+        """A question was not compared by meaning, for the embedder does not know its language."""
+        self._metrics.language_unknown()
+
     def refreshing(self, outcome: RefreshOutcome) -> None:
         """An expired answer was served, and this became of its refreshing."""
         self._metrics.refreshed(outcome)

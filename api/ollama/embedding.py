@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -22,6 +23,7 @@ from api.ollama.models import OllamaModels
 from api.ollama.pinned import Pinned
 from api.ollama.pool import OllamaPool
 from api.ollama.retries import with_one_retry
+from api.ollama.script_probes import PROBES, is_read, scripts_to_read, unread_of
 
 OnIdentity = Callable[[EmbedderIdentity], Awaitable[None]]
 
@@ -61,6 +63,9 @@ class OllamaEmbedder:
         self._failure: EmbeddingUnavailable | None = None
         self._failed_at = 0.0
         self._loading: asyncio.Task[bytes] | None = None
+        self._scripts: dict[str, bool] = {}
+        """Whether the model reads them, as far as that is known."""
+        self._probed_at = -math.inf
 
     @classmethod
     @asynccontextmanager
@@ -109,14 +114,34 @@ class OllamaEmbedder:
         """
         if not texts:
             return []
-        vectors = await self._embedded(texts, self._timeout if timeout is None else timeout, retry or self._retry)
+        seconds = self._timeout if timeout is None else timeout
+        ends = time.monotonic() + seconds
+        vectors = await self._embedded(texts, seconds, retry or self._retry)
         known = self._identity or self._remembered
         if known is not None and vectors.shape[1] != known.dimension:
             # Another model answers under this name: learn who it is before the next vector is believed.
             self._identity = self._remembered = None
+            self._scripts.clear()
             detail = f"'{self._model}' gave {vectors.shape[1]} dimensions, not {known.dimension}"
             raise EmbeddingUnavailable(detail) from UpstreamError(UpstreamFault.MODEL_NOT_FOUND, detail)
-        return [Embedding(row.tobytes()) for row in vectors]
+        read = await self._scripts_read(texts, ends)
+        return [Embedding(row.tobytes(), unread_of(text, read)) for row, text in zip(vectors, texts, strict=True)]
+
+    async def _scripts_read(self, texts: Sequence[str], ends: float) -> set[str]:
+        """Finds out once about each script that is met, before `ends`. What is not known yet counts as unread."""
+        missing = [one for one in scripts_to_read(texts) if one in PROBES and one not in self._scripts]
+        left = ends - time.monotonic()
+        if missing and left > 0 and time.monotonic() - self._probed_at >= self._resolve_pause:
+            probes = [text for script in missing for text in PROBES[script]]
+            try:
+                rows = await self._embedded(probes, left, "spent")
+            except EmbeddingUnavailable:
+                self._probed_at = time.monotonic()
+            else:
+                self._scripts |= {
+                    script: is_read(own) for script, own in zip(missing, np.split(rows, len(missing)), strict=True)
+                }
+        return {script for script, is_known in self._scripts.items() if is_known}
 
     async def _resolved(self) -> EmbedderIdentity:
         """The identity as Ollama says it, else the remembered one. After a failure Ollama is left alone for a while."""

@@ -36,7 +36,7 @@ class Grounds:
 class NewAnswer:
     """An answer to be stored. `asked_ms`: when the cache was asked in vain, by Redis's clock; 0 where it was not.
 
-    `grounds` is None where no document was looked for.
+    `grounds` is None where no document was looked for. `unread`: what the embedder could not read of the question.
     """
 
     question: str
@@ -47,6 +47,7 @@ class NewAnswer:
     usage: Usage = field(default_factory=Usage)
     asked_ms: int = 0
     grounds: Grounds | None = None
+    unread: tuple[str, ...] = ()
 
 
 class AnswerCache(Protocol):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
-from api.model import CacheMatch, Landed, Vector
+from api.model import CacheMatch, Embedding, Landed
 from api.ports.answers import AnswerCache, NewAnswer
 from api.ports.models import Embedder
 from api.ports.warm_ups import WarmUpCount
@@ -59,19 +59,25 @@ class CacheWarmer:
         found = await self._cache.find_exact(place.scope, place.digest)
         if _is_there(wanted, found.match):
             return SKIPPED
-        vector = await self._vector(query)
+        embedding = await self._embedding(query)
         if wanted.answer is not None:
             answer = NewAnswer(query.question, wanted.answer, query.model, query.tenant, asked_ms=found.now_ms)
-            return await self._stored(place, vector, answer)
-        return await self._generated(query, Lookup(place, available=True, now_ms=found.now_ms, vector=vector))
+            return await self._stored(place, embedding, answer)
+        lookup = Lookup(place, available=True, now_ms=found.now_ms)
+        if embedding is not None:
+            lookup.vector, lookup.unread = embedding.vector, embedding.unread
+        return await self._generated(query, lookup)
 
-    async def _vector(self, query: Query) -> Vector | None:
+    async def _embedding(self, query: Query) -> Embedding | None:
         if not query.has_meaning:
             return None
         (embedding,) = await self._embedder.embed([query.question], tenant=query.tenant)
-        return embedding.vector
+        return embedding
 
-    async def _stored(self, place: Fingerprint, vector: Vector | None, answer: NewAnswer) -> Warmed:
+    async def _stored(self, place: Fingerprint, embedding: Embedding | None, answer: NewAnswer) -> Warmed:
+        vector = None
+        if embedding is not None:
+            vector, answer = embedding.vector, replace(answer, unread=embedding.unread)
         if await self._cache.store(place.scope, place.digest, vector, answer) is None:
             return Warmed(("skipped",))  # invalidated meanwhile
         self._events.stored_ahead()

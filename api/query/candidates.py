@@ -9,6 +9,7 @@ from enum import StrEnum
 from api.guards.agreement import Disagreement, Features, disagreement, read
 from api.model import CacheMatch
 from api.query.cache_control import CacheControl
+from api.query.comparable import Asked, incomparable
 
 
 class Fate(StrEnum):
@@ -35,15 +36,15 @@ class Candidate:
 
 
 def consider(
-    question: str, matches: Sequence[CacheMatch], threshold: float, control: CacheControl, stale_seconds: float = 0.0
+    asked: Asked, matches: Sequence[CacheMatch], threshold: float, control: CacheControl, stale_seconds: float = 0.0
 ) -> Iterator[Candidate]:
     """The fate of each match, in their order. `stale_seconds`: how long after its lifetime one may still be served.
 
     Whoever needs no more than the first asks for no more: the guards take their time.
     """
-    asked = read(question) if matches and matches[0].similarity >= threshold else None
+    features = read(asked.question) if matches and matches[0].similarity >= threshold else None
     for match in matches:
-        yield _considered(asked, match, threshold, control, stale_seconds)
+        yield _considered(asked, features, match, threshold, control, stale_seconds)
 
 
 def up_to_the_first_fresh(candidates: Iterable[Candidate]) -> list[Candidate]:
@@ -63,11 +64,16 @@ def best(candidates: Sequence[Candidate]) -> Candidate | None:
 
 
 def _considered(
-    asked: Features | None, match: CacheMatch, threshold: float, control: CacheControl, stale_seconds: float
+    asked: Asked,
+    features: Features | None,
+    match: CacheMatch,
+    threshold: float,
+    control: CacheControl,
+    stale_seconds: float,
 ) -> Candidate:
-    if asked is None or match.similarity < threshold:
+    if features is None or match.similarity < threshold:
         return Candidate(match, Fate.BELOW_THRESHOLD)
-    objection = disagreement(asked, match.answer.question)
+    objection = incomparable(asked, match.answer) or disagreement(features, match.answer.question)
     if objection is not None:
         return Candidate(match, Fate.REJECTED, objection)
     return Candidate(match, lifetime(match, control, stale_seconds))

@@ -8,10 +8,11 @@ from typing import Literal
 
 from api.errors import EmbeddingUnavailable, ServiceUnavailable, StoreUnavailable
 from api.guards.agreement import Verdict, verdicts
-from api.model import CacheMatch
+from api.model import CacheMatch, Vector
 from api.ports.answers import AnswerCache
 from api.ports.models import Embedder
 from api.query.candidates import Candidate, Fate, best, consider, lifetime
+from api.query.comparable import Asked
 from api.query.fingerprint import Fingerprint
 from api.query.normalise import normalise
 from api.query.places import Places
@@ -31,7 +32,10 @@ class Explained:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """`exact` is the entry of the question itself, fresh or not, and `exact_fate` what becomes of it."""
+    """`exact` is the entry of the question itself, fresh or not, and `exact_fate` what becomes of it.
+
+    `unread`: what the vector does not tell of the question. `language`: its own, where that is none of the embedder's.
+    """
 
     normalised: str
     place: Fingerprint
@@ -40,6 +44,8 @@ class Explanation:
     exact: CacheMatch | None = None
     exact_fate: Fate | None = None
     candidates: Sequence[Explained] = ()
+    unread: tuple[str, ...] = ()
+    language: str = ""
 
 
 class Explainer:
@@ -65,23 +71,35 @@ class Explainer:
         found = await cache.find_exact(place.scope, place.digest)
         exact = found.match
         fate = lifetime(exact, query.cache_control, self.policy.revalidate) if exact is not None else None
-        candidates = await self._candidates(cache, query, place, found.now_ms)
-        decision, reason = self._decision(query, fate, candidates)
-        explained = [Explained(one, verdicts(query.question, one.match.answer.question)) for one in candidates]
-        return Explanation(normalise(query.question), place, decision, reason, exact, fate, explained)
+        asked, vector = await self._asked(query)
+        candidates: Sequence[Candidate] = ()
+        if vector is not None and not asked.language:
+            candidates = await self._candidates(cache, query, place, asked, vector, found.now_ms)
+        decision, reason = self._decision(query, asked, fate, candidates)
+        explained = [Explained(one, _verdicts(query.question, one)) for one in candidates]
+        return Explanation(
+            normalise(query.question), place, decision, reason, exact, fate, explained, asked.not_told, asked.language
+        )
+
+    async def _asked(self, query: Query) -> tuple[Asked, Vector | None]:
+        """As the semantic tier compares it; without a vector where it does not."""
+        languages = self.policy.languages
+        if not query.has_meaning:
+            return Asked(query.question, languages=languages), None
+        (embedding,) = await self._embedder.embed([query.question], tenant=query.tenant)
+        return Asked(query.question, embedding.unread, languages), embedding.vector
 
     async def _candidates(
-        self, cache: AnswerCache, query: Query, place: Fingerprint, now_ms: int
+        self, cache: AnswerCache, query: Query, place: Fingerprint, asked: Asked, vector: Vector, now_ms: int
     ) -> Sequence[Candidate]:
-        if not query.has_meaning:
-            return ()
-        (embedding,) = await self._embedder.embed([query.question], tenant=query.tenant)
         stale_ms = round(self.policy.stale * 1000)
-        matches = await cache.find_similar(place.embedder, place.scope, embedding.vector, now_ms, stale_ms=stale_ms)
+        matches = await cache.find_similar(place.embedder, place.scope, vector, now_ms, stale_ms=stale_ms)
         policy = self.policy
-        return list(consider(query.question, matches, policy.threshold, query.cache_control, policy.revalidate))
+        return list(consider(asked, matches, policy.threshold, query.cache_control, policy.revalidate))
 
-    def _decision(self, query: Query, exact: Fate | None, candidates: Sequence[Candidate]) -> tuple[Decision, str]:
+    def _decision(
+        self, query: Query, asked: Asked, exact: Fate | None, candidates: Sequence[Candidate]
+    ) -> tuple[Decision, str]:
         if not query.cache_control.reads:
             return "bypass", "The request's Cache-Control allows no cached answer."
         if exact is Fate.FRESH:
@@ -90,22 +108,37 @@ class Explainer:
             return "stale", "The same question has an expired answer, which is served once more while it is refreshed."
         chosen = best(candidates)
         if chosen is None:
-            return "miss", _why_not(query, candidates)
+            return "miss", _why_not(query, asked, candidates)
         if chosen.fate is Fate.STALE:
             return "stale", "A question that means the same has an expired answer, which is served and refreshed."
         return "semantic_hit", "A question that means the same has a fresh answer."
 
 
-def _why_not(query: Query, candidates: Sequence[Candidate]) -> str:
+def _verdicts(question: str, candidate: Candidate) -> Sequence[Verdict]:
+    """What every guard says; first, whether the two may be compared by their vectors at all."""
+    found = verdicts(question, candidate.match.answer.question)
+    objection = candidate.objection
+    if objection is None or any(one.guard == objection.guard for one in found):
+        return found
+    return (Verdict(objection.guard, agrees=False, detail=objection.detail), *found)
+
+
+def _why_not(query: Query, asked: Asked, candidates: Sequence[Candidate]) -> str:
     if query.history:
         return "A question with history is found exactly or not at all."
     if not query.has_meaning:
         return f"A question of more than {SEMANTIC_LIMIT} bytes is found exactly or not at all."
+    if asked.language:
+        return (
+            f"The question is not in a language of the embedder ({asked.language}): it is found exactly or not at all."
+        )
     if not candidates:
         return "Nothing is cached in this scope."
     fates = {candidate.fate for candidate in candidates}
     if fates == {Fate.BELOW_THRESHOLD}:
         return "The nearest question is not near enough."
+    if asked.not_told and any(one.objection is not None and one.objection.guard == "unread" for one in candidates):
+        return "The embedder cannot read all of the question, and other words are unread in every near one."
     if Fate.REJECTED in fates:
         return "A guard objects to every question that is near enough and not expired."
     return "What is near enough has expired, or is older than the request accepts."

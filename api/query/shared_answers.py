@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from api.errors import EmbeddingUnavailable, StoreUnavailable
+from api.languages.languages import EVERY, Languages
 from api.model import CachedAnswer, CacheMatch, Generation, Source, Vector
 from api.ports.answers import AnswerCache, Claim, Grounds, NewAnswer
 from api.ports.models import Embedder
 from api.query.answered import QueryObserver, Stages
 from api.query.cache_budget import CacheBudget
 from api.query.candidates import Candidate, Fate, best, consider, lifetime, up_to_the_first_fresh
+from api.query.comparable import Asked
 from api.query.completeness import is_complete
 from api.query.fingerprint import Fingerprint
 from api.query.places import Places
@@ -20,7 +22,7 @@ from api.query.question import Query
 
 @dataclass(frozen=True, slots=True)
 class CachePolicy:
-    """`threshold`: the cosine from which on a question is near enough.
+    """`threshold`: the cosine from which on a question is near enough. `languages`: those of the embedder.
 
     Seconds: `revalidate`, how long an expired answer is served while it is refreshed; `stale`, how long where Ollama
     gives none; `budget`, how long the cache may keep one question waiting.
@@ -30,6 +32,7 @@ class CachePolicy:
     revalidate: float = 0.0
     stale: float = 86_400.0
     budget: float = 0.25
+    languages: Languages = EVERY
 
 
 @dataclass(slots=True)
@@ -38,6 +41,7 @@ class Lookup:
 
     `place` is None when it takes no part in this answer, `available` false when it can not be used now. `stale` is set
     with `match` where that is past its lifetime and to be refreshed. `expired` is the question's own expired entry.
+    `unread`: what the embedder could not read of the question.
     """
 
     place: Fingerprint | None = None
@@ -45,6 +49,7 @@ class Lookup:
     now_ms: int = 0
     invalidated_ms: int = 0
     vector: Vector | None = None
+    unread: tuple[str, ...] = ()
     match: CacheMatch | None = None
     stale: bool = False
     expired: CacheMatch | None = None
@@ -80,7 +85,7 @@ class SharedAnswers:
             await self._exact(self._cache, query, lookup.place, lookup, stages)
             if lookup.match is None:
                 await self.embed(query, lookup, stages)
-            if lookup.match is None and query.cache_control.reads:
+            if lookup.match is None and lookup.vector is not None and query.cache_control.reads:
                 await self._semantic(query, lookup, stages)
         except EmbeddingUnavailable as error:
             self._observer.embedding_failed(error)
@@ -120,11 +125,14 @@ class SharedAnswers:
         try:
             with stages.timed("embed"):
                 (embedding,) = await self._embedder.embed([query.question], tenant=query.tenant)
-            lookup.vector = embedding.vector
+            lookup.vector, lookup.unread = embedding.vector, embedding.unread
         except EmbeddingUnavailable as error:
             self._observer.embedding_failed(error)
 
     async def _semantic(self, query: Query, lookup: Lookup, stages: Stages) -> None:
+        if self._asked(query, lookup).language:
+            self._observer.language_unknown()
+            return
         chosen = await self._similar(query, lookup, stages, self._revalidate(query))
         if chosen is not None:
             lookup.match, lookup.stale = chosen.match, chosen.fate is Fate.STALE
@@ -132,14 +140,20 @@ class SharedAnswers:
     async def _similar(self, query: Query, lookup: Lookup, stages: Stages, stale_seconds: float) -> Candidate | None:
         if self._cache is None or lookup.place is None or lookup.vector is None:
             return None
+        asked = self._asked(query, lookup)
+        if asked.language:
+            return None
         place = lookup.place
         stale_ms = round(stale_seconds * 1000)
         finding = self._cache.find_similar(place.embedder, place.scope, lookup.vector, lookup.now_ms, stale_ms=stale_ms)
         matches = await self._budget.within(stages, finding)
-        fates = consider(query.question, matches, self.policy.threshold, query.cache_control, stale_seconds)
+        fates = consider(asked, matches, self.policy.threshold, query.cache_control, stale_seconds)
         lookup.candidates = up_to_the_first_fresh(fates)
         self._observer.considered(lookup.candidates)
         return best(lookup.candidates)
+
+    def _asked(self, query: Query, lookup: Lookup) -> Asked:
+        return Asked(query.question, lookup.unread, self.policy.languages)
 
     def _revalidate(self, query: Query) -> float:
         """A caller who allows no call to Ollama gets no answer that would need one to be refreshed."""
@@ -191,6 +205,7 @@ class SharedAnswers:
             usage=generation.end.usage,
             asked_ms=lookup.now_ms,
             grounds=grounds,
+            unread=lookup.unread,
         )
         place = lookup.place
         try:

@@ -92,7 +92,7 @@ class RedisAnswerCache:
             "completion_tokens": answer.usage.completion_tokens,
         }
         if vector is not None:
-            fields["vector"] = vector
+            fields |= {"vector": vector, "unread": orjson.dumps(answer.unread)}
         grounds = answer.grounds
         if grounds is not None:
             fields |= ground_fields(answer.tenant, grounds, has_vector=vector is not None)
@@ -116,7 +116,15 @@ class RedisAnswerCache:
             self._counters.add("evictions", evicted)
             self._on_evicted(evicted)
         return CachedAnswer(
-            key, answer.question, answer.answer, answer.model, answer.sources, answer.usage, int(created), int(expires)
+            key,
+            answer.question,
+            answer.answer,
+            answer.model,
+            answer.sources,
+            answer.usage,
+            int(created),
+            int(expires),
+            answer.unread,
         )
 
     def used(self, match: CacheMatch) -> None:
@@ -146,9 +154,10 @@ def _documents(tenant: str) -> str:
 
 def _decode(key: str, values: Sequence[Any]) -> CachedAnswer:
     text = [value.decode() if isinstance(value, bytes) else value for value in values]
-    if any(value is None for value in text):
+    *needed, unread = text
+    if any(value is None for value in needed):
         raise ValueError("a field is missing")
-    question, answer, model, sources, prompt_tokens, completion_tokens, created, expires = text
+    question, answer, model, sources, prompt_tokens, completion_tokens, created, expires = needed
     return CachedAnswer(
         entry=key,
         question=question,
@@ -158,4 +167,5 @@ def _decode(key: str, values: Sequence[Any]) -> CachedAnswer:
         usage=Usage(int(prompt_tokens), int(completion_tokens)),
         created_ms=int(created),
         expires_ms=int(expires),
+        unread=None if unread is None else tuple(map(str, orjson.loads(unread))),
     )

@@ -34,6 +34,7 @@ FIELDS: Final = (
     "completion_tokens",
     "created_ms",
     "expires_ms",
+    "unread",
 )
 
 

@@ -23,6 +23,9 @@ KEEP_ALIVE = r"^-?(\d+|(\d+(\.\d+)?(ms|s|m|h))+)$"
 """Seconds, or a duration as Ollama reads it: `90s`, `1h30m`; below zero: for ever."""
 
 
+LANGUAGES = r"^(?i:all|\s*[a-z]{2,3}\s*(,\s*[a-z]{2,3}\s*)*)$"
+"""ISO 639 codes with commas between them, or `all`."""
+
 ModelName = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
@@ -54,6 +57,15 @@ class EmbedderSettings(Concern):
     embed_model: ModelName = "nomic-embed-text"
     embed_model_path: str | None = None
     embed_timeout: Seconds = 2.0
+    embed_languages: Annotated[str, StringConstraints(pattern=LANGUAGES)] | None = None
+
+    @property
+    def language_codes(self) -> frozenset[str] | None:
+        """Those of EMBED_LANGUAGES; empty where it says `all`, None where it says nothing."""
+        if self.embed_languages is None:
+            return None
+        return frozenset(split_list(self.embed_languages.lower())) - {"all"}
+
     embed_max_inputs: Annotated[int, Field(ge=1, le=10_000)] = 1024
 
 

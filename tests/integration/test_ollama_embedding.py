@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from api.faults import UpstreamFault
 from api.model import EmbedderIdentity, Vector
 from api.ollama.embedding import OllamaEmbedder
 from api.ollama.pool import OllamaPool, PoolLimits, open_pool
+from api.ollama.script_probes import PROBES
 from tests.stub_ollama import StubOllama, running_stub
 from tests.waiting import wait_until_async
 
@@ -122,6 +123,23 @@ async def test_a_failing_ollama_is_not_asked_again_at_once(pool: OllamaPool, stu
     async with OllamaEmbedder.open(pool, MODEL, 0.3, remembered=REMEMBERED, resolve_pause=60) as embedder:
         assert [await embedder.identity() for _ in range(5)] == [REMEMBERED] * 5
     assert stub.stats["requests"]["/api/tags"] == 1
+
+
+async def test_a_failed_probe_leaves_a_script_unread_and_fails_no_text(
+    pool: OllamaPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with OllamaEmbedder.open(pool, MODEL, 1.0, resolve_pause=0.0) as embedder:
+        embedded = embedder._embedded
+
+        async def failing(texts: Sequence[str], *more: Any) -> Any:
+            if tuple(texts) == PROBES["CYRILLIC"]:
+                raise EmbeddingUnavailable("not now")
+            return await embedded(texts, *more)
+
+        monkeypatch.setattr(embedder, "_embedded", failing)
+        assert (await embedder.embed(["Кто там?"], tenant="t"))[0].unread == ("кто", "там")
+        monkeypatch.undo()
+        assert (await embedder.embed(["Кто там?"], tenant="t"))[0].unread == ()
 
 
 async def test_another_dimension_is_refused_and_learned(embedder: OllamaEmbedder, stub: StubOllama) -> None:

@@ -15,6 +15,7 @@ from tests.stub_ollama.behaviour import Behaviour
 
 MODELS = ("llama3.2:latest", "nomic-embed-text:latest")
 DISK_SIZE = 1_000_000
+_UNKNOWN = re.compile(r"[^\x00-\x7f]+|\w{101,}")
 
 
 def words(text: str) -> list[str]:
@@ -53,7 +54,7 @@ def last_line(path: str, model: str, request: dict[str, Any], tokens: int, behav
 
 def embed_answer(request: dict[str, Any], behaviour: Behaviour) -> dict[str, Any]:
     """The answer of /api/embed."""
-    vectors = [vector(text, behaviour.dimension, behaviour.scale) for text in texts(request)]
+    vectors = [vector(_read(text, behaviour), behaviour.dimension, behaviour.scale) for text in texts(request)]
     return {"model": request["model"], "embeddings": vectors, "total_duration": 1_000_000}
 
 
@@ -61,6 +62,10 @@ def texts(request: dict[str, Any]) -> list[str]:
     """Those that a call of /api/embed has."""
     given = request.get("input", [])
     return [given] if isinstance(given, str) else given
+
+
+def _read(text: str, behaviour: Behaviour) -> str:
+    return text if behaviour.vocabulary == "all" else _UNKNOWN.sub(" unk ", text)
 
 
 def vector(text: str, dimension: int, scale: float = 1.0) -> list[float]:

@@ -49,6 +49,8 @@ class Behaviour:
     dimension: int = 16
     scale: float = 1.0
     """Length of the vectors."""
+    vocabulary: str = "all"
+    """What /api/embed can read: "all", or "latin", where each run of other letters and symbols is an unknown token."""
     models: tuple[str, ...] | list[str] | None = None
     """Full names of the models it has, in place of the usual ones; any other is not found."""
     digest: str = "sha256:5eed"

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from api.model import CachedAnswer, CacheMatch, Usage
 from api.query.cache_control import CacheControl
 from api.query.candidates import Candidate, Fate, best, consider, lifetime, up_to_the_first_fresh
+from api.query.comparable import Asked
 
 ASKED = "How do I enable two-factor login?"
 AGREES = "How can I enable two-factor login?"
@@ -22,7 +23,7 @@ def match(question: str, similarity: float, *, ttl: float = 60.0, age: float = 1
 
 
 def fates(matches: Sequence[CacheMatch], control: CacheControl | None = None, stale: float = 0.0) -> list[Candidate]:
-    return list(consider(ASKED, matches, 0.9, control or CacheControl(), stale))
+    return list(consider(Asked(ASKED), matches, 0.9, control or CacheControl(), stale))
 
 
 def test_the_first_that_no_guard_objects_to() -> None:

@@ -1,0 +1,66 @@
+"""The languages of an embedder, and which questions are in none of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from api.languages.embedding_models import languages_of
+from api.languages.languages import ENGLISH, EVERY, Languages
+from api.languages.scripts import script_of, scripts_of, words_outside
+
+
+@pytest.mark.parametrize(
+    ("character", "script"),
+    [
+        ("a", "LATIN"), ("é", "LATIN"), ("ｆ", "LATIN"), ("密", "HAN"), ("か", "KANA"), ("ｶ", "KANA"), ("한", "HANGUL"),
+        ("ж", "CYRILLIC"), ("π", "GREEK"), ("ก", "THAI"), ("क", "DEVANAGARI"), ("5", ""), ("☀", ""), ("²", ""),
+        ("µ", ""), ("\u0301", ""), ("\ufe0f", ""), ("ª", ""),
+    ],
+)  # fmt: skip
+def test_the_script_of_a_character(character: str, script: str) -> None:
+    assert script_of(character) == script
+
+
+def test_scripts_and_words_of_a_text() -> None:
+    assert scripts_of("Reset 密码 now") == {"LATIN": 8, "HAN": 2}
+    assert words_outside("Reset 密码 in кошка2собака", frozenset(["LATIN"])) == ("密码", "кошка", "собака")
+    assert words_outside("Reset 密码", frozenset(["LATIN", "HAN"])) == ()
+
+
+@pytest.mark.parametrize(
+    ("languages", "text", "outside"),
+    [
+        (ENGLISH, "How do I reset my password?", ""),
+        (ENGLISH, "How do I reset 密码?", ""),
+        (ENGLISH, "谁批准报销？", "han"),
+        (ENGLISH, "iPhone的密码怎么重置", "han"),
+        (ENGLISH, "Кто утверждает отпуск?", "cyrillic"),
+        (ENGLISH, "123 + 5?", ""),
+        (EVERY, "Кто утверждает отпуск?", ""),
+        (Languages(frozenset(["en", "ru"])), "Кто утверждает отпуск?", ""),
+        (Languages(frozenset(["en", "ru"])), "谁批准报销？", "han"),
+    ],
+)
+def test_a_text_outside_the_languages(languages: Languages, text: str, outside: str) -> None:
+    assert languages.outside(text) == outside
+
+
+@pytest.mark.parametrize(
+    ("model", "languages"),
+    [
+        ("nomic-embed-text", ENGLISH),
+        ("all-minilm:l6-v2", ENGLISH),
+        ("mxbai-embed-large", ENGLISH),
+        ("snowflake-arctic-embed:22m", ENGLISH),
+        ("granite-embedding:30m", ENGLISH),
+        ("somebody/their-own", ENGLISH),
+        ("bge-m3", EVERY),
+        ("hf.co/gpustack/bge-m3-GGUF:Q8_0", EVERY),
+        ("Paraphrase-Multilingual:278m", EVERY),
+        ("granite-embedding:278m", EVERY),
+        ("snowflake-arctic-embed2", EVERY),
+        ("nomic-embed-text-v2-moe", EVERY),
+    ],
+)
+def test_the_languages_of_models_by_name(model: str, languages: Languages) -> None:
+    assert languages_of(model) == languages
