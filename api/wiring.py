@@ -25,6 +25,7 @@ from api.endpoints.worker_state import WorkerState
 from api.errors import SettingsError
 from api.knowledge.chunking import estimated_tokens
 from api.observability.log_format import configure_logging
+from api.observability.loop_lag import LoopLag
 from api.observability.metrics import Metrics
 from api.observability.query_events import QueryEvents
 from api.observability.worker_facts import WorkerFacts
@@ -99,6 +100,7 @@ class _Worker:
         registry = self._registry = WorkerRegistry(gate, self._keys, self._id, facts.fields)
         self._stack.push_async_callback(registry.leave)
         self._stack.push_async_callback(parts.counters.flush)
+        background.start(LoopLag(self._metrics).keep_measuring)
         for forever in (parts.counters.keep_flushing, registry.keep_renewing, facts.keep_measuring):
             background.start(forever)
         for forever in (schema.keep_agreeing, *redis.tasks(), *backends.tasks(), *cache.tasks()):

@@ -80,10 +80,11 @@ _WORDS: Final = {
 
 def without_idle(fields: dict[str, Any], kind: type[BaseModel]) -> dict[str, Any]:
     """Without the nulls, and without what is unknown and says nothing, such as `tools: []`."""
+    known = kind.model_fields
     return {
         name: value
         for name, value in fields.items()
-        if value is not None and (name in kind.model_fields or value not in _SAYS_NOTHING)
+        if value is not None and (name in known or value not in _SAYS_NOTHING)
     }
 
 

@@ -10,6 +10,7 @@ from api.observability.metric_spec import MetricSpec
 
 REQUEST_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 STAGE_BUCKETS = (0.00025, 0.0005, *REQUEST_BUCKETS)
+LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 HTTP_REQUEST_DURATION = MetricSpec(
     "ragherd_http_request_duration_seconds",
@@ -20,6 +21,12 @@ HTTP_REQUEST_DURATION = MetricSpec(
 )
 HTTP_REQUESTS_IN_FLIGHT = MetricSpec(
     "ragherd_http_requests_in_flight", "gauge", "Requests whose response has not ended yet."
+)
+EVENT_LOOP_LAG = MetricSpec(
+    "ragherd_event_loop_lag_seconds",
+    "histogram",
+    "How late the event loop of a worker came to a task that was due, looked at every 100 ms.",
+    buckets=LAG_BUCKETS,
 )
 
 QUERIES = MetricSpec(

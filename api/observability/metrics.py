@@ -58,6 +58,7 @@ class Metrics:
         self._in_flight = self._families[names.HTTP_REQUESTS_IN_FLIGHT][()]
         self._queries = self._families[names.QUERIES]
         self._stages = self._families[names.QUERY_STAGE_DURATION]
+        self._lag = self._families[names.EVENT_LOOP_LAG][()]
         self._families[names.BUILD_INFO][version, platform.python_version()].set(1)
         self._begin_at_zero()
 
@@ -85,6 +86,10 @@ class Metrics:
         """The response to it ended, or was given up. `route` is the template of the route, never the path."""
         self._in_flight.dec()
         self._requests[method, route, str(status)].observe(seconds)
+
+    def loop_was_late(self, seconds: float) -> None:
+        """The event loop came to what was due so much later."""
+        self._lag.observe(seconds)
 
     # -- queries ------------------------------------------------------------------------------------------------------
 

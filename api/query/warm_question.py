@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
@@ -25,7 +25,7 @@ class WarmQuestion:
 
     def encoded(self) -> bytes:
         """As JSON, for an operator to read."""
-        return orjson.dumps(asdict(self))
+        return orjson.dumps(self)
 
     @classmethod
     def decoded(cls, text: bytes) -> WarmQuestion:

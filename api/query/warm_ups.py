@@ -40,7 +40,7 @@ class WarmUps:
     async def begin(self, questions: Sequence[WarmQuestion]) -> WarmUpProgress:
         """Begins one; it goes on by itself. Raises `StoreUnavailable`."""
         job = secrets.token_hex(8)
-        await self._jobs.create(job, [question.encoded() for question in questions])
+        await self._jobs.create(job, await asyncio.to_thread(_encoded, questions))
         self._news.set()
         progress = await self._jobs.progress(job)
         if progress is None:  # written a moment ago
@@ -79,3 +79,7 @@ class WarmUps:
         finally:
             with suppress(StoreUnavailable):
                 await self._jobs.hold(job, 0)
+
+
+def _encoded(questions: Sequence[WarmQuestion]) -> list[bytes]:
+    return [question.encoded() for question in questions]

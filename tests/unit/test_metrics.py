@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +25,11 @@ from api.faults import UpstreamFault
 from api.model import CacheStatus, Usage
 from api.observability.breaker_metrics import OUTCOMES, STATES, BreakerMetrics
 from api.observability.http_middleware import HttpMetrics
+from api.observability.loop_lag import TICK, LoopLag
 from api.observability.metric_names import ALL_METRICS
 from api.observability.metrics import Metrics
 from api.observability.worker_files import WorkerFilesCollector
+from tests.waiting import wait_until_async
 
 ROOT = Path(__file__).parents[2]
 
@@ -170,6 +174,7 @@ from prometheus_client import CollectorRegistry
 from api.model import CacheStatus
 from api.observability.metrics import Metrics
 from api.observability.worker_files import WorkerFilesCollector
+from tests.waiting import wait_until_async
 metrics = Metrics(CollectorRegistry(), "1")
 metrics.query_answered(CacheStatus.MISS, None, {"total": 1.0})
 metrics.pool_is(active=2, idle=0, waiting=0)
@@ -286,3 +291,20 @@ def test_the_page_lists_exactly_these_metrics() -> None:
 def test_a_file_that_a_starting_worker_has_just_made_fails_no_scrape(tmp_path: Path) -> None:
     (tmp_path / "counter_1.db").touch()
     assert list(WorkerFilesCollector(CollectorRegistry(), str(tmp_path)).collect()) == []
+
+
+async def test_a_held_up_event_loop_is_measured(registry: CollectorRegistry, metrics: Metrics) -> None:
+    def late(seconds: str) -> float:
+        return registry.get_sample_value("ragherd_event_loop_lag_seconds_bucket", {"le": seconds}) or 0.0
+
+    measuring = asyncio.create_task(LoopLag(metrics).keep_measuring())
+    await asyncio.sleep(0)  # it has begun to wait
+    time.sleep(TICK + 0.3)
+    await wait_until_async(lambda: _resolved(late("+Inf") > 0))
+    measuring.cancel()
+    assert late("0.25") == 0
+    assert (registry.get_sample_value("ragherd_event_loop_lag_seconds_sum") or 0.0) >= 0.3
+
+
+async def _resolved(value: object) -> object:
+    return value

@@ -1,0 +1,137 @@
+"""A worker in a process of its own that says how long it held its event loop, and where.
+
+`python -m tests.loop_watch` serves the app of `api.asgi` with the settings of its environment, prints its URL, and
+ends when its standard input closes. GET /watch answers with the longest block since it was asked last.
+
+A block is measured in processor time, so that a busy machine makes no blocks: of one callback on the loop's own thread,
+and, for threads that do not release the interpreter, of the whole process while a tick of the loop was late.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvicorn
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+ROOT = Path(__file__).parents[1]
+TICK = 0.005
+SAMPLED_AFTER = 0.02
+
+
+class Watch:
+    """Of the event loop whose thread makes it."""
+
+    def __init__(self) -> None:
+        self._thread = threading.get_ident()
+        self._began = 0.0
+        self.forget()
+        self._watch_callbacks()
+        threading.Thread(target=self._sample, daemon=True).start()
+
+    def forget(self) -> None:
+        self.callback = 0.0
+        self.late = 0.0
+        self._stacks: dict[float, str] = {}
+
+    def report(self) -> dict[str, Any]:
+        """`callback` and `late` in seconds, and the innermost calls of what was seen to take long."""
+        worst = sorted(self._stacks.items(), reverse=True)[:3]
+        return {"callback": self.callback, "late": self.late, "stacks": [stack for _, stack in worst]}
+
+    async def tick(self) -> None:
+        """For ever: by how much a tick came late, as far as this process was at work meanwhile."""
+        while True:
+            wall, cpu = time.monotonic(), time.process_time()
+            await asyncio.sleep(TICK)
+            late = time.monotonic() - wall - TICK
+            self.late = max(self.late, min(late, time.process_time() - cpu))
+
+    def _watch_callbacks(self) -> None:
+        run = asyncio.events.Handle._run
+
+        def timed(handle: asyncio.events.Handle) -> None:
+            self._began, cpu = time.monotonic(), time.thread_time()
+            run(handle)
+            self._began = 0.0
+            self.callback = max(self.callback, time.thread_time() - cpu)
+
+        asyncio.events.Handle._run = timed  # type: ignore[method-assign]
+
+    def _sample(self) -> None:
+        while True:
+            time.sleep(TICK)
+            began = self._began
+            if began and (held := time.monotonic() - began) > SAMPLED_AFTER:
+                stack = traceback.extract_stack(sys._current_frames()[self._thread])
+                self._stacks[held] = " < ".join(f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in stack[:-7:-1])
+
+
+class Watched:
+    """The app, and GET /watch."""
+
+    def __init__(self, app: ASGIApp, watch: Watch) -> None:
+        self._app = app
+        self._watch = watch
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope.get("path") != "/watch":
+            await self._app(scope, receive, send)
+            return
+        body = json.dumps(self._watch.report()).encode()
+        self._watch.forget()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": body})
+
+
+async def _main() -> None:
+    from api.asgi import app
+
+    watch = Watch()
+    server = uvicorn.Server(uvicorn.Config(Watched(app, watch), port=0, log_config=None, lifespan="on", ws="none"))
+    serving = asyncio.create_task(server.serve())
+    while not server.started:
+        assert not serving.done()
+        await asyncio.sleep(0.01)
+    ticking = asyncio.create_task(watch.tick())
+    print(f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}", flush=True)
+    await asyncio.to_thread(sys.stdin.read)
+    server.should_exit = True
+    await serving
+    ticking.cancel()
+
+
+@contextmanager
+def watched_worker(settings: Mapping[str, str]) -> Iterator[httpx.Client]:
+    """A client of a worker that is watched."""
+    inherited = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
+    command = [sys.executable, "-m", "tests.loop_watch"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, env={**inherited, **settings}, text=True, **pipes) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            lines = (line.strip() for line in process.stdout)
+            url = next(line for line in lines if line.startswith("http"))
+            threading.Thread(target=lambda: list(lines), daemon=True).start()  # so that its log never fills the pipe
+            with httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
+                yield client
+        finally:
+            process.stdin.close()
+            process.wait(20)
+
+
+if __name__ == "__main__":
+    asyncio.run(_main())
