@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Final
 
 from api.guards.closed_classes import CLASSES
+from api.guards.exchange import EQUALS, MAX_WORDS, exchanged
 from api.guards.language import FUNCTION_WORDS
 from api.guards.number_words import WORDS as NUMBER_WORDS
 from api.guards.stems import stem
@@ -32,15 +34,24 @@ SILENCED: Final = {
     "of": words_in("one two some any all most many none each both out kind kinds type types sort lot because"),
 }
 """A pivot after one of these is none."""
-EQUALS: Final = words_in("and or vs versus between either both & + with")
 SKIPPED: Final = FUNCTION_WORDS | ROLES.keys() | NUMBER_WORDS | words_in("already still now yet again ever currently")
 """Grammar, and numbers: their order is the guard `numbers`' matter."""
-MAX_WORDS: Final = 60
 
 Sides = tuple[frozenset[str], frozenset[str], tuple[str, str]]
 """The words before a pivot, those after it, and the two beside it."""
-Order = tuple[tuple[str, ...], dict[str, Sides], dict[str, str], bool]
-"""Content stems in order; by pivot those before and after it; roles of stems; whether anything is joined as equals."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """The order of a question's words."""
+
+    words: tuple[str, ...] = ()
+    content: tuple[str, ...] = ()
+    """The stems that matter."""
+    pivots: dict[str, Sides] = field(default_factory=dict)
+    """By pivot the stems before and after it."""
+    roles: dict[str, str] = field(default_factory=dict)
+    """By stem what stands before it (from, to, with ...)."""
 
 
 def read(question: Words) -> Order:
@@ -65,7 +76,7 @@ def read(question: Words) -> Order:
                 role = ""
         previous = word
     sides = {pivot: _sides(content, at) for pivot, at in pivots.items()}
-    return tuple(content), sides, roles, not EQUALS.isdisjoint(words)
+    return Order(words, tuple(content), sides, roles)
 
 
 def _sides(content: list[str], at: int) -> Sides:
@@ -75,7 +86,11 @@ def _sides(content: list[str], at: int) -> Sides:
 
 def compare(one: Order, other: Order) -> str:
     """The words that changed places, else an empty text."""
-    return _turned(one, other) or _role(one, other) or _swapped(one, other)
+    difference = _turned(one, other) or _role(one, other)
+    if difference or one.words == other.words:
+        return difference
+    same_words = len(one.words) == len(other.words) and sorted(one.words) == sorted(other.words)
+    return exchanged(one.words, other.words) if same_words else _swapped(one, other)
 
 
 def _turned(one: Order, other: Order) -> str:
@@ -83,15 +98,15 @@ def _turned(one: Order, other: Order) -> str:
 
     Words right beside the pivot tell by themselves, others only where nearly all words are the same.
     """
-    for pivot, (before, after, beside) in one[1].items():
-        sides = other[1].get(pivot)
+    for pivot, (before, after, beside) in one.pivots.items():
+        sides = other.pivots.get(pivot)
         if sides is None:
             continue
-        if beside == sides[2] or (pivot in LOOSE and set(one[0]) != set(other[0])):
+        if beside == sides[2] or (pivot in LOOSE and set(one.content) != set(other.content)):
             continue
         if beside == sides[2][::-1] and all(beside):
             return f"{beside[0]} {pivot} {beside[1]} / {beside[1]} {pivot} {beside[0]}"
-        if _alike(one[0], other[0]):
+        if _alike(one.content, other.content):
             to_after = before & sides[1] - sides[0] - after
             to_before = after & sides[0] - sides[1] - before
             if to_after and to_before:
@@ -108,19 +123,24 @@ def _alike(left: tuple[str, ...], right: tuple[str, ...]) -> bool:
 
 def _role(one: Order, other: Order) -> str:
     """from Paris / to Paris."""
-    for word, role in one[2].items():
-        if other[2].get(word, "?") == COUNTERPARTS.get(role):
-            return f"{role} {word} / {other[2][word]} {word}"
+    for word, role in one.roles.items():
+        if other.roles.get(word, "?") == COUNTERPARTS.get(role):
+            return f"{role} {word} / {other.roles[word]} {word}"
     return ""
 
 
 def _swapped(one: Order, other: Order) -> str:
-    """Germany invade France / France invade Germany: two words changed places around others that stayed."""
-    left, right = one[0], other[0]
-    if left == right or len(left) != len(right) or len(left) < 3 or one[3] or other[3]:
+    """Germany invade France / France invade Germany: two words changed places around others that stayed.
+
+    Where grammar changed too it may say the same: the price of a flight / the flight's price, was invaded by.
+    """
+    left, right = one.content, other.content
+    if left == right or len(left) != len(right) or len(left) < 3 or one.pivots.keys() != other.pivots.keys():
         return ""
     moved = [place for place, (a, b) in enumerate(zip(left, right, strict=True)) if a != b]
-    if len(moved) != 2 or not 2 <= moved[1] - moved[0] <= 3:
+    if len(moved) != 2 or not 2 <= moved[1] - moved[0] <= 3 or ("by" in one.words) != ("by" in other.words):
+        return ""
+    if not EQUALS.isdisjoint(one.words) or not EQUALS.isdisjoint(other.words):
         return ""
     first, second = moved
     if left[first] == right[second] and left[second] == right[first]:
