@@ -1,10 +1,11 @@
-"""Guard `asks`: who, whom, when, where, why, how much, how long. All other ways to ask are alike."""
+"""Guard `asks`: whether, who, whom, when, where, why, how much, how long. All other ways to ask are alike."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+from api.guards.clauses import Clause, clauses
 from api.guards.tables import words_in
 from api.guards.words import Words
 
@@ -25,6 +26,17 @@ OF_OBJECT: Final = words_in("do does did")
 PERSONS: Final = words_in("i we you they he she")
 UNTIL: Final = words_in("until till before will take takes")
 ASKING: Final = words_in("know me wondering ask explain tell understand out see about")
+QUESTION_WORDS: Final = words_in("who whom whose when where why how what which whether if")
+INDIRECT: Final = words_in(
+    """
+    location located place anywhere somewhere spot near nearby nearest closest around time date day hours reason cause
+    anyone anybody someone somebody person
+    """
+)
+"""Ask where, when, why or who without saying so: is there anywhere to park?"""
+MODES: Final = words_in("may must")
+BESIDE_WHETHER: Final = words_in("who whom when where why")
+"""What yes or no does not answer. (Is there a fee / how much is the fee: one answer mostly serves both.)"""
 OPENERS: Final = words_in("and so but please hi hello hey also ok then well now just")
 
 
@@ -44,7 +56,22 @@ def read(question: Words) -> frozenset[str]:
             kinds.add("whom" if _object(words, place) else PLAIN[word])
         elif word in WITH_VERB and ((opens and after in VERBS) or before in ASKING):
             kinds.add(WITH_VERB[word])
+    opened = tuple(clauses(question))
+    if not kinds and _yes_or_no(words, opened):
+        kinds.add("whether")
+    modes = {clause.mode for clause in opened if clause.mode and (clause.who or not clause.asked)}
+    if len(modes) == 1:
+        kinds |= modes
     return frozenset(kinds)
+
+
+def _yes_or_no(words: Sequence[str], opened: Sequence[Clause]) -> bool:
+    """Is the pool closed? Not: can you tell me the reason."""
+    return (
+        any(not clause.asked and not clause.request for clause in opened)
+        and QUESTION_WORDS.isdisjoint(words)
+        and INDIRECT.isdisjoint(words)
+    )
 
 
 def _object(words: Sequence[str], place: int) -> bool:
@@ -70,7 +97,14 @@ def _measured(words: Sequence[str], place: int) -> Iterator[str]:
 
 
 def compare(one: frozenset[str], other: frozenset[str]) -> str:
-    """The kinds, where both name some and have none in common; else an empty text."""
-    if one and other and not one & other:
-        return f"{'+'.join(sorted(one))} / {'+'.join(sorted(other))}"
-    return ""
+    """What differs where both ask for something of the kind, else an empty text."""
+    if one == other or not one or not other:
+        return ""
+    if one & MODES and other & MODES and not one & other & MODES:
+        return f"{min(one & MODES)} / {min(other & MODES)}"
+    left, right = one - MODES, other - MODES
+    if not left or not right or left & right:
+        return ""
+    if "whether" in left | right and ("how long" in left | right or (left | right).isdisjoint(BESIDE_WHETHER)):
+        return ""
+    return f"{'+'.join(sorted(left))} / {'+'.join(sorted(right))}"
