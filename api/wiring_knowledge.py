@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from api.background import Background
+from api.batch_size import BatchSize
 from api.embedders.onnx_reranker import OnnxReranker
 from api.knowledge.chunking import Chunker
 from api.knowledge.embedded_text import EmbeddedText
@@ -40,7 +41,7 @@ from api.settings import Settings
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-BATCH = {"onnx": 2, "ollama": 16}
+BATCHES = {"onnx": BatchSize(2, most=2), "ollama": BatchSize(most=16)}
 """Texts of a document embedded by one call and written by one: Redis does nothing else until it has indexed them."""
 
 
@@ -92,7 +93,8 @@ class WorkerKnowledge:
             plain,
             outdating,
             events,
-            BATCH[settings.embedder.embedder],
+            BATCHES[settings.embedder.embedder],
+            settings.documents.document_embed_patience,
             retrieval.retrieval_neighbours,
         )
         self.library = Library(RedisDocuments(gate, keys), ingestion, parser, _limits(settings))

@@ -73,7 +73,8 @@ def _chunk(one: EmbeddedChunk, text: str) -> Line:
     chunk = one.chunk
     own = {} if text[chunk.start : chunk.end] == chunk.text else {"text": chunk.text}
     place = {"number": chunk.number, "heading": chunk.heading, "start": chunk.start, "end": chunk.end}
-    return {**place, **own, "span": one.span, "reach": one.reach, "vector": _encoded(one.vector)}
+    embedded = {"failure": one.failure} if one.vector is None else {"vector": _encoded(one.vector)}
+    return {**place, **own, "span": one.span, "reach": one.reach, **embedded}
 
 
 def document_of(head: Line, chunk_lines: Sequence[Line]) -> StoredDocument:
@@ -101,7 +102,9 @@ def document_of(head: Line, chunk_lines: Sequence[Line]) -> StoredDocument:
 def _chunk_of(one: Line, text: str) -> EmbeddedChunk:
     start, end = int(one["start"]), int(one["end"])
     chunk = Chunk(int(one["number"]), one.get("text", text[start:end]), one["heading"], start, end)
-    return EmbeddedChunk(chunk, _decoded(one["vector"]), (*one["span"],), (*one["reach"],))
+    failure = str(one.get("failure", ""))
+    vector = None if failure else _decoded(one["vector"])
+    return EmbeddedChunk(chunk, vector, (*one["span"],), (*one["reach"],), failure)
 
 
 def answer_line(answer: StoredAnswer) -> Line:

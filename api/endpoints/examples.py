@@ -20,6 +20,9 @@ _DOCUMENT: Final[dict[str, Any]] = {
     "created": "2026-11-25T23:05:10.363Z",
     "updated": "2026-11-25T23:05:10.374Z",
     "error": None,
+    "delayed_by": None,
+    "not_embedded": 0,
+    "failed_chunks": [],
     "progress": None,
 }
 _PASSAGE: Final = {"chunk": 0, "heading": "", "text": "Holiday is approved by the team lead.", "start": 0, "end": 37}

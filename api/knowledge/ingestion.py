@@ -7,33 +7,40 @@ asked for meanwhile makes the work void, and nothing of it serves.
 from __future__ import annotations
 
 import asyncio
-import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
-from typing import Final, Protocol, TypeVar
+from typing import Final, Protocol
 
 from api.background import cancelled
+from api.batch_size import BatchSize
 from api.errors import EmbeddingUnavailable, PayloadTooLarge, ServiceUnavailable, StoreUnavailable, UnreadableDocument
+from api.knowledge.chunk_embedding import ChunkEmbedding, NotEmbedded
 from api.knowledge.chunking import Chunker, numbered, sections, spans
 from api.knowledge.embedded_text import EmbeddedText
 from api.knowledge.outdating import Outdating
 from api.knowledge.parsing import Parser
-from api.model import EmbedderIdentity, Vector
-from api.ports.document_work import DocumentWork, EmbeddedChunk, Work
-from api.ports.documents import Chunk
+from api.model import EmbedderIdentity, Embedding
+from api.ports.document_work import DocumentWork, EmbeddedChunk, Work, Written
+from api.ports.documents import Chunk, FailedChunk
 from api.ports.models import Embedder
 from api.ports.passages import PassageIndex
 
-T = TypeVar("T")
 Write = Callable[[Sequence[EmbeddedChunk], int], Awaitable[bool]]
 """Writes chunks, beside so many others. False where they are not wanted any more."""
 LEASE: Final = 10.0
 """Seconds. A worker that dies is succeeded by another after so long."""
+PROBE: Final = "text"
+"""Embedded first where the embedder failed before."""
 BEAT: Final = 2.0
 ATTEMPTS: Final = 5
 """Workers in a row that may die of a document, none of which gets on with it, before it is given up."""
-LONGEST_PAUSE: Final = 5.0
+LONGEST_DELAY: Final = 10.0
+"""Seconds until a document whose embedder failed is taken on again, however often it did."""
+
+
+Placed = tuple[Chunk, tuple[tuple[int, int], tuple[int, int]]]
+"""A chunk with its span and its reach."""
 
 
 class IngestionEvents(Protocol):
@@ -43,7 +50,11 @@ class IngestionEvents(Protocol):
 
     def document_failed(self, document: str, error: str) -> None: ...
 
+    def document_delayed(self, document: str, reason: str) -> None: ...
+
     def chunks_embedded(self, count: int) -> None: ...
+
+    def chunk_not_embedded(self, document: str, chunk: int, reason: str) -> None: ...
 
 
 @dataclass(slots=True)
@@ -55,9 +66,10 @@ class _UnderWay:
 
 
 class Ingestion:
-    """For one worker. `batch`: texts that are embedded by one call, so that questions need not wait for more.
+    """For one worker. `batches`: how many texts are embedded by one call, so that questions need not wait for more.
 
-    `neighbours`: chunks to either side that a passage is shown with.
+    `patience`: seconds for which a document is put off while the embedder fails; then it is given up. `neighbours`:
+    chunks to either side that a passage is shown with.
     """
 
     def __init__(
@@ -70,7 +82,8 @@ class Ingestion:
         embedder: Embedder,
         outdating: Outdating,
         events: IngestionEvents,
-        batch: int,
+        batches: BatchSize,
+        patience: float,
         neighbours: int = 0,
     ) -> None:
         self._work = work
@@ -81,7 +94,8 @@ class Ingestion:
         self._embedder = embedder
         self._outdating = outdating
         self._events = events
-        self._batch = batch
+        self._chunks = ChunkEmbedding(embedder, batches)
+        self._patience = patience
         self._neighbours = neighbours
         self._under_way: dict[str, _UnderWay] = {}
         self._taking = asyncio.Lock()
@@ -139,31 +153,52 @@ class Ingestion:
             try:
                 stored = await self._stored(work)
             except (UnreadableDocument, PayloadTooLarge) as error:
-                if work.owes:
-                    await self._outdating.owed(work)
-                self._events.document_failed(work.id, error.detail)
-                await self._work.fail(work, error.detail)
+                await self._failed(work, error.detail)
+                return
+            except EmbeddingUnavailable as error:
+                await self._put_off(work, str(error))
                 return
         if stored is not None:
             await self._outdating.told_of(stored)
             await self._work.finish(stored)
 
+    async def _failed(self, work: Work, reason: str) -> None:
+        if work.owes:
+            await self._outdating.owed(work)
+        self._events.document_failed(work.id, reason)
+        await self._work.fail(work, reason)
+
+    async def _put_off(self, work: Work, reason: str) -> None:
+        """The embedder fails: others need not wait for it here. Past the patience the document is given up."""
+        pause = min(2.0**work.delays, LONGEST_DELAY)
+        delayed = await self._work.delay(work, pause, self._patience, reason)
+        if delayed == "for too long":
+            await self._failed(work, f"It could not be embedded for {self._patience:g} s: {reason}")
+        elif delayed == "delayed" and not work.delays:
+            self._events.document_delayed(work.id, reason)
+
     async def _stored(self, work: Work) -> Work | None:
         """What is left to do once the revision serves; None where the work is void, or another's by now."""
         if work.attempts > ATTEMPTS:
             raise UnreadableDocument(f"given up after {ATTEMPTS} attempts")
+        if work.delays:  # before it is read and cut, for nothing
+            await self._embedder.embed([PROBE], tenant=work.facts.tenant)
         work, text = await self._read(work)
         chunks = await self._cut(text)
         if not chunks:
             raise UnreadableDocument("There is no text in it.")
-        embedder = await self._patiently(self._embedder.identity)
+        embedder = await self._embedder.identity()
 
         async def write(ready: Sequence[EmbeddedChunk], done: int) -> bool:
             return await self._work.write(work, embedder, ready, len(chunks), done, LEASE)
 
-        if not await self._embedded(work, embedder, text, chunks, write):
+        failures = await self._embedded(work, embedder, text, chunks, write)
+        if failures is None:
             return None
-        stored = await self._work.commit(work, embedder, len(chunks), len(text))
+        if len(failures) == len(chunks):
+            raise UnreadableDocument(f"None of its {len(chunks)} passages could be embedded: {failures[0]}")
+        failed = [FailedChunk(number, reason) for number, reason in sorted(failures.items())]
+        stored = await self._work.commit(work, embedder, len(chunks), len(text), failed)
         if stored is not None:
             self._events.document_stored(len(chunks))
         return stored
@@ -175,7 +210,7 @@ class Ingestion:
         async def write(ready: Sequence[EmbeddedChunk], _: int) -> bool:
             return await self._work.rewrite(work, embedder, ready, len(chunks))
 
-        return await self._embedded(work, embedder, text, chunks, write)
+        return await self._embedded(work, embedder, text, chunks, write) is not None
 
     async def _cut(self, text: str) -> list[Chunk]:
         """Section by section: whoever stops the worker waits for one of them at most."""
@@ -199,47 +234,47 @@ class Ingestion:
 
     async def _embedded(
         self, work: Work, embedder: EmbedderIdentity, text: str, chunks: Sequence[Chunk], write: Write
-    ) -> bool:
-        """Whether all chunks are written, those that were already with them."""
+    ) -> Mapping[int, str] | None:
+        """Writes all chunks that are missing: why some could not be embedded, by number; None where they are void."""
         await self._index.ensure(embedder)
         placed = list(zip(chunks, await asyncio.to_thread(spans, text, chunks, self._neighbours), strict=True))
-        missing = [placed[number] for number in await self._missing(work, embedder, chunks)]
-        for start in range(0, max(len(missing), 1), self._batch):
-            part = missing[start : start + self._batch]
-            vectors = await self._vectors(work, [chunk for chunk, _ in part], embedder)
-            ready = [
-                EmbeddedChunk(chunk, vector, span, reach)
-                for (chunk, (span, reach)), vector in zip(part, vectors, strict=True)
-            ]
-            if not await write(ready, len(chunks) - len(missing) + start):
-                return False
-            self._events.chunks_embedded(len(ready))
-        return True
+        written = await self._written(work, embedder, chunks)
+        failures = dict(written.failures)
+        missing = [one for one in placed if one[0].number not in written.spans]
+        done = 0
+        while True:
+            part = missing[done : done + self._chunks.batch]
+            ready = await self._ready(work, part, embedder)
+            if not await write(ready, len(chunks) - len(missing) + done):
+                return None
+            failures |= self._told_of_failures(work, ready)
+            done += len(part)
+            if done >= len(missing):
+                return failures
 
-    async def _missing(self, work: Work, embedder: EmbedderIdentity, chunks: Sequence[Chunk]) -> list[int]:
-        """Numbers of chunks that are not written. What was cut otherwise, by other settings, does not count."""
+    async def _written(self, work: Work, embedder: EmbedderIdentity, chunks: Sequence[Chunk]) -> Written:
+        """What is written already. What was cut otherwise, by other settings, does not count."""
         written = await self._work.written(work, embedder)
         await self._work.trim(work, embedder, range(len(chunks), written.total))
-        return [one.number for one in chunks if written.spans.get(one.number) != (one.start, one.end)]
+        spans = {one.number: (one.start, one.end) for one in chunks}
+        kept = {number: span for number, span in written.spans.items() if spans.get(number) == span}
+        return Written(kept, written.total, {n: why for n, why in written.failures.items() if n in kept})
 
-    async def _vectors(self, work: Work, chunks: Sequence[Chunk], embedder: EmbedderIdentity) -> Sequence[Vector]:
-        """By `embedder`, or not at all: who embeds may change at any time."""
-        texts = [self._embedded_text.of(work.facts, chunk) for chunk in chunks]
-        tenant = work.facts.tenant
-        embeddings = await self._patiently(lambda: self._embedder.embed(texts, tenant=tenant)) if texts else []
-        if await self._patiently(self._embedder.identity) != embedder:
+    async def _ready(self, work: Work, part: Sequence[Placed], embedder: EmbedderIdentity) -> list[EmbeddedChunk]:
+        """Embedded by `embedder`, or not at all: who embeds may change at any time."""
+        texts = [self._embedded_text.of(work.facts, chunk) for chunk, _ in part]
+        embeddings = await self._chunks.embed(texts, work.facts.tenant)
+        if await self._embedder.identity() != embedder:
             raise ServiceUnavailable("Another model embeds now: the document is begun anew.", retry_after=1)
-        return [embedding.vector for embedding in embeddings]
+        return [_embedded_chunk(one, embedding) for one, embedding in zip(part, embeddings, strict=True)]
 
-    async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Until the embedder answers: nobody waits for it."""
-        pause = 0.2
-        while True:
-            try:
-                return await call()
-            except EmbeddingUnavailable:
-                await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
-                pause = min(2 * pause, LONGEST_PAUSE)
+    def _told_of_failures(self, work: Work, ready: Sequence[EmbeddedChunk]) -> dict[int, str]:
+        """Of chunks that were written: those that could not be embedded."""
+        failures = {one.chunk.number: one.failure for one in ready if one.vector is None}
+        for number, reason in failures.items():
+            self._events.chunk_not_embedded(work.id, number, reason)
+        self._events.chunks_embedded(len(ready) - len(failures))
+        return failures
 
     @asynccontextmanager
     async def _held(self, work: Work) -> AsyncIterator[None]:
@@ -256,3 +291,10 @@ class Ingestion:
             with suppress(StoreUnavailable):
                 if not await self._work.renew(work, LEASE):
                     return  # what is written from here on is refused
+
+
+def _embedded_chunk(placed: Placed, embedding: Embedding | NotEmbedded) -> EmbeddedChunk:
+    chunk, (span, reach) = placed
+    if isinstance(embedding, NotEmbedded):
+        return EmbeddedChunk(chunk, None, span, reach, embedding.reason)
+    return EmbeddedChunk(chunk, embedding.vector, span, reach)

@@ -126,7 +126,10 @@ class Outdating:
         floor = self._retriever.policy.floor
         offset = 0
         while vectors := await self._work.vectors(work, embedder, offset, VECTORS):
-            near, complete = await self._answers.near(embedder, work.facts.tenant, vectors, floor, LIMIT)
+            known = [vector for vector in vectors if vector is not None]
+            if len(known) < len(vectors):
+                return (), False  # what is found by its words alone concerns questions that are not near
+            near, complete = await self._answers.near(embedder, work.facts.tenant, known, floor, LIMIT)
             found |= {question.entry: question for question in near}
             if not complete or len(found) > LIMIT:
                 return (), False

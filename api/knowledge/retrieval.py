@@ -186,7 +186,8 @@ class Retriever:
         """By meaning, by words; and by words among what another embedder has embedded and this one has not yet."""
         among, question = (wanted.tenant, wanted.documents), wanted.question
         found = await self._index.search(identity, *among, question, vector, count)
-        rankings: list[Weighted] = [(MEANING, found.meaning), (WORDS, found.words)]
+        meaning = found.meaning if vector is None else _with_those_not_embedded(found.meaning, found.words)
+        rankings: list[Weighted] = [(MEANING, meaning), (WORDS, found.words)]
         if found.other is not None:
             # These have no other ranking: with less weight, anything that is near by meaning would be before them.
             rankings.append((MEANING, await self._index.search_words(found.other, *among, question, count)))
@@ -237,6 +238,18 @@ class Retriever:
             return [hit.text for hit in hits]
         found = await self._index.texts([(hit.document, hit.revision, hit.reach) for hit in hits])
         return [hit.text if text is None else text for hit, text in zip(hits, found, strict=True)]
+
+
+def _with_those_not_embedded(meaning: Sequence[Hit], words: Sequence[Hit]) -> list[Hit]:
+    """A chunk that could not be embedded takes the place in the ranking by meaning that it has in that by words.
+
+    Otherwise anything that is near by meaning would be before it.
+    """
+    ranking = list(meaning)
+    for place, hit in enumerate(words):
+        if hit.vector is None:
+            ranking.insert(place, hit)
+    return ranking
 
 
 def _by_worth(scored: Scored) -> Scored:

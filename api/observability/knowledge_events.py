@@ -27,6 +27,15 @@ class KnowledgeEvents:
         self._metrics.document_failed()
         self._log.warning("document_failed", document=document, error=error)
 
+    def document_delayed(self, document: str, reason: str) -> None:
+        """The embedder fails: the document is put off for the first time in a row."""
+        self._log.warning("document_delayed", document=document, reason=reason)
+
+    def chunk_not_embedded(self, document: str, chunk: int, reason: str) -> None:
+        """The embedder cannot embed a text."""
+        self._metrics.chunk_not_embedded()
+        self._log.warning("chunk_not_embedded", document=document, chunk=chunk, reason=reason)
+
     def chunks_embedded(self, count: int) -> None:
         """Chunks were written."""
         self._metrics.chunks_embedded(count)

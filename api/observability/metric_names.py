@@ -115,6 +115,9 @@ DOCUMENTS_STORED = MetricSpec(
 DOCUMENTS_FAILED = MetricSpec(
     "ragherd_documents_failed_total", "counter", "Documents that could not be stored after they were accepted."
 )
+CHUNKS_NOT_EMBEDDED = MetricSpec(
+    "ragherd_chunks_not_embedded_total", "counter", "Chunks of documents whose text the embedder cannot embed."
+)
 CHUNKS_EMBEDDED = MetricSpec("ragherd_chunks_embedded_total", "counter", "Chunks of documents embedded and written.")
 ANSWERS_OUTDATED = MetricSpec(
     "ragherd_answers_outdated_total",

@@ -173,6 +173,10 @@ class Metrics:
         """Chunks were written."""
         self._families[names.CHUNKS_EMBEDDED][()].inc(count)
 
+    def chunk_not_embedded(self) -> None:
+        """A chunk is found by its words alone."""
+        self._families[names.CHUNKS_NOT_EMBEDDED][()].inc()
+
     def answers_outdated(self, reason: str, count: int) -> None:
         """Documents changed under cached answers."""
         self._families[names.ANSWERS_OUTDATED][(reason,)].inc(count)

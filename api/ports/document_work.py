@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from api.model import EmbedderIdentity, Vector
-from api.ports.documents import Chunk, DocumentFacts
+from api.ports.documents import Chunk, DocumentFacts, FailedChunk
 
 WorkPhase = Literal["store", "tell"]
 """What is left to do of a change: all of it, or only to tell the cache of it."""
@@ -19,7 +19,8 @@ class Work:
 
     `replaced`: a revision served before. `gone`: the document was deleted. `owes`: the cache was not told of a change
     before this one. `attempts`: how often a worker has begun with it and died before it wrote anything. `holder`: what
-    this worker's hold on it is known by, which ends when another takes it on. `untitled`: see `Draft`.
+    this worker's hold on it is known by, which ends when another takes it on. `untitled`: see `Draft`. `delays`: how
+    often in a row it was put off.
     """
 
     id: str
@@ -34,24 +35,36 @@ class Work:
     attempts: int = 1
     holder: str = ""
     untitled: bool = False
+    delays: int = 0
+
+
+Delayed = Literal["delayed", "for too long", "void"]
 
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedChunk:
-    """A chunk with its vector; offsets in bytes of the document's UTF-8 text, `reach` with its neighbours."""
+    """A chunk with its vector; offsets in bytes of the document's UTF-8 text, `reach` with its neighbours.
+
+    Where it could not be embedded, `vector` is None and `failure` says why.
+    """
 
     chunk: Chunk
-    vector: Vector
+    vector: Vector | None
     span: tuple[int, int]
     reach: tuple[int, int]
+    failure: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """Chunks of a revision that are written: where in the text each begins and ends, by number; of how many in all."""
+    """Chunks of a revision that are written: where in the text each begins and ends, by number; of how many in all.
+
+    `failures`: why some of them could not be embedded.
+    """
 
     spans: Mapping[int, tuple[int, int]] = field(default_factory=dict)
     total: int = 0
+    failures: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +96,12 @@ class DocumentWork(Protocol):
 
     async def release(self, work: Work) -> None:
         """Gives it back, to be taken at once."""
+
+    async def delay(self, work: Work, pause: float, patience: float, reason: str) -> Delayed:
+        """Gives it back, to be taken in `pause` seconds.
+
+        `for too long` where it was put off for `patience` seconds without getting on: then it is still held.
+        """
 
     async def told(self, work: Work) -> None:
         """Notes that the cache has been told of what was owed."""
@@ -127,17 +146,19 @@ class DocumentWork(Protocol):
         False where it is not by now, or the revision does not serve any more.
         """
 
-    async def commit(self, work: Work, embedder: EmbedderIdentity, total: int, characters: int) -> Work | None:
+    async def commit(
+        self, work: Work, embedder: EmbedderIdentity, total: int, characters: int, failed: Sequence[FailedChunk] = ()
+    ) -> Work | None:
         """Puts the revision into service, in the place of the one before: what is left to do then.
 
-        None where it is void by now, or another's.
+        `failed`: those of the chunks that could not be embedded. None where it is void by now, or another's.
         """
 
     async def fail(self, work: Work, error: str) -> None:
         """Ends work that can not succeed. What served before goes on serving."""
 
-    async def vectors(self, work: Work, embedder: EmbedderIdentity, offset: int, limit: int) -> Sequence[Vector]:
-        """Those of the revision's chunks, in order; fewer than `limit` at the end."""
+    async def vectors(self, work: Work, embedder: EmbedderIdentity, offset: int, limit: int) -> Sequence[Vector | None]:
+        """Those of the revision's chunks, in order, None for what is not embedded; fewer than `limit` at the end."""
 
     async def finish(self, work: Work) -> None:
         """Ends work that is done, and removes chunks that do not serve any more."""

@@ -37,11 +37,22 @@ class Draft:
 
 
 @dataclass(frozen=True, slots=True)
+class FailedChunk:
+    """A chunk that could not be embedded, and why. It is found by its words alone."""
+
+    number: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Document:
     """A document as everybody sees it. Times are milliseconds of Redis's clock.
 
     `chunks` and `revision` are those that serve, 0 before the first does; `done` of `total` chunks of the next are
     embedded while `status` is `processing`. `failed` says that the last attempt to store it failed, for `error`.
+
+    `failed_chunks`: the first of the `not_embedded` chunks that could not be embedded. `delayed_by`: why the work on it
+    could not get on the last time.
     """
 
     id: str
@@ -56,6 +67,9 @@ class Document:
     error: str | None = None
     done: int = 0
     total: int = 0
+    failed_chunks: tuple[FailedChunk, ...] = ()
+    not_embedded: int = 0
+    delayed_by: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

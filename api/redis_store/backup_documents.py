@@ -87,8 +87,8 @@ class DocumentReader:
 
 def _embedded(fields: Fields) -> EmbeddedChunk | None:
     try:
-        vector = vector_of(fields)
-        assert vector is not None
-        return EmbeddedChunk(chunk_of(fields), vector, range_of(fields["span"]), range_of(fields["reach"]))
+        vector, failure = vector_of(fields), fields.get("failure", b"").decode()
+        assert vector is not None or failure
+        return EmbeddedChunk(chunk_of(fields), vector, range_of(fields["span"]), range_of(fields["reach"]), failure)
     except (KeyError, ValueError, AssertionError):
         return None

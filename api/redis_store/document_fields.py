@@ -10,7 +10,7 @@ import orjson
 
 from api.model import Vector
 from api.ports.document_work import EmbeddedChunk, Work, WorkPhase
-from api.ports.documents import Chunk, Document, DocumentFacts, DocumentStatus
+from api.ports.documents import Chunk, Document, DocumentFacts, DocumentStatus, FailedChunk
 
 Fields = Mapping[str, bytes]
 
@@ -68,6 +68,9 @@ def document_of(document: str, fields: Fields, work: Fields) -> Document:
         error=_text(fields, "error"),
         done=_int(work, "done"),
         total=_int(work, "total"),
+        failed_chunks=tuple(FailedChunk(*one) for one in orjson.loads(fields.get("failed_chunks", b"[]"))),
+        not_embedded=_int(fields, "not_embedded"),
+        delayed_by=_text(work, "delayed_by"),
     )
 
 
@@ -86,11 +89,12 @@ def work_of(document: str, fields: Fields) -> Work:
         attempts=_int(fields, "attempts"),
         holder=fields.get("holder", b"").decode(),
         untitled=_int(fields, "untitled") > 0,
+        delays=_int(fields, "delays"),
     )
 
 
 def chunk_fields(work: Work, embedded: EmbeddedChunk) -> list[str | bytes | int]:
-    """A chunk as fields and values, always as many."""
+    """A chunk as fields and values, always as many. One that is not embedded is in the index, without a vector."""
     chunk, facts = embedded.chunk, work.facts
     fields: dict[str, str | bytes | int] = {
         "owner": owner_of(facts.tenant),
@@ -105,8 +109,11 @@ def chunk_fields(work: Work, embedded: EmbeddedChunk) -> list[str | bytes | int]
         "end": chunk.end,
         "span": f"{embedded.span[0]}-{embedded.span[1]}",
         "reach": f"{embedded.reach[0]}-{embedded.reach[1]}",
-        "vector": embedded.vector,
     }
+    if embedded.vector is None:
+        fields["failure"] = embedded.failure
+    else:
+        fields["vector"] = embedded.vector
     return [part for pair in fields.items() for part in pair]
 
 

@@ -7,10 +7,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
+import orjson
 from redis.asyncio import Redis
 
 from api.model import EmbedderIdentity, Vector
-from api.ports.document_work import EmbeddedChunk, Work, Written
+from api.ports.document_work import Delayed, EmbeddedChunk, Work, Written
+from api.ports.documents import FailedChunk
 from api.redis_store.document_fields import chunk_fields, named, owner_of, work_of
 from api.redis_store.gate import Gates
 from api.redis_store.keys import Keys
@@ -19,6 +21,10 @@ from api.redis_store.scripts import script
 
 REMOVED: Final = 200
 """Chunks removed by one command: each leaves the vector index too."""
+
+NAMED: Final = 100
+"""Chunks that could not be embedded, as a document names them."""
+_DELAYED: Final[tuple[Delayed, ...]] = ("void", "delayed", "for too long")
 
 
 class RedisDocumentWork:
@@ -31,6 +37,7 @@ class RedisDocumentWork:
         self._reads = tuple(reads)
         self._take = script(gate.client, "document_common", "document_take")
         self._renew = script(gate.client, "document_common", "document_renew")
+        self._delay = script(gate.client, "document_common", "document_delay")
         self._told = script(gate.client, "document_common", "document_told")
         self._settle = script(gate.client, "document_common", "document_settle")
         self._write = script(gate.client, "document_common", "document_write")
@@ -71,6 +78,13 @@ class RedisDocumentWork:
         """See `ports.DocumentWork`."""
         await self.renew(work, 0)
 
+    async def delay(self, work: Work, pause: float, patience: float, reason: str) -> Delayed:
+        """See `ports.DocumentWork`."""
+        keys = [self._keys.document_work(work.id)]
+        arguments: list[Any] = [work.revision, work.holder, round(pause * 1000), round(patience * 1000), reason]
+        verdict = await self._gate.run("document_work", lambda client: self._delay(keys, arguments, client))
+        return _DELAYED[int(verdict)]
+
     async def told(self, work: Work) -> None:
         """See `ports.DocumentWork`."""
         keys = [self._keys.document_work(work.id)]
@@ -98,9 +112,10 @@ class RedisDocumentWork:
         key = self._keys.document_chunks(work.id)
         total = int(await self._gate.run("document_work", lambda client: client.hget(key, field)) or 0)
         names = self._chunks(work, embedder, range(total))
-        found = await self._gate.run("document_work", lambda client: _fields(client, names, "start", "end"))
-        spans = {number: (int(start), int(end)) for number, (start, end) in enumerate(found) if start and end}
-        return Written(spans, total)
+        found = await self._gate.run("document_work", lambda client: _fields(client, names, "start", "end", "failure"))
+        spans = {number: (int(start), int(end)) for number, (start, end, _) in enumerate(found) if start and end}
+        failures = {number: failure.decode() for number, (_, _, failure) in enumerate(found) if failure}
+        return Written(spans, total, failures)
 
     async def trim(self, work: Work, embedder: EmbedderIdentity, numbers: Sequence[int]) -> None:
         """See `ports.DocumentWork`."""
@@ -136,7 +151,9 @@ class RedisDocumentWork:
         arguments: list[Any] = [work.revision, self._worker, embedder.fingerprint, total, width, *values]
         return bool(await self._gate.run("document_write", lambda client: self._rewrite(keys, arguments, client)))
 
-    async def commit(self, work: Work, embedder: EmbedderIdentity, total: int, characters: int) -> Work | None:
+    async def commit(
+        self, work: Work, embedder: EmbedderIdentity, total: int, characters: int, failed: Sequence[FailedChunk] = ()
+    ) -> Work | None:
         """See `ports.DocumentWork`."""
         keys = [
             self._keys.document(work.id),
@@ -146,7 +163,9 @@ class RedisDocumentWork:
             self._keys.corpus(owner_of(work.facts.tenant)),
             self._keys.corpus_state,
         ]
-        arguments: list[Any] = [work.id, work.revision, work.holder, embedder.fingerprint, total, characters]
+        named_ones = orjson.dumps([[one.number, one.reason] for one in failed[:NAMED]])
+        held: list[Any] = [work.id, work.revision, work.holder, embedder.fingerprint]
+        arguments = [*held, total, characters, len(failed), named_ones]
         done = await self._gate.run("document_commit", lambda client: self._commit(keys, arguments, client))
         return replace(work, phase="tell", replaced=int(done) == 2) if done else None
 
@@ -160,11 +179,11 @@ class RedisDocumentWork:
         await self._remove_chunks(work)
         await self._ended(work, "")
 
-    async def vectors(self, work: Work, embedder: EmbedderIdentity, offset: int, limit: int) -> Sequence[Vector]:
+    async def vectors(self, work: Work, embedder: EmbedderIdentity, offset: int, limit: int) -> Sequence[Vector | None]:
         """See `ports.DocumentWork`."""
         names = self._chunks(work, embedder, range(offset, offset + limit))
-        found = await self._gate.run("document_work", lambda client: _fields(client, names, "vector"))
-        return [vector for (vector,) in found if vector is not None]
+        found = await self._gate.run("document_work", lambda client: _fields(client, names, "number", "vector"))
+        return [vector for number, vector in found if number is not None]
 
     def _flat(
         self, work: Work, embedder: EmbedderIdentity, chunks: Sequence[EmbeddedChunk]

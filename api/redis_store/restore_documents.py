@@ -12,7 +12,7 @@ from api.errors import StoreUnavailable
 from api.model import EmbedderIdentity
 from api.ports.backup import DocumentOutcome, StoredDocument
 from api.ports.document_work import EmbeddedChunk, Work
-from api.ports.documents import Document, Draft
+from api.ports.documents import Document, Draft, FailedChunk
 from api.ports.sweep import CacheSweep, Selection
 from api.redis_store.cache_keys import CacheKeys
 from api.redis_store.document_fields import owner_of
@@ -97,7 +97,8 @@ class DocumentWriter:
         for start in range(0, len(chunks), WRITTEN):
             part = chunks[start : start + WRITTEN]
             await self._work.write(work, identity, part, len(chunks), start + len(part), LEASE)
-        committed = await self._work.commit(work, identity, len(chunks), len(stored.text))
+        failed = [FailedChunk(one.chunk.number, one.failure) for one in chunks if one.vector is None]
+        committed = await self._work.commit(work, identity, len(chunks), len(stored.text), failed)
         if committed is None:
             return "newer kept"  # something newer was asked for meanwhile
         for name, others in further:
@@ -119,7 +120,8 @@ class DocumentWriter:
 
     async def _identity(self, embedder: str, chunks: Sequence[EmbeddedChunk]) -> EmbedderIdentity:
         """With its index there."""
-        identity = EmbedderIdentity("", len(chunks[0].vector) // 4, embedder)
+        size = next((len(one.vector) for one in chunks if one.vector is not None), 0)
+        identity = EmbedderIdentity("", size // 4, embedder)
         await self._index.ensure(identity)
         return identity
 

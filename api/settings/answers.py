@@ -40,6 +40,7 @@ class DocumentSettings(Concern):
     document_max_characters: Positive = 5_000_000
     document_parse_timeout: Seconds = 30.0
     document_embed_timeout: Seconds = 60.0
+    document_embed_patience: Seconds = 3600.0
     documents_max: Positive = 100_000
     ingest_wait: Annotated[float, Field(ge=0, le=300)] = 5.0
     chunk_tokens: Annotated[int, Field(ge=16, le=8192)] = 160

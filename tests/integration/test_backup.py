@@ -581,3 +581,20 @@ async def test_backup_and_restore_while_documents_change_and_questions_are_asked
     assert {one["status"] for one in listed} == {"ready"}
     answered = await ask(restored, "Where is the number 7?", headers={"Cache-Control": "no-cache"})
     assert "drawer 7" in answered["sources"][0]["text"]
+
+
+async def test_a_passage_that_could_not_be_embedded_comes_back_as_one(
+    serve: Service, stub: StubOllama, redis: Redis, ragherd: Command, file: str
+) -> None:
+    client = await serve(embedder=OTHER, documents={"chunk_tokens": 16, "chunk_overlap": 0})
+    message = "json: unsupported value: NaN"
+    stub.behaviour("bad_text", status=500, message=message, path="/api/embed")
+    text = "## One\n\nThis is unembeddable, all of it, and long.\n\n## Two\n\nThe canteen opens at noon on every day."
+    stored = await client.post("/documents", json={"title": "Rules", "text": text, "source": "rules"})
+    failed = [{"chunk": 0, "reason": f"Ollama answered 500: {message}"}]
+    assert (stored.status_code, stored.json()["failed_chunks"]) == (201, failed), stored.text
+    await ok(ragherd, "backup", file)
+    await ok(ragherd, "restore", file, prefix=NEW)
+    again = await new_fleet(serve, embedder=OTHER)
+    found = (await again.get(f"/documents/{stored.json()['id']}")).json()
+    assert (found["status"], found["chunks"], found["failed_chunks"]) == ("ready", 2, failed)

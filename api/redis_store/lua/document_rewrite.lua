@@ -8,6 +8,7 @@ if revision ~= ARGV[1] or embedded == revision or redis.call('GET', KEYS[3]) ~= 
 redis.call('HSET', KEYS[2], ARGV[3] .. ':' .. ARGV[1], ARGV[4])
 local width, at = tonumber(ARGV[5]), 6
 for i = 4, #KEYS do
+  redis.call('DEL', KEYS[i]) -- one that is not embedded must not keep the vector of another cut
   redis.call('HSET', KEYS[i], unpack(ARGV, at, at + width - 1))
   at = at + width
 end

@@ -8,10 +8,12 @@ if not is_held(KEYS[1], ARGV[1], ARGV[2]) then return 0 end
 redis.call('HSET', KEYS[2], ARGV[4] .. ':' .. ARGV[1], ARGV[5])
 local width, at = tonumber(ARGV[7]), 8
 for i = 3, #KEYS do
+  redis.call('DEL', KEYS[i]) -- one that is not embedded must not keep the vector of another cut
   redis.call('HSET', KEYS[i], unpack(ARGV, at, at + width - 1))
   at = at + width
 end
--- Who gets on does not die of the document: only attempts without a chunk count.
+-- Who gets on does not die of the document, nor is it put off: only attempts without a chunk count.
+redis.call('HDEL', KEYS[1], 'delayed_ms', 'delayed_by', 'delays')
 redis.call('HSET', KEYS[1], 'held_until_ms', int(now_ms() + tonumber(ARGV[3])), 'total', ARGV[5],
   'done', int(tonumber(ARGV[6]) + #KEYS - 2), 'attempts', '1')
 return 1

@@ -1,0 +1,94 @@
+"""The texts of documents in batches: the one that cannot be embedded is found, and a failing embedder is given up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from api.batch_size import BatchSize
+from api.errors import EmbeddingUnavailable, TextNotEmbedded
+from api.knowledge import chunk_embedding
+from api.knowledge.chunk_embedding import ChunkEmbedding, NotEmbedded
+from api.model import EmbedderIdentity, Embedding
+
+Failing = Callable[[int, Sequence[str]], Exception | None]
+"""What a call raises, by its number and its texts."""
+
+
+class Scripted:
+    """An embedder whose calls take `seconds` a text by its own clock."""
+
+    def __init__(self, failing: Failing = lambda _, __: None, seconds: float = 0.01) -> None:
+        self.calls: list[tuple[str, ...]] = []
+        self.tenants: set[str] = set()
+        self.now = 0.0
+        self._failing = failing
+        self._seconds = seconds
+
+    async def identity(self) -> EmbedderIdentity:
+        return EmbedderIdentity("e", 1, "e")
+
+    async def embed(self, texts: Sequence[str], *, tenant: str) -> list[Embedding]:
+        self.calls.append(tuple(texts))
+        self.tenants.add(tenant)
+        self.now += len(texts) * self._seconds
+        if (error := self._failing(len(self.calls), texts)) is not None:
+            raise error
+        return [Embedding(text.encode()) for text in texts]
+
+    def embedding(self) -> ChunkEmbedding:
+        return ChunkEmbedding(self, BatchSize(), lambda: self.now)
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunk_embedding, "PAUSES", (0.0, 0.0))
+
+
+def bad(*words: str) -> Failing:
+    return lambda _, texts: TextNotEmbedded("not a number") if set(words) & set(texts) else None
+
+
+async def test_the_text_that_cannot_be_embedded_is_found_by_halving() -> None:
+    texts = [f"text {number}" for number in range(16)]
+    for number in range(16):
+        embedder = Scripted(bad(texts[number]))
+        found = await embedder.embedding().embed(texts, "acme")
+        assert found[number] == NotEmbedded("not a number")
+        assert [one.vector for one in found if isinstance(one, Embedding)] == [
+            text.encode() for text in texts if text != texts[number]
+        ]
+        assert len(embedder.calls) == 1 + 2 * 4 + 1, "two for each halving, and one to be sure"
+        assert embedder.tenants == {"acme"}
+
+
+async def test_several_are_found() -> None:
+    found = await Scripted(bad("b", "d")).embedding().embed(["a", "b", "c", "d"], "t")
+    assert [isinstance(one, NotEmbedded) for one in found] == [False, True, False, True]
+
+
+async def test_a_text_that_was_refused_once_only_is_embedded() -> None:
+    embedder = Scripted(lambda call, _: TextNotEmbedded("flaky") if call == 1 else None)
+    assert await embedder.embedding().embed(["a"], "t") == [Embedding(b"a")]
+
+
+async def test_an_embedder_that_fails_a_few_times_is_tried_again_with_less() -> None:
+    embedder = Scripted(lambda call, _: EmbeddingUnavailable("busy") if call <= 2 else None)
+    embedding = embedder.embedding()
+    assert await embedding.embed(["a", "b", "c", "d"], "t") == [Embedding(text) for text in (b"a", b"b", b"c", b"d")]
+    assert [len(call) for call in embedder.calls] == [4, 2, 1, 1, 2]
+
+
+async def test_one_that_goes_on_failing_is_given_up() -> None:
+    embedder = Scripted(lambda _, __: EmbeddingUnavailable("gone"))
+    with pytest.raises(EmbeddingUnavailable, match="gone"):
+        await embedder.embedding().embed(["a", "b", "c", "d"], "t")
+    assert len(embedder.calls) == 3
+
+
+async def test_batches_follow_what_was_measured() -> None:
+    for seconds, expected in ((0.01, 8), (0.1, 4), (0.3, 1)):
+        embedding = Scripted(seconds=seconds).embedding()
+        await embedding.embed(["text"] * embedding.batch, "t")
+        assert embedding.batch == expected
