@@ -49,6 +49,7 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
     )
     operated = (health, breaker, bulkhead, cache, cache_explain, cache_warm_up, reports, docs_page)
+    app.state.metrics = metrics
     for endpoints in (query, documents, ollama_api, openai_api, *operated):
         app.include_router(endpoints.router)
     error_responses.install(app)

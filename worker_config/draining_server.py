@@ -23,7 +23,8 @@ from uvicorn.config import Config
 from uvicorn.server import Server
 
 from worker_config.closing_app import ClosingApp
-from worker_config.quiet_connections import QuietProtocol
+from worker_config.connection_guard import ConnectionGuard
+from worker_config.timed_connections import TimedProtocol
 from worker_config.worker_board import WorkerBoard
 
 ABORT_TIMEOUT = 0.5
@@ -68,6 +69,7 @@ class DrainingServer(Server):
         board: WorkerBoard,
         leave: Leave,
         max_requests: int,
+        guard: ConnectionGuard,
         heartbeat: Callable[[], Awaitable[None]],
     ) -> None:
         super().__init__(config)
@@ -76,6 +78,7 @@ class DrainingServer(Server):
         self._board = board
         self._times = leave
         self._max_requests = max_requests
+        self._guard = guard
         self._heartbeat = heartbeat
         self._deadline = 0.0
         self._serving: asyncio.Task[Any] | None = None
@@ -102,7 +105,8 @@ class DrainingServer(Server):
             self._board.say_ready()
 
     async def on_tick(self, counter: int) -> bool:
-        """As uvicorn does; it alone would stop at `max_requests`."""
+        """As uvicorn does; it alone would stop at `max_requests`. Ten times a second."""
+        self._guard.sweep(asyncio.get_running_loop().time())
         if self.server_state.total_requests >= self._max_requests:
             self._board.say_worn()
         return await super().on_tick(counter)
@@ -169,8 +173,9 @@ class DrainingServer(Server):
         loop = asyncio.get_running_loop()
         state = self.server_state
         while (state.connections or state.tasks) and loop.time() < self._deadline:
+            self._guard.sweep(loop.time())
             for connection in list(state.connections):
-                if isinstance(connection, QuietProtocol) and connection.is_quiet(QUIET):
+                if isinstance(connection, TimedProtocol) and connection.is_quiet(QUIET):
                     connection.shutdown()
             await asyncio.sleep(LOOK)
 

@@ -15,7 +15,9 @@ from typing import Any, NoReturn
 from api.errors import SettingsError
 from api.observability.log_format import configure_logging, stdlib_logging
 from api.settings import Settings, access_warnings, anonymous_refusal, load_settings
+from worker_config.connection_table import ConnectionLimits
 from worker_config.cpu_count import cpus_given
+from worker_config.descriptors import connections_that_fit, descriptors, most_connections, raise_limit
 from worker_config.draining_server import Leave
 from worker_config.listening import PortTaken, bind_address, listen, listening_host, require_free_port
 from worker_config.memory_guard import MemoryGuard
@@ -50,8 +52,7 @@ workers = _server.workers or cpus_given()
 worker_class = "worker_config.worker_class.DrainingWorker"
 proc_name = "ragherd"
 preload_app = False
-keepalive = 75
-"""Longer than the idle time of usual load balancers (60 s): gunicorn's 2 s reset connections that they reuse."""
+keepalive = math.ceil(_server.keepalive_timeout)
 timeout = 30
 max_requests = _server.max_requests
 max_requests_jitter = _server.max_requests_jitter
@@ -64,6 +65,9 @@ logconfig_dict = stdlib_logging(_server.log_level)
 def on_starting(server: Any) -> None:
     """Before anything listens or forks: both ports must be free, and the workers need their directory."""
     server.metrics_process = None
+    raise_limit()
+    if too_many := _too_many_connections():
+        _stop_the_start(too_many)
     try:
         if not _sockets_are_inherited():
             require_free_port("PORT", _server.host, _server.port)
@@ -91,6 +95,8 @@ def when_ready(server: Any) -> None:
 def on_reload(server: Any) -> None:
     """After SIGHUP, in the configuration that was just read."""
     _guard_memory(server)
+    if too_many := _too_many_connections():
+        server.log.warning("%s", too_many)
     changed = [name for name, value in _bound().items() if server.bound_at_start[name] != value]
     if changed:
         server.log.warning("%s: taken at the start only, so it needs a restart", ", ".join(changed))
@@ -102,6 +108,12 @@ def post_fork(server: Any, worker: Any) -> None:
     if server.metrics_process:
         server.metrics_process.left_behind()
     configure_logging(_server.log_level)
+    worker.limits = ConnectionLimits(
+        header_timeout=_server.header_timeout,
+        body_timeout=_server.body_timeout,
+        keepalive_timeout=_server.keepalive_timeout,
+        most=most_connections(descriptors(), _all),
+    )
     worker.leave = Leave(
         drain_delay=_server.drain_delay,
         graceful_timeout=_server.graceful_timeout,
@@ -140,6 +152,14 @@ def _bound() -> dict[str, Any]:
 def _guard_memory(server: Any) -> None:
     limit = _server.worker_memory_limit
     server.memory = MemoryGuard(limit_in_bytes(limit) if limit else None)
+
+
+def _too_many_connections() -> str:
+    """One line where MAX_CONNECTIONS is more than the descriptors allow, else nothing."""
+    fit = connections_that_fit(descriptors(), _all)
+    if (_server.max_connections or 0) <= fit:
+        return ""
+    return f"MAX_CONNECTIONS: {descriptors()} file descriptors leave room for {fit}; set fewer, or raise ulimit -n"
 
 
 def _sockets_are_inherited() -> bool:

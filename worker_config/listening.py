@@ -23,7 +23,7 @@ def listen(variable: str, host: str, port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        listener.listen(16)
+        listener.listen(128)
     except OSError as error:
         listener.close()
         raise PortTaken(_why(variable, host, port, error)) from None

@@ -1,6 +1,6 @@
-"""What a client is told that sent no request that can be read: the same form as every other error.
+"""What a client is told whose request no application sees: the same form as every other error.
 
-No application sees such a request, so it is answered here, under an id of its own.
+It can not be read, or it came too late, or there is no room for it. It is answered here, under an id of its own.
 """
 
 from __future__ import annotations
@@ -31,5 +31,6 @@ def refusal(status: HTTPStatus, detail: str, worker: str) -> bytes:
         "connection: close",
         f"x-request-id: {request_id}",
         f"x-worker: {worker}",
+        *(["retry-after: 1"] if status == HTTPStatus.SERVICE_UNAVAILABLE else []),
     )
     return "\r\n".join((*head, "", "")).encode() + body

@@ -10,8 +10,12 @@ import argparse
 import os
 import signal
 import socket
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
 from wsgiref.simple_server import WSGIRequestHandler
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
@@ -24,7 +28,12 @@ from api.observability.worker_files import WorkerFilesCollector
 from worker_config.parent_death import die_with_parent
 
 PLAIN = [("Content-Type", "text/plain; charset=utf-8")]
+MOST_CONNECTIONS = 64
+"""Held at once: each has a thread. For a further one the oldest is closed."""
+WHOLE_TIMEOUT = 30.0
+"""Seconds for a request and its response."""
 SECONDS_BETWEEN_LOOKS_AT_PARENT = 1.0
+STDERR = 2
 
 
 class Handler(WSGIRequestHandler):
@@ -37,9 +46,19 @@ class Handler(WSGIRequestHandler):
 
 
 class InheritedSocketServer(ThreadingWSGIServer):  # type: ignore[misc]  # untyped library
-    """Serves on a socket that already listens."""
+    """Serves on a socket that already listens, one request a connection. Silent clients keep nobody out."""
 
-    def __init__(self, listener: socket.socket, application: WSGIApplication) -> None:
+    def __init__(
+        self,
+        listener: socket.socket,
+        application: WSGIApplication,
+        most: int = MOST_CONNECTIONS,
+        timeout: float = WHOLE_TIMEOUT,
+    ) -> None:
+        self._most = most
+        self._seconds = timeout
+        self._held: dict[socket.socket, float] = {}
+        self._lock = threading.Lock()
         host, port = listener.getsockname()[:2]
         super().__init__((host, port), Handler, bind_and_activate=False)
         self.socket.close()  # type: ignore[has-type]  # untyped library
@@ -47,6 +66,38 @@ class InheritedSocketServer(ThreadingWSGIServer):  # type: ignore[misc]  # untyp
         self.server_name, self.server_port = host, port
         self.setup_environ()
         self.set_app(application)
+
+    def process_request(self, request: socket.socket, client_address: object) -> None:
+        """Accepted; from here on a thread has it."""
+        with self._lock:
+            if len(self._held) >= self._most:
+                self._break_off_oldest()
+            self._held[request] = time.monotonic()
+        super().process_request(request, client_address)
+
+    def service_actions(self) -> None:
+        """Twice a second, and after each connection that was accepted."""
+        with self._lock:
+            while self._held and time.monotonic() - next(iter(self._held.values())) >= self._seconds:
+                self._break_off_oldest()
+
+    def shutdown_request(self, request: socket.socket) -> None:
+        """By the thread, at its end."""
+        with self._lock:
+            self._held.pop(request, None)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """By the thread. A client that is silent or gone is no news."""
+        if not isinstance(sys.exception(), OSError):
+            structlog.get_logger("worker_config.metrics_server").exception("A request failed")
+
+    def _break_off_oldest(self) -> None:
+        """Its thread then finds the end of the connection."""
+        oldest = next(iter(self._held))
+        del self._held[oldest]
+        with suppress(OSError):
+            oldest.shutdown(socket.SHUT_RDWR)
 
 
 def application(directory: str) -> WSGIApplication:
@@ -92,8 +143,16 @@ def main() -> None:
 
 def _close_all_but(kept: int) -> None:
     """What the master passes on unasked: a copy of the service's socket would keep a port open that nobody serves."""
-    os.closerange(3, kept)
-    os.closerange(kept + 1, os.sysconf("SC_OPEN_MAX"))
+    for number in _open_descriptors():
+        if number > STDERR and number != kept:
+            with suppress(OSError):  # the one that the list was read from
+                os.close(number)
+
+
+def _open_descriptors() -> Iterable[int]:
+    """Where the kernel lists them, without counting up to the limit, which may be a thousand million."""
+    listed = Path("/proc/self/fd")
+    return [int(entry.name) for entry in listed.iterdir()] if listed.is_dir() else range(os.sysconf("SC_OPEN_MAX"))
 
 
 def _until(condition: Callable[[], bool]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 Stage = Literal["total", "embed", "cache", "retrieve", "generate"]
+ConnectionEnd = Literal["silent", "idle", "head", "rest", "unread", "full", "refused"]
 LookupResult = Literal["exact", "semantic", "stale", "miss", "unavailable"]
 RefreshOutcome = Literal["stored", "not_stored", "failed", "elsewhere", "too_many"]
 FlightEvent = Literal["handed_over", "alone", "fenced"]

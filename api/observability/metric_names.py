@@ -29,6 +29,17 @@ EVENT_LOOP_LAG = MetricSpec(
     buckets=LAG_BUCKETS,
 )
 
+CONNECTIONS = MetricSpec(
+    "ragherd_connections", "gauge", "Connections of clients by what they do (idle, reading, answering).", ("state",)
+)
+CONNECTIONS_CLOSED = MetricSpec(
+    "ragherd_connections_closed_total",
+    "counter",
+    "Connections that a worker closed by itself, by reason (silent, idle, head, rest, unread: a deadline; "
+    "full: to make room; refused: there was none).",
+    ("reason",),
+)
+
 QUERIES = MetricSpec(
     "ragherd_queries_total",
     "counter",

@@ -24,6 +24,7 @@ from api.observability.breaker_families import BreakerFamilies
 from api.observability.metric_family import MetricFamily
 from api.observability.metric_labels import (
     BulkheadReason,
+    ConnectionEnd,
     FlightEvent,
     LookupResult,
     RefreshOutcome,
@@ -63,6 +64,8 @@ class Metrics:
         self._begin_at_zero()
 
     def _begin_at_zero(self) -> None:
+        for reason in get_args(ConnectionEnd):
+            self._families[names.CONNECTIONS_CLOSED].begin(reason)
         for result in get_args(LookupResult):
             self._families[names.CACHE_LOOKUPS].begin(result)
         for fault in UpstreamFault:
@@ -90,6 +93,15 @@ class Metrics:
     def loop_was_late(self, seconds: float) -> None:
         """The event loop came to what was due so much later."""
         self._lag.observe(seconds)
+
+    def connections_are(self, counts: Mapping[str, int]) -> None:
+        """This worker's connections by state as they stand: on a tick rather than at every change."""
+        for state, count in counts.items():
+            self._families[names.CONNECTIONS][(state,)].set(count)
+
+    def connection_closed(self, reason: ConnectionEnd) -> None:
+        """The worker closed a connection by itself."""
+        self._families[names.CONNECTIONS_CLOSED][(reason,)].inc()
 
     # -- queries ------------------------------------------------------------------------------------------------------
 

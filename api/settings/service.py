@@ -20,7 +20,10 @@ class ServerSettings(Concern):
     workers: Annotated[int, Field(ge=1, le=1000)] | None = None
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 9090
     max_body_bytes: Positive = 1024 * 1024
+    header_timeout: Seconds = 10.0
     body_timeout: Seconds = 30.0
+    keepalive_timeout: Seconds = 75.0
+    max_connections: Positive | None = None
     stream_heartbeat: Seconds = 15.0
     stream_stall_timeout: Seconds = 60.0
     graceful_timeout: Seconds = 30.0

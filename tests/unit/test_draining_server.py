@@ -9,7 +9,10 @@ from typing import Any
 
 from uvicorn.config import Config
 
+from api.observability.metrics import Metrics
 from worker_config.closing_app import ClosingApp
+from worker_config.connection_guard import ConnectionGuard
+from worker_config.connection_table import ConnectionLimits
 from worker_config.draining_server import DrainingServer, Leave
 from worker_config.worker_board import WorkerBoard
 
@@ -31,7 +34,8 @@ async def test_a_worker_that_takes_long_to_start_shows_the_master_that_it_lives(
     app = ClosingApp(starts_once_it_was_seen_to_live)
     config = Config(app, lifespan="on", port=0, log_config=None)
     state = SimpleNamespace(draining=False)
-    server = DrainingServer(config, app, state, board, Leave(), sys.maxsize, heartbeat)
+    guard = ConnectionGuard(ConnectionLimits(), Metrics())
+    server = DrainingServer(config, app, state, board, Leave(), sys.maxsize, guard, heartbeat)
     serving = asyncio.create_task(server.serve())
     async with asyncio.timeout(10):
         await lives.wait()

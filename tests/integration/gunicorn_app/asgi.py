@@ -13,17 +13,21 @@ from prometheus_client import CollectorRegistry
 
 from api.observability.metrics import Metrics
 
+LARGE = 16 << 20
+"""Bytes: more than sockets buffer."""
+
 
 class App:
-    """GET /pid, /count, /slow, /leak (MiB in the query), /stream (seconds in the query) and /health/ready."""
+    """GET /pid, /count, /slow, /large, /leak (MiB in the query), /stream (seconds in the query) and /health/ready."""
 
     def __init__(self) -> None:
-        self.state = SimpleNamespace()
         self.metrics = Metrics(CollectorRegistry(), "0")
+        self.state = SimpleNamespace(metrics=self.metrics)
         self.leaked: list[bytes] = []
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
+            scope["state"]["worker"] = SimpleNamespace(worker=str(os.getpid()))
             await self._lifespan(receive, send)
             return
         if scope["path"] == "/stream":
@@ -31,6 +35,9 @@ class App:
             return
         if scope["path"] == "/leak":
             self.leaked.append(b"x" * (int(scope["query_string"]) << 20))
+        if scope["path"] == "/large":
+            await self._send_large(send)
+            return
         status, body = await self._answer(scope["path"])
         headers = [(b"content-type", b"text/plain"), (b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": status, "headers": headers})
@@ -55,6 +62,11 @@ class App:
             await send({"type": "http.response.body", "body": f"{os.getpid()} ".encode(), "more_body": True})
             await asyncio.sleep(seconds / 10)
         await send({"type": "http.response.body", "body": b"end"})
+
+    async def _send_large(self, send: Any) -> None:
+        """`LARGE` in one piece."""
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % LARGE)]})
+        await send({"type": "http.response.body", "body": bytes(LARGE)})
 
     async def _answer(self, path: str) -> tuple[int, str]:
         if path == "/health/ready":
