@@ -40,6 +40,7 @@ def create_app(settings: Settings) -> FastAPI:
     worker = worker_id()
     metrics = Metrics(CollectorRegistry(), __version__)
     app = DescribedApp(
+        most_inputs=settings.embedder.embed_max_inputs,
         title="Ragherd",
         version=__version__,
         summary="A RAG query service in front of Ollama whose workers share one memory in Redis.",
@@ -47,6 +48,7 @@ def create_app(settings: Settings) -> FastAPI:
         responses=ERRORS,
         docs_url=None,  # `docs_page` has it, without the scripts of another host
         redoc_url=None,
+        redirect_slashes=False,  # `unrouted` does it, without the caller's `Host`
     )
     operated = (health, breaker, bulkhead, cache, cache_explain, cache_warm_up, reports, docs_page)
     app.state.metrics = metrics

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query, Request
+from pydantic import BeforeValidator
 
 from api.breaker.fleet_breaker import FleetBreaker
 from api.breaker.recovery import recovery
@@ -20,6 +22,18 @@ from api.endpoints.worker_state import WorkerState, worker_state
 from api.errors import NotFound
 
 HISTORY_LIMIT: Final = 1000
+
+_DATE: Final = re.compile(r"\d{4}-\d\d-\d\d")
+
+
+def _dated(given: Any) -> Any:
+    if not (isinstance(given, str) and _DATE.match(given)):
+        raise ValueError("must be an RFC 3339 time, such as 2026-11-23T13:00:00Z")
+    return given
+
+
+Moment = Annotated[datetime, BeforeValidator(_dated)]
+"""pydantic takes a number too, as seconds or milliseconds, whichever it thinks likelier."""
 
 router = APIRouter(route_class=CheckedRoute, prefix="/api/circuit-breaker", tags=["circuit breaker"])
 
@@ -36,7 +50,7 @@ async def metrics(request: Request) -> dict[str, Any]:
 async def history(
     request: Request,
     limit: Annotated[int, Query(ge=1, le=1000)] = 50,
-    since: datetime | None = None,
+    since: Moment | None = None,
     breaker: str | None = None,
 ) -> dict[str, Any]:
     """From the log in Redis; `since` is an RFC 3339 time."""

@@ -11,10 +11,12 @@ from pydantic import Field, StringConstraints
 
 from api.endpoints.access import DEFAULT_TENANT
 from api.endpoints.checked_route import CheckedRoute, needs
+from api.endpoints.description import body_of
 from api.endpoints.json_body import json_of
-from api.endpoints.query import Name, Options, Question
+from api.endpoints.options import Options
+from api.endpoints.query import Name, Question
 from api.endpoints.times import rfc3339
-from api.endpoints.validation import IsText, StrictBody, validated
+from api.endpoints.validation import IsText, StrictBody, Whole, validated
 from api.endpoints.worker_state import WorkerState, worker_state
 from api.errors import ServiceUnavailable
 from api.ports.warm_ups import WarmUpProgress
@@ -38,7 +40,7 @@ class WarmQuestionIn(StrictBody):
     answer: Answer | None = None
     model: Name | None = None
     tenant: Name | None = None
-    top_k: Annotated[int, Field(ge=0, le=20)] = 4
+    top_k: Annotated[Whole, Field(ge=0, le=20)] = 4
     options: Options = Field(default_factory=Options)
 
 
@@ -52,20 +54,23 @@ class WarmUpIn(StrictBody):
     tenant: Name | None = None
 
 
+class WarmUpBody(WarmUpIn):
+    """The same, for the API's description: questions are validated one by one, each beside its number."""
+
+    questions: Annotated[list[Question | WarmQuestionIn], Field(min_length=1, max_length=MOST)]
+
+
 _EXAMPLE: Final = "What is the capital of France?"
-_BODY: Final = {
-    "required": True,
-    "content": {
-        "application/json": {"schema": WarmUpIn.model_json_schema(), "example": {"questions": [_EXAMPLE]}},
-        **{kind: {"schema": {"type": "string"}, "example": f'"{_EXAMPLE}"'} for kind in JSON_LINES},
-    },
-}
+_BODY: Final = body_of(WarmUpBody, {"questions": [_EXAMPLE]})
 
 
-@router.post("", status_code=202, summary="Warm the cache up", openapi_extra={"requestBody": _BODY})
+@router.post("", status_code=202, summary="Warm the cache up", openapi_extra=_BODY)
 @needs("admin")
 async def begin(request: Request, response: Response) -> dict[str, Any]:
-    """Begins it and says where its progress is. Questions that are cached and fresh are left alone."""
+    """Begins it and says where its progress is. Questions that are cached and fresh are left alone.
+
+    As JSON Lines (`application/jsonl`, `application/x-ndjson`) the body is one question a line.
+    """
     state, warm_ups = _admitted(request)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     # Ten thousand questions take a while to check: the loop goes on meanwhile.

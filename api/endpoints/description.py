@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from fastapi import FastAPI
@@ -39,6 +39,7 @@ class Problem(BaseModel):
     request_id: str = Field(description="The log has it too.")
 
 
+EVENTS: Final = "text/event-stream"
 Responses = dict[int | str, dict[str, Any]]
 
 ERRORS: Final[Responses] = {
@@ -57,9 +58,15 @@ def errors_of(api: str, error_body: Callable[[RagherdError], dict[str, Any]]) ->
     return {"default": {"description": f"An error, in {api}'s form. 503 has `Retry-After`.", "content": content}}
 
 
-def stream_of(media_type: str) -> Responses:
-    """An answer that comes as a stream where it is asked for as one."""
-    return {200: {"content": {media_type: {"schema": {"type": "string"}}}}}
+def stream_of(media_type: str, *events: str) -> Responses:
+    """An answer that comes as a stream where it is asked for as one; `events`: the names of its events."""
+    return {200: {"content": {media_type: {"schema": _event(events) if media_type == EVENTS else {"type": "string"}}}}}
+
+
+def _event(names: Sequence[str]) -> dict[str, Any]:
+    """One server-sent event: before OpenAPI 3.2 the schema of a stream describes each of them."""
+    name = {"event": {"type": "string", "enum": list(names)}} if names else {}
+    return {"type": "object", "required": ["data", *name], "properties": {**name, "data": {"type": "string"}}}
 
 
 def body_of(kind: type[BaseModel], example: dict[str, Any]) -> dict[str, Any]:
@@ -68,11 +75,16 @@ def body_of(kind: type[BaseModel], example: dict[str, Any]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema, "example": example}}}}
 
 
+EMBEDDING_PATHS: Final = ("/api/embed", "/v1/embeddings")
 _KEY: Final = {"type": "http", "scheme": "bearer", "description": "A key of `API_KEYS` or `ADMIN_KEYS`."}
 
 
 class DescribedApp(FastAPI):
-    """FastAPI, with what all its endpoints share in the description."""
+    """FastAPI, with what all its endpoints share in the description. `most_inputs`: EMBED_MAX_INPUTS."""
+
+    def __init__(self, *, most_inputs: int, **named: Any) -> None:
+        super().__init__(**named)
+        self._most_inputs = most_inputs
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
@@ -83,6 +95,8 @@ class DescribedApp(FastAPI):
             components["schemas"]["Problem"] = Problem.model_json_schema()
             for body in _bodies(described):
                 components["schemas"].update(body.pop("$defs", {}))
+            for path in EMBEDDING_PATHS:
+                _limit_inputs(_bodies_of(described["paths"][path]["post"])[0], self._most_inputs)
             for (method, path), example in EXAMPLES.items():
                 _succeeded(described["paths"][path][method])["example"] = example
         return super().openapi()
@@ -97,5 +111,15 @@ def _succeeded(operation: dict[str, Any]) -> dict[str, Any]:
 
 def _bodies(described: dict[str, Any]) -> list[dict[str, Any]]:
     operations = [operation for path in described["paths"].values() for operation in path.values()]
-    kinds = [kind for operation in operations for kind in operation.get("requestBody", {}).get("content", {}).values()]
-    return [kind["schema"] for kind in kinds]
+    return [schema for operation in operations for schema in _bodies_of(operation)]
+
+
+def _bodies_of(operation: dict[str, Any]) -> list[dict[str, Any]]:
+    """The schema of each form of an operation's body."""
+    return [kind["schema"] for kind in operation.get("requestBody", {}).get("content", {}).values()]
+
+
+def _limit_inputs(schema: dict[str, Any], most: int) -> None:
+    for kind in schema["properties"]["input"]["anyOf"]:
+        if kind["type"] == "array":
+            kind["maxItems"] = most

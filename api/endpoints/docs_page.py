@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from mimetypes import guess_type
 from pathlib import Path
 from typing import Final
 
 from fastapi import APIRouter
-from starlette.responses import FileResponse
+from starlette.responses import Response
 
+from api.endpoints.checked_route import CheckedRoute, needs
 from api.errors import NotFound
 
 FOLDER: Final = Path(__file__).parent / "swagger_ui"
@@ -35,24 +38,32 @@ PAGE_HEADERS: Final = {
 }
 ASSET_HEADERS: Final = {"X-Content-Type-Options": "nosniff", "Cache-Control": "public, max-age=3600"}
 
-router = APIRouter(prefix="/docs", include_in_schema=False)
+router = APIRouter(route_class=CheckedRoute, prefix="/docs", include_in_schema=False)
 
 
 @router.get("")
-def page() -> FileResponse:
+@needs("all")
+def page() -> Response:
     """Swagger UI on `/openapi.json`."""
-    return FileResponse(FOLDER / "index.html", headers=PAGE_HEADERS)
+    return _file("index.html", PAGE_HEADERS)
 
 
 @router.get("/oauth2-redirect")
-def oauth2_redirect() -> FileResponse:
+@needs("all")
+def oauth2_redirect() -> Response:
     """Where an identity provider sends a browser back to, for Swagger UI to go on."""
-    return FileResponse(FOLDER / "oauth2-redirect.html", headers=PAGE_HEADERS)
+    return _file("oauth2-redirect.html", PAGE_HEADERS)
 
 
 @router.get("/{asset}")
-def asset(asset: str) -> FileResponse:
+@needs("all")
+def asset(asset: str) -> Response:
     """A script, a style sheet, a picture."""
     if asset not in ASSETS:
         raise NotFound("The page has no such part.")
-    return FileResponse(FOLDER / asset, headers=ASSET_HEADERS)
+    return _file(asset, ASSET_HEADERS)
+
+
+def _file(name: str, headers: Mapping[str, str]) -> Response:
+    """Read in FastAPI's thread, as its caller runs there."""
+    return Response((FOLDER / name).read_bytes(), headers=headers, media_type=guess_type(name)[0])

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from api.endpoints.access import DEFAULT_TENANT
 from api.endpoints.json_body import json_of
 from api.endpoints.query import Name
-from api.endpoints.validation import IsText, IsVisible, StrictBody, refused, validated
+from api.endpoints.validation import VISIBLE, IsText, IsVisible, StrictBody, refused, validated
 from api.errors import PayloadTooLarge, ServiceUnavailable
 from api.knowledge.library import Given
 from api.knowledge.media_types import TEXT, media_type
@@ -51,6 +51,26 @@ class FormIn(_Facts):
     """What a form says beside its file."""
 
     title: Title | None = None
+
+
+def _field(most: int) -> dict[str, Any]:
+    """Of a form, where an empty field is as good as none."""
+    return {"type": "string", "maxLength": most, "pattern": f"^$|{VISIBLE}"}
+
+
+FORM_SCHEMA: Final[dict[str, Any]] = {
+    "type": "object",
+    "required": ["file"],
+    "additionalProperties": False,
+    "properties": {
+        "file": {"type": "string", "format": "binary"},
+        "title": _field(500),
+        "tags": {"type": "array", "items": _field(100), "maxItems": 50},
+        "source": _field(2000),
+        "version": _field(200),
+        "tenant": _field(200),
+    },
+}
 
 
 async def given_document(request: Request, most_bytes: int) -> Given:

@@ -8,53 +8,27 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.endpoints.checked_route import CheckedRoute, needs
-from api.endpoints.document_body import given_document
+from api.endpoints.description import body_of
+from api.endpoints.document_body import FORM, FORM_SCHEMA, DocumentIn, given_document
 from api.endpoints.query import Name
 from api.endpoints.times import rfc3339
 from api.endpoints.worker_state import WorkerState, worker_state
+from api.knowledge.media_types import KINDS
 from api.ports.documents import Chunk, Document, DocumentStatus, Listing
 
 PATH: Final = "/documents"
 router = APIRouter(route_class=CheckedRoute, prefix=PATH, tags=["documents"])
 
-_BODY: Final = {
-    "required": True,
-    "content": {
-        "application/json": {
-            "schema": {
-                "type": "object",
-                "required": ["title", "text"],
-                "properties": {
-                    "title": {"type": "string"},
-                    "text": {"type": "string"},
-                    "tags": {"type": "array", "items": {"type": "string"}},
-                    "source": {"type": "string"},
-                    "version": {"type": "string"},
-                    "tenant": {"type": "string"},
-                },
-            },
-            "example": {
-                "title": "Holiday policy",
-                "text": "Holiday is approved by the team lead.",
-                "tags": ["hr"],
-                "source": "https://example.com/holiday",
-            },
-        },
-        "multipart/form-data": {
-            "schema": {
-                "type": "object",
-                "required": ["file"],
-                "properties": {
-                    "file": {"type": "string", "format": "binary"},
-                    "title": {"type": "string"},
-                    "tags": {"type": "array", "items": {"type": "string"}},
-                    "source": {"type": "string"},
-                    "version": {"type": "string"},
-                    "tenant": {"type": "string"},
-                },
-            }
-        },
-    },
+_EXAMPLE: Final = {
+    "title": "Holiday policy",
+    "text": "Holiday is approved by the team lead.",
+    "tags": ["hr"],
+    "source": "https://example.com/holiday",
+}
+_BODY: Final = body_of(DocumentIn, _EXAMPLE)
+_BODY["requestBody"]["content"][FORM] = {
+    "schema": FORM_SCHEMA,
+    "encoding": {"file": {"contentType": ", ".join(sorted(KINDS))}},
 }
 
 
@@ -86,7 +60,7 @@ class ReadIn(BaseModel):
     status_code=201,
     summary="Store a document",
     responses={202: {"model": dict[str, Any], "description": "Worked on"}},
-    openapi_extra={"requestBody": _BODY},
+    openapi_extra=_BODY,
 )
 @needs("admin")
 async def post_document(request: Request, response: Response) -> dict[str, Any]:

@@ -12,9 +12,9 @@ from starlette.responses import Response
 from api.endpoints.answer_form import AnswerForm
 from api.endpoints.answer_stream import AnswerStream
 from api.endpoints.disconnects import until_client_leaves
-from api.endpoints.dropin_body import parsed
+from api.endpoints.dropin_body import parsed, without_idle
 from api.endpoints.list_header import list_header
-from api.endpoints.query import Options
+from api.endpoints.options import Options
 from api.endpoints.query_answer import cache_headers
 from api.endpoints.request_timeout import request_timeout
 from api.endpoints.validation import refused
@@ -53,7 +53,7 @@ def allowed_options(request: Request, given: dict[str, Any], spelled: Callable[[
     pinned = worker_state(request).num_ctx
     if pinned is not None and given.get("num_ctx") == pinned:
         given = {name: value for name, value in given.items() if name != "num_ctx"}
-    return parsed(given, Options, spelled).model_dump(exclude_none=True)
+    return parsed(without_idle(given, Options), Options, spelled).model_dump(exclude_none=True)
 
 
 async def reply(request: Request, query: Query, form: AnswerForm, *, stream: bool) -> Response:

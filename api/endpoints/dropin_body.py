@@ -6,11 +6,12 @@ from collections.abc import Callable
 from typing import Annotated, Any, Final, TypeVar
 
 import orjson
-from pydantic import BaseModel, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, WithJsonSchema, model_validator
 from starlette.requests import Request
 
 from api.endpoints.json_body import refuse_too_many_values
-from api.endpoints.validation import StrictBody, Text, errors_of, refused
+from api.endpoints.options import Options
+from api.endpoints.validation import IsText, IsVisible, StrictBody, Text, errors_of, refused
 from api.errors import InvalidRequest
 
 MOST_MESSAGES: Final = 1000
@@ -19,20 +20,52 @@ MOST_PARTS: Final = 100
 MOST_INPUTS: Final = 10_000
 """Texts in one request. EMBED_MAX_INPUTS, which is smaller, decides."""
 
-Fields = Annotated[dict[str, Any], Field(max_length=64)]
-Messages = Annotated[list[dict[str, Any]], Field(max_length=MOST_MESSAGES, fail_fast=True)]
+MOST_DIMENSIONS: Final = 65_536
+"""Of a vector; no model has as many."""
+
+Few = Field(max_length=MOST_MESSAGES, fail_fast=True)
+"""Messages."""
 Inputs = Annotated[list[Text], Field(max_length=MOST_INPUTS, fail_fast=True)]
-ModelName = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
+ModelName = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200), IsText, IsVisible]
 
-_SAYS_NOTHING: Final[tuple[Any, ...]] = (None, False, "", [], {})
-"""Values by which clients leave a field out. 0 equals False, and means the same there."""
+_SAYS_NOTHING: Final[tuple[Any, ...]] = (None, False, 0, "", [], {})
+"""Values by which clients leave a field out."""
 
 
-class ModelBody(StrictBody):
-    """A body that names a model.
+def described(schema: dict[str, Any]) -> None:
+    """Puts what `without_idle` lets pass into the schema."""
+    for name, value in schema["properties"].items():
+        if name not in schema.get("required", ()):
+            schema["properties"][name] = _or_null(value)
+    schema["additionalProperties"] = {"enum": list(_SAYS_NOTHING)}
 
-    An answer that ignored a field would be wrong, and cached: unknown ones are refused.
+
+def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
+    kinds = schema.get("anyOf", [])
+    takes_any = not schema.keys() - {"title", "default", "description"}
+    if takes_any or {"type": "null"} in kinds:
+        return schema
+    about = {name: value for name, value in schema.items() if name in {"title", "default", "description"}}
+    kinds = kinds or [{name: value for name, value in schema.items() if name not in about}]
+    return {"anyOf": [*kinds, {"type": "null"}], **about}
+
+
+class IdleBody(StrictBody):
+    """A body, or an object in one, in which a null, or an unknown field that says nothing, is as good as none.
+
+    An answer that ignored a field would be wrong, and cached: other unknown ones are refused.
     """
+
+    model_config = ConfigDict(json_schema_extra=described)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_idle(cls, given: Any) -> Any:
+        return without_idle(given, cls) if isinstance(given, dict) else given
+
+
+class ModelBody(IdleBody):
+    """A body that names a model."""
 
     model: ModelName
 
@@ -56,7 +89,7 @@ async def read_body(request: Request, kind: type[AnyBody]) -> AnyBody:
 def parsed(fields: dict[str, Any], kind: type[AnyBody], spelled: Callable[[str], str] = str) -> AnyBody:
     """Raises `InvalidRequest` for a field that is wrong or not supported; `spelled`: what its sender calls it."""
     try:
-        return kind.model_validate(without_idle(fields, kind))
+        return kind.model_validate(fields)
     except ValidationError as error:
         # Of a field that may be of several types, the deepest fault is of the type that was meant.
         fault = max(errors_of(error), key=lambda fault: (len(fault["loc"]), fault["type"] not in _WRONG_TYPE))
@@ -90,3 +123,13 @@ def without_idle(fields: dict[str, Any], kind: type[BaseModel]) -> dict[str, Any
 
 Ignored = Annotated[Any, Field(exclude=True)]
 """A field that may be sent and changes nothing."""
+
+
+def _options_schema() -> dict[str, Any]:
+    schema = Options.model_json_schema()
+    described(schema)
+    return schema
+
+
+GivenOptions = Annotated[dict[str, Any], Field(max_length=64), WithJsonSchema(_options_schema())]
+"""Ollama's `options`. Which are taken depends on a setting: `dropin.allowed_options` decides."""

@@ -16,6 +16,7 @@ from starlette.responses import Response
 from api.endpoints import ollama_wire, openai_wire
 from api.endpoints.answer_form import dropin_status
 from api.endpoints.disconnects import ClientLeft
+from api.endpoints.unrouted import methods_of, redirect_without_slash
 from api.endpoints.validation import invalid
 from api.errors import (
     PayloadTooLarge,
@@ -86,6 +87,10 @@ async def _http_error(request: Request, error: Exception) -> Response:
         return _respond(request, RequestTimeout(str(error.detail)))
     if error.status_code == PayloadTooLarge.status:
         return _respond(request, PayloadTooLarge(str(error.detail)))
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        return _respond(request, HttpProblem(405, str(error.detail), {"Allow": ", ".join(methods_of(request))}))
+    if error.status_code == HTTPStatus.NOT_FOUND and (redirect := redirect_without_slash(request)):
+        return redirect
     return _respond(request, HttpProblem(error.status_code, str(error.detail), error.headers))
 
 

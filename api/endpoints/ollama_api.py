@@ -12,9 +12,9 @@ from starlette.responses import Response
 from api.endpoints import dropin, ollama_wire
 from api.endpoints.checked_route import CheckedRoute, needs
 from api.endpoints.description import body_of, errors_of, stream_of
-from api.endpoints.dropin_body import parsed, read_body
+from api.endpoints.dropin_body import read_body
 from api.endpoints.list_document import list_document
-from api.endpoints.ollama_wire import ChatBody, EmbedBody, GenerateBody, GenerationBody, Message, OllamaForm, ShowBody
+from api.endpoints.ollama_wire import ChatBody, EmbedBody, GenerateBody, GenerationBody, OllamaForm, ShowBody
 from api.endpoints.validation import refused
 from api.endpoints.worker_state import ModelCatalog, worker_state
 from api.model import ChatMessage
@@ -45,8 +45,7 @@ _SHOW: Final = body_of(ShowBody, {"model": "llama3.2"})
 async def chat(request: Request) -> Response:
     """Through the fleet's cache, as POST /query is."""
     body = await read_body(request, ChatBody)
-    turns = [_turn(fields, number) for number, fields in enumerate(body.messages)]
-    return await _answer(request, body, turns, ollama_wire.in_message)
+    return await _answer(request, body, [message.turn() for message in body.messages], ollama_wire.in_message)
 
 
 @router.post(
@@ -117,11 +116,6 @@ async def _answer(
         return _json(form.loaded())
     query = dropin.query_of(request, body.model, turns, options)
     return await dropin.reply(request, query, form, stream=body.stream)
-
-
-def _turn(fields: dict[str, Any], number: int) -> ChatMessage:
-    message = parsed(fields, Message, lambda field: f"messages.{number}.{field}")
-    return ChatMessage(message.role, message.content)
 
 
 def _catalog(request: Request) -> ModelCatalog:

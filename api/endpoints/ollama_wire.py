@@ -7,11 +7,20 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal
 
 import orjson
-from pydantic import Field, StringConstraints
+from pydantic import ConfigDict, Field, StringConstraints
 
 from api.endpoints.answer_form import done_reason, usage_of
-from api.endpoints.dropin_body import Fields, Ignored, Inputs, Messages, ModelBody
-from api.endpoints.validation import StrictBody, Text
+from api.endpoints.dropin_body import (
+    MOST_DIMENSIONS,
+    Few,
+    GivenOptions,
+    IdleBody,
+    Ignored,
+    Inputs,
+    ModelBody,
+    described,
+)
+from api.endpoints.validation import Text, Whole
 from api.errors import RagherdError
 from api.model import ChatMessage, Embeddings, Token
 from api.query.answered import Answered, Opening
@@ -31,26 +40,30 @@ def error_body(error: RagherdError) -> dict[str, Any]:
     return {"error": error.detail}
 
 
-class Message(StrictBody):
+class OllamaMessage(IdleBody):
     """One turn."""
 
     role: Literal["system", "user", "assistant"]
     content: Text = ""
+
+    def turn(self) -> ChatMessage:
+        """As the flow has it."""
+        return ChatMessage(self.role, self.content)
 
 
 class GenerationBody(ModelBody):
     """What the two bodies that ask for text have. `keep_alive` is the fleet's, not a caller's."""
 
     stream: bool = True
-    options: Fields = Field(default_factory=dict)
+    options: GivenOptions = Field(default_factory=dict)
     think: Literal[False] = False
     keep_alive: Ignored = None
 
 
 class ChatBody(GenerationBody):
-    """Of `/api/chat`. Messages are taken apart later, so that what says nothing is left out of each."""
+    """Of `/api/chat`."""
 
-    messages: Messages = Field(default_factory=list)
+    messages: Annotated[list[OllamaMessage], Few] = Field(default_factory=list)
 
 
 class GenerateBody(GenerationBody):
@@ -70,8 +83,8 @@ class EmbedBody(ModelBody):
 
     input: Text | Inputs = Field(default_factory=list)
     truncate: bool | None = None
-    dimensions: int | None = Field(default=None, ge=0)
-    options: Fields = Field(default_factory=dict)
+    dimensions: Annotated[Whole, Field(ge=0, le=MOST_DIMENSIONS)] | None = None
+    options: GivenOptions = Field(default_factory=dict)
     keep_alive: Ignored = None
 
     @property
@@ -85,8 +98,16 @@ class EmbedBody(ModelBody):
         return self.model_dump(include={"truncate", "dimensions"}, exclude_none=True)
 
 
-class ShowBody(StrictBody):
+def _with_a_name(schema: dict[str, Any]) -> None:
+    described(schema)
+    named = {"minLength": 1}
+    schema["anyOf"] = [{"required": [name], "properties": {name: named}} for name in ("model", "name")]
+
+
+class ShowBody(IdleBody):
     """Of `/api/show`; `name` is the older spelling of `model`."""
+
+    model_config = ConfigDict(json_schema_extra=_with_a_name)
 
     model: Annotated[str, StringConstraints(max_length=200)] = ""
     name: Annotated[str, StringConstraints(max_length=200)] = ""

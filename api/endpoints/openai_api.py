@@ -11,11 +11,10 @@ from starlette.responses import Response
 from api.endpoints import dropin, openai_wire
 from api.endpoints.checked_route import CheckedRoute, needs
 from api.endpoints.description import body_of, errors_of, stream_of
-from api.endpoints.dropin_body import parsed, read_body
+from api.endpoints.dropin_body import read_body
 from api.endpoints.list_document import list_document
-from api.endpoints.openai_wire import ChatBody, EmbeddingsBody, Message, OpenAIForm
+from api.endpoints.openai_wire import ChatBody, EmbeddingsBody, OpenAIForm
 from api.endpoints.worker_state import worker_state
-from api.model import ChatMessage
 
 router = APIRouter(
     route_class=CheckedRoute, tags=["OpenAI's API"], responses=errors_of("OpenAI", openai_wire.error_body)
@@ -38,7 +37,7 @@ _EMBEDDINGS: Final = body_of(EmbeddingsBody, {"model": "nomic-embed-text", "inpu
 async def chat_completions(request: Request) -> Response:
     """Through the fleet's cache, as POST /query is."""
     body = await read_body(request, ChatBody)
-    turns = [_turn(fields, number) for number, fields in enumerate(body.messages)]
+    turns = [message.turn() for message in body.messages]
     options = dropin.allowed_options(request, body.options(), lambda field: field.replace("num_predict", "max_tokens"))
     query = dropin.query_of(request, body.model, turns, options)
     request_id = request.state.request_id
@@ -62,10 +61,6 @@ async def models(request: Request) -> Response:
     """Of all backends together."""
     state = worker_state(request)
     return _json(openai_wire.models_document(await state.catalog.available()))
-
-
-def _turn(fields: dict[str, Any], number: int) -> ChatMessage:
-    return parsed(fields, Message, lambda field: f"messages.{number}.{field}").turn()
 
 
 def _json(document: Any) -> Response:

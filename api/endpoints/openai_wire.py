@@ -12,8 +12,9 @@ import numpy as np
 from pydantic import Field
 
 from api.endpoints.answer_form import done_reason, dropin_status, single_line, usage_of
-from api.endpoints.dropin_body import MOST_PARTS, Ignored, Inputs, Messages, ModelBody
-from api.endpoints.validation import StopText, StrictBody, Text
+from api.endpoints.dropin_body import MOST_DIMENSIONS, MOST_PARTS, Few, IdleBody, Ignored, Inputs, ModelBody
+from api.endpoints.options import Penalty, Seed, Share, Stops, Temperature, Tokens
+from api.endpoints.validation import StopText, StrictBody, Text, Whole
 from api.errors import RagherdError
 from api.model import ChatMessage, Embeddings, Token, Usage, Vector
 from api.query.answered import Answered, Opening
@@ -46,7 +47,7 @@ class Part(StrictBody):
     text: Text
 
 
-class Message(StrictBody):
+class OpenAIMessage(IdleBody):
     """One turn. `name` is ignored, as Ollama does."""
 
     role: Literal["system", "developer", "user", "assistant"]
@@ -73,19 +74,19 @@ class PlainText(StrictBody):
 
 
 class ChatBody(ModelBody):
-    """Of `/v1/chat/completions`. Messages are taken apart later, so that what says nothing is left out of each."""
+    """Of `/v1/chat/completions`."""
 
-    messages: Annotated[Messages, Field(min_length=1)]
+    messages: Annotated[list[OpenAIMessage], Few, Field(min_length=1)]
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
-    temperature: float | None = None
-    top_p: float | None = None
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
-    seed: int | None = None
-    stop: StopText | Annotated[list[StopText], Field(max_length=16, fail_fast=True)] | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
+    temperature: Temperature | None = None
+    top_p: Share | None = None
+    max_tokens: Tokens | None = None
+    max_completion_tokens: Tokens | None = None
+    seed: Seed | None = None
+    stop: StopText | Stops | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
     n: Literal[1] = 1
     response_format: PlainText | None = None
     reasoning_effort: Literal["none"] | None = None
@@ -119,7 +120,7 @@ class EmbeddingsBody(ModelBody):
 
     input: Text | Inputs
     encoding_format: EncodingFormat = "float"
-    dimensions: Annotated[int, Field(ge=1)] | None = None
+    dimensions: Annotated[Whole, Field(ge=1, le=MOST_DIMENSIONS)] | None = None
     user: Ignored = None
 
     @property

@@ -15,9 +15,10 @@ from api.endpoints.description import stream_of
 from api.endpoints.disconnects import until_client_leaves
 from api.endpoints.event_stream import EventStream
 from api.endpoints.list_header import list_header
+from api.endpoints.options import Options
 from api.endpoints.query_answer import QueryOut, cache_headers, document
 from api.endpoints.request_timeout import OPENAPI, request_timeout
-from api.endpoints.validation import IsText, IsVisible, StopText, StrictBody
+from api.endpoints.validation import IsText, IsVisible, StrictBody, Whole
 from api.endpoints.worker_state import worker_state
 from api.model import ChatMessage
 from api.ports.passages import DocumentFilter
@@ -29,21 +30,6 @@ router = APIRouter(tags=["query"], route_class=JsonRoute)
 
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200), IsText, IsVisible]
 Question = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=8000), IsText, IsVisible]
-
-
-class Options(StrictBody):
-    """Those of Ollama's options that a caller may set: none that makes Ollama load the model anew."""
-
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0, le=1000)] | None = None
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    seed: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = None
-    num_predict: Annotated[int, Field(ge=1, le=100_000)] | None = None
-    repeat_penalty: Annotated[float, Field(ge=0, le=10)] | None = None
-    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    stop: Annotated[list[StopText], Field(max_length=16, fail_fast=True)] | None = None
 
 
 class Turn(StrictBody):
@@ -72,7 +58,7 @@ class QueryIn(StrictBody):
 
     question: Question
     model: Name | None = None
-    top_k: Annotated[int, Field(ge=0, le=20)] = 4
+    top_k: Annotated[Whole, Field(ge=0, le=20)] = 4
     history: Annotated[list[Turn], Field(max_length=100, fail_fast=True)] = Field(default_factory=list)
     tenant: Name | None = None
     options: Options = Field(default_factory=Options)
@@ -84,7 +70,7 @@ class QueryIn(StrictBody):
     "/query",
     response_model=QueryOut,
     summary="Answer a question",
-    responses=stream_of(event_stream.MEDIA_TYPE),
+    responses=stream_of(event_stream.MEDIA_TYPE, "sources", "token", "done", "error"),
     openapi_extra={"parameters": [OPENAPI]},
 )
 @needs("user")

@@ -10,15 +10,29 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Annotated, Any, Final, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import CoreSchema
+from pydantic_core.core_schema import no_info_after_validator_function
 
 from api.errors import InvalidRequest
-from api.unicode_text import is_blank
+from api.unicode_text import INVISIBLE, is_blank
 
 MOST_FAULTS: Final = 5
 """Errors that a response reports."""
 MOST_CHARACTERS: Final = 1024 * 1024
 """Of a text that the API sets no smaller bound."""
+VISIBLE: Final = f"[^{INVISIBLE}]"
+"""A pattern of texts of which something can be seen."""
 _NAME: Final = 100
 _MESSAGE: Final = 300
 
@@ -40,8 +54,24 @@ def _visible(text: str) -> str:
     return text
 
 
+def _whole(number: Any) -> Any:
+    return int(number) if isinstance(number, float) and number.is_integer() else number
+
+
+class _Visible:
+    """Refuses a text of which nothing can be seen, and says so in the schema."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return no_info_after_validator_function(_visible, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {**handler(schema), "pattern": VISIBLE}
+
+
 IsText = AfterValidator(_encodable)
-IsVisible = AfterValidator(_visible)
+IsVisible = _Visible()
+Whole = Annotated[int, BeforeValidator(_whole)]
+"""An integer as JSON Schema has it: 2.0 is one."""
 Text = Annotated[str, StringConstraints(max_length=MOST_CHARACTERS)]
 
 StopText = Annotated[str, StringConstraints(max_length=1000), IsText]

@@ -16,7 +16,7 @@ from api.endpoints.access import Access
 from api.endpoints.checked_route import CheckedRoute, needs, role_of
 from api.settings import Settings
 
-PAGES = {"/docs", "/docs/oauth2-redirect", "/openapi.json", "/redoc"}
+PAGES = {"/openapi.json"}
 KEYS = {"none": b"", "unknown": b"Bearer none-of-them", "user": b"Bearer a-key"}
 
 

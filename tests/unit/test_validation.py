@@ -27,7 +27,7 @@ BODIES: list[type[BaseModel]] = [
     DocumentIn,
     FormIn,
     *(ollama_wire.ChatBody, ollama_wire.GenerateBody, ollama_wire.EmbedBody, ollama_wire.ShowBody),
-    *(openai_wire.ChatBody, openai_wire.EmbeddingsBody, openai_wire.Message),
+    *(openai_wire.ChatBody, openai_wire.EmbeddingsBody, openai_wire.OpenAIMessage),
 ]
 BOUND_ELSEWHERE = {"DocumentIn.text"}
 """By the size of the body, and by `DOCUMENT_MAX_BYTES`."""
@@ -72,7 +72,7 @@ def test_very_many_wrong_values_make_a_handful_of_errors(kind: type[BaseModel]) 
 def test_of_a_drop_in_body_one_error_is_told() -> None:
     for content in ([1] * MANY, {"a": 1}, [{"type": "text", "text": 1}] * MANY):
         with pytest.raises(InvalidRequest) as told:
-            parsed({"role": "user", "content": content}, openai_wire.Message)
+            parsed({"role": "user", "content": content}, openai_wire.OpenAIMessage)
         assert len(told.value.detail) < 500
 
 
