@@ -90,7 +90,7 @@ def test_all_byte_code_is_made_and_nobody_but_root_may_write(image: Image) -> No
     ours = files(image.root / "opt/ragherd")
     sources = [path for path in ours if path.suffix == ".py"]
     uncompiled = [
-        path for path in sources if not (path.parent / "__pycache__" / f"{path.stem}.cpython-311.pyc").exists()
+        path for path in sources if not (path.parent / "__pycache__" / f"{path.stem}.cpython-313.pyc").exists()
     ]
     assert not [path for path in uncompiled if "api" in path.parts or "worker_config" in path.parts]
     assert {(path.lstat().st_uid, path.lstat().st_mode & 0o022) for path in ours if not path.is_symlink()} == {(0, 0)}
