@@ -15,6 +15,7 @@ import numpy as np
 from api.errors import EmbeddingUnavailable
 from api.knowledge.chunking import in_context
 from api.knowledge.fusion import MEANING, WORDS, fused
+from api.knowledge.rare_terms import leading
 from api.knowledge.reranking import Reranking
 from api.model import EmbedderIdentity, Source, Vector
 from api.ports.models import Embedder
@@ -83,8 +84,8 @@ class _Found:
 
     def texts(self, places: Sequence[Place]) -> list[str]:
         """As a re-ranker reads them."""
-        hits = [self.hits[place] for place in places]
-        return [in_context(self.current[hit.document].facts.title, hit.heading, hit.text) for hit in hits]
+        texts = _texts_of({place: self.hits[place] for place in places}, self.current)
+        return [texts[place] for place in places]
 
 
 class Retriever:
@@ -148,9 +149,11 @@ class Retriever:
         is_built = await self._index.is_whole(identity)  # first: it may be completed while it is searched
         vector = wanted.vector or await self._embedded(wanted)
         hits, current, whole = await self._candidates(identity, wanted, vector)
+        rare = leading(wanted.question, _texts_of(hits, current))
         cosines = _cosines(hits, vector)
-        scored = [(place, cosines.get(place, 0.0)) for place in hits]
-        relevant = [one for one in scored if vector is None or one[1] >= self.policy.floor]
+        order = dict.fromkeys([*rare, *hits])
+        scored = [(place, cosines.get(place, 0.0)) for place in order]
+        relevant = [one for one in scored if vector is None or one[1] >= self.policy.floor or one[0] in rare]
         return _Found(relevant, hits, current, whole and is_built and vector is not None)
 
     async def _embedded(self, wanted: Wanted) -> Vector | None:
@@ -250,6 +253,11 @@ def _with_those_not_embedded(meaning: Sequence[Hit], words: Sequence[Hit]) -> li
         if hit.vector is None:
             ranking.insert(place, hit)
     return ranking
+
+
+def _texts_of(hits: Mapping[Place, Hit], current: Mapping[str, Current]) -> dict[Place, str]:
+    """Each passage under its title and headings."""
+    return {place: in_context(current[hit.document].facts.title, hit.heading, hit.text) for place, hit in hits.items()}
 
 
 def _by_worth(scored: Scored) -> Scored:

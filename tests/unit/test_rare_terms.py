@@ -1,0 +1,60 @@
+"""Codes, figures and names that stand in few passages lead to them."""
+
+from __future__ import annotations
+
+import pytest
+
+from api.knowledge.rare_terms import MOST_PASSAGES, distinctive_terms, leading
+
+SHEETS = {
+    "one": "Machine sheet 1\nThe lathe has the serial number 7Q-4821 and is kept by Ada Lindqvist.",
+    "two": "Machine sheet 2\nThe hoist has the serial number 7Q-4812 and is kept by Berta.",
+    "three": "Machine sheet 3\nThe planer, 7Q-9047, costs 99.5 a day. Set node_exporter.",
+    "four": "Machine sheet 4\nThe grinder has the serial number 7Q-5512.",
+}
+
+
+@pytest.mark.parametrize(
+    ("question", "terms"),
+    [
+        ("What is 7Q-4821?", ("7q-4821",)),
+        ("Is it 99.5 or 12 %?", ("99.5", "12")),
+        ("Who is Lindqvist?", ("lindqvist",)),
+        ("lindqvist", ("lindqvist",)),
+        ("Who keeps the lathe?", ()),
+        ("How Do I Reset My Password", ()),
+        ("HOW DO I RESET IT", ()),
+        ("What does node_exporter do?", ("node_exporter",)),
+        ("Is a 1 enough?", ()),
+        ("7Q-1, 7q-1", ("7q-1",)),
+        ("", ()),
+    ],
+)
+def test_what_names_one_thing(question: str, terms: tuple[str, ...]) -> None:
+    assert distinctive_terms(question) == terms
+
+
+@pytest.mark.parametrize(
+    ("question", "places"),
+    [
+        ("Who keeps the machine with serial number 7Q-4812?", ["two"]),
+        ("What is 4821?", ["one"]),
+        ("Who is Lindqvist?", ["one"]),
+        ("Which costs 99.5?", ["three"]),
+        ("What is 7Q?", []),  # in all of them: it says nothing
+        ("What is 7Q-0000?", []),
+        ("Compare 7Q-4821 and 7Q-9047", ["one", "three"]),
+    ],
+)
+def test_passages_with_a_rare_term_lead(question: str, places: list[str]) -> None:
+    assert leading(question, SHEETS) == places
+
+
+def test_the_rarest_term_leads() -> None:
+    passages = {"a": "Model X200 in 2020", "b": "Model Y300 in 2020", "c": "Model Z400 in 2020"}
+    assert leading("the Y300 of 2020", passages) == ["b", "a", "c"]
+
+
+def test_a_term_of_many_passages_is_not_rare() -> None:
+    passages = {number: f"Page {number} of 2020" for number in range(MOST_PASSAGES + 1)}
+    assert leading("What was in 2020?", passages) == []
