@@ -29,6 +29,7 @@ from api.embedders.onnx_reranker import OnnxReranker
 from api.embedders.remembered import RememberedEmbedder
 from api.knowledge.chunking import in_context
 from api.knowledge.fusion import MEANING, WORDS, fused
+from api.knowledge.rare_terms import leading
 from api.ports.models import Embedder
 from api.ports.passages import DocumentFilter, Hit
 from api.redis_store.document_fields import owner_of
@@ -165,13 +166,14 @@ async def measure(bench: Bench, tenant: str, turn: int, chance: random.Random, m
     for number, one in enumerate(bench.faq):
         asked = EDITS[(number + turn) % len(EDITS)](one["q"], chance)
         rankings, hits, cosine = await search(bench, tenant, asked, str(number))
+        texts = {
+            name: in_context(bench.faq[int(name)]["q"] if tenant == "titled" else "", "", hits[name].text)
+            for name in rankings["fused"]
+        }
+        rankings["served"] = leading(asked, texts).order(rankings["fused"])
         if bench.reranker is not None:
             began = time.perf_counter()
-            texts = {
-                name: in_context(bench.faq[int(name)]["q"] if tenant == "titled" else "", "", hit.text)
-                for name, hit in hits.items()
-            }
-            rankings["re-ranked"] = await reranked(bench.reranker, asked, rankings["fused"], texts)
+            rankings["re-ranked"] = await reranked(bench.reranker, asked, rankings["served"], texts)
             measured.seconds.append(time.perf_counter() - began)
         for name, order in rankings.items():
             found[name].append(order.index(str(number)) + 1 if str(number) in order else 0)

@@ -1,7 +1,8 @@
 """Terms of a question that stand in very few passages, such as codes, figures and names: those passages lead. Pure.
 
 An embedder tells `7Q-4821` from `7Q-4812` badly, and a fusion of ranks outweighs the one passage that has the code. So
-passages with a rare term are a ranking of their own.
+a passage with a rare code comes first. One with a rare name comes second: what an acronym stands for is often explained
+where the acronym itself is missing.
 
 Which term is rare is counted among the passages that were found. The search by words ranks a passage with a rare word
 first, so where few passages have it, all of them are among those found.
@@ -10,8 +11,9 @@ first, so where few passages have it, all of them are among those found.
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Mapping
-from typing import Final, TypeVar
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Generic, TypeVar
 
 MOST_PASSAGES: Final = 3
 """In how many passages a term may stand and be rare."""
@@ -19,6 +21,14 @@ MOST_TERMS: Final = 32
 """As many terms of a question are looked at as the search by words looks for."""
 LONGEST_TEXT: Final = 20_000
 """Characters of a passage that are looked at."""
+# fmt: off
+QUESTION_WORDS: Final = frozenset({
+    "what", "who", "whom", "whose", "which", "when", "where", "why", "how", "do", "does", "did", "is", "are",
+    "was", "were", "can", "could", "will", "would", "shall", "should", "may", "might", "must", "has", "have",
+    "had", "i",
+})
+"""No names, though they have a capital where a question begins in mid-text."""
+# fmt: on
 
 Place = TypeVar("Place", bound=Hashable)
 
@@ -26,48 +36,73 @@ _TERM: Final = re.compile(r"[^\W_]+(?:[-./_:][^\W_]+)*")
 """A word, a figure, or parts that signs join, as in `QZ-1108`, `99.5`, `node_exporter`."""
 
 
-def distinctive_terms(question: str) -> tuple[str, ...]:
-    """Terms that name one thing, case-folded: codes and figures of two characters or more, and names.
+@dataclass(frozen=True, slots=True)
+class DistinctiveTerms:
+    """Terms that name one thing, case-folded."""
+
+    codes: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Leading(Generic[Place]):
+    """Places of passages with a rare term of the question, the rarest first; of equals, as they were given."""
+
+    by_code: Sequence[Place] = ()
+    by_name: Sequence[Place] = ()
+
+    def __contains__(self, place: object) -> bool:
+        """Whether a passage is relevant whatever its cosine."""
+        return place in self.by_code or place in self.by_name
+
+    def order(self, places: Sequence[Place]) -> list[Place]:
+        """`places`, those with a rare code first, those with a rare name behind the first."""
+        others = list(dict.fromkeys([*self.by_code, *places]))
+        return list(dict.fromkeys([*others[:1], *self.by_code, *self.by_name, *others]))
+
+
+def distinctive_terms(question: str) -> DistinctiveTerms:
+    """Codes and figures of two characters or more, and names.
 
     A name has a capital, and does not begin the question; where most terms have one, a capital says nothing. A question
     of one term asks for that.
     """
     found = _TERM.findall(question)[:MOST_TERMS]
-    chosen = (term for number, term in enumerate(found) if _is_distinctive(term, number, found))
-    return tuple(dict.fromkeys(term.casefold() for term in chosen))
-
-
-def _is_distinctive(term: str, number: int, all_terms: list[str]) -> bool:
-    if len(term) < 2:
-        return False
-    if len(all_terms) == 1 or _is_code(term):
-        return True
-    others = all_terms[1:]
-    capitals = sum(one[0].isupper() for one in others)
-    return number > 0 and term[0].isupper() and 2 * capitals <= len(others)
+    codes = [term for term in found if len(term) > 1 and (len(found) == 1 or _is_code(term))]
+    others = found[1:]
+    capitals = [term for term in others if term[0].isupper()]
+    names = [term for term in capitals if 2 * len(capitals) <= len(others) and len(term) > 1 and term not in codes]
+    return DistinctiveTerms(_folded(codes), tuple(term for term in _folded(names) if term not in QUESTION_WORDS))
 
 
 def _is_code(term: str) -> bool:
     return any(map(str.isdigit, term)) or any(sign in term for sign in "_:/")
 
 
-def leading(question: str, passages: Mapping[Place, str]) -> list[Place]:
-    """The places of passages with a rare term of the question, the rarest first; of equals, as they were given."""
+def _folded(terms: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(map(str.casefold, terms)))
+
+
+def leading(question: str, passages: Mapping[Place, str]) -> Leading[Place]:
+    """Those of the passages that are found by their place."""
     terms = distinctive_terms(question)
-    if not terms:
-        return []
-    holders = _holders(terms, passages)
+    if not (terms.codes or terms.names):
+        return Leading()
+    holders = _holders({*terms.codes, *terms.names}, passages)
+    return Leading(_rarest(terms.codes, holders), _rarest(terms.names, holders))
+
+
+def _rarest(terms: Sequence[str], holders: Mapping[str, Sequence[Place]]) -> list[Place]:
     worth: dict[Place, float] = {}
-    for places in holders.values():
+    for places in (holders.get(term, ()) for term in terms):
         if len(places) <= MOST_PASSAGES:
             for place in places:
                 worth[place] = worth.get(place, 0.0) + 1 / len(places)
     return sorted(worth, key=lambda place: -worth[place])
 
 
-def _holders(terms: tuple[str, ...], passages: Mapping[Place, str]) -> dict[str, list[Place]]:
+def _holders(wanted: set[str], passages: Mapping[Place, str]) -> dict[str, list[Place]]:
     """Which passages have each term, as a whole term or as one of its parts."""
-    wanted = set(terms)
     holders: dict[str, list[Place]] = {}
     for place, text in passages.items():
         whole = _TERM.findall(text[:LONGEST_TEXT].casefold())

@@ -151,7 +151,7 @@ class Retriever:
         hits, current, whole = await self._candidates(identity, wanted, vector)
         rare = leading(wanted.question, _texts_of(hits, current))
         cosines = _cosines(hits, vector)
-        order = dict.fromkeys([*rare, *hits])
+        order = rare.order(list(hits))
         scored = [(place, cosines.get(place, 0.0)) for place in order]
         relevant = [one for one in scored if vector is None or one[1] >= self.policy.floor or one[0] in rare]
         return _Found(relevant, hits, current, whole and is_built and vector is not None)

@@ -50,6 +50,25 @@ async def test_what_meaning_alone_would_not_find_is_found_by_its_word(serve: Ser
     assert [source["text"] for source in answered["sources"]] == [PART]
 
 
+@pytest.mark.parametrize("form", ["{}", "What is {}?", "Who keeps the machine with serial number {}?"])
+async def test_the_one_passage_with_a_code_comes_first_among_many_like_it(serve: Service, form: str) -> None:
+    client = await serve(embedder=ONNX)
+    codes = [f"7Q-{number}" for number in range(4801, 4831)]
+    for number, code in enumerate(codes):
+        text = f"The lathe in hall {number % 9 + 1} has the serial number {code}. It was serviced in May."
+        await add(client, f"Machine sheet {number}", text, source=code)
+    for code in codes[::6]:
+        first = (await ask(client, form.format(code)))["sources"][0]
+        assert code in first["text"]
+
+
+async def test_a_rare_name_is_found_below_the_floor(serve: Service) -> None:
+    client = await serve(embedder=ONNX, retrieval={"retrieval_relevance_floor": 0.99})
+    await add(client, "Press", "The press in hall four is kept by Mr Lindqvist.")
+    await add(client, "Canteen", CANTEEN)
+    assert [source["title"] for source in (await ask(client, "Who is Lindqvist?"))["sources"]] == ["Press"]
+
+
 async def test_top_k_bounds_the_passages_and_the_best_is_first(serve: Service) -> None:
     client = await serve(
         embedder=ONNX, retrieval={"retrieval_relevance_floor": 0.0}, documents={"chunk_tokens": 32, "chunk_overlap": 0}
