@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from api.guards import asks, names, negation, numbers, opposites, order, persons, symbols
+from api.guards import asks, names, negation, numbers, opposites, order, persons, scope, symbols
 from api.guards.words import read_words
 
 GUARDS: Final[tuple[tuple[str, Callable[[Any], Any], Callable[[Any, Any], str]], ...]] = (
@@ -16,6 +16,7 @@ GUARDS: Final[tuple[tuple[str, Callable[[Any], Any], Callable[[Any, Any], str]],
     ("opposites", opposites.read, opposites.compare),
     ("order", order.read, order.compare),
     ("names", names.read, names.compare),
+    ("scope", scope.read, scope.compare),
     ("persons", persons.read, persons.compare),
     ("asks", asks.read, asks.compare),
 )

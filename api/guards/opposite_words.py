@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from api.guards.stems import inflections
+from api.guards.stems import inflections, stem
 from api.guards.tables import words_in
 
 VERBS: Final = """
@@ -30,7 +30,23 @@ send / receive
 deposit top-up pay-in / withdraw
 freeze / unfreeze thaw
 lock / unlock
-accept approve allow permit / decline reject deny refuse forbid prohibit
+accept approve allow permit / decline reject deny refuse forbid prohibit ban
+cover include / exclude
+remember recall / forget
+love adore / hate dislike detest
+praise / criticise criticize
+admit / deny
+agree / object
+encourage / discourage
+require / waive
+strengthen / weaken
+lengthen / shorten
+appear / vanish
+build construct / demolish
+inflate / deflate
+fasten / unfasten
+attract / repel
+reward / punish
 lend / borrow
 encrypt / decrypt
 encode / decode
@@ -92,6 +108,24 @@ loud louder / quiet quieter
 clean / dirty
 alive / dead
 adult adults / child children kids
+compulsory mandatory obligatory required / optional voluntary
+guilty / innocent
+sharp / blunt
+full / empty
+rough / smooth
+major / minor
+urgent / routine
+maximal / minimal
+sweet / sour
+sober / drunk
+asleep / awake
+guest / host
+employed / jobless
+winning / losing
+ancient / modern
+broad / narrow
+shared / exclusive
+single / married
 hot hotter hottest warm / cold colder coldest cool
 heavy heavier heaviest / light lighter lightest
 strong stronger strongest / weak weaker weakest
@@ -171,10 +205,42 @@ IRREGULAR: Final = {
     "lost": "lose", "spent": "spend", "left": "leave", "deletion": "delete", "removal": "remove",
     "creation": "create", "installation": "install", "activation": "activate", "deactivation": "deactivate",
     "acceptance": "accept", "approval": "approve", "rejection": "reject", "denied": "deny", "taught": "teach",
-    "forbade": "forbid", "forbidden": "forbid",
+    "forbade": "forbid", "forgot": "forget", "forgotten": "forget", "built": "build", "coverage": "cover",
+    "banned": "ban", "exclusion": "exclude", "inclusion": "include", "forbidden": "forbid",
     "opening": "open", "closing": "close", "closure": "close", "encryption": "encrypt", "decryption": "decrypt",
     "subscription": "subscribe",
 }  # fmt: skip
+SUBSTITUTES: Final = """
+left / right
+may might / must
+like enjoy / hate dislike
+show display / hide conceal
+light / dark
+front / back
+give / take
+come / go
+ask / answer
+hard / soft
+help / harm
+fix repair / break
+inner / outer
+upper / lower
+sit / stand
+laugh / cry
+friend / enemy
+here / there
+always / sometimes
+could / should
+all / some
+some / every
+many / few
+everyone everybody / someone somebody
+heat / cool
+lead / follow
+rising / falling
+ever / never
+"""
+"""Opposites too common in another sense: they part two questions only where all else that matters is the same."""
 LEFT_OUT: Final = words_in(
     """
     made make making makes ended ends end left fall show shows light even well past back
@@ -224,4 +290,18 @@ def _table() -> tuple[dict[str, tuple[tuple[str, str], ...]], dict[str, tuple[tu
     return kept, phrases, particle_verbs
 
 
+def _substitutes() -> frozenset[tuple[str, str]]:
+    pairs: set[tuple[str, str]] = set()
+    for line in filter(None, SUBSTITUTES.splitlines()):
+        one, other = (map(stem, side.split()) for side in line.split(" / "))
+        theirs = tuple(other)
+        for word in one:
+            pairs.update((word, counterpart) for counterpart in theirs)
+            pairs.update((counterpart, word) for counterpart in theirs)
+    return frozenset(pairs)
+
+
 POLES, PHRASES, PARTICLE_VERBS = _table()
+SUBSTITUTED: Final = _substitutes()
+"""Pairs of stems, either way round."""
+SUBSTITUTING: Final = frozenset(word for pair in SUBSTITUTED for word in pair)

@@ -6,16 +6,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from api.guards.language import FUNCTION_WORDS
 from api.guards.negation import ENGLISH as NEGATORS
 from api.guards.negation import TROUBLE
-from api.guards.opposite_words import PARTICLE_VERBS, PARTICLES, PHRASES, POLES, PREFIXES, SAME_STEM_BY_CHANCE
+from api.guards.opposite_words import (
+    PARTICLE_VERBS,
+    PARTICLES,
+    PHRASES,
+    POLES,
+    PREFIXES,
+    SAME_STEM_BY_CHANCE,
+    SUBSTITUTED,
+    SUBSTITUTING,
+)
 from api.guards.stems import stem
 from api.guards.tables import words_in
 from api.guards.words import Words
 
-REFUSALS: Final = words_in("accept/decline pass/fail")
+REFUSALS: Final = words_in("accept/decline pass/fail remember/forget love/hate cover/exclude")
 REFUSING: Final = frozenset(map(stem, TROUBLE))
 """What one question refuses by such a word and the other by `not`: no opposites."""
+GRAMMAR: Final = FUNCTION_WORDS - SUBSTITUTING
 REACH: Final = 5
 """Words between a verb and its particle: turn my phone's notifications off."""
 
@@ -58,7 +69,19 @@ def compare(one: Poles, other: Poles) -> str:
     if prefixed:
         return "" if turned and prefixed in REFUSING else f"{prefixed} / {base}"
     prefixed, base = _prefixed(other.stems, one.stems)
-    return f"{base} / {prefixed}" if prefixed and not (turned and prefixed in REFUSING) else ""
+    if prefixed:
+        return "" if turned and prefixed in REFUSING else f"{base} / {prefixed}"
+    return _substituted(one.stems, other.stems)
+
+
+def _substituted(one: frozenset[str], other: frozenset[str]) -> str:
+    """left / right, where all other words that matter are the same."""
+    left, right = one - other - GRAMMAR, other - one - GRAMMAR
+    if len(left) == len(right) == 1:
+        pair = (min(left), min(right))
+        if pair in SUBSTITUTED:
+            return f"{pair[0]} / {pair[1]}"
+    return ""
 
 
 def _add(found: dict[str, set[str]], poles: Sequence[tuple[str, str]]) -> None:
