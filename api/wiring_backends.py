@@ -236,9 +236,13 @@ def _limits(settings: Settings) -> PoolLimits:
 
 
 def _bulkhead_policy(settings: Settings, name: str) -> BulkheadPolicy:
+    """Of embeddings, a quarter of the permits is kept for questions, at least one where there are several."""
     bulkhead = settings.bulkhead
-    limit = bulkhead.embed_max_concurrent if name.endswith(EMBED) else bulkhead.max_concurrent
-    return BulkheadPolicy(limit, bulkhead.max_queue, bulkhead.max_wait)
+    if not name.endswith(EMBED):
+        return BulkheadPolicy(bulkhead.max_concurrent, bulkhead.max_queue, bulkhead.max_wait)
+    limit = bulkhead.embed_max_concurrent
+    reserve = min(limit - 1, max(1, limit // 4))
+    return BulkheadPolicy(limit, bulkhead.max_queue, bulkhead.max_wait, reserve=reserve)
 
 
 def _breaker_policy(settings: BreakerSettings) -> BreakerPolicy:

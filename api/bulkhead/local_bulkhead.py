@@ -16,6 +16,7 @@ class LocalBulkhead:
 
     def __init__(self, policy: Policy, workers: int, worker: str, held: Iterable[str], waiting: Iterable[str]) -> None:
         self._limit = max(1, policy.limit // max(1, workers))
+        self._reserve = min(policy.reserve, self._limit - 1)
         self._max_queue = max(min(1, policy.max_queue), policy.max_queue // max(1, workers))
         self._worker = worker
         self._line = Line(frozenset(held), tuple(sorted(waiting)))
@@ -28,7 +29,7 @@ class LocalBulkhead:
     def take(self, priority: Priority, tenant: str) -> tuple[Taken, str | None]:
         """As the store would; also gives the ticket that lost its place."""
         ticket = local_ticket(priority, tenant, self._worker)
-        self._line, verdict, victim = rules.take(self._line, self._limit, self._max_queue, ticket)
+        self._line, verdict, victim = rules.take(self._line, self._limit, self._max_queue, ticket, self._reserve)
         retry_after = rules.retry_after(self._line.service_ms, len(self._line.queue), self._limit)
         return Taken(verdict, "" if verdict is Verdict.REJECTED else ticket, retry_after), victim
 
@@ -44,12 +45,12 @@ class LocalBulkhead:
 
     def give(self, ticket: str, held_ms: int) -> tuple[str, ...]:
         """Gives the tickets that hold a permit from now on."""
-        self._line, granted = rules.give(self._line, self._limit, ticket, held_ms)
+        self._line, granted = rules.give(self._line, self._limit, ticket, held_ms, self._reserve)
         return granted
 
     def hand_out(self) -> tuple[str, ...]:
         """Gives the tickets that hold a permit from now on."""
-        self._line, granted = rules.hand_out(self._line, self._limit)
+        self._line, granted = rules.hand_out(self._line, self._limit, self._reserve)
         return granted
 
     def read(self) -> Reading:

@@ -29,9 +29,10 @@ class Line:
     service_ms: float = 0.0
 
 
-def take(line: Line, limit: int, max_queue: int, ticket: str) -> tuple[Line, Verdict, str | None]:
+def take(line: Line, limit: int, max_queue: int, ticket: str, reserve: int = 0) -> tuple[Line, Verdict, str | None]:
     """Asks for a permit. Also gives the ticket that lost its place in line for it, if one did."""
-    if not line.queue and len(line.held) < limit:
+    priority, _ = place(ticket)
+    if not _anybody_before(line, priority) and _is_free(line, limit, reserve, priority):
         return replace(line, held=line.held | {ticket}), Verdict.GRANTED, None
     victim = None
     if len(line.queue) >= max_queue:
@@ -41,6 +42,19 @@ def take(line: Line, limit: int, max_queue: int, ticket: str) -> tuple[Line, Ver
     queue = [waiting for waiting in line.queue if waiting != victim]
     insort(queue, ticket)
     return replace(line, queue=tuple(queue)), Verdict.QUEUED, victim
+
+
+def _anybody_before(line: Line, priority: Priority) -> bool:
+    """Whether one who comes now has somebody in line before it: behind a free permit only background work waits."""
+    return any(priority is Priority.BACKGROUND or place(waiting)[0] is Priority.USER for waiting in line.queue)
+
+
+def _is_free(line: Line, limit: int, reserve: int, priority: Priority) -> bool:
+    """Whether there is a permit for a call of this priority: `reserve` of them are for users alone."""
+    if len(line.held) >= limit:
+        return False
+    behind = sum(place(ticket)[0] is Priority.BACKGROUND for ticket in line.held)
+    return priority is Priority.USER or behind < limit - reserve
 
 
 def displaced(queue: Sequence[str], ticket: str) -> str | None:
@@ -56,21 +70,23 @@ def displaced(queue: Sequence[str], ticket: str) -> str | None:
     return longest[-1] if len(longest) > len(lines.get(own, ())) + 1 else None
 
 
-def give(line: Line, limit: int, ticket: str, held_ms: int) -> tuple[Line, tuple[str, ...]]:
+def give(line: Line, limit: int, ticket: str, held_ms: int, reserve: int = 0) -> tuple[Line, tuple[str, ...]]:
     """A permit or a place in line goes back. Also gives the tickets that hold a permit from now on."""
     service = line.service_ms
     if held_ms >= 0:
         service = service + (held_ms - service) * SMOOTHING if service else float(held_ms)
     queue = tuple(waiting for waiting in line.queue if waiting != ticket)
-    return hand_out(replace(line, held=line.held - {ticket}, queue=queue, service_ms=service), limit)
+    return hand_out(replace(line, held=line.held - {ticket}, queue=queue, service_ms=service), limit, reserve)
 
 
-def hand_out(line: Line, limit: int) -> tuple[Line, tuple[str, ...]]:
+def hand_out(line: Line, limit: int, reserve: int = 0) -> tuple[Line, tuple[str, ...]]:
     """Free permits go to those who wait, in turn."""
     granted: list[str] = []
-    while len(line.held) < limit and line.queue:
+    while line.queue:
         ticket = following(line)
         kind, tenant = place(ticket)
+        if not _is_free(line, limit, reserve, kind):
+            break
         line = replace(
             line,
             held=line.held | {ticket},

@@ -16,12 +16,16 @@ Reason = Literal["queue_full", "deadline", "displaced"]
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """The bounds of one bulkhead over the fleet. Durations in seconds, `lease_ms` in milliseconds."""
+    """The bounds of one bulkhead over the fleet. Durations in seconds, `lease_ms` in milliseconds.
+
+    `reserve`: how many of the `limit` permits background work never holds, so that a user finds one free.
+    """
 
     limit: int = 4
     max_queue: int = 64
     max_wait: float = 30.0
     lease_ms: int = 10_000
+    reserve: int = 0
 
 
 class Verdict(IntEnum):

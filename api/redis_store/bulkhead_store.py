@@ -34,7 +34,7 @@ class RedisBulkheadStore:
         self._max_queue = policy.max_queue
         channel = keys.bulkhead_channel(name, "")
         self._channel = channel + worker
-        self._common = (policy.limit, policy.lease_ms, channel)
+        self._common = (f"{policy.limit} {policy.reserve}", policy.lease_ms, channel)
         self._take = self._script("bulkhead_take")
         self._give = self._script("bulkhead_give")
         self._tend = self._script("bulkhead_tend")

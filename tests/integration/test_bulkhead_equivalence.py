@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from api.redis_store.gate import RedisGate
 from api.redis_store.keys import Keys
 
 POLICY = Policy(limit=3, max_queue=6, lease_ms=60_000)
+RESERVES = [0, 1, 2]
 TENANTS = ["a", "a-2", "ä b", "z"]
 WEIGHTS = [6, 2, 1, 1]
 
@@ -26,18 +28,18 @@ def no_reader(_: float) -> AbstractAsyncContextManager[Any]:
     raise AssertionError("nobody follows here")
 
 
-@pytest.fixture
-async def store(redis: Redis) -> RedisBulkheadStore:
+async def store_of(redis: Redis, policy: Policy) -> RedisBulkheadStore:
     gate = RedisGate(redis, 4)
     await gate.check()
-    return RedisBulkheadStore(gate, no_reader, Keys(), "ollama", POLICY, "w")
+    return RedisBulkheadStore(gate, no_reader, Keys(), "ollama", policy, "w")
 
 
 class Both:
     """The store and the rules, step by step."""
 
-    def __init__(self, store: RedisBulkheadStore, redis: Redis) -> None:
+    def __init__(self, store: RedisBulkheadStore, redis: Redis, reserve: int) -> None:
         self.store = store
+        self.reserve = reserve
         self.redis = redis
         self.line = Line()
 
@@ -45,14 +47,14 @@ class Both:
         taken = await self.store.take(priority, tenant)
         expected = rules.retry_after(self.line.service_ms, len(self.line.queue), POLICY.limit)
         ticket = taken.ticket or local_ticket(priority, tenant, "w")
-        self.line, verdict, _ = rules.take(self.line, POLICY.limit, POLICY.max_queue, ticket)
+        self.line, verdict, _ = rules.take(self.line, POLICY.limit, POLICY.max_queue, ticket, self.reserve)
         assert taken.verdict is verdict
         if verdict is not Verdict.GRANTED:
             assert taken.retry_after == pytest.approx(expected, abs=0.002)
 
     async def give(self, ticket: str, held_ms: int) -> None:
         granted = await self.store.give([Return(ticket, held_ms)])
-        self.line, expected = rules.give(self.line, POLICY.limit, ticket, held_ms)
+        self.line, expected = rules.give(self.line, POLICY.limit, ticket, held_ms, self.reserve)
         assert granted == list(expected)
 
     async def compare(self) -> None:
@@ -63,16 +65,17 @@ class Both:
         assert held == self.line.held
 
 
-@pytest.mark.parametrize("seed", range(8))
-async def test_the_same_story_ends_the_same(store: RedisBulkheadStore, redis: Redis, seed: int) -> None:
+@pytest.mark.parametrize("seed", range(9))
+async def test_the_same_story_ends_the_same(redis: Redis, seed: int) -> None:
     chance = random.Random(seed)
-    both = Both(store, redis)
+    reserve = RESERVES[seed % len(RESERVES)]
+    both = Both(await store_of(redis, replace(POLICY, reserve=reserve)), redis, reserve)
     for _ in range(120):
         known = sorted(both.line.held) + list(both.line.queue)
         if known and chance.random() < 0.4:
             ticket = chance.choice(known)
             await both.give(ticket, chance.randrange(5_000) if ticket in both.line.held else -1)
         else:
-            priority = Priority.BACKGROUND if chance.random() < 0.2 else Priority.USER
+            priority = Priority.BACKGROUND if chance.random() < (0.5 if reserve else 0.2) else Priority.USER
             await both.take(priority, chance.choices(TENANTS, WEIGHTS)[0])
         await both.compare()

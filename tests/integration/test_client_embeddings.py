@@ -84,13 +84,35 @@ async def test_while_clients_embed_a_lot_a_question_gets_its_vector_in_time(serv
     body = {"model": MODEL, "input": ["a text"] * 100}
     calls = [asyncio.create_task(client.post("/api/embed", json=body, headers=bulk)) for _ in range(8)]
 
-    async def all_permits_are_held() -> bool:
-        return bool(stub.stats["in_flight"] == 8)
+    async def they_hold_all_that_they_may() -> bool:
+        return bool(stub.stats["in_flight"] == 6)
 
-    await wait_until_async(all_permits_are_held)
+    await wait_until_async(they_hold_all_that_they_may)
     answered = await ask(client, "My password, how do I reset?", headers=asking)
     assert (answered["cache"]["status"], answered["cache"]["kind"]) == ("hit", "semantic")
     assert not any(call.done() for call in calls), "they were at it all the while"
+    for call in calls:
+        call.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
+
+
+async def test_clients_whose_calls_hang_leave_questions_a_permit(serve: Service, stub: StubOllama) -> None:
+    client = await serve(access={"api_keys": "bulk=key-of-bulk,asking=key-of-asking"})
+    bulk, asking = {"Authorization": "Bearer key-of-bulk"}, {"Authorization": "Bearer key-of-asking"}
+    await ask(client, "How do I reset my password?", headers=asking)
+    stub.behaviour("hang", path="/api/embed")
+    calls = [
+        asyncio.create_task(client.post("/api/embed", json={"model": MODEL, "input": "a"}, headers=bulk))
+        for _ in range(8)
+    ]
+
+    async def two_wait_in_line() -> bool:
+        found = (await client.get("/api/bulkhead/metrics")).json()["bulkheads"]["ollama-embed"]
+        return bool(stub.stats["in_flight"] == found["in_use"] == 6 and found["waiting"] == 2)
+
+    await wait_until_async(two_wait_in_line)
+    stub.behaviour()
+    assert (await ask(client, "My password, how do I reset?", headers=asking))["cache"]["kind"] == "semantic"
     for call in calls:
         call.cancel()
     await asyncio.gather(*calls, return_exceptions=True)

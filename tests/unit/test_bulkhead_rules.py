@@ -116,17 +116,37 @@ def test_who_waits_is_counted_by_tenant() -> None:
     assert reading.waiting_by_tenant == {"a b": 2, "c": 1}
 
 
-@given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans(), st.booleans()), max_size=40))
-def test_the_bounds_always_hold_and_nobody_waits_beside_a_free_permit(steps: list[tuple[str, bool, bool]]) -> None:
+def test_a_reserved_permit_is_for_users_alone() -> None:
+    held = frozenset({ticket("b", 1, "background")})
+    line, verdict, _ = rules.take(Line(held), LIMIT, MAX_QUEUE, ticket("b", 2, "background"), reserve=1)
+    assert verdict is Verdict.QUEUED
+    line, verdict, _ = rules.take(line, LIMIT, MAX_QUEUE, ticket("a", 3), reserve=1)
+    assert verdict is Verdict.GRANTED, "nobody before it waits for that permit"
+    line, granted = rules.give(line, LIMIT, ticket("a", 3), 10, reserve=1)
+    assert granted == ()
+    line, granted = rules.give(line, LIMIT, ticket("b", 1, "background"), 10, reserve=1)
+    assert granted == (ticket("b", 2, "background"),)
+
+
+@given(
+    st.integers(0, LIMIT - 1), st.lists(st.tuples(st.sampled_from("abc"), st.booleans(), st.booleans()), max_size=40)
+)
+def test_the_bounds_always_hold_and_nobody_waits_beside_a_permit_for_it(
+    reserve: int, steps: list[tuple[str, bool, bool]]
+) -> None:
     line = Line()
     for number, (tenant, background, gives) in enumerate(steps):
         if gives and line.held:
-            line, _ = rules.give(line, LIMIT, min(line.held), 10)
+            line, _ = rules.give(line, LIMIT, min(line.held), 10, reserve)
         else:
             new = ticket(tenant, number, "background" if background else "user")
-            line, verdict, _ = rules.take(line, LIMIT, MAX_QUEUE, new)
+            line, verdict, _ = rules.take(line, LIMIT, MAX_QUEUE, new, reserve)
             assert (verdict is Verdict.REJECTED) == (new not in line.held and new not in line.queue)
+        behind = [one for one in line.held if place(one)[0] is Priority.BACKGROUND]
+        waiting = {place(one)[0] for one in line.queue}
         assert len(line.held) <= LIMIT
+        assert len(behind) <= LIMIT - reserve
         assert len(line.queue) <= MAX_QUEUE
-        assert not line.queue or len(line.held) == LIMIT
+        assert Priority.USER not in waiting or len(line.held) == LIMIT
+        assert not waiting or len(line.held) == LIMIT or len(behind) == LIMIT - reserve
         assert list(line.queue) == sorted(set(line.queue) - line.held)

@@ -3,12 +3,14 @@
 -- KEYS[2] zset  rag:bulkhead:{name}:queue    ticket -> 0: who waits, in the order of their bytes
 -- KEYS[3] zset  rag:bulkhead:{name}:waiting  ticket -> end of its lease (ms): who of these is still there
 -- KEYS[4] hash  rag:bulkhead:{name}:stats    service_ms, user_turn, background_turn, counts
--- ARGV[1] limit, ARGV[2] lease_ms, ARGV[3] what the channel of a worker begins with
+-- ARGV[1] limit and, of it, reserve: '8 2', ARGV[2] lease_ms, ARGV[3] what the channel of a worker begins with
 -- PUBLISH <channel><worker>: 'granted <ticket>' or 'displaced <ticket>'
 
 local STATS_MS = 30 * 24 * 3600 * 1000
 local SMOOTHING = 0.1
-local limit, lease, channel = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3]
+local limit, reserve = ARGV[1]:match('^(%d+) (%d+)$')
+limit, reserve = tonumber(limit), tonumber(reserve)
+local lease, channel = tonumber(ARGV[2]), ARGV[3]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
@@ -66,13 +68,24 @@ local function following()
   end
 end
 
+-- Whether there is a permit for a call of this priority: the reserve is for users alone.
+local function is_free(priority)
+  if redis.call('ZCARD', KEYS[1]) >= limit then return false end
+  if priority == 'user' or reserve == 0 then return true end
+  local behind = 0
+  for _, ticket in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
+    if ticket:sub(1, 11) == 'background ' then behind = behind + 1 end
+  end
+  return behind < limit - reserve
+end
+
 -- Free permits go to those who wait. Returns their tickets.
 local function hand_out()
   local granted = {}
   if redis.call('ZCARD', KEYS[2]) == 0 then return granted end
   for _ = redis.call('ZCARD', KEYS[1]) + 1, limit do
     local ticket, priority = following()
-    if not ticket then break end
+    if not ticket or not is_free(priority) then break end
     dequeue(ticket)
     lend(KEYS[1], ticket)
     note(priority .. '_turn', ticket:match('^%S+ (%S+)'))

@@ -30,9 +30,15 @@ local function displaced()
   if most and counts[most] > own + 1 then return newest[most] end
 end
 
+-- Whether anybody in line is before it: behind a free permit only background work waits.
+local function anybody_before()
+  if priority ~= 'user' then return redis.call('ZCARD', KEYS[2]) > 0 end
+  return #redis.call('ZRANGEBYLEX', KEYS[2], '[user ', '(user!', 'LIMIT', 0, 1) > 0
+end
+
 drop_ended()
 hand_out()
-if redis.call('ZCARD', KEYS[2]) == 0 and redis.call('ZCARD', KEYS[1]) < limit then
+if not anybody_before() and is_free(priority) then
   lend(KEYS[1], ticket)
   return {1, ticket, 0}
 end
