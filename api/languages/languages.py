@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from api.languages.identify import language_of
+from api.languages.identify import UNDETERMINED, language_of
 from api.languages.scripts import LATIN, words_outside
 
 SCRIPTS: Final = {
@@ -40,12 +40,14 @@ class Languages:
         if self.codes is None:
             return ""
         language = language_of(text)
-        return "" if not language or language in self.codes or self._is_written_so(language) else language
+        return "" if not language or language in self.codes or self._may_be(language) else language
 
-    def _is_written_so(self, script: str) -> bool:
-        """Whether a script is all that is known of a text, and one of these languages is written in it."""
+    def _may_be(self, language: str) -> bool:
+        """Whether a text of a script, or of no language that is known, may be in one of these."""
+        if language == UNDETERMINED:
+            return self.codes != ENGLISH.codes  # the vocabulary of other languages is not known
         scripts = self.scripts
-        return scripts is None or script.upper() in scripts
+        return scripts is None or language.upper() in scripts
 
     def words_outside(self, text: str) -> tuple[str, ...]:
         """The words of a text in scripts that none of these languages is written in."""

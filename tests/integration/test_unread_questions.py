@@ -15,6 +15,10 @@ from tests.stub_ollama import StubOllama
 PAIRS = [
     tuple(line.split("\t")) for line in Path(__file__).with_name("unread_pairs.tsv").read_text("utf-8").splitlines()[1:]
 ]
+FOREIGN = [
+    tuple(line.split("\t")[2:])
+    for line in Path(__file__).parents[1].joinpath("unit/foreign_pairs.tsv").read_text("utf-8").splitlines()[1:]
+]
 ONNX = {"embedder": "onnx"}
 ALL = {"embed_languages": "all"}
 """Only what the embedder reads keeps questions apart."""
@@ -47,6 +51,24 @@ async def test_with_the_embedder_in_the_worker(serve: Service) -> None:
 async def test_with_one_on_ollama_that_knows_latin_letters_only(serve: Service, stub: StubOllama) -> None:
     stub.behaviour(vocabulary="latin")
     assert await served(await serve(embedder=ALL)) == []
+
+
+async def test_questions_in_other_languages_than_the_embedders_are_found_exactly_only(
+    serve: Service, redis: Redis
+) -> None:
+    client = await serve(embedder=ONNX)
+    wrong = []
+    for number, (first, second) in enumerate(FOREIGN):
+        tenant = f"foreign-{number}"
+        await ask(client, first, tenant=tenant)
+        found = await explained(client, second, tenant)
+        assert found["foreign_language"], second
+        assert "not in a language of the embedder" in found["reason"]
+        if (await ask(client, second, tenant=tenant))["cache"]["status"] != "miss":
+            wrong.append((first, second))
+        assert (await ask(client, first, tenant=tenant))["cache"]["kind"] == "exact"
+    assert wrong == []
+    assert f"ragherd_cache_language_unknown_total {2.0 * len(FOREIGN)}" in (await client.get("/metrics")).text
 
 
 async def test_the_same_unread_word_keeps_a_paraphrase(serve: Service) -> None:
