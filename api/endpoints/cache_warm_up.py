@@ -16,7 +16,7 @@ from api.endpoints.json_body import json_of
 from api.endpoints.options import Options
 from api.endpoints.query import Name, Question
 from api.endpoints.times import rfc3339
-from api.endpoints.validation import IsText, StrictBody, Whole, validated
+from api.endpoints.validation import IsText, IsWhole, StrictBody, validated
 from api.endpoints.worker_state import WorkerState, worker_state
 from api.errors import ServiceUnavailable
 from api.ports.warm_ups import WarmUpProgress
@@ -40,7 +40,7 @@ class WarmQuestionIn(StrictBody):
     answer: Answer | None = None
     model: Name | None = None
     tenant: Name | None = None
-    top_k: Annotated[Whole, Field(ge=0, le=20)] = 4
+    top_k: Annotated[int, Field(ge=0, le=20), IsWhole] = 4
     options: Options = Field(default_factory=Options)
 
 

@@ -20,7 +20,7 @@ from api.endpoints.dropin_body import (
     ModelBody,
     described,
 )
-from api.endpoints.validation import Text, Whole
+from api.endpoints.validation import IsBoolean, IsWhole, Text
 from api.errors import RagherdError
 from api.model import ChatMessage, Embeddings, Token
 from api.query.answered import Answered, Opening
@@ -56,7 +56,7 @@ class GenerationBody(ModelBody):
 
     stream: bool = True
     options: GivenOptions = Field(default_factory=dict)
-    think: Literal[False] = False
+    think: Annotated[Literal[False], IsBoolean] = False
     keep_alive: Ignored = None
 
 
@@ -83,7 +83,7 @@ class EmbedBody(ModelBody):
 
     input: Text | Inputs = Field(default_factory=list)
     truncate: bool | None = None
-    dimensions: Annotated[Whole, Field(ge=0, le=MOST_DIMENSIONS)] | None = None
+    dimensions: Annotated[int, Field(ge=0, le=MOST_DIMENSIONS), IsWhole] | None = None
     options: GivenOptions = Field(default_factory=dict)
     keep_alive: Ignored = None
 
@@ -100,7 +100,7 @@ class EmbedBody(ModelBody):
 
 def _with_a_name(schema: dict[str, Any]) -> None:
     described(schema)
-    named = {"minLength": 1}
+    named = {"type": "string", "minLength": 1, "maxLength": 200}
     schema["anyOf"] = [{"required": [name], "properties": {name: named}} for name in ("model", "name")]
 
 

@@ -14,7 +14,7 @@ from pydantic import Field
 from api.endpoints.answer_form import done_reason, dropin_status, single_line, usage_of
 from api.endpoints.dropin_body import MOST_DIMENSIONS, MOST_PARTS, Few, IdleBody, Ignored, Inputs, ModelBody
 from api.endpoints.options import Penalty, Seed, Share, Stops, Temperature, Tokens
-from api.endpoints.validation import StopText, StrictBody, Text, Whole
+from api.endpoints.validation import IsWhole, StopText, StrictBody, Text
 from api.errors import RagherdError
 from api.model import ChatMessage, Embeddings, Token, Usage, Vector
 from api.query.answered import Answered, Opening
@@ -87,7 +87,7 @@ class ChatBody(ModelBody):
     stop: StopText | Stops | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    n: Literal[1] = 1
+    n: Annotated[int, Field(ge=1, le=1), IsWhole] = 1
     response_format: PlainText | None = None
     reasoning_effort: Literal["none"] | None = None
     user: Ignored = None
@@ -120,7 +120,7 @@ class EmbeddingsBody(ModelBody):
 
     input: Text | Inputs
     encoding_format: EncodingFormat = "float"
-    dimensions: Annotated[Whole, Field(ge=1, le=MOST_DIMENSIONS)] | None = None
+    dimensions: Annotated[int, Field(ge=1, le=MOST_DIMENSIONS), IsWhole] | None = None
     user: Ignored = None
 
     @property

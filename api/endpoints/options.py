@@ -6,13 +6,13 @@ from typing import Annotated
 
 from pydantic import Field
 
-from api.endpoints.validation import StopText, StrictBody, Whole
+from api.endpoints.validation import IsWhole, StopText, StrictBody
 
 Temperature = Annotated[float, Field(ge=0, le=2)]
 Share = Annotated[float, Field(ge=0, le=1)]
 """A part of the probability: `top_p`, `min_p`."""
-Seed = Annotated[Whole, Field(ge=-(2**31), lt=2**31)]
-Tokens = Annotated[Whole, Field(ge=1, le=100_000)]
+Seed = Annotated[int, Field(ge=-(2**31), lt=2**31), IsWhole]
+Tokens = Annotated[int, Field(ge=1, le=100_000), IsWhole]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Stops = Annotated[list[StopText], Field(max_length=16, fail_fast=True)]
 
@@ -22,7 +22,7 @@ class Options(StrictBody):
 
     temperature: Temperature | None = None
     top_p: Share | None = None
-    top_k: Annotated[Whole, Field(ge=0, le=1000)] | None = None
+    top_k: Annotated[int, Field(ge=0, le=1000), IsWhole] | None = None
     min_p: Share | None = None
     seed: Seed | None = None
     num_predict: Tokens | None = None

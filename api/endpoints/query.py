@@ -18,7 +18,7 @@ from api.endpoints.list_header import list_header
 from api.endpoints.options import Options
 from api.endpoints.query_answer import QueryOut, cache_headers, document
 from api.endpoints.request_timeout import OPENAPI, request_timeout
-from api.endpoints.validation import IsText, IsVisible, StrictBody, Whole
+from api.endpoints.validation import IsText, IsVisible, IsWhole, StrictBody
 from api.endpoints.worker_state import worker_state
 from api.model import ChatMessage
 from api.ports.passages import DocumentFilter
@@ -58,7 +58,7 @@ class QueryIn(StrictBody):
 
     question: Question
     model: Name | None = None
-    top_k: Annotated[Whole, Field(ge=0, le=20)] = 4
+    top_k: Annotated[int, Field(ge=0, le=20), IsWhole] = 4
     history: Annotated[list[Turn], Field(max_length=100, fail_fast=True)] = Field(default_factory=list)
     tenant: Name | None = None
     options: Options = Field(default_factory=Options)

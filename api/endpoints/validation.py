@@ -58,6 +58,12 @@ def _whole(number: Any) -> Any:
     return int(number) if isinstance(number, float) and number.is_integer() else number
 
 
+def _boolean(value: Any) -> Any:
+    if not isinstance(value, bool):
+        raise ValueError("must be true or false")
+    return value
+
+
 class _Visible:
     """Refuses a text of which nothing can be seen, and says so in the schema."""
 
@@ -70,8 +76,10 @@ class _Visible:
 
 IsText = AfterValidator(_encodable)
 IsVisible = _Visible()
-Whole = Annotated[int, BeforeValidator(_whole)]
-"""An integer as JSON Schema has it: 2.0 is one."""
+IsWhole = BeforeValidator(_whole)
+"""An integer as JSON Schema has it: 2.0 is one. Stands last, so that the schema has the bounds before it."""
+IsBoolean = BeforeValidator(_boolean)
+"""In a `Literal`, to which 0 is False and 1 is True."""
 Text = Annotated[str, StringConstraints(max_length=MOST_CHARACTERS)]
 
 StopText = Annotated[str, StringConstraints(max_length=1000), IsText]
