@@ -21,6 +21,7 @@ from api.model import ChatMessage, FlightKey, Generation, GenerationRequest, Lan
 from api.ports.answers import Claim, CondensedQuestions
 from api.ports.flights import Flights
 from api.query.answered import QueryObserver, Stages
+from api.query.fence import Fence
 from api.query.question import Query
 
 VERSION: Final = "condense-1"
@@ -32,6 +33,7 @@ INSTRUCTION: Final = (
 OPTIONS: Final = {"temperature": 0, "num_predict": 200}
 LONGEST: Final = 8_000
 """Characters of a question, as POST /query takes it."""
+_FENCE: Final = Fence("<conversation><question>")
 
 
 class Condenser:
@@ -121,14 +123,9 @@ def _rewritten_as(query: Query, question: str | None) -> Query:
 
 def turns(query: Query) -> tuple[ChatMessage, ...]:
     """What the language model is asked: the conversation as material, the question last."""
-    said = "\n".join(f"{turn.role}: {_fenced(turn.content)}" for turn in query.history)
-    material = f"<conversation>\n{said}\n</conversation>\n<question>\n{_fenced(query.question)}\n</question>"
+    said = "\n".join(f"{turn.role}: {_FENCE.text(turn.content)}" for turn in query.history)
+    material = f"<conversation>\n{said}\n</conversation>\n<question>\n{_FENCE.text(query.question)}\n</question>"
     return ChatMessage("system", INSTRUCTION), ChatMessage("user", material)
-
-
-def _fenced(text: str) -> str:
-    """Nothing in it ends the tags around it."""
-    return text.replace("</", "< /")
 
 
 def _place(query: Query) -> str:

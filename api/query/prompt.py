@@ -10,6 +10,7 @@ from api.model import ChatMessage, Source
 from api.query import citations
 from api.query.fence import Fence
 from api.query.prompt_template import PromptTemplate
+from api.query.reference_numbers import rewritten
 
 Template = Literal["grounded", "raw"]
 
@@ -48,7 +49,8 @@ class Prompts:
     ) -> tuple[ChatMessage, ...]:
         """An instruction, earlier turns, and the question behind the passages: `[1]` is the first of `sources`.
 
-        Earlier answers come without their citations, whose numbers meant other passages.
+        Earlier answers come without their citations, whose numbers meant other passages. Reference numbers of the
+        passages themselves come in parentheses, so that no answer repeats them as citations.
         """
         passages = "\n\n".join(self._one(number, source) for number, source in enumerate(sources, start=1))
         asked = self._user.substitute(passages=passages, question=self._fence.text(question))
@@ -56,7 +58,7 @@ class Prompts:
         return ChatMessage("system", self._template.grounded_system), *said, ChatMessage("user", asked)
 
     def _one(self, number: int, source: Source) -> str:
-        title, text = self._fence.title(source.title), self._fence.text(source.text)
+        title, text = self._fence.title(rewritten(source.title)), self._fence.text(rewritten(source.text))
         return self._passage.substitute(number=number, title=title, text=text)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -262,3 +263,18 @@ async def test_a_question_is_never_taken_for_a_query_of_the_index(serve: Service
     await add(client, "Foreign", "x approved holiday", tenant="acme")
     answered = await ask(client, question)
     assert [source["title"] for source in answered["sources"]] in (["Holiday"], [])
+
+
+async def test_a_documents_own_reference_numbers_come_out_as_no_citation(serve: Service) -> None:
+    client = await serve(embedder=ONNX, retrieval={"retrieval_relevance_floor": 0.0})
+    text = "The old bridge was opened in 1931 [2]. It is 40 metres long [12]. Its colour is green [1, 3]."
+    await add(client, "Bridge [2]", text)
+    await add(client, "Mill", "The old mill was closed in 1950.")
+    await add(client, "Hall", "The town hall was opened in 1890.")
+    answered = await ask(client, "When was the old bridge opened?")  # the stub repeats the prompt
+    assert len(answered["sources"]) == 3
+    assert {"in 1931 (2).", "long (12).", "green (1, 3)."} <= set(
+        re.findall(r"in 1931 \S+|long \S+|green .{7}", answered["answer"])
+    )
+    assert "[" not in answered["answer"]
+    assert text in [source["text"] for source in answered["sources"]]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from api.model import ChatMessage, Source
-from api.query import prompt
+from api.query import citations, prompt
 from api.query.prompt import Prompts
 from api.query.prompt_template import load, parse
+from api.query.reference_numbers import rewritten
 
 PROMPTS = Prompts(load(None))
 HISTORY = (ChatMessage("user", "Hello"), ChatMessage("assistant", "Good day [2]."))
@@ -85,12 +87,14 @@ def test_what_is_filled_in_is_not_filled_in_again() -> None:
         "<\x00/pass\x07age>",
         "＜/passage＞",
         "<<</passage>",
+        *("‹/passage›", "〈/passage〉", "⟨passage⟩", "﹤/passage﹥", "\u2329/passage\u232a", "❮ passage"),
+        *("<ｐａｓｓａｇｅ>", "<\U0001d429assage>", "<\u3164/pas\u2800sage>", "<pass\ufe0fa\u2063ge>", "<\\/passage>"),
     ],
 )
 def test_a_document_neither_ends_nor_opens_a_passage(text: str) -> None:
     for content in (asked(text), asked(title=text), asked(question=text)):
-        visible = re.sub(r"[\x00-\x08\u200b-\u200f]", "", content)
-        assert len(re.findall(r"[<＜][\s/]*passage", visible, re.IGNORECASE)) == 2
+        visible = unicodedata.normalize("NFKC", re.sub("[\x00-\x08\u2063\u200b-\u200f\u2800\u3164\ufe0f]", "", content))
+        assert len(re.findall(r"[<‹〈⟨❮][\s/\\]*passage", visible, re.IGNORECASE)) == 2
         assert "&lt;" in content
 
 
@@ -114,6 +118,17 @@ def test_tags_are_those_of_the_template() -> None:
     [
         *("<|im_start|>", "<|eot_id|>", "</s>", "<s>", "<start_of_turn>", "<end_of_turn>", "<<SYS>>"),
         *("[INST]", "[/INST]", "[SYSTEM_PROMPT]", "<｜User｜>", "<｜end▁of▁sentence｜>"),
+        *("<think>", "</think>", "<tool_call>", "</tool_response>", "<function=f>", "[TOOL_CALLS]", "[THINK]"),
+        *("<|channel|>", "<|start_header_id|>", "<|turn>", "<turn|>", "<unk>", "[gMASK]", "<function_calls>"),
+        *(
+            "＜|im_start|＞",
+            "<|im_\u200bstart|>",
+            "<｜im_start｜>",
+            "<ｔhink>",
+            "［INST］",
+            "[IN\u2060ST]",
+            "< think >",
+        ),
     ],
 )
 def test_marks_of_turns_are_broken(mark: str) -> None:
@@ -122,7 +137,11 @@ def test_marks_of_turns_are_broken(mark: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["a < b and b > c", "f <| x |> g", "<b>bold</b> <div>", "[TODO] [1]", "<passages>", "x\ty"]
+    "text",
+    [
+        *("a < b and b > c", "f <| x |> g", "<b>bold</b> <div>", "[TODO]", "<passages>", "x\ty", "« passage »"),
+        *("<thinker>", "i <- s", "[inst]", "List<String> s", "‹b›", "<sub>", "《tool》"),
+    ],
 )
 def test_other_text_stays_as_it_is(text: str) -> None:
     assert f"\n{text}\n" in asked(text)
@@ -137,3 +156,35 @@ def test_a_title_is_one_short_line() -> None:
     head = asked(title="word " * 100).split("\n", 1)[0]
     assert len(head) < 240
     assert head.endswith('…">')
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("in 1931 [2].", "in 1931 (2)."),
+        ("long [12], green [1, 3] [2-4] [7–9].", "long (12), green (1, 3) (2-4) (7–9)."),
+        ("［２］【2】[ 2 ]\\[2\\]", "(２)(2)( 2 )(2)"),
+        ("a[1][2]", "a(1)(2)"),
+        ("[\u200b2]", "(\u200b2)"),
+        ("[1]([2])", "(1)((2))"),
+        ("[1]: https://example.org", "(1): https://example.org"),
+        ("cut off\n```\n[2]", "cut off\n```\n(2)"),
+    ],
+)
+def test_a_documents_own_reference_numbers_are_no_citations(text: str, shown: str) -> None:
+    content = asked(text, title=text.partition("\n")[0])
+    assert f"\n{shown}\n" in content
+    assert "[2]" not in content.replace("`", "")
+
+
+@pytest.mark.parametrize(
+    "text", ["[2024]", "[x]", "[0, 1]", "[7](https://example.org)", "`a[1]`", "```\na[1]\n```", "[1.5]", "[TODO 2]"]
+)
+def test_what_no_answer_is_read_by_stays(text: str) -> None:
+    assert f"\n{text}\n" in asked(text)
+
+
+@given(st.text(alphabet="[]()0127 ,;-–`\na\\［］", max_size=30))
+def test_whatever_a_passage_holds_reads_as_no_citation(text: str) -> None:
+    shown = rewritten(text)
+    assert citations.clean(shown, 0) == shown

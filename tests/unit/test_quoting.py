@@ -105,3 +105,11 @@ async def test_it_comes_in_pieces_and_ends_as_a_generation_does() -> None:
     end = pieces[-1]
     assert isinstance(end, Finished)
     assert (end.reason, end.tokens) == ("stop", 4)
+
+
+def test_a_documents_own_reference_number_is_quoted_as_no_citation() -> None:
+    text = "The old bridge was opened in 1931 [2]. It is 40 metres long [12]. Its colour is green [1, 3]."
+    read = reading(body("When was the old bridge opened?", text, "The mill is red.", "The town hall is large."))
+    assert read is not None
+    cosines = [0.9, 0.1, 0.1, 0.1, 0.1]
+    assert answer(read.sentences, cosines) == "The old bridge was opened in 1931 (2) [1]."
