@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from api.guards.closed_classes import AMBIGUOUS, CLASSES, MONTH_BEFORE, STRICT
+from api.guards.long_names import is_part, is_slip
 from api.guards.number_words import OTHERS as OTHER_NUMBERS
 from api.guards.stems import stem
 from api.guards.tables import words_in
@@ -55,10 +56,9 @@ def read(question: Words) -> Names:
 
 def compare(one: Names, other: Names) -> str:
     """The first name that the other does not know, else an empty text."""
-    missing = _missing(one, other)
-    unknown = _missing(other, one)
-    if missing or unknown:
-        return f"{missing or 'none'} / {unknown or 'none'}"
+    difference = _differing(one, other)
+    if difference:
+        return difference
     for kind in one[1].keys() | other[1].keys():
         left, right = one[1].get(kind, set()), other[1].get(kind, set())
         if left != right and (kind in STRICT or (left and right)):
@@ -66,17 +66,37 @@ def compare(one: Names, other: Names) -> str:
     return ""
 
 
-def _missing(names: Names, other: Names) -> str:
-    if not names[0] and not names[2]:
-        return ""
+def _differing(one: Names, other: Names) -> str:
+    """The first names and quoted phrases that are in one only, but for parts of longer names and slips of typing."""
+    missing, unknown = _missing(one, other), _missing(other, one)
+    phrases = _unquoted(one, other), _unquoted(other, one)
+    if not any(phrases):
+        if not (missing or unknown) or is_slip(_typed(missing, one), _typed(unknown, other)):
+            return ""
+        if not (missing and unknown):
+            longer, shorter = (one, other) if missing else (other, one)
+            if is_part(missing or unknown, longer[3].words, shorter[3].words):
+                return ""
+    left, right = (*missing, phrases[0])[0], (*unknown, phrases[1])[0]
+    return f"{left or 'none'} / {right or 'none'}"
+
+
+def _missing(names: Names, other: Names) -> list[str]:
     known = other[3].words
-    for name in names[0]:
-        if name not in known and name not in other[0] and not _known(name, known):
-            return name
-    if names[2]:
-        spaced = f" {' '.join(known)} "
-        return next((phrase for phrase in names[2] if f" {phrase} " not in spaced), "")
-    return ""
+    return [name for name in names[0] if name not in known and name not in other[0] and not _known(name, known)]
+
+
+def _unquoted(names: Names, other: Names) -> str:
+    """The first quoted phrase that the other does not have, quoted or not."""
+    if not names[2]:
+        return ""
+    spaced = f" {' '.join(other[3].words)} "
+    return next((phrase for phrase in names[2] if f" {phrase} " not in spaced), "")
+
+
+def _typed(missing: Sequence[str], names: Names) -> Sequence[str]:
+    """Those that are words; codes and identifiers are none, and are compared letter by letter."""
+    return missing if all(name in names[3].words for name in missing) else ()
 
 
 def _known(name: str, words: Sequence[str]) -> bool:

@@ -21,6 +21,8 @@ class Numbers:
     """Each hard one with the word before it,"""
     after: frozenset[tuple[str, str]] = frozenset()
     """and with the word after it."""
+    shown: tuple[str, ...] = ()
+    """All, as they were written."""
 
 
 NO_NUMBERS: Final = Numbers()
@@ -30,6 +32,7 @@ def read(question: Words) -> Numbers:
     """All numbers in order."""
     words = question.words
     every: list[str] = []
+    shown: list[str] = []
     hard: list[str] = []
     before: list[tuple[str, str]] = []
     after: list[tuple[str, str]] = []
@@ -41,6 +44,7 @@ def read(question: Words) -> Numbers:
             continue
         found, soft, end = _spoken(question, place) if word in WORDS else _figure(words, place)
         every += found
+        shown += (question.spans[place],) if place in question.spans else found
         if found and not soft:
             hard += found
             before.append((words[place - 1] if place else "", " ".join(found)))
@@ -48,7 +52,7 @@ def read(question: Words) -> Numbers:
         place = end
     if not every:
         return NO_NUMBERS
-    return Numbers(tuple(every), tuple(hard), frozenset(before), frozenset(after))
+    return Numbers(tuple(every), tuple(hard), frozenset(before), frozenset(after), tuple(shown))
 
 
 def compare(one: Numbers, other: Numbers) -> str:
@@ -57,7 +61,7 @@ def compare(one: Numbers, other: Numbers) -> str:
         return ""
     if sorted(one.hard) == sorted(other.hard) and (one.before == other.before or one.after == other.after):
         return ""
-    return f"{' '.join(one.every) or 'none'} / {' '.join(other.every) or 'none'}"
+    return f"{' '.join(one.shown) or 'none'} / {' '.join(other.shown) or 'none'}"
 
 
 _Read = tuple[list[str], bool, int]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from api.guards.language import FUNCTION_WORDS, is_foreign, is_german
+from api.guards.same_things import TRIGGERS, moved, rewritten
 from api.guards.tables import words_in
 from api.unicode_text import nfc
 
@@ -42,6 +43,7 @@ ABBREVIATED: Final = {
     "u.k": "uk",
     "a.m": "am",
     "p.m": "pm",
+    "2fa": "2fa",
 }
 
 BARE_NOT: Final = {
@@ -66,9 +68,12 @@ CONTRACTED: Final[dict[str, tuple[str, ...]]] = {
     "signup": ("sign", "up"),
     "logon": ("log", "on"),
     "percent": ("%",),
+    "o'clock": (),
     "im": ("i", "am"),
     "ive": ("i", "have"),
 }
+NO_SPANS: Final[dict[int, str]] = {}
+WEEKDAYS: Final = words_in("mon monday mondays tue thu thursday fri friday fridays sat saturday sun sunday")
 IS_AFTER: Final = words_in("what who where how when why that it there here he she which")
 
 
@@ -85,6 +90,8 @@ class Words:
     """Quoted phrases as words joined by a space."""
     text: str
     """As it was typed."""
+    spans: dict[int, str]
+    """How a span of time was written whose figure stands at that place in `words`."""
     english: bool
     """False where the words of another language prevail: English rules stay out."""
 
@@ -148,7 +155,7 @@ class _Reader:
 
     def _hyphened(self, core: str, low: str, sentence_start: bool) -> None:
         """Wi-Fi is one name, e-mail one word, two-factor two."""
-        if low != core:
+        if low != core and not WEEKDAYS.issuperset(low.split("-")):
             self._capital(squash(core), squash(low), sentence_start)
         self.words += (squash(low),) if low[1] == "-" else filter(None, low.split("-"))
 
@@ -209,8 +216,12 @@ def read_words(text: str) -> Words:
         for place in reader.letter_a:
             words[place] = "A"
     quoted = _quoted(text) if not shouted else ()
+    starts, spans = frozenset(reader.starts), NO_SPANS
+    if english and not TRIGGERS.isdisjoint(words):
+        same = rewritten(words)
+        words, starts, spans = same.words, moved(starts, same), same.spans
     names = dict.fromkeys((*(reader.capitals if telling else ()), *reader.codes))
-    return Words(tuple(words), frozenset(reader.starts), tuple(names), quoted, typed, english)
+    return Words(tuple(words), starts, tuple(names), quoted, typed, spans, english)
 
 
 def _quoted(text: str) -> tuple[str, ...]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from api.guards import numbers
+from api.guards import numbers, same_things
+from api.guards.long_names import is_slip
 from api.guards.stems import inflections, stem
 from api.guards.words import read_words
 
@@ -19,7 +20,7 @@ from api.guards.words import read_words
         ("5kg at $3.50", "5 kg at dollar 3.50"),
         ("1,000,000 items", "1000000 items"),
         ("v2.1", "version 2.1"),
-        ("Wi-Fi, e-mail, two-factor", "wi fi email two factor"),
+        ("Wi-Fi, e-mail, two-factor", "wi fi email 2fa"),
         ("5-10 and -5", "5 10 and -5"),
         ("in the U.S. at 5 p.m.", "in the us at 5 pm"),
         ("gone.What now", "gone what now"),
@@ -81,3 +82,58 @@ def test_language(text: str, english: bool) -> None:
 @pytest.mark.parametrize("verb", ["transfer", "stop", "enable", "carry", "push", "pay"])
 def test_the_forms_of_a_verb_share_a_stem(verb: str) -> None:
     assert {stem(form) for form in inflections(verb)} == {stem(verb)}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Is 2FA on?", "is 2fa on"),
+        ("two-step verification now", "2fa now"),
+        ("are you open Mon-Fri", "are you open weekdays"),
+        ("seven in the morning", "7 am"),
+        ("at 7 o'clock", "at 7"),
+        ("within two weeks or 36 hours", "within 14 days or 2160 minutes"),
+        ("twenty four hours", "1 days"),
+        ("in the morning", "in the morning"),
+        ("13 in the morning", "13 in the morning"),
+    ],
+)
+def test_other_words_for_the_same_thing(text: str, words: str) -> None:
+    assert " ".join(read_words(text).words) == words
+
+
+def test_no_phrase_is_left_out_by_the_quick_look() -> None:
+    for phrases in same_things.PHRASES.values():
+        for phrase, _ in phrases:
+            assert not same_things.TRIGGERS.isdisjoint(phrase), phrase
+    assert not any(same_things.TRIGGERS.isdisjoint(half) for half in same_things.HALVES)
+
+
+def test_spans_are_shown_as_they_were_written() -> None:
+    one, other = (numbers.read(read_words(text)) for text in ("within two weeks", "within three weeks"))
+    assert numbers.compare(one, other) == "two weeks / three weeks"
+
+
+def test_clauses_begin_where_they_did_before_words_were_put_together() -> None:
+    question = read_words("I pay at the cash machine, why not?")
+    assert [question.words[place] for place in sorted(question.clause_starts) if place < len(question.words)] == [
+        "i",
+        "why",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "slip"),
+    [
+        ("zuckerberg", "zuckerburg", True),
+        ("shakespeare", "shakespear", True),
+        ("einstein", "einstien", True),
+        ("austria", "australia", False),
+        ("stanford", "stamford", False),
+        ("london", "londom", False),
+        ("berlin", "merlin", False),
+        ("abc1234", "abc1235", False),
+    ],
+)
+def test_a_slip_of_typing_in_a_long_name(one: str, other: str, slip: bool) -> None:
+    assert is_slip([one], [other]) is is_slip([other], [one]) is slip
