@@ -16,7 +16,7 @@ from worker_config.connection_table import ConnectionLimits, ConnectionTable, Ph
 
 UNREAD_TIMEOUT: Final = 300.0
 """Seconds in which a client takes nothing of a response. A stream has its own, `STREAM_STALL_TIMEOUT`."""
-UNREAD_GRACE: Final = 30.0
+UNREAD_GRACE: Final = 10.0
 """The same where there is no room for a new connection."""
 MEASURE: Final = 1.0
 """Seconds between two looks at how much was taken, and two settings of the gauge."""
@@ -95,7 +95,7 @@ class ConnectionGuard:
             connection.transport.close()
 
     def _make_room(self, now: float) -> bool:
-        connection = self._table.first_to_go(now) or self._unread_for(UNREAD_GRACE, now)
+        connection = self._table.first_to_go() or self._unread_for(UNREAD_GRACE, now)
         reason = "refused" if connection is None else "full"
         self._full[reason] += 1
         self._metrics.connection_closed(reason)

@@ -6,7 +6,6 @@ a connection to close look at more connections than they close. No I/O.
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -99,17 +98,12 @@ class ConnectionTable(Generic[C]):
                 found.append((connection, phase))
         return found
 
-    def first_to_go(self, now: float) -> C | None:
-        """Which one gives way to a new connection; None: every request is being answered, or has just begun to come.
+    def first_to_go(self) -> C | None:
+        """Which one gives way to a new connection; None: every request is being answered.
 
-        The one that has been idle for longest; without one the oldest head; without one the oldest body, once it has
-        taken longer than a head may.
+        The one that has been idle for longest; without one the oldest head; without one the oldest body.
         """
-        idle = self._oldest(*IDLE_PHASES)[0] or self._oldest(Phase.HEAD)[0]
-        if idle is not None:
-            return idle
-        body, since = self._oldest(Phase.BODY)
-        return body if since + self.limits.header_timeout <= now else None
+        return self._oldest(*IDLE_PHASES) or self._oldest(Phase.HEAD) or self._oldest(Phase.BODY)
 
     def is_in(self, connection: C, *phases: Phase) -> bool:
         """Whether a connection is in one of these phases."""
@@ -123,6 +117,6 @@ class ConnectionTable(Generic[C]):
         """How many there are in each state."""
         return {state: sum(len(self._since[phase]) for phase in phases) for state, phases in STATES.items()}
 
-    def _oldest(self, *phases: Phase) -> tuple[C | None, float]:
+    def _oldest(self, *phases: Phase) -> C | None:
         firsts = [next(iter(self._since[phase].items())) for phase in phases if self._since[phase]]
-        return min(firsts, key=lambda first: first[1], default=(None, math.inf))
+        return min(firsts, key=lambda first: first[1])[0] if firsts else None

@@ -32,6 +32,7 @@ LATER = {"HEADER_TIMEOUT": "60", "BODY_TIMEOUT": "60", "KEEPALIVE_TIMEOUT": "60"
 """Far beyond the test: what is closed is closed by the deadline that the test names."""
 REQUEST = b"GET /pid HTTP/1.1\r\nHost: x\r\n\r\n"
 UNFINISHED = b"GET /pid HTTP/1.1\r\nHost: x\r\nX-A: "
+HALF = b"POST /query HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000\r\n\r\n{"
 SILENT = 2600
 DESCRIPTORS = "1024"
 
@@ -261,7 +262,7 @@ def test_the_soft_limit_of_descriptors_is_raised(tmp_path: Path) -> None:
 @pytest.mark.skipif(
     resource.getrlimit(resource.RLIMIT_NOFILE)[1] < SILENT + 500, reason="needs as many descriptors as clients"
 )
-@pytest.mark.parametrize("sent", [b"", UNFINISHED], ids=["silent", "in the middle of a head"])
+@pytest.mark.parametrize("sent", [b"", UNFINISHED, HALF], ids=["silent", "in the middle of a head", "of a body"])
 @pytest.mark.parametrize("busy", [False, True], ids=["one after the other", "all at once, on a full queue"])
 def test_thousands_of_silent_clients_lock_nobody_out(few_descriptors: Gunicorn, sent: bytes, busy: bool) -> None:
     service = few_descriptors

@@ -39,22 +39,20 @@ def test_a_new_phase_begins_a_new_deadline() -> None:
     assert len(table) == 0
 
 
-def test_the_oldest_idle_one_goes_first_then_heads_then_old_bodies_and_never_one_that_is_answered() -> None:
+def test_the_oldest_idle_one_goes_first_then_heads_then_bodies_and_never_one_that_is_answered() -> None:
     table: ConnectionTable[str] = ConnectionTable(LIMITS)
     table.move("answered", Phase.ANSWERING, 0)
     table.move("unread", Phase.UNREAD, 0)
     table.move("body", Phase.BODY, 1)
+    table.move("younger body", Phase.BODY, 1.5)
     table.move("head", Phase.HEAD, 2)
     table.move("younger silent", Phase.SILENT, 5)
     table.move("older idle", Phase.IDLE, 3)
     table.move("rest", Phase.REST, 4)
-    for expected in ("older idle", "rest", "younger silent", "head"):
-        assert table.first_to_go(6) == expected
+    for expected in ("older idle", "rest", "younger silent", "head", "body", "younger body"):
+        assert table.first_to_go() == expected
         table.forget(expected)
-    assert table.first_to_go(10.9) is None
-    assert table.first_to_go(11) == "body"
-    table.forget("body")
-    assert table.first_to_go(10_000) is None
+    assert table.first_to_go() is None
 
 
 def test_states_add_up() -> None:
