@@ -15,10 +15,10 @@ from typing import Protocol
 from api.backends.admission import admitted
 from api.backends.failover import EMBEDDING_CHARGED, Failover, Policy, Terms
 from api.backends.members import Backend, BackendEvents, Backends
-from api.backends.text_faults import blamed
+from api.backends.text_faults import embedded_or_blamed
 from api.batch_size import BatchSize
 from api.errors import DeadlinePassed, UpstreamError
-from api.model import EmbeddingRequest, Embeddings
+from api.model import EmbeddingRequest, Embeddings, Retry
 from api.ports.models import EmbeddingModel
 from api.ports.resilience import Retries
 
@@ -79,10 +79,7 @@ class EmbeddingCalls:
             done += len(texts)
             async with admitted(backend, terms, request.tenant, background=self._background) as admission:
                 embed = partial(_embedded, backend.service, request, terms)
-                try:
-                    found = await embed(texts)
-                except UpstreamError as error:
-                    raise await blamed(error, embed) from error
+                found = await embedded_or_blamed(embed, texts, terms.retry)
                 admission.answers()
                 await admission.succeeded(found.load_duration)
             parts.append(found)
@@ -91,9 +88,9 @@ class EmbeddingCalls:
 
 
 async def _embedded(
-    service: EmbeddingModel, request: EmbeddingRequest, terms: Terms, texts: Sequence[str]
+    service: EmbeddingModel, request: EmbeddingRequest, terms: Terms, texts: Sequence[str], retry: Retry
 ) -> Embeddings:
-    return await service.embed(replace(request, texts=tuple(texts), retry=terms.retry, timeout=terms.remaining))
+    return await service.embed(replace(request, texts=tuple(texts), retry=retry, timeout=terms.remaining))
 
 
 def _joined(parts: Sequence[Embeddings]) -> Embeddings:

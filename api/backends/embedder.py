@@ -11,10 +11,10 @@ from functools import partial
 from api.backends.admission import admitted
 from api.backends.failover import Failover, Policy, Terms
 from api.backends.members import Backend, BackendEvents, Backends
-from api.backends.text_faults import blamed
+from api.backends.text_faults import embedded_or_blamed
 from api.errors import BreakerOpen, BulkheadFull, EmbeddingUnavailable, TextNotEmbedded, UpstreamError
 from api.faults import UpstreamFault
-from api.model import EmbedderIdentity, Embedding
+from api.model import EmbedderIdentity, Embedding, Retry
 from api.ports.models import BackendEmbedder
 from api.ports.resilience import Retries
 
@@ -96,10 +96,7 @@ class FailoverEmbedder:
             await self._agreed.check(backend)
             async with admitted(backend, terms, tenant, background=self._background) as admission:
                 embed = partial(_embedded, backend.service, tenant, terms)
-                try:
-                    embeddings = await embed(texts)
-                except UpstreamError as error:
-                    raise await blamed(error, embed) from error
+                embeddings = await embedded_or_blamed(embed, texts, terms.retry)
                 admission.answers()
                 await admission.succeeded(load_duration=0.0)
         except EmbeddingUnavailable as error:
@@ -107,9 +104,11 @@ class FailoverEmbedder:
         yield embeddings
 
 
-async def _embedded(service: BackendEmbedder, tenant: str, terms: Terms, texts: Sequence[str]) -> list[Embedding]:
+async def _embedded(
+    service: BackendEmbedder, tenant: str, terms: Terms, texts: Sequence[str], retry: Retry
+) -> list[Embedding]:
     try:
-        return await service.embed(texts, tenant=tenant, timeout=terms.remaining, retry=terms.retry)
+        return await service.embed(texts, tenant=tenant, timeout=terms.remaining, retry=retry)
     except EmbeddingUnavailable as error:
         raise _cause(error) from error
 

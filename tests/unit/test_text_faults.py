@@ -1,0 +1,54 @@
+"""Whose fault a failed embedding is: told by another text, and by the same one again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from api.backends.text_faults import OTHER_TEXT, UNCLEAR, embedded_or_blamed
+from api.errors import UpstreamError
+from api.faults import UpstreamFault
+from api.model import Retry
+
+Asked = list[tuple[str, Retry]]
+
+
+async def outcome(kind: UpstreamFault, *, bad: str, times: int = 100) -> tuple[str | UpstreamFault, Asked]:
+    """What comes of asking for "a", where texts that hold `bad` fail so often; and what was asked."""
+    asked: Asked = []
+
+    async def embed(texts: Sequence[str], retry: Retry) -> str:
+        asked.append((texts[0], retry))
+        if bad in texts[0] and sum(bad in text for text, _ in asked) <= times:
+            raise UpstreamError(kind, "it failed")
+        return texts[0]
+
+    try:
+        return await embedded_or_blamed(embed, ["a"], "here"), asked
+    except UpstreamError as error:
+        return error.fault, asked
+
+
+@pytest.mark.parametrize("kind", sorted(UNCLEAR))
+async def test_a_text_that_fails_twice_while_another_works_is_at_fault(kind: UpstreamFault) -> None:
+    told, asked = await outcome(kind, bad="a")
+    assert told is UpstreamFault.TEXT_NOT_EMBEDDED
+    assert asked == [("a", "here"), (OTHER_TEXT, "spent"), ("a", "spent")]
+
+
+@pytest.mark.parametrize("kind", sorted(UNCLEAR))
+async def test_where_no_text_works_it_is_the_backend(kind: UpstreamFault) -> None:
+    told, asked = await outcome(kind, bad="")
+    assert (told, len(asked)) == (kind, 2)
+
+
+async def test_a_runner_that_crashed_once_costs_nobody_an_answer() -> None:
+    told, asked = await outcome(UpstreamFault.EMBED_FAILED, bad="a", times=1)
+    assert (told, len(asked)) == ("a", 3)
+
+
+@pytest.mark.parametrize("kind", sorted(set(UpstreamFault) - UNCLEAR))
+async def test_what_no_text_can_cause_is_not_looked_into(kind: UpstreamFault) -> None:
+    told, asked = await outcome(kind, bad="a")
+    assert (told, len(asked)) == (kind, 1)
