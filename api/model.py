@@ -81,6 +81,13 @@ class Token:
 
 
 @dataclass(frozen=True, slots=True)
+class Thought:
+    """A piece of what the model thinks before it answers, which is no part of the answer."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Restart:
     """What was given so far is void: the answer broke off and begins anew."""
 
@@ -131,11 +138,15 @@ class BackendHealth:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """A complete answer of the language model. `first_token` is the seconds from sending to the first token."""
+    """A complete answer of the language model. `first_token` is the seconds from sending to the first token.
+
+    `thinking`: what it thought before, which is shown where an API has a field for it, and never kept.
+    """
 
     text: str
     end: GenerationEnd
     first_token: float
+    thinking: str = ""
 
 
 NO_TENANT: Final = "-"

@@ -10,9 +10,10 @@ from functools import partial
 from api.backends.admission import admitted
 from api.backends.failover import Failover, Policy, Terms
 from api.backends.members import Backend, BackendEvents, Backends
+from api.backends.thinking import Thinking
 from api.errors import UpstreamError
 from api.faults import UpstreamFault
-from api.model import Generation, GenerationEnd, GenerationRequest, Restart, Token
+from api.model import Generation, GenerationEnd, GenerationRequest, Restart, Thought, Token
 from api.ports.models import LanguageModel
 from api.ports.resilience import Retries
 
@@ -46,7 +47,9 @@ class Generations:
 async def _attempt(
     request: GenerationRequest, backend: Backend[LanguageModel], terms: Terms
 ) -> AsyncGenerator[Token | Generation, None]:
+    """Thoughts are kept apart, so that no caller, reader or cache takes them for the answer."""
     parts: list[str] = []
+    thinking = Thinking()
     end: GenerationEnd | None = None
     async with admitted(backend, terms, request.tenant, background=request.background) as admission:
         asked = replace(request, retry=terms.retry, timeout=terms.remaining)
@@ -55,10 +58,15 @@ async def _attempt(
                 admission.answers()
                 if isinstance(event, GenerationEnd):
                     end = event
-                else:
-                    parts.append(event.text)
-                    yield event
+                elif isinstance(event, Thought):
+                    thinking.thought(event.text)
+                elif text := thinking.feed(event.text):
+                    parts.append(text)
+                    yield Token(text)
         if end is None:
             raise UpstreamError(UpstreamFault.STREAM_TRUNCATED, "Ollama's stream ended without `done`.")
+        if rest := thinking.end():
+            parts.append(rest)
+            yield Token(rest)
         await admission.succeeded(end.load_duration)
-    yield Generation("".join(parts), end, admission.seconds)
+    yield Generation("".join(parts), end, admission.seconds, thinking.thoughts)

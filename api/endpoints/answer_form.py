@@ -52,6 +52,12 @@ def usage_of(answered: Answered) -> Usage:
     return answered.landed.usage if answered.landed is not None else answered.usage
 
 
+def thinking_of(answered: Answered) -> str:
+    """What the model thought before this answer; of a shared or a cached answer it is not known."""
+    generation = answered.landed.generation if answered.landed is not None else None
+    return generation.thinking if generation is not None else ""
+
+
 def done_reason(answered: Answered, options: Mapping[str, Any]) -> str:
     """`stop` or `length`. The cache does not keep it: only an answer cut by the caller's own length is as long."""
     if answered.landed is not None:

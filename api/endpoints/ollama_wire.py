@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, Literal
 import orjson
 from pydantic import ConfigDict, Field, StringConstraints
 
-from api.endpoints.answer_form import done_reason, usage_of
+from api.endpoints.answer_form import done_reason, thinking_of, usage_of
 from api.endpoints.dropin_body import (
     MOST_DIMENSIONS,
     Few,
@@ -114,18 +114,22 @@ class ShowBody(IdleBody):
     verbose: bool = False
 
 
-Content = Callable[[str], dict[str, Any]]
-"""How an endpoint wraps a text."""
+Content = Callable[[str, str], dict[str, Any]]
+"""How an endpoint wraps a text and what was thought before it."""
 
 
-def in_message(text: str) -> dict[str, Any]:
+def in_message(text: str, thinking: str = "") -> dict[str, Any]:
     """`/api/chat`'s way."""
-    return {"message": {"role": "assistant", "content": text}}
+    return {"message": {"role": "assistant", "content": text, **_thoughts(thinking)}}
 
 
-def in_response(text: str) -> dict[str, Any]:
+def in_response(text: str, thinking: str = "") -> dict[str, Any]:
     """`/api/generate`'s way."""
-    return {"response": text}
+    return {"response": text, **_thoughts(thinking)}
+
+
+def _thoughts(thinking: str) -> dict[str, str]:
+    return {"thinking": thinking} if thinking else {}
 
 
 class OllamaForm:
@@ -143,27 +147,30 @@ class OllamaForm:
         return b""
 
     def token(self, token: Token) -> bytes:
-        return _line(self._piece(token.text, done=False))
+        return _line(self._piece(token.text, "", done=False))
 
     def done(self, answered: Answered) -> bytes:
-        return _line(self._end("", answered))
+        """Thoughts come last in a stream, as they are known to be whole only then."""
+        thinking = thinking_of(answered)
+        thoughts = _line(self._piece("", thinking, done=False)) if thinking else b""
+        return thoughts + _line(self._end("", "", answered))
 
     def error(self, error: RagherdError) -> bytes:
         return _line(error_body(error))
 
     def whole(self, answered: Answered) -> dict[str, Any]:
-        return self._end(answered.answer, answered)
+        return self._end(answered.answer, thinking_of(answered), answered)
 
     def loaded(self) -> dict[str, Any]:
         """What Ollama says to a request without a question."""
-        return {**self._piece("", done=True), "done_reason": "load"}
+        return {**self._piece("", "", done=True), "done_reason": "load"}
 
-    def _piece(self, text: str, *, done: bool) -> dict[str, Any]:
-        return {"model": self._model, "created_at": now(), **self._content(text), "done": done}
+    def _piece(self, text: str, thinking: str, *, done: bool) -> dict[str, Any]:
+        return {"model": self._model, "created_at": now(), **self._content(text, thinking), "done": done}
 
-    def _end(self, text: str, answered: Answered) -> dict[str, Any]:
+    def _end(self, text: str, thinking: str, answered: Answered) -> dict[str, Any]:
         reason = done_reason(answered, self._options)
-        return {**self._piece(text, done=True), "done_reason": reason, **_figures(answered)}
+        return {**self._piece(text, thinking, done=True), "done_reason": reason, **_figures(answered)}
 
 
 def _figures(answered: Answered) -> dict[str, int]:

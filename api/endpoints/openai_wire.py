@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal
 import numpy as np
 from pydantic import Field
 
-from api.endpoints.answer_form import done_reason, dropin_status, single_line, usage_of
+from api.endpoints.answer_form import done_reason, dropin_status, single_line, thinking_of, usage_of
 from api.endpoints.dropin_body import MOST_DIMENSIONS, MOST_PARTS, Few, IdleBody, Ignored, Inputs, ModelBody
 from api.endpoints.options import Penalty, Seed, Share, Stops, Temperature, Tokens
 from api.endpoints.validation import IsWhole, StopText, StrictBody, Text
@@ -152,7 +152,9 @@ class OpenAIForm:
         return self._chunk({"content": token.text})
 
     def done(self, answered: Answered) -> bytes:
-        last = self._chunk({}, done_reason(answered, self._options))
+        thinking = thinking_of(answered)
+        thoughts = self._chunk({"reasoning": thinking}) if thinking else b""
+        last = thoughts + self._chunk({}, done_reason(answered, self._options))
         if self._include_usage:
             last += _event({**self._chunk_head(), "choices": [], "usage": _usage(usage_of(answered))})
         return last + _LAST
@@ -161,9 +163,14 @@ class OpenAIForm:
         return _event(error_body(error))
 
     def whole(self, answered: Answered) -> dict[str, Any]:
+        thinking = thinking_of(answered)
         choice = {
             "index": 0,
-            "message": {"role": "assistant", "content": answered.answer},
+            "message": {
+                "role": "assistant",
+                "content": answered.answer,
+                **({"reasoning": thinking} if thinking else {}),
+            },
             "logprobs": None,
             "finish_reason": done_reason(answered, self._options),
         }

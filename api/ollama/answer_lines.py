@@ -9,7 +9,7 @@ import orjson
 
 from api.errors import UpstreamError
 from api.faults import UpstreamFault
-from api.model import GenerationEnd, Token, Usage
+from api.model import GenerationEnd, Thought, Token, Usage
 
 LINE_LIMIT: Final = 1024 * 1024
 """Bytes. Ollama's lines are about a hundred; what is longer is no answer of Ollama's."""
@@ -31,8 +31,8 @@ async def lines(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         yield rest
 
 
-def events(line: bytes, model: str) -> list[Token | GenerationEnd]:
-    """What one line says: a token, the end, both or nothing (an empty piece). `model` is what was asked for.
+def events(line: bytes, model: str) -> list[Token | Thought | GenerationEnd]:
+    """What one line says: a thought, a token, the end, several or nothing. `model` is what was asked for.
 
     Raises `UpstreamError`: STREAM_ERROR for Ollama's `{"error": ...}`, INVALID_RESPONSE for what is no such line.
     """
@@ -50,11 +50,14 @@ def events(line: bytes, model: str) -> list[Token | GenerationEnd]:
         raise _invalid() from error
 
 
-def _events(fields: dict[str, Any], model: str) -> list[Token | GenerationEnd]:
-    content = (fields.get("message") or {}).get("content") or ""
-    if not isinstance(content, str):
+def _events(fields: dict[str, Any], model: str) -> list[Token | Thought | GenerationEnd]:
+    message = fields.get("message") or {}
+    thinking, content = message.get("thinking") or "", message.get("content") or ""
+    if not (isinstance(thinking, str) and isinstance(content, str)):
         raise TypeError
-    found: list[Token | GenerationEnd] = [Token(content)] if content else []
+    found: list[Token | Thought | GenerationEnd] = [Thought(thinking)] if thinking else []
+    if content:
+        found.append(Token(content))
     if fields.get("done") is True:
         found.append(_end(fields, model))
     return found

@@ -13,7 +13,7 @@ import orjson
 
 from api.errors import UpstreamError
 from api.faults import UpstreamFault
-from api.model import GenerationEnd, GenerationRequest, Token
+from api.model import GenerationEnd, GenerationRequest, Thought, Token
 from api.ollama import answer_lines
 from api.ollama.deadlines import Clock, Deadlines
 from api.ollama.models import OllamaModels
@@ -34,15 +34,17 @@ class OllamaModel:
         self._pinned = pinned or Pinned()
         self._models = OllamaModels(pool)
 
-    def stream(self, request: GenerationRequest) -> AbstractAsyncContextManager[AsyncIterator[Token | GenerationEnd]]:
-        """Tokens, then one `GenerationEnd`. Nothing is sent before the first of them is asked for.
+    def stream(
+        self, request: GenerationRequest
+    ) -> AbstractAsyncContextManager[AsyncIterator[Token | Thought | GenerationEnd]]:
+        """Tokens and thoughts, then one `GenerationEnd`. Nothing is sent before the first of them is asked for.
 
         Leaving the context closes the connection of an unfinished answer, whereupon Ollama stops generating. A fault
         before the first line may be retried once, unseen. Raises `UpstreamError`.
         """
         return aclosing(self._answer(request))
 
-    async def _answer(self, request: GenerationRequest) -> AsyncGenerator[Token | GenerationEnd, None]:
+    async def _answer(self, request: GenerationRequest) -> AsyncGenerator[Token | Thought | GenerationEnd, None]:
         clock = Clock(self._deadlines, request.timeout)
         async with AsyncExitStack() as stack:
             begin = partial(self._begin, request, clock)

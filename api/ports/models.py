@@ -14,6 +14,7 @@ from api.model import (
     GenerationEnd,
     GenerationRequest,
     Retry,
+    Thought,
     Token,
 )
 
@@ -21,8 +22,10 @@ from api.model import (
 class LanguageModel(Protocol):
     """A language model that answers as a stream."""
 
-    def stream(self, request: GenerationRequest) -> AbstractAsyncContextManager[AsyncIterator[Token | GenerationEnd]]:
-        """Tokens, then exactly one `GenerationEnd`.
+    def stream(
+        self, request: GenerationRequest
+    ) -> AbstractAsyncContextManager[AsyncIterator[Token | Thought | GenerationEnd]]:
+        """Tokens and thoughts, then exactly one `GenerationEnd`.
 
         Leaving the context early ends the generation. Raises `UpstreamError`, also in mid-stream; every deadline
         is the adapter's.

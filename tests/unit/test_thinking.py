@@ -1,0 +1,73 @@
+"""Thoughts at the beginning of an answer are taken out of it, however it is cut; anything else stays."""
+
+from __future__ import annotations
+
+import orjson
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from api.backends.thinking import Thinking
+from api.model import Thought, Token
+from api.ollama.answer_lines import events
+
+PIECES = [
+    "<think>",
+    "</think>",
+    "<thinking>",
+    "</Thinking>",
+    "[THINK]",
+    "[/THINK]",
+    "<",
+    "</",
+    "think>",
+    " ",
+    "\n",
+    "a",
+]
+
+
+def read(*parts: str) -> tuple[str, str]:
+    """The answer and the thoughts."""
+    thinking = Thinking()
+    answer = "".join(map(thinking.feed, parts))
+    return answer + thinking.end(), thinking.thoughts
+
+
+@pytest.mark.parametrize(
+    ("said", "answer", "thoughts"),
+    [
+        ("<think>\nHm.\n</think>\n\nYes.", "Yes.", "Hm."),
+        ("\n <think>Hm.</think>Yes.", "Yes.", "Hm."),
+        ("<think>\n\n</think>\n\nYes.", "Yes.", ""),
+        ("<Thinking>Hm.</thinking> Yes.", "Yes.", "Hm."),
+        ("[THINK]Hm.[/THINK]Yes.", "Yes.", "Hm."),
+        ("<think>One</think>\n<think>, two</think>Yes.", "Yes.", "One, two"),
+        ("<think>a < b </thin", "", "a < b </thin"),
+        ("<think>Hm.", "", "Hm."),
+        (" Yes.", " Yes.", ""),
+        ("Yes: <think>Hm.</think>", "Yes: <think>Hm.</think>", ""),
+        ("`<think>` opens thoughts.", "`<think>` opens thoughts.", ""),
+        ("```\n<think>\n```", "```\n<think>\n```", ""),
+        ("<thinker>", "<thinker>", ""),
+        ("<thin", "<thin", ""),
+        ("[THINGS]", "[THINGS]", ""),
+        ("  ", "  ", ""),
+        ("", "", ""),
+    ],
+)
+def test_what_is_thought_and_what_is_said(said: str, answer: str, thoughts: str) -> None:
+    assert read(said) == (answer, thoughts)
+    assert read(*said) == (answer, thoughts)
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=12), st.integers(0, 80))
+@example(["<think>", "</", "think>"], 9)
+def test_however_it_is_cut(pieces: list[str], at: int) -> None:
+    said = "".join(pieces)
+    assert read(*pieces) == read(said) == read(said[:at], said[at:])
+
+
+def test_thoughts_that_ollama_keeps_apart_are_no_answer() -> None:
+    line = orjson.dumps({"message": {"role": "assistant", "content": "Yes", "thinking": "Hm."}, "done": False})
+    assert events(line, "m") == [Thought("Hm."), Token("Yes")]
