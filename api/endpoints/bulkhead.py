@@ -30,6 +30,7 @@ def _figures(bulkhead: FleetBulkhead, reading: Reading, named: bool) -> dict[str
     stats = reading.stats
     return {
         "limit": bulkhead.limit,
+        "reserved": bulkhead.policy.reserve,
         "in_use": reading.in_use,
         "waiting": len(reading.queue),
         "waiting_tenants": len(reading.waiting_by_tenant),

@@ -52,6 +52,7 @@ _BREAKER: Final[dict[str, Any]] = {
 }
 _BULKHEAD: Final[dict[str, Any]] = {
     "limit": 4,
+    "reserved": 0,
     "in_use": 4,
     "waiting": 3,
     "waiting_tenants": 2,

@@ -108,6 +108,7 @@ async def test_clients_whose_calls_hang_leave_questions_a_permit(serve: Service,
 
     async def two_wait_in_line() -> bool:
         found = (await client.get("/api/bulkhead/metrics")).json()["bulkheads"]["ollama-embed"]
+        assert (found["limit"], found["reserved"]) == (8, 2)
         return bool(stub.stats["in_flight"] == found["in_use"] == 6 and found["waiting"] == 2)
 
     await wait_until_async(two_wait_in_line)
