@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import sys
 from contextlib import suppress
 from typing import Final
 
@@ -27,7 +28,8 @@ def raise_limit() -> None:
 
 def descriptors() -> int:
     """How many this process may have open."""
-    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
 
 
 def connections_that_fit(descriptors: int, settings: Settings) -> int:

@@ -1,0 +1,42 @@
+"""How many connections a worker's file descriptors leave for clients."""
+
+from __future__ import annotations
+
+import resource
+
+import pytest
+
+from tests.service import make_settings
+from worker_config.descriptors import MOST, connections_that_fit, descriptors, most_connections
+
+REDIS, OLLAMA = "redis://127.0.0.1:6379", "http://127.0.0.1:11434"
+
+
+def test_there_is_room_for_redis_ollama_and_files() -> None:
+    settings = make_settings(REDIS, OLLAMA)
+    assert connections_that_fit(1024, settings) == 1024 - 64 - (64 + 16) - (15 + 8)
+    larger = make_settings(
+        "redis+cluster://a:1,b:1,c:1",
+        "http://a:1,http://b:1",
+        breaker_redis={"url": "redis://d:1"},
+        pool={"max_size": 100},
+    )
+    assert connections_that_fit(4096, larger) == 4096 - 64 - (3 * 64 + 16) - (64 + 16) - 2 * (100 + 8)
+
+
+def test_at_least_half_is_for_clients() -> None:
+    assert connections_that_fit(200, make_settings(REDIS, OLLAMA)) == 100
+
+
+@pytest.mark.parametrize(
+    ("wanted", "limit", "most"),
+    [(None, 1_000_000, MOST), (None, 1024, 857), (100, 1024, 100), (50_000, 1_000_000, 50_000), (50_000, 1024, 857)],
+)
+def test_the_bound_is_what_is_set_and_never_more_than_fit(wanted: int | None, limit: int, most: int) -> None:
+    settings = make_settings(REDIS, OLLAMA, server={"max_connections": wanted})
+    assert most_connections(limit, settings) == most
+
+
+def test_no_limit_is_a_large_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert most_connections(descriptors(), make_settings(REDIS, OLLAMA)) == MOST
