@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from api.guards import asks, names, negation, numbers, opposites, order, persons, scope, symbols
+from api.guards.foreign import negation as foreign_negation
+from api.guards.foreign import opposites as foreign_opposites
+from api.guards.foreign import order as foreign_order
 from api.guards.words import read_words
 
 GUARDS: Final[tuple[tuple[str, Callable[[Any], Any], Callable[[Any, Any], str]], ...]] = (
@@ -19,6 +22,9 @@ GUARDS: Final[tuple[tuple[str, Callable[[Any], Any], Callable[[Any, Any], str]],
     ("scope", scope.read, scope.compare),
     ("persons", persons.read, persons.compare),
     ("asks", asks.read, asks.compare),
+    ("foreign_negation", foreign_negation.read, foreign_negation.compare),
+    ("foreign_opposites", foreign_opposites.read, foreign_opposites.compare),
+    ("foreign_order", foreign_order.read, foreign_order.compare),
 )
 """Name, what it reads from the words, and how two readings compare (an empty text: they agree)."""
 

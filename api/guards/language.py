@@ -6,6 +6,9 @@ from collections.abc import Iterable
 from typing import Final
 
 from api.guards.tables import words_in
+from api.languages.function_words import BY_WORD, SHARED
+from api.languages.function_words import ENGLISH as GRAMMAR
+from api.languages.scripts import COMMON, LATIN, script_of
 
 FUNCTION_WORDS: Final = words_in(
     """
@@ -39,16 +42,16 @@ OTHERS: Final = words_in(
     kiedy jest się mam moje nie
     """
 )
-FOREIGN: Final = GERMAN | OTHERS - ENGLISH
+FOREIGN: Final = (GERMAN | OTHERS | BY_WORD.keys()) - ENGLISH - GRAMMAR - SHARED
 
 
 def is_foreign(words: Iterable[str]) -> bool:
     """More words of other languages' glue than of English glue, or another script."""
     english = foreign = 0
     for word in words:
-        if word in ENGLISH:
+        if word in ENGLISH or word in GRAMMAR:
             english += 1
-        elif word in FOREIGN:
+        elif word in FOREIGN or not (word.isascii() or script_of(word[0]) in (LATIN, COMMON)):
             foreign += 1
     return foreign > english
 

@@ -74,6 +74,8 @@ CONTRACTED: Final[dict[str, tuple[str, ...]]] = {
 }
 NO_SPANS: Final[dict[int, str]] = {}
 WEEKDAYS: Final = words_in("mon monday mondays tue thu thursday fri friday fridays sat saturday sun sunday")
+ELIDED: Final = words_in("l d j qu n s c m t un dell nell all sull dall")
+"""What French and Italian shorten before a vowel: l'heure, dell'ufficio."""
 IS_AFTER: Final = words_in("what who where how when why that it there here he she which")
 
 
@@ -174,6 +176,10 @@ class _Reader:
         base, _, end = piece.partition("'")
         if parts is not None:
             self.words += parts
+            return
+        if base.lower() in ELIDED and len(end) > 2:
+            self.words += ("ne",) if base.lower() == "n" else ()
+            self._word(end, sentence_start)
             return
         self._word(base, sentence_start)
         if end.lower() == "s" and base.lower() in IS_AFTER:

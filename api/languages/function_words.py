@@ -30,6 +30,7 @@ ENGLISH: Final = words_in(
 SHARED: Final = words_in(
     """
     a an i is in on me no so as do we he of over was had her for at by to or it am will under all here be but us go
+    comment plus bare del var min met non ten till sin mere door vain dig pro sans con pod sig com fare dove
     die dies ya yo ai car hat man men war gift art mine pan sale per van son ton pain pour chat sur dare care os
     """
 )
