@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable
+from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self, TypeVarTuple
 
@@ -25,6 +26,17 @@ async def cancelled(tasks: Iterable[asyncio.Task[Any]]) -> None:
         for task in pending:
             task.cancel()
         _, pending = await asyncio.wait(pending, timeout=CANCEL_AGAIN_SECONDS)
+
+
+def let_go(task: asyncio.Future[Any], *expected: type[BaseException]) -> None:
+    """For a task that may end when nobody awaits it any more. Its error is logged here, unless it is `expected`."""
+    task.add_done_callback(partial(_ended, expected=expected))
+
+
+def _ended(task: asyncio.Future[Any], expected: tuple[type[BaseException], ...]) -> None:
+    error = None if task.cancelled() else task.exception()
+    if error is not None and not isinstance(error, expected):
+        structlog.get_logger("ragherd.background").error("unawaited_task_failed", exc_info=error)
 
 
 class Background:

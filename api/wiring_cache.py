@@ -25,6 +25,7 @@ from api.observability.query_events import QueryEvents
 from api.observability.warming_events import WarmingEvents
 from api.ports.models import Embedder, ModelDigests
 from api.query.answer_query import QueryService
+from api.query.cache_budget import CacheBudget
 from api.query.cache_warmer import CacheWarmer
 from api.query.condense import Condenser
 from api.query.explain import Explainer
@@ -90,6 +91,7 @@ class WorkerCache:
         generations: Generations,
         flights: Flights,
         retriever: Retriever,
+        budget: CacheBudget,
     ) -> None:
         policy, settings = _policy(parts.settings), parts.settings
         cache = _answer_cache(parts) if settings.cache.enabled else None
@@ -100,10 +102,10 @@ class WorkerCache:
         prompting = Prompting(template, settings.ollama.ollama_num_ctx, settings.retrieval.retrieval_nothing_relevant)
 
         def fresh_answers(events: QueryEvents) -> FreshAnswers:
-            shared = SharedAnswers(cache, embedder, places, events, policy)
+            shared = SharedAnswers(cache, embedder, places, events, policy, budget)
             return FreshAnswers(generations, shared, Grounder(retriever, condenser, events), prompting, events)
 
-        shared = SharedAnswers(cache, embedder, places, parts.events, policy)
+        shared = SharedAnswers(cache, embedder, places, parts.events, policy, budget)
         fresh = fresh_answers(parts.events)
         cache_events = CacheEvents(parts.metrics, parts.counters)
         self._keeper = _keeper(parts) if cache is not None else None
@@ -142,9 +144,11 @@ async def open_cache(
         with suppress(StoreUnavailable):
             await parts.indexes.prepare(embedder)
         store = RedisFlightStore(parts.gate, partial(blocking_reader, address), parts.keys, parts.worker)
+        budget = CacheBudget(parts.settings.redis.request_budget)
+        stack.push_async_callback(budget.aclose)
         flights = Flights(store, parts.settings.cache.coalesce_timeout, FlightMetrics(parts.metrics))
         await stack.enter_async_context(kept_in_step(flights))
-        cache = WorkerCache(parts, embedder, digests, generations, flights, retriever)
+        cache = WorkerCache(parts, embedder, digests, generations, flights, retriever, budget)
         stack.push_async_callback(cache.refresher.aclose)
         if cache.warm_ups is not None:
             # Of its own: a question that is broken off by a closed pool would count as failed.
@@ -198,6 +202,5 @@ def _policy(settings: Settings) -> CachePolicy:
         threshold=cache.similarity_threshold,
         revalidate=min(cache.stale_while_revalidate, cache.stale_ttl),
         stale=cache.stale_ttl,
-        budget=settings.redis.request_budget,
         languages=_languages(settings.embedder),
     )

@@ -17,6 +17,7 @@ from api.bulkhead.returns import Returns
 from api.bulkhead.state import Policy, Reading, Reason, Return, Taken, Verdict, Wake
 from api.bulkhead.store import BulkheadStore
 from api.bulkhead.ticket import Priority
+from api.cancel_scope import raise_if_cancelled
 from api.errors import BulkheadFull, StoreUnavailable
 
 
@@ -75,12 +76,15 @@ class FleetBulkhead:
     ) -> AsyncIterator[None]:
         """Holds a permit while the block runs. Raises `BulkheadFull`; a caller that is cancelled leaves the line.
 
-        `within`: seconds that only ever shorten the wait.
+        `within`: seconds that only ever shorten the wait. A caller whose cancellation was lost on its way neither asks
+        for a permit nor keeps one.
         """
+        raise_if_cancelled()
         wait = self.policy.max_wait if within is None else min(within, self.policy.max_wait)
         ticket = await self._enter(tenant, Priority.BACKGROUND if background else Priority.USER, wait)
         began = self._clock()
         try:
+            raise_if_cancelled()
             yield
         finally:
             self._give_back(ticket, round((self._clock() - began) * 1000))

@@ -12,6 +12,7 @@ from typing import Final
 
 from api.embedders.cross_encoder import Pair
 from api.errors import RerankingUnavailable
+from api.lag_timeout import LagTimeout
 
 SLICE: Final = 4
 """Pairs that the thread judges at a stretch: so soon it sees that a caller has gone, or that a user waits."""
@@ -58,7 +59,7 @@ class JudgingLine:
         if self._turns is None or self._turns.done():
             self._turns = asyncio.create_task(self._take_turns())
         try:
-            async with asyncio.timeout(seconds):
+            with LagTimeout(seconds):
                 return await call.result
         except TimeoutError as error:
             raise RerankingUnavailable(f"the re-ranker took longer than {seconds:g} s") from error

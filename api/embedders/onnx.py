@@ -17,6 +17,7 @@ from api.embedders.micro_batch import MicroBatcher
 from api.embedders.minilm import MiniLM, model_files
 from api.embedders.onnx_files import ModelFiles
 from api.errors import EmbeddingUnavailable
+from api.lag_timeout import LagTimeout
 from api.model import EmbedderIdentity, Embedding
 
 
@@ -42,7 +43,7 @@ class OnnxEmbedder:
     async def embed(self, texts: Sequence[str], *, tenant: str) -> list[Embedding]:
         """One embedding for each text, in order. Raises `EmbeddingUnavailable` past the deadline or on a fault."""
         try:
-            async with asyncio.timeout(self._timeout):
+            with LagTimeout(self._timeout):
                 return await self._batcher.encode(texts)
         except TimeoutError as error:
             raise EmbeddingUnavailable(f"the embedder took longer than {self._timeout:g} s") from error

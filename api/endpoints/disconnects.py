@@ -10,6 +10,9 @@ from typing import Final
 from starlette.exceptions import HTTPException
 from starlette.types import Receive
 
+from api.background import let_go
+from api.cancel_scope import CancelScope
+
 CLIENT_CLOSED_REQUEST: Final = 499
 """nginx's word for a client that left before its response."""
 
@@ -23,26 +26,23 @@ class ClientLeft(HTTPException):
 
 @asynccontextmanager
 async def until_client_leaves(receive: Receive) -> AsyncIterator[None]:
-    """Cancels the block when the client leaves. Raises `ClientLeft` then.
+    """Cancels the block when the client leaves, until it has ended. Raises `ClientLeft` then.
 
     The request's body must have been read: what `receive` gives after it is dropped. The end of the response must be
     sent after the block, for the server announces it in the same way as a client that leaves.
     """
-    scope = asyncio.timeout(None)
-    try:
-        async with scope:
-            watch = asyncio.create_task(_watch(receive, scope))
-            try:
-                yield
-            finally:
-                watch.cancel()
-    except TimeoutError as error:
-        if not scope.expired():
-            raise
-        raise ClientLeft from error
+    with CancelScope() as scope:
+        watch = asyncio.create_task(_watch(receive, scope))
+        let_go(watch)
+        try:
+            yield
+        finally:
+            watch.cancel()
+    if scope.cancelled:
+        raise ClientLeft
 
 
-async def _watch(receive: Receive, scope: asyncio.Timeout) -> None:
+async def _watch(receive: Receive, scope: CancelScope) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-    scope.reschedule(asyncio.get_running_loop().time())
+    scope.cancel()

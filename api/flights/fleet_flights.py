@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
 from api.background import cancelled
+from api.cancel_scope import raise_if_cancelled
 from api.errors import InternalError, RagherdError, StoreUnavailable
 from api.flights.events import FlightEvents
 from api.flights.flight import Flight, FlightSeat
@@ -45,7 +46,7 @@ class Flights:
 
     @asynccontextmanager
     async def join(
-        self, key: FlightKey, lead: Lead, *, asked_ms: int, whole: bool, not_before_ms: int = 0, fleet: bool = True
+        self, key: FlightKey, lead: Lead, *, asked_ms: int, whole: bool, not_before_ms: int = 0
     ) -> AsyncGenerator[FlightSeat, None]:
         """See `ports.Flights`."""
         flight = self._flights.get(key)
@@ -53,7 +54,7 @@ class Flights:
             flight = None  # its callers asked before, and get what they asked for
         first = flight is None
         if flight is None:
-            flight = self._flights[key] = Flight(key, lead, asked_ms, not_before_ms, fleet=fleet)
+            flight = self._flights[key] = Flight(key, lead, asked_ms, not_before_ms)
             flight.task = asyncio.create_task(self._fly(flight), name="flight")
             self._flying.add(flight.task)
             flight.task.add_done_callback(self._flying.discard)
@@ -64,8 +65,7 @@ class Flights:
         finally:
             reader.close()
             flight.seats -= 1
-            if not flight.seats and flight.progress.end is None:
-                self._start(self._forsake(flight))
+            self._end_if_unwanted(flight)
 
     @asynccontextmanager
     async def sole(self, key: FlightKey) -> AsyncGenerator[Claim | None, None]:
@@ -100,7 +100,7 @@ class Flights:
     async def _take_part(self, flight: Flight) -> None:
         joined = await self._join(flight)
         if joined is not None and joined.verdict is Verdict.FOLLOW:
-            flight.follow()
+            flight.follow(joined.place)
             joined = await FollowingFlight(flight, self.store, joined.fence, self._patience).read_along()
             if flight.progress.end is None:
                 self._events.alone() if joined is None else self._events.handed_over()
@@ -113,8 +113,6 @@ class Flights:
         await self._lead(flight, None if joined is None else self.store.claim(flight.key, joined.fence))
 
     async def _join(self, flight: Flight) -> Joined | None:
-        if not flight.fleet:
-            return None
         with suppress(StoreUnavailable):
             return await self.store.join(flight.key, flight.asked_ms, flight.not_before_ms)
         return None
@@ -122,6 +120,7 @@ class Flights:
     async def _lead(self, flight: Flight, claim: Claim | None) -> None:
         """Generates, for callers here and those who follow. A cancellation is not concluded: who cancels does that."""
         flight.lead(claim)
+        await self._require_wanted(flight)
         said: Said
         try:
             said = await self._generate(flight)
@@ -141,6 +140,7 @@ class Flights:
                     await flight.progress.room()
                 elif isinstance(event, Grounded):
                     flight.progress.ground(event.sources)
+                    await self._require_wanted(flight)  # what follows is the call to Ollama
                 elif isinstance(event, Restart):
                     flight.progress.restart()
                 else:
@@ -165,6 +165,8 @@ class Flights:
             return
         if message.what == "followed":
             self._publish(flight)
+        elif message.what == "left":
+            self._end_if_unwanted(flight)
         else:
             flight.woken.set()
 
@@ -196,6 +198,8 @@ class Flights:
         followers = await self.store.publish(flight.key, claim.fence, [encode(said)])
         if followers is None:
             self._lost(flight, claim)
+        elif not followers:
+            self._end_if_unwanted(flight)
         return followers
 
     def _lost(self, flight: Flight, claim: Claim) -> None:
@@ -205,22 +209,47 @@ class Flights:
 
     # -- leaving ------------------------------------------------------------------------------------------------------
 
+    def _end_if_unwanted(self, flight: Flight) -> None:
+        """For a flight that somebody may have left: as soon as nobody waits for it any more, it ends. No I/O here."""
+        if not flight.seats and flight.progress.end is None and not flight.ending:
+            flight.ending = True
+            self._start(self._forsake(flight))
+
     async def _forsake(self, flight: Flight) -> None:
         """Nobody here waits any more: the flight goes on for others alone."""
-        await flight.decided.wait()
-        if await self._is_followed(flight) or flight.seats or flight.progress.end is not None:
-            await self.tend()
-            return
+        try:
+            await flight.decided.wait()
+            if await self._is_wanted(flight):
+                await self.tend()  # those who have come without being heard are told
+                return
+        finally:
+            flight.ending = False
         if self._flights.get(flight.key) is flight:
             del self._flights[flight.key]
         assert flight.task is not None
         await cancelled([flight.task])
-        if not flight.leads:
+        if not flight.leads and flight.key not in self._flights:  # a newer one has the place now
             with suppress(StoreUnavailable):
-                await self.store.leave(flight.key)
+                await self.store.leave(flight.key, flight.place)
+
+    async def _require_wanted(self, flight: Flight) -> None:
+        """Ends the flight's task where nobody waits for the answer: before anything expensive begins."""
+        raise_if_cancelled()
+        if not flight.seats and not await self._is_wanted(flight):
+            raise asyncio.CancelledError
+
+    async def _is_wanted(self, flight: Flight) -> bool:
+        """Whether anybody waits, here or elsewhere. Where nobody does, the lead is given up."""
+        if flight.seats or flight.progress.end is not None:
+            return True
+        if await self._is_followed(flight):
+            return True
+        if flight.seats and flight.progress.end is None:
+            await self.tend()  # somebody has come meanwhile: the lead is taken again
+        return bool(flight.seats) or flight.progress.end is not None
 
     async def _is_followed(self, flight: Flight) -> bool:
-        if flight.claim is None or flight.seats:
+        if flight.claim is None:
             return False
         try:
             return await self.store.abandon(flight.key, flight.claim.fence) > 0
@@ -243,6 +272,8 @@ class Flights:
             flight.renewed = now
             if followers:
                 self._publish(flight)
+            else:
+                self._end_if_unwanted(flight)
         for claim in tuple(self._soles):
             with suppress(StoreUnavailable):
                 await self.store.renew(claim)

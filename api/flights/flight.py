@@ -12,18 +12,23 @@ from api.ports.flights import Lead
 
 
 class Flight:
-    """`leads`: this worker generates. `claim` is its lead in Redis, None while it has none there."""
+    """`leads`: this worker generates. `claim` is its lead in Redis, None while it has none there.
 
-    def __init__(self, key: FlightKey, generate: Lead, asked_ms: int, not_before_ms: int, *, fleet: bool) -> None:
+    `place` is its place among the followers where another worker leads. `ending`: it is being found out whether
+    anybody waits for it.
+    """
+
+    def __init__(self, key: FlightKey, generate: Lead, asked_ms: int, not_before_ms: int) -> None:
         self.key = key
         self.generate = generate
         self.asked_ms = asked_ms
         self.not_before_ms = not_before_ms
-        self.fleet = fleet
         self.progress = Progress()
         self.seats = 0
         self.leads = False
         self.claim: Claim | None = None
+        self.place = ""
+        self.ending = False
         self.renewed = time.monotonic()
         self.decided = asyncio.Event()
         self.woken = asyncio.Event()
@@ -36,8 +41,9 @@ class Flight:
         self.renewed = time.monotonic()
         self.decided.set()
 
-    def follow(self) -> None:
-        """Another worker does."""
+    def follow(self, place: str) -> None:
+        """Another worker does. `place` is where this one stands."""
+        self.place = place
         self.decided.set()
 
 

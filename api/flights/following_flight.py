@@ -51,13 +51,20 @@ class FollowingFlight:
                 if self._flight.progress.end is None:
                     joined = await self._wait()
                 self._reached = time.monotonic()
-            if self._out_of_patience():
+            if self._out_of_patience() and await self._is_silent():
                 joined = None
             elif not self._is_reached():
                 await asyncio.sleep(LOOK_SECONDS / 4)
         if joined is not None and joined.verdict is Verdict.STORED:
             await self._finish_by_the_cache()
         return joined
+
+    async def _is_silent(self) -> bool:
+        """Looks once more before the silence is believed: this worker may have been too busy to read what was said."""
+        with suppress(StoreUnavailable):
+            await self._read()
+            self._reached = time.monotonic()
+        return self._flight.progress.end is None and self._out_of_patience()
 
     def _out_of_patience(self) -> bool:
         now = time.monotonic()
@@ -79,6 +86,7 @@ class FollowingFlight:
         self._left, self._joined = False, time.monotonic()
         joined = await self._store.join(self._key, self._flight.asked_ms, self._flight.not_before_ms)
         if joined.verdict is Verdict.FOLLOW:
+            self._flight.place = joined.place
             self._follow(joined.fence)
         return joined
 

@@ -23,15 +23,19 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """`fence` is the leader's; empty where the answer has been stored since it was asked for."""
+    """`fence` is the leader's; empty where the answer has been stored since it was asked for.
+
+    `place` names a follower's place among the others, as it was last renewed.
+    """
 
     verdict: Verdict
     fence: str = ""
+    place: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What a worker is told: `followed`, its flight is; `more`, there is something to read."""
+    """What a worker is told: `followed` and `left`, who reads its flight has changed; `more`, there are words."""
 
     what: str
     flight: str

@@ -35,8 +35,8 @@ class FlightStore(Protocol):
     async def abandon(self, key: FlightKey, fence: str) -> int:
         """Ends a flight that nobody follows. Gives the number of followers: above zero, it goes on."""
 
-    async def leave(self, key: FlightKey) -> None:
-        """Follows no more."""
+    async def leave(self, key: FlightKey, place: str) -> None:
+        """Follows no more: gives up this place, not one that was taken since. The leader is told."""
 
     async def tend(self, leads: Sequence[Held]) -> Mapping[FlightKey, int | None]:
         """Renews leads. Followers of each, None where it is lost; one whose store is down is not among them."""

@@ -77,6 +77,14 @@ class QueryEvents:
         self._metrics.cache_looked_up("unavailable")
         self._log.debug("cache_unavailable", error=str(error))
 
+    def store_late(self, error: StoreUnavailable) -> None:
+        """The storing of an answer outlived the time that a question has for it, and goes on: counted when it ends."""
+        self._log.debug("cache_store_late", error=str(error))
+
+    def stored_late(self) -> None:
+        """Such an answer was stored after all."""
+        self._metrics.cache_stored()
+
     def embedding_failed(self, error: EmbeddingUnavailable) -> None:
         """The semantic tier took no part in an answer."""
         self._metrics.cache_looked_up("unavailable")

@@ -20,3 +20,7 @@ class WarmingEvents(QueryEvents):
     def store_failed(self, error: StoreUnavailable) -> None:
         """A user's answer does without the cache; a warm-up is for nothing but the cache, and tries again."""
         raise error
+
+    def store_late(self, error: StoreUnavailable) -> None:
+        """The same: it finds the answer stored then."""
+        raise error

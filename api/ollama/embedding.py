@@ -15,9 +15,10 @@ from typing import Any, Final
 import numpy as np
 import orjson
 
-from api.background import cancelled
+from api.background import cancelled, let_go
 from api.errors import EmbeddingUnavailable, StoreUnavailable, UpstreamError
 from api.faults import UpstreamFault
+from api.lag_timeout import LagTimeout
 from api.model import EmbedderIdentity, Embedding, Retry, full_model_name
 from api.ollama.models import OllamaModels
 from api.ollama.pinned import Pinned
@@ -177,8 +178,9 @@ class OllamaEmbedder:
             {"model": self._model, "input": [_valid(text) for text in texts], **self._keep_alive},
         )
         call = asyncio.create_task(with_one_retry(partial(self._call, body), self._pool.retries, retry))
+        let_go(call, UpstreamError)  # it may outlive its deadline
         try:
-            async with asyncio.timeout(seconds):
+            with LagTimeout(seconds):
                 answer = await asyncio.shield(call)
             return _rows(answer, len(texts))
         except TimeoutError:

@@ -7,6 +7,7 @@ from typing import Final
 
 import httpx
 
+from api.cancel_scope import raise_if_cancelled
 from api.errors import UpstreamError
 from api.faults import UpstreamFault
 from api.ollama import failures
@@ -26,7 +27,11 @@ class Exchange:
         self._response: httpx.Response | None = None
 
     async def open(self) -> None:
-        """Sends the request and waits for the head of a good answer. Raises `UpstreamError` for any other."""
+        """Sends the request and waits for the head of a good answer. Raises `UpstreamError` for any other.
+
+        A task that has been cancelled sends nothing.
+        """
+        raise_if_cancelled()
         response = self._response = await self._client.send(self._request, stream=True)
         if not response.is_success:
             body = await _beginning(response)

@@ -30,13 +30,12 @@ class Flights(Protocol):
     """Single flight: equal questions in flight are generated once over the fleet; without Redis, once a worker."""
 
     def join(
-        self, key: FlightKey, lead: Lead, *, asked_ms: int, whole: bool, not_before_ms: int = 0, fleet: bool = True
+        self, key: FlightKey, lead: Lead, *, asked_ms: int, whole: bool, not_before_ms: int = 0
     ) -> AbstractAsyncContextManager[Seat]:
         """A seat. `lead` is called where this worker has to generate; who leaves last ends that.
 
         `asked_ms`: when the cache was asked in vain, by Redis's clock. `not_before_ms`: when
         such answers were last deleted; one asked for before is not shared. `whole`: this caller wants no tokens.
-        `fleet`: other workers are asked, not only this one's callers.
         """
 
     def sole(self, key: FlightKey) -> AbstractAsyncContextManager[Claim | None]:

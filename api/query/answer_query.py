@@ -181,9 +181,9 @@ def _answered(landed: Landed, status: CacheStatus, stages: Stages) -> Answered:
 
 def _status(lookup: Lookup, query: Query, *, coalesced: bool = False) -> CacheStatus:
     """What a fresh answer says of the cache: whether it was asked in vain."""
-    if not (lookup.available and query.cache_control.reads):
-        return CacheStatus.BYPASS
-    return CacheStatus.COALESCED if coalesced else CacheStatus.MISS
+    if coalesced:
+        return CacheStatus.COALESCED
+    return CacheStatus.MISS if lookup.available and query.cache_control.reads else CacheStatus.BYPASS
 
 
 def _may_serve_stale(error: RagherdError) -> bool:

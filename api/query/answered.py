@@ -16,13 +16,14 @@ from api.query.question import Query
 
 @dataclass(slots=True)
 class Stages:
-    """Seconds spent in each stage."""
+    """Seconds spent in each stage. `lag`: those of `cache` in which this worker was busy, and Redis not to blame."""
 
     embed: float = 0.0
     cache: float = 0.0
     retrieve: float = 0.0
     generate: float = 0.0
     total: float = 0.0
+    lag: float = 0.0
     began: float = field(default_factory=time.perf_counter)
 
     @contextmanager
@@ -93,6 +94,10 @@ class QueryObserver(Protocol):
     def left(self, query: Query) -> None: ...
 
     def store_failed(self, error: StoreUnavailable) -> None: ...
+
+    def store_late(self, error: StoreUnavailable) -> None: ...
+
+    def stored_late(self) -> None: ...
 
     def embedding_failed(self, error: EmbeddingUnavailable) -> None: ...
 

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from api.cancel_scope import CancelScope
 from api.errors import DeadlinePassed
 
 
@@ -18,12 +19,24 @@ class Deadline:
 
     @asynccontextmanager
     async def watched(self) -> AsyncIterator[None]:
-        """Around a wait, never around a `yield`: past the deadline the wait is cancelled. Raises `DeadlinePassed`."""
-        timeout = asyncio.timeout_at(self._at)
-        try:
-            async with timeout:
+        """Around a wait, never around a `yield`: past the deadline the wait is cancelled. Raises `DeadlinePassed`.
+
+        A wait that begins late is not begun. What it brings too late is not used.
+        """
+        if self._at is None:
+            yield
+            return
+        loop = asyncio.get_running_loop()
+        if loop.time() >= self._at:
+            raise self._passed()
+        with CancelScope() as scope:
+            timer = loop.call_at(self._at, scope.cancel)
+            try:
                 yield
-        except TimeoutError as error:
-            if not timeout.expired():
-                raise
-            raise DeadlinePassed(f"The answer took longer than the {self._seconds:g} s of the request.") from error
+            finally:
+                timer.cancel()
+        if scope.cancelled:
+            raise self._passed()
+
+    def _passed(self) -> DeadlinePassed:
+        return DeadlinePassed(f"The answer took longer than the {self._seconds:g} s of the request.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -11,7 +12,7 @@ from api.model import CachedAnswer, CacheMatch, Generation, Source, Vector
 from api.ports.answers import AnswerCache, Claim, Grounds, NewAnswer
 from api.ports.models import Embedder
 from api.query.answered import QueryObserver, Stages
-from api.query.cache_budget import CacheBudget
+from api.query.cache_budget import BudgetSpent, CacheBudget
 from api.query.candidates import Candidate, Fate, best, consider, lifetime, up_to_the_first_fresh
 from api.query.comparable import Asked
 from api.query.completeness import is_complete
@@ -25,13 +26,12 @@ class CachePolicy:
     """`threshold`: the cosine from which on a question is near enough. `languages`: those of the embedder.
 
     Seconds: `revalidate`, how long an expired answer is served while it is refreshed; `stale`, how long where Ollama
-    gives none; `budget`, how long the cache may keep one question waiting.
+    gives none.
     """
 
     threshold: float
     revalidate: float = 0.0
     stale: float = 86_400.0
-    budget: float = 0.25
     languages: Languages = EVERY
 
 
@@ -66,13 +66,14 @@ class SharedAnswers:
         places: Places,
         observer: QueryObserver,
         policy: CachePolicy,
+        budget: CacheBudget,
     ) -> None:
         self._cache = cache
         self._embedder = embedder
         self._places = places
         self._observer = observer
         self.policy = policy
-        self._budget = CacheBudget(policy.budget)
+        self._budget = budget
 
     async def look_up(self, query: Query, stages: Stages) -> Lookup:
         """The exact tier, the embedding, the semantic tier: until one of them has the answer."""
@@ -187,6 +188,7 @@ class SharedAnswers:
     ) -> CachedAnswer | None:
         """Stores a complete answer; None where it is not stored, also where `claim` has passed to another worker.
 
+        None, too, where it is not stored in time: the storing goes on, and is counted when it ends.
         Raises `DocumentsChanged` where documents changed since they were looked for.
         """
         if (
@@ -211,6 +213,19 @@ class SharedAnswers:
         try:
             storing = self._cache.store(place.scope, place.digest, lookup.vector, answer, claim=claim)
             return await self._budget.within(stages, storing)
+        except BudgetSpent as late:
+            self._observer.store_late(late)
+            late.then(self._stored_late)
         except StoreUnavailable as error:
             self._observer.store_failed(error)
-            return None
+        return None
+
+    def _stored_late(self, storing: asyncio.Future[CachedAnswer | None]) -> None:
+        """Counts a storing by how it ended. One whose documents have changed meanwhile was refused, not failed."""
+        error = None if storing.cancelled() else storing.exception()
+        if isinstance(error, StoreUnavailable):
+            self._observer.store_failed(error)
+        elif storing.cancelled():
+            self._observer.store_failed(StoreUnavailable("the worker ended first"))
+        elif error is None and storing.result() is not None:
+            self._observer.stored_late()

@@ -30,10 +30,9 @@ class SingleFlight:
         return self._flights.join(
             key,
             lead,
-            asked_ms=lookup.now_ms,
+            asked_ms=lookup.now_ms if lookup.available else 0,
             not_before_ms=lookup.invalidated_ms,
             whole=whole,
-            fleet=lookup.available,
         )
 
     @asynccontextmanager

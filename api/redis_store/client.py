@@ -10,7 +10,7 @@ from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
 from redis.asyncio import ConnectionPool, Redis, Sentinel
-from redis.asyncio.connection import parse_url
+from redis.asyncio.connection import AbstractConnection, parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.crc import key_slot
@@ -19,6 +19,7 @@ from redis.maint_notifications import MaintNotificationsConfig
 
 from api.errors import StoreUnavailable
 from api.redis_store.cluster_map import Node, SlotMap
+from api.redis_store.connections import SentinelTcpConnection, TcpConnection, UnixConnection
 from api.redis_store.sentinels import Sentinels
 from api.redis_store.tls import SentinelTlsConnection, Tls, TlsConnection
 
@@ -46,6 +47,7 @@ CLUSTER: Final = ("redis+cluster", "rediss+cluster")
 def connection_options(address: RedisAddress) -> dict[str, Any]:
     """What every connection to that address has in common, as `redis.asyncio.ConnectionPool` takes it."""
     options: dict[str, Any] = {
+        "connection_class": _connection_class(address),
         "socket_connect_timeout": address.connect_timeout,
         "retry": Retry(NoBackoff(), 0),
         # With these on, redis-py hands out a connection on which a reply is left, which the next command then takes for
@@ -55,13 +57,19 @@ def connection_options(address: RedisAddress) -> dict[str, Any]:
     return options | tls_options(address)
 
 
+def _connection_class(address: RedisAddress) -> type[AbstractConnection]:
+    """Of ours, whose timeouts do not count this worker's own lag."""
+    scheme = urlsplit(address.url).scheme
+    if scheme.startswith("rediss"):
+        return SentinelTlsConnection if scheme in SENTINEL else TlsConnection
+    if scheme == "unix":
+        return UnixConnection
+    return SentinelTcpConnection if scheme in SENTINEL else TcpConnection
+
+
 def tls_options(address: RedisAddress) -> dict[str, Any]:
     """The same, of TLS alone: empty unless the scheme begins with `rediss`."""
-    scheme = urlsplit(address.url).scheme
-    if not scheme.startswith("rediss"):
-        return {}
-    connection = SentinelTlsConnection if scheme in SENTINEL else TlsConnection
-    return {"connection_class": connection, "tls": address.tls}
+    return {"tls": address.tls} if urlsplit(address.url).scheme.startswith("rediss") else {}
 
 
 @asynccontextmanager
@@ -97,8 +105,7 @@ def _watcher(address: RedisAddress, sentinel: str) -> Redis:
     where = {"host": host.strip("[]"), "port": int(port), "socket_timeout": address.timeout}
     credentials = {"username": address.sentinel_username, "password": address.sentinel_password}
     options = connection_options(address) | where | {name: value for name, value in credentials.items() if value}
-    if "tls" in options:
-        options["connection_class"] = TlsConnection
+    options["connection_class"] = TlsConnection if "tls" in options else TcpConnection
     return Redis.from_pool(ConnectionPool(**options))
 
 

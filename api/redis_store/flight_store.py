@@ -34,6 +34,7 @@ class RedisFlightStore:
         self._publish = self._script("flight_publish")
         self._end = self._script("flight_end")
         self._abandon = self._script("flight_abandon")
+        self._leave = self._script("flight_leave")
         self._tend = self._script("flight_tend")
         self._sole = self._script("flight_sole")
         self._release = self._script("flight_release")
@@ -54,8 +55,8 @@ class RedisFlightStore:
         moments = (asked_ms, not_before_ms)
         reply = await self._run(self._join, keys, self._worker, LEASE_MS, self._channel, key.id, *moments)
         assert isinstance(reply, list)
-        verdict, fence = reply
-        return Joined(Verdict(verdict.decode()), fence.decode())
+        verdict, fence, *place = (part.decode() for part in reply)
+        return Joined(Verdict(verdict), fence, *place)
 
     async def publish(self, key: FlightKey, fence: str, bodies: Sequence[str]) -> int | None:
         """See `FlightStore`."""
@@ -71,10 +72,9 @@ class RedisFlightStore:
         """See `FlightStore`."""
         return _number(await self._run(self._abandon, self._keys.flight(*key)[:2], fence)) or 0
 
-    async def leave(self, key: FlightKey) -> None:
+    async def leave(self, key: FlightKey, place: str) -> None:
         """See `FlightStore`."""
-        flight, field = self._keys.flight(*key)[0], f"follower:{self._worker}"
-        await self._gate.of(flight).run("flight", lambda client: client.hdel(flight, field))
+        await self._run(self._leave, self._keys.flight(*key)[:1], self._worker, place, self._channel, key.id)
 
     async def tend(self, leads: Sequence[Held]) -> Mapping[FlightKey, int | None]:
         """See `FlightStore`. One round trip for each partition that they are in."""

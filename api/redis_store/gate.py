@@ -115,6 +115,8 @@ class RedisGate:
         self.is_up = False
         self.is_read_only = False
         """Lost, because it is a replica."""
+        self._epoch = 0
+        """Counts the recoveries: what failed of an older one says nothing about Redis as it is now."""
         self._probe = probe
         self._events = events or GateEvents()
         self._slots = asyncio.Semaphore(max_concurrency)
@@ -169,12 +171,13 @@ class RedisGate:
             return await self._run(operation, command)
 
     async def _run(self, operation: str, command: Callable[[Redis], Awaitable[T]]) -> T:
+        epoch = self._epoch
         try:
             return await command(self.client)
         except MovedError as error:
             raise SlotMoved(str(error)) from error
         except (*LOST, RedisError) as error:
-            if _is_lost(error):
+            if _is_lost(error) and epoch == self._epoch:
                 await self._close(operation, error)
             self._events.failed(operation, error)
             raise StoreUnavailable(str(error) or type(error).__name__) from error
@@ -184,27 +187,35 @@ class RedisGate:
         self.is_read_only = isinstance(error, ReadOnlyError)
         self._lost.set()
         self._events.lost(operation, error)
-        # What is kept idle is as dead as this one: each would fail the next command in turn.
+        # What is kept idle is as dead as this one: each would fail the next command in turn. So is what is in use.
+        pool = self.client.connection_pool
+        await pool.update_active_connections_for_reconnect()  # type: ignore[no-untyped-call]
         with suppress(RedisError, OSError):  # a connection that does not even close in time is dropped as it is
-            await self.client.connection_pool.disconnect(inuse_connections=False)
+            await pool.disconnect(inuse_connections=False)
 
     async def check(self) -> bool:
         """Asks Redis itself, whatever is known. One found up again is made ready before it is used. Raises nothing."""
+        epoch = self._epoch
         try:
             await self._run("ping", self._ask)
             if not self.is_up:
                 await self._recover()
         except SlotMoved:
-            self.is_up = False  # it is looked for before it is asked again
+            self._is_down(epoch)  # it is looked for before it is asked again
         except StoreUnavailable as error:
-            self.is_up = False
+            self._is_down(epoch)
             if isinstance(error.__cause__, RedisError) and not _is_lost(error.__cause__):
                 self._events.lost("recovery", error.__cause__)  # it answers, but refuses what is needed
         except Exception as error:  # noqa: BLE001 - whatever keeps Redis from being made ready, it is down
-            self.is_up = False
+            self._is_down(epoch)
             self._events.failed("recovery", error)
             self._events.lost("recovery", error)
         return self.is_up
+
+    def _is_down(self, epoch: int) -> None:
+        """Unless somebody has found it up since."""
+        if epoch == self._epoch:
+            self.is_up = False
 
     async def _probed(self, client: Redis) -> None:
         """A write that changes nothing. Raises what `LOST` names; refused for any other reason, Redis can be read."""
@@ -222,6 +233,7 @@ class RedisGate:
             for action in self._on_recovery:
                 await self._run("recovery", lambda _, action=action: action())  # type: ignore[misc]
             self.is_up = True
+            self._epoch += 1
             self.is_read_only = False
             self._events.found()
         ends = await asyncio.gather(*(action() for action in self._after_recovery), return_exceptions=True)

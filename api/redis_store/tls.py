@@ -10,6 +10,8 @@ from typing import Any
 from redis.asyncio.connection import SSLConnection
 from redis.asyncio.sentinel import SentinelManagedConnection
 
+from api.redis_store.connections import PatientConnection
+
 
 class Tls:
     """Who is trusted, and who this worker is to a server that asks. Paths of PEM files; empty: none.
@@ -43,7 +45,7 @@ def tls_context(ca_file: str = "", cert_file: str = "", key_file: str = "") -> s
     return context
 
 
-class TlsConnection(SSLConnection):
+class TlsConnection(PatientConnection, SSLConnection):
     """A connection under `tls`, whose context it shares with all others."""
 
     def __init__(self, *, tls: Tls, **options: Any) -> None:

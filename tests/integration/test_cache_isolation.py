@@ -19,6 +19,7 @@ from api.model import EmbedderIdentity, Embedding, Generation, GenerationEnd, Ge
 from api.observability.metrics import Metrics
 from api.observability.query_events import QueryEvents
 from api.query.answered import Answered, Stages
+from api.query.cache_budget import CacheBudget
 from api.query.condense import Condenser
 from api.query.fresh_answer import FreshAnswers
 from api.query.grounding import Grounder
@@ -95,10 +96,10 @@ class Side:
         events = QueryEvents(Metrics(), counters, log_questions=False)
         index = SemanticIndexes(gate, keys)
         cache = RedisAnswerCache(gate, keys, index, counters, ttl_ms=60_000, stale_ms=60_000, max_size=20_000)
-        policy = CachePolicy(0.92, budget=30.0)
+        policy = CachePolicy(0.92)
         self.embedder = embedder
         words = WordEmbedder(embedder)
-        self.shared = SharedAnswers(cache, words, Places(words, Digests()), events, policy)
+        self.shared = SharedAnswers(cache, words, Places(words, Digests()), events, policy, CacheBudget(30.0))
         retriever = Retriever(RedisPassageIndex(gate, keys), words, None, RetrievalPolicy())
         grounder = Grounder(retriever, cast(Condenser, None), events)  # no question here has a history
         prompting = Prompting(load(None), None, "say_so")

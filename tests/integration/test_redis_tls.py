@@ -129,6 +129,7 @@ async def test_every_kind_of_client_takes_the_same_options(trusted: Certificates
     async with blocking_reader(address, 0.1) as client:
         assert await client.xread({"rag:nothing": "0"}, block=10) in ([], {})
     assert connection_options(RedisAddress("redis://localhost", 1.0, 1.0, 4)).keys() == {
+        "connection_class",
         "socket_connect_timeout",
         "retry",
         "maint_notifications_config",

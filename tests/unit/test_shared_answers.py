@@ -7,6 +7,7 @@ from typing import Any
 from api.errors import StoreUnavailable
 from api.model import EmbedderIdentity, Generation, GenerationEnd, Usage
 from api.query.answered import Stages
+from api.query.cache_budget import CacheBudget
 from api.query.fingerprint import Fingerprint
 from api.query.question import Query
 from api.query.shared_answers import CachePolicy, Lookup, SharedAnswers
@@ -40,7 +41,7 @@ class Seen:
 async def test_an_answer_whose_second_look_fails_keeps_its_time_and_is_not_stored() -> None:
     """Without the time it would be stored whatever has been deleted since."""
     cache, seen = LostCache(), Seen()
-    shared = SharedAnswers(cache, None, None, seen, CachePolicy(0.9))  # type: ignore[arg-type]
+    shared = SharedAnswers(cache, None, None, seen, CachePolicy(0.9), CacheBudget(1.0))  # type: ignore[arg-type]
     query, lookup = Query("q", "t", "m"), Lookup(PLACE, available=True, now_ms=1234)
     await shared.look_again(query, lookup, Stages())
     assert (lookup.now_ms, lookup.available, seen.failures) == (1234, False, 1)

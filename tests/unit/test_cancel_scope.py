@@ -1,0 +1,125 @@
+"""A scope cancels its block until that has ended, and tells its own cancellation from others'."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from starlette.types import Message
+
+from api.cancel_scope import CancelScope, raise_if_cancelled
+from api.endpoints.disconnects import ClientLeft, until_client_leaves
+from api.errors import DeadlinePassed
+from api.query.deadline import Deadline
+
+
+async def deaf(times: int) -> None:
+    """Waits for ever, and loses so many cancellations, as `asyncio.wait_for` of Python 3.11 may."""
+    while True:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            if not times:
+                raise
+            times -= 1
+
+
+async def loses_one() -> None:
+    """Waits until it is cancelled, and goes on as if nothing had happened."""
+    try:
+        await asyncio.Event().wait()
+    except asyncio.CancelledError:
+        return
+
+
+@pytest.mark.parametrize("lost", [0, 1, 3])
+async def test_a_block_that_loses_cancellations_ends_all_the_same(lost: int) -> None:
+    async with asyncio.timeout(5):
+        with CancelScope() as scope:
+            asyncio.get_running_loop().call_soon(scope.cancel)
+            await deaf(lost)
+    assert scope.cancelled
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
+
+
+async def test_the_task_counts_as_cancelled_while_the_block_goes_on_and_not_after() -> None:
+    with CancelScope() as scope:
+        raise_if_cancelled()
+        asyncio.get_running_loop().call_soon(scope.cancel)
+        await loses_one()
+        with pytest.raises(asyncio.CancelledError):
+            raise_if_cancelled()
+    raise_if_cancelled()
+
+
+async def test_a_cancellation_of_the_whole_task_goes_on() -> None:
+    inside = asyncio.Event()
+
+    async def work() -> None:
+        with CancelScope() as scope:
+            inside.set()
+            await asyncio.Event().wait()
+        assert scope.cancelled, "unreachable: the task itself is cancelled"
+
+    task = asyncio.create_task(work())
+    await inside.wait()
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
+
+
+async def test_of_two_scopes_that_are_cancelled_at_once_the_outer_one_ends_the_block() -> None:
+    loop = asyncio.get_running_loop()
+    with CancelScope() as outer:
+        with CancelScope() as inner:
+            loop.call_soon(inner.cancel)
+            loop.call_soon(outer.cancel)
+            await deaf(1)
+        pytest.fail("the outer scope ends what follows the inner one")
+    assert outer.cancelled
+
+
+async def test_an_error_of_the_block_goes_on() -> None:
+    async def fails(scope: CancelScope) -> None:
+        asyncio.get_running_loop().call_soon(scope.cancel)
+        await loses_one()
+        raise KeyError
+
+    with pytest.raises(KeyError), CancelScope() as scope:
+        await fails(scope)
+
+
+async def test_what_comes_after_the_deadline_is_not_used_even_where_its_cancellation_was_lost() -> None:
+    with pytest.raises(DeadlinePassed):
+        async with Deadline(0.01).watched():
+            await loses_one()
+
+
+async def test_a_wait_that_would_begin_after_the_deadline_is_not_begun() -> None:
+    deadline, begun = Deadline(0.0), False
+    with pytest.raises(DeadlinePassed):
+        async with deadline.watched():
+            begun = True
+    assert not begun
+
+
+@pytest.mark.parametrize("lost", [0, 2])
+async def test_a_client_that_leaves_ends_work_that_loses_cancellations(lost: int) -> None:
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    async with asyncio.timeout(5):
+        with pytest.raises(ClientLeft):
+            async with until_client_leaves(receive):
+                await deaf(lost)
+
+
+async def test_a_client_that_has_left_is_answered_by_nobody_even_where_the_work_was_finished() -> None:
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    with pytest.raises(ClientLeft):
+        async with until_client_leaves(receive):
+            await loses_one()

@@ -1,0 +1,163 @@
+"""A timeout does not count what the loop lagged, reads what has arrived before it strikes, and strikes all the same."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import socket
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+import uvloop
+
+from api.errors import StoreUnavailable
+from api.lag_timeout import MOST, Countdown, LagTimeout, wait_with_lag
+from api.query.answered import Stages
+from api.query.cache_budget import BudgetSpent, CacheBudget
+
+LOOPS = pytest.mark.parametrize(
+    "loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"]
+)
+LoopFactory = Callable[[], asyncio.AbstractEventLoop]
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    here, there = socket.socketpair()
+    with here, there:
+        yield here, there
+
+
+def run(loop_factory: LoopFactory, work: Callable[[], object]) -> None:
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(work())  # type: ignore[arg-type]
+
+
+@LOOPS
+def test_a_reply_that_lies_in_the_socket_is_read_first(
+    loop_factory: LoopFactory, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    here, there = pair
+
+    async def work() -> None:
+        reader, writer = await asyncio.open_connection(sock=here)
+        with LagTimeout(0.05):
+            reading = asyncio.ensure_future(reader.readexactly(5))
+            await asyncio.sleep(0)
+            there.sendall(b"reply")
+            time.sleep(0.2)  # the loop is busy until long after the timeout
+            assert await reading == b"reply"
+        writer.close()
+
+    run(loop_factory, work)
+
+
+@LOOPS
+def test_silence_ends_by_the_timeout(loop_factory: LoopFactory) -> None:
+    async def work() -> None:
+        began = time.monotonic()
+        with pytest.raises(TimeoutError), LagTimeout(0.1):
+            await asyncio.Event().wait()
+        assert time.monotonic() - began >= 0.09
+
+    run(loop_factory, work)
+
+
+@LOOPS
+def test_a_loop_that_lags_all_the_time_does_not_wait_for_ever(loop_factory: LoopFactory) -> None:
+    async def work() -> None:
+        def busy() -> None:
+            time.sleep(0.02)
+            asyncio.get_running_loop().call_later(0, busy)
+
+        asyncio.get_running_loop().call_soon(busy)
+        began = time.monotonic()
+        with pytest.raises(TimeoutError), LagTimeout(0.05):
+            await asyncio.Event().wait()
+        assert 0.05 < time.monotonic() - began < MOST * 0.05 + 1
+
+    run(loop_factory, work)
+
+
+async def test_a_countdown_counts_the_lag_and_grows_by_it() -> None:
+    ended = asyncio.Event()
+    began = time.monotonic()
+    countdown = Countdown(0.2, ended.set)
+    time.sleep(0.3)
+    await asyncio.wait_for(ended.wait(), 5)
+    assert countdown.lag >= 0.25
+    assert time.monotonic() - began >= 0.2 + 0.25
+
+
+async def test_the_budget_of_a_question_does_not_pay_for_the_lag() -> None:
+    budget, stages = CacheBudget(0.1), Stages()
+
+    async def answers() -> str:
+        await asyncio.sleep(0.01)
+        return "answer"
+
+    for _ in range(3):
+        asyncio.get_running_loop().call_soon(time.sleep, 0.15)
+        assert await budget.within(stages, answers()) == "answer"
+    assert stages.cache > 0.3
+    assert stages.lag > 0.2
+
+
+async def test_a_command_past_its_budget_goes_on_and_is_waited_for_at_the_end() -> None:
+    budget, goes_on = CacheBudget(0.01), asyncio.Event()
+    ended: list[str] = []
+
+    async def late() -> str:
+        await goes_on.wait()
+        return "stored"
+
+    with pytest.raises(BudgetSpent) as spent:
+        await budget.within(Stages(), late())
+    spent.value.then(lambda task: ended.append(task.result()))
+    asyncio.get_running_loop().call_soon(goes_on.set)
+    await budget.aclose()
+    assert ended == ["stored"]
+
+
+async def test_a_command_that_never_ends_does_not_keep_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.query.cache_budget.CLOSE_SECONDS", 0.01)
+    budget = CacheBudget(0.01)
+    with pytest.raises(StoreUnavailable):
+        await budget.within(Stages(), asyncio.Event().wait())
+    async with asyncio.timeout(5):
+        await budget.aclose()
+
+
+@pytest.mark.parametrize("done_first", [True, False])
+async def test_the_error_of_a_command_whose_caller_left_is_not_asyncio_s_to_log(done_first: bool) -> None:
+    unheard: list[object] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: unheard.append(context))
+    budget, fails = CacheBudget(1.0), asyncio.Event()
+
+    async def lost() -> None:
+        await fails.wait()
+        raise StoreUnavailable("Redis is down")
+
+    caller = asyncio.create_task(budget.within(Stages(), lost()))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    if done_first:  # it fails in the moment in which its caller is cancelled
+        fails.set()
+        await asyncio.sleep(0)
+    caller.cancel()
+    await asyncio.wait([caller])
+    fails.set()
+    await budget.aclose()
+    del caller
+    gc.collect()
+    await asyncio.sleep(0)
+    assert unheard == []
+
+
+async def test_waiting_gives_the_lag_and_leaves_the_task_alone() -> None:
+    task = asyncio.create_task(asyncio.sleep(3600))
+    assert await wait_with_lag(task, 0.01) < 1
+    assert not task.done()
+    task.cancel()
