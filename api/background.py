@@ -22,6 +22,8 @@ async def cancelled(tasks: Iterable[asyncio.Task[Any]]) -> None:
     just when what it waits for is done. A loop would then go on for ever, and its worker would never end.
     """
     pending = {task for task in tasks if not task.done()}
+    for task in pending:
+        let_go(task)
     while pending:
         for task in pending:
             task.cancel()
@@ -29,14 +31,22 @@ async def cancelled(tasks: Iterable[asyncio.Task[Any]]) -> None:
 
 
 def let_go(task: asyncio.Future[Any], *expected: type[BaseException]) -> None:
-    """For a task that may end when nobody awaits it any more. Its error is logged here, unless it is `expected`."""
+    """For a task that may fail when nobody awaits it any more: its error is logged here, and not by asyncio.
+
+    What is `expected` is somebody else's to tell, or nobody's.
+    """
     task.add_done_callback(partial(_ended, expected=expected))
 
 
 def _ended(task: asyncio.Future[Any], expected: tuple[type[BaseException], ...]) -> None:
     error = None if task.cancelled() else task.exception()
     if error is not None and not isinstance(error, expected):
-        structlog.get_logger("ragherd.background").error("unawaited_task_failed", exc_info=error)
+        log = structlog.get_logger("ragherd.background")
+        log.warning("unawaited_task_failed", task=_name(task), error=str(error) or type(error).__name__, exc_info=error)
+
+
+def _name(task: asyncio.Future[Any]) -> str:
+    return task.get_name() if isinstance(task, asyncio.Task) else type(task).__name__
 
 
 class Background:

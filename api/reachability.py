@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
+from api.background import let_go
+
 FRESH_SECONDS: Final = 1.0
 
 
@@ -28,6 +30,7 @@ class Shared:
         if self._answer is None or (answered and time.monotonic() - self._asked_at > self._fresh):
             self._asked_at = time.monotonic()
             self._answer = asyncio.create_task(self._ask())
+            let_go(self._answer)
         return await asyncio.shield(self._answer)
 
 

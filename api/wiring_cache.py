@@ -76,7 +76,7 @@ class CacheParts:
         self.keys = Keys(*settings.key_layout)
         self.max_size = settings.partition_size
         self.indexes = SemanticIndexes(gate, self.keys, algorithm_for(self.max_size))
-        self.counters = CacheCounters(gate, self.keys)
+        self.counters = CacheCounters(gate, self.keys, worker)
         self.events = QueryEvents(metrics, self.counters, log_questions=settings.server.log_questions)
 
 

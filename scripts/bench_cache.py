@@ -66,7 +66,7 @@ class Bench:
         self.redis = redis
         self.size = size
         self.index = SemanticIndexes(self.gate, keys, algorithm)
-        counters = CacheCounters(self.gate, keys)
+        counters = CacheCounters(self.gate, keys, "w")
         lifetimes = {"ttl_ms": 3_600_000, "stale_ms": 3_600_000}
         self.cache = RedisAnswerCache(self.gate, keys, self.index, counters, **lifetimes, max_size=size + 10 * CALLS)
         source = np.random.default_rng(7)

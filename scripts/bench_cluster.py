@@ -73,7 +73,7 @@ class Client:
         # As the settings choose it, for a cache that is about full.
         algorithm = algorithm_for(target.entries // target.keys.cache_partitions)
         self.indexes = SemanticIndexes(gate, target.keys, algorithm)
-        counters = CacheCounters(gate, target.keys)
+        counters = CacheCounters(gate, target.keys, "w")
         limits = {"ttl_ms": 3_600_000, "stale_ms": 3_600_000, "max_size": target.size}
         self.cache = RedisAnswerCache(gate, target.keys, self.indexes, counters, **limits)
         self._source = np.random.default_rng(seed)

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from itertools import groupby
 from operator import itemgetter
 
+from api.background import let_go
 from api.breaker.state import Outcome
 
 COALESCE_SECONDS = 0.25
@@ -40,6 +41,7 @@ class Reports:
     def _flush_soon(self) -> None:
         if self._timer is None or self._timer.done():
             self._timer = asyncio.create_task(self._flush_while_busy())
+            let_go(self._timer)
 
     async def _flush_while_busy(self) -> None:
         while self._outcomes or self._rejected:
@@ -49,7 +51,9 @@ class Reports:
     async def flush(self) -> None:
         """Sends all that is waiting, after what is already on its way. A caller's cancellation loses nothing."""
         if self._outcomes or self._rejected or self._sending.locked():
-            await asyncio.shield(asyncio.ensure_future(self._flush()))
+            task = asyncio.create_task(self._flush())
+            let_go(task, Exception)  # raised here, unless the caller leaves
+            await asyncio.shield(task)
 
     async def _flush(self) -> None:
         async with self._sending:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from fastapi.sse import KEEPALIVE_COMMENT
 from starlette.types import Message, Send
 
+from api.background import let_go
 from api.endpoints.disconnects import ClientLeft
 
 
@@ -45,6 +46,7 @@ class EventWire:
             yield
             return
         heartbeats = asyncio.create_task(self._keep_alive(self._sign_of_life))
+        let_go(heartbeats, OSError)  # whoever sends next finds out
         try:
             yield
         finally:

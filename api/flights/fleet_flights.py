@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Coroutine
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
-from api.background import cancelled
+from api.background import cancelled, let_go
 from api.cancel_scope import raise_if_cancelled
 from api.errors import InternalError, RagherdError, StoreUnavailable
 from api.flights.events import FlightEvents
@@ -289,4 +289,5 @@ class Flights:
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._aside.add(task)
+        let_go(task)
         task.add_done_callback(self._aside.discard)

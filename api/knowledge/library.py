@@ -6,11 +6,10 @@ import asyncio
 import random
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
-from api.background import cancelled
+from api.background import cancelled, let_go
 from api.errors import NotFound, PayloadTooLarge, ServiceUnavailable, StoreUnavailable, TooManyDocuments
 from api.knowledge.identity import content_digest, document_id, is_document_id
 from api.knowledge.ingestion import Ingestion
@@ -142,7 +141,8 @@ class Library:
         """In the background, here or by another worker that came first, and awaited for a while."""
         task = asyncio.create_task(self._in_turn(document), name="ingestion")
         self._at_work.add(task)
-        task.add_done_callback(self._done)
+        task.add_done_callback(self._at_work.discard)
+        let_go(task, StoreUnavailable, ServiceUnavailable)  # what failed is waiting work for the next worker
         until = time.monotonic() + self.limits.wait
         while (left := until - time.monotonic()) > 0:
             await asyncio.wait({task}, timeout=min(left, LOOK_SECONDS))
@@ -155,12 +155,6 @@ class Library:
         """As long as it waits for its turn here, any other worker may take it on."""
         async with self._turns:
             return await self._ingestion.carry_out(document)
-
-    def _done(self, task: asyncio.Task[bool]) -> None:
-        """What failed is waiting work for whichever worker comes to it."""
-        self._at_work.discard(task)
-        with suppress(asyncio.CancelledError, StoreUnavailable, ServiceUnavailable):
-            task.result()
 
 
 def _unknown(document: str) -> NotFound:

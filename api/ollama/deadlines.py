@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
+from api.background import let_go
 from api.errors import UpstreamError
 from api.faults import UpstreamFault
 
@@ -58,9 +59,11 @@ class Clock:
             verdict.fault = UpstreamFault.COLD_START_TIMEOUT
             verdict.detail = f"The model was not loaded within {min(cold, self._total):g} s."
             watch = asyncio.create_task(self._watch(verdict, resident))
+            let_go(watch)
             try:
                 yield
             finally:
+                verdict.is_over = True
                 watch.cancel()
 
     async def _watch(self, verdict: _Verdict, resident: Callable[[], Awaitable[bool]]) -> None:
@@ -95,10 +98,12 @@ class _Verdict:
         self._timeout = timeout
         self.fault = UpstreamFault.TOTAL_TIMEOUT
         self.detail = ""
+        self.is_over = False
+        """Whether the wait has ended: a late word of Ollama's changes nothing then."""
         self.outlives_total = False
         """Whether it stands where the total strikes first."""
 
     def now(self) -> None:
         """Lets the timeout strike at once, unless it has or is already over."""
-        if not self._timeout.expired():
+        if not self.is_over and not self._timeout.expired():
             self._timeout.reschedule(asyncio.get_running_loop().time())

@@ -23,6 +23,8 @@ from dataclasses import dataclass
 import httpcore
 from httpcore._async.connection_pool import AsyncPoolRequest, PoolByteStream
 
+from api.background import let_go
+
 
 @dataclass(frozen=True, slots=True)
 class Occupancy:
@@ -133,7 +135,9 @@ class LinearPool(httpcore.AsyncConnectionPool):
     async def _close_connections(self, closing: list[httpcore.AsyncConnectionInterface]) -> None:
         """Closes all of them, also when the caller is cancelled meanwhile."""
         if closing:
-            await asyncio.shield(asyncio.create_task(super()._close_connections(closing)))
+            task = asyncio.create_task(super()._close_connections(closing))
+            let_go(task, OSError, httpcore.NetworkError)  # a connection that cannot even be closed is gone
+            await asyncio.shield(task)
 
 
 class _Body:

@@ -15,7 +15,7 @@ from typing import Final, Literal
 import orjson
 import structlog
 
-from api.background import cancelled
+from api.background import cancelled, let_go
 from api.errors import BulkheadFull, UpstreamError
 from api.ollama.pinned import Pinned
 from api.ollama.pool import OllamaPool
@@ -84,7 +84,8 @@ class WarmUp:
         """Warms a backend in the background, unless that is under way here or elsewhere."""
         running = self._running.get(backend)
         if self._loads and (running is None or running.done()):
-            self._running[backend] = asyncio.create_task(self._warm(backend), name=f"warm-up-{backend}")
+            task = self._running[backend] = asyncio.create_task(self._warm(backend), name=f"warm-up-{backend}")
+            let_go(task)
 
     def start_all(self) -> None:
         """Warms every backend in the background."""

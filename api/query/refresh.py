@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from api.background import cancelled
+from api.background import cancelled, let_go
 from api.errors import RagherdError
 from api.model import FlightKey, Landed
 from api.ports.answers import Claim
@@ -40,6 +40,7 @@ class Refresher:
             return
         task = asyncio.create_task(self._refresh(query, lookup, key), name="refresh")
         self._tasks[key] = task
+        let_go(task)
         task.add_done_callback(lambda _: self._tasks.pop(key, None))
 
     async def aclose(self) -> None:

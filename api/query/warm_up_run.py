@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
-from api.background import cancelled
+from api.background import cancelled, let_go
 from api.errors import EmbeddingUnavailable, RagherdError, StoreUnavailable
 from api.ports.warm_ups import WarmUpJobs
 from api.query.cache_warmer import CacheWarmer, Warmed, WarmUpEvents
@@ -42,6 +42,8 @@ class WarmUpRun:
         """Returns when nothing is left, or when the warm-up is not this worker's any more."""
         keeper = asyncio.create_task(self._keep(), name="warm_up_keeper")
         lanes = {asyncio.create_task(self._lane(), name="warm_up_lane") for _ in range(self._concurrency)}
+        for task in (keeper, *lanes):
+            let_go(task, Exception)  # raised below, but for those that fail as they are cancelled
         pending = set(lanes)
         try:
             while pending and not keeper.done():

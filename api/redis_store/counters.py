@@ -1,6 +1,7 @@
 """Counters of the fleet: added to here, sent to Redis together a moment later.
 
-What a killed worker loses is what it counted since the last flush, at most `FLUSH_SECONDS`.
+What is sent together is a batch with a number. Where the reply is lost, the same batch is sent again, and Redis adds it
+once. What a killed worker loses is what it counted since the last flush, at most `FLUSH_SECONDS`.
 """
 
 from __future__ import annotations
@@ -11,8 +12,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
-from redis.asyncio import Redis
-
 from api.errors import StoreUnavailable
 from api.redis_store.cache_keys import CacheKeys
 from api.redis_store.gate import Gates
@@ -21,6 +20,8 @@ from api.redis_store.scripts import script
 
 FLUSH_SECONDS: Final = 0.25
 LIFETIME_MS: Final = 30 * 24 * 3600 * 1000
+BATCH_MS: Final = 3600 * 1000
+"""How long Redis remembers the last batch of a worker: what could be lost for longer may be counted twice."""
 BOOKS_MS: Final = 60_000
 """How long what is kept of the entries lives at least; each new entry makes that its own lifetime."""
 BATCH: Final = 500
@@ -30,12 +31,16 @@ BATCH: Final = 500
 class CacheCounters:
     """`rag:stats:cache`, and the uses of entries. The last known totals stand in while Redis is down."""
 
-    def __init__(self, gate: Gates, keys: Keys) -> None:
+    def __init__(self, gate: Gates, keys: Keys, worker: str) -> None:
         self._gates = gate
         self._gate = gate.of(keys.cache_stats)
         self._keys = keys
         self._pending: Counter[str] = Counter()
         self._touched: Counter[str] = Counter()
+        self._batch: tuple[int, Counter[str]] | None = None
+        self._batches = 0
+        self._batch_key = keys.cache_stats_batch(worker)
+        self._add = script(gate.client, "counters_add")
         self._touch = script(gate.client, "cache_common", "cache_touch")
         self._known: dict[str, int] = {}
         self._flushing = asyncio.Lock()
@@ -64,26 +69,37 @@ class CacheCounters:
             # What is no whole number was counted by a later release, and is not one of these.
             self._known = {name.decode(): int(value) for name, value in raw.items() if value.isdigit()}
         except StoreUnavailable:
-            return Counter(self._known) + self._pending
+            return Counter(self._known) + self._pending + (self._batch[1] if self._batch else Counter())
         return self._known
 
     async def flush(self) -> None:
         """Sends what is pending; keeps it for the next time when Redis is down. Cancelled, it still sends."""
-        if self._pending or self._touched or self._flushing.locked():
+        if self._pending or self._batch or self._touched or self._flushing.locked():
             await asyncio.shield(asyncio.create_task(self._flush()))
 
     async def _flush(self) -> None:
         async with self._flushing:
-            await self._send_pending()
+            with suppress(StoreUnavailable):  # kept, and sent again
+                while self._batch or self._pending:
+                    await self._send_batch()
+            await self._send_touched_all()
 
-    async def _send_pending(self) -> None:
-        pending, self._pending = self._pending, Counter()
+    async def _send_batch(self) -> None:
+        """One that may have arrived before the next."""
+        if self._batch is None:
+            self._batches += 1
+            self._batch = self._batches, self._pending
+            self._pending = Counter()
+        number, counts = self._batch
+        arguments: list[str | int] = [number, BATCH_MS, LIFETIME_MS]
+        for name, count in counts.items():
+            arguments += (name, count)
+        keys = [self._keys.cache_stats, self._batch_key]
+        await self._gate.run("flush_counters", lambda client: self._add(keys, arguments, client))
+        self._batch = None
+
+    async def _send_touched_all(self) -> None:
         touched, self._touched = self._touched, Counter()
-        if pending:
-            try:
-                await self._gate.run("flush_counters", lambda client: self._send(client, pending))
-            except StoreUnavailable:
-                self._pending.update(pending)
         for part in self._keys.partitions if touched else ():
             of_part = [(entry, uses) for entry, uses in touched.items() if part.holds(entry)]
             with suppress(StoreUnavailable):  # to lose some uses costs an entry a little of what it is worth, no more
@@ -97,13 +113,6 @@ class CacheCounters:
             arguments = [BOOKS_MS, *(uses for _, uses in batch)]
             gate = self._gates.of(books[0])
             await gate.run("touch", lambda client, k=keys, a=arguments: self._touch(k, a, client))  # type: ignore[misc]
-
-    async def _send(self, client: Redis, pending: Counter[str]) -> None:
-        async with client.pipeline(transaction=False) as pipe:
-            for name, count in pending.items():
-                pipe.hincrby(self._keys.cache_stats, name, count)
-            pipe.pexpire(self._keys.cache_stats, LIFETIME_MS)
-            await pipe.execute()
 
     async def keep_flushing(self) -> None:
         """Flushes for ever. A task of the worker's."""

@@ -105,6 +105,10 @@ class Keys:
         """Counters of the cache."""
         return f"{self.prefix}stats:cache"
 
+    def cache_stats_batch(self, worker: str) -> str:
+        """Which batch of a worker was added to them last. The braces put it where they are."""
+        return f"{self.prefix}stats:batch:{{{self.cache_stats}}}:{worker}"
+
     def worker(self, worker: str) -> str:
         """One live worker."""
         return f"{self._tagged('worker', FLEET)}{worker}"

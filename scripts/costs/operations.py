@@ -92,7 +92,7 @@ class Operations:
         self.bulkhead = RedisBulkheadStore(gate, reader, keys, BACKEND, BulkheadPolicy(10_000, 64, 30.0), "w")
         self.flights = RedisFlightStore(gate, reader, keys, "w")
         self.registry = WorkerRegistry(gate, keys, "host-1234-abcdef", lambda: FACTS)
-        self.counters = CacheCounters(gate, keys)
+        self.counters = CacheCounters(gate, keys, "w")
         self.retries = FleetRetries(gate, keys, _Budget())
         self.passages = RedisPassageIndex(gate, keys)
         self.prober = RedisDuty(gate, keys.prober, "w")

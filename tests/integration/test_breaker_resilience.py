@@ -16,6 +16,7 @@ from api.breaker.fleet_breaker import FleetBreaker
 from api.breaker.following import kept_current
 from api.breaker.listener import BreakerListener
 from api.breaker.state import Outcome, Policy, State, Transition
+from api.errors import StoreUnavailable
 from api.redis_store.breaker_store import RedisBreakerStore
 from api.redis_store.client import RedisAddress, blocking_reader
 from api.redis_store.counters import CacheCounters
@@ -228,7 +229,7 @@ async def test_the_outcome_of_a_probe_arrives_also_when_its_caller_leaves(redis:
 async def test_a_flush_of_counters_that_is_cancelled_loses_nothing(redis: Redis) -> None:
     gate = RedisGate(redis, 1)
     await gate.check()
-    counters, busy, free = CacheCounters(gate, Keys()), asyncio.Event(), asyncio.Event()
+    counters, busy, free = CacheCounters(gate, Keys(), "w"), asyncio.Event(), asyncio.Event()
 
     async def occupy(_: Redis) -> None:
         busy.set()
@@ -244,6 +245,40 @@ async def test_a_flush_of_counters_that_is_cancelled_loses_nothing(redis: Redis)
     free.set()
     await occupying
     assert (await counters.totals())["hits"] == 3
+
+
+async def test_counters_whose_reply_was_lost_are_added_once(redis: Redis) -> None:
+    gate = RedisGate(redis, 4)
+    await gate.check()
+    lossy = LosesReplies(gate)
+    counters = CacheCounters(lossy, Keys(), "w")  # type: ignore[arg-type]
+    counters.add("hits", 3)
+    lossy.loses = True
+    await counters.flush()
+    counters.add("hits", 2)
+    await counters.flush()
+    lossy.loses = False
+    await counters.flush()
+    assert (await counters.totals())["hits"] == 5
+    assert await redis.hgetall(Keys().cache_stats) == {b"hits": b"5"}
+
+
+class LosesReplies:
+    """A gate whose commands are carried out, and whose replies are lost while `loses`."""
+
+    def __init__(self, gate: RedisGate) -> None:
+        self._gate = gate
+        self.client = gate.client
+        self.loses = False
+
+    def of(self, _: str) -> LosesReplies:
+        return self
+
+    async def run(self, operation: str, command: Any) -> Any:
+        reply = await self._gate.run(operation, command)
+        if self.loses:
+            raise StoreUnavailable("Timeout reading")
+        return reply
 
 
 async def _true(value: object) -> bool:

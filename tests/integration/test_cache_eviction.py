@@ -40,7 +40,7 @@ class Worker:
     def __init__(self, redis: Redis, *, max_size: int = 3, ttl_ms: int = HOUR_MS, tenant_share: float = 0.1) -> None:
         self.gate = RedisGate(redis, 8)
         self.metrics = Metrics(CollectorRegistry())
-        self.counters = CacheCounters(self.gate, KEYS)
+        self.counters = CacheCounters(self.gate, KEYS, "w")
         index = SemanticIndexes(self.gate, KEYS)
         self.cache = RedisAnswerCache(
             self.gate,

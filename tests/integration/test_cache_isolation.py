@@ -92,7 +92,7 @@ class Side:
 
     def __init__(self, redis: Redis, gate: RedisGate, embedder: str) -> None:
         keys = Keys()
-        counters = CacheCounters(gate, keys)
+        counters = CacheCounters(gate, keys, "w")
         events = QueryEvents(Metrics(), counters, log_questions=False)
         index = SemanticIndexes(gate, keys)
         cache = RedisAnswerCache(gate, keys, index, counters, ttl_ms=60_000, stale_ms=60_000, max_size=20_000)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -129,6 +130,11 @@ async def fleet(redis: Redis, redis_url: str) -> AsyncIterator[Fleet]:
             return Worker(gate, flights, stack, counts)
 
         yield start
+
+
+def follows(worker: Worker) -> bool:
+    """Whether it has a place among the followers."""
+    return any(flight.place for flight in worker.flights._flights.values())
 
 
 async def until(condition: Callable[[], Any]) -> None:
@@ -387,3 +393,70 @@ async def test_who_asks_after_a_deletion_shares_no_answer_of_before(fleet: Fleet
     assert (await before)[0] == "one two three"
     assert (await with_it)[0] == "new words now"
     await nothing_left(redis, one, other)
+
+
+async def test_a_flight_that_is_left_by_followers_too_is_ended(fleet: Fleet) -> None:
+    one, other = await fleet("one"), await fleet("other")
+    leading = asyncio.create_task(one.ask())
+    await until(lambda: one.model.begun)
+    following = asyncio.create_task(other.ask())
+    await until(lambda: follows(other))
+    leading.cancel()
+    await asyncio.wait([leading])
+    assert not one.model.cancelled, "the other worker's caller still waits"
+    following.cancel()
+    await asyncio.wait([following])
+    await until(lambda: one.model.cancelled)
+    assert not one.flights
+    assert one.model.begun == 1
+    assert not other.model.begun
+
+
+async def test_a_flight_whose_callers_left_before_it_had_the_lead_generates_nothing(
+    fleet: Fleet, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = await fleet("one")
+    join, joined, goes_on = one.flights.store.join, asyncio.Event(), asyncio.Event()
+
+    async def held(*of: Any) -> Any:
+        reply = await join(*of)
+        joined.set()
+        await goes_on.wait()
+        return reply
+
+    monkeypatch.setattr(one.flights.store, "join", held)
+    asking = asyncio.create_task(one.ask())
+    await joined.wait()
+    asking.cancel()
+    await asyncio.wait([asking])
+    goes_on.set()
+    await until(lambda: not one.flights)
+    assert not one.model.begun
+    assert not await redis.exists(HASH)
+
+
+async def test_a_place_that_was_taken_since_is_not_given_up_with_an_older_one(fleet: Fleet, redis: Redis) -> None:
+    one, other = await fleet("one"), await fleet("other")
+    leading = asyncio.create_task(one.ask())
+    await until(lambda: one.model.begun)
+    store = other.flights.store
+    older, newer = await store.join(KEY, 0, 0), await store.join(KEY, 0, 0)
+    await store.leave(KEY, older.place)
+    assert await redis.hget(HASH, "follower:other") == newer.place.encode()  # type: ignore[misc]
+    await store.leave(KEY, newer.place)
+    assert not await redis.hexists(HASH, "follower:other")  # type: ignore[misc]
+    one.model.may_end.set()
+    assert await leading == ("one two three", True)
+
+
+async def test_a_follower_that_was_too_busy_to_read_reads_before_it_gives_the_leader_up(fleet: Fleet) -> None:
+    one, other = await fleet("one"), await fleet("other", patience=0.3)
+    leading = asyncio.create_task(one.ask())
+    await until(lambda: one.model.begun)
+    following = asyncio.create_task(other.ask())
+    await until(lambda: follows(other))
+    one.model.may_end.set()
+    assert await leading == ("one two three", True)
+    time.sleep(0.5)  # both workers share a loop: the answer is in Redis, and nobody can read it
+    assert await following == ("one two three", False)
+    assert not other.model.begun

@@ -143,3 +143,78 @@ async def test_a_reply_that_nobody_read_is_no_other_command_s(redis: Redis, redi
         await client.connection_pool.release(connection)
         assert await client.echo("own") == b"own"
         assert (await client.info("errorstats")) == {}, "each connection begins with commands that the server knows"
+
+
+async def test_the_failure_of_a_command_from_before_a_recovery_closes_nothing(gate: RedisGate) -> None:
+    started, fails = asyncio.Event(), asyncio.Event()
+
+    async def old(_: Redis) -> None:
+        started.set()
+        await fails.wait()
+        raise RedisConnectionError("the connection of before")
+
+    async def breaks(_: Redis) -> None:
+        raise RedisConnectionError("gone")
+
+    assert await gate.check()
+    command = asyncio.create_task(gate.run("old", old))
+    await started.wait()
+    with pytest.raises(StoreUnavailable):
+        await gate.run("new", breaks)
+    assert not gate.is_up
+    assert await gate.check()
+    fails.set()
+    with pytest.raises(StoreUnavailable):
+        await command
+    assert gate.is_up, "Redis was found up after that command had begun"
+
+
+async def test_a_check_from_before_a_recovery_closes_nothing(redis: Redis) -> None:
+    asked: list[asyncio.Future[None]] = []
+
+    async def ask(_: Redis) -> None:
+        asked.append(asyncio.get_running_loop().create_future())
+        await asked[-1]
+
+    gate = RedisGate(redis, 4, ask=ask)
+    checks = [asyncio.create_task(gate.check()) for _ in range(2)]
+    await wait_until_async(lambda: _is(len(asked) == 2))
+    asked[1].set_result(None)
+    assert await checks[1]
+    asked[0].set_exception(RedisTimeoutError("slow"))
+    await checks[0]
+    assert gate.is_up
+
+
+async def test_connections_in_use_when_redis_is_lost_serve_no_command_afterwards(redis: Redis, redis_url: str) -> None:
+    """One that hangs is not noticed before the next command uses it."""
+    address = RedisAddress(redis_url, timeout=1.0, connect_timeout=1.0, max_connections=4)
+    async with short_commands(address) as client:
+        gate = RedisGate(client, 4)
+        assert await gate.check()
+        used, goes_on = asyncio.Event(), asyncio.Event()
+
+        async def hold() -> int:
+            connection = await client.connection_pool.get_connection()
+            await connection.send_command("CLIENT", "ID")
+            number: int = await connection.read_response()
+            used.set()
+            await goes_on.wait()
+            await client.connection_pool.release(connection)
+            return number
+
+        async def breaks(_: Redis) -> None:
+            raise RedisConnectionError("gone")
+
+        holding = asyncio.create_task(hold())
+        await used.wait()
+        with pytest.raises(StoreUnavailable):
+            await gate.run("new", breaks)
+        goes_on.set()
+        old = await holding
+        assert await gate.check()
+        assert await gate.run("id", lambda one: one.client_id()) != old
+
+
+async def _is(value: bool) -> bool:
+    return value

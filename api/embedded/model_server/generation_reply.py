@@ -13,6 +13,7 @@ import orjson
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
+from api.background import let_go
 from api.embedded.model_server.engine import Finished
 from api.embedded.model_server.faults import OllamaFault
 
@@ -103,6 +104,7 @@ async def _until_client_leaves(receive: Receive, work: Coroutine[Any, Any, None]
         task.cancel()
 
     watching = asyncio.create_task(watch())
+    let_go(watching)
     try:
         await task
     except asyncio.CancelledError:

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from api.background import let_go
 from api.embedded.model_server.engine import Engine, Finished
 from api.embedded.model_server.prompts import Task
 
@@ -50,6 +51,7 @@ class TextModel:
                 hand_over(None)
 
         generation = loop.run_in_executor(self._thread, generate)
+        let_go(generation)  # a client that leaves does not wait for its end
         try:
             while (piece := await pieces.get()) is not None:
                 yield piece
