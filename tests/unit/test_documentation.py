@@ -162,6 +162,7 @@ def key_patterns() -> set[str]:
         *keys.cache_warm_up("<job>"),
         keys.worker("<id>"),
         keys.workers,
+        keys.cache_stats_batch("<worker>"),
         keys.embedder("<model>"),
         keys.prober,
         keys.backend("<name>"),
@@ -221,7 +222,8 @@ def test_no_way_to_spell_a_key_is_left_out_above() -> None:
 
     fields = {"prefix", "cache_partitions", "cluster", "partition", "partitions"}
     assert spelled(Keys) - fields == {
-        *("breaker", "bulkhead", "cache_entry", "cache_stats", "worker", "workers", "embedder"),
+        *("breaker", "bulkhead", "cache_entry", "cache_stats", "cache_stats_batch"),
+        *("worker", "workers", "embedder"),
         *("prober", "backend", "warm_up", "retries", "janitor"),
         *("cache_warm_up", "cache_warm_ups"),
         *("document", "document_text", "document_draft", "document_work", "document_chunks"),
