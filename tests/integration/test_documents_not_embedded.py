@@ -61,6 +61,9 @@ async def test_the_text_that_cannot_be_embedded_is_named_and_all_others_serve(
     assert (state["state"], state["failure_count"]) == ("CLOSED", 0)
     answered = await ask(client, "Where is the zebra?")
     assert BAD in [source["chunk"] for source in answered["sources"]], "it is found by its words"
+    assert (await ask(client, "How is the canteen run on day 5?"))["cache"]["status"] == "miss"
+    again = await ask(client, "How is the canteen run on day 5?")
+    assert again["cache"]["status"] == "hit", "such a passage keeps no answer from being shared"
     answered = await ask(client, "What does rule number 3 say of day 3?")
     assert 3 in [source["chunk"] for source in answered["sources"]]
     assert "ragherd_chunks_not_embedded_total 1.0" in (await client.get("/metrics")).text
