@@ -1,11 +1,11 @@
 """What the guards of the semantic cache keep out and what they cost, in one run.
 
-    .venv/bin/python -m scripts.bench_guards [DIR [-v]]
+    .venv/bin/python -m scripts.bench_guards [DIR [--train] [-v]]
 
 A stream of labelled questions runs against an empty cache, with and without guards: the first of the 5 nearest cached
 questions above the threshold whose guards agree answers; a miss is cached. Wrong is a hit with another label. DIR holds
-banking77_test.csv and clinc150_data_full.json; without it the project's own labelled pairs are judged one by one.
--v prints examples. Needs the extra `onnx`.
+banking77_test.csv and clinc150_data_full.json, with --train banking77_train.csv and the training part of the other;
+without it the project's own labelled pairs are judged one by one. -v prints examples. Needs the extra `onnx`.
 """
 
 from __future__ import annotations
@@ -51,21 +51,22 @@ def main() -> None:
     model = MiniLM(model_files(None))
     if len(sys.argv) > 1:
         folder = Path(sys.argv[1])
-        for name, questions in (("banking77", banking77(folder)), ("clinc150", clinc150(folder))):
-            stream(name, model, questions)
+        part = "train" if "--train" in sys.argv else "test"
+        for name, questions in (("banking77", banking77(folder, part)), ("clinc150", clinc150(folder, part))):
+            stream(f"{name} {part}", model, questions)
     else:
         judge_pairs(model)
     time_guards()
 
 
-def banking77(folder: Path) -> Labelled:
-    with (folder / "banking77_test.csv").open(encoding="utf-8", newline="") as file:
+def banking77(folder: Path, part: str) -> Labelled:
+    with (folder / f"banking77_{part}.csv").open(encoding="utf-8", newline="") as file:
         return sampled([(row["text"], row["category"]) for row in csv.DictReader(file)])
 
 
-def clinc150(folder: Path) -> Labelled:
+def clinc150(folder: Path, part: str) -> Labelled:
     parts = json.loads((folder / "clinc150_data_full.json").read_text("utf-8"))
-    return sampled([(text, label) for text, label in parts["test"]])
+    return sampled([(text, label) for text, label in parts[part]])
 
 
 def sampled(questions: Labelled) -> Labelled:

@@ -15,13 +15,16 @@ from api.guards.letter_case import NEVER_EMPHASIS, core, kept
 from api.guards.tables import words_in
 from api.guards.words import Words
 
+PLAIN: Final = re.compile(r"[A-Z]?[a-z ,?I]*[.?]*")
+"""Most questions: nothing to read in them. The rest of the patterns cost more."""
 SUSPECT: Final = re.compile(
-    r"[^\w\s.,?!'\"’‘“”…–—;:()-]|(?<![^\s(])--?\w|--|\w\(|\w[:;]\w|[\w)]'+\(|\b\w'|\b\w-\w?\b|\w!|!\w|::| - "
+    r"[^\w\s.,?!'\"’‘“”…–—;:()-]|(?<![^\s(])--?\w|--|\w\(|\w[:;]\w|[\w)]'+\(|\b\w'+(?=[\s(,.?]|$)|\b\w-(?:\w\b|\d)|\d-\d"
+    r"|\d!|\b\w!|!\w|::| - "
 )
 """What more than ordinary punctuation has."""
 CAPITALS: Final = re.compile("|".join(sorted(NEVER_EMPHASIS)))
 PASSED_OVER: Final = re.compile(
-    r"(?:[A-Za-z][A-Za-z+.-]*://|www\.)\S*|\S+@\S+\.\S+"  # addresses
+    r"(?<![A-Za-z+.-])(?:[A-Za-z][A-Za-z+.-]*://|www\.)\S*|(?<!\S)[^\s@]+@\S+\.\S+|\b24[/-]7\b"  # addresses, always
     r"|(?<!\S)(?:[:;=8xX][-o']?[()DPpO/\\|*3]+|<3+|\^_?\^|={4,})(?=[\s.,!?]|$)"  # :-) <3 ^^ ====
     r"|\[\d{1,3}\]|(?<!\S)\*+(?=\w[^*]*\*)|(?<=\w)\*+(?=[\s.,!?]|$)(?<!\b\w\*)"  # [1], *bold*
     r"|\((?:e?s)\)"  # card(s)
@@ -72,9 +75,14 @@ class Symbols:
     """Whether capitals and small letters are both there."""
 
 
+NOTHING: Final = Symbols("")
+
+
 def read(question: Words) -> Symbols:
     """The operations and the words that keep their case."""
     text = question.text
+    if PLAIN.fullmatch(text):
+        return Symbols(text, mixed=text[0].isupper()) if text else NOTHING
     mixed = not (text.islower() or text.isupper())
     cased = kept(text)
     if mixed and CAPITALS.search(text):

@@ -69,7 +69,7 @@ CACHE_LOOKUPS = MetricSpec(
 CACHE_GUARD_REJECTIONS = MetricSpec(
     "ragherd_cache_guard_rejections_total",
     "counter",
-    "Cached questions near enough to the asked one whose answer a guard kept back, by guard.",
+    "Cached questions near enough to the asked one whose answer a guard kept back, by guard (numbers, symbols, ...).",
     ("guard",),
 )
 CACHE_LANGUAGE_UNKNOWN = MetricSpec(
