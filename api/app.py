@@ -25,6 +25,7 @@ from api.endpoints import (
     query,
     reports,
 )
+from api.endpoints.access import Role
 from api.endpoints.body_limit import FORM_BYTES, BodyLimit
 from api.endpoints.description import ERRORS, DescribedApp
 from api.endpoints.head_requests import HeadRequests
@@ -32,7 +33,7 @@ from api.endpoints.request_context import RequestContext
 from api.endpoints.request_head import RequestHead
 from api.observability.http_middleware import HttpMetrics
 from api.observability.metrics import Metrics
-from api.settings import Settings
+from api.settings import AccessSettings, Settings
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -41,6 +42,7 @@ def create_app(settings: Settings) -> FastAPI:
     metrics = Metrics(CollectorRegistry(), __version__)
     app = DescribedApp(
         most_inputs=settings.embedder.embed_max_inputs,
+        keyed=_keyed_roles(settings.access),
         title="Ragherd",
         version=__version__,
         summary="A RAG query service in front of Ollama whose workers share one memory in Redis.",
@@ -66,6 +68,12 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(HttpMetrics, metrics=metrics)
     app.add_middleware(HeadRequests)
     return app
+
+
+def _keyed_roles(access: AccessSettings) -> set[Role]:
+    """Who needs a key, as `Access` has it."""
+    roles: dict[Role, bool] = {"user": bool(access.api_keys), "admin": bool(access.admin_keys)}
+    return {role for role, keyed in roles.items() if keyed}
 
 
 def worker_id() -> str:

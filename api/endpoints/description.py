@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final
 
 from fastapi import FastAPI
+from fastapi.routing import iter_route_contexts
 from pydantic import BaseModel, ConfigDict, Field
 
+from api.endpoints.access import Role
+from api.endpoints.checked_route import role_of
 from api.endpoints.error_responses import PROBLEM_JSON
 from api.endpoints.examples import EXAMPLES
 from api.errors import InvalidRequest, RagherdError
@@ -80,26 +83,38 @@ _KEY: Final = {"type": "http", "scheme": "bearer", "description": "A key of `API
 
 
 class DescribedApp(FastAPI):
-    """FastAPI, with what all its endpoints share in the description. `most_inputs`: EMBED_MAX_INPUTS."""
+    """FastAPI, with what all its endpoints share in the description.
 
-    def __init__(self, *, most_inputs: int, **named: Any) -> None:
+    `most_inputs`: EMBED_MAX_INPUTS. `keyed`: the roles that have keys; others are asked for none.
+    """
+
+    def __init__(self, *, most_inputs: int, keyed: Collection[Role], **named: Any) -> None:
         super().__init__(**named)
         self._most_inputs = most_inputs
+        self._keyed = keyed
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
             described = super().openapi()
-            described["security"] = [{}, {"key": []}]  # by a key or, where none are configured, without
             components = described["components"]
             components["securitySchemes"] = {"key": _KEY}
             components["schemas"]["Problem"] = Problem.model_json_schema()
             for body in _bodies(described):
                 components["schemas"].update(body.pop("$defs", {}))
+            self._describe_keys(described["paths"])
             for path in EMBEDDING_PATHS:
                 _limit_inputs(_bodies_of(described["paths"][path]["post"])[0], self._most_inputs)
             for (method, path), example in EXAMPLES.items():
                 _succeeded(described["paths"][path][method])["example"] = example
         return super().openapi()
+
+    def _describe_keys(self, paths: dict[str, Any]) -> None:
+        """Which endpoints need a key, by the role that each declares."""
+        for route in iter_route_contexts(self.routes):
+            for method in route.methods or ():
+                operation = paths.get(route.path or "", {}).get(method.lower())
+                if operation is not None and route.endpoint is not None:
+                    operation["security"] = [{"key": []}] if role_of(route.endpoint) in self._keyed else []
 
 
 def _succeeded(operation: dict[str, Any]) -> dict[str, Any]:

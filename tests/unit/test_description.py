@@ -19,7 +19,7 @@ from api.endpoints.query import QueryIn
 from api.endpoints.query_answer import SourceOut
 from api.errors import NotFound
 from api.model import Source
-from api.settings import Settings
+from api.settings import AccessSettings, Settings
 
 BODIES: dict[str, type[BaseModel]] = {
     "/query": QueryIn,
@@ -55,7 +55,21 @@ def test_what_is_described_is_what_is_sent() -> None:
 
 def test_a_key_can_be_given_on_the_page(described: dict[str, Any]) -> None:
     assert described["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
-    assert described["security"] == [{}, {"key": []}]
+
+
+def test_an_endpoint_needs_a_key_where_its_role_has_keys(described: dict[str, Any]) -> None:
+    assert {str(operation["security"]) for path in described["paths"].values() for operation in path.values()} == {"[]"}
+    paths = create_app(Settings(access=AccessSettings(api_keys="acme=a-key", admin_keys="root-key"))).openapi()["paths"]
+    needs_key = {
+        f"{method} {path}"
+        for path, operations in paths.items()
+        for method, operation in operations.items()
+        if operation["security"] == [{"key": []}]
+    }
+    assert {"post /query", "post /api/chat", "get /v1/models", "post /documents", "get /documents"} <= needs_key
+    assert not {"get /health", "get /metrics", "get /api/workers"} & needs_key
+    users = create_app(Settings(access=AccessSettings(api_keys="acme=a-key"))).openapi()["paths"]
+    assert (users["/query"]["post"]["security"], users["/documents"]["post"]["security"]) == ([{"key": []}], [])
 
 
 @pytest.mark.parametrize("path", BODIES)
