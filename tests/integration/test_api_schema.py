@@ -32,7 +32,7 @@ class Run:
     least: int
 
 
-RUNS = {"an admin": Run(KEYS, ALL, 1500), "anyone": Run({}, "examples,fuzzing", 100)}
+RUNS = {"an admin": Run(KEYS, ALL, 1500), "anyone": Run({}, "examples,fuzzing", 50)}
 """Where there are keys it is also tried whether an endpoint that needs one answers without it."""
 
 
