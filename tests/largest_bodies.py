@@ -46,7 +46,7 @@ def _unknown(**fields: object) -> bytes:
     return orjson.dumps({**fields, **{f"unknown-field-{number:06}": number for number in range(32_000)}})
 
 
-def _form(file: bytes, *, name: str = "long.txt", head: bytes = b"") -> bytes:
+def form(file: bytes, *, name: str = "long.txt", head: bytes = b"") -> bytes:
     disposition = f'Content-Disposition: form-data; name="file"; filename="{name}"'.encode()
     return b"--b\r\n" + head + disposition + b"\r\nContent-Type: text/plain\r\n\r\n" + file + b"\r\n--b--\r\n"
 
@@ -56,7 +56,7 @@ HISTORY = [{"role": turn["role"], "content": turn["content"]} for turn in _turns
 QUESTION = ("Is 12 of the 30 days' notice that Anna Miller's contract names not enough? " * 200)[:8000]
 ONES = _filled(b'{"model":"m","messages":[{"role":"user","content":[', b"1,", b"1]}]}")
 LISTS = _filled(b'{"model":"m","question":"q","title":"t","input":[', b"[],", b"1]}")
-NESTED = b'{"model":"m","title":' + b"[" * 1000 + _filled(b"", b"[" * 500 + b"]" * 500 + b",", b"", MIB - 3000)
+NESTED = _filled(b'{"model":"m","title":[', b"[" * 1000 + b"]" * 1000 + b",", b"1]}")
 
 SMALL = (
     Sent("/query", orjson.dumps({"question": "Who?", "history": HISTORY[:2]}), 200),
@@ -67,7 +67,7 @@ SMALL = (
     Sent("/v1/embeddings", b'{"model": "nomic-embed-text", "input": "Who?"}', 200),
     Sent("/api/semantic-cache/warm", b'{"questions": ["Who?"]}', 202),
     Sent("/documents", b'{"title": "t", "text": "t"}', 0),
-    Sent("/documents", _form(b"text"), 0, FORM),
+    Sent("/documents", form(b"text"), 0, FORM),
 )
 """One of each kind."""
 
@@ -138,9 +138,9 @@ REFUSED = {
         for name, content in (("lists", LISTS), ("nested", NESTED))
     },
     "headers of a part": Sent(
-        "/documents", _form(b"x", head=b"".join(b"X-%d: y\r\n" % n for n in range(80_000))), 422, FORM
+        "/documents", form(b"x", head=b"".join(b"X-%d: y\r\n" % n for n in range(80_000))), 422, FORM
     ),
-    "header without an end": Sent("/documents", _form(b"x", head=b"X-Long: " + b"y" * MIB + b"\r\n"), 422, FORM),
+    "header without an end": Sent("/documents", form(b"x", head=b"X-Long: " + b"y" * MIB + b"\r\n"), 422, FORM),
     "fields of a form": Sent(
         "/documents", b'--b\r\nContent-Disposition: form-data; name="x"\r\n\r\n\r\n' * 20_000 + b"--b--\r\n", 422, FORM
     ),
@@ -152,7 +152,7 @@ DOCUMENTS = {
     "marks": Sent("/documents", orjson.dumps({"title": "Marks", "text": "a" + MARKS * 250_000}), 0),
     "no spaces": Sent("/documents", orjson.dumps({"title": "CJK", "text": "\u5b57" * 340_000}), 0),
     "brackets": Sent("/documents", orjson.dumps({"title": "Brackets", "text": "[1, {2: [3]}], " * 65_000}), 0),
-    "file": Sent("/documents", _form(PROMPT.encode() * 2), 0, FORM),
-    "almost boundaries": Sent("/documents", _form(b"\r\n--a" * 400_000), 0, FORM),
+    "file": Sent("/documents", form(PROMPT.encode() * 2), 0, FORM),
+    "almost boundaries": Sent("/documents", form(b"\r\n--a" * 400_000), 0, FORM),
 }
 """Documents, whose status depends on how far they are."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 from typing import Annotated, Any, Final, TypeVar
 
 import orjson
@@ -112,13 +113,14 @@ _WORDS: Final = {
 
 
 def without_idle(fields: dict[str, Any], kind: type[BaseModel]) -> dict[str, Any]:
-    """Without the nulls, and without what is unknown and says nothing, such as `tools: []`."""
+    """Without the nulls, and without what is unknown and says nothing, such as `tools: []`.
+
+    Of what is unknown the first is kept: one error is told.
+    """
     known = kind.model_fields
-    return {
-        name: value
-        for name, value in fields.items()
-        if value is not None and (name in known or value not in _SAYS_NOTHING)
-    }
+    given = {name: fields[name] for name in known if fields.get(name) is not None}
+    unknown = (name for name, value in fields.items() if name not in known and value not in _SAYS_NOTHING)
+    return {**given, **{name: fields[name] for name in islice(unknown, 1)}}
 
 
 Ignored = Annotated[Any, Field(exclude=True)]

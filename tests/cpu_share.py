@@ -1,0 +1,49 @@
+"""How much of the machine is left to a test: a bound in seconds holds where others do not use the processors."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+_LEAST = 0.05
+
+
+@contextmanager
+def measured_share() -> Iterator[Callable[[], float]]:
+    """Yields a function that says, after the block, which part of the processors others left: 1 is all of them.
+
+    Others are those that this process has not started.
+    """
+    began, foreign = time.monotonic(), _foreign_seconds()
+    share = 1.0
+    yield lambda: share
+    taken = (_foreign_seconds() - foreign) / (time.monotonic() - began) / (os.cpu_count() or 1)
+    share = max(_LEAST, min(1.0, 1 - taken))
+
+
+def _foreign_seconds() -> float:
+    """Of processor time that others took since the machine started."""
+    user, nice, system, _idle, _wait, irq, softirq, *_ = map(
+        int, Path("/proc/stat").read_text().split("\n")[0].split()[1:]
+    )
+    return (user + nice + system + irq + softirq - _own_ticks()) / _TICKS
+
+
+def _own_ticks() -> int:
+    """Of this process and its descendants, those that have ended among them."""
+    parents, ticks = dict[int, int](), dict[int, int]()
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue  # it has ended
+        parents[int(entry.name)] = int(fields[1])
+        ticks[int(entry.name)] = sum(map(int, fields[11:15]))
+    own = {os.getpid()}
+    while more := {pid for pid, parent in parents.items() if parent in own} - own:
+        own |= more
+    return sum(ticks.get(pid, 0) for pid in own)
