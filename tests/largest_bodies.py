@@ -144,6 +144,8 @@ REFUSED = {
     "fields of a form": Sent(
         "/documents", b'--b\r\nContent-Disposition: form-data; name="x"\r\n\r\n\r\n' * 20_000 + b"--b--\r\n", 422, FORM
     ),
+    "no words": Sent("/documents", orjson.dumps({"title": "Dots", "text": "!. " * 340_000}), 422),
+    "largest file": Sent("/documents", form("\u00e9 ".encode() * 6_900_000), 413, FORM),
 }
 """What is refused: with a key, too."""
 
@@ -153,6 +155,7 @@ DOCUMENTS = {
     "no spaces": Sent("/documents", orjson.dumps({"title": "CJK", "text": "\u5b57" * 340_000}), 0),
     "brackets": Sent("/documents", orjson.dumps({"title": "Brackets", "text": "[1, {2: [3]}], " * 65_000}), 0),
     "file": Sent("/documents", form(PROMPT.encode() * 2), 0, FORM),
+    "largest text": Sent("/documents", form((b"w" * 199 + b" ") * 24_000), 0, FORM),
     "almost boundaries": Sent("/documents", form(b"\r\n--a" * 400_000), 0, FORM),
 }
 """Documents, whose status depends on how far they are."""

@@ -13,8 +13,8 @@ from typing import Any, Final
 import orjson
 
 from api.errors import PayloadTooLarge, UnreadableDocument
-from api.knowledge.media_types import DOCX, HTML, PDF
-from api.knowledge.plain_text import tidied, too_long
+from api.knowledge.media_types import DOCX, HTML, PDF, PLAIN
+from api.knowledge.plain_text import read_text, tidied, too_long
 
 MEMORY: Final = 1024 * 1024 * 1024
 """Bytes of address space."""
@@ -33,10 +33,13 @@ def main(arguments: list[str]) -> None:
 
 
 def _read(data: bytes, media_type: str, pages: int, characters: int) -> dict[str, Any]:
-    reader = importlib.import_module(f"api.knowledge.readers.{READERS[media_type]}")
     try:
-        text, title, count = reader.read(data, pages, characters)
-        text = tidied(text)
+        if media_type in PLAIN:
+            (text, title), count = read_text(data, media_type), None
+        else:
+            reader = importlib.import_module(f"api.knowledge.readers.{READERS[media_type]}")
+            text, title, count = reader.read(data, pages, characters)
+            text = tidied(text)
         if len(text) > characters:  # the worker is not to take in what it refuses: lists in lists grow with each indent
             raise too_long(characters)
     except PayloadTooLarge as error:

@@ -1,7 +1,8 @@
 """Files become Markdown, off the event loop and within a deadline.
 
-What is text is decoded in a thread. HTML, PDF and .docx are read by libraries that may hang, crash, or eat memory on
-what somebody sends: they run in a process of their own, with limits, that can be killed.
+A text of up to a mebibyte is decoded in a thread, one at a time: each further thread would keep the interpreter from
+the event loop for longer. HTML, PDF and .docx are read by libraries that may hang, crash, or eat memory on what
+somebody sends: they run in a process of their own, with limits, that can be killed. So do longer texts.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from typing import Any, Final
 import orjson
 
 from api.errors import PayloadTooLarge, ServiceUnavailable, UnreadableDocument
-from api.knowledge.media_types import MARKDOWN, PLAIN
-from api.knowledge.plain_text import decoded, first_heading, tidied, too_long
+from api.knowledge.media_types import PLAIN
+from api.knowledge.plain_text import read_text, too_long
 from api.unicode_text import is_blank
 
 AT_ONCE: Final = 2
 """Files that one worker has read at the same time."""
+IN_A_THREAD: Final = 1024 * 1024
+"""Bytes of a text that is read in a thread."""
 _KEPT: Final = ("PATH", "PYTHONPATH", "VIRTUAL_ENV", "LANG", "LC_ALL", "SYSTEMROOT")
 
 
@@ -50,32 +53,34 @@ class Parser:
     def __init__(self, limits: ParseLimits) -> None:
         self._limits = limits
         self._slots = asyncio.Semaphore(AT_ONCE)
+        self._thread = asyncio.Semaphore(1)
 
     async def parse(self, data: bytes, media_type: str) -> Parsed:
         """Raises `UnreadableDocument`, `PayloadTooLarge`; `ServiceUnavailable` where its turn does not come."""
-        if media_type in PLAIN:
-            parsed = await self._in_time(asyncio.to_thread(_text, data, media_type))
+        if media_type in PLAIN and len(data) <= IN_A_THREAD:
+            async with self._turn(self._thread):
+                parsed = await self._in_time(asyncio.to_thread(_text, data, media_type))
         else:
-            async with self._turn():
+            async with self._turn(self._slots):
                 parsed = await self._in_time(self._in_a_process(data, media_type))
         if len(parsed.text) > self._limits.characters:
             raise too_long(self._limits.characters)
-        if not any(character.isalnum() and not is_blank(character) for character in parsed.text):
+        if not await asyncio.to_thread(_has_words, parsed.text):
             raise UnreadableDocument("There is no text in it.")
         return parsed
 
     @asynccontextmanager
-    async def _turn(self) -> AsyncIterator[None]:
+    async def _turn(self, slots: asyncio.Semaphore) -> AsyncIterator[None]:
         """Waits as long as one file may take. That others are slow says nothing about a file."""
         try:
             async with asyncio.timeout(self._limits.timeout):
-                await self._slots.acquire()
+                await slots.acquire()
         except TimeoutError:
             raise ServiceUnavailable("Too many other files are being read.", retry_after=1) from None
         try:
             yield
         finally:
-            self._slots.release()
+            slots.release()
 
     async def _in_time(self, reading: Awaitable[Parsed]) -> Parsed:
         try:
@@ -105,8 +110,11 @@ class Parser:
 
 
 def _text(data: bytes, media_type: str) -> Parsed:
-    text = tidied(decoded(data))
-    return Parsed(text, first_heading(text) if media_type == MARKDOWN else None)
+    return Parsed(*read_text(data, media_type))
+
+
+def _has_words(text: str) -> bool:
+    return any(character.isalnum() and not is_blank(character) for character in text)
 
 
 def _read(reply: bytes, code: int | None) -> Parsed:

@@ -9,6 +9,7 @@ from typing import Final
 from charset_normalizer import from_bytes
 
 from api.errors import PayloadTooLarge, UnreadableDocument
+from api.knowledge.media_types import MARKDOWN
 from api.unicode_text import nfc
 
 _MARKS: Final = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe\x00\x00", "utf-32"), (b"\x00\x00\xfe\xff", "utf-32"))
@@ -24,6 +25,12 @@ _BEYOND_ASCII: Final = bytes(range(0x80, 0x100))
 _HIGH: Final = re.compile(rb"[\x80-\xff]+")
 _LATIN: Final = ("cp1252", "cp1250", "cp1257", "cp1254")
 """Encodings of scripts whose letters are mostly ASCII. Of equals the first: a few letters tell little."""
+
+
+def read_text(data: bytes, media_type: str) -> tuple[str, str | None]:
+    """The text of a plain file, and its title where it is Markdown. Raises `UnreadableDocument`."""
+    text = tidied(decoded(data))
+    return text, first_heading(text) if media_type == MARKDOWN else None
 
 
 def decoded(data: bytes, said: str | None = None) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import tomllib
 import zipfile
 from collections.abc import Callable
@@ -16,8 +18,8 @@ from pypdf import PdfReader, PdfWriter
 
 from api.errors import PayloadTooLarge, ServiceUnavailable, UnreadableDocument, UnsupportedDocument
 from api.knowledge.media_types import DOCX, HTML, MARKDOWN, PDF, TEXT, media_type
-from api.knowledge.parsing import AT_ONCE, Parsed, ParseLimits, Parser, _read
-from api.knowledge.plain_text import decoded, tidied
+from api.knowledge.parsing import AT_ONCE, IN_A_THREAD, Parsed, ParseLimits, Parser, _read
+from api.knowledge.plain_text import decoded, read_text, tidied
 from api.knowledge.readers import html
 
 ROOT = Path(__file__).parents[2]
@@ -218,7 +220,7 @@ async def test_a_file_that_keeps_its_reader_is_given_up_and_the_reader_with_it()
 
 async def test_a_file_is_not_blamed_for_those_that_are_read_before_it() -> None:
     busy, page = parser(timeout=0.05), b"<p>On the third floor.</p>"
-    turns = [busy._turn() for _ in range(AT_ONCE)]
+    turns = [busy._turn(busy._slots) for _ in range(AT_ONCE)]
     for turn in turns:
         await turn.__aenter__()
     with pytest.raises(ServiceUnavailable):
@@ -316,3 +318,33 @@ def test_the_kind_is_told_by_content_then_name_then_word(
 def test_what_is_no_text_is_not_taken_for_it(name: str, head: bytes) -> None:
     with pytest.raises(UnsupportedDocument):
         media_type(name, None, head)
+
+
+async def test_texts_are_read_one_at_a_time_so_that_the_event_loop_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    at_once, most = 0, 0
+    lock = threading.Lock()
+
+    def counted(data: bytes, media_type: str) -> tuple[str, str | None]:
+        nonlocal at_once, most
+        with lock:
+            at_once += 1
+            most = max(most, at_once)
+        text = read_text(data, media_type)
+        with lock:
+            at_once -= 1
+        return text
+
+    monkeypatch.setattr("api.knowledge.parsing.read_text", counted)
+    busy = parser(characters=2_000_000)
+    await asyncio.gather(*(busy.parse(b"On the third floor. " * 50_000, TEXT) for _ in range(8)))
+    assert most == 1
+
+
+@pytest.mark.parametrize("kind", [TEXT, MARKDOWN])
+async def test_a_long_text_is_read_in_a_process_as_a_short_one_is_here(kind: str) -> None:
+    short = "# Café\r\n\r\nOn the third floor.\n\n\n\n\nNot the fourth. "
+    long = short + "It is said so. " * (IN_A_THREAD // 15)
+    whole = parser(characters=2_000_000)
+    one, other = await whole.parse(short.encode(), kind), await whole.parse(long.encode(), kind)
+    assert other.title == one.title == ("Café" if kind == MARKDOWN else None)
+    assert other.text.startswith(one.text)
