@@ -59,7 +59,9 @@ def read(question: Words) -> frozenset[str]:
     opened = tuple(clauses(question))
     if not kinds and _yes_or_no(words, opened):
         kinds.add("whether")
-    modes = {clause.mode for clause in opened if clause.mode and (clause.who or not clause.asked)}
+    modes = {
+        clause.mode for clause in opened if clause.mode and not clause.request and (clause.who or not clause.asked)
+    }
     if len(modes) == 1:
         kinds |= modes
     return frozenset(kinds)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Final
 
 from api.guards.clauses import KINDS, clauses
@@ -13,6 +12,8 @@ from api.guards.words import Words
 
 ANYBODY: Final = words_in("should must may")
 """With these `you` is mostly anybody: should you rinse rice?"""
+BEING: Final = words_in("is are was were")
+"""Before `my` and `your` where these are what is asked: what is your name; not: does it lower your score."""
 FIRST: Final = words_in("me us")
 PRONOUNS: Final = words_in("i we you my our your")
 NONE: Final[frozenset[str]] = frozenset()
@@ -77,7 +78,11 @@ def _whose(my: str, one: Persons, your: str, other: Persons) -> str:
 def _owned(words: tuple[str, ...], owners: tuple[str, ...]) -> frozenset[str]:
     if not any(owner in words for owner in owners):
         return NONE
-    return frozenset(stem(after) for word, after in pairwise(words) if word in owners)
+    return frozenset(
+        stem(after)
+        for before, owner, after in zip(words, words[1:], words[2:], strict=False)
+        if owner in owners and before in BEING
+    )
 
 
 def _towards(person: str, rest: tuple[str, ...]) -> str:
