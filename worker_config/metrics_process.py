@@ -16,6 +16,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from worker_config.child_signal import ChildSignal
+
 BACKOFF_FIRST = 0.1
 BACKOFF_LAST = 10.0
 """Seconds before a metrics process that died is started again: doubled each time, begun anew after a good minute."""
@@ -29,7 +31,7 @@ class MetricsProcess:
         self._listener = listener
         self._directory = directory
         self._master = os.getpid()
-        self._pid: int | None = None
+        self._child: ChildSignal | None = None
         self._ending = threading.Event()
         self._log = logging.getLogger("gunicorn.error")
 
@@ -41,9 +43,8 @@ class MetricsProcess:
     def stop(self) -> None:
         """Ends the metrics process and frees its port."""
         self._ending.set()
-        if self._pid is not None:
-            with suppress(ProcessLookupError):
-                os.kill(self._pid, signal.SIGTERM)
+        if self._child is not None:
+            self._child.send(signal.SIGTERM)
         self._listener.close()
 
     def left_behind(self) -> None:
@@ -54,14 +55,18 @@ class MetricsProcess:
         pause = BACKOFF_FIRST
         while not self._ending.is_set():
             began = time.monotonic()
-            self._pid = self._spawn()
-            if self._pid is not None:
-                self._await_end(self._pid)
+            pid = self._spawn()
+            if pid is not None:
+                self._child = ChildSignal(pid)
+                if self._ending.is_set():  # `stop` may have come before there was anybody to stop
+                    self._child.send(signal.SIGTERM)
+                self._await_end(pid)
+                self._child.ended()
             if time.monotonic() - began > GOOD_LIFE:
                 pause = BACKOFF_FIRST
             if self._ending.is_set():
                 return
-            self._log.warning("The metrics process (pid:%s) is gone, another starts in %.1f s", self._pid, pause)
+            self._log.warning("The metrics process (pid:%s) is gone, another starts in %.1f s", pid, pause)
             self._ending.wait(pause)
             pause = min(BACKOFF_LAST, pause * 2)
 

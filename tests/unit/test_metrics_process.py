@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.waiting import wait_until
+from worker_config.child_signal import ChildSignal
 from worker_config.metrics_process import MetricsProcess
 
 
@@ -31,3 +35,51 @@ def test_one_that_can_not_be_started_is_tried_again(tmp_path: Path, monkeypatch:
         wait_until(lambda: len(attempts) >= 2)
     finally:
         process.stop()
+
+
+def child(code: str = "import signal; signal.pause()") -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", code])
+
+
+def test_a_child_is_sent_a_signal() -> None:
+    process = child()
+    way = ChildSignal(process.pid)
+    assert way.send(signal.SIGTERM)
+    assert process.wait(10) == -signal.SIGTERM
+    way.ended()
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["its end is known", "somebody else reaped it"])
+def test_a_process_that_was_given_the_id_of_a_dead_child_is_sent_nothing(
+    monkeypatch: pytest.MonkeyPatch, told: bool
+) -> None:
+    process = child("")
+    way = ChildSignal(process.pid)
+    process.wait(10)
+    killed: list[int] = []
+    monkeypatch.setattr(os, "kill", lambda pid, _: killed.append(pid))  # as if the id were another's now
+    if told:
+        way.ended()
+    assert not way.send(signal.SIGTERM)
+    assert killed == []
+
+
+def test_an_id_that_was_another_s_before_it_could_be_held_is_sent_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    killed: list[int] = []
+    monkeypatch.setattr(os, "kill", lambda pid, _: killed.append(pid))
+    assert not ChildSignal(os.getppid()).send(signal.SIGTERM)
+    assert killed == []
+
+
+def test_one_that_is_started_while_the_master_ends_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    process = MetricsProcess(socket.create_server(("127.0.0.1", 0)), tmp_path)
+    start, started = os.posix_spawn, []
+
+    def stopped_meanwhile(*_: Any, **__: Any) -> int:
+        started.append(start("/bin/sleep", ["sleep", "600"], {}))
+        process.stop()
+        return started[0]
+
+    monkeypatch.setattr(os, "posix_spawn", stopped_meanwhile)
+    process.start()
+    wait_until(lambda: started and not Path(f"/proc/{started[0]}").exists())
