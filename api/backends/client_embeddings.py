@@ -17,6 +17,7 @@ from api.backends.failover import EMBEDDING_CHARGED, Failover, Policy, Terms
 from api.backends.members import Backend, BackendEvents, Backends
 from api.backends.text_faults import embedded_or_blamed
 from api.batch_size import BatchSize
+from api.cancel_scope import CancelScope
 from api.errors import DeadlinePassed, UpstreamError
 from api.model import EmbeddingRequest, Embeddings, Retry
 from api.ports.models import EmbeddingModel
@@ -50,15 +51,18 @@ class EmbeddingCalls:
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
         """Raises `BulkheadFull`, `BreakerOpen`, `UpstreamError`, and `DeadlinePassed` for the caller's own deadline."""
-        own = asyncio.timeout(request.timeout)
         try:
-            async with own:
-                return await self._on_some_backend(request)
-        except TimeoutError as error:
-            if not own.expired():
-                raise
-            detail = f"The embedding took longer than the {request.timeout:g} s of the request."
-            raise DeadlinePassed(detail) from error
+            with CancelScope() as own:
+                if request.timeout is None:
+                    return await self._on_some_backend(request)
+                timer = asyncio.get_running_loop().call_later(request.timeout, own.cancel)
+                try:
+                    found = await self._on_some_backend(request)
+                finally:
+                    timer.cancel()
+            if own.cancelled:
+                raise DeadlinePassed(f"The embedding took longer than the {request.timeout:g} s of the request.")
+            return found
         except UpstreamError as error:
             self._events.upstream_failed(error)
             raise

@@ -25,7 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "api.flights": {"api.background", "api.cancel_scope", "api.ports", "api.model", "api.errors", "api.faults"},
     "api.batch_size": set(),
     "api.unicode_text": set(),
-    "api.backends": {"api.batch_size", "api.ports", "api.model", "api.errors", "api.faults"},
+    "api.backends": {"api.batch_size", "api.cancel_scope", "api.ports", "api.model", "api.errors", "api.faults"},
     "api.languages": set(),
     "api.guards": {"api.languages", "api.unicode_text"},
     "api.knowledge": {"api.background", "api.batch_size", "api.ports", "api.model", "api.errors", "api.unicode_text"},

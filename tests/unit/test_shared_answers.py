@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
-from api.errors import StoreUnavailable
+import pytest
+
+from api.errors import DocumentsChanged, StoreUnavailable
 from api.model import EmbedderIdentity, Generation, GenerationEnd, Usage
 from api.query.answered import Stages
 from api.query.cache_budget import CacheBudget
@@ -33,9 +36,16 @@ class Seen:
 
     def __init__(self) -> None:
         self.failures = 0
+        self.stored = 0
 
     def store_failed(self, _: StoreUnavailable) -> None:
         self.failures += 1
+
+    def store_late(self, _: StoreUnavailable) -> None:
+        """Nothing is known yet."""
+
+    def stored_late(self) -> None:
+        self.stored += 1
 
 
 async def test_an_answer_whose_second_look_fails_keeps_its_time_and_is_not_stored() -> None:
@@ -48,3 +58,43 @@ async def test_an_answer_whose_second_look_fails_keeps_its_time_and_is_not_store
     generation = Generation("text", GenerationEnd("m", "stop", Usage()), 0.0)
     assert await shared.store(query, lookup, None, (), generation, Stages()) is None
     assert cache.stored == 0
+
+
+class SlowCache(LostCache):
+    """Stores when it is let, or fails with `error`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.goes_on = asyncio.Event()
+        self.error: Exception | None = None
+
+    async def store(self, *_: Any, **__: Any) -> Any:
+        await self.goes_on.wait()
+        if self.error is not None:
+            raise self.error
+        self.stored += 1
+        return "entry"
+
+
+LATE: list[tuple[Exception | None, tuple[int, int]]] = [
+    (None, (0, 1)),
+    (StoreUnavailable("Redis is down"), (1, 0)),
+    (DocumentsChanged(1), (0, 0)),
+]
+
+
+@pytest.mark.parametrize(("error", "counted"), LATE, ids=["stored", "failed", "refused"])
+async def test_a_storing_that_outlives_its_budget_is_counted_by_its_end(
+    error: Exception | None, counted: tuple[int, int]
+) -> None:
+    cache, seen, budget = SlowCache(), Seen(), CacheBudget(0.01)
+    cache.error = error
+    shared = SharedAnswers(cache, None, None, seen, CachePolicy(0.9), budget)  # type: ignore[arg-type]
+    query, lookup = Query("q", "t", "m"), Lookup(PLACE, available=True, now_ms=1234)
+    generation = Generation("text", GenerationEnd("m", "stop", Usage()), 0.0)
+    assert await shared.store(query, lookup, None, (), generation, Stages()) is None
+    assert (seen.failures, seen.stored) == (0, 0)
+    cache.goes_on.set()
+    await budget.aclose()  # what the worker awaits before it ends
+    await asyncio.sleep(0)
+    assert (seen.failures, seen.stored) == counted
