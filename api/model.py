@@ -268,7 +268,8 @@ class EmbedderIdentity:
 class CachedAnswer:
     """An answer in the cache. Times are milliseconds of Redis's clock since the epoch.
 
-    `unread`: what the embedder could not read of the question; None where an older release stored the answer.
+    `unread`: what the embedder could not read of the question; None where an older release stored the answer,
+    or where it has no vector.
     """
 
     entry: str

@@ -124,7 +124,7 @@ class RedisAnswerCache:
             answer.usage,
             int(created),
             int(expires),
-            answer.unread,
+            answer.unread if vector is not None else None,
         )
 
     def used(self, match: CacheMatch) -> None:
