@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from api.guards import asks, names, negation, numbers, opposites, order, persons, scope, symbols
+from api.guards.foreign import content as foreign_words
 from api.guards.foreign import negation as foreign_negation
 from api.guards.foreign import opposites as foreign_opposites
 from api.guards.foreign import order as foreign_order
@@ -25,6 +26,7 @@ GUARDS: Final[tuple[tuple[str, Callable[[Any], Any], Callable[[Any, Any], str]],
     ("foreign_negation", foreign_negation.read, foreign_negation.compare),
     ("foreign_opposites", foreign_opposites.read, foreign_opposites.compare),
     ("foreign_order", foreign_order.read, foreign_order.compare),
+    ("foreign_words", foreign_words.read, foreign_words.compare),
 )
 """Name, what it reads from the words, and how two readings compare (an empty text: they agree)."""
 

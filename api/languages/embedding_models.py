@@ -16,8 +16,6 @@ MULTILINGUAL: Final = (
     "snowflake-arctic-embed2",
     "snowflake-arctic-embed-l-v2",
     "snowflake-arctic-embed-m-v2",
-    "multilingual-e5",
-    "jina-embeddings-v3",
 )
 """What the names of multilingual models begin with, after whoever published them. All others are taken for English:
 `nomic-embed-text`, `all-minilm`, `mxbai-embed-large`, `snowflake-arctic-embed` and `granite-embedding` are."""

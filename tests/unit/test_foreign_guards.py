@@ -59,6 +59,37 @@ def test_a_few_other_languages_and_short_texts(first: str, second: str) -> None:
 @pytest.mark.parametrize(
     ("first", "second"),
     [
+        ("门几点开", "门几点关"),
+        ("谁负责采购", "谁负责销售"),
+        ("休暇の申請方法は？", "休暇の取消方法は？"),
+        ("วิธีเพิ่มผู้ใช้", "วิธีลบผู้ใช้"),
+        ("उपयोगकर्ता कैसे जोड़ें", "उपयोगकर्ता कैसे हटाएं"),
+        ("متى يفتح الباب", "متى يغلق الباب"),
+        ("How do I reset 密码?", "How do I reset 账号?"),
+        ("Кто утверждает отпуск?", "Кто утверждает расходы?"),
+    ],
+)
+def test_words_in_other_letters_are_not_exchanged(first: str, second: str) -> None:
+    said = {one.guard for one in verdicts(first, second) if not one.agrees}
+    assert "foreign_words" in said
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("如何申请休假", "怎么申请休假？"),
+        ("休暇を申請できますか", "休暇は申請できますか"),
+        ("谁批准请假", "请问谁批准请假"),
+        ("Кто утверждает отпуск?", "А кто утверждает отпуска?"),
+    ],
+)
+def test_paraphrases_of_the_same_words_agree(first: str, second: str) -> None:
+    assert disagreement(first, second) is None
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
         ("能不能停车", "能停车吗"),
         ("Entro no sistema pelo site como eu faço?", "Como eu faço para entrar no sistema pelo site?"),
         ("Ist das erlaubt oder nicht?", "Ist das erlaubt?"),
