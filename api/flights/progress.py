@@ -26,6 +26,7 @@ class Progress:
         self.attempt = 0
         self.sources: tuple[Source, ...] | None = None
         self.parts: list[str] = []
+        self.length = 0  # characters so far
         self.end: Ended | None = None
         self._readers: set[Reader | Tail] = set()
         self._changed = asyncio.Event()
@@ -34,7 +35,7 @@ class Progress:
 
     def add(self, text: str) -> None:
         """One more piece."""
-        self.parts.append(text)
+        self._append(text)
         self._tell()
 
     def ground(self, sources: tuple[Source, ...]) -> None:
@@ -45,7 +46,7 @@ class Progress:
     def restart(self) -> None:
         """What was given is void."""
         self.attempt += 1
-        self.parts = []
+        self.parts, self.length = [], 0
         self.sources = None
         self._tell()
 
@@ -61,15 +62,10 @@ class Progress:
             if not self.parts:
                 self.sources = end.sources
             if len(text) < len(end.text):
-                self.parts.append(end.text[len(text) :])
+                self._append(end.text[len(text) :])
         self.end = end
         self._ended.set()
         self._tell()
-
-    @property
-    def length(self) -> int:
-        """Characters so far."""
-        return sum(map(len, self.parts))
 
     def reader(self, *, whole: bool = False) -> Reader:
         """One more reader, from the beginning on; to be closed."""
@@ -101,6 +97,10 @@ class Progress:
     async def changed(self, *, whole: bool = False) -> None:
         """Returns at the next change; with `whole`, at the end."""
         await (self._ended if whole else self._changed).wait()
+
+    def _append(self, text: str) -> None:
+        self.parts.append(text)
+        self.length += len(text)
 
     def _tell(self) -> None:
         self._changed.set()
@@ -196,6 +196,7 @@ class Tail:
         self._progress = progress
         self._attempt = progress.attempt
         self._index = 0
+        self._characters = 0  # of what it has taken
         self._grounded_at = -1
 
     @property
@@ -214,11 +215,12 @@ class Tail:
     def take(self) -> tuple[int, int, str]:
         """The attempt, the characters before what is new, and what is new; that may be empty."""
         if self._attempt != self._progress.attempt:
-            self._attempt, self._index = self._progress.attempt, 0
-        parts, index = self._progress.parts, self._index
-        self._index = len(parts)
+            self._attempt, self._index, self._characters = self._progress.attempt, 0, 0
+        new = "".join(self._progress.parts[self._index :])
+        before = self._characters
+        self._index, self._characters = len(self._progress.parts), before + len(new)
         self._progress.moved()
-        return self._attempt, sum(map(len, parts[:index])), "".join(parts[index:])
+        return self._attempt, before, new
 
 
 def _broken() -> UpstreamError:

@@ -343,3 +343,18 @@ async def test_a_worker_that_looks_for_work_leaves_what_it_is_at_alone(
     for number in range(20):
         document = await add(client, f"Document {number}", f"{HOLIDAY} This is number {number}.")
         assert (await client.get(f"/documents/{document['id']}")).json()["status"] == "ready"
+
+
+async def test_heaps_of_combining_marks_hold_up_no_worker(serve: Service) -> None:
+    client = await serve(embedder=ONNX, documents={"ingest_wait": 0, "document_max_characters": 2_000_000})
+    marks = ("# Marks\n\nTwo years. a" + "\u0315\u0300" * 300_000).encode()
+    assert len(marks) > 1_200_000
+    sent = await client.post("/documents", files={"file": ("marks.md", marks)})
+    assert sent.status_code == 202
+    where = sent.headers["Location"]
+
+    async def ended() -> bool:
+        return (await client.get(where)).json()["status"] in ("ready", "failed")
+
+    await wait_until_async(ended, timeout=60)
+    assert (await ask(client, "e" + "\u0315\u0300" * 3_990))["answer"]

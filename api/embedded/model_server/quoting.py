@@ -34,7 +34,7 @@ _QUESTION: Final = re.compile(r"^Question: (.+)\Z", re.DOTALL | re.MULTILINE)
 _CODE: Final = re.compile(r"^(```|~~~).*?(?:^\1|\Z)", re.DOTALL | re.MULTILINE)
 _BLOCK_MARK: Final = re.compile(r"^\s*(?:[-*+]|\d+\.|>|#{1,6})\s+", re.MULTILINE)
 _RULE: Final = re.compile(r"[\s|:-]+")
-_LINK: Final = re.compile(r"\[([^\]]*)\]\([^)]*\)")
+_LINK: Final = re.compile(r"\[([^\[\]]*)\]\([^()]*\)")
 _SENTENCE: Final = re.compile(r"(?<=[.!?])\s+(?=[A-Z`\"'(])")
 
 
