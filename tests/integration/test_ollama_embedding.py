@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import time
 from collections.abc import AsyncIterator, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -189,30 +187,6 @@ async def test_one_call_outlives_its_deadline_so_that_the_model_gets_loaded(
     await wait_until_async(lambda: _in_flight(stub, 1))
     assert stub.stats["cancelled"] == 2
     assert pool.snapshot().active == 1
-
-
-async def _broken(stub: StubOllama, call: asyncio.Task[bytes]) -> bool:
-    """Breaks the connection of a call, and of its retry. Whether it has ended."""
-    stub.break_connections()
-    return call.done()
-
-
-async def test_the_error_of_a_call_that_outlived_its_deadline_is_not_asyncio_s_to_log(
-    embedder: OllamaEmbedder, stub: StubOllama
-) -> None:
-    unheard: list[object] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: unheard.append(context))
-    stub.behaviour("hang")
-    await unavailable(embedder)
-    await wait_until_async(lambda: _in_flight(stub, 1))
-    loading, embedder._loading = embedder._loading, None
-    assert loading is not None
-    await wait_until_async(partial(_broken, stub, loading))
-    assert "exception=" in repr(loading), "it failed, and nobody has asked why"
-    del loading
-    gc.collect()
-    await asyncio.sleep(0)
-    assert unheard == []
 
 
 async def test_closing_ends_the_call_that_outlived_its_deadline(pool: OllamaPool, stub: StubOllama) -> None:
