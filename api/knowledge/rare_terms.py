@@ -94,7 +94,7 @@ def leading(question: str, passages: Mapping[Place, str]) -> Leading[Place]:
 
 def _rarest(terms: Sequence[str], holders: Mapping[str, Sequence[Place]]) -> list[Place]:
     worth: dict[Place, float] = {}
-    for places in (holders.get(term, ()) for term in terms):
+    for places in (holders[term] for term in terms):
         if len(places) <= MOST_PASSAGES:
             for place in places:
                 worth[place] = worth.get(place, 0.0) + 1 / len(places)
@@ -102,11 +102,19 @@ def _rarest(terms: Sequence[str], holders: Mapping[str, Sequence[Place]]) -> lis
 
 
 def _holders(wanted: set[str], passages: Mapping[Place, str]) -> dict[str, list[Place]]:
-    """Which passages have each term, as a whole term or as one of its parts."""
-    holders: dict[str, list[Place]] = {}
+    """Which passages have each term, as a whole term or as one of its parts; of a term that is not rare, only some.
+
+    Most passages have none: a text is taken apart only where it has the letters of a term that may still be rare.
+    """
+    holders: dict[str, list[Place]] = {term: [] for term in wanted}
     for place, text in passages.items():
-        whole = _TERM.findall(text[:LONGEST_TEXT].casefold())
-        parts = (part for term in whole if len(term) > 2 for part in re.split(r"[-./_:]", term))
-        for term in wanted.intersection((*whole, *parts)):
-            holders.setdefault(term, []).append(place)
+        folded = text[:LONGEST_TEXT].casefold()
+        possible = [term for term, places in holders.items() if len(places) <= MOST_PASSAGES and term in folded]
+        for term in _terms_of(folded).intersection(possible) if possible else ():
+            holders[term].append(place)
     return holders
+
+
+def _terms_of(folded: str) -> set[str]:
+    whole = _TERM.findall(folded)
+    return {*whole, *(part for term in whole if len(term) > 2 for part in re.split(r"[-./_:]", term))}
