@@ -27,14 +27,12 @@ class Asked:
     languages: Languages = EVERY
     not_told: tuple[str, ...] = field(init=False)
     """All that the vector does not tell: what was not read, and words of scripts that the languages do not have."""
+    language: str = field(init=False)
+    """The question's language, where the embedder was not made for it; else an empty text."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "not_told", _not_told(self.question, self.unread, self.languages))
-
-    @property
-    def language(self) -> str:
-        """Its language, where the embedder was not made for that; else an empty text."""
-        return self.languages.outside(self.question)
+        object.__setattr__(self, "language", self.languages.outside(self.question))
 
 
 def incomparable(asked: Asked, stored: CachedAnswer) -> Disagreement | None:

@@ -131,18 +131,18 @@ class SharedAnswers:
             self._observer.embedding_failed(error)
 
     async def _semantic(self, query: Query, lookup: Lookup, stages: Stages) -> None:
-        if self._asked(query, lookup).language:
+        asked = self._asked(query, lookup)
+        if asked.language:
             self._observer.language_unknown()
             return
-        chosen = await self._similar(query, lookup, stages, self._revalidate(query))
+        chosen = await self._similar(asked, query, lookup, stages, self._revalidate(query))
         if chosen is not None:
             lookup.match, lookup.stale = chosen.match, chosen.fate is Fate.STALE
 
-    async def _similar(self, query: Query, lookup: Lookup, stages: Stages, stale_seconds: float) -> Candidate | None:
-        if self._cache is None or lookup.place is None or lookup.vector is None:
-            return None
-        asked = self._asked(query, lookup)
-        if asked.language:
+    async def _similar(
+        self, asked: Asked, query: Query, lookup: Lookup, stages: Stages, stale_seconds: float
+    ) -> Candidate | None:
+        if self._cache is None or lookup.place is None or lookup.vector is None or asked.language:
             return None
         place = lookup.place
         stale_ms = round(stale_seconds * 1000)
@@ -165,7 +165,7 @@ class SharedAnswers:
         if not query.cache_control.reads or lookup.expired is not None:
             return lookup.expired
         try:
-            chosen = await self._similar(query, lookup, stages, self.policy.stale)
+            chosen = await self._similar(self._asked(query, lookup), query, lookup, stages, self.policy.stale)
         except StoreUnavailable as error:
             self._observer.store_failed(error)
             return None
