@@ -232,6 +232,28 @@ async def test_a_use_of_an_entry_that_is_gone_brings_nothing_back(redis: Redis) 
         assert await redis.exists(*PART.books) == 0
 
 
+async def test_a_book_that_comes_back_with_an_entry_that_goes_has_a_lifetime(redis: Redis) -> None:
+    async with one_worker(redis) as worker:
+        gone = await worker.store("a")
+        await worker.store("b")
+        await redis.unlink(gone.entry, TENANTS)
+        await worker.use(gone)
+        assert await worker.kept() == {"b"}
+        assert await redis.pttl(TENANTS) > 0
+
+
+async def test_nothing_is_kept_of_a_tenant_without_entries(redis: Redis) -> None:
+    async with one_worker(redis, max_size=2) as worker:
+        answers = [await worker.store(name, tenant="gone") for name in "abc"]
+        assert await redis.hexists(USES, "last_evicted:gone")
+        await worker.store("d", tenant="t")
+        await redis.unlink(*(answer.entry for answer in answers))
+        for answer in answers:
+            await worker.use(answer)
+        assert await worker.kept() == {"d"}
+        assert not await redis.hexists(USES, "last_evicted:gone")
+
+
 # -- by tenant ---------------------------------------------------------------------------------------------------------
 
 

@@ -34,12 +34,19 @@ end
 
 local function of_tenant(books, tenant) return books.evict .. ':' .. tenant end
 
+local function extend(key, lifetime)
+  if redis.call('PTTL', key) < lifetime then redis.call('PEXPIRE', key, lifetime) end
+end
+
 local function count_entries(books, tenant)
-  local count = redis.call('ZCARD', of_tenant(books, tenant))
+  local entries = of_tenant(books, tenant)
+  local count = redis.call('ZCARD', entries)
   if count > 0 then
     redis.call('ZADD', books.tenants, count, tenant)
+    extend(books.tenants, redis.call('PTTL', entries))
   else
     redis.call('ZREM', books.tenants, tenant)
+    redis.call('HDEL', books.uses, LAST_EVICTED .. ':' .. tenant)
   end
 end
 
@@ -63,10 +70,6 @@ local function forget(books, entry)
     redis.call('ZREM', of_tenant(books, tenant), entry)
     count_entries(books, tenant)
   end
-end
-
-local function extend(key, lifetime)
-  if redis.call('PTTL', key) < lifetime then redis.call('PEXPIRE', key, lifetime) end
 end
 
 -- They live as long as the entry that goes last.
