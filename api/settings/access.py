@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from ipaddress import IPv6Address
 from typing import Annotated, Final
 
 from pydantic import AfterValidator
@@ -15,15 +16,28 @@ from api.settings.concern import Concern, split_list
 SHORTEST_KEY: Final = 2
 WEAK_KEY: Final = 16
 """A shorter key is taken, and the log warns of it."""
-_HOST: Final = re.compile(r"(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*|\[?[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*\]?|\*")
-"""A name, a wildcard for the names below one, an IPv6 address, or any host."""
+_HOST: Final = re.compile(r"(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*|\*")
+"""A name, an IPv4 address, a wildcard for the names below one, or any host."""
 
 
 def _check_hosts(value: str) -> str:
-    for number, host in enumerate(split_list(value), start=1):
-        if not _HOST.fullmatch(host):
+    hosts = split_list(value)
+    if value and not hosts:
+        raise ValueError("it names no host")
+    for number, host in enumerate(hosts, start=1):
+        if not (_HOST.fullmatch(host) or _is_ipv6(host)):
             raise ValueError(f"entry {number} is not a host name, an address, *.name or *; leave out scheme and port")
     return value
+
+
+def _is_ipv6(host: str) -> bool:
+    """With brackets or without."""
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    try:
+        IPv6Address(bare)
+    except ValueError:
+        return False
+    return "%" not in bare  # no browser sends a zone
 
 
 class AccessSettings(Concern):

@@ -70,6 +70,20 @@ def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
         ("ALLOWED_HOSTS", "https://rag.example"),
         ("ALLOWED_HOSTS", "rag.example:8001"),
         ("ALLOWED_HOSTS", "rag.*"),
+        ("ALLOWED_HOSTS", "cafe:8001"),
+        ("ALLOWED_HOSTS", "[::1"),
+        ("ALLOWED_HOSTS", "[::1]:8001"),
+        ("ALLOWED_HOSTS", ","),
+        ("HEADER_TIMEOUT", "0"),
+        ("BODY_TIMEOUT", "inf"),
+        ("KEEPALIVE_TIMEOUT", "-1"),
+        ("MAX_CONNECTIONS", "0"),
+        ("SEMANTIC_CACHE_TENANT_SHARE", "1.1"),
+        ("SEMANTIC_CACHE_TENANT_SHARE", "nan"),
+        ("EMBED_MAX_INPUTS", "0"),
+        ("EMBED_LANGUAGES", "english"),
+        ("DOCUMENT_EMBED_TIMEOUT", "0"),
+        ("DOCUMENT_EMBED_PATIENCE", "0"),
         ("CONNECTION_POOL_MIN_SIZE", "99"),
         ("METRICS_PORT", "8001"),
         ("LOG_LEVEL", "loud"),
@@ -114,6 +128,19 @@ def test_a_file_is_read_and_the_environment_wins(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("PORT", "9002")
     settings = load_settings(str(file))
     assert (settings.server.port, settings.ollama.llm_model) == (9002, "from-file")
+
+
+def test_the_bounds_on_callers_are_read_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    file.write_text(
+        "ALLOW_ANONYMOUS=true\nALLOWED_HOSTS=rag.example,*.b.example\nHEADER_TIMEOUT=5\nBODY_TIMEOUT=6\n"
+        "KEEPALIVE_TIMEOUT=7.5\nMAX_CONNECTIONS=33\nSEMANTIC_CACHE_TENANT_SHARE=0.3\n"
+    )
+    settings = load_settings(str(file))
+    server, access = settings.server, settings.access
+    assert (access.allow_anonymous, access.hosts()) == (True, ("rag.example", "*.b.example"))
+    assert (server.header_timeout, server.body_timeout, server.keepalive_timeout) == (5, 6, 7.5)
+    assert (server.max_connections, settings.cache.tenant_share) == (33, 0.3)
 
 
 def test_an_empty_value_is_none_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
