@@ -1,6 +1,6 @@
 """What a client is told whose request no application sees: the same form as every other error.
 
-It can not be read, or it came too late, or there is no room for it. It is answered here, under an id of its own.
+It cannot be read, or it came too late, or there is no room for it. It is answered here, under its own id.
 """
 
 from __future__ import annotations

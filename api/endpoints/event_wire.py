@@ -46,7 +46,7 @@ class EventWire:
             yield
             return
         heartbeats = asyncio.create_task(self._keep_alive(self._sign_of_life))
-        let_go(heartbeats, OSError)  # whoever sends next finds out
+        let_go(heartbeats, OSError)  # the next to send finds out
         try:
             yield
         finally:

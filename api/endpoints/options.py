@@ -18,7 +18,7 @@ Stops = Annotated[list[StopText], Field(max_length=16, fail_fast=True)]
 
 
 class Options(StrictBody):
-    """Those of Ollama's options that a caller may set: none that makes Ollama load the model anew."""
+    """Those of Ollama's options that a caller may set: none that makes Ollama load the model again."""
 
     temperature: Temperature | None = None
     top_p: Share | None = None

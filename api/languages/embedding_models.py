@@ -17,7 +17,7 @@ MULTILINGUAL: Final = (
     "snowflake-arctic-embed-l-v2",
     "snowflake-arctic-embed-m-v2",
 )
-"""What the names of multilingual models begin with, after whoever published them. All others are taken for English:
+"""What the names of multilingual models begin with, after the publisher's name. All others are taken for English:
 `nomic-embed-text`, `all-minilm`, `mxbai-embed-large`, `snowflake-arctic-embed` and `granite-embedding` are."""
 
 

@@ -15,6 +15,7 @@ from api.app import create_app
 from api.endpoints import docs_page
 from api.errors import RagherdError
 from api.faults import FAULTS
+from api.guards.agreement import GUARDS
 from api.redis_store.cache_keys import CacheKeys
 from api.redis_store.keys import Keys
 from api.settings import Settings, load_settings, variable_names
@@ -92,6 +93,14 @@ def test_the_example_file_changes_nothing_as_it_is_and_explains_each_line() -> N
     for number, line in enumerate(lines):
         if re.match(r"# [A-Z_]+=", line):
             assert re.match(r"# .+\.$", lines[number - 1]), f"{line} has no line of meaning above it"
+
+
+# -- Guards ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_of_the_cache_has_every_guard_in_the_order_in_which_they_are_asked() -> None:
+    section = (DOCS / "semantic-cache.md").read_text().partition("\n## Guards\n")[2].partition("\n### ")[0]
+    assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == [name for name, _, _ in GUARDS]
 
 
 # -- The circuit breaker -----------------------------------------------------------------------------------------------
