@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from api.guards.clauses import Clause, clauses
-from api.guards.tables import words_in
 from api.guards.words import Words
+from api.languages.function_words import words_in
 
 PLAIN: Final = {"who": "who", "whom": "who", "why": "why"}
 WITH_VERB: Final = {"when": "when", "where": "where"}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
-from api.guards.tables import words_in
 from api.guards.words import Words
+from api.languages.function_words import words_in
 
 AUXILIARIES: Final = words_in(
     "is are am was were do does did can could will would shall should may might must has have had"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from api.guards.tables import words_in
+from api.languages.function_words import words_in
 
 STRICT: Final = frozenset(("month", "weekday", "currency", "continent"))
 """Classes in which one question may not name what the other leaves out."""

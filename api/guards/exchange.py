@@ -11,7 +11,7 @@ from typing import Final
 
 from api.guards.language import FUNCTION_WORDS
 from api.guards.number_words import WORDS as NUMBER_WORDS
-from api.guards.tables import words_in
+from api.languages.function_words import words_in
 
 EQUALS: Final = words_in("and or vs versus between either both & + with")
 """Join what may stand in any order."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from api.guards.tables import words_in
-from api.languages.function_words import BY_WORD, SHARED
+from api.languages.function_words import BY_WORD, SHARED, words_in
 from api.languages.function_words import ENGLISH as GRAMMAR
 from api.languages.scripts import COMMON, LATIN, script_of
 

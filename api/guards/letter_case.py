@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from api.guards.tables import words_in
+from api.languages.function_words import words_in
 
 IN_CAPITALS: Final = frozenset({"IT", "US", "WHO", "AIDS", "ACT", "SAT", "ARM", "CAN", "MAY", "OR", "IN", "ME", "AM"})
 """Words that mean another thing in capitals: `What is IT?` is not `What is it?`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from api.guards.tables import words_in
+from api.languages.function_words import words_in
 
 GIVEN: Final = words_in(
     """

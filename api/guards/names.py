@@ -9,8 +9,8 @@ from api.guards.closed_classes import AMBIGUOUS, CLASSES, MONTH_BEFORE, STRICT
 from api.guards.long_names import is_part, is_slip
 from api.guards.number_words import OTHERS as OTHER_NUMBERS
 from api.guards.stems import stem
-from api.guards.tables import words_in
 from api.guards.words import Words, squash
+from api.languages.function_words import words_in
 
 LETTERS: Final = frozenset("bcdefghjlopqvwz")
 """Alone they name something (vitamin c, plan b); the rest are chat or parts of words."""

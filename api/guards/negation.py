@@ -8,8 +8,8 @@ from typing import Final
 
 from api.guards.language import FUNCTION_WORDS
 from api.guards.stems import stem as stem_of
-from api.guards.tables import words_in
 from api.guards.words import Words
+from api.languages.function_words import words_in
 
 ENGLISH: Final = words_in(
     """

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import Final
 
-from api.guards.tables import ranked, words_in
+from api.languages.function_words import words_in
+
+
+def ranked(text: str, start: int) -> dict[str, int]:
+    """Words that count up from `start`."""
+    return {word: value for value, word in enumerate(text.split(), start)}
+
 
 SMALL: Final = ranked(
     """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from api.guards.stems import inflections, stem
-from api.guards.tables import words_in
+from api.languages.function_words import words_in
 
 VERBS: Final = """
 enable activate unblock reactivate turn-on switch-on power-on / disable deactivate block turn-off switch-off power-off

@@ -20,8 +20,8 @@ from api.guards.opposite_words import (
     SUBSTITUTING,
 )
 from api.guards.stems import stem
-from api.guards.tables import words_in
 from api.guards.words import Words
+from api.languages.function_words import words_in
 
 REFUSALS: Final = words_in("accept/decline pass/fail remember/forget love/hate cover/exclude")
 REFUSING: Final = frozenset(map(stem, TROUBLE))

@@ -10,8 +10,8 @@ from api.guards.exchange import EQUALS, MAX_WORDS, exchanged
 from api.guards.language import FUNCTION_WORDS
 from api.guards.number_words import WORDS as NUMBER_WORDS
 from api.guards.stems import stem
-from api.guards.tables import words_in
 from api.guards.words import Words
+from api.languages.function_words import words_in
 
 PIVOTS: Final = words_in("to from than over into in by of as for against onto before after")
 """What stands before one of these is not what stands after it."""

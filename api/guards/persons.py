@@ -7,8 +7,8 @@ from typing import Final
 
 from api.guards.clauses import KINDS, clauses
 from api.guards.stems import stem
-from api.guards.tables import words_in
 from api.guards.words import Words
+from api.languages.function_words import words_in
 
 ANYBODY: Final = words_in("should must may")
 """With these `you` is mostly anybody: should you rinse rice?"""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from api.guards.number_words import SMALL, TENS
-from api.guards.tables import words_in
+from api.languages.function_words import words_in
 
 _PHRASES: Final = """
 mfa = 2fa

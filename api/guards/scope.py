@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from api.guards.scope_words import MEMBERS, PHRASE_STARTS
-from api.guards.tables import words_in
 from api.guards.words import Words
+from api.languages.function_words import words_in
 
 EXCEPT: Final = words_in("except excepting excluding besides barring")
 EXCEPT_PHRASES: Final = frozenset(

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from api.guards.letter_case import NEVER_EMPHASIS, core, kept
-from api.guards.tables import words_in
 from api.guards.words import Words
+from api.languages.function_words import words_in
 
 PLAIN: Final = re.compile(r"[A-Z]?[a-z ,?I]*[.?]*")
 """Most questions: nothing to read in them. The rest of the patterns cost more."""

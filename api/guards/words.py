@@ -8,7 +8,7 @@ from typing import Final
 
 from api.guards.language import FUNCTION_WORDS, is_foreign, is_german
 from api.guards.same_things import TRIGGERS, moved, rewritten
-from api.guards.tables import words_in
+from api.languages.function_words import words_in
 from api.unicode_text import nfc
 
 EDGES: Final = ".,;:?!…¿¡()[]{}<>\"'“”‘’«»„`*~。？！，、"

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from api.guards.foreign.reading import is_read
-from api.guards.tables import words_in
 from api.guards.words import Words
-from api.languages.function_words import BY_WORD
+from api.languages.function_words import BY_WORD, words_in
 
 NOT: Final = words_in(
     """

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from api.guards.foreign.reading import is_read
-from api.guards.tables import words_in
 from api.guards.words import Words
-from api.languages.function_words import BY_WORD, SHARED
+from api.languages.function_words import BY_WORD, SHARED, words_in
 
 PIVOTS: Final = words_in(
     """
