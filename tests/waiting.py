@@ -23,3 +23,14 @@ async def wait_until_async(
     while not await condition():
         assert time.monotonic() < deadline, f"not within {timeout} s: {condition}"
         await asyncio.sleep(interval)
+
+
+async def deaf(times: int) -> None:
+    """Waits for ever, and loses so many cancellations, as `asyncio.wait_for` of Python 3.11 may."""
+    while True:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            if not times:
+                raise
+            times -= 1

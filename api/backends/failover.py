@@ -1,8 +1,8 @@
 """Several backends as one: the loop over them, for every kind of call.
 
-What a failure allows is the policy's to say:
+What a failure allows:
 - free: the backend never began the call (no connection, or it lacks the model), so nothing is done twice;
-- charged: it may have begun. One further attempt, within the budget of retries;
+- charged, by the policy: it may have begun. One further attempt, within the budget of retries;
 - anything else, and anything after the first event where somebody reads along: the caller's.
 """
 
@@ -54,12 +54,11 @@ EMBEDDING_CHARGED: Final = CHARGED | {
 class Policy:
     """What a caller allows. `total`: seconds for the whole call: the waits in line and all attempts together.
 
-    `free`, `charged`: the faults that allow another attempt. `waits_again`: whether a call that waited in one line for
-    as long as it may joins the line of another backend.
+    `charged`: the faults that allow one further attempt, beside those in `FREE`. `waits_again`: whether a call that
+    waited in one line for as long as it may joins the line of another backend.
     """
 
     total: float
-    free: frozenset[UpstreamFault] = FREE
     charged: frozenset[UpstreamFault] = CHARGED
     waits_again: bool = False
 
@@ -149,7 +148,7 @@ class Failover(Generic[S]):
 
     def _failed(self, error: UpstreamError, backend: Backend[S], course: _Course, *, last: bool) -> None:
         """Notes a failure that another backend may make good. Raises it where none may."""
-        if error.fault not in self._policy.free and not self._charge(error, course):
+        if error.fault not in FREE and not self._charge(error, course):
             raise error
         course.failed(error)
         if not last:

@@ -21,8 +21,6 @@ def _check_base_urls(value: str) -> str:
 
 KEEP_ALIVE = r"^-?(\d+|(\d+(\.\d+)?(ms|s|m|h))+)$"
 """Seconds, or a duration as Ollama reads it: `90s`, `1h30m`; below zero: for ever."""
-
-
 LANGUAGES = r"^(?i:all|\s*[a-z]{2,3}\s*(,\s*[a-z]{2,3}\s*)*)$"
 """ISO 639 codes with commas between them, or `all`."""
 
@@ -58,6 +56,7 @@ class EmbedderSettings(Concern):
     embed_model_path: str | None = None
     embed_timeout: Seconds = 2.0
     embed_languages: Annotated[str, StringConstraints(pattern=LANGUAGES)] | None = None
+    embed_max_inputs: Annotated[int, Field(ge=1, le=10_000)] = 1024
 
     @property
     def language_codes(self) -> frozenset[str] | None:
@@ -65,8 +64,6 @@ class EmbedderSettings(Concern):
         if self.embed_languages is None:
             return None
         return frozenset(split_list(self.embed_languages.lower())) - {"all"}
-
-    embed_max_inputs: Annotated[int, Field(ge=1, le=10_000)] = 1024
 
 
 class PoolSettings(Concern):

@@ -5,17 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from api.background import Background, cancelled
-
-
-async def deaf(times: int) -> None:
-    """Runs for ever, and loses so many cancellations, as redis-py's `wait_for` may."""
-    while True:
-        try:
-            await asyncio.Event().wait()
-        except asyncio.CancelledError:
-            if not times:
-                raise
-            times -= 1
+from tests.waiting import deaf
 
 
 async def test_a_lost_cancellation_is_repeated() -> None:

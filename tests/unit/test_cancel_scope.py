@@ -11,17 +11,7 @@ from api.cancel_scope import CancelScope, raise_if_cancelled
 from api.endpoints.disconnects import ClientLeft, until_client_leaves
 from api.errors import DeadlinePassed
 from api.query.deadline import Deadline
-
-
-async def deaf(times: int) -> None:
-    """Waits for ever, and loses so many cancellations, as `asyncio.wait_for` of Python 3.11 may."""
-    while True:
-        try:
-            await asyncio.Event().wait()
-        except asyncio.CancelledError:
-            if not times:
-                raise
-            times -= 1
+from tests.waiting import deaf
 
 
 async def loses_one() -> None:
