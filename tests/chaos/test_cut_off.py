@@ -75,7 +75,9 @@ def test_cut_off_from_redis_it_answers_from_ollama_and_comes_back(fleet: Fleet, 
         for number in range(20):
             answer = waits.timed(lambda number=number: cut.ask(CACHED if number % 2 else f"Question {number}?"))
             assert answer.status_code == 200, answer.text
-            assert answer.json()["cache"]["status"] == "bypass"
+            # The load asks CACHED at the same time: who joins its generation within the worker shares the answer.
+            shared = {"coalesced"} if number % 2 else set()
+            assert answer.json()["cache"]["status"] in {"bypass"} | shared
         assert (cut.health()["status"], cut.health()["database"], cut.breaker()["store"]) == (
             "degraded",
             False,
