@@ -19,13 +19,18 @@ from api.backends.thinking import Thinking
 from api.embedded.model_server.quoting import sentences
 from api.endpoints import event_stream
 from api.endpoints.answer_form import single_line
-from api.errors import UnreadableDocument
+from api.endpoints.json_body import refuse_too_many_values
+from api.errors import InvalidRequest, UnreadableDocument
 from api.guards.agreement import GUARDS, disagreement
 from api.guards.words import read_words
 from api.knowledge.chunking import SECTION, Chunker, estimated_tokens, numbered, sections, spans
 from api.knowledge.embedded_text import EmbeddedText
 from api.knowledge.plain_text import decoded, first_heading, tidied
+from api.knowledge.rare_terms import leading
+from api.languages.identify import language_of
+from api.languages.scripts import LATIN, words_outside
 from api.model import ChatMessage, EmbedderIdentity, Source
+from api.ollama.script_probes import unread_of
 from api.ports.documents import Chunk, DocumentFacts
 from api.ports.passages import DocumentFilter
 from api.query import cache_control, citations, condense, prompt_budget
@@ -130,6 +135,12 @@ def embedded(text: str) -> None:
     EMBEDDED.of(DocumentFacts("t", text), Chunk(0, "Two years.", text, 0, 10))
 
 
+def values_of_json(text: str) -> None:
+    """More brackets than any request needs, so that they are counted outside strings."""
+    with suppress(InvalidRequest):
+        refuse_too_many_values(f'"{text}"{"[" * 10_001}'.encode("utf-8", "replace"))
+
+
 def words_of(guard: int) -> Callable[[str], object]:
     _, read, compare = GUARDS[guard]
     return lambda text: compare(read(read_words(text)), read(read_words(f"{text} not b 7")))
@@ -163,6 +174,11 @@ READERS: Final[dict[str, Callable[[str], object]]] = {
     "cache-control": cache_control.parse,
     "accept": event_stream.accepted,
     "single line": lambda text: single_line(without_halves(text)),
+    "language": language_of,
+    "words outside": lambda text: words_outside(text, frozenset([LATIN])),
+    "unread": lambda text: unread_of(text, ()),
+    "rare terms": lambda text: leading(f"{text} QZ-1108", {0: text, 1: f"{text} qz-1108"}),
+    "values of JSON": values_of_json,
 }
 """Functions that read what a client, a document or a model wrote. Readers of files run in a process with limits."""
 
