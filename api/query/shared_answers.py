@@ -162,7 +162,7 @@ class SharedAnswers:
 
     async def expired(self, query: Query, lookup: Lookup, stages: Stages) -> CacheMatch | None:
         """An expired answer, where Ollama can give none: the same question's, else a similar one's."""
-        if not query.cache_control.reads or lookup.expired is not None:
+        if not query.cache_control.reads or lookup.expired is not None or lookup.vector is None:
             return lookup.expired
         try:
             chosen = await self._similar(self._asked(query, lookup), query, lookup, stages, self.policy.stale)
