@@ -2,8 +2,8 @@
 
 An event loop that was busy, or had no processor, for longer than a timeout finds two things at once: the timeout has
 passed, and the reply has long been in the socket. A plain timeout then wins, and a healthy Redis counts as lost. Here
-time is counted in ticks: a tick that comes late counts as one, so the timeout grows by the loop's lag, up to `MOST`
-times its length. Between two ticks the loop reads what has arrived.
+time is counted in ticks: a tick that comes late counts as one, so the timeout grows by the loop's lag, up to a bound.
+Between two ticks the loop reads what has arrived.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ TICK_SECONDS: Final = 0.05
 FEWEST: Final = 8
 MANY: Final = 40
 MOST: Final = 4.0
-"""A timeout takes at most so many times its length, however much the loop lags."""
+"""A timeout takes at most so many times its length, however much the loop lags; a short one, `MOST_LAG` more."""
+MOST_LAG: Final = 5.0
+"""Opening a connection takes several rounds of the loop: of one that lags, more than a few times a short timeout."""
 
 
 class Countdown:
@@ -39,12 +41,13 @@ class Countdown:
         self._extended = False
         self._loop = asyncio.get_running_loop()
         now = time.monotonic()
-        self._last = now + MOST * seconds
+        self._last = now + max(MOST * seconds, seconds + MOST_LAG)
         self._wait(now)
 
     def cancel(self) -> None:
-        """Never calls `ended` from now on."""
+        """Never calls `ended` from now on. To be called once: the lag is then complete."""
         self._handle.cancel()
+        self.lag += max(0.0, time.monotonic() - self._due)
 
     def _wait(self, now: float) -> None:
         self._due = now + self._tick
@@ -63,6 +66,7 @@ class Countdown:
             self._extended = True  # what arrived while the loop stood still has not been read yet
             self._wait(now)
         else:
+            self._due = now
             self._handle = self._loop.call_soon(self._ended)  # after those who were woken by what was just read
 
 

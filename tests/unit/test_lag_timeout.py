@@ -12,7 +12,7 @@ import pytest
 import uvloop
 
 from api.errors import StoreUnavailable
-from api.lag_timeout import MOST, Countdown, LagTimeout, wait_with_lag
+from api.lag_timeout import FEWEST, MOST, Countdown, LagTimeout, wait_with_lag
 from api.query.answered import Stages
 from api.query.cache_budget import BudgetSpent, CacheBudget
 
@@ -27,6 +27,19 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
     here, there = socket.socketpair()
     with here, there:
         yield here, there
+
+
+def busy_rounds(seconds: float) -> Callable[[], None]:
+    """Every round of the running loop takes so long, until what is given is called."""
+    loop, stopped = asyncio.get_running_loop(), asyncio.Event()
+
+    def busy() -> None:
+        time.sleep(seconds)
+        if not stopped.is_set():
+            loop.call_soon(busy)
+
+    loop.call_soon(busy)
+    return stopped.set
 
 
 def run(loop_factory: LoopFactory, work: Callable[[], object]) -> None:
@@ -78,6 +91,44 @@ def test_a_loop_that_lags_all_the_time_does_not_wait_for_ever(loop_factory: Loop
         assert 0.05 < time.monotonic() - began < MOST * 0.05 + 1
 
     run(loop_factory, work)
+
+
+@LOOPS
+def test_what_takes_several_rounds_of_a_slow_loop_is_in_time(loop_factory: LoopFactory) -> None:
+    async def work() -> None:
+        with LagTimeout(0.05):
+            for _ in range(6):  # as a connection that is opened and greeted
+                asyncio.get_running_loop().call_soon(time.sleep, 0.1)
+                await asyncio.sleep(0)
+
+    run(loop_factory, work)
+
+
+async def test_a_countdown_that_is_cancelled_counts_the_lag_since_its_last_tick() -> None:
+    countdown = Countdown(0.2, lambda: None)
+    time.sleep(0.3)
+    countdown.cancel()
+    assert 0.25 <= countdown.lag < 0.3 + 1
+
+
+async def test_a_countdown_that_has_ended_counts_no_lag_twice() -> None:
+    stop, ended = busy_rounds(0.1), asyncio.Event()
+    began = time.monotonic()
+    countdown = Countdown(0.01, ended.set)
+    await ended.wait()
+    countdown.cancel()
+    stop()
+    assert countdown.lag <= time.monotonic() - began
+
+
+async def test_a_countdown_has_a_bound_however_much_the_loop_lags(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.lag_timeout.MOST_LAG", 0.1)
+    stop, ended = busy_rounds(0.1), asyncio.Event()
+    began = time.monotonic()
+    Countdown(0.05, ended.set)
+    await ended.wait()
+    stop()
+    assert time.monotonic() - began < FEWEST * 0.1
 
 
 async def test_a_countdown_counts_the_lag_and_grows_by_it() -> None:
