@@ -27,6 +27,7 @@ from api.knowledge.chunking import SECTION, Chunker, estimated_tokens, numbered,
 from api.knowledge.embedded_text import EmbeddedText
 from api.knowledge.plain_text import decoded, first_heading, tidied
 from api.knowledge.rare_terms import leading
+from api.knowledge.readers import html
 from api.languages.identify import language_of
 from api.languages.scripts import LATIN, words_outside
 from api.model import ChatMessage, EmbedderIdentity, Source
@@ -82,6 +83,10 @@ HOSTILE: Final = {
     "tags with spaces": "< / ",
     "hidden tags": "<\u200b",
     "tag names": "<passage",
+    "comments": "<!--",
+    "sections": "<![CDATA[",
+    "attributes": "<a b ",
+    "scripts": "<script",
     "turns": "<|a",
     "full-width turns": "<｜a",
     "html": "<p><b>",
@@ -135,6 +140,13 @@ def embedded(text: str) -> None:
     EMBEDDED.of(DocumentFacts("t", text), Chunk(0, "Two years.", text, 0, 10))
 
 
+def page(text: str) -> None:
+    """With a tag behind it; and of tags nested deeper than they can be read, as far as that goes."""
+    for end in ("", ">", "-->"):
+        with suppress(RecursionError):
+            html.read(without_halves(text) + end, 1, 1)
+
+
 def values_of_json(text: str) -> None:
     """More brackets than any request needs, so that they are counted outside strings."""
     with suppress(InvalidRequest):
@@ -170,6 +182,7 @@ READERS: Final[dict[str, Callable[[str], object]]] = {
     "chunks": lambda text: spans(text, numbered(text, [(at, text[at : at + 800]) for at in range(0, len(text), 700)])),
     "cut": lambda text: [CHUNKER.cut(*part) for part in sections(tidied(without_halves(text)))],
     "embedded text": embedded,
+    "html": page,
     "quoted sentences": sentences,
     "cache-control": cache_control.parse,
     "accept": event_stream.accepted,
@@ -182,7 +195,7 @@ READERS: Final[dict[str, Callable[[str], object]]] = {
 }
 """Functions that read what a client, a document or a model wrote. Readers of files run in a process with limits."""
 
-SHORTEST: Final = {"cut": SECTION, "prompt": 40_000, "condense": 4_000}
+SHORTEST: Final = {"cut": 4 * SECTION, "prompt": 40_000, "condense": 4_000}
 """Where a text is worked on in sections, or cut to what fits, it takes more than that to tell."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 
 from bs4 import BeautifulSoup, Tag
@@ -30,12 +31,20 @@ _ENDED: Final = {
     **dict.fromkeys(("thead", "tbody", "tfoot"), ("thead", "tbody", "tfoot")),
 }
 """What the start of an element ends, where that is open and has no end tag."""
+_UNENDED: Final = (
+    (re.compile(r"--!?\s{0,8}>"), re.compile(r"<(?=!-)")),
+    (re.compile(r"\]\s{0,8}>"), re.compile(r"<(?=!\[)")),
+    (re.compile(r">"), re.compile(r"<")),
+)
+"""What ends a comment, a marked section, a tag, and the `<` that begins one."""
+_BLANKS: Final = re.compile(r"[ \t\f\v]{100,}")
+"""The converter looks at a run of blanks from each of its places."""
 
 
 def read(data: bytes | str, pages: int, characters: int) -> tuple[str, str | None, int | None]:
     """Text, title, no number of pages. The encoding is the page's own, by its mark or its `meta`."""
     page = data if isinstance(data, str) else decoded(data, _said(data))
-    soup = _Page(page, "html.parser")
+    soup = _Page(_ended(page), "html.parser")
     title = _title(soup)
     for element in soup(SILENT):
         element.decompose()
@@ -43,6 +52,19 @@ def read(data: bytes | str, pages: int, characters: int) -> tuple[str, str | Non
         soup.head.decompose()
     converter = MarkdownConverter(heading_style=ATX, bullets="-", strip=["img"], escape_misc=False)
     return converter.convert_soup(soup), title, None
+
+
+def _ended(page: str) -> str:
+    """`page`, with what begins a tag, a comment or a section that never ends as text, and shorter runs of blanks.
+
+    The parser of Python before 3.13.6 looks for the end of each of them through all of the page.
+    """
+    for end, begin in _UNENDED:
+        last = 0
+        for found in end.finditer(page):
+            last = found.end()
+        page = page[:last] + begin.sub("&lt;", page[last:])
+    return _BLANKS.sub(" " * 100, page)
 
 
 class _Page(BeautifulSoup):
