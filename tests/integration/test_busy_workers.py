@@ -107,7 +107,7 @@ def test_nobody_is_answered_after_the_deadline_of_the_request(fleet: Fleet, olla
 
 def test_a_stampede_on_busy_workers_is_one_generation(fleet: Fleet, ollama: StubProcess) -> None:
     urls = [fleet().url(), fleet().url()]
-    rounds = 8
+    rounds = 20
 
     async def stampede(clients: list[httpx.AsyncClient], number: int) -> Counter[str]:
         question = {"question": f"What is on day {number} of the programme? {time.time_ns()}"}
