@@ -23,7 +23,7 @@ REQUESTS: Final = words_in(
     walk clarify teach answer check look confirm say please kindly assist know remind inform share
     """
 )
-"""What one asks of whoever answers: can you tell me."""
+"""Requests to the one who answers: can you tell me."""
 ADVERBS: Final = words_in("please kindly just also maybe possibly even actually not quickly")
 ALLOWING: Final = words_in("can could may might")
 OBLIGING: Final = words_in("must")

@@ -81,21 +81,7 @@ class RedisAnswerCache:
         """See `ports.AnswerCache`."""
         part = self._keys.partition(scope)
         key = part.entry(scope, digest)
-        fields: dict[str, Any] = {
-            "scope": scope,
-            "tenant": answer.tenant,
-            "question": answer.question,
-            "answer": answer.answer,
-            "model": answer.model,
-            "sources": orjson.dumps([asdict(source) for source in answer.sources]),
-            "prompt_tokens": answer.usage.prompt_tokens,
-            "completion_tokens": answer.usage.completion_tokens,
-        }
-        if vector is not None:
-            fields |= {"vector": vector, "unread": orjson.dumps(answer.unread)}
-        grounds = answer.grounds
-        if grounds is not None:
-            fields |= ground_fields(answer.tenant, grounds, has_vector=vector is not None)
+        fields, grounds = _fields(scope, vector, answer), answer.grounds
         cited = dict.fromkeys(source.document_id for source in answer.sources)
         marks = [*_marks(digest, answer.tenant), *(f"source:{document}" for document in cited)]
         pairs = (part for pair in fields.items() for part in pair)
@@ -140,6 +126,25 @@ class RedisAnswerCache:
         except (ValueError, TypeError, KeyError):
             self._counters.add("corrupt")
             return None
+
+
+def _fields(scope: str, vector: Vector | None, answer: NewAnswer) -> dict[str, Any]:
+    """The hash of an entry, without its times."""
+    fields: dict[str, Any] = {
+        "scope": scope,
+        "tenant": answer.tenant,
+        "question": answer.question,
+        "answer": answer.answer,
+        "model": answer.model,
+        "sources": orjson.dumps([asdict(source) for source in answer.sources]),
+        "prompt_tokens": answer.usage.prompt_tokens,
+        "completion_tokens": answer.usage.completion_tokens,
+    }
+    if vector is not None:
+        fields |= {"vector": vector, "unread": orjson.dumps(answer.unread)}
+    if answer.grounds is not None:
+        fields |= ground_fields(answer.tenant, answer.grounds, has_vector=vector is not None)
+    return fields
 
 
 def _marks(digest: str, tenant: str) -> list[str]:
