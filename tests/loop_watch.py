@@ -1,4 +1,4 @@
-"""A worker in a process of its own that says how long it held its event loop, and where.
+"""A worker in a separate process that reports how long it held its event loop, and where.
 
 `python -m tests.loop_watch` serves the app of `api.asgi` with the settings of its environment, prints its URL, and
 ends when its standard input closes. GET /watch answers with the longest block since it was asked last.

@@ -72,7 +72,7 @@ class Attack:
 
 
 def _status(url: httpx.URL, sent: Sent, key: str | None) -> int:
-    """Of the response to one request on a connection of its own, which the client closes once it has all of it."""
+    """The status of one response. The client opens a connection for it, and closes that once it has all of it."""
     authorization = f"Authorization: Bearer {key}\r\n" if key else ""
     head = (
         f"POST {sent.path} HTTP/1.1\r\nHost: {url.host}\r\n{authorization}"
