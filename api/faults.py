@@ -1,6 +1,6 @@
 """What can go wrong with a call to Ollama: how the circuit breaker reads it and what the client gets.
 
-One readable table, `FAULTS`; docs/circuit-breaker.md shows the same table and a test compares the two.
+One readable table, `FAULTS`; docs/http-api.md shows the same table and a test compares the two.
 Imports nothing local.
 """
 

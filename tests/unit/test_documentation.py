@@ -106,8 +106,8 @@ def test_the_page_of_the_cache_has_every_guard_in_the_order_in_which_they_are_as
 # -- The circuit breaker -----------------------------------------------------------------------------------------------
 
 
-def test_the_outcome_table_is_the_code_s() -> None:
-    documented = rows(DOCS / "circuit-breaker.md", "`[a-z_]+`")
+def test_the_table_of_faults_is_the_code_s() -> None:
+    documented = rows(DOCS / "http-api.md", "`[a-z_]+`")
     known = {fault.value for fault in FAULTS}
     assert [row for row in documented if row[0].strip("`") in known] == [
         [f"`{fault.value}`", row.meaning, row.breaker, str(row.status), "once" if row.retryable else "no"]
