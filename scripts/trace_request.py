@@ -212,7 +212,7 @@ def _when_imported(tree: ast.AST) -> Iterator[ast.AST]:
 
 async def traced() -> dict[str, list[Walk]]:
     """Starts a Redis and a stub for it. The worker's log lines are dropped."""
-    with embedded_redis(persistent=False) as redis, redirect_stderr(io.StringIO()):
+    with embedded_redis(persistent=False) as redis, redirect_stderr(io.TextIOWrapper(io.BytesIO())):
         async with running_stub() as stub:
             return await walks(redis.url, stub.base_url)
 
