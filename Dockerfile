@@ -6,15 +6,19 @@ ARG PYTHON_DIGEST=sha256:bb2988715db2cf7ace7b53f38f3cffbef7c7046a656bee66245eb0e
 
 FROM python:${PYTHON_TAG}@${PYTHON_DIGEST} AS build
 WORKDIR /src
+COPY requirements requirements
+# Locked packages, from wheels only, so no compiler is needed; into an environment without pip, so the image has no
+# installer. Byte code is compiled here because the service cannot write it. Code changes do not rerun this step.
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip install --require-hashes --only-binary :all: --root-user-action ignore -r requirements/build.txt \
+    && python -m venv --without-pip /opt/ragherd \
+    && pip --python /opt/ragherd/bin/python install \
+       --no-deps --require-hashes --only-binary :all: --compile -r requirements/image.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY api api
 COPY worker_config worker_config
-# From wheels only, so that no compiler is needed; into an environment without pip, so that the image has no installer.
-# Byte code is made here: the service can not write any.
-# hadolint ignore=DL3013
-RUN --mount=type=cache,target=/root/.cache/pip \
-    python -m venv --without-pip /opt/ragherd \
-    && pip --python /opt/ragherd/bin/python install --only-binary :all: --compile ".[onnx]"
+RUN pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /src/dist . \
+    && pip --python /opt/ragherd/bin/python install --no-cache-dir --no-deps --no-index --compile /src/dist/*.whl
 # What no line of the service reads: the downloader that tokenizers brings for models by name (the weights are here), the
 # converters beside onnxruntime, stubs for type checkers, the libraries' own tests.
 WORKDIR /opt/ragherd/lib/python3.13/site-packages

@@ -1,4 +1,4 @@
-"""Ragherd's own pages as the first documents of a knowledge base: a newcomer asks about the product itself."""
+"""Stores Ragherd's own pages as the first documents, so that a newcomer can ask about the product itself."""
 
 from __future__ import annotations
 
@@ -14,15 +14,24 @@ from api.cli.document_files import find
 from api.cli.ingest_run import About, Result, upload_all
 from api.settings import Settings
 
-PAGES: Final = "docs"
+COLLECTION: Final = "docs"
 TAG: Final = "ragherd"
 CONCURRENCY: Final = 4
 
 
+def own_pages() -> Path | None:
+    """The folder of the pages: in a wheel beside this file, in a checkout `docs`."""
+    root = Path(api.__file__).parents[1]
+    in_wheel, in_checkout = Path(__file__).parent / "pages", root / "docs"
+    if in_wheel.is_dir():
+        return in_wheel
+    return in_checkout if (root / "pyproject.toml").is_file() and in_checkout.is_dir() else None
+
+
 def store_own_docs(url: str, settings: Settings, report: Callable[[str], None]) -> int:
-    """The number of pages that are in the knowledge base now; 0 outside of a checkout, or where that fails."""
-    folder = Path(api.__file__).parents[1]
-    files = find([folder / PAGES], collection=PAGES).files if (folder / PAGES).is_dir() else ()
+    """The number of pages that are now in the knowledge base; 0 if there are none, or they cannot be stored."""
+    folder = own_pages()
+    files = find([folder], collection=COLLECTION).files if folder else ()
     if not files:
         return 0
     keys = settings.access.admins()

