@@ -28,13 +28,12 @@ class CancelScope:
     An error that the block raises instead goes on. The cancellation of the whole task by somebody else does, too.
     """
 
-    def __init__(self) -> None:
-        self.cancelled = False
-        """Whether `cancel` was called before the block ended."""
-        self._task: asyncio.Task[object] | None = None
-        self._before = 0
-        self._cancels = 0
-        self._again: asyncio.TimerHandle | None = None
+    cancelled = False
+    """Whether `cancel` was called before the block ended."""
+    _task: asyncio.Task[object] | None = None
+    _before = 0
+    _cancels = 0
+    _again: asyncio.TimerHandle | None = None
 
     def __enter__(self) -> Self:
         self._task = asyncio.current_task()

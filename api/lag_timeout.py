@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, Literal, Self
 
 from api.cancel_scope import CancelScope
 
@@ -42,7 +42,8 @@ class Countdown:
         self._loop = asyncio.get_running_loop()
         now = time.monotonic()
         self._last = now + max(MOST * seconds, seconds + MOST_LAG)
-        self._wait(now)
+        self._due = now + self._tick
+        self._handle: asyncio.Handle = self._loop.call_later(self._tick, self._ticked)
 
     def cancel(self) -> None:
         """Never calls `ended` from now on. To be called once: the lag is then complete."""
@@ -51,7 +52,7 @@ class Countdown:
 
     def _wait(self, now: float) -> None:
         self._due = now + self._tick
-        self._handle: asyncio.Handle = self._loop.call_later(self._tick, self._ticked)
+        self._handle = self._loop.call_later(self._tick, self._ticked)
 
     def _ticked(self) -> None:
         now = time.monotonic()
@@ -70,25 +71,24 @@ class Countdown:
             self._handle = self._loop.call_soon(self._ended)  # after those who were woken by what was just read
 
 
-class LagTimeout:
+class LagTimeout(CancelScope):
     """As `asyncio.timeout`: cancels a block (`with`) after `seconds` by a `Countdown`. Raises `TimeoutError`."""
-
-    __slots__ = ("_countdown", "_scope", "_seconds")
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._scope = CancelScope()
 
-    def __enter__(self) -> None:
-        self._scope.__enter__()
-        self._countdown = Countdown(self._seconds, self._scope.cancel)
+    def __enter__(self) -> Self:
+        super().__enter__()
+        self._countdown = Countdown(self._seconds, self.cancel)
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    ) -> Literal[False]:
         self._countdown.cancel()
-        if self._scope.__exit__(kind, error, trace):
+        if super().__exit__(kind, error, trace):
             raise TimeoutError from error
+        return False
 
 
 async def wait_with_lag(task: asyncio.Future[Any], seconds: float) -> float:

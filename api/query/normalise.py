@@ -35,7 +35,7 @@ def normalise(question: str) -> str:
     if len(question) > LONGEST:
         return question
     composed = nfc(question.translate(INVISIBLE))
-    compatible = "".join(map(_compatible, composed))
+    compatible = composed if composed.isascii() else "".join(map(_compatible, composed))
     folded = " ".join(fold(compatible).split())
     return _without_end(folded) or folded or question
 

@@ -7,13 +7,16 @@ been written, and costs a task for each command. Neither happens here: redis-py 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Final
 
 from redis.asyncio.connection import AbstractConnection, Connection, UnixDomainSocketConnection
 from redis.asyncio.sentinel import SentinelManagedConnection
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from api.lag_timeout import LagTimeout
+
+ROOM: Final = 16 * 1024
+"""Bytes that a buffer takes before a writer must wait: asyncio and uvloop have at least four times as many."""
 
 
 class PatientConnection(AbstractConnection):
@@ -40,7 +43,7 @@ class PatientConnection(AbstractConnection):
         """As redis-py. Connecting, where that is needed first, has its own timeout."""
         if not self.is_connected:
             await self.connect_check_health(check_health=False)
-        if self._patience is None:
+        if self._patience is None or self._cannot_wait(command):
             await super().send_packed_command(command, check_health)
             return
         try:
@@ -48,6 +51,14 @@ class PatientConnection(AbstractConnection):
                 await super().send_packed_command(command, check_health)
         except TimeoutError:  # redis-py has closed the connection
             raise RedisTimeoutError("Timeout writing to socket") from None
+
+    def _cannot_wait(self, command: bytes | str | Iterable[bytes]) -> bool:
+        """Whether a write goes straight into an empty buffer that has room for it, as nearly all do."""
+        writer = self._writer
+        if writer is None or self.health_check_interval or not isinstance(command, list):
+            return False
+        size = sum(map(len, command))
+        return size < ROOM and writer.transport.get_write_buffer_size() == 0
 
     async def read_response(
         self,
