@@ -19,6 +19,7 @@ import pytest
 from api.embedded.ports import free_port
 from api.embedded.supervisor_lock import supervisor_lock
 from api.settings import variable_names
+from tests import transcripts
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -226,3 +227,17 @@ def test_the_check_passes_twice_with_the_stand_in(start: Start, tmp_path: Path) 
         assert "cache hit (semantic, similarity 0.97" in said
         assert "Check passed in " in said
         assert left_running(tmp_path) == []
+
+
+@pytest.mark.processes
+def test_every_command_of_the_tutorial_prints_what_the_page_shows(start: Start) -> None:
+    page = (ROOT / "docs" / "tutorial.md").read_text()
+    process = start("--no-docs")
+    url = next(line.split()[4] for line in await_serving(process) if line.startswith("Ragherd "))
+    functions = transcripts.blocks(page, "bash")[0].replace("http://127.0.0.1:8001", url)
+    shown = [step for block in transcripts.blocks(page, "console") for step in transcripts.steps(block)]
+    typed = [step for step in shown if not step.command.startswith("scripts/")]
+    assert len(typed) >= 9
+    for step in typed:
+        output = transcripts.run(step.command.replace("http://127.0.0.1:8001", url), functions)
+        assert step.matches(output), f"$ {step.command}\n{output}"
