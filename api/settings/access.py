@@ -1,4 +1,4 @@
-"""Who may call: keys, the hosts by which the service is called, and whether callers without a key are meant."""
+"""Who may call: API keys, admin keys, allowed host names, and whether anonymous callers are allowed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ipaddress import IPv6Address
 from typing import Annotated, Final
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 from pydantic_settings import NoDecode
 
 from api.loopback import is_loopback_host
@@ -43,10 +43,26 @@ def _is_ipv6(host: str) -> bool:
 class AccessSettings(Concern):
     """Who may call. `api_keys` is `tenant=key,...`; `admin_keys` and `allowed_hosts` are lists."""
 
-    api_keys: Annotated[str, NoDecode] = ""
-    admin_keys: Annotated[str, NoDecode] = ""
+    api_keys: Annotated[str, NoDecode, Field(title="list")] = ""
+    """Keys that may ask: `tenant=key,...`. Default: anyone may ask.
+
+    With keys set, `POST /query` needs one, and the key fixes the tenant. Without keys, a request may name its tenant.
+    """
+    admin_keys: Annotated[str, NoDecode, Field(title="list")] = ""
+    """Admin keys. Default: admin endpoints answer loopback callers only.
+
+    An admin key may also ask, as any tenant.
+    """
     allow_anonymous: bool = False
-    allowed_hosts: Annotated[str, NoDecode, AfterValidator(_check_hosts)] = ""
+    """Allow callers without a key where `HOST` is not loopback.
+
+    With `false` and without `API_KEYS` the service does not start on such an address.
+    """
+    allowed_hosts: Annotated[str, NoDecode, AfterValidator(_check_hosts), Field(title="list")] = ""
+    """Accepted `Host` names. Others get 400. Default: any.
+
+    Leave out scheme and port: `rag.example`, `10.0.0.7`, `::1`. `*.example` stands for every name below `example`.
+    """
 
     def tenants_by_key(self) -> dict[str, str]:
         """The tenant that each API key stands for. Raises `ValueError`, which repeats no key."""
@@ -55,7 +71,7 @@ class AccessSettings(Concern):
         return {key: tenant for tenant, key in pairs}
 
     def admins(self) -> tuple[str, ...]:
-        """The keys with the admin's right. Raises `ValueError`, which repeats no key."""
+        """The admin keys. Raises `ValueError`, which repeats no key."""
         keys = entries(self.admin_keys)
         check_keys(keys)
         return keys

@@ -1,4 +1,4 @@
-"""Ollama, embeddings, and what keeps calls to them within bounds."""
+"""Ollama, the embedder, the connection pool, the bulkhead and the circuit breaker."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, StringConstraints
 from pydantic_settings import SettingsConfigDict
 
-from api.settings.concern import Concern, NotNegative, Percent, Positive, Seconds, split_list
+from api.settings.concern import Concern, FilePath, NotNegative, Percent, Positive, Seconds, split_list
 
 
 def _check_base_urls(value: str) -> str:
@@ -24,23 +24,43 @@ KEEP_ALIVE = r"^-?(\d+|(\d+(\.\d+)?(ms|s|m|h))+)$"
 LANGUAGES = r"^(?i:all|\s*[a-z]{2,3}\s*(,\s*[a-z]{2,3}\s*)*)$"
 """ISO 639 codes with commas between them, or `all`."""
 
-ModelName = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+ModelName = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1), Field(title="name")]
 
 
 class OllamaSettings(Concern):
     """The backends and the language model."""
 
-    ollama_base_url: Annotated[str, AfterValidator(_check_base_urls)] = "http://127.0.0.1:11434"
+    ollama_base_url: Annotated[str, AfterValidator(_check_base_urls), Field(title="URLs")] = "http://127.0.0.1:11434"
+    """URL of Ollama. Several, comma separated, share the load."""
     llm_model: ModelName = "llama3.2"
+    """Model that answers unless a request names another."""
     ollama_connect_timeout: Seconds = 2.0
+    """Time to connect."""
     ollama_first_token_timeout: Seconds = 30.0
+    """Time to the first token of a model in memory."""
     ollama_cold_first_token_timeout: Seconds = 300.0
+    """Time to the first token of a model that Ollama is loading."""
     ollama_inter_token_timeout: Seconds = 15.0
+    """Time between two tokens."""
     ollama_total_timeout: Seconds = 300.0
-    ollama_probe_interval: Annotated[float, Field(gt=0, le=30)] = 5.0
+    """Time for a whole answer, including a retry.
+
+    Time that the reader of a stream takes does not count. A request may shorten it with `X-Request-Timeout`.
+    """
+    ollama_probe_interval: Annotated[float, Field(gt=0, le=30, title="seconds")] = 5.0
+    """Time between two health checks of a backend.
+
+    One worker checks for the whole fleet.
+    """
     ollama_warm_up: bool = True
-    ollama_keep_alive: Annotated[str, Field(pattern=KEEP_ALIVE)] = "5m"
+    """Load the models at start and when a backend returns."""
+    ollama_keep_alive: Annotated[str, Field(title="duration", pattern=KEEP_ALIVE)] = "5m"
+    """How long Ollama keeps an unused model in memory.
+
+    `90s`, `5m`, `1h30m`, or seconds; below zero means forever. Every request carries it.
+    """
     ollama_num_ctx: Positive | None = None
+    """Context of every generation in tokens. Default: the model's."""
 
     @property
     def base_urls(self) -> tuple[str, ...]:
@@ -49,14 +69,36 @@ class OllamaSettings(Concern):
 
 
 class EmbedderSettings(Concern):
-    """Who turns questions into vectors."""
+    """The embedder: turns questions and passages into vectors."""
 
     embedder: Literal["ollama", "onnx"] = "ollama"
+    """Where texts are embedded: on Ollama or in each worker.
+
+    `onnx` needs the extra `onnx`. `scripts/run` and the container image set it.
+    """
     embed_model: ModelName = "nomic-embed-text"
-    embed_model_path: str | None = None
+    """Embedding model on Ollama. Not used with `EMBEDDER=onnx`."""
+    embed_model_path: FilePath | None = None
+    """Model for `EMBEDDER=onnx`. Default: the model of the extra `onnx`.
+
+    A folder with `model.onnx` and `tokenizer.json`, or a model file next to its `tokenizer.json`.
+    """
     embed_timeout: Seconds = 2.0
-    embed_languages: Annotated[str, StringConstraints(pattern=LANGUAGES)] | None = None
+    """Time to embed a question, including the wait for a permit.
+
+    After it the question goes on without the semantic tier.
+    """
+    embed_languages: Annotated[str, StringConstraints(pattern=LANGUAGES), Field(title="list")] | None = None
+    """Languages of the embedder: `all`, or ISO 639 codes like `en,de`.
+
+    Questions in other languages have no semantic tier. Default: all for the multilingual models that Ragherd knows by
+    name, English for every other model.
+    """
     embed_max_inputs: Annotated[int, Field(ge=1, le=10_000)] = 1024
+    """Texts in one request to `/api/embed` or `/v1/embeddings`.
+
+    A request with more gets 400.
+    """
 
     @property
     def language_codes(self) -> frozenset[str] | None:
@@ -71,20 +113,39 @@ class PoolSettings(Concern):
 
     model_config = SettingsConfigDict(env_prefix="CONNECTION_POOL_")
     min_size: NotNegative = 5
+    """Connections opened at start and kept open.
+
+    It must not exceed the maximum.
+    """
     max_size: Positive = 15
+    """Connections, and so calls in flight, per worker."""
     max_keepalive: NotNegative = 30
+    """Unused connections to keep, at most the maximum size."""
     keepalive_expiry: Seconds = 30.0
+    """How long an unused connection is kept."""
     timeout: Seconds = 5.0
+    """How long a request waits for a connection; then 503."""
 
 
 class BulkheadSettings(Concern):
-    """How many calls to Ollama the fleet has under way at once, and how many wait for how long."""
+    """How many calls to Ollama the fleet makes at once, and how many may wait for how long."""
 
     model_config = SettingsConfigDict(env_prefix="BULKHEAD_")
     max_concurrent: Positive = 4
+    """Generations at once.
+
+    Set it to Ollama's `OLLAMA_NUM_PARALLEL` times the number of loaded models that you use.
+    """
     max_queue: Annotated[int, Field(ge=0, le=1000)] = 64
+    """Calls that may wait. One more gets 503. 0: none waits."""
     max_wait: Seconds = 30.0
+    """How long a call waits; then 503."""
     embed_max_concurrent: Positive = 8
+    """Embedding calls at once, with `EMBEDDER=ollama`.
+
+    These calls have a separate queue. Questions go first, and a quarter of the permits is for questions only. A
+    question waits no longer than `EMBED_TIMEOUT`.
+    """
 
 
 class BreakerSettings(Concern):
@@ -92,13 +153,36 @@ class BreakerSettings(Concern):
 
     model_config = SettingsConfigDict(env_prefix="CIRCUIT_BREAKER_")
     enabled: bool = True
+    """`false` admits every call and only counts."""
     failure_threshold: Positive = 5
+    """Consecutive failures that open the breaker."""
     timeout: Seconds = 60.0
+    """How long the breaker stays open the first time."""
     timeout_max: Seconds = 300.0
+    """Longest time open.
+
+    The time doubles each time that a half-open breaker opens again.
+    """
     half_open_max_calls: Positive = 3
+    """Probes at once while half-open; as many successes close it.
+
+    The limit holds for the whole fleet.
+    """
     minimum_calls: Positive = 20
+    """Calls in the window before the two rates are judged."""
     failure_rate_threshold: Percent = 50.0
+    """Failed calls in the window that open the breaker."""
     slow_call_rate_threshold: Percent = 100.0
+    """Slow calls that open it, in the window or of probes."""
     slow_call_duration: Seconds = 30.0
-    window: Annotated[int, Field(ge=1, le=600)] = 60
+    """Time to the first token that makes a call slow.
+
+    Time to load the model does not count.
+    """
+    window: Annotated[int, Field(ge=1, le=600, title="seconds")] = 60
+    """Length of the window."""
     stable_time: Seconds = 300.0
+    """Time closed after which the time open starts over.
+
+    The next opening then lasts `CIRCUIT_BREAKER_TIMEOUT` again.
+    """

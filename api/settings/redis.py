@@ -1,4 +1,4 @@
-"""Where the shared memory is."""
+"""The Redis that the fleet shares."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from urllib.parse import SplitResult, urlsplit
 from pydantic import AfterValidator, Field
 from pydantic_settings import SettingsConfigDict
 
-from api.settings.concern import Concern, Positive, Seconds
+from api.settings.concern import Concern, FilePath, Positive, Seconds
 
 CLUSTER = ("redis+cluster", "rediss+cluster")
 PREFIX = "[A-Za-z0-9_.:-]+"
@@ -69,20 +69,53 @@ def _check_cluster_url(parts: SplitResult) -> str:
 
 
 class RedisSettings(Concern):
-    """The shared memory."""
+    """The Redis of the cache, the knowledge base and the fleet."""
 
     model_config = SettingsConfigDict(env_prefix="REDIS_")
-    url: Annotated[str, AfterValidator(_check_redis_url)] = "redis://127.0.0.1:6379"
+    url: Annotated[str, AfterValidator(_check_redis_url), Field(title="URL")] = "redis://127.0.0.1:6379"
+    """Redis 8 or Redis Stack 7.4. `scripts/run` starts one if unset.
+
+    `redis://`, `rediss://` (TLS), `unix://`, `redis+sentinel://host:port,host:port/name`,
+    `redis+cluster://host:port,host:port`, `rediss+sentinel://...` or `rediss+cluster://...`. Give no database number:
+    search indexes exist in database 0 only. Options after `?` are refused. In a password write `/ ? # @` as `%2F %3F
+    %23 %40`.
+    """
     prefix: Annotated[str, Field(min_length=1, pattern=f"^{PREFIX}$")] = "rag:"
+    """Beginning of every key.
+
+    Letters, digits and `_ . : -`. Fleets with different prefixes share a Redis but no data.
+    """
     timeout: Seconds = 0.2
+    """Time for one command. After it Redis counts as lost.
+
+    A worker that was too busy to read a reply waits longer: up to four times this value in all, or 5 s more if that is
+    longer. The same holds for `REDIS_REQUEST_BUDGET` and `EMBED_TIMEOUT`.
+    """
     connect_timeout: Seconds = 0.2
+    """Time to connect."""
     request_budget: Seconds = 0.25
+    """Time for all cache commands of one question.
+
+    After it the look-up ends as `bypass`. Storing goes on after the answer is sent; that answer does not say `stored`.
+    """
     max_connections: Positive = 64
-    ca_file: str | None = None
-    cert_file: str | None = None
-    key_file: str | None = None
+    """Commands in flight per worker; on a cluster per shard.
+
+    Further commands wait. Each breaker and each bulkhead listens on one more connection.
+    """
+    ca_file: FilePath | None = None
+    """The only CA to trust under TLS (PEM). Default: the system's."""
+    cert_file: FilePath | None = None
+    """Client certificate with its chain (PEM), if the server asks for one."""
+    key_file: FilePath | None = None
+    """Unencrypted key of that certificate (PEM).
+
+    Default: the key is in `REDIS_CERT_FILE`.
+    """
     sentinel_username: str | None = None
+    """User for the Sentinels. Default: their default user."""
     sentinel_password: str | None = None
+    """Password for the Sentinels. Default: no password."""
 
     @property
     def is_cluster(self) -> bool:
@@ -91,7 +124,11 @@ class RedisSettings(Concern):
 
 
 class BreakerRedisSettings(Concern):
-    """Where breakers and bulkheads are kept, if not with all the rest."""
+    """An optional second Redis for breakers and bulkheads."""
 
     model_config = SettingsConfigDict(env_prefix="BREAKER_REDIS_")
-    url: Annotated[str, AfterValidator(_check_redis_url)] | None = None
+    url: Annotated[str, AfterValidator(_check_redis_url), Field(title="URL")] | None = None
+    """Separate Redis for breakers and bulkheads. Default: `REDIS_URL`.
+
+    The prefix, the timeouts, the TLS files and the Sentinel credentials of `REDIS_...` apply to it.
+    """
