@@ -15,6 +15,8 @@ import pytest
 from api.embedded.child_process import start_child
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 SLEEPER = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"]
 
 STUBBORN_WITH_CHILD = """

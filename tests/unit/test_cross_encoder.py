@@ -17,6 +17,8 @@ from api.embedders.onnx_files import files_at
 from api.errors import SettingsError
 from tests.small_cross_encoder import Output, write_cross_encoder
 
+pytestmark = pytest.mark.slow
+
 
 def load(path: str) -> CrossEncoder:
     return CrossEncoder(files_at(path, "RERANK_MODEL_PATH"))

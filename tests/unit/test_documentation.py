@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,7 @@ def test_the_breaker_page_names_every_setting_of_the_breaker_but_its_switch() ->
 # -- HTTP --------------------------------------------------------------------------------------------------------------
 
 
+@cache
 def routes() -> set[str]:
     """`GET /health` and so on: what the app serves, its own description too."""
     app = create_app(Settings())

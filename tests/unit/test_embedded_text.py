@@ -12,6 +12,8 @@ from api.knowledge.embedded_text import PLACE, EmbeddedText
 from api.ports.documents import Chunk, DocumentFacts
 from api.settings import ONNX_CHUNK_TOKENS, DocumentSettings
 
+pytestmark = pytest.mark.slow
+
 MODEL = MiniLM(model_files(None))
 USUAL = DocumentSettings(_env_file=None)
 WORDS = (

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from api.guards.agreement import GUARDS, disagreement, read, verdicts
 from api.guards.letter_case import chunks
 
+pytestmark = pytest.mark.slow
+
 LINES = (Path(__file__).parent / "guard_pairs.tsv").read_text("utf-8").splitlines()
 PAIRS = [tuple(line.split("\t")) for line in LINES if line and not line.startswith("#")]
 QUESTIONS = sorted({question for _, *both in PAIRS for question in both})

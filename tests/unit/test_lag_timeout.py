@@ -16,6 +16,8 @@ from api.lag_timeout import FEWEST, MOST, Countdown, LagTimeout, wait_with_lag
 from api.query.answered import Stages
 from api.query.cache_budget import BudgetSpent, CacheBudget
 
+pytestmark = pytest.mark.slow
+
 LOOPS = pytest.mark.parametrize(
     "loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"]
 )

@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from api.ollama.linear_pool import LinearPool
 from tests.stub_ollama import StubOllama, running_stub
 
+pytestmark = pytest.mark.slow
+
 SIZE = 4
 TIMEOUTS = {"pool": 5.0, "connect": 5.0}
 

@@ -45,6 +45,8 @@ from api.query.reference_numbers import rewritten
 from api.redis_store.passage_schema import by_words
 from api.unicode_text import is_blank, nfc
 
+pytestmark = pytest.mark.slow
+
 MOST_RATIO: Final = 8.0
 LEAST_SECONDS: Final = 0.005
 """Shorter times are noise: the text grows until it takes longer."""

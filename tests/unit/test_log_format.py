@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 START = "import logging, structlog\nfrom api.observability.log_format import configure_logging\n"

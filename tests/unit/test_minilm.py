@@ -12,6 +12,8 @@ from api.embedders.minilm import MiniLM, model_files
 from api.embedders.onnx_files import ModelFiles
 from api.errors import SettingsError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def model() -> MiniLM:

@@ -13,6 +13,8 @@ from api.embedders.onnx import OnnxEmbedder, open_onnx
 from api.errors import EmbeddingUnavailable, SettingsError
 from api.model import EmbedderIdentity, Vector
 
+pytestmark = pytest.mark.slow
+
 
 class GatedEncoder:
     """Encodes a text as its own bytes, a turn only after `gate` is set; `turns` are the texts it was given."""

@@ -22,6 +22,8 @@ from api.knowledge.parsing import AT_ONCE, IN_A_THREAD, Parsed, ParseLimits, Par
 from api.knowledge.plain_text import decoded, read_text, tidied
 from api.knowledge.readers import html
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 LIMITS = ParseLimits(pages=20, characters=100_000, timeout=30)
 

@@ -12,6 +12,8 @@ from typer.testing import CliRunner, Result
 from api.cli.commands import commands
 from scripts.draw_scaling import CHART, ROWS, draw
 
+pytestmark = pytest.mark.slow
+
 
 def run(*arguments: str) -> Result:
     return CliRunner().invoke(commands, list(arguments), env={"COLUMNS": "200"})

@@ -17,6 +17,8 @@ from api.scaling.simulation.fleet import Network
 from api.scaling.simulation.redis_server import RedisServer, Service, as_measured, exponential
 from api.scaling.simulation.run import quantile, simulate
 
+pytestmark = pytest.mark.slow
+
 COSTS = load_costs()
 
 

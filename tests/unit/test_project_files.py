@@ -1,0 +1,76 @@
+"""The files around the code are valid, and name scripts and tools that exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+GITHUB = ROOT / ".github"
+WORKFLOWS = sorted((GITHUB / "workflows").glob("*.yml"))
+BIN = Path(sys.executable).parent
+
+
+def read(path: Path) -> Any:
+    return yaml.safe_load(path.read_text())
+
+
+def shell_scripts() -> list[Path]:
+    """Every file of the project that a shell runs or sources."""
+    folders = [ROOT / name for name in ("scripts", ".ci", "k8s", "tests")]
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file() and path.suffix in {"", ".sh"}]
+    return [path for path in files if re.match(rb"#!.*\b(ba)?sh\b|# shellcheck shell=", path.read_bytes())]
+
+
+def test_shellcheck_finds_nothing() -> None:
+    scripts = shell_scripts()
+    assert {"run", "test", "venv.sh"} <= {path.name for path in scripts}
+    checked = subprocess.run(
+        [BIN / "shellcheck", "--external-sources", *scripts], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert checked.stdout + checked.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("schema", "files"),
+    [
+        ("github-workflows", WORKFLOWS),
+        ("github-issue-forms", [GITHUB / "ISSUE_TEMPLATE" / name for name in ("bug.yml", "feature.yml")]),
+        ("github-issue-config", [GITHUB / "ISSUE_TEMPLATE" / "config.yml"]),
+    ],
+)
+def test_github_accepts_its_files(schema: str, files: list[Path]) -> None:
+    command = [BIN / "check-jsonschema", "--builtin-schema", f"vendor.{schema}", *files]
+    checked = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_the_workflows_run_the_scripts_that_a_person_runs() -> None:
+    steps = [step for path in WORKFLOWS for job in read(path)["jobs"].values() for step in job["steps"]]
+    commands = [step["run"] for step in steps if "run" in step]
+    scripts = [word for command in commands for word in shlex.split(command) if re.match(r"scripts/|\.ci/", word)]
+    assert len(commands) == len(scripts), "a step runs one script and nothing else"
+    assert {path for path in scripts if not (ROOT / path).is_file()} == set()
+    assert ".ci/run" in scripts
+
+
+def test_pre_commit_calls_the_tools_of_the_virtual_environment() -> None:
+    subprocess.run([BIN / "pre-commit", "validate-config", ROOT / ".pre-commit-config.yaml"], check=True)
+    hooks = [hook for repo in read(ROOT / ".pre-commit-config.yaml")["repos"] for hook in repo["hooks"]]
+    assert {hook["language"] for hook in hooks} == {"system"}
+    for hook in hooks:
+        tool = shlex.split(hook["entry"])[0]
+        assert (BIN / tool.removeprefix(".venv/bin/") if tool.startswith(".venv/") else ROOT / tool).is_file()
+
+
+def test_the_contributing_page_names_scripts_that_exist() -> None:
+    named = set(re.findall(r"(?<![\w/])(?:scripts|\.ci|tests)/[\w/.-]*\w", (ROOT / "CONTRIBUTING.md").read_text()))
+    assert len(named) > 5
+    assert {path for path in named if not (ROOT / path).exists()} == set()
