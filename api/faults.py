@@ -68,7 +68,7 @@ FAULTS: Mapping[UpstreamFault, FaultRow] = MappingProxyType(
         UpstreamFault.INVALID_RESPONSE: FaultRow("the answer is not the JSON of Ollama's API", "failure", 502),
         UpstreamFault.SERVER_ERROR: FaultRow("500 (the runner crashed), 502 or 504", "failure", 502, True),
         UpstreamFault.EMBED_FAILED: FaultRow("the embedding runner failed (Ollama answers 400)", "failure", 502),
-        UpstreamFault.TEXT_NOT_EMBEDDED: FaultRow("the model cannot embed this text, others it can", "ignored", 422),
+        UpstreamFault.TEXT_NOT_EMBEDDED: FaultRow("the model cannot embed this one text", "ignored", 422),
         UpstreamFault.REQUEST_REJECTED: FaultRow("400, or 500 for a bad option: our request was wrong", "ignored", 502),
         UpstreamFault.UNAUTHORIZED: FaultRow("401 or 403", "ignored", 502),
         UpstreamFault.MODEL_NOT_FOUND: FaultRow("404: the model is not on Ollama", "ignored", 404),
