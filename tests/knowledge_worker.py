@@ -16,6 +16,7 @@ from api.knowledge.library import Given
 from api.model import EmbedderIdentity, Embedding, Vector
 from api.observability.metrics import Metrics
 from api.ports.documents import DocumentFacts
+from api.ports.models import CurrentIdentity
 from api.redis_store.gate import RedisGate
 from api.redis_store.keys import Keys
 from api.redis_store.semantic_indexes import SemanticIndexes
@@ -30,6 +31,7 @@ class GatedEmbedder:
 
     def __init__(self, name: str) -> None:
         self.embedder = EmbedderIdentity(name, DIMENSION, hashlib.sha256(name.encode()).hexdigest()[:10])
+        self.current = CurrentIdentity(self.embedder)
         self.gate = asyncio.Event()
         self.gate.set()
         self.waiting = asyncio.Event()

@@ -15,7 +15,7 @@ from api.backends.text_faults import embedded_or_blamed
 from api.errors import BreakerOpen, BulkheadFull, EmbeddingUnavailable, TextNotEmbedded, UpstreamError
 from api.faults import UpstreamFault
 from api.model import EmbedderIdentity, Embedding, Retry
-from api.ports.models import BackendEmbedder
+from api.ports.models import BackendEmbedder, CurrentIdentity
 from api.ports.resilience import Retries
 
 
@@ -25,11 +25,13 @@ class AgreedIdentity:
     def __init__(self, backends: Backends[BackendEmbedder], model: str) -> None:
         self.backends = backends
         self.model = model
+        self.current = CurrentIdentity()
         self._identity: EmbedderIdentity | None = None
 
     async def identity(self) -> EmbedderIdentity:
         """Of the first healthy backend that is as before, else of the first that says; see `ports.Embedder`."""
-        others: list[EmbedderIdentity] = []
+        others: list[tuple[EmbedderIdentity, EmbedderIdentity | None]] = []
+        self.current.value = None
         failure: EmbeddingUnavailable | None = None
         for backend in self.backends.candidates(self.model):
             try:
@@ -37,14 +39,15 @@ class AgreedIdentity:
             except EmbeddingUnavailable as error:
                 failure = error
                 continue
+            known = backend.service.known  # not where it is only remembered
             if self._identity in (None, identity):
-                self._identity = identity
+                self._identity, self.current.value = identity, known
                 return identity
-            others.append(identity)
+            others.append((identity, known))
         if not others:
             raise failure or EmbeddingUnavailable("there is no backend")
-        self._identity = others[0]
-        return others[0]
+        self._identity, self.current.value = others[0]
+        return others[0][0]
 
     async def check(self, backend: Backend[BackendEmbedder]) -> None:
         """Raises `UpstreamError` where a backend has another model under the name: its vectors do not compare."""
@@ -67,6 +70,7 @@ class FailoverEmbedder:
         *,
         background: bool = False,
     ) -> None:
+        self.current = agreed.current
         self._agreed = agreed
         self._failover = Failover(agreed.backends, policy, retries, events)
         self._background = background
@@ -83,6 +87,7 @@ class FailoverEmbedder:
         try:
             return [event async for event in calling if isinstance(event, list)][-1]
         except UpstreamError as error:
+            self.current.value = None  # the model may be another one now
             is_the_texts = error.fault is UpstreamFault.TEXT_NOT_EMBEDDED
             raise (TextNotEmbedded if is_the_texts else EmbeddingUnavailable)(error.detail) from error
         except (BulkheadFull, BreakerOpen) as error:

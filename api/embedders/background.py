@@ -14,6 +14,7 @@ from typing import Final
 
 from api.embedders.micro_batch import MicroBatcher
 from api.model import EmbedderIdentity, Embedding
+from api.ports.models import CurrentIdentity
 
 NICE: Final = 5
 """What the thread's share of a busy processor is: about a third of another's."""
@@ -23,6 +24,7 @@ class BackgroundEmbedder:
     """Implements `ports.Embedder`. Without a deadline: who asks has time, and half the work would be for nothing."""
 
     def __init__(self, identity: EmbedderIdentity, batcher: MicroBatcher[Embedding]) -> None:
+        self.current = CurrentIdentity(identity)
         self._identity = identity
         self._batcher = batcher
 

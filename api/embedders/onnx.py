@@ -19,12 +19,14 @@ from api.embedders.onnx_files import ModelFiles
 from api.errors import EmbeddingUnavailable
 from api.lag_timeout import LagTimeout
 from api.model import EmbedderIdentity, Embedding
+from api.ports.models import CurrentIdentity
 
 
 class OnnxEmbedder:
     """Implements `ports.Embedder`. Made by `OnnxEmbedder.open`."""
 
     def __init__(self, identity: EmbedderIdentity, batcher: MicroBatcher[Embedding], timeout: float) -> None:
+        self.current = CurrentIdentity(identity)
         self._identity = identity
         self._batcher = batcher
         self._timeout = timeout

@@ -24,6 +24,7 @@ class RememberedEmbedder:
     """
 
     def __init__(self, embedder: Embedder, kept: int = KEPT) -> None:
+        self.current = embedder.current
         self._embedder = embedder
         self._kept = kept
         self._count = 0
@@ -34,13 +35,13 @@ class RememberedEmbedder:
         """See `ports.Embedder`."""
         identity = await self._embedder.identity()
         if identity != self._identity:
-            self._by_tenant.clear()
-            self._count = 0
-            self._identity = identity
+            self._forget_all(identity)
         return identity
 
     async def embed(self, texts: Sequence[str], *, tenant: str) -> list[Embedding]:
         """See `ports.Embedder`."""
+        if self.current.value not in (None, self._identity):
+            self._forget_all(self.current.value)
         remembered: Mapping[str, Embedding] = self._by_tenant.get(tenant, {})
         known = {text: remembered[text] for text in texts if text in remembered}
         missing = [text for text in dict.fromkeys(texts) if text not in known]
@@ -51,6 +52,11 @@ class RememberedEmbedder:
                 return [known[text] for text in texts]  # the model changed meanwhile: nothing to keep
         self._keep(tenant, known)
         return [known[text] for text in texts]
+
+    def _forget_all(self, identity: EmbedderIdentity | None) -> None:
+        self._by_tenant.clear()
+        self._count = 0
+        self._identity = identity
 
     def _keep(self, tenant: str, embeddings: dict[str, Embedding]) -> None:
         own = self._by_tenant.setdefault(tenant, OrderedDict())

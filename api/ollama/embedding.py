@@ -93,6 +93,11 @@ class OllamaEmbedder:
             if embedder._loading is not None:
                 await cancelled([embedder._loading])
 
+    @property
+    def known(self) -> EmbedderIdentity | None:
+        """Who embeds, once Ollama has said so."""
+        return self._identity
+
     async def identity(self) -> EmbedderIdentity:
         """Who embeds: asked of Ollama once. Raises `EmbeddingUnavailable` while it was never known."""
         if self._identity is None:

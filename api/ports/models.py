@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from typing import Protocol
 
 from api.model import (
@@ -32,8 +33,19 @@ class LanguageModel(Protocol):
         """
 
 
+@dataclass(slots=True)
+class CurrentIdentity:
+    """Who embeds now. None while that must be found out: `Embedder.identity` does, and sets it."""
+
+    value: EmbedderIdentity | None = None
+
+
 class Embedder(Protocol):
     """Turns text into unit vectors."""
+
+    @property
+    def current(self) -> CurrentIdentity:
+        """Always the same object. Its value changes with the model."""
 
     async def identity(self) -> EmbedderIdentity:
         """Who embeds. Raises `EmbeddingUnavailable` while that is not known yet."""
@@ -47,6 +59,10 @@ class Embedder(Protocol):
 
 class BackendEmbedder(Protocol):
     """The embedder of one backend, as `Embedder` is made of several."""
+
+    @property
+    def known(self) -> EmbedderIdentity | None:
+        """Who embeds, once the backend has said so; no I/O."""
 
     async def identity(self) -> EmbedderIdentity:
         """See `Embedder`."""

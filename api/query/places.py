@@ -17,5 +17,5 @@ class Places:
 
     async def of(self, query: Query) -> Fingerprint:
         """Raises `EmbeddingUnavailable` while it is not known who embeds."""
-        identity = await self._embedder.identity()
+        identity = self._embedder.current.value or await self._embedder.identity()
         return fingerprint(query, identity, self._digests.digest(query.model), self._grounding)

@@ -15,6 +15,7 @@ from api.knowledge.retrieval import RetrievalPolicy, Retriever, Wanted
 from api.model import EmbedderIdentity, Vector
 from api.ports.document_work import EmbeddedChunk, Work
 from api.ports.documents import Chunk, DocumentFacts
+from api.ports.models import CurrentIdentity
 from api.redis_store.document_fields import chunk_fields
 from api.redis_store.gate import RedisGate
 from api.redis_store.index_schema import algorithm_for
@@ -58,6 +59,8 @@ async def _similar(bench: Bench, number: int) -> None:
 
 class _Known:
     """An embedder that is never asked to embed."""
+
+    current = CurrentIdentity(EMBEDDER)
 
     async def identity(self) -> EmbedderIdentity:
         return EMBEDDER

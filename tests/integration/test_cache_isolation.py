@@ -18,6 +18,7 @@ from api.knowledge.retrieval import RetrievalPolicy, Retriever
 from api.model import EmbedderIdentity, Embedding, Generation, GenerationEnd, GenerationRequest, Token, Usage, Vector
 from api.observability.metrics import Metrics
 from api.observability.query_events import QueryEvents
+from api.ports.models import CurrentIdentity
 from api.query.answered import Answered, Stages
 from api.query.cache_budget import CacheBudget
 from api.query.condense import Condenser
@@ -49,6 +50,7 @@ class WordEmbedder:
 
     def __init__(self, fingerprint: str) -> None:
         self._identity = EmbedderIdentity("words", 16, fingerprint)
+        self.current = CurrentIdentity(self._identity)
 
     async def identity(self) -> EmbedderIdentity:
         return self._identity

@@ -16,6 +16,7 @@ from api.knowledge.old_embeddings import OldEmbeddings
 from api.model import EmbedderIdentity, Embedding
 from api.observability.knowledge_events import KnowledgeEvents
 from api.observability.metrics import Metrics
+from api.ports.models import CurrentIdentity
 from api.query.prompt_template import PACKAGED
 from api.redis_store.duty import RedisDuty
 from api.redis_store.gate import RedisGate
@@ -253,6 +254,8 @@ async def test_an_embedder_of_which_nothing_is_known_counts_as_used_now(serve: S
 
 class Present:
     """The embedder of a fleet as far as this is concerned: who it is."""
+
+    current = CurrentIdentity()
 
     async def identity(self) -> EmbedderIdentity:
         return EmbedderIdentity("new", 4, "b" * 10)

@@ -11,6 +11,7 @@ from api.errors import EmbeddingUnavailable, TextNotEmbedded
 from api.knowledge import chunk_embedding
 from api.knowledge.chunk_embedding import ChunkEmbedding, NotEmbedded
 from api.model import EmbedderIdentity, Embedding
+from api.ports.models import CurrentIdentity
 
 Failing = Callable[[int, Sequence[str]], Exception | None]
 """What a call raises, by its number and its texts."""
@@ -25,6 +26,8 @@ class Scripted:
         self.now = 0.0
         self._failing = failing
         self._seconds = seconds
+
+    current = CurrentIdentity()
 
     async def identity(self) -> EmbedderIdentity:
         return EmbedderIdentity("e", 1, "e")

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 
 from api.embedders.remembered import RememberedEmbedder
 from api.model import EmbedderIdentity, Embedding
+from api.ports.models import CurrentIdentity
 
 
 class Counting:
     """Embeds a text as its model's name and itself."""
 
     def __init__(self) -> None:
+        self.current = CurrentIdentity()
         self.model = "a"
         self.embedded: list[str] = []
 
@@ -51,6 +53,16 @@ async def test_another_model_begins_anew() -> None:
     await vectors(embedder, "x")
     inner.model = "b"
     await embedder.identity()
+    assert await vectors(embedder, "x") == [b"b:x"]
+
+
+async def test_another_model_is_noticed_without_being_asked_for() -> None:
+    inner = Counting()
+    embedder = RememberedEmbedder(inner)
+    inner.current.value = await embedder.identity()
+    await vectors(embedder, "x")
+    inner.model = "b"
+    inner.current.value = EmbedderIdentity("b", 1, "b")
     assert await vectors(embedder, "x") == [b"b:x"]
 
 

@@ -1,0 +1,86 @@
+"""The backends agree on who embeds. The flow reads that from an attribute while it is certain."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from api.backends.embedder import AgreedIdentity, FailoverEmbedder
+from api.backends.failover import Policy
+from api.backends.members import Backend, Backends
+from api.errors import EmbeddingUnavailable, UpstreamError
+from api.faults import UpstreamFault
+from api.model import EmbedderIdentity
+
+OLD, NEW = EmbedderIdentity("m", 4, "old"), EmbedderIdentity("m", 4, "new")
+
+
+@dataclass
+class Service:
+    """The embedder of one backend. It never embeds."""
+
+    says: EmbedderIdentity
+    known: EmbedderIdentity | None = None
+    asked: int = 0
+
+    async def identity(self) -> EmbedderIdentity:
+        self.asked += 1
+        return self.says
+
+    async def embed(self, *_: Any, **__: Any) -> Any:
+        raise EmbeddingUnavailable("no") from UpstreamError(UpstreamFault.MODEL_NOT_FOUND, "no")
+
+
+@dataclass
+class Guard:
+    """A bulkhead and a breaker that let everybody through."""
+
+    rejects: bool = False
+    reported: list[str] = field(default_factory=list)
+
+    def check(self) -> None:
+        return
+
+    def permit(self, *_: Any, **__: Any) -> Any:
+        return nullcontext()
+
+    def attempt(self) -> Any:
+        return nullcontext(self)
+
+    async def failed(self, seconds: float) -> None:
+        self.reported.append("failed")
+
+
+def agreed_of(*services: Service) -> AgreedIdentity:
+    members: list[Backend[Any]] = [Backend(str(at), one, Guard(), Guard()) for at, one in enumerate(services)]  # type: ignore[arg-type]
+    return AgreedIdentity(Backends(members, lambda _: None), "m")
+
+
+async def test_what_a_backend_has_said_is_current() -> None:
+    agreed = agreed_of(Service(OLD, known=OLD))
+    assert agreed.current.value is None
+    await agreed.identity()
+    assert agreed.current.value == OLD
+
+
+async def test_what_is_only_remembered_is_asked_for_again() -> None:
+    """Ollama was down at the start: until it has answered, every question asks who embeds."""
+    agreed = agreed_of(Service(OLD))
+    assert await agreed.identity() == OLD
+    assert agreed.current.value is None
+
+
+async def test_after_a_failure_the_backends_agree_again() -> None:
+    service = Service(OLD, known=OLD)
+    agreed = agreed_of(service)
+    await agreed.identity()
+    embedder = FailoverEmbedder(agreed, Policy(1.0), None, None)  # type: ignore[arg-type]
+    with pytest.raises(EmbeddingUnavailable):
+        await embedder.embed(["x"], tenant="t")
+    assert embedder.current.value is None
+    service.says = service.known = NEW
+    assert await embedder.identity() == NEW
+    assert embedder.current.value == NEW
