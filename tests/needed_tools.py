@@ -9,16 +9,16 @@ import pytest
 
 
 def need_tool(name: str) -> str:
-    """Where the program is."""
+    """Returns the path of the program."""
     found = shutil.which(name)
     if found is None:
-        not_here(f"{name} is not on the path (scripts/install-test-tools installs what Debian has)")
+        not_here(f"{name} is not on the path (as root: scripts/install-test-tools)")
     assert found is not None
     return found
 
 
 def not_here(reason: str) -> None:
-    """The test can not run on this machine."""
+    """Skips the test on a developer's machine and fails it in CI."""
     if os.environ.get("CI") == "true":
         pytest.fail(f"{reason}, and CI must run this")
     pytest.skip(reason)

@@ -1,13 +1,14 @@
-"""Every overlay, and the base, rendered."""
+"""Every overlay, the base and the chart, rendered."""
 
 from __future__ import annotations
 
 import pytest
 
+from tests.k8s.chart import chart
 from tests.k8s.rendered import OVERLAYS, Rendered, rendered
 
 
-@pytest.fixture(params=["base", *OVERLAYS], ids=lambda folder: folder.rpartition("/")[2])
+@pytest.fixture(params=["base", *OVERLAYS, "chart"], ids=lambda folder: folder.rpartition("/")[2])
 def manifests(request: pytest.FixtureRequest) -> Rendered:
-    """Once for each."""
-    return rendered(request.param)
+    """Runs the test once for each."""
+    return chart() if request.param == "chart" else rendered(request.param)

@@ -11,7 +11,7 @@ import pytest
 from tests.k8s.rendered import OVERLAYS, ROOT, Rendered, containers, rendered
 from worker_config.gunicorn_conf import CLOSING
 
-OPERATORS = {"PodMonitor", "PrometheusRule"}
+OPERATORS = {"PodMonitor", "PrometheusRule", "ServiceMonitor"}
 """Not Kubernetes's own: test_monitoring.py reads them."""
 KUBERNETES = "1.33"
 

@@ -86,11 +86,10 @@ local window = redis.call('HGETALL', KEYS[2])
 for i = 1, #window, 2 do
   local bucket, kind = window[i]:match('^(%d+):(%a+)$')
   local calls = tonumber(window[i + 1])
-  if not bucket then
-    calls = 0 -- a later release's
-  elseif tonumber(bucket) <= second - window_s then
+  -- A bucket of another form is a later release's.
+  if bucket and tonumber(bucket) <= second - window_s then
     redis.call('HDEL', KEYS[2], window[i])
-  else
+  elseif bucket then
     total = total + calls
     if kind == 'fail' or kind == 'slowfail' then failed = failed + calls end
     if kind == 'slow' or kind == 'slowfail' then slow = slow + calls end

@@ -3,7 +3,7 @@
 -- KEYS[4] hash  rag:doc:<id>:work     KEYS[5] hash    rag:corpus:<owner>     KEYS[6] hash    rag:corpus:state
 -- ARGV: id, revision, holder, embedder, chunks, characters, how many of the chunks are not embedded, which (JSON)
 -- Returns 1, 2 where it took the place of one before, or 0 where the work is void by now, or another's.
-local id, revision, embedder, chunks = ARGV[1], ARGV[2], ARGV[4], tonumber(ARGV[5])
+local revision, embedder, chunks = ARGV[2], ARGV[4], tonumber(ARGV[5])
 local phase, tenant = unpack(redis.call('HMGET', KEYS[4], 'phase', 'tenant'))
 if not is_held(KEYS[4], revision, ARGV[3]) or phase ~= 'store' then return 0 end
 
