@@ -76,6 +76,24 @@ def test_diagrams_are_drawn_and_the_search_has_every_page(site: Path) -> None:
     )
 
 
+# -- Decisions ---------------------------------------------------------------------------------------------------------
+
+
+RECORDS = sorted((DOCS / "decisions").glob("[0-9]*.md"))
+
+
+def test_the_index_of_decisions_lists_every_record_by_its_title() -> None:
+    listed = re.findall(r"\[([^\]]+)\]\((\d[^)]+)\)", (DOCS / "decisions" / "index.md").read_text())
+    assert listed == [(record.read_text().partition("\n")[0].removeprefix("# "), record.name) for record in RECORDS]
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.stem)
+def test_a_record_is_short_and_has_context_decision_and_consequences(record: Path) -> None:
+    text = record.read_text()
+    assert re.findall(r"^## (.+)$", text, re.MULTILINE) == ["Context", "Decision", "Consequences"]
+    assert 100 <= len([word for word in text.split() if re.search(r"\w", word)]) <= 200
+
+
 # -- For language models -----------------------------------------------------------------------------------------------
 
 
