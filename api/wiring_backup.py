@@ -36,7 +36,7 @@ SWEEP_SECONDS: Final = 600.0
 MAKER: Final = Maker(__version__, str(SCHEMA))
 
 
-class _Failures(GateEvents):
+class LastFailure(GateEvents):
     """Keeps the last one, to be told in a line."""
 
     last = "no node of it answers"
@@ -61,7 +61,7 @@ class Memory:
 @asynccontextmanager
 async def opened_memory(settings: Settings, *, writes: bool) -> AsyncIterator[Memory]:
     """`writes`: not only read. Raises `StoreUnavailable`: no answer from Redis, or keys not for this release."""
-    address, failures, keys = redis_address(settings.redis), _Failures(), Keys(*settings.key_layout)
+    address, failures, keys = redis_address(settings.redis), LastFailure(), Keys(*settings.key_layout)
     patient = replace(
         address, timeout=max(address.timeout, PATIENCE), connect_timeout=max(address.connect_timeout, PATIENCE)
     )

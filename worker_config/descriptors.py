@@ -45,6 +45,14 @@ def most_connections(descriptors: int, settings: Settings) -> int:
     return min(settings.server.max_connections or MOST, connections_that_fit(descriptors, settings))
 
 
+def too_many_connections(settings: Settings) -> str:
+    """One line if MAX_CONNECTIONS is more than the descriptors allow, else nothing."""
+    fit = connections_that_fit(descriptors(), settings)
+    if (settings.server.max_connections or 0) <= fit:
+        return ""
+    return f"MAX_CONNECTIONS: {descriptors()} file descriptors leave room for {fit}; set fewer, or raise ulimit -n"
+
+
 def _servers(url: str) -> int:
     """How many a Redis URL names: a cluster's commands go to each shard."""
     return url.count(",") + 1

@@ -17,7 +17,7 @@ from api.observability.log_format import configure_logging, stdlib_logging
 from api.settings import Settings, access_warnings, anonymous_refusal, load_settings
 from worker_config.connection_table import ConnectionLimits
 from worker_config.cpu_count import cpus_given
-from worker_config.descriptors import connections_that_fit, descriptors, most_connections, raise_limit
+from worker_config.descriptors import descriptors, most_connections, raise_limit, too_many_connections
 from worker_config.draining_server import Leave
 from worker_config.listening import PortTaken, bind_address, listen, listening_host, require_free_port
 from worker_config.memory_guard import MemoryGuard
@@ -66,7 +66,7 @@ def on_starting(server: Any) -> None:
     """Before anything listens or forks: both ports must be free, and the workers need their directory."""
     server.metrics_process = None
     raise_limit()
-    if too_many := _too_many_connections():
+    if too_many := too_many_connections(_all):
         _stop_the_start(too_many)
     try:
         if not _sockets_are_inherited():
@@ -95,7 +95,7 @@ def when_ready(server: Any) -> None:
 def on_reload(server: Any) -> None:
     """After SIGHUP, in the configuration that was just read."""
     _guard_memory(server)
-    if too_many := _too_many_connections():
+    if too_many := too_many_connections(_all):
         server.log.warning("%s", too_many)
     changed = [name for name, value in _bound().items() if server.bound_at_start[name] != value]
     if changed:
@@ -152,14 +152,6 @@ def _bound() -> dict[str, Any]:
 def _guard_memory(server: Any) -> None:
     limit = _server.worker_memory_limit
     server.memory = MemoryGuard(limit_in_bytes(limit) if limit else None)
-
-
-def _too_many_connections() -> str:
-    """One line where MAX_CONNECTIONS is more than the descriptors allow, else nothing."""
-    fit = connections_that_fit(descriptors(), _all)
-    if (_server.max_connections or 0) <= fit:
-        return ""
-    return f"MAX_CONNECTIONS: {descriptors()} file descriptors leave room for {fit}; set fewer, or raise ulimit -n"
 
 
 def _sockets_are_inherited() -> bool:

@@ -16,6 +16,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from api.module_command import module_command, module_environment
 from worker_config.child_signal import ChildSignal
 
 BACKOFF_FIRST = 0.1
@@ -76,12 +77,10 @@ class MetricsProcess:
         In a group of its own, so that a terminal's Ctrl-C reaches the master only. None where the machine has no
         process or memory left for it now.
         """
-        command = [sys.executable, "-m", "worker_config.metrics_server", "--fd", str(self._listener.fileno())]
-        command += ["--dir", str(self._directory), "--parent-pid", str(self._master)]
-        package_root = str(Path(__file__).parents[1])
-        search_path = os.pathsep.join(filter(None, (package_root, os.environ.get("PYTHONPATH"))))
+        where = ("--fd", str(self._listener.fileno()), "--dir", str(self._directory))
+        command = module_command("worker_config.metrics_server", *where, "--parent-pid", str(self._master))
         try:
-            return os.posix_spawn(sys.executable, command, {**os.environ, "PYTHONPATH": search_path}, setpgroup=0)
+            return os.posix_spawn(sys.executable, command, module_environment(os.environ), setpgroup=0)
         except OSError as error:
             self._log.error("The metrics process can not be started: %s", error.strerror)
             return None

@@ -1,9 +1,12 @@
-"""The `ragherd` command. Imports next to nothing itself: what it needs takes a second, in which Ctrl-C may come."""
+"""The entry point of `ragherd`. Imports take up to a second, and Ctrl-C during them must not print a traceback."""
 
 from __future__ import annotations
 
 import os
 import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Final
 
@@ -12,15 +15,25 @@ INTERRUPTED: Final = 130
 
 def app() -> None:
     """Runs the command that the command line names."""
-    before = signal.signal(signal.SIGINT, _end)
-    from api.cli.commands import commands  # after the handler: a Ctrl-C amid the imports would end in a traceback
-
-    signal.signal(signal.SIGINT, before)  # a command has files, a terminal and people to leave in order
+    with ctrl_c_exits():
+        from api.cli.commands import commands
     commands()
 
 
-def _end(_number: int, _frame: FrameType | None) -> None:
-    """At once: nothing is started yet that would have to be stopped."""
+@contextmanager
+def ctrl_c_exits() -> Iterator[None]:
+    """Makes Ctrl-C end the process at once. For imports only: a running command has to clean up."""
+    if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
+        yield
+        return
+    before = signal.signal(signal.SIGINT, _exit)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _exit(_number: int, _frame: FrameType | None) -> None:
     os._exit(INTERRUPTED)
 
 

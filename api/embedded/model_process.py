@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from api.embedded.child_process import ChildProcess, start_child
 from api.embedded.errors import LaunchError
+from api.module_command import module_command, module_environment
 
 STAND_IN = "a stand-in for Ollama with a very small model, for laptops and tests"
 """What the embedded model server is called wherever it is named."""
@@ -33,9 +34,10 @@ class ModelServer:
 @contextmanager
 def embedded_model_server(log: Path, *, threads: int = 1, timeout: float = 120.0) -> Iterator[ModelServer]:
     """The stand-in on a free loopback port, ready to answer; stopped at the end. Raises `LaunchError`."""
-    command = [sys.executable, "-u", "-m", "api.embedded.model_server"]
-    command += ["--host", "127.0.0.1", "--port", "0", "--threads", str(threads)]
-    child = start_child("the model server", command, log=log, death_signal=signal.SIGKILL)
+    address = ("--host", "127.0.0.1", "--port", "0")
+    command = module_command("api.embedded.model_server", *address, "--threads", str(threads))
+    environment = module_environment({**os.environ, "PYTHONUNBUFFERED": "1"})
+    child = start_child("the model server", command, log=log, environment=environment, death_signal=signal.SIGKILL)
     try:
         if not child.await_ready(lambda: ready_url(log) is not None, timeout):
             raise LaunchError(f"the model server was not ready within {timeout:.0f} s (its log: {log})")

@@ -17,6 +17,8 @@ import sys
 import threading
 from collections.abc import Callable
 
+from api.module_command import module_command, module_environment
+
 _PR_SET_PDEATHSIG = 1
 
 KERNEL_WATCHES_PARENTS = sys.platform == "linux"
@@ -41,7 +43,8 @@ def death_signal_request(death_signal: signal.Signals) -> Callable[[], None]:
 def start_orphan_guard(group: int) -> subprocess.Popen[bytes]:
     """The supervisor for platforms without PR_SET_PDEATHSIG: ends process group `group` when this process is gone."""
     return subprocess.Popen(  # noqa: S603 - nothing of it comes from outside
-        [sys.executable, "-m", "api.embedded.orphan_guard", str(group)],
+        module_command("api.embedded.orphan_guard", str(group)),
+        env=module_environment(os.environ),
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         start_new_session=True,

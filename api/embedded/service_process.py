@@ -1,10 +1,8 @@
-"""Starts the service itself under gunicorn as a child, and waits until it is ready."""
+"""Starts the service as a child (`ragherd serve`), and waits until it is ready."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,18 +11,10 @@ import httpx
 
 from api.embedded.child_process import ChildProcess, last_line, start_child
 from api.embedded.errors import LaunchError
+from api.module_command import module_command, module_environment
 
 STOP_DEADLINE = 3.0
 """Seconds from SIGTERM to SIGKILL: a person who pressed Ctrl-C waits."""
-
-
-def gunicorn_command() -> list[str]:
-    """As one would type it: `gunicorn -c worker_config/gunicorn_conf.py api.asgi:app`."""
-    spec = importlib.util.find_spec("worker_config")
-    if spec is None or spec.origin is None:
-        raise LaunchError("the package worker_config is missing: install Ragherd anew")
-    configuration = Path(spec.origin).parent / "gunicorn_conf.py"
-    return [sys.executable, "-m", "gunicorn", "-c", str(configuration), "api.asgi:app"]
 
 
 @contextmanager
@@ -32,7 +22,9 @@ def running_service(
     url: str, environment: Mapping[str, str], log: Path, *, timeout: float = 60.0
 ) -> Iterator[ChildProcess]:
     """The service with `environment`, ready at `url`; stopped at the end. Raises `LaunchError`."""
-    child = start_child("the service", gunicorn_command(), environment=environment, log=log, explain=first_error)
+    command = module_command("api.cli.main", "serve")
+    environment = module_environment(environment)
+    child = start_child("the service", command, environment=environment, log=log, explain=first_error)
     try:
         with httpx.Client(base_url=url, timeout=1.0, trust_env=False) as client:
             if not child.await_ready(lambda: _is_ready(client), timeout):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import orjson
 from api.errors import PayloadTooLarge, ServiceUnavailable, UnreadableDocument
 from api.knowledge.media_types import PLAIN
 from api.knowledge.plain_text import read_text, too_long
+from api.module_command import module_command, module_environment
 from api.unicode_text import is_blank
 
 AT_ONCE: Final = 2
@@ -93,11 +93,11 @@ class Parser:
         limits = self._limits
         arguments = (media_type, str(limits.pages), str(limits.characters), str(int(limits.timeout) + 1))
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "api.knowledge.parse_process", *arguments),
+            *module_command("api.knowledge.parse_process", *arguments),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
-            env={name: os.environ[name] for name in _KEPT if name in os.environ},
+            env=module_environment({name: os.environ[name] for name in _KEPT if name in os.environ}),
         )
         try:
             reply, _ = await process.communicate(data)

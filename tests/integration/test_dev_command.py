@@ -166,7 +166,7 @@ class Interrupting:
             os.kill(os.getpid(), signal.SIGINT)
 
 sys.meta_path.insert(0, Interrupting())
-sys.argv = ["ragherd", "--help"]
+sys.argv = ["ragherd", "backup", "--help"]
 runpy.run_module("api.cli.main", run_name="__main__")
 """
     run = subprocess.run(

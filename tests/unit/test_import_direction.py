@@ -24,11 +24,20 @@ ALLOWED: dict[str, set[str]] = {
     "api.bulkhead": {"api.background", "api.cancel_scope", "api.errors"},
     "api.flights": {"api.background", "api.cancel_scope", "api.ports", "api.model", "api.errors", "api.faults"},
     "api.batch_size": set(),
+    "api.module_command": set(),
     "api.unicode_text": set(),
     "api.backends": {"api.batch_size", "api.cancel_scope", "api.ports", "api.model", "api.errors", "api.faults"},
     "api.languages": set(),
     "api.guards": {"api.languages", "api.unicode_text"},
-    "api.knowledge": {"api.background", "api.batch_size", "api.ports", "api.model", "api.errors", "api.unicode_text"},
+    "api.knowledge": {
+        "api.module_command",
+        "api.background",
+        "api.batch_size",
+        "api.ports",
+        "api.model",
+        "api.errors",
+        "api.unicode_text",
+    },
     "api.query": {
         "api.unicode_text",
         "api.backends",
@@ -95,6 +104,7 @@ ALLOWED: dict[str, set[str]] = {
         "api.embedders",
         "api.ports",
         "api.model",
+        "api.module_command",
         "api.settings",
         "api.errors",
         "worker_config",
@@ -104,6 +114,7 @@ ALLOWED: dict[str, set[str]] = {
     "api.cli": {
         "api.backup",
         "api.wiring_backup",
+        "api.wiring_check",
         "api.knowledge",
         "api.embedded",
         "api.redis_store",
@@ -111,6 +122,7 @@ ALLOWED: dict[str, set[str]] = {
         "api.settings",
         "api.errors",
         "api",
+        "worker_config",
     },
     "api.wiring": {"*"},
     "api.wiring_backends": {"*"},
@@ -118,9 +130,10 @@ ALLOWED: dict[str, set[str]] = {
     "api.wiring_knowledge": {"*"},
     "api.wiring_redis": {"*"},
     "api.wiring_backup": {"*"},
+    "api.wiring_check": {"*"},
     "api.app": {"api.wiring", "api.endpoints", "api.observability", "api.settings", "api"},
     "api.asgi": {"api.app", "api.settings"},
-    "worker_config": {"api.settings", "api.errors", "api.observability"},
+    "worker_config": {"api.module_command", "api.settings", "api.errors", "api.observability"},
 }
 ABOVE_WIRING = {"api.app", "api.asgi", "api.cli", "api.embedded"}
 PARTS = {*ABOVE_WIRING, "api.wiring", "api.endpoints"}
@@ -131,6 +144,7 @@ NEVER = {
     "api.wiring_knowledge": PARTS,
     "api.wiring_redis": PARTS,
     "api.wiring_backup": PARTS,
+    "api.wiring_check": PARTS,
 }
 
 
@@ -185,6 +199,7 @@ def test_only_wiring_names_adapters_and_only_app_and_wiring_read_settings() -> N
         "api.wiring_knowledge",
         "api.wiring_redis",
         "api.wiring_backup",
+        "api.wiring_check",
         "api.app",
         "api.asgi",
         "api.embedded",

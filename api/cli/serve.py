@@ -1,0 +1,104 @@
+"""`ragherd serve`: gunicorn with `worker_config`, from any working directory, as in the container image."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import typer
+from gunicorn.app.wsgiapp import WSGIApplication
+
+from api.cli.exits import FAILED, UNUSABLE, end
+from api.errors import SettingsError
+from api.settings import access_warnings, load_settings
+from worker_config.descriptors import raise_limit, too_many_connections
+
+CONFIGURATION = "python:worker_config.gunicorn_conf"
+APPLICATION = "api.asgi:app"
+
+
+def _address(value: str | None) -> str | None:
+    """Raises `typer.BadParameter` for anything but HOST:PORT."""
+    if value is None:
+        return None
+    try:
+        parts = urlsplit(f"//{value}")
+        fits = parts.hostname and parts.port is not None and value == parts.netloc and "@" not in value
+    except ValueError:
+        fits = False
+    if not fits:
+        raise typer.BadParameter("write HOST:PORT, such as 0.0.0.0:8001 or [::1]:8001")
+    return value
+
+
+def serve(
+    bind: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", callback=_address, help="Overrides HOST and PORT.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, max=1000, help="Overrides WORKERS.")] = None,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check", help="Check the settings, Redis, Ollama and the embedder, print what was found, and exit."
+        ),
+    ] = False,
+) -> None:
+    """Run the service. Its settings come from the environment and from .env.
+
+    SIGTERM stops it after the requests in flight; SIGHUP reads .env again and replaces the workers one by one.
+    With --check the exit status is 0 if everything is ready, 1 if something cannot be reached or is not ready, and 2 if
+    a setting is invalid.
+    """
+    os.environ.update(_overrides(bind, workers))
+    if check:
+        _check()
+    else:
+        _serve()
+
+
+def _overrides(bind: str | None, workers: int | None) -> dict[str, str]:
+    """The settings that the options replace, as environment variables: a reload keeps them."""
+    found: dict[str, str] = {}
+    if bind is not None:
+        parts = urlsplit(f"//{bind}")
+        found |= {"HOST": str(parts.hostname), "PORT": str(parts.port)}
+    if workers is not None:
+        found["WORKERS"] = str(workers)
+    return found
+
+
+class _Gunicorn(WSGIApplication):  # type: ignore[misc]  # untyped library
+    """Imports nothing from the working directory, where a folder `api` or `redis` is somebody else's."""
+
+    def chdir(self) -> None:
+        os.chdir(self.cfg.chdir)
+
+
+def _serve() -> None:
+    """Becomes the gunicorn master. It reads `sys.argv` now and after each SIGHUP."""
+    sys.argv = ["ragherd serve", "-c", CONFIGURATION, APPLICATION]
+    _Gunicorn(prog="ragherd serve").run()
+
+
+def _check() -> None:
+    """Prints a line for each finding. Opens no port."""
+    from api.wiring_check import findings  # imports all that a worker does, which takes a second
+
+    try:
+        settings = load_settings()
+    except SettingsError as error:
+        raise end(str(error), UNUSABLE) from None
+    raise_limit()
+    if too_many := too_many_connections(settings):
+        raise end(too_many, UNUSABLE)
+    typer.echo("Settings: valid")
+    for warning in access_warnings(settings.access, [settings.server.host]):
+        typer.echo(f"Settings: warning: {warning}")
+    found = asyncio.run(findings(settings))
+    for finding in found:
+        typer.echo(f"{finding.subject}: {finding.detail}")
+    if any(finding.failed for finding in found):
+        raise typer.Exit(FAILED)
