@@ -9,36 +9,20 @@ import socket
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
-from api import __version__, wiring
-from api.endpoints import (
-    breaker,
-    bulkhead,
-    cache,
-    cache_explain,
-    cache_warm_up,
-    docs_page,
-    documents,
-    error_responses,
-    health,
-    ollama_api,
-    openai_api,
-    query,
-    reports,
-)
+from api import __version__
+from api.endpoints import cache, docs_page, documents, health, ollama_api, openai_api, problems, query, resilience
 from api.endpoints.access import Role
-from api.endpoints.body_limit import FORM_BYTES, BodyLimit
 from api.endpoints.description import ERRORS, DescribedApp
-from api.endpoints.head_requests import HeadRequests
-from api.endpoints.request_context import RequestContext
-from api.endpoints.request_head import RequestHead
+from api.endpoints.middleware import FORM_BYTES, BodyLimit, HeadRequests, RequestContext, RequestHead
 from api.observability.http_middleware import HttpMetrics
 from api.observability.metrics import Metrics
 from api.settings import AccessSettings, Settings
+from api.wiring import worker
 
 
 def create_app(settings: Settings) -> FastAPI:
     """An app for one worker process. Opens nothing: that is the lifespan's."""
-    worker = worker_id()
+    name = worker_id()
     metrics = Metrics(CollectorRegistry(), __version__)
     app = DescribedApp(
         most_inputs=settings.embedder.embed_max_inputs,
@@ -46,17 +30,26 @@ def create_app(settings: Settings) -> FastAPI:
         title="Ragherd",
         version=__version__,
         summary="A RAG query service in front of Ollama whose workers share one memory in Redis.",
-        lifespan=wiring.lifespan(settings, worker, metrics),
+        lifespan=worker.lifespan(settings, name, metrics),
         responses=ERRORS,
         docs_url=None,  # `docs_page` has it, without the scripts of another host
         redoc_url=None,
         redirect_slashes=False,  # `unrouted` does it, without the caller's `Host`
     )
-    operated = (health, breaker, bulkhead, cache, cache_explain, cache_warm_up, reports, docs_page)
+    operated = (
+        health.router,
+        resilience.breaker_router,
+        resilience.bulkhead_router,
+        cache.router,
+        cache.explain_router,
+        cache.warm_up_router,
+        health.reports_router,
+        docs_page.router,
+    )
     app.state.metrics = metrics
-    for endpoints in (query, documents, ollama_api, openai_api, *operated):
-        app.include_router(endpoints.router)
-    error_responses.install(app)
+    for router in (query.router, documents.router, ollama_api.router, openai_api.router, *operated):
+        app.include_router(router)
+    problems.install(app)
     app.add_middleware(
         BodyLimit,
         limit=settings.server.max_body_bytes,
@@ -64,7 +57,7 @@ def create_app(settings: Settings) -> FastAPI:
         timeout=settings.server.body_timeout,
     )
     app.add_middleware(RequestHead, allowed=settings.access.hosts())
-    app.add_middleware(RequestContext, worker=worker)
+    app.add_middleware(RequestContext, worker=name)
     app.add_middleware(HttpMetrics, metrics=metrics)
     app.add_middleware(HeadRequests)
     return app

@@ -16,15 +16,14 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from api.breaker.fleet_breaker import FleetBreaker
-from api.breaker.following import kept_current
+from api.breaker.fleet_breaker import FleetBreaker, kept_current
 from api.breaker.state import Policy
 from api.embedded.redis_server import EmbeddedRedis, embedded_redis
 from api.errors import BreakerOpen
-from api.redis_store.breaker_store import RedisBreakerStore
 from api.redis_store.client import RedisAddress, blocking_reader, short_commands
-from api.redis_store.gate import RedisGate
+from api.redis_store.health_gated import RedisGate
 from api.redis_store.keys import Keys
+from api.redis_store.stores.breaker import RedisBreakerStore
 from tests.breaker_process import BreakerProcess
 
 CALLS = 20_000

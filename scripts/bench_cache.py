@@ -20,14 +20,14 @@ import numpy as np
 from redis.asyncio import Redis
 
 from api.embedded.redis_server import embedded_redis
-from api.model import EmbedderIdentity, Usage, Vector
-from api.ports.answers import NewAnswer
-from api.redis_store.answer_cache import RedisAnswerCache
-from api.redis_store.counters import CacheCounters
-from api.redis_store.gate import RedisGate
-from api.redis_store.index_schema import Algorithm, algorithm_for
+from api.ports.cache import NewAnswer
+from api.redis_store.health_gated import RedisGate
 from api.redis_store.keys import Keys
-from api.redis_store.semantic_indexes import SemanticIndexes
+from api.redis_store.search_index import Algorithm, algorithm_for
+from api.redis_store.stores.cache.answers import RedisAnswerCache
+from api.redis_store.stores.cache.semantic_index import SemanticIndexes
+from api.redis_store.stores.fleet import CacheCounters
+from api.values import EmbedderIdentity, Usage, Vector
 
 SIZES: Final = (1_000, 10_000, 100_000)
 DIMENSION: Final = 384

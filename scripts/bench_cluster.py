@@ -23,16 +23,15 @@ import numpy as np
 import redis
 
 from api.embedded.redis_server import EmbeddedRedis, embedded_redis
-from api.model import EmbedderIdentity, Usage
-from api.ports.answers import NewAnswer
-from api.redis_store.answer_cache import RedisAnswerCache
-from api.redis_store.client import RedisAddress
-from api.redis_store.counters import CacheCounters
-from api.redis_store.gate import GateEvents
-from api.redis_store.index_schema import algorithm_for
+from api.ports.cache import NewAnswer
+from api.redis_store.client import RedisAddress, opened_gate
+from api.redis_store.health_gated import GateEvents
 from api.redis_store.keys import Keys
-from api.redis_store.opening import opened_gate
-from api.redis_store.semantic_indexes import SemanticIndexes
+from api.redis_store.search_index import algorithm_for
+from api.redis_store.stores.cache.answers import RedisAnswerCache
+from api.redis_store.stores.cache.semantic_index import SemanticIndexes
+from api.redis_store.stores.fleet import CacheCounters
+from api.values import EmbedderIdentity, Usage
 from tests.redis_cluster import running_cluster
 
 ENTRIES: Final = 9_600

@@ -25,17 +25,16 @@ from redis.asyncio import Redis
 
 from api.embedded.redis_server import embedded_redis
 from api.embedders.onnx import OnnxEmbedder
-from api.embedders.onnx_reranker import OnnxReranker
 from api.embedders.remembered import RememberedEmbedder
+from api.embedders.reranker import OnnxReranker
 from api.knowledge.chunking import in_context
-from api.knowledge.fusion import MEANING, WORDS, fused
-from api.knowledge.rare_terms import leading
+from api.knowledge.ranking import MEANING, WORDS, fused, leading
+from api.ports.documents import DocumentFilter, Hit
 from api.ports.models import Embedder
-from api.ports.passages import DocumentFilter, Hit
-from api.redis_store.document_fields import owner_of
-from api.redis_store.gate import RedisGate
+from api.redis_store.health_gated import RedisGate
 from api.redis_store.keys import Keys
-from api.redis_store.passage_index import RedisPassageIndex
+from api.redis_store.stores.documents.documents import owner_of
+from api.redis_store.stores.documents.passages import RedisPassageIndex
 
 STOP = frozenset(("a", "an", "and", "are", "be", "can", "do", "does", "for", "how", "i", "in", "is", "it", "my", "of"))
 STOP |= {"on", "or", "the", "to", "was", "what", "when", "where", "which", "who", "with"}

@@ -17,10 +17,10 @@ from typing import Any, Final
 from redis.asyncio import Redis
 
 from api.embedded.redis_server import embedded_redis
-from api.scaling import redis_load
+from api.scaling import plan as redis_load
 from api.scaling.costs import Costs, load_costs
-from api.scaling.demand import Demand
-from api.scaling.simulation.run import quantile, simulate
+from api.scaling.plan import Demand
+from api.scaling.simulation import quantile, simulate
 from tests.breaker_process import BreakerProcess
 
 SIZES: Final = (2, 4, 8, 16)

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from api.cli.plan import plain
 from api.scaling.costs import load_costs
-from api.scaling.demand import Demand
+from api.scaling.plan import Demand
 
 IMAGES: Final = Path(__file__).parents[1] / "docs" / "images"
 ROWS, CHART = IMAGES / "scaling.json", IMAGES / "scaling.svg"
@@ -47,7 +47,7 @@ class Panel:
 
 def simulated(path: Path | None) -> list[Row]:
     """Each size and rate: the worst of the seeds."""
-    from api.scaling.simulation.run import simulate
+    from api.scaling.simulation import simulate
 
     costs, rows = load_costs(path), []
     for rate in RATES:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from api.embedded.redis_server import embedded_redis
-from api.redis_store.workers import LOOKS, SLOWEST
+from api.redis_store.stores.fleet import LOOKS, SLOWEST
 from scripts.costs import fleets, operations, requests, sizes
 from scripts.costs.machine import machine
 from scripts.costs.server import Server

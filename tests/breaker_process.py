@@ -16,16 +16,13 @@ from typing import Any
 
 import pybreaker
 
-from api.breaker.fleet_breaker import FleetBreaker
-from api.breaker.following import kept_current
-from api.breaker.listener import BreakerListener
-from api.breaker.state import Policy, Transition
-from api.breaker.store import Override
+from api.breaker.fleet_breaker import FleetBreaker, kept_current
+from api.breaker.state import BreakerListener, Override, Policy, Transition
 from api.errors import BreakerOpen
-from api.redis_store.breaker_store import RedisBreakerStore
 from api.redis_store.client import RedisAddress, blocking_reader, short_commands
-from api.redis_store.gate import RedisGate
+from api.redis_store.health_gated import RedisGate
 from api.redis_store.keys import Keys
+from api.redis_store.stores.breaker import RedisBreakerStore
 
 Reply = dict[str, Any]
 

@@ -14,14 +14,13 @@ from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
 
-from api.bulkhead.fleet_bulkhead import FleetBulkhead
-from api.bulkhead.following import kept_alive
-from api.bulkhead.state import Policy
+from api.bulkhead.fleet_bulkhead import FleetBulkhead, kept_alive
+from api.bulkhead.rules import Policy
 from api.errors import BulkheadFull
-from api.redis_store.bulkhead_store import RedisBulkheadStore
 from api.redis_store.client import RedisAddress, blocking_reader, short_commands
-from api.redis_store.gate import RedisGate
+from api.redis_store.health_gated import RedisGate
 from api.redis_store.keys import Keys
+from api.redis_store.stores.bulkhead import RedisBulkheadStore
 from tests.breaker_process import BreakerProcess, Reply, obey
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
-from api.cli.document_files import find
+from api.cli.document_client import find
 from api.embedders.minilm import MiniLM, model_files
 from api.knowledge.chunking import Chunker
 from api.settings import DocumentSettings

@@ -12,15 +12,15 @@ import numpy as np
 from redis.asyncio import Redis
 
 from api.knowledge.chunking import estimated_tokens
-from api.knowledge.library import Given
-from api.model import EmbedderIdentity, Embedding, Vector
+from api.knowledge.document_service import Given
 from api.observability.metrics import Metrics
 from api.ports.documents import DocumentFacts
 from api.ports.models import CurrentIdentity
-from api.redis_store.gate import RedisGate
+from api.redis_store.health_gated import RedisGate
 from api.redis_store.keys import Keys
-from api.redis_store.semantic_indexes import SemanticIndexes
-from api.wiring_knowledge import Embedders, WorkerKnowledge
+from api.redis_store.stores.cache.semantic_index import SemanticIndexes
+from api.values import EmbedderIdentity, Embedding, Vector
+from api.wiring.knowledge import Embedders, WorkerKnowledge
 from tests.service import make_settings
 
 DIMENSION = 8

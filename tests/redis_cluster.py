@@ -10,8 +10,8 @@ from itertools import pairwise
 import redis
 from redis.crc import key_slot
 
-from api.embedded.ports import free_port
 from api.embedded.redis_server import EmbeddedRedis, embedded_redis
+from api.embedded.service_plan import free_port
 from tests.waiting import wait_until
 
 SLOTS = 16384

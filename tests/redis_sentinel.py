@@ -10,8 +10,8 @@ from pathlib import Path
 
 import redis
 
-from api.embedded.ports import free_port
-from api.embedded.redis_binary import find_redis_binary
+from api.embedded.redis_server import find_redis_binary
+from api.embedded.service_plan import free_port
 from tests.waiting import wait_until
 
 NAME = "primary"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import trustme
 
-from api.embedded.ports import free_port
+from api.embedded.service_plan import free_port
 from tests.needed_tools import need_tool
 from tests.waiting import wait_until
 

@@ -5,6 +5,13 @@ The replica leaves: `app.state.draining` is set, so that /health/ready says 503,
 ready, and this worker stops accepting at once. From then on it is the same: what is in flight ends, responses carry
 `Connection: close`, quiet connections are closed. SIGINT and SIGQUIT end it at once. Either way the lifespan closes
 what it opened.
+
+The application, told to every client when its worker leaves: responses then carry `Connection: close`.
+
+A client, or a load balancer, that reuses a connection would else send its next request to a worker that is closing
+it. uvicorn closes the connection after a response with this header.
+
+The worker that gunicorn makes: uvicorn on uvloop and httptools, in `DrainingServer`.
 """
 
 from __future__ import annotations
@@ -14,18 +21,46 @@ import logging
 import math
 import signal
 import socket
+import sys
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import uvloop
+from gunicorn.arbiter import Arbiter
 from uvicorn.config import Config
 from uvicorn.server import Server
+from uvicorn_worker import UvicornWorker
 
-from worker_config.closing_app import ClosingApp
-from worker_config.connection_guard import ConnectionGuard
-from worker_config.timed_connections import TimedProtocol
-from worker_config.worker_board import WorkerBoard
+from worker_config.connection_guard import ConnectionGuard, ConnectionLimits
+from worker_config.connections import TimedProtocol
+from worker_config.rolling_arbiter import WorkerBoard
+
+CLOSE = (b"connection", b"close")
+
+
+class ClosingApp:
+    """Passes everything on. `closing` is set once, when the worker begins to leave."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+        self.closing = False
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """An ASGI application."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def told(message: Any) -> None:
+            if self.closing and message["type"] == "http.response.start":
+                message = {**message, "headers": [*message.get("headers", ()), CLOSE]}
+            await send(message)
+
+        await self._app(scope, receive, told)
+
 
 ABORT_TIMEOUT = 0.5
 """Seconds that cancelled requests have to end."""
@@ -186,3 +221,42 @@ class DrainingServer(Server):
         while loop.time() < end:
             await self._heartbeat()
             await asyncio.sleep(HEARTBEAT)
+
+
+class DrainingWorker(UvicornWorker):  # type: ignore[misc]  # untyped library
+    """What `worker_class` names. `post_fork` sets `leave` and `limits` from the settings."""
+
+    CONFIG_KWARGS: dict[str, Any] = {  # noqa: RUF012 - the base class's name and kind
+        "loop": "uvloop",
+        "lifespan": "on",
+        "access_log": False,
+        "server_header": False,
+    }
+    leave = Leave()
+    limits = ConnectionLimits()
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        """In the master, before the fork: the board is then both's."""
+        super().__init__(*arguments, **named)
+        self.board = WorkerBoard()
+        self.config.limit_max_requests = None  # at which uvicorn would leave by itself, without a successor
+
+    def run(self) -> None:
+        """Serves until a signal. A start that fails ends with gunicorn's code for that."""
+        app = ClosingApp(self.wsgi)
+        self.config.app = app
+        state = self.wsgi.state
+        state.draining = False
+        guard = ConnectionGuard(self.limits, state.metrics)
+        self.config.http = partial(TimedProtocol, guard=guard)
+        server = DrainingServer(
+            self.config, app, state, self.board, self.leave, self.max_requests, guard, self.callback_notify
+        )
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            try:
+                # The sockets inside gunicorn's wrappers, which uvloop would close behind their back.
+                runner.run(server.serve(sockets=[listener.sock for listener in self.sockets]))
+            except asyncio.CancelledError:
+                return  # a signal during the start
+        if not server.started:
+            sys.exit(Arbiter.WORKER_BOOT_ERROR)

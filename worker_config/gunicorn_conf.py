@@ -13,19 +13,22 @@ import sys
 from typing import Any, NoReturn
 
 from api.errors import SettingsError
-from api.observability.log_format import configure_logging, stdlib_logging
+from api.observability.logs import configure_logging, stdlib_logging
 from api.settings import Settings, access_warnings, anonymous_refusal, load_settings
-from worker_config.connection_table import ConnectionLimits
-from worker_config.cpu_count import cpus_given
-from worker_config.descriptors import descriptors, most_connections, raise_limit, too_many_connections
+from worker_config.connection_guard import ConnectionLimits
+from worker_config.connections import PortTaken, bind_address, listen, listening_host, require_free_port
 from worker_config.draining_server import Leave
-from worker_config.listening import PortTaken, bind_address, listen, listening_host, require_free_port
+from worker_config.limits import (
+    cpus_given,
+    descriptors,
+    limit_in_bytes,
+    most_connections,
+    raise_limit,
+    too_many_connections,
+)
 from worker_config.memory_guard import MemoryGuard
-from worker_config.memory_limit import limit_in_bytes
-from worker_config.metrics_process import MetricsProcess
-from worker_config.parent_death import die_with_parent
-from worker_config.prometheus_dir import VARIABLE, prepare_directory
-from worker_config.rolling_arbiter import take_over
+from worker_config.metrics_process import VARIABLE, MetricsProcess, prepare_directory
+from worker_config.rolling_arbiter import die_with_parent, take_over
 
 CLOSING = 5.0
 """Seconds that a worker has, after its drain and its last request, to close what it opened."""
@@ -49,7 +52,7 @@ _server = _all.server
 
 bind = bind_address(_server.host, _server.port)
 workers = _server.workers or cpus_given()
-worker_class = "worker_config.worker_class.DrainingWorker"
+worker_class = "worker_config.draining_server.DrainingWorker"
 proc_name = "ragherd"
 preload_app = False
 keepalive = math.ceil(_server.keepalive_timeout)

@@ -23,9 +23,9 @@ import structlog
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import ThreadingWSGIServer, make_wsgi_app
 
-from api.observability.log_format import configure_logging
+from api.observability.logs import configure_logging
 from api.observability.worker_files import WorkerFilesCollector
-from worker_config.parent_death import die_with_parent
+from worker_config.rolling_arbiter import die_with_parent
 
 PLAIN = [("Content-Type", "text/plain; charset=utf-8")]
 MOST_CONNECTIONS = 64

@@ -1,22 +1,84 @@
 """Several embedders of one model as one: a text that one backend cannot embed goes to the next that can.
 
 The embedding runner has a bulkhead and a breaker besides those of generations: it can hang by itself.
+
+Whether a failed embedding is the fault of its texts: then it says nothing about the backend.
+
+Ollama answers 400 or 500 where a model gives NaN for a text, and 400 as well where its runner has crashed. Where the
+words do not tell the two apart, other calls do: another text is embedded right after, and this one fails again.
+
+Embeddings that a client asks for, of any model: through bulkhead and breaker, on whichever backend can.
+
+All texts of a request are embedded by one backend: vectors of other weights do not compare. They go there in batches,
+and the permit is free between two of them: tenants take turns, and a question gets its turn.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from dataclasses import replace
 from functools import partial
+from typing import Final, Protocol, TypeVar
 
-from api.backends.admission import admitted
-from api.backends.failover import Failover, Policy, Terms
-from api.backends.members import Backend, BackendEvents, Backends
-from api.backends.text_faults import embedded_or_blamed
-from api.errors import BreakerOpen, BulkheadFull, EmbeddingUnavailable, TextNotEmbedded, UpstreamError
-from api.faults import UpstreamFault
-from api.model import EmbedderIdentity, Embedding, Retry
-from api.ports.models import BackendEmbedder, CurrentIdentity
-from api.ports.resilience import Retries
+from api.backends.choice import Backend, BackendEvents, Backends
+from api.backends.failover import EMBEDDING_CHARGED, Failover, Policy, Terms
+from api.backends.generations import admitted
+from api.batch_size import BatchSize
+from api.cancellation import CancelScope
+from api.errors import (
+    BreakerOpen,
+    BulkheadFull,
+    DeadlinePassed,
+    EmbeddingUnavailable,
+    TextNotEmbedded,
+    UpstreamError,
+    UpstreamFault,
+)
+from api.ports.coordination import Retries
+from api.ports.models import BackendEmbedder, CurrentIdentity, EmbeddingModel
+from api.values import EmbedderIdentity, Embedding, EmbeddingRequest, Embeddings, Retry
+
+T = TypeVar("T")
+
+OTHER_TEXT: Final = "text"
+UNCLEAR: Final = frozenset(
+    {
+        UpstreamFault.SERVER_ERROR,
+        UpstreamFault.EMBED_FAILED,
+        UpstreamFault.INVALID_RESPONSE,
+        UpstreamFault.REQUEST_REJECTED,
+    }
+)
+"""Faults that a text can cause as well as the backend, or the rest of the request."""
+
+
+async def embedded_or_blamed(
+    embed: Callable[[Sequence[str], Retry], Awaitable[T]], texts: Sequence[str], retry: Retry
+) -> T:
+    """What `embed` gives for the texts; it asks one backend, and raises `UpstreamError`.
+
+    Raises `TEXT_NOT_EMBEDDED` where the texts are at fault, else the first failure.
+    """
+    try:
+        return await embed(texts, retry)
+    except UpstreamError as error:
+        if error.fault not in UNCLEAR or not await _embeds_another(embed):
+            raise
+    try:
+        return await embed(texts, "spent")
+    except UpstreamError as error:
+        if error.fault not in UNCLEAR:
+            raise
+        raise UpstreamError(UpstreamFault.TEXT_NOT_EMBEDDED, error.detail) from error
+
+
+async def _embeds_another(embed: Callable[[Sequence[str], Retry], Awaitable[object]]) -> bool:
+    try:
+        await embed([OTHER_TEXT], "spent")
+    except UpstreamError:
+        return False
+    return True
 
 
 class AgreedIdentity:
@@ -123,3 +185,85 @@ def _cause(error: EmbeddingUnavailable) -> UpstreamError:
     if isinstance(error.__cause__, UpstreamError):
         return error.__cause__
     return UpstreamError(UpstreamFault.INVALID_RESPONSE, str(error))
+
+
+class EmbeddingEvents(BackendEvents, Protocol):
+    """Who is told of calls that failed."""
+
+    def upstream_failed(self, error: UpstreamError) -> None: ...
+
+
+class EmbeddingCalls:
+    """`total`: seconds for a request: the waits in line and all attempts together.
+
+    `background`: whether they wait behind users; where they share the line of questions' embeddings.
+    """
+
+    def __init__(
+        self,
+        backends: Backends[EmbeddingModel],
+        retries: Retries,
+        total: float,
+        events: EmbeddingEvents,
+        *,
+        background: bool,
+    ) -> None:
+        self._failover = Failover(backends, Policy(total, charged=EMBEDDING_CHARGED), retries, events)
+        self._events = events
+        self._background = background
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        """Raises `BulkheadFull`, `BreakerOpen`, `UpstreamError`, and `DeadlinePassed` for the caller's own deadline."""
+        try:
+            with CancelScope() as own:
+                if request.timeout is None:
+                    return await self._on_some_backend(request)
+                timer = asyncio.get_running_loop().call_later(request.timeout, own.cancel)
+                try:
+                    found = await self._on_some_backend(request)
+                finally:
+                    timer.cancel()
+            if own.cancelled:
+                raise DeadlinePassed(f"The embedding took longer than the {request.timeout:g} s of the request.")
+            return found
+        except UpstreamError as error:
+            self._events.upstream_failed(error)
+            raise
+
+    async def _on_some_backend(self, request: EmbeddingRequest) -> Embeddings:
+        attempt = partial(self._attempt, request)
+        calling = self._failover.call(request.model, attempt, retry=request.retry)
+        return [event async for event in calling if isinstance(event, Embeddings)][-1]
+
+    async def _attempt(
+        self, request: EmbeddingRequest, backend: Backend[EmbeddingModel], terms: Terms
+    ) -> AsyncGenerator[Embeddings, None]:
+        """Gives one event: the vectors of all texts."""
+        parts: list[Embeddings] = []
+        size, done = BatchSize(), 0
+        while done < len(request.texts) or not parts:
+            texts = request.texts[done : done + size.texts]
+            done += len(texts)
+            async with admitted(backend, terms, request.tenant, background=self._background) as admission:
+                embed = partial(_embedded_inputs, backend.service, request, terms)
+                found = await embedded_or_blamed(embed, texts, terms.retry)
+                admission.answers()
+                await admission.succeeded(found.load_duration)
+            parts.append(found)
+            size = size.after(len(texts), admission.seconds - found.load_duration)
+        yield _joined(parts)
+
+
+async def _embedded_inputs(
+    service: EmbeddingModel, request: EmbeddingRequest, terms: Terms, texts: Sequence[str], retry: Retry
+) -> Embeddings:
+    return await service.embed(replace(request, texts=tuple(texts), retry=retry, timeout=terms.remaining))
+
+
+def _joined(parts: Sequence[Embeddings]) -> Embeddings:
+    return Embeddings(
+        [vector for part in parts for vector in part.vectors],
+        sum(part.prompt_tokens for part in parts),
+        sum(part.total_duration for part in parts),
+        sum(part.load_duration for part in parts),
+    )

@@ -14,11 +14,10 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Final, Generic, TypeVar
 
-from api.backends.members import Backend, BackendEvents, Backends
-from api.errors import BreakerOpen, BulkheadFull, RagherdError, UpstreamError
-from api.faults import UpstreamFault
-from api.model import Restart, Retry
-from api.ports.resilience import Retries
+from api.backends.choice import Backend, BackendEvents, Backends
+from api.errors import BreakerOpen, BulkheadFull, RagherdError, UpstreamError, UpstreamFault
+from api.ports.coordination import Retries
+from api.values import Restart, Retry
 
 S = TypeVar("S")
 E = TypeVar("E")

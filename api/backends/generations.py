@@ -1,21 +1,162 @@
-"""Generations on whichever backend can: an answer that fails before its first token goes on elsewhere, unseen."""
+"""Generations on whichever backend can: an answer that fails before its first token goes on elsewhere, unseen.
+
+One call through the bulkhead and the circuit breaker of a backend: admitted before, reported after.
+
+The breaker comes last, so that no half-open permit waits in line; an open one is asked first, so that nobody waits in
+vain.
+
+What a model thinks before it answers, where it writes that into the answer itself. Pure.
+
+Ollama hands thoughts over apart from the answer, where it knows the model. Of a model that it does not know they stand
+at the beginning of the text, between tags. Anywhere else such a tag is part of the answer.
+"""
 
 from __future__ import annotations
 
+import re
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import AbstractAsyncContextManager, aclosing
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import replace
 from functools import partial
+from typing import Any, Final
 
-from api.backends.admission import admitted
+from api.backends.choice import Backend, BackendEvents, Backends
 from api.backends.failover import Failover, Policy, Terms
-from api.backends.members import Backend, BackendEvents, Backends
-from api.backends.thinking import Thinking
-from api.errors import UpstreamError
-from api.faults import UpstreamFault
-from api.model import Generation, GenerationEnd, GenerationRequest, Restart, Thought, Token
+from api.errors import UpstreamError, UpstreamFault
+from api.ports.coordination import Attempt, Retries
 from api.ports.models import LanguageModel
-from api.ports.resilience import Retries
+from api.values import Generation, GenerationEnd, GenerationRequest, Restart, Thought, Token
+
+
+class Admission:
+    """A call that was admitted. Its caller says when it has begun to answer, and that it succeeded."""
+
+    def __init__(self, attempt: Attempt, terms: Terms) -> None:
+        self._attempt = attempt
+        self._terms = terms
+        self._allowed = terms.remaining
+        self._started = time.monotonic()
+        self._first: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """To the first event; without one, until now. What follows may be the reader's own time."""
+        return time.monotonic() - self._started if self._first is None else self._first
+
+    def answers(self) -> None:
+        """An event has come."""
+        if self._first is None:
+            self._first = time.monotonic() - self._started
+
+    async def succeeded(self, load_duration: float) -> None:
+        """The time that the model took to load says nothing about Ollama."""
+        await self._attempt.succeeded(max(0.0, self.seconds - load_duration))
+
+    async def failed(self, error: UpstreamError) -> None:
+        """Tells the breaker, where the failure speaks against Ollama."""
+        if speaks_against_ollama(error, self._allowed, self._terms.total):
+            await self._attempt.failed(self.seconds)
+
+
+def speaks_against_ollama(error: UpstreamError, allowed: float, total: float) -> bool:
+    """`allowed`: the seconds of `total` that waits and earlier attempts had left to this call.
+
+    A call that ran out of time although it had less than half of it was late for other reasons.
+    """
+    was_cut_short = error.fault is UpstreamFault.TOTAL_TIMEOUT and allowed < total / 2
+    return error.row.breaker == "failure" and not was_cut_short
+
+
+@asynccontextmanager
+async def admitted(
+    backend: Backend[Any], terms: Terms, tenant: str, *, background: bool = False
+) -> AsyncIterator[Admission]:
+    """Around one call. Raises `BreakerOpen` and `BulkheadFull`; a caller that leaves counts as ignored."""
+    backend.breaker.check()
+    permit = backend.bulkhead.permit(tenant, background=background, within=terms.remaining)
+    with backend.busy():
+        async with permit, backend.breaker.attempt() as attempt:
+            admission = Admission(attempt, terms)
+            try:
+                yield admission
+            except UpstreamError as error:
+                await admission.failed(error)
+                raise
+
+
+_OPENINGS: Final = ("<think>", "<thinking>", "[think]")
+_CLOSING: Final = re.compile(r"</think>|</thinking>|\[/think\]", re.IGNORECASE)
+_LONGEST_CLOSING: Final = len("</thinking>")
+
+
+class Thinking:
+    """Takes the thoughts out of one answer, piece by piece; however it is cut, the same comes out."""
+
+    def __init__(self) -> None:
+        self._thoughts: list[str] = []
+        self._held: list[str] = []  # white space before a tag
+        self._tag = ""  # the beginning of a tag, or of its end
+        self._inside = False
+        self._answers = False
+
+    @property
+    def thoughts(self) -> str:
+        """What was thought so far."""
+        return "".join(self._thoughts).strip()
+
+    def thought(self, text: str) -> None:
+        """A thought that came apart from the answer."""
+        self._thoughts.append(text)
+
+    def feed(self, text: str) -> str:
+        """What is certain of the answer by now, but for what was given before."""
+        while text and not self._answers:
+            text = self._think(text) if self._inside else self._begin(text)
+        return text
+
+    def end(self) -> str:
+        """The rest."""
+        if self._inside:
+            self._thoughts.append(self._tag)
+            return ""
+        return "" if self._answers else self._release("")
+
+    def _begin(self, text: str) -> str:
+        """Until the first character that can begin no tag. What it returns is still to be read."""
+        if not self._tag:
+            bare = text.lstrip()
+            self._held.append(text[: len(text) - len(bare)])
+            text = bare
+        for place, character in enumerate(text, start=1):
+            self._tag += character
+            if self._tag.lower() in _OPENINGS:
+                self._inside, self._tag, self._held = True, "", []
+                return text[place:]
+            if not any(opening.startswith(self._tag.lower()) for opening in _OPENINGS):
+                self._answers = True
+                return self._release(text[place:])
+        return ""
+
+    def _release(self, rest: str) -> str:
+        """It was no tag. White space behind thoughts goes with them."""
+        before = "" if self._thoughts else "".join(self._held)
+        return f"{before}{self._tag}{rest}"
+
+    def _think(self, text: str) -> str:
+        """Until the tag at the end of the thoughts; a part of it may still be to come."""
+        text, self._tag = f"{self._tag}{text}", ""
+        found = _CLOSING.search(text)
+        if found is not None:
+            self._thoughts.append(text[: found.start()])
+            self._inside = False
+            return text[found.end() :]
+        begun = max(text.rfind(mark, max(0, len(text) - _LONGEST_CLOSING + 1)) for mark in "<[")
+        end = begun if begun >= 0 else len(text)
+        self._thoughts.append(text[:end])
+        self._tag = text[end:]
+        return ""
+
 
 Event = Token | Restart | Generation
 

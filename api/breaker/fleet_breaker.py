@@ -6,11 +6,14 @@ reported at once. When the store is lost, the same rules go on locally (`LocalBr
 
 Somebody who knows pybreaker finds `current_state`, `fail_max`, listeners and `CircuitBreakerError`; what pybreaker
 does synchronously and per process (`call`, `calling`, its transitions) is replaced.
+
+Keeps a worker's view of the breaker current: pushed by the log of transitions, and a jittered poll behind it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -20,12 +23,21 @@ from typing import Any, NoReturn
 import pybreaker
 import structlog
 
-from api.breaker.attempt import CallAttempt
-from api.breaker.local_breaker import LocalBreaker
-from api.breaker.local_view import PYBREAKER_STATES, LocalView
-from api.breaker.reports import Reports
-from api.breaker.state import Admission, Outcome, Policy, Position, Reading, Recorded, State, Transition
-from api.breaker.store import BreakerStore, Override
+from api.breaker.local_breaker import PYBREAKER_STATES, CallAttempt, LocalBreaker, LocalView
+from api.breaker.recovery import Reports
+from api.breaker.state import (
+    Admission,
+    BreakerReading,
+    BreakerStore,
+    Outcome,
+    Override,
+    Policy,
+    Position,
+    Recorded,
+    State,
+    Transition,
+)
+from api.cancellation import Background
 from api.errors import BreakerOpen, StoreUnavailable
 
 _log = structlog.get_logger("ragherd.breaker")
@@ -231,7 +243,7 @@ class FleetBreaker(pybreaker.CircuitBreaker):
         self.view.adopt(reading.position, ticket)
         self.view.reading = reading
 
-    async def reading(self) -> Reading:
+    async def reading(self) -> BreakerReading:
         """The whole breaker now, of the fleet or, while the store is lost, of this worker."""
         await self._reports.flush()
         await self.refresh()
@@ -290,3 +302,43 @@ class FleetBreaker(pybreaker.CircuitBreaker):
         raise TypeError("use `async with breaker.attempt()`: a fleet's breaker is asynchronous")
 
     open = half_open = close = calling
+
+
+POLL_SECONDS = 1.0
+RECONNECT_SECONDS = 0.25
+
+
+@asynccontextmanager
+async def kept_current(breaker: FleetBreaker) -> AsyncIterator[FleetBreaker]:
+    """The breaker, followed and polled while the block runs; what is unreported is sent at the end."""
+    listening = asyncio.Event()
+    try:
+        async with Background() as background:
+            background.start(_follow, breaker, listening)
+            background.start(_poll, breaker)
+            await listening.wait()  # whoever asks now hears of every transition from here on
+            await breaker.refresh()
+            yield breaker
+    finally:
+        await breaker.aclose()
+
+
+async def _follow(breaker: FleetBreaker, listening: asyncio.Event) -> None:
+    while True:
+        try:
+            async for transitions in breaker.store.follow():
+                listening.set()
+                await breaker.refresh()
+                for transition in transitions:
+                    breaker.announce(transition)
+        except StoreUnavailable:
+            pass
+        finally:
+            listening.set()
+        await asyncio.sleep(RECONNECT_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
+
+
+async def _poll(breaker: FleetBreaker) -> None:
+    while True:
+        await asyncio.sleep(POLL_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
+        await breaker.refresh()

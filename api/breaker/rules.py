@@ -19,11 +19,11 @@ from typing import Final
 from api.breaker.state import (
     WINDOW_KINDS,
     Admission,
+    BreakerReading,
     BreakerState,
     Outcome,
     Policy,
     Position,
-    Reading,
     Recorded,
     State,
     Transition,
@@ -118,11 +118,11 @@ def reset(state: BreakerState, by: str, now_ms: int) -> Step:
     return fresh, transition
 
 
-def read(state: BreakerState, policy: Policy, now_ms: int) -> Reading:
+def read(state: BreakerState, policy: Policy, now_ms: int) -> BreakerReading:
     """The state with its window summed up."""
     total, failed, slow = _window_sums(state, policy, now_ms)
     in_use = sum(1 for end in state.permits.values() if end > now_ms)
-    return Reading(state, now_ms, total, failed, slow, in_use)
+    return BreakerReading(state, now_ms, total, failed, slow, in_use)
 
 
 def _verdict(state: BreakerState, *, granted: bool, probe: bool = False, wait_ms: int = 0) -> Admission:

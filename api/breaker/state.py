@@ -1,12 +1,19 @@
-"""The values of the circuit breaker. Imports nothing local; times are milliseconds of one clock."""
+"""The values of the circuit breaker. Imports nothing local; times are milliseconds of one clock.
+
+What the fleet's breaker needs of its shared store. Every method raises `StoreUnavailable` when it is down.
+
+What may be heard of a breaker.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, Protocol
+
+import pybreaker
 
 
 class State(StrEnum):
@@ -151,7 +158,7 @@ class Recorded:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class BreakerReading:
     """The whole breaker at one moment, for people: `now_ms` is the store's clock."""
 
     breaker: BreakerState
@@ -177,3 +184,53 @@ class Reading:
         breaker = self.breaker
         wait = max(0, breaker.until_ms - self.now_ms) if breaker.state is State.OPEN else 0
         return Position(breaker.state, breaker.epoch, wait, breaker.forced)
+
+
+Override = Literal["OPEN", "CLOSED", "RESET"]
+
+
+class BreakerStore(Protocol):
+    """One breaker in the memory of the fleet. Each call is one atomic step by the store's own clock."""
+
+    async def admit(self, token: str) -> Admission:
+        """Asks for admission; a probe's permit is held under `token`."""
+
+    async def record(self, epoch: int, token: str, outcomes: list[Outcome], rejected: int) -> Recorded:
+        """Reports results, oldest first, of calls admitted in `epoch`. `token` is empty but for a probe.
+
+        Writes even when there is nothing to report, so that an empty report tells whether the store takes writes.
+        """
+
+    async def renew(self, token: str) -> bool:
+        """Renews a probe's lease; False when the permit is no longer its own."""
+
+    async def read(self) -> BreakerReading:
+        """The whole breaker at one moment."""
+
+    async def override(self, action: Override, by: str) -> Position:
+        """An operator's override, or its end."""
+
+    async def history(self, limit: int, since_ms: int = 0) -> list[Transition]:
+        """Transitions, newest first."""
+
+    def follow(self) -> AsyncIterator[list[Transition]]:
+        """Transitions as they happen, oldest first; an empty list when it (re)connects. Ends by raising."""
+
+
+class BreakerListener(pybreaker.CircuitBreakerListener):
+    """pybreaker's listener, with what the fleet adds."""
+
+    def transition(self, cb: pybreaker.CircuitBreaker, transition: Transition) -> None:
+        """Once per transition in every worker; `state_change` of pybreaker follows."""
+
+    def outcome(self, cb: pybreaker.CircuitBreaker, outcome: Outcome) -> None:
+        """Once per admitted call, in the worker that made it."""
+
+    def not_permitted(self, cb: pybreaker.CircuitBreaker) -> None:
+        """Once per rejected call, in the worker that rejected it."""
+
+    def stale_results(self, cb: pybreaker.CircuitBreaker, count: int) -> None:
+        """Results of this worker that came after their epoch had ended."""
+
+    def lost_probes(self, cb: pybreaker.CircuitBreaker, count: int) -> None:
+        """Permits whose holder is gone, found by this worker."""

@@ -2,23 +2,88 @@
 
 A permit is one round trip to take; giving it back costs the caller nothing. Who must wait is woken by a message, the
 permit already its own. When the store is lost, the same rules go on locally on this worker's share (`LocalBulkhead`).
+
+Tickets on their way back to the store: at once, off the caller's path, those that come meanwhile together.
+
+Keeps a worker's part of the bulkhead alive: messages that wake, leases renewed, a slow jittered look behind it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from typing import Final
 
-from api.bulkhead.events import BulkheadEvents
 from api.bulkhead.local_bulkhead import LocalBulkhead
-from api.bulkhead.returns import Returns
-from api.bulkhead.state import Policy, Reading, Reason, Return, Taken, Verdict, Wake
-from api.bulkhead.store import BulkheadStore
-from api.bulkhead.ticket import Priority
-from api.cancel_scope import raise_if_cancelled
+from api.bulkhead.rules import (
+    BulkheadEvents,
+    BulkheadReading,
+    BulkheadStore,
+    Policy,
+    Priority,
+    Reason,
+    Return,
+    Taken,
+    Verdict,
+    Wake,
+)
+from api.cancellation import Background, raise_if_cancelled
 from api.errors import BulkheadFull, StoreUnavailable
+
+KEPT: Final = 1000
+"""Tickets kept for a lost store. Those before them go back by themselves when their lease ends."""
+
+Send = Callable[[Sequence[Return]], Awaitable[None]]
+
+
+class Returns:
+    """Collects what one worker gives back. `sending` is held while something is on its way."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._pending: deque[Return] = deque(maxlen=KEPT)
+        self._task: asyncio.Task[None] | None = None
+        self.sending = asyncio.Lock()
+
+    def add(self, returned: Return) -> None:
+        """Sends it soon; no I/O here."""
+        self._pending.append(returned)
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._drain(), name="bulkhead-returns")
+
+    async def _drain(self) -> None:
+        try:
+            while self._pending:
+                await self.flush()
+        except StoreUnavailable:
+            return  # kept: whoever finds the store again flushes
+
+    async def flush(self) -> None:
+        """Sends all that is there. Raises `StoreUnavailable`, and keeps it then."""
+        async with self.sending:
+            await self.send_pending()
+
+    async def send_pending(self) -> None:
+        """The same, for one who holds `sending`."""
+        batch = list(self._pending)
+        if not batch:
+            return
+        self._pending.clear()
+        try:
+            await self._send(batch)
+        except BaseException:  # also a caller's cancellation: giving back twice does no harm, not at all would
+            self._pending.extendleft(reversed(batch))
+            raise
+
+    async def aclose(self) -> None:
+        """Sends the rest, if the store can be reached."""
+        if self._task is not None:
+            await asyncio.gather(self._task, return_exceptions=True)
+        await self._drain()
 
 
 class FleetBulkhead:
@@ -255,7 +320,7 @@ class FleetBulkhead:
                 self._events.store_found(self.name)
             self._granted(granted)
 
-    async def reading(self) -> Reading:
+    async def reading(self) -> BulkheadReading:
         """The bulkhead now, of the fleet or, while the store is lost, of this worker."""
         try:
             await self._returns.flush()
@@ -266,3 +331,38 @@ class FleetBulkhead:
     async def aclose(self) -> None:
         """Gives back what is on its way."""
         await self._returns.aclose()
+
+
+TEND_SECONDS: Final = 1.0
+RECONNECT_SECONDS: Final = 0.25
+
+
+@asynccontextmanager
+async def kept_alive(bulkhead: FleetBulkhead) -> AsyncIterator[FleetBulkhead]:
+    """The bulkhead, followed and tended while the block runs; what is on its way back is sent at the end."""
+    try:
+        async with Background() as background:
+            background.start(_follow, bulkhead)
+            background.start(_tend, bulkhead)
+            yield bulkhead
+    finally:
+        await bulkhead.aclose()
+
+
+async def _follow(bulkhead: FleetBulkhead) -> None:
+    while True:
+        try:
+            async for wake in bulkhead.store.follow():
+                if wake is None:
+                    await bulkhead.tend()  # what was said before nobody heard
+                else:
+                    bulkhead.woken(wake)
+        except StoreUnavailable:
+            await asyncio.sleep(RECONNECT_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
+
+
+async def _tend(bulkhead: FleetBulkhead) -> None:
+    every = min(TEND_SECONDS, bulkhead.policy.lease_ms / 4000)
+    while True:
+        await asyncio.sleep(every * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
+        await bulkhead.tend()

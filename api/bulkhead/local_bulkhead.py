@@ -6,9 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from api.bulkhead import rules
-from api.bulkhead.rules import Line
-from api.bulkhead.state import Policy, Reading, Taken, Verdict
-from api.bulkhead.ticket import Priority, local_ticket
+from api.bulkhead.rules import BulkheadReading, Line, Policy, Priority, Taken, Verdict, local_ticket
 
 
 class LocalBulkhead:
@@ -53,6 +51,6 @@ class LocalBulkhead:
         self._line, granted = rules.hand_out(self._line, self._limit, self._reserve)
         return granted
 
-    def read(self) -> Reading:
+    def read(self) -> BulkheadReading:
         """What this worker knows."""
-        return Reading(len(self._line.held), self._line.queue, {"service_ms": self._line.service_ms})
+        return BulkheadReading(len(self._line.held), self._line.queue, {"service_ms": self._line.service_ms})

@@ -3,17 +3,136 @@
 Users go before background work. Among equals tenants take turns, and within a tenant the oldest goes first. A full
 line takes one more only in the place of somebody with less claim to it: background work makes room for users, and
 the tenant with the longest line for those with shorter ones, so that no tenant can fill the line for all others.
+
+Tickets: one names a call from the moment it asks until its permit is back, and its bytes are its place in line.
+
+    user acme 1795441663212000 vm-16499-f46f 9f3c1a7be2d04c55
+
+Priority, tenant (percent-encoded, so that no blank is in it), the moment of asking (microseconds since 1970 by Redis's
+clock), worker, and hex digits that make it one of its kind. Sorted as bytes, the tickets of one tenant stand together,
+the oldest first: the next tenant in turn is a range away, in Redis and here alike.
+
+Plain values of the bulkhead.
+
+What the fleet's bulkhead needs of its shared store. Every method raises `StoreUnavailable` when it is down.
+
+What happens at a bulkhead; a subclass counts.
 """
 
 from __future__ import annotations
 
+import secrets
+import time
 from bisect import insort
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
+from enum import IntEnum, StrEnum
+from typing import Final, Literal, Protocol
+from urllib.parse import quote, unquote
 
-from api.bulkhead.state import Verdict
-from api.bulkhead.ticket import Priority, place
+NOBODY: Final = "-"
+"""The tenant of calls that are nobody's own."""
+
+
+class Priority(StrEnum):
+    """Who goes first."""
+
+    USER = "user"
+    BACKGROUND = "background"
+
+
+def tenant_field(tenant: str) -> str:
+    """A tenant's name as it stands in a ticket."""
+    return quote(tenant, safe="", errors="replace") or NOBODY
+
+
+def new_id() -> str:
+    """The end of a ticket."""
+    return secrets.token_hex(8)
+
+
+def local_ticket(priority: Priority, tenant: str, worker: str) -> str:
+    """A ticket by this worker's own clock, for when Redis can not give one."""
+    return f"{priority} {tenant_field(tenant)} {time.time_ns() // 1000} {worker} {new_id()}"
+
+
+def place(ticket: str) -> tuple[Priority, str]:
+    """Priority and tenant (still encoded): who takes turns with whom."""
+    priority, tenant, _ = ticket.split(" ", 2)
+    return Priority(priority), tenant
+
+
+def tenant_of(ticket: str) -> str:
+    """The tenant's name."""
+    return unquote(place(ticket)[1])
+
+
+Reason = Literal["queue_full", "deadline", "displaced"]
+"""Why a call got no permit: no place in line; its wait was over; its place went to a tenant that had fewer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The bounds of one bulkhead over the fleet. Durations in seconds, `lease_ms` in milliseconds.
+
+    `reserve`: how many of the `limit` permits background work never holds, so that a user finds one free.
+    """
+
+    limit: int = 4
+    max_queue: int = 64
+    max_wait: float = 30.0
+    lease_ms: int = 10_000
+    reserve: int = 0
+
+
+class Verdict(IntEnum):
+    """What asking for a permit led to."""
+
+    REJECTED = 0
+    GRANTED = 1
+    QUEUED = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """The answer to one who asked. `ticket` is empty when rejected; `retry_after` (seconds) is what the line takes."""
+
+    verdict: Verdict
+    ticket: str
+    retry_after: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Return:
+    """A ticket that goes back, of a permit or of a place in line. `held_ms` is -1 where no call was made."""
+
+    ticket: str
+    held_ms: int = -1
+    reason: Reason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Wake:
+    """Told to the worker whose ticket it is: a permit, or (`reason`) that there will be none."""
+
+    ticket: str
+    reason: Reason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BulkheadReading:
+    """One bulkhead at one moment. `stats`: counts by name, and `service_ms`."""
+
+    in_use: int
+    queue: tuple[str, ...]
+    stats: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def waiting_by_tenant(self) -> dict[str, int]:
+        """Tickets in line by tenant."""
+        return dict(Counter(map(tenant_of, self.queue)))
+
 
 SMOOTHING: Final = 0.1
 """The weight of the newest call in the mean service time."""
@@ -112,3 +231,38 @@ def following(line: Line) -> str:
 def retry_after(service_ms: float, waiting: int, limit: int) -> float:
     """Seconds until one who comes now might be served: those before it and itself, `limit` at a time."""
     return service_ms * (waiting + 1) / limit / 1000
+
+
+class BulkheadStore(Protocol):
+    """One bulkhead in the memory of the fleet. Each call is one atomic step by the store's own clock."""
+
+    async def take(self, priority: Priority, tenant: str) -> Taken:
+        """A permit, a place in line, or neither."""
+
+    async def give(self, returns: Sequence[Return]) -> list[str]:
+        """Permits and places in line go back. Gives the tickets that hold a permit from now on, of any worker."""
+
+    async def tend(self, held: Iterable[str], waiting: Iterable[str]) -> list[str]:
+        """Renews the leases of a worker's tickets, and hands out what ended leases left. Gives who is granted."""
+
+    async def read(self) -> BulkheadReading:
+        """The whole bulkhead at one moment."""
+
+    def follow(self) -> AsyncIterator[Wake | None]:
+        """What happens to this worker's tickets in line; None when it (re)connects. Ends by raising."""
+
+
+class BulkheadEvents:
+    """Does nothing."""
+
+    def admitted(self, bulkhead: str, priority: Priority, seconds: float) -> None:
+        """A call got its permit after so many seconds."""
+
+    def rejected(self, bulkhead: str, reason: Reason) -> None:
+        """A call got none."""
+
+    def store_lost(self, bulkhead: str, limit: int) -> None:
+        """This worker goes on with its share of `limit` permits."""
+
+    def store_found(self, bulkhead: str) -> None:
+        """The permits are the fleet's again."""

@@ -1,4 +1,7 @@
-"""`ragherd backup`: documents and cached answers of the fleet into a file, while it works."""
+"""`ragherd backup`: documents and cached answers of the fleet into a file, while it works.
+
+How far a backup or a restore is: on standard error, where that is a terminal.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,32 @@ from pathlib import Path
 from typing import Annotated, BinaryIO
 
 import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from api.backup.take import Wanted, take
-from api.backup.writing import BackupWriter
-from api.cli.backup_progress import shown_progress
+from api.backup.archive import BackupWriter
+from api.backup.transfer import OnStep, Wanted, take
 from api.cli.exits import INTERRUPTED, UNUSABLE, end
 from api.errors import SettingsError, StoreUnavailable
 from api.settings import Settings, load_settings
-from api.wiring_backup import MAKER, opened_memory
+from api.wiring.backup import MAKER, opened_memory
+
+
+@contextmanager
+def shown_progress() -> Iterator[OnStep]:
+    """A bar for documents and one for answers, as each begins."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    console = Console(stderr=True)
+    tasks: dict[str, TaskID] = {}
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+
+        def step(what: str, done: int, about: int) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what)
+            progress.update(tasks[what], completed=done, total=max(done, about))
+
+        yield step
+
 
 STREAM = "-"
 

@@ -14,15 +14,13 @@ from typing import Annotated, BinaryIO
 
 import typer
 
-from api.backup.errors import BackupError
-from api.backup.put import Chosen, Restored, put
-from api.backup.reading import Checked, checked
-from api.cli.backup import STREAM
-from api.cli.backup_progress import shown_progress
+from api.backup.archive import BackupError, Checked, checked
+from api.backup.transfer import Chosen, Restored, put
+from api.cli.backup import STREAM, shown_progress
 from api.cli.exits import INTERRUPTED, UNUSABLE, end
 from api.errors import SettingsError, StoreUnavailable
 from api.settings import Settings, load_settings
-from api.wiring_backup import opened_memory
+from api.wiring.backup import opened_memory
 
 
 def restore(

@@ -14,7 +14,7 @@ from gunicorn.app.wsgiapp import WSGIApplication
 from api.cli.exits import FAILED, UNUSABLE, end
 from api.errors import SettingsError
 from api.settings import access_warnings, load_settings
-from worker_config.descriptors import raise_limit, too_many_connections
+from worker_config.limits import raise_limit, too_many_connections
 
 CONFIGURATION = "python:worker_config.gunicorn_conf"
 APPLICATION = "api.asgi:app"
@@ -85,7 +85,7 @@ def _serve() -> None:
 
 def _check() -> None:
     """Prints a line for each finding. Opens no port."""
-    from api.wiring_check import findings  # imports all that a worker does, which takes a second
+    from api.wiring.check import findings  # imports all that a worker does, which takes a second
 
     try:
         settings = load_settings()

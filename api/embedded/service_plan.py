@@ -1,16 +1,86 @@
-"""What `ragherd dev` runs and with which environment: decisions made from the settings."""
+"""What `ragherd dev` runs and with which environment: decisions made from the settings.
+
+Starts the service as a child (`ragherd serve`), and waits until it is ready.
+
+Loopback ports for what the launcher starts.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
+import httpx
 from pydantic import BaseModel
 
+from api.embedded.child_process import ChildProcess, LaunchError, last_line, start_child
 from api.embedded.model_process import STAND_IN_EMBEDDER, STAND_IN_LLM
-from api.embedded.ports import free_port
-from api.embedded.service_process import STOP_DEADLINE
+from api.module_command import module_command, module_environment
 from api.settings import Settings
+
+STOP_DEADLINE = 3.0
+"""Seconds from SIGTERM to SIGKILL: a person who pressed Ctrl-C waits."""
+
+
+@contextmanager
+def running_service(
+    url: str, environment: Mapping[str, str], log: Path, *, timeout: float = 60.0
+) -> Iterator[ChildProcess]:
+    """The service with `environment`, ready at `url`; stopped at the end. Raises `LaunchError`."""
+    command = module_command("api.cli.main", "serve")
+    environment = module_environment(environment)
+    child = start_child("the service", command, environment=environment, log=log, explain=first_error)
+    try:
+        with httpx.Client(base_url=url, timeout=1.0, trust_env=False) as client:
+            if not child.await_ready(lambda: _is_ready(client), timeout):
+                raise LaunchError(f"the service was not ready within {timeout:.0f} s (its log: {log})")
+        yield child
+    finally:
+        child.stop(STOP_DEADLINE)
+
+
+def first_error(log: str) -> str:
+    """Why the service ended: the first error of its JSON log, of a traceback only the last line; else the last line."""
+    for line in log.splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict) and entry.get("level") in {"error", "critical"}:
+            return last_line(str(entry.get("exception") or entry.get("event")))
+    return last_line(log)
+
+
+def _is_ready(client: httpx.Client) -> bool:
+    try:
+        return client.get("/health/ready").is_success
+    except httpx.HTTPError:
+        return False
+
+
+def free_port(preferred: int | None = None) -> int:
+    """`preferred` where it is free, else any free loopback port."""
+    if preferred is not None and _is_free(preferred):
+        return preferred
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
 
 DEV_WORKERS = 2
 

@@ -1,27 +1,56 @@
-"""Everything that `ragherd dev` runs, started in order and stopped in the reverse: Redis, model server, service."""
+"""Everything that `ragherd dev` runs, started in order and stopped in the reverse: Redis, model server, service.
+
+Ctrl-C, SIGTERM and a closed terminal end a run the same way: one `KeyboardInterrupt`, then an undisturbed stop.
+"""
 
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import FrameType
 from typing import TypeVar
 
 from api.embedded import service_plan
-from api.embedded.child_process import ChildProcess
-from api.embedded.errors import LaunchError
-from api.embedded.model_process import STAND_IN, ModelServer, embedded_model_server
-from api.embedded.ollama_probe import find_ollama, first_text_model
+from api.embedded.child_process import ChildProcess, LaunchError
+from api.embedded.model_process import STAND_IN, ModelServer, embedded_model_server, find_ollama, first_text_model
 from api.embedded.redis_server import EmbeddedRedis, embedded_redis
-from api.embedded.service_plan import Addresses, Backends
-from api.embedded.service_process import running_service
-from api.embedded.stop_signals import ignore_stop_signals
-from api.embedded.supervisor_lock import supervisor_lock
+from api.embedded.service_plan import Addresses, Backends, running_service
+from api.embedded.stale_server import supervisor_lock
 from api.settings import Settings
-from worker_config.listening import PortTaken, require_free_port
+from worker_config.connections import PortTaken, require_free_port
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@contextmanager
+def stop_signals_interrupt() -> Iterator[None]:
+    """Within the block the first stop signal raises `KeyboardInterrupt`; further ones are ignored."""
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    for number in _SIGNALS:
+        if number is not signal.SIGHUP or before[number] is not signal.SIG_IGN:  # nohup stays nohup
+            signal.signal(number, _interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def ignore_stop_signals() -> None:
+    """From here on the stopping is under way: another Ctrl-C does not cut it short."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    ignore_stop_signals()
+    raise KeyboardInterrupt
+
 
 Report = Callable[[str], None]
 Resource = TypeVar("Resource")

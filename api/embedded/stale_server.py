@@ -2,18 +2,22 @@
 
 It should not happen (the server dies with its supervisor), but two servers on one append-only file would ruin it.
 The caller holds the directory's supervisor lock, so the server in the record has no living supervisor.
+
+One supervisor for a directory: a lock that the kernel releases when its holder is gone, however it went.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from api.embedded.errors import LaunchError
-from api.embedded.waiting import wait_until
+from api.embedded.child_process import LaunchError, wait_until
 
 _RECORD = "server.json"
 
@@ -85,3 +89,22 @@ def _command_line(pid: int) -> str:
         ["/bin/ps", "-o", "command=", "-p", str(pid)], capture_output=True, text=True, check=False
     )
     return shown.stdout
+
+
+@contextmanager
+def supervisor_lock(directory: Path) -> Iterator[None]:
+    """Holds `directory` for this process; children do not inherit it. Raises `LaunchError` where another holds it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "supervisor.lock").open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise LaunchError(
+                f"{directory} is in use by another run in this checkout (process {file.read().strip() or 'unknown'}): "
+                "stop that one first"
+            ) from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield

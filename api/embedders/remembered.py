@@ -9,8 +9,8 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from api.model import EmbedderIdentity, Embedding
 from api.ports.models import Embedder
+from api.values import EmbedderIdentity, Embedding
 
 KEPT: Final = 2048
 """About 4 MiB at 384 dimensions, of all tenants together."""

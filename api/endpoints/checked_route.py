@@ -10,7 +10,7 @@ from fastapi import Request, Response
 from fastapi.routing import APIRoute
 
 from api.endpoints.access import Role
-from api.endpoints.json_body import refuse_too_many_values
+from api.endpoints.validation import refuse_too_many_values
 from api.endpoints.worker_state import worker_state
 from api.errors import InvalidRequest
 

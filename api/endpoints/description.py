@@ -1,4 +1,7 @@
-"""What the API's own description has for all endpoints: the form of errors, and how a key travels."""
+"""What the API's own description has for all endpoints: the form of errors, and how a key travels.
+
+What `/docs` shows of responses that no model describes: one of each, as it came.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,157 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from api.endpoints.access import Role
 from api.endpoints.checked_route import role_of
-from api.endpoints.error_responses import PROBLEM_JSON
-from api.endpoints.examples import EXAMPLES
+from api.endpoints.problems import PROBLEM_JSON
 from api.errors import InvalidRequest, RagherdError
+
+_ID: Final = "3a755ca3e1488546dc0eacd7"
+_DOCUMENT: Final[dict[str, Any]] = {
+    "id": _ID,
+    "status": "ready",
+    "title": "Holiday policy",
+    "tenant": "default",
+    "tags": ["hr"],
+    "source": "https://example.com/holiday",
+    "version": None,
+    "chunks": 1,
+    "characters": 37,
+    "revision": 1795647910363,
+    "digest": "76bd13b32bfb3b0089a34e75bb3868689de74acc182c5c31ada448f0a8600eb0",
+    "created": "2026-11-25T23:05:10.363Z",
+    "updated": "2026-11-25T23:05:10.374Z",
+    "error": None,
+    "delayed_by": None,
+    "not_embedded": 0,
+    "failed_chunks": [],
+    "progress": None,
+}
+_PASSAGE: Final = {"chunk": 0, "heading": "", "text": "Holiday is approved by the team lead.", "start": 0, "end": 37}
+_BREAKER: Final[dict[str, Any]] = {
+    "state": "OPEN",
+    "failure_count": 5,
+    "success_count": 1,
+    "total_calls": 6,
+    "last_failure_time": "2026-11-23T13:47:43.212Z",
+    "rejected_calls": 3,
+    "slow_calls": 0,
+    "ignored_calls": 0,
+    "stale_results": 0,
+    "lost_probes": 0,
+    "consecutive_failures": 0,
+    "failure_rate": 0.0,
+    "slow_call_rate": 0.0,
+    "window_calls": 0,
+    "opened_at": "2026-11-23T13:47:43.212Z",
+    "retry_after_seconds": 20,
+    "probes_in_flight": 0,
+    "epoch": 1795441663212,
+    "reason": "consecutive_failures",
+    "forced": None,
+    "enabled": True,
+    "store": "shared",
+}
+_BULKHEAD: Final[dict[str, Any]] = {
+    "limit": 4,
+    "reserved": 0,
+    "in_use": 4,
+    "waiting": 3,
+    "waiting_tenants": 2,
+    "waiting_by_tenant": {"acme": 2, "default": 1},
+    "max_queue": 64,
+    "max_wait_seconds": 30.0,
+    "service_seconds": 2.871,
+    "served": 118,
+    "rejected": {"queue_full": 0, "deadline": 1, "displaced": 0},
+    "lost_permits": 0,
+    "store": "shared",
+}
+_POOL: Final[dict[str, Any]] = {
+    "active": 0,
+    "idle": 5,
+    "waiting": 0,
+    "requests": 4,
+    "connections_opened": 6,
+    "connections_reused": 3,
+    "reuse_rate": 0.75,
+    "pool_timeouts": 0,
+}
+_WORKER: Final[dict[str, Any]] = {
+    "id": "vm-16499-f46f",
+    "host": "vm",
+    "pid": 16499,
+    "version": "0.1.0",
+    "schema": "1.0",
+    "started": "2026-11-23T13:45:51Z",
+    "requests": 11,
+    "pool": _POOL,
+}
+_TRANSITION: Final[dict[str, Any]] = {
+    "id": "1795441663212-0",
+    "time": "2026-11-23T13:47:43.212Z",
+    "from": "CLOSED",
+    "to": "OPEN",
+    "reason": "consecutive_failures",
+    "by": "vm-17360-b87e",
+    "epoch": 1795441663212,
+    "wait_ms": 20000,
+    "total": 6,
+    "failed": 5,
+    "slow": 0,
+    "consecutive": 5,
+    "probes": 0,
+}
+_WARM_UP: Final[dict[str, Any]] = {
+    "id": "4f0c8f1d6a2b9e37",
+    "status": "running",
+    "total": 2,
+    "done": 1,
+    "generated": 1,
+    "stored": 1,
+    "skipped": 0,
+    "failed": 0,
+    "errors": [],
+    "started": "2026-11-24T11:50:02.117Z",
+    "ended": None,
+    "by": "vm-16499-f46f",
+}
+_BREAKERS: Final = {**_BREAKER, "breakers": {"ollama": _BREAKER}}
+
+EXAMPLES: Final[dict[tuple[str, str], dict[str, Any]]] = {
+    ("post", "/documents"): {**_DOCUMENT, "outcome": "created"},
+    ("get", "/documents"): {"documents": [_DOCUMENT], "cursor": f"1795647910363-{_ID}"},
+    ("get", "/documents/{document}"): {**_DOCUMENT, "passages": [_PASSAGE]},
+    ("get", "/api/circuit-breaker/metrics"): _BREAKERS,
+    ("get", "/api/circuit-breaker/history"): {"breaker": "ollama", "transitions": [_TRANSITION]},
+    ("post", "/api/circuit-breaker/force-open"): {**_BREAKERS, "reason": "forced_open", "forced": "OPEN"},
+    ("get", "/api/bulkhead/metrics"): {**_BULKHEAD, "bulkheads": {"ollama": _BULKHEAD}},
+    ("delete", "/api/semantic-cache"): {"matched": 2, "deleted": 2, "dry_run": False},
+    ("post", "/api/semantic-cache/warm"): _WARM_UP,
+    ("get", "/api/semantic-cache/warm/{job}"): _WARM_UP,
+    ("get", "/api/workers"): {"workers": [_WORKER]},
+    ("get", "/api/semantic-cache/metrics"): {
+        "enabled": True,
+        "hits": 7,
+        "misses": 6,
+        "hit_rate": 0.538462,
+        "cache_size": 2,
+        "max_cache_size": 1000,
+        "exact_hits": 2,
+        "semantic_hits": 5,
+        "stale_hits": 0,
+        "coalesced": 0,
+        "stores": 3,
+        "evictions": 0,
+        "guard_rejections": 0,
+        "corrupt": 0,
+        "invalidations": 0,
+        "similarity_threshold": 0.92,
+        "ttl_seconds": 3600.0,
+        "embedder": {"kind": "onnx", "name": "all-MiniLM-L6-v2-int8", "dimension": 384},
+        "false_hit_rate": {"estimate": None, "low": None, "high": None, "samples": 0},
+        "store": "shared",
+    },
+}
+"""By method and path."""
 
 
 class Problem(BaseModel):

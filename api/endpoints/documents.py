@@ -1,20 +1,129 @@
-"""The knowledge base: documents in, a list of them, one with its passages, and out again."""
+"""The knowledge base: documents in, a list of them, one with its passages, and out again.
+
+What POST /documents takes: JSON with the text, or a form with a file.
+
+A JSON document with one long list, encoded a few items at a time: the event loop is free in between.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final
+import asyncio
+import errno
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from http import HTTPStatus
+from typing import Annotated, Any, Final, TypeVar
 
+import orjson
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
+from starlette.responses import StreamingResponse
 
+from api.endpoints.access import DEFAULT_TENANT
 from api.endpoints.checked_route import CheckedRoute, needs
 from api.endpoints.description import body_of
-from api.endpoints.document_body import FORM, FORM_SCHEMA, DocumentIn, given_document
+from api.endpoints.fields import rfc3339
 from api.endpoints.query import Name
-from api.endpoints.times import rfc3339
+from api.endpoints.validation import VISIBLE, IsText, IsVisible, StrictBody, json_of, refused, validated
 from api.endpoints.worker_state import WorkerState, worker_state
-from api.knowledge.media_types import KINDS
-from api.ports.documents import Chunk, Document, DocumentStatus, Listing
+from api.errors import PayloadTooLarge, ServiceUnavailable
+from api.knowledge.document_service import Given
+from api.knowledge.plain_text import KINDS, TEXT, media_type
+from api.ports.documents import Chunk, Document, DocumentFacts, DocumentStatus, Listing
+
+HEAD: Final = 4096
+"""Bytes that say what kind of file it is."""
+MULTIPART: Final = "multipart/form-data"
+
+Title = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=500), IsText, IsVisible]
+Tag = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100), IsText, IsVisible]
+Source = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=2000), IsText, IsVisible]
+
+
+class _Facts(StrictBody):
+    tags: Annotated[list[Tag], Field(max_length=50, fail_fast=True)] = Field(default_factory=list)
+    source: Source | None = None
+    version: Name | None = None
+    tenant: Name | None = None
+
+    def facts(self, title: str) -> DocumentFacts:
+        tags = tuple(dict.fromkeys(self.tags))
+        return DocumentFacts(self.tenant or DEFAULT_TENANT, title, tags, self.source, self.version)
+
+
+class DocumentIn(_Facts):
+    """A document as JSON."""
+
+    title: Title
+    text: Annotated[str, Field(min_length=1), IsText, IsVisible]
+
+
+class FormIn(_Facts):
+    """What a form says beside its file."""
+
+    title: Title | None = None
+
+
+def _field(most: int) -> dict[str, Any]:
+    """Of a form, where an empty field is as good as none."""
+    return {"type": "string", "maxLength": most, "pattern": f"^$|{VISIBLE}"}
+
+
+FORM_SCHEMA: Final[dict[str, Any]] = {
+    "type": "object",
+    "required": ["file"],
+    "additionalProperties": False,
+    "properties": {
+        "file": {"type": "string", "format": "binary"},
+        "title": _field(500),
+        "tags": {"type": "array", "items": _field(100), "maxItems": 50},
+        "source": _field(2000),
+        "version": _field(200),
+        "tenant": _field(200),
+    },
+}
+
+
+async def given_document(request: Request, most_bytes: int) -> Given:
+    """Raises `InvalidRequest`, `UnsupportedDocument`, `PayloadTooLarge`, `ServiceUnavailable`."""
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() == MULTIPART:
+        form = await _form(request)
+        try:
+            return await _from_form(form, most_bytes)
+        finally:
+            await form.close()
+    body = validated(DocumentIn, json_of(await request.body()))
+    return Given(body.facts(body.title), body.text.encode(), TEXT)
+
+
+async def _form(request: Request) -> FormData:
+    try:
+        return await request.form(max_files=1, max_fields=60)
+    except HTTPException as error:
+        if error.status_code != HTTPStatus.BAD_REQUEST:
+            raise
+        raise refused("", str(error.detail)) from None
+    except OSError as error:  # a file beyond 1 MiB lies in the temporary directory until it is read
+        if error.errno != errno.ENOSPC:
+            raise
+        raise ServiceUnavailable("Other files have all the room there is for uploads.", retry_after=1) from None
+
+
+async def _from_form(form: FormData, most_bytes: int) -> Given:
+    file = form.get("file")
+    if not isinstance(file, UploadFile):
+        raise refused("file", "is missing")
+    fields: dict[str, Any] = {name: form[name] for name in form if name not in {"file", "tags"} and form[name] != ""}
+    tags = [tag for tag in form.getlist("tags") if tag != ""]
+    about = validated(FormIn, {**fields, "tags": tags})
+    content = await file.read(most_bytes + 1)
+    if len(content) > most_bytes:
+        raise PayloadTooLarge(f"The file is larger than {most_bytes} bytes.")
+    name = (file.filename or "").replace("\\", "/").rpartition("/")[2]
+    kind = media_type(name, file.content_type, content[:HEAD])
+    return Given(about.facts(about.title or ""), content, kind, name.encode("utf-8", "replace").decode())
+
 
 PATH: Final = "/documents"
 router = APIRouter(route_class=CheckedRoute, prefix=PATH, tags=["documents"])
@@ -26,7 +135,7 @@ _EXAMPLE: Final = {
     "source": "https://example.com/holiday",
 }
 _BODY: Final = body_of(DocumentIn, _EXAMPLE)
-_BODY["requestBody"]["content"][FORM] = {
+_BODY["requestBody"]["content"][MULTIPART] = {
     "schema": FORM_SCHEMA,
     "encoding": {"file": {"contentType": ", ".join(sorted(KINDS))}},
 }
@@ -142,3 +251,38 @@ def _passage(chunk: Chunk) -> dict[str, Any]:
         "start": chunk.start,
         "end": chunk.end,
     }
+
+
+T = TypeVar("T")
+ITEMS: Final = 16
+"""Encoded in one go. Of vectors, some 16,000 numbers: about a millisecond."""
+JSON: Final = "application/json"
+
+
+def list_document(
+    fields: Mapping[str, Any], name: str, items: Sequence[T], encoded: Callable[[int, T], Any]
+) -> Response:
+    """`fields`, and under `name` the list of what `encoded` makes of each item and its number.
+
+    It may make numpy arrays.
+    """
+    if len(items) <= ITEMS:
+        listed = [encoded(number, item) for number, item in enumerate(items)]
+        return Response(_dumped({**fields, name: listed}), media_type=JSON)
+    return StreamingResponse(_pieces(fields, name, items, encoded), media_type=JSON)
+
+
+async def _pieces(
+    fields: Mapping[str, Any], name: str, items: Sequence[T], encoded: Callable[[int, T], Any]
+) -> AsyncIterator[bytes]:
+    before = _dumped({**fields, name: []})[: -len(b"]}")]
+    for start in range(0, len(items), ITEMS):
+        part = [encoded(number, item) for number, item in enumerate(items[start : start + ITEMS], start)]
+        yield before + _dumped(part)[1:-1]
+        before = b","
+        await asyncio.sleep(0)
+    yield b"]}"
+
+
+def _dumped(document: Any) -> bytes:
+    return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)

@@ -9,21 +9,16 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.endpoints.answer_form import AnswerForm
-from api.endpoints.answer_stream import AnswerStream
-from api.endpoints.disconnects import until_client_leaves
-from api.endpoints.dropin_body import parsed, without_idle
-from api.endpoints.list_header import list_header
-from api.endpoints.options import Options
-from api.endpoints.query_answer import cache_headers
-from api.endpoints.request_timeout import request_timeout
-from api.endpoints.validation import refused
+from api.endpoints.bodies import until_client_leaves
+from api.endpoints.dropin_wire import AnswerForm, parsed, without_idle
+from api.endpoints.fields import list_header, request_timeout
+from api.endpoints.streaming import AnswerStream, cache_headers
+from api.endpoints.validation import Options, refused
 from api.endpoints.worker_state import worker_state
-from api.model import ChatMessage, EmbeddingRequest, Embeddings
 from api.query import prompt
-from api.query.cache_control import parse
-from api.query.question import Query
+from api.query.question import Query, parse
 from api.unicode_text import is_blank
+from api.values import ChatMessage, EmbeddingRequest, Embeddings
 
 
 def query_of(request: Request, model: str, turns: Sequence[ChatMessage], options: dict[str, Any]) -> Query:

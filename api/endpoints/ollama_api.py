@@ -12,12 +12,12 @@ from starlette.responses import Response
 from api.endpoints import dropin, ollama_wire
 from api.endpoints.checked_route import CheckedRoute, needs
 from api.endpoints.description import body_of, errors_of, stream_of
-from api.endpoints.dropin_body import read_body
-from api.endpoints.list_document import list_document
+from api.endpoints.documents import list_document
+from api.endpoints.dropin_wire import read_body
 from api.endpoints.ollama_wire import ChatBody, EmbedBody, GenerateBody, GenerationBody, OllamaForm, ShowBody
 from api.endpoints.validation import refused
 from api.endpoints.worker_state import ModelCatalog, worker_state
-from api.model import ChatMessage
+from api.values import ChatMessage
 
 router = APIRouter(
     route_class=CheckedRoute, tags=["Ollama's API"], responses=errors_of("Ollama", ollama_wire.error_body)

@@ -9,8 +9,7 @@ from typing import Annotated, Any, Final, Literal
 import orjson
 from pydantic import ConfigDict, Field, StringConstraints
 
-from api.endpoints.answer_form import done_reason, thinking_of, usage_of
-from api.endpoints.dropin_body import (
+from api.endpoints.dropin_wire import (
     MOST_DIMENSIONS,
     Few,
     GivenOptions,
@@ -19,11 +18,14 @@ from api.endpoints.dropin_body import (
     Inputs,
     ModelBody,
     described,
+    done_reason,
+    thinking_of,
+    usage_of,
 )
 from api.endpoints.validation import IsBoolean, IsWhole, Text
 from api.errors import RagherdError
-from api.model import ChatMessage, Embeddings, Token
 from api.query.answered import Answered, Opening
+from api.values import ChatMessage, Embeddings, Token
 
 SERVED: Final = frozenset(f"/api/{name}" for name in ("chat", "generate", "embed", "tags", "version", "ps", "show"))
 REFUSED: Final = frozenset(f"/api/{name}" for name in ("embeddings", "pull", "push", "create", "copy", "delete"))

@@ -11,8 +11,8 @@ from starlette.responses import Response
 from api.endpoints import dropin, openai_wire
 from api.endpoints.checked_route import CheckedRoute, needs
 from api.endpoints.description import body_of, errors_of, stream_of
-from api.endpoints.dropin_body import read_body
-from api.endpoints.list_document import list_document
+from api.endpoints.documents import list_document
+from api.endpoints.dropin_wire import read_body
 from api.endpoints.openai_wire import ChatBody, EmbeddingsBody, OpenAIForm
 from api.endpoints.worker_state import worker_state
 

@@ -11,13 +11,35 @@ from typing import Annotated, Any, Final, Literal
 import numpy as np
 from pydantic import Field
 
-from api.endpoints.answer_form import done_reason, dropin_status, single_line, thinking_of, usage_of
-from api.endpoints.dropin_body import MOST_DIMENSIONS, MOST_PARTS, Few, IdleBody, Ignored, Inputs, ModelBody
-from api.endpoints.options import Penalty, Seed, Share, Stops, Temperature, Tokens
-from api.endpoints.validation import IsWhole, StopText, StrictBody, Text
+from api.endpoints.dropin_wire import (
+    MOST_DIMENSIONS,
+    MOST_PARTS,
+    Few,
+    IdleBody,
+    Ignored,
+    Inputs,
+    ModelBody,
+    done_reason,
+    dropin_status,
+    single_line,
+    thinking_of,
+    usage_of,
+)
+from api.endpoints.validation import (
+    IsWhole,
+    Penalty,
+    Seed,
+    Share,
+    Stops,
+    StopText,
+    StrictBody,
+    Temperature,
+    Text,
+    Tokens,
+)
 from api.errors import RagherdError
-from api.model import ChatMessage, Embeddings, Token, Usage, Vector
 from api.query.answered import Answered, Opening
+from api.values import ChatMessage, Embeddings, Token, Usage, Vector
 
 PREFIX: Final = "/v1/"
 

@@ -9,21 +9,17 @@ from fastapi import APIRouter, Request
 from pydantic import ConfigDict, Field, StringConstraints
 from starlette.responses import Response
 
-from api.endpoints import event_stream
+from api.endpoints import streaming as event_stream
+from api.endpoints.bodies import until_client_leaves
 from api.endpoints.checked_route import JsonRoute, needs
 from api.endpoints.description import stream_of
-from api.endpoints.disconnects import until_client_leaves
-from api.endpoints.event_stream import EventStream
-from api.endpoints.list_header import list_header
-from api.endpoints.options import Options
-from api.endpoints.query_answer import QueryOut, cache_headers, document
-from api.endpoints.request_timeout import OPENAPI, request_timeout
-from api.endpoints.validation import IsText, IsVisible, IsWhole, StrictBody
+from api.endpoints.fields import OPENAPI, list_header, request_timeout
+from api.endpoints.streaming import EventStream, QueryOut, cache_headers, document
+from api.endpoints.validation import IsText, IsVisible, IsWhole, Options, StrictBody
 from api.endpoints.worker_state import worker_state
-from api.model import ChatMessage
-from api.ports.passages import DocumentFilter
-from api.query.cache_control import parse
-from api.query.question import Query
+from api.ports.documents import DocumentFilter
+from api.query.question import Query, parse
+from api.values import ChatMessage
 
 router = APIRouter(tags=["query"], route_class=JsonRoute)
 

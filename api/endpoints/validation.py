@@ -2,19 +2,29 @@
 
 pydantic collects every error there is before it raises. So unknown fields are cut to a handful before it sees them,
 lists stop at their first wrong item, and of the errors a handful is reported.
+
+JSON from a client, in bounded time: a body of many small lists or objects is refused before it is decoded.
+
+Decoding holds the interpreter's lock, so a thread would not help. A mebibyte of text takes a millisecond; a mebibyte of
+empty lists takes 100, a third of a million objects for the garbage collector among them.
+
+Options of a generation that a caller may set, and what values they take.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Annotated, Any, Final, TypeVar
 
+import orjson
 from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Field,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
     StringConstraints,
@@ -156,3 +166,61 @@ def _path(parts: Iterable[Any]) -> str:
 def _message(error: Mapping[str, Any]) -> str:
     known = error["type"] != "extra_forbidden"
     return str(error["msg"]).removeprefix("Value error, ") if known else "is not known"
+
+
+MOST_CONTAINERS: Final = 10_000
+"""Lists and objects in a body. A conversation of 1,000 turns has about 1,000."""
+MOST_TOKENS: Final = 100_000
+"""Strings, lists and objects in a body with many brackets. A bound on the work of counting them."""
+
+_TOKEN: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[{]', re.DOTALL)
+"""A string, with its end or without, or the beginning of a list or an object. Never tries a byte twice."""
+
+
+def json_of(body: bytes, what: str = "The body", most_containers: int = MOST_CONTAINERS) -> Any:
+    """The value of a body, or of `what` it is. Raises `InvalidRequest`."""
+    refuse_too_many_values(body, most_containers)
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        raise refused("", f"{what} is not valid JSON.") from None
+
+
+def refuse_too_many_values(body: bytes, most_containers: int = MOST_CONTAINERS) -> None:
+    """Raises `InvalidRequest` for a body with more lists and objects than any request needs."""
+    if body.count(b"[") + body.count(b"{") > most_containers and not _is_within(body, most_containers):
+        raise refused("", f"The body has more than {most_containers} lists and objects, or too many strings.")
+
+
+def _is_within(body: bytes, most_containers: int) -> bool:
+    """Counts outside strings: the text of a document may have many brackets."""
+    containers = 0
+    for tokens, token in enumerate(_TOKEN.finditer(body)):
+        containers += body[token.start()] != ord('"')
+        if containers > most_containers or tokens >= MOST_TOKENS:
+            return False
+    return True
+
+
+Temperature = Annotated[float, Field(ge=0, le=2)]
+Share = Annotated[float, Field(ge=0, le=1)]
+"""A part of the probability: `top_p`, `min_p`."""
+Seed = Annotated[int, Field(ge=-(2**31), lt=2**31), IsWhole]
+Tokens = Annotated[int, Field(ge=1, le=100_000), IsWhole]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+Stops = Annotated[list[StopText], Field(max_length=16, fail_fast=True)]
+
+
+class Options(StrictBody):
+    """Those of Ollama's options that a caller may set: none that makes Ollama load the model again."""
+
+    temperature: Temperature | None = None
+    top_p: Share | None = None
+    top_k: Annotated[int, Field(ge=0, le=1000), IsWhole] | None = None
+    min_p: Share | None = None
+    seed: Seed | None = None
+    num_predict: Tokens | None = None
+    repeat_penalty: Annotated[float, Field(ge=0, le=10)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    stop: Stops | None = None

@@ -8,18 +8,18 @@ from typing import Any, Protocol
 
 from starlette.requests import Request
 
-from api.backends.client_embeddings import EmbeddingCalls
+from api.backends.embedder import EmbeddingCalls
 from api.breaker.fleet_breaker import FleetBreaker
 from api.breaker.state import State
 from api.bulkhead.fleet_bulkhead import FleetBulkhead
 from api.endpoints.access import Access
-from api.endpoints.event_wire import Streaming
-from api.knowledge.library import Library
-from api.ports.stores import StoreChecks
+from api.endpoints.streaming import Streaming
+from api.knowledge.document_service import Library
+from api.ports.cache import StoreChecks
 from api.query.answer_query import QueryService
 from api.query.explain import Explainer
 from api.query.invalidate import Invalidator
-from api.query.warm_ups import WarmUps
+from api.query.warm_up import WarmUps
 
 
 class PoolReport(Protocol):

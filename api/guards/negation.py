@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from api.guards.language import FUNCTION_WORDS
-from api.guards.stems import stem as stem_of
+from api.guards.vocabulary import FUNCTION_WORDS
+from api.guards.vocabulary import stem as stem_of
 from api.guards.words import Words
 from api.languages.function_words import words_in
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from api.guards.number_words import HOURS, ORDINALS, OTHERS, SCALES, SMALL, SOFT, SUFFIXES, TENS, WORDS
+from api.guards.vocabulary import HOURS, ORDINALS, OTHER_NUMBERS, SCALES, SMALL, SOFT, SUFFIXES, TENS, WORDS
 from api.guards.words import Words
 
 
@@ -106,8 +106,8 @@ def _spoken(question: Words, place: int) -> _Read:
         return ["-"], False, place + 1
     if word in SOFT and after not in SCALES:
         return [SOFT[word]], True, place + 1
-    if word in ORDINALS or word in OTHERS:
-        return [OTHERS.get(word) or str(ORDINALS[word])], False, place + 1
+    if word in ORDINALS or word in OTHER_NUMBERS:
+        return [OTHER_NUMBERS.get(word) or str(ORDINALS[word])], False, place + 1
     if word == "k":
         return [], False, place + 1
     total, end = _cardinal(words, place)

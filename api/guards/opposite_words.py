@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from api.guards.stems import inflections, stem
+from api.guards.vocabulary import inflections, stem
 from api.languages.function_words import words_in
 
 VERBS: Final = """

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from api.guards.language import FUNCTION_WORDS
 from api.guards.negation import ENGLISH as NEGATORS
 from api.guards.negation import TROUBLE
 from api.guards.opposite_words import (
@@ -19,7 +18,7 @@ from api.guards.opposite_words import (
     SUBSTITUTED,
     SUBSTITUTING,
 )
-from api.guards.stems import stem
+from api.guards.vocabulary import FUNCTION_WORDS, stem
 from api.guards.words import Words
 from api.languages.function_words import words_in
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from api.guards.clauses import KINDS, clauses
-from api.guards.stems import stem
+from api.guards.vocabulary import stem
 from api.guards.words import Words
 from api.languages.function_words import words_in
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from api.guards.number_words import SMALL, TENS
+from api.guards.vocabulary import SMALL, TENS
 from api.languages.function_words import words_in
 
 _PHRASES: Final = """

@@ -12,19 +12,17 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
-from api.background import cancelled
 from api.batch_size import BatchSize
+from api.cancellation import cancelled
 from api.errors import EmbeddingUnavailable, PayloadTooLarge, ServiceUnavailable, StoreUnavailable, UnreadableDocument
-from api.knowledge.chunk_embedding import ChunkEmbedding, NotEmbedded
+from api.knowledge.cache_invalidator import Outdating
+from api.knowledge.chunk_embedding import ChunkEmbedding, EmbeddedText, NotEmbedded
 from api.knowledge.chunking import Chunker, numbered, sections, spans
-from api.knowledge.embedded_text import EmbeddedText
-from api.knowledge.outdating import Outdating
 from api.knowledge.parsing import Parser
-from api.model import EmbedderIdentity, Embedding
 from api.ports.document_work import DocumentWork, EmbeddedChunk, Work, Written
-from api.ports.documents import Chunk, FailedChunk
+from api.ports.documents import Chunk, FailedChunk, PassageIndex
 from api.ports.models import Embedder
-from api.ports.passages import PassageIndex
+from api.values import EmbedderIdentity, Embedding
 
 Write = Callable[[Sequence[EmbeddedChunk], int], Awaitable[bool]]
 """Writes chunks, beside so many others. False where they are not wanted any more."""

@@ -13,8 +13,7 @@ from typing import Any, Final
 import orjson
 
 from api.errors import PayloadTooLarge, UnreadableDocument
-from api.knowledge.media_types import DOCX, HTML, PDF, PLAIN
-from api.knowledge.plain_text import read_text, tidied, too_long
+from api.knowledge.plain_text import DOCX, HTML, PDF, PLAIN, read_text, tidied, too_long
 
 MEMORY: Final = 1024 * 1024 * 1024
 """Bytes of address space."""

@@ -17,8 +17,7 @@ from typing import Any, Final
 import orjson
 
 from api.errors import PayloadTooLarge, ServiceUnavailable, UnreadableDocument
-from api.knowledge.media_types import PLAIN
-from api.knowledge.plain_text import read_text, too_long
+from api.knowledge.plain_text import PLAIN, read_text, too_long
 from api.module_command import module_command, module_environment
 from api.unicode_text import is_blank
 

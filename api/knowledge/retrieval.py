@@ -14,12 +14,10 @@ import numpy as np
 
 from api.errors import EmbeddingUnavailable
 from api.knowledge.chunking import in_context
-from api.knowledge.fusion import MEANING, WORDS, fused
-from api.knowledge.rare_terms import leading
-from api.knowledge.reranking import Reranking
-from api.model import EmbedderIdentity, Source, Vector
+from api.knowledge.ranking import MEANING, WORDS, Reranking, fused, leading
+from api.ports.documents import Corpus, Current, DocumentFilter, Hit, PassageIndex
 from api.ports.models import Embedder
-from api.ports.passages import Corpus, Current, DocumentFilter, Hit, PassageIndex
+from api.values import EmbedderIdentity, Source, Vector
 
 WIDENINGS: Final = 3
 """How often a search is repeated with more candidates, where too many of them do not serve."""

@@ -2,11 +2,47 @@
 
 Figures are of the process that counts them, so that sums over pods are right; the few that are the whole fleet's own
 say so, and are to be read with `max`.
+
+The values of the metrics' labels that are known beforehand.
+
+What is declared of one Prometheus metric.
+
+The series of one metric, each looked up once.
 """
 
 from __future__ import annotations
 
-from api.observability.metric_spec import MetricSpec
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+Stage = Literal["total", "embed", "cache", "retrieve", "generate"]
+ConnectionEnd = Literal["silent", "idle", "head", "rest", "unread", "full", "refused"]
+LookupResult = Literal["exact", "semantic", "stale", "miss", "unavailable"]
+RefreshOutcome = Literal["stored", "not_stored", "failed", "elsewhere", "too_many"]
+FlightEvent = Literal["handed_over", "alone", "fenced"]
+RerankingOutcome = Literal["reranked", "failed"]
+BreakerState = Literal["closed", "open", "half_open"]
+BreakerOutcome = Literal["successful", "slow_successful", "failed", "slow_failed", "ignored"]
+BulkheadReason = Literal["queue_full", "deadline", "displaced"]
+
+
+MetricType = Literal["counter", "gauge", "histogram"]
+AcrossWorkers = Literal["livesum", "livemax", "livemin", "livemostrecent"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MetricSpec:
+    """One metric, itself and no other (a key that hashes at once). `across`: how a gauge of several workers adds up."""
+
+    name: str
+    type: MetricType
+    help: str
+    labels: tuple[str, ...] = ()
+    across: AcrossWorkers = "livesum"
+    buckets: tuple[float, ...] = ()
+
 
 REQUEST_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 STAGE_BUCKETS = (0.00025, 0.0005, *REQUEST_BUCKETS)
@@ -139,7 +175,7 @@ ANSWERS_OUTDATED = MetricSpec(
 )
 
 UPSTREAM_FAULTS = MetricSpec(
-    "ragherd_upstream_faults_total", "counter", "Calls to Ollama that failed, by fault (api/faults.py).", ("fault",)
+    "ragherd_upstream_faults_total", "counter", "Calls to Ollama that failed, by fault (api/errors.py).", ("fault",)
 )
 
 FAILOVERS = MetricSpec(
@@ -310,3 +346,27 @@ BUILD_INFO = MetricSpec(
 
 ALL_METRICS: tuple[MetricSpec, ...] = tuple(one for one in vars().values() if isinstance(one, MetricSpec))
 """In the order of their declaration."""
+
+
+class MetricFamily(dict[tuple[str, ...], Any]):
+    """The series of one metric by their label values: `labels()` is slow, so each is asked for once."""
+
+    def __init__(self, spec: MetricSpec, registry: CollectorRegistry) -> None:
+        super().__init__()
+        self._metric = _make(spec, registry)
+
+    def __missing__(self, values: tuple[str, ...]) -> Any:
+        series = self[values] = self._metric.labels(*values) if values else self._metric
+        return series
+
+    def begin(self, *values: str) -> None:
+        """Shows a series at zero before it is first used: a rate needs a zero to rise from."""
+        self[values]
+
+
+def _make(spec: MetricSpec, registry: CollectorRegistry) -> Any:
+    if spec.type == "counter":
+        return Counter(spec.name, spec.help, spec.labels, registry=registry)
+    if spec.type == "gauge":
+        return Gauge(spec.name, spec.help, spec.labels, registry=registry, multiprocess_mode=spec.across)
+    return Histogram(spec.name, spec.help, spec.labels, registry=registry, buckets=spec.buckets)

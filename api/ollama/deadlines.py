@@ -1,15 +1,19 @@
-"""How long each part of a generation may take, and what it means when one takes longer."""
+"""How long each part of a generation may take, and what it means when one takes longer.
+
+What httpcore tells about one request while it runs: new connection or reused, and when each stage was reached.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
-from api.background import let_go
-from api.errors import UpstreamError
-from api.faults import UpstreamFault
+from api.cancellation import let_go
+from api.errors import UpstreamError, UpstreamFault
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,3 +111,51 @@ class _Verdict:
         """Lets the timeout strike at once, unless it has or is already over."""
         if not self.is_over and not self._timeout.expired():
             self._timeout.reschedule(asyncio.get_running_loop().time())
+
+
+class RequestTrace:
+    """The callback of httpx's `trace` extension. Times are seconds since the request began; None: not reached."""
+
+    def __init__(self) -> None:
+        self._began = time.perf_counter()
+        self._connecting_at: float | None = None
+        self.wait: float | None = None
+        """Until a connection was assigned: the first event of any kind."""
+        self.connect: float | None = None
+        """The TCP handshake, and TLS if there is any."""
+        self.first_byte: float | None = None
+        """Until the head of the response was read."""
+        self.opened = False
+        """The request was given a new connection, which then was established or not."""
+        self.sent = False
+        """The request began to be written, over a connection new or reused."""
+
+    async def __call__(self, event: str, info: Mapping[str, Any]) -> None:
+        """Called by httpcore before and after each stage."""
+        now = self.elapsed
+        if self.wait is None:
+            self.wait = now
+        if event == "connection.connect_tcp.started":
+            self.opened = True
+            self._connecting_at = now
+        elif event in {"connection.connect_tcp.complete", "connection.start_tls.complete"}:
+            self.connect = now - (self._connecting_at or 0.0)
+        elif event == "http11.send_request_headers.started":
+            self.sent = True
+        elif event == "http11.receive_response_headers.complete":
+            self.first_byte = now
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the request began."""
+        return time.perf_counter() - self._began
+
+    @property
+    def reused(self) -> bool:
+        """The request went out over a connection that had served before."""
+        return self.sent and not self.opened
+
+    @property
+    def went_stale(self) -> bool:
+        """For a request whose connection broke: it was a reused one, and not a byte had come."""
+        return self.reused and self.first_byte is None

@@ -1,4 +1,7 @@
-"""The embedder behind Ollama's /api/embed."""
+"""The embedder behind Ollama's /api/embed.
+
+Ollama's /api/embed as a client calls it: any model, its vectors as they are.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +18,14 @@ from typing import Any, Final
 import numpy as np
 import orjson
 
-from api.background import cancelled, let_go
-from api.errors import EmbeddingUnavailable, StoreUnavailable, UpstreamError
-from api.faults import UpstreamFault
-from api.lag_timeout import LagTimeout
-from api.model import EmbedderIdentity, Embedding, Retry, full_model_name
-from api.ollama.models import OllamaModels
-from api.ollama.pinned import Pinned
+from api.cancellation import cancelled, let_go
+from api.errors import EmbeddingUnavailable, StoreUnavailable, UpstreamError, UpstreamFault
+from api.ollama.models import OllamaModels, Pinned
 from api.ollama.pool import OllamaPool
 from api.ollama.retries import with_one_retry
 from api.ollama.script_probes import PROBES, is_read, scripts_to_read, unread_of
+from api.timeouts import LagTimeout
+from api.values import EmbedderIdentity, Embedding, EmbeddingRequest, Embeddings, Retry, full_model_name
 
 OnIdentity = Callable[[EmbedderIdentity], Awaitable[None]]
 
@@ -239,3 +240,47 @@ def _rows(answer: bytes, count: int) -> Rows:
         raise UpstreamError(UpstreamFault.INVALID_RESPONSE, NOT_ONE_A_TEXT)
     unit: Rows = (rows / lengths).astype("<f4")
     return unit
+
+
+_NANOSECONDS: Final = 1_000_000_000
+
+
+class OllamaEmbeddingModel:
+    """Implements `ports.EmbeddingModel` over one Ollama."""
+
+    def __init__(self, pool: OllamaPool, pinned: Pinned) -> None:
+        self._pool = pool
+        self._keep_alive = pinned.keep_alive_field
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        """See `ports.EmbeddingModel`. One retry inside, where the request allows it."""
+        fields = {**request.extra, "model": request.model, "input": request.texts, **self._keep_alive}
+        call = partial(self._call, orjson.dumps(fields), request.model)
+        deadline = asyncio.timeout(request.timeout)
+        try:
+            async with deadline:
+                answer = await with_one_retry(call, self._pool.retries, request.retry)
+        except TimeoutError as error:
+            if not deadline.expired():
+                raise
+            raise UpstreamError(UpstreamFault.TOTAL_TIMEOUT, "Ollama did not embed in time.") from error
+        try:
+            return _embeddings(orjson.loads(answer), len(request.texts))
+        except (ValueError, KeyError, TypeError) as error:
+            raise UpstreamError(UpstreamFault.INVALID_RESPONSE, NOT_ONE_A_TEXT) from error
+
+    async def _call(self, body: bytes, model: str) -> bytes:
+        async with self._pool.exchange("/api/embed", body, model=model) as exchange:
+            await exchange.open()
+            return await exchange.read(ANSWER_LIMIT)
+
+
+def _embeddings(fields: dict[str, Any], count: int) -> Embeddings:
+    vectors = fields["embeddings"] or []  # null stands for an empty list: of no texts, it is right
+    rows = as_rows(vectors, count) if count or vectors else ()
+    return Embeddings(
+        [row.tobytes() for row in rows],
+        int(fields.get("prompt_eval_count", 0)),
+        fields.get("total_duration", 0) / _NANOSECONDS,
+        fields.get("load_duration", 0) / _NANOSECONDS,
+    )

@@ -11,8 +11,7 @@ from typing import Final
 import httpx
 import orjson
 
-from api.errors import UpstreamError
-from api.faults import UpstreamFault
+from api.errors import UpstreamError, UpstreamFault
 
 DETAIL_LIMIT: Final = 300
 """Characters of Ollama's own words that a client gets to see."""

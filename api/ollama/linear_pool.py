@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import httpcore
 from httpcore._async.connection_pool import AsyncPoolRequest, PoolByteStream
 
-from api.background import let_go
+from api.cancellation import let_go
 
 
 @dataclass(frozen=True, slots=True)

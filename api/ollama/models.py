@@ -1,15 +1,24 @@
-"""What Ollama says about itself: whether it answers, which models it has, which are in memory."""
+"""What Ollama says about itself: whether it answers, which models it has, which are in memory.
+
+What all backends say of their models, in Ollama's own words: for clients that speak its API.
+
+Which weights the models have, over all backends, and what else of the server's makes answers differ.
+
+What every request of the fleet sends alike: a request that differed would make Ollama load the model anew.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from api.errors import UpstreamError
-from api.faults import UpstreamFault
-from api.model import BackendHealth, model_key
+import orjson
+
+from api.errors import UpstreamError, UpstreamFault
 from api.ollama.pool import OllamaPool
+from api.values import BackendHealth, model_key
 
 PROBE_TIMEOUT: Final = 1.0
 
@@ -105,3 +114,134 @@ def _models(rows: Iterable[dict[str, Any]]) -> Iterator[ModelInfo]:
             size=int(row.get("size") or 0),
             expires_at=str(row.get("expires_at", "")),
         )
+
+
+T = TypeVar("T")
+
+TIMEOUT: Final = 2.0
+"""Seconds for one backend's answer; `/api/show` of a large model is the slowest."""
+
+
+class OllamaCatalog:
+    """One question at a time to each backend: the health probes need the other connection for such."""
+
+    def __init__(self, pools: Mapping[str, OllamaPool], timeout: float = TIMEOUT) -> None:
+        self._backends = [(pool, asyncio.Semaphore(1)) for pool in pools.values()]
+        self._timeout = timeout
+
+    async def available(self) -> list[dict[str, Any]]:
+        """The rows of `/api/tags`, each name once. Raises `UpstreamError` where no backend answers."""
+        return await self._merged("/api/tags")
+
+    async def in_memory(self) -> list[dict[str, Any]]:
+        """The rows of `/api/ps`, as above."""
+        return await self._merged("/api/ps")
+
+    async def version(self) -> str:
+        """Of the first backend that answers. Raises `UpstreamError`."""
+        return await self._first(lambda pool: OllamaModels(pool, self._timeout).version())
+
+    async def show(self, model: str, *, verbose: bool) -> dict[str, Any]:
+        """A model in detail, by the first backend that has it. Raises `UpstreamError`."""
+        body = orjson.dumps({"model": model, "verbose": verbose})
+        answer = await self._first(lambda pool: pool.ask("/api/show", body, model, self._timeout))
+        if not isinstance(answer, dict):
+            raise UpstreamError(UpstreamFault.INVALID_RESPONSE, "Ollama's /api/show is no object.")
+        return answer
+
+    async def _first(self, question: Callable[[OllamaPool], Awaitable[T]]) -> T:
+        failures: list[UpstreamError] = []
+        for pool, turn in self._backends:
+            try:
+                return await self._asked(pool, turn, question)
+            except UpstreamError as error:
+                failures.append(error)
+        raise min(failures, key=lambda error: error.fault is UpstreamFault.MODEL_NOT_FOUND)
+
+    async def _merged(self, path: str) -> list[dict[str, Any]]:
+        answers = await asyncio.gather(*(self._listed(path, *backend) for backend in self._backends))
+        failures = [answer for answer in answers if isinstance(answer, UpstreamError)]
+        if len(failures) == len(answers):
+            raise failures[0]
+        merged: dict[str, dict[str, Any]] = {}
+        for answer in answers:
+            for row in () if isinstance(answer, UpstreamError) else answer:
+                merged.setdefault(str(row.get("name") or row.get("model")), row)
+        return list(merged.values())
+
+    async def _listed(
+        self, path: str, pool: OllamaPool, turn: asyncio.Semaphore
+    ) -> list[dict[str, Any]] | UpstreamError:
+        try:
+            return _rows(await self._asked(pool, turn, lambda asked: asked.probe(path, self._timeout)), path)
+        except UpstreamError as error:
+            return error
+
+    async def _asked(
+        self, pool: OllamaPool, turn: asyncio.Semaphore, question: Callable[[OllamaPool], Awaitable[T]]
+    ) -> T:
+        """Waiting for the turn included, no longer than two answers may take."""
+        try:
+            async with asyncio.timeout(2 * self._timeout), turn:
+                return await question(pool)
+        except TimeoutError as error:
+            raise UpstreamError(UpstreamFault.TOTAL_TIMEOUT, "Ollama has too many questions to answer.") from error
+
+
+def _rows(answer: Any, path: str) -> list[dict[str, Any]]:
+    rows = answer.get("models") if isinstance(answer, dict) else None
+    if not isinstance(rows, list | None) or not all(isinstance(row, dict) for row in rows or ()):
+        raise UpstreamError(UpstreamFault.INVALID_RESPONSE, f"Ollama's {path} is no list of models.")
+    return rows or []
+
+
+class KnownDigests:
+    """See `ports.ModelDigests`. `num_ctx`: the context that all generations have; None: the model's own."""
+
+    def __init__(self, num_ctx: int | None) -> None:
+        self._num_ctx = "" if num_ctx is None else str(num_ctx)
+        self._by_backend: dict[str, Mapping[str, str]] = {}
+        self._by_model: dict[str, str] = {}
+
+    def knows(self, backend: str) -> bool:
+        """Whether the models of a backend are known."""
+        return backend in self._by_backend
+
+    def learn(self, backend: str, digests: Mapping[str, str]) -> None:
+        """The models that a backend has now, by `model_key`. None of them: it did not say, and what is known stays."""
+        if digests and digests != self._by_backend.get(backend):
+            self._by_backend[backend] = dict(digests)
+            self._by_model = self._merged()
+
+    def digest(self, model: str) -> str:
+        """See `ports.ModelDigests`. Backends with different weights of a model make one digest together."""
+        return f"{self._by_model.get(model_key(model), '')}/{self._num_ctx}"
+
+    def _merged(self) -> dict[str, str]:
+        models = {model for digests in self._by_backend.values() for model in digests}
+        return {model: self._of_all(model) for model in models}
+
+    def _of_all(self, model: str) -> str:
+        return ",".join(sorted({digests[model] for digests in self._by_backend.values() if model in digests}))
+
+
+@dataclass(frozen=True, slots=True)
+class Pinned:
+    """`keep_alive`: how long Ollama keeps a model in memory after its last use, in Ollama's own words (`5m`, `-1` for
+    ever); empty: Ollama's default. `num_ctx`: the context in tokens; None: the model's own."""
+
+    keep_alive: str = ""
+    num_ctx: int | None = None
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """For the `options` of a generation."""
+        return {} if self.num_ctx is None else {"num_ctx": self.num_ctx}
+
+    @property
+    def keep_alive_field(self) -> Mapping[str, Any]:
+        """The field as Ollama takes it: a duration with a unit, or seconds as a number."""
+        if not self.keep_alive:
+            return {}
+        plain = self.keep_alive.removeprefix("-").isdigit()
+        return {"keep_alive": int(self.keep_alive) if plain else self.keep_alive}

@@ -3,28 +3,89 @@
 Calls go through `OllamaPool.exchange`, where every fault becomes an `UpstreamError`. Short questions about Ollama
 itself (`/api/ps` and the like) go through `OllamaPool.probe` over two connections of their own: they must get through
 when generations hold every connection. So does the loading of models (`OllamaPool.load`). Neither counts in a figure.
+
+One request to Ollama and its answer.
+
+The pools of one worker, one a backend, and their figures: each one's own, and those of all together.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import httpx
 import orjson
 
-from api.errors import UpstreamError
-from api.faults import UpstreamFault
-from api.model import GenerationEnd
+from api.cancellation import raise_if_cancelled
+from api.errors import UpstreamError, UpstreamFault
 from api.ollama import failures
-from api.ollama.exchange import Exchange
+from api.ollama.deadlines import RequestTrace
 from api.ollama.linear_pool import LinearPool
 from api.ollama.pool_statistics import PoolSnapshot, PoolStatistics
-from api.ollama.request_trace import RequestTrace
 from api.ollama.retries import RetryBudget
+from api.values import GenerationEnd
+
+ERROR_BODY_LIMIT: Final = 64 * 1024
+"""Bytes of an error's body that are read: a proxy may send anything."""
+
+
+class Exchange:
+    """Made by `OllamaPool.exchange`, which also translates what is raised in here."""
+
+    def __init__(self, client: httpx.AsyncClient, request: httpx.Request, path: str, model: str) -> None:
+        self._client = client
+        self._request = request
+        self._path = path
+        self._model = model
+        self._response: httpx.Response | None = None
+
+    async def open(self) -> None:
+        """Sends the request and waits for the head of a good answer. Raises `UpstreamError` for any other.
+
+        A task that has been cancelled sends nothing.
+        """
+        raise_if_cancelled()
+        response = self._response = await self._client.send(self._request, stream=True)
+        if not response.is_success:
+            body = await _beginning(response)
+            raise failures.from_response(
+                response.status_code, response.headers, body, path=self._path, model=self._model
+            )
+
+    async def read(self, limit: int) -> bytes:
+        """The whole answer. Raises `UpstreamError` when it is longer than `limit` bytes."""
+        parts: list[bytes] = []
+        size = 0
+        async for part in self.parts():
+            size += len(part)
+            if size > limit:
+                raise UpstreamError(UpstreamFault.INVALID_RESPONSE, f"Ollama's answer is longer than {limit} bytes.")
+            parts.append(part)
+        return b"".join(parts)
+
+    def parts(self) -> AsyncIterator[bytes]:
+        """The answer's body as it comes."""
+        assert self._response is not None, "open() comes first"
+        return self._response.aiter_bytes()
+
+    async def aclose(self) -> None:
+        """Ends the exchange. An answer not read to its end costs its connection, which stops Ollama's generation."""
+        if self._response is not None:
+            await self._response.aclose()
+
+
+async def _beginning(response: httpx.Response) -> bytes:
+    body = bytearray()
+    async for part in response.aiter_bytes():
+        body += part
+        if len(body) >= ERROR_BODY_LIMIT:
+            break
+    return bytes(body[:ERROR_BODY_LIMIT])
+
 
 PROBE_CONNECTIONS: Final = 2
 LOAD_CONNECTIONS: Final = 2
@@ -238,3 +299,62 @@ class _Transport(httpx.AsyncHTTPTransport):
     def __init__(self, connections: LinearPool) -> None:
         super().__init__(verify=connections._ssl_context or False)
         self._pool = connections
+
+
+def backend_names(count: int) -> list[str]:
+    """`ollama`, `ollama-2`, ... in the order of OLLAMA_BASE_URL: the names of the breakers for generations too."""
+    return ["ollama", *(f"ollama-{number}" for number in range(2, count + 1))]
+
+
+class OllamaPools(Mapping[str, OllamaPool]):
+    """By the backends' names, in their order. Made by `open_pools`."""
+
+    def __init__(self, pools: Mapping[str, OllamaPool], total: PoolStatistics, retries: RetryBudget) -> None:
+        self._pools = pools
+        self._total = total
+        self.retries = retries
+        """The budget of all calls of the worker together."""
+
+    def __getitem__(self, name: str) -> OllamaPool:
+        return self._pools[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._pools)
+
+    def __len__(self) -> int:
+        return len(self._pools)
+
+    def snapshot(self) -> PoolSnapshot:
+        """All together: counts and times over all backends; the four sizes are those of one pool, as configured."""
+        each = list(self.by_backend().values())
+        return replace(
+            each[0],
+            active=sum(pool.active for pool in each),
+            idle=sum(pool.idle for pool in each),
+            waiting=sum(pool.waiting for pool in each),
+            requests=self._total.requests,
+            connections_opened=self._total.connections_opened,
+            connections_reused=self._total.connections_reused,
+            reuse_rate=self._total.reuse_rate,
+            pool_timeouts=self._total.pool_timeouts,
+            wait_ms=self._total.wait_ms(),
+            endpoints=self._total.endpoints(),
+            ollama=self._total.ollama(),
+        )
+
+    def by_backend(self) -> dict[str, PoolSnapshot]:
+        """Each one's own."""
+        return {name: pool.snapshot() for name, pool in self._pools.items()}
+
+
+@asynccontextmanager
+async def open_pools(base_urls: Sequence[str], limits: PoolLimits) -> AsyncIterator[OllamaPools]:
+    """A pool for each URL, their minimum of connections opened at the same time; closed on exit."""
+    total, retries = PoolStatistics(), RetryBudget()
+    async with AsyncExitStack() as stack:
+        pools: dict[str, OllamaPool] = {}
+        for name, url in zip(backend_names(len(base_urls)), base_urls, strict=True):
+            opening = open_pool(url, limits, retries=retries, statistics=PoolStatistics(total), minimum=False)
+            pools[name] = await stack.enter_async_context(opening)
+        await asyncio.gather(*(pool.open_minimum() for pool in pools.values()))
+        yield OllamaPools(pools, total, retries)

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from api.model import GenerationEnd
-from api.ollama.request_trace import RequestTrace
+from api.ollama.deadlines import RequestTrace
+from api.values import GenerationEnd
 
 RECENT: Final = 1024
 """How many of an endpoint's last requests its times are taken from."""

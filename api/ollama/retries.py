@@ -14,9 +14,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-from api.errors import UpstreamError
-from api.faults import UpstreamFault
-from api.model import Retry
+from api.errors import UpstreamError, UpstreamFault
+from api.values import Retry
 
 T = TypeVar("T")
 

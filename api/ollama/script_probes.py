@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from api.languages.scripts import COMMON, LATIN, script_of, scripts_of
+from api.languages.identify import ANY_SCRIPT, LATIN, script_of, scripts_of
 
 PROBES: Final = {
     "HAN": ("天空很蓝", "报销发票", "狗咬邮差"),
@@ -93,6 +93,6 @@ def _is_strange(character: str, read: Collection[str]) -> bool:
     if character.isascii():
         return False
     script = script_of(character)
-    if script == COMMON:
+    if script == ANY_SCRIPT:
         return unicodedata.category(character)[0] == "S"
     return script != LATIN and script not in read

@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from api.model import Vector
 from api.ports.document_work import EmbeddedChunk
 from api.ports.documents import Document
+from api.values import Vector
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,19 @@
-"""Changes of documents that are under way, and who is working on them."""
+"""Changes of documents that are under way, and who is working on them.
+
+Which answers operators have deleted, for as long as a backup could bring them back.
+
+What embedders have made of the documents, for as long as anybody may want it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from api.model import EmbedderIdentity, Vector
+from api.ports.cache import Selection
 from api.ports.documents import Chunk, DocumentFacts, FailedChunk
+from api.values import EmbedderIdentity, Vector
 
 WorkPhase = Literal["store", "tell"]
 """What is left to do of a change: all of it, or only to tell the cache of it."""
@@ -178,3 +184,54 @@ class Reembedding(Protocol):
 
     async def complete(self, embedder: EmbedderIdentity, epoch: Epoch) -> None:
         """Notes that it has embedded all documents of an epoch."""
+
+
+class Deletions(Protocol):
+    """Every method raises `StoreUnavailable`."""
+
+    async def note(self, marks: Sequence[str]) -> None:
+        """Notes that what these marks mean was deleted now."""
+
+    async def noted(self) -> Mapping[str, int]:
+        """All marks, and when (ms of Redis's clock)."""
+
+    async def merge(self, marks: Mapping[str, int]) -> None:
+        """Takes over marks of another time or place; of two the later holds."""
+
+
+def marks_of(selection: Selection) -> list[str]:
+    """What a deletion is remembered by; where it is not one question's, by more than was meant rather than less.
+
+    Which questions are near one is not kept: all of the tenant's answers count as deleted then.
+    """
+    if selection.entry is not None:
+        return [f"question:{selection.entry.rpartition(':')[2]}"]
+    if selection.digest is not None and selection.near is None:
+        return [f"question:{selection.digest}"]
+    if selection.source is not None:
+        return [f"source:{selection.source}"]
+    return ["all" if selection.tenant is None else f"tenant:{selection.tenant}"]
+
+
+def marks_for(marks: Mapping[str, int], tenants: Collection[str]) -> Mapping[str, int]:
+    """Without those by which other tenants' answers were deleted, and their names. No tenants: all."""
+    others = {mark for mark in marks if mark.startswith("tenant:") and mark.removeprefix("tenant:") not in tenants}
+    return {mark: at for mark, at in marks.items() if not tenants or mark not in others}
+
+
+def marks_about(digest: str, tenant: str, documents: Sequence[str]) -> list[str]:
+    """The marks that an answer would be deleted by."""
+    return ["all", f"tenant:{tenant}", f"question:{digest}", *(f"source:{document}" for document in documents)]
+
+
+class UnusedEmbeddings(Protocol):
+    """Chunks of embedders that no worker uses any more. Every method raises `StoreUnavailable`."""
+
+    async def use(self, embedder: EmbedderIdentity) -> None:
+        """Notes that this worker uses it now."""
+
+    async def unused(self, keep: float) -> Sequence[str]:
+        """Fingerprints of those that nobody has used for `keep` seconds."""
+
+    def remove(self, embedder: str, keep: float) -> AsyncIterator[int]:
+        """Removes all that it made, document by document: how many chunks. Ends where it is used again."""

@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from api.model import (
+from api.values import (
     EmbedderIdentity,
     Embedding,
     EmbeddingRequest,

@@ -22,15 +22,13 @@ from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import replace
 
 from api.errors import BreakerOpen, BulkheadFull, OnlyIfCached, RagherdError, UpstreamError
-from api.model import CacheMatch, CacheStatus, Grounded, Landed, Source, StoredElsewhere, Token
-from api.ports.flights import Seat
+from api.ports.coordination import Seat
 from api.query.answered import Answered, AnswerEvent, Opening, QueryObserver, Stages
+from api.query.cache import Lookup, SharedAnswers
 from api.query.condense import Condenser
-from api.query.deadline import Deadline
-from api.query.question import Query
-from api.query.refresh import Refresher
-from api.query.shared_answers import Lookup, SharedAnswers
-from api.query.single_flight import SingleFlight
+from api.query.generate import Refresher, SingleFlight
+from api.query.question import Deadline, Query
+from api.values import CacheMatch, CacheStatus, Grounded, Landed, Source, StoredElsewhere, Token
 
 
 class QueryService:

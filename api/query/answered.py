@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from api.errors import EmbeddingUnavailable, RagherdError, StoreUnavailable, UpstreamError
-from api.model import CacheMatch, CacheStatus, Landed, Source, Token, Usage
 from api.query.candidates import Candidate
 from api.query.question import Query
+from api.values import CacheMatch, CacheStatus, Landed, Source, Token, Usage
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""Citations in an answer as it is written: `[1]` names a passage, and one that names none is taken out.
+r"""Citations in an answer as it is written: `[1]` names a passage, and one that names none is taken out.
 
 | in the answer, of 3 passages | becomes |
 |---|---|
@@ -6,6 +6,15 @@
 | `[1, 7]`, `[2-7]`, `[5-7]` | `[1]`, `[2-3]`, nothing |
 | `[1], [7]`, `([7])`, `[1]([7])` | `[1]`, nothing, `[1]` |
 | `[x]`, `[2024]`, `[0, 1]`, `[7](https://...)`, anything in backticks | as it is |
+
+Where an answer in Markdown is code: between backticks, read character by character.
+
+A document's own `[2]` becomes `(2)` in the prompt: a model that copies it would cite another document.
+
+| in a passage or a title | in the prompt |
+|---|---|
+| `[2]`, `[1, 3]`, `[2-4]`, `［２］`, `【2】`, `\[2\]` | `(2)`, `(1, 3)`, `(2-4)`, `(２)`, `(2)`, `(2)` |
+| `[2024]`, `[x]`, `[0, 1]`, `[2](https://...)`, anything in backticks | as it is: no answer is read so either |
 """
 
 from __future__ import annotations
@@ -13,7 +22,43 @@ from __future__ import annotations
 import re
 from typing import Final, Literal
 
-from api.query.code_marks import CodeMarks
+from api.unicode_text import INVISIBLE
+
+
+class CodeMarks:
+    """Spans end with as many backticks as began them, blocks with three or more; a span also at the paragraph's end.
+
+    So one backtick alone makes code of no more than its paragraph.
+    """
+
+    def __init__(self) -> None:
+        self.inside = False
+        """Whether what was read last is code, the marks included."""
+        self._opened = 0
+        self._marks = 0
+        self._last = ""
+
+    def read(self, character: str) -> None:
+        """The next character."""
+        if character == "`":
+            self._marks += 1
+            self.inside = True
+        else:
+            if self._marks:
+                self._turn()
+            if self._opened in (1, 2) and character == self._last == "\n":
+                self._opened = 0
+            self.inside = self._opened > 0
+        self._last = character
+
+    def _turn(self) -> None:
+        """What a run of marks means, now that it is over."""
+        if not self._opened:
+            self._opened = self._marks
+        elif self._marks == self._opened or self._marks > self._opened > 2:
+            self._opened = 0
+        self._marks = 0
+
 
 LONGEST: Final = 40
 """Characters from the bracket on that are held back while they may become a citation."""
@@ -183,3 +228,40 @@ class Citations:
         if len(names) > 1:
             return f"{names[0]}{dash}{names[-1]}"
         return str(names[0]) if names else ""
+
+
+_GAP: Final = f"[{INVISIBLE}]{{0,8}}"
+_REFERENCE_ITEM: Final = rf"\d{{1,3}}(?:{_GAP}[-\u2010-\u2015\u2212~]{_GAP}\d{{1,3}})?"
+_NUMBERS: Final = re.compile(
+    rf"\\?[\[\uff3b\u3010\u3014\u27e6](?P<inside>{_GAP}{_REFERENCE_ITEM}(?:{_GAP}[,;\uff0c\uff1b\u060c\u3001]{_GAP}{_REFERENCE_ITEM})*{_GAP})"
+    r"\\?[\]\uff3d\u3011\u3015\u27e7]"
+    r"(?!\([^\[])"  # the text of a link, but for a citation in parentheses behind a citation
+)
+_ZERO: Final = re.compile(r"(?<!\d)0+(?!\d)")
+
+
+def rewritten(text: str) -> str:
+    """`text` with its own bracketed numbers in parentheses, but for those in code."""
+    if _NUMBERS.search(text) is None:
+        return text
+    code = _code(text)
+    return _NUMBERS.sub(lambda found: found[0] if code[found.start()] else _in_parentheses(found), text)
+
+
+def _in_parentheses(found: re.Match[str]) -> str:
+    inside = found["inside"]
+    interval = _ZERO.search(inside) is not None and not inside.strip().isdecimal()
+    return found[0] if interval else f"({inside})"
+
+
+def _code(text: str) -> bytearray:
+    """Of each character whether it is code: of none, where a block is cut off at an edge and either may be meant."""
+    marks = CodeMarks()
+    code = bytearray(len(text))
+    if "`" not in text:
+        return code
+    for place, character in enumerate(text):
+        marks.read(character)
+        code[place] = marks.inside
+    marks.read("\n")
+    return bytearray(len(text)) if marks.inside else code

@@ -17,12 +17,12 @@ import orjson
 
 from api.backends.generations import Generations
 from api.errors import RagherdError, StoreUnavailable, UpstreamError
-from api.model import ChatMessage, FlightKey, Generation, GenerationRequest, Landed, Restart, Token, model_key
-from api.ports.answers import Claim, CondensedQuestions
-from api.ports.flights import Flights
+from api.ports.cache import Claim, CondensedQuestions
+from api.ports.coordination import Flights
 from api.query.answered import QueryObserver, Stages
-from api.query.fence import Fence
+from api.query.prompt import Fence
 from api.query.question import Query
+from api.values import ChatMessage, FlightKey, Generation, GenerationRequest, Landed, Restart, Token, model_key
 
 VERSION: Final = "condense-1"
 INSTRUCTION: Final = (

@@ -8,16 +8,13 @@ from typing import Literal
 
 from api.errors import EmbeddingUnavailable, ServiceUnavailable, StoreUnavailable
 from api.guards.agreement import Verdict, verdicts
-from api.model import CacheMatch, Vector
-from api.ports.answers import AnswerCache
+from api.ports.cache import AnswerCache
 from api.ports.models import Embedder
-from api.query.candidates import Candidate, Fate, best, consider, lifetime
-from api.query.comparable import Asked
-from api.query.fingerprint import Fingerprint
-from api.query.normalise import normalise
-from api.query.places import Places
+from api.query.cache import CachePolicy
+from api.query.cache_key import Fingerprint, Places, normalise
+from api.query.candidates import Asked, Candidate, Fate, best, consider, lifetime
 from api.query.question import SEMANTIC_LIMIT, Query
-from api.query.shared_answers import CachePolicy
+from api.values import CacheMatch, Vector
 
 Decision = Literal["exact_hit", "semantic_hit", "stale", "miss", "bypass"]
 

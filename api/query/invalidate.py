@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from api.errors import EmbeddingUnavailable, ServiceUnavailable, StoreUnavailable
-from api.model import NO_TENANT
-from api.ports.deletions import Deletions, marks_of
+from api.ports.cache import CacheSweep, Neighbourhood, Selection, Swept
+from api.ports.document_work import Deletions, marks_of
 from api.ports.models import Embedder
-from api.ports.sweep import CacheSweep, Neighbourhood, Selection, Swept
-from api.query.fingerprint import question_digest
+from api.query.cache_key import question_digest
 from api.query.question import Query
+from api.values import NO_TENANT
 
 InvalidationKind = Literal["question", "entry", "source", "tenant", "all"]
 

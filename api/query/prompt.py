@@ -1,16 +1,120 @@
-"""The prompt. Its template is part of the cache's scope: a changed prompt never serves answers of the old one."""
+"""The prompt. Its template is part of the cache's scope: a changed prompt never serves answers of the old one.
+
+What stands in a document stays material: nothing in it opens or ends the tags around it, or a turn of the model's.
+
+This keeps the structure of the prompt. It does not keep a model from doing what a passage says.
+
+What of the passages and of the history goes into a prompt, so that model and answer have room in the context.
+
+Ollama leaves out what is too long without a word; so it is decided here what goes in.
+"""
 
 from __future__ import annotations
 
+import math
+import re
 import string
-from collections.abc import Sequence
+import unicodedata
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import lru_cache
 from typing import Final, Literal
 
-from api.model import ChatMessage, Source
 from api.query import citations
-from api.query.fence import Fence
+from api.query.citations import rewritten
 from api.query.prompt_template import PromptTemplate
-from api.query.reference_numbers import rewritten
+from api.unicode_text import INVISIBLE
+from api.values import ChatMessage, Source
+
+LONGEST_TITLE: Final = 200
+"""Characters of a title that a prompt has."""
+LONGEST_MARK: Final = 64
+"""Characters between the bars of a control token."""
+
+_CONTROL: Final = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f"
+    "\u202a-\u202e\u2066-\u2069"  # marks that turn the direction of what is shown
+    "\ud800-\udfff"  # halves of characters, which no JSON can hold
+    "\U000e0000-\U000e007f]"  # tags: a text within the text that no reader sees
+)
+_ANGLES: Final = str.maketrans(
+    {
+        **dict.fromkeys("\uff1c\ufe64\u2039\u2329\u3008\u27e8\u276c\u276e\u02c2\u1438", "<"),
+        **dict.fromkeys("\uff1e\ufe65\u203a\u232a\u3009\u27e9\u276d\u276f\u02c3\u1433", ">"),
+        **dict.fromkeys("\uff5c\u2223\u01c0\u2758\u2502\uffe8", "|"),
+    }
+)
+"""What looks like an angle or a bar: full-width, small, single quotes, brackets of mathematics and of Chinese."""
+_OPENING: Final = re.compile(rf"[<\[\uff3b{''.join(chr(one) for one, plain in _ANGLES.items() if plain == '<')}]")
+_UNSEEN: Final = re.compile(rf"(?!\s)[{INVISIBLE}]")
+_TAG_NAME: Final = re.compile(r"</?\s*([A-Za-z][\w-]*)")
+
+_MARKS: Final = (
+    *("s", "bos", "eos", "pad", "unk", "sop", "eop", "think", "thinking", "thought"),
+    *("start_of_turn", "end_of_turn", "start_of_image", "end_of_image"),
+    *("tool", "tools", "tool_call", "tool_calls", "tool_response", "tool_responses"),
+    *("tool_result", "tool_results", "tool_code", "tool_outputs"),
+    *("function", "functions", "function_call", "function_calls", "function_result", "function_results"),
+)
+"""Names of tags that models write or read as their own. The tokens with bars are told by their form."""
+_BARRED: Final = rf"\|[^\s<>|]{{1,{LONGEST_MARK}}}\|?>|[^\s<>|]{{1,{LONGEST_MARK}}}\|>"
+"""`<|im_start|>`, `<｜User｜>`, `<|turn>`, `<turn|>`."""
+_BRACKETED: Final = (
+    r"/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT|ARGS|CALL_ID|THINK|MODEL_SETTINGS"
+    r"|PREFIX|SUFFIX|MIDDLE|IMG|IMG_BREAK|IMG_END|AUDIO|BEGIN_AUDIO|gMASK)\]"
+)
+
+
+class Fence:
+    """Knows the tags of one prompt template: every name that follows a `<` in it."""
+
+    def __init__(self, template: str) -> None:
+        names = sorted({*_MARKS, *(name.casefold() for name in _TAG_NAME.findall(template))})
+        spelled = "|".join(map(re.escape, names))
+        self._mark = re.compile(
+            rf"<(?=[\s/\\]*(?:(?i:{spelled})(?![\w-])|(?i:<[\s/\\]*SYS>))|{_BARRED})|\[(?={_BRACKETED})"
+        )
+
+    def text(self, value: str) -> str:
+        """`value` with its lines, to stand between tags."""
+        plain = _CONTROL.sub("", value.replace("\r\n", "\n").replace("\r", "\n"))
+        if _OPENING.search(plain) is None:
+            return plain
+        seen, places = _as_seen(plain)
+        parts: list[str] = []
+        end = 0
+        for found in self._mark.finditer(seen):
+            place = found.start() if places is None else places[found.start()]
+            parts += (plain[end:place], "[ " if found[0] == "[" else "&lt;")
+            end = place + 1
+        return "".join((*parts, plain[end:]))
+
+    def title(self, value: str) -> str:
+        """`value` in one line, to stand in quotes within a tag; cut after 200 characters."""
+        line = " ".join(_CONTROL.sub(" ", value).split())
+        short = line if len(line) <= LONGEST_TITLE else f"{line[: LONGEST_TITLE - 1].rstrip()}…"
+        return self.text(short).replace('"', "'").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _as_seen(text: str) -> tuple[str, list[int] | None]:
+    """`text` as a reader sees it: nothing invisible, each letter, angle and bar in its plain form.
+
+    The places say where in `text` each character stands; None where that is the same place.
+    """
+    if text.isascii():
+        return text, None
+    unseen = {found.start() for found in _UNSEEN.finditer(text)}
+    places = [place for place in range(len(text)) if place not in unseen]
+    return "".join(_plain(text[place]) for place in places), places
+
+
+@lru_cache(4096)
+def _plain(character: str) -> str:
+    """Full-width and mathematical letters as ASCII; what looks like an angle as `<` or `>`."""
+    compatible = unicodedata.normalize("NFKC", character.translate(_ANGLES))
+    return compatible if len(compatible) == 1 and compatible.isascii() else character
+
 
 Template = Literal["grounded", "raw"]
 
@@ -66,3 +170,99 @@ def _without_citations(turn: ChatMessage) -> ChatMessage:
     if turn.role != "assistant":
         return turn
     return ChatMessage("assistant", citations.clean(turn.content, 0))
+
+
+CONTEXT: Final = 4096
+"""Tokens of context that Ollama gives a model where nothing else is set."""
+ANSWER: Final = 1024
+"""Tokens kept free for an answer whose length is not set."""
+TURN: Final = 8
+"""Tokens that a model's own template puts around a turn."""
+LEAST: Final = 200
+"""Characters that the first passage keeps, however small the budget."""
+
+_WHOLE: Final = re.compile(r"[0-9\u2e80-\U0010ffff]")
+_LARGE: Final = re.compile(r"[\u0080-\u2e7f]")
+_SMALL_A_TOKEN: Final = 3.2
+_LARGE_A_TOKEN: Final = 1.5
+_SENTENCE_END: Final = re.compile(r"[.!?…][\"')\]»”’]*(?=\s)|[。！？]|(?=\n)")
+MOST_A_TOKEN: Final = 8
+"""More characters than any text has for each token: what is longer does not fit, and is not counted."""
+
+Count = Callable[[str], int]
+"""How many tokens a text has."""
+
+
+def budget(num_ctx: int | None, num_predict: int | None) -> int:
+    """Tokens that a prompt may have: the context without what the answer may take, which is half of it at most.
+
+    A number that is not positive is none: Ollama takes those for no limit.
+    """
+    context = num_ctx if num_ctx and num_ctx > 0 else CONTEXT
+    answer = num_predict if num_predict and num_predict > 0 else ANSWER
+    return context - min(answer, context // 2)
+
+
+def estimated_tokens(text: str) -> int:
+    """About as many tokens as a model makes of `text` at most: 3.2 characters a token, 1.5 of those beyond ASCII.
+
+    A figure, a character of Chinese, Japanese or Korean and an emoji count as a token each.
+    """
+    whole, large = len(_WHOLE.findall(text)), len(_LARGE.findall(text))
+    return math.ceil(whole + large / _LARGE_A_TOKEN + (len(text) - whole - large) / _SMALL_A_TOKEN)
+
+
+def fit(
+    prompts: Prompts,
+    question: str,
+    history: Sequence[ChatMessage],
+    sources: Sequence[Source],
+    budget_tokens: int,
+    count: Count = estimated_tokens,
+) -> tuple[tuple[Source, ...], tuple[ChatMessage, ...]]:
+    """The sources and the turns with which `prompts.grounded` stays within the budget.
+
+    Sources are kept whole and in their order until one does not fit. Of the first the beginning is kept if the whole
+    is too long, never less than 200 characters. Of the history the latest turns are kept that, with the question, take
+    half of the budget.
+    """
+    kept_history = _latest(question, history, budget_tokens // 2, count)
+
+    def size(kept: Sequence[Source]) -> int:
+        return _tokens(prompts.grounded(question, kept_history, kept), count)
+
+    numbers = range(1, len(sources) + 1)
+    fitting = bisect_right(numbers, budget_tokens, key=lambda number: size(sources[:number]))
+    if fitting or not sources:
+        return tuple(sources[:fitting]), kept_history
+    first = sources[0]
+    lengths = range(1, min(len(first.text), budget_tokens * MOST_A_TOKEN) + 1)
+    length = bisect_right(lengths, budget_tokens, key=lambda end: size([replace(first, text=first.text[:end])]))
+    return (replace(first, text=_cut(first.text, max(length, LEAST))),), kept_history
+
+
+def _tokens(turns: Sequence[ChatMessage], count: Count) -> int:
+    return sum(count(turn.content) + TURN for turn in turns)
+
+
+def _latest(question: str, history: Sequence[ChatMessage], budget_tokens: int, count: Count) -> tuple[ChatMessage, ...]:
+    """The end of the history that fits beside the question; it does not begin with an answer whose question went."""
+    left = budget_tokens - count(question) - TURN
+    kept = len(history)
+    while kept and (left := left - count(history[kept - 1].content) - TURN) >= 0:
+        kept -= 1
+    while 0 < kept < len(history) and history[kept].role == "assistant":
+        kept += 1
+    return tuple(history[kept:])
+
+
+def _cut(text: str, length: int) -> str:
+    """Its first `length` characters or fewer: to a sentence's end in the latter half of them, else to a word's."""
+    if len(text) <= length:
+        return text
+    ends = [match.end() for match in _SENTENCE_END.finditer(text, 0, length + 1) if match.end() <= length]
+    if ends and ends[-1] > length // 2:
+        return text[: ends[-1]].rstrip()
+    words = text[: length + 1].rstrip()
+    space = max(words.rfind(" "), words.rfind("\n"))
+    return text[: space if len(words) > length and space > length // 2 else length].rstrip()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import Final
 
-from api.ports.stores import Store
+from api.ports.cache import Store
 
 _EVERYWHERE: Final = ("client|setinfo", "evalsha", "info", "script|exists", "script|load", "unlink")
 

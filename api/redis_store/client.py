@@ -1,12 +1,16 @@
-"""Clients of Redis. Short deadlines, no hidden retries: a lost Redis must be noticed in milliseconds."""
+"""Clients of Redis. Short deadlines, no hidden retries: a lost Redis must be noticed in milliseconds.
+
+Opens the way to Redis that a URL names: one server, whichever is the primary, or the shards of a cluster.
+"""
 
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final
+from functools import cache, partial
+from typing import Any, Final, TypeAlias
 from urllib.parse import unquote, urlsplit
 
 from redis.asyncio import ConnectionPool, Redis, Sentinel
@@ -14,14 +18,21 @@ from redis.asyncio.connection import AbstractConnection, parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.crc import key_slot
-from redis.exceptions import RedisError
+from redis.exceptions import NoPermissionError, RedisError
 from redis.maint_notifications import MaintNotificationsConfig
 
 from api.errors import StoreUnavailable
-from api.redis_store.cluster_map import Node, SlotMap
-from api.redis_store.connections import SentinelTcpConnection, TcpConnection, UnixConnection
-from api.redis_store.sentinels import Sentinels
-from api.redis_store.tls import SentinelTlsConnection, Tls, TlsConnection
+from api.redis_store.cluster import ClusterGate, Node, SlotMap
+from api.redis_store.connections import (
+    Sentinels,
+    SentinelTcpConnection,
+    SentinelTlsConnection,
+    TcpConnection,
+    Tls,
+    TlsConnection,
+    UnixConnection,
+)
+from api.redis_store.health_gated import GateEvents, RedisGate
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,3 +204,44 @@ async def _answers(client: Redis) -> bool:
     except (RedisError, OSError, TimeoutError):
         return False
     return True
+
+
+AnyGate: TypeAlias = RedisGate | ClusterGate
+
+NOT_A_CLUSTER: Final = "The URL says redis+cluster://, and this Redis is not a cluster: use redis://."
+A_CLUSTER: Final = "This Redis is a cluster, of which a redis:// URL reaches only a part: use redis+cluster://."
+
+
+@asynccontextmanager
+async def opened_gate(
+    address: RedisAddress,
+    events: Callable[[str], GateEvents],
+    mismatch: Callable[[str], None],
+    probe: str,
+) -> AsyncIterator[AnyGate]:
+    """Closed again at the end. Nothing is asked of Redis before `check`.
+
+    `events` makes what is told of a server, by its name: that of a shard, else empty. `mismatch` is told in a line
+    that the URL is of another kind than the Redis. `probe`: see `RedisGate`; shards say themselves what they are.
+    """
+    if is_cluster(address):
+        opened = partial(node_client, address)
+        cluster = ClusterGate(opened, seeds(address), address.max_connections, events, lambda: mismatch(NOT_A_CLUSTER))
+        async with aclosing(cluster):
+            yield cluster
+        return
+    async with short_commands(address) as client:
+        gate = RedisGate(client, address.max_connections, events(""), probe=probe)
+        gate.on_recovery(partial(_check_alone, client, cache(mismatch)))
+        yield gate
+
+
+async def _check_alone(client: Redis, tell_once: Callable[[str], None]) -> None:
+    """Raises `StoreUnavailable` for a part of a cluster: it would refuse most of what it is asked."""
+    try:
+        found = await client.info("cluster")
+    except NoPermissionError:
+        return
+    if found.get("cluster_enabled"):
+        tell_once(A_CLUSTER)
+        raise StoreUnavailable(A_CLUSTER)

@@ -1,12 +1,36 @@
-"""Lua files as scripts of a client. NOSCRIPT (restart, failover) is handled by redis-py, which loads it again."""
+"""Lua files as scripts of a client. NOSCRIPT (restart, failover) is handled by redis-py, which loads it again.
+
+Replies to many commands at once, some of which may be refused.
+
+Redis's clock, by which all times in the fleet's memory are told.
+
+What is said on a channel of Redis, on a connection that is known to live.
+
+What is asked of every partition of the cache at once. Look-ups and stores are not: each concerns one partition.
+
+Goes over the keys of one slot a batch at a time: Redis is never kept for longer than a batch takes.
+
+Values of many megabytes, written and read in pieces: none keeps Redis, or the deadline of a command, for long.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
 from functools import cache
 from importlib.resources import files
+from typing import Any, Final, TypeVar
 
 from redis.asyncio import Redis
+from redis.asyncio.client import Pipeline, PubSub
 from redis.commands.core import AsyncScript
+from redis.exceptions import RedisError, ResponseError
+
+from api.errors import StoreUnavailable
+from api.redis_store.health_gated import Gate
+from api.redis_store.keys import Keys
 
 
 @cache
@@ -19,3 +43,151 @@ def lua(*names: str) -> str:
 def script(client: Redis, *names: str) -> AsyncScript:
     """A script of `client` made of those files."""
     return client.register_script(lua(*names))
+
+
+async def replies_of(pipe: Pipeline) -> list[Any]:
+    """In their order; a refusal, of a key of another type say, stands in the place of its reply.
+
+    Raises what is more than that: another shard is to be asked, none can be, or the slot is on its way between two.
+    """
+    replies: list[Any] = await pipe.execute(raise_on_error=False)
+    for reply in replies:
+        if isinstance(reply, RedisError) and type(reply) is not ResponseError:
+            raise reply
+    return replies
+
+
+async def now_ms(client: Redis) -> int:
+    """Milliseconds since the epoch."""
+    return milliseconds(await client.time())
+
+
+def milliseconds(reply: Sequence[int]) -> int:
+    """The reply of TIME: seconds, and microseconds beside them."""
+    seconds, micros = reply
+    return int(seconds) * 1000 + int(micros) // 1000
+
+
+IDLE_SECONDS: Final = 5.0
+"""After so long without a message the connection is asked whether it lives."""
+
+Reader = Callable[[float], AbstractAsyncContextManager[Redis]]
+"""Opens a client of its own, for reads that block for so many seconds."""
+
+
+async def messages(reader: Reader, channel: str) -> AsyncIterator[str | None]:
+    """Each message; None when the channel is (again) heard. Raises `StoreUnavailable` when the connection is lost."""
+    try:
+        async with reader(IDLE_SECONDS) as client, client.pubsub() as subscribed:
+            await subscribed.subscribe(channel)
+            while True:
+                message = await _next_message(subscribed)
+                if message["type"] == "subscribe":
+                    yield None
+                elif message["type"] == "message":
+                    yield message["data"]
+    except (RedisError, OSError, TimeoutError) as error:
+        raise StoreUnavailable(str(error)) from error
+
+
+async def _next_message(subscribed: PubSub) -> dict[str, Any]:
+    """The next one; a long silence is broken by a ping, whose answer is a message too. Raises `TimeoutError`."""
+    message = await subscribed.get_message(timeout=IDLE_SECONDS)
+    if message is None:
+        await subscribed.ping()
+        message = await subscribed.get_message(timeout=IDLE_SECONDS)
+    if message is None:
+        raise TimeoutError("Redis does not answer on the channel of messages")
+    return dict(message)
+
+
+T = TypeVar("T")
+
+
+async def on_all(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """What each gives. Where one fails the others are carried out to their end; then it is raised."""
+    ends = await asyncio.gather(*calls, return_exceptions=True)
+    faults = [end for end in ends if isinstance(end, BaseException)]
+    # What is not a fault of Redis is one of the code's own, and says more.
+    for fault in sorted(faults, key=lambda one: isinstance(one, StoreUnavailable)):
+        raise fault
+    return [end for end in ends if not isinstance(end, BaseException)]
+
+
+SCANNED: Final = 1000
+"""Keys that Redis looks at for one call of SCAN."""
+
+
+async def scanned(gate: Gate, operation: str, home: str, pattern: str) -> AsyncIterator[list[str]]:
+    """The keys like `pattern`, as they are found; one may come twice. `home` is any key of their slot.
+
+    What comes or goes meanwhile may be among them or not. Raises `StoreUnavailable` also where the slot moves, or has
+    moved, to another shard: SCAN asks whatever shard it is sent to, which then finds but a part, or nothing.
+    """
+    client = await _home(gate, operation, home)
+    cursor = 0
+    while True:
+        cursor, found = await gate.run(
+            operation,
+            lambda client, at=cursor: client.scan(at, match=pattern, count=SCANNED),  # type: ignore[misc]
+        )
+        yield [key.decode("utf-8", "replace") for key in found]
+        if cursor == 0:
+            break
+    if await _home(gate, operation, home) is not client:
+        raise StoreUnavailable("the slot has moved to another shard")
+
+
+async def scanned_once(gate: Gate, operation: str, home: str, pattern: str) -> AsyncIterator[list[str]]:
+    """The same, each key once."""
+    seen: set[str] = set()
+    async for found in scanned(gate, operation, home, pattern):
+        fresh = set(found) - seen
+        seen |= fresh
+        yield sorted(fresh)
+
+
+async def _home(gate: Gate, operation: str, key: str) -> Redis:
+    """A client of the shard that has the slot, and all of it.
+
+    One that has it not sends a command with a key on; one that is giving it away says so of a key that is not there.
+    """
+    await gate.run(operation, lambda client: client.exists(f"{key}:absent"))
+    return gate.client
+
+
+PIECE: Final = 512 * 1024
+LIFETIME_MS: Final = 600 * 1000
+"""How long an upload may take; what is not used by then is gone."""
+
+
+async def uploaded(gate: Gate, keys: Keys, content: bytes) -> str:
+    """The key of a new value, which a script is to rename."""
+    key = keys.upload(secrets.token_hex(8))
+    for start in range(0, max(len(content), 1), PIECE):
+        piece = content[start : start + PIECE]
+
+        async def append(client: Redis, piece: bytes = piece) -> None:
+            async with client.pipeline(transaction=True) as pipe:
+                pipe.append(key, piece)
+                pipe.pexpire(key, LIFETIME_MS)
+                await pipe.execute()
+
+        await gate.run("upload", append)
+    return key
+
+
+async def downloaded(gate: Gate, key: str) -> bytes | None:
+    """The value; None where there is none. It must not change meanwhile."""
+    pieces: list[bytes] = []
+    while True:
+        start = len(pieces) * PIECE
+        piece: Any = await gate.run(
+            "download",
+            lambda client, at=start: client.getrange(key, at, at + PIECE - 1),  # type: ignore[misc]
+        )
+        if not piece and not pieces:
+            return None
+        pieces.append(piece)
+        if len(piece) < PIECE:
+            return b"".join(pieces)

@@ -1,14 +1,258 @@
-"""The cost model: what a fleet needs for what it is asked, and what gives out first."""
+"""The cost model: what a fleet needs for what it is asked, and what gives out first.
+
+What a fleet is asked to carry, and what it is made of.
+
+What a fleet runs into, and what moves it.
+
+Closed forms of queues: who waits, and how long.
+
+What a fleet asks of its Redis in a second.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
-from api.scaling import queueing, redis_load
 from api.scaling.costs import Cost, Costs
-from api.scaling.demand import Demand
-from api.scaling.limits import Capacity, Limit, limits
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """`rate`: requests a second; `exact`, `semantic`: shares of them that are hits of that kind.
+
+    `refresh`: the share of hits whose answer is expired and is generated anew meanwhile. `answer_tokens` come at
+    `tokens_per_second` from one of the `slots` of a GPU, after `first_token` seconds. Raises `ValueError`.
+    """
+
+    rate: float
+    exact: float = 0.3
+    semantic: float = 0.2
+    refresh: float = 0.0
+    entries: int = 1000
+    chunks: int = 0
+    replicas: int = 2
+    workers: int = 4
+    backends: int = 1
+    embeds_on_ollama: bool = False
+    answer_tokens: int = 250
+    tokens_per_second: float = 40.0
+    first_token: float = 0.5
+    slots: int = 4
+
+    def __post_init__(self) -> None:
+        shares = {"exact": self.exact, "semantic": self.semantic, "refresh": self.refresh}
+        for name, share in shares.items():
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name}: a share between 0 and 1, not {share}")
+        if self.exact + self.semantic > 1:
+            raise ValueError("exact and semantic hits together are more than all requests")
+        for name in ("rate", "entries", "chunks", "first_token"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}: a number, not below 0")
+        for name in ("replicas", "workers", "backends", "answer_tokens", "tokens_per_second", "slots"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name}: a number above 0")
+
+    @property
+    def fleet(self) -> int:
+        """Workers of all replicas."""
+        return self.replicas * self.workers
+
+    @property
+    def guards(self) -> int:
+        """Breakers, and as many bulkheads."""
+        return self.backends * (2 if self.embeds_on_ollama else 1)
+
+    @property
+    def hits(self) -> float:
+        """Answers a second from the cache."""
+        return self.rate * (self.exact + self.semantic)
+
+    @property
+    def misses(self) -> float:
+        """Requests a second that wait for Ollama."""
+        return max(0.0, self.rate - self.hits)
+
+    @property
+    def generations(self) -> float:
+        """Answers a second that Ollama writes."""
+        return self.misses + self.hits * self.refresh
+
+    @property
+    def answer_bytes(self) -> float:
+        """English: about four and a half bytes a token."""
+        return 4.5 * self.answer_tokens
+
+    @property
+    def generation_seconds(self) -> float:
+        """How long one answer takes a slot."""
+        return self.first_token + self.answer_tokens / self.tokens_per_second
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What there is. Shares: how busy something may be on average, so that bursts find room.
+
+    `max_connections`: REDIS_MAX_CONNECTIONS, a worker's most; `maxclients` is Redis's own. `gpus` None: as many as
+    are needed, which then are no limit. `memory_factor`: fragmentation, and what a rewrite of the append-only file
+    copies. Raises `ValueError`.
+    """
+
+    redis_share: float = 0.7
+    worker_share: float = 0.7
+    gpu_share: float = 0.8
+    maxclients: int = 10_000
+    max_connections: int = 64
+    redis_bytes: float = 8 * 2**30
+    network_gbit: float = 10.0
+    gpus: int | None = None
+    memory_factor: float = 1.5
+    redis_empty_bytes: float = 16 * 2**20
+
+    def __post_init__(self) -> None:
+        for name in ("redis_share", "worker_share", "gpu_share"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name}: a share above 0, up to 1")
+        for name in ("maxclients", "max_connections", "redis_bytes", "network_gbit"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name}: a number above 0")
+        if self.gpus is not None and self.gpus < 1:
+            raise ValueError("gpus: at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """`used`: 1 is all that there is, in the share that it may be busy."""
+
+    name: str
+    used: float
+    moved_by: str
+
+
+MOVED_BY: Final[Mapping[str, str]] = {
+    "Redis's main thread": "fewer, busier workers; a higher hit rate; a faster core; io-threads in redis.conf; "
+    "BREAKER_REDIS_URL; redis+cluster:// with several tenants",
+    "Redis's network": "RETRIEVAL_CANDIDATES (passages travel with their vectors); a faster link; fewer misses",
+    "Redis's connections": "maxclients in redis.conf with the file descriptors for it; REDIS_MAX_CONNECTIONS",
+    "Redis's memory": "maxmemory; SEMANTIC_CACHE_MAX_SIZE; an embedder of fewer dimensions; redis+cluster://",
+    "workers": "more replicas or WORKERS; an embedder on Ollama takes its work from the worker",
+    "GPUs": "more GPUs or more Ollamas in OLLAMA_BASE_URL; a higher hit rate; shorter answers; a smaller model",
+}
+
+
+def limits(used: Mapping[str, float]) -> tuple[Limit, ...]:
+    """The fullest first."""
+    found = (Limit(name, share, MOVED_BY[name]) for name, share in used.items())
+    return tuple(sorted(found, key=lambda limit: -limit.used))
+
+
+def in_flight(a_second: float, seconds: float) -> float:
+    """Little's law: how many are under way."""
+    return a_second * seconds
+
+
+def servers_for(load: float, utilisation: float) -> int:
+    """How many servers carry so much work (seconds of work a second) without being busier than that; at least 1."""
+    return max(1, math.ceil(load / utilisation - 1e-9))
+
+
+def erlang_c(load: float, servers: int) -> float:
+    """The share of arrivals at random that find `servers` all busy; 1 where they can not keep up."""
+    if load <= 0:
+        return 0.0
+    if load >= servers:
+        return 1.0
+    # One over Erlang's B, as a sum that is broken off where its terms no longer count: servers may be billions.
+    term = total = 1.0
+    for number in range(servers):
+        term *= (servers - number) / load
+        total += term
+        if term < total * 1e-16 or total > 1e300:
+            break
+    return 1 / (1 + (total - 1) * (1 - load / servers))
+
+
+def mean_wait(a_second: float, seconds: float, servers: int) -> float:
+    """Seconds in the line on average (M/M/c); infinite where the servers can not keep up."""
+    load = a_second * seconds
+    if load >= servers:
+        return math.inf
+    return erlang_c(load, servers) * seconds / (servers - load)
+
+
+def md1_wait(a_second: float, seconds: float) -> float:
+    """Seconds in the line of one server whose work always takes as long (M/D/1)."""
+    load = a_second * seconds
+    return math.inf if load >= 1 else load * seconds / (2 * (1 - load))
+
+
+def idle(demand: Demand, costs: Costs) -> Cost:
+    """What all workers do whether or not anybody asks."""
+    pace = costs.pace(demand.fleet)
+    total = Cost()
+    for one in costs.periodic:
+        a_second = one.times(demand.guards) / (one.every * (pace if one.look else 1.0))
+        total += one.cost * (a_second * demand.fleet)
+    return total
+
+
+def exact_hit(costs: Costs) -> Cost:
+    """One look-up by digest."""
+    return costs.exact
+
+
+def semantic_hit(demand: Demand, costs: Costs) -> Cost:
+    """In vain by digest, then by meaning."""
+    return costs.exact + costs.similar.at(demand.entries)
+
+
+def miss(demand: Demand, costs: Costs) -> Cost:
+    """Both look-ups in vain, the flight, the documents, the permit, the store."""
+    found = costs.retrieve.at(demand.chunks) if demand.chunks else Cost()
+    looked = semantic_hit(demand, costs) + costs.once["corpus"] + found
+    written = Cost(bytes_in=2 * demand.answer_bytes)  # the entry, and the flight's last word
+    return looked + costs.once["flight"] + costs.once["permit"] + costs.store.at(demand.entries) + written
+
+
+def gathered(a_second: float, workers: int, seconds: float) -> float:
+    """How often the fleet sends what each worker gathers for `seconds`, where `a_second` come at random."""
+    return workers / seconds * (1 - math.exp(-a_second / workers * seconds))
+
+
+def reports(demand: Demand, costs: Costs) -> Cost:
+    """Counters, uses of entries, outcomes of calls: each worker's together, four times a second at most."""
+    flushes = gathered(demand.rate, demand.fleet, costs.coalescing["counters_flush"])
+    touches = gathered(demand.hits, demand.fleet, costs.coalescing["counters_flush"])
+    outcomes = gathered(demand.generations, demand.fleet, costs.coalescing["breaker_report"])
+    retries = gathered(demand.generations, demand.fleet, costs.coalescing["retries_sync"])
+    counted = costs.once["counters_flush"] * flushes + costs.once["touch"] * touches
+    return counted + costs.once["breaker_report"] * outcomes + costs.once["retries_sync"] * retries
+
+
+def redis_parts(demand: Demand, costs: Costs) -> dict[str, Cost]:
+    """Everything, by what causes it. A hit sends the answer's text."""
+    answer = Cost(bytes_out=demand.answer_bytes)
+    return {
+        "idle": idle(demand, costs),
+        "exact hits": (exact_hit(costs) + answer) * (demand.rate * demand.exact),
+        "semantic hits": (semantic_hit(demand, costs) + answer) * (demand.rate * demand.semantic),
+        "misses": miss(demand, costs) * demand.generations,
+        "reports": reports(demand, costs),
+    }
+
+
+def notice_ms(demand: Demand, costs: Costs, utilisation: float) -> float:
+    """Milliseconds until the last worker knows of a breaker's transition: each is woken, and asks once.
+
+    Infinite where Redis can not keep up.
+    """
+    if utilisation >= 1:
+        return math.inf
+    poll = next(one.cost.server_us for one in costs.periodic if one.name == "breaker_poll")
+    return demand.fleet * (costs.wake + poll) / (1 - utilisation) / 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +286,14 @@ class Plan:
 
 def plan(demand: Demand, costs: Costs, capacity: Capacity) -> Plan:
     """Everything from the model; no I/O."""
-    parts = redis_load.parts(demand, costs)
+    parts = redis_parts(demand, costs)
     redis = sum(parts.values(), Cost())
     work = worker_load(demand, costs)
     share = redis.server_us / 1e6
-    load = queueing.in_flight(demand.generations, demand.generation_seconds)
-    gpus = queueing.servers_for(load / demand.slots, capacity.gpu_share)
+    load = in_flight(demand.generations, demand.generation_seconds)
+    gpus = servers_for(load / demand.slots, capacity.gpu_share)
     installed = capacity.gpus or gpus
-    needed = queueing.servers_for(work / (1 - costs.worker.idle / 1e6), capacity.worker_share)
+    needed = servers_for(work / (1 - costs.worker.idle / 1e6), capacity.worker_share)
     idle, most = connections(demand, costs, capacity)
     memory = redis_memory(demand, costs, capacity)
     used = {
@@ -76,9 +320,9 @@ def plan(demand: Demand, costs: Costs, capacity: Capacity) -> Plan:
         in_flight=load,
         gpus=gpus,
         bulkhead=math.ceil(installed / demand.backends) * demand.slots,
-        waits=queueing.erlang_c(load, installed * demand.slots),
-        mean_wait=queueing.mean_wait(demand.generations, demand.generation_seconds, installed * demand.slots),
-        notice_ms=redis_load.notice_ms(demand, costs, share),
+        waits=erlang_c(load, installed * demand.slots),
+        mean_wait=mean_wait(demand.generations, demand.generation_seconds, installed * demand.slots),
+        notice_ms=notice_ms(demand, costs, share),
         limits=limits(used),
     )
 

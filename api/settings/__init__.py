@@ -4,13 +4,10 @@
 """
 
 from api.settings.access import AccessSettings, access_warnings, anonymous_refusal
-from api.settings.all_settings import Settings
-from api.settings.answers import CacheSettings, DocumentSettings, PartitionSettings, RetrievalSettings
-from api.settings.loading import load_settings, variable_names
+from api.settings.answers import CacheSettings, DocumentSettings, PartitionSettings, RetrievalSettings, ServerSettings
+from api.settings.loading import ONNX_CHUNK_TOKENS, Settings, load_settings, variable_names
 from api.settings.models import BreakerSettings, BulkheadSettings, EmbedderSettings, OllamaSettings, PoolSettings
 from api.settings.redis import PREFIX, BreakerRedisSettings, RedisSettings, is_cluster
-from api.settings.service import ServerSettings
-from api.settings.together import ONNX_CHUNK_TOKENS
 
 __all__ = [
     "ONNX_CHUNK_TOKENS",

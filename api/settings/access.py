@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field
 from pydantic_settings import NoDecode
 
 from api.loopback import is_loopback_host
-from api.settings.concern import Concern, split_list
+from api.settings.answers import Concern, split_list
 
 SHORTEST_KEY: Final = 2
 WEAK_KEY: Final = 16

@@ -1,15 +1,162 @@
-"""Reads settings: every fault is one line that names the variable."""
+"""Reads settings: every fault is one line that names the variable.
+
+All settings of a worker, as one value.
+
+What single values can not tell: whether they go together.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Final
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from api.errors import SettingsError
-from api.settings.all_settings import Settings
-from api.settings.concern import Concern
-from api.settings.together import check_together
+from api.settings.access import AccessSettings, anonymous_refusal
+from api.settings.answers import (
+    CacheSettings,
+    Concern,
+    DocumentSettings,
+    PartitionSettings,
+    RetrievalSettings,
+    ServerSettings,
+)
+from api.settings.models import BreakerSettings, BulkheadSettings, EmbedderSettings, OllamaSettings, PoolSettings
+from api.settings.redis import BreakerRedisSettings, RedisSettings, check_tls_files
+
+ON_A_CLUSTER = 16
+"""Partitions of the cache on a cluster, unless CACHE_PARTITIONS says otherwise."""
+
+
+class Settings(BaseModel):
+    """All settings of a worker."""
+
+    model_config = ConfigDict(frozen=True)
+    server: ServerSettings = Field(default_factory=ServerSettings)
+    access: AccessSettings = Field(default_factory=AccessSettings)
+    redis: RedisSettings = Field(default_factory=RedisSettings)
+    breaker_redis: BreakerRedisSettings = Field(default_factory=BreakerRedisSettings)
+    ollama: OllamaSettings = Field(default_factory=OllamaSettings)
+    embedder: EmbedderSettings = Field(default_factory=EmbedderSettings)
+    pool: PoolSettings = Field(default_factory=PoolSettings)
+    bulkhead: BulkheadSettings = Field(default_factory=BulkheadSettings)
+    breaker: BreakerSettings = Field(default_factory=BreakerSettings)
+    cache: CacheSettings = Field(default_factory=CacheSettings)
+    partitions: PartitionSettings = Field(default_factory=PartitionSettings)
+    documents: DocumentSettings = Field(default_factory=DocumentSettings)
+    retrieval: RetrievalSettings = Field(default_factory=RetrievalSettings)
+
+    @property
+    def cache_partitions(self) -> int:
+        """Partitions of the cache."""
+        return self.partitions.cache_partitions or (ON_A_CLUSTER if self.redis.is_cluster else 1)
+
+    @property
+    def partition_size(self) -> int:
+        """Entries of one partition: whatever the scopes, all partitions together hold no more than is set."""
+        return max(1, self.cache.max_size // self.cache_partitions)
+
+    @property
+    def key_layout(self) -> tuple[str, int, bool]:
+        """What keys in Redis depend on: their prefix, the partitions of the cache, and whether it is a cluster."""
+        return self.redis.prefix, self.cache_partitions, self.redis.is_cluster
+
+
+ONNX_CHUNK_TOKENS = 224
+"""Of the 256 that MiniLM reads at once: the rest is for its marks, the title and the headings."""
+
+
+def _check_ports(settings: Settings) -> None:
+    server = settings.server
+    if server.port and server.port == server.metrics_port:
+        raise SettingsError(f"METRICS_PORT: {server.port} is also PORT; give it another one")
+
+
+def _check_redis_tls(settings: Settings) -> None:
+    redis = settings.redis
+    files = {"REDIS_CA_FILE": redis.ca_file, "REDIS_CERT_FILE": redis.cert_file, "REDIS_KEY_FILE": redis.key_file}
+    given = [variable for variable, path in files.items() if path]
+    urls = [redis.url, settings.breaker_redis.url or ""]
+    if given and not any(url.startswith("rediss") for url in urls):
+        raise SettingsError(f"{given[0]}: needs TLS, and REDIS_URL does not begin with rediss")
+    check_tls_files(*files.values())
+
+
+def _check_sentinels(settings: Settings) -> None:
+    if settings.redis.sentinel_username and not settings.redis.sentinel_password:
+        raise SettingsError("REDIS_SENTINEL_USERNAME: needs REDIS_SENTINEL_PASSWORD")
+
+
+def check_together(settings: Settings) -> None:
+    """Raises `SettingsError` where values that are right by themselves do not go together."""
+    _check_ports(settings)
+    _check_redis_tls(settings)
+    _check_sentinels(settings)
+    _check_access(settings)
+    _check_backends(settings)
+    _check_documents(settings)
+
+
+def _check_access(settings: Settings) -> None:
+    access = settings.access
+    tenants = _keys("API_KEYS", access.tenants_by_key)
+    admins = _keys("ADMIN_KEYS", access.admins)
+    if set(tenants) & set(admins):
+        raise SettingsError("ADMIN_KEYS: a key is also in API_KEYS")
+    if refusal := anonymous_refusal(access, settings.server.host):
+        raise SettingsError(refusal)
+
+
+def _keys(variable: str, read: Callable[[], Iterable[str]]) -> Iterable[str]:
+    try:
+        return read()
+    except ValueError as error:
+        raise SettingsError(f"{variable}: {error}") from None
+
+
+def _check_backends(settings: Settings) -> None:
+    pool, urls = settings.pool, settings.ollama.base_urls
+    if pool.min_size > pool.max_size:
+        raise SettingsError(
+            f"CONNECTION_POOL_MIN_SIZE: {pool.min_size} is more than CONNECTION_POOL_MAX_SIZE ({pool.max_size})"
+        )
+    if not urls:
+        raise SettingsError("OLLAMA_BASE_URL: no URL given")
+    if len(set(urls)) < len(urls):
+        raise SettingsError("OLLAMA_BASE_URL: the same URL is given twice")
+
+
+def _check_documents(settings: Settings) -> None:
+    documents, embedder = settings.documents, settings.embedder
+    if documents.chunk_overlap >= documents.chunk_tokens:
+        raise SettingsError("CHUNK_OVERLAP: must be less than CHUNK_TOKENS")
+    if embedder.embedder == "onnx" and documents.chunk_tokens > ONNX_CHUNK_TOKENS:
+        raise SettingsError(
+            f"CHUNK_TOKENS: at most {ONNX_CHUNK_TOKENS} with EMBEDDER=onnx, which reads no more at once"
+        )
+    paths = {
+        "EMBED_MODEL_PATH": embedder.embed_model_path,
+        "RERANK_MODEL_PATH": settings.retrieval.rerank_model_path,
+    }
+    for variable, path in paths.items():
+        if path:
+            _check_model(variable, Path(path))
+    template = settings.retrieval.prompt_template_path
+    if template and not Path(template).is_file():
+        raise SettingsError("PROMPT_TEMPLATE_PATH: no such file")
+
+
+def _check_model(variable: str, path: Path) -> None:
+    """Whether the files are there; what is in them is seen when they are loaded."""
+    if not path.exists():
+        raise SettingsError(f"{variable}: no such file or directory")
+    folder, weights = (path, "model.onnx") if path.is_dir() else (path.parent, path.name)
+    for name in (weights, "tokenizer.json"):
+        if not (folder / name).is_file():
+            raise SettingsError(f"{variable}: there is no {name} in {folder}")
+
 
 SECRET: Final = {"API_KEYS", "ADMIN_KEYS", "REDIS_URL", "REDIS_SENTINEL_PASSWORD", "BREAKER_REDIS_URL"}
 

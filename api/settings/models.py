@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, StringConstraints
 from pydantic_settings import SettingsConfigDict
 
-from api.settings.concern import Concern, FilePath, NotNegative, Percent, Positive, Seconds, split_list
+from api.settings.answers import Concern, FilePath, NotNegative, Percent, Positive, Seconds, split_list
 
 
 def _check_base_urls(value: str) -> str:

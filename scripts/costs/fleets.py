@@ -13,9 +13,9 @@ from typing import Any, Final
 
 from redis.asyncio import Redis
 
-from api.background import cancelled
+from api.cancellation import cancelled
 from api.errors import StoreUnavailable
-from api.redis_store.workers import LOOKS, SLOWEST
+from api.redis_store.stores.fleet import LOOKS, SLOWEST
 from scripts.costs.operations import EMBEDDER, opened
 from scripts.costs.server import Server
 from tests.gunicorn_process import Gunicorn, gunicorns

@@ -17,34 +17,38 @@ from typing import Any, Final
 
 from redis.asyncio import Redis
 
-from api.breaker.following import POLL_SECONDS
-from api.breaker.reports import COALESCE_SECONDS
+from api.breaker.fleet_breaker import POLL_SECONDS
+from api.breaker.recovery import COALESCE_SECONDS
 from api.breaker.state import Outcome, Policy
-from api.bulkhead.state import Policy as BulkheadPolicy
-from api.bulkhead.state import Return
-from api.bulkhead.ticket import Priority
-from api.knowledge.upkeep import LOOK_SECONDS as DOCUMENTS_SECONDS
-from api.model import EmbedderIdentity, FlightKey
-from api.query.warm_ups import LOOK_SECONDS as WARM_UPS_SECONDS
-from api.redis_store.backend_board import BackendBoard
-from api.redis_store.breaker_store import BLOCK_SECONDS, RedisBreakerStore
-from api.redis_store.bulkhead_store import RedisBulkheadStore
+from api.bulkhead.rules import Policy as BulkheadPolicy
+from api.bulkhead.rules import Priority, Return
+from api.knowledge.ingestion_worker import LOOK_SECONDS as DOCUMENTS_SECONDS
+from api.query.warm_up import LOOK_SECONDS as WARM_UPS_SECONDS
 from api.redis_store.client import RedisAddress, blocking_reader, short_commands
-from api.redis_store.counters import FLUSH_SECONDS, CacheCounters
-from api.redis_store.document_work import RedisDocumentWork
-from api.redis_store.duty import RedisDuty
-from api.redis_store.flight_store import RedisFlightStore
-from api.redis_store.gate import WATCH_SECONDS, RedisGate
-from api.redis_store.index_keeper import RENEW_SECONDS, TEND_SECONDS, IndexKeeper
+from api.redis_store.health_gated import WATCH_SECONDS, RedisGate
 from api.redis_store.keys import Keys
-from api.redis_store.messages import IDLE_SECONDS
-from api.redis_store.passage_index import RedisPassageIndex
-from api.redis_store.reembedding import RedisReembedding
-from api.redis_store.retry_counts import SYNC_SECONDS, FleetRetries
-from api.redis_store.semantic_indexes import SemanticIndexes
-from api.redis_store.warm_up_jobs import RedisWarmUpJobs
-from api.redis_store.workers import HEARTBEAT_SECONDS, WorkerRegistry
+from api.redis_store.lease import RedisDuty
+from api.redis_store.scripts import IDLE_SECONDS
+from api.redis_store.stores.breaker import BLOCK_SECONDS, RedisBreakerStore
+from api.redis_store.stores.bulkhead import RedisBulkheadStore
+from api.redis_store.stores.cache.index_keeper import RENEW_SECONDS, TEND_SECONDS, IndexKeeper
+from api.redis_store.stores.cache.semantic_index import SemanticIndexes
+from api.redis_store.stores.cache.warm_up import RedisWarmUpJobs
+from api.redis_store.stores.documents.embeddings import RedisReembedding
+from api.redis_store.stores.documents.passages import RedisPassageIndex
+from api.redis_store.stores.documents.work import RedisDocumentWork
+from api.redis_store.stores.fleet import (
+    FLUSH_SECONDS,
+    HEARTBEAT_SECONDS,
+    SYNC_SECONDS,
+    BackendBoard,
+    CacheCounters,
+    FleetRetries,
+    WorkerRegistry,
+)
+from api.redis_store.stores.flights import RedisFlightStore
 from api.settings import OllamaSettings
+from api.values import EmbedderIdentity, FlightKey
 from scripts.costs.server import Server, cost_of
 
 BACKEND: Final = "ollama"

@@ -12,15 +12,15 @@ import numpy as np
 from redis.asyncio import Redis
 
 from api.knowledge.retrieval import RetrievalPolicy, Retriever, Wanted
-from api.model import EmbedderIdentity, Vector
 from api.ports.document_work import EmbeddedChunk, Work
 from api.ports.documents import Chunk, DocumentFacts
 from api.ports.models import CurrentIdentity
-from api.redis_store.document_fields import chunk_fields
-from api.redis_store.gate import RedisGate
-from api.redis_store.index_schema import algorithm_for
+from api.redis_store.health_gated import RedisGate
 from api.redis_store.keys import Keys
-from api.redis_store.passage_index import RedisPassageIndex
+from api.redis_store.search_index import algorithm_for
+from api.redis_store.stores.documents.documents import chunk_fields
+from api.redis_store.stores.documents.passages import RedisPassageIndex
+from api.values import EmbedderIdentity, Vector
 from scripts.bench_cache import ANSWER, DIMENSION, SCOPE, Bench, questions
 from scripts.bench_cache import EMBEDDER as OF_ENTRIES
 from scripts.costs.server import Server, cost_of

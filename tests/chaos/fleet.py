@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import redis
 
-from api.embedded.redis_binary import find_redis_binary
+from api.embedded.redis_server import find_redis_binary
 from tests.chaos.hosts import Host, Network, network
 from tests.chaos.load_balancer import LoadBalancer, load_balancer
 from tests.gunicorn_process import Gunicorn

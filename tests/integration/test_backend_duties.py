@@ -8,13 +8,13 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
+from api.ollama.health import LEASE
 from api.ollama.retries import RESERVE, RetryBudget
-from api.ollama.warm_up import LEASE
 from api.redis_store.client import RedisAddress, short_commands
-from api.redis_store.duty import RedisDuty
-from api.redis_store.gate import RedisGate
+from api.redis_store.health_gated import RedisGate
 from api.redis_store.keys import Keys
-from api.redis_store.retry_counts import FleetRetries
+from api.redis_store.lease import RedisDuty
+from api.redis_store.stores.fleet import FleetRetries
 from tests.service import Service, make_settings, running_service
 from tests.stub_ollama import StubOllama
 from tests.waiting import wait_until_async

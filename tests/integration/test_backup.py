@@ -19,12 +19,12 @@ from click.testing import Result
 from redis.asyncio import Redis
 from typer.testing import CliRunner
 
-from api.backup.records import CHUNKS
+from api.backup.archive import CHUNKS
 from api.cli.commands import commands
 from api.ports.documents import DocumentFacts, Draft
-from api.redis_store.documents import RedisDocuments
-from api.redis_store.gate import RedisGate
+from api.redis_store.health_gated import RedisGate
 from api.redis_store.keys import Keys
+from api.redis_store.stores.documents.documents import RedisDocuments
 from tests.integration.test_documents import CANTEEN, HOLIDAY, ONNX, add
 from tests.service import Service, ask
 from tests.stub_ollama import StubOllama

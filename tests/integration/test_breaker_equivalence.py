@@ -17,11 +17,11 @@ from redis.asyncio import Redis
 from redis.commands.core import AsyncScript
 
 from api.breaker import rules
-from api.breaker.state import BreakerState, Outcome, Policy, Reading, State
-from api.redis_store.breaker_store import RedisBreakerStore
-from api.redis_store.gate import RedisGate
+from api.breaker.state import BreakerReading, BreakerState, Outcome, Policy, State
+from api.redis_store.health_gated import RedisGate
 from api.redis_store.keys import Keys
 from api.redis_store.scripts import lua
+from api.redis_store.stores.breaker import RedisBreakerStore
 
 T = TypeVar("T")
 NOW_KEY = "test:now"
@@ -131,7 +131,7 @@ class SideBySide(RuleBasedStateMachine):
         assert len(self.model.permits) <= POLICY.half_open_max_calls
 
 
-def _without_maps(reading: Reading) -> Reading:
+def _without_maps(reading: BreakerReading) -> BreakerReading:
     """What the store's `read` gives: sums instead of the window and the permits."""
     return replace(reading, breaker=replace(reading.breaker, window={}, permits={}))
 

@@ -11,17 +11,15 @@ import pybreaker
 import pytest
 from redis.asyncio import Redis
 
-from api.breaker import following
-from api.breaker.fleet_breaker import FleetBreaker
-from api.breaker.following import kept_current
-from api.breaker.listener import BreakerListener
-from api.breaker.state import Outcome, Policy, State, Transition
+from api.breaker import fleet_breaker as following
+from api.breaker.fleet_breaker import FleetBreaker, kept_current
+from api.breaker.state import BreakerListener, Outcome, Policy, State, Transition
 from api.errors import StoreUnavailable
-from api.redis_store.breaker_store import RedisBreakerStore
 from api.redis_store.client import RedisAddress, blocking_reader
-from api.redis_store.counters import CacheCounters
-from api.redis_store.gate import RedisGate
+from api.redis_store.health_gated import RedisGate
 from api.redis_store.keys import Keys
+from api.redis_store.stores.breaker import RedisBreakerStore
+from api.redis_store.stores.fleet import CacheCounters
 from tests.service import Service
 from tests.waiting import wait_until_async
 

@@ -11,12 +11,10 @@ import pytest
 from redis.asyncio import Redis
 
 from api.bulkhead import rules
-from api.bulkhead.rules import Line
-from api.bulkhead.state import Policy, Return, Verdict
-from api.bulkhead.ticket import Priority, local_ticket
-from api.redis_store.bulkhead_store import RedisBulkheadStore
-from api.redis_store.gate import RedisGate
+from api.bulkhead.rules import Line, Policy, Priority, Return, Verdict, local_ticket
+from api.redis_store.health_gated import RedisGate
 from api.redis_store.keys import Keys
+from api.redis_store.stores.bulkhead import RedisBulkheadStore
 
 POLICY = Policy(limit=3, max_queue=6, lease_ms=60_000)
 RESERVES = [0, 1, 2]

@@ -15,14 +15,14 @@ from redis.asyncio import Redis
 
 from api.embedded.redis_server import embedded_redis
 from api.errors import StoreUnavailable
-from api.model import CachedAnswer, CacheMatch, Usage
 from api.observability.metrics import Metrics
-from api.ports.answers import NewAnswer
-from api.redis_store.answer_cache import RedisAnswerCache
-from api.redis_store.counters import CacheCounters
-from api.redis_store.gate import RedisGate
+from api.ports.cache import NewAnswer
+from api.redis_store.health_gated import RedisGate
 from api.redis_store.keys import Keys
-from api.redis_store.semantic_indexes import SemanticIndexes
+from api.redis_store.stores.cache.answers import RedisAnswerCache
+from api.redis_store.stores.cache.semantic_index import SemanticIndexes
+from api.redis_store.stores.fleet import CacheCounters
+from api.values import CachedAnswer, CacheMatch, Usage
 from tests.service import Service, ask, make_settings, running_service
 from tests.stub_ollama import StubOllama
 from tests.waiting import wait_until_async

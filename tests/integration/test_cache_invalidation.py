@@ -10,10 +10,10 @@ import orjson
 import pytest
 from redis.asyncio import Redis
 
-from api.ports.sweep import Selection
-from api.redis_store.cache_sweep import RedisCacheSweep
-from api.redis_store.gate import RedisGate
+from api.ports.cache import Selection
+from api.redis_store.health_gated import RedisGate
 from api.redis_store.keys import Keys
+from api.redis_store.stores.cache.sweep import RedisCacheSweep
 from tests.service import Service, ask
 from tests.stub_ollama import StubOllama
 from tests.waiting import wait_until_async

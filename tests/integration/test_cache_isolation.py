@@ -15,27 +15,25 @@ from redis.asyncio import Redis
 
 from api.backends.generations import Generations
 from api.knowledge.retrieval import RetrievalPolicy, Retriever
-from api.model import EmbedderIdentity, Embedding, Generation, GenerationEnd, GenerationRequest, Token, Usage, Vector
+from api.observability.events import QueryEvents
 from api.observability.metrics import Metrics
-from api.observability.query_events import QueryEvents
 from api.ports.models import CurrentIdentity
 from api.query.answered import Answered, Stages
-from api.query.cache_budget import CacheBudget
+from api.query.cache import CacheBudget, CachePolicy, SharedAnswers
+from api.query.cache_key import Places
 from api.query.condense import Condenser
-from api.query.fresh_answer import FreshAnswers
-from api.query.grounding import Grounder
-from api.query.places import Places
+from api.query.generate import FreshAnswers
+from api.query.grounding import Grounder, Prompting
 from api.query.prompt import Template
 from api.query.prompt_template import load
-from api.query.prompting import Prompting
 from api.query.question import Query
-from api.query.shared_answers import CachePolicy, SharedAnswers
-from api.redis_store.answer_cache import RedisAnswerCache
-from api.redis_store.counters import CacheCounters
-from api.redis_store.gate import RedisGate
+from api.redis_store.health_gated import RedisGate
 from api.redis_store.keys import Keys
-from api.redis_store.passage_index import RedisPassageIndex
-from api.redis_store.semantic_indexes import SemanticIndexes
+from api.redis_store.stores.cache.answers import RedisAnswerCache
+from api.redis_store.stores.cache.semantic_index import SemanticIndexes
+from api.redis_store.stores.documents.passages import RedisPassageIndex
+from api.redis_store.stores.fleet import CacheCounters
+from api.values import EmbedderIdentity, Embedding, Generation, GenerationEnd, GenerationRequest, Token, Usage, Vector
 
 TENANTS = ("acme", "acme,inc", "ACME", "a b {c}|d-*")
 MODELS = ("llama3.2", "qwen3:4b")

@@ -14,10 +14,10 @@ import pytest
 import redis as sync_redis
 from redis.asyncio import Redis
 
-from api.query.warm_question import WarmQuestion
-from api.redis_store.gate import RedisGate
+from api.query.warm_up import WarmQuestion
+from api.redis_store.health_gated import RedisGate
 from api.redis_store.keys import Keys
-from api.redis_store.warm_up_jobs import RedisWarmUpJobs
+from api.redis_store.stores.cache.warm_up import RedisWarmUpJobs
 from tests.gunicorn_process import Gunicorn, free_port, gunicorns
 from tests.service import Service, ask, make_settings, running_service
 from tests.stub_ollama import StubOllama, stub_process

@@ -17,13 +17,12 @@ from redis.crc import key_slot
 
 from api.embedded.redis_server import EmbeddedRedis
 from api.errors import StoreUnavailable
-from api.knowledge import upkeep
+from api.knowledge import ingestion_worker as upkeep
 from api.knowledge.ingestion import ATTEMPTS
-from api.redis_store.client import RedisAddress
-from api.redis_store.gate import GateEvents
+from api.redis_store.client import RedisAddress, opened_gate
+from api.redis_store.health_gated import GateEvents
 from api.redis_store.keys import Keys
-from api.redis_store.opening import opened_gate
-from api.redis_store.scanning import scanned
+from api.redis_store.scripts import scanned
 from tests.integration.test_cluster import PARAPHRASE, QUESTION, cached, indexes, keys, spread, statuses
 from tests.integration.test_documents import ONNX
 from tests.redis_cluster import Cluster, replica, running_cluster

@@ -12,11 +12,10 @@ import redis as blocking
 from redis.asyncio import Redis
 
 from api.redis_store.acl import acl_line
-from api.redis_store.checkup import RedisCheckup
-from api.redis_store.client import RedisAddress
-from api.redis_store.gate import GateEvents
+from api.redis_store.client import RedisAddress, opened_gate
+from api.redis_store.diagnostics import RedisCheckup
+from api.redis_store.health_gated import GateEvents
 from api.redis_store.keys import Keys
-from api.redis_store.opening import opened_gate
 from tests.conftest import PASSWORD
 from tests.integration.test_cluster import QUESTION, keys
 from tests.redis_cluster import Cluster

@@ -15,13 +15,12 @@ from redis.crc import key_slot
 
 from api.embedded.redis_server import EmbeddedRedis
 from api.errors import StoreUnavailable
-from api.redis_store.backup_answers import AnswerReader
-from api.redis_store.client import RedisAddress
-from api.redis_store.gate import GateEvents
+from api.redis_store.client import RedisAddress, opened_gate
+from api.redis_store.health_gated import GateEvents
 from api.redis_store.keys import Keys
-from api.redis_store.opening import opened_gate
-from api.redis_store.outdated_answers import RedisOutdatedAnswers
-from api.redis_store.semantic_indexes import SemanticIndexes
+from api.redis_store.stores.backup.source import AnswerReader
+from api.redis_store.stores.cache.invalidation import RedisOutdatedAnswers
+from api.redis_store.stores.cache.semantic_index import SemanticIndexes
 from tests.integration.test_cluster import CACHE, QUESTION, cached, delete
 from tests.redis_cluster import Cluster, running_cluster
 from tests.service import ask, make_settings, running_service

@@ -8,9 +8,9 @@ from typing import Any
 import httpx
 import pytest
 
-from api.model import ChatMessage
 from api.query.condense import turns
 from api.query.question import Query
+from api.values import ChatMessage
 from tests.service import Service, ask
 from tests.stub_ollama import StubOllama
 

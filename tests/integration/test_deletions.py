@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 from redis.asyncio import Redis
 
-from api.model import EmbedderIdentity
-from api.ports.deletions import marks_about, marks_of
-from api.ports.sweep import Neighbourhood, Selection
-from api.redis_store.deletions import LIFETIME_MS, RedisDeletions
-from api.redis_store.gate import RedisGate
+from api.ports.cache import Neighbourhood, Selection
+from api.ports.document_work import marks_about, marks_of
+from api.redis_store.health_gated import RedisGate
 from api.redis_store.keys import Keys
+from api.redis_store.stores.documents.work import LIFETIME_MS, RedisDeletions
+from api.values import EmbedderIdentity
 
 KEYS = Keys()
 NEAR = Neighbourhood(EmbedderIdentity("m", 4, "a" * 10), b"\0" * 16, 0.9)
@@ -59,7 +59,7 @@ async def test_what_is_older_than_any_answer_that_is_restored_is_forgotten(redis
 
 
 async def test_too_many_stand_for_all_before_them(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("api.redis_store.deletions.MOST", 3)
+    monkeypatch.setattr("api.redis_store.stores.documents.work.MOST", 3)
     kept = await deletions(redis)
     await kept.note(["question:now"])
     now = (await kept.noted())["question:now"]

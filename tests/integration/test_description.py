@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from api.endpoints.examples import EXAMPLES
+from api.endpoints.description import EXAMPLES
 from tests.service import Service
 
 BODIES: dict[str, dict[str, Any]] = {

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from api.embedded.ports import free_port
-from api.embedded.supervisor_lock import supervisor_lock
+from api.embedded.service_plan import free_port
+from api.embedded.stale_server import supervisor_lock
 from api.settings import variable_names
 from tests import transcripts
 from tests.waiting import wait_until

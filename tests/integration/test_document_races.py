@@ -14,9 +14,9 @@ from redis.asyncio import Redis
 from api.embedded.redis_server import EmbeddedRedis, embedded_redis
 from api.errors import NotFound, ServiceUnavailable, StoreUnavailable
 from api.knowledge.chunking import Chunker, estimated_tokens
+from api.knowledge.document_service import AT_ONCE
 from api.knowledge.ingestion import ATTEMPTS
-from api.knowledge.library import AT_ONCE
-from api.redis_store.document_fields import owner_of
+from api.redis_store.stores.documents.documents import owner_of
 from tests.knowledge_worker import GatedEmbedder, Worker, lease_ended, worker
 from tests.stored_corpus import StoredCorpus, Texts
 
@@ -214,7 +214,7 @@ async def test_a_deletion_that_is_asked_for_again_waits_for_the_cache_to_be_told
     """As a client does that was answered with 503, or not at all."""
     one, other = fleet
     document = await one.store("rules", OLD)
-    monkeypatch.setattr("api.knowledge.library.SETTLE_SECONDS", 0.1)
+    monkeypatch.setattr("api.knowledge.document_service.SETTLE_SECONDS", 0.1)
     with monkeypatch.context() as patch:
         patch.setattr(one.knowledge.library._ingestion, "carry_out", _lost)
         with pytest.raises(StoreUnavailable):
@@ -303,7 +303,7 @@ async def test_a_document_is_ready_once_the_cache_has_been_told(
         telling.set()
         await told.wait()
 
-    monkeypatch.setattr("api.knowledge.outdating.Outdating.told_of", lambda _, work: slow(work))
+    monkeypatch.setattr("api.knowledge.cache_invalidator.Outdating.told_of", lambda _, work: slow(work))
     giving = one.give("rules", NEW)
     await asyncio.wait_for(telling.wait(), 10)
     assert (await other.knowledge.library.find(document)).status == "processing"

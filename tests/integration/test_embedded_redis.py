@@ -15,10 +15,9 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from api.embedded import redis_binary
-from api.embedded.errors import LaunchError
-from api.embedded.redis_binary import find_redis_binary
-from api.embedded.redis_server import RedisFiles, embedded_redis
+from api.embedded import redis_server as redis_binary
+from api.embedded.child_process import LaunchError
+from api.embedded.redis_server import RedisFiles, embedded_redis, find_redis_binary
 from api.embedded.stale_server import record_server
 from tests.unit.test_child_process import is_alive
 from tests.waiting import wait_until

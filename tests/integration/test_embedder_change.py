@@ -12,17 +12,16 @@ import pytest
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
-from api.knowledge.old_embeddings import OldEmbeddings
-from api.model import EmbedderIdentity, Embedding
-from api.observability.knowledge_events import KnowledgeEvents
+from api.knowledge.ingestion_worker import OldEmbeddings
+from api.observability.events import KnowledgeEvents
 from api.observability.metrics import Metrics
 from api.ports.models import CurrentIdentity
 from api.query.prompt_template import PACKAGED
-from api.redis_store.duty import RedisDuty
-from api.redis_store.gate import RedisGate
+from api.redis_store.health_gated import RedisGate
 from api.redis_store.keys import Keys
-from api.redis_store.reembedding import RedisReembedding
-from api.redis_store.unused_embeddings import RedisUnusedEmbeddings
+from api.redis_store.lease import RedisDuty
+from api.redis_store.stores.documents.embeddings import RedisReembedding, RedisUnusedEmbeddings
+from api.values import EmbedderIdentity, Embedding
 from tests.integration.test_documents import CANTEEN, HOLIDAY, ONNX, add
 from tests.service import Service, ask
 from tests.stub_ollama import StubOllama
@@ -279,8 +278,8 @@ async def test_nothing_goes_before_the_present_embedder_has_embedded_all_itself(
 
 
 async def test_a_worker_removes_by_itself(serve: Service, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("api.knowledge.old_embeddings.CLEAN_SECONDS", 0.1)
-    monkeypatch.setattr("api.knowledge.old_embeddings.USE_SECONDS", 0.1)
+    monkeypatch.setattr("api.knowledge.ingestion_worker.CLEAN_SECONDS", 0.1)
+    monkeypatch.setattr("api.knowledge.ingestion_worker.USE_SECONDS", 0.1)
     await redis.zadd(KEYS.corpus_embedders, {"a" * 10: 1000})
     await redis.hset(KEYS.document_chunks("1" * 24), f"{'a' * 10}:1", 1)
     await serve(embedder=ONNX, documents={"unused_embeddings_keep": 60})
@@ -294,7 +293,7 @@ async def test_a_worker_removes_by_itself(serve: Service, redis: Redis, monkeypa
 async def test_a_fleet_with_one_embedder_keeps_noting_it(
     serve: Service, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("api.knowledge.old_embeddings.USE_SECONDS", 0.05)
+    monkeypatch.setattr("api.knowledge.ingestion_worker.USE_SECONDS", 0.05)
     client = await serve(embedder=ONNX)
     own = await embedder_of(client, redis, set())
     noted = (await embedders(redis))[own]

@@ -13,19 +13,16 @@ import pytest
 from redis.asyncio import Redis
 
 from api.embedded.redis_server import EmbeddedRedis
-from api.errors import UpstreamError
-from api.faults import UpstreamFault
-from api.flights.events import FlightEvents
-from api.flights.fleet_flights import Flights
-from api.flights.following import kept_in_step
-from api.flights.state import LEASE_MS
-from api.model import FlightKey, Landed, Restart, StoredElsewhere, Token, Usage
-from api.ports.answers import Claim
-from api.ports.flights import Seat
+from api.errors import UpstreamError, UpstreamFault
+from api.ports.cache import Claim
+from api.ports.coordination import Seat
 from api.redis_store.client import RedisAddress, blocking_reader, short_commands
-from api.redis_store.flight_store import RedisFlightStore
-from api.redis_store.gate import RedisGate
+from api.redis_store.health_gated import RedisGate
 from api.redis_store.keys import Keys
+from api.redis_store.stores.flights import RedisFlightStore
+from api.single_flight.fleet_flights import Flights, kept_in_step
+from api.single_flight.flight import LEASE_MS, FlightEvents
+from api.values import FlightKey, Landed, Restart, StoredElsewhere, Token, Usage
 from tests.waiting import wait_until_async
 
 KEY = FlightKey("0123456789-scope", "digest")

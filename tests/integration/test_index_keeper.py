@@ -12,15 +12,14 @@ import pytest
 from redis.asyncio import Redis
 
 from api.embedded.redis_server import EmbeddedRedis
-from api.model import EmbedderIdentity
 from api.redis_store.client import RedisAddress, short_commands
-from api.redis_store.duty import RedisDuty
-from api.redis_store.gate import RedisGate
-from api.redis_store.index_keeper import IndexKeeper, is_left_over
-from api.redis_store.index_schema import Algorithm
+from api.redis_store.health_gated import RedisGate
 from api.redis_store.keys import Keys
-from api.redis_store.semantic_index import SemanticIndex
-from api.redis_store.semantic_indexes import SemanticIndexes
+from api.redis_store.lease import RedisDuty
+from api.redis_store.search_index import Algorithm
+from api.redis_store.stores.cache.index_keeper import IndexKeeper, is_left_over
+from api.redis_store.stores.cache.semantic_index import SemanticIndex, SemanticIndexes
+from api.values import EmbedderIdentity
 from tests.service import Service, ask
 from tests.waiting import wait_until_async
 

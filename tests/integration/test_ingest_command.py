@@ -17,10 +17,8 @@ from redis.asyncio import Redis
 from typer.testing import CliRunner
 
 from api.cli.commands import commands
-from api.cli.document_client import DocumentClient, Refused, connected
-from api.cli.document_files import DocumentFile, find, folder_id, title_of
-from api.cli.ingest import summary
-from api.cli.ingest_run import About, Result, former_documents, prune, upload_all
+from api.cli.document_client import DocumentClient, DocumentFile, Refused, connected, find, folder_id, title_of
+from api.cli.ingest import About, Result, former_documents, prune, summary, upload_all
 from tests.integration.test_documents import CANTEEN, HOLIDAY, ONNX
 from tests.service import Service
 

@@ -7,13 +7,12 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from api.errors import UpstreamError
-from api.faults import UpstreamFault
-from api.model import ChatMessage, GenerationEnd, GenerationRequest
+from api.errors import UpstreamError, UpstreamFault
 from api.ollama.deadlines import Deadlines
 from api.ollama.generation import OllamaModel
 from api.ollama.models import OllamaModels
 from api.ollama.pool import OllamaPool, PoolLimits, open_pool
+from api.values import ChatMessage, GenerationEnd, GenerationRequest
 from tests.stub_ollama import StubOllama, running_stub, stub_process
 from tests.waiting import wait_until_async
 

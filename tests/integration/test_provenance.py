@@ -9,11 +9,11 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from api.knowledge.upkeep import LOOKED_AT
+from api.knowledge.ingestion_worker import LOOKED_AT
 from api.ports.documents import DocumentFacts, Draft
-from api.redis_store.documents import RedisDocuments
-from api.redis_store.gate import RedisGate
+from api.redis_store.health_gated import RedisGate
 from api.redis_store.keys import Keys
+from api.redis_store.stores.documents.documents import RedisDocuments
 from tests.integration.test_documents import CANTEEN, HOLIDAY, ONNX, add
 from tests.service import Service, ask
 from tests.stub_ollama import StubOllama
@@ -174,7 +174,7 @@ async def test_what_redis_forgot_while_an_answer_was_generated_keeps_it_from_bei
     serve: Service, stub: StubOllama, redis: Redis, monkeypatch: pytest.MonkeyPatch, headers: dict[str, str]
 ) -> None:
     """FLUSHALL takes the documents, and with them all that is noted of their changes."""
-    monkeypatch.setattr("api.flights.following.TEND_SECONDS", 0.05)
+    monkeypatch.setattr("api.single_flight.fleet_flights.TEND_SECONDS", 0.05)
     client = await serve(embedder=ONNX)
     await add(client, "Holiday", HOLIDAY, source="holiday")
     await ask(client, "How long before must I ask for holiday?")

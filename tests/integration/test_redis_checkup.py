@@ -11,9 +11,9 @@ import pytest
 from redis.asyncio import Redis
 
 from api.embedded.redis_server import EmbeddedRedis, embedded_redis
-from api.redis_store import checkup
-from api.redis_store.checkup import RedisCheckup
-from api.redis_store.gate import GateEvents, RedisGate
+from api.redis_store import diagnostics as checkup
+from api.redis_store.diagnostics import RedisCheckup
+from api.redis_store.health_gated import GateEvents, RedisGate
 from tests.service import ask, make_settings, running_service
 from tests.stub_ollama import StubOllama
 from tests.waiting import wait_until_async

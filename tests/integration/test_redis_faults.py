@@ -12,8 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from api.embedded.redis_binary import find_redis_binary
-from api.embedded.redis_server import EmbeddedRedis
+from api.embedded.redis_server import EmbeddedRedis, find_redis_binary
 from tests.service import Service, ask, make_settings, running_service
 from tests.stub_ollama import StubOllama
 from tests.waiting import wait_until, wait_until_async

@@ -11,15 +11,15 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import MaxConnectionsError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from api.breaker import following
+from api.breaker import fleet_breaker as following
 from api.embedded.redis_server import EmbeddedRedis
 from api.errors import StoreUnavailable
 from api.observability.metrics import Metrics
 from api.redis_store.client import RedisAddress, short_commands
-from api.redis_store.gate import RedisGate
+from api.redis_store.health_gated import RedisGate
 from api.redis_store.keys import Keys
-from api.redis_store.semantic_index import SemanticIndex
-from api.wiring_backends import open_backends
+from api.redis_store.stores.cache.semantic_index import SemanticIndex
+from api.wiring.backends import open_backends
 from tests.service import make_settings, running_service
 from tests.stub_ollama import StubOllama
 from tests.waiting import wait_until_async

@@ -12,11 +12,10 @@ from typing import Any
 import pytest
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from api.embedded.ports import free_port
-from api.embedded.redis_binary import find_redis_binary
-from api.embedded.redis_server import EmbeddedRedis
+from api.embedded.redis_server import EmbeddedRedis, find_redis_binary
+from api.embedded.service_plan import free_port
 from api.redis_store.client import RedisAddress, blocking_reader, connection_options, short_commands
-from api.redis_store.tls import Tls
+from api.redis_store.connections import Tls
 from tests.service import ask, make_settings, running_service
 from tests.stub_ollama import StubOllama
 from tests.tls_proxy import Certificates, TlsProxy, certificates, tls_proxy

@@ -11,11 +11,11 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from api.model import EmbedderIdentity
-from api.ports.passages import DocumentFilter
-from api.redis_store.gate import RedisGate
+from api.ports.documents import DocumentFilter
+from api.redis_store.health_gated import RedisGate
 from api.redis_store.keys import Keys
-from api.redis_store.passage_index import RedisPassageIndex
+from api.redis_store.stores.documents.passages import RedisPassageIndex
+from api.values import EmbedderIdentity
 from tests.event_stream import streamed, text_of
 from tests.integration.test_documents import CANTEEN, HOLIDAY, ONNX, add
 from tests.redis_monitor import searches_of
@@ -189,7 +189,9 @@ async def test_with_a_search_refused_the_other_finds_and_the_answer_is_not_kept(
 ) -> None:
     client = await serve(embedder=ONNX)
     await add(client, "Holiday", HOLIDAY)
-    monkeypatch.setattr(f"api.redis_store.passage_index.{refused}", lambda index, *_: ("FT.SEARCH", index, "((("))
+    monkeypatch.setattr(
+        f"api.redis_store.stores.documents.passages.{refused}", lambda index, *_: ("FT.SEARCH", index, "(((")
+    )
     answered = await ask(client, "Who approves my holiday?")
     assert (len(answered["sources"]), answered["cache"]["entry"]) == (1, None)
 
@@ -206,7 +208,7 @@ async def test_a_search_by_meaning_that_redis_ended_is_not_whole(redis: Redis, r
 async def test_a_redis_that_is_started_again_is_asked_anew_whether_all_is_found(
     redis: Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    known = "api.redis_store.passage_index.KNOWN_SECONDS"
+    known = "api.redis_store.stores.documents.passages.KNOWN_SECONDS"
     monkeypatch.setattr(known, 0.0)
     async with _passages(redis_url) as index:
         await wait_until_async(lambda: index.passages.is_whole(EMBEDDER))

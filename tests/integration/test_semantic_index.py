@@ -11,14 +11,14 @@ import numpy.typing as npt
 import pytest
 from redis.asyncio import Redis
 
-from api.embedded.ports import free_port
 from api.embedded.redis_server import embedded_redis
-from api.model import EmbedderIdentity
+from api.embedded.service_plan import free_port
 from api.redis_store.client import RedisAddress, short_commands
-from api.redis_store.gate import RedisGate
-from api.redis_store.index_schema import FLAT_UP_TO, NEIGHBOURS, Algorithm, algorithm_for
+from api.redis_store.health_gated import RedisGate
 from api.redis_store.keys import Keys
-from api.redis_store.semantic_index import SemanticIndex
+from api.redis_store.search_index import FLAT_UP_TO, NEIGHBOURS, Algorithm, algorithm_for
+from api.redis_store.stores.cache.semantic_index import SemanticIndex
+from api.values import EmbedderIdentity
 from tests.redis_monitor import searches_of
 from tests.service import Service, ask
 from tests.waiting import wait_until_async

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from api.redis_store.client import RedisAddress
-from api.redis_store.gate import GateEvents
-from api.redis_store.opening import opened_gate
-from api.redis_store.sentinels import SentinelsRefuse
+from api.redis_store.client import RedisAddress, opened_gate
+from api.redis_store.connections import SentinelsRefuse
+from api.redis_store.health_gated import GateEvents
 from tests.redis_sentinel import Failover, sentinel_failover
 from tests.service import ask, make_settings, running_service
 from tests.stub_ollama import StubOllama

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from api.app import create_app
-from api.endpoints.arriving_body import MINIMUM_RATE
+from api.endpoints.bodies import MINIMUM_RATE
 from tests.service import Service, make_settings
 from tests.waiting import wait_until_async
 

@@ -12,16 +12,15 @@ import orjson
 import pytest
 from redis.asyncio import Redis
 
-from api.knowledge.media_types import KINDS, MARKDOWN
+from api.knowledge.plain_text import KINDS, MARKDOWN
 from api.ports.documents import DocumentFacts, Draft
 from api.redis_store.client import RedisAddress, short_commands
-from api.redis_store.document_work import RedisDocumentWork
-from api.redis_store.documents import RedisDocuments
-from api.redis_store.fleet_schema import FleetSchema, SchemaConflict
-from api.redis_store.gate import RedisGate
+from api.redis_store.health_gated import RedisGate
 from api.redis_store.keys import Keys
-from api.redis_store.schema import SCHEMA, Schema
-from api.redis_store.workers import WorkerRegistry
+from api.redis_store.schema import SCHEMA, FleetSchema, Schema, SchemaConflict
+from api.redis_store.stores.documents.documents import RedisDocuments
+from api.redis_store.stores.documents.work import RedisDocumentWork
+from api.redis_store.stores.fleet import WorkerRegistry
 from tests.integration.test_documents import HOLIDAY, ONNX, add
 from tests.service import Service, ask
 from tests.stub_ollama import StubOllama

@@ -9,14 +9,14 @@ from typing import Any, cast
 import pytest
 from redis.asyncio import Redis
 
-from api.background import cancelled
-from api.knowledge.upkeep import Upkeep
-from api.query.warm_ups import WarmUps
+from api.cancellation import cancelled
+from api.knowledge.ingestion_worker import Upkeep
+from api.query.warm_up import WarmUps
 from api.redis_store.client import RedisAddress, short_commands
-from api.redis_store.gate import RedisGate
-from api.redis_store.index_keeper import IndexKeeper
+from api.redis_store.health_gated import RedisGate
 from api.redis_store.keys import Keys
-from api.redis_store.workers import LEASE_MS, LOOKS, SLOWEST, WorkerRegistry
+from api.redis_store.stores.cache.index_keeper import IndexKeeper
+from api.redis_store.stores.fleet import LEASE_MS, LOOKS, SLOWEST, WorkerRegistry
 from tests.waiting import wait_until_async
 
 KEYS = Keys()
@@ -119,7 +119,7 @@ LOOPS: dict[str, Callable[[Looked, Callable[[], float]], Callable[[], Any]]] = {
 
 @pytest.mark.parametrize("name", LOOPS)
 async def test_each_look_is_at_the_pace(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("api.redis_store.index_keeper.script", lambda *_: None)
+    monkeypatch.setattr("api.redis_store.stores.cache.index_keeper.script", lambda *_: None)
     looked = Looked()
     cast(Any, looked).client = None
     looking = asyncio.create_task(LOOPS[name](looked, lambda: 0.001)())

@@ -17,7 +17,7 @@ from typing import Final
 
 import redis
 
-from api.embedded.redis_binary import find_redis_binary
+from api.embedded.redis_server import find_redis_binary
 from tests.k8s.rendered import K8S, ROOT, rendered
 from tests.needed_tools import need_tool
 

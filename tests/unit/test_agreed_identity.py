@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 
+from api.backends.choice import Backend, Backends
 from api.backends.embedder import AgreedIdentity, FailoverEmbedder
 from api.backends.failover import Policy
-from api.backends.members import Backend, Backends
-from api.errors import EmbeddingUnavailable, UpstreamError
-from api.faults import UpstreamFault
-from api.model import EmbedderIdentity
+from api.errors import EmbeddingUnavailable, UpstreamError, UpstreamFault
+from api.values import EmbedderIdentity
 
 OLD, NEW = EmbedderIdentity("m", 4, "old"), EmbedderIdentity("m", 4, "new")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from api.background import Background, cancelled
+from api.cancellation import Background, cancelled
 from tests.waiting import deaf
 
 

@@ -7,9 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.bulkhead import rules
-from api.bulkhead.rules import Line
-from api.bulkhead.state import Reading, Verdict
-from api.bulkhead.ticket import Priority, local_ticket, place, tenant_field, tenant_of
+from api.bulkhead.rules import BulkheadReading, Line, Priority, Verdict, local_ticket, place, tenant_field, tenant_of
 
 LIMIT, MAX_QUEUE = 2, 4
 
@@ -112,7 +110,7 @@ def test_a_ticket_keeps_its_tenant_whatever_it_is_called(tenant: str) -> None:
 
 
 def test_who_waits_is_counted_by_tenant() -> None:
-    reading = Reading(2, (ticket("a b", 1), ticket("a b", 2), ticket("c", 1)))
+    reading = BulkheadReading(2, (ticket("a b", 1), ticket("a b", 2), ticket("c", 1)))
     assert reading.waiting_by_tenant == {"a b": 2, "c": 1}
 
 

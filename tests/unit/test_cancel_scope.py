@@ -7,10 +7,10 @@ import asyncio
 import pytest
 from starlette.types import Message
 
-from api.cancel_scope import CancelScope, raise_if_cancelled
-from api.endpoints.disconnects import ClientLeft, until_client_leaves
+from api.cancellation import CancelScope, raise_if_cancelled
+from api.endpoints.bodies import ClientLeft, until_client_leaves
 from api.errors import DeadlinePassed
-from api.query.deadline import Deadline
+from api.query.question import Deadline
 from tests.waiting import deaf
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from api.model import CachedAnswer, CacheMatch, Usage
-from api.query.cache_control import CacheControl
-from api.query.candidates import Candidate, Fate, best, consider, lifetime, up_to_the_first_fresh
-from api.query.comparable import Asked
+from api.query.candidates import Asked, Candidate, Fate, best, consider, lifetime, up_to_the_first_fresh
+from api.query.question import CacheControl
+from api.values import CachedAnswer, CacheMatch, Usage
 
 ASKED = "How do I enable two-factor login?"
 AGREES = "How can I enable two-factor login?"

@@ -10,8 +10,8 @@ from api.batch_size import BatchSize
 from api.errors import EmbeddingUnavailable, TextNotEmbedded
 from api.knowledge import chunk_embedding
 from api.knowledge.chunk_embedding import ChunkEmbedding, NotEmbedded
-from api.model import EmbedderIdentity, Embedding
 from api.ports.models import CurrentIdentity
+from api.values import EmbedderIdentity, Embedding
 
 Failing = Callable[[int, Sequence[str]], Exception | None]
 """What a call raises, by its number and its texts."""

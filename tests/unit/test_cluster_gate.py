@@ -6,8 +6,7 @@ from typing import Any, Self
 
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from api.redis_store.cluster_gate import ClusterGate
-from api.redis_store.cluster_map import SLOTS, Node
+from api.redis_store.cluster import SLOTS, ClusterGate, Node
 
 A, B, C = (Node("127.0.0.1", port) for port in (1, 2, 3))
 

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 from redis.crc import key_slot
 
-from api.redis_store.cluster_map import Node, SlotMap
+from api.redis_store.cluster import Node, SlotMap
 from api.redis_store.keys import Keys
 
 ON_ONE, CLUSTER = Keys(), Keys(cache_partitions=16, cluster=True)

@@ -10,8 +10,15 @@ from http import HTTPStatus
 
 import pytest
 
-from worker_config.connection_guard import REPORT, UNREAD_GRACE, UNREAD_TIMEOUT, ConnectionGuard
-from worker_config.connection_table import ConnectionLimits, ConnectionTable, Phase
+from worker_config.connection_guard import (
+    REPORT,
+    UNREAD_GRACE,
+    UNREAD_TIMEOUT,
+    ConnectionGuard,
+    ConnectionLimits,
+    ConnectionTable,
+    Phase,
+)
 
 LIMITS = ConnectionLimits(header_timeout=10, body_timeout=30, keepalive_timeout=75, most=3)
 

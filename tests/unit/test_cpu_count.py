@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from worker_config.cpu_count import cpu_quota, cpus_given, whole_cpus
+from worker_config.limits import cpu_quota, cpus_given, whole_cpus
 
 
 @pytest.mark.parametrize(

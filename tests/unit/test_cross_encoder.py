@@ -11,9 +11,8 @@ import pytest
 from onnx import numpy_helper
 from tokenizers import Tokenizer
 
-from api.embedders.cross_encoder import CrossEncoder, Pair
-from api.embedders.minilm import model_files
-from api.embedders.onnx_files import files_at
+from api.embedders.minilm import files_at, model_files
+from api.embedders.reranker import CrossEncoder, Pair
 from api.errors import SettingsError
 from tests.small_cross_encoder import Output, write_cross_encoder
 

@@ -12,14 +12,14 @@ from pydantic import BaseModel
 
 from api.app import create_app
 from api.endpoints import ollama_wire, openai_wire
-from api.endpoints.cache_warm_up import WarmUpIn
+from api.endpoints.cache import WarmUpIn
 from api.endpoints.description import Problem
-from api.endpoints.error_responses import PROBLEM_JSON, problem_document
+from api.endpoints.problems import PROBLEM_JSON, problem_document
 from api.endpoints.query import QueryIn
-from api.endpoints.query_answer import SourceOut
+from api.endpoints.streaming import SourceOut
 from api.errors import NotFound
-from api.model import Source
 from api.settings import AccessSettings, Settings
+from api.values import Source
 
 BODIES: dict[str, type[BaseModel]] = {
     "/query": QueryIn,

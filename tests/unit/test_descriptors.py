@@ -7,7 +7,7 @@ import resource
 import pytest
 
 from tests.service import make_settings
-from worker_config.descriptors import MOST, connections_that_fit, descriptors, most_connections
+from worker_config.limits import MOST, connections_that_fit, descriptors, most_connections
 
 REDIS, OLLAMA = "redis://127.0.0.1:6379", "http://127.0.0.1:11434"
 

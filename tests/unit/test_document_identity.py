@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from api.knowledge.identity import content_digest, document_id
+from api.knowledge.document_service import content_digest, document_id
 from api.ports.documents import DocumentFacts
 
 PLAIN = DocumentFacts("acme", "Holiday policy")

@@ -14,11 +14,9 @@ from starlette.routing import Route
 from api import errors
 from api.app import create_app
 from api.endpoints import docs_page
-from api.errors import RagherdError
-from api.faults import FAULTS
+from api.errors import FAULTS, RagherdError
 from api.guards.agreement import GUARDS
-from api.redis_store.cache_keys import CacheKeys
-from api.redis_store.keys import Keys
+from api.redis_store.keys import CacheKeys, Keys
 from api.settings import Settings, load_settings, variable_names
 
 ROOT = Path(__file__).parents[2]

@@ -10,11 +10,9 @@ from typing import Any
 from uvicorn.config import Config
 
 from api.observability.metrics import Metrics
-from worker_config.closing_app import ClosingApp
-from worker_config.connection_guard import ConnectionGuard
-from worker_config.connection_table import ConnectionLimits
-from worker_config.draining_server import DrainingServer, Leave
-from worker_config.worker_board import WorkerBoard
+from worker_config.connection_guard import ConnectionGuard, ConnectionLimits
+from worker_config.draining_server import ClosingApp, DrainingServer, Leave
+from worker_config.rolling_arbiter import WorkerBoard
 
 
 async def test_a_worker_that_takes_long_to_start_shows_the_master_that_it_lives() -> None:

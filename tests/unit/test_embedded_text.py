@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from api.embedders.minilm import MARKS, MAX_TOKENS, MiniLM, model_files
+from api.knowledge.chunk_embedding import PLACE, EmbeddedText
 from api.knowledge.chunking import Chunker
-from api.knowledge.embedded_text import PLACE, EmbeddedText
 from api.ports.documents import Chunk, DocumentFacts
 from api.settings import ONNX_CHUNK_TOKENS, DocumentSettings
 

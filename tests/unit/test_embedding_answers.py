@@ -8,13 +8,11 @@ from typing import Any
 
 import pytest
 
-from api.errors import EmbeddingUnavailable, UpstreamError
-from api.faults import UpstreamFault
-from api.model import EmbeddingRequest
-from api.ollama.embedding import OllamaEmbedder
-from api.ollama.embedding_calls import OllamaEmbeddingModel
-from api.ollama.pinned import Pinned
+from api.errors import EmbeddingUnavailable, UpstreamError, UpstreamFault
+from api.ollama.embedding import OllamaEmbedder, OllamaEmbeddingModel
+from api.ollama.models import Pinned
 from api.ollama.retries import RetryBudget
+from api.values import EmbeddingRequest
 
 NO_VECTORS = [
     b"[]",

@@ -11,12 +11,11 @@ from typing import Any
 import pytest
 from starlette.requests import Request
 
-from api.endpoints.disconnects import ClientLeft, until_client_leaves
-from api.endpoints.event_stream import EventStream, accepted
-from api.endpoints.event_wire import Streaming
-from api.model import CacheStatus, Token
+from api.endpoints.bodies import ClientLeft, until_client_leaves
+from api.endpoints.streaming import EventStream, Streaming, accepted
 from api.query.answered import Answered, AnswerEvent, Opening, Stages
-from api.query.cache_control import CacheControl
+from api.query.question import CacheControl
+from api.values import CacheStatus, Token
 
 SCOPE: dict[str, Any] = {
     "type": "http",

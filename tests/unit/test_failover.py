@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 
-from api.backends.admission import admitted, speaks_against_ollama
+from api.backends.choice import Backend, Backends
 from api.backends.failover import CHARGED, EMBEDDING_CHARGED, FREE, Failover, Policy, Terms
-from api.backends.members import Backend, Backends
-from api.errors import BreakerOpen, BulkheadFull, RagherdError, UpstreamError
-from api.faults import UpstreamFault
-from api.model import Restart
+from api.backends.generations import admitted, speaks_against_ollama
+from api.errors import BreakerOpen, BulkheadFull, RagherdError, UpstreamError, UpstreamFault
+from api.values import Restart
 
 MODEL = "m"
 

@@ -8,7 +8,7 @@ import httpx
 import orjson
 import pytest
 
-from api.faults import FAULTS, UpstreamFault
+from api.errors import FAULTS, UpstreamFault
 from api.ollama.failures import from_exception, from_response, retry_after_from
 
 Fault = UpstreamFault

@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 
-from api.model import ChatMessage, EmbedderIdentity
-from api.ports.passages import DocumentFilter
-from api.query.cache_control import CacheControl
-from api.query.fingerprint import fingerprint
-from api.query.question import Query
+from api.ports.documents import DocumentFilter
+from api.query.cache_key import fingerprint
+from api.query.question import CacheControl, Query
+from api.values import ChatMessage, EmbedderIdentity
 
 EMBEDDER = EmbedderIdentity("minilm", 384, "aaaaaaaaaa")
 QUERY = Query("How long is the warranty?", "acme", "llama3.2", history=(ChatMessage("user", "Hello"),))

@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from api.errors import BreakerOpen, UpstreamError
-from api.flights.progress import AHEAD, Progress, Reader
-from api.model import Grounded, Landed, Source, StoredElsewhere, Token, Usage
+from api.single_flight.progress import AHEAD, Progress, Reader
+from api.values import Grounded, Landed, Source, StoredElsewhere, Token, Usage
 
 
 def landed(text: str) -> Landed:

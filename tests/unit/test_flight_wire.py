@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from api.errors import BreakerOpen, BulkheadFull, InternalError, NotFound, RagherdError, UpstreamError
-from api.faults import UpstreamFault
-from api.flights.wire import HandedOver, Piece, decode, encode
-from api.model import Landed, Source, Usage
+from api.errors import BreakerOpen, BulkheadFull, InternalError, NotFound, RagherdError, UpstreamError, UpstreamFault
+from api.single_flight.wire import HandedOver, Piece, decode, encode
+from api.values import Landed, Source, Usage
 
 
 @pytest.mark.parametrize(

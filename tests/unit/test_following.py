@@ -8,13 +8,11 @@ from typing import Any
 
 import pytest
 
-from api import background
-from api.bulkhead.fleet_bulkhead import FleetBulkhead
-from api.bulkhead.following import kept_alive
-from api.bulkhead.state import Policy, Taken, Verdict
-from api.flights import following as flights_following
-from api.flights.fleet_flights import Flights
-from api.flights.following import kept_in_step
+from api import cancellation as background
+from api.bulkhead.fleet_bulkhead import FleetBulkhead, kept_alive
+from api.bulkhead.rules import Policy, Taken, Verdict
+from api.single_flight import fleet_flights as flights_following
+from api.single_flight.fleet_flights import Flights, kept_in_step
 from tests.waiting import wait_until_async
 
 

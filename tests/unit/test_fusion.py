@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.knowledge.fusion import fused
+from api.knowledge.ranking import fused
 
 rankings = st.lists(
     st.tuples(st.sampled_from([0.5, 1.0]), st.lists(st.integers(0, 9), unique=True, max_size=8)), max_size=3

@@ -10,8 +10,7 @@ from api.guards import symbols
 from api.guards.agreement import disagreement
 from api.guards.letter_case import chunks, core, kept
 from api.guards.words import read_words
-from api.query.fingerprint import question_digest
-from api.query.normalise import normalise
+from api.query.cache_key import normalise, question_digest
 
 APART = [
     ("Is x >= 3 true?", "Is x <= 3 true?"),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from api.guards import numbers, same_things
-from api.guards.long_names import is_slip
-from api.guards.stems import inflections, stem
+from api.guards.names import is_slip
+from api.guards.vocabulary import inflections, stem
 from api.guards.words import read_words
 
 

@@ -9,32 +9,28 @@ ROOT = Path(__file__).parents[2]
 
 # A room may import itself and those named. `api` alone is its version.
 ALLOWED: dict[str, set[str]] = {
-    "api.faults": set(),
-    "api.model": set(),
-    "api.errors": {"api.faults"},
+    "api.values": set(),
+    "api.errors": set(),
     "api.loopback": set(),
-    "api.settings": {"api.errors", "api.loopback", "api.redis_tls_files"},
-    "api.redis_tls_files": {"api.errors"},
-    "api.ports": {"api.model"},
-    "api.background": set(),
-    "api.cancel_scope": {"api.background"},
-    "api.lag_timeout": {"api.cancel_scope"},
-    "api.reachability": {"api.background"},
-    "api.breaker": {"api.background", "api.errors", "api.faults", "api.model"},
-    "api.bulkhead": {"api.background", "api.cancel_scope", "api.errors"},
-    "api.flights": {"api.background", "api.cancel_scope", "api.ports", "api.model", "api.errors", "api.faults"},
-    "api.batch_size": set(),
     "api.module_command": set(),
+    "api.settings": {"api.errors", "api.loopback"},
+    "api.ports": {"api.values"},
+    "api.cancellation": set(),
+    "api.timeouts": {"api.cancellation"},
+    "api.breaker": {"api.cancellation", "api.errors", "api.values"},
+    "api.bulkhead": {"api.cancellation", "api.errors"},
+    "api.single_flight": {"api.cancellation", "api.ports", "api.values", "api.errors"},
+    "api.batch_size": set(),
     "api.unicode_text": set(),
-    "api.backends": {"api.batch_size", "api.cancel_scope", "api.ports", "api.model", "api.errors", "api.faults"},
+    "api.backends": {"api.batch_size", "api.cancellation", "api.ports", "api.values", "api.errors"},
     "api.languages": set(),
     "api.guards": {"api.languages", "api.unicode_text"},
     "api.knowledge": {
         "api.module_command",
-        "api.background",
         "api.batch_size",
+        "api.cancellation",
         "api.ports",
-        "api.model",
+        "api.values",
         "api.errors",
         "api.unicode_text",
     },
@@ -44,77 +40,64 @@ ALLOWED: dict[str, set[str]] = {
         "api.knowledge",
         "api.guards",
         "api.languages",
-        "api.background",
-        "api.cancel_scope",
-        "api.lag_timeout",
+        "api.cancellation",
+        "api.timeouts",
         "api.ports",
-        "api.model",
+        "api.values",
         "api.errors",
-        "api.faults",
     },
-    "api.embedders": {"api.lag_timeout", "api.ports", "api.model", "api.errors"},
-    "api.ollama": {
-        "api.languages",
-        "api.background",
-        "api.cancel_scope",
-        "api.lag_timeout",
-        "api.ports",
-        "api.model",
-        "api.errors",
-        "api.faults",
-    },
+    "api.embedders": {"api.timeouts", "api.ports", "api.values", "api.errors"},
+    "api.ollama": {"api.languages", "api.cancellation", "api.timeouts", "api.ports", "api.values", "api.errors"},
     "api.redis_store": {
-        "api.lag_timeout",
+        "api.timeouts",
         "api.ports",
-        "api.model",
+        "api.values",
         "api.errors",
         "api.breaker",
         "api.bulkhead",
-        "api.flights",
+        "api.single_flight",
     },
     "api.observability": {
         "api",
-        "api.model",
+        "api.values",
         "api.errors",
-        "api.faults",
         "api.ports",
         "api.breaker",
         "api.bulkhead",
-        "api.flights",
+        "api.single_flight",
         "api.query",
         "api.redis_store",
     },
     "api.endpoints": {
         "api.backends",
         "api.unicode_text",
-        "api.background",
-        "api.cancel_scope",
+        "api.cancellation",
         "api.knowledge",
         "api.query",
         "api.breaker",
         "api.bulkhead",
         "api.ports",
-        "api.model",
+        "api.values",
         "api.loopback",
         "api.errors",
-        "api.faults",
     },
     "api.embedded": {
-        "api.background",
+        "api.module_command",
+        "api.cancellation",
         "api.embedders",
         "api.ports",
-        "api.model",
-        "api.module_command",
+        "api.values",
         "api.settings",
         "api.errors",
         "worker_config",
     },
     "api.scaling": set(),
-    "api.backup": {"api.ports", "api.model", "api.errors"},
+    "api.backup": {"api.ports", "api.values", "api.errors"},
     "api.cli": {
         "api.backup",
-        "api.wiring_backup",
-        "api.wiring_check",
+        "api.wiring.backup",
+        "api.wiring.check",
+        "worker_config",
         "api.knowledge",
         "api.embedded",
         "api.redis_store",
@@ -122,36 +105,37 @@ ALLOWED: dict[str, set[str]] = {
         "api.settings",
         "api.errors",
         "api",
-        "worker_config",
     },
-    "api.wiring": {"*"},
-    "api.wiring_backends": {"*"},
-    "api.wiring_cache": {"*"},
-    "api.wiring_knowledge": {"*"},
-    "api.wiring_redis": {"*"},
-    "api.wiring_backup": {"*"},
-    "api.wiring_check": {"*"},
-    "api.app": {"api.wiring", "api.endpoints", "api.observability", "api.settings", "api"},
+    "api.wiring.worker": {"*"},
+    "api.wiring.backends": {"*"},
+    "api.wiring.cache": {"*"},
+    "api.wiring.knowledge": {"*"},
+    "api.wiring.redis": {"*"},
+    "api.wiring.backup": {"*"},
+    "api.wiring.check": {"*"},
+    "api.app": {"api.wiring.worker", "api.endpoints", "api.observability", "api.settings", "api"},
     "api.asgi": {"api.app", "api.settings"},
     "worker_config": {"api.module_command", "api.settings", "api.errors", "api.observability"},
 }
 ABOVE_WIRING = {"api.app", "api.asgi", "api.cli", "api.embedded"}
-PARTS = {*ABOVE_WIRING, "api.wiring", "api.endpoints"}
+PARTS = {*ABOVE_WIRING, "api.wiring.worker", "api.endpoints"}
 NEVER = {
-    "api.wiring": ABOVE_WIRING,
-    "api.wiring_backends": PARTS,
-    "api.wiring_cache": PARTS,
-    "api.wiring_knowledge": PARTS,
-    "api.wiring_redis": PARTS,
-    "api.wiring_backup": PARTS,
-    "api.wiring_check": PARTS,
+    "api.wiring.worker": ABOVE_WIRING,
+    "api.wiring.backends": PARTS,
+    "api.wiring.cache": PARTS,
+    "api.wiring.knowledge": PARTS,
+    "api.wiring.redis": PARTS,
+    "api.wiring.backup": PARTS,
+    "api.wiring.check": PARTS,
 }
 
 
 def room_of(module: str) -> str:
-    """`api.query.prompt` lives in `api.query`; modules right under `api` are rooms of their own."""
+    """`api.query.prompt` lives in `api.query`. A module right under `api` or `api.wiring` is a room by itself."""
     parts = module.split(".")
-    return parts[0] if parts[0] == "worker_config" else ".".join(parts[:2])
+    if parts[0] == "worker_config":
+        return parts[0]
+    return ".".join(parts[: 3 if parts[1:2] == ["wiring"] else 2])
 
 
 def imports_of(path: Path) -> set[str]:
@@ -161,7 +145,10 @@ def imports_of(path: Path) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             assert node.level == 0, f"{path}: relative import"
-            found |= {f"{node.module}.{alias.name}" if node.module == "api" else node.module for alias in node.names}
+            found |= {
+                f"{node.module}.{alias.name}" if node.module in ("api", "api.wiring") else node.module
+                for alias in node.names
+            }
     return {name for name in found if name.split(".")[0] in {"api", "worker_config"}}
 
 
@@ -176,7 +163,7 @@ def test_imports_point_one_way() -> None:
     assert len(files) > 80
     for path in files:
         module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        if module == "api.__init__":
+        if module in ("api.__init__", "api.wiring.__init__"):
             continue
         room = room_of(module)
         for imported in imports_of(path):
@@ -193,13 +180,13 @@ def test_only_wiring_names_adapters_and_only_app_and_wiring_read_settings() -> N
         assert not adapters & ALLOWED[room]
     readers = {room for room, allowed in ALLOWED.items() if "api.settings" in allowed or "*" in allowed}
     assert readers == {
-        "api.wiring",
-        "api.wiring_backends",
-        "api.wiring_cache",
-        "api.wiring_knowledge",
-        "api.wiring_redis",
-        "api.wiring_backup",
-        "api.wiring_check",
+        "api.wiring.worker",
+        "api.wiring.backends",
+        "api.wiring.cache",
+        "api.wiring.knowledge",
+        "api.wiring.redis",
+        "api.wiring.backup",
+        "api.wiring.check",
         "api.app",
         "api.asgi",
         "api.embedded",

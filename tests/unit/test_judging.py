@@ -11,9 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from api.embedders.cross_encoder import Pair
-from api.embedders.judging import SLICE, JudgingLine
-from api.embedders.onnx_reranker import OnnxReranker
+from api.embedders.reranker import SLICE, JudgingLine, OnnxReranker, Pair
 from api.errors import RerankingUnavailable, SettingsError
 from tests.small_cross_encoder import write_cross_encoder
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from api.ollama.known_digests import KnownDigests
+from api.ollama.models import KnownDigests
 
 
 def test_one_model_under_all_of_its_names() -> None:

@@ -12,9 +12,9 @@ import pytest
 import uvloop
 
 from api.errors import StoreUnavailable
-from api.lag_timeout import FEWEST, MOST, Countdown, LagTimeout, wait_with_lag
 from api.query.answered import Stages
-from api.query.cache_budget import BudgetSpent, CacheBudget
+from api.query.cache import BudgetSpent, CacheBudget
+from api.timeouts import FEWEST, MOST, Countdown, LagTimeout, wait_with_lag
 
 pytestmark = pytest.mark.slow
 
@@ -124,7 +124,7 @@ async def test_a_countdown_that_has_ended_counts_no_lag_twice() -> None:
 
 
 async def test_a_countdown_has_a_bound_however_much_the_loop_lags(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("api.lag_timeout.MOST_LAG", 0.1)
+    monkeypatch.setattr("api.timeouts.MOST_LAG", 0.1)
     stop, ended = busy_rounds(0.1), asyncio.Event()
     began = time.monotonic()
     Countdown(0.05, ended.set)
@@ -174,7 +174,7 @@ async def test_a_command_past_its_budget_goes_on_and_is_waited_for_at_the_end() 
 
 
 async def test_a_command_that_never_ends_does_not_keep_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("api.query.cache_budget.CLOSE_SECONDS", 0.01)
+    monkeypatch.setattr("api.query.cache.CLOSE_SECONDS", 0.01)
     budget = CacheBudget(0.01)
     with pytest.raises(StoreUnavailable):
         await budget.within(Stages(), asyncio.Event().wait())

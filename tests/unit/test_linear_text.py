@@ -15,35 +15,33 @@ from typing import Final
 
 import pytest
 
-from api.backends.thinking import Thinking
+from api.backends.generations import Thinking
 from api.embedded.model_server.quoting import sentences
-from api.endpoints import event_stream
-from api.endpoints.answer_form import single_line
-from api.endpoints.json_body import refuse_too_many_values
+from api.endpoints import streaming as event_stream
+from api.endpoints.dropin_wire import single_line
+from api.endpoints.validation import refuse_too_many_values
 from api.errors import InvalidRequest, UnreadableDocument
 from api.guards.agreement import GUARDS, disagreement
 from api.guards.words import read_words
+from api.knowledge.chunk_embedding import EmbeddedText
 from api.knowledge.chunking import SECTION, Chunker, estimated_tokens, numbered, sections, spans
-from api.knowledge.embedded_text import EmbeddedText
 from api.knowledge.plain_text import decoded, first_heading, tidied
-from api.knowledge.rare_terms import leading
+from api.knowledge.ranking import leading
 from api.knowledge.readers import html
-from api.languages.identify import language_of
-from api.languages.scripts import LATIN, words_outside
-from api.model import ChatMessage, EmbedderIdentity, Source
+from api.languages.identify import LATIN, language_of, words_outside
 from api.ollama.script_probes import unread_of
-from api.ports.documents import Chunk, DocumentFacts
-from api.ports.passages import DocumentFilter
-from api.query import cache_control, citations, condense, prompt_budget
-from api.query.fence import Fence
-from api.query.fingerprint import fingerprint
-from api.query.normalise import LONGEST, normalise
-from api.query.prompt import Prompts
+from api.ports.documents import Chunk, DocumentFacts, DocumentFilter
+from api.query import citations, condense
+from api.query import prompt as prompt_budget
+from api.query import question as cache_control
+from api.query.cache_key import LONGEST, fingerprint, normalise
+from api.query.citations import rewritten
+from api.query.prompt import Fence, Prompts
 from api.query.prompt_template import load
 from api.query.question import Query
-from api.query.reference_numbers import rewritten
-from api.redis_store.passage_schema import by_words
+from api.redis_store.stores.documents.passages import by_words
 from api.unicode_text import is_blank, nfc
+from api.values import ChatMessage, EmbedderIdentity, Source
 
 pytestmark = pytest.mark.slow
 

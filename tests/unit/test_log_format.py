@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 
-START = "import logging, structlog\nfrom api.observability.log_format import configure_logging\n"
+START = "import logging, structlog\nfrom api.observability.logs import configure_logging\n"
 
 
 def _lines(program: str, level: str = "info") -> list[dict[str, Any]]:
@@ -115,7 +115,7 @@ def test_warnings_are_lines_too() -> None:
 
 
 def test_gunicorn_can_take_the_configuration() -> None:
-    from api.observability.log_format import stdlib_logging
+    from api.observability.logs import stdlib_logging
 
     configuration = stdlib_logging("debug")
 

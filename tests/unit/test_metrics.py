@@ -21,14 +21,13 @@ from starlette.routing import Mount, Route
 from starlette.testclient import TestClient
 
 from api.breaker.state import Outcome, State, Transition
-from api.faults import UpstreamFault
-from api.model import CacheStatus, Usage
-from api.observability.breaker_metrics import OUTCOMES, STATES, BreakerMetrics
+from api.errors import UpstreamFault
 from api.observability.http_middleware import HttpMetrics
-from api.observability.loop_lag import TICK, LoopLag
 from api.observability.metric_names import ALL_METRICS
 from api.observability.metrics import Metrics
+from api.observability.resilience_metrics import OUTCOMES, STATES, TICK, BreakerMetrics, LoopLag
 from api.observability.worker_files import WorkerFilesCollector
+from api.values import CacheStatus, Usage
 from tests.waiting import wait_until_async
 
 ROOT = Path(__file__).parents[2]
@@ -171,7 +170,7 @@ def test_the_exposition_is_what_the_scraper_asks_for(
 WORKER = """
 import sys
 from prometheus_client import CollectorRegistry
-from api.model import CacheStatus
+from api.values import CacheStatus
 from api.observability.metrics import Metrics
 from api.observability.worker_files import WorkerFilesCollector
 from tests.waiting import wait_until_async

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from tests.waiting import wait_until
-from worker_config.child_signal import ChildSignal
 from worker_config.metrics_process import MetricsProcess
+from worker_config.rolling_arbiter import ChildSignal
 
 
 def test_one_that_can_not_be_started_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from api.embedders.minilm import MiniLM, model_files
-from api.embedders.onnx_files import ModelFiles
+from api.embedders.minilm import MiniLM, ModelFiles, model_files
 from api.errors import SettingsError
 
 pytestmark = pytest.mark.slow

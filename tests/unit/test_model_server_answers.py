@@ -10,13 +10,9 @@ from typing import Any, cast
 import pytest
 
 from api.embedded.model_server.app import create_app
-from api.embedded.model_server.engine import Engine, Finished
-from api.embedded.model_server.faults import OllamaFault
-from api.embedded.model_server.generation_reply import GenerationReply
-from api.embedded.model_server.options import sampling
-from api.embedded.model_server.prompts import Task
-from api.embedded.model_server.state import ServerState
-from api.embedded.model_server.text_model import TextModel
+from api.embedded.model_server.bodies import OllamaFault, sampling
+from api.embedded.model_server.engine import Engine, Finished, ServerState, Task, TextModel
+from api.embedded.model_server.generation import GenerationReply
 
 END = Finished("stop", prompt_tokens=3, prompt_duration=10, tokens=2, duration=20)
 

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from api.query.fingerprint import question_digest
-from api.query.normalise import LONGEST, normalise
+from api.query.cache_key import LONGEST, normalise, question_digest
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from api.embedders.micro_batch import SHARE_TEXTS, TURN_TEXTS, MicroBatcher
-from api.embedders.onnx import OnnxEmbedder, open_onnx
+from api.embedders.onnx import SHARE_TEXTS, TURN_TEXTS, MicroBatcher, OnnxEmbedder, open_onnx
 from api.errors import EmbeddingUnavailable, SettingsError
-from api.model import EmbedderIdentity, Vector
+from api.values import EmbedderIdentity, Vector
 
 pytestmark = pytest.mark.slow
 

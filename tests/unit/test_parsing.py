@@ -17,9 +17,8 @@ from fpdf import FPDF
 from pypdf import PdfReader, PdfWriter
 
 from api.errors import PayloadTooLarge, ServiceUnavailable, UnreadableDocument, UnsupportedDocument
-from api.knowledge.media_types import DOCX, HTML, MARKDOWN, PDF, TEXT, media_type
 from api.knowledge.parsing import AT_ONCE, IN_A_THREAD, Parsed, ParseLimits, Parser, _read
-from api.knowledge.plain_text import decoded, read_text, tidied
+from api.knowledge.plain_text import DOCX, HTML, MARKDOWN, PDF, TEXT, decoded, media_type, read_text, tidied
 from api.knowledge.readers import html
 
 pytestmark = pytest.mark.slow

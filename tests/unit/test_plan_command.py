@@ -101,7 +101,7 @@ def test_a_simulation_names_the_first_size_that_is_too_much() -> None:
 
 
 def test_without_simpy_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "api.scaling.simulation.run", None)
+    monkeypatch.setitem(sys.modules, "api.scaling.simulation", None)
     result = run("simulate")
     assert result.exit_code == 2
     assert "pip install 'ragherd[scaling]'" in result.stderr

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.model import ChatMessage, Source
 from api.query import citations, prompt
+from api.query.citations import rewritten
 from api.query.prompt import Prompts
 from api.query.prompt_template import load, parse
-from api.query.reference_numbers import rewritten
+from api.values import ChatMessage, Source
 
 PROMPTS = Prompts(load(None))
 HISTORY = (ChatMessage("user", "Hello"), ChatMessage("assistant", "Good day [2]."))

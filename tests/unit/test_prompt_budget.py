@@ -6,10 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.model import ChatMessage, Source
-from api.query.prompt import Prompts
-from api.query.prompt_budget import LEAST, TURN, budget, estimated_tokens, fit
+from api.query.prompt import LEAST, TURN, Prompts, budget, estimated_tokens, fit
 from api.query.prompt_template import load
+from api.values import ChatMessage, Source
 
 PROMPTS = Prompts(load(None))
 QUESTION = "How long is the warranty?"

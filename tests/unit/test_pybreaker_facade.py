@@ -10,12 +10,11 @@ import pybreaker
 import pytest
 from redis.asyncio import Redis
 
-from api.breaker.fleet_breaker import FleetBreaker
-from api.breaker.following import kept_current
+from api.breaker.fleet_breaker import FleetBreaker, kept_current
 from api.breaker.state import Policy
-from api.redis_store.breaker_store import RedisBreakerStore
-from api.redis_store.gate import RedisGate
+from api.redis_store.health_gated import RedisGate
 from api.redis_store.keys import Keys
+from api.redis_store.stores.breaker import RedisBreakerStore
 from tests.waiting import wait_until_async
 
 

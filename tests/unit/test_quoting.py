@@ -10,9 +10,9 @@ import pytest
 from api.embedded.model_server.bodies import ChatBody
 from api.embedded.model_server.engine import Finished
 from api.embedded.model_server.quoting import NOT_SAID, Quotable, answer, quoted, reading, sentences
-from api.model import Embedding, Source
 from api.query.prompt import Prompts
 from api.query.prompt_template import load
+from api.values import Embedding, Source
 
 PAGE = """# Holiday
 

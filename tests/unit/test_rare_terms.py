@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from api.knowledge.rare_terms import MOST_PASSAGES, DistinctiveTerms, distinctive_terms, leading
+from api.knowledge.ranking import MOST_PASSAGES, DistinctiveTerms, distinctive_terms, leading
 
 SHEETS = {
     "one": "Machine sheet 1\nThe lathe has the serial number 7Q-4821 and is kept by Ada Lindqvist.",

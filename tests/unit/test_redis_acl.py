@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from api.cli.commands import commands
-from api.ports.stores import Store
+from api.ports.cache import Store
 from api.redis_store.acl import acl_commands, acl_line
 
 STORE = Path(__file__).parents[2] / "api" / "redis_store"
@@ -29,7 +29,7 @@ def by_scripts(*prefixes: str) -> set[str]:
 
 def by_python() -> set[str]:
     """What looks like a command in the Python files: a method of a client or a pipeline, the name of a search one."""
-    text = "\n".join(path.read_text() for path in STORE.glob("*.py") if path.name != "acl.py")
+    text = "\n".join(path.read_text() for path in STORE.rglob("*.py") if path.name != "acl.py")
     methods = re.findall(r"\b(?:client|pipe|subscribed)\.([a-z_]+)\(", text)
     named = {"delete": "del", "create": "ft.create"}
     searches = {name.lower() for name in re.findall(r"\"(FT\.[A-Z_]+)\"", text)}

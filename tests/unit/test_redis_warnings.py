@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from api.ports.stores import Store
-from api.redis_store.server_facts import ADVICE, server_facts, warnings_of
+from api.ports.cache import Store
+from api.redis_store.diagnostics import ADVICE, server_facts, warnings_of
 
 GOOD: dict[str, Any] = {
     "redis_version": "8.2.3",

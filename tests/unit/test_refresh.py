@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from api.errors import BreakerOpen
-from api.model import EmbedderIdentity, FlightKey, Landed, Usage
-from api.ports.answers import Claim
-from api.query.fingerprint import Fingerprint
+from api.ports.cache import Claim
+from api.query.cache import Lookup
+from api.query.cache_key import Fingerprint
+from api.query.generate import AT_ONCE, Refresher
 from api.query.question import Query
-from api.query.refresh import AT_ONCE, Refresher
-from api.query.shared_answers import Lookup
+from api.values import EmbedderIdentity, FlightKey, Landed, Usage
 
 CLAIM = Claim("rag:flight:{x}:refresh", "fence")
 

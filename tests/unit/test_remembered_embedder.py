@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from api.embedders.remembered import RememberedEmbedder
-from api.model import EmbedderIdentity, Embedding
 from api.ports.models import CurrentIdentity
+from api.values import EmbedderIdentity, Embedding
 
 
 class Counting:

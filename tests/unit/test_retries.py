@@ -7,10 +7,9 @@ from collections import Counter
 
 import pytest
 
-from api.errors import UpstreamError
-from api.faults import FAULTS, UpstreamFault
-from api.model import Retry
+from api.errors import FAULTS, UpstreamError, UpstreamFault
 from api.ollama.retries import RESERVE, SHARE, WINDOW, RetryBudget, with_one_retry
+from api.values import Retry
 
 CALLS = 100
 

@@ -12,15 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
-from api.breaker.following import POLL_SECONDS
+from api.breaker.fleet_breaker import POLL_SECONDS
 from api.redis_store.client import RedisAddress
-from api.redis_store.gate import RedisGate
-from api.redis_store.workers import HEARTBEAT_SECONDS, LOOKS, SLOWEST
-from api.scaling import queueing, redis_load
+from api.redis_store.health_gated import RedisGate
+from api.redis_store.stores.fleet import HEARTBEAT_SECONDS, LOOKS, SLOWEST
+from api.scaling import plan as queueing
+from api.scaling import plan as redis_load
 from api.scaling.costs import BySize, Costs, CostsUnreadable, load_costs
-from api.scaling.demand import Demand
-from api.scaling.limits import MOVED_BY, Capacity
-from api.scaling.plan import Plan, connections, plan, worker_load
+from api.scaling.plan import MOVED_BY, Capacity, Demand, Plan, connections, plan, worker_load
 from scripts.costs import operations
 
 COSTS = load_costs()
@@ -89,7 +88,7 @@ def test_refreshing_generates_for_hits_too() -> None:
 
 def test_exact_hits_alone_cost_one_look_up_each_beside_what_idles() -> None:
     demand = Demand(rate=1000, exact=1, semantic=0, replicas=1, workers=4)
-    parts = redis_load.parts(demand, COSTS)
+    parts = redis_load.redis_parts(demand, COSTS)
     assert parts["exact hits"].server_us == pytest.approx(1000 * COSTS.exact.server_us)
     assert parts["misses"].server_us == parts["semantic hits"].server_us == 0
     found = plan(demand, COSTS, CAPACITY)

@@ -9,13 +9,10 @@ from collections.abc import Generator
 import pytest
 import simpy
 
-from api.scaling import redis_load
+from api.scaling import plan as redis_load
 from api.scaling.costs import load_costs
-from api.scaling.demand import Demand
-from api.scaling.queueing import md1_wait, mean_wait
-from api.scaling.simulation.fleet import Network
-from api.scaling.simulation.redis_server import RedisServer, Service, as_measured, exponential
-from api.scaling.simulation.run import quantile, simulate
+from api.scaling.plan import Demand, md1_wait, mean_wait
+from api.scaling.simulation import Network, RedisServer, Service, as_measured, exponential, quantile, simulate
 
 pytestmark = pytest.mark.slow
 
@@ -67,7 +64,7 @@ def test_one_seed_gives_one_outcome_and_another_another() -> None:
 @pytest.mark.parametrize("workers", [8, 400])
 def test_the_utilisation_is_the_cost_model_s(workers: int) -> None:
     demand = Demand(rate=100, entries=1000, replicas=1, workers=workers)
-    expected = sum(cost.server_us for cost in redis_load.parts(demand, COSTS).values()) / 1e6
+    expected = sum(cost.server_us for cost in redis_load.redis_parts(demand, COSTS).values()) / 1e6
     found = [simulate(demand, COSTS, seed, seconds=8.0, transitions=0).utilisation for seed in (1, 2)]
     assert sum(found) / 2 == pytest.approx(expected, rel=0.1)
 

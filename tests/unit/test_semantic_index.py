@@ -7,9 +7,9 @@ from contextlib import suppress
 from typing import Any
 
 from api.errors import StoreUnavailable
-from api.model import EmbedderIdentity
 from api.redis_store.keys import Keys
-from api.redis_store.semantic_index import SemanticIndex
+from api.redis_store.stores.cache.semantic_index import SemanticIndex
+from api.values import EmbedderIdentity
 
 ONE, OTHER = (EmbedderIdentity("model", 4, letter * 10) for letter in "ab")
 

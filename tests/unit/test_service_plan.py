@@ -6,10 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from api.cli.dev_summary import without_password
-from api.embedded.ollama_probe import generates_text
-from api.embedded.service_plan import Addresses, Backends, addresses, is_set, language_model, service_environment
-from api.embedded.service_process import first_error
+from api.cli.self_check import without_password
+from api.embedded.model_process import generates_text
+from api.embedded.service_plan import (
+    Addresses,
+    Backends,
+    addresses,
+    first_error,
+    is_set,
+    language_model,
+    service_environment,
+)
 from api.settings import Settings, load_settings, variable_names
 
 WHERE = Addresses("127.0.0.1", 8001, 9090)

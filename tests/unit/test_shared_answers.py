@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 
 from api.errors import DocumentsChanged, StoreUnavailable
-from api.model import EmbedderIdentity, Generation, GenerationEnd, Usage
 from api.query.answered import Stages
-from api.query.cache_budget import CacheBudget
-from api.query.fingerprint import Fingerprint
+from api.query.cache import CacheBudget, CachePolicy, Lookup, SharedAnswers
+from api.query.cache_key import Fingerprint
 from api.query.question import Query
-from api.query.shared_answers import CachePolicy, Lookup, SharedAnswers
+from api.values import EmbedderIdentity, Generation, GenerationEnd, Usage
 
 PLACE = Fingerprint(EmbedderIdentity("e", 4, "aaaaaaaaaa"), "aaaaaaaaaa-scope", "digest")
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from worker_config.succession import Reason, Standing, Step, next_step
+from worker_config.rolling_arbiter import Reason, Standing, Step, next_step
 
 
 def worker(age: int, due: Reason | None = None, *, ready: bool = True, replaced: bool = False) -> Standing:

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from api.backends.text_faults import OTHER_TEXT, UNCLEAR, embedded_or_blamed
-from api.errors import UpstreamError
-from api.faults import UpstreamFault
-from api.model import Retry
+from api.backends.embedder import OTHER_TEXT, UNCLEAR, embedded_or_blamed
+from api.errors import UpstreamError, UpstreamFault
+from api.values import Retry
 
 Asked = list[tuple[str, Retry]]
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from api.backends.thinking import Thinking
-from api.model import Thought, Token
-from api.ollama.answer_lines import events
+from api.backends.generations import Thinking
+from api.ollama.generation import events
+from api.values import Thought, Token
 
 PIECES = [
     "<think>",

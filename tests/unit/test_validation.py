@@ -11,12 +11,11 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from api.endpoints import ollama_wire, openai_wire
-from api.endpoints.cache_warm_up import WarmQuestionIn, WarmUpIn
-from api.endpoints.document_body import DocumentIn, FormIn
-from api.endpoints.dropin_body import parsed
-from api.endpoints.json_body import MOST_CONTAINERS, json_of
+from api.endpoints.cache import WarmQuestionIn, WarmUpIn
+from api.endpoints.documents import DocumentIn, FormIn
+from api.endpoints.dropin_wire import parsed
 from api.endpoints.query import QueryIn
-from api.endpoints.validation import MOST_FAULTS, validated
+from api.endpoints.validation import MOST_CONTAINERS, MOST_FAULTS, json_of, validated
 from api.errors import InvalidRequest
 
 MANY = 100_000

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from api.errors import BreakerOpen, BulkheadFull, EmbeddingUnavailable, NotFound, StoreUnavailable, UpstreamError
-from api.faults import UpstreamFault
-from api.query.warm_up_patience import ATTEMPTS, LONGEST, patience
+from api.errors import (
+    BreakerOpen,
+    BulkheadFull,
+    EmbeddingUnavailable,
+    NotFound,
+    StoreUnavailable,
+    UpstreamError,
+    UpstreamFault,
+)
+from api.query.warm_up import ATTEMPTS, LONGEST, patience
 
 
 def upstream(fault: UpstreamFault, retry_after: float | None = None) -> UpstreamError:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from worker_config.limits import limit_in_bytes, memory_given
 from worker_config.memory_guard import MIB, MemoryGuard, resident_bytes
-from worker_config.memory_limit import limit_in_bytes, memory_given
 
 
 def machine(root: Path, membership: str, **files: str) -> Path:

@@ -6,8 +6,8 @@ import argparse
 import asyncio
 import sys
 
+from api.embedded.model_server.app import serve
 from api.embedded.model_server.catalog import LABEL
-from api.embedded.model_server.serving import serve
 from api.errors import SettingsError
 
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from api.embedded.model_server.faults import OllamaFault
+from api.embedded.model_server.bodies import OllamaFault
 from api.errors import SettingsError
 
 LABEL: Final = "Ragherd's stand-in for Ollama: a very small model for laptops and tests"

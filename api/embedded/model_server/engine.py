@@ -1,17 +1,95 @@
-"""llama.cpp through xllamacpp: one generation at a time, synchronous, pieces by callback."""
+"""llama.cpp through xllamacpp: one generation at a time, synchronous, pieces by callback.
+
+From a body to what llama.cpp is asked: a chat under the model's own template, or a finished prompt.
+
+The text model beside the event loop: a thread of its own, first come first served.
+
+What the endpoints share: opened before the server listens, reached through the request.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import re
 import secrets
-from collections.abc import Callable
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from api.embedded.model_server.catalog import CONTEXT_TOKENS, NOT_INSTALLED
-from api.embedded.model_server.faults import OllamaFault
-from api.embedded.model_server.prompts import Task
+from starlette.requests import Request
+
+from api.cancellation import let_go
+from api.embedded.model_server.bodies import ChatBody, GenerateBody, OllamaFault, sampling
+from api.embedded.model_server.catalog import CONTEXT_TOKENS, NOT_INSTALLED, Catalog, describe, text_weights
+from api.embedders.minilm import model_files
+from api.embedders.onnx import OnnxEmbedder
 from api.errors import SettingsError
+from api.ports.models import Embedder
+
+PLACEHOLDER: Final = re.compile(r"\{\{-?\s*(.*?)\s*-?\}\}", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One generation. `fields` is the body of llama.cpp's chat completion, or of its completion."""
+
+    is_chat: bool
+    fields: dict[str, Any]
+
+
+def chat_task(body: ChatBody) -> Task | None:
+    """None when there is nothing to answer: the caller only wants the model loaded. Raises `OllamaFault`."""
+    if body.tools:
+        raise OllamaFault(400, f'"{body.model}" does not support tools')
+    if any(message.images for message in body.messages):
+        raise OllamaFault(400, f'"{body.model}" does not support images')
+    if not body.messages:
+        return None
+    turns = [{"role": message.role, "content": message.content} for message in body.messages]
+    return Task(True, {"messages": turns, **sampling(body.options), **_answer_format(body.format)})
+
+
+def generate_task(body: GenerateBody) -> Task | None:
+    """None when there is no prompt: the caller only wants the model loaded. Raises `OllamaFault`."""
+    for refused, what in ((body.suffix, "insert"), (body.images, "images")):
+        if refused:
+            raise OllamaFault(400, f'"{body.model}" does not support {what}')
+    if not body.prompt:
+        return None
+    fields = {**sampling(body.options), **_answer_format(body.format)}
+    if body.raw:
+        return Task(False, {"prompt": body.prompt, **fields})
+    if body.template:
+        return Task(False, {"prompt": _fill(body.template, body.prompt, body.system), **fields})
+    turns = [{"role": "system", "content": body.system}] if body.system else []
+    return Task(True, {"messages": [*turns, {"role": "user", "content": body.prompt}], **fields})
+
+
+def _fill(template: str, prompt: str, system: str) -> str:
+    """Of Ollama's template language the two placeholders that templates of one turn are made of."""
+    values = {".Prompt": prompt, ".System": system, ".Response": ""}
+
+    def value(match: re.Match[str]) -> str:
+        if match[1] not in values:
+            raise OllamaFault(400, f"template: only {{{{ .System }}}} and {{{{ .Prompt }}}} are known, not {match[0]}")
+        return values[match[1]]
+
+    return PLACEHOLDER.sub(value, template)
+
+
+def _answer_format(answer_format: str | dict[str, Any]) -> dict[str, Any]:
+    if isinstance(answer_format, dict):
+        return {"response_format": {"type": "json_schema", "json_schema": {"schema": answer_format}}}
+    if answer_format == "json":
+        return {"response_format": {"type": "json_object"}}
+    if answer_format:
+        raise OllamaFault(500, f'invalid format: "{answer_format}"; expected "json" or a JSON Schema object')
+    return {}
+
 
 PROMPT_BATCH_TOKENS: Final = 128
 """Between two batches of a prompt a generation can be stopped: about a second."""
@@ -126,3 +204,85 @@ def _parameters(params: Any, weights: Path, threads: int) -> Any:
     params.n_threads_http = 1
     params.api_keys = [secrets.token_urlsafe()]
     return params
+
+
+class TextModel:
+    """Answers one task at a time; the others wait in order. Made by `TextModel.open`."""
+
+    def __init__(self, engine: Engine, thread: ThreadPoolExecutor) -> None:
+        self._engine = engine
+        self._thread = thread
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, weights: Path, threads: int) -> AsyncIterator[TextModel]:
+        """Loads the model in its thread. Raises `SettingsError`."""
+        thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="text-model")
+        try:
+            engine = await asyncio.get_running_loop().run_in_executor(thread, Engine, weights, threads)
+            yield cls(engine, thread)
+        finally:
+            await asyncio.to_thread(thread.shutdown, cancel_futures=True)
+
+    async def answer(self, task: Task) -> AsyncGenerator[str | Finished, None]:
+        """Pieces of text, then one `Finished`. Raises `OllamaFault`.
+
+        Closing the generator takes the task out of the queue, or stops the model at its next token.
+        """
+        loop = asyncio.get_running_loop()
+        pieces: asyncio.Queue[str | None] = asyncio.Queue()
+        stop = threading.Event()
+
+        def hand_over(piece: str | None) -> None:
+            loop.call_soon_threadsafe(pieces.put_nowait, piece)
+
+        def generate() -> Finished | None:
+            try:
+                return self._engine.generate(task, hand_over, stop.is_set)
+            finally:
+                hand_over(None)
+
+        generation = loop.run_in_executor(self._thread, generate)
+        let_go(generation)  # a client that leaves does not wait for its end
+        try:
+            while (piece := await pieces.get()) is not None:
+                yield piece
+            finished = await generation
+            assert finished is not None, "only this generator stops it"
+            yield finished
+        finally:
+            stop.set()
+            generation.cancel()
+
+
+EMBED_SECONDS: Final = 300.0
+"""Ollama sets no deadline: this one is for a computation that hangs."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerState:
+    """The models, loaded."""
+
+    catalog: Catalog
+    text_model: TextModel
+    embedder: Embedder
+
+
+@asynccontextmanager
+async def open_models(threads: int, embed_model_path: str | None) -> AsyncIterator[ServerState]:
+    """Loads both models (two seconds). Raises `SettingsError` when one is not to be had.
+
+    `threads` compute the text; `embed_model_path` is EMBED_MODEL_PATH.
+    """
+    async with AsyncExitStack() as stack:
+        weights = text_weights()
+        catalog = await asyncio.to_thread(describe, weights, model_files(embed_model_path).weights)
+        embedder = await stack.enter_async_context(OnnxEmbedder.open(embed_model_path, EMBED_SECONDS))
+        text_model = await stack.enter_async_context(TextModel.open(weights, threads))
+        yield ServerState(catalog, text_model, embedder)
+
+
+def state_of(request: Request) -> ServerState:
+    """The state of the server that got this request."""
+    state: ServerState = request.app.state.server
+    return state

@@ -15,12 +15,11 @@ from typing import Final
 
 import numpy as np
 
-from api.embedded.model_server.bodies import ChatBody
+from api.embedded.model_server.bodies import ChatBody, OllamaFault
 from api.embedded.model_server.engine import Finished
-from api.embedded.model_server.faults import OllamaFault
 from api.errors import EmbeddingUnavailable
-from api.model import NO_TENANT
 from api.ports.models import Embedder
+from api.values import NO_TENANT
 
 NOT_SAID: Final = "The passages do not say."
 NEAR: Final = 0.3

@@ -1,6 +1,8 @@
 """Guard `foreign_words`: words that are not in Latin letters may be added, but not exchanged for others.
 
 No table knows which of them mean the same: 谁批准报销 (expenses) and 谁批准请假 (leave) differ in two characters.
+
+Whether the guards for other languages than English read a question at all.
 """
 
 from __future__ import annotations
@@ -8,7 +10,8 @@ from __future__ import annotations
 from typing import Final
 
 from api.guards.words import Words
-from api.languages.scripts import COMMON, LATIN, script_of
+from api.languages.function_words import ENGLISH
+from api.languages.identify import ANY_SCRIPT, LATIN, script_of
 
 UNSPACED: Final = frozenset(["HAN", "KANA", "THAI", "LAO", "KHMER", "MYANMAR"])
 """Put no blanks between words: compared by their characters."""
@@ -31,7 +34,7 @@ def read(question: Words) -> frozenset[str]:
         script = script_of(word[0])
         if script in UNSPACED:
             found.update(one for one in word if _tells(one))
-        elif script not in (LATIN, COMMON):
+        elif script not in (LATIN, ANY_SCRIPT):
             found.add(word[:STEM])
     return frozenset(found)
 
@@ -44,3 +47,8 @@ def compare(one: frozenset[str], other: frozenset[str]) -> str:
     """The words that each has alone, where both have some; else an empty text."""
     ours, theirs = one - other, other - one
     return f"{' '.join(sorted(ours))} / {' '.join(sorted(theirs))}" if ours and theirs else ""
+
+
+def is_read(question: Words) -> bool:
+    """Where another language prevails, and where no English word of grammar tells (`Alarm einschalten`)."""
+    return not question.english or ENGLISH.isdisjoint(question.words)

@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Final
 
-from api.guards.foreign.reading import is_read
+from api.guards.foreign.content import is_read
 from api.guards.words import Words
 from api.languages.function_words import BY_WORD, words_in
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from api.guards.foreign.reading import is_read
+from api.guards.foreign.content import is_read
 from api.guards.words import Words
 from api.languages.function_words import BY_WORD, SHARED, words_in
 

@@ -1,4 +1,4 @@
--- Shared by the bulkhead's scripts; api/bulkhead/rules.py is the same in Python. api/bulkhead/ticket.py has the tickets.
+-- Shared by the bulkhead's scripts; api/bulkhead/rules.py is the same in Python. api/bulkhead/rules.py has the tickets.
 -- KEYS[1] zset  rag:bulkhead:{name}          ticket -> end of its lease (ms): the permits
 -- KEYS[2] zset  rag:bulkhead:{name}:queue    ticket -> 0: who waits, in the order of their bytes
 -- KEYS[3] zset  rag:bulkhead:{name}:waiting  ticket -> end of its lease (ms): who of these is still there

@@ -1,0 +1,299 @@
+"""What is wrong with a backup, in one line.
+
+The lines of a backup: JSON objects, one a line. docs/upgrades.md describes the format. Pure translation.
+
+A line of a kind that is not known, and a field that is not, were added by a later release and are left out.
+
+Writes a backup as a stream: a line at a time, and at the end what tells a whole file from a truncated one.
+
+Reads a backup, compressed or not. `checked` goes over all of it first: what is not whole is not restored at all.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, BinaryIO, Final
+
+import orjson
+
+from api.ports.backup import StoredAnswer, StoredDocument
+from api.ports.document_work import EmbeddedChunk
+from api.ports.documents import Chunk, Document, DocumentFacts
+from api.values import known
+
+
+class BackupError(Exception):
+    """The file can not be used: truncated, damaged, of a newer format, or no backup at all."""
+
+
+FORMAT: Final = 1
+CHUNKS: Final = 200
+"""Chunks on one line."""
+
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The first line. `expected` is for the progress bar: what is counted stands at the end."""
+
+    format: int
+    created: str
+    release: str
+    schema: str
+    documents: bool
+    cache: bool
+    tenants: tuple[str, ...]
+    expected_documents: int = 0
+    expected_answers: int = 0
+
+    def line(self) -> Line:
+        """As it is written."""
+        return {"is": "header", **asdict(self)}
+
+
+def document_lines(stored: StoredDocument) -> list[Line]:
+    """A document, then its chunks."""
+    one, facts = stored.document, stored.document.facts
+    head = {
+        "is": "document",
+        "id": one.id,
+        **asdict(facts),
+        "digest": one.digest,
+        "revision": one.revision,
+        "characters": one.characters,
+        "created_ms": one.created_ms,
+        "updated_ms": one.updated_ms,
+        "sets": {embedder: len(chunks) for embedder, chunks in stored.sets.items()},
+        "text": stored.text,
+    }
+    return [
+        head,
+        *(line for embedder, chunks in stored.sets.items() for line in _chunk_lines(stored, embedder, chunks)),
+    ]
+
+
+def _chunk_lines(stored: StoredDocument, embedder: str, chunks: Sequence[EmbeddedChunk]) -> list[Line]:
+    parts = [chunks[start : start + CHUNKS] for start in range(0, len(chunks), CHUNKS)]
+    about = {"is": "chunks", "document": stored.document.id, "embedder": embedder}
+    return [{**about, "chunks": [_chunk(one, stored.text) for one in part]} for part in parts]
+
+
+def _chunk(one: EmbeddedChunk, text: str) -> Line:
+    """Its text only where it is not simply that part of the document's."""
+    chunk = one.chunk
+    own = {} if text[chunk.start : chunk.end] == chunk.text else {"text": chunk.text}
+    place = {"number": chunk.number, "heading": chunk.heading, "start": chunk.start, "end": chunk.end}
+    embedded = {"failure": one.failure} if one.vector is None else {"vector": _encoded(one.vector)}
+    return {**place, **own, "span": one.span, "reach": one.reach, **embedded}
+
+
+def document_of(head: Line, chunk_lines: Sequence[Line]) -> StoredDocument:
+    """The reverse. Raises `KeyError`, `ValueError`, `TypeError` for what is none."""
+    facts = known(DocumentFacts, {**head, "tags": tuple(head["tags"])})
+    document = Document(
+        id=head["id"],
+        facts=facts,
+        status="ready",
+        chunks=0,
+        characters=int(head["characters"]),
+        revision=int(head["revision"]),
+        digest=head["digest"],
+        created_ms=int(head["created_ms"]),
+        updated_ms=int(head["updated_ms"]),
+    )
+    sets: dict[str, list[EmbeddedChunk]] = {embedder: [] for embedder in head["sets"]}
+    for line in chunk_lines:
+        sets[line["embedder"]] += [_chunk_of(one, head["text"]) for one in line["chunks"]]
+    if {embedder: len(chunks) for embedder, chunks in sets.items()} != head["sets"]:
+        raise ValueError("chunks are missing")
+    return StoredDocument(document, head["text"], sets)
+
+
+def _chunk_of(one: Line, text: str) -> EmbeddedChunk:
+    start, end = int(one["start"]), int(one["end"])
+    chunk = Chunk(int(one["number"]), one.get("text", text[start:end]), one["heading"], start, end)
+    failure = str(one.get("failure", ""))
+    vector = None if failure else _decoded(one["vector"])
+    return EmbeddedChunk(chunk, vector, (*one["span"],), (*one["reach"],), failure)
+
+
+def answer_line(answer: StoredAnswer) -> Line:
+    """One entry of the cache."""
+    vector = None if answer.vector is None else _encoded(answer.vector)
+    return {"is": "answer", **asdict(answer), "fields": dict(answer.fields), "vector": vector}
+
+
+def answer_of(line: Line) -> StoredAnswer:
+    """The reverse. Raises `KeyError`, `ValueError`, `TypeError` for what is none."""
+    vector = None if line["vector"] is None else _decoded(line["vector"])
+    answer = known(StoredAnswer, {**line, "vector": vector})
+    _ = (answer.created_ms, answer.tenant, int(answer.fields["expires_ms"]), answer.gone_ms + answer.uses)
+    return answer
+
+
+def deletions_line(marks: Mapping[str, int]) -> Line:
+    """What was deleted, and when."""
+    return {"is": "deleted", "marks": dict(marks)}
+
+
+def corpora_line(digests: Mapping[str, str]) -> Line:
+    """The digest of each tenant's documents while the answers were read; empty where they changed meanwhile."""
+    return {"is": "corpora", "tenants": dict(digests)}
+
+
+def _encoded(vector: bytes) -> str:
+    return base64.b64encode(vector).decode()
+
+
+def _decoded(text: str) -> bytes:
+    return base64.b64decode(text, validate=True)
+
+
+LEVEL: Final = 6
+
+
+class BackupWriter:
+    """Writes to `stream`, which stays the caller's to close. `plain`: not compressed."""
+
+    def __init__(self, stream: BinaryIO, *, plain: bool = False) -> None:
+        self._gzip = None if plain else gzip.GzipFile(fileobj=stream, mode="wb", compresslevel=LEVEL, mtime=0)
+        self._out: BinaryIO | gzip.GzipFile = self._gzip or stream
+        self._sha = hashlib.sha256()
+        self.counts: Counter[str] = Counter()
+        """Lines by kind."""
+
+    def write(self, line: Line) -> None:
+        """One more line."""
+        text = orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
+        self._sha.update(text)
+        self._out.write(text)
+        self.counts[line["is"]] += 1
+
+    def end(self) -> None:
+        """The last line."""
+        end = {"is": "end", "lines": dict(self.counts), "sha256": self._sha.hexdigest()}
+        self._out.write(orjson.dumps(end, option=orjson.OPT_APPEND_NEWLINE))
+        if self._gzip is not None:
+            self._gzip.close()
+
+
+MAGIC: Final = b"\x1f\x8b"
+DAMAGED: Final = "it is damaged, or no backup of Ragherd's"
+TRUNCATED: Final = "it is truncated: its last line is missing"
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A whole backup: its first line, the number of lines of each kind, and the tenants' documents by their digests."""
+
+    header: Header
+    lines: Counter[str]
+    corpora: dict[str, str]
+
+
+def checked(file: BinaryIO) -> Checked:
+    """Raises `BackupError`. `file` can be sought in."""
+    sha, counts, corpora = hashlib.sha256(), Counter[str](), dict[str, str]()
+    header: Header | None = None
+    end: Line | None = None
+    for text in _texts(file):
+        if end is not None:
+            raise BackupError("it is damaged: there is something after its end")
+        line = _parsed(text)
+        if header is None:
+            header = _header(line)
+        if line["is"] == "end":
+            end = line
+            continue
+        if line["is"] == "corpora" and isinstance(line.get("tenants"), dict):
+            corpora |= line["tenants"]
+        sha.update(text)
+        counts[line["is"]] += 1
+    if header is None or end is None:
+        raise BackupError(TRUNCATED if header else "it is empty")
+    if end.get("sha256") != sha.hexdigest() or end.get("lines") != dict(counts):
+        raise BackupError("it is damaged: its digest is another")
+    return Checked(header, counts, corpora)
+
+
+def lines(file: BinaryIO) -> Iterator[Line]:
+    """All lines of a file that was checked."""
+    for text in _texts(file):
+        yield _parsed(text)
+
+
+def documents(file: BinaryIO) -> Iterator[StoredDocument]:
+    """Each with its chunks. Raises `BackupError`."""
+    head: Line | None = None
+    chunks: list[Line] = []
+    for line in lines(file):
+        if line["is"] == "chunks":
+            chunks.append(line)
+        else:
+            if head is not None:
+                yield _document(head, chunks)
+            head, chunks = (line, []) if line["is"] == "document" else (None, [])
+
+
+def answers(file: BinaryIO) -> Iterator[StoredAnswer]:
+    """Raises `BackupError`."""
+    for line in lines(file):
+        if line["is"] == "answer":
+            try:
+                yield answer_of(line)
+            except (KeyError, ValueError, TypeError) as error:
+                raise BackupError(f"an answer in it can not be read: {error!r}") from None
+
+
+def deletions(file: BinaryIO) -> dict[str, int]:
+    """What had been deleted, and when."""
+    found = [line["marks"] for line in lines(file) if line["is"] == "deleted"]
+    return {str(mark): int(at) for marks in found for mark, at in marks.items()}
+
+
+def _document(head: Line, chunks: list[Line]) -> StoredDocument:
+    try:
+        return document_of(head, chunks)
+    except (KeyError, ValueError, TypeError) as error:
+        raise BackupError(f"a document in it can not be read: {error!r}") from None
+
+
+def _header(line: Line) -> Header:
+    if line["is"] != "header" or not isinstance(line.get("format"), int):
+        raise BackupError("it is no backup of Ragherd's")
+    if line["format"] > FORMAT:
+        release = line.get("release", "a later release")
+        raise BackupError(f"it has format {line['format']}, of Ragherd {release}; this release reads up to {FORMAT}")
+    try:
+        return known(Header, {**line, "tenants": tuple(line["tenants"])})
+    except (KeyError, TypeError):
+        raise BackupError("it is no backup of Ragherd's") from None
+
+
+def _parsed(text: bytes) -> Line:
+    try:
+        line: Any = orjson.loads(text)
+    except ValueError:
+        raise BackupError(DAMAGED if text.endswith(b"\n") else TRUNCATED) from None
+    if not isinstance(line, dict) or not isinstance(line.get("is"), str):
+        raise BackupError("it is no backup of Ragherd's")
+    return line
+
+
+def _texts(file: BinaryIO) -> Iterator[bytes]:
+    file.seek(0)
+    packed = file.read(2) == MAGIC
+    file.seek(0)
+    try:
+        yield from gzip.GzipFile(fileobj=file, mode="rb") if packed else file
+    except EOFError:
+        raise BackupError(TRUNCATED) from None
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise BackupError(f"it is damaged: {error}") from None

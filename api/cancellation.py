@@ -1,0 +1,137 @@
+"""A worker's background tasks: started with it, cancelled with it, and never silently dead.
+
+Cancelling a block of code for good: once may not be enough.
+
+`asyncio.wait_for` of Python 3.11 loses a cancellation that comes just as what it waits for ends, and any library may
+call it. A block that was cancelled once would then run to its end for nobody. A `CancelScope` cancels again, at
+intervals, until the block has ended. Meanwhile the task counts as cancelled: `raise_if_cancelled` asks for that before
+something expensive begins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable
+from functools import partial
+from types import TracebackType
+from typing import Any, Final, Self, TypeVarTuple
+
+import structlog
+
+Of = TypeVarTuple("Of")
+RESTART_SECONDS: Final = 1.0
+CANCEL_AGAIN_SECONDS: Final = 0.1
+
+
+async def cancelled(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancels tasks and returns when they have ended, however they ended.
+
+    Once is not enough: `asyncio.wait_for` of Python 3.11, which redis-py sends through, loses a cancellation that comes
+    just when what it waits for is done. A loop would then go on for ever, and its worker would never end.
+    """
+    pending = {task for task in tasks if not task.done()}
+    for task in pending:
+        let_go(task)
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=CANCEL_AGAIN_SECONDS)
+
+
+def let_go(task: asyncio.Future[Any], *expected: type[BaseException]) -> None:
+    """For a task that may fail when nobody awaits it any more: its error is logged here, and not by asyncio.
+
+    What is `expected` is somebody else's to tell, or nobody's.
+    """
+    task.add_done_callback(partial(_ended, expected=expected))
+
+
+def _ended(task: asyncio.Future[Any], expected: tuple[type[BaseException], ...]) -> None:
+    error = None if task.cancelled() else task.exception()
+    if error is not None and not isinstance(error, expected):
+        log = structlog.get_logger("ragherd.background")
+        log.warning("unawaited_task_failed", task=_name(task), error=str(error) or type(error).__name__, exc_info=error)
+
+
+def _name(task: asyncio.Future[Any]) -> str:
+    return task.get_name() if isinstance(task, asyncio.Task) else type(task).__name__
+
+
+class Background:
+    """A context that runs tasks for as long as it is open. One that fails is logged and started again."""
+
+    def __init__(self) -> None:
+        self._tasks: list[asyncio.Task[None]] = []
+        self._log = structlog.get_logger("ragherd.background")
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await cancelled(self._tasks)
+
+    def start(self, forever: Callable[[*Of], Coroutine[Any, Any, None]], *of: *Of) -> None:
+        """Runs `forever(*of)`, which is not meant to return."""
+        name = f"{forever.__module__}.{forever.__qualname__}"
+        self._tasks.append(asyncio.create_task(self._keep(name, forever, *of), name=name))
+
+    async def _keep(self, name: str, forever: Callable[[*Of], Coroutine[Any, Any, None]], *of: *Of) -> None:
+        while True:
+            try:
+                await forever(*of)
+            except Exception:  # noqa: BLE001 - a bug in one background task must not end heartbeats and counters
+                self._log.exception("background_task_failed", task=name)
+            await asyncio.sleep(RESTART_SECONDS)
+
+
+def raise_if_cancelled() -> None:
+    """Raises `CancelledError` in a task that has been cancelled, even where the cancellation was lost on its way."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
+class CancelScope:
+    """A block (`with`) that `cancel` ends early. Its own `CancelledError` stays inside: ask `cancelled` afterwards.
+
+    An error that the block raises instead goes on. The cancellation of the whole task by somebody else does, too.
+    """
+
+    cancelled = False
+    """Whether `cancel` was called before the block ended."""
+    _task: asyncio.Task[object] | None = None
+    _before = 0
+    _cancels = 0
+    _again: asyncio.TimerHandle | None = None
+
+    def __enter__(self) -> Self:
+        self._task = asyncio.current_task()
+        assert self._task is not None, "a scope belongs to a task"
+        self._before = self._task.cancelling()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        task, self._task = self._task, None
+        assert task is not None
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
+        for _ in range(self._cancels):
+            task.uncancel()
+        return self.cancelled and kind is asyncio.CancelledError and task.cancelling() <= self._before
+
+    def cancel(self) -> None:
+        """Cancels the block; does nothing before it begins, after it has ended, and the second time."""
+        if self._task is not None and not self.cancelled:
+            self.cancelled = True
+            self._cancel()
+
+    def _cancel(self) -> None:
+        assert self._task is not None
+        self._cancels += 1
+        self._task.cancel()
+        self._again = asyncio.get_running_loop().call_later(CANCEL_AGAIN_SECONDS, self._cancel)

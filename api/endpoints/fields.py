@@ -1,0 +1,54 @@
+"""Headers whose value is a list.
+
+Times as clients see them.
+
+`X-Request-Timeout`: how long a caller is willing to wait, in seconds.
+
+Read by hand: declared to FastAPI, a header that hardly anybody sends would be paid for by every hit.
+"""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from starlette.datastructures import Headers
+
+from api.errors import InvalidRequest
+
+
+def list_header(headers: Headers, name: str) -> str:
+    """The whole list, empty for none: a proxy may have added a line of its own (RFC 9110, section 5.3)."""
+    return ",".join(headers.getlist(name))
+
+
+def rfc3339(moment_ms: int) -> str:
+    """Milliseconds since the epoch, as RFC 3339 has it, in UTC."""
+    return datetime.fromtimestamp(moment_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+HEADER: Final = "X-Request-Timeout"
+
+OPENAPI: Final[dict[str, Any]] = {
+    "name": HEADER,
+    "in": "header",
+    "required": False,
+    "description": "Seconds that the answer may take; past them 504.",
+    "schema": {"type": "number", "exclusiveMinimum": 0},
+}
+
+
+def request_timeout(headers: Headers) -> float | None:
+    """None where the caller names none. Raises `InvalidRequest`."""
+    given = headers.get(HEADER)
+    if given is None:
+        return None
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = math.nan
+    if not (math.isfinite(seconds) and seconds > 0):
+        message = "must be a number of seconds above 0"
+        raise InvalidRequest(f"{HEADER}: {message}", errors=[{"field": HEADER, "message": message}])
+    return seconds

@@ -1,0 +1,164 @@
+"""Pure ASGI middleware: what the head of a request must be before anything reads it.
+
+`Host` and `Authorization` come once. Two of them are read differently by a proxy and by what stands behind it: one
+checks the first, the other acts on the second. HTTP/1.1 needs one `Host` (RFC 9112, section 3.2).
+
+HEAD wherever there is GET (RFC 9110, section 9.1): monitors ask so whether the service is there.
+
+Pure ASGI middleware: every response says which request and which worker, and every log line which request.
+
+Pure ASGI middleware: a body that is too large or too slow is refused, by its declared length or while it arrives.
+
+FastAPI's own `max_body_size` answers in plain text; here it is a problem document like every other error.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.endpoints.bodies import ArrivingBody, too_large
+from api.endpoints.problems import problem
+from api.errors import HostNotAllowed, InternalError, MalformedHead, PayloadTooLarge, RagherdError
+
+ONCE: Final = (b"host", b"authorization")
+HEALTH: Final = "/health"
+"""Kubernetes probes a pod by its address, which no list of hosts can name: only the list is not asked there."""
+_AUTHORITY: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(:[0-9]*)?")
+
+
+class RequestHead:
+    """Refuses with 400. `allowed` are the names of ALLOWED_HOSTS, in small letters; none: any host will do."""
+
+    def __init__(self, app: ASGIApp, allowed: Sequence[str]) -> None:
+        self._app = app
+        self._is_allowed = host_check(allowed)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and (error := self._fault(scope)):
+            response = problem(error, path=scope["path"], request_id=scope["state"]["request_id"])
+            await response(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    def _fault(self, scope: Scope) -> RagherdError | None:
+        given = [(name, value) for name, value in scope["headers"] if name in ONCE]
+        hosts = [value for name, value in given if name == b"host"]
+        if len(hosts) > 1:
+            return MalformedHead("The request has two Host headers.")
+        if len(given) - len(hosts) > 1:
+            return MalformedHead("The request has two Authorization headers.")
+        if not hosts:
+            return MalformedHead("The request has no Host header.") if scope["http_version"] == "1.1" else None
+        authority = _AUTHORITY.fullmatch(hosts[0].decode("latin-1"))
+        if authority is None:
+            return MalformedHead("The Host header is not a host name, with or without a port.")
+        if not self._is_allowed(authority[1].strip("[]").lower()) and not _is_health(scope["path"]):
+            return HostNotAllowed("The Host header names no host of ALLOWED_HOSTS.")
+        return None
+
+
+def host_check(allowed: Sequence[str]) -> Callable[[str], bool]:
+    """Whether a host, without its port, is one of `allowed`; `*.name` stands for every name below, not for itself."""
+    if not allowed or "*" in allowed:
+        return lambda _: True
+    names = frozenset(name for name in allowed if not name.startswith("*."))
+    below = tuple(name[1:] for name in allowed if name.startswith("*."))
+
+    def is_allowed(host: str) -> bool:
+        name = host.removesuffix(".")  # the root of all names, which a client may write out
+        return name in names or name.endswith(below)
+
+    return is_allowed
+
+
+def _is_health(path: str) -> bool:
+    return path == HEALTH or path.startswith(f"{HEALTH}/")
+
+
+class HeadRequests:
+    """Has every HEAD answered as the GET, in a scope of its own: by the first one the server keeps the body back."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}
+        await self._app(scope, receive, send)
+
+
+SANE: Final = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+
+
+class RequestContext:
+    """`X-Request-ID` (the caller's if it is sane) and `X-Worker`. Also the last resort for errors nobody handled."""
+
+    def __init__(self, app: ASGIApp, worker: str) -> None:
+        self._app = app
+        self._worker = worker
+        self._log = structlog.get_logger("ragherd")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if SANE.fullmatch(given) else uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
+        started = False
+
+        async def labelled(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-ID"] = request_id
+                headers["X-Worker"] = self._worker
+            await send(message)
+
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            try:
+                await self._app(scope, receive, labelled)
+            except Exception:  # nobody handled it: the client still gets a problem document, the log the traceback
+                self._log.exception("unhandled_error", path=scope["path"])
+                if started:
+                    raise
+                await problem(InternalError(), path=scope["path"], request_id=request_id)(scope, receive, labelled)
+
+
+FILE_PATH: Final = "/documents"
+FORM_BYTES: Final = 64 * 1024
+"""What a form may hold beside its file."""
+
+
+class BodyLimit:
+    """`limit` in bytes; `file_limit` for a form with a file, where files are taken; `timeout`: see `ArrivingBody`."""
+
+    def __init__(self, app: ASGIApp, limit: int, file_limit: int, timeout: float) -> None:
+        self._app = app
+        self._limit = limit
+        self._file_limit = file_limit
+        self._timeout = timeout
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        limit, length = self._limit_of(scope, headers), headers.get("content-length", "")
+        if length.isdigit() and int(length) > limit:
+            error = PayloadTooLarge(too_large(limit))
+            await problem(error, path=scope["path"], request_id=scope["state"]["request_id"])(scope, receive, send)
+            return
+        await self._app(scope, ArrivingBody(receive, limit, self._timeout), send)
+
+    def _limit_of(self, scope: Scope, headers: Headers) -> int:
+        is_file = scope["path"] == FILE_PATH and headers.get("content-type", "").lower().startswith("multipart/")
+        return self._file_limit if is_file else self._limit

@@ -1,0 +1,148 @@
+"""What is said to a request that no route takes: other methods of its path, or the same path without its last slash.
+
+One place that turns errors into RFC 9457 problem documents, and into the error forms of the APIs we stand in for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, Final
+from urllib.parse import quote
+
+import orjson
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Match
+
+from api.endpoints import ollama_wire, openai_wire
+from api.endpoints.bodies import ClientLeft
+from api.endpoints.dropin_wire import dropin_status
+from api.endpoints.validation import invalid
+from api.errors import (
+    PayloadTooLarge,
+    RagherdError,
+    RequestTimeout,
+    ServiceUnavailable,
+    StoreUnavailable,
+)
+
+METHODS: Final = ("DELETE", "GET", "PATCH", "POST", "PUT")
+
+
+def methods_of(request: Request) -> tuple[str, ...]:
+    """Every method that the path of a request takes. HEAD is answered wherever GET is, OPTIONS nowhere."""
+    taken = [method for method in METHODS if _is_taken(request, method)]
+    return tuple(sorted({*taken, "HEAD"} if "GET" in taken else taken))
+
+
+def redirect_without_slash(request: Request) -> Response | None:
+    """To the same path without the slash at its end, where a route is.
+
+    Of this host, and told without its name: what `Host` says is the caller's to choose. A path that begins with two
+    slashes would name another host, and gets none.
+    """
+    path = request.scope["path"].rstrip("/")
+    if path == request.scope["path"] or not path or path.startswith("//"):
+        return None
+    if not _is_taken(request, request.method, path):
+        return None
+    query = request.scope["query_string"].decode("latin-1")
+    location = quote(path, safe="/:@!$&'()*+,;=~") + (f"?{query}" if query else "")
+    return Response(status_code=307, headers={"Location": location})
+
+
+def _is_taken(request: Request, method: str, path: str | None = None) -> bool:
+    scope = {**request.scope, "method": method, "path": path or request.scope["path"]}
+    return any(route.matches(scope)[0] is Match.FULL for route in request.app.router.routes)
+
+
+PROBLEM_JSON = "application/problem+json"
+
+
+def install(app: FastAPI) -> None:
+    """Registers the handlers. What no handler knows is rendered by `request_context`."""
+    app.add_exception_handler(RagherdError, _ragherd_error)
+    app.add_exception_handler(StoreUnavailable, _store_unavailable)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(ClientLeft, _client_left)
+
+
+def problem(error: RagherdError, *, path: str, request_id: str) -> Response:
+    """The response to an error: a problem document, or the form of the API whose path it is."""
+    for wire in (ollama_wire, openai_wire):
+        if wire.speaks(path):
+            return Response(
+                orjson.dumps(wire.error_body(error)), dropin_status(error), error.headers, "application/json"
+            )
+    document = problem_document(error, path=path, request_id=request_id)
+    return Response(orjson.dumps(document), error.status, error.headers, PROBLEM_JSON)
+
+
+def problem_document(error: RagherdError, *, path: str, request_id: str) -> dict[str, Any]:
+    """The problem document of an error."""
+    return {
+        "type": error.problem_type,
+        "title": error.title,
+        "status": error.status,
+        "detail": error.detail,
+        "instance": path,
+        "request_id": request_id,
+        **error.members,
+    }
+
+
+def _respond(request: Request, error: RagherdError) -> Response:
+    return problem(error, path=request.url.path, request_id=request.state.request_id)
+
+
+async def _ragherd_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RagherdError)
+    return _respond(request, error)
+
+
+async def _store_unavailable(request: Request, _: Exception) -> Response:
+    return _respond(request, ServiceUnavailable("Redis can not be reached, and this needs it.", retry_after=1))
+
+
+async def _validation_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return _respond(request, invalid(error.errors()))
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """Starlette's own: no such path, no such method; and those of `ArrivingBody`."""
+    assert isinstance(error, HTTPException)
+    if error.status_code == RequestTimeout.status:
+        return _respond(request, RequestTimeout(str(error.detail)))
+    if error.status_code == PayloadTooLarge.status:
+        return _respond(request, PayloadTooLarge(str(error.detail)))
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        return _respond(request, HttpProblem(405, str(error.detail), {"Allow": ", ".join(methods_of(request))}))
+    if error.status_code == HTTPStatus.NOT_FOUND and (redirect := redirect_without_slash(request)):
+        return redirect
+    return _respond(request, HttpProblem(error.status_code, str(error.detail), error.headers))
+
+
+async def _client_left(_: Request, error: Exception) -> Response:
+    """Reaches nobody: it is for those who count responses."""
+    assert isinstance(error, ClientLeft)
+    return Response(status_code=error.status_code)
+
+
+class HttpProblem(RagherdError):
+    """An error that says no more than its status code (`about:blank`, RFC 9457, section 4.2.1)."""
+
+    def __init__(self, status: int, detail: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(detail, headers=headers)
+        self.status = status
+        self.title = HTTPStatus(status).phrase
+
+    @property
+    def problem_type(self) -> str:
+        """No further meaning than the status."""
+        return "about:blank"

@@ -1,0 +1,217 @@
+"""The circuit breaker, for operators: its figures, its history, and overrides.
+
+The bulkheads, for operators.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final, get_args
+
+from fastapi import APIRouter, Query, Request
+from pydantic import BeforeValidator
+
+from api.breaker.fleet_breaker import FleetBreaker
+from api.breaker.recovery import recovery
+from api.breaker.state import BreakerReading, Override, State, Transition
+from api.bulkhead.fleet_bulkhead import FleetBulkhead
+from api.bulkhead.rules import BulkheadReading, Reason
+from api.endpoints.checked_route import CheckedRoute, needs
+from api.endpoints.fields import rfc3339
+from api.endpoints.worker_state import WorkerState, worker_state
+from api.errors import NotFound
+
+HISTORY_LIMIT: Final = 1000
+
+_DATE: Final = re.compile(r"\d{4}-\d\d-\d\d")
+
+
+def _dated(given: Any) -> Any:
+    if not (isinstance(given, str) and _DATE.match(given)):
+        raise ValueError("must be an RFC 3339 time, such as 2026-11-23T13:00:00Z")
+    return given
+
+
+Moment = Annotated[datetime, BeforeValidator(_dated)]
+"""pydantic takes a number too, as seconds or milliseconds, whichever it thinks likelier."""
+
+breaker_router = APIRouter(route_class=CheckedRoute, prefix="/api/circuit-breaker", tags=["circuit breaker"])
+
+
+@breaker_router.get("/metrics", summary="State and counts, fleet-wide")
+@needs("operator")
+async def breaker_metrics(request: Request) -> dict[str, Any]:
+    """The generate breaker of the first backend; `breakers` has all of them."""
+    return await _metrics(worker_state(request))
+
+
+@breaker_router.get("/history", summary="Transitions, newest first")
+@needs("operator")
+async def history(
+    request: Request,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 50,
+    since: Moment | None = None,
+    breaker: str | None = None,
+) -> dict[str, Any]:
+    """From the log in Redis; `since` is an RFC 3339 time."""
+    chosen = _chosen(worker_state(request), breaker)
+    since_ms = _milliseconds(since) if since else 0
+    found = await chosen.store.history(limit, since_ms)
+    return {"breaker": chosen.name, "transitions": [_transition(transition) for transition in found]}
+
+
+@breaker_router.get("/recovery", summary="Outages and availability of the last 24 hours")
+@needs("operator")
+async def recovery_figures(request: Request, breaker: str | None = None) -> dict[str, Any]:
+    """From the history, which keeps about 1,000 transitions. 503 while Redis is down."""
+    chosen = _chosen(worker_state(request), breaker)
+    transitions = await chosen.store.history(HISTORY_LIMIT)
+    now_ms = (await chosen.store.read()).now_ms
+    figures = asdict(recovery(transitions[::-1], now_ms))
+    outages = [
+        {
+            "began": rfc3339(outage["began_ms"]),
+            "ended": rfc3339(outage["ended_ms"]) if outage["ended_ms"] is not None else None,
+            "seconds": ((outage["ended_ms"] or now_ms) - outage["began_ms"]) / 1000,
+            "probes": outage["probes"],
+            "reason": outage["reason"],
+        }
+        for outage in reversed(figures.pop("outages"))
+    ]
+    return {"breaker": chosen.name, **figures, "outages": outages}
+
+
+@breaker_router.post("/force-open", summary="Reject every call until reset")
+@needs("admin")
+async def force_open(request: Request, breaker: str | None = None) -> dict[str, Any]:
+    """Fleet-wide, recorded in the history. Every breaker, or the one named: that backend then gets no more calls."""
+    return await _override(request, "OPEN", breaker)
+
+
+@breaker_router.post("/force-close", summary="Admit every call until reset")
+@needs("admin")
+async def force_close(request: Request, breaker: str | None = None) -> dict[str, Any]:
+    """Fleet-wide, recorded in the history. Every breaker, or the one named."""
+    return await _override(request, "CLOSED", breaker)
+
+
+@breaker_router.post("/reset", summary="Back to CLOSED, counts at zero, no override")
+@needs("admin")
+async def reset(request: Request, breaker: str | None = None) -> dict[str, Any]:
+    """Fleet-wide, recorded in the history. Every breaker, or the one named."""
+    return await _override(request, "RESET", breaker)
+
+
+def _chosen(state: WorkerState, name: str | None) -> FleetBreaker:
+    if name is None:
+        return state.breaker
+    if name not in state.breakers:
+        raise NotFound(f"There is no breaker '{name[:100]}', there are: {', '.join(state.breakers)}.")
+    return state.breakers[name]
+
+
+async def _override(request: Request, action: Override, name: str | None) -> dict[str, Any]:
+    state = worker_state(request)
+    meant = state.breakers.values() if name is None else [_chosen(state, name)]
+    for breaker in meant:
+        await breaker.override(action, state.worker)
+    return await _metrics(state)
+
+
+async def _metrics(state: WorkerState) -> dict[str, Any]:
+    figures = {name: _breaker_figures(breaker, await breaker.reading()) for name, breaker in state.breakers.items()}
+    return {**figures[str(state.breaker.name)], "breakers": figures}
+
+
+def _breaker_figures(breaker: FleetBreaker, reading: BreakerReading) -> dict[str, Any]:
+    state, totals = reading.breaker, reading.breaker.totals
+    shared = breaker.store_name == "shared"
+    wait = breaker.policy.timeout_ms if state.forced == "OPEN" else reading.position.wait_ms
+    return {
+        "state": state.state,
+        "failure_count": totals.failed,
+        "success_count": totals.successful,
+        "total_calls": totals.successful + totals.failed,
+        "last_failure_time": _time(state.last_failure_ms, reading, shared=shared),
+        "rejected_calls": totals.rejected,
+        "slow_calls": totals.slow,
+        "ignored_calls": totals.ignored,
+        "stale_results": totals.stale,
+        "lost_probes": totals.lost,
+        "consecutive_failures": state.consecutive_failures,
+        "failure_rate": round(reading.failure_rate, 3),
+        "slow_call_rate": round(reading.slow_rate, 3),
+        "window_calls": reading.window_total,
+        "opened_at": _time(state.since_ms, reading, shared=shared) if state.state is State.OPEN else None,
+        "retry_after_seconds": math.ceil(wait / 1000),
+        "probes_in_flight": reading.permits_in_use,
+        "epoch": state.epoch,
+        "reason": state.reason,
+        "forced": state.forced or None,
+        "enabled": breaker.policy.enabled,
+        "store": breaker.store_name,
+    }
+
+
+def _time(moment_ms: int, reading: BreakerReading, *, shared: bool) -> str | None:
+    """RFC 3339. A local breaker counts on a monotonic clock, which is turned into wall time here."""
+    if not moment_ms:
+        return None
+    return rfc3339(moment_ms if shared else round(time.time() * 1000) - (reading.now_ms - moment_ms))
+
+
+def _milliseconds(moment: datetime) -> int:
+    """Since 1970; the log has nothing older. A time that names no zone is in UTC."""
+    zoned = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return max(0, int(zoned.timestamp() * 1000))
+
+
+def _transition(transition: Transition) -> dict[str, Any]:
+    facts = asdict(transition)
+    return {
+        "id": facts.pop("id"),
+        "time": rfc3339(facts.pop("at_ms")),
+        "from": facts.pop("from_state"),
+        "to": facts.pop("to_state"),
+        **facts,
+    }
+
+
+REASONS: Final[tuple[Reason, ...]] = get_args(Reason)
+
+bulkhead_router = APIRouter(route_class=CheckedRoute, prefix="/api/bulkhead", tags=["bulkhead"])
+
+
+@bulkhead_router.get("/metrics", summary="Calls to Ollama at once, and who waits, fleet-wide")
+@needs("operator")
+async def bulkhead_metrics(request: Request) -> dict[str, Any]:
+    """The generate bulkhead of the first backend; `bulkheads` has all of them. Only an admin sees names of tenants."""
+    state = worker_state(request)
+    named = state.access.is_admin(request)
+    figures = {
+        name: _bulkhead_figures(bulkhead, await bulkhead.reading(), named) for name, bulkhead in state.bulkheads.items()
+    }
+    return {**next(iter(figures.values())), "bulkheads": figures}
+
+
+def _bulkhead_figures(bulkhead: FleetBulkhead, reading: BulkheadReading, named: bool) -> dict[str, Any]:
+    stats = reading.stats
+    return {
+        "limit": bulkhead.limit,
+        "reserved": bulkhead.policy.reserve,
+        "in_use": reading.in_use,
+        "waiting": len(reading.queue),
+        "waiting_tenants": len(reading.waiting_by_tenant),
+        "waiting_by_tenant": reading.waiting_by_tenant if named else None,
+        "max_queue": bulkhead.policy.max_queue,
+        "max_wait_seconds": bulkhead.policy.max_wait,
+        "service_seconds": round(stats.get("service_ms", 0.0) / 1000, 3),
+        "served": int(stats.get("served", 0)),
+        "rejected": {reason: int(stats.get(f"rejected_{reason}", 0)) for reason in REASONS},
+        "lost_permits": int(stats.get("lost_permits", 0)),
+        "store": bulkhead.store_name,
+    }

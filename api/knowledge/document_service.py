@@ -1,0 +1,213 @@
+"""Which document is which: pure.
+
+A document is known by its `source`, within its tenant: what is given under the same source replaces it. Without one it
+is known by its title where it has a `version`, since that is a version of something, or by its file's name where it has
+no title; else by its content.
+
+The knowledge base as its users have it: documents in, documents out, whichever worker they ask.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final, Literal
+
+import orjson
+
+from api.cancellation import cancelled, let_go
+from api.errors import NotFound, PayloadTooLarge, ServiceUnavailable, StoreUnavailable, TooManyDocuments
+from api.knowledge.ingestion import Ingestion
+from api.knowledge.parsing import Parser
+from api.knowledge.plain_text import TEXT
+from api.ports.documents import Chunk, Document, DocumentFacts, Documents, Draft, Listing, Page, Proposal
+
+_ID: Final = re.compile(r"[0-9a-f]{24}")
+
+
+def is_document_id(text: str) -> bool:
+    """Whether a document may have it: others would name what is kept beside one in Redis."""
+    return _ID.fullmatch(text) is not None
+
+
+def document_id(facts: DocumentFacts, content: bytes, file_name: str = "") -> str:
+    """24 hex digits."""
+    name = facts.title or file_name
+    if facts.source is not None:
+        known_by = ["source", facts.source]
+    elif facts.version is not None and name:
+        known_by = ["title", name]
+    else:
+        known_by = ["content", facts.title, hashlib.sha256(content).hexdigest()]
+    return _digest([facts.tenant, *known_by])[:24]
+
+
+def content_digest(facts: DocumentFacts, content: bytes, media_type: str) -> str:
+    """64 hex digits over all that was given: the same is not stored twice."""
+    said = [facts.tenant, facts.title, sorted(facts.tags), facts.source, facts.version, media_type]
+    return _digest([*said, hashlib.sha256(content).hexdigest()])
+
+
+def _digest(facts: Sequence[object]) -> str:
+    return hashlib.sha256(orjson.dumps(facts)).hexdigest()
+
+
+READ_AT_ONCE: Final = 1024 * 1024
+"""Bytes of a file that is read before its sender is answered; a larger one is read in the background."""
+AT_ONCE: Final = 2
+"""Documents that one worker stores at the same time, beside what it finds waiting: one embeds while another writes."""
+SETTLE_SECONDS: Final = 30.0
+LOOK_SECONDS: Final = 0.25
+"""While a document waits for its turn here, another worker may be done with it."""
+
+Outcome = Literal["created", "updated", "unchanged"]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """`bytes` of a file, `characters` of a text, `documents` of a tenant; `wait`: seconds a sender may wait."""
+
+    bytes: int
+    characters: int
+    documents: int
+    wait: float
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A document as it comes in: text, or a file. An empty title is the file's own, or its name."""
+
+    facts: DocumentFacts
+    content: bytes
+    media_type: str
+    file_name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """A document, and what became of it by being given."""
+
+    document: Document
+    outcome: Outcome
+
+
+class Library:
+    """For one worker."""
+
+    def __init__(self, documents: Documents, ingestion: Ingestion, parser: Parser, limits: Limits) -> None:
+        self._documents = documents
+        self._ingestion = ingestion
+        self._parser = parser
+        self.limits = limits
+        self._at_work: set[asyncio.Task[bool]] = set()
+        self._turns = asyncio.Semaphore(AT_ONCE)
+
+    async def add(self, given: Given) -> Added:
+        """Stores it, or begins to.
+
+        Raises `PayloadTooLarge`, `UnreadableDocument`, `TooManyDocuments`, `ServiceUnavailable`.
+        """
+        if len(given.content) > self.limits.bytes:
+            raise PayloadTooLarge(f"The document is larger than {self.limits.bytes} bytes.")
+        draft = await self._draft(given)
+        before = await self._documents.find(draft.id)
+        if before is not None and before.digest == draft.digest and before.status == "ready":
+            return Added(before, "unchanged")
+        proposal = await self._documents.propose(await self._read(given, draft), self.limits.documents)
+        if proposal.verdict == "full":
+            raise TooManyDocuments(f"The tenant has {self.limits.documents} documents, as many as it may.")
+        if proposal.verdict != "unchanged":
+            await self._carried_out(draft.id)
+        return Added(await self.find(draft.id), _outcome(proposal))
+
+    async def find(self, document: str, tenant: str | None = None) -> Document:
+        """Raises `NotFound`."""
+        found = await self._documents.find(document, tenant) if is_document_id(document) else None
+        if found is None:
+            raise _unknown(document)
+        return found
+
+    async def page(self, tenant: str, listing: Listing) -> Page:
+        """A part of a tenant's documents."""
+        return await self._documents.page(tenant, listing)
+
+    async def chunks(self, document: str, offset: int, limit: int) -> Sequence[Chunk]:
+        """Its chunks that serve."""
+        return await self._documents.chunks(document, offset, limit)
+
+    async def delete(self, document: str, tenant: str | None = None) -> None:
+        """Once it returns, no answer that used the document is served. Raises `NotFound`, `ServiceUnavailable`.
+
+        Asked again for one of whose deletion the cache is still being told, it waits for that too.
+        """
+        if not is_document_id(document):
+            raise _unknown(document)
+        if not await self._documents.delete(document, tenant) and not await self._is_going(document):
+            raise _unknown(document)
+        until = time.monotonic() + SETTLE_SECONDS
+        while not await self._ingestion.carry_out(document) and await self._ingestion.is_waiting(document):
+            if time.monotonic() > until:
+                raise ServiceUnavailable("The document is gone; the cache is still being told.", retry_after=1)
+            await asyncio.sleep(random.uniform(0.02, 0.05))  # noqa: S311 - jitter
+
+    async def _is_going(self, document: str) -> bool:
+        return await self._documents.find(document) is None and await self._ingestion.is_waiting(document)
+
+    async def aclose(self) -> None:
+        """Leaves what is under way to other workers."""
+        await cancelled(self._at_work)
+
+    async def _draft(self, given: Given) -> Draft:
+        facts = given.facts if given.facts.title else replace(given.facts, title=given.file_name or "Untitled")
+        document, digest = await asyncio.to_thread(_known_by, given)
+        untitled = not given.facts.title
+        return Draft(document, facts, digest, given.content, given.media_type, untitled=untitled)
+
+    async def _read(self, given: Given, draft: Draft) -> Draft:
+        """With its text, where it is small: what can not be read is refused before anything is stored."""
+        if len(given.content) > READ_AT_ONCE and given.media_type != TEXT:
+            return draft
+        parsed = await self._parser.parse(given.content, given.media_type)
+        title = given.facts.title or parsed.title or draft.facts.title
+        facts = replace(draft.facts, title=title)
+        return replace(draft, facts=facts, content=parsed.text.encode(), media_type=None)
+
+    async def _carried_out(self, document: str) -> None:
+        """In the background, here or by another worker that came first, and awaited for a while."""
+        task = asyncio.create_task(self._in_turn(document), name="ingestion")
+        self._at_work.add(task)
+        task.add_done_callback(self._at_work.discard)
+        let_go(task, StoreUnavailable, ServiceUnavailable)  # what failed is waiting work for the next worker
+        until = time.monotonic() + self.limits.wait
+        while (left := until - time.monotonic()) > 0:
+            await asyncio.wait({task}, timeout=min(left, LOOK_SECONDS))
+            if not await self._ingestion.is_waiting(document):
+                return
+            if task.done():
+                await asyncio.sleep(random.uniform(0.02, 0.05))  # noqa: S311 - jitter
+
+    async def _in_turn(self, document: str) -> bool:
+        """As long as it waits for its turn here, any other worker may take it on."""
+        async with self._turns:
+            return await self._ingestion.carry_out(document)
+
+
+def _unknown(document: str) -> NotFound:
+    return NotFound(f"There is no document '{document[:100]}'.")
+
+
+def _known_by(given: Given) -> tuple[str, str]:
+    """The id, and the digest of all that was given: over many megabytes, and so in a thread."""
+    document = document_id(given.facts, given.content, given.file_name)
+    return document, content_digest(given.facts, given.content, given.media_type)
+
+
+def _outcome(proposal: Proposal) -> Outcome:
+    if proposal.verdict == "unchanged":
+        return "unchanged"
+    return "updated" if proposal.existed else "created"

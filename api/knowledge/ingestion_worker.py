@@ -1,0 +1,189 @@
+"""What goes on in the background: changes that nobody has carried out, and documents of an earlier embedder.
+
+Chunks of an embedder that was changed for another: kept for rolling back, and removed after a safe time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Final, Protocol
+
+from api.cancellation import cancelled
+from api.errors import EmbeddingUnavailable, RagherdError, ServiceUnavailable, StoreUnavailable
+from api.knowledge.ingestion import Ingestion
+from api.ports.coordination import Duty
+from api.ports.document_work import DocumentWork, Reembedding, UnusedEmbeddings, Work
+from api.ports.models import Embedder
+from api.values import EmbedderIdentity
+
+LOOK_SECONDS: Final = 1.0
+LOOKED_AT: Final = 32
+"""Documents that need work, looked at in one go."""
+DUTY_SECONDS: Final = 15.0
+
+
+class Upkeep:
+    """One worker's part. `duties`: that of embedding anew by an embedder, which one worker of the fleet does.
+
+    `pace`: by how much longer than `LOOK_SECONDS` it pauses, since others look too.
+    """
+
+    def __init__(
+        self,
+        work: DocumentWork,
+        ingestion: Ingestion,
+        anew: Reembedding,
+        embedder: Embedder,
+        duties: Callable[[str], Duty],
+        pace: Callable[[], float] = lambda: 1.0,
+    ) -> None:
+        self._work = work
+        self._ingestion = ingestion
+        self._anew = anew
+        self._embedder = embedder
+        self._duties = duties
+        self._pace = pace
+
+    async def keep(self) -> None:
+        """For ever. A task of the worker's."""
+        while True:
+            with suppress(StoreUnavailable):
+                await self.carry_out_waiting()
+            await self._pause()
+
+    async def keep_deleting(self) -> None:
+        """For ever. A task of its own: the cache is to be told of what is gone while others wait for the embedder."""
+        while True:
+            with suppress(StoreUnavailable):
+                await self.carry_out_waiting(gone=True)
+            await self._pause()
+
+    async def keep_embedding(self) -> None:
+        """For ever. A task of the worker's."""
+        while True:
+            with suppress(StoreUnavailable, ServiceUnavailable, EmbeddingUnavailable):
+                await self.embed_anew()
+            await self._pause()
+
+    async def _pause(self) -> None:
+        await asyncio.sleep(LOOK_SECONDS * self._pace() * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
+
+    async def carry_out_waiting(self, *, gone: bool = False) -> None:
+        """Takes on what no other worker has, one after the other."""
+        waiting = list(await self._work.waiting(LOOKED_AT, gone=gone))
+        random.shuffle(waiting)  # workers that look at the same time find different ones
+        for document in waiting:
+            if self._ingestion.is_at(document):
+                continue
+            with suppress(StoreUnavailable, RagherdError):  # a shard that is away holds up no other document
+                await self._ingestion.carry_out(document)
+
+    async def embed_anew(self) -> None:
+        """All that the present embedder has not embedded, where that is this worker's duty."""
+        embedder = await self._embedder.identity()
+        epoch = await self._anew.behind(embedder)
+        duty = self._duties(embedder.fingerprint)
+        if epoch is None or not await duty.hold(DUTY_SECONDS):
+            return
+        whole = True
+        async with _kept(duty):
+            async for work in self._anew.missing(embedder):
+                whole = await self._embedded(work, embedder) and whole
+                if not (whole or await duty.hold(DUTY_SECONDS)):
+                    return
+            if whole:
+                await self._anew.complete(embedder, epoch)
+        await duty.leave()
+
+    async def _embedded(self, work: Work, embedder: EmbedderIdentity) -> bool:
+        """False where it was void, or another worker's duty: whether something is left is seen by looking again."""
+        text = await self._work.text(work.id)
+        if text is None:
+            return True  # deleted meanwhile
+        done = await self._ingestion.embed_anew(work, embedder, text.decode())
+        return done and await self._anew.embedded(work, embedder)
+
+
+@asynccontextmanager
+async def _kept(duty: Duty) -> AsyncIterator[None]:
+    """Renews it while the block runs: a document may take longer than it lasts."""
+
+    async def keep() -> None:
+        held = True
+        while held:
+            await asyncio.sleep(DUTY_SECONDS / 5)
+            held = await duty.hold(DUTY_SECONDS)
+
+    keeper = asyncio.create_task(keep(), name="embedding_duty")
+    try:
+        yield
+    finally:
+        await cancelled([keeper])
+
+
+USE_SECONDS: Final = 10.0
+"""How often a worker says which embedder it uses."""
+CLEAN_SECONDS: Final = 60.0
+CLEANING_DUTY_SECONDS: Final = 25.0
+
+
+class OldEmbeddingEvents(Protocol):
+    """Who is told."""
+
+    def embeddings_removed(self, embedder: str, chunks: int) -> None: ...
+
+
+class OldEmbeddings:
+    """One worker's part. `keep`: seconds without use after which they go. `duty`: one worker of the fleet removes."""
+
+    def __init__(
+        self,
+        embeddings: UnusedEmbeddings,
+        anew: Reembedding,
+        embedder: Embedder,
+        duty: Duty,
+        events: OldEmbeddingEvents,
+        keep: float,
+    ) -> None:
+        self._embeddings = embeddings
+        self._anew = anew
+        self._embedder = embedder
+        self._duty = duty
+        self._events = events
+        self._keep = keep
+
+    async def keep_clean(self) -> None:
+        """For ever. A task of the worker's."""
+        due = time.monotonic() + CLEAN_SECONDS
+        while True:
+            with suppress(StoreUnavailable, EmbeddingUnavailable):
+                await self._embeddings.use(await self._embedder.identity())
+                if time.monotonic() >= due:
+                    due = time.monotonic() + CLEAN_SECONDS
+                    await self.clean()
+            await asyncio.sleep(USE_SECONDS * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
+
+    async def clean(self) -> int:
+        """Removes what nobody uses, once the present embedder has embedded all itself: how many chunks.
+
+        Raises `StoreUnavailable`, `EmbeddingUnavailable`.
+        """
+        embedder = await self._embedder.identity()
+        await self._embeddings.use(embedder)
+        if await self._anew.behind(embedder) is not None or not await self._duty.hold(CLEANING_DUTY_SECONDS):
+            return 0
+        return sum([await self._removed(old) for old in await self._embeddings.unused(self._keep)])
+
+    async def _removed(self, old: str) -> int:
+        removed = 0
+        async for chunks in self._embeddings.remove(old, self._keep):
+            removed += chunks
+            if not await self._duty.hold(CLEANING_DUTY_SECONDS):
+                break
+        if removed:
+            self._events.embeddings_removed(old, removed)
+        return removed

@@ -1,0 +1,198 @@
+"""Several rankings of the same things, fused into one: weighted reciprocal rank fusion. Pure.
+
+After Cormack, Clarke and Buettcher, "Reciprocal Rank Fusion outperforms Condorcet and individual Rank Learning Methods"
+(SIGIR 2009): a thing is worth the sum of weight / (K + its rank) over the rankings that have it.
+
+Terms of a question that stand in very few passages, such as codes, figures and names: those passages lead. Pure.
+
+An embedder tells `7Q-4821` from `7Q-4812` badly, and a fusion of ranks outweighs the one passage that has the code. So
+a passage with a rare code comes first. One with a rare name comes second: what an acronym stands for is often explained
+where the acronym itself is missing.
+
+Which term is rare is counted among the passages that were found. The search by words ranks a passage with a rare word
+first, so where few passages have it, all of them are among those found.
+
+The order of passages by a cross-encoder, which reads question and passage together.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Generic, Protocol, TypeVar
+
+from api.errors import RerankingUnavailable
+from api.ports.models import Reranker
+
+Thing = TypeVar("Thing", bound=Hashable)
+
+K: Final = 5
+"""The paper's 60 lets being in both rankings count for more than being first in one: too much where one is better."""
+MEANING: Final = 1.0
+WORDS: Final = 0.4
+"""What a ranking by meaning and one by words weigh. `scripts/bench_retrieval.py` shows what they do.
+
+K and these are the best on its even questions; on the odd ones fused is then the best in every column too. From 0.5 on
+words cost more than they bring where documents do not share the question's words.
+"""
+
+
+def fused(rankings: Iterable[tuple[float, Sequence[Thing]]], k: int = K) -> list[Thing]:
+    """All that any ranking has, the worthiest first; of equals, the one that an earlier ranking names first."""
+    worth: defaultdict[Thing, float] = defaultdict(float)
+    for weight, ranking in rankings:
+        for rank, thing in enumerate(ranking, start=1):
+            worth[thing] += weight / (k + rank)
+    return sorted(worth, key=lambda thing: -worth[thing])
+
+
+MOST_PASSAGES: Final = 3
+"""In how many passages a term may stand and be rare."""
+MOST_TERMS: Final = 32
+"""As many terms of a question are looked at as the search by words looks for."""
+LONGEST_TEXT: Final = 20_000
+"""Characters of a passage that are looked at."""
+# fmt: off
+QUESTION_WORDS: Final = frozenset({
+    "what", "who", "whom", "whose", "which", "when", "where", "why", "how", "do", "does", "did", "is", "are",
+    "was", "were", "can", "could", "will", "would", "shall", "should", "may", "might", "must", "has", "have",
+    "had", "i",
+})
+"""No names, though they have a capital where a question begins in mid-text."""
+# fmt: on
+
+Place = TypeVar("Place", bound=Hashable)
+
+_TERM: Final = re.compile(r"[^\W_]+(?:[-./_:][^\W_]+)*")
+"""A word, a figure, or parts that signs join, as in `QZ-1108`, `99.5`, `node_exporter`."""
+
+
+@dataclass(frozen=True, slots=True)
+class DistinctiveTerms:
+    """Terms that name one thing, case-folded."""
+
+    codes: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Leading(Generic[Place]):
+    """Places of passages with a rare term of the question, the rarest first; of equals, as they were given."""
+
+    by_code: Sequence[Place] = ()
+    by_name: Sequence[Place] = ()
+
+    def __contains__(self, place: object) -> bool:
+        """Whether a passage is relevant whatever its cosine."""
+        return place in self.by_code or place in self.by_name
+
+    def order(self, places: Sequence[Place]) -> list[Place]:
+        """`places`, those with a rare code first, those with a rare name behind the first."""
+        others = list(dict.fromkeys([*self.by_code, *places]))
+        return list(dict.fromkeys([*others[:1], *self.by_code, *self.by_name, *others]))
+
+
+def distinctive_terms(question: str) -> DistinctiveTerms:
+    """Codes and figures of two characters or more, and names.
+
+    A name has a capital, and does not begin the question; where most terms have one, a capital says nothing. A question
+    of one term asks for that.
+    """
+    found = _TERM.findall(question)[:MOST_TERMS]
+    codes = [term for term in found if len(term) > 1 and (len(found) == 1 or _is_code(term))]
+    others = found[1:]
+    capitals = [term for term in others if term[0].isupper()]
+    names = [term for term in capitals if 2 * len(capitals) <= len(others) and len(term) > 1 and term not in codes]
+    return DistinctiveTerms(_folded(codes), tuple(term for term in _folded(names) if term not in QUESTION_WORDS))
+
+
+def _is_code(term: str) -> bool:
+    return any(map(str.isdigit, term)) or any(sign in term for sign in "_:/")
+
+
+def _folded(terms: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(map(str.casefold, terms)))
+
+
+def leading(question: str, passages: Mapping[Place, str]) -> Leading[Place]:
+    """Those of the passages that are found by their place."""
+    terms = distinctive_terms(question)
+    if not (terms.codes or terms.names):
+        return Leading()
+    holders = _holders({*terms.codes, *terms.names}, passages)
+    return Leading(_rarest(terms.codes, holders), _rarest(terms.names, holders))
+
+
+def _rarest(terms: Sequence[str], holders: Mapping[str, Sequence[Place]]) -> list[Place]:
+    worth: dict[Place, float] = {}
+    for places in (holders[term] for term in terms):
+        if len(places) <= MOST_PASSAGES:
+            for place in places:
+                worth[place] = worth.get(place, 0.0) + 1 / len(places)
+    return sorted(worth, key=lambda place: -worth[place])
+
+
+def _holders(wanted: set[str], passages: Mapping[Place, str]) -> dict[str, list[Place]]:
+    """Which passages have each term, as a whole term or as one of its parts; of a term that is not rare, only some.
+
+    Most passages have none: a text is taken apart only where it has the letters of a term that may still be rare.
+    """
+    holders: dict[str, list[Place]] = {term: [] for term in wanted}
+    for place, text in passages.items():
+        folded = text[:LONGEST_TEXT].casefold()
+        possible = [term for term, places in holders.items() if len(places) <= MOST_PASSAGES and term in folded]
+        for term in _terms_of(folded).intersection(possible) if possible else ():
+            holders[term].append(place)
+    return holders
+
+
+def _terms_of(folded: str) -> set[str]:
+    whole = _TERM.findall(folded)
+    return {*whole, *(part for term in whole if len(term) > 2 for part in re.split(r"[-./_:]", term))}
+
+
+class RerankingEvents(Protocol):
+    """Who is told of questions; of background work nobody is."""
+
+    def reranked(self, seconds: float) -> None: ...
+
+    def reranking_failed(self, error: RerankingUnavailable, seconds: float) -> None: ...
+
+
+class Reranking:
+    """For one worker. `most`: passages that are read for a question; more only where more are asked for."""
+
+    def __init__(self, reranker: Reranker, most: int, events: RerankingEvents) -> None:
+        self._reranker = reranker
+        self._most = most
+        self._events = events
+
+    @property
+    def scope(self) -> str:
+        """What the order depends on: answers under another are not shared."""
+        return f"{self._reranker.fingerprint}/{self._most}"
+
+    def reads(self, top_k: int) -> int:
+        """How many passages, the first ones by retrieval. The others are no sources: nothing compares with them."""
+        return max(self._most, top_k)
+
+    async def verdicts(self, question: str, texts: Sequence[str]) -> list[float] | None:
+        """Of each text, 0 to 1, in order; None where the re-ranker can not judge now."""
+        began = time.perf_counter()
+        try:
+            found = await self._reranker.scores(question, texts)
+        except RerankingUnavailable as error:
+            self._events.reranking_failed(error, time.perf_counter() - began)
+            return None
+        self._events.reranked(time.perf_counter() - began)
+        return found
+
+    async def verdicts_in_background(self, question: str, texts: Sequence[str]) -> list[float] | None:
+        """The same, behind all users."""
+        try:
+            return await self._reranker.scores(question, texts, background=True)
+        except RerankingUnavailable:
+            return None

@@ -1,0 +1,259 @@
+"""The answers of the whole fleet, and what is kept beside them.
+
+Cached answers, as changes of documents see them.
+
+Taking answers back.
+
+Warm-ups of the cache: their progress, and who carries them on.
+
+What is wrong with how a Redis is set up, though it works.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from api.ports.documents import Corpus, DocumentFilter
+from api.values import CachedAnswer, CacheMatch, EmbedderIdentity, Source, Usage, Vector
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The lead of a flight: the key of its hash in Redis, and the fence that the hash has while the lead lasts."""
+
+    key: str
+    fence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Grounds:
+    """The documents that an answer was looked for in, as they were then.
+
+    `at_ms`: a moment before that, by the clock of the Redis that the answer is to be stored in. `wanted` and `top_k`
+    are what it takes to look again.
+    """
+
+    top_k: int
+    wanted: DocumentFilter
+    corpus: Corpus
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class NewAnswer:
+    """An answer to be stored. `asked_ms`: when the cache was asked in vain, by Redis's clock; 0 where it was not.
+
+    `grounds` is None where no document was looked for. `unread`: what the embedder could not read of the question.
+    """
+
+    question: str
+    answer: str
+    model: str
+    tenant: str
+    sources: tuple[Source, ...] = ()
+    usage: Usage = field(default_factory=Usage)
+    asked_ms: int = 0
+    grounds: Grounds | None = None
+    unread: tuple[str, ...] = ()
+
+
+class AnswerCache(Protocol):
+    """The answers of the whole fleet. Every method raises `StoreUnavailable` when Redis can not be used."""
+
+    async def find_exact(self, scope: str, digest: str, tenant: str = "") -> ExactLookup:
+        """The entry of exactly this question, fresh or not, and Redis's clock: one round trip."""
+
+    async def find_similar(
+        self, embedder: EmbedderIdentity, scope: str, vector: Vector, now_ms: int, *, stale_ms: int = 0
+    ) -> Sequence[CacheMatch]:
+        """Up to 5 nearest entries of the scope, whatever their similarity, nearest first: one round trip.
+
+        `stale_ms`: how long after its lifetime an entry is still found.
+        """
+
+    async def store(
+        self, scope: str, digest: str, vector: Vector | None, answer: NewAnswer, *, claim: Claim | None = None
+    ) -> CachedAnswer | None:
+        """Stores an answer under its absolute lifetime, replacing one of the same digest.
+
+        None where it was invalidated since it was asked for, or where `claim` is another worker's by now. Raises
+        `DocumentsChanged` where that is so of the documents alone: the answer is to be stored if it would be the same.
+        """
+
+    def used(self, match: CacheMatch) -> None:
+        """Notes that an entry was served; no I/O."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExactLookup:
+    """What the exact tier found. `match` may be past its lifetime (`ttl_seconds` < 0).
+
+    `invalidated_ms`: when answers to this question, of this tenant, or all were last deleted; 0 where they never were.
+    """
+
+    match: CacheMatch | None
+    now_ms: int
+    invalidated_ms: int = 0
+
+
+class CondensedQuestions(Protocol):
+    """Follow-up questions as they were rewritten to stand alone. Raises `StoreUnavailable`."""
+
+    async def find(self, place: str) -> str | None:
+        """The stand-alone question; empty where it cannot be rewritten; None where nothing is known."""
+
+    async def remember(self, place: str, question: str) -> None:
+        """Keeps it for as long as an answer is fresh."""
+
+
+@dataclass(frozen=True, slots=True)
+class CachedQuestion:
+    """A cached answer that new documents may change, and what it was made of."""
+
+    entry: str
+    question: str
+    tenant: str
+    vector: Vector | None
+    top_k: int
+    wanted: DocumentFilter = field(default_factory=DocumentFilter)
+
+
+class OutdatedAnswers(Protocol):
+    """The cache, as changes of documents see it. Every method raises `StoreUnavailable`."""
+
+    async def near(
+        self, embedder: EmbedderIdentity, tenant: str, vectors: Sequence[Vector], floor: float, limit: int
+    ) -> tuple[Sequence[CachedQuestion], bool]:
+        """Fresh entries whose question is at least `floor` near one of the vectors; whether these are all."""
+
+    async def incomparable(self, embedder: EmbedderIdentity, tenant: str, limit: int) -> tuple[Sequence[str], bool]:
+        """Fresh entries that have no vector, or one of another embedder, or are from before there were documents;
+        whether these are all.
+        """
+
+    async def expire(self, entries: Sequence[str]) -> int:
+        """Ends their lifetime now: they are served only where Ollama fails."""
+
+    async def expire_all(self, tenant: str) -> int:
+        """Ends the lifetime of all that depend on the tenant's documents."""
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbourhood:
+    """Questions that are near one: `similarity` is the least cosine, `vector` the question's by `embedder`."""
+
+    embedder: EmbedderIdentity
+    vector: Vector
+    similarity: float
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which entries are meant: those for which everything given holds. Where nothing is given, all.
+
+    `digest` is a question's, to the letter; with `near`, those near it are meant too. `source` is a document that the
+    answer's sources cite.
+    """
+
+    entry: str | None = None
+    digest: str | None = None
+    near: Neighbourhood | None = None
+    source: str | None = None
+    tenant: str | None = None
+    model: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """Entries that were meant, and those of them that were deleted. `complete` is false where time ran out."""
+
+    matched: int
+    deleted: int
+    complete: bool = True
+
+
+class CacheSweep(Protocol):
+    """Finds and deletes entries of the whole fleet. Raises `StoreUnavailable`."""
+
+    async def sweep(self, selection: Selection, *, dry_run: bool) -> Swept:
+        """Deletes what is meant. What was asked before and is answered later is not stored either."""
+
+    async def outdate(self, tenant: str) -> None:
+        """Notes that documents of the tenant changed: what is answered from what they were is not stored as it is."""
+
+
+WarmUpStatus = Literal["running", "done", "failed", "cancelled"]
+
+
+WarmUpCount = Literal["generated", "stored", "skipped", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class WarmUpProgress:
+    """How far a warm-up of the cache is. `done` is what was stored, skipped and failed; `by` the worker that has it.
+
+    `errors` are the first few. Times are milliseconds of Redis's clock; `ended_ms` is None while it goes on.
+    """
+
+    job: str
+    status: WarmUpStatus
+    total: int
+    done: int
+    generated: int
+    stored: int
+    skipped: int
+    failed: int
+    errors: tuple[str, ...]
+    started_ms: int
+    ended_ms: int | None
+    by: str
+
+
+class WarmUpJobs(Protocol):
+    """Warm-ups of the cache, kept for the whole fleet. Every method raises `StoreUnavailable`.
+
+    Questions are what `create` was given, each different from all others of the job.
+    """
+
+    async def create(self, job: str, questions: Sequence[bytes]) -> None:
+        """Begins one that nobody holds yet."""
+
+    async def progress(self, job: str) -> WarmUpProgress | None:
+        """None where there is none of that name, or none any more."""
+
+    async def cancel(self, job: str) -> None:
+        """Ends one that goes on."""
+
+    async def unfinished(self) -> list[str]:
+        """Those that go on, the oldest first."""
+
+    async def hold(self, job: str, seconds: float) -> bool:
+        """Whether it goes on and is this worker's, now taken or renewed, for so many seconds. 0 gives it up."""
+
+    async def left(self, job: str, count: int) -> list[bytes]:
+        """The first `count` questions that are not settled."""
+
+    async def settle(self, job: str, question: bytes, counts: Sequence[WarmUpCount], error: str = "") -> bool:
+        """Counts a question, once; without one, only ends what has none left. Whether the warm-up goes on."""
+
+
+Store = Literal["main", "breaker"]
+"""REDIS_URL, and BREAKER_REDIS_URL where it is set."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreWarning:
+    """`name` is one of docs/redis.md; `advice` says what it means and what to do."""
+
+    store: Store
+    name: str
+    advice: str
+
+
+class StoreChecks(Protocol):
+    """What is known of the Redis servers; no I/O."""
+
+    @property
+    def warnings(self) -> Sequence[StoreWarning]: ...

@@ -1,0 +1,295 @@
+"""How long the cache may keep one question waiting, all its commands together.
+
+Which answers are worth keeping.
+
+The cache's part in the flow: look up, fall back to an expired answer, store. It may fail; the answer goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
+
+from api.cancellation import cancelled, let_go
+from api.errors import DocumentsChanged, EmbeddingUnavailable, StoreUnavailable
+from api.languages.identify import EVERY, Languages
+from api.ports.cache import AnswerCache, Claim, Grounds, NewAnswer
+from api.ports.models import Embedder
+from api.query.answered import QueryObserver, Stages
+from api.query.cache_key import Fingerprint, Places
+from api.query.candidates import Asked, Candidate, Fate, best, consider, lifetime, up_to_the_first_fresh
+from api.query.question import Query
+from api.timeouts import wait_with_lag
+from api.values import CachedAnswer, CacheMatch, Generation, Source, Vector
+
+T = TypeVar("T")
+CLOSE_SECONDS: Final = 2.0
+"""How long commands that are late have to end when the worker does."""
+
+
+class BudgetSpent(StoreUnavailable):
+    """The command took too long for its question, and goes on."""
+
+    def __init__(self, seconds: float, command: asyncio.Future[Any]) -> None:
+        super().__init__(f"the cache took longer than {seconds:g} s for one question")
+        self._command = command
+
+    def then(self, ended: Callable[[asyncio.Future[Any]], None]) -> None:
+        """Calls `ended` with the command once that has."""
+        self._command.add_done_callback(ended)
+
+
+class CacheBudget:
+    """`seconds` for each question; what it has used of them is its `Stages.cache`, less this worker's own lag."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._late: set[asyncio.Task[Any]] = set()
+
+    async def within(self, stages: Stages, command: Coroutine[Any, Any, T]) -> T:
+        """What `command` gives. Raises what it raises, and `BudgetSpent`.
+
+        A command that is late is left to end by itself: to break it off would cost its connection, and a slow store
+        would be slower still for the next question. An answer on its way into the cache gets there this way, too.
+        """
+        task = asyncio.create_task(command)
+        try:
+            with stages.timed("cache"):
+                stages.lag += await wait_with_lag(task, self._seconds - (stages.cache - stages.lag))
+        except BaseException:  # a caller that leaves
+            self._let_go(task)
+            raise
+        if not task.done():
+            self._let_go(task)
+            raise BudgetSpent(self._seconds, task)
+        return task.result()
+
+    def _let_go(self, task: asyncio.Task[Any]) -> None:
+        self._late.add(task)
+        task.add_done_callback(self._late.discard)
+        let_go(task, StoreUnavailable, DocumentsChanged)
+
+    async def aclose(self) -> None:
+        """Waits for what is late, so that an answer on its way into the cache gets there; `CLOSE_SECONDS` at most."""
+        if self._late:
+            await asyncio.wait(self._late, timeout=CLOSE_SECONDS)
+        await cancelled(self._late)
+
+
+def is_complete(generation: Generation, options: Mapping[str, Any]) -> bool:
+    """Not empty, and ended by the model itself, or by the length that the caller asked for."""
+    reason = generation.end.done_reason
+    ended = reason == "stop" or (reason == "length" and "num_predict" in options)
+    return ended and bool(generation.text.strip())
+
+
+@dataclass(frozen=True, slots=True)
+class CachePolicy:
+    """`threshold`: the cosine from which on a question is near enough. `languages`: those of the embedder.
+
+    Seconds: `revalidate`, how long an expired answer is served while it is refreshed; `stale`, how long where Ollama
+    gives none.
+    """
+
+    threshold: float
+    revalidate: float = 0.0
+    stale: float = 86_400.0
+    languages: Languages = EVERY
+
+
+@dataclass(slots=True)
+class Lookup:
+    """What the cache said.
+
+    `place` is None when it takes no part in this answer, `available` false when it can not be used now. `stale` is set
+    with `match` where that is past its lifetime and to be refreshed. `expired` is the question's own expired entry.
+    `unread`: what the embedder could not read of the question.
+    """
+
+    place: Fingerprint | None = None
+    available: bool = False
+    now_ms: int = 0
+    invalidated_ms: int = 0
+    vector: Vector | None = None
+    unread: tuple[str, ...] = ()
+    match: CacheMatch | None = None
+    stale: bool = False
+    expired: CacheMatch | None = None
+    candidates: Sequence[Candidate] = field(default_factory=tuple)
+
+
+class SharedAnswers:
+    """The fleet's answers as one worker uses them. `cache` is None where the semantic cache is switched off."""
+
+    def __init__(
+        self,
+        cache: AnswerCache | None,
+        embedder: Embedder,
+        places: Places,
+        observer: QueryObserver,
+        policy: CachePolicy,
+        budget: CacheBudget,
+    ) -> None:
+        self._cache = cache
+        self._embedder = embedder
+        self._places = places
+        self._observer = observer
+        self.policy = policy
+        self._budget = budget
+
+    async def look_up(self, query: Query, stages: Stages) -> Lookup:
+        """The exact tier, the embedding, the semantic tier: until one of them has the answer."""
+        lookup = Lookup()
+        if self._cache is None or query.cache_control.no_store:
+            return lookup
+        try:
+            lookup.place = await self._places.of(query)
+            lookup.available = True
+            await self._exact(self._cache, query, lookup.place, lookup, stages)
+            if lookup.match is None:
+                await self.embed(query, lookup, stages)
+            if lookup.match is None and lookup.vector is not None and query.cache_control.reads:
+                await self._semantic(query, lookup, stages)
+        except EmbeddingUnavailable as error:
+            self._observer.embedding_failed(error)
+        except StoreUnavailable as error:
+            lookup.available = False
+            self._observer.store_failed(error)
+        return lookup
+
+    async def look_again(self, query: Query, lookup: Lookup, stages: Stages) -> None:
+        """Looks in the exact tier once more: another worker has just stored the answer."""
+        if self._cache is None or lookup.place is None:
+            return
+        try:
+            await self._exact(self._cache, query, lookup.place, lookup, stages)
+        except StoreUnavailable as error:
+            lookup.available = False  # the flight asks the cache no more, which would send it here again
+            self._observer.store_failed(error)
+
+    async def _exact(
+        self, cache: AnswerCache, query: Query, place: Fingerprint, lookup: Lookup, stages: Stages
+    ) -> None:
+        """Where the caller wants no cached answer, it still gives the time: what is older must not be stored later."""
+        found = await self._budget.within(stages, cache.find_exact(place.scope, place.digest, query.tenant))
+        lookup.now_ms, lookup.invalidated_ms = found.now_ms, found.invalidated_ms
+        if found.match is None or not query.cache_control.reads:
+            return
+        fate = lifetime(found.match, query.cache_control, self._revalidate(query))
+        if fate in (Fate.FRESH, Fate.STALE):
+            lookup.match, lookup.stale = found.match, fate is Fate.STALE
+        elif fate is Fate.EXPIRED:
+            lookup.expired = found.match
+
+    async def embed(self, query: Query, lookup: Lookup, stages: Stages) -> None:
+        """Whether the question has a vector is its own to say: with history what it means depends on that."""
+        if not query.has_meaning:
+            return
+        try:
+            with stages.timed("embed"):
+                (embedding,) = await self._embedder.embed([query.question], tenant=query.tenant)
+            lookup.vector, lookup.unread = embedding.vector, embedding.unread
+        except EmbeddingUnavailable as error:
+            self._observer.embedding_failed(error)
+
+    async def _semantic(self, query: Query, lookup: Lookup, stages: Stages) -> None:
+        asked = self._asked(query, lookup)
+        if asked.language:
+            self._observer.language_unknown()
+            return
+        chosen = await self._similar(asked, query, lookup, stages, self._revalidate(query))
+        if chosen is not None:
+            lookup.match, lookup.stale = chosen.match, chosen.fate is Fate.STALE
+
+    async def _similar(
+        self, asked: Asked, query: Query, lookup: Lookup, stages: Stages, stale_seconds: float
+    ) -> Candidate | None:
+        if self._cache is None or lookup.place is None or lookup.vector is None or asked.language:
+            return None
+        place = lookup.place
+        stale_ms = round(stale_seconds * 1000)
+        finding = self._cache.find_similar(place.embedder, place.scope, lookup.vector, lookup.now_ms, stale_ms=stale_ms)
+        matches = await self._budget.within(stages, finding)
+        fates = consider(asked, matches, self.policy.threshold, query.cache_control, stale_seconds)
+        lookup.candidates = up_to_the_first_fresh(fates)
+        self._observer.considered(lookup.candidates)
+        return best(lookup.candidates)
+
+    def _asked(self, query: Query, lookup: Lookup) -> Asked:
+        return Asked(query.question, lookup.unread, self.policy.languages)
+
+    def _revalidate(self, query: Query) -> float:
+        """A caller who allows no call to Ollama gets no answer that would need one to be refreshed."""
+        return 0.0 if query.cache_control.only_if_cached else self.policy.revalidate
+
+    async def expired(self, query: Query, lookup: Lookup, stages: Stages) -> CacheMatch | None:
+        """An expired answer, where Ollama can give none: the same question's, else a similar one's."""
+        if not query.cache_control.reads or lookup.expired is not None or lookup.vector is None:
+            return lookup.expired
+        try:
+            chosen = await self._similar(self._asked(query, lookup), query, lookup, stages, self.policy.stale)
+        except StoreUnavailable as error:
+            self._observer.store_failed(error)
+            return None
+        return chosen.match if chosen is not None else None
+
+    def used(self, match: CacheMatch) -> None:
+        """Notes that an entry was served; no I/O."""
+        if self._cache is not None:
+            self._cache.used(match)
+
+    async def store(
+        self,
+        query: Query,
+        lookup: Lookup,
+        grounds: Grounds | None,
+        sources: tuple[Source, ...],
+        generation: Generation,
+        stages: Stages,
+        claim: Claim | None = None,
+    ) -> CachedAnswer | None:
+        """Stores a complete answer; None where it is not stored, also where `claim` has passed to another worker.
+
+        None, too, where it is not stored in time: the storing goes on, and is counted when it ends.
+        Raises `DocumentsChanged` where documents changed since they were looked for.
+        """
+        if (
+            self._cache is None
+            or lookup.place is None
+            or not lookup.available
+            or not is_complete(generation, query.options)
+        ):
+            return None
+        answer = NewAnswer(
+            query.question,
+            generation.text,
+            generation.end.model,
+            query.tenant,
+            sources,
+            usage=generation.end.usage,
+            asked_ms=lookup.now_ms,
+            grounds=grounds,
+            unread=lookup.unread,
+        )
+        place = lookup.place
+        try:
+            storing = self._cache.store(place.scope, place.digest, lookup.vector, answer, claim=claim)
+            return await self._budget.within(stages, storing)
+        except BudgetSpent as late:
+            self._observer.store_late(late)
+            late.then(self._stored_late)
+        except StoreUnavailable as error:
+            self._observer.store_failed(error)
+        return None
+
+    def _stored_late(self, storing: asyncio.Future[CachedAnswer | None]) -> None:
+        """Counts a storing by how it ended. One whose documents have changed meanwhile was refused, not failed."""
+        error = None if storing.cancelled() else storing.exception()
+        if isinstance(error, StoreUnavailable):
+            self._observer.store_failed(error)
+        elif storing.cancelled():
+            self._observer.store_failed(StoreUnavailable("the worker ended first"))
+        elif error is None and storing.result() is not None:
+            self._observer.stored_late()

@@ -1,0 +1,344 @@
+"""Which shard of a Redis Cluster has which slots, as CLUSTER SLOTS says: pure translation.
+
+The way to one slot of a Redis Cluster, on whichever shard it is now.
+
+The way to a Redis Cluster: each shard behind a gate of its own, so that what one shard's end takes is its own only.
+
+Not by redis-py's RedisCluster: that asks for the whole cluster's layout anew when a command to one node fails, with
+every command waiting, and closes the connections to all nodes when one of them says CLUSTERDOWN.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from contextlib import aclosing, suppress
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
+
+from redis.asyncio import Redis
+from redis.crc import key_slot
+from redis.exceptions import ClusterDownError, RedisError
+
+from api.errors import StoreUnavailable
+from api.redis_store.health_gated import WATCH_SECONDS, GateEvents, RedisGate, SlotMoved
+
+SLOTS: Final = 16384
+
+
+class Node(NamedTuple):
+    """Where a server listens."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+class SlotMap:
+    """The primary of each slot."""
+
+    def __init__(self, ranges: Iterable[tuple[int, int, Node]] = ()) -> None:
+        """`ranges`: first slot, last slot, who has them."""
+        self._ranges = sorted(ranges)
+        self._firsts = [first for first, _, _ in self._ranges]
+        self.nodes = frozenset(node for _, _, node in self._ranges)
+
+    def __bool__(self) -> bool:
+        return bool(self._ranges)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether each slot has a shard."""
+        return sum(last - first + 1 for first, last, _ in self._ranges) == SLOTS
+
+    def owner(self, slot: int) -> Node | None:
+        """None where no shard has the slot."""
+        at = bisect_right(self._firsts, slot) - 1
+        if at < 0:
+            return None
+        _, last, node = self._ranges[at]
+        return node if slot <= last else None
+
+    @classmethod
+    def read(cls, reply: Any, asked: Node) -> SlotMap:
+        """From the reply of CLUSTER SLOTS. A node that does not know its own name is the one that was asked."""
+        ranges = []
+        for first, last, primary, *_ in reply:
+            host = primary[0].decode() if isinstance(primary[0], bytes) else primary[0]
+            ranges.append((int(first), int(last), Node(host or asked.host, int(primary[1]))))
+        return cls(ranges)
+
+
+T = TypeVar("T")
+REDIRECTED: Final = 3
+"""Shards that one command may be sent to: the one that was known, and those that it is sent on to."""
+
+
+class _Cluster(Protocol):
+    """The shards, each behind a gate of its own."""
+
+    @property
+    def slots(self) -> SlotMap: ...
+
+    @property
+    def client(self) -> Redis: ...
+
+    def shard_of(self, slot: int) -> RedisGate | None: ...
+
+    async def look(self, seen: SlotMap, first: RedisGate | None = None) -> None: ...
+
+    def recovering(self, slot: int, action: Callable[[], Awaitable[None]]) -> None: ...
+
+    def recovered(self, slot: int, action: Callable[[], Awaitable[None]]) -> None: ...
+
+
+class SlotGate:
+    """See `Gate`. It holds nothing but the number of the slot."""
+
+    def __init__(self, cluster: _Cluster, slot: int) -> None:
+        self._cluster = cluster
+        self._slot = slot
+
+    @property
+    def client(self) -> Redis:
+        """Of the shard that the slot is on now; before that is known, one that serves to make scripts."""
+        shard = self._cluster.shard_of(self._slot)
+        return self._cluster.client if shard is None else shard.client
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the shard is."""
+        shard = self._cluster.shard_of(self._slot)
+        return shard is not None and shard.is_up
+
+    def of(self, key: str) -> SlotGate:
+        """See `Gate`."""
+        return SlotGate(self._cluster, key_slot(key.encode()))
+
+    def on_recovery(self, action: Callable[[], Awaitable[None]]) -> None:
+        """See `Gate`."""
+        self._cluster.recovering(self._slot, action)
+
+    def after_recovery(self, action: Callable[[], Awaitable[None]]) -> None:
+        """See `Gate`."""
+        self._cluster.recovered(self._slot, action)
+
+    async def run(self, operation: str, command: Callable[[Redis], Awaitable[T]]) -> T:
+        """See `Gate`. Sent on where the slot has moved: a shard that has it not does nothing of the command.
+
+        While a slot is on its way (ASK, TRYAGAIN), it can not be used: a script finds its keys neither here nor there.
+        """
+        for _ in range(REDIRECTED):
+            seen = self._cluster.slots
+            shard = self._cluster.shard_of(self._slot)
+            if shard is None:
+                raise StoreUnavailable("no shard of the cluster is known to have it")
+            try:
+                return await shard.run(operation, command)
+            except SlotMoved:
+                await self._cluster.look(seen, shard)
+        raise StoreUnavailable("it moves from shard to shard")
+
+
+Actions = dict[int, list[Callable[[], Awaitable[None]]]]
+
+
+class ClusterGate:
+    """Knows the shards and their slots, and watches both.
+
+    `opened` makes a client of a node, without I/O. `seeds` are asked for the layout while no shard is known that
+    answers; `events` gives whom a shard's gate tells, by the shard's name; `not_a_cluster` is told of a server that is
+    none.
+    """
+
+    def __init__(
+        self,
+        opened: Callable[[Node], Redis],
+        seeds: Sequence[Node],
+        max_concurrency: int,
+        events: Callable[[str], GateEvents] = lambda shard: GateEvents(),
+        not_a_cluster: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.slots = SlotMap()
+        self.client = opened(seeds[0])
+        """Makes scripts; no command is sent by it."""
+        self._opened = opened
+        self._seeds = seeds
+        self._max_concurrency = max_concurrency
+        self._events = events
+        self._not_a_cluster = not_a_cluster
+        self._told = False
+        self._nodes_events = events("")
+        self._fault: BaseException | None = None
+        self._shards: dict[Node, RedisGate] = {}
+        self._lost = asyncio.Event()
+        self._looking = asyncio.Lock()
+        self._on_recovery: Actions = defaultdict(list)
+        self._after_recovery: Actions = defaultdict(list)
+        self._on_each: list[Callable[[], Awaitable[None]]] = []
+        self._after_each: list[Callable[[], Awaitable[None]]] = []
+
+    # -- what is known ------------------------------------------------------------------------------------------------
+
+    @property
+    def is_up(self) -> bool:
+        """Whether every shard is, and each slot has one."""
+        up, known = self.shards
+        return up == known > 0 and self.slots.is_whole
+
+    @property
+    def any_up(self) -> bool:
+        """Whether some of what the fleet knows can be used."""
+        return self.shards[0] > 0
+
+    @property
+    def shards(self) -> tuple[int, int]:
+        """How many are up, and of how many."""
+        return sum(shard.is_up for shard in self._shards.values()), len(self._shards)
+
+    @property
+    def is_read_only(self) -> bool:
+        """Whether a shard is lost because it is a replica."""
+        return any(shard.is_read_only for shard in self.servers)
+
+    @property
+    def servers(self) -> Sequence[RedisGate]:
+        """Those of the shards that are known."""
+        return list(self._shards.values())
+
+    def of(self, key: str) -> SlotGate:
+        """The way to a key, and to all keys of its slot."""
+        return SlotGate(self, key_slot(key.encode()))
+
+    def shard_of(self, slot: int) -> RedisGate | None:
+        """The gate of the shard that has a slot."""
+        node = self.slots.owner(slot)
+        return self._shards.get(node) if node is not None else None
+
+    def recovering(self, slot: int, action: Callable[[], Awaitable[None]]) -> None:
+        """Runs `action` before callers are let through to the shard that has the slot."""
+        self._on_recovery[slot].append(action)
+
+    def recovered(self, slot: int, action: Callable[[], Awaitable[None]]) -> None:
+        """Runs `action` when they are."""
+        self._after_recovery[slot].append(action)
+
+    def on_each_recovery(self, action: Callable[[], Awaitable[None]]) -> None:
+        """Runs `action` before callers are let through to any shard. If it fails, none are."""
+        self._on_each.append(action)
+
+    def after_each_recovery(self, action: Callable[[], Awaitable[None]]) -> None:
+        """Runs `action` when a shard is up again and callers are let through to it."""
+        self._after_each.append(action)
+
+    def shut(self) -> None:
+        """Lets nobody through to any shard until the actions of a recovery pass again."""
+        for shard in self.servers:
+            shard.shut()
+
+    # -- watching -----------------------------------------------------------------------------------------------------
+
+    async def check(self) -> bool:
+        """Asks all shards, and where one is lost, or a slot has none, who has it now. Raises nothing."""
+        if not self.is_up:
+            await self.look(self.slots)
+        await asyncio.gather(*(shard.check() for shard in self._shards.values()))
+        return self.is_up
+
+    async def watch(self) -> None:
+        """Checks for ever, jittered, and at once after a fault. A worker's task."""
+        while True:
+            await self.check()
+            self._lost.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(WATCH_SECONDS * random.uniform(0.5, 1.5)):  # noqa: S311 - jitter
+                    await self._lost.wait()
+
+    async def look(self, seen: SlotMap, first: RedisGate | None = None) -> None:
+        """Asks for the layout again, unless it is another by now than was `seen`. Raises nothing.
+
+        `first` is the shard that knows that it has changed: others may not have heard of it yet.
+        """
+        async with self._looking:
+            if self.slots is not seen:
+                return
+            async with aclosing(self._asked(first)) as asked:
+                async for slots in asked:
+                    if slots:
+                        await self._take(slots)
+                        return
+            if self._fault is not None and not self._shards:  # no shard is known, to tell for itself
+                self._nodes_events.failed("ping", self._fault)
+                self._nodes_events.lost("ping", self._fault)
+
+    async def _asked(self, first: RedisGate | None) -> AsyncGenerator[SlotMap, None]:
+        """The layout by one node after the other: shards that are up, those that are not, the seeds."""
+        for node, shard in sorted(self._shards.items(), key=lambda one: (one[1] is not first, not one[1].is_up)):
+            yield await self._layout(shard.client, node)
+        for seed in self._seeds:
+            async with self._opened(seed) as client:
+                yield await self._layout(client, seed)
+
+    async def _layout(self, client: Redis, node: Node) -> SlotMap:
+        """Nothing where the node does not say."""
+        try:
+            reply: Any = await client.execute_command("CLUSTER SLOTS")  # type: ignore[no-untyped-call]
+        except (RedisError, OSError, TimeoutError) as error:
+            if "cluster support disabled" in str(error).lower():
+                self._tell_once()
+            else:
+                self._fault = error
+            return SlotMap()
+        return SlotMap.read(reply, node)
+
+    def _tell_once(self) -> None:
+        if not self._told:
+            self._told = True
+            self._not_a_cluster()
+
+    async def _take(self, slots: SlotMap) -> None:
+        gone = [self._shards.pop(node) for node in self._shards.keys() - slots.nodes]
+        for node in slots.nodes - self._shards.keys():
+            self._shards[node] = self._gate(node)
+            self._lost.set()  # the watch is to ask it at once
+        self.slots = slots
+        for shard in gone:
+            await _close(shard.client)
+
+    def _gate(self, node: Node) -> RedisGate:
+        events = self._events(str(node))
+        shard = RedisGate(self._opened(node), self._max_concurrency, events, ask=_state, lost=self._lost)
+        shard.on_recovery(lambda: self._run(self._on_recovery, self._on_each, node))
+        shard.after_recovery(lambda: self._run(self._after_recovery, self._after_each, node))
+        return shard
+
+    async def _run(self, actions: Actions, each: Sequence[Callable[[], Awaitable[None]]], node: Node) -> None:
+        for action in each:
+            await action()
+        for slot, of_slot in list(actions.items()):
+            if self.slots.owner(slot) == node:
+                for action in of_slot:
+                    await action()
+
+    async def aclose(self) -> None:
+        """Closes all connections."""
+        for shard in self._shards.values():
+            await _close(shard.client)
+        await self.client.aclose()
+
+
+async def _close(client: Redis) -> None:
+    """Where a server under TLS does not answer any more, its connections do not close in time: they are dropped."""
+    with suppress(RedisError, OSError):
+        await client.aclose()
+
+
+async def _state(client: Redis) -> None:
+    """A shard that is cut off from most of the cluster, or that has just been started, answers but serves nothing."""
+    info: Any = await client.execute_command("CLUSTER INFO")  # type: ignore[no-untyped-call]
+    if info.get("cluster_state") != "ok":
+        raise ClusterDownError("CLUSTERDOWN The cluster is down")

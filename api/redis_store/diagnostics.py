@@ -1,0 +1,164 @@
+"""What a Redis server says of itself (INFO), and what of that is no good for Ragherd.
+
+Looks at how a Redis is set up: when it is found, after each outage, and now and then for what was changed since.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from redis.asyncio import Redis
+from redis.exceptions import NoPermissionError
+
+from api.errors import StoreUnavailable
+from api.ports.cache import Store, StoreWarning
+from api.redis_store.client import AnyGate
+from api.redis_store.health_gated import RedisGate
+
+OLDEST: Final[Mapping[Store, tuple[int, int]]] = {"main": (7, 4), "breaker": (7, 2)}
+
+WITHOUT_SEARCH: Final = "without_search"
+ADVICE: Final = {
+    "old": "This Redis is older than what Ragherd is tested with: use Redis 8, or Redis Stack 7.4.",
+    WITHOUT_SEARCH: "This Redis has no search module, so there is neither a semantic cache nor a knowledge base: "
+    "use Redis 8, or Redis Stack 7.4, with its query engine.",
+    "evicts_all": "Its maxmemory-policy lets Redis drop any key when memory is short, also documents and the state of "
+    "breakers: set maxmemory-policy to volatile-lfu.",
+    "not_persistent": "It keeps no append-only file and has written no snapshot since it started: documents are gone "
+    "when it stops. Set appendonly yes, on a disk that outlives it.",
+    "snapshots_only": "It keeps no append-only file: documents stored since its last snapshot are gone when it stops. "
+    "Set appendonly yes.",
+    "disk_fails": "It can not write to its disk: what is stored now is lost when it stops. Look into its log.",
+    "replica": "It is a replica that takes writes: they are lost at its next synchronisation. "
+    "Name the primary, or the Sentinels.",
+    "read_only": "It takes no writes, being a replica: it is not used until it does. "
+    "Name the primary, or the Sentinels.",
+    "unchecked": "Its user may not ask INFO, so nothing is known of how it is set up: `ragherd redis-acl` prints "
+    "what a user needs.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ServerFacts:
+    """What matters of INFO. `snapshots`: one was written, or data loaded from disk, since the server started."""
+
+    version: tuple[int, int]
+    has_search: bool
+    policy: str
+    append_only: bool
+    snapshots: bool
+    disk_works: bool
+    is_replica: bool
+
+
+def server_facts(info: Mapping[str, Any]) -> ServerFacts:
+    """Reads INFO as redis-py gives it; what is missing counts as good."""
+    numbers = re.findall(r"\d+", str(info.get("redis_version", ""))) or ["99", "0"]
+    states = ("rdb_last_bgsave_status", "aof_last_write_status", "aof_last_bgrewrite_status")
+    return ServerFacts(
+        version=(int(numbers[0]), int(numbers[1]) if len(numbers) > 1 else 0),
+        has_search=any(module.get("name") in {"search", "searchlight"} for module in info.get("modules", ())),
+        policy=str(info.get("maxmemory_policy", "")),
+        append_only=str(info.get("aof_enabled", 1)) == "1",
+        snapshots=int(info.get("rdb_last_bgsave_time_sec", 0)) >= 0
+        or int(info.get("rdb_last_load_keys_loaded", 0)) > 0,
+        disk_works=all(str(info.get(state, "ok")) == "ok" for state in states),
+        # Of a cluster none takes writes: one that was a primary a moment ago sends them on.
+        is_replica=str(info.get("role", "master")) != "master" and not int(info.get("cluster_enabled", 0)),
+    )
+
+
+def warnings_of(facts: ServerFacts, store: Store) -> list[StoreWarning]:
+    """What an operator should change, by name in the order of `ADVICE`."""
+    return [warning(store, name) for name in _names(facts, store)]
+
+
+def warning(store: Store, name: str) -> StoreWarning:
+    """One warning of that name."""
+    return StoreWarning(store, name, ADVICE[name])
+
+
+def _names(facts: ServerFacts, store: Store) -> Iterator[str]:
+    if facts.version < OLDEST[store]:
+        yield "old"
+    if store == "main" and not facts.has_search:
+        yield WITHOUT_SEARCH
+    if facts.policy.startswith("allkeys-"):
+        yield "evicts_all"
+    if store == "main" and not facts.append_only:  # a breaker that is forgotten starts closed, and learns
+        yield "snapshots_only" if facts.snapshots else "not_persistent"
+    if not facts.disk_works:
+        yield "disk_fails"
+    if facts.is_replica:
+        yield "replica"
+
+
+LOOK_SECONDS: Final = 60.0
+
+Heard = Callable[[StoreWarning, bool], None]
+"""Told of a warning when it begins (True) and when it is over (False)."""
+
+
+class RedisCheckup:
+    """What is to be said of the Redis behind a gate; of a cluster, what is to be said of any shard, once."""
+
+    def __init__(self, gate: AnyGate, store: Store, heard: Heard = lambda warning, begins: None) -> None:
+        self._gate = gate
+        self._store: Store = store
+        self._heard = heard
+        self._found: dict[RedisGate, list[StoreWarning]] = {}
+        gate.after_each_recovery(self.look)
+
+    @property
+    def warnings(self) -> Sequence[StoreWarning]:
+        """As of the last look; of one that takes no writes, that alone."""
+        return [warning(self._store, "read_only")] if self._gate.is_read_only else self._known()
+
+    async def look(self) -> None:
+        """Asks the server, or every shard that is up. Raises `StoreUnavailable` where none can be asked."""
+        servers = self._gate.servers
+        ends = await asyncio.gather(*(server.run("info", self._ask) for server in servers), return_exceptions=True)
+        before = self._known()
+        self._found = {server: found for server, found in self._found.items() if server in servers}
+        faults: list[BaseException] = []
+        for server, end in zip(servers, ends, strict=True):
+            if isinstance(end, BaseException):
+                faults.append(end)
+            else:
+                self._found[server] = end
+        self._tell(before, self._known())
+        if faults and len(faults) == len(servers):
+            raise faults[0]
+
+    def _known(self) -> list[StoreWarning]:
+        """Of all servers, each once, and those that are down as they were last seen."""
+        return list(dict.fromkeys(warning for found in self._found.values() for warning in found))
+
+    def _tell(self, before: Sequence[StoreWarning], now: Sequence[StoreWarning]) -> None:
+        for old in before:
+            if old not in now:
+                self._heard(old, False)
+        for new in now:
+            if new not in before:
+                self._heard(new, True)
+
+    async def _ask(self, client: Redis) -> list[StoreWarning]:
+        try:
+            info: Any = await client.info()
+        except NoPermissionError:
+            return [warning(self._store, "unchecked")]
+        return warnings_of(server_facts(info), self._store)
+
+    async def keep_looking(self) -> None:
+        """For ever, jittered: somebody may have set it right meanwhile. A task of the worker's."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
+            try:
+                await self.look()
+            except StoreUnavailable:
+                continue  # looked at again when it is found

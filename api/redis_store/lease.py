@@ -1,0 +1,34 @@
+"""What one worker of the fleet does at a time, for all: whoever holds a key with a lifetime."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from api.errors import StoreUnavailable
+from api.redis_store.health_gated import Gates
+from api.redis_store.scripts import script
+
+
+class RedisDuty:
+    """See `ports.Duty`. The key's value is the worker's id, for operators to read."""
+
+    def __init__(self, gate: Gates, key: str, worker: str) -> None:
+        self._gate = gate.of(key)
+        self._key = key
+        self._worker = worker
+        self._hold = script(gate.client, "duty_hold")
+        self._leave = script(gate.client, "duty_leave")
+
+    async def hold(self, seconds: float) -> bool:
+        """See `ports.Duty`."""
+        arguments: list[str | int] = [self._worker, round(seconds * 1000)]
+        try:
+            held = await self._gate.run("duty", lambda client: self._hold([self._key], arguments, client))
+        except StoreUnavailable:
+            return True
+        return bool(held)
+
+    async def leave(self) -> None:
+        """See `ports.Duty`. With Redis down, the lifetime ends it."""
+        with suppress(StoreUnavailable):
+            await self._gate.run("duty", lambda client: self._leave([self._key], [self._worker], client))

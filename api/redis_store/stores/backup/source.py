@@ -1,0 +1,259 @@
+"""Entries of the cache as a backup has them: with what they cite, by digest, and their absolute times.
+
+Documents as a backup has them: each of one revision, with its text and its chunks, while the fleet works on them.
+
+The fleet's memory as a backup reads it: by the keys themselves, in bounded batches, while the fleet works.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from typing import Any, Final
+
+import orjson
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+
+from api.ports.backup import StoredAnswer, StoredDocument
+from api.ports.document_work import EmbeddedChunk
+from api.redis_store.health_gated import Gates
+from api.redis_store.keys import CacheKeys, Keys
+from api.redis_store.scripts import downloaded, milliseconds, now_ms, on_all, replies_of, scanned_once
+from api.redis_store.stores.cache.sweep import EntryKey
+from api.redis_store.stores.documents.documents import (
+    DocumentDigests,
+    Fields,
+    chunk_of,
+    document_of,
+    named,
+    range_of,
+    vector_of,
+)
+
+ANSWERS_READ: Final = 100
+"""Entries read by one command."""
+NEEDED: Final = ("scope", "tenant", "question", "answer", "model", "sources", "created_ms", "expires_ms")
+
+
+class AnswerReader:
+    """Raises `StoreUnavailable`."""
+
+    def __init__(self, gate: Gates, keys: Keys) -> None:
+        self._gate = gate
+        self._keys = keys
+        self._digests = DocumentDigests(gate, keys)
+
+    async def all(self, tenants: Collection[str]) -> AsyncIterator[StoredAnswer]:
+        """See `ports.BackupSource.answers`."""
+        for part in self._keys.partitions:
+            async for parsed in self._found(part):
+                for start in range(0, len(parsed), ANSWERS_READ):
+                    read = await self._read(part, parsed[start : start + ANSWERS_READ])
+                    wanted = [answer for answer in read if not tenants or answer.tenant in tenants]
+                    for answer in await self._cited(wanted):
+                        yield answer
+
+    async def _found(self, part: CacheKeys) -> AsyncIterator[list[EntryKey]]:
+        gate = self._gate.of(part.invalidated)
+        async for found in scanned_once(gate, "backup", part.invalidated, f"{part.entries}*"):
+            parsed = [EntryKey.parsed(part, key) for key in found if part.holds(key)]
+            yield [entry for entry in parsed if entry is not None]
+
+    async def _read(self, part: CacheKeys, entries: Sequence[EntryKey]) -> list[StoredAnswer]:
+        async def ask(client: Redis) -> list[Any]:
+            async with client.pipeline(transaction=False) as pipe:
+                pipe.time()
+                for entry in entries:
+                    pipe.hgetall(entry.key)
+                    pipe.pttl(entry.key)
+                    pipe.hget(part.books[2], entry.key)
+                return await replies_of(pipe)
+
+        time, *replies = await self._gate.of(part.invalidated).run("backup", ask)
+        now_ms = milliseconds(time)
+        threes = zip(entries, replies[::3], replies[1::3], replies[2::3], strict=True)
+        found = [_answer(entry, fields, now_ms + left, uses) for entry, fields, left, uses in threes if left > 0]
+        return [answer for answer in found if answer is not None]
+
+    async def _cited(self, answers: Sequence[StoredAnswer]) -> list[StoredAnswer]:
+        """Those whose documents serve in the revisions that they cite, with the digests of these."""
+        cited = [_revisions(answer.fields["sources"]) for answer in answers]
+        serving = await self._digests.serving(sorted({document for one in cited for document in one}))
+        found = []
+        for answer, revisions in zip(answers, cited, strict=True):
+            if all(serving.get(document, (0, ""))[0] == at for document, at in revisions.items()):
+                digests = {document: serving[document][1] for document in revisions}
+                found.append(
+                    StoredAnswer(
+                        answer.scope, answer.digest, answer.fields, answer.vector, answer.gone_ms, answer.uses, digests
+                    )
+                )
+        return found
+
+
+def _answer(entry: EntryKey, reply: Any, gone_ms: int, uses: bytes | None) -> StoredAnswer | None:
+    """None for one that is gone, is no entry, or that can not be read."""
+    if isinstance(reply, ResponseError):
+        return None
+    raw = named(reply)
+    vector = raw.pop("vector", None)
+    try:
+        fields = {name: value.decode() for name, value in raw.items()}
+        _revisions(fields["sources"])
+    except (ValueError, KeyError, TypeError):
+        return None
+    if any(name not in fields for name in NEEDED):
+        return None
+    return StoredAnswer(entry.scope, entry.digest, fields, vector, gone_ms, int(uses or 0), {})
+
+
+def _revisions(sources: str) -> Mapping[str, int]:
+    """The documents that an answer cites, with their revisions."""
+    return {str(source["document_id"]): int(source.get("revision", 0)) for source in orjson.loads(sources)}
+
+
+DOCUMENTS_READ: Final = 100
+"""Chunks read by one command."""
+TRIES: Final = 5
+"""How often a document that changes while it is read is read again; after that it is left out."""
+
+
+class DocumentReader:
+    """Raises `StoreUnavailable`."""
+
+    def __init__(self, gate: Gates, keys: Keys) -> None:
+        self._gate = gate.of(keys.corpus_state)
+        self._keys = keys
+
+    async def all(self, tenants: Collection[str], *, vectors: bool) -> AsyncIterator[StoredDocument]:
+        """See `ports.BackupSource.documents`."""
+        prefix = self._keys.document("")
+        async for found in scanned_once(self._gate, "backup", self._keys.corpus_state, self._keys.document("*")):
+            for document in (key.removeprefix(prefix) for key in found):
+                if ":" not in document:
+                    stored = await self._stored(document, tenants, vectors)
+                    if stored is not None:
+                        yield stored
+
+    async def _stored(self, document: str, tenants: Collection[str], vectors: bool) -> StoredDocument | None:
+        """None for one that does not serve, is not wanted, or does not stand still."""
+        for _ in range(TRIES):
+            fields = await self._fields(document)
+            revision = int(fields.get("revision") or 0)
+            if revision == 0 or (tenants and fields["tenant"].decode() not in tenants):
+                return None
+            content = await downloaded(self._gate, self._keys.document_text(document))
+            sets = await self._sets(document, fields) if vectors else {}
+            if content is not None and int((await self._fields(document)).get("revision") or 0) == revision:
+                return StoredDocument(document_of(document, fields, {}), content.decode("utf-8", "replace"), sets)
+        return None
+
+    async def _fields(self, document: str) -> Fields:
+        key = self._keys.document(document)
+        return named(await self._gate.run("backup", lambda client: client.hgetall(key)))
+
+    async def _sets(self, document: str, fields: Fields) -> Mapping[str, Sequence[EmbeddedChunk]]:
+        """By each embedder that has embedded the revision that serves; a set with a gap is left out."""
+        revision, total = fields["revision"], int(fields.get("chunks") or 0)
+        embedders = [name[9:] for name, at in fields.items() if name.startswith("embedded:") and at == revision]
+        found = {}
+        for embedder in embedders:
+            # Others may have been cut otherwise, so that only they know how many they are.
+            count = await self._count(document, f"{embedder}:{int(revision)}") or total
+            names = [self._keys.chunk(embedder, document, int(revision), number) for number in range(count)]
+            chunks = [
+                await self._chunks(names[start : start + DOCUMENTS_READ]) for start in range(0, count, DOCUMENTS_READ)
+            ]
+            flat = [chunk for part in chunks for chunk in part]
+            if all(chunk is not None for chunk in flat):
+                found[embedder] = [chunk for chunk in flat if chunk is not None]
+        return found
+
+    async def _count(self, document: str, field: str) -> int:
+        key = self._keys.document_chunks(document)
+        return int(await self._gate.run("backup", lambda client: client.hget(key, field)) or 0)
+
+    async def _chunks(self, names: Sequence[str]) -> list[EmbeddedChunk | None]:
+        async def read(client: Redis) -> list[Any]:
+            async with client.pipeline(transaction=False) as pipe:
+                for name in names:
+                    pipe.hgetall(name)
+                replies: list[Any] = await pipe.execute()
+                return replies
+
+        return [_embedded(named(fields)) for fields in await self._gate.run("backup", read)]
+
+
+def _embedded(fields: Fields) -> EmbeddedChunk | None:
+    try:
+        vector, failure = vector_of(fields), fields.get("failure", b"").decode()
+        assert vector is not None or failure
+        return EmbeddedChunk(chunk_of(fields), vector, range_of(fields["span"]), range_of(fields["reach"]), failure)
+    except (KeyError, ValueError, AssertionError):
+        return None
+
+
+_OWNER: Final = re.compile(r"[0-9a-f]{16}")
+"""What tells a tenant's key from others that begin alike."""
+
+
+class RedisBackupSource:
+    """See `ports.BackupSource`."""
+
+    def __init__(self, gate: Gates, keys: Keys) -> None:
+        self._gates = gate
+        self._gate = gate.of(keys.corpus_state)
+        self._keys = keys
+        self._documents = DocumentReader(gate, keys)
+        self._answers = AnswerReader(gate, keys)
+        self._digests = DocumentDigests(gate, keys)
+
+    async def now_ms(self) -> int:
+        """See `ports.BackupSource`."""
+        return await self._gate.run("backup", now_ms)
+
+    async def expected(self) -> tuple[int, int]:
+        """See `ports.BackupSource`."""
+        documents = sum([await self._documents_of(key) for key in await self._owners()])
+        return documents, sum(await on_all(self._answers_in(part) for part in self._keys.partitions))
+
+    def documents(self, tenants: Collection[str], *, vectors: bool) -> AsyncIterator[StoredDocument]:
+        """See `ports.BackupSource`."""
+        return self._documents.all(tenants, vectors=vectors)
+
+    def answers(self, tenants: Collection[str]) -> AsyncIterator[StoredAnswer]:
+        """See `ports.BackupSource`."""
+        return self._answers.all(tenants)
+
+    async def unsettled(self) -> Mapping[str, int | None]:
+        """See `ports.BackupSource`."""
+        found: dict[str, int | None] = {}
+        for key in await self._owners():
+            tenant, epoch = await self._gate.run("backup", lambda client, k=key: client.hmget(k, "tenant", "epoch"))  # type: ignore[misc]
+            if tenant is not None:
+                found[tenant.decode()] = int(epoch or 0)
+        work: Any = await self._gate.run("backup", lambda client: client.zrange(self._keys.corpus_work, 0, -1))
+        for document in work:
+            key = self._keys.document_work(document.decode())
+            (tenant,) = await self._gate.run("backup", lambda client, k=key: client.hmget(k, "tenant"))  # type: ignore[misc]
+            if tenant is not None:
+                found[tenant.decode()] = None
+        return found
+
+    async def corpus(self, tenant: str) -> tuple[int, str]:
+        """See `ports.BackupSource`."""
+        return await self._digests.corpus(tenant)
+
+    async def _owners(self) -> list[str]:
+        """The keys of all tenants' documents."""
+        prefix = self._keys.corpus("")
+        batches = [found async for found in scanned_once(self._gate, "backup", self._keys.corpus_state, f"{prefix}*")]
+        return [key for found in batches for key in found if _OWNER.fullmatch(key.removeprefix(prefix))]
+
+    async def _documents_of(self, key: str) -> int:
+        return int(await self._gate.run("backup", lambda client: client.hget(key, "documents")) or 0)
+
+    async def _answers_in(self, part: CacheKeys) -> int:
+        gate = self._gates.of(part.invalidated)
+        return int(await gate.run("backup", lambda client: client.zcard(part.books[1])))

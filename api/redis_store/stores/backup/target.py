@@ -1,0 +1,383 @@
+"""Stores answers of a backup: those that are right for the documents that serve now, and that nobody has deleted.
+
+An answer is right where every document that it cites serves with the very content that it was made from. One that
+documents were looked for is fresh only where the tenant has the same documents as then, else stale: others might change
+it, as any new document might.
+
+Puts documents of a backup into service, as a worker would that had just embedded them.
+
+Where a backup is restored to: a Redis that may be empty, or that a fleet is working in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final, cast
+
+import orjson
+from redis.asyncio import Redis
+
+from api.errors import StoreUnavailable
+from api.ports.backup import AnswerOutcome, DocumentOutcome, StoredAnswer, StoredDocument
+from api.ports.cache import CacheSweep, Selection
+from api.ports.document_work import Deletions, EmbeddedChunk, Work, marks_about
+from api.ports.documents import Document, Draft, FailedChunk
+from api.redis_store.health_gated import Gates
+from api.redis_store.keys import CacheKeys, Keys
+from api.redis_store.lease import RedisDuty
+from api.redis_store.scripts import now_ms, on_all, script
+from api.redis_store.stores.cache.invalidation import RedisOutdatedAnswers
+from api.redis_store.stores.documents.documents import DocumentDigests, RedisDocuments, owner_of
+from api.redis_store.stores.documents.embeddings import RedisReembedding
+from api.redis_store.stores.documents.passages import RedisPassageIndex
+from api.redis_store.stores.documents.work import LIFETIME_MS, RedisDocumentWork
+from api.values import EmbedderIdentity
+
+TRIES: Final = 5
+"""How often answers are looked at again whose documents change at this moment; after that they are left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """An answer as it is to be stored, or why it is not, as looked at at `at_ms` by the clock of its partition."""
+
+    answer: StoredAnswer
+    at_ms: int
+    outcome: AnswerOutcome
+    fields: Mapping[str, str | bytes]
+
+
+_Act = Callable[[CacheKeys, Mapping[int, _Ready]], Coroutine[Any, Any, dict[int, str]]]
+
+
+class AnswerWriter:
+    """Raises `StoreUnavailable`. `max_size`: of a partition.
+
+    `assumed`, `assumed_deletions`: documents by digest that would serve, and deletions that would be taken over, where
+    nothing is really restored.
+    """
+
+    def __init__(self, gate: Gates, keys: Keys, deletions: Deletions, max_size: int, *, new_outdate: bool) -> None:
+        self._gate = gate
+        self._keys = keys
+        self._deletions = deletions
+        self._digests = DocumentDigests(gate, keys)
+        self._max_size = max_size
+        self._new_outdate = new_outdate
+        self._corpora: dict[str, tuple[int, str]] = {}
+        self._restore = script(gate.client, "cache_common", "cache_restore")
+        self.assumed: dict[str, str] = {}
+        self.assumed_deletions: Mapping[str, int] = {}
+
+    async def put(
+        self, answers: Sequence[StoredAnswer], corpora: Mapping[str, str], *, dry_run: bool
+    ) -> list[AnswerOutcome]:
+        """See `ports.BackupTarget.put_answers`."""
+        outcomes: list[AnswerOutcome | None] = [None] * len(answers)
+        for _ in range(TRIES):
+            left = [number for number, outcome in enumerate(outcomes) if outcome is None]
+            found = await self._tried([answers[number] for number in left], corpora, dry_run=dry_run)
+            for number, outcome in zip(left, found, strict=True):
+                outcomes[number] = outcome
+        return [outcome or "outdated" for outcome in outcomes]
+
+    async def _tried(
+        self, answers: Sequence[StoredAnswer], corpora: Mapping[str, str], *, dry_run: bool
+    ) -> list[AnswerOutcome | None]:
+        """None for one whose documents have changed since they were looked at."""
+        if not answers:
+            return []
+        clocks = await self._clocks({self._keys.partition(answer.scope) for answer in answers})
+        deleted = await self._deletions.noted()
+        cited = sorted({document for answer in answers for document in answer.cites})
+        serving = await self._digests.serving(cited)
+        grounded = set() if self.assumed else {answer.tenant for answer in answers if answer.is_grounded}
+        changed = [tenant for tenant in grounded if not await self._is_same(tenant, corpora)]
+        ready = []
+        for answer in answers:
+            is_fresh = not (answer.is_grounded and answer.tenant in changed)
+            at_ms = clocks[self._keys.partition(answer.scope)]
+            ready.append(_Ready(answer, at_ms, *self._judged(answer, at_ms, deleted, serving, is_fresh=is_fresh)))
+        wanted = {number: one for number, one in enumerate(ready) if one.outcome in ("restored", "restored stale")}
+        replies = await self._in_parts(self._there_in if dry_run else self._stored_in, wanted)
+        outcomes: list[AnswerOutcome | None] = []
+        for number, one in enumerate(ready):
+            reply = replies.get(number, "restored")
+            known = one.outcome if reply == "restored" else cast(AnswerOutcome, reply)
+            outcomes.append(None if reply == "changed" else known)
+        return outcomes
+
+    def _judged(
+        self,
+        answer: StoredAnswer,
+        now_ms: int,
+        deleted: Mapping[str, int],
+        serving: Mapping[str, tuple[int, str]],
+        *,
+        is_fresh: bool,
+    ) -> tuple[AnswerOutcome, Mapping[str, str | bytes]]:
+        if answer.gone_ms <= now_ms or answer.created_ms <= now_ms - LIFETIME_MS:
+            return "expired", {}
+        marks = marks_about(answer.digest, answer.tenant, list(answer.cites))
+        known = (deleted, self.assumed_deletions)
+        if any(noted.get(mark, -1) >= answer.created_ms for noted in known for mark in marks):
+            return "deleted since", {}
+        revisions = {document: revision for document, (revision, digest) in serving.items()}
+        present = {**{document: digest for document, (_, digest) in serving.items()}, **self.assumed}
+        if any(present.get(document) != digest for document, digest in answer.cites.items()):
+            return "outdated", {}
+        ends = int(answer.fields["expires_ms"])
+        fields: dict[str, str | bytes] = {**answer.fields, "sources": _cited(answer.fields["sources"], revisions)}
+        if answer.vector is not None:
+            fields["vector"] = answer.vector
+        if is_fresh or ends <= now_ms:
+            return "restored", fields
+        return "restored stale", {**fields, "expires_ms": str(now_ms)}
+
+    async def _in_parts(self, act: _Act, wanted: Mapping[int, _Ready]) -> dict[int, str]:
+        """What became of each, by its number."""
+        parts: dict[CacheKeys, dict[int, _Ready]] = {}
+        for number, one in wanted.items():
+            parts.setdefault(self._keys.partition(one.answer.scope), {})[number] = one
+        found = await on_all(act(part, of_part) for part, of_part in parts.items())
+        return {number: reply for replies in found for number, reply in replies.items()}
+
+    async def _stored_in(self, part: CacheKeys, wanted: Mapping[int, _Ready]) -> dict[int, str]:
+        async def store(client: Redis) -> list[Any]:
+            async with client.pipeline(transaction=False) as pipe:
+                for one in wanted.values():
+                    await self._restore(*self._call(part, one), pipe)
+                return list(await pipe.execute())
+
+        replies = await self._gate.of(part.invalidated).run("restore", store)
+        return {number: reply.decode() for number, reply in zip(wanted, replies, strict=True)}
+
+    async def _there_in(self, part: CacheKeys, wanted: Mapping[int, _Ready]) -> dict[int, str]:
+        """As `_stored_in` would say; that others may have no room is not looked at."""
+
+        async def look(client: Redis) -> list[Any]:
+            async with client.pipeline(transaction=False) as pipe:
+                for one in wanted.values():
+                    pipe.hget(part.entry(one.answer.scope, one.answer.digest), "created_ms")
+                return list(await pipe.execute())
+
+        found = await self._gate.of(part.invalidated).run("restore", look)
+        is_there = {
+            number: int(at or -1) >= wanted[number].answer.created_ms for number, at in zip(wanted, found, strict=True)
+        }
+        return {number: "there already" if there else "restored" for number, there in is_there.items()}
+
+    def _call(self, part: CacheKeys, one: _Ready) -> tuple[list[str], list[Any]]:
+        answer = one.answer
+        keys = [part.entry(answer.scope, answer.digest), part.invalidated, *part.books]
+        marks = marks_about(answer.digest, answer.tenant, list(answer.cites))
+        documents = f"corpus:{answer.tenant}" if answer.is_grounded else ""
+        tokens = answer.fields.get("completion_tokens", "0")
+        times = [answer.created_ms, answer.gone_ms, one.at_ms]
+        pairs = [part for pair in one.fields.items() for part in pair]
+        return keys, [*times, documents, self._max_size, answer.tenant, tokens, answer.uses, len(marks), *marks, *pairs]
+
+    async def _is_same(self, tenant: str, corpora: Mapping[str, str]) -> bool:
+        """Whether the tenant has the documents that its answers were made among. Known while nothing changes."""
+        if not self._new_outdate:
+            return True
+        known = self._corpora.get(tenant)
+        if known is None or known[0] != await self._digests.epoch(tenant) or not known[1]:
+            known = self._corpora[tenant] = await self._digests.corpus(tenant)
+        return bool(known[1]) and corpora.get(tenant, "") == known[1]
+
+    async def _clocks(self, parts: Iterable[CacheKeys]) -> dict[CacheKeys, int]:
+        """The time by the clock of each partition."""
+
+        async def clock(part: CacheKeys) -> tuple[CacheKeys, int]:
+            return part, await self._gate.of(part.invalidated).run("restore", now_ms)
+
+        return dict(await on_all(clock(part) for part in parts))
+
+
+def _cited(sources: str, revisions: Mapping[str, int]) -> bytes:
+    """The sources by the revisions that the documents have here; whatever else they say stays."""
+    found = orjson.loads(sources)
+    return orjson.dumps([{**one, "revision": revisions.get(one["document_id"], 0)} for one in found])
+
+
+LEASE: Final = 30.0
+"""Seconds from the last chunk on. Should this process die, a worker takes the document on after so long."""
+WRITTEN: Final = 50
+"""Chunks written by one command."""
+HELD: Final = 100
+HELD_SECONDS: Final = 10.0
+"""The cache is told of so many documents together, and not later than this."""
+
+
+class DocumentWriter:
+    """Raises `StoreUnavailable`. `most`: documents of a tenant; `tells_of_new`: a new document may outdate answers."""
+
+    def __init__(
+        self,
+        gate: Gates,
+        keys: Keys,
+        worker: str,
+        work: RedisDocumentWork,
+        sweep: CacheSweep,
+        answers: RedisOutdatedAnswers,
+        most: int,
+        *,
+        tells_of_new: bool,
+    ) -> None:
+        self._gates = gate
+        self._gate = gate.of(keys.corpus_state)
+        self._keys = keys
+        self._worker = worker
+        self._documents = RedisDocuments(gate, keys)
+        self._work = work
+        self._index = RedisPassageIndex(gate, keys)
+        self._anew = RedisReembedding(gate, keys, worker)
+        self._sweep = sweep
+        self._answers = answers
+        self._most = most
+        self._tells_of_new = tells_of_new
+        self._dated = script(gate.client, "document_dated")
+        self._held: list[Work] = []
+        self._since = 0.0
+
+    async def put(self, stored: StoredDocument, *, replace: bool, dry_run: bool) -> DocumentOutcome:
+        """See `ports.BackupTarget.put_document`."""
+        document = stored.document
+        there = await self._documents.find(document.id)
+        if there is not None and _is_same(there, document):
+            return "unchanged"
+        if there is not None and there.updated_ms > document.updated_ms and not replace:
+            return "newer kept"
+        if dry_run:
+            return "restored" if stored.sets else "to embed"
+        draft = Draft(document.id, document.facts, document.digest, stored.text.encode())
+        proposal = await self._documents.propose(draft, self._most)
+        if proposal.verdict == "full":
+            return "refused"
+        if proposal.verdict == "unchanged":
+            return "unchanged"
+        work = await self._work.take(document.id, LEASE) if stored.sets else None
+        if work is None or work.revision != proposal.revision:
+            return "to embed"
+        return await self._put(work, stored)
+
+    async def _put(self, work: Work, stored: StoredDocument) -> DocumentOutcome:
+        if work.owes:
+            await self._sweep.sweep(Selection(source=work.id), dry_run=False)
+            await self._work.told(work)
+        (embedder, chunks), *further = stored.sets.items()
+        identity = await self._identity(embedder, chunks)
+        for start in range(0, len(chunks), WRITTEN):
+            part = chunks[start : start + WRITTEN]
+            await self._work.write(work, identity, part, len(chunks), start + len(part), LEASE)
+        failed = [FailedChunk(one.chunk.number, one.failure) for one in chunks if one.vector is None]
+        committed = await self._work.commit(work, identity, len(chunks), len(stored.text), failed)
+        if committed is None:
+            return "newer kept"  # something newer was asked for meanwhile
+        for name, others in further:
+            await self._further(committed, name, others)
+        await self._date(committed, stored.document)
+        await self._hold(committed)
+        return "restored"
+
+    async def _further(self, work: Work, embedder: str, chunks: Sequence[EmbeddedChunk]) -> None:
+        """By another embedder too, unless a worker that has it is embedding documents anew: then it embeds this one."""
+        duty = RedisDuty(self._gates, self._keys.embedding_duty(embedder), self._worker)
+        if not await duty.hold(LEASE):
+            return
+        identity = await self._identity(embedder, chunks)
+        for start in range(0, len(chunks), WRITTEN):
+            await self._work.rewrite(work, identity, chunks[start : start + WRITTEN], len(chunks))
+        await self._anew.embedded(work, identity)
+        await duty.leave()
+
+    async def _identity(self, embedder: str, chunks: Sequence[EmbeddedChunk]) -> EmbedderIdentity:
+        """With its index there."""
+        size = next((len(one.vector) for one in chunks if one.vector is not None), 0)
+        identity = EmbedderIdentity("", size // 4, embedder)
+        await self._index.ensure(identity)
+        return identity
+
+    async def _date(self, work: Work, document: Document) -> None:
+        keys = [self._keys.document(work.id), self._keys.corpus_documents(owner_of(work.facts.tenant))]
+        arguments: list[Any] = [work.id, work.revision, document.created_ms, document.updated_ms]
+        await self._gate.run("restore", lambda client: self._dated(keys, arguments, client))
+
+    # -- the cache ----------------------------------------------------------------------------------------------------
+
+    async def _hold(self, work: Work) -> None:
+        """Until the cache is told of several together. Should the lease end before, a worker tells."""
+        self._since = self._since if self._held else time.monotonic()
+        self._held.append(work)
+        if len(self._held) >= HELD or time.monotonic() - self._since > HELD_SECONDS:
+            await self.settle()
+
+    async def settle(self) -> None:
+        """Answers that used a document that was replaced go; of tenants with further ones, all are stale."""
+        held, self._held = self._held, []
+        try:
+            for tenant in {work.facts.tenant for work in held if work.replaced or self._tells_of_new}:
+                await self._sweep.outdate(tenant)  # first: see `Outdating.told_of`
+            if held and await self._has_answers():
+                for work in held:
+                    if work.replaced:
+                        await self._sweep.sweep(Selection(source=work.id), dry_run=False)
+                for tenant in {work.facts.tenant for work in held} if self._tells_of_new else ():
+                    await self._answers.expire_all(tenant)
+            for work in held:
+                await self._work.finish(work)
+        except (StoreUnavailable, asyncio.CancelledError):
+            for work in held:
+                with suppress(StoreUnavailable):
+                    await self._work.release(work)
+            raise
+
+    async def _has_answers(self) -> bool:
+        return any(await on_all(self._has_answers_in(part) for part in self._keys.partitions))
+
+    async def _has_answers_in(self, part: CacheKeys) -> bool:
+        gate = self._gates.of(part.invalidated)
+        return bool(await gate.run("restore", lambda client: client.zcard(part.books[1])))
+
+
+def _is_same(there: Document, document: Document) -> bool:
+    """Also one that a later attempt to replace it left as failed: it serves."""
+    return there.digest == document.digest and there.revision > 0 and there.status != "processing"
+
+
+class RedisBackupTarget:
+    """See `ports.BackupTarget`."""
+
+    def __init__(self, documents: DocumentWriter, answers: AnswerWriter, deletions: Deletions) -> None:
+        self._documents = documents
+        self._answers = answers
+        self._deletions = deletions
+
+    async def put_document(self, stored: StoredDocument, *, replace: bool, dry_run: bool) -> DocumentOutcome:
+        """See `ports.BackupTarget`."""
+        outcome = await self._documents.put(stored, replace=replace, dry_run=dry_run)
+        if dry_run and outcome == "restored":
+            self._answers.assumed[stored.document.id] = stored.document.digest
+        return outcome
+
+    async def settle(self) -> None:
+        """See `ports.BackupTarget`."""
+        await self._documents.settle()
+
+    async def put_deletions(self, marks: Mapping[str, int], *, dry_run: bool) -> None:
+        """See `ports.BackupTarget`."""
+        if dry_run:
+            self._answers.assumed_deletions = marks
+        else:
+            await self._deletions.merge(marks)
+
+    async def put_answers(
+        self, answers: Sequence[StoredAnswer], corpora: Mapping[str, str], *, dry_run: bool
+    ) -> Sequence[AnswerOutcome]:
+        """See `ports.BackupTarget`."""
+        return await self._answers.put(answers, corpora, dry_run=dry_run)

@@ -1,0 +1,95 @@
+"""The bulkhead's permits and line in Redis: one script a step, Redis's clock; messages wake those who wait."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import Any
+
+from redis.commands.core import AsyncScript
+
+from api.bulkhead.rules import BulkheadReading, Policy, Priority, Return, Taken, Verdict, Wake, new_id, tenant_field
+from api.redis_store.health_gated import Gates
+from api.redis_store.keys import Keys
+from api.redis_store.scripts import Reader, messages, script
+
+
+class RedisBulkheadStore:
+    """One bulkhead of the fleet. `reader` opens a client of its own for the messages."""
+
+    def __init__(
+        self,
+        gate: Gates,
+        reader: Reader,
+        keys: Keys,
+        name: str,
+        policy: Policy,
+        worker: str,
+    ) -> None:
+        self._keys = keys.bulkhead(name)
+        self._gate = gate.of(self._keys[0])
+        self._reader = reader
+        self._worker = worker
+        self._max_queue = policy.max_queue
+        channel = keys.bulkhead_channel(name, "")
+        self._channel = channel + worker
+        self._common = (f"{policy.limit} {policy.reserve}", policy.lease_ms, channel)
+        self._take = self._script("bulkhead_take")
+        self._give = self._script("bulkhead_give")
+        self._tend = self._script("bulkhead_tend")
+        self._read = self._script("bulkhead_read")
+
+    def _script(self, name: str) -> AsyncScript:
+        return script(self._gate.client, "bulkhead_common", name)
+
+    async def _run(self, called: AsyncScript, *arguments: Any) -> Any:
+        return await self._gate.run("bulkhead", lambda client: called(self._keys, (*self._common, *arguments), client))
+
+    async def take(self, priority: Priority, tenant: str) -> Taken:
+        """See `BulkheadStore`."""
+        verdict, ticket, retry_after_ms = await self._run(
+            self._take, priority, tenant_field(tenant), self._worker, new_id(), self._max_queue
+        )
+        return Taken(Verdict(verdict), ticket.decode(), int(retry_after_ms) / 1000)
+
+    async def give(self, returns: Sequence[Return]) -> list[str]:
+        """See `BulkheadStore`."""
+        items = (field for item in returns for field in (item.ticket, item.held_ms, item.reason or ""))
+        return _texts(await self._run(self._give, *items))
+
+    async def tend(self, held: Iterable[str], waiting: Iterable[str]) -> list[str]:
+        """See `BulkheadStore`."""
+        own = list(held)
+        return _texts(await self._run(self._tend, len(own), *own, *waiting))
+
+    async def read(self) -> BulkheadReading:
+        """See `BulkheadStore`."""
+        in_use, length, *rest = await self._run(self._read)
+        queue, pairs = _texts(rest[:length]), _texts(rest[length:])
+        fields = dict(zip(pairs[::2], pairs[1::2], strict=True))
+        stats = {name: number for name, value in fields.items() if (number := _number(value)) is not None}
+        return BulkheadReading(in_use, tuple(queue), stats)
+
+    async def follow(self) -> AsyncIterator[Wake | None]:
+        """See `BulkheadStore`."""
+        async for text in messages(self._reader, self._channel):
+            yield None if text is None else _wake(text)
+
+
+def _wake(text: str) -> Wake | None:
+    """A word that only a later release knows has the worker look for itself, as after a silence."""
+    what, _, ticket = text.partition(" ")
+    if what == "granted":
+        return Wake(ticket)
+    return Wake(ticket, "displaced") if what == "displaced" else None
+
+
+def _number(text: str) -> float | None:
+    """None for what is no figure: whose turn it is, or what a later release notes."""
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _texts(reply: Sequence[bytes]) -> list[str]:
+    return [value.decode() for value in reply]

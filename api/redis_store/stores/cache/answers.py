@@ -1,0 +1,231 @@
+"""What an entry of the cache says of the documents that it depends on: pure translation.
+
+Answers of the whole fleet in Redis: one hash an answer, found by its digest or through the vector index.
+
+Follow-up questions as they were rewritten to stand alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Final
+
+import orjson
+
+from api.errors import DocumentsChanged, StoreUnavailable
+from api.ports.cache import CachedQuestion, Claim, ExactLookup, Grounds, NewAnswer
+from api.ports.documents import DocumentFilter
+from api.redis_store.health_gated import Gates
+from api.redis_store.keys import Keys
+from api.redis_store.scripts import script
+from api.redis_store.stores.cache.semantic_index import FIELDS, SemanticIndexes
+from api.redis_store.stores.cache.sweep import TOMBSTONE_MS
+from api.redis_store.stores.documents.documents import owner_of
+from api.redis_store.stores.fleet import CacheCounters
+from api.values import CachedAnswer, CacheKind, CacheMatch, EmbedderIdentity, Source, Usage, Vector, known
+
+COMPARED: Final = "meaning"
+"""An entry that new documents are compared with, by the meaning of its question."""
+EXACT: Final = "exact"
+"""One that any new document changes, as far as can be told."""
+WANTED: Final = ("tenant", "question", "top_k", "wanted", "vector")
+
+
+def ground_fields(tenant: str, grounds: Grounds, *, has_vector: bool) -> dict[str, Any]:
+    """The fields of an entry that depends on documents."""
+    return {
+        "owner": owner_of(tenant),
+        "compared": COMPARED if has_vector and grounds.corpus.documents else EXACT,
+        "epoch": grounds.corpus.epoch,
+        "top_k": grounds.top_k,
+        "wanted": orjson.dumps({"tags": grounds.wanted.tags, "ids": grounds.wanted.ids}),
+    }
+
+
+def cached_question(entry: str, fields: Mapping[str, bytes]) -> CachedQuestion:
+    """The reverse. Raises `KeyError` and `ValueError` for an entry that is being removed."""
+    wanted = orjson.loads(fields["wanted"])
+    return CachedQuestion(
+        entry=entry,
+        question=fields["question"].decode("utf-8", "replace"),
+        tenant=fields["tenant"].decode("utf-8", "replace"),
+        vector=fields.get("vector"),
+        top_k=int(fields["top_k"]),
+        wanted=DocumentFilter(tuple(wanted["tags"]), tuple(wanted["ids"])),
+    )
+
+
+class RedisAnswerCache:
+    """See `ports.AnswerCache`. A look-up and a store concern one partition, that of the scope.
+
+    `ttl_ms` is how long an answer is fresh, `stale_ms` how much longer it is kept; `max_size` is of a partition.
+    The tenant with most entries loses one first where it has more than `tenant_share` of `max_size`.
+    `on_evicted` is told how many entries had to go for a new one.
+    """
+
+    def __init__(
+        self,
+        gate: Gates,
+        keys: Keys,
+        indexes: SemanticIndexes,
+        counters: CacheCounters,
+        *,
+        ttl_ms: int,
+        stale_ms: int,
+        max_size: int,
+        tenant_share: float = 1.0,
+        on_evicted: Callable[[int], None] = lambda count: None,
+    ) -> None:
+        self._gate = gate
+        self._keys = keys
+        self._indexes = indexes
+        self._counters = counters
+        self._on_evicted = on_evicted
+        self._limits = (ttl_ms, stale_ms, max_size, round(tenant_share * max_size))
+        self._find = script(gate.client, "cache_find")
+        self._store = script(gate.client, "cache_common", "cache_store")
+
+    async def find_exact(self, scope: str, digest: str, tenant: str = "") -> ExactLookup:
+        """See `ports.AnswerCache`."""
+        if not self._indexes.of(scope).supported:
+            raise StoreUnavailable("Redis has no search module")
+        part = self._keys.partition(scope)
+        key = part.entry(scope, digest)
+        keys = [key, part.invalidated]
+        marks = [*_marks(digest, tenant), _documents(tenant)]
+        arguments: list[str | int] = [len(marks), *marks, *FIELDS]
+        gate = self._gate.of(key)
+        reply = await gate.run("exact_lookup", lambda client: self._find(keys, arguments, client))
+        now_ms, invalidated_ms, values = int(reply[0]), int(reply[1]), reply[2:]
+        if values[0] is None:
+            return ExactLookup(None, now_ms, invalidated_ms)
+        return ExactLookup(self._match(key, values, "exact", 1.0, now_ms), now_ms, invalidated_ms)
+
+    async def find_similar(
+        self, embedder: EmbedderIdentity, scope: str, vector: Vector, now_ms: int, *, stale_ms: int = 0
+    ) -> Sequence[CacheMatch]:
+        """See `ports.AnswerCache`."""
+        found = await self._indexes.of(scope).nearest(embedder, scope, vector, now_ms - stale_ms)
+        matches = [self._match(one.key, one.values, "semantic", one.similarity, now_ms) for one in found]
+        return [match for match in matches if match is not None]
+
+    async def store(
+        self, scope: str, digest: str, vector: Vector | None, answer: NewAnswer, *, claim: Claim | None = None
+    ) -> CachedAnswer | None:
+        """See `ports.AnswerCache`."""
+        part = self._keys.partition(scope)
+        key = part.entry(scope, digest)
+        fields, grounds = _fields(scope, vector, answer), answer.grounds
+        cited = dict.fromkeys(source.document_id for source in answer.sources)
+        marks = [*_marks(digest, answer.tenant), *(f"source:{document}" for document in cited)]
+        pairs = (part for pair in fields.items() for part in pair)
+        fence, flight = (claim.fence, [claim.key]) if claim is not None else ("", [])
+        tokens = answer.usage.completion_tokens
+        looked: list[Any] = [_documents(answer.tenant), grounds.at_ms] if grounds is not None else ["", 0]
+        asked: list[Any] = [*self._limits, answer.tenant, fence, answer.asked_ms, tokens, *looked, TOMBSTONE_MS]
+        arguments = [*asked, len(marks), *marks, *pairs]
+        keys = [key, part.invalidated, *part.books, *flight]
+        reply = await self._gate.of(key).run("store", lambda client: self._store(keys, arguments, client))
+        if not reply:
+            return None
+        if reply[0] == b"changed":
+            raise DocumentsChanged(int(reply[1]))
+        created, expires, evicted = reply
+        self._counters.add("stores")
+        if evicted:
+            self._counters.add("evictions", evicted)
+            self._on_evicted(evicted)
+        return CachedAnswer(
+            key,
+            answer.question,
+            answer.answer,
+            answer.model,
+            answer.sources,
+            answer.usage,
+            int(created),
+            int(expires),
+            answer.unread if vector is not None else None,
+        )
+
+    def used(self, match: CacheMatch) -> None:
+        """Notes that an entry was served, so that it is evicted later."""
+        self._counters.touch(match.answer.entry)
+
+    def _match(
+        self, key: str, values: Sequence[Any], kind: CacheKind, similarity: float, now_ms: int
+    ) -> CacheMatch | None:
+        """An entry that can not be read is counted, never served, and left alone: a later release may read it."""
+        try:
+            return CacheMatch(_decode(key, values), kind, similarity, now_ms)
+        except (ValueError, TypeError, KeyError):
+            self._counters.add("corrupt")
+            return None
+
+
+def _fields(scope: str, vector: Vector | None, answer: NewAnswer) -> dict[str, Any]:
+    """The hash of an entry, without its times."""
+    fields: dict[str, Any] = {
+        "scope": scope,
+        "tenant": answer.tenant,
+        "question": answer.question,
+        "answer": answer.answer,
+        "model": answer.model,
+        "sources": orjson.dumps([asdict(source) for source in answer.sources]),
+        "prompt_tokens": answer.usage.prompt_tokens,
+        "completion_tokens": answer.usage.completion_tokens,
+    }
+    if vector is not None:
+        fields |= {"vector": vector, "unread": orjson.dumps(answer.unread)}
+    if answer.grounds is not None:
+        fields |= ground_fields(answer.tenant, answer.grounds, has_vector=vector is not None)
+    return fields
+
+
+def _marks(digest: str, tenant: str) -> list[str]:
+    """The fields of `rag:invalidated` that speak of a question's answer, whatever it cites."""
+    return ["all", f"tenant:{tenant}", f"question:{digest}"]
+
+
+def _documents(tenant: str) -> str:
+    """The field of `rag:invalidated` that says when the tenant's documents changed."""
+    return f"corpus:{tenant}"
+
+
+def _decode(key: str, values: Sequence[Any]) -> CachedAnswer:
+    text = [value.decode() if isinstance(value, bytes) else value for value in values]
+    *needed, unread = text
+    if any(value is None for value in needed):
+        raise ValueError("a field is missing")
+    question, answer, model, sources, prompt_tokens, completion_tokens, created, expires = needed
+    return CachedAnswer(
+        entry=key,
+        question=question,
+        answer=answer,
+        model=model,
+        sources=tuple(known(Source, source) for source in orjson.loads(sources)),
+        usage=Usage(int(prompt_tokens), int(completion_tokens)),
+        created_ms=int(created),
+        expires_ms=int(expires),
+        unread=None if unread is None else tuple(map(str, orjson.loads(unread))),
+    )
+
+
+class RedisCondensedQuestions:
+    """See `ports.CondensedQuestions`: `rag:condensed:<digest>`, for as long as an answer is fresh."""
+
+    def __init__(self, gate: Gates, keys: Keys, ttl_ms: int) -> None:
+        self._gate = gate
+        self._keys = keys
+        self._ttl_ms = ttl_ms
+
+    async def find(self, place: str) -> str | None:
+        """See `ports.CondensedQuestions`."""
+        key = self._keys.condensed(place)
+        found: Any = await self._gate.of(key).run("condensed", lambda client: client.get(key))
+        return None if found is None else str(found.decode())
+
+    async def remember(self, place: str, question: str) -> None:
+        """See `ports.CondensedQuestions`."""
+        key = self._keys.condensed(place)
+        await self._gate.of(key).run("condensed", lambda client: client.set(key, question, px=self._ttl_ms))

@@ -1,0 +1,121 @@
+"""Keeps the vector indexes as they should be, with traffic or without.
+
+Each worker makes a lost index again, sees when one is complete, and says which it uses. One worker of the fleet at a
+time drops those that nobody has used for `IDLE_SECONDS` and nobody needs: see `is_left_over`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from functools import partial
+from itertools import cycle
+from typing import Any, Final
+
+from redis.asyncio import Redis
+
+from api.errors import StoreUnavailable
+from api.ports.coordination import Duty
+from api.redis_store.health_gated import Gates
+from api.redis_store.keys import CacheKeys
+from api.redis_store.scripts import on_all, script
+from api.redis_store.stores.cache.semantic_index import SemanticIndex, SemanticIndexes
+
+TEND_SECONDS: Final = 1.0
+AT_ONCE: Final = 4
+"""Partitions looked at each time: however many there are, a fleet asks Redis no more often."""
+BUILDING_SECONDS: Final = 0.25
+"""How often Redis is asked while it builds an index."""
+RENEW_SECONDS: Final = 10.0
+IDLE_SECONDS: Final = 600.0
+LIFETIME_MS: Final = 3600 * 1000
+"""Longer than an index has to be idle."""
+
+
+class IndexKeeper:
+    """A worker's part of it. `duty` is the janitor's, for all partitions.
+
+    `pace`: how much less often it tends, since others do too.
+    """
+
+    def __init__(
+        self,
+        gate: Gates,
+        indexes: SemanticIndexes,
+        duty: Duty,
+        idle_seconds: float = IDLE_SECONDS,
+        pace: Callable[[], float] = lambda: 1.0,
+    ) -> None:
+        self._gate = gate
+        self._indexes = indexes
+        self._duty = duty
+        self._pace = pace
+        self._idle_ms = round(idle_seconds * 1000)
+        self._renew = script(gate.client, "index_renew")
+        self._idle = script(gate.client, "index_idle")
+
+    async def keep(self) -> None:
+        """Tends for ever, jittered: each time the next few of them, and those that are being built. A worker's task."""
+        due = time.monotonic()
+        in_turn = cycle(self._indexes)
+        while True:
+            turn = {next(in_turn) for _ in range(min(AT_ONCE, len(self._indexes)))}
+            for index in turn | {index for index in self._indexes if index.is_building}:
+                with suppress(StoreUnavailable):  # the gate says when Redis is back
+                    await index.tend()
+            if time.monotonic() >= due:
+                due = time.monotonic() + RENEW_SECONDS
+                with suppress(StoreUnavailable):
+                    await self.renew()
+                with suppress(StoreUnavailable):
+                    await self.clean()
+            building = any(index.is_building for index in self._indexes)
+            pause = BUILDING_SECONDS if building else TEND_SECONDS * self._pace()
+            await asyncio.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
+
+    async def renew(self) -> None:
+        """Says which indexes this worker uses. Raises `StoreUnavailable`."""
+        await on_all(self._renew_of(index) for index in self._indexes)
+
+    async def _renew_of(self, index: SemanticIndex) -> None:
+        index.forget_unused(self._idle_ms / 1000)
+        names = index.in_use()
+        if names:
+            key = index.keys.index_uses
+            arguments: list[str | int] = [LIFETIME_MS, *names]
+            await self._gate.of(key).run("index_renew", lambda client: self._renew([key], arguments, client))
+
+    async def clean(self) -> list[str]:
+        """Drops what is left over, if that is this worker's duty now. Raises `StoreUnavailable`."""
+        supported = [index.keys for index in self._indexes if index.supported]
+        if not (supported and await self._duty.hold(2 * RENEW_SECONDS + 5)):
+            return []
+        dropped = await on_all(
+            self._gate.of(keys.index_uses).run("index_clean", partial(self._clean, keys)) for keys in supported
+        )
+        return [name for of_one in dropped for name in of_one]
+
+    async def _clean(self, keys: CacheKeys, client: Redis) -> list[str]:
+        listed: Any = await client.execute_command("FT._LIST")  # type: ignore[no-untyped-call]
+        ours = {name for raw in listed if (name := raw.decode("utf-8", "replace")).startswith(keys.indexes)}
+        arguments = [LIFETIME_MS, self._idle_ms, *ours]
+        idle = {name.decode() for name in await self._idle([keys.index_uses], arguments, client)}
+        dropped = []
+        for name in sorted(idle):
+            info: Any = await client.execute_command("FT.INFO", name)  # type: ignore[no-untyped-call]
+            if is_left_over(keys, name, int(info[b"num_docs"]), ours - idle):
+                await client.execute_command("FT.DROPINDEX", name)  # type: ignore[no-untyped-call]
+                dropped.append(name)
+        return dropped
+
+
+def is_left_over(keys: CacheKeys, name: str, entries: int, used: Collection[str]) -> bool:
+    """Whether an idle index can go: nothing is in it, or one of another kind over the same entries is used."""
+    return entries == 0 or _embedder(keys, name) in {_embedder(keys, other) for other in used}
+
+
+def _embedder(keys: CacheKeys, name: str) -> str:
+    return name.removeprefix(keys.indexes).partition("-")[0]

@@ -1,0 +1,175 @@
+"""Cached answers that new documents concern: found through the cache's own indexes, by the vectors of the documents.
+
+A tenant's answers are in all partitions: each of them is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, Final, TypeAlias, TypeVar
+
+from redis.asyncio import Redis
+from redis.exceptions import MovedError, RedisError, ResponseError
+
+from api.ports.cache import CachedQuestion
+from api.redis_store.health_gated import Gates
+from api.redis_store.keys import CacheKeys, Keys
+from api.redis_store.scripts import now_ms, on_all, replies_of, scanned, script
+from api.redis_store.stores.cache.answers import EXACT, WANTED, cached_question
+from api.redis_store.stores.cache.semantic_index import SemanticIndex, SemanticIndexes
+from api.redis_store.stores.documents.documents import owner_of
+from api.values import EmbedderIdentity, Vector
+
+T = TypeVar("T")
+BATCH: Final = 250
+"""Entries written by one command."""
+
+
+Found: TypeAlias = tuple[list[T], bool]
+"""What was found, and whether that is all."""
+
+
+class RedisOutdatedAnswers:
+    """See `ports.OutdatedAnswers`."""
+
+    def __init__(self, gate: Gates, keys: Keys, indexes: SemanticIndexes) -> None:
+        self._gate = gate
+        self._keys = keys
+        self._indexes = indexes
+        self._expire = script(gate.client, "cache_expire")
+
+    async def near(
+        self, embedder: EmbedderIdentity, tenant: str, vectors: Sequence[Vector], floor: float, limit: int
+    ) -> tuple[Sequence[CachedQuestion], bool]:
+        """See `ports.OutdatedAnswers`. Not all of them while an index is being built."""
+        return _all(await on_all(self._near(one, embedder, tenant, vectors, floor, limit) for one in self._indexes))
+
+    async def _near(
+        self,
+        index: SemanticIndex,
+        embedder: EmbedderIdentity,
+        tenant: str,
+        vectors: Sequence[Vector],
+        floor: float,
+        limit: int,
+    ) -> Found[CachedQuestion]:
+        """Those of one partition."""
+        name = await index.complete(embedder)
+        if name is None:
+            return [], False
+        fresh = await self._fresh(index.keys, tenant)
+        # Most tenants have nothing in most partitions: what is stored from now on is checked then.
+        any_of_it = (fresh, "NOCONTENT", "LIMIT", 0, 1, "DIALECT", 2)
+        if await self._results(name, ("FT.SEARCH", name, *any_of_it)) == []:
+            return [], True
+        query = f"({fresh})=>[KNN {limit} @vector $v AS d]"
+        found: dict[str, CachedQuestion] = {}
+        for vector in vectors:
+            command = ("FT.SEARCH", name, query, "PARAMS", 2, "v", vector, "SORTBY", "d", "LIMIT", 0, limit)
+            asked = (*command, "DIALECT", 2, "RETURN", len(WANTED) + 1, "d", *WANTED)
+            results = await self._results(name, asked)
+            if results is None:
+                return [], False
+            near = [one for one in results if 1.0 - float(one[b"extra_attributes"][b"d"]) >= floor]
+            if len(near) >= limit:
+                return [], False
+            found |= {question.entry: question for question in map(_question, near) if question is not None}
+        return list(found.values()), True
+
+    async def incomparable(self, embedder: EmbedderIdentity, tenant: str, limit: int) -> tuple[Sequence[str], bool]:
+        """See `ports.OutdatedAnswers`."""
+        return _all(await on_all(self._incomparable(one, embedder, tenant, limit) for one in self._indexes))
+
+    async def _incomparable(
+        self, index: SemanticIndex, embedder: EmbedderIdentity, tenant: str, limit: int
+    ) -> Found[str]:
+        """Those of one partition."""
+        own = await index.complete(embedder)
+        entries: list[str] = []
+        fresh = await self._fresh(index.keys, tenant)
+        for name in await self._names(index.keys):
+            is_own = name.startswith(index.keys.indexes + embedder.fingerprint)
+            if is_own and name != own:
+                continue  # one that is left over from another kind
+            query = fresh + (f" @compared:{{{EXACT}}}" if is_own else "")
+            asked = ("FT.SEARCH", name, query, "NOCONTENT", "LIMIT", 0, limit, "DIALECT", 2)
+            results = await self._results(name, asked)
+            if results is None or len(results) >= limit:
+                return [], False
+            entries += [one[b"id"].decode() for one in results]
+        return entries, own is not None
+
+    async def expire(self, entries: Sequence[str]) -> int:
+        """See `ports.OutdatedAnswers`."""
+        parts = [(part, [entry for entry in entries if part.holds(entry)]) for part in self._keys.partitions]
+        return sum(await on_all(self._expire_of(part, of_part) for part, of_part in parts if of_part))
+
+    async def _expire_of(self, part: CacheKeys, entries: Sequence[str]) -> int:
+        gate, ended = self._gate.of(part.invalidated), 0
+        for start in range(0, len(entries), BATCH):
+            keys = list(entries[start : start + BATCH])
+            ended += int(await gate.run("expire", lambda client, keys=keys: self._expire(keys, [], client)))  # type: ignore[misc]
+        return ended
+
+    async def expire_all(self, tenant: str) -> int:
+        """See `ports.OutdatedAnswers`. Goes over the keys themselves: it needs no index."""
+        owner = owner_of(tenant).encode()
+        return sum(await on_all(self._expire_all(part, owner) for part in self._keys.partitions))
+
+    async def _expire_all(self, part: CacheKeys, owner: bytes) -> int:
+        gate, ended = self._gate.of(part.invalidated), 0
+        async for found in scanned(gate, "expire", part.invalidated, f"{part.entries}*"):
+            keys = [key for key in found if part.holds(key)]
+            owners = await gate.run("expire", lambda client, keys=keys: _owners(client, keys))  # type: ignore[misc]
+            ended += await self._expire_of(part, [key for key, of in zip(keys, owners, strict=True) if of == owner])
+        return ended
+
+    async def _fresh(self, part: CacheKeys, tenant: str) -> str:
+        """The part of a query that asks for a tenant's entries, without those that are stale already."""
+        at_ms = await self._gate.of(part.invalidated).run("expire", now_ms)
+        return f"@owner:{{{owner_of(tenant)}}} @expires_ms:[({at_ms} +inf]"
+
+    async def _names(self, part: CacheKeys) -> list[str]:
+        gate = self._gate.of(part.invalidated)
+        listed: Any = await gate.run("expire", lambda client: client.execute_command("FT._LIST"))  # type: ignore[no-untyped-call]
+        names = [name.decode("utf-8", "replace") for name in listed]
+        return [name for name in names if name.startswith(part.indexes)]
+
+    async def _results(self, index: str, command: tuple[Any, ...]) -> list[Any] | None:
+        """None where the index is gone, or of another form, or where the search took longer than Redis lets it."""
+
+        async def ask(client: Redis) -> Any:
+            try:
+                return await client.execute_command(*command)  # type: ignore[no-untyped-call]
+            except MovedError:
+                raise
+            except ResponseError:
+                return None
+
+        reply = await self._gate.of(index).run("expire", ask)
+        return None if reply is None or reply.get(b"warning") else list(reply[b"results"])
+
+
+def _all(found: Sequence[Found[T]]) -> tuple[Sequence[T], bool]:
+    """Of all partitions; nothing where not all of one is known."""
+    if not all(complete for _, complete in found):
+        return (), False
+    return [one for of_one, _ in found for one in of_one], True
+
+
+def _question(found: Any) -> CachedQuestion | None:
+    fields = {name.decode(): value for name, value in found[b"extra_attributes"].items()}
+    with suppress(KeyError, ValueError):
+        return cached_question(found[b"id"].decode(), fields)
+    return None
+
+
+async def _owners(client: Redis, keys: Sequence[str]) -> list[Any]:
+    if not keys:
+        return []
+    async with client.pipeline(transaction=False) as pipe:
+        for key in keys:
+            pipe.hget(key, "owner")
+        replies = await replies_of(pipe)
+    return [None if isinstance(reply, RedisError) else reply for reply in replies]

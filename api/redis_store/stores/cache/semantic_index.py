@@ -1,0 +1,301 @@
+"""How large a part of an index each scope is, as one worker last saw it: it decides how a graph is searched.
+
+The vector index over cached answers: one for each embedder's fingerprint, made when first needed.
+
+It covers the hashes themselves: an entry written by any worker is found by all, at once. While Redis still builds it,
+the one of the other kind serves, where there is one; else the semantic tier finds nothing.
+
+The vector indexes of all partitions: one for each, whole on its shard.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final
+
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+from redisvl.index import AsyncSearchIndex
+from redisvl.query import CountQuery
+from redisvl.query.filter import Num
+
+from api.errors import EmbeddingUnavailable, StoreUnavailable
+from api.ports.models import Embedder
+from api.redis_store.health_gated import Gate, Gates
+from api.redis_store.keys import CacheKeys, Keys
+from api.redis_store.search_index import (
+    ALGORITHMS,
+    NEIGHBOURS,
+    Algorithm,
+    created,
+    index_schema,
+    nearest_clause,
+    other_than,
+    says_missing,
+    unwrapped,
+)
+from api.values import EmbedderIdentity, Vector
+
+SECONDS: Final = 10.0
+"""How long a count is believed: a scope grows to another part of its index more slowly."""
+SCOPES: Final = 1_000
+"""As many are known; the longest unasked is forgotten."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Counted:
+    entries: int
+    until: float
+
+
+class ScopeShares:
+    """Of the scopes in one partition. Pure: who searches counts as well, where it `is_due`."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._known: OrderedDict[str, _Counted] = OrderedDict()
+
+    def is_due(self, scope: str) -> bool:
+        """Whether it is to be counted with this search."""
+        known = self._known.get(scope)
+        return known is None or self._clock() >= known.until
+
+    def note(self, scope: str, entries: int) -> None:
+        """As many entries has the scope."""
+        self._known[scope] = _Counted(entries, self._clock() + SECONDS)
+        self._known.move_to_end(scope)
+        if len(self._known) > SCOPES:
+            self._known.popitem(last=False)
+
+    def of(self, scope: str, entries: int) -> float | None:
+        """Its part of an index of so many `entries`; None where it is not known."""
+        known = self._known.get(scope)
+        return known.entries / entries if known is not None and entries else None
+
+
+FIELDS: Final = (
+    "question",
+    "answer",
+    "model",
+    "sources",
+    "prompt_tokens",
+    "completion_tokens",
+    "created_ms",
+    "expires_ms",
+    "unread",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Nearest:
+    """An entry near a question: its key, its `FIELDS` in their order (None where one is missing), and the cosine."""
+
+    key: str
+    values: tuple[bytes | None, ...]
+    similarity: float
+
+
+class SemanticIndex:
+    """Finds the nearest entry of a scope, in one partition.
+
+    Raises `StoreUnavailable` while Redis or its search module is missing.
+    """
+
+    def __init__(self, gate: Gate, keys: CacheKeys, algorithm: Algorithm = "flat") -> None:
+        self._gate = gate
+        self._algorithm: Algorithm = algorithm
+        self.supported = True
+        self.keys = keys
+        self._serving: dict[str, Algorithm | None] = {}
+        self._asked: dict[str, float] = {}
+        self._latest = ""
+        self._entries: dict[str, int] = {}
+        self._shares = ScopeShares()
+        self._known: dict[str, EmbedderIdentity] = {}
+        gate.on_recovery(self._ensure_all)
+
+    async def ensure(self, embedder: EmbedderIdentity) -> None:
+        """Makes the index of `embedder` unless it exists, and sees which one serves. Many workers may do so at once."""
+        self._note(embedder)
+        await self._gate.run("index_create", lambda client: self._ensure(client, embedder))
+
+    async def tend(self) -> None:
+        """`ensure` for all that are known: one that was lost is made again, one that is complete by now serves."""
+        for embedder in list(self._known.values()) if self.supported else ():
+            await self._gate.run("index_create", lambda client, of=embedder: self._ensure(client, of))  # type: ignore[misc]
+
+    def in_use(self) -> list[str]:
+        """The names of the indexes that this worker asks, or waits for."""
+        kinds = ((name, kind) for name, serving in self._serving.items() for kind in {self._algorithm, serving})
+        return [self.keys.index(name, kind) for name, kind in kinds if kind is not None]
+
+    def forget_unused(self, seconds: float) -> None:
+        """Lets go of embedders of which nothing was asked for so long, but for the latest."""
+        now = time.monotonic()
+        for name in [name for name, asked in self._asked.items() if now - asked >= seconds and name != self._latest]:
+            for known in (self._asked, self._known, self._serving):
+                known.pop(name, None)
+            for algorithm in ALGORITHMS:
+                self._entries.pop(self.keys.index(name, algorithm), None)
+
+    def _note(self, embedder: EmbedderIdentity) -> None:
+        self._known[embedder.fingerprint] = embedder
+        self._asked[embedder.fingerprint] = time.monotonic()
+        self._latest = embedder.fingerprint
+
+    @property
+    def is_building(self) -> bool:
+        """Whether Redis had not completed an index when it was last asked."""
+        return any(serving != self._algorithm for serving in self._serving.values())
+
+    async def nearest(
+        self, embedder: EmbedderIdentity, scope: str, vector: Vector, expires_after_ms: int
+    ) -> list[Nearest]:
+        """The `NEIGHBOURS` nearest entries that expire after `expires_after_ms`, nearest first."""
+        self._note(embedder)
+        serving = await self._serves(embedder)
+        if serving is None:
+            return []
+        index = self.keys.index(embedder.fingerprint, serving)
+        share = self._shares.of(scope, self._entries.get(index, 0))
+        asked = [_search(index, scope, expires_after_ms, nearest_clause(serving, share), vector)]
+        if serving == "hnsw" and self._shares.is_due(scope):
+            asked.append(("FT.SEARCH", index, _in_scope(scope), "LIMIT", 0, 0, "DIALECT", 2))
+        try:
+            found, *counted = await self._gate.run("semantic_lookup", lambda client: _execute(client, asked))
+        except StoreUnavailable:
+            if not self._gate.is_up:
+                raise
+            await self.ensure(embedder)  # FLUSHALL takes an index too: made again, and this once a miss
+            return []
+        for count in counted:
+            self._shares.note(scope, int(count[b"total_results"]))
+        return [_nearest(one) for one in found[b"results"]]
+
+    async def complete(self, embedder: EmbedderIdentity) -> str | None:
+        """The name of the index that has all entries of `embedder`; None while Redis builds it."""
+        serving = await self._serves(embedder) if self.supported else None
+        return self.keys.index(embedder.fingerprint, serving) if serving is not None else None
+
+    async def count(self, embedder: EmbedderIdentity, now_ms: int) -> int:
+        """How many entries are not expired."""
+        serving = await self._serves(embedder) or self._algorithm
+        index = self._index(self._gate.client, embedder, serving)
+        query = CountQuery(filter_expression=Num("expires_ms") > now_ms)
+        return int(await self._gate.run("index_count", lambda _: unwrapped(index.query(query))))
+
+    async def _ensure_all(self) -> None:
+        await self._find_module()
+        for embedder in list(self._known.values()) if self.supported else ():
+            try:
+                await self._ensure(self._gate.client, embedder)
+            except ResponseError:
+                self._serving.pop(embedder.fingerprint, None)  # made at the next look-up
+
+    async def _serves(self, embedder: EmbedderIdentity) -> Algorithm | None:
+        if embedder.fingerprint not in self._serving:
+            await self.ensure(embedder)
+        return self._serving.get(embedder.fingerprint)
+
+    async def _ensure(self, client: Redis, embedder: EmbedderIdentity) -> None:
+        built = await self._is_built(client, embedder, self._algorithm)
+        if built is None:
+            await created(self._index(client, embedder, self._algorithm))
+            built = await self._is_built(client, embedder, self._algorithm)
+        serving: Algorithm | None = self._algorithm
+        if not built:
+            before = other_than(self._algorithm)
+            serving = before if await self._is_built(client, embedder, before) else None
+        self._serving[embedder.fingerprint] = serving
+
+    async def _is_built(self, client: Redis, embedder: EmbedderIdentity, algorithm: Algorithm) -> bool | None:
+        """None where there is no such index."""
+        index = self.keys.index(embedder.fingerprint, algorithm)
+        try:
+            (info,) = await _execute(client, [("FT.INFO", index)])
+        except ResponseError as error:
+            if says_missing(error):
+                return None
+            raise
+        self._entries[index] = int(info[b"num_docs"])
+        return not int(info[b"indexing"])
+
+    async def _find_module(self) -> None:
+        try:
+            await self._gate.client.execute_command("FT._LIST")  # type: ignore[no-untyped-call]
+        except ResponseError as error:
+            # Any other refusal, of an ACL say, means that there is a module.
+            missing = str(error).lower().startswith("unknown command")
+        else:
+            missing = False
+        self.supported = not missing
+
+    def _index(self, client: Redis, embedder: EmbedderIdentity, algorithm: Algorithm) -> AsyncSearchIndex:
+        return AsyncSearchIndex.from_dict(index_schema(self.keys, embedder, algorithm), redis_client=client)
+
+
+async def _execute(client: Redis, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """All in one round trip."""
+    if len(commands) == 1:  # the usual case, without a pipeline's cost
+        return [await client.execute_command(*commands[0])]  # type: ignore[no-untyped-call]
+    async with client.pipeline(transaction=False) as pipe:
+        for command in commands:
+            pipe.execute_command(*command)
+        return list(await pipe.execute())
+
+
+def _search(index: str, scope: str, expires_after_ms: int, nearest: str, vector: Vector) -> tuple[Any, ...]:
+    """By redis-py: to build this query by redisvl would take longer than the rest of a semantic hit."""
+    return (
+        *("FT.SEARCH", index, f"({_in_scope(scope)} @expires_ms:[({expires_after_ms} +inf])=>{nearest}"),
+        *("PARAMS", 2, "v", vector, "SORTBY", "d", "LIMIT", 0, NEIGHBOURS, "DIALECT", 2),
+        *("RETURN", len(FIELDS) + 1, "d", *FIELDS),
+    )
+
+
+def _in_scope(scope: str) -> str:
+    """A scope is of hex digits and a hyphen."""
+    return "@scope:{" + scope.replace("-", "\\-") + "}"
+
+
+def _nearest(found: Mapping[bytes, Any]) -> Nearest:
+    fields = found[b"extra_attributes"]
+    values = tuple(fields.get(name) for name in _FIELDS)
+    return Nearest(found[b"id"].decode(), values, 1.0 - float(fields[b"d"]))
+
+
+_FIELDS: Final = tuple(name.encode() for name in FIELDS)
+
+
+class SemanticIndexes:
+    """Made before Redis is first asked for: each index is made with the first answer of its shard."""
+
+    def __init__(self, gate: Gates, keys: Keys, algorithm: Algorithm = "flat") -> None:
+        self._keys = keys
+        self._all = {part: SemanticIndex(gate.of(part.invalidated), part, algorithm) for part in keys.partitions}
+
+    def __iter__(self) -> Iterator[SemanticIndex]:
+        return iter(self._all.values())
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def of(self, scope: str) -> SemanticIndex:
+        """The one that has the entries of a scope."""
+        return self._all[self._keys.partition(scope)]
+
+    async def prepare(self, embedder: Embedder) -> None:
+        """Makes them, where it is known yet who embeds, and what shard is up; else with the first look-up."""
+        with suppress(EmbeddingUnavailable):
+            identity = await embedder.identity()
+            for index in self:  # one after the other: together they would want a connection each, at the busiest moment
+                await _ensured(index, identity)
+
+
+async def _ensured(index: SemanticIndex, identity: EmbedderIdentity) -> None:
+    with suppress(StoreUnavailable):
+        await index.ensure(identity)

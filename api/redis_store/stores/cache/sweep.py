@@ -1,0 +1,236 @@
+"""Which entries a deletion means: pure decisions on their keys and fields.
+
+Deletes answers of the whole fleet: goes over the keys themselves, a batch at a time, in all partitions at once.
+
+It needs no index: entries of every embedder, with a vector or without, are found while an index is built anew or is
+missing too. Redis is never kept for longer than a batch takes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import orjson
+from redis.asyncio import Redis
+
+from api.ports.cache import Neighbourhood, Selection, Swept
+from api.redis_store.health_gated import Gate, Gates
+from api.redis_store.keys import CacheKeys, Keys
+from api.redis_store.scripts import on_all, replies_of, scanned, script
+from api.values import Vector, model_key
+
+ROUNDING: Final = 1e-6
+"""By how much the cosine of two equal vectors may miss 1."""
+
+Fields = Mapping[str, bytes | None]
+
+
+@dataclass(frozen=True, slots=True)
+class EntryKey:
+    """`rag:cache:<scope>:<digest>` in its parts."""
+
+    key: str
+    scope: str
+    digest: str
+
+    @classmethod
+    def parsed(cls, keys: CacheKeys, key: str) -> EntryKey | None:
+        """None where it is the key of something else."""
+        rest = key.removeprefix(keys.entries)
+        scope, colon, digest = rest.partition(":")
+        return cls(key, scope, digest) if rest != key and colon and scope and digest and ":" not in digest else None
+
+
+def pattern(keys: CacheKeys, selection: Selection) -> str:
+    """What SCAN is to look for."""
+    digest = "*" if selection.digest is None or selection.near else selection.digest
+    return keys.entry("*", digest)
+
+
+def tombstones(keys: CacheKeys, selection: Selection) -> list[str]:
+    """The fields of `rag:invalidated` that keep answers under way from being stored."""
+    if selection.entry is not None:
+        key = EntryKey.parsed(keys, selection.entry)
+        return [f"question:{key.digest}"] if key else []
+    if selection.digest is not None:
+        return [f"question:{selection.digest}"]
+    if selection.source is not None:
+        return [f"source:{selection.source}"]
+    return ["all" if selection.tenant is None else f"tenant:{selection.tenant}"]
+
+
+def wanted_fields(selection: Selection) -> list[str]:
+    """The fields of an entry that the decision needs; the first is in every entry."""
+    asked = {
+        "tenant": selection.tenant,
+        "model": selection.model,
+        "sources": selection.source,
+        "vector": selection.near,
+    }
+    return ["created_ms", *(name for name, value in asked.items() if value is not None)]
+
+
+def chosen(keys: CacheKeys, selection: Selection, entries: Sequence[tuple[EntryKey, Fields]]) -> list[EntryKey]:
+    """Those of `entries` that are meant."""
+    plain = [(key, fields) for key, fields in entries if _is_meant(selection, fields)]
+    if selection.digest is None:
+        return [key for key, _ in plain]
+    near = _near(keys, selection.near, plain) if selection.near else set()
+    return [key for key, _ in plain if key.digest == selection.digest or key in near]
+
+
+def _is_meant(selection: Selection, fields: Fields) -> bool:
+    """By everything but the question."""
+    return (
+        fields["created_ms"] is not None
+        and (selection.tenant is None or fields["tenant"] == selection.tenant.encode())
+        and (selection.model is None or _same_model(selection.model, fields["model"] or b""))
+        and (selection.source is None or _cites(fields["sources"] or b"", selection.source))
+    )
+
+
+def _same_model(asked: str, stored: bytes) -> bool:
+    return model_key(asked) == model_key(stored.decode("utf-8", "replace"))
+
+
+def _cites(sources: bytes, document: str) -> bool:
+    """A string inside the JSON can not look like this: its quotes would be escaped."""
+    return b'"document_id":' + orjson.dumps(document) in sources
+
+
+def _near(keys: CacheKeys, near: Neighbourhood, entries: Sequence[tuple[EntryKey, Fields]]) -> set[EntryKey]:
+    """Those whose question is as near as wanted. Vectors of other embedders do not compare."""
+    prefix, size = keys.embedded_by(near.embedder.fingerprint), len(near.vector)
+    comparable: dict[EntryKey, Vector] = {}
+    for key, fields in entries:
+        vector = fields["vector"]
+        if vector is not None and len(vector) == size and key.key.startswith(prefix):
+            comparable[key] = vector
+    if not comparable:
+        return set()
+    matrix = np.frombuffer(b"".join(comparable.values()), dtype="<f4").reshape(len(comparable), -1)
+    cosines = matrix @ np.frombuffer(near.vector, dtype="<f4")
+    return {key for key, cosine in zip(comparable, cosines, strict=True) if cosine >= near.similarity - ROUNDING}
+
+
+TOMBSTONE_MS: Final = 3600 * 1000
+"""Longer than any generation."""
+BATCH: Final = 250
+"""Entries read or deleted by one command."""
+PASSES: Final = 5
+DEADLINE: Final = 30.0
+"""Seconds for a whole deletion."""
+
+
+class RedisCacheSweep:
+    """See `ports.CacheSweep`."""
+
+    def __init__(self, gate: Gates, keys: Keys, deadline: float = DEADLINE) -> None:
+        self._deadline = deadline
+        self._parts = [_PartitionSweep(gate.of(part.invalidated), part) for part in keys.partitions]
+
+    async def sweep(self, selection: Selection, *, dry_run: bool) -> Swept:
+        """See `ports.CacheSweep`. Where a shard is down, what is meant on the others is deleted all the same."""
+        until = time.monotonic() + self._deadline
+        concerned = [part for part in self._parts if selection.entry is None or part.keys.holds(selection.entry)]
+        swept = await on_all(part.sweep(selection, until, dry_run=dry_run) for part in concerned)
+        matched, deleted = sum(one.matched for one in swept), sum(one.deleted for one in swept)
+        return Swept(matched, deleted, all(one.complete for one in swept))
+
+    async def outdate(self, tenant: str) -> None:
+        """See `ports.CacheSweep`."""
+        await on_all(part.note([f"corpus:{tenant}"]) for part in self._parts)
+
+
+class _PartitionSweep:
+    """One partition's part of it. Raises `StoreUnavailable`."""
+
+    def __init__(self, gate: Gate, keys: CacheKeys) -> None:
+        self._gate = gate
+        self.keys = keys
+        self._tombstone = script(gate.client, "cache_tombstone")
+        self._drop = script(gate.client, "cache_common", "cache_drop")
+
+    async def sweep(self, selection: Selection, until: float, *, dry_run: bool) -> Swept:
+        """Goes over the keys until there is nothing to delete: SCAN may miss what is new."""
+        if dry_run:
+            return await self._pass(selection, until, dry_run=True)
+        await self.note(tombstones(self.keys, selection))
+        await self._end_flights(selection)
+        matched = deleted = 0
+        for _ in range(PASSES):
+            swept = await self._pass(selection, until, dry_run=False)
+            matched, deleted = matched + swept.matched, deleted + swept.deleted
+            if not (swept.matched and swept.complete):
+                break
+        return Swept(matched, deleted, swept.complete)
+
+    async def note(self, fields: list[str]) -> None:
+        """What was asked for until now, and is one of these, is not stored as it is."""
+        if fields:
+            key = self.keys.invalidated
+            arguments: list[str | int] = [TOMBSTONE_MS, *fields]
+            await self._gate.run("invalidate", lambda client: self._tombstone([key], arguments, client))
+
+    async def _end_flights(self, selection: Selection) -> None:
+        """Generations under way that have no entry yet: whoever asks from now on does not join them."""
+        if selection == Selection():
+            flights = self.keys.flight("*", "*")[0]
+        elif selection.digest is not None:
+            flights = self.keys.flight("*", selection.digest)[0]
+        else:
+            return
+        async for found in scanned(self._gate, "invalidate", self.keys.invalidated, flights):
+            for batch in _batches(found):
+                await self._gate.run("invalidate", lambda client, batch=batch: client.unlink(*batch))  # type: ignore[misc]
+
+    async def _pass(self, selection: Selection, until: float, *, dry_run: bool) -> Swept:
+        seen: set[str] = set()
+        deleted = 0
+        async for found in self._found(selection):
+            for batch in _batches(found):
+                if time.monotonic() > until:
+                    return Swept(len(seen), deleted, complete=False)
+                meant = chosen(self.keys, selection, await self._read(batch, wanted_fields(selection)))
+                seen.update(entry.key for entry in meant)
+                if meant and not dry_run:
+                    deleted += await self._delete(meant)
+        return Swept(len(seen), deleted)
+
+    async def _found(self, selection: Selection) -> AsyncIterator[list[EntryKey]]:
+        """The keys that may be meant, as they are found; one may come twice."""
+        if selection.entry is not None:
+            entry = EntryKey.parsed(self.keys, selection.entry)
+            yield [entry] if entry else []
+            return
+        async for found in scanned(self._gate, "invalidate", self.keys.invalidated, pattern(self.keys, selection)):
+            parsed = (EntryKey.parsed(self.keys, key) for key in found)
+            yield [entry for entry in parsed if entry is not None]
+
+    async def _read(
+        self, entries: Sequence[EntryKey], names: list[str]
+    ) -> list[tuple[EntryKey, dict[str, bytes | None]]]:
+        """The fields of each that is a hash; one that is gone has None in all of them."""
+
+        async def ask(client: Redis) -> list[Any]:
+            async with client.pipeline(transaction=False) as pipe:
+                for entry in entries:
+                    pipe.hmget(entry.key, names)
+                return await replies_of(pipe)
+
+        replies = await self._gate.run("invalidate", ask)
+        read = zip(entries, replies, strict=True)
+        return [(entry, dict(zip(names, reply, strict=True))) for entry, reply in read if isinstance(reply, list)]
+
+    async def _delete(self, entries: Sequence[EntryKey]) -> int:
+        pairs = ((entry.key, self.keys.flight(entry.scope, entry.digest)[0]) for entry in entries)
+        keys = [*self.keys.books, *(key for pair in pairs for key in pair)]
+        return int(await self._gate.run("invalidate", lambda client: self._drop(keys, [], client)))
+
+
+def _batches(found: Sequence[Any]) -> list[Sequence[Any]]:
+    return [found[start : start + BATCH] for start in range(0, len(found), BATCH)]

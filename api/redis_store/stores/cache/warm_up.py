@@ -1,0 +1,112 @@
+"""Warm-ups of the cache in Redis: what is left to do, how far it is, and which worker does it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, cast
+
+from redis.asyncio import Redis
+from redis.commands.core import AsyncScript
+
+from api.ports.cache import WarmUpCount, WarmUpProgress, WarmUpStatus
+from api.redis_store.health_gated import Gates
+from api.redis_store.keys import Keys
+from api.redis_store.scripts import now_ms, script
+
+LIFETIME_MS: Final = 3600 * 1000
+PUSHED: Final = 500
+"""Questions that one command writes."""
+ERRORS_KEPT: Final = 10
+
+
+class RedisWarmUpJobs:
+    """See `ports.WarmUpJobs`."""
+
+    def __init__(self, gate: Gates, keys: Keys, worker: str) -> None:
+        self._gate = gate.of(keys.cache_warm_ups)
+        self._keys = keys
+        self._worker = worker
+        self._hold = script(gate.client, "warm_hold")
+        self._settle = script(gate.client, "warm_settle")
+        self._cancel = script(gate.client, "warm_cancel")
+
+    async def create(self, job: str, questions: Sequence[bytes]) -> None:
+        """See `ports.WarmUpJobs`. What is written before a fault is nobody's, and expires."""
+        _, queue, _ = self._keys.cache_warm_up(job)
+        for start in range(0, len(questions), PUSHED):
+            part = questions[start : start + PUSHED]
+            await self._gate.run("warm_up", lambda client, part=part: _push(client, queue, part))  # type: ignore[misc]
+        await self._gate.run("warm_up", lambda client: self._begin(client, job, len(questions)))
+
+    async def _begin(self, client: Redis, job: str, total: int) -> None:
+        progress, _, jobs = self._keys.cache_warm_up(job)
+        started = await now_ms(client)
+        facts: dict[Any, Any] = {"status": "running", "total": total, "done": 0, "started_ms": started}
+        async with client.pipeline(transaction=True) as pipe:
+            pipe.hset(progress, mapping={**facts, "by": self._worker})
+            pipe.pexpire(progress, LIFETIME_MS)
+            pipe.zadd(jobs, {job: started})
+            pipe.pexpire(jobs, LIFETIME_MS)
+            await pipe.execute()
+
+    async def progress(self, job: str) -> WarmUpProgress | None:
+        """See `ports.WarmUpJobs`."""
+        key = self._keys.cache_warm_up(job)[0]
+        fields: Mapping[Any, Any] = await self._gate.run("warm_up", lambda client: client.hgetall(key))
+        return _progress(job, {name.decode(): value.decode() for name, value in fields.items()}) if fields else None
+
+    async def cancel(self, job: str) -> None:
+        """See `ports.WarmUpJobs`."""
+        await self._run(self._cancel, job, job)
+
+    async def unfinished(self) -> list[str]:
+        """See `ports.WarmUpJobs`."""
+        key = self._keys.cache_warm_ups
+        jobs: list[Any] = await self._gate.run("warm_up", lambda client: client.zrange(key, 0, -1))
+        return [job.decode() for job in jobs]
+
+    async def hold(self, job: str, seconds: float) -> bool:
+        """See `ports.WarmUpJobs`."""
+        return bool(await self._run(self._hold, job, self._worker, round(seconds * 1000), LIFETIME_MS, job))
+
+    async def left(self, job: str, count: int) -> list[bytes]:
+        """See `ports.WarmUpJobs`."""
+        queue = self._keys.cache_warm_up(job)[1]
+        found: Any = await self._gate.run("warm_up", lambda client: client.lrange(queue, 0, count - 1))
+        return list(found)
+
+    async def settle(self, job: str, question: bytes, counts: Sequence[WarmUpCount], error: str = "") -> bool:
+        """See `ports.WarmUpJobs`."""
+        return bool(await self._run(self._settle, job, job, LIFETIME_MS, ERRORS_KEPT, question, error, *counts))
+
+    async def _run(self, called: AsyncScript, job: str, *arguments: str | bytes | int) -> Any:
+        keys = self._keys.cache_warm_up(job)
+        return await self._gate.run("warm_up", lambda client: called(keys, arguments, client))
+
+
+async def _push(client: Redis, queue: str, questions: Sequence[bytes]) -> None:
+    async with client.pipeline(transaction=True) as pipe:
+        pipe.rpush(queue, *questions)
+        pipe.pexpire(queue, LIFETIME_MS)
+        await pipe.execute()
+
+
+def _progress(job: str, fields: Mapping[str, str]) -> WarmUpProgress:
+    def count(name: str) -> int:
+        return int(fields.get(name, 0))
+
+    errors = sorted(name for name in fields if name.startswith("error:"))
+    return WarmUpProgress(
+        job=job,
+        status=cast(WarmUpStatus, fields["status"]),
+        total=count("total"),
+        done=count("done"),
+        generated=count("generated"),
+        stored=count("stored"),
+        skipped=count("skipped"),
+        failed=count("failed"),
+        errors=tuple(fields[name] for name in errors),
+        started_ms=count("started_ms"),
+        ended_ms=count("ended_ms") or None,
+        by=fields.get("by", ""),
+    )

@@ -1,0 +1,356 @@
+"""Documents, work and chunks as the hashes of Redis hold them: pure translation.
+
+The documents of the whole fleet in Redis: a hash and a text each, and a list for each tenant.
+
+Which documents of a tenant serve, as one digest: an answer depends on all, not only on those it cites.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, cast
+
+import orjson
+from redis.asyncio import Redis
+
+from api.errors import StoreUnavailable
+from api.ports.document_work import EmbeddedChunk, Work, WorkPhase
+from api.ports.documents import (
+    Chunk,
+    Document,
+    DocumentFacts,
+    DocumentStatus,
+    Draft,
+    FailedChunk,
+    Listing,
+    Page,
+    Proposal,
+)
+from api.redis_store.health_gated import Gates
+from api.redis_store.keys import Keys
+from api.redis_store.scripts import script, uploaded
+from api.values import Vector
+
+Fields = Mapping[str, bytes]
+
+
+def owner_of(tenant: str) -> str:
+    """A tenant as a tag and in a key: 16 hex digits, since its name may hold anything."""
+    return hashlib.sha256(tenant.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def tag_key(tag: str) -> str:
+    """A tag as the index has it: 16 hex digits, the same however it is written in capitals."""
+    return hashlib.sha256(tag.strip().casefold().encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def named(reply: Any) -> dict[str, bytes]:
+    """The reply of HGETALL by name, as a map or as a flat list."""
+    pairs = reply.items() if isinstance(reply, Mapping) else zip(reply[::2], reply[1::2], strict=True)
+    return {name.decode(): value for name, value in pairs}
+
+
+def fact_fields(facts: DocumentFacts) -> dict[str, str | bytes]:
+    """What is said of a document; a field that is not given is left out."""
+    given = {"source": facts.source, "version": facts.version}
+    fixed: dict[str, str | bytes] = {"tenant": facts.tenant, "title": facts.title, "tags": orjson.dumps(facts.tags)}
+    return {**fixed, **{name: value for name, value in given.items() if value is not None}}
+
+
+def facts_of(fields: Fields) -> DocumentFacts:
+    """The reverse."""
+    return DocumentFacts(
+        tenant=fields["tenant"].decode(),
+        title=fields.get("title", b"").decode(),
+        tags=tuple(orjson.loads(fields.get("tags", b"[]"))),
+        source=_text(fields, "source"),
+        version=_text(fields, "version"),
+    )
+
+
+def document_of(document: str, fields: Fields, work: Fields) -> Document:
+    """A document from its hash, and from that of the work on it (empty where there is none).
+
+    As long as the cache has not been told of a change, the document is not ready: it may have answers from before.
+    """
+    status = fields["status"].decode()
+    return Document(
+        id=document,
+        facts=facts_of(fields),
+        status=cast(DocumentStatus, "processing" if status == "ready" and work else status),
+        chunks=_int(fields, "chunks"),
+        characters=_int(fields, "characters"),
+        revision=_int(fields, "revision"),
+        digest=(work.get("digest") or fields.get("digest", b"")).decode(),
+        created_ms=_int(fields, "created_ms"),
+        updated_ms=_int(fields, "updated_ms"),
+        error=_text(fields, "error"),
+        done=_int(work, "done"),
+        total=_int(work, "total"),
+        failed_chunks=tuple(FailedChunk(*one) for one in orjson.loads(fields.get("failed_chunks", b"[]"))),
+        not_embedded=_int(fields, "not_embedded"),
+        delayed_by=_text(work, "delayed_by"),
+    )
+
+
+def work_of(document: str, fields: Fields) -> Work:
+    """What is left to do, from its hash."""
+    return Work(
+        id=document,
+        revision=_int(fields, "revision"),
+        phase=cast(WorkPhase, fields["phase"].decode()),
+        facts=facts_of(fields),
+        media_type=_text(fields, "media_type"),
+        digest=fields.get("digest", b"").decode(),
+        replaced=_int(fields, "replaced") > 0,
+        gone=_int(fields, "gone") > 0,
+        owes=_int(fields, "owes") > 0,
+        attempts=_int(fields, "attempts"),
+        holder=fields.get("holder", b"").decode(),
+        untitled=_int(fields, "untitled") > 0,
+        delays=_int(fields, "delays"),
+    )
+
+
+def chunk_fields(work: Work, embedded: EmbeddedChunk) -> list[str | bytes | int]:
+    """A chunk as fields and values, always as many. One that is not embedded is in the index, without a vector."""
+    chunk, facts = embedded.chunk, work.facts
+    fields: dict[str, str | bytes | int] = {
+        "owner": owner_of(facts.tenant),
+        "document": work.id,
+        "revision": work.revision,
+        "number": chunk.number,
+        "title": facts.title,
+        "heading": chunk.heading,
+        "text": chunk.text,
+        "tags": ",".join(map(tag_key, facts.tags)),
+        "start": chunk.start,
+        "end": chunk.end,
+        "span": f"{embedded.span[0]}-{embedded.span[1]}",
+        "reach": f"{embedded.reach[0]}-{embedded.reach[1]}",
+    }
+    if embedded.vector is None:
+        fields["failure"] = embedded.failure
+    else:
+        fields["vector"] = embedded.vector
+    return [part for pair in fields.items() for part in pair]
+
+
+def chunk_of(fields: Fields) -> Chunk:
+    """The reverse, as far as readers want it."""
+    number, start, end = (_int(fields, name) for name in ("number", "start", "end"))
+    return Chunk(number, fields["text"].decode("utf-8", "replace"), fields["heading"].decode(), start, end)
+
+
+def vector_of(fields: Fields) -> Vector | None:
+    """The chunk's vector."""
+    return fields.get("vector")
+
+
+def range_of(text: bytes) -> tuple[int, int]:
+    """`12-345` as numbers."""
+    start, _, end = text.partition(b"-")
+    return int(start), int(end)
+
+
+def _int(fields: Fields, name: str) -> int:
+    return int(fields.get(name) or 0)
+
+
+def _text(fields: Fields, name: str) -> str | None:
+    value = fields.get(name)
+    return value.decode() if value is not None else None
+
+
+LOOKED_AT: Final = 200
+"""Documents read by one command, where a list wants those of a kind."""
+
+
+class RedisDocuments:
+    """See `ports.Documents`."""
+
+    def __init__(self, gate: Gates, keys: Keys) -> None:
+        self._gate = gate.of(keys.corpus_state)
+        self._keys = keys
+        self._propose = script(gate.client, "document_common", "document_propose")
+        self._delete = script(gate.client, "document_common", "document_delete")
+
+    async def propose(self, draft: Draft, most: int) -> Proposal:
+        """See `ports.Documents`."""
+        keys, owner = self._keys, owner_of(draft.facts.tenant)
+        content = await uploaded(self._gate, keys, draft.content)
+        names = [
+            keys.document(draft.id),
+            keys.document_work(draft.id),
+            keys.document_draft(draft.id),
+            keys.corpus_work,
+            keys.corpus_state,
+            keys.corpus_documents(owner),
+            content,
+        ]
+        facts = [part for pair in fact_fields(draft.facts).items() for part in pair]
+        further: list[Any] = []
+        if draft.media_type is not None:
+            further = ["media_type", draft.media_type, "untitled", int(draft.untitled)]
+        arguments = [draft.id, draft.digest, most, len(facts) // 2, *facts, *further]
+        verdict, revision, existed = await self._gate.run(
+            "document_propose", lambda client: self._propose(names, arguments, client)
+        )
+        if verdict != b"accepted":
+            await self._gate.run("document_propose", lambda client: client.unlink(content))
+        if verdict == b"lost":
+            raise StoreUnavailable("the upload took too long")
+        return Proposal(verdict.decode(), int(revision), bool(existed))
+
+    async def find(self, document: str, tenant: str | None = None) -> Document | None:
+        """See `ports.Documents`."""
+        found = (await self._read([document]))[0]
+        return found if found is not None and tenant in (None, found.facts.tenant) else None
+
+    async def page(self, tenant: str, listing: Listing) -> Page:
+        """See `ports.Documents`. The cursor is the time and the id of the last that was given."""
+        found: list[Document] = []
+        cursor = listing.cursor
+        while True:
+            ids, is_last = await self._after(tenant, cursor, LOOKED_AT)
+            for document, read in zip(ids, await self._read([one for one, _ in ids]), strict=True):
+                cursor = f"{document[1]}-{document[0]}"
+                if read is not None and _is_wanted(read, listing):
+                    found.append(read)
+                    if len(found) == listing.limit:
+                        return Page(found, cursor)
+            if is_last:
+                return Page(found)
+
+    async def chunks(self, document: str, offset: int, limit: int) -> Sequence[Chunk]:
+        """See `ports.Documents`. By an embedder that has all of them, the one that it was put into service by first."""
+        keys = (self._keys.document(document), self._keys.document_chunks(document))
+        fields, written = await self._gate.run("document_read", lambda client: _all(client, keys))
+        revision = int(fields.get("revision", 0))
+        done = [name[9:] for name, at in fields.items() if name.startswith("embedded:") and int(at) == revision]
+        totals = {embedder: int(written.get(f"{embedder}:{revision}", 0)) for embedder in done}
+        if not totals:
+            return ()
+        embedder = max(totals, key=lambda one: totals[one] == int(fields["chunks"]))
+        numbers = range(offset, min(offset + limit, totals[embedder]))
+        names = [self._keys.chunk(embedder, document, revision, number) for number in numbers]
+        found = await self._gate.run("document_read", lambda client: _all(client, names))
+        return [chunk_of(one) for one in found if one]
+
+    async def delete(self, document: str, tenant: str | None = None) -> bool:
+        """See `ports.Documents`."""
+        if tenant is None:
+            known = await self.find(document)
+            if known is None:
+                return False
+            tenant = known.facts.tenant
+        keys, owner = self._keys, owner_of(tenant)
+        names = [
+            keys.document(document),
+            keys.document_text(document),
+            keys.document_draft(document),
+            keys.document_work(document),
+            keys.corpus(owner),
+            keys.corpus_state,
+            keys.corpus_work,
+            keys.corpus_documents(owner),
+        ]
+        arguments: list[Any] = [document, tenant]
+        return bool(await self._gate.run("document_delete", lambda client: self._delete(names, arguments, client)))
+
+    async def _after(self, tenant: str, cursor: str | None, count: int) -> tuple[list[tuple[str, int]], bool]:
+        """Ids with their times, the newest first, `count` at most and maybe fewer; whether there are no more."""
+        key = self._keys.corpus_documents(owner_of(tenant))
+        at, _, last = (cursor or "").partition("-")
+        newest: Any = int(at) if at.isdigit() else "+inf"
+        skipped = 0
+        while True:
+            reply: list[Any] = await self._gate.run(
+                "document_list",
+                lambda client, skip=skipped: client.zrange(  # type: ignore[misc]
+                    key, newest, "-inf", desc=True, byscore=True, offset=skip, num=count, withscores=True
+                ),
+            )
+            ids = [(name.decode(), int(score)) for name, score in reply]
+            left = [(name, score) for name, score in ids if not last or score < int(at) or name < last]
+            if left or len(ids) < count:
+                return left, len(ids) < count
+            skipped += len(ids)
+
+    async def _read(self, documents: Sequence[str]) -> list[Document | None]:
+        names = [key for one in documents for key in (self._keys.document(one), self._keys.document_work(one))]
+        found = await self._gate.run("document_read", lambda client: _all(client, names))
+        pairs = zip(documents, found[::2], found[1::2], strict=True)
+        return [document_of(one, fields, work) if "status" in fields else None for one, fields, work in pairs]
+
+
+async def _all(client: Redis, names: Sequence[str]) -> list[dict[str, bytes]]:
+    if not names:
+        return []
+    async with client.pipeline(transaction=False) as pipe:
+        for name in names:
+            pipe.hgetall(name)
+        return [named(reply) for reply in await pipe.execute()]
+
+
+def _is_wanted(document: Document, listing: Listing) -> bool:
+    tags = {tag.casefold() for tag in document.facts.tags}
+    return (
+        (listing.tag is None or listing.tag.casefold() in tags)
+        and (listing.status is None or document.status == listing.status)
+        and (listing.source is None or document.facts.source == listing.source)
+    )
+
+
+READ: Final = 500
+"""Documents read by one command."""
+
+
+class DocumentDigests:
+    """Raises `StoreUnavailable`."""
+
+    def __init__(self, gate: Gates, keys: Keys) -> None:
+        self._gate = gate.of(keys.corpus_state)
+        self._keys = keys
+
+    async def serving(self, documents: Sequence[str]) -> Mapping[str, tuple[int, str]]:
+        """Revision and digest of each that serves."""
+
+        async def read(client: Redis) -> list[Any]:
+            async with client.pipeline(transaction=False) as pipe:
+                for document in documents:
+                    pipe.hmget(self._keys.document(document), "revision", "digest")
+                replies: list[Any] = await pipe.execute()
+                return replies
+
+        replies = await self._gate.run("digests", read) if documents else []
+        return {
+            document: (int(revision), digest.decode())
+            for document, (revision, digest) in zip(documents, replies, strict=True)
+            if int(revision or 0) > 0 and digest is not None
+        }
+
+    async def corpus(self, tenant: str) -> tuple[int, str]:
+        """The epoch of a tenant's documents, and the digest over all that serve; empty where they change meanwhile."""
+        before = await self.epoch(tenant)
+        found: dict[str, tuple[int, str]] = {}
+        for start in range(0, max(await self._count(tenant), 1), READ):
+            found |= await self.serving(await self._listed(tenant, start))
+        lines = sorted(f"{document} {digest}" for document, (_, digest) in found.items())
+        digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        return before, digest if await self.epoch(tenant) == before else ""
+
+    async def epoch(self, tenant: str) -> int:
+        """How often the tenant's documents have changed."""
+        key = self._keys.corpus(owner_of(tenant))
+        return int(await self._gate.run("digests", lambda client: client.hget(key, "epoch")) or 0)
+
+    async def _count(self, tenant: str) -> int:
+        key = self._keys.corpus_documents(owner_of(tenant))
+        return int(await self._gate.run("digests", lambda client: client.zcard(key)))
+
+    async def _listed(self, tenant: str, start: int) -> list[str]:
+        key = self._keys.corpus_documents(owner_of(tenant))
+        found: Any = await self._gate.run("digests", lambda client: client.zrange(key, start, start + READ - 1))
+        return [document.decode() for document in found]

@@ -1,0 +1,196 @@
+"""Documents in Redis that a new embedder has not embedded yet.
+
+Who embeds documents, and the removal of what embedders have made that nobody uses any more.
+
+First the fleet forgets that the embedder had embedded everything, and of each document that it had embedded it: should
+it be used again in the middle, it embeds anew what is missing. Its index goes last, so that what was begun is found.
+
+What the fleet last knew of its embedder, for a worker that starts while Ollama is down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from typing import Any, Final
+
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+
+from api.errors import StoreUnavailable
+from api.ports.document_work import Epoch, Work
+from api.redis_store.health_gated import Gates
+from api.redis_store.keys import Keys
+from api.redis_store.scripts import scanned, script
+from api.redis_store.stores.documents.documents import Fields, facts_of, named
+from api.values import EmbedderIdentity
+
+
+class RedisReembedding:
+    """See `ports.Reembedding`."""
+
+    def __init__(self, gate: Gates, keys: Keys, worker: str) -> None:
+        self._gate = gate.of(keys.corpus_state)
+        self._keys = keys
+        self._worker = worker
+        self._embedded = script(gate.client, "document_embedded")
+        self._complete = script(gate.client, "document_complete")
+
+    async def behind(self, embedder: EmbedderIdentity) -> Epoch | None:
+        """See `ports.Reembedding`."""
+        names, key = ("epoch", f"done:{embedder.fingerprint}", "began_ms"), self._keys.corpus_state
+        found: list[Any] = await self._gate.run("corpus", lambda client: client.hmget(key, *names))
+        epoch, done, began = found
+        return Epoch(int(epoch), (began or b"").decode()) if int(epoch or 0) > int(done or 0) else None
+
+    async def missing(self, embedder: EmbedderIdentity) -> AsyncIterator[Work]:
+        """See `ports.Reembedding`. Documents written meanwhile are embedded by whoever writes them."""
+        prefix = self._keys.document("")
+        async for keys in scanned(self._gate, "corpus", self._keys.corpus_state, f"{prefix}*"):
+            for document in [key.removeprefix(prefix) for key in keys]:
+                fields = await self._fields(document) if ":" not in document else {}
+                if _lacks(fields, embedder.fingerprint):
+                    yield Work(document, int(fields["revision"]), "store", facts_of(fields))
+
+    async def embedded(self, work: Work, embedder: EmbedderIdentity) -> bool:
+        """See `ports.Reembedding`."""
+        keys = [self._keys.document(work.id), self._keys.embedding_duty(embedder.fingerprint)]
+        arguments: list[Any] = [work.revision, embedder.fingerprint, self._worker]
+        return bool(await self._gate.run("corpus", lambda client: self._embedded(keys, arguments, client)))
+
+    async def complete(self, embedder: EmbedderIdentity, epoch: Epoch) -> None:
+        """See `ports.Reembedding`. What changed since is found behind again."""
+        keys = [self._keys.corpus_state]
+        arguments: list[Any] = [embedder.fingerprint, epoch.number, epoch.began]
+        await self._gate.run("corpus", lambda client: self._complete(keys, arguments, client))
+
+    async def _fields(self, document: str) -> Fields:
+        async def read(client: Redis) -> Any:
+            return await client.hgetall(self._keys.document(document))
+
+        return named(await self._gate.run("corpus", read))
+
+
+def _lacks(fields: Fields, embedder: str) -> bool:
+    revision = fields.get("revision", b"0")
+    return int(revision) > 0 and fields.get(f"embedded:{embedder}") != revision
+
+
+REMOVED: Final = 200
+"""Chunks removed by one command: each leaves the vector index too."""
+
+
+class RedisUnusedEmbeddings:
+    """See `ports.UnusedEmbeddings`."""
+
+    def __init__(self, gate: Gates, keys: Keys) -> None:
+        self._gate = gate.of(keys.corpus_state)
+        self._keys = keys
+        self._used = script(gate.client, "embedder_used")
+        self._unused = script(gate.client, "embedders_unused")
+        self._forget = script(gate.client, "embedder_forget")
+
+    async def use(self, embedder: EmbedderIdentity) -> None:
+        """See `ports.UnusedEmbeddings`."""
+        keys = [self._keys.corpus_embedders]
+        await self._gate.run("embedders", lambda client: self._used(keys, [embedder.fingerprint], client))
+
+    async def unused(self, keep: float) -> Sequence[str]:
+        """See `ports.UnusedEmbeddings`."""
+        listed: Any = await self._gate.run("embedders", lambda client: client.execute_command("FT._LIST"))  # type: ignore[no-untyped-call]
+        prefix = self._keys.chunk_indexes
+        names = (name.decode("utf-8", "replace") for name in listed)
+        indexed = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+        arguments: list[str | int] = [_ms(keep), *indexed]
+        keys = [self._keys.corpus_embedders]
+        found: Any = await self._gate.run("embedders", lambda client: self._unused(keys, arguments, client))
+        return [name.decode() for name in found]
+
+    async def remove(self, embedder: str, keep: float) -> AsyncIterator[int]:
+        """See `ports.UnusedEmbeddings`."""
+        state = self._keys.corpus_state
+        if not await self._forgotten(embedder, keep, [state, state], f"done:{embedder}"):
+            return
+        async for document, sets in self._documents():
+            for field, count in sets.items():
+                of, _, revision = field.partition(":")
+                if of == embedder:
+                    if not await self._remove(embedder, keep, document, int(revision), count):
+                        return
+                    yield count
+        await self._drop(embedder, keep)
+
+    async def _documents(self) -> AsyncIterator[tuple[str, dict[str, int]]]:
+        """Each with the sets of chunks that were written of it; one may come twice."""
+        pattern = self._keys.document_chunks("*")
+        before, _, after = pattern.partition("*")
+        async for found in scanned(self._gate, "embedders", self._keys.corpus_state, pattern):
+            for key in found:
+                sets = named(await self._gate.run("embedders", lambda client, key=key: client.hgetall(key)))  # type: ignore[misc]
+                yield key.removeprefix(before).removesuffix(after), {name: int(count) for name, count in sets.items()}
+
+    async def _remove(self, embedder: str, keep: float, document: str, revision: int, count: int) -> bool:
+        for start in range(0, max(count, 1), REMOVED):
+            numbers = range(start, min(start + REMOVED, count))
+            chunks = [self._keys.chunk(embedder, document, revision, number) for number in numbers]
+            keys = [self._keys.document(document), self._keys.document_chunks(document), *chunks]
+            last = f"{embedder}:{revision}" if start + REMOVED >= count else ""
+            if not await self._forgotten(embedder, keep, keys, f"embedded:{embedder}", last):
+                return False
+        return True
+
+    async def _forgotten(self, embedder: str, keep: float, keys: Sequence[str], field: str, further: str = "") -> bool:
+        names = [self._keys.corpus_embedders, *keys]
+        arguments: list[str | int] = [embedder, _ms(keep), field, further]
+        return bool(await self._gate.run("embedders", lambda client: self._forget(names, arguments, client)))
+
+    async def _drop(self, embedder: str, keep: float) -> None:
+        """One that is used again at this very moment makes its index anew: an index has nothing of its own."""
+        if embedder not in await self.unused(keep):
+            return
+
+        async def drop(client: Redis) -> None:
+            with suppress(ResponseError):  # gone with FLUSHALL
+                await client.execute_command("FT.DROPINDEX", self._keys.chunk_index(embedder))  # type: ignore[no-untyped-call]
+            await client.zrem(self._keys.corpus_embedders, embedder)
+
+        await self._gate.run("embedders", drop)
+
+
+def _ms(seconds: float) -> int:
+    return round(seconds * 1000)
+
+
+LIFETIME_MS: Final = 30 * 24 * 3600 * 1000
+
+
+class EmbedderRegistry:
+    """`rag:embedder:<model>`. With Redis down nothing is known, and nothing is kept."""
+
+    def __init__(self, gate: Gates, keys: Keys, model: str) -> None:
+        self._key = keys.embedder(model)
+        self._gate = gate.of(self._key)
+
+    async def recall(self) -> EmbedderIdentity | None:
+        """The identity last written, if any."""
+        try:
+            fields: dict[Any, Any] = await self._gate.run("recall_embedder", lambda client: client.hgetall(self._key))
+        except StoreUnavailable:
+            return None
+        text = {name.decode(): value.decode() for name, value in fields.items()}
+        if not {"name", "dimension", "fingerprint"} <= text.keys():
+            return None
+        return EmbedderIdentity(text["name"], int(text["dimension"]), text["fingerprint"])
+
+    async def remember(self, identity: EmbedderIdentity) -> None:
+        """Writes what the model is."""
+
+        async def write(client: Any) -> None:
+            async with client.pipeline(transaction=True) as pipe:
+                pipe.hset(self._key, mapping=asdict(identity))
+                pipe.pexpire(self._key, LIFETIME_MS)
+                await pipe.execute()
+
+        with suppress(StoreUnavailable):
+            await self._gate.run("remember_embedder", write)

@@ -1,0 +1,300 @@
+"""What the index over chunks is made of, and how it is asked: pure decisions.
+
+Passages in Redis: one index for each embedder, made when first needed, over the chunks themselves.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Final
+
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+from redisvl.index import AsyncSearchIndex
+
+from api.ports.documents import Corpus, Current, DocumentFilter, Hit, Rankings
+from api.redis_store.health_gated import Gates
+from api.redis_store.keys import Keys
+from api.redis_store.scripts import replies_of
+from api.redis_store.search_index import created, hybrid_policy, says_missing
+from api.redis_store.stores.cache.semantic_index import ScopeShares
+from api.redis_store.stores.documents.documents import facts_of, named, owner_of, range_of, tag_key
+from api.redis_store.stores.documents.embeddings import RedisUnusedEmbeddings
+from api.values import EmbedderIdentity, Vector
+
+M: Final = 16
+EF_CONSTRUCTION: Final = 200
+EF_RUNTIME: Final = 200
+FIELDS: Final = ("document", "revision", "number", "text", "heading", "span", "reach", "vector")
+WORDS: Final = 32
+"""Words of a question that are looked for."""
+_WORD: Final = re.compile(r"\w{2,}")
+COMMON: Final = frozenset(
+    _WORD.findall(
+        "an and are as at be but by for from how if in into is it its no not of on or our such that the their then "
+        "there these they this to was we what when where which who will with you your"
+    )
+)
+"""English words that say nothing about what a passage is about; looking for them costs most."""
+
+
+def passage_schema(keys: Keys, embedder: EmbedderIdentity) -> dict[str, Any]:
+    """The index over all chunks of one embedder, as redisvl wants it."""
+    vector = {"dims": embedder.dimension, "distance_metric": "cosine", "datatype": "float32", "algorithm": "hnsw"}
+    graph = {"m": M, "ef_construction": EF_CONSTRUCTION, "ef_runtime": EF_RUNTIME}
+    return {
+        "index": {
+            "name": keys.chunk_index(embedder.fingerprint),
+            "prefix": keys.chunk_prefix(embedder.fingerprint),
+            "key_separator": "",
+            "storage_type": "hash",
+            "stopwords": [],  # with any, a union that begins with one crashes the search module of Redis (2.10)
+        },
+        "fields": [
+            {"name": "owner", "type": "tag"},
+            {"name": "document", "type": "tag"},
+            {"name": "tags", "type": "tag"},
+            {"name": "title", "type": "text", "attrs": {"weight": 2.0}},
+            {"name": "heading", "type": "text", "attrs": {"weight": 1.5}},
+            {"name": "text", "type": "text"},
+            {"name": "vector", "type": "vector", "attrs": {**vector, **graph}},
+        ],
+    }
+
+
+def by_meaning(
+    index: str, tenant: str, wanted: DocumentFilter, vector: Vector, count: int, share: float | None = None
+) -> tuple[Any, ...]:
+    """The search for the chunks nearest to a vector; `share`: the part that the wanted ones are of all, if known."""
+    knn = f"[KNN {count} @vector $v EF_RUNTIME {max(EF_RUNTIME, 2 * count)}{hybrid_policy(share)} AS d]"
+    return (
+        *("FT.SEARCH", index, f"({_filter(tenant, wanted)})=>{knn}", "PARAMS", 2, "v", vector, "SORTBY", "d"),
+        *("LIMIT", 0, count, "DIALECT", 2, "RETURN", len(FIELDS) + 1, "d", *FIELDS),
+    )
+
+
+def by_words(index: str, tenant: str, wanted: DocumentFilter, question: str, count: int) -> tuple[Any, ...] | None:
+    """The search by BM25 for chunks with any of the question's words; None where it has none to look for."""
+    words = [word for word in dict.fromkeys(_WORD.findall(question.casefold())) if word not in COMMON][:WORDS]
+    if not words:
+        return None
+    clauses = _filter(tenant, wanted)
+    # One clause for each: of a union in an intersection the search module (2.10) counts the first word that is found.
+    query = "|".join(f"({clauses} @title|heading|text:{word})" for word in words)
+    return (
+        *("FT.SEARCH", index, query, "SCORER", "BM25STD", "WITHSCORES", "LIMIT", 0, count, "DIALECT", 2),
+        *("RETURN", len(FIELDS), *FIELDS),
+    )
+
+
+def counting(index: str, tenant: str) -> tuple[Any, ...]:
+    """Counts a tenant's chunks."""
+    return ("FT.SEARCH", index, _filter(tenant, DocumentFilter()), "LIMIT", 0, 0, "DIALECT", 2)
+
+
+def _filter(tenant: str, wanted: DocumentFilter) -> str:
+    clauses = [_one_of("owner", [owner_of(tenant)])]
+    if wanted.tags:
+        clauses.append(_one_of("tags", [tag_key(tag) for tag in wanted.tags]))
+    if wanted.ids:
+        clauses.append(_one_of("document", [one for one in wanted.ids if one.isalnum()] or ["none"]))
+    return " ".join(clauses)
+
+
+def _one_of(field: str, values: Sequence[str]) -> str:
+    return f"@{field}:{{{'|'.join(values)}}}"
+
+
+KNOWN_SECONDS: Final = 2.0
+_CORPUS: Final = ("documents", "epoch", "changed_ms")
+_FACTS: Final = ("tenant", "title", "source", "version", "revision")
+
+
+class RedisPassageIndex:
+    """See `ports.PassageIndex`."""
+
+    def __init__(self, gate: Gates, keys: Keys) -> None:
+        self._gate = gate.of(keys.corpus_state)
+        self._keys = keys
+        self._embeddings = RedisUnusedEmbeddings(gate, keys)
+        self._whole: dict[str, tuple[float, bool]] = {}
+        self._shares = ScopeShares()
+        self._chunks: dict[str, int] = {}
+        self._gate.on_recovery(self._forget)
+
+    async def ensure(self, embedder: EmbedderIdentity) -> None:
+        """See `ports.PassageIndex`. Many workers may do so at once."""
+        await self._embeddings.use(embedder)  # first: what is written from now on is not to be removed
+        await self._gate.run("index_create", lambda client: self._create(client, embedder))
+
+    async def corpus(self, tenant: str) -> Corpus:
+        """See `ports.PassageIndex`."""
+        key = self._keys.corpus(owner_of(tenant))
+        found: Any = await self._gate.run("corpus", lambda client: client.hmget(key, *_CORPUS))
+        return Corpus(*(int(value or 0) for value in found))
+
+    async def search(
+        self,
+        embedder: EmbedderIdentity,
+        tenant: str,
+        wanted: DocumentFilter,
+        question: str,
+        vector: Vector | None,
+        count: int,
+    ) -> Rankings:
+        """See `ports.PassageIndex`."""
+        commands = self._searches(embedder, tenant, wanted, question, vector, count)
+        # The state first: what is committed after it leaves a mark, by which the answer is not kept.
+        first = ("HGETALL", self._keys.corpus_state)
+        asking = [first, *commands.values()]
+        state, *replies = await self._gate.run("passages", lambda client: _execute(client, asking))
+        if any(says_missing(reply) for reply in replies):
+            # FLUSHALL takes an index too, and an embedder that is new has none yet.
+            await self.ensure(embedder)
+            self._whole.pop(embedder.fingerprint, None)
+            state, *replies = await self._gate.run("passages", lambda client: _execute(client, asking))
+        answered = dict(zip(commands, replies, strict=True))
+        self._note_share(tenant, answered.pop("counted", None))
+        found = {name: _hits(reply, embedder.fingerprint) for name, reply in answered.items()}
+        behind, other = is_behind(named(state), embedder.fingerprint)
+        whole = not behind and not any(map(_is_cut_short, commands, replies))
+        return Rankings(**found, whole=whole, other=other)
+
+    def _searches(
+        self,
+        embedder: EmbedderIdentity,
+        tenant: str,
+        wanted: DocumentFilter,
+        question: str,
+        vector: Vector | None,
+        count: int,
+    ) -> dict[str, tuple[Any, ...]]:
+        """What is asked of Redis, by name. Now and then the tenant's chunks are counted with it."""
+        index = self._keys.chunk_index(embedder.fingerprint)
+        share = self._shares.of(tenant, self._chunks.get(index, 0)) if wanted == DocumentFilter() else None
+        asked = {
+            "meaning": by_meaning(index, tenant, wanted, vector, count, share) if vector is not None else None,
+            "words": by_words(index, tenant, wanted, question, count),
+            "counted": counting(index, tenant) if self._shares.is_due(tenant) else None,
+        }
+        return {name: command for name, command in asked.items() if command is not None}
+
+    def _note_share(self, tenant: str, counted: Any) -> None:
+        if counted is not None and not isinstance(counted, ResponseError):
+            self._shares.note(tenant, int(counted[b"total_results"]))
+
+    async def search_words(
+        self, embedder: str, tenant: str, wanted: DocumentFilter, question: str, count: int
+    ) -> Sequence[Hit]:
+        """See `ports.PassageIndex`. An index that is gone has nothing."""
+        words = by_words(self._keys.chunk_index(embedder), tenant, wanted, question, count)
+        replies = await self._gate.run("passages", lambda client: _execute(client, [words] if words else []))
+        return [hit for reply in replies for hit in _hits(reply, embedder)]
+
+    async def is_whole(self, embedder: EmbedderIdentity) -> bool:
+        """See `ports.PassageIndex`. Asked of Redis again after `KNOWN_SECONDS`."""
+        now = time.monotonic()
+        known = self._whole.get(embedder.fingerprint)
+        if known is not None and now < known[0]:
+            return known[1]
+        index = self._keys.chunk_index(embedder.fingerprint)
+        (info,) = await self._gate.run("passages", lambda client: _execute(client, [("FT.INFO", index)]))
+        whole = not isinstance(info, Exception) and not int(info[b"indexing"])
+        self._chunks[index] = int(info[b"num_docs"]) if whole else 0
+        self._whole[embedder.fingerprint] = (now + KNOWN_SECONDS, whole)
+        return whole
+
+    async def current(self, documents: Sequence[str], embedder: str) -> Mapping[str, Current]:
+        """See `ports.PassageIndex`."""
+
+        async def read(client: Redis) -> list[Any]:
+            async with client.pipeline(transaction=False) as pipe:
+                for document in documents:
+                    pipe.hmget(self._keys.document(document), *_FACTS, f"embedded:{embedder}")
+                replies: list[Any] = await pipe.execute()
+                return replies
+
+        replies = await self._gate.run("passages", read) if documents else []
+        found: dict[str, Current] = {}
+        for document, (*values, embedded) in zip(documents, replies, strict=True):
+            fields = {name: value for name, value in zip(_FACTS, values, strict=True) if value is not None}
+            if embedded is not None and embedded == fields.get("revision"):
+                found[document] = Current(facts_of(fields), int(embedded))
+        return found
+
+    async def texts(self, spans: Sequence[tuple[str, int, tuple[int, int]]]) -> Sequence[str | None]:
+        """See `ports.PassageIndex`."""
+
+        async def read(client: Redis) -> list[Any]:
+            async with client.pipeline(transaction=True) as pipe:
+                for document, _, (start, end) in spans:
+                    pipe.hget(self._keys.document(document), "revision")
+                    pipe.getrange(self._keys.document_text(document), start, end - 1)
+                replies: list[Any] = await pipe.execute()
+                return replies
+
+        replies = await self._gate.run("passages", read) if spans else []
+        pairs = zip(spans, replies[::2], replies[1::2], strict=True)
+        return [
+            text.decode("utf-8", "replace") if at is not None and int(at) == revision else None
+            for (_, revision, _), at, text in pairs
+        ]
+
+    async def _forget(self) -> None:
+        """A Redis that was started again builds its indexes anew."""
+        self._whole.clear()
+
+    async def _create(self, client: Redis, embedder: EmbedderIdentity) -> None:
+        await created(AsyncSearchIndex.from_dict(passage_schema(self._keys, embedder), redis_client=client))
+
+
+def is_behind(state: Mapping[str, bytes], embedder: str) -> tuple[bool, str | None]:
+    """By the state of the corpus: whether `embedder` has not embedded all, and which other has embedded the most."""
+    done = {name.removeprefix("done:"): int(at) for name, at in state.items() if name.startswith("done:")}
+    own = done.pop(embedder, 0)
+    if own >= int(state.get("epoch", 0)):
+        return False, None
+    return True, max(done, key=lambda name: done[name], default=None)
+
+
+async def _execute(client: Redis, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """All in one round trip; a refusal stands in the place of its reply."""
+    async with client.pipeline(transaction=False) as pipe:
+        for command in commands:
+            pipe.execute_command(*command)
+        return await replies_of(pipe)
+
+
+def _is_cut_short(ranking: str, reply: Any) -> bool:
+    """Refused, or ended by Redis after its `search-timeout`: but words that many chunks hold may always take longer."""
+    return isinstance(reply, ResponseError) or (ranking == "meaning" and bool(reply.get(b"warning")))
+
+
+def _hits(reply: Any, embedder: str) -> list[Hit]:
+    if isinstance(reply, ResponseError):
+        return []  # a search that is refused finds nothing; the other one may
+    hits = []
+    for found in reply[b"results"]:
+        fields = {name.decode(): value for name, value in found[b"extra_attributes"].items()}
+        score = 1.0 - float(fields["d"]) if "d" in fields else float(found[b"score"])
+        with suppress(KeyError, ValueError):  # a chunk that is being removed
+            hits.append(_hit(fields, score, embedder))
+    return hits
+
+
+def _hit(fields: Mapping[str, bytes], score: float, embedder: str) -> Hit:
+    return Hit(
+        document=fields["document"].decode(),
+        revision=int(fields["revision"]),
+        number=int(fields["number"]),
+        score=score,
+        text=fields["text"].decode("utf-8", "replace"),
+        heading=fields["heading"].decode(),
+        vector=fields.get("vector"),
+        span=range_of(fields["span"]),
+        reach=range_of(fields["reach"]),
+        embedder=embedder,
+    )

@@ -1,0 +1,275 @@
+"""Changes of documents that are under way in Redis: taken by a lease, void as soon as a newer one is asked for.
+
+Which answers operators have deleted: `rag:deleted`. A restored backup brings none of them back.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+import orjson
+from redis.asyncio import Redis
+
+from api.ports.document_work import Delayed, EmbeddedChunk, Work, Written
+from api.ports.documents import FailedChunk
+from api.redis_store.health_gated import Gates
+from api.redis_store.keys import Keys
+from api.redis_store.scripts import downloaded, script, uploaded
+from api.redis_store.stores.documents.documents import chunk_fields, named, owner_of, work_of
+from api.values import EmbedderIdentity, Vector
+
+REMOVED: Final = 200
+"""Chunks removed by one command: each leaves the vector index too."""
+
+NAMED: Final = 100
+"""Chunks that could not be embedded, as a document names them."""
+_DELAYED: Final[tuple[Delayed, ...]] = ("void", "delayed", "for too long")
+
+
+class RedisDocumentWork:
+    """See `ports.DocumentWork`. `reads`: kinds of files that this worker reads; others are left to those that can."""
+
+    def __init__(self, gate: Gates, keys: Keys, worker: str, reads: Collection[str]) -> None:
+        self._gate = gate.of(keys.corpus_state)
+        self._keys = keys
+        self._worker = worker
+        self._reads = tuple(reads)
+        self._take = script(gate.client, "document_common", "document_take")
+        self._renew = script(gate.client, "document_common", "document_renew")
+        self._delay = script(gate.client, "document_common", "document_delay")
+        self._told = script(gate.client, "document_common", "document_told")
+        self._settle = script(gate.client, "document_common", "document_settle")
+        self._write = script(gate.client, "document_common", "document_write")
+        self._rewrite = script(gate.client, "document_rewrite")
+        self._commit = script(gate.client, "document_common", "document_commit")
+        self._end = script(gate.client, "document_common", "document_end")
+
+    async def waiting(self, limit: int, *, gone: bool) -> Sequence[str]:
+        """See `ports.DocumentWork`. A deletion is noted with the negative of its time."""
+        first, last = ("-inf", "(0") if gone else ("0", "inf")
+        command = ("ZRANGE", self._keys.corpus_work, first, last, "BYSCORE", "LIMIT", 0, limit)
+        found: list[Any] = await self._gate.run(
+            "document_work",
+            lambda client: client.execute_command(*command),  # type: ignore[no-untyped-call]
+        )
+        return [document.decode() for document in found]
+
+    async def exists(self, document: str) -> bool:
+        """See `ports.DocumentWork`."""
+        key = self._keys.document_work(document)
+        return bool(await self._gate.run("document_work", lambda client: client.exists(key)))
+
+    async def take(self, document: str, seconds: float) -> Work | None:
+        """See `ports.DocumentWork`."""
+        keys = [self._keys.document_work(document), self._keys.corpus_work]
+        held: list[Any] = [document, self._worker, secrets.token_hex(8), round(seconds * 1000)]
+        arguments = [*held, *self._reads]
+        fields = named(await self._gate.run("document_work", lambda client: self._take(keys, arguments, client)))
+        return work_of(document, fields) if fields else None
+
+    async def renew(self, work: Work, seconds: float) -> bool:
+        """See `ports.DocumentWork`."""
+        keys = [self._keys.document_work(work.id)]
+        arguments: list[Any] = [work.revision, work.holder, round(seconds * 1000)]
+        return bool(await self._gate.run("document_work", lambda client: self._renew(keys, arguments, client)))
+
+    async def release(self, work: Work) -> None:
+        """See `ports.DocumentWork`."""
+        await self.renew(work, 0)
+
+    async def delay(self, work: Work, pause: float, patience: float, reason: str) -> Delayed:
+        """See `ports.DocumentWork`."""
+        keys = [self._keys.document_work(work.id)]
+        arguments: list[Any] = [work.revision, work.holder, round(pause * 1000), round(patience * 1000), reason]
+        verdict = await self._gate.run("document_work", lambda client: self._delay(keys, arguments, client))
+        return _DELAYED[int(verdict)]
+
+    async def told(self, work: Work) -> None:
+        """See `ports.DocumentWork`."""
+        keys = [self._keys.document_work(work.id)]
+        arguments: list[Any] = [work.revision, work.holder]
+        await self._gate.run("document_work", lambda client: self._told(keys, arguments, client))
+
+    async def draft(self, work: Work) -> bytes | None:
+        """See `ports.DocumentWork`."""
+        return await downloaded(self._gate, self._keys.document_draft(work.id))
+
+    async def text(self, document: str) -> bytes | None:
+        """See `ports.DocumentWork`."""
+        return await downloaded(self._gate, self._keys.document_text(document))
+
+    async def settle_text(self, work: Work, text: bytes) -> bool:
+        """See `ports.DocumentWork`."""
+        content = await uploaded(self._gate, self._keys, text)
+        keys = [self._keys.document_work(work.id), self._keys.document_draft(work.id), content]
+        arguments: list[Any] = [work.revision, work.holder, work.facts.title]
+        return bool(await self._gate.run("document_work", lambda client: self._settle(keys, arguments, client)))
+
+    async def written(self, work: Work, embedder: EmbedderIdentity) -> Written:
+        """See `ports.DocumentWork`."""
+        field = f"{embedder.fingerprint}:{work.revision}"
+        key = self._keys.document_chunks(work.id)
+        total = int(await self._gate.run("document_work", lambda client: client.hget(key, field)) or 0)
+        names = self._chunks(work, embedder, range(total))
+        found = await self._gate.run("document_work", lambda client: _fields(client, names, "start", "end", "failure"))
+        spans = {number: (int(start), int(end)) for number, (start, end, _) in enumerate(found) if start and end}
+        failures = {number: failure.decode() for number, (_, _, failure) in enumerate(found) if failure}
+        return Written(spans, total, failures)
+
+    async def trim(self, work: Work, embedder: EmbedderIdentity, numbers: Sequence[int]) -> None:
+        """See `ports.DocumentWork`."""
+        await self._unlink(self._chunks(work, embedder, numbers))
+
+    async def write(
+        self,
+        work: Work,
+        embedder: EmbedderIdentity,
+        chunks: Sequence[EmbeddedChunk],
+        total: int,
+        done: int,
+        seconds: float,
+    ) -> bool:
+        """See `ports.DocumentWork`."""
+        names, width, values = self._flat(work, embedder, chunks)
+        keys = [self._keys.document_work(work.id), self._keys.document_chunks(work.id), *names]
+        held: list[Any] = [work.revision, work.holder, round(seconds * 1000)]
+        arguments = [*held, embedder.fingerprint, total, done, width, *values]
+        return bool(await self._gate.run("document_write", lambda client: self._write(keys, arguments, client)))
+
+    async def rewrite(
+        self, work: Work, embedder: EmbedderIdentity, chunks: Sequence[EmbeddedChunk], total: int
+    ) -> bool:
+        """See `ports.DocumentWork`."""
+        names, width, values = self._flat(work, embedder, chunks)
+        keys = [
+            self._keys.document(work.id),
+            self._keys.document_chunks(work.id),
+            self._keys.embedding_duty(embedder.fingerprint),
+            *names,
+        ]
+        arguments: list[Any] = [work.revision, self._worker, embedder.fingerprint, total, width, *values]
+        return bool(await self._gate.run("document_write", lambda client: self._rewrite(keys, arguments, client)))
+
+    async def commit(
+        self, work: Work, embedder: EmbedderIdentity, total: int, characters: int, failed: Sequence[FailedChunk] = ()
+    ) -> Work | None:
+        """See `ports.DocumentWork`."""
+        keys = [
+            self._keys.document(work.id),
+            self._keys.document_text(work.id),
+            self._keys.document_draft(work.id),
+            self._keys.document_work(work.id),
+            self._keys.corpus(owner_of(work.facts.tenant)),
+            self._keys.corpus_state,
+        ]
+        named_ones = orjson.dumps([[one.number, one.reason] for one in failed[:NAMED]])
+        held: list[Any] = [work.id, work.revision, work.holder, embedder.fingerprint]
+        arguments = [*held, total, characters, len(failed), named_ones]
+        done = await self._gate.run("document_commit", lambda client: self._commit(keys, arguments, client))
+        return replace(work, phase="tell", replaced=int(done) == 2) if done else None
+
+    async def fail(self, work: Work, error: str) -> None:
+        """See `ports.DocumentWork`. The work ends last: who dies before has it done again by another worker."""
+        await self._remove_chunks(work)
+        await self._ended(work, error)
+
+    async def finish(self, work: Work) -> None:
+        """See `ports.DocumentWork`. The work ends last, as with `fail`."""
+        await self._remove_chunks(work)
+        await self._ended(work, "")
+
+    async def vectors(self, work: Work, embedder: EmbedderIdentity, offset: int, limit: int) -> Sequence[Vector | None]:
+        """See `ports.DocumentWork`."""
+        names = self._chunks(work, embedder, range(offset, offset + limit))
+        found = await self._gate.run("document_work", lambda client: _fields(client, names, "number", "vector"))
+        return [vector for number, vector in found if number is not None]
+
+    def _flat(
+        self, work: Work, embedder: EmbedderIdentity, chunks: Sequence[EmbeddedChunk]
+    ) -> tuple[list[str], int, list[Any]]:
+        """Chunks for a script: their keys, how many values each has, and those of all."""
+        values = [chunk_fields(work, one) for one in chunks]
+        names = self._chunks(work, embedder, [one.chunk.number for one in chunks])
+        return names, len(values[0]) if values else 0, [part for fields in values for part in fields]
+
+    def _chunks(self, work: Work, embedder: EmbedderIdentity, numbers: Sequence[int]) -> list[str]:
+        return [self._keys.chunk(embedder.fingerprint, work.id, work.revision, number) for number in numbers]
+
+    async def _ended(self, work: Work, error: str) -> None:
+        keys = [
+            self._keys.document_work(work.id),
+            self._keys.corpus_work,
+            self._keys.document(work.id),
+            self._keys.document_draft(work.id),
+        ]
+        arguments: list[Any] = [work.id, work.revision, work.holder, error]
+        await self._gate.run("document_work", lambda client: self._end(keys, arguments, client))
+
+    async def _remove_chunks(self, work: Work) -> None:
+        """Those of revisions up to this one that do not serve, of every embedder."""
+        key = self._keys.document_chunks(work.id)
+        sets = named(await self._gate.run("document_work", lambda client: client.hgetall(key)))
+        serving = await self._gate.run(
+            "document_work", lambda client: client.hget(self._keys.document(work.id), "revision")
+        )
+        for name, count in sets.items():
+            embedder, _, revision = name.partition(":")
+            if int(revision) <= work.revision and int(revision) != int(serving or 0):
+                await self._remove(work.id, embedder, int(revision), int(count))
+
+    async def _remove(self, document: str, embedder: str, revision: int, count: int) -> None:
+        await self._unlink([self._keys.chunk(embedder, document, revision, number) for number in range(count)])
+        field = f"{embedder}:{revision}"
+        key = self._keys.document_chunks(document)
+        await self._gate.run("document_work", lambda client: client.hdel(key, field))
+
+    async def _unlink(self, names: Sequence[str]) -> None:
+        for start in range(0, len(names), REMOVED):
+            part = names[start : start + REMOVED]
+            await self._gate.run("document_work", lambda client, part=part: client.unlink(*part))  # type: ignore[misc]
+
+
+async def _fields(client: Redis, keys: Sequence[str], *fields: str) -> list[list[bytes | None]]:
+    """Of each hash, in one round trip."""
+    if not keys:
+        return []
+    async with client.pipeline(transaction=False) as pipe:
+        for key in keys:
+            pipe.hmget(key, *fields)
+        replies: list[list[bytes | None]] = await pipe.execute()
+        return replies
+
+
+LIFETIME_MS: Final = 30 * 24 * 3600 * 1000
+"""Older answers are not restored: nobody knows whether they were deleted."""
+MOST: Final = 10_000
+BATCH: Final = 1000
+
+
+class RedisDeletions:
+    """See `ports.Deletions`."""
+
+    def __init__(self, gate: Gates, keys: Keys) -> None:
+        self._gate = gate.of(keys.cache_deleted)
+        self._key = keys.cache_deleted
+        self._note = script(gate.client, "deletions_note")
+
+    async def note(self, marks: Sequence[str]) -> None:
+        """See `ports.Deletions`."""
+        await self.merge(dict.fromkeys(marks, 0))
+
+    async def noted(self) -> Mapping[str, int]:
+        """See `ports.Deletions`."""
+        found: Any = await self._gate.run("deletions", lambda client: client.zrange(self._key, 0, -1, withscores=True))
+        return {mark.decode("utf-8", "replace"): int(at) for mark, at in found}
+
+    async def merge(self, marks: Mapping[str, int]) -> None:
+        """See `ports.Deletions`."""
+        pairs = list(marks.items())
+        for start in range(0, len(pairs), BATCH):
+            flat = [part for pair in pairs[start : start + BATCH] for part in pair]
+            arguments: list[str | int] = [LIFETIME_MS, MOST, *flat]
+            await self._gate.run("deletions", lambda client, a=arguments: self._note([self._key], a, client))  # type: ignore[misc]

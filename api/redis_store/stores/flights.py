@@ -1,0 +1,126 @@
+"""Flights in Redis: one script a step, Redis's clock; messages wake those who follow."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.commands.core import AsyncScript
+
+from api.errors import StoreUnavailable
+from api.ports.cache import Claim
+from api.redis_store.health_gated import Gates
+from api.redis_store.keys import Keys
+from api.redis_store.scripts import Reader, messages, script
+from api.single_flight.flight import KEPT_MS, LEASE_MS, Held, Joined, Message, Record, Verdict
+from api.values import FlightKey
+
+
+class RedisFlightStore:
+    """See `FlightStore`. `reader` opens a client of its own for the messages."""
+
+    def __init__(self, gate: Gates, reader: Reader, keys: Keys, worker: str) -> None:
+        self._gate = gate
+        self._reader = reader
+        self._keys = keys
+        self._worker = worker
+        self._channel = keys.flight_channel("")
+        self._join = self._script("flight_join")
+        self._publish = self._script("flight_publish")
+        self._end = self._script("flight_end")
+        self._abandon = self._script("flight_abandon")
+        self._leave = self._script("flight_leave")
+        self._tend = self._script("flight_tend")
+        self._sole = self._script("flight_sole")
+        self._release = self._script("flight_release")
+
+    def _script(self, name: str) -> AsyncScript:
+        return script(self._gate.client, "flight_common", name)
+
+    async def _run(self, called: AsyncScript, keys: Sequence[str], *arguments: str | int) -> object:
+        return await self._gate.of(keys[0]).run("flight", lambda client: called(keys, arguments, client))
+
+    def claim(self, key: FlightKey, fence: str) -> Claim:
+        """See `FlightStore`."""
+        return Claim(self._keys.flight(*key)[0], fence)
+
+    async def join(self, key: FlightKey, asked_ms: int, not_before_ms: int) -> Joined:
+        """See `FlightStore`."""
+        keys = [self._keys.flight(*key)[0], self._keys.cache_entry(*key)]
+        moments = (asked_ms, not_before_ms)
+        reply = await self._run(self._join, keys, self._worker, LEASE_MS, self._channel, key.id, *moments)
+        assert isinstance(reply, list)
+        verdict, fence, *place = (part.decode() for part in reply)
+        return Joined(Verdict(verdict), fence, *place)
+
+    async def publish(self, key: FlightKey, fence: str, bodies: Sequence[str]) -> int | None:
+        """See `FlightStore`."""
+        keys = self._keys.flight(*key)[:2]
+        return _number(await self._run(self._publish, keys, fence, self._channel, key.id, KEPT_MS, *bodies))
+
+    async def end(self, key: FlightKey, fence: str, body: str) -> bool:
+        """See `FlightStore`."""
+        keys = self._keys.flight(*key)[:2]
+        return bool(await self._run(self._end, keys, fence, self._channel, key.id, KEPT_MS, body))
+
+    async def abandon(self, key: FlightKey, fence: str) -> int:
+        """See `FlightStore`."""
+        return _number(await self._run(self._abandon, self._keys.flight(*key)[:2], fence)) or 0
+
+    async def leave(self, key: FlightKey, place: str) -> None:
+        """See `FlightStore`."""
+        await self._run(self._leave, self._keys.flight(*key)[:1], self._worker, place, self._channel, key.id)
+
+    async def tend(self, leads: Sequence[Held]) -> Mapping[FlightKey, int | None]:
+        """See `FlightStore`. One round trip for each partition that they are in."""
+        parts: defaultdict[str, list[Held]] = defaultdict(list)
+        for held in leads:
+            parts[self._keys.partition(held[0].scope).invalidated].append(held)
+        found: dict[FlightKey, int | None] = {}
+        for home, some in parts.items():
+            with suppress(StoreUnavailable):
+                gate = self._gate.of(home)
+                replies = await gate.run("flight", lambda client, some=some: self._tend_all(client, some))  # type: ignore[misc]
+                found |= {key: _number(reply) for (key, *_), reply in zip(some, replies, strict=True)}
+        return found
+
+    async def _tend_all(self, client: Redis, leads: Sequence[Held]) -> list[object]:
+        async with client.pipeline(transaction=False) as pipe:
+            for key, fence, again in leads:
+                await self._tend([self._keys.flight(*key)[0]], (self._worker, LEASE_MS, fence, int(again)), pipe)
+            return list(await pipe.execute())
+
+    async def read(self, key: FlightKey, after: str) -> list[Record]:
+        """See `FlightStore`."""
+        words, begin = self._keys.flight(*key)[1], after if after == "-" else f"({after}"
+        found: Any = await self._gate.of(words).run("flight", lambda client: client.xrange(words, begin))
+        return [Record(at.decode(), fields[b"fence"].decode(), fields[b"body"].decode()) for at, fields in found]
+
+    async def sole(self, key: FlightKey) -> Claim | None:
+        """See `FlightStore`."""
+        refresh = self._keys.flight(*key)[2]
+        fence = await self._run(self._sole, [refresh], self._worker, LEASE_MS)
+        assert isinstance(fence, bytes)
+        return Claim(refresh, fence.decode()) if fence else None
+
+    async def release(self, claim: Claim) -> None:
+        """See `FlightStore`."""
+        await self._run(self._release, [claim.key], claim.fence, 0)
+
+    async def renew(self, claim: Claim) -> None:
+        """See `FlightStore`."""
+        await self._run(self._release, [claim.key], claim.fence, LEASE_MS)
+
+    async def messages(self) -> AsyncIterator[Message | None]:
+        """See `FlightStore`."""
+        async for text in messages(self._reader, self._channel + self._worker):
+            what, _, flight = (text or "").partition(" ")
+            yield Message(what, flight) if text else None
+
+
+def _number(reply: object) -> int | None:
+    assert isinstance(reply, int)
+    return None if reply < 0 else reply

@@ -1,0 +1,335 @@
+"""Single flight over the fleet: equal questions in flight at once are generated once, wherever they were asked.
+
+In one process callers share a task; over the fleet the first worker to ask has the lead, by a lease that it renews, and
+tells those who follow. A leader that dies is replaced when its lease ends. Without Redis each worker leads for its own.
+
+Keeps a worker's flights in step with the fleet: messages that wake, leases renewed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from contextlib import asynccontextmanager, suppress
+from typing import Any, Final
+
+from api.cancellation import Background, cancelled, let_go, raise_if_cancelled
+from api.errors import InternalError, RagherdError, StoreUnavailable
+from api.ports.cache import Claim
+from api.ports.coordination import Lead
+from api.single_flight.flight import (
+    LEASE_MS,
+    Flight,
+    FlightEvents,
+    FlightSeat,
+    FlightStore,
+    FollowingFlight,
+    Joined,
+    Message,
+    Verdict,
+)
+from api.single_flight.wire import GroundedIn, HandedOver, Piece, Said, encode
+from api.values import FlightKey, Grounded, Landed, Restart, StoredElsewhere, Token
+
+BATCH_SECONDS: Final = 0.03
+"""How long the pieces of an answer are gathered for those who follow, but for the first."""
+
+
+class Flights:
+    """The flights of one worker. `patience`: seconds that a follower waits for a word of the leader."""
+
+    def __init__(self, store: FlightStore, patience: float, events: FlightEvents | None = None) -> None:
+        self.store = store
+        self._patience = patience
+        self._events = events or FlightEvents()
+        self._flights: dict[FlightKey, Flight] = {}
+        self._flying: set[asyncio.Task[None]] = set()
+        self._soles: set[Claim] = set()
+        self._aside: set[asyncio.Task[None]] = set()
+
+    def __len__(self) -> int:
+        return len(self._flights)
+
+    @asynccontextmanager
+    async def join(
+        self, key: FlightKey, lead: Lead, *, asked_ms: int, whole: bool, not_before_ms: int = 0
+    ) -> AsyncGenerator[FlightSeat, None]:
+        """See `ports.Flights`."""
+        flight = self._flights.get(key)
+        if flight is not None and flight.asked_ms <= not_before_ms and not_before_ms:
+            flight = None  # its callers asked before, and get what they asked for
+        first = flight is None
+        if flight is None:
+            flight = self._flights[key] = Flight(key, lead, asked_ms, not_before_ms)
+            flight.task = asyncio.create_task(self._fly(flight), name="flight")
+            self._flying.add(flight.task)
+            flight.task.add_done_callback(self._flying.discard)
+        reader = flight.progress.reader(whole=whole)
+        flight.seats += 1
+        try:
+            yield FlightSeat(flight, reader, first=first)
+        finally:
+            reader.close()
+            flight.seats -= 1
+            self._end_if_unwanted(flight)
+
+    @asynccontextmanager
+    async def sole(self, key: FlightKey) -> AsyncGenerator[Claim | None, None]:
+        """The lead of work on `key` that nobody follows; None where another worker has it, or Redis is down."""
+        claim = None
+        with suppress(StoreUnavailable):
+            claim = await self.store.sole(key)
+        if claim is None:
+            yield None
+            return
+        self._soles.add(claim)
+        try:
+            yield claim
+        finally:
+            self._soles.discard(claim)
+            with suppress(StoreUnavailable):
+                await self.store.release(claim)
+
+    # -- what a flight is ---------------------------------------------------------------------------------------------
+
+    async def _fly(self, flight: Flight) -> None:
+        try:
+            await self._take_part(flight)
+        except Exception as error:  # noqa: BLE001 - a fault of our own is every caller's to see
+            flight.progress.finish(error)
+        finally:
+            flight.decided.set()
+            flight.progress.finish(InternalError())
+            if self._flights.get(flight.key) is flight:
+                del self._flights[flight.key]
+
+    async def _take_part(self, flight: Flight) -> None:
+        joined = await self._join(flight)
+        if joined is not None and joined.verdict is Verdict.FOLLOW:
+            flight.follow(joined.place)
+            joined = await FollowingFlight(flight, self.store, joined.fence, self._patience).read_along()
+            if flight.progress.end is None:
+                self._events.alone() if joined is None else self._events.handed_over()
+                flight.progress.restart()
+        if flight.progress.end is not None:
+            return
+        if joined is not None and joined.verdict is Verdict.STORED:
+            flight.progress.finish(StoredElsewhere())
+            return
+        await self._lead(flight, None if joined is None else self.store.claim(flight.key, joined.fence))
+
+    async def _join(self, flight: Flight) -> Joined | None:
+        with suppress(StoreUnavailable):
+            return await self.store.join(flight.key, flight.asked_ms, flight.not_before_ms)
+        return None
+
+    async def _lead(self, flight: Flight, claim: Claim | None) -> None:
+        """Generates, for callers here and those who follow. A cancellation is not concluded: who cancels does that."""
+        flight.lead(claim)
+        await self._require_wanted(flight)
+        said: Said
+        try:
+            said = await self._generate(flight)
+        except RagherdError as error:
+            said = error
+        except Exception as error:  # noqa: BLE001 - a fault of our own: the callers here have its traceback
+            flight.progress.finish(error)
+            said = InternalError()
+        flight.progress.finish(said)
+        await self._conclude(flight, said)
+
+    async def _generate(self, flight: Flight) -> Landed:
+        async with flight.generate(flight.claim) as events:
+            async for event in events:
+                if isinstance(event, Token):
+                    flight.progress.add(event.text)
+                    await flight.progress.room()
+                elif isinstance(event, Grounded):
+                    flight.progress.ground(event.sources)
+                    await self._require_wanted(flight)  # what follows is the call to Ollama
+                elif isinstance(event, Restart):
+                    flight.progress.restart()
+                else:
+                    return event
+        raise InternalError
+
+    async def _conclude(self, flight: Flight, said: Said) -> None:
+        """The last word to those who follow, who must not wait for a lease to end."""
+        if flight.claim is None:
+            return
+        with suppress(StoreUnavailable):
+            if not await self.store.end(flight.key, flight.claim.fence, encode(said)):
+                self._events.fenced()
+
+    # -- those who follow ---------------------------------------------------------------------------------------------
+
+    def told(self, message: Message) -> None:
+        """Takes what another worker said."""
+        scope, _, digest = message.flight.rpartition(":")
+        flight = self._flights.get(FlightKey(scope, digest))
+        if flight is None:
+            return
+        if message.what == "followed":
+            self._publish(flight)
+        elif message.what == "left":
+            self._end_if_unwanted(flight)
+        else:
+            flight.woken.set()
+
+    def _publish(self, flight: Flight) -> None:
+        if flight.claim is not None and not flight.is_published and flight.progress.end is None:
+            flight.is_published = True
+            self._start(self._keep_telling(flight, flight.claim))
+
+    async def _keep_telling(self, flight: Flight, claim: Claim) -> None:
+        tail = flight.progress.tail()
+        try:
+            while flight.progress.end is None and flight.claim is claim:
+                sources = tail.take_sources()
+                if sources is not None and await self._tell(flight, claim, GroundedIn(*sources)) is None:
+                    return
+                attempt, at, text = tail.take()
+                if text and await self._tell(flight, claim, Piece(attempt, at, text)) is None:
+                    return
+                await asyncio.sleep(BATCH_SECONDS if text else 0)
+                if not tail.lag and flight.progress.end is None:
+                    await flight.progress.changed()
+        except StoreUnavailable:
+            pass  # begun anew, from the beginning, with the next look
+        finally:
+            flight.progress.leave(tail)
+            flight.is_published = False
+
+    async def _tell(self, flight: Flight, claim: Claim, said: Said) -> int | None:
+        followers = await self.store.publish(flight.key, claim.fence, [encode(said)])
+        if followers is None:
+            self._lost(flight, claim)
+        elif not followers:
+            self._end_if_unwanted(flight)
+        return followers
+
+    def _lost(self, flight: Flight, claim: Claim) -> None:
+        if flight.claim is claim:
+            flight.claim = None
+            self._events.fenced()
+
+    # -- leaving ------------------------------------------------------------------------------------------------------
+
+    def _end_if_unwanted(self, flight: Flight) -> None:
+        """For a flight that somebody may have left: as soon as nobody waits for it any more, it ends. No I/O here."""
+        if not flight.seats and flight.progress.end is None and not flight.ending:
+            flight.ending = True
+            self._start(self._forsake(flight))
+
+    async def _forsake(self, flight: Flight) -> None:
+        """Nobody here waits any more: the flight goes on for others alone."""
+        try:
+            await flight.decided.wait()
+            if await self._is_wanted(flight):
+                await self.tend()  # those who have come without being heard are told
+                return
+        finally:
+            flight.ending = False
+        if self._flights.get(flight.key) is flight:
+            del self._flights[flight.key]
+        assert flight.task is not None
+        await cancelled([flight.task])
+        if not flight.leads and flight.key not in self._flights:  # a newer one has the place now
+            with suppress(StoreUnavailable):
+                await self.store.leave(flight.key, flight.place)
+
+    async def _require_wanted(self, flight: Flight) -> None:
+        """Ends the flight's task where nobody waits for the answer: before anything expensive begins."""
+        raise_if_cancelled()
+        if not flight.seats and not await self._is_wanted(flight):
+            raise asyncio.CancelledError
+
+    async def _is_wanted(self, flight: Flight) -> bool:
+        """Whether anybody waits, here or elsewhere. Where nobody does, the lead is given up."""
+        if flight.seats or flight.progress.end is not None:
+            return True
+        if await self._is_followed(flight):
+            return True
+        if flight.seats and flight.progress.end is None:
+            await self.tend()  # somebody has come meanwhile: the lead is taken again
+        return bool(flight.seats) or flight.progress.end is not None
+
+    async def _is_followed(self, flight: Flight) -> bool:
+        if flight.claim is None:
+            return False
+        try:
+            return await self.store.abandon(flight.key, flight.claim.fence) > 0
+        except StoreUnavailable:
+            return False
+
+    async def tend(self) -> None:
+        """Renews the leads of this worker, and tells those who have come to follow without being heard."""
+        flights = [(flight, flight.claim) for flight in self._flights.values() if flight.claim is not None]
+        now = time.monotonic()
+        leads = [(f.key, claim.fence, now - f.renewed < LEASE_MS / 1000) for f, claim in flights]
+        tended = await self.store.tend(leads)
+        for flight, claim in flights:
+            if flight.key not in tended:
+                continue
+            followers = tended[flight.key]
+            if followers is None:
+                self._lost(flight, claim)
+                continue
+            flight.renewed = now
+            if followers:
+                self._publish(flight)
+            else:
+                self._end_if_unwanted(flight)
+        for claim in tuple(self._soles):
+            with suppress(StoreUnavailable):
+                await self.store.renew(claim)
+
+    async def aclose(self) -> None:
+        """Ends what is under way. Those who follow are told, so that one of them takes the lead at once."""
+        flights = list(self._flights.values())
+        self._flights.clear()
+        await cancelled([*self._flying, *self._aside])
+        for flight in flights:
+            await self._conclude(flight, HandedOver())
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._aside.add(task)
+        let_go(task)
+        task.add_done_callback(self._aside.discard)
+
+
+TEND_SECONDS: Final = LEASE_MS / 4000
+RECONNECT_SECONDS: Final = 0.25
+
+
+@asynccontextmanager
+async def kept_in_step(flights: Flights) -> AsyncIterator[Flights]:
+    """The flights, followed and tended while the block runs; at the end, led flights are left to others."""
+    try:
+        async with Background() as background:
+            background.start(_follow, flights)
+            background.start(_tend, flights)
+            yield flights
+    finally:
+        await flights.aclose()
+
+
+async def _follow(flights: Flights) -> None:
+    while True:
+        try:
+            async for message in flights.store.messages():
+                if message is None:
+                    await flights.tend()  # what was said before nobody heard
+                else:
+                    flights.told(message)
+        except StoreUnavailable:
+            await asyncio.sleep(RECONNECT_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
+
+
+async def _tend(flights: Flights) -> None:
+    while True:
+        await asyncio.sleep(TEND_SECONDS * random.uniform(0.7, 1.3))  # noqa: S311 - jitter
+        await flights.tend()

@@ -1,0 +1,322 @@
+"""One flight as one worker has it: its callers, the answer as it grows, and this worker's part in it.
+
+The words of single flight: plain values.
+
+What single flight needs of the fleet's memory. Every method raises `StoreUnavailable` when it is down.
+
+Reads along in a flight that another worker leads.
+
+What goes amiss with flights; a subclass counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final, Protocol
+
+from api.errors import RagherdError, StoreUnavailable
+from api.ports.cache import Claim
+from api.ports.coordination import Lead
+from api.single_flight.progress import Progress, Reader
+from api.single_flight.wire import GroundedIn, HandedOver, Piece, Said, decode
+from api.values import FlightKey, Grounded, Landed, StoredElsewhere, Token
+
+
+class Flight:
+    """`leads`: this worker generates. `claim` is its lead in Redis, None while it has none there.
+
+    `place` is its place among the followers where another worker leads. `ending`: it is being found out whether
+    anybody waits for it.
+    """
+
+    def __init__(self, key: FlightKey, generate: Lead, asked_ms: int, not_before_ms: int) -> None:
+        self.key = key
+        self.generate = generate
+        self.asked_ms = asked_ms
+        self.not_before_ms = not_before_ms
+        self.progress = Progress()
+        self.seats = 0
+        self.leads = False
+        self.claim: Claim | None = None
+        self.place = ""
+        self.ending = False
+        self.renewed = time.monotonic()
+        self.decided = asyncio.Event()
+        self.woken = asyncio.Event()
+        self.is_published = False
+        self.task: asyncio.Task[None] | None = None
+
+    def lead(self, claim: Claim | None) -> None:
+        """This worker generates from now on."""
+        self.leads, self.claim = True, claim
+        self.renewed = time.monotonic()
+        self.decided.set()
+
+    def follow(self, place: str) -> None:
+        """Another worker does. `place` is where this one stands."""
+        self.place = place
+        self.decided.set()
+
+
+class FlightSeat:
+    """See `ports.Seat`."""
+
+    def __init__(self, flight: Flight, reader: Reader, *, first: bool) -> None:
+        self._flight = flight
+        self._reader = reader
+        self._first = first
+
+    @property
+    def led(self) -> bool:
+        """See `ports.Seat`."""
+        return self._first and self._flight.leads
+
+    def __aiter__(self) -> FlightSeat:
+        return self
+
+    async def __anext__(self) -> Grounded | Token | Landed | StoredElsewhere:
+        return await anext(self._reader)
+
+
+LEASE_MS: Final = 5_000
+"""How long a leader that is not heard of keeps its lead, and a follower its place."""
+
+KEPT_MS: Final = 10_000
+"""How long the words of a flight outlive it, for followers that have not read them."""
+
+
+class Verdict(StrEnum):
+    """What a worker is to a flight."""
+
+    LEAD = "lead"
+    FOLLOW = "follow"
+    STORED = "stored"
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """`fence` is the leader's; empty where the answer has been stored since it was asked for.
+
+    `place` names a follower's place among the others, as it was last renewed.
+    """
+
+    verdict: Verdict
+    fence: str = ""
+    place: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What a worker is told: `followed` and `left`, who reads its flight has changed; `more`, there are words."""
+
+    what: str
+    flight: str
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One entry of a flight's stream: its id there, the fence of who wrote it, and what (see `wire`)."""
+
+    id: str
+    fence: str
+    body: str
+
+
+Held = tuple[FlightKey, str, bool]
+"""A lead: its key, its fence, and whether it may be taken again where it is gone."""
+
+
+class FlightStore(Protocol):
+    """Flights in the memory of the fleet. Each call is one atomic step by the store's own clock."""
+
+    def claim(self, key: FlightKey, fence: str) -> Claim:
+        """The lead as the cache asks for it; no I/O."""
+
+    async def join(self, key: FlightKey, asked_ms: int, not_before_ms: int) -> Joined:
+        """The lead where nobody has it, else a place among the followers, now taken or renewed.
+
+        A lead that was asked for at `not_before_ms` or earlier is nobody's. Neither where the answer was stored at
+        `asked_ms` or later; 0 leaves that out.
+        """
+
+    async def publish(self, key: FlightKey, fence: str, bodies: Sequence[str]) -> int | None:
+        """Tells the followers. Gives their number; None when the lead is another's."""
+
+    async def end(self, key: FlightKey, fence: str, body: str) -> bool:
+        """The leader's last word; the flight is gone. False when the lead was another's."""
+
+    async def abandon(self, key: FlightKey, fence: str) -> int:
+        """Ends a flight that nobody follows. Gives the number of followers: above zero, it goes on."""
+
+    async def leave(self, key: FlightKey, place: str) -> None:
+        """Follows no more: gives up this place, not one that was taken since. The leader is told."""
+
+    async def tend(self, leads: Sequence[Held]) -> Mapping[FlightKey, int | None]:
+        """Renews leads. Followers of each, None where it is lost; one whose store is down is not among them."""
+
+    async def read(self, key: FlightKey, after: str) -> list[Record]:
+        """What was published after an id of the stream; `-` for all."""
+
+    async def sole(self, key: FlightKey) -> Claim | None:
+        """The lead of what nobody follows; None where another worker has it."""
+
+    async def release(self, claim: Claim) -> None:
+        """Gives that lead up."""
+
+    async def renew(self, claim: Claim) -> None:
+        """Keeps that lead."""
+
+    def messages(self) -> AsyncIterator[Message | None]:
+        """What is said to this worker; None when it (re)connects. Ends by raising."""
+
+
+LOOK_SECONDS: Final = 1.0
+"""How often a follower looks by itself, jittered: its place is renewed, and a leader that died is found out."""
+
+LOST_SECONDS: Final = 1.0
+"""How long a follower waits for a Redis that is lost."""
+
+
+class FollowingFlight:
+    """`patience`: the seconds that the leader may say nothing."""
+
+    def __init__(self, flight: Flight, store: FlightStore, fence: str, patience: float) -> None:
+        self._flight = flight
+        self._store = store
+        self._fence = fence
+        self._patience = patience
+        self._attempt = 0
+        self._last = "-"
+        self._left = False
+        self._heard = self._reached = self._joined = time.monotonic()
+
+    @property
+    def _key(self) -> FlightKey:
+        return self._flight.key
+
+    async def read_along(self) -> Joined | None:
+        """Until the answer is there, and `Joined` with the lead is given where that fell to this worker.
+
+        None: it is to generate alone, since the leader, or Redis, has been silent for too long.
+        """
+        joined: Joined | None = Joined(Verdict.FOLLOW, self._fence)
+        while joined is not None and joined.verdict is Verdict.FOLLOW and self._flight.progress.end is None:
+            with suppress(StoreUnavailable):
+                await self._read()
+                if self._flight.progress.end is None:
+                    joined = await self._wait()
+                self._reached = time.monotonic()
+            if self._out_of_patience() and await self._is_silent():
+                joined = None
+            elif not self._is_reached():
+                await asyncio.sleep(LOOK_SECONDS / 4)
+        if joined is not None and joined.verdict is Verdict.STORED:
+            await self._finish_by_the_cache()
+        return joined
+
+    async def _is_silent(self) -> bool:
+        """Looks once more before the silence is believed: this worker may have been too busy to read what was said."""
+        with suppress(StoreUnavailable):
+            await self._read()
+            self._reached = time.monotonic()
+        return self._flight.progress.end is None and self._out_of_patience()
+
+    def _out_of_patience(self) -> bool:
+        now = time.monotonic()
+        return now - self._heard > self._patience or now - self._reached > LOST_SECONDS + 2 * LOOK_SECONDS
+
+    def _is_reached(self) -> bool:
+        return time.monotonic() - self._reached < LOOK_SECONDS / 4
+
+    async def _wait(self) -> Joined:
+        """For a word of the leader. Now and then, and when it leaves, looks who leads, which keeps the place."""
+        if not self._left and time.monotonic() - self._joined < LOOK_SECONDS:
+            try:
+                async with asyncio.timeout(LOOK_SECONDS * random.uniform(0.7, 1.3)):  # noqa: S311 - jitter
+                    await self._flight.woken.wait()
+                self._flight.woken.clear()
+                return Joined(Verdict.FOLLOW, self._fence)
+            except TimeoutError:
+                pass
+        self._left, self._joined = False, time.monotonic()
+        joined = await self._store.join(self._key, self._flight.asked_ms, self._flight.not_before_ms)
+        if joined.verdict is Verdict.FOLLOW:
+            self._flight.place = joined.place
+            self._follow(joined.fence)
+        return joined
+
+    async def _read(self) -> None:
+        for record in await self._store.read(self._key, self._last):
+            self._last = record.id
+            if record.fence >= self._fence and self._flight.progress.end is None:
+                self._follow(record.fence)
+                self._take(record)
+
+    def _follow(self, fence: str) -> None:
+        """A new leader begins anew."""
+        if fence > self._fence:
+            self._fence, self._attempt, self._left = fence, 0, False
+            self._heard = time.monotonic()
+            self._flight.progress.restart()
+
+    def _take(self, record: Record) -> None:
+        said = _said(record)
+        if isinstance(said, Piece):
+            self._add(said)
+        elif isinstance(said, GroundedIn):
+            self._begin(said.attempt)
+            if said.attempt == self._attempt and self._flight.progress.sources is None:
+                self._flight.progress.ground(said.sources)
+        elif isinstance(said, HandedOver):
+            self._left = True
+        elif said is not None:
+            self._flight.progress.finish(said)
+
+    def _add(self, piece: Piece) -> None:
+        """What is known already is left out; after a gap, the end will have it all."""
+        progress = self._flight.progress
+        self._begin(piece.attempt)
+        known = progress.length
+        if piece.attempt == self._attempt and piece.at <= known < piece.at + len(piece.text):
+            progress.add(piece.text[known - piece.at :])
+
+    def _begin(self, attempt: int) -> None:
+        """A later attempt makes what was read void."""
+        self._heard = time.monotonic()
+        if attempt > self._attempt:
+            self._attempt = attempt
+            self._flight.progress.restart()
+
+    async def _finish_by_the_cache(self) -> None:
+        """The leader has ended and stored its answer: its last word may still be there, else the cache has it."""
+        with suppress(StoreUnavailable):
+            await self._read()
+        self._flight.progress.finish(StoredElsewhere())
+
+
+def _said(record: Record) -> Said | None:
+    try:
+        said = decode(record.body)
+    except (ValueError, KeyError, TypeError):
+        return None  # of a version that says more than this one understands: the end will come, or the lease will end
+    assert isinstance(said, Piece | GroundedIn | Landed | RagherdError | HandedOver)
+    return said
+
+
+class FlightEvents:
+    """Does nothing."""
+
+    def handed_over(self) -> None:
+        """A leader was lost or left, and this worker took the lead."""
+
+    def alone(self) -> None:
+        """This worker waited for a leader in vain, or lost Redis meanwhile, and generates for itself."""
+
+    def fenced(self) -> None:
+        """This worker lost a lead that it thought it had: its answer is its own callers' only."""

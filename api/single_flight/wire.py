@@ -1,0 +1,114 @@
+"""What a flight's stream holds: JSON of pieces, of the end, and of errors, which followers raise as the leader did."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import orjson
+
+from api.errors import BreakerOpen, BulkheadFull, InternalError, RagherdError, UpstreamError, UpstreamFault
+from api.values import Landed, Source, Usage, known
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Text of an attempt, `at` so many characters from its beginning."""
+
+    attempt: int
+    at: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class GroundedIn:
+    """What an attempt is grounded in."""
+
+    attempt: int
+    sources: tuple[Source, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HandedOver:
+    """The leader leaves; whoever follows may take the lead."""
+
+
+Said = Piece | GroundedIn | Landed | RagherdError | HandedOver
+
+
+def encode(said: Said) -> str:
+    """As a stream holds it."""
+    return orjson.dumps(_plain(said)).decode()
+
+
+def decode(body: str) -> Said:
+    """Raises `ValueError`, `KeyError` or `TypeError` for what is none of ours. What is said beside is left out."""
+    fields = orjson.loads(body)
+    if not isinstance(fields, dict):
+        raise ValueError("no object")
+    return _READ[fields.pop("is")](fields)
+
+
+def _plain(said: Said) -> dict[str, Any]:
+    if isinstance(said, Piece):
+        return {"is": "piece", **asdict(said)}
+    if isinstance(said, GroundedIn):
+        return {"is": "sources", **asdict(said)}
+    if isinstance(said, Landed):
+        return {"is": "landed", **_landed(said)}
+    if isinstance(said, HandedOver):
+        return {"is": "handed_over"}
+    return {"is": "error", **_error(said)}
+
+
+def _landed(landed: Landed) -> dict[str, Any]:
+    return {
+        "text": landed.text,
+        "model": landed.model,
+        "usage": asdict(landed.usage),
+        "done_reason": landed.done_reason,
+        "sources": [asdict(source) for source in landed.sources],
+        "entry": landed.entry,
+    }
+
+
+def _read_sources(fields: Mapping[str, Any]) -> tuple[Source, ...]:
+    return tuple(known(Source, source) for source in fields["sources"])
+
+
+def _read_landed(fields: Mapping[str, Any]) -> Landed:
+    sources = _read_sources(fields)
+    return known(Landed, {**fields, "usage": known(Usage, fields["usage"]), "sources": sources})
+
+
+def _error(error: RagherdError) -> dict[str, Any]:
+    if isinstance(error, UpstreamError):
+        return {"kind": "upstream", "fault": error.fault.value, "detail": error.detail, "wait": error.retry_after}
+    if isinstance(error, BreakerOpen):
+        return {"kind": "breaker", "name": error.members["breaker"], "wait": error.retry_after, "forced": error.forced}
+    if isinstance(error, BulkheadFull):
+        fields = {"name": error.members["bulkhead"], "reason": error.reason, "wait": error.retry_after}
+        return {"kind": "bulkhead", **fields}
+    return {"kind": "internal"}
+
+
+def _read_error(fields: Mapping[str, Any]) -> RagherdError:
+    match fields["kind"]:
+        case "upstream":
+            return UpstreamError(UpstreamFault(fields["fault"]), fields["detail"], retry_after=fields["wait"])
+        case "breaker":
+            return BreakerOpen(fields["name"], fields["wait"], forced=fields["forced"])
+        case "bulkhead":
+            return BulkheadFull(fields["name"], fields["reason"], fields["wait"])
+        case _:
+            return InternalError()
+
+
+_READ: Final[Mapping[str, Callable[[dict[str, Any]], Said]]] = {
+    "piece": lambda fields: known(Piece, fields),
+    "sources": lambda fields: GroundedIn(fields["attempt"], _read_sources(fields)),
+    "landed": _read_landed,
+    "handed_over": lambda _: HandedOver(),
+    "error": _read_error,
+}

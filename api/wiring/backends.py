@@ -1,0 +1,249 @@
+"""Opens what a worker has for each Ollama: pool, breakers, probes, warm-up; and makes one model and embedder of them.
+
+A part of `wiring`, which alone uses it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from typing import Any, Final
+
+from api.backends.choice import Backend, BackendEvents, Backends
+from api.backends.embedder import AgreedIdentity, EmbeddingCalls, EmbeddingEvents, FailoverEmbedder
+from api.backends.failover import EMBEDDING_CHARGED, Policy
+from api.backends.generations import Generations
+from api.breaker.fleet_breaker import FleetBreaker, kept_current
+from api.breaker.state import Policy as BreakerPolicy
+from api.bulkhead.fleet_bulkhead import FleetBulkhead, kept_alive
+from api.bulkhead.rules import Policy as BulkheadPolicy
+from api.observability.metrics import Metrics
+from api.observability.resilience_metrics import BreakerMetrics, BulkheadMetrics
+from api.observability.worker_facts import BackendFacts
+from api.ollama.deadlines import Deadlines
+from api.ollama.embedding import OllamaEmbedder, OllamaEmbeddingModel
+from api.ollama.generation import OllamaModel
+from api.ollama.health import BackendWatch, WarmUp, load_embedder, load_llm
+from api.ollama.models import KnownDigests, OllamaCatalog, OllamaModels, Pinned
+from api.ollama.pool import OllamaPools, PoolLimits, open_pools
+from api.ports.models import BackendEmbedder, EmbeddingModel, LanguageModel
+from api.redis_store.client import AnyGate, RedisAddress, blocking_reader
+from api.redis_store.keys import Keys
+from api.redis_store.lease import RedisDuty
+from api.redis_store.stores.breaker import RedisBreakerStore
+from api.redis_store.stores.bulkhead import RedisBulkheadStore
+from api.redis_store.stores.documents.embeddings import EmbedderRegistry
+from api.redis_store.stores.fleet import BackendBoard, FleetRetries
+from api.settings import BreakerSettings, Settings
+
+EMBED: Final = "-embed"
+"""What the names of an embedding's breaker and bulkhead end with."""
+
+
+class WorkerBackends:
+    """Made by `open_backends`. `breakers` begins with the first backend's for generations."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        worker: str,
+        metrics: Metrics,
+        gate: AnyGate,
+        guard_gate: AnyGate,
+        guard_address: RedisAddress,
+        pools: OllamaPools,
+        live_workers: Callable[[], int],
+    ) -> None:
+        ollama = settings.ollama
+        self._settings = settings
+        self._worker = worker
+        self._metrics = metrics
+        self._gate = gate
+        self._guard_gate = guard_gate
+        self._guard_address = guard_address
+        self._keys = Keys(*settings.key_layout)
+        self._pools = pools
+        self._live_workers = live_workers
+        self._pinned = Pinned(ollama.ollama_keep_alive, ollama.ollama_num_ctx)
+        self._models = {name: OllamaModels(pool) for name, pool in pools.items()}
+        self.catalog = OllamaCatalog(pools)
+        self.breakers: dict[str, FleetBreaker] = {}
+        self.bulkheads: dict[str, FleetBulkhead] = {}
+        self.warm_up = self._warm_up()
+        prober = RedisDuty(gate, self._keys.prober, worker)
+        urls = {name: pool.base_url for name, pool in pools.items()}
+        board = BackendBoard(gate, self._keys, urls, worker)
+        self.digests = KnownDigests(ollama.ollama_num_ctx)
+        self.watch = BackendWatch(
+            self._models, prober, board, ollama.ollama_probe_interval, self.warm_up.start, self.digests
+        )
+        self.fleet_retries = FleetRetries(gate, self._keys, pools.retries)
+        self.facts = BackendFacts(pools, pools.retries, self.watch.health, metrics)
+
+    async def reachable(self) -> bool:
+        """Whether any backend answers now."""
+        return any(await asyncio.gather(*(models.reachable() for models in self._models.values())))
+
+    def tasks(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
+        """What goes on for as long as the worker lives."""
+        keeping = [pool.keep_minimum for pool in self._pools.values() if pool.limits.min_size]
+        return [self.watch.keep_looking, self.fleet_retries.keep_in_step, *keeping]
+
+    async def open_guards(self, stack: AsyncExitStack) -> None:
+        """A breaker and a bulkhead for each backend and kind of call, kept current while the stack is open."""
+        kinds = ["", EMBED] if self._settings.embedder.embedder == "ollama" else [""]
+        for name in (f"{backend}{kind}" for backend in self._pools for kind in kinds):
+            await self._open_breaker(stack, name)
+            await self._open_bulkhead(stack, name)
+
+    async def _open_breaker(self, stack: AsyncExitStack, name: str) -> None:
+        policy = _breaker_policy(self._settings.breaker)
+        key = self._keys.breaker(name)[0]
+        reader = partial(blocking_reader, self._guard_address, key=key)
+        store = RedisBreakerStore(self._guard_gate, reader, self._keys, name, policy, self._worker)
+        self._metrics.breakers.known(name)
+        listeners = (BreakerMetrics(self._metrics, self._worker),)
+        breaker = FleetBreaker(name, policy, store, self._worker, listeners=listeners)
+        self.breakers[name] = await stack.enter_async_context(kept_current(breaker))
+        self._guard_gate.of(key).after_recovery(breaker.refresh)
+
+    async def _open_bulkhead(self, stack: AsyncExitStack, name: str) -> None:
+        policy = _bulkhead_policy(self._settings, name)
+        reader = partial(blocking_reader, self._guard_address)
+        store = RedisBulkheadStore(self._guard_gate, reader, self._keys, name, policy, self._worker)
+        self._metrics.bulkhead_known(name)
+        events = BulkheadMetrics(self._metrics)
+        bulkhead = FleetBulkhead(name, policy, store, self._worker, events=events, live_workers=self._live_workers)
+        self.bulkheads[name] = await stack.enter_async_context(kept_alive(bulkhead))
+
+    def generations(self, events: BackendEvents) -> Generations:
+        """All backends as one, each behind its breaker."""
+        ollama = self._settings.ollama
+        deadlines = Deadlines(
+            first_token=ollama.ollama_first_token_timeout,
+            cold_first_token=ollama.ollama_cold_first_token_timeout,
+            inter_token=ollama.ollama_inter_token_timeout,
+            total=ollama.ollama_total_timeout,
+        )
+        members: list[Backend[LanguageModel]] = [
+            Backend(name, OllamaModel(pool, deadlines, self._pinned), self.bulkheads[name], self.breakers[name])
+            for name, pool in self._pools.items()
+        ]
+        backends = Backends(members, self.watch.health)
+        return Generations(backends, self._pools.retries, deadlines.total, events)
+
+    def embeddings(self, events: EmbeddingEvents) -> EmbeddingCalls:
+        """Clients' own embedding calls: behind questions. With EMBEDDER=onnx they share the guards of generations."""
+        members: list[Backend[EmbeddingModel]] = []
+        behind_questions = self._settings.embedder.embedder == "ollama"
+        for name, pool in self._pools.items():
+            guard = f"{name}{EMBED}" if behind_questions else name
+            model = OllamaEmbeddingModel(pool, self._pinned)
+            members.append(Backend(name, model, self.bulkheads[guard], self.breakers[guard]))
+        backends = Backends(members, self.watch.health)
+        total = self._settings.ollama.ollama_total_timeout
+        return EmbeddingCalls(backends, self._pools.retries, total, events, background=behind_questions)
+
+    async def open_embedders(
+        self, stack: AsyncExitStack, events: BackendEvents
+    ) -> tuple[FailoverEmbedder, FailoverEmbedder]:
+        """All backends as one embedder (EMBEDDER=ollama), each behind its breaker: for questions, and for documents."""
+        settings = self._settings.embedder
+        known = EmbedderRegistry(self._gate, self._keys, settings.embed_model)
+        remembered = await known.recall()
+        members: list[Backend[BackendEmbedder]] = []
+        for name, pool in self._pools.items():
+            opening = OllamaEmbedder.open(
+                pool,
+                settings.embed_model,
+                timeout=settings.embed_timeout,
+                remembered=remembered,
+                on_identity=known.remember,
+                pinned=self._pinned,
+            )
+            bulkhead, breaker = self.bulkheads[f"{name}{EMBED}"], self.breakers[f"{name}{EMBED}"]
+            members.append(Backend(name, await stack.enter_async_context(opening), bulkhead, breaker))
+        agreed = AgreedIdentity(Backends(members, self.watch.health), settings.embed_model)
+        asked = Policy(settings.embed_timeout, charged=EMBEDDING_CHARGED)
+        stored = Policy(self._settings.documents.document_embed_timeout, charged=EMBEDDING_CHARGED, waits_again=True)
+        retries = self._pools.retries
+        return (
+            FailoverEmbedder(agreed, asked, retries, events),
+            FailoverEmbedder(agreed, stored, retries, events, background=True),
+        )
+
+    def _warm_up(self) -> WarmUp:
+        ollama, embedder = self._settings.ollama, self._settings.embedder
+        loads = []
+        if ollama.ollama_warm_up:
+            loads.append(load_llm(ollama.llm_model, self._pinned))
+            if embedder.embedder == "ollama":
+                loads.append(load_embedder(embedder.embed_model, self._pinned))
+        duties = {name: RedisDuty(self._gate, self._keys.warm_up(name), self._worker) for name in self._pools}
+        return WarmUp(self._pools, self.bulkheads, duties, tuple(loads))
+
+
+@asynccontextmanager
+async def open_backends(
+    settings: Settings,
+    worker: str,
+    metrics: Metrics,
+    gate: AnyGate,
+    guard_gate: AnyGate,
+    guard_address: RedisAddress,
+    live_workers: Callable[[], int] = lambda: 1,
+) -> AsyncIterator[WorkerBackends]:
+    """The worker's hold on every URL of OLLAMA_BASE_URL; `live_workers`: how many share it.
+
+    Breakers and bulkheads are kept in the Redis behind `guard_gate`, at `guard_address`; all else behind `gate`.
+    On exit it leaves its duties to others.
+    """
+    async with AsyncExitStack() as stack:
+        pools = await stack.enter_async_context(open_pools(settings.ollama.base_urls, _limits(settings)))
+        backends = WorkerBackends(settings, worker, metrics, gate, guard_gate, guard_address, pools, live_workers)
+        await backends.open_guards(stack)
+        await backends.watch.begin()
+        gate.of(Keys(*settings.key_layout).backend("")).on_recovery(backends.watch.recall)
+        stack.push_async_callback(backends.watch.leave)
+        stack.push_async_callback(backends.warm_up.aclose)
+        yield backends
+
+
+def _limits(settings: Settings) -> PoolLimits:
+    pool = settings.pool
+    return PoolLimits(
+        min_size=pool.min_size,
+        max_size=pool.max_size,
+        max_keepalive=pool.max_keepalive,
+        keepalive_expiry=pool.keepalive_expiry,
+        timeout=pool.timeout,
+        connect_timeout=settings.ollama.ollama_connect_timeout,
+    )
+
+
+def _bulkhead_policy(settings: Settings, name: str) -> BulkheadPolicy:
+    """Of embeddings, a quarter of the permits is kept for questions, at least one where there are several."""
+    bulkhead = settings.bulkhead
+    if not name.endswith(EMBED):
+        return BulkheadPolicy(bulkhead.max_concurrent, bulkhead.max_queue, bulkhead.max_wait)
+    limit = bulkhead.embed_max_concurrent
+    reserve = min(limit - 1, max(1, limit // 4))
+    return BulkheadPolicy(limit, bulkhead.max_queue, bulkhead.max_wait, reserve=reserve)
+
+
+def _breaker_policy(settings: BreakerSettings) -> BreakerPolicy:
+    return BreakerPolicy(
+        enabled=settings.enabled,
+        failure_threshold=settings.failure_threshold,
+        timeout_ms=round(settings.timeout * 1000),
+        timeout_max_ms=round(settings.timeout_max * 1000),
+        half_open_max_calls=settings.half_open_max_calls,
+        minimum_calls=settings.minimum_calls,
+        failure_rate=settings.failure_rate_threshold,
+        slow_rate=settings.slow_call_rate_threshold,
+        slow_ms=round(settings.slow_call_duration * 1000),
+        window_s=settings.window,
+        stable_ms=round(settings.stable_time * 1000),
+    )

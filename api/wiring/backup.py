@@ -1,0 +1,81 @@
+"""Opens what `ragherd backup` and `ragherd restore` need: Redis itself, by the service's own settings."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Final
+
+from api import __version__
+from api.backup.transfer import Maker
+from api.errors import StoreUnavailable
+from api.redis_store.client import AnyGate, opened_gate
+from api.redis_store.health_gated import GateEvents
+from api.redis_store.keys import Keys
+from api.redis_store.schema import SCHEMA, FleetSchema
+from api.redis_store.search_index import algorithm_for
+from api.redis_store.stores.backup.source import RedisBackupSource
+from api.redis_store.stores.backup.target import AnswerWriter, DocumentWriter, RedisBackupTarget
+from api.redis_store.stores.cache.invalidation import RedisOutdatedAnswers
+from api.redis_store.stores.cache.semantic_index import SemanticIndexes
+from api.redis_store.stores.cache.sweep import RedisCacheSweep
+from api.redis_store.stores.documents.work import RedisDeletions, RedisDocumentWork
+from api.settings import Settings
+from api.wiring.redis import redis_address
+
+PATIENCE: Final = 10.0
+"""Seconds for one command, at least: nobody waits for an answer."""
+SWEEP_SECONDS: Final = 600.0
+MAKER: Final = Maker(__version__, str(SCHEMA))
+
+
+class LastFailure(GateEvents):
+    """Keeps the last one, to be told in a line."""
+
+    last = "no node of it answers"
+
+    def failed(self, operation: str, error: BaseException) -> None:
+        self.last = str(error) or type(error).__name__
+
+    def mismatched(self, message: str) -> None:
+        """The URL is of another kind than the Redis."""
+        self.last = message
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """The fleet's memory, to be read and written."""
+
+    source: RedisBackupSource
+    target: RedisBackupTarget
+    deletions: RedisDeletions
+
+
+@asynccontextmanager
+async def opened_memory(settings: Settings, *, writes: bool) -> AsyncIterator[Memory]:
+    """`writes`: not only read. Raises `StoreUnavailable`: no answer from Redis, or keys not for this release."""
+    address, failures, keys = redis_address(settings.redis), LastFailure(), Keys(*settings.key_layout)
+    patient = replace(
+        address, timeout=max(address.timeout, PATIENCE), connect_timeout=max(address.connect_timeout, PATIENCE)
+    )
+    async with opened_gate(patient, lambda shard: failures, failures.mismatched, keys.probe) as gate:
+        worker = f"backup-{socket.gethostname()}-{os.getpid()}"
+        schema = FleetSchema(gate, keys, worker, __version__, lambda conflict: None, states=writes)
+        if not await gate.check():
+            raise StoreUnavailable(schema.conflict or f"Redis can not be used: {failures.last}")
+        yield _memory(settings, gate, keys, worker)
+
+
+def _memory(settings: Settings, gate: AnyGate, keys: Keys, worker: str) -> Memory:
+    cache, deletions = settings.cache, RedisDeletions(gate, keys)
+    new_outdate = cache.enabled and settings.retrieval.cache_on_new_documents != "none"
+    # It reads no files: one that a worker had begun with is left to the next, or its bytes would become the text.
+    work = RedisDocumentWork(gate, keys, worker, reads=())
+    outdated = RedisOutdatedAnswers(gate, keys, SemanticIndexes(gate, keys, algorithm_for(settings.partition_size)))
+    sweep, most = RedisCacheSweep(gate, keys, SWEEP_SECONDS), settings.documents.documents_max
+    documents = DocumentWriter(gate, keys, worker, work, sweep, outdated, most, tells_of_new=new_outdate)
+    answers = AnswerWriter(gate, keys, deletions, settings.partition_size, new_outdate=new_outdate)
+    return Memory(RedisBackupSource(gate, keys), RedisBackupTarget(documents, answers, deletions), deletions)

@@ -1,0 +1,195 @@
+"""Opens what a worker has of the fleet's cache: its index, flights, refreshing, warm-ups; and makes the flow of them.
+
+A part of `wiring`, which alone uses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
+from typing import Any
+
+from api.backends.generations import Generations
+from api.cancellation import Background
+from api.errors import StoreUnavailable
+from api.knowledge.retrieval import Retriever
+from api.languages.identify import ONLY_ENGLISH, Languages, languages_of
+from api.observability.events import CacheEvents, QueryEvents, WarmingEvents
+from api.observability.metrics import Metrics
+from api.observability.resilience_metrics import FlightMetrics
+from api.ports.models import Embedder, ModelDigests
+from api.query.answer_query import QueryService
+from api.query.cache import CacheBudget, CachePolicy, SharedAnswers
+from api.query.cache_key import Places
+from api.query.condense import Condenser
+from api.query.explain import Explainer
+from api.query.generate import FreshAnswers, Refresher, SingleFlight
+from api.query.grounding import Grounder, Prompting
+from api.query.invalidate import Invalidator
+from api.query.prompt_template import PromptTemplate, load
+from api.query.warm_up import CacheWarmer, WarmUps
+from api.redis_store.client import AnyGate, RedisAddress, blocking_reader
+from api.redis_store.keys import Keys
+from api.redis_store.lease import RedisDuty
+from api.redis_store.search_index import algorithm_for
+from api.redis_store.stores.cache.answers import RedisAnswerCache, RedisCondensedQuestions
+from api.redis_store.stores.cache.index_keeper import IndexKeeper
+from api.redis_store.stores.cache.report import CacheFigures, CacheLimits
+from api.redis_store.stores.cache.semantic_index import SemanticIndexes
+from api.redis_store.stores.cache.sweep import RedisCacheSweep
+from api.redis_store.stores.cache.warm_up import RedisWarmUpJobs
+from api.redis_store.stores.documents.work import RedisDeletions
+from api.redis_store.stores.fleet import CacheCounters
+from api.redis_store.stores.flights import RedisFlightStore
+from api.settings import EmbedderSettings, Settings
+from api.single_flight.fleet_flights import Flights, kept_in_step
+
+
+class CacheParts:
+    """What stands before the cache can be asked: index and counters. Made before Redis is first asked for."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        worker: str,
+        metrics: Metrics,
+        gate: AnyGate,
+        pace: Callable[[], float] = lambda: 1.0,
+    ) -> None:
+        self.settings = settings
+        self.worker = worker
+        self.metrics = metrics
+        self.gate = gate
+        self.pace = pace
+        self.keys = Keys(*settings.key_layout)
+        self.max_size = settings.partition_size
+        self.indexes = SemanticIndexes(gate, self.keys, algorithm_for(self.max_size))
+        self.counters = CacheCounters(gate, self.keys, worker)
+        self.events = QueryEvents(metrics, self.counters, log_questions=settings.server.log_questions)
+
+
+class WorkerCache:
+    """Made by `open_cache`: the flow, and what operators ask of the cache. `warm_ups` is None where it is off."""
+
+    def __init__(
+        self,
+        parts: CacheParts,
+        embedder: Embedder,
+        digests: ModelDigests,
+        generations: Generations,
+        flights: Flights,
+        retriever: Retriever,
+        budget: CacheBudget,
+    ) -> None:
+        policy, settings = _policy(parts.settings), parts.settings
+        cache = _answer_cache(parts) if settings.cache.enabled else None
+        template = load(settings.retrieval.prompt_template_path)
+        places = Places(embedder, digests, _grounding(template, settings, retriever.reranking_scope))
+        memory = RedisCondensedQuestions(parts.gate, parts.keys, round(settings.cache.ttl * 1000))
+        condenser = Condenser(generations, flights, memory, parts.events)
+        prompting = Prompting(template, settings.ollama.ollama_num_ctx, settings.retrieval.retrieval_nothing_relevant)
+
+        def fresh_answers(events: QueryEvents) -> FreshAnswers:
+            shared = SharedAnswers(cache, embedder, places, events, policy, budget)
+            return FreshAnswers(generations, shared, Grounder(retriever, condenser, events), prompting, events)
+
+        shared = SharedAnswers(cache, embedder, places, parts.events, policy, budget)
+        fresh = fresh_answers(parts.events)
+        cache_events = CacheEvents(parts.metrics, parts.counters)
+        self._keeper = _keeper(parts) if cache is not None else None
+        self.refresher = Refresher(fresh, flights, parts.events)
+        condensing = condenser if cache is not None and settings.cache.condense else None
+        flying = SingleFlight(flights, fresh)
+        self.queries = QueryService(condensing, shared, flying, self.refresher, parts.events)
+        self.explainer = Explainer(cache, embedder, places, policy)
+        self.figures = CacheFigures(parts.gate, parts.indexes, parts.counters, embedder, _limits(parts.settings))
+        self.invalidator = Invalidator(
+            RedisCacheSweep(parts.gate, parts.keys), RedisDeletions(parts.gate, parts.keys), embedder, cache_events
+        )
+        self.warm_ups: WarmUps | None = None
+        if cache is not None:
+            quiet = WarmingEvents(parts.metrics, parts.counters, log_questions=settings.server.log_questions)
+            warmer = CacheWarmer(cache, embedder, places, fresh_answers(quiet), cache_events)
+            jobs = RedisWarmUpJobs(parts.gate, parts.keys, parts.worker)
+            self.warm_ups = WarmUps(jobs, warmer, cache_events, settings.cache.warm_concurrency, parts.pace)
+
+    def tasks(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
+        """What goes on for as long as the worker lives."""
+        return [self._keeper.keep] if self._keeper is not None else []
+
+
+@asynccontextmanager
+async def open_cache(
+    parts: CacheParts,
+    address: RedisAddress,
+    embedder: Embedder,
+    digests: ModelDigests,
+    generations: Generations,
+    retriever: Retriever,
+) -> AsyncIterator[WorkerCache]:
+    """The worker's hold on the cache. On exit it ends what is under way, before what that needs is closed."""
+    async with AsyncExitStack() as stack:
+        with suppress(StoreUnavailable):
+            await parts.indexes.prepare(embedder)
+        store = RedisFlightStore(parts.gate, partial(blocking_reader, address), parts.keys, parts.worker)
+        budget = CacheBudget(parts.settings.redis.request_budget)
+        stack.push_async_callback(budget.aclose)
+        flights = Flights(store, parts.settings.cache.coalesce_timeout, FlightMetrics(parts.metrics))
+        await stack.enter_async_context(kept_in_step(flights))
+        cache = WorkerCache(parts, embedder, digests, generations, flights, retriever, budget)
+        stack.push_async_callback(cache.refresher.aclose)
+        if cache.warm_ups is not None:
+            # Of its own: a question that is broken off by a closed pool would count as failed.
+            (await stack.enter_async_context(Background())).start(cache.warm_ups.keep_going)
+        yield cache
+
+
+def _answer_cache(parts: CacheParts) -> RedisAnswerCache:
+    cache = parts.settings.cache
+    return RedisAnswerCache(
+        parts.gate,
+        parts.keys,
+        parts.indexes,
+        parts.counters,
+        ttl_ms=round(cache.ttl * 1000),
+        stale_ms=round(cache.stale_ttl * 1000),
+        max_size=parts.max_size,
+        tenant_share=cache.tenant_share,
+        on_evicted=parts.metrics.cache_evicted,
+    )
+
+
+def _grounding(template: PromptTemplate, settings: Settings, reranking: str) -> str:
+    """What an answer owes to settings and to the re-ranker: answers under others are not shared."""
+    retrieval = settings.retrieval
+    facts = (template.scope, retrieval.retrieval_relevance_floor, retrieval.retrieval_neighbours)
+    return " ".join(map(str, (*facts, retrieval.retrieval_nothing_relevant, *([reranking] if reranking else ()))))
+
+
+def _keeper(parts: CacheParts) -> IndexKeeper:
+    duty = RedisDuty(parts.gate, parts.keys.janitor, parts.worker)
+    return IndexKeeper(parts.gate, parts.indexes, duty, pace=parts.pace)
+
+
+def _limits(settings: Settings) -> CacheLimits:
+    cache = settings.cache
+    return CacheLimits(cache.enabled, cache.max_size, cache.similarity_threshold, cache.ttl, settings.embedder.embedder)
+
+
+def _languages(embedder: EmbedderSettings) -> Languages:
+    """As EMBED_LANGUAGES says, else by the name of the model: English where it is one that is not known."""
+    codes = embedder.language_codes
+    if codes is not None:
+        return Languages(codes or None)
+    return languages_of(embedder.embed_model) if embedder.embedder == "ollama" else ONLY_ENGLISH
+
+
+def _policy(settings: Settings) -> CachePolicy:
+    cache = settings.cache
+    return CachePolicy(
+        threshold=cache.similarity_threshold,
+        revalidate=min(cache.stale_while_revalidate, cache.stale_ttl),
+        stale=cache.stale_ttl,
+        languages=_languages(settings.embedder),
+    )

@@ -1,0 +1,101 @@
+"""Asks Redis, Ollama and the embedder whether a worker could use them now. Nothing is written to Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from api import __version__
+from api.embedders.onnx import open_onnx
+from api.errors import SettingsError, UpstreamError
+from api.ollama.models import OllamaModels
+from api.ollama.pool import OllamaPool, PoolLimits, open_pool
+from api.ports.cache import Store
+from api.redis_store.client import opened_gate
+from api.redis_store.diagnostics import RedisCheckup
+from api.redis_store.keys import Keys
+from api.redis_store.schema import FleetSchema
+from api.settings import Settings
+from api.wiring.backup import LastFailure
+from api.wiring.redis import redis_address
+
+OLLAMA_TIMEOUT: Final = 5.0
+"""Seconds for an answer of one Ollama."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A line of the report. `failed`: the service would start, and could not do all of its work."""
+
+    subject: str
+    detail: str
+    failed: bool = False
+
+
+async def findings(settings: Settings) -> Sequence[Finding]:
+    """Everything that can be found out. Raises nothing; all are asked at once."""
+    stores: list[Store] = ["main", "breaker"] if settings.breaker_redis.url else ["main"]
+    asked = [
+        *(_redis(settings, store) for store in stores),
+        *(_ollama(settings, url) for url in settings.ollama.base_urls),
+        *([_onnx(settings)] if settings.embedder.embedder == "onnx" else []),
+    ]
+    return [finding for found in await asyncio.gather(*asked) for finding in found]
+
+
+async def _redis(settings: Settings, store: Store) -> list[Finding]:
+    """Whether one Redis answers, takes writes and has keys for this release; then what is wrong with its setup."""
+    subject, variable = ("Redis", "REDIS_URL") if store == "main" else ("Redis of the breakers", "BREAKER_REDIS_URL")
+    address, keys, failures = redis_address(settings.redis), Keys(*settings.key_layout), LastFailure()
+    if store == "breaker":
+        address = replace(address, url=settings.breaker_redis.url or "")
+    async with opened_gate(address, lambda shard: failures, failures.mismatched, keys.probe) as gate:
+        checkup = RedisCheckup(gate, store)
+        worker = f"check-{socket.gethostname()}-{os.getpid()}"
+        schema = FleetSchema(gate, keys, worker, __version__, lambda conflict: None, states=False)
+        if not await gate.check():
+            why = schema.conflict or f"{failures.last} Start it, or correct {variable}."
+            return [Finding(subject, f"cannot be used: {why}", failed=True)]
+        warnings = [Finding(subject, f"warning: {warning.advice}") for warning in checkup.warnings]
+        return [Finding(subject, "ready"), *warnings]
+
+
+async def _ollama(settings: Settings, url: str) -> list[Finding]:
+    """Whether one Ollama answers and has the models."""
+    subject = f"Ollama at {url}"
+    limits = PoolLimits(min_size=0, connect_timeout=settings.ollama.ollama_connect_timeout)
+    async with open_pool(url, limits) as pool:
+        try:
+            missing = await _missing(settings, pool)
+        except UpstreamError as error:
+            return [Finding(subject, f"cannot be used: {error} Start it, or correct OLLAMA_BASE_URL.", failed=True)]
+    if missing:
+        pulls = "; ".join(f"ollama pull {model}" for model in missing)
+        return [Finding(subject, f"{' and '.join(missing)} not found. Run: {pulls}", failed=True)]
+    return [Finding(subject, f"ready, with {' and '.join(_models(settings))}")]
+
+
+def _models(settings: Settings) -> list[str]:
+    """The models that Ollama has to have."""
+    embedder = [settings.embedder.embed_model] if settings.embedder.embedder == "ollama" else []
+    return [settings.ollama.llm_model, *embedder]
+
+
+async def _missing(settings: Settings, pool: OllamaPool) -> list[str]:
+    models = OllamaModels(pool, OLLAMA_TIMEOUT)
+    return [model for model in _models(settings) if await models.find(model) is None]
+
+
+async def _onnx(settings: Settings) -> list[Finding]:
+    """Whether the embedder in the worker can be loaded."""
+    subject = "Embedder"
+    try:
+        async with open_onnx(settings.embedder.embed_model_path, settings.embedder.embed_timeout) as opened:
+            identity = await opened.questions.identity()
+    except SettingsError as error:
+        return [Finding(subject, f"cannot be used: {error}", failed=True)]
+    return [Finding(subject, f"ready, {identity.name} in the worker")]

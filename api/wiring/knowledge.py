@@ -1,0 +1,158 @@
+"""Opens what a worker has of the knowledge base: documents, passages, the work on them. A part of `wiring`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from api.batch_size import BatchSize
+from api.cancellation import Background
+from api.embedders.reranker import OnnxReranker
+from api.knowledge.cache_invalidator import Outdating
+from api.knowledge.chunk_embedding import EmbeddedText
+from api.knowledge.chunking import Chunker
+from api.knowledge.document_service import Library, Limits
+from api.knowledge.ingestion import Ingestion
+from api.knowledge.ingestion_worker import OldEmbeddings, Upkeep
+from api.knowledge.parsing import ParseLimits, Parser
+from api.knowledge.plain_text import KINDS
+from api.knowledge.ranking import Reranking
+from api.knowledge.retrieval import RetrievalPolicy, Retriever
+from api.observability.events import KnowledgeEvents
+from api.observability.metrics import Metrics
+from api.ports.models import Embedder, Reranker
+from api.redis_store.client import AnyGate
+from api.redis_store.keys import Keys
+from api.redis_store.lease import RedisDuty
+from api.redis_store.stores.cache.invalidation import RedisOutdatedAnswers
+from api.redis_store.stores.cache.semantic_index import SemanticIndexes
+from api.redis_store.stores.cache.sweep import RedisCacheSweep
+from api.redis_store.stores.documents.documents import RedisDocuments
+from api.redis_store.stores.documents.embeddings import RedisReembedding, RedisUnusedEmbeddings
+from api.redis_store.stores.documents.passages import RedisPassageIndex
+from api.redis_store.stores.documents.work import RedisDocumentWork
+from api.settings import Settings
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+BATCHES = {"onnx": BatchSize(2, most=2), "ollama": BatchSize(most=16)}
+"""Texts of a document embedded by one call and written by one: Redis does nothing else until it has indexed them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Embedders:
+    """`questions` waits for nothing that `documents` does. `limit`: tokens that the model reads at once, if known."""
+
+    questions: Embedder
+    documents: Embedder
+    count: Callable[[str], int]
+    limit: int | None = None
+    tokenizer: Tokenizer | None = None
+
+
+class WorkerKnowledge:
+    """Given to `open_knowledge`. `embedder` remembers questions. `reranker` is None where there is none."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        worker: str,
+        metrics: Metrics,
+        gate: AnyGate,
+        indexes: SemanticIndexes,
+        embedder: Embedder,
+        embedders: Embedders,
+        reranker: Reranker | None = None,
+        pace: Callable[[], float] = lambda: 1.0,
+    ) -> None:
+        keys, events = Keys(*settings.key_layout), KnowledgeEvents(metrics)
+        work, passages = RedisDocumentWork(gate, keys, worker, KINDS), RedisPassageIndex(gate, keys)
+        retrieval, plain = settings.retrieval, embedders.documents
+        reranking = None
+        if reranker is not None:
+            metrics.reranking_known()
+            reranking = Reranking(reranker, retrieval.rerank_candidates, events)
+        self.retriever = Retriever(passages, embedder, reranking, _retrieval_policy(settings))
+        on_new = retrieval.cache_on_new_documents if settings.cache.enabled else "none"
+        answers = RedisOutdatedAnswers(gate, keys, indexes)
+        sweep = RedisCacheSweep(gate, keys)
+        outdating = Outdating(sweep, answers, self.retriever, work, plain, events, on_new)
+        parser = Parser(_parse_limits(settings))
+        ingestion = Ingestion(
+            work,
+            passages,
+            parser,
+            Chunker(embedders.count, *_chunk_sizes(settings), embedders.tokenizer),
+            EmbeddedText(embedders.count, embedders.limit),
+            plain,
+            outdating,
+            events,
+            BATCHES[settings.embedder.embedder],
+            settings.documents.document_embed_patience,
+            retrieval.retrieval_neighbours,
+        )
+        self.library = Library(RedisDocuments(gate, keys), ingestion, parser, _limits(settings))
+        duties, anew = partial(_embedding_duty, gate, keys, worker), RedisReembedding(gate, keys, worker)
+        self.upkeep = Upkeep(work, ingestion, anew, plain, duties, pace)
+        janitor, kept = RedisDuty(gate, keys.janitor, worker), settings.documents.unused_embeddings_keep
+        self._old = OldEmbeddings(RedisUnusedEmbeddings(gate, keys), anew, plain, janitor, events, kept)
+
+    def tasks(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
+        """What goes on for as long as the worker lives."""
+        return [self.upkeep.keep, self.upkeep.keep_deleting, self.upkeep.keep_embedding, self._old.keep_clean]
+
+
+def _retrieval_policy(settings: Settings) -> RetrievalPolicy:
+    retrieval = settings.retrieval
+    return RetrievalPolicy(
+        candidates=retrieval.retrieval_candidates,
+        floor=retrieval.retrieval_relevance_floor,
+        neighbours=retrieval.retrieval_neighbours,
+    )
+
+
+def _chunk_sizes(settings: Settings) -> tuple[int, int]:
+    return settings.documents.chunk_tokens, settings.documents.chunk_overlap
+
+
+def _parse_limits(settings: Settings) -> ParseLimits:
+    documents = settings.documents
+    return ParseLimits(
+        documents.document_max_pages, documents.document_max_characters, documents.document_parse_timeout
+    )
+
+
+def _limits(settings: Settings) -> Limits:
+    documents = settings.documents
+    return Limits(
+        documents.document_max_bytes, documents.document_max_characters, documents.documents_max, documents.ingest_wait
+    )
+
+
+def _embedding_duty(gate: AnyGate, keys: Keys, worker: str, fingerprint: str) -> RedisDuty:
+    return RedisDuty(gate, keys.embedding_duty(fingerprint), worker)
+
+
+async def open_reranker(stack: AsyncExitStack, settings: Settings) -> Reranker | None:
+    """None where RERANK_MODEL_PATH has no value. Raises `SettingsError` where what it names is no cross-encoder."""
+    retrieval = settings.retrieval
+    if retrieval.rerank_model_path is None:
+        return None
+    opening = OnnxReranker.open(retrieval.rerank_model_path, retrieval.rerank_timeout)
+    return await stack.enter_async_context(opening)
+
+
+@asynccontextmanager
+async def open_knowledge(knowledge: WorkerKnowledge) -> AsyncIterator[WorkerKnowledge]:
+    """Its background tasks run. On exit they end first, and what is under way is left to other workers."""
+    async with Background() as background:
+        for forever in knowledge.tasks():
+            background.start(forever)
+        try:
+            yield knowledge
+        finally:
+            await knowledge.library.aclose()

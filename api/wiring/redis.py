@@ -1,0 +1,106 @@
+"""Opens what a worker has of Redis: the main one, and that of breakers and bulkheads where it is another.
+
+A part of `wiring`, which alone uses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from api.observability.events import RedisEvents
+from api.observability.metrics import Metrics
+from api.ports.cache import Store, StoreWarning
+from api.redis_store.client import AnyGate, RedisAddress, opened_gate
+from api.redis_store.connections import Tls
+from api.redis_store.diagnostics import RedisCheckup
+from api.redis_store.keys import Keys
+from api.settings import RedisSettings, Settings
+
+
+@dataclass(frozen=True, slots=True)
+class RedisServer:
+    """One Redis, one primary and its Sentinels, or a cluster."""
+
+    address: RedisAddress
+    gate: AnyGate
+    checkup: RedisCheckup
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRedis:
+    """Made by `open_redis`. `guards` is `main` unless BREAKER_REDIS_URL is set."""
+
+    main: RedisServer
+    guards: RedisServer
+
+    @property
+    def main_is_up(self) -> bool:
+        """As far as is known; no I/O."""
+        return self.main.gate.is_up
+
+    @property
+    def main_shards(self) -> tuple[int, int]:
+        """How many servers of the main one are up, and of how many."""
+        return self.main.gate.shards
+
+    @property
+    def breaker_is_up(self) -> bool:
+        """As far as is known; no I/O."""
+        return self.guards.gate.is_up
+
+    @property
+    def warnings(self) -> Sequence[StoreWarning]:
+        """About all of them."""
+        return [warning for server in self._servers for warning in server.checkup.warnings]
+
+    @property
+    def _servers(self) -> list[RedisServer]:
+        return [self.main] if self.guards is self.main else [self.main, self.guards]
+
+    async def check(self) -> None:
+        """Asks each whether it is there. Raises nothing."""
+        for server in self._servers:
+            await server.gate.check()
+
+    def tasks(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
+        """What goes on for as long as the worker lives."""
+        return [task for server in self._servers for task in (server.gate.watch, server.checkup.keep_looking)]
+
+
+@asynccontextmanager
+async def open_redis(settings: Settings, metrics: Metrics) -> AsyncIterator[WorkerRedis]:
+    """Clients and gates; nothing is asked yet."""
+    async with AsyncExitStack() as stack:
+        address = redis_address(settings.redis)
+        main = await _open(stack, settings, metrics, address, "main")
+        url = settings.breaker_redis.url
+        guards = await _open(stack, settings, metrics, replace(address, url=url), "breaker") if url else main
+        yield WorkerRedis(main, guards)
+
+
+def redis_address(redis: RedisSettings) -> RedisAddress:
+    """Of REDIS_URL."""
+    tls = Tls(redis.ca_file or "", redis.cert_file or "", redis.key_file or "")
+    return RedisAddress(
+        redis.url,
+        redis.timeout,
+        redis.connect_timeout,
+        redis.max_connections,
+        tls,
+        redis.sentinel_username or "",
+        redis.sentinel_password or "",
+    )
+
+
+async def _open(
+    stack: AsyncExitStack, settings: Settings, metrics: Metrics, address: RedisAddress, store: Store
+) -> RedisServer:
+    events = RedisEvents(metrics, store)
+    probe = Keys(*settings.key_layout).probe
+    opening = opened_gate(address, partial(RedisEvents, metrics, store), events.mismatched, probe)
+    gate = await stack.enter_async_context(opening)
+    return RedisServer(address, gate, RedisCheckup(gate, store, events.warned))

@@ -1,0 +1,201 @@
+"""Opens what a worker needs, hands it to the endpoints as typed state, and closes it in reverse.
+
+Only this module and its parts, `wiring_redis`, `wiring_backends`, `wiring_cache` and `wiring_knowledge`, name adapters.
+A worker starts whether or not Redis and Ollama are there.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import TypedDict
+
+import structlog
+from fastapi import FastAPI
+
+from api import __version__
+from api.cancellation import Background
+from api.embedders.minilm import MARKS, MAX_TOKENS
+from api.embedders.onnx import open_onnx
+from api.embedders.remembered import RememberedEmbedder
+from api.endpoints.access import Access
+from api.endpoints.streaming import Streaming
+from api.endpoints.worker_state import WorkerState
+from api.errors import SettingsError
+from api.knowledge.chunking import estimated_tokens
+from api.observability.events import QueryEvents
+from api.observability.logs import configure_logging
+from api.observability.metrics import Metrics
+from api.observability.resilience_metrics import LoopLag
+from api.observability.worker_facts import WorkerFacts
+from api.ollama.health import BackendReachability
+from api.redis_store.keys import Keys
+from api.redis_store.schema import SCHEMA, FleetSchema
+from api.redis_store.stores.fleet import WorkerRegistry
+from api.settings import Settings
+from api.wiring.backends import WorkerBackends, open_backends
+from api.wiring.cache import CacheParts, WorkerCache, open_cache
+from api.wiring.knowledge import Embedders, WorkerKnowledge, open_knowledge, open_reranker
+from api.wiring.redis import WorkerRedis, open_redis
+
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager["LifespanState"]]
+
+
+class LifespanState(TypedDict):
+    """What Starlette puts into `request.state`."""
+
+    worker: WorkerState
+
+
+def lifespan(settings: Settings, worker: str, metrics: Metrics) -> Lifespan:
+    """The lifespan of one worker's app."""
+
+    @asynccontextmanager
+    async def opened(_: FastAPI) -> AsyncIterator[LifespanState]:
+        configure_logging(settings.server.log_level)
+        async with AsyncExitStack() as stack:
+            try:
+                state = await _Worker(settings, worker, metrics, stack).open()
+            except SettingsError as error:
+                # A file that is no such model is found out here only; uvicorn logs whole tracebacks.
+                structlog.get_logger("ragherd.worker").error("settings_wrong", message=str(error))
+                raise
+            # What is alive now lives as long as the worker: out of the collector's way, whose pauses are then short.
+            gc.collect()
+            gc.freeze()
+            yield {"worker": state}
+
+    return opened
+
+
+class _Worker:
+    """Opens one worker's resources on a stack, in the order in which they need each other."""
+
+    def __init__(self, settings: Settings, worker: str, metrics: Metrics, stack: AsyncExitStack) -> None:
+        self._settings = settings
+        self._id = worker
+        self._metrics = metrics
+        self._stack = stack
+        self._log = structlog.get_logger("ragherd.worker")
+        self._keys = Keys(*settings.key_layout)
+        self._registry: WorkerRegistry | None = None
+
+    async def open(self) -> WorkerState:
+        """Everything open, this worker known to the fleet, its background tasks running."""
+        background = await self._stack.enter_async_context(Background())
+        redis = await self._stack.enter_async_context(open_redis(self._settings, self._metrics))
+        gate = redis.main.gate
+        parts = CacheParts(self._settings, self._id, self._metrics, gate, self._pace)
+        schema = await self._agreed(redis)
+        guarding = (redis.guards.gate, redis.guards.address)
+        opening = open_backends(self._settings, self._id, self._metrics, gate, *guarding, self._live_workers)
+        backends = await self._stack.enter_async_context(opening)
+        knowledge, cache = await self._open_memory(redis, backends, parts)
+        guards = (backends.breakers, backends.bulkheads)
+        facts = WorkerFacts(
+            self._id, __version__, backends.facts, *guards, redis, parts.events, self._metrics, str(SCHEMA)
+        )
+        registry = self._registry = WorkerRegistry(gate, self._keys, self._id, facts.fields)
+        self._stack.push_async_callback(registry.leave)
+        self._stack.push_async_callback(parts.counters.flush)
+        background.start(LoopLag(self._metrics).keep_measuring)
+        for forever in (parts.counters.keep_flushing, registry.keep_renewing, facts.keep_measuring):
+            background.start(forever)
+        for forever in (schema.keep_agreeing, *redis.tasks(), *backends.tasks(), *cache.tasks()):
+            background.start(forever)
+        backends.warm_up.start_all()
+        self._log.info("worker_started", worker=self._id, redis=gate.is_up, version=__version__)
+        return self._state(redis, backends, parts.events, knowledge, cache, facts, registry)
+
+    async def _agreed(self, redis: WorkerRedis) -> FleetSchema:
+        """Asks Redis for the first time; how the keys are laid out is agreed on with the rest of the fleet."""
+        schema = FleetSchema(redis.main.gate, self._keys, self._id, __version__, self._no_shared_memory)
+        if redis.guards is not redis.main:
+            schema.cover(redis.guards.gate)
+        await redis.check()
+        self._metrics.redis_is(up=redis.main_is_up, breaker_up=redis.breaker_is_up)  # what follows may take a while
+        return schema
+
+    async def _open_memory(
+        self, redis: WorkerRedis, backends: WorkerBackends, parts: CacheParts
+    ) -> tuple[WorkerKnowledge, WorkerCache]:
+        """The knowledge base, and the cache of answers from it."""
+        embedders = await self._open_embedders(backends, parts.events)
+        embedder = RememberedEmbedder(embedders.questions)
+        reranker = await open_reranker(self._stack, self._settings)
+        made = WorkerKnowledge(
+            self._settings,
+            self._id,
+            self._metrics,
+            redis.main.gate,
+            parts.indexes,
+            embedder,
+            embedders,
+            reranker,
+            self._pace,
+        )
+        knowledge = await self._stack.enter_async_context(open_knowledge(made))
+        generations = backends.generations(parts.events)
+        opened = open_cache(parts, redis.main.address, embedder, backends.digests, generations, knowledge.retriever)
+        return knowledge, await self._stack.enter_async_context(opened)
+
+    def _state(
+        self,
+        redis: WorkerRedis,
+        backends: WorkerBackends,
+        events: QueryEvents,
+        knowledge: WorkerKnowledge,
+        cache: WorkerCache,
+        facts: WorkerFacts,
+        registry: WorkerRegistry,
+    ) -> WorkerState:
+        gate = redis.main.gate
+        return WorkerState(
+            worker=self._id,
+            version=__version__,
+            default_model=self._settings.ollama.llm_model,
+            access=Access(self._settings.access.tenants_by_key(), self._settings.access.admins()),
+            streaming=Streaming(self._settings.server.stream_heartbeat, self._settings.server.stream_stall_timeout),
+            queries=cache.queries,
+            explainer=cache.explainer,
+            library=knowledge.library,
+            embeddings=backends.embeddings(events),
+            embed_max_inputs=self._settings.embedder.embed_max_inputs,
+            catalog=backends.catalog,
+            num_ctx=self._settings.ollama.ollama_num_ctx,
+            breakers=backends.breakers,
+            bulkheads=backends.bulkheads,
+            pool=facts,
+            cache=cache.figures,
+            invalidator=cache.invalidator,
+            warm_ups=cache.warm_ups,
+            fleet=registry,
+            reachability=BackendReachability(
+                gate.check, lambda: gate.any_up, redis.guards.gate.check, backends.reachable
+            ),
+            stores=redis,
+            metrics=self._metrics,
+        )
+
+    def _live_workers(self) -> int:
+        return self._registry.known_live if self._registry else 1
+
+    def _pace(self) -> float:
+        return self._registry.pace if self._registry else 1.0
+
+    def _no_shared_memory(self, conflict: str) -> None:
+        self._log.error("redis_schema_conflict", message=f"{conflict} This worker serves without the shared memory.")
+
+    # -- Ollama -------------------------------------------------------------------------------------------------------
+
+    async def _open_embedders(self, backends: WorkerBackends, events: QueryEvents) -> Embedders:
+        settings = self._settings.embedder
+        if settings.embedder == "onnx":
+            opening = open_onnx(settings.embed_model_path, settings.embed_timeout)
+            onnx = await self._stack.enter_async_context(opening)
+            model = onnx.model
+            limit = MAX_TOKENS - MARKS
+            return Embedders(onnx.questions, onnx.documents, model.count_tokens, limit, model.tokenizer)
+        questions, documents = await backends.open_embedders(self._stack, events)
+        return Embedders(questions, documents, estimated_tokens)
