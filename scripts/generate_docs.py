@@ -1,0 +1,186 @@
+"""Writes the generated parts of the docs: tables of settings and metrics, and .env.example.
+
+    .venv/bin/python -m scripts.generate_docs
+
+The texts are the docstrings in api/settings and the help texts of the metrics. A page marks each generated part by two
+comments, `<!-- generated: NAME -->` and `<!-- end of generated part -->`. A test fails when a page is out of date.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from api.observability.metric_names import ALL_METRICS
+from api.settings import Settings
+from api.settings.answers import Concern
+
+ROOT: Final = Path(__file__).parents[1]
+WIDTH: Final = 120
+SECTIONS: Final = {
+    "server": ("Server", ("server",)),
+    "access": ("Access", ("access",)),
+    "redis": ("Redis", ("redis", "breaker_redis")),
+    "ollama": ("Ollama", ("ollama",)),
+    "embedder": ("Embedder", ("embedder",)),
+    "pool": ("Connection pool, in each worker", ("pool",)),
+    "bulkhead": ("Bulkhead, for the whole fleet", ("bulkhead",)),
+    "breaker": ("Circuit breaker, for the whole fleet", ("breaker",)),
+    "cache": ("Semantic cache, for the whole fleet", ("cache", "partitions")),
+    "knowledge": ("Knowledge base", ("documents", "retrieval")),
+}
+"""Each section's heading in .env.example, and the fields of `Settings` that it shows."""
+ENV_HEAD: Final = """\
+# Settings of Ragherd. Copy this file to .env and uncomment the lines that you change.
+# The environment overrides this file. An empty value counts as unset. docs/configuration.md has the details.
+"""
+_PART: Final = re.compile(r"(<!-- generated: (.+?) -->\n).*?(<!-- end of generated part -->)", re.DOTALL)
+
+
+def main() -> int:
+    """Writes every file that is out of date and prints its path."""
+    for path, text in generated().items():
+        if path.read_text() != text:
+            path.write_text(text)
+            print(path.relative_to(ROOT))
+    return 0
+
+
+def generated() -> dict[Path, str]:
+    """The files with generated parts, as they should be."""
+    pages = {
+        ROOT / "docs" / "configuration.md": _settings_part,
+        ROOT / "docs" / "metrics.md": lambda _: metric_table(),
+    }
+    texts = {path: _filled(path.read_text(), part) for path, part in pages.items()}
+    return {**texts, ROOT / ".env.example": env_example()}
+
+
+def _filled(page: str, part: Callable[[str], str]) -> str:
+    return _PART.sub(lambda found: f"{found[1]}\n{part(found[2])}\n{found[3]}", page)
+
+
+# -- Settings ----------------------------------------------------------------------------------------------------------
+
+
+def _settings_part(name: str) -> str:
+    """A section's table, and a list of the details that do not fit into it."""
+    settings = list(_settings_of(name.removeprefix("settings ")))
+    rows = [(f"`{variable}`", kind_of(field), default_of(field), _summary(field)) for variable, field in settings]
+    notes = [_note(variable, field) for variable, field in settings if _details(field)]
+    return _table(("variable", "type", "default", "meaning"), rows) + ("\n" + "".join(notes) if notes else "")
+
+
+def env_example() -> str:
+    """Every setting with its summary and its default, commented out."""
+    parts = [ENV_HEAD]
+    for name, (heading, _) in SECTIONS.items():
+        parts.append(f"\n# -- {heading} ".ljust(WIDTH + 1, "-") + "\n\n")
+        for variable, field in _settings_of(name):
+            default = "" if default_of(field) == "none" else default_of(field).strip("`")
+            parts.append(f"# {_summary(field).replace('`', '')}\n# {variable}={default}\n")
+    return "".join(parts)
+
+
+def _settings_of(section: str) -> Iterable[tuple[str, FieldInfo]]:
+    for name in SECTIONS[section][1]:
+        concern = Settings.model_fields[name].annotation
+        assert isinstance(concern, type)
+        assert issubclass(concern, Concern)
+        prefix = concern.model_config.get("env_prefix", "")
+        for field, info in concern.model_fields.items():
+            yield f"{prefix}{field}".upper(), info
+
+
+def _summary(field: FieldInfo) -> str:
+    return (field.description or "").partition("\n\n")[0].replace("\n", " ")
+
+
+def _details(field: FieldInfo) -> str:
+    return (field.description or "").partition("\n\n")[2].replace("\n", " ")
+
+
+def _note(variable: str, field: FieldInfo) -> str:
+    lines = textwrap.wrap(
+        f"- `{variable}`: {_details(field)}",
+        WIDTH,
+        subsequent_indent="  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return "\n".join(lines) + "\n"
+
+
+def kind_of(field: FieldInfo) -> str:
+    """The values that a setting takes, in a few words."""
+    base, constraints = _unpacked(field.annotation)
+    metadata = [*constraints, *field.metadata]
+    if get_origin(base) is Literal:
+        return ", ".join(f"`{choice}`" for choice in get_args(base))
+    if base is bool:
+        return "`true`, `false`"
+    bounds = _range(metadata)
+    title = field.title or next((one.title for one in constraints if getattr(one, "title", None)), None)
+    if title and bounds and not bounds.endswith("or more"):
+        return title if title == "percent" else f"{title}, {bounds}"
+    return title or bounds or "text"
+
+
+def _unpacked(annotation: Any) -> tuple[Any, list[Any]]:
+    """A type without `None`, and what it is annotated with."""
+    if get_origin(annotation) in {Union, UnionType}:
+        return _unpacked(next(one for one in get_args(annotation) if one is not type(None)))
+    if get_origin(annotation) is Annotated:
+        base, *constraints = get_args(annotation)
+        inner, more = _unpacked(base)
+        return inner, [*more, *constraints]
+    return annotation, []
+
+
+def _range(metadata: Sequence[Any]) -> str:
+    limits: dict[str, float] = {}
+    for one in metadata:
+        for part in (one, *getattr(one, "metadata", ())):
+            limits.update({name: getattr(part, name) for name in ("ge", "gt", "le") if hasattr(part, name)})
+    low = limits.get("ge", limits.get("gt"))
+    if low is None:
+        return ""
+    return f"{low:g} to {limits['le']:g}" if "le" in limits else f"{low:g} or more"
+
+
+def default_of(field: FieldInfo) -> str:
+    """A default as a person writes it, or `none`."""
+    default = field.default
+    if default is None or default == "":
+        return "none"
+    if isinstance(default, bool):
+        return f"`{str(default).lower()}`"
+    return f"`{default:.15g}`" if isinstance(default, int | float) else f"`{default}`"
+
+
+# -- Metrics -----------------------------------------------------------------------------------------------------------
+
+
+def metric_table() -> str:
+    """Every metric in the order of their declaration."""
+    rows = [
+        (f"`{spec.name}`", spec.type, ", ".join(f"`{label}`" for label in spec.labels), spec.help)
+        for spec in ALL_METRICS
+    ]
+    return _table(("name", "type", "labels", "meaning"), rows)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *(f"| {' | '.join(row)} |" for row in rows)]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
