@@ -12,7 +12,7 @@ import yaml
 
 from api import __version__
 from scripts.chart_values import described, with_table
-from tests.k8s.chart import CHART, OPERATOR, VALUES, chart, chart_of, comparable, helm, template
+from tests.k8s.chart import CHART, OPERATOR, VALUES, chart, chart_of, comparable, helm, objects, template
 from tests.k8s.rendered import Rendered, containers, rendered
 from tests.k8s.test_manifests import KUBERNETES, OPERATORS
 from tests.k8s.test_settings import environment
@@ -263,9 +263,14 @@ def test_a_cluster_without_the_operator_gets_none_of_its_objects() -> None:
     assert kinds & OPERATORS == set()
 
 
+def test_every_object_is_in_the_releases_namespace() -> None:
+    printed = template("--namespace", "questions", "--api-versions", OPERATOR).stdout
+    assert {each["metadata"].get("namespace") for each in objects(printed)} == {"questions"}
+
+
 def test_another_release_has_other_names_and_selects_its_own_pods() -> None:
     printed = helm("template", "blue", str(CHART), "--kube-version", "1.33", "--set", "redis.mode=external").stdout
-    manifests = Rendered([each for each in yaml.safe_load_all(printed) if each])
+    manifests = Rendered(objects(printed))
     deployment = manifests.named("Deployment", "blue-ragherd")["spec"]
     assert deployment["selector"]["matchLabels"]["app.kubernetes.io/instance"] == "blue"
     for kind in ("Service", "HorizontalPodAutoscaler", "PodDisruptionBudget", "NetworkPolicy", "ConfigMap"):

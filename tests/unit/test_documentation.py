@@ -21,7 +21,7 @@ from api.settings import Settings, load_settings, variable_names
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *ROOT.glob("k8s/**/*.md")])
 
 
 def rows(page: Path, first_cell: str = r".*") -> list[list[str]]:

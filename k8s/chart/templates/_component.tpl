@@ -12,6 +12,7 @@ Redis and Ollama. Takes root, component (the folder's name), files (those to rea
 {{- $object := fromYaml $document }}
 {{- $_ := merge $object.metadata (dict "labels" dict) }}
 {{- $_ = set $object.metadata "labels" (merge $object.metadata.labels (fromYaml (include "ragherd.releaseLabels" $))) }}
+{{- $_ = set $object.metadata "namespace" $.Release.Namespace }}
 {{- if eq $object.kind "StatefulSet" }}
 {{- include "ragherd.fill" (dict "root" $ "set" $object "values" $values "configuration" $configuration) }}
 {{- end }}
