@@ -39,7 +39,8 @@ SECTIONS: Final = {
 """Each section's heading in .env.example, and the fields of `Settings` that it shows."""
 ENV_HEAD: Final = """\
 # Settings of Ragherd. Copy this file to .env and uncomment the lines that you change.
-# The environment overrides this file. An empty value counts as unset. docs/configuration.md has the details.
+# The environment overrides this file. An empty value counts as unset. Times are seconds, sizes are bytes.
+# docs/configuration.md has the details.
 """
 _PART: Final = re.compile(r"(<!-- generated: (.+?) -->\n).*?(<!-- end of generated part -->)", re.DOTALL)
 
@@ -56,7 +57,7 @@ def main() -> int:
 def generated() -> dict[Path, str]:
     """The files with generated parts, as they should be."""
     pages = {
-        ROOT / "docs" / "configuration.md": _settings_part,
+        ROOT / "docs" / "configuration.md": lambda name: settings_table(name.removeprefix("settings ")),
         ROOT / "docs" / "metrics.md": lambda _: metric_table(),
     }
     texts = {path: _filled(path.read_text(), part) for path, part in pages.items()}
@@ -70,9 +71,9 @@ def _filled(page: str, part: Callable[[str], str]) -> str:
 # -- Settings ----------------------------------------------------------------------------------------------------------
 
 
-def _settings_part(name: str) -> str:
+def settings_table(name: str) -> str:
     """A section's table, and a list of the details that do not fit into it."""
-    settings = list(_settings_of(name.removeprefix("settings ")))
+    settings = list(_settings_of(name))
     rows = [(f"`{variable}`", kind_of(field), default_of(field), _summary(field)) for variable, field in settings]
     notes = [_note(variable, field) for variable, field in settings if _details(field)]
     return _table(("variable", "type", "default", "meaning"), rows) + ("\n" + "".join(notes) if notes else "")
@@ -85,7 +86,7 @@ def env_example() -> str:
         parts.append(f"\n# -- {heading} ".ljust(WIDTH + 1, "-") + "\n\n")
         for variable, field in _settings_of(name):
             default = "" if default_of(field) == "none" else default_of(field).strip("`")
-            parts.append(f"# {_summary(field).replace('`', '')}\n# {variable}={default}\n")
+            parts.append(f"# {_env_summary(field)}\n# {variable}={default}\n")
     return "".join(parts)
 
 
@@ -101,6 +102,12 @@ def _settings_of(section: str) -> Iterable[tuple[str, FieldInfo]]:
 
 def _summary(field: FieldInfo) -> str:
     return (field.description or "").partition("\n\n")[0].replace("\n", " ")
+
+
+def _env_summary(field: FieldInfo) -> str:
+    """The summary as plain text, and the values to choose from."""
+    choices = f" One of: {kind_of(field)}." if get_origin(_unpacked(field.annotation)[0]) is Literal else ""
+    return (_summary(field) + choices).replace("`", "")
 
 
 def _details(field: FieldInfo) -> str:

@@ -46,22 +46,19 @@ class AccessSettings(Concern):
     api_keys: Annotated[str, NoDecode, Field(title="list")] = ""
     """Keys that may ask: `tenant=key,...`. Default: anyone may ask.
 
-    With keys set, `POST /query` needs one, and the key fixes the tenant. Without keys, a request may name its tenant.
+    With keys, a question needs one, and the key fixes the tenant. Without, a request may name its tenant.
     """
     admin_keys: Annotated[str, NoDecode, Field(title="list")] = ""
     """Admin keys. Default: admin endpoints answer loopback callers only.
 
-    An admin key may also ask, as any tenant.
+    They may also ask, as any tenant.
     """
     allow_anonymous: bool = False
-    """Allow callers without a key where `HOST` is not loopback.
-
-    With `false` and without `API_KEYS` the service does not start on such an address.
-    """
+    """Allow callers without a key where `HOST` is not loopback."""
     allowed_hosts: Annotated[str, NoDecode, AfterValidator(_check_hosts), Field(title="list")] = ""
     """Accepted `Host` names. Others get 400. Default: any.
 
-    Leave out scheme and port: `rag.example`, `10.0.0.7`, `::1`. `*.example` stands for every name below `example`.
+    Without scheme and port: `rag.example`, `10.0.0.7`, `::1`, or `*.example` for every name below `example`.
     """
 
     def tenants_by_key(self) -> dict[str, str]:

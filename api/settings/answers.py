@@ -56,33 +56,30 @@ class CacheSettings(Concern):
     max_size: Positive = 1000
     """Entries in the whole fleet. The least valuable goes first.
 
-    An entry's value depends on its last use, the number of its uses and the tokens that it took. Partitions have equal
-    shares.
+    The value grows with the last use, the number of uses and the tokens. Partitions have equal shares.
     """
     tenant_share: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """Part of a full cache that each tenant keeps. 1: no shares.
+    """Part of a full cache that each tenant is sure of.
 
-    A tenant that holds more than this share and more than every other tenant loses an entry first.
+    A tenant that holds more than this share and more than every other tenant loses an entry first. With 1, eviction
+    ignores tenants.
     """
     ttl: Seconds = 3600.0
     """How long an answer is fresh."""
     stale_ttl: Annotated[float, Field(ge=0, allow_inf_nan=False, title="seconds")] = 86400.0
-    """How long an expired answer is kept for an outage of Ollama."""
+    """How long an expired answer is kept for outages of Ollama."""
     stale_while_revalidate: Annotated[float, Field(ge=0, allow_inf_nan=False, title="seconds")] = 0.0
     """How long an expired answer is served during a refresh.
 
-    It is served at once while one worker of the fleet refreshes it. `SEMANTIC_CACHE_STALE_TTL` is the upper limit.
+    One worker of the fleet refreshes it. At most `SEMANTIC_CACHE_STALE_TTL`.
     """
     coalesce_timeout: Seconds = 60.0
     """Silence after which a waiting question asks for itself.
 
-    It waits for the answer to the same question, and hears nothing of it for this long.
+    Equal questions share one generation.
     """
     condense: bool = False
-    """Rewrite a question with `history` to stand alone.
-
-    The cache then finds it by its meaning.
-    """
+    """Rewrite a question with `history` to find it by meaning."""
     warm_concurrency: Annotated[int, Field(ge=1, le=64)] = 2
     """Questions of a warm-up at once."""
 
@@ -93,7 +90,7 @@ class PartitionSettings(Concern):
     cache_partitions: Annotated[int, Field(ge=1, le=256)] | None = None
     """Parts of the cache. Default: 16 on a Redis Cluster, else 1.
 
-    Each part is whole on one shard. All workers of a fleet must have the same value.
+    Each is whole on one shard. All workers need the same value.
     """
 
 
@@ -103,7 +100,7 @@ class DocumentSettings(Concern):
     document_max_bytes: Bytes = 20 * 1024 * 1024
     """Largest file.
 
-    `MAX_BODY_BYTES` limits a text that is sent as JSON.
+    A text sent as JSON is limited by `MAX_BODY_BYTES`.
     """
     document_max_pages: Positive = 2000
     """Pages of a PDF."""
@@ -112,40 +109,29 @@ class DocumentSettings(Concern):
     document_parse_timeout: Seconds = 30.0
     """Time to read a file.
 
-    A file may wait for its turn just as long. A worker reads two files at a time, and one text of up to 1 MiB.
+    A file may also wait this long for its turn. A worker reads two files at a time, and texts of up to 1 MiB one by
+    one.
     """
     document_embed_timeout: Seconds = 60.0
     """Time to embed a batch of chunks, with `EMBEDDER=ollama`.
 
-    The wait for a permit counts.
+    It includes the wait for a permit. Batches start with 4 chunks, grow to 16 below 0.25 s and shrink above 0.5 s.
     """
     document_embed_patience: Seconds = 3600.0
     """How long a document waits for a failing embedder.
 
-    The time counts without progress. After it the document is `failed`, with the reason.
+    Progress restarts this time. After it the document is `failed`, with the reason.
     """
     documents_max: Positive = 100_000
     """Documents of one tenant."""
     ingest_wait: Annotated[float, Field(ge=0, le=300, title="seconds")] = 5.0
-    """How long `POST /documents` waits before it answers 202.
-
-    If the document is ready earlier, the answer is 201.
-    """
+    """How long `POST /documents` waits before it answers 202."""
     chunk_tokens: Annotated[int, Field(ge=16, le=8192)] = 160
-    """Most tokens of a chunk. With `EMBEDDER=onnx` up to 224.
-
-    With `EMBEDDER=onnx` the embedder reads 256 tokens, title and headings included.
-    """
+    """Most tokens of a chunk. With `EMBEDDER=onnx` up to 224."""
     chunk_overlap: Annotated[int, Field(ge=0, le=4096)] = 24
-    """Approximate overlap of neighboring chunks, in tokens.
-
-    It must be less than `CHUNK_TOKENS`.
-    """
+    """Approximate overlap of neighboring chunks, in tokens, below `CHUNK_TOKENS`."""
     unused_embeddings_keep: Seconds = 604800.0
-    """How long to keep the chunks of an unused embedder.
-
-    They allow a rollback to that embedder.
-    """
+    """How long to keep the chunks of an unused embedder, for a rollback."""
 
 
 class RetrievalSettings(Concern):
@@ -156,31 +142,27 @@ class RetrievalSettings(Concern):
     retrieval_relevance_floor: Annotated[float, Field(ge=-1, le=1)] = 0.25
     """Least cosine of a passage to the question.
 
-    The default was measured for `EMBEDDER=onnx`. Other embedders need another value.
+    Measured for `EMBEDDER=onnx`. Other embedders need another value.
     """
     retrieval_neighbours: Annotated[int, Field(ge=0, le=5)] = 0
     """Neighboring chunks shown on each side of a passage.
 
-    A change affects documents that are stored later.
+    It applies to documents stored from then on.
     """
     rerank_model_path: FilePath | None = None
     """Cross-encoder that orders passages. Default: none.
 
-    A folder with `model.onnx` and `tokenizer.json`, or a model file next to its `tokenizer.json`. It needs the extra
+    A folder with `model.onnx` and `tokenizer.json`, or a model file next to `tokenizer.json`. It needs the extra
     `onnx`.
     """
     rerank_candidates: Annotated[int, Field(ge=1, le=200)] = 20
     """Passages to re-rank per question, at least `top_k`."""
     rerank_timeout: Seconds = 1.0
-    """Time to re-rank one question's passages.
-
-    After it the passages keep their order.
-    """
+    """Time to re-rank a question's passages, else they keep their order."""
     retrieval_nothing_relevant: Literal["say_so", "answer"] = "say_so"
     """Reply if no document is relevant.
 
-    `say_so` says that the documents have no answer; `answer` lets the model answer alone. It applies where there are
-    documents.
+    `say_so`: a fixed sentence. `answer`: the model answers alone.
     """
     prompt_template_path: FilePath | None = None
     """TOML file with prompts. Default: the built-in prompts."""
@@ -196,16 +178,13 @@ class ServerSettings(Concern):
     """How the service listens and logs."""
 
     host: Annotated[str, Field(title="address")] = "127.0.0.1"
-    """Address of the service and its metrics port. `0.0.0.0`: all.
-
-    The container image sets `0.0.0.0`.
-    """
+    """Address of the service and its metrics port. `0.0.0.0`: all."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8001
     """Port of the service. 0 picks a free one."""
     workers: Annotated[int, Field(ge=1, le=1000)] | None = None
     """Worker processes. Default: the CPUs given to the process.
 
-    Affinity and the control group's quota limit the CPUs. `scripts/run` starts 2 workers.
+    `scripts/run` starts 2.
     """
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 9090
     """Port of the metrics process. 0 starts none."""
@@ -214,41 +193,40 @@ class ServerSettings(Concern):
     header_timeout: Seconds = 10.0
     """Time for a whole request head. A slower one gets 408.
 
-    It runs from the head's first byte to its last. A new connection that sends nothing for this long is closed.
+    A new connection that sends nothing for this long is closed.
     """
     body_timeout: Seconds = 30.0
     """Time for a request body to make progress, else 408.
 
-    The body must bring 240 bytes for each of these seconds: 7,200 bytes every 30 s. Only time in which the service
-    waits for the client counts.
+    240 bytes for each of these seconds must arrive: 7,200 bytes every 30 s. Only waiting for the client counts.
     """
     keepalive_timeout: Seconds = 75.0
     """Time that a client connection may be idle.
 
-    Set it above the idle timeout of the load balancer.
+    Set it above the load balancer's idle timeout.
     """
     max_connections: Positive | None = None
     """Client connections per worker. Default: up to 4,096.
 
-    The default is lower where file descriptors are few. At the limit, a worker closes an idle connection for a new one.
-    A value that the descriptors do not allow stops the start.
+    The default is lower if file descriptors are few; a value above what they allow stops the start. At the limit, a new
+    connection replaces an idle one.
     """
     stream_heartbeat: Seconds = 15.0
     """Silence after which a streamed answer sends a heartbeat.
 
-    Keep it below the idle timeout of every proxy in between.
+    Keep it below the idle timeout of every proxy.
     """
     stream_stall_timeout: Seconds = 60.0
     """Time that the reader of a stream may take nothing.
 
-    After that the reader counts as gone and the generation ends.
+    Then the generation ends.
     """
     graceful_timeout: Seconds = 30.0
     """Time that requests in flight get after SIGTERM."""
     drain_delay: Annotated[float, Field(ge=0, le=300, title="seconds")] = 0.0
     """Time between SIGTERM and the end of listening.
 
-    `/health/ready` answers 503 during this time, so that load balancers turn away.
+    `/health/ready` answers 503 meanwhile, so that load balancers turn away.
     """
     max_requests: NotNegative = 0
     """Requests after which a worker is replaced, without a gap. 0: never."""
@@ -257,12 +235,9 @@ class ServerSettings(Concern):
     worker_memory_limit: Annotated[str, Field(title="size", pattern=MEMORY)] | None = None
     """Memory above which a worker is replaced. Default: none.
 
-    Bytes, `800Mi`, `1.5G`, or a share of the control group's limit: `40%`. Workers are replaced one at a time.
+    Bytes, `800Mi`, `1.5G`, or a share of the control group's limit: `40%`. One worker is replaced at a time.
     """
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """Lowest level to log.
-
-    The log has one JSON object per line.
-    """
+    """Lowest level to log. The log is JSON lines."""
     log_questions: bool = False
     """Show the text of questions in the log."""

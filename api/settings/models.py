@@ -45,7 +45,7 @@ class OllamaSettings(Concern):
     ollama_total_timeout: Seconds = 300.0
     """Time for a whole answer, including a retry.
 
-    Time that the reader of a stream takes does not count. A request may shorten it with `X-Request-Timeout`.
+    Reading a stream does not count. A request may shorten it with `X-Request-Timeout`.
     """
     ollama_probe_interval: Annotated[float, Field(gt=0, le=30, title="seconds")] = 5.0
     """Time between two health checks of a backend.
@@ -57,7 +57,7 @@ class OllamaSettings(Concern):
     ollama_keep_alive: Annotated[str, Field(title="duration", pattern=KEEP_ALIVE)] = "5m"
     """How long Ollama keeps an unused model in memory.
 
-    `90s`, `5m`, `1h30m`, or seconds; below zero means forever. Every request carries it.
+    `90s`, `5m`, `1h30m`, or seconds; below zero: forever.
     """
     ollama_num_ctx: Positive | None = None
     """Context of every generation in tokens. Default: the model's."""
@@ -74,31 +74,27 @@ class EmbedderSettings(Concern):
     embedder: Literal["ollama", "onnx"] = "ollama"
     """Where texts are embedded: on Ollama or in each worker.
 
-    `onnx` needs the extra `onnx`. `scripts/run` and the container image set it.
+    `scripts/run` and the container image set `onnx`, which needs the extra `onnx`.
     """
     embed_model: ModelName = "nomic-embed-text"
     """Embedding model on Ollama. Not used with `EMBEDDER=onnx`."""
     embed_model_path: FilePath | None = None
     """Model for `EMBEDDER=onnx`. Default: the model of the extra `onnx`.
 
-    A folder with `model.onnx` and `tokenizer.json`, or a model file next to its `tokenizer.json`.
+    A folder with `model.onnx` and `tokenizer.json`, or a model file next to `tokenizer.json`.
     """
     embed_timeout: Seconds = 2.0
     """Time to embed a question, including the wait for a permit.
 
-    After it the question goes on without the semantic tier.
+    After it the question skips the semantic tier.
     """
     embed_languages: Annotated[str, StringConstraints(pattern=LANGUAGES), Field(title="list")] | None = None
     """Languages of the embedder: `all`, or ISO 639 codes like `en,de`.
 
-    Questions in other languages have no semantic tier. Default: all for the multilingual models that Ragherd knows by
-    name, English for every other model.
+    Questions in other languages skip the semantic tier. Default: all for known multilingual models, else English.
     """
     embed_max_inputs: Annotated[int, Field(ge=1, le=10_000)] = 1024
-    """Texts in one request to `/api/embed` or `/v1/embeddings`.
-
-    A request with more gets 400.
-    """
+    """Texts in one request to an embedding endpoint. More get 400."""
 
     @property
     def language_codes(self) -> frozenset[str] | None:
@@ -113,10 +109,7 @@ class PoolSettings(Concern):
 
     model_config = SettingsConfigDict(env_prefix="CONNECTION_POOL_")
     min_size: NotNegative = 5
-    """Connections opened at start and kept open.
-
-    It must not exceed the maximum.
-    """
+    """Connections opened at start and kept, at most the maximum."""
     max_size: Positive = 15
     """Connections, and so calls in flight, per worker."""
     max_keepalive: NotNegative = 30
@@ -143,8 +136,8 @@ class BulkheadSettings(Concern):
     embed_max_concurrent: Positive = 8
     """Embedding calls at once, with `EMBEDDER=ollama`.
 
-    These calls have a separate queue. Questions go first, and a quarter of the permits is for questions only. A
-    question waits no longer than `EMBED_TIMEOUT`.
+    They have a separate queue. Questions go first, and a quarter of the permits is for questions only. A question waits
+    at most `EMBED_TIMEOUT`.
     """
 
 
@@ -159,15 +152,9 @@ class BreakerSettings(Concern):
     timeout: Seconds = 60.0
     """How long the breaker stays open the first time."""
     timeout_max: Seconds = 300.0
-    """Longest time open.
-
-    The time doubles each time that a half-open breaker opens again.
-    """
+    """Longest time open. It doubles when half-open opens again."""
     half_open_max_calls: Positive = 3
-    """Probes at once while half-open; as many successes close it.
-
-    The limit holds for the whole fleet.
-    """
+    """Probes at once while half-open, and successes to close it."""
     minimum_calls: Positive = 20
     """Calls in the window before the two rates are judged."""
     failure_rate_threshold: Percent = 50.0
@@ -175,14 +162,11 @@ class BreakerSettings(Concern):
     slow_call_rate_threshold: Percent = 100.0
     """Slow calls that open it, in the window or of probes."""
     slow_call_duration: Seconds = 30.0
-    """Time to the first token that makes a call slow.
-
-    Time to load the model does not count.
-    """
+    """Time to the first token, without loading, that is slow."""
     window: Annotated[int, Field(ge=1, le=600, title="seconds")] = 60
     """Length of the window."""
     stable_time: Seconds = 300.0
     """Time closed after which the time open starts over.
 
-    The next opening then lasts `CIRCUIT_BREAKER_TIMEOUT` again.
+    Then the next opening lasts `CIRCUIT_BREAKER_TIMEOUT` again.
     """

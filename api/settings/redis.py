@@ -81,32 +81,31 @@ class RedisSettings(Concern):
     """Redis 8 or Redis Stack 7.4. `scripts/run` starts one if unset.
 
     `redis://`, `rediss://` (TLS), `unix://`, `redis+sentinel://host:port,host:port/name`,
-    `redis+cluster://host:port,host:port`, `rediss+sentinel://...` or `rediss+cluster://...`. Give no database number:
-    search indexes exist in database 0 only. Options after `?` are refused. In a password write `/ ? # @` as `%2F %3F
-    %23 %40`.
+    `redis+cluster://host:port,host:port`, `rediss+sentinel://...`, `rediss+cluster://...`. No database number: search
+    indexes need database 0. No options after `?`. In a password write `/ ? # @` as `%2F %3F %23 %40`.
     """
     prefix: Annotated[str, Field(min_length=1, pattern=f"^{PREFIX}$")] = "rag:"
     """Beginning of every key.
 
-    Letters, digits and `_ . : -`. Fleets with different prefixes share a Redis but no data.
+    Letters, digits and `_ . : -`. Fleets with different prefixes can share a Redis.
     """
     timeout: Seconds = 0.2
     """Time for one command. After it Redis counts as lost.
 
-    A worker that was too busy to read a reply waits longer: up to four times this value in all, or 5 s more if that is
-    longer. The same holds for `REDIS_REQUEST_BUDGET` and `EMBED_TIMEOUT`.
+    A worker that was too busy to read a reply waits up to four times as long, or 5 s more if that is longer. The same
+    holds for `REDIS_REQUEST_BUDGET` and `EMBED_TIMEOUT`.
     """
     connect_timeout: Seconds = 0.2
     """Time to connect."""
     request_budget: Seconds = 0.25
     """Time for all cache commands of one question.
 
-    After it the look-up ends as `bypass`. Storing goes on after the answer is sent; that answer does not say `stored`.
+    After it the look-up ends as `bypass`. Storing continues after the answer, which then does not say `stored`.
     """
     max_connections: Positive = 64
     """Commands in flight per worker; on a cluster per shard.
 
-    Further commands wait. Each breaker and each bulkhead listens on one more connection.
+    More commands wait. Each breaker and each bulkhead listens on one more connection.
     """
     ca_file: FilePath | None = None
     """The only CA to trust under TLS (PEM). Default: the system's."""
@@ -135,7 +134,7 @@ class BreakerRedisSettings(Concern):
     url: Annotated[str, AfterValidator(_check_redis_url), Field(title="URL")] | None = None
     """Separate Redis for breakers and bulkheads. Default: `REDIS_URL`.
 
-    The prefix, the timeouts, the TLS files and the Sentinel credentials of `REDIS_...` apply to it.
+    Prefix, timeouts, TLS files and Sentinel credentials are those of `REDIS_...`.
     """
 
 
