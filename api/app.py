@@ -29,7 +29,7 @@ def create_app(settings: Settings) -> FastAPI:
         keyed=_keyed_roles(settings.access),
         title="Ragherd",
         version=__version__,
-        summary="A RAG query service in front of Ollama whose workers share one memory in Redis.",
+        summary="A RAG query service in front of Ollama. All workers share a cache and a breaker in Redis.",
         lifespan=worker.lifespan(settings, name, metrics),
         responses=ERRORS,
         docs_url=None,  # `docs_page` has it, without the scripts of another host

@@ -38,28 +38,28 @@ router = APIRouter(route_class=CheckedRoute, prefix=PATH, tags=["semantic cache"
 Key = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1000), IsText]
 
 
-@router.get("/metrics", summary="The cache, fleet-wide")
+@router.get("/metrics", summary="Show the figures of the fleet's cache")
 @needs("operator")
 async def metrics(request: Request) -> dict[str, Any]:
-    """Counts since the statistics began; the last known while Redis is down."""
+    """Counts since the statistics began. While Redis is down, the last known counts."""
     return await worker_state(request).cache.report()
 
 
 class InvalidationIn(BaseModel):
-    """What is to be deleted: exactly one of the kinds. A name that is not known is refused, since it would widen it."""
+    """The answers to delete, by exactly one parameter. Ignoring an unknown one could delete more, so it is refused."""
 
     model_config = ConfigDict(extra="forbid")
 
-    question: Question | None = Field(None, description="This question, in every scope; with its neighbourhood below.")
+    question: Question | None = Field(None, description="Answers to this question, in every scope.")
     similarity: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = Field(
-        None, description="With `question`: also all questions with at least this cosine to it."
+        None, description="With `question`: also answers to questions with at least this cosine to it."
     )
-    model: Name | None = Field(None, description="With `question`: answers of this model only.")
-    tenant: Name | None = Field(None, description="All of a tenant's; with `question`: this tenant's only.")
-    entry: Key | None = Field(None, description="A key, as `cache.entry` of an answer gives it.")
-    source: Key | None = Field(None, description="The id of a document: all answers whose sources cite it.")
-    all: bool = Field(default=False, description="Every answer.")
-    dry_run: bool = Field(default=False, description="Counts only.")
+    model: Name | None = Field(None, description="With `question`: only answers of this model.")
+    tenant: Name | None = Field(None, description="All answers of a tenant; with `question`: only this tenant's.")
+    entry: Key | None = Field(None, description="One entry, by its key (`cache.entry` of an answer).")
+    source: Key | None = Field(None, description="All answers whose sources cite the document with this ID.")
+    all: bool = Field(default=False, description="All answers.")
+    dry_run: bool = Field(default=False, description="Only count the answers; delete nothing.")
 
     def invalidation(self) -> Invalidation:
         """Raises `InvalidRequest` unless exactly one kind is asked for."""
@@ -77,10 +77,10 @@ class InvalidationIn(BaseModel):
         )
 
 
-@router.delete("", summary="Delete cached answers, fleet-wide")
+@router.delete("", summary="Delete cached answers in the whole fleet")
 @needs("admin")
 async def invalidate(request: Request, asked: Annotated[InvalidationIn, Query()]) -> dict[str, Any]:
-    """By question, entry, source, tenant, or all of them. No worker serves them once the response is there."""
+    """Delete by question, entry, source or tenant, or delete all. After the response no worker serves these answers."""
     state = worker_state(request)
     if len(request.query_params.multi_items()) > len(request.query_params):
         raise InvalidRequest("A parameter is given twice.")
@@ -91,10 +91,10 @@ async def invalidate(request: Request, asked: Annotated[InvalidationIn, Query()]
 explain_router = APIRouter(tags=["semantic cache"], route_class=JsonRoute)
 
 
-@explain_router.post("/api/semantic-cache/explain", summary="Why a question would be a hit, or not")
+@explain_router.post("/api/semantic-cache/explain", summary="Explain why a question is a hit or a miss")
 @needs("user")
 async def explain(body: QueryIn, request: Request) -> dict[str, Any]:
-    """Takes what POST /query takes, and changes nothing. A tenant's key sees that tenant's questions only."""
+    """Takes the body of POST /query and changes nothing. A tenant's key sees only questions of that tenant."""
     explainer = worker_state(request).explainer
     query = to_query(body, request)
     explanation = await explainer.explain(query)
@@ -158,7 +158,7 @@ warm_up_router = APIRouter(route_class=CheckedRoute, prefix=WARM_UP_PATH, tags=[
 
 
 class WarmQuestionIn(StrictBody):
-    """A question, and its answer where it is known."""
+    """A question, with its answer if you know it."""
 
     question: Question
     answer: Answer | None = None
@@ -169,10 +169,10 @@ class WarmQuestionIn(StrictBody):
 
 
 class WarmUpIn(StrictBody):
-    """Questions, each alone or with more; and what holds for all that do not say otherwise."""
+    """Questions, and the defaults for those that do not set a tenant or model."""
 
     questions: Annotated[list[Any], Field(min_length=1, max_length=MOST, fail_fast=True)] = Field(
-        description="Each a string, or an object: question, answer, model, tenant, top_k, options."
+        description="Strings, or objects with question, answer, model, tenant, top_k and options."
     )
     model: Name | None = None
     tenant: Name | None = None
@@ -188,10 +188,10 @@ _EXAMPLE: Final = "What is the capital of France?"
 _BODY: Final = body_of(WarmUpBody, {"questions": [_EXAMPLE]})
 
 
-@warm_up_router.post("", status_code=202, summary="Warm the cache up", openapi_extra=_BODY)
+@warm_up_router.post("", status_code=202, summary="Warm up the cache", openapi_extra=_BODY)
 @needs("admin")
 async def begin(request: Request, response: Response) -> dict[str, Any]:
-    """Begins it and says where its progress is. Questions that are cached and fresh are left alone.
+    """Start a warm-up. `Location` says where to see its progress. Questions with a fresh answer are skipped.
 
     As JSON Lines (`application/jsonl`, `application/x-ndjson`) the body is one question a line.
     """
@@ -204,17 +204,17 @@ async def begin(request: Request, response: Response) -> dict[str, Any]:
     return _document(progress)
 
 
-@warm_up_router.get("/{job}", summary="How far a warm-up is")
+@warm_up_router.get("/{job}", summary="Show the progress of a warm-up")
 @needs("admin")
 async def progress(request: Request, job: str) -> dict[str, Any]:
-    """The same from every worker, until an hour after its end."""
+    """Every worker shows it, until an hour after its end."""
     return _document(await _admitted(request)[1].progress(job))
 
 
 @warm_up_router.delete("/{job}", summary="Cancel a warm-up")
 @needs("admin")
 async def cancel(request: Request, job: str) -> dict[str, Any]:
-    """Whichever worker has it. What is cached stays."""
+    """Works from every worker. Answers that are already cached stay."""
     return _document(await _admitted(request)[1].cancel(job))
 
 

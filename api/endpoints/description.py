@@ -168,7 +168,7 @@ EXAMPLES: Final[dict[tuple[str, str], dict[str, Any]]] = {
 
 
 class Problem(BaseModel):
-    """An error (RFC 9457). Some have further members: docs/http-api.md lists them all."""
+    """An error (RFC 9457). Some errors have more members; docs/http-api.md lists them."""
 
     model_config = ConfigDict(
         extra="allow",
@@ -185,12 +185,12 @@ class Problem(BaseModel):
         },
     )
 
-    type: str = Field(description="What went wrong, for programs.")
+    type: str = Field(description="The kind of error, for programs.")
     title: str
     status: int
-    detail: str = Field(description="What went wrong here, for people.")
-    instance: str = Field(description="The path.")
-    request_id: str = Field(description="The log has it too.")
+    detail: str = Field(description="The error, for people.")
+    instance: str = Field(description="The path of the request.")
+    request_id: str = Field(description="The ID of the request, also in the log.")
 
 
 EVENTS: Final = "text/event-stream"
@@ -198,7 +198,7 @@ Responses = dict[int | str, dict[str, Any]]
 
 ERRORS: Final[Responses] = {
     "default": {
-        "description": "An error. 503 has `Retry-After`.",
+        "description": "An error. A 503 has `Retry-After`.",
         "content": {PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/Problem"}}},
     }
 }
@@ -209,7 +209,7 @@ def errors_of(api: str, error_body: Callable[[RagherdError], dict[str, Any]]) ->
     """Errors in the form of another API."""
     error = InvalidRequest("model: is required", errors=[{"field": "model", "message": "is required"}])
     content = {"application/json": {"example": error_body(error)}}
-    return {"default": {"description": f"An error, in {api}'s form. 503 has `Retry-After`.", "content": content}}
+    return {"default": {"description": f"An error in {api}'s form. A 503 has `Retry-After`.", "content": content}}
 
 
 def stream_of(media_type: str, *events: str) -> Responses:
@@ -230,7 +230,7 @@ def body_of(kind: type[BaseModel], example: dict[str, Any]) -> dict[str, Any]:
 
 
 EMBEDDING_PATHS: Final = ("/api/embed", "/v1/embeddings")
-_KEY: Final = {"type": "http", "scheme": "bearer", "description": "A key of `API_KEYS` or `ADMIN_KEYS`."}
+_KEY: Final = {"type": "http", "scheme": "bearer", "description": "A key from `API_KEYS` or `ADMIN_KEYS`."}
 
 
 class DescribedApp(FastAPI):

@@ -168,12 +168,12 @@ class ReadIn(BaseModel):
     "",
     status_code=201,
     summary="Store a document",
-    responses={202: {"model": dict[str, Any], "description": "Worked on"}},
+    responses={202: {"model": dict[str, Any], "description": "In progress"}},
     openapi_extra=_BODY,
 )
 @needs("admin")
 async def post_document(request: Request, response: Response) -> dict[str, Any]:
-    """201 once it serves, else 202: `status` says how far it is. The same `source` again replaces what it had."""
+    """201: the document is in use. 202: `status` shows the progress. The same `source` replaces a document."""
     state = worker_state(request)
     added = await state.library.add(await given_document(request, state.library.limits.bytes))
     response.status_code = 201 if added.document.status == "ready" else 202
@@ -184,7 +184,7 @@ async def post_document(request: Request, response: Response) -> dict[str, Any]:
 @router.get("", summary="List documents")
 @needs("user")
 async def get_documents(request: Request, wanted: Annotated[ListingIn, Query()]) -> dict[str, Any]:
-    """A tenant's, the newest first; `cursor` of one page asks for the next."""
+    """A tenant's documents, newest first. Pass `cursor` to get the next page."""
     state = worker_state(request)
     tenant = state.access.tenant(request, wanted.tenant)
     listing = Listing(wanted.tag, wanted.status, wanted.source, wanted.cursor, wanted.limit)
@@ -192,10 +192,10 @@ async def get_documents(request: Request, wanted: Annotated[ListingIn, Query()])
     return {"documents": [document_out(document) for document in page.documents], "cursor": page.cursor}
 
 
-@router.get("/{document}", summary="One document with its passages")
+@router.get("/{document}", summary="Show a document with its passages")
 @needs("user")
 async def get_document(request: Request, document: str, wanted: Annotated[ReadIn, Query()]) -> dict[str, Any]:
-    """Also how far it is, while it is worked on."""
+    """Includes `progress` while the document is being processed."""
     state = worker_state(request)
     found = await state.library.find(document, _tenant(request, state, wanted.tenant))
     chunks = await state.library.chunks(document, wanted.offset, wanted.limit)
@@ -205,7 +205,7 @@ async def get_document(request: Request, document: str, wanted: Annotated[ReadIn
 @router.delete("/{document}", status_code=204, summary="Delete a document")
 @needs("admin")
 async def delete_document(request: Request, document: str, tenant: Name | None = None) -> Response:
-    """No answer that used it is served by any worker once the response is there."""
+    """After the response no worker serves an answer that used the document."""
     state = worker_state(request)
     await state.library.delete(document, tenant)
     return Response(status_code=204)

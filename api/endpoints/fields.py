@@ -34,7 +34,7 @@ OPENAPI: Final[dict[str, Any]] = {
     "name": HEADER,
     "in": "header",
     "required": False,
-    "description": "Seconds that the answer may take; past them 504.",
+    "description": "Seconds that the answer may take. After them: 504.",
     "schema": {"type": "number", "exclusiveMinimum": 0},
 }
 

@@ -23,7 +23,7 @@ router = APIRouter(route_class=CheckedRoute, prefix="/health", tags=["health"])
 
 
 class RedisWarningOut(BaseModel):
-    """Something about how a Redis is set up that an operator should change. It takes nothing out of service."""
+    """A warning about how Redis is set up. It takes nothing out of service."""
 
     store: Store
     name: str
@@ -48,11 +48,11 @@ class HealthOut(BaseModel):
 
 
 @router.get(
-    "", summary="What the service can use now", responses={503: {"model": HealthOut, "description": "Unhealthy"}}
+    "", summary="Show the health of the service", responses={503: {"model": HealthOut, "description": "Unhealthy"}}
 )
 @needs("all")
 async def health(request: Request, response: Response) -> HealthOut:
-    """503 when neither Redis nor Ollama can be used; degraded without all of Redis or with a breaker not CLOSED."""
+    """503 without Redis and Ollama. `degraded` without part of Redis, or while the breaker is not CLOSED."""
     worker = worker_state(request)
     reached = worker.reachability
     database, guards, ollama = await asyncio.gather(reached.redis(), reached.breaker_redis(), reached.ollama())
@@ -74,17 +74,17 @@ async def health(request: Request, response: Response) -> HealthOut:
     )
 
 
-@router.get("/live", summary="The event loop turns")
+@router.get("/live", summary="Liveness probe")
 @needs("all")
 async def live() -> dict[str, str]:
-    """No I/O."""
+    """Does no I/O."""
     return {"status": "alive"}
 
 
-@router.get("/ready", summary="Requests are welcome")
+@router.get("/ready", summary="Readiness probe")
 @needs("all")
 async def ready(request: Request) -> dict[str, str]:
-    """503 while starting and while draining. An outage of Redis or Ollama takes no replica out of service."""
+    """503 during start and drain. An outage of Redis or Ollama does not take replicas out of service."""
     if getattr(request.app.state, "draining", False):
         raise ServiceUnavailable("The worker is draining.", retry_after=1)
     return {"status": "ready"}
@@ -96,10 +96,10 @@ NUMBERS: Final = frozenset({"pid", "requests"})
 POOL: Final = "pool_"
 
 
-@reports_router.get("/api/connection-pool/metrics", summary="This worker's connections to Ollama, and the fleet's")
+@reports_router.get("/api/connection-pool/metrics", summary="Show connections to Ollama")
 @needs("operator")
 async def pool_metrics(request: Request) -> dict[str, Any]:
-    """`workers` is what every live worker last said; only this one while Redis is down."""
+    """Figures of this worker. `workers` has those of every live worker; while Redis is down, only this one."""
     state = worker_state(request)
     report = state.pool.report()
     try:
@@ -109,7 +109,7 @@ async def pool_metrics(request: Request) -> dict[str, Any]:
     return {**report, "worker": state.worker, "workers": workers}
 
 
-@reports_router.get("/api/workers", summary="Every live worker of every replica")
+@reports_router.get("/api/workers", summary="List the live workers of every replica")
 @needs("operator")
 async def workers(request: Request) -> dict[str, Any]:
     """503 while Redis is down."""
@@ -117,10 +117,10 @@ async def workers(request: Request) -> dict[str, Any]:
     return {"workers": [_worker(worker) for worker in found]}
 
 
-@reports_router.get("/metrics", summary="Prometheus", response_class=Response)
+@reports_router.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
 @needs("operator")
 async def prometheus(request: Request) -> Response:
-    """Every process of this replica together. METRICS_PORT serves the same from a process of its own."""
+    """The sum over the workers of this replica. A separate process serves the same on METRICS_PORT."""
     state, accept = worker_state(request), request.headers.get("accept", "")
     body, content_type = await asyncio.to_thread(state.metrics.exposition, accept)
     return Response(body, headers={"Content-Type": content_type})

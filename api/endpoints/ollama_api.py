@@ -74,28 +74,28 @@ async def embed(request: Request) -> Response:
     return list_document(fields, "embeddings", found.vectors, lambda _, vector: np.frombuffer(vector, "<f4"))
 
 
-@router.get("/api/tags", summary="Ollama: the models there are", response_model=None)
+@router.get("/api/tags", summary="Ollama: list models", response_model=None)
 @needs("user")
 async def tags(request: Request) -> Response:
     """Of all backends together."""
     return _json({"models": await _catalog(request).available()})
 
 
-@router.get("/api/ps", summary="Ollama: the models in memory", response_model=None)
+@router.get("/api/ps", summary="Ollama: list models in memory", response_model=None)
 @needs("user")
 async def ps(request: Request) -> Response:
     """Of all backends together."""
     return _json({"models": await _catalog(request).in_memory()})
 
 
-@router.get("/api/version", summary="Ollama: its version", response_model=None)
+@router.get("/api/version", summary="Ollama: show the version", response_model=None)
 @needs("user")
 async def version(request: Request) -> Response:
     """Of the first backend that answers."""
     return _json({"version": await _catalog(request).version()})
 
 
-@router.post("/api/show", summary="Ollama: a model in detail", response_model=None, openapi_extra=_SHOW)
+@router.post("/api/show", summary="Ollama: show a model", response_model=None, openapi_extra=_SHOW)
 @needs("user")
 async def show(request: Request) -> Response:
     """As the first backend that has it says."""

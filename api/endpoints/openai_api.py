@@ -55,7 +55,7 @@ async def embeddings(request: Request) -> Response:
     return list_document(openai_wire.embeddings_fields(body.model, found), "data", found.vectors, row)
 
 
-@router.get("/v1/models", summary="OpenAI: the models there are", response_model=None)
+@router.get("/v1/models", summary="OpenAI: list models", response_model=None)
 @needs("user")
 async def models(request: Request) -> Response:
     """Of all backends together."""

@@ -36,7 +36,7 @@ class Turn(StrictBody):
 
 
 class DocumentsIn(StrictBody):
-    """Which documents an answer may be grounded in: those with one of `tags`, and of `ids`.
+    """The documents that an answer may use: those with one of `tags` and one of `ids`.
 
     An empty list is refused: whoever means none of them must not be answered from all.
     """
@@ -46,7 +46,7 @@ class DocumentsIn(StrictBody):
 
 
 class QueryIn(StrictBody):
-    """A question, and what may differ from the service's settings."""
+    """A question, and overrides of the service's defaults."""
 
     model_config = ConfigDict(
         json_schema_extra={"example": {"question": "What does the circuit breaker do when Ollama fails?"}}
@@ -71,7 +71,7 @@ class QueryIn(StrictBody):
 )
 @needs("user")
 async def post_query(body: QueryIn, request: Request) -> Response:
-    """From the fleet's cache, or by the language model; see docs/http-api.md and docs/streaming.md."""
+    """Answer from the fleet's cache or with the language model. See docs/http-api.md and docs/streaming.md."""
     state = worker_state(request)
     query = to_query(body, request)
     if body.stream or event_stream.accepted(list_header(request.headers, "accept")):

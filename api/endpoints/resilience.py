@@ -1,7 +1,4 @@
-"""The circuit breaker, for operators: its figures, its history, and overrides.
-
-The bulkheads, for operators.
-"""
+"""Endpoints of the circuit breakers and bulkheads: figures, history, overrides."""
 
 from __future__ import annotations
 
@@ -42,14 +39,14 @@ Moment = Annotated[datetime, BeforeValidator(_dated)]
 breaker_router = APIRouter(route_class=CheckedRoute, prefix="/api/circuit-breaker", tags=["circuit breaker"])
 
 
-@breaker_router.get("/metrics", summary="State and counts, fleet-wide")
+@breaker_router.get("/metrics", summary="Show the state and counts of the fleet's breakers")
 @needs("operator")
 async def breaker_metrics(request: Request) -> dict[str, Any]:
-    """The generate breaker of the first backend; `breakers` has all of them."""
+    """The breaker for answers of the first backend. `breakers` has all of them."""
     return await _metrics(worker_state(request))
 
 
-@breaker_router.get("/history", summary="Transitions, newest first")
+@breaker_router.get("/history", summary="List state changes, newest first")
 @needs("operator")
 async def history(
     request: Request,
@@ -57,17 +54,17 @@ async def history(
     since: Moment | None = None,
     breaker: str | None = None,
 ) -> dict[str, Any]:
-    """From the log in Redis; `since` is an RFC 3339 time."""
+    """Read from the log in Redis. `since` is an RFC 3339 time."""
     chosen = _chosen(worker_state(request), breaker)
     since_ms = _milliseconds(since) if since else 0
     found = await chosen.store.history(limit, since_ms)
     return {"breaker": chosen.name, "transitions": [_transition(transition) for transition in found]}
 
 
-@breaker_router.get("/recovery", summary="Outages and availability of the last 24 hours")
+@breaker_router.get("/recovery", summary="Show outages and availability of the last 24 hours")
 @needs("operator")
 async def recovery_figures(request: Request, breaker: str | None = None) -> dict[str, Any]:
-    """From the history, which keeps about 1,000 transitions. 503 while Redis is down."""
+    """Computed from the history of about 1,000 state changes. 503 while Redis is down."""
     chosen = _chosen(worker_state(request), breaker)
     transitions = await chosen.store.history(HISTORY_LIMIT)
     now_ms = (await chosen.store.read()).now_ms
@@ -88,21 +85,21 @@ async def recovery_figures(request: Request, breaker: str | None = None) -> dict
 @breaker_router.post("/force-open", summary="Reject every call until reset")
 @needs("admin")
 async def force_open(request: Request, breaker: str | None = None) -> dict[str, Any]:
-    """Fleet-wide, recorded in the history. Every breaker, or the one named: that backend then gets no more calls."""
+    """Affects every breaker of the fleet, or the named one. Its backend gets no more calls. The history records it."""
     return await _override(request, "OPEN", breaker)
 
 
 @breaker_router.post("/force-close", summary="Admit every call until reset")
 @needs("admin")
 async def force_close(request: Request, breaker: str | None = None) -> dict[str, Any]:
-    """Fleet-wide, recorded in the history. Every breaker, or the one named."""
+    """Affects the whole fleet: every breaker, or the named one. The history records it."""
     return await _override(request, "CLOSED", breaker)
 
 
-@breaker_router.post("/reset", summary="Back to CLOSED, counts at zero, no override")
+@breaker_router.post("/reset", summary="Close the breaker, clear the counts and any override")
 @needs("admin")
 async def reset(request: Request, breaker: str | None = None) -> dict[str, Any]:
-    """Fleet-wide, recorded in the history. Every breaker, or the one named."""
+    """Affects the whole fleet: every breaker, or the named one. The history records it."""
     return await _override(request, "RESET", breaker)
 
 
@@ -186,10 +183,10 @@ REASONS: Final[tuple[Reason, ...]] = get_args(Reason)
 bulkhead_router = APIRouter(route_class=CheckedRoute, prefix="/api/bulkhead", tags=["bulkhead"])
 
 
-@bulkhead_router.get("/metrics", summary="Calls to Ollama at once, and who waits, fleet-wide")
+@bulkhead_router.get("/metrics", summary="Show calls to Ollama and the queue, fleet-wide")
 @needs("operator")
 async def bulkhead_metrics(request: Request) -> dict[str, Any]:
-    """The generate bulkhead of the first backend; `bulkheads` has all of them. Only an admin sees names of tenants."""
+    """The bulkhead for answers of the first backend. `bulkheads` has all of them. Only admins see tenants' names."""
     state = worker_state(request)
     named = state.access.is_admin(request)
     figures = {

@@ -34,7 +34,7 @@ from api.values import CacheMatch, CacheStatus, Token
 
 
 class SourceOut(BaseModel):
-    """A passage that the answer is grounded in."""
+    """A passage that the model was given."""
 
     document_id: str
     title: str
@@ -47,7 +47,7 @@ class SourceOut(BaseModel):
 
 
 class CacheOut(BaseModel):
-    """The cache's part in the answer."""
+    """How the cache took part in the answer."""
 
     status: CacheStatus
     kind: Literal["exact", "semantic"] | None
@@ -57,7 +57,7 @@ class CacheOut(BaseModel):
 
 
 class TimingsOut(BaseModel):
-    """Milliseconds in each stage."""
+    """Milliseconds spent in each stage."""
 
     total: float
     embed: float
@@ -67,14 +67,14 @@ class TimingsOut(BaseModel):
 
 
 class UsageOut(BaseModel):
-    """Tokens that this answer cost: none where the cache gave it."""
+    """Tokens that this answer cost; 0 if it came from the cache."""
 
     prompt_tokens: int
     completion_tokens: int
 
 
 class QueryOut(BaseModel):
-    """An answer and how it came about."""
+    """An answer and where it came from."""
 
     answer: str
     model: str
