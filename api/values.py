@@ -59,8 +59,8 @@ class GenerationRequest:
     """What the language model is asked: a model name, the turns, and Ollama's options.
 
     `tenant` waits in turn with others where too many call at once; `background` work waits behind all of them.
-    `timeout` is seconds for the whole answer and only ever shortens the adapter's own. `whole`: nobody reads along,
-    so an answer that breaks off may begin anew (`Restart`).
+    `timeout` is seconds for the whole answer and only ever shortens the adapter's own. `buffered`: nobody reads along,
+    so an answer that breaks off may begin again.
     """
 
     model: str
@@ -70,7 +70,7 @@ class GenerationRequest:
     background: bool = False
     timeout: float | None = None
     retry: Retry = "here"
-    whole: bool = False
+    buffered: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +85,6 @@ class Thought:
     """A piece of what the model thinks before it answers, which is no part of the answer."""
 
     text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Restart:
-    """What was given so far is void: the answer broke off and begins anew."""
 
 
 @dataclass(frozen=True, slots=True)

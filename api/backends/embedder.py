@@ -16,7 +16,7 @@ and the permit is free between two of them: tenants take turns, and a question g
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Final, Protocol, TypeVar
@@ -145,9 +145,8 @@ class FailoverEmbedder:
         """See `ports.Embedder`. An open breaker or a full bulkhead is `EmbeddingUnavailable` too."""
         if not texts:
             return []
-        calling = self._failover.call(self._agreed.model, partial(self._attempt, texts, tenant))
         try:
-            return [event async for event in calling if isinstance(event, list)][-1]
+            return await self._failover.call(self._agreed.model, partial(self._attempt, texts, tenant))
         except UpstreamError as error:
             self.current.value = None  # the model may be another one now
             is_the_texts = error.fault is UpstreamFault.TEXT_NOT_EMBEDDED
@@ -157,8 +156,7 @@ class FailoverEmbedder:
 
     async def _attempt(
         self, texts: Sequence[str], tenant: str, backend: Backend[BackendEmbedder], terms: Terms
-    ) -> AsyncGenerator[list[Embedding], None]:
-        """Gives one event: an embedding for each text."""
+    ) -> list[Embedding]:
         try:
             await self._agreed.check(backend)
             async with admitted(backend, terms, tenant, background=self._background) as admission:
@@ -168,7 +166,7 @@ class FailoverEmbedder:
                 await admission.succeeded(load_duration=0.0)
         except EmbeddingUnavailable as error:
             raise _cause(error) from error
-        yield embeddings
+        return embeddings
 
 
 async def _embedded(
@@ -232,13 +230,10 @@ class EmbeddingCalls:
 
     async def _on_some_backend(self, request: EmbeddingRequest) -> Embeddings:
         attempt = partial(self._attempt, request)
-        calling = self._failover.call(request.model, attempt, retry=request.retry)
-        return [event async for event in calling if isinstance(event, Embeddings)][-1]
+        return await self._failover.call(request.model, attempt, retry=request.retry)
 
-    async def _attempt(
-        self, request: EmbeddingRequest, backend: Backend[EmbeddingModel], terms: Terms
-    ) -> AsyncGenerator[Embeddings, None]:
-        """Gives one event: the vectors of all texts."""
+    async def _attempt(self, request: EmbeddingRequest, backend: Backend[EmbeddingModel], terms: Terms) -> Embeddings:
+        """The vectors of all texts."""
         parts: list[Embeddings] = []
         size, done = BatchSize(), 0
         while done < len(request.texts) or not parts:
@@ -251,7 +246,7 @@ class EmbeddingCalls:
                 await admission.succeeded(found.load_duration)
             parts.append(found)
             size = size.after(len(texts), admission.seconds - found.load_duration)
-        yield _joined(parts)
+        return _joined(parts)
 
 
 async def _embedded_inputs(

@@ -9,18 +9,17 @@ What a failure allows:
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import Final, Generic, TypeVar
 
 from api.backends.choice import Backend, BackendEvents, Backends
 from api.errors import BreakerOpen, BulkheadFull, RagherdError, UpstreamError, UpstreamFault
-from api.ports.coordination import Retries
-from api.values import Restart, Retry
+from api.ports.coordination import Retries, TextOutput
+from api.values import Retry
 
 S = TypeVar("S")
-E = TypeVar("E")
+R = TypeVar("R")
 Clock = Callable[[], float]
 
 FREE: Final = frozenset(
@@ -80,7 +79,7 @@ class Terms:
         return max(0.0, self.until - self.clock())
 
 
-Attempting = Callable[[Backend[S], Terms], AsyncGenerator[E, None]]
+Attempting = Callable[[Backend[S], Terms], Awaitable[R]]
 """One attempt on one backend. Raises `BreakerOpen`, `BulkheadFull`, `UpstreamError`."""
 
 
@@ -104,16 +103,18 @@ class Failover(Generic[S]):
     async def call(
         self,
         model: str,
-        attempt: Attempting[S, E],
+        attempt: Attempting[S, R],
         *,
         timeout: float | None = None,  # noqa: ASYNC109 - only ever shortens the policy's total
         retry: Retry = "here",
+        output: TextOutput | None = None,
         restarts: bool = False,
-    ) -> AsyncGenerator[E | Restart, None]:
-        """The events of the attempt that succeeds. `retry` holds where there is no other backend to go to.
+    ) -> R:
+        """What the attempt that succeeds gives. `retry` holds where there is no other backend to go to.
 
-        `restarts`: nobody reads along, so an attempt that fails after its first event may begin again, after a
-        `Restart`. Raises `BreakerOpen` or `BulkheadFull` when no backend admits the call, with the shortest wait.
+        `output`: where attempts write. One that fails after its first word is not repeated, since somebody may have
+        read it; but with `restarts` nobody reads along, and the output is restarted.
+        Raises `BreakerOpen` or `BulkheadFull` when no backend admits the call, with the shortest wait.
         """
         total = self._policy.total if timeout is None else min(timeout, self._policy.total)
         course = _Course(Terms(self._clock() + total, total, retry, self._clock))
@@ -123,20 +124,16 @@ class Failover(Generic[S]):
             if course.failure is not None and backend.breaker.rejects:
                 continue
             try:
-                async with aclosing(attempt(backend, course.next_terms(candidates))) as events:
-                    async for event in events:
-                        if course.void:
-                            course.void = False
-                            yield Restart()
-                        course.begun = True
-                        yield event
-                return
+                return await attempt(backend, course.next_terms(candidates))
             except (BreakerOpen, BulkheadFull) as error:
                 self._refused(error, course)
             except UpstreamError as error:
-                if course.begun and not restarts:
+                begun = output is not None and output.begun
+                if begun and not restarts:
                     raise
                 self._failed(error, backend, course, last=not candidates)
+                if output is not None and begun:
+                    output.restart()
         raise course.verdict()
 
     def _refused(self, error: BreakerOpen | BulkheadFull, course: _Course) -> None:
@@ -163,16 +160,11 @@ class Failover(Generic[S]):
 
 @dataclass(slots=True)
 class _Course:
-    """What came of the attempts so far. `terms`: those of the call.
-
-    `begun`: the present attempt has given something; `void`: one before it has, which counts for nothing now.
-    """
+    """What came of the attempts so far. `terms`: those of the call."""
 
     terms: Terms
     failure: UpstreamError | None = None
     spent: bool = False
-    begun: bool = False
-    void: bool = False
     refusals: list[BreakerOpen | BulkheadFull] = field(default_factory=list)
 
     def next_terms(self, others: list[Backend[S]]) -> Terms:
@@ -184,7 +176,6 @@ class _Course:
 
     def failed(self, error: UpstreamError) -> None:
         """Keeps the failure that says most: that a model is not on one backend says least."""
-        self.void, self.begun = self.void or self.begun, False
         if self.failure is None or self.failure.fault is UpstreamFault.MODEL_NOT_FOUND:
             self.failure = error
 

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final
@@ -24,9 +24,9 @@ from typing import Any, Final
 from api.backends.choice import Backend, BackendEvents, Backends
 from api.backends.failover import Failover, Policy, Terms
 from api.errors import UpstreamError, UpstreamFault
-from api.ports.coordination import Attempt, Retries
+from api.ports.coordination import Attempt, Retries, TextOutput
 from api.ports.models import LanguageModel
-from api.values import Generation, GenerationEnd, GenerationRequest, Restart, Thought, Token
+from api.values import Generation, GenerationEnd, GenerationRequest, Source, Thought
 
 
 class Admission:
@@ -158,7 +158,22 @@ class Thinking:
         return ""
 
 
-Event = Token | Restart | Generation
+class Unread:
+    """An `AnswerOutput` that nobody reads."""
+
+    def __init__(self) -> None:
+        self.begun = False
+
+    async def ground(self, sources: tuple[Source, ...]) -> None:
+        """Nobody wants to know."""
+
+    async def write(self, text: str) -> None:
+        """Only that there was a word is of use."""
+        self.begun = True
+
+    def restart(self) -> None:
+        """Begins again."""
+        self.begun = False
 
 
 class Generations:
@@ -169,25 +184,25 @@ class Generations:
     ) -> None:
         self._failover = Failover(backends, Policy(total), retries, events)
 
-    def generate(self, request: GenerationRequest) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
-        """Tokens, then the complete answer. With `request.whole` one that broke off may begin again, after a `Restart`.
+    async def generate(self, request: GenerationRequest, output: TextOutput) -> Generation:
+        """Writes the words as they come. With `request.buffered` an answer that broke off may begin again.
 
-        Leaving the context early, or the caller's cancellation, ends the generation and counts as ignored. Raises
-        `BulkheadFull`, `BreakerOpen`, and `UpstreamError` in mid-stream too.
+        The caller's cancellation ends the generation and counts as ignored. Raises `BulkheadFull`, `BreakerOpen`, and
+        `UpstreamError` in mid-answer too.
         """
-        events: AsyncGenerator[Event, None] = self._failover.call(
+        return await self._failover.call(
             request.model,
-            partial(_attempt, request),
+            partial(_attempt, request, output),
             timeout=request.timeout,
             retry=request.retry,
-            restarts=request.whole,
+            output=output,
+            restarts=request.buffered,
         )
-        return aclosing(events)
 
 
 async def _attempt(
-    request: GenerationRequest, backend: Backend[LanguageModel], terms: Terms
-) -> AsyncGenerator[Token | Generation, None]:
+    request: GenerationRequest, output: TextOutput, backend: Backend[LanguageModel], terms: Terms
+) -> Generation:
     """Thoughts are kept apart, so that no caller, reader or cache takes them for the answer."""
     parts: list[str] = []
     thinking = Thinking()
@@ -203,11 +218,11 @@ async def _attempt(
                     thinking.thought(event.text)
                 elif text := thinking.feed(event.text):
                     parts.append(text)
-                    yield Token(text)
+                    await output.write(text)
         if end is None:
             raise UpstreamError(UpstreamFault.STREAM_TRUNCATED, "Ollama's stream ended without `done`.")
         if rest := thinking.end():
             parts.append(rest)
-            yield Token(rest)
+            await output.write(rest)
         await admission.succeeded(end.load_duration)
-    yield Generation("".join(parts), end, admission.seconds, thinking.thoughts)
+    return Generation("".join(parts), end, admission.seconds, thinking.thoughts)

@@ -16,9 +16,9 @@ from api.endpoints.access import Access
 from api.endpoints.streaming import Streaming
 from api.knowledge.document_service import Library
 from api.ports.cache import StoreChecks
-from api.query.answer_query import QueryService
 from api.query.explain import Explainer
 from api.query.invalidate import Invalidator
+from api.query.service import QueryService
 from api.query.warm_up import WarmUps
 
 

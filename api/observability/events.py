@@ -22,11 +22,11 @@ from api.observability.http_middleware import CLIENT_CLOSED_REQUEST
 from api.observability.metric_names import Stage
 from api.observability.metrics import Metrics
 from api.ports.cache import Store, StoreWarning, Swept
-from api.query.answered import Answered, RefreshOutcome, Stages
+from api.query.answered import Answered, RefreshOutcome
 from api.query.candidates import Candidate
 from api.query.grounding import GroundingOutcome
 from api.query.invalidate import Invalidation
-from api.query.question import Query
+from api.query.question import Query, Stages
 from api.redis_store.connections import SentinelsRefuse
 from api.redis_store.diagnostics import ADVICE, WITHOUT_SEARCH
 from api.redis_store.health_gated import GateEvents

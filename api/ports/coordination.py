@@ -7,19 +7,44 @@ What stands between the flow and Ollama: breaker, bulkhead, budget of retries.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from api.ports.cache import Claim
-from api.values import BackendHealth, FlightKey, Grounded, Landed, Restart, StoredElsewhere, Token
-
-Lead = Callable[[Claim | None], AbstractAsyncContextManager[AsyncIterator[Grounded | Token | Restart | Landed]]]
-"""Generates an answer, and stores it under the claim where there is one."""
+from api.values import BackendHealth, FlightKey, Grounded, Landed, Source, StoredElsewhere, Token
 
 
-class Seat(Protocol):
-    """A caller's place in a flight: gives `Grounded`, `Token`s and `Landed`, or `StoredElsewhere`.
+class TextOutput(Protocol):
+    """Where the language model's words go, as they come."""
+
+    @property
+    def begun(self) -> bool:
+        """Whether the present attempt has written anything."""
+
+    async def write(self, text: str) -> None:
+        """One more piece, not empty. Waits while all who read along lag behind."""
+
+    def restart(self) -> None:
+        """What was written is void: the answer broke off and begins again, with the same sources."""
+
+
+class AnswerOutput(TextOutput, Protocol):
+    """Where one producer writes an answer, for all who read along."""
+
+    async def ground(self, sources: tuple[Source, ...]) -> None:
+        """The passages that the words to come cite. To be called before the language model is.
+
+        Raises `CancelledError` where nobody waits for the answer any more.
+        """
+
+
+Lead = Callable[[AnswerOutput, Claim | None], Awaitable[Landed]]
+"""Generates an answer into an output, and stores it, under the claim where there is one."""
+
+
+class FlightSubscription(Protocol):
+    """A caller's part in a flight: gives `Grounded`, `Token`s and `Landed`, or `StoredElsewhere`.
 
     A cancelled `anext` loses nothing. Raises what ended the answer, wherever it was generated.
     """
@@ -35,13 +60,16 @@ class Flights(Protocol):
     """Single flight: equal questions in flight are generated once over the fleet; without Redis, once a worker."""
 
     def join(
-        self, key: FlightKey, lead: Lead, *, asked_ms: int, whole: bool, not_before_ms: int = 0
-    ) -> AbstractAsyncContextManager[Seat]:
-        """A seat. `lead` is called where this worker has to generate; who leaves last ends that.
+        self, key: FlightKey, lead: Lead, *, asked_ms: int, buffered: bool, not_before_ms: int = 0
+    ) -> AbstractAsyncContextManager[FlightSubscription]:
+        """Takes part. `lead` is called where this worker has to generate; who leaves last ends that.
 
         `asked_ms`: when the cache was asked in vain, by Redis's clock. `not_before_ms`: when
-        such answers were last deleted; one asked for before is not shared. `whole`: this caller wants no tokens.
+        such answers were last deleted; one asked for before is not shared. `buffered`: this caller wants no tokens.
         """
+
+    def alone(self, lead: Lead, *, buffered: bool) -> AbstractAsyncContextManager[FlightSubscription]:
+        """The same for a caller who shares with nobody."""
 
     def sole(self, key: FlightKey) -> AbstractAsyncContextManager[Claim | None]:
         """The lead of work on `key` that nobody waits for; None where another worker has it, or Redis is down."""

@@ -1,1 +1,1 @@
-"""How a question is answered. `answer_query.py` is the flow; the rest are its steps."""
+"""How a question is answered. `service.py` is the flow; the rest are its steps."""

@@ -2,46 +2,14 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from api.errors import EmbeddingUnavailable, RagherdError, StoreUnavailable, UpstreamError
 from api.query.candidates import Candidate
-from api.query.question import Query
+from api.query.question import Query, Stages
 from api.values import CacheMatch, CacheStatus, Landed, Source, Token, Usage
-
-
-@dataclass(slots=True)
-class Stages:
-    """Seconds spent in each stage. `lag`: those of `cache` in which this worker was busy, and Redis not to blame."""
-
-    embed: float = 0.0
-    cache: float = 0.0
-    retrieve: float = 0.0
-    generate: float = 0.0
-    total: float = 0.0
-    lag: float = 0.0
-    began: float = field(default_factory=time.perf_counter)
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Adds the time of the block to a stage, however it ends."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            setattr(self, stage, getattr(self, stage) + time.perf_counter() - started)
-
-    def end(self) -> None:
-        """The answer is there: `total` is the time since this object was made.
-
-        Who waits for the language model waits for the passages too: that is taken out of `generate`.
-        """
-        self.generate = max(0.0, self.generate - self.retrieve)
-        self.total = time.perf_counter() - self.began
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,10 +17,10 @@ from api.errors import DocumentsChanged, EmbeddingUnavailable, StoreUnavailable
 from api.languages.identify import EVERY, Languages
 from api.ports.cache import AnswerCache, Claim, Grounds, NewAnswer
 from api.ports.models import Embedder
-from api.query.answered import QueryObserver, Stages
+from api.query.answered import QueryObserver
 from api.query.cache_key import Fingerprint, Places
 from api.query.candidates import Asked, Candidate, Fate, best, consider, lifetime, up_to_the_first_fresh
-from api.query.question import Query
+from api.query.question import Query, Stages
 from api.timeouts import wait_with_lag
 from api.values import CachedAnswer, CacheMatch, Generation, Source, Vector
 

@@ -7,22 +7,20 @@ is answered with its history, and found exactly or not at all.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import replace
 from functools import partial
 from typing import Final
 
 import orjson
 
-from api.backends.generations import Generations
+from api.backends.generations import Generations, Unread
 from api.errors import RagherdError, StoreUnavailable, UpstreamError
 from api.ports.cache import Claim, CondensedQuestions
-from api.ports.coordination import Flights
-from api.query.answered import QueryObserver, Stages
+from api.ports.coordination import AnswerOutput, Flights
+from api.query.answered import QueryObserver
 from api.query.prompt import Fence
-from api.query.question import Query
-from api.values import ChatMessage, FlightKey, Generation, GenerationRequest, Landed, Restart, Token, model_key
+from api.query.question import Query, Stages
+from api.values import ChatMessage, FlightKey, GenerationRequest, Landed, model_key
 
 VERSION: Final = "condense-1"
 INSTRUCTION: Final = (
@@ -69,11 +67,10 @@ class Condenser:
         if not query.history or not query.cache_control.no_store:
             return await self.standalone(query, Stages())
         try:
-            async with aclosing(self._generate(query, None)) as events:
-                question = [event.text async for event in events if isinstance(event, Landed)][-1]
+            condensed = await self._generate(query, None, Unread())
         except RagherdError:
             return query
-        return _rewritten_as(query, question)
+        return _rewritten_as(query, condensed.text)
 
     async def _known(self, place: str, stages: Stages) -> str | None:
         try:
@@ -85,20 +82,17 @@ class Condenser:
 
     async def _rewritten(self, query: Query, place: str) -> str | None:
         lead = partial(self._lead, query, place)
-        async with self._flights.join(FlightKey(VERSION, place), lead, asked_ms=0, whole=True) as seat:
-            landed = await anext(seat)
+        async with self._flights.join(FlightKey(VERSION, place), lead, asked_ms=0, buffered=True) as flight:
+            landed = await anext(flight)
         return landed.text if isinstance(landed, Landed) else None
 
-    def _lead(
-        self, query: Query, place: str, _: Claim | None
-    ) -> AbstractAsyncContextManager[AsyncIterator[Token | Restart | Landed]]:
-        return aclosing(self._generate(query, place))
+    async def _lead(self, query: Query, place: str, output: AnswerOutput, _: Claim | None) -> Landed:
+        return await self._generate(query, place, output)
 
-    async def _generate(self, query: Query, place: str | None) -> AsyncGenerator[Token | Restart | Landed, None]:
-        request = GenerationRequest(query.model, turns(query), OPTIONS, tenant=query.tenant, whole=True)
+    async def _generate(self, query: Query, place: str | None, output: AnswerOutput) -> Landed:
+        request = GenerationRequest(query.model, turns(query), OPTIONS, tenant=query.tenant, buffered=True)
         try:
-            async with self._backends.generate(request) as events:
-                generation = [event async for event in events if isinstance(event, Generation)][-1]
+            generation = await self._backends.generate(request, output)
         except UpstreamError as error:
             self._observer.upstream_failed(error)
             raise
@@ -111,7 +105,7 @@ class Condenser:
                 await self._memory.remember(place, question)
             except StoreUnavailable as error:
                 self._observer.store_failed(error)
-        yield Landed(question, generation.end.model, generation.end.usage)
+        return Landed(question, generation.end.model, generation.end.usage)
 
 
 def _rewritten_as(query: Query, question: str | None) -> Query:

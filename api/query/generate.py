@@ -8,45 +8,36 @@ Refreshes expired answers in the background: each by one worker of the fleet, be
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import replace
-from functools import partial
 from typing import Final
 
-from api.backends.generations import Generations
+from api.backends.generations import Generations, Unread
 from api.cancellation import cancelled, let_go
 from api.errors import DocumentsChanged, RagherdError, UpstreamError
 from api.ports.cache import Claim
-from api.ports.coordination import Flights, Seat
-from api.query.answered import QueryObserver, RefreshOutcome, Stages
+from api.ports.coordination import AnswerOutput, Flights
+from api.query.answered import QueryObserver, RefreshOutcome
 from api.query.cache import Lookup, SharedAnswers
 from api.query.citations import Citations, clean
 from api.query.grounding import Grounder, Grounding, Prompting
-from api.query.question import Query
+from api.query.question import Query, Stages
 from api.values import (
     CachedAnswer,
     FlightKey,
     Generation,
     GenerationEnd,
     GenerationRequest,
-    Grounded,
     Landed,
-    Restart,
     Source,
-    StoredElsewhere,
-    Token,
     Usage,
 )
 
 LOOKS: Final = 3
 """How often an answer is checked against documents that change all the time."""
 
-FreshEvent = Grounded | Token | Restart | Landed
-
 
 class FreshAnswers:
-    """Generates and stores, for whoever waits: the caller himself, a flight that others share, or nobody yet."""
+    """Generates and stores, for whoever waits: a flight that callers share, or nobody yet."""
 
     def __init__(
         self,
@@ -62,45 +53,37 @@ class FreshAnswers:
         self._prompting = prompting
         self._observer = observer
 
-    def generate(
+    async def generate(
         self,
         query: Query,
         lookup: Lookup,
         stages: Stages,
+        output: AnswerOutput,
         claim: Claim | None = None,
         *,
-        whole: bool,
+        buffered: bool,
         background: bool = False,
-    ) -> AbstractAsyncContextManager[AsyncIterator[FreshEvent]]:
-        """`Grounded`, `Token`s, a `Restart` where they are void, and `Landed` once stored: what `claim` is for.
+    ) -> Landed:
+        """Writes the answer as it comes, and stores it: what `claim` is for.
 
-        `stages` are those of the caller that causes it. `whole`: nobody reads along. `background` work waits behind all
-        users. Raises `BulkheadFull`, `BreakerOpen` and `UpstreamError`, in mid-answer too.
+        `stages` are those of the caller that causes it. `buffered`: nobody reads along. `background` work waits behind
+        all users. Raises `BulkheadFull`, `BreakerOpen` and `UpstreamError`, in mid-answer too.
         """
-        return aclosing(self._events(query, lookup, stages, claim, whole=whole, background=background))
-
-    async def _events(
-        self, query: Query, lookup: Lookup, stages: Stages, claim: Claim | None, *, whole: bool, background: bool
-    ) -> AsyncGenerator[FreshEvent, None]:
         if lookup.match is not None and lookup.vector is None:
             await self._shared.embed(query, lookup, stages)  # an expired answer, found to the letter, is refreshed
         grounding = await self._grounder.ground(query, lookup.vector, lookup.now_ms, stages)
         sources: tuple[Source, ...] = ()
         if self._prompting.says_so(grounding):
             generation = _said(self._prompting.nothing_relevant, query)
-            yield Grounded(())
-            yield Token(generation.text)
+            await output.ground(())
+            await output.write(generation.text)
         else:
-            request, sources = self._prompting.request(query, grounding.sources, whole=whole, background=background)
-            async with aclosing(self._worded(request, sources)) as events:
-                async for event in events:
-                    if isinstance(event, Generation):
-                        generation = event
-                        break
-                    yield event
+            asked = self._prompting.request(query, grounding.sources, buffered=buffered, background=background)
+            request, sources = asked
+            generation = await self._worded(request, sources, output)
         stored = await self._stored(query, lookup, grounding, sources, generation, stages, claim)
         self._observer.generated(generation.end.usage, stored=stored is not None)
-        yield Landed(
+        return Landed(
             generation.text,
             generation.end.model,
             generation.end.usage,
@@ -111,33 +94,21 @@ class FreshAnswers:
         )
 
     async def _worded(
-        self, request: GenerationRequest, sources: tuple[Source, ...]
-    ) -> AsyncGenerator[Grounded | Token | Restart | Generation, None]:
-        """By the language model, without citations of what is no source. Its end is the whole generation."""
-        citations = Citations(len(sources))
-        yield Grounded(sources)
+        self, request: GenerationRequest, sources: tuple[Source, ...], output: AnswerOutput
+    ) -> Generation:
+        """By the language model, without citations of what is not a source."""
+        await output.ground(sources)
+        cited = CitedOutput(output, len(sources)) if sources else None
         try:
-            async with self._backends.generate(request) as generating:
-                async for event in generating:
-                    if isinstance(event, Generation):
-                        generation = event
-                        break
-                    if isinstance(event, Restart):
-                        citations = Citations(len(sources))
-                        yield event
-                        yield Grounded(sources)
-                    elif text := citations.feed(event.text) if sources else event.text:
-                        yield Token(text)
+            generation = await self._backends.generate(request, cited or output)
         except UpstreamError as error:
             self._observer.upstream_failed(error)
             raise
-        if not sources:
-            yield generation
-            return
-        if rest := citations.end():
-            yield Token(rest)
-        self._observer.cited(len(citations.cited), citations.removed)
-        yield replace(generation, text=clean(generation.text, len(sources)))
+        if cited is None:
+            return generation
+        await cited.end()
+        self._observer.cited(len(cited.citations.cited), cited.citations.removed)
+        return replace(generation, text=clean(generation.text, len(sources)))
 
     async def _stored(
         self,
@@ -168,47 +139,31 @@ def _said(text: str, query: Query) -> Generation:
     return Generation(text, GenerationEnd(query.model, "stop", Usage()), 0.0)
 
 
-class SingleFlight:
-    """Fresh answers, each generated once for all who wait for it."""
+class CitedOutput:
+    """Writes an answer without citations that name none of its sources."""
 
-    def __init__(self, flights: Flights, fresh: FreshAnswers) -> None:
-        self._flights = flights
-        self._fresh = fresh
+    def __init__(self, output: AnswerOutput, sources: int) -> None:
+        self.begun = False
+        self.citations = Citations(sources)
+        self._output = output
+        self._sources = sources
 
-    def answer(self, query: Query, lookup: Lookup, stages: Stages, *, whole: bool) -> AbstractAsyncContextManager[Seat]:
-        """A seat in the flight of the question; in one of the caller's own where it wants no answer of others."""
-        if lookup.place is None or not query.cache_control.reads:
-            return self._alone(query, lookup, stages, whole=whole)
-        lead = partial(self._fresh.generate, query, lookup, stages, whole=whole)
-        key = FlightKey(lookup.place.scope, lookup.place.digest)
-        return self._flights.join(
-            key,
-            lead,
-            asked_ms=lookup.now_ms if lookup.available else 0,
-            not_before_ms=lookup.invalidated_ms,
-            whole=whole,
-        )
+    async def write(self, text: str) -> None:
+        """See `ports.TextOutput`. A part of a citation is held back until it is complete."""
+        self.begun = True
+        if text := self.citations.feed(text):
+            await self._output.write(text)
 
-    @asynccontextmanager
-    async def _alone(self, query: Query, lookup: Lookup, stages: Stages, *, whole: bool) -> AsyncGenerator[Seat, None]:
-        async with self._fresh.generate(query, lookup, stages, whole=whole) as events:
-            yield _OwnSeat(events, whole=whole)
+    def restart(self) -> None:
+        """See `ports.TextOutput`."""
+        self.begun = False
+        self.citations = Citations(self._sources)
+        self._output.restart()
 
-
-class _OwnSeat:
-    """The caller is alone, and sees nothing of an attempt that is void: it is only with `whole` that there is one."""
-
-    led = True
-
-    def __init__(self, events: AsyncIterator[FreshEvent], *, whole: bool) -> None:
-        self._events = events
-        self._whole = whole
-
-    async def __anext__(self) -> Grounded | Token | Landed | StoredElsewhere:
-        event = await anext(self._events)
-        while isinstance(event, Restart) or (self._whole and not isinstance(event, Landed)):
-            event = await anext(self._events)
-        return event
+    async def end(self) -> None:
+        """Writes what was held back."""
+        if rest := self.citations.end():
+            await self._output.write(rest)
 
 
 AT_ONCE: Final = 16
@@ -252,8 +207,5 @@ class Refresher:
         self._observer.refreshing(outcome)
 
     async def _generate(self, query: Query, lookup: Lookup, claim: Claim) -> RefreshOutcome:
-        stored = False
-        async with self._fresh.generate(query, lookup, Stages(), claim, whole=True, background=True) as events:
-            async for event in events:
-                stored = isinstance(event, Landed) and event.entry is not None
-        return "stored" if stored else "not_stored"
+        answer = await self._fresh.generate(query, lookup, Stages(), Unread(), claim, buffered=True, background=True)
+        return "stored" if answer.entry is not None else "not_stored"

@@ -13,11 +13,10 @@ from api.errors import EmbeddingUnavailable, StoreUnavailable
 from api.knowledge.retrieval import Retriever, Wanted
 from api.ports.cache import Grounds
 from api.query import prompt
-from api.query.answered import Stages
 from api.query.condense import Condenser
 from api.query.prompt import RAW, budget, fit
 from api.query.prompt_template import PromptTemplate
-from api.query.question import Query
+from api.query.question import Query, Stages
 from api.values import GenerationRequest, Source, Vector
 
 GroundingOutcome = Literal["grounded", "nothing_relevant", "no_documents", "not_asked", "unavailable"]
@@ -125,7 +124,7 @@ class Prompting:
         return grounding.outcome == "nothing_relevant" and self._when_nothing_is_relevant == "say_so"
 
     def request(
-        self, query: Query, sources: tuple[Source, ...], *, whole: bool, background: bool
+        self, query: Query, sources: tuple[Source, ...], *, buffered: bool, background: bool
     ) -> tuple[GenerationRequest, tuple[Source, ...]]:
         """The request, and those of the passages that fit into it."""
         history = query.history
@@ -138,6 +137,6 @@ class Prompting:
         else:
             messages = self._prompts.plain(query.question, history)
         request = GenerationRequest(
-            query.model, messages, query.options, tenant=query.tenant, background=background, whole=whole
+            query.model, messages, query.options, tenant=query.tenant, background=background, buffered=buffered
         )
         return request, sources

@@ -8,8 +8,9 @@ The caller's own deadline (`X-Request-Timeout`). Passing it says nothing about O
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -92,6 +93,36 @@ class Query:
     def has_meaning(self) -> bool:
         """Whether it may be compared by meaning: not where that depends on earlier turns, nor where it is long."""
         return not self.history and len(self.question.encode("utf-8", "replace")) <= SEMANTIC_LIMIT
+
+
+@dataclass(slots=True)
+class Stages:
+    """Seconds spent in each stage. `lag`: those of `cache` in which this worker was busy, and Redis not to blame."""
+
+    embed: float = 0.0
+    cache: float = 0.0
+    retrieve: float = 0.0
+    generate: float = 0.0
+    total: float = 0.0
+    lag: float = 0.0
+    began: float = field(default_factory=time.perf_counter)
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Adds the time of the block to a stage, however it ends."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            setattr(self, stage, getattr(self, stage) + time.perf_counter() - started)
+
+    def end(self) -> None:
+        """The answer is there: `total` is the time since this object was made.
+
+        Who waits for the language model waits for the passages too: that is taken out of `generate`.
+        """
+        self.generate = max(0.0, self.generate - self.retrieve)
+        self.total = time.perf_counter() - self.began
 
 
 class Deadline:

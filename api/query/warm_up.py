@@ -21,6 +21,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 import orjson
 
+from api.backends.generations import Unread
 from api.cancellation import cancelled, let_go
 from api.errors import (
     BreakerOpen,
@@ -35,12 +36,11 @@ from api.errors import (
 )
 from api.ports.cache import AnswerCache, NewAnswer, WarmUpCount, WarmUpJobs, WarmUpProgress
 from api.ports.models import Embedder
-from api.query.answered import Stages
 from api.query.cache import Lookup, is_complete
 from api.query.cache_key import Fingerprint, Places
 from api.query.generate import FreshAnswers
-from api.query.question import Query
-from api.values import CacheMatch, Embedding, Landed, known
+from api.query.question import Query, Stages
+from api.values import CacheMatch, Embedding, known
 
 LONGEST: Final = 10.0
 """Seconds. An operator may close a breaker, or a backend be back, before the time that was foretold."""
@@ -170,11 +170,7 @@ class CacheWarmer:
         return Warmed(("stored",))
 
     async def _generated(self, query: Query, lookup: Lookup) -> Warmed:
-        landed = None
-        async with self._fresh.generate(query, lookup, Stages(), whole=True, background=True) as events:
-            async for event in events:
-                landed = event if isinstance(event, Landed) else landed
-        assert landed is not None, "a generation ends with its answer or an error"
+        landed = await self._fresh.generate(query, lookup, Stages(), Unread(), buffered=True, background=True)
         if landed.entry is not None:
             self._events.stored_ahead()
             return Warmed(("generated", "stored"))

@@ -18,12 +18,13 @@ from typing import Any, Final
 from api.cancellation import Background, cancelled, let_go, raise_if_cancelled
 from api.errors import InternalError, RagherdError, StoreUnavailable
 from api.ports.cache import Claim
-from api.ports.coordination import Lead
+from api.ports.coordination import FlightSubscription, Lead
+from api.single_flight.buffer import AnswerBuffer, Tail
 from api.single_flight.flight import (
     LEASE_MS,
     Flight,
     FlightEvents,
-    FlightSeat,
+    FlightReader,
     FlightStore,
     FollowingFlight,
     Joined,
@@ -31,10 +32,24 @@ from api.single_flight.flight import (
     Verdict,
 )
 from api.single_flight.wire import GroundedIn, HandedOver, Piece, Said, encode
-from api.values import FlightKey, Grounded, Landed, Restart, StoredElsewhere, Token
+from api.values import FlightKey, Landed, StoredElsewhere
 
+ALONE: Final = FlightKey("", "")
+"""The key of a flight that nobody else can join."""
 BATCH_SECONDS: Final = 0.03
 """How long the pieces of an answer are gathered for those who follow, but for the first."""
+
+
+class OwnGeneration:
+    """Implements `ports.FlightSubscription` for a caller who is alone and wants only the end."""
+
+    led = True
+
+    def __init__(self, lead: Lead) -> None:
+        self._lead = lead
+
+    async def __anext__(self) -> Landed:
+        return await self._lead(AnswerBuffer(), None)
 
 
 class Flights:
@@ -54,26 +69,47 @@ class Flights:
 
     @asynccontextmanager
     async def join(
-        self, key: FlightKey, lead: Lead, *, asked_ms: int, whole: bool, not_before_ms: int = 0
-    ) -> AsyncGenerator[FlightSeat, None]:
+        self, key: FlightKey, lead: Lead, *, asked_ms: int, buffered: bool, not_before_ms: int = 0
+    ) -> AsyncGenerator[FlightReader, None]:
         """See `ports.Flights`."""
         flight = self._flights.get(key)
         if flight is not None and flight.asked_ms <= not_before_ms and not_before_ms:
             flight = None  # its callers asked before, and get what they asked for
         first = flight is None
         if flight is None:
-            flight = self._flights[key] = Flight(key, lead, asked_ms, not_before_ms)
-            flight.task = asyncio.create_task(self._fly(flight), name="flight")
-            self._flying.add(flight.task)
-            flight.task.add_done_callback(self._flying.discard)
-        reader = flight.progress.reader(whole=whole)
-        flight.seats += 1
+            flight = self._flights[key] = Flight(key, lead, asked_ms, not_before_ms, self._require_wanted)
+            self._begin(flight, self._fly(flight))
+        reader = FlightReader(flight, buffered=buffered, first=first)
+        flight.subscribers += 1
         try:
-            yield FlightSeat(flight, reader, first=first)
+            yield reader
         finally:
             reader.close()
-            flight.seats -= 1
+            flight.subscribers -= 1
             self._end_if_unwanted(flight)
+
+    @asynccontextmanager
+    async def alone(self, lead: Lead, *, buffered: bool) -> AsyncGenerator[FlightSubscription, None]:
+        """See `ports.Flights`. Who reads no tokens generates in its own task."""
+        if buffered:
+            yield OwnGeneration(lead)
+            return
+        flight = Flight(ALONE, lead, 0, 0, self._require_wanted)
+        flight.subscribers = 1
+        reader = FlightReader(flight, buffered=buffered, first=True)
+        task = self._begin(flight, self._fly_alone(flight))
+        try:
+            yield reader
+        finally:
+            reader.close()
+            flight.subscribers = 0
+            await cancelled([task])
+
+    def _begin(self, flight: Flight, flying: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        flight.task = task = asyncio.create_task(flying, name="flight")
+        self._flying.add(task)
+        task.add_done_callback(self._flying.discard)
+        return task
 
     @asynccontextmanager
     async def sole(self, key: FlightKey) -> AsyncGenerator[Claim | None, None]:
@@ -98,25 +134,31 @@ class Flights:
         try:
             await self._take_part(flight)
         except Exception as error:  # noqa: BLE001 - a fault of our own is every caller's to see
-            flight.progress.finish(error)
+            flight.buffer.finish(error)
         finally:
             flight.decided.set()
-            flight.progress.finish(InternalError())
+            flight.buffer.finish(InternalError())
             if self._flights.get(flight.key) is flight:
                 del self._flights[flight.key]
+
+    async def _fly_alone(self, flight: Flight) -> None:
+        try:
+            await self._lead(flight, None)
+        finally:
+            flight.buffer.finish(InternalError())
 
     async def _take_part(self, flight: Flight) -> None:
         joined = await self._join(flight)
         if joined is not None and joined.verdict is Verdict.FOLLOW:
             flight.follow(joined.place)
             joined = await FollowingFlight(flight, self.store, joined.fence, self._patience).read_along()
-            if flight.progress.end is None:
+            if flight.buffer.end is None:
                 self._events.alone() if joined is None else self._events.handed_over()
-                flight.progress.restart()
-        if flight.progress.end is not None:
+                flight.buffer.begin_again()
+        if flight.buffer.end is not None:
             return
         if joined is not None and joined.verdict is Verdict.STORED:
-            flight.progress.finish(StoredElsewhere())
+            flight.buffer.finish(StoredElsewhere())
             return
         await self._lead(flight, None if joined is None else self.store.claim(flight.key, joined.fence))
 
@@ -131,29 +173,14 @@ class Flights:
         await self._require_wanted(flight)
         said: Said
         try:
-            said = await self._generate(flight)
+            said = await flight.generate(flight.buffer, flight.claim)
         except RagherdError as error:
             said = error
         except Exception as error:  # noqa: BLE001 - a fault of our own: the callers here have its traceback
-            flight.progress.finish(error)
+            flight.buffer.finish(error)
             said = InternalError()
-        flight.progress.finish(said)
+        flight.buffer.finish(said)
         await self._conclude(flight, said)
-
-    async def _generate(self, flight: Flight) -> Landed:
-        async with flight.generate(flight.claim) as events:
-            async for event in events:
-                if isinstance(event, Token):
-                    flight.progress.add(event.text)
-                    await flight.progress.room()
-                elif isinstance(event, Grounded):
-                    flight.progress.ground(event.sources)
-                    await self._require_wanted(flight)  # what follows is the call to Ollama
-                elif isinstance(event, Restart):
-                    flight.progress.restart()
-                else:
-                    return event
-        raise InternalError
 
     async def _conclude(self, flight: Flight, said: Said) -> None:
         """The last word to those who follow, who must not wait for a lease to end."""
@@ -179,14 +206,14 @@ class Flights:
             flight.woken.set()
 
     def _publish(self, flight: Flight) -> None:
-        if flight.claim is not None and not flight.is_published and flight.progress.end is None:
+        if flight.claim is not None and not flight.is_published and flight.buffer.end is None:
             flight.is_published = True
             self._start(self._keep_telling(flight, flight.claim))
 
     async def _keep_telling(self, flight: Flight, claim: Claim) -> None:
-        tail = flight.progress.tail()
+        tail = Tail(flight.buffer)
         try:
-            while flight.progress.end is None and flight.claim is claim:
+            while flight.buffer.end is None and flight.claim is claim:
                 sources = tail.take_sources()
                 if sources is not None and await self._tell(flight, claim, GroundedIn(*sources)) is None:
                     return
@@ -194,12 +221,12 @@ class Flights:
                 if text and await self._tell(flight, claim, Piece(attempt, at, text)) is None:
                     return
                 await asyncio.sleep(BATCH_SECONDS if text else 0)
-                if not tail.lag and flight.progress.end is None:
-                    await flight.progress.changed()
+                if not tail.lag and flight.buffer.end is None:
+                    await flight.buffer.changed()
         except StoreUnavailable:
             pass  # begun anew, from the beginning, with the next look
         finally:
-            flight.progress.leave(tail)
+            flight.buffer.leave(tail)
             flight.is_published = False
 
     async def _tell(self, flight: Flight, claim: Claim, said: Said) -> int | None:
@@ -219,7 +246,7 @@ class Flights:
 
     def _end_if_unwanted(self, flight: Flight) -> None:
         """For a flight that somebody may have left: as soon as nobody waits for it any more, it ends. No I/O here."""
-        if not flight.seats and flight.progress.end is None and not flight.ending:
+        if not flight.subscribers and flight.buffer.end is None and not flight.ending:
             flight.ending = True
             self._start(self._forsake(flight))
 
@@ -243,18 +270,18 @@ class Flights:
     async def _require_wanted(self, flight: Flight) -> None:
         """Ends the flight's task where nobody waits for the answer: before anything expensive begins."""
         raise_if_cancelled()
-        if not flight.seats and not await self._is_wanted(flight):
+        if not flight.subscribers and not await self._is_wanted(flight):
             raise asyncio.CancelledError
 
     async def _is_wanted(self, flight: Flight) -> bool:
         """Whether anybody waits, here or elsewhere. Where nobody does, the lead is given up."""
-        if flight.seats or flight.progress.end is not None:
+        if flight.subscribers or flight.buffer.end is not None:
             return True
         if await self._is_followed(flight):
             return True
-        if flight.seats and flight.progress.end is None:
+        if flight.subscribers and flight.buffer.end is None:
             await self.tend()  # somebody has come meanwhile: the lead is taken again
-        return bool(flight.seats) or flight.progress.end is not None
+        return bool(flight.subscribers) or flight.buffer.end is not None
 
     async def _is_followed(self, flight: Flight) -> bool:
         if flight.claim is None:

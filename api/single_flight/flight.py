@@ -14,18 +14,19 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import Final, Protocol
 
 from api.errors import RagherdError, StoreUnavailable
 from api.ports.cache import Claim
 from api.ports.coordination import Lead
-from api.single_flight.progress import Progress, Reader
+from api.single_flight.buffer import AnswerBuffer, Reader
 from api.single_flight.wire import GroundedIn, HandedOver, Piece, Said, decode
-from api.values import FlightKey, Grounded, Landed, StoredElsewhere, Token
+from api.values import FlightKey, Landed, StoredElsewhere
 
 
 class Flight:
@@ -35,13 +36,20 @@ class Flight:
     anybody waits for it.
     """
 
-    def __init__(self, key: FlightKey, generate: Lead, asked_ms: int, not_before_ms: int) -> None:
+    def __init__(
+        self,
+        key: FlightKey,
+        generate: Lead,
+        asked_ms: int,
+        not_before_ms: int,
+        require_wanted: Callable[[Flight], Awaitable[None]],
+    ) -> None:
         self.key = key
         self.generate = generate
         self.asked_ms = asked_ms
         self.not_before_ms = not_before_ms
-        self.progress = Progress()
-        self.seats = 0
+        self.buffer = AnswerBuffer(partial(require_wanted, self))
+        self.subscribers = 0
         self.leads = False
         self.claim: Claim | None = None
         self.place = ""
@@ -64,24 +72,18 @@ class Flight:
         self.decided.set()
 
 
-class FlightSeat:
-    """See `ports.Seat`."""
+class FlightReader(Reader):
+    """Implements `ports.FlightSubscription`. `first`: the flight was begun for this caller."""
 
-    def __init__(self, flight: Flight, reader: Reader, *, first: bool) -> None:
+    def __init__(self, flight: Flight, *, buffered: bool, first: bool) -> None:
+        super().__init__(flight.buffer, buffered=buffered)
         self._flight = flight
-        self._reader = reader
         self._first = first
 
     @property
     def led(self) -> bool:
-        """See `ports.Seat`."""
+        """Whether this caller caused the generation, and this worker did it."""
         return self._first and self._flight.leads
-
-    def __aiter__(self) -> FlightSeat:
-        return self
-
-    async def __anext__(self) -> Grounded | Token | Landed | StoredElsewhere:
-        return await anext(self._reader)
 
 
 LEASE_MS: Final = 5_000
@@ -206,10 +208,10 @@ class FollowingFlight:
         None: it is to generate alone, since the leader, or Redis, has been silent for too long.
         """
         joined: Joined | None = Joined(Verdict.FOLLOW, self._fence)
-        while joined is not None and joined.verdict is Verdict.FOLLOW and self._flight.progress.end is None:
+        while joined is not None and joined.verdict is Verdict.FOLLOW and self._flight.buffer.end is None:
             with suppress(StoreUnavailable):
                 await self._read()
-                if self._flight.progress.end is None:
+                if self._flight.buffer.end is None:
                     joined = await self._wait()
                 self._reached = time.monotonic()
             if self._out_of_patience() and await self._is_silent():
@@ -225,7 +227,7 @@ class FollowingFlight:
         with suppress(StoreUnavailable):
             await self._read()
             self._reached = time.monotonic()
-        return self._flight.progress.end is None and self._out_of_patience()
+        return self._flight.buffer.end is None and self._out_of_patience()
 
     def _out_of_patience(self) -> bool:
         now = time.monotonic()
@@ -254,7 +256,7 @@ class FollowingFlight:
     async def _read(self) -> None:
         for record in await self._store.read(self._key, self._last):
             self._last = record.id
-            if record.fence >= self._fence and self._flight.progress.end is None:
+            if record.fence >= self._fence and self._flight.buffer.end is None:
                 self._follow(record.fence)
                 self._take(record)
 
@@ -263,7 +265,7 @@ class FollowingFlight:
         if fence > self._fence:
             self._fence, self._attempt, self._left = fence, 0, False
             self._heard = time.monotonic()
-            self._flight.progress.restart()
+            self._flight.buffer.begin_again()
 
     def _take(self, record: Record) -> None:
         said = _said(record)
@@ -271,33 +273,33 @@ class FollowingFlight:
             self._add(said)
         elif isinstance(said, GroundedIn):
             self._begin(said.attempt)
-            if said.attempt == self._attempt and self._flight.progress.sources is None:
-                self._flight.progress.ground(said.sources)
+            if said.attempt == self._attempt and self._flight.buffer.sources is None:
+                self._flight.buffer.ground_in(said.sources)
         elif isinstance(said, HandedOver):
             self._left = True
         elif said is not None:
-            self._flight.progress.finish(said)
+            self._flight.buffer.finish(said)
 
     def _add(self, piece: Piece) -> None:
         """What is known already is left out; after a gap, the end will have it all."""
-        progress = self._flight.progress
+        buffer = self._flight.buffer
         self._begin(piece.attempt)
-        known = progress.length
+        known = buffer.length
         if piece.attempt == self._attempt and piece.at <= known < piece.at + len(piece.text):
-            progress.add(piece.text[known - piece.at :])
+            buffer.append(piece.text[known - piece.at :])
 
     def _begin(self, attempt: int) -> None:
         """A later attempt makes what was read void."""
         self._heard = time.monotonic()
         if attempt > self._attempt:
             self._attempt = attempt
-            self._flight.progress.restart()
+            self._flight.buffer.begin_again()
 
     async def _finish_by_the_cache(self) -> None:
         """The leader has ended and stored its answer: its last word may still be there, else the cache has it."""
         with suppress(StoreUnavailable):
             await self._read()
-        self._flight.progress.finish(StoredElsewhere())
+        self._flight.buffer.finish(StoredElsewhere())
 
 
 def _said(record: Record) -> Said | None:

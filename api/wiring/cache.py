@@ -19,15 +19,15 @@ from api.observability.events import CacheEvents, QueryEvents, WarmingEvents
 from api.observability.metrics import Metrics
 from api.observability.resilience_metrics import FlightMetrics
 from api.ports.models import Embedder, ModelDigests
-from api.query.answer_query import QueryService
 from api.query.cache import CacheBudget, CachePolicy, SharedAnswers
 from api.query.cache_key import Places
 from api.query.condense import Condenser
 from api.query.explain import Explainer
-from api.query.generate import FreshAnswers, Refresher, SingleFlight
+from api.query.generate import FreshAnswers, Refresher
 from api.query.grounding import Grounder, Prompting
 from api.query.invalidate import Invalidator
 from api.query.prompt_template import PromptTemplate, load
+from api.query.service import QueryService
 from api.query.warm_up import CacheWarmer, WarmUps
 from api.redis_store.client import AnyGate, RedisAddress, blocking_reader
 from api.redis_store.keys import Keys
@@ -100,8 +100,7 @@ class WorkerCache:
         self._keeper = _keeper(parts) if cache is not None else None
         self.refresher = Refresher(fresh, flights, parts.events)
         condensing = condenser if cache is not None and settings.cache.condense else None
-        flying = SingleFlight(flights, fresh)
-        self.queries = QueryService(condensing, shared, flying, self.refresher, parts.events)
+        self.queries = QueryService(condensing, shared, flights, fresh, self.refresher, parts.events)
         self.explainer = Explainer(cache, embedder, places, policy)
         self.figures = CacheFigures(parts.gate, parts.indexes, parts.counters, embedder, _limits(parts.settings))
         self.invalidator = Invalidator(

@@ -6,19 +6,18 @@ import asyncio
 import hashlib
 import random
 import struct
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import cast
 
 import pytest
 from redis.asyncio import Redis
 
-from api.backends.generations import Generations
+from api.backends.generations import Generations, Unread
 from api.knowledge.retrieval import RetrievalPolicy, Retriever
 from api.observability.events import QueryEvents
 from api.observability.metrics import Metrics
+from api.ports.coordination import TextOutput
 from api.ports.models import CurrentIdentity
-from api.query.answered import Answered, Stages
 from api.query.cache import CacheBudget, CachePolicy, SharedAnswers
 from api.query.cache_key import Places
 from api.query.condense import Condenser
@@ -26,14 +25,14 @@ from api.query.generate import FreshAnswers
 from api.query.grounding import Grounder, Prompting
 from api.query.prompt import Template
 from api.query.prompt_template import load
-from api.query.question import Query
+from api.query.question import Query, Stages
 from api.redis_store.health_gated import RedisGate
 from api.redis_store.keys import Keys
 from api.redis_store.stores.cache.answers import RedisAnswerCache
 from api.redis_store.stores.cache.semantic_index import SemanticIndexes
 from api.redis_store.stores.documents.passages import RedisPassageIndex
 from api.redis_store.stores.fleet import CacheCounters
-from api.values import EmbedderIdentity, Embedding, Generation, GenerationEnd, GenerationRequest, Token, Usage, Vector
+from api.values import EmbedderIdentity, Embedding, Generation, GenerationEnd, GenerationRequest, Usage, Vector
 
 TENANTS = ("acme", "acme,inc", "ACME", "a b {c}|d-*")
 MODELS = ("llama3.2", "qwen3:4b")
@@ -78,13 +77,10 @@ class EchoModel:
     def __init__(self, embedder: str) -> None:
         self._embedder = embedder
 
-    def generate(self, request: GenerationRequest) -> AbstractAsyncContextManager[AsyncIterator[Token | Generation]]:
-        return aclosing(self._answer(request))
-
-    async def _answer(self, request: GenerationRequest) -> AsyncGenerator[Token | Generation, None]:
+    async def generate(self, request: GenerationRequest, output: TextOutput) -> Generation:
         template = "raw" if request.messages[0].role == "user" else "grounded"
         text = "|".join((request.tenant, request.model, template, self._embedder, request.messages[-1].content))
-        yield Generation(text, GenerationEnd(request.model, "stop", Usage(1, 1)), 0.0)
+        return Generation(text, GenerationEnd(request.model, "stop", Usage(1, 1)), 0.0)
 
 
 class Side:
@@ -110,11 +106,8 @@ class Side:
         lookup = await self.shared.look_up(query, stages)
         if lookup.match is not None:
             return lookup.match.answer.answer, lookup.match.kind
-        async with self.fresh.generate(query, lookup, stages, whole=True) as events:
-            async for event in events:
-                assert not isinstance(event, Answered)
-                text: Any = event
-        return text.text, "miss"
+        landed = await self.fresh.generate(query, lookup, stages, Unread(), buffered=True)
+        return landed.text, "miss"
 
 
 @pytest.fixture

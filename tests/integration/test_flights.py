@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
 
@@ -15,14 +15,14 @@ from redis.asyncio import Redis
 from api.embedded.redis_server import EmbeddedRedis
 from api.errors import UpstreamError, UpstreamFault
 from api.ports.cache import Claim
-from api.ports.coordination import Seat
+from api.ports.coordination import AnswerOutput, FlightSubscription
 from api.redis_store.client import RedisAddress, blocking_reader, short_commands
 from api.redis_store.health_gated import RedisGate
 from api.redis_store.keys import Keys
 from api.redis_store.stores.flights import RedisFlightStore
 from api.single_flight.fleet_flights import Flights, kept_in_step
 from api.single_flight.flight import LEASE_MS, FlightEvents
-from api.values import FlightKey, Landed, Restart, StoredElsewhere, Token, Usage
+from api.values import FlightKey, Landed, StoredElsewhere, Token, Usage
 from tests.waiting import wait_until_async
 
 KEY = FlightKey("0123456789-scope", "digest")
@@ -40,28 +40,21 @@ class Model:
         self.error: Exception | None = None
         self.text = "one two three"
 
-    def __call__(self, claim: Claim | None) -> AbstractAsyncContextManager[AsyncIterator[Token | Restart | Landed]]:
-        return self._generating(claim)
-
-    @asynccontextmanager
-    async def _generating(self, claim: Claim | None) -> AsyncGenerator[AsyncIterator[Token | Restart | Landed], None]:
-        yield self._events(claim)
-
-    async def _events(self, claim: Claim | None) -> AsyncGenerator[Token | Restart | Landed, None]:
+    async def __call__(self, output: AnswerOutput, claim: Claim | None) -> Landed:
         self.begun += 1
         self.claims.append(claim)
+        words = self.text.split()
         try:
-            words = self.text.split()
             for word in words[:-1]:
-                yield Token(f"{word} ")
+                await output.write(f"{word} ")
             await self.may_end.wait()
-        except (asyncio.CancelledError, GeneratorExit):
+        except asyncio.CancelledError:
             self.cancelled += 1
             raise
         if self.error is not None:
             raise self.error
-        yield Token(words[-1])
-        yield Landed(self.text, "llama3.2", Usage(1, 3), entry="rag:cache:x")
+        await output.write(words[-1])
+        return Landed(self.text, "llama3.2", Usage(1, 3), entry="rag:cache:x")
 
 
 class Counts(FlightEvents):
@@ -90,23 +83,23 @@ class Worker:
         self.model = Model()
         self._stack = stack
 
-    async def ask(self, *, whole: bool = True, asked_ms: int = 0) -> tuple[str, bool]:
+    async def ask(self, *, buffered: bool = True, asked_ms: int = 0) -> tuple[str, bool]:
         """The answer's text, as its tokens or its end have it, and whether this caller led."""
-        async with self.flights.join(KEY, self.model, asked_ms=asked_ms, whole=whole) as seat:
-            return await read(seat)
+        async with self.flights.join(KEY, self.model, asked_ms=asked_ms, buffered=buffered) as flight:
+            return await read(flight)
 
     async def leave(self) -> None:
         await self._stack.aclose()
 
 
-async def read(seat: Seat) -> tuple[str, bool]:
+async def read(flight: FlightSubscription) -> tuple[str, bool]:
     text = ""
-    while isinstance(event := await anext(seat), Token):
+    while isinstance(event := await anext(flight), Token):
         text += event.text
     if isinstance(event, StoredElsewhere):
-        return "stored", seat.led
+        return "stored", flight.led
     assert not text or text == event.text
-    return event.text, seat.led
+    return event.text, flight.led
 
 
 Fleet = Callable[..., Awaitable[Worker]]
@@ -159,7 +152,7 @@ async def test_one_generation_for_all_here_and_elsewhere(fleet: Fleet, redis: Re
     one, other = await fleet("one"), await fleet("other")
     here = [asyncio.create_task(one.ask()) for _ in range(10)]
     await until(lambda: one.model.begun)
-    there = [asyncio.create_task(other.ask(whole=number % 2 == 0)) for number in range(10)]
+    there = [asyncio.create_task(other.ask(buffered=number % 2 == 0)) for number in range(10)]
     await followed(redis)
     one.model.may_end.set()
     answers = await asyncio.gather(*here, *there)
@@ -174,20 +167,20 @@ async def test_words_come_to_others_before_the_end(fleet: Fleet, redis: Redis) -
     one, other = await fleet("one"), await fleet("other")
     leading = asyncio.create_task(one.ask())
     await until(lambda: one.model.begun)
-    async with other.flights.join(KEY, other.model, asked_ms=0, whole=False) as seat:
-        first = await asyncio.wait_for(anext(seat), 5)
+    async with other.flights.join(KEY, other.model, asked_ms=0, buffered=False) as flight:
+        first = await asyncio.wait_for(anext(flight), 5)
         assert isinstance(first, Token)
         assert "one two three".startswith(first.text)
         assert not one.model.may_end.is_set()
         one.model.may_end.set()
-        assert first.text + (await read_rest(seat)) == "one two three"
+        assert first.text + (await read_rest(flight)) == "one two three"
     await leading
     assert await redis.ttl(f"{HASH}:words") > 0
 
 
-async def read_rest(seat: Seat) -> str:
+async def read_rest(flight: FlightSubscription) -> str:
     text = ""
-    while isinstance(event := await anext(seat), Token):
+    while isinstance(event := await anext(flight), Token):
         text += event.text
     return text
 
@@ -376,17 +369,17 @@ async def test_who_asks_after_a_deletion_shares_no_answer_of_before(fleet: Fleet
     before = asyncio.create_task(one.ask(asked_ms=5000))
     await until(lambda: one.model.begun)
     other.model.text = "new words now"
-    async with other.flights.join(KEY, other.model, asked_ms=7000, not_before_ms=6000, whole=True) as seat:
+    async with other.flights.join(KEY, other.model, asked_ms=7000, not_before_ms=6000, buffered=True) as flight:
         await until(lambda: other.model.begun)
         with_it = asyncio.create_task(other.ask(asked_ms=7001))
         here = Model()
         here.text = "newest"
         here.may_end.set()
-        async with one.flights.join(KEY, here, asked_ms=7500, not_before_ms=7200, whole=True) as newest:
+        async with one.flights.join(KEY, here, asked_ms=7500, not_before_ms=7200, buffered=True) as newest:
             assert (await read(newest))[0] == "newest"
         one.model.may_end.set()
         other.model.may_end.set()
-        assert (await read(seat))[0] == "new words now"
+        assert (await read(flight))[0] == "new words now"
     assert (await before)[0] == "one two three"
     assert (await with_it)[0] == "new words now"
     await nothing_left(redis, one, other)

@@ -13,8 +13,8 @@ from starlette.requests import Request
 
 from api.endpoints.bodies import ClientLeft, until_client_leaves
 from api.endpoints.streaming import EventStream, Streaming, accepted
-from api.query.answered import Answered, AnswerEvent, Opening, Stages
-from api.query.question import CacheControl
+from api.query.answered import Answered, AnswerEvent, Opening
+from api.query.question import CacheControl, Stages
 from api.values import CacheStatus, Token
 
 SCOPE: dict[str, Any] = {

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,7 +14,6 @@ from api.backends.choice import Backend, Backends
 from api.backends.failover import CHARGED, EMBEDDING_CHARGED, FREE, Failover, Policy, Terms
 from api.backends.generations import admitted, speaks_against_ollama
 from api.errors import BreakerOpen, BulkheadFull, RagherdError, UpstreamError, UpstreamFault
-from api.values import Restart
 
 MODEL = "m"
 
@@ -24,6 +24,23 @@ def fault(kind: UpstreamFault) -> UpstreamError:
 
 def waited_in_vain(name: str = "one") -> BulkheadFull:
     return BulkheadFull(name, "deadline", 3.0)
+
+
+class Output:
+    """Stands where an answer is written."""
+
+    def __init__(self) -> None:
+        self.written: list[str] = []
+
+    @property
+    def begun(self) -> bool:
+        return bool(self.written) and self.written[-1] != "RESTART"
+
+    async def write(self, text: str) -> None:
+        self.written.append(text)
+
+    def restart(self) -> None:
+        self.written.append("RESTART")
 
 
 @dataclass
@@ -56,7 +73,7 @@ class Fake:
         ]
         return Failover(Backends(members, lambda _: None), policy, self, self, self.clock)
 
-    async def attempt(self, backend: Backend[Any], terms: Terms) -> AsyncGenerator[str, None]:
+    async def attempt(self, output: Output, backend: Backend[Any], terms: Terms) -> None:
         async with admitted(backend, terms, "acme"):
             self.tried.append((backend.name, terms.retry))
             self.left.append(terms.remaining)
@@ -67,11 +84,13 @@ class Fake:
             for word in outcome.split():
                 if word == "CUT":
                     raise fault(UpstreamFault.CONNECTION_LOST)
-                yield word
+                await output.write(word)
 
     async def call(self, policy: Policy | None = None, **more: Any) -> list[str]:
-        calling = self.failover(policy or Policy(10.0)).call(MODEL, self.attempt, **more)
-        return ["RESTART" if isinstance(event, Restart) else event async for event in calling]
+        output = Output()
+        failover = self.failover(policy or Policy(10.0))
+        await failover.call(MODEL, partial(self.attempt, output), output=output, **more)
+        return output.written
 
 
 @dataclass

@@ -12,8 +12,8 @@ import pytest
 import uvloop
 
 from api.errors import StoreUnavailable
-from api.query.answered import Stages
 from api.query.cache import BudgetSpent, CacheBudget
+from api.query.question import Stages
 from api.timeouts import FEWEST, MOST, Countdown, LagTimeout, wait_with_lag
 
 pytestmark = pytest.mark.slow

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -31,19 +31,24 @@ class Fresh:
         self.error: Exception | None = None
         self.entry: str | None = "rag:cache:x"
 
-    def generate(
-        self, query: Query, _: Lookup, __: Any, claim: Claim | None, *, whole: bool, background: bool
-    ) -> AbstractAsyncContextManager[AsyncIterator[Landed]]:
-        self.background.add(background and whole)
+    async def generate(
+        self,
+        query: Query,
+        _: Lookup,
+        __: Any,
+        ___: Any,
+        claim: Claim | None,
+        *,
+        buffered: bool,
+        background: bool,
+    ) -> Landed:
+        self.background.add(background and buffered)
         self.claims.append(claim)
-        return aclosing(self._events(query))
-
-    async def _events(self, query: Query) -> AsyncGenerator[Landed, None]:
         self.begun.append(query.question)
         await self.go_on.wait()
         if self.error is not None:
             raise self.error
-        yield Landed("text", "m", Usage(), entry=self.entry)
+        return Landed("text", "m", Usage(), entry=self.entry)
 
 
 class Soles:

@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 
 from api.errors import DocumentsChanged, StoreUnavailable
-from api.query.answered import Stages
 from api.query.cache import CacheBudget, CachePolicy, Lookup, SharedAnswers
 from api.query.cache_key import Fingerprint
-from api.query.question import Query
+from api.query.question import Query, Stages
 from api.values import EmbedderIdentity, Generation, GenerationEnd, Usage
 
 PLACE = Fingerprint(EmbedderIdentity("e", 4, "aaaaaaaaaa"), "aaaaaaaaaa-scope", "digest")

@@ -1,8 +1,9 @@
-"""An answer as it grows, and those who read along, each at its own pace."""
+"""An answer while it is written: one producer, and readers that each go at their own pace."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from api.errors import UpstreamError, UpstreamFault
@@ -11,72 +12,102 @@ from api.values import Grounded, Landed, Source, StoredElsewhere, Token
 AHEAD: Final = 16
 """Pieces that an answer may be ahead of its fastest reader: where all readers are slow, so is the language model."""
 
-
 Ended = Landed | StoredElsewhere | BaseException
 
 
-class Progress:
-    """The pieces so far, and the end. `attempt` counts how often the answer began anew.
+class AnswerBuffer:
+    """The pieces so far, and the end. `attempt` counts how often the answer began again.
 
-    `sources` are the passages that the attempt is grounded in, None while that is not known.
+    `sources` are the passages that the attempt is grounded in, None while that is not known. `require_wanted` raises
+    where nobody waits for the answer any more.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, require_wanted: Callable[[], Awaitable[None]] | None = None) -> None:
         self.attempt = 0
         self.sources: tuple[Source, ...] | None = None
         self.parts: list[str] = []
         self.length = 0  # characters so far
         self.end: Ended | None = None
+        self._require_wanted = require_wanted
         self._readers: set[Reader | Tail] = set()
         self._changed = asyncio.Event()
         self._ended = asyncio.Event()
         self._moved = asyncio.Event()
 
-    def add(self, text: str) -> None:
+    # -- the producer -------------------------------------------------------------------------------------------------
+
+    @property
+    def begun(self) -> bool:
+        """Whether the attempt has words."""
+        return bool(self.parts)
+
+    async def ground(self, sources: tuple[Source, ...]) -> None:
+        """See `ports.AnswerOutput`."""
+        self.ground_in(sources)
+        if self._require_wanted is not None:
+            await self._require_wanted()
+
+    async def write(self, text: str) -> None:
+        """See `ports.AnswerOutput`."""
+        self.append(text)
+        if self._readers:
+            await self.room()
+
+    async def room(self) -> None:
+        """Returns when a reader is near the end, or none is there."""
+        while self._readers and all(reader.lag > AHEAD for reader in self._readers):
+            self._moved.clear()
+            await self._moved.wait()
+
+    def restart(self) -> None:
+        """See `ports.AnswerOutput`."""
+        sources = self.sources
+        self.begin_again()
+        if sources is not None:
+            self.ground_in(sources)
+
+    # -- who writes what another worker generates ---------------------------------------------------------------------
+
+    def append(self, text: str) -> None:
         """One more piece."""
-        self._append(text)
+        self.parts.append(text)
+        self.length += len(text)
         self._tell()
 
-    def ground(self, sources: tuple[Source, ...]) -> None:
+    def ground_in(self, sources: tuple[Source, ...]) -> None:
         """What the words to come are grounded in."""
         self.sources = sources
         self._tell()
 
-    def restart(self) -> None:
-        """What was given is void."""
+    def begin_again(self) -> None:
+        """What was given is void, its sources too."""
         self.attempt += 1
         self.parts, self.length = [], 0
         self.sources = None
         self._tell()
 
     def finish(self, end: Ended) -> None:
-        """The end, which comes once. An answer that was followed with gaps is made whole by its own text."""
+        """The end, which comes once. An answer that was followed with gaps is completed by its own text."""
         if self.end is not None:
             return
         if isinstance(end, Landed):
             text = "".join(self.parts)
             if not end.text.startswith(text) or self.sources not in (None, end.sources):
-                self.restart()
+                self.begin_again()
                 text = ""
             if not self.parts:
                 self.sources = end.sources
             if len(text) < len(end.text):
-                self._append(end.text[len(text) :])
+                self.append(end.text[len(text) :])
         self.end = end
         self._ended.set()
         self._tell()
 
-    def reader(self, *, whole: bool = False) -> Reader:
-        """One more reader, from the beginning on; to be closed."""
-        reader = Reader(self, whole=whole)
-        self._readers.add(reader)
-        return reader
+    # -- readers ------------------------------------------------------------------------------------------------------
 
-    def tail(self) -> Tail:
-        """One more reader, who takes what is there."""
-        tail = Tail(self)
-        self._readers.add(tail)
-        return tail
+    def add_reader(self, reader: Reader | Tail) -> None:
+        """It holds the producer up from now on, until it leaves."""
+        self._readers.add(reader)
 
     def leave(self, reader: Reader | Tail) -> None:
         """A reader goes."""
@@ -87,19 +118,9 @@ class Progress:
         """A reader took something."""
         self._moved.set()
 
-    async def room(self) -> None:
-        """Returns when a reader is near the end, or none is there."""
-        while self._readers and all(reader.lag > AHEAD for reader in self._readers):
-            self._moved.clear()
-            await self._moved.wait()
-
-    async def changed(self, *, whole: bool = False) -> None:
-        """Returns at the next change; with `whole`, at the end."""
-        await (self._ended if whole else self._changed).wait()
-
-    def _append(self, text: str) -> None:
-        self.parts.append(text)
-        self.length += len(text)
+    async def changed(self, *, buffered: bool = False) -> None:
+        """Returns at the next change; with `buffered`, at the end."""
+        await (self._ended if buffered else self._changed).wait()
 
     def _tell(self) -> None:
         self._changed.set()
@@ -109,15 +130,16 @@ class Progress:
 class Reader:
     """Gives `Grounded`, every `Token` once, then `Landed` or `StoredElsewhere`; raises what ended the answer else.
 
-    A cancelled `anext` loses nothing. Where the answer begins anew from the passages and in the words that were given,
-    it goes on from there. `whole`: only the end.
+    A cancelled `anext` loses nothing. Where the answer begins again from the passages and in the words that were given,
+    it goes on from there. `buffered`: only the end.
     """
 
-    def __init__(self, progress: Progress, *, whole: bool) -> None:
-        self._progress = progress
-        self._whole = whole
-        self._attempt = progress.attempt
-        self._parts = progress.parts
+    def __init__(self, buffer: AnswerBuffer, *, buffered: bool = False) -> None:
+        buffer.add_reader(self)
+        self._buffer = buffer
+        self._buffered = buffered
+        self._attempt = buffer.attempt
+        self._parts = buffer.parts
         self._index = 0
         self._given: list[str] = []
         self._sources: tuple[Source, ...] | None = None  # those given
@@ -130,24 +152,24 @@ class Reader:
         while True:
             event = self._ready()
             if event is not None:
-                self._progress.moved()
+                self._buffer.moved()
                 return event
-            await self._progress.changed(whole=self._whole)
+            await self._buffer.changed(buffered=self._buffered)
 
     def close(self) -> None:
         """Reads no more."""
-        self._progress.leave(self)
+        self._buffer.leave(self)
 
     @property
     def lag(self) -> int:
         """Pieces that it has not taken."""
-        return 0 if self._whole else len(self._progress.parts) - self._index
+        return 0 if self._buffered else len(self._buffer.parts) - self._index
 
     def _ready(self) -> Grounded | Token | Landed | StoredElsewhere | None:
-        event = None if self._whole or not self._is_up_to_date() else self._next()
+        event = None if self._buffered or not self._is_up_to_date() else self._next()
         if event is not None:
             return event
-        end = self._progress.end
+        end = self._buffer.end
         if isinstance(end, BaseException):
             raise end
         if isinstance(end, StoredElsewhere) and self._given:
@@ -155,8 +177,8 @@ class Reader:
         return end
 
     def _next(self) -> Grounded | Token | None:
-        if self._sources is None and self._progress.sources is not None and not self._given:
-            self._sources = self._progress.sources
+        if self._sources is None and self._buffer.sources is not None and not self._given:
+            self._sources = self._buffer.sources
             return Grounded(self._sources)
         while self._index < len(self._parts):
             part = self._parts[self._index]
@@ -168,22 +190,22 @@ class Reader:
         return None
 
     def _is_up_to_date(self) -> bool:
-        return self._attempt == self._progress.attempt or self._begin_anew()
+        return self._attempt == self._buffer.attempt or self._begin_again()
 
-    def _begin_anew(self) -> bool:
+    def _begin_again(self) -> bool:
         """Goes over to the new attempt, where that says what was given already. False while that is not known."""
-        progress, given = self._progress, "".join(self._given)
+        buffer, given = self._buffer, "".join(self._given)
         if not given:
             self._sources = None
-        elif progress.sources is not None and progress.sources != self._sources:
+        elif buffer.sources is not None and buffer.sources != self._sources:
             raise _broken()
-        text = "".join(progress.parts)
-        landed_short = isinstance(progress.end, Landed) and len(text) < len(given)
+        text = "".join(buffer.parts)
+        landed_short = isinstance(buffer.end, Landed) and len(text) < len(given)
         if landed_short or not text.startswith(given[: len(text)]):
             raise _broken()
         if len(text) < len(given):
             return False
-        self._attempt, self._parts = progress.attempt, progress.parts
+        self._attempt, self._parts = buffer.attempt, buffer.parts
         self._index, self._skip = 0, len(given)
         return True
 
@@ -191,9 +213,10 @@ class Reader:
 class Tail:
     """A reader that takes, whenever it likes, all that is new: who tells others of the answer."""
 
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._attempt = progress.attempt
+    def __init__(self, buffer: AnswerBuffer) -> None:
+        buffer.add_reader(self)
+        self._buffer = buffer
+        self._attempt = buffer.attempt
         self._index = 0
         self._characters = 0  # of what it has taken
         self._grounded_at = -1
@@ -201,11 +224,11 @@ class Tail:
     @property
     def lag(self) -> int:
         """Pieces that it has not taken."""
-        return len(self._progress.parts) - self._index
+        return len(self._buffer.parts) - self._index
 
     def take_sources(self) -> tuple[int, tuple[Source, ...]] | None:
         """The attempt and what it is grounded in, once an attempt."""
-        attempt, sources = self._progress.attempt, self._progress.sources
+        attempt, sources = self._buffer.attempt, self._buffer.sources
         if sources is None or attempt == self._grounded_at:
             return None
         self._grounded_at = attempt
@@ -213,12 +236,12 @@ class Tail:
 
     def take(self) -> tuple[int, int, str]:
         """The attempt, the characters before what is new, and what is new; that may be empty."""
-        if self._attempt != self._progress.attempt:
-            self._attempt, self._index, self._characters = self._progress.attempt, 0, 0
-        new = "".join(self._progress.parts[self._index :])
+        if self._attempt != self._buffer.attempt:
+            self._attempt, self._index, self._characters = self._buffer.attempt, 0, 0
+        new = "".join(self._buffer.parts[self._index :])
         before = self._characters
-        self._index, self._characters = len(self._progress.parts), before + len(new)
-        self._progress.moved()
+        self._index, self._characters = len(self._buffer.parts), before + len(new)
+        self._buffer.moved()
         return self._attempt, before, new
 
 

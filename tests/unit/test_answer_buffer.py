@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from api.errors import BreakerOpen, UpstreamError
-from api.single_flight.progress import AHEAD, Progress, Reader
+from api.single_flight.buffer import AHEAD, AnswerBuffer, Reader, Tail
 from api.values import Grounded, Landed, Source, StoredElsewhere, Token, Usage
 
 
@@ -24,65 +24,65 @@ async def all_of(reader: Reader) -> str:
 
 
 async def test_each_reader_reads_all_at_its_own_pace() -> None:
-    progress = Progress()
-    early = progress.reader()
-    progress.add("one ")
+    buffer = AnswerBuffer()
+    early = Reader(buffer)
+    buffer.append("one ")
     assert (await anext(early)) == Token("one ")
-    progress.add("two")
-    late = progress.reader()
-    progress.finish(landed("one two"))
+    buffer.append("two")
+    late = Reader(buffer)
+    buffer.finish(landed("one two"))
     assert await all_of(early) == "two"
     assert await all_of(late) == "one two"
     assert await anext(late) == landed("one two")
 
 
 async def test_a_cancelled_wait_loses_nothing() -> None:
-    progress = Progress()
-    reader = progress.reader()
+    buffer = AnswerBuffer()
+    reader = Reader(buffer)
     for _ in range(3):
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0):
                 await anext(reader)
-    progress.add("a")
+    buffer.append("a")
     assert await anext(reader) == Token("a")
 
 
 async def test_who_wants_the_whole_is_woken_by_the_end_alone() -> None:
-    progress = Progress()
-    waiting = asyncio.create_task(anext(progress.reader(whole=True)))
-    progress.add("a")
+    buffer = AnswerBuffer()
+    waiting = asyncio.create_task(anext(Reader(buffer, buffered=True)))
+    buffer.append("a")
     await asyncio.sleep(0)
     assert not waiting.done()
-    progress.finish(landed("a"))
+    buffer.finish(landed("a"))
     assert await waiting == landed("a")
 
 
 async def test_a_new_attempt_in_the_same_words_goes_on_where_the_last_broke_off() -> None:
-    progress = Progress()
-    reader = progress.reader()
-    progress.add("The capital ")
+    buffer = AnswerBuffer()
+    reader = Reader(buffer)
+    buffer.append("The capital ")
     assert await anext(reader) == Token("The capital ")
-    progress.restart()
-    progress.add("The ")
+    buffer.begin_again()
+    buffer.append("The ")
     waiting = asyncio.create_task(anext(reader))
     await asyncio.sleep(0)
     assert not waiting.done()
-    progress.restart()
-    progress.add("The cap")
-    progress.add("ital is Paris")
+    buffer.begin_again()
+    buffer.append("The cap")
+    buffer.append("ital is Paris")
     assert await waiting == Token("is Paris")
-    progress.finish(landed("The capital is Paris."))
+    buffer.finish(landed("The capital is Paris."))
     assert await all_of(reader) == "."
 
 
 @pytest.mark.parametrize("text", ["It is Paris.", "The"])
 async def test_a_new_attempt_in_other_words_ends_it_for_those_who_have_read(text: str) -> None:
-    progress = Progress()
-    reader, whole, late = progress.reader(), progress.reader(whole=True), progress.reader()
-    progress.add("The capital ")
+    buffer = AnswerBuffer()
+    reader, whole, late = Reader(buffer), Reader(buffer, buffered=True), Reader(buffer)
+    buffer.append("The capital ")
     await anext(reader)
-    progress.restart()
-    progress.finish(landed(text))
+    buffer.begin_again()
+    buffer.finish(landed(text))
     with pytest.raises(UpstreamError, match="other words"):
         await anext(reader)
     assert await anext(whole) == landed(text)
@@ -90,47 +90,47 @@ async def test_a_new_attempt_in_other_words_ends_it_for_those_who_have_read(text
 
 
 async def test_what_was_missed_comes_with_the_end() -> None:
-    progress = Progress()
-    reader = progress.reader()
-    progress.add("one ")
-    progress.finish(landed("one two"))
+    buffer = AnswerBuffer()
+    reader = Reader(buffer)
+    buffer.append("one ")
+    buffer.finish(landed("one two"))
     assert await all_of(reader) == "one two"
 
 
 async def test_an_error_is_every_readers() -> None:
-    progress = Progress()
-    readers = [progress.reader(), progress.reader(whole=True)]
-    progress.finish(BreakerOpen("ollama", 5))
-    progress.finish(landed("too late"))
+    buffer = AnswerBuffer()
+    readers = [Reader(buffer), Reader(buffer, buffered=True)]
+    buffer.finish(BreakerOpen("ollama", 5))
+    buffer.finish(landed("too late"))
     for reader in readers:
         with pytest.raises(BreakerOpen):
             await anext(reader)
 
 
 async def test_an_answer_found_in_the_cache_is_no_end_for_who_has_read_another() -> None:
-    progress = Progress()
-    reader, fresh = progress.reader(), progress.reader()
-    progress.add("The ")
+    buffer = AnswerBuffer()
+    reader, fresh = Reader(buffer), Reader(buffer)
+    buffer.append("The ")
     await anext(reader)
-    progress.restart()
-    progress.finish(StoredElsewhere())
+    buffer.begin_again()
+    buffer.finish(StoredElsewhere())
     with pytest.raises(UpstreamError):
         await anext(reader)
     assert await anext(fresh) == StoredElsewhere()
 
 
 async def test_there_is_room_while_one_reader_keeps_up() -> None:
-    progress = Progress()
-    slow, fast = progress.reader(), progress.reader()
+    buffer = AnswerBuffer()
+    slow, fast = Reader(buffer), Reader(buffer)
     for _ in range(AHEAD + 1):
-        progress.add("x")
-    waiting = asyncio.create_task(progress.room())
+        buffer.append("x")
+    waiting = asyncio.create_task(buffer.room())
     await asyncio.sleep(0)
     assert not waiting.done()
     await anext(fast)
     await asyncio.wait_for(waiting, 1)
     fast.close()
-    waiting = asyncio.create_task(progress.room())
+    waiting = asyncio.create_task(buffer.room())
     await asyncio.sleep(0)
     assert not waiting.done()
     slow.close()
@@ -138,24 +138,24 @@ async def test_there_is_room_while_one_reader_keeps_up() -> None:
 
 
 async def test_who_wants_the_whole_holds_nothing_up() -> None:
-    progress = Progress()
-    progress.reader(whole=True)
+    buffer = AnswerBuffer()
+    Reader(buffer, buffered=True)
     for _ in range(AHEAD * 2):
-        progress.add("x")
-    await asyncio.wait_for(progress.room(), 1)
+        buffer.append("x")
+    await asyncio.wait_for(buffer.room(), 1)
 
 
 async def test_a_tail_takes_what_is_new_with_its_place() -> None:
-    progress = Progress()
-    tail = progress.tail()
-    progress.add("ab")
-    progress.add("c")
+    buffer = AnswerBuffer()
+    tail = Tail(buffer)
+    buffer.append("ab")
+    buffer.append("c")
     assert tail.take() == (0, 0, "abc")
     assert tail.take() == (0, 3, "")
-    progress.add("d")
+    buffer.append("d")
     assert tail.take() == (0, 3, "d")
-    progress.restart()
-    progress.add("e")
+    buffer.begin_again()
+    buffer.append("e")
     assert tail.take() == (1, 0, "e")
 
 
@@ -163,38 +163,38 @@ SOURCES = (Source("d1", "Title", 0, "text", 0.5),)
 
 
 async def test_what_an_answer_is_grounded_in_comes_before_its_first_word() -> None:
-    progress = Progress()
-    early = progress.reader()
-    progress.ground(SOURCES)
+    buffer = AnswerBuffer()
+    early = Reader(buffer)
+    buffer.ground_in(SOURCES)
     assert await anext(early) == Grounded(SOURCES)
-    progress.add("one")
+    buffer.append("one")
     assert await anext(early) == Token("one")
-    late = progress.reader()
+    late = Reader(buffer)
     assert [await anext(late), await anext(late)] == [Grounded(SOURCES), Token("one")]
 
 
 async def test_an_attempt_on_other_grounds_goes_on_only_for_those_who_have_no_word_yet() -> None:
-    progress = Progress()
-    reading, waiting = progress.reader(), progress.reader()
-    progress.ground(SOURCES)
-    progress.add("one")
+    buffer = AnswerBuffer()
+    reading, waiting = Reader(buffer), Reader(buffer)
+    buffer.ground_in(SOURCES)
+    buffer.append("one")
     assert [await anext(reading), await anext(reading)] == [Grounded(SOURCES), Token("one")]
     assert await anext(waiting) == Grounded(SOURCES)
-    progress.restart()
-    progress.ground(())
-    progress.add("one two")
+    buffer.begin_again()
+    buffer.ground_in(())
+    buffer.append("one two")
     with pytest.raises(UpstreamError, match="other words"):
         await anext(reading)
     assert [await anext(waiting), await anext(waiting)] == [Grounded(()), Token("one two")]
 
 
 async def test_an_attempt_on_the_same_grounds_goes_on() -> None:
-    progress = Progress()
-    reader = progress.reader()
-    progress.ground(SOURCES)
-    progress.add("one")
+    buffer = AnswerBuffer()
+    reader = Reader(buffer)
+    buffer.ground_in(SOURCES)
+    buffer.append("one")
     assert [await anext(reader), await anext(reader)] == [Grounded(SOURCES), Token("one")]
-    progress.restart()
-    progress.ground(SOURCES)
-    progress.add("one two")
+    buffer.begin_again()
+    buffer.ground_in(SOURCES)
+    buffer.append("one two")
     assert await anext(reader) == Token(" two")

@@ -1,0 +1,220 @@
+"""THE FLOW: how one question is answered, its steps in order.
+
+0. where a setting says so, a question with history is rewritten to stand alone
+1. the exact tier: the same question, one round trip
+2. the embedding
+3. the semantic tier: a question that means the same, one round trip, and the guards that may object
+4. single flight: where the same question is being answered anywhere, its answer is shared
+5. the passages of the knowledge base that the answer is grounded in
+6. the language model, through the bulkhead and the circuit breaker
+7. the answer is stored for the whole fleet
+
+It is one flow for both forms of an answer: `stream` gives it as it comes, `answer` waits for its end. A lost Redis or a
+hanging embedder costs the cache, not the answer. A failing Ollama costs the answer only when the cache keeps none, not
+even an expired one. A caller who leaves ends the flow where it is, and the generation that nobody else waits for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, nullcontext
+from dataclasses import replace
+from functools import partial
+
+from api.errors import BreakerOpen, BulkheadFull, OnlyIfCached, RagherdError, UpstreamError
+from api.ports.coordination import Flights, FlightSubscription
+from api.query.answered import Answered, AnswerEvent, Opening, QueryObserver
+from api.query.cache import Lookup, SharedAnswers
+from api.query.condense import Condenser
+from api.query.generate import FreshAnswers, Refresher
+from api.query.question import Deadline, Query, Stages
+from api.values import CacheMatch, CacheStatus, FlightKey, Grounded, Landed, Source, StoredElsewhere, Token
+
+
+class _Request:
+    """One question on its way to an answer. `asked` is the caller's own; `query` may have been rewritten.
+
+    `buffered`: the caller sees no token before the last, so that what was given may still be taken back.
+    """
+
+    def __init__(self, asked: Query, *, buffered: bool) -> None:
+        self.asked = self.query = asked
+        self.buffered = buffered
+        self.stages = Stages()
+        self.lookup = Lookup()
+        self.status = CacheStatus.HIT
+        self.sources: tuple[Source, ...] = ()
+        self._deadline = None if asked.timeout is None else Deadline(asked.timeout)
+
+    def limit(self) -> AbstractAsyncContextManager[None]:
+        """Around a wait: the caller's own deadline."""
+        return nullcontext() if self._deadline is None else self._deadline.watched()
+
+
+class QueryService:
+    """Answers questions for one worker."""
+
+    def __init__(
+        self,
+        condenser: Condenser | None,
+        shared: SharedAnswers,
+        flights: Flights,
+        fresh: FreshAnswers,
+        refresher: Refresher,
+        observer: QueryObserver,
+    ) -> None:
+        """`condenser` is None where questions with history are answered with it."""
+        self._condenser = condenser
+        self._shared = shared
+        self._flights = flights
+        self._fresh = fresh
+        self._refresher = refresher
+        self._observer = observer
+
+    async def answer(self, query: Query) -> Answered:
+        """Raises `OnlyIfCached`, `BulkheadFull`, `BreakerOpen`, `UpstreamError`, `DeadlinePassed`; else degrades."""
+        async with aclosing(self._events(_Request(query, buffered=True))) as events:
+            async for event in events:
+                if isinstance(event, Answered):
+                    return event
+        raise AssertionError("the flow ends with an answer or an error")
+
+    def stream(self, query: Query) -> AbstractAsyncContextManager[AsyncIterator[AnswerEvent]]:
+        """One `Opening`, the `Token`s, and `Answered`, once stored. Raises what `answer` does, between tokens too.
+
+        Nothing happens before the first of them is asked for. Leaving the context early ends the generation.
+        """
+        return aclosing(self._events(_Request(query, buffered=False)))
+
+    async def _events(self, request: _Request) -> AsyncGenerator[AnswerEvent, None]:
+        """The flow. Its end is counted once: answered, refused, or left by its caller."""
+        try:
+            async with request.limit():
+                await self._look_up(request)
+            async with AsyncExitStack() as stack:
+                begun = None if request.lookup.match is not None else await self._begin(request, stack)
+                if begun is not None:
+                    flight, event = begun
+                    yield Opening(request.status, request.sources)
+                    while isinstance(event, Token):
+                        yield event
+                        event = await self._next(request, flight)
+                    answered = self._generated(request, event)
+            if begun is None:
+                answered = self._cached(request)
+                yield Opening(answered.status, answered.sources, answered.match)
+                yield Token(answered.answer)
+        except RagherdError as error:
+            if _status(request) is CacheStatus.MISS:
+                self._observer.missed()
+            self._observer.refused(request.asked, error)
+            raise
+        except (asyncio.CancelledError, GeneratorExit):
+            self._observer.left(request.asked)
+            raise
+        request.stages.end()
+        self._observer.answered(request.asked, answered)
+        yield answered
+
+    # -- by the cache -------------------------------------------------------------------------------------------------
+
+    async def _look_up(self, request: _Request) -> None:
+        if self._condenser is not None:
+            request.query = await self._condenser.standalone(request.asked, request.stages)
+        request.lookup = await self._shared.look_up(request.query, request.stages)
+
+    def _cached(self, request: _Request) -> Answered:
+        """An answer that has expired is served once more, and refreshed meanwhile."""
+        lookup = request.lookup
+        assert lookup.match is not None, "the cache has an answer"
+        if lookup.stale:
+            request.status = CacheStatus.STALE
+            self._refresher.start(request.query, lookup)
+        self._shared.used(lookup.match)
+        found = lookup.match.answer
+        return Answered(
+            found.answer, found.model, request.status, request.stages, found.sources, lookup.match, entry=found.entry
+        )
+
+    # -- by the language model ----------------------------------------------------------------------------------------
+
+    async def _begin(
+        self, request: _Request, stack: AsyncExitStack
+    ) -> tuple[FlightSubscription, Grounded | Token | Landed | StoredElsewhere] | None:
+        """Waits for the first word of an answer that is generated because of this caller or of one before.
+
+        None where the cache has an answer after all: one that another worker has just stored or, where Ollama gives
+        none, an expired one. Nothing is given before the first word, since there may be an error until then.
+        """
+        if request.query.cache_control.only_if_cached:
+            raise OnlyIfCached("The question has no cached answer, and the request allows no other.")
+        try:
+            while request.lookup.match is None:
+                flight = await stack.enter_async_context(self._flight(request))
+                event = await self._next(request, flight)
+                while isinstance(event, Grounded):
+                    request.sources = event.sources
+                    event = await self._next(request, flight)
+                if not isinstance(event, StoredElsewhere):
+                    request.status = _status(request) if flight.led else CacheStatus.COALESCED
+                    request.sources = event.sources if isinstance(event, Landed) else request.sources
+                    return flight, event
+                await stack.aclose()
+                async with request.limit():
+                    await self._shared.look_again(request.query, request.lookup, request.stages)
+        except RagherdError as error:
+            await stack.aclose()
+            expired = await self._expired(request, error)
+            if expired is None:
+                raise
+            request.lookup.match, request.status = expired, CacheStatus.STALE
+        return None
+
+    async def _expired(self, request: _Request, error: RagherdError) -> CacheMatch | None:
+        """Where Ollama is at fault, or busy; not where the request itself is: its model, or its own deadline."""
+        if not isinstance(error, BreakerOpen | BulkheadFull | UpstreamError) or error.status < 500:
+            return None
+        return await self._shared.expired(request.query, request.lookup, request.stages)
+
+    def _flight(self, request: _Request) -> AbstractAsyncContextManager[FlightSubscription]:
+        """One that equal questions share; the caller's own where it wants no answer of others."""
+        query, lookup, buffered = request.query, request.lookup, request.buffered
+        lead = partial(self._fresh.generate, query, lookup, request.stages, buffered=buffered)
+        if lookup.place is None or not query.cache_control.reads:
+            return self._flights.alone(lead, buffered=buffered)
+        return self._flights.join(
+            FlightKey(lookup.place.scope, lookup.place.digest),
+            lead,
+            asked_ms=lookup.now_ms if lookup.available else 0,
+            not_before_ms=lookup.invalidated_ms,
+            buffered=buffered,
+        )
+
+    async def _next(self, request: _Request, flight: FlightSubscription) -> Grounded | Token | Landed | StoredElsewhere:
+        """Only the waiting counts as the model's time."""
+        started = time.perf_counter()
+        try:
+            async with request.limit():
+                return await anext(flight)
+        finally:
+            request.stages.generate += time.perf_counter() - started
+
+    def _generated(self, request: _Request, end: Grounded | Landed | StoredElsewhere) -> Answered:
+        """A caller who shares another's answer pays no tokens for it."""
+        assert isinstance(end, Landed), "what has begun does not turn out to be stored elsewhere"
+        answered = Answered(
+            end.text, end.model, request.status, request.stages, end.sources, landed=end, entry=end.entry
+        )
+        if request.status is CacheStatus.COALESCED:
+            return answered
+        if request.status is CacheStatus.MISS:
+            self._observer.missed()
+        return replace(answered, usage=end.usage, stored=end.entry is not None)
+
+
+def _status(request: _Request) -> CacheStatus:
+    """What a fresh answer says of the cache: whether it was asked in vain."""
+    asked_in_vain = request.lookup.available and request.query.cache_control.reads
+    return CacheStatus.MISS if asked_in_vain else CacheStatus.BYPASS
