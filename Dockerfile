@@ -61,8 +61,8 @@ USER 10001:10001
 EXPOSE 8001 9090
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s --retries=3 \
     CMD ["python", "-c", "import os, sys; from http.client import HTTPConnection; connection = HTTPConnection('127.0.0.1', int(os.environ.get('PORT') or 8001), timeout=2); connection.request('GET', '/health/ready'); sys.exit(connection.getresponse().status != 200)"]
-# gunicorn is process 1, without an init before it. It handles SIGTERM, which drains: give it DRAIN_DELAY +
-# GRACEFUL_TIMEOUT + 5 s (docker stop --time 45). And it reaps every child, also what a killed worker leaves behind
-# (the reader of a document), as gunicorn 27 does without taking it for a worker.
-ENTRYPOINT ["gunicorn", "-c", "python:worker_config.gunicorn_conf"]
-CMD ["api.asgi:app"]
+# `ragherd serve` becomes the gunicorn master, which is process 1. It drains on SIGTERM: allow it DRAIN_DELAY +
+# GRACEFUL_TIMEOUT + 5 s (docker stop --time 45). It reaps every child, also one that a killed worker leaves behind.
+# Other commands: docker run --rm ragherd serve --check
+ENTRYPOINT ["ragherd"]
+CMD ["serve"]

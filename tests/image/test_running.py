@@ -84,6 +84,13 @@ def test_the_health_check_is_true_of_it(image: Image, container: Container) -> N
     assert hung.returncode != 0
 
 
+def test_the_check_of_its_settings_passes(image: Image, container: Container) -> None:
+    assert (image.entrypoint, image.command) == (["ragherd"], ["serve"])
+    checked = container.inside([*image.entrypoint, *image.command, "--check"])
+    assert (checked.returncode, checked.stderr) == (0, ""), checked.stdout
+    assert "Embedder: ready" in checked.stdout
+
+
 def test_sigterm_ends_it_with_exit_code_0(own_container: Container) -> None:
     asked = httpx.post(f"{own_container.url}/query", json={"question": "What is the capital of Norway?"}, timeout=30)
     assert asked.is_success

@@ -6,12 +6,14 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from api import __version__
 from api.settings import variable_names
 
 ROOT = Path(__file__).parents[2]
@@ -91,6 +93,19 @@ def test_compose_sets_real_settings_and_keeps_the_ports_on_this_machine(services
     assert all(port.startswith("127.0.0.1:") for port in ragherd["ports"])
     assert ragherd["read_only"] is True
     assert "/tmp" in ragherd["tmpfs"]
+
+
+def test_the_version_stands_in_one_place_and_the_rest_follow_it(services: Any) -> None:
+    base = yaml.safe_load((ROOT / "k8s" / "base" / "kustomization.yaml").read_text())
+    chart = yaml.safe_load((ROOT / "k8s" / "chart" / "Chart.yaml").read_text())
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+    assert build["project"]["dynamic"] == ["version"]
+    assert build["tool"]["hatch"]["version"]["path"] == "api/__init__.py"
+    assert f"\nARG VERSION={__version__}\n" in (ROOT / "Dockerfile").read_text()
+    assert services["ragherd"]["image"] == f"ragherd:{__version__}"
+    assert chart["appVersion"] == __version__
+    assert [image["newTag"] for image in base["images"] if image["name"] == "ragherd"] == [__version__]
 
 
 def test_no_image_of_compose_is_latest(services: Any) -> None:
