@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -69,7 +70,12 @@ def load_tokenizer(path: Path, setting: str, max_tokens: int | None = None) -> T
 
 
 def load_session(path: Path, setting: str) -> InferenceSession:
-    """One thread of computation: a machine has several workers."""
+    """One thread of computation: a machine has several workers.
+
+    From 1.29 on, onnxruntime sends usage data to Microsoft and stores an identifier below HOME, unless this variable is
+    set before its import.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
     except ImportError as error:

@@ -1,7 +1,10 @@
 """The encoder itself: what its vectors are, what they depend on, and what is said when it is not there."""
 
 import importlib.util
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +13,8 @@ import pytest
 
 from api.embedders.minilm import MiniLM, ModelFiles, model_files
 from api.errors import SettingsError
+
+ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.slow
 
@@ -112,3 +117,11 @@ def test_without_the_packages_the_extra_is_named(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(importlib, "import_module", import_module)
     with pytest.raises(SettingsError, match=r"pip install 'ragherd\[onnx\]'"):
         model_files(None)
+
+
+def test_onnxruntime_neither_identifies_this_machine_nor_keeps_records_of_its_use(tmp_path: Path) -> None:
+    """Both are files below HOME, which it makes when it loads its first model."""
+    program = "from api.embedders.minilm import MiniLM, model_files; MiniLM(model_files(None)).embed(['text'])"
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True)
+    assert list(tmp_path.iterdir()) == []
