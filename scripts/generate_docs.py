@@ -1,23 +1,28 @@
-"""Writes the generated parts of the docs: tables of settings and metrics, and .env.example.
+"""Writes the generated parts of the docs: tables of settings, metrics and commands, and .env.example.
 
     .venv/bin/python -m scripts.generate_docs
 
-The texts are the docstrings in api/settings and the help texts of the metrics. A page marks each generated part by two
-comments, `<!-- generated: NAME -->` and `<!-- end of generated part -->`. A test fails when a page is out of date.
+The texts are the docstrings in api/settings and the help texts of the metrics and commands. A page marks each generated
+part by two comments, `<!-- generated: NAME -->` and `<!-- end of generated part -->`. A test fails when a page is out
+of date.
 """
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
+from inspect import Parameter, signature
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin, get_type_hints
 
 from pydantic.fields import FieldInfo
+from typer.models import ArgumentInfo, OptionInfo
 
+from api.cli.commands import find
 from api.observability.metric_names import ALL_METRICS
 from api.settings import Settings
 from api.settings.answers import Concern
@@ -59,6 +64,7 @@ def generated() -> dict[Path, str]:
     pages = {
         ROOT / "docs" / "configuration.md": lambda name: settings_table(name.removeprefix("settings ")),
         ROOT / "docs" / "metrics.md": lambda _: metric_table(),
+        ROOT / "docs" / "command-line.md": lambda name: command_table(name.removeprefix("command ")),
     }
     texts = {path: _filled(path.read_text(), part) for path, part in pages.items()}
     return {**texts, ROOT / ".env.example": env_example()}
@@ -182,6 +188,50 @@ def metric_table() -> str:
         for spec in ALL_METRICS
     ]
     return _table(("name", "type", "labels", "meaning"), rows)
+
+
+# -- Commands ----------------------------------------------------------------------------------------------------------
+
+
+def command_table(name: str) -> str:
+    """The help of a command, then its arguments and options."""
+    function = find(name)
+    hints = get_type_hints(function, include_extras=True)
+    rows = [_parameter_row(one, hints[one.name]) for one in signature(function).parameters.values()]
+    help_text = re.sub(r"(?<=\S)\n +(?=\S)", " ", inspect.getdoc(function) or "")
+    return f"{help_text}\n\n{_table(('argument or option', 'value', 'default', 'meaning'), rows)}"
+
+
+def _parameter_row(parameter: Parameter, annotation: Any) -> tuple[str, str, str, str]:
+    kind, constraints = _unpacked(annotation)
+    info = next(one for one in constraints if isinstance(one, ArgumentInfo | OptionInfo))
+    flag = kind is bool
+    option = f"--{parameter.name.replace('_', '-')}"
+    # typer takes the name given to `Option(...)` for a default, until it has seen that it is annotated.
+    given = [one for one in (info.default, *(info.param_decls or ())) if isinstance(one, str) and one.startswith("-")]
+    named = "`, `".join(given or ([option, f"--no-{option[2:]}"] if parameter.default is True else [option]))
+    if isinstance(info, ArgumentInfo):
+        named = parameter.name.upper() + (" ..." if get_origin(kind) is list else "")
+    value = "" if flag else f"`{info.metavar}`" if info.metavar else _value(kind, info)
+    return f"`{named}`", value, _command_default(parameter, info), info.help or ""
+
+
+def _value(kind: Any, info: ArgumentInfo | OptionInfo) -> str:
+    if get_origin(kind) is list:
+        return _value(_unpacked(get_args(kind)[0])[0], info)
+    name = {str: "text", Path: "path", int: "integer", float: "number"}[kind]
+    bounds = [f"{limit:g}" for limit in (info.min, info.max) if limit is not None]
+    return f"{name}, {' to '.join(bounds)}{' or more' if info.max is None else ''}" if bounds else name
+
+
+def _command_default(parameter: Parameter, info: ArgumentInfo | OptionInfo) -> str:
+    if parameter.default is Parameter.empty:
+        return "required"
+    if info.envvar:
+        return f"`{info.envvar}`"
+    if parameter.default is None or parameter.default is False:
+        return ""
+    return "on" if parameter.default is True else f"`{parameter.default}`"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -46,15 +46,17 @@ STREAM = "-"
 
 
 def backup(
-    file: Annotated[str, typer.Argument(help="Where to; - is standard output.")],
+    file: Annotated[str, typer.Argument(help="File to write. - is standard output.")],
     documents: Annotated[bool, typer.Option("--documents", help="Documents only.")] = False,
     cache: Annotated[bool, typer.Option("--cache", help="Cached answers only.")] = False,
-    tenant: Annotated[list[str] | None, typer.Option(help="Of these only; may be given several times.")] = None,
-    vectors: Annotated[bool, typer.Option(help="Chunks too, so that restoring need not embed them anew.")] = True,
-    plain: Annotated[bool, typer.Option("--plain", help="Not compressed.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count; FILE is not written.")] = False,
+    tenant: Annotated[list[str] | None, typer.Option(help="Only this tenant. Can be repeated.")] = None,
+    vectors: Annotated[
+        bool, typer.Option(help="Include chunks and vectors, so that a restore does not embed them again.")
+    ] = True,
+    plain: Annotated[bool, typer.Option("--plain", help="Do not compress.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count only. FILE is not written.")] = False,
 ) -> None:
-    """Save documents and cached answers from Redis (REDIS_URL, REDIS_PREFIX). The service may go on working."""
+    """Save documents and cached answers from Redis (REDIS_URL, REDIS_PREFIX). The service can keep running."""
     wanted = Wanted(documents or not cache, cache or not documents, tuple(tenant or ()), vectors)
     try:
         settings = load_settings()

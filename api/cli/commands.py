@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
 from typing import Annotated, Any, Final
 
@@ -25,13 +26,18 @@ COMMANDS: Final = {
 """Every command with the line that `ragherd --help` prints for it."""
 
 
-def load(name: str) -> Any:
-    """A command, from the function and the module that have its name."""
+def find(name: str) -> Callable[..., None]:
+    """A command's function. It and its module have the command's name."""
     function = name.replace("-", "_")
     with ctrl_c_exits():
-        module = import_module(f"api.cli.{function}")
+        found: Callable[..., None] = getattr(import_module(f"api.cli.{function}"), function)
+    return found
+
+
+def load(name: str) -> Any:
+    """A command, ready to be run."""
     single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    single.command(name)(getattr(module, function))
+    single.command(name)(find(name))
     return get_command(single)
 
 

@@ -65,11 +65,14 @@ DATA_DIR = Path(".data")
 
 def dev(
     check: Annotated[
-        bool, typer.Option("--check", help="Ask a question and its paraphrase, see that it is cached, and stop.")
+        bool,
+        typer.Option(
+            "--check", help="Ask a question and its paraphrase, check that the second is a cache hit, and stop."
+        ),
     ] = False,
-    docs: Annotated[bool, typer.Option(help="Put Ragherd's own pages into the knowledge base.")] = True,
+    docs: Annotated[bool, typer.Option(help="Store Ragherd's own pages as documents.")] = True,
 ) -> None:
-    """Serve on this machine; start a Redis and a small model where none is at hand. Ctrl-C stops all of it."""
+    """Run everything on this machine, with an embedded Redis and a small model if there are none. Ctrl-C stops it."""
     try:
         settings = load_settings()
     except SettingsError as error:

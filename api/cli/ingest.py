@@ -139,26 +139,28 @@ def _collection(name: str | None) -> str | None:
 
 
 def ingest(
-    paths: Annotated[list[Path], typer.Argument(exists=True, help="Files and folders; folders with all below.")],
-    url: Annotated[str, typer.Option(help="The service.")] = "http://127.0.0.1:8001",
-    key: Annotated[str | None, typer.Option(envvar="RAGHERD_KEY", help="An admin's key.")] = None,
-    tenant: Annotated[str | None, typer.Option(help="Whose documents they are.")] = None,
-    tag: Annotated[list[str] | None, typer.Option(help="May be given several times.")] = None,
-    version: Annotated[str | None, typer.Option(help="Of all of them.")] = None,
-    concurrency: Annotated[int, typer.Option(min=1, max=64, help="Files at once.")] = 4,
+    paths: Annotated[
+        list[Path], typer.Argument(exists=True, help="Files and folders. Folders include everything below them.")
+    ],
+    url: Annotated[str, typer.Option(help="URL of the service.")] = "http://127.0.0.1:8001",
+    key: Annotated[str | None, typer.Option(envvar="RAGHERD_KEY", help="Admin key.")] = None,
+    tenant: Annotated[str | None, typer.Option(help="Tenant that the documents belong to.")] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="Tag for all documents. Can be repeated.")] = None,
+    version: Annotated[str | None, typer.Option(help="Version of all documents.")] = None,
+    concurrency: Annotated[int, typer.Option(min=1, max=64, help="Files uploaded at the same time.")] = 4,
     collection: Annotated[
         str | None,
-        typer.Option(help="A name for all of them, in place of each folder's host and path.", callback=_collection),
+        typer.Option(help="Name for all sources, instead of each folder's host and path.", callback=_collection),
     ] = None,
     prune_gone: Annotated[
         bool,
-        typer.Option("--prune", help="Delete documents of these folders, or of the collection, whose file is gone."),
+        typer.Option("--prune", help="Delete documents from these folders, or this collection, whose files are gone."),
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the files.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the files, and store nothing.")] = False,
 ) -> None:
-    """Store files as documents: .txt, .md, .html, .pdf, .docx. What is stored already is left as it is.
+    """Store files as documents: .txt, .md, .html, .pdf, .docx. Files that are stored already are left alone.
 
-    It can be stopped at any time: running it again goes on where it was.
+    You can stop it at any time. The next run continues where it stopped.
     """
     try:
         found = find(paths, collection)

@@ -73,33 +73,40 @@ def _megabits(a_second: float) -> str:
     return f"{a_second * 8 / 1e6:,.1f}"
 
 
-CostsFile = Annotated[Path | None, typer.Option("--costs", help="Of scripts/measure_costs.py; else the release's.")]
+CostsFile = Annotated[
+    Path | None,
+    typer.Option("--costs", help="File written by scripts/measure_costs.py. Without it, the costs in this release."),
+]
 
 
 def plan(
-    rate: Annotated[float, typer.Option(min=0.0, help="Requests a second.")],
-    exact: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share that is an exact hit.")] = 0.3,
-    semantic: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share that is a semantic hit.")] = 0.2,
+    rate: Annotated[float, typer.Option(min=0.0, help="Requests per second.")],
+    exact: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of requests that are exact hits.")] = 0.3,
+    semantic: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of requests that are semantic hits.")] = 0.2,
     refresh: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of hits that are refreshed.")] = 0.0,
     entries: Annotated[int, typer.Option(min=0, help="Cached answers.")] = 1000,
-    chunks: Annotated[int, typer.Option(min=0, help="Chunks of documents; a document of 10 pages has about 30.")] = 0,
-    replicas: Annotated[int, typer.Option(min=1)] = 2,
-    workers: Annotated[int, typer.Option(min=1, help="Of each replica, a core each.")] = 4,
+    chunks: Annotated[int, typer.Option(min=0, help="Chunks of documents. A document of 10 pages has about 30.")] = 0,
+    replicas: Annotated[int, typer.Option(min=1, help="Replicas of the service.")] = 2,
+    workers: Annotated[int, typer.Option(min=1, help="Workers of each replica, each with one core.")] = 4,
     backends: Annotated[int, typer.Option(min=1, help="URLs in OLLAMA_BASE_URL.")] = 1,
-    embeds_on_ollama: Annotated[bool, typer.Option("--embeds-on-ollama", help="EMBEDDER=ollama.")] = False,
-    answer_tokens: Annotated[int, typer.Option(min=1)] = 250,
-    tokens_per_second: Annotated[float, typer.Option(min=0.001, help="Of one slot, all slots busy.")] = 40.0,
-    first_token: Annotated[float, typer.Option(min=0.0, help="Seconds until it.")] = 0.5,
+    embeds_on_ollama: Annotated[
+        bool, typer.Option("--embeds-on-ollama", help="Ollama computes the embeddings (EMBEDDER=ollama).")
+    ] = False,
+    answer_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 250,
+    tokens_per_second: Annotated[
+        float, typer.Option(min=0.001, help="Tokens per second of one slot when all are busy.")
+    ] = 40.0,
+    first_token: Annotated[float, typer.Option(min=0.0, help="Seconds until the first token.")] = 0.5,
     slots: Annotated[int, typer.Option(min=1, help="OLLAMA_NUM_PARALLEL of one GPU.")] = 4,
-    gpus: Annotated[int | None, typer.Option(min=1, help="GPUs there are; else as many as needed.")] = None,
-    maxclients: Annotated[int, typer.Option(min=1, help="Of redis.conf.")] = 10_000,
+    gpus: Annotated[int | None, typer.Option(min=1, help="Number of GPUs. Without it, as many as needed.")] = None,
+    maxclients: Annotated[int, typer.Option(min=1, help="maxclients of Redis.")] = 10_000,
     max_connections: Annotated[int, typer.Option(min=1, help="REDIS_MAX_CONNECTIONS.")] = 64,
-    redis_gib: Annotated[float, typer.Option(min=0.001, help="Redis's memory.")] = 8.0,
-    network_gbit: Annotated[float, typer.Option(min=0.001, help="Redis's link.")] = 10.0,
+    redis_gib: Annotated[float, typer.Option(min=0.001, help="Memory of Redis, in GiB.")] = 8.0,
+    network_gbit: Annotated[float, typer.Option(min=0.001, help="Network bandwidth of Redis, in Gbit/s.")] = 10.0,
     costs: CostsFile = None,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """How many workers, how large a Redis and how many GPUs a fleet needs, and what gives out first."""
+    """Estimate the workers, Redis memory and GPUs that a load needs, and name the first limit."""
     known = costs_or_exit(costs)
     try:
         demand = Demand(

@@ -15,16 +15,16 @@ from api.settings import PREFIX, is_cluster, load_settings
 
 
 def redis_acl(
-    user: Annotated[str, typer.Option(help="The user's name.")] = "ragherd",
-    prefix: Annotated[str | None, typer.Option(help="Of its keys. Without it: REDIS_PREFIX.")] = None,
+    user: Annotated[str, typer.Option(help="Name of the user.")] = "ragherd",
+    prefix: Annotated[str | None, typer.Option(help="Prefix of the keys. Without it, REDIS_PREFIX.")] = None,
     password_stdin: Annotated[
-        bool, typer.Option("--password-stdin", help="Read the password; its SHA-256 stands in the line.")
+        bool, typer.Option("--password-stdin", help="Read the password from standard input and print its SHA-256.")
     ] = False,
     breaker: Annotated[
-        bool, typer.Option("--breaker", help="For BREAKER_REDIS_URL: breakers and bulkheads alone.")
+        bool, typer.Option("--breaker", help="For BREAKER_REDIS_URL, which holds only breakers and bulkheads.")
     ] = False,
 ) -> None:
-    """Print a line for Redis's ACL file: a user with the commands, keys and channels that Ragherd uses."""
+    """Print a line for the ACL file of Redis: a user with the commands, keys and channels that Ragherd uses."""
     try:
         settings = load_settings()
     except SettingsError as error:

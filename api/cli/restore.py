@@ -24,14 +24,14 @@ from api.wiring.backup import opened_memory
 
 
 def restore(
-    file: Annotated[str, typer.Argument(help="What `ragherd backup` wrote; - is standard input.")],
+    file: Annotated[str, typer.Argument(help="File written by `ragherd backup`. - is standard input.")],
     documents: Annotated[bool, typer.Option("--documents", help="Documents only.")] = False,
     cache: Annotated[bool, typer.Option("--cache", help="Cached answers only.")] = False,
-    tenant: Annotated[list[str] | None, typer.Option(help="Of these only; may be given several times.")] = None,
-    replace: Annotated[bool, typer.Option("--replace", help="Also documents that are newer in Redis.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    tenant: Annotated[list[str] | None, typer.Option(help="Only this tenant. Can be repeated.")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Overwrite documents that are newer in Redis.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and change nothing.")] = False,
 ) -> None:
-    """Put a backup into Redis (REDIS_URL, REDIS_PREFIX). It can be repeated: what is there already is left as it is."""
+    """Load a backup into Redis (REDIS_URL, REDIS_PREFIX). You can repeat it: entries that exist are left alone."""
     chosen = Chosen(documents or not cache, cache or not documents, tuple(tenant or ()), replace, dry_run)
     try:
         settings = load_settings()

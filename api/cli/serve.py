@@ -36,21 +36,23 @@ def _address(value: str | None) -> str | None:
 
 def serve(
     bind: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", callback=_address, help="Overrides HOST and PORT.")
+        str | None,
+        typer.Option(metavar="HOST:PORT", callback=_address, help="Address to listen on. Overrides HOST and PORT."),
     ] = None,
-    workers: Annotated[int | None, typer.Option(min=1, max=1000, help="Overrides WORKERS.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, max=1000, help="Worker processes. Overrides WORKERS.")] = None,
     check: Annotated[
         bool,
         typer.Option(
-            "--check", help="Check the settings, Redis, Ollama and the embedder, print what was found, and exit."
+            "--check", help="Check the settings, Redis, Ollama and the embedder, print the findings, and exit."
         ),
     ] = False,
 ) -> None:
     """Run the service. Its settings come from the environment and from .env.
 
-    SIGTERM stops it after the requests in flight; SIGHUP reads .env again and replaces the workers one by one.
-    With --check the exit status is 0 if everything is ready, 1 if something cannot be reached or is not ready, and 2 if
-    a setting is invalid.
+    SIGTERM stops it after the requests in flight. SIGHUP reads .env again and replaces the workers one by one.
+
+    With --check the exit status is 0 if everything is ready, 1 if something cannot be used, and 2 if a setting is
+    invalid.
     """
     os.environ.update(_overrides(bind, workers))
     if check:

@@ -22,21 +22,21 @@ BUSY = 0.7
 
 
 def simulate(
-    replicas: Annotated[list[int] | None, typer.Option(min=1, help="May be given several times.")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Of each replica.")] = 4,
-    rate: Annotated[float, typer.Option(min=0.0, help="Requests a second of each replica.")] = 0.0,
-    exact: Annotated[float, typer.Option(min=0.0, max=1.0)] = 0.3,
-    semantic: Annotated[float, typer.Option(min=0.0, max=1.0)] = 0.2,
-    entries: Annotated[int, typer.Option(min=0)] = 1000,
-    chunks: Annotated[int, typer.Option(min=0)] = 0,
+    replicas: Annotated[list[int] | None, typer.Option(min=1, help="Number of replicas. Can be repeated.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Workers of each replica.")] = 4,
+    rate: Annotated[float, typer.Option(min=0.0, help="Requests per second to each replica.")] = 0.0,
+    exact: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of requests that are exact hits.")] = 0.3,
+    semantic: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share that are semantic hits.")] = 0.2,
+    entries: Annotated[int, typer.Option(min=0, help="Cached answers.")] = 1000,
+    chunks: Annotated[int, typer.Option(min=0, help="Chunks of documents.")] = 0,
     backends: Annotated[int, typer.Option(min=1, help="URLs in OLLAMA_BASE_URL.")] = 1,
-    seed: Annotated[int, typer.Option(help="Of the first run.")] = 1,
-    seeds: Annotated[int, typer.Option(min=1, help="Runs, a seed each.")] = 3,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Simulated, beside the warm-up.")] = 5.0,
+    seed: Annotated[int, typer.Option(help="Seed of the first run.")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of runs, each with its own seed.")] = 3,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Simulated seconds, without the warm-up.")] = 5.0,
     costs: CostsFile = None,
-    as_json: Annotated[bool, typer.Option("--json", help="A line for each run.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a line of JSON for each run.")] = False,
 ) -> None:
-    """What one Redis does under 10 to 1,000 replicas, and how long a breaker's transition takes to reach them all."""
+    """Simulate one Redis under 10 to 1,000 replicas: its load, and how fast all replicas see a breaker change state."""
     try:
         from api.scaling.simulation import simulate as run
     except ModuleNotFoundError:
