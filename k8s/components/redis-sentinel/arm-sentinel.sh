@@ -1,7 +1,7 @@
 #!/bin/sh
-# Beside a Sentinel that starts. When everything starts at once, as after a power cut, the last primary gets a minute to come
-# back before another takes its place, which may lack its last writes. From then on seconds count.
-# It is no postStart hook: until one ends nobody learns the pod's address, and the Redis pods ask the Sentinels by name.
+# Runs beside a starting Sentinel. After a power cut, the last primary gets a minute to come back before another, which
+# may lack its last writes, takes over. From then on a failover takes seconds.
+# A postStart hook will not do: DNS has no address of the pod until it ends, and the Redis pods ask Sentinels by name.
 set -eu
 minute=$(($(date +%s) + 60))
 
@@ -13,9 +13,9 @@ field() {
   printf '%s\n' "$facts" | sed -n "/^$1\$/{n;p;}"
 }
 
-# By the Sentinel's own word: if only this script reached the primary, seconds would find it down at once, for how long the
-# Sentinel has asked at the address of before. The runid is there when it was answered, also while the primary reads its file
-# (LOADING); and no PING waits for an answer.
+# Asks the Sentinel rather than the primary: a Sentinel that still pings an old address would declare the primary down
+# at once. It has a runid once the primary has answered, even with LOADING; last-ping-sent is 0 if every PING was
+# answered.
 hears_the_primary() {
   facts=$(sentinel MASTER ragherd) && [ -n "$(field runid)" ] && [ "$(field last-ping-sent)" -lt 1000 ]
 }

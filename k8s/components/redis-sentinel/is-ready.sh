@@ -1,7 +1,7 @@
 #!/bin/sh
-# A rollout, and a drain of nodes, take the next pod away once this one is ready. So a replica is ready once it has what its
-# primary has: else the primary could go while no other has its last writes.
-# The password is the one that this server was started with: the secret may have been changed since.
+# A rollout or a node drain removes the next pod once this one is ready. So a replica is ready when it has caught up
+# with its primary; otherwise the primary could go while no replica has its last writes.
+# Uses the password that this server started with; the Secret may have changed since.
 set -eu
 REDISCLI_AUTH=$(cat /run/redis/password)
 export REDISCLI_AUTH

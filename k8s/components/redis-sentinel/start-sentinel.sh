@@ -1,6 +1,6 @@
 #!/bin/sh
-# What a Sentinel learns it writes into its own file, which outlives the pod: which one is the primary, who the others are.
-# The first time redis-0 is the primary. The password is put in anew each time: it may have been changed.
+# A Sentinel keeps what it learns, such as the current primary, in a file on its volume. The first primary is redis-0.
+# The password is written at each start, because it may have changed.
 set -eu
 umask 077
 password=$(cat /etc/redis-secret/password)
@@ -16,10 +16,10 @@ sentinel failover-timeout ragherd 15000
 sentinel parallel-syncs ragherd 1
 CONFIGURATION
 fi
-# A minute, which arm-sentinel.sh makes seconds when the primary is there.
+# A minute; arm-sentinel.sh reduces it to seconds when the primary is there.
 sed -i '/^sentinel auth-pass /d; /^sentinel down-after-milliseconds /d' "$file"
 printf 'sentinel auth-pass ragherd %s\nsentinel down-after-milliseconds ragherd 60000\n' "$password" >>"$file"
-# Sentinels reap it when it ends, and say in the log that they do not know it.
+# When it exits, the Sentinel reaps it and logs that it does not know it.
 /bin/sh /etc/redis/arm-sentinel.sh &
-# Sentinels take no password: the network policy says who reaches them.
+# Sentinels have no password: the network policy limits who reaches them.
 exec docker-entrypoint.sh redis-server "$file" --sentinel --port 26379 --dir /data --protected-mode no

@@ -1,10 +1,10 @@
 #!/bin/sh
-# The configuration with the password in it is in memory only. The image's own entrypoint loads the search module; a
-# redis-server started past it has none.
+# Keeps the configuration with the password in memory only. The image's entrypoint loads the search module; without it
+# Redis has none.
 set -eu
 umask 077
 password=$(cat /etc/redis-secret/password)
-# For the probes. Not out of redis.conf: a failover has it written anew, with quotes.
+# For the probes. They cannot read redis.conf, which a failover rewrites with quotes.
 printf '%s' "$password" >/run/redis/password
 {
   cat /etc/redis/redis.conf
