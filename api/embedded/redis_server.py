@@ -52,8 +52,8 @@ def _packaged(package: str, inside: str) -> Path:
     path = Path(spec.origin).parent / inside if spec is not None and spec.origin is not None else None
     if path is None or not path.is_file():
         raise LaunchError(
-            "the embedded Redis is not installed (pip install 'ragherd[embedded]'); "
-            "or set REDIS_URL to a Redis of your own"
+            "the embedded Redis is not installed: pip install 'ragherd[embedded]' (Linux on x86-64), "
+            "or set REDIS_URL to your own Redis"
         )
     return path
 

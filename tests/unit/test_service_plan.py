@@ -124,5 +124,9 @@ def test_the_reason_of_the_services_end_is_its_first_error() -> None:
     assert first_error(log + '{"event": "Worker failed to boot.", "level": "error"}\n') == "KeyError: 3"
 
 
+def test_the_message_of_an_error_says_more_than_its_event() -> None:
+    assert first_error('{"event": "settings_wrong", "message": "EMBEDDER: no", "level": "error"}\n') == "EMBEDDER: no"
+
+
 def test_a_reason_that_is_no_json_is_shown_as_it_is() -> None:
     assert first_error("REDIS_URL: wrong\n\n") == "REDIS_URL: wrong"
