@@ -22,8 +22,8 @@ TICK_SECONDS: Final = 0.05
 FEWEST: Final = 8
 MANY: Final = 40
 MOST: Final = 4.0
-"""A timeout takes at most so many times its length, however much the loop lags; a short one, `MOST_LAG` more."""
-MOST_LAG: Final = 5.0
+"""A timeout takes at most so many times its length, however much the loop lags; a short one, `MAX_LAG` more."""
+MAX_LAG: Final = 5.0
 """Opening a connection takes several rounds of the loop: of one that lags, more than a few times a short timeout."""
 
 
@@ -41,7 +41,7 @@ class Countdown:
         self._extended = False
         self._loop = asyncio.get_running_loop()
         now = time.monotonic()
-        self._last = now + max(MOST * seconds, seconds + MOST_LAG)
+        self._last = now + max(MOST * seconds, seconds + MAX_LAG)
         self._due = now + self._tick
         self._handle: asyncio.Handle = self._loop.call_later(self._tick, self._ticked)
 

@@ -12,12 +12,12 @@ import unicodedata
 from functools import lru_cache
 from typing import Final
 
-MOST_MARKS: Final = 30
+MAX_MARKS: Final = 30
 """Combining marks in a run. No language writes more than a handful."""
 JOINER: Final = "\u034f"
 """Combining grapheme joiner: it ends a run, and is invisible."""
 
-_RUN: Final = re.compile(rf"[^\w\x00-\x7f]{{{MOST_MARKS // 2 + 1},}}")
+_RUN: Final = re.compile(rf"[^\w\x00-\x7f]{{{MAX_MARKS // 2 + 1},}}")
 """May hold too many marks: some characters are two of them. No mark is a word character."""
 
 INVISIBLE: Final = (
@@ -51,7 +51,7 @@ def _limited(run: re.Match[str]) -> str:
     begin = marks = 0
     for at, character in enumerate(text):
         more = _marks(character)
-        if marks + more > MOST_MARKS:
+        if marks + more > MAX_MARKS:
             parts += (text[begin:at], JOINER)
             begin, marks = at, 0
         marks = marks + more if more else 0

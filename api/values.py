@@ -205,7 +205,7 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class Grounded:
+class GroundedSources:
     """The passages that the answer which follows is grounded in, in the order in which it cites them: `[1]` the first.
 
     Comes once before the first word of each attempt at an answer.
@@ -215,7 +215,7 @@ class Grounded:
 
 
 @dataclass(frozen=True, slots=True)
-class Landed:
+class CompletedAnswer:
     """A complete answer, of this worker's own making or of another's. `entry`: where it is stored, None if it is not.
 
     `generation` is set in the process that generated it.

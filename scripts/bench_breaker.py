@@ -17,11 +17,11 @@ from typing import Any
 from redis.asyncio import Redis
 
 from api.breaker.fleet_breaker import FleetBreaker, kept_current
-from api.breaker.state import Policy
+from api.breaker.state import BreakerPolicy
 from api.embedded.redis_server import EmbeddedRedis, embedded_redis
 from api.errors import BreakerOpen
 from api.redis_store.client import RedisAddress, blocking_reader, short_commands
-from api.redis_store.health_gated import RedisGate
+from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.breaker import RedisBreakerStore
 from tests.breaker_process import BreakerProcess
@@ -44,7 +44,7 @@ async def cost_of_a_call(url: str, redis: Redis) -> None:
     print(f"{'':28}{'CPU us/call':>12}{'commands/call':>15}")
     address = RedisAddress(url, timeout=0.5, connect_timeout=0.5, max_connections=16)
     async with short_commands(address) as client:
-        gate = RedisGate(client, 16)
+        gate = HealthGatedRedis(client, 16)
         await gate.check()
         for label, enabled, action in (
             ("no breaker", None, None),
@@ -55,7 +55,7 @@ async def cost_of_a_call(url: str, redis: Redis) -> None:
             if enabled is None:
                 cpu, commands = await measured(redis, _without)
             else:
-                policy = Policy(enabled=enabled)
+                policy = BreakerPolicy(enabled=enabled)
                 store = RedisBreakerStore(gate, partial(blocking_reader, address), Keys(), "bench", policy, "bench")
                 async with kept_current(FleetBreaker("bench", policy, store, "bench")) as breaker:
                     await breaker.override(action, "bench")  # type: ignore[arg-type]

@@ -21,7 +21,7 @@ from redis.asyncio import Redis
 
 from api.embedded.redis_server import embedded_redis
 from api.ports.cache import NewAnswer
-from api.redis_store.health_gated import RedisGate
+from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.search_index import Algorithm, algorithm_for
 from api.redis_store.stores.cache.answers import RedisAnswerCache
@@ -34,7 +34,7 @@ DIMENSION: Final = 384
 CLUSTERS: Final = 2_000
 ANSWER: Final = "A" * 500
 CALLS: Final = 1_500
-AT_ONCE: Final = 32
+CONCURRENCY: Final = 32
 EXACT_NEIGHBOURS: Final = 100
 SCOPE: Final = "benchbench-0123456789abcdef01234567"
 EMBEDDER: Final = EmbedderIdentity("bench", DIMENSION, "benchbench")
@@ -44,7 +44,7 @@ Work = Callable[[int], Awaitable[object]]
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Milliseconds one after the other, and calls a second with `AT_ONCE` at once."""
+    """Milliseconds one after the other, and calls a second with `CONCURRENCY` at once."""
 
     p50: float
     p99: float
@@ -62,7 +62,7 @@ class Bench:
     """One size with one kind of index, on an empty Redis."""
 
     def __init__(self, redis: Redis, size: int, algorithm: Algorithm) -> None:
-        keys, self.gate = Keys(), RedisGate(redis, AT_ONCE)
+        keys, self.gate = Keys(), HealthGatedRedis(redis, CONCURRENCY)
         self.redis = redis
         self.size = size
         self.index = SemanticIndexes(self.gate, keys, algorithm)
@@ -140,14 +140,14 @@ async def measured(work: Work, calls: int) -> Figures:
         for number in numbers:
             await work(number)
 
-    await asyncio.gather(*(some() for _ in range(AT_ONCE)))
+    await asyncio.gather(*(some() for _ in range(CONCURRENCY)))
     rate = calls / (time.perf_counter() - began)
     cuts = statistics.quantiles(seconds, n=100)
     return Figures(cuts[49] * 1000, cuts[98] * 1000, rate)
 
 
 async def run(url: str, size: int, algorithm: Algorithm) -> None:
-    async with Redis.from_url(url, max_connections=2 * AT_ONCE) as redis:
+    async with Redis.from_url(url, max_connections=2 * CONCURRENCY) as redis:
         await redis.flushall()
         bench = Bench(redis, size, algorithm)
         used, index = await bench.fill()

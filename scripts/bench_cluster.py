@@ -25,7 +25,7 @@ import redis
 from api.embedded.redis_server import EmbeddedRedis, embedded_redis
 from api.ports.cache import NewAnswer
 from api.redis_store.client import RedisAddress, opened_gate
-from api.redis_store.health_gated import GateEvents
+from api.redis_store.health_gated import RedisHealthEvents
 from api.redis_store.keys import Keys
 from api.redis_store.search_index import algorithm_for
 from api.redis_store.stores.cache.answers import RedisAnswerCache
@@ -39,7 +39,7 @@ TENANTS: Final = 48
 PARTITIONS: Final = 16
 DIMENSION: Final = 384
 CLIENTS: Final = 2
-AT_ONCE: Final = 16
+CONCURRENCY: Final = 16
 CALLS: Final = 4_000
 ROUNDS: Final = 3
 EMBEDDER: Final = EmbedderIdentity("bench", DIMENSION, "benchbench")
@@ -105,7 +105,7 @@ def digest(number: int) -> str:
 
 
 async def all_of(calls: int, begin: int, work: Callable[[int], Awaitable[None]]) -> float:
-    """Seconds that `calls` take, `AT_ONCE` at once."""
+    """Seconds that `calls` take, `CONCURRENCY` at once."""
     numbers = iter(range(begin, begin + calls))
 
     async def some() -> None:
@@ -113,13 +113,13 @@ async def all_of(calls: int, begin: int, work: Callable[[int], Awaitable[None]])
             await work(number)
 
     began = time.perf_counter()
-    await asyncio.gather(*(some() for _ in range(AT_ONCE)))
+    await asyncio.gather(*(some() for _ in range(CONCURRENCY)))
     return time.perf_counter() - began
 
 
 async def run_client(target: Target, seed: int, what: str, calls: int) -> float:
-    address = RedisAddress(target.url, timeout=30.0, connect_timeout=5.0, max_connections=2 * AT_ONCE)
-    async with opened_gate(address, lambda shard: GateEvents(), print, target.keys.probe) as gate:
+    address = RedisAddress(target.url, timeout=30.0, connect_timeout=5.0, max_connections=2 * CONCURRENCY)
+    async with opened_gate(address, lambda shard: RedisHealthEvents(), print, target.keys.probe) as gate:
         client = Client(target, gate, seed)
         assert await gate.check()
         for index in client.indexes:
@@ -175,7 +175,9 @@ def main() -> None:
         sides = [(Target(alone.url, False, entries), [alone]), (Target(cluster.url, True, entries), cluster.servers)]
         for target, _ in sides:
             pool.apply(in_process, (target, 99, "fill", 0))
-        print(f"{entries:,} entries of {TENANTS} tenants, {CLIENTS} client processes, {AT_ONCE} calls at once in each")
+        print(
+            f"{entries:,} entries of {TENANTS} tenants, {CLIENTS} client processes, {CONCURRENCY} calls at once in each"
+        )
         print(f"{'':18} {'one Redis':>22}   {'three, 16 partitions':>22}   ratio   shares of server CPU")
         for what in WORKS:
             rounds: tuple[list[Figures], list[Figures]] = ([], [])

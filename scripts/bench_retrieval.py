@@ -31,7 +31,7 @@ from api.knowledge.chunking import in_context
 from api.knowledge.ranking import MEANING, WORDS, fused, leading
 from api.ports.documents import DocumentFilter, Hit
 from api.ports.models import Embedder
-from api.redis_store.health_gated import RedisGate
+from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.documents.documents import owner_of
 from api.redis_store.stores.documents.passages import RedisPassageIndex
@@ -121,7 +121,7 @@ async def run(rounds: int, seed: int, rerank: str | None) -> None:
         client = await stack.enter_async_context(Redis.from_url(server.url))
         onnx = await stack.enter_async_context(OnnxEmbedder.open(None, 600.0))
         reranker = await stack.enter_async_context(OnnxReranker.open(rerank, 600.0)) if rerank else None
-        gate = RedisGate(client, 8)
+        gate = HealthGatedRedis(client, 8)
         await gate.check()
         index = RedisPassageIndex(gate, Keys())
         await index.ensure(await onnx.identity())

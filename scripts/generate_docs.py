@@ -25,7 +25,7 @@ from typer.models import ArgumentInfo, OptionInfo
 from api.cli.commands import find
 from api.observability.metric_names import ALL_METRICS
 from api.settings import Settings
-from api.settings.answers import Concern
+from api.settings.answers import SettingsGroup
 
 ROOT: Final = Path(__file__).parents[1]
 WIDTH: Final = 120
@@ -100,7 +100,7 @@ def _settings_of(section: str) -> Iterable[tuple[str, FieldInfo]]:
     for name in SECTIONS[section][1]:
         concern = Settings.model_fields[name].annotation
         assert isinstance(concern, type)
-        assert issubclass(concern, Concern)
+        assert issubclass(concern, SettingsGroup)
         prefix = concern.model_config.get("env_prefix", "")
         for field, info in concern.model_fields.items():
             yield f"{prefix}{field}".upper(), info

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from api.embedded.redis_server import embedded_redis
-from api.redis_store.stores.fleet import LOOKS, SLOWEST
+from api.redis_store.stores.fleet import FULL_PACE_WORKERS, SLOWEST
 from scripts.costs import fleets, operations, requests, sizes
 from scripts.costs.machine import machine
 from scripts.costs.server import Server
@@ -38,7 +38,7 @@ def main() -> None:
     for part in wanted:
         with embedded_redis(persistent=False) as redis:
             server = Server(redis.url)
-            costs |= {"machine": machine(server), "pace": {"looks": LOOKS, "slowest": SLOWEST}}
+            costs |= {"machine": machine(server), "pace": {"looks": FULL_PACE_WORKERS, "slowest": SLOWEST}}
             PARTS[part](redis.url, server, costs)
         path.write_text(json.dumps(costs, indent=1) + "\n")
 

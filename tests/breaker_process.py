@@ -17,10 +17,10 @@ from typing import Any
 import pybreaker
 
 from api.breaker.fleet_breaker import FleetBreaker, kept_current
-from api.breaker.state import BreakerListener, Override, Policy, Transition
+from api.breaker.state import BreakerListener, BreakerPolicy, Override, Transition
 from api.errors import BreakerOpen
 from api.redis_store.client import RedisAddress, blocking_reader, short_commands
-from api.redis_store.health_gated import RedisGate
+from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.breaker import RedisBreakerStore
 
@@ -144,11 +144,11 @@ class Worker:
 async def main(url: str, policy: dict[str, Any], backend: tuple[str, int]) -> None:
     worker_id = f"w{os.getpid()}"
     address = RedisAddress(url, timeout=0.2, connect_timeout=0.2, max_connections=16)
-    chosen = Policy(**policy)
+    chosen = BreakerPolicy(**policy)
     heard = Heard()
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(short_commands(address))
-        gate = RedisGate(client, 16)
+        gate = HealthGatedRedis(client, 16)
         await gate.check()
         watching = asyncio.create_task(gate.watch())
         stack.callback(watching.cancel)

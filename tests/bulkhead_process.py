@@ -15,10 +15,10 @@ from functools import partial
 from typing import Any
 
 from api.bulkhead.fleet_bulkhead import FleetBulkhead, kept_alive
-from api.bulkhead.rules import Policy
+from api.bulkhead.rules import BulkheadPolicy
 from api.errors import BulkheadFull
 from api.redis_store.client import RedisAddress, blocking_reader, short_commands
-from api.redis_store.health_gated import RedisGate
+from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.bulkhead import RedisBulkheadStore
 from tests.breaker_process import BreakerProcess, Reply, obey
@@ -100,10 +100,10 @@ async def main(url: str, policy: dict[str, Any], backend: tuple[str, int]) -> No
     worker_id = f"w{os.getpid()}"
     address = RedisAddress(url, timeout=1.0, connect_timeout=0.5, max_connections=64)
     workers = policy.pop("workers")
-    chosen = Policy(**policy)
+    chosen = BulkheadPolicy(**policy)
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(short_commands(address))
-        gate = RedisGate(client, 64)
+        gate = HealthGatedRedis(client, 64)
         await gate.check()
         watching = asyncio.create_task(gate.watch())
         stack.callback(watching.cancel)
@@ -114,7 +114,7 @@ async def main(url: str, policy: dict[str, Any], backend: tuple[str, int]) -> No
 
 
 async def start_worker(url: str, policy: dict[str, Any], backend: tuple[str, int]) -> BreakerProcess:
-    """Starts such a process. `policy` has the number of live `workers` beside the fields of `Policy`."""
+    """Starts such a process. `policy` has the number of live `workers` beside the fields of `BulkheadPolicy`."""
     return await BreakerProcess.start(url, policy, backend, module="tests.bulkhead_process")
 
 

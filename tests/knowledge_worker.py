@@ -12,11 +12,11 @@ import numpy as np
 from redis.asyncio import Redis
 
 from api.knowledge.chunking import estimated_tokens
-from api.knowledge.document_service import Given
+from api.knowledge.document_service import Upload
 from api.observability.metrics import Metrics
 from api.ports.documents import DocumentFacts
 from api.ports.models import CurrentIdentity
-from api.redis_store.health_gated import RedisGate
+from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.cache.semantic_index import SemanticIndexes
 from api.values import EmbedderIdentity, Embedding, Vector
@@ -72,7 +72,9 @@ class GatedEmbedder:
 class Worker:
     """What one worker of the fleet does with documents. Nothing goes on in it by itself."""
 
-    def __init__(self, redis: Redis, gate: RedisGate, name: str, embedder: GatedEmbedder, sizes: Mapping[str, Any]):
+    def __init__(
+        self, redis: Redis, gate: HealthGatedRedis, name: str, embedder: GatedEmbedder, sizes: Mapping[str, Any]
+    ):
         documents = {"chunk_tokens": 16, "chunk_overlap": 0, "ingest_wait": 0.0, **sizes}
         settings = make_settings("redis://unused", "http://unused", documents=documents, embedder={"embedder": "onnx"})
         indexes = SemanticIndexes(gate, Keys())
@@ -85,7 +87,7 @@ class Worker:
     def give(self, source: str, text: str) -> asyncio.Task[Any]:
         """Uploads it, and begins with it in the background."""
         facts = DocumentFacts("default", source, source=source)
-        return asyncio.create_task(self.knowledge.library.add(Given(facts, text.encode(), "text/plain")))
+        return asyncio.create_task(self.knowledge.library.add(Upload(facts, text.encode(), "text/plain")))
 
     async def store(self, source: str, text: str) -> str:
         """Until it serves: the document's id."""
@@ -112,7 +114,7 @@ class Worker:
 async def worker(redis_url: str, name: str, embedder: GatedEmbedder, **sizes: Any) -> AsyncIterator[Worker]:
     """A worker with connections of its own. `sizes` are settings of documents."""
     async with Redis.from_url(redis_url, protocol=3) as redis:
-        gate = RedisGate(redis, 8)
+        gate = HealthGatedRedis(redis, 8)
         await gate.check()
         made = Worker(redis, gate, name, embedder, sizes)
         try:

@@ -36,7 +36,7 @@ from uvicorn_worker import UvicornWorker
 
 from worker_config.connection_guard import ConnectionGuard, ConnectionLimits
 from worker_config.connections import TimedProtocol
-from worker_config.rolling_arbiter import WorkerBoard
+from worker_config.rolling_arbiter import WorkerFlags
 
 CLOSE = (b"connection", b"close")
 
@@ -75,7 +75,7 @@ LOOK = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Leave:
+class DrainTimes:
     """Seconds: accepting after SIGTERM, and for what is in flight then; the same where a successor serves."""
 
     drain_delay: float = 0.0
@@ -101,8 +101,8 @@ class DrainingServer(Server):
         config: Config,
         app: ClosingApp,
         state: Any,
-        board: WorkerBoard,
-        leave: Leave,
+        board: WorkerFlags,
+        leave: DrainTimes,
         max_requests: int,
         guard: ConnectionGuard,
         heartbeat: Callable[[], Awaitable[None]],
@@ -137,13 +137,13 @@ class DrainingServer(Server):
         finally:
             living.cancel()
         if self.started:
-            self._board.say_ready()
+            self._board.mark_ready()
 
     async def on_tick(self, counter: int) -> bool:
         """As uvicorn does; it alone would stop at `max_requests`. Ten times a second."""
         self._guard.sweep(asyncio.get_running_loop().time())
         if self.server_state.total_requests >= self._max_requests:
-            self._board.say_worn()
+            self._board.mark_recycle()
         return await super().on_tick(counter)
 
     def drain(self) -> None:
@@ -232,13 +232,13 @@ class DrainingWorker(UvicornWorker):  # type: ignore[misc]  # untyped library
         "access_log": False,
         "server_header": False,
     }
-    leave = Leave()
+    leave = DrainTimes()
     limits = ConnectionLimits()
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         """In the master, before the fork: the board is then both's."""
         super().__init__(*arguments, **named)
-        self.board = WorkerBoard()
+        self.board = WorkerFlags()
         self.config.limit_max_requests = None  # at which uvicorn would leave by itself, without a successor
 
     def run(self) -> None:

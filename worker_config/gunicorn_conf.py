@@ -17,7 +17,7 @@ from api.observability.logs import configure_logging, stdlib_logging
 from api.settings import Settings, access_warnings, anonymous_refusal, load_settings
 from worker_config.connection_guard import ConnectionLimits
 from worker_config.connections import PortTaken, bind_address, listen, listening_host, require_free_port
-from worker_config.draining_server import Leave
+from worker_config.draining_server import DrainTimes
 from worker_config.limits import (
     cpus_given,
     descriptors,
@@ -117,7 +117,7 @@ def post_fork(server: Any, worker: Any) -> None:
         keepalive_timeout=_server.keepalive_timeout,
         most=most_connections(descriptors(), _all),
     )
-    worker.leave = Leave(
+    worker.leave = DrainTimes(
         drain_delay=_server.drain_delay,
         graceful_timeout=_server.graceful_timeout,
         # Nobody waits for the end of a worker that was replaced: its last answer may take what any answer may.

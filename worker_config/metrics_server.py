@@ -28,7 +28,7 @@ from api.observability.worker_files import WorkerFilesCollector
 from worker_config.rolling_arbiter import die_with_parent
 
 PLAIN = [("Content-Type", "text/plain; charset=utf-8")]
-MOST_CONNECTIONS = 64
+MAX_CONNECTIONS = 64
 """Held at once: each has a thread. For a further one the oldest is closed."""
 WHOLE_TIMEOUT = 30.0
 """Seconds for a request and its response."""
@@ -52,7 +52,7 @@ class InheritedSocketServer(ThreadingWSGIServer):  # type: ignore[misc]  # untyp
         self,
         listener: socket.socket,
         application: WSGIApplication,
-        most: int = MOST_CONNECTIONS,
+        most: int = MAX_CONNECTIONS,
         timeout: float = WHOLE_TIMEOUT,
     ) -> None:
         self._most = most

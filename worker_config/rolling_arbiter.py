@@ -57,7 +57,7 @@ class Reason(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class WorkerState:
     """One living worker. `age`: the higher, the younger. `replaced`: it has been told to leave."""
 
     pid: int
@@ -72,10 +72,10 @@ class Step:
     """Start so many workers; tell this one to leave."""
 
     start: int = 0
-    replace: Standing | None = None
+    replace: WorkerState | None = None
 
 
-def next_step(workers: Sequence[Standing], wanted: int) -> Step:
+def next_step(workers: Sequence[WorkerState], wanted: int) -> Step:
     """What the master does now; called again at every turn of its loop."""
     staying = [worker for worker in workers if not worker.replaced]
     if len(staying) < wanted:
@@ -89,7 +89,7 @@ def next_step(workers: Sequence[Standing], wanted: int) -> Step:
     return Step(start=1) if due else Step()
 
 
-def _first(due: Sequence[Standing]) -> Standing:
+def _first(due: Sequence[WorkerState]) -> WorkerState:
     """The most urgent, of these the oldest."""
     urgency = list(Reason)
     return min(due, key=lambda worker: (urgency.index(worker.due or Reason.REQUESTS), worker.age))
@@ -179,9 +179,9 @@ class RollingArbiter(Arbiter):  # type: ignore[misc]  # untyped library
         self.app.cfg.set("bind", before.bind)
         self.setup(self.app)
 
-    def _standing(self, worker: Any) -> Standing:
+    def _standing(self, worker: Any) -> WorkerState:
         board = worker.board
-        return Standing(worker.pid, worker.age, board.ready, board.replaced, self._due(worker))
+        return WorkerState(worker.pid, worker.age, board.ready, board.replaced, self._due(worker))
 
     def _due(self, worker: Any) -> Reason | None:
         if worker.board.ready and self.memory.is_over(worker.pid):
@@ -190,16 +190,16 @@ class RollingArbiter(Arbiter):  # type: ignore[misc]  # untyped library
             return Reason.RELOAD
         return Reason.REQUESTS if worker.board.worn else None
 
-    def _replace(self, worker: Standing) -> None:
+    def _replace(self, worker: WorkerState) -> None:
         """Another serves in its place: it may go."""
         self.log.info("Replacing worker (pid:%s): %s", worker.pid, self._why(worker))
         self._pause = PAUSE_FIRST
-        self.WORKERS[worker.pid].board.say_replaced()
+        self.WORKERS[worker.pid].board.mark_replaced()
         self.kill_worker(worker.pid, signal.SIGTERM)
         if worker.due:
             self.replacements.add(worker.due)
 
-    def _why(self, worker: Standing) -> str:
+    def _why(self, worker: WorkerState) -> str:
         match worker.due:
             case Reason.MEMORY:
                 return self.memory.describe(worker.pid)
@@ -228,7 +228,7 @@ def take_over(server: Any) -> None:
 _READY, _WORN, _REPLACED = range(3)
 
 
-class WorkerBoard:
+class WorkerFlags:
     """The worker writes `ready` and `worn`, the master `replaced`. Each is said once and stays."""
 
     def __init__(self) -> None:
@@ -249,15 +249,15 @@ class WorkerBoard:
         """A successor serves: SIGTERM means to leave quietly, the replica stays."""
         return self._shared[_REPLACED] == 1
 
-    def say_ready(self) -> None:
+    def mark_ready(self) -> None:
         """The worker's."""
         self._shared[_READY] = 1
 
-    def say_worn(self) -> None:
+    def mark_recycle(self) -> None:
         """The worker's."""
         self._shared[_WORN] = 1
 
-    def say_replaced(self) -> None:
+    def mark_replaced(self) -> None:
         """The master's, before it sends SIGTERM."""
         self._shared[_REPLACED] = 1
 

@@ -17,7 +17,7 @@ from api.values import BackendHealth
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class BackendState:
     """One backend as it stands. None: not known (not probed yet), which is no reason against it.
 
     `rejects`: its breaker admits no call. `outstanding`: this worker's calls to it that have not ended.
@@ -31,7 +31,7 @@ class Candidate:
     outstanding: int = 0
 
 
-def in_order(candidates: Sequence[Candidate], turn: int) -> list[str]:
+def in_order(candidates: Sequence[BackendState], turn: int) -> list[str]:
     """The names, best first.
 
     One whose breaker rejects comes after all others, then one that did not answer, then one without the model in
@@ -43,7 +43,7 @@ def in_order(candidates: Sequence[Candidate], turn: int) -> list[str]:
     return [candidate.name for candidate in sorted(taking_turns, key=_reasons_against)]
 
 
-def _reasons_against(candidate: Candidate) -> tuple[bool, bool, bool, int]:
+def _reasons_against(candidate: BackendState) -> tuple[bool, bool, bool, int]:
     return (
         candidate.rejects,
         candidate.reachable is False,
@@ -94,10 +94,10 @@ class Backends(Generic[T]):
         candidates = [self._candidate(member, model) for member in self._members.values()]
         return [self._members[name] for name in in_order(candidates, next(self._turns))]
 
-    def _candidate(self, member: Backend[T], model: str) -> Candidate:
+    def _candidate(self, member: Backend[T], model: str) -> BackendState:
         health = self._health(member.name)
         answers = health is not None and health.reachable
-        return Candidate(
+        return BackendState(
             member.name,
             rejects=member.breaker.rejects,
             reachable=None if health is None else health.reachable,

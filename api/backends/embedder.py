@@ -22,7 +22,7 @@ from functools import partial
 from typing import Final, Protocol, TypeVar
 
 from api.backends.choice import Backend, BackendEvents, Backends
-from api.backends.failover import EMBEDDING_CHARGED, Failover, Policy, Terms
+from api.backends.failover import EMBEDDING_CHARGED, Failover, FailoverPolicy, Terms
 from api.backends.generations import admitted
 from api.batch_size import BatchSize
 from api.cancellation import CancelScope
@@ -126,7 +126,7 @@ class FailoverEmbedder:
     def __init__(
         self,
         agreed: AgreedIdentity,
-        policy: Policy,
+        policy: FailoverPolicy,
         retries: Retries,
         events: BackendEvents,
         *,
@@ -206,7 +206,7 @@ class EmbeddingCalls:
         *,
         background: bool,
     ) -> None:
-        self._failover = Failover(backends, Policy(total, charged=EMBEDDING_CHARGED), retries, events)
+        self._failover = Failover(backends, FailoverPolicy(total, charged=EMBEDDING_CHARGED), retries, events)
         self._events = events
         self._background = background
 

@@ -49,7 +49,7 @@ EMBEDDING_CHARGED: Final = CHARGED | {
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
+class FailoverPolicy:
     """What a caller allows. `total`: seconds for the whole call: the waits in line and all attempts together.
 
     `charged`: the faults that allow one further attempt, beside those in `FREE`. `waits_again`: whether a call that
@@ -89,7 +89,7 @@ class Failover(Generic[S]):
     def __init__(
         self,
         backends: Backends[S],
-        policy: Policy,
+        policy: FailoverPolicy,
         retries: Retries,
         events: BackendEvents,
         clock: Clock = time.monotonic,
@@ -117,7 +117,7 @@ class Failover(Generic[S]):
         Raises `BreakerOpen` or `BulkheadFull` when no backend admits the call, with the shortest wait.
         """
         total = self._policy.total if timeout is None else min(timeout, self._policy.total)
-        course = _Course(Terms(self._clock() + total, total, retry, self._clock))
+        course = _Attempts(Terms(self._clock() + total, total, retry, self._clock))
         candidates = self._backends.candidates(model)
         while candidates:
             backend = candidates.pop(0)
@@ -136,13 +136,13 @@ class Failover(Generic[S]):
                     output.restart()
         raise course.verdict()
 
-    def _refused(self, error: BreakerOpen | BulkheadFull, course: _Course) -> None:
+    def _refused(self, error: BreakerOpen | BulkheadFull, course: _Attempts) -> None:
         waited_in_vain = isinstance(error, BulkheadFull) and error.reason == "deadline"
         if waited_in_vain and (not self._policy.waits_again or not course.terms.remaining):
             raise error
         course.refusals.append(error)
 
-    def _failed(self, error: UpstreamError, backend: Backend[S], course: _Course, *, last: bool) -> None:
+    def _failed(self, error: UpstreamError, backend: Backend[S], course: _Attempts, *, last: bool) -> None:
         """Notes a failure that another backend may make good. Raises it where none may."""
         if error.fault not in FREE and not self._charge(error, course):
             raise error
@@ -150,7 +150,7 @@ class Failover(Generic[S]):
         if not last:
             self._events.failed_over(backend.name, error)
 
-    def _charge(self, error: UpstreamError, course: _Course) -> bool:
+    def _charge(self, error: UpstreamError, course: _Attempts) -> bool:
         """Whether the one attempt that costs is still to be had; if so, it is charged."""
         if error.fault not in self._policy.charged or course.spent or not course.terms.remaining:
             return False
@@ -159,7 +159,7 @@ class Failover(Generic[S]):
 
 
 @dataclass(slots=True)
-class _Course:
+class _Attempts:
     """What came of the attempts so far. `terms`: those of the call."""
 
     terms: Terms

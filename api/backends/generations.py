@@ -22,7 +22,7 @@ from functools import partial
 from typing import Any, Final
 
 from api.backends.choice import Backend, BackendEvents, Backends
-from api.backends.failover import Failover, Policy, Terms
+from api.backends.failover import Failover, FailoverPolicy, Terms
 from api.errors import UpstreamError, UpstreamFault
 from api.ports.coordination import Attempt, Retries, TextOutput
 from api.ports.models import LanguageModel
@@ -182,7 +182,7 @@ class Generations:
     def __init__(
         self, backends: Backends[LanguageModel], retries: Retries, total: float, events: BackendEvents
     ) -> None:
-        self._failover = Failover(backends, Policy(total), retries, events)
+        self._failover = Failover(backends, FailoverPolicy(total), retries, events)
 
     async def generate(self, request: GenerationRequest, output: TextOutput) -> Generation:
         """Writes the words as they come. With `request.buffered` an answer that broke off may begin again.

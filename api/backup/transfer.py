@@ -35,7 +35,7 @@ OnStep = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class BackupScope:
     """What goes into a backup. No tenants: all. `vectors`: chunks too, so that nothing has to be embedded anew."""
 
     documents: bool = True
@@ -45,7 +45,7 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class Maker:
+class BackupOrigin:
     """Who takes a backup: the release, and the schema of the keys that it knows."""
 
     release: str
@@ -53,7 +53,12 @@ class Maker:
 
 
 async def take(
-    source: BackupSource, deletions: Deletions, writer: BackupWriter, wanted: Wanted, maker: Maker, on: OnStep
+    source: BackupSource,
+    deletions: Deletions,
+    writer: BackupWriter,
+    wanted: BackupScope,
+    maker: BackupOrigin,
+    on: OnStep,
 ) -> None:
     """Writes all of it. Raises `StoreUnavailable`."""
     now = datetime.fromtimestamp(await source.now_ms() / 1000, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
@@ -68,7 +73,7 @@ async def take(
     writer.end()
 
 
-async def _documents(source: BackupSource, writer: BackupWriter, wanted: Wanted, about: int, on: OnStep) -> None:
+async def _documents(source: BackupSource, writer: BackupWriter, wanted: BackupScope, about: int, on: OnStep) -> None:
     async for stored in source.documents(wanted.tenants, vectors=wanted.vectors):
         for line in document_lines(stored):
             writer.write(line)

@@ -24,14 +24,14 @@ import pybreaker
 import structlog
 
 from api.breaker.local_breaker import PYBREAKER_STATES, CallAttempt, LocalBreaker, LocalView
-from api.breaker.recovery import Reports
+from api.breaker.recovery import OutcomeReports
 from api.breaker.state import (
-    Admission,
+    BreakerPolicy,
     BreakerReading,
     BreakerStore,
-    Outcome,
+    CallOutcome,
     Override,
-    Policy,
+    Permission,
     Position,
     Recorded,
     State,
@@ -49,7 +49,7 @@ class FleetBreaker(pybreaker.CircuitBreaker):
     def __init__(
         self,
         name: str,
-        policy: Policy,
+        policy: BreakerPolicy,
         store: BreakerStore,
         worker: str,
         *,
@@ -70,7 +70,7 @@ class FleetBreaker(pybreaker.CircuitBreaker):
         self._worker = worker
         self._clock = clock
         self._local: LocalBreaker | None = None
-        self._reports = Reports(self._send)
+        self._reports = OutcomeReports(self._send)
         self._finishing: set[asyncio.Task[None]] = set()
 
     @property
@@ -128,18 +128,18 @@ class FleetBreaker(pybreaker.CircuitBreaker):
         wait = max(position.wait_ms / 1000, self.view.remaining)
         return BreakerOpen(str(self.name), wait, forced=position.forced == "OPEN")
 
-    def _known(self) -> Admission | None:
+    def _known(self) -> Permission | None:
         """What the store would say, where that is known here."""
         position = self.view.position
         if not self.policy.enabled or (position.state is State.CLOSED and position.forced != "OPEN"):
-            return Admission(granted=True, probe=False, position=position)
+            return Permission(granted=True, probe=False, position=position)
         if position.forced == "OPEN":
-            return Admission(False, False, Position(State.OPEN, position.epoch, self.policy.timeout_ms, "OPEN"))
+            return Permission(False, False, Position(State.OPEN, position.epoch, self.policy.timeout_ms, "OPEN"))
         if self.view.remaining > 0:
-            return Admission(granted=False, probe=False, position=position)
+            return Permission(granted=False, probe=False, position=position)
         return None
 
-    async def _admit(self, token: str) -> Admission:
+    async def _admit(self, token: str) -> Permission:
         if self._local and self.policy.enabled:
             return self._local.admit(token)
         known = self._known()
@@ -155,7 +155,7 @@ class FleetBreaker(pybreaker.CircuitBreaker):
             self._tell("lost_probes", admission.lost)
         return admission
 
-    async def _ask(self, token: str) -> Admission:
+    async def _ask(self, token: str) -> Permission:
         """The store's verdict. A caller that leaves meanwhile gives back the permit that it is granted."""
         asking = asyncio.create_task(self.store.admit(token))
         try:
@@ -164,11 +164,11 @@ class FleetBreaker(pybreaker.CircuitBreaker):
             self._finish(self._give_back(asking, token))
             raise
 
-    async def _give_back(self, asking: asyncio.Task[Admission], token: str) -> None:
+    async def _give_back(self, asking: asyncio.Task[Permission], token: str) -> None:
         with suppress(StoreUnavailable):
             admission = await asking
             if admission.probe:
-                await self._send(admission.position.epoch, token, [Outcome.IGNORED], 0)
+                await self._send(admission.position.epoch, token, [CallOutcome.IGNORED], 0)
 
     def _finish(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Does `work` to its end, whoever leaves; `aclose` waits for it."""
@@ -177,13 +177,13 @@ class FleetBreaker(pybreaker.CircuitBreaker):
         task.add_done_callback(self._finishing.discard)
         return task
 
-    async def report(self, epoch: int, token: str, outcome: Outcome) -> None:
+    async def report(self, epoch: int, token: str, outcome: CallOutcome) -> None:
         """How an admitted call went. A probe's outcome and a failure are with the store when this returns."""
         self._tell("outcome", outcome)
         if token:
             await asyncio.shield(self._finish(self._send(epoch, token, [outcome], 0)))
         else:
-            await self._reports.add(epoch, outcome, at_once=outcome in (Outcome.FAILED, Outcome.SLOW_FAILED))
+            await self._reports.add(epoch, outcome, at_once=outcome in (CallOutcome.FAILED, CallOutcome.SLOW_FAILED))
 
     async def renew(self, token: str) -> bool:
         """Renews the permit of a living probe. A lost store is no reason to give up."""
@@ -194,7 +194,7 @@ class FleetBreaker(pybreaker.CircuitBreaker):
         except StoreUnavailable:
             return True
 
-    async def _send(self, epoch: int, token: str, outcomes: list[Outcome], rejected: int) -> None:
+    async def _send(self, epoch: int, token: str, outcomes: list[CallOutcome], rejected: int) -> None:
         if self._local is None:
             ticket = self.view.sending()
             try:
@@ -207,7 +207,7 @@ class FleetBreaker(pybreaker.CircuitBreaker):
         if self._local is not None and outcomes:
             self._record_locally(self._local, epoch, token, outcomes)
 
-    def _record_locally(self, local: LocalBreaker, epoch: int, token: str, outcomes: list[Outcome]) -> None:
+    def _record_locally(self, local: LocalBreaker, epoch: int, token: str, outcomes: list[CallOutcome]) -> None:
         before = local.read().breaker
         recorded = local.record(epoch, token, outcomes)
         after = local.read().breaker

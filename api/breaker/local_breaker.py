@@ -20,13 +20,24 @@ from typing import Protocol
 import pybreaker
 
 from api.breaker import rules
-from api.breaker.state import Admission, BreakerReading, BreakerState, Outcome, Policy, Position, Recorded, State
+from api.breaker.state import (
+    BreakerPolicy,
+    BreakerReading,
+    BreakerState,
+    CallOutcome,
+    Permission,
+    Position,
+    Recorded,
+    State,
+)
 
 
 class LocalBreaker:
     """Starts from the last known position: a known OPEN is honoured until its deadline, then one probe at a time."""
 
-    def __init__(self, policy: Policy, known: Position, remaining: float, by: str, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, policy: BreakerPolicy, known: Position, remaining: float, by: str, clock: Callable[[], float]
+    ) -> None:
         self._policy = replace(policy, half_open_max_calls=1)
         self._by = by
         self._clock = clock
@@ -46,12 +57,12 @@ class LocalBreaker:
     def _now_ms(self) -> int:
         return round(self._clock() * 1000)
 
-    def admit(self, token: str) -> Admission:
+    def admit(self, token: str) -> Permission:
         """As the store would."""
         self._state, admission = rules.admit(self._state, self._policy, self._now_ms(), token, self._by)
         return admission
 
-    def record(self, epoch: int, token: str, outcomes: list[Outcome]) -> Recorded:
+    def record(self, epoch: int, token: str, outcomes: list[CallOutcome]) -> Recorded:
         """As the store would."""
         self._state, recorded = rules.record(
             self._state, self._policy, self._now_ms(), epoch, token, outcomes, self._by
@@ -141,9 +152,9 @@ class LocalView(pybreaker.CircuitBreakerStorage):
 
 
 class _Owner(Protocol):
-    policy: Policy
+    policy: BreakerPolicy
 
-    async def report(self, epoch: int, token: str, outcome: Outcome) -> None: ...
+    async def report(self, epoch: int, token: str, outcome: CallOutcome) -> None: ...
 
     async def renew(self, token: str) -> bool: ...
 
@@ -159,20 +170,20 @@ class CallAttempt:
 
     async def succeeded(self, seconds: float) -> None:
         """The call worked. `seconds`: to its first token, less the time the model took to load."""
-        await self._report(Outcome.SLOW if self._is_slow(seconds) else Outcome.OK)
+        await self._report(CallOutcome.SLOW if self._is_slow(seconds) else CallOutcome.OK)
 
     async def failed(self, seconds: float) -> None:
         """The call failed in a way that speaks against Ollama."""
-        await self._report(Outcome.SLOW_FAILED if self._is_slow(seconds) else Outcome.FAILED)
+        await self._report(CallOutcome.SLOW_FAILED if self._is_slow(seconds) else CallOutcome.FAILED)
 
     async def ignored(self) -> None:
         """The call says nothing about Ollama: a permit goes back, nothing else changes."""
-        await self._report(Outcome.IGNORED)
+        await self._report(CallOutcome.IGNORED)
 
     def _is_slow(self, seconds: float) -> bool:
         return seconds * 1000 >= self._owner.policy.slow_ms
 
-    async def _report(self, outcome: Outcome) -> None:
+    async def _report(self, outcome: CallOutcome) -> None:
         if not self.reported:
             self.reported = True
             await self._owner.report(self._epoch, self._token, outcome)

@@ -13,7 +13,7 @@ from operator import itemgetter
 from statistics import fmean
 from typing import Final
 
-from api.breaker.state import Outcome, State, Transition
+from api.breaker.state import CallOutcome, State, Transition
 from api.cancellation import let_go
 
 HOUR_MS: Final = 3_600_000
@@ -90,20 +90,20 @@ def _availability(outages: Sequence[Outage], now_ms: int, span_ms: int) -> float
 
 COALESCE_SECONDS = 0.25
 
-Send = Callable[[int, str, list[Outcome], int], Awaitable[None]]
+Send = Callable[[int, str, list[CallOutcome], int], Awaitable[None]]
 
 
-class Reports:
+class OutcomeReports:
     """Collects the outcomes of one worker. A first success goes out at once, those right behind it together."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
-        self._outcomes: list[tuple[int, Outcome]] = []
+        self._outcomes: list[tuple[int, CallOutcome]] = []
         self._rejected = 0
         self._sending = asyncio.Lock()
         self._timer: asyncio.Task[None] | None = None
 
-    async def add(self, epoch: int, outcome: Outcome, *, at_once: bool) -> None:
+    async def add(self, epoch: int, outcome: CallOutcome, *, at_once: bool) -> None:
         """Queues an outcome of a call admitted in `epoch`; with `at_once` it is sent when this returns."""
         self._outcomes.append((epoch, outcome))
         if at_once:

@@ -18,11 +18,11 @@ from typing import Final
 
 from api.breaker.state import (
     WINDOW_KINDS,
-    Admission,
+    BreakerPolicy,
     BreakerReading,
     BreakerState,
-    Outcome,
-    Policy,
+    CallOutcome,
+    Permission,
     Position,
     Recorded,
     State,
@@ -35,8 +35,8 @@ HALF_OPEN_RETRY_MS: Final = 250
 INIT: Final = "init"
 """The reason of a state that was begun anew (first use, FLUSHALL): CLOSED, and open to results of the epoch before."""
 
-_FAILURES = (Outcome.FAILED, Outcome.SLOW_FAILED)
-_SLOW = (Outcome.SLOW, Outcome.SLOW_FAILED)
+_FAILURES = (CallOutcome.FAILED, CallOutcome.SLOW_FAILED)
+_SLOW = (CallOutcome.SLOW, CallOutcome.SLOW_FAILED)
 
 Step = tuple[BreakerState, Transition]
 Counts = tuple[int, int, int, int]
@@ -45,7 +45,9 @@ Counts = tuple[int, int, int, int]
 NO_COUNTS: Final[Counts] = (0, 0, 0, 0)
 
 
-def admit(state: BreakerState, policy: Policy, now_ms: int, token: str, by: str) -> tuple[BreakerState, Admission]:
+def admit(
+    state: BreakerState, policy: BreakerPolicy, now_ms: int, token: str, by: str
+) -> tuple[BreakerState, Permission]:
     """Whether one call may go to Ollama now."""
     if state.forced == "OPEN":
         return state, _verdict(state, granted=False, wait_ms=policy.timeout_ms)
@@ -67,11 +69,11 @@ def admit(state: BreakerState, policy: Policy, now_ms: int, token: str, by: str)
 
 def record(
     state: BreakerState,
-    policy: Policy,
+    policy: BreakerPolicy,
     now_ms: int,
     epoch: int,
     token: str,
-    outcomes: Sequence[Outcome],
+    outcomes: Sequence[CallOutcome],
     by: str,
     rejected: int = 0,
 ) -> tuple[BreakerState, Recorded]:
@@ -95,7 +97,7 @@ def record(
     return state, Recorded(_position(state, now_ms), changed=state.epoch != before)
 
 
-def renew(state: BreakerState, policy: Policy, now_ms: int, token: str) -> tuple[BreakerState, bool]:
+def renew(state: BreakerState, policy: BreakerPolicy, now_ms: int, token: str) -> tuple[BreakerState, bool]:
     """A living holder renews its permit. False when it is no longer its own."""
     if state.permits.get(token, 0) <= now_ms:
         return state, False
@@ -118,15 +120,15 @@ def reset(state: BreakerState, by: str, now_ms: int) -> Step:
     return fresh, transition
 
 
-def read(state: BreakerState, policy: Policy, now_ms: int) -> BreakerReading:
+def read(state: BreakerState, policy: BreakerPolicy, now_ms: int) -> BreakerReading:
     """The state with its window summed up."""
     total, failed, slow = _window_sums(state, policy, now_ms)
     in_use = sum(1 for end in state.permits.values() if end > now_ms)
     return BreakerReading(state, now_ms, total, failed, slow, in_use)
 
 
-def _verdict(state: BreakerState, *, granted: bool, probe: bool = False, wait_ms: int = 0) -> Admission:
-    return Admission(granted, probe, Position(state.state, state.epoch, max(0, wait_ms), state.forced))
+def _verdict(state: BreakerState, *, granted: bool, probe: bool = False, wait_ms: int = 0) -> Permission:
+    return Permission(granted, probe, Position(state.state, state.epoch, max(0, wait_ms), state.forced))
 
 
 def _position(state: BreakerState, now_ms: int) -> Position:
@@ -159,7 +161,7 @@ def _move(
 
 
 def _open(
-    state: BreakerState, policy: Policy, reason: str, by: str, now_ms: int, counts: Counts = NO_COUNTS
+    state: BreakerState, policy: BreakerPolicy, reason: str, by: str, now_ms: int, counts: Counts = NO_COUNTS
 ) -> BreakerState:
     """The wait doubles when HALF_OPEN opens again; a CLOSED that was stable for long enough starts over."""
     if state.state is State.HALF_OPEN:
@@ -179,9 +181,9 @@ def _drop_lost_permits(state: BreakerState, now_ms: int) -> tuple[BreakerState, 
     return replace(state, permits=permits, totals=replace(state.totals, lost=state.totals.lost + lost)), lost
 
 
-def _count(state: BreakerState, outcomes: Sequence[Outcome], now_ms: int) -> BreakerState:
+def _count(state: BreakerState, outcomes: Sequence[CallOutcome], now_ms: int) -> BreakerState:
     failed = sum(outcome in _FAILURES for outcome in outcomes)
-    ignored = sum(outcome is Outcome.IGNORED for outcome in outcomes)
+    ignored = sum(outcome is CallOutcome.IGNORED for outcome in outcomes)
     totals = replace(
         state.totals,
         successful=state.totals.successful + len(outcomes) - failed - ignored,
@@ -192,13 +194,15 @@ def _count(state: BreakerState, outcomes: Sequence[Outcome], now_ms: int) -> Bre
     return replace(state, totals=totals, last_failure_ms=now_ms if failed else state.last_failure_ms)
 
 
-def _judge_probe(state: BreakerState, policy: Policy, outcome: Outcome, by: str, now_ms: int) -> BreakerState:
-    if outcome is Outcome.IGNORED:
+def _judge_probe(
+    state: BreakerState, policy: BreakerPolicy, outcome: CallOutcome, by: str, now_ms: int
+) -> BreakerState:
+    if outcome is CallOutcome.IGNORED:
         return state
     if outcome in _FAILURES:
         return _open(state, policy, "probe_failed", by, now_ms)
     ok = state.half_open_ok + 1
-    slow = state.half_open_slow + (outcome is Outcome.SLOW)
+    slow = state.half_open_slow + (outcome is CallOutcome.SLOW)
     state = replace(state, half_open_ok=ok, half_open_slow=slow)
     if ok < policy.half_open_max_calls:
         return state
@@ -209,7 +213,7 @@ def _judge_probe(state: BreakerState, policy: Policy, outcome: Outcome, by: str,
 
 
 def _judge_window(
-    state: BreakerState, policy: Policy, outcomes: Sequence[Outcome], by: str, now_ms: int
+    state: BreakerState, policy: BreakerPolicy, outcomes: Sequence[CallOutcome], by: str, now_ms: int
 ) -> BreakerState:
     second = now_ms // 1000
     window = {key: count for key, count in state.window.items() if key[0] > second - policy.window_s}
@@ -233,7 +237,7 @@ def _judge_window(
     return state
 
 
-def _window_sums(state: BreakerState, policy: Policy, now_ms: int) -> tuple[int, int, int]:
+def _window_sums(state: BreakerState, policy: BreakerPolicy, now_ms: int) -> tuple[int, int, int]:
     total = failed = slow = 0
     for (second, outcome), count in state.window.items():
         if second > now_ms // 1000 - policy.window_s:

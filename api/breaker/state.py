@@ -24,7 +24,7 @@ class State(StrEnum):
     HALF_OPEN = "HALF_OPEN"
 
 
-class Outcome(StrEnum):
+class CallOutcome(StrEnum):
     """How one call went, in the letters that the record script reads."""
 
     OK = "o"
@@ -34,8 +34,8 @@ class Outcome(StrEnum):
     IGNORED = "i"
 
 
-WINDOW_KINDS: Mapping[Outcome, str] = MappingProxyType(
-    {Outcome.OK: "ok", Outcome.SLOW: "slow", Outcome.FAILED: "fail", Outcome.SLOW_FAILED: "slowfail"}
+WINDOW_KINDS: Mapping[CallOutcome, str] = MappingProxyType(
+    {CallOutcome.OK: "ok", CallOutcome.SLOW: "slow", CallOutcome.FAILED: "fail", CallOutcome.SLOW_FAILED: "slowfail"}
 )
 """What an outcome is called in the window's hash; an ignored one is not in it."""
 
@@ -43,7 +43,7 @@ Forced = Literal["", "OPEN", "CLOSED"]
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
+class BreakerPolicy:
     """The thresholds. Durations in milliseconds, rates in percent."""
 
     enabled: bool = True
@@ -96,7 +96,7 @@ class BreakerState:
     by: str = ""
     last_failure_ms: int = 0
     totals: Totals = field(default_factory=Totals)
-    window: Mapping[tuple[int, Outcome], int] = field(default_factory=dict)
+    window: Mapping[tuple[int, CallOutcome], int] = field(default_factory=dict)
     permits: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -136,7 +136,7 @@ class Position:
 
 
 @dataclass(frozen=True, slots=True)
-class Admission:
+class Permission:
     """The verdict on one call. A `probe` holds a permit, and gives it back with its outcome.
 
     `lost` is how many permits were found whose holder is gone.
@@ -192,10 +192,10 @@ Override = Literal["OPEN", "CLOSED", "RESET"]
 class BreakerStore(Protocol):
     """One breaker in the memory of the fleet. Each call is one atomic step by the store's own clock."""
 
-    async def admit(self, token: str) -> Admission:
+    async def admit(self, token: str) -> Permission:
         """Asks for admission; a probe's permit is held under `token`."""
 
-    async def record(self, epoch: int, token: str, outcomes: list[Outcome], rejected: int) -> Recorded:
+    async def record(self, epoch: int, token: str, outcomes: list[CallOutcome], rejected: int) -> Recorded:
         """Reports results, oldest first, of calls admitted in `epoch`. `token` is empty but for a probe.
 
         Writes even when there is nothing to report, so that an empty report tells whether the store takes writes.
@@ -223,7 +223,7 @@ class BreakerListener(pybreaker.CircuitBreakerListener):
     def transition(self, cb: pybreaker.CircuitBreaker, transition: Transition) -> None:
         """Once per transition in every worker; `state_change` of pybreaker follows."""
 
-    def outcome(self, cb: pybreaker.CircuitBreaker, outcome: Outcome) -> None:
+    def outcome(self, cb: pybreaker.CircuitBreaker, outcome: CallOutcome) -> None:
         """Once per admitted call, in the worker that made it."""
 
     def not_permitted(self, cb: pybreaker.CircuitBreaker) -> None:

@@ -20,36 +20,36 @@ from typing import Final
 
 from api.bulkhead.local_bulkhead import LocalBulkhead
 from api.bulkhead.rules import (
+    AcquireResult,
     BulkheadEvents,
+    BulkheadPolicy,
     BulkheadReading,
     BulkheadStore,
-    Policy,
+    PermitReturn,
     Priority,
     Reason,
-    Return,
     Taken,
-    Verdict,
     Wake,
 )
 from api.cancellation import Background, raise_if_cancelled
 from api.errors import BulkheadFull, StoreUnavailable
 
-KEPT: Final = 1000
+MAX_ENTRIES: Final = 1000
 """Tickets kept for a lost store. Those before them go back by themselves when their lease ends."""
 
-Send = Callable[[Sequence[Return]], Awaitable[None]]
+Send = Callable[[Sequence[PermitReturn]], Awaitable[None]]
 
 
-class Returns:
+class PermitReturns:
     """Collects what one worker gives back. `sending` is held while something is on its way."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
-        self._pending: deque[Return] = deque(maxlen=KEPT)
+        self._pending: deque[PermitReturn] = deque(maxlen=MAX_ENTRIES)
         self._task: asyncio.Task[None] | None = None
         self.sending = asyncio.Lock()
 
-    def add(self, returned: Return) -> None:
+    def add(self, returned: PermitReturn) -> None:
         """Sends it soon; no I/O here."""
         self._pending.append(returned)
         if self._task is None or self._task.done():
@@ -92,7 +92,7 @@ class FleetBulkhead:
     def __init__(
         self,
         name: str,
-        policy: Policy,
+        policy: BulkheadPolicy,
         store: BulkheadStore,
         worker: str,
         *,
@@ -113,7 +113,7 @@ class FleetBulkhead:
         self._asking = 0
         self._early: dict[str, Wake] = {}
         self._local: LocalBulkhead | None = None
-        self._returns = Returns(self._send)
+        self._returns = PermitReturns(self._send)
 
     @property
     def store_name(self) -> str:
@@ -157,9 +157,9 @@ class FleetBulkhead:
     async def _enter(self, tenant: str, priority: Priority, wait: float) -> str:
         began = self._clock()
         taken = await self._take(priority, tenant)
-        if taken.verdict is Verdict.REJECTED:
+        if taken.verdict is AcquireResult.REJECTED:
             raise self._full("queue_full", taken.retry_after)
-        if taken.verdict is Verdict.QUEUED:
+        if taken.verdict is AcquireResult.QUEUED:
             await self._wait(taken, wait)
         self._events.admitted(self.name, priority, self._clock() - began)
         return taken.ticket
@@ -195,9 +195,9 @@ class FleetBulkhead:
         return taken
 
     def _enlist(self, taken: Taken) -> None:
-        if taken.verdict is Verdict.GRANTED:
+        if taken.verdict is AcquireResult.GRANTED:
             self._hold(taken.ticket)
-        elif taken.verdict is Verdict.QUEUED:
+        elif taken.verdict is AcquireResult.QUEUED:
             self._waiting[taken.ticket] = asyncio.get_running_loop().create_future()
             if taken.ticket in self._early:
                 self.woken(self._early.pop(taken.ticket))
@@ -208,9 +208,9 @@ class FleetBulkhead:
         taken, victim = local.take(priority, tenant)
         if victim is not None:
             self.woken(Wake(victim, "displaced"))
-        if taken.verdict is Verdict.GRANTED:
+        if taken.verdict is AcquireResult.GRANTED:
             self._held_locally.add(taken.ticket)
-        elif taken.verdict is Verdict.QUEUED:
+        elif taken.verdict is AcquireResult.QUEUED:
             self._waiting[taken.ticket] = asyncio.get_running_loop().create_future()
         return taken
 
@@ -266,7 +266,7 @@ class FleetBulkhead:
         for ticket in tickets:
             waiting = self._waiting.pop(ticket, None)
             self._held_locally.add(ticket)
-            self._returns.add(Return(ticket))  # it may still stand in the line of the store
+            self._returns.add(PermitReturn(ticket))  # it may still stand in the line of the store
             if waiting is not None and not waiting.done():
                 waiting.set_result(None)
 
@@ -279,11 +279,11 @@ class FleetBulkhead:
             self._held_locally.remove(ticket)
         else:
             self._held.discard(ticket)
-            self._returns.add(Return(ticket, held_ms, "deadline" if reason == "deadline" else None))
+            self._returns.add(PermitReturn(ticket, held_ms, "deadline" if reason == "deadline" else None))
         if self._local is not None:
             self._granted_locally(self._local.give(ticket, held_ms))
 
-    async def _send(self, returns: Sequence[Return]) -> None:
+    async def _send(self, returns: Sequence[PermitReturn]) -> None:
         try:
             self._granted(await self.store.give(returns))
         except StoreUnavailable:

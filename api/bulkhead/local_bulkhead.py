@@ -6,18 +6,20 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from api.bulkhead import rules
-from api.bulkhead.rules import BulkheadReading, Line, Policy, Priority, Taken, Verdict, local_ticket
+from api.bulkhead.rules import AcquireResult, BulkheadPolicy, BulkheadReading, Priority, Taken, WaitQueue, local_ticket
 
 
 class LocalBulkhead:
     """Begins with the permits that this worker holds and the tickets that it has in line."""
 
-    def __init__(self, policy: Policy, workers: int, worker: str, held: Iterable[str], waiting: Iterable[str]) -> None:
+    def __init__(
+        self, policy: BulkheadPolicy, workers: int, worker: str, held: Iterable[str], waiting: Iterable[str]
+    ) -> None:
         self._limit = max(1, policy.limit // max(1, workers))
         self._reserve = min(policy.reserve, self._limit - 1)
         self._max_queue = max(min(1, policy.max_queue), policy.max_queue // max(1, workers))
         self._worker = worker
-        self._line = Line(frozenset(held), tuple(sorted(waiting)))
+        self._line = WaitQueue(frozenset(held), tuple(sorted(waiting)))
 
     @property
     def limit(self) -> int:
@@ -29,7 +31,7 @@ class LocalBulkhead:
         ticket = local_ticket(priority, tenant, self._worker)
         self._line, verdict, victim = rules.take(self._line, self._limit, self._max_queue, ticket, self._reserve)
         retry_after = rules.retry_after(self._line.service_ms, len(self._line.queue), self._limit)
-        return Taken(verdict, "" if verdict is Verdict.REJECTED else ticket, retry_after), victim
+        return Taken(verdict, "" if verdict is AcquireResult.REJECTED else ticket, retry_after), victim
 
     def hold(self, ticket: str) -> None:
         """Notes a permit of the store's that came after all."""

@@ -73,7 +73,7 @@ Reason = Literal["queue_full", "deadline", "displaced"]
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
+class BulkheadPolicy:
     """The bounds of one bulkhead over the fleet. Durations in seconds, `lease_ms` in milliseconds.
 
     `reserve`: how many of the `limit` permits background work never holds, so that a user finds one free.
@@ -86,7 +86,7 @@ class Policy:
     reserve: int = 0
 
 
-class Verdict(IntEnum):
+class AcquireResult(IntEnum):
     """What asking for a permit led to."""
 
     REJECTED = 0
@@ -98,13 +98,13 @@ class Verdict(IntEnum):
 class Taken:
     """The answer to one who asked. `ticket` is empty when rejected; `retry_after` (seconds) is what the line takes."""
 
-    verdict: Verdict
+    verdict: AcquireResult
     ticket: str
     retry_after: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
-class Return:
+class PermitReturn:
     """A ticket that goes back, of a permit or of a place in line. `held_ms` is -1 where no call was made."""
 
     ticket: str
@@ -139,7 +139,7 @@ SMOOTHING: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class WaitQueue:
     """Who holds a permit and who waits (sorted). `turns`: by priority, the tenant that was served last."""
 
     held: frozenset[str] = frozenset()
@@ -148,27 +148,29 @@ class Line:
     service_ms: float = 0.0
 
 
-def take(line: Line, limit: int, max_queue: int, ticket: str, reserve: int = 0) -> tuple[Line, Verdict, str | None]:
+def take(
+    line: WaitQueue, limit: int, max_queue: int, ticket: str, reserve: int = 0
+) -> tuple[WaitQueue, AcquireResult, str | None]:
     """Asks for a permit. Also gives the ticket that lost its place in line for it, if one did."""
     priority, _ = place(ticket)
     if not _anybody_before(line, priority) and _is_free(line, limit, reserve, priority):
-        return replace(line, held=line.held | {ticket}), Verdict.GRANTED, None
+        return replace(line, held=line.held | {ticket}), AcquireResult.GRANTED, None
     victim = None
     if len(line.queue) >= max_queue:
         victim = displaced(line.queue, ticket)
         if victim is None:
-            return line, Verdict.REJECTED, None
+            return line, AcquireResult.REJECTED, None
     queue = [waiting for waiting in line.queue if waiting != victim]
     insort(queue, ticket)
-    return replace(line, queue=tuple(queue)), Verdict.QUEUED, victim
+    return replace(line, queue=tuple(queue)), AcquireResult.QUEUED, victim
 
 
-def _anybody_before(line: Line, priority: Priority) -> bool:
+def _anybody_before(line: WaitQueue, priority: Priority) -> bool:
     """Whether one who comes now has somebody in line before it: behind a free permit only background work waits."""
     return any(priority is Priority.BACKGROUND or place(waiting)[0] is Priority.USER for waiting in line.queue)
 
 
-def _is_free(line: Line, limit: int, reserve: int, priority: Priority) -> bool:
+def _is_free(line: WaitQueue, limit: int, reserve: int, priority: Priority) -> bool:
     """Whether there is a permit for a call of this priority: `reserve` of them are for users alone."""
     if len(line.held) >= limit:
         return False
@@ -189,7 +191,7 @@ def displaced(queue: Sequence[str], ticket: str) -> str | None:
     return longest[-1] if len(longest) > len(lines.get(own, ())) + 1 else None
 
 
-def give(line: Line, limit: int, ticket: str, held_ms: int, reserve: int = 0) -> tuple[Line, tuple[str, ...]]:
+def give(line: WaitQueue, limit: int, ticket: str, held_ms: int, reserve: int = 0) -> tuple[WaitQueue, tuple[str, ...]]:
     """A permit or a place in line goes back. Also gives the tickets that hold a permit from now on."""
     service = line.service_ms
     if held_ms >= 0:
@@ -198,7 +200,7 @@ def give(line: Line, limit: int, ticket: str, held_ms: int, reserve: int = 0) ->
     return hand_out(replace(line, held=line.held - {ticket}, queue=queue, service_ms=service), limit, reserve)
 
 
-def hand_out(line: Line, limit: int, reserve: int = 0) -> tuple[Line, tuple[str, ...]]:
+def hand_out(line: WaitQueue, limit: int, reserve: int = 0) -> tuple[WaitQueue, tuple[str, ...]]:
     """Free permits go to those who wait, in turn."""
     granted: list[str] = []
     while line.queue:
@@ -216,7 +218,7 @@ def hand_out(line: Line, limit: int, reserve: int = 0) -> tuple[Line, tuple[str,
     return line, tuple(granted)
 
 
-def following(line: Line) -> str:
+def following(line: WaitQueue) -> str:
     """Who goes next in a line that is not empty."""
     for priority in Priority:
         waiting = [ticket for ticket in line.queue if place(ticket)[0] is priority]
@@ -239,7 +241,7 @@ class BulkheadStore(Protocol):
     async def take(self, priority: Priority, tenant: str) -> Taken:
         """A permit, a place in line, or neither."""
 
-    async def give(self, returns: Sequence[Return]) -> list[str]:
+    async def give(self, returns: Sequence[PermitReturn]) -> list[str]:
         """Permits and places in line go back. Gives the tickets that hold a permit from now on, of any worker."""
 
     async def tend(self, held: Iterable[str], waiting: Iterable[str]) -> list[str]:

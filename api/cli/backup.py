@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from api.backup.archive import BackupWriter
-from api.backup.transfer import OnStep, Wanted, take
+from api.backup.transfer import BackupScope, OnStep, take
 from api.cli.exits import INTERRUPTED, UNUSABLE, end
 from api.errors import SettingsError, StoreUnavailable
 from api.settings import Settings, load_settings
@@ -57,7 +57,7 @@ def backup(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count only. FILE is not written.")] = False,
 ) -> None:
     """Save documents and cached answers from Redis (REDIS_URL, REDIS_PREFIX). The service can keep running."""
-    wanted = Wanted(documents or not cache, cache or not documents, tuple(tenant or ()), vectors)
+    wanted = BackupScope(documents or not cache, cache or not documents, tuple(tenant or ()), vectors)
     try:
         settings = load_settings()
         with _opened(os.devnull if dry_run else file) as stream:
@@ -72,7 +72,7 @@ def backup(
     typer.echo(f"{'Would save' if dry_run else 'Saved'} {said}", err=True)
 
 
-async def _run(settings: Settings, stream: BinaryIO, wanted: Wanted, *, plain: bool) -> Counter[str]:
+async def _run(settings: Settings, stream: BinaryIO, wanted: BackupScope, *, plain: bool) -> Counter[str]:
     writer = BackupWriter(stream, plain=plain)
     async with opened_memory(settings, writes=False) as memory:
         with shown_progress() as step:

@@ -38,7 +38,7 @@ class Refused(Exception):
     """The service does not take a document: one line that says why."""
 
 
-class Away(Refused):
+class ServiceGone(Refused):
     """The service takes none, for as long as one may wait for it."""
 
 
@@ -119,7 +119,7 @@ class DocumentClient:
         try:
             return await trying(self._once, method, path, **sent)
         except (httpx.TransportError, _Busy) as error:
-            raise Away(f"the service does not answer: {str(error) or type(error).__name__}") from None
+            raise ServiceGone(f"the service does not answer: {str(error) or type(error).__name__}") from None
 
     def _tell(self, trial: RetryCallState) -> None:
         """The first time that it is waited for."""

@@ -19,12 +19,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from api.cli.document_client import (
-    Away,
     DocumentClient,
     DocumentFile,
     Found,
     Refused,
     SameSource,
+    ServiceGone,
     connected,
     find,
     former_source,
@@ -71,7 +71,7 @@ async def upload_all(
             except (Refused, OSError) as error:
                 result.counts["failed"] += 1
                 result.failures.append(f"{file.source}: {error}")
-                if isinstance(error, Away):
+                if isinstance(error, ServiceGone):
                     return
             else:
                 result.counts[outcome] += 1

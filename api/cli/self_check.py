@@ -92,7 +92,7 @@ class CheckFailed(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class QueryResponse:
     """One question's response."""
 
     question: str
@@ -168,7 +168,7 @@ def _check_paraphrase(client: httpx.Client, stack: Stack, report: Report, ground
         report(_seen_from_another(client, seed, first, second))
 
 
-def require_sources(asked: Asked) -> str:
+def require_sources(asked: QueryResponse) -> str:
     """What the answer is grounded in. Raises `CheckFailed` where that is nothing."""
     titles = dict.fromkeys(source["title"] for source in asked.body["sources"])
     if not titles:
@@ -176,7 +176,7 @@ def require_sources(asked: Asked) -> str:
     return ", ".join(titles)
 
 
-def require_semantic_hit(asked: Asked, seconds_since_first: float) -> None:
+def require_semantic_hit(asked: QueryResponse, seconds_since_first: float) -> None:
     """Raises `CheckFailed` unless the answer came from the entry that this run stored."""
     cache = asked.cache
     if cache["status"] != "hit" or cache["kind"] != "semantic":
@@ -185,7 +185,7 @@ def require_semantic_hit(asked: Asked, seconds_since_first: float) -> None:
         raise CheckFailed(f"the paraphrase hit an entry of an earlier run: its cache says {cache}")
 
 
-def _seen_from_another(client: httpx.Client, seed: int, first: Asked, second: Asked) -> str:
+def _seen_from_another(client: httpx.Client, seed: int, first: QueryResponse, second: QueryResponse) -> str:
     """Asks several at once, because the system gives an idle service's connections to one worker again and again."""
     if second.worker != first.worker:
         return f"Check: answered by {first.worker}, and from its entry by another worker, {second.worker}"
@@ -197,14 +197,14 @@ def _seen_from_another(client: httpx.Client, seed: int, first: Asked, second: As
     return f"Check: {_ATTEMPTS} more requests all met the first worker, so the other one was not seen using its entry"
 
 
-def _ask(client: httpx.Client, question: str, seed: int, headers: dict[str, str] | None = None) -> Asked:
+def _ask(client: httpx.Client, question: str, seed: int, headers: dict[str, str] | None = None) -> QueryResponse:
     body = {"question": question, "options": {"seed": seed, "num_predict": 48}}
     began = time.monotonic()
     response = client.post("/query", json=body, headers=headers)
     seconds = time.monotonic() - began
     if not response.is_success:
         raise CheckFailed(f"POST /query answered {response.status_code}: {response.text[:300]}")
-    return Asked(question, response.headers.get("X-Worker", "unknown"), seconds, response.json())
+    return QueryResponse(question, response.headers.get("X-Worker", "unknown"), seconds, response.json())
 
 
 def _get(client: httpx.Client, url: str) -> httpx.Response:

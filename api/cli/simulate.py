@@ -16,7 +16,7 @@ from api.cli.plan import CostsFile, costs_or_exit, plain
 from api.scaling.plan import Demand
 
 if TYPE_CHECKING:
-    from api.scaling.simulation import Outcome
+    from api.scaling.simulation import SimulationResult
 
 BUSY = 0.7
 
@@ -57,7 +57,7 @@ def simulate(
         _show(runs)
 
 
-def _show(runs: list[tuple[Demand, list[Outcome]]]) -> None:
+def _show(runs: list[tuple[Demand, list[SimulationResult]]]) -> None:
     titles = ("replicas", "workers", "requests/s", "work/s", "Redis busy", "p50 ms", "p99 ms")
     table = Table(*titles, "all know p50 ms", "p99 ms", "last ms", "late", box=None, pad_edge=False)
     for column in table.columns:
@@ -83,7 +83,7 @@ def _span(values: list[float]) -> str:
     return least if least == most else f"{least}-{most}"
 
 
-def _first_limit(runs: list[tuple[Demand, list[Outcome]]]) -> str:
+def _first_limit(runs: list[tuple[Demand, list[SimulationResult]]]) -> str:
     for demand, found in runs:
         if any(one.utilisation > BUSY or one.late or one.unheard for one in found):
             why = "commands later than REDIS_TIMEOUT" if any(one.late for one in found) else "Redis's main thread"

@@ -110,7 +110,7 @@ class Addresses:
 
 
 @dataclass(frozen=True, slots=True)
-class Backends:
+class BackendPlan:
     """What the service leans on: `None` is what the settings already say."""
 
     redis_url: str | None = None
@@ -134,7 +134,7 @@ def workers(settings: Settings) -> int:
     return settings.server.workers or DEV_WORKERS
 
 
-def language_model(settings: Settings, backends: Backends) -> str:
+def language_model(settings: Settings, backends: BackendPlan) -> str:
     """The model that answers."""
     if is_set(settings.ollama, "llm_model"):
         return settings.ollama.llm_model
@@ -144,7 +144,7 @@ def language_model(settings: Settings, backends: Backends) -> str:
 
 
 def service_environment(
-    settings: Settings, backends: Backends, where: Addresses, inherited: Mapping[str, str]
+    settings: Settings, backends: BackendPlan, where: Addresses, inherited: Mapping[str, str]
 ) -> dict[str, str]:
     """`inherited` with what the launcher decided; what a person has set stays as it is."""
     environment = dict(inherited)

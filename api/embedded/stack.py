@@ -19,7 +19,7 @@ from api.embedded import service_plan
 from api.embedded.child_process import ChildProcess, LaunchError
 from api.embedded.model_process import STAND_IN, ModelServer, embedded_model_server, find_ollama, first_text_model
 from api.embedded.redis_server import EmbeddedRedis, embedded_redis
-from api.embedded.service_plan import Addresses, Backends, running_service
+from api.embedded.service_plan import Addresses, BackendPlan, running_service
 from api.embedded.stale_server import supervisor_lock
 from api.settings import Settings
 from worker_config.connections import PortTaken, require_free_port
@@ -133,13 +133,13 @@ def _start_redis(stack: ExitStack, settings: Settings, data_dir: Path, report: R
 
 def _start_model_server(
     stack: ExitStack, settings: Settings, logs: Path, report: Report
-) -> tuple[ModelServer | None, Backends]:
+) -> tuple[ModelServer | None, BackendPlan]:
     ollama = find_ollama(settings.ollama.base_urls)
     if ollama is not None:
-        return None, Backends(ollama_model=_choose_model(settings, ollama, report))
+        return None, BackendPlan(ollama_model=_choose_model(settings, ollama, report))
     report(f"Model: no Ollama answers at {settings.ollama.ollama_base_url}, so starting {STAND_IN}")
     server = _timed(stack, embedded_model_server(logs / "model_server.log"), "Model", report)
-    return server, Backends(stand_in_url=server.url)
+    return server, BackendPlan(stand_in_url=server.url)
 
 
 def _choose_model(settings: Settings, ollama: str, report: Report) -> str:
@@ -154,7 +154,7 @@ def _choose_model(settings: Settings, ollama: str, report: Report) -> str:
 
 
 def _start_service(
-    stack: ExitStack, settings: Settings, backends: Backends, where: Addresses, logs: Path, report: Report
+    stack: ExitStack, settings: Settings, backends: BackendPlan, where: Addresses, logs: Path, report: Report
 ) -> ChildProcess:
     environment = service_plan.service_environment(settings, backends, where, os.environ)
     report(f"Service: starting gunicorn with {environment['WORKERS']} workers")

@@ -12,7 +12,7 @@ from typing import Final
 from api.ports.models import Embedder
 from api.values import EmbedderIdentity, Embedding
 
-KEPT: Final = 2048
+MAX_ENTRIES: Final = 2048
 """About 4 MiB at 384 dimensions, of all tenants together."""
 
 
@@ -23,7 +23,7 @@ class RememberedEmbedder:
     that has no more than its equal share.
     """
 
-    def __init__(self, embedder: Embedder, kept: int = KEPT) -> None:
+    def __init__(self, embedder: Embedder, kept: int = MAX_ENTRIES) -> None:
         self.current = embedder.current
         self._embedder = embedder
         self._kept = kept

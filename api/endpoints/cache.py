@@ -20,10 +20,10 @@ from api.endpoints.description import body_of
 from api.endpoints.fields import rfc3339
 from api.endpoints.query import Name, QueryIn, Question, to_query
 from api.endpoints.validation import IsText, IsWhole, Options, StrictBody, json_of, refused, validated
-from api.endpoints.worker_state import WorkerState, worker_state
+from api.endpoints.worker_state import AppState, worker_state
 from api.errors import InvalidRequest, ServiceUnavailable
 from api.ports.cache import WarmUpProgress
-from api.query.candidates import Fate
+from api.query.candidates import CandidateOutcome
 from api.query.explain import Explained, Explanation
 from api.query.invalidate import Invalidation, InvalidationKind
 from api.query.warm_up import WarmQuestion, WarmUps
@@ -133,7 +133,7 @@ def _candidate(explained: Explained) -> dict[str, Any]:
         **_entry(match),
         "similarity": round(match.similarity, 6),
         "verdict": fate,
-        "would_serve": fate in {Fate.FRESH, Fate.STALE},
+        "would_serve": fate in {CandidateOutcome.FRESH, CandidateOutcome.STALE},
         "guards": [{"guard": one.guard, "agrees": one.agrees, "detail": one.detail} for one in explained.guards],
     }
 
@@ -148,7 +148,7 @@ def _entry(match: CacheMatch) -> dict[str, Any]:
 
 
 MOST: Final = 10_000
-MOST_CONTAINERS: Final = 3 * MOST
+MAX_CONTAINERS: Final = 3 * MOST
 """Lists and objects: a question is an object, with its options and their `stop`."""
 WARM_UP_PATH: Final = "/api/semantic-cache/warm"
 JSON_LINES: Final = ("application/jsonl", "application/x-ndjson", "application/ndjson", "application/x-jsonlines")
@@ -218,7 +218,7 @@ async def cancel(request: Request, job: str) -> dict[str, Any]:
     return _document(await _admitted(request)[1].cancel(job))
 
 
-def _admitted(request: Request) -> tuple[WorkerState, WarmUps]:
+def _admitted(request: Request) -> tuple[AppState, WarmUps]:
     state = worker_state(request)
     if state.warm_ups is None:
         raise ServiceUnavailable("The semantic cache is switched off (SEMANTIC_CACHE_ENABLED).")
@@ -226,7 +226,7 @@ def _admitted(request: Request) -> tuple[WorkerState, WarmUps]:
 
 
 def _read(body: bytes, by_line: bool, default_model: str) -> list[WarmQuestion]:
-    asked = validated(WarmUpIn, {"questions": _lines(body)} if by_line else json_of(body, "The body", MOST_CONTAINERS))
+    asked = validated(WarmUpIn, {"questions": _lines(body)} if by_line else json_of(body, "The body", MAX_CONTAINERS))
     return [_question(number, raw, asked, default_model) for number, raw in enumerate(asked.questions)]
 
 

@@ -14,7 +14,7 @@ from api.endpoints.validation import refuse_too_many_values
 from api.endpoints.worker_state import worker_state
 from api.errors import InvalidRequest
 
-MOST_PARAMETERS: Final = 64
+MAX_PARAMETERS: Final = 64
 """In a query string. No endpoint has as many, and each unknown one costs a validation error."""
 _ROLE: Final = "ragherd_role"
 
@@ -50,8 +50,8 @@ class CheckedRoute(APIRoute):
         async def checked(request: Request) -> Response:
             if role != "all":
                 worker_state(request).access.admit(request, role)
-            if request.scope["query_string"].count(b"&") >= MOST_PARAMETERS:
-                raise InvalidRequest(f"The query string has more than {MOST_PARAMETERS} parameters.")
+            if request.scope["query_string"].count(b"&") >= MAX_PARAMETERS:
+                raise InvalidRequest(f"The query string has more than {MAX_PARAMETERS} parameters.")
             return await handler(await self.prepared(request))
 
         return checked

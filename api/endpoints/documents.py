@@ -26,9 +26,9 @@ from api.endpoints.description import body_of
 from api.endpoints.fields import rfc3339
 from api.endpoints.query import Name
 from api.endpoints.validation import VISIBLE, IsText, IsVisible, StrictBody, json_of, refused, validated
-from api.endpoints.worker_state import WorkerState, worker_state
+from api.endpoints.worker_state import AppState, worker_state
 from api.errors import PayloadTooLarge, ServiceUnavailable
-from api.knowledge.document_service import Given
+from api.knowledge.document_service import Upload
 from api.knowledge.plain_text import KINDS, TEXT, media_type
 from api.ports.documents import Chunk, Document, DocumentFacts, DocumentStatus, Listing
 
@@ -85,7 +85,7 @@ FORM_SCHEMA: Final[dict[str, Any]] = {
 }
 
 
-async def given_document(request: Request, most_bytes: int) -> Given:
+async def given_document(request: Request, most_bytes: int) -> Upload:
     """Raises `InvalidRequest`, `UnsupportedDocument`, `PayloadTooLarge`, `ServiceUnavailable`."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() == MULTIPART:
         form = await _form(request)
@@ -94,7 +94,7 @@ async def given_document(request: Request, most_bytes: int) -> Given:
         finally:
             await form.close()
     body = validated(DocumentIn, json_of(await request.body()))
-    return Given(body.facts(body.title), body.text.encode(), TEXT)
+    return Upload(body.facts(body.title), body.text.encode(), TEXT)
 
 
 async def _form(request: Request) -> FormData:
@@ -110,7 +110,7 @@ async def _form(request: Request) -> FormData:
         raise ServiceUnavailable("Other files have all the room there is for uploads.", retry_after=1) from None
 
 
-async def _from_form(form: FormData, most_bytes: int) -> Given:
+async def _from_form(form: FormData, most_bytes: int) -> Upload:
     file = form.get("file")
     if not isinstance(file, UploadFile):
         raise refused("file", "is missing")
@@ -122,7 +122,7 @@ async def _from_form(form: FormData, most_bytes: int) -> Given:
         raise PayloadTooLarge(f"The file is larger than {most_bytes} bytes.")
     name = (file.filename or "").replace("\\", "/").rpartition("/")[2]
     kind = media_type(name, file.content_type, content[:HEAD])
-    return Given(about.facts(about.title or ""), content, kind, name.encode("utf-8", "replace").decode())
+    return Upload(about.facts(about.title or ""), content, kind, name.encode("utf-8", "replace").decode())
 
 
 PATH: Final = "/documents"
@@ -211,7 +211,7 @@ async def delete_document(request: Request, document: str, tenant: Name | None =
     return Response(status_code=204)
 
 
-def _tenant(request: Request, state: WorkerState, asked: str | None) -> str | None:
+def _tenant(request: Request, state: AppState, asked: str | None) -> str | None:
     """A user sees his tenant's. An admin who names none, and anybody where there are no keys, sees it by its id."""
     if asked is None and state.access.is_open_to_all_tenants(request):
         return None

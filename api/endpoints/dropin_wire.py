@@ -24,21 +24,21 @@ from api.endpoints.validation import (
     refused,
 )
 from api.errors import InvalidRequest, RagherdError, UpstreamError, UpstreamFault
-from api.query.answered import Answered, Opening
+from api.query.answer_events import AnswerFinished, AnswerStarted
 from api.values import Token, Usage
 
-MOST_MESSAGES: Final = 1000
-MOST_PARTS: Final = 100
+MAX_MESSAGES: Final = 1000
+MAX_PARTS: Final = 100
 """Of a message."""
-MOST_INPUTS: Final = 10_000
+MAX_INPUTS: Final = 10_000
 """Texts in one request. EMBED_MAX_INPUTS, which is smaller, decides."""
 
-MOST_DIMENSIONS: Final = 65_536
+MAX_DIMENSIONS: Final = 65_536
 """Of a vector; no model has as many."""
 
-Few = Field(max_length=MOST_MESSAGES, fail_fast=True)
+Few = Field(max_length=MAX_MESSAGES, fail_fast=True)
 """Messages."""
-Inputs = Annotated[list[Text], Field(max_length=MOST_INPUTS, fail_fast=True)]
+Inputs = Annotated[list[Text], Field(max_length=MAX_INPUTS, fail_fast=True)]
 ModelName = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200), IsText, IsVisible]
 
 _SAYS_NOTHING: Final[tuple[Any, ...]] = (None, False, 0, "", [], {})
@@ -167,11 +167,11 @@ class StreamForm(Protocol):
     @property
     def sign_of_life(self) -> bytes | None: ...
 
-    def opening(self, opening: Opening) -> bytes: ...
+    def opening(self, opening: AnswerStarted) -> bytes: ...
 
     def token(self, token: Token) -> bytes: ...
 
-    def done(self, answered: Answered) -> bytes: ...
+    def done(self, answered: AnswerFinished) -> bytes: ...
 
     def error(self, error: RagherdError) -> bytes: ...
 
@@ -179,26 +179,26 @@ class StreamForm(Protocol):
 class AnswerForm(StreamForm, Protocol):
     """A form of whole answers too."""
 
-    def whole(self, answered: Answered) -> Mapping[str, Any]: ...
+    def whole(self, answered: AnswerFinished) -> Mapping[str, Any]: ...
 
 
-def usage_of(answered: Answered) -> Usage:
+def usage_of(answered: AnswerFinished) -> Usage:
     """The tokens of the answer, also where it cost none: clients of other APIs count by them."""
     if answered.match is not None:
         return answered.match.answer.usage
-    return answered.landed.usage if answered.landed is not None else answered.usage
+    return answered.completed.usage if answered.completed is not None else answered.usage
 
 
-def thinking_of(answered: Answered) -> str:
+def thinking_of(answered: AnswerFinished) -> str:
     """What the model thought before this answer; of a shared or a cached answer it is not known."""
-    generation = answered.landed.generation if answered.landed is not None else None
+    generation = answered.completed.generation if answered.completed is not None else None
     return generation.thinking if generation is not None else ""
 
 
-def done_reason(answered: Answered, options: Mapping[str, Any]) -> str:
+def done_reason(answered: AnswerFinished, options: Mapping[str, Any]) -> str:
     """`stop` or `length`. The cache does not keep it: only an answer cut by the caller's own length is as long."""
-    if answered.landed is not None:
-        return answered.landed.done_reason
+    if answered.completed is not None:
+        return answered.completed.done_reason
     limit = options.get("num_predict")
     return "length" if limit is not None and usage_of(answered).completion_tokens >= limit else "stop"
 

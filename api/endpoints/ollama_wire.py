@@ -10,7 +10,7 @@ import orjson
 from pydantic import ConfigDict, Field, StringConstraints
 
 from api.endpoints.dropin_wire import (
-    MOST_DIMENSIONS,
+    MAX_DIMENSIONS,
     Few,
     GivenOptions,
     IdleBody,
@@ -24,7 +24,7 @@ from api.endpoints.dropin_wire import (
 )
 from api.endpoints.validation import IsBoolean, IsWhole, Text
 from api.errors import RagherdError
-from api.query.answered import Answered, Opening
+from api.query.answer_events import AnswerFinished, AnswerStarted
 from api.values import ChatMessage, Embeddings, Token
 
 SERVED: Final = frozenset(f"/api/{name}" for name in ("chat", "generate", "embed", "tags", "version", "ps", "show"))
@@ -85,7 +85,7 @@ class EmbedBody(ModelBody):
 
     input: Text | Inputs = Field(default_factory=list)
     truncate: bool | None = None
-    dimensions: Annotated[int, Field(ge=0, le=MOST_DIMENSIONS), IsWhole] | None = None
+    dimensions: Annotated[int, Field(ge=0, le=MAX_DIMENSIONS), IsWhole] | None = None
     options: GivenOptions = Field(default_factory=dict)
     keep_alive: Ignored = None
 
@@ -145,13 +145,13 @@ class OllamaForm:
         self._content = content
         self._options = options
 
-    def opening(self, opening: Opening) -> bytes:
+    def opening(self, opening: AnswerStarted) -> bytes:
         return b""
 
     def token(self, token: Token) -> bytes:
         return _line(self._piece(token.text, "", done=False))
 
-    def done(self, answered: Answered) -> bytes:
+    def done(self, answered: AnswerFinished) -> bytes:
         """Thoughts come last in a stream, as they are known to be whole only then."""
         thinking = thinking_of(answered)
         thoughts = _line(self._piece("", thinking, done=False)) if thinking else b""
@@ -160,7 +160,7 @@ class OllamaForm:
     def error(self, error: RagherdError) -> bytes:
         return _line(error_body(error))
 
-    def whole(self, answered: Answered) -> dict[str, Any]:
+    def whole(self, answered: AnswerFinished) -> dict[str, Any]:
         return self._end(answered.answer, thinking_of(answered), answered)
 
     def loaded(self) -> dict[str, Any]:
@@ -170,21 +170,21 @@ class OllamaForm:
     def _piece(self, text: str, thinking: str, *, done: bool) -> dict[str, Any]:
         return {"model": self._model, "created_at": now(), **self._content(text, thinking), "done": done}
 
-    def _end(self, text: str, thinking: str, answered: Answered) -> dict[str, Any]:
+    def _end(self, text: str, thinking: str, answered: AnswerFinished) -> dict[str, Any]:
         reason = done_reason(answered, self._options)
         return {**self._piece(text, thinking, done=True), "done_reason": reason, **_figures(answered)}
 
 
-def _figures(answered: Answered) -> dict[str, int]:
+def _figures(answered: AnswerFinished) -> dict[str, int]:
     """Counts and nanoseconds; zeros are omitted, as Ollama does: a cached answer took no time to generate."""
     usage = usage_of(answered)
     figures = {
-        "total_duration": _nanoseconds(answered.stages.total),
+        "total_duration": _nanoseconds(answered.timings.total),
         "prompt_eval_count": usage.prompt_tokens,
         "eval_count": usage.completion_tokens,
     }
-    if answered.landed is not None and answered.landed.generation is not None:
-        end = answered.landed.generation.end
+    if answered.completed is not None and answered.completed.generation is not None:
+        end = answered.completed.generation.end
         figures["load_duration"] = _nanoseconds(end.load_duration)
         figures["prompt_eval_duration"] = _nanoseconds(end.prompt_eval_duration)
         figures["eval_duration"] = _nanoseconds(end.eval_duration)

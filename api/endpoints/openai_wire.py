@@ -12,8 +12,8 @@ import numpy as np
 from pydantic import Field
 
 from api.endpoints.dropin_wire import (
-    MOST_DIMENSIONS,
-    MOST_PARTS,
+    MAX_DIMENSIONS,
+    MAX_PARTS,
     Few,
     IdleBody,
     Ignored,
@@ -38,7 +38,7 @@ from api.endpoints.validation import (
     Tokens,
 )
 from api.errors import RagherdError
-from api.query.answered import Answered, Opening
+from api.query.answer_events import AnswerFinished, AnswerStarted
 from api.values import ChatMessage, Embeddings, Token, Usage, Vector
 
 PREFIX: Final = "/v1/"
@@ -73,7 +73,7 @@ class OpenAIMessage(IdleBody):
     """One turn. `name` is ignored, as Ollama does."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[Part], Field(max_length=MOST_PARTS, fail_fast=True)]
+    content: Text | Annotated[list[Part], Field(max_length=MAX_PARTS, fail_fast=True)]
     name: Ignored = None
 
     def turn(self) -> ChatMessage:
@@ -142,7 +142,7 @@ class EmbeddingsBody(ModelBody):
 
     input: Text | Inputs
     encoding_format: EncodingFormat = "float"
-    dimensions: Annotated[int, Field(ge=1, le=MOST_DIMENSIONS), IsWhole] | None = None
+    dimensions: Annotated[int, Field(ge=1, le=MAX_DIMENSIONS), IsWhole] | None = None
     user: Ignored = None
 
     @property
@@ -167,13 +167,13 @@ class OpenAIForm:
         self._include_usage = include_usage
         self._common = {"id": f"chatcmpl-{request_id}", "created": int(time.time()), "model": model}
 
-    def opening(self, opening: Opening) -> bytes:
+    def opening(self, opening: AnswerStarted) -> bytes:
         return self._chunk({"role": "assistant", "content": ""})
 
     def token(self, token: Token) -> bytes:
         return self._chunk({"content": token.text})
 
-    def done(self, answered: Answered) -> bytes:
+    def done(self, answered: AnswerFinished) -> bytes:
         thinking = thinking_of(answered)
         thoughts = self._chunk({"reasoning": thinking}) if thinking else b""
         last = thoughts + self._chunk({}, done_reason(answered, self._options))
@@ -184,7 +184,7 @@ class OpenAIForm:
     def error(self, error: RagherdError) -> bytes:
         return _event(error_body(error))
 
-    def whole(self, answered: Answered) -> dict[str, Any]:
+    def whole(self, answered: AnswerFinished) -> dict[str, Any]:
         thinking = thinking_of(answered)
         choice = {
             "index": 0,

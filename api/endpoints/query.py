@@ -28,7 +28,7 @@ Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max
 Question = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=8000), IsText, IsVisible]
 
 
-class Turn(StrictBody):
+class ConversationTurn(StrictBody):
     """An earlier turn of the conversation."""
 
     role: Literal["user", "assistant"]
@@ -55,7 +55,7 @@ class QueryIn(StrictBody):
     question: Question
     model: Name | None = None
     top_k: Annotated[int, Field(ge=0, le=20), IsWhole] = 4
-    history: Annotated[list[Turn], Field(max_length=100, fail_fast=True)] = Field(default_factory=list)
+    history: Annotated[list[ConversationTurn], Field(max_length=100, fail_fast=True)] = Field(default_factory=list)
     tenant: Name | None = None
     options: Options = Field(default_factory=Options)
     documents: DocumentsIn = Field(default_factory=DocumentsIn)

@@ -19,7 +19,7 @@ from api.bulkhead.fleet_bulkhead import FleetBulkhead
 from api.bulkhead.rules import BulkheadReading, Reason
 from api.endpoints.checked_route import CheckedRoute, needs
 from api.endpoints.fields import rfc3339
-from api.endpoints.worker_state import WorkerState, worker_state
+from api.endpoints.worker_state import AppState, worker_state
 from api.errors import NotFound
 
 HISTORY_LIMIT: Final = 1000
@@ -103,7 +103,7 @@ async def reset(request: Request, breaker: str | None = None) -> dict[str, Any]:
     return await _override(request, "RESET", breaker)
 
 
-def _chosen(state: WorkerState, name: str | None) -> FleetBreaker:
+def _chosen(state: AppState, name: str | None) -> FleetBreaker:
     if name is None:
         return state.breaker
     if name not in state.breakers:
@@ -119,7 +119,7 @@ async def _override(request: Request, action: Override, name: str | None) -> dic
     return await _metrics(state)
 
 
-async def _metrics(state: WorkerState) -> dict[str, Any]:
+async def _metrics(state: AppState) -> dict[str, Any]:
     figures = {name: _breaker_figures(breaker, await breaker.reading()) for name, breaker in state.breakers.items()}
     return {**figures[str(state.breaker.name)], "breakers": figures}
 

@@ -28,7 +28,7 @@ from api.endpoints.bodies import ClientLeft, until_client_leaves
 from api.endpoints.dropin_wire import StreamForm, single_line
 from api.endpoints.problems import problem_document
 from api.errors import InternalError, RagherdError
-from api.query.answered import Answered, AnswerEvent, Opening
+from api.query.answer_events import AnswerEvent, AnswerFinished, AnswerStarted
 from api.query.question import CacheControl
 from api.values import CacheMatch, CacheStatus, Token
 
@@ -85,9 +85,9 @@ class QueryOut(BaseModel):
     usage: UsageOut
 
 
-def document(answered: Answered, request_id: str) -> dict[str, Any]:
+def document(answered: AnswerFinished, request_id: str) -> dict[str, Any]:
     """As `QueryOut` has it; a dictionary, since validating our own output would double the cost of a hit."""
-    match, stages, usage = answered.match, answered.stages, answered.usage
+    match, timings, usage = answered.match, answered.timings, answered.usage
     return {
         "answer": answered.answer,
         "model": answered.model,
@@ -101,11 +101,11 @@ def document(answered: Answered, request_id: str) -> dict[str, Any]:
             "entry": answered.entry,
         },
         "timings_ms": {
-            "total": _ms(stages.total),
-            "embed": _ms(stages.embed),
-            "cache": _ms(stages.cache),
-            "retrieve": _ms(stages.retrieve),
-            "generate": _ms(stages.generate),
+            "total": _ms(timings.total),
+            "embed": _ms(timings.embed),
+            "cache": _ms(timings.cache),
+            "retrieve": _ms(timings.retrieve),
+            "generate": _ms(timings.generate),
         },
         "usage": {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens},
     }
@@ -115,11 +115,11 @@ def _ms(seconds: float) -> float:
     return round(seconds * 1000, 3)
 
 
-def cache_headers(answer: Opening | Answered, control: CacheControl) -> dict[str, str]:
+def cache_headers(answer: AnswerStarted | AnswerFinished, control: CacheControl) -> dict[str, str]:
     """`Cache-Status` (RFC 9211) and `Age` (RFC 9111). Whether it was stored is not known of an opening."""
     if answer.match is not None:
         return {"Cache-Status": _hit(answer.status, answer.match), "Age": str(int(answer.match.age_seconds))}
-    stored = "; stored" if isinstance(answer, Answered) and answer.stored else ""
+    stored = "; stored" if isinstance(answer, AnswerFinished) and answer.stored else ""
     collapsed = "; collapsed" if answer.status is CacheStatus.COALESCED else ""
     return {"Cache-Status": f"ragherd; fwd={_forwarded(answer.status, control)}{stored}{collapsed}"}
 
@@ -232,7 +232,7 @@ class AnswerStream(Response):
         try:
             async with until_client_leaves(receive), self._answer as events:
                 opening = await anext(events)
-                assert isinstance(opening, Opening), "the flow begins with an opening"
+                assert isinstance(opening, AnswerStarted), "the flow begins with an opening"
                 self.headers.update(cache_headers(opening, self._control))
                 async with wire.opened(self.status_code, self.raw_headers):
                     await _send(wire, self._form.opening(opening))
@@ -248,7 +248,7 @@ class AnswerStream(Response):
             async for event in events:
                 if isinstance(event, Token):
                     await _send(wire, self._form.token(event))
-                elif isinstance(event, Answered):
+                elif isinstance(event, AnswerFinished):
                     await _send(wire, self._form.done(event))
         except RagherdError as error:
             await _send(wire, self._form.error(error))
@@ -300,13 +300,13 @@ class _Form:
         self._path = path
         self._request_id = request_id
 
-    def opening(self, opening: Opening) -> bytes:
+    def opening(self, opening: AnswerStarted) -> bytes:
         return _event("sources", opening.sources)
 
     def token(self, token: Token) -> bytes:
         return _event("token", {"text": token.text})
 
-    def done(self, answered: Answered) -> bytes:
+    def done(self, answered: AnswerFinished) -> bytes:
         whole = document(answered, self._request_id)
         return _event("done", {name: value for name, value in whole.items() if name != "answer"})
 

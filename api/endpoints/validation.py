@@ -37,9 +37,9 @@ from pydantic_core.core_schema import no_info_after_validator_function
 from api.errors import InvalidRequest
 from api.unicode_text import INVISIBLE, is_blank
 
-MOST_FAULTS: Final = 5
+MAX_FAULTS: Final = 5
 """Errors that a response reports."""
-MOST_CHARACTERS: Final = 1024 * 1024
+MAX_CHARACTERS: Final = 1024 * 1024
 """Of a text that the API sets no smaller bound."""
 VISIBLE: Final = f"[^{INVISIBLE}]"
 """A pattern of texts of which something can be seen."""
@@ -90,7 +90,7 @@ IsWhole = BeforeValidator(_whole)
 """An integer as JSON Schema has it: 2.0 is one. Stands last, so that the schema has the bounds before it."""
 IsBoolean = BeforeValidator(_boolean)
 """In a `Literal`, to which 0 is False and 1 is True."""
-Text = Annotated[str, StringConstraints(max_length=MOST_CHARACTERS)]
+Text = Annotated[str, StringConstraints(max_length=MAX_CHARACTERS)]
 
 StopText = Annotated[str, StringConstraints(max_length=1000), IsText]
 """At which a generation stops."""
@@ -109,9 +109,9 @@ class StrictBody(BaseModel):
     def _few_unknown(cls, given: Any) -> Any:
         """Drops unknown fields beyond the first few: each costs an error."""
         known = cls.model_fields
-        if not isinstance(given, dict) or len(given) <= len(known) + MOST_FAULTS:
+        if not isinstance(given, dict) or len(given) <= len(known) + MAX_FAULTS:
             return given
-        unknown = islice((name for name in given if name not in known), MOST_FAULTS + 1)
+        unknown = islice((name for name in given if name not in known), MAX_FAULTS + 1)
         return {name: given[name] for name in (*known, *unknown) if name in given}
 
 
@@ -133,9 +133,9 @@ def errors_of(error: ValidationError) -> list[Any]:
 
 def invalid(errors: Sequence[Mapping[str, Any]], place: str = "") -> InvalidRequest:
     """The error that reports the first few of pydantic's errors."""
-    faults = [_fault(error, place) for error in errors[:MOST_FAULTS]]
+    faults = [_fault(error, place) for error in errors[:MAX_FAULTS]]
     parts = [": ".join(filter(None, fault.values())) for fault in faults]
-    return InvalidRequest("; ".join([*parts, *(["and others"] if len(errors) > MOST_FAULTS else [])]), errors=faults)
+    return InvalidRequest("; ".join([*parts, *(["and others"] if len(errors) > MAX_FAULTS else [])]), errors=faults)
 
 
 def refused(field: str, message: str) -> InvalidRequest:
@@ -168,16 +168,16 @@ def _message(error: Mapping[str, Any]) -> str:
     return str(error["msg"]).removeprefix("Value error, ") if known else "is not known"
 
 
-MOST_CONTAINERS: Final = 10_000
+MAX_CONTAINERS: Final = 10_000
 """Lists and objects in a body. A conversation of 1,000 turns has about 1,000."""
-MOST_TOKENS: Final = 100_000
+MAX_TOKENS: Final = 100_000
 """Strings, lists and objects in a body with many brackets. A bound on the work of counting them."""
 
 _TOKEN: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[{]', re.DOTALL)
 """A string, with its end or without, or the beginning of a list or an object. Never tries a byte twice."""
 
 
-def json_of(body: bytes, what: str = "The body", most_containers: int = MOST_CONTAINERS) -> Any:
+def json_of(body: bytes, what: str = "The body", most_containers: int = MAX_CONTAINERS) -> Any:
     """The value of a body, or of `what` it is. Raises `InvalidRequest`."""
     refuse_too_many_values(body, most_containers)
     try:
@@ -186,7 +186,7 @@ def json_of(body: bytes, what: str = "The body", most_containers: int = MOST_CON
         raise refused("", f"{what} is not valid JSON.") from None
 
 
-def refuse_too_many_values(body: bytes, most_containers: int = MOST_CONTAINERS) -> None:
+def refuse_too_many_values(body: bytes, most_containers: int = MAX_CONTAINERS) -> None:
     """Raises `InvalidRequest` for a body with more lists and objects than any request needs."""
     if body.count(b"[") + body.count(b"{") > most_containers and not _is_within(body, most_containers):
         raise refused("", f"The body has more than {most_containers} lists and objects, or too many strings.")
@@ -197,7 +197,7 @@ def _is_within(body: bytes, most_containers: int) -> bool:
     containers = 0
     for tokens, token in enumerate(_TOKEN.finditer(body)):
         containers += body[token.start()] != ord('"')
-        if containers > most_containers or tokens >= MOST_TOKENS:
+        if containers > most_containers or tokens >= MAX_TOKENS:
             return False
     return True
 

@@ -14,7 +14,7 @@ from api.breaker.state import State
 from api.bulkhead.fleet_bulkhead import FleetBulkhead
 from api.endpoints.access import Access
 from api.endpoints.streaming import Streaming
-from api.knowledge.document_service import Library
+from api.knowledge.document_service import DocumentService
 from api.ports.cache import StoreChecks
 from api.query.explain import Explainer
 from api.query.invalidate import Invalidator
@@ -71,7 +71,7 @@ class Exposition(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class WorkerState:
+class AppState:
     """One worker's open resources, by what endpoints need of them. Breakers, bulkheads: the first backend's first.
 
     `warm_ups` is None where the cache is switched off. `num_ctx`: the context in tokens that all generations have;
@@ -85,7 +85,7 @@ class WorkerState:
     streaming: Streaming
     queries: QueryService
     explainer: Explainer
-    library: Library
+    library: DocumentService
     embeddings: EmbeddingCalls
     embed_max_inputs: int
     catalog: ModelCatalog
@@ -113,7 +113,7 @@ class WorkerState:
         return [breaker.effective_state for name, breaker in breakers if not name.endswith("-embed")]
 
 
-def worker_state(request: Request) -> WorkerState:
+def worker_state(request: Request) -> AppState:
     """The state of the worker that answers `request`."""
-    state: WorkerState = request.state.worker
+    state: AppState = request.state.worker
     return state

@@ -49,7 +49,7 @@ class Disagreement:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class GuardVerdict:
     """What one guard says of two questions; `detail` is empty where they agree."""
 
     guard: str
@@ -71,9 +71,9 @@ def disagreement(question: str | Features, other: str | Features) -> Disagreemen
     return None
 
 
-def verdicts(question: str | Features, other: str | Features) -> tuple[Verdict, ...]:
+def verdicts(question: str | Features, other: str | Features) -> tuple[GuardVerdict, ...]:
     """What every guard says, in the order they are asked."""
-    return tuple(Verdict(guard, not detail, detail) for guard, detail in _details(question, other))
+    return tuple(GuardVerdict(guard, not detail, detail) for guard, detail in _details(question, other))
 
 
 def _details(question: str | Features, other: str | Features) -> Iterator[tuple[str, str]]:

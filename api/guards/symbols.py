@@ -17,7 +17,7 @@ from api.languages.function_words import words_in
 
 PLAIN: Final = re.compile(r"[A-Z]?[a-z ,?I]*[.?]*")
 """Most questions: nothing to read in them. The rest of the patterns cost more."""
-MOST_SHOWN: Final = 32
+MAX_SHOWN: Final = 32
 """Operations of each side that a difference is looked for in, pair by pair."""
 SUSPECT: Final = re.compile(
     r"[^\w\s.,?!'\"’‘“”…–—;:()-]|(?<![^\s(])--?\w|--|\w\(|\w[:;]\w|[\w)]'+\(|\b\w'+(?=[\s(,.?]|$)|\b\w-(?:\w\b|\d)|\d-\d"
@@ -112,8 +112,8 @@ def compare(one: Symbols, other: Symbols) -> str:
 
 def _operations(one: Symbols, other: Symbols) -> str:
     if not _same(one.hard, other.hard):
-        left = [each for each in one.hard[:MOST_SHOWN] if not any(_alike(each, its) for its in other.hard)]
-        right = [each for each in other.hard[:MOST_SHOWN] if not any(_alike(each, its) for its in one.hard)]
+        left = [each for each in one.hard[:MAX_SHOWN] if not any(_alike(each, its) for its in other.hard)]
+        right = [each for each in other.hard[:MAX_SHOWN] if not any(_alike(each, its) for its in one.hard)]
         return f"{_shown(left or one.hard)} / {_shown(right or other.hard)}"
     if one.soft and other.soft and one.soft != other.soft:
         return f"{' '.join(one.soft)} / {' '.join(other.soft)}"

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Final, Literal, Protocol
 
 from api.errors import EmbeddingUnavailable, ServiceUnavailable
-from api.knowledge.retrieval import Retriever, Wanted
-from api.ports.cache import CachedQuestion, CacheSweep, OutdatedAnswers, Selection
+from api.knowledge.retrieval import PassageQuery, Retriever
+from api.ports.cache import CachedQuestion, CacheSweep, InvalidationTags, Selection
 from api.ports.document_work import DocumentWork, Work
 from api.ports.models import Embedder
 
@@ -24,13 +24,13 @@ SHARE: Final = 0.25
 """Of a worker's time, where documents come one after the other: it has them to store, and questions to answer."""
 
 
-class OutdatingEvents(Protocol):
+class InvalidatorEvents(Protocol):
     """Who is told."""
 
     def answers_outdated(self, reason: Literal["changed", "affected"], count: int) -> None: ...
 
 
-class Patience:
+class TimeBudget:
     """Seconds that a worker may ask whether answers are outdated: `SECONDS`, which come back at a rate of `SHARE`."""
 
     def __init__(self) -> None:
@@ -47,17 +47,17 @@ class Patience:
         self._left -= seconds
 
 
-class Outdating:
+class CacheInvalidator:
     """For one worker, also where it has the cache switched off: others may have it on."""
 
     def __init__(
         self,
         sweep: CacheSweep,
-        answers: OutdatedAnswers,
+        answers: InvalidationTags,
         retriever: Retriever,
         work: DocumentWork,
         embedder: Embedder,
-        events: OutdatingEvents,
+        events: InvalidatorEvents,
         on_new_documents: OnNewDocuments,
     ) -> None:
         self._sweep = sweep
@@ -67,9 +67,9 @@ class Outdating:
         self._embedder = embedder
         self._events = events
         self._on_new_documents = on_new_documents
-        self._patience = Patience()
+        self._patience = TimeBudget()
 
-    async def told_of(self, work: Work) -> None:
+    async def notify_cache(self, work: Work) -> None:
         """Of a document that is gone, new, or another now. Raises `StoreUnavailable`, `ServiceUnavailable`."""
         concerns = not work.gone and self._on_new_documents != "none"
         if work.gone or work.replaced:
@@ -144,5 +144,5 @@ class Outdating:
         return changed
 
     async def _is_changed(self, work: Work, question: CachedQuestion) -> bool:
-        wanted = Wanted(question.question, question.tenant, question.top_k, question.wanted, question.vector)
+        wanted = PassageQuery(question.question, question.tenant, question.top_k, question.wanted, question.vector)
         return await self._retriever.would_change(wanted, work.id)

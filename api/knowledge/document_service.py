@@ -57,9 +57,9 @@ def _digest(facts: Sequence[object]) -> str:
     return hashlib.sha256(orjson.dumps(facts)).hexdigest()
 
 
-READ_AT_ONCE: Final = 1024 * 1024
+INLINE_READ_BYTES: Final = 1024 * 1024
 """Bytes of a file that is read before its sender is answered; a larger one is read in the background."""
-AT_ONCE: Final = 2
+CONCURRENCY: Final = 2
 """Documents that one worker stores at the same time, beside what it finds waiting: one embeds while another writes."""
 SETTLE_SECONDS: Final = 30.0
 LOOK_SECONDS: Final = 0.25
@@ -79,7 +79,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class Upload:
     """A document as it comes in: text, or a file. An empty title is the file's own, or its name."""
 
     facts: DocumentFacts
@@ -96,7 +96,7 @@ class Added:
     outcome: Outcome
 
 
-class Library:
+class DocumentService:
     """For one worker."""
 
     def __init__(self, documents: Documents, ingestion: Ingestion, parser: Parser, limits: Limits) -> None:
@@ -105,9 +105,9 @@ class Library:
         self._parser = parser
         self.limits = limits
         self._at_work: set[asyncio.Task[bool]] = set()
-        self._turns = asyncio.Semaphore(AT_ONCE)
+        self._turns = asyncio.Semaphore(CONCURRENCY)
 
-    async def add(self, given: Given) -> Added:
+    async def add(self, given: Upload) -> Added:
         """Stores it, or begins to.
 
         Raises `PayloadTooLarge`, `UnreadableDocument`, `TooManyDocuments`, `ServiceUnavailable`.
@@ -162,15 +162,15 @@ class Library:
         """Leaves what is under way to other workers."""
         await cancelled(self._at_work)
 
-    async def _draft(self, given: Given) -> Draft:
+    async def _draft(self, given: Upload) -> Draft:
         facts = given.facts if given.facts.title else replace(given.facts, title=given.file_name or "Untitled")
         document, digest = await asyncio.to_thread(_known_by, given)
         untitled = not given.facts.title
         return Draft(document, facts, digest, given.content, given.media_type, untitled=untitled)
 
-    async def _read(self, given: Given, draft: Draft) -> Draft:
+    async def _read(self, given: Upload, draft: Draft) -> Draft:
         """With its text, where it is small: what can not be read is refused before anything is stored."""
-        if len(given.content) > READ_AT_ONCE and given.media_type != TEXT:
+        if len(given.content) > INLINE_READ_BYTES and given.media_type != TEXT:
             return draft
         parsed = await self._parser.parse(given.content, given.media_type)
         title = given.facts.title or parsed.title or draft.facts.title
@@ -201,7 +201,7 @@ def _unknown(document: str) -> NotFound:
     return NotFound(f"There is no document '{document[:100]}'.")
 
 
-def _known_by(given: Given) -> tuple[str, str]:
+def _known_by(given: Upload) -> tuple[str, str]:
     """The id, and the digest of all that was given: over many megabytes, and so in a thread."""
     document = document_id(given.facts, given.content, given.file_name)
     return document, content_digest(given.facts, given.content, given.media_type)

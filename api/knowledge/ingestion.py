@@ -15,7 +15,7 @@ from typing import Final, Protocol
 from api.batch_size import BatchSize
 from api.cancellation import cancelled
 from api.errors import EmbeddingUnavailable, PayloadTooLarge, ServiceUnavailable, StoreUnavailable, UnreadableDocument
-from api.knowledge.cache_invalidator import Outdating
+from api.knowledge.cache_invalidator import CacheInvalidator
 from api.knowledge.chunk_embedding import ChunkEmbedding, EmbeddedText, NotEmbedded
 from api.knowledge.chunking import Chunker, numbered, sections, spans
 from api.knowledge.parsing import Parser
@@ -30,10 +30,10 @@ LEASE: Final = 10.0
 """Seconds. A worker that dies is succeeded by another after so long."""
 PROBE: Final = "text"
 """Embedded first where the embedder failed before."""
-BEAT: Final = 2.0
+HEARTBEAT_SECONDS: Final = 2.0
 ATTEMPTS: Final = 5
 """Workers in a row that may die of a document, none of which gets on with it, before it is given up."""
-LONGEST_DELAY: Final = 10.0
+MAX_DELAY: Final = 10.0
 """Seconds until a document whose embedder failed is taken on again, however often it did."""
 
 
@@ -78,7 +78,7 @@ class Ingestion:
         chunker: Chunker,
         embedded_text: EmbeddedText,
         embedder: Embedder,
-        outdating: Outdating,
+        outdating: CacheInvalidator,
         events: IngestionEvents,
         batches: BatchSize,
         patience: float,
@@ -144,7 +144,7 @@ class Ingestion:
         return await self._work.exists(document)
 
     async def _to_its_end(self, work: Work) -> None:
-        if work.owes:
+        if work.pending_invalidation:
             await self._outdating.changed(work)
         stored: Work | None = work
         if work.phase == "store":  # to tell the cache of what has changed is never given up
@@ -157,18 +157,18 @@ class Ingestion:
                 await self._put_off(work, str(error))
                 return
         if stored is not None:
-            await self._outdating.told_of(stored)
+            await self._outdating.notify_cache(stored)
             await self._work.finish(stored)
 
     async def _failed(self, work: Work, reason: str) -> None:
-        if work.owes:
+        if work.pending_invalidation:
             await self._outdating.owed(work)
         self._events.document_failed(work.id, reason)
         await self._work.fail(work, reason)
 
     async def _put_off(self, work: Work, reason: str) -> None:
         """The embedder fails: others need not wait for it here. Past the patience the document is given up."""
-        pause = min(2.0**work.delays, LONGEST_DELAY)
+        pause = min(2.0**work.delays, MAX_DELAY)
         delayed = await self._work.delay(work, pause, self._patience, reason)
         if delayed == "for too long":
             await self._failed(work, f"It could not be embedded for {self._patience:g} s: {reason}")
@@ -285,7 +285,7 @@ class Ingestion:
 
     async def _keep(self, work: Work) -> None:
         while True:
-            await asyncio.sleep(BEAT)
+            await asyncio.sleep(HEARTBEAT_SECONDS)
             with suppress(StoreUnavailable):
                 if not await self._work.renew(work, LEASE):
                     return  # what is written from here on is refused

@@ -15,7 +15,7 @@ from typing import Final, Protocol
 from api.cancellation import cancelled
 from api.errors import EmbeddingUnavailable, RagherdError, ServiceUnavailable, StoreUnavailable
 from api.knowledge.ingestion import Ingestion
-from api.ports.coordination import Duty
+from api.ports.coordination import LeaderLease
 from api.ports.document_work import DocumentWork, Reembedding, UnusedEmbeddings, Work
 from api.ports.models import Embedder
 from api.values import EmbedderIdentity
@@ -26,7 +26,7 @@ LOOKED_AT: Final = 32
 DUTY_SECONDS: Final = 15.0
 
 
-class Upkeep:
+class IngestionWorker:
     """One worker's part. `duties`: that of embedding anew by an embedder, which one worker of the fleet does.
 
     `pace`: by how much longer than `LOOK_SECONDS` it pauses, since others look too.
@@ -38,7 +38,7 @@ class Upkeep:
         ingestion: Ingestion,
         anew: Reembedding,
         embedder: Embedder,
-        duties: Callable[[str], Duty],
+        duties: Callable[[str], LeaderLease],
         pace: Callable[[], float] = lambda: 1.0,
     ) -> None:
         self._work = work
@@ -109,7 +109,7 @@ class Upkeep:
 
 
 @asynccontextmanager
-async def _kept(duty: Duty) -> AsyncIterator[None]:
+async def _kept(duty: LeaderLease) -> AsyncIterator[None]:
     """Renews it while the block runs: a document may take longer than it lasts."""
 
     async def keep() -> None:
@@ -137,7 +137,7 @@ class OldEmbeddingEvents(Protocol):
     def embeddings_removed(self, embedder: str, chunks: int) -> None: ...
 
 
-class OldEmbeddings:
+class StaleEmbeddings:
     """One worker's part. `keep`: seconds without use after which they go. `duty`: one worker of the fleet removes."""
 
     def __init__(
@@ -145,7 +145,7 @@ class OldEmbeddings:
         embeddings: UnusedEmbeddings,
         anew: Reembedding,
         embedder: Embedder,
-        duty: Duty,
+        duty: LeaderLease,
         events: OldEmbeddingEvents,
         keep: float,
     ) -> None:

@@ -21,7 +21,7 @@ from api.knowledge.plain_text import PLAIN, read_text, too_long
 from api.module_command import module_command, module_environment
 from api.unicode_text import is_blank
 
-AT_ONCE: Final = 2
+CONCURRENCY: Final = 2
 """Files that one worker has read at the same time."""
 IN_A_THREAD: Final = 1024 * 1024
 """Bytes of a text that is read in a thread."""
@@ -51,7 +51,7 @@ class Parser:
 
     def __init__(self, limits: ParseLimits) -> None:
         self._limits = limits
-        self._slots = asyncio.Semaphore(AT_ONCE)
+        self._slots = asyncio.Semaphore(CONCURRENCY)
         self._thread = asyncio.Semaphore(1)
 
     async def parse(self, data: bytes, media_type: str) -> Parsed:

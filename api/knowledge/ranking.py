@@ -49,9 +49,9 @@ def fused(rankings: Iterable[tuple[float, Sequence[Thing]]], k: int = K) -> list
     return sorted(worth, key=lambda thing: -worth[thing])
 
 
-MOST_PASSAGES: Final = 3
+MAX_PASSAGES: Final = 3
 """In how many passages a term may stand and be rare."""
-MOST_TERMS: Final = 32
+MAX_TERMS: Final = 32
 """As many terms of a question are looked at as the search by words looks for."""
 LONGEST_TEXT: Final = 20_000
 """Characters of a passage that are looked at."""
@@ -101,7 +101,7 @@ def distinctive_terms(question: str) -> DistinctiveTerms:
     A name has a capital, and does not begin the question; where most terms have one, a capital says nothing. A question
     of one term asks for that.
     """
-    found = _TERM.findall(question)[:MOST_TERMS]
+    found = _TERM.findall(question)[:MAX_TERMS]
     codes = [term for term in found if len(term) > 1 and (len(found) == 1 or _is_code(term))]
     others = found[1:]
     capitals = [term for term in others if term[0].isupper()]
@@ -129,7 +129,7 @@ def leading(question: str, passages: Mapping[Place, str]) -> Leading[Place]:
 def _rarest(terms: Sequence[str], holders: Mapping[str, Sequence[Place]]) -> list[Place]:
     worth: dict[Place, float] = {}
     for places in (holders[term] for term in terms):
-        if len(places) <= MOST_PASSAGES:
+        if len(places) <= MAX_PASSAGES:
             for place in places:
                 worth[place] = worth.get(place, 0.0) + 1 / len(places)
     return sorted(worth, key=lambda place: -worth[place])
@@ -143,7 +143,7 @@ def _holders(wanted: set[str], passages: Mapping[Place, str]) -> dict[str, list[
     holders: dict[str, list[Place]] = {term: [] for term in wanted}
     for place, text in passages.items():
         folded = text[:LONGEST_TEXT].casefold()
-        possible = [term for term, places in holders.items() if len(places) <= MOST_PASSAGES and term in folded]
+        possible = [term for term, places in holders.items() if len(places) <= MAX_PASSAGES and term in folded]
         for term in _terms_of(folded).intersection(possible) if possible else ():
             holders[term].append(place)
     return holders

@@ -15,7 +15,7 @@ import numpy as np
 from api.errors import EmbeddingUnavailable
 from api.knowledge.chunking import in_context
 from api.knowledge.ranking import MEANING, WORDS, Reranking, fused, leading
-from api.ports.documents import Corpus, Current, DocumentFilter, Hit, PassageIndex
+from api.ports.documents import Corpus, CurrentDocument, DocumentFilter, Hit, PassageIndex
 from api.ports.models import Embedder
 from api.values import EmbedderIdentity, Source, Vector
 
@@ -33,7 +33,7 @@ class RetrievalPolicy:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class PassageQuery:
     """What is looked for: a question's passages among a tenant's documents. `vector`: the question's, where known."""
 
     question: str
@@ -55,7 +55,7 @@ Weighted: TypeAlias = tuple[float, Sequence[Hit]]
 """A ranking, and what it weighs."""
 
 
-class Place(NamedTuple):
+class ChunkPosition(NamedTuple):
     """Which chunk it is, whichever search found it."""
 
     document: str
@@ -64,7 +64,7 @@ class Place(NamedTuple):
     embedder: str
 
 
-Scored: TypeAlias = list[tuple[Place, float]]
+Scored: TypeAlias = list[tuple[ChunkPosition, float]]
 """Passages with what they are worth, best first."""
 
 
@@ -76,11 +76,11 @@ class _Found:
     """
 
     scored: Scored
-    hits: Mapping[Place, Hit]
-    current: Mapping[str, Current]
+    hits: Mapping[ChunkPosition, Hit]
+    current: Mapping[str, CurrentDocument]
     whole: bool
 
-    def texts(self, places: Sequence[Place]) -> list[str]:
+    def texts(self, places: Sequence[ChunkPosition]) -> list[str]:
         """As a re-ranker reads them."""
         texts = _texts_of({place: self.hits[place] for place in places}, self.current)
         return [texts[place] for place in places]
@@ -106,7 +106,7 @@ class Retriever:
         """How much there is to find. Raises `StoreUnavailable`."""
         return await self._index.corpus(tenant)
 
-    async def retrieve(self, wanted: Wanted) -> Retrieved:
+    async def retrieve(self, wanted: PassageQuery) -> Retrieved:
         """Raises `StoreUnavailable`; `EmbeddingUnavailable` while it is not even known who embeds."""
         found = await self._found(wanted)
         best = self._best(found, await self._reranked(wanted, found), wanted.top_k)
@@ -117,7 +117,7 @@ class Retriever:
         )
         return Retrieved(tuple(sources), found.whole)
 
-    async def would_change(self, wanted: Wanted, document: str) -> bool:
+    async def would_change(self, wanted: PassageQuery, document: str) -> bool:
         """Whether a document changes what is found for a question: by being found, or by taking a place among those
         that are re-ranked. True as well where that can not be found out now. Raises as `retrieve` does.
         """
@@ -142,7 +142,7 @@ class Retriever:
         )
         return best != best_without
 
-    async def _found(self, wanted: Wanted) -> _Found:
+    async def _found(self, wanted: PassageQuery) -> _Found:
         identity = await self._embedder.identity()
         is_built = await self._index.is_whole(identity)  # first: it may be completed while it is searched
         vector = wanted.vector or await self._embedded(wanted)
@@ -154,7 +154,7 @@ class Retriever:
         relevant = [one for one in scored if vector is None or one[1] >= self.policy.floor or one[0] in rare]
         return _Found(relevant, hits, current, whole and is_built and vector is not None)
 
-    async def _embedded(self, wanted: Wanted) -> Vector | None:
+    async def _embedded(self, wanted: PassageQuery) -> Vector | None:
         try:
             (embedding,) = await self._embedder.embed([wanted.question], tenant=wanted.tenant)
             return embedding.vector
@@ -162,8 +162,8 @@ class Retriever:
             return None
 
     async def _candidates(
-        self, identity: EmbedderIdentity, wanted: Wanted, vector: Vector | None
-    ) -> tuple[dict[Place, Hit], dict[str, Current], bool]:
+        self, identity: EmbedderIdentity, wanted: PassageQuery, vector: Vector | None
+    ) -> tuple[dict[ChunkPosition, Hit], dict[str, CurrentDocument], bool]:
         """Chunks that serve in the order of all searches together, their documents, whether nothing was left out."""
         count = max(self.policy.candidates, wanted.top_k)
         for _ in range(WIDENINGS):
@@ -182,7 +182,7 @@ class Retriever:
         return {place: hits[place] for place in order}, documents, whole
 
     async def _rankings(
-        self, identity: EmbedderIdentity, wanted: Wanted, vector: Vector | None, count: int
+        self, identity: EmbedderIdentity, wanted: PassageQuery, vector: Vector | None, count: int
     ) -> tuple[list[Weighted], bool]:
         """By meaning, by words; and by words among what another embedder has embedded and this one has not yet."""
         among, question = (wanted.tenant, wanted.documents), wanted.question
@@ -194,9 +194,9 @@ class Retriever:
             rankings.append((MEANING, await self._index.search_words(found.other, *among, question, count)))
         return [(weight, ranking) for weight, ranking in rankings if ranking], found.whole
 
-    async def _current(self, rankings: Sequence[Weighted], tenant: str) -> dict[tuple[str, str], Current]:
+    async def _current(self, rankings: Sequence[Weighted], tenant: str) -> dict[tuple[str, str], CurrentDocument]:
         """The tenant's documents that serve, by their id and the embedder of their chunks."""
-        found: dict[tuple[str, str], Current] = {}
+        found: dict[tuple[str, str], CurrentDocument] = {}
         for embedder in dict.fromkeys(hit.embedder for _, ranking in rankings for hit in ranking):
             documents = dict.fromkeys(
                 hit.document for _, ranking in rankings for hit in ranking if hit.embedder == embedder
@@ -206,7 +206,7 @@ class Retriever:
                     found[document, embedder] = current
         return found
 
-    async def _reranked(self, wanted: Wanted, found: _Found) -> Scored:
+    async def _reranked(self, wanted: PassageQuery, found: _Found) -> Scored:
         """With a cross-encoder in its order; without, and where that fails, as they come."""
         if self._reranking is None or not found.scored:
             return found.scored
@@ -253,7 +253,7 @@ def _with_those_not_embedded(meaning: Sequence[Hit], words: Sequence[Hit]) -> li
     return ranking
 
 
-def _texts_of(hits: Mapping[Place, Hit], current: Mapping[str, Current]) -> dict[Place, str]:
+def _texts_of(hits: Mapping[ChunkPosition, Hit], current: Mapping[str, CurrentDocument]) -> dict[ChunkPosition, str]:
     """Each passage under its title and headings."""
     return {place: in_context(current[hit.document].facts.title, hit.heading, hit.text) for place, hit in hits.items()}
 
@@ -263,11 +263,11 @@ def _by_worth(scored: Scored) -> Scored:
     return sorted(scored, key=lambda one: -one[1])
 
 
-def _place(hit: Hit) -> Place:
-    return Place(hit.document, hit.revision, hit.number, hit.embedder)
+def _place(hit: Hit) -> ChunkPosition:
+    return ChunkPosition(hit.document, hit.revision, hit.number, hit.embedder)
 
 
-def _serves(hit: Hit, current: Mapping[tuple[str, str], Current], identity: EmbedderIdentity) -> bool:
+def _serves(hit: Hit, current: Mapping[tuple[str, str], CurrentDocument], identity: EmbedderIdentity) -> bool:
     """A document that the present embedder has embedded serves from there alone."""
     found = current.get((hit.document, hit.embedder))
     if found is None or found.revision != hit.revision:
@@ -275,7 +275,7 @@ def _serves(hit: Hit, current: Mapping[tuple[str, str], Current], identity: Embe
     return hit.embedder == identity.fingerprint or (hit.document, identity.fingerprint) not in current
 
 
-def _cosines(hits: Mapping[Place, Hit], vector: Vector | None) -> dict[Place, float]:
+def _cosines(hits: Mapping[ChunkPosition, Hit], vector: Vector | None) -> dict[ChunkPosition, float]:
     """Of each to the question, where they compare: found by words in another index, it counts as relevant."""
     if vector is None:
         return {}
@@ -287,7 +287,7 @@ def _cosines(hits: Mapping[Place, Hit], vector: Vector | None) -> dict[Place, fl
     return cosines
 
 
-def _source(hit: Hit, current: Current, score: float, text: str) -> Source:
+def _source(hit: Hit, current: CurrentDocument, score: float, text: str) -> Source:
     facts = current.facts
     return Source(
         document_id=hit.document,

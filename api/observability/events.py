@@ -22,14 +22,14 @@ from api.observability.http_middleware import CLIENT_CLOSED_REQUEST
 from api.observability.metric_names import Stage
 from api.observability.metrics import Metrics
 from api.ports.cache import Store, StoreWarning, Swept
-from api.query.answered import Answered, RefreshOutcome
+from api.query.answer_events import AnswerFinished, RefreshOutcome
 from api.query.candidates import Candidate
 from api.query.grounding import GroundingOutcome
 from api.query.invalidate import Invalidation
-from api.query.question import Query, Stages
+from api.query.question import Query, Timings
 from api.redis_store.connections import SentinelsRefuse
 from api.redis_store.diagnostics import ADVICE, WITHOUT_SEARCH
-from api.redis_store.health_gated import GateEvents
+from api.redis_store.health_gated import RedisHealthEvents
 from api.values import CacheStatus, Usage
 
 
@@ -49,11 +49,11 @@ class QueryEvents:
         self._log = structlog.get_logger("ragherd.query")
         self.requests = 0
 
-    def answered(self, query: Query, answered: Answered) -> None:
+    def answered(self, query: Query, answered: AnswerFinished) -> None:
         """An answer went out."""
         self.requests += 1
         kind = answered.match.kind if answered.match else None
-        self._metrics.query_answered(answered.status, kind, _seconds(answered.stages))
+        self._metrics.query_answered(answered.status, kind, _seconds(answered.timings))
         if answered.status is CacheStatus.HIT and kind is not None:
             self._counters.add(f"{kind}_hits")
             self._metrics.cache_looked_up(kind)
@@ -62,7 +62,7 @@ class QueryEvents:
             self._metrics.cache_looked_up("stale")
         elif answered.status is CacheStatus.COALESCED:
             self._counters.add("coalesced")
-        self._log.info("query", **self._facts(query), cache=answered.status, kind=kind, ms=_ms(answered.stages.total))
+        self._log.info("query", **self._facts(query), cache=answered.status, kind=kind, ms=_ms(answered.timings.total))
 
     def generated(self, usage: Usage, *, stored: bool) -> None:
         """The language model answered, for however many callers, and the cache took it or not."""
@@ -148,14 +148,14 @@ class QueryEvents:
         return facts
 
 
-def _seconds(stages: Stages) -> dict[Stage, float]:
+def _seconds(timings: Timings) -> dict[Stage, float]:
     """The stages that were needed."""
     known: dict[Stage, float] = {
-        "total": stages.total,
-        "embed": stages.embed,
-        "cache": stages.cache,
-        "retrieve": stages.retrieve,
-        "generate": stages.generate,
+        "total": timings.total,
+        "embed": timings.embed,
+        "cache": timings.cache,
+        "retrieve": timings.retrieve,
+        "generate": timings.generate,
     }
     return {stage: seconds for stage, seconds in known.items() if seconds}
 
@@ -266,7 +266,7 @@ REASONS_TOLD: Final = 5
 URLS: Final[dict[Store, str]] = {"main": "REDIS_URL", "breaker": "BREAKER_REDIS_URL"}
 
 
-class RedisEvents(GateEvents):
+class RedisEvents(RedisHealthEvents):
     """One line when Redis, or a shard of it, is lost, and one when it is back.
 
     One more for each new reason that it is not found again for; in between only the counter moves.

@@ -161,10 +161,10 @@ class Metrics:
 
     # -- queries ------------------------------------------------------------------------------------------------------
 
-    def query_answered(self, status: CacheStatus, kind: CacheKind | None, stages: Mapping[Stage, float]) -> None:
-        """A query was answered. `stages`: the seconds spent in each; a stage that was not needed is left out."""
+    def query_answered(self, status: CacheStatus, kind: CacheKind | None, timings: Mapping[Stage, float]) -> None:
+        """A query was answered. `timings`: the seconds spent in each; a stage that was not needed is left out."""
         self._queries[status.value, kind or "none"].inc()
-        for stage, seconds in stages.items():
+        for stage, seconds in timings.items():
             self._stages[(stage,)].observe(seconds)
 
     def query_failed(self) -> None:

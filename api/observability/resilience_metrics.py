@@ -17,7 +17,7 @@ from typing import Final, Protocol
 import pybreaker
 import structlog
 
-from api.breaker.state import BreakerListener, Outcome, State, Transition
+from api.breaker.state import BreakerListener, CallOutcome, State, Transition
 from api.bulkhead.rules import BulkheadEvents, Priority, Reason
 from api.observability.metric_names import BreakerOutcome, BreakerState, FlightEvent
 from api.observability.metrics import Metrics
@@ -26,13 +26,13 @@ from api.single_flight.flight import FlightEvents
 STATES: Mapping[State, BreakerState] = MappingProxyType(
     {State.CLOSED: "closed", State.OPEN: "open", State.HALF_OPEN: "half_open"}
 )
-OUTCOMES: Mapping[Outcome, BreakerOutcome] = MappingProxyType(
+OUTCOMES: Mapping[CallOutcome, BreakerOutcome] = MappingProxyType(
     {
-        Outcome.OK: "successful",
-        Outcome.SLOW: "slow_successful",
-        Outcome.FAILED: "failed",
-        Outcome.SLOW_FAILED: "slow_failed",
-        Outcome.IGNORED: "ignored",
+        CallOutcome.OK: "successful",
+        CallOutcome.SLOW: "slow_successful",
+        CallOutcome.FAILED: "failed",
+        CallOutcome.SLOW_FAILED: "slow_failed",
+        CallOutcome.IGNORED: "ignored",
     }
 )
 
@@ -51,7 +51,7 @@ class BreakerMetrics(BreakerListener):
         if transition.by == self._worker:
             self._metrics.breakers.changed(name, STATES[transition.from_state], after)
 
-    def outcome(self, cb: pybreaker.CircuitBreaker, outcome: Outcome) -> None:
+    def outcome(self, cb: pybreaker.CircuitBreaker, outcome: CallOutcome) -> None:
         """Counts a call."""
         self._metrics.breakers.call(str(cb.name), OUTCOMES[outcome])
 

@@ -27,7 +27,7 @@ from api.cancellation import cancelled, let_go
 from api.errors import BulkheadFull, StoreUnavailable, UpstreamError
 from api.ollama.models import KnownDigests, OllamaModels, Pinned
 from api.ollama.pool import OllamaPool
-from api.ports.coordination import Bulkhead, Duty, HealthBoard
+from api.ports.coordination import Bulkhead, HealthStore, LeaderLease
 from api.values import BackendHealth
 
 
@@ -40,8 +40,8 @@ class BackendWatch:
     def __init__(
         self,
         models: Mapping[str, OllamaModels],
-        duty: Duty,
-        board: HealthBoard,
+        duty: LeaderLease,
+        board: HealthStore,
         interval: float,
         on_return: Callable[[str], None],
         digests: KnownDigests,
@@ -162,7 +162,7 @@ class WarmUp:
         self,
         pools: Mapping[str, OllamaPool],
         bulkheads: Mapping[str, Bulkhead],
-        duties: Mapping[str, Duty],
+        duties: Mapping[str, LeaderLease],
         loads: tuple[Load, ...],
     ) -> None:
         self._pools = pools
@@ -217,7 +217,7 @@ class WarmUp:
         return True
 
 
-async def _keep(duty: Duty) -> None:
+async def _keep(duty: LeaderLease) -> None:
     while True:
         await asyncio.sleep(LEASE / 3)
         await duty.hold(LEASE)
@@ -226,7 +226,7 @@ async def _keep(duty: Duty) -> None:
 FRESH_SECONDS: Final = 1.0
 
 
-class Shared:
+class SharedProbe:
     """One question to a backend on behalf of everybody who asks meanwhile, and for `fresh` seconds from its start."""
 
     def __init__(self, ask: Callable[[], Coroutine[Any, Any, bool]], fresh: float) -> None:
@@ -255,11 +255,11 @@ class BackendReachability:
         breaker_redis: Callable[[], Coroutine[Any, Any, bool]],
         ollama: Callable[[], Coroutine[Any, Any, bool]],
     ) -> None:
-        self._redis = Shared(redis, 0.0)
+        self._redis = SharedProbe(redis, 0.0)
         self.redis_partly = redis_partly
         """Whether some of Redis answered when it was last asked: on a cluster, a shard."""
-        self._breaker_redis = Shared(breaker_redis, 0.0)
-        self._ollama = Shared(ollama, FRESH_SECONDS)
+        self._breaker_redis = SharedProbe(breaker_redis, 0.0)
+        self._ollama = SharedProbe(ollama, FRESH_SECONDS)
 
     async def redis(self) -> bool:
         """Whether Redis answers, and takes writes."""

@@ -28,7 +28,7 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
-class Grounds:
+class RetrievalSnapshot:
     """The documents that an answer was looked for in, as they were then.
 
     `at_ms`: a moment before that, by the clock of the Redis that the answer is to be stored in. `wanted` and `top_k`
@@ -55,7 +55,7 @@ class NewAnswer:
     sources: tuple[Source, ...] = ()
     usage: Usage = field(default_factory=Usage)
     asked_ms: int = 0
-    grounds: Grounds | None = None
+    grounds: RetrievalSnapshot | None = None
     unread: tuple[str, ...] = ()
 
 
@@ -120,7 +120,7 @@ class CachedQuestion:
     wanted: DocumentFilter = field(default_factory=DocumentFilter)
 
 
-class OutdatedAnswers(Protocol):
+class InvalidationTags(Protocol):
     """The cache, as changes of documents see it. Every method raises `StoreUnavailable`."""
 
     async def near(

@@ -12,7 +12,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from api.ports.cache import Claim
-from api.values import BackendHealth, FlightKey, Grounded, Landed, Source, StoredElsewhere, Token
+from api.values import BackendHealth, CompletedAnswer, FlightKey, GroundedSources, Source, StoredElsewhere, Token
 
 
 class TextOutput(Protocol):
@@ -39,12 +39,12 @@ class AnswerOutput(TextOutput, Protocol):
         """
 
 
-Lead = Callable[[AnswerOutput, Claim | None], Awaitable[Landed]]
+Lead = Callable[[AnswerOutput, Claim | None], Awaitable[CompletedAnswer]]
 """Generates an answer into an output, and stores it, under the claim where there is one."""
 
 
 class FlightSubscription(Protocol):
-    """A caller's part in a flight: gives `Grounded`, `Token`s and `Landed`, or `StoredElsewhere`.
+    """A caller's part in a flight: gives `GroundedSources`, `Token`s and `CompletedAnswer`, or `StoredElsewhere`.
 
     A cancelled `anext` loses nothing. Raises what ended the answer, wherever it was generated.
     """
@@ -53,7 +53,7 @@ class FlightSubscription(Protocol):
     def led(self) -> bool:
         """Whether it was generated because this caller asked; known with the first event."""
 
-    async def __anext__(self) -> Grounded | Token | Landed | StoredElsewhere: ...
+    async def __anext__(self) -> GroundedSources | Token | CompletedAnswer | StoredElsewhere: ...
 
 
 class Flights(Protocol):
@@ -75,7 +75,7 @@ class Flights(Protocol):
         """The lead of work on `key` that nobody waits for; None where another worker has it, or Redis is down."""
 
 
-class Duty(Protocol):
+class LeaderLease(Protocol):
     """What one worker of the fleet does at a time, for all. Without Redis each worker does it for itself."""
 
     async def hold(self, seconds: float) -> bool:
@@ -85,7 +85,7 @@ class Duty(Protocol):
         """Leaves it to the others at once."""
 
 
-class HealthBoard(Protocol):
+class HealthStore(Protocol):
     """Where the fleet keeps what is known of its backends. Raises `StoreUnavailable`."""
 
     async def publish(self, found: Mapping[str, BackendHealth]) -> None:

@@ -23,7 +23,8 @@ WorkPhase = Literal["store", "tell"]
 class Work:
     """A change of the knowledge base that this worker has taken on.
 
-    `replaced`: a revision served before. `gone`: the document was deleted. `owes`: the cache was not told of a change
+    `replaced`: a revision served before. `gone`: the document was deleted. `pending_invalidation`: the cache was not
+    told of a change
     before this one. `attempts`: how often a worker has begun with it and died before it wrote anything. `holder`: what
     this worker's hold on it is known by, which ends when another takes it on. `untitled`: see `Draft`. `delays`: how
     often in a row it was put off.
@@ -37,7 +38,7 @@ class Work:
     digest: str = ""
     replaced: bool = False
     gone: bool = False
-    owes: bool = False
+    pending_invalidation: bool = False
     attempts: int = 1
     holder: str = ""
     untitled: bool = False

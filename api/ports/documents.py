@@ -192,7 +192,7 @@ class Rankings:
 
 
 @dataclass(frozen=True, slots=True)
-class Current:
+class CurrentDocument:
     """What is known of a document that serves now."""
 
     facts: DocumentFacts
@@ -227,7 +227,7 @@ class PassageIndex(Protocol):
     ) -> Sequence[Hit]:
         """The ranking by words alone, of chunks of whichever embedder."""
 
-    async def current(self, documents: Sequence[str], embedder: str) -> Mapping[str, Current]:
+    async def current(self, documents: Sequence[str], embedder: str) -> Mapping[str, CurrentDocument]:
         """Those of the documents that serve."""
 
     async def texts(self, spans: Sequence[tuple[str, int, tuple[int, int]]]) -> Sequence[str | None]:

@@ -15,12 +15,20 @@ from typing import Any, Final, TypeVar
 from api.cancellation import cancelled, let_go
 from api.errors import DocumentsChanged, EmbeddingUnavailable, StoreUnavailable
 from api.languages.identify import EVERY, Languages
-from api.ports.cache import AnswerCache, Claim, Grounds, NewAnswer
+from api.ports.cache import AnswerCache, Claim, NewAnswer, RetrievalSnapshot
 from api.ports.models import Embedder
-from api.query.answered import QueryObserver
-from api.query.cache_key import Fingerprint, Places
-from api.query.candidates import Asked, Candidate, Fate, best, consider, lifetime, up_to_the_first_fresh
-from api.query.question import Query, Stages
+from api.query.answer_events import QueryObserver
+from api.query.cache_key import CacheKey, CacheKeyBuilder
+from api.query.candidates import (
+    Candidate,
+    CandidateOutcome,
+    ComparedQuestion,
+    best,
+    consider,
+    lifetime,
+    up_to_the_first_fresh,
+)
+from api.query.question import Query, Timings
 from api.timeouts import wait_with_lag
 from api.values import CachedAnswer, CacheMatch, Generation, Source, Vector
 
@@ -42,13 +50,13 @@ class BudgetSpent(StoreUnavailable):
 
 
 class CacheBudget:
-    """`seconds` for each question; what it has used of them is its `Stages.cache`, less this worker's own lag."""
+    """`seconds` for each question; what it has used of them is its `Timings.cache`, less this worker's own lag."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._late: set[asyncio.Task[Any]] = set()
 
-    async def within(self, stages: Stages, command: Coroutine[Any, Any, T]) -> T:
+    async def within(self, timings: Timings, command: Coroutine[Any, Any, T]) -> T:
         """What `command` gives. Raises what it raises, and `BudgetSpent`.
 
         A command that is late is left to end by itself: to break it off would cost its connection, and a slow store
@@ -56,8 +64,8 @@ class CacheBudget:
         """
         task = asyncio.create_task(command)
         try:
-            with stages.timed("cache"):
-                stages.lag += await wait_with_lag(task, self._seconds - (stages.cache - stages.lag))
+            with timings.timed("cache"):
+                timings.lag += await wait_with_lag(task, self._seconds - (timings.cache - timings.lag))
         except BaseException:  # a caller that leaves
             self._let_go(task)
             raise
@@ -108,7 +116,7 @@ class Lookup:
     `unread`: what the embedder could not read of the question.
     """
 
-    place: Fingerprint | None = None
+    place: CacheKey | None = None
     available: bool = False
     now_ms: int = 0
     invalidated_ms: int = 0
@@ -120,14 +128,14 @@ class Lookup:
     candidates: Sequence[Candidate] = field(default_factory=tuple)
 
 
-class SharedAnswers:
+class SemanticCache:
     """The fleet's answers as one worker uses them. `cache` is None where the semantic cache is switched off."""
 
     def __init__(
         self,
         cache: AnswerCache | None,
         embedder: Embedder,
-        places: Places,
+        places: CacheKeyBuilder,
         observer: QueryObserver,
         policy: CachePolicy,
         budget: CacheBudget,
@@ -139,7 +147,7 @@ class SharedAnswers:
         self.policy = policy
         self._budget = budget
 
-    async def look_up(self, query: Query, stages: Stages) -> Lookup:
+    async def look_up(self, query: Query, timings: Timings) -> Lookup:
         """The exact tier, the embedding, the semantic tier: until one of them has the answer."""
         lookup = Lookup()
         if self._cache is None or query.cache_control.no_store:
@@ -147,11 +155,11 @@ class SharedAnswers:
         try:
             lookup.place = await self._places.of(query)
             lookup.available = True
-            await self._exact(self._cache, query, lookup.place, lookup, stages)
+            await self._exact(self._cache, query, lookup.place, lookup, timings)
             if lookup.match is None:
-                await self.embed(query, lookup, stages)
+                await self.embed(query, lookup, timings)
             if lookup.match is None and lookup.vector is not None and query.cache_control.reads:
-                await self._semantic(query, lookup, stages)
+                await self._semantic(query, lookup, timings)
         except EmbeddingUnavailable as error:
             self._observer.embedding_failed(error)
         except StoreUnavailable as error:
@@ -159,77 +167,75 @@ class SharedAnswers:
             self._observer.store_failed(error)
         return lookup
 
-    async def look_again(self, query: Query, lookup: Lookup, stages: Stages) -> None:
+    async def look_again(self, query: Query, lookup: Lookup, timings: Timings) -> None:
         """Looks in the exact tier once more: another worker has just stored the answer."""
         if self._cache is None or lookup.place is None:
             return
         try:
-            await self._exact(self._cache, query, lookup.place, lookup, stages)
+            await self._exact(self._cache, query, lookup.place, lookup, timings)
         except StoreUnavailable as error:
             lookup.available = False  # the flight asks the cache no more, which would send it here again
             self._observer.store_failed(error)
 
-    async def _exact(
-        self, cache: AnswerCache, query: Query, place: Fingerprint, lookup: Lookup, stages: Stages
-    ) -> None:
+    async def _exact(self, cache: AnswerCache, query: Query, place: CacheKey, lookup: Lookup, timings: Timings) -> None:
         """Where the caller wants no cached answer, it still gives the time: what is older must not be stored later."""
-        found = await self._budget.within(stages, cache.find_exact(place.scope, place.digest, query.tenant))
+        found = await self._budget.within(timings, cache.find_exact(place.scope, place.digest, query.tenant))
         lookup.now_ms, lookup.invalidated_ms = found.now_ms, found.invalidated_ms
         if found.match is None or not query.cache_control.reads:
             return
         fate = lifetime(found.match, query.cache_control, self._revalidate(query))
-        if fate in (Fate.FRESH, Fate.STALE):
-            lookup.match, lookup.stale = found.match, fate is Fate.STALE
-        elif fate is Fate.EXPIRED:
+        if fate in (CandidateOutcome.FRESH, CandidateOutcome.STALE):
+            lookup.match, lookup.stale = found.match, fate is CandidateOutcome.STALE
+        elif fate is CandidateOutcome.EXPIRED:
             lookup.expired = found.match
 
-    async def embed(self, query: Query, lookup: Lookup, stages: Stages) -> None:
+    async def embed(self, query: Query, lookup: Lookup, timings: Timings) -> None:
         """Whether the question has a vector is its own to say: with history what it means depends on that."""
         if not query.has_meaning:
             return
         try:
-            with stages.timed("embed"):
+            with timings.timed("embed"):
                 (embedding,) = await self._embedder.embed([query.question], tenant=query.tenant)
             lookup.vector, lookup.unread = embedding.vector, embedding.unread
         except EmbeddingUnavailable as error:
             self._observer.embedding_failed(error)
 
-    async def _semantic(self, query: Query, lookup: Lookup, stages: Stages) -> None:
+    async def _semantic(self, query: Query, lookup: Lookup, timings: Timings) -> None:
         asked = self._asked(query, lookup)
         if asked.language:
             self._observer.language_unknown()
             return
-        chosen = await self._similar(asked, query, lookup, stages, self._revalidate(query))
+        chosen = await self._similar(asked, query, lookup, timings, self._revalidate(query))
         if chosen is not None:
-            lookup.match, lookup.stale = chosen.match, chosen.fate is Fate.STALE
+            lookup.match, lookup.stale = chosen.match, chosen.fate is CandidateOutcome.STALE
 
     async def _similar(
-        self, asked: Asked, query: Query, lookup: Lookup, stages: Stages, stale_seconds: float
+        self, asked: ComparedQuestion, query: Query, lookup: Lookup, timings: Timings, stale_seconds: float
     ) -> Candidate | None:
         if self._cache is None or lookup.place is None or lookup.vector is None or asked.language:
             return None
         place = lookup.place
         stale_ms = round(stale_seconds * 1000)
         finding = self._cache.find_similar(place.embedder, place.scope, lookup.vector, lookup.now_ms, stale_ms=stale_ms)
-        matches = await self._budget.within(stages, finding)
+        matches = await self._budget.within(timings, finding)
         fates = consider(asked, matches, self.policy.threshold, query.cache_control, stale_seconds)
         lookup.candidates = up_to_the_first_fresh(fates)
         self._observer.considered(lookup.candidates)
         return best(lookup.candidates)
 
-    def _asked(self, query: Query, lookup: Lookup) -> Asked:
-        return Asked(query.question, lookup.unread, self.policy.languages)
+    def _asked(self, query: Query, lookup: Lookup) -> ComparedQuestion:
+        return ComparedQuestion(query.question, lookup.unread, self.policy.languages)
 
     def _revalidate(self, query: Query) -> float:
         """A caller who allows no call to Ollama gets no answer that would need one to be refreshed."""
         return 0.0 if query.cache_control.only_if_cached else self.policy.revalidate
 
-    async def expired(self, query: Query, lookup: Lookup, stages: Stages) -> CacheMatch | None:
+    async def expired(self, query: Query, lookup: Lookup, timings: Timings) -> CacheMatch | None:
         """An expired answer, where Ollama can give none: the same question's, else a similar one's."""
         if not query.cache_control.reads or lookup.expired is not None or lookup.vector is None:
             return lookup.expired
         try:
-            chosen = await self._similar(self._asked(query, lookup), query, lookup, stages, self.policy.stale)
+            chosen = await self._similar(self._asked(query, lookup), query, lookup, timings, self.policy.stale)
         except StoreUnavailable as error:
             self._observer.store_failed(error)
             return None
@@ -244,10 +250,10 @@ class SharedAnswers:
         self,
         query: Query,
         lookup: Lookup,
-        grounds: Grounds | None,
+        grounds: RetrievalSnapshot | None,
         sources: tuple[Source, ...],
         generation: Generation,
-        stages: Stages,
+        timings: Timings,
         claim: Claim | None = None,
     ) -> CachedAnswer | None:
         """Stores a complete answer; None where it is not stored, also where `claim` has passed to another worker.
@@ -276,7 +282,7 @@ class SharedAnswers:
         place = lookup.place
         try:
             storing = self._cache.store(place.scope, place.digest, lookup.vector, answer, claim=claim)
-            return await self._budget.within(stages, storing)
+            return await self._budget.within(timings, storing)
         except BudgetSpent as late:
             self._observer.store_late(late)
             late.then(self._stored_late)

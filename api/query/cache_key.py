@@ -68,7 +68,7 @@ def _without_end(text: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Fingerprint:
+class CacheKey:
     """Where the answer to a question is kept: `rag:cache:<scope>:<digest>`.
 
     `scope` is the embedder's fingerprint and 24 hex digits over everything but the question that the answer depends
@@ -80,7 +80,7 @@ class Fingerprint:
     digest: str
 
 
-def fingerprint(query: Query, embedder: EmbedderIdentity, model_digest: str, grounding: str = "") -> Fingerprint:
+def fingerprint(query: Query, embedder: EmbedderIdentity, model_digest: str, grounding: str = "") -> CacheKey:
     """The place of the answer to `query` among those embedded by `embedder`. `model_digest`: the model's weights.
 
     `grounding`: the prompt, and how passages are chosen for it.
@@ -99,7 +99,7 @@ def fingerprint(query: Query, embedder: EmbedderIdentity, model_digest: str, gro
         [(turn.role, turn.content) for turn in query.history],
     ]
     scope = hashlib.sha256(orjson.dumps(facts, option=orjson.OPT_SORT_KEYS)).hexdigest()[:24]
-    return Fingerprint(embedder, f"{embedder.fingerprint}-{scope}", question_digest(query.question))
+    return CacheKey(embedder, f"{embedder.fingerprint}-{scope}", question_digest(query.question))
 
 
 def question_digest(question: str) -> str:
@@ -108,7 +108,7 @@ def question_digest(question: str) -> str:
     return hashlib.sha256(normalised).hexdigest()[:32]
 
 
-class Places:
+class CacheKeyBuilder:
     """For one worker. `grounding`: how its answers are grounded in documents, in a word that others share."""
 
     def __init__(self, embedder: Embedder, digests: ModelDigests, grounding: str = "") -> None:
@@ -116,7 +116,7 @@ class Places:
         self._digests = digests
         self._grounding = grounding
 
-    async def of(self, query: Query) -> Fingerprint:
+    async def of(self, query: Query) -> CacheKey:
         """Raises `EmbeddingUnavailable` while it is not known who embeds."""
         identity = self._embedder.current.value or await self._embedder.identity()
         return fingerprint(query, identity, self._digests.digest(query.model), self._grounding)

@@ -22,7 +22,7 @@ PLAIN_TEXT: Final = 250
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ComparedQuestion:
     """A question as the semantic tier compares it.
 
     `unread`: what the embedder could not read of it. `languages`: those that the embedder was made for.
@@ -41,7 +41,7 @@ class Asked:
         object.__setattr__(self, "language", self.languages.outside(self.question))
 
 
-def incomparable(asked: Asked, stored: CachedAnswer) -> Disagreement | None:
+def incomparable(asked: ComparedQuestion, stored: CachedAnswer) -> Disagreement | None:
     """Why a stored question must not be compared by its vector, where that is so."""
     unread = _unread(stored)
     if unread is None:
@@ -66,7 +66,7 @@ def _unread(stored: CachedAnswer) -> tuple[str, ...] | None:
     return () if is_plain else None
 
 
-class Fate(StrEnum):
+class CandidateOutcome(StrEnum):
     """What becomes of a candidate."""
 
     FRESH = "fresh"
@@ -77,7 +77,7 @@ class Fate(StrEnum):
     EXPIRED = "expired"
 
 
-USABLE = frozenset({Fate.FRESH, Fate.STALE})
+USABLE = frozenset({CandidateOutcome.FRESH, CandidateOutcome.STALE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +85,16 @@ class Candidate:
     """A cached question near the asked one, and whether it may answer it. `objection`: the guard's, if one has any."""
 
     match: CacheMatch
-    fate: Fate
+    fate: CandidateOutcome
     objection: Disagreement | None = None
 
 
 def consider(
-    asked: Asked, matches: Sequence[CacheMatch], threshold: float, control: CacheControl, stale_seconds: float = 0.0
+    asked: ComparedQuestion,
+    matches: Sequence[CacheMatch],
+    threshold: float,
+    control: CacheControl,
+    stale_seconds: float = 0.0,
 ) -> Iterator[Candidate]:
     """The fate of each match, in their order. `stale_seconds`: how long after its lifetime one may still be served.
 
@@ -106,7 +110,7 @@ def up_to_the_first_fresh(candidates: Iterable[Candidate]) -> list[Candidate]:
     decisive: list[Candidate] = []
     for candidate in candidates:
         decisive.append(candidate)
-        if candidate.fate in {Fate.FRESH, Fate.BELOW_THRESHOLD}:
+        if candidate.fate in {CandidateOutcome.FRESH, CandidateOutcome.BELOW_THRESHOLD}:
             break
     return decisive
 
@@ -114,11 +118,11 @@ def up_to_the_first_fresh(candidates: Iterable[Candidate]) -> list[Candidate]:
 def best(candidates: Sequence[Candidate]) -> Candidate | None:
     """The first that is fresh, else the first that may be served stale: nearest first."""
     usable = [candidate for candidate in candidates if candidate.fate in USABLE]
-    return next((one for one in usable if one.fate is Fate.FRESH), usable[0] if usable else None)
+    return next((one for one in usable if one.fate is CandidateOutcome.FRESH), usable[0] if usable else None)
 
 
 def _considered(
-    asked: Asked,
+    asked: ComparedQuestion,
     features: Features | None,
     match: CacheMatch,
     threshold: float,
@@ -126,17 +130,17 @@ def _considered(
     stale_seconds: float,
 ) -> Candidate:
     if features is None or match.similarity < threshold:
-        return Candidate(match, Fate.BELOW_THRESHOLD)
+        return Candidate(match, CandidateOutcome.BELOW_THRESHOLD)
     objection = incomparable(asked, match.answer) or disagreement(features, match.answer.question)
     if objection is not None:
-        return Candidate(match, Fate.REJECTED, objection)
+        return Candidate(match, CandidateOutcome.REJECTED, objection)
     return Candidate(match, lifetime(match, control, stale_seconds))
 
 
-def lifetime(match: CacheMatch, control: CacheControl, stale_seconds: float = 0.0) -> Fate:
+def lifetime(match: CacheMatch, control: CacheControl, stale_seconds: float = 0.0) -> CandidateOutcome:
     """Whether an entry of the right question is young enough: for its own lifetime, and for the caller."""
     if control.max_age is not None and match.age_seconds > control.max_age:
-        return Fate.TOO_OLD
+        return CandidateOutcome.TOO_OLD
     if match.is_fresh:
-        return Fate.FRESH
-    return Fate.STALE if match.stale_seconds < stale_seconds else Fate.EXPIRED
+        return CandidateOutcome.FRESH
+    return CandidateOutcome.STALE if match.stale_seconds < stale_seconds else CandidateOutcome.EXPIRED

@@ -62,7 +62,7 @@ class CodeMarks:
 
 LONGEST: Final = 40
 """Characters from the bracket on that are held back while they may become a citation."""
-MOST_GLUE: Final = 16
+MAX_GLUE: Final = 16
 """Characters of white space before a bracket that are held back."""
 
 _ITEM: Final = r"[0-9]{1,3}(?: *[-–—] *[0-9]{1,3})?"
@@ -145,10 +145,10 @@ class Citations:
     def _sticks(self, character: str) -> bool:
         """Whether it is held back too, because it would go with a citation behind or before it."""
         held = self._glue if self._behind is None else self._behind
-        if character in _SPACE and self._behind is not None and len(held) >= MOST_GLUE:
+        if character in _SPACE and self._behind is not None and len(held) >= MAX_GLUE:
             return True  # and is dropped: there are enough
         fits = (
-            (character in _SPACE and len(held) < MOST_GLUE)
+            (character in _SPACE and len(held) < MAX_GLUE)
             or (character in _SEPARATORS and not _SEPARATORS & set(held))
             or (character == "(" and self._behind is None)
         )

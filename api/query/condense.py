@@ -17,10 +17,10 @@ from api.backends.generations import Generations, Unread
 from api.errors import RagherdError, StoreUnavailable, UpstreamError
 from api.ports.cache import Claim, CondensedQuestions
 from api.ports.coordination import AnswerOutput, Flights
-from api.query.answered import QueryObserver
+from api.query.answer_events import QueryObserver
 from api.query.prompt import Fence
-from api.query.question import Query, Stages
-from api.values import ChatMessage, FlightKey, GenerationRequest, Landed, model_key
+from api.query.question import Query, Timings
+from api.values import ChatMessage, CompletedAnswer, FlightKey, GenerationRequest, model_key
 
 VERSION: Final = "condense-1"
 INSTRUCTION: Final = (
@@ -45,7 +45,7 @@ class Condenser:
         self._memory = memory
         self._observer = observer
 
-    async def standalone(self, query: Query, stages: Stages) -> Query:
+    async def standalone(self, query: Query, timings: Timings) -> Query:
         """`query` without its history; as it is where it has none, or where there is no other way. Raises nothing.
 
         A question that cannot be rewritten is marked, and not tried again on its way to an answer.
@@ -54,9 +54,9 @@ class Condenser:
             return query
         place = _place(query)
         try:
-            question = await self._known(place, stages)
+            question = await self._known(place, timings)
             if question is None and not query.cache_control.only_if_cached:
-                with stages.timed("generate"):
+                with timings.timed("generate"):
                     question = await self._rewritten(query, place)
         except RagherdError:
             return replace(query, keeps_history=True)
@@ -65,16 +65,16 @@ class Condenser:
     async def to_look_for(self, query: Query) -> Query:
         """The same, to look for passages: of a caller who wants nothing kept, it is rewritten for this once."""
         if not query.history or not query.cache_control.no_store:
-            return await self.standalone(query, Stages())
+            return await self.standalone(query, Timings())
         try:
             condensed = await self._generate(query, None, Unread())
         except RagherdError:
             return query
         return _rewritten_as(query, condensed.text)
 
-    async def _known(self, place: str, stages: Stages) -> str | None:
+    async def _known(self, place: str, timings: Timings) -> str | None:
         try:
-            with stages.timed("cache"):
+            with timings.timed("cache"):
                 return await self._memory.find(place)
         except StoreUnavailable as error:
             self._observer.store_failed(error)
@@ -83,13 +83,13 @@ class Condenser:
     async def _rewritten(self, query: Query, place: str) -> str | None:
         lead = partial(self._lead, query, place)
         async with self._flights.join(FlightKey(VERSION, place), lead, asked_ms=0, buffered=True) as flight:
-            landed = await anext(flight)
-        return landed.text if isinstance(landed, Landed) else None
+            completed = await anext(flight)
+        return completed.text if isinstance(completed, CompletedAnswer) else None
 
-    async def _lead(self, query: Query, place: str, output: AnswerOutput, _: Claim | None) -> Landed:
+    async def _lead(self, query: Query, place: str, output: AnswerOutput, _: Claim | None) -> CompletedAnswer:
         return await self._generate(query, place, output)
 
-    async def _generate(self, query: Query, place: str | None, output: AnswerOutput) -> Landed:
+    async def _generate(self, query: Query, place: str | None, output: AnswerOutput) -> CompletedAnswer:
         request = GenerationRequest(query.model, turns(query), OPTIONS, tenant=query.tenant, buffered=True)
         try:
             generation = await self._backends.generate(request, output)
@@ -105,7 +105,7 @@ class Condenser:
                 await self._memory.remember(place, question)
             except StoreUnavailable as error:
                 self._observer.store_failed(error)
-        return Landed(question, generation.end.model, generation.end.usage)
+        return CompletedAnswer(question, generation.end.model, generation.end.usage)
 
 
 def _rewritten_as(query: Query, question: str | None) -> Query:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from api.errors import EmbeddingUnavailable, ServiceUnavailable, StoreUnavailable
-from api.guards.agreement import Verdict, verdicts
+from api.guards.agreement import GuardVerdict, verdicts
 from api.ports.cache import AnswerCache
 from api.ports.models import Embedder
 from api.query.cache import CachePolicy
-from api.query.cache_key import Fingerprint, Places, normalise
-from api.query.candidates import Asked, Candidate, Fate, best, consider, lifetime
+from api.query.cache_key import CacheKey, CacheKeyBuilder, normalise
+from api.query.candidates import Candidate, CandidateOutcome, ComparedQuestion, best, consider, lifetime
 from api.query.question import SEMANTIC_LIMIT, Query
 from api.values import CacheMatch, Vector
 
@@ -24,7 +24,7 @@ class Explained:
     """One candidate, and what every guard says of it."""
 
     candidate: Candidate
-    guards: Sequence[Verdict]
+    guards: Sequence[GuardVerdict]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +35,11 @@ class Explanation:
     """
 
     normalised: str
-    place: Fingerprint
+    place: CacheKey
     decision: Decision
     reason: str
     exact: CacheMatch | None = None
-    exact_fate: Fate | None = None
+    exact_fate: CandidateOutcome | None = None
     candidates: Sequence[Explained] = ()
     unread: tuple[str, ...] = ()
     language: str = ""
@@ -48,7 +48,9 @@ class Explanation:
 class Explainer:
     """Looks at the cache as the flow does. `cache` is None where the semantic cache is switched off."""
 
-    def __init__(self, cache: AnswerCache | None, embedder: Embedder, places: Places, policy: CachePolicy) -> None:
+    def __init__(
+        self, cache: AnswerCache | None, embedder: Embedder, places: CacheKeyBuilder, policy: CachePolicy
+    ) -> None:
         self._cache = cache
         self._embedder = embedder
         self._places = places
@@ -64,7 +66,7 @@ class Explainer:
         except (StoreUnavailable, EmbeddingUnavailable) as error:
             raise ServiceUnavailable(f"The cache can not be asked now: {error}.", retry_after=1) from error
 
-    async def _explained(self, cache: AnswerCache, query: Query, place: Fingerprint) -> Explanation:
+    async def _explained(self, cache: AnswerCache, query: Query, place: CacheKey) -> Explanation:
         found = await cache.find_exact(place.scope, place.digest)
         exact = found.match
         fate = lifetime(exact, query.cache_control, self.policy.revalidate) if exact is not None else None
@@ -78,16 +80,16 @@ class Explainer:
             normalise(query.question), place, decision, reason, exact, fate, explained, asked.not_told, asked.language
         )
 
-    async def _asked(self, query: Query) -> tuple[Asked, Vector | None]:
+    async def _asked(self, query: Query) -> tuple[ComparedQuestion, Vector | None]:
         """As the semantic tier compares it; without a vector where it does not."""
         languages = self.policy.languages
         if not query.has_meaning:
-            return Asked(query.question, languages=languages), None
+            return ComparedQuestion(query.question, languages=languages), None
         (embedding,) = await self._embedder.embed([query.question], tenant=query.tenant)
-        return Asked(query.question, embedding.unread, languages), embedding.vector
+        return ComparedQuestion(query.question, embedding.unread, languages), embedding.vector
 
     async def _candidates(
-        self, cache: AnswerCache, query: Query, place: Fingerprint, asked: Asked, vector: Vector, now_ms: int
+        self, cache: AnswerCache, query: Query, place: CacheKey, asked: ComparedQuestion, vector: Vector, now_ms: int
     ) -> Sequence[Candidate]:
         stale_ms = round(self.policy.stale * 1000)
         matches = await cache.find_similar(place.embedder, place.scope, vector, now_ms, stale_ms=stale_ms)
@@ -95,32 +97,32 @@ class Explainer:
         return list(consider(asked, matches, policy.threshold, query.cache_control, policy.revalidate))
 
     def _decision(
-        self, query: Query, asked: Asked, exact: Fate | None, candidates: Sequence[Candidate]
+        self, query: Query, asked: ComparedQuestion, exact: CandidateOutcome | None, candidates: Sequence[Candidate]
     ) -> tuple[Decision, str]:
         if not query.cache_control.reads:
             return "bypass", "The request's Cache-Control allows no cached answer."
-        if exact is Fate.FRESH:
+        if exact is CandidateOutcome.FRESH:
             return "exact_hit", "The same question has a fresh answer."
-        if exact is Fate.STALE:
+        if exact is CandidateOutcome.STALE:
             return "stale", "The same question has an expired answer, which is served once more while it is refreshed."
         chosen = best(candidates)
         if chosen is None:
             return "miss", _why_not(query, asked, candidates)
-        if chosen.fate is Fate.STALE:
+        if chosen.fate is CandidateOutcome.STALE:
             return "stale", "A question that means the same has an expired answer, which is served and refreshed."
         return "semantic_hit", "A question that means the same has a fresh answer."
 
 
-def _verdicts(question: str, candidate: Candidate) -> Sequence[Verdict]:
+def _verdicts(question: str, candidate: Candidate) -> Sequence[GuardVerdict]:
     """What every guard says; first, whether the two may be compared by their vectors at all."""
     found = verdicts(question, candidate.match.answer.question)
     objection = candidate.objection
     if objection is None or any(one.guard == objection.guard for one in found):
         return found
-    return (Verdict(objection.guard, agrees=False, detail=objection.detail), *found)
+    return (GuardVerdict(objection.guard, agrees=False, detail=objection.detail), *found)
 
 
-def _why_not(query: Query, asked: Asked, candidates: Sequence[Candidate]) -> str:
+def _why_not(query: Query, asked: ComparedQuestion, candidates: Sequence[Candidate]) -> str:
     if query.history:
         return "A question with history is found exactly or not at all."
     if not query.has_meaning:
@@ -132,10 +134,10 @@ def _why_not(query: Query, asked: Asked, candidates: Sequence[Candidate]) -> str
     if not candidates:
         return "Nothing is cached in this scope."
     fates = {candidate.fate for candidate in candidates}
-    if fates == {Fate.BELOW_THRESHOLD}:
+    if fates == {CandidateOutcome.BELOW_THRESHOLD}:
         return "The nearest question is not near enough."
     if asked.not_told and any(one.objection is not None and one.objection.guard == "unread" for one in candidates):
         return "The embedder cannot read all of the question, and other words are unread in every near one."
-    if Fate.REJECTED in fates:
+    if CandidateOutcome.REJECTED in fates:
         return "A guard objects to every question that is near enough and not expired."
     return "What is near enough has expired, or is older than the request accepts."

@@ -16,23 +16,23 @@ from api.cancellation import cancelled, let_go
 from api.errors import DocumentsChanged, RagherdError, UpstreamError
 from api.ports.cache import Claim
 from api.ports.coordination import AnswerOutput, Flights
-from api.query.answered import QueryObserver, RefreshOutcome
-from api.query.cache import Lookup, SharedAnswers
+from api.query.answer_events import QueryObserver, RefreshOutcome
+from api.query.cache import Lookup, SemanticCache
 from api.query.citations import Citations, clean
-from api.query.grounding import Grounder, Grounding, Prompting
-from api.query.question import Query, Stages
+from api.query.grounding import PassageRetriever, PromptBuilder, Retrieval
+from api.query.question import Query, Timings
 from api.values import (
     CachedAnswer,
+    CompletedAnswer,
     FlightKey,
     Generation,
     GenerationEnd,
     GenerationRequest,
-    Landed,
     Source,
     Usage,
 )
 
-LOOKS: Final = 3
+MAX_CHECKS: Final = 3
 """How often an answer is checked against documents that change all the time."""
 
 
@@ -42,9 +42,9 @@ class FreshAnswers:
     def __init__(
         self,
         backends: Generations,
-        shared: SharedAnswers,
-        grounder: Grounder,
-        prompting: Prompting,
+        shared: SemanticCache,
+        grounder: PassageRetriever,
+        prompting: PromptBuilder,
         observer: QueryObserver,
     ) -> None:
         self._backends = backends
@@ -57,21 +57,21 @@ class FreshAnswers:
         self,
         query: Query,
         lookup: Lookup,
-        stages: Stages,
+        timings: Timings,
         output: AnswerOutput,
         claim: Claim | None = None,
         *,
         buffered: bool,
         background: bool = False,
-    ) -> Landed:
+    ) -> CompletedAnswer:
         """Writes the answer as it comes, and stores it: what `claim` is for.
 
-        `stages` are those of the caller that causes it. `buffered`: nobody reads along. `background` work waits behind
+        `timings` are those of the caller that causes it. `buffered`: nobody reads along. `background` work waits behind
         all users. Raises `BulkheadFull`, `BreakerOpen` and `UpstreamError`, in mid-answer too.
         """
         if lookup.match is not None and lookup.vector is None:
-            await self._shared.embed(query, lookup, stages)  # an expired answer, found to the letter, is refreshed
-        grounding = await self._grounder.ground(query, lookup.vector, lookup.now_ms, stages)
+            await self._shared.embed(query, lookup, timings)  # an expired answer, found to the letter, is refreshed
+        grounding = await self._grounder.ground(query, lookup.vector, lookup.now_ms, timings)
         sources: tuple[Source, ...] = ()
         if self._prompting.says_so(grounding):
             generation = _said(self._prompting.nothing_relevant, query)
@@ -81,9 +81,9 @@ class FreshAnswers:
             asked = self._prompting.request(query, grounding.sources, buffered=buffered, background=background)
             request, sources = asked
             generation = await self._worded(request, sources, output)
-        stored = await self._stored(query, lookup, grounding, sources, generation, stages, claim)
+        stored = await self._stored(query, lookup, grounding, sources, generation, timings, claim)
         self._observer.generated(generation.end.usage, stored=stored is not None)
-        return Landed(
+        return CompletedAnswer(
             generation.text,
             generation.end.model,
             generation.end.usage,
@@ -114,20 +114,20 @@ class FreshAnswers:
         self,
         query: Query,
         lookup: Lookup,
-        grounding: Grounding,
+        grounding: Retrieval,
         sources: tuple[Source, ...],
         generation: Generation,
-        stages: Stages,
+        timings: Timings,
         claim: Claim | None,
     ) -> CachedAnswer | None:
         """Where documents changed meanwhile, it is stored only if the same passages would be found now."""
         if not grounding.keeps:
             return None
-        for _ in range(LOOKS):
+        for _ in range(MAX_CHECKS):
             try:
-                return await self._shared.store(query, lookup, grounding.grounds, sources, generation, stages, claim)
+                return await self._shared.store(query, lookup, grounding.grounds, sources, generation, timings, claim)
             except DocumentsChanged as changed:
-                now = await self._grounder.ground_again(query, lookup.vector, grounding, changed.now_ms, stages)
+                now = await self._grounder.ground_again(query, lookup.vector, grounding, changed.now_ms, timings)
                 if not (now.keeps and now.is_like(grounding)):
                     return None
                 grounding = now
@@ -166,7 +166,7 @@ class CitedOutput:
             await self._output.write(rest)
 
 
-AT_ONCE: Final = 16
+CONCURRENCY: Final = 16
 """Refreshments that one worker has under way; past them an expired answer is served unrefreshed."""
 
 
@@ -186,7 +186,7 @@ class Refresher:
         key = FlightKey(lookup.place.scope, lookup.place.digest)
         if key in self._tasks:
             return
-        if len(self._tasks) >= AT_ONCE:
+        if len(self._tasks) >= CONCURRENCY:
             self._observer.refreshing("too_many")
             return
         task = asyncio.create_task(self._refresh(query, lookup, key), name="refresh")
@@ -207,5 +207,5 @@ class Refresher:
         self._observer.refreshing(outcome)
 
     async def _generate(self, query: Query, lookup: Lookup, claim: Claim) -> RefreshOutcome:
-        answer = await self._fresh.generate(query, lookup, Stages(), Unread(), claim, buffered=True, background=True)
+        answer = await self._fresh.generate(query, lookup, Timings(), Unread(), claim, buffered=True, background=True)
         return "stored" if answer.entry is not None else "not_stored"

@@ -10,20 +10,20 @@ from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from api.errors import EmbeddingUnavailable, StoreUnavailable
-from api.knowledge.retrieval import Retriever, Wanted
-from api.ports.cache import Grounds
+from api.knowledge.retrieval import PassageQuery, Retriever
+from api.ports.cache import RetrievalSnapshot
 from api.query import prompt
 from api.query.condense import Condenser
 from api.query.prompt import RAW, budget, fit
 from api.query.prompt_template import PromptTemplate
-from api.query.question import Query, Stages
+from api.query.question import Query, Timings
 from api.values import GenerationRequest, Source, Vector
 
 GroundingOutcome = Literal["grounded", "nothing_relevant", "no_documents", "not_asked", "unavailable"]
 
 
 @dataclass(frozen=True, slots=True)
-class Grounding:
+class Retrieval:
     """`grounds` is None where no document was looked for.
 
     `keeps`: whether the answer may be shared; not where passages could not be looked for as they should be.
@@ -31,19 +31,19 @@ class Grounding:
 
     outcome: GroundingOutcome
     sources: tuple[Source, ...] = ()
-    grounds: Grounds | None = None
+    grounds: RetrievalSnapshot | None = None
     keeps: bool = True
 
-    def is_like(self, other: Grounding) -> bool:
+    def is_like(self, other: Retrieval) -> bool:
         """Whether the same passages were found, of the same revisions."""
         return self.outcome == other.outcome and _passages(self) == _passages(other)
 
 
-def _passages(grounding: Grounding) -> list[tuple[str, int, int]]:
+def _passages(grounding: Retrieval) -> list[tuple[str, int, int]]:
     return [(source.document_id, source.revision, source.chunk) for source in grounding.sources]
 
 
-UNAVAILABLE = Grounding("unavailable", keeps=False)
+UNAVAILABLE = Retrieval("unavailable", keeps=False)
 
 
 class GroundingEvents(Protocol):
@@ -54,7 +54,7 @@ class GroundingEvents(Protocol):
     def store_failed(self, error: StoreUnavailable) -> None: ...
 
 
-class Grounder:
+class PassageRetriever:
     """For one worker. `condenser` rewrites a follow-up question, so that it can be looked for."""
 
     def __init__(self, retriever: Retriever, condenser: Condenser, events: GroundingEvents) -> None:
@@ -62,15 +62,15 @@ class Grounder:
         self._condenser = condenser
         self._events = events
 
-    async def ground(self, query: Query, vector: Vector | None, at_ms: int, stages: Stages) -> Grounding:
+    async def ground(self, query: Query, vector: Vector | None, at_ms: int, timings: Timings) -> Retrieval:
         """The passages for a question. Raises nothing of Redis.
 
         `vector`: the question's own, where it is known. `at_ms`: the time now or before, by the clock of the cache.
         """
         if query.template == RAW or query.top_k == 0:
-            return Grounding("not_asked")
+            return Retrieval("not_asked")
         try:
-            grounding = await self._looked_for(query, vector, at_ms, stages)
+            grounding = await self._looked_for(query, vector, at_ms, timings)
         except StoreUnavailable as error:
             self._events.store_failed(error)
             grounding = UNAVAILABLE
@@ -80,31 +80,31 @@ class Grounder:
         return grounding
 
     async def ground_again(
-        self, query: Query, vector: Vector | None, before: Grounding, at_ms: int, stages: Stages
-    ) -> Grounding:
+        self, query: Query, vector: Vector | None, before: Retrieval, at_ms: int, timings: Timings
+    ) -> Retrieval:
         """The same once more, later: looks for passages only where documents have changed in between."""
         if before.grounds is not None:
-            with suppress(StoreUnavailable), stages.timed("retrieve"):
+            with suppress(StoreUnavailable), timings.timed("retrieve"):
                 if await self._retriever.corpus(query.tenant) == before.grounds.corpus:
                     return replace(before, grounds=replace(before.grounds, at_ms=at_ms))
-        return await self.ground(query, vector, at_ms, stages)
+        return await self.ground(query, vector, at_ms, timings)
 
-    async def _looked_for(self, query: Query, vector: Vector | None, at_ms: int, stages: Stages) -> Grounding:
-        with stages.timed("retrieve"):
+    async def _looked_for(self, query: Query, vector: Vector | None, at_ms: int, timings: Timings) -> Retrieval:
+        with timings.timed("retrieve"):
             corpus = await self._retriever.corpus(query.tenant)
-        grounds = Grounds(query.top_k, query.documents, corpus, at_ms)
+        grounds = RetrievalSnapshot(query.top_k, query.documents, corpus, at_ms)
         if corpus.documents == 0:
-            return Grounding("no_documents", grounds=grounds)
+            return Retrieval("no_documents", grounds=grounds)
         asked = await self._condenser.to_look_for(query)
         own = vector if asked.question == query.question and not query.history else None
-        wanted = Wanted(asked.question, query.tenant, query.top_k, query.documents, own)
-        with stages.timed("retrieve"):
+        wanted = PassageQuery(asked.question, query.tenant, query.top_k, query.documents, own)
+        with timings.timed("retrieve"):
             found = await self._retriever.retrieve(wanted)
         outcome: GroundingOutcome = "grounded" if found.sources else "nothing_relevant"
-        return Grounding(outcome, found.sources, grounds, keeps=found.whole)
+        return Retrieval(outcome, found.sources, grounds, keeps=found.whole)
 
 
-class Prompting:
+class PromptBuilder:
     """For one worker. `num_ctx`: the model's context in tokens, None where Ollama's own default holds."""
 
     def __init__(
@@ -119,7 +119,7 @@ class Prompting:
         """The answer where there are documents and none is relevant."""
         return self._prompts.nothing_relevant
 
-    def says_so(self, grounding: Grounding) -> bool:
+    def says_so(self, grounding: Retrieval) -> bool:
         """Whether that is the answer."""
         return grounding.outcome == "nothing_relevant" and self._when_nothing_is_relevant == "say_so"
 

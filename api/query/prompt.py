@@ -186,7 +186,7 @@ _LARGE: Final = re.compile(r"[\u0080-\u2e7f]")
 _SMALL_A_TOKEN: Final = 3.2
 _LARGE_A_TOKEN: Final = 1.5
 _SENTENCE_END: Final = re.compile(r"[.!?…][\"')\]»”’]*(?=\s)|[。！？]|(?=\n)")
-MOST_A_TOKEN: Final = 8
+MAX_PER_TOKEN: Final = 8
 """More characters than any text has for each token: what is longer does not fit, and is not counted."""
 
 Count = Callable[[str], int]
@@ -236,7 +236,7 @@ def fit(
     if fitting or not sources:
         return tuple(sources[:fitting]), kept_history
     first = sources[0]
-    lengths = range(1, min(len(first.text), budget_tokens * MOST_A_TOKEN) + 1)
+    lengths = range(1, min(len(first.text), budget_tokens * MAX_PER_TOKEN) + 1)
     length = bisect_right(lengths, budget_tokens, key=lambda end: size([replace(first, text=first.text[:end])]))
     return (replace(first, text=_cut(first.text, max(length, LEAST))),), kept_history
 

@@ -20,7 +20,7 @@ from api.ports.documents import DocumentFilter
 from api.query import prompt
 from api.values import ChatMessage
 
-LONGEST_AGE: Final = 2**31
+MAX_AGE: Final = 2**31
 """What the RFC (section 1.2.2) has a larger number of seconds stand for."""
 
 
@@ -54,7 +54,7 @@ def parse(header: str) -> CacheControl:
 def _seconds(digits: str) -> int:
     """Python refuses to read a number of thousands of digits."""
     significant = digits.lstrip("0") or "0"
-    return LONGEST_AGE if len(significant) > 10 else min(int(significant), LONGEST_AGE)
+    return MAX_AGE if len(significant) > 10 else min(int(significant), MAX_AGE)
 
 
 def _directive(part: str) -> tuple[str, str]:
@@ -96,7 +96,7 @@ class Query:
 
 
 @dataclass(slots=True)
-class Stages:
+class Timings:
     """Seconds spent in each stage. `lag`: those of `cache` in which this worker was busy, and Redis not to blame."""
 
     embed: float = 0.0

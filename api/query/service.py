@@ -25,12 +25,21 @@ from functools import partial
 
 from api.errors import BreakerOpen, BulkheadFull, OnlyIfCached, RagherdError, UpstreamError
 from api.ports.coordination import Flights, FlightSubscription
-from api.query.answered import Answered, AnswerEvent, Opening, QueryObserver
-from api.query.cache import Lookup, SharedAnswers
+from api.query.answer_events import AnswerEvent, AnswerFinished, AnswerStarted, QueryObserver
+from api.query.cache import Lookup, SemanticCache
 from api.query.condense import Condenser
 from api.query.generate import FreshAnswers, Refresher
-from api.query.question import Deadline, Query, Stages
-from api.values import CacheMatch, CacheStatus, FlightKey, Grounded, Landed, Source, StoredElsewhere, Token
+from api.query.question import Deadline, Query, Timings
+from api.values import (
+    CacheMatch,
+    CacheStatus,
+    CompletedAnswer,
+    FlightKey,
+    GroundedSources,
+    Source,
+    StoredElsewhere,
+    Token,
+)
 
 
 class _Request:
@@ -42,7 +51,7 @@ class _Request:
     def __init__(self, asked: Query, *, buffered: bool) -> None:
         self.asked = self.query = asked
         self.buffered = buffered
-        self.stages = Stages()
+        self.timings = Timings()
         self.lookup = Lookup()
         self.status = CacheStatus.HIT
         self.sources: tuple[Source, ...] = ()
@@ -59,7 +68,7 @@ class QueryService:
     def __init__(
         self,
         condenser: Condenser | None,
-        shared: SharedAnswers,
+        shared: SemanticCache,
         flights: Flights,
         fresh: FreshAnswers,
         refresher: Refresher,
@@ -73,16 +82,18 @@ class QueryService:
         self._refresher = refresher
         self._observer = observer
 
-    async def answer(self, query: Query) -> Answered:
+    async def answer(self, query: Query) -> AnswerFinished:
         """Raises `OnlyIfCached`, `BulkheadFull`, `BreakerOpen`, `UpstreamError`, `DeadlinePassed`; else degrades."""
         async with aclosing(self._events(_Request(query, buffered=True))) as events:
             async for event in events:
-                if isinstance(event, Answered):
+                if isinstance(event, AnswerFinished):
                     return event
         raise AssertionError("the flow ends with an answer or an error")
 
     def stream(self, query: Query) -> AbstractAsyncContextManager[AsyncIterator[AnswerEvent]]:
-        """One `Opening`, the `Token`s, and `Answered`, once stored. Raises what `answer` does, between tokens too.
+        """Yields `AnswerStarted`, the `Token`s, and `AnswerFinished`, once stored.
+
+        Raises what `answer` does, between tokens too.
 
         Nothing happens before the first of them is asked for. Leaving the context early ends the generation.
         """
@@ -97,14 +108,14 @@ class QueryService:
                 begun = None if request.lookup.match is not None else await self._begin(request, stack)
                 if begun is not None:
                     flight, event = begun
-                    yield Opening(request.status, request.sources)
+                    yield AnswerStarted(request.status, request.sources)
                     while isinstance(event, Token):
                         yield event
                         event = await self._next(request, flight)
                     answered = self._generated(request, event)
             if begun is None:
                 answered = self._cached(request)
-                yield Opening(answered.status, answered.sources, answered.match)
+                yield AnswerStarted(answered.status, answered.sources, answered.match)
                 yield Token(answered.answer)
         except RagherdError as error:
             if _status(request) is CacheStatus.MISS:
@@ -114,7 +125,7 @@ class QueryService:
         except (asyncio.CancelledError, GeneratorExit):
             self._observer.left(request.asked)
             raise
-        request.stages.end()
+        request.timings.end()
         self._observer.answered(request.asked, answered)
         yield answered
 
@@ -122,10 +133,10 @@ class QueryService:
 
     async def _look_up(self, request: _Request) -> None:
         if self._condenser is not None:
-            request.query = await self._condenser.standalone(request.asked, request.stages)
-        request.lookup = await self._shared.look_up(request.query, request.stages)
+            request.query = await self._condenser.standalone(request.asked, request.timings)
+        request.lookup = await self._shared.look_up(request.query, request.timings)
 
-    def _cached(self, request: _Request) -> Answered:
+    def _cached(self, request: _Request) -> AnswerFinished:
         """An answer that has expired is served once more, and refreshed meanwhile."""
         lookup = request.lookup
         assert lookup.match is not None, "the cache has an answer"
@@ -134,15 +145,15 @@ class QueryService:
             self._refresher.start(request.query, lookup)
         self._shared.used(lookup.match)
         found = lookup.match.answer
-        return Answered(
-            found.answer, found.model, request.status, request.stages, found.sources, lookup.match, entry=found.entry
+        return AnswerFinished(
+            found.answer, found.model, request.status, request.timings, found.sources, lookup.match, entry=found.entry
         )
 
     # -- by the language model ----------------------------------------------------------------------------------------
 
     async def _begin(
         self, request: _Request, stack: AsyncExitStack
-    ) -> tuple[FlightSubscription, Grounded | Token | Landed | StoredElsewhere] | None:
+    ) -> tuple[FlightSubscription, GroundedSources | Token | CompletedAnswer | StoredElsewhere] | None:
         """Waits for the first word of an answer that is generated because of this caller or of one before.
 
         None where the cache has an answer after all: one that another worker has just stored or, where Ollama gives
@@ -154,16 +165,16 @@ class QueryService:
             while request.lookup.match is None:
                 flight = await stack.enter_async_context(self._flight(request))
                 event = await self._next(request, flight)
-                while isinstance(event, Grounded):
+                while isinstance(event, GroundedSources):
                     request.sources = event.sources
                     event = await self._next(request, flight)
                 if not isinstance(event, StoredElsewhere):
                     request.status = _status(request) if flight.led else CacheStatus.COALESCED
-                    request.sources = event.sources if isinstance(event, Landed) else request.sources
+                    request.sources = event.sources if isinstance(event, CompletedAnswer) else request.sources
                     return flight, event
                 await stack.aclose()
                 async with request.limit():
-                    await self._shared.look_again(request.query, request.lookup, request.stages)
+                    await self._shared.look_again(request.query, request.lookup, request.timings)
         except RagherdError as error:
             await stack.aclose()
             expired = await self._expired(request, error)
@@ -176,12 +187,12 @@ class QueryService:
         """Where Ollama is at fault, or busy; not where the request itself is: its model, or its own deadline."""
         if not isinstance(error, BreakerOpen | BulkheadFull | UpstreamError) or error.status < 500:
             return None
-        return await self._shared.expired(request.query, request.lookup, request.stages)
+        return await self._shared.expired(request.query, request.lookup, request.timings)
 
     def _flight(self, request: _Request) -> AbstractAsyncContextManager[FlightSubscription]:
         """One that equal questions share; the caller's own where it wants no answer of others."""
         query, lookup, buffered = request.query, request.lookup, request.buffered
-        lead = partial(self._fresh.generate, query, lookup, request.stages, buffered=buffered)
+        lead = partial(self._fresh.generate, query, lookup, request.timings, buffered=buffered)
         if lookup.place is None or not query.cache_control.reads:
             return self._flights.alone(lead, buffered=buffered)
         return self._flights.join(
@@ -192,20 +203,22 @@ class QueryService:
             buffered=buffered,
         )
 
-    async def _next(self, request: _Request, flight: FlightSubscription) -> Grounded | Token | Landed | StoredElsewhere:
+    async def _next(
+        self, request: _Request, flight: FlightSubscription
+    ) -> GroundedSources | Token | CompletedAnswer | StoredElsewhere:
         """Only the waiting counts as the model's time."""
         started = time.perf_counter()
         try:
             async with request.limit():
                 return await anext(flight)
         finally:
-            request.stages.generate += time.perf_counter() - started
+            request.timings.generate += time.perf_counter() - started
 
-    def _generated(self, request: _Request, end: Grounded | Landed | StoredElsewhere) -> Answered:
+    def _generated(self, request: _Request, end: GroundedSources | CompletedAnswer | StoredElsewhere) -> AnswerFinished:
         """A caller who shares another's answer pays no tokens for it."""
-        assert isinstance(end, Landed), "what has begun does not turn out to be stored elsewhere"
-        answered = Answered(
-            end.text, end.model, request.status, request.stages, end.sources, landed=end, entry=end.entry
+        assert isinstance(end, CompletedAnswer), "what has begun does not turn out to be stored elsewhere"
+        answered = AnswerFinished(
+            end.text, end.model, request.status, request.timings, end.sources, completed=end, entry=end.entry
         )
         if request.status is CacheStatus.COALESCED:
             return answered

@@ -37,9 +37,9 @@ from api.errors import (
 from api.ports.cache import AnswerCache, NewAnswer, WarmUpCount, WarmUpJobs, WarmUpProgress
 from api.ports.models import Embedder
 from api.query.cache import Lookup, is_complete
-from api.query.cache_key import Fingerprint, Places
+from api.query.cache_key import CacheKey, CacheKeyBuilder
 from api.query.generate import FreshAnswers
-from api.query.question import Query, Stages
+from api.query.question import Query, Timings
 from api.values import CacheMatch, Embedding, known
 
 LONGEST: Final = 10.0
@@ -130,7 +130,7 @@ class CacheWarmer:
     """Generations take part in no count of what users ask. `fresh` is told of none of them."""
 
     def __init__(
-        self, cache: AnswerCache, embedder: Embedder, places: Places, fresh: FreshAnswers, events: WarmUpEvents
+        self, cache: AnswerCache, embedder: Embedder, places: CacheKeyBuilder, fresh: FreshAnswers, events: WarmUpEvents
     ) -> None:
         self._cache = cache
         self._places = places
@@ -160,7 +160,7 @@ class CacheWarmer:
         (embedding,) = await self._embedder.embed([query.question], tenant=query.tenant)
         return embedding
 
-    async def _stored(self, place: Fingerprint, embedding: Embedding | None, answer: NewAnswer) -> Warmed:
+    async def _stored(self, place: CacheKey, embedding: Embedding | None, answer: NewAnswer) -> Warmed:
         vector = None
         if embedding is not None:
             vector, answer = embedding.vector, replace(answer, unread=embedding.unread)
@@ -170,11 +170,11 @@ class CacheWarmer:
         return Warmed(("stored",))
 
     async def _generated(self, query: Query, lookup: Lookup) -> Warmed:
-        landed = await self._fresh.generate(query, lookup, Stages(), Unread(), buffered=True, background=True)
-        if landed.entry is not None:
+        completed = await self._fresh.generate(query, lookup, Timings(), Unread(), buffered=True, background=True)
+        if completed.entry is not None:
             self._events.stored_ahead()
             return Warmed(("generated", "stored"))
-        if landed.generation is None or not is_complete(landed.generation, query.options):
+        if completed.generation is None or not is_complete(completed.generation, query.options):
             return Warmed(("failed",), "the answer is empty, or was cut off")
         return Warmed(("generated", "skipped"))  # invalidated meanwhile, or its documents changed
 
@@ -189,7 +189,7 @@ def _is_there(wanted: WarmQuestion, match: CacheMatch | None) -> bool:
 T = TypeVar("T")
 LEASE: Final = 5.0
 """Seconds. A worker that dies is succeeded by another after so long."""
-BEAT: Final = 1.0
+HEARTBEAT_SECONDS: Final = 1.0
 """Seconds between renewals; one that was cancelled elsewhere ends within so long."""
 AHEAD: Final = 32
 """Questions that are read at once."""
@@ -234,7 +234,7 @@ class WarmUpRun:
     async def _keep(self) -> None:
         """Returns when the warm-up is over, or another worker's. While Redis is down nobody can take it."""
         while not self._over:
-            await asyncio.sleep(BEAT)
+            await asyncio.sleep(HEARTBEAT_SECONDS)
             try:
                 if not await self._jobs.hold(self._job, LEASE):
                     return
@@ -294,7 +294,7 @@ class WarmUpRun:
             try:
                 return await call()
             except StoreUnavailable:
-                await asyncio.sleep(BEAT)
+                await asyncio.sleep(HEARTBEAT_SECONDS)
 
 
 LOOK_SECONDS: Final = 1.0

@@ -22,7 +22,7 @@ from redis.exceptions import NoPermissionError, RedisError
 from redis.maint_notifications import MaintNotificationsConfig
 
 from api.errors import StoreUnavailable
-from api.redis_store.cluster import ClusterGate, Node, SlotMap
+from api.redis_store.cluster import HealthGatedCluster, Node, SlotMap
 from api.redis_store.connections import (
     Sentinels,
     SentinelTcpConnection,
@@ -32,7 +32,7 @@ from api.redis_store.connections import (
     TlsConnection,
     UnixConnection,
 )
-from api.redis_store.health_gated import GateEvents, RedisGate
+from api.redis_store.health_gated import HealthGatedRedis, RedisHealthEvents
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +206,7 @@ async def _answers(client: Redis) -> bool:
     return True
 
 
-AnyGate: TypeAlias = RedisGate | ClusterGate
+AnyHealthGated: TypeAlias = HealthGatedRedis | HealthGatedCluster
 
 NOT_A_CLUSTER: Final = "The URL says redis+cluster://, and this Redis is not a cluster: use redis://."
 A_CLUSTER: Final = "This Redis is a cluster, of which a redis:// URL reaches only a part: use redis+cluster://."
@@ -215,23 +215,26 @@ A_CLUSTER: Final = "This Redis is a cluster, of which a redis:// URL reaches onl
 @asynccontextmanager
 async def opened_gate(
     address: RedisAddress,
-    events: Callable[[str], GateEvents],
+    events: Callable[[str], RedisHealthEvents],
     mismatch: Callable[[str], None],
     probe: str,
-) -> AsyncIterator[AnyGate]:
+) -> AsyncIterator[AnyHealthGated]:
     """Closed again at the end. Nothing is asked of Redis before `check`.
 
     `events` makes what is told of a server, by its name: that of a shard, else empty. `mismatch` is told in a line
-    that the URL is of another kind than the Redis. `probe`: see `RedisGate`; shards say themselves what they are.
+    that the URL is of another kind than the Redis. `probe`: see `HealthGatedRedis`; shards say
+    themselves what they are.
     """
     if is_cluster(address):
         opened = partial(node_client, address)
-        cluster = ClusterGate(opened, seeds(address), address.max_connections, events, lambda: mismatch(NOT_A_CLUSTER))
+        cluster = HealthGatedCluster(
+            opened, seeds(address), address.max_connections, events, lambda: mismatch(NOT_A_CLUSTER)
+        )
         async with aclosing(cluster):
             yield cluster
         return
     async with short_commands(address) as client:
-        gate = RedisGate(client, address.max_connections, events(""), probe=probe)
+        gate = HealthGatedRedis(client, address.max_connections, events(""), probe=probe)
         gate.on_recovery(partial(_check_alone, client, cache(mismatch)))
         yield gate
 

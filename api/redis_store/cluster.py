@@ -23,7 +23,7 @@ from redis.crc import key_slot
 from redis.exceptions import ClusterDownError, RedisError
 
 from api.errors import StoreUnavailable
-from api.redis_store.health_gated import WATCH_SECONDS, GateEvents, RedisGate, SlotMoved
+from api.redis_store.health_gated import WATCH_SECONDS, HealthGatedRedis, RedisHealthEvents, SlotMoved
 
 SLOTS: Final = 16384
 
@@ -87,16 +87,16 @@ class _Cluster(Protocol):
     @property
     def client(self) -> Redis: ...
 
-    def shard_of(self, slot: int) -> RedisGate | None: ...
+    def shard_of(self, slot: int) -> HealthGatedRedis | None: ...
 
-    async def look(self, seen: SlotMap, first: RedisGate | None = None) -> None: ...
+    async def look(self, seen: SlotMap, first: HealthGatedRedis | None = None) -> None: ...
 
     def recovering(self, slot: int, action: Callable[[], Awaitable[None]]) -> None: ...
 
     def recovered(self, slot: int, action: Callable[[], Awaitable[None]]) -> None: ...
 
 
-class SlotGate:
+class HealthGatedSlot:
     """See `Gate`. It holds nothing but the number of the slot."""
 
     def __init__(self, cluster: _Cluster, slot: int) -> None:
@@ -115,9 +115,9 @@ class SlotGate:
         shard = self._cluster.shard_of(self._slot)
         return shard is not None and shard.is_up
 
-    def of(self, key: str) -> SlotGate:
+    def of(self, key: str) -> HealthGatedSlot:
         """See `Gate`."""
-        return SlotGate(self._cluster, key_slot(key.encode()))
+        return HealthGatedSlot(self._cluster, key_slot(key.encode()))
 
     def on_recovery(self, action: Callable[[], Awaitable[None]]) -> None:
         """See `Gate`."""
@@ -147,7 +147,7 @@ class SlotGate:
 Actions = dict[int, list[Callable[[], Awaitable[None]]]]
 
 
-class ClusterGate:
+class HealthGatedCluster:
     """Knows the shards and their slots, and watches both.
 
     `opened` makes a client of a node, without I/O. `seeds` are asked for the layout while no shard is known that
@@ -160,7 +160,7 @@ class ClusterGate:
         opened: Callable[[Node], Redis],
         seeds: Sequence[Node],
         max_concurrency: int,
-        events: Callable[[str], GateEvents] = lambda shard: GateEvents(),
+        events: Callable[[str], RedisHealthEvents] = lambda shard: RedisHealthEvents(),
         not_a_cluster: Callable[[], None] = lambda: None,
     ) -> None:
         self.slots = SlotMap()
@@ -174,7 +174,7 @@ class ClusterGate:
         self._told = False
         self._nodes_events = events("")
         self._fault: BaseException | None = None
-        self._shards: dict[Node, RedisGate] = {}
+        self._shards: dict[Node, HealthGatedRedis] = {}
         self._lost = asyncio.Event()
         self._looking = asyncio.Lock()
         self._on_recovery: Actions = defaultdict(list)
@@ -206,15 +206,15 @@ class ClusterGate:
         return any(shard.is_read_only for shard in self.servers)
 
     @property
-    def servers(self) -> Sequence[RedisGate]:
+    def servers(self) -> Sequence[HealthGatedRedis]:
         """Those of the shards that are known."""
         return list(self._shards.values())
 
-    def of(self, key: str) -> SlotGate:
+    def of(self, key: str) -> HealthGatedSlot:
         """The way to a key, and to all keys of its slot."""
-        return SlotGate(self, key_slot(key.encode()))
+        return HealthGatedSlot(self, key_slot(key.encode()))
 
-    def shard_of(self, slot: int) -> RedisGate | None:
+    def shard_of(self, slot: int) -> HealthGatedRedis | None:
         """The gate of the shard that has a slot."""
         node = self.slots.owner(slot)
         return self._shards.get(node) if node is not None else None
@@ -258,7 +258,7 @@ class ClusterGate:
                 async with asyncio.timeout(WATCH_SECONDS * random.uniform(0.5, 1.5)):  # noqa: S311 - jitter
                     await self._lost.wait()
 
-    async def look(self, seen: SlotMap, first: RedisGate | None = None) -> None:
+    async def look(self, seen: SlotMap, first: HealthGatedRedis | None = None) -> None:
         """Asks for the layout again, unless it is another by now than was `seen`. Raises nothing.
 
         `first` is the shard that knows that it has changed: others may not have heard of it yet.
@@ -275,7 +275,7 @@ class ClusterGate:
                 self._nodes_events.failed("ping", self._fault)
                 self._nodes_events.lost("ping", self._fault)
 
-    async def _asked(self, first: RedisGate | None) -> AsyncGenerator[SlotMap, None]:
+    async def _asked(self, first: HealthGatedRedis | None) -> AsyncGenerator[SlotMap, None]:
         """The layout by one node after the other: shards that are up, those that are not, the seeds."""
         for node, shard in sorted(self._shards.items(), key=lambda one: (one[1] is not first, not one[1].is_up)):
             yield await self._layout(shard.client, node)
@@ -309,9 +309,9 @@ class ClusterGate:
         for shard in gone:
             await _close(shard.client)
 
-    def _gate(self, node: Node) -> RedisGate:
+    def _gate(self, node: Node) -> HealthGatedRedis:
         events = self._events(str(node))
-        shard = RedisGate(self._opened(node), self._max_concurrency, events, ask=_state, lost=self._lost)
+        shard = HealthGatedRedis(self._opened(node), self._max_concurrency, events, ask=_state, lost=self._lost)
         shard.on_recovery(lambda: self._run(self._on_recovery, self._on_each, node))
         shard.after_recovery(lambda: self._run(self._after_recovery, self._after_each, node))
         return shard

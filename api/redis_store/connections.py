@@ -27,7 +27,7 @@ ROOM: Final = 16 * 1024
 """Bytes that a buffer takes before a writer must wait: asyncio and uvloop have at least four times as many."""
 
 
-class PatientConnection(AbstractConnection):
+class LagTolerantConnection(AbstractConnection):
     """To be mixed in before one of redis-py's classes. `socket_timeout` is for a write, and for the reply to it."""
 
     def __init__(self, *, socket_timeout: float | None = None, **options: Any) -> None:
@@ -87,11 +87,11 @@ class PatientConnection(AbstractConnection):
             raise RedisTimeoutError(f"Timeout reading from {self._host_error()}") from None
 
 
-class TcpConnection(PatientConnection, Connection):
+class TcpConnection(LagTolerantConnection, Connection):
     """To a host and port."""
 
 
-class UnixConnection(PatientConnection, UnixDomainSocketConnection):
+class UnixConnection(LagTolerantConnection, UnixDomainSocketConnection):
     """To a socket in the file system."""
 
 
@@ -131,7 +131,7 @@ def tls_context(ca_file: str = "", cert_file: str = "", key_file: str = "") -> s
     return context
 
 
-class TlsConnection(PatientConnection, SSLConnection):
+class TlsConnection(LagTolerantConnection, SSLConnection):
     """A connection under `tls`, whose context it shares with all others."""
 
     def __init__(self, *, tls: Tls, **options: Any) -> None:

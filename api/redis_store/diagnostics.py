@@ -17,8 +17,8 @@ from redis.exceptions import NoPermissionError
 
 from api.errors import StoreUnavailable
 from api.ports.cache import Store, StoreWarning
-from api.redis_store.client import AnyGate
-from api.redis_store.health_gated import RedisGate
+from api.redis_store.client import AnyHealthGated
+from api.redis_store.health_gated import HealthGatedRedis
 
 OLDEST: Final[Mapping[Store, tuple[int, int]]] = {"main": (7, 4), "breaker": (7, 2)}
 
@@ -107,11 +107,11 @@ Heard = Callable[[StoreWarning, bool], None]
 class RedisCheckup:
     """What is to be said of the Redis behind a gate; of a cluster, what is to be said of any shard, once."""
 
-    def __init__(self, gate: AnyGate, store: Store, heard: Heard = lambda warning, begins: None) -> None:
+    def __init__(self, gate: AnyHealthGated, store: Store, heard: Heard = lambda warning, begins: None) -> None:
         self._gate = gate
         self._store: Store = store
         self._heard = heard
-        self._found: dict[RedisGate, list[StoreWarning]] = {}
+        self._found: dict[HealthGatedRedis, list[StoreWarning]] = {}
         gate.after_each_recovery(self.look)
 
     @property

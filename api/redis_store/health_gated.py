@@ -46,18 +46,18 @@ class SlotMoved(StoreUnavailable):
     """What was asked for is on another shard of a Redis Cluster. `of_shards` asks there."""
 
 
-class Gates(Protocol):
+class HealthGatedClients(Protocol):
     """The ways to all keys: one where there is one Redis, one for each shard of a cluster."""
 
     @property
     def client(self) -> Redis:
-        """Makes scripts; commands are for `Gate.run`."""
+        """Makes scripts; commands are for `HealthGated.run`."""
 
-    def of(self, key: str) -> Gate:
+    def of(self, key: str) -> HealthGated:
         """The way to a key, and to all keys of its slot."""
 
 
-class Gate(Protocol):
+class HealthGated(Protocol):
     """The way to the Redis, or to the shard of one, that certain keys are on."""
 
     @property
@@ -68,7 +68,7 @@ class Gate(Protocol):
     def is_up(self) -> bool:
         """Whether commands are let through."""
 
-    def of(self, key: str) -> Gate:
+    def of(self, key: str) -> HealthGated:
         """The way to a key, and to all keys of its slot."""
 
     def on_recovery(self, action: Callable[[], Awaitable[None]]) -> None:
@@ -81,7 +81,7 @@ class Gate(Protocol):
         """Awaits `command`. Raises `StoreUnavailable` for any fault of Redis; `operation` names it in metrics."""
 
 
-class GateEvents:
+class RedisHealthEvents:
     """What happens at the gate; a subclass counts and logs."""
 
     def failed(self, operation: str, error: BaseException) -> None:
@@ -94,7 +94,7 @@ class GateEvents:
         """Redis is up (again)."""
 
 
-class RedisGate:
+class HealthGatedRedis:
     """Runs commands on a client while Redis is up, and says `StoreUnavailable` when it is not.
 
     `probe` is a key that never exists: whether it can be deleted tells whether Redis takes writes. `ask`, where it is
@@ -105,7 +105,7 @@ class RedisGate:
         self,
         client: Redis,
         max_concurrency: int,
-        events: GateEvents | None = None,
+        events: RedisHealthEvents | None = None,
         *,
         probe: str = Keys().probe,
         ask: Callable[[Redis], Awaitable[None]] | None = None,
@@ -118,7 +118,7 @@ class RedisGate:
         self._epoch = 0
         """Counts the recoveries: what failed of an older one says nothing about Redis as it is now."""
         self._probe = probe
-        self._events = events or GateEvents()
+        self._events = events or RedisHealthEvents()
         self._slots = asyncio.Semaphore(max_concurrency)
         self._ask = ask or self._probed
         self._lost = lost or asyncio.Event()
@@ -137,11 +137,11 @@ class RedisGate:
         return int(self.is_up), 1
 
     @property
-    def servers(self) -> Sequence[RedisGate]:
+    def servers(self) -> Sequence[HealthGatedRedis]:
         """This one alone."""
         return (self,)
 
-    def of(self, key: str) -> RedisGate:
+    def of(self, key: str) -> HealthGatedRedis:
         """All keys are on the one server."""
         return self
 
@@ -154,15 +154,15 @@ class RedisGate:
         self.after_recovery(action)
 
     def on_recovery(self, action: Callable[[], Awaitable[None]]) -> None:
-        """See `Gate`."""
+        """See `HealthGated`."""
         self._on_recovery.append(action)
 
     def after_recovery(self, action: Callable[[], Awaitable[None]]) -> None:
-        """See `Gate`."""
+        """See `HealthGated`."""
         self._after_recovery.append(action)
 
     async def run(self, operation: str, command: Callable[[Redis], Awaitable[T]]) -> T:
-        """See `Gate`."""
+        """See `HealthGated`."""
         if not self.is_up:
             raise StoreUnavailable("Redis is down")
         async with self._slots:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from contextlib import suppress
 
 from api.errors import StoreUnavailable
-from api.redis_store.health_gated import Gates
+from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.scripts import script
 
 
-class RedisDuty:
+class RedisLeaderLease:
     """See `ports.Duty`. The key's value is the worker's id, for operators to read."""
 
-    def __init__(self, gate: Gates, key: str, worker: str) -> None:
+    def __init__(self, gate: HealthGatedClients, key: str, worker: str) -> None:
         self._gate = gate.of(key)
         self._key = key
         self._worker = worker

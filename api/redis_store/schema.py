@@ -21,7 +21,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from api.errors import StoreUnavailable
-from api.redis_store.client import AnyGate
+from api.redis_store.client import AnyHealthGated
 from api.redis_store.keys import Keys
 from api.redis_store.scripts import now_ms, script
 
@@ -68,7 +68,7 @@ class FleetSchema:
 
     def __init__(
         self,
-        gate: AnyGate,
+        gate: AnyHealthGated,
         keys: Keys,
         worker: str,
         release: str,
@@ -80,7 +80,7 @@ class FleetSchema:
         self._gate = gate
         self._home = gate.of(keys.corpus_schema)
         self._agreed = False
-        self._covered: list[AnyGate] = []
+        self._covered: list[AnyHealthGated] = []
         self._keys = keys
         self._worker = worker
         self._release = release
@@ -93,7 +93,7 @@ class FleetSchema:
         self._home.on_recovery(lambda: self.agree(self._home.client))
         gate.on_each_recovery(self._known)
 
-    def cover(self, gate: AnyGate) -> None:
+    def cover(self, gate: AnyHealthGated) -> None:
         """Keeps this worker from another Redis too, where breakers are, while it is known to be kept from the keys."""
         self._covered.append(gate)
         gate.on_each_recovery(self._allowed)

@@ -29,7 +29,7 @@ from redis.commands.core import AsyncScript
 from redis.exceptions import RedisError, ResponseError
 
 from api.errors import StoreUnavailable
-from api.redis_store.health_gated import Gate
+from api.redis_store.health_gated import HealthGated
 from api.redis_store.keys import Keys
 
 
@@ -118,7 +118,7 @@ SCANNED: Final = 1000
 """Keys that Redis looks at for one call of SCAN."""
 
 
-async def scanned(gate: Gate, operation: str, home: str, pattern: str) -> AsyncIterator[list[str]]:
+async def scanned(gate: HealthGated, operation: str, home: str, pattern: str) -> AsyncIterator[list[str]]:
     """The keys like `pattern`, as they are found; one may come twice. `home` is any key of their slot.
 
     What comes or goes meanwhile may be among them or not. Raises `StoreUnavailable` also where the slot moves, or has
@@ -138,7 +138,7 @@ async def scanned(gate: Gate, operation: str, home: str, pattern: str) -> AsyncI
         raise StoreUnavailable("the slot has moved to another shard")
 
 
-async def scanned_once(gate: Gate, operation: str, home: str, pattern: str) -> AsyncIterator[list[str]]:
+async def scanned_once(gate: HealthGated, operation: str, home: str, pattern: str) -> AsyncIterator[list[str]]:
     """The same, each key once."""
     seen: set[str] = set()
     async for found in scanned(gate, operation, home, pattern):
@@ -147,7 +147,7 @@ async def scanned_once(gate: Gate, operation: str, home: str, pattern: str) -> A
         yield sorted(fresh)
 
 
-async def _home(gate: Gate, operation: str, key: str) -> Redis:
+async def _home(gate: HealthGated, operation: str, key: str) -> Redis:
     """A client of the shard that has the slot, and all of it.
 
     One that has it not sends a command with a key on; one that is giving it away says so of a key that is not there.
@@ -161,7 +161,7 @@ LIFETIME_MS: Final = 600 * 1000
 """How long an upload may take; what is not used by then is gone."""
 
 
-async def uploaded(gate: Gate, keys: Keys, content: bytes) -> str:
+async def uploaded(gate: HealthGated, keys: Keys, content: bytes) -> str:
     """The key of a new value, which a script is to rename."""
     key = keys.upload(secrets.token_hex(8))
     for start in range(0, max(len(content), 1), PIECE):
@@ -177,7 +177,7 @@ async def uploaded(gate: Gate, keys: Keys, content: bytes) -> str:
     return key
 
 
-async def downloaded(gate: Gate, key: str) -> bytes | None:
+async def downloaded(gate: HealthGated, key: str) -> bytes | None:
     """The value; None where there is none. It must not change meanwhile."""
     pieces: list[bytes] = []
     while True:

@@ -33,7 +33,7 @@ def exponential(chance: random.Random, mean: float) -> float:
     return chance.expovariate(1 / mean) if mean else 0.0
 
 
-class RedisServer:
+class SimulatedRedis:
     """Times in seconds. Of one thread and one line it is known on arrival when a piece of work will be done."""
 
     def __init__(self, env: simpy.Environment, chance: random.Random, service: Service = as_measured) -> None:
@@ -88,7 +88,7 @@ class Fleet:
     def __init__(
         self,
         env: simpy.Environment,
-        redis: RedisServer,
+        redis: SimulatedRedis,
         demand: Demand,
         costs: Costs,
         network: Network,
@@ -187,7 +187,7 @@ TIMEOUT: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class SimulationResult:
     """Milliseconds. `late`: pieces of work that took longer than `TIMEOUT`; `work`: pieces of work a second.
 
     `unheard`: notices that had not come by the end of the run; the times of notices count them as infinite.
@@ -214,10 +214,10 @@ def simulate(
     transitions: int = 3,
     network: Network | None = None,
     service: Service = as_measured,
-) -> Outcome:
+) -> SimulationResult:
     """The same seed, the same outcome. Utilisation and waits are counted before the first transition."""
     network, chance, env = network or Network(), random.Random(seed), simpy.Environment()  # noqa: S311 - no secret
-    redis = RedisServer(env, chance, service)
+    redis = SimulatedRedis(env, chance, service)
     fleet = Fleet(env, redis, demand, costs, network, chance)
     fleet.start()
     env.run(until=WARM_SECONDS)
@@ -231,7 +231,7 @@ def simulate(
     unheard = transitions * demand.fleet - len(heard)
     heard += [math.inf] * unheard
     late = sum(wait + network.round_trip > TIMEOUT for wait in redis.waits)
-    return Outcome(
+    return SimulationResult(
         work=work,
         utilisation=utilisation,
         p50=1000 * (quantile(waits, 0.5) + network.round_trip),

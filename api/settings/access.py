@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field
 from pydantic_settings import NoDecode
 
 from api.loopback import is_loopback_host
-from api.settings.answers import Concern, split_list
+from api.settings.answers import SettingsGroup, split_list
 
 SHORTEST_KEY: Final = 2
 WEAK_KEY: Final = 16
@@ -40,7 +40,7 @@ def _is_ipv6(host: str) -> bool:
     return "%" not in bare  # no browser sends a zone
 
 
-class AccessSettings(Concern):
+class AccessSettings(SettingsGroup):
     """Who may call. `api_keys` is `tenant=key,...`; `admin_keys` and `allowed_hosts` are lists."""
 
     api_keys: Annotated[str, NoDecode, Field(title="list")] = ""

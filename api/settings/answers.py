@@ -20,7 +20,7 @@ Bytes = Annotated[int, Field(ge=1, title="bytes")]
 FilePath = Annotated[str, Field(title="path")]
 
 
-class Concern(BaseSettings):
+class SettingsGroup(BaseSettings):
     """One class of settings. Each field is an environment variable: `env_prefix` and its name, in capitals.
 
     A field's docstring is its description: a line for the table in docs/configuration.md and .env.example, then, after
@@ -42,7 +42,7 @@ def split_list(value: Any) -> Any:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
-class CacheSettings(Concern):
+class CacheSettings(SettingsGroup):
     """The semantic cache."""
 
     model_config = SettingsConfigDict(env_prefix="SEMANTIC_CACHE_")
@@ -84,7 +84,7 @@ class CacheSettings(Concern):
     """Questions of a warm-up at once."""
 
 
-class PartitionSettings(Concern):
+class PartitionSettings(SettingsGroup):
     """The number of cache partitions. Each partition is whole on one shard of Redis."""
 
     cache_partitions: Annotated[int, Field(ge=1, le=256)] | None = None
@@ -94,7 +94,7 @@ class PartitionSettings(Concern):
     """
 
 
-class DocumentSettings(Concern):
+class DocumentSettings(SettingsGroup):
     """Limits of the knowledge base, and how documents are cut into chunks."""
 
     document_max_bytes: Bytes = 20 * 1024 * 1024
@@ -134,7 +134,7 @@ class DocumentSettings(Concern):
     """How long to keep the chunks of an unused embedder, for a rollback."""
 
 
-class RetrievalSettings(Concern):
+class RetrievalSettings(SettingsGroup):
     """How passages are found for a question and used in the answer."""
 
     retrieval_candidates: Annotated[int, Field(ge=1, le=200)] = 40
@@ -174,7 +174,7 @@ MEMORY = r"^([1-9]\d*(\.\d+)?([KMG]i?)?|(100|[1-9]\d?)(\.\d+)?%)$"
 """Bytes, also as `800Mi` or `1.5G`, or a part of the memory given as `40%`."""
 
 
-class ServerSettings(Concern):
+class ServerSettings(SettingsGroup):
     """How the service listens and logs."""
 
     host: Annotated[str, Field(title="address")] = "127.0.0.1"

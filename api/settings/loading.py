@@ -17,11 +17,11 @@ from api.errors import SettingsError
 from api.settings.access import AccessSettings, anonymous_refusal
 from api.settings.answers import (
     CacheSettings,
-    Concern,
     DocumentSettings,
     PartitionSettings,
     RetrievalSettings,
     ServerSettings,
+    SettingsGroup,
 )
 from api.settings.models import BreakerSettings, BulkheadSettings, EmbedderSettings, OllamaSettings, PoolSettings
 from api.settings.redis import BreakerRedisSettings, RedisSettings, check_tls_files
@@ -163,7 +163,7 @@ SECRET: Final = {"API_KEYS", "ADMIN_KEYS", "REDIS_URL", "REDIS_SENTINEL_PASSWORD
 
 def load_settings(env_file: str | None = ".env") -> Settings:
     """Reads the environment over `env_file`. Raises `SettingsError`: one line that names the variable."""
-    concerns: dict[str, Concern] = {}
+    concerns: dict[str, SettingsGroup] = {}
     for name, concern in _concerns().items():
         try:
             concerns[name] = concern(_env_file=env_file)
@@ -179,17 +179,19 @@ def variable_names() -> list[str]:
     return [_variable(concern, field) for concern in _concerns().values() for field in concern.model_fields]
 
 
-def _concerns() -> dict[str, type[Concern]]:
+def _concerns() -> dict[str, type[SettingsGroup]]:
     """The settings classes by their name in `Settings`."""
     annotations = {name: info.annotation for name, info in Settings.model_fields.items()}
-    return {name: kind for name, kind in annotations.items() if isinstance(kind, type) and issubclass(kind, Concern)}
+    return {
+        name: kind for name, kind in annotations.items() if isinstance(kind, type) and issubclass(kind, SettingsGroup)
+    }
 
 
-def _variable(concern: type[Concern], field: str) -> str:
+def _variable(concern: type[SettingsGroup], field: str) -> str:
     return f"{concern.model_config.get('env_prefix', '')}{field}".upper()
 
 
-def _one_line(concern: type[Concern], error: ValidationError) -> str:
+def _one_line(concern: type[SettingsGroup], error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     variable = _variable(concern, str(first["loc"][0]))
     given = "" if variable in SECRET else f" (given: {first['input']!r})"

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, StringConstraints
 from pydantic_settings import SettingsConfigDict
 
-from api.settings.answers import Concern, FilePath, NotNegative, Percent, Positive, Seconds, split_list
+from api.settings.answers import FilePath, NotNegative, Percent, Positive, Seconds, SettingsGroup, split_list
 
 
 def _check_base_urls(value: str) -> str:
@@ -27,7 +27,7 @@ LANGUAGES = r"^(?i:all|\s*[a-z]{2,3}\s*(,\s*[a-z]{2,3}\s*)*)$"
 ModelName = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1), Field(title="name")]
 
 
-class OllamaSettings(Concern):
+class OllamaSettings(SettingsGroup):
     """The backends and the language model."""
 
     ollama_base_url: Annotated[str, AfterValidator(_check_base_urls), Field(title="URLs")] = "http://127.0.0.1:11434"
@@ -68,7 +68,7 @@ class OllamaSettings(Concern):
         return tuple(url.rstrip("/") for url in split_list(self.ollama_base_url))
 
 
-class EmbedderSettings(Concern):
+class EmbedderSettings(SettingsGroup):
     """The embedder: turns questions and passages into vectors."""
 
     embedder: Literal["ollama", "onnx"] = "ollama"
@@ -104,7 +104,7 @@ class EmbedderSettings(Concern):
         return frozenset(split_list(self.embed_languages.lower())) - {"all"}
 
 
-class PoolSettings(Concern):
+class PoolSettings(SettingsGroup):
     """Each worker's connections to Ollama."""
 
     model_config = SettingsConfigDict(env_prefix="CONNECTION_POOL_")
@@ -120,7 +120,7 @@ class PoolSettings(Concern):
     """How long a request waits for a connection; then 503."""
 
 
-class BulkheadSettings(Concern):
+class BulkheadSettings(SettingsGroup):
     """How many calls to Ollama the fleet makes at once, and how many may wait for how long."""
 
     model_config = SettingsConfigDict(env_prefix="BULKHEAD_")
@@ -141,7 +141,7 @@ class BulkheadSettings(Concern):
     """
 
 
-class BreakerSettings(Concern):
+class BreakerSettings(SettingsGroup):
     """When the circuit breaker opens, and how it recovers."""
 
     model_config = SettingsConfigDict(env_prefix="CIRCUIT_BREAKER_")

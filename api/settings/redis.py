@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field
 from pydantic_settings import SettingsConfigDict
 
 from api.errors import SettingsError
-from api.settings.answers import Concern, FilePath, Positive, Seconds
+from api.settings.answers import FilePath, Positive, Seconds, SettingsGroup
 
 CLUSTER = ("redis+cluster", "rediss+cluster")
 PREFIX = "[A-Za-z0-9_.:-]+"
@@ -73,7 +73,7 @@ def _check_cluster_url(parts: SplitResult) -> str:
     return parts.geturl()
 
 
-class RedisSettings(Concern):
+class RedisSettings(SettingsGroup):
     """The Redis of the cache, the knowledge base and the fleet."""
 
     model_config = SettingsConfigDict(env_prefix="REDIS_")
@@ -127,7 +127,7 @@ class RedisSettings(Concern):
         return is_cluster(self.url)
 
 
-class BreakerRedisSettings(Concern):
+class BreakerRedisSettings(SettingsGroup):
     """An optional second Redis for breakers and bulkheads."""
 
     model_config = SettingsConfigDict(env_prefix="BREAKER_REDIS_")

@@ -7,12 +7,12 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from api.errors import UpstreamError, UpstreamFault
-from api.values import Grounded, Landed, Source, StoredElsewhere, Token
+from api.values import CompletedAnswer, GroundedSources, Source, StoredElsewhere, Token
 
 AHEAD: Final = 16
 """Pieces that an answer may be ahead of its fastest reader: where all readers are slow, so is the language model."""
 
-Ended = Landed | StoredElsewhere | BaseException
+Ended = CompletedAnswer | StoredElsewhere | BaseException
 
 
 class AnswerBuffer:
@@ -90,7 +90,7 @@ class AnswerBuffer:
         """The end, which comes once. An answer that was followed with gaps is completed by its own text."""
         if self.end is not None:
             return
-        if isinstance(end, Landed):
+        if isinstance(end, CompletedAnswer):
             text = "".join(self.parts)
             if not end.text.startswith(text) or self.sources not in (None, end.sources):
                 self.begin_again()
@@ -128,7 +128,9 @@ class AnswerBuffer:
 
 
 class Reader:
-    """Gives `Grounded`, every `Token` once, then `Landed` or `StoredElsewhere`; raises what ended the answer else.
+    """Yields `GroundedSources`, every `Token` once, then `CompletedAnswer` or `StoredElsewhere`.
+
+    Raises the error that ended the answer otherwise.
 
     A cancelled `anext` loses nothing. Where the answer begins again from the passages and in the words that were given,
     it goes on from there. `buffered`: only the end.
@@ -148,7 +150,7 @@ class Reader:
     def __aiter__(self) -> Reader:
         return self
 
-    async def __anext__(self) -> Grounded | Token | Landed | StoredElsewhere:
+    async def __anext__(self) -> GroundedSources | Token | CompletedAnswer | StoredElsewhere:
         while True:
             event = self._ready()
             if event is not None:
@@ -165,7 +167,7 @@ class Reader:
         """Pieces that it has not taken."""
         return 0 if self._buffered else len(self._buffer.parts) - self._index
 
-    def _ready(self) -> Grounded | Token | Landed | StoredElsewhere | None:
+    def _ready(self) -> GroundedSources | Token | CompletedAnswer | StoredElsewhere | None:
         event = None if self._buffered or not self._is_up_to_date() else self._next()
         if event is not None:
             return event
@@ -176,10 +178,10 @@ class Reader:
             raise _broken()
         return end
 
-    def _next(self) -> Grounded | Token | None:
+    def _next(self) -> GroundedSources | Token | None:
         if self._sources is None and self._buffer.sources is not None and not self._given:
             self._sources = self._buffer.sources
-            return Grounded(self._sources)
+            return GroundedSources(self._sources)
         while self._index < len(self._parts):
             part = self._parts[self._index]
             piece, self._skip = part[self._skip :], max(0, self._skip - len(part))
@@ -200,7 +202,7 @@ class Reader:
         elif buffer.sources is not None and buffer.sources != self._sources:
             raise _broken()
         text = "".join(buffer.parts)
-        landed_short = isinstance(buffer.end, Landed) and len(text) < len(given)
+        landed_short = isinstance(buffer.end, CompletedAnswer) and len(text) < len(given)
         if landed_short or not text.startswith(given[: len(text)]):
             raise _broken()
         if len(text) < len(given):

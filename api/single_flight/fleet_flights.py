@@ -24,15 +24,15 @@ from api.single_flight.flight import (
     LEASE_MS,
     Flight,
     FlightEvents,
+    FlightMessage,
     FlightReader,
+    FlightRole,
     FlightStore,
     FollowingFlight,
     Joined,
-    Message,
-    Verdict,
 )
-from api.single_flight.wire import GroundedIn, HandedOver, Piece, Said, encode
-from api.values import FlightKey, Landed, StoredElsewhere
+from api.single_flight.wire import LeaderLeft, Said, SourcesMessage, TextMessage, encode
+from api.values import CompletedAnswer, FlightKey, StoredElsewhere
 
 ALONE: Final = FlightKey("", "")
 """The key of a flight that nobody else can join."""
@@ -48,11 +48,11 @@ class OwnGeneration:
     def __init__(self, lead: Lead) -> None:
         self._lead = lead
 
-    async def __anext__(self) -> Landed:
+    async def __anext__(self) -> CompletedAnswer:
         return await self._lead(AnswerBuffer(), None)
 
 
-class Flights:
+class FleetFlights:
     """The flights of one worker. `patience`: seconds that a follower waits for a word of the leader."""
 
     def __init__(self, store: FlightStore, patience: float, events: FlightEvents | None = None) -> None:
@@ -71,7 +71,7 @@ class Flights:
     async def join(
         self, key: FlightKey, lead: Lead, *, asked_ms: int, buffered: bool, not_before_ms: int = 0
     ) -> AsyncGenerator[FlightReader, None]:
-        """See `ports.Flights`."""
+        """See `ports.FleetFlights`."""
         flight = self._flights.get(key)
         if flight is not None and flight.asked_ms <= not_before_ms and not_before_ms:
             flight = None  # its callers asked before, and get what they asked for
@@ -90,7 +90,7 @@ class Flights:
 
     @asynccontextmanager
     async def alone(self, lead: Lead, *, buffered: bool) -> AsyncGenerator[FlightSubscription, None]:
-        """See `ports.Flights`. Who reads no tokens generates in its own task."""
+        """See `ports.FleetFlights`. Who reads no tokens generates in its own task."""
         if buffered:
             yield OwnGeneration(lead)
             return
@@ -149,7 +149,7 @@ class Flights:
 
     async def _take_part(self, flight: Flight) -> None:
         joined = await self._join(flight)
-        if joined is not None and joined.verdict is Verdict.FOLLOW:
+        if joined is not None and joined.verdict is FlightRole.FOLLOW:
             flight.follow(joined.place)
             joined = await FollowingFlight(flight, self.store, joined.fence, self._patience).read_along()
             if flight.buffer.end is None:
@@ -157,7 +157,7 @@ class Flights:
                 flight.buffer.begin_again()
         if flight.buffer.end is not None:
             return
-        if joined is not None and joined.verdict is Verdict.STORED:
+        if joined is not None and joined.verdict is FlightRole.STORED:
             flight.buffer.finish(StoredElsewhere())
             return
         await self._lead(flight, None if joined is None else self.store.claim(flight.key, joined.fence))
@@ -192,7 +192,7 @@ class Flights:
 
     # -- those who follow ---------------------------------------------------------------------------------------------
 
-    def told(self, message: Message) -> None:
+    def told(self, message: FlightMessage) -> None:
         """Takes what another worker said."""
         scope, _, digest = message.flight.rpartition(":")
         flight = self._flights.get(FlightKey(scope, digest))
@@ -215,10 +215,10 @@ class Flights:
         try:
             while flight.buffer.end is None and flight.claim is claim:
                 sources = tail.take_sources()
-                if sources is not None and await self._tell(flight, claim, GroundedIn(*sources)) is None:
+                if sources is not None and await self._tell(flight, claim, SourcesMessage(*sources)) is None:
                     return
                 attempt, at, text = tail.take()
-                if text and await self._tell(flight, claim, Piece(attempt, at, text)) is None:
+                if text and await self._tell(flight, claim, TextMessage(attempt, at, text)) is None:
                     return
                 await asyncio.sleep(BATCH_SECONDS if text else 0)
                 if not tail.lag and flight.buffer.end is None:
@@ -319,7 +319,7 @@ class Flights:
         self._flights.clear()
         await cancelled([*self._flying, *self._aside])
         for flight in flights:
-            await self._conclude(flight, HandedOver())
+            await self._conclude(flight, LeaderLeft())
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -333,7 +333,7 @@ RECONNECT_SECONDS: Final = 0.25
 
 
 @asynccontextmanager
-async def kept_in_step(flights: Flights) -> AsyncIterator[Flights]:
+async def kept_in_step(flights: FleetFlights) -> AsyncIterator[FleetFlights]:
     """The flights, followed and tended while the block runs; at the end, led flights are left to others."""
     try:
         async with Background() as background:
@@ -344,7 +344,7 @@ async def kept_in_step(flights: Flights) -> AsyncIterator[Flights]:
         await flights.aclose()
 
 
-async def _follow(flights: Flights) -> None:
+async def _follow(flights: FleetFlights) -> None:
     while True:
         try:
             async for message in flights.store.messages():
@@ -356,7 +356,7 @@ async def _follow(flights: Flights) -> None:
             await asyncio.sleep(RECONNECT_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
 
 
-async def _tend(flights: Flights) -> None:
+async def _tend(flights: FleetFlights) -> None:
     while True:
         await asyncio.sleep(TEND_SECONDS * random.uniform(0.7, 1.3))  # noqa: S311 - jitter
         await flights.tend()

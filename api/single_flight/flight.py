@@ -25,8 +25,8 @@ from api.errors import RagherdError, StoreUnavailable
 from api.ports.cache import Claim
 from api.ports.coordination import Lead
 from api.single_flight.buffer import AnswerBuffer, Reader
-from api.single_flight.wire import GroundedIn, HandedOver, Piece, Said, decode
-from api.values import FlightKey, Landed, StoredElsewhere
+from api.single_flight.wire import LeaderLeft, Said, SourcesMessage, TextMessage, decode
+from api.values import CompletedAnswer, FlightKey, StoredElsewhere
 
 
 class Flight:
@@ -93,7 +93,7 @@ KEPT_MS: Final = 10_000
 """How long the words of a flight outlive it, for followers that have not read them."""
 
 
-class Verdict(StrEnum):
+class FlightRole(StrEnum):
     """What a worker is to a flight."""
 
     LEAD = "lead"
@@ -108,13 +108,13 @@ class Joined:
     `place` names a follower's place among the others, as it was last renewed.
     """
 
-    verdict: Verdict
+    verdict: FlightRole
     fence: str = ""
     place: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
+class FlightMessage:
     """What a worker is told: `followed` and `left`, who reads its flight has changed; `more`, there are words."""
 
     what: str
@@ -174,7 +174,7 @@ class FlightStore(Protocol):
     async def renew(self, claim: Claim) -> None:
         """Keeps that lead."""
 
-    def messages(self) -> AsyncIterator[Message | None]:
+    def messages(self) -> AsyncIterator[FlightMessage | None]:
         """What is said to this worker; None when it (re)connects. Ends by raising."""
 
 
@@ -207,8 +207,8 @@ class FollowingFlight:
 
         None: it is to generate alone, since the leader, or Redis, has been silent for too long.
         """
-        joined: Joined | None = Joined(Verdict.FOLLOW, self._fence)
-        while joined is not None and joined.verdict is Verdict.FOLLOW and self._flight.buffer.end is None:
+        joined: Joined | None = Joined(FlightRole.FOLLOW, self._fence)
+        while joined is not None and joined.verdict is FlightRole.FOLLOW and self._flight.buffer.end is None:
             with suppress(StoreUnavailable):
                 await self._read()
                 if self._flight.buffer.end is None:
@@ -218,7 +218,7 @@ class FollowingFlight:
                 joined = None
             elif not self._is_reached():
                 await asyncio.sleep(LOOK_SECONDS / 4)
-        if joined is not None and joined.verdict is Verdict.STORED:
+        if joined is not None and joined.verdict is FlightRole.STORED:
             await self._finish_by_the_cache()
         return joined
 
@@ -243,12 +243,12 @@ class FollowingFlight:
                 async with asyncio.timeout(LOOK_SECONDS * random.uniform(0.7, 1.3)):  # noqa: S311 - jitter
                     await self._flight.woken.wait()
                 self._flight.woken.clear()
-                return Joined(Verdict.FOLLOW, self._fence)
+                return Joined(FlightRole.FOLLOW, self._fence)
             except TimeoutError:
                 pass
         self._left, self._joined = False, time.monotonic()
         joined = await self._store.join(self._key, self._flight.asked_ms, self._flight.not_before_ms)
-        if joined.verdict is Verdict.FOLLOW:
+        if joined.verdict is FlightRole.FOLLOW:
             self._flight.place = joined.place
             self._follow(joined.fence)
         return joined
@@ -269,18 +269,18 @@ class FollowingFlight:
 
     def _take(self, record: Record) -> None:
         said = _said(record)
-        if isinstance(said, Piece):
+        if isinstance(said, TextMessage):
             self._add(said)
-        elif isinstance(said, GroundedIn):
+        elif isinstance(said, SourcesMessage):
             self._begin(said.attempt)
             if said.attempt == self._attempt and self._flight.buffer.sources is None:
                 self._flight.buffer.ground_in(said.sources)
-        elif isinstance(said, HandedOver):
+        elif isinstance(said, LeaderLeft):
             self._left = True
         elif said is not None:
             self._flight.buffer.finish(said)
 
-    def _add(self, piece: Piece) -> None:
+    def _add(self, piece: TextMessage) -> None:
         """What is known already is left out; after a gap, the end will have it all."""
         buffer = self._flight.buffer
         self._begin(piece.attempt)
@@ -307,7 +307,7 @@ def _said(record: Record) -> Said | None:
         said = decode(record.body)
     except (ValueError, KeyError, TypeError):
         return None  # of a version that says more than this one understands: the end will come, or the lease will end
-    assert isinstance(said, Piece | GroundedIn | Landed | RagherdError | HandedOver)
+    assert isinstance(said, TextMessage | SourcesMessage | CompletedAnswer | RagherdError | LeaderLeft)
     return said
 
 

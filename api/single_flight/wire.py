@@ -9,11 +9,11 @@ from typing import Any, Final
 import orjson
 
 from api.errors import BreakerOpen, BulkheadFull, InternalError, RagherdError, UpstreamError, UpstreamFault
-from api.values import Landed, Source, Usage, known
+from api.values import CompletedAnswer, Source, Usage, known
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class TextMessage:
     """Text of an attempt, `at` so many characters from its beginning."""
 
     attempt: int
@@ -22,7 +22,7 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
-class GroundedIn:
+class SourcesMessage:
     """What an attempt is grounded in."""
 
     attempt: int
@@ -30,11 +30,11 @@ class GroundedIn:
 
 
 @dataclass(frozen=True, slots=True)
-class HandedOver:
+class LeaderLeft:
     """The leader leaves; whoever follows may take the lead."""
 
 
-Said = Piece | GroundedIn | Landed | RagherdError | HandedOver
+Said = TextMessage | SourcesMessage | CompletedAnswer | RagherdError | LeaderLeft
 
 
 def encode(said: Said) -> str:
@@ -51,25 +51,25 @@ def decode(body: str) -> Said:
 
 
 def _plain(said: Said) -> dict[str, Any]:
-    if isinstance(said, Piece):
+    if isinstance(said, TextMessage):
         return {"is": "piece", **asdict(said)}
-    if isinstance(said, GroundedIn):
+    if isinstance(said, SourcesMessage):
         return {"is": "sources", **asdict(said)}
-    if isinstance(said, Landed):
+    if isinstance(said, CompletedAnswer):
         return {"is": "landed", **_landed(said)}
-    if isinstance(said, HandedOver):
+    if isinstance(said, LeaderLeft):
         return {"is": "handed_over"}
     return {"is": "error", **_error(said)}
 
 
-def _landed(landed: Landed) -> dict[str, Any]:
+def _landed(completed: CompletedAnswer) -> dict[str, Any]:
     return {
-        "text": landed.text,
-        "model": landed.model,
-        "usage": asdict(landed.usage),
-        "done_reason": landed.done_reason,
-        "sources": [asdict(source) for source in landed.sources],
-        "entry": landed.entry,
+        "text": completed.text,
+        "model": completed.model,
+        "usage": asdict(completed.usage),
+        "done_reason": completed.done_reason,
+        "sources": [asdict(source) for source in completed.sources],
+        "entry": completed.entry,
     }
 
 
@@ -77,9 +77,9 @@ def _read_sources(fields: Mapping[str, Any]) -> tuple[Source, ...]:
     return tuple(known(Source, source) for source in fields["sources"])
 
 
-def _read_landed(fields: Mapping[str, Any]) -> Landed:
+def _read_landed(fields: Mapping[str, Any]) -> CompletedAnswer:
     sources = _read_sources(fields)
-    return known(Landed, {**fields, "usage": known(Usage, fields["usage"]), "sources": sources})
+    return known(CompletedAnswer, {**fields, "usage": known(Usage, fields["usage"]), "sources": sources})
 
 
 def _error(error: RagherdError) -> dict[str, Any]:
@@ -106,9 +106,9 @@ def _read_error(fields: Mapping[str, Any]) -> RagherdError:
 
 
 _READ: Final[Mapping[str, Callable[[dict[str, Any]], Said]]] = {
-    "piece": lambda fields: known(Piece, fields),
-    "sources": lambda fields: GroundedIn(fields["attempt"], _read_sources(fields)),
+    "piece": lambda fields: known(TextMessage, fields),
+    "sources": lambda fields: SourcesMessage(fields["attempt"], _read_sources(fields)),
     "landed": _read_landed,
-    "handed_over": lambda _: HandedOver(),
+    "handed_over": lambda _: LeaderLeft(),
     "error": _read_error,
 }

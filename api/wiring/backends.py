@@ -13,12 +13,12 @@ from typing import Any, Final
 
 from api.backends.choice import Backend, BackendEvents, Backends
 from api.backends.embedder import AgreedIdentity, EmbeddingCalls, EmbeddingEvents, FailoverEmbedder
-from api.backends.failover import EMBEDDING_CHARGED, Policy
+from api.backends.failover import EMBEDDING_CHARGED, FailoverPolicy
 from api.backends.generations import Generations
 from api.breaker.fleet_breaker import FleetBreaker, kept_current
-from api.breaker.state import Policy as BreakerPolicy
+from api.breaker.state import BreakerPolicy
 from api.bulkhead.fleet_bulkhead import FleetBulkhead, kept_alive
-from api.bulkhead.rules import Policy as BulkheadPolicy
+from api.bulkhead.rules import BulkheadPolicy
 from api.observability.metrics import Metrics
 from api.observability.resilience_metrics import BreakerMetrics, BulkheadMetrics
 from api.observability.worker_facts import BackendFacts
@@ -29,13 +29,13 @@ from api.ollama.health import BackendWatch, WarmUp, load_embedder, load_llm
 from api.ollama.models import KnownDigests, OllamaCatalog, OllamaModels, Pinned
 from api.ollama.pool import OllamaPools, PoolLimits, open_pools
 from api.ports.models import BackendEmbedder, EmbeddingModel, LanguageModel
-from api.redis_store.client import AnyGate, RedisAddress, blocking_reader
+from api.redis_store.client import AnyHealthGated, RedisAddress, blocking_reader
 from api.redis_store.keys import Keys
-from api.redis_store.lease import RedisDuty
+from api.redis_store.lease import RedisLeaderLease
 from api.redis_store.stores.breaker import RedisBreakerStore
 from api.redis_store.stores.bulkhead import RedisBulkheadStore
 from api.redis_store.stores.documents.embeddings import EmbedderRegistry
-from api.redis_store.stores.fleet import BackendBoard, FleetRetries
+from api.redis_store.stores.fleet import BackendHealthStore, FleetRetries
 from api.settings import BreakerSettings, Settings
 
 EMBED: Final = "-embed"
@@ -50,8 +50,8 @@ class WorkerBackends:
         settings: Settings,
         worker: str,
         metrics: Metrics,
-        gate: AnyGate,
-        guard_gate: AnyGate,
+        gate: AnyHealthGated,
+        guard_gate: AnyHealthGated,
         guard_address: RedisAddress,
         pools: OllamaPools,
         live_workers: Callable[[], int],
@@ -72,9 +72,9 @@ class WorkerBackends:
         self.breakers: dict[str, FleetBreaker] = {}
         self.bulkheads: dict[str, FleetBulkhead] = {}
         self.warm_up = self._warm_up()
-        prober = RedisDuty(gate, self._keys.prober, worker)
+        prober = RedisLeaderLease(gate, self._keys.prober, worker)
         urls = {name: pool.base_url for name, pool in pools.items()}
-        board = BackendBoard(gate, self._keys, urls, worker)
+        board = BackendHealthStore(gate, self._keys, urls, worker)
         self.digests = KnownDigests(ollama.ollama_num_ctx)
         self.watch = BackendWatch(
             self._models, prober, board, ollama.ollama_probe_interval, self.warm_up.start, self.digests
@@ -166,8 +166,10 @@ class WorkerBackends:
             bulkhead, breaker = self.bulkheads[f"{name}{EMBED}"], self.breakers[f"{name}{EMBED}"]
             members.append(Backend(name, await stack.enter_async_context(opening), bulkhead, breaker))
         agreed = AgreedIdentity(Backends(members, self.watch.health), settings.embed_model)
-        asked = Policy(settings.embed_timeout, charged=EMBEDDING_CHARGED)
-        stored = Policy(self._settings.documents.document_embed_timeout, charged=EMBEDDING_CHARGED, waits_again=True)
+        asked = FailoverPolicy(settings.embed_timeout, charged=EMBEDDING_CHARGED)
+        stored = FailoverPolicy(
+            self._settings.documents.document_embed_timeout, charged=EMBEDDING_CHARGED, waits_again=True
+        )
         retries = self._pools.retries
         return (
             FailoverEmbedder(agreed, asked, retries, events),
@@ -181,7 +183,7 @@ class WorkerBackends:
             loads.append(load_llm(ollama.llm_model, self._pinned))
             if embedder.embedder == "ollama":
                 loads.append(load_embedder(embedder.embed_model, self._pinned))
-        duties = {name: RedisDuty(self._gate, self._keys.warm_up(name), self._worker) for name in self._pools}
+        duties = {name: RedisLeaderLease(self._gate, self._keys.warm_up(name), self._worker) for name in self._pools}
         return WarmUp(self._pools, self.bulkheads, duties, tuple(loads))
 
 
@@ -190,8 +192,8 @@ async def open_backends(
     settings: Settings,
     worker: str,
     metrics: Metrics,
-    gate: AnyGate,
-    guard_gate: AnyGate,
+    gate: AnyHealthGated,
+    guard_gate: AnyHealthGated,
     guard_address: RedisAddress,
     live_workers: Callable[[], int] = lambda: 1,
 ) -> AsyncIterator[WorkerBackends]:

@@ -10,16 +10,16 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from api import __version__
-from api.backup.transfer import Maker
+from api.backup.transfer import BackupOrigin
 from api.errors import StoreUnavailable
-from api.redis_store.client import AnyGate, opened_gate
-from api.redis_store.health_gated import GateEvents
+from api.redis_store.client import AnyHealthGated, opened_gate
+from api.redis_store.health_gated import RedisHealthEvents
 from api.redis_store.keys import Keys
 from api.redis_store.schema import SCHEMA, FleetSchema
 from api.redis_store.search_index import algorithm_for
 from api.redis_store.stores.backup.source import RedisBackupSource
 from api.redis_store.stores.backup.target import AnswerWriter, DocumentWriter, RedisBackupTarget
-from api.redis_store.stores.cache.invalidation import RedisOutdatedAnswers
+from api.redis_store.stores.cache.invalidation import RedisInvalidationTags
 from api.redis_store.stores.cache.semantic_index import SemanticIndexes
 from api.redis_store.stores.cache.sweep import RedisCacheSweep
 from api.redis_store.stores.documents.work import RedisDeletions, RedisDocumentWork
@@ -29,10 +29,10 @@ from api.wiring.redis import redis_address
 PATIENCE: Final = 10.0
 """Seconds for one command, at least: nobody waits for an answer."""
 SWEEP_SECONDS: Final = 600.0
-MAKER: Final = Maker(__version__, str(SCHEMA))
+MAKER: Final = BackupOrigin(__version__, str(SCHEMA))
 
 
-class LastFailure(GateEvents):
+class LastFailure(RedisHealthEvents):
     """Keeps the last one, to be told in a line."""
 
     last = "no node of it answers"
@@ -69,12 +69,12 @@ async def opened_memory(settings: Settings, *, writes: bool) -> AsyncIterator[Me
         yield _memory(settings, gate, keys, worker)
 
 
-def _memory(settings: Settings, gate: AnyGate, keys: Keys, worker: str) -> Memory:
+def _memory(settings: Settings, gate: AnyHealthGated, keys: Keys, worker: str) -> Memory:
     cache, deletions = settings.cache, RedisDeletions(gate, keys)
     new_outdate = cache.enabled and settings.retrieval.cache_on_new_documents != "none"
     # It reads no files: one that a worker had begun with is left to the next, or its bytes would become the text.
     work = RedisDocumentWork(gate, keys, worker, reads=())
-    outdated = RedisOutdatedAnswers(gate, keys, SemanticIndexes(gate, keys, algorithm_for(settings.partition_size)))
+    outdated = RedisInvalidationTags(gate, keys, SemanticIndexes(gate, keys, algorithm_for(settings.partition_size)))
     sweep, most = RedisCacheSweep(gate, keys, SWEEP_SECONDS), settings.documents.documents_max
     documents = DocumentWriter(gate, keys, worker, work, sweep, outdated, most, tells_of_new=new_outdate)
     answers = AnswerWriter(gate, keys, deletions, settings.partition_size, new_outdate=new_outdate)

@@ -19,19 +19,19 @@ from api.observability.events import CacheEvents, QueryEvents, WarmingEvents
 from api.observability.metrics import Metrics
 from api.observability.resilience_metrics import FlightMetrics
 from api.ports.models import Embedder, ModelDigests
-from api.query.cache import CacheBudget, CachePolicy, SharedAnswers
-from api.query.cache_key import Places
+from api.query.cache import CacheBudget, CachePolicy, SemanticCache
+from api.query.cache_key import CacheKeyBuilder
 from api.query.condense import Condenser
 from api.query.explain import Explainer
 from api.query.generate import FreshAnswers, Refresher
-from api.query.grounding import Grounder, Prompting
+from api.query.grounding import PassageRetriever, PromptBuilder
 from api.query.invalidate import Invalidator
 from api.query.prompt_template import PromptTemplate, load
 from api.query.service import QueryService
 from api.query.warm_up import CacheWarmer, WarmUps
-from api.redis_store.client import AnyGate, RedisAddress, blocking_reader
+from api.redis_store.client import AnyHealthGated, RedisAddress, blocking_reader
 from api.redis_store.keys import Keys
-from api.redis_store.lease import RedisDuty
+from api.redis_store.lease import RedisLeaderLease
 from api.redis_store.search_index import algorithm_for
 from api.redis_store.stores.cache.answers import RedisAnswerCache, RedisCondensedQuestions
 from api.redis_store.stores.cache.index_keeper import IndexKeeper
@@ -43,7 +43,7 @@ from api.redis_store.stores.documents.work import RedisDeletions
 from api.redis_store.stores.fleet import CacheCounters
 from api.redis_store.stores.flights import RedisFlightStore
 from api.settings import EmbedderSettings, Settings
-from api.single_flight.fleet_flights import Flights, kept_in_step
+from api.single_flight.fleet_flights import FleetFlights, kept_in_step
 
 
 class CacheParts:
@@ -54,7 +54,7 @@ class CacheParts:
         settings: Settings,
         worker: str,
         metrics: Metrics,
-        gate: AnyGate,
+        gate: AnyHealthGated,
         pace: Callable[[], float] = lambda: 1.0,
     ) -> None:
         self.settings = settings
@@ -78,23 +78,25 @@ class WorkerCache:
         embedder: Embedder,
         digests: ModelDigests,
         generations: Generations,
-        flights: Flights,
+        flights: FleetFlights,
         retriever: Retriever,
         budget: CacheBudget,
     ) -> None:
         policy, settings = _policy(parts.settings), parts.settings
         cache = _answer_cache(parts) if settings.cache.enabled else None
         template = load(settings.retrieval.prompt_template_path)
-        places = Places(embedder, digests, _grounding(template, settings, retriever.reranking_scope))
+        places = CacheKeyBuilder(embedder, digests, _grounding(template, settings, retriever.reranking_scope))
         memory = RedisCondensedQuestions(parts.gate, parts.keys, round(settings.cache.ttl * 1000))
         condenser = Condenser(generations, flights, memory, parts.events)
-        prompting = Prompting(template, settings.ollama.ollama_num_ctx, settings.retrieval.retrieval_nothing_relevant)
+        prompting = PromptBuilder(
+            template, settings.ollama.ollama_num_ctx, settings.retrieval.retrieval_nothing_relevant
+        )
 
         def fresh_answers(events: QueryEvents) -> FreshAnswers:
-            shared = SharedAnswers(cache, embedder, places, events, policy, budget)
-            return FreshAnswers(generations, shared, Grounder(retriever, condenser, events), prompting, events)
+            shared = SemanticCache(cache, embedder, places, events, policy, budget)
+            return FreshAnswers(generations, shared, PassageRetriever(retriever, condenser, events), prompting, events)
 
-        shared = SharedAnswers(cache, embedder, places, parts.events, policy, budget)
+        shared = SemanticCache(cache, embedder, places, parts.events, policy, budget)
         fresh = fresh_answers(parts.events)
         cache_events = CacheEvents(parts.metrics, parts.counters)
         self._keeper = _keeper(parts) if cache is not None else None
@@ -134,7 +136,7 @@ async def open_cache(
         store = RedisFlightStore(parts.gate, partial(blocking_reader, address), parts.keys, parts.worker)
         budget = CacheBudget(parts.settings.redis.request_budget)
         stack.push_async_callback(budget.aclose)
-        flights = Flights(store, parts.settings.cache.coalesce_timeout, FlightMetrics(parts.metrics))
+        flights = FleetFlights(store, parts.settings.cache.coalesce_timeout, FlightMetrics(parts.metrics))
         await stack.enter_async_context(kept_in_step(flights))
         cache = WorkerCache(parts, embedder, digests, generations, flights, retriever, budget)
         stack.push_async_callback(cache.refresher.aclose)
@@ -167,7 +169,7 @@ def _grounding(template: PromptTemplate, settings: Settings, reranking: str) -> 
 
 
 def _keeper(parts: CacheParts) -> IndexKeeper:
-    duty = RedisDuty(parts.gate, parts.keys.janitor, parts.worker)
+    duty = RedisLeaderLease(parts.gate, parts.keys.janitor, parts.worker)
     return IndexKeeper(parts.gate, parts.indexes, duty, pace=parts.pace)
 
 

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 from api.batch_size import BatchSize
 from api.cancellation import Background
 from api.embedders.reranker import OnnxReranker
-from api.knowledge.cache_invalidator import Outdating
+from api.knowledge.cache_invalidator import CacheInvalidator
 from api.knowledge.chunk_embedding import EmbeddedText
 from api.knowledge.chunking import Chunker
-from api.knowledge.document_service import Library, Limits
+from api.knowledge.document_service import DocumentService, Limits
 from api.knowledge.ingestion import Ingestion
-from api.knowledge.ingestion_worker import OldEmbeddings, Upkeep
+from api.knowledge.ingestion_worker import IngestionWorker, StaleEmbeddings
 from api.knowledge.parsing import ParseLimits, Parser
 from api.knowledge.plain_text import KINDS
 from api.knowledge.ranking import Reranking
@@ -24,10 +24,10 @@ from api.knowledge.retrieval import RetrievalPolicy, Retriever
 from api.observability.events import KnowledgeEvents
 from api.observability.metrics import Metrics
 from api.ports.models import Embedder, Reranker
-from api.redis_store.client import AnyGate
+from api.redis_store.client import AnyHealthGated
 from api.redis_store.keys import Keys
-from api.redis_store.lease import RedisDuty
-from api.redis_store.stores.cache.invalidation import RedisOutdatedAnswers
+from api.redis_store.lease import RedisLeaderLease
+from api.redis_store.stores.cache.invalidation import RedisInvalidationTags
 from api.redis_store.stores.cache.semantic_index import SemanticIndexes
 from api.redis_store.stores.cache.sweep import RedisCacheSweep
 from api.redis_store.stores.documents.documents import RedisDocuments
@@ -62,7 +62,7 @@ class WorkerKnowledge:
         settings: Settings,
         worker: str,
         metrics: Metrics,
-        gate: AnyGate,
+        gate: AnyHealthGated,
         indexes: SemanticIndexes,
         embedder: Embedder,
         embedders: Embedders,
@@ -78,9 +78,9 @@ class WorkerKnowledge:
             reranking = Reranking(reranker, retrieval.rerank_candidates, events)
         self.retriever = Retriever(passages, embedder, reranking, _retrieval_policy(settings))
         on_new = retrieval.cache_on_new_documents if settings.cache.enabled else "none"
-        answers = RedisOutdatedAnswers(gate, keys, indexes)
+        answers = RedisInvalidationTags(gate, keys, indexes)
         sweep = RedisCacheSweep(gate, keys)
-        outdating = Outdating(sweep, answers, self.retriever, work, plain, events, on_new)
+        outdating = CacheInvalidator(sweep, answers, self.retriever, work, plain, events, on_new)
         parser = Parser(_parse_limits(settings))
         ingestion = Ingestion(
             work,
@@ -95,11 +95,11 @@ class WorkerKnowledge:
             settings.documents.document_embed_patience,
             retrieval.retrieval_neighbours,
         )
-        self.library = Library(RedisDocuments(gate, keys), ingestion, parser, _limits(settings))
+        self.library = DocumentService(RedisDocuments(gate, keys), ingestion, parser, _limits(settings))
         duties, anew = partial(_embedding_duty, gate, keys, worker), RedisReembedding(gate, keys, worker)
-        self.upkeep = Upkeep(work, ingestion, anew, plain, duties, pace)
-        janitor, kept = RedisDuty(gate, keys.janitor, worker), settings.documents.unused_embeddings_keep
-        self._old = OldEmbeddings(RedisUnusedEmbeddings(gate, keys), anew, plain, janitor, events, kept)
+        self.upkeep = IngestionWorker(work, ingestion, anew, plain, duties, pace)
+        janitor, kept = RedisLeaderLease(gate, keys.janitor, worker), settings.documents.unused_embeddings_keep
+        self._old = StaleEmbeddings(RedisUnusedEmbeddings(gate, keys), anew, plain, janitor, events, kept)
 
     def tasks(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
         """What goes on for as long as the worker lives."""
@@ -133,8 +133,8 @@ def _limits(settings: Settings) -> Limits:
     )
 
 
-def _embedding_duty(gate: AnyGate, keys: Keys, worker: str, fingerprint: str) -> RedisDuty:
-    return RedisDuty(gate, keys.embedding_duty(fingerprint), worker)
+def _embedding_duty(gate: AnyHealthGated, keys: Keys, worker: str, fingerprint: str) -> RedisLeaderLease:
+    return RedisLeaderLease(gate, keys.embedding_duty(fingerprint), worker)
 
 
 async def open_reranker(stack: AsyncExitStack, settings: Settings) -> Reranker | None:

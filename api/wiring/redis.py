@@ -14,7 +14,7 @@ from typing import Any
 from api.observability.events import RedisEvents
 from api.observability.metrics import Metrics
 from api.ports.cache import Store, StoreWarning
-from api.redis_store.client import AnyGate, RedisAddress, opened_gate
+from api.redis_store.client import AnyHealthGated, RedisAddress, opened_gate
 from api.redis_store.connections import Tls
 from api.redis_store.diagnostics import RedisCheckup
 from api.redis_store.keys import Keys
@@ -22,11 +22,11 @@ from api.settings import RedisSettings, Settings
 
 
 @dataclass(frozen=True, slots=True)
-class RedisServer:
+class OpenRedis:
     """One Redis, one primary and its Sentinels, or a cluster."""
 
     address: RedisAddress
-    gate: AnyGate
+    gate: AnyHealthGated
     checkup: RedisCheckup
 
 
@@ -34,8 +34,8 @@ class RedisServer:
 class WorkerRedis:
     """Made by `open_redis`. `guards` is `main` unless BREAKER_REDIS_URL is set."""
 
-    main: RedisServer
-    guards: RedisServer
+    main: OpenRedis
+    guards: OpenRedis
 
     @property
     def main_is_up(self) -> bool:
@@ -58,7 +58,7 @@ class WorkerRedis:
         return [warning for server in self._servers for warning in server.checkup.warnings]
 
     @property
-    def _servers(self) -> list[RedisServer]:
+    def _servers(self) -> list[OpenRedis]:
         return [self.main] if self.guards is self.main else [self.main, self.guards]
 
     async def check(self) -> None:
@@ -98,9 +98,9 @@ def redis_address(redis: RedisSettings) -> RedisAddress:
 
 async def _open(
     stack: AsyncExitStack, settings: Settings, metrics: Metrics, address: RedisAddress, store: Store
-) -> RedisServer:
+) -> OpenRedis:
     events = RedisEvents(metrics, store)
     probe = Keys(*settings.key_layout).probe
     opening = opened_gate(address, partial(RedisEvents, metrics, store), events.mismatched, probe)
     gate = await stack.enter_async_context(opening)
-    return RedisServer(address, gate, RedisCheckup(gate, store, events.warned))
+    return OpenRedis(address, gate, RedisCheckup(gate, store, events.warned))

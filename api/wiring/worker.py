@@ -21,7 +21,7 @@ from api.embedders.onnx import open_onnx
 from api.embedders.remembered import RememberedEmbedder
 from api.endpoints.access import Access
 from api.endpoints.streaming import Streaming
-from api.endpoints.worker_state import WorkerState
+from api.endpoints.worker_state import AppState
 from api.errors import SettingsError
 from api.knowledge.chunking import estimated_tokens
 from api.observability.events import QueryEvents
@@ -45,7 +45,7 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager["LifespanState"]]
 class LifespanState(TypedDict):
     """What Starlette puts into `request.state`."""
 
-    worker: WorkerState
+    worker: AppState
 
 
 def lifespan(settings: Settings, worker: str, metrics: Metrics) -> Lifespan:
@@ -81,7 +81,7 @@ class _Worker:
         self._keys = Keys(*settings.key_layout)
         self._registry: WorkerRegistry | None = None
 
-    async def open(self) -> WorkerState:
+    async def open(self) -> AppState:
         """Everything open, this worker known to the fleet, its background tasks running."""
         background = await self._stack.enter_async_context(Background())
         redis = await self._stack.enter_async_context(open_redis(self._settings, self._metrics))
@@ -149,9 +149,9 @@ class _Worker:
         cache: WorkerCache,
         facts: WorkerFacts,
         registry: WorkerRegistry,
-    ) -> WorkerState:
+    ) -> AppState:
         gate = redis.main.gate
-        return WorkerState(
+        return AppState(
             worker=self._id,
             version=__version__,
             default_model=self._settings.ollama.llm_model,

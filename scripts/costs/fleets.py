@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 
 from api.cancellation import cancelled
 from api.errors import StoreUnavailable
-from api.redis_store.stores.fleet import LOOKS, SLOWEST
+from api.redis_store.stores.fleet import FULL_PACE_WORKERS, SLOWEST
 from scripts.costs.operations import EMBEDDER, opened
 from scripts.costs.server import Server
 from tests.gunicorn_process import Gunicorn, gunicorns
@@ -69,7 +69,7 @@ def virtual(url: str, server: Server, sizes: Sequence[int]) -> list[dict[str, An
 
 
 async def _virtual(url: str, server: Server, size: int) -> dict[str, Any]:
-    pace = min(max(1.0, size / LOOKS), SLOWEST)
+    pace = min(max(1.0, size / FULL_PACE_WORKERS), SLOWEST)
     async with opened(url) as operations, Redis.from_url(url) as client:
         await client.flushall()
         await operations.index.ensure(EMBEDDER)

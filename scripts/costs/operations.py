@@ -19,15 +19,14 @@ from redis.asyncio import Redis
 
 from api.breaker.fleet_breaker import POLL_SECONDS
 from api.breaker.recovery import COALESCE_SECONDS
-from api.breaker.state import Outcome, Policy
-from api.bulkhead.rules import Policy as BulkheadPolicy
-from api.bulkhead.rules import Priority, Return
+from api.breaker.state import BreakerPolicy, CallOutcome
+from api.bulkhead.rules import BulkheadPolicy, PermitReturn, Priority
 from api.knowledge.ingestion_worker import LOOK_SECONDS as DOCUMENTS_SECONDS
 from api.query.warm_up import LOOK_SECONDS as WARM_UPS_SECONDS
 from api.redis_store.client import RedisAddress, blocking_reader, short_commands
-from api.redis_store.health_gated import WATCH_SECONDS, RedisGate
+from api.redis_store.health_gated import WATCH_SECONDS, HealthGatedRedis
 from api.redis_store.keys import Keys
-from api.redis_store.lease import RedisDuty
+from api.redis_store.lease import RedisLeaderLease
 from api.redis_store.scripts import IDLE_SECONDS
 from api.redis_store.stores.breaker import BLOCK_SECONDS, RedisBreakerStore
 from api.redis_store.stores.bulkhead import RedisBulkheadStore
@@ -41,7 +40,7 @@ from api.redis_store.stores.fleet import (
     FLUSH_SECONDS,
     HEARTBEAT_SECONDS,
     SYNC_SECONDS,
-    BackendBoard,
+    BackendHealthStore,
     CacheCounters,
     FleetRetries,
     WorkerRegistry,
@@ -87,21 +86,21 @@ class _Budget:
 class Operations:
     """A worker's adapters, without its tasks."""
 
-    def __init__(self, gate: RedisGate, address: RedisAddress) -> None:
+    def __init__(self, gate: HealthGatedRedis, address: RedisAddress) -> None:
         keys, self.gate, reader = Keys(), gate, partial(blocking_reader, address)
         self.keys = keys
         indexes = SemanticIndexes(gate, keys)
         self.index = indexes.of("")
-        self.breaker = RedisBreakerStore(gate, reader, keys, BACKEND, Policy(), "w")
+        self.breaker = RedisBreakerStore(gate, reader, keys, BACKEND, BreakerPolicy(), "w")
         self.bulkhead = RedisBulkheadStore(gate, reader, keys, BACKEND, BulkheadPolicy(10_000, 64, 30.0), "w")
         self.flights = RedisFlightStore(gate, reader, keys, "w")
         self.registry = WorkerRegistry(gate, keys, "host-1234-abcdef", lambda: FACTS)
         self.counters = CacheCounters(gate, keys, "w")
         self.retries = FleetRetries(gate, keys, _Budget())
         self.passages = RedisPassageIndex(gate, keys)
-        self.prober = RedisDuty(gate, keys.prober, "w")
-        self.board = BackendBoard(gate, keys, {BACKEND: "http://ollama:11434"}, "w")
-        self.janitor = RedisDuty(gate, keys.janitor, "w")
+        self.prober = RedisLeaderLease(gate, keys.prober, "w")
+        self.board = BackendHealthStore(gate, keys, {BACKEND: "http://ollama:11434"}, "w")
+        self.janitor = RedisLeaderLease(gate, keys.janitor, "w")
         self.keeper = IndexKeeper(gate, indexes, self.janitor)
         self._number = count()
         self._epoch = 0
@@ -119,7 +118,7 @@ class Operations:
     async def permit(self) -> None:
         """Taken and given back: two round trips."""
         taken = await self.bulkhead.take(Priority.USER, "")
-        await self.bulkhead.give([Return(taken.ticket, 100)])
+        await self.bulkhead.give([PermitReturn(taken.ticket, 100)])
 
     async def flight(self) -> None:
         """Led and ended: two round trips."""
@@ -136,7 +135,7 @@ class Operations:
     async def breaker_report(self) -> None:
         """The successes of a quarter of a second."""
         self._epoch = self._epoch or (await self.breaker.read()).breaker.epoch
-        await self.breaker.record(self._epoch, "", [Outcome.OK] * 3, 0)
+        await self.breaker.record(self._epoch, "", [CallOutcome.OK] * 3, 0)
 
     async def index_renew(self) -> None:
         """Of a worker that is not the janitor."""
@@ -174,7 +173,7 @@ async def opened(url: str) -> AsyncIterator[Operations]:
     """The adapters on a server."""
     address = RedisAddress(url, timeout=10.0, connect_timeout=10.0, max_connections=64)
     async with short_commands(address) as client:
-        gate = RedisGate(client, 64)
+        gate = HealthGatedRedis(client, 64)
         assert await gate.check()
         yield Operations(gate, address)
 
@@ -185,7 +184,7 @@ async def measure(url: str, server: Server) -> dict[str, dict[str, Any]]:
     async with opened(url) as operations:
         await operations.index.ensure(EMBEDDER)
         for duty in (operations.keys.prober, operations.keys.janitor):
-            await RedisDuty(operations.gate, duty, "other").hold(3600)
+            await RedisLeaderLease(operations.gate, duty, "other").hold(3600)
         await operations.board.publish_digests(BACKEND, {"llama3.2": "sha256:5eed"})
         await _register(operations)
         for name, (work, every, is_look) in operations.all().items():

@@ -18,7 +18,7 @@ from tests.gunicorn_process import gunicorns
 from tests.stub_ollama import StubProcess
 from tests.waiting import wait_until
 
-AT_ONCE: Final = 16
+CONCURRENCY: Final = 16
 TIMES: Final = 1500
 MISSES: Final = 400
 QUESTION: Final = "What is the capital of France?"
@@ -84,7 +84,7 @@ class _Run:
                     reply = await client.post("/query", json={"question": question})
                     self.kinds[question] = reply.raise_for_status().json()["cache"]["kind"]
 
-            await asyncio.gather(*(some() for _ in range(AT_ONCE)))
+            await asyncio.gather(*(some() for _ in range(CONCURRENCY)))
 
     def cost(
         self, questions: Sequence[str], kinds: set[str | None], idle: tuple[float, float, float]

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import redis
 
-AT_ONCE: Final = 32
+CONCURRENCY: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ def _counts(name: str) -> bool:
 
 
 async def cost_of(server: Server, work: Callable[[], Awaitable[object]], times: int = 3000) -> dict[str, Any]:
-    """What one piece of `work` costs the server, `AT_ONCE` of them always under way."""
+    """What one piece of `work` costs the server, `CONCURRENCY` of them always under way."""
     for _ in range(3):
         await work()  # scripts are loaded, connections opened
     before = server.sample()
@@ -90,5 +90,5 @@ async def cost_of(server: Server, work: Callable[[], Awaitable[object]], times: 
         for _ in numbers:
             await work()
 
-    await asyncio.gather(*(some() for _ in range(AT_ONCE)))
+    await asyncio.gather(*(some() for _ in range(CONCURRENCY)))
     return server.since(before).each(times)

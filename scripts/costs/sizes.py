@@ -11,11 +11,11 @@ from typing import Any, Final
 import numpy as np
 from redis.asyncio import Redis
 
-from api.knowledge.retrieval import RetrievalPolicy, Retriever, Wanted
+from api.knowledge.retrieval import PassageQuery, RetrievalPolicy, Retriever
 from api.ports.document_work import EmbeddedChunk, Work
 from api.ports.documents import Chunk, DocumentFacts
 from api.ports.models import CurrentIdentity
-from api.redis_store.health_gated import RedisGate
+from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.search_index import algorithm_for
 from api.redis_store.stores.documents.documents import chunk_fields
@@ -74,7 +74,7 @@ async def of_chunks(url: str, server: Server, sizes: Sequence[int]) -> list[dict
 async def _chunks(url: str, server: Server, size: int) -> dict[str, Any]:
     async with Redis.from_url(url, max_connections=64) as redis:
         await redis.flushall()
-        gate = RedisGate(redis, 32)
+        gate = HealthGatedRedis(redis, 32)
         await gate.check()
         index = RedisPassageIndex(gate, Keys())
         await index.ensure(EMBEDDER)
@@ -86,7 +86,7 @@ async def _chunks(url: str, server: Server, size: int) -> dict[str, Any]:
 
         async def ask() -> None:
             vector = vectors[chance.randrange(len(vectors))].tobytes()
-            wanted = Wanted(" ".join(_words(chance, 8)), "", 4, vector=vector)
+            wanted = PassageQuery(" ".join(_words(chance, 8)), "", 4, vector=vector)
             assert (await retriever.retrieve(wanted)).sources
 
         return {"chunks": size, "retrieve": await cost_of(server, ask, 200), "chunk_bytes": round(used)}

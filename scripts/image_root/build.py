@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Final
 
 from scripts.image_root.base import base_root, ran
-from scripts.image_root.dockerfile import Instruction, Stage, assignment, assignments, expanded, stages
+from scripts.image_root.dockerfile import Instruction, Stage, assignment, assignments, expanded, timings
 
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 A_BUILD_LASTS: Final = 3600
@@ -66,7 +66,7 @@ def built_image(project: Path) -> Iterator[Image]:
     kept.mkdir(parents=True, exist_ok=True)
     _forget_broken_off(kept)
     base = base_root(kept)
-    found, arguments = stages(project / "Dockerfile")
+    found, arguments = timings(project / "Dockerfile")
     with TemporaryDirectory(dir=kept, prefix="build-") as work:
         images: dict[str, Image] = {}
         for stage in found:

@@ -32,7 +32,7 @@ class Stage:
     instructions: list[Instruction] = field(default_factory=list)
 
 
-def stages(path: Path) -> tuple[list[Stage], dict[str, str]]:
+def timings(path: Path) -> tuple[list[Stage], dict[str, str]]:
     """The stages in order, and the arguments that stand before the first."""
     arguments: dict[str, str] = {}
     found: list[Stage] = []

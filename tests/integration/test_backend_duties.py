@@ -11,9 +11,9 @@ from redis.asyncio import Redis
 from api.ollama.health import LEASE
 from api.ollama.retries import RESERVE, RetryBudget
 from api.redis_store.client import RedisAddress, short_commands
-from api.redis_store.health_gated import RedisGate
+from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
-from api.redis_store.lease import RedisDuty
+from api.redis_store.lease import RedisLeaderLease
 from api.redis_store.stores.fleet import FleetRetries
 from tests.service import Service, make_settings, running_service
 from tests.stub_ollama import StubOllama
@@ -103,9 +103,9 @@ async def test_the_models_are_loaded_again_when_ollama_returns(serve: Service, s
 
 async def test_a_duty_is_one_workers_until_it_leaves_or_dies(redis: Redis, redis_url: str) -> None:
     async with short_commands(RedisAddress(redis_url, 1.0, 1.0, 4)) as client:
-        gate = RedisGate(client, 4)
+        gate = HealthGatedRedis(client, 4)
         await gate.check()
-        first, second = RedisDuty(gate, "rag:prober", "first"), RedisDuty(gate, "rag:prober", "second")
+        first, second = RedisLeaderLease(gate, "rag:prober", "first"), RedisLeaderLease(gate, "rag:prober", "second")
         assert [await first.hold(9), await second.hold(9), await first.hold(9)] == [True, False, True]
         await second.leave()
         assert not await second.hold(9)
@@ -118,7 +118,7 @@ async def test_a_duty_is_one_workers_until_it_leaves_or_dies(redis: Redis, redis
 
 async def test_the_reserve_of_retries_is_the_fleets(redis: Redis, redis_url: str) -> None:
     async with short_commands(RedisAddress(redis_url, 1.0, 1.0, 4)) as client:
-        gate = RedisGate(client, 4)
+        gate = HealthGatedRedis(client, 4)
         await gate.check()
         budgets = [RetryBudget() for _ in range(4)]
         counts = [FleetRetries(gate, Keys(), budget) for budget in budgets]

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from api.backup.archive import CHUNKS
 from api.cli.commands import commands
 from api.ports.documents import DocumentFacts, Draft
-from api.redis_store.health_gated import RedisGate
+from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.documents.documents import RedisDocuments
 from tests.integration.test_documents import CANTEEN, HOLIDAY, ONNX, add
@@ -235,7 +235,7 @@ async def test_a_file_that_a_worker_had_begun_with_does_not_become_the_text(
     await add(client, "Holiday", HOLIDAY)
     await ok(ragherd, "backup", file)
     document = next(line for line in read(file) if line["is"] == "document")
-    gate = RedisGate(redis, 4)
+    gate = HealthGatedRedis(redis, 4)
     assert await gate.check()
     facts = DocumentFacts(document["tenant"], document["title"])
     begun = Draft(document["id"], facts, document["digest"], b"%PDF", "application/pdf")

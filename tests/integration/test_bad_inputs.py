@@ -18,7 +18,7 @@ from tests.service import Service, ask
 
 MANY = int(os.environ.get("BAD_INPUTS", "2000"))
 SEED = int(os.environ.get("BAD_INPUTS_SEED", "1"))
-AT_ONCE = 16
+CONCURRENCY = 16
 SERVICE_UNAVAILABLE = {502, 503, 504}
 """Not the request's fault, nor the service's: the breaker was forced open, a deadline has passed."""
 
@@ -36,7 +36,7 @@ async def test_no_bad_input_is_a_fault_of_the_service(serve: Service, capfd: pyt
             if "force-open" in bad.target.decode("latin-1"):
                 await client.post("/api/circuit-breaker/reset")
 
-    await asyncio.gather(*(send_all() for _ in range(AT_ONCE)))
+    await asyncio.gather(*(send_all() for _ in range(CONCURRENCY)))
     await client.post("/api/circuit-breaker/reset")
     await ask(client, "Is it still there?")
     log = capfd.readouterr()

@@ -17,8 +17,8 @@ from redis.asyncio import Redis
 from redis.commands.core import AsyncScript
 
 from api.breaker import rules
-from api.breaker.state import BreakerReading, BreakerState, Outcome, Policy, State
-from api.redis_store.health_gated import RedisGate
+from api.breaker.state import BreakerPolicy, BreakerReading, BreakerState, CallOutcome, State
+from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.scripts import lua
 from api.redis_store.stores.breaker import RedisBreakerStore
@@ -26,7 +26,7 @@ from api.redis_store.stores.breaker import RedisBreakerStore
 T = TypeVar("T")
 NOW_KEY = "test:now"
 CLOCK = f"(function() local n = tonumber(redis.call('GET', '{NOW_KEY}')) return {{0, n * 1000}} end)()"
-POLICY = Policy(
+POLICY = BreakerPolicy(
     failure_threshold=4,
     timeout_ms=1_000,
     timeout_max_ms=3_000,
@@ -39,7 +39,7 @@ POLICY = Policy(
     lease_ms=700,
 )
 TOKENS = st.sampled_from(["a", "b", "c", "d"])
-OUTCOMES = st.lists(st.sampled_from(list(Outcome)), min_size=1, max_size=5)
+OUTCOMES = st.lists(st.sampled_from(list(CallOutcome)), min_size=1, max_size=5)
 
 
 class ClockedStore(RedisBreakerStore):
@@ -65,7 +65,7 @@ class SideBySide(RuleBasedStateMachine):
         self.loop = asyncio.new_event_loop()
         client: Any = Redis.from_url(self.url) if self.url else fakeredis.FakeAsyncRedis()
         self.client = client
-        gate = RedisGate(client, 4)
+        gate = HealthGatedRedis(client, 4)
         gate.is_up = True
         self.store = ClockedStore(gate, no_reader, Keys("test:"), "b", POLICY, "w")
         self.now = 1_000_000
@@ -97,15 +97,15 @@ class SideBySide(RuleBasedStateMachine):
         assert self.run(self.store.admit(token)) == expected
 
     @rule(outcomes=OUTCOMES, age=st.integers(0, 2), rejected=st.integers(0, 2))
-    def record(self, outcomes: list[Outcome], age: int, rejected: int) -> None:
+    def record(self, outcomes: list[CallOutcome], age: int, rejected: int) -> None:
         """Coalesced results of this epoch or of an older one."""
         self._record(self.epochs[max(-len(self.epochs), -1 - age)], "", outcomes, rejected)
 
-    @rule(token=TOKENS, outcome=st.sampled_from(list(Outcome)))
-    def record_probe(self, token: str, outcome: Outcome) -> None:
+    @rule(token=TOKENS, outcome=st.sampled_from(list(CallOutcome)))
+    def record_probe(self, token: str, outcome: CallOutcome) -> None:
         self._record(self.model.epoch, token, [outcome], 0)
 
-    def _record(self, epoch: int, token: str, outcomes: list[Outcome], rejected: int) -> None:
+    def _record(self, epoch: int, token: str, outcomes: list[CallOutcome], rejected: int) -> None:
         self.model, expected = rules.record(self.model, POLICY, self.now, epoch, token, outcomes, "w", rejected)
         assert self.run(self.store.record(epoch, token, outcomes, rejected)) == expected
 

@@ -13,17 +13,17 @@ from redis.asyncio import Redis
 
 from api.breaker import fleet_breaker as following
 from api.breaker.fleet_breaker import FleetBreaker, kept_current
-from api.breaker.state import BreakerListener, Outcome, Policy, State, Transition
+from api.breaker.state import BreakerListener, BreakerPolicy, CallOutcome, State, Transition
 from api.errors import StoreUnavailable
 from api.redis_store.client import RedisAddress, blocking_reader
-from api.redis_store.health_gated import RedisGate
+from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.breaker import RedisBreakerStore
 from api.redis_store.stores.fleet import CacheCounters
 from tests.service import Service
 from tests.waiting import wait_until_async
 
-POLICY = Policy(failure_threshold=2, timeout_ms=1, timeout_max_ms=1, half_open_max_calls=1)
+POLICY = BreakerPolicy(failure_threshold=2, timeout_ms=1, timeout_max_ms=1, half_open_max_calls=1)
 HASH, LOG, PERMITS = "rag:cb:{ollama}", "rag:cb:{ollama}:log", "rag:cb:{ollama}:permits"
 
 
@@ -39,13 +39,13 @@ class Raising(BreakerListener):
     def transition(self, cb: pybreaker.CircuitBreaker, transition: Transition) -> None:
         raise KeyError(transition.epoch)
 
-    def outcome(self, cb: pybreaker.CircuitBreaker, outcome: Outcome) -> None:
+    def outcome(self, cb: pybreaker.CircuitBreaker, outcome: CallOutcome) -> None:
         raise KeyError(outcome)
 
 
 @pytest.fixture
 async def store(redis: Redis, redis_url: str) -> RedisBreakerStore:
-    gate = RedisGate(redis, 4)
+    gate = HealthGatedRedis(redis, 4)
     await gate.check()
     address = RedisAddress(redis_url, timeout=1.0, connect_timeout=1.0, max_connections=4)
     return RedisBreakerStore(gate, partial(blocking_reader, address), Keys(), "ollama", POLICY, "w")
@@ -156,7 +156,7 @@ class Held(RedisBreakerStore):
         await self.gate_open.wait()
         return await super().admit(token)
 
-    async def record(self, epoch: int, token: str, outcomes: list[Outcome], rejected: int) -> Any:
+    async def record(self, epoch: int, token: str, outcomes: list[CallOutcome], rejected: int) -> Any:
         self.asked.set()
         await self.gate_open.wait()
         return await super().record(epoch, token, outcomes, rejected)
@@ -225,7 +225,7 @@ async def test_the_outcome_of_a_probe_arrives_also_when_its_caller_leaves(redis:
 
 
 async def test_a_flush_of_counters_that_is_cancelled_loses_nothing(redis: Redis) -> None:
-    gate = RedisGate(redis, 1)
+    gate = HealthGatedRedis(redis, 1)
     await gate.check()
     counters, busy, free = CacheCounters(gate, Keys(), "w"), asyncio.Event(), asyncio.Event()
 
@@ -246,7 +246,7 @@ async def test_a_flush_of_counters_that_is_cancelled_loses_nothing(redis: Redis)
 
 
 async def test_counters_whose_reply_was_lost_are_added_once(redis: Redis) -> None:
-    gate = RedisGate(redis, 4)
+    gate = HealthGatedRedis(redis, 4)
     await gate.check()
     lossy = LosesReplies(gate)
     counters = CacheCounters(lossy, Keys(), "w")  # type: ignore[arg-type]
@@ -264,7 +264,7 @@ async def test_counters_whose_reply_was_lost_are_added_once(redis: Redis) -> Non
 class LosesReplies:
     """A gate whose commands are carried out, and whose replies are lost while `loses`."""
 
-    def __init__(self, gate: RedisGate) -> None:
+    def __init__(self, gate: HealthGatedRedis) -> None:
         self._gate = gate
         self.client = gate.client
         self.loses = False

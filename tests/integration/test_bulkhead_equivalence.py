@@ -11,12 +11,12 @@ import pytest
 from redis.asyncio import Redis
 
 from api.bulkhead import rules
-from api.bulkhead.rules import Line, Policy, Priority, Return, Verdict, local_ticket
-from api.redis_store.health_gated import RedisGate
+from api.bulkhead.rules import AcquireResult, BulkheadPolicy, PermitReturn, Priority, WaitQueue, local_ticket
+from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.bulkhead import RedisBulkheadStore
 
-POLICY = Policy(limit=3, max_queue=6, lease_ms=60_000)
+POLICY = BulkheadPolicy(limit=3, max_queue=6, lease_ms=60_000)
 RESERVES = [0, 1, 2]
 TENANTS = ["a", "a-2", "ä b", "z"]
 WEIGHTS = [6, 2, 1, 1]
@@ -26,8 +26,8 @@ def no_reader(_: float) -> AbstractAsyncContextManager[Any]:
     raise AssertionError("nobody follows here")
 
 
-async def store_of(redis: Redis, policy: Policy) -> RedisBulkheadStore:
-    gate = RedisGate(redis, 4)
+async def store_of(redis: Redis, policy: BulkheadPolicy) -> RedisBulkheadStore:
+    gate = HealthGatedRedis(redis, 4)
     await gate.check()
     return RedisBulkheadStore(gate, no_reader, Keys(), "ollama", policy, "w")
 
@@ -39,7 +39,7 @@ class Both:
         self.store = store
         self.reserve = reserve
         self.redis = redis
-        self.line = Line()
+        self.line = WaitQueue()
 
     async def take(self, priority: Priority, tenant: str) -> None:
         taken = await self.store.take(priority, tenant)
@@ -47,11 +47,11 @@ class Both:
         ticket = taken.ticket or local_ticket(priority, tenant, "w")
         self.line, verdict, _ = rules.take(self.line, POLICY.limit, POLICY.max_queue, ticket, self.reserve)
         assert taken.verdict is verdict
-        if verdict is not Verdict.GRANTED:
+        if verdict is not AcquireResult.GRANTED:
             assert taken.retry_after == pytest.approx(expected, abs=0.002)
 
     async def give(self, ticket: str, held_ms: int) -> None:
-        granted = await self.store.give([Return(ticket, held_ms)])
+        granted = await self.store.give([PermitReturn(ticket, held_ms)])
         self.line, expected = rules.give(self.line, POLICY.limit, ticket, held_ms, self.reserve)
         assert granted == list(expected)
 

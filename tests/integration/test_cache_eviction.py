@@ -17,7 +17,7 @@ from api.embedded.redis_server import embedded_redis
 from api.errors import StoreUnavailable
 from api.observability.metrics import Metrics
 from api.ports.cache import NewAnswer
-from api.redis_store.health_gated import RedisGate
+from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.cache.answers import RedisAnswerCache
 from api.redis_store.stores.cache.semantic_index import SemanticIndexes
@@ -38,7 +38,7 @@ class Worker:
     """One worker's cache, without the service around it."""
 
     def __init__(self, redis: Redis, *, max_size: int = 3, ttl_ms: int = HOUR_MS, tenant_share: float = 0.1) -> None:
-        self.gate = RedisGate(redis, 8)
+        self.gate = HealthGatedRedis(redis, 8)
         self.metrics = Metrics(CollectorRegistry())
         self.counters = CacheCounters(self.gate, KEYS, "w")
         index = SemanticIndexes(self.gate, KEYS)

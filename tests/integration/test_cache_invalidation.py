@@ -11,7 +11,7 @@ import pytest
 from redis.asyncio import Redis
 
 from api.ports.cache import Selection
-from api.redis_store.health_gated import RedisGate
+from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.cache.sweep import RedisCacheSweep
 from tests.service import Service, ask
@@ -65,7 +65,7 @@ async def fill(redis: Redis, count: int, tenant: str) -> None:
 
 @pytest.fixture
 async def sweep(redis: Redis) -> RedisCacheSweep:
-    gate = RedisGate(redis, 4)
+    gate = HealthGatedRedis(redis, 4)
     assert await gate.check()
     return RedisCacheSweep(gate, Keys())
 

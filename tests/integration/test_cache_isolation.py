@@ -18,15 +18,15 @@ from api.observability.events import QueryEvents
 from api.observability.metrics import Metrics
 from api.ports.coordination import TextOutput
 from api.ports.models import CurrentIdentity
-from api.query.cache import CacheBudget, CachePolicy, SharedAnswers
-from api.query.cache_key import Places
+from api.query.cache import CacheBudget, CachePolicy, SemanticCache
+from api.query.cache_key import CacheKeyBuilder
 from api.query.condense import Condenser
 from api.query.generate import FreshAnswers
-from api.query.grounding import Grounder, Prompting
+from api.query.grounding import PassageRetriever, PromptBuilder
 from api.query.prompt import Template
 from api.query.prompt_template import load
-from api.query.question import Query, Stages
-from api.redis_store.health_gated import RedisGate
+from api.query.question import Query, Timings
+from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.cache.answers import RedisAnswerCache
 from api.redis_store.stores.cache.semantic_index import SemanticIndexes
@@ -39,7 +39,7 @@ MODELS = ("llama3.2", "qwen3:4b")
 TEMPLATES: tuple[Template, ...] = ("grounded", "raw")
 TEXTS = [f"How do I {verb} my {thing}?" for verb in ("find", "print", "rename", "share") for thing in "abcdefghijklmno"]
 ASKED = 10_000
-AT_ONCE = 32
+CONCURRENCY = 32
 
 
 class WordEmbedder:
@@ -86,7 +86,7 @@ class EchoModel:
 class Side:
     """The service with one embedder, without HTTP: look up, else generate and store."""
 
-    def __init__(self, redis: Redis, gate: RedisGate, embedder: str) -> None:
+    def __init__(self, redis: Redis, gate: HealthGatedRedis, embedder: str) -> None:
         keys = Keys()
         counters = CacheCounters(gate, keys, "w")
         events = QueryEvents(Metrics(), counters, log_questions=False)
@@ -95,25 +95,25 @@ class Side:
         policy = CachePolicy(0.92)
         self.embedder = embedder
         words = WordEmbedder(embedder)
-        self.shared = SharedAnswers(cache, words, Places(words, Digests()), events, policy, CacheBudget(30.0))
+        self.shared = SemanticCache(cache, words, CacheKeyBuilder(words, Digests()), events, policy, CacheBudget(30.0))
         retriever = Retriever(RedisPassageIndex(gate, keys), words, None, RetrievalPolicy())
-        grounder = Grounder(retriever, cast(Condenser, None), events)  # no question here has a history
-        prompting = Prompting(load(None), None, "say_so")
+        grounder = PassageRetriever(retriever, cast(Condenser, None), events)  # no question here has a history
+        prompting = PromptBuilder(load(None), None, "say_so")
         self.fresh = FreshAnswers(cast(Generations, EchoModel(embedder)), self.shared, grounder, prompting, events)
 
     async def ask(self, query: Query) -> tuple[str, str]:
-        stages = Stages()
-        lookup = await self.shared.look_up(query, stages)
+        timings = Timings()
+        lookup = await self.shared.look_up(query, timings)
         if lookup.match is not None:
             return lookup.match.answer.answer, lookup.match.kind
-        landed = await self.fresh.generate(query, lookup, stages, Unread(), buffered=True)
-        return landed.text, "miss"
+        completed = await self.fresh.generate(query, lookup, timings, Unread(), buffered=True)
+        return completed.text, "miss"
 
 
 @pytest.fixture
 async def sides(redis: Redis) -> list[Side]:
     """Two embedders of the same dimension, side by side on one Redis."""
-    gate = RedisGate(redis, AT_ONCE)
+    gate = HealthGatedRedis(redis, CONCURRENCY)
     await gate.check()
     return [Side(redis, gate, fingerprint) for fingerprint in ("aaaaaaaaaa", "bbbbbbbbbb")]
 
@@ -137,7 +137,7 @@ async def test_ten_thousand_mixed_questions_and_none_has_anothers_answer(sides: 
         assert whose == [tenant, model, template, side.embedder]
         assert asked in {text, paraphrase(text)}
 
-    for _ in range(ASKED // AT_ONCE + 1):
-        await asyncio.gather(*(one() for _ in range(AT_ONCE)))
+    for _ in range(ASKED // CONCURRENCY + 1):
+        await asyncio.gather(*(one() for _ in range(CONCURRENCY)))
     assert kinds["exact"] > 4000
     assert kinds["semantic"] > 500

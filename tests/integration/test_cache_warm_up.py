@@ -15,7 +15,7 @@ import redis as sync_redis
 from redis.asyncio import Redis
 
 from api.query.warm_up import WarmQuestion
-from api.redis_store.health_gated import RedisGate
+from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.cache.warm_up import RedisWarmUpJobs
 from tests.gunicorn_process import Gunicorn, free_port, gunicorns
@@ -194,7 +194,7 @@ async def test_a_worker_that_leaves_hands_it_on(redis: Redis, redis_url: str, st
 
 
 async def test_what_a_dead_worker_left_is_resumed_once_its_lease_has_ended(serve: Service, redis: Redis) -> None:
-    gate = RedisGate(redis, 4)
+    gate = HealthGatedRedis(redis, 4)
     assert await gate.check()
     dead, late = (RedisWarmUpJobs(gate, Keys(), worker) for worker in ("dead", "late"))
     questions = [WarmQuestion(number, text, "default", "llama3.2").encoded() for number, text in enumerate(QUESTIONS)]
@@ -215,7 +215,7 @@ async def test_what_a_dead_worker_left_is_resumed_once_its_lease_has_ended(serve
 
 
 async def test_a_question_counts_once_whoever_settles_it(redis: Redis) -> None:
-    gate = RedisGate(redis, 4)
+    gate = HealthGatedRedis(redis, 4)
     assert await gate.check()
     one, other = (RedisWarmUpJobs(gate, Keys(), worker) for worker in ("one", "other"))
     await one.create(JOB, [b"first", b"second"])

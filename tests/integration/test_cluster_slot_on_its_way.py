@@ -16,10 +16,10 @@ from redis.crc import key_slot
 from api.embedded.redis_server import EmbeddedRedis
 from api.errors import StoreUnavailable
 from api.redis_store.client import RedisAddress, opened_gate
-from api.redis_store.health_gated import GateEvents
+from api.redis_store.health_gated import RedisHealthEvents
 from api.redis_store.keys import Keys
 from api.redis_store.stores.backup.source import AnswerReader
-from api.redis_store.stores.cache.invalidation import RedisOutdatedAnswers
+from api.redis_store.stores.cache.invalidation import RedisInvalidationTags
 from api.redis_store.stores.cache.semantic_index import SemanticIndexes
 from tests.integration.test_cluster import CACHE, QUESTION, cached, delete
 from tests.redis_cluster import Cluster, running_cluster
@@ -84,9 +84,9 @@ async def test_neither_a_backup_nor_what_makes_answers_stale_passes_it_over(
     entry = (await ask(worker, QUESTION))["cache"]["entry"]
     assert (await worker.delete(CACHE, params={"tenant": "nobody"})).status_code == 200
     address = RedisAddress(shards.url, timeout=5.0, connect_timeout=1.0, max_connections=4)
-    async with opened_gate(address, lambda shard: GateEvents(), print, KEYS.probe) as gates:
+    async with opened_gate(address, lambda shard: RedisHealthEvents(), print, KEYS.probe) as gates:
         assert await gates.check()
-        answers = RedisOutdatedAnswers(gates, KEYS, SemanticIndexes(gates, KEYS))
+        answers = RedisInvalidationTags(gates, KEYS, SemanticIndexes(gates, KEYS))
         with on_its_way(shards, entry):
             with pytest.raises(StoreUnavailable):
                 assert [answer async for answer in AnswerReader(gates, KEYS).all(())] == "what is there"

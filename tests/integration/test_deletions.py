@@ -7,7 +7,7 @@ from redis.asyncio import Redis
 
 from api.ports.cache import Neighbourhood, Selection
 from api.ports.document_work import marks_about, marks_of
-from api.redis_store.health_gated import RedisGate
+from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.documents.work import LIFETIME_MS, RedisDeletions
 from api.values import EmbedderIdentity
@@ -17,7 +17,7 @@ NEAR = Neighbourhood(EmbedderIdentity("m", 4, "a" * 10), b"\0" * 16, 0.9)
 
 
 async def deletions(redis: Redis) -> RedisDeletions:
-    gate = RedisGate(redis, 4)
+    gate = HealthGatedRedis(redis, 4)
     assert await gate.check()
     return RedisDeletions(gate, KEYS)
 

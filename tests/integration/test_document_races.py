@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from api.embedded.redis_server import EmbeddedRedis, embedded_redis
 from api.errors import NotFound, ServiceUnavailable, StoreUnavailable
 from api.knowledge.chunking import Chunker, estimated_tokens
-from api.knowledge.document_service import AT_ONCE
+from api.knowledge.document_service import CONCURRENCY
 from api.knowledge.ingestion import ATTEMPTS
 from api.redis_store.stores.documents.documents import owner_of
 from tests.knowledge_worker import GatedEmbedder, Worker, lease_ended, worker
@@ -151,7 +151,7 @@ async def test_who_uploads_does_not_wait_for_a_turn_of_his_own_once_another_work
 ) -> None:
     async with worker(redis_url, "third", GatedEmbedder("e"), ingest_wait=20.0) as third:
         third.embedder.stop_after(0)
-        busy = [third.give(f"large {number}", OLD) for number in range(AT_ONCE)]
+        busy = [third.give(f"large {number}", OLD) for number in range(CONCURRENCY)]
         await third.embedder.stopped()
         uploading = third.give("rules", NEW)
         await asyncio.wait({uploading}, timeout=0.1)
@@ -303,7 +303,7 @@ async def test_a_document_is_ready_once_the_cache_has_been_told(
         telling.set()
         await told.wait()
 
-    monkeypatch.setattr("api.knowledge.cache_invalidator.Outdating.told_of", lambda _, work: slow(work))
+    monkeypatch.setattr("api.knowledge.cache_invalidator.CacheInvalidator.told_of", lambda _, work: slow(work))
     giving = one.give("rules", NEW)
     await asyncio.wait_for(telling.wait(), 10)
     assert (await other.knowledge.library.find(document)).status == "processing"

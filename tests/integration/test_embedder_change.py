@@ -12,14 +12,14 @@ import pytest
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
-from api.knowledge.ingestion_worker import OldEmbeddings
+from api.knowledge.ingestion_worker import StaleEmbeddings
 from api.observability.events import KnowledgeEvents
 from api.observability.metrics import Metrics
 from api.ports.models import CurrentIdentity
 from api.query.prompt_template import PACKAGED
-from api.redis_store.health_gated import RedisGate
+from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
-from api.redis_store.lease import RedisDuty
+from api.redis_store.lease import RedisLeaderLease
 from api.redis_store.stores.documents.embeddings import RedisReembedding, RedisUnusedEmbeddings
 from api.values import EmbedderIdentity, Embedding
 from tests.integration.test_documents import CANTEEN, HOLIDAY, ONNX, add
@@ -168,7 +168,7 @@ class Fleet:
 
     def __init__(self, redis: Redis) -> None:
         self.redis = redis
-        self.gate = RedisGate(redis, 8)
+        self.gate = HealthGatedRedis(redis, 8)
         self.embeddings = RedisUnusedEmbeddings(self.gate, KEYS)
 
     async def weeks_pass(self, embedder: str) -> None:
@@ -266,8 +266,8 @@ class Present:
 async def test_nothing_goes_before_the_present_embedder_has_embedded_all_itself(redis: Redis) -> None:
     fleet, told = Fleet(redis), KnowledgeEvents(Metrics(CollectorRegistry(), "0"))
     assert await fleet.gate.check()
-    duty, anew = RedisDuty(fleet.gate, KEYS.janitor, "w"), RedisReembedding(fleet.gate, KEYS, "w")
-    old = OldEmbeddings(fleet.embeddings, anew, Present(), duty, told, keep=60)
+    duty, anew = RedisLeaderLease(fleet.gate, KEYS.janitor, "w"), RedisReembedding(fleet.gate, KEYS, "w")
+    old = StaleEmbeddings(fleet.embeddings, anew, Present(), duty, told, keep=60)
     await redis.zadd(KEYS.corpus_embedders, {"a" * 10: 1000})
     await redis.hset(KEYS.corpus_state, mapping={"epoch": 7, f"done:{'a' * 10}": 7})
     await redis.hset(KEYS.document_chunks("1" * 24), f"{'a' * 10}:1", 3)

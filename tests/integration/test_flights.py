@@ -17,12 +17,12 @@ from api.errors import UpstreamError, UpstreamFault
 from api.ports.cache import Claim
 from api.ports.coordination import AnswerOutput, FlightSubscription
 from api.redis_store.client import RedisAddress, blocking_reader, short_commands
-from api.redis_store.health_gated import RedisGate
+from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.flights import RedisFlightStore
-from api.single_flight.fleet_flights import Flights, kept_in_step
+from api.single_flight.fleet_flights import FleetFlights, kept_in_step
 from api.single_flight.flight import LEASE_MS, FlightEvents
-from api.values import FlightKey, Landed, StoredElsewhere, Token, Usage
+from api.values import CompletedAnswer, FlightKey, StoredElsewhere, Token, Usage
 from tests.waiting import wait_until_async
 
 KEY = FlightKey("0123456789-scope", "digest")
@@ -40,7 +40,7 @@ class Model:
         self.error: Exception | None = None
         self.text = "one two three"
 
-    async def __call__(self, output: AnswerOutput, claim: Claim | None) -> Landed:
+    async def __call__(self, output: AnswerOutput, claim: Claim | None) -> CompletedAnswer:
         self.begun += 1
         self.claims.append(claim)
         words = self.text.split()
@@ -54,7 +54,7 @@ class Model:
         if self.error is not None:
             raise self.error
         await output.write(words[-1])
-        return Landed(self.text, "llama3.2", Usage(1, 3), entry="rag:cache:x")
+        return CompletedAnswer(self.text, "llama3.2", Usage(1, 3), entry="rag:cache:x")
 
 
 class Counts(FlightEvents):
@@ -76,7 +76,7 @@ class Counts(FlightEvents):
 class Worker:
     """One worker of the fleet. `vanish` is its death by SIGKILL: nothing of it is said or tended any more."""
 
-    def __init__(self, gate: RedisGate, flights: Flights, stack: AsyncExitStack, counts: Counts) -> None:
+    def __init__(self, gate: HealthGatedRedis, flights: FleetFlights, stack: AsyncExitStack, counts: Counts) -> None:
         self.gate = gate
         self.flights = flights
         self.counts = counts
@@ -112,11 +112,11 @@ async def fleet(redis: Redis, redis_url: str) -> AsyncIterator[Fleet]:
         async def start(name: str, patience: float = 30.0) -> Worker:
             stack = await everything.enter_async_context(AsyncExitStack())
             address = RedisAddress(redis_url, 1.0, 1.0, 8)
-            gate = RedisGate(await stack.enter_async_context(short_commands(address)), 8)
+            gate = HealthGatedRedis(await stack.enter_async_context(short_commands(address)), 8)
             await gate.check()
             store = RedisFlightStore(gate, partial(blocking_reader, address), Keys(), name)
             counts = Counts()
-            flights = await stack.enter_async_context(kept_in_step(Flights(store, patience, counts)))
+            flights = await stack.enter_async_context(kept_in_step(FleetFlights(store, patience, counts)))
             return Worker(gate, flights, stack, counts)
 
         yield start

@@ -13,9 +13,9 @@ from redis.asyncio import Redis
 
 from api.embedded.redis_server import EmbeddedRedis
 from api.redis_store.client import RedisAddress, short_commands
-from api.redis_store.health_gated import RedisGate
+from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
-from api.redis_store.lease import RedisDuty
+from api.redis_store.lease import RedisLeaderLease
 from api.redis_store.search_index import Algorithm
 from api.redis_store.stores.cache.index_keeper import IndexKeeper, is_left_over
 from api.redis_store.stores.cache.semantic_index import SemanticIndex, SemanticIndexes
@@ -41,10 +41,10 @@ class Worker:
 async def worker(url: str, algorithm: Algorithm = "flat", name: str = "w") -> AsyncIterator[Worker]:
     """The index and its keeper as one worker has them, not running; indexes are idle after a minute."""
     async with short_commands(RedisAddress(url, timeout=5.0, connect_timeout=1.0, max_connections=8)) as client:
-        gate = RedisGate(client, 8)
+        gate = HealthGatedRedis(client, 8)
         indexes = SemanticIndexes(gate, KEYS, algorithm)
         assert await gate.check()
-        keeper = IndexKeeper(gate, indexes, RedisDuty(gate, KEYS.janitor, name), idle_seconds=60)
+        keeper = IndexKeeper(gate, indexes, RedisLeaderLease(gate, KEYS.janitor, name), idle_seconds=60)
         yield Worker(indexes.of(""), keeper)
 
 

@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 
 from api.knowledge.ingestion_worker import LOOKED_AT
 from api.ports.documents import DocumentFacts, Draft
-from api.redis_store.health_gated import RedisGate
+from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.documents.documents import RedisDocuments
 from tests.integration.test_documents import CANTEEN, HOLIDAY, ONNX, add
@@ -127,7 +127,7 @@ async def test_a_deletion_whose_worker_died_is_carried_out_before_all_that_waits
 ) -> None:
     one, other = fleet
     document = (await ask(one, HOLIDAY_QUESTION))["sources"][0]["document_id"]
-    gate = RedisGate(redis, 8)
+    gate = HealthGatedRedis(redis, 8)
     assert await gate.check()
     documents, facts = RedisDocuments(gate, KEYS), DocumentFacts("default", "Slides")
     for number in range(LOOKED_AT + 1):  # which none of these workers can read

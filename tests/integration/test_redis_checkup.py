@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from api.embedded.redis_server import EmbeddedRedis, embedded_redis
 from api.redis_store import diagnostics as checkup
 from api.redis_store.diagnostics import RedisCheckup
-from api.redis_store.health_gated import GateEvents, RedisGate
+from api.redis_store.health_gated import HealthGatedRedis, RedisHealthEvents
 from tests.service import ask, make_settings, running_service
 from tests.stub_ollama import StubOllama
 from tests.waiting import wait_until_async
@@ -81,7 +81,7 @@ async def test_a_warning_comes_and_goes_with_its_reason(
 async def test_it_is_looked_at_again_when_it_is_found_again(stub: StubOllama) -> None:
     with embedded_redis() as server:
         async with Redis.from_url(server.url) as redis:
-            gate = RedisGate(redis, 4)
+            gate = HealthGatedRedis(redis, 4)
             found = RedisCheckup(gate, "main")
             assert await gate.check()
             assert [warning.name for warning in found.warnings] == []
@@ -98,13 +98,13 @@ async def test_a_user_that_may_not_ask_is_said(server: EmbeddedRedis) -> None:
         rights: tuple[Any, ...] = ("ACL", "SETUSER", "app", "on", ">pw", "~*", "+@all", "-info")
         await redis.execute_command(*rights)  # type: ignore[no-untyped-call]
         async with Redis.from_url(server.url, username="app", password="pw") as app:
-            gate = RedisGate(app, 4)
+            gate = HealthGatedRedis(app, 4)
             found = RedisCheckup(gate, "main")
             assert await gate.check()
             assert [warning.name for warning in found.warnings] == ["unchecked"]
 
 
-class Turns(GateEvents):
+class Turns(RedisHealthEvents):
     """How often it was found."""
 
     def __init__(self) -> None:
@@ -123,7 +123,7 @@ async def test_one_that_takes_no_writes_is_lost_until_it_does(
     ):
         await ask(client, QUESTION)
         turns = Turns()
-        gate = RedisGate(replica, 4, turns)
+        gate = HealthGatedRedis(replica, 4, turns)
         assert await gate.check()
         host, port = redis_url.removeprefix("redis://").split(":")
         await replica.replicaof(host, port)  # type: ignore[no-untyped-call]
@@ -150,7 +150,7 @@ async def test_one_that_takes_no_writes_is_lost_until_it_does(
 @pytest.mark.parametrize("refusal", ["min-replicas-to-write", "maxmemory"])
 async def test_one_that_refuses_writes_for_another_reason_is_still_read(server: EmbeddedRedis, refusal: str) -> None:
     async with Redis.from_url(server.url) as redis:
-        gate = RedisGate(redis, 4)
+        gate = HealthGatedRedis(redis, 4)
         await redis.config_set(refusal, "1")
         assert await gate.check() is True
         assert await gate.run("get", lambda client: client.get("rag:nothing")) is None

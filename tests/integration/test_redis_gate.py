@@ -16,7 +16,7 @@ from api.embedded.redis_server import EmbeddedRedis
 from api.errors import StoreUnavailable
 from api.observability.metrics import Metrics
 from api.redis_store.client import RedisAddress, short_commands
-from api.redis_store.health_gated import RedisGate
+from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.cache.semantic_index import SemanticIndex
 from api.wiring.backends import open_backends
@@ -26,14 +26,14 @@ from tests.waiting import wait_until_async
 
 
 @pytest.fixture
-def gate(redis: Redis) -> RedisGate:
+def gate(redis: Redis) -> HealthGatedRedis:
     """A gate that has not been asked yet."""
-    return RedisGate(redis, 4)
+    return HealthGatedRedis(redis, 4)
 
 
 @pytest.mark.parametrize("error", [RedisConnectionError("gone"), ConnectionResetError(), TimeoutError(), KeyError()])
 async def test_a_fault_while_redis_is_made_ready_means_still_down_and_raises_nothing(
-    gate: RedisGate, error: Exception
+    gate: HealthGatedRedis, error: Exception
 ) -> None:
     faults = [error]
 
@@ -46,7 +46,7 @@ async def test_a_fault_while_redis_is_made_ready_means_still_down_and_raises_not
     assert await gate.check() is True
 
 
-async def test_hooks_run_once_redis_is_up_and_one_that_fails_stops_no_other(gate: RedisGate) -> None:
+async def test_hooks_run_once_redis_is_up_and_one_that_fails_stops_no_other(gate: HealthGatedRedis) -> None:
     seen: list[bool] = []
 
     async def fail() -> None:
@@ -66,7 +66,7 @@ async def test_a_user_that_may_not_list_indexes_still_has_a_search_module(redis:
     await redis.execute_command("ACL", "SETUSER", "app", "on", ">pw", "~*", "+@all", "-ft._list")  # type: ignore[no-untyped-call]
     try:
         async with Redis.from_url(redis_url, username="app", password="pw") as client:
-            gate = RedisGate(client, 4)
+            gate = HealthGatedRedis(client, 4)
             index = SemanticIndex(gate, Keys().partition(""))
             assert await gate.check() is True
             assert index.supported
@@ -75,7 +75,7 @@ async def test_a_user_that_may_not_list_indexes_still_has_a_search_module(redis:
 
 
 async def test_breakers_are_shared_again_as_soon_as_redis_is_found(
-    gate: RedisGate,
+    gate: HealthGatedRedis,
     redis_server: EmbeddedRedis,
     stub: StubOllama,
     monkeypatch: pytest.MonkeyPatch,
@@ -99,7 +99,7 @@ async def test_breakers_are_shared_again_as_soon_as_redis_is_found(
 
 
 async def test_a_connection_that_does_not_even_close_in_time_is_a_lost_redis_and_no_more(
-    gate: RedisGate, monkeypatch: pytest.MonkeyPatch
+    gate: HealthGatedRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def stuck(**_: bool) -> None:
         raise RedisTimeoutError("Timed out closing connection")
@@ -124,7 +124,7 @@ async def test_health_that_is_asked_for_all_the_time_loses_no_redis(
     assert "redis_lost" not in capfd.readouterr().err
 
 
-async def test_a_worker_that_has_no_connection_left_has_not_lost_redis(gate: RedisGate) -> None:
+async def test_a_worker_that_has_no_connection_left_has_not_lost_redis(gate: HealthGatedRedis) -> None:
     async def refuse(_: Redis) -> None:
         raise MaxConnectionsError("Too many connections")
 
@@ -145,7 +145,7 @@ async def test_a_reply_that_nobody_read_is_no_other_command_s(redis: Redis, redi
         assert (await client.info("errorstats")) == {}, "each connection begins with commands that the server knows"
 
 
-async def test_the_failure_of_a_command_from_before_a_recovery_closes_nothing(gate: RedisGate) -> None:
+async def test_the_failure_of_a_command_from_before_a_recovery_closes_nothing(gate: HealthGatedRedis) -> None:
     started, fails = asyncio.Event(), asyncio.Event()
 
     async def old(_: Redis) -> None:
@@ -176,7 +176,7 @@ async def test_a_check_from_before_a_recovery_closes_nothing(redis: Redis) -> No
         asked.append(asyncio.get_running_loop().create_future())
         await asked[-1]
 
-    gate = RedisGate(redis, 4, ask=ask)
+    gate = HealthGatedRedis(redis, 4, ask=ask)
     checks = [asyncio.create_task(gate.check()) for _ in range(2)]
     await wait_until_async(lambda: _is(len(asked) == 2))
     asked[1].set_result(None)
@@ -190,7 +190,7 @@ async def test_connections_in_use_when_redis_is_lost_serve_no_command_afterwards
     """One that hangs is not noticed before the next command uses it."""
     address = RedisAddress(redis_url, timeout=1.0, connect_timeout=1.0, max_connections=4)
     async with short_commands(address) as client:
-        gate = RedisGate(client, 4)
+        gate = HealthGatedRedis(client, 4)
         assert await gate.check()
         used, goes_on = asyncio.Event(), asyncio.Event()
 

@@ -9,7 +9,7 @@ import pytest
 import redis as sync_redis
 from redis.asyncio import Redis
 
-from api.knowledge.retrieval import Retrieved, Wanted
+from api.knowledge.retrieval import PassageQuery, Retrieved
 from api.ports.documents import Listing
 from tests.integration.test_document_races import NEW, OLD, cut
 from tests.knowledge_worker import GatedEmbedder, Worker, worker
@@ -47,7 +47,7 @@ def chunks_of(client: sync_redis.Redis, one: Worker) -> list[StoredChunk]:
 
 
 async def found(one: Worker, question: str) -> Retrieved:
-    return await one.knowledge.retriever.retrieve(Wanted(question, "default", 4))
+    return await one.knowledge.retriever.retrieve(PassageQuery(question, "default", 4))
 
 
 def sources(retrieved: Retrieved) -> set[str | None]:

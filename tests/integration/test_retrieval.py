@@ -12,7 +12,7 @@ import pytest
 from redis.asyncio import Redis
 
 from api.ports.documents import DocumentFilter
-from api.redis_store.health_gated import RedisGate
+from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.documents.passages import RedisPassageIndex
 from api.values import EmbedderIdentity
@@ -225,7 +225,7 @@ class _Passages:
     """An index over no chunks, whose Redis can be told to end a search early."""
 
     def __init__(self, client: Redis) -> None:
-        self.gate = RedisGate(client, 2)
+        self.gate = HealthGatedRedis(client, 2)
         self.passages = RedisPassageIndex(self, Keys())  # type: ignore[arg-type]
         self._early = ""
 

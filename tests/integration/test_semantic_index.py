@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from api.embedded.redis_server import embedded_redis
 from api.embedded.service_plan import free_port
 from api.redis_store.client import RedisAddress, short_commands
-from api.redis_store.health_gated import RedisGate
+from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.search_index import FLAT_UP_TO, NEIGHBOURS, Algorithm, algorithm_for
 from api.redis_store.stores.cache.semantic_index import SemanticIndex
@@ -34,7 +34,7 @@ Vectors = npt.NDArray[np.float32]
 async def worker(url: str, algorithm: Algorithm = "flat") -> AsyncIterator[SemanticIndex]:
     """The index as one worker has it."""
     async with short_commands(RedisAddress(url, timeout=5.0, connect_timeout=1.0, max_connections=8)) as client:
-        gate = RedisGate(client, 8)
+        gate = HealthGatedRedis(client, 8)
         index = SemanticIndex(gate, KEYS, algorithm)
         assert await gate.check()
         yield index

@@ -10,7 +10,7 @@ import pytest
 
 from api.redis_store.client import RedisAddress, opened_gate
 from api.redis_store.connections import SentinelsRefuse
-from api.redis_store.health_gated import GateEvents
+from api.redis_store.health_gated import RedisHealthEvents
 from tests.redis_sentinel import Failover, sentinel_failover
 from tests.service import ask, make_settings, running_service
 from tests.stub_ollama import StubOllama
@@ -53,7 +53,7 @@ async def test_who_has_not_is_told(
     assert "REDIS_SENTINEL_PASSWORD" in lines[0]["message"]
 
 
-class Lost(GateEvents):
+class Lost(RedisHealthEvents):
     """Why it was lost."""
 
     def __init__(self) -> None:

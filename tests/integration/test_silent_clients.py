@@ -22,7 +22,7 @@ import pytest
 from tests.gunicorn_process import Gunicorn, free_port, gunicorns
 from tests.integration.gunicorn_app.asgi import LARGE
 from tests.waiting import wait_until
-from worker_config.metrics_server import MOST_CONNECTIONS, InheritedSocketServer, application
+from worker_config.metrics_server import MAX_CONNECTIONS, InheritedSocketServer, application
 
 pytestmark = pytest.mark.processes
 
@@ -191,7 +191,7 @@ def test_silent_clients_do_not_keep_a_scrape_out(start: Start) -> None:
             assert "ragherd_connections" in gunicorn.metrics()
         process = gunicorn.metrics_process()
         assert process
-        assert len(list((Path("/proc") / str(process) / "fd").iterdir())) < MOST_CONNECTIONS + 20
+        assert len(list((Path("/proc") / str(process) / "fd").iterdir())) < MAX_CONNECTIONS + 20
     assert not [line for line in gunicorn.lines() if "Traceback" in line]
 
 

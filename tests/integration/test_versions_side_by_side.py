@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 from api.knowledge.plain_text import KINDS, MARKDOWN
 from api.ports.documents import DocumentFacts, Draft
 from api.redis_store.client import RedisAddress, short_commands
-from api.redis_store.health_gated import RedisGate
+from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.schema import SCHEMA, FleetSchema, Schema, SchemaConflict
 from api.redis_store.stores.documents.documents import RedisDocuments
@@ -35,10 +35,10 @@ QUESTION, PARAPHRASE = "How do I reset my password?", "My password, how do I res
 @asynccontextmanager
 async def opened(
     url: str, own: Schema, name: str = "w", said: Callable[[str], None] = lambda conflict: None
-) -> AsyncIterator[tuple[RedisGate, FleetSchema]]:
+) -> AsyncIterator[tuple[HealthGatedRedis, FleetSchema]]:
     """A gate as a worker of that schema has it, not checked yet."""
     async with short_commands(RedisAddress(url, timeout=5.0, connect_timeout=1.0, max_connections=8)) as client:
-        gate = RedisGate(client, 8)
+        gate = HealthGatedRedis(client, 8)
         yield gate, FleetSchema(gate, KEYS, name, "9.9.9", said, own)
 
 
@@ -176,7 +176,7 @@ async def test_unknown_facts_of_a_worker_and_counts_of_a_later_release_are_no_fa
 ) -> None:
     client = await serve()
     await WorkerRegistry(
-        RedisGate(redis, 4), KEYS, "next", lambda: {"pid": 1, "requests": 2, "pool_kind": "h2", "zone": "b"}
+        HealthGatedRedis(redis, 4), KEYS, "next", lambda: {"pid": 1, "requests": 2, "pool_kind": "h2", "zone": "b"}
     )._renew(redis)
     await redis.hset(KEYS.cache_stats, mapping={"reranked": "0.25", "misses": "3"})
     await redis.hset("rag:bulkhead:{ollama}:stats", mapping={"batch_turn": "acme", "policy": "fair"})
@@ -195,7 +195,7 @@ async def test_unknown_facts_of_a_worker_and_counts_of_a_later_release_are_no_fa
 
 
 async def test_work_for_a_later_release_is_left_to_it_with_its_attempts(redis: Redis) -> None:
-    gate = RedisGate(redis, 8)
+    gate = HealthGatedRedis(redis, 8)
     assert await gate.check()
     documents = RedisDocuments(gate, KEYS)
     works = RedisDocumentWork(gate, KEYS, "old", KINDS)
@@ -218,7 +218,7 @@ async def test_work_for_a_later_release_is_left_to_it_with_its_attempts(redis: R
 
 async def test_a_large_file_of_a_later_kind_is_neither_failed_nor_lost(serve: Service, redis: Redis) -> None:
     client = await serve(embedder=ONNX)
-    gate = RedisGate(redis, 8)
+    gate = HealthGatedRedis(redis, 8)
     assert await gate.check()
     facts = DocumentFacts("default", "Slides")
     await RedisDocuments(gate, KEYS).propose(Draft("a" * 24, facts, "d", b"bytes", "application/x-slides"), 10)

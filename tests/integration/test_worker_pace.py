@@ -10,13 +10,13 @@ import pytest
 from redis.asyncio import Redis
 
 from api.cancellation import cancelled
-from api.knowledge.ingestion_worker import Upkeep
+from api.knowledge.ingestion_worker import IngestionWorker
 from api.query.warm_up import WarmUps
 from api.redis_store.client import RedisAddress, short_commands
-from api.redis_store.health_gated import RedisGate
+from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.cache.index_keeper import IndexKeeper
-from api.redis_store.stores.fleet import LEASE_MS, LOOKS, SLOWEST, WorkerRegistry
+from api.redis_store.stores.fleet import FULL_PACE_WORKERS, LEASE_MS, SLOWEST, WorkerRegistry
 from tests.waiting import wait_until_async
 
 KEYS = Keys()
@@ -26,7 +26,7 @@ FACTS = {"host": "h", "pid": 7, "requests": 3, "pool_reuse_rate": 0.5}
 @pytest.fixture
 async def registry(redis: Redis, redis_url: str) -> AsyncIterator[WorkerRegistry]:
     async with short_commands(RedisAddress(redis_url, timeout=5.0, connect_timeout=5.0, max_connections=8)) as client:
-        gate = RedisGate(client, 8)
+        gate = HealthGatedRedis(client, 8)
         assert await gate.check()
         yield WorkerRegistry(gate, KEYS, "w", lambda: FACTS)
 
@@ -36,7 +36,10 @@ async def now_ms(redis: Redis) -> int:
     return int(seconds) * 1000 + int(micros) // 1000
 
 
-@pytest.mark.parametrize(("others", "pace"), [(0, 1.0), (LOOKS - 1, 1.0), (2 * LOOKS - 1, 2.0), (100 * LOOKS, SLOWEST)])
+@pytest.mark.parametrize(
+    ("others", "pace"),
+    [(0, 1.0), (FULL_PACE_WORKERS - 1, 1.0), (2 * FULL_PACE_WORKERS - 1, 2.0), (100 * FULL_PACE_WORKERS, SLOWEST)],
+)
 async def test_the_pace_follows_the_workers_that_live(
     redis: Redis, registry: WorkerRegistry, others: int, pace: float
 ) -> None:
@@ -89,9 +92,9 @@ class Looked:
     behind = identity = tend = look
 
 
-def upkeep(looked: Looked, pace: Callable[[], float]) -> Upkeep:
+def upkeep(looked: Looked, pace: Callable[[], float]) -> IngestionWorker:
     own = cast(Any, looked)
-    return Upkeep(own, own, own, cast(Any, Named(looked)), lambda _: own, pace)
+    return IngestionWorker(own, own, own, cast(Any, Named(looked)), lambda _: own, pace)
 
 
 class Named:

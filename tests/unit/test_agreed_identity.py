@@ -10,7 +10,7 @@ import pytest
 
 from api.backends.choice import Backend, Backends
 from api.backends.embedder import AgreedIdentity, FailoverEmbedder
-from api.backends.failover import Policy
+from api.backends.failover import FailoverPolicy
 from api.errors import EmbeddingUnavailable, UpstreamError, UpstreamFault
 from api.values import EmbedderIdentity
 
@@ -76,7 +76,7 @@ async def test_after_a_failure_the_backends_agree_again() -> None:
     service = Service(OLD, known=OLD)
     agreed = agreed_of(service)
     await agreed.identity()
-    embedder = FailoverEmbedder(agreed, Policy(1.0), None, None)  # type: ignore[arg-type]
+    embedder = FailoverEmbedder(agreed, FailoverPolicy(1.0), None, None)  # type: ignore[arg-type]
     with pytest.raises(EmbeddingUnavailable):
         await embedder.embed(["x"], tenant="t")
     assert embedder.current.value is None

@@ -8,17 +8,17 @@ import pytest
 
 from api.errors import BreakerOpen, UpstreamError
 from api.single_flight.buffer import AHEAD, AnswerBuffer, Reader, Tail
-from api.values import Grounded, Landed, Source, StoredElsewhere, Token, Usage
+from api.values import CompletedAnswer, GroundedSources, Source, StoredElsewhere, Token, Usage
 
 
-def landed(text: str) -> Landed:
-    return Landed(text, "llama3.2", Usage(1, 2))
+def completed(text: str) -> CompletedAnswer:
+    return CompletedAnswer(text, "llama3.2", Usage(1, 2))
 
 
 async def all_of(reader: Reader) -> str:
     """The text of all tokens up to the end."""
     texts = []
-    while isinstance(event := await anext(reader), Token | Grounded):
+    while isinstance(event := await anext(reader), Token | GroundedSources):
         texts.append(event.text if isinstance(event, Token) else "")
     return "".join(texts)
 
@@ -30,10 +30,10 @@ async def test_each_reader_reads_all_at_its_own_pace() -> None:
     assert (await anext(early)) == Token("one ")
     buffer.append("two")
     late = Reader(buffer)
-    buffer.finish(landed("one two"))
+    buffer.finish(completed("one two"))
     assert await all_of(early) == "two"
     assert await all_of(late) == "one two"
-    assert await anext(late) == landed("one two")
+    assert await anext(late) == completed("one two")
 
 
 async def test_a_cancelled_wait_loses_nothing() -> None:
@@ -53,8 +53,8 @@ async def test_who_wants_the_whole_is_woken_by_the_end_alone() -> None:
     buffer.append("a")
     await asyncio.sleep(0)
     assert not waiting.done()
-    buffer.finish(landed("a"))
-    assert await waiting == landed("a")
+    buffer.finish(completed("a"))
+    assert await waiting == completed("a")
 
 
 async def test_a_new_attempt_in_the_same_words_goes_on_where_the_last_broke_off() -> None:
@@ -71,7 +71,7 @@ async def test_a_new_attempt_in_the_same_words_goes_on_where_the_last_broke_off(
     buffer.append("The cap")
     buffer.append("ital is Paris")
     assert await waiting == Token("is Paris")
-    buffer.finish(landed("The capital is Paris."))
+    buffer.finish(completed("The capital is Paris."))
     assert await all_of(reader) == "."
 
 
@@ -82,10 +82,10 @@ async def test_a_new_attempt_in_other_words_ends_it_for_those_who_have_read(text
     buffer.append("The capital ")
     await anext(reader)
     buffer.begin_again()
-    buffer.finish(landed(text))
+    buffer.finish(completed(text))
     with pytest.raises(UpstreamError, match="other words"):
         await anext(reader)
-    assert await anext(whole) == landed(text)
+    assert await anext(whole) == completed(text)
     assert await all_of(late) == text
 
 
@@ -93,7 +93,7 @@ async def test_what_was_missed_comes_with_the_end() -> None:
     buffer = AnswerBuffer()
     reader = Reader(buffer)
     buffer.append("one ")
-    buffer.finish(landed("one two"))
+    buffer.finish(completed("one two"))
     assert await all_of(reader) == "one two"
 
 
@@ -101,7 +101,7 @@ async def test_an_error_is_every_readers() -> None:
     buffer = AnswerBuffer()
     readers = [Reader(buffer), Reader(buffer, buffered=True)]
     buffer.finish(BreakerOpen("ollama", 5))
-    buffer.finish(landed("too late"))
+    buffer.finish(completed("too late"))
     for reader in readers:
         with pytest.raises(BreakerOpen):
             await anext(reader)
@@ -166,11 +166,11 @@ async def test_what_an_answer_is_grounded_in_comes_before_its_first_word() -> No
     buffer = AnswerBuffer()
     early = Reader(buffer)
     buffer.ground_in(SOURCES)
-    assert await anext(early) == Grounded(SOURCES)
+    assert await anext(early) == GroundedSources(SOURCES)
     buffer.append("one")
     assert await anext(early) == Token("one")
     late = Reader(buffer)
-    assert [await anext(late), await anext(late)] == [Grounded(SOURCES), Token("one")]
+    assert [await anext(late), await anext(late)] == [GroundedSources(SOURCES), Token("one")]
 
 
 async def test_an_attempt_on_other_grounds_goes_on_only_for_those_who_have_no_word_yet() -> None:
@@ -178,14 +178,14 @@ async def test_an_attempt_on_other_grounds_goes_on_only_for_those_who_have_no_wo
     reading, waiting = Reader(buffer), Reader(buffer)
     buffer.ground_in(SOURCES)
     buffer.append("one")
-    assert [await anext(reading), await anext(reading)] == [Grounded(SOURCES), Token("one")]
-    assert await anext(waiting) == Grounded(SOURCES)
+    assert [await anext(reading), await anext(reading)] == [GroundedSources(SOURCES), Token("one")]
+    assert await anext(waiting) == GroundedSources(SOURCES)
     buffer.begin_again()
     buffer.ground_in(())
     buffer.append("one two")
     with pytest.raises(UpstreamError, match="other words"):
         await anext(reading)
-    assert [await anext(waiting), await anext(waiting)] == [Grounded(()), Token("one two")]
+    assert [await anext(waiting), await anext(waiting)] == [GroundedSources(()), Token("one two")]
 
 
 async def test_an_attempt_on_the_same_grounds_goes_on() -> None:
@@ -193,7 +193,7 @@ async def test_an_attempt_on_the_same_grounds_goes_on() -> None:
     reader = Reader(buffer)
     buffer.ground_in(SOURCES)
     buffer.append("one")
-    assert [await anext(reader), await anext(reader)] == [Grounded(SOURCES), Token("one")]
+    assert [await anext(reader), await anext(reader)] == [GroundedSources(SOURCES), Token("one")]
     buffer.begin_again()
     buffer.ground_in(SOURCES)
     buffer.append("one two")

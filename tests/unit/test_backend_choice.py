@@ -6,49 +6,49 @@ from collections import Counter
 
 import pytest
 
-from api.backends.choice import Candidate, in_order
+from api.backends.choice import BackendState, in_order
 
-BEST = Candidate("best", reachable=True, has_model=True, resident=True)
+BEST = BackendState("best", reachable=True, has_model=True, resident=True)
 
 
 @pytest.mark.parametrize(
     "worse",
     [
-        Candidate("worse", rejects=True, reachable=True, has_model=True, resident=True),
-        Candidate("worse", reachable=False),
-        Candidate("worse", reachable=True, has_model=True, resident=False),
-        Candidate("worse", reachable=True, has_model=True, resident=True, outstanding=1),
+        BackendState("worse", rejects=True, reachable=True, has_model=True, resident=True),
+        BackendState("worse", reachable=False),
+        BackendState("worse", reachable=True, has_model=True, resident=False),
+        BackendState("worse", reachable=True, has_model=True, resident=True, outstanding=1),
     ],
 )
 @pytest.mark.parametrize("turn", [0, 1])
-def test_each_reason_against_puts_a_backend_behind(worse: Candidate, turn: int) -> None:
+def test_each_reason_against_puts_a_backend_behind(worse: BackendState, turn: int) -> None:
     assert in_order([worse, BEST], turn) == ["best", "worse"]
     assert in_order([BEST, worse], turn) == ["best", "worse"]
 
 
 def test_a_graver_reason_outweighs_any_number_of_lesser_ones() -> None:
-    busy = Candidate("busy", reachable=True, has_model=True, resident=True, outstanding=9)
-    loading = Candidate("loading", reachable=True, has_model=True, resident=False, outstanding=3)
-    silent = Candidate("silent", reachable=False)
-    rejecting = Candidate("rejecting", rejects=True, reachable=True, has_model=True, resident=True)
+    busy = BackendState("busy", reachable=True, has_model=True, resident=True, outstanding=9)
+    loading = BackendState("loading", reachable=True, has_model=True, resident=False, outstanding=3)
+    silent = BackendState("silent", reachable=False)
+    rejecting = BackendState("rejecting", rejects=True, reachable=True, has_model=True, resident=True)
     assert in_order([rejecting, silent, loading, busy], 0) == ["busy", "loading", "silent", "rejecting"]
 
 
 def test_a_backend_without_the_model_is_left_out_unless_all_are() -> None:
-    without = Candidate("without", reachable=True, has_model=False)
-    assert in_order([without, Candidate("rejecting", rejects=True)], 0) == ["rejecting"]
+    without = BackendState("without", reachable=True, has_model=False)
+    assert in_order([without, BackendState("rejecting", rejects=True)], 0) == ["rejecting"]
     assert in_order([without], 0) == ["without"]
 
 
 def test_what_is_not_known_is_no_reason_against() -> None:
     assert (
-        in_order([Candidate("loading", reachable=True, has_model=True, resident=False), Candidate("new")], 0)[0]
+        in_order([BackendState("loading", reachable=True, has_model=True, resident=False), BackendState("new")], 0)[0]
         == "new"
     )
 
 
 def test_equals_take_turns() -> None:
-    equals = [Candidate(name) for name in "abc"]
+    equals = [BackendState(name) for name in "abc"]
     assert Counter(in_order(equals, turn)[0] for turn in range(30)) == {"a": 10, "b": 10, "c": 10}
     assert in_order(equals, 1) == ["b", "c", "a"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from api.breaker import rules
-from api.breaker.state import BreakerState, Outcome, Policy, State
+from api.breaker.state import BreakerPolicy, BreakerState, CallOutcome, State
 
-POLICY = Policy(
+POLICY = BreakerPolicy(
     failure_threshold=3,
     timeout_ms=1_000,
     timeout_max_ms=5_000,
@@ -20,14 +20,14 @@ POLICY = Policy(
     lease_ms=500,
 )
 NOW = 1_000_000
-OK, SLOW, FAILED, IGNORED = Outcome.OK, Outcome.SLOW, Outcome.FAILED, Outcome.IGNORED
+OK, SLOW, FAILED, IGNORED = CallOutcome.OK, CallOutcome.SLOW, CallOutcome.FAILED, CallOutcome.IGNORED
 
 
 def closed(**changes: object) -> BreakerState:
     return BreakerState(epoch=NOW, since_ms=NOW, **changes)  # type: ignore[arg-type]
 
 
-def recorded(state: BreakerState, outcomes: list[Outcome], now: int = NOW, token: str = "") -> BreakerState:
+def recorded(state: BreakerState, outcomes: list[CallOutcome], now: int = NOW, token: str = "") -> BreakerState:
     after, result = rules.record(state, POLICY, now, state.epoch, token, outcomes, "w")
     assert not result.stale
     return after
@@ -166,7 +166,7 @@ def test_forced_stays_until_reset(to: State, *, granted: bool) -> None:
 
 
 def test_a_disabled_breaker_counts_and_never_opens() -> None:
-    disabled = Policy(enabled=False, failure_threshold=1)
+    disabled = BreakerPolicy(enabled=False, failure_threshold=1)
     state, _ = rules.record(closed(), disabled, NOW, NOW, "", [FAILED] * 100, "w")
     assert (state.state, state.totals.failed) == (State.CLOSED, 100)
 

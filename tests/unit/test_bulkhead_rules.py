@@ -7,7 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.bulkhead import rules
-from api.bulkhead.rules import BulkheadReading, Line, Priority, Verdict, local_ticket, place, tenant_field, tenant_of
+from api.bulkhead.rules import (
+    AcquireResult,
+    BulkheadReading,
+    Priority,
+    WaitQueue,
+    local_ticket,
+    place,
+    tenant_field,
+    tenant_of,
+)
 
 LIMIT, MAX_QUEUE = 2, 4
 
@@ -16,11 +25,11 @@ def ticket(tenant: str, number: int, priority: str = "user") -> str:
     return f"{priority} {tenant_field(tenant)} {number:016d} w 00"
 
 
-def line_of(*tickets: str, held: int = LIMIT, **more: object) -> Line:
-    return Line(frozenset(ticket("held", number) for number in range(held)), tuple(sorted(tickets)), **more)  # type: ignore[arg-type]
+def line_of(*tickets: str, held: int = LIMIT, **more: object) -> WaitQueue:
+    return WaitQueue(frozenset(ticket("held", number) for number in range(held)), tuple(sorted(tickets)), **more)  # type: ignore[arg-type]
 
 
-def order(line: Line) -> list[str]:
+def order(line: WaitQueue) -> list[str]:
     """Tenants as they are served, one at a time."""
     served: list[str] = []
     limit = len(line.held) + 1
@@ -34,9 +43,9 @@ def order(line: Line) -> list[str]:
 
 def test_a_free_permit_is_granted_and_one_more_waits() -> None:
     line, verdict, _ = rules.take(line_of(held=1), LIMIT, MAX_QUEUE, ticket("a", 1))
-    assert verdict is Verdict.GRANTED
+    assert verdict is AcquireResult.GRANTED
     line, verdict, _ = rules.take(line, LIMIT, MAX_QUEUE, ticket("a", 2))
-    assert (verdict, line.queue) == (Verdict.QUEUED, (ticket("a", 2),))
+    assert (verdict, line.queue) == (AcquireResult.QUEUED, (ticket("a", 2),))
 
 
 def test_a_permit_that_goes_back_is_the_next_one_s() -> None:
@@ -68,23 +77,23 @@ def test_a_full_line_rejects_one_who_has_no_better_claim() -> None:
     full = line_of(*(ticket(name, number) for name in "ab" for number in range(2)))
     for newcomer in (ticket("a", 9), ticket("c", 9, "background")):
         line, verdict, victim = rules.take(full, LIMIT, MAX_QUEUE, newcomer)
-        assert (line, verdict, victim) == (full, Verdict.REJECTED, None)
+        assert (line, verdict, victim) == (full, AcquireResult.REJECTED, None)
 
 
 def test_a_full_line_makes_room_at_the_cost_of_the_longest() -> None:
     full = line_of(*(ticket("flood", number) for number in range(4)))
     line, verdict, victim = rules.take(full, LIMIT, MAX_QUEUE, ticket("small", 9))
-    assert (verdict, victim, len(line.queue)) == (Verdict.QUEUED, ticket("flood", 3), 4)
+    assert (verdict, victim, len(line.queue)) == (AcquireResult.QUEUED, ticket("flood", 3), 4)
 
 
 def test_background_work_makes_room_for_a_user() -> None:
     full = line_of(*(ticket("a", number) for number in range(3)), ticket("warm-up", 0, "background"))
     _, verdict, victim = rules.take(full, LIMIT, MAX_QUEUE, ticket("a", 9))
-    assert (verdict, victim) == (Verdict.QUEUED, ticket("warm-up", 0, "background"))
+    assert (verdict, victim) == (AcquireResult.QUEUED, ticket("warm-up", 0, "background"))
 
 
 def test_without_a_line_nobody_waits() -> None:
-    assert rules.take(line_of(), LIMIT, 0, ticket("a", 1))[1] is Verdict.REJECTED
+    assert rules.take(line_of(), LIMIT, 0, ticket("a", 1))[1] is AcquireResult.REJECTED
 
 
 def test_who_leaves_the_line_frees_no_permit() -> None:
@@ -116,10 +125,10 @@ def test_who_waits_is_counted_by_tenant() -> None:
 
 def test_a_reserved_permit_is_for_users_alone() -> None:
     held = frozenset({ticket("b", 1, "background")})
-    line, verdict, _ = rules.take(Line(held), LIMIT, MAX_QUEUE, ticket("b", 2, "background"), reserve=1)
-    assert verdict is Verdict.QUEUED
+    line, verdict, _ = rules.take(WaitQueue(held), LIMIT, MAX_QUEUE, ticket("b", 2, "background"), reserve=1)
+    assert verdict is AcquireResult.QUEUED
     line, verdict, _ = rules.take(line, LIMIT, MAX_QUEUE, ticket("a", 3), reserve=1)
-    assert verdict is Verdict.GRANTED, "nobody before it waits for that permit"
+    assert verdict is AcquireResult.GRANTED, "nobody before it waits for that permit"
     line, granted = rules.give(line, LIMIT, ticket("a", 3), 10, reserve=1)
     assert granted == ()
     line, granted = rules.give(line, LIMIT, ticket("b", 1, "background"), 10, reserve=1)
@@ -132,14 +141,14 @@ def test_a_reserved_permit_is_for_users_alone() -> None:
 def test_the_bounds_always_hold_and_nobody_waits_beside_a_permit_for_it(
     reserve: int, steps: list[tuple[str, bool, bool]]
 ) -> None:
-    line = Line()
+    line = WaitQueue()
     for number, (tenant, background, gives) in enumerate(steps):
         if gives and line.held:
             line, _ = rules.give(line, LIMIT, min(line.held), 10, reserve)
         else:
             new = ticket(tenant, number, "background" if background else "user")
             line, verdict, _ = rules.take(line, LIMIT, MAX_QUEUE, new, reserve)
-            assert (verdict is Verdict.REJECTED) == (new not in line.held and new not in line.queue)
+            assert (verdict is AcquireResult.REJECTED) == (new not in line.held and new not in line.queue)
         behind = [one for one in line.held if place(one)[0] is Priority.BACKGROUND]
         waiting = {place(one)[0] for one in line.queue}
         assert len(line.held) <= LIMIT

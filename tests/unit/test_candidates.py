@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from api.query.candidates import Asked, Candidate, Fate, best, consider, lifetime, up_to_the_first_fresh
+from api.query.candidates import (
+    Candidate,
+    CandidateOutcome,
+    ComparedQuestion,
+    best,
+    consider,
+    lifetime,
+    up_to_the_first_fresh,
+)
 from api.query.question import CacheControl
 from api.values import CachedAnswer, CacheMatch, Usage
 
@@ -22,12 +30,12 @@ def match(question: str, similarity: float, *, ttl: float = 60.0, age: float = 1
 
 
 def fates(matches: Sequence[CacheMatch], control: CacheControl | None = None, stale: float = 0.0) -> list[Candidate]:
-    return list(consider(Asked(ASKED), matches, 0.9, control or CacheControl(), stale))
+    return list(consider(ComparedQuestion(ASKED), matches, 0.9, control or CacheControl(), stale))
 
 
 def test_the_first_that_no_guard_objects_to() -> None:
     found = fates([match(OBJECTED, 0.98), match(AGREES, 0.95), match(ASKED, 0.93)])
-    assert [one.fate for one in found] == [Fate.REJECTED, Fate.FRESH, Fate.FRESH]
+    assert [one.fate for one in found] == [CandidateOutcome.REJECTED, CandidateOutcome.FRESH, CandidateOutcome.FRESH]
     assert found[0].objection is not None
     assert found[0].objection.guard == "opposites"
     chosen = best(found)
@@ -42,27 +50,30 @@ def test_none_below_the_threshold_however_well_it_agrees() -> None:
 
 def test_a_fresh_one_before_an_expired_one_that_is_nearer() -> None:
     matches = [match(ASKED, 0.99, ttl=-5), match(AGREES, 0.93)]
-    assert [one.fate for one in fates(matches, stale=60)] == [Fate.STALE, Fate.FRESH]
+    assert [one.fate for one in fates(matches, stale=60)] == [CandidateOutcome.STALE, CandidateOutcome.FRESH]
     chosen = best(fates(matches, stale=60))
     assert chosen is not None
     assert chosen.match.answer.question == AGREES
     alone = best(fates(matches[:1], stale=60))
     assert alone is not None
-    assert alone.fate is Fate.STALE
+    assert alone.fate is CandidateOutcome.STALE
 
 
 def test_how_old_one_may_be() -> None:
-    assert lifetime(match(ASKED, 1, ttl=0.001), CacheControl()) is Fate.FRESH
-    assert lifetime(match(ASKED, 1, ttl=0), CacheControl()) is Fate.EXPIRED
-    assert lifetime(match(ASKED, 1, ttl=-4.999), CacheControl(), 5) is Fate.STALE
-    assert lifetime(match(ASKED, 1, ttl=-5), CacheControl(), 5) is Fate.EXPIRED
-    assert lifetime(match(ASKED, 1, age=10), CacheControl(max_age=10)) is Fate.FRESH
-    assert lifetime(match(ASKED, 1, age=10.5), CacheControl(max_age=10)) is Fate.TOO_OLD
-    assert lifetime(match(ASKED, 1, ttl=-5, age=10.5), CacheControl(max_age=10), 60) is Fate.TOO_OLD
+    assert lifetime(match(ASKED, 1, ttl=0.001), CacheControl()) is CandidateOutcome.FRESH
+    assert lifetime(match(ASKED, 1, ttl=0), CacheControl()) is CandidateOutcome.EXPIRED
+    assert lifetime(match(ASKED, 1, ttl=-4.999), CacheControl(), 5) is CandidateOutcome.STALE
+    assert lifetime(match(ASKED, 1, ttl=-5), CacheControl(), 5) is CandidateOutcome.EXPIRED
+    assert lifetime(match(ASKED, 1, age=10), CacheControl(max_age=10)) is CandidateOutcome.FRESH
+    assert lifetime(match(ASKED, 1, age=10.5), CacheControl(max_age=10)) is CandidateOutcome.TOO_OLD
+    assert lifetime(match(ASKED, 1, ttl=-5, age=10.5), CacheControl(max_age=10), 60) is CandidateOutcome.TOO_OLD
 
 
 def test_no_more_is_looked_at_than_decides() -> None:
     matches = [match(OBJECTED, 0.98), match(AGREES, 0.95), match(OBJECTED, 0.94)]
     assert len(up_to_the_first_fresh(fates(matches))) == 2
     far = [match(OBJECTED, 0.95), match(AGREES, 0.8), match(AGREES, 0.7)]
-    assert [one.fate for one in up_to_the_first_fresh(fates(far))] == [Fate.REJECTED, Fate.BELOW_THRESHOLD]
+    assert [one.fate for one in up_to_the_first_fresh(fates(far))] == [
+        CandidateOutcome.REJECTED,
+        CandidateOutcome.BELOW_THRESHOLD,
+    ]

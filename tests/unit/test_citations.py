@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from api.query.citations import LONGEST, MOST_GLUE, Citations, clean
+from api.query.citations import LONGEST, MAX_GLUE, Citations, clean
 
 PIECES = ["[1]", "[2]", "[7]", "[0]", "[1, 7]", "[5-9]", "[2–8]", "word", "x", "- ", " ", ", ", ".", "\n", *"()`"]
 answers = st.lists(st.sampled_from(PIECES), max_size=20).map("".join)
@@ -134,7 +134,7 @@ def test_text_is_held_back_only_while_it_may_be_a_citation() -> None:
 def test_never_more_is_held_back_than_that(text: str) -> None:
     citations = Citations(3)
     given_out = citations.feed(text)
-    assert len(given_out + citations.end()) - len(given_out) <= 2 * MOST_GLUE + LONGEST + 4
+    assert len(given_out + citations.end()) - len(given_out) <= 2 * MAX_GLUE + LONGEST + 4
 
 
 @given(anything, st.data())

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from api.redis_store.cluster import SLOTS, ClusterGate, Node
+from api.redis_store.cluster import SLOTS, HealthGatedCluster, Node
 
 A, B, C = (Node("127.0.0.1", port) for port in (1, 2, 3))
 
@@ -45,7 +45,7 @@ class Client:
 
 async def test_shards_whose_connections_do_not_close_are_let_go() -> None:
     servers = Servers(A, B)
-    gate = ClusterGate(servers.client, [C], 8)
+    gate = HealthGatedCluster(servers.client, [C], 8)
     assert await gate.check()
     servers.owners = (C,)
     await gate.look(gate.slots)

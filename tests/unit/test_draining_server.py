@@ -11,12 +11,12 @@ from uvicorn.config import Config
 
 from api.observability.metrics import Metrics
 from worker_config.connection_guard import ConnectionGuard, ConnectionLimits
-from worker_config.draining_server import ClosingApp, DrainingServer, Leave
-from worker_config.rolling_arbiter import WorkerBoard
+from worker_config.draining_server import ClosingApp, DrainingServer, DrainTimes
+from worker_config.rolling_arbiter import WorkerFlags
 
 
 async def test_a_worker_that_takes_long_to_start_shows_the_master_that_it_lives() -> None:
-    lives, board = asyncio.Event(), WorkerBoard()
+    lives, board = asyncio.Event(), WorkerFlags()
 
     async def starts_once_it_was_seen_to_live(scope: Any, receive: Any, send: Any) -> None:
         await receive()
@@ -33,7 +33,7 @@ async def test_a_worker_that_takes_long_to_start_shows_the_master_that_it_lives(
     config = Config(app, lifespan="on", port=0, log_config=None)
     state = SimpleNamespace(draining=False)
     guard = ConnectionGuard(ConnectionLimits(), Metrics())
-    server = DrainingServer(config, app, state, board, Leave(), sys.maxsize, guard, heartbeat)
+    server = DrainingServer(config, app, state, board, DrainTimes(), sys.maxsize, guard, heartbeat)
     serving = asyncio.create_task(server.serve())
     async with asyncio.timeout(10):
         await lives.wait()

@@ -13,8 +13,8 @@ from starlette.requests import Request
 
 from api.endpoints.bodies import ClientLeft, until_client_leaves
 from api.endpoints.streaming import EventStream, Streaming, accepted
-from api.query.answered import Answered, AnswerEvent, Opening
-from api.query.question import CacheControl, Stages
+from api.query.answer_events import AnswerEvent, AnswerFinished, AnswerStarted
+from api.query.question import CacheControl, Timings
 from api.values import CacheStatus, Token
 
 SCOPE: dict[str, Any] = {
@@ -86,10 +86,10 @@ async def test_no_more_is_asked_for_than_the_reader_takes() -> None:
 
     async def answer() -> AsyncGenerator[AnswerEvent, None]:
         nonlocal asked_for
-        yield Opening(CacheStatus.MISS)
+        yield AnswerStarted(CacheStatus.MISS)
         for asked_for in range(1, 11):  # noqa: B007 - counts
             yield Token("x")
-        yield Answered("x" * 10, "m", CacheStatus.MISS, Stages())
+        yield AnswerFinished("x" * 10, "m", CacheStatus.MISS, Timings())
 
     pipe = Pipe()
     pipe.room.clear()
@@ -108,7 +108,7 @@ async def test_a_reader_who_takes_nothing_counts_as_gone() -> None:
     async def answer() -> AsyncGenerator[AnswerEvent, None]:
         nonlocal ended
         try:
-            yield Opening(CacheStatus.MISS)
+            yield AnswerStarted(CacheStatus.MISS)
             yield Token("x")
         finally:
             ended = True
@@ -122,7 +122,7 @@ async def test_a_reader_who_takes_nothing_counts_as_gone() -> None:
 
 async def test_a_fault_of_our_own_is_told_and_raised() -> None:
     async def answer() -> AsyncGenerator[AnswerEvent, None]:
-        yield Opening(CacheStatus.MISS)
+        yield AnswerStarted(CacheStatus.MISS)
         raise ValueError("secret")
 
     pipe = Pipe()
@@ -141,7 +141,7 @@ async def test_who_leaves_ends_the_answer_in_its_place() -> None:
 
     async def answer() -> AsyncGenerator[AnswerEvent, None]:
         try:
-            yield Opening(CacheStatus.MISS)
+            yield AnswerStarted(CacheStatus.MISS)
             await asyncio.Event().wait()
         except asyncio.CancelledError:
             ended.append("cancelled")

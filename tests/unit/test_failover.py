@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from api.backends.choice import Backend, Backends
-from api.backends.failover import CHARGED, EMBEDDING_CHARGED, FREE, Failover, Policy, Terms
+from api.backends.failover import CHARGED, EMBEDDING_CHARGED, FREE, Failover, FailoverPolicy, Terms
 from api.backends.generations import admitted, speaks_against_ollama
 from api.errors import BreakerOpen, BulkheadFull, RagherdError, UpstreamError, UpstreamFault
 
@@ -67,7 +67,7 @@ class Fake:
     def failed_over(self, backend: str, error: UpstreamError) -> None:
         self.failed_over_from.append(backend)
 
-    def failover(self, policy: Policy) -> Failover[Any]:
+    def failover(self, policy: FailoverPolicy) -> Failover[Any]:
         members: list[Backend[Any]] = [
             Backend(name, name, Bulkhead(self, name), Breaker(self, name)) for name in self.outcomes
         ]
@@ -86,9 +86,9 @@ class Fake:
                     raise fault(UpstreamFault.CONNECTION_LOST)
                 await output.write(word)
 
-    async def call(self, policy: Policy | None = None, **more: Any) -> list[str]:
+    async def call(self, policy: FailoverPolicy | None = None, **more: Any) -> list[str]:
         output = Output()
-        failover = self.failover(policy or Policy(10.0))
+        failover = self.failover(policy or FailoverPolicy(10.0))
         await failover.call(MODEL, partial(self.attempt, output), output=output, **more)
         return output.written
 
@@ -158,7 +158,7 @@ async def test_without_a_budget_it_goes_nowhere() -> None:
 async def test_anything_else_is_final_but_for_what_an_embedding_allows(kind: UpstreamFault) -> None:
     for charged in (CHARGED, EMBEDDING_CHARGED):
         fake = Fake({"one": [fault(kind)], "two": ["yes"]})
-        calling = fake.call(Policy(10.0, charged=charged))
+        calling = fake.call(FailoverPolicy(10.0, charged=charged))
         if kind in charged:
             assert await calling == ["yes"]
         else:
@@ -187,18 +187,18 @@ async def test_after_its_first_event_an_answer_begins_again_only_where_nobody_re
 
 async def test_time_in_line_and_in_earlier_attempts_counts_towards_the_total() -> None:
     fake = Fake({"one": [fault(UpstreamFault.CONNECT_FAILED)], "two": ["yes"]}, waits={"one": 4.0, "two": 3.0})
-    assert await fake.call(Policy(10.0)) == ["yes"]
+    assert await fake.call(FailoverPolicy(10.0)) == ["yes"]
     assert fake.left == [6.0, 3.0]
     fake = Fake({"one": ["yes"]}, waits={"one": 4.0})
     with pytest.raises(BulkheadFull):
-        await fake.call(Policy(10.0), timeout=3.0)
+        await fake.call(FailoverPolicy(10.0), timeout=3.0)
     assert (fake.tried, fake.now) == ([], 103.0)
 
 
 async def test_nobody_waits_in_a_second_line_unless_the_policy_says_so() -> None:
     for waits_again in (False, True):
         fake = Fake({"one": [waited_in_vain()], "two": ["yes"]})
-        calling = fake.call(Policy(10.0, waits_again=waits_again))
+        calling = fake.call(FailoverPolicy(10.0, waits_again=waits_again))
         if waits_again:
             assert await calling == ["yes"]
         else:

@@ -5,20 +5,22 @@ from __future__ import annotations
 import pytest
 
 from api.errors import BreakerOpen, BulkheadFull, InternalError, NotFound, RagherdError, UpstreamError, UpstreamFault
-from api.single_flight.wire import HandedOver, Piece, decode, encode
-from api.values import Landed, Source, Usage
+from api.single_flight.wire import LeaderLeft, TextMessage, decode, encode
+from api.values import CompletedAnswer, Source, Usage
 
 
 @pytest.mark.parametrize(
     "said",
     [
-        Piece(1, 20, 'a "piece"\n \u2028 é'),
-        HandedOver(),
-        Landed("text", "llama3.2", Usage(3, 4), "length", (Source("d1", "Title", 2, "text", 0.5),), "rag:cache:x:y"),
-        Landed("text", "llama3.2", Usage()),
+        TextMessage(1, 20, 'a "piece"\n \u2028 é'),
+        LeaderLeft(),
+        CompletedAnswer(
+            "text", "llama3.2", Usage(3, 4), "length", (Source("d1", "Title", 2, "text", 0.5),), "rag:cache:x:y"
+        ),
+        CompletedAnswer("text", "llama3.2", Usage()),
     ],
 )
-def test_words_and_answers(said: Piece | HandedOver | Landed) -> None:
+def test_words_and_answers(said: TextMessage | LeaderLeft | CompletedAnswer) -> None:
     assert decode(encode(said)) == said
 
 

@@ -10,9 +10,9 @@ import pytest
 
 from api import cancellation as background
 from api.bulkhead.fleet_bulkhead import FleetBulkhead, kept_alive
-from api.bulkhead.rules import Policy, Taken, Verdict
+from api.bulkhead.rules import AcquireResult, BulkheadPolicy, Taken
 from api.single_flight import fleet_flights as flights_following
-from api.single_flight.fleet_flights import Flights, kept_in_step
+from api.single_flight.fleet_flights import FleetFlights, kept_in_step
 from tests.waiting import wait_until_async
 
 
@@ -39,7 +39,7 @@ class FaultyStore:
         return {}
 
     async def take(self, *who: str) -> Taken:
-        return Taken(Verdict.GRANTED, "user acme 1 w 1")
+        return Taken(AcquireResult.GRANTED, "user acme 1 w 1")
 
     async def give(self, returns: Sequence[Any]) -> list[str]:
         return []
@@ -57,12 +57,12 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_of_a_bulkhead() -> None:
     store: Any = FaultyStore()
-    bulkhead = FleetBulkhead("ollama", Policy(lease_ms=40), store, "w")
+    bulkhead = FleetBulkhead("ollama", BulkheadPolicy(lease_ms=40), store, "w")
     async with kept_alive(bulkhead), bulkhead.permit("acme"):
         await wait_until_async(store.goes_on)
 
 
 async def test_of_flights() -> None:
     store: Any = FaultyStore()
-    async with kept_in_step(Flights(store, 1.0)):
+    async with kept_in_step(FleetFlights(store, 1.0)):
         await wait_until_async(store.goes_on)

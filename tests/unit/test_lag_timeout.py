@@ -13,7 +13,7 @@ import uvloop
 
 from api.errors import StoreUnavailable
 from api.query.cache import BudgetSpent, CacheBudget
-from api.query.question import Stages
+from api.query.question import Timings
 from api.timeouts import FEWEST, MOST, Countdown, LagTimeout, wait_with_lag
 
 pytestmark = pytest.mark.slow
@@ -124,7 +124,7 @@ async def test_a_countdown_that_has_ended_counts_no_lag_twice() -> None:
 
 
 async def test_a_countdown_has_a_bound_however_much_the_loop_lags(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("api.timeouts.MOST_LAG", 0.1)
+    monkeypatch.setattr("api.timeouts.MAX_LAG", 0.1)
     stop, ended = busy_rounds(0.1), asyncio.Event()
     began = time.monotonic()
     Countdown(0.05, ended.set)
@@ -144,7 +144,7 @@ async def test_a_countdown_counts_the_lag_and_grows_by_it() -> None:
 
 
 async def test_the_budget_of_a_question_does_not_pay_for_the_lag() -> None:
-    budget, stages = CacheBudget(0.1), Stages()
+    budget, timings = CacheBudget(0.1), Timings()
 
     async def answers() -> str:
         await asyncio.sleep(0.01)
@@ -152,9 +152,9 @@ async def test_the_budget_of_a_question_does_not_pay_for_the_lag() -> None:
 
     for _ in range(3):
         asyncio.get_running_loop().call_soon(time.sleep, 0.15)
-        assert await budget.within(stages, answers()) == "answer"
-    assert stages.cache > 0.3
-    assert stages.lag > 0.2
+        assert await budget.within(timings, answers()) == "answer"
+    assert timings.cache > 0.3
+    assert timings.lag > 0.2
 
 
 async def test_a_command_past_its_budget_goes_on_and_is_waited_for_at_the_end() -> None:
@@ -166,7 +166,7 @@ async def test_a_command_past_its_budget_goes_on_and_is_waited_for_at_the_end() 
         return "stored"
 
     with pytest.raises(BudgetSpent) as spent:
-        await budget.within(Stages(), late())
+        await budget.within(Timings(), late())
     spent.value.then(lambda task: ended.append(task.result()))
     asyncio.get_running_loop().call_soon(goes_on.set)
     await budget.aclose()
@@ -177,7 +177,7 @@ async def test_a_command_that_never_ends_does_not_keep_the_worker(monkeypatch: p
     monkeypatch.setattr("api.query.cache.CLOSE_SECONDS", 0.01)
     budget = CacheBudget(0.01)
     with pytest.raises(StoreUnavailable):
-        await budget.within(Stages(), asyncio.Event().wait())
+        await budget.within(Timings(), asyncio.Event().wait())
     async with asyncio.timeout(5):
         await budget.aclose()
 
@@ -193,7 +193,7 @@ async def test_the_error_of_a_command_whose_caller_left_is_not_asyncio_s_to_log(
         await fails.wait()
         raise StoreUnavailable("Redis is down")
 
-    caller = asyncio.create_task(budget.within(Stages(), lost()))
+    caller = asyncio.create_task(budget.within(Timings(), lost()))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     if done_first:  # it fails in the moment in which its caller is cancelled

@@ -45,10 +45,10 @@ from api.values import ChatMessage, EmbedderIdentity, Source
 
 pytestmark = pytest.mark.slow
 
-MOST_RATIO: Final = 8.0
+MAX_RATIO: Final = 8.0
 LEAST_SECONDS: Final = 0.005
 """Shorter times are noise: the text grows until it takes longer."""
-MOST_SECONDS: Final = 2.0
+MAX_SECONDS: Final = 2.0
 """What takes longer than this at a short length needs no ratio."""
 LONGEST_TEXT: Final = 400_000
 ATTEMPTS: Final = 4
@@ -220,7 +220,7 @@ def ratio(name: str, unit: str) -> float:
         length *= 2
     if long < LEAST_SECONDS:
         return 1.0
-    short = min(seconds(read, unit * (length // len(unit))) for _ in range(3 if long < MOST_SECONDS else 1))
+    short = min(seconds(read, unit * (length // len(unit))) for _ in range(3 if long < MAX_SECONDS else 1))
     return long / max(short, LEAST_SECONDS / 16)
 
 
@@ -228,6 +228,6 @@ def ratio(name: str, unit: str) -> float:
 @pytest.mark.parametrize("name", READERS)
 def test_four_times_the_text_takes_about_four_times_as_long(name: str, unit: str) -> None:
     found: list[float] = []
-    while not found or (found[-1] > MOST_RATIO and len(found) < ATTEMPTS):
+    while not found or (found[-1] > MAX_RATIO and len(found) < ATTEMPTS):
         found.append(ratio(name, unit))
-    assert min(found) <= MOST_RATIO, f"{found} times as long for four times the text"
+    assert min(found) <= MAX_RATIO, f"{found} times as long for four times the text"

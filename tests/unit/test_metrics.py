@@ -20,7 +20,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 from starlette.testclient import TestClient
 
-from api.breaker.state import Outcome, State, Transition
+from api.breaker.state import CallOutcome, State, Transition
 from api.errors import UpstreamFault
 from api.observability.http_middleware import HttpMetrics
 from api.observability.metric_names import ALL_METRICS
@@ -147,7 +147,7 @@ def _opened(by: str) -> Transition:
 
 def test_the_breakers_words_are_all_translated() -> None:
     assert set(STATES) == set(State)
-    assert set(OUTCOMES) == set(Outcome)
+    assert set(OUTCOMES) == set(CallOutcome)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from fpdf import FPDF
 from pypdf import PdfReader, PdfWriter
 
 from api.errors import PayloadTooLarge, ServiceUnavailable, UnreadableDocument, UnsupportedDocument
-from api.knowledge.parsing import AT_ONCE, IN_A_THREAD, Parsed, ParseLimits, Parser, _read
+from api.knowledge.parsing import CONCURRENCY, IN_A_THREAD, Parsed, ParseLimits, Parser, _read
 from api.knowledge.plain_text import DOCX, HTML, MARKDOWN, PDF, TEXT, decoded, media_type, read_text, tidied
 from api.knowledge.readers import html
 
@@ -221,7 +221,7 @@ async def test_a_file_that_keeps_its_reader_is_given_up_and_the_reader_with_it()
 
 async def test_a_file_is_not_blamed_for_those_that_are_read_before_it() -> None:
     busy, page = parser(timeout=0.05), b"<p>On the third floor.</p>"
-    turns = [busy._turn(busy._slots) for _ in range(AT_ONCE)]
+    turns = [busy._turn(busy._slots) for _ in range(CONCURRENCY)]
     for turn in turns:
         await turn.__aenter__()
     with pytest.raises(ServiceUnavailable):

@@ -11,8 +11,8 @@ import pytest
 from redis.asyncio import Redis
 
 from api.breaker.fleet_breaker import FleetBreaker, kept_current
-from api.breaker.state import Policy
-from api.redis_store.health_gated import RedisGate
+from api.breaker.state import BreakerPolicy
+from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.breaker import RedisBreakerStore
 from tests.waiting import wait_until_async
@@ -31,14 +31,14 @@ class Heard(pybreaker.CircuitBreakerListener):
 @asynccontextmanager
 async def opened(*listeners: pybreaker.CircuitBreakerListener) -> AsyncIterator[FleetBreaker]:
     server = fakeredis.FakeServer()
-    gate = RedisGate(fakeredis.FakeAsyncRedis(server=server), 8)
+    gate = HealthGatedRedis(fakeredis.FakeAsyncRedis(server=server), 8)
     await gate.check()
 
     @asynccontextmanager
     async def reader(_: float) -> AsyncIterator[Redis]:
         yield fakeredis.FakeAsyncRedis(server=server, decode_responses=True)
 
-    policy = Policy(failure_threshold=3)
+    policy = BreakerPolicy(failure_threshold=3)
     store = RedisBreakerStore(gate, reader, Keys(), "ollama", policy, "w")
     async with kept_current(FleetBreaker("ollama", policy, store, "w", listeners=listeners)) as breaker:
         yield breaker

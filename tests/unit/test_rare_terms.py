@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from api.knowledge.ranking import MOST_PASSAGES, DistinctiveTerms, distinctive_terms, leading
+from api.knowledge.ranking import MAX_PASSAGES, DistinctiveTerms, distinctive_terms, leading
 
 SHEETS = {
     "one": "Machine sheet 1\nThe lathe has the serial number 7Q-4821 and is kept by Ada Lindqvist.",
@@ -68,5 +68,5 @@ def test_the_rarest_term_leads() -> None:
 
 
 def test_a_term_of_many_passages_is_not_rare() -> None:
-    passages = {number: f"Page {number} of 2020" for number in range(MOST_PASSAGES + 1)}
+    passages = {number: f"Page {number} of 2020" for number in range(MAX_PASSAGES + 1)}
     assert leading("What was in 2020?", passages).by_code == []

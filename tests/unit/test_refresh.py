@@ -12,10 +12,10 @@ import pytest
 from api.errors import BreakerOpen
 from api.ports.cache import Claim
 from api.query.cache import Lookup
-from api.query.cache_key import Fingerprint
-from api.query.generate import AT_ONCE, Refresher
+from api.query.cache_key import CacheKey
+from api.query.generate import CONCURRENCY, Refresher
 from api.query.question import Query
-from api.values import EmbedderIdentity, FlightKey, Landed, Usage
+from api.values import CompletedAnswer, EmbedderIdentity, FlightKey, Usage
 
 CLAIM = Claim("rag:flight:{x}:refresh", "fence")
 
@@ -41,14 +41,14 @@ class Fresh:
         *,
         buffered: bool,
         background: bool,
-    ) -> Landed:
+    ) -> CompletedAnswer:
         self.background.add(background and buffered)
         self.claims.append(claim)
         self.begun.append(query.question)
         await self.go_on.wait()
         if self.error is not None:
             raise self.error
-        return Landed("text", "m", Usage(), entry=self.entry)
+        return CompletedAnswer("text", "m", Usage(), entry=self.entry)
 
 
 class Soles:
@@ -78,7 +78,7 @@ class Case:
         self.refresher = Refresher(self.fresh, self.soles, self.seen)  # type: ignore[arg-type]
 
     def start(self, question: str = "q") -> None:
-        place = Fingerprint(EmbedderIdentity("e", 4, "aaaaaaaaaa"), "aaaaaaaaaa-scope", question)
+        place = CacheKey(EmbedderIdentity("e", 4, "aaaaaaaaaa"), "aaaaaaaaaa-scope", question)
         self.refresher.start(Query(question, "t", "m"), Lookup(place=place))
 
     async def settle(self) -> None:
@@ -108,10 +108,10 @@ async def test_once_for_a_question_behind_all_users(case: Case) -> None:
 
 
 async def test_not_more_at_once_than_the_bound(case: Case) -> None:
-    for number in range(AT_ONCE + 3):
+    for number in range(CONCURRENCY + 3):
         case.start(f"q{number}")
     await case.settle()
-    assert len(case.fresh.begun) == AT_ONCE
+    assert len(case.fresh.begun) == CONCURRENCY
     assert case.seen.outcomes == ["too_many"] * 3
 
 

@@ -14,8 +14,8 @@ from redis.asyncio import Redis
 
 from api.breaker.fleet_breaker import POLL_SECONDS
 from api.redis_store.client import RedisAddress
-from api.redis_store.health_gated import RedisGate
-from api.redis_store.stores.fleet import HEARTBEAT_SECONDS, LOOKS, SLOWEST
+from api.redis_store.health_gated import HealthGatedRedis
+from api.redis_store.stores.fleet import FULL_PACE_WORKERS, HEARTBEAT_SECONDS, SLOWEST
 from api.scaling import plan as queueing
 from api.scaling import plan as redis_load
 from api.scaling.costs import BySize, Costs, CostsUnreadable, load_costs
@@ -211,7 +211,7 @@ def test_a_capacity_that_can_not_be_is_refused(wrong: dict[str, float]) -> None:
 
 
 def test_the_release_s_costs_name_every_operation_that_is_measured() -> None:
-    gate = RedisGate(Redis(), 1)
+    gate = HealthGatedRedis(Redis(), 1)
     address = RedisAddress("redis://127.0.0.1:1", 1.0, 1.0, 1)
     named = set(operations.Operations(gate, address).all())
     assert {one.name for one in COSTS.periodic} | set(COSTS.once) == named | {"breaker_follow", "channel_ping"}
@@ -219,7 +219,7 @@ def test_the_release_s_costs_name_every_operation_that_is_measured() -> None:
 
 def test_the_release_s_costs_are_of_this_service_s_pace_and_intervals() -> None:
     every = {periodic.name: periodic.every for periodic in COSTS.periodic}
-    assert (COSTS.looks, COSTS.slowest) == (LOOKS, SLOWEST)
+    assert (COSTS.looks, COSTS.slowest) == (FULL_PACE_WORKERS, SLOWEST)
     assert (every["heartbeat"], every["breaker_poll"]) == (HEARTBEAT_SECONDS, POLL_SECONDS)
     assert dict(COSTS.coalescing) == operations.coalescing()
 

@@ -12,7 +12,7 @@ import simpy
 from api.scaling import plan as redis_load
 from api.scaling.costs import load_costs
 from api.scaling.plan import Demand, md1_wait, mean_wait
-from api.scaling.simulation import Network, RedisServer, Service, as_measured, exponential, quantile, simulate
+from api.scaling.simulation import Network, Service, SimulatedRedis, as_measured, exponential, quantile, simulate
 
 pytestmark = pytest.mark.slow
 
@@ -22,7 +22,7 @@ COSTS = load_costs()
 def mean_wait_of(load: float, service: Service, seed: int, arrivals: int = 120_000) -> float:
     """Seconds in the line of arrivals at random, each with a second of work."""
     env, chance = simpy.Environment(), random.Random(seed)
-    server = RedisServer(env, chance, service)
+    server = SimulatedRedis(env, chance, service)
 
     def arriving() -> Generator[simpy.Event, None, None]:
         for _ in range(arrivals):
@@ -46,7 +46,7 @@ def test_work_at_random_waits_as_in_m_m_1(load: float) -> None:
 
 def test_work_that_finds_the_server_busy_waits_for_what_is_before_it() -> None:
     env = simpy.Environment()
-    server = RedisServer(env, random.Random(1))
+    server = SimulatedRedis(env, random.Random(1))
     assert [server.submit(seconds) for seconds in (1.0, 2.0, 0.5)] == [1.0, 3.0, 3.5]
     assert list(server.waits) == [0.0, 1.0, 3.0]
     env.run(until=7.0)

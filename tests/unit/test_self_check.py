@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from api.cli.self_check import Asked, CheckFailed, require_semantic_hit
+from api.cli.self_check import CheckFailed, QueryResponse, require_semantic_hit
 
 HIT = {"status": "hit", "kind": "semantic", "similarity": 0.975, "age_seconds": 1.2, "entry": "e"}
 
 
-def asked(**cache: Any) -> Asked:
+def asked(**cache: Any) -> QueryResponse:
     """An answer whose cache block is that of a good hit but for `cache`."""
-    return Asked("q", "w1", 0.002, {"answer": "a", "cache": HIT | cache})
+    return QueryResponse("q", "w1", 0.002, {"answer": "a", "cache": HIT | cache})
 
 
 def test_a_semantic_hit_of_this_run_passes() -> None:

@@ -10,7 +10,7 @@ from api.cli.self_check import without_password
 from api.embedded.model_process import generates_text
 from api.embedded.service_plan import (
     Addresses,
-    Backends,
+    BackendPlan,
     addresses,
     first_error,
     is_set,
@@ -20,7 +20,7 @@ from api.embedded.service_plan import (
 from api.settings import Settings, load_settings, variable_names
 
 WHERE = Addresses("127.0.0.1", 8001, 9090)
-STAND_IN = Backends(redis_url="redis://127.0.0.1:16379", stand_in_url="http://127.0.0.1:5000")
+STAND_IN = BackendPlan(redis_url="redis://127.0.0.1:16379", stand_in_url="http://127.0.0.1:5000")
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +62,7 @@ def test_what_is_set_stays(tmp_path: Path) -> None:
 
 def test_ones_own_ollama_and_redis_are_left_to_the_settings(tmp_path: Path) -> None:
     mine = settings(tmp_path, "REDIS_URL=redis://db:6379", "OLLAMA_BASE_URL=http://gpu:11434")
-    environment = service_environment(mine, Backends(ollama_model="qwen3:8b"), WHERE, {})
+    environment = service_environment(mine, BackendPlan(ollama_model="qwen3:8b"), WHERE, {})
     assert is_set(mine.redis, "url")
     assert environment["LLM_MODEL"] == "qwen3:8b"
     assert not {"REDIS_URL", "OLLAMA_BASE_URL", "EMBED_MODEL"} & set(environment)
@@ -73,7 +73,7 @@ def test_an_empty_redis_url_is_none(tmp_path: Path) -> None:
 
 
 def test_the_model_that_was_set_wins_over_the_one_that_was_found(tmp_path: Path) -> None:
-    assert language_model(settings(tmp_path, "LLM_MODEL=qwen3"), Backends(ollama_model="llama3.2:1b")) == "qwen3"
+    assert language_model(settings(tmp_path, "LLM_MODEL=qwen3"), BackendPlan(ollama_model="llama3.2:1b")) == "qwen3"
 
 
 def test_port_0_is_any_free_one_and_metrics_port_0_is_none(tmp_path: Path) -> None:

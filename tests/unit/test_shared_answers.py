@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from api.errors import DocumentsChanged, StoreUnavailable
-from api.query.cache import CacheBudget, CachePolicy, Lookup, SharedAnswers
-from api.query.cache_key import Fingerprint
-from api.query.question import Query, Stages
+from api.query.cache import CacheBudget, CachePolicy, Lookup, SemanticCache
+from api.query.cache_key import CacheKey
+from api.query.question import Query, Timings
 from api.values import EmbedderIdentity, Generation, GenerationEnd, Usage
 
-PLACE = Fingerprint(EmbedderIdentity("e", 4, "aaaaaaaaaa"), "aaaaaaaaaa-scope", "digest")
+PLACE = CacheKey(EmbedderIdentity("e", 4, "aaaaaaaaaa"), "aaaaaaaaaa-scope", "digest")
 
 
 class LostCache:
@@ -49,12 +49,12 @@ class Seen:
 async def test_an_answer_whose_second_look_fails_keeps_its_time_and_is_not_stored() -> None:
     """Without the time it would be stored whatever has been deleted since."""
     cache, seen = LostCache(), Seen()
-    shared = SharedAnswers(cache, None, None, seen, CachePolicy(0.9), CacheBudget(1.0))  # type: ignore[arg-type]
+    shared = SemanticCache(cache, None, None, seen, CachePolicy(0.9), CacheBudget(1.0))  # type: ignore[arg-type]
     query, lookup = Query("q", "t", "m"), Lookup(PLACE, available=True, now_ms=1234)
-    await shared.look_again(query, lookup, Stages())
+    await shared.look_again(query, lookup, Timings())
     assert (lookup.now_ms, lookup.available, seen.failures) == (1234, False, 1)
     generation = Generation("text", GenerationEnd("m", "stop", Usage()), 0.0)
-    assert await shared.store(query, lookup, None, (), generation, Stages()) is None
+    assert await shared.store(query, lookup, None, (), generation, Timings()) is None
     assert cache.stored == 0
 
 
@@ -87,10 +87,10 @@ async def test_a_storing_that_outlives_its_budget_is_counted_by_its_end(
 ) -> None:
     cache, seen, budget = SlowCache(), Seen(), CacheBudget(0.01)
     cache.error = error
-    shared = SharedAnswers(cache, None, None, seen, CachePolicy(0.9), budget)  # type: ignore[arg-type]
+    shared = SemanticCache(cache, None, None, seen, CachePolicy(0.9), budget)  # type: ignore[arg-type]
     query, lookup = Query("q", "t", "m"), Lookup(PLACE, available=True, now_ms=1234)
     generation = Generation("text", GenerationEnd("m", "stop", Usage()), 0.0)
-    assert await shared.store(query, lookup, None, (), generation, Stages()) is None
+    assert await shared.store(query, lookup, None, (), generation, Timings()) is None
     assert (seen.failures, seen.stored) == (0, 0)
     cache.goes_on.set()
     await budget.aclose()  # what the worker awaits before it ends

@@ -6,11 +6,11 @@ import random
 
 import pytest
 
-from worker_config.rolling_arbiter import Reason, Standing, Step, next_step
+from worker_config.rolling_arbiter import Reason, Step, WorkerState, next_step
 
 
-def worker(age: int, due: Reason | None = None, *, ready: bool = True, replaced: bool = False) -> Standing:
-    return Standing(pid=1000 + age, age=age, ready=ready, replaced=replaced, due=due)
+def worker(age: int, due: Reason | None = None, *, ready: bool = True, replaced: bool = False) -> WorkerState:
+    return WorkerState(pid=1000 + age, age=age, ready=ready, replaced=replaced, due=due)
 
 
 OLD = worker(1, Reason.RELOAD)
@@ -41,7 +41,7 @@ LEAVING = worker(0, Reason.RELOAD, replaced=True)
         pytest.param([OLD, worker(2, Reason.RELOAD)], 1, Step(replace=OLD), id="fewer wanted: no successor"),
     ],
 )
-def test_the_next_step(workers: list[Standing], wanted: int, expected: Step) -> None:
+def test_the_next_step(workers: list[WorkerState], wanted: int, expected: Step) -> None:
     assert next_step(workers, wanted) == expected
 
 
@@ -74,5 +74,5 @@ def test_there_are_never_fewer_serving_than_wanted_and_it_comes_to_rest(seed: in
     assert len(workers) == wanted
 
 
-def serving(workers: dict[int, Standing]) -> int:
+def serving(workers: dict[int, WorkerState]) -> int:
     return sum(each.ready and not each.replaced for each in workers.values())

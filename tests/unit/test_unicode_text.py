@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from api.unicode_text import JOINER, MOST_MARKS, is_blank, nfc, with_limited_marks
+from api.unicode_text import JOINER, MAX_MARKS, is_blank, nfc, with_limited_marks
 
 MARKS = "\u0315\u0300\u0344\u0f73\u0301"
 
@@ -36,12 +36,12 @@ def test_no_run_is_longer_and_nothing_is_lost(text: str) -> None:
     limited = with_limited_marks(text)
     assert limited.replace(JOINER, "") == text
     assert with_limited_marks(limited) == limited
-    assert longest_run(unicodedata.normalize("NFD", limited)) <= MOST_MARKS
+    assert longest_run(unicodedata.normalize("NFD", limited)) <= MAX_MARKS
 
 
 @given(st.text())
 def test_a_text_that_people_write_is_normalised_as_ever(text: str) -> None:
-    if longest_run(unicodedata.normalize("NFD", text)) <= MOST_MARKS:
+    if longest_run(unicodedata.normalize("NFD", text)) <= MAX_MARKS:
         assert nfc(text) == unicodedata.normalize("NFC", text)
 
 

@@ -15,7 +15,7 @@ from api.endpoints.cache import WarmQuestionIn, WarmUpIn
 from api.endpoints.documents import DocumentIn, FormIn
 from api.endpoints.dropin_wire import parsed
 from api.endpoints.query import QueryIn
-from api.endpoints.validation import MOST_CONTAINERS, MOST_FAULTS, json_of, validated
+from api.endpoints.validation import MAX_CONTAINERS, MAX_FAULTS, json_of, validated
 from api.errors import InvalidRequest
 
 MANY = 100_000
@@ -64,7 +64,7 @@ def test_very_many_wrong_values_make_a_handful_of_errors(kind: type[BaseModel]) 
         assert refused.value.error_count() <= 10 * len(kind.model_fields), kind
         with pytest.raises(InvalidRequest) as told:
             validated(kind, given)
-        assert len(told.value.members["errors"]) <= MOST_FAULTS
+        assert len(told.value.members["errors"]) <= MAX_FAULTS
         assert len(orjson.dumps([told.value.detail, told.value.members])) < 4000
 
 
@@ -112,7 +112,7 @@ def test_brackets_within_strings_do_not_count() -> None:
 
 
 def test_as_many_lists_as_there_may_be_are_decoded() -> None:
-    fitting = [[]] * (MOST_CONTAINERS - 1)
+    fitting = [[]] * (MAX_CONTAINERS - 1)
     assert json_of(orjson.dumps(fitting)) == fitting
     with pytest.raises(InvalidRequest):
         json_of(orjson.dumps([*fitting, []]))
@@ -121,7 +121,7 @@ def test_as_many_lists_as_there_may_be_are_decoded() -> None:
 @pytest.mark.parametrize("piece", [b'"a\\', b'"', b"\\", b'"\\"', b'""', b'"['])
 def test_counting_is_linear_in_the_body(piece: bytes) -> None:
     """Each string is looked at once, also where none of them ends."""
-    body = b'"' + b"[" * (MOST_CONTAINERS + 1) + b'",' + piece * 200_000
+    body = b'"' + b"[" * (MAX_CONTAINERS + 1) + b'",' + piece * 200_000
     began = time.thread_time()
     with pytest.raises(InvalidRequest):
         json_of(body)

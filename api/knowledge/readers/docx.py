@@ -12,9 +12,9 @@ from api.errors import UnreadableDocument
 from api.knowledge.plain_text import too_long
 from api.knowledge.readers import html
 
-MOST_ENTRIES: Final = 2_000
-MOST_BYTES: Final = 100 * 1024 * 1024
-MOST_RATIO: Final = 200
+MAX_ENTRIES: Final = 2_000
+MAX_BYTES: Final = 100 * 1024 * 1024
+MAX_RATIO: Final = 200
 """How many times its size in the file an entry of over a mebibyte may have."""
 BODY: Final = "word/document.xml"
 
@@ -41,6 +41,6 @@ def _check(data: bytes) -> None:
     if BODY not in {entry.filename for entry in entries}:
         raise UnreadableDocument(f"It is no .docx file: it has no {BODY}.")
     unpacked = sum(entry.file_size for entry in entries)
-    bomb = any(e.file_size > 1024 * 1024 and e.file_size > MOST_RATIO * max(e.compress_size, 1) for e in entries)
-    if len(entries) > MOST_ENTRIES or unpacked > MOST_BYTES or bomb:
+    bomb = any(e.file_size > 1024 * 1024 and e.file_size > MAX_RATIO * max(e.compress_size, 1) for e in entries)
+    if len(entries) > MAX_ENTRIES or unpacked > MAX_BYTES or bomb:
         raise UnreadableDocument(f"It would unpack to {unpacked} bytes in {len(entries)} parts: that is no document.")

@@ -12,12 +12,12 @@ from redis.commands.core import AsyncScript
 from redis.exceptions import RedisError
 
 from api.breaker.state import (
-    Admission,
+    BreakerPolicy,
     BreakerReading,
     BreakerState,
-    Outcome,
+    CallOutcome,
     Override,
-    Policy,
+    Permission,
     Position,
     Recorded,
     State,
@@ -25,7 +25,7 @@ from api.breaker.state import (
     Transition,
 )
 from api.errors import StoreUnavailable
-from api.redis_store.health_gated import Gates
+from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import Keys
 from api.redis_store.scripts import script
 
@@ -37,11 +37,11 @@ class RedisBreakerStore:
 
     def __init__(
         self,
-        gate: Gates,
+        gate: HealthGatedClients,
         reader: Callable[[float], AbstractAsyncContextManager[Redis]],
         keys: Keys,
         name: str,
-        policy: Policy,
+        policy: BreakerPolicy,
         worker: str,
     ) -> None:
         self._keys = keys.breaker(name)
@@ -66,15 +66,15 @@ class RedisBreakerStore:
     async def _run(self, called: AsyncScript, *arguments: Any) -> Any:
         return await self._gate.run("breaker", lambda client: called(self._keys, arguments, client))
 
-    async def admit(self, token: str) -> Admission:
+    async def admit(self, token: str) -> Permission:
         """See `BreakerStore`."""
         policy = self._policy
         granted, probe, lost, *position = await self._run(
             self._admit, token, self._worker, policy.lease_ms, policy.half_open_max_calls, policy.timeout_ms
         )
-        return Admission(bool(granted), bool(probe), _position(position), int(lost))
+        return Permission(bool(granted), bool(probe), _position(position), int(lost))
 
-    async def record(self, epoch: int, token: str, outcomes: list[Outcome], rejected: int) -> Recorded:
+    async def record(self, epoch: int, token: str, outcomes: list[CallOutcome], rejected: int) -> Recorded:
         """See `BreakerStore`."""
         stale, changed, *position = await self._run(
             self._record, epoch, token, self._worker, "".join(outcomes), rejected, *self._record_args
@@ -152,7 +152,7 @@ def _streams(reply: Any) -> list[tuple[str, list[tuple[str, dict[str, str]]]]]:
     return list(reply or [])
 
 
-def _record_arguments(policy: Policy) -> tuple[Any, ...]:
+def _record_arguments(policy: BreakerPolicy) -> tuple[Any, ...]:
     return (
         int(policy.enabled),
         policy.failure_threshold,

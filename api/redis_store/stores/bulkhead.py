@@ -7,8 +7,18 @@ from typing import Any
 
 from redis.commands.core import AsyncScript
 
-from api.bulkhead.rules import BulkheadReading, Policy, Priority, Return, Taken, Verdict, Wake, new_id, tenant_field
-from api.redis_store.health_gated import Gates
+from api.bulkhead.rules import (
+    AcquireResult,
+    BulkheadPolicy,
+    BulkheadReading,
+    PermitReturn,
+    Priority,
+    Taken,
+    Wake,
+    new_id,
+    tenant_field,
+)
+from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import Keys
 from api.redis_store.scripts import Reader, messages, script
 
@@ -18,11 +28,11 @@ class RedisBulkheadStore:
 
     def __init__(
         self,
-        gate: Gates,
+        gate: HealthGatedClients,
         reader: Reader,
         keys: Keys,
         name: str,
-        policy: Policy,
+        policy: BulkheadPolicy,
         worker: str,
     ) -> None:
         self._keys = keys.bulkhead(name)
@@ -49,9 +59,9 @@ class RedisBulkheadStore:
         verdict, ticket, retry_after_ms = await self._run(
             self._take, priority, tenant_field(tenant), self._worker, new_id(), self._max_queue
         )
-        return Taken(Verdict(verdict), ticket.decode(), int(retry_after_ms) / 1000)
+        return Taken(AcquireResult(verdict), ticket.decode(), int(retry_after_ms) / 1000)
 
-    async def give(self, returns: Sequence[Return]) -> list[str]:
+    async def give(self, returns: Sequence[PermitReturn]) -> list[str]:
         """See `BulkheadStore`."""
         items = (field for item in returns for field in (item.ticket, item.held_ms, item.reason or ""))
         return _texts(await self._run(self._give, *items))

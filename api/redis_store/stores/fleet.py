@@ -24,7 +24,7 @@ from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
 
 from api.errors import StoreUnavailable
-from api.redis_store.health_gated import Gates
+from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import CacheKeys, Keys
 from api.redis_store.scripts import now_ms, script
 from api.values import BackendHealth
@@ -33,10 +33,10 @@ BACKEND_LIFETIME_MS: Final = 60_000
 DIGESTS_LIFETIME_MS: Final = 30 * 24 * 3600 * 1000
 
 
-class BackendBoard:
+class BackendHealthStore:
     """See `ports.HealthBoard`: `rag:backend:<name>`. `urls` are the backends' by their names."""
 
-    def __init__(self, gate: Gates, keys: Keys, urls: Mapping[str, str], worker: str) -> None:
+    def __init__(self, gate: HealthGatedClients, keys: Keys, urls: Mapping[str, str], worker: str) -> None:
         self._gate = gate.of(keys.backend(""))
         self._keys = keys
         self._urls = {name: _without_password(url) for name, url in urls.items()}
@@ -129,7 +129,7 @@ def _without_password(url: str) -> str:
 
 HEARTBEAT_SECONDS: Final = 1.0
 LEASE_MS: Final = 5_000
-LOOKS: Final = 4
+FULL_PACE_WORKERS: Final = 4
 """Workers up to which each looks for work at its full pace; of more, all together look as often as these."""
 SLOWEST: Final = 8.0
 """By how much longer a worker pauses at most: a smaller fleet must not wait for its pace to be found."""
@@ -138,7 +138,9 @@ SLOWEST: Final = 8.0
 class WorkerRegistry:
     """`facts` gives what this worker says of itself at each heartbeat: flat fields, readable values."""
 
-    def __init__(self, gate: Gates, keys: Keys, worker: str, facts: Callable[[], Mapping[str, Any]]) -> None:
+    def __init__(
+        self, gate: HealthGatedClients, keys: Keys, worker: str, facts: Callable[[], Mapping[str, Any]]
+    ) -> None:
         self._gate = gate.of(keys.workers)
         self._keys = keys
         self._worker = worker
@@ -150,7 +152,7 @@ class WorkerRegistry:
     @property
     def pace(self) -> float:
         """By how much longer a worker pauses between two looks for work that any other would do as well."""
-        return min(max(1.0, self.known_live / LOOKS), SLOWEST)
+        return min(max(1.0, self.known_live / FULL_PACE_WORKERS), SLOWEST)
 
     async def heartbeat(self) -> None:
         """Says that this worker lives. Raises `StoreUnavailable`."""
@@ -209,7 +211,7 @@ BATCH: Final = 500
 class CacheCounters:
     """`rag:stats:cache`, and the uses of entries. The last known totals stand in while Redis is down."""
 
-    def __init__(self, gate: Gates, keys: Keys, worker: str) -> None:
+    def __init__(self, gate: HealthGatedClients, keys: Keys, worker: str) -> None:
         self._gates = gate
         self._gate = gate.of(keys.cache_stats)
         self._keys = keys
@@ -318,7 +320,7 @@ class _Budget(Protocol):
 class FleetRetries:
     """`rag:stats:retries`. What could not be sent is let go: it counts for a minute only."""
 
-    def __init__(self, gate: Gates, keys: Keys, budget: _Budget) -> None:
+    def __init__(self, gate: HealthGatedClients, keys: Keys, budget: _Budget) -> None:
         self._key = keys.retries
         self._gate = gate.of(self._key)
         self._budget = budget

@@ -12,17 +12,17 @@ from redis.commands.core import AsyncScript
 
 from api.errors import StoreUnavailable
 from api.ports.cache import Claim
-from api.redis_store.health_gated import Gates
+from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import Keys
 from api.redis_store.scripts import Reader, messages, script
-from api.single_flight.flight import KEPT_MS, LEASE_MS, Held, Joined, Message, Record, Verdict
+from api.single_flight.flight import KEPT_MS, LEASE_MS, FlightMessage, FlightRole, Held, Joined, Record
 from api.values import FlightKey
 
 
 class RedisFlightStore:
     """See `FlightStore`. `reader` opens a client of its own for the messages."""
 
-    def __init__(self, gate: Gates, reader: Reader, keys: Keys, worker: str) -> None:
+    def __init__(self, gate: HealthGatedClients, reader: Reader, keys: Keys, worker: str) -> None:
         self._gate = gate
         self._reader = reader
         self._keys = keys
@@ -54,7 +54,7 @@ class RedisFlightStore:
         reply = await self._run(self._join, keys, self._worker, LEASE_MS, self._channel, key.id, *moments)
         assert isinstance(reply, list)
         verdict, fence, *place = (part.decode() for part in reply)
-        return Joined(Verdict(verdict), fence, *place)
+        return Joined(FlightRole(verdict), fence, *place)
 
     async def publish(self, key: FlightKey, fence: str, bodies: Sequence[str]) -> int | None:
         """See `FlightStore`."""
@@ -114,11 +114,11 @@ class RedisFlightStore:
         """See `FlightStore`."""
         await self._run(self._release, [claim.key], claim.fence, LEASE_MS)
 
-    async def messages(self) -> AsyncIterator[Message | None]:
+    async def messages(self) -> AsyncIterator[FlightMessage | None]:
         """See `FlightStore`."""
         async for text in messages(self._reader, self._channel + self._worker):
             what, _, flight = (text or "").partition(" ")
-            yield Message(what, flight) if text else None
+            yield FlightMessage(what, flight) if text else None
 
 
 def _number(reply: object) -> int | None:

@@ -17,7 +17,7 @@ from redis.exceptions import ResponseError
 
 from api.ports.backup import StoredAnswer, StoredDocument
 from api.ports.document_work import EmbeddedChunk
-from api.redis_store.health_gated import Gates
+from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import CacheKeys, Keys
 from api.redis_store.scripts import downloaded, milliseconds, now_ms, on_all, replies_of, scanned_once
 from api.redis_store.stores.cache.sweep import EntryKey
@@ -39,7 +39,7 @@ NEEDED: Final = ("scope", "tenant", "question", "answer", "model", "sources", "c
 class AnswerReader:
     """Raises `StoreUnavailable`."""
 
-    def __init__(self, gate: Gates, keys: Keys) -> None:
+    def __init__(self, gate: HealthGatedClients, keys: Keys) -> None:
         self._gate = gate
         self._keys = keys
         self._digests = DocumentDigests(gate, keys)
@@ -122,7 +122,7 @@ TRIES: Final = 5
 class DocumentReader:
     """Raises `StoreUnavailable`."""
 
-    def __init__(self, gate: Gates, keys: Keys) -> None:
+    def __init__(self, gate: HealthGatedClients, keys: Keys) -> None:
         self._gate = gate.of(keys.corpus_state)
         self._keys = keys
 
@@ -201,7 +201,7 @@ _OWNER: Final = re.compile(r"[0-9a-f]{16}")
 class RedisBackupSource:
     """See `ports.BackupSource`."""
 
-    def __init__(self, gate: Gates, keys: Keys) -> None:
+    def __init__(self, gate: HealthGatedClients, keys: Keys) -> None:
         self._gates = gate
         self._gate = gate.of(keys.corpus_state)
         self._keys = keys

@@ -26,11 +26,11 @@ from api.ports.backup import AnswerOutcome, DocumentOutcome, StoredAnswer, Store
 from api.ports.cache import CacheSweep, Selection
 from api.ports.document_work import Deletions, EmbeddedChunk, Work, marks_about
 from api.ports.documents import Document, Draft, FailedChunk
-from api.redis_store.health_gated import Gates
+from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import CacheKeys, Keys
-from api.redis_store.lease import RedisDuty
+from api.redis_store.lease import RedisLeaderLease
 from api.redis_store.scripts import now_ms, on_all, script
-from api.redis_store.stores.cache.invalidation import RedisOutdatedAnswers
+from api.redis_store.stores.cache.invalidation import RedisInvalidationTags
 from api.redis_store.stores.documents.documents import DocumentDigests, RedisDocuments, owner_of
 from api.redis_store.stores.documents.embeddings import RedisReembedding
 from api.redis_store.stores.documents.passages import RedisPassageIndex
@@ -61,7 +61,9 @@ class AnswerWriter:
     nothing is really restored.
     """
 
-    def __init__(self, gate: Gates, keys: Keys, deletions: Deletions, max_size: int, *, new_outdate: bool) -> None:
+    def __init__(
+        self, gate: HealthGatedClients, keys: Keys, deletions: Deletions, max_size: int, *, new_outdate: bool
+    ) -> None:
         self._gate = gate
         self._keys = keys
         self._deletions = deletions
@@ -219,12 +221,12 @@ class DocumentWriter:
 
     def __init__(
         self,
-        gate: Gates,
+        gate: HealthGatedClients,
         keys: Keys,
         worker: str,
         work: RedisDocumentWork,
         sweep: CacheSweep,
-        answers: RedisOutdatedAnswers,
+        answers: RedisInvalidationTags,
         most: int,
         *,
         tells_of_new: bool,
@@ -267,7 +269,7 @@ class DocumentWriter:
         return await self._put(work, stored)
 
     async def _put(self, work: Work, stored: StoredDocument) -> DocumentOutcome:
-        if work.owes:
+        if work.pending_invalidation:
             await self._sweep.sweep(Selection(source=work.id), dry_run=False)
             await self._work.told(work)
         (embedder, chunks), *further = stored.sets.items()
@@ -287,7 +289,7 @@ class DocumentWriter:
 
     async def _further(self, work: Work, embedder: str, chunks: Sequence[EmbeddedChunk]) -> None:
         """By another embedder too, unless a worker that has it is embedding documents anew: then it embeds this one."""
-        duty = RedisDuty(self._gates, self._keys.embedding_duty(embedder), self._worker)
+        duty = RedisLeaderLease(self._gates, self._keys.embedding_duty(embedder), self._worker)
         if not await duty.hold(LEASE):
             return
         identity = await self._identity(embedder, chunks)
@@ -322,7 +324,7 @@ class DocumentWriter:
         held, self._held = self._held, []
         try:
             for tenant in {work.facts.tenant for work in held if work.replaced or self._tells_of_new}:
-                await self._sweep.outdate(tenant)  # first: see `Outdating.told_of`
+                await self._sweep.outdate(tenant)  # first: see `Outdating.notify_cache`
             if held and await self._has_answers():
                 for work in held:
                     if work.replaced:

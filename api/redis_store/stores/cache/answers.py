@@ -14,9 +14,9 @@ from typing import Any, Final
 import orjson
 
 from api.errors import DocumentsChanged, StoreUnavailable
-from api.ports.cache import CachedQuestion, Claim, ExactLookup, Grounds, NewAnswer
+from api.ports.cache import CachedQuestion, Claim, ExactLookup, NewAnswer, RetrievalSnapshot
 from api.ports.documents import DocumentFilter
-from api.redis_store.health_gated import Gates
+from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import Keys
 from api.redis_store.scripts import script
 from api.redis_store.stores.cache.semantic_index import FIELDS, SemanticIndexes
@@ -32,7 +32,7 @@ EXACT: Final = "exact"
 WANTED: Final = ("tenant", "question", "top_k", "wanted", "vector")
 
 
-def ground_fields(tenant: str, grounds: Grounds, *, has_vector: bool) -> dict[str, Any]:
+def ground_fields(tenant: str, grounds: RetrievalSnapshot, *, has_vector: bool) -> dict[str, Any]:
     """The fields of an entry that depends on documents."""
     return {
         "owner": owner_of(tenant),
@@ -66,7 +66,7 @@ class RedisAnswerCache:
 
     def __init__(
         self,
-        gate: Gates,
+        gate: HealthGatedClients,
         keys: Keys,
         indexes: SemanticIndexes,
         counters: CacheCounters,
@@ -214,7 +214,7 @@ def _decode(key: str, values: Sequence[Any]) -> CachedAnswer:
 class RedisCondensedQuestions:
     """See `ports.CondensedQuestions`: `rag:condensed:<digest>`, for as long as an answer is fresh."""
 
-    def __init__(self, gate: Gates, keys: Keys, ttl_ms: int) -> None:
+    def __init__(self, gate: HealthGatedClients, keys: Keys, ttl_ms: int) -> None:
         self._gate = gate
         self._keys = keys
         self._ttl_ms = ttl_ms

@@ -18,14 +18,14 @@ from typing import Any, Final
 from redis.asyncio import Redis
 
 from api.errors import StoreUnavailable
-from api.ports.coordination import Duty
-from api.redis_store.health_gated import Gates
+from api.ports.coordination import LeaderLease
+from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import CacheKeys
 from api.redis_store.scripts import on_all, script
 from api.redis_store.stores.cache.semantic_index import SemanticIndex, SemanticIndexes
 
 TEND_SECONDS: Final = 1.0
-AT_ONCE: Final = 4
+CONCURRENCY: Final = 4
 """Partitions looked at each time: however many there are, a fleet asks Redis no more often."""
 BUILDING_SECONDS: Final = 0.25
 """How often Redis is asked while it builds an index."""
@@ -43,9 +43,9 @@ class IndexKeeper:
 
     def __init__(
         self,
-        gate: Gates,
+        gate: HealthGatedClients,
         indexes: SemanticIndexes,
-        duty: Duty,
+        duty: LeaderLease,
         idle_seconds: float = IDLE_SECONDS,
         pace: Callable[[], float] = lambda: 1.0,
     ) -> None:
@@ -62,7 +62,7 @@ class IndexKeeper:
         due = time.monotonic()
         in_turn = cycle(self._indexes)
         while True:
-            turn = {next(in_turn) for _ in range(min(AT_ONCE, len(self._indexes)))}
+            turn = {next(in_turn) for _ in range(min(CONCURRENCY, len(self._indexes)))}
             for index in turn | {index for index in self._indexes if index.is_building}:
                 with suppress(StoreUnavailable):  # the gate says when Redis is back
                     await index.tend()

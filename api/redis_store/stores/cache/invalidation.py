@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from redis.exceptions import MovedError, RedisError, ResponseError
 
 from api.ports.cache import CachedQuestion
-from api.redis_store.health_gated import Gates
+from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import CacheKeys, Keys
 from api.redis_store.scripts import now_ms, on_all, replies_of, scanned, script
 from api.redis_store.stores.cache.answers import EXACT, WANTED, cached_question
@@ -30,10 +30,10 @@ Found: TypeAlias = tuple[list[T], bool]
 """What was found, and whether that is all."""
 
 
-class RedisOutdatedAnswers:
+class RedisInvalidationTags:
     """See `ports.OutdatedAnswers`."""
 
-    def __init__(self, gate: Gates, keys: Keys, indexes: SemanticIndexes) -> None:
+    def __init__(self, gate: HealthGatedClients, keys: Keys, indexes: SemanticIndexes) -> None:
         self._gate = gate
         self._keys = keys
         self._indexes = indexes

@@ -7,7 +7,7 @@ from typing import Any
 
 from api.errors import EmbeddingUnavailable, StoreUnavailable
 from api.ports.models import Embedder
-from api.redis_store.health_gated import Gates
+from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.scripts import now_ms, on_all
 from api.redis_store.stores.cache.semantic_index import SemanticIndex, SemanticIndexes
 from api.redis_store.stores.fleet import CacheCounters
@@ -29,7 +29,12 @@ class CacheFigures:
     """Counts since the statistics began; the last known, and `store: local`, while Redis is down."""
 
     def __init__(
-        self, gate: Gates, indexes: SemanticIndexes, counters: CacheCounters, embedder: Embedder, limits: CacheLimits
+        self,
+        gate: HealthGatedClients,
+        indexes: SemanticIndexes,
+        counters: CacheCounters,
+        embedder: Embedder,
+        limits: CacheLimits,
     ) -> None:
         self._gate = gate
         self._indexes = indexes

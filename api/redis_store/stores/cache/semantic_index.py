@@ -25,7 +25,7 @@ from redisvl.query.filter import Num
 
 from api.errors import EmbeddingUnavailable, StoreUnavailable
 from api.ports.models import Embedder
-from api.redis_store.health_gated import Gate, Gates
+from api.redis_store.health_gated import HealthGated, HealthGatedClients
 from api.redis_store.keys import CacheKeys, Keys
 from api.redis_store.search_index import (
     ALGORITHMS,
@@ -105,7 +105,7 @@ class SemanticIndex:
     Raises `StoreUnavailable` while Redis or its search module is missing.
     """
 
-    def __init__(self, gate: Gate, keys: CacheKeys, algorithm: Algorithm = "flat") -> None:
+    def __init__(self, gate: HealthGated, keys: CacheKeys, algorithm: Algorithm = "flat") -> None:
         self._gate = gate
         self._algorithm: Algorithm = algorithm
         self.supported = True
@@ -274,7 +274,7 @@ _FIELDS: Final = tuple(name.encode() for name in FIELDS)
 class SemanticIndexes:
     """Made before Redis is first asked for: each index is made with the first answer of its shard."""
 
-    def __init__(self, gate: Gates, keys: Keys, algorithm: Algorithm = "flat") -> None:
+    def __init__(self, gate: HealthGatedClients, keys: Keys, algorithm: Algorithm = "flat") -> None:
         self._keys = keys
         self._all = {part: SemanticIndex(gate.of(part.invalidated), part, algorithm) for part in keys.partitions}
 

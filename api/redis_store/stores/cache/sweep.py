@@ -18,7 +18,7 @@ import orjson
 from redis.asyncio import Redis
 
 from api.ports.cache import Neighbourhood, Selection, Swept
-from api.redis_store.health_gated import Gate, Gates
+from api.redis_store.health_gated import HealthGated, HealthGatedClients
 from api.redis_store.keys import CacheKeys, Keys
 from api.redis_store.scripts import on_all, replies_of, scanned, script
 from api.values import Vector, model_key
@@ -129,7 +129,7 @@ DEADLINE: Final = 30.0
 class RedisCacheSweep:
     """See `ports.CacheSweep`."""
 
-    def __init__(self, gate: Gates, keys: Keys, deadline: float = DEADLINE) -> None:
+    def __init__(self, gate: HealthGatedClients, keys: Keys, deadline: float = DEADLINE) -> None:
         self._deadline = deadline
         self._parts = [_PartitionSweep(gate.of(part.invalidated), part) for part in keys.partitions]
 
@@ -149,7 +149,7 @@ class RedisCacheSweep:
 class _PartitionSweep:
     """One partition's part of it. Raises `StoreUnavailable`."""
 
-    def __init__(self, gate: Gate, keys: CacheKeys) -> None:
+    def __init__(self, gate: HealthGated, keys: CacheKeys) -> None:
         self._gate = gate
         self.keys = keys
         self._tombstone = script(gate.client, "cache_tombstone")

@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 from redis.commands.core import AsyncScript
 
 from api.ports.cache import WarmUpCount, WarmUpProgress, WarmUpStatus
-from api.redis_store.health_gated import Gates
+from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import Keys
 from api.redis_store.scripts import now_ms, script
 
@@ -22,7 +22,7 @@ ERRORS_KEPT: Final = 10
 class RedisWarmUpJobs:
     """See `ports.WarmUpJobs`."""
 
-    def __init__(self, gate: Gates, keys: Keys, worker: str) -> None:
+    def __init__(self, gate: HealthGatedClients, keys: Keys, worker: str) -> None:
         self._gate = gate.of(keys.cache_warm_ups)
         self._keys = keys
         self._worker = worker

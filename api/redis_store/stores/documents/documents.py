@@ -27,7 +27,7 @@ from api.ports.documents import (
     Page,
     Proposal,
 )
-from api.redis_store.health_gated import Gates
+from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import Keys
 from api.redis_store.scripts import script, uploaded
 from api.values import Vector
@@ -105,7 +105,7 @@ def work_of(document: str, fields: Fields) -> Work:
         digest=fields.get("digest", b"").decode(),
         replaced=_int(fields, "replaced") > 0,
         gone=_int(fields, "gone") > 0,
-        owes=_int(fields, "owes") > 0,
+        pending_invalidation=_int(fields, "owes") > 0,
         attempts=_int(fields, "attempts"),
         holder=fields.get("holder", b"").decode(),
         untitled=_int(fields, "untitled") > 0,
@@ -170,7 +170,7 @@ LOOKED_AT: Final = 200
 class RedisDocuments:
     """See `ports.Documents`."""
 
-    def __init__(self, gate: Gates, keys: Keys) -> None:
+    def __init__(self, gate: HealthGatedClients, keys: Keys) -> None:
         self._gate = gate.of(keys.corpus_state)
         self._keys = keys
         self._propose = script(gate.client, "document_common", "document_propose")
@@ -310,7 +310,7 @@ READ: Final = 500
 class DocumentDigests:
     """Raises `StoreUnavailable`."""
 
-    def __init__(self, gate: Gates, keys: Keys) -> None:
+    def __init__(self, gate: HealthGatedClients, keys: Keys) -> None:
         self._gate = gate.of(keys.corpus_state)
         self._keys = keys
 

@@ -20,7 +20,7 @@ from redis.exceptions import ResponseError
 
 from api.errors import StoreUnavailable
 from api.ports.document_work import Epoch, Work
-from api.redis_store.health_gated import Gates
+from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import Keys
 from api.redis_store.scripts import scanned, script
 from api.redis_store.stores.documents.documents import Fields, facts_of, named
@@ -30,7 +30,7 @@ from api.values import EmbedderIdentity
 class RedisReembedding:
     """See `ports.Reembedding`."""
 
-    def __init__(self, gate: Gates, keys: Keys, worker: str) -> None:
+    def __init__(self, gate: HealthGatedClients, keys: Keys, worker: str) -> None:
         self._gate = gate.of(keys.corpus_state)
         self._keys = keys
         self._worker = worker
@@ -84,7 +84,7 @@ REMOVED: Final = 200
 class RedisUnusedEmbeddings:
     """See `ports.UnusedEmbeddings`."""
 
-    def __init__(self, gate: Gates, keys: Keys) -> None:
+    def __init__(self, gate: HealthGatedClients, keys: Keys) -> None:
         self._gate = gate.of(keys.corpus_state)
         self._keys = keys
         self._used = script(gate.client, "embedder_used")
@@ -168,7 +168,7 @@ LIFETIME_MS: Final = 30 * 24 * 3600 * 1000
 class EmbedderRegistry:
     """`rag:embedder:<model>`. With Redis down nothing is known, and nothing is kept."""
 
-    def __init__(self, gate: Gates, keys: Keys, model: str) -> None:
+    def __init__(self, gate: HealthGatedClients, keys: Keys, model: str) -> None:
         self._key = keys.embedder(model)
         self._gate = gate.of(self._key)
 

@@ -15,8 +15,8 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 from redisvl.index import AsyncSearchIndex
 
-from api.ports.documents import Corpus, Current, DocumentFilter, Hit, Rankings
-from api.redis_store.health_gated import Gates
+from api.ports.documents import Corpus, CurrentDocument, DocumentFilter, Hit, Rankings
+from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import Keys
 from api.redis_store.scripts import replies_of
 from api.redis_store.search_index import created, hybrid_policy, says_missing
@@ -116,7 +116,7 @@ _FACTS: Final = ("tenant", "title", "source", "version", "revision")
 class RedisPassageIndex:
     """See `ports.PassageIndex`."""
 
-    def __init__(self, gate: Gates, keys: Keys) -> None:
+    def __init__(self, gate: HealthGatedClients, keys: Keys) -> None:
         self._gate = gate.of(keys.corpus_state)
         self._keys = keys
         self._embeddings = RedisUnusedEmbeddings(gate, keys)
@@ -207,7 +207,7 @@ class RedisPassageIndex:
         self._whole[embedder.fingerprint] = (now + KNOWN_SECONDS, whole)
         return whole
 
-    async def current(self, documents: Sequence[str], embedder: str) -> Mapping[str, Current]:
+    async def current(self, documents: Sequence[str], embedder: str) -> Mapping[str, CurrentDocument]:
         """See `ports.PassageIndex`."""
 
         async def read(client: Redis) -> list[Any]:
@@ -218,11 +218,11 @@ class RedisPassageIndex:
                 return replies
 
         replies = await self._gate.run("passages", read) if documents else []
-        found: dict[str, Current] = {}
+        found: dict[str, CurrentDocument] = {}
         for document, (*values, embedded) in zip(documents, replies, strict=True):
             fields = {name: value for name, value in zip(_FACTS, values, strict=True) if value is not None}
             if embedded is not None and embedded == fields.get("revision"):
-                found[document] = Current(facts_of(fields), int(embedded))
+                found[document] = CurrentDocument(facts_of(fields), int(embedded))
         return found
 
     async def texts(self, spans: Sequence[tuple[str, int, tuple[int, int]]]) -> Sequence[str | None]:

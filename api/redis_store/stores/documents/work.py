@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 
 from api.ports.document_work import Delayed, EmbeddedChunk, Work, Written
 from api.ports.documents import FailedChunk
-from api.redis_store.health_gated import Gates
+from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import Keys
 from api.redis_store.scripts import downloaded, script, uploaded
 from api.redis_store.stores.documents.documents import chunk_fields, named, owner_of, work_of
@@ -32,7 +32,7 @@ _DELAYED: Final[tuple[Delayed, ...]] = ("void", "delayed", "for too long")
 class RedisDocumentWork:
     """See `ports.DocumentWork`. `reads`: kinds of files that this worker reads; others are left to those that can."""
 
-    def __init__(self, gate: Gates, keys: Keys, worker: str, reads: Collection[str]) -> None:
+    def __init__(self, gate: HealthGatedClients, keys: Keys, worker: str, reads: Collection[str]) -> None:
         self._gate = gate.of(keys.corpus_state)
         self._keys = keys
         self._worker = worker
@@ -252,7 +252,7 @@ BATCH: Final = 1000
 class RedisDeletions:
     """See `ports.Deletions`."""
 
-    def __init__(self, gate: Gates, keys: Keys) -> None:
+    def __init__(self, gate: HealthGatedClients, keys: Keys) -> None:
         self._gate = gate.of(keys.cache_deleted)
         self._key = keys.cache_deleted
         self._note = script(gate.client, "deletions_note")

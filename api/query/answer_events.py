@@ -8,12 +8,12 @@ from typing import Literal, Protocol
 
 from api.errors import EmbeddingUnavailable, RagherdError, StoreUnavailable, UpstreamError
 from api.query.candidates import Candidate
-from api.query.question import Query, Stages
-from api.values import CacheMatch, CacheStatus, Landed, Source, Token, Usage
+from api.query.question import Query, Timings
+from api.values import CacheMatch, CacheStatus, CompletedAnswer, Source, Token, Usage
 
 
 @dataclass(frozen=True, slots=True)
-class Opening:
+class AnswerStarted:
     """What is known as soon as the first words are. `match` is set where the cache gives the answer."""
 
     status: CacheStatus
@@ -22,8 +22,10 @@ class Opening:
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
-    """An answer and how it came about. `match` is set where the cache gave it, `landed` where the language model did.
+class AnswerFinished:
+    """An answer and how it came about.
+
+    `match` is set where the cache gave it, `completed` where the language model did.
 
     `stored`: the cache took it, because this caller asked.
     """
@@ -31,17 +33,17 @@ class Answered:
     answer: str
     model: str
     status: CacheStatus
-    stages: Stages
+    timings: Timings
     sources: tuple[Source, ...] = ()
     match: CacheMatch | None = None
     usage: Usage = field(default_factory=Usage)
-    landed: Landed | None = None
+    completed: CompletedAnswer | None = None
     entry: str | None = None
     stored: bool = False
 
 
-AnswerEvent = Opening | Token | Answered
-"""An answer as it comes: one `Opening`, `Token`s, `Answered`."""
+AnswerEvent = AnswerStarted | Token | AnswerFinished
+"""An answer as it comes: one `AnswerStarted`, `Token`s, `AnswerFinished`."""
 
 
 RefreshOutcome = Literal["stored", "not_stored", "failed", "elsewhere", "too_many"]
@@ -51,7 +53,7 @@ RefreshOutcome = Literal["stored", "not_stored", "failed", "elsewhere", "too_man
 class QueryObserver(Protocol):
     """Who counts what the flow does."""
 
-    def answered(self, query: Query, answered: Answered) -> None: ...
+    def answered(self, query: Query, answered: AnswerFinished) -> None: ...
 
     def missed(self) -> None: ...
 
