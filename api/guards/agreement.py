@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from api.guards import asks, names, negation, numbers, opposites, order, persons, scope, symbols
-from api.guards.foreign import content as foreign_words
-from api.guards.foreign import negation as foreign_negation
-from api.guards.foreign import opposites as foreign_opposites
-from api.guards.foreign import order as foreign_order
+from api.guards.asks import compare_asks, compare_persons, read_asks, read_persons
+from api.guards.foreign_languages import (
+    compare_foreign_negation,
+    compare_foreign_opposites,
+    compare_foreign_order,
+    compare_foreign_words,
+    read_foreign_negation,
+    read_foreign_opposites,
+    read_foreign_order,
+    read_foreign_words,
+)
+from api.guards.names import compare_names, compare_scope, read_names, read_scope
+from api.guards.negation import compare_negation, compare_opposites, read_negation, read_opposites
+from api.guards.order import compare_order, read_order
+from api.guards.symbols import compare_numbers, compare_symbols, read_numbers, read_symbols
 from api.guards.words import read_words
 
 GUARDS: Final[tuple[tuple[str, Callable[[Any], Any], Callable[[Any, Any], str]], ...]] = (
-    ("numbers", numbers.read, numbers.compare),
-    ("symbols", symbols.read, symbols.compare),
-    ("negation", negation.read, negation.compare),
-    ("opposites", opposites.read, opposites.compare),
-    ("order", order.read, order.compare),
-    ("names", names.read, names.compare),
-    ("scope", scope.read, scope.compare),
-    ("persons", persons.read, persons.compare),
-    ("asks", asks.read, asks.compare),
-    ("foreign_negation", foreign_negation.read, foreign_negation.compare),
-    ("foreign_opposites", foreign_opposites.read, foreign_opposites.compare),
-    ("foreign_order", foreign_order.read, foreign_order.compare),
-    ("foreign_words", foreign_words.read, foreign_words.compare),
+    ("numbers", read_numbers, compare_numbers),
+    ("symbols", read_symbols, compare_symbols),
+    ("negation", read_negation, compare_negation),
+    ("opposites", read_opposites, compare_opposites),
+    ("order", read_order, compare_order),
+    ("names", read_names, compare_names),
+    ("scope", read_scope, compare_scope),
+    ("persons", read_persons, compare_persons),
+    ("asks", read_asks, compare_asks),
+    ("foreign_negation", read_foreign_negation, compare_foreign_negation),
+    ("foreign_opposites", read_foreign_opposites, compare_foreign_opposites),
+    ("foreign_order", read_foreign_order, compare_foreign_order),
+    ("foreign_words", read_foreign_words, compare_foreign_words),
 )
 """Name, what it reads from the words, and how two readings compare (an empty text: they agree)."""
 
@@ -60,24 +70,21 @@ class GuardVerdict:
 def read(text: str) -> Features:
     """The features of a question, read once for all its candidates."""
     words = read_words(text)
-    return Features(tuple(reader(words) for _, reader, _ in GUARDS))
+    return Features(tuple([reader(words) for _, reader, _ in GUARDS]))
 
 
 def disagreement(question: str | Features, other: str | Features) -> Disagreement | None:
     """The first guard that fails, or None where one answer serves both. Symmetric but for the detail's sides."""
-    for guard, detail in _details(question, other):
-        if detail:
+    one = read(question) if isinstance(question, str) else question
+    two = read(other) if isinstance(other, str) else other
+    for (guard, _, compare), left, right in zip(GUARDS, one.readings, two.readings, strict=True):
+        if detail := compare(left, right):
             return Disagreement(guard, detail)
     return None
 
 
-def verdicts(question: str | Features, other: str | Features) -> tuple[GuardVerdict, ...]:
+def verdicts(question: str, other: str) -> tuple[GuardVerdict, ...]:
     """What every guard says, in the order they are asked."""
-    return tuple(GuardVerdict(guard, not detail, detail) for guard, detail in _details(question, other))
-
-
-def _details(question: str | Features, other: str | Features) -> Iterator[tuple[str, str]]:
-    one = read(question) if isinstance(question, str) else question
-    two = read(other) if isinstance(other, str) else other
-    for (guard, _, compare), left, right in zip(GUARDS, one.readings, two.readings, strict=True):
-        yield guard, compare(left, right)
+    readings = zip(GUARDS, read(question).readings, read(other).readings, strict=True)
+    details = [(guard, compare(left, right)) for (guard, _, compare), left, right in readings]
+    return tuple(GuardVerdict(guard, not detail, detail) for guard, detail in details)

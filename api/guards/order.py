@@ -135,7 +135,7 @@ class Order:
     """By stem what stands before it (from, to, with ...)."""
 
 
-def read(question: Words) -> Order:
+def read_order(question: Words) -> Order:
     """One walk over the words."""
     content: list[str] = []
     pivots: dict[str, int] = {}
@@ -165,7 +165,7 @@ def _sides(content: list[str], at: int) -> Sides:
     return frozenset(content[:at]), frozenset(content[at:]), beside
 
 
-def compare(one: Order, other: Order) -> str:
+def compare_order(one: Order, other: Order) -> str:
     """The words that changed places, else an empty text."""
     difference = _turned(one, other) or _role(one, other)
     if difference or one.words == other.words:

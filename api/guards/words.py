@@ -6,8 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Final
 
-from api.guards.same_things import TRIGGERS, moved, rewritten
-from api.guards.vocabulary import FUNCTION_WORDS, is_foreign, is_german
+from api.guards.vocabulary import FUNCTION_WORDS, TRIGGERS, is_foreign, is_german, moved, rewritten
 from api.languages.function_words import words_in
 from api.unicode_text import nfc
 

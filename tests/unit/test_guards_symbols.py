@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.guards import symbols
 from api.guards.agreement import disagreement
 from api.guards.letter_case import chunks, core, kept
+from api.guards.symbols import compare_symbols, read_symbols
 from api.guards.words import read_words
 from api.query.cache_key import normalise, question_digest
 
@@ -146,7 +146,7 @@ def test_what_is_no_code_is_the_same_however_it_is_typed(one: str, other: str) -
 
 @pytest.mark.parametrize(("one", "other"), PUNCTUATED)
 def test_ordinary_punctuation_is_passed_over(one: str, other: str) -> None:
-    assert symbols.compare(symbols.read(read_words(one)), symbols.read(read_words(other))) == ""
+    assert compare_symbols(read_symbols(read_words(one)), read_symbols(read_words(other))) == ""
 
 
 def test_the_digests_of_ordinary_questions_are_what_they_were() -> None:

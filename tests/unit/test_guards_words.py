@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from api.guards import numbers, same_things
+from api.guards import vocabulary
 from api.guards.names import is_slip
+from api.guards.symbols import compare_numbers, read_numbers
 from api.guards.vocabulary import inflections, stem
 from api.guards.words import read_words
 
@@ -68,7 +69,7 @@ def test_names(text: str, names: set[str]) -> None:
     ],
 )
 def test_numbers(text: str, every: str) -> None:
-    assert " ".join(numbers.read(read_words(text)).every) == every
+    assert " ".join(read_numbers(read_words(text)).every) == every
 
 
 @pytest.mark.parametrize(
@@ -103,15 +104,15 @@ def test_other_words_for_the_same_thing(text: str, words: str) -> None:
 
 
 def test_no_phrase_is_left_out_by_the_quick_look() -> None:
-    for phrases in same_things.PHRASES.values():
+    for phrases in vocabulary.PHRASES.values():
         for phrase, _ in phrases:
-            assert not same_things.TRIGGERS.isdisjoint(phrase), phrase
-    assert not any(same_things.TRIGGERS.isdisjoint(half) for half in same_things.HALVES)
+            assert not vocabulary.TRIGGERS.isdisjoint(phrase), phrase
+    assert not any(vocabulary.TRIGGERS.isdisjoint(half) for half in vocabulary.HALVES)
 
 
 def test_spans_are_shown_as_they_were_written() -> None:
-    one, other = (numbers.read(read_words(text)) for text in ("within two weeks", "within three weeks"))
-    assert numbers.compare(one, other) == "two weeks / three weeks"
+    one, other = (read_numbers(read_words(text)) for text in ("within two weeks", "within three weeks"))
+    assert compare_numbers(one, other) == "two weeks / three weeks"
 
 
 def test_clauses_begin_where_they_did_before_words_were_put_together() -> None:

@@ -1,16 +1,139 @@
-"""Guard `foreign_opposites`: activer / désactiver, encender / apagar, an- / ausschalten.
+"""Guards for German, French, Spanish, Italian, Portuguese and Dutch, and what is cheap of a few other languages.
 
-Opposite words of other languages than English by how they begin, and prefixes and particles that turn a verb.
+They read questions in which English words of grammar do not prevail: the words that carry content, negation, opposites,
+and the order of the words.
 """
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from api.guards.foreign.content import is_read
 from api.guards.words import Words
+from api.languages.function_words import BY_WORD, ENGLISH, SHARED, words_in
+from api.languages.identify import ANY_SCRIPT, LATIN, script_of
+
+UNSPACED: Final = frozenset(["HAN", "KANA", "THAI", "LAO", "KHMER", "MYANMAR"])
+"""Put no blanks between words: compared by their characters."""
+GRAMMAR: Final = frozenset(
+    "的了吗嗎呢吧啊我你您他她它们們是在有和与與或怎么麼样樣如何什甚哪里裡儿兒请請问問可以能会會要想需应應该該把被给給对對为為这這那个個一方法"
+)
+"""Chinese characters that carry grammar; of Japanese, hiragana do."""
+HIRAGANA: Final = ("\u3040", "\u309f")
+STEM: Final = 5
+"""Letters by which an inflected word is known."""
+MAX_WORDS: Final = 60
+
+
+def read_foreign_words(question: Words) -> frozenset[str]:
+    """Words by their beginning, and characters where there are no blanks. Empty for Latin letters alone."""
+    found: set[str] = set()
+    for word in question.words[:MAX_WORDS]:
+        if word.isascii():
+            continue
+        script = script_of(word[0])
+        if script in UNSPACED:
+            found.update(one for one in word if _tells(one))
+        elif script not in (LATIN, ANY_SCRIPT):
+            found.add(word[:STEM])
+    return frozenset(found)
+
+
+def _tells(character: str) -> bool:
+    return character not in GRAMMAR and not HIRAGANA[0] <= character <= HIRAGANA[1] and not character.isascii()
+
+
+def compare_foreign_words(one: frozenset[str], other: frozenset[str]) -> str:
+    """The words that each has alone, where both have some; else an empty text."""
+    ours, theirs = one - other, other - one
+    return f"{' '.join(sorted(ours))} / {' '.join(sorted(theirs))}" if ours and theirs else ""
+
+
+def is_read(question: Words) -> bool:
+    """Where another language prevails, and where no English word of grammar tells (`Alarm einschalten`)."""
+    return not question.english or ENGLISH.isdisjoint(question.words)
+
+
+NOT: Final = words_in(
+    """
+    nicht kein keine keinen keiner keinem keines nie niemals nichts niemand ne n pas jamais rien aucun aucune non no
+    nunca jamás ningún ninguna ninguno nada nadie tampoco mai niente nulla nessun nessuno nessuna não nem nenhum nenhuma
+    ninguém niet geen nooit niets nie nigdy nic żaden żadna inte aldrig ingen inga inget ikke intet ne není nejsou
+    не нет нельзя никогда ничего нету değil yok ei eivät nem nincs
+    """
+)
+WITHOUT: Final = words_in("ohne sans sin senza sem zonder bez utan uden uten без olmadan")
+OR: Final = words_in("oder ou o oppure of lub czy eller или veya")
+"""Before a `not` that asks whether or not."""
+ENGLISH_TOO: Final = words_in("no non ne n nada mai nic ei sans sin")
+"""Deny nothing where no other language prevails."""
+JAPANESE: Final = re.compile(r"ません|ない|なく|なかった|ずに|不可|禁止")
+CHINESE: Final = re.compile(r"[不没沒未别別勿]")
+KANA: Final = re.compile(r"[\u3040-\u30ff]")
+WHETHER: Final = re.compile(r"(\w)[不没沒]\1")
+"""能不能: can or cannot, a plain question."""
+TURKISH: Final = re.compile(r"m[ıiuü]yor|\wm[ae]z(?:\b|s)")
+
+
+@dataclass(frozen=True, slots=True)
+class Denial:
+    """What a question denies, as far as these rules see."""
+
+    denies: bool = False
+    without: bool = False
+
+
+NOTHING: Final = Denial()
+NO_DENIALS: Final[frozenset[str]] = frozenset()
+PORTUGUESE_IN: Final = words_in("no")
+"""In the."""
+
+
+def read_foreign_negation(question: Words) -> Denial:
+    """Linear in the words."""
+    if not is_read(question):
+        return NOTHING
+    words = question.words
+    ignored = ENGLISH_TOO if question.english else PORTUGUESE_IN if _is_portuguese(words) else NO_DENIALS
+    return Denial(_denies(words, ignored), any(word in WITHOUT and word not in ignored for word in words))
+
+
+def _is_portuguese(words: tuple[str, ...]) -> bool:
+    found = Counter(language for word in words for language in BY_WORD.get(word, ()))
+    return found["pt"] > found["es"]
+
+
+def _denies(words: tuple[str, ...], ignored: frozenset[str]) -> bool:
+    for place, word in enumerate(words):
+        if word in NOT and word not in ignored:
+            if place and words[place - 1] in OR:
+                continue
+            return True
+        if not word.isascii() and _denies_within(word):
+            return True
+    return False
+
+
+def _denies_within(word: str) -> bool:
+    """In languages that deny inside a word, or that put no blanks between words."""
+    if KANA.search(word):
+        return JAPANESE.search(word) is not None
+    return CHINESE.search(WHETHER.sub(r"\1", word)) is not None or TURKISH.search(word) is not None
+
+
+def compare_foreign_negation(one: Denial, other: Denial) -> str:
+    """What is denied in one only, else an empty text."""
+    if one == other:
+        return ""
+    return f"{_shown(one)} / {_shown(other)}"
+
+
+def _shown(denial: Denial) -> str:
+    return " ".join(word for word, is_so in (("not", denial.denies), ("without", denial.without)) if is_so) or "none"
+
 
 _AXES: Final = """
 öffn offen geöffnet / schließ schliess geschlossen
@@ -134,7 +257,6 @@ SHORTEST: Final = 4
 """Letters of a word behind a prefix that turns it."""
 INFLECTED: Final = 3
 """Letters at a word's end that may differ: activar / desactivado."""
-MAX_WORDS: Final = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,13 +268,13 @@ class Opposites:
     characters: frozenset[str] = frozenset()
 
 
-NONE: Final = Opposites()
+NO_OPPOSITES: Final = Opposites()
 
 
-def read(question: Words) -> Opposites:
+def read_foreign_opposites(question: Words) -> Opposites:
     """Linear in the words."""
     if not is_read(question):
-        return NONE
+        return NO_OPPOSITES
     words = question.words[:MAX_WORDS]
     poles: dict[str, set[int]] = {}
     for word in words:
@@ -168,7 +290,7 @@ def _places(word: str) -> Iterator[tuple[str, int]]:
         yield from BY_BEGINNING.get(word[:length], ())
 
 
-def compare(one: Opposites, other: Opposites) -> str:
+def compare_foreign_opposites(one: Opposites, other: Opposites) -> str:
     """The opposite words, else an empty text."""
     for axis, poles in one.poles.items():
         against = other.poles.get(axis, poles)
@@ -211,3 +333,40 @@ def _prefixed(one: tuple[str, ...], other: tuple[str, ...]) -> str:
 
 def _ends_alike(word: str, expected: str) -> bool:
     return abs(len(word) - len(expected)) <= INFLECTED
+
+
+PIVOTS: Final = words_in(
+    """
+    in nach von zu zum zur auf als für über vor gegen aus durch en à a au de du des vers par que pour avant après contre
+    por para antes después hasta da dal di per che prima dopo em ao aos até naar van tot dan voor na op uit till från än
+    före efter do od niż przed po w в на из от до чем перед после к til fra før etter
+    """
+)
+"""What stands before one of these is not what stands after it."""
+AND_IN_DUTCH: Final = "en"
+DUTCH: Final = words_in("ik het een van hoe waar mijn naar niet voor zijn wat kan")
+
+
+def read_foreign_order(question: Words) -> tuple[str, ...]:
+    """The words in their order; none where the question is not read."""
+    return question.words[:MAX_WORDS] if is_read(question) else ()
+
+
+def compare_foreign_order(one: tuple[str, ...], other: tuple[str, ...]) -> str:
+    """The two words that changed places around one that gives them their parts, else an empty text."""
+    if one == other or len(one) != len(other):
+        return ""
+    moved = [place for place, (left, right) in enumerate(zip(one, other, strict=True)) if left != right]
+    if len(moved) != 2:
+        return ""
+    first, last = moved
+    if (one[first], one[last]) != (other[last], other[first]) or _is_grammar(one[first]) or _is_grammar(one[last]):
+        return ""
+    between = {word for word in one[first + 1 : last] if word in PIVOTS}
+    if AND_IN_DUTCH in between and not DUTCH.isdisjoint(one):
+        between.discard(AND_IN_DUTCH)
+    return f"{' '.join(one[first : last + 1])} / {' '.join(other[first : last + 1])}" if between else ""
+
+
+def _is_grammar(word: str) -> bool:
+    return word in BY_WORD or word in SHARED
