@@ -1,5 +1,5 @@
 #!/bin/sh
-# Puts the model on the volume before Ollama serves. If it is there, an unreachable registry does not stop the start.
+# Pulls the model before Ollama serves. If the volume has it, an unreachable registry does not stop the start.
 set -eu
 model=${LLM_MODEL:?must be set by the replacements of an overlay}
 export OLLAMA_HOST=127.0.0.1:11435

@@ -1,7 +1,6 @@
 #!/bin/sh
-# Runs beside a starting Sentinel. After a power cut, the last primary gets a minute to come back before another, which
-# may lack its last writes, takes over. From then on a failover takes seconds.
-# A postStart hook will not do: DNS has no address of the pod until it ends, and the Redis pods ask Sentinels by name.
+# Runs beside a starting Sentinel. After a power cut, the last primary, which has the last writes, gets a minute to come
+# back; then failovers take seconds. Until a postStart hook ends, DNS would not know the pod, which Redis asks by name.
 set -eu
 minute=$(($(date +%s) + 60))
 
@@ -13,9 +12,8 @@ field() {
   printf '%s\n' "$facts" | sed -n "/^$1\$/{n;p;}"
 }
 
-# Asks the Sentinel rather than the primary: a Sentinel that still pings an old address would declare the primary down
-# at once. It has a runid once the primary has answered, even with LOADING; last-ping-sent is 0 if every PING was
-# answered.
+# Asks the Sentinel, which may still ping an old address. It has a runid once the primary has answered, even LOADING;
+# last-ping-sent is 0 if every PING was answered.
 hears_the_primary() {
   facts=$(sentinel MASTER ragherd) && [ -n "$(field runid)" ] && [ "$(field last-ping-sent)" -lt 1000 ]
 }

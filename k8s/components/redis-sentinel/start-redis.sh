@@ -1,13 +1,12 @@
 #!/bin/sh
 # Starts in the role that two Sentinels agree on, and waits until they do: a second primary could lose writes.
-# Keeps the configuration with the password in memory only. The image's entrypoint loads the search module; without it
-# Redis has none.
+# Keeps the password in memory only. The image's entrypoint loads the search module.
 set -eu
 umask 077
 password=$(cat /etc/redis-secret/password)
 me=$POD_NAME.redis
 
-# Prints the primary's name according to one Sentinel, or nothing.
+# The primary's name according to one Sentinel, or nothing.
 primary_by() {
   timeout 2 redis-cli -h "$1.redis-sentinel" -p 26379 SENTINEL GET-MASTER-ADDR-BY-NAME ragherd 2>/dev/null |
     sed -n 1p
@@ -22,7 +21,7 @@ until primary=$(agreed_primary) && [ -n "$primary" ]; do
   echo "waiting for two Sentinels that name the same primary"
   sleep 1
 done
-# For the probes. They cannot read redis.conf, which a failover rewrites with quotes.
+# For the probes; a failover rewrites redis.conf with quotes.
 printf '%s' "$password" >/run/redis/password
 {
   cat /etc/redis/redis.conf

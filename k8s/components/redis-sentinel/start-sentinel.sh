@@ -1,6 +1,5 @@
 #!/bin/sh
-# A Sentinel keeps what it learns, such as the current primary, in a file on its volume. The first primary is redis-0.
-# The password is written at each start, because it may have changed.
+# A Sentinel keeps what it learns in a file on its volume. The first primary is redis-0. The password may have changed.
 set -eu
 umask 077
 password=$(cat /etc/redis-secret/password)
@@ -19,7 +18,7 @@ fi
 # A minute; arm-sentinel.sh reduces it to seconds when the primary is there.
 sed -i '/^sentinel auth-pass /d; /^sentinel down-after-milliseconds /d' "$file"
 printf 'sentinel auth-pass ragherd %s\nsentinel down-after-milliseconds ragherd 60000\n' "$password" >>"$file"
-# When it exits, the Sentinel reaps it and logs that it does not know it.
+# The Sentinel reaps it, and logs that it does not know it.
 /bin/sh /etc/redis/arm-sentinel.sh &
 # Sentinels have no password: the network policy limits who reaches them.
 exec docker-entrypoint.sh redis-server "$file" --sentinel --port 26379 --dir /data --protected-mode no

@@ -1,10 +1,9 @@
 #!/bin/sh
-# Keeps the configuration with the password in memory only. The image's entrypoint loads the search module; without it
-# Redis has none.
+# Keeps the password in memory only. The image's entrypoint loads the search module.
 set -eu
 umask 077
 password=$(cat /etc/redis-secret/password)
-# For the probes. They cannot read redis.conf, which a failover rewrites with quotes.
+# For the probes; a failover rewrites redis.conf with quotes.
 printf '%s' "$password" >/run/redis/password
 {
   cat /etc/redis/redis.conf
