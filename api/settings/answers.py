@@ -59,7 +59,7 @@ class CacheSettings(SettingsGroup):
     The value grows with the last use, the number of uses and the tokens. Partitions have equal shares.
     """
     tenant_share: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """Part of a full cache that each tenant is sure of.
+    """Guaranteed share of the cache for each tenant.
 
     A tenant that holds more than this share and more than every other tenant loses an entry first. With 1, eviction
     ignores tenants.
@@ -74,9 +74,9 @@ class CacheSettings(SettingsGroup):
     One worker of the fleet refreshes it. At most `SEMANTIC_CACHE_STALE_TTL`.
     """
     coalesce_timeout: Seconds = 60.0
-    """Silence after which a waiting question asks for itself.
+    """How long a coalesced question may wait without a token.
 
-    Equal questions share one generation.
+    Equal questions share one generation. After this silence a waiting question is answered alone.
     """
     condense: bool = False
     """Rewrite a question with `history` to find it by meaning."""
@@ -88,7 +88,7 @@ class PartitionSettings(SettingsGroup):
     """The number of cache partitions. Each partition is whole on one shard of Redis."""
 
     cache_partitions: Annotated[int, Field(ge=1, le=256)] | None = None
-    """Parts of the cache. Default: 16 on a Redis Cluster, else 1.
+    """Partitions of the cache. Default: 16 on a cluster, else 1.
 
     Each is whole on one shard. All workers need the same value.
     """
@@ -120,14 +120,14 @@ class DocumentSettings(SettingsGroup):
     document_embed_patience: Seconds = 3600.0
     """How long a document waits for a failing embedder.
 
-    Progress restarts this time. After it the document is `failed`, with the reason.
+    Progress restarts this time. Then the document is `failed`, with the reason.
     """
     documents_max: Positive = 100_000
     """Documents of one tenant."""
     ingest_wait: Annotated[float, Field(ge=0, le=300, title="seconds")] = 5.0
     """How long `POST /documents` waits before it answers 202."""
     chunk_tokens: Annotated[int, Field(ge=16, le=8192)] = 160
-    """Most tokens of a chunk. With `EMBEDDER=onnx` up to 224."""
+    """Maximum tokens of a chunk. With `EMBEDDER=onnx` up to 224."""
     chunk_overlap: Annotated[int, Field(ge=0, le=4096)] = 24
     """Approximate overlap of neighboring chunks, in tokens, below `CHUNK_TOKENS`."""
     unused_embeddings_keep: Seconds = 604800.0
@@ -140,7 +140,7 @@ class RetrievalSettings(SettingsGroup):
     retrieval_candidates: Annotated[int, Field(ge=1, le=200)] = 40
     """Chunks that each of the two searches finds."""
     retrieval_relevance_floor: Annotated[float, Field(ge=-1, le=1)] = 0.25
-    """Least cosine of a passage to the question.
+    """Minimum cosine of a passage to the question.
 
     Measured for `EMBEDDER=onnx`. Other embedders need another value.
     """
@@ -191,17 +191,17 @@ class ServerSettings(SettingsGroup):
     max_body_bytes: Bytes = 1024 * 1024
     """Largest request body. A larger one gets 413."""
     header_timeout: Seconds = 10.0
-    """Time for a whole request head. A slower one gets 408.
+    """Time to receive a request head. A slower one gets 408.
 
     A new connection that sends nothing for this long is closed.
     """
     body_timeout: Seconds = 30.0
-    """Time for a request body to make progress, else 408.
+    """Time for a request body to make progress. Else 408.
 
     240 bytes for each of these seconds must arrive: 7,200 bytes every 30 s. Only waiting for the client counts.
     """
     keepalive_timeout: Seconds = 75.0
-    """Time that a client connection may be idle.
+    """How long a client connection may be idle.
 
     Set it above the load balancer's idle timeout.
     """
@@ -217,7 +217,7 @@ class ServerSettings(SettingsGroup):
     Keep it below the idle timeout of every proxy.
     """
     stream_stall_timeout: Seconds = 60.0
-    """Time that the reader of a stream may take nothing.
+    """How long the reader of a stream may stop reading.
 
     Then the generation ends.
     """
@@ -238,6 +238,6 @@ class ServerSettings(SettingsGroup):
     Bytes, `800Mi`, `1.5G`, or a share of the control group's limit: `40%`. One worker is replaced at a time.
     """
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """Lowest level to log. The log is JSON lines."""
+    """Lowest level to log. Each line is a JSON object."""
     log_questions: bool = False
     """Show the text of questions in the log."""

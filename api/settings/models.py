@@ -86,7 +86,7 @@ class EmbedderSettings(SettingsGroup):
     embed_timeout: Seconds = 2.0
     """Time to embed a question, including the wait for a permit.
 
-    After it the question skips the semantic tier.
+    Then the question skips the semantic tier.
     """
     embed_languages: Annotated[str, StringConstraints(pattern=LANGUAGES), Field(title="list")] | None = None
     """Languages of the embedder: `all`, or ISO 639 codes like `en,de`.
@@ -152,7 +152,7 @@ class BreakerSettings(SettingsGroup):
     timeout: Seconds = 60.0
     """How long the breaker stays open the first time."""
     timeout_max: Seconds = 300.0
-    """Longest time open. It doubles when half-open opens again."""
+    """Maximum time open. It doubles when half-open opens again."""
     half_open_max_calls: Positive = 3
     """Probes at once while half-open, and successes to close it."""
     minimum_calls: Positive = 20
@@ -162,7 +162,10 @@ class BreakerSettings(SettingsGroup):
     slow_call_rate_threshold: Percent = 100.0
     """Slow calls that open it, in the window or of probes."""
     slow_call_duration: Seconds = 30.0
-    """Time to the first token, without loading, that is slow."""
+    """Time to the first token from which a call is slow.
+
+    Time to load the model does not count.
+    """
     window: Annotated[int, Field(ge=1, le=600, title="seconds")] = 60
     """Length of the window."""
     stable_time: Seconds = 300.0

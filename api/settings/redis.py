@@ -85,12 +85,12 @@ class RedisSettings(SettingsGroup):
     indexes need database 0. No options after `?`. In a password write `/ ? # @` as `%2F %3F %23 %40`.
     """
     prefix: Annotated[str, Field(min_length=1, pattern=f"^{PREFIX}$")] = "rag:"
-    """Beginning of every key.
+    """Prefix of every key.
 
     Letters, digits and `_ . : -`. Fleets with different prefixes can share a Redis.
     """
     timeout: Seconds = 0.2
-    """Time for one command. After it Redis counts as lost.
+    """Time for one command. Then Redis is considered down.
 
     A worker that was too busy to read a reply waits up to four times as long, or 5 s more if that is longer. The same
     holds for `REDIS_REQUEST_BUDGET` and `EMBED_TIMEOUT`.
@@ -100,7 +100,7 @@ class RedisSettings(SettingsGroup):
     request_budget: Seconds = 0.25
     """Time for all cache commands of one question.
 
-    After it the look-up ends as `bypass`. Storing continues after the answer, which then does not say `stored`.
+    Then the look-up ends as `bypass`. Storing continues after the answer, which then does not say `stored`.
     """
     max_connections: Positive = 64
     """Commands in flight per worker; on a cluster per shard.
