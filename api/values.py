@@ -122,14 +122,6 @@ class BackendHealth:
     resident: frozenset[str] = frozenset()
     digests: Mapping[str, str] = field(default_factory=dict, hash=False)
 
-    def has(self, model: str) -> bool:
-        """Whether the model is on its disk."""
-        return model_key(model) in self.models
-
-    def has_resident(self, model: str) -> bool:
-        """Whether the model is in its memory."""
-        return model_key(model) in self.resident
-
 
 @dataclass(frozen=True, slots=True)
 class Generation:

@@ -21,9 +21,16 @@ from dataclasses import replace
 from functools import partial
 from typing import Final, Protocol, TypeVar
 
-from api.backends.choice import Backend, BackendEvents, Backends
-from api.backends.failover import EMBEDDING_CHARGED, Failover, FailoverPolicy, Terms
-from api.backends.generations import admitted
+from api.backends.failover import (
+    EMBEDDING_CHARGED,
+    Backend,
+    BackendEvents,
+    Backends,
+    Failover,
+    FailoverPolicy,
+    Terms,
+    admitted,
+)
 from api.batch_size import BatchSize
 from api.cancellation import CancelScope
 from api.errors import (

@@ -1,22 +1,119 @@
-"""Several backends as one: the loop over them, for every kind of call.
+"""Several backends as one: which comes first, the loop over them for every kind of call, and the guards of one call.
 
 What a failure allows:
 - free: the backend never began the call (no connection, or it lacks the model), so nothing is done twice;
 - charged, by the policy: it may have begun. One further attempt, within the budget of retries;
-- anything else, and anything after the first event where somebody reads along: the caller's.
+- anything else, and anything after the first word where somebody reads along: the caller's.
+
+One call goes through the bulkhead and the circuit breaker of its backend: admitted before, reported after. The breaker
+comes last, so that no half-open permit waits in line. An open one is asked first, so that nobody waits in vain.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Final, Generic, TypeVar
+from itertools import count
+from typing import Any, Final, Generic, Protocol, TypeVar
 
-from api.backends.choice import Backend, BackendEvents, Backends
 from api.errors import BreakerOpen, BulkheadFull, RagherdError, UpstreamError, UpstreamFault
-from api.ports.coordination import Retries, TextOutput
-from api.values import Retry
+from api.ports.coordination import Attempt, Breaker, Bulkhead, Retries, TextOutput
+from api.values import BackendHealth, Retry, model_key
+
+
+@dataclass(frozen=True, slots=True)
+class BackendState:
+    """One backend as it stands. None: not known (not probed yet), which is no reason against it.
+
+    `rejects`: its breaker admits no call. `outstanding`: this worker's calls to it that have not ended.
+    """
+
+    name: str
+    rejects: bool = False
+    reachable: bool | None = None
+    has_model: bool | None = None
+    resident: bool | None = None
+    outstanding: int = 0
+
+
+def in_order(candidates: Sequence[BackendState], turn: int) -> list[str]:
+    """The names, best first.
+
+    One whose breaker rejects comes after all others, then one that did not answer, then one without the model in
+    memory, then the busier one. Among equals they take turns. One without the model is left out, unless all are.
+    """
+    holders = [candidate for candidate in candidates if candidate.has_model is not False] or list(candidates)
+    shift = turn % len(holders) if holders else 0
+    taking_turns = holders[shift:] + holders[:shift]
+    return [candidate.name for candidate in sorted(taking_turns, key=_reasons_against)]
+
+
+def _reasons_against(candidate: BackendState) -> tuple[bool, bool, bool, int]:
+    return (
+        candidate.rejects,
+        candidate.reachable is False,
+        candidate.resident is False,
+        candidate.outstanding,
+    )
+
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True, eq=False)
+class Backend(Generic[T]):
+    """One Ollama for one kind of call. `outstanding`: this worker's calls that have not ended."""
+
+    name: str
+    service: T
+    bulkhead: Bulkhead
+    breaker: Breaker
+    outstanding: int = 0
+
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """Around one call."""
+        self.outstanding += 1
+        try:
+            yield
+        finally:
+            self.outstanding -= 1
+
+
+class BackendEvents(Protocol):
+    """Who is told when a call leaves a backend for another."""
+
+    def failed_over(self, backend: str, error: UpstreamError) -> None: ...
+
+
+class Backends(Generic[T]):
+    """`health` gives what the last probe of a backend found, None where that is not known."""
+
+    def __init__(self, members: Sequence[Backend[T]], health: Callable[[str], BackendHealth | None]) -> None:
+        self._members = {member.name: member for member in members}
+        self._health = health
+        self._turns = count()
+
+    def candidates(self, model: str) -> list[Backend[T]]:
+        """Those that may have `model`, the best first; never empty."""
+        key = model_key(model)
+        candidates = [self._candidate(member, key) for member in self._members.values()]
+        return [self._members[name] for name in in_order(candidates, next(self._turns))]
+
+    def _candidate(self, member: Backend[T], key: str) -> BackendState:
+        health = self._health(member.name)
+        answers = health is not None and health.reachable
+        return BackendState(
+            member.name,
+            rejects=member.breaker.rejects,
+            reachable=None if health is None else health.reachable,
+            has_model=key in health.models if health is not None and answers else None,
+            resident=key in health.resident if health is not None and answers else None,
+            outstanding=member.outstanding,
+        )
+
 
 S = TypeVar("S")
 R = TypeVar("R")
@@ -187,3 +284,59 @@ class _Attempts:
             return min(self.refusals, key=lambda refusal: refusal.retry_after)
         assert self.failure is not None, "there is at least one backend"
         return self.failure
+
+
+class Admission:
+    """A call that was admitted. Its caller says when it has begun to answer, and that it succeeded."""
+
+    def __init__(self, attempt: Attempt, terms: Terms) -> None:
+        self._attempt = attempt
+        self._terms = terms
+        self._allowed = terms.remaining
+        self._started = time.monotonic()
+        self._first: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """To the first event; without one, until now. What follows may be the reader's own time."""
+        return time.monotonic() - self._started if self._first is None else self._first
+
+    def answers(self) -> None:
+        """An event has come."""
+        if self._first is None:
+            self._first = time.monotonic() - self._started
+
+    async def succeeded(self, load_duration: float) -> None:
+        """The time that the model took to load says nothing about Ollama."""
+        await self._attempt.succeeded(max(0.0, self.seconds - load_duration))
+
+    async def failed(self, error: UpstreamError) -> None:
+        """Tells the breaker, where the failure speaks against Ollama."""
+        if speaks_against_ollama(error, self._allowed, self._terms.total):
+            await self._attempt.failed(self.seconds)
+
+
+def speaks_against_ollama(error: UpstreamError, allowed: float, total: float) -> bool:
+    """`allowed`: the seconds of `total` that waits and earlier attempts had left to this call.
+
+    A call that ran out of time although it had less than half of it was late for other reasons.
+    """
+    was_cut_short = error.fault is UpstreamFault.TOTAL_TIMEOUT and allowed < total / 2
+    return error.row.breaker == "failure" and not was_cut_short
+
+
+@asynccontextmanager
+async def admitted(
+    backend: Backend[Any], terms: Terms, tenant: str, *, background: bool = False
+) -> AsyncIterator[Admission]:
+    """Around one call. Raises `BreakerOpen` and `BulkheadFull`; a caller that leaves counts as ignored."""
+    backend.breaker.check()
+    permit = backend.bulkhead.permit(tenant, background=background, within=terms.remaining)
+    with backend.busy():
+        async with permit, backend.breaker.attempt() as attempt:
+            admission = Admission(attempt, terms)
+            try:
+                yield admission
+            except UpstreamError as error:
+                await admission.failed(error)
+                raise

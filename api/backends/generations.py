@@ -1,89 +1,22 @@
-"""Generations on whichever backend can: an answer that fails before its first token goes on elsewhere, unseen.
+"""Generations on whichever backend can: an answer that fails before its first word goes on elsewhere, unseen.
 
-One call through the bulkhead and the circuit breaker of a backend: admitted before, reported after.
-
-The breaker comes last, so that no half-open permit waits in line; an open one is asked first, so that nobody waits in
-vain.
-
-What a model thinks before it answers, where it writes that into the answer itself. Pure.
-
-Ollama hands thoughts over apart from the answer, where it knows the model. Of a model that it does not know they stand
-at the beginning of the text, between tags. Anywhere else such a tag is part of the answer.
+`Thinking` takes what a model thinks out of the answer. Ollama hands thoughts over apart from the answer, where it knows
+the model. Of a model that it does not know they stand at the beginning of the text, between tags. Anywhere else such a
+tag is part of the answer.
 """
 
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
-from api.backends.choice import Backend, BackendEvents, Backends
-from api.backends.failover import Failover, FailoverPolicy, Terms
+from api.backends.failover import Backend, BackendEvents, Backends, Failover, FailoverPolicy, Terms, admitted
 from api.errors import UpstreamError, UpstreamFault
-from api.ports.coordination import Attempt, Retries, TextOutput
+from api.ports.coordination import Retries, TextOutput
 from api.ports.models import LanguageModel
 from api.values import Generation, GenerationEnd, GenerationRequest, Source, Thought
-
-
-class Admission:
-    """A call that was admitted. Its caller says when it has begun to answer, and that it succeeded."""
-
-    def __init__(self, attempt: Attempt, terms: Terms) -> None:
-        self._attempt = attempt
-        self._terms = terms
-        self._allowed = terms.remaining
-        self._started = time.monotonic()
-        self._first: float | None = None
-
-    @property
-    def seconds(self) -> float:
-        """To the first event; without one, until now. What follows may be the reader's own time."""
-        return time.monotonic() - self._started if self._first is None else self._first
-
-    def answers(self) -> None:
-        """An event has come."""
-        if self._first is None:
-            self._first = time.monotonic() - self._started
-
-    async def succeeded(self, load_duration: float) -> None:
-        """The time that the model took to load says nothing about Ollama."""
-        await self._attempt.succeeded(max(0.0, self.seconds - load_duration))
-
-    async def failed(self, error: UpstreamError) -> None:
-        """Tells the breaker, where the failure speaks against Ollama."""
-        if speaks_against_ollama(error, self._allowed, self._terms.total):
-            await self._attempt.failed(self.seconds)
-
-
-def speaks_against_ollama(error: UpstreamError, allowed: float, total: float) -> bool:
-    """`allowed`: the seconds of `total` that waits and earlier attempts had left to this call.
-
-    A call that ran out of time although it had less than half of it was late for other reasons.
-    """
-    was_cut_short = error.fault is UpstreamFault.TOTAL_TIMEOUT and allowed < total / 2
-    return error.row.breaker == "failure" and not was_cut_short
-
-
-@asynccontextmanager
-async def admitted(
-    backend: Backend[Any], terms: Terms, tenant: str, *, background: bool = False
-) -> AsyncIterator[Admission]:
-    """Around one call. Raises `BreakerOpen` and `BulkheadFull`; a caller that leaves counts as ignored."""
-    backend.breaker.check()
-    permit = backend.bulkhead.permit(tenant, background=background, within=terms.remaining)
-    with backend.busy():
-        async with permit, backend.breaker.attempt() as attempt:
-            admission = Admission(attempt, terms)
-            try:
-                yield admission
-            except UpstreamError as error:
-                await admission.failed(error)
-                raise
-
 
 _OPENINGS: Final = ("<think>", "<thinking>", "[think]")
 _CLOSING: Final = re.compile(r"</think>|</thinking>|\[/think\]", re.IGNORECASE)

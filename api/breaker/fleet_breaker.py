@@ -1,13 +1,13 @@
 """The circuit breaker of the whole fleet, as one worker holds it.
 
-Closed, a call costs no round trip: the local view admits it and its success is reported with others, a moment later.
+Closed, a call costs no round trip: the local view admits it, and its success is reported with others a moment later.
 Open, it is rejected here. Half-open, the store lends a permit before and takes the outcome after. A failure is
 reported at once. When the store is lost, the same rules go on locally (`LocalBreaker`) until it is back.
 
 Somebody who knows pybreaker finds `current_state`, `fail_max`, listeners and `CircuitBreakerError`; what pybreaker
 does synchronously and per process (`call`, `calling`, its transitions) is replaced.
 
-Keeps a worker's view of the breaker current: pushed by the log of transitions, and a jittered poll behind it.
+The worker's view is kept current by the log of transitions, which is pushed, and by a poll with jitter.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
-from typing import Any, NoReturn
+from itertools import groupby
+from operator import itemgetter
+from typing import Any, NoReturn, Protocol
 
 import pybreaker
 import structlog
 
-from api.breaker.local_breaker import PYBREAKER_STATES, CallAttempt, LocalBreaker, LocalView
-from api.breaker.recovery import OutcomeReports
+from api.breaker.local_breaker import PYBREAKER_STATES, LocalBreaker, LocalView
 from api.breaker.state import (
     BreakerPolicy,
     BreakerReading,
@@ -37,10 +38,128 @@ from api.breaker.state import (
     State,
     Transition,
 )
-from api.cancellation import Background
+from api.cancellation import Background, let_go
 from api.errors import BreakerOpen, StoreUnavailable
 
 _log = structlog.get_logger("ragherd.breaker")
+
+
+class _Owner(Protocol):
+    policy: BreakerPolicy
+
+    async def report(self, epoch: int, token: str, outcome: CallOutcome) -> None: ...
+
+    async def renew(self, token: str) -> bool: ...
+
+
+class CallAttempt:
+    """A call admitted in `epoch`; `token` names its permit when it is a probe, and is empty otherwise."""
+
+    def __init__(self, owner: _Owner, epoch: int, token: str) -> None:
+        self._owner = owner
+        self._epoch = epoch
+        self._token = token
+        self.reported = False
+
+    async def succeeded(self, seconds: float) -> None:
+        """The call worked. `seconds`: to its first token, less the time the model took to load."""
+        await self._report(CallOutcome.SLOW if self._is_slow(seconds) else CallOutcome.OK)
+
+    async def failed(self, seconds: float) -> None:
+        """The call failed in a way that speaks against Ollama."""
+        await self._report(CallOutcome.SLOW_FAILED if self._is_slow(seconds) else CallOutcome.FAILED)
+
+    async def ignored(self) -> None:
+        """The call says nothing about Ollama: a permit goes back, nothing else changes."""
+        await self._report(CallOutcome.IGNORED)
+
+    def _is_slow(self, seconds: float) -> bool:
+        return seconds * 1000 >= self._owner.policy.slow_ms
+
+    async def _report(self, outcome: CallOutcome) -> None:
+        if not self.reported:
+            self.reported = True
+            await self._owner.report(self._epoch, self._token, outcome)
+
+    @asynccontextmanager
+    async def renewed(self) -> AsyncIterator[None]:
+        """Renews the permit of a probe while the block runs. Any other call has none."""
+        if not self._token:
+            yield
+            return
+        renewal = asyncio.create_task(self._keep_renewing())
+        try:
+            yield
+        finally:
+            renewal.cancel()
+
+    async def _keep_renewing(self) -> None:
+        while True:
+            await asyncio.sleep(self._owner.policy.lease_ms / 3000)
+            if not await self._owner.renew(self._token):
+                return
+
+
+COALESCE_SECONDS = 0.25
+
+Send = Callable[[int, str, list[CallOutcome], int], Awaitable[None]]
+
+
+class OutcomeReports:
+    """Collects the outcomes of one worker. A first success goes out at once, those right behind it together."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._outcomes: list[tuple[int, CallOutcome]] = []
+        self._rejected = 0
+        self._sending = asyncio.Lock()
+        self._timer: asyncio.Task[None] | None = None
+
+    async def add(self, epoch: int, outcome: CallOutcome, *, at_once: bool) -> None:
+        """Queues an outcome of a call admitted in `epoch`; with `at_once` it is sent when this returns."""
+        self._outcomes.append((epoch, outcome))
+        if at_once:
+            await self.flush()
+        else:
+            self._flush_soon()
+
+    def rejected(self) -> None:
+        """Counts a call that was not admitted."""
+        self._rejected += 1
+        self._flush_soon()
+
+    def _flush_soon(self) -> None:
+        if self._timer is None or self._timer.done():
+            self._timer = asyncio.create_task(self._flush_while_busy())
+            let_go(self._timer)
+
+    async def _flush_while_busy(self) -> None:
+        while self._outcomes or self._rejected:
+            await self.flush()
+            await asyncio.sleep(COALESCE_SECONDS)
+
+    async def flush(self) -> None:
+        """Sends all that is waiting, after what is already on its way. A caller's cancellation loses nothing."""
+        if self._outcomes or self._rejected or self._sending.locked():
+            task = asyncio.create_task(self._flush())
+            let_go(task, Exception)  # raised here, unless the caller leaves
+            await asyncio.shield(task)
+
+    async def _flush(self) -> None:
+        async with self._sending:
+            outcomes, self._outcomes = self._outcomes, []
+            rejected, self._rejected = self._rejected, 0
+            for epoch, group in groupby(outcomes, key=itemgetter(0)):
+                await self._send(epoch, "", [outcome for _, outcome in group], rejected)
+                rejected = 0
+            if rejected:
+                await self._send(0, "", [], rejected)
+
+    async def aclose(self) -> None:
+        """Sends the rest and stops."""
+        if self._timer is not None:
+            self._timer.cancel()
+        await self.flush()
 
 
 class FleetBreaker(pybreaker.CircuitBreaker):

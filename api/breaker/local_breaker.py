@@ -1,21 +1,15 @@
-"""The breaker of a worker that has lost the store: the same rules on a state of its own, never pushed up.
+"""The breaker of a worker that has lost the store: the same rules on local state, which is never pushed to the store.
 
-What one worker knows of the fleet's breaker: enough to admit or reject without I/O.
-
-It is also pybreaker's storage, so that `breaker.current_state` and its counters read as they always do. Writing
-through pybreaker does nothing: the rules in the store alone change the breaker.
-
-One admitted call: reports once how it went, and keeps a probe's permit alive meanwhile.
+`LocalView` is what one worker knows of the fleet's breaker: enough to admit or reject a call without I/O. It is also
+pybreaker's storage, so `breaker.current_state` and its counters read as always. Writing through pybreaker does nothing:
+only the rules in the store change the breaker.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Protocol
 
 import pybreaker
 
@@ -149,59 +143,3 @@ class LocalView(pybreaker.CircuitBreakerStorage):
     @opened_at.setter
     def opened_at(self, moment: datetime) -> None:
         """Ignored: the store's clock says when."""
-
-
-class _Owner(Protocol):
-    policy: BreakerPolicy
-
-    async def report(self, epoch: int, token: str, outcome: CallOutcome) -> None: ...
-
-    async def renew(self, token: str) -> bool: ...
-
-
-class CallAttempt:
-    """A call admitted in `epoch`; `token` names its permit when it is a probe, and is empty otherwise."""
-
-    def __init__(self, owner: _Owner, epoch: int, token: str) -> None:
-        self._owner = owner
-        self._epoch = epoch
-        self._token = token
-        self.reported = False
-
-    async def succeeded(self, seconds: float) -> None:
-        """The call worked. `seconds`: to its first token, less the time the model took to load."""
-        await self._report(CallOutcome.SLOW if self._is_slow(seconds) else CallOutcome.OK)
-
-    async def failed(self, seconds: float) -> None:
-        """The call failed in a way that speaks against Ollama."""
-        await self._report(CallOutcome.SLOW_FAILED if self._is_slow(seconds) else CallOutcome.FAILED)
-
-    async def ignored(self) -> None:
-        """The call says nothing about Ollama: a permit goes back, nothing else changes."""
-        await self._report(CallOutcome.IGNORED)
-
-    def _is_slow(self, seconds: float) -> bool:
-        return seconds * 1000 >= self._owner.policy.slow_ms
-
-    async def _report(self, outcome: CallOutcome) -> None:
-        if not self.reported:
-            self.reported = True
-            await self._owner.report(self._epoch, self._token, outcome)
-
-    @asynccontextmanager
-    async def renewed(self) -> AsyncIterator[None]:
-        """Renews the permit of a probe while the block runs. Any other call has none."""
-        if not self._token:
-            yield
-            return
-        renewal = asyncio.create_task(self._keep_renewing())
-        try:
-            yield
-        finally:
-            renewal.cancel()
-
-    async def _keep_renewing(self) -> None:
-        while True:
-            await asyncio.sleep(self._owner.policy.lease_ms / 3000)
-            if not await self._owner.renew(self._token):
-                return

@@ -1,25 +1,134 @@
 """The language model behind Ollama's /api/chat, as a stream with every wait bounded.
 
-The lines of a streamed /api/chat answer: bytes in, tokens and the end out. No I/O of its own.
+How long each part of a generation may take, what it means when one takes longer, and how the lines of an answer are
+read.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
 import orjson
 
+from api.cancellation import let_go
 from api.errors import UpstreamError, UpstreamFault
-from api.ollama.deadlines import Clock, Deadlines
 from api.ollama.models import OllamaModels, Pinned
 from api.ollama.pool import OllamaPool
 from api.ollama.retries import with_one_retry
 from api.values import GenerationEnd, GenerationRequest, Thought, Token, Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Deadlines:
+    """Seconds. How long connecting may take is the pool's: `PoolLimits.connect_timeout`."""
+
+    first_token: float = 30.0
+    cold_first_token: float = 300.0
+    inter_token: float = 15.0
+    total: float = 300.0
+
+
+class Clock:
+    """Watches one generation, retries included. The total runs from the making of this object, pauses aside."""
+
+    def __init__(self, deadlines: Deadlines, timeout: float | None = None) -> None:
+        """`timeout`: seconds that only ever shorten the total."""
+        self._deadlines = deadlines
+        self._loop = asyncio.get_running_loop()
+        self._total = deadlines.total if timeout is None else min(timeout, deadlines.total)
+        self._total_at = self._loop.time() + self._total
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Around a `yield`: how long the reader takes says nothing about Ollama."""
+        since = self._loop.time()
+        yield
+        self._total_at += self._loop.time() - since
+
+    @asynccontextmanager
+    async def inter_token(self) -> AsyncIterator[None]:
+        """Around the wait for one further line. Raises `UpstreamError`."""
+        async with self._until(self._loop.time() + self._deadlines.inter_token) as verdict:
+            verdict.fault = UpstreamFault.INTER_TOKEN_TIMEOUT
+            verdict.detail = f"Ollama sent no further token for {self._deadlines.inter_token:g} s."
+            yield
+
+    @asynccontextmanager
+    async def first_token(self, resident: Callable[[], Awaitable[bool]]) -> AsyncIterator[None]:
+        """Around sending and the wait for the first line. Raises `UpstreamError`.
+
+        Past the warm deadline `resident()` is asked, once: a model that is still being loaded gets the cold one. Where
+        the total ends first, a slow load is still what it was, and says nothing against Ollama.
+        """
+        cold = max(self._deadlines.cold_first_token, self._deadlines.first_token)
+        async with self._until(self._loop.time() + cold) as verdict:
+            verdict.fault = UpstreamFault.COLD_START_TIMEOUT
+            verdict.detail = f"The model was not loaded within {min(cold, self._total):g} s."
+            warm = self._loop.call_later(self._deadlines.first_token, self._watch, verdict, resident)
+            try:
+                yield
+            finally:
+                warm.cancel()
+                verdict.end()
+
+    def _watch(self, verdict: _Verdict, resident: Callable[[], Awaitable[bool]]) -> None:
+        verdict.asking = asyncio.create_task(self._judge(verdict, resident))
+        let_go(verdict.asking)
+
+    async def _judge(self, verdict: _Verdict, resident: Callable[[], Awaitable[bool]]) -> None:
+        if await resident():
+            verdict.fault = UpstreamFault.FIRST_TOKEN_TIMEOUT
+            verdict.detail = f"Ollama sent no first token within {self._deadlines.first_token:g} s."
+            verdict.now()
+        else:
+            verdict.outlives_total = True
+
+    @asynccontextmanager
+    async def _until(self, moment: float) -> AsyncIterator[_Verdict]:
+        timeout = asyncio.timeout_at(min(moment, self._total_at))
+        verdict = _Verdict(timeout)
+        try:
+            async with timeout:
+                yield verdict
+        except TimeoutError as error:
+            if not timeout.expired():
+                raise
+            if (timeout.when() or 0.0) >= self._total_at and not verdict.outlives_total:
+                detail = f"The whole answer took longer than {self._total:g} s."
+                raise UpstreamError(UpstreamFault.TOTAL_TIMEOUT, detail) from error
+            raise UpstreamError(verdict.fault, verdict.detail) from error
+
+
+class _Verdict:
+    """What it means if the timeout strikes; may change while it runs."""
+
+    def __init__(self, timeout: asyncio.Timeout) -> None:
+        self._timeout = timeout
+        self.fault = UpstreamFault.TOTAL_TIMEOUT
+        self.detail = ""
+        self.is_over = False
+        """Whether the wait has ended: a late word of Ollama's changes nothing then."""
+        self.outlives_total = False
+        """Whether it stands where the total strikes first."""
+        self.asking: asyncio.Task[None] | None = None
+
+    def end(self) -> None:
+        """The wait has ended."""
+        self.is_over = True
+        if self.asking is not None:
+            self.asking.cancel()
+
+    def now(self) -> None:
+        """Lets the timeout strike at once, unless it has or is already over."""
+        if not self.is_over and not self._timeout.expired():
+            self._timeout.reschedule(asyncio.get_running_loop().time())
+
 
 LINE_LIMIT: Final = 1024 * 1024
 """Bytes. Ollama's lines are about a hundred; what is longer is no answer of Ollama's."""

@@ -52,12 +52,9 @@ class BackendWatch:
         self._interval = interval
         self._on_return = on_return
         self.digests = digests
-        self._known: Mapping[str, BackendHealth] = {}
+        self.known: dict[str, BackendHealth] = {}
+        """What was last found of each backend."""
         self._left = False
-
-    def health(self, name: str) -> BackendHealth | None:
-        """What was last found; None while nothing is known."""
-        return self._known.get(name)
 
     async def look(self) -> None:
         """Probes, if that is this worker's duty now, and tells the others; else reads what the prober found."""
@@ -67,7 +64,7 @@ class BackendWatch:
             found = await asyncio.gather(*(models.health() for models in self._models.values()))
             self._learn(dict(zip(self._models, found, strict=True)))
             with suppress(StoreUnavailable):  # then every worker probes for itself
-                await self._board.publish(self._known)
+                await self._board.publish(self.known)
         else:
             with suppress(StoreUnavailable):  # what was known stays
                 self._learn(await self._board.read())
@@ -107,7 +104,9 @@ class BackendWatch:
             await asyncio.sleep(self._interval * random.uniform(0.8, 1.0))  # noqa: S311 - jitter
 
     def _learn(self, found: Mapping[str, BackendHealth]) -> None:
-        before, self._known = self._known, found
+        before = dict(self.known)
+        self.known.clear()
+        self.known.update(found)
         for name, health in found.items():
             self.digests.learn(name, health.digests)
             if health.reachable and name in before and not before[name].reachable:

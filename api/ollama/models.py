@@ -199,9 +199,9 @@ class KnownDigests:
     """See `ports.ModelDigests`. `num_ctx`: the context that all generations have; None: the model's own."""
 
     def __init__(self, num_ctx: int | None) -> None:
-        self._num_ctx = "" if num_ctx is None else str(num_ctx)
+        self.unknown = "/" if num_ctx is None else f"/{num_ctx}"
+        self.by_model: Mapping[str, str] = {}
         self._by_backend: dict[str, Mapping[str, str]] = {}
-        self._by_model: dict[str, str] = {}
 
     def knows(self, backend: str) -> bool:
         """Whether the models of a backend are known."""
@@ -211,18 +211,16 @@ class KnownDigests:
         """The models that a backend has now, by `model_key`. None of them: it did not say, and what is known stays."""
         if digests and digests != self._by_backend.get(backend):
             self._by_backend[backend] = dict(digests)
-            self._by_model = self._merged()
-
-    def digest(self, model: str) -> str:
-        """See `ports.ModelDigests`. Backends with different weights of a model make one digest together."""
-        return f"{self._by_model.get(model_key(model), '')}/{self._num_ctx}"
+            self.by_model = self._merged()
 
     def _merged(self) -> dict[str, str]:
         models = {model for digests in self._by_backend.values() for model in digests}
         return {model: self._of_all(model) for model in models}
 
     def _of_all(self, model: str) -> str:
-        return ",".join(sorted({digests[model] for digests in self._by_backend.values() if model in digests}))
+        """Backends with different weights of a model make one digest together."""
+        known = {digests[model] for digests in self._by_backend.values() if model in digests}
+        return f"{','.join(sorted(known))}{self.unknown}"
 
 
 @dataclass(frozen=True, slots=True)

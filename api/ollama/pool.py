@@ -23,9 +23,7 @@ import orjson
 from api.cancellation import raise_if_cancelled
 from api.errors import UpstreamError, UpstreamFault
 from api.ollama import failures
-from api.ollama.deadlines import RequestTrace
-from api.ollama.linear_pool import LinearPool
-from api.ollama.pool_statistics import PoolSnapshot, PoolStatistics
+from api.ollama.connections import LinearPool, PoolSnapshot, PoolStatistics, RequestTrace
 from api.ollama.retries import RetryBudget
 from api.values import GenerationEnd
 

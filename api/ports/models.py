@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -91,8 +91,13 @@ class EmbeddingModel(Protocol):
 class ModelDigests(Protocol):
     """Which weights the language models have now, as far as this worker knows."""
 
-    def digest(self, model: str) -> str:
-        """The same while the weights are; empty while nothing is known of the model. No I/O."""
+    @property
+    def by_model(self) -> Mapping[str, str]:
+        """By `model_key`. A digest stays the same while the weights do."""
+
+    @property
+    def unknown(self) -> str:
+        """The digest of any other model."""
 
 
 class Reranker(Protocol):

@@ -47,8 +47,8 @@ def normalise(question: str) -> str:
     """
     if len(question) > LONGEST:
         return question
-    composed = nfc(question.translate(INVISIBLE))
-    compatible = composed if composed.isascii() else "".join(map(_compatible, composed))
+    visible = question.translate(INVISIBLE)
+    compatible = visible if visible.isascii() else "".join(map(_compatible, nfc(visible)))
     folded = " ".join(fold(compatible).split())
     return _without_end(folded) or folded or question
 
@@ -119,4 +119,5 @@ class CacheKeyBuilder:
     async def of(self, query: Query) -> CacheKey:
         """Raises `EmbeddingUnavailable` while it is not known who embeds."""
         identity = self._embedder.current.value or await self._embedder.identity()
-        return fingerprint(query, identity, self._digests.digest(query.model), self._grounding)
+        digest = self._digests.by_model.get(model_key(query.model), self._digests.unknown)
+        return fingerprint(query, identity, digest, self._grounding)

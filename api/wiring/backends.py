@@ -11,9 +11,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any, Final
 
-from api.backends.choice import Backend, BackendEvents, Backends
 from api.backends.embedder import AgreedIdentity, EmbeddingCalls, EmbeddingEvents, FailoverEmbedder
-from api.backends.failover import EMBEDDING_CHARGED, FailoverPolicy
+from api.backends.failover import EMBEDDING_CHARGED, Backend, BackendEvents, Backends, FailoverPolicy
 from api.backends.generations import Generations
 from api.breaker.fleet_breaker import FleetBreaker, kept_current
 from api.breaker.state import BreakerPolicy
@@ -22,9 +21,8 @@ from api.bulkhead.rules import BulkheadPolicy
 from api.observability.metrics import Metrics
 from api.observability.resilience_metrics import BreakerMetrics, BulkheadMetrics
 from api.observability.worker_facts import BackendFacts
-from api.ollama.deadlines import Deadlines
 from api.ollama.embedding import OllamaEmbedder, OllamaEmbeddingModel
-from api.ollama.generation import OllamaModel
+from api.ollama.generation import Deadlines, OllamaModel
 from api.ollama.health import BackendWatch, WarmUp, load_embedder, load_llm
 from api.ollama.models import KnownDigests, OllamaCatalog, OllamaModels, Pinned
 from api.ollama.pool import OllamaPools, PoolLimits, open_pools
@@ -80,7 +78,7 @@ class WorkerBackends:
             self._models, prober, board, ollama.ollama_probe_interval, self.warm_up.start, self.digests
         )
         self.fleet_retries = FleetRetries(gate, self._keys, pools.retries)
-        self.facts = BackendFacts(pools, pools.retries, self.watch.health, metrics)
+        self.facts = BackendFacts(pools, pools.retries, self.watch.known.get, metrics)
 
     async def reachable(self) -> bool:
         """Whether any backend answers now."""
@@ -131,7 +129,7 @@ class WorkerBackends:
             Backend(name, OllamaModel(pool, deadlines, self._pinned), self.bulkheads[name], self.breakers[name])
             for name, pool in self._pools.items()
         ]
-        backends = Backends(members, self.watch.health)
+        backends = Backends(members, self.watch.known.get)
         return Generations(backends, self._pools.retries, deadlines.total, events)
 
     def embeddings(self, events: EmbeddingEvents) -> EmbeddingCalls:
@@ -142,7 +140,7 @@ class WorkerBackends:
             guard = f"{name}{EMBED}" if behind_questions else name
             model = OllamaEmbeddingModel(pool, self._pinned)
             members.append(Backend(name, model, self.bulkheads[guard], self.breakers[guard]))
-        backends = Backends(members, self.watch.health)
+        backends = Backends(members, self.watch.known.get)
         total = self._settings.ollama.ollama_total_timeout
         return EmbeddingCalls(backends, self._pools.retries, total, events, background=behind_questions)
 
@@ -165,7 +163,7 @@ class WorkerBackends:
             )
             bulkhead, breaker = self.bulkheads[f"{name}{EMBED}"], self.breakers[f"{name}{EMBED}"]
             members.append(Backend(name, await stack.enter_async_context(opening), bulkhead, breaker))
-        agreed = AgreedIdentity(Backends(members, self.watch.health), settings.embed_model)
+        agreed = AgreedIdentity(Backends(members, self.watch.known.get), settings.embed_model)
         asked = FailoverPolicy(settings.embed_timeout, charged=EMBEDDING_CHARGED)
         stored = FailoverPolicy(
             self._settings.documents.document_embed_timeout, charged=EMBEDDING_CHARGED, waits_again=True

@@ -17,8 +17,7 @@ from typing import Any, Final
 
 from redis.asyncio import Redis
 
-from api.breaker.fleet_breaker import POLL_SECONDS
-from api.breaker.recovery import COALESCE_SECONDS
+from api.breaker.fleet_breaker import COALESCE_SECONDS, POLL_SECONDS
 from api.breaker.state import BreakerPolicy, CallOutcome
 from api.bulkhead.rules import BulkheadPolicy, PermitReturn, Priority
 from api.knowledge.ingestion_worker import LOOK_SECONDS as DOCUMENTS_SECONDS

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 
 from api.errors import EmbeddingUnavailable, StoreUnavailable, UpstreamError, UpstreamFault
-from api.ollama.embedding import OllamaEmbedder
+from api.ollama.embedding import PROBES, OllamaEmbedder
 from api.ollama.pool import OllamaPool, PoolLimits, open_pool
-from api.ollama.script_probes import PROBES
 from api.values import EmbedderIdentity, Vector
 from tests.stub_ollama import StubOllama, running_stub
 from tests.waiting import wait_until_async

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from api.errors import UpstreamError, UpstreamFault
-from api.ollama.deadlines import Deadlines
-from api.ollama.generation import OllamaModel
+from api.ollama.generation import Deadlines, OllamaModel
 from api.ollama.pool import OllamaPool, PoolLimits, open_pool
 from api.values import ChatMessage, GenerationEnd, GenerationRequest, Token, Usage
 from tests.stub_ollama import StubOllama, running_stub

@@ -8,8 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from api.errors import UpstreamError, UpstreamFault
-from api.ollama.deadlines import Deadlines
-from api.ollama.generation import OllamaModel
+from api.ollama.generation import Deadlines, OllamaModel
 from api.ollama.models import OllamaModels
 from api.ollama.pool import OllamaPool, PoolLimits, open_pool
 from api.values import ChatMessage, GenerationEnd, GenerationRequest

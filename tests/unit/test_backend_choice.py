@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from api.backends.choice import BackendState, in_order
+from api.backends.failover import BackendState, in_order
 
 BEST = BackendState("best", reachable=True, has_model=True, resident=True)
 

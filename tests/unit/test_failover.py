@@ -10,9 +10,18 @@ from typing import Any
 
 import pytest
 
-from api.backends.choice import Backend, Backends
-from api.backends.failover import CHARGED, EMBEDDING_CHARGED, FREE, Failover, FailoverPolicy, Terms
-from api.backends.generations import admitted, speaks_against_ollama
+from api.backends.failover import (
+    CHARGED,
+    EMBEDDING_CHARGED,
+    FREE,
+    Backend,
+    Backends,
+    Failover,
+    FailoverPolicy,
+    Terms,
+    admitted,
+    speaks_against_ollama,
+)
 from api.errors import BreakerOpen, BulkheadFull, RagherdError, UpstreamError, UpstreamFault
 
 MODEL = "m"

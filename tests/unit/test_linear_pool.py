@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from api.ollama.linear_pool import LinearPool
+from api.ollama.connections import LinearPool
 from tests.stub_ollama import StubOllama, running_stub
 
 pytestmark = pytest.mark.slow

@@ -29,7 +29,7 @@ from api.knowledge.plain_text import decoded, first_heading, tidied
 from api.knowledge.ranking import leading
 from api.knowledge.readers import html
 from api.languages.identify import LATIN, language_of, words_outside
-from api.ollama.script_probes import unread_of
+from api.ollama.embedding import unread_of
 from api.ports.documents import Chunk, DocumentFacts, DocumentFilter
 from api.query import citations, condense
 from api.query import prompt as prompt_budget

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from api.ollama.script_probes import PIECES, PROBES, is_read, scripts_to_read, unread_of
+from api.ollama.embedding import PIECES, PROBES, is_read, scripts_to_read, unread_of
 
 LONG = "x" * 101
 
