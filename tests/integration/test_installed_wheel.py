@@ -35,8 +35,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def _ran(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def _ran(command: list[str], folder: Path | None = None) -> None:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -148,6 +148,18 @@ def test_the_wheel_has_everything_that_is_no_python(wheel: Path) -> None:
     pages = {f"api/cli/pages/{path.relative_to(ROOT / 'docs')}" for path in (ROOT / "docs").rglob("*.md")}
     assert len(pages) > 15
     assert {name for name in names if ".dist-info/" not in name} == ours | pages
+
+
+def test_an_editable_install_needs_only_the_locked_backend_and_points_to_the_checkout(tmp_path: Path) -> None:
+    """As scripts/lib/venv.sh makes it."""
+    program = (
+        "import sys, hatchling.build; sys.modules['editables'] = None; hatchling.build.build_editable(sys.argv[1])"
+    )
+    _ran([sys.executable, "-c", program, str(tmp_path)], ROOT)
+    [made] = tmp_path.iterdir()
+    with zipfile.ZipFile(made) as archive:
+        [pointer] = [name for name in archive.namelist() if name.endswith(".pth")]
+        assert archive.read(pointer).decode().split() == [str(ROOT)]
 
 
 def test_a_bare_install_has_no_packages_of_extras(bare: Path) -> None:
