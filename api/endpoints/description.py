@@ -1,7 +1,4 @@
-"""What the API's own description has for all endpoints: the form of errors, and how a key travels.
-
-What `/docs` shows of responses that no model describes: one of each, as it came.
-"""
+"""The OpenAPI description that all endpoints share: errors, keys, and examples of responses without a model."""
 
 from __future__ import annotations
 
@@ -164,7 +161,7 @@ EXAMPLES: Final[dict[tuple[str, str], dict[str, Any]]] = {
         "store": "shared",
     },
 }
-"""By method and path."""
+"""Example responses by method and path, as a service sent them."""
 
 
 class Problem(BaseModel):
@@ -202,7 +199,7 @@ ERRORS: Final[Responses] = {
         "content": {PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/Problem"}}},
     }
 }
-"""For every endpoint that says nothing else. Without it FastAPI describes validation errors of its own, never sent."""
+"""The default of every endpoint. Without it FastAPI would describe its validation errors, which are never sent."""
 
 
 def errors_of(api: str, error_body: Callable[[RagherdError], dict[str, Any]]) -> Responses:
@@ -213,18 +210,18 @@ def errors_of(api: str, error_body: Callable[[RagherdError], dict[str, Any]]) ->
 
 
 def stream_of(media_type: str, *events: str) -> Responses:
-    """An answer that comes as a stream where it is asked for as one; `events`: the names of its events."""
+    """A response that is streamed on request. `events` are the names of its events."""
     return {200: {"content": {media_type: {"schema": _event(events) if media_type == EVENTS else {"type": "string"}}}}}
 
 
 def _event(names: Sequence[str]) -> dict[str, Any]:
-    """One server-sent event: before OpenAPI 3.2 the schema of a stream describes each of them."""
+    """One server-sent event. Before OpenAPI 3.2 the schema of a stream describes a single event."""
     name = {"event": {"type": "string", "enum": list(names)}} if names else {}
     return {"type": "object", "required": ["data", *name], "properties": {**name, "data": {"type": "string"}}}
 
 
 def body_of(kind: type[BaseModel], example: dict[str, Any]) -> dict[str, Any]:
-    """A body that is read by hand, so that FastAPI does not know of it."""
+    """A request body that FastAPI does not parse and so cannot describe."""
     schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema, "example": example}}}}
 
@@ -234,9 +231,9 @@ _KEY: Final = {"type": "http", "scheme": "bearer", "description": "A key from `A
 
 
 class DescribedApp(FastAPI):
-    """FastAPI, with what all its endpoints share in the description.
+    """FastAPI with the shared parts of the description.
 
-    `most_inputs`: EMBED_MAX_INPUTS. `keyed`: the roles that have keys; others are asked for none.
+    `most_inputs` is EMBED_MAX_INPUTS. `keyed` has the roles that need a key.
     """
 
     def __init__(self, *, most_inputs: int, keyed: Collection[Role], **named: Any) -> None:
@@ -260,7 +257,7 @@ class DescribedApp(FastAPI):
         return super().openapi()
 
     def _describe_keys(self, paths: dict[str, Any]) -> None:
-        """Which endpoints need a key, by the role that each declares."""
+        """Mark the endpoints that need a key, by the role that each declares."""
         for route in iter_route_contexts(self.routes):
             for method in route.methods or ():
                 operation = paths.get(route.path or "", {}).get(method.lower())
@@ -269,7 +266,7 @@ class DescribedApp(FastAPI):
 
 
 def _succeeded(operation: dict[str, Any]) -> dict[str, Any]:
-    """The JSON of the first response that tells of success."""
+    """The JSON of the first successful response."""
     status = min(status for status in operation["responses"] if status.startswith("2"))
     content: dict[str, Any] = operation["responses"][status]["content"]["application/json"]
     return content

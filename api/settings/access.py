@@ -15,15 +15,15 @@ from api.settings.answers import SettingsGroup, split_list
 
 SHORTEST_KEY: Final = 2
 WEAK_KEY: Final = 16
-"""A shorter key is taken, and the log warns of it."""
+"""A shorter key is accepted, with a warning in the log."""
 _HOST: Final = re.compile(r"(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*|\*")
-"""A name, an IPv4 address, a wildcard for the names below one, or any host."""
+"""A name, an IPv4 address, `*.name`, or `*` for any host."""
 
 
 def _check_hosts(value: str) -> str:
     hosts = split_list(value)
     if value and not hosts:
-        raise ValueError("it names no host")
+        raise ValueError("the list has no host")
     for number, host in enumerate(hosts, start=1):
         if not (_HOST.fullmatch(host) or _is_ipv6(host)):
             raise ValueError(f"entry {number} is not a host name, an address, *.name or *; leave out scheme and port")
@@ -46,7 +46,7 @@ class AccessSettings(SettingsGroup):
     api_keys: Annotated[str, NoDecode, Field(title="list")] = ""
     """Keys that may ask: `tenant=key,...`. Default: anyone may ask.
 
-    With keys, a question needs one, and the key fixes the tenant. Without, a request may name its tenant.
+    With keys, a question needs one, and the key fixes the tenant. Without keys, a request may name its tenant.
     """
     admin_keys: Annotated[str, NoDecode, Field(title="list")] = ""
     """Admin keys. Default: admin endpoints answer loopback callers only.
@@ -62,41 +62,43 @@ class AccessSettings(SettingsGroup):
     """
 
     def tenants_by_key(self) -> dict[str, str]:
-        """The tenant that each API key stands for. Raises `ValueError`, which repeats no key."""
+        """The tenant of each API key. Raises `ValueError`, whose message has no key."""
         pairs = [_pair(number, entry) for number, entry in enumerate(entries(self.api_keys), start=1)]
         check_keys([key for _, key in pairs])
         return {key: tenant for tenant, key in pairs}
 
     def admins(self) -> tuple[str, ...]:
-        """The admin keys. Raises `ValueError`, which repeats no key."""
+        """The admin keys. Raises `ValueError`, whose message has no key."""
         keys = entries(self.admin_keys)
         check_keys(keys)
         return keys
 
     def hosts(self) -> tuple[str, ...]:
-        """By which the service may be called; none: by any."""
+        """The accepted host names, in lower case. Empty if any is accepted."""
         hosts: tuple[str, ...] = split_list(self.allowed_hosts)
         return tuple(host.strip("[]").lower() for host in hosts)
 
 
 def entries(value: str) -> tuple[str, ...]:
-    """The entries of a list of keys, empty ones too: they are a fault. A comma at the very end begins none."""
+    """Split a list of keys. Empty entries stay, because they are errors; a comma at the end adds none."""
     found = [part.strip() for part in value.split(",")] if value else []
     return tuple(found[:-1] if len(found) > 1 and not found[-1] else found)
 
 
 def check_keys(keys: Sequence[str]) -> None:
-    """Raises `ValueError` for keys that are empty, too short, given twice, or that no header can hold."""
+    """Raise `ValueError` for keys that are empty, too short, listed twice, or impossible in a header."""
     first: dict[str, int] = {}
     for number, key in enumerate(keys, start=1):
         if not key:
             raise ValueError(f"the key of entry {number} is empty")
         if len(key) < SHORTEST_KEY:
-            raise ValueError(f"the key of entry {number} has one character only; make one with: openssl rand -hex 24")
+            raise ValueError(f"the key of entry {number} has only one character; make one with: openssl rand -hex 24")
         if not key.isascii():
-            raise ValueError(f"the key of entry {number} has a character that is not ASCII, which no header can hold")
+            raise ValueError(
+                f"the key of entry {number} has a character that is not ASCII; HTTP headers cannot carry it"
+            )
         if not key.isprintable():
-            raise ValueError(f"the key of entry {number} has a control character, which no header can hold")
+            raise ValueError(f"the key of entry {number} has a control character; HTTP headers cannot carry it")
         if first.setdefault(key, number) != number:
             raise ValueError(f"the keys of entries {first[key]} and {number} are the same")
 
@@ -109,7 +111,7 @@ def _pair(number: int, entry: str) -> tuple[str, str]:
 
 
 def anonymous_refusal(access: AccessSettings, listens_on: str) -> str | None:
-    """Why the service must not listen on a host or address; None where it may."""
+    """Return why the service must not listen on an address, or None if it may."""
     if access.api_keys or access.allow_anonymous or is_loopback_host(listens_on):
         return None
     return (
@@ -119,7 +121,7 @@ def anonymous_refusal(access: AccessSettings, listens_on: str) -> str | None:
 
 
 def access_warnings(access: AccessSettings, listens_on: Sequence[str]) -> list[str]:
-    """What an operator should know of settings that are taken all the same. Each names its variable."""
+    """Warnings about accepted settings. Each one names its variable."""
     weak = [
         f"{variable}: a key of fewer than {WEAK_KEY} characters can be guessed; make one with: openssl rand -hex 24"
         for variable, keys in (("API_KEYS", access.tenants_by_key()), ("ADMIN_KEYS", access.admins()))

@@ -1,9 +1,4 @@
-"""The semantic cache, the knowledge base and retrieval.
-
-The base class of all settings, and the kinds of values that several of them have.
-
-How the service listens and logs.
-"""
+"""The base class of all settings, and the settings of the cache, the knowledge base, retrieval and the server."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""Reads settings: every fault is one line that names the variable.
-
-All settings of a worker, as one value.
-
-What single values can not tell: whether they go together.
-"""
+"""Load all settings and check them together. Every error is one line that names the variable."""
 
 from __future__ import annotations
 
@@ -27,7 +22,7 @@ from api.settings.models import BreakerSettings, BulkheadSettings, EmbedderSetti
 from api.settings.redis import BreakerRedisSettings, RedisSettings, check_tls_files
 
 ON_A_CLUSTER = 16
-"""Partitions of the cache on a cluster, unless CACHE_PARTITIONS says otherwise."""
+"""Partitions of the cache on a cluster if CACHE_PARTITIONS is unset."""
 
 
 class Settings(BaseModel):
@@ -55,17 +50,17 @@ class Settings(BaseModel):
 
     @property
     def partition_size(self) -> int:
-        """Entries of one partition: whatever the scopes, all partitions together hold no more than is set."""
+        """Maximum entries of one partition. All partitions together never exceed the setting."""
         return max(1, self.cache.max_size // self.cache_partitions)
 
     @property
     def key_layout(self) -> tuple[str, int, bool]:
-        """What keys in Redis depend on: their prefix, the partitions of the cache, and whether it is a cluster."""
+        """The prefix, the number of cache partitions, and whether Redis is a cluster. Key names depend on these."""
         return self.redis.prefix, self.cache_partitions, self.redis.is_cluster
 
 
 ONNX_CHUNK_TOKENS = 224
-"""Of the 256 that MiniLM reads at once: the rest is for its marks, the title and the headings."""
+"""MiniLM reads 256 tokens. The rest is for special tokens, the title and the headings."""
 
 
 def _check_ports(settings: Settings) -> None:
@@ -80,7 +75,7 @@ def _check_redis_tls(settings: Settings) -> None:
     given = [variable for variable, path in files.items() if path]
     urls = [redis.url, settings.breaker_redis.url or ""]
     if given and not any(url.startswith("rediss") for url in urls):
-        raise SettingsError(f"{given[0]}: needs TLS, and REDIS_URL does not begin with rediss")
+        raise SettingsError(f"{given[0]}: needs TLS, but REDIS_URL does not begin with rediss")
     check_tls_files(*files.values())
 
 
@@ -90,7 +85,7 @@ def _check_sentinels(settings: Settings) -> None:
 
 
 def check_together(settings: Settings) -> None:
-    """Raises `SettingsError` where values that are right by themselves do not go together."""
+    """Raise `SettingsError` if valid values contradict each other."""
     _check_ports(settings)
     _check_redis_tls(settings)
     _check_sentinels(settings)
@@ -134,7 +129,7 @@ def _check_documents(settings: Settings) -> None:
         raise SettingsError("CHUNK_OVERLAP: must be less than CHUNK_TOKENS")
     if embedder.embedder == "onnx" and documents.chunk_tokens > ONNX_CHUNK_TOKENS:
         raise SettingsError(
-            f"CHUNK_TOKENS: at most {ONNX_CHUNK_TOKENS} with EMBEDDER=onnx, which reads no more at once"
+            f"CHUNK_TOKENS: at most {ONNX_CHUNK_TOKENS} with EMBEDDER=onnx, because its model reads no more"
         )
     paths = {
         "EMBED_MODEL_PATH": embedder.embed_model_path,
@@ -149,7 +144,7 @@ def _check_documents(settings: Settings) -> None:
 
 
 def _check_model(variable: str, path: Path) -> None:
-    """Whether the files are there; what is in them is seen when they are loaded."""
+    """Check that the files exist. Their content is checked when they are loaded."""
     if not path.exists():
         raise SettingsError(f"{variable}: no such file or directory")
     folder, weights = (path, "model.onnx") if path.is_dir() else (path.parent, path.name)
@@ -162,7 +157,7 @@ SECRET: Final = {"API_KEYS", "ADMIN_KEYS", "REDIS_URL", "REDIS_SENTINEL_PASSWORD
 
 
 def load_settings(env_file: str | None = ".env") -> Settings:
-    """Reads the environment over `env_file`. Raises `SettingsError`: one line that names the variable."""
+    """Read `env_file` and the environment, which wins. Raises `SettingsError`: one line that names the variable."""
     concerns: dict[str, SettingsGroup] = {}
     for name, concern in _concerns().items():
         try:

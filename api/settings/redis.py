@@ -1,7 +1,4 @@
-"""The Redis that the fleet shares.
-
-Whether the files of TLS to Redis can be used: asked at the start, so that a bad one is one clear line.
-"""
+"""The Redis that the fleet shares, and a check of the TLS files at the start."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ from api.settings.answers import FilePath, Positive, Seconds, SettingsGroup
 
 CLUSTER = ("redis+cluster", "rediss+cluster")
 PREFIX = "[A-Za-z0-9_.:-]+"
-"""No pattern: `ragherd redis-acl` binds a user to keys by it."""
+"""Without wildcards, because `ragherd redis-acl` limits a user to keys with this prefix."""
 QUOTED = "in a password / ? # @ are written as %2F %3F %23 %40"
 
 
@@ -29,9 +26,9 @@ def is_cluster(url: str) -> bool:
 def _check_redis_url(value: str) -> str:
     parts = urlsplit(value)
     if "ssl_" in parts.query:
-        raise ValueError("TLS has settings of its own: REDIS_CA_FILE, REDIS_CERT_FILE, REDIS_KEY_FILE")
+        raise ValueError("set TLS options with REDIS_CA_FILE, REDIS_CERT_FILE and REDIS_KEY_FILE")
     if parts.query or parts.fragment:
-        raise ValueError(f"options after ? are not taken; {QUOTED}")
+        raise ValueError(f"options after ? are not supported; {QUOTED}")
     if parts.scheme in {"redis+sentinel", "rediss+sentinel"}:
         return _check_sentinel_url(parts)
     if parts.scheme in CLUSTER:
@@ -49,7 +46,7 @@ def _check_redis_url(value: str) -> str:
 
 
 def _has_port(parts: SplitResult) -> bool:
-    """Whether it is one; none is as good: it has a default."""
+    """Whether the port is valid. A missing port is, because it has a default."""
     try:
         return parts.port != 0
     except ValueError:  # it would repeat a part of the password
@@ -139,7 +136,7 @@ class BreakerRedisSettings(SettingsGroup):
 
 
 def check_tls_files(ca_file: str | None, cert_file: str | None, key_file: str | None) -> None:
-    """Raises `SettingsError`, one line that names the variable."""
+    """Check the files of TLS. Raises `SettingsError`: one line that names the variable."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if ca_file:
         try:
@@ -169,7 +166,7 @@ def _check_pair(context: ssl.SSLContext, cert_file: str, key_file: str | None) -
         context.load_cert_chain(cert_file, key_file, password="")
     except ssl.SSLError as error:
         reason = (
-            "the key is not that of the certificate" if "MISMATCH" in str(error) else "not in PEM form, or encrypted"
+            "the key does not match the certificate" if "MISMATCH" in str(error) else "not in PEM form, or encrypted"
         )
         given = f"'{cert_file}' with the key in '{key_file or cert_file}'"
-        raise SettingsError(f"REDIS_CERT_FILE: {given} can not be used: {reason}") from None
+        raise SettingsError(f"REDIS_CERT_FILE: {given} cannot be used: {reason}") from None

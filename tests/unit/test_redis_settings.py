@@ -59,7 +59,7 @@ def test_a_certificate_and_the_key_of_another(monkeypatch: pytest.MonkeyPatch, h
     trustme.CA().issue_cert("x@y.test").private_key_pem.write_to_path(held.folder / "other.key")
     line = refused(monkeypatch, REDIS_CERT_FILE=held.pair, REDIS_KEY_FILE=held.folder / "other.key")
     assert line.startswith("REDIS_CERT_FILE: ")
-    assert line.endswith("the key is not that of the certificate")
+    assert line.endswith("the key does not match the certificate")
 
 
 def test_a_certificate_without_a_key_and_an_encrypted_key(monkeypatch: pytest.MonkeyPatch, held: Certificates) -> None:
