@@ -2,14 +2,15 @@
 
 Each process counts for itself, so sums over pods are right. A metric that has the same value in every pod says
 "Fleet-wide"; read it with `max`. After a change run `python -m scripts.generate_docs`, which writes docs/metrics.md.
+
+The master of gunicorn imports this file before PROMETHEUS_MULTIPROC_DIR is set, so it must not import
+prometheus_client.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
-
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from typing import Literal
 
 Stage = Literal["total", "embed", "cache", "retrieve", "generate"]
 ConnectionEnd = Literal["silent", "idle", "head", "rest", "unread", "full", "refused"]
@@ -324,27 +325,3 @@ BUILD_INFO = MetricSpec(
 
 ALL_METRICS: tuple[MetricSpec, ...] = tuple(one for one in vars().values() if isinstance(one, MetricSpec))
 """In the order of their declaration."""
-
-
-class MetricFamily(dict[tuple[str, ...], Any]):
-    """The series of one metric by their label values: `labels()` is slow, so each is asked for once."""
-
-    def __init__(self, spec: MetricSpec, registry: CollectorRegistry) -> None:
-        super().__init__()
-        self._metric = _make(spec, registry)
-
-    def __missing__(self, values: tuple[str, ...]) -> Any:
-        series = self[values] = self._metric.labels(*values) if values else self._metric
-        return series
-
-    def begin(self, *values: str) -> None:
-        """Shows a series at zero before it is first used: a rate needs a zero to rise from."""
-        self[values]
-
-
-def _make(spec: MetricSpec, registry: CollectorRegistry) -> Any:
-    if spec.type == "counter":
-        return Counter(spec.name, spec.help, spec.labels, registry=registry)
-    if spec.type == "gauge":
-        return Gauge(spec.name, spec.help, spec.labels, registry=registry, multiprocess_mode=spec.across)
-    return Histogram(spec.name, spec.help, spec.labels, registry=registry, buckets=spec.buckets)

@@ -17,6 +17,15 @@ from tests.waiting import wait_until
 from worker_config.metrics_process import MetricsProcess
 from worker_config.rolling_arbiter import ChildSignal
 
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_master_loads_prometheus_client_only_once_its_directory_is_set() -> None:
+    """prometheus_client reads PROMETHEUS_MULTIPROC_DIR at import: loaded earlier, no two workers are added up."""
+    code = "import worker_config.gunicorn_conf, sys; print('prometheus_client' in sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert loaded.stdout == "False\n", loaded.stderr
+
 
 def test_one_that_can_not_be_started_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     attempts: list[str] = []
