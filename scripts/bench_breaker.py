@@ -24,7 +24,7 @@ from api.redis_store.client import RedisAddress, blocking_reader, short_commands
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.breaker import RedisBreakerStore
-from tests.breaker_process import BreakerProcess
+from tests.support.breaker_process import BreakerProcess
 
 CALLS = 20_000
 WORKERS = 8

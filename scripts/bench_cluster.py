@@ -32,7 +32,7 @@ from api.redis_store.stores.cache.answers import RedisAnswerCache
 from api.redis_store.stores.cache.semantic_index import SemanticIndexes
 from api.redis_store.stores.fleet import CacheCounters
 from api.values import EmbedderIdentity, Usage
-from tests.redis_cluster import running_cluster
+from tests.support.redis_cluster import running_cluster
 
 ENTRIES: Final = 9_600
 TENANTS: Final = 48

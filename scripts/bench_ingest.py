@@ -32,11 +32,11 @@ import redis as sync_redis
 from api.embedded.redis_server import embedded_redis
 from scripts import made_documents
 from scripts.steady_questions import KNOWN, Asking
-from tests.gunicorn_process import Gunicorn, gunicorns
-from tests.ingest_process import expected_texts, ingest_process
-from tests.stored_corpus import StoredCorpus
 from tests.stub_ollama import stub_process
-from tests.waiting import wait_until
+from tests.support.gunicorn_process import Gunicorn, gunicorns
+from tests.support.ingest_process import expected_texts, ingest_process
+from tests.support.stored_corpus import StoredCorpus
+from tests.support.waiting import wait_until
 
 SEED: Final = 20
 """Documents that are there before, so that questions find passages."""

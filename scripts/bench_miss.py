@@ -20,8 +20,8 @@ from pathlib import Path
 import httpx
 
 from api.embedded.redis_server import embedded_redis
-from tests.gunicorn_process import gunicorns
 from tests.stub_ollama import stub_process
+from tests.support.gunicorn_process import gunicorns
 
 REQUESTS = 400
 CLIENTS = (1, 32)

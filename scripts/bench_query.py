@@ -21,9 +21,9 @@ from pathlib import Path
 import httpx
 
 from api.embedded.redis_server import embedded_redis
-from tests.gunicorn_process import gunicorns
 from tests.stub_ollama import stub_process
-from tests.waiting import wait_until
+from tests.support.gunicorn_process import gunicorns
+from tests.support.waiting import wait_until
 
 ROUNDS = 3
 SECONDS = 5

@@ -21,7 +21,7 @@ from api.scaling import plan as redis_load
 from api.scaling.costs import Costs, load_costs
 from api.scaling.plan import Demand
 from api.scaling.simulation import quantile, simulate
-from tests.breaker_process import BreakerProcess
+from tests.support.breaker_process import BreakerProcess
 
 SIZES: Final = (2, 4, 8, 16)
 TRANSITIONS: Final = 60

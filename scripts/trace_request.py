@@ -40,8 +40,8 @@ from starlette.types import Receive, Scope, Send
 
 from api.app import create_app
 from api.embedded.redis_server import embedded_redis
-from tests.service import make_settings
 from tests.stub_ollama import running_stub
+from tests.support.service import make_settings
 
 ROOT: Final = Path(__file__).parents[1]
 API: Final = ROOT / "api"

@@ -14,9 +14,9 @@ from redis.exceptions import RedisError
 
 from api.embedded.redis_server import EmbeddedRedis, embedded_redis
 from api.redis_store.acl import acl_line
-from tests.redis_cluster import Cluster, running_cluster
-from tests.service import Service, make_settings, running_service
 from tests.stub_ollama import StubOllama, running_stub
+from tests.support.redis_cluster import Cluster, running_cluster
+from tests.support.service import Service, make_settings, running_service
 
 # How long an example takes is the machine's affair.
 hypothesis.settings.register_profile("untimed", deadline=None)

@@ -18,8 +18,8 @@ from api.errors import StoreUnavailable
 from api.redis_store.stores.fleet import FULL_PACE_WORKERS, SLOWEST
 from scripts.costs.operations import EMBEDDER, opened
 from scripts.costs.server import Server
-from tests.gunicorn_process import Gunicorn, gunicorns
-from tests.waiting import wait_until
+from tests.support.gunicorn_process import Gunicorn, gunicorns
+from tests.support.waiting import wait_until
 
 STARTING_SECONDS: Final = 240.0
 SETTLED_SECONDS: Final = 6.0

@@ -14,9 +14,9 @@ import httpx
 
 from scripts.costs.fleets import STARTING_SECONDS, cpu_seconds
 from scripts.costs.server import Server
-from tests.gunicorn_process import gunicorns
 from tests.stub_ollama import StubProcess
-from tests.waiting import wait_until
+from tests.support.gunicorn_process import gunicorns
+from tests.support.waiting import wait_until
 
 CONCURRENCY: Final = 16
 TIMES: Final = 1500

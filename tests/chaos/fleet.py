@@ -16,9 +16,9 @@ import redis
 from api.embedded.redis_server import find_redis_binary
 from tests.chaos.hosts import Host, Network, network
 from tests.chaos.load_balancer import LoadBalancer, load_balancer
-from tests.gunicorn_process import Gunicorn
 from tests.stub_ollama import StubProcess, stub_process
-from tests.waiting import wait_until
+from tests.support.gunicorn_process import Gunicorn
+from tests.support.waiting import wait_until
 
 WORKERS = {"r1": 2, "r2": 1, "r3": 2, "r4": 1}
 REDIS_SECONDS = 0.5

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.chaos.hosts import Host
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 PORT = 80
 CHECK_SECONDS = 0.5

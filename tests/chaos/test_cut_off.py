@@ -15,8 +15,8 @@ import pytest
 
 from tests.chaos.fleet import SETTINGS, Fleet, Replica
 from tests.chaos.traffic import CACHED, LONG, cached, fresh, no_failures, summary
-from tests.load import Load, constant_load
-from tests.waiting import wait_until
+from tests.support.load import Load, constant_load
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(240)]
 

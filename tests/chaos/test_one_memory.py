@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.chaos.fleet import Fleet
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(240)]
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.chaos.fleet import Fleet, Replica
 from tests.chaos.traffic import LONG, all_kinds, no_failures, summary
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(240)]
 

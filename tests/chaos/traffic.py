@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 import httpx
 
 from tests.chaos.fleet import NO_STORE
-from tests.load import Load, Request, constant_load
+from tests.support.load import Load, Request, constant_load
 
 CACHED = "What does everybody ask?"
 LONG = "Which words does a longer answer have? " + " ".join(f"word{number}" for number in range(20))

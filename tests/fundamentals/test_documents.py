@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tests.service import Service, ask
 from tests.stub_ollama import StubOllama
+from tests.support.service import Service, ask
 
 QUESTION = "Who approves my holiday?"
 HOLIDAY = {"title": "Holiday policy", "text": "The team lead approves my holiday.", "source": "policies/holiday.md"}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from tests.event_stream import connected, events, streamed, text_of
-from tests.service import Service, ask
 from tests.stub_ollama import StubOllama
-from tests.waiting import wait_until_async
+from tests.support.event_stream import connected, events, streamed, text_of
+from tests.support.service import Service, ask
+from tests.support.waiting import wait_until_async
 
 QUESTION = "How do I reset my password?"
 PARAPHRASE = "My password, how do I reset?"

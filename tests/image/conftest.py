@@ -13,10 +13,10 @@ from api.embedded.redis_server import EmbeddedRedis
 from scripts.image_root.base import what_is_missing
 from scripts.image_root.build import Image, built_image
 from scripts.image_root.container import Container, running
-from tests.gunicorn_process import free_port
-from tests.needed_tools import not_here
 from tests.stub_ollama.process import StubProcess, stub_process
-from tests.waiting import wait_until
+from tests.support.gunicorn_process import free_port
+from tests.support.needed_tools import not_here
+from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 

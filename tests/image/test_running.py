@@ -15,7 +15,7 @@ from fpdf import FPDF
 
 from scripts.image_root.build import Image
 from scripts.image_root.container import Container
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.image, pytest.mark.timeout(600)]
 HOLIDAY = "Holiday is approved by the team lead. Ask for it two weeks before it begins."

@@ -7,7 +7,7 @@ from starlette.requests import Request
 
 from api.endpoints.access import Access
 from api.errors import NotAuthenticated, NotAuthorized
-from tests.service import Service, ask
+from tests.support.service import Service, ask
 
 KEYS = {"access": {"api_keys": "acme=a-key,globex=g-key", "admin_keys": "root-key"}}
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.service import Service
+from tests.support.service import Service
 
 CONFIG = Path(__file__).parents[1] / "schemathesis.toml"
 EXAMPLES = os.environ.get("API_SCHEMA_EXAMPLES", "3")

@@ -15,9 +15,9 @@ from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.lease import RedisLeaderLease
 from api.redis_store.stores.fleet import FleetRetries
-from tests.service import Service, make_settings, running_service
 from tests.stub_ollama import StubOllama
-from tests.waiting import wait_until_async
+from tests.support.service import Service, make_settings, running_service
+from tests.support.waiting import wait_until_async
 
 QUICK = {"ollama_probe_interval": 0.1}
 WARM = {"ollama_warm_up": True}

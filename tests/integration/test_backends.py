@@ -12,9 +12,9 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from tests.service import Service, ask
 from tests.stub_ollama import StubOllama, running_stub
-from tests.waiting import wait_until_async
+from tests.support.service import Service, ask
+from tests.support.waiting import wait_until_async
 
 CHAT = "/api/chat"
 NEVER = {"ollama_probe_interval": 30.0}

@@ -26,9 +26,9 @@ from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.documents.documents import RedisDocuments
 from tests.integration.test_documents import CANTEEN, HOLIDAY, ONNX, add
-from tests.service import Service, ask
 from tests.stub_ollama import StubOllama
-from tests.waiting import wait_until_async
+from tests.support.service import Service, ask
+from tests.support.waiting import wait_until_async
 
 Command = Callable[..., Awaitable[Result]]
 NEW = "new:"

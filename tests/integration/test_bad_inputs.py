@@ -13,8 +13,8 @@ from collections import Counter
 import httpx
 import pytest
 
-from tests.bad_inputs import BadInput, BadInputs
-from tests.service import Service, ask
+from tests.support.bad_inputs import BadInput, BadInputs
+from tests.support.service import Service, ask
 
 MANY = int(os.environ.get("BAD_INPUTS", "2000"))
 SEED = int(os.environ.get("BAD_INPUTS_SEED", "1"))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.service import Service
 from tests.stub_ollama import StubOllama
+from tests.support.service import Service
 
 BLANKS = [
     " \t\n",

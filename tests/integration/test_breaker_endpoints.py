@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 
 from redis.asyncio import Redis
 
-from tests.service import Service, ask
 from tests.stub_ollama import StubOllama
-from tests.waiting import wait_until_async
+from tests.support.service import Service, ask
+from tests.support.waiting import wait_until_async
 
 METRICS = "/api/circuit-breaker/metrics"
 AT_REST = {

@@ -12,9 +12,9 @@ import pytest
 from redis.asyncio import Redis, Sentinel
 
 from api.embedded.redis_server import EmbeddedRedis
-from tests.breaker_process import BreakerProcess, Reply
-from tests.redis_sentinel import sentinel_failover
-from tests.waiting import wait_until_async
+from tests.support.breaker_process import BreakerProcess, Reply
+from tests.support.redis_sentinel import sentinel_failover
+from tests.support.waiting import wait_until_async
 
 pytestmark = pytest.mark.processes
 

@@ -14,9 +14,9 @@ from redis.asyncio import Redis
 from api.embedded.redis_server import EmbeddedRedis, embedded_redis
 from api.redis_store.acl import acl_line
 from api.redis_store.keys import Keys
-from tests.service import ask, make_settings, running_service
 from tests.stub_ollama import StubOllama
-from tests.waiting import wait_until_async
+from tests.support.service import ask, make_settings, running_service
+from tests.support.waiting import wait_until_async
 
 QUESTION = "How long is the warranty?"
 USER, PASSWORD = "guard", "secret"

@@ -20,8 +20,8 @@ from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.breaker import RedisBreakerStore
 from api.redis_store.stores.fleet import CacheCounters
-from tests.service import Service
-from tests.waiting import wait_until_async
+from tests.support.service import Service
+from tests.support.waiting import wait_until_async
 
 POLICY = BreakerPolicy(failure_threshold=2, timeout_ms=1, timeout_max_ms=1, half_open_max_calls=1)
 HASH, LOG, PERMITS = "rag:cb:{ollama}", "rag:cb:{ollama}:log", "rag:cb:{ollama}:permits"

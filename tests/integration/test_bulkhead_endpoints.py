@@ -8,9 +8,9 @@ from typing import Any
 import httpx
 
 from api.embedded.redis_server import EmbeddedRedis
-from tests.service import Service, ask
 from tests.stub_ollama import StubOllama, running_stub
-from tests.waiting import wait_until_async
+from tests.support.service import Service, ask
+from tests.support.waiting import wait_until_async
 
 METRICS = "/api/bulkhead/metrics"
 ONE_AT_A_TIME: dict[str, Any] = {"max_concurrent": 1, "max_queue": 1}

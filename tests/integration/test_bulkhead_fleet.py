@@ -11,9 +11,9 @@ import pytest
 from redis.asyncio import Redis
 
 from api.embedded.redis_server import EmbeddedRedis
-from tests.breaker_process import BreakerProcess, Reply
-from tests.bulkhead_process import start_worker
-from tests.waiting import wait_until_async
+from tests.support.breaker_process import BreakerProcess, Reply
+from tests.support.bulkhead_process import start_worker
+from tests.support.waiting import wait_until_async
 
 pytestmark = pytest.mark.processes
 

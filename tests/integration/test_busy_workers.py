@@ -19,9 +19,9 @@ import httpx
 import pytest
 import redis as sync_redis
 
-from tests.gunicorn_process import Gunicorn, gunicorns
 from tests.stub_ollama import StubProcess, stub_process
-from tests.waiting import wait_until
+from tests.support.gunicorn_process import Gunicorn, gunicorns
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
 

@@ -23,9 +23,9 @@ from api.redis_store.stores.cache.answers import RedisAnswerCache
 from api.redis_store.stores.cache.semantic_index import SemanticIndexes
 from api.redis_store.stores.fleet import CacheCounters
 from api.values import CachedAnswer, CacheMatch, Usage
-from tests.service import Service, ask, make_settings, running_service
 from tests.stub_ollama import StubOllama
-from tests.waiting import wait_until_async
+from tests.support.service import Service, ask, make_settings, running_service
+from tests.support.waiting import wait_until_async
 
 SCOPE = f"{'a' * 10}-{'b' * 24}"
 HOUR_MS = 3_600_000

@@ -6,8 +6,8 @@ from typing import Any
 
 import httpx
 
-from tests.service import Service, ask
 from tests.stub_ollama import StubOllama
+from tests.support.service import Service, ask
 
 QUESTION = "How do I enable two-factor login in 2024?"
 OPPOSITE = "How do I disable two-factor login in 2024?"

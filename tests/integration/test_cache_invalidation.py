@@ -14,9 +14,9 @@ from api.ports.cache import Selection
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.cache.sweep import RedisCacheSweep
-from tests.service import Service, ask
 from tests.stub_ollama import StubOllama
-from tests.waiting import wait_until_async
+from tests.support.service import Service, ask
+from tests.support.waiting import wait_until_async
 
 PATH = "/api/semantic-cache"
 QUESTION, PARAPHRASE, OTHER = "Who approves my holiday?", "my holiday who approves", "Where is the canteen?"

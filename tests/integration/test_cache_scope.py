@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from tests.service import Service, ask
 from tests.stub_ollama import StubOllama
-from tests.waiting import wait_until_async
+from tests.support.service import Service, ask
+from tests.support.waiting import wait_until_async
 
 QUESTION = "Who approves my holiday request?"
 

@@ -15,10 +15,10 @@ import pytest
 import redis as sync_redis
 
 from api.embedded.redis_server import EmbeddedRedis
-from tests.gunicorn_process import Gunicorn, gunicorns
-from tests.service import Service, ask
 from tests.stub_ollama import StubOllama, StubProcess, stub_process
-from tests.waiting import wait_until_async
+from tests.support.gunicorn_process import Gunicorn, gunicorns
+from tests.support.service import Service, ask
+from tests.support.waiting import wait_until_async
 
 QUESTIONS = [f"What is the colour of {animal}s?" for animal in ("cat", "dog", "cow", "pig", "hen", "fox", "bee", "ant")]
 PARAPHRASE = "The colour of cats, what is it?"

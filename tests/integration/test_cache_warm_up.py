@@ -18,10 +18,10 @@ from api.query.warm_up import WarmQuestion
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.cache.warm_up import RedisWarmUpJobs
-from tests.gunicorn_process import Gunicorn, free_port, gunicorns
-from tests.service import Service, ask, make_settings, running_service
 from tests.stub_ollama import StubOllama, stub_process
-from tests.waiting import wait_until, wait_until_async
+from tests.support.gunicorn_process import Gunicorn, free_port, gunicorns
+from tests.support.service import Service, ask, make_settings, running_service
+from tests.support.waiting import wait_until, wait_until_async
 
 PATH = "/api/semantic-cache/warm"
 JOB = "0123456789abcdef"

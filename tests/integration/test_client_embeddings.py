@@ -9,10 +9,10 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.service import Service, ask
 from tests.stub_ollama import StubOllama, running_stub
 from tests.stub_ollama.answers import vector
-from tests.waiting import wait_until_async
+from tests.support.service import Service, ask
+from tests.support.waiting import wait_until_async
 
 MODEL = "nomic-embed-text"
 PATHS = ["/api/embed", "/v1/embeddings"]

@@ -11,10 +11,10 @@ import pytest
 import redis as blocking
 from redis.asyncio import Redis
 
-from tests.redis_cluster import Cluster
-from tests.service import Service, ask
 from tests.stub_ollama import StubOllama
-from tests.waiting import wait_until_async
+from tests.support.redis_cluster import Cluster
+from tests.support.service import Service, ask
+from tests.support.waiting import wait_until_async
 
 QUESTION, PARAPHRASE = "How do I reset my password?", "My password, how do I reset?"
 CACHE = "/api/semantic-cache"

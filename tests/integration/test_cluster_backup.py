@@ -27,9 +27,9 @@ from tests.integration.test_backup import (  # noqa: F401 - the tests themselves
 )
 from tests.integration.test_cluster import keys
 from tests.integration.test_documents import HOLIDAY, ONNX, add
-from tests.redis_cluster import Cluster
-from tests.service import Service, ask, make_settings, running_service
 from tests.stub_ollama import StubOllama
+from tests.support.redis_cluster import Cluster
+from tests.support.service import Service, ask, make_settings, running_service
 
 TENANTS = [f"tenant-{number}" for number in range(8)]
 

@@ -25,10 +25,10 @@ from api.redis_store.keys import Keys
 from api.redis_store.scripts import scanned
 from tests.integration.test_cluster import PARAPHRASE, QUESTION, cached, indexes, keys, spread, statuses
 from tests.integration.test_documents import ONNX
-from tests.redis_cluster import Cluster, replica, running_cluster
-from tests.service import Service, ask, make_settings, running_service
 from tests.stub_ollama import StubOllama
-from tests.waiting import wait_until_async
+from tests.support.redis_cluster import Cluster, replica, running_cluster
+from tests.support.service import Service, ask, make_settings, running_service
+from tests.support.waiting import wait_until_async
 
 pytestmark = pytest.mark.processes
 

@@ -15,8 +15,8 @@ from tests.integration.test_provenance import (  # noqa: F401 - the tests themse
     test_what_changed_while_an_answer_was_generated_keeps_it_from_being_stored,
     test_who_asks_after_a_change_does_not_join_a_generation_from_before,
 )
-from tests.redis_cluster import Cluster
-from tests.service import Service
+from tests.support.redis_cluster import Cluster
+from tests.support.service import Service
 
 
 @pytest.fixture

@@ -18,11 +18,11 @@ from api.redis_store.health_gated import RedisHealthEvents
 from api.redis_store.keys import Keys
 from tests.conftest import PASSWORD
 from tests.integration.test_cluster import QUESTION, keys
-from tests.redis_cluster import Cluster
-from tests.service import Service, ask, make_settings, running_service
 from tests.stub_ollama import StubOllama
-from tests.tls_proxy import Certificates, certificates, tls_proxy
-from tests.waiting import wait_until, wait_until_async
+from tests.support.redis_cluster import Cluster
+from tests.support.service import Service, ask, make_settings, running_service
+from tests.support.tls_proxy import Certificates, certificates, tls_proxy
+from tests.support.waiting import wait_until, wait_until_async
 
 KEYS = Keys(cache_partitions=16, cluster=True)
 

@@ -22,10 +22,10 @@ from api.redis_store.stores.backup.source import AnswerReader
 from api.redis_store.stores.cache.invalidation import RedisInvalidationTags
 from api.redis_store.stores.cache.semantic_index import SemanticIndexes
 from tests.integration.test_cluster import CACHE, QUESTION, cached, delete
-from tests.redis_cluster import Cluster, running_cluster
-from tests.service import ask, make_settings, running_service
 from tests.stub_ollama import StubOllama
-from tests.waiting import wait_until_async
+from tests.support.redis_cluster import Cluster, running_cluster
+from tests.support.service import ask, make_settings, running_service
+from tests.support.waiting import wait_until_async
 
 KEYS = Keys(cluster=True, cache_partitions=16)
 

@@ -11,8 +11,8 @@ import pytest
 from api.query.condense import turns
 from api.query.question import Query
 from api.values import ChatMessage
-from tests.service import Service, ask
 from tests.stub_ollama import StubOllama
+from tests.support.service import Service, ask
 
 CONDENSE = {"condense": True}
 HISTORY = [{"role": "user", "content": "How long is the warranty?"}, {"role": "assistant", "content": "Two years."}]

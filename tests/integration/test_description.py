@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from api.endpoints.description import EXAMPLES
-from tests.service import Service
+from tests.support.service import Service
 
 BODIES: dict[str, dict[str, Any]] = {
     "/documents": {"json": {"title": "Holiday policy", "text": "Holiday is approved by the team lead."}},

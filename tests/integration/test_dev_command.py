@@ -19,8 +19,8 @@ import pytest
 from api.embedded.service_plan import free_port
 from api.embedded.stale_server import supervisor_lock
 from api.settings import variable_names
-from tests import transcripts
-from tests.waiting import wait_until
+from tests.support import transcripts
+from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 Start = Callable[..., "subprocess.Popen[str]"]

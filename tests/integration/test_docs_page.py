@@ -7,7 +7,7 @@ import re
 import pytest
 
 from api.endpoints.docs_page import ASSETS, FOLDER
-from tests.service import Service
+from tests.support.service import Service
 
 PAGES = ("/docs", "/docs/oauth2-redirect")
 

@@ -17,8 +17,8 @@ from api.knowledge.chunking import Chunker, estimated_tokens
 from api.knowledge.document_service import CONCURRENCY
 from api.knowledge.ingestion import ATTEMPTS
 from api.redis_store.stores.documents.documents import owner_of
-from tests.knowledge_worker import GatedEmbedder, Worker, lease_ended, worker
-from tests.stored_corpus import StoredCorpus, Texts
+from tests.support.knowledge_worker import GatedEmbedder, Worker, lease_ended, worker
+from tests.support.stored_corpus import StoredCorpus, Texts
 
 pytestmark = pytest.mark.usefixtures("redis")
 OLD = "\n\n".join(f"The old rule number {number} says how the canteen is run." for number in range(12))

@@ -13,9 +13,9 @@ from redis.asyncio import Redis
 from starlette import formparsers
 
 from api.knowledge import ingestion_worker as upkeep
-from tests.service import Service, ask
 from tests.stub_ollama import StubOllama
-from tests.waiting import wait_until_async
+from tests.support.service import Service, ask
+from tests.support.waiting import wait_until_async
 
 ONNX: dict[str, Any] = {"embedder": "onnx", "embed_timeout": 10}
 HOLIDAY = "Holiday is approved by the team lead. Ask for it two weeks before it begins."

@@ -10,10 +10,10 @@ from redis.asyncio import Redis
 from api.errors import TextNotEmbedded
 from api.redis_store.keys import Keys
 from tests.integration.test_texts_not_embedded import CRASHED, NAN, WAYS, breaker
-from tests.knowledge_worker import GatedEmbedder, lease_ended, worker
-from tests.service import Service, ask
 from tests.stub_ollama import StubOllama
-from tests.waiting import wait_until_async
+from tests.support.knowledge_worker import GatedEmbedder, lease_ended, worker
+from tests.support.service import Service, ask
+from tests.support.waiting import wait_until_async
 
 SMALL = {"chunk_tokens": 16, "chunk_overlap": 0}
 BAD = 7

@@ -9,9 +9,9 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.service import Service
 from tests.stub_ollama import StubOllama, running_stub
-from tests.waiting import wait_until_async
+from tests.support.service import Service
+from tests.support.waiting import wait_until_async
 
 CHAT = {"model": "llama3.2", "messages": [{"role": "user", "content": "Why?"}]}
 EMBED = {"model": "nomic-embed-text", "input": "Why?"}

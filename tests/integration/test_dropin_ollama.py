@@ -10,9 +10,9 @@ import httpx
 import ollama
 import pytest
 
-from tests.service import Service, ask
 from tests.stub_ollama import StubOllama
 from tests.stub_ollama.answers import vector
+from tests.support.service import Service, ask
 
 QUESTION = "How do I reset my password?"
 PARAPHRASE = "My password, how do I reset?"  # the stub embeds words without regard to their order

@@ -23,9 +23,9 @@ from api.redis_store.lease import RedisLeaderLease
 from api.redis_store.stores.documents.embeddings import RedisReembedding, RedisUnusedEmbeddings
 from api.values import EmbedderIdentity, Embedding
 from tests.integration.test_documents import CANTEEN, HOLIDAY, ONNX, add
-from tests.service import Service, ask
 from tests.stub_ollama import StubOllama
-from tests.waiting import wait_until_async
+from tests.support.service import Service, ask
+from tests.support.waiting import wait_until_async
 
 KEYS = Keys()
 OTHER: dict[str, Any] = {"embedder": "ollama", "embed_timeout": 10}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import httpx
 
-from tests.service import Service, ask
 from tests.stub_ollama import StubOllama
+from tests.support.service import Service, ask
 
 QUESTIONS = [f"How do I reset the password of account number {number}?" for number in range(25)]
 NO_CACHE = {"Cache-Control": "no-cache"}

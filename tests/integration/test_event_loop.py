@@ -10,10 +10,10 @@ import pytest
 import redis as sync_redis
 
 from api.embedded.redis_server import EmbeddedRedis
-from tests.largest_bodies import ANSWERED, DOCUMENTS, REFUSED, SMALL, Sent
-from tests.loop_watch import watched_worker
 from tests.stub_ollama import StubProcess, stub_process
-from tests.waiting import wait_until
+from tests.support.largest_bodies import ANSWERED, DOCUMENTS, REFUSED, SMALL, Sent
+from tests.support.loop_watch import watched_worker
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.processes
 

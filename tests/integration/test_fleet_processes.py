@@ -15,10 +15,10 @@ import httpx
 import pytest
 import redis as sync_redis
 
-from tests.gunicorn_process import Gunicorn, free_port, gunicorns
-from tests.load import constant_load
 from tests.stub_ollama import StubProcess, stub_process
-from tests.waiting import wait_until
+from tests.support.gunicorn_process import Gunicorn, free_port, gunicorns
+from tests.support.load import constant_load
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.processes
 

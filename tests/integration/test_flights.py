@@ -23,7 +23,7 @@ from api.redis_store.stores.flights import RedisFlightStore
 from api.single_flight.fleet_flights import FleetFlights, kept_in_step
 from api.single_flight.flight import LEASE_MS, FlightEvents
 from api.values import CompletedAnswer, FlightKey, StoredElsewhere, Token, Usage
-from tests.waiting import wait_until_async
+from tests.support.waiting import wait_until_async
 
 KEY = FlightKey("0123456789-scope", "digest")
 HASH = "rag:flight:{0123456789-scope:digest}"

@@ -17,8 +17,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.gunicorn_process import Gunicorn, children, free_port, gunicorns, is_gone
-from tests.waiting import wait_until
+from tests.support.gunicorn_process import Gunicorn, children, free_port, gunicorns, is_gone
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.processes
 

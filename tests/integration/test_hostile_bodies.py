@@ -17,11 +17,11 @@ import pytest
 import redis as sync_redis
 
 from api.embedded.redis_server import EmbeddedRedis
-from tests.cpu_share import measured_share
-from tests.gunicorn_process import Gunicorn, gunicorns
-from tests.largest_bodies import ANSWERED, DOCUMENTS, FORM, REFUSED, Sent, form
 from tests.stub_ollama import StubProcess, stub_process
-from tests.waiting import wait_until
+from tests.support.cpu_share import measured_share
+from tests.support.gunicorn_process import Gunicorn, gunicorns
+from tests.support.largest_bodies import ANSWERED, DOCUMENTS, FORM, REFUSED, Sent, form
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(240)]
 

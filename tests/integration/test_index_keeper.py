@@ -20,8 +20,8 @@ from api.redis_store.search_index import Algorithm
 from api.redis_store.stores.cache.index_keeper import IndexKeeper, is_left_over
 from api.redis_store.stores.cache.semantic_index import SemanticIndex, SemanticIndexes
 from api.values import EmbedderIdentity
-from tests.service import Service, ask
-from tests.waiting import wait_until_async
+from tests.support.service import Service, ask
+from tests.support.waiting import wait_until_async
 
 KEYS = Keys()
 PART = KEYS.partition("")

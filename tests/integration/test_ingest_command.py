@@ -20,7 +20,7 @@ from api.cli.commands import commands
 from api.cli.document_client import DocumentClient, DocumentFile, Refused, connected, find, folder_id, title_of
 from api.cli.ingest import About, Result, former_documents, prune, summary, upload_all
 from tests.integration.test_documents import CANTEEN, HOLIDAY, ONNX
-from tests.service import Service
+from tests.support.service import Service
 
 
 @pytest.fixture

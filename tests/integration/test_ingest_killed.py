@@ -11,11 +11,11 @@ import pytest
 import redis as sync_redis
 
 from scripts import made_documents
-from tests.gunicorn_process import Gunicorn, gunicorns
-from tests.ingest_process import expected_texts, ingest_process
-from tests.stored_corpus import StoredCorpus
 from tests.stub_ollama import stub_process
-from tests.waiting import wait_until
+from tests.support.gunicorn_process import Gunicorn, gunicorns
+from tests.support.ingest_process import expected_texts, ingest_process
+from tests.support.stored_corpus import StoredCorpus
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.processes
 DOCUMENTS = 12

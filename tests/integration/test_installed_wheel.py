@@ -17,9 +17,9 @@ import pytest
 from packaging.requirements import Requirement
 
 from api.settings import variable_names
-from tests.gunicorn_process import free_port
 from tests.stub_ollama.process import StubProcess, stub_process
-from tests.waiting import wait_until
+from tests.support.gunicorn_process import free_port
+from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 SITE = Path(f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages")

@@ -15,9 +15,9 @@ from redis.asyncio import Redis
 
 from api.redis_store.client import RedisAddress, short_commands
 from api.redis_store.connections import TcpConnection
-from tests.service import Service
 from tests.stub_ollama import StubOllama
-from tests.waiting import wait_until_async
+from tests.support.service import Service
+from tests.support.waiting import wait_until_async
 
 NO_STORE = {"Cache-Control": "no-store"}
 """Such a question asks Redis for passages only, in the request's own task."""

@@ -12,7 +12,7 @@ import ollama
 import pytest
 
 from api.embedders.minilm import MiniLM, model_files
-from tests.model_server_process import COMMAND, ROOT, model_server
+from tests.support.model_server_process import COMMAND, ROOT, model_server
 
 LABEL = "Ragherd's stand-in for Ollama: a very small model for laptops and tests"
 EXACT = {"temperature": 0, "num_predict": 12}

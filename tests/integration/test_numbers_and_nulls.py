@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.service import Service
+from tests.support.service import Service
 
 CHAT = {"model": "llama3.2", "stream": False, "messages": [{"role": "user", "content": "Who?"}]}
 GENERATE = {"model": "llama3.2", "stream": False, "prompt": "Who?"}

@@ -15,7 +15,7 @@ from api.ollama.embedding import PROBES, OllamaEmbedder
 from api.ollama.pool import OllamaPool, PoolLimits, open_pool
 from api.values import EmbedderIdentity, Vector
 from tests.stub_ollama import StubOllama, running_stub
-from tests.waiting import wait_until_async
+from tests.support.waiting import wait_until_async
 
 MODEL = "nomic-embed-text"
 REMEMBERED = EmbedderIdentity(MODEL, 16, "0123456789")

@@ -15,7 +15,7 @@ from api.ollama.generation import Deadlines, OllamaModel
 from api.ollama.pool import OllamaPool, PoolLimits, open_pool
 from api.values import ChatMessage, GenerationEnd, GenerationRequest, Token, Usage
 from tests.stub_ollama import StubOllama, running_stub
-from tests.waiting import wait_until_async
+from tests.support.waiting import wait_until_async
 
 Fault = UpstreamFault
 SHORT = Deadlines(first_token=0.2, cold_first_token=0.4, inter_token=0.2, total=2.0)

@@ -13,7 +13,7 @@ from api.ollama.models import OllamaModels
 from api.ollama.pool import OllamaPool, PoolLimits, open_pool
 from api.values import ChatMessage, GenerationEnd, GenerationRequest
 from tests.stub_ollama import StubOllama, running_stub, stub_process
-from tests.waiting import wait_until_async
+from tests.support.waiting import wait_until_async
 
 
 @pytest.fixture

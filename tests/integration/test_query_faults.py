@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.service import Service, ask
 from tests.stub_ollama import StubOllama
+from tests.support.service import Service, ask
 
 QUICK = {
     "ollama_connect_timeout": 0.3,

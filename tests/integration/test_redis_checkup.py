@@ -14,9 +14,9 @@ from api.embedded.redis_server import EmbeddedRedis, embedded_redis
 from api.redis_store import diagnostics as checkup
 from api.redis_store.diagnostics import RedisCheckup
 from api.redis_store.health_gated import HealthGatedRedis, RedisHealthEvents
-from tests.service import ask, make_settings, running_service
 from tests.stub_ollama import StubOllama
-from tests.waiting import wait_until_async
+from tests.support.service import ask, make_settings, running_service
+from tests.support.waiting import wait_until_async
 
 QUESTION = "How long is the warranty?"
 

@@ -13,9 +13,9 @@ import httpx
 import pytest
 
 from api.embedded.redis_server import EmbeddedRedis, find_redis_binary
-from tests.service import Service, ask, make_settings, running_service
 from tests.stub_ollama import StubOllama
-from tests.waiting import wait_until, wait_until_async
+from tests.support.service import Service, ask, make_settings, running_service
+from tests.support.waiting import wait_until, wait_until_async
 
 QUESTION = "How long is the warranty?"
 

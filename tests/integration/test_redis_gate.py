@@ -20,9 +20,9 @@ from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.cache.semantic_index import SemanticIndex
 from api.wiring.backends import open_backends
-from tests.service import make_settings, running_service
 from tests.stub_ollama import StubOllama
-from tests.waiting import wait_until_async
+from tests.support.service import make_settings, running_service
+from tests.support.waiting import wait_until_async
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from tests.redis_cluster import Cluster
-from tests.service import Service, ask
 from tests.stub_ollama import StubOllama
-from tests.waiting import wait_until_async
+from tests.support.redis_cluster import Cluster
+from tests.support.service import Service, ask
+from tests.support.waiting import wait_until_async
 
 PAGE = Path(__file__).parents[2] / "docs" / "redis-keys.md"
 SECONDS = {"s": 1, "days": 24 * 3600}

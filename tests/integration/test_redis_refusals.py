@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from tests.redis_cluster import Cluster
-from tests.service import ask, make_settings, running_service
 from tests.stub_ollama import StubOllama
+from tests.support.redis_cluster import Cluster
+from tests.support.service import ask, make_settings, running_service
 
 QUESTION = "How long is the warranty?"
 USER, PASSWORD = "denied", "secret"

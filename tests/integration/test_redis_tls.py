@@ -16,10 +16,10 @@ from api.embedded.redis_server import EmbeddedRedis, find_redis_binary
 from api.embedded.service_plan import free_port
 from api.redis_store.client import RedisAddress, blocking_reader, connection_options, short_commands
 from api.redis_store.connections import Tls
-from tests.service import ask, make_settings, running_service
 from tests.stub_ollama import StubOllama
-from tests.tls_proxy import Certificates, TlsProxy, certificates, tls_proxy
-from tests.waiting import wait_until_async
+from tests.support.service import ask, make_settings, running_service
+from tests.support.tls_proxy import Certificates, TlsProxy, certificates, tls_proxy
+from tests.support.waiting import wait_until_async
 
 QUESTION = "How long is the warranty?"
 

@@ -12,8 +12,8 @@ from redis.asyncio import Redis
 from api.knowledge.retrieval import PassageQuery, Retrieved
 from api.ports.documents import Listing
 from tests.integration.test_document_races import NEW, OLD, cut
-from tests.knowledge_worker import GatedEmbedder, Worker, worker
-from tests.stored_corpus import StoredChunk, StoredCorpus
+from tests.support.knowledge_worker import GatedEmbedder, Worker, worker
+from tests.support.stored_corpus import StoredChunk, StoredCorpus
 
 pytestmark = pytest.mark.usefixtures("redis")
 THIRD = "Bicycles are kept in the cellar."

@@ -7,9 +7,9 @@ import asyncio
 import httpx
 import pytest
 
-from tests.service import Service, ask
 from tests.stub_ollama import StubOllama
-from tests.waiting import wait_until_async
+from tests.support.service import Service, ask
+from tests.support.waiting import wait_until_async
 
 SECRETS = ("tenant-acme", "tenant-globex", "a-key-of-acme", "g-key-of-globex", "the-admin-key", "zebrafish", "quokka")
 KEYS = {"api_keys": "tenant-acme=a-key-of-acme,tenant-globex=g-key-of-globex", "admin_keys": "the-admin-key"}

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.service import Service
+from tests.support.service import Service
 
 
 async def answer(client: httpx.AsyncClient, path: str, *fields: str, version: str = "1.1") -> tuple[int, Any]:

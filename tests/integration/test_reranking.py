@@ -13,8 +13,8 @@ from api.app import create_app
 from api.errors import SettingsError
 from tests.integration.test_documents import CANTEEN, ONNX, add
 from tests.integration.test_provenance import cached
-from tests.service import Service, ask, make_settings
-from tests.small_cross_encoder import write_cross_encoder
+from tests.support.service import Service, ask, make_settings
+from tests.support.small_cross_encoder import write_cross_encoder
 
 QUESTION = "Who approves my holiday?"
 NEAREST = "Who approves my holiday? Holiday is approved by the team lead, as everybody dislikes."

@@ -16,12 +16,12 @@ from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.documents.passages import RedisPassageIndex
 from api.values import EmbedderIdentity
-from tests.event_stream import streamed, text_of
 from tests.integration.test_documents import CANTEEN, HOLIDAY, ONNX, add
-from tests.redis_monitor import searches_of
-from tests.service import Service, ask
 from tests.stub_ollama import StubOllama
-from tests.waiting import wait_until_async
+from tests.support.event_stream import streamed, text_of
+from tests.support.redis_monitor import searches_of
+from tests.support.service import Service, ask
+from tests.support.waiting import wait_until_async
 
 EMBEDDER = EmbedderIdentity("e", 4, "aaaaaaaaaa")
 PART = "Part XK-4711 is kept in the second drawer."

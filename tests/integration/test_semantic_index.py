@@ -19,9 +19,9 @@ from api.redis_store.keys import Keys
 from api.redis_store.search_index import FLAT_UP_TO, NEIGHBOURS, Algorithm, algorithm_for
 from api.redis_store.stores.cache.semantic_index import SemanticIndex
 from api.values import EmbedderIdentity
-from tests.redis_monitor import searches_of
-from tests.service import Service, ask
-from tests.waiting import wait_until_async
+from tests.support.redis_monitor import searches_of
+from tests.support.service import Service, ask
+from tests.support.waiting import wait_until_async
 
 KEYS = Keys().partition("")
 DIMENSION = 128

@@ -11,9 +11,9 @@ import pytest
 from api.redis_store.client import RedisAddress, opened_gate
 from api.redis_store.connections import SentinelsRefuse
 from api.redis_store.health_gated import RedisHealthEvents
-from tests.redis_sentinel import Failover, sentinel_failover
-from tests.service import ask, make_settings, running_service
 from tests.stub_ollama import StubOllama
+from tests.support.redis_sentinel import Failover, sentinel_failover
+from tests.support.service import ask, make_settings, running_service
 
 QUESTION = "How long is the warranty?"
 PASSWORD = "of-the-sentinels"

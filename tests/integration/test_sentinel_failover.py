@@ -18,10 +18,10 @@ import httpx
 import pytest
 import redis
 
-from tests.gunicorn_process import Gunicorn, free_port, gunicorns
-from tests.redis_sentinel import Failover, sentinel_failover
 from tests.stub_ollama import StubProcess, stub_process
-from tests.waiting import wait_until
+from tests.support.gunicorn_process import Gunicorn, free_port, gunicorns
+from tests.support.redis_sentinel import Failover, sentinel_failover
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.processes
 

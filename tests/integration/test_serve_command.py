@@ -15,9 +15,9 @@ import pytest
 
 from api.embedded.redis_server import EmbeddedRedis
 from api.settings import variable_names
-from tests.gunicorn_process import children, free_port
 from tests.stub_ollama.process import StubProcess, stub_process
-from tests.waiting import wait_until
+from tests.support.gunicorn_process import children, free_port
+from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 Start = Callable[..., "Serving"]

@@ -19,9 +19,9 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from tests.gunicorn_process import Gunicorn, free_port, gunicorns
 from tests.integration.gunicorn_app.asgi import LARGE
-from tests.waiting import wait_until
+from tests.support.gunicorn_process import Gunicorn, free_port, gunicorns
+from tests.support.waiting import wait_until
 from worker_config.metrics_server import MAX_CONNECTIONS, InheritedSocketServer, application
 
 pytestmark = pytest.mark.processes

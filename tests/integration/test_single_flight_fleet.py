@@ -15,9 +15,9 @@ import httpx
 import pytest
 import redis as sync_redis
 
-from tests.gunicorn_process import Gunicorn, gunicorns
 from tests.stub_ollama import StubProcess, stub_process
-from tests.waiting import wait_until_async
+from tests.support.gunicorn_process import Gunicorn, gunicorns
+from tests.support.waiting import wait_until_async
 
 pytestmark = pytest.mark.processes
 

@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
-from tests.service import ask, make_settings, running_service
-from tests.slow_proxy import SlowProxy, slow_proxy
 from tests.stub_ollama import StubOllama
-from tests.waiting import wait_until_async
+from tests.support.service import ask, make_settings, running_service
+from tests.support.slow_proxy import SlowProxy, slow_proxy
+from tests.support.waiting import wait_until_async
 
 BUDGET = 0.25
 SLACK = 50

@@ -7,9 +7,9 @@ from typing import Any
 import httpx
 from redis.asyncio import Redis
 
-from tests.service import Service, ask
 from tests.stub_ollama import StubOllama
-from tests.waiting import wait_until_async
+from tests.support.service import Service, ask
+from tests.support.waiting import wait_until_async
 
 QUESTION = "How do I reset my password?"
 PARAPHRASE = "My password, how do I reset?"

@@ -8,10 +8,10 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from tests.event_stream import connected, streamed, text_of
-from tests.service import Service, ask
 from tests.stub_ollama import StubOllama
-from tests.waiting import wait_until_async
+from tests.support.event_stream import connected, streamed, text_of
+from tests.support.service import Service, ask
+from tests.support.waiting import wait_until_async
 
 QUESTION = "Why?"
 QUICK = {

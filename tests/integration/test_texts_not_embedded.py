@@ -7,8 +7,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.service import Service, ask
 from tests.stub_ollama import StubOllama
+from tests.support.service import Service, ask
 
 MODEL = "nomic-embed-text"
 NAN = {"status": 500, "message": "failed to encode response: json: unsupported value: NaN"}

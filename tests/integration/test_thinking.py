@@ -9,9 +9,9 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from tests.event_stream import streamed, text_of
-from tests.service import Service, ask
 from tests.stub_ollama import StubOllama
+from tests.support.event_stream import streamed, text_of
+from tests.support.service import Service, ask
 
 SAID = "<think>\nThe user asks for a number.\n</think>\n\nIt is 4, as `<think>` says."
 ANSWER = "It is 4, as `<think>` says."

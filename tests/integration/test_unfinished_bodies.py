@@ -14,8 +14,8 @@ import pytest
 
 from api.app import create_app
 from api.endpoints.bodies import MINIMUM_RATE
-from tests.service import Service, make_settings
-from tests.waiting import wait_until_async
+from tests.support.service import Service, make_settings
+from tests.support.waiting import wait_until_async
 
 LENGTH, CHUNKED = "Content-Length: 1000", "Transfer-Encoding: chunked"
 FORM = "multipart/form-data"

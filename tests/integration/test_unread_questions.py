@@ -9,8 +9,8 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from tests.service import Service, ask
 from tests.stub_ollama import StubOllama
+from tests.support.service import Service, ask
 
 PAIRS = [
     tuple(line.split("\t")) for line in Path(__file__).with_name("unread_pairs.tsv").read_text("utf-8").splitlines()[1:]

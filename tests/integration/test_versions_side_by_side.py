@@ -22,9 +22,9 @@ from api.redis_store.stores.documents.documents import RedisDocuments
 from api.redis_store.stores.documents.work import RedisDocumentWork
 from api.redis_store.stores.fleet import WorkerRegistry
 from tests.integration.test_documents import HOLIDAY, ONNX, add
-from tests.service import Service, ask
 from tests.stub_ollama import StubOllama
-from tests.waiting import wait_until_async
+from tests.support.service import Service, ask
+from tests.support.waiting import wait_until_async
 
 KEYS = Keys()
 NEXT = Schema(SCHEMA.major + 1, 0)

@@ -17,7 +17,7 @@ from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.cache.index_keeper import IndexKeeper
 from api.redis_store.stores.fleet import FULL_PACE_WORKERS, LEASE_MS, SLOWEST, WorkerRegistry
-from tests.waiting import wait_until_async
+from tests.support.waiting import wait_until_async
 
 KEYS = Keys()
 FACTS = {"host": "h", "pid": 7, "requests": 3, "pool_reuse_rate": 0.5}

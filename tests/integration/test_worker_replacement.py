@@ -13,9 +13,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.gunicorn_process import FILE, MODULE, Gunicorn, free_port, gunicorns, is_gone
-from tests.load import Load, constant_load
-from tests.waiting import wait_until
+from tests.support.gunicorn_process import FILE, MODULE, Gunicorn, free_port, gunicorns, is_gone
+from tests.support.load import Load, constant_load
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.processes
 

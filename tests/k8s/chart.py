@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from tests.k8s.rendered import K8S, Rendered
-from tests.needed_tools import need_tool
+from tests.support.needed_tools import need_tool
 
 CHART = K8S / "chart"
 OPERATOR = "monitoring.coreos.com/v1"

@@ -19,7 +19,7 @@ import redis
 
 from api.embedded.redis_server import find_redis_binary
 from tests.k8s.rendered import K8S, ROOT, rendered
-from tests.needed_tools import need_tool
+from tests.support.needed_tools import need_tool
 
 PASSWORD: Final = "0123abcd" * 8
 NETWORK: Final = f"127.{1 + os.getpid() // 256 % 254}.{os.getpid() % 256}"

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from tests.needed_tools import need_tool
+from tests.support.needed_tools import need_tool
 
 ROOT = Path(__file__).parents[2]
 K8S = ROOT / "k8s"

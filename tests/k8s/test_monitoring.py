@@ -15,7 +15,7 @@ import yaml
 
 from api.observability.metric_names import ALL_METRICS
 from tests.k8s.rendered import K8S, rendered
-from tests.needed_tools import need_tool
+from tests.support.needed_tools import need_tool
 
 MONITORING = K8S / "components" / "monitoring"
 SUFFIXES = ("_bucket", "_count", "_sum")

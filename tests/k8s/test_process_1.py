@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.k8s.rendered import K8S
-from tests.needed_tools import need_tool, not_here
-from tests.waiting import wait_until
+from tests.support.needed_tools import need_tool, not_here
+from tests.support.waiting import wait_until
 
 OLLAMA = """#!/bin/sh
 case $1 in

@@ -13,8 +13,8 @@ import redis
 
 from tests.k8s.redis_pods import ADDRESSES, PASSWORD, RedisPods, redis_pods
 from tests.k8s.rendered import K8S
-from tests.needed_tools import need_tool, not_here
-from tests.waiting import wait_until
+from tests.support.needed_tools import need_tool, not_here
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.processes
 URL = (

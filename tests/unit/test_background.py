@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from api.cancellation import Background, cancelled
-from tests.waiting import deaf
+from tests.support.waiting import deaf
 
 
 async def test_a_lost_cancellation_is_repeated() -> None:

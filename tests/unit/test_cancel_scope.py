@@ -11,7 +11,7 @@ from api.cancellation import CancelScope, raise_if_cancelled
 from api.endpoints.bodies import ClientLeft, until_client_leaves
 from api.errors import DeadlinePassed
 from api.query.question import Deadline
-from tests.waiting import deaf
+from tests.support.waiting import deaf
 
 
 async def loses_one() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from api.embedded.child_process import start_child
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from api.embedders.minilm import files_at, model_files
 from api.embedders.reranker import CrossEncoder, Pair
 from api.errors import SettingsError
-from tests.small_cross_encoder import Output, write_cross_encoder
+from tests.support.small_cross_encoder import Output, write_cross_encoder
 
 pytestmark = pytest.mark.slow
 

@@ -6,7 +6,7 @@ import resource
 
 import pytest
 
-from tests.service import make_settings
+from tests.support.service import make_settings
 from worker_config.limits import MOST, connections_that_fit, descriptors, most_connections
 
 REDIS, OLLAMA = "redis://127.0.0.1:6379", "http://127.0.0.1:11434"

@@ -13,7 +13,7 @@ from api.bulkhead.fleet_bulkhead import FleetBulkhead, kept_alive
 from api.bulkhead.rules import AcquireResult, BulkheadPolicy, Taken
 from api.single_flight import fleet_flights as flights_following
 from api.single_flight.fleet_flights import FleetFlights, kept_in_step
-from tests.waiting import wait_until_async
+from tests.support.waiting import wait_until_async
 
 
 class FaultyStore:

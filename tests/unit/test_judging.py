@@ -13,7 +13,7 @@ import pytest
 
 from api.embedders.reranker import SLICE, JudgingLine, OnnxReranker, Pair
 from api.errors import RerankingUnavailable, SettingsError
-from tests.small_cross_encoder import write_cross_encoder
+from tests.support.small_cross_encoder import write_cross_encoder
 
 
 class GatedJudge:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from scripts.check_lua import ROOT, warnings
-from tests.needed_tools import need_tool
+from tests.support.needed_tools import need_tool
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from api.observability.metrics import Metrics
 from api.observability.resilience_metrics import OUTCOMES, STATES, TICK, BreakerMetrics, LoopLag
 from api.observability.worker_files import WorkerFilesCollector
 from api.values import CacheStatus, Usage
-from tests.waiting import wait_until_async
+from tests.support.waiting import wait_until_async
 
 ROOT = Path(__file__).parents[2]
 
@@ -173,7 +173,7 @@ from prometheus_client import CollectorRegistry
 from api.values import CacheStatus
 from api.observability.metrics import Metrics
 from api.observability.worker_files import WorkerFilesCollector
-from tests.waiting import wait_until_async
+from tests.support.waiting import wait_until_async
 metrics = Metrics(CollectorRegistry(), "1")
 metrics.query_answered(CacheStatus.MISS, None, {"total": 1.0})
 metrics.pool_is(active=2, idle=0, waiting=0)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 from worker_config.metrics_process import MetricsProcess
 from worker_config.rolling_arbiter import ChildSignal
 

@@ -15,7 +15,7 @@ from api.breaker.state import BreakerPolicy
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.breaker import RedisBreakerStore
-from tests.waiting import wait_until_async
+from tests.support.waiting import wait_until_async
 
 
 class Heard(pybreaker.CircuitBreakerListener):

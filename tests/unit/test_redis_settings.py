@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from api.errors import SettingsError
 from api.settings import load_settings, variable_names
-from tests.tls_proxy import Certificates, certificates
+from tests.support.tls_proxy import Certificates, certificates
 
 
 @pytest.fixture(autouse=True)

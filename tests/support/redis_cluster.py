@@ -12,7 +12,7 @@ from redis.crc import key_slot
 
 from api.embedded.redis_server import EmbeddedRedis, embedded_redis
 from api.embedded.service_plan import free_port
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 SLOTS = 16384
 REFUSALS = {"CROSSSLOT", "MOVED", "ASK", "TRYAGAIN"}

@@ -12,7 +12,7 @@ import redis
 
 from api.embedded.redis_server import find_redis_binary
 from api.embedded.service_plan import free_port
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 NAME = "primary"
 

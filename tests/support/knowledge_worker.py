@@ -21,7 +21,7 @@ from api.redis_store.keys import Keys
 from api.redis_store.stores.cache.semantic_index import SemanticIndexes
 from api.values import EmbedderIdentity, Embedding, Vector
 from api.wiring.knowledge import Embedders, WorkerKnowledge
-from tests.service import make_settings
+from tests.support.service import make_settings
 
 DIMENSION = 8
 

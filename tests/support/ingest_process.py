@@ -13,9 +13,9 @@ from api.cli.document_client import find
 from api.embedders.minilm import MiniLM, model_files
 from api.knowledge.chunking import Chunker
 from api.settings import DocumentSettings
-from tests.stored_corpus import Texts
+from tests.support.stored_corpus import Texts
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def ingest_process(url: str, folder: Path, *more: str) -> subprocess.Popen[str]:

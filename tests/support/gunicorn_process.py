@@ -13,9 +13,9 @@ from pathlib import Path
 
 import httpx
 
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "gunicorn", "-c"]
 FILE = str(ROOT / "worker_config" / "gunicorn_conf.py")
 MODULE = "python:worker_config.gunicorn_conf"

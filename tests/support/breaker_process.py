@@ -178,7 +178,7 @@ class BreakerProcess:
 
     @classmethod
     async def start(
-        cls, url: str, policy: dict[str, Any], backend: tuple[str, int], module: str = "tests.breaker_process"
+        cls, url: str, policy: dict[str, Any], backend: tuple[str, int], module: str = "tests.support.breaker_process"
     ) -> BreakerProcess:
         arguments = json.dumps({"url": url, "policy": policy, "backend": backend})
         process = await asyncio.create_subprocess_exec(

@@ -12,8 +12,8 @@ from pathlib import Path
 import trustme
 
 from api.embedded.service_plan import free_port
-from tests.needed_tools import need_tool
-from tests.waiting import wait_until
+from tests.support.needed_tools import need_tool
+from tests.support.waiting import wait_until
 
 CONFIG = """
 global

@@ -1,7 +1,7 @@
 """A worker in a separate process that reports how long it held its event loop, and where.
 
-`python -m tests.loop_watch` serves the app of `api.asgi` with the settings of its environment, prints its URL, and
-ends when its standard input closes. GET /watch answers with the longest block since it was asked last.
+`python -m tests.support.loop_watch` serves the app of `api.asgi` with the settings of its environment, prints its URL,
+and ends when its standard input closes. GET /watch answers with the longest block since it was asked last.
 
 A block is measured in processor time, so that a busy machine makes no blocks: of one callback on the loop's own thread,
 and, for threads that do not release the interpreter, of the whole process while a tick of the loop was late.
@@ -26,7 +26,7 @@ import httpx
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TICK = 0.005
 SAMPLED_AFTER = 0.02
 
@@ -117,7 +117,7 @@ async def _main() -> None:
 def watched_worker(settings: Mapping[str, str]) -> Iterator[httpx.Client]:
     """A client of a worker that is watched."""
     inherited = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
-    command = [sys.executable, "-m", "tests.loop_watch"]
+    command = [sys.executable, "-m", "tests.support.loop_watch"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen(command, cwd=ROOT, env={**inherited, **settings}, text=True, **pipes) as process:
         assert process.stdin is not None

@@ -1,6 +1,6 @@
 """One worker of a fleet, as a process of its own that holds nothing but the bulkhead.
 
-It takes commands as JSON lines and answers each with one. `tests.breaker_process.BreakerProcess` speaks to it.
+It takes commands as JSON lines and answers each with one. `tests.support.breaker_process.BreakerProcess` speaks to it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from api.redis_store.client import RedisAddress, blocking_reader, short_commands
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.bulkhead import RedisBulkheadStore
-from tests.breaker_process import BreakerProcess, Reply, obey
+from tests.support.breaker_process import BreakerProcess, Reply, obey
 
 
 class Worker:
@@ -115,7 +115,7 @@ async def main(url: str, policy: dict[str, Any], backend: tuple[str, int]) -> No
 
 async def start_worker(url: str, policy: dict[str, Any], backend: tuple[str, int]) -> BreakerProcess:
     """Starts such a process. `policy` has the number of live `workers` beside the fields of `BulkheadPolicy`."""
-    return await BreakerProcess.start(url, policy, backend, module="tests.bulkhead_process")
+    return await BreakerProcess.start(url, policy, backend, module="tests.support.bulkhead_process")
 
 
 if __name__ == "__main__":
