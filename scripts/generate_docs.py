@@ -9,12 +9,15 @@ of date.
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 from inspect import Parameter, signature
+from itertools import pairwise
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin, get_type_hints
@@ -97,13 +100,28 @@ def env_example() -> str:
 
 
 def _settings_of(section: str) -> Iterable[tuple[str, FieldInfo]]:
+    """Each variable of a section, and its field with its docstring as the description."""
     for name in SECTIONS[section][1]:
-        concern = Settings.model_fields[name].annotation
-        assert isinstance(concern, type)
-        assert issubclass(concern, SettingsGroup)
-        prefix = concern.model_config.get("env_prefix", "")
-        for field, info in concern.model_fields.items():
-            yield f"{prefix}{field}".upper(), info
+        group = Settings.model_fields[name].annotation
+        assert isinstance(group, type)
+        assert issubclass(group, SettingsGroup)
+        prefix = group.model_config.get("env_prefix", "")
+        texts = docstrings_of(group)
+        for field, info in group.model_fields.items():
+            described = copy(info)
+            described.description = texts.get(field)
+            yield f"{prefix}{field}".upper(), described
+
+
+def docstrings_of(group: type) -> dict[str, str]:
+    """The docstring below each field. Read from the source here, so that no worker spends time on it at its start."""
+    [body] = (node.body for node in ast.parse(inspect.getsource(group)).body if isinstance(node, ast.ClassDef))
+    return {
+        field.target.id: inspect.cleandoc(text.value.value)
+        for field, text in pairwise(body)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant) and isinstance(text.value.value, str)
+    }
 
 
 def _summary(field: FieldInfo) -> str:

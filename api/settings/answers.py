@@ -23,13 +23,7 @@ class SettingsGroup(BaseSettings):
     `python -m scripts.generate_docs`.
     """
 
-    model_config = SettingsConfigDict(
-        frozen=True,
-        extra="ignore",
-        env_ignore_empty=True,
-        env_file_encoding="utf-8",
-        use_attribute_docstrings=True,
-    )
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True, env_file_encoding="utf-8")
 
 
 def split_list(value: Any) -> Any:

@@ -7,12 +7,21 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from api.settings import variable_names
 from api.settings.answers import Seconds
 from scripts import generate_docs
-from scripts.generate_docs import SECTIONS, WIDTH, env_example, generated, kind_of, metric_table, settings_table
+from scripts.generate_docs import (
+    SECTIONS,
+    WIDTH,
+    docstrings_of,
+    env_example,
+    generated,
+    kind_of,
+    metric_table,
+    settings_table,
+)
 
 
 @pytest.mark.parametrize("path", generated(), ids=lambda path: path.name)
@@ -40,7 +49,6 @@ def test_no_generated_line_is_too_long(text: str) -> None:
 class _Kinds(BaseModel):
     """One field of each kind."""
 
-    model_config = ConfigDict(use_attribute_docstrings=True)
     choice: Literal["a", "b"] = "a"
     switch: bool = True
     port: Annotated[int, Field(ge=0, le=65535)] = 0
@@ -64,3 +72,21 @@ def test_the_kind_of_a_setting_follows_from_its_type() -> None:
         "path": "path",
         "text": "text",
     }
+
+
+class _Described(BaseModel):
+    """A field with details, one with a summary, and one without a text."""
+
+    long: int = 1
+    """A summary.
+
+    Details over
+    two lines.
+    """
+    short: int = 2
+    """Another summary."""
+    bare: int = 3
+
+
+def test_the_text_of_a_setting_is_the_docstring_below_it() -> None:
+    assert docstrings_of(_Described) == {"long": "A summary.\n\nDetails over\ntwo lines.", "short": "Another summary."}
