@@ -13,8 +13,7 @@ from api import __version__
 from api.endpoints import cache, docs_page, documents, health, ollama_api, openai_api, problems, query, resilience
 from api.endpoints.access import Role
 from api.endpoints.description import ERRORS, DescribedApp
-from api.endpoints.middleware import FORM_BYTES, BodyLimit, HeadRequests, RequestContext, RequestHead
-from api.observability.http_middleware import HttpMetrics
+from api.endpoints.middleware import FORM_BYTES, BodyLimit, HeadRequests, HttpMetrics, RequestContext, RequestHead
 from api.observability.metrics import Metrics
 from api.settings import AccessSettings, Settings
 from api.wiring import worker

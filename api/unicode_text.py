@@ -27,12 +27,12 @@ INVISIBLE: Final = (
     "\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d159\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
 )
 """Ranges for a pattern: white space, controls, fillers, joiners, marks of direction and variation, tags."""
-_BLANK: Final = re.compile(f"[{INVISIBLE}]*+")
+BLANK: Final = re.compile(f"[{INVISIBLE}]*+")
 
 
 def is_blank(text: str) -> bool:
     """Whether nothing of `text` can be seen."""
-    return _BLANK.fullmatch(text) is not None
+    return BLANK.fullmatch(text) is not None
 
 
 def nfc(text: str) -> str:

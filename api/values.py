@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 T = TypeVar("T")
@@ -105,6 +106,7 @@ def full_model_name(name: str) -> str:
     return name if ":" in name.rpartition("/")[2] else f"{name}:latest"
 
 
+@lru_cache(1024)
 def model_key(name: str) -> str:
     """The same for all names of a model."""
     return full_model_name(name).casefold()
@@ -279,22 +281,22 @@ class CacheMatch:
     similarity: float
     now_ms: int
 
-    @property
-    def age_seconds(self) -> float:
-        """Seconds since the answer was generated, by Redis's clock."""
-        return max(0.0, (self.now_ms - self.answer.created_ms) / 1000)
+    age_seconds: float = field(init=False)
+    """Seconds since the answer was generated, by Redis's clock."""
+    ttl_seconds: int = field(init=False)
+    """Whole seconds the answer stays fresh; negative once it is stale (RFC 9211 `ttl`)."""
+    stale_seconds: float = field(init=False)
+    """Seconds since its lifetime passed; negative while it is fresh."""
+    is_fresh: bool = field(init=False)
+    """Whether its lifetime has not passed."""
 
-    @property
-    def ttl_seconds(self) -> int:
-        """Whole seconds the answer stays fresh; negative once it is stale (RFC 9211 `ttl`)."""
-        return (self.answer.expires_ms - self.now_ms) // 1000
-
-    @property
-    def is_fresh(self) -> bool:
-        """Whether its lifetime has not passed."""
-        return self.answer.expires_ms > self.now_ms
-
-    @property
-    def stale_seconds(self) -> float:
-        """Seconds since its lifetime passed; negative while it is fresh."""
-        return (self.now_ms - self.answer.expires_ms) / 1000
+    def __post_init__(self) -> None:
+        left_ms = self.answer.expires_ms - self.now_ms
+        times = {
+            "age_seconds": max(0.0, (self.now_ms - self.answer.created_ms) / 1000),
+            "ttl_seconds": left_ms // 1000,
+            "stale_seconds": -left_ms / 1000,
+            "is_fresh": left_ms > 0,
+        }
+        for name, value in times.items():
+            object.__setattr__(self, name, value)

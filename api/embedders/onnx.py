@@ -23,10 +23,10 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
 
+from api.cancellation import LagTimeout
 from api.embedders.minilm import MiniLM, ModelFiles, model_files
 from api.errors import EmbeddingUnavailable
 from api.ports.models import CurrentIdentity
-from api.timeouts import LagTimeout
 from api.values import EmbedderIdentity, Embedding
 
 Encoded = TypeVar("Encoded")

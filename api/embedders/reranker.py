@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 
+from api.cancellation import LagTimeout
 from api.embedders.minilm import ModelFiles, files_at, load_session, load_tokenizer
 from api.errors import RerankingUnavailable, SettingsError
-from api.timeouts import LagTimeout
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from http import HTTPStatus
 from typing import Final, NoReturn
 
@@ -83,7 +83,13 @@ class ArrivingBody:
         message = await self._next()
         if message["type"] == "http.disconnect":
             raise ClientLeft
-        self._count(len(message.get("body", b"")))
+        size = len(message.get("body", b""))
+        self._received += size
+        if self._received > self._limit:
+            raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, too_large(self._limit))
+        self._progress += size
+        if self._progress >= MINIMUM_RATE * self._timeout:
+            self._waited, self._progress = 0.0, 0
         self._complete = not message.get("more_body", False)
         return message
 
@@ -94,28 +100,17 @@ class ArrivingBody:
         if left <= 0:
             self._give_up()
         try:
-            return await self._within(left) or await self._within(LAST_LOOK) or self._give_up()
+            for seconds in (left, LAST_LOOK):
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(seconds):
+                        return await self._receive()
         finally:
             self._waited += loop.time() - began
-
-    async def _within(self, seconds: float) -> Message | None:
-        try:
-            async with asyncio.timeout(seconds):
-                return await self._receive()
-        except TimeoutError:
-            return None
+        return self._give_up()
 
     def _give_up(self) -> NoReturn:
         detail = f"The body came too slowly: fewer than {MINIMUM_RATE} bytes a second for {self._timeout:g} s."
         raise HTTPException(HTTPStatus.REQUEST_TIMEOUT, detail)
-
-    def _count(self, size: int) -> None:
-        self._received += size
-        if self._received > self._limit:
-            raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, too_large(self._limit))
-        self._progress += size
-        if self._progress >= MINIMUM_RATE * self._timeout:
-            self._waited, self._progress = 0.0, 0
 
 
 def too_large(limit: int) -> str:

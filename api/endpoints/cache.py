@@ -95,8 +95,8 @@ explain_router = APIRouter(tags=["semantic cache"], route_class=JsonRoute)
 @needs("user")
 async def explain(body: QueryIn, request: Request) -> dict[str, Any]:
     """Takes the body of POST /query and changes nothing. A tenant's key sees only questions of that tenant."""
-    explainer = worker_state(request).explainer
-    query = to_query(body, request)
+    state = worker_state(request)
+    explainer, query = state.explainer, to_query(body, request, state)
     explanation = await explainer.explain(query)
     return {
         "question": query.question,

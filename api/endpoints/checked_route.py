@@ -11,7 +11,6 @@ from fastapi.routing import APIRoute
 
 from api.endpoints.access import Role
 from api.endpoints.validation import refuse_too_many_values
-from api.endpoints.worker_state import worker_state
 from api.errors import InvalidRequest
 
 MAX_PARAMETERS: Final = 64
@@ -49,7 +48,7 @@ class CheckedRoute(APIRoute):
 
         async def checked(request: Request) -> Response:
             if role != "all":
-                worker_state(request).access.admit(request, role)
+                request.state.worker.access.admit(request, role)
             if request.scope["query_string"].count(b"&") >= MAX_PARAMETERS:
                 raise InvalidRequest(f"The query string has more than {MAX_PARAMETERS} parameters.")
             return await handler(await self.prepared(request))

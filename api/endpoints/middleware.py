@@ -1,29 +1,27 @@
-"""Pure ASGI middleware: what the head of a request must be before anything reads it.
+"""Pure ASGI middleware, from the outermost to the innermost. Streams pass through it, and it costs microseconds.
 
-`Host` and `Authorization` come once. Two of them are read differently by a proxy and by what stands behind it: one
-checks the first, the other acts on the second. HTTP/1.1 needs one `Host` (RFC 9112, section 3.2).
-
-HEAD wherever there is GET (RFC 9110, section 9.1): monitors ask so whether the service is there.
-
-Pure ASGI middleware: every response says which request and which worker, and every log line which request.
-
-Pure ASGI middleware: a body that is too large or too slow is refused, by its declared length or while it arrives.
-
-FastAPI's own `max_body_size` answers in plain text; here it is a problem document like every other error.
+- `HeadRequests`: HEAD wherever there is GET (RFC 9110, section 9.1). Monitors use it to see whether the service is up.
+- `HttpMetrics`: times every request by the template of its route.
+- `RequestContext`: every response names its request and its worker, and every log line its request.
+- `RequestHead`: `Host` and `Authorization` come once. Two of them are read differently by a proxy and by the server
+  behind it: one checks the first, the other acts on the second. HTTP/1.1 needs one `Host` (RFC 9112, section 3.2).
+- `BodyLimit`: refuses a body that is too large or too slow, by its declared length or while it arrives. FastAPI's own
+  `max_body_size` answers in plain text; here it is a problem document like every other error.
 """
 
 from __future__ import annotations
 
 import re
+import time
 import uuid
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, Protocol
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.endpoints.bodies import ArrivingBody, too_large
+from api.endpoints.bodies import CLIENT_CLOSED_REQUEST, ArrivingBody, too_large
 from api.endpoints.problems import problem
 from api.errors import HostNotAllowed, InternalError, MalformedHead, PayloadTooLarge, RagherdError
 
@@ -38,7 +36,7 @@ class RequestHead:
 
     def __init__(self, app: ASGIApp, allowed: Sequence[str]) -> None:
         self._app = app
-        self._is_allowed = host_check(allowed)
+        self._is_allowed = host_check(allowed) if allowed and "*" not in allowed else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and (error := self._fault(scope)):
@@ -48,20 +46,24 @@ class RequestHead:
         await self._app(scope, receive, send)
 
     def _fault(self, scope: Scope) -> RagherdError | None:
-        given = [(name, value) for name, value in scope["headers"] if name in ONCE]
-        hosts = [value for name, value in given if name == b"host"]
+        hosts, keys = [], 0
+        for name, value in scope["headers"]:
+            if name == b"host":
+                hosts.append(value)
+            elif name == b"authorization":
+                keys += 1
         if len(hosts) > 1:
             return MalformedHead("The request has two Host headers.")
-        if len(given) - len(hosts) > 1:
+        if keys > 1:
             return MalformedHead("The request has two Authorization headers.")
         if not hosts:
             return MalformedHead("The request has no Host header.") if scope["http_version"] == "1.1" else None
         authority = _AUTHORITY.fullmatch(hosts[0].decode("latin-1"))
         if authority is None:
             return MalformedHead("The Host header is not a host name, with or without a port.")
-        if not self._is_allowed(authority[1].strip("[]").lower()) and not _is_health(scope["path"]):
-            return HostNotAllowed("The Host header names no host of ALLOWED_HOSTS.")
-        return None
+        if self._is_allowed is None or self._is_allowed(authority[1].strip("[]").lower()) or _is_health(scope["path"]):
+            return None
+        return HostNotAllowed("The Host header names no host of ALLOWED_HOSTS.")
 
 
 def host_check(allowed: Sequence[str]) -> Callable[[str], bool]:
@@ -162,3 +164,70 @@ class BodyLimit:
     def _limit_of(self, scope: Scope, headers: Headers) -> int:
         is_file = scope["path"] == FILE_PATH and headers.get("content-type", "").lower().startswith("multipart/")
         return self._file_limit if is_file else self._limit
+
+
+UNMATCHED: Final = "unmatched"
+METHODS: Final = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
+"""Others share one label: a client must not be able to make series."""
+
+
+class RequestMetrics(Protocol):
+    """Counts requests."""
+
+    def request_began(self) -> None: ...
+
+    def request_ended(self, method: str, route: str, status: int, seconds: float) -> None: ...
+
+
+class HttpMetrics:
+    """Around all middleware that takes time: its times include theirs."""
+
+    def __init__(self, app: ASGIApp, metrics: RequestMetrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Counts a request; anything else passes."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        status = CLIENT_CLOSED_REQUEST
+        complete = False
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal status, complete
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            elif message["type"] == "http.response.body":
+                complete = not message.get("more_body", False)
+            await send(message)
+
+        mounted_at = scope.get("root_path", "")
+        method = scope["method"] if scope["method"] in METHODS else "OTHER"
+        started = time.perf_counter()
+        self._metrics.request_began()
+        try:
+            await self._app(scope, receive, send_and_note)
+            status = status if complete else CLIENT_CLOSED_REQUEST
+        except Exception:  # whatever it is, it becomes a 500 further out, and is counted as one
+            status = 500 if status == CLIENT_CLOSED_REQUEST else status
+            raise
+        finally:
+            seconds = time.perf_counter() - started
+            self._metrics.request_ended(method, route_template(scope, mounted_at), status, seconds)
+
+
+def route_template(scope: Scope, mounted_at: str = "") -> str:
+    """The route that took the request, known once the application has run: `/documents/{id}`, or `unmatched`.
+
+    `mounted_at` is the `root_path` before: an application mounted under a path changes it.
+    """
+    path = getattr(scope.get("route"), "path", None)
+    if isinstance(path, str):
+        return path
+    if "endpoint" not in scope:
+        return UNMATCHED
+    root: str = scope.get("root_path", "")
+    if root != mounted_at:
+        return f"{root}/{{path}}"
+    return UNMATCHED if scope.get("path_params") else str(scope["path"])

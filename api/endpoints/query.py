@@ -13,12 +13,12 @@ from api.endpoints import streaming as event_stream
 from api.endpoints.bodies import until_client_leaves
 from api.endpoints.checked_route import JsonRoute, needs
 from api.endpoints.description import stream_of
-from api.endpoints.fields import OPENAPI, list_header, request_timeout
+from api.endpoints.fields import HEADER, OPENAPI, list_header, request_timeout
 from api.endpoints.streaming import EventStream, QueryOut, cache_headers, document
 from api.endpoints.validation import IsText, IsVisible, IsWhole, Options, StrictBody
-from api.endpoints.worker_state import worker_state
+from api.endpoints.worker_state import AppState
 from api.ports.documents import DocumentFilter
-from api.query.question import Query, parse
+from api.query.question import UNLIMITED, Query, parse
 from api.values import ChatMessage
 
 router = APIRouter(tags=["query"], route_class=JsonRoute)
@@ -72,9 +72,9 @@ class QueryIn(StrictBody):
 @needs("user")
 async def post_query(body: QueryIn, request: Request) -> Response:
     """Answer from the fleet's cache or with the language model. See docs/http-api.md and docs/streaming.md."""
-    state = worker_state(request)
-    query = to_query(body, request)
-    if body.stream or event_stream.accepted(list_header(request.headers, "accept")):
+    state: AppState = request.state.worker
+    query = to_query(body, request, state)
+    if body.stream or event_stream.accepted(request.headers):
         return EventStream(request, state.queries.stream(query), query.cache_control, state.streaming)
     async with until_client_leaves(request.receive):
         answered = await state.queries.answer(query)
@@ -85,9 +85,9 @@ async def post_query(body: QueryIn, request: Request) -> Response:
     )
 
 
-def to_query(body: QueryIn, request: Request) -> Query:
+def to_query(body: QueryIn, request: Request, state: AppState) -> Query:
     """What is asked, by whom. Raises `NotAuthenticated` and `NotAuthorized`."""
-    state = worker_state(request)
+    headers = request.headers
     return Query(
         question=body.question,
         tenant=state.access.tenant(request, body.tenant),
@@ -95,7 +95,7 @@ def to_query(body: QueryIn, request: Request) -> Query:
         top_k=body.top_k,
         options=body.options.model_dump(exclude_none=True),
         documents=DocumentFilter(tuple(body.documents.tags), tuple(body.documents.ids)),
-        history=tuple(ChatMessage(turn.role, turn.content) for turn in body.history),
-        cache_control=parse(list_header(request.headers, "cache-control")),
-        timeout=request_timeout(request.headers),
+        history=tuple([ChatMessage(turn.role, turn.content) for turn in body.history]) if body.history else (),
+        cache_control=parse(list_header(headers, "cache-control")) if "cache-control" in headers else UNLIMITED,
+        timeout=request_timeout(headers) if HEADER in headers else None,
     )

@@ -19,6 +19,7 @@ from typing import Any, Final, Literal
 
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from pydantic import BaseModel
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
@@ -101,18 +102,14 @@ def document(answered: AnswerFinished, request_id: str) -> dict[str, Any]:
             "entry": answered.entry,
         },
         "timings_ms": {
-            "total": _ms(timings.total),
-            "embed": _ms(timings.embed),
-            "cache": _ms(timings.cache),
-            "retrieve": _ms(timings.retrieve),
-            "generate": _ms(timings.generate),
+            "total": round(timings.total * 1000, 3),
+            "embed": round(timings.embed * 1000, 3),
+            "cache": round(timings.cache * 1000, 3),
+            "retrieve": round(timings.retrieve * 1000, 3),
+            "generate": round(timings.generate * 1000, 3),
         },
         "usage": {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens},
     }
-
-
-def _ms(seconds: float) -> float:
-    return round(seconds * 1000, 3)
 
 
 def cache_headers(answer: AnswerStarted | AnswerFinished, control: CacheControl) -> dict[str, str]:
@@ -268,9 +265,12 @@ async def _send(wire: EventWire, chunk: bytes) -> None:
 MEDIA_TYPE: Final = "text/event-stream"
 
 
-def accepted(accept: str) -> bool:
-    """Whether an `Accept` header names event streams, and not to refuse them."""
-    for media_range in accept.lower().split(","):
+def accepted(headers: Headers) -> bool:
+    """Whether the `Accept` header names event streams, and not to refuse them."""
+    accept = ",".join(headers.getlist("accept")).lower()
+    if MEDIA_TYPE not in accept:
+        return False
+    for media_range in accept.split(","):
         kind, *parameters = (part.strip() for part in media_range.split(";"))
         if kind == MEDIA_TYPE:
             return not any(parameter.replace(" ", "").rstrip("0.") == "q=" for parameter in parameters)

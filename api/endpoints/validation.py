@@ -35,7 +35,7 @@ from pydantic_core import CoreSchema
 from pydantic_core.core_schema import no_info_after_validator_function
 
 from api.errors import InvalidRequest
-from api.unicode_text import INVISIBLE, is_blank
+from api.unicode_text import BLANK, INVISIBLE
 
 MAX_FAULTS: Final = 5
 """Errors that a response reports."""
@@ -59,7 +59,7 @@ def _encodable(text: str) -> str:
 
 
 def _visible(text: str) -> str:
-    if is_blank(text):
+    if BLANK.fullmatch(text):
         raise ValueError("has no character that can be seen")
     return text
 

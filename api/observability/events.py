@@ -18,7 +18,6 @@ import structlog
 from redis.exceptions import AuthenticationError, NoPermissionError, ReadOnlyError
 
 from api.errors import EmbeddingUnavailable, RagherdError, RerankingUnavailable, StoreUnavailable, UpstreamError
-from api.observability.http_middleware import CLIENT_CLOSED_REQUEST
 from api.observability.metric_names import Stage
 from api.observability.metrics import Metrics
 from api.ports.cache import Store, StoreWarning, Swept
@@ -31,6 +30,9 @@ from api.redis_store.connections import SentinelsRefuse
 from api.redis_store.diagnostics import ADVICE, WITHOUT_SEARCH
 from api.redis_store.health_gated import RedisHealthEvents
 from api.values import CacheStatus, Usage
+
+CLIENT_CLOSED_REQUEST: Final = 499
+"""nginx's status for a client that left before its response."""
 
 
 class FleetCounters(Protocol):

@@ -20,13 +20,12 @@ from typing import Any, Final
 import numpy as np
 import orjson
 
-from api.cancellation import cancelled, let_go
+from api.cancellation import LagTimeout, cancelled, let_go
 from api.errors import EmbeddingUnavailable, StoreUnavailable, UpstreamError, UpstreamFault
 from api.languages.identify import ANY_SCRIPT, LATIN, script_of, scripts_of
 from api.ollama.models import OllamaModels, Pinned
 from api.ollama.pool import OllamaPool
 from api.ollama.retries import with_one_retry
-from api.timeouts import LagTimeout
 from api.values import EmbedderIdentity, Embedding, EmbeddingRequest, Embeddings, Retry, full_model_name
 
 PROBES: Final = {

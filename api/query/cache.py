@@ -8,11 +8,12 @@ The cache's part in the flow: look up, fall back to an expired answer, store. It
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
-from api.cancellation import cancelled, let_go
+from api.cancellation import cancelled, let_go, wait_with_lag
 from api.errors import DocumentsChanged, EmbeddingUnavailable, StoreUnavailable
 from api.languages.identify import EVERY, Languages
 from api.ports.cache import AnswerCache, Claim, NewAnswer, RetrievalSnapshot
@@ -29,7 +30,6 @@ from api.query.candidates import (
     up_to_the_first_fresh,
 )
 from api.query.question import Query, Timings
-from api.timeouts import wait_with_lag
 from api.values import CachedAnswer, CacheMatch, Generation, Source, Vector
 
 T = TypeVar("T")
@@ -63,12 +63,14 @@ class CacheBudget:
         would be slower still for the next question. An answer on its way into the cache gets there this way, too.
         """
         task = asyncio.create_task(command)
+        started = time.perf_counter()
         try:
-            with timings.timed("cache"):
-                timings.lag += await wait_with_lag(task, self._seconds - (timings.cache - timings.lag))
+            timings.lag += await wait_with_lag(task, self._seconds - (timings.cache - timings.lag))
         except BaseException:  # a caller that leaves
             self._let_go(task)
             raise
+        finally:
+            timings.cache += time.perf_counter() - started
         if not task.done():
             self._let_go(task)
             raise BudgetSpent(self._seconds, task)
@@ -183,6 +185,9 @@ class SemanticCache:
         lookup.now_ms, lookup.invalidated_ms = found.now_ms, found.invalidated_ms
         if found.match is None or not query.cache_control.reads:
             return
+        if found.match.is_fresh and query.cache_control.max_age is None:
+            lookup.match = found.match
+            return
         fate = lifetime(found.match, query.cache_control, self._revalidate(query))
         if fate in (CandidateOutcome.FRESH, CandidateOutcome.STALE):
             lookup.match, lookup.stale = found.match, fate is CandidateOutcome.STALE
@@ -193,12 +198,14 @@ class SemanticCache:
         """Whether the question has a vector is its own to say: with history what it means depends on that."""
         if not query.has_meaning:
             return
+        started = time.perf_counter()
         try:
-            with timings.timed("embed"):
-                (embedding,) = await self._embedder.embed([query.question], tenant=query.tenant)
+            (embedding,) = await self._embedder.embed([query.question], tenant=query.tenant)
             lookup.vector, lookup.unread = embedding.vector, embedding.unread
         except EmbeddingUnavailable as error:
             self._observer.embedding_failed(error)
+        finally:
+            timings.embed += time.perf_counter() - started
 
     async def _semantic(self, query: Query, lookup: Lookup, timings: Timings) -> None:
         asked = self._asked(query, lookup)

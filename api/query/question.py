@@ -32,11 +32,15 @@ class CacheControl:
     no_store: bool = False
     only_if_cached: bool = False
     max_age: int | None = None
+    reads: bool = field(init=False)
+    """Whether a cached answer may be served."""
 
-    @property
-    def reads(self) -> bool:
-        """Whether a cached answer may be served."""
-        return not (self.no_cache or self.no_store)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reads", not (self.no_cache or self.no_store))
+
+
+UNLIMITED: Final = CacheControl()
+"""Of a request without the header."""
 
 
 def parse(header: str) -> CacheControl:
@@ -83,7 +87,7 @@ class Query:
     options: dict[str, Any] = field(default_factory=dict)
     documents: DocumentFilter = field(default_factory=DocumentFilter)
     history: tuple[ChatMessage, ...] = ()
-    cache_control: CacheControl = field(default_factory=CacheControl)
+    cache_control: CacheControl = UNLIMITED
     timeout: float | None = None
     template: prompt.Template = prompt.GROUNDED
     system: str | None = None

@@ -21,7 +21,7 @@ from redis.asyncio.sentinel import MasterNotFoundError, SentinelManagedConnectio
 from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from api.timeouts import LagTimeout
+from api.cancellation import LagTimeout
 
 ROOM: Final = 16 * 1024
 """Bytes that a buffer takes before a writer must wait: asyncio and uvloop have at least four times as many."""

@@ -10,7 +10,7 @@ one partition and no cluster, the names have no tag.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final
 from zlib import crc32
@@ -22,6 +22,14 @@ class CacheKeys:
 
     prefix: str
     tag: str = ""
+    entries: str = field(init=False)
+    """What the keys of all entries begin with, whoever embedded them."""
+    invalidated: str = field(init=False)
+    """When which answers were last invalidated."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "entries", self._tagged("cache"))
+        object.__setattr__(self, "invalidated", self._one("invalidated"))
 
     def _tagged(self, base: str) -> str:
         """What the names of a kind begin with: `rag:cache:`, or `rag:cache:{p07}:`."""
@@ -30,11 +38,6 @@ class CacheKeys:
     def _one(self, base: str) -> str:
         """The only key of a kind: `rag:invalidated`, or `rag:invalidated:{p07}`."""
         return f"{self.prefix}{base}:{self.tag}" if self.tag else f"{self.prefix}{base}"
-
-    @property
-    def entries(self) -> str:
-        """What the keys of all entries begin with, whoever embedded them."""
-        return self._tagged("cache")
 
     def embedded_by(self, embedder: str) -> str:
         """What the keys of all entries embedded by one embedder begin with: what its index covers."""
@@ -47,11 +50,6 @@ class CacheKeys:
     def holds(self, key: str) -> bool:
         """Whether it is the key of an entry of this partition."""
         return key.startswith(self.entries) and (bool(self.tag) or not key.startswith(f"{self.entries}{{"))
-
-    @property
-    def invalidated(self) -> str:
-        """When which answers were last invalidated."""
-        return self._one("invalidated")
 
     @property
     def books(self) -> list[str]:

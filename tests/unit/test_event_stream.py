@@ -9,6 +9,7 @@ from contextlib import aclosing
 from typing import Any
 
 import pytest
+from starlette.datastructures import Headers
 from starlette.requests import Request
 
 from api.endpoints.bodies import ClientLeft, until_client_leaves
@@ -78,7 +79,7 @@ async def turns(count: int = 20) -> None:
     ],
 )
 def test_who_accepts_event_streams(accept: str, streams: bool) -> None:
-    assert accepted(accept) is streams
+    assert accepted(Headers({"accept": accept})) is streams
 
 
 async def test_no_more_is_asked_for_than_the_reader_takes() -> None:

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 import pytest
 import uvloop
 
+from api.cancellation import FEWEST, MOST, Countdown, LagTimeout, wait_with_lag
 from api.errors import StoreUnavailable
 from api.query.cache import BudgetSpent, CacheBudget
 from api.query.question import Timings
-from api.timeouts import FEWEST, MOST, Countdown, LagTimeout, wait_with_lag
 
 pytestmark = pytest.mark.slow
 
@@ -124,7 +124,7 @@ async def test_a_countdown_that_has_ended_counts_no_lag_twice() -> None:
 
 
 async def test_a_countdown_has_a_bound_however_much_the_loop_lags(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("api.timeouts.MAX_LAG", 0.1)
+    monkeypatch.setattr("api.cancellation.MAX_LAG", 0.1)
     stop, ended = busy_rounds(0.1), asyncio.Event()
     began = time.monotonic()
     Countdown(0.05, ended.set)

@@ -21,8 +21,8 @@ from starlette.routing import Mount, Route
 from starlette.testclient import TestClient
 
 from api.breaker.state import CallOutcome, State, Transition
+from api.endpoints.middleware import HttpMetrics
 from api.errors import UpstreamFault
-from api.observability.http_middleware import HttpMetrics
 from api.observability.metric_names import ALL_METRICS
 from api.observability.metrics import Metrics
 from api.observability.resilience_metrics import OUTCOMES, STATES, TICK, BreakerMetrics, LoopLag

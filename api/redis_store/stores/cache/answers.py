@@ -93,8 +93,7 @@ class RedisAnswerCache:
         part = self._keys.partition(scope)
         key = part.entry(scope, digest)
         keys = [key, part.invalidated]
-        marks = [*_marks(digest, tenant), _documents(tenant)]
-        arguments: list[str | int] = [len(marks), *marks, *FIELDS]
+        arguments: list[str | int] = [4, *_marks(digest, tenant), f"corpus:{tenant}", *FIELDS]
         gate = self._gate.of(key)
         reply = await gate.run("exact_lookup", lambda client: self._find(keys, arguments, client))
         now_ms, invalidated_ms, values = int(reply[0]), int(reply[1]), reply[2:]
@@ -122,7 +121,7 @@ class RedisAnswerCache:
         pairs = (part for pair in fields.items() for part in pair)
         fence, flight = (claim.fence, [claim.key]) if claim is not None else ("", [])
         tokens = answer.usage.completion_tokens
-        looked: list[Any] = [_documents(answer.tenant), grounds.at_ms] if grounds is not None else ["", 0]
+        looked: list[Any] = [f"corpus:{answer.tenant}", grounds.at_ms] if grounds is not None else ["", 0]
         asked: list[Any] = [*self._limits, answer.tenant, fence, answer.asked_ms, tokens, *looked, TOMBSTONE_MS]
         arguments = [*asked, len(marks), *marks, *pairs]
         keys = [key, part.invalidated, *part.books, *flight]
@@ -183,19 +182,17 @@ def _fields(scope: str, vector: Vector | None, answer: NewAnswer) -> dict[str, A
 
 
 def _marks(digest: str, tenant: str) -> list[str]:
-    """The fields of `rag:invalidated` that speak of a question's answer, whatever it cites."""
+    """The fields of `rag:invalidated` that speak of a question's answer, whatever it cites.
+
+    `corpus:<tenant>` says when the tenant's documents changed.
+    """
     return ["all", f"tenant:{tenant}", f"question:{digest}"]
-
-
-def _documents(tenant: str) -> str:
-    """The field of `rag:invalidated` that says when the tenant's documents changed."""
-    return f"corpus:{tenant}"
 
 
 def _decode(key: str, values: Sequence[Any]) -> CachedAnswer:
     text = [value.decode() if isinstance(value, bytes) else value for value in values]
     *needed, unread = text
-    if any(value is None for value in needed):
+    if None in needed:
         raise ValueError("a field is missing")
     question, answer, model, sources, prompt_tokens, completion_tokens, created, expires = needed
     return CachedAnswer(
@@ -203,7 +200,7 @@ def _decode(key: str, values: Sequence[Any]) -> CachedAnswer:
         question=question,
         answer=answer,
         model=model,
-        sources=tuple(known(Source, source) for source in orjson.loads(sources)),
+        sources=tuple([known(Source, source) for source in found]) if (found := orjson.loads(sources)) else (),
         usage=Usage(int(prompt_tokens), int(completion_tokens)),
         created_ms=int(created),
         expires_ms=int(expires),
