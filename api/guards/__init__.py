@@ -1,1 +1,3 @@
-"""Do two questions that lie near each other mean the same? Pure; imports nothing local outside."""
+"""Rules that decide whether two similar questions mean the same. Pure functions; the only local imports are
+`api.languages` and `api.unicode_text`.
+"""

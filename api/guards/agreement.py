@@ -1,4 +1,4 @@
-"""Whether the answer to one question may be given to another that lies near it: the guards, one after another."""
+"""Runs the guards: rules that decide whether the answer to one question also answers a similar one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from api.guards.asks import compare_asks, compare_persons, read_asks, read_persons
 from api.guards.foreign_languages import (
     compare_foreign_negation,
     compare_foreign_opposites,
@@ -20,6 +19,7 @@ from api.guards.foreign_languages import (
 from api.guards.names import compare_names, compare_scope, read_names, read_scope
 from api.guards.negation import compare_negation, compare_opposites, read_negation, read_opposites
 from api.guards.order import compare_order, read_order
+from api.guards.question_types import compare_persons, compare_question_types, read_persons, read_question_types
 from api.guards.symbols import compare_numbers, compare_symbols, read_numbers, read_symbols
 from api.guards.words import read_words
 
@@ -32,18 +32,21 @@ GUARDS: Final[tuple[tuple[str, Callable[[Any], Any], Callable[[Any, Any], str]],
     ("names", read_names, compare_names),
     ("scope", read_scope, compare_scope),
     ("persons", read_persons, compare_persons),
-    ("asks", read_asks, compare_asks),
+    ("asks", read_question_types, compare_question_types),
     ("foreign_negation", read_foreign_negation, compare_foreign_negation),
     ("foreign_opposites", read_foreign_opposites, compare_foreign_opposites),
     ("foreign_order", read_foreign_order, compare_foreign_order),
     ("foreign_words", read_foreign_words, compare_foreign_words),
 )
-"""Name, what it reads from the words, and how two readings compare (an empty text: they agree)."""
+"""The name, reader and comparison of each guard, in the order they run.
+
+The reader extracts features from a question's words. The comparison returns an empty string if the features agree.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """What each guard reads from a question, in the order of `GUARDS`. Made by `read`."""
+    """The features that each guard reads from a question, in the order of `GUARDS`. Made by `read`."""
 
     readings: tuple[Any, ...]
 
@@ -55,12 +58,12 @@ class Disagreement:
     guard: str
     """The name of one of `GUARDS`."""
     detail: str
-    """What differs, as `2020 / 2021`."""
+    """The difference, such as `2020 / 2021`."""
 
 
 @dataclass(frozen=True, slots=True)
 class GuardVerdict:
-    """What one guard says of two questions; `detail` is empty where they agree."""
+    """The verdict of one guard on two questions. `detail` is empty if they agree."""
 
     guard: str
     agrees: bool
@@ -68,13 +71,16 @@ class GuardVerdict:
 
 
 def read(text: str) -> Features:
-    """The features of a question, read once for all its candidates."""
+    """Reads the features of a question once, for comparison with any number of candidates."""
     words = read_words(text)
     return Features(tuple([reader(words) for _, reader, _ in GUARDS]))
 
 
 def disagreement(question: str | Features, other: str | Features) -> Disagreement | None:
-    """The first guard that fails, or None where one answer serves both. Symmetric but for the detail's sides."""
+    """Returns the first guard that fails, or None if one answer serves both questions.
+
+    Swapping the questions only swaps the sides of the detail.
+    """
     one = read(question) if isinstance(question, str) else question
     two = read(other) if isinstance(other, str) else other
     for (guard, _, compare), left, right in zip(GUARDS, one.readings, two.readings, strict=True):
@@ -84,7 +90,7 @@ def disagreement(question: str | Features, other: str | Features) -> Disagreemen
 
 
 def verdicts(question: str, other: str) -> tuple[GuardVerdict, ...]:
-    """What every guard says, in the order they are asked."""
+    """Returns the verdicts of all guards, in the order they run."""
     readings = zip(GUARDS, read(question).readings, read(other).readings, strict=True)
     details = [(guard, compare(left, right)) for (guard, _, compare), left, right in readings]
     return tuple(GuardVerdict(guard, not detail, detail) for guard, detail in details)

@@ -1,7 +1,7 @@
-"""Guards for German, French, Spanish, Italian, Portuguese and Dutch, and what is cheap of a few other languages.
+"""Guards for German, French, Spanish, Italian, Portuguese and Dutch, with basic rules for a few other languages.
 
-They read questions in which English words of grammar do not prevail: the words that carry content, negation, opposites,
-and the order of the words.
+They read questions in which English function words do not prevail. They compare content words, negation, antonyms and
+word order.
 """
 
 from __future__ import annotations
@@ -17,47 +17,49 @@ from api.languages.function_words import BY_WORD, ENGLISH, SHARED, words_in
 from api.languages.identify import ANY_SCRIPT, LATIN, script_of
 
 UNSPACED: Final = frozenset(["HAN", "KANA", "THAI", "LAO", "KHMER", "MYANMAR"])
-"""Put no blanks between words: compared by their characters."""
-GRAMMAR: Final = frozenset(
+"""Scripts without spaces between words. The guards compare these character by character."""
+GRAMMAR_CHARACTERS: Final = frozenset(
     "的了吗嗎呢吧啊我你您他她它们們是在有和与與或怎么麼样樣如何什甚哪里裡儿兒请請问問可以能会會要想需应應该該把被给給对對为為这這那个個一方法"
 )
-"""Chinese characters that carry grammar; of Japanese, hiragana do."""
+"""Chinese characters with a grammatical role. In Japanese, hiragana have it."""
 HIRAGANA: Final = ("\u3040", "\u309f")
-STEM: Final = 5
-"""Letters by which an inflected word is known."""
+STEM_LETTERS: Final = 5
+"""Letters that identify an inflected word."""
 MAX_WORDS: Final = 60
 
 
 def read_foreign_words(question: Words) -> frozenset[str]:
-    """Words by their beginning, and characters where there are no blanks. Empty for Latin letters alone."""
+    """Returns the stems of words, or the characters in scripts without spaces. Empty for Latin text."""
     found: set[str] = set()
     for word in question.words[:MAX_WORDS]:
         if word.isascii():
             continue
         script = script_of(word[0])
         if script in UNSPACED:
-            found.update(one for one in word if _tells(one))
+            found.update(one for one in word if _has_meaning(one))
         elif script not in (LATIN, ANY_SCRIPT):
-            found.add(word[:STEM])
+            found.add(word[:STEM_LETTERS])
     return frozenset(found)
 
 
-def _tells(character: str) -> bool:
-    return character not in GRAMMAR and not HIRAGANA[0] <= character <= HIRAGANA[1] and not character.isascii()
+def _has_meaning(character: str) -> bool:
+    return (
+        character not in GRAMMAR_CHARACTERS and not HIRAGANA[0] <= character <= HIRAGANA[1] and not character.isascii()
+    )
 
 
 def compare_foreign_words(one: frozenset[str], other: frozenset[str]) -> str:
-    """The words that each has alone, where both have some; else an empty text."""
+    """Returns the words that differ if each question has words the other lacks, else an empty string."""
     ours, theirs = one - other, other - one
     return f"{' '.join(sorted(ours))} / {' '.join(sorted(theirs))}" if ours and theirs else ""
 
 
-def is_read(question: Words) -> bool:
-    """Where another language prevails, and where no English word of grammar tells (`Alarm einschalten`)."""
+def is_foreign_question(question: Words) -> bool:
+    """Returns whether these guards apply: another language prevails, or no English function word appears."""
     return not question.english or ENGLISH.isdisjoint(question.words)
 
 
-NOT: Final = words_in(
+NEGATORS: Final = words_in(
     """
     nicht kein keine keinen keiner keinem keines nie niemals nichts niemand ne n pas jamais rien aucun aucune non no
     nunca jamás ningún ninguna ninguno nada nadie tampoco mai niente nulla nessun nessuno nessuna não nem nenhum nenhuma
@@ -67,38 +69,38 @@ NOT: Final = words_in(
 )
 WITHOUT: Final = words_in("ohne sans sin senza sem zonder bez utan uden uten без olmadan")
 OR: Final = words_in("oder ou o oppure of lub czy eller или veya")
-"""Before a `not` that asks whether or not."""
-ENGLISH_TOO: Final = words_in("no non ne n nada mai nic ei sans sin")
-"""Deny nothing where no other language prevails."""
+"""Before `not`, these ask "whether or not"."""
+AMBIGUOUS_NEGATORS: Final = words_in("no non ne n nada mai nic ei sans sin")
+"""Not negators unless another language prevails."""
 JAPANESE: Final = re.compile(r"ません|ない|なく|なかった|ずに|不可|禁止")
 CHINESE: Final = re.compile(r"[不没沒未别別勿]")
 KANA: Final = re.compile(r"[\u3040-\u30ff]")
-WHETHER: Final = re.compile(r"(\w)[不没沒]\1")
-"""能不能: can or cannot, a plain question."""
+A_NOT_A: Final = re.compile(r"(\w)[不没沒]\1")
+"""The Chinese A-not-A question: 能不能 means "can or cannot" and negates nothing."""
 TURKISH: Final = re.compile(r"m[ıiuü]yor|\wm[ae]z(?:\b|s)")
 
 
 @dataclass(frozen=True, slots=True)
-class Denial:
-    """What a question denies, as far as these rules see."""
+class ForeignNegation:
+    """The negation found in a question."""
 
-    denies: bool = False
+    negated: bool = False
     without: bool = False
 
 
-NOTHING: Final = Denial()
-NO_DENIALS: Final[frozenset[str]] = frozenset()
+NO_NEGATION: Final = ForeignNegation()
+NO_WORDS: Final[frozenset[str]] = frozenset()
 PORTUGUESE_IN: Final = words_in("no")
-"""In the."""
+"""The Portuguese contraction of `em` and `o` (in the)."""
 
 
-def read_foreign_negation(question: Words) -> Denial:
-    """Linear in the words."""
-    if not is_read(question):
-        return NOTHING
+def read_foreign_negation(question: Words) -> ForeignNegation:
+    """Returns the negation in the question, in time linear in its words."""
+    if not is_foreign_question(question):
+        return NO_NEGATION
     words = question.words
-    ignored = ENGLISH_TOO if question.english else PORTUGUESE_IN if _is_portuguese(words) else NO_DENIALS
-    return Denial(_denies(words, ignored), any(word in WITHOUT and word not in ignored for word in words))
+    ignored = AMBIGUOUS_NEGATORS if question.english else PORTUGUESE_IN if _is_portuguese(words) else NO_WORDS
+    return ForeignNegation(_is_negated(words, ignored), any(word in WITHOUT and word not in ignored for word in words))
 
 
 def _is_portuguese(words: tuple[str, ...]) -> bool:
@@ -106,33 +108,35 @@ def _is_portuguese(words: tuple[str, ...]) -> bool:
     return found["pt"] > found["es"]
 
 
-def _denies(words: tuple[str, ...], ignored: frozenset[str]) -> bool:
-    for place, word in enumerate(words):
-        if word in NOT and word not in ignored:
-            if place and words[place - 1] in OR:
+def _is_negated(words: tuple[str, ...], ignored: frozenset[str]) -> bool:
+    for index, word in enumerate(words):
+        if word in NEGATORS and word not in ignored:
+            if index and words[index - 1] in OR:
                 continue
             return True
-        if not word.isascii() and _denies_within(word):
+        if not word.isascii() and _has_inner_negation(word):
             return True
     return False
 
 
-def _denies_within(word: str) -> bool:
-    """In languages that deny inside a word, or that put no blanks between words."""
+def _has_inner_negation(word: str) -> bool:
+    """Detects negation inside a word, for agglutinative languages and scripts without spaces."""
     if KANA.search(word):
         return JAPANESE.search(word) is not None
-    return CHINESE.search(WHETHER.sub(r"\1", word)) is not None or TURKISH.search(word) is not None
+    return CHINESE.search(A_NOT_A.sub(r"\1", word)) is not None or TURKISH.search(word) is not None
 
 
-def compare_foreign_negation(one: Denial, other: Denial) -> str:
-    """What is denied in one only, else an empty text."""
+def compare_foreign_negation(one: ForeignNegation, other: ForeignNegation) -> str:
+    """Returns the negation that only one question has, else an empty string."""
     if one == other:
         return ""
     return f"{_shown(one)} / {_shown(other)}"
 
 
-def _shown(denial: Denial) -> str:
-    return " ".join(word for word, is_so in (("not", denial.denies), ("without", denial.without)) if is_so) or "none"
+def _shown(negation: ForeignNegation) -> str:
+    return (
+        " ".join(word for word, is_so in (("not", negation.negated), ("without", negation.without)) if is_so) or "none"
+    )
 
 
 _AXES: Final = """
@@ -214,14 +218,14 @@ höher hoger / tiefer niedriger lager
 aktiver / inaktiver deaktiver
 öppn åbn åpn / stäng luk lukk
 """
-CHARACTERS: Final = (
+CHARACTER_ANTONYMS: Final = (
     ("有効", "無効"), ("启用", "禁用"), ("啟用", "停用"), ("打开", "关闭"), ("開始", "終了"), ("开始", "结束"),
     ("追加", "削除"),
     ("添加", "删除"), ("增加", "减少"), ("許可", "禁止"), ("允许", "禁止"), ("最大", "最小"), ("最初", "最後"),
     ("左", "右"),
     ("開く", "閉じ"), ("登录", "退出"), ("买", "卖"), ("購入", "販売"), ("取得", "返却"), ("入室", "退室"),
 )  # fmt: skip
-"""Opposites of Chinese and Japanese, which put no blanks between words."""
+"""Chinese and Japanese antonyms. These languages have no spaces between words."""
 PREFIXES: Final = (
     ("", "des"), ("", "dés"), ("", "dé"), ("", "de"), ("", "dis"), ("", "in"), ("", "im"), ("", "ir"), ("", "mal"),
     ("", "un"), ("", "ent"), ("", "miss"), ("", "on"), ("", "ont"), ("", "s"), ("", "nicht"), ("", "anti"), ("", "o"),
@@ -236,32 +240,32 @@ PARTICLES: Final = (
     ("an", "aus"), ("ein", "aus"), ("an", "ab"), ("auf", "zu"), ("auf", "ab"), ("hoch", "runter"), ("aan", "uit"),
     ("aan", "af"), ("op", "af"), ("in", "uit"), ("open", "dicht"), ("på", "av"), ("ein", "ab"), ("op", "neer"),
 )  # fmt: skip
-"""Verbs' particles at the end of a clause: schalte das Licht an / aus."""
+"""Particles of separable verbs at the end of a clause: schalte das Licht an / aus."""
 
 
-def _by_beginning() -> dict[str, tuple[tuple[str, int], ...]]:
+def _poles_by_prefix() -> dict[str, tuple[tuple[str, int], ...]]:
     found: dict[str, list[tuple[str, int]]] = {}
     for axis in filter(None, _AXES.splitlines()):
         for pole, words in enumerate(axis.split(" / ")):
             for word in words.split():
                 found.setdefault(word, []).append((axis, pole))
-    return {word: tuple(places) for word, places in found.items()}
+    return {word: tuple(poles) for word, poles in found.items()}
 
 
-BY_BEGINNING: Final = _by_beginning()
-"""The axes and poles of words by how they begin."""
-LONGEST: Final = max(map(len, BY_BEGINNING))
+POLES_BY_PREFIX: Final = _poles_by_prefix()
+"""The axis and pole of each antonym by the beginning of the word."""
+MAX_PREFIX: Final = max(map(len, POLES_BY_PREFIX))
 
 
-SHORTEST: Final = 4
-"""Letters of a word behind a prefix that turns it."""
-INFLECTED: Final = 3
-"""Letters at a word's end that may differ: activar / desactivado."""
+MIN_BASE_LETTERS: Final = 4
+"""Minimum letters in a word after its negative prefix."""
+MAX_ENDING_LETTERS: Final = 3
+"""Final letters that may differ: activar / desactivado."""
 
 
 @dataclass(frozen=True, slots=True)
 class Opposites:
-    """What a question names of opposite things, and its words."""
+    """The antonyms in a question, and its words."""
 
     poles: dict[str, frozenset[int]] = field(default_factory=dict)
     words: tuple[str, ...] = ()
@@ -272,37 +276,37 @@ NO_OPPOSITES: Final = Opposites()
 
 
 def read_foreign_opposites(question: Words) -> Opposites:
-    """Linear in the words."""
-    if not is_read(question):
+    """Returns the antonyms in the question, in time linear in its words."""
+    if not is_foreign_question(question):
         return NO_OPPOSITES
     words = question.words[:MAX_WORDS]
     poles: dict[str, set[int]] = {}
     for word in words:
-        for axis, pole in _places(word):
+        for axis, pole in _poles(word):
             poles.setdefault(axis, set()).add(pole)
     text = "" if all(map(str.isascii, words)) else " ".join(words)
-    characters = frozenset(one for pair in CHARACTERS for one in pair if one in text) if text else frozenset()
+    characters = frozenset(one for pair in CHARACTER_ANTONYMS for one in pair if one in text) if text else frozenset()
     return Opposites({axis: frozenset(found) for axis, found in poles.items()}, words, characters)
 
 
-def _places(word: str) -> Iterator[tuple[str, int]]:
-    for length in range(3, min(len(word), LONGEST) + 1):
-        yield from BY_BEGINNING.get(word[:length], ())
+def _poles(word: str) -> Iterator[tuple[str, int]]:
+    for length in range(3, min(len(word), MAX_PREFIX) + 1):
+        yield from POLES_BY_PREFIX.get(word[:length], ())
 
 
 def compare_foreign_opposites(one: Opposites, other: Opposites) -> str:
-    """The opposite words, else an empty text."""
+    """Returns the opposite words, else an empty string."""
     for axis, poles in one.poles.items():
-        against = other.poles.get(axis, poles)
-        if poles.isdisjoint(against):
+        other_poles = other.poles.get(axis, poles)
+        if poles.isdisjoint(other_poles):
             return axis
-    for left, right in CHARACTERS:
-        if _turned(one.characters, other.characters, left, right):
+    for left, right in CHARACTER_ANTONYMS:
+        if _are_opposite(one.characters, other.characters, left, right):
             return f"{left} / {right}"
     return _particles(one.words, other.words) or _prefixed(one.words, other.words) or _prefixed(other.words, one.words)
 
 
-def _turned(one: frozenset[str], other: frozenset[str], left: str, right: str) -> bool:
+def _are_opposite(one: frozenset[str], other: frozenset[str], left: str, right: str) -> bool:
     ours, theirs = one & {left, right}, other & {left, right}
     return bool(ours) and bool(theirs) and ours.isdisjoint(theirs)
 
@@ -315,54 +319,54 @@ def _particles(one: tuple[str, ...], other: tuple[str, ...]) -> str:
 
 
 def _prefixed(one: tuple[str, ...], other: tuple[str, ...]) -> str:
-    """A word of the one that is a word of the other behind an opposite prefix."""
+    """Returns a word and its opposite that differ only in a negative prefix, else an empty string."""
     theirs = [word for word in other if word not in one]
     for word in one:
         if word in other:
             continue
         for prefix, opposite in PREFIXES:
             base = word[len(prefix) :]
-            if len(base) < SHORTEST or not word.startswith(prefix):
+            if len(base) < MIN_BASE_LETTERS or not word.startswith(prefix):
                 continue
-            beginning = opposite + base[: max(SHORTEST, len(base) - INFLECTED)]
-            turned = next((w for w in theirs if w.startswith(beginning) and _ends_alike(w, opposite + base)), "")
-            if turned:
-                return f"{word} / {turned}"
+            beginning = opposite + base[: max(MIN_BASE_LETTERS, len(base) - MAX_ENDING_LETTERS)]
+            opposite_word = next((w for w in theirs if w.startswith(beginning) and _ends_alike(w, opposite + base)), "")
+            if opposite_word:
+                return f"{word} / {opposite_word}"
     return ""
 
 
 def _ends_alike(word: str, expected: str) -> bool:
-    return abs(len(word) - len(expected)) <= INFLECTED
+    return abs(len(word) - len(expected)) <= MAX_ENDING_LETTERS
 
 
-PIVOTS: Final = words_in(
+PREPOSITIONS: Final = words_in(
     """
     in nach von zu zum zur auf als für über vor gegen aus durch en à a au de du des vers par que pour avant après contre
     por para antes después hasta da dal di per che prima dopo em ao aos até naar van tot dan voor na op uit till från än
     före efter do od niż przed po w в на из от до чем перед после к til fra før etter
     """
 )
-"""What stands before one of these is not what stands after it."""
+"""Prepositions: swapping the words around one changes the meaning."""
 AND_IN_DUTCH: Final = "en"
 DUTCH: Final = words_in("ik het een van hoe waar mijn naar niet voor zijn wat kan")
 
 
 def read_foreign_order(question: Words) -> tuple[str, ...]:
-    """The words in their order; none where the question is not read."""
-    return question.words[:MAX_WORDS] if is_read(question) else ()
+    """Returns the words in order; empty if these guards do not apply."""
+    return question.words[:MAX_WORDS] if is_foreign_question(question) else ()
 
 
 def compare_foreign_order(one: tuple[str, ...], other: tuple[str, ...]) -> str:
-    """The two words that changed places around one that gives them their parts, else an empty text."""
+    """Returns two words that changed places around a preposition, else an empty string."""
     if one == other or len(one) != len(other):
         return ""
-    moved = [place for place, (left, right) in enumerate(zip(one, other, strict=True)) if left != right]
+    moved = [index for index, (left, right) in enumerate(zip(one, other, strict=True)) if left != right]
     if len(moved) != 2:
         return ""
     first, last = moved
     if (one[first], one[last]) != (other[last], other[first]) or _is_grammar(one[first]) or _is_grammar(one[last]):
         return ""
-    between = {word for word in one[first + 1 : last] if word in PIVOTS}
+    between = {word for word in one[first + 1 : last] if word in PREPOSITIONS}
     if AND_IN_DUTCH in between and not DUTCH.isdisjoint(one):
         between.discard(AND_IN_DUTCH)
     return f"{' '.join(one[first : last + 1])} / {' '.join(other[first : last + 1])}" if between else ""

@@ -1,6 +1,7 @@
-"""Guard `names`: every name, code, month, currency and unit of one question is the other's too.
+"""Guards `names` and `scope`.
 
-Guard `scope`: for whom, for what and with what exception the answer is to hold.
+`names` requires that both questions contain the same names, codes, months, currencies and units. `scope` requires that
+both ask for the same people, things and exceptions.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from api.guards.vocabulary import OTHER_NUMBERS as OTHER_NUMBERS
 from api.guards.words import Words, squash
 from api.languages.function_words import words_in
 
-GIVEN: Final = words_in(
+FIRST_NAMES: Final = words_in(
     """
     albert alexander alfred andrew angela anthony arnold arthur barack benjamin bernie bill bob boris brad bruce
     charles charlie christopher claude daniel david denzel donald douglas edward elon emmanuel eric ernest ferdinand
@@ -26,16 +27,16 @@ GIVEN: Final = words_in(
     tiger tim timothy tom tony usain vincent vladimir volodymyr walt walter warren william winston wolfgang xi
     """
 )
-"""First names of bearers known by their surnames alone. Not of their relatives (Michelle, Hillary, Melania)."""
+"""First names of people known by their surname alone. Omits names of their relatives (Michelle, Hillary, Melania)."""
 TITLES: Final = words_in(
     "mr mrs ms miss dr doctor prof professor president chancellor senator sir lord lady dame pope mount minister"
 )
-MAKERS: Final = words_in("google microsoft adobe samsung mozilla atlassian sony nintendo meta")
-"""Their products go by their own names too: Google Chrome, Chrome."""
-BEFORE: Final = GIVEN | TITLES | MAKERS
-SHORTEST: Final = 7
-"""Letters of a name in which one wrong letter is a slip."""
-OTHERS: Final = frozenset(
+COMPANIES: Final = words_in("google microsoft adobe samsung mozilla atlassian sony nintendo meta")
+"""Companies whose products are also named without them: Google Chrome, Chrome."""
+NAME_PREFIXES: Final = FIRST_NAMES | TITLES | COMPANIES
+MIN_TYPO_LETTERS: Final = 7
+"""Minimum letters of a name in which one wrong letter counts as a typo."""
+DISTINCT_NAMES: Final = frozenset(
     map(
         frozenset,
         (
@@ -48,32 +49,34 @@ OTHERS: Final = frozenset(
         ),
     )
 )
-"""Different names one letter apart."""
+"""Distinct names that differ in one letter."""
 
 
-def is_part(missing: Sequence[str], words: Sequence[str], known: Sequence[str]) -> bool:
-    """Whether each missing name only stands before one that both know: Donald Trump, Trump."""
+def is_partial_name(missing: Sequence[str], words: Sequence[str], known: Sequence[str]) -> bool:
+    """Returns whether each missing name only precedes a name that both questions contain: Donald Trump, Trump."""
     for name in missing:
-        if name not in BEFORE or name not in words:
+        if name not in NAME_PREFIXES or name not in words:
             return False
         after = words[words.index(name) + 1 :][:2]
-        if not any(word in known and word not in BEFORE for word in after):
+        if not any(word in known and word not in NAME_PREFIXES for word in after):
             return False
     return True
 
 
-def is_slip(one: Sequence[str], other: Sequence[str]) -> bool:
-    """Whether the only names that each lacks are one, with one letter wrong, left out, doubled or swapped."""
+def is_typo(one: Sequence[str], other: Sequence[str]) -> bool:
+    """Returns whether each side lacks one name and the two differ by a typo: one letter changed, missing, doubled or
+    swapped.
+    """
     if len(one) != 1 or len(other) != 1:
         return False
     left, right = one[0], other[0]
-    if min(len(left), len(right)) < SHORTEST or left[0] != right[0] or not (left.isalpha() and right.isalpha()):
+    if min(len(left), len(right)) < MIN_TYPO_LETTERS or left[0] != right[0] or not (left.isalpha() and right.isalpha()):
         return False
-    return frozenset((left, right)) not in OTHERS and _one_edit(left, right)
+    return frozenset((left, right)) not in DISTINCT_NAMES and _one_edit(left, right)
 
 
 def _one_edit(left: str, right: str) -> bool:
-    """One letter more, less or another, or two neighbours swapped."""
+    """Returns whether one letter was added, removed or replaced, or two neighbors swapped."""
     if len(left) > len(right):
         left, right = right, left
     start = 0
@@ -85,11 +88,11 @@ def _one_edit(left: str, right: str) -> bool:
     return left[start + 1 :] == right[start + 1 :] or (swapped and left[start + 2 :] == right[start + 2 :])
 
 
-LETTERS: Final = frozenset("bcdefghjlopqvwz")
-"""Alone they name something (vitamin c, plan b); the rest are chat or parts of words."""
-NO_NAMES: Final = words_in("ok okay asap fyi please help thanks thank hi hello hey english urgent")
-NOT_ASKED: Final = NO_NAMES | OTHER_NUMBERS.keys()
-"""What is capitalised and no name: II is a number, and the guard `numbers`' matter."""
+NAMING_LETTERS: Final = frozenset("bcdefghjlopqvwz")
+"""Name something when they stand alone (vitamin c, plan b). Other letters are chat or parts of words."""
+CAPITALIZED_CHAT: Final = words_in("ok okay asap fyi please help thanks thank hi hello hey english urgent")
+NOT_NAMES: Final = CAPITALIZED_CHAT | OTHER_NUMBERS.keys()
+"""Capitalized words that are not names. The guard `numbers` reads II."""
 ALIASES: Final = {
     "usa": "us",
     "america": "us",
@@ -100,35 +103,35 @@ ALIASES: Final = {
 }
 
 NO_WORDS: Final[frozenset[str]] = frozenset()
-OTHERWISE: Final = {
+SYNONYMS: Final = {
     "united": words_in("us usa uk uae america britain"),
     "states": words_in("us usa america"),
     "kingdom": words_in("uk britain"),
     "us": words_in("states"),
     "uk": words_in("kingdom"),
 }
-"""Other words for the same."""
+"""Other words for the same name."""
 
 Names = tuple[dict[str, None], dict[str, set[str]], tuple[str, ...], Words]
-"""Names, members by class, quoted phrases, and the words to look for the other's in."""
+"""Names, members by class, quoted phrases, and all words of the question."""
 
 
 def read_names(question: Words) -> Names:
-    """Names keep their order, for the detail shown."""
+    """Returns the names of a question. They keep their order for the detail text."""
     words = question.words
-    names = dict.fromkeys(name for name in question.names if name not in NOT_ASKED and name not in CLASSES)
+    names = dict.fromkeys(name for name in question.names if name not in NOT_NAMES and name not in CLASSES)
     classes: dict[str, set[str]] = {}
-    for place, word in enumerate(words):
+    for index, word in enumerate(words):
         known = CLASSES.get(word)
-        if known is not None and (word not in AMBIGUOUS or _dated(words, place)):
+        if known is not None and (word not in AMBIGUOUS or _is_date(words, index)):
             classes.setdefault(known[0], set()).add(known[1])
-        elif word in LETTERS and question.english:
+        elif word in NAMING_LETTERS and question.english:
             names[word] = None
     return names, classes, question.quoted, question
 
 
 def compare_names(one: Names, other: Names) -> str:
-    """The first name that the other does not know, else an empty text."""
+    """Returns the first name that the other question lacks, else an empty string."""
     difference = _differing(one, other)
     if difference:
         return difference
@@ -140,15 +143,15 @@ def compare_names(one: Names, other: Names) -> str:
 
 
 def _differing(one: Names, other: Names) -> str:
-    """The first names and quoted phrases that are in one only, but for parts of longer names and slips of typing."""
+    """Returns the first names and quoted phrases in one question only. Ignores partial names and typos."""
     missing, unknown = _missing(one, other), _missing(other, one)
     phrases = _unquoted(one, other), _unquoted(other, one)
     if not any(phrases):
-        if not (missing or unknown) or is_slip(_typed(missing, one), _typed(unknown, other)):
+        if not (missing or unknown) or is_typo(_plain_words(missing, one), _plain_words(unknown, other)):
             return ""
         if not (missing and unknown):
             longer, shorter = (one, other) if missing else (other, one)
-            if is_part(missing or unknown, longer[3].words, shorter[3].words):
+            if is_partial_name(missing or unknown, longer[3].words, shorter[3].words):
                 return ""
     left, right = (*missing, phrases[0])[0], (*unknown, phrases[1])[0]
     return f"{left or 'none'} / {right or 'none'}"
@@ -160,21 +163,21 @@ def _missing(names: Names, other: Names) -> list[str]:
 
 
 def _unquoted(names: Names, other: Names) -> str:
-    """The first quoted phrase that the other does not have, quoted or not."""
+    """Returns the first quoted phrase that the other question does not contain, quoted or not."""
     if not names[2]:
         return ""
     spaced = f" {' '.join(other[3].words)} "
     return next((phrase for phrase in names[2] if f" {phrase} " not in spaced), "")
 
 
-def _typed(missing: Sequence[str], names: Names) -> Sequence[str]:
-    """Those that are words; codes and identifiers are none, and are compared letter by letter."""
+def _plain_words(missing: Sequence[str], names: Names) -> Sequence[str]:
+    """Returns the missing names if all are plain words. Codes and identifiers must match letter by letter."""
     return missing if all(name in names[3].words for name in missing) else ()
 
 
 def _known(name: str, words: Sequence[str]) -> bool:
-    """In another form: a plural, an alias, or in two or three words (abc 123)."""
-    if not OTHERWISE.get(name, NO_WORDS).isdisjoint(words):
+    """Returns whether the words contain the name in another form: plural, alias, or split (abc 123)."""
+    if not SYNONYMS.get(name, NO_WORDS).isdisjoint(words):
         return True
     form = stem(ALIASES.get(name, name))
     if any(stem(ALIASES.get(word, word)) == form for word in words):
@@ -187,13 +190,13 @@ def _known(name: str, words: Sequence[str]) -> bool:
     )
 
 
-def _dated(words: Sequence[str], place: int) -> bool:
-    before = words[place - 1] if place else ""
-    after = words[place + 1] if place + 1 < len(words) else ""
+def _is_date(words: Sequence[str], index: int) -> bool:
+    before = words[index - 1] if index else ""
+    after = words[index + 1] if index + 1 < len(words) else ""
     return before in MONTH_BEFORE or before[-1:].isdigit() or after[:1].isdigit()
 
 
-_SETS: Final = """
+_ALTERNATIVES: Final = """
 full-time fulltime / part-time parttime
 employee staff / contractor freelancer / intern / volunteer
 visitor tourist / resident local / citizen
@@ -243,8 +246,8 @@ urban / rural
 
 
 def _members() -> Iterator[tuple[str, tuple[str, str]]]:
-    """Each word or phrase with its set and its member, both named by their first words."""
-    for line in filter(None, _SETS.splitlines()):
+    """Yields each word or phrase with its set and its member, both named by their first words."""
+    for line in filter(None, _ALTERNATIVES.splitlines()):
         members = [member.split() for member in line.split(" / ")]
         for member in members:
             for word in member:
@@ -261,7 +264,7 @@ def _table() -> tuple[dict[str, tuple[tuple[str, str], ...]], frozenset[str]]:
 
 
 MEMBERS, PHRASE_STARTS = _table()
-"""Sets and members by word or phrase of two words; the words that begin such a phrase."""
+"""Sets and members by word or two-word phrase; the words that begin such a phrase."""
 
 
 EXCEPT: Final = words_in("except excepting excluding besides barring")
@@ -269,52 +272,54 @@ EXCEPT_PHRASES: Final = frozenset(
     (("other", "than"), ("apart", "from"), ("aside", "from"), ("exception", "of"), ("not", "counting"))
 )
 QUALIFIERS: Final = words_in("again too also only else alone instead anymore together")
-"""Change what is asked where all else is the same: when can I apply / when can I apply again."""
-CHATTY: Final = words_in("want need like know wondering have would could can i tell please")
-"""After `also` and `only`: I also want to know."""
-JOINING: Final = words_in("and plus &")
-ADDED: Final = 5
-"""Words that are added with `and`, itself included."""
-NO_THING: Final = words_in("now then yet so thanks thank please i we it you how what when where why not cannot help")
+"""Change the meaning when all else is the same: when can I apply / when can I apply again."""
+CHAT_WORDS: Final = words_in("want need like know wondering have would could can i tell please")
+"""After `also` or `only`, these begin chat: I also want to know."""
+COORDINATORS: Final = words_in("and plus &")
+MAX_ADDED_WORDS: Final = 5
+"""Maximum words of an addition, including `and`."""
+NOT_ADDITIONS: Final = words_in(
+    "now then yet so thanks thank please i we it you how what when where why not cannot help"
+)
 """After an `and` that joins clauses or says nothing."""
 NO_EXCEPTIONS: Final[frozenset[str]] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What a question's answer is to hold for."""
+    """Restrictions on what an answer must cover."""
 
     members: dict[str, frozenset[str]] = field(default_factory=dict)
-    """By set of alternatives those that are named."""
+    """The named members of each set of alternatives."""
     exception: str = ""
-    """As it was written."""
+    """The exception as written."""
     qualifiers: frozenset[str] = NO_EXCEPTIONS
     words: tuple[str, ...] = ()
-    """In order, qualifiers left out."""
+    """In order, without qualifiers."""
 
 
 def read_scope(question: Words) -> Scope:
-    """One walk over the words; empty where English rules do not hold."""
+    """Returns the scope of a question; empty if another language prevails."""
     if not question.english:
         return Scope()
     words = question.words
     members: dict[str, set[str]] = {}
     qualifiers: set[str] = set()
     exception = ""
-    for place, word in enumerate(words):
+    for index, word in enumerate(words):
         if word in PHRASE_STARTS or word in MEMBERS:
-            _name(members, words, place)
-        if word in QUALIFIERS and not _idle(question, place):
+            _add_member(members, words, index)
+        if word in QUALIFIERS and not _is_filler(question, index):
             qualifiers.add(word)
-        elif not exception and (word in EXCEPT or words[place : place + 2] in EXCEPT_PHRASES):
-            exception = _exception(question, place)
+        elif not exception and (word in EXCEPT or words[index : index + 2] in EXCEPT_PHRASES):
+            exception = _exception(question, index)
     plain = tuple(word for word in words if word not in QUALIFIERS) if qualifiers else words
     named = {kind: frozenset(found) for kind, found in members.items()}
     return Scope(named, exception, frozenset(qualifiers), plain)
 
 
 def compare_scope(one: Scope, other: Scope) -> str:
-    """What the one holds for and the other does not, else an empty text."""
+    """Returns the restriction that only one question has, else an empty string."""
     if bool(one.exception) != bool(other.exception):
         return f"{one.exception or 'none'} / {other.exception or 'none'}"
     for kind in one.members.keys() & other.members.keys():
@@ -331,9 +336,9 @@ def compare_scope(one: Scope, other: Scope) -> str:
 
 
 def _added(longer: Sequence[str], shorter: Sequence[str]) -> str:
-    """What stands in the longer only, where that is all and `and` joins it: and bacteria."""
+    """Returns the words that only the longer question has, if `and` joins them (and bacteria), else an empty string."""
     more = len(longer) - len(shorter)
-    if not 2 <= more <= ADDED:
+    if not 2 <= more <= MAX_ADDED_WORDS:
         return ""
     start = 0
     while start < len(shorter) and longer[start] == shorter[start]:
@@ -341,32 +346,32 @@ def _added(longer: Sequence[str], shorter: Sequence[str]) -> str:
     if longer[start + more :] != shorter[start:]:
         return ""
     block = longer[start : start + more]
-    if block[0] in JOINING:
-        return "" if block[1] in NO_THING else " ".join(block)
-    return " ".join(block) if block[-1] in JOINING and block[0] not in NO_THING else ""
+    if block[0] in COORDINATORS:
+        return "" if block[1] in NOT_ADDITIONS else " ".join(block)
+    return " ".join(block) if block[-1] in COORDINATORS and block[0] not in NOT_ADDITIONS else ""
 
 
-def _name(members: dict[str, set[str]], words: Sequence[str], place: int) -> None:
-    """The phrase that begins here, else the word."""
-    found = MEMBERS.get(" ".join(words[place : place + 2])) if words[place] in PHRASE_STARTS else None
-    for kind, member in found or MEMBERS.get(words[place], ()):
+def _add_member(members: dict[str, set[str]], words: Sequence[str], index: int) -> None:
+    """Adds the phrase that begins here, else the word."""
+    found = MEMBERS.get(" ".join(words[index : index + 2])) if words[index] in PHRASE_STARTS else None
+    for kind, member in found or MEMBERS.get(words[index], ()):
         members.setdefault(kind, set()).add(member)
 
 
-def _idle(question: Words, place: int) -> bool:
-    """also, how do I; I only want to know; hello again."""
+def _is_filler(question: Words, index: int) -> bool:
+    """Returns whether a qualifier is filler: also, how do I; I only want to know; hello again."""
     words = question.words
-    after = words[place + 1] if place + 1 < len(words) else ""
-    return place in question.clause_starts or (words[place] in ("also", "only") and after in CHATTY)
+    after = words[index + 1] if index + 1 < len(words) else ""
+    return index in question.clause_starts or (words[index] in ("also", "only") and after in CHAT_WORDS)
 
 
-def _exception(question: Words, place: int) -> str:
-    """besides cash; not: besides, how do I pay."""
+def _exception(question: Words, index: int) -> str:
+    """Returns the exception (besides cash), or an empty string for filler (besides, how do I pay)."""
     words = question.words
     if (
-        place + 1 in question.clause_starts
-        or place + 1 >= len(words)
-        or words[place + 1] in ("me", "us", "this", "that")
+        index + 1 in question.clause_starts
+        or index + 1 >= len(words)
+        or words[index + 1] in ("me", "us", "this", "that")
     ):
         return ""
-    return " ".join(words[place : place + 3])
+    return " ".join(words[index : index + 3])

@@ -1,7 +1,7 @@
-"""Pairs of opposite English words, each pair an axis with two poles; their inflections are made at import.
+"""English antonyms. Each pair is an axis with two poles; module import adds the inflected forms.
 
-A line is an axis: one pole, a slash, the other. Words of one pole are not claimed to mean the same: only words of
-different poles part two questions. An axis marked `~` parts them only where they have no pole in common.
+Each line is one axis: the words of one pole, a slash, the words of the other. Words of one pole need not mean the same.
+An axis marked `~` separates two questions only if they share no pole.
 """
 
 from __future__ import annotations
@@ -210,7 +210,7 @@ IRREGULAR: Final = {
     "opening": "open", "closing": "close", "closure": "close", "encryption": "encrypt", "decryption": "decrypt",
     "subscription": "subscribe",
 }  # fmt: skip
-SUBSTITUTES: Final = """
+_AMBIGUOUS_AXES: Final = """
 left / right
 may might / must
 like enjoy / hate dislike
@@ -240,16 +240,16 @@ lead / follow
 rising / falling
 ever / never
 """
-"""Opposites too common in another sense: they part two questions only where all else that matters is the same."""
-LEFT_OUT: Final = words_in(
+"""Ambiguous antonyms. They separate two questions only if all other content words are the same."""
+AMBIGUOUS: Final = words_in(
     """
     made make making makes ended ends end left fall show shows light even well past back
     """
 )
-"""Too common in another sense to part two questions."""
+"""Words too ambiguous to separate two questions."""
 PARTICLES: Final = words_in("on off in out up down")
 PREFIXES: Final = ("un", "dis", "de", "in", "im", "ir", "il", "non", "mis")
-SAME_STEM_BY_CHANCE: Final = words_in(
+FALSE_PREFIXES: Final = words_in(
     """
     inform invoice discount display discover discard design detail debit under invest increas input inside income
     install intest deposit depart demand depend derive describ desir develop device devic until united unit unite
@@ -261,7 +261,7 @@ SAME_STEM_BY_CHANCE: Final = words_in(
 
 
 def _poles(lines: str) -> Iterator[tuple[str, str, str]]:
-    """Axis, pole and word. A pole is named by its first word."""
+    """Yields axis, pole and word. The first word of a pole names it."""
     for line in filter(None, lines.strip().splitlines()):
         weak, line = line.startswith("~"), line.removeprefix("~ ")
         sides = [side.split() for side in line.split(" / ")]
@@ -286,13 +286,13 @@ def _table() -> tuple[dict[str, tuple[tuple[str, str], ...]], dict[str, tuple[tu
                 singles.setdefault(form, {})[axis, pole] = None
     for axis, pole, word in _poles(OTHERS):
         singles.setdefault(word, {})[axis, pole] = None
-    kept = {word: tuple(poles) for word, poles in singles.items() if word not in LEFT_OUT}
+    kept = {word: tuple(poles) for word, poles in singles.items() if word not in AMBIGUOUS}
     return kept, phrases, particle_verbs
 
 
-def _substitutes() -> frozenset[tuple[str, str]]:
+def _ambiguous_pairs() -> frozenset[tuple[str, str]]:
     pairs: set[tuple[str, str]] = set()
-    for line in filter(None, SUBSTITUTES.splitlines()):
+    for line in filter(None, _AMBIGUOUS_AXES.splitlines()):
         one, other = (map(stem, side.split()) for side in line.split(" / "))
         theirs = tuple(other)
         for word in one:
@@ -302,6 +302,6 @@ def _substitutes() -> frozenset[tuple[str, str]]:
 
 
 POLES, PHRASES, PARTICLE_VERBS = _table()
-SUBSTITUTED: Final = _substitutes()
-"""Pairs of stems, either way round."""
-SUBSTITUTING: Final = frozenset(word for pair in SUBSTITUTED for word in pair)
+AMBIGUOUS_ANTONYMS: Final = _ambiguous_pairs()
+"""Pairs of stems in both orders."""
+AMBIGUOUS_STEMS: Final = frozenset(word for pair in AMBIGUOUS_ANTONYMS for word in pair)

@@ -1,9 +1,7 @@
-"""Guard `order`: the same words the other way round (dollars to euros / euros to dollars).
+"""Guard `order`: rejects the same words in another order if the meaning changes.
 
-Two words or short phrases that changed places: the same words, another question.
-
-`Can I learn French before Spanish` is not `Can I learn Spanish before French`. A clause that only moved to the front,
-and lists (cats and dogs), say the same in any order.
+"Dollars to euros" is not "euros to dollars". "Can I learn French before Spanish" is not "Can I learn Spanish before
+French". A clause that moved to the front, or a list (cats and dogs), keeps its meaning in any order.
 """
 
 from __future__ import annotations
@@ -12,30 +10,32 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from api.guards.vocabulary import CLASSES, FUNCTION_WORDS, stem
-from api.guards.vocabulary import WORDS as NUMBER_WORDS
+from api.guards.vocabulary import CLASSES, FUNCTION_WORDS, NUMBER_WORDS, stem
 from api.guards.words import Words
 from api.languages.function_words import words_in
 
-EQUALS: Final = words_in("and or vs versus between either both & + with")
-"""Join what may stand in any order."""
+COORDINATORS: Final = words_in("and or vs versus between either both & + with")
+"""Join words whose order does not matter."""
 CHOICE: Final = words_in("or vs versus")
-LINKS: Final = words_in("a an the my your his her our their this that some any of")
-"""Stand before a member of a list."""
-ADVERBIAL: Final = words_in(
+DETERMINERS: Final = words_in("a an the my your his her our their this that some any of")
+"""May precede a member of a list."""
+ADVERBIAL_STARTS: Final = words_in(
     """
     in on at by for with from to during since until after before within when if today tomorrow tonight yesterday now
     currently please usually often always sometimes here there this next last every
     """
 )
-"""Begin what may stand at either end of a question."""
-LONGEST: Final = 4
-"""Words of a phrase that changes places."""
+"""Begin a phrase that can stand at either end of a question."""
+MAX_PHRASE_WORDS: Final = 4
+"""Maximum words in a phrase that changes places."""
 MAX_WORDS: Final = 60
 
 
-def exchanged(one: Sequence[str], other: Sequence[str]) -> str:
-    """What changed places, as `cat eats dog / dog eats cat`, else an empty text. Both have the same words."""
+def swapped_phrases(one: Sequence[str], other: Sequence[str]) -> str:
+    """Returns the phrases that changed places, as `cat eats dog / dog eats cat`, else an empty string.
+
+    Both sequences must contain the same words.
+    """
     if one == other:
         return ""
     start, end = _differing(one, other)
@@ -43,9 +43,9 @@ def exchanged(one: Sequence[str], other: Sequence[str]) -> str:
     for first, last in _phrases(left, right):
         middle = left[first : len(left) - last]
         phrases = left[:first], left[len(left) - last :]
-        if not all(map(_tells, phrases)) or is_list(middle):
+        if not all(map(_has_content, phrases)) or is_list(middle):
             return ""
-        if start == 0 and end == len(one) and any(phrase[0] in ADVERBIAL for phrase in phrases):
+        if start == 0 and end == len(one) and any(phrase[0] in ADVERBIAL_STARTS for phrase in phrases):
             return ""
         if middle or first == last == 1:
             return f"{' '.join(left)} / {' '.join(right)}"
@@ -53,17 +53,19 @@ def exchanged(one: Sequence[str], other: Sequence[str]) -> str:
 
 
 def is_list(between: Sequence[str]) -> bool:
-    """Whether two words with these between them are members of a list, or the two sides of a choice."""
-    if not between or EQUALS.isdisjoint(between):
+    """Returns whether two words with `between` in the middle form a list or a choice."""
+    if not between or COORDINATORS.isdisjoint(between):
         return False
-    if between[-1] in CHOICE and any(_compares(word) for word in between):
+    if between[-1] in CHOICE and any(_is_comparative(word) for word in between):
         return True
-    matter = [word for word in between if word not in EQUALS and word not in LINKS]
-    return not matter or (len(matter) == 1 and between[-1] in EQUALS and between[0] not in FUNCTION_WORDS)
+    content_words = [word for word in between if word not in COORDINATORS and word not in DETERMINERS]
+    return not content_words or (
+        len(content_words) == 1 and between[-1] in COORDINATORS and between[0] not in FUNCTION_WORDS
+    )
 
 
 def _differing(one: Sequence[str], other: Sequence[str]) -> tuple[int, int]:
-    """Where the two begin to differ and where they end to."""
+    """Returns the first index at which the two differ, and the index after the last."""
     start, end = 0, len(one)
     while one[start] == other[start]:
         start += 1
@@ -73,10 +75,10 @@ def _differing(one: Sequence[str], other: Sequence[str]) -> tuple[int, int]:
 
 
 def _phrases(left: list[str], right: list[str]) -> Iterator[tuple[int, int]]:
-    """How many words of the beginning and of the end changed places around what stayed."""
+    """Yields how many words at the beginning and at the end changed places around the unchanged middle."""
     size = len(left)
-    for first in range(1, min(LONGEST, size - 1) + 1):
-        for last in range(1, min(LONGEST, size - first) + 1):
+    for first in range(1, min(MAX_PHRASE_WORDS, size - 1) + 1):
+        for last in range(1, min(MAX_PHRASE_WORDS, size - first) + 1):
             if (
                 left[:first] == right[size - first :]
                 and left[size - last :] == right[:last]
@@ -85,19 +87,19 @@ def _phrases(left: list[str], right: list[str]) -> Iterator[tuple[int, int]]:
                 yield first, last
 
 
-def _tells(phrase: Sequence[str]) -> bool:
-    """Whether it has more than grammar and figures (their order is the guard `numbers`' matter)."""
+def _has_content(phrase: Sequence[str]) -> bool:
+    """Returns whether the phrase has a content word. The guard `numbers` compares the order of numbers."""
     return any(word not in FUNCTION_WORDS and word not in NUMBER_WORDS and not word[-1].isdigit() for word in phrase)
 
 
-def _compares(word: str) -> bool:
+def _is_comparative(word: str) -> bool:
     return word in ("more", "less", "better", "worse", "best") or (len(word) > 4 and word.endswith(("er", "est")))
 
 
 PIVOTS: Final = words_in("to from than over into in by of as for against onto before after")
-"""What stands before one of these is not what stands after it."""
-LOOSE: Final = words_in("for as against in")
-"""Tell only among the very same words."""
+"""Pivots: swapping the words around one changes the meaning."""
+WEAK_PIVOTS: Final = words_in("for as against in")
+"""Pivots that count only if both questions have exactly the same content words."""
 ROLES: Final = {
     "from": "from", "to": "to", "into": "to", "onto": "to", "before": "before", "after": "after", "above": "above",
     "below": "below", "over": "above", "under": "below", "with": "with", "without": "without", "until": "before",
@@ -107,36 +109,38 @@ COUNTERPARTS: Final = {
     "from": "to", "to": "from", "before": "after", "after": "before", "above": "below", "below": "above",
     "with": "without", "without": "with",
 }  # fmt: skip
-INFINITIVE: Final = FUNCTION_WORDS | words_in("going able trying try way ways used supposed order")
-"""Before a `to` that leads a verb, no place."""
-NONE: Final[frozenset[str]] = frozenset()
-SILENCED: Final = {
-    "to": INFINITIVE,
+BEFORE_INFINITIVE: Final = FUNCTION_WORDS | words_in("going able trying try way ways used supposed order")
+"""Before a `to` that begins an infinitive."""
+NO_WORDS: Final[frozenset[str]] = frozenset()
+NOT_PIVOT_AFTER: Final = {
+    "to": BEFORE_INFINITIVE,
     "of": words_in("one two some any all most many none each both out kind kinds type types sort lot because"),
 }
-"""A pivot after one of these is none."""
-SKIPPED: Final = FUNCTION_WORDS | ROLES.keys() | NUMBER_WORDS | words_in("already still now yet again ever currently")
-"""Grammar, and numbers: their order is the guard `numbers`' matter."""
+"""A word is not a pivot after one of these."""
+IGNORED_WORDS: Final = (
+    FUNCTION_WORDS | ROLES.keys() | NUMBER_WORDS | words_in("already still now yet again ever currently")
+)
+"""Function words and numbers. The guard `numbers` compares the order of numbers."""
 
 Sides = tuple[frozenset[str], frozenset[str], tuple[str, str]]
-"""The words before a pivot, those after it, and the two beside it."""
+"""The words before a pivot, those after it, and its two neighbors."""
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """The order of a question's words."""
+    """The word order of a question."""
 
     words: tuple[str, ...] = ()
     content: tuple[str, ...] = ()
-    """The stems that matter."""
+    """Stems of the content words."""
     pivots: dict[str, Sides] = field(default_factory=dict)
-    """By pivot the stems before and after it."""
+    """By pivot, the stems before and after it."""
     roles: dict[str, str] = field(default_factory=dict)
-    """By stem what stands before it (from, to, with ...)."""
+    """By stem, the preposition before it (from, to, with, ...)."""
 
 
 def read_order(question: Words) -> Order:
-    """One walk over the words."""
+    """Returns the word order of a question in one pass."""
     content: list[str] = []
     pivots: dict[str, int] = {}
     roles: dict[str, str] = {}
@@ -145,10 +149,10 @@ def read_order(question: Words) -> Order:
     previous = ""
     for word in words:
         if word in ROLES:
-            role = "" if word == "to" and previous in INFINITIVE else ROLES[word]
-        if word in PIVOTS and previous not in SILENCED.get(word, NONE):
+            role = "" if word == "to" and previous in BEFORE_INFINITIVE else ROLES[word]
+        if word in PIVOTS and previous not in NOT_PIVOT_AFTER.get(word, NO_WORDS):
             pivots.setdefault(word, len(content))
-        if word not in SKIPPED and not word[-1].isdigit():
+        if word not in IGNORED_WORDS and not word[-1].isdigit():
             known = CLASSES.get(word)
             base = known[1] if known else stem(word)
             content.append(base)
@@ -161,33 +165,33 @@ def read_order(question: Words) -> Order:
 
 
 def _sides(content: list[str], at: int) -> Sides:
-    beside = ("".join(content[at - 1 : at]), "".join(content[at : at + 1]))
-    return frozenset(content[:at]), frozenset(content[at:]), beside
+    neighbors = ("".join(content[at - 1 : at]), "".join(content[at : at + 1]))
+    return frozenset(content[:at]), frozenset(content[at:]), neighbors
 
 
 def compare_order(one: Order, other: Order) -> str:
-    """The words that changed places, else an empty text."""
-    difference = _turned(one, other) or _role(one, other)
+    """Returns the words that changed places, else an empty string."""
+    difference = _swapped_around_pivot(one, other) or _preposition_changed(one, other)
     if difference or one.words == other.words:
         return difference
     same_words = len(one.words) == len(other.words) and sorted(one.words) == sorted(other.words)
-    return exchanged(one.words, other.words) if same_words else _swapped(one, other)
+    return swapped_phrases(one.words, other.words) if same_words else _swapped_words(one, other)
 
 
-def _turned(one: Order, other: Order) -> str:
-    """Around one pivot a word went from before to after it, and another the other way.
+def _swapped_around_pivot(one: Order, other: Order) -> str:
+    """Returns two words that changed sides around a pivot, else an empty string.
 
-    Words right beside the pivot tell by themselves, others only where nearly all words are the same.
+    Neighbors of the pivot are enough. For other words, most content words must be the same.
     """
-    for pivot, (before, after, beside) in one.pivots.items():
+    for pivot, (before, after, neighbors) in one.pivots.items():
         sides = other.pivots.get(pivot)
         if sides is None:
             continue
-        if beside == sides[2] or (pivot in LOOSE and set(one.content) != set(other.content)):
+        if neighbors == sides[2] or (pivot in WEAK_PIVOTS and set(one.content) != set(other.content)):
             continue
-        if beside == sides[2][::-1] and all(beside):
-            return f"{beside[0]} {pivot} {beside[1]} / {beside[1]} {pivot} {beside[0]}"
-        if _alike(one.content, other.content):
+        if neighbors == sides[2][::-1] and all(neighbors):
+            return f"{neighbors[0]} {pivot} {neighbors[1]} / {neighbors[1]} {pivot} {neighbors[0]}"
+        if _mostly_same(one.content, other.content):
             to_after = before & sides[1] - sides[0] - after
             to_before = after & sides[0] - sides[1] - before
             if to_after and to_before:
@@ -196,32 +200,32 @@ def _turned(one: Order, other: Order) -> str:
     return ""
 
 
-def _alike(left: tuple[str, ...], right: tuple[str, ...]) -> bool:
-    """At least three of four words in common."""
+def _mostly_same(left: tuple[str, ...], right: tuple[str, ...]) -> bool:
+    """Returns whether the two share at least three of four words."""
     ours, theirs = set(left), set(right)
     return 4 * len(ours & theirs) >= 3 * len(ours | theirs)
 
 
-def _role(one: Order, other: Order) -> str:
-    """from Paris / to Paris."""
+def _preposition_changed(one: Order, other: Order) -> str:
+    """Compares the preposition before each word: from Paris / to Paris."""
     for word, role in one.roles.items():
         if other.roles.get(word, "?") == COUNTERPARTS.get(role):
             return f"{role} {word} / {other.roles[word]} {word}"
     return ""
 
 
-def _swapped(one: Order, other: Order) -> str:
-    """Germany invade France / France invade Germany: two words changed places around others that stayed.
+def _swapped_words(one: Order, other: Order) -> str:
+    """Returns two words that changed places around unchanged ones: Germany invade France / France invade Germany.
 
-    Where grammar changed too it may say the same: the price of a flight / the flight's price, was invaded by.
+    Ignores questions whose grammar also changed: the price of a flight / the flight's price, was invaded by.
     """
     left, right = one.content, other.content
     if left == right or len(left) != len(right) or len(left) < 3 or one.pivots.keys() != other.pivots.keys():
         return ""
-    moved = [place for place, (a, b) in enumerate(zip(left, right, strict=True)) if a != b]
+    moved = [index for index, (a, b) in enumerate(zip(left, right, strict=True)) if a != b]
     if len(moved) != 2 or not 2 <= moved[1] - moved[0] <= 3 or ("by" in one.words) != ("by" in other.words):
         return ""
-    if not EQUALS.isdisjoint(one.words) or not EQUALS.isdisjoint(other.words):
+    if not COORDINATORS.isdisjoint(one.words) or not COORDINATORS.isdisjoint(other.words):
         return ""
     first, second = moved
     if left[first] == right[second] and left[second] == right[first]:

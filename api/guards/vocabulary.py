@@ -1,6 +1,6 @@
-"""Words that several guards read: English glue, numbers, closed classes such as months and units, and word stems.
+"""Word lists and rules that several guards share: function words, numbers, classes such as months and units, stems.
 
-Here too: other words for the same thing, put into one form before any guard compares (2FA, cashpoints, spans of time).
+Also maps phrases with the same meaning to one form before any guard compares them (2FA, ATMs, time spans).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FUNCTION_WORDS: Final = words_in(
     give let know want need like would
     """
 )
-"""Words that carry grammar rather than matter."""
+"""English function words: they carry grammar, not content."""
 
 ENGLISH: Final = words_in(
     """
@@ -49,7 +49,7 @@ FOREIGN: Final = (GERMAN | OTHERS | BY_WORD.keys()) - ENGLISH - GRAMMAR - SHARED
 
 
 def is_foreign(words: Iterable[str]) -> bool:
-    """More words of other languages' glue than of English glue, or another script."""
+    """Returns whether function words of other languages and words in other scripts outnumber English function words."""
     english = foreign = 0
     for word in words:
         if word in ENGLISH or word in GRAMMAR:
@@ -60,7 +60,7 @@ def is_foreign(words: Iterable[str]) -> bool:
 
 
 def is_german(words: Iterable[str]) -> bool:
-    """Nouns have capitals there: a capital names nothing."""
+    """Returns whether the words are German. German capitalizes all nouns, so a capital does not mark a name."""
     english = german = 0
     for word in words:
         english += word in ENGLISH
@@ -68,21 +68,24 @@ def is_german(words: Iterable[str]) -> bool:
     return german > english
 
 
-def ranked(text: str, start: int) -> dict[str, int]:
-    """Words that count up from `start`."""
+def number_from(text: str, start: int) -> dict[str, int]:
+    """Maps words to consecutive numbers from `start`."""
     return {word: value for value, word in enumerate(text.split(), start)}
 
 
-SMALL: Final = ranked(
+SMALL: Final = number_from(
     """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
     seventeen eighteen nineteen""",
     start=0,
 )
 TENS: Final = {
-    word: 10 * value for word, value in ranked("twenty thirty forty fifty sixty seventy eighty ninety", start=2).items()
+    word: 10 * value
+    for word, value in number_from("twenty thirty forty fifty sixty seventy eighty ninety", start=2).items()
 }
 SCALES: Final = {"hundred": 100, "thousand": 1000, "k": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-ORDINALS: Final = ranked("first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth", start=1)
+ORDINALS: Final = number_from(
+    "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth", start=1
+)
 OTHER_NUMBERS: Final = {
     "half": "0.5",
     "zero": "0",
@@ -94,15 +97,15 @@ OTHER_NUMBERS: Final = {
     "viii": "8",
     "ix": "9",
 }
-SOFT: Final = {"one": "1", "second": "2", "twice": "2", "once": "1"}
-"""May be a number (two of one kind) or not (which one, wait a second): dropped where that makes the two agree."""
+AMBIGUOUS_NUMBERS: Final = {"one": "1", "second": "2", "twice": "2", "once": "1"}
+"""Ambiguous: a number (two of one kind) or not (which one, wait a second). Dropped if the questions then agree."""
 SUFFIXES: Final = words_in("st nd rd th")
 HOURS: Final = words_in("am pm")
-WORDS: Final = frozenset((*SMALL, *TENS, *SCALES, *ORDINALS, *OTHER_NUMBERS, *SOFT, "minus"))
+NUMBER_WORDS: Final = frozenset((*SMALL, *TENS, *SCALES, *ORDINALS, *OTHER_NUMBERS, *AMBIGUOUS_NUMBERS, "minus"))
 
 
 STRICT: Final = frozenset(("month", "weekday", "currency", "continent"))
-"""Classes in which one question may not name what the other leaves out."""
+"""Classes that both questions must name if one does."""
 
 _MEMBERS: Final = {
     "month": """january jan; february feb; march; april apr; may; june jun; july jul; august aug; september sept sep;
@@ -130,7 +133,7 @@ _MEMBERS: Final = {
     "continent": "africa african; europe european eu; asia asian; antarctica; australia australian",
 }
 AMBIGUOUS: Final = words_in("may march won real try rand stone min second sec foot cup")
-"""Mostly something else: a month, a coin or a unit only after a number or such a word."""
+"""Usually mean something else. They are months, currencies or units only next to a number or a preposition of time."""
 MONTH_BEFORE: Final = words_in("in of by since until last next this early late mid and through from to")
 
 CLASSES: Final = {
@@ -146,7 +149,9 @@ VOWELS: Final = frozenset("aeiouy")
 
 
 def stem(word: str) -> str:
-    """transfers, transferred, transferring: transfer. Words of up to three letters are left alone."""
+    """Returns the stem: transfer for transfers, transferred and transferring. Words of up to three letters are
+    unchanged.
+    """
     if len(word) < 4:
         return word
     if word.endswith("ies") and len(word) > 4:
@@ -156,19 +161,19 @@ def stem(word: str) -> str:
     for ending in ("ing", "ed"):
         base = word.removesuffix(ending)
         if base != word and len(base) > 2 and not VOWELS.isdisjoint(base):
-            return _bare(base)
+            return _undouble(base)
     return word.removesuffix("e") if len(word) > 4 else word
 
 
-def _bare(base: str) -> str:
-    """stopp is stop, enabl stays: `enable` loses its e as well."""
+def _undouble(base: str) -> str:
+    """Undoes a doubled consonant (stopp becomes stop) and turns a final i into y."""
     if base[-1] == base[-2] and base[-1] not in "ls":
         return base[:-1]
     return base[:-1] + "y" if base[-1] == "i" else base
 
 
 def inflections(verb: str) -> tuple[str, ...]:
-    """The regular forms of a verb or noun; harmless where one does not exist."""
+    """Returns the regular forms of a verb or noun. Forms that do not exist do no harm."""
     if verb.endswith("e"):
         return verb, verb + "s", verb + "d", verb[:-1] + "ing"
     if verb.endswith("y") and verb[-2] not in VOWELS:
@@ -214,7 +219,7 @@ an hour and a half = 90 minutes
 a fortnight = 14 days
 one fortnight = 14 days
 """
-HALVES: Final = {
+DAY_PARTS: Final = {
     ("in", "the", "morning"): "am",
     ("in", "the", "afternoon"): "pm",
     ("in", "the", "evening"): "pm",
@@ -228,7 +233,7 @@ SPANS: Final = WEEKS | YEARS | HOUR_WORDS
 
 
 def _phrases() -> dict[str, list[tuple[tuple[str, ...], tuple[str, ...]]]]:
-    """By first word, the longest first."""
+    """Returns the phrases by first word, longest first."""
     table: dict[str, list[tuple[tuple[str, ...], tuple[str, ...]]]] = {}
     for line in filter(None, _PHRASES.splitlines()):
         phrase, _, same = line.partition(" = ")
@@ -246,66 +251,66 @@ TRIGGERS: Final = (
     | {"point", "points", "morning", "afternoon", "evening", "night"}
     | SPANS
 )
-"""Without one of these there is nothing to put."""
+"""A text without any of these needs no rewriting."""
 
 
 @dataclass(slots=True)
-class Rewritten:
-    """`words` in one form. `places`: where each of the old words went. `spans`: how a span of time was written."""
+class NormalizedWords:
+    """`words` in normalized form. `indexes`: the new index of each old word. `spans`: time spans as written."""
 
     words: list[str] = field(default_factory=list)
-    places: list[int] = field(default_factory=list)
+    indexes: list[int] = field(default_factory=list)
     spans: dict[int, str] = field(default_factory=dict)
 
 
-def rewritten(words: Sequence[str]) -> Rewritten:
-    """One walk over the words."""
-    result = Rewritten()
-    place = 0
-    while place < len(words):
-        taken, same = _phrase(words, place)
+def normalize_phrases(words: Sequence[str]) -> NormalizedWords:
+    """Normalizes phrases, hours and time spans in one pass over the words."""
+    result = NormalizedWords()
+    index = 0
+    while index < len(words):
+        taken, same = _phrase(words, index)
         if not taken:
-            taken, same = _hour(words, place)
+            taken, same = _hour(words, index)
         if not taken:
-            taken, same = _span(words, place)
+            taken, same = _span(words, index)
             if taken:
-                result.spans[len(result.words)] = " ".join(words[place : place + taken])
-        result.places += [len(result.words)] * max(taken, 1)
-        result.words += same if taken else (words[place],)
-        place += max(taken, 1)
+                result.spans[len(result.words)] = " ".join(words[index : index + taken])
+        result.indexes += [len(result.words)] * max(taken, 1)
+        result.words += same if taken else (words[index],)
+        index += max(taken, 1)
     return result
 
 
-def moved(places: Iterable[int], result: Rewritten) -> frozenset[int]:
-    """Places among the new words."""
-    return frozenset(result.places[place] if place < len(result.places) else len(result.words) for place in places)
+def remap_indexes(indexes: Iterable[int], result: NormalizedWords) -> frozenset[int]:
+    """Maps indexes of old words to indexes of new words."""
+    return frozenset(result.indexes[index] if index < len(result.indexes) else len(result.words) for index in indexes)
 
 
-def _phrase(words: Sequence[str], place: int) -> tuple[int, tuple[str, ...]]:
-    for phrase, same in PHRASES.get(words[place], ()):
-        if tuple(words[place : place + len(phrase)]) == phrase:
+def _phrase(words: Sequence[str], index: int) -> tuple[int, tuple[str, ...]]:
+    for phrase, same in PHRASES.get(words[index], ()):
+        if tuple(words[index : index + len(phrase)]) == phrase:
             return len(phrase), same
     return 0, ()
 
 
-def _hour(words: Sequence[str], place: int) -> tuple[int, tuple[str, ...]]:
-    """seven in the morning, 7 am, seven am: 7 am."""
-    value, size = _value(words, place)
+def _hour(words: Sequence[str], index: int) -> tuple[int, tuple[str, ...]]:
+    """Normalizes an hour: seven in the morning and seven am become 7 am."""
+    value, size = _value(words, index)
     if not size or not 1 <= value <= 12 or value != int(value):
         return 0, ()
-    place += size
-    for half, mark in HALVES.items():
-        if tuple(words[place : place + len(half)]) == half:
-            return size + len(half), (f"{value:g}", mark)
-    if words[place : place + 1] and words[place] in ("am", "pm") and not words[place - 1][0].isdigit():
-        return size + 1, (f"{value:g}", words[place])
+    index += size
+    for day_part, mark in DAY_PARTS.items():
+        if tuple(words[index : index + len(day_part)]) == day_part:
+            return size + len(day_part), (f"{value:g}", mark)
+    if words[index : index + 1] and words[index] in ("am", "pm") and not words[index - 1][0].isdigit():
+        return size + 1, (f"{value:g}", words[index])
     return 0, ()
 
 
-def _span(words: Sequence[str], place: int) -> tuple[int, tuple[str, ...]]:
-    """two weeks: 14 days; a year in months, hours in minutes or in days."""
-    value, size = _value(words, place)
-    unit = words[place + size] if size and place + size < len(words) else ""
+def _span(words: Sequence[str], index: int) -> tuple[int, tuple[str, ...]]:
+    """Normalizes a time span: weeks to days, years to months, hours to minutes or days."""
+    value, size = _value(words, index)
+    unit = words[index + size] if size and index + size < len(words) else ""
     if unit not in SPANS:
         return 0, ()
     if unit in WEEKS:
@@ -317,13 +322,15 @@ def _span(words: Sequence[str], place: int) -> tuple[int, tuple[str, ...]]:
     return size + 1, (f"{60 * value:g}", "minutes")
 
 
-def _value(words: Sequence[str], place: int) -> tuple[float, int]:
-    """The number that begins here and how many words it has: figures up to four digits, or words up to ninety-nine."""
-    word = words[place]
+def _value(words: Sequence[str], index: int) -> tuple[float, int]:
+    """Reads the number at `index`; returns its value and word count. Reads up to four digits, or words up to
+    ninety-nine.
+    """
+    word = words[index]
     if word[0].isdigit():
         plain = len(word) <= 5 and word.isascii() and word.replace(".", "", 1).isdigit() and word[-1] != "."
         return (float(word), 1) if plain else (0.0, 0)
     if word in TENS:
-        unit = SMALL.get(words[place + 1], 0) if place + 1 < len(words) else 0
+        unit = SMALL.get(words[index + 1], 0) if index + 1 < len(words) else 0
         return (float(TENS[word] + unit), 2) if 0 < unit < 10 else (float(TENS[word]), 1)
     return (float(SMALL[word]), 1) if word in SMALL else (0.0, 0)

@@ -1,4 +1,4 @@
-"""A question as words: lower case, contractions and numbers taken apart, with what their typing told."""
+"""Splits a question into lower-case words. Expands contractions, separates numbers, and keeps hints from the typing."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import re
 from dataclasses import dataclass, field
 from typing import Final
 
-from api.guards.vocabulary import FUNCTION_WORDS, TRIGGERS, is_foreign, is_german, moved, rewritten
+from api.guards.vocabulary import FUNCTION_WORDS, TRIGGERS, is_foreign, is_german, normalize_phrases, remap_indexes
 from api.languages.function_words import words_in
 from api.unicode_text import nfc
 
 EDGES: Final = ".,;:?!…¿¡()[]{}<>\"'“”‘’«»„`*~。？！，、"
 CLAUSE_ENDS: Final = ".,;:?!…。？！，"
-PLAIN: Final = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "–": "-", "—": "-", "−": "-", "‑": "-", "´": "'"})
+TYPOGRAPHIC: Final = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "–": "-", "—": "-", "−": "-", "‑": "-", "´": "'"})
 CURRENCY_SIGNS: Final = {"$": "dollar", "€": "euro", "£": "pound", "¥": "yen", "₹": "rupee"}
 
 QUOTED: Final = re.compile(r"\"([^\"]+)\"|“([^”]+)”|«([^»]+)»|`([^`]+)`")
-GROUPED: Final = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d])")
-GLUED: Final = re.compile(
+THOUSANDS: Final = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d])")
+MISSING_SPACE: Final = re.compile(
     r"(?<=[a-z])([.?!,]+)(?=(?:How|What|Why|When|Where|Who|Which|I|The|Can|Could|Is|Are|Do|Does|Did|My|It|Would|Will"
     r"|Please|This|That|There|But|And|So|If)\b)|(\.\.\.+)"
 )
-"""A sentence's end without the space after it: no name of a file."""
-TICKED: Final = re.compile(r"(?<=[^\W\d_])`(?=[^\W\d_])")
+"""The end of a sentence without a space after it, which is not a file name."""
+BACKTICK_APOSTROPHE: Final = re.compile(r"(?<=[^\W\d_])`(?=[^\W\d_])")
 PIECE: Final = re.compile(
     r"(?:(?<![\w.)])-)?\d+(?:\.\d+)*"  # 5, -5, 1.5, 1.2.3
     r"|[½¼¾²³¹⁰⁴-⁹₀-₉⅐-⅞]"
@@ -33,7 +33,7 @@ CODE: Final = re.compile(r"[^\W\d_]{1,12}[-_.]?\d|\d[-_]?[^\W\d_]")
 IDENTIFIER: Final = re.compile(r"@|://|\w[_/\\.:]+\w|^[/.~\\-]\w|[a-z][A-Z]|\w\(\)?$")
 VERSION: Final = re.compile(r"v\d+(?:\.\d+)*")
 NUMBER_FIRST: Final = re.compile(r"\d+(?:\.\d+)?[^\W\d_]{1,12}")
-ABBREVIATED: Final = {
+ABBREVIATIONS: Final = {
     "e.g": "",
     "i.e": "",
     "etc": "",
@@ -49,7 +49,7 @@ BARE_NOT: Final = {
     f"{auxiliary}nt": (auxiliary, "not")
     for auxiliary in "do did does is are was were has have had would could should must need".split()  # noqa: SIM905
 } | {"cant": ("can", "not"), "wont": ("will", "not"), "aint": ("is", "not")}
-CONTRACTED: Final[dict[str, tuple[str, ...]]] = {
+CONTRACTIONS: Final[dict[str, tuple[str, ...]]] = {
     **BARE_NOT,
     **{bare[:-1] + "'t": whole for bare, whole in BARE_NOT.items()},
     "cannot": ("can", "not"),
@@ -73,28 +73,28 @@ CONTRACTED: Final[dict[str, tuple[str, ...]]] = {
 }
 NO_SPANS: Final[dict[int, str]] = {}
 WEEKDAYS: Final = words_in("mon monday mondays tue thu thursday fri friday fridays sat saturday sun sunday")
-ELIDED: Final = words_in("l d j qu n s c m t un dell nell all sull dall")
-"""What French and Italian shorten before a vowel: l'heure, dell'ufficio."""
+ELISIONS: Final = words_in("l d j qu n s c m t un dell nell all sull dall")
+"""Elided words of French and Italian: l'heure, dell'ufficio."""
 IS_AFTER: Final = words_in("what who where how when why that it there here he she which")
 
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """`words` in order; the rest names some of them."""
+    """The words of a question in order, and what is known of them."""
 
     words: tuple[str, ...]
     clause_starts: frozenset[int]
-    """Places in `words` where a clause begins."""
+    """Indexes in `words` where a clause begins."""
     names: tuple[str, ...]
-    """Words typed as names (a capital inside a sentence), codes and identifiers squashed; lower case."""
+    """Words typed as names (a capital inside a sentence), codes and identifiers; squashed and in lower case."""
     quoted: tuple[str, ...]
-    """Quoted phrases as words joined by a space."""
+    """Quoted phrases as words joined by spaces."""
     text: str
-    """As it was typed."""
+    """The text as typed."""
     spans: dict[int, str]
-    """How a span of time was written whose figure stands at that place in `words`."""
+    """Time spans as written, by the index of their number in `words`."""
     english: bool
-    """False where the words of another language prevail: English rules stay out."""
+    """False if another language prevails; the English rules then do not apply."""
 
 
 @dataclass(slots=True)
@@ -104,12 +104,12 @@ class _Reader:
     capitals: list[str] = field(default_factory=list)
     codes: list[str] = field(default_factory=list)
     letter_a: list[int] = field(default_factory=list)
-    """Places of a capital A inside a sentence: a name (plan A), no article."""
-    titled: bool = False
-    """A function word inside a sentence has a capital: capitals tell nothing here."""
+    """Indexes of a capital A inside a sentence: a name (plan A), not an article."""
+    title_case: bool = False
+    """True if a function word inside a sentence is capitalized. Capitals then mark no names."""
 
     def chunk(self, chunk: str, sentence_start: bool) -> None:
-        """A stretch without white space."""
+        """Reads a run of text without white space."""
         core = chunk if chunk.isalpha() else chunk.strip(EDGES)
         if core.isalpha():
             self._word(core, sentence_start)
@@ -120,7 +120,7 @@ class _Reader:
         low = word.lower()
         if low != word:
             self._capital(word, low, sentence_start)
-        parts = CONTRACTED.get(low)
+        parts = CONTRACTIONS.get(low)
         if parts is not None:
             self.words += parts
         else:
@@ -128,21 +128,21 @@ class _Reader:
 
     def _capital(self, word: str, low: str, sentence_start: bool) -> None:
         acronym = len(word) > 1 and word.isupper()
-        if low in FUNCTION_WORDS or low in CONTRACTED:
+        if low in FUNCTION_WORDS or low in CONTRACTIONS:
             if low == "a" and not sentence_start:
                 self.letter_a.append(len(self.words))
             elif not sentence_start and low != "i" and not acronym:
-                self.titled = True
+                self.title_case = True
         elif acronym or not sentence_start:
             self.capitals.append(low)
 
     def _structured(self, core: str, sentence_start: bool) -> None:
         low = core.lower()
-        if low in ABBREVIATED:
-            self.words += filter(None, (ABBREVIATED[low],))
+        if low in ABBREVIATIONS:
+            self.words += filter(None, (ABBREVIATIONS[low],))
             return
         if "-" in core and core.replace("-", "").isalpha():
-            self._hyphened(core, low, sentence_start)
+            self._hyphenated(core, low, sentence_start)
             return
         if VERSION.fullmatch(low):
             self.words += ("version", low[1:])
@@ -154,8 +154,8 @@ class _Reader:
         for piece in PIECE.findall(core):
             self._piece(piece, sentence_start)
 
-    def _hyphened(self, core: str, low: str, sentence_start: bool) -> None:
-        """Wi-Fi is one name, e-mail one word, two-factor two."""
+    def _hyphenated(self, core: str, low: str, sentence_start: bool) -> None:
+        """Reads a hyphenated word: Wi-Fi is one name, e-mail one word, two-factor two words."""
         if low != core and not WEEKDAYS.issuperset(low.split("-")):
             self._capital(squash(core), squash(low), sentence_start)
         self.words += (squash(low),) if low[1] == "-" else filter(None, low.split("-"))
@@ -171,12 +171,12 @@ class _Reader:
                 self.codes.append(piece.lower())
 
     def _apostrophe(self, piece: str, sentence_start: bool) -> None:
-        parts = CONTRACTED.get(piece.lower())
+        parts = CONTRACTIONS.get(piece.lower())
         base, _, end = piece.partition("'")
         if parts is not None:
             self.words += parts
             return
-        if base.lower() in ELIDED and len(end) > 2:
+        if base.lower() in ELISIONS and len(end) > 2:
             self.words += ("ne",) if base.lower() == "n" else ()
             self._word(end, sentence_start)
             return
@@ -186,27 +186,27 @@ class _Reader:
 
 
 def _numeric(core: str) -> bool:
-    """5-10, 24/7, 10:30, 1.2.3: figures and marks between them."""
+    """Returns whether the run has no letter: 5-10, 24/7, 10:30, 1.2.3."""
     return not any(map(str.isalpha, core))
 
 
 def squash(name: str) -> str:
-    """ABC-123, abc_123 and abc 123 are one."""
+    """Removes separators: ABC-123, abc_123 and abc 123 become the same."""
     return "".join(filter(str.isalnum, name)) or name
 
 
 def read_words(text: str) -> Words:
-    """Linear in the length of `text`."""
+    """Splits `text` into words, in time linear in its length."""
     typed = text
     if not text.isascii():
-        text = nfc(text).translate(PLAIN)
+        text = nfc(text).translate(TYPOGRAPHIC)
     if "`" in text:
-        text = TICKED.sub("'", text)
-    shouted = text.isupper()
+        text = BACKTICK_APOSTROPHE.sub("'", text)
+    all_caps = text.isupper()
     if "." in text or "?" in text:
-        text = GLUED.sub(r"\1\2 ", text)
+        text = MISSING_SPACE.sub(r"\1\2 ", text)
     if "," in text:
-        text = GROUPED.sub(lambda found: found[0].replace(",", ""), text)
+        text = THOUSANDS.sub(lambda found: found[0].replace(",", ""), text)
     reader = _Reader()
     sentence_start = True
     for chunk in text.split():
@@ -216,16 +216,16 @@ def read_words(text: str) -> Words:
             reader.starts.append(len(reader.words))
     words = reader.words
     english = not is_foreign(words)
-    telling = not (shouted or reader.titled or is_german(words))
-    if telling:
-        for place in reader.letter_a:
-            words[place] = "A"
-    quoted = _quoted(text) if not shouted else ()
+    capitals_mark_names = not (all_caps or reader.title_case or is_german(words))
+    if capitals_mark_names:
+        for index in reader.letter_a:
+            words[index] = "A"
+    quoted = _quoted(text) if not all_caps else ()
     starts, spans = frozenset(reader.starts), NO_SPANS
     if english and not TRIGGERS.isdisjoint(words):
-        same = rewritten(words)
-        words, starts, spans = same.words, moved(starts, same), same.spans
-    names = dict.fromkeys((*(reader.capitals if telling else ()), *reader.codes))
+        normalized = normalize_phrases(words)
+        words, starts, spans = normalized.words, remap_indexes(starts, normalized), normalized.spans
+    names = dict.fromkeys((*(reader.capitals if capitals_mark_names else ()), *reader.codes))
     return Words(tuple(words), starts, tuple(names), quoted, typed, spans, english)
 
 

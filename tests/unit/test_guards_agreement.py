@@ -39,7 +39,7 @@ def test_a_question_agrees_with_itself(question: str) -> None:
     assert disagreement(question, question) is None
 
 
-@pytest.mark.parametrize("question", [one for one in QUESTIONS if not any(part.keeps for part in chunks(one))])
+@pytest.mark.parametrize("question", [one for one in QUESTIONS if not any(part.keeps_case for part in chunks(one))])
 def test_case_and_final_punctuation_are_no_difference(question: str) -> None:
     bare = question.rstrip("?")
     for typed in (question.lower(), question.upper(), bare, bare + " ?", bare + "!!", f"  {question}  "):

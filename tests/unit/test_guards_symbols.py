@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.guards.agreement import disagreement
-from api.guards.letter_case import chunks, core, kept
+from api.guards.letter_case import case_sensitive_words, chunks, strip_punctuation
 from api.guards.symbols import compare_symbols, read_symbols
 from api.guards.words import read_words
 from api.query.cache_key import normalise, question_digest
@@ -173,4 +173,4 @@ def test_any_run_of_symbols_agrees_with_itself(text: str) -> None:
     assert disagreement(text, text) is None
     assert normalise(normalise(text)) == normalise(text)
     assert "".join(part.text for part in chunks(text)) == "".join(text.split())
-    assert kept(text) == tuple(core(part.text) for part in chunks(text) if part.keeps)
+    assert case_sensitive_words(text) == tuple(strip_punctuation(part.text) for part in chunks(text) if part.keeps_case)

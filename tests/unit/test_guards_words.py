@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from api.guards import vocabulary
-from api.guards.names import is_slip
+from api.guards.names import is_typo
 from api.guards.symbols import compare_numbers, read_numbers
 from api.guards.vocabulary import inflections, stem
 from api.guards.words import read_words
@@ -107,7 +107,7 @@ def test_no_phrase_is_left_out_by_the_quick_look() -> None:
     for phrases in vocabulary.PHRASES.values():
         for phrase, _ in phrases:
             assert not vocabulary.TRIGGERS.isdisjoint(phrase), phrase
-    assert not any(vocabulary.TRIGGERS.isdisjoint(half) for half in vocabulary.HALVES)
+    assert not any(vocabulary.TRIGGERS.isdisjoint(half) for half in vocabulary.DAY_PARTS)
 
 
 def test_spans_are_shown_as_they_were_written() -> None:
@@ -137,4 +137,4 @@ def test_clauses_begin_where_they_did_before_words_were_put_together() -> None:
     ],
 )
 def test_a_slip_of_typing_in_a_long_name(one: str, other: str, slip: bool) -> None:
-    assert is_slip([one], [other]) is is_slip([other], [one]) is slip
+    assert is_typo([one], [other]) is is_typo([other], [one]) is slip
