@@ -16,12 +16,15 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from contextlib import asynccontextmanager
 from functools import partial
 from types import TracebackType
 from typing import Any, Final, Literal, Self, TypeVarTuple
 
 import structlog
+
+from api.errors import DeadlinePassed
 
 Of = TypeVarTuple("Of")
 RESTART_SECONDS: Final = 1.0
@@ -232,3 +235,38 @@ async def wait_with_lag(task: asyncio.Future[Any], seconds: float) -> float:
         countdown.cancel()
         task.remove_done_callback(release)
     return countdown.lag
+
+
+class Deadline:
+    """The caller's own deadline (`X-Request-Timeout`): `seconds` from now, None for no deadline.
+
+    Ollama's deadlines apply as well. Passing this one says nothing about Ollama.
+    """
+
+    def __init__(self, seconds: float | None) -> None:
+        self._seconds = seconds
+        self._at = None if seconds is None else asyncio.get_running_loop().time() + seconds
+
+    @asynccontextmanager
+    async def watched(self) -> AsyncIterator[None]:
+        """Around a wait, never around a `yield`: past the deadline the wait is cancelled. Raises `DeadlinePassed`.
+
+        A wait that begins late is not begun. What it brings too late is not used.
+        """
+        if self._at is None:
+            yield
+            return
+        loop = asyncio.get_running_loop()
+        if loop.time() >= self._at:
+            raise self._passed()
+        with CancelScope() as scope:
+            timer = loop.call_at(self._at, scope.cancel)
+            try:
+                yield
+            finally:
+                timer.cancel()
+        if scope.cancelled:
+            raise self._passed()
+
+    def _passed(self) -> DeadlinePassed:
+        return DeadlinePassed(f"The answer took longer than the {self._seconds:g} s of the request.")

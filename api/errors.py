@@ -39,9 +39,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Final, Literal
 
 from pybreaker import CircuitBreakerError
+
+CLIENT_CLOSED_REQUEST: Final = 499
+"""nginx's status for a client that disconnected before its response."""
 
 
 class UpstreamFault(StrEnum):

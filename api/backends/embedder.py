@@ -19,12 +19,11 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Final, Protocol, TypeVar
+from typing import Final, TypeVar
 
 from api.backends.failover import (
     EMBEDDING_CHARGED,
     Backend,
-    BackendEvents,
     Backends,
     Failover,
     FailoverPolicy,
@@ -44,6 +43,7 @@ from api.errors import (
 )
 from api.ports.coordination import Retries
 from api.ports.models import BackendEmbedder, CurrentIdentity, EmbeddingModel
+from api.ports.telemetry import Telemetry
 from api.values import EmbedderIdentity, Embedding, EmbeddingRequest, Embeddings, Retry
 
 T = TypeVar("T")
@@ -135,7 +135,7 @@ class FailoverEmbedder:
         agreed: AgreedIdentity,
         policy: FailoverPolicy,
         retries: Retries,
-        events: BackendEvents,
+        events: Telemetry,
         *,
         background: bool = False,
     ) -> None:
@@ -192,12 +192,6 @@ def _cause(error: EmbeddingUnavailable) -> UpstreamError:
     return UpstreamError(UpstreamFault.INVALID_RESPONSE, str(error))
 
 
-class EmbeddingEvents(BackendEvents, Protocol):
-    """Who is told of calls that failed."""
-
-    def upstream_failed(self, error: UpstreamError) -> None: ...
-
-
 class EmbeddingCalls:
     """`total`: seconds for a request: the waits in line and all attempts together.
 
@@ -209,7 +203,7 @@ class EmbeddingCalls:
         backends: Backends[EmbeddingModel],
         retries: Retries,
         total: float,
-        events: EmbeddingEvents,
+        events: Telemetry,
         *,
         background: bool,
     ) -> None:

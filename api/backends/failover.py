@@ -16,10 +16,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from api.errors import BreakerOpen, BulkheadFull, RagherdError, UpstreamError, UpstreamFault
 from api.ports.coordination import Attempt, Breaker, Bulkhead, Retries, TextOutput
+from api.ports.telemetry import Telemetry
 from api.values import BackendHealth, Retry, model_key
 
 
@@ -80,12 +81,6 @@ class Backend(Generic[T]):
             yield
         finally:
             self.outstanding -= 1
-
-
-class BackendEvents(Protocol):
-    """Who is told when a call leaves a backend for another."""
-
-    def failed_over(self, backend: str, error: UpstreamError) -> None: ...
 
 
 class Backends(Generic[T]):
@@ -188,7 +183,7 @@ class Failover(Generic[S]):
         backends: Backends[S],
         policy: FailoverPolicy,
         retries: Retries,
-        events: BackendEvents,
+        events: Telemetry,
         clock: Clock = time.monotonic,
     ) -> None:
         self._backends = backends

@@ -12,10 +12,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Final
 
-from api.backends.failover import Backend, BackendEvents, Backends, Failover, FailoverPolicy, Terms, admitted
+from api.backends.failover import Backend, Backends, Failover, FailoverPolicy, Terms, admitted
 from api.errors import UpstreamError, UpstreamFault
 from api.ports.coordination import Retries, TextOutput
 from api.ports.models import LanguageModel
+from api.ports.telemetry import Telemetry
 from api.values import Generation, GenerationEnd, GenerationRequest, Source, Thought
 
 _OPENINGS: Final = ("<think>", "<thinking>", "[think]")
@@ -112,9 +113,7 @@ class Unread:
 class Generations:
     """`total`: seconds for a whole answer: the wait in line and all attempts together."""
 
-    def __init__(
-        self, backends: Backends[LanguageModel], retries: Retries, total: float, events: BackendEvents
-    ) -> None:
+    def __init__(self, backends: Backends[LanguageModel], retries: Retries, total: float, events: Telemetry) -> None:
         self._failover = Failover(backends, FailoverPolicy(total), retries, events)
 
     async def generate(self, request: GenerationRequest, output: TextOutput) -> Generation:

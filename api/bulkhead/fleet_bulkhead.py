@@ -21,18 +21,17 @@ from typing import Final
 from api.bulkhead.local_bulkhead import LocalBulkhead
 from api.bulkhead.rules import (
     AcquireResult,
-    BulkheadEvents,
     BulkheadPolicy,
     BulkheadReading,
     BulkheadStore,
     PermitReturn,
     Priority,
-    Reason,
     Taken,
     Wake,
 )
 from api.cancellation import Background, raise_if_cancelled
 from api.errors import BulkheadFull, StoreUnavailable
+from api.ports.telemetry import BulkheadReason, Telemetry
 
 MAX_ENTRIES: Final = 1000
 """Tickets kept for a lost store. Those before them go back by themselves when their lease ends."""
@@ -96,7 +95,7 @@ class FleetBulkhead:
         store: BulkheadStore,
         worker: str,
         *,
-        events: BulkheadEvents | None = None,
+        events: Telemetry | None = None,
         live_workers: Callable[[], int] = lambda: 1,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -104,12 +103,12 @@ class FleetBulkhead:
         self.policy = policy
         self.store = store
         self._worker = worker
-        self._events = events or BulkheadEvents()
+        self._events = events or Telemetry()
         self._live_workers = live_workers
         self._clock = clock
         self._held: set[str] = set()
         self._held_locally: set[str] = set()
-        self._waiting: dict[str, asyncio.Future[Reason | None]] = {}
+        self._waiting: dict[str, asyncio.Future[BulkheadReason | None]] = {}
         self._asking = 0
         self._early: dict[str, Wake] = {}
         self._local: LocalBulkhead | None = None
@@ -161,11 +160,11 @@ class FleetBulkhead:
             raise self._full("queue_full", taken.retry_after)
         if taken.verdict is AcquireResult.QUEUED:
             await self._wait(taken, wait)
-        self._events.admitted(self.name, priority, self._clock() - began)
+        self._events.bulkhead_admitted(self.name, priority, self._clock() - began)
         return taken.ticket
 
-    def _full(self, reason: Reason, retry_after: float) -> BulkheadFull:
-        self._events.rejected(self.name, reason)
+    def _full(self, reason: BulkheadReason, retry_after: float) -> BulkheadFull:
+        self._events.bulkhead_rejected(self.name, reason)
         return BulkheadFull(self.name, reason, retry_after)
 
     # -- asking -------------------------------------------------------------------------------------------------------
@@ -272,7 +271,7 @@ class FleetBulkhead:
 
     # -- giving back --------------------------------------------------------------------------------------------------
 
-    def _give_back(self, ticket: str, held_ms: int, reason: Reason | None = None) -> None:
+    def _give_back(self, ticket: str, held_ms: int, reason: BulkheadReason | None = None) -> None:
         """A permit or a place in line; no I/O here."""
         self._waiting.pop(ticket, None)
         if ticket in self._held_locally:
@@ -297,7 +296,7 @@ class FleetBulkhead:
         if self._local is None:
             held = self._held | self._held_locally
             self._local = LocalBulkhead(self.policy, self._live_workers(), self._worker, held, self._waiting)
-            self._events.store_lost(self.name, self._local.limit)
+            self._events.bulkhead_store_lost(self.name, self._local.limit)
             self._granted_locally(self._local.hand_out())
         return self._local
 
@@ -317,7 +316,7 @@ class FleetBulkhead:
                 return
             if self._local is not None:
                 self._local = None
-                self._events.store_found(self.name)
+                self._events.bulkhead_store_found(self.name)
             self._granted(granted)
 
     async def reading(self) -> BulkheadReading:

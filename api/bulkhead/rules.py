@@ -15,8 +15,6 @@ the oldest first: the next tenant in turn is a range away, in Redis and here ali
 Plain values of the bulkhead.
 
 What the fleet's bulkhead needs of its shared store. Every method raises `StoreUnavailable` when it is down.
-
-What happens at a bulkhead; a subclass counts.
 """
 
 from __future__ import annotations
@@ -28,8 +26,10 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum, StrEnum
-from typing import Final, Literal, Protocol
+from typing import Final, Protocol
 from urllib.parse import quote, unquote
+
+from api.ports.telemetry import BulkheadReason
 
 NOBODY: Final = "-"
 """The tenant of calls that are nobody's own."""
@@ -66,10 +66,6 @@ def place(ticket: str) -> tuple[Priority, str]:
 def tenant_of(ticket: str) -> str:
     """The tenant's name."""
     return unquote(place(ticket)[1])
-
-
-Reason = Literal["queue_full", "deadline", "displaced"]
-"""Why a call got no permit: no place in line; its wait was over; its place went to a tenant that had fewer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +105,7 @@ class PermitReturn:
 
     ticket: str
     held_ms: int = -1
-    reason: Reason | None = None
+    reason: BulkheadReason | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +113,7 @@ class Wake:
     """Told to the worker whose ticket it is: a permit, or (`reason`) that there will be none."""
 
     ticket: str
-    reason: Reason | None = None
+    reason: BulkheadReason | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,19 +248,3 @@ class BulkheadStore(Protocol):
 
     def follow(self) -> AsyncIterator[Wake | None]:
         """What happens to this worker's tickets in line; None when it (re)connects. Ends by raising."""
-
-
-class BulkheadEvents:
-    """Does nothing."""
-
-    def admitted(self, bulkhead: str, priority: Priority, seconds: float) -> None:
-        """A call got its permit after so many seconds."""
-
-    def rejected(self, bulkhead: str, reason: Reason) -> None:
-        """A call got none."""
-
-    def store_lost(self, bulkhead: str, limit: int) -> None:
-        """This worker goes on with its share of `limit` permits."""
-
-    def store_found(self, bulkhead: str) -> None:
-        """The permits are the fleet's again."""

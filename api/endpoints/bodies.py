@@ -18,9 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive
 
 from api.cancellation import CancelScope, let_go
-
-CLIENT_CLOSED_REQUEST: Final = 499
-"""nginx's word for a client that left before its response."""
+from api.errors import CLIENT_CLOSED_REQUEST
 
 
 class ClientLeft(HTTPException):

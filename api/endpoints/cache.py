@@ -22,10 +22,9 @@ from api.endpoints.query import Name, QueryIn, Question, to_query
 from api.endpoints.validation import IsText, IsWhole, Options, StrictBody, json_of, refused, validated
 from api.endpoints.worker_state import AppState, worker_state
 from api.errors import InvalidRequest, ServiceUnavailable
-from api.ports.cache import WarmUpProgress
+from api.ports.cache import Invalidation, InvalidationKind, WarmUpProgress
 from api.query.candidates import CandidateOutcome
 from api.query.explain import Explained, Explanation
-from api.query.invalidate import Invalidation, InvalidationKind
 from api.query.warm_up import WarmQuestion, WarmUps
 from api.values import CacheMatch
 

@@ -15,8 +15,7 @@ from api.endpoints.fields import list_header, request_timeout
 from api.endpoints.streaming import AnswerStream, cache_headers
 from api.endpoints.validation import Options, refused
 from api.endpoints.worker_state import worker_state
-from api.query import prompt
-from api.query.question import Query, parse
+from api.ports.question import RAW, Query, parse
 from api.unicode_text import is_blank
 from api.values import ChatMessage, EmbeddingRequest, Embeddings
 
@@ -38,7 +37,7 @@ def query_of(request: Request, model: str, turns: Sequence[ChatMessage], options
         history=earlier if system is None else earlier[1:],
         cache_control=parse(list_header(request.headers, "cache-control")),
         timeout=request_timeout(request.headers),
-        template=prompt.RAW,
+        template=RAW,
         system=system,
     )
 

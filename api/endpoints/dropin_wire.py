@@ -24,7 +24,7 @@ from api.endpoints.validation import (
     refused,
 )
 from api.errors import InvalidRequest, RagherdError, UpstreamError, UpstreamFault
-from api.query.answer_events import AnswerFinished, AnswerStarted
+from api.ports.question import AnswerFinished, AnswerStarted
 from api.values import Token, Usage
 
 MAX_MESSAGES: Final = 1000

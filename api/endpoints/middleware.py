@@ -21,9 +21,16 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.endpoints.bodies import CLIENT_CLOSED_REQUEST, ArrivingBody, too_large
+from api.endpoints.bodies import ArrivingBody, too_large
 from api.endpoints.problems import problem
-from api.errors import HostNotAllowed, InternalError, MalformedHead, PayloadTooLarge, RagherdError
+from api.errors import (
+    CLIENT_CLOSED_REQUEST,
+    HostNotAllowed,
+    InternalError,
+    MalformedHead,
+    PayloadTooLarge,
+    RagherdError,
+)
 
 ONCE: Final = (b"host", b"authorization")
 HEALTH: Final = "/health"

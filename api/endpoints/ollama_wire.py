@@ -24,7 +24,7 @@ from api.endpoints.dropin_wire import (
 )
 from api.endpoints.validation import IsBoolean, IsWhole, Text
 from api.errors import RagherdError
-from api.query.answer_events import AnswerFinished, AnswerStarted
+from api.ports.question import AnswerFinished, AnswerStarted
 from api.values import ChatMessage, Embeddings, Token
 
 SERVED: Final = frozenset(f"/api/{name}" for name in ("chat", "generate", "embed", "tags", "version", "ps", "show"))

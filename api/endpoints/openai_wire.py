@@ -38,7 +38,7 @@ from api.endpoints.validation import (
     Tokens,
 )
 from api.errors import RagherdError
-from api.query.answer_events import AnswerFinished, AnswerStarted
+from api.ports.question import AnswerFinished, AnswerStarted
 from api.values import ChatMessage, Embeddings, Token, Usage, Vector
 
 PREFIX: Final = "/v1/"

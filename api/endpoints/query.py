@@ -18,7 +18,7 @@ from api.endpoints.streaming import EventStream, QueryOut, cache_headers, docume
 from api.endpoints.validation import IsText, IsVisible, IsWhole, Options, StrictBody
 from api.endpoints.worker_state import AppState
 from api.ports.documents import DocumentFilter
-from api.query.question import UNLIMITED, Query, parse
+from api.ports.question import UNLIMITED, Query, parse
 from api.values import ChatMessage
 
 router = APIRouter(tags=["query"], route_class=JsonRoute)

@@ -16,11 +16,12 @@ from api.breaker.fleet_breaker import FleetBreaker
 from api.breaker.recovery import recovery
 from api.breaker.state import BreakerReading, Override, State, Transition
 from api.bulkhead.fleet_bulkhead import FleetBulkhead
-from api.bulkhead.rules import BulkheadReading, Reason
+from api.bulkhead.rules import BulkheadReading
 from api.endpoints.checked_route import CheckedRoute, needs
 from api.endpoints.fields import rfc3339
 from api.endpoints.worker_state import AppState, worker_state
 from api.errors import NotFound
+from api.ports.telemetry import BulkheadReason
 
 HISTORY_LIMIT: Final = 1000
 
@@ -178,7 +179,7 @@ def _transition(transition: Transition) -> dict[str, Any]:
     }
 
 
-REASONS: Final[tuple[Reason, ...]] = get_args(Reason)
+REASONS: Final[tuple[BulkheadReason, ...]] = get_args(BulkheadReason)
 
 bulkhead_router = APIRouter(route_class=CheckedRoute, prefix="/api/bulkhead", tags=["bulkhead"])
 

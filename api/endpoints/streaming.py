@@ -29,8 +29,7 @@ from api.endpoints.bodies import ClientLeft, until_client_leaves
 from api.endpoints.dropin_wire import StreamForm, single_line
 from api.endpoints.problems import problem_document
 from api.errors import InternalError, RagherdError
-from api.query.answer_events import AnswerEvent, AnswerFinished, AnswerStarted
-from api.query.question import CacheControl
+from api.ports.question import AnswerEvent, AnswerFinished, AnswerStarted, CacheControl
 from api.values import CacheMatch, CacheStatus, Token
 
 

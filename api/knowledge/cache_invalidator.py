@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Final, Literal, Protocol
+from typing import Final, Literal
 
 from api.errors import EmbeddingUnavailable, ServiceUnavailable
 from api.knowledge.retrieval import PassageQuery, Retriever
 from api.ports.cache import CachedQuestion, CacheSweep, InvalidationTags, Selection
 from api.ports.document_work import DocumentWork, Work
 from api.ports.models import Embedder
+from api.ports.telemetry import Telemetry
 
 OnNewDocuments = Literal["affected", "all", "none"]
 
@@ -22,12 +23,6 @@ SECONDS: Final = 2.0
 """How long may be spent on asking whether a document changes a cached answer; past that it counts as changed."""
 SHARE: Final = 0.25
 """Of a worker's time, where documents come one after the other: it has them to store, and questions to answer."""
-
-
-class InvalidatorEvents(Protocol):
-    """Who is told."""
-
-    def answers_outdated(self, reason: Literal["changed", "affected"], count: int) -> None: ...
 
 
 class TimeBudget:
@@ -57,7 +52,7 @@ class CacheInvalidator:
         retriever: Retriever,
         work: DocumentWork,
         embedder: Embedder,
-        events: InvalidatorEvents,
+        events: Telemetry,
         on_new_documents: OnNewDocuments,
     ) -> None:
         self._sweep = sweep

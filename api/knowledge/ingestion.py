@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
-from typing import Final, Protocol
+from typing import Final
 
 from api.batch_size import BatchSize
 from api.cancellation import cancelled
@@ -22,6 +22,7 @@ from api.knowledge.parsing import Parser
 from api.ports.document_work import DocumentWork, EmbeddedChunk, Work, Written
 from api.ports.documents import Chunk, FailedChunk, PassageIndex
 from api.ports.models import Embedder
+from api.ports.telemetry import Telemetry
 from api.values import EmbedderIdentity, Embedding
 
 Write = Callable[[Sequence[EmbeddedChunk], int], Awaitable[bool]]
@@ -39,20 +40,6 @@ MAX_DELAY: Final = 10.0
 
 Placed = tuple[Chunk, tuple[tuple[int, int], tuple[int, int]]]
 """A chunk with its span and its reach."""
-
-
-class IngestionEvents(Protocol):
-    """Who is told."""
-
-    def document_stored(self, chunks: int) -> None: ...
-
-    def document_failed(self, document: str, error: str) -> None: ...
-
-    def document_delayed(self, document: str, reason: str) -> None: ...
-
-    def chunks_embedded(self, count: int) -> None: ...
-
-    def chunk_not_embedded(self, document: str, chunk: int, reason: str) -> None: ...
 
 
 @dataclass(slots=True)
@@ -79,7 +66,7 @@ class Ingestion:
         embedded_text: EmbeddedText,
         embedder: Embedder,
         outdating: CacheInvalidator,
-        events: IngestionEvents,
+        events: Telemetry,
         batches: BatchSize,
         patience: float,
         neighbours: int = 0,

@@ -10,7 +10,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import Final, Protocol
+from typing import Final
 
 from api.cancellation import cancelled
 from api.errors import EmbeddingUnavailable, RagherdError, ServiceUnavailable, StoreUnavailable
@@ -18,6 +18,7 @@ from api.knowledge.ingestion import Ingestion
 from api.ports.coordination import LeaderLease
 from api.ports.document_work import DocumentWork, Reembedding, UnusedEmbeddings, Work
 from api.ports.models import Embedder
+from api.ports.telemetry import Telemetry
 from api.values import EmbedderIdentity
 
 LOOK_SECONDS: Final = 1.0
@@ -131,12 +132,6 @@ CLEAN_SECONDS: Final = 60.0
 CLEANING_DUTY_SECONDS: Final = 25.0
 
 
-class OldEmbeddingEvents(Protocol):
-    """Who is told."""
-
-    def embeddings_removed(self, embedder: str, chunks: int) -> None: ...
-
-
 class StaleEmbeddings:
     """One worker's part. `keep`: seconds without use after which they go. `duty`: one worker of the fleet removes."""
 
@@ -146,7 +141,7 @@ class StaleEmbeddings:
         anew: Reembedding,
         embedder: Embedder,
         duty: LeaderLease,
-        events: OldEmbeddingEvents,
+        events: Telemetry,
         keep: float,
     ) -> None:
         self._embeddings = embeddings

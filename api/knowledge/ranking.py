@@ -22,10 +22,11 @@ import time
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Final, Generic, TypeVar
 
 from api.errors import RerankingUnavailable
 from api.ports.models import Reranker
+from api.ports.telemetry import Telemetry
 
 Thing = TypeVar("Thing", bound=Hashable)
 
@@ -154,18 +155,10 @@ def _terms_of(folded: str) -> set[str]:
     return {*whole, *(part for term in whole if len(term) > 2 for part in re.split(r"[-./_:]", term))}
 
 
-class RerankingEvents(Protocol):
-    """Who is told of questions; of background work nobody is."""
-
-    def reranked(self, seconds: float) -> None: ...
-
-    def reranking_failed(self, error: RerankingUnavailable, seconds: float) -> None: ...
-
-
 class Reranking:
     """For one worker. `most`: passages that are read for a question; more only where more are asked for."""
 
-    def __init__(self, reranker: Reranker, most: int, events: RerankingEvents) -> None:
+    def __init__(self, reranker: Reranker, most: int, events: Telemetry) -> None:
         self._reranker = reranker
         self._most = most
         self._events = events

@@ -25,17 +25,16 @@ from api.observability import metric_names as names
 from api.observability.metric_names import (
     BreakerOutcome,
     BreakerState,
-    BulkheadReason,
     ConnectionEnd,
     FlightEvent,
     LookupResult,
     MetricSpec,
-    RefreshOutcome,
     RerankingOutcome,
     Stage,
 )
 from api.observability.worker_files import WorkerFilesCollector
 from api.ports.cache import StoreWarning
+from api.ports.telemetry import BulkheadReason, RefreshOutcome
 from api.values import CacheKind, CacheStatus, Usage
 
 

@@ -15,8 +15,8 @@ from typing import Any, Final, Protocol
 
 from api.breaker.fleet_breaker import FleetBreaker
 from api.bulkhead.fleet_bulkhead import FleetBulkhead
+from api.observability.listeners import STATES
 from api.observability.metrics import Metrics, OllamaGrowth
-from api.observability.resilience_metrics import STATES
 from api.ports.cache import StoreChecks
 from api.values import BackendHealth
 
@@ -201,3 +201,22 @@ class BackendFacts:
         grown = total - self._counted.get((name, field), 0)
         self._counted[name, field] = total
         return max(0, grown)
+
+
+TICK: Final = 0.1
+"""Seconds between two looks. A block of T seconds is seen as between T - 0.1 and T; shorter ones are sampled."""
+
+
+class LoopLag:
+    """Of the worker's event loop."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    async def keep_measuring(self) -> None:
+        """Observes the lag for ever. A task of the worker's."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + TICK
+            await asyncio.sleep(TICK)
+            self._metrics.loop_was_late(max(0.0, loop.time() - due))

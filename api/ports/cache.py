@@ -165,6 +165,25 @@ class Selection:
     model: str | None = None
 
 
+InvalidationKind = Literal["question", "entry", "source", "tenant", "all"]
+
+
+@dataclass(frozen=True, slots=True)
+class Invalidation:
+    """The answers to delete. `kind` says which of `question`, `entry`, `source`, `tenant` selects them.
+
+    With `question`, `tenant` and `model` narrow the selection; `similarity` widens it to all questions that similar.
+    """
+
+    kind: InvalidationKind
+    question: str | None = None
+    similarity: float | None = None
+    entry: str | None = None
+    source: str | None = None
+    tenant: str | None = None
+    model: str | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Swept:
     """Entries that were meant, and those of them that were deleted. `complete` is false where time ran out."""

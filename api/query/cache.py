@@ -18,7 +18,8 @@ from api.errors import DocumentsChanged, EmbeddingUnavailable, StoreUnavailable
 from api.languages.identify import EVERY, Languages
 from api.ports.cache import AnswerCache, Claim, NewAnswer, RetrievalSnapshot
 from api.ports.models import Embedder
-from api.query.answer_events import QueryObserver
+from api.ports.question import Query, Timings
+from api.ports.telemetry import Telemetry
 from api.query.cache_key import CacheKey, CacheKeyBuilder
 from api.query.candidates import (
     Candidate,
@@ -29,7 +30,6 @@ from api.query.candidates import (
     lifetime,
     up_to_the_first_fresh,
 )
-from api.query.question import Query, Timings
 from api.values import CachedAnswer, CacheMatch, Generation, Source, Vector
 
 T = TypeVar("T")
@@ -138,7 +138,7 @@ class SemanticCache:
         cache: AnswerCache | None,
         embedder: Embedder,
         places: CacheKeyBuilder,
-        observer: QueryObserver,
+        observer: Telemetry,
         policy: CachePolicy,
         budget: CacheBudget,
     ) -> None:
@@ -227,7 +227,9 @@ class SemanticCache:
         matches = await self._budget.within(timings, finding)
         fates = consider(asked, matches, self.policy.threshold, query.cache_control, stale_seconds)
         lookup.candidates = up_to_the_first_fresh(fates)
-        self._observer.considered(lookup.candidates)
+        for candidate in lookup.candidates:
+            if (objection := candidate.objection) is not None:
+                self._observer.guard_rejected(objection.guard, objection.detail, candidate.match.similarity)
         return best(lookup.candidates)
 
     def _asked(self, query: Query, lookup: Lookup) -> ComparedQuestion:

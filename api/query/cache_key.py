@@ -17,8 +17,7 @@ import orjson
 
 from api.guards.letter_case import fold
 from api.ports.models import Embedder, ModelDigests
-from api.query.prompt import RAW
-from api.query.question import Query
+from api.ports.question import RAW, Query
 from api.unicode_text import nfc
 from api.values import EmbedderIdentity, model_key
 

@@ -12,7 +12,7 @@ from typing import Final
 
 from api.guards.agreement import Disagreement, Features, disagreement, read
 from api.languages.identify import EVERY, Languages
-from api.query.question import CacheControl
+from api.ports.question import CacheControl
 from api.values import CachedAnswer, CacheMatch
 
 PLAIN_WORD: Final = 100

@@ -17,9 +17,9 @@ from api.backends.generations import Generations, Unread
 from api.errors import RagherdError, StoreUnavailable, UpstreamError
 from api.ports.cache import Claim, CondensedQuestions
 from api.ports.coordination import AnswerOutput, Flights
-from api.query.answer_events import QueryObserver
+from api.ports.question import Query, Timings
+from api.ports.telemetry import Telemetry
 from api.query.prompt import Fence
-from api.query.question import Query, Timings
 from api.values import ChatMessage, CompletedAnswer, FlightKey, GenerationRequest, model_key
 
 VERSION: Final = "condense-1"
@@ -38,7 +38,7 @@ class Condenser:
     """Rewrites each follow-up once for the fleet, and remembers how."""
 
     def __init__(
-        self, backends: Generations, flights: Flights, memory: CondensedQuestions, observer: QueryObserver
+        self, backends: Generations, flights: Flights, memory: CondensedQuestions, observer: Telemetry
     ) -> None:
         self._backends = backends
         self._flights = flights

@@ -10,10 +10,10 @@ from api.errors import EmbeddingUnavailable, ServiceUnavailable, StoreUnavailabl
 from api.guards.agreement import GuardVerdict, verdicts
 from api.ports.cache import AnswerCache
 from api.ports.models import Embedder
+from api.ports.question import SEMANTIC_LIMIT, Query
 from api.query.cache import CachePolicy
 from api.query.cache_key import CacheKey, CacheKeyBuilder, normalise
 from api.query.candidates import Candidate, CandidateOutcome, ComparedQuestion, best, consider, lifetime
-from api.query.question import SEMANTIC_LIMIT, Query
 from api.values import CacheMatch, Vector
 
 Decision = Literal["exact_hit", "semantic_hit", "stale", "miss", "bypass"]

@@ -16,11 +16,11 @@ from api.cancellation import cancelled, let_go
 from api.errors import DocumentsChanged, RagherdError, UpstreamError
 from api.ports.cache import Claim
 from api.ports.coordination import AnswerOutput, Flights
-from api.query.answer_events import QueryObserver, RefreshOutcome
+from api.ports.question import Query, Timings
+from api.ports.telemetry import RefreshOutcome, Telemetry
 from api.query.cache import Lookup, SemanticCache
 from api.query.citations import Citations, clean
 from api.query.grounding import PassageRetriever, PromptBuilder, Retrieval
-from api.query.question import Query, Timings
 from api.values import (
     CachedAnswer,
     CompletedAnswer,
@@ -45,7 +45,7 @@ class FreshAnswers:
         shared: SemanticCache,
         grounder: PassageRetriever,
         prompting: PromptBuilder,
-        observer: QueryObserver,
+        observer: Telemetry,
     ) -> None:
         self._backends = backends
         self._shared = shared
@@ -173,7 +173,7 @@ CONCURRENCY: Final = 16
 class Refresher:
     """Starts refreshments and forgets them."""
 
-    def __init__(self, fresh: FreshAnswers, flights: Flights, observer: QueryObserver) -> None:
+    def __init__(self, fresh: FreshAnswers, flights: Flights, observer: Telemetry) -> None:
         self._fresh = fresh
         self._flights = flights
         self._observer = observer

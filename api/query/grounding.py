@@ -7,19 +7,18 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Literal
 
 from api.errors import EmbeddingUnavailable, StoreUnavailable
 from api.knowledge.retrieval import PassageQuery, Retriever
 from api.ports.cache import RetrievalSnapshot
+from api.ports.question import RAW, Query, Timings
+from api.ports.telemetry import GroundingOutcome, Telemetry
 from api.query import prompt
 from api.query.condense import Condenser
-from api.query.prompt import RAW, budget, fit
+from api.query.prompt import budget, fit
 from api.query.prompt_template import PromptTemplate
-from api.query.question import Query, Timings
 from api.values import GenerationRequest, Source, Vector
-
-GroundingOutcome = Literal["grounded", "nothing_relevant", "no_documents", "not_asked", "unavailable"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,18 +45,10 @@ def _passages(grounding: Retrieval) -> list[tuple[str, int, int]]:
 UNAVAILABLE = Retrieval("unavailable", keeps=False)
 
 
-class GroundingEvents(Protocol):
-    """Who is told."""
-
-    def grounded(self, outcome: GroundingOutcome, passages: int) -> None: ...
-
-    def store_failed(self, error: StoreUnavailable) -> None: ...
-
-
 class PassageRetriever:
     """For one worker. `condenser` rewrites a follow-up question, so that it can be looked for."""
 
-    def __init__(self, retriever: Retriever, condenser: Condenser, events: GroundingEvents) -> None:
+    def __init__(self, retriever: Retriever, condenser: Condenser, events: Telemetry) -> None:
         self._retriever = retriever
         self._condenser = condenser
         self._events = events
@@ -132,7 +123,7 @@ class PromptBuilder:
             tokens = budget(self._num_ctx, query.options.get("num_predict"))
             sources, history = fit(self._prompts, query.question, history, sources, tokens)
             messages = self._prompts.grounded(query.question, history, sources)
-        elif query.template == prompt.RAW:
+        elif query.template == RAW:
             messages = prompt.raw(query.question, history, query.system)
         else:
             messages = self._prompts.plain(query.question, history)

@@ -2,46 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, Protocol
-
 from api.errors import EmbeddingUnavailable, ServiceUnavailable, StoreUnavailable
-from api.ports.cache import CacheSweep, Neighbourhood, Selection, Swept
+from api.ports.cache import CacheSweep, Invalidation, Neighbourhood, Selection, Swept
 from api.ports.document_work import Deletions, marks_of
 from api.ports.models import Embedder
+from api.ports.question import Query
+from api.ports.telemetry import Telemetry
 from api.query.cache_key import question_digest
-from api.query.question import Query
 from api.values import NO_TENANT
-
-InvalidationKind = Literal["question", "entry", "source", "tenant", "all"]
-
-
-@dataclass(frozen=True, slots=True)
-class Invalidation:
-    """What is to go. `kind` says which of `question`, `entry`, `source`, `tenant` is meant.
-
-    With `question`, `tenant` and `model` narrow it, and `similarity` widens it to all questions as near as that.
-    """
-
-    kind: InvalidationKind
-    question: str | None = None
-    similarity: float | None = None
-    entry: str | None = None
-    source: str | None = None
-    tenant: str | None = None
-    model: str | None = None
-
-
-class InvalidationEvents(Protocol):
-    """Who is told."""
-
-    def invalidated(self, asked: Invalidation, swept: Swept) -> None: ...
 
 
 class Invalidator:
     """Deletes cached answers. A generation under way that began before does not bring one back."""
 
-    def __init__(self, sweep: CacheSweep, deletions: Deletions, embedder: Embedder, events: InvalidationEvents) -> None:
+    def __init__(self, sweep: CacheSweep, deletions: Deletions, embedder: Embedder, events: Telemetry) -> None:
         self._sweep = sweep
         self._deletions = deletions
         self._embedder = embedder

@@ -19,7 +19,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import Final, Literal
+from typing import Final
 
 from api.query import citations
 from api.query.citations import rewritten
@@ -114,14 +114,6 @@ def _plain(character: str) -> str:
     """Full-width and mathematical letters as ASCII; what looks like an angle as `<` or `>`."""
     compatible = unicodedata.normalize("NFKC", character.translate(_ANGLES))
     return compatible if len(compatible) == 1 and compatible.isascii() else character
-
-
-Template = Literal["grounded", "raw"]
-
-GROUNDED: Final = "grounded"
-"""As the template file words them."""
-RAW: Final = "raw"
-"""The turns as the client sent them, with its own system message or none."""
 
 
 def raw(question: str, history: Sequence[ChatMessage], system: str | None) -> tuple[ChatMessage, ...]:

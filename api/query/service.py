@@ -23,13 +23,14 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, nu
 from dataclasses import replace
 from functools import partial
 
+from api.cancellation import Deadline
 from api.errors import BreakerOpen, BulkheadFull, OnlyIfCached, RagherdError, UpstreamError
 from api.ports.coordination import Flights, FlightSubscription
-from api.query.answer_events import AnswerEvent, AnswerFinished, AnswerStarted, QueryObserver
+from api.ports.question import AnswerEvent, AnswerFinished, AnswerStarted, Query, Timings
+from api.ports.telemetry import Telemetry
 from api.query.cache import Lookup, SemanticCache
 from api.query.condense import Condenser
 from api.query.generate import FreshAnswers, Refresher
-from api.query.question import Deadline, Query, Timings
 from api.values import (
     CacheMatch,
     CacheStatus,
@@ -72,7 +73,7 @@ class QueryService:
         flights: Flights,
         fresh: FreshAnswers,
         refresher: Refresher,
-        observer: QueryObserver,
+        observer: Telemetry,
     ) -> None:
         """`condenser` is None where questions with history are answered with it."""
         self._condenser = condenser

@@ -17,7 +17,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 
 import orjson
 
@@ -36,10 +36,11 @@ from api.errors import (
 )
 from api.ports.cache import AnswerCache, NewAnswer, WarmUpCount, WarmUpJobs, WarmUpProgress
 from api.ports.models import Embedder
+from api.ports.question import Query, Timings
+from api.ports.telemetry import Telemetry
 from api.query.cache import Lookup, is_complete
 from api.query.cache_key import CacheKey, CacheKeyBuilder
 from api.query.generate import FreshAnswers
-from api.query.question import Query, Timings
 from api.values import CacheMatch, Embedding, known
 
 LONGEST: Final = 10.0
@@ -116,21 +117,11 @@ class Warmed:
 SKIPPED = Warmed(("skipped",))
 
 
-class WarmUpEvents(Protocol):
-    """Who is told of warm-ups."""
-
-    def stored_ahead(self) -> None: ...
-
-    def warm_up_taken(self, job: str) -> None: ...
-
-    def warm_up_failed(self, job: str, error: str) -> None: ...
-
-
 class CacheWarmer:
     """Generations take part in no count of what users ask. `fresh` is told of none of them."""
 
     def __init__(
-        self, cache: AnswerCache, embedder: Embedder, places: CacheKeyBuilder, fresh: FreshAnswers, events: WarmUpEvents
+        self, cache: AnswerCache, embedder: Embedder, places: CacheKeyBuilder, fresh: FreshAnswers, events: Telemetry
     ) -> None:
         self._cache = cache
         self._places = places
@@ -200,7 +191,7 @@ SHOWN: Final = 60
 class WarmUpRun:
     """`concurrency` questions at once. The job has been taken."""
 
-    def __init__(self, job: str, jobs: WarmUpJobs, warmer: CacheWarmer, events: WarmUpEvents, concurrency: int) -> None:
+    def __init__(self, job: str, jobs: WarmUpJobs, warmer: CacheWarmer, events: Telemetry, concurrency: int) -> None:
         self._job = job
         self._jobs = jobs
         self._warmer = warmer
@@ -308,7 +299,7 @@ class WarmUps:
         self,
         jobs: WarmUpJobs,
         warmer: CacheWarmer,
-        events: WarmUpEvents,
+        events: Telemetry,
         concurrency: int,
         pace: Callable[[], float] = lambda: 1.0,
     ) -> None:

@@ -19,11 +19,11 @@ from api.cancellation import Background, cancelled, let_go, raise_if_cancelled
 from api.errors import InternalError, RagherdError, StoreUnavailable
 from api.ports.cache import Claim
 from api.ports.coordination import FlightSubscription, Lead
+from api.ports.telemetry import Telemetry
 from api.single_flight.buffer import AnswerBuffer, Tail
 from api.single_flight.flight import (
     LEASE_MS,
     Flight,
-    FlightEvents,
     FlightMessage,
     FlightReader,
     FlightRole,
@@ -55,10 +55,10 @@ class OwnGeneration:
 class FleetFlights:
     """The flights of one worker. `patience`: seconds that a follower waits for a word of the leader."""
 
-    def __init__(self, store: FlightStore, patience: float, events: FlightEvents | None = None) -> None:
+    def __init__(self, store: FlightStore, patience: float, events: Telemetry | None = None) -> None:
         self.store = store
         self._patience = patience
-        self._events = events or FlightEvents()
+        self._events = events or Telemetry()
         self._flights: dict[FlightKey, Flight] = {}
         self._flying: set[asyncio.Task[None]] = set()
         self._soles: set[Claim] = set()
@@ -153,7 +153,7 @@ class FleetFlights:
             flight.follow(joined.place)
             joined = await FollowingFlight(flight, self.store, joined.fence, self._patience).read_along()
             if flight.buffer.end is None:
-                self._events.alone() if joined is None else self._events.handed_over()
+                self._events.flight_alone() if joined is None else self._events.flight_handed_over()
                 flight.buffer.begin_again()
         if flight.buffer.end is not None:
             return
@@ -188,7 +188,7 @@ class FleetFlights:
             return
         with suppress(StoreUnavailable):
             if not await self.store.end(flight.key, flight.claim.fence, encode(said)):
-                self._events.fenced()
+                self._events.flight_fenced()
 
     # -- those who follow ---------------------------------------------------------------------------------------------
 
@@ -240,7 +240,7 @@ class FleetFlights:
     def _lost(self, flight: Flight, claim: Claim) -> None:
         if flight.claim is claim:
             flight.claim = None
-            self._events.fenced()
+            self._events.flight_fenced()
 
     # -- leaving ------------------------------------------------------------------------------------------------------
 

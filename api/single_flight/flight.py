@@ -309,16 +309,3 @@ def _said(record: Record) -> Said | None:
         return None  # of a version that says more than this one understands: the end will come, or the lease will end
     assert isinstance(said, TextMessage | SourcesMessage | CompletedAnswer | RagherdError | LeaderLeft)
     return said
-
-
-class FlightEvents:
-    """Does nothing."""
-
-    def handed_over(self) -> None:
-        """A leader was lost or left, and this worker took the lead."""
-
-    def alone(self) -> None:
-        """This worker waited for a leader in vain, or lost Redis meanwhile, and generates for itself."""
-
-    def fenced(self) -> None:
-        """This worker lost a lead that it thought it had: its answer is its own callers' only."""

@@ -11,15 +11,15 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any, Final
 
-from api.backends.embedder import AgreedIdentity, EmbeddingCalls, EmbeddingEvents, FailoverEmbedder
-from api.backends.failover import EMBEDDING_CHARGED, Backend, BackendEvents, Backends, FailoverPolicy
+from api.backends.embedder import AgreedIdentity, EmbeddingCalls, FailoverEmbedder
+from api.backends.failover import EMBEDDING_CHARGED, Backend, Backends, FailoverPolicy
 from api.backends.generations import Generations
 from api.breaker.fleet_breaker import FleetBreaker, kept_current
 from api.breaker.state import BreakerPolicy
 from api.bulkhead.fleet_bulkhead import FleetBulkhead, kept_alive
 from api.bulkhead.rules import BulkheadPolicy
+from api.observability.listeners import BreakerMetrics
 from api.observability.metrics import Metrics
-from api.observability.resilience_metrics import BreakerMetrics, BulkheadMetrics
 from api.observability.worker_facts import BackendFacts
 from api.ollama.embedding import OllamaEmbedder, OllamaEmbeddingModel
 from api.ollama.generation import Deadlines, OllamaModel
@@ -27,6 +27,7 @@ from api.ollama.health import BackendWatch, WarmUp, load_embedder, load_llm
 from api.ollama.models import KnownDigests, OllamaCatalog, OllamaModels, Pinned
 from api.ollama.pool import OllamaPools, PoolLimits, open_pools
 from api.ports.models import BackendEmbedder, EmbeddingModel, LanguageModel
+from api.ports.telemetry import Telemetry
 from api.redis_store.client import AnyHealthGated, RedisAddress, blocking_reader
 from api.redis_store.keys import Keys
 from api.redis_store.lease import RedisLeaderLease
@@ -48,6 +49,7 @@ class WorkerBackends:
         settings: Settings,
         worker: str,
         metrics: Metrics,
+        telemetry: Telemetry,
         gate: AnyHealthGated,
         guard_gate: AnyHealthGated,
         guard_address: RedisAddress,
@@ -58,6 +60,7 @@ class WorkerBackends:
         self._settings = settings
         self._worker = worker
         self._metrics = metrics
+        self._telemetry = telemetry
         self._gate = gate
         self._guard_gate = guard_gate
         self._guard_address = guard_address
@@ -112,11 +115,11 @@ class WorkerBackends:
         reader = partial(blocking_reader, self._guard_address)
         store = RedisBulkheadStore(self._guard_gate, reader, self._keys, name, policy, self._worker)
         self._metrics.bulkhead_known(name)
-        events = BulkheadMetrics(self._metrics)
-        bulkhead = FleetBulkhead(name, policy, store, self._worker, events=events, live_workers=self._live_workers)
+        events, live = self._telemetry, self._live_workers
+        bulkhead = FleetBulkhead(name, policy, store, self._worker, events=events, live_workers=live)
         self.bulkheads[name] = await stack.enter_async_context(kept_alive(bulkhead))
 
-    def generations(self, events: BackendEvents) -> Generations:
+    def generations(self, events: Telemetry) -> Generations:
         """All backends as one, each behind its breaker."""
         ollama = self._settings.ollama
         deadlines = Deadlines(
@@ -132,7 +135,7 @@ class WorkerBackends:
         backends = Backends(members, self.watch.known.get)
         return Generations(backends, self._pools.retries, deadlines.total, events)
 
-    def embeddings(self, events: EmbeddingEvents) -> EmbeddingCalls:
+    def embeddings(self, events: Telemetry) -> EmbeddingCalls:
         """Clients' own embedding calls: behind questions. With EMBEDDER=onnx they share the guards of generations."""
         members: list[Backend[EmbeddingModel]] = []
         behind_questions = self._settings.embedder.embedder == "ollama"
@@ -145,7 +148,7 @@ class WorkerBackends:
         return EmbeddingCalls(backends, self._pools.retries, total, events, background=behind_questions)
 
     async def open_embedders(
-        self, stack: AsyncExitStack, events: BackendEvents
+        self, stack: AsyncExitStack, events: Telemetry
     ) -> tuple[FailoverEmbedder, FailoverEmbedder]:
         """All backends as one embedder (EMBEDDER=ollama), each behind its breaker: for questions, and for documents."""
         settings = self._settings.embedder
@@ -190,6 +193,7 @@ async def open_backends(
     settings: Settings,
     worker: str,
     metrics: Metrics,
+    telemetry: Telemetry,
     gate: AnyHealthGated,
     guard_gate: AnyHealthGated,
     guard_address: RedisAddress,
@@ -202,7 +206,9 @@ async def open_backends(
     """
     async with AsyncExitStack() as stack:
         pools = await stack.enter_async_context(open_pools(settings.ollama.base_urls, _limits(settings)))
-        backends = WorkerBackends(settings, worker, metrics, gate, guard_gate, guard_address, pools, live_workers)
+        backends = WorkerBackends(
+            settings, worker, metrics, telemetry, gate, guard_gate, guard_address, pools, live_workers
+        )
         await backends.open_guards(stack)
         await backends.watch.begin()
         gate.of(Keys(*settings.key_layout).backend("")).on_recovery(backends.watch.recall)

@@ -15,9 +15,8 @@ from api.cancellation import Background
 from api.errors import StoreUnavailable
 from api.knowledge.retrieval import Retriever
 from api.languages.identify import ONLY_ENGLISH, Languages, languages_of
-from api.observability.events import CacheEvents, QueryEvents, WarmingEvents
 from api.observability.metrics import Metrics
-from api.observability.resilience_metrics import FlightMetrics
+from api.observability.telemetry import WarmUpTelemetry, WorkerTelemetry
 from api.ports.models import Embedder, ModelDigests
 from api.query.cache import CacheBudget, CachePolicy, SemanticCache
 from api.query.cache_key import CacheKeyBuilder
@@ -66,7 +65,7 @@ class CacheParts:
         self.max_size = settings.partition_size
         self.indexes = SemanticIndexes(gate, self.keys, algorithm_for(self.max_size))
         self.counters = CacheCounters(gate, self.keys, worker)
-        self.events = QueryEvents(metrics, self.counters, log_questions=settings.server.log_questions)
+        self.events = WorkerTelemetry(metrics, self.counters, log_questions=settings.server.log_questions)
 
 
 class WorkerCache:
@@ -92,13 +91,12 @@ class WorkerCache:
             template, settings.ollama.ollama_num_ctx, settings.retrieval.retrieval_nothing_relevant
         )
 
-        def fresh_answers(events: QueryEvents) -> FreshAnswers:
+        def fresh_answers(events: WorkerTelemetry) -> FreshAnswers:
             shared = SemanticCache(cache, embedder, places, events, policy, budget)
             return FreshAnswers(generations, shared, PassageRetriever(retriever, condenser, events), prompting, events)
 
         shared = SemanticCache(cache, embedder, places, parts.events, policy, budget)
         fresh = fresh_answers(parts.events)
-        cache_events = CacheEvents(parts.metrics, parts.counters)
         self._keeper = _keeper(parts) if cache is not None else None
         self.refresher = Refresher(fresh, flights, parts.events)
         condensing = condenser if cache is not None and settings.cache.condense else None
@@ -106,14 +104,14 @@ class WorkerCache:
         self.explainer = Explainer(cache, embedder, places, policy)
         self.figures = CacheFigures(parts.gate, parts.indexes, parts.counters, embedder, _limits(parts.settings))
         self.invalidator = Invalidator(
-            RedisCacheSweep(parts.gate, parts.keys), RedisDeletions(parts.gate, parts.keys), embedder, cache_events
+            RedisCacheSweep(parts.gate, parts.keys), RedisDeletions(parts.gate, parts.keys), embedder, parts.events
         )
         self.warm_ups: WarmUps | None = None
         if cache is not None:
-            quiet = WarmingEvents(parts.metrics, parts.counters, log_questions=settings.server.log_questions)
-            warmer = CacheWarmer(cache, embedder, places, fresh_answers(quiet), cache_events)
+            quiet = WarmUpTelemetry(parts.metrics, parts.counters, log_questions=settings.server.log_questions)
+            warmer = CacheWarmer(cache, embedder, places, fresh_answers(quiet), parts.events)
             jobs = RedisWarmUpJobs(parts.gate, parts.keys, parts.worker)
-            self.warm_ups = WarmUps(jobs, warmer, cache_events, settings.cache.warm_concurrency, parts.pace)
+            self.warm_ups = WarmUps(jobs, warmer, parts.events, settings.cache.warm_concurrency, parts.pace)
 
     def tasks(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
         """What goes on for as long as the worker lives."""
@@ -136,7 +134,7 @@ async def open_cache(
         store = RedisFlightStore(parts.gate, partial(blocking_reader, address), parts.keys, parts.worker)
         budget = CacheBudget(parts.settings.redis.request_budget)
         stack.push_async_callback(budget.aclose)
-        flights = FleetFlights(store, parts.settings.cache.coalesce_timeout, FlightMetrics(parts.metrics))
+        flights = FleetFlights(store, parts.settings.cache.coalesce_timeout, parts.events)
         await stack.enter_async_context(kept_in_step(flights))
         cache = WorkerCache(parts, embedder, digests, generations, flights, retriever, budget)
         stack.push_async_callback(cache.refresher.aclose)

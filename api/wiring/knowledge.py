@@ -21,9 +21,9 @@ from api.knowledge.parsing import ParseLimits, Parser
 from api.knowledge.plain_text import KINDS
 from api.knowledge.ranking import Reranking
 from api.knowledge.retrieval import RetrievalPolicy, Retriever
-from api.observability.events import KnowledgeEvents
 from api.observability.metrics import Metrics
 from api.ports.models import Embedder, Reranker
+from api.ports.telemetry import Telemetry
 from api.redis_store.client import AnyHealthGated
 from api.redis_store.keys import Keys
 from api.redis_store.lease import RedisLeaderLease
@@ -62,6 +62,7 @@ class WorkerKnowledge:
         settings: Settings,
         worker: str,
         metrics: Metrics,
+        events: Telemetry,
         gate: AnyHealthGated,
         indexes: SemanticIndexes,
         embedder: Embedder,
@@ -69,7 +70,7 @@ class WorkerKnowledge:
         reranker: Reranker | None = None,
         pace: Callable[[], float] = lambda: 1.0,
     ) -> None:
-        keys, events = Keys(*settings.key_layout), KnowledgeEvents(metrics)
+        keys = Keys(*settings.key_layout)
         work, passages = RedisDocumentWork(gate, keys, worker, KINDS), RedisPassageIndex(gate, keys)
         retrieval, plain = settings.retrieval, embedders.documents
         reranking = None

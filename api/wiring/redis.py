@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from api.observability.events import RedisEvents
+from api.observability.listeners import RedisEvents
 from api.observability.metrics import Metrics
 from api.ports.cache import Store, StoreWarning
 from api.redis_store.client import AnyHealthGated, RedisAddress, opened_gate

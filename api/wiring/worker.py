@@ -24,11 +24,10 @@ from api.endpoints.streaming import Streaming
 from api.endpoints.worker_state import AppState
 from api.errors import SettingsError
 from api.knowledge.chunking import estimated_tokens
-from api.observability.events import QueryEvents
 from api.observability.logs import configure_logging
 from api.observability.metrics import Metrics
-from api.observability.resilience_metrics import LoopLag
-from api.observability.worker_facts import WorkerFacts
+from api.observability.telemetry import WorkerTelemetry
+from api.observability.worker_facts import LoopLag, WorkerFacts
 from api.ollama.health import BackendReachability
 from api.redis_store.keys import Keys
 from api.redis_store.schema import SCHEMA, FleetSchema
@@ -89,7 +88,9 @@ class _Worker:
         parts = CacheParts(self._settings, self._id, self._metrics, gate, self._pace)
         schema = await self._agreed(redis)
         guarding = (redis.guards.gate, redis.guards.address)
-        opening = open_backends(self._settings, self._id, self._metrics, gate, *guarding, self._live_workers)
+        opening = open_backends(
+            self._settings, self._id, self._metrics, parts.events, gate, *guarding, self._live_workers
+        )
         backends = await self._stack.enter_async_context(opening)
         knowledge, cache = await self._open_memory(redis, backends, parts)
         guards = (backends.breakers, backends.bulkheads)
@@ -128,6 +129,7 @@ class _Worker:
             self._settings,
             self._id,
             self._metrics,
+            parts.events,
             redis.main.gate,
             parts.indexes,
             embedder,
@@ -144,7 +146,7 @@ class _Worker:
         self,
         redis: WorkerRedis,
         backends: WorkerBackends,
-        events: QueryEvents,
+        events: WorkerTelemetry,
         knowledge: WorkerKnowledge,
         cache: WorkerCache,
         facts: WorkerFacts,
@@ -189,7 +191,7 @@ class _Worker:
 
     # -- Ollama -------------------------------------------------------------------------------------------------------
 
-    async def _open_embedders(self, backends: WorkerBackends, events: QueryEvents) -> Embedders:
+    async def _open_embedders(self, backends: WorkerBackends, events: WorkerTelemetry) -> Embedders:
         settings = self._settings.embedder
         if settings.embedder == "onnx":
             opening = open_onnx(settings.embed_model_path, settings.embed_timeout)

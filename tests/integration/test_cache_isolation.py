@@ -14,18 +14,17 @@ from redis.asyncio import Redis
 
 from api.backends.generations import Generations, Unread
 from api.knowledge.retrieval import RetrievalPolicy, Retriever
-from api.observability.events import QueryEvents
 from api.observability.metrics import Metrics
+from api.observability.telemetry import WorkerTelemetry
 from api.ports.coordination import TextOutput
 from api.ports.models import CurrentIdentity
+from api.ports.question import Query, Template, Timings
 from api.query.cache import CacheBudget, CachePolicy, SemanticCache
 from api.query.cache_key import CacheKeyBuilder
 from api.query.condense import Condenser
 from api.query.generate import FreshAnswers
 from api.query.grounding import PassageRetriever, PromptBuilder
-from api.query.prompt import Template
 from api.query.prompt_template import load
-from api.query.question import Query, Timings
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.cache.answers import RedisAnswerCache
@@ -89,7 +88,7 @@ class Side:
     def __init__(self, redis: Redis, gate: HealthGatedRedis, embedder: str) -> None:
         keys = Keys()
         counters = CacheCounters(gate, keys, "w")
-        events = QueryEvents(Metrics(), counters, log_questions=False)
+        events = WorkerTelemetry(Metrics(), counters, log_questions=False)
         index = SemanticIndexes(gate, keys)
         cache = RedisAnswerCache(gate, keys, index, counters, ttl_ms=60_000, stale_ms=60_000, max_size=20_000)
         policy = CachePolicy(0.92)

@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
+from api.ports.question import Query
 from api.query.condense import turns
-from api.query.question import Query
 from api.values import ChatMessage
 from tests.stub_ollama import StubOllama
 from tests.support.service import Service, ask

@@ -9,13 +9,11 @@ from typing import Any
 
 import httpx
 import pytest
-from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
 from api.knowledge.ingestion_worker import StaleEmbeddings
-from api.observability.events import KnowledgeEvents
-from api.observability.metrics import Metrics
 from api.ports.models import CurrentIdentity
+from api.ports.telemetry import Telemetry
 from api.query.prompt_template import PACKAGED
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
@@ -264,7 +262,7 @@ class Present:
 
 
 async def test_nothing_goes_before_the_present_embedder_has_embedded_all_itself(redis: Redis) -> None:
-    fleet, told = Fleet(redis), KnowledgeEvents(Metrics(CollectorRegistry(), "0"))
+    fleet, told = Fleet(redis), Telemetry()
     assert await fleet.gate.check()
     duty, anew = RedisLeaderLease(fleet.gate, KEYS.janitor, "w"), RedisReembedding(fleet.gate, KEYS, "w")
     old = StaleEmbeddings(fleet.embeddings, anew, Present(), duty, told, keep=60)

@@ -16,12 +16,13 @@ from api.embedded.redis_server import EmbeddedRedis
 from api.errors import UpstreamError, UpstreamFault
 from api.ports.cache import Claim
 from api.ports.coordination import AnswerOutput, FlightSubscription
+from api.ports.telemetry import Telemetry
 from api.redis_store.client import RedisAddress, blocking_reader, short_commands
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.flights import RedisFlightStore
 from api.single_flight.fleet_flights import FleetFlights, kept_in_step
-from api.single_flight.flight import LEASE_MS, FlightEvents
+from api.single_flight.flight import LEASE_MS
 from api.values import CompletedAnswer, FlightKey, StoredElsewhere, Token, Usage
 from tests.support.waiting import wait_until_async
 
@@ -57,19 +58,19 @@ class Model:
         return CompletedAnswer(self.text, "llama3.2", Usage(1, 3), entry="rag:cache:x")
 
 
-class Counts(FlightEvents):
+class Counts(Telemetry):
     """What went amiss, in its order."""
 
     def __init__(self) -> None:
         self.seen: list[str] = []
 
-    def handed_over(self) -> None:
+    def flight_handed_over(self) -> None:
         self.seen.append("handed_over")
 
-    def alone(self) -> None:
+    def flight_alone(self) -> None:
         self.seen.append("alone")
 
-    def fenced(self) -> None:
+    def flight_fenced(self) -> None:
         self.seen.append("fenced")
 
 

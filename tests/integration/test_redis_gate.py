@@ -15,6 +15,7 @@ from api.breaker import fleet_breaker as following
 from api.embedded.redis_server import EmbeddedRedis
 from api.errors import StoreUnavailable
 from api.observability.metrics import Metrics
+from api.ports.telemetry import Telemetry
 from api.redis_store.client import RedisAddress, short_commands
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
@@ -86,7 +87,7 @@ async def test_breakers_are_shared_again_as_soon_as_redis_is_found(
     metrics = Metrics(CollectorRegistry(), "0")
     await gate.check()
     settings = make_settings(redis_server.url, stub.base_url)
-    async with open_backends(settings, "w", metrics, gate, gate, address) as backends:
+    async with open_backends(settings, "w", metrics, Telemetry(), gate, gate, address) as backends:
         redis_server.kill()
         try:
             for breaker in backends.breakers.values():

@@ -16,6 +16,7 @@ from api.knowledge.document_service import Upload
 from api.observability.metrics import Metrics
 from api.ports.documents import DocumentFacts
 from api.ports.models import CurrentIdentity
+from api.ports.telemetry import Telemetry
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.cache.semantic_index import SemanticIndexes
@@ -79,7 +80,7 @@ class Worker:
         settings = make_settings("redis://unused", "http://unused", documents=documents, embedder={"embedder": "onnx"})
         indexes = SemanticIndexes(gate, Keys())
         embedders = Embedders(embedder, embedder, estimated_tokens)
-        self.knowledge = WorkerKnowledge(settings, name, Metrics(), gate, indexes, embedder, embedders)
+        self.knowledge = WorkerKnowledge(settings, name, Metrics(), Telemetry(), gate, indexes, embedder, embedders)
         self.embedder = embedder
         self.gate = gate
         self.redis = redis

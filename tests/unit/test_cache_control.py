@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from api.query.question import CacheControl, parse
+from api.ports.question import CacheControl, parse
 
 
 @pytest.mark.parametrize(

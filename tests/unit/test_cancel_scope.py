@@ -7,10 +7,9 @@ import asyncio
 import pytest
 from starlette.types import Message
 
-from api.cancellation import CancelScope, raise_if_cancelled
+from api.cancellation import CancelScope, Deadline, raise_if_cancelled
 from api.endpoints.bodies import ClientLeft, until_client_leaves
 from api.errors import DeadlinePassed
-from api.query.question import Deadline
 from tests.support.waiting import deaf
 
 

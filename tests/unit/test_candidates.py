@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from api.ports.question import CacheControl
 from api.query.candidates import (
     Candidate,
     CandidateOutcome,
@@ -13,7 +14,6 @@ from api.query.candidates import (
     lifetime,
     up_to_the_first_fresh,
 )
-from api.query.question import CacheControl
 from api.values import CachedAnswer, CacheMatch, Usage
 
 ASKED = "How do I enable two-factor login?"

@@ -14,8 +14,7 @@ from starlette.requests import Request
 
 from api.endpoints.bodies import ClientLeft, until_client_leaves
 from api.endpoints.streaming import EventStream, Streaming, accepted
-from api.query.answer_events import AnswerEvent, AnswerFinished, AnswerStarted
-from api.query.question import CacheControl, Timings
+from api.ports.question import AnswerEvent, AnswerFinished, AnswerStarted, CacheControl, Timings
 from api.values import CacheStatus, Token
 
 SCOPE: dict[str, Any] = {

@@ -23,6 +23,7 @@ from api.backends.failover import (
     speaks_against_ollama,
 )
 from api.errors import BreakerOpen, BulkheadFull, RagherdError, UpstreamError, UpstreamFault
+from api.ports.telemetry import Telemetry
 
 MODEL = "m"
 
@@ -53,7 +54,7 @@ class Output:
 
 
 @dataclass
-class Fake:
+class Fake(Telemetry):
     """Clock, retries, events, and for each backend what its attempts do: an error, or an answer."""
 
     outcomes: dict[str, list[RagherdError | str]]

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from api.ports.documents import DocumentFilter
+from api.ports.question import CacheControl, Query
 from api.query.cache_key import fingerprint
-from api.query.question import CacheControl, Query
 from api.values import ChatMessage, EmbedderIdentity
 
 EMBEDDER = EmbedderIdentity("minilm", 384, "aaaaaaaaaa")

@@ -13,8 +13,8 @@ import uvloop
 
 from api.cancellation import FEWEST, MOST, Countdown, LagTimeout, wait_with_lag
 from api.errors import StoreUnavailable
+from api.ports.question import Timings
 from api.query.cache import BudgetSpent, CacheBudget
-from api.query.question import Timings
 
 pytestmark = pytest.mark.slow
 

@@ -30,15 +30,15 @@ from api.knowledge.ranking import leading
 from api.knowledge.readers import html
 from api.languages.identify import LATIN, language_of, words_outside
 from api.ollama.embedding import unread_of
+from api.ports import question as cache_control
 from api.ports.documents import Chunk, DocumentFacts, DocumentFilter
+from api.ports.question import Query
 from api.query import citations, condense
 from api.query import prompt as prompt_budget
-from api.query import question as cache_control
 from api.query.cache_key import LONGEST, fingerprint, normalise
 from api.query.citations import rewritten
 from api.query.prompt import Fence, Prompts
 from api.query.prompt_template import load
-from api.query.question import Query
 from api.redis_store.stores.documents.passages import by_words
 from api.unicode_text import is_blank, nfc
 from api.values import ChatMessage, EmbedderIdentity, Source

@@ -23,9 +23,10 @@ from starlette.testclient import TestClient
 from api.breaker.state import CallOutcome, State, Transition
 from api.endpoints.middleware import HttpMetrics
 from api.errors import UpstreamFault
+from api.observability.listeners import OUTCOMES, STATES, BreakerMetrics
 from api.observability.metric_names import ALL_METRICS
 from api.observability.metrics import Metrics
-from api.observability.resilience_metrics import OUTCOMES, STATES, TICK, BreakerMetrics, LoopLag
+from api.observability.worker_facts import TICK, LoopLag
 from api.observability.worker_files import WorkerFilesCollector
 from api.values import CacheStatus, Usage
 from tests.support.waiting import wait_until_async

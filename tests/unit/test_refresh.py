@@ -11,10 +11,11 @@ import pytest
 
 from api.errors import BreakerOpen
 from api.ports.cache import Claim
+from api.ports.question import Query
+from api.ports.telemetry import Telemetry
 from api.query.cache import Lookup
 from api.query.cache_key import CacheKey
 from api.query.generate import CONCURRENCY, Refresher
-from api.query.question import Query
 from api.values import CompletedAnswer, EmbedderIdentity, FlightKey, Usage
 
 CLAIM = Claim("rag:flight:{x}:refresh", "fence")
@@ -62,8 +63,8 @@ class Soles:
         yield None if self.taken else CLAIM
 
 
-class Seen:
-    """Stands where the observer does."""
+class Seen(Telemetry):
+    """Records what happens."""
 
     def __init__(self) -> None:
         self.outcomes: list[str] = []

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from api.errors import DocumentsChanged, StoreUnavailable
+from api.ports.question import Query, Timings
+from api.ports.telemetry import Telemetry
 from api.query.cache import CacheBudget, CachePolicy, Lookup, SemanticCache
 from api.query.cache_key import CacheKey
-from api.query.question import Query, Timings
 from api.values import EmbedderIdentity, Generation, GenerationEnd, Usage
 
 PLACE = CacheKey(EmbedderIdentity("e", 4, "aaaaaaaaaa"), "aaaaaaaaaa-scope", "digest")
@@ -29,8 +30,8 @@ class LostCache:
         self.stored += 1
 
 
-class Seen:
-    """Stands where the observer does."""
+class Seen(Telemetry):
+    """Records what happens."""
 
     def __init__(self) -> None:
         self.failures = 0

@@ -1,0 +1,274 @@
+"""Counts and logs what one worker's rooms report: Prometheus metrics, counters of the fleet in Redis, and the log."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import structlog
+
+from api.errors import (
+    CLIENT_CLOSED_REQUEST,
+    EmbeddingUnavailable,
+    RagherdError,
+    RerankingUnavailable,
+    StoreUnavailable,
+    UpstreamError,
+)
+from api.observability.metric_names import FlightEvent, Stage
+from api.observability.metrics import Metrics
+from api.ports.cache import Invalidation, Swept
+from api.ports.question import AnswerFinished, Query, Timings
+from api.ports.telemetry import BulkheadReason, GroundingOutcome, RefreshOutcome, Telemetry
+from api.values import CacheStatus, Usage
+
+if TYPE_CHECKING:
+    from api.redis_store.stores.fleet import CacheCounters
+
+
+class WorkerTelemetry(Telemetry):
+    """Of one worker. `log_questions`: whether the log may contain questions. It never contains documents' texts."""
+
+    def __init__(self, metrics: Metrics, counters: CacheCounters, *, log_questions: bool) -> None:
+        self._metrics = metrics
+        self._counters = counters
+        self._log_questions = log_questions
+        self._queries = structlog.get_logger("ragherd.query")
+        self._cache = structlog.get_logger("ragherd.cache")
+        self._knowledge = structlog.get_logger("ragherd.knowledge")
+        self._bulkheads = structlog.get_logger("ragherd.bulkhead")
+        self._flights = structlog.get_logger("ragherd.flights")
+        self.requests = 0
+        """Queries that ended, with or without an answer."""
+
+    # -- queries ------------------------------------------------------------------------------------------------------
+
+    def answered(self, query: Query, answered: AnswerFinished) -> None:
+        """Counts the query, and the tier of the cache that answered it."""
+        self.requests += 1
+        kind = answered.match.kind if answered.match else None
+        self._metrics.query_answered(answered.status, kind, _stages(answered.timings))
+        if answered.status is CacheStatus.HIT and kind is not None:
+            self._counters.add(f"{kind}_hits")
+            self._metrics.cache_looked_up(kind)
+        elif answered.status is CacheStatus.STALE:
+            self._counters.add("stale_hits")
+            self._metrics.cache_looked_up("stale")
+        elif answered.status is CacheStatus.COALESCED:
+            self._counters.add("coalesced")
+        total = _ms(answered.timings.total)
+        self._queries.info("query", **self._facts(query), cache=answered.status, kind=kind, ms=total)
+
+    def missed(self) -> None:
+        """Counts a cache miss."""
+        self._counters.add("misses")
+        self._metrics.cache_looked_up("miss")
+
+    def generated(self, usage: Usage, *, stored: bool) -> None:
+        """Counts the tokens, once for all callers of a flight."""
+        self._metrics.generated(usage)
+        if stored:
+            self._metrics.cache_stored()
+
+    def refused(self, query: Query, error: RagherdError) -> None:
+        """Counts and logs the error."""
+        self.requests += 1
+        self._metrics.query_failed()
+        facts = {**self._facts(query), "status": error.status, "error": error.slug, **error.members}
+        self._queries.warning("query_failed", **facts)
+
+    def left(self, query: Query) -> None:
+        """Counts and logs the disconnect."""
+        self.requests += 1
+        self._metrics.query_left()
+        self._queries.info("query_left", **self._facts(query), status=CLIENT_CLOSED_REQUEST)
+
+    def store_failed(self, error: StoreUnavailable) -> None:
+        """Counts a look-up without a result. The loss of Redis is logged once, by `RedisEvents`."""
+        self._metrics.cache_looked_up("unavailable")
+        self._queries.debug("cache_unavailable", error=str(error))
+
+    def store_late(self, error: StoreUnavailable) -> None:
+        """Counts nothing: the outcome is not known yet."""
+        self._queries.debug("cache_store_late", error=str(error))
+
+    def stored_late(self) -> None:
+        """Counts the stored answer."""
+        self._metrics.cache_stored()
+
+    def embedding_failed(self, error: EmbeddingUnavailable) -> None:
+        """Counts a look-up without a result, and logs why."""
+        self._metrics.cache_looked_up("unavailable")
+        self._queries.warning("embedding_unavailable", error=str(error))
+
+    def cited(self, sources: int, removed: int) -> None:
+        """Counts and logs invalid citations."""
+        if removed:
+            self._metrics.citations_removed(removed)
+            self._queries.info("citations_removed", sources=sources, removed=removed)
+
+    def grounded(self, outcome: GroundingOutcome, passages: int) -> None:
+        """Counts the search by its outcome."""
+        self._metrics.grounded(outcome)
+
+    def guard_rejected(self, guard: str, detail: str, similarity: float) -> None:
+        """Counts the rejection by guard."""
+        self._counters.add("guard_rejections")
+        self._metrics.guard_rejected(guard)
+        self._queries.debug("guard_rejected", guard=guard, detail=detail, similarity=round(similarity, 4))
+
+    def language_unknown(self) -> None:
+        """Counts the question."""
+        self._metrics.language_unknown()
+
+    def refreshing(self, outcome: RefreshOutcome) -> None:
+        """Counts the refresh by its outcome."""
+        self._metrics.refreshed(outcome)
+
+    def _facts(self, query: Query) -> dict[str, Any]:
+        facts: dict[str, Any] = {"tenant": query.tenant, "model": query.model}
+        if self._log_questions:
+            facts["question"] = query.question
+        return facts
+
+    # -- calls to Ollama ----------------------------------------------------------------------------------------------
+
+    def upstream_failed(self, error: UpstreamError) -> None:
+        """Counts the failure by its kind."""
+        self._metrics.upstream_failed(error.fault)
+
+    def failed_over(self, backend: str, error: UpstreamError) -> None:
+        """Counts and logs the failover."""
+        self._metrics.failed_over(backend, error.fault)
+        self._queries.warning("failed_over", backend=backend, fault=error.fault, error=str(error))
+
+    def bulkhead_admitted(self, bulkhead: str, priority: str, seconds: float) -> None:
+        """Observes the wait."""
+        self._metrics.bulkhead_admitted(bulkhead, priority, seconds)
+
+    def bulkhead_rejected(self, bulkhead: str, reason: BulkheadReason) -> None:
+        """Counts the rejection."""
+        self._metrics.bulkhead_rejected(bulkhead, reason)
+
+    def bulkhead_store_lost(self, bulkhead: str, limit: int) -> None:
+        """Logs one line per outage."""
+        self._bulkheads.warning("bulkhead_local", bulkhead=bulkhead, limit=limit)
+
+    def bulkhead_store_found(self, bulkhead: str) -> None:
+        """Logs the end of the outage."""
+        self._bulkheads.info("bulkhead_shared", bulkhead=bulkhead)
+
+    def flight_handed_over(self) -> None:
+        """Counts and logs it."""
+        self._flight("handed_over")
+
+    def flight_alone(self) -> None:
+        """Counts and logs it."""
+        self._flight("alone")
+
+    def flight_fenced(self) -> None:
+        """Counts and logs it."""
+        self._flight("fenced")
+
+    def _flight(self, event: FlightEvent) -> None:
+        self._metrics.flight(event)
+        self._flights.warning("single_flight", event_kind=event)
+
+    # -- operators ----------------------------------------------------------------------------------------------------
+
+    def invalidated(self, asked: Invalidation, swept: Swept) -> None:
+        """Counts the deleted entries. The log does not contain the question: it may be private."""
+        self._counters.add("invalidations", swept.deleted)
+        self._metrics.cache_invalidated(asked.kind, swept.deleted)
+        facts = {"entry": asked.entry, "source": asked.source, "tenant": asked.tenant, "model": asked.model}
+        given = {name: value for name, value in facts.items() if value is not None}
+        self._cache.warning("cache_invalidated", by=asked.kind, matched=swept.matched, deleted=swept.deleted, **given)
+
+    def stored_ahead(self) -> None:
+        """Counts the stored answer."""
+        self._metrics.cache_stored()
+
+    def warm_up_taken(self, job: str) -> None:
+        """Logs which worker has the warm-up."""
+        self._cache.info("cache_warm_up", job=job)
+
+    def warm_up_failed(self, job: str, error: str) -> None:
+        """Logs the error without the question."""
+        self._cache.warning("cache_warm_up_question_failed", job=job, error=error)
+
+    # -- documents ----------------------------------------------------------------------------------------------------
+
+    def document_stored(self, chunks: int) -> None:
+        """Counts and logs it."""
+        self._metrics.document_stored()
+        self._knowledge.info("document_stored", chunks=chunks)
+
+    def document_failed(self, document: str, error: str) -> None:
+        """Counts and logs it."""
+        self._metrics.document_failed()
+        self._knowledge.warning("document_failed", document=document, error=error)
+
+    def document_delayed(self, document: str, reason: str) -> None:
+        """Logs the reason."""
+        self._knowledge.warning("document_delayed", document=document, reason=reason)
+
+    def chunks_embedded(self, count: int) -> None:
+        """Counts the chunks."""
+        self._metrics.chunks_embedded(count)
+
+    def chunk_not_embedded(self, document: str, chunk: int, reason: str) -> None:
+        """Counts and logs it."""
+        self._metrics.chunk_not_embedded()
+        self._knowledge.warning("chunk_not_embedded", document=document, chunk=chunk, reason=reason)
+
+    def embeddings_removed(self, embedder: str, chunks: int) -> None:
+        """Logs it."""
+        self._knowledge.info("embeddings_removed", embedder=embedder, chunks=chunks)
+
+    def answers_outdated(self, reason: Literal["changed", "affected"], count: int) -> None:
+        """Counts and logs the answers, if there are any."""
+        if count:
+            self._metrics.answers_outdated(reason, count)
+            self._knowledge.info("answers_outdated", reason=reason, count=count)
+
+    def reranked(self, seconds: float) -> None:
+        """Observes the duration."""
+        self._metrics.reranked("reranked", seconds)
+
+    def reranking_failed(self, error: RerankingUnavailable, seconds: float) -> None:
+        """Observes the duration and logs the error."""
+        self._metrics.reranked("failed", seconds)
+        self._knowledge.warning("reranking_unavailable", error=str(error))
+
+
+class WarmUpTelemetry(WorkerTelemetry):
+    """Of warm-ups: users' metrics do not count them, and an unavailable store is an error."""
+
+    def generated(self, usage: Usage, *, stored: bool) -> None:
+        """Not counted: no user asked."""
+
+    def grounded(self, outcome: GroundingOutcome, passages: int) -> None:
+        """Not counted either."""
+
+    def store_failed(self, error: StoreUnavailable) -> None:
+        """Raises it: a warm-up without the cache is useless, so it tries again later."""
+        raise error
+
+    def store_late(self, error: StoreUnavailable) -> None:
+        """Raises it: the next attempt finds the answer stored."""
+        raise error
+
+
+def _stages(timings: Timings) -> dict[Stage, float]:
+    """The stages that took any time."""
+    known: dict[Stage, float] = {
+        "total": timings.total,
+        "embed": timings.embed,
+        "cache": timings.cache,
+        "retrieve": timings.retrieve,
+        "generate": timings.generate,
+    }
+    return {stage: seconds for stage, seconds in known.items() if seconds}
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 3)

@@ -1,0 +1,140 @@
+"""What the rooms of a worker report, for metrics, fleet counters and the log."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from api.errors import EmbeddingUnavailable, RagherdError, RerankingUnavailable, StoreUnavailable, UpstreamError
+from api.ports.cache import Invalidation, Swept
+from api.ports.question import AnswerFinished, Query
+from api.values import Usage
+
+GroundingOutcome = Literal["grounded", "nothing_relevant", "no_documents", "not_asked", "unavailable"]
+"""What the search of the knowledge base gave an answer."""
+RefreshOutcome = Literal["stored", "not_stored", "failed", "elsewhere", "too_many"]
+"""How the refresh of an expired answer ended. `elsewhere`: another worker does it; `too_many`: this one is full."""
+BulkheadReason = Literal["queue_full", "deadline", "displaced"]
+"""Why a call got no permit."""
+
+
+class Telemetry:
+    """One worker's telemetry. This base does nothing; `observability.telemetry` counts and logs.
+
+    Methods do no I/O that waits and raise nothing; only a warm-up's telemetry raises what it is told of Redis.
+    """
+
+    # -- queries ------------------------------------------------------------------------------------------------------
+
+    def answered(self, query: Query, answered: AnswerFinished) -> None:
+        """An answer went out."""
+
+    def missed(self) -> None:
+        """The cache has no answer."""
+
+    def generated(self, usage: Usage, *, stored: bool) -> None:
+        """The language model answered, for one or more callers. `stored`: the cache took the answer."""
+
+    def refused(self, query: Query, error: RagherdError) -> None:
+        """A query ended without an answer."""
+
+    def left(self, query: Query) -> None:
+        """The caller disconnected before the answer was complete."""
+
+    def store_failed(self, error: StoreUnavailable) -> None:
+        """An answer was served without the cache or the knowledge base."""
+
+    def store_late(self, error: StoreUnavailable) -> None:
+        """Storing an answer takes longer than the request may wait. It continues in the background."""
+
+    def stored_late(self) -> None:
+        """Storing in the background succeeded."""
+
+    def embedding_failed(self, error: EmbeddingUnavailable) -> None:
+        """An answer was served without the semantic tier."""
+
+    def cited(self, sources: int, removed: int) -> None:
+        """A grounded answer is complete; it cites `sources`, and `removed` invalid citations were deleted."""
+
+    def grounded(self, outcome: GroundingOutcome, passages: int) -> None:
+        """The knowledge base was searched for an answer."""
+
+    def guard_rejected(self, guard: str, detail: str, similarity: float) -> None:
+        """A guard rejected a similar cached question. `detail` says what differs."""
+
+    def language_unknown(self) -> None:
+        """A question was not compared by meaning, because the embedder does not know its language."""
+
+    def refreshing(self, outcome: RefreshOutcome) -> None:
+        """The refresh of a served, expired answer ended."""
+
+    # -- calls to Ollama ----------------------------------------------------------------------------------------------
+
+    def upstream_failed(self, error: UpstreamError) -> None:
+        """A call to Ollama failed."""
+
+    def failed_over(self, backend: str, error: UpstreamError) -> None:
+        """A call left `backend` for another one. Clients do not notice."""
+
+    def bulkhead_admitted(self, bulkhead: str, priority: str, seconds: float) -> None:
+        """A call got its permit after waiting `seconds`."""
+
+    def bulkhead_rejected(self, bulkhead: str, reason: BulkheadReason) -> None:
+        """A call got no permit."""
+
+    def bulkhead_store_lost(self, bulkhead: str, limit: int) -> None:
+        """Without Redis this worker bounds its own calls, to its share of `limit`."""
+
+    def bulkhead_store_found(self, bulkhead: str) -> None:
+        """Redis bounds the calls of the fleet again."""
+
+    def flight_handed_over(self) -> None:
+        """A flight's leader was lost or left, and this worker took the lead."""
+
+    def flight_alone(self) -> None:
+        """This worker waited for a leader in vain, or lost Redis meanwhile, and generates for itself."""
+
+    def flight_fenced(self) -> None:
+        """This worker lost its lead without noticing: only its own callers get its answer."""
+
+    # -- operators ----------------------------------------------------------------------------------------------------
+
+    def invalidated(self, asked: Invalidation, swept: Swept) -> None:
+        """An operator deleted cached answers."""
+
+    def stored_ahead(self) -> None:
+        """A warm-up stored an answer."""
+
+    def warm_up_taken(self, job: str) -> None:
+        """This worker continues a warm-up."""
+
+    def warm_up_failed(self, job: str, error: str) -> None:
+        """A question of a warm-up failed for good."""
+
+    # -- documents ----------------------------------------------------------------------------------------------------
+
+    def document_stored(self, chunks: int) -> None:
+        """A revision of a document went into service."""
+
+    def document_failed(self, document: str, error: str) -> None:
+        """An accepted document cannot be stored."""
+
+    def document_delayed(self, document: str, reason: str) -> None:
+        """The embedder fails; a document is delayed for the first time in a row."""
+
+    def chunks_embedded(self, count: int) -> None:
+        """Chunks were embedded and written."""
+
+    def chunk_not_embedded(self, document: str, chunk: int, reason: str) -> None:
+        """The embedder cannot embed a chunk. Search finds it by its words only."""
+
+    def embeddings_removed(self, embedder: str, chunks: int) -> None:
+        """Chunks of an embedder that no worker uses any more were deleted."""
+
+    def answers_outdated(self, reason: Literal["changed", "affected"], count: int) -> None:
+        """A change of documents invalidated cached answers."""
+
+    def reranked(self, seconds: float) -> None:
+        """The re-ranker sorted a question's passages."""
+
+    def reranking_failed(self, error: RerankingUnavailable, seconds: float) -> None:
+        """The re-ranker failed; the passages keep their order."""
