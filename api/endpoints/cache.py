@@ -41,7 +41,7 @@ Key = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_
 @needs("operator")
 async def metrics(request: Request) -> dict[str, Any]:
     """Counts since the statistics began. While Redis is down, the last known counts."""
-    return await worker_state(request).cache.report()
+    return await worker_state(request).cache_report()
 
 
 class InvalidationIn(BaseModel):

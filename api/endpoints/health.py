@@ -6,6 +6,8 @@ What operators read: connections, workers, Prometheus.
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any, Final, Literal
@@ -14,10 +16,65 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
 from api.breaker.state import State
+from api.cancellation import let_go
 from api.endpoints.checked_route import CheckedRoute, needs
 from api.endpoints.worker_state import worker_state
 from api.errors import ServiceUnavailable, StoreUnavailable
 from api.ports.cache import Store
+
+FRESH_SECONDS: Final = 1.0
+
+
+class _SharedProbe:
+    """One probe for all who ask while it runs and for `fresh` seconds from its start."""
+
+    def __init__(self, ask: Callable[[], Coroutine[Any, Any, bool]], fresh: float) -> None:
+        self._ask = ask
+        self._fresh = fresh
+        self._asked_at = 0.0
+        self._answer: asyncio.Task[bool] | None = None
+
+    async def __call__(self) -> bool:
+        """The result. Cancelling one caller does not cancel the probe for the others."""
+        answered = self._answer is not None and self._answer.done()
+        if self._answer is None or (answered and time.monotonic() - self._asked_at > self._fresh):
+            self._asked_at = time.monotonic()
+            self._answer = asyncio.create_task(self._ask())
+            let_go(self._answer)
+        return await asyncio.shield(self._answer)
+
+
+class Reachability:
+    """Probes Redis and Ollama: Ollama at most once a second, Redis each time (a round trip).
+
+    However many callers ask for /health, they share one connection and do not queue.
+    """
+
+    def __init__(
+        self,
+        redis: Callable[[], Coroutine[Any, Any, bool]],
+        redis_partly: Callable[[], bool],
+        breaker_redis: Callable[[], Coroutine[Any, Any, bool]],
+        ollama: Callable[[], Coroutine[Any, Any, bool]],
+    ) -> None:
+        self._redis = _SharedProbe(redis, 0.0)
+        self.redis_partly = redis_partly
+        """Whether any part of Redis answered the last probe: on a cluster, any shard."""
+        self._breaker_redis = _SharedProbe(breaker_redis, 0.0)
+        self._ollama = _SharedProbe(ollama, FRESH_SECONDS)
+
+    async def redis(self) -> bool:
+        """Whether Redis answers and takes writes."""
+        return await self._redis()
+
+    async def breaker_redis(self) -> bool:
+        """Whether the Redis of breakers and bulkheads does."""
+        return await self._breaker_redis()
+
+    async def ollama(self) -> bool:
+        """Whether any backend answers."""
+        return await self._ollama()
+
 
 router = APIRouter(route_class=CheckedRoute, prefix="/health", tags=["health"])
 
@@ -68,7 +125,7 @@ async def health(request: Request, response: Response) -> HealthOut:
         breaker_database=guards,
         ollama=ollama,
         circuit_breaker=states[0],
-        redis_warnings=[RedisWarningOut(**asdict(warning)) for warning in worker.stores.warnings],
+        redis_warnings=[RedisWarningOut(**asdict(warning)) for warning in worker.redis_warnings()],
         version=worker.version,
         worker=worker.worker,
     )
@@ -101,9 +158,9 @@ POOL: Final = "pool_"
 async def pool_metrics(request: Request) -> dict[str, Any]:
     """Figures of this worker. `workers` has those of every live worker; while Redis is down, only this one."""
     state = worker_state(request)
-    report = state.pool.report()
+    report = state.pool_report()
     try:
-        workers = {worker["id"]: _worker(worker)["pool"] for worker in await state.fleet.live()}
+        workers = {worker["id"]: _worker(worker)["pool"] for worker in await state.live_workers()}
     except StoreUnavailable:
         workers = {}
     return {**report, "worker": state.worker, "workers": workers}
@@ -113,7 +170,7 @@ async def pool_metrics(request: Request) -> dict[str, Any]:
 @needs("operator")
 async def workers(request: Request) -> dict[str, Any]:
     """503 while Redis is down."""
-    found = await worker_state(request).fleet.live()
+    found = await worker_state(request).live_workers()
     return {"workers": [_worker(worker) for worker in found]}
 
 
@@ -122,7 +179,7 @@ async def workers(request: Request) -> dict[str, Any]:
 async def prometheus(request: Request) -> Response:
     """The sum over the workers of this replica. A separate process serves the same on METRICS_PORT."""
     state, accept = worker_state(request), request.headers.get("accept", "")
-    body, content_type = await asyncio.to_thread(state.metrics.exposition, accept)
+    body, content_type = await asyncio.to_thread(state.exposition, accept)
     return Response(body, headers={"Content-Type": content_type})
 
 

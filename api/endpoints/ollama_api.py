@@ -16,7 +16,8 @@ from api.endpoints.documents import list_document
 from api.endpoints.dropin_wire import read_body
 from api.endpoints.ollama_wire import ChatBody, EmbedBody, GenerateBody, GenerationBody, OllamaForm, ShowBody
 from api.endpoints.validation import refused
-from api.endpoints.worker_state import ModelCatalog, worker_state
+from api.endpoints.worker_state import worker_state
+from api.ports.models import ModelCatalog
 from api.values import ChatMessage
 
 router = APIRouter(

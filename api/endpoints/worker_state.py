@@ -2,80 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
 
 from starlette.requests import Request
 
-from api.backends.embedder import EmbeddingCalls
-from api.breaker.fleet_breaker import FleetBreaker
-from api.breaker.state import State
-from api.bulkhead.fleet_bulkhead import FleetBulkhead
-from api.endpoints.access import Access
-from api.endpoints.streaming import Streaming
-from api.knowledge.document_service import DocumentService
-from api.ports.cache import StoreChecks
-from api.query.explain import Explainer
-from api.query.invalidate import Invalidator
-from api.query.service import QueryService
-from api.query.warm_up import WarmUps
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-
-class PoolReport(Protocol):
-    """This worker's connections to Ollama, in the contract's field names."""
-
-    def report(self) -> dict[str, object]: ...
-
-
-class CacheReport(Protocol):
-    """The fleet's cache, in the contract's field names."""
-
-    async def report(self) -> dict[str, object]: ...
-
-
-class FleetReport(Protocol):
-    """The live workers of every replica. Raises `StoreUnavailable`."""
-
-    async def live(self) -> list[dict[str, str]]: ...
-
-
-class Reachability(Protocol):
-    """Whether Redis and Ollama can be used now; answers within a second or so."""
-
-    async def redis(self) -> bool: ...
-
-    def redis_partly(self) -> bool: ...
-
-    async def breaker_redis(self) -> bool: ...
-
-    async def ollama(self) -> bool: ...
-
-
-class ModelCatalog(Protocol):
-    """What Ollama says of its models, in its own words, of all backends together. Raises `UpstreamError`."""
-
-    async def available(self) -> list[dict[str, Any]]: ...
-
-    async def in_memory(self) -> list[dict[str, Any]]: ...
-
-    async def version(self) -> str: ...
-
-    async def show(self, model: str, *, verbose: bool) -> dict[str, Any]: ...
-
-
-class Exposition(Protocol):
-    """Prometheus' text, in the format that an `Accept` header asks for: body and content type."""
-
-    def exposition(self, accept: str) -> tuple[bytes, str]: ...
+    from api.backends.embedder import EmbeddingCalls
+    from api.breaker.fleet_breaker import FleetBreaker
+    from api.breaker.state import State
+    from api.bulkhead.fleet_bulkhead import FleetBulkhead
+    from api.endpoints.access import Access
+    from api.endpoints.health import Reachability
+    from api.endpoints.streaming import Streaming
+    from api.knowledge.document_service import DocumentService
+    from api.ports.cache import StoreWarning
+    from api.ports.models import ModelCatalog
+    from api.query.explain import Explainer
+    from api.query.invalidate import Invalidator
+    from api.query.service import QueryService
+    from api.query.warm_up import WarmUps
 
 
 @dataclass(frozen=True, slots=True)
 class AppState:
-    """One worker's open resources, by what endpoints need of them. Breakers, bulkheads: the first backend's first.
+    """One worker's open resources, as endpoints need them. Breakers, bulkheads: the first backend's first.
 
-    `warm_ups` is None where the cache is switched off. `num_ctx`: the context in tokens that all generations have;
-    None: the model's own.
+    `warm_ups` is None if the cache is off. `num_ctx`: the context of every generation in tokens; None: the model's
+    default. `cache_report` and `live_workers` raise `StoreUnavailable`. `exposition` takes an `Accept` header and gives
+    Prometheus' text and its content type.
     """
 
     worker: str
@@ -92,14 +49,14 @@ class AppState:
     num_ctx: int | None
     breakers: Mapping[str, FleetBreaker]
     bulkheads: Mapping[str, FleetBulkhead]
-    pool: PoolReport
-    cache: CacheReport
+    pool_report: Callable[[], dict[str, object]]
+    cache_report: Callable[[], Awaitable[dict[str, object]]]
     invalidator: Invalidator
     warm_ups: WarmUps | None
-    fleet: FleetReport
+    live_workers: Callable[[], Awaitable[list[dict[str, str]]]]
     reachability: Reachability
-    stores: StoreChecks
-    metrics: Exposition
+    redis_warnings: Callable[[], Sequence[StoreWarning]]
+    exposition: Callable[[str], tuple[bytes, str]]
 
     @property
     def breaker(self) -> FleetBreaker:
@@ -108,7 +65,7 @@ class AppState:
 
     @property
     def generation_states(self) -> list[State]:
-        """Where the generate breaker of each backend stands for calls, as far as this worker knows; no I/O."""
+        """The state of each backend's generate breaker, as far as this worker knows; no I/O."""
         breakers = self.breakers.items()
         return [breaker.effective_state for name, breaker in breakers if not name.endswith("-embed")]
 

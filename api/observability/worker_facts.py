@@ -8,17 +8,21 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from api.breaker.fleet_breaker import FleetBreaker
 from api.bulkhead.fleet_bulkhead import FleetBulkhead
 from api.observability.listeners import STATES
 from api.observability.metrics import Metrics, OllamaGrowth
-from api.ports.cache import StoreChecks
+from api.ports.cache import StoreWarning
 from api.values import BackendHealth
+
+if TYPE_CHECKING:
+    from api.observability.telemetry import WorkerTelemetry
+    from api.ollama.pool import OllamaPools
 
 MEASURE_SECONDS: Final = 1.0
 FLEET_POOL_FIELDS: Final = (
@@ -33,16 +37,11 @@ FLEET_POOL_FIELDS: Final = (
 )
 
 
-class _Backends(Protocol):
-    def snapshot(self) -> Any: ...
+class RedisState(Protocol):
+    """What a worker knows of its Redis servers; no I/O."""
 
-    def report(self) -> dict[str, object]: ...
-
-    def measure(self) -> None: ...
-
-
-class _Redis(StoreChecks, Protocol):
-    """What a worker knows of its Redis servers."""
+    @property
+    def warnings(self) -> Sequence[StoreWarning]: ...
 
     @property
     def main_is_up(self) -> bool: ...
@@ -54,10 +53,6 @@ class _Redis(StoreChecks, Protocol):
     def breaker_is_up(self) -> bool: ...
 
 
-class _Counted(Protocol):
-    requests: int
-
-
 class WorkerFacts:
     """Reads the pools, the breakers, the bulkheads and what is known of Redis, of one worker."""
 
@@ -65,11 +60,11 @@ class WorkerFacts:
         self,
         worker: str,
         version: str,
-        backends: _Backends,
+        backends: BackendFacts,
         breakers: Mapping[str, FleetBreaker],
         bulkheads: Mapping[str, FleetBulkhead],
-        redis: _Redis,
-        queries: _Counted,
+        redis: RedisState,
+        queries: WorkerTelemetry,
         metrics: Metrics,
         schema: str,
     ) -> None:
@@ -134,28 +129,16 @@ class WorkerFacts:
         return grown
 
 
-class _Pools(Protocol):
-    def snapshot(self) -> Any: ...
-
-    def by_backend(self) -> Mapping[str, Any]: ...
-
-
-class _Budget(Protocol):
-    retried: int
-
-
 class BackendFacts:
     """Reads the pools of one worker, and what is known of the health of their backends."""
 
     def __init__(
         self,
-        pools: _Pools,
-        budget: _Budget,
+        pools: OllamaPools,
         health: Callable[[str], BackendHealth | None],
         metrics: Metrics,
     ) -> None:
         self._pools = pools
-        self._budget = budget
         self._health = health
         self._metrics = metrics
         self._counted: dict[tuple[str, str], float] = {}
@@ -178,7 +161,7 @@ class BackendFacts:
 
     def measure(self) -> None:
         """Passes on to Prometheus what has grown."""
-        self._metrics.retried(int(self._since("", "retries", self._budget.retried)))
+        self._metrics.retried(int(self._since("", "retries", self._pools.retries.retried)))
         for name, pool in self._pools.by_backend().items():
             health = self._health(name)
             if health is not None:

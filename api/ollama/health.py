@@ -4,10 +4,6 @@ Loads the models into memory before the first question needs them: one worker of
 
 Ollama gives up loading a model when the client that asked for it leaves. So the load belongs to a task of its own,
 which no request's deadline ends, on a connection of its own.
-
-Whether Redis and Ollama can be used now. Many callers at once share one question, and of Ollama also its answer.
-
-However often /health is asked, it takes no connections that commands need, and nobody stands in line for it.
 """
 
 from __future__ import annotations
@@ -15,10 +11,10 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import orjson
 import structlog
@@ -220,54 +216,3 @@ async def _keep(duty: LeaderLease) -> None:
     while True:
         await asyncio.sleep(LEASE / 3)
         await duty.hold(LEASE)
-
-
-FRESH_SECONDS: Final = 1.0
-
-
-class SharedProbe:
-    """One question to a backend on behalf of everybody who asks meanwhile, and for `fresh` seconds from its start."""
-
-    def __init__(self, ask: Callable[[], Coroutine[Any, Any, bool]], fresh: float) -> None:
-        self._ask = ask
-        self._fresh = fresh
-        self._asked_at = 0.0
-        self._answer: asyncio.Task[bool] | None = None
-
-    async def __call__(self) -> bool:
-        """The answer. A caller that leaves does not take it from the others."""
-        answered = self._answer is not None and self._answer.done()
-        if self._answer is None or (answered and time.monotonic() - self._asked_at > self._fresh):
-            self._asked_at = time.monotonic()
-            self._answer = asyncio.create_task(self._ask())
-            let_go(self._answer)
-        return await asyncio.shield(self._answer)
-
-
-class BackendReachability:
-    """See `worker_state.Reachability`. Ollama is asked at most once a second, Redis each time (a round trip)."""
-
-    def __init__(
-        self,
-        redis: Callable[[], Coroutine[Any, Any, bool]],
-        redis_partly: Callable[[], bool],
-        breaker_redis: Callable[[], Coroutine[Any, Any, bool]],
-        ollama: Callable[[], Coroutine[Any, Any, bool]],
-    ) -> None:
-        self._redis = SharedProbe(redis, 0.0)
-        self.redis_partly = redis_partly
-        """Whether some of Redis answered when it was last asked: on a cluster, a shard."""
-        self._breaker_redis = SharedProbe(breaker_redis, 0.0)
-        self._ollama = SharedProbe(ollama, FRESH_SECONDS)
-
-    async def redis(self) -> bool:
-        """Whether Redis answers, and takes writes."""
-        return await self._redis()
-
-    async def breaker_redis(self) -> bool:
-        """The same of the one that breakers are kept in."""
-        return await self._breaker_redis()
-
-    async def ollama(self) -> bool:
-        """Whether Ollama answers."""
-        return await self._ollama()

@@ -269,10 +269,3 @@ class StoreWarning:
     store: Store
     name: str
     advice: str
-
-
-class StoreChecks(Protocol):
-    """What is known of the Redis servers; no I/O."""
-
-    @property
-    def warnings(self) -> Sequence[StoreWarning]: ...

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from api.values import (
     EmbedderIdentity,
@@ -112,3 +112,19 @@ class Reranker(Protocol):
 
         Raises `RerankingUnavailable` past its deadline or on a fault: the order of retrieval stays.
         """
+
+
+class ModelCatalog(Protocol):
+    """The models of all backends, in Ollama's own format. Every method raises `UpstreamError`."""
+
+    async def available(self) -> list[dict[str, Any]]:
+        """The models that can be used."""
+
+    async def in_memory(self) -> list[dict[str, Any]]:
+        """The models that are loaded."""
+
+    async def version(self) -> str:
+        """The version of Ollama."""
+
+    async def show(self, model: str, *, verbose: bool) -> dict[str, Any]:
+        """One model's details."""

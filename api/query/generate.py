@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from api.backends.generations import Generations, Unread
 from api.cancellation import cancelled, let_go
@@ -18,7 +18,6 @@ from api.ports.cache import Claim
 from api.ports.coordination import AnswerOutput, Flights
 from api.ports.question import Query, Timings
 from api.ports.telemetry import RefreshOutcome, Telemetry
-from api.query.cache import Lookup, SemanticCache
 from api.query.citations import Citations, clean
 from api.query.grounding import PassageRetriever, PromptBuilder, Retrieval
 from api.values import (
@@ -31,6 +30,10 @@ from api.values import (
     Source,
     Usage,
 )
+
+if TYPE_CHECKING:
+    from api.query.cache import Lookup, SemanticCache
+
 
 MAX_CHECKS: Final = 3
 """How often an answer is checked against documents that change all the time."""

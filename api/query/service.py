@@ -22,6 +22,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, nullcontext
 from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 from api.cancellation import Deadline
 from api.errors import BreakerOpen, BulkheadFull, OnlyIfCached, RagherdError, UpstreamError
@@ -29,8 +30,6 @@ from api.ports.coordination import Flights, FlightSubscription
 from api.ports.question import AnswerEvent, AnswerFinished, AnswerStarted, Query, Timings
 from api.ports.telemetry import Telemetry
 from api.query.cache import Lookup, SemanticCache
-from api.query.condense import Condenser
-from api.query.generate import FreshAnswers, Refresher
 from api.values import (
     CacheMatch,
     CacheStatus,
@@ -41,6 +40,10 @@ from api.values import (
     StoredElsewhere,
     Token,
 )
+
+if TYPE_CHECKING:
+    from api.query.condense import Condenser
+    from api.query.generate import FreshAnswers, Refresher
 
 
 class _Request:

@@ -81,7 +81,7 @@ class WorkerBackends:
             self._models, prober, board, ollama.ollama_probe_interval, self.warm_up.start, self.digests
         )
         self.fleet_retries = FleetRetries(gate, self._keys, pools.retries)
-        self.facts = BackendFacts(pools, pools.retries, self.watch.known.get, metrics)
+        self.facts = BackendFacts(pools, self.watch.known.get, metrics)
 
     async def reachable(self) -> bool:
         """Whether any backend answers now."""

@@ -20,6 +20,7 @@ from api.embedders.minilm import MARKS, MAX_TOKENS
 from api.embedders.onnx import open_onnx
 from api.embedders.remembered import RememberedEmbedder
 from api.endpoints.access import Access
+from api.endpoints.health import Reachability
 from api.endpoints.streaming import Streaming
 from api.endpoints.worker_state import AppState
 from api.errors import SettingsError
@@ -28,7 +29,6 @@ from api.observability.logs import configure_logging
 from api.observability.metrics import Metrics
 from api.observability.telemetry import WorkerTelemetry
 from api.observability.worker_facts import LoopLag, WorkerFacts
-from api.ollama.health import BackendReachability
 from api.redis_store.keys import Keys
 from api.redis_store.schema import SCHEMA, FleetSchema
 from api.redis_store.stores.fleet import WorkerRegistry
@@ -168,16 +168,14 @@ class _Worker:
             num_ctx=self._settings.ollama.ollama_num_ctx,
             breakers=backends.breakers,
             bulkheads=backends.bulkheads,
-            pool=facts,
-            cache=cache.figures,
+            pool_report=facts.report,
+            cache_report=cache.figures.report,
             invalidator=cache.invalidator,
             warm_ups=cache.warm_ups,
-            fleet=registry,
-            reachability=BackendReachability(
-                gate.check, lambda: gate.any_up, redis.guards.gate.check, backends.reachable
-            ),
-            stores=redis,
-            metrics=self._metrics,
+            live_workers=registry.live,
+            reachability=Reachability(gate.check, lambda: gate.any_up, redis.guards.gate.check, backends.reachable),
+            redis_warnings=lambda: redis.warnings,
+            exposition=self._metrics.exposition,
         )
 
     def _live_workers(self) -> int:

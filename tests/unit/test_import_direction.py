@@ -63,7 +63,7 @@ ALLOWED: dict[str, set[str]] = {
         "api.breaker",
         "api.bulkhead",
         "api.single_flight",
-        "api.query",
+        "api.ollama",
         "api.redis_store",
     },
     "api.endpoints": {
