@@ -1,12 +1,7 @@
-"""What is wrong with a backup, in one line.
+"""Reads and writes the backup format: JSON lines, one object per line. docs/upgrades.md describes it.
 
-The lines of a backup: JSON objects, one a line. docs/upgrades.md describes the format. Pure translation.
-
-A line of a kind that is not known, and a field that is not, were added by a later release and are left out.
-
-Writes a backup as a stream: a line at a time, and at the end what tells a whole file from a truncated one.
-
-Reads a backup, compressed or not. `checked` goes over all of it first: what is not whole is not restored at all.
+The last line holds a checksum, which proves that a file is complete. `verify_backup` reads the whole file first; a
+damaged file is not restored at all. Unknown kinds of lines and unknown fields come from later releases and are ignored.
 """
 
 from __future__ import annotations
@@ -29,19 +24,19 @@ from api.values import known
 
 
 class BackupError(Exception):
-    """The file can not be used: truncated, damaged, of a newer format, or no backup at all."""
+    """The file is truncated, damaged, in a newer format, or not a backup."""
 
 
 FORMAT: Final = 1
-CHUNKS: Final = 200
-"""Chunks on one line."""
+CHUNKS_PER_LINE: Final = 200
+"""Chunks per line."""
 
 Line = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """The first line. `expected` is for the progress bar: what is counted stands at the end."""
+    """The first line. The `expected` counts feed the progress bar; the exact counts are in the last line."""
 
     format: int
     created: str
@@ -54,12 +49,12 @@ class Header:
     expected_answers: int = 0
 
     def line(self) -> Line:
-        """As it is written."""
+        """Returns the line to write."""
         return {"is": "header", **asdict(self)}
 
 
 def document_lines(stored: StoredDocument) -> list[Line]:
-    """A document, then its chunks."""
+    """Returns the line of a document, then the lines of its chunks."""
     one, facts = stored.document, stored.document.facts
     head = {
         "is": "document",
@@ -80,22 +75,22 @@ def document_lines(stored: StoredDocument) -> list[Line]:
 
 
 def _chunk_lines(stored: StoredDocument, embedder: str, chunks: Sequence[EmbeddedChunk]) -> list[Line]:
-    parts = [chunks[start : start + CHUNKS] for start in range(0, len(chunks), CHUNKS)]
+    parts = [chunks[start : start + CHUNKS_PER_LINE] for start in range(0, len(chunks), CHUNKS_PER_LINE)]
     about = {"is": "chunks", "document": stored.document.id, "embedder": embedder}
     return [{**about, "chunks": [_chunk(one, stored.text) for one in part]} for part in parts]
 
 
 def _chunk(one: EmbeddedChunk, text: str) -> Line:
-    """Its text only where it is not simply that part of the document's."""
+    """Returns a chunk. Includes its text only if it differs from that part of the document."""
     chunk = one.chunk
     own = {} if text[chunk.start : chunk.end] == chunk.text else {"text": chunk.text}
     place = {"number": chunk.number, "heading": chunk.heading, "start": chunk.start, "end": chunk.end}
-    embedded = {"failure": one.failure} if one.vector is None else {"vector": _encoded(one.vector)}
+    embedded = {"failure": one.failure} if one.vector is None else {"vector": _encode(one.vector)}
     return {**place, **own, "span": one.span, "reach": one.reach, **embedded}
 
 
 def document_of(head: Line, chunk_lines: Sequence[Line]) -> StoredDocument:
-    """The reverse. Raises `KeyError`, `ValueError`, `TypeError` for what is none."""
+    """Parses a document. Raises `KeyError`, `ValueError` or `TypeError` for invalid lines."""
     facts = known(DocumentFacts, {**head, "tags": tuple(head["tags"])})
     document = Document(
         id=head["id"],
@@ -120,64 +115,66 @@ def _chunk_of(one: Line, text: str) -> EmbeddedChunk:
     start, end = int(one["start"]), int(one["end"])
     chunk = Chunk(int(one["number"]), one.get("text", text[start:end]), one["heading"], start, end)
     failure = str(one.get("failure", ""))
-    vector = None if failure else _decoded(one["vector"])
+    vector = None if failure else _decode(one["vector"])
     return EmbeddedChunk(chunk, vector, (*one["span"],), (*one["reach"],), failure)
 
 
 def answer_line(answer: StoredAnswer) -> Line:
-    """One entry of the cache."""
-    vector = None if answer.vector is None else _encoded(answer.vector)
+    """Returns the line of one cache entry."""
+    vector = None if answer.vector is None else _encode(answer.vector)
     return {"is": "answer", **asdict(answer), "fields": dict(answer.fields), "vector": vector}
 
 
 def answer_of(line: Line) -> StoredAnswer:
-    """The reverse. Raises `KeyError`, `ValueError`, `TypeError` for what is none."""
-    vector = None if line["vector"] is None else _decoded(line["vector"])
+    """Parses a cache entry. Raises `KeyError`, `ValueError` or `TypeError` for an invalid line."""
+    vector = None if line["vector"] is None else _decode(line["vector"])
     answer = known(StoredAnswer, {**line, "vector": vector})
     _ = (answer.created_ms, answer.tenant, int(answer.fields["expires_ms"]), answer.gone_ms + answer.uses)
     return answer
 
 
 def deletions_line(marks: Mapping[str, int]) -> Line:
-    """What was deleted, and when."""
+    """Returns the line of deletion marks and their times."""
     return {"is": "deleted", "marks": dict(marks)}
 
 
 def corpora_line(digests: Mapping[str, str]) -> Line:
-    """The digest of each tenant's documents while the answers were read; empty where they changed meanwhile."""
+    """Returns the line with each tenant's corpus digest while its answers were read; empty if the corpus changed
+    meanwhile.
+    """
     return {"is": "corpora", "tenants": dict(digests)}
 
 
-def _encoded(vector: bytes) -> str:
+def _encode(vector: bytes) -> str:
     return base64.b64encode(vector).decode()
 
 
-def _decoded(text: str) -> bytes:
+def _decode(text: str) -> bytes:
     return base64.b64decode(text, validate=True)
 
 
-LEVEL: Final = 6
+GZIP_LEVEL: Final = 6
 
 
 class BackupWriter:
-    """Writes to `stream`, which stays the caller's to close. `plain`: not compressed."""
+    """Writes a backup to `stream`, which the caller closes. `plain`: without compression."""
 
     def __init__(self, stream: BinaryIO, *, plain: bool = False) -> None:
-        self._gzip = None if plain else gzip.GzipFile(fileobj=stream, mode="wb", compresslevel=LEVEL, mtime=0)
+        self._gzip = None if plain else gzip.GzipFile(fileobj=stream, mode="wb", compresslevel=GZIP_LEVEL, mtime=0)
         self._out: BinaryIO | gzip.GzipFile = self._gzip or stream
         self._sha = hashlib.sha256()
         self.counts: Counter[str] = Counter()
-        """Lines by kind."""
+        """Number of lines by kind."""
 
     def write(self, line: Line) -> None:
-        """One more line."""
+        """Writes one line."""
         text = orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
         self._sha.update(text)
         self._out.write(text)
         self.counts[line["is"]] += 1
 
     def end(self) -> None:
-        """The last line."""
+        """Writes the last line with the counts and the checksum."""
         end = {"is": "end", "lines": dict(self.counts), "sha256": self._sha.hexdigest()}
         self._out.write(orjson.dumps(end, option=orjson.OPT_APPEND_NEWLINE))
         if self._gzip is not None:
@@ -185,27 +182,27 @@ class BackupWriter:
 
 
 MAGIC: Final = b"\x1f\x8b"
-DAMAGED: Final = "it is damaged, or no backup of Ragherd's"
+DAMAGED: Final = "it is damaged, or not a Ragherd backup"
 TRUNCATED: Final = "it is truncated: its last line is missing"
 
 
 @dataclass(frozen=True, slots=True)
-class Checked:
-    """A whole backup: its first line, the number of lines of each kind, and the tenants' documents by their digests."""
+class VerifiedBackup:
+    """A complete backup: its header, the number of lines of each kind, and the corpus digest of each tenant."""
 
     header: Header
     lines: Counter[str]
     corpora: dict[str, str]
 
 
-def checked(file: BinaryIO) -> Checked:
-    """Raises `BackupError`. `file` can be sought in."""
+def verify_backup(file: BinaryIO) -> VerifiedBackup:
+    """Verifies a whole backup. `file` must be seekable. Raises `BackupError`."""
     sha, counts, corpora = hashlib.sha256(), Counter[str](), dict[str, str]()
     header: Header | None = None
     end: Line | None = None
     for text in _texts(file):
         if end is not None:
-            raise BackupError("it is damaged: there is something after its end")
+            raise BackupError("it is damaged: there is data after its last line")
         line = _parsed(text)
         if header is None:
             header = _header(line)
@@ -219,18 +216,18 @@ def checked(file: BinaryIO) -> Checked:
     if header is None or end is None:
         raise BackupError(TRUNCATED if header else "it is empty")
     if end.get("sha256") != sha.hexdigest() or end.get("lines") != dict(counts):
-        raise BackupError("it is damaged: its digest is another")
-    return Checked(header, counts, corpora)
+        raise BackupError("it is damaged: its checksum does not match")
+    return VerifiedBackup(header, counts, corpora)
 
 
 def lines(file: BinaryIO) -> Iterator[Line]:
-    """All lines of a file that was checked."""
+    """Yields all lines of a verified file."""
     for text in _texts(file):
         yield _parsed(text)
 
 
 def documents(file: BinaryIO) -> Iterator[StoredDocument]:
-    """Each with its chunks. Raises `BackupError`."""
+    """Yields each document with its chunks. Raises `BackupError`."""
     head: Line | None = None
     chunks: list[Line] = []
     for line in lines(file):
@@ -243,17 +240,17 @@ def documents(file: BinaryIO) -> Iterator[StoredDocument]:
 
 
 def answers(file: BinaryIO) -> Iterator[StoredAnswer]:
-    """Raises `BackupError`."""
+    """Yields the cached answers. Raises `BackupError`."""
     for line in lines(file):
         if line["is"] == "answer":
             try:
                 yield answer_of(line)
             except (KeyError, ValueError, TypeError) as error:
-                raise BackupError(f"an answer in it can not be read: {error!r}") from None
+                raise BackupError(f"it contains an unreadable answer: {error!r}") from None
 
 
 def deletions(file: BinaryIO) -> dict[str, int]:
-    """What had been deleted, and when."""
+    """Returns the deletion marks and their times."""
     found = [line["marks"] for line in lines(file) if line["is"] == "deleted"]
     return {str(mark): int(at) for marks in found for mark, at in marks.items()}
 
@@ -262,19 +259,21 @@ def _document(head: Line, chunks: list[Line]) -> StoredDocument:
     try:
         return document_of(head, chunks)
     except (KeyError, ValueError, TypeError) as error:
-        raise BackupError(f"a document in it can not be read: {error!r}") from None
+        raise BackupError(f"it contains an unreadable document: {error!r}") from None
 
 
 def _header(line: Line) -> Header:
     if line["is"] != "header" or not isinstance(line.get("format"), int):
-        raise BackupError("it is no backup of Ragherd's")
+        raise BackupError("it is not a Ragherd backup")
     if line["format"] > FORMAT:
         release = line.get("release", "a later release")
-        raise BackupError(f"it has format {line['format']}, of Ragherd {release}; this release reads up to {FORMAT}")
+        raise BackupError(
+            f"it has format {line['format']} of Ragherd {release}; this release reads formats up to {FORMAT}"
+        )
     try:
         return known(Header, {**line, "tenants": tuple(line["tenants"])})
     except (KeyError, TypeError):
-        raise BackupError("it is no backup of Ragherd's") from None
+        raise BackupError("it is not a Ragherd backup") from None
 
 
 def _parsed(text: bytes) -> Line:
@@ -283,7 +282,7 @@ def _parsed(text: bytes) -> Line:
     except ValueError:
         raise BackupError(DAMAGED if text.endswith(b"\n") else TRUNCATED) from None
     if not isinstance(line, dict) or not isinstance(line.get("is"), str):
-        raise BackupError("it is no backup of Ragherd's")
+        raise BackupError("it is not a Ragherd backup")
     return line
 
 

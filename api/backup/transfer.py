@@ -1,8 +1,7 @@
-"""Takes a backup: documents first, then the answers that cite them, one after the other, while the fleet works.
+"""Takes and restores backups while the fleet works.
 
-Restores a backup: documents first, then the answers that are right for what serves by then.
-
-Doing it again changes nothing: it goes on where it was broken off.
+Documents come first, then the answers that cite them. A restore keeps only the answers that are still right for the
+documents. Repeating an interrupted restore continues it.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ from typing import BinaryIO, Final
 from api.backup.archive import (
     FORMAT,
     BackupWriter,
-    Checked,
     Header,
+    VerifiedBackup,
     answer_line,
     answers,
     corpora_line,
@@ -31,12 +30,12 @@ from api.ports.backup import BackupSource, BackupTarget, StoredAnswer
 from api.ports.document_work import Deletions, marks_for
 
 OnStep = Callable[[str, int, int], None]
-"""Told of each step: what it is of, how many are done, and how many there are, about."""
+"""Called at each step with its kind, the number done, and the approximate total."""
 
 
 @dataclass(frozen=True, slots=True)
 class BackupScope:
-    """What goes into a backup. No tenants: all. `vectors`: chunks too, so that nothing has to be embedded anew."""
+    """The contents of a backup. No tenants: all. `vectors`: include chunks, so that a restore need not embed again."""
 
     documents: bool = True
     cache: bool = True
@@ -46,35 +45,35 @@ class BackupScope:
 
 @dataclass(frozen=True, slots=True)
 class BackupOrigin:
-    """Who takes a backup: the release, and the schema of the keys that it knows."""
+    """The release that takes a backup, and its schema of the Redis keys."""
 
     release: str
     schema: str
 
 
-async def take(
+async def take_backup(
     source: BackupSource,
     deletions: Deletions,
     writer: BackupWriter,
-    wanted: BackupScope,
-    maker: BackupOrigin,
+    scope: BackupScope,
+    origin: BackupOrigin,
     on: OnStep,
 ) -> None:
-    """Writes all of it. Raises `StoreUnavailable`."""
+    """Writes the whole backup. Raises `StoreUnavailable`."""
     now = datetime.fromtimestamp(await source.now_ms() / 1000, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-    about = (now, maker.release, maker.schema, wanted.documents, wanted.cache)
-    header = Header(FORMAT, *about, wanted.tenants, *await source.expected())
+    about = (now, origin.release, origin.schema, scope.documents, scope.cache)
+    header = Header(FORMAT, *about, scope.tenants, *await source.expected())
     writer.write(header.line())
-    if wanted.documents:
-        await _documents(source, writer, wanted, header.expected_documents, on)
-    if wanted.cache:
-        writer.write(deletions_line(marks_for(await deletions.noted(), wanted.tenants)))
-        await _answers(source, writer, wanted.tenants, header.expected_answers, on)
+    if scope.documents:
+        await _documents(source, writer, scope, header.expected_documents, on)
+    if scope.cache:
+        writer.write(deletions_line(marks_for(await deletions.noted(), scope.tenants)))
+        await _answers(source, writer, scope.tenants, header.expected_answers, on)
     writer.end()
 
 
-async def _documents(source: BackupSource, writer: BackupWriter, wanted: BackupScope, about: int, on: OnStep) -> None:
-    async for stored in source.documents(wanted.tenants, vectors=wanted.vectors):
+async def _documents(source: BackupSource, writer: BackupWriter, scope: BackupScope, about: int, on: OnStep) -> None:
+    async for stored in source.documents(scope.tenants, vectors=scope.vectors):
         for line in document_lines(stored):
             writer.write(line)
         on("documents", writer.counts["document"], about)
@@ -92,7 +91,7 @@ async def _answers(source: BackupSource, writer: BackupWriter, tenants: Sequence
 
 
 async def _corpora(source: BackupSource, tenants: Sequence[str], before: Mapping[str, int | None]) -> Mapping[str, str]:
-    """Which documents the answers were right for: where they changed while answers were read, nobody can say."""
+    """Returns the corpus digest of each tenant, or an empty string if the corpus changed while answers were read."""
     found = {}
     for tenant in tenants:
         epoch, digest = await source.corpus(tenant)
@@ -100,13 +99,13 @@ async def _corpora(source: BackupSource, tenants: Sequence[str], before: Mapping
     return found
 
 
-BATCH: Final = 100
-"""Answers that are looked at together."""
+ANSWER_BATCH: Final = 100
+"""Answers restored together."""
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
-    """What of a backup is restored. No tenants: all. `replace`: documents that are newer in Redis too."""
+class RestoreScope:
+    """The parts of a backup to restore. No tenants: all. `replace`: overwrite documents that are newer in Redis."""
 
     documents: bool = True
     cache: bool = True
@@ -115,50 +114,52 @@ class Chosen:
     dry_run: bool = False
 
     def has(self, tenant: str) -> bool:
-        """Whether this tenant's is wanted."""
+        """Returns whether to restore this tenant."""
         return not self.tenants or tenant in self.tenants
 
 
 @dataclass(slots=True)
 class Restored:
-    """What became of documents and answers, by outcome."""
+    """The number of documents and answers by outcome."""
 
     documents: Counter[str] = field(default_factory=Counter)
     answers: Counter[str] = field(default_factory=Counter)
 
 
-async def put(target: BackupTarget, file: BinaryIO, backup: Checked, chosen: Chosen, on: OnStep) -> Restored:
-    """`file` was checked. Raises `StoreUnavailable`, `BackupError`."""
+async def restore_backup(
+    target: BackupTarget, file: BinaryIO, backup: VerifiedBackup, scope: RestoreScope, on: OnStep
+) -> Restored:
+    """Restores a verified backup. Raises `StoreUnavailable` or `BackupError`."""
     restored = Restored()
-    if chosen.documents:
-        await _put_documents(target, file, backup, chosen, restored, on)
-    if chosen.cache:
-        await target.put_deletions(marks_for(deletions(file), chosen.tenants), dry_run=chosen.dry_run)
-        await _put_answers(target, file, backup, chosen, restored, on)
+    if scope.documents:
+        await _put_documents(target, file, backup, scope, restored, on)
+    if scope.cache:
+        await target.put_deletions(marks_for(deletions(file), scope.tenants), dry_run=scope.dry_run)
+        await _put_answers(target, file, backup, scope, restored, on)
     return restored
 
 
 async def _put_documents(
-    target: BackupTarget, file: BinaryIO, backup: Checked, chosen: Chosen, restored: Restored, on: OnStep
+    target: BackupTarget, file: BinaryIO, backup: VerifiedBackup, scope: RestoreScope, restored: Restored, on: OnStep
 ) -> None:
     for stored in documents(file):
-        if chosen.has(stored.document.facts.tenant):
-            outcome = await target.put_document(stored, replace=chosen.replace, dry_run=chosen.dry_run)
+        if scope.has(stored.document.facts.tenant):
+            outcome = await target.put_document(stored, replace=scope.replace, dry_run=scope.dry_run)
             restored.documents[outcome] += 1
         on("documents", restored.documents.total(), backup.lines["document"])
     await target.settle()
 
 
 async def _put_answers(
-    target: BackupTarget, file: BinaryIO, backup: Checked, chosen: Chosen, restored: Restored, on: OnStep
+    target: BackupTarget, file: BinaryIO, backup: VerifiedBackup, scope: RestoreScope, restored: Restored, on: OnStep
 ) -> None:
-    wanted = (answer for answer in answers(file) if chosen.has(answer.tenant))
-    for batch in _batched(wanted):
-        outcomes = await target.put_answers(batch, backup.corpora, dry_run=chosen.dry_run)
+    matching = (answer for answer in answers(file) if scope.has(answer.tenant))
+    for batch in _batched(matching):
+        outcomes = await target.put_answers(batch, backup.corpora, dry_run=scope.dry_run)
         restored.answers.update(outcomes)
         on("answers", restored.answers.total(), backup.lines["answer"])
 
 
 def _batched(found: Iterator[StoredAnswer]) -> Iterator[Sequence[StoredAnswer]]:
-    while batch := list(islice(found, BATCH)):
+    while batch := list(islice(found, ANSWER_BATCH)):
         yield batch

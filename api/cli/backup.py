@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from api.backup.archive import BackupWriter
-from api.backup.transfer import BackupScope, OnStep, take
+from api.backup.transfer import BackupScope, OnStep, take_backup
 from api.cli.exits import INTERRUPTED, UNUSABLE, end
 from api.errors import SettingsError, StoreUnavailable
 from api.settings import Settings, load_settings
@@ -76,7 +76,7 @@ async def _run(settings: Settings, stream: BinaryIO, wanted: BackupScope, *, pla
     writer = BackupWriter(stream, plain=plain)
     async with opened_memory(settings, writes=False) as memory:
         with shown_progress() as step:
-            await take(memory.source, memory.deletions, writer, wanted, MAKER, step)
+            await take_backup(memory.source, memory.deletions, writer, wanted, MAKER, step)
     return writer.counts
 
 

@@ -69,8 +69,8 @@ def rows(demand: Demand, found: Plan) -> list[tuple[str, str, str]]:
     ]
 
 
-def _megabits(a_second: float) -> str:
-    return f"{a_second * 8 / 1e6:,.1f}"
+def _megabits(per_second: float) -> str:
+    return f"{per_second * 8 / 1e6:,.1f}"
 
 
 CostsFile = Annotated[

@@ -14,8 +14,8 @@ from typing import Annotated, BinaryIO
 
 import typer
 
-from api.backup.archive import BackupError, Checked, checked
-from api.backup.transfer import Chosen, Restored, put
+from api.backup.archive import BackupError, VerifiedBackup, verify_backup
+from api.backup.transfer import Restored, RestoreScope, restore_backup
 from api.cli.backup import STREAM, shown_progress
 from api.cli.exits import INTERRUPTED, UNUSABLE, end
 from api.errors import SettingsError, StoreUnavailable
@@ -32,7 +32,7 @@ def restore(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and change nothing.")] = False,
 ) -> None:
     """Load a backup into Redis (REDIS_URL, REDIS_PREFIX). You can repeat it: entries that exist are left alone."""
-    chosen = Chosen(documents or not cache, cache or not documents, tuple(tenant or ()), replace, dry_run)
+    chosen = RestoreScope(documents or not cache, cache or not documents, tuple(tenant or ()), replace, dry_run)
     try:
         settings = load_settings()
         with _opened(file) as stream:
@@ -53,15 +53,15 @@ def restore(
         raise end("DOCUMENTS_MAX: a tenant has as many documents as it may")
 
 
-async def _run(settings: Settings, stream: BinaryIO, backup: Checked, chosen: Chosen) -> Restored:
+async def _run(settings: Settings, stream: BinaryIO, backup: VerifiedBackup, chosen: RestoreScope) -> Restored:
     async with opened_memory(settings, writes=not chosen.dry_run) as memory:
         with shown_progress() as step:
-            return await put(memory.target, stream, backup, chosen, step)
+            return await restore_backup(memory.target, stream, backup, chosen, step)
 
 
-def _checked(stream: BinaryIO) -> Checked:
+def _checked(stream: BinaryIO) -> VerifiedBackup:
     try:
-        return checked(stream)
+        return verify_backup(stream)
     except BackupError as error:
         raise BackupError(f"{error}; nothing was changed") from None
 

@@ -1,1 +1,1 @@
-"""Which language and script a text is in, and which of them an embedder was made for. Imports nothing local."""
+"""Identifies the language and script of a text, and the languages an embedding model supports. No local imports."""

@@ -1,4 +1,4 @@
-"""Common English words, for questions without a word of grammar: `reset password`."""
+"""Common English words, to recognize questions without function words: `reset password`."""
 
 from __future__ import annotations
 
@@ -292,4 +292,4 @@ COMMON: Final = words_in(
     zeros zip zoo
     """
 )
-"""Those of technical English, from this project's pages and the documentation of Python, and of daily life."""
+"""Words of everyday and technical English, from this project's pages and the Python documentation."""

@@ -1,4 +1,4 @@
-"""Words of grammar, and letters that English does not have: they tell which language a text is in."""
+"""Function words by language, and letters that English lacks: the evidence for a text's language."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 
 
 def words_in(text: str) -> frozenset[str]:
-    """A table as it is written: words with blanks between them."""
+    """Returns the words of a whitespace-separated table."""
     return frozenset(text.split())
 
 
@@ -26,7 +26,7 @@ ENGLISH: Final = words_in(
     weren't we've you've they've
     """
 )
-"""English and, among the languages below, nothing else."""
+"""Function words of English that none of the languages below has."""
 SHARED: Final = words_in(
     """
     a an i is in on me no so as do we he of over was had her for at by to or it am will under all here be but us go
@@ -34,7 +34,7 @@ SHARED: Final = words_in(
     die dies ya yo ai car hat man men war gift art mine pan sale per van son ton pain pour chat sur dare care os
     """
 )
-"""English, and words of other languages too."""
+"""Words that English shares with another language."""
 
 _FUNCTION_WORDS: Final[Mapping[str, str]] = {
     "de": """
@@ -134,7 +134,7 @@ _LETTERS: Final[Mapping[str, str]] = {
     "ș": "ro", "ț": "ro", "ő": "hu", "ű": "hu", "đ": "vi", "ơ": "vi", "ư": "vi", "œ": "fr", "¿": "es", "¡": "es",
 }  # fmt: skip
 LETTERS: Final = {letter: tuple(languages.split()) for letter, languages in _LETTERS.items()}
-"""The languages of a letter, or of a mark, that English does not have."""
+"""The languages that use a letter or mark that English lacks."""
 LOANS: Final = words_in(
     """
     café cafés résumé résumés naïve naïvely façade fiancé fiancée cliché clichés décor déjà vu jalapeño jalapeños
@@ -142,7 +142,7 @@ LOANS: Final = words_in(
     coöperate zoë noël mañana señor señora smörgåsbord après pâté matinée
     """
 )
-"""English words that are written with such letters."""
+"""English loanwords written with such letters."""
 
 
 def _languages_by_word() -> dict[str, tuple[str, ...]]:
@@ -155,4 +155,4 @@ def _languages_by_word() -> dict[str, tuple[str, ...]]:
 
 
 BY_WORD: Final = _languages_by_word()
-"""The languages that have a word of grammar, but for words that English has too."""
+"""The languages that have a function word. Omits words that English also has."""

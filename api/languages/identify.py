@@ -1,10 +1,7 @@
-"""Which language a text is in: by its script, its words of grammar, its letters, and for English its common words.
+"""Identifies the language and scripts of a text, and the languages that an embedding model supports.
 
-The scripts of a text: which its letters are of, and its words that are in none of those that are known.
-
-The languages that an embedder was made for, and the questions that are not in one of them.
-
-The languages of embedding models, by the names that Ollama gives them.
+The evidence is the script, function words and letters, and for English also common words. Languages of embedding models
+are known by their Ollama names.
 """
 
 from __future__ import annotations
@@ -22,24 +19,24 @@ from api.languages.function_words import BY_WORD, ENGLISH, LETTERS, LOANS, SHARE
 
 LATIN: Final = "LATIN"
 ANY_SCRIPT: Final = ""
-"""What all scripts share: figures, marks, symbols."""
-NAMES: Final = {
+"""Characters that all scripts share: digits, punctuation, symbols."""
+SCRIPT_BY_NAME: Final = {
     "CJK": "HAN", "IDEOGRAPHIC": "HAN", "KANGXI": "HAN", "BOPOMOFO": "HAN", "HIRAGANA": "KANA", "KATAKANA": "KANA",
     "KATAKANA-HIRAGANA": "KANA", "HANGUL": "HANGUL", "LATIN": LATIN,
 }  # fmt: skip
-"""Scripts by the first word of the names of their letters, where that is not the script itself."""
+"""Script by the first word of a letter's Unicode name, if that word is not the script."""
 WIDTHS: Final = ("FULLWIDTH ", "HALFWIDTH ")
 LETTERLIKE: Final = frozenset(
     ["MODIFIER", "MATHEMATICAL", "FEMININE", "MASCULINE", "MICRO", "KELVIN", "ANGSTROM", "OHM", "DOUBLE-STRUCK",
      "SCRIPT", "BLACK-LETTER", "SUPERSCRIPT", "SUBSCRIPT", "ROMAN", "CIRCLED", "PARENTHESIZED", "TURNED", "PLANCK",
      "EULER", "INFORMATION", "ESTIMATED", "BLACKBOARD"]
 )  # fmt: skip
-"""First words of the names of symbols that Unicode counts among letters."""
+"""First words in the Unicode names of symbols that Unicode classifies as letters."""
 
 
 @lru_cache(maxsize=8192)
 def script_of(character: str) -> str:
-    """`LATIN`, `HAN`, `KANA`, `CYRILLIC` and so on for a letter and its marks, `COMMON` for all else."""
+    """Returns `LATIN`, `HAN`, `KANA`, `CYRILLIC` and so on for a letter or its mark, and `ANY_SCRIPT` otherwise."""
     if character.isascii():
         return LATIN if character.isalpha() else ANY_SCRIPT
     category = unicodedata.category(character)
@@ -51,11 +48,11 @@ def script_of(character: str) -> str:
     first = name.split(" ", 1)[0]
     if first in LETTERLIKE or first in ("COMBINING", "VARIATION", "ZERO", ""):
         return ANY_SCRIPT
-    return NAMES.get(first, first)
+    return SCRIPT_BY_NAME.get(first, first)
 
 
 def scripts_of(text: str) -> Counter[str]:
-    """How many letters of each script a text has."""
+    """Counts the letters of each script."""
     if text.isascii():
         return Counter({LATIN: sum(map(str.isalpha, text))})
     found = Counter(map(script_of, text))
@@ -64,7 +61,7 @@ def scripts_of(text: str) -> Counter[str]:
 
 
 def words_outside(text: str, scripts: frozenset[str]) -> tuple[str, ...]:
-    """The runs of a text whose letters are of none of `scripts`, in order and without case."""
+    """Returns the case-folded runs of letters in no script of `scripts`, in order."""
     return () if text.isascii() else tuple(_outside(text, scripts))
 
 
@@ -83,13 +80,13 @@ def _outside(text: str, scripts: frozenset[str]) -> Iterator[str]:
 
 
 UNDETERMINED: Final = "und"
-"""As ISO 639 has it: words, and none that are known."""
-HINT: Final = 0.25
-"""What a word weighs that other languages may have too, beside a word of grammar."""
+"""The ISO 639 code for words in no known language."""
+COMMON_WORD_WEIGHT: Final = 0.25
+"""The weight of a common English word, compared with 1 for a function word."""
 
 _WORD: Final = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
 _ELISION: Final = re.compile(r"\b(?:[ldjnc]|qu|dell|nell|all|sull)['’](?=[^\W\d_]{2})", re.IGNORECASE)
-"""French and Italian: l'ordine, qu'il."""
+"""French and Italian elision: l'ordine, qu'il."""
 ENDINGS: Final = (
     ("s", ""),
     ("es", ""),
@@ -101,14 +98,14 @@ ENDINGS: Final = (
     ("ly", ""),
     ("'s", ""),
 )
-"""Of inflected words, and what their base ends with instead."""
+"""Endings of inflected words, and the ending of their base form."""
 MAX_WORDS: Final = 120
 
 
 def language_of(text: str) -> str:
-    """ISO 639-1 for a language in Latin letters, the script's name in lower case for one that is not.
+    """Returns the ISO 639-1 code of a language in Latin script, or the lower-case name of another script.
 
-    `und` where there are words and nothing tells, an empty text where there are only names, figures and signs.
+    Returns `und` if the words give no evidence, and an empty string if the text has only names, numbers and symbols.
     """
     scripts = scripts_of(text)
     if not scripts:
@@ -132,7 +129,7 @@ def _by_words(text: str) -> str:
 
 
 def _evidence(text: str, words: list[str]) -> tuple[float, dict[str, float]]:
-    """What speaks for English, and what for each other language."""
+    """Returns the weight of the evidence for English and for each other language."""
     english = 0.0
     foreign: Counter[str] = Counter()
     for word in words:
@@ -141,7 +138,7 @@ def _evidence(text: str, words: list[str]) -> tuple[float, dict[str, float]]:
         elif languages := BY_WORD.get(word):
             foreign.update(languages)
         elif _is_english(word):
-            english += HINT
+            english += COMMON_WORD_WEIGHT
     if not text.isascii():
         _count_letters(text, foreign)
     if "'" in text or "’" in text:
@@ -151,16 +148,16 @@ def _evidence(text: str, words: list[str]) -> tuple[float, dict[str, float]]:
 
 
 def _is_english(word: str) -> bool:
-    """A common word, or an inflected form of one."""
+    """Returns whether the word is a common English word or an inflected form of one."""
     if word in COMMON or word in SHARED or word in ENGLISH:
         return True
     return any(word.endswith(ending) and word.removesuffix(ending) + base in COMMON for ending, base in ENDINGS)
 
 
 def _count_letters(text: str, foreign: Counter[str]) -> None:
-    """Words with a letter that English lacks, but for names and loans: a word counts once."""
-    for place, word in enumerate(text.split()):
-        is_name = place > 0 and word[:1].isupper()
+    """Counts each word with a letter that English lacks once per language. Ignores names and loanwords."""
+    for index, word in enumerate(text.split()):
+        is_name = index > 0 and word[:1].isupper()
         if word.isascii() or is_name or word.lower().strip(".,;:?!()\"'") in LOANS:
             continue
         languages = {language for letter in word.lower() for language in LETTERS.get(letter, ())}
@@ -168,14 +165,14 @@ def _count_letters(text: str, foreign: Counter[str]) -> None:
 
 
 def _by_vocabulary(words: list[str]) -> str:
-    """English where most of the words are: a capital inside, or all in capitals, is a name and says nothing."""
-    telling = [word.lower() for place, word in enumerate(words) if (place == 0 or word.islower()) and len(word) > 1]
+    """Returns English if most words are. Ignores words with inner or all capitals, which are names."""
+    plain_words = [word.lower() for index, word in enumerate(words) if (index == 0 or word.islower()) and len(word) > 1]
     if words and words[0].isupper() and len(words[0]) > 1:
-        telling = telling[1:]
-    if not telling:
+        plain_words = plain_words[1:]
+    if not plain_words:
         return ""
-    known = sum(map(_is_english, telling))
-    return "en" if 2 * known > len(telling) else UNDETERMINED
+    known = sum(map(_is_english, plain_words))
+    return "en" if 2 * known > len(plain_words) else UNDETERMINED
 
 
 SCRIPTS: Final = {
@@ -189,38 +186,38 @@ SCRIPTS: Final = {
     "te": ("TELUGU",), "th": ("THAI",), "ug": ("ARABIC",), "uk": ("CYRILLIC",), "ur": ("ARABIC",), "yi": ("HEBREW",),
     "zh": ("HAN",),
 }  # fmt: skip
-"""The scripts of languages that are not written in Latin letters, by their ISO 639-1 code."""
+"""The scripts of languages without Latin script, by ISO 639-1 code."""
 
 
 @dataclass(frozen=True, slots=True)
 class Languages:
-    """`codes`: ISO 639-1, as `en` and `de`; None for a multilingual embedder, which has them all."""
+    """The languages of an embedding model. `codes`: ISO 639-1, such as `en`; None for a multilingual model."""
 
     codes: frozenset[str] | None = None
 
     @property
     def scripts(self) -> frozenset[str] | None:
-        """Those that the languages are written in, Latin always among them; None for all."""
+        """The scripts of these languages, always with Latin; None for all scripts."""
         if self.codes is None:
             return None
         return frozenset([LATIN, *(script for code in self.codes for script in SCRIPTS.get(code, ()))])
 
     def outside(self, text: str) -> str:
-        """The language of a text that is in none of these, as `language_of` names it; else an empty text."""
+        """Returns the language of a text if it is none of these, as `language_of` names it, else an empty string."""
         if self.codes is None:
             return ""
         language = language_of(text)
         return "" if not language or language in self.codes or self._may_be(language) else language
 
     def _may_be(self, language: str) -> bool:
-        """Whether a text of a script, or of no language that is known, may be in one of these."""
+        """Returns whether a text in this script, or in an unidentified language, may be in one of these languages."""
         if language == UNDETERMINED:
-            return self.codes != ONLY_ENGLISH.codes  # the vocabulary of other languages is not known
+            return self.codes != ONLY_ENGLISH.codes  # we have no vocabulary of other languages
         scripts = self.scripts
         return scripts is None or language.upper() in scripts
 
     def words_outside(self, text: str) -> tuple[str, ...]:
-        """The words of a text in scripts that none of these languages is written in."""
+        """Returns the words of a text in scripts that none of these languages uses."""
         scripts = self.scripts
         return () if scripts is None else words_outside(text, scripts)
 
@@ -240,11 +237,14 @@ MULTILINGUAL: Final = (
     "snowflake-arctic-embed-l-v2",
     "snowflake-arctic-embed-m-v2",
 )
-"""What the names of multilingual models begin with, after the publisher's name. All others are taken for English:
-`nomic-embed-text`, `all-minilm`, `mxbai-embed-large`, `snowflake-arctic-embed` and `granite-embedding` are."""
+"""Prefixes of multilingual models' names, without the publisher.
+
+All other models count as English: `nomic-embed-text`, `all-minilm`, `mxbai-embed-large`, `snowflake-arctic-embed` and
+`granite-embedding` are.
+"""
 
 
 def languages_of(model: str) -> Languages:
-    """Of a model by its name, as `bge-m3`, `hf.co/someone/bge-m3-GGUF:Q8_0` or `granite-embedding:278m`."""
+    """Returns the languages of a model: `bge-m3`, `hf.co/someone/bge-m3-GGUF:Q8_0` or `granite-embedding:278m`."""
     name = model.casefold().rpartition("/")[2]
     return EVERY if name.startswith(MULTILINGUAL) else ONLY_ENGLISH

@@ -1,1 +1,1 @@
-"""How large a fleet has to be, on paper and by simulation. Pure: it asks nobody and changes nothing."""
+"""Sizes a fleet with a cost model and a simulation. Pure: sends no request and changes nothing."""

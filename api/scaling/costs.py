@@ -1,4 +1,4 @@
-"""What work costs, as `scripts/measure_costs.py` measured it: read from its JSON."""
+"""Reads the measured costs of operations from the JSON that `scripts/measure_costs.py` writes."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 
 
 class CostsUnreadable(Exception):
-    """A file that is not what `scripts/measure_costs.py` writes."""
+    """The file was not written by `scripts/measure_costs.py`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Of one piece of work: microseconds of Redis's main thread, commands (those in scripts too), bytes."""
+    """The cost of one operation: microseconds of Redis's main thread, commands (including those in scripts), bytes."""
 
     server_us: float = 0.0
     commands: float = 0.0
@@ -38,43 +38,47 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Periodic:
-    """What an idle worker does every so many seconds. `look`: for work that any worker may do."""
+    """Work that an idle worker repeats every `every` seconds. `shared`: any worker of the fleet may do it."""
 
     name: str
     cost: Cost
     every: float
-    look: bool
+    shared: bool
 
-    def times(self, guards: int) -> int:
-        """How often a worker has it, by its breakers: an Ollama has one, or two where it embeds too.
+    def times(self, breakers: int) -> int:
+        """Returns how often a worker does this work.
 
-        A worker follows the log of each, the messages of as many bulkheads, and those of its flights.
+        An Ollama has one breaker, or two if it also embeds. A worker follows each breaker's log, the messages of as
+        many bulkheads, and those of its own flights.
         """
-        return {"breaker_poll": guards, "breaker_follow": guards, "channel_ping": guards + 1}.get(self.name, 1)
+        return {"breaker_poll": breakers, "breaker_follow": breakers, "channel_ping": breakers + 1}.get(self.name, 1)
 
 
 @dataclass(frozen=True, slots=True)
 class BySize:
-    """A figure measured at some sizes, in between by a straight line of the logarithms."""
+    """A value measured at several sizes. Interpolates linearly between the logarithms."""
 
     points: tuple[tuple[float, float], ...]
 
     def at(self, size: float) -> float:
-        """Below what was measured, as the least of it; beyond, the last line goes on unless it falls."""
+        """Returns the value at a size.
+
+        Sizes below the measured range get the smallest value. Beyond it the last segment is extended, but never falls.
+        """
         sizes, values = zip(*((math.log(size), math.log(max(value, 1e-9))) for size, value in self.points), strict=True)
-        wanted = math.log(max(size, 1.0))
-        if wanted <= sizes[0] or len(sizes) == 1:
+        position = math.log(max(size, 1.0))
+        if position <= sizes[0] or len(sizes) == 1:
             return math.exp(values[0])
-        if wanted > sizes[-1] and values[-1] <= values[-2]:
+        if position > sizes[-1] and values[-1] <= values[-2]:
             return math.exp(values[-1])
-        place = next((number for number, at in enumerate(sizes) if at >= wanted), len(sizes) - 1)
-        (x0, x1), (y0, y1) = sizes[place - 1 : place + 1], values[place - 1 : place + 1]
-        return math.exp(y0 + (y1 - y0) * (wanted - x0) / (x1 - x0))
+        index = next((number for number, at in enumerate(sizes) if at >= position), len(sizes) - 1)
+        (x0, x1), (y0, y1) = sizes[index - 1 : index + 1], values[index - 1 : index + 1]
+        return math.exp(y0 + (y1 - y0) * (position - x0) / (x1 - x0))
 
 
 @dataclass(frozen=True, slots=True)
 class CostBySize:
-    """The four figures of a `Cost` by size."""
+    """The four values of a `Cost` by size."""
 
     server_us: BySize
     commands: BySize
@@ -82,14 +86,15 @@ class CostBySize:
     bytes_out: BySize
 
     def at(self, size: float) -> Cost:
-        """At one size."""
+        """Returns the cost at one size."""
         return Cost(self.server_us.at(size), self.commands.at(size), self.bytes_in.at(size), self.bytes_out.at(size))
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerCosts:
-    """A worker's own processor time in microseconds: each second without work, by question, by token; and Redis's
-    bytes and connections for it."""
+    """Costs of a worker: its CPU time in microseconds per idle second, question and token; its Redis memory and
+    connections.
+    """
 
     idle: float
     exact_hit: float
@@ -102,7 +107,7 @@ class WorkerCosts:
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Everything that was measured."""
+    """All measured costs."""
 
     machine: Mapping[str, str]
     periodic: tuple[Periodic, ...]
@@ -114,19 +119,19 @@ class Costs:
     entry_bytes: float
     chunk_bytes: float
     worker: WorkerCosts
-    wake: float
-    """Microseconds of Redis for each follower that a transition wakes."""
+    wake_us: float
+    """Microseconds of Redis per follower that a transition wakes."""
     coalescing: Mapping[str, float]
-    looks: int
-    slowest: float
+    full_pace_workers: int
+    max_slowdown: float
 
     def pace(self, workers: int) -> float:
-        """By how much longer each of so many workers pauses between two looks."""
-        return min(max(1.0, workers / self.looks), self.slowest)
+        """Returns the factor by which each of `workers` stretches the pause between two rounds of shared work."""
+        return min(max(1.0, workers / self.full_pace_workers), self.max_slowdown)
 
 
 def load_costs(path: Path | None = None) -> Costs:
-    """Those of a file, or those that came with the release. Raises `CostsUnreadable`."""
+    """Reads the costs from `path`, or those shipped with the release. Raises `CostsUnreadable`."""
     try:
         text = (files("api.scaling") / "measured_costs.json").read_text("utf-8") if path is None else path.read_text()
         return _costs(json.loads(text))
@@ -148,10 +153,10 @@ def _costs(raw: Mapping[str, Any]) -> Costs:
         entry_bytes=float(entries[-1]["entry_bytes"]),
         chunk_bytes=float(chunks[-1]["chunk_bytes"]),
         worker=_worker(raw["requests"], raw["idle"]),
-        wake=float(raw["wake"]["server_us"]),
+        wake_us=float(raw["wake"]["server_us"]),
         coalescing=raw["coalescing"],
-        looks=int(raw["pace"]["looks"]),
-        slowest=float(raw["pace"]["slowest"]),
+        full_pace_workers=int(raw["pace"]["looks"]),
+        max_slowdown=float(raw["pace"]["slowest"]),
     )
 
 
@@ -171,7 +176,7 @@ def _by_size(rows: Sequence[Mapping[str, Any]], size: str, name: str) -> CostByS
 
 
 def _worker(requests: Mapping[str, Any], idle: Sequence[Mapping[str, Any]]) -> WorkerCosts:
-    """The largest idle fleet stands for all: what the first worker does for the fleet is spread the most."""
+    """Takes the costs of the largest idle fleet, where the work that one worker does for all is spread most widely."""
     largest = max(idle, key=lambda one: int(one["workers"]))
     miss, long = requests["miss"], requests["miss_long"]
     token = max(0.0, (long["worker_us"] - miss["worker_us"]) / (long["tokens"] - miss["tokens"]))

@@ -1,12 +1,6 @@
-"""The cost model: what a fleet needs for what it is asked, and what gives out first.
+"""The cost model: the resources that a fleet needs for its load, and the resource that it exhausts first.
 
-What a fleet is asked to carry, and what it is made of.
-
-What a fleet runs into, and what moves it.
-
-Closed forms of queues: who waits, and how long.
-
-What a fleet asks of its Redis in a second.
+Combines the measured costs of Redis operations with closed-form queueing theory.
 """
 
 from __future__ import annotations
@@ -21,10 +15,11 @@ from api.scaling.costs import Cost, Costs
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """`rate`: requests a second; `exact`, `semantic`: shares of them that are hits of that kind.
+    """The load of a fleet and the fleet's size. Raises `ValueError` for impossible values.
 
-    `refresh`: the share of hits whose answer is expired and is generated anew meanwhile. `answer_tokens` come at
-    `tokens_per_second` from one of the `slots` of a GPU, after `first_token` seconds. Raises `ValueError`.
+    `rate`: requests per second. `exact`, `semantic`: shares of requests that hit that cache tier. `refresh`: share of
+    hits whose answer has expired and is regenerated in the background. An answer of `answer_tokens` arrives at
+    `tokens_per_second` from one of the `slots` of a GPU, after `first_token` seconds.
     """
 
     rate: float
@@ -58,47 +53,47 @@ class Demand:
 
     @property
     def fleet(self) -> int:
-        """Workers of all replicas."""
+        """Workers in all replicas."""
         return self.replicas * self.workers
 
     @property
-    def guards(self) -> int:
-        """Breakers, and as many bulkheads."""
+    def breakers(self) -> int:
+        """Breakers of the fleet. There are as many bulkheads."""
         return self.backends * (2 if self.embeds_on_ollama else 1)
 
     @property
     def hits(self) -> float:
-        """Answers a second from the cache."""
+        """Answers per second from the cache."""
         return self.rate * (self.exact + self.semantic)
 
     @property
     def misses(self) -> float:
-        """Requests a second that wait for Ollama."""
+        """Requests per second that wait for Ollama."""
         return max(0.0, self.rate - self.hits)
 
     @property
     def generations(self) -> float:
-        """Answers a second that Ollama writes."""
+        """Answers per second that Ollama generates."""
         return self.misses + self.hits * self.refresh
 
     @property
     def answer_bytes(self) -> float:
-        """English: about four and a half bytes a token."""
+        """Bytes of an answer: English has about 4.5 bytes per token."""
         return 4.5 * self.answer_tokens
 
     @property
     def generation_seconds(self) -> float:
-        """How long one answer takes a slot."""
+        """Seconds that one answer occupies a slot."""
         return self.first_token + self.answer_tokens / self.tokens_per_second
 
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """What there is. Shares: how busy something may be on average, so that bursts find room.
+    """The available resources. Raises `ValueError` for impossible values.
 
-    `max_connections`: REDIS_MAX_CONNECTIONS, a worker's most; `maxclients` is Redis's own. `gpus` None: as many as
-    are needed, which then are no limit. `memory_factor`: fragmentation, and what a rewrite of the append-only file
-    copies. Raises `ValueError`.
+    Shares limit the average utilization and leave room for bursts. `max_connections`: REDIS_MAX_CONNECTIONS, per
+    worker. `maxclients`: the limit of Redis. `gpus` None: as many as needed, without a limit. `memory_factor`:
+    fragmentation and the copy-on-write memory of an append-only file rewrite.
     """
 
     redis_share: float = 0.7
@@ -125,7 +120,7 @@ class Capacity:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """`used`: 1 is all that there is, in the share that it may be busy."""
+    """The use of one resource. `used` 1.0 is its allowed share. `moved_by`: how to raise the limit."""
 
     name: str
     used: float
@@ -144,28 +139,28 @@ MOVED_BY: Final[Mapping[str, str]] = {
 
 
 def limits(used: Mapping[str, float]) -> tuple[Limit, ...]:
-    """The fullest first."""
+    """Returns the limits, fullest first."""
     found = (Limit(name, share, MOVED_BY[name]) for name, share in used.items())
     return tuple(sorted(found, key=lambda limit: -limit.used))
 
 
-def in_flight(a_second: float, seconds: float) -> float:
-    """Little's law: how many are under way."""
-    return a_second * seconds
+def in_flight(per_second: float, seconds: float) -> float:
+    """Returns the average number in progress by Little's law."""
+    return per_second * seconds
 
 
 def servers_for(load: float, utilisation: float) -> int:
-    """How many servers carry so much work (seconds of work a second) without being busier than that; at least 1."""
+    """Returns how many servers keep `load` (seconds of work per second) at or below `utilisation`; at least 1."""
     return max(1, math.ceil(load / utilisation - 1e-9))
 
 
 def erlang_c(load: float, servers: int) -> float:
-    """The share of arrivals at random that find `servers` all busy; 1 where they can not keep up."""
+    """Returns the share of Poisson arrivals that find all `servers` busy; 1 if the servers cannot keep up."""
     if load <= 0:
         return 0.0
     if load >= servers:
         return 1.0
-    # One over Erlang's B, as a sum that is broken off where its terms no longer count: servers may be billions.
+    # The inverse of Erlang B, as a sum that stops when its terms become negligible: servers may be billions.
     term = total = 1.0
     for number in range(servers):
         term *= (servers - number) / load
@@ -175,65 +170,70 @@ def erlang_c(load: float, servers: int) -> float:
     return 1 / (1 + (total - 1) * (1 - load / servers))
 
 
-def mean_wait(a_second: float, seconds: float, servers: int) -> float:
-    """Seconds in the line on average (M/M/c); infinite where the servers can not keep up."""
-    load = a_second * seconds
+def mean_wait(per_second: float, seconds: float, servers: int) -> float:
+    """Returns the mean seconds in the queue (M/M/c); infinite if the servers cannot keep up."""
+    load = per_second * seconds
     if load >= servers:
         return math.inf
     return erlang_c(load, servers) * seconds / (servers - load)
 
 
-def md1_wait(a_second: float, seconds: float) -> float:
-    """Seconds in the line of one server whose work always takes as long (M/D/1)."""
-    load = a_second * seconds
+def md1_wait(per_second: float, seconds: float) -> float:
+    """Returns the mean seconds in the queue of one server with constant service time (M/D/1)."""
+    load = per_second * seconds
     return math.inf if load >= 1 else load * seconds / (2 * (1 - load))
 
 
 def idle(demand: Demand, costs: Costs) -> Cost:
-    """What all workers do whether or not anybody asks."""
+    """Returns the cost per second of the work that all workers do without requests."""
     pace = costs.pace(demand.fleet)
     total = Cost()
     for one in costs.periodic:
-        a_second = one.times(demand.guards) / (one.every * (pace if one.look else 1.0))
-        total += one.cost * (a_second * demand.fleet)
+        per_second = one.times(demand.breakers) / (one.every * (pace if one.shared else 1.0))
+        total += one.cost * (per_second * demand.fleet)
     return total
 
 
 def exact_hit(costs: Costs) -> Cost:
-    """One look-up by digest."""
+    """Returns the cost of one lookup by digest."""
     return costs.exact
 
 
 def semantic_hit(demand: Demand, costs: Costs) -> Cost:
-    """In vain by digest, then by meaning."""
+    """Returns the cost of a failed lookup by digest and a semantic lookup."""
     return costs.exact + costs.similar.at(demand.entries)
 
 
 def miss(demand: Demand, costs: Costs) -> Cost:
-    """Both look-ups in vain, the flight, the documents, the permit, the store."""
+    """Returns the cost of both failed lookups, the flight, the documents, the permit and the store."""
     found = costs.retrieve.at(demand.chunks) if demand.chunks else Cost()
     looked = semantic_hit(demand, costs) + costs.once["corpus"] + found
-    written = Cost(bytes_in=2 * demand.answer_bytes)  # the entry, and the flight's last word
+    written = Cost(bytes_in=2 * demand.answer_bytes)  # the entry, and the flight's last message
     return looked + costs.once["flight"] + costs.once["permit"] + costs.store.at(demand.entries) + written
 
 
-def gathered(a_second: float, workers: int, seconds: float) -> float:
-    """How often the fleet sends what each worker gathers for `seconds`, where `a_second` come at random."""
-    return workers / seconds * (1 - math.exp(-a_second / workers * seconds))
+def flush_rate(per_second: float, workers: int, seconds: float) -> float:
+    """Returns how often per second the fleet flushes events that each worker collects for `seconds`.
+
+    `per_second` events arrive at random times across the fleet.
+    """
+    return workers / seconds * (1 - math.exp(-per_second / workers * seconds))
 
 
 def reports(demand: Demand, costs: Costs) -> Cost:
-    """Counters, uses of entries, outcomes of calls: each worker's together, four times a second at most."""
-    flushes = gathered(demand.rate, demand.fleet, costs.coalescing["counters_flush"])
-    touches = gathered(demand.hits, demand.fleet, costs.coalescing["counters_flush"])
-    outcomes = gathered(demand.generations, demand.fleet, costs.coalescing["breaker_report"])
-    retries = gathered(demand.generations, demand.fleet, costs.coalescing["retries_sync"])
+    """Returns the cost of counters, cache touches and call outcomes. Each worker sends them at most four times a
+    second.
+    """
+    flushes = flush_rate(demand.rate, demand.fleet, costs.coalescing["counters_flush"])
+    touches = flush_rate(demand.hits, demand.fleet, costs.coalescing["counters_flush"])
+    outcomes = flush_rate(demand.generations, demand.fleet, costs.coalescing["breaker_report"])
+    retries = flush_rate(demand.generations, demand.fleet, costs.coalescing["retries_sync"])
     counted = costs.once["counters_flush"] * flushes + costs.once["touch"] * touches
     return counted + costs.once["breaker_report"] * outcomes + costs.once["retries_sync"] * retries
 
 
 def redis_parts(demand: Demand, costs: Costs) -> dict[str, Cost]:
-    """Everything, by what causes it. A hit sends the answer's text."""
+    """Returns the cost per second by cause. A hit also sends the answer's text."""
     answer = Cost(bytes_out=demand.answer_bytes)
     return {
         "idle": idle(demand, costs),
@@ -245,19 +245,22 @@ def redis_parts(demand: Demand, costs: Costs) -> dict[str, Cost]:
 
 
 def notice_ms(demand: Demand, costs: Costs, utilisation: float) -> float:
-    """Milliseconds until the last worker knows of a breaker's transition: each is woken, and asks once.
+    """Returns the milliseconds until the last worker knows of a breaker transition.
 
-    Infinite where Redis can not keep up.
+    Redis wakes each worker, which then reads the breaker once. Infinite if Redis cannot keep up.
     """
     if utilisation >= 1:
         return math.inf
     poll = next(one.cost.server_us for one in costs.periodic if one.name == "breaker_poll")
-    return demand.fleet * (costs.wake + poll) / (1 - utilisation) / 1000
+    return demand.fleet * (costs.wake_us + poll) / (1 - utilisation) / 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Seconds, bytes, shares of 1. `redis_parts`: microseconds of Redis's main thread a second by what causes them."""
+    """The needs of a fleet in seconds, bytes and shares of 1.
+
+    `redis_parts`: microseconds of Redis's main thread per second, by cause.
+    """
 
     workers_needed: int
     replicas_needed: int
@@ -280,12 +283,12 @@ class Plan:
 
     @property
     def first_limit(self) -> Limit:
-        """What gives out first."""
+        """The resource that is exhausted first."""
         return self.limits[0]
 
 
 def plan(demand: Demand, costs: Costs, capacity: Capacity) -> Plan:
-    """Everything from the model; no I/O."""
+    """Computes the plan. No I/O."""
     parts = redis_parts(demand, costs)
     redis = sum(parts.values(), Cost())
     work = worker_load(demand, costs)
@@ -328,7 +331,7 @@ def plan(demand: Demand, costs: Costs, capacity: Capacity) -> Plan:
 
 
 def worker_load(demand: Demand, costs: Costs) -> float:
-    """Processor seconds a second of all workers, beside what each takes for itself."""
+    """Returns the CPU seconds per second of all workers, without their idle load."""
     worker = costs.worker
     generation = worker.miss + worker.token * demand.answer_tokens
     hits = demand.exact * worker.exact_hit + demand.semantic * worker.semantic_hit
@@ -336,14 +339,16 @@ def worker_load(demand: Demand, costs: Costs) -> float:
 
 
 def connections(demand: Demand, costs: Costs, capacity: Capacity) -> tuple[int, int]:
-    """Of the fleet to Redis: without work, and the most. A worker reads on one for each guard's log and messages."""
-    readers = 2 * demand.guards + 1
-    idle = costs.worker.connections + 2 * (demand.guards - 1)
+    """Returns the fleet's Redis connections when idle, and at most. A worker needs one per breaker log and message
+    channel.
+    """
+    readers = 2 * demand.breakers + 1
+    idle = costs.worker.connections + 2 * (demand.breakers - 1)
     return math.ceil(idle * demand.fleet), math.ceil((max(idle, capacity.max_connections + readers)) * demand.fleet)
 
 
 def redis_memory(demand: Demand, costs: Costs, capacity: Capacity) -> float:
-    """Bytes of data, times what Redis needs beside it."""
+    """Returns the bytes of the data, times the overhead of Redis."""
     entries = demand.entries * (costs.entry_bytes + demand.answer_bytes)
     data = entries + demand.chunks * costs.chunk_bytes + demand.fleet * costs.worker.memory
     return (capacity.redis_empty_bytes + data) * capacity.memory_factor

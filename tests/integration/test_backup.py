@@ -19,7 +19,7 @@ from click.testing import Result
 from redis.asyncio import Redis
 from typer.testing import CliRunner
 
-from api.backup.archive import CHUNKS
+from api.backup.archive import CHUNKS_PER_LINE
 from api.cli.commands import commands
 from api.ports.documents import DocumentFacts, Draft
 from api.redis_store.health_gated import HealthGatedRedis
@@ -225,7 +225,7 @@ async def test_a_large_text_and_unusual_ones_come_back_letter_by_letter(
     for key in texts:
         assert await redis.get(key) == await redis.get(key.replace(b"rag:", NEW.encode(), 1))
     chunks = [key async for key in redis.scan_iter("rag:chunk:*")]
-    assert len([key async for key in redis.scan_iter(f"{NEW}chunk:*")]) == len(chunks) > 2 * CHUNKS
+    assert len([key async for key in redis.scan_iter(f"{NEW}chunk:*")]) == len(chunks) > 2 * CHUNKS_PER_LINE
 
 
 async def test_a_file_that_a_worker_had_begun_with_does_not_become_the_text(
@@ -476,21 +476,21 @@ async def test_a_truncated_file_is_refused_before_anything_is_written(
 async def test_a_damaged_file_is_refused(saved: str, ragherd: Command, redis: Redis) -> None:
     whole = Path(saved).read_bytes()
     Path(saved).write_bytes(whole.replace(b"team lead", b"team fool"))
-    await assert_refused(ragherd, redis, saved, "digest")
+    await assert_refused(ragherd, redis, saved, "checksum")
     packed = bytearray(gzip.compress(whole))
     packed[len(packed) // 2] ^= 255
     Path(saved).write_bytes(packed)
     await assert_refused(ragherd, redis, saved, "damaged")
     Path(saved).write_bytes(whole + whole)
-    await assert_refused(ragherd, redis, saved, "after its end")
+    await assert_refused(ragherd, redis, saved, "after its last line")
 
 
 @pytest.mark.parametrize(
     ("content", "word"),
     [
-        (b"hello\n", "no backup"),
-        (b"[1]\n", "no backup"),
-        (b'{"is": "answer"}\n', "no backup"),
+        (b"hello\n", "not a Ragherd backup"),
+        (b"[1]\n", "not a Ragherd backup"),
+        (b'{"is": "answer"}\n', "not a Ragherd backup"),
         (HEADER + b'\n{"is": "corpora"}\n', "truncated"),
         (b"\x1f\x8bxx", "truncated"),
     ],
@@ -507,7 +507,7 @@ async def test_a_file_of_a_newer_format_is_refused_and_further_lines_of_this_one
 ) -> None:
     lines = read(saved)
     write(saved, [{**lines[0], "format": 2, "release": "9.9.9"}, *lines[1:]])
-    await assert_refused(ragherd, redis, saved, "format 2, of Ragherd 9.9.9")
+    await assert_refused(ragherd, redis, saved, "format 2 of Ragherd 9.9.9")
     lines[1]["colour"] = "red"
     write(saved, [{**lines[0], "hint": "x"}, {"is": "footnote", "text": "x"}, *lines[1:]])
     assert "documents: restored 1" in await ok(ragherd, "restore", saved, prefix=NEW)

@@ -105,9 +105,9 @@ def test_a_worker_s_heartbeat_is_counted_once_a_second_and_polls_for_each_guard(
 
 
 def test_reports_are_gathered_up_to_four_times_a_second_and_worker() -> None:
-    assert redis_load.gathered(1e9, 10, 0.25) == pytest.approx(40.0)
-    assert redis_load.gathered(1.0, 1000, 0.25) == pytest.approx(1.0, rel=0.01)
-    assert redis_load.gathered(0.0, 10, 0.25) == 0
+    assert redis_load.flush_rate(1e9, 10, 0.25) == pytest.approx(40.0)
+    assert redis_load.flush_rate(1.0, 1000, 0.25) == pytest.approx(1.0, rel=0.01)
+    assert redis_load.flush_rate(0.0, 10, 0.25) == 0
 
 
 def test_memory_is_data_and_room_beside_it() -> None:
@@ -157,7 +157,7 @@ def test_more_exact_hits_need_less(exact: float, more: float, rate: float) -> No
 @given(fleet=st.integers(1, 10_000))
 def test_the_looks_of_a_large_fleet_are_bounded_up_to_its_slowest_pace(fleet: int) -> None:
     a_second = fleet / COSTS.pace(fleet)
-    assert a_second <= max(COSTS.looks, fleet / COSTS.slowest) + 1e-9
+    assert a_second <= max(COSTS.full_pace_workers, fleet / COSTS.max_slowdown) + 1e-9
 
 
 # -- limits ------------------------------------------------------------------------------------------------------------
@@ -219,7 +219,7 @@ def test_the_release_s_costs_name_every_operation_that_is_measured() -> None:
 
 def test_the_release_s_costs_are_of_this_service_s_pace_and_intervals() -> None:
     every = {periodic.name: periodic.every for periodic in COSTS.periodic}
-    assert (COSTS.looks, COSTS.slowest) == (FULL_PACE_WORKERS, SLOWEST)
+    assert (COSTS.full_pace_workers, COSTS.max_slowdown) == (FULL_PACE_WORKERS, SLOWEST)
     assert (every["heartbeat"], every["breaker_poll"]) == (HEARTBEAT_SECONDS, POLL_SECONDS)
     assert dict(COSTS.coalescing) == operations.coalescing()
 

@@ -21,12 +21,12 @@ COSTS = load_costs()
 
 def mean_wait_of(load: float, service: Service, seed: int, arrivals: int = 120_000) -> float:
     """Seconds in the line of arrivals at random, each with a second of work."""
-    env, chance = simpy.Environment(), random.Random(seed)
-    server = SimulatedRedis(env, chance, service)
+    env, rng = simpy.Environment(), random.Random(seed)
+    server = SimulatedRedis(env, rng, service)
 
     def arriving() -> Generator[simpy.Event, None, None]:
         for _ in range(arrivals):
-            yield env.timeout(chance.expovariate(load))
+            yield env.timeout(rng.expovariate(load))
             server.submit(1.0)
 
     env.process(arriving())
@@ -74,7 +74,7 @@ def test_every_worker_hears_of_a_transition_and_the_last_after_all_were_served()
     found = simulate(demand, COSTS, 3, seconds=1.0, transitions=2, network=Network(0.0, 0.0))
     assert found.unheard == 0
     poll = next(one.cost.server_us for one in COSTS.periodic if one.name == "breaker_poll")
-    least = 400 * (COSTS.wake + poll) / 1000
+    least = 400 * (COSTS.wake_us + poll) / 1000
     assert least <= found.notice_most <= 1.2 * least + 1
     assert found.notice_p50 <= found.notice_p99 <= found.notice_most
 
