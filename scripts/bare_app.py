@@ -6,7 +6,8 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from api.endpoints.query import QueryIn, QueryOut
+from api.endpoints.query import QueryIn
+from api.endpoints.streaming import QueryOut
 
 ANSWER: dict[str, Any] = {
     "answer": "The capital of France is Paris.",

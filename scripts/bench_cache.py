@@ -34,6 +34,8 @@ DIMENSION: Final = 384
 CLUSTERS: Final = 2_000
 ANSWER: Final = "A" * 500
 CALLS: Final = 1_500
+HOUR: Final = 3_600_000
+"""Milliseconds."""
 CONCURRENCY: Final = 32
 EXACT_NEIGHBOURS: Final = 100
 SCOPE: Final = "benchbench-0123456789abcdef01234567"
@@ -55,7 +57,8 @@ def questions(count: int, source: np.random.Generator) -> np.ndarray:
     """Unit vectors around centres: neighbours of one cluster are about as near as questions of one intent."""
     centres = source.standard_normal((CLUSTERS, DIMENSION)).astype(np.float32)
     found = centres[source.integers(0, CLUSTERS, count)] + 0.5 * source.standard_normal((count, DIMENSION))
-    return (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
+    unit: np.ndarray = found / np.linalg.norm(found, axis=1, keepdims=True)
+    return unit.astype(np.float32)
 
 
 class Bench:
@@ -67,8 +70,9 @@ class Bench:
         self.size = size
         self.index = SemanticIndexes(self.gate, keys, algorithm)
         counters = CacheCounters(self.gate, keys, "w")
-        lifetimes = {"ttl_ms": 3_600_000, "stale_ms": 3_600_000}
-        self.cache = RedisAnswerCache(self.gate, keys, self.index, counters, **lifetimes, max_size=size + 10 * CALLS)
+        self.cache = RedisAnswerCache(
+            self.gate, keys, self.index, counters, ttl_ms=HOUR, stale_ms=HOUR, max_size=size + 10 * CALLS
+        )
         source = np.random.default_rng(7)
         self.vectors = questions(size, source)
         # Paraphrases: next to an entry, at a cosine of about 0.95.
@@ -86,7 +90,8 @@ class Bench:
             await asyncio.gather(*(self.store(number, self.vectors[number].tobytes()) for number in batch))
         await self.index.of(SCOPE).tend()  # as a worker does every second
         used = (await self._memory() - before) / self.size
-        info: Any = await self.redis.execute_command("FT.INFO", (await self.redis.execute_command("FT._LIST"))[0])
+        redis: Any = self.redis
+        info = await redis.execute_command("FT.INFO", (await redis.execute_command("FT._LIST"))[0])
         index = float(info[b"vector_index_sz_mb"]) + float(info[b"total_index_memory_sz_mb"])
         return used, index * 2**20 / self.size
 

@@ -41,6 +41,8 @@ DIMENSION: Final = 384
 CLIENTS: Final = 2
 CONCURRENCY: Final = 16
 CALLS: Final = 4_000
+HOUR: Final = 3_600_000
+"""Milliseconds."""
 ROUNDS: Final = 3
 EMBEDDER: Final = EmbedderIdentity("bench", DIMENSION, "benchbench")
 WORKS: Final = ("exact hit", "semantic look-up", "store")
@@ -73,8 +75,9 @@ class Client:
         algorithm = algorithm_for(target.entries // target.keys.cache_partitions)
         self.indexes = SemanticIndexes(gate, target.keys, algorithm)
         counters = CacheCounters(gate, target.keys, "w")
-        limits = {"ttl_ms": 3_600_000, "stale_ms": 3_600_000, "max_size": target.size}
-        self.cache = RedisAnswerCache(gate, target.keys, self.indexes, counters, **limits)
+        self.cache = RedisAnswerCache(
+            gate, target.keys, self.indexes, counters, ttl_ms=HOUR, stale_ms=HOUR, max_size=target.size
+        )
         self._source = np.random.default_rng(seed)
         vectors = self._source.standard_normal((512, DIMENSION)).astype(np.float32)
         self._vectors = [bytes(v.tobytes()) for v in vectors / np.linalg.norm(vectors, axis=1, keepdims=True)]

@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import Final
 
 import httpx
@@ -54,7 +55,7 @@ class Asking(threading.Thread):
             body = KNOWN if kind == "hit" else {"question": made_documents.question(self._next)}
             group.create_task(self._one(client, body, kind))
 
-    async def _one(self, client: httpx.AsyncClient, body: dict[str, object], kind: str) -> None:
+    async def _one(self, client: httpx.AsyncClient, body: Mapping[str, object], kind: str) -> None:
         began = time.perf_counter()
         try:
             response = await client.post("/query", json=body)

@@ -57,7 +57,7 @@ LISTED: Final = 500
 """Workers of which GET /api/workers tells."""
 
 Work = Callable[[], Awaitable[object]]
-FACTS: Final[Mapping[str, Any]] = {
+FACTS: Final[Mapping[str, str | float]] = {
     "host": "ragherd-7c9f8b6d5-abcde",
     "pid": 12345,
     "version": "0.1.0",
@@ -200,7 +200,8 @@ async def _register(operations: Operations) -> None:
     """So many other workers, of which a report tells."""
     async with operations.gate.client.pipeline(transaction=False) as pipe:
         for number in range(LISTED - 1):
-            pipe.hset(operations.keys.worker(f"other{number}"), mapping={"id": f"other{number}", **FACTS})
+            facts: dict[Any, Any] = {"id": f"other{number}", **FACTS}
+            pipe.hset(operations.keys.worker(f"other{number}"), mapping=facts)
             pipe.zadd(operations.keys.workers, {f"other{number}": 1e14})
         await pipe.execute()
 

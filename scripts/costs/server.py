@@ -57,7 +57,7 @@ class Server:
         self.client = redis.Redis.from_url(url)
 
     def sample(self) -> Sample:
-        info: dict[str, Any] = self.client.info("everything")  # type: ignore[assignment]
+        info: dict[str, Any] = self.client.info("everything")
         named = {name.removeprefix("cmdstat_"): int(stats["calls"]) for name, stats in info.items() if _counts(name)}
         cpu = info["used_cpu_user_main_thread"] + info["used_cpu_sys_main_thread"]
         traffic = (int(info["total_net_input_bytes"]), int(info["total_net_output_bytes"]))

@@ -102,7 +102,7 @@ async def _fill(redis: Redis, vectors: Any) -> None:
                 chunk = Chunk(place, " ".join(_words(chance, CHUNK_WORDS)), "A heading", 0, 700)
                 fields = chunk_fields(work, EmbeddedChunk(chunk, vectors[number].tobytes(), (0, 700), (0, 700)))
                 key = keys.chunk(EMBEDDER.fingerprint, document, 1, place)
-                pipe.hset(key, mapping=dict(zip(fields[::2], fields[1::2], strict=True)))  # type: ignore[arg-type]
+                pipe.hset(key, mapping=dict(zip(fields[::2], fields[1::2], strict=True)))
                 if place == 0:
                     serving = {"tenant": "", "title": "t", "revision": 1, f"embedded:{EMBEDDER.fingerprint}": 1}
                     pipe.hset(keys.document(document), mapping=serving)  # type: ignore[arg-type]

@@ -128,7 +128,7 @@ def running(image: Image, settings: Mapping[str, str], log: Path) -> Iterator[Co
 
 
 def _with_environment(image: Image, settings: Mapping[str, str]) -> list[str]:
-    variables = image.environment | settings
+    variables = {**image.environment, **settings}
     return ["env", "--ignore-environment", f"--chdir={image.folder}", *(f"{n}={v}" for n, v in variables.items())]
 
 

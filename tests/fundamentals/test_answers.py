@@ -6,6 +6,7 @@ import httpx
 from redis.asyncio import Redis
 
 from tests.stub_ollama import StubOllama
+from tests.support.replies import fields
 from tests.support.service import Service, ask
 from tests.support.waiting import wait_until_async
 
@@ -100,12 +101,12 @@ async def test_metrics_are_the_same_from_every_worker(serve: Service) -> None:
 async def test_operators_read_plain_redis(serve: Service, redis: Redis) -> None:
     client = await serve()
     entry = (await ask(client, QUESTION))["cache"]["entry"]
-    stored = {k.decode(): v for k, v in (await redis.hgetall(entry)).items()}  # type: ignore[misc]
+    stored = fields(await redis.hgetall(entry))
     assert stored["question"].decode() == QUESTION
     assert stored["answer"].decode() == f"echo: {QUESTION}"
     assert int(stored["expires_ms"]) - int(stored["created_ms"]) == 3_600_000
     await client.get("/api/circuit-breaker/metrics")
-    assert await redis.hget("rag:cb:{ollama}", "state") == b"CLOSED"  # type: ignore[misc]
+    assert await redis.hget("rag:cb:{ollama}", "state") == b"CLOSED"
 
 
 async def test_health_says_what_can_be_used(serve: Service, stub: StubOllama) -> None:

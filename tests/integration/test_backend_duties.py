@@ -38,7 +38,7 @@ async def test_one_worker_probes_and_all_know(serve: Service, stub: StubOllama, 
     first, second = await serve(ollama=QUICK), await serve(ollama=QUICK)
     await wait_until_async(lambda: _all_know(first, second, True))
     prober = await redis.get("rag:prober")
-    seen: set[bytes | None] = set()
+    seen: set[bytes | str | None] = set()
 
     async def probed_often() -> bool:
         seen.add(await redis.hget("rag:backend:ollama", "by"))
@@ -148,6 +148,6 @@ async def _loaded(stub: StubOllama) -> bool:
     return asked(stub, "/api/embed") > 0 and stub.stats["in_flight"] == 0
 
 
-async def _is_another(redis: Redis, first: bytes | None) -> bool:
+async def _is_another(redis: Redis, first: bytes | str | None) -> bool:
     now = await redis.get("rag:prober")
     return now is not None and now != first

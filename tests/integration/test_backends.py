@@ -97,7 +97,10 @@ async def test_under_load_one_fails_and_returns_and_no_request_fails(
 
     load = [asyncio.create_task(keep_asking()) for _ in range(8)]
     await wait_until_async(lambda: _true(chats(stub) > 20))
-    await (stub.refuse() if way == "refuse" else _now(stub.behaviour("status", status=500)))
+    if way == "refuse":
+        await stub.refuse()
+    else:
+        stub.behaviour("status", status=500)
     after = statuses[200]
     await wait_until_async(lambda: _true(statuses[200] > after + 50))
     stub.behaviour(delay=0.01)

@@ -15,9 +15,8 @@ from typing import Any
 import httpx
 import orjson
 import pytest
-from click.testing import Result
 from redis.asyncio import Redis
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from api.backup.archive import CHUNKS_PER_LINE
 from api.cli.commands import commands
@@ -27,6 +26,7 @@ from api.redis_store.keys import Keys
 from api.redis_store.stores.documents.documents import RedisDocuments
 from tests.integration.test_documents import CANTEEN, HOLIDAY, ONNX, add
 from tests.stub_ollama import StubOllama
+from tests.support.replies import fields, texts
 from tests.support.service import Service, ask
 from tests.support.waiting import wait_until_async
 
@@ -46,7 +46,7 @@ def ragherd(redis_url: str, tmp_path: Path) -> Command:
 
     async def run(*arguments: str, prefix: str = "rag:", **env: str) -> Result:
         said = {"REDIS_URL": redis_url, "REDIS_PREFIX": prefix, **env}
-        return await asyncio.to_thread(CliRunner().invoke, commands, list(arguments), env=said)
+        return await asyncio.to_thread(lambda: CliRunner().invoke(commands, list(arguments), env=said))
 
     return run
 
@@ -180,8 +180,8 @@ async def test_without_vectors_and_under_another_embedder_documents_are_embedded
     assert [one["document_id"] for one in (await ask(third, QUESTION))["sources"]] == [document["id"]]
 
     async def is_embedded_twice() -> bool:
-        fields = await redis.hkeys(Keys("third:").document(document["id"]))
-        return sum(name.startswith(b"embedded:") for name in fields) == 2
+        names = texts(await redis.hkeys(Keys("third:").document(document["id"])))
+        return sum(name.startswith("embedded:") for name in names) == 2
 
     await wait_until_async(is_embedded_twice)
 
@@ -191,9 +191,9 @@ async def test_chunks_of_two_embedders_are_both_kept(serve: Service, redis: Redi
     document = await add(client, "Holiday policy", HOLIDAY)
     await serve(embedder=OTHER)
 
-    async def sets(keys: Keys) -> set[bytes]:
-        fields = await redis.hgetall(keys.document(document["id"]))
-        return {n for n, at in fields.items() if n.startswith(b"embedded:") and at == fields[b"revision"]}
+    async def sets(keys: Keys) -> set[str]:
+        found = fields(await redis.hgetall(keys.document(document["id"])))
+        return {n for n, at in found.items() if n.startswith("embedded:") and at == found["revision"]}
 
     async def are_two() -> bool:
         return len(await sets(OLD_KEYS)) == 2

@@ -110,7 +110,7 @@ async def test_switched_off_it_counts_and_never_opens(serve: Service, stub: Stub
 
 
 async def test_health_ignores_the_state_of_a_breaker_that_is_disabled(serve: Service, redis: Redis) -> None:
-    await redis.hset("rag:cb:{ollama}", mapping={"state": "OPEN", "epoch": "5", "forced": "OPEN"})  # type: ignore[misc]
+    await redis.hset("rag:cb:{ollama}", mapping={"state": "OPEN", "epoch": "5", "forced": "OPEN"})
     client = await serve(breaker={"enabled": False})
     health = (await client.get("/health")).json()
     assert (health["status"], health["circuit_breaker"]) == ("healthy", "CLOSED")

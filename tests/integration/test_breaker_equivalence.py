@@ -73,7 +73,7 @@ class SideBySide(RuleBasedStateMachine):
         self.model = BreakerState(epoch=self.now, since_ms=self.now, until_ms=self.now, reason="init")
 
     def run(self, awaitable: Awaitable[T]) -> T:
-        return self.loop.run_until_complete(awaitable)  # type: ignore[arg-type]
+        return self.loop.run_until_complete(awaitable)
 
     def teardown(self) -> None:
         self.run(self.client.flushall())

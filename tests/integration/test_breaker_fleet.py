@@ -97,7 +97,7 @@ class Fleet:
         """Until the wait of the open breaker is over, by Redis's clock."""
 
         async def over() -> bool:
-            until = int((await self.redis.hget("rag:cb:{ollama}", "until_ms")) or 0)  # type: ignore[misc]
+            until = int((await self.redis.hget("rag:cb:{ollama}", "until_ms")) or 0)
             seconds, micros = await self.redis.time()
             return seconds * 1000 + micros // 1000 > until
 
@@ -150,7 +150,7 @@ async def test_while_half_open_no_more_calls_are_in_flight_than_permits(redis: R
         replies = await asyncio.gather(*storm)
         assert fleet.backend.most_in_flight == 3
         assert sum(reply["failed"] for reply in replies) >= 3
-        assert int(await redis.hget("rag:cb:{ollama}", "open_ms") or 0) >= 2_000  # type: ignore[misc]
+        assert int(await redis.hget("rag:cb:{ollama}", "open_ms") or 0) >= 2_000
 
 
 async def test_everybody_hears_of_each_transition_once_and_within_50_ms(redis: Redis, redis_url: str) -> None:
@@ -179,10 +179,10 @@ async def test_a_killed_prober_frees_its_permit_and_the_breaker_recovers(redis: 
         fleet.backend.may_answer.set()
 
         async def recovered() -> bool:
-            return (await other.ask("calls", times=1, concurrency=1))["ok"] == 1
+            return bool((await other.ask("calls", times=1, concurrency=1))["ok"] == 1)
 
         await wait_until_async(recovered)
-        assert await redis.hget("rag:cb:{ollama}", "half_open_lost") == b"1"  # type: ignore[misc]
+        assert await redis.hget("rag:cb:{ollama}", "half_open_lost") == b"1"
         assert (await fleet.log())[-1] == ("HALF_OPEN", "CLOSED")
 
 
@@ -237,7 +237,7 @@ async def test_a_late_success_from_before_the_opening_does_not_close_it(redis: R
         assert (await slow.ask("release_held"))["ends"] == ["ok"] * 3
 
         async def counted() -> bool:
-            return await redis.hget("rag:cb:{ollama}", "stale_results") == b"3"  # type: ignore[misc]
+            return await redis.hget("rag:cb:{ollama}", "stale_results") == b"3"
 
         await wait_until_async(counted)
         assert await fleet.log() == [("CLOSED", "OPEN")]
@@ -335,7 +335,7 @@ async def test_while_redis_takes_no_writes_it_opens_locally_and_the_shared_state
 @asynccontextmanager
 async def redis_full(redis: Redis) -> AsyncIterator[None]:
     """Redis answers reads, and every write with OOM."""
-    before = {**await redis.config_get("maxmemory"), **await redis.config_get("maxmemory-policy")}
+    before: dict[Any, Any] = {**await redis.config_get("maxmemory"), **await redis.config_get("maxmemory-policy")}
     try:
         await redis.config_set("maxmemory-policy", "noeviction")
         await redis.config_set("maxmemory", "1mb")
@@ -400,7 +400,7 @@ async def test_a_clock_that_jumps_on_a_worker_changes_nothing(redis: Redis, redi
 
 async def test_a_failover_by_sentinel_keeps_the_state_and_the_rules(tmp_path: Path) -> None:
     with sentinel_failover(tmp_path) as failover:
-        primary = Sentinel(_sentinels(failover.url)).master_for("primary")
+        primary = Sentinel(_sentinels(failover.url)).master_for("primary")  # type: ignore[no-untyped-call]
         async with primary as redis, fleet_of(2, redis, failover.url, timeout_ms=3_000) as fleet:
             fleet.backend.answer = b"ok\n"
             await fleet.everyone("calls", times=3, concurrency=1)

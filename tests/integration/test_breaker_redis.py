@@ -67,7 +67,7 @@ async def break_ollama(client: httpx.AsyncClient, stub: StubOllama) -> None:
 
     async def is_rejected() -> bool:
         asked = {"question": "Does it fail?"}
-        return (await client.post("/query", json=asked)).json()["type"].endswith("circuit-breaker-open")
+        return bool((await client.post("/query", json=asked)).json()["type"].endswith("circuit-breaker-open"))
 
     await wait_until_async(is_rejected)
 
@@ -142,7 +142,7 @@ async def test_a_busy_main_redis_delays_no_change_of_the_breaker(
     fleet: list[httpx.AsyncClient], redis_url: str
 ) -> None:
     other = Redis.from_url(redis_url, socket_timeout=60)
-    busy = asyncio.create_task(other.eval(BUSY, 0))  # type: ignore[arg-type]
+    busy = asyncio.ensure_future(other.eval(BUSY, 0))
     try:
         assert (await fleet[0].post("/api/circuit-breaker/force-open")).status_code == 200
         await wait_until_async(lambda: is_open(fleet[1]))

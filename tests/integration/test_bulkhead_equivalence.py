@@ -15,6 +15,7 @@ from api.bulkhead.rules import AcquireResult, BulkheadPolicy, PermitReturn, Prio
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.bulkhead import RedisBulkheadStore
+from tests.support.replies import texts
 
 POLICY = BulkheadPolicy(limit=3, max_queue=6, lease_ms=60_000)
 RESERVES = [0, 1, 2]
@@ -59,7 +60,7 @@ class Both:
         reading = await self.store.read()
         assert reading.in_use == len(self.line.held)
         assert reading.queue == self.line.queue
-        held = {ticket.decode() for ticket in await self.redis.zrange("rag:bulkhead:{ollama}", 0, -1)}
+        held = set(texts(await self.redis.zrange("rag:bulkhead:{ollama}", 0, -1)))
         assert held == self.line.held
 
 

@@ -24,6 +24,7 @@ from api.redis_store.stores.cache.semantic_index import SemanticIndexes
 from api.redis_store.stores.fleet import CacheCounters
 from api.values import CachedAnswer, CacheMatch, Usage
 from tests.stub_ollama import StubOllama
+from tests.support.replies import raw, texts
 from tests.support.service import Service, ask, make_settings, running_service
 from tests.support.waiting import wait_until_async
 
@@ -70,7 +71,8 @@ class Worker:
         client = self.gate.client
         entries = {key async for key in client.scan_iter(KEYS.cache_entry("*", "*"))}
         assert entries == set(await client.zrange(WORTH, 0, -1)) == set(await client.zrange(ENDS, 0, -1))
-        assert {field for field in await client.hkeys(USES) if not field.startswith(b"last_evicted")} <= entries
+        used = {raw(field) for field in await client.hkeys(USES)}
+        assert {field for field in used if not field.startswith(b"last_evicted")} <= entries
         await self.check_tenants(entries)
         return {key.decode().rpartition(":")[2] for key in entries}
 
@@ -79,8 +81,9 @@ class Worker:
         client = self.gate.client
         owners = await client.hgetall(TENANT)
         assert set(owners) == entries
-        counts = Counter(owner.decode() for owner in owners.values())
-        assert dict(await client.zrange(TENANTS, 0, -1, withscores=True)) == {t.encode(): n for t, n in counts.items()}
+        counts = Counter(texts(owners.values()))
+        tenants: Any = await client.zrange(TENANTS, 0, -1, withscores=True)
+        assert dict(tenants) == {tenant.encode(): count for tenant, count in counts.items()}
         for tenant in counts:
             assert await client.zcard(PART.entries_of(tenant)) == counts[tenant]
             assert await client.pttl(PART.entries_of(tenant)) > 0
@@ -111,7 +114,7 @@ async def test_what_was_used_often_or_took_many_tokens_outlives_what_is_newer(re
         await worker.store("short", tokens=10)
         await worker.use(often, 7)
         await worker.use(seldom)
-        order = [key.decode().rpartition(":")[2] for key in await redis.zrange(WORTH, 0, -1)]
+        order = [key.rpartition(":")[2] for key in texts(await redis.zrange(WORTH, 0, -1))]
         assert order == ["short", "seldom", "often", "long"]
         await worker.store("new", tokens=100)
         assert await worker.kept() == {"new", "seldom", "often", "long"}
@@ -123,7 +126,9 @@ async def test_uses_over_workers_add_up_and_outlast_a_refresh(redis: Redis) -> N
         await asyncio.gather(one.use(answer, 3), other.use(answer, 4))
         await one.store("a")
         assert await redis.hget(USES, answer.entry) == b"7"
-        bonus = await redis.zscore(WORTH, answer.entry) - milliseconds(await redis.time())
+        worth = await redis.zscore(WORTH, answer.entry)
+        assert worth is not None
+        bonus = worth - milliseconds(await redis.time())
         assert 14 * 60_000 < bonus <= 15 * 60_000, "three doublings of five minutes"
 
 

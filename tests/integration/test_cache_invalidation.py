@@ -15,6 +15,7 @@ from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.cache.sweep import RedisCacheSweep
 from tests.stub_ollama import StubOllama
+from tests.support.replies import fields
 from tests.support.service import Service, ask
 from tests.support.waiting import wait_until_async
 
@@ -234,7 +235,7 @@ async def test_answers_under_way_are_marked_before_anything_is_deleted(serve: Se
     for named in ({"question": QUESTION}, {"source": "d1"}, {"tenant": "a,b"}, {"all": True}):
         await delete(client, **named)
     assert await redis.exists(*flights) == 0
-    noted = {name.decode(): int(at) for name, at in (await redis.hgetall("rag:invalidated")).items()}
+    noted = {name: int(at) for name, at in fields(await redis.hgetall("rag:invalidated")).items()}
     assert set(noted) == {"began", f"question:{digest}", "source:d1", "tenant:a,b", "all"}
     seconds, _ = await redis.time()
     assert all(abs(at / 1000 - seconds) < 10 for at in noted.values())

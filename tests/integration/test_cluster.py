@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 
 from tests.stub_ollama import StubOllama
 from tests.support.redis_cluster import Cluster
+from tests.support.replies import texts
 from tests.support.service import Service, ask
 from tests.support.waiting import wait_until_async
 
@@ -152,7 +153,7 @@ async def test_what_is_deleted_while_it_is_generated_is_not_stored_on_any_shard(
     asking = [asyncio.create_task(ask(one, QUESTION, tenant=tenant)) for tenant in tenants.values()]
 
     async def generating() -> bool:
-        return stub.stats["requests"]["/api/chat"] == before + 3
+        return bool(stub.stats["requests"]["/api/chat"] == before + 3)
 
     await wait_until_async(generating)
     await delete(other, all=True)
@@ -234,7 +235,7 @@ async def test_an_index_that_is_lost_is_made_again_without_traffic(cluster_serve
     before = await indexes(server.port)
     async with Redis(port=server.port) as direct:
         for name in before:
-            await direct.execute_command("FT.DROPINDEX", name)
+            await direct.execute_command("FT.DROPINDEX", name)  # type: ignore[no-untyped-call]
 
     async def are_back() -> bool:
         return await indexes(server.port) == before
@@ -246,7 +247,7 @@ async def test_an_index_that_is_lost_is_made_again_without_traffic(cluster_serve
 async def indexes(port: int) -> set[str]:
     """The cache's indexes on one server."""
     async with Redis(port=port) as direct:
-        names = {name.decode() for name in await direct.execute_command("FT._LIST")}
+        names = texts(await direct.execute_command("FT._LIST"))  # type: ignore[no-untyped-call]
     return {name for name in names if name.startswith("rag:index:cache:")}
 
 
@@ -275,7 +276,7 @@ async def test_one_redis_may_have_partitions_too(serve: Service, redis: Redis) -
     for number in range(6):
         await ask(one, QUESTION, tenant=f"tenant-{number}")
         assert (await ask(other, PARAPHRASE, tenant=f"tenant-{number}"))["cache"]["kind"] == "semantic"
-    entries = [key.decode() for key in await redis.keys("rag:cache:*")]
+    entries = texts(await redis.keys("rag:cache:*"))
     assert len(entries) == 6
     assert len({entry.partition("}")[0] for entry in entries}) > 1
     assert await delete(other, tenant="tenant-3") == {"matched": 1, "deleted": 1}

@@ -27,6 +27,7 @@ from tests.integration.test_cluster import PARAPHRASE, QUESTION, cached, indexes
 from tests.integration.test_documents import ONNX
 from tests.stub_ollama import StubOllama
 from tests.support.redis_cluster import Cluster, replica, running_cluster
+from tests.support.replies import raw
 from tests.support.service import Service, ask, make_settings, running_service
 from tests.support.waiting import wait_until_async
 
@@ -322,7 +323,7 @@ async def taken_in_vain(cluster: Cluster, document: str, times: int) -> None:
     async with Redis(port=cluster.owner(DOCUMENTS).port) as client:
 
         async def is_taken() -> bool:
-            seen.add(await client.hget(KEYS.document_work(document), "held_until_ms") or b"")
+            seen.add(raw(await client.hget(KEYS.document_work(document), "held_until_ms") or b""))
             return len(seen) > times
 
         await wait_until_async(is_taken, timeout=30)

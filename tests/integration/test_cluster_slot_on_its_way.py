@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import httpx
 import pytest
@@ -61,7 +62,7 @@ def on_its_way(cluster: Cluster, entry: str) -> Iterator[None]:
             taking.execute_command("CLUSTER", "SETSLOT", slot, "STABLE")
 
 
-def _move(giving: redis.Redis, target: EmbeddedRedis, slot: int, but: bytes = b"none") -> None:
+def _move(giving: Any, target: EmbeddedRedis, slot: int, but: bytes = b"none") -> None:
     found = [key for key in giving.execute_command("CLUSTER", "GETKEYSINSLOT", slot, 1000) if not key.startswith(but)]
     if found:
         giving.execute_command("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *found)
@@ -89,9 +90,9 @@ async def test_neither_a_backup_nor_what_makes_answers_stale_passes_it_over(
         answers = RedisInvalidationTags(gates, KEYS, SemanticIndexes(gates, KEYS))
         with on_its_way(shards, entry):
             with pytest.raises(StoreUnavailable):
-                assert [answer async for answer in AnswerReader(gates, KEYS).all(())] == "what is there"
+                _ = [answer async for answer in AnswerReader(gates, KEYS).all(())]
             with pytest.raises(StoreUnavailable):
-                assert await answers.expire_all("default") == "all"
+                await answers.expire_all("default")
         assert await answers.expire_all("default") == 1
 
 
@@ -100,7 +101,7 @@ async def test_a_slot_that_no_shard_has_is_found_as_soon_as_one_has_it(shards: C
     async with running_service(make_settings(shards.url, stub.base_url)) as before:
         entry = (await ask(before, QUESTION))["cache"]["entry"]
     slot, owner = key_slot(entry.encode()), shards.owner(entry)
-    clients = {server.port: redis.Redis(port=server.port) for server in shards.servers}
+    clients: dict[int, Any] = {server.port: redis.Redis(port=server.port) for server in shards.servers}
     for client in clients.values():
         client.execute_command("CLUSTER", "DELSLOTS", slot)
     try:

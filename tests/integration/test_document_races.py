@@ -18,6 +18,7 @@ from api.knowledge.document_service import CONCURRENCY
 from api.knowledge.ingestion import ATTEMPTS
 from api.redis_store.stores.documents.documents import owner_of
 from tests.support.knowledge_worker import GatedEmbedder, Worker, lease_ended, worker
+from tests.support.replies import text
 from tests.support.stored_corpus import StoredCorpus, Texts
 
 pytestmark = pytest.mark.usefixtures("redis")
@@ -192,7 +193,7 @@ async def _restarted(server: EmbeddedRedis, one: Worker) -> None:
     assert await one.gate.check()
     async with Redis.from_url(server.url) as client:
         (document,) = await client.zrange("rag:corpus:work", 0, -1)
-        await lease_ended(client, document.decode())
+        await lease_ended(client, text(document))
 
 
 async def test_to_tell_the_cache_is_never_given_up(redis: Redis, fleet: list[Worker]) -> None:
@@ -200,8 +201,8 @@ async def test_to_tell_the_cache_is_never_given_up(redis: Redis, fleet: list[Wor
     document = await one.stopped("rules", OLD)
     await other.knowledge.library.delete(document)
     await other.store("kept", NEW)
-    work = {"id": document, "revision": 1, "phase": "tell", "tenant": "default", "gone": 1, "attempts": 9 * ATTEMPTS}
-    await redis.hset(f"rag:doc:{document}:work", mapping=work)  # type: ignore[misc]
+    work: dict[Any, Any] = {"id": document, "revision": 1, "phase": "tell", "tenant": "default"}
+    await redis.hset(f"rag:doc:{document}:work", mapping={**work, "gone": 1, "attempts": 9 * ATTEMPTS})
     await redis.zadd("rag:corpus:work", {document: 1})
     await other.knowledge.upkeep.carry_out_waiting()
     assert await redis.exists(f"rag:doc:{document}", f"rag:doc:{document}:work") == 0
@@ -220,7 +221,7 @@ async def test_a_deletion_that_is_asked_for_again_waits_for_the_cache_to_be_told
         with pytest.raises(StoreUnavailable):
             await one.knowledge.library.delete(document)
     work = f"rag:doc:{document}:work"
-    await redis.hset(work, "held_until_ms", str(2**45))  # type: ignore[misc]
+    await redis.hset(work, "held_until_ms", str(2**45))
     with pytest.raises(ServiceUnavailable):
         await other.knowledge.library.delete(document)
     await lease_ended(redis, document)
@@ -240,15 +241,15 @@ async def test_a_change_that_the_cache_is_not_told_of_before_one_that_fails_is_t
     one, other = fleet
     document = await one.store("rules", OLD)
     entry, owner = f"rag:cache:{'a' * 10}-{'b' * 24}:{'c' * 32}", owner_of("default")
-    await redis.hset(entry, mapping={"owner": owner, "created_ms": 1, "expires_ms": str(2**45)})  # type: ignore[misc]
+    await redis.hset(entry, mapping={"owner": owner, "created_ms": 1, "expires_ms": str(2**45)})
     await one.stopped("rules", NEW)
     work = f"rag:doc:{document}:work"
-    await redis.hset(work, mapping={"owes": "1", "attempts": ATTEMPTS})  # type: ignore[misc]
+    await redis.hset(work, mapping={"owes": "1", "attempts": ATTEMPTS})
     await lease_ended(redis, document)
     await other.knowledge.upkeep.carry_out_waiting()
     assert (await other.knowledge.library.find(document)).status == "failed"
-    assert int(await redis.hget(entry, "expires_ms") or 0) < 2**45  # type: ignore[misc]
-    assert await redis.hexists("rag:invalidated", "corpus:default")  # type: ignore[misc]
+    assert int(await redis.hget(entry, "expires_ms") or 0) < 2**45
+    assert await redis.hexists("rag:invalidated", "corpus:default")
     await one.go_on()
 
 
@@ -262,13 +263,13 @@ async def test_who_has_another_embedder_than_stored_a_document_tells_the_cache_o
         embedder = await further.embedder.identity()
         vector = (await further.embedder.embed(["a question"], tenant="t"))[0].vector
         entry = f"rag:cache:{embedder.fingerprint}-{'b' * 24}:{'c' * 32}"
-        fields = {"owner": owner_of("default"), "compared": "meaning", "expires_ms": str(2**45), "vector": vector}
-        await redis.hset(entry, mapping=fields)  # type: ignore[misc]
-        left = {"id": document, "revision": 1, "phase": "tell", "tenant": "default"}
-        await redis.hset(f"rag:doc:{document}:work", mapping=left)  # type: ignore[misc]
+        await redis.hset(entry, mapping={"owner": owner_of("default"), "compared": "meaning", "vector": vector})
+        await redis.hset(entry, "expires_ms", str(2**45))
+        left: dict[Any, Any] = {"id": document, "revision": 1, "phase": "tell", "tenant": "default"}
+        await redis.hset(f"rag:doc:{document}:work", mapping=left)
         await redis.zadd("rag:corpus:work", {document: 1})
         await further.knowledge.upkeep.carry_out_waiting()
-    assert int(await redis.hget(entry, "expires_ms") or 0) < 2**45  # type: ignore[misc]
+    assert int(await redis.hget(entry, "expires_ms") or 0) < 2**45
 
 
 async def test_an_orderly_end_is_no_failed_attempt(redis: Redis, stored: sync_redis.Redis, fleet: list[Worker]) -> None:
@@ -283,7 +284,7 @@ async def test_an_orderly_end_is_no_failed_attempt(redis: Redis, stored: sync_re
 async def test_what_kills_every_worker_is_given_up(redis: Redis, fleet: list[Worker]) -> None:
     one, other = fleet
     document = await one.stopped("rules", OLD)
-    await redis.hset(f"rag:doc:{document}:work", "attempts", ATTEMPTS)  # type: ignore[misc]
+    await redis.hset(f"rag:doc:{document}:work", "attempts", ATTEMPTS)
     await lease_ended(redis, document)
     await other.knowledge.upkeep.carry_out_waiting()
     found = await other.knowledge.library.find(document)

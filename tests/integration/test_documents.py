@@ -301,13 +301,13 @@ async def test_a_large_file_is_worked_on_in_the_background_and_says_what_was_wro
     failing = broken.headers["Location"]
 
     async def ended() -> bool:
-        return (await client.get(failing)).json()["status"] == "failed"
+        return bool((await client.get(failing)).json()["status"] == "failed")
 
     await wait_until_async(ended)
     assert "PDF" in (await client.get(failing)).json()["error"]
 
     async def ready() -> bool:
-        return (await client.get(where)).json()["status"] == "ready"
+        return bool((await client.get(where)).json()["status"] == "ready")
 
     await wait_until_async(ready)
     assert (await client.get(where)).json()["title"] == "Of its own"
@@ -329,7 +329,7 @@ async def test_with_the_embedder_away_the_document_waits(serve: Service, stub: S
     where = waiting.headers["Location"]
 
     async def ready() -> bool:
-        return (await client.get(where)).json()["status"] == "ready"
+        return bool((await client.get(where)).json()["status"] == "ready")
 
     await wait_until_async(ready)
     await asyncio.sleep(0)

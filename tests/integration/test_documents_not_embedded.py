@@ -146,5 +146,5 @@ async def test_who_takes_a_document_over_knows_what_could_not_be_embedded(redis:
         found = await other.knowledge.library.find(document)
         assert (found.status, found.chunks, found.not_embedded) == ("ready", 12, 1)
         assert [(chunk.number, chunk.reason) for chunk in found.failed_chunks] == [(3, "not a number")]
-        fields = await redis.hkeys(Keys().chunk(one.embedder.embedder.fingerprint, document, found.revision, 3))  # type: ignore[misc]
+        fields = await redis.hkeys(Keys().chunk(one.embedder.embedder.fingerprint, document, found.revision, 3))
         assert (b"failure" in fields, b"vector" in fields) == (True, False)

@@ -22,6 +22,7 @@ from api.redis_store.stores.documents.embeddings import RedisReembedding, RedisU
 from api.values import EmbedderIdentity, Embedding
 from tests.integration.test_documents import CANTEEN, HOLIDAY, ONNX, add
 from tests.stub_ollama import StubOllama
+from tests.support.replies import text, texts
 from tests.support.service import Service, ask
 from tests.support.waiting import wait_until_async
 
@@ -33,7 +34,8 @@ ROOT = Path(__file__).parents[2]
 
 
 async def embedders(redis: Redis) -> dict[str, float]:
-    return {name.decode(): at for name, at in await redis.zrange(KEYS.corpus_embedders, 0, -1, withscores=True)}
+    listed: Any = await redis.zrange(KEYS.corpus_embedders, 0, -1, withscores=True)
+    return {text(name): at for name, at in listed}
 
 
 async def chunks_by(redis: Redis, embedder: str) -> int:
@@ -116,8 +118,8 @@ async def test_a_document_that_goes_is_gone_for_both(serve: Service, redis: Redi
     document = await add(before, "Holiday", HOLIDAY)
 
     async def is_embedded_twice() -> bool:
-        fields = await redis.hkeys(KEYS.document(document["id"]))
-        return sum(name.startswith(b"embedded:") for name in fields) == 2
+        fields = texts(await redis.hkeys(KEYS.document(document["id"])))
+        return sum(name.startswith("embedded:") for name in fields) == 2
 
     await wait_until_async(is_embedded_twice)
     assert [len((await ask(client, QUESTION))["sources"]) for client in (before, after)] == [1, 1]
@@ -200,10 +202,11 @@ async def test_chunks_that_nobody_uses_go_after_a_safe_time_and_nothing_else(ser
     assert (await chunks_by(redis, old), await chunks_by(redis, new)) == (0, 1)
     assert KEYS.chunk_index(old) not in await indexes(redis)
     assert old not in await embedders(redis)
-    fields = {name.decode() for name in await redis.hkeys(KEYS.document(document))}
+    fields = set(texts(await redis.hkeys(KEYS.document(document))))
     assert {name for name in fields if name.startswith("embedded:")} == {f"embedded:{new}"}
     assert f"done:{old}".encode() not in await redis.hkeys(KEYS.corpus_state)
-    assert [name.decode().partition(":")[0] for name in await redis.hkeys(KEYS.document_chunks(document))] == [new]
+    counted = texts(await redis.hkeys(KEYS.document_chunks(document)))
+    assert [name.partition(":")[0] for name in counted] == [new]
 
 
 async def test_rolled_back_to_after_all_it_is_embedded_anew(serve: Service, redis: Redis) -> None:

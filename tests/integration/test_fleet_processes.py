@@ -169,7 +169,9 @@ def test_a_reload_takes_new_settings_loses_no_request_and_leaves_nothing_behind(
     before = {worker["id"] for worker in gunicorn.get("/api/workers").json()["workers"]}
     (tmp_path / ".env").write_text("LLM_MODEL=qwen2.5\n")
     url = f"{gunicorn.url()}/query"
-    fresh = {"json": {"question": "Why?"}, "headers": {"Cache-Control": "no-store"}}
+
+    def fresh(client: httpx.Client) -> httpx.Response:
+        return client.post(url, json={"question": "Why?"}, headers={"Cache-Control": "no-store"})
 
     def streamed(client: httpx.Client) -> httpx.Response:
         response = client.post(url, json={"question": "How?", "stream": True})
@@ -177,7 +179,7 @@ def test_a_reload_takes_new_settings_loses_no_request_and_leaves_nothing_behind(
         return response
 
     with (
-        constant_load(lambda client: client.post(url, **fresh), 2) as answers,
+        constant_load(fresh, 2) as answers,
         constant_load(streamed, 2) as streams,
         sync_redis.Redis.from_url(redis_url, decode_responses=True) as client,
     ):

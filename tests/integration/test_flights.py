@@ -24,6 +24,7 @@ from api.redis_store.stores.flights import RedisFlightStore
 from api.single_flight.fleet_flights import FleetFlights, kept_in_step
 from api.single_flight.flight import LEASE_MS
 from api.values import CompletedAnswer, FlightKey, StoredElsewhere, Token, Usage
+from tests.support.replies import raw, text, texts
 from tests.support.waiting import wait_until_async
 
 KEY = FlightKey("0123456789-scope", "digest")
@@ -99,6 +100,7 @@ async def read(flight: FlightSubscription) -> tuple[str, bool]:
         text += event.text
     if isinstance(event, StoredElsewhere):
         return "stored", flight.led
+    assert isinstance(event, CompletedAnswer)
     assert not text or text == event.text
     return event.text, flight.led
 
@@ -137,7 +139,7 @@ async def until(condition: Callable[[], Any]) -> None:
 
 async def followed(redis: Redis, by: int = 1) -> None:
     async def is_followed() -> bool:
-        return sum(name.startswith(b"follower:") for name in await redis.hkeys(HASH)) == by
+        return sum(name.startswith("follower:") for name in texts(await redis.hkeys(HASH))) == by
 
     await wait_until_async(is_followed)
 
@@ -240,7 +242,7 @@ async def test_a_follower_who_leaves_is_forgotten(fleet: Fleet, redis: Redis) ->
     await asyncio.gather(following, return_exceptions=True)
 
     async def is_alone() -> bool:
-        return not any(name.startswith(b"follower:") for name in await redis.hkeys(HASH))
+        return not any(name.startswith("follower:") for name in texts(await redis.hkeys(HASH)))
 
     await wait_until_async(is_alone)
     one.model.may_end.set()
@@ -272,11 +274,11 @@ async def test_a_dead_leader_is_replaced_and_its_late_word_is_not_heard(fleet: F
     await until(lambda: one.model.begun)
     following = asyncio.create_task(other.ask())
     await followed(redis)
-    fence = await redis.hget(HASH, "fence")
+    fence = raw(await redis.hget(HASH, "fence"))
     one.gate.is_up = False  # a worker that is paused: it neither tends nor says anything
     await redis.delete(HASH)
     await until(lambda: other.model.begun)
-    assert await redis.hget(HASH, "fence") > fence
+    assert raw(await redis.hget(HASH, "fence")) > fence
     one.gate.is_up = True
     one.model.text = "one two something else"
     one.model.may_end.set()
@@ -356,7 +358,7 @@ async def test_work_of_one_alone(fleet: Fleet, redis: Redis) -> None:
     one, other = await fleet("one"), await fleet("other")
     async with one.flights.sole(KEY) as claim:
         assert claim is not None
-        assert (await redis.hget(claim.key, "fence")).decode() == claim.fence
+        assert text(await redis.hget(claim.key, "fence")) == claim.fence
         async with other.flights.sole(KEY) as none:
             assert none is None
         assert await redis.pttl(claim.key) > 0
@@ -433,9 +435,9 @@ async def test_a_place_that_was_taken_since_is_not_given_up_with_an_older_one(fl
     store = other.flights.store
     older, newer = await store.join(KEY, 0, 0), await store.join(KEY, 0, 0)
     await store.leave(KEY, older.place)
-    assert await redis.hget(HASH, "follower:other") == newer.place.encode()  # type: ignore[misc]
+    assert await redis.hget(HASH, "follower:other") == newer.place.encode()
     await store.leave(KEY, newer.place)
-    assert not await redis.hexists(HASH, "follower:other")  # type: ignore[misc]
+    assert not await redis.hexists(HASH, "follower:other")
     one.model.may_end.set()
     assert await leading == ("one two three", True)
 

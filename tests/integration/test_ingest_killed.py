@@ -14,6 +14,7 @@ from scripts import made_documents
 from tests.stub_ollama import stub_process
 from tests.support.gunicorn_process import Gunicorn, gunicorns
 from tests.support.ingest_process import expected_texts, ingest_process
+from tests.support.replies import text
 from tests.support.stored_corpus import StoredCorpus
 from tests.support.waiting import wait_until
 
@@ -46,7 +47,7 @@ def worker_at_work(client: sync_redis.Redis) -> int | None:
     for key in client.scan_iter("rag:doc:*:work"):
         by, done, phase = client.hmget(key, "by", "done", "phase")
         if by is not None and done is not None and phase == b"store":
-            pid = client.hget(f"rag:worker:{by.decode()}", "pid")
+            pid = client.hget(f"rag:worker:{text(by)}", "pid")
             return int(pid) if pid is not None else None
     return None
 

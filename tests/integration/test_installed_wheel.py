@@ -119,7 +119,7 @@ def ragherd(environment: Path, folder: Path, *arguments: str, **settings: str) -
 def running(environment: Path, folder: Path, *arguments: str, **settings: str) -> Iterator[subprocess.Popen[bytes]]:
     """A command that goes on, its output in `folder`/log; whatever happens, nothing of it is left."""
     with (folder / "log").open("wb") as log:
-        command = [environment / "bin" / "ragherd", *arguments]
+        command: list[str | Path] = [environment / "bin" / "ragherd", *arguments]
         process = subprocess.Popen(command, cwd=folder, env=_settings(**settings), stdout=log, stderr=log)
     try:
         yield process

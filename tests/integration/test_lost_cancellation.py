@@ -103,7 +103,7 @@ async def test_sending_a_command_loses_no_cancellation(redis: Redis, redis_url: 
             for steps in range(40):
                 if fresh:
                     await client.connection_pool.disconnect()
-                command = asyncio.create_task(client.ping())
+                command = asyncio.ensure_future(client.ping())
                 for _ in range(steps):
                     await asyncio.sleep(0)
                 was_done = command.done()
@@ -116,7 +116,7 @@ async def test_a_reply_that_came_while_the_worker_was_busy_is_no_lost_redis(redi
     async with short_commands(RedisAddress(redis_url, 0.05, 0.05, 4)) as client:
         await client.ping()
         for steps in range(6):
-            command = asyncio.create_task(client.echo("there"))
+            command = asyncio.ensure_future(client.echo("there"))
             for _ in range(steps):
                 await asyncio.sleep(0)
             time.sleep(0.2)  # the loop stands still, while the reply lies in the socket or is still to be asked for
@@ -127,7 +127,7 @@ async def test_opening_a_connection_does_not_pay_for_the_lag_either(redis: Redis
     async with short_commands(RedisAddress(redis_url, 0.05, 0.05, 4)) as client:
         for steps in range(12):
             await client.connection_pool.disconnect()
-            command = asyncio.create_task(client.echo("there"))
+            command = asyncio.ensure_future(client.echo("there"))
             for _ in range(steps):
                 await asyncio.sleep(0)
             time.sleep(0.2)

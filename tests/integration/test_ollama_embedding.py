@@ -70,7 +70,8 @@ async def test_a_text_that_is_not_valid_unicode_is_embedded(embedder: OllamaEmbe
 
 async def test_the_identity_is_the_models_name_weights_and_dimension(pool: OllamaPool, stub: StubOllama) -> None:
     seen = set()
-    for fields in ({}, {}, {"digest": "sha256:other"}, {"dimension": 8}):
+    changes: list[dict[str, Any]] = [{}, {}, {"digest": "sha256:other"}, {"dimension": 8}]
+    for fields in changes:
         stub.behaviour(**fields)
         async with OllamaEmbedder.open(pool, MODEL, 1.0) as embedder:
             identity = await embedder.identity()

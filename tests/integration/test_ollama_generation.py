@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from api.errors import UpstreamError, UpstreamFault
 from api.ollama.generation import Deadlines, OllamaModel
 from api.ollama.pool import OllamaPool, PoolLimits, open_pool
-from api.values import ChatMessage, GenerationEnd, GenerationRequest, Token, Usage
+from api.values import ChatMessage, GenerationEnd, GenerationRequest, Thought, Token, Usage
 from tests.stub_ollama import StubOllama, running_stub
 from tests.support.waiting import wait_until_async
 
@@ -44,7 +45,9 @@ def asked(question: str = "what is a goat", **options: Any) -> GenerationRequest
     return GenerationRequest("llama3.2", (ChatMessage("user", question),), options)
 
 
-async def collected(model: OllamaModel, request: GenerationRequest | None = None) -> list[Token | GenerationEnd]:
+async def collected(
+    model: OllamaModel, request: GenerationRequest | None = None
+) -> list[Token | Thought | GenerationEnd]:
     async with model.stream(request or asked()) as stream:
         return [event async for event in stream]
 
@@ -220,7 +223,7 @@ async def test_cancellation_stops_the_generation_and_frees_the_slot(
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        await wait_until_async(lambda count=count: _cancelled(stub, count))
+        await wait_until_async(partial(_cancelled, stub, count))
     assert pool.snapshot().active == 0
     assert pool.snapshot().endpoints["/api/chat"].errors == 0
 

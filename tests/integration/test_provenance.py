@@ -16,6 +16,7 @@ from api.redis_store.keys import Keys
 from api.redis_store.stores.documents.documents import RedisDocuments
 from tests.integration.test_documents import CANTEEN, HOLIDAY, ONNX, add
 from tests.stub_ollama import StubOllama
+from tests.support.replies import fields
 from tests.support.service import Service, ask
 from tests.support.waiting import wait_until_async
 
@@ -44,10 +45,10 @@ async def cached(client: httpx.AsyncClient, question: str, **more: Any) -> bool:
 
 async def test_an_entry_says_what_it_is_from(fleet: list[httpx.AsyncClient], redis: Redis) -> None:
     entry = (await ask(fleet[0], HOLIDAY_QUESTION))["cache"]["entry"]
-    fields = {name.decode(): value for name, value in (await redis.hgetall(entry)).items()}
-    assert int(fields["epoch"]) == 2
-    assert b'"revision":1' in fields["sources"]
-    assert (fields["top_k"], fields["compared"]) == (b"4", b"meaning")
+    stored = fields(await redis.hgetall(entry))
+    assert int(stored["epoch"]) == 2
+    assert b'"revision":1' in stored["sources"]
+    assert (stored["top_k"], stored["compared"]) == (b"4", b"meaning")
 
 
 async def test_an_update_takes_its_answers_back_before_it_is_answered(fleet: list[httpx.AsyncClient]) -> None:
@@ -152,7 +153,7 @@ async def test_what_changed_while_an_answer_was_generated_keeps_it_from_being_st
     asking = asyncio.create_task(ask(one, question))
 
     async def generating() -> bool:
-        return stub.stats["requests"]["/api/chat"] > before
+        return bool(stub.stats["requests"]["/api/chat"] > before)
 
     await wait_until_async(generating)
     if change == "update":
@@ -183,7 +184,7 @@ async def test_what_redis_forgot_while_an_answer_was_generated_keeps_it_from_bei
     asking = asyncio.create_task(ask(client, HOLIDAY_QUESTION, headers=headers))
 
     async def generating() -> bool:
-        return stub.stats["requests"]["/api/chat"] > before
+        return bool(stub.stats["requests"]["/api/chat"] > before)
 
     await wait_until_async(generating)
     await redis.flushall()
@@ -207,7 +208,7 @@ async def test_who_asks_after_a_change_does_not_join_a_generation_from_before(
     asking = asyncio.create_task(ask(one, question))
 
     async def generating() -> bool:
-        return stub.stats["requests"]["/api/chat"] > before
+        return bool(stub.stats["requests"]["/api/chat"] > before)
 
     await wait_until_async(generating)
     await add(other, "Holiday", "Ask for holiday a month before.", source="holiday")

@@ -48,7 +48,7 @@ async def refused(client: httpx.AsyncClient, question: str = "Why?", **more: Any
         ({"mode": "status", "status": 504}, 502, "server_error", 1),
         ({"mode": "status", "status": 503, "message": "server busy"}, 503, "busy", 0),
     ],
-    ids=lambda value: value.get("mode") + str(value.get("status", "")) if isinstance(value, dict) else None,
+    ids=lambda value: f"{value['mode']}{value.get('status', '')}" if isinstance(value, dict) else None,
 )
 async def test_how_ollama_fails_decides_what_the_client_gets(
     serve: Service, stub: StubOllama, behaviour: dict[str, Any], status: int, fault: str, failures: int

@@ -126,7 +126,7 @@ async def test_one_that_takes_no_writes_is_lost_until_it_does(
         gate = HealthGatedRedis(replica, 4, turns)
         assert await gate.check()
         host, port = redis_url.removeprefix("redis://").split(":")
-        await replica.replicaof(host, port)  # type: ignore[no-untyped-call]
+        await replica.replicaof(host, port)
 
         async def has(**fields: Any) -> bool:
             health = (await client.get("/health")).json()
@@ -138,7 +138,7 @@ async def test_one_that_takes_no_writes_is_lost_until_it_does(
         assert await warnings(client) == [("main", "read_only")]
         assert (await ask(client, QUESTION))["cache"]["status"] == "bypass"
         assert turns.found_times == 1
-        await replica.replicaof("NO", "ONE")  # type: ignore[no-untyped-call]
+        await replica.replicaof("NO", "ONE")
         await wait_until_async(lambda: has(status="healthy", database=True))
         assert ("main", "read_only") not in await warnings(client)
     lines = capfd.readouterr().err.splitlines()

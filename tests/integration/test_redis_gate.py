@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -138,7 +139,7 @@ async def test_a_worker_that_has_no_connection_left_has_not_lost_redis(gate: Hea
 async def test_a_reply_that_nobody_read_is_no_other_command_s(redis: Redis, redis_url: str) -> None:
     await redis.config_resetstat()
     async with short_commands(RedisAddress(redis_url, timeout=1.0, connect_timeout=1.0, max_connections=4)) as client:
-        connection = await client.connection_pool.get_connection()
+        connection: Any = await client.connection_pool.get_connection()  # type: ignore[no-untyped-call]
         await connection.send_command("ECHO", "another's")
         await wait_until_async(connection.can_read)
         await client.connection_pool.release(connection)
@@ -196,7 +197,7 @@ async def test_connections_in_use_when_redis_is_lost_serve_no_command_afterwards
         used, goes_on = asyncio.Event(), asyncio.Event()
 
         async def hold() -> int:
-            connection = await client.connection_pool.get_connection()
+            connection: Any = await client.connection_pool.get_connection()  # type: ignore[no-untyped-call]
             await connection.send_command("CLIENT", "ID")
             number: int = await connection.read_response()
             used.set()

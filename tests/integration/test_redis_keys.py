@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from redis.asyncio import Redis
 
 from tests.stub_ollama import StubOllama
 from tests.support.redis_cluster import Cluster
+from tests.support.replies import text, texts
 from tests.support.service import Service, ask
 from tests.support.waiting import wait_until_async
 
@@ -75,7 +77,7 @@ async def assert_as_listed(redis: Redis, rows: list[Listed]) -> set[re.Pattern[s
         row, ttl = found[0], await redis.pttl(key)
         if ttl == -2:
             continue  # gone meanwhile
-        assert (await redis.type(key)).decode() == row.type, key
+        assert text(await redis.type(key)) == row.type, key
         assert (row.lifetime is None) == (ttl == -1), f"{key} lives {ttl} ms, the page says {row.lifetime} s"
         assert row.lifetime is None or ttl <= row.lifetime * 1000, key
         await assert_fields_as_listed(redis, key, row)
@@ -85,7 +87,7 @@ async def assert_as_listed(redis: Redis, rows: list[Listed]) -> set[re.Pattern[s
 
 async def assert_fields_as_listed(redis: Redis, key: str, row: Listed) -> None:
     """Every field of a hash stands on the page, as itself or as a pattern (of a time, a name, a number)."""
-    fields = [name.decode() for name in await redis.hkeys(key)] if row.type == "hash" else []
+    fields = texts(await redis.hkeys(key)) if row.type == "hash" else []
     page = PAGE.read_text()
     unlisted = [name for name in fields if f"`{re.sub(r'^pool_.*', 'pool_...', name)}`" not in page]
     made_up = (
@@ -143,11 +145,12 @@ async def test_every_key_is_listed_with_its_type_and_its_lifetime(
     fleet: list[httpx.AsyncClient], redis: Redis, stub: StubOllama
 ) -> None:
     rows = listed()
-    await drive(*fleet, stub)
+    client, other = fleet
+    await drive(client, other, stub)
     await ask(fleet[0], "And once it is closed?")
     written_soon = ("rag:stats:cache", "rag:cb:{ollama}:window", "rag:stats:retries", "rag:warmup:ollama", "rag:prober")
     for key in (*written_soon, "rag:backend:ollama"):
-        await wait_until_async(lambda key=key: redis.exists(key))
+        await wait_until_async(partial(redis.exists, key))
     seen = {pattern.pattern for pattern in await assert_as_listed(redis, rows)}
     unseen = {row.pattern.pattern for row in rows} - seen
     passing = (":draft", ":work", "corpus:work", "upload:[^:{}]+", "embedding:[^:{}]+")
@@ -191,7 +194,8 @@ async def test_nothing_is_written_outside_the_prefix(serve: Service, redis: Redi
     await client.post("/api/circuit-breaker/reset")
     assert {key async for key in redis.scan_iter() if not key.startswith(b"mine:")} == set()
     await assert_as_listed(redis, listed("mine:"))
-    assert all(name.startswith(b"mine:index:cache:") for name in await redis.execute_command("FT._LIST"))
+    indexes: Any = await redis.execute_command("FT._LIST")  # type: ignore[no-untyped-call]
+    assert all(name.startswith(b"mine:index:cache:") for name in indexes)
 
 
 async def test_on_a_cluster_the_names_are_those_of_the_page_too(cluster_serve: Service, cluster: Cluster) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import pytest
 import redis as sync_redis
@@ -54,7 +55,7 @@ def sources(retrieved: Retrieved) -> set[str | None]:
     return {source.source for source in retrieved.sources}
 
 
-def faults(client: sync_redis.Redis, embedders: int = 2, **texts: str) -> list[str]:
+def faults(client: sync_redis.Redis, embedders: int = 2, **texts: Any) -> list[str]:
     return StoredCorpus(client).faults(cut(**texts), embedders)
 
 
@@ -91,7 +92,9 @@ async def test_the_embedder_of_before_serves_as_it_did_while_another_is_at_it(
 async def test_workers_of_both_embedders_take_documents_all_the_while(
     stored: sync_redis.Redis, before: Worker, after: Worker
 ) -> None:
-    texts = {f"page{number}": f"Page {number} is about {number} things.\n\n{OLD}" for number in range(8)}
+    texts: dict[str, Any] = {
+        f"page{number}": f"Page {number} is about {number} things.\n\n{OLD}" for number in range(8)
+    }
     anew = [asyncio.create_task(one.knowledge.upkeep.embed_anew()) for one in (before, after)]
     for number, (source, text) in enumerate(texts.items()):
         await (before, after)[number % 2].store(source, text)
@@ -163,7 +166,7 @@ async def test_what_redis_forgot_meanwhile_is_not_taken_for_embedded(
     embedding = await stopped_anew(after)
     await redis.flushall()
     await redis.set(f"rag:embedding:{after.embedder.embedder.fingerprint}", "after")  # as it is renewed meanwhile
-    texts = {"rules": NEW, "parking": OLD, "bicycles": THIRD}
+    texts: dict[str, Any] = {"rules": NEW, "parking": OLD, "bicycles": THIRD}
     for source, text in texts.items():
         await before.store(source, text)
     after.embedder.go_on()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import httpx
@@ -88,8 +89,9 @@ async def test_the_graph_is_walked_where_most_passages_are_the_tenants(serve: Se
     await add(client, "Canteen", CANTEEN)
     await ask(client, "Where do we eat?")
     walked = []
-    for more in ({}, {"documents": {"tags": ["kitchen"]}}):
-        searches = await searches_of(redis, lambda more=more: ask(client, "When is lunch served?", **more))
+    bodies: list[dict[str, Any]] = [{}, {"documents": {"tags": ["kitchen"]}}]
+    for body in bodies:
+        searches = await searches_of(redis, partial(ask, client, "When is lunch served?", **body))
         [by_meaning] = [search for search in searches if "KNN" in search and "chunk" in search]
         walked.append("HYBRID_POLICY BATCHES" in by_meaning)
     assert walked == [True, False]

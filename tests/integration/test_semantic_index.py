@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -118,11 +119,11 @@ async def test_a_graph_is_walked_for_a_scope_that_is_much_of_it(redis: Redis, re
     vectors = clustered(1_000)
     await fill(redis, vectors)
     few = f"{MODEL.fingerprint}-{'3' * 24}"
-    await redis.hset(entry(1), "scope", few)  # type: ignore[misc]
+    await redis.hset(entry(1), "scope", few)
     async with worker(redis_url, "hnsw") as index:
         await wait_until_async(lambda: finds(index, vectors[0]))
         scopes = (few, SCOPES[0], few, SCOPES[0])
-        searches = [await searches_of(redis, lambda scope=of: found(index, vectors[1], scope)) for of in scopes]
+        searches = [await searches_of(redis, partial(found, index, vectors[1], of)) for of in scopes]
     counted = [[search for search in some if "KNN" not in search] for some in searches]
     assert [len(some) for some in counted] == [1, 0, 0, 0], "`finds` has counted the large one before"
     walked = [any("HYBRID_POLICY BATCHES" in search for search in some) for some in searches]
@@ -143,7 +144,7 @@ async def test_the_old_index_serves_until_the_new_one_is_complete(redis: Redis, 
             assert await found(after, vectors[0]), "served by the old one"
             await after.tend()
         assert await found(after, vectors[0])
-        await redis.execute_command("FT.DROPINDEX", *names("flat"))  # type: ignore[no-untyped-call]
+        await redis.execute_command("FT.DROPINDEX", *names("flat"))
         assert await found(after, vectors[0]), "served by the new one"
 
 

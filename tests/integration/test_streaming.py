@@ -170,7 +170,7 @@ async def test_misses_and_refusals_count_once(serve: Service, stub: StubOllama) 
     ids=["a late first token", "a model that was loading", "slow tokens"],
 )
 async def test_a_whole_stream_is_a_success_and_slow_by_its_first_token(
-    serve: Service, stub: StubOllama, behaviour: dict[str, float], slow: int
+    serve: Service, stub: StubOllama, behaviour: dict[str, Any], slow: int
 ) -> None:
     client = await serve(breaker={"slow_call_duration": 0.2})
     stub.behaviour(path="/api/chat", answer="one two three four five", **behaviour)

@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 
 from tests.stub_ollama import StubOllama
 from tests.support.event_stream import streamed, text_of
+from tests.support.replies import fields
 from tests.support.service import Service, ask
 
 SAID = "<think>\nThe user asks for a number.\n</think>\n\nIt is 4, as `<think>` says."
@@ -33,7 +34,7 @@ async def test_query_and_its_cache_have_the_answer_alone(client: httpx.AsyncClie
     keys = [key async for key in redis.scan_iter("rag:cache:*")]
     assert keys
     for key in keys:
-        assert THOUGHT.encode() not in b"".join((await redis.hgetall(key)).values())
+        assert THOUGHT.encode() not in b"".join(fields(await redis.hgetall(key)).values())
 
 
 async def test_a_stream_has_no_thoughts(client: httpx.AsyncClient) -> None:

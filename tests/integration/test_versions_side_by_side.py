@@ -23,6 +23,7 @@ from api.redis_store.stores.documents.work import RedisDocumentWork
 from api.redis_store.stores.fleet import WorkerRegistry
 from tests.integration.test_documents import HOLIDAY, ONNX, add
 from tests.stub_ollama import StubOllama
+from tests.support.replies import fields, raw, text
 from tests.support.service import Service, ask
 from tests.support.waiting import wait_until_async
 
@@ -44,7 +45,7 @@ async def opened(
 
 async def version(redis: Redis) -> str | None:
     found = await redis.hget(KEYS.corpus_schema, "version")
-    return found.decode() if found else None
+    return text(found) if found else None
 
 
 async def database(client: httpx.AsyncClient) -> bool:
@@ -57,8 +58,8 @@ async def database(client: httpx.AsyncClient) -> bool:
 async def test_a_fleet_says_which_schema_its_keys_have_and_who_says_so(serve: Service, redis: Redis) -> None:
     client = await serve()
     worker = (await client.get("/health")).json()["worker"]
-    fields = {name.decode(): value.decode() for name, value in (await redis.hgetall(KEYS.corpus_schema)).items()}
-    assert (fields["version"], fields["by"]) == (str(SCHEMA), worker)
+    said = fields(await redis.hgetall(KEYS.corpus_schema))
+    assert (said["version"].decode(), said["by"].decode()) == (str(SCHEMA), worker)
     assert {one["schema"] for one in (await client.get("/api/workers")).json()["workers"]} == {str(SCHEMA)}
 
 
@@ -154,7 +155,8 @@ async def test_further_fields_of_an_entry_and_of_its_sources_change_nothing(serv
     await add(client, "Holiday policy", HOLIDAY)
     answered = await ask(client, "Who approves my holiday?")
     entry = answered["cache"]["entry"]
-    sources = [{**source, "page": 4, "spans": [[0, 3]]} for source in orjson.loads(await redis.hget(entry, "sources"))]
+    stored = orjson.loads(raw(await redis.hget(entry, "sources")))
+    sources = [{**source, "page": 4, "spans": [[0, 3]]} for source in stored]
     await redis.hset(entry, mapping={"sources": orjson.dumps(sources), "form": "2", "reviewed_by": "nobody"})
     hit = await ask(client, "Who approves my holiday?")
     assert (hit["cache"]["status"], hit["sources"]) == ("hit", answered["sources"])

@@ -17,6 +17,7 @@ from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.cache.index_keeper import IndexKeeper
 from api.redis_store.stores.fleet import FULL_PACE_WORKERS, LEASE_MS, SLOWEST, WorkerRegistry
+from tests.support.replies import fields
 from tests.support.waiting import wait_until_async
 
 KEYS = Keys()
@@ -56,11 +57,12 @@ async def test_a_heartbeat_says_all_facts_and_lasts_as_long_as_the_lease(
     await redis.zadd(KEYS.workers, {"dead": 1})
     before = await now_ms(redis)
     await registry.heartbeat()
-    said = {name.decode(): value.decode() for name, value in (await redis.hgetall(KEYS.worker("w"))).items()}
+    said = {name: value.decode() for name, value in fields(await redis.hgetall(KEYS.worker("w"))).items()}
     assert said == {"id": "w", **{name: str(value) for name, value in FACTS.items()}}
     assert 0 < await redis.pttl(KEYS.worker("w")) <= LEASE_MS
     assert LEASE_MS < await redis.pttl(KEYS.workers) <= 2 * LEASE_MS
-    ((worker, until),) = await redis.zrange(KEYS.workers, 0, -1, withscores=True)
+    listed: Any = await redis.zrange(KEYS.workers, 0, -1, withscores=True)
+    ((worker, until),) = listed
     assert worker == b"w"
     assert before + LEASE_MS <= until <= await now_ms(redis) + LEASE_MS
 

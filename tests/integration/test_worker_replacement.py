@@ -84,8 +84,13 @@ def test_workers_are_replaced_after_max_requests_and_no_request_fails(start: Sta
 def test_totals_never_fall_and_files_do_not_pile_up_while_workers_are_replaced(start: Start) -> None:
     gunicorn = start(WORKERS="2", MAX_REQUESTS="200", METRICS_PORT=free_port())
     seen: list[float] = []
+
+    def were_replaced() -> bool:
+        seen.append(gunicorn.misses())
+        return gunicorn.replaced("requests") >= 4
+
     with constant_load(lambda client: client.get(f"{gunicorn.url()}/count"), 3) as load:
-        wait_until(lambda: seen.append(gunicorn.misses()) or gunicorn.replaced("requests") >= 4, timeout=60)
+        wait_until(were_replaced, timeout=60)
     assert load.failures == []
     assert seen == sorted(seen)
     wait_until(lambda: len(gunicorn.workers()) == 2)
@@ -191,10 +196,15 @@ def test_workers_over_the_memory_limit_are_replaced_one_at_a_time_and_no_request
     before = gunicorn.workers()
     wait_until(lambda: min(map(seconds_lived, before)) > LOOKED_AT)
     most: list[int] = []
+
+    def have_successors() -> bool:
+        most.append(len(gunicorn.workers()))
+        return successors_serve(gunicorn, before, 2)
+
     with every_kind_of_load(gunicorn):
         for worker in before:
             leak_in(gunicorn, worker)
-        wait_until(lambda: most.append(len(gunicorn.workers())) or successors_serve(gunicorn, before, 2), timeout=60)
+        wait_until(have_successors, timeout=60)
     assert gunicorn.replaced("memory") == 2
     assert max(most) == 3  # never more than one successor or leaving worker beside the two
     lines = [line for line in gunicorn.lines() if "WORKER_MEMORY_LIMIT is 300 MiB" in line]

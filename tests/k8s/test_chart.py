@@ -167,7 +167,7 @@ def test_the_ingress_leads_to_the_service(tmp_path: Path) -> None:
 
 def test_pods_go_where_they_are_told(tmp_path: Path) -> None:
     place = {"nodeSelector": {"disk": "ssd"}, "tolerations": [{"key": "rag", "operator": "Exists"}]}
-    affinity = {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}}
+    affinity: dict[str, Any] = {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}}
     manifests = options({**place, "affinity": affinity, "redis": place, "ollama": place}, tmp_path)
     for pod in manifests.pods().values():
         assert {name: pod["spec"][name] for name in place} == place

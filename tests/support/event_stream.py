@@ -15,7 +15,8 @@ Event = tuple[str, Any]
 
 async def events(response: httpx.Response) -> AsyncIterator[Event]:
     """Each event's name and JSON, as they come. Comments are passed over."""
-    name, data = "message", []
+    name = "message"
+    data: list[str] = []
     async for line in response.aiter_lines():
         if line.startswith(":"):
             continue

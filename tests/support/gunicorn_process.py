@@ -7,8 +7,9 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -58,7 +59,9 @@ class Gunicorn:
         return self._log.read_text().splitlines()
 
     def url(self) -> str:
-        return re.findall(r"Listening at: (\S+) ", "\n".join(self.lines()))[0]
+        found = re.search(r"Listening at: (\S+) ", "\n".join(self.lines()))
+        assert found is not None
+        return found[1]
 
     def get(self, path: str, timeout: float = 5.0) -> httpx.Response:
         return self.client.get(f"{self.url()}{path}", timeout=timeout)
@@ -95,6 +98,10 @@ def _is_success(request: Callable[[], httpx.Response]) -> bool:
         return request().is_success
     except (httpx.HTTPError, IndexError):
         return False
+
+
+def all_are_gone(pids: Iterable[int]) -> bool:
+    return all(is_gone(pid) for pid in pids)
 
 
 def free_port() -> str:
@@ -146,4 +153,4 @@ def gunicorns(app: str, folder: Path) -> Iterator[Callable[..., Gunicorn]]:
             gunicorn.client.close()
             gunicorn.process.kill()
             gunicorn.process.wait(5)
-            wait_until(lambda pids=descendants: all(is_gone(pid) for pid in pids))
+            wait_until(partial(all_are_gone, descendants))

@@ -67,7 +67,7 @@ class GatedEmbedder:
         row = np.full(DIMENSION, 1e-3, dtype="<f4")
         for word in text.casefold().split():
             row[hashlib.sha256(f"{self.embedder.name}{word}".encode()).digest()[0] % DIMENSION] += 1
-        return (row / np.linalg.norm(row)).astype("<f4").tobytes()
+        return bytes((row / np.linalg.norm(row)).astype("<f4").tobytes())
 
 
 class Worker:
@@ -127,4 +127,4 @@ async def worker(redis_url: str, name: str, embedder: GatedEmbedder, **sizes: An
 
 async def lease_ended(redis: Redis, document: str) -> None:
     """As if the worker that has its work had stood still for longer than its lease."""
-    await redis.hset(Keys().document_work(document), "held_until_ms", "0")  # type: ignore[misc]
+    await redis.hset(Keys().document_work(document), "held_until_ms", "0")

@@ -68,7 +68,7 @@ class Watch:
             self._began = 0.0
             self.callback = max(self.callback, time.thread_time() - cpu)
 
-        asyncio.events.Handle._run = timed  # type: ignore[method-assign]
+        setattr(asyncio.events.Handle, "_run", timed)  # noqa: B010 -- a private method, which mypy knows
 
     def _sample(self) -> None:
         while True:
@@ -118,8 +118,14 @@ def watched_worker(settings: Mapping[str, str]) -> Iterator[httpx.Client]:
     """A client of a worker that is watched."""
     inherited = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
     command = [sys.executable, "-m", "tests.support.loop_watch"]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(command, cwd=ROOT, env={**inherited, **settings}, text=True, **pipes) as process:
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**inherited, **settings},
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         try:

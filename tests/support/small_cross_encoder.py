@@ -44,7 +44,10 @@ def _tokenizer() -> Tokenizer:
 
 def _model(output: Output, worth: list[float]) -> onnx.ModelProto:
     """Each token's worth, summed over the pair."""
-    tables = {"worth": np.array([[one] for one in worth], dtype=np.float32), "axis": np.array([1], dtype=np.int64)}
+    tables: dict[str, np.ndarray] = {
+        "worth": np.array([[one] for one in worth], dtype=np.float32),
+        "axis": np.array([1], dtype=np.int64),
+    }
     nodes = [helper.make_node("Gather", ["worth", "input_ids"], ["hidden"], axis=0)]
     if output != "hidden":
         nodes.append(helper.make_node("ReduceSum", ["hidden", "axis"], ["summed"], keepdims=0))
@@ -57,7 +60,8 @@ def _model(output: Output, worth: list[float]) -> onnx.ModelProto:
         nodes.append(helper.make_node("Concat", parts, ["both"], axis=1))
     nodes.append(helper.make_node("Identity", [last], ["logits"]))
     ids = helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["pairs", "tokens"])
-    sizes = {"flat": ["pairs"], "hidden": ["pairs", "tokens", 1]}.get(output, ["pairs", "numbers"])
+    shapes: dict[str, list[str | int | None]] = {"flat": ["pairs"], "hidden": ["pairs", "tokens", 1]}
+    sizes = shapes.get(output, ["pairs", "numbers"])
     logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, sizes)
     initializers = [numpy_helper.from_array(table, name) for name, table in tables.items()]
     graph = helper.make_graph(nodes, "small", [ids], [logits], initializers)

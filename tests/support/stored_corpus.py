@@ -9,6 +9,8 @@ from typing import Any
 
 import redis as sync_redis
 
+from tests.support.replies import fields
+
 Texts = Mapping[str, list[str]]
 """The texts of a document's chunks in their order, by its source."""
 
@@ -92,8 +94,8 @@ class StoredCorpus:
         wanted = {"documents": len(expected), "chunks": sum(map(len, expected.values()))}
         counted: Counter[str] = Counter()
         for key in self._client.scan_iter("rag:corpus:????????????????", count=2000):
-            fields = _text_of(self._client.hgetall(key))
-            counted.update({name: int(fields[name]) for name in wanted})
+            found = _text_of(self._client.hgetall(key))
+            counted.update({name: int(found[name]) for name in wanted})
         yield from (
             f"{name}: {counted[name]} counted, {count} expected"
             for name, count in wanted.items()
@@ -103,5 +105,5 @@ class StoredCorpus:
             yield f"{left} documents in the list of work"
 
 
-def _text_of(fields: Mapping[bytes, bytes]) -> dict[str, str]:
-    return {name.decode(): value.decode("utf-8", "replace") for name, value in fields.items()}
+def _text_of(reply: Mapping[bytes | str, bytes | str]) -> dict[str, str]:
+    return {name: value.decode("utf-8", "replace") for name, value in fields(reply).items()}

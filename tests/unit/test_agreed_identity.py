@@ -53,7 +53,7 @@ class Guard:
 
 
 def agreed_of(*services: Service) -> AgreedIdentity:
-    members: list[Backend[Any]] = [Backend(str(at), one, Guard(), Guard()) for at, one in enumerate(services)]  # type: ignore[arg-type]
+    members: list[Backend[Any]] = [Backend(str(at), one, Guard(), Guard()) for at, one in enumerate(services)]
     return AgreedIdentity(Backends(members, lambda _: None), "m")
 
 

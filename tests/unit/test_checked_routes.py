@@ -35,7 +35,9 @@ def unrendered() -> Iterator[None]:
 def routes(app: FastAPI) -> list[tuple[str, str, Any]]:
     """Method, path and endpoint of each."""
     found = iter_route_contexts(app.routes)
-    return [(method, route.path, route.endpoint) for route in found for method in sorted(route.methods or {"GET"})]
+    return [
+        (method, route.path or "", route.endpoint) for route in found for method in sorted(route.methods or {"GET"})
+    ]
 
 
 class Call:

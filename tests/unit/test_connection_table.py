@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from typing import Any
 
 import pytest
 
@@ -78,10 +79,10 @@ class FakeConnection:
 
     pending: int = 0
     ended: list[str] = field(default_factory=list)
+    transport: Any = None
 
-    @property
-    def transport(self) -> FakeConnection:
-        return self
+    def __post_init__(self) -> None:
+        self.transport = self
 
     def turn_away(self, status: HTTPStatus, detail: str) -> None:
         self.ended.append(str(status.value))

@@ -32,7 +32,8 @@ async def test_a_worker_that_takes_long_to_start_shows_the_master_that_it_lives(
     app = ClosingApp(starts_once_it_was_seen_to_live)
     config = Config(app, lifespan="on", port=0, log_config=None)
     state = SimpleNamespace(draining=False)
-    guard = ConnectionGuard(ConnectionLimits(), Metrics())
+    metrics: Any = Metrics()  # it takes the reasons that exist, not any text
+    guard = ConnectionGuard(ConnectionLimits(), metrics)
     server = DrainingServer(config, app, state, board, DrainTimes(), sys.maxsize, guard, heartbeat)
     serving = asyncio.create_task(server.serve())
     async with asyncio.timeout(10):

@@ -24,7 +24,8 @@ TIMEOUTS = {"pool": 5.0, "connect": 5.0}
 
 @asynccontextmanager
 async def stub_and_pool(keepalive: int = SIZE) -> AsyncIterator[tuple[StubOllama, LinearPool]]:
-    async with running_stub() as stub, LinearPool(None, None, SIZE, keepalive, 30.0) as pool:
+    pool = LinearPool(None, None, SIZE, keepalive, 30.0)
+    async with running_stub() as stub, pool:
         yield stub, pool
 
 

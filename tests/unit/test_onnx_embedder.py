@@ -10,9 +10,13 @@ import pytest
 
 from api.embedders.onnx import SHARE_TEXTS, TURN_TEXTS, MicroBatcher, OnnxEmbedder, open_onnx
 from api.errors import EmbeddingUnavailable, SettingsError
-from api.values import EmbedderIdentity, Vector
+from api.values import EmbedderIdentity, Embedding
 
 pytestmark = pytest.mark.slow
+
+
+def encoded(*texts: str) -> list[Embedding]:
+    return [Embedding(text.encode()) for text in texts]
 
 
 class GatedEncoder:
@@ -24,13 +28,13 @@ class GatedEncoder:
         self._loop = asyncio.get_running_loop()
         self._busy = asyncio.Event()
 
-    def __call__(self, texts: Sequence[str]) -> list[Vector]:
+    def __call__(self, texts: Sequence[str]) -> list[Embedding]:
         self.turns.append(list(texts))
         self._loop.call_soon_threadsafe(self._busy.set)
         assert self.gate.wait(10)
         if "fail" in texts:
             raise RuntimeError("out of memory")
-        return [text.encode() for text in texts]
+        return encoded(*texts)
 
     async def is_busy(self) -> None:
         """Returns once the thread is in its first turn."""
@@ -45,7 +49,7 @@ async def encoder() -> AsyncIterator[GatedEncoder]:
 
 
 @pytest.fixture
-async def batcher(encoder: GatedEncoder) -> AsyncIterator[MicroBatcher]:
+async def batcher(encoder: GatedEncoder) -> AsyncIterator[MicroBatcher[Embedding]]:
     with ThreadPoolExecutor(max_workers=1) as thread:
         batcher = MicroBatcher(encoder, thread)
         yield batcher
@@ -53,36 +57,38 @@ async def batcher(encoder: GatedEncoder) -> AsyncIterator[MicroBatcher]:
         await batcher.close()
 
 
-async def started(*calls: asyncio.Task[list[Vector]]) -> None:
+async def started(*calls: asyncio.Task[list[Embedding]]) -> None:
     """Lets tasks just made run until they wait."""
     await asyncio.sleep(0)
     assert not any(call.done() for call in calls)
 
 
-async def test_texts_that_wait_are_embedded_together(batcher: MicroBatcher, encoder: GatedEncoder) -> None:
+async def test_texts_that_wait_are_embedded_together(batcher: MicroBatcher[Embedding], encoder: GatedEncoder) -> None:
     first = asyncio.create_task(batcher.encode(["first"]))
     await encoder.is_busy()
     others = [asyncio.create_task(batcher.encode([f"{n}", f"{n}b"])) for n in range(3)]
     await started(*others)
     encoder.gate.set()
-    assert await first == [b"first"]
-    assert await asyncio.gather(*others) == [[b"0", b"0b"], [b"1", b"1b"], [b"2", b"2b"]]
+    assert await first == encoded("first")
+    assert await asyncio.gather(*others) == [encoded("0", "0b"), encoded("1", "1b"), encoded("2", "2b")]
     assert encoder.turns == [["first"], ["0", "0b", "1", "1b", "2", "2b"]]
 
 
-async def test_a_question_does_not_wait_for_all_of_a_document(batcher: MicroBatcher, encoder: GatedEncoder) -> None:
+async def test_a_question_does_not_wait_for_all_of_a_document(
+    batcher: MicroBatcher[Embedding], encoder: GatedEncoder
+) -> None:
     document = [f"passage {n}" for n in range(3 * SHARE_TEXTS)]
     ingestion = asyncio.create_task(batcher.encode(document))
     await encoder.is_busy()
     question = asyncio.create_task(batcher.encode(["question"]))
     await started(question)
     encoder.gate.set()
-    assert await ingestion == [text.encode() for text in document]
-    assert await question == [b"question"]
+    assert await ingestion == encoded(*document)
+    assert await question == encoded("question")
     assert ["question" in turn for turn in encoder.turns] == [False, True, False]
 
 
-async def test_a_turn_is_bounded(batcher: MicroBatcher, encoder: GatedEncoder) -> None:
+async def test_a_turn_is_bounded(batcher: MicroBatcher[Embedding], encoder: GatedEncoder) -> None:
     first = asyncio.create_task(batcher.encode(["first"]))
     await encoder.is_busy()
     others = [asyncio.create_task(batcher.encode([f"{n}"])) for n in range(TURN_TEXTS + 3)]
@@ -92,7 +98,7 @@ async def test_a_turn_is_bounded(batcher: MicroBatcher, encoder: GatedEncoder) -
     assert [len(turn) for turn in encoder.turns] == [1, TURN_TEXTS, 3]
 
 
-async def test_a_cancelled_caller_harms_no_other(batcher: MicroBatcher, encoder: GatedEncoder) -> None:
+async def test_a_cancelled_caller_harms_no_other(batcher: MicroBatcher[Embedding], encoder: GatedEncoder) -> None:
     computing = asyncio.create_task(batcher.encode(["computing"]))
     await encoder.is_busy()
     waiting = asyncio.create_task(batcher.encode(["waiting"]))
@@ -101,20 +107,22 @@ async def test_a_cancelled_caller_harms_no_other(batcher: MicroBatcher, encoder:
     computing.cancel()
     waiting.cancel()
     encoder.gate.set()
-    assert await other == [b"other"]
+    assert await other == encoded("other")
     assert computing.cancelled()
     assert waiting.cancelled()
     assert encoder.turns == [["computing"], ["other"]]
 
 
-async def test_a_fault_is_told_to_the_callers_of_its_turn_only(batcher: MicroBatcher, encoder: GatedEncoder) -> None:
+async def test_a_fault_is_told_to_the_callers_of_its_turn_only(
+    batcher: MicroBatcher[Embedding], encoder: GatedEncoder
+) -> None:
     encoder.gate.set()
     with pytest.raises(EmbeddingUnavailable, match="out of memory"):
         await batcher.encode(["fail"])
-    assert await batcher.encode(["next"]) == [b"next"]
+    assert await batcher.encode(["next"]) == encoded("next")
 
 
-async def test_closing_fails_who_still_waits(batcher: MicroBatcher, encoder: GatedEncoder) -> None:
+async def test_closing_fails_who_still_waits(batcher: MicroBatcher[Embedding], encoder: GatedEncoder) -> None:
     computing = asyncio.create_task(batcher.encode(["computing"]))
     await encoder.is_busy()
     waiting = asyncio.create_task(batcher.encode(["waiting"]))
@@ -125,13 +133,15 @@ async def test_closing_fails_who_still_waits(batcher: MicroBatcher, encoder: Gat
             await call
 
 
-async def test_past_the_deadline_the_embedding_is_unavailable(batcher: MicroBatcher, encoder: GatedEncoder) -> None:
+async def test_past_the_deadline_the_embedding_is_unavailable(
+    batcher: MicroBatcher[Embedding], encoder: GatedEncoder
+) -> None:
     embedder = OnnxEmbedder(EmbedderIdentity("slow", 384, "0" * 10), batcher, timeout=0.01)
     with pytest.raises(EmbeddingUnavailable, match=r"longer than 0\.01 s"):
         await embedder.embed(["never in time"], tenant="t")
     encoder.gate.set()
     patient = OnnxEmbedder(EmbedderIdentity("slow", 384, "0" * 10), batcher, timeout=10)
-    assert await patient.embed(["in time"], tenant="t") == [b"in time"]
+    assert await patient.embed(["in time"], tenant="t") == encoded("in time")
 
 
 async def test_the_real_model_embeds_and_says_who_it_is() -> None:

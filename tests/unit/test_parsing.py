@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import docx
 import pytest
@@ -27,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 LIMITS = ParseLimits(pages=20, characters=100_000, timeout=30)
 
 
-def parser(**limits: float) -> Parser:
+def parser(**limits: Any) -> Parser:
     return Parser(replace(LIMITS, **limits))
 
 

@@ -112,7 +112,7 @@ def test_brackets_within_strings_do_not_count() -> None:
 
 
 def test_as_many_lists_as_there_may_be_are_decoded() -> None:
-    fitting = [[]] * (MAX_CONTAINERS - 1)
+    fitting: list[list[object]] = [[]] * (MAX_CONTAINERS - 1)
     assert json_of(orjson.dumps(fitting)) == fitting
     with pytest.raises(InvalidRequest):
         json_of(orjson.dumps([*fitting, []]))
