@@ -304,7 +304,7 @@ async def test_a_document_is_ready_once_the_cache_has_been_told(
         telling.set()
         await told.wait()
 
-    monkeypatch.setattr("api.knowledge.cache_invalidator.CacheInvalidator.told_of", lambda _, work: slow(work))
+    monkeypatch.setattr("api.knowledge.cache_invalidator.CacheInvalidator.notify_cache", lambda _, work: slow(work))
     giving = one.give("rules", NEW)
     await asyncio.wait_for(telling.wait(), 10)
     assert (await other.knowledge.library.find(document)).status == "processing"

@@ -38,7 +38,8 @@ class Listed:
 def listed(prefix: str = "rag:") -> list[Listed]:
     """The rows of the page, under another prefix if wanted."""
     rows = re.findall(r"^\| `rag:(\S+)` \| ([a-z ]+) \| ([^|]+) \|", PAGE.read_text(), re.MULTILINE)
-    return [Listed(_pattern(prefix + key), TYPES[kind], _lifetime(lifetime.strip())) for key, kind, lifetime in rows]
+    named = [(prefix + key.replace("{rag:", f"{{{prefix}"), kind, lifetime) for key, kind, lifetime in rows]
+    return [Listed(_pattern(key), TYPES[kind], _lifetime(lifetime.strip())) for key, kind, lifetime in named]
 
 
 def _pattern(key: str) -> re.Pattern[str]:
