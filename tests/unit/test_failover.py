@@ -63,7 +63,7 @@ class Fake(Telemetry):
     waits: dict[str, float] = field(default_factory=dict)
     rejecting: set[str] = field(default_factory=set)
     tried: list[tuple[str, str]] = field(default_factory=list)
-    left: list[float] = field(default_factory=list)
+    remaining: list[float] = field(default_factory=list)
     failed_over_from: list[str] = field(default_factory=list)
     reported: list[str] = field(default_factory=list)
 
@@ -86,7 +86,7 @@ class Fake(Telemetry):
     async def attempt(self, output: Output, backend: Backend[Any], terms: Terms) -> None:
         async with admitted(backend, terms, "acme"):
             self.tried.append((backend.name, terms.retry))
-            self.left.append(terms.remaining)
+            self.remaining.append(terms.remaining)
             outcomes = self.outcomes[backend.name]
             outcome = outcomes.pop(0) if len(outcomes) > 1 else outcomes[0]
             if isinstance(outcome, RagherdError):
@@ -198,7 +198,7 @@ async def test_after_its_first_event_an_answer_begins_again_only_where_nobody_re
 async def test_time_in_line_and_in_earlier_attempts_counts_towards_the_total() -> None:
     fake = Fake({"one": [fault(UpstreamFault.CONNECT_FAILED)], "two": ["yes"]}, waits={"one": 4.0, "two": 3.0})
     assert await fake.call(FailoverPolicy(10.0)) == ["yes"]
-    assert fake.left == [6.0, 3.0]
+    assert fake.remaining == [6.0, 3.0]
     fake = Fake({"one": ["yes"]}, waits={"one": 4.0})
     with pytest.raises(BulkheadFull):
         await fake.call(FailoverPolicy(10.0), timeout=3.0)

@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import Final
 
 import pytest
+from starlette.datastructures import Headers
 
 from api.backends.generations import Thinking
 from api.embedded.model_server.quoting import sentences
@@ -185,7 +186,7 @@ READERS: Final[dict[str, Callable[[str], object]]] = {
     "html": page,
     "quoted sentences": sentences,
     "cache-control": cache_control.parse,
-    "accept": event_stream.accepted,
+    "accept": lambda text: event_stream.accepted(Headers(raw=[(b"accept", without_halves(text).encode())])),
     "single line": lambda text: single_line(without_halves(text)),
     "language": language_of,
     "words outside": lambda text: words_outside(text, frozenset([LATIN])),
