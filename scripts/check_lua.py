@@ -1,6 +1,6 @@
-"""Runs luacheck on every Lua script as the service sends it, shared code first: python -m scripts.check_lua
+"""Runs luacheck on every Lua script as the service sends it: python -m scripts.check_lua
 
-A file named `common`, `prelude` or `std` comes before all scripts, `<feature>_common` before those named `<feature>_*`.
+A script is one operation of a file, with the prelude and the file's shared code before it (`redis_store/scripts.py`).
 """
 
 from __future__ import annotations
@@ -9,53 +9,75 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from api.redis_store.scripts import sections
+
 ROOT = Path(__file__).parents[1]
-SHARED_BY_ALL = {"common", "prelude", "std"}
+STORE = ROOT / "api" / "redis_store"
+PRELUDE = "prelude.lua"
 UNUSED = {"211", "221", "231"}
-"""Shared code may hold functions that one script does not use."""
-DEFINED_TWICE = {"411", "421", "431"}
-"""A script may use a name of shared code for itself: not every script of a feature begins with all of it."""
+"""Shared code may hold functions that one script does not use, but not any that no script uses."""
 WARNING = re.compile(r"(?P<path>.+?):(?P<line>\d+):(?P<column>\d+): \((?P<kind>[WE])(?P<code>\d+)\) (?P<text>.+)")
 
 
-class Part(NamedTuple):
-    """A file that is a part of a script."""
+class Script(NamedTuple):
+    """An operation as luacheck sees it: the lines of its file stand where they are, those of other operations are blank.
+
+    `shared` are the numbers of the file's lines that other operations share.
+    """
 
     path: Path
-    lines: int
-    shared: bool
+    text: str
+    shared: frozenset[int]
 
 
-def is_shared(path: Path) -> bool:
-    """True if other scripts begin with this file."""
-    return path.stem in SHARED_BY_ALL or path.stem.endswith("_common")
+class Found(NamedTuple):
+    """A warning at its place in a file."""
+
+    path: Path
+    line: int
+    column: int
+    code: str
+    text: str
+    may_be_unused: bool
 
 
-def parts(script: Path, shared: list[Path]) -> list[Path]:
-    """The files that make up a script, in order."""
-    feature = script.stem.partition("_")[0]
-    names = SHARED_BY_ALL | {f"{feature}_common"}
-    before = [path for path in shared if path.stem in names and path != script]
-    return [*sorted(before, key=lambda path: path.stem not in SHARED_BY_ALL), script]
+def scripts_of(path: Path) -> Iterator[Script]:
+    """One for each operation of a file; the whole file if it names none."""
+    parts = sections(path.read_text("utf-8"))
+    for operation in [part.name for part in parts if part.name] or [""]:
+        kept, shared = "", set[int]()
+        for part in parts:
+            lines = part.text.count("\n")
+            kept += part.text if part.name in ("", operation) else "\n" * lines
+            if not part.name:
+                shared |= set(range(part.line, part.line + lines))
+            elif part.name == operation:
+                break
+        yield Script(path, kept, frozenset(shared))
 
 
 def warnings(folder: Path) -> list[str]:
-    """Everything that luacheck finds in the scripts below a folder, by the file and line where it stands."""
-    files = sorted(folder.rglob("*.lua"))
-    shared = [path for path in files if is_shared(path)]
-    scripts = [path for path in files if not is_shared(path)] or shared
+    """Everything that luacheck finds in the scripts below a folder, with the file and line where it stands."""
+    prelude = (folder / PRELUDE).read_text("utf-8")
+    scripts = [script for path in sorted(folder.rglob("*.lua")) if path.name != PRELUDE for script in scripts_of(path)]
     with tempfile.TemporaryDirectory() as place:
-        joined: dict[str, list[Part]] = {}
         for number, script in enumerate(scripts):
-            texts = [(path, path.read_text("utf-8")) for path in parts(script, shared)]
-            name = f"{number}.lua"
-            (Path(place) / name).write_text("\n".join(text for _, text in texts), "utf-8")
-            joined[name] = [Part(path, text.count("\n") + 1, is_shared(path)) for path, text in texts]
-        found = [_at_home(match, joined) for match in map(WARNING.fullmatch, _luacheck(Path(place))) if match]
-    return sorted({warning for warning in found if warning})
+            (Path(place) / f"{number}.lua").write_text(prelude + script.text, "utf-8")
+        matches = [match for match in map(WARNING.fullmatch, _luacheck(Path(place))) if match]
+    ahead = prelude.count("\n")
+    found = Counter(
+        _located(match, scripts[int(Path(match["path"]).stem)], folder / PRELUDE, ahead) for match in matches
+    )
+    return sorted(
+        f"{one.path}:{one.line}:{one.column}: ({one.code}) {one.text}"
+        for one, times in found.items()
+        if not one.may_be_unused or times == _sharing(one, scripts, folder / PRELUDE)
+    )
 
 
 def _luacheck(folder: Path) -> list[str]:
@@ -67,31 +89,28 @@ def _luacheck(folder: Path) -> list[str]:
     return done.stdout.splitlines()
 
 
-def _at_home(match: re.Match[str], joined: dict[str, list[Part]]) -> str:
-    """The warning with the file and line that a person knows, or "" if it is none."""
-    sources = joined[Path(match["path"]).name]
-    part, line = _located(int(match["line"]), sources)
-    text, code = match["text"], match["code"]
-    if part.shared and code in UNUSED:
-        return ""
-    if code in DEFINED_TWICE and (before := re.search(r"on line (\d+)", text)):
-        other, first = _located(int(before[1]), sources)
-        if other.shared and not part.shared:
-            return ""
-        text = text.replace(before[0], f"on line {first}")
-    return f"{part.path}:{line}:{match['column']}: ({match['kind']}{code}) {text}"
+def _located(match: re.Match[str], script: Script, prelude: Path, ahead: int) -> Found:
+    """The warning with the file and line that a person knows. `ahead` is the number of lines of the prelude."""
+    line = int(match["line"]) - ahead
+    path, line = (script.path, line) if line > 0 else (prelude, line + ahead)
+    shared = path == prelude or line in script.shared
+    text = re.sub(r"on line (\d+)", lambda other: f"on line {_line_of(int(other[1]), ahead)}", match["text"])
+    may_be_unused = shared and match["code"] in UNUSED
+    return Found(path, line, int(match["column"]), f"{match['kind']}{match['code']}", text, may_be_unused)
 
 
-def _located(line: int, sources: list[Part]) -> tuple[Part, int]:
-    """The part that holds a line of the whole script, and the line's number in it."""
-    for part in sources:
-        if line <= part.lines:
-            return part, line
-        line -= part.lines
-    raise AssertionError("luacheck named a line past the end")
+def _line_of(line: int, ahead: int) -> str:
+    return str(line - ahead) if line > ahead else f"{line} of {PRELUDE}"
+
+
+def _sharing(one: Found, scripts: list[Script], prelude: Path) -> int:
+    """How many scripts hold the line."""
+    if one.path == prelude:
+        return len(scripts)
+    return sum(script.path == one.path and one.line in script.shared for script in scripts)
 
 
 if __name__ == "__main__":
-    found = warnings(ROOT / "api")
+    found = warnings(STORE)
     print("\n".join(found) or "No warnings.")
     sys.exit(bool(found))

@@ -1,6 +1,6 @@
 """The circuit breaker's rules as pure functions: state in, state and verdict out.
 
-The scripts in `redis_store/lua/breaker_*.lua` apply the same rules atomically in Redis; a stateful test drives both
+The scripts in `redis_store/stores/breaker.lua` apply the same rules atomically in Redis; a stateful test drives both
 side by side. A worker that has lost Redis applies these to a state of its own.
 
 - CLOSED admits everybody. Failures in a row, or the failure or slow rate of the window over a minimum of calls, open.

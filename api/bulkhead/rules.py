@@ -1,4 +1,4 @@
-"""The rules, as pure functions: who gets a permit, who waits, who goes next. `lua/bulkhead_*.lua` is the same in Redis.
+"""The rules, as pure functions: who gets a permit, who waits, who goes next. `redis_store/stores/bulkhead.lua` is the same in Redis.
 
 Users go before background work. Among equals tenants take turns, and within a tenant the oldest goes first. A full
 line takes one more only in the place of somebody with less claim to it: background work makes room for users, and

@@ -16,8 +16,8 @@ class RedisLeaderLease:
         self._gate = gate.of(key)
         self._key = key
         self._worker = worker
-        self._hold = script(gate.client, "duty_hold")
-        self._leave = script(gate.client, "duty_leave")
+        self._hold = script(gate.client, "lease", "acquire")
+        self._leave = script(gate.client, "lease", "release")
 
     async def hold(self, seconds: float) -> bool:
         """See `ports.Duty`."""

@@ -89,7 +89,7 @@ class FleetSchema:
         self._states = states
         self.conflict = ""
         """What keeps this worker from the keys, in one line; empty where nothing does."""
-        self._settle = script(gate.client, "schema_settle")
+        self._settle = script(gate.client, "schema", "settle")
         self._home.on_recovery(lambda: self.agree(self._home.client))
         gate.on_each_recovery(self._known)
 

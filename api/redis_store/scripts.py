@@ -16,12 +16,13 @@ Values of many megabytes, written and read in pieces: none keeps Redis, or the d
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import cache
 from importlib.resources import files
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline, PubSub
@@ -32,17 +33,48 @@ from api.errors import StoreUnavailable
 from api.redis_store.health_gated import HealthGated
 from api.redis_store.keys import Keys
 
+_MARKER: Final = re.compile(r"-- (?:name: (\w+)|shared)\n")
+
+
+class Section(NamedTuple):
+    """A part of a Lua file: an operation, or with no name, code that all operations below it share."""
+
+    name: str
+    line: int
+    """The number of its first line in the file."""
+    text: str
+
+
+def sections(text: str) -> list[Section]:
+    """The parts of a Lua file. `-- name: <operation>` and `-- shared` begin a part; code above the first is shared."""
+    found = [Section("", 1, "")]
+    for number, line in enumerate(text.splitlines(keepends=True), 1):
+        if marker := _MARKER.fullmatch(line):
+            found.append(Section(marker[1] or "", number, ""))
+        found[-1] = found[-1]._replace(text=found[-1].text + line)
+    return found
+
 
 @cache
-def lua(*names: str) -> str:
-    """The text of one or several files of `lua/`, joined in order: first what is shared, last the operation."""
-    folder = files("api.redis_store") / "lua"
-    return "\n".join((folder / f"{name}.lua").read_text("utf-8") for name in names)
+def lua(feature: str, operation: str) -> str:
+    """The script of an operation: the prelude, the shared code above the operation, the operation itself.
+
+    `feature` is a Lua file of this package without its suffix, such as `stores/breaker`. Each operation is a script of
+    its own, so a call neither sends nor runs code of other operations. Raises `KeyError` for an unknown operation.
+    """
+    folder = files("api.redis_store")
+    parts = [(folder / "prelude.lua").read_text("utf-8")]
+    for section in sections((folder / f"{feature}.lua").read_text("utf-8")):
+        if section.name in ("", operation):
+            parts.append(section.text)
+        if section.name == operation:
+            return "".join(parts)
+    raise KeyError(operation)
 
 
-def script(client: Redis, *names: str) -> AsyncScript:
-    """A script of `client` made of those files."""
-    return client.register_script(lua(*names))
+def script(client: Redis, feature: str, operation: str) -> AsyncScript:
+    """The operation as a script of `client`. redis-py sends its SHA-1, and the text only if Redis lacks the script."""
+    return client.register_script(lua(feature, operation))
 
 
 async def replies_of(pipe: Pipeline) -> list[Any]:

@@ -45,8 +45,8 @@ OUTCOMES = st.lists(st.sampled_from(list(CallOutcome)), min_size=1, max_size=5)
 class ClockedStore(RedisBreakerStore):
     """The store, its scripts reading the time from a key instead of from TIME."""
 
-    def _script(self, name: str) -> AsyncScript:
-        text = lua("breaker_common", name)
+    def _script(self, operation: str) -> AsyncScript:
+        text = lua("stores/breaker", operation)
         assert text.count("redis.call('TIME')") == 1
         return self._gate.client.register_script(text.replace("redis.call('TIME')", CLOCK))
 

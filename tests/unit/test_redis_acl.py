@@ -16,13 +16,14 @@ from api.redis_store.acl import acl_commands, acl_line
 STORE = Path(__file__).parents[2] / "api" / "redis_store"
 BY_REDIS_PY = {"client|setinfo", "evalsha", "exec", "multi", "script|exists", "script|load"}
 """What it sends by itself: when it connects, around scripts and transactions."""
-GUARDS = ("breaker_", "bulkhead_")
+GUARDS = ("prelude", "breaker", "bulkhead")
 STORES: tuple[Store, ...] = ("main", "breaker")
 
 
-def by_scripts(*prefixes: str) -> set[str]:
-    """What the Lua files call, of those whose name begins so."""
-    files = [path for path in (STORE / "lua").glob("*.lua") if path.name.startswith(prefixes or "")]
+def by_scripts(*names: str) -> set[str]:
+    """The commands that these Lua files call; all files if no names are given."""
+    files = [path for path in STORE.rglob("*.lua") if not names or path.stem in names]
+    assert len(files) >= len(names)
     found = re.findall(r"redis\.p?call\(\s*['\"]([A-Za-z.]+)", "\n".join(path.read_text() for path in files))
     return {name.lower() for name in found}
 

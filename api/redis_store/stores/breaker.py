@@ -53,15 +53,15 @@ class RedisBreakerStore:
         self._last_id = ""
         self._unreadable: set[str] = set()
         self._logger = structlog.get_logger("ragherd.breaker")
-        self._admit = self._script("breaker_admit")
-        self._record = self._script("breaker_record")
-        self._renew = self._script("breaker_renew")
-        self._read = self._script("breaker_read")
-        self._override = self._script("breaker_override")
+        self._admit = self._script("admit")
+        self._record = self._script("record")
+        self._renew = self._script("renew")
+        self._read = self._script("read")
+        self._override = self._script("override")
         self._record_args = _record_arguments(policy)
 
-    def _script(self, name: str) -> AsyncScript:
-        return script(self._gate.client, "breaker_common", name)
+    def _script(self, operation: str) -> AsyncScript:
+        return script(self._gate.client, "stores/breaker", operation)
 
     async def _run(self, called: AsyncScript, *arguments: Any) -> Any:
         return await self._gate.run("breaker", lambda client: called(self._keys, arguments, client))

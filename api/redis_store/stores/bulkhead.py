@@ -43,13 +43,13 @@ class RedisBulkheadStore:
         channel = keys.bulkhead_channel(name, "")
         self._channel = channel + worker
         self._common = (f"{policy.limit} {policy.reserve}", policy.lease_ms, channel)
-        self._take = self._script("bulkhead_take")
-        self._give = self._script("bulkhead_give")
-        self._tend = self._script("bulkhead_tend")
-        self._read = self._script("bulkhead_read")
+        self._take = self._script("take")
+        self._give = self._script("give")
+        self._tend = self._script("renew")
+        self._read = self._script("read")
 
-    def _script(self, name: str) -> AsyncScript:
-        return script(self._gate.client, "bulkhead_common", name)
+    def _script(self, operation: str) -> AsyncScript:
+        return script(self._gate.client, "stores/bulkhead", operation)
 
     async def _run(self, called: AsyncScript, *arguments: Any) -> Any:
         return await self._gate.run("bulkhead", lambda client: called(self._keys, (*self._common, *arguments), client))

@@ -145,7 +145,7 @@ class WorkerRegistry:
         self._keys = keys
         self._worker = worker
         self._facts = facts
-        self._renewing = script(gate.client, "worker_renew")
+        self._renewing = script(gate.client, "stores/fleet", "renew_worker")
         self.known_live = 1
         """Live workers as of the last heartbeat."""
 
@@ -220,8 +220,8 @@ class CacheCounters:
         self._batch: tuple[int, Counter[str]] | None = None
         self._batches = 0
         self._batch_key = keys.cache_stats_batch(worker)
-        self._add = script(gate.client, "counters_add")
-        self._touch = script(gate.client, "cache_common", "cache_touch")
+        self._add = script(gate.client, "stores/fleet", "add_counters")
+        self._touch = script(gate.client, "stores/cache/answers", "touch")
         self._known: dict[str, int] = {}
         self._flushing = asyncio.Lock()
 
@@ -324,7 +324,7 @@ class FleetRetries:
         self._key = keys.retries
         self._gate = gate.of(self._key)
         self._budget = budget
-        self._add = script(gate.client, "retries_add")
+        self._add = script(gate.client, "stores/fleet", "add_retries")
 
     async def sync(self) -> None:
         """Sends this worker's counts and takes over the fleet's; nothing while there is nothing to send."""

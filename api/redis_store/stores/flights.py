@@ -28,17 +28,17 @@ class RedisFlightStore:
         self._keys = keys
         self._worker = worker
         self._channel = keys.flight_channel("")
-        self._join = self._script("flight_join")
-        self._publish = self._script("flight_publish")
-        self._end = self._script("flight_end")
-        self._abandon = self._script("flight_abandon")
-        self._leave = self._script("flight_leave")
-        self._tend = self._script("flight_tend")
-        self._sole = self._script("flight_sole")
-        self._release = self._script("flight_release")
+        self._join = self._script("join")
+        self._publish = self._script("publish")
+        self._end = self._script("end")
+        self._abandon = self._script("abandon")
+        self._leave = self._script("leave")
+        self._tend = self._script("renew")
+        self._sole = self._script("exclusive")
+        self._release = self._script("release")
 
-    def _script(self, name: str) -> AsyncScript:
-        return script(self._gate.client, "flight_common", name)
+    def _script(self, operation: str) -> AsyncScript:
+        return script(self._gate.client, "stores/flights", operation)
 
     async def _run(self, called: AsyncScript, keys: Sequence[str], *arguments: str | int) -> object:
         return await self._gate.of(keys[0]).run("flight", lambda client: called(keys, arguments, client))

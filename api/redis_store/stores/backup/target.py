@@ -71,7 +71,7 @@ class AnswerWriter:
         self._max_size = max_size
         self._new_outdate = new_outdate
         self._corpora: dict[str, tuple[int, str]] = {}
-        self._restore = script(gate.client, "cache_common", "cache_restore")
+        self._restore = script(gate.client, "stores/cache/answers", "restore")
         self.assumed: dict[str, str] = {}
         self.assumed_deletions: Mapping[str, int] = {}
 
@@ -243,7 +243,7 @@ class DocumentWriter:
         self._answers = answers
         self._most = most
         self._tells_of_new = tells_of_new
-        self._dated = script(gate.client, "document_dated")
+        self._dated = script(gate.client, "stores/documents/documents", "restore_times")
         self._held: list[Work] = []
         self._since = 0.0
 

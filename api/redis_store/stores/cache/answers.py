@@ -83,8 +83,8 @@ class RedisAnswerCache:
         self._counters = counters
         self._on_evicted = on_evicted
         self._limits = (ttl_ms, stale_ms, max_size, round(tenant_share * max_size))
-        self._find = script(gate.client, "cache_find")
-        self._store = script(gate.client, "cache_common", "cache_store")
+        self._find = script(gate.client, "stores/cache/answers", "find")
+        self._store = script(gate.client, "stores/cache/answers", "store")
 
     async def find_exact(self, scope: str, digest: str, tenant: str = "") -> ExactLookup:
         """See `ports.AnswerCache`."""

@@ -54,8 +54,8 @@ class IndexKeeper:
         self._duty = duty
         self._pace = pace
         self._idle_ms = round(idle_seconds * 1000)
-        self._renew = script(gate.client, "index_renew")
-        self._idle = script(gate.client, "index_idle")
+        self._renew = script(gate.client, "stores/cache/index_keeper", "renew")
+        self._idle = script(gate.client, "stores/cache/index_keeper", "idle")
 
     async def keep(self) -> None:
         """Tends for ever, jittered: each time the next few of them, and those that are being built. A worker's task."""

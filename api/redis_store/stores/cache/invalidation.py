@@ -37,7 +37,7 @@ class RedisInvalidationTags:
         self._gate = gate
         self._keys = keys
         self._indexes = indexes
-        self._expire = script(gate.client, "cache_expire")
+        self._expire = script(gate.client, "stores/cache/answers", "expire")
 
     async def near(
         self, embedder: EmbedderIdentity, tenant: str, vectors: Sequence[Vector], floor: float, limit: int

@@ -152,8 +152,8 @@ class _PartitionSweep:
     def __init__(self, gate: HealthGated, keys: CacheKeys) -> None:
         self._gate = gate
         self.keys = keys
-        self._tombstone = script(gate.client, "cache_tombstone")
-        self._drop = script(gate.client, "cache_common", "cache_drop")
+        self._tombstone = script(gate.client, "stores/cache/answers", "invalidate")
+        self._drop = script(gate.client, "stores/cache/answers", "drop")
 
     async def sweep(self, selection: Selection, until: float, *, dry_run: bool) -> Swept:
         """Goes over the keys until there is nothing to delete: SCAN may miss what is new."""

@@ -26,9 +26,9 @@ class RedisWarmUpJobs:
         self._gate = gate.of(keys.cache_warm_ups)
         self._keys = keys
         self._worker = worker
-        self._hold = script(gate.client, "warm_hold")
-        self._settle = script(gate.client, "warm_settle")
-        self._cancel = script(gate.client, "warm_cancel")
+        self._hold = script(gate.client, "stores/cache/warm_up", "acquire")
+        self._settle = script(gate.client, "stores/cache/warm_up", "settle")
+        self._cancel = script(gate.client, "stores/cache/warm_up", "cancel")
 
     async def create(self, job: str, questions: Sequence[bytes]) -> None:
         """See `ports.WarmUpJobs`. What is written before a fault is nobody's, and expires."""

@@ -173,8 +173,8 @@ class RedisDocuments:
     def __init__(self, gate: HealthGatedClients, keys: Keys) -> None:
         self._gate = gate.of(keys.corpus_state)
         self._keys = keys
-        self._propose = script(gate.client, "document_common", "document_propose")
-        self._delete = script(gate.client, "document_common", "document_delete")
+        self._propose = script(gate.client, "stores/documents/documents", "propose")
+        self._delete = script(gate.client, "stores/documents/documents", "delete")
 
     async def propose(self, draft: Draft, most: int) -> Proposal:
         """See `ports.Documents`."""

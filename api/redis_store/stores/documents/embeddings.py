@@ -34,8 +34,8 @@ class RedisReembedding:
         self._gate = gate.of(keys.corpus_state)
         self._keys = keys
         self._worker = worker
-        self._embedded = script(gate.client, "document_embedded")
-        self._complete = script(gate.client, "document_complete")
+        self._embedded = script(gate.client, "stores/documents/embeddings", "embedded")
+        self._complete = script(gate.client, "stores/documents/embeddings", "complete")
 
     async def behind(self, embedder: EmbedderIdentity) -> Epoch | None:
         """See `ports.Reembedding`."""
@@ -87,9 +87,9 @@ class RedisUnusedEmbeddings:
     def __init__(self, gate: HealthGatedClients, keys: Keys) -> None:
         self._gate = gate.of(keys.corpus_state)
         self._keys = keys
-        self._used = script(gate.client, "embedder_used")
-        self._unused = script(gate.client, "embedders_unused")
-        self._forget = script(gate.client, "embedder_forget")
+        self._used = script(gate.client, "stores/documents/embeddings", "used")
+        self._unused = script(gate.client, "stores/documents/embeddings", "unused")
+        self._forget = script(gate.client, "stores/documents/embeddings", "forget")
 
     async def use(self, embedder: EmbedderIdentity) -> None:
         """See `ports.UnusedEmbeddings`."""

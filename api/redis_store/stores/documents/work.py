@@ -37,15 +37,15 @@ class RedisDocumentWork:
         self._keys = keys
         self._worker = worker
         self._reads = tuple(reads)
-        self._take = script(gate.client, "document_common", "document_take")
-        self._renew = script(gate.client, "document_common", "document_renew")
-        self._delay = script(gate.client, "document_common", "document_delay")
-        self._told = script(gate.client, "document_common", "document_told")
-        self._settle = script(gate.client, "document_common", "document_settle")
-        self._write = script(gate.client, "document_common", "document_write")
-        self._rewrite = script(gate.client, "document_rewrite")
-        self._commit = script(gate.client, "document_common", "document_commit")
-        self._end = script(gate.client, "document_common", "document_end")
+        self._take = script(gate.client, "stores/documents/documents", "take")
+        self._renew = script(gate.client, "stores/documents/documents", "renew")
+        self._delay = script(gate.client, "stores/documents/documents", "delay")
+        self._told = script(gate.client, "stores/documents/documents", "notified")
+        self._settle = script(gate.client, "stores/documents/documents", "settle")
+        self._write = script(gate.client, "stores/documents/documents", "write")
+        self._rewrite = script(gate.client, "stores/documents/embeddings", "rewrite")
+        self._commit = script(gate.client, "stores/documents/documents", "commit")
+        self._end = script(gate.client, "stores/documents/documents", "end")
 
     async def waiting(self, limit: int, *, gone: bool) -> Sequence[str]:
         """See `ports.DocumentWork`. A deletion is noted with the negative of its time."""
@@ -255,7 +255,7 @@ class RedisDeletions:
     def __init__(self, gate: HealthGatedClients, keys: Keys) -> None:
         self._gate = gate.of(keys.cache_deleted)
         self._key = keys.cache_deleted
-        self._note = script(gate.client, "deletions_note")
+        self._note = script(gate.client, "stores/documents/documents", "note_deletions")
 
     async def note(self, marks: Sequence[str]) -> None:
         """See `ports.Deletions`."""

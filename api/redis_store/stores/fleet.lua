@@ -1,0 +1,56 @@
+-- What the workers of the fleet report: that they are alive, counters, and retries.
+--   hash    rag:worker:<id>                               what a worker reports about itself
+--   zset    rag:workers                                   worker -> end of its lease (ms)
+--   hash    rag:stats:cache                               counter -> count
+--   string  rag:stats:batch:{rag:stats:cache}:<worker>    number of the worker's last batch
+--   hash    rag:stats:retries                             <bucket>:calls, <bucket>:retries -> count
+
+-- name: renew_worker
+-- Renews a worker's lease and drops workers whose lease has expired.
+-- KEYS[1] hash the worker   KEYS[2] zset all workers
+-- ARGV: worker, lease_ms, field, value, field, value ...
+-- Returns how many workers are alive.
+local now = now_ms()
+local lease = tonumber(ARGV[2])
+redis.call('HSET', KEYS[1], 'id', ARGV[1], unpack(ARGV, 3))
+redis.call('PEXPIRE', KEYS[1], lease)
+redis.call('ZADD', KEYS[2], int(now + lease), ARGV[1])
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', int(now))
+redis.call('PEXPIRE', KEYS[2], 2 * lease)
+return redis.call('ZCARD', KEYS[2])
+
+-- name: add_counters
+-- Adds a batch to the counters, once however often it is sent. A worker that gets no reply sends the batch again.
+-- KEYS[1] hash the counters   KEYS[2] string the worker's last batch
+-- ARGV: number of the batch, how long Redis remembers it (ms), lifetime_ms of the counters, then name, count ...
+-- Returns 1, or 0 if this batch was added before.
+if redis.call('GET', KEYS[2]) == ARGV[1] then return 0 end
+for i = 4, #ARGV, 2 do redis.call('HINCRBY', KEYS[1], ARGV[i], ARGV[i + 1]) end
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
+redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[2])
+return 1
+
+-- name: add_retries
+-- Adds a worker's calls and retries to the fleet's.
+-- KEYS[1] hash the retries
+-- ARGV: calls, retries, seconds per bucket, buckets in the window, lifetime_ms
+-- Returns {calls, retries} of the fleet in the window.
+local now = math.floor(now_us() / 1000000)
+local bucket = math.floor(now / tonumber(ARGV[3]))
+local oldest = bucket - tonumber(ARGV[4]) + 1
+
+redis.call('HINCRBY', KEYS[1], bucket .. ':calls', ARGV[1])
+redis.call('HINCRBY', KEYS[1], bucket .. ':retries', ARGV[2])
+redis.call('PEXPIRE', KEYS[1], ARGV[5])
+
+local sums = {calls = 0, retries = 0}
+local counts = redis.call('HGETALL', KEYS[1])
+for index = 1, #counts, 2 do
+  local at, name = string.match(counts[index], '^(%d+):(%a+)$')
+  if at and tonumber(at) < oldest then
+    redis.call('HDEL', KEYS[1], counts[index])
+  elseif sums[name] then -- ignore what a later release counts
+    sums[name] = sums[name] + tonumber(counts[index + 1])
+  end
+end
+return {sums.calls, sums.retries}
