@@ -25,7 +25,7 @@ WARNING = re.compile(r"(?P<path>.+?):(?P<line>\d+):(?P<column>\d+): \((?P<kind>[
 
 
 class Script(NamedTuple):
-    """An operation as luacheck sees it: the lines of its file stand where they are, those of other operations are blank.
+    """An operation as luacheck sees it: its lines keep their numbers, the lines of other operations are blank.
 
     `shared` are the numbers of the file's lines that other operations share.
     """

@@ -1,4 +1,6 @@
-"""The rules, as pure functions: who gets a permit, who waits, who goes next. `redis_store/stores/bulkhead.lua` is the same in Redis.
+"""The rules as pure functions: who gets a permit, who waits, who goes next.
+
+The scripts in `redis_store/stores/bulkhead.lua` apply the same rules in Redis.
 
 Users go before background work. Among equals tenants take turns, and within a tenant the oldest goes first. A full
 line takes one more only in the place of somebody with less claim to it: background work makes room for users, and
