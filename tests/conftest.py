@@ -22,8 +22,18 @@ from tests.support.service import Service, make_settings, running_service
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
+WATCHES_PROCESSES = ("processes", "image", "chaos")
+"""Markers of tests that watch real processes on a clock, which a busy machine delays. Only these get a second try."""
+
 USER, PASSWORD = "ragherd", "secret"
 """Of the session's Redis: who has what `ragherd redis-acl` grants, and nothing else."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The summary lists each test that was run again as RERUN."""
+    for item in items:
+        if any(item.get_closest_marker(name) for name in WATCHES_PROCESSES):
+            item.add_marker(pytest.mark.flaky(reruns=1))
 
 
 @pytest.fixture(scope="session")

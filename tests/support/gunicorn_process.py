@@ -59,9 +59,7 @@ class Gunicorn:
         return self._log.read_text().splitlines()
 
     def url(self) -> str:
-        found = re.search(r"Listening at: (\S+) ", "\n".join(self.lines()))
-        assert found is not None
-        return found[1]
+        return str(re.findall(r"Listening at: (\S+) ", "\n".join(self.lines()))[0])
 
     def get(self, path: str, timeout: float = 5.0) -> httpx.Response:
         return self.client.get(f"{self.url()}{path}", timeout=timeout)

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.conftest import WATCHES_PROCESSES
+
 ROOT = Path(__file__).parents[2]
 GITHUB = ROOT / ".github"
 WORKFLOWS = sorted((GITHUB / "workflows").glob("*.yml"))
@@ -74,3 +76,11 @@ def test_the_contributing_page_names_scripts_that_exist() -> None:
     named = set(re.findall(r"(?<![\w/])(?:scripts|\.ci|tests)/[\w/.-]*\w", (ROOT / "CONTRIBUTING.md").read_text()))
     assert len(named) > 5
     assert {path for path in named if not (ROOT / path).exists()} == set()
+
+
+def test_only_tests_that_watch_real_processes_are_run_again(request: pytest.FixtureRequest) -> None:
+    for item in request.session.items:
+        watches = any(item.get_closest_marker(name) for name in WATCHES_PROCESSES)
+        assert (item.get_closest_marker("flaky") is not None) == watches, item.nodeid
+    for script in (ROOT / "scripts" / "test", ROOT / ".ci" / "run"):
+        assert "--reruns" not in script.read_text()
