@@ -125,7 +125,9 @@ class AgreedIdentity:
 
 
 class FailoverEmbedder:
-    """See `ports.Embedder`. Questions and documents have one each, under policies that differ.
+    """Turns text into unit vectors.
+
+    Questions and documents have one each, under policies that differ.
 
     `background`: whether its calls wait behind users.
     """
@@ -145,11 +147,16 @@ class FailoverEmbedder:
         self._background = background
 
     async def identity(self) -> EmbedderIdentity:
-        """See `ports.Embedder`."""
+        """The identity of the embedding model. Raises `EmbeddingUnavailable` while it is unknown."""
         return await self._agreed.identity()
 
     async def embed(self, texts: Sequence[str], *, tenant: str) -> list[Embedding]:
-        """See `ports.Embedder`. An open breaker or a full bulkhead is `EmbeddingUnavailable` too."""
+        """One embedding per text, in order. Raises `EmbeddingUnavailable` on a fault or after its deadline.
+
+        `tenant` owns the texts: no other tenant's calls become faster because of them.
+
+        An open breaker or a full bulkhead is `EmbeddingUnavailable` too.
+        """
         if not texts:
             return []
         try:

@@ -190,31 +190,31 @@ Override = Literal["OPEN", "CLOSED", "RESET"]
 
 
 class BreakerStore(Protocol):
-    """One breaker in the memory of the fleet. Each call is one atomic step by the store's own clock."""
+    """One breaker in Redis. Each call is one atomic step by Redis's clock."""
 
     async def admit(self, token: str) -> Permission:
-        """Asks for admission; a probe's permit is held under `token`."""
+        """Asks for admission. `token` names the permit if the call is a probe."""
 
     async def record(self, epoch: int, token: str, outcomes: list[CallOutcome], rejected: int) -> Recorded:
-        """Reports results, oldest first, of calls admitted in `epoch`. `token` is empty but for a probe.
+        """Reports outcomes, oldest first, of calls admitted in `epoch`. `token` is empty unless the call is a probe.
 
-        Writes even when there is nothing to report, so that an empty report tells whether the store takes writes.
+        Writes even an empty report, which tells whether the store accepts writes.
         """
 
     async def renew(self, token: str) -> bool:
-        """Renews a probe's lease; False when the permit is no longer its own."""
+        """Renews a probe's lease. False if the permit belongs to another call."""
 
     async def read(self) -> BreakerReading:
-        """The whole breaker at one moment."""
+        """The breaker's state and counts at one moment."""
 
     async def override(self, action: Override, by: str) -> Position:
-        """An operator's override, or its end."""
+        """Starts or ends an operator's override."""
 
     async def history(self, limit: int, since_ms: int = 0) -> list[Transition]:
         """Transitions, newest first."""
 
     def follow(self) -> AsyncIterator[list[Transition]]:
-        """Transitions as they happen, oldest first; an empty list when it (re)connects. Ends by raising."""
+        """Transitions as they happen, oldest first; an empty list after each (re)connect. Ends by raising."""
 
 
 class BreakerListener(pybreaker.CircuitBreakerListener):

@@ -234,19 +234,19 @@ def retry_after(service_ms: float, waiting: int, limit: int) -> float:
 
 
 class BulkheadStore(Protocol):
-    """One bulkhead in the memory of the fleet. Each call is one atomic step by the store's own clock."""
+    """One bulkhead in Redis. Each call is one atomic step by Redis's clock."""
 
     async def take(self, priority: Priority, tenant: str) -> Taken:
-        """A permit, a place in line, or neither."""
+        """Gives a permit, a place in the queue, or neither."""
 
     async def give(self, returns: Sequence[PermitReturn]) -> list[str]:
-        """Permits and places in line go back. Gives the tickets that hold a permit from now on, of any worker."""
+        """Returns permits and places in the queue. Gives the tickets, of any worker, that get a permit now."""
 
     async def tend(self, held: Iterable[str], waiting: Iterable[str]) -> list[str]:
-        """Renews the leases of a worker's tickets, and hands out what ended leases left. Gives who is granted."""
+        """Renews the leases of a worker's tickets and reassigns expired ones. Gives the tickets that get a permit."""
 
     async def read(self) -> BulkheadReading:
-        """The whole bulkhead at one moment."""
+        """The bulkhead's state at one moment."""
 
     def follow(self) -> AsyncIterator[Wake | None]:
-        """What happens to this worker's tickets in line; None when it (re)connects. Ends by raising."""
+        """Events of this worker's queued tickets; None after each (re)connect. Ends by raising."""

@@ -17,7 +17,9 @@ MAX_ENTRIES: Final = 2048
 
 
 class RememberedEmbedder:
-    """See `ports.Embedder`. Forgets all when the model behind it changes.
+    """An embedder that remembers recent texts.
+
+    Forgets all when the model behind it changes.
 
     Where there are too many, the tenant with the most loses its least recently used one: nobody can take from a tenant
     that has no more than its equal share.
@@ -32,14 +34,17 @@ class RememberedEmbedder:
         self._identity: EmbedderIdentity | None = None
 
     async def identity(self) -> EmbedderIdentity:
-        """See `ports.Embedder`."""
+        """The identity of the embedding model. Raises `EmbeddingUnavailable` while it is unknown."""
         identity = await self._embedder.identity()
         if identity != self._identity:
             self._forget_all(identity)
         return identity
 
     async def embed(self, texts: Sequence[str], *, tenant: str) -> list[Embedding]:
-        """See `ports.Embedder`."""
+        """One embedding per text, in order. Raises `EmbeddingUnavailable` on a fault or after its deadline.
+
+        `tenant` owns the texts: no other tenant's calls become faster because of them.
+        """
         if self.current.value not in (None, self._identity):
             self._forget_all(self.current.value)
         remembered: Mapping[str, Embedding] = self._by_tenant.get(tenant, {})

@@ -280,7 +280,10 @@ class OnnxReranker:
             await asyncio.to_thread(thread.shutdown)
 
     async def scores(self, question: str, texts: Sequence[str], *, background: bool = False) -> list[float]:
-        """See `ports.Reranker`."""
+        """The relevance of each text, 0 to 1, in order. `background` work waits behind users.
+
+        Raises `RerankingUnavailable` on a fault or after its deadline: the passages keep their order.
+        """
         return await self._line.judged([Pair(question, text) for text in texts], self._timeout, background=background)
 
 

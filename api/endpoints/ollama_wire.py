@@ -135,7 +135,7 @@ def _thoughts(thinking: str) -> dict[str, str]:
 
 
 class OllamaForm:
-    """See `answer_form.AnswerForm`: NDJSON, or one document. A blank line would break clients, so no heartbeats."""
+    """NDJSON, or one document. Without heartbeats, because a blank line would break clients."""
 
     media_type = "application/x-ndjson"
     sign_of_life: bytes | None = None

@@ -157,7 +157,7 @@ class EmbeddingsBody(ModelBody):
 
 
 class OpenAIForm:
-    """See `answer_form.AnswerForm`: events without names, or one document."""
+    """Events without names, or one document."""
 
     media_type = "text/event-stream"
     sign_of_life: bytes | None = b": ping\n\n"

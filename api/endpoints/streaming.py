@@ -290,7 +290,7 @@ class EventStream(AnswerStream):
 
 
 class _Form:
-    """See `answer_form.StreamForm`."""
+    """Server-sent events of `POST /query`."""
 
     media_type = MEDIA_TYPE
     sign_of_life: bytes | None = KEEPALIVE_COMMENT

@@ -99,7 +99,7 @@ class Retriever:
 
     @property
     def reranking_scope(self) -> str:
-        """See `Reranking.scope`; empty where there is none."""
+        """The re-ranker that the order depends on, as `Reranking.scope`; empty without one."""
         return self._reranking.scope if self._reranking is not None else ""
 
     async def corpus(self, tenant: str) -> Corpus:

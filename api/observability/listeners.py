@@ -108,7 +108,7 @@ class RedisEvents(RedisHealthEvents):
         self._log.error("redis_url_mismatch", message=message)
 
     def warned(self, warning: StoreWarning, begins: bool) -> None:
-        """See `checkup.Heard`."""
+        """Logs that a warning begins or ends."""
         if not begins:
             self._log.info("redis_warning_over", warning=warning.name)
         elif warning.name == WITHOUT_SEARCH:

@@ -338,7 +338,10 @@ class OllamaEmbeddingModel:
         self._keep_alive = pinned.keep_alive_field
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
-        """See `ports.EmbeddingModel`. One retry inside, where the request allows it."""
+        """One vector per text, in order. Raises `UpstreamError`.
+
+        One retry inside, where the request allows it.
+        """
         fields = {**request.extra, "model": request.model, "input": request.texts, **self._keep_alive}
         call = partial(self._call, orjson.dumps(fields), request.model)
         deadline = asyncio.timeout(request.timeout)

@@ -196,7 +196,10 @@ def _rows(answer: Any, path: str) -> list[dict[str, Any]]:
 
 
 class KnownDigests:
-    """See `ports.ModelDigests`. `num_ctx`: the context that all generations have; None: the model's own."""
+    """The digests of the language models' weights, as far as this worker knows.
+
+    `num_ctx`: the context that all generations have; None: the model's own.
+    """
 
     def __init__(self, num_ctx: int | None) -> None:
         self.unknown = "/" if num_ctx is None else f"/{num_ctx}"

@@ -53,25 +53,19 @@ class StoredAnswer:
 
 
 class BackupSource(Protocol):
-    """The fleet's memory, read while the fleet works. Every method raises `StoreUnavailable`. No tenants: all."""
+    """The fleet's data, read while the fleet works. Every method raises `StoreUnavailable`. No tenants means all."""
 
-    async def now_ms(self) -> int:
-        """Redis's clock."""
+    async def now_ms(self) -> int: ...
 
-    async def expected(self) -> tuple[int, int]:
-        """How many documents and answers there are, about."""
+    async def expected(self) -> tuple[int, int]: ...
 
-    def documents(self, tenants: Collection[str], *, vectors: bool) -> AsyncIterator[StoredDocument]:
-        """Each document that serves, whole and of one revision."""
+    def documents(self, tenants: Collection[str], *, vectors: bool) -> AsyncIterator[StoredDocument]: ...
 
-    def answers(self, tenants: Collection[str]) -> AsyncIterator[StoredAnswer]:
-        """Each entry whose documents serve as it cites them."""
+    def answers(self, tenants: Collection[str]) -> AsyncIterator[StoredAnswer]: ...
 
-    async def unsettled(self) -> Mapping[str, int | None]:
-        """The epoch of each tenant's documents; None where the cache is being told of a change at this moment."""
+    async def unsettled(self) -> Mapping[str, int | None]: ...
 
-    async def corpus(self, tenant: str) -> tuple[int, str]:
-        """The epoch of a tenant's documents, and a digest over all that serve; it is empty while they change."""
+    async def corpus(self, tenant: str) -> tuple[int, str]: ...
 
 
 DocumentOutcome = Literal["restored", "to embed", "unchanged", "newer kept", "refused"]
@@ -81,18 +75,14 @@ AnswerOutcome = Literal[
 
 
 class BackupTarget(Protocol):
-    """Where a backup goes to, while a fleet may work there. Every method raises `StoreUnavailable`."""
+    """Where a backup is restored, while a fleet may work there. Every method raises `StoreUnavailable`."""
 
-    async def put_document(self, stored: StoredDocument, *, replace: bool, dry_run: bool) -> DocumentOutcome:
-        """Puts a document into service, or says why not. Nothing of it serves before all of it does."""
+    async def put_document(self, stored: StoredDocument, *, replace: bool, dry_run: bool) -> DocumentOutcome: ...
 
-    async def settle(self) -> None:
-        """Has the cache told of all documents that were put."""
+    async def settle(self) -> None: ...
 
-    async def put_deletions(self, marks: Mapping[str, int], *, dry_run: bool) -> None:
-        """Takes over what was deleted."""
+    async def put_deletions(self, marks: Mapping[str, int], *, dry_run: bool) -> None: ...
 
     async def put_answers(
         self, answers: Sequence[StoredAnswer], corpora: Mapping[str, str], *, dry_run: bool
-    ) -> Sequence[AnswerOutcome]:
-        """Stores answers that are right still. `corpora`: digests of the tenants' documents when they were read."""
+    ) -> Sequence[AnswerOutcome]: ...

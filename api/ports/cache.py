@@ -60,30 +60,19 @@ class NewAnswer:
 
 
 class AnswerCache(Protocol):
-    """The answers of the whole fleet. Every method raises `StoreUnavailable` when Redis can not be used."""
+    """The cached answers of the fleet. Raises `StoreUnavailable` if Redis cannot be used."""
 
-    async def find_exact(self, scope: str, digest: str, tenant: str = "") -> ExactLookup:
-        """The entry of exactly this question, fresh or not, and Redis's clock: one round trip."""
+    async def find_exact(self, scope: str, digest: str, tenant: str = "") -> ExactLookup: ...
 
     async def find_similar(
         self, embedder: EmbedderIdentity, scope: str, vector: Vector, now_ms: int, *, stale_ms: int = 0
-    ) -> Sequence[CacheMatch]:
-        """Up to 5 nearest entries of the scope, whatever their similarity, nearest first: one round trip.
-
-        `stale_ms`: how long after its lifetime an entry is still found.
-        """
+    ) -> Sequence[CacheMatch]: ...
 
     async def store(
         self, scope: str, digest: str, vector: Vector | None, answer: NewAnswer, *, claim: Claim | None = None
-    ) -> CachedAnswer | None:
-        """Stores an answer under its absolute lifetime, replacing one of the same digest.
+    ) -> CachedAnswer | None: ...
 
-        None where it was invalidated since it was asked for, or where `claim` is another worker's by now. Raises
-        `DocumentsChanged` where that is so of the documents alone: the answer is to be stored if it would be the same.
-        """
-
-    def used(self, match: CacheMatch) -> None:
-        """Notes that an entry was served; no I/O."""
+    def used(self, match: CacheMatch) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +88,11 @@ class ExactLookup:
 
 
 class CondensedQuestions(Protocol):
-    """Follow-up questions as they were rewritten to stand alone. Raises `StoreUnavailable`."""
+    """Follow-up questions, rewritten to stand alone. Every method raises `StoreUnavailable`."""
 
-    async def find(self, place: str) -> str | None:
-        """The stand-alone question; empty where it cannot be rewritten; None where nothing is known."""
+    async def find(self, place: str) -> str | None: ...
 
-    async def remember(self, place: str, question: str) -> None:
-        """Keeps it for as long as an answer is fresh."""
+    async def remember(self, place: str, question: str) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,23 +108,17 @@ class CachedQuestion:
 
 
 class InvalidationTags(Protocol):
-    """The cache, as changes of documents see it. Every method raises `StoreUnavailable`."""
+    """Finds and expires cached answers that a change of documents affects. Raises `StoreUnavailable`."""
 
     async def near(
         self, embedder: EmbedderIdentity, tenant: str, vectors: Sequence[Vector], floor: float, limit: int
-    ) -> tuple[Sequence[CachedQuestion], bool]:
-        """Fresh entries whose question is at least `floor` near one of the vectors; whether these are all."""
+    ) -> tuple[Sequence[CachedQuestion], bool]: ...
 
-    async def incomparable(self, embedder: EmbedderIdentity, tenant: str, limit: int) -> tuple[Sequence[str], bool]:
-        """Fresh entries that have no vector, or one of another embedder, or are from before there were documents;
-        whether these are all.
-        """
+    async def incomparable(self, embedder: EmbedderIdentity, tenant: str, limit: int) -> tuple[Sequence[str], bool]: ...
 
-    async def expire(self, entries: Sequence[str]) -> int:
-        """Ends their lifetime now: they are served only where Ollama fails."""
+    async def expire(self, entries: Sequence[str]) -> int: ...
 
-    async def expire_all(self, tenant: str) -> int:
-        """Ends the lifetime of all that depend on the tenant's documents."""
+    async def expire_all(self, tenant: str) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,13 +175,11 @@ class Swept:
 
 
 class CacheSweep(Protocol):
-    """Finds and deletes entries of the whole fleet. Raises `StoreUnavailable`."""
+    """Finds and deletes entries of the whole fleet. Every method raises `StoreUnavailable`."""
 
-    async def sweep(self, selection: Selection, *, dry_run: bool) -> Swept:
-        """Deletes what is meant. What was asked before and is answered later is not stored either."""
+    async def sweep(self, selection: Selection, *, dry_run: bool) -> Swept: ...
 
-    async def outdate(self, tenant: str) -> None:
-        """Notes that documents of the tenant changed: what is answered from what they were is not stored as it is."""
+    async def outdate(self, tenant: str) -> None: ...
 
 
 WarmUpStatus = Literal["running", "done", "failed", "cancelled"]
@@ -231,31 +210,24 @@ class WarmUpProgress:
 
 
 class WarmUpJobs(Protocol):
-    """Warm-ups of the cache, kept for the whole fleet. Every method raises `StoreUnavailable`.
+    """The fleet's warm-ups of the cache. Every method raises `StoreUnavailable`.
 
-    Questions are what `create` was given, each different from all others of the job.
+    Questions are those given to `create`; within a job each is unique.
     """
 
-    async def create(self, job: str, questions: Sequence[bytes]) -> None:
-        """Begins one that nobody holds yet."""
+    async def create(self, job: str, questions: Sequence[bytes]) -> None: ...
 
-    async def progress(self, job: str) -> WarmUpProgress | None:
-        """None where there is none of that name, or none any more."""
+    async def progress(self, job: str) -> WarmUpProgress | None: ...
 
-    async def cancel(self, job: str) -> None:
-        """Ends one that goes on."""
+    async def cancel(self, job: str) -> None: ...
 
-    async def unfinished(self) -> list[str]:
-        """Those that go on, the oldest first."""
+    async def unfinished(self) -> list[str]: ...
 
-    async def hold(self, job: str, seconds: float) -> bool:
-        """Whether it goes on and is this worker's, now taken or renewed, for so many seconds. 0 gives it up."""
+    async def hold(self, job: str, seconds: float) -> bool: ...
 
-    async def left(self, job: str, count: int) -> list[bytes]:
-        """The first `count` questions that are not settled."""
+    async def left(self, job: str, count: int) -> list[bytes]: ...
 
-    async def settle(self, job: str, question: bytes, counts: Sequence[WarmUpCount], error: str = "") -> bool:
-        """Counts a question, once; without one, only ends what has none left. Whether the warm-up goes on."""
+    async def settle(self, job: str, question: bytes, counts: Sequence[WarmUpCount], error: str = "") -> bool: ...
 
 
 Store = Literal["main", "breaker"]

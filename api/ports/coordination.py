@@ -20,22 +20,22 @@ class TextOutput(Protocol):
 
     @property
     def begun(self) -> bool:
-        """Whether the present attempt has written anything."""
+        """Whether the current attempt has written anything."""
 
     async def write(self, text: str) -> None:
-        """One more piece, not empty. Waits while all who read along lag behind."""
+        """Writes a piece of text, not empty. Waits while every reader lags behind."""
 
     def restart(self) -> None:
-        """What was written is void: the answer broke off and begins again, with the same sources."""
+        """Discards what was written: the answer starts again with the same sources."""
 
 
 class AnswerOutput(TextOutput, Protocol):
     """Where one producer writes an answer, for all who read along."""
 
     async def ground(self, sources: tuple[Source, ...]) -> None:
-        """The passages that the words to come cite. To be called before the language model is.
+        """Sets the passages that the answer cites, before the language model is called.
 
-        Raises `CancelledError` where nobody waits for the answer any more.
+        Raises `CancelledError` if no caller waits for the answer any more.
         """
 
 
@@ -57,51 +57,44 @@ class FlightSubscription(Protocol):
 
 
 class Flights(Protocol):
-    """Single flight: equal questions in flight are generated once over the fleet; without Redis, once a worker."""
+    """Single flight: equal questions in flight are generated once for the fleet; without Redis, once per worker."""
 
     def join(
         self, key: FlightKey, lead: Lead, *, asked_ms: int, buffered: bool, not_before_ms: int = 0
     ) -> AbstractAsyncContextManager[FlightSubscription]:
-        """Takes part. `lead` is called where this worker has to generate; who leaves last ends that.
+        """Subscribes to the flight. `lead` is called if this worker generates; the last subscriber to leave cancels it.
 
-        `asked_ms`: when the cache was asked in vain, by Redis's clock. `not_before_ms`: when
-        such answers were last deleted; one asked for before is not shared. `buffered`: this caller wants no tokens.
+        `asked_ms`: when the cache missed, by Redis's clock. `not_before_ms`: when such answers were last deleted;
+        flights that began earlier are not joined. `buffered`: this caller wants no tokens.
         """
 
     def alone(self, lead: Lead, *, buffered: bool) -> AbstractAsyncContextManager[FlightSubscription]:
         """The same for a caller who shares with nobody."""
 
     def sole(self, key: FlightKey) -> AbstractAsyncContextManager[Claim | None]:
-        """The lead of work on `key` that nobody waits for; None where another worker has it, or Redis is down."""
+        """Leads work on `key` without subscribers; None if another worker has the lead, or without Redis."""
 
 
 class LeaderLease(Protocol):
-    """What one worker of the fleet does at a time, for all. Without Redis each worker does it for itself."""
+    """Work that one worker at a time does for the fleet. Without Redis each worker does it for itself."""
 
     async def hold(self, seconds: float) -> bool:
-        """Whether it is this worker's, now taken or renewed, for so many seconds."""
+        """Takes or renews the lease for `seconds`. Whether this worker has it."""
 
     async def leave(self) -> None:
-        """Leaves it to the others at once."""
+        """Releases the lease at once."""
 
 
 class HealthStore(Protocol):
-    """Where the fleet keeps what is known of its backends. Raises `StoreUnavailable`."""
+    """The fleet's shared knowledge of its backends. Every method raises `StoreUnavailable`."""
 
-    async def publish(self, found: Mapping[str, BackendHealth]) -> None:
-        """Tells the fleet, by the backends' names."""
+    async def publish(self, found: Mapping[str, BackendHealth]) -> None: ...
 
-    async def read(self) -> Mapping[str, BackendHealth]:
-        """What was last published and has not expired, without digests."""
+    async def read(self) -> Mapping[str, BackendHealth]: ...
 
-    async def publish_digests(self, name: str, digests: Mapping[str, str]) -> None:
-        """Tells the fleet which weights the models of a backend have; `publish` does so too, where it answers."""
+    async def publish_digests(self, name: str, digests: Mapping[str, str]) -> None: ...
 
-    async def digests(self, name: str, *, early: bool = False) -> Mapping[str, str]:
-        """Which weights the models of a backend have, or had when it last answered; empty where that is not known.
-
-        `early`: the fleet's memory is being made ready, and nobody else is let through yet.
-        """
+    async def digests(self, name: str, *, early: bool = False) -> Mapping[str, str]: ...
 
 
 class Attempt(Protocol):

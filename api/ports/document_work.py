@@ -83,53 +83,35 @@ class Epoch:
 
 
 class DocumentWork(Protocol):
-    """What is left to do of changes, for whichever worker takes it. Every method raises `StoreUnavailable`.
+    """Pending changes of documents, for any worker to take. Every method raises `StoreUnavailable`.
 
-    Work is void once a newer change is asked for, and another's once its lease has run out and somebody took it on:
-    what is written late is refused.
+    Work becomes void when a newer change is requested, and another worker's when its lease ends and that worker takes
+    it. Late writes are then refused.
     """
 
-    async def waiting(self, limit: int, *, gone: bool) -> Sequence[str]:
-        """Documents that need work, whether or not a worker has them: the `gone` ones, or the others, oldest first."""
+    async def waiting(self, limit: int, *, gone: bool) -> Sequence[str]: ...
 
-    async def exists(self, document: str) -> bool:
-        """Whether there is something left to do of it."""
+    async def exists(self, document: str) -> bool: ...
 
-    async def take(self, document: str, seconds: float) -> Work | None:
-        """The work, if nobody has it: held for so many seconds. Not even this worker has it twice."""
+    async def take(self, document: str, seconds: float) -> Work | None: ...
 
-    async def renew(self, work: Work, seconds: float) -> bool:
-        """Holds it for longer. False where it is void by now, or another's."""
+    async def renew(self, work: Work, seconds: float) -> bool: ...
 
-    async def release(self, work: Work) -> None:
-        """Gives it back, to be taken at once."""
+    async def release(self, work: Work) -> None: ...
 
-    async def delay(self, work: Work, pause: float, patience: float, reason: str) -> Delayed:
-        """Gives it back, to be taken in `pause` seconds.
+    async def delay(self, work: Work, pause: float, patience: float, reason: str) -> Delayed: ...
 
-        `for too long` where it was put off for `patience` seconds without getting on: then it is still held.
-        """
+    async def told(self, work: Work) -> None: ...
 
-    async def told(self, work: Work) -> None:
-        """Notes that the cache has been told of what was owed."""
+    async def draft(self, work: Work) -> bytes | None: ...
 
-    async def draft(self, work: Work) -> bytes | None:
-        """What was given: text, or a file."""
+    async def text(self, document: str) -> bytes | None: ...
 
-    async def text(self, document: str) -> bytes | None:
-        """The text that serves."""
+    async def settle_text(self, work: Work, text: bytes) -> bool: ...
 
-    async def settle_text(self, work: Work, text: bytes) -> bool:
-        """Puts the text, and the title of `work`, in the place of the file that they were read from.
+    async def written(self, work: Work, embedder: EmbedderIdentity) -> Written: ...
 
-        False where the work is void, or another's.
-        """
-
-    async def written(self, work: Work, embedder: EmbedderIdentity) -> Written:
-        """What there is of the revision's chunks already."""
-
-    async def trim(self, work: Work, embedder: EmbedderIdentity, numbers: Sequence[int]) -> None:
-        """Removes chunks of the revision: those of an earlier cut, where this one has fewer."""
+    async def trim(self, work: Work, embedder: EmbedderIdentity, numbers: Sequence[int]) -> None: ...
 
     async def write(
         self,
@@ -139,65 +121,45 @@ class DocumentWork(Protocol):
         total: int,
         done: int,
         seconds: float,
-    ) -> bool:
-        """Writes chunks, which do not serve yet, beside `done` others, and renews the work.
-
-        False where it is void by now, or another's.
-        """
+    ) -> bool: ...
 
     async def rewrite(
         self, work: Work, embedder: EmbedderIdentity, chunks: Sequence[EmbeddedChunk], total: int
-    ) -> bool:
-        """Writes chunks of a revision that serves, by a further embedder, where embedding anew is this worker's duty.
-
-        False where it is not by now, or the revision does not serve any more.
-        """
+    ) -> bool: ...
 
     async def commit(
         self, work: Work, embedder: EmbedderIdentity, total: int, characters: int, failed: Sequence[FailedChunk] = ()
-    ) -> Work | None:
-        """Puts the revision into service, in the place of the one before: what is left to do then.
+    ) -> Work | None: ...
 
-        `failed`: those of the chunks that could not be embedded. None where it is void by now, or another's.
-        """
+    async def fail(self, work: Work, error: str) -> None: ...
 
-    async def fail(self, work: Work, error: str) -> None:
-        """Ends work that can not succeed. What served before goes on serving."""
+    async def vectors(
+        self, work: Work, embedder: EmbedderIdentity, offset: int, limit: int
+    ) -> Sequence[Vector | None]: ...
 
-    async def vectors(self, work: Work, embedder: EmbedderIdentity, offset: int, limit: int) -> Sequence[Vector | None]:
-        """Those of the revision's chunks, in order, None for what is not embedded; fewer than `limit` at the end."""
-
-    async def finish(self, work: Work) -> None:
-        """Ends work that is done, and removes chunks that do not serve any more."""
+    async def finish(self, work: Work) -> None: ...
 
 
 class Reembedding(Protocol):
-    """Documents that a new embedder has not embedded. Every method raises `StoreUnavailable`."""
+    """Documents that a new embedder has not embedded yet. Every method raises `StoreUnavailable`."""
 
-    async def behind(self, embedder: EmbedderIdentity) -> Epoch | None:
-        """That of all documents, where the embedder has not embedded all of them; None where it has."""
+    async def behind(self, embedder: EmbedderIdentity) -> Epoch | None: ...
 
-    def missing(self, embedder: EmbedderIdentity) -> AsyncIterator[Work]:
-        """The documents that it lacks, as work on the revision that serves."""
+    def missing(self, embedder: EmbedderIdentity) -> AsyncIterator[Work]: ...
 
-    async def embedded(self, work: Work, embedder: EmbedderIdentity) -> bool:
-        """Notes that all chunks of the revision are written. False where it does not serve any more."""
+    async def embedded(self, work: Work, embedder: EmbedderIdentity) -> bool: ...
 
-    async def complete(self, embedder: EmbedderIdentity, epoch: Epoch) -> None:
-        """Notes that it has embedded all documents of an epoch."""
+    async def complete(self, embedder: EmbedderIdentity, epoch: Epoch) -> None: ...
 
 
 class Deletions(Protocol):
-    """Every method raises `StoreUnavailable`."""
+    """What operators deleted, kept as long as a backup could bring it back. Every method raises `StoreUnavailable`."""
 
-    async def note(self, marks: Sequence[str]) -> None:
-        """Notes that what these marks mean was deleted now."""
+    async def note(self, marks: Sequence[str]) -> None: ...
 
-    async def noted(self) -> Mapping[str, int]:
-        """All marks, and when (ms of Redis's clock)."""
+    async def noted(self) -> Mapping[str, int]: ...
 
-    async def merge(self, marks: Mapping[str, int]) -> None:
-        """Takes over marks of another time or place; of two the later holds."""
+    async def merge(self, marks: Mapping[str, int]) -> None: ...
 
 
 def marks_of(selection: Selection) -> list[str]:
@@ -228,11 +190,8 @@ def marks_about(digest: str, tenant: str, documents: Sequence[str]) -> list[str]
 class UnusedEmbeddings(Protocol):
     """Chunks of embedders that no worker uses any more. Every method raises `StoreUnavailable`."""
 
-    async def use(self, embedder: EmbedderIdentity) -> None:
-        """Notes that this worker uses it now."""
+    async def use(self, embedder: EmbedderIdentity) -> None: ...
 
-    async def unused(self, keep: float) -> Sequence[str]:
-        """Fingerprints of those that nobody has used for `keep` seconds."""
+    async def unused(self, keep: float) -> Sequence[str]: ...
 
-    def remove(self, embedder: str, keep: float) -> AsyncIterator[int]:
-        """Removes all that it made, document by document: how many chunks. Ends where it is used again."""
+    def remove(self, embedder: str, keep: float) -> AsyncIterator[int]: ...

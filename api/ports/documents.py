@@ -120,22 +120,17 @@ class Listing:
 
 
 class Documents(Protocol):
-    """All documents of the fleet. Every method raises `StoreUnavailable`."""
+    """The documents of the fleet. Every method raises `StoreUnavailable`."""
 
-    async def propose(self, draft: Draft, most: int) -> Proposal:
-        """Notes a draft, to be worked on; the newest draft of a document wins. `most`: documents of a tenant."""
+    async def propose(self, draft: Draft, most: int) -> Proposal: ...
 
-    async def find(self, document: str, tenant: str | None = None) -> Document | None:
-        """None where there is none, or where it is another tenant's."""
+    async def find(self, document: str, tenant: str | None = None) -> Document | None: ...
 
-    async def page(self, tenant: str, listing: Listing) -> Page:
-        """A part of a tenant's documents."""
+    async def page(self, tenant: str, listing: Listing) -> Page: ...
 
-    async def chunks(self, document: str, offset: int, limit: int) -> Sequence[Chunk]:
-        """The chunks that serve, in order."""
+    async def chunks(self, document: str, offset: int, limit: int) -> Sequence[Chunk]: ...
 
-    async def delete(self, document: str, tenant: str | None = None) -> bool:
-        """Takes a document out of service, and leaves the rest to be worked on. False where there is none."""
+    async def delete(self, document: str, tenant: str | None = None) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,16 +195,13 @@ class CurrentDocument:
 
 
 class PassageIndex(Protocol):
-    """Finds passages. Every method raises `StoreUnavailable`."""
+    """Searches passages. Every method raises `StoreUnavailable`."""
 
-    async def ensure(self, embedder: EmbedderIdentity) -> None:
-        """Makes what chunks of `embedder` are found by, unless it exists."""
+    async def ensure(self, embedder: EmbedderIdentity) -> None: ...
 
-    async def is_whole(self, embedder: EmbedderIdentity) -> bool:
-        """Whether all chunks are found: not while Redis builds the index anew. Known for a while."""
+    async def is_whole(self, embedder: EmbedderIdentity) -> bool: ...
 
-    async def corpus(self, tenant: str) -> Corpus:
-        """How much there is to find."""
+    async def corpus(self, tenant: str) -> Corpus: ...
 
     async def search(
         self,
@@ -219,16 +211,12 @@ class PassageIndex(Protocol):
         question: str,
         vector: Vector | None,
         count: int,
-    ) -> Rankings:
-        """By meaning only where there is a vector. They may hold chunks that do not serve."""
+    ) -> Rankings: ...
 
     async def search_words(
         self, embedder: str, tenant: str, wanted: DocumentFilter, question: str, count: int
-    ) -> Sequence[Hit]:
-        """The ranking by words alone, of chunks of whichever embedder."""
+    ) -> Sequence[Hit]: ...
 
-    async def current(self, documents: Sequence[str], embedder: str) -> Mapping[str, CurrentDocument]:
-        """Those of the documents that serve."""
+    async def current(self, documents: Sequence[str], embedder: str) -> Mapping[str, CurrentDocument]: ...
 
-    async def texts(self, spans: Sequence[tuple[str, int, tuple[int, int]]]) -> Sequence[str | None]:
-        """Parts of documents' texts: document, revision, bytes from and to. None where it is another revision now."""
+    async def texts(self, spans: Sequence[tuple[str, int, tuple[int, int]]]) -> Sequence[str | None]: ...

@@ -48,12 +48,12 @@ class Embedder(Protocol):
         """Always the same object. Its value changes with the model."""
 
     async def identity(self) -> EmbedderIdentity:
-        """Who embeds. Raises `EmbeddingUnavailable` while that is not known yet."""
+        """The identity of the embedding model. Raises `EmbeddingUnavailable` while it is unknown."""
 
     async def embed(self, texts: Sequence[str], *, tenant: str) -> list[Embedding]:
-        """One embedding for each text, in order. Raises `EmbeddingUnavailable` past its deadline or on a fault.
+        """One embedding per text, in order. Raises `EmbeddingUnavailable` on a fault or after its deadline.
 
-        `tenant` is the one that the texts belong to: no other tenant's calls become faster because of them.
+        `tenant` owns the texts: no other tenant's calls become faster because of them.
         """
 
 
@@ -65,7 +65,7 @@ class BackendEmbedder(Protocol):
         """Who embeds, once the backend has said so; no I/O."""
 
     async def identity(self) -> EmbedderIdentity:
-        """See `Embedder`."""
+        """The identity of the embedding model. Raises `EmbeddingUnavailable` while it is unknown."""
 
     async def embed(
         self,
@@ -85,11 +85,11 @@ class EmbeddingModel(Protocol):
     """Whatever model embeds texts for a client, its vectors untouched."""
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
-        """One vector a text, in order. Raises `UpstreamError`."""
+        """One vector per text, in order. Raises `UpstreamError`."""
 
 
 class ModelDigests(Protocol):
-    """Which weights the language models have now, as far as this worker knows."""
+    """The digests of the language models' weights, as far as this worker knows."""
 
     @property
     def by_model(self) -> Mapping[str, str]:
@@ -108,9 +108,9 @@ class Reranker(Protocol):
         """Which weights judge: another re-ranker has another."""
 
     async def scores(self, question: str, texts: Sequence[str], *, background: bool = False) -> list[float]:
-        """Of each text, 0 to 1, in order. `background` work waits behind users.
+        """The relevance of each text, 0 to 1, in order. `background` work waits behind users.
 
-        Raises `RerankingUnavailable` past its deadline or on a fault: the order of retrieval stays.
+        Raises `RerankingUnavailable` on a fault or after its deadline: the passages keep their order.
         """
 
 

@@ -152,13 +152,16 @@ class CitedOutput:
         self._sources = sources
 
     async def write(self, text: str) -> None:
-        """See `ports.TextOutput`. A part of a citation is held back until it is complete."""
+        """Writes a piece of text, not empty. Waits while every reader lags behind.
+
+        A part of a citation is held back until it is complete.
+        """
         self.begun = True
         if text := self.citations.feed(text):
             await self._output.write(text)
 
     def restart(self) -> None:
-        """See `ports.TextOutput`."""
+        """Discards what was written: the answer starts again with the same sources."""
         self.begun = False
         self.citations = Citations(self._sources)
         self._output.restart()

@@ -97,7 +97,7 @@ class _Cluster(Protocol):
 
 
 class HealthGatedSlot:
-    """See `Gate`. It holds nothing but the number of the slot."""
+    """Access to the Redis server, or the shard, that holds certain keys. Keeps only the slot's number."""
 
     def __init__(self, cluster: _Cluster, slot: int) -> None:
         self._cluster = cluster
@@ -116,19 +116,21 @@ class HealthGatedSlot:
         return shard is not None and shard.is_up
 
     def of(self, key: str) -> HealthGatedSlot:
-        """See `Gate`."""
+        """Access to a key and to all keys of its slot."""
         return HealthGatedSlot(self._cluster, key_slot(key.encode()))
 
     def on_recovery(self, action: Callable[[], Awaitable[None]]) -> None:
-        """See `Gate`."""
+        """Runs `action` whenever Redis recovers, before callers are let through. If it fails, none are."""
         self._cluster.recovering(self._slot, action)
 
     def after_recovery(self, action: Callable[[], Awaitable[None]]) -> None:
-        """See `Gate`."""
+        """Runs `action` whenever Redis has recovered and callers are let through."""
         self._cluster.recovered(self._slot, action)
 
     async def run(self, operation: str, command: Callable[[Redis], Awaitable[T]]) -> T:
-        """See `Gate`. Sent on where the slot has moved: a shard that has it not does nothing of the command.
+        """Awaits `command`. Raises `StoreUnavailable` for any fault of Redis; `operation` names it in metrics.
+
+        If the slot moved, the command goes to its new shard: the old one does not run it.
 
         While a slot is on its way (ASK, TRYAGAIN), it can not be used: a script finds its keys neither here nor there.
         """

@@ -58,7 +58,7 @@ class HealthGatedClients(Protocol):
 
 
 class HealthGated(Protocol):
-    """The way to the Redis, or to the shard of one, that certain keys are on."""
+    """Access to the Redis server, or the shard, that holds certain keys."""
 
     @property
     def client(self) -> Redis:
@@ -69,13 +69,13 @@ class HealthGated(Protocol):
         """Whether commands are let through."""
 
     def of(self, key: str) -> HealthGated:
-        """The way to a key, and to all keys of its slot."""
+        """Access to a key and to all keys of its slot."""
 
     def on_recovery(self, action: Callable[[], Awaitable[None]]) -> None:
-        """Runs `action` whenever Redis is (again) found up, before callers are let through. If it fails, none are."""
+        """Runs `action` whenever Redis recovers, before callers are let through. If it fails, none are."""
 
     def after_recovery(self, action: Callable[[], Awaitable[None]]) -> None:
-        """Runs `action` whenever Redis is up again and callers are let through."""
+        """Runs `action` whenever Redis has recovered and callers are let through."""
 
     async def run(self, operation: str, command: Callable[[Redis], Awaitable[T]]) -> T:
         """Awaits `command`. Raises `StoreUnavailable` for any fault of Redis; `operation` names it in metrics."""
@@ -154,15 +154,15 @@ class HealthGatedRedis:
         self.after_recovery(action)
 
     def on_recovery(self, action: Callable[[], Awaitable[None]]) -> None:
-        """See `HealthGated`."""
+        """Runs `action` whenever Redis recovers, before callers are let through. If it fails, none are."""
         self._on_recovery.append(action)
 
     def after_recovery(self, action: Callable[[], Awaitable[None]]) -> None:
-        """See `HealthGated`."""
+        """Runs `action` whenever Redis has recovered and callers are let through."""
         self._after_recovery.append(action)
 
     async def run(self, operation: str, command: Callable[[Redis], Awaitable[T]]) -> T:
-        """See `HealthGated`."""
+        """Awaits `command`. Raises `StoreUnavailable` for any fault of Redis; `operation` names it in metrics."""
         if not self.is_up:
             raise StoreUnavailable("Redis is down")
         async with self._slots:

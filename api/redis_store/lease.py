@@ -10,7 +10,10 @@ from api.redis_store.scripts import script
 
 
 class RedisLeaderLease:
-    """See `ports.Duty`. The key's value is the worker's id, for operators to read."""
+    """Work that one worker at a time does for the fleet. Without Redis each worker does it for itself.
+
+    The key's value is the worker's id, for operators to read.
+    """
 
     def __init__(self, gate: HealthGatedClients, key: str, worker: str) -> None:
         self._gate = gate.of(key)
@@ -20,7 +23,7 @@ class RedisLeaderLease:
         self._leave = script(gate.client, "lease", "release")
 
     async def hold(self, seconds: float) -> bool:
-        """See `ports.Duty`."""
+        """Takes or renews the lease for `seconds`. Whether this worker has it."""
         arguments: list[str | int] = [self._worker, round(seconds * 1000)]
         try:
             held = await self._gate.run("duty", lambda client: self._hold([self._key], arguments, client))
@@ -29,6 +32,6 @@ class RedisLeaderLease:
         return bool(held)
 
     async def leave(self) -> None:
-        """See `ports.Duty`. With Redis down, the lifetime ends it."""
+        """Releases the lease at once. Without Redis it expires."""
         with suppress(StoreUnavailable):
             await self._gate.run("duty", lambda client: self._leave([self._key], [self._worker], client))

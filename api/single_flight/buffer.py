@@ -42,13 +42,16 @@ class AnswerBuffer:
         return bool(self.parts)
 
     async def ground(self, sources: tuple[Source, ...]) -> None:
-        """See `ports.AnswerOutput`."""
+        """Sets the passages that the answer cites, before the language model is called.
+
+        Raises `CancelledError` if no caller waits for the answer any more.
+        """
         self.ground_in(sources)
         if self._require_wanted is not None:
             await self._require_wanted()
 
     async def write(self, text: str) -> None:
-        """See `ports.AnswerOutput`."""
+        """Writes a piece of text, not empty. Waits while every reader lags behind."""
         self.append(text)
         if self._readers:
             await self.room()
@@ -60,7 +63,7 @@ class AnswerBuffer:
             await self._moved.wait()
 
     def restart(self) -> None:
-        """See `ports.AnswerOutput`."""
+        """Discards what was written: the answer starts again with the same sources."""
         sources = self.sources
         self.begin_again()
         if sources is not None:

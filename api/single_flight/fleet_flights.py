@@ -71,7 +71,11 @@ class FleetFlights:
     async def join(
         self, key: FlightKey, lead: Lead, *, asked_ms: int, buffered: bool, not_before_ms: int = 0
     ) -> AsyncGenerator[FlightReader, None]:
-        """See `ports.FleetFlights`."""
+        """Subscribes to the flight. `lead` is called if this worker generates; the last subscriber to leave cancels it.
+
+        `asked_ms`: when the cache missed, by Redis's clock. `not_before_ms`: when such answers were last deleted;
+        flights that began earlier are not joined. `buffered`: this caller wants no tokens.
+        """
         flight = self._flights.get(key)
         if flight is not None and flight.asked_ms <= not_before_ms and not_before_ms:
             flight = None  # its callers asked before, and get what they asked for
@@ -90,7 +94,7 @@ class FleetFlights:
 
     @asynccontextmanager
     async def alone(self, lead: Lead, *, buffered: bool) -> AsyncGenerator[FlightSubscription, None]:
-        """See `ports.FleetFlights`. Who reads no tokens generates in its own task."""
+        """The same for a caller who shares with nobody. Who reads no tokens generates in its own task."""
         if buffered:
             yield OwnGeneration(lead)
             return

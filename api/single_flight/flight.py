@@ -135,29 +135,29 @@ Held = tuple[FlightKey, str, bool]
 
 
 class FlightStore(Protocol):
-    """Flights in the memory of the fleet. Each call is one atomic step by the store's own clock."""
+    """Flights in Redis. Each call is one atomic step by Redis's clock."""
 
     def claim(self, key: FlightKey, fence: str) -> Claim:
-        """The lead as the cache asks for it; no I/O."""
+        """The claim under which the cache stores the leader's answer; no I/O."""
 
     async def join(self, key: FlightKey, asked_ms: int, not_before_ms: int) -> Joined:
-        """The lead where nobody has it, else a place among the followers, now taken or renewed.
+        """The lead if nobody has it, else a place among the followers, taken or renewed.
 
-        A lead that was asked for at `not_before_ms` or earlier is nobody's. Neither where the answer was stored at
-        `asked_ms` or later; 0 leaves that out.
+        A lead requested at `not_before_ms` or earlier is void, and one whose answer was stored at `asked_ms` or later
+        has ended; 0 turns the second rule off.
         """
 
     async def publish(self, key: FlightKey, fence: str, bodies: Sequence[str]) -> int | None:
-        """Tells the followers. Gives their number; None when the lead is another's."""
+        """Sends messages to the followers. Gives their number; None if another worker has the lead."""
 
     async def end(self, key: FlightKey, fence: str, body: str) -> bool:
-        """The leader's last word; the flight is gone. False when the lead was another's."""
+        """Sends the leader's last message and deletes the flight. False if another worker has the lead."""
 
     async def abandon(self, key: FlightKey, fence: str) -> int:
-        """Ends a flight that nobody follows. Gives the number of followers: above zero, it goes on."""
+        """Ends a flight without followers. Gives the number of followers: above zero, the flight continues."""
 
     async def leave(self, key: FlightKey, place: str) -> None:
-        """Follows no more: gives up this place, not one that was taken since. The leader is told."""
+        """Gives up this place, not one taken since, and tells the leader."""
 
     async def tend(self, leads: Sequence[Held]) -> Mapping[FlightKey, int | None]:
         """Renews leads. Followers of each, None where it is lost; one whose store is down is not among them."""

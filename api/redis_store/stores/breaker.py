@@ -67,7 +67,7 @@ class RedisBreakerStore:
         return await self._gate.run("breaker", lambda client: called(self._keys, arguments, client))
 
     async def admit(self, token: str) -> Permission:
-        """See `BreakerStore`."""
+        """Asks for admission. `token` names the permit if the call is a probe."""
         policy = self._policy
         granted, probe, lost, *position = await self._run(
             self._admit, token, self._worker, policy.lease_ms, policy.half_open_max_calls, policy.timeout_ms
@@ -75,35 +75,41 @@ class RedisBreakerStore:
         return Permission(bool(granted), bool(probe), _position(position), int(lost))
 
     async def record(self, epoch: int, token: str, outcomes: list[CallOutcome], rejected: int) -> Recorded:
-        """See `BreakerStore`."""
+        """Reports outcomes, oldest first, of calls admitted in `epoch`. `token` is empty unless the call is a probe.
+
+        Writes even an empty report, which tells whether the store accepts writes.
+        """
         stale, changed, *position = await self._run(
             self._record, epoch, token, self._worker, "".join(outcomes), rejected, *self._record_args
         )
         return Recorded(_position(position), bool(stale), bool(changed))
 
     async def renew(self, token: str) -> bool:
-        """See `BreakerStore`."""
+        """Renews a probe's lease. False if the permit belongs to another call."""
         return bool(await self._run(self._renew, token, self._policy.lease_ms))
 
     async def read(self) -> BreakerReading:
-        """See `BreakerStore`."""
+        """The breaker's state and counts at one moment."""
         now, total, failed, slow, permits, *pairs = await self._run(self._read, self._policy.window_s)
         fields = _texts(dict(zip(pairs[::2], pairs[1::2], strict=True)))
         return BreakerReading(_state(fields), int(now), total, failed, slow, permits)
 
     async def override(self, action: Override, by: str) -> Position:
-        """See `BreakerStore`."""
+        """Starts or ends an operator's override."""
         return _position(await self._run(self._override, action, by))
 
     async def history(self, limit: int, since_ms: int = 0) -> list[Transition]:
-        """See `BreakerStore`."""
+        """Transitions, newest first."""
         entries = await self._gate.run(
             "breaker_history", lambda client: client.xrevrange(self._log, "+", since_ms or "-", count=limit)
         )
         return self._transitions(entries or [])
 
     async def follow(self) -> AsyncIterator[list[Transition]]:
-        """See `BreakerStore`. Goes on after the last entry seen, also after a reconnect."""
+        """Transitions as they happen, oldest first; an empty list after each (re)connect. Ends by raising.
+
+        Continues after the last entry seen, also after a reconnect.
+        """
         async with self._reader(BLOCK_SECONDS) as client:
             try:
                 self._last_id = self._last_id or await self._newest_id(client)

@@ -55,24 +55,24 @@ class RedisBulkheadStore:
         return await self._gate.run("bulkhead", lambda client: called(self._keys, (*self._common, *arguments), client))
 
     async def take(self, priority: Priority, tenant: str) -> Taken:
-        """See `BulkheadStore`."""
+        """Gives a permit, a place in the queue, or neither."""
         verdict, ticket, retry_after_ms = await self._run(
             self._take, priority, tenant_field(tenant), self._worker, new_id(), self._max_queue
         )
         return Taken(AcquireResult(verdict), ticket.decode(), int(retry_after_ms) / 1000)
 
     async def give(self, returns: Sequence[PermitReturn]) -> list[str]:
-        """See `BulkheadStore`."""
+        """Returns permits and places in the queue. Gives the tickets, of any worker, that get a permit now."""
         items = (field for item in returns for field in (item.ticket, item.held_ms, item.reason or ""))
         return _texts(await self._run(self._give, *items))
 
     async def tend(self, held: Iterable[str], waiting: Iterable[str]) -> list[str]:
-        """See `BulkheadStore`."""
+        """Renews the leases of a worker's tickets and reassigns expired ones. Gives the tickets that get a permit."""
         own = list(held)
         return _texts(await self._run(self._tend, len(own), *own, *waiting))
 
     async def read(self) -> BulkheadReading:
-        """See `BulkheadStore`."""
+        """The bulkhead's state at one moment."""
         in_use, length, *rest = await self._run(self._read)
         queue, pairs = _texts(rest[:length]), _texts(rest[length:])
         fields = dict(zip(pairs[::2], pairs[1::2], strict=True))
@@ -80,7 +80,7 @@ class RedisBulkheadStore:
         return BulkheadReading(in_use, tuple(queue), stats)
 
     async def follow(self) -> AsyncIterator[Wake | None]:
-        """See `BulkheadStore`."""
+        """Events of this worker's queued tickets; None after each (re)connect. Ends by raising."""
         async for text in messages(self._reader, self._channel):
             yield None if text is None else _wake(text)
 

@@ -34,7 +34,7 @@ DIGESTS_LIFETIME_MS: Final = 30 * 24 * 3600 * 1000
 
 
 class BackendHealthStore:
-    """See `ports.HealthBoard`: `rag:backend:<name>`. `urls` are the backends' by their names."""
+    """The fleet's shared knowledge of its backends. Key: `rag:backend:<name>`. `urls`: by backend name."""
 
     def __init__(self, gate: HealthGatedClients, keys: Keys, urls: Mapping[str, str], worker: str) -> None:
         self._gate = gate.of(keys.backend(""))
@@ -43,7 +43,7 @@ class BackendHealthStore:
         self._worker = worker
 
     async def publish(self, found: Mapping[str, BackendHealth]) -> None:
-        """See `ports.HealthBoard`."""
+        """Shares what the probes found, by backend name."""
 
         async def write(client: Redis) -> None:
             checked_ms = await now_ms(client)
@@ -67,7 +67,10 @@ class BackendHealthStore:
             pipe.pexpire(key, DIGESTS_LIFETIME_MS)
 
     async def read(self) -> Mapping[str, BackendHealth]:
-        """See `ports.HealthBoard`. A backend that was published under another URL is another backend."""
+        """What was last published and has not expired, without digests.
+
+        An entry with another URL is another backend's.
+        """
 
         async def ask(client: Redis) -> list[dict[bytes, bytes]]:
             async with client.pipeline(transaction=False) as pipe:
@@ -81,7 +84,7 @@ class BackendHealthStore:
         return {name: _health(fields) for name, fields in read.items() if fields.get("url") == self._urls[name]}
 
     async def publish_digests(self, name: str, digests: Mapping[str, str]) -> None:
-        """See `ports.HealthBoard`."""
+        """Shares the digests of a backend's models. `publish` does so too, for backends that answer."""
 
         async def write(client: Redis) -> None:
             async with client.pipeline(transaction=True) as pipe:
@@ -91,7 +94,12 @@ class BackendHealthStore:
         await self._gate.run("backends", write)
 
     async def digests(self, name: str, *, early: bool = False) -> Mapping[str, str]:
-        """See `ports.HealthBoard`. `early` is for what the gate runs on recovery, and raises Redis's own errors."""
+        """The digests of a backend's models, or those of its last answer; empty if unknown.
+
+        `early`: Redis has just recovered, and commands of others are not let through yet.
+
+        With `early`, Redis's own errors are raised.
+        """
 
         async def ask(client: Redis) -> dict[Any, Any]:
             fields: dict[Any, Any] = await client.hgetall(self._keys.digests(name))

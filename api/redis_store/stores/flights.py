@@ -20,7 +20,10 @@ from api.values import FlightKey
 
 
 class RedisFlightStore:
-    """See `FlightStore`. `reader` opens a client of its own for the messages."""
+    """Flights in Redis. Each call is one atomic step by Redis's clock.
+
+    `reader` opens a separate client for the messages.
+    """
 
     def __init__(self, gate: HealthGatedClients, reader: Reader, keys: Keys, worker: str) -> None:
         self._gate = gate
@@ -44,11 +47,15 @@ class RedisFlightStore:
         return await self._gate.of(keys[0]).run("flight", lambda client: called(keys, arguments, client))
 
     def claim(self, key: FlightKey, fence: str) -> Claim:
-        """See `FlightStore`."""
+        """The claim under which the cache stores the leader's answer; no I/O."""
         return Claim(self._keys.flight(*key)[0], fence)
 
     async def join(self, key: FlightKey, asked_ms: int, not_before_ms: int) -> Joined:
-        """See `FlightStore`."""
+        """The lead if nobody has it, else a place among the followers, taken or renewed.
+
+        A lead requested at `not_before_ms` or earlier is void, and one whose answer was stored at `asked_ms` or later
+        has ended; 0 turns the second rule off.
+        """
         keys = [self._keys.flight(*key)[0], self._keys.cache_entry(*key)]
         moments = (asked_ms, not_before_ms)
         reply = await self._run(self._join, keys, self._worker, LEASE_MS, self._channel, key.id, *moments)
@@ -57,25 +64,28 @@ class RedisFlightStore:
         return Joined(FlightRole(verdict), fence, *place)
 
     async def publish(self, key: FlightKey, fence: str, bodies: Sequence[str]) -> int | None:
-        """See `FlightStore`."""
+        """Sends messages to the followers. Gives their number; None if another worker has the lead."""
         keys = self._keys.flight(*key)[:2]
         return _number(await self._run(self._publish, keys, fence, self._channel, key.id, KEPT_MS, *bodies))
 
     async def end(self, key: FlightKey, fence: str, body: str) -> bool:
-        """See `FlightStore`."""
+        """Sends the leader's last message and deletes the flight. False if another worker has the lead."""
         keys = self._keys.flight(*key)[:2]
         return bool(await self._run(self._end, keys, fence, self._channel, key.id, KEPT_MS, body))
 
     async def abandon(self, key: FlightKey, fence: str) -> int:
-        """See `FlightStore`."""
+        """Ends a flight without followers. Gives the number of followers: above zero, the flight continues."""
         return _number(await self._run(self._abandon, self._keys.flight(*key)[:2], fence)) or 0
 
     async def leave(self, key: FlightKey, place: str) -> None:
-        """See `FlightStore`."""
+        """Gives up this place, not one taken since, and tells the leader."""
         await self._run(self._leave, self._keys.flight(*key)[:1], self._worker, place, self._channel, key.id)
 
     async def tend(self, leads: Sequence[Held]) -> Mapping[FlightKey, int | None]:
-        """See `FlightStore`. One round trip for each partition that they are in."""
+        """Renews leads. Followers of each, None where it is lost; one whose store is down is not among them.
+
+        One round trip for each partition that they are in.
+        """
         parts: defaultdict[str, list[Held]] = defaultdict(list)
         for held in leads:
             parts[self._keys.partition(held[0].scope).invalidated].append(held)
@@ -94,28 +104,28 @@ class RedisFlightStore:
             return list(await pipe.execute())
 
     async def read(self, key: FlightKey, after: str) -> list[Record]:
-        """See `FlightStore`."""
+        """What was published after an id of the stream; `-` for all."""
         words, begin = self._keys.flight(*key)[1], after if after == "-" else f"({after}"
         found: Any = await self._gate.of(words).run("flight", lambda client: client.xrange(words, begin))
         return [Record(at.decode(), fields[b"fence"].decode(), fields[b"body"].decode()) for at, fields in found]
 
     async def sole(self, key: FlightKey) -> Claim | None:
-        """See `FlightStore`."""
+        """The lead of what nobody follows; None where another worker has it."""
         refresh = self._keys.flight(*key)[2]
         fence = await self._run(self._sole, [refresh], self._worker, LEASE_MS)
         assert isinstance(fence, bytes)
         return Claim(refresh, fence.decode()) if fence else None
 
     async def release(self, claim: Claim) -> None:
-        """See `FlightStore`."""
+        """Gives that lead up."""
         await self._run(self._release, [claim.key], claim.fence, 0)
 
     async def renew(self, claim: Claim) -> None:
-        """See `FlightStore`."""
+        """Keeps that lead."""
         await self._run(self._release, [claim.key], claim.fence, LEASE_MS)
 
     async def messages(self) -> AsyncIterator[FlightMessage | None]:
-        """See `FlightStore`."""
+        """What is said to this worker; None when it (re)connects. Ends by raising."""
         async for text in messages(self._reader, self._channel + self._worker):
             what, _, flight = (text or "").partition(" ")
             yield FlightMessage(what, flight) if text else None

@@ -45,7 +45,7 @@ class AnswerReader:
         self._digests = DocumentDigests(gate, keys)
 
     async def all(self, tenants: Collection[str]) -> AsyncIterator[StoredAnswer]:
-        """See `ports.BackupSource.answers`."""
+        """Each cached answer whose cited documents are still in service."""
         for part in self._keys.partitions:
             async for parsed in self._found(part):
                 for start in range(0, len(parsed), ANSWERS_READ):
@@ -127,7 +127,7 @@ class DocumentReader:
         self._keys = keys
 
     async def all(self, tenants: Collection[str], *, vectors: bool) -> AsyncIterator[StoredDocument]:
-        """See `ports.BackupSource.documents`."""
+        """Each document in service, complete and of one revision."""
         prefix = self._keys.document("")
         async for found in scanned_once(self._gate, "backup", self._keys.corpus_state, self._keys.document("*")):
             for document in (key.removeprefix(prefix) for key in found):
@@ -199,7 +199,7 @@ _OWNER: Final = re.compile(r"[0-9a-f]{16}")
 
 
 class RedisBackupSource:
-    """See `ports.BackupSource`."""
+    """The fleet's data, read while the fleet works. No tenants means all."""
 
     def __init__(self, gate: HealthGatedClients, keys: Keys) -> None:
         self._gates = gate
@@ -210,24 +210,24 @@ class RedisBackupSource:
         self._digests = DocumentDigests(gate, keys)
 
     async def now_ms(self) -> int:
-        """See `ports.BackupSource`."""
+        """Redis's clock."""
         return await self._gate.run("backup", now_ms)
 
     async def expected(self) -> tuple[int, int]:
-        """See `ports.BackupSource`."""
+        """The approximate numbers of documents and answers."""
         documents = sum([await self._documents_of(key) for key in await self._owners()])
         return documents, sum(await on_all(self._answers_in(part) for part in self._keys.partitions))
 
     def documents(self, tenants: Collection[str], *, vectors: bool) -> AsyncIterator[StoredDocument]:
-        """See `ports.BackupSource`."""
+        """Each document in service, complete and of one revision."""
         return self._documents.all(tenants, vectors=vectors)
 
     def answers(self, tenants: Collection[str]) -> AsyncIterator[StoredAnswer]:
-        """See `ports.BackupSource`."""
+        """Each cached answer whose cited documents are still in service."""
         return self._answers.all(tenants)
 
     async def unsettled(self) -> Mapping[str, int | None]:
-        """See `ports.BackupSource`."""
+        """The epoch of each tenant's documents; None while the cache is being notified of a change."""
         found: dict[str, int | None] = {}
         for key in await self._owners():
             tenant, epoch = await self._gate.run("backup", lambda client, k=key: client.hmget(k, "tenant", "epoch"))  # type: ignore[misc]
@@ -242,7 +242,7 @@ class RedisBackupSource:
         return found
 
     async def corpus(self, tenant: str) -> tuple[int, str]:
-        """See `ports.BackupSource`."""
+        """The epoch of a tenant's documents and a digest of those in service; empty while they change."""
         return await self._digests.corpus(tenant)
 
     async def _owners(self) -> list[str]:

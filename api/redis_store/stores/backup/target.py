@@ -78,7 +78,7 @@ class AnswerWriter:
     async def put(
         self, answers: Sequence[StoredAnswer], corpora: Mapping[str, str], *, dry_run: bool
     ) -> list[AnswerOutcome]:
-        """See `ports.BackupTarget.put_answers`."""
+        """Stores answers that are still valid. `corpora`: digests of the documents at the time of the backup."""
         outcomes: list[AnswerOutcome | None] = [None] * len(answers)
         for _ in range(TRIES):
             left = [number for number, outcome in enumerate(outcomes) if outcome is None]
@@ -248,7 +248,7 @@ class DocumentWriter:
         self._since = 0.0
 
     async def put(self, stored: StoredDocument, *, replace: bool, dry_run: bool) -> DocumentOutcome:
-        """See `ports.BackupTarget.put_document`."""
+        """Puts a document into service, all of it at once, or returns why not."""
         document = stored.document
         there = await self._documents.find(document.id)
         if there is not None and _is_same(there, document):
@@ -353,7 +353,7 @@ def _is_same(there: Document, document: Document) -> bool:
 
 
 class RedisBackupTarget:
-    """See `ports.BackupTarget`."""
+    """Where a backup is restored, while a fleet may work there."""
 
     def __init__(self, documents: DocumentWriter, answers: AnswerWriter, deletions: Deletions) -> None:
         self._documents = documents
@@ -361,18 +361,18 @@ class RedisBackupTarget:
         self._deletions = deletions
 
     async def put_document(self, stored: StoredDocument, *, replace: bool, dry_run: bool) -> DocumentOutcome:
-        """See `ports.BackupTarget`."""
+        """Puts a document into service, all of it at once, or returns why not."""
         outcome = await self._documents.put(stored, replace=replace, dry_run=dry_run)
         if dry_run and outcome == "restored":
             self._answers.assumed[stored.document.id] = stored.document.digest
         return outcome
 
     async def settle(self) -> None:
-        """See `ports.BackupTarget`."""
+        """Notifies the cache of all restored documents."""
         await self._documents.settle()
 
     async def put_deletions(self, marks: Mapping[str, int], *, dry_run: bool) -> None:
-        """See `ports.BackupTarget`."""
+        """Restores what was deleted."""
         if dry_run:
             self._answers.assumed_deletions = marks
         else:
@@ -381,5 +381,5 @@ class RedisBackupTarget:
     async def put_answers(
         self, answers: Sequence[StoredAnswer], corpora: Mapping[str, str], *, dry_run: bool
     ) -> Sequence[AnswerOutcome]:
-        """See `ports.BackupTarget`."""
+        """Stores answers that are still valid. `corpora`: digests of the documents at the time of the backup."""
         return await self._answers.put(answers, corpora, dry_run=dry_run)

@@ -57,11 +57,13 @@ def cached_question(entry: str, fields: Mapping[str, bytes]) -> CachedQuestion:
 
 
 class RedisAnswerCache:
-    """See `ports.AnswerCache`. A look-up and a store concern one partition, that of the scope.
+    """The cached answers of the fleet.
 
-    `ttl_ms` is how long an answer is fresh, `stale_ms` how much longer it is kept; `max_size` is of a partition.
-    The tenant with most entries loses one first where it has more than `tenant_share` of `max_size`.
-    `on_evicted` is told how many entries had to go for a new one.
+    A look-up or a store uses one partition: the scope's.
+
+    `ttl_ms` is how long an answer is fresh, `stale_ms` how much longer it is kept; `max_size` is of a partition. The
+    tenant with most entries loses one first where it has more than `tenant_share` of `max_size`. `on_evicted` is told
+    how many entries had to go for a new one.
     """
 
     def __init__(
@@ -87,7 +89,7 @@ class RedisAnswerCache:
         self._store = script(gate.client, "stores/cache/answers", "store")
 
     async def find_exact(self, scope: str, digest: str, tenant: str = "") -> ExactLookup:
-        """See `ports.AnswerCache`."""
+        """The entry of exactly this question, fresh or not, with Redis's clock: one round trip."""
         if not self._indexes.of(scope).supported:
             raise StoreUnavailable("Redis has no search module")
         part = self._keys.partition(scope)
@@ -104,7 +106,10 @@ class RedisAnswerCache:
     async def find_similar(
         self, embedder: EmbedderIdentity, scope: str, vector: Vector, now_ms: int, *, stale_ms: int = 0
     ) -> Sequence[CacheMatch]:
-        """See `ports.AnswerCache`."""
+        """The up to 5 nearest entries of the scope, nearest first, whatever their similarity: one round trip.
+
+        `stale_ms`: how long after its lifetime an entry is still found.
+        """
         found = await self._indexes.of(scope).nearest(embedder, scope, vector, now_ms - stale_ms)
         matches = [self._match(one.key, one.values, "semantic", one.similarity, now_ms) for one in found]
         return [match for match in matches if match is not None]
@@ -112,7 +117,11 @@ class RedisAnswerCache:
     async def store(
         self, scope: str, digest: str, vector: Vector | None, answer: NewAnswer, *, claim: Claim | None = None
     ) -> CachedAnswer | None:
-        """See `ports.AnswerCache`."""
+        """Stores an answer with an absolute lifetime. Replaces one of the same digest.
+
+        None if the answer was invalidated since it was asked for, or if another worker has taken over `claim`. Raises
+        `DocumentsChanged` if only the documents changed: the caller checks whether the answer would be the same.
+        """
         part = self._keys.partition(scope)
         key = part.entry(scope, digest)
         fields, grounds = _fields(scope, vector, answer), answer.grounds
@@ -209,7 +218,10 @@ def _decode(key: str, values: Sequence[Any]) -> CachedAnswer:
 
 
 class RedisCondensedQuestions:
-    """See `ports.CondensedQuestions`: `rag:condensed:<digest>`, for as long as an answer is fresh."""
+    """Follow-up questions, rewritten to stand alone.
+
+    Key: `rag:condensed:<digest>`, for as long as an answer is fresh.
+    """
 
     def __init__(self, gate: HealthGatedClients, keys: Keys, ttl_ms: int) -> None:
         self._gate = gate
@@ -217,12 +229,12 @@ class RedisCondensedQuestions:
         self._ttl_ms = ttl_ms
 
     async def find(self, place: str) -> str | None:
-        """See `ports.CondensedQuestions`."""
+        """The stand-alone question; empty if it cannot be rewritten; None if nothing is stored."""
         key = self._keys.condensed(place)
         found: Any = await self._gate.of(key).run("condensed", lambda client: client.get(key))
         return None if found is None else str(found.decode())
 
     async def remember(self, place: str, question: str) -> None:
-        """See `ports.CondensedQuestions`."""
+        """Stores it for as long as an answer is fresh."""
         key = self._keys.condensed(place)
         await self._gate.of(key).run("condensed", lambda client: client.set(key, question, px=self._ttl_ms))

@@ -31,7 +31,7 @@ Found: TypeAlias = tuple[list[T], bool]
 
 
 class RedisInvalidationTags:
-    """See `ports.OutdatedAnswers`."""
+    """Finds and expires the cached answers that a change of documents affects."""
 
     def __init__(self, gate: HealthGatedClients, keys: Keys, indexes: SemanticIndexes) -> None:
         self._gate = gate
@@ -42,7 +42,10 @@ class RedisInvalidationTags:
     async def near(
         self, embedder: EmbedderIdentity, tenant: str, vectors: Sequence[Vector], floor: float, limit: int
     ) -> tuple[Sequence[CachedQuestion], bool]:
-        """See `ports.OutdatedAnswers`. Not all of them while an index is being built."""
+        """Fresh entries with a question at least `floor` similar to one of the vectors. False if there are more.
+
+        Not complete while an index is being built.
+        """
         return _all(await on_all(self._near(one, embedder, tenant, vectors, floor, limit) for one in self._indexes))
 
     async def _near(
@@ -78,7 +81,10 @@ class RedisInvalidationTags:
         return list(found.values()), True
 
     async def incomparable(self, embedder: EmbedderIdentity, tenant: str, limit: int) -> tuple[Sequence[str], bool]:
-        """See `ports.OutdatedAnswers`."""
+        """Fresh entries without a vector, with one of another embedder, or older than the documents.
+
+        False if there are more.
+        """
         return _all(await on_all(self._incomparable(one, embedder, tenant, limit) for one in self._indexes))
 
     async def _incomparable(
@@ -101,7 +107,7 @@ class RedisInvalidationTags:
         return entries, own is not None
 
     async def expire(self, entries: Sequence[str]) -> int:
-        """See `ports.OutdatedAnswers`."""
+        """Ends their lifetime now. They are still served if Ollama fails."""
         parts = [(part, [entry for entry in entries if part.holds(entry)]) for part in self._keys.partitions]
         return sum(await on_all(self._expire_of(part, of_part) for part, of_part in parts if of_part))
 
@@ -113,7 +119,10 @@ class RedisInvalidationTags:
         return ended
 
     async def expire_all(self, tenant: str) -> int:
-        """See `ports.OutdatedAnswers`. Goes over the keys themselves: it needs no index."""
+        """Ends the lifetime of all answers that depend on the tenant's documents.
+
+        Scans the keys, without an index.
+        """
         owner = owner_of(tenant).encode()
         return sum(await on_all(self._expire_all(part, owner) for part in self._keys.partitions))
 

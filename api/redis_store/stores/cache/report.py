@@ -43,7 +43,7 @@ class CacheFigures:
         self._limits = limits
 
     async def report(self) -> dict[str, object]:
-        """See the contract: GET /api/semantic-cache/metrics."""
+        """The body of GET /api/semantic-cache/metrics."""
         totals = await self._counters.totals()
         embedder = await self._identity()
         exact, semantic = totals.get("exact_hits", 0), totals.get("semantic_hits", 0)

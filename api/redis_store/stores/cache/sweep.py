@@ -127,14 +127,17 @@ DEADLINE: Final = 30.0
 
 
 class RedisCacheSweep:
-    """See `ports.CacheSweep`."""
+    """Finds and deletes entries of the whole fleet."""
 
     def __init__(self, gate: HealthGatedClients, keys: Keys, deadline: float = DEADLINE) -> None:
         self._deadline = deadline
         self._parts = [_PartitionSweep(gate.of(part.invalidated), part) for part in keys.partitions]
 
     async def sweep(self, selection: Selection, *, dry_run: bool) -> Swept:
-        """See `ports.CacheSweep`. Where a shard is down, what is meant on the others is deleted all the same."""
+        """Deletes the selected entries. Answers to earlier requests that arrive later are not stored either.
+
+        If a shard is down, the entries on other shards are deleted nevertheless.
+        """
         until = time.monotonic() + self._deadline
         concerned = [part for part in self._parts if selection.entry is None or part.keys.holds(selection.entry)]
         swept = await on_all(part.sweep(selection, until, dry_run=dry_run) for part in concerned)
@@ -142,7 +145,7 @@ class RedisCacheSweep:
         return Swept(matched, deleted, all(one.complete for one in swept))
 
     async def outdate(self, tenant: str) -> None:
-        """See `ports.CacheSweep`."""
+        """Records that the tenant's documents changed: answers made from the old ones are not stored unchecked."""
         await on_all(part.note([f"corpus:{tenant}"]) for part in self._parts)
 
 

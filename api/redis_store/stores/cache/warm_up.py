@@ -20,7 +20,7 @@ ERRORS_KEPT: Final = 10
 
 
 class RedisWarmUpJobs:
-    """See `ports.WarmUpJobs`."""
+    """The fleet's warm-ups of the cache."""
 
     def __init__(self, gate: HealthGatedClients, keys: Keys, worker: str) -> None:
         self._gate = gate.of(keys.cache_warm_ups)
@@ -31,7 +31,7 @@ class RedisWarmUpJobs:
         self._cancel = script(gate.client, "stores/cache/warm_up", "cancel")
 
     async def create(self, job: str, questions: Sequence[bytes]) -> None:
-        """See `ports.WarmUpJobs`. What is written before a fault is nobody's, and expires."""
+        """Creates a job that no worker holds yet. What a failed call wrote belongs to no worker and expires."""
         _, queue, _ = self._keys.cache_warm_up(job)
         for start in range(0, len(questions), PUSHED):
             part = questions[start : start + PUSHED]
@@ -50,33 +50,36 @@ class RedisWarmUpJobs:
             await pipe.execute()
 
     async def progress(self, job: str) -> WarmUpProgress | None:
-        """See `ports.WarmUpJobs`."""
+        """None if there is no job of that name, or if it has expired."""
         key = self._keys.cache_warm_up(job)[0]
         fields: Mapping[Any, Any] = await self._gate.run("warm_up", lambda client: client.hgetall(key))
         return _progress(job, {name.decode(): value.decode() for name, value in fields.items()}) if fields else None
 
     async def cancel(self, job: str) -> None:
-        """See `ports.WarmUpJobs`."""
+        """Ends a running job."""
         await self._run(self._cancel, job, job)
 
     async def unfinished(self) -> list[str]:
-        """See `ports.WarmUpJobs`."""
+        """The running jobs, oldest first."""
         key = self._keys.cache_warm_ups
         jobs: list[Any] = await self._gate.run("warm_up", lambda client: client.zrange(key, 0, -1))
         return [job.decode() for job in jobs]
 
     async def hold(self, job: str, seconds: float) -> bool:
-        """See `ports.WarmUpJobs`."""
+        """Takes or renews the lease on a running job for `seconds`; 0 releases it. False without a lease."""
         return bool(await self._run(self._hold, job, self._worker, round(seconds * 1000), LIFETIME_MS, job))
 
     async def left(self, job: str, count: int) -> list[bytes]:
-        """See `ports.WarmUpJobs`."""
+        """The first `count` questions that are not settled."""
         queue = self._keys.cache_warm_up(job)[1]
         found: Any = await self._gate.run("warm_up", lambda client: client.lrange(queue, 0, count - 1))
         return list(found)
 
     async def settle(self, job: str, question: bytes, counts: Sequence[WarmUpCount], error: str = "") -> bool:
-        """See `ports.WarmUpJobs`."""
+        """Counts a question, once. Without a question, only ends a job that has none left.
+
+        Whether the job still runs.
+        """
         return bool(await self._run(self._settle, job, job, LIFETIME_MS, ERRORS_KEPT, question, error, *counts))
 
     async def _run(self, called: AsyncScript, job: str, *arguments: str | bytes | int) -> Any:

@@ -168,7 +168,7 @@ LOOKED_AT: Final = 200
 
 
 class RedisDocuments:
-    """See `ports.Documents`."""
+    """The documents of the fleet."""
 
     def __init__(self, gate: HealthGatedClients, keys: Keys) -> None:
         self._gate = gate.of(keys.corpus_state)
@@ -177,7 +177,7 @@ class RedisDocuments:
         self._delete = script(gate.client, "stores/documents/documents", "delete")
 
     async def propose(self, draft: Draft, most: int) -> Proposal:
-        """See `ports.Documents`."""
+        """Stores a draft to be ingested; the newest draft of a document wins. `most`: documents a tenant may have."""
         keys, owner = self._keys, owner_of(draft.facts.tenant)
         content = await uploaded(self._gate, keys, draft.content)
         names = [
@@ -204,12 +204,12 @@ class RedisDocuments:
         return Proposal(verdict.decode(), int(revision), bool(existed))
 
     async def find(self, document: str, tenant: str | None = None) -> Document | None:
-        """See `ports.Documents`."""
+        """None if there is no such document, or if it is another tenant's."""
         found = (await self._read([document]))[0]
         return found if found is not None and tenant in (None, found.facts.tenant) else None
 
     async def page(self, tenant: str, listing: Listing) -> Page:
-        """See `ports.Documents`. The cursor is the time and the id of the last that was given."""
+        """A page of a tenant's documents. The cursor is the time and the id of the last document."""
         found: list[Document] = []
         cursor = listing.cursor
         while True:
@@ -224,7 +224,10 @@ class RedisDocuments:
                 return Page(found)
 
     async def chunks(self, document: str, offset: int, limit: int) -> Sequence[Chunk]:
-        """See `ports.Documents`. By an embedder that has all of them, the one that it was put into service by first."""
+        """The chunks in service, in order.
+
+        Those of an embedder that has all of them, first the one that put the revision into service.
+        """
         keys = (self._keys.document(document), self._keys.document_chunks(document))
         fields, written = await self._gate.run("document_read", lambda client: _all(client, keys))
         revision = int(fields.get("revision", 0))
@@ -239,7 +242,7 @@ class RedisDocuments:
         return [chunk_of(one) for one in found if one]
 
     async def delete(self, document: str, tenant: str | None = None) -> bool:
-        """See `ports.Documents`."""
+        """Takes a document out of service; workers delete the rest. False if there is no such document."""
         if tenant is None:
             known = await self.find(document)
             if known is None:

@@ -28,7 +28,7 @@ from api.values import EmbedderIdentity
 
 
 class RedisReembedding:
-    """See `ports.Reembedding`."""
+    """Documents that a new embedder has not embedded yet."""
 
     def __init__(self, gate: HealthGatedClients, keys: Keys, worker: str) -> None:
         self._gate = gate.of(keys.corpus_state)
@@ -38,14 +38,17 @@ class RedisReembedding:
         self._complete = script(gate.client, "stores/documents/embeddings", "complete")
 
     async def behind(self, embedder: EmbedderIdentity) -> Epoch | None:
-        """See `ports.Reembedding`."""
+        """The epoch of the documents if the embedder lacks any of them; else None."""
         names, key = ("epoch", f"done:{embedder.fingerprint}", "began_ms"), self._keys.corpus_state
         found: list[Any] = await self._gate.run("corpus", lambda client: client.hmget(key, *names))
         epoch, done, began = found
         return Epoch(int(epoch), (began or b"").decode()) if int(epoch or 0) > int(done or 0) else None
 
     async def missing(self, embedder: EmbedderIdentity) -> AsyncIterator[Work]:
-        """See `ports.Reembedding`. Documents written meanwhile are embedded by whoever writes them."""
+        """The documents that it lacks, as work on the revision in service.
+
+        The worker that writes a document meanwhile embeds it.
+        """
         prefix = self._keys.document("")
         async for keys in scanned(self._gate, "corpus", self._keys.corpus_state, f"{prefix}*"):
             for document in [key.removeprefix(prefix) for key in keys]:
@@ -54,13 +57,13 @@ class RedisReembedding:
                     yield Work(document, int(fields["revision"]), "store", facts_of(fields))
 
     async def embedded(self, work: Work, embedder: EmbedderIdentity) -> bool:
-        """See `ports.Reembedding`."""
+        """Records that all chunks of the revision are written. False if it is no longer in service."""
         keys = [self._keys.document(work.id), self._keys.embedding_duty(embedder.fingerprint)]
         arguments: list[Any] = [work.revision, embedder.fingerprint, self._worker]
         return bool(await self._gate.run("corpus", lambda client: self._embedded(keys, arguments, client)))
 
     async def complete(self, embedder: EmbedderIdentity, epoch: Epoch) -> None:
-        """See `ports.Reembedding`. What changed since is found behind again."""
+        """Records that it has embedded all documents of an epoch. `behind` reports later changes."""
         keys = [self._keys.corpus_state]
         arguments: list[Any] = [embedder.fingerprint, epoch.number, epoch.began]
         await self._gate.run("corpus", lambda client: self._complete(keys, arguments, client))
@@ -82,7 +85,7 @@ REMOVED: Final = 200
 
 
 class RedisUnusedEmbeddings:
-    """See `ports.UnusedEmbeddings`."""
+    """Chunks of embedders that no worker uses any more."""
 
     def __init__(self, gate: HealthGatedClients, keys: Keys) -> None:
         self._gate = gate.of(keys.corpus_state)
@@ -92,12 +95,12 @@ class RedisUnusedEmbeddings:
         self._forget = script(gate.client, "stores/documents/embeddings", "forget")
 
     async def use(self, embedder: EmbedderIdentity) -> None:
-        """See `ports.UnusedEmbeddings`."""
+        """Records that this worker uses the embedder now."""
         keys = [self._keys.corpus_embedders]
         await self._gate.run("embedders", lambda client: self._used(keys, [embedder.fingerprint], client))
 
     async def unused(self, keep: float) -> Sequence[str]:
-        """See `ports.UnusedEmbeddings`."""
+        """Fingerprints of embedders that no worker has used for `keep` seconds."""
         listed: Any = await self._gate.run("embedders", lambda client: client.execute_command("FT._LIST"))  # type: ignore[no-untyped-call]
         prefix = self._keys.chunk_indexes
         names = (name.decode("utf-8", "replace") for name in listed)
@@ -108,7 +111,7 @@ class RedisUnusedEmbeddings:
         return [name.decode() for name in found]
 
     async def remove(self, embedder: str, keep: float) -> AsyncIterator[int]:
-        """See `ports.UnusedEmbeddings`."""
+        """Deletes an embedder's chunks, document by document, and yields their number. Stops if it is used again."""
         state = self._keys.corpus_state
         if not await self._forgotten(embedder, keep, [state, state], f"done:{embedder}"):
             return

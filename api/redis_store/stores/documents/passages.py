@@ -114,7 +114,7 @@ _FACTS: Final = ("tenant", "title", "source", "version", "revision")
 
 
 class RedisPassageIndex:
-    """See `ports.PassageIndex`."""
+    """Searches passages."""
 
     def __init__(self, gate: HealthGatedClients, keys: Keys) -> None:
         self._gate = gate.of(keys.corpus_state)
@@ -126,12 +126,12 @@ class RedisPassageIndex:
         self._gate.on_recovery(self._forget)
 
     async def ensure(self, embedder: EmbedderIdentity) -> None:
-        """See `ports.PassageIndex`. Many workers may do so at once."""
+        """Creates the index for chunks of `embedder`, unless it exists. Several workers may call it at once."""
         await self._embeddings.use(embedder)  # first: what is written from now on is not to be removed
         await self._gate.run("index_create", lambda client: self._create(client, embedder))
 
     async def corpus(self, tenant: str) -> Corpus:
-        """See `ports.PassageIndex`."""
+        """The size and the version of the tenant's documents."""
         key = self._keys.corpus(owner_of(tenant))
         found: Any = await self._gate.run("corpus", lambda client: client.hmget(key, *_CORPUS))
         return Corpus(*(int(value or 0) for value in found))
@@ -145,7 +145,7 @@ class RedisPassageIndex:
         vector: Vector | None,
         count: int,
     ) -> Rankings:
-        """See `ports.PassageIndex`."""
+        """By meaning only if there is a vector. The result may contain chunks that are not in service."""
         commands = self._searches(embedder, tenant, wanted, question, vector, count)
         # The state first: what is committed after it leaves a mark, by which the answer is not kept.
         first = ("HGETALL", self._keys.corpus_state)
@@ -189,13 +189,13 @@ class RedisPassageIndex:
     async def search_words(
         self, embedder: str, tenant: str, wanted: DocumentFilter, question: str, count: int
     ) -> Sequence[Hit]:
-        """See `ports.PassageIndex`. An index that is gone has nothing."""
+        """The ranking by words alone, over chunks of the given embedder. A missing index has no passages."""
         words = by_words(self._keys.chunk_index(embedder), tenant, wanted, question, count)
         replies = await self._gate.run("passages", lambda client: _execute(client, [words] if words else []))
         return [hit for reply in replies for hit in _hits(reply, embedder)]
 
     async def is_whole(self, embedder: EmbedderIdentity) -> bool:
-        """See `ports.PassageIndex`. Asked of Redis again after `KNOWN_SECONDS`."""
+        """Whether the index is complete: not while Redis rebuilds it. Cached for `KNOWN_SECONDS`."""
         now = time.monotonic()
         known = self._whole.get(embedder.fingerprint)
         if known is not None and now < known[0]:
@@ -208,7 +208,7 @@ class RedisPassageIndex:
         return whole
 
     async def current(self, documents: Sequence[str], embedder: str) -> Mapping[str, CurrentDocument]:
-        """See `ports.PassageIndex`."""
+        """Those of the documents that are in service."""
 
         async def read(client: Redis) -> list[Any]:
             async with client.pipeline(transaction=False) as pipe:
@@ -226,7 +226,7 @@ class RedisPassageIndex:
         return found
 
     async def texts(self, spans: Sequence[tuple[str, int, tuple[int, int]]]) -> Sequence[str | None]:
-        """See `ports.PassageIndex`."""
+        """Excerpts of documents: document, revision, bytes from and to. None if another revision is in service."""
 
         async def read(client: Redis) -> list[Any]:
             async with client.pipeline(transaction=True) as pipe:

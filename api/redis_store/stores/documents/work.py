@@ -30,7 +30,10 @@ _DELAYED: Final[tuple[Delayed, ...]] = ("void", "delayed", "for too long")
 
 
 class RedisDocumentWork:
-    """See `ports.DocumentWork`. `reads`: kinds of files that this worker reads; others are left to those that can."""
+    """Pending changes of documents, for any worker to take.
+
+    `reads`: the media types this worker can read; other files are left to other workers.
+    """
 
     def __init__(self, gate: HealthGatedClients, keys: Keys, worker: str, reads: Collection[str]) -> None:
         self._gate = gate.of(keys.corpus_state)
@@ -48,7 +51,10 @@ class RedisDocumentWork:
         self._end = script(gate.client, "stores/documents/documents", "end")
 
     async def waiting(self, limit: int, *, gone: bool) -> Sequence[str]:
-        """See `ports.DocumentWork`. A deletion is noted with the negative of its time."""
+        """Documents with pending work, held or not, oldest first: deleted ones (`gone`) or the others.
+
+        A deletion is stored with its negative time.
+        """
         first, last = ("-inf", "(0") if gone else ("0", "inf")
         command = ("ZRANGE", self._keys.corpus_work, first, last, "BYSCORE", "LIMIT", 0, limit)
         found: list[Any] = await self._gate.run(
@@ -58,12 +64,12 @@ class RedisDocumentWork:
         return [document.decode() for document in found]
 
     async def exists(self, document: str) -> bool:
-        """See `ports.DocumentWork`."""
+        """Whether the document has pending work."""
         key = self._keys.document_work(document)
         return bool(await self._gate.run("document_work", lambda client: client.exists(key)))
 
     async def take(self, document: str, seconds: float) -> Work | None:
-        """See `ports.DocumentWork`."""
+        """Takes the work for `seconds`, if no worker holds it: not even this worker gets it twice."""
         keys = [self._keys.document_work(document), self._keys.corpus_work]
         held: list[Any] = [document, self._worker, secrets.token_hex(8), round(seconds * 1000)]
         arguments = [*held, *self._reads]
@@ -71,45 +77,51 @@ class RedisDocumentWork:
         return work_of(document, fields) if fields else None
 
     async def renew(self, work: Work, seconds: float) -> bool:
-        """See `ports.DocumentWork`."""
+        """Renews the lease. False if the work is void or another worker's."""
         keys = [self._keys.document_work(work.id)]
         arguments: list[Any] = [work.revision, work.holder, round(seconds * 1000)]
         return bool(await self._gate.run("document_work", lambda client: self._renew(keys, arguments, client)))
 
     async def release(self, work: Work) -> None:
-        """See `ports.DocumentWork`."""
+        """Releases the work, to be taken at once."""
         await self.renew(work, 0)
 
     async def delay(self, work: Work, pause: float, patience: float, reason: str) -> Delayed:
-        """See `ports.DocumentWork`."""
+        """Releases the work, to be taken in `pause` seconds.
+
+        `for too long` if it was delayed for `patience` seconds without progress: then this worker still holds it.
+        """
         keys = [self._keys.document_work(work.id)]
         arguments: list[Any] = [work.revision, work.holder, round(pause * 1000), round(patience * 1000), reason]
         verdict = await self._gate.run("document_work", lambda client: self._delay(keys, arguments, client))
         return _DELAYED[int(verdict)]
 
     async def told(self, work: Work) -> None:
-        """See `ports.DocumentWork`."""
+        """Records that the cache was notified of pending invalidations."""
         keys = [self._keys.document_work(work.id)]
         arguments: list[Any] = [work.revision, work.holder]
         await self._gate.run("document_work", lambda client: self._told(keys, arguments, client))
 
     async def draft(self, work: Work) -> bytes | None:
-        """See `ports.DocumentWork`."""
+        """What was uploaded: text or a file."""
         return await downloaded(self._gate, self._keys.document_draft(work.id))
 
     async def text(self, document: str) -> bytes | None:
-        """See `ports.DocumentWork`."""
+        """The text in service."""
         return await downloaded(self._gate, self._keys.document_text(document))
 
     async def settle_text(self, work: Work, text: bytes) -> bool:
-        """See `ports.DocumentWork`."""
+        """Replaces the uploaded file by the text and the title that were read from it.
+
+        False if the work is void or another worker's.
+        """
         content = await uploaded(self._gate, self._keys, text)
         keys = [self._keys.document_work(work.id), self._keys.document_draft(work.id), content]
         arguments: list[Any] = [work.revision, work.holder, work.facts.title]
         return bool(await self._gate.run("document_work", lambda client: self._settle(keys, arguments, client)))
 
     async def written(self, work: Work, embedder: EmbedderIdentity) -> Written:
-        """See `ports.DocumentWork`."""
+        """The revision's chunks that are already written."""
         field = f"{embedder.fingerprint}:{work.revision}"
         key = self._keys.document_chunks(work.id)
         total = int(await self._gate.run("document_work", lambda client: client.hget(key, field)) or 0)
@@ -120,7 +132,7 @@ class RedisDocumentWork:
         return Written(spans, total, failures)
 
     async def trim(self, work: Work, embedder: EmbedderIdentity, numbers: Sequence[int]) -> None:
-        """See `ports.DocumentWork`."""
+        """Deletes chunks that an earlier attempt wrote and this one does not have."""
         await self._unlink(self._chunks(work, embedder, numbers))
 
     async def write(
@@ -132,7 +144,10 @@ class RedisDocumentWork:
         done: int,
         seconds: float,
     ) -> bool:
-        """See `ports.DocumentWork`."""
+        """Writes chunks that are not in service yet, in addition to `done` others, and renews the lease.
+
+        False if the work is void or another worker's.
+        """
         names, width, values = self._flat(work, embedder, chunks)
         keys = [self._keys.document_work(work.id), self._keys.document_chunks(work.id), *names]
         held: list[Any] = [work.revision, work.holder, round(seconds * 1000)]
@@ -142,7 +157,10 @@ class RedisDocumentWork:
     async def rewrite(
         self, work: Work, embedder: EmbedderIdentity, chunks: Sequence[EmbeddedChunk], total: int
     ) -> bool:
-        """See `ports.DocumentWork`."""
+        """Writes chunks of a revision in service by a new embedder, while this worker holds the lease for that.
+
+        False if it lost the lease, or if the revision is no longer in service.
+        """
         names, width, values = self._flat(work, embedder, chunks)
         keys = [
             self._keys.document(work.id),
@@ -156,7 +174,10 @@ class RedisDocumentWork:
     async def commit(
         self, work: Work, embedder: EmbedderIdentity, total: int, characters: int, failed: Sequence[FailedChunk] = ()
     ) -> Work | None:
-        """See `ports.DocumentWork`."""
+        """Puts the revision into service in place of the previous one. Returns the remaining work.
+
+        `failed`: chunks that could not be embedded. None if the work is void or another worker's.
+        """
         keys = [
             self._keys.document(work.id),
             self._keys.document_text(work.id),
@@ -172,17 +193,23 @@ class RedisDocumentWork:
         return replace(work, phase="tell", replaced=int(done) == 2) if done else None
 
     async def fail(self, work: Work, error: str) -> None:
-        """See `ports.DocumentWork`. The work ends last: who dies before has it done again by another worker."""
+        """Ends work that cannot succeed. The previous revision stays in service.
+
+        The work entry is deleted last: after a crash another worker repeats it.
+        """
         await self._remove_chunks(work)
         await self._ended(work, error)
 
     async def finish(self, work: Work) -> None:
-        """See `ports.DocumentWork`. The work ends last, as with `fail`."""
+        """Ends work that is done, and deletes chunks that are no longer in service.
+
+        The work entry is deleted last, as in `fail`.
+        """
         await self._remove_chunks(work)
         await self._ended(work, "")
 
     async def vectors(self, work: Work, embedder: EmbedderIdentity, offset: int, limit: int) -> Sequence[Vector | None]:
-        """See `ports.DocumentWork`."""
+        """Vectors of the revision's chunks in order, None for those not embedded; fewer than `limit` at the end."""
         names = self._chunks(work, embedder, range(offset, offset + limit))
         found = await self._gate.run("document_work", lambda client: _fields(client, names, "number", "vector"))
         return [vector for number, vector in found if number is not None]
@@ -250,7 +277,7 @@ BATCH: Final = 1000
 
 
 class RedisDeletions:
-    """See `ports.Deletions`."""
+    """What operators deleted, kept as long as a backup could bring it back."""
 
     def __init__(self, gate: HealthGatedClients, keys: Keys) -> None:
         self._gate = gate.of(keys.cache_deleted)
@@ -258,16 +285,16 @@ class RedisDeletions:
         self._note = script(gate.client, "stores/documents/documents", "note_deletions")
 
     async def note(self, marks: Sequence[str]) -> None:
-        """See `ports.Deletions`."""
+        """Records that the answers these marks select were deleted now."""
         await self.merge(dict.fromkeys(marks, 0))
 
     async def noted(self) -> Mapping[str, int]:
-        """See `ports.Deletions`."""
+        """All marks with their times (ms of Redis's clock)."""
         found: Any = await self._gate.run("deletions", lambda client: client.zrange(self._key, 0, -1, withscores=True))
         return {mark.decode("utf-8", "replace"): int(at) for mark, at in found}
 
     async def merge(self, marks: Mapping[str, int]) -> None:
-        """See `ports.Deletions`."""
+        """Adds marks from elsewhere. Of two times for a mark the later wins."""
         pairs = list(marks.items())
         for start in range(0, len(pairs), BATCH):
             flat = [part for pair in pairs[start : start + BATCH] for part in pair]
