@@ -1,5 +1,5 @@
 # syntax=docker/dockerfile:1
-# The base is pinned: by its tag for people, by the digest of its index (amd64, arm64) for the builder. A newer one:
+# The base is pinned by its tag, for people, and by the digest of its index (amd64, arm64), for the builder. To update it:
 #   docker buildx imagetools inspect python:3.13-slim-trixie --format '{{.Manifest.Digest}}'
 ARG PYTHON_TAG=3.13-slim-trixie
 ARG PYTHON_DIGEST=sha256:bb2988715db2cf7ace7b53f38f3cffbef7c7046a656bee66245eb0ed386e2e81
@@ -19,8 +19,8 @@ COPY api api
 COPY worker_config worker_config
 RUN pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /src/dist . \
     && pip --python /opt/ragherd/bin/python install --no-cache-dir --no-deps --no-index --compile /src/dist/*.whl
-# What no line of the service reads: the downloader that tokenizers brings for models by name (the weights are here), the
-# converters beside onnxruntime, stubs for type checkers, the libraries' own tests.
+# Remove what the service never uses: the model downloader that tokenizers depends on (the weights are installed already),
+# the converters in onnxruntime, stubs for type checkers, and the tests of the libraries.
 WORKDIR /opt/ragherd/lib/python3.13/site-packages
 RUN pip --python /opt/ragherd/bin/python uninstall --yes huggingface_hub hf-xet fsspec filelock tqdm httpx2 httpcore2 truststore \
     && rm -r onnxruntime/transformers onnxruntime/tools onnxruntime/quantization onnxruntime/datasets \
@@ -41,13 +41,13 @@ LABEL org.opencontainers.image.title="Ragherd" \
       org.opencontainers.image.created="${CREATED}" \
       org.opencontainers.image.base.name="docker.io/library/python:${PYTHON_TAG}" \
       org.opencontainers.image.base.digest="${PYTHON_DIGEST}"
-# The base's installers are not needed to run.
+# The installers of the base image are not needed to run.
 RUN python -m pip uninstall --yes --root-user-action ignore pip setuptools wheel \
     && find /usr/local/lib -type d -name ensurepip -prune -exec rm -r {} +
 COPY --from=build /opt/ragherd /opt/ragherd
 WORKDIR /opt/ragherd
-# A container listens on all its addresses, and whoever publishes the port decides who reaches it. ALLOW_ANONYMOUS lets it start
-# without API_KEYS; the log then warns. -e ALLOW_ANONYMOUS=false makes keys a must.
+# A container listens on all its addresses; publishing the port decides who can reach it. ALLOW_ANONYMOUS lets it start
+# without API_KEYS, with a warning in the log. -e ALLOW_ANONYMOUS=false requires keys.
 ENV PATH=/opt/ragherd/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
@@ -55,8 +55,8 @@ ENV PATH=/opt/ragherd/bin:$PATH \
     ALLOW_ANONYMOUS=true \
     EMBEDDER=onnx \
     PROMETHEUS_MULTIPROC_DIR=/tmp/ragherd-metrics
-# A number, so that Kubernetes can see that it is not root. Nothing is written but below /tmp: run with
-# --read-only --tmpfs /tmp. Prometheus's directory has a fixed name there, so that a restart empties it.
+# A numeric user lets Kubernetes verify that it is not root. The service writes only below /tmp: run it with
+# --read-only --tmpfs /tmp. The Prometheus directory has a fixed name there, so that a restart empties it.
 USER 10001:10001
 EXPOSE 8001 9090
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s --retries=3 \

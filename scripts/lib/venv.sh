@@ -67,7 +67,7 @@ step() {
   say "==> $what"
   if ! "$@" 2>&1 | tee -a "$INSTALL_LOG" | show_downloads; then
     tail -n 15 "$INSTALL_LOG" >&2
-    fail "That failed: $what. The whole output is in $INSTALL_LOG; run the same command again to start afresh."
+    fail "That failed: $what. The full output is in $INSTALL_LOG. Run the same command again to start over."
   fi
   say "    done in $((SECONDS - began)) s"
 }
