@@ -300,3 +300,39 @@ class CacheMatch:
         }
         for name, value in times.items():
             object.__setattr__(self, name, value)
+
+
+FIRST_TEXTS: Final = 4
+TARGET_SECONDS: Final = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSize:
+    """How many texts the next embedding call takes, between 1 and `most`. `target`: most seconds for one call.
+
+    A call holds a permit and one of Ollama's slots until it ends, so a question waits as long as another's batch takes.
+    """
+
+    texts: int = FIRST_TEXTS
+    most: int = 32
+    target: float = TARGET_SECONDS
+
+    def after(self, texts: int, seconds: float) -> BatchSize:
+        """The size after a call of `texts` took `seconds`.
+
+        It doubles while calls take less than half the target. Above the target it shrinks to what the target allows, by
+        at least half.
+        """
+        if seconds > self.target:
+            fits = int(texts * self.target / seconds)
+            return self._of(min(fits, self.texts // 2))
+        if texts >= self.texts and seconds < self.target / 2:
+            return self._of(self.texts * 2)
+        return self
+
+    def halved(self) -> BatchSize:
+        """The size after a call timed out."""
+        return self._of(self.texts // 2)
+
+    def _of(self, texts: int) -> BatchSize:
+        return BatchSize(max(1, min(texts, self.most)), self.most, self.target)

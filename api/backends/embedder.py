@@ -30,7 +30,6 @@ from api.backends.failover import (
     Terms,
     admitted,
 )
-from api.batch_size import BatchSize
 from api.cancellation import CancelScope
 from api.errors import (
     BreakerOpen,
@@ -44,7 +43,7 @@ from api.errors import (
 from api.ports.coordination import Retries
 from api.ports.models import BackendEmbedder, CurrentIdentity, EmbeddingModel
 from api.ports.telemetry import Telemetry
-from api.values import EmbedderIdentity, Embedding, EmbeddingRequest, Embeddings, Retry
+from api.values import BatchSize, EmbedderIdentity, Embedding, EmbeddingRequest, Embeddings, Retry
 
 T = TypeVar("T")
 

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from api.backup.archive import BackupWriter
 from api.backup.transfer import BackupScope, OnStep, take_backup
-from api.cli.exits import INTERRUPTED, UNUSABLE, end
+from api.cli.main import INTERRUPTED, UNUSABLE, end
 from api.errors import SettingsError, StoreUnavailable
 from api.settings import Settings, load_settings
 from api.wiring.backup import MAKER, opened_memory

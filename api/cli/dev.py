@@ -15,8 +15,8 @@ import typer
 
 import api
 from api.cli.document_client import connected, find
-from api.cli.exits import INTERRUPTED, UNUSABLE, end
 from api.cli.ingest import About, Result, upload_all
+from api.cli.main import INTERRUPTED, UNUSABLE, end
 from api.cli.self_check import CheckFailed, run_self_check, summary
 from api.embedded.child_process import LaunchError
 from api.embedded.stack import Stack, running_stack, stop_signals_interrupt

@@ -30,7 +30,7 @@ from api.cli.document_client import (
     former_source,
     title_of,
 )
-from api.cli.exits import FAILED, INTERRUPTED, end
+from api.cli.main import FAILED, INTERRUPTED, end
 
 
 @dataclass(frozen=True, slots=True)

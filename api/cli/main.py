@@ -1,4 +1,7 @@
-"""The entry point of `ragherd`. Imports take up to a second, and Ctrl-C during them must not print a traceback."""
+"""The entry point of `ragherd`, and how its commands fail: one line on standard error, and an exit code.
+
+Imports take up to a second, and Ctrl-C during them must not print a traceback.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+if TYPE_CHECKING:
+    import typer
+
+FAILED: Final = 1
+UNUSABLE: Final = 2  # a setting, an option or what is installed
 INTERRUPTED: Final = 130
 
 
@@ -18,6 +26,14 @@ def app() -> None:
     with ctrl_c_exits():
         from api.cli.commands import commands
     commands()
+
+
+def end(line: str, code: int = FAILED) -> typer.Exit:
+    """For the caller to raise. The line says why the command fails."""
+    import typer
+
+    typer.echo(f"ragherd: {' '.join(line.split())}", err=True)
+    return typer.Exit(code)
 
 
 @contextmanager

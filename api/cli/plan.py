@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from api.cli.exits import UNUSABLE, end
+from api.cli.main import UNUSABLE, end
 from api.scaling.costs import Costs, CostsUnreadable, load_costs
 from api.scaling.plan import Capacity, Demand, Plan
 from api.scaling.plan import plan as planned

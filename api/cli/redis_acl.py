@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from api.cli.exits import end
+from api.cli.main import end
 from api.errors import SettingsError
 from api.redis_store.acl import acl_line
 from api.settings import PREFIX, is_cluster, load_settings

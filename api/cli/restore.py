@@ -17,7 +17,7 @@ import typer
 from api.backup.archive import BackupError, VerifiedBackup, verify_backup
 from api.backup.transfer import Restored, RestoreScope, restore_backup
 from api.cli.backup import STREAM, shown_progress
-from api.cli.exits import INTERRUPTED, UNUSABLE, end
+from api.cli.main import INTERRUPTED, UNUSABLE, end
 from api.errors import SettingsError, StoreUnavailable
 from api.settings import Settings, load_settings
 from api.wiring.backup import opened_memory

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import typer
 from gunicorn.app.wsgiapp import WSGIApplication
 
-from api.cli.exits import FAILED, UNUSABLE, end
+from api.cli.main import FAILED, UNUSABLE, end
 from api.errors import SettingsError
 from api.settings import access_warnings, load_settings
 from worker_config.limits import raise_limit, too_many_connections

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from api.cli.exits import UNUSABLE, end
+from api.cli.main import UNUSABLE, end
 from api.cli.plan import CostsFile, costs_or_exit, plain
 from api.scaling.plan import Demand
 

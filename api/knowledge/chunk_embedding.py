@@ -16,12 +16,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from api.batch_size import BatchSize
 from api.errors import EmbeddingUnavailable, TextNotEmbedded
 from api.knowledge.chunking import in_context
 from api.ports.documents import Chunk, DocumentFacts
 from api.ports.models import Embedder
-from api.values import Embedding
+from api.values import BatchSize, Embedding
 
 PAUSES: Final = (0.2, 0.4)
 """Seconds before a batch is tried again, at random about as long. After the last of them the document waits."""

@@ -12,7 +12,6 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from api.batch_size import BatchSize
 from api.cancellation import cancelled
 from api.errors import EmbeddingUnavailable, PayloadTooLarge, ServiceUnavailable, StoreUnavailable, UnreadableDocument
 from api.knowledge.cache_invalidator import CacheInvalidator
@@ -23,7 +22,7 @@ from api.ports.document_work import DocumentWork, EmbeddedChunk, Work, Written
 from api.ports.documents import Chunk, FailedChunk, PassageIndex
 from api.ports.models import Embedder
 from api.ports.telemetry import Telemetry
-from api.values import EmbedderIdentity, Embedding
+from api.values import BatchSize, EmbedderIdentity, Embedding
 
 Write = Callable[[Sequence[EmbeddedChunk], int], Awaitable[bool]]
 """Writes chunks, beside so many others. False where they are not wanted any more."""

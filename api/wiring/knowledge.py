@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from api.batch_size import BatchSize
 from api.cancellation import Background
 from api.embedders.reranker import OnnxReranker
 from api.knowledge.cache_invalidator import CacheInvalidator
@@ -35,6 +34,7 @@ from api.redis_store.stores.documents.embeddings import RedisReembedding, RedisU
 from api.redis_store.stores.documents.passages import RedisPassageIndex
 from api.redis_store.stores.documents.work import RedisDocumentWork
 from api.settings import Settings
+from api.values import BatchSize
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

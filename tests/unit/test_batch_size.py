@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.batch_size import FIRST, BatchSize
+from api.values import FIRST_TEXTS, BatchSize
 
 
 def sizes(seconds_a_text: float, calls: int, size: BatchSize | None = None) -> list[int]:
@@ -18,11 +18,11 @@ def sizes(seconds_a_text: float, calls: int, size: BatchSize | None = None) -> l
 
 
 def test_it_grows_while_that_is_quick_up_to_its_bound() -> None:
-    assert sizes(0.001, 5) == [FIRST, 8, 16, 32, 32]
+    assert sizes(0.001, 5) == [FIRST_TEXTS, 8, 16, 32, 32]
 
 
 def test_it_shrinks_to_what_fits_where_a_text_is_slow() -> None:
-    assert sizes(0.3, 3) == [FIRST, 1, 1]
+    assert sizes(0.3, 3) == [FIRST_TEXTS, 1, 1]
     assert sizes(0.1, 3, BatchSize(32)) == [32, 5, 5]
 
 

@@ -6,12 +6,11 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from api.batch_size import BatchSize
 from api.errors import EmbeddingUnavailable, TextNotEmbedded
 from api.knowledge import chunk_embedding
 from api.knowledge.chunk_embedding import ChunkEmbedding, NotEmbedded
 from api.ports.models import CurrentIdentity
-from api.values import EmbedderIdentity, Embedding
+from api.values import BatchSize, EmbedderIdentity, Embedding
 
 Failing = Callable[[int, Sequence[str]], Exception | None]
 """What a call raises, by its number and its texts."""
