@@ -235,11 +235,6 @@ class FlightKey(NamedTuple):
     scope: str
     digest: str
 
-    @property
-    def id(self) -> str:
-        """As the messages of Redis name it."""
-        return f"{self.scope}:{self.digest}"
-
 
 @dataclass(frozen=True, slots=True)
 class EmbedderIdentity:

@@ -7,6 +7,8 @@ What a failure allows:
 
 One call goes through the bulkhead and the circuit breaker of its backend: admitted before, reported after. The breaker
 comes last, so that no half-open permit waits in line. An open one is asked first, so that nobody waits in vain.
+
+`Generations` are calls that write as they go: one that fails before its first word goes on elsewhere, unseen.
 """
 
 from __future__ import annotations
@@ -15,13 +17,16 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import count
 from typing import Any, Final, Generic, TypeVar
 
+from api.backends.thinking import Thinking
 from api.errors import BreakerOpen, BulkheadFull, RagherdError, UpstreamError, UpstreamFault
 from api.ports.coordination import Attempt, Breaker, Bulkhead, Retries, TextOutput
+from api.ports.models import LanguageModel
 from api.ports.telemetry import Telemetry
-from api.values import BackendHealth, Retry, model_key
+from api.values import BackendHealth, Generation, GenerationEnd, GenerationRequest, Retry, Source, Thought, model_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +295,7 @@ class Admission:
         self._allowed = terms.remaining
         self._started = time.monotonic()
         self._first: float | None = None
+        self.answered = False
 
     @property
     def seconds(self) -> float:
@@ -300,6 +306,7 @@ class Admission:
         """An event has come."""
         if self._first is None:
             self._first = time.monotonic() - self._started
+        self.answered = True
 
     async def succeeded(self, load_duration: float) -> None:
         """The time that the model took to load says nothing about Ollama."""
@@ -335,3 +342,72 @@ async def admitted(
             except UpstreamError as error:
                 await admission.failed(error)
                 raise
+
+
+class Unread:
+    """An `AnswerOutput` that nobody reads."""
+
+    def __init__(self) -> None:
+        self.begun = False
+
+    async def ground(self, sources: tuple[Source, ...]) -> None:
+        """Nobody wants to know."""
+
+    async def write(self, text: str) -> None:
+        """Only that there was a word is of use."""
+        self.begun = True
+
+    def restart(self) -> None:
+        """Begins again."""
+        self.begun = False
+
+
+class Generations:
+    """`total`: seconds for a whole answer: the wait in line and all attempts together."""
+
+    def __init__(self, backends: Backends[LanguageModel], retries: Retries, total: float, events: Telemetry) -> None:
+        self._failover = Failover(backends, FailoverPolicy(total), retries, events)
+
+    async def generate(self, request: GenerationRequest, output: TextOutput) -> Generation:
+        """Writes the words as they come. With `request.buffered` an answer that broke off may begin again.
+
+        The caller's cancellation ends the generation and counts as ignored. Raises `BulkheadFull`, `BreakerOpen`, and
+        `UpstreamError` in mid-answer too.
+        """
+        return await self._failover.call(
+            request.model,
+            partial(_attempt, request, output),
+            timeout=request.timeout,
+            retry=request.retry,
+            output=output,
+            restarts=request.buffered,
+        )
+
+
+async def _attempt(
+    request: GenerationRequest, output: TextOutput, backend: Backend[LanguageModel], terms: Terms
+) -> Generation:
+    """Thoughts are kept apart, so that no caller, reader or cache takes them for the answer."""
+    parts: list[str] = []
+    thinking = Thinking()
+    end: GenerationEnd | None = None
+    async with admitted(backend, terms, request.tenant, background=request.background) as admission:
+        asked = replace(request, retry=terms.retry, timeout=terms.remaining)
+        async with backend.service.stream(asked) as events:
+            async for event in events:
+                if not admission.answered:
+                    admission.answers()
+                if isinstance(event, GenerationEnd):
+                    end = event
+                elif isinstance(event, Thought):
+                    thinking.thought(event.text)
+                elif text := event.text if thinking.is_over else thinking.feed(event.text):
+                    parts.append(text)
+                    await output.write(text)
+        if end is None:
+            raise UpstreamError(UpstreamFault.STREAM_TRUNCATED, "Ollama's stream ended without `done`.")
+        if rest := thinking.end():
+            parts.append(rest)
+            await output.write(rest)
+        await admission.succeeded(end.load_duration)
+    return Generation("".join(parts), end, admission.seconds, thinking.thoughts)

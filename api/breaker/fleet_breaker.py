@@ -113,7 +113,8 @@ class OutcomeReports:
         self._outcomes: list[tuple[int, CallOutcome]] = []
         self._rejected = 0
         self._sending = asyncio.Lock()
-        self._timer: asyncio.Task[None] | None = None
+        self._added = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
 
     async def add(self, epoch: int, outcome: CallOutcome, *, at_once: bool) -> None:
         """Queues an outcome of a call admitted in `epoch`; with `at_once` it is sent when this returns."""
@@ -129,14 +130,18 @@ class OutcomeReports:
         self._flush_soon()
 
     def _flush_soon(self) -> None:
-        if self._timer is None or self._timer.done():
-            self._timer = asyncio.create_task(self._flush_while_busy())
-            let_go(self._timer)
+        self._added.set()
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._keep_flushing(), name="breaker-reports")
+            let_go(self._task)
 
-    async def _flush_while_busy(self) -> None:
-        while self._outcomes or self._rejected:
-            await self.flush()
-            await asyncio.sleep(COALESCE_SECONDS)
+    async def _keep_flushing(self) -> None:
+        while True:
+            await self._added.wait()
+            self._added.clear()
+            while self._outcomes or self._rejected:
+                await self.flush()
+                await asyncio.sleep(COALESCE_SECONDS)
 
     async def flush(self) -> None:
         """Sends all that is waiting, after what is already on its way. A caller's cancellation loses nothing."""
@@ -157,8 +162,8 @@ class OutcomeReports:
 
     async def aclose(self) -> None:
         """Sends the rest and stops."""
-        if self._timer is not None:
-            self._timer.cancel()
+        if self._task is not None:
+            self._task.cancel()
         await self.flush()
 
 

@@ -15,7 +15,7 @@ import random
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 from api.bulkhead.local_bulkhead import LocalBulkhead
@@ -29,7 +29,7 @@ from api.bulkhead.rules import (
     Taken,
     Wake,
 )
-from api.cancellation import Background, raise_if_cancelled
+from api.cancellation import Background, cancelled, raise_if_cancelled
 from api.errors import BulkheadFull, StoreUnavailable
 from api.ports.telemetry import BulkheadReason, Telemetry
 
@@ -45,21 +45,27 @@ class PermitReturns:
     def __init__(self, send: Send) -> None:
         self._send = send
         self._pending: deque[PermitReturn] = deque(maxlen=MAX_ENTRIES)
+        self._added = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.sending = asyncio.Lock()
 
     def add(self, returned: PermitReturn) -> None:
         """Sends it soon; no I/O here."""
         self._pending.append(returned)
+        self._added.set()
         if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._drain(), name="bulkhead-returns")
+            self._task = asyncio.create_task(self._keep_sending(), name="bulkhead-returns")
+
+    async def _keep_sending(self) -> None:
+        while True:
+            await self._added.wait()
+            self._added.clear()
+            await self._drain()
 
     async def _drain(self) -> None:
-        try:
+        with suppress(StoreUnavailable):  # kept: whoever finds the store again flushes
             while self._pending:
                 await self.flush()
-        except StoreUnavailable:
-            return  # kept: whoever finds the store again flushes
 
     async def flush(self) -> None:
         """Sends all that is there. Raises `StoreUnavailable`, and keeps it then."""
@@ -80,8 +86,9 @@ class PermitReturns:
 
     async def aclose(self) -> None:
         """Sends the rest, if the store can be reached."""
-        if self._task is not None:
-            await asyncio.gather(self._task, return_exceptions=True)
+        async with self.sending:  # what is on its way arrives
+            if self._task is not None:
+                await cancelled([self._task])
         await self._drain()
 
 

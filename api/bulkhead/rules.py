@@ -28,6 +28,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum, StrEnum
+from functools import lru_cache
 from typing import Final, Protocol
 from urllib.parse import quote, unquote
 
@@ -44,6 +45,7 @@ class Priority(StrEnum):
     BACKGROUND = "background"
 
 
+@lru_cache(1024)
 def tenant_field(tenant: str) -> str:
     """A tenant's name as it stands in a ticket."""
     return quote(tenant, safe="", errors="replace") or NOBODY

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final
 
 from api.languages.function_words import BY_WORD, SHARED, words_in
@@ -148,6 +149,7 @@ CLASSES: Final = {
 VOWELS: Final = frozenset("aeiouy")
 
 
+@lru_cache(8192)
 def stem(word: str) -> str:
     """Returns the stem: transfer for transfers, transferred and transferring. Words of up to three letters are
     unchanged.

@@ -6,7 +6,7 @@ left out here, by what is known of their documents.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, TypeAlias
 
@@ -92,6 +92,8 @@ class Retriever:
     def __init__(
         self, index: PassageIndex, embedder: Embedder, reranking: Reranking | None, policy: RetrievalPolicy
     ) -> None:
+        self.corpus: Callable[[str], Awaitable[Corpus]] = index.corpus
+        """How much of a tenant there is to find. Raises `StoreUnavailable`."""
         self._index = index
         self._embedder = embedder
         self._reranking = reranking
@@ -101,10 +103,6 @@ class Retriever:
     def reranking_scope(self) -> str:
         """The re-ranker that the order depends on, as `Reranking.scope`; empty without one."""
         return self._reranking.scope if self._reranking is not None else ""
-
-    async def corpus(self, tenant: str) -> Corpus:
-        """How much there is to find. Raises `StoreUnavailable`."""
-        return await self._index.corpus(tenant)
 
     async def retrieve(self, wanted: PassageQuery) -> Retrieved:
         """Raises `StoreUnavailable`; `EmbeddingUnavailable` while it is not even known who embeds."""

@@ -268,7 +268,7 @@ class OllamaEmbedder:
         body = orjson.dumps(
             {"model": self._model, "input": [_valid(text) for text in texts], **self._keep_alive},
         )
-        call = asyncio.create_task(with_one_retry(partial(self._call, body), self._pool.retries, retry))
+        call = asyncio.create_task(self._called(body, retry))
         let_go(call, UpstreamError)  # it may outlive its deadline
         try:
             with LagTimeout(seconds):
@@ -291,6 +291,14 @@ class OllamaEmbedder:
             asyncio.get_running_loop().call_later(LOAD_LIMIT, call.cancel)
         else:
             call.cancel()
+
+    async def _called(self, body: bytes, retry: Retry) -> bytes:
+        self._pool.retries.called(retry)
+        try:
+            return await self._call(body)
+        except UpstreamError as error:
+            await self._pool.retries.before_retry(error, retry)
+        return await self._call(body)
 
     async def _call(self, body: bytes) -> bytes:
         async with self._pool.exchange("/api/embed", body, model=self._model) as exchange:

@@ -20,7 +20,6 @@ from api.cancellation import let_go
 from api.errors import UpstreamError, UpstreamFault
 from api.ollama.models import OllamaModels, Pinned
 from api.ollama.pool import OllamaPool
-from api.ollama.retries import with_one_retry
 from api.values import GenerationEnd, GenerationRequest, Thought, Token, Usage
 
 
@@ -224,8 +223,12 @@ class OllamaModel:
     async def _answer(self, request: GenerationRequest) -> AsyncGenerator[Token | Thought | GenerationEnd, None]:
         clock = Clock(self._deadlines, request.timeout)
         async with AsyncExitStack() as stack:
-            begin = partial(self._begin, request, clock)
-            started = await with_one_retry(begin, self._pool.retries, request.retry)
+            self._pool.retries.called(request.retry)
+            try:
+                started = await self._begin(request, clock)
+            except UpstreamError as error:
+                await self._pool.retries.before_retry(error, request.retry)
+                started = await self._begin(request, clock)
             stack.push_async_exit(started.stack)
             line: bytes | None = started.first
             while line is not None:

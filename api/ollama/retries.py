@@ -53,8 +53,10 @@ class RetryBudget:
         self.retried = 0
         """Retries charged since the start."""
 
-    def called(self) -> None:
-        """Notes a call, its retry aside."""
+    def called(self, retry: Retry = "here") -> None:
+        """Notes a call; where its retry is spent, it is one itself."""
+        if retry == "spent":
+            return
         self._bucket().calls += 1
         self._unsent.calls += 1
 
@@ -78,6 +80,13 @@ class RetryBudget:
         if error.fault is UpstreamFault.CONNECTION_STALE:
             return True
         return retry == "here" and self.spend()
+
+    async def before_retry(self, error: UpstreamError, retry: Retry) -> None:
+        """Returns, after a pause, where `admits` says so. Raises `error` where it does not."""
+        if not self.admits(error, retry):
+            raise error
+        if error.fault is not UpstreamFault.CONNECTION_STALE:
+            await asyncio.sleep(random.uniform(*PAUSE))  # noqa: S311 - no secret
 
     def take_unsent(self) -> tuple[int, int]:
         """Calls and retries since this was last asked: for the fleet's counts."""
@@ -113,14 +122,9 @@ class RetryBudget:
 
 async def with_one_retry(call: Callable[[], Awaitable[T]], budget: RetryBudget, retry: Retry = "here") -> T:
     """What `call()` gives, called at most twice. It must raise its errors before anything of its answer is used."""
-    if retry != "spent":
-        budget.called()
+    budget.called(retry)
     try:
         return await call()
     except UpstreamError as error:
-        if not budget.admits(error, retry):
-            raise
-        stale = error.fault is UpstreamFault.CONNECTION_STALE
-    if not stale:
-        await asyncio.sleep(random.uniform(*PAUSE))  # noqa: S311 - no secret
+        await budget.before_retry(error, retry)
     return await call()

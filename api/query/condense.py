@@ -13,7 +13,7 @@ from typing import Final
 
 import orjson
 
-from api.backends.generations import Generations, Unread
+from api.backends.failover import Generations, Unread
 from api.errors import RagherdError, StoreUnavailable, UpstreamError
 from api.ports.cache import Claim, CondensedQuestions
 from api.ports.coordination import AnswerOutput, Flights

@@ -11,7 +11,7 @@ import asyncio
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from api.backends.generations import Generations, Unread
+from api.backends.failover import Generations, Unread
 from api.cancellation import cancelled, let_go
 from api.errors import DocumentsChanged, RagherdError, UpstreamError
 from api.ports.cache import Claim

@@ -21,7 +21,7 @@ from typing import Any, Final, TypeVar
 
 import orjson
 
-from api.backends.generations import Unread
+from api.backends.failover import Unread
 from api.cancellation import cancelled, let_go
 from api.errors import (
     BreakerOpen,

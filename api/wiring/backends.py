@@ -12,8 +12,7 @@ from functools import partial
 from typing import Any, Final
 
 from api.backends.embedder import AgreedIdentity, EmbeddingCalls, FailoverEmbedder
-from api.backends.failover import EMBEDDING_CHARGED, Backend, Backends, FailoverPolicy
-from api.backends.generations import Generations
+from api.backends.failover import EMBEDDING_CHARGED, Backend, Backends, FailoverPolicy, Generations
 from api.breaker.fleet_breaker import FleetBreaker, kept_current
 from api.breaker.state import BreakerPolicy
 from api.bulkhead.fleet_bulkhead import FleetBulkhead, kept_alive

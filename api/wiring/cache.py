@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
-from api.backends.generations import Generations
+from api.backends.failover import Generations
 from api.cancellation import Background
 from api.errors import StoreUnavailable
 from api.knowledge.retrieval import Retriever

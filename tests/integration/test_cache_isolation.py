@@ -12,7 +12,7 @@ from typing import cast
 import pytest
 from redis.asyncio import Redis
 
-from api.backends.generations import Generations, Unread
+from api.backends.failover import Generations, Unread
 from api.knowledge.retrieval import RetrievalPolicy, Retriever
 from api.observability.metrics import Metrics
 from api.observability.telemetry import WorkerTelemetry

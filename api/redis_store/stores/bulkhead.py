@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from redis.commands.core import AsyncScript
@@ -52,7 +53,7 @@ class RedisBulkheadStore:
         return script(self._gate.client, "stores/bulkhead", operation)
 
     async def _run(self, called: AsyncScript, *arguments: Any) -> Any:
-        return await self._gate.run("bulkhead", lambda client: called(self._keys, (*self._common, *arguments), client))
+        return await self._gate.run("bulkhead", partial(called, self._keys, (*self._common, *arguments)))
 
     async def take(self, priority: Priority, tenant: str) -> Taken:
         """Gives a permit, a place in the queue, or neither."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from redis.asyncio import Redis
@@ -44,7 +45,7 @@ class RedisFlightStore:
         return script(self._gate.client, "stores/flights", operation)
 
     async def _run(self, called: AsyncScript, keys: Sequence[str], *arguments: str | int) -> object:
-        return await self._gate.of(keys[0]).run("flight", lambda client: called(keys, arguments, client))
+        return await self._gate.of(keys[0]).run("flight", partial(called, keys, arguments))
 
     def claim(self, key: FlightKey, fence: str) -> Claim:
         """The claim under which the cache stores the leader's answer; no I/O."""
@@ -58,7 +59,7 @@ class RedisFlightStore:
         """
         keys = [self._keys.flight(*key)[0], self._keys.cache_entry(*key)]
         moments = (asked_ms, not_before_ms)
-        reply = await self._run(self._join, keys, self._worker, LEASE_MS, self._channel, key.id, *moments)
+        reply = await self._run(self._join, keys, self._worker, LEASE_MS, self._channel, ":".join(key), *moments)
         assert isinstance(reply, list)
         verdict, fence, *place = (part.decode() for part in reply)
         return Joined(FlightRole(verdict), fence, *place)
@@ -66,12 +67,12 @@ class RedisFlightStore:
     async def publish(self, key: FlightKey, fence: str, bodies: Sequence[str]) -> int | None:
         """Sends messages to the followers. Gives their number; None if another worker has the lead."""
         keys = self._keys.flight(*key)[:2]
-        return _number(await self._run(self._publish, keys, fence, self._channel, key.id, KEPT_MS, *bodies))
+        return _number(await self._run(self._publish, keys, fence, self._channel, ":".join(key), KEPT_MS, *bodies))
 
     async def end(self, key: FlightKey, fence: str, body: str) -> bool:
         """Sends the leader's last message and deletes the flight. False if another worker has the lead."""
         keys = self._keys.flight(*key)[:2]
-        return bool(await self._run(self._end, keys, fence, self._channel, key.id, KEPT_MS, body))
+        return bool(await self._run(self._end, keys, fence, self._channel, ":".join(key), KEPT_MS, body))
 
     async def abandon(self, key: FlightKey, fence: str) -> int:
         """Ends a flight without followers. Gives the number of followers: above zero, the flight continues."""
@@ -79,7 +80,7 @@ class RedisFlightStore:
 
     async def leave(self, key: FlightKey, place: str) -> None:
         """Gives up this place, not one taken since, and tells the leader."""
-        await self._run(self._leave, self._keys.flight(*key)[:1], self._worker, place, self._channel, key.id)
+        await self._run(self._leave, self._keys.flight(*key)[:1], self._worker, place, self._channel, ":".join(key))
 
     async def tend(self, leads: Sequence[Held]) -> Mapping[FlightKey, int | None]:
         """Renews leads. Followers of each, None where it is lost; one whose store is down is not among them.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any, Final
 
 import orjson
@@ -23,7 +24,7 @@ from api.redis_store.stores.cache.semantic_index import FIELDS, SemanticIndexes
 from api.redis_store.stores.cache.sweep import TOMBSTONE_MS
 from api.redis_store.stores.documents.documents import owner_of
 from api.redis_store.stores.fleet import CacheCounters
-from api.values import CachedAnswer, CacheKind, CacheMatch, EmbedderIdentity, Source, Usage, Vector, known
+from api.values import CachedAnswer, CacheMatch, EmbedderIdentity, Source, Usage, Vector, known
 
 COMPARED: Final = "meaning"
 """An entry that new documents are compared with, by the meaning of its question."""
@@ -97,11 +98,13 @@ class RedisAnswerCache:
         keys = [key, part.invalidated]
         arguments: list[str | int] = [4, *_marks(digest, tenant), f"corpus:{tenant}", *FIELDS]
         gate = self._gate.of(key)
-        reply = await gate.run("exact_lookup", lambda client: self._find(keys, arguments, client))
+        reply = await gate.run("exact_lookup", partial(self._find, keys, arguments))
         now_ms, invalidated_ms, values = int(reply[0]), int(reply[1]), reply[2:]
         if values[0] is None:
             return ExactLookup(None, now_ms, invalidated_ms)
-        return ExactLookup(self._match(key, values, "exact", 1.0, now_ms), now_ms, invalidated_ms)
+        answer = self._decoded(key, values)
+        match = CacheMatch(answer, "exact", 1.0, now_ms) if answer is not None else None
+        return ExactLookup(match, now_ms, invalidated_ms)
 
     async def find_similar(
         self, embedder: EmbedderIdentity, scope: str, vector: Vector, now_ms: int, *, stale_ms: int = 0
@@ -111,8 +114,8 @@ class RedisAnswerCache:
         `stale_ms`: how long after its lifetime an entry is still found.
         """
         found = await self._indexes.of(scope).nearest(embedder, scope, vector, now_ms - stale_ms)
-        matches = [self._match(one.key, one.values, "semantic", one.similarity, now_ms) for one in found]
-        return [match for match in matches if match is not None]
+        answers = [(self._decoded(one.key, one.values), one.similarity) for one in found]
+        return [CacheMatch(answer, "semantic", near, now_ms) for answer, near in answers if answer is not None]
 
     async def store(
         self, scope: str, digest: str, vector: Vector | None, answer: NewAnswer, *, claim: Claim | None = None
@@ -134,7 +137,7 @@ class RedisAnswerCache:
         asked: list[Any] = [*self._limits, answer.tenant, fence, answer.asked_ms, tokens, *looked, TOMBSTONE_MS]
         arguments = [*asked, len(marks), *marks, *pairs]
         keys = [key, part.invalidated, *part.books, *flight]
-        reply = await self._gate.of(key).run("store", lambda client: self._store(keys, arguments, client))
+        reply = await self._gate.of(key).run("store", partial(self._store, keys, arguments))
         if not reply:
             return None
         if reply[0] == b"changed":
@@ -160,12 +163,10 @@ class RedisAnswerCache:
         """Notes that an entry was served, so that it is evicted later."""
         self._counters.touch(match.answer.entry)
 
-    def _match(
-        self, key: str, values: Sequence[Any], kind: CacheKind, similarity: float, now_ms: int
-    ) -> CacheMatch | None:
+    def _decoded(self, key: str, values: Sequence[Any]) -> CachedAnswer | None:
         """An entry that can not be read is counted, never served, and left alone: a later release may read it."""
         try:
-            return CacheMatch(_decode(key, values), kind, similarity, now_ms)
+            return _decode(key, values)
         except (ValueError, TypeError, KeyError):
             self._counters.add("corrupt")
             return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Final, cast
 
 import orjson
@@ -35,6 +36,7 @@ from api.values import Vector
 Fields = Mapping[str, bytes]
 
 
+@lru_cache(1024)
 def owner_of(tenant: str) -> str:
     """A tenant as a tag and in a key: 16 hex digits, since its name may hold anything."""
     return hashlib.sha256(tenant.encode("utf-8", "surrogatepass")).hexdigest()[:16]
