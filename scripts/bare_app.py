@@ -1,4 +1,4 @@
-"""A FastAPI endpoint that does nothing: the same request and response models, a constant answer. See bench_query."""
+"""A FastAPI endpoint that returns a constant answer with the same request and response models. Used by bench_query."""
 
 from __future__ import annotations
 
@@ -30,5 +30,5 @@ app = FastAPI()
 
 @app.post("/query", response_model=QueryOut)
 async def post_query(body: QueryIn) -> dict[str, Any]:
-    """The constant."""
+    """Returns the constant."""
     return ANSWER

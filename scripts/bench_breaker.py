@@ -1,9 +1,10 @@
-"""What the circuit breaker costs a call, how fast a transition reaches a fleet, and what a lost Redis costs.
+"""Measures the circuit breaker: its cost per call, how fast a transition reaches a fleet, and the effect of losing
+Redis.
 
     .venv/bin/python -m scripts.bench_breaker
 
-Starts a Redis of its own (the extra `embedded`) and, for the fleet, 8 processes. Everything in one run, so that the
-figures compare; absolute times depend on the machine.
+Starts an embedded Redis (the extra `embedded`) and 8 processes for the fleet. Compare figures of one run only: absolute
+times depend on the machine.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ async def main() -> None:
 
 
 async def cost_of_a_call(url: str, redis: Redis) -> None:
-    print(f"Cost of a call that does nothing, {CALLS} in a row, one at a time")
+    print(f"Cost of an empty call, {CALLS} in sequence")
     print(f"{'':28}{'CPU us/call':>12}{'commands/call':>15}")
     address = RedisAddress(url, timeout=0.5, connect_timeout=0.5, max_connections=16)
     async with short_commands(address) as client:
@@ -68,7 +69,7 @@ async def measured(redis: Redis, call: Any) -> tuple[float, float]:
     for number in range(CALLS):
         await call()
         if number % 100 == 0:
-            await asyncio.sleep(0)  # other tasks of the worker get their turn, as between real calls
+            await asyncio.sleep(0)  # lets the other tasks of the worker run, as between real calls
     cpu = (time.process_time() - started) / CALLS * 1e6
     return cpu, (await commands_so_far(redis) - before - 1) / CALLS
 
@@ -98,9 +99,9 @@ async def speed_of_a_transition(url: str, redis: Redis) -> None:
     replies = [await worker.ask("state") for worker in workers]
     delays = [heard["heard_ms"] - heard["at_ms"] for reply in replies for heard in reply["heard"]]
     await asyncio.gather(*(worker.stop() for worker in workers))
-    print(f"\nFrom a transition in Redis until a worker knows, {WORKERS} processes, {len(delays)} notices (ms)")
+    print(f"\nTime from a transition in Redis until each worker knows, {WORKERS} processes, {len(delays)} notices (ms)")
     print(f"  p50 {quantile(delays, 50):.1f}   p99 {quantile(delays, 99):.1f}   max {max(delays):.1f}")
-    print(f"  notices expected: {WORKERS * TRANSITIONS}, each once: {len(delays) == WORKERS * TRANSITIONS}")
+    print(f"  notices expected: {WORKERS * TRANSITIONS}, received exactly once: {len(delays) == WORKERS * TRANSITIONS}")
 
 
 async def cost_of_a_lost_redis(server: EmbeddedRedis) -> None:

@@ -1,9 +1,10 @@
-"""What the cache costs by its size: exact hit, semantic hit, miss and store at 1,000, 10,000 and 100,000 entries.
+"""Measures exact hits, semantic hits, misses and stores of the cache at 1,000, 10,000 and 100,000 entries.
 
     .venv/bin/python -m scripts.bench_cache [SIZE ...]
 
-The cache's own adapter on the embedded Redis, vectors of 384 numbers in clusters as questions are, the index that
-SEMANTIC_CACHE_MAX_SIZE would choose for that size, and for 10,000 the other one too. No embedder, no HTTP.
+Uses the cache's Redis adapter on the embedded Redis. The vectors have 384 dimensions and form clusters, as questions
+do. Each size uses the index that SEMANTIC_CACHE_MAX_SIZE would choose; 10,000 entries also run with the other one.
+There is no embedder and no HTTP.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ Work = Callable[[int], Awaitable[object]]
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Milliseconds one after the other, and calls a second with `CONCURRENCY` at once."""
+    """Milliseconds of sequential calls, and calls per second with `CONCURRENCY` in parallel."""
 
     p50: float
     p99: float
@@ -54,7 +55,7 @@ class Figures:
 
 
 def questions(count: int, source: np.random.Generator) -> np.ndarray:
-    """Unit vectors around centres: neighbours of one cluster are about as near as questions of one intent."""
+    """Returns unit vectors in clusters. Neighbors in a cluster are about as close as questions of one intent."""
     centres = source.standard_normal((CLUSTERS, DIMENSION)).astype(np.float32)
     found = centres[source.integers(0, CLUSTERS, count)] + 0.5 * source.standard_normal((count, DIMENSION))
     unit: np.ndarray = found / np.linalg.norm(found, axis=1, keepdims=True)
@@ -75,20 +76,20 @@ class Bench:
         )
         source = np.random.default_rng(7)
         self.vectors = questions(size, source)
-        # Paraphrases: next to an entry, at a cosine of about 0.95.
+        # Paraphrases: close to an entry, at a cosine of about 0.95.
         near = self.vectors[source.integers(0, size, CALLS)] + 0.0165 * source.standard_normal((CALLS, DIMENSION))
         self.asked = (near / np.linalg.norm(near, axis=1, keepdims=True)).astype(np.float32)
         self.other = questions(CALLS, source)
 
     async def fill(self) -> tuple[float, float]:
-        """Stores all entries; gives bytes of Redis's memory an entry, and of these the index's."""
+        """Stores all entries. Returns the bytes of Redis memory per entry, and the index's part of them."""
         await self.gate.check()
         await self.index.of(SCOPE).ensure(EMBEDDER)
         before = await self._memory()
         for begin in range(0, self.size, 256):
             batch = range(begin, min(begin + 256, self.size))
             await asyncio.gather(*(self.store(number, self.vectors[number].tobytes()) for number in batch))
-        await self.index.of(SCOPE).tend()  # as a worker does every second
+        await self.index.of(SCOPE).tend()  # as each worker does every second
         used = (await self._memory() - before) / self.size
         redis: Any = self.redis
         info = await redis.execute_command("FT.INFO", (await redis.execute_command("FT._LIST"))[0])
@@ -123,7 +124,7 @@ class Bench:
         await self.store(self.size + number, self.other[number % CALLS].tobytes())
 
     async def recall(self) -> float:
-        """The share of the true five nearest that the index finds."""
+        """Returns the share of the true five nearest neighbors that the index finds."""
         right = 0
         for vector in self.asked[:EXACT_NEIGHBOURS]:
             nearest = np.argpartition(self.vectors @ vector, -5)[-5:]

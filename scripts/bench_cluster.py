@@ -1,10 +1,11 @@
-"""Look-ups and stores on a Redis Cluster of three with 16 partitions against one Redis: calls a second, and server CPU.
+"""Compares lookups and stores on a Redis Cluster of three servers (16 partitions) with one Redis: calls per second,
+CPU.
 
     .venv/bin/python -m scripts.bench_cluster [ENTRIES]
 
-The cache's own adapter in two client processes, 48 tenants, vectors of 384 numbers, the index that the settings would
-choose. Where clients and servers share few cores, calls a second say little of what three hosts can do: what each
-call costs its server, and how the cost is spread over the shards, does.
+Two client processes run the cache's Redis adapter with 48 tenants, 384-dimensional vectors and the index that the
+settings would choose. If clients and servers share few cores, calls per second say little about three hosts. The server
+CPU per call, and how evenly the shards share it, then say more.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ WORKS: Final = ("exact hit", "semantic look-up", "store")
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where to: `cluster` with 16 partitions, else one Redis with one."""
+    """The server: a `cluster` with 16 partitions, or one Redis with one."""
 
     url: str
     cluster: bool
@@ -62,16 +63,16 @@ class Target:
 
     @property
     def size(self) -> int:
-        """Entries of one partition at most: more than are stored, so that nothing is evicted."""
+        """Maximum entries per partition. It exceeds the stored number, so nothing is evicted."""
         return 4 * self.entries // self.keys.cache_partitions
 
 
 class Client:
-    """The cache as one worker has it."""
+    """The cache adapter of one worker."""
 
     def __init__(self, target: Target, gate: Any, seed: int) -> None:
         self.target = target
-        # As the settings choose it, for a cache that is about full.
+        # The index that the settings choose for a nearly full cache.
         algorithm = algorithm_for(target.entries // target.keys.cache_partitions)
         self.indexes = SemanticIndexes(gate, target.keys, algorithm)
         counters = CacheCounters(gate, target.keys, "w")
@@ -108,7 +109,7 @@ def digest(number: int) -> str:
 
 
 async def all_of(calls: int, begin: int, work: Callable[[int], Awaitable[None]]) -> float:
-    """Seconds that `calls` take, `CONCURRENCY` at once."""
+    """Makes `calls`, `CONCURRENCY` in parallel. Returns the seconds they take."""
     numbers = iter(range(begin, begin + calls))
 
     async def some() -> None:
@@ -138,7 +139,7 @@ def in_process(target: Target, seed: int, what: str, calls: int) -> float:
 
 
 def cpu(servers: Sequence[EmbeddedRedis]) -> list[float]:
-    """Seconds of CPU that each server has used."""
+    """Returns the seconds of CPU that each server has used."""
     used = []
     for server in servers:
         with redis.Redis(port=server.port) as client:
@@ -149,7 +150,7 @@ def cpu(servers: Sequence[EmbeddedRedis]) -> list[float]:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Calls a second, microseconds of server CPU a call, and each server's share of that."""
+    """Calls per second, microseconds of server CPU per call, and each server's share of it."""
 
     rate: float
     cost: float
@@ -164,8 +165,8 @@ def measured(pool: Pool, target: Target, servers: Sequence[EmbeddedRedis], what:
     return Figures(rate, sum(spent) / (CALLS * CLIENTS) * 1e6, [one / sum(spent) for one in spent])
 
 
-def middle(rounds: Sequence[Figures]) -> Figures:
-    """The round with the median of calls a second."""
+def median_round(rounds: Sequence[Figures]) -> Figures:
+    """Returns the round with the median calls per second."""
     return sorted(rounds, key=lambda one: one.rate)[len(rounds) // 2]
 
 
@@ -184,10 +185,10 @@ def main() -> None:
         print(f"{'':18} {'one Redis':>22}   {'three, 16 partitions':>22}   ratio   shares of server CPU")
         for what in WORKS:
             rounds: tuple[list[Figures], list[Figures]] = ([], [])
-            for number in range(ROUNDS):  # in turn: what else the machine does concerns both
+            for number in range(ROUNDS):  # in turn, so that other load on the machine affects both
                 for (target, servers), found in zip(sides, rounds, strict=True):
                     found.append(measured(pool, target, servers, what, CLIENTS * number))
-            one, three = middle(rounds[0]), middle(rounds[1])
+            one, three = median_round(rounds[0]), median_round(rounds[1])
             spread = " / ".join(f"{share:.0%}" for share in three.shares)
             figures = f"{one.rate:9,.0f}/s {one.cost:6.0f} us   {three.rate:9,.0f}/s {three.cost:6.0f} us"
             print(f"{what:18} {figures}   {three.rate / one.rate:5.2f}   {spread}", flush=True)

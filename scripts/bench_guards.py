@@ -1,11 +1,12 @@
-"""What the guards of the semantic cache keep out and what they cost, in one run.
+"""Measures how many wrong hits the guards of the semantic cache prevent, and their cost.
 
     .venv/bin/python -m scripts.bench_guards [DIR [--train] [-v]]
 
-A stream of labelled questions runs against an empty cache, with and without guards: the first of the 5 nearest cached
-questions above the threshold whose guards agree answers; a miss is cached. Wrong is a hit with another label. DIR holds
-banking77_test.csv and clinc150_data_full.json, with --train banking77_train.csv and the training part of the other;
-without it the project's own labelled pairs are judged one by one. -v prints examples. Needs the extra `onnx`.
+A stream of labeled questions starts with an empty cache and runs with and without guards. The answer comes from the
+first of the 5 nearest cached questions that is above the threshold and passes the guards. A miss is cached. A hit with
+another label is wrong. DIR holds banking77_test.csv and clinc150_data_full.json; --train needs banking77_train.csv and
+uses the training part of the other. Without DIR the project's own labeled pairs are judged one by one. -v prints
+examples. Needs the extra `onnx`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from api.embedders.minilm import MiniLM, model_files
 from api.guards.agreement import Features, disagreement, read
 
 Labelled = list[tuple[str, str]]
-"""Question and label."""
+"""Questions with labels."""
 PAIRS = Path(__file__).parents[1] / "tests/unit/guard_pairs.tsv"
 THRESHOLDS = (0.85, 0.90, 0.92, 0.95)
 NEIGHBOURS = 5
@@ -35,7 +36,7 @@ SAMPLE = 3000
 
 @dataclass(slots=True)
 class Tally:
-    """Counts of one run."""
+    """The counts of one run."""
 
     questions: int = 0
     hits: int = 0
@@ -70,17 +71,17 @@ def clinc150(folder: Path, part: str) -> Labelled:
 
 
 def sampled(questions: Labelled) -> Labelled:
-    """In an order of its own, the same in every run."""
+    """Returns a sample of the questions in random order, the same in every run."""
     random.Random(5).shuffle(questions)
     return questions[:SAMPLE]
 
 
 def stream(name: str, model: MiniLM, questions: Labelled) -> None:
-    """Prints a table, a row a threshold, with and without guards."""
+    """Prints a table with a row per threshold, with and without guards."""
     vectors = np.stack([np.frombuffer(vector, "<f4") for vector in model.encode([text for text, _ in questions])])
     features = [read(text) for text, _ in questions]
     print(f"\n{name}, {len(questions)} questions")
-    print("threshold  guards   hit %  wrong %  rejected  of these right  by guard (right)")
+    print("threshold  guards   hit %  wrong %  rejected       correctly  by guard (right)")
     for threshold in THRESHOLDS:
         for guarded in (False, True):
             tally = simulate(questions, vectors, features, threshold, guarded)
@@ -122,7 +123,7 @@ def note(tally: Tally, kind: str, line: str) -> None:
 
 
 def nearest(vectors: np.ndarray, cached: list[int], place: int, threshold: float) -> list[int]:
-    """The nearest cached questions above the threshold, nearest first."""
+    """Returns the nearest cached questions above the threshold, nearest first."""
     if not cached:
         return []
     similarities = vectors[cached] @ vectors[place]
@@ -131,7 +132,7 @@ def nearest(vectors: np.ndarray, cached: list[int], place: int, threshold: float
 
 
 def own_pairs() -> Iterator[tuple[str, str, str]]:
-    """`same` or the guard that parts them, and the two questions."""
+    """Yields each labeled pair with `same` or the name of the guard that separates it."""
     for line in PAIRS.read_text("utf-8").splitlines():
         if line and not line.startswith("#"):
             verdict, one, other = line.split("\t")
@@ -139,12 +140,12 @@ def own_pairs() -> Iterator[tuple[str, str, str]]:
 
 
 def judge_pairs(model: MiniLM) -> None:
-    """Each labelled pair alone: would it be served?"""
+    """Judges each labeled pair alone: would the cache serve it?"""
     pairs = list(own_pairs())
     ones = model.encode([one for _, one, _ in pairs])
     others = model.encode([other for _, _, other in pairs])
     similar = [float(np.frombuffer(a, "<f4") @ np.frombuffer(b, "<f4")) for a, b in zip(ones, others, strict=True)]
-    print(f"{len(pairs)} pairs of the project")
+    print(f"{len(pairs)} labeled pairs of the project")
     print("threshold  guards  right served  wrong served")
     for threshold in THRESHOLDS:
         for guarded in (False, True):
@@ -157,7 +158,7 @@ def judge_pairs(model: MiniLM) -> None:
 
 
 def time_guards() -> None:
-    """Microseconds of CPU a pair: both read, and the question read once for five candidates."""
+    """Prints the microseconds of CPU per pair, and per candidate of five when the question is read once."""
     pairs = [(one, other) for _, one, other in own_pairs()]
     rounds = 20
     started = time.process_time()
@@ -172,7 +173,7 @@ def time_guards() -> None:
             for _ in range(NEIGHBOURS):
                 disagreement(question, other)
     once = (time.process_time() - started) / rounds / len(pairs) / NEIGHBOURS * 1e6
-    print(f"\nguards: {both:.0f} µs a pair, {once:.0f} µs a candidate of {NEIGHBOURS} with the question read once")
+    print(f"\nguards: {both:.0f} µs per pair, {once:.0f} µs per candidate of {NEIGHBOURS} with the question read once")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""What it costs to put documents in, and that none is lost: documents and chunks a second, memory, /query meanwhile.
+"""Measures document ingestion: documents and chunks per second, memory, and the latency of /query meanwhile.
 
     .venv/bin/python -m scripts.bench_ingest [--documents 1000] [--concurrency 4]
 
-gunicorn with 2 workers and EMBEDDER=onnx on the embedded Redis, a model server that answers at once, and `ragherd
-ingest` over made-up documents of about 10 chunks. Questions come all the while at a steady pace: new ones, which look
-for passages (misses), and one that the cache has (exact hits, without passages). Then a fifth as many again, while a
-worker is killed by SIGKILL, and after that the command itself, which is run once more. At the end Redis must hold each
-document and each chunk once. Takes minutes on two cores that are free, 40 on busy ones; less with `--documents 50`.
+Runs gunicorn with 2 workers and EMBEDDER=onnx on the embedded Redis, and a model server that answers immediately.
+`ragherd ingest` stores generated documents of about 10 chunks. Questions arrive at a constant rate throughout: new ones
+that retrieve passages (misses), and a cached one that does not (exact hits). A second pass with a fifth as many
+documents kills a worker with SIGKILL, then the command, which is run again. At the end Redis must contain each document
+and each chunk exactly once. Takes minutes on two idle cores, 40 minutes on busy ones; less with `--documents 50`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import redis as sync_redis
 
 from api.embedded.redis_server import embedded_redis
 from scripts import made_documents
-from scripts.steady_questions import KNOWN, Asking
+from scripts.steady_questions import CACHED, SteadyQuestions
 from tests.stub_ollama import stub_process
 from tests.support.gunicorn_process import Gunicorn, gunicorns
 from tests.support.ingest_process import expected_texts, ingest_process
@@ -39,19 +39,19 @@ from tests.support.stored_corpus import StoredCorpus
 from tests.support.waiting import wait_until
 
 SEED: Final = 20
-"""Documents that are there before, so that questions find passages."""
+"""Documents stored in advance, so that questions find passages."""
 QUIET: Final = 15.0
-"""Seconds of questions before anything is put in, and after."""
+"""Seconds of questions before and after the ingestion."""
 ANSWER: Final = "The warden sees to it before every shift [1], and records it in the logbook [2]. " * 4
-"""About as many words as a short answer has."""
+"""About as many words as a short answer."""
 
 
 @dataclass
 class Phase:
-    """A line of the table."""
+    """A row of the table."""
 
     name: str
-    asking: Asking
+    asking: SteadyQuestions
     seconds: float = 0.0
     documents: int = 0
     chunks: int = 0
@@ -60,7 +60,7 @@ class Phase:
 
 @dataclass
 class Bench:
-    """The service as it runs, and what was measured of it."""
+    """The running service and its measurements."""
 
     gunicorn: Gunicorn
     redis: sync_redis.Redis
@@ -72,7 +72,7 @@ class Bench:
 
     @contextmanager
     def asked(self, name: str) -> Iterator[Phase]:
-        phase = Phase(name, Asking(self.gunicorn.url(), self.question))
+        phase = Phase(name, SteadyQuestions(self.gunicorn.url(), self.question))
         phase.asking.start()
         began, cpu = time.monotonic(), self.cpu()
         try:
@@ -85,7 +85,7 @@ class Bench:
         self.weigh(name)
 
     def cpu(self) -> float:
-        """Seconds that the workers and Redis have computed. A worker that is killed takes its own away."""
+        """Returns the CPU seconds of the workers and Redis. The figure loses those of a killed worker."""
         return sum(map(computed, [*self.gunicorn.workers(), int(self.redis.info("server")["process_id"])]))
 
     def weigh(self, when: str) -> None:
@@ -99,7 +99,7 @@ class Bench:
         return ingest_process(self.gunicorn.url(), folder, "--concurrency", str(self.concurrency))
 
     def ready(self, folder: Path) -> int:
-        """Documents of a folder that serve."""
+        """Returns how many documents of a folder are ready."""
         pipe = self.redis.pipeline(transaction=False)
         for key in self.redis.scan_iter("rag:doc:????????????????????????", count=5000):
             pipe.hmget(key, "source", "status")
@@ -109,13 +109,13 @@ class Bench:
 
 
 def resident(pid: int) -> int:
-    """Bytes of a process in memory."""
+    """Returns the resident memory of a process in bytes."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS"))
 
 
 def computed(pid: int) -> float:
-    """Seconds of a process on a processor."""
+    """Returns the CPU seconds of a process."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -127,9 +127,9 @@ def completed(command: subprocess.Popen[str]) -> str:
 
 
 def measure(bench: Bench, count: int) -> None:
-    """Before, while it goes on, and after."""
+    """Measures before, during and after the ingestion."""
     completed(bench.ingest(bench.made("seed", 0, SEED)))
-    httpx.post(f"{bench.gunicorn.url()}/query", json=KNOWN, timeout=30).raise_for_status()
+    httpx.post(f"{bench.gunicorn.url()}/query", json=CACHED, timeout=30).raise_for_status()
     with bench.asked("before"):
         time.sleep(QUIET)
     folder = bench.made("measured", SEED, count)
@@ -142,7 +142,7 @@ def measure(bench: Bench, count: int) -> None:
 
 
 def kill(bench: Bench, first: int, count: int) -> None:
-    """A worker, then the command, each in mid-ingest."""
+    """Kills a worker, then the command, during the ingestion."""
     folder = bench.made("killed", first, count)
     with bench.asked("while killing") as phase:
         command = bench.ingest(folder)

@@ -1,10 +1,10 @@
-"""What the service adds to an answer that the language model must give: a miss beside a direct call, in one run.
+"""Measures the latency that the service adds to a model's answer: a miss compared with a direct call, in one run.
 
     .venv/bin/python -m scripts.bench_miss
 
-The model is a stub that answers at once, so that nearly all of the time is the way to it. Every question is new: each
-goes through both tiers of the cache, the embedder, bulkhead, breaker and pool, and its answer is stored. One worker,
-bulkhead and pool as wide as the load. Needs the extras `embedded` and `dev`.
+The model is a stub that answers immediately, so nearly all of the time is overhead. Every question is new: it passes
+both cache tiers, the embedder, bulkhead, breaker and pool, and its answer is stored. One worker, with a bulkhead and a
+pool as large as the load. Needs the extras `embedded` and `dev`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def direct(url: str) -> Call:
-    """Ollama's own API, streamed, as the service calls it."""
+    """Returns a streamed call to Ollama's own API, as the service makes it."""
 
     async def call(client: httpx.AsyncClient) -> None:
         messages = [{"role": "user", "content": f"Question {next(NUMBERS)}?"}]
@@ -59,7 +59,7 @@ def direct(url: str) -> Call:
 
 
 def miss(url: str) -> Call:
-    """A question that nobody asked before."""
+    """Returns a call with a new question."""
 
     async def call(client: httpx.AsyncClient) -> None:
         number = next(NUMBERS)
@@ -71,7 +71,7 @@ def miss(url: str) -> Call:
 
 
 async def compare(calls: dict[str, Call]) -> None:
-    print(f"{REQUESTS} requests a round, median of {ROUNDS} rounds, one worker, milliseconds")
+    print(f"{REQUESTS} requests per round, median of {ROUNDS} rounds, one worker, milliseconds")
     print(f"{'':24}" + "".join(f"{f'{n} clients: p50':>18}{'p99':>8}" for n in CLIENTS))
     rows: dict[str, list[str]] = {name: [] for name in calls}
     for clients in CLIENTS:
@@ -87,7 +87,7 @@ async def compare(calls: dict[str, Call]) -> None:
 
 
 async def load(call: Call, clients: int) -> tuple[float, float]:
-    """The 50th and 99th percentile of so many calls by so many clients."""
+    """Makes `call` with `clients` in parallel. Returns the 50th and 99th percentile."""
     times: list[float] = []
     left = itertools.repeat(None, REQUESTS)
 

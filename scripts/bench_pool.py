@@ -1,7 +1,9 @@
-"""CPU and wall time of one request at 1 to 100 connections: the pool of the service against httpx's own, in one run.
+"""Measures CPU and wall time per request with 1 to 100 connections: the service's pool compared with httpx's own.
 
-`python -m scripts.bench_pool`. The stub runs in a process of its own: CPU is this process's alone, wall time is
-throughput's inverse, the stub's part in it.
+    .venv/bin/python -m scripts.bench_pool
+
+The stub runs in another process. CPU time is this process only. Wall time is the inverse of the throughput and includes
+the stub.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ Times = tuple[float, float]
 
 
 async def per_request(call: Callable[[], Awaitable[object]], callers: int) -> Times:
-    """Milliseconds of CPU and of wall time for each of `REQUESTS` calls, made by `callers` at a time."""
+    """Returns milliseconds of CPU and wall time per call, for `REQUESTS` calls by `callers` in parallel."""
 
     async def repeat(times: int) -> None:
         for _ in range(times):
@@ -38,7 +40,7 @@ async def per_request(call: Callable[[], Awaitable[object]], callers: int) -> Ti
 
 
 async def ours(base_url: str, size: int) -> Times:
-    """Through `OllamaPool.exchange`, statistics and all."""
+    """Measures `OllamaPool.exchange`, with its statistics."""
     async with open_pool(base_url, PoolLimits(min_size=0, max_size=size, timeout=60)) as pool:
 
         async def call() -> None:
@@ -50,14 +52,14 @@ async def ours(base_url: str, size: int) -> Times:
 
 
 async def plain(base_url: str, size: int) -> Times:
-    """Through httpx as it comes."""
+    """Measures plain httpx."""
     limits = httpx.Limits(max_connections=size, max_keepalive_connections=size)
     async with httpx.AsyncClient(base_url=base_url, limits=limits, timeout=60) as client:
         return await per_request(lambda: client.post(PATH, content=BODY), size)
 
 
 def main() -> None:
-    """Prints a table."""
+    """Prints the table."""
     with stub_process() as stub:
         print("connections   httpx: CPU ms, wall ms   ragherd: CPU ms, wall ms")
         for size in SIZES:

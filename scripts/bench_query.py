@@ -1,9 +1,9 @@
-"""Exact and semantic hits beside a FastAPI endpoint that does nothing: requests a second and latency, in one run.
+"""Compares exact and semantic hits with an empty FastAPI endpoint: requests per second and latency, in one run.
 
     .venv/bin/python -m scripts.bench_query
 
 One worker each, 32 connections, EMBEDDER=onnx. Needs `wrk` (Debian: apt install wrk) and the extras `embedded` and
-`dev`. The rounds take turns, so that a busy machine is busy for all; compare the ratios.
+`dev`. The rounds alternate, so that load on the machine affects all of them. Compare the ratios.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def start_bare(stack: ExitStack) -> str:
-    """The bare endpoint on uvicorn with the same loop and parser, without logs."""
+    """Starts the bare endpoint on uvicorn with the same event loop and parser, without logs."""
     command = [sys.executable, "-m", "uvicorn", "scripts.bare_app:app", "--port", "8009", "--no-access-log"]
     process = stack.enter_context(subprocess.Popen(command, env=dict(os.environ), stderr=subprocess.DEVNULL))
     stack.callback(process.kill)
@@ -78,7 +78,7 @@ def _answers(url: str) -> bool:
 
 
 def wrk(url: str, question: str, folder: Path) -> tuple[float, float, float]:
-    """Requests a second, and the 50th and 99th percentile of latency in milliseconds."""
+    """Runs wrk. Returns requests per second, and the 50th and 99th percentile of latency in milliseconds."""
     script = folder / "query.lua"
     script.write_text(SCRIPT % question)
     command = ["wrk", "-t1", "-c32", f"-d{SECONDS}s", "--latency", "-s", str(script), f"{url}/query"]

@@ -1,8 +1,10 @@
-"""How well passages are found: recall and mean reciprocal rank by vector, by BM25, fused, and re-ranked.
+"""Measures the quality of retrieval: recall and mean reciprocal rank by vector, by BM25, fused, and reranked.
 
-The 503 questions of the Swedish Construction FAQ (CC-BY-4.0, Zaragoza AB; package zaragoza-construction-faq) are asked
-in other words of the knowledge base that their answers make. Edits are simple and reproducible: a typing error, words
-left out, another order, a politer form. Run: python -m scripts.bench_retrieval. `--rerank PATH`: a cross-encoder too.
+    .venv/bin/python -m scripts.bench_retrieval [--rerank PATH]
+
+Rephrases the 503 questions of the Swedish Construction FAQ (CC-BY-4.0, Zaragoza AB; package zaragoza-construction-faq)
+and searches a knowledge base of their answers. The edits are simple and reproducible: a typo, missing words, another
+order, a more polite form. `--rerank PATH` also measures a cross-encoder.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ TENANTS = {"answers": "answers alone", "titled": "answers with their questions a
 
 
 def typo(text: str, chance: random.Random) -> str:
-    """Two neighbouring letters of a long word change places."""
+    """Swaps two adjacent letters of a long word."""
     words = text.split()
     long = [place for place, word in enumerate(words) if len(word) > 5]
     if long:
@@ -55,25 +57,25 @@ def typo(text: str, chance: random.Random) -> str:
 
 
 def keywords(text: str, chance: random.Random) -> str:
-    """Only the words that carry meaning."""
+    """Keeps only the content words."""
     return " ".join(word for word in re.findall(r"\w+", text.lower()) if word not in STOP)
 
 
 def dropped(text: str, chance: random.Random) -> str:
-    """Every fifth word is missing."""
+    """Drops every fifth word."""
     words = text.split()
     return " ".join(word for word in words if chance.random() > 0.2) or text
 
 
 def shuffled(text: str, chance: random.Random) -> str:
-    """The same words in any order."""
+    """Shuffles the words."""
     words = re.findall(r"\w+", text)
     chance.shuffle(words)
     return " ".join(words)
 
 
 def polite(text: str, chance: random.Random) -> str:
-    """Wrapped in a request."""
+    """Wraps the question in a request."""
     return f"Could you please tell me the following: {text[0].lower()}{text[1:]}"
 
 
@@ -81,7 +83,7 @@ EDITS: tuple[Callable[[str, random.Random], str], ...] = (typo, keywords, droppe
 
 
 def questions() -> list[dict[str, Any]]:
-    """The FAQ in English."""
+    """Returns the FAQ in English."""
     text = (files("zaragoza_construction_faq") / "data" / "faq-en.json").read_text("utf-8")
     found: list[dict[str, Any]] = json.loads(text)["questions"]
     return found
@@ -89,7 +91,7 @@ def questions() -> list[dict[str, Any]]:
 
 @dataclass(slots=True)
 class Measured:
-    """One table: the right document's rank by each ranking for each question of each round, 0 where not found."""
+    """One table: for each question and round, the rank of the right document by each ranking; 0 if not found."""
 
     ranks: defaultdict[str, list[list[int]]] = field(default_factory=lambda: defaultdict(list))
     cosines: list[float] = field(default_factory=list)
@@ -98,7 +100,7 @@ class Measured:
 
 @dataclass(slots=True)
 class Bench:
-    """What is measured on. `reranker` is None where none is given."""
+    """The client and models under test. `reranker` is None without `--rerank`."""
 
     index: RedisPassageIndex
     embedder: Embedder
@@ -111,7 +113,7 @@ def main(
     seed: int = 20,
     rerank: Annotated[str | None, typer.Option(help="A folder with model.onnx and tokenizer.json.")] = None,
 ) -> None:
-    """Prints a table for documents that are answers alone, and one for answers with their questions as titles."""
+    """Prints one table for documents that are answers only, and one with the questions as titles."""
     asyncio.run(run(rounds, seed, rerank))
 
 
@@ -136,7 +138,7 @@ async def run(rounds: int, seed: int, rerank: str | None) -> None:
 
 
 async def store(client: Redis, embedder: OnnxEmbedder, faq: Sequence[dict[str, Any]]) -> None:
-    """Two tenants: one whose documents are the answers alone, one whose documents have the questions as titles."""
+    """Stores the FAQ for two tenants: one with answers only, one with the questions as titles."""
     identity = await embedder.identity()
     for tenant in TENANTS:
         with_question = tenant == "titled"
@@ -160,7 +162,7 @@ async def store(client: Redis, embedder: OnnxEmbedder, faq: Sequence[dict[str, A
 
 
 async def measure(bench: Bench, tenant: str, turn: int, chance: random.Random, measured: Measured) -> None:
-    """One round: each question in one of the five ways, in another one each round."""
+    """Runs one round: each question with one of the five edits, another one each round."""
     found: defaultdict[str, list[int]] = defaultdict(list)
     for number, one in enumerate(bench.faq):
         asked = EDITS[(number + turn) % len(EDITS)](one["q"], chance)
@@ -184,7 +186,7 @@ async def measure(bench: Bench, tenant: str, turn: int, chance: random.Random, m
 async def search(
     bench: Bench, tenant: str, asked: str, right: str
 ) -> tuple[dict[str, list[str]], dict[str, Hit], float]:
-    """The documents by each ranking, what was found of each, and the right one's cosine (-1 where not found)."""
+    """Returns the documents by each ranking, the hits by document, and the right one's cosine (-1 if not found)."""
     (embedding,) = await bench.embedder.embed([asked], tenant=tenant)
     identity = await bench.embedder.identity()
     found = await bench.index.search(identity, tenant, DocumentFilter(), asked, embedding.vector, CANDIDATES)
@@ -195,7 +197,7 @@ async def search(
 
 
 async def reranked(reranker: OnnxReranker, asked: str, order: Sequence[str], texts: dict[str, str]) -> list[str]:
-    """The first of them in the re-ranker's order, as the service does it."""
+    """Returns the first documents in the order of the reranker, as the service does it."""
     read = list(order[:RERANKED])
     verdicts = await reranker.scores(asked, [texts[one] for one in read])
     return [one for _, one in sorted(zip(verdicts, read, strict=True), key=lambda pair: -pair[0])]
@@ -204,7 +206,7 @@ async def reranked(reranker: OnnxReranker, asked: str, order: Sequence[str], tex
 def show(what: str, measured: Measured) -> None:
     rounds = len(measured.ranks["fused"])
     scores = {name: [scored(ranks) for ranks in of_rounds] for name, of_rounds in measured.ranks.items()}
-    print(f"\n{len(measured.cosines)} questions in other words ({rounds} rounds), documents: {what}")
+    print(f"\n{len(measured.cosines)} rephrased questions ({rounds} rounds), documents: {what}")
     print(f"| {'ranking':9} | recall@1 | recall@5 |   MRR |")
     print("|-----------|----------|----------|-------|")
     for name, of_rounds in scores.items():
@@ -212,22 +214,22 @@ def show(what: str, measured: Measured) -> None:
         print(f"| {name:9} | {first:8.3f} | {five:8.3f} | {mrr:.3f} |")
     alone = np.maximum(scores["vector"], scores["BM25"])
     least = ", ".join(f"{one:+.3f}" for one in np.min(np.array(scores["fused"]) - alone, axis=0))
-    print(f"fused, less the better of the two, in its worst round: {least}")
+    print(f"fused minus the better of the two, worst round: {least}")
     lowest = np.quantile([one for one in measured.cosines if one > -1], [0.01, 0.05, 0.5])
     print("cosine of the right document, 1 %, 5 %, 50 %: " + ", ".join(f"{one:.2f}" for one in lowest))
     if measured.seconds:
         half, most = np.quantile(measured.seconds, [0.5, 0.99]) * 1000
-        print(f"re-ranking of {RERANKED}: p50 {half:.0f} ms, p99 {most:.0f} ms")
+        print(f"reranking {RERANKED}: p50 {half:.0f} ms, p99 {most:.0f} ms")
 
 
 def scored(ranks: Sequence[int]) -> tuple[float, float, float]:
-    """Recall at 1 and at 5, and mean reciprocal rank."""
+    """Returns recall at 1, recall at 5, and mean reciprocal rank."""
     first, five = (sum(0 < rank <= most for rank in ranks) / len(ranks) for most in (1, 5))
     return first, five, sum(1 / rank for rank in ranks if rank) / len(ranks)
 
 
 def cosine_of(document: str, hits: Sequence[Hit], vector: bytes) -> float:
-    """Of the right document, -1 where it was not found."""
+    """Returns the cosine of the right document, or -1 if it was not found."""
     asked = np.frombuffer(vector, dtype="<f4")
     for hit in hits:
         if hit.document == document and hit.vector is not None:

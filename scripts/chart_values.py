@@ -1,4 +1,7 @@
-"""Writes the table of values in k8s/chart/README.md: python -m scripts.chart_values"""
+"""Writes the table of values in k8s/chart/README.md.
+
+.venv/bin/python -m scripts.chart_values
+"""
 
 from __future__ import annotations
 
@@ -15,14 +18,14 @@ LONGEST_DEFAULT = 32
 
 
 def table(values: str) -> str:
-    """The values of a values.yaml as a Markdown table."""
+    """Returns the values of a values.yaml as a Markdown table."""
     lines = values.splitlines()
     rows = [f"| `{path}` | {default} | {meaning} |" for path, default, meaning in described(lines)]
     return "\n".join(["| value | default | meaning |", "|---|---|---|", *rows]) + "\n"
 
 
 def described(lines: list[str]) -> Iterator[tuple[str, str, str]]:
-    """Path, default and comment of every value; one whose parts have comments too is listed by its parts."""
+    """Yields the path, default and comment of every value. A value whose parts have comments is listed by its parts."""
     root = yaml.compose("\n".join(lines))
     assert isinstance(root, yaml.MappingNode)
     yield from _described(root, lines, "")
@@ -41,7 +44,7 @@ def _described(node: yaml.MappingNode, lines: list[str], parent: str) -> Iterato
 
 
 def _comment(lines: list[str], key: yaml.Node) -> str:
-    """The comment lines directly above a key, in one line."""
+    """Returns the comment lines directly above a key as one line."""
     found: list[str] = []
     for line in reversed(lines[: key.start_mark.line]):
         text = re.fullmatch(r" *# (.+)", line)
@@ -58,10 +61,10 @@ def _default(node: yaml.Node) -> str:
 
 
 def with_table(readme: str, values: str) -> str:
-    """The README with the table of these values."""
+    """Returns the README with the table of these values."""
     before, mark, _ = readme.partition(MARK)
     if not mark:
-        raise SystemExit("README.md has no mark where the table begins")
+        raise SystemExit("README.md: the marker before the table is missing")
     return f"{before}{mark}\n{table(values)}"
 
 

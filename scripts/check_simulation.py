@@ -1,9 +1,9 @@
-"""The cost model and the simulation beside real fleets, as large as this machine carries.
+"""Compares the cost model and the simulation with real fleets, as large as this machine allows.
 
     .venv/bin/python -m scripts.check_simulation costs.json
 
-Idle operations and Redis's CPU: as `scripts/measure_costs.py` measured them. A breaker's transitions: 2 to 16 real
-processes that hold nothing but the breaker, measured now, in the same run for all sizes.
+Idle operations and Redis CPU come from `scripts/measure_costs.py`. Breaker transitions are measured now, in one run for
+all sizes: 2 to 16 real processes with only a breaker.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ TRANSITIONS: Final = 60
 def main() -> None:
     path = Path(sys.argv[1]) if len(sys.argv) > 1 else Path("api/scaling/measured_costs.json")
     costs, raw = load_costs(path), json.loads(path.read_text())
-    print("Idle, a worker and second: measured and by the model")
+    print("Idle load per worker and second: measured and modeled")
     print(f"{'workers':>10}{'commands':>12}{'model':>8}{'Redis us':>12}{'model':>8}{'real/model':>12}")
     for row in (*raw["idle"], *raw["virtual"]):
-        tell_idle(row, costs)
-    print(f"\nA transition of the breaker, {TRANSITIONS} of them, until a worker knows (ms): measured and simulated")
+        print_idle(row, costs)
+    print(f"\nDelay until a worker knows of a breaker transition (ms), {TRANSITIONS} transitions: measured, simulated")
     print(f"{'workers':>10}{'p50':>8}{'p99':>8}{'max':>8}   |{'p50':>8}{'p99':>8}{'max':>8}")
-    asyncio.run(tell_notices(costs))
+    asyncio.run(print_notices(costs))
 
 
-def tell_idle(row: dict[str, Any], costs: Costs) -> None:
-    """One fleet."""
+def print_idle(row: dict[str, Any], costs: Costs) -> None:
+    """Prints one fleet."""
     size = row["workers"]
     model = redis_load.idle(Demand(rate=0, replicas=1, workers=size), costs) * (1 / size)
     commands = f"{row['commands']:12.1f}" if "commands" in row else f"{'':12}"
@@ -48,8 +48,8 @@ def tell_idle(row: dict[str, Any], costs: Costs) -> None:
     print(f"{size:10}{commands}{model.commands:8.1f}{row['server_us']:12}{model.server_us:8.0f}{ratio:12.1f}")
 
 
-async def tell_notices(costs: Costs) -> None:
-    """Real processes, and the simulation of as many workers."""
+async def print_notices(costs: Costs) -> None:
+    """Prints real processes, and the simulation of as many workers."""
     for size in SIZES:
         with embedded_redis(persistent=False) as server:
             async with Redis.from_url(server.url) as redis:
@@ -62,7 +62,7 @@ async def tell_notices(costs: Costs) -> None:
 
 
 async def real_notices(url: str, size: int) -> list[float]:
-    """Milliseconds of each notice; every worker must have heard of every transition."""
+    """Returns the milliseconds of each notice. Every worker must notice every transition."""
     workers = await asyncio.gather(*(BreakerProcess.start(url, {}, ("127.0.0.1", 1)) for _ in range(size)))
     for number in range(TRANSITIONS):
         await workers[0].ask("override", action="OPEN" if number % 2 == 0 else "CLOSED")

@@ -1,8 +1,8 @@
-"""Hooks of mkdocs.yml: what the site has besides docs/.
+"""Hooks of mkdocs.yml: pages of the site from outside docs/.
 
-The README and its neighbours are pages of the site. A link that leaves docs/ leads to such a page, or else to the file
-in the repository, so the same Markdown works on GitHub and on the site. `llms.txt` lists the pages for language models
-(llmstxt.org), and each page is served as Markdown, too: `redis.md` beside `redis/`.
+The README and the other Markdown files of the root become pages of the site. Links from docs/ to other files lead to
+the repository. The same Markdown thus works on GitHub and on the site. `llms.txt` lists the pages for language models
+(llmstxt.org). Each page is also served as Markdown: `redis.md` next to `redis/`.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from mkdocs.structure.pages import Page
 ROOT: Final = Path(__file__).parents[1]
 BRANCH: Final = "main"
 ROOT_PAGES: Final = {
-    "README.md": "readme.md",  # lower case: mkdocs takes README.md for index.md
+    "README.md": "readme.md",  # lower case: mkdocs treats README.md as index.md
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "security.md",
 }
-"""From a file of the repository to the page of the site."""
+"""Page of the site by file of the repository."""
 
 FENCE: Final = re.compile(r"^(`{3,}|~{3,}).*?^\1[ \t]*$", re.MULTILINE | re.DOTALL)
 LINK: Final = re.compile(r"(\]\()([^)\s]+)(\))")
@@ -43,7 +43,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """The page with links that work on the site."""
+    """Rewrites the links of a page for the site."""
     assert config.repo_url is not None
     return with_site_links(markdown, source_of(page.file.src_uri), config.repo_url)
 
@@ -56,7 +56,7 @@ def on_nav(nav: Navigation, config: MkDocsConfig, files: Files) -> Navigation:
     files.append(File.generated(config, "llms.txt", content=llms_txt(nav, texts, config)))
     for uri, text in texts.items():
         copy = File.generated(config, f"{uri}.txt", content=with_site_links(text, source_of(uri), config.repo_url))
-        copy.dest_uri = uri  # `redis.md` as it is: by its own name mkdocs would render it
+        copy.dest_uri = uri  # keeps the name `redis.md`, which mkdocs would render otherwise
         files.append(copy)
     return nav
 
@@ -65,13 +65,13 @@ def on_nav(nav: Navigation, config: MkDocsConfig, files: Files) -> Navigation:
 
 
 def source_of(page: str) -> str:
-    """The page's file in the repository."""
+    """Returns the page's file in the repository."""
     root_page = {site: name for name, site in ROOT_PAGES.items()}.get(page)
     return root_page or f"docs/{page}"
 
 
 def with_site_links(markdown: str, source: str, repo_url: str) -> str:
-    """The Markdown of the file `source`, with its links as the site needs them. Code blocks stay as they are."""
+    """Returns the Markdown of the file `source` with links for the site. Code blocks stay unchanged."""
     parts, end = [], 0
     for fence in FENCE.finditer(markdown):
         parts += [_rewritten(markdown[end : fence.start()], source, repo_url), fence.group()]
@@ -84,7 +84,7 @@ def _rewritten(text: str, source: str, repo_url: str) -> str:
 
 
 def site_link(target: str, source: str, repo_url: str) -> str:
-    """Where a link of the file `source` leads on the site."""
+    """Returns the target on the site of a link in the file `source`."""
     path, hash_, anchor = target.partition("#")
     if not path or re.match(r"[a-z]+:", target):
         return target
@@ -101,12 +101,12 @@ def site_link(target: str, source: str, repo_url: str) -> str:
 
 
 def text_of(page: Page) -> str:
-    """The page's Markdown as it is in the repository."""
+    """Returns the page's Markdown as in the repository."""
     return (ROOT / source_of(page.file.src_uri)).read_text()
 
 
 def llms_txt(nav: Navigation, texts: dict[str, str], config: MkDocsConfig) -> str:
-    """The site's pages by section, each with its first sentence, in the form of llmstxt.org."""
+    """Returns the list of pages by section, each with its first sentence, in the llmstxt.org format."""
     lines = [f"# {config.site_name}", "", f"> {config.site_description}"]
     for section in nav.items:
         assert isinstance(section, Section)
@@ -127,7 +127,7 @@ def _pages(section: Section) -> Iterator[Page]:
 
 
 def first_sentence(markdown: str) -> str | None:
-    """The first sentence of prose before the second heading, without its links."""
+    """Returns the first sentence of prose before the second heading, without links."""
     opening = re.split(r"^## ", FENCE.sub("", markdown), maxsplit=1, flags=re.MULTILINE)[0]
     for paragraph in re.split(r"\n\s*\n", opening):
         if re.match(r"[A-Z`\[]", paragraph):

@@ -1,8 +1,8 @@
-"""Simulates fleets of 10 to 1,000 replicas on the release's costs and draws docs/images/scaling.svg.
+"""Simulates fleets of 10 to 1,000 replicas with the release's costs and draws docs/images/scaling.svg.
 
     .venv/bin/python -m scripts.draw_scaling [costs.json]
 
-The simulated rows are kept beside the chart, and a test holds the two together.
+The simulated rows are saved next to the chart. A test checks that both agree.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ ROWS, CHART = IMAGES / "scaling.json", IMAGES / "scaling.svg"
 REPLICAS: Final = (10, 20, 50, 100, 200, 500, 1000)
 WORKERS: Final = 4
 RATES: Final = (0, 1, 5)
-"""Requests a second of each replica."""
+"""Requests per second of each replica."""
 SEEDS: Final = (1, 2, 3)
 SHOWN: Final = (40, 100, 400, 1000, 4000)
-"""Workers named on the axis."""
+"""Worker counts labeled on the axis."""
 COLOURS: Final = ("#4e79a7", "#59a14f", "#e15759")
 WIDTH, HEIGHT, MARGIN = 420, 300, 54
 
@@ -36,7 +36,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One chart: its title, the range of its logarithmic axis, its lines by name."""
+    """One chart: title, range of the logarithmic axis, and lines by name."""
 
     title: str
     low: float
@@ -46,7 +46,7 @@ class Panel:
 
 
 def simulated(path: Path | None) -> list[Row]:
-    """Each size and rate: the worst of the seeds."""
+    """Returns the worst of the seeds for each size and rate."""
     from api.scaling.simulation import simulate
 
     costs, rows = load_costs(path), []
@@ -58,12 +58,12 @@ def simulated(path: Path | None) -> list[Row]:
             rows.append({"rate": rate, "replicas": replicas, "workers": demand.fleet, **worst})
             print(rows[-1], flush=True)
             if worst["utilisation"] > 0.98:
-                break  # a larger one only waits longer
+                break  # a larger fleet only waits longer
     return rows
 
 
 def draw(rows: Sequence[Row]) -> str:
-    """The chart as SVG: Redis's main thread, and how long the last worker takes to know."""
+    """Returns the SVG chart of Redis's main thread, and of the time until the last worker knows."""
 
     def line(rate: int, value: Callable[[Row], float]) -> list[tuple[float, float]]:
         return [(row["workers"], value(row)) for row in rows if row["rate"] == rate]

@@ -2,9 +2,8 @@
 
     .venv/bin/python -m scripts.generate_docs
 
-The texts are the docstrings in api/settings and the help texts of the metrics and commands. A page marks each generated
-part by two comments, `<!-- generated: NAME -->` and `<!-- end of generated part -->`. A test fails when a page is out
-of date.
+The texts are the docstrings in api/settings and the help texts of metrics and commands. Two comments mark a generated
+part: `<!-- generated: NAME -->` and `<!-- end of generated part -->`. A test fails if a page is out of date.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ SECTIONS: Final = {
     "cache": ("Semantic cache, for the whole fleet", ("cache", "partitions")),
     "knowledge": ("Knowledge base", ("documents", "retrieval")),
 }
-"""Each section's heading in .env.example, and the fields of `Settings` that it shows."""
+"""The heading of each section in .env.example, and the `Settings` fields it shows."""
 ENV_HEAD: Final = """\
 # Settings of Ragherd. Copy this file to .env and uncomment the lines that you change.
 # The environment overrides this file. An empty value counts as unset. Times are seconds, sizes are bytes.
@@ -54,7 +53,7 @@ _PART: Final = re.compile(r"(<!-- generated: (.+?) -->\n).*?(<!-- end of generat
 
 
 def main() -> int:
-    """Writes every file that is out of date and prints its path."""
+    """Writes every outdated file and prints its path."""
     for path, text in generated().items():
         if path.read_text() != text:
             path.write_text(text)
@@ -63,7 +62,7 @@ def main() -> int:
 
 
 def generated() -> dict[Path, str]:
-    """The files with generated parts, as they should be."""
+    """Returns the files with their generated parts up to date."""
     pages = {
         ROOT / "docs" / "configuration.md": lambda name: settings_table(name.removeprefix("settings ")),
         ROOT / "docs" / "metrics.md": lambda _: metric_table(),
@@ -81,7 +80,7 @@ def _filled(page: str, part: Callable[[str], str]) -> str:
 
 
 def settings_table(name: str) -> str:
-    """A section's table, and a list of the details that do not fit into it."""
+    """Returns the table of a section, and a list of the details that do not fit into it."""
     settings = list(_settings_of(name))
     rows = [(f"`{variable}`", kind_of(field), default_of(field), _summary(field)) for variable, field in settings]
     notes = [_note(variable, field) for variable, field in settings if _details(field)]
@@ -89,7 +88,7 @@ def settings_table(name: str) -> str:
 
 
 def env_example() -> str:
-    """Every setting with its summary and its default, commented out."""
+    """Returns every setting with its summary and default, commented out."""
     parts = [ENV_HEAD]
     for name, (heading, _) in SECTIONS.items():
         parts.append(f"\n# -- {heading} ".ljust(WIDTH + 1, "-") + "\n\n")
@@ -100,7 +99,7 @@ def env_example() -> str:
 
 
 def _settings_of(section: str) -> Iterable[tuple[str, FieldInfo]]:
-    """Each variable of a section, and its field with its docstring as the description."""
+    """Yields each variable of a section with its field. The description is the field's docstring."""
     for name in SECTIONS[section][1]:
         group = Settings.model_fields[name].annotation
         assert isinstance(group, type)
@@ -114,7 +113,7 @@ def _settings_of(section: str) -> Iterable[tuple[str, FieldInfo]]:
 
 
 def docstrings_of(group: type) -> dict[str, str]:
-    """The docstring below each field. Read from the source here, so that no worker spends time on it at its start."""
+    """Returns the docstring below each field. Reads the source here, so that no worker does it at startup."""
     [body] = (node.body for node in ast.parse(inspect.getsource(group)).body if isinstance(node, ast.ClassDef))
     return {
         field.target.id: inspect.cleandoc(text.value.value)
@@ -129,7 +128,7 @@ def _summary(field: FieldInfo) -> str:
 
 
 def _env_summary(field: FieldInfo) -> str:
-    """The summary as plain text, and the values to choose from."""
+    """Returns the summary as plain text, with the possible values."""
     choices = f" One of: {kind_of(field)}." if get_origin(_unpacked(field.annotation)[0]) is Literal else ""
     return (_summary(field) + choices).replace("`", "")
 
@@ -150,7 +149,7 @@ def _note(variable: str, field: FieldInfo) -> str:
 
 
 def kind_of(field: FieldInfo) -> str:
-    """The values that a setting takes, in a few words."""
+    """Returns the kind of value of a setting, in a few words."""
     base, constraints = _unpacked(field.annotation)
     metadata = [*constraints, *field.metadata]
     if get_origin(base) is Literal:
@@ -165,7 +164,7 @@ def kind_of(field: FieldInfo) -> str:
 
 
 def _unpacked(annotation: Any) -> tuple[Any, list[Any]]:
-    """A type without `None`, and what it is annotated with."""
+    """Returns a type without `None`, and its annotations."""
     if get_origin(annotation) in {Union, UnionType}:
         return _unpacked(next(one for one in get_args(annotation) if one is not type(None)))
     if get_origin(annotation) is Annotated:
@@ -187,7 +186,7 @@ def _range(metadata: Sequence[Any]) -> str:
 
 
 def default_of(field: FieldInfo) -> str:
-    """A default as a person writes it, or `none`."""
+    """Returns a default as a person writes it, or `none`."""
     default = field.default
     if default is None or default == "":
         return "none"
@@ -200,7 +199,7 @@ def default_of(field: FieldInfo) -> str:
 
 
 def metric_table() -> str:
-    """Every metric in the order of their declaration."""
+    """Returns the table of metrics in the order of declaration."""
     rows = [
         (f"`{spec.name}`", spec.type, ", ".join(f"`{label}`" for label in spec.labels), spec.help)
         for spec in ALL_METRICS
@@ -212,7 +211,7 @@ def metric_table() -> str:
 
 
 def command_table(name: str) -> str:
-    """The help of a command, then its arguments and options."""
+    """Returns the help of a command, then its arguments and options."""
     function = find(name)
     hints = get_type_hints(function, include_extras=True)
     rows = [_parameter_row(one, hints[one.name]) for one in signature(function).parameters.values()]
@@ -225,7 +224,7 @@ def _parameter_row(parameter: Parameter, annotation: Any) -> tuple[str, str, str
     info = next(one for one in constraints if isinstance(one, ArgumentInfo | OptionInfo))
     flag = kind is bool
     option = f"--{parameter.name.replace('_', '-')}"
-    # typer takes the name given to `Option(...)` for a default, until it has seen that it is annotated.
+    # Before this call, typer mistakes the name passed to `Option(...)` for a default.
     given = [one for one in (info.default, *(info.param_decls or ())) if isinstance(one, str) and one.startswith("-")]
     named = "`, `".join(given or ([option, f"--no-{option[2:]}"] if parameter.default is True else [option]))
     if isinstance(info, ArgumentInfo):

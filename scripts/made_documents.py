@@ -1,4 +1,4 @@
-"""Documents that are made up, the same every time: handbook pages with headings, paragraphs, lists and tables."""
+"""Generates reproducible documents: handbook pages with headings, paragraphs, lists and tables."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 SECTIONS: Final = 8
-"""They become about 10 chunks, at the usual CHUNK_TOKENS."""
+"""About 10 chunks with the default CHUNK_TOKENS."""
 _SUBJECTS: Final = (
     "harbour",
     "museum",
@@ -61,7 +61,7 @@ _WHY: Final = (
 
 
 def document(number: int, sections: int = SECTIONS) -> str:
-    """One as Markdown, of about 500 characters a section."""
+    """Returns a document as Markdown, with about 500 characters per section."""
     chance = random.Random(number)
     subject = _SUBJECTS[number % len(_SUBJECTS)]
     parts = [f"# The {subject} handbook, volume {number}", _paragraph(chance, subject)]
@@ -73,14 +73,14 @@ def document(number: int, sections: int = SECTIONS) -> str:
 
 
 def question(number: int) -> str:
-    """One that no other number asks, about what documents say."""
+    """Returns a question about the documents that is unique to `number`."""
     chance = random.Random(-1 - number)
     actor, thing, subject = chance.choice(_ACTORS), chance.choice(_THINGS), chance.choice(_SUBJECTS)
     return f"When does {actor} of the {subject} see to {thing} number {number}, and {chance.choice(_WHY)}?"
 
 
 def write(folder: Path, numbers: range, sections: int = SECTIONS) -> Path:
-    """A file each. Gives the folder."""
+    """Writes one file per document. Returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in numbers:
         (folder / f"{number:05}.md").write_text(document(number, sections))

@@ -1,11 +1,11 @@
-"""Measures what `ragherd plan` and `ragherd simulate` count with, and writes it as JSON.
+"""Measures the costs that `ragherd plan` and `ragherd simulate` use, and writes them as JSON.
 
     .venv/bin/python -m scripts.measure_costs costs.json [--full] [operations] [requests] [fleets] [sizes]
     .venv/bin/ragherd plan --rate 50 --costs costs.json
 
-Those parts, or all; what the file has of the others stays. Needs the extras `embedded` and `dev`, and about 5 minutes;
-`--full`, with 100,000 entries and 10,000 chunks, 15. It starts a Redis, a stand-in of Ollama and gunicorns of its own.
-All is CPU time: a busy machine changes it by a third or so, a clock's time it would change by ten.
+Measures the named parts, or all; the file keeps the others. Needs the extras `embedded` and `dev`, and about 5 minutes,
+or 15 with `--full` (100,000 entries and 10,000 chunks). Starts its own Redis, Ollama stub and gunicorns. All figures
+are CPU time, which other load changes by about a third; wall time would change tenfold.
 """
 
 from __future__ import annotations
@@ -44,33 +44,33 @@ def main() -> None:
 
 
 def of_operations(url: str, server: Server, costs: Costs) -> None:
-    """Every round trip by itself."""
+    """Measures each operation alone."""
     costs["operations"], costs["wake"] = operations.run(url, server)
     costs["coalescing"] = operations.coalescing()
-    tell("operations", costs["operations"])
+    print_table("operations", costs["operations"])
 
 
 def of_requests(url: str, server: Server, costs: Costs) -> None:
-    """Questions over HTTP."""
+    """Measures questions over HTTP."""
     with stub_process() as stub:
         costs["requests"] = requests.measure(url, stub, server)
-    tell("requests", costs["requests"])
+    print_table("requests", costs["requests"])
 
 
 def of_fleets(url: str, server: Server, costs: Costs) -> None:
-    """Workers that nobody asks anything."""
+    """Measures workers without requests."""
     with stub_process() as stub:
         costs["idle"] = fleets.real(url, stub.base_url, server, REAL)
     costs["virtual"] = fleets.virtual(url, server, VIRTUAL)
-    tell("idle fleets", {str(one["workers"]): one for one in (*costs["idle"], *costs["virtual"])})
+    print_table("idle fleets", {str(one["workers"]): one for one in (*costs["idle"], *costs["virtual"])})
 
 
 def of_sizes(url: str, server: Server, costs: Costs) -> None:
-    """Caches and knowledge bases."""
+    """Measures caches and knowledge bases by size."""
     full = "--full" in sys.argv
     costs["sizes"] = sizes.run(url, server, ENTRIES[full], CHUNKS[full])
     for rows, size, name in (("entries", "entries", "similar"), ("chunks", "chunks", "retrieve")):
-        tell(f"{name}, by {size}", {str(one[size]): one[name] for one in costs["sizes"][rows]})
+        print_table(f"{name}, by {size}", {str(one[size]): one[name] for one in costs["sizes"][rows]})
 
 
 PARTS: Final[dict[str, Callable[[str, Server, Costs], None]]] = {
@@ -81,8 +81,8 @@ PARTS: Final[dict[str, Callable[[str, Server, Costs], None]]] = {
 }
 
 
-def tell(title: str, rows: dict[str, dict[str, Any]]) -> None:
-    """One table."""
+def print_table(title: str, rows: dict[str, dict[str, Any]]) -> None:
+    """Prints one table."""
     print(f"\n{title:32}{'server us':>12}{'commands':>10}{'worker us':>10}")
     for name, row in rows.items():
         commands = row.get("commands", row.get("operations", 0))

@@ -1,4 +1,4 @@
-"""Questions to a running service at a steady pace, and how long each takes: beside whatever else it does."""
+"""Sends questions to a running service at a constant rate and measures each answer, while other load runs."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ import httpx
 from scripts import made_documents
 
 MISSES, HITS = 5.0, 10.0
-"""Questions a second."""
-KNOWN: Final = {"question": "What does a question cost that the cache has?", "top_k": 0}
-"""Looks for no passages: no document changes its answer."""
+"""Questions per second."""
+CACHED: Final = {"question": "What does a question cost that the cache has?", "top_k": 0}
+"""A question that retrieves no passages, so that no document changes its answer."""
 
 
-class Asking(threading.Thread):
-    """Asks at a steady pace until told to end; `seconds` of each kind, and `failed` those that were not answered."""
+class SteadyQuestions(threading.Thread):
+    """Sends questions until told to end. `seconds` has the durations by kind, `failed` the unanswered questions."""
 
     def __init__(self, url: str, first: int) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Asking(threading.Thread):
         asyncio.run(self._ask())
 
     def end(self) -> int:
-        """The number of the question that is next."""
+        """Stops, and returns the number of the next question."""
         self._ended.set()
         self.join()
         return self._next
@@ -47,19 +47,19 @@ class Asking(threading.Thread):
             group.create_task(self._paced(group, client, HITS, "hit"))
 
     async def _paced(self, group: asyncio.TaskGroup, client: httpx.AsyncClient, rate: float, kind: str) -> None:
-        """Open loop: one that is slow keeps none of the next."""
+        """Sends questions in an open loop: a slow answer does not delay the next question."""
         while not self._ended.is_set():
             await asyncio.sleep(random.expovariate(rate))
             if kind == "miss":
                 self._next += 1
-            body = KNOWN if kind == "hit" else {"question": made_documents.question(self._next)}
+            body = CACHED if kind == "hit" else {"question": made_documents.question(self._next)}
             group.create_task(self._one(client, body, kind))
 
     async def _one(self, client: httpx.AsyncClient, body: Mapping[str, object], kind: str) -> None:
         began = time.perf_counter()
         try:
             response = await client.post("/query", json=body)
-        except httpx.TransportError as error:  # its worker was killed
+        except httpx.TransportError as error:  # the worker was killed
             self.failed.append(repr(error))
             return
         if not response.is_success:

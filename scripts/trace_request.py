@@ -1,18 +1,16 @@
-"""Follows POST /query through the code: how many files, changes of file and calls a request takes.
+"""Traces POST /query through the code and counts the files, file changes and calls of a request.
 
     .venv/bin/python -m scripts.trace_request                    the table
     .venv/bin/python -m scripts.trace_request --walk exact       every step of an exact hit, for reading
 
-The real application answers in this process, in front of an embedded Redis and the stub of Ollama. Only code in `api/`
-counts. Three kinds of request are traced: an exact hit, a semantic hit and a miss. Needs the extras `embedded` and
-`dev`.
+The real application runs in this process with an embedded Redis and a stub of Ollama. Only code in `api/` counts. Three
+kinds of requests are traced: an exact hit, a semantic hit and a miss. Needs the extras `embedded` and `dev`.
 
-- files: different files that the request enters.
-- changes: how often one step is in another file than the step before. A step is a call, or a coroutine or generator
-  that goes on after a wait.
-- calls: functions, coroutines, generators and comprehensions entered. Going on after a wait is not a new call.
-- import depth: modules on the longest chain of imports within `api/`. Imports inside functions do not count, nor do
-  imports for type checking.
+- files: distinct files that the request enters.
+- changes: steps in another file than the step before. A step is a call, or a coroutine or generator that resumes.
+- calls: functions, coroutines, generators and comprehensions entered. Resuming is not a new call.
+- import depth: modules on the longest chain of imports within `api/`. Ignores imports inside functions and imports for
+  type checking.
 - files in api/: Python files that are not empty.
 """
 
@@ -52,15 +50,15 @@ QUESTIONS: Final = (
     ("Which river flows through Vienna?", "Which river flows through Vienna, please?"),
     ("How long does a generation take at the most?", "How long does a generation take at the most, please?"),
 )
-"""A question and a paraphrase of it for each round. The stub answers by repeating the question."""
+"""A question and a paraphrase for each round. The stub answers with the question."""
 
 _walk: ContextVar[object] = ContextVar("walk", default=None)
-"""The walk that a task belongs to: a task inherits it from the task that starts it."""
+"""The walk of the current task. A task inherits it from the task that starts it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A call, or (`resumed`) a coroutine or generator that goes on."""
+    """A call, or (`resumed`) a coroutine or generator that resumes."""
 
     file: str
     function: str
@@ -69,7 +67,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What a request takes."""
+    """The counts of a request."""
 
     files: int
     changes: int
@@ -77,7 +75,7 @@ class Figures:
 
 
 class Walk:
-    """The steps of one request, in the order in which they happen."""
+    """The steps of one request, in order."""
 
     def __init__(self) -> None:
         self.steps: list[Step] = []
@@ -87,7 +85,9 @@ class Walk:
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
-        """Records what the block does, and the tasks and threads that it starts. Not the worker's own."""
+        """Records the steps of the block and of the tasks and threads that it starts, but not of the worker's own
+        tasks.
+        """
         token = _walk.set(self)
         threading.setprofile(self._profile)
         sys.setprofile(self._profile)
@@ -106,19 +106,19 @@ class Walk:
         if threading.get_ident() == self._loop_thread and _walk.get() is not self:
             return
         resumed = id(frame) in self._entered
-        self._entered[id(frame)] = frame  # keeps the frame: another one cannot get its id
+        self._entered[id(frame)] = frame  # keeps the frame alive, so that no other frame gets its id
         self.steps.append(Step(file.removeprefix(self._folder), frame.f_code.co_qualname, resumed))
 
     @property
     def figures(self) -> Figures:
-        """The walk in numbers."""
+        """Counts the steps."""
         files = [step.file for step in self.steps]
         changes = sum(before != after for before, after in pairwise(files))
         return Figures(len(set(files)), changes, sum(not step.resumed for step in self.steps))
 
 
 async def walks(redis_url: str, ollama_url: str) -> dict[str, list[Walk]]:
-    """Walks of each kind, one a round, through a worker that has answered before."""
+    """Returns the walks of each kind, one per round, through a worker that has already answered."""
     app = create_app(make_settings(redis_url, ollama_url))
     found: dict[str, list[Walk]] = {kind: [] for kind in KINDS}
     async with AsyncExitStack() as stack:
@@ -153,7 +153,7 @@ async def _asked(client: httpx.AsyncClient, question: str) -> Any:
 
 
 def median(walks: Sequence[Walk]) -> Figures:
-    """Each figure's median: steps of tasks that run at the same time may take turns in one way or another."""
+    """Returns the median of each count: the order of concurrent tasks varies."""
     rounds = [(walk.figures.files, walk.figures.changes, walk.figures.calls) for walk in walks]
     return Figures(*(int(statistics.median(column)) for column in zip(*rounds, strict=True)))
 
@@ -162,12 +162,12 @@ def median(walks: Sequence[Walk]) -> Figures:
 
 
 def api_files() -> list[Path]:
-    """The Python files of `api/` that are not empty."""
+    """Returns the Python files of `api/` that are not empty."""
     return sorted(path for path in API.rglob("*.py") if path.read_bytes().strip())
 
 
 def longest_import_chain() -> list[str]:
-    """The modules on it, from the one that imports all others of them."""
+    """Returns the longest chain of imports, from the importing module to the one at the bottom."""
     paths = {_module(path): path for path in API.rglob("*.py")}
 
     @cache
@@ -198,7 +198,7 @@ def _imports(path: Path, modules: Mapping[str, Path]) -> set[str]:
 
 
 def _when_imported(tree: ast.AST) -> Iterator[ast.AST]:
-    """Nodes that run when a module is imported."""
+    """Yields the nodes that run when a module is imported."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             continue
@@ -211,7 +211,7 @@ def _when_imported(tree: ast.AST) -> Iterator[ast.AST]:
 
 
 async def traced() -> dict[str, list[Walk]]:
-    """Starts a Redis and a stub for it. The worker's log lines are dropped."""
+    """Starts a Redis and a stub and traces all kinds. Drops the worker's log lines."""
     with embedded_redis(persistent=False) as redis, redirect_stderr(io.TextIOWrapper(io.BytesIO())):
         async with running_stub() as stub:
             return await walks(redis.url, stub.base_url)
@@ -230,7 +230,7 @@ def show(found: Mapping[str, Sequence[Walk]]) -> None:
 
 
 def show_walk(walk: Walk) -> None:
-    """Prints each step; `~` marks a coroutine or generator that goes on."""
+    """Prints each step. `~` marks a coroutine or generator that resumes."""
     file = ""
     for step in walk.steps:
         if step.file != file:

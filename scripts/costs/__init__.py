@@ -1,1 +1,1 @@
-"""What `scripts/measure_costs.py` measures, one file a kind of cost."""
+"""The measurements of `scripts/measure_costs.py`, one file per kind of cost."""

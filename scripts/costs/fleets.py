@@ -1,4 +1,6 @@
-"""What idle fleets cost a Redis: real ones of a few workers, and hundreds of workers as tasks of one process."""
+"""Measures the load of idle fleets on Redis: real fleets of a few workers, and hundreds of workers as tasks of a
+process.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,7 @@ SECONDS: Final = 20.0
 
 
 def real(url: str, ollama: str, server: Server, sizes: Sequence[int]) -> list[dict[str, Any]]:
-    """gunicorn with so many workers each, doing nothing: commands a second, CPU, connections, memory."""
+    """Starts idle gunicorns of each size. Returns their commands per second, CPU, connections and memory."""
     found = []
     for size in sizes:
         server.client.flushall()
@@ -61,9 +63,9 @@ def _idle(server: Server, gunicorn: Gunicorn, size: int, memory: int) -> dict[st
 
 
 def virtual(url: str, server: Server, sizes: Sequence[int]) -> list[dict[str, Any]]:
-    """So many workers' idle operations, at their pace, from one process: what they cost a server that is busy.
+    """Runs the idle operations of many workers in one process, and measures the load on a busy server.
 
-    `share`: of the operations that there should have been; less where the process could not keep up.
+    `share`: the share of the expected operations that ran; less than 1 if the process could not keep up.
     """
     return [asyncio.run(_virtual(url, server, size)) for size in sizes]
 
@@ -79,7 +81,7 @@ async def _virtual(url: str, server: Server, size: int) -> dict[str, Any]:
             nonlocal done
             await asyncio.sleep(every * random.random())
             while True:
-                with suppress(StoreUnavailable):  # as the workers' own loops do
+                with suppress(StoreUnavailable):  # as the loops of real workers do
                     await work()
                     done += 1
                 await asyncio.sleep(every * random.uniform(0.8, 1.2))
@@ -102,6 +104,6 @@ async def _virtual(url: str, server: Server, size: int) -> dict[str, Any]:
 
 
 def cpu_seconds(processes: set[int]) -> float:
-    """User and system time of these so far."""
+    """Returns the user and system time of the processes so far."""
     ticks = (Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13] for pid in processes)
     return sum(int(user) + int(system) for user, system in ticks) / 100

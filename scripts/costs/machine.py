@@ -1,4 +1,4 @@
-"""Where costs were measured."""
+"""Describes the machine of a measurement."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scripts.costs.server import Server
 
 
 def machine(server: Server) -> dict[str, str]:
-    """The day, the processor, and the versions that matter."""
+    """Returns the date, the processor and the relevant versions."""
     model = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     return {
         "date": datetime.now(UTC).date().isoformat(),

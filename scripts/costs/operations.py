@@ -1,7 +1,7 @@
-"""What each of a worker's operations on Redis costs the server, through the service's own adapters.
+"""Measures the server cost of each Redis operation of a worker, through the service's own adapters.
 
-`every`: seconds between two of them in a worker that has nothing to do, by the service's own constants; None for what
-a request causes. `looks` are those for work that any worker of the fleet may do.
+`every`: seconds between two of them in an idle worker, from the service's constants; None for operations that a request
+causes. Shared operations are those that any worker of the fleet may do.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ EMBEDDER: Final = EmbedderIdentity("costs", 384, "costscosts")
 FOLLOWERS: Final = 200
 TRANSITIONS: Final = 20
 LISTED: Final = 500
-"""Workers of which GET /api/workers tells."""
+"""Workers in the list that GET /api/workers returns."""
 
 Work = Callable[[], Awaitable[object]]
 FACTS: Final[Mapping[str, str | float]] = {
@@ -70,20 +70,20 @@ FACTS: Final[Mapping[str, str | float]] = {
 
 
 class _Budget:
-    """A worker's retry budget that always has something to say."""
+    """A retry budget that always has something to report."""
 
     def take_unsent(self) -> tuple[int, int]:
         return 3, 0
 
     def fleet_is(self, calls: int, retries: int) -> None:
-        """Heard."""
+        """Ignores the report."""
 
     def fleet_is_unknown(self) -> None:
-        """Heard."""
+        """Ignores the report."""
 
 
 class Operations:
-    """A worker's adapters, without its tasks."""
+    """The adapters of a worker, without its background tasks."""
 
     def __init__(self, gate: HealthGatedRedis, address: RedisAddress) -> None:
         keys, self.gate, reader = Keys(), gate, partial(blocking_reader, address)
@@ -105,7 +105,7 @@ class Operations:
         self._epoch = 0
 
     async def counters_flush(self) -> None:
-        """What a busy worker has counted in a quarter of a second, and an entry it has used."""
+        """Counts what a busy worker counts in a quarter of a second, and touches a cache entry."""
         for name in ("exact_hits", "semantic_hits", "misses", "stores"):
             self.counters.add(name, 2)
         await self.counters.flush()
@@ -115,34 +115,34 @@ class Operations:
         await self.counters.flush()
 
     async def permit(self) -> None:
-        """Taken and given back: two round trips."""
+        """Acquires and releases a permit: two round trips."""
         taken = await self.bulkhead.take(Priority.USER, "")
         await self.bulkhead.give([PermitReturn(taken.ticket, 100)])
 
     async def flight(self) -> None:
-        """Led and ended: two round trips."""
+        """Starts and ends a flight: two round trips."""
         key = FlightKey("costscosts-0", f"{next(self._number):032x}")
         joined = await self.flights.join(key, 1, 0)
         await self.flights.end(key, joined.fence, '{"landed": true}' + " " * 500)
 
     async def backend_look(self) -> None:
-        """Of a worker that does not probe: the duty is another's."""
+        """Reads backend health as a worker that does not hold the prober lease."""
         await self.prober.hold(60)
         await self.board.read()
         await self.board.digests(BACKEND)
 
     async def breaker_report(self) -> None:
-        """The successes of a quarter of a second."""
+        """Reports the successes of a quarter of a second."""
         self._epoch = self._epoch or (await self.breaker.read()).breaker.epoch
         await self.breaker.record(self._epoch, "", [CallOutcome.OK] * 3, 0)
 
     async def index_renew(self) -> None:
-        """Of a worker that is not the janitor."""
+        """Renews the index as a worker that does not hold the janitor lease."""
         await self.keeper.renew()
         await self.janitor.hold(2 * RENEW_SECONDS)
 
     def all(self) -> dict[str, tuple[Work, float | None, bool]]:
-        """Name: work, `every`, and whether it is one of the `looks`."""
+        """Returns each operation by name: the call, `every`, and whether it is shared."""
         work, anew = RedisDocumentWork(self.gate, self.keys, "w", ()), RedisReembedding(self.gate, self.keys, "w")
         jobs, probe = RedisWarmUpJobs(self.gate, self.keys, "w"), OllamaSettings(_env_file=None).ollama_probe_interval
         return {
@@ -169,7 +169,7 @@ class Operations:
 
 @asynccontextmanager
 async def opened(url: str) -> AsyncIterator[Operations]:
-    """The adapters on a server."""
+    """Opens the adapters on a server."""
     address = RedisAddress(url, timeout=10.0, connect_timeout=10.0, max_connections=64)
     async with short_commands(address) as client:
         gate = HealthGatedRedis(client, 64)
@@ -178,7 +178,7 @@ async def opened(url: str) -> AsyncIterator[Operations]:
 
 
 async def measure(url: str, server: Server) -> dict[str, dict[str, Any]]:
-    """Every operation's cost."""
+    """Measures the cost of every operation."""
     found = {}
     async with opened(url) as operations:
         await operations.index.ensure(EMBEDDER)
@@ -186,9 +186,9 @@ async def measure(url: str, server: Server) -> dict[str, dict[str, Any]]:
             await RedisLeaderLease(operations.gate, duty, "other").hold(3600)
         await operations.board.publish_digests(BACKEND, {"llama3.2": "sha256:5eed"})
         await _register(operations)
-        for name, (work, every, is_look) in operations.all().items():
+        for name, (work, every, is_shared) in operations.all().items():
             times = 100 if name.startswith("list") else 3000
-            found[name] = {**await cost_of(server, work, times), "every": every, "look": is_look}
+            found[name] = {**await cost_of(server, work, times), "every": every, "look": is_shared}
         found["breaker_follow"] = {**await _cost_of_waiting(server, operations), "every": BLOCK_SECONDS}
         found["channel_ping"] = {**await cost_of(server, operations.gate.client.ping), "every": IDLE_SECONDS}
     for name in ("breaker_follow", "channel_ping"):
@@ -197,7 +197,7 @@ async def measure(url: str, server: Server) -> dict[str, dict[str, Any]]:
 
 
 async def _register(operations: Operations) -> None:
-    """So many other workers, of which a report tells."""
+    """Registers many other workers, for the report to list."""
     async with operations.gate.client.pipeline(transaction=False) as pipe:
         for number in range(LISTED - 1):
             facts: dict[Any, Any] = {"id": f"other{number}", **FACTS}
@@ -207,18 +207,18 @@ async def _register(operations: Operations) -> None:
 
 
 def coalescing() -> dict[str, float]:
-    """Seconds for which a worker gathers what it then sends together."""
+    """Returns the seconds for which a worker collects events before it sends them together."""
     return {"counters_flush": FLUSH_SECONDS, "breaker_report": COALESCE_SECONDS, "retries_sync": SYNC_SECONDS}
 
 
 async def _cost_of_waiting(server: Server, operations: Operations) -> dict[str, Any]:
-    """XREAD that waits in vain."""
+    """Measures an XREAD that times out."""
     log = operations.keys.breaker(BACKEND)[3]
     return await cost_of(server, lambda: operations.gate.client.xread({log: "$"}, block=1), 1000)
 
 
 async def cost_of_a_wake(url: str, server: Server) -> dict[str, Any]:
-    """What a transition costs the server for each follower: its reply, and its next XREAD."""
+    """Measures the server cost of a transition per follower: the reply, and the follower's next XREAD."""
     log, client = Keys().breaker(BACKEND)[3], Redis.from_url(url)
     await client.xadd(log, {"from": "CLOSED"})
     followers = [_Follower(url, log) for _ in range(FOLLOWERS)]
@@ -234,7 +234,7 @@ async def cost_of_a_wake(url: str, server: Server) -> dict[str, Any]:
 
 
 class _Follower:
-    """One blocked XREAD on a socket of its own, without a client's overhead: hundreds of them are quick."""
+    """One blocked XREAD on a raw socket. Without a client's overhead, hundreds of them are fast."""
 
     def __init__(self, url: str, log: str) -> None:
         host, port = url.removeprefix("redis://").split(":")
@@ -252,6 +252,6 @@ class _Follower:
 
 
 def run(url: str, server: Server) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """Operations, and the wake of a follower."""
+    """Measures the operations, and the wake-up of a follower."""
     found = asyncio.run(measure(url, server))
     return found, asyncio.run(cost_of_a_wake(url, server))

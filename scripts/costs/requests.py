@@ -1,4 +1,4 @@
-"""What questions cost over HTTP: one worker, its Redis, and a model that answers at once."""
+"""Measures questions over HTTP with one worker, its Redis, and a model that answers immediately."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ OPENINGS: Final = ("", "Hello, ", "Please tell me: ", "Well, ", "Hi, ", "Hey, ",
 ASKED: Final = ("which city is the capital of France", "what city is the capital of France", "the capital of France is")
 CLOSINGS: Final = ("?", " please?", ", then?", ", thanks?", " now?", ", may I ask?")
 SHORT, LONG = 20, 220
-"""Words of an answer, a token each."""
+"""Words in an answer, one token each."""
 
 
 def measure(url: str, stub: StubProcess, server: Server) -> dict[str, dict[str, Any]]:
-    """Each way in which a question ends."""
+    """Measures each kind of outcome of a question."""
     server.client.flushall()
     with tempfile.TemporaryDirectory() as folder, gunicorns("api.asgi:app", Path(folder)) as begin:
         settings = {"REDIS_URL": url, "OLLAMA_BASE_URL": stub.base_url, "EMBEDDER": "onnx", "WORKERS": "1"}
@@ -65,7 +65,7 @@ class _Run:
         self.kinds: dict[str, str | None] = {}
 
     def idle(self, seconds: float = 5.0) -> tuple[float, float, float]:
-        """Redis's microseconds and commands, and the worker's microseconds, a second."""
+        """Returns microseconds and commands of Redis, and microseconds of the worker, per idle second."""
         before, worked = self._server.sample(), cpu_seconds(self._workers)
         time.sleep(seconds)
         spent = self._server.since(before)
@@ -89,7 +89,7 @@ class _Run:
     def cost(
         self, questions: Sequence[str], kinds: set[str | None], idle: tuple[float, float, float]
     ) -> dict[str, Any]:
-        """Of one question, without what the worker does anyhow; `kinds` are those that may come of it."""
+        """Returns the cost per question without the idle load. `kinds`: the allowed cache outcomes."""
         before, worked = self._server.sample(), cpu_seconds(self._workers)
         self.ask(questions)
         spent, worker = self._server.since(before), cpu_seconds(self._workers) - worked

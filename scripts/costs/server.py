@@ -1,6 +1,6 @@
-"""What work costs a Redis server: its main thread's CPU time, its commands and its bytes, between two moments.
+"""Measures the load of a Redis server between two moments: CPU time of its main thread, commands and bytes.
 
-CPU time, not time on a clock: a busy machine changes it little.
+CPU time instead of wall time, because other load on the machine hardly changes it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ CONCURRENCY: Final = 32
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A server's totals at a moment (seconds, microseconds, bytes)."""
+    """A server's totals at one moment (seconds, microseconds, bytes)."""
 
     at: float
     cpu_us: float
@@ -32,7 +32,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """What happened between two samples. `calls`: by command, those inside scripts too."""
+    """The difference between two samples. `calls`: by command, including those in scripts."""
 
     seconds: float
     cpu_us: float
@@ -41,7 +41,7 @@ class Spent:
     bytes_out: int
 
     def each(self, times: float) -> dict[str, Any]:
-        """The same of one, where it was done so many times."""
+        """Divides by `times` for the cost of one operation."""
         return {
             "server_us": round(self.cpu_us / times, 1),
             "commands": round(self.calls.total() / times, 2),
@@ -51,7 +51,7 @@ class Spent:
 
 
 class Server:
-    """Looks at one server, by a connection of its own. Its own looks are left out of the commands."""
+    """Samples a server over a separate connection. Its own commands are not counted."""
 
     def __init__(self, url: str) -> None:
         self.client = redis.Redis.from_url(url)
@@ -80,9 +80,9 @@ def _counts(name: str) -> bool:
 
 
 async def cost_of(server: Server, work: Callable[[], Awaitable[object]], times: int = 3000) -> dict[str, Any]:
-    """What one piece of `work` costs the server, `CONCURRENCY` of them always under way."""
+    """Returns the server cost of one `work`, with `CONCURRENCY` in parallel."""
     for _ in range(3):
-        await work()  # scripts are loaded, connections opened
+        await work()  # loads scripts and opens connections
     before = server.sample()
     numbers = iter(range(times))
 

@@ -1,4 +1,4 @@
-"""What look-ups and memory cost by size: entries of the cache, chunks of documents."""
+"""Measures lookups and memory by size: entries of the cache, chunks of documents."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ VOCABULARY: Final = 20_000
 
 
 async def of_entries(url: str, server: Server, sizes: Sequence[int]) -> list[dict[str, Any]]:
-    """A cache of so many entries: look-ups, stores, bytes an entry beside its answer."""
+    """Measures caches of each size: lookups, stores, and bytes per entry without its answer."""
     return [await _entries(url, server, size) for size in sizes]
 
 
@@ -58,7 +58,7 @@ async def _similar(bench: Bench, number: int) -> None:
 
 
 class _Known:
-    """An embedder that is never asked to embed."""
+    """An embedder that must not be called."""
 
     current = CurrentIdentity(EMBEDDER)
 
@@ -67,7 +67,7 @@ class _Known:
 
 
 async def of_chunks(url: str, server: Server, sizes: Sequence[int]) -> list[dict[str, Any]]:
-    """A knowledge base of so many chunks: a retrieval of 4 passages, bytes a chunk."""
+    """Measures knowledge bases of each size: a retrieval of 4 passages, and bytes per chunk."""
     return [await _chunks(url, server, size) for size in sizes]
 
 
@@ -111,12 +111,12 @@ async def _fill(redis: Redis, vectors: Any) -> None:
 
 
 def _words(chance: random.Random, number: int) -> list[str]:
-    """As frequent as words of a language are: the few first ones make most of a text."""
+    """Generates words with the frequencies of a natural language: a few words make up most of a text."""
     return [f"word{int(VOCABULARY ** chance.random())}" for _ in range(number)]
 
 
 def run(url: str, server: Server, entries: Sequence[int], chunks: Sequence[int]) -> dict[str, Any]:
-    """Both."""
+    """Measures both."""
     return {
         "entries": asyncio.run(of_entries(url, server, entries)),
         "chunks": asyncio.run(of_chunks(url, server, chunks)),

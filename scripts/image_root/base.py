@@ -1,6 +1,7 @@
-"""A root like that of python:3.13-slim-trixie: Debian without recommended packages, Python and pip, no compiler.
+"""Builds a root like that of python:3.13-slim-trixie: Debian without recommended packages, Python and pip, no compiler.
 
-Made once by debootstrap and kept. Not the image's own bytes (no registry is asked): the same release, Debian's Python.
+debootstrap builds it once. It is not the base image itself, because no registry is contacted: same Debian release,
+Debian's Python.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ ln -s /usr/bin/python3.13 /usr/local/bin/python
 """
 
 
-def what_is_missing() -> str | None:
-    """Why no root can be made here, or None."""
+def missing_requirement() -> str | None:
+    """Returns the reason why this machine cannot build a root, or None."""
     if not hasattr(os, "geteuid") or os.geteuid() != 0:
         return "only root can make a root file system"
     missing = [tool for tool in ("debootstrap", "unshare", "nsenter", "chroot", "cp") if shutil.which(tool) is None]
@@ -35,7 +36,7 @@ def what_is_missing() -> str | None:
 
 
 def base_root(folder: Path) -> Path:
-    """`folder`/base-trixie, made when it is not there. `DEBIAN_MIRROR` names another mirror than debootstrap's own."""
+    """Returns `folder`/base-trixie, and builds it if it is missing. `DEBIAN_MIRROR` replaces the default mirror."""
     root = folder / f"base-{RELEASE}"
     if not root.exists():
         half_made = folder / "base.half-made"
@@ -51,7 +52,7 @@ def base_root(folder: Path) -> Path:
 
 
 def ran(command: list[str], environment: Mapping[str, str] | None = None) -> str:
-    """A command's output. Raises `RuntimeError` with its end when it fails."""
+    """Runs a command and returns its output. Raises `RuntimeError` with the end of the output if it fails."""
     done = subprocess.run(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
     )

@@ -1,4 +1,6 @@
-"""Carries the stages out: each in a copy of the base, RUN inside it, what it says of a container kept beside it."""
+"""Builds the stages of a Dockerfile, each in a copy of the base. RUN executes inside; metadata is kept next to the
+root.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,11 @@ from tempfile import TemporaryDirectory
 from typing import Final
 
 from scripts.image_root.base import base_root, ran
-from scripts.image_root.dockerfile import Instruction, Stage, assignment, assignments, expanded, timings
+from scripts.image_root.dockerfile import Instruction, Stage, assignment, assignments, expanded, parse_stages
 
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-A_BUILD_LASTS: Final = 3600
-"""Seconds, at the very most."""
+BUILD_TIMEOUT: Final = 3600
+"""Maximum seconds for a build."""
 OF_THE_HOST: Final = ("etc/resolv.conf", "etc/hosts", "etc/pip.conf", "etc/ssl/certs/ca-certificates.crt")
 RUN: Final = """
 set -eu
@@ -41,7 +43,7 @@ exec chroot "$root" env --chdir="$folder" /bin/sh -c "$command"
 
 @dataclass(slots=True)
 class Image:
-    """A root and what the Dockerfile says of a container in it. `base` is the root that it began as."""
+    """A root with the Dockerfile's container settings. `base` is the root it started from."""
 
     root: Path
     base: Path
@@ -55,18 +57,20 @@ class Image:
     health_check: list[str] = field(default_factory=list)
 
     def inside(self, path: str) -> Path:
-        """Where a path of the image is on this machine."""
+        """Returns the path on this machine of a path in the image."""
         return self.root / os.path.normpath(Path(self.folder, path)).lstrip("/")
 
 
 @contextmanager
 def built_image(project: Path) -> Iterator[Image]:
-    """The last stage of the project's Dockerfile, gone at the end; base and pip's cache are kept in .data/image."""
+    """Builds the last stage of the project's Dockerfile and deletes it at the end. Keeps base and pip cache in
+    .data/image.
+    """
     kept = project / ".data" / "image"
     kept.mkdir(parents=True, exist_ok=True)
-    _forget_broken_off(kept)
+    _delete_leftovers(kept)
     base = base_root(kept)
-    found, arguments = timings(project / "Dockerfile")
+    found, arguments = parse_stages(project / "Dockerfile")
     with TemporaryDirectory(dir=kept, prefix="build-") as work:
         images: dict[str, Image] = {}
         for stage in found:
@@ -77,10 +81,10 @@ def built_image(project: Path) -> Iterator[Image]:
         yield images[found[-1].name]
 
 
-def _forget_broken_off(kept: Path) -> None:
-    """What a run that was killed has left behind."""
+def _delete_leftovers(kept: Path) -> None:
+    """Deletes the leftovers of a killed run."""
     for left in kept.glob("build-*"):
-        if time.time() - left.stat().st_mtime > A_BUILD_LASTS:
+        if time.time() - left.stat().st_mtime > BUILD_TIMEOUT:
             shutil.rmtree(left, ignore_errors=True)
 
 
@@ -104,7 +108,7 @@ def _carry_out(
 
 
 def _describe(one: Instruction, image: Image) -> None:
-    """What changes no file but the folder of the next instructions."""
+    """Applies an instruction that changes no files except the working directory."""
     variables = image.arguments | image.environment
     match one.name:
         case "ENV":
@@ -134,7 +138,7 @@ def _copy(one: Instruction, image: Image, source: Path) -> None:
     for name in names:
         origin = source / name.lstrip("/")
         if origin.is_dir():
-            # From a stage all of it; from the checkout what .dockerignore lets through.
+            # from a stage everything; from the checkout only files that .dockerignore admits
             ignored = None if one.flags else shutil.ignore_patterns("__pycache__")
             shutil.copytree(origin, target, symlinks=True, dirs_exist_ok=True, ignore=ignored)
         else:

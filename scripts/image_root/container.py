@@ -1,7 +1,7 @@
-"""Runs an image's command as a container runtime would: process 1 of its own, its user, nothing writable but /tmp.
+"""Runs an image's command like a container runtime: as process 1, as its user, with only /tmp writable.
 
-Namespaces of mounts and processes, the root bound read-only, a tmpfs on /tmp, every capability dropped, no new
-privileges. The network is this machine's, so that tests reach it on a loopback address. There is no seccomp filter.
+It has namespaces for mounts and processes, a read-only root, a tmpfs on /tmp, no capabilities and no new privileges. It
+shares this machine's network, so tests reach it on a loopback address. There is no seccomp filter.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ NO_RIGHTS: Final = ("--clear-groups", "--inh-caps=-all", "--ambient-caps=-all", 
 
 
 class Container:
-    """A running one. `pid` is its process 1 as this machine counts."""
+    """A running container. `pid` is the host's id of its process 1."""
 
     def __init__(self, image: Image, process: subprocess.Popen[bytes], settings: Mapping[str, str], log: Path) -> None:
         self.process = process
@@ -48,7 +48,7 @@ class Container:
         return f"http://{self._settings['HOST']}:{self._settings['PORT']}"
 
     def is_ready(self) -> bool:
-        """Whether it wants requests. Raises `RuntimeError` when it has ended."""
+        """Returns whether the container is ready for requests. Raises `RuntimeError` if it has ended."""
         if self.process.poll() is not None:
             raise RuntimeError(f"it ended with {self.process.returncode}:\n{self.output()}")
         try:
@@ -58,7 +58,7 @@ class Container:
             return False
 
     def _children(self) -> list[int]:
-        """Of unshare: process 1 of the container, or nothing before and after."""
+        """Returns the children of unshare: process 1 of the container, or nothing before and after its life."""
         try:
             listed = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
         except FileNotFoundError:
@@ -69,7 +69,7 @@ class Container:
         return self._log.read_text()
 
     def processes(self) -> dict[int, dict[str, str]]:
-        """Every process inside, by this machine's numbers: the lines of its /proc/<pid>/status."""
+        """Returns the lines of /proc/<pid>/status for every process inside, by host process id."""
         namespace = (Path("/proc") / str(self.pid) / "ns/pid").readlink()
         found = {}
         for entry in Path("/proc").glob("[0-9]*"):
@@ -80,11 +80,11 @@ class Container:
                         name: value.strip() for name, _, value in (li.partition(":") for li in lines)
                     }
             except OSError:
-                continue  # it ended meanwhile
+                continue  # it has ended
         return found
 
     def inside(self, command: list[str], *, as_root: bool = False) -> subprocess.CompletedProcess[str]:
-        """Runs a command beside the service, in its namespaces, as its user."""
+        """Runs a command in the container's namespaces as its user."""
         enter = ["nsenter", "--target", str(self.pid), "--mount", "--pid", "--root", "--wd"]
         user = [] if as_root else _as_user(self._image)
         return subprocess.run(
@@ -96,21 +96,23 @@ class Container:
         )
 
     def kill(self) -> None:
-        """All of it. The change of user disarms unshare's --kill-child: process 1 takes its namespace along."""
+        """Kills the container. Killing process 1 ends its namespace; unshare's --kill-child fails after a change of
+        user.
+        """
         for child in self._children():
             os.kill(child, signal.SIGKILL)
         self.process.kill()
         self.process.wait()
 
     def stop(self, timeout: float = 60) -> int:
-        """As a runtime stops it: SIGTERM to process 1. The exit code."""
+        """Stops the container like a runtime, with SIGTERM to process 1. Returns the exit code."""
         os.kill(self.pid, signal.SIGTERM)
         return self.process.wait(timeout)
 
 
 @contextmanager
 def running(image: Image, settings: Mapping[str, str], log: Path) -> Iterator[Container]:
-    """Starts the image's own command; whatever happens, nothing of it is left."""
+    """Starts the image's command. Always removes everything at the end."""
     command = [
         *("unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child"),
         *("/bin/sh", "-c", CONFINED, "sh", str(image.root)),

@@ -1,4 +1,4 @@
-"""What is in an image, and how large it is."""
+"""Lists the contents and sizes of an image."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Final
 from scripts.image_root.build import Image
 
 OURS: Final = "opt/ragherd"
-"""What the Dockerfile adds to its base."""
+"""The files that the Dockerfile adds to its base."""
 LARGEST: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """Sizes in bytes: of what the Dockerfile adds, and of the base below it."""
+    """Sizes in bytes of the files that the Dockerfile adds, and of the base."""
 
     files: int
     size: int
@@ -26,7 +26,7 @@ class Contents:
     largest: dict[str, int]
 
     def __str__(self) -> str:
-        """As lines to read."""
+        """Formats the sizes as lines."""
         lines = [
             f"base, without what the Dockerfile removes from it: {mib(self.base)}",
             f"{OURS}: {self.files} files, {mib(self.size)}",
@@ -47,7 +47,7 @@ def contents(image: Image) -> Contents:
 
 
 def mib(size: int) -> str:
-    """`12.3 MiB`."""
+    """Formats a size, such as `12.3 MiB`."""
     return f"{size / 2**20:.1f} MiB"
 
 
@@ -59,7 +59,7 @@ def _sizes(root: Path) -> Iterator[tuple[Path, int]]:
 
 
 def compressed_size(image: Image) -> int:
-    """Bytes of what the Dockerfile adds as a registry keeps a layer, with gzip. Takes about 10 s."""
+    """Returns the gzip size of the files that the Dockerfile adds, as a registry stores them. Takes about 10 s."""
     packer = zlib.compressobj(6, wbits=31)
     total = 0
     for path, _ in _sizes(image.root / OURS):

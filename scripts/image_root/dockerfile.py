@@ -1,4 +1,4 @@
-"""A Dockerfile as stages of instructions, with its variables put in."""
+"""Parses a Dockerfile into stages of instructions, with variables expanded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ VARIABLE: Final = re.compile(r"\$\{(\w+)\}|\$(\w+)")
 
 @dataclass(frozen=True, slots=True)
 class Instruction:
-    """`flags` are those before the words: `--from=build` is `{"from": "build"}`."""
+    """An instruction. `flags` precede the words: `--from=build` is `{"from": "build"}`."""
 
     name: str
     text: str
@@ -25,15 +25,15 @@ class Instruction:
 
 @dataclass(slots=True)
 class Stage:
-    """From one FROM to the next."""
+    """The instructions from one FROM to the next."""
 
     name: str
     base: str
     instructions: list[Instruction] = field(default_factory=list)
 
 
-def timings(path: Path) -> tuple[list[Stage], dict[str, str]]:
-    """The stages in order, and the arguments that stand before the first."""
+def parse_stages(path: Path) -> tuple[list[Stage], dict[str, str]]:
+    """Returns the stages in order, and the arguments before the first stage."""
     arguments: dict[str, str] = {}
     found: list[Stage] = []
     for one in _instructions(path):
@@ -49,18 +49,18 @@ def timings(path: Path) -> tuple[list[Stage], dict[str, str]]:
 
 
 def expanded(text: str, variables: Mapping[str, str]) -> str:
-    """`$NAME` and `${NAME}` put in; a name that is not known is empty, as in a Dockerfile."""
+    """Expands `$NAME` and `${NAME}`. An unknown name is empty, as in Docker."""
     return VARIABLE.sub(lambda match: variables.get(match[1] or match[2], ""), text)
 
 
 def assignment(text: str) -> tuple[str, str]:
-    """`NAME=value`, or `NAME`."""
+    """Parses `NAME=value` or `NAME`."""
     name, _, value = text.partition("=")
     return name.strip(), value.strip()
 
 
 def assignments(text: str) -> dict[str, str]:
-    """`A=1 B="two words"`."""
+    """Parses `A=1 B="two words"`."""
     return dict(assignment(word) for word in shlex.split(text))
 
 

@@ -72,7 +72,7 @@ step() {
   say "    done in $((SECONDS - began)) s"
 }
 
-# Of pip's many lines, shows the large downloads and the start of unpacking.
+# Filters pip's output: shows large downloads and the start of unpacking.
 show_downloads() {
   awk '
     /^ *Downloading .*[0-9] MB\)/ { print "    " $2 " " $3 " " $4; fflush() }

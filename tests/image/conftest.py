@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from api.embedded.redis_server import EmbeddedRedis
-from scripts.image_root.base import what_is_missing
+from scripts.image_root.base import missing_requirement
 from scripts.image_root.build import Image, built_image
 from scripts.image_root.container import Container, running
 from tests.stub_ollama.process import StubProcess, stub_process
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="session")
 def image() -> Iterator[Image]:
     """What the Dockerfile's steps make. About a minute; the base is kept in .data/image."""
-    if reason := what_is_missing():
+    if reason := missing_requirement():
         not_here(reason)
     with built_image(ROOT) as made:
         yield made
