@@ -1,4 +1,4 @@
-"""What every test may ask for: a real Redis with the search module, one a session, emptied for each test."""
+"""Fixtures for every test: a real Redis with the search module, one per session, emptied before each test."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WATCHES_PROCESSES = ("processes", "image", "chaos")
 """Markers of tests that watch real processes on a clock, which a busy machine delays. Only these get a second try."""
 
 USER, PASSWORD = "ragherd", "secret"
-"""Of the session's Redis: who has what `ragherd redis-acl` grants, and nothing else."""
+"""A user of the session's Redis with exactly the rights that `ragherd redis-acl` grants."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -38,7 +38,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def redis_server() -> Iterator[EmbeddedRedis]:
-    """One embedded Redis for the session, nothing on disk. A test that kills it starts it again (`start`)."""
+    """Runs one embedded Redis for the session, without persistence. A test that kills it restarts it with `start`."""
     least = acl_line("main", user=USER, prefix="rag:", password=PASSWORD).split()
     with embedded_redis(persistent=False, arguments=("--user", *least[1:])) as server:
         yield server
@@ -46,14 +46,14 @@ def redis_server() -> Iterator[EmbeddedRedis]:
 
 @pytest.fixture
 def redis_url(redis_server: EmbeddedRedis) -> str:
-    """The URL of the session's Redis, which answers."""
+    """Returns the URL of the session's Redis and restarts it if a test left it down."""
     redis_server.start()
     return redis_server.url
 
 
 @pytest.fixture
 async def redis(redis_url: str) -> AsyncIterator[Redis]:
-    """A client on the session's Redis, emptied of keys and indexes before the test. Replies are bytes."""
+    """Returns a client of the session's Redis without keys and indexes. Replies are bytes."""
     async with Redis.from_url(redis_url) as client:
         await client.flushall()
         yield client
@@ -61,16 +61,16 @@ async def redis(redis_url: str) -> AsyncIterator[Redis]:
 
 @pytest.fixture
 async def stub() -> AsyncIterator[StubOllama]:
-    """A stub of Ollama in the test's own event loop, which answers unless told otherwise."""
+    """Runs a stub of Ollama in the test's event loop."""
     async with running_stub() as ollama:
         yield ollama
 
 
 @pytest.fixture
 async def serve(redis: Redis, redis_url: str, stub: StubOllama) -> AsyncIterator[Service]:
-    """Starts the service with the settings given, as often as wanted: each is one more worker of the fleet.
+    """Starts the service with the given settings. Each call starts one more worker of the fleet.
 
-    It has the least rights in Redis: a test fails in which it asks for more.
+    The worker has minimal rights in Redis. A test fails if the worker needs more.
     """
     await redis.acl_log_reset()
     url = f"redis://{USER}:{PASSWORD}@{redis_url.removeprefix('redis://')}"
@@ -88,7 +88,7 @@ async def serve(redis: Redis, redis_url: str, stub: StubOllama) -> AsyncIterator
 
 
 async def _answers(redis: Redis) -> bool:
-    """A test may have ended with Redis down."""
+    """Returns whether Redis answers. A previous test may have left it down."""
     try:
         return bool(await redis.ping())
     except RedisError:
@@ -100,7 +100,7 @@ async def _answers(redis: Redis) -> bool:
 
 @pytest.fixture(scope="session")
 def redis_cluster() -> Iterator[Cluster]:
-    """One cluster of three for the session, nothing on disk. A test that kills a server starts it again."""
+    """Runs one three-node cluster for the session, without persistence. A test that kills a server restarts it."""
     least = acl_line("main", user=USER, prefix="rag:", password=PASSWORD, cluster=True).split()
     with running_cluster(arguments=("--user", *least[1:])) as cluster:
         yield cluster
@@ -108,7 +108,7 @@ def redis_cluster() -> Iterator[Cluster]:
 
 @pytest.fixture
 def cluster(redis_cluster: Cluster) -> Iterator[Cluster]:
-    """The session's cluster, whole and empty. No command of the test may be one that a cluster refuses."""
+    """Returns the session's cluster, complete and empty. Fails if the test sends a command that a cluster refuses."""
     redis_cluster.start()
     redis_cluster.flush()
     yield redis_cluster
@@ -117,7 +117,7 @@ def cluster(redis_cluster: Cluster) -> Iterator[Cluster]:
 
 @pytest.fixture
 async def cluster_serve(cluster: Cluster, stub: StubOllama) -> AsyncIterator[Service]:
-    """The same as `serve`, on the cluster."""
+    """Starts the service as `serve` does, on the cluster."""
     cluster.forget_denied()
     url = cluster.url.replace("://", f"://{USER}:{PASSWORD}@")
     async with AsyncExitStack() as stack:

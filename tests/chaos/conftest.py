@@ -1,4 +1,6 @@
-"""One fleet for the whole suite, calm before each test. What tests measured is shown at the end."""
+"""Fixtures for the chaos tests: one fleet for all, restored to normal before each test. Prints the measurements at the
+end.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +11,15 @@ from typing import Any
 import pytest
 
 from tests.chaos.fleet import Fleet, running_fleet
-from tests.chaos.hosts import why_not
+from tests.chaos.hosts import missing_requirement
 
 FIGURES = pytest.StashKey[list[str]]()
 
 
 @pytest.fixture(scope="package")
 def whole_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    """Skipped with the reason where hosts can not be made; in CI that is a failure."""
-    missing = why_not()
+    """Runs the fleet. Skips the tests with a reason if hosts cannot be created; in CI that is a failure."""
+    missing = missing_requirement()
     if missing and os.environ.get("CI") == "true":
         pytest.fail(f"CI must show the fleet as hosts: {missing}")
     if missing:
@@ -28,18 +30,18 @@ def whole_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 
 @pytest.fixture
 def fleet(whole_fleet: Fleet) -> Fleet:
-    whole_fleet.calm()
+    whole_fleet.restore()
     return whole_fleet
 
 
 @pytest.fixture
 def note(request: pytest.FixtureRequest) -> Callable[[str], None]:
-    """Takes a measured figure, as a line."""
+    """Returns a function that records a measurement as a line."""
     return request.config.stash.setdefault(FIGURES, []).append
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """The figures."""
+    """Prints the measurements."""
     lines = config.stash.get(FIGURES, [])
     if lines:
         terminalreporter.section("measured")

@@ -1,4 +1,4 @@
-"""The fleet as hosts: four replicas, Redis, a stand-in for Ollama, the load balancer, the client, each on its own."""
+"""A fleet of hosts: four replicas, Redis, a stub of Ollama, the load balancer and the client, each on its own host."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from tests.support.waiting import wait_until
 
 WORKERS = {"r1": 2, "r2": 1, "r3": 2, "r4": 1}
 REDIS_SECONDS = 0.5
-"""For one command, and for connecting."""
+"""Timeout of a command, and of connecting."""
 BREAKER_SECONDS = 2.0
-"""How long the breaker stays open at first."""
+"""Initial open time of the breaker."""
 SETTINGS = {
     "PORT": "8001",
     "ADMIN_KEYS": "chaos",
@@ -46,7 +46,7 @@ NO_STORE = {"Cache-Control": "no-store"}
 
 
 class Replica:
-    """One gunicorn on a host of its own. It may be stopped and started again."""
+    """One gunicorn on one host. It can be stopped and restarted."""
 
     def __init__(self, host: Host, folder: Path, settings: dict[str, str]) -> None:
         self.host = host
@@ -58,12 +58,12 @@ class Replica:
         self.gunicorn = self._started()
 
     def start(self) -> None:
-        """Another process in place of the one that ended."""
+        """Starts a new process in place of the one that ended."""
         self.gunicorn.client.close()
         self.gunicorn = self._started()
 
     def reload(self) -> Callable[[], bool]:
-        """SIGHUP. Whether all workers have been replaced since, and those that were are gone."""
+        """Sends SIGHUP. Returns a check whether all workers were replaced and the old ones are gone."""
         before = self.gunicorn.workers()
         self.gunicorn.process.send_signal(signal.SIGHUP)
         count = WORKERS[self.name]
@@ -75,13 +75,13 @@ class Replica:
         return Gunicorn("api.asgi:app", log, self._settings, before=self.host.enter)
 
     def ask(self, question: str, *, fresh: bool = False, **more: Any) -> httpx.Response:
-        """A question, on a connection of its own. `fresh`: neither read from the cache nor stored."""
+        """Asks a question over a new connection. `fresh`: do not use the cache."""
         body = {"question": question, **more}
         headers = NO_STORE if fresh else {}
         return self.gunicorn.client.post(f"{self.url}/query", json=body, headers=headers, timeout=60)
 
     def cache_status(self, question: str) -> str:
-        """How the cache took part in the answer; the status of a refusal."""
+        """Returns the cache status of the answer, or the HTTP status of an error."""
         response = self.ask(question)
         return str(response.json()["cache"]["status"]) if response.is_success else str(response.status_code)
 
@@ -102,7 +102,7 @@ class Replica:
 
 @dataclass(frozen=True)
 class Fleet:
-    """Everything that runs. The test's own thread is on the client's host."""
+    """All hosts of the fleet. The test's thread runs on the client's host."""
 
     replicas: Sequence[Replica]
     balancer: LoadBalancer
@@ -112,12 +112,14 @@ class Fleet:
     redis_url: str
 
     def workers(self) -> int:
-        """Live workers, as Redis has them."""
+        """Returns the number of live workers according to Redis."""
         with redis.Redis.from_url(self.redis_url) as client:
             return int(client.zcard("rag:workers"))
 
-    def calm(self) -> None:
-        """As at the start: nothing cut, Ollama well, Redis empty, every worker known, the breaker closed."""
+    def restore(self) -> None:
+        """Restores the initial state: network intact, Ollama healthy, Redis empty, all workers registered, breaker
+        closed.
+        """
         self.ollama.behaviour()
         for replica in self.replicas:
             replica.host.heal()
@@ -132,17 +134,19 @@ class Fleet:
         wait_until(lambda: all(self._agrees(replica) for replica in self.replicas), timeout=30)
 
     def _agrees(self, replica: Replica) -> bool:
-        """Whether its workers look where the others store: after FLUSHALL index and digests are back in seconds."""
+        """Returns whether workers look up answers where others store them. After FLUSHALL the index is rebuilt within
+        seconds.
+        """
         return all(replica.cache_status("Everything is calm again?") == "hit" for _ in range(2 * WORKERS[replica.name]))
 
 
 @contextmanager
 def running_fleet(folder: Path) -> Iterator[Fleet]:
-    """All of it, ready; at the end none of it is left."""
+    """Starts the fleet and waits until it is ready. Removes everything at the end."""
     with ExitStack() as stack:
         hosts = stack.enter_context(network())
         redis_host, model_host, front, client = (hosts.host(name) for name in ("redis", "ollama", "lb", "client"))
-        stack.enter_context(client.inhabited())
+        stack.enter_context(client.entered())
         redis_url = stack.enter_context(running_redis(redis_host, folder))
         ollama = stack.enter_context(stub_process(11434, model_host.address, model_host.enter))
         settings = {**SETTINGS, "REDIS_URL": redis_url, "OLLAMA_BASE_URL": ollama.base_url}
@@ -166,7 +170,7 @@ def running_replica(hosts: Network, name: str, folder: Path, settings: dict[str,
 
 @contextmanager
 def running_redis(host: Host, folder: Path) -> Iterator[str]:
-    """A Redis with the search module on `host`; its URL."""
+    """Runs a Redis with the search module on `host`. Yields its URL."""
     binary = find_redis_binary()
     arguments = ["--bind", host.address, "--protected-mode", "no", "--save", "", "--dir", str(folder)]
     command = [*host.enter, str(binary.server), *arguments, "--loadmodule", str(binary.search_module)]

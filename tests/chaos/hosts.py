@@ -1,7 +1,7 @@
-"""Hosts of a network of their own: a network namespace each, joined by a bridge in one more. Root, and Linux.
+"""Creates hosts as network namespaces, joined by a bridge in another namespace. Linux only, as root.
 
-Nothing of it reaches the machine's own network. Names begin with `rhchaos<pid>-`, so that what a killed run left
-behind is known and swept away when the next one begins.
+The machine's own network is not touched. Names begin with `rhchaos<pid>-`, so that the next run can remove the
+leftovers of a killed run.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ SUBNET = "10.231.77"
 CLONE_NEWNET = 0x40000000
 
 
-def why_not() -> str | None:
-    """What is missing on this machine for hosts of one's own; None where nothing is."""
+def missing_requirement() -> str | None:
+    """Returns what this machine lacks to create hosts, or None."""
     if os.geteuid() != 0:
         return "network namespaces need root"
     missing = [program for program in ("ip", "iptables", "haproxy") if shutil.which(program) is None]
@@ -42,22 +42,22 @@ class Host:
 
     @property
     def enter(self) -> list[str]:
-        """What a command begins with to run on this host; its process id stays that of the command."""
+        """Returns the command prefix that runs a command on this host. The process id stays the same."""
         return ["ip", "netns", "exec", self.namespace]
 
     def cut_off_from(self, *others: Host) -> None:
-        """Drops every packet between: connections hang, none is refused."""
+        """Drops all packets to and from the other host, so that connections hang instead of being refused."""
         for other in others:
             self._iptables("--append", "OUTPUT", "--destination", other.address, "--jump", "DROP")
             self._iptables("--append", "INPUT", "--source", other.address, "--jump", "DROP")
 
     def heal(self) -> None:
-        """Drops nothing any more."""
+        """Stops dropping packets."""
         self._iptables("--flush")
 
     @contextmanager
-    def inhabited(self) -> Iterator[None]:
-        """This thread, and the threads and processes it starts, are on this host meanwhile."""
+    def entered(self) -> Iterator[None]:
+        """Moves this thread, and the threads and processes that it starts, to this host."""
         with Path("/proc/thread-self/ns/net").open() as home, Path("/run/netns", self.namespace).open() as there:
             _set_namespace(there.fileno())
             try:
@@ -70,7 +70,7 @@ class Host:
 
 
 class Network:
-    """The bridge and its hosts. Made by `network`."""
+    """The bridge and its hosts. Created by `network`."""
 
     def __init__(self, prefix: str) -> None:
         self._prefix = prefix
@@ -81,7 +81,7 @@ class Network:
         run("ip", "-n", self._switch, "link", "set", "bridge", "up")
 
     def host(self, name: str) -> Host:
-        """One more host, connected. Every host reaches every other."""
+        """Adds a host. Every host reaches every other."""
         self._hosts += 1
         host = Host(f"{self._prefix}-{name}", name, f"{SUBNET}.{self._hosts}")
         run("ip", "netns", "add", host.namespace)
@@ -96,7 +96,7 @@ class Network:
 
 @contextmanager
 def network() -> Iterator[Network]:
-    """An empty network; at the end it is gone, and so is every process on its hosts."""
+    """Creates an empty network. Removes it at the end, with every process on its hosts."""
     sweep(lambda pid: not Path(f"/proc/{pid}").exists())
     try:
         yield Network(f"{PREFIX}{os.getpid()}")
@@ -104,11 +104,11 @@ def network() -> Iterator[Network]:
         sweep(lambda pid: pid == os.getpid())
 
 
-def sweep(is_meant: Callable[[int], bool]) -> None:
-    """Takes away the namespaces of the runs whose process id `is_meant`, with the processes in them."""
+def sweep(matches: Callable[[int], bool]) -> None:
+    """Removes the namespaces of runs whose process id satisfies `matches`, with their processes."""
     for namespace in _namespaces():
         owner = re.match(rf"{PREFIX}(\d+)-", namespace)
-        if owner and is_meant(int(owner[1])):
+        if owner and matches(int(owner[1])):
             for pid in run("ip", "netns", "pids", namespace).split():
                 with suppress(ProcessLookupError):
                     os.kill(int(pid), signal.SIGKILL)
@@ -116,7 +116,7 @@ def sweep(is_meant: Callable[[int], bool]) -> None:
 
 
 def run(*command: str) -> str:
-    """The output of a command that must succeed."""
+    """Returns the output of a command. Fails if the command fails."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
     return done.stdout

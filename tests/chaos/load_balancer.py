@@ -1,4 +1,4 @@
-"""haproxy in front of the replicas: turn by turn, away from one whose readiness check fails, nothing tried again."""
+"""haproxy in front of the replicas: round robin, without retries. It removes replicas whose readiness check fails."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ backend replicas
 
 
 class LoadBalancer:
-    """Made by `load_balancer`."""
+    """Created by `load_balancer`."""
 
     def __init__(self, url: str, admin: Path) -> None:
         self.url = url
         self._admin = admin
 
     def up(self) -> set[str]:
-        """The replicas that it sends requests to."""
+        """Returns the replicas that receive requests."""
         return {name for name, facts in self._servers().items() if facts["status"].startswith("UP")}
 
     def requests(self) -> dict[str, int]:
-        """Requests sent to each replica so far."""
+        """Returns the number of requests per replica."""
         return {name: int(facts["stot"]) for name, facts in self._servers().items()}
 
     def _servers(self) -> dict[str, dict[str, str]]:
@@ -62,7 +62,7 @@ class LoadBalancer:
 
 @contextmanager
 def load_balancer(host: Host, replicas: Mapping[str, str], folder: Path) -> Iterator[LoadBalancer]:
-    """haproxy on `host` before the addresses of `replicas`, by name; it has found all of them ready."""
+    """Runs haproxy on `host` in front of `replicas` (addresses by name). Returns when all of them are up."""
     admin = folder / "admin"
     servers = "\n".join(f"  server {name} {address}" for name, address in replicas.items())
     milliseconds = int(CHECK_SECONDS * 1000)

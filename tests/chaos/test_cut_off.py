@@ -1,7 +1,7 @@
-"""One replica cut off: from Redis, from Ollama, from both, and healed. Packets are dropped, so connections hang.
+"""Disconnects one replica from Redis, from Ollama, or from both. Packets are dropped, so connections hang.
 
-Each request must still end within its deadlines, the other replicas must notice nothing, and after the healing the
-replica must take part again by itself.
+Each request must end within its deadlines, the other replicas must not be affected, and after the network heals the
+replica must rejoin without help.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Note = Callable[[str], None]
 
 
 class Waits:
-    """How long requests took."""
+    """Durations of requests."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -48,8 +48,8 @@ def time_until(condition: Callable[[], object]) -> float:
 
 
 @contextmanager
-def the_others_at_work(fleet: Fleet, cut: Replica) -> Iterator[dict[str, Load]]:
-    """Traffic on every other replica, none of which may fail."""
+def traffic_on_the_others(fleet: Fleet, cut: Replica) -> Iterator[dict[str, Load]]:
+    """Sends traffic to every other replica. None of it may fail."""
     with (
         constant_load(fresh(other(fleet, cut, 0).url), 1) as generated,
         constant_load(cached(other(fleet, cut, 1).url), 1) as hits,
@@ -68,15 +68,16 @@ def healthy(replica: Replica) -> bool:
     return bool(replica.health()["status"] == "healthy")
 
 
-def test_cut_off_from_redis_it_answers_from_ollama_and_comes_back(fleet: Fleet, note: Note) -> None:
+def test_a_replica_without_redis_answers_from_ollama_and_rejoins(fleet: Fleet, note: Note) -> None:
     cut, waits = fleet.replicas[0], Waits()
     assert cut.ask(CACHED).json()["cache"]["status"] == "miss"
-    with the_others_at_work(fleet, cut) as loads, constant_load(cached(cut.url), 4) as own:
+    with traffic_on_the_others(fleet, cut) as loads, constant_load(cached(cut.url), 4) as own:
         cut.host.cut_off_from(fleet.redis)
         for number in range(20):
             answer = waits.timed(partial(cut.ask, CACHED if number % 2 else f"Question {number}?"))
             assert answer.status_code == 200, answer.text
-            # The load asks CACHED at the same time: who joins its generation within the worker shares the answer.
+            # The load asks CACHED at the same time. Requests that join its generation in the same worker share the
+            # answer.
             expected = {"bypass", "coalesced"} if number % 2 else {"bypass"}
             assert answer.json()["cache"]["status"] in expected
         assert (cut.health()["status"], cut.health()["database"], cut.breaker()["store"]) == (
@@ -95,7 +96,7 @@ def test_cut_off_from_redis_it_answers_from_ollama_and_comes_back(fleet: Fleet, 
     note(f"  the others: {summary(loads)}")
 
 
-def test_a_breaker_that_opened_meanwhile_is_open_on_a_replica_that_is_back(fleet: Fleet, note: Note) -> None:
+def test_a_rejoining_replica_sees_a_breaker_that_opened_meanwhile(fleet: Fleet, note: Note) -> None:
     cut = fleet.replicas[0]
     cut.host.cut_off_from(fleet.redis)
     wait_until(lambda: cut.breaker()["store"] == "local")
@@ -109,10 +110,10 @@ def test_a_breaker_that_opened_meanwhile_is_open_on_a_replica_that_is_back(fleet
     note(f"a breaker opened meanwhile: open {opened:.2f} s after the healing, closed {closed:.2f} s after the others'")
 
 
-def test_cut_off_from_ollama_it_answers_from_redis_and_comes_back(fleet: Fleet, note: Note) -> None:
+def test_a_replica_without_ollama_answers_from_the_cache_and_rejoins(fleet: Fleet, note: Note) -> None:
     cut, waits = fleet.replicas[1], Waits()
     assert cut.ask(CACHED).json()["cache"]["status"] == "miss"
-    with the_others_at_work(fleet, cut) as loads:
+    with traffic_on_the_others(fleet, cut) as loads:
         cut.host.cut_off_from(fleet.model)
         for _ in range(3):
             assert cut.ask(CACHED).json()["cache"]["status"] == "hit"
@@ -130,7 +131,7 @@ def test_cut_off_from_ollama_it_answers_from_redis_and_comes_back(fleet: Fleet, 
     assert max(waits.seconds) < float(SETTINGS["OLLAMA_TOTAL_TIMEOUT"]) + 2
 
 
-def test_where_only_the_one_cut_off_is_asked_the_breaker_opens_for_all_and_the_others_close_it(fleet: Fleet) -> None:
+def test_failures_of_one_replica_open_the_breaker_for_all_and_the_others_close_it(fleet: Fleet) -> None:
     cut = fleet.replicas[1]
     cut.host.cut_off_from(fleet.model)
     with constant_load(fresh(cut.url), 4):
@@ -140,7 +141,7 @@ def test_where_only_the_one_cut_off_is_asked_the_breaker_opens_for_all_and_the_o
     wait_until(lambda: {replica.breaker()["state"] for replica in fleet.replicas} == {"CLOSED"})
 
 
-def test_a_stream_whose_ollama_is_cut_off_ends_with_an_error(fleet: Fleet, note: Note) -> None:
+def test_losing_ollama_ends_a_stream_with_an_error(fleet: Fleet, note: Note) -> None:
     cut = fleet.replicas[3]
     fleet.ollama.behaviour(pace=0.2)
     body = {"question": LONG, "stream": True}
@@ -155,7 +156,7 @@ def test_a_stream_whose_ollama_is_cut_off_ends_with_an_error(fleet: Fleet, note:
     note(f"a stream cut off from Ollama: ended with an error after {time.monotonic() - began:.2f} s")
 
 
-def test_cut_off_from_both_it_says_so_at_once_and_comes_back(fleet: Fleet, note: Note) -> None:
+def test_a_replica_without_both_fails_fast_and_rejoins(fleet: Fleet, note: Note) -> None:
     cut, waits = fleet.replicas[2], Waits()
     assert cut.ask(CACHED).json()["cache"]["status"] == "miss"
     seen: set[str] = set()
@@ -164,7 +165,7 @@ def test_cut_off_from_both_it_says_so_at_once_and_comes_back(fleet: Fleet, note:
         seen.add(status := cut.cache_status(CACHED))
         return status == "hit"
 
-    with the_others_at_work(fleet, cut) as loads:
+    with traffic_on_the_others(fleet, cut) as loads:
         cut.host.cut_off_from(fleet.redis, fleet.model)
         for _ in range(4):
             refused = waits.timed(lambda: cut.ask(CACHED))
@@ -172,12 +173,12 @@ def test_cut_off_from_both_it_says_so_at_once_and_comes_back(fleet: Fleet, note:
             assert refused.headers["content-type"] == "application/problem+json"
         assert cut.gunicorn.get("/health").status_code == 503
         assert cut.gunicorn.get("/health/live").is_success
-        renewed = time_until(cut.reload())  # workers start without either
+        renewed = time_until(cut.reload())  # workers start without Redis and Ollama
         cut.host.heal()
         hits = time_until(lambda: all(hit() for _ in range(6)))
         fresh_again = time_until(lambda: all(cut.ask("New?", fresh=True).is_success for _ in range(6)))
         wait_until(lambda: healthy(cut) and cut.breaker()["store"] == "shared")
-    assert "miss" not in seen  # it looks where the others look, from its first look on
+    assert "miss" not in seen  # it uses the fleet's index from its first lookup on
     note(f"cut off from both: {waits}; hits {hits:.2f} s, new answers {hits + fresh_again:.2f} s after the healing")
     note(f"  its workers were replaced while it was cut off, in {renewed:.2f} s")
     note(f"  the others: {summary(loads)}")

@@ -1,4 +1,4 @@
-"""Four replicas, one memory: a hit anywhere is a hit everywhere, open anywhere is open everywhere."""
+"""Four replicas share one state: a hit on any is a hit on all, and an open breaker on any is open on all."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.support.waiting import wait_until
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(240)]
 
 
-def test_what_one_replica_answered_is_a_hit_on_every_other(fleet: Fleet) -> None:
+def test_an_answer_of_one_replica_is_a_hit_on_every_other(fleet: Fleet) -> None:
     for asked in fleet.replicas:
         question = f"How do I reset the password of server {asked.name}?"
         paraphrase = f"The password of server {asked.name}, how do I reset?"
@@ -25,7 +25,7 @@ def test_what_one_replica_answered_is_a_hit_on_every_other(fleet: Fleet) -> None
     assert fleet.ollama.stats["requests"]["/api/chat"] >= len(fleet.replicas)
 
 
-def test_the_breaker_opens_and_recovers_everywhere(fleet: Fleet) -> None:
+def test_the_breaker_opens_and_recovers_on_every_replica(fleet: Fleet) -> None:
     first, other, *_ = fleet.replicas
     fleet.ollama.behaviour("status", status=500, path="/api/chat")
     assert {first.ask(f"{number}?", fresh=True).status_code for number in range(5)} == {502}

@@ -1,4 +1,4 @@
-"""Every replica restarted in turn, and reloaded in turn, under constant load: no request fails."""
+"""Restarts and reloads every replica in turn under constant load. No request fails."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ def test_a_rolling_restart_fails_no_request(fleet: Fleet, note: Note) -> None:
 
 
 def restart(fleet: Fleet, replica: Replica) -> None:
-    """SIGTERM, with a stream under way; the load balancer turns away; it ends; another starts and joins."""
+    """Stops a replica with SIGTERM during a stream and starts another.
+
+    The load balancer must stop sending requests to it first; the new one joins the fleet.
+    """
     with httpx.Client(trust_env=False, timeout=30) as client:
         body = {"question": LONG, "stream": True}
         with client.stream("POST", f"{replica.url}/query", json=body) as stream:

@@ -1,4 +1,4 @@
-"""What clients of the fleet do: questions that are cached, questions that are not, and streams."""
+"""Client traffic for the fleet: cached questions, new questions, and streams."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ LONG = "Which words does a longer answer have? " + " ".join(f"word{number}" for 
 
 
 def cached(url: str) -> Request:
-    """Answered from the cache, once it has been asked."""
+    """A question that the cache answers after the first time."""
     return lambda client: client.post(f"{url}/query", json={"question": CACHED})
 
 
 def fresh(url: str) -> Request:
-    """Generated each time."""
+    """A question that is generated each time."""
     return lambda client: client.post(f"{url}/query", json={"question": "And now?"}, headers=NO_STORE)
 
 
 def streamed(url: str) -> Request:
-    """Generated each time, and read to its end."""
+    """A question that is generated and streamed each time, and read to its end."""
 
     def request(client: httpx.Client) -> httpx.Response:
         response = client.post(f"{url}/query", json={"question": LONG, "stream": True}, headers=NO_STORE)
@@ -37,7 +37,7 @@ def streamed(url: str) -> Request:
 
 @contextmanager
 def all_kinds(url: str) -> Iterator[dict[str, Load]]:
-    """Constant traffic of every kind, on kept connections and on new ones."""
+    """Sends constant traffic of every kind over kept and new connections."""
     with ExitStack() as stack:
         yield {
             "cached": stack.enter_context(constant_load(cached(url), 2)),
@@ -48,7 +48,7 @@ def all_kinds(url: str) -> Iterator[dict[str, Load]]:
 
 
 def no_failures(loads: dict[str, Load]) -> None:
-    """Fails with what failed."""
+    """Asserts that no request failed."""
     assert {kind: load.failures[:3] for kind, load in loads.items() if load.failures} == {}
     assert all(load.answered for load in loads.values())
 

@@ -1,4 +1,8 @@
-"""The main job: a question is answered, and its answer is shared. Read this first."""
+"""The core of Ragherd: workers answer questions and share the answers through Redis. Read this file first.
+
+Each `serve()` starts one more worker of the fleet and returns an HTTP client for it. All workers share one Redis and
+one stub of Ollama. The stub answers by repeating the question.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +15,10 @@ from tests.support.service import Service, ask
 from tests.support.waiting import wait_until_async
 
 QUESTION = "How do I reset my password?"
-PARAPHRASE = "My password, how do I reset?"  # the stub embeds words without regard to their order
+PARAPHRASE = "My password, how do I reset?"  # the stub's embeddings ignore word order
 
 
-async def test_a_question_is_answered_by_the_language_model(serve: Service) -> None:
+async def test_the_language_model_answers_a_new_question(serve: Service) -> None:
     answered = await ask(await serve(), QUESTION)
     assert answered["answer"] == f"echo: {QUESTION}"
     assert answered["cache"]["status"] == "miss"
@@ -33,7 +37,7 @@ async def test_the_same_question_is_an_exact_hit_on_every_worker(serve: Service,
     assert stub.stats["requests"]["/api/chat"] == 1
 
 
-async def test_a_question_that_means_the_same_is_a_semantic_hit_on_every_worker(serve: Service) -> None:
+async def test_a_paraphrase_is_a_semantic_hit_on_every_worker(serve: Service) -> None:
     one, other = await serve(), await serve()
     first = await ask(one, QUESTION)
     second = await ask(other, PARAPHRASE)
@@ -42,7 +46,7 @@ async def test_a_question_that_means_the_same_is_a_semantic_hit_on_every_worker(
     assert second["answer"] == first["answer"]
 
 
-async def test_responses_say_which_worker_and_what_the_cache_did(serve: Service) -> None:
+async def test_response_headers_name_the_worker_and_the_cache_status(serve: Service) -> None:
     client = await serve()
     missed = await client.post("/query", json={"question": QUESTION}, headers={"X-Request-ID": "mine-1"})
     assert missed.headers["Cache-Status"] == "ragherd; fwd=miss; stored"
@@ -79,26 +83,26 @@ async def test_cached_answers_are_served_while_the_breaker_is_open(serve: Servic
     assert (await ask(client, PARAPHRASE))["cache"]["status"] == "hit"
 
 
-async def test_metrics_are_the_same_from_every_worker(serve: Service) -> None:
+async def test_every_worker_reports_the_same_cache_metrics(serve: Service) -> None:
     one, other = await serve(), await serve()
     await ask(one, QUESTION)
     await ask(one, QUESTION)
     await ask(other, PARAPHRASE)
 
-    async def told() -> list[dict[str, object]]:
+    async def reported() -> list[dict[str, object]]:
         return [(await client.get("/api/semantic-cache/metrics")).json() for client in (other, one)]
 
-    async def counted() -> bool:
-        return all(figures["hits"] == 2 and figures["misses"] == 1 for figures in await told())
+    async def are_counted() -> bool:
+        return all(figures["hits"] == 2 and figures["misses"] == 1 for figures in await reported())
 
-    await wait_until_async(counted, timeout=1)  # counters reach Redis within a second
-    for cache in await told():
+    await wait_until_async(are_counted, timeout=1)  # workers send their counters to Redis within a second
+    for cache in await reported():
         assert (cache["exact_hits"], cache["semantic_hits"], cache["stores"]) == (1, 1, 1)
         assert cache["hit_rate"] == round(2 / 3, 6)
         assert (cache["cache_size"], cache["max_cache_size"], cache["enabled"]) == (1, 1000, True)
 
 
-async def test_operators_read_plain_redis(serve: Service, redis: Redis) -> None:
+async def test_redis_stores_readable_hashes(serve: Service, redis: Redis) -> None:
     client = await serve()
     entry = (await ask(client, QUESTION))["cache"]["entry"]
     stored = fields(await redis.hgetall(entry))
@@ -109,7 +113,7 @@ async def test_operators_read_plain_redis(serve: Service, redis: Redis) -> None:
     assert await redis.hget("rag:cb:{ollama}", "state") == b"CLOSED"
 
 
-async def test_health_says_what_can_be_used(serve: Service, stub: StubOllama) -> None:
+async def test_health_reports_each_dependency(serve: Service, stub: StubOllama) -> None:
     client = await serve()
     health = (await client.get("/health")).json()
     assert (health["status"], health["database"], health["ollama"]) == ("healthy", True, True)
@@ -124,7 +128,7 @@ async def test_prometheus_metrics_are_served(serve: Service) -> None:
     assert 'ragherd_queries_total{kind="none",status="miss"} 1.0' in text
 
 
-async def test_the_api_describes_itself(serve: Service) -> None:
+async def test_the_api_serves_its_openapi_description(serve: Service) -> None:
     client: httpx.AsyncClient = await serve()
     paths = (await client.get("/openapi.json")).json()["paths"]
     assert "/query" in paths

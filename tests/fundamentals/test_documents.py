@@ -1,4 +1,7 @@
-"""The knowledge base: a document goes in, answers cite it, and none outlives it. Read this third."""
+"""The knowledge base: documents ground the answers, and a change of a document invalidates the answers that cite it.
+
+Read this file third, after the answers and streaming.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ QUESTION = "Who approves my holiday?"
 HOLIDAY = {"title": "Holiday policy", "text": "The team lead approves my holiday.", "source": "policies/holiday.md"}
 
 
-async def test_a_question_is_answered_from_a_document_which_is_cited(serve: Service, stub: StubOllama) -> None:
+async def test_an_answer_cites_the_document_it_is_based_on(serve: Service, stub: StubOllama) -> None:
     one, other = await serve(), await serve()
     stored = await one.post("/documents", json=HOLIDAY)
     assert (stored.status_code, stored.json()["status"]) == (201, "ready")
@@ -21,7 +24,7 @@ async def test_a_question_is_answered_from_a_document_which_is_cited(serve: Serv
     assert source["text"] == HOLIDAY["text"]
 
 
-async def test_the_answer_from_the_cache_cites_the_same(serve: Service) -> None:
+async def test_a_cached_answer_keeps_its_sources(serve: Service) -> None:
     one, other = await serve(), await serve()
     await one.post("/documents", json=HOLIDAY)
     first, second = await ask(one, QUESTION), await ask(other, QUESTION)
@@ -29,7 +32,7 @@ async def test_the_answer_from_the_cache_cites_the_same(serve: Service) -> None:
     assert second["sources"] == first["sources"] != []
 
 
-async def test_a_document_that_changes_takes_its_answers_with_it(serve: Service) -> None:
+async def test_changing_a_document_invalidates_the_answers_that_cite_it(serve: Service) -> None:
     one, other = await serve(), await serve()
     await one.post("/documents", json=HOLIDAY)
     await ask(one, QUESTION)
@@ -39,7 +42,7 @@ async def test_a_document_that_changes_takes_its_answers_with_it(serve: Service)
     assert answered["sources"][0]["text"] == "The office approves my holiday."
 
 
-async def test_a_document_that_is_deleted_is_cited_no_more(serve: Service) -> None:
+async def test_deleting_a_document_invalidates_the_answers_that_cite_it(serve: Service) -> None:
     one, other = await serve(), await serve()
     document = (await one.post("/documents", json=HOLIDAY)).json()["id"]
     await ask(one, QUESTION)

@@ -1,4 +1,7 @@
-"""Answers as they come: `sources`, `token`s, `done`; and what becomes of them when somebody leaves."""
+"""Streamed answers: the events `sources`, `token` and `done`, and what happens on errors and disconnects.
+
+Read this file second.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ QUESTION = "How do I reset my password?"
 PARAPHRASE = "My password, how do I reset?"
 
 
-async def test_an_answer_comes_in_pieces(serve: Service) -> None:
+async def test_an_answer_streams_as_sources_tokens_and_done(serve: Service) -> None:
     response, found = await streamed(await serve(), QUESTION)
     names = [name for name, _ in found]
     assert names == ["sources", *["token"] * 7, "done"]
@@ -22,7 +25,7 @@ async def test_an_answer_comes_in_pieces(serve: Service) -> None:
     assert response.headers["X-Accel-Buffering"] == "no"
 
 
-async def test_done_is_the_whole_response_without_the_answer(serve: Service) -> None:
+async def test_the_done_event_is_the_response_without_the_answer(serve: Service) -> None:
     client = await serve()
     _, found = await streamed(client, QUESTION, headers={"X-Request-ID": "mine-1"})
     done = found[-1][1]
@@ -34,23 +37,23 @@ async def test_done_is_the_whole_response_without_the_answer(serve: Service) -> 
     assert done["timings_ms"]["total"] >= done["timings_ms"]["generate"] > 0
 
 
-async def test_the_first_token_is_there_while_the_others_are_not(serve: Service, stub: StubOllama) -> None:
+async def test_the_first_token_arrives_before_the_rest_is_generated(serve: Service, stub: StubOllama) -> None:
     client = await serve()
     stub.behaviour("hang_between")
     async with client.stream("POST", "/query", json={"question": QUESTION, "stream": True}) as response:
-        coming = events(response)
-        assert await anext(coming) == ("sources", [])
-        assert await anext(coming) == ("token", {"text": "echo:"})
+        arriving = events(response)
+        assert await anext(arriving) == ("sources", [])
+        assert await anext(arriving) == ("token", {"text": "echo:"})
 
 
-async def test_the_accept_header_asks_for_a_stream_too(serve: Service) -> None:
+async def test_the_accept_header_requests_a_stream(serve: Service) -> None:
     client = await serve()
     response = await client.post("/query", json={"question": QUESTION}, headers={"Accept": "text/event-stream"})
     assert response.headers["Content-Type"] == "text/event-stream"
     assert response.text.startswith("event: sources\ndata: []\n\nevent: token\ndata: {")
 
 
-async def test_a_streamed_answer_is_a_hit_afterwards_and_streams_again(serve: Service, stub: StubOllama) -> None:
+async def test_a_streamed_answer_is_cached_and_hits_stream_too(serve: Service, stub: StubOllama) -> None:
     one, other = await serve(), await serve()
     _, first = await streamed(one, QUESTION)
     assert (await ask(other, QUESTION))["answer"] == text_of(first)
@@ -82,7 +85,7 @@ async def test_an_error_after_the_first_token_is_an_event(serve: Service, stub: 
     assert problem["request_id"] == response.headers["X-Request-ID"]
 
 
-async def test_who_leaves_stops_the_generation(serve: Service, stub: StubOllama) -> None:
+async def test_a_disconnect_stops_the_generation(serve: Service, stub: StubOllama) -> None:
     client = await serve()
     stub.behaviour("hang_between", path="/api/chat")
     async with connected(client, QUESTION, stream=True) as reader:
@@ -94,7 +97,7 @@ async def test_who_leaves_stops_the_generation(serve: Service, stub: StubOllama)
     await wait_until_async(stopped)
 
 
-async def test_a_caller_may_be_in_a_hurry(serve: Service, stub: StubOllama) -> None:
+async def test_x_request_timeout_sets_a_deadline(serve: Service, stub: StubOllama) -> None:
     client = await serve()
     stub.behaviour("hang", path="/api/chat")
     response = await client.post("/query", json={"question": QUESTION}, headers={"X-Request-Timeout": "0.1"})

@@ -1,4 +1,4 @@
-"""What the stub answers, by rule: the same request, the same answer."""
+"""The stub's answers. They are deterministic: the same request gets the same answer."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _UNKNOWN = re.compile(r"[^\x00-\x7f]+|\w{101,}")
 
 
 def words(text: str) -> list[str]:
-    """Tokens: words with the blank before them."""
+    """Splits a text into tokens: words with their leading white space."""
     return re.findall(r"\s*\S+", text) or [""]
 
 
 def chat_tokens(request: dict[str, Any], behaviour: Behaviour) -> list[str]:
-    """The answer given, else the last user message (or the prompt) after "echo: "."""
+    """Returns the tokens of the configured answer, or of "echo: " and the last user message or prompt."""
     if behaviour.answer is not None:
         return words(behaviour.answer)
     turns = [turn["content"] for turn in request.get("messages", []) if turn["role"] == "user"]
@@ -32,13 +32,13 @@ def chat_tokens(request: dict[str, Any], behaviour: Behaviour) -> list[str]:
 
 
 def token_line(path: str, model: str, text: str) -> dict[str, Any]:
-    """One line of a stream."""
+    """Returns one line of a stream."""
     piece = {"message": {"role": "assistant", "content": text}} if path == "/api/chat" else {"response": text}
     return {"model": model, "created_at": "2026-01-01T00:00:00Z", **piece, "done": False}
 
 
 def last_line(path: str, model: str, request: dict[str, Any], tokens: int, behaviour: Behaviour) -> dict[str, Any]:
-    """The final line, with counts and durations in nanoseconds; zeros omitted, as Ollama does."""
+    """Returns the final line with counts and durations in nanoseconds. Omits zeros, as Ollama does."""
     prompt = sum(len(turn["content"].split()) for turn in request.get("messages", []))
     figures = {
         "total_duration": int((0.2 + behaviour.load_duration) * 1e9),
@@ -53,13 +53,13 @@ def last_line(path: str, model: str, request: dict[str, Any], tokens: int, behav
 
 
 def embed_answer(request: dict[str, Any], behaviour: Behaviour) -> dict[str, Any]:
-    """The answer of /api/embed."""
+    """Returns the answer of /api/embed."""
     vectors = [vector(_read(text, behaviour), behaviour.dimension, behaviour.scale) for text in texts(request)]
     return {"model": request["model"], "embeddings": vectors, "total_duration": 1_000_000}
 
 
 def texts(request: dict[str, Any]) -> list[str]:
-    """Those that a call of /api/embed has."""
+    """Returns the texts of an /api/embed request."""
     given = request.get("input", [])
     return [given] if isinstance(given, str) else given
 
@@ -69,7 +69,7 @@ def _read(text: str, behaviour: Behaviour) -> str:
 
 
 def vector(text: str, dimension: int, scale: float = 1.0) -> list[float]:
-    """A vector of length `scale`; texts that share words are near each other, whatever their order and case."""
+    """Returns a vector of length `scale`. Texts with common words are close, regardless of word order and case."""
     parts = [_word_vector(word, dimension) for word in re.findall(r"\w+", text.casefold()) or [""]]
     summed = [math.fsum(column) for column in zip(*parts, strict=True)]
     length = math.sqrt(math.fsum(value * value for value in summed))
@@ -82,20 +82,20 @@ def _word_vector(word: str, dimension: int) -> list[float]:
 
 
 def tags_answer(behaviour: Behaviour) -> dict[str, Any]:
-    """The answer of /api/tags: `MODELS` unless told otherwise."""
+    """Returns the answer of /api/tags: `MODELS`, or the configured models."""
     names = MODELS if behaviour.models is None else behaviour.models
     rows = [{"name": name, "model": name, "size": DISK_SIZE, "digest": behaviour.digest} for name in names]
     return {"models": rows}
 
 
 def show_answer(request: dict[str, Any]) -> dict[str, Any]:
-    """The answer of /api/show."""
+    """Returns the answer of /api/show."""
     info = {"general.architecture": "llama", "general.basename": request["model"]}
     return {"details": {"family": "llama"}, "model_info": info, "capabilities": ["completion"]}
 
 
 def has_model(request: dict[str, Any], behaviour: Behaviour) -> bool:
-    """Whether the model of a request is there."""
+    """Returns whether the stub has the model of a request."""
     name = str(request.get("model", ""))
     return behaviour.models is None or (name if ":" in name else f"{name}:latest") in behaviour.models
 
@@ -104,7 +104,7 @@ _moments = itertools.count()
 
 
 def ps_answer(behaviour: Behaviour) -> dict[str, Any]:
-    """The answer of /api/ps. A model that is loading expires later each time it is listed."""
+    """Returns the answer of /api/ps. The expiry of a loading model advances with each call."""
     if behaviour.resident == "no":
         return {"models": []}
     expires = "2026-01-01T00:05:00Z"
@@ -115,5 +115,5 @@ def ps_answer(behaviour: Behaviour) -> dict[str, Any]:
 
 
 def encoded(answer: dict[str, Any]) -> bytes:
-    """JSON as the wire has it."""
+    """Encodes JSON for the wire."""
     return json.dumps(answer).encode()

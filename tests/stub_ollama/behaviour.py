@@ -1,4 +1,4 @@
-"""What the stub can be told to do."""
+"""The configurable behavior of the stub."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ MODES = {
     "error_line": "one token, then a line with `error`",
     "no_done": "tokens, then an end without the line that has `done`",
     "bad_json": "one token, then a line that is not JSON",
-    "status": "answer with `status` and `message`, `retry_after` as Retry-After if given",
-    "bad_text": "/api/embed: as `status` where one of the texts holds the word `bad_text`, else an answer",
-    "close_after": "answer, then close the connection without having said so",
-    "refuse": "no listener, and every open connection broken, until another mode is set",
+    "status": "answer with `status` and `message`, and with `retry_after` as Retry-After if set",
+    "bad_text": "/api/embed: as `status` if a text contains the word `bad_text`, else an answer",
+    "close_after": "answer, then close the connection without announcing it",
+    "refuse": "stop listening and break every open connection, until another mode is set",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Behaviour:
-    """Applies to /api/chat, /api/generate and /api/embed; with `path`, to that path alone, whichever it is.
+    """Applies to /api/chat, /api/generate and /api/embed, or only to `path` if it is set.
 
-    With `times`, it ends after so many requests and "ok" follows.
+    With `times`, it applies to that many requests; then "ok" follows.
     """
 
     mode: str = "ok"
     delay: float = 0.0
     pace: float = 0.0
     embed_pace: float = 0.0
-    """Seconds that /api/embed takes for each text."""
+    """Seconds that /api/embed takes per text."""
     status: int = 500
     message: str = "the stub was told to fail"
     bad_text: str = "unembeddable"
@@ -40,26 +40,28 @@ class Behaviour:
     times: int | None = None
     path: str | None = None
     answer: str | None = None
-    """The answer in place of the echo."""
+    """Replaces the echo."""
     done_reason: str = "stop"
     load_duration: float = 0.0
-    """Seconds that the final line gives as `load_duration`."""
+    """Seconds that the final line reports as `load_duration`."""
     resident: str = "yes"
-    """What /api/ps says of every model: "yes", "no", or "loading" as Ollama shows it."""
+    """State of every model in /api/ps: "yes", "no", or "loading" as Ollama shows it."""
     dimension: int = 16
     scale: float = 1.0
     """Length of the vectors."""
     vocabulary: str = "all"
-    """What /api/embed can read: "all", or "latin", where each run of other letters and symbols is an unknown token."""
+    """Characters that /api/embed can read: "all", or "latin". With "latin", each run of other characters is an unknown
+    token.
+    """
     models: tuple[str, ...] | list[str] | None = None
-    """Full names of the models it has, in place of the usual ones; any other is not found."""
+    """Full names of the available models. Replaces the defaults; other models are not found."""
     digest: str = "sha256:5eed"
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
-            raise ValueError(f"no such mode: {self.mode!r}, there are {', '.join(MODES)}")
+            raise ValueError(f"unknown mode: {self.mode!r}. Modes: {', '.join(MODES)}")
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Behaviour:
-        """Unknown names raise TypeError."""
+        """Parses the fields. Unknown names raise `TypeError`."""
         return cls(**fields)

@@ -1,4 +1,4 @@
-"""One connection of the stub, from the bytes up: so that it can break at any of them."""
+"""One connection of the stub. It writes raw bytes, so it can break at any of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.stub_ollama.answers import encoded
 
 @dataclass(frozen=True, slots=True)
 class StubRequest:
-    """A request as the stub read it; `body` is its JSON, {} where there is none."""
+    """A request. `body` is its JSON, or {} without a body."""
 
     method: str
     path: str
@@ -26,7 +26,9 @@ Handler = Callable[[StubRequest, "Connection"], Awaitable[None]]
 
 
 class Connection(asyncio.Protocol):
-    """HTTP/1.1 with keep-alive, no pipelining. A client that leaves cancels the handler of its request."""
+    """An HTTP/1.1 connection with keep-alive, without pipelining. A disconnect of the client cancels the request's
+    handler.
+    """
 
     def __init__(self, handler: Handler, open_connections: set[Connection]) -> None:
         self._handler = handler
@@ -53,7 +55,7 @@ class Connection(asyncio.Protocol):
         self._may_write.set()
 
     async def drained(self) -> None:
-        """Waits while the client does not read what was written."""
+        """Waits until the client reads what was written."""
         await self._may_write.wait()
 
     def data_received(self, data: bytes) -> None:
@@ -76,29 +78,29 @@ class Connection(asyncio.Protocol):
             await self._handler(request, self)
 
     def answer(self, answer: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None) -> None:
-        """A whole answer with its length."""
+        """Sends a complete answer with its length."""
         body = encoded(answer)
         self._head(status, {"Content-Length": str(len(body)), **(headers or {})}, "application/json")
         self._transport.write(body)
 
     def begin_stream(self) -> None:
-        """The head of a chunked answer."""
+        """Sends the head of a chunked answer."""
         self._head(200, {"Transfer-Encoding": "chunked"}, "application/x-ndjson")
 
     def line(self, text: bytes) -> None:
-        """One line as one chunk."""
+        """Sends one line as one chunk."""
         self._transport.write(b"%x\r\n%s\n\r\n" % (len(text) + 1, text))
 
     def end_stream(self) -> None:
-        """The last chunk."""
+        """Sends the last chunk."""
         self._transport.write(b"0\r\n\r\n")
 
     def close(self) -> None:
-        """Closes after what is written has gone."""
+        """Closes after sending the buffered data."""
         self._transport.close()
 
     def abort(self) -> None:
-        """Breaks the connection at once."""
+        """Breaks the connection immediately."""
         self._transport.abort()
 
     def _head(self, status: int, headers: dict[str, str], kind: str) -> None:

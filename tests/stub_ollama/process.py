@@ -1,4 +1,4 @@
-"""The stub as a process of its own, for tests of several processes; its wishes travel over HTTP."""
+"""Runs the stub as a separate process, for tests with several processes. Tests control it over HTTP."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class StubProcess:
-    """Made by `stub_process`. Its methods return when the stub has obeyed."""
+    """Created by `stub_process`. Methods return after the stub has applied the change."""
 
     def __init__(self, base_url: str, control_url: str) -> None:
         self.base_url = base_url
         self.control_url = control_url
 
     def behaviour(self, mode: str = "ok", **fields: Any) -> None:
-        """As `StubOllama.behaviour`, "refuse" included; the fields are those of `Behaviour`."""
+        """Sets the behavior, like `StubOllama.behaviour`, but including "refuse". Fields are those of `Behaviour`."""
         self._ask("/stub/behaviour", {"mode": mode, **fields})
 
     def break_connections(self) -> None:
-        """Closes every open connection at once; the listener stays."""
+        """Closes every open connection. The listener stays open."""
         self._ask("/stub/break", {})
 
     @property
     def stats(self) -> dict[str, Any]:
-        """As `StubOllama.stats`."""
+        """Returns the counts, as `StubOllama.stats`."""
         return self._ask("/stub/stats", None)
 
     def _ask(self, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
@@ -43,9 +43,10 @@ class StubProcess:
 
 @contextmanager
 def stub_process(port: int = 0, host: str = "127.0.0.1", before: Sequence[str] = ()) -> Iterator[StubProcess]:
-    """Starts it, waits until it listens, ends it. It ends by itself when the test's process dies (its stdin closes).
+    """Starts the stub and waits until it listens; ends it afterwards.
 
-    `before`: what the command begins with, where another program is to start it.
+    The stub also ends if the test's process dies, because its stdin closes. `before`: words that precede the command,
+    for example to start it through another program.
     """
     command = [
         *before,

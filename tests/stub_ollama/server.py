@@ -1,4 +1,4 @@
-"""The stub itself: a listener for the service under test, and one for the test's own wishes."""
+"""The stub server: one listener for the service under test, and one for control by the test."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ VERSION = "0.0.0-stub"
 
 
 class StubOllama:
-    """Made by `running_stub`."""
+    """Created by `running_stub`."""
 
     def __init__(self, host: str = "127.0.0.1") -> None:
         self._host = host
@@ -31,24 +31,24 @@ class StubOllama:
         self._figures: Counter[str] = Counter()
         self.port = 0
         self.last_bodies: dict[str, dict[str, Any]] = {}
-        """By path, the last request's JSON."""
+        """By path, the JSON of the last request."""
 
     @property
     def base_url(self) -> str:
-        """Where the stub is an Ollama."""
+        """The URL of the stubbed Ollama API."""
         return f"http://{self._host}:{self.port}"
 
     @property
     def control_url(self) -> str:
-        """Where it takes wishes whatever it does at `base_url`."""
+        """The URL for control requests. It always answers."""
         assert self._control is not None
         return f"http://{self._host}:{self._control.sockets[0].getsockname()[1]}"
 
     @property
     def stats(self) -> dict[str, Any]:
-        """Counts since the start: requests by path, generations in flight, finished and left, connections.
+        """Counts since the start: requests by path, generations in flight, finished and cancelled, connections.
 
-        `max_texts`: the most that one call of /api/embed had.
+        `max_texts`: the most texts in one call of /api/embed.
         """
         names = ("in_flight", "max_in_flight", "finished", "cancelled", "connections_accepted", "max_texts")
         figures = {name: self._figures[name] for name in names}
@@ -56,40 +56,40 @@ class StubOllama:
 
     @property
     def mode(self) -> str:
-        """What is done now."""
+        """The current mode."""
         return self._behaviour.mode
 
     def behaviour(self, mode: str = "ok", **fields: Any) -> None:
-        """Sets what is done from now on; the fields are those of `Behaviour`. Not for "refuse": see `refuse`."""
+        """Sets the behavior. The fields are those of `Behaviour`. For "refuse", call `refuse` instead."""
         self._behaviour = Behaviour(mode, **fields)
 
     async def refuse(self) -> None:
-        """Stops listening and breaks every connection, as an Ollama that was killed."""
+        """Stops listening and breaks every connection, like a killed Ollama."""
         if self._server is not None:
             server, self._server = self._server, None
             server.close()
             self.break_connections()
 
     async def listen(self) -> None:
-        """Listens (again) on the same port; no-op while it does."""
+        """Listens on the same port again. Does nothing if it already listens."""
         if self._server is None:
             self._server = await self._listener(self.port)
             self.port = self._server.sockets[0].getsockname()[1]
 
     def break_connections(self) -> None:
-        """Closes every open connection at once; the listener stays."""
+        """Closes every open connection. The listener stays open."""
         for connection in list(self._connections):
             connection.abort()
 
     async def start(self, port: int = 0) -> None:
-        """Listens on `port` of its host, 0 for any free one."""
+        """Listens on `port`, or on any free port if it is 0."""
         self.port = port
         await self.listen()
         loop = asyncio.get_running_loop()
         self._control = await loop.create_server(lambda: Connection(self._wish, set()), self._host, 0)
 
     async def stop(self) -> None:
-        """Ends everything."""
+        """Stops the stub."""
         await self.refuse()
         if self._control is not None:
             self._control.close()
@@ -163,7 +163,7 @@ class StubOllama:
             connection.close()
 
     def _texts(self, request: StubRequest) -> int:
-        """How many texts a call of /api/embed has; notes the most."""
+        """Returns the number of texts in an /api/embed request and records the maximum."""
         count = len(answers.texts(request.body))
         self._figures["max_texts"] = max(self._figures["max_texts"], count)
         return count
@@ -200,7 +200,7 @@ BREAKS = {"hang_between", "cut", "error_line", "bad_json"}
 
 
 async def _misbehave(connection: Connection, behaviour: Behaviour) -> None:
-    """What follows the first token."""
+    """Does what the mode does after the first token."""
     if behaviour.mode == "hang_between":
         await asyncio.Event().wait()
     elif behaviour.mode == "cut":
@@ -212,7 +212,7 @@ async def _misbehave(connection: Connection, behaviour: Behaviour) -> None:
 
 
 def _plain(request: StubRequest, behaviour: Behaviour) -> tuple[dict[str, Any], int]:
-    """The answers that are no streams, and their status."""
+    """Returns the answer and status of a request without a stream."""
     match request.path:
         case "/api/embed":
             return answers.embed_answer(request.body, behaviour), 200
@@ -232,7 +232,7 @@ def _plain(request: StubRequest, behaviour: Behaviour) -> tuple[dict[str, Any], 
 
 @contextlib.asynccontextmanager
 async def running_stub(port: int = 0, host: str = "127.0.0.1") -> AsyncIterator[StubOllama]:
-    """A stub in the running event loop, on `port` (0: any free one)."""
+    """Runs a stub in the current event loop on `port` (0: any free port)."""
     stub = StubOllama(host)
     await stub.start(port)
     try:
