@@ -24,7 +24,7 @@ def create_app(settings: Settings) -> FastAPI:
     name = worker_id()
     metrics = Metrics(CollectorRegistry(), __version__)
     app = DescribedApp(
-        most_inputs=settings.embedder.embed_max_inputs,
+        max_inputs=settings.embedder.embed_max_inputs,
         keyed=_keyed_roles(settings.access),
         title="Ragherd",
         version=__version__,

@@ -1,14 +1,14 @@
-"""Background tasks, cancelling a block of code for good, and timeouts that do not blame others for this worker's lag.
+"""Background tasks, reliable cancellation, and timeouts that extend when this worker's event loop lags.
 
-`asyncio.wait_for` of Python 3.11 loses a cancellation that comes just as what it waits for ends, and any library may
-call it. A block that was cancelled once would then run to its end for nobody. A `CancelScope` cancels again, at
-intervals, until the block has ended. Meanwhile the task counts as cancelled: `raise_if_cancelled` asks for that before
-something expensive begins.
+One call of `Task.cancel` may not be enough. In Python 3.11 `asyncio.wait_for` loses a cancellation that arrives just as
+the awaited future completes, and any library may call it. The block would then run to its end although nobody waits for
+it. `cancel_and_wait` and `CancelScope` therefore cancel again, at intervals, until the task or block has ended. In the
+meantime the task counts as cancelled: call `raise_if_cancelled` before an expensive step.
 
-An event loop that was busy, or had no processor, for longer than a timeout finds two things at once: the timeout has
-passed, and the reply has long been in the socket. A plain timeout then wins, and a healthy Redis counts as lost. A
-`Countdown` counts time in ticks: a tick that comes late counts as one, so the timeout grows by the loop's lag, up to a
-bound. Between two ticks the loop reads what has arrived.
+When the event loop was blocked for longer than a timeout, it finds two things at once: the timeout has passed, and the
+reply has been in the socket for a while. A plain timeout wins, and a healthy Redis counts as down. A `Countdown` counts
+ticks instead. A late tick counts as one tick, so the timeout grows by the loop's lag, up to a limit. Between two ticks
+the loop reads what has arrived.
 """
 
 from __future__ import annotations
@@ -31,25 +31,20 @@ RESTART_SECONDS: Final = 1.0
 CANCEL_AGAIN_SECONDS: Final = 0.1
 
 
-async def cancelled(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    """Cancels tasks and returns when they have ended, however they ended.
-
-    Once is not enough: `asyncio.wait_for` of Python 3.11, which redis-py sends through, loses a cancellation that comes
-    just when what it waits for is done. A loop would then go on for ever, and its worker would never end.
-    """
+async def cancel_and_wait(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancels `tasks` repeatedly and returns when all have ended, with any outcome."""
     pending = {task for task in tasks if not task.done()}
     for task in pending:
-        let_go(task)
+        log_failure(task)
     while pending:
         for task in pending:
             task.cancel()
         _, pending = await asyncio.wait(pending, timeout=CANCEL_AGAIN_SECONDS)
 
 
-def let_go(task: asyncio.Future[Any], *expected: type[BaseException]) -> None:
-    """For a task that may fail when nobody awaits it any more: its error is logged here, and not by asyncio.
-
-    What is `expected` is somebody else's to tell, or nobody's.
+def log_failure(task: asyncio.Future[Any], *expected: type[BaseException]) -> None:
+    """Logs the exception of a task that nobody awaits, instead of leaving it to asyncio. `expected` exceptions are not
+    logged.
     """
     task.add_done_callback(partial(_ended, expected=expected))
 
@@ -66,7 +61,7 @@ def _name(task: asyncio.Future[Any]) -> str:
 
 
 class Background:
-    """A context that runs tasks for as long as it is open. One that fails is logged and started again."""
+    """A context manager that runs tasks while it is open. A task that fails is logged and restarted."""
 
     def __init__(self) -> None:
         self._tasks: list[asyncio.Task[None]] = []
@@ -78,10 +73,10 @@ class Background:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await cancelled(self._tasks)
+        await cancel_and_wait(self._tasks)
 
     def start(self, forever: Callable[[*Of], Coroutine[Any, Any, None]], *of: *Of) -> None:
-        """Runs `forever(*of)`, which is not meant to return."""
+        """Runs `forever(*of)`, which should never return."""
         name = f"{forever.__module__}.{forever.__qualname__}"
         self._tasks.append(asyncio.create_task(self._keep(name, forever, *of), name=name))
 
@@ -89,22 +84,23 @@ class Background:
         while True:
             try:
                 await forever(*of)
-            except Exception:  # noqa: BLE001 - a bug in one background task must not end heartbeats and counters
+            except Exception:  # noqa: BLE001 - a bug in one task must not stop heartbeats and counters
                 self._log.exception("background_task_failed", task=name)
             await asyncio.sleep(RESTART_SECONDS)
 
 
 def raise_if_cancelled() -> None:
-    """Raises `CancelledError` in a task that has been cancelled, even where the cancellation was lost on its way."""
+    """Raises `CancelledError` if the current task has been cancelled, even if that cancellation was lost."""
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError
 
 
 class CancelScope:
-    """A block (`with`) that `cancel` ends early. Its own `CancelledError` stays inside: ask `cancelled` afterwards.
+    """A block (`with`) that `cancel` ends early.
 
-    An error that the block raises instead goes on. The cancellation of the whole task by somebody else does, too.
+    The scope swallows the `CancelledError` that it caused; check `cancelled` afterwards. Other exceptions of the block
+    and cancellations of the whole task propagate.
     """
 
     cancelled = False
@@ -116,7 +112,7 @@ class CancelScope:
 
     def __enter__(self) -> Self:
         self._task = asyncio.current_task()
-        assert self._task is not None, "a scope belongs to a task"
+        assert self._task is not None, "a scope needs a running task"
         self._before = self._task.cancelling()
         return self
 
@@ -133,7 +129,7 @@ class CancelScope:
         return self.cancelled and kind is asyncio.CancelledError and task.cancelling() <= self._before
 
     def cancel(self) -> None:
-        """Cancels the block; does nothing before it begins, after it has ended, and the second time."""
+        """Cancels the block. Does nothing before the block begins, after it has ended, or if called again."""
         if self._task is not None and not self.cancelled:
             self.cancelled = True
             self._cancel()
@@ -146,35 +142,37 @@ class CancelScope:
 
 
 TICK_SECONDS: Final = 0.05
-"""The tick of a timeout of 0.4 to 2 s; shorter ones have `FEWEST` ticks, longer ones `MANY`."""
-FEWEST: Final = 8
-MANY: Final = 40
-MOST: Final = 4.0
-"""A timeout takes at most so many times its length, however much the loop lags; a short one, `MAX_LAG` more."""
-MAX_LAG: Final = 5.0
-"""Opening a connection takes several rounds of the loop: of one that lags, more than a few times a short timeout."""
+"""The tick of timeouts from 0.4 to 2 s. Shorter timeouts have `MIN_TICKS` ticks, longer ones `MAX_TICKS`."""
+MIN_TICKS: Final = 8
+MAX_TICKS: Final = 40
+MAX_STRETCH: Final = 4.0
+"""A timeout lasts at most this multiple of its length, or `MIN_EXTENSION_SECONDS` more if that is longer."""
+MIN_EXTENSION_SECONDS: Final = 5.0
+"""Opening a connection takes several iterations of the loop. When the loop lags, they exceed a multiple of a short
+timeout.
+"""
 
 
 class Countdown:
-    """Calls `ended` after `seconds` of a loop that runs. `lag`: the seconds that did not count, so far."""
+    """Calls `ended` after `seconds` of running event loop. `lag` is the time, in seconds, that did not count so far."""
 
     __slots__ = ("_due", "_ended", "_extended", "_handle", "_last", "_left", "_loop", "_tick", "lag")
 
     def __init__(self, seconds: float, ended: Callable[[], None]) -> None:
         seconds = max(0.0, seconds)
         self.lag = 0.0
-        self._tick = max(min(TICK_SECONDS, seconds / FEWEST), seconds / MANY)
+        self._tick = max(min(TICK_SECONDS, seconds / MIN_TICKS), seconds / MAX_TICKS)
         self._left = max(1, math.ceil(seconds / self._tick)) if self._tick else 1
         self._ended = ended
         self._extended = False
         self._loop = asyncio.get_running_loop()
         now = time.monotonic()
-        self._last = now + max(MOST * seconds, seconds + MAX_LAG)
+        self._last = now + max(MAX_STRETCH * seconds, seconds + MIN_EXTENSION_SECONDS)
         self._due = now + self._tick
         self._handle: asyncio.Handle = self._loop.call_later(self._tick, self._ticked)
 
     def cancel(self) -> None:
-        """Never calls `ended` from now on. To be called once: the lag is then complete."""
+        """Prevents the call of `ended` and completes `lag`. Call it once."""
         self._handle.cancel()
         self.lag += max(0.0, time.monotonic() - self._due)
 
@@ -192,15 +190,15 @@ class Countdown:
         if self._left > 0:
             self._wait(now)
         elif late > self._tick and not self._extended:
-            self._extended = True  # what arrived while the loop stood still has not been read yet
+            self._extended = True  # what arrived while the loop was blocked has not been read yet
             self._wait(now)
         else:
             self._due = now
-            self._handle = self._loop.call_soon(self._ended)  # after those who were woken by what was just read
+            self._handle = self._loop.call_soon(self._ended)  # after the tasks that the last read woke up
 
 
 class LagTimeout(CancelScope):
-    """As `asyncio.timeout`: cancels a block (`with`) after `seconds` by a `Countdown`. Raises `TimeoutError`."""
+    """Cancels a block (`with`) after `seconds` of a `Countdown`. Raises `TimeoutError`, like `asyncio.timeout`."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -220,7 +218,7 @@ class LagTimeout(CancelScope):
 
 
 async def wait_with_lag(task: asyncio.Future[Any], seconds: float) -> float:
-    """Returns when `task` is done, or after `seconds` by a `Countdown`: the lag. The task goes on either way."""
+    """Waits for `task` for up to `seconds` of a `Countdown` and returns the lag in seconds. Never cancels the task."""
     waiter = asyncio.get_running_loop().create_future()
 
     def release(_: object = None) -> None:

@@ -1,35 +1,38 @@
-"""Every error a client can see, modelled once. An error knows its status, its headers and its problem type.
+"""Every error that a client can receive. Each class defines its status, headers and problem type.
 
     RagherdError                  500
-    ├── InternalError             500   a fault of the service's own
-    ├── InvalidRequest            422   the request is not what the API takes
-    ├── RequestTimeout            408   the body came too slowly
-    ├── MalformedHead             400   the request's head breaks HTTP's own rules
+    ├── InternalError             500   a bug in the service
+    ├── InvalidRequest            422   malformed JSON, or an invalid or unknown field
+    ├── RequestTimeout            408   the body arrived too slowly
+    ├── MalformedHead             400   the request head violates HTTP
     ├── HostNotAllowed            400   `Host` is not in ALLOWED_HOSTS
-    ├── PayloadTooLarge           413   the body, or what a document becomes, is over a limit
-    ├── UnsupportedDocument       415   a file of a kind that is not read
-    ├── TooManyDocuments          409   a tenant has as many as it may
-    ├── UnreadableDocument        422   a file that can not be read: broken, encrypted, or not what it says it is
+    ├── PayloadTooLarge           413   the body or the document exceeds a limit
+    ├── UnsupportedDocument       415   the file type is not supported
+    ├── TooManyDocuments          409   the tenant has reached DOCUMENTS_MAX
+    ├── UnreadableDocument        422   the file cannot be parsed: broken, encrypted or mislabeled
     ├── NotAuthenticated          401
     ├── NotAuthorized             403
     ├── NotFound                  404
-    ├── OnlyIfCached              504   `Cache-Control: only-if-cached`, and nothing is
-    ├── DeadlinePassed            504   the caller's own deadline, `X-Request-Timeout`
-    ├── ServiceUnavailable        503   starting, draining, or a store that the call needs is down
-    │   ├── BreakerOpen           503   the circuit breaker admits no call now
-    │   └── BulkheadFull          503   too many calls are under way, and too many wait
-    └── UpstreamError           by row  Ollama failed: the status is in `faults.FAULTS`
+    ├── OnlyIfCached              504   `Cache-Control: only-if-cached` without a cached answer
+    ├── DeadlinePassed            504   the caller's deadline, `X-Request-Timeout`
+    ├── ServiceUnavailable        503   starting, draining, or a required store is down
+    │   ├── BreakerOpen           503   the circuit breaker rejects the call
+    │   └── BulkheadFull          503   too many calls are running and waiting
+    └── UpstreamError           by row  Ollama failed: `FAULTS` has the status
 
-`endpoints/error_responses.py` renders them all as RFC 9457 problem documents.
-Outside the tree, never rendered: `SettingsError` (stops the start), `StoreUnavailable` (Redis is down: the caller
-of a store degrades instead of failing), `EmbeddingUnavailable` (a miss of the semantic tier, also
-where a text cannot be embedded: `TextNotEmbedded`), `RerankingUnavailable` (passages stay as they were found), and
-`DocumentsChanged` (an answer is checked again).
+`endpoints/problems.py` renders them as RFC 9457 problem documents.
 
-What can go wrong with a call to Ollama: how the circuit breaker reads it and what the client gets.
+Errors outside the tree never reach a client:
 
-One readable table, `FAULTS`; docs/http-api.md shows the same table and a test compares the two.
-Imports nothing local.
+    SettingsError                 an invalid setting; the service does not start
+    StoreUnavailable              Redis is down; callers degrade
+    EmbeddingUnavailable          no embedding; the semantic tier misses
+    └── TextNotEmbedded           the model cannot embed this text
+    RerankingUnavailable          no re-ranking; passages keep their order
+    DocumentsChanged              the passages are out of date; the answer is checked again
+
+`FAULTS` lists the ways a call to Ollama can fail, how the circuit breaker counts each, and the client's status.
+docs/http-api.md has the same table, and a test compares the two. This module imports nothing local.
 """
 
 from __future__ import annotations
@@ -48,7 +51,7 @@ CLIENT_CLOSED_REQUEST: Final = 499
 
 
 class UpstreamFault(StrEnum):
-    """The ways a call to Ollama fails, most of them named after what was seen on the wire."""
+    """The ways a call to Ollama fails."""
 
     CONNECT_FAILED = "connect_failed"
     CONNECT_TIMEOUT = "connect_timeout"
@@ -76,7 +79,7 @@ BreakerReading = Literal["failure", "ignored"]
 
 @dataclass(frozen=True, slots=True)
 class FaultRow:
-    """One row: the meaning of a fault, the breaker's reading, the client's status, and whether one retry is allowed."""
+    """What a fault means, how the breaker counts it, the client's status, and whether one retry is allowed."""
 
     meaning: str
     breaker: BreakerReading
@@ -112,7 +115,7 @@ FAULTS: Mapping[UpstreamFault, FaultRow] = MappingProxyType(
 
 
 class RagherdError(Exception):
-    """A problem that a client is told about."""
+    """An error that is reported to the client."""
 
     status: int = 500
     slug: ClassVar[str] = "internal-error"
@@ -123,7 +126,7 @@ class RagherdError(Exception):
         self.detail = detail
         self.headers = dict(headers or {})
         self.members = members
-        """Further members of the problem document (RFC 9457, section 3.2)."""
+        """Additional members of the problem document (RFC 9457, section 3.2)."""
 
     @property
     def problem_type(self) -> str:
@@ -133,21 +136,21 @@ class RagherdError(Exception):
 
 class InternalError(RagherdError):
     def __init__(self) -> None:
-        super().__init__("Something went wrong in the service; its log has the details.")
+        super().__init__("Internal error. The service's log has the details under the request ID.")
 
 
 class InvalidRequest(RagherdError):
     status = 422
     slug = "invalid-request"
-    title = "The request is not valid"
+    title = "Invalid request"
 
 
 class RequestTimeout(RagherdError):
-    """The connection is closed after it: where the next request would begin is not known (RFC 9110, section 15.5.9)."""
+    """Closes the connection, because the start of the next request is unknown (RFC 9110, section 15.5.9)."""
 
     status = 408
     slug = "request-timeout"
-    title = "The request came too slowly"
+    title = "Request timeout"
 
     def __init__(self, detail: str) -> None:
         super().__init__(detail, headers={"Connection": "close"})
@@ -156,43 +159,43 @@ class RequestTimeout(RagherdError):
 class MalformedHead(RagherdError):
     status = 400
     slug = "malformed-head"
-    title = "The head of the request is not valid"
+    title = "Malformed request head"
 
 
 class HostNotAllowed(RagherdError):
     status = 400
     slug = "host-not-allowed"
-    title = "The service is not called by this name"
+    title = "Host not allowed"
 
 
 class PayloadTooLarge(RagherdError):
     status = 413
     slug = "payload-too-large"
-    title = "The body is too large"
+    title = "Payload too large"
 
 
 class UnsupportedDocument(RagherdError):
     status = 415
     slug = "unsupported-document"
-    title = "Documents of this kind are not read"
+    title = "Unsupported document type"
 
 
 class TooManyDocuments(RagherdError):
     status = 409
     slug = "too-many-documents"
-    title = "The knowledge base is full"
+    title = "Document limit reached"
 
 
 class UnreadableDocument(RagherdError):
     status = 422
     slug = "unreadable-document"
-    title = "The document can not be read"
+    title = "Unreadable document"
 
 
 class NotAuthenticated(RagherdError):
     status = 401
     slug = "not-authenticated"
-    title = "A valid key is needed"
+    title = "Valid API key required"
 
     def __init__(self, detail: str) -> None:
         super().__init__(detail, headers={"WWW-Authenticate": "Bearer"})
@@ -201,7 +204,7 @@ class NotAuthenticated(RagherdError):
 class NotAuthorized(RagherdError):
     status = 403
     slug = "not-authorized"
-    title = "The key has not the right for this"
+    title = "Permission denied"
 
 
 class NotFound(RagherdError):
@@ -213,19 +216,19 @@ class NotFound(RagherdError):
 class OnlyIfCached(RagherdError):
     status = 504
     slug = "not-cached"
-    title = "No cached answer, and the request allows no other"
+    title = "No cached answer"
 
 
 class DeadlinePassed(RagherdError):
     status = 504
     slug = "deadline-passed"
-    title = "The request's own deadline has passed"
+    title = "Deadline exceeded"
 
 
 class ServiceUnavailable(RagherdError):
     status = 503
     slug = "unavailable"
-    title = "The service can not answer now"
+    title = "Service unavailable"
 
     def __init__(self, detail: str, *, retry_after: float | None = None, **members: Any) -> None:
         headers = {} if retry_after is None else {"Retry-After": retry_after_seconds(retry_after)}
@@ -233,13 +236,13 @@ class ServiceUnavailable(RagherdError):
 
 
 class BreakerOpen(ServiceUnavailable, CircuitBreakerError):
-    """Also pybreaker's own error, for those who catch that."""
+    """Raised instead of a call. Also a `pybreaker.CircuitBreakerError`, for code that catches that."""
 
     slug = "circuit-breaker-open"
     title = "The circuit breaker is open"
 
     def __init__(self, breaker: str, retry_after: float, *, forced: bool = False) -> None:
-        why = "an operator forced it, until it is reset" if forced else "Ollama failed and is given time to recover"
+        why = "an operator forced it open until reset" if forced else "Ollama failed and gets time to recover"
         super().__init__(
             f"The circuit breaker '{breaker}' is open: {why}.",
             retry_after=retry_after,
@@ -250,14 +253,16 @@ class BreakerOpen(ServiceUnavailable, CircuitBreakerError):
 
 
 class BulkheadFull(ServiceUnavailable):
-    """No permit for a call to Ollama: `reason` is `queue_full`, `deadline` or `displaced`. No fault of Ollama's."""
+    """Raised when a call gets no permit. `reason` is `queue_full`, `deadline` or `displaced`. Does not count as a
+    failure of Ollama.
+    """
 
     slug = "bulkhead-full"
     title = "Too many calls to Ollama"
 
     def __init__(self, bulkhead: str, reason: str, retry_after: float) -> None:
         super().__init__(
-            f"As many calls to Ollama as '{bulkhead}' allows are under way, and {_WHY_NOT[reason]}.",
+            f"The bulkhead '{bulkhead}' is full: {_REASONS[reason]}.",
             retry_after=retry_after,
             bulkhead=bulkhead,
             reason=reason,
@@ -266,15 +271,15 @@ class BulkheadFull(ServiceUnavailable):
         self.retry_after = retry_after
 
 
-_WHY_NOT = {
-    "queue_full": "no more may wait",
-    "deadline": "none ended within the time that a call may wait",
-    "displaced": "the place in line went to a caller with fewer",
+_REASONS = {
+    "queue_full": "the queue is full",
+    "deadline": "no permit became free within the maximum wait",
+    "displaced": "a tenant with fewer waiting calls took the place in the queue",
 }
 
 
 class UpstreamError(RagherdError):
-    """A call to Ollama failed. `faults.FAULTS` says what that means for the breaker and for the client."""
+    """Raised when a call to Ollama fails. `FAULTS` says what the fault means for the breaker and the client."""
 
     slug = "upstream-failed"
     title = "Ollama failed"
@@ -282,7 +287,7 @@ class UpstreamError(RagherdError):
     def __init__(self, fault: UpstreamFault, detail: str, *, retry_after: float | None = None) -> None:
         row = FAULTS[fault]
         if retry_after is None and row.status == 503:
-            retry_after = 1.0  # busy, and nobody knows for how long
+            retry_after = 1.0  # busy for an unknown time
         headers = {} if retry_after is None else {"Retry-After": retry_after_seconds(retry_after)}
         super().__init__(detail, headers=headers, fault=fault.value)
         self.fault = fault
@@ -292,17 +297,17 @@ class UpstreamError(RagherdError):
 
 
 class SettingsError(Exception):
-    """A setting is wrong: one line that names the variable; the service does not start."""
+    """A setting is invalid. The message is one line that names the variable; the service does not start."""
 
 
 class StoreUnavailable(Exception):
-    """Redis can not be used now: callers degrade, clients never see it."""
+    """Redis is down or too slow. Callers degrade; clients never see this error."""
 
 
 class DocumentsChanged(Exception):
-    """An answer can not be stored as it is: the tenant's documents changed after passages were looked for.
+    """The answer cannot be stored, because the tenant's documents changed after its passages were read.
 
-    `now_ms` is the time by the cache's clock: passages that are looked for from here on are later.
+    `now_ms` is the time by the cache's clock. Passages that are read from now on are newer.
     """
 
     def __init__(self, now_ms: int) -> None:
@@ -311,17 +316,17 @@ class DocumentsChanged(Exception):
 
 
 class EmbeddingUnavailable(Exception):
-    """The embedder can not embed now: the semantic tier is a miss, the request goes on."""
+    """The embedder cannot embed now. The semantic tier misses and the request continues."""
 
 
 class TextNotEmbedded(EmbeddingUnavailable):
-    """One of the texts cannot be embedded, now or later: others can."""
+    """One of the texts can never be embedded; the others can."""
 
 
 class RerankingUnavailable(Exception):
-    """The re-ranker can not judge now: passages stay in the order in which they were found."""
+    """The re-ranker cannot score passages now. They keep the order in which they were found."""
 
 
 def retry_after_seconds(seconds: float) -> str:
-    """`Retry-After` as RFC 9110 has it: whole seconds, rounded up, at least 1."""
+    """Returns the value of `Retry-After` (RFC 9110): whole seconds, rounded up, at least 1."""
     return str(max(1, math.ceil(seconds)))

@@ -1,8 +1,8 @@
-"""Unicode text that anyone may have written: normalised in linear time, and whether it shows anything. Pure.
+"""Normalizes untrusted Unicode text in linear time, and detects text without visible characters. Pure.
 
-Normalising sorts each run of combining marks, and `unicodedata` takes the square of the run's length to do so. So runs
-are limited first, as the Stream-Safe Text Format of UAX #15 limits them: behind 30 marks comes U+034F, which nobody
-sees. No mark is dropped, so that two texts which differ only in their last marks still differ.
+Normalization sorts each run of combining marks, and `unicodedata` takes quadratic time for a run. Runs are therefore
+limited first, like in the Stream-Safe Text Format of UAX #15: the invisible U+034F follows every 30 marks. No mark is
+dropped, so two texts that differ only in their last marks still differ.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from functools import lru_cache
 from typing import Final
 
 MAX_MARKS: Final = 30
-"""Combining marks in a run. No language writes more than a handful."""
+"""Combining marks in a run. Real languages use only a few."""
 JOINER: Final = "\u034f"
-"""Combining grapheme joiner: it ends a run, and is invisible."""
+"""Combining grapheme joiner. It ends a run and is invisible."""
 
 _RUN: Final = re.compile(rf"[^\w\x00-\x7f]{{{MAX_MARKS // 2 + 1},}}")
-"""May hold too many marks: some characters are two of them. No mark is a word character."""
+"""Runs that may have too many marks: some characters decompose into two. Marks are not word characters."""
 
 INVISIBLE: Final = (
     r"\s\x00-\x1f\x7f-\x9f"
@@ -26,27 +26,27 @@ INVISIBLE: Final = (
     "\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb"
     "\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d159\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
 )
-"""Ranges for a pattern: white space, controls, fillers, joiners, marks of direction and variation, tags."""
+"""Ranges for a regex class: white space, controls, fillers, joiners, direction and variation marks, tags."""
 BLANK: Final = re.compile(f"[{INVISIBLE}]*+")
 
 
 def is_blank(text: str) -> bool:
-    """Whether nothing of `text` can be seen."""
+    """Returns whether `text` has no visible character."""
     return BLANK.fullmatch(text) is not None
 
 
 def nfc(text: str) -> str:
-    """`text` in NFC, with its runs of combining marks limited."""
+    """Returns `text` in NFC, with limited runs of combining marks."""
     return unicodedata.normalize("NFC", with_limited_marks(text))
 
 
 def with_limited_marks(text: str) -> str:
-    """`text` with a joiner behind every 30 combining marks in a row. Most texts come back as they are."""
+    """Returns `text` with a joiner after every 30 consecutive combining marks. Most texts are unchanged."""
     return text if text.isascii() else _RUN.sub(_limited, text)
 
 
 def _limited(run: re.Match[str]) -> str:
-    """In slices: a list of its characters would take 80 bytes for each of them."""
+    """Works on slices: a list of characters would take 80 bytes for each."""
     text, parts = run[0], list[str]()
     begin = marks = 0
     for at, character in enumerate(text):
@@ -60,6 +60,6 @@ def _limited(run: re.Match[str]) -> str:
 
 @lru_cache(4096)
 def _marks(character: str) -> int:
-    """How many combining marks a character is, once it is decomposed; 0 where it is none."""
+    """Returns how many combining marks the decomposed character has; 0 for other characters."""
     decomposed = unicodedata.normalize("NFD", character)
     return len(decomposed) if unicodedata.combining(decomposed[0]) else 0

@@ -38,7 +38,7 @@ from api.breaker.state import (
     State,
     Transition,
 )
-from api.cancellation import Background, let_go
+from api.cancellation import Background, log_failure
 from api.errors import BreakerOpen, StoreUnavailable
 
 _log = structlog.get_logger("ragherd.breaker")
@@ -133,7 +133,7 @@ class OutcomeReports:
         self._added.set()
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._keep_flushing(), name="breaker-reports")
-            let_go(self._task)
+            log_failure(self._task)
 
     async def _keep_flushing(self) -> None:
         while True:
@@ -147,7 +147,7 @@ class OutcomeReports:
         """Sends all that is waiting, after what is already on its way. A caller's cancellation loses nothing."""
         if self._outcomes or self._rejected or self._sending.locked():
             task = asyncio.create_task(self._flush())
-            let_go(task, Exception)  # raised here, unless the caller leaves
+            log_failure(task, Exception)  # raised here, unless the caller leaves
             await asyncio.shield(task)
 
     async def _flush(self) -> None:

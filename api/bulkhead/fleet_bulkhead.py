@@ -29,7 +29,7 @@ from api.bulkhead.rules import (
     Taken,
     Wake,
 )
-from api.cancellation import Background, cancelled, raise_if_cancelled
+from api.cancellation import Background, cancel_and_wait, raise_if_cancelled
 from api.errors import BulkheadFull, StoreUnavailable
 from api.ports.telemetry import BulkheadReason, Telemetry
 
@@ -88,7 +88,7 @@ class PermitReturns:
         """Sends the rest, if the store can be reached."""
         async with self.sending:  # what is on its way arrives
             if self._task is not None:
-                await cancelled([self._task])
+                await cancel_and_wait([self._task])
         await self._drain()
 
 

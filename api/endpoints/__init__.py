@@ -1,1 +1,1 @@
-"""HTTP: one file an endpoint or a group of them. They speak to `WorkerState`, which the lifespan yields."""
+"""The HTTP layer: one module per endpoint or group of endpoints. Endpoints read the worker's `AppState`."""

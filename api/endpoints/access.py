@@ -1,6 +1,6 @@
-"""Keys: who may call, and as which tenant.
+"""API keys: who may call, and as which tenant.
 
-A key is looked up by its SHA-256 digest: one lookup however many keys there are, and its time says nothing of them.
+Keys are looked up by their SHA-256 digest. A lookup takes the same time for any number of keys and does not leak them.
 """
 
 from __future__ import annotations
@@ -18,32 +18,34 @@ from api.loopback import is_loopback_address, is_loopback_host
 DEFAULT_TENANT: Final = "default"
 
 Role = Literal["all", "operator", "user", "admin"]
-"""Who may call an endpoint. What is an operator's needs no key yet."""
+"""Who may call an endpoint. Operators need no key yet."""
 
 
 class Access:
-    """`tenants` maps an API key to its tenant; `admins` are the keys with the admin's right."""
+    """Checks keys. `tenants` maps each API key to its tenant; `admins` lists the admin keys."""
 
     def __init__(self, tenants: Mapping[str, str], admins: Sequence[str]) -> None:
         self._tenants = {_digest(key.encode()): tenant for key, tenant in tenants.items()}
         self._admins = frozenset(_digest(key.encode()) for key in admins)
 
     def admit(self, request: Request, role: Role) -> None:
-        """Raises `NotAuthenticated` or `NotAuthorized` for a caller who may not do what `role` may."""
+        """Raises `NotAuthenticated` or `NotAuthorized` if the caller lacks `role`."""
         if role == "admin":
             self.require_admin(request)
         elif role == "user":
             self.require_user(request)
 
     def require_user(self, request: Request) -> None:
-        """Raises `NotAuthenticated`."""
+        """Raises `NotAuthenticated` if keys are configured and the request has no valid one."""
         if self._tenants:
             key = _bearer(request)
             if self._tenant_of(key) is None and not self._is_admin(key):
                 raise _no_valid_key()
 
     def tenant(self, request: Request, asked: str | None) -> str:
-        """The tenant of a query. Raises `NotAuthenticated` or, where the key is another tenant's, `NotAuthorized`."""
+        """Returns the tenant of a request. Raises `NotAuthenticated`, or `NotAuthorized` if the key belongs to another
+        tenant.
+        """
         if not self._tenants:
             return asked or DEFAULT_TENANT
         key = _bearer(request)
@@ -53,30 +55,32 @@ class Access:
         if tenant is None:
             raise _no_valid_key()
         if asked is not None and asked != tenant:
-            raise NotAuthorized("The key belongs to another tenant than the request asks for.")
+            raise NotAuthorized("The key belongs to another tenant than the requested one.")
         return tenant
 
-    def is_open_to_all_tenants(self, request: Request) -> bool:
-        """Whether the caller may see what is any tenant's: an admin, or anybody where there are no keys."""
+    def sees_all_tenants(self, request: Request) -> bool:
+        """Returns whether the caller may see every tenant: an admin, or any caller if no keys are configured."""
         return not self._tenants or self._is_admin(_bearer(request))
 
     def require_admin(self, request: Request) -> None:
         """Raises `NotAuthenticated` or `NotAuthorized`. Without admin keys, callers on this machine are admins."""
         if not self._admins:
             if not _is_loopback(request):
-                raise NotAuthorized("Without ADMIN_KEYS, admin endpoints answer to loopback addresses only.")
+                raise NotAuthorized("Without ADMIN_KEYS, admin endpoints accept only loopback addresses.")
             if _is_from_a_web_page(request.headers):
-                raise NotAuthorized("Without ADMIN_KEYS, admin endpoints do not answer to web pages of other origins.")
+                raise NotAuthorized(
+                    "Without ADMIN_KEYS, admin endpoints reject requests from web pages of other origins."
+                )
             return
         key = _bearer(request)
         if self._is_admin(key):
             return
         if self._tenant_of(key) is not None:
-            raise NotAuthorized("The key has not the admin's right.")
-        raise NotAuthenticated("Send `Authorization: Bearer <key>` with an admin key.")
+            raise NotAuthorized("Admin key required.")
+        raise NotAuthenticated("Admin key required: send `Authorization: Bearer <key>`.")
 
     def is_admin(self, request: Request) -> bool:
-        """Whether `require_admin` would let the caller pass: a report open to all then names tenants too."""
+        """Returns whether `require_admin` accepts the caller. Some open reports show tenants' names to admins only."""
         try:
             self.require_admin(request)
         except (NotAuthenticated, NotAuthorized):
@@ -91,11 +95,11 @@ class Access:
 
 
 def _no_valid_key() -> NotAuthenticated:
-    return NotAuthenticated("Send `Authorization: Bearer <key>` with a valid API key.")
+    return NotAuthenticated("Valid API key required: send `Authorization: Bearer <key>`.")
 
 
 def _bearer(request: Request) -> bytes | None:
-    """The digest of the key that a request brings."""
+    """Returns the digest of the request's key."""
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
     return _digest(key.strip().encode()) if scheme.lower() == "bearer" and key.strip() else None
 
@@ -105,10 +109,10 @@ def _digest(key: bytes) -> bytes:
 
 
 def _is_from_a_web_page(headers: Headers) -> bool:
-    """Whether a browser on this machine may have sent it for somebody else's page.
+    """Returns whether a browser on this machine may have sent the request for a page of another origin.
 
-    A page can post a form to another origin, which the browser then names; and it can have its own name resolve to
-    127.0.0.1 once it is loaded, which the `Host` shows.
+    A page can post a form to another origin; the browser then sends `Origin`. A page can also make its own host name
+    resolve to 127.0.0.1 after it was loaded (DNS rebinding); `Host` then has that name.
     """
     host = headers.get("host", "").lower()
     origin = headers.get("origin")

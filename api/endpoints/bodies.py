@@ -1,9 +1,7 @@
-"""A client that leaves ends the work that was done for it: the framework does not see to that.
+"""Reads request bodies within limits of size and time, and cancels work when the client disconnects.
 
-The body of a request while it arrives: bounded in bytes and in time.
-
-What it raises are starlette's own `HTTPException`s: FastAPI lets those through, and turns any other exception that
-comes while it reads a body into a 400.
+The errors are Starlette's `HTTPException`s. FastAPI passes those on, but turns any other exception that occurs while it
+reads a body into a 400.
 """
 
 from __future__ import annotations
@@ -17,33 +15,33 @@ from typing import Final, NoReturn
 from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive
 
-from api.cancellation import CancelScope, let_go
+from api.cancellation import CancelScope, log_failure
 from api.errors import CLIENT_CLOSED_REQUEST
 
 
-class ClientLeft(HTTPException):
-    """Nobody is there to have the answer. An `HTTPException`: FastAPI turns others that a body raises into a 400."""
+class ClientDisconnected(HTTPException):
+    """The client is gone. An `HTTPException`, because FastAPI turns other exceptions of a body into a 400."""
 
     def __init__(self) -> None:
-        super().__init__(CLIENT_CLOSED_REQUEST, "The client left before its response.")
+        super().__init__(CLIENT_CLOSED_REQUEST, "The client disconnected before its response.")
 
 
 @asynccontextmanager
-async def until_client_leaves(receive: Receive) -> AsyncIterator[None]:
-    """Cancels the block when the client leaves, until it has ended. Raises `ClientLeft` then.
+async def cancel_on_disconnect(receive: Receive) -> AsyncIterator[None]:
+    """Cancels the block when the client disconnects, then raises `ClientDisconnected`.
 
-    The request's body must have been read: what `receive` gives after it is dropped. The end of the response must be
-    sent after the block, for the server announces it in the same way as a client that leaves.
+    Read the request's body before the block: messages that `receive` returns afterwards are dropped. Send the end of
+    the response after the block, because the server reports it in the same way as a disconnect.
     """
     with CancelScope() as scope:
         watch = asyncio.create_task(_watch(receive, scope))
-        let_go(watch)
+        log_failure(watch)
         try:
             yield
         finally:
             watch.cancel()
     if scope.cancelled:
-        raise ClientLeft
+        raise ClientDisconnected
 
 
 async def _watch(receive: Receive, scope: CancelScope) -> None:
@@ -53,16 +51,16 @@ async def _watch(receive: Receive, scope: CancelScope) -> None:
 
 
 MINIMUM_RATE: Final = 240
-"""Bytes per second that a client must send on average. A modem of 1995 sends ten times as many."""
-LAST_LOOK: Final = 0.1
-"""Seconds after the deadline in which the event loop reads what came while it was busy."""
+"""Bytes per second that a client must send on average. A modem of 1995 sent ten times as many."""
+GRACE_SECONDS: Final = 0.1
+"""After the deadline the event loop gets this time to read what arrived while it was busy."""
 
 
-class ArrivingBody:
-    """Stands in for `receive`. Raises `HTTPException` 413 and 408, and `ClientLeft`, until the body is complete.
+class LimitedReceive:
+    """Wraps `receive`. Raises `HTTPException` 413 and 408, and `ClientDisconnected`, until the body is complete.
 
-    `limit` in bytes. `timeout`: seconds within which `timeout * MINIMUM_RATE` further bytes must come. Only the time
-    counts in which the application waits: it may read as slowly as it likes.
+    `limit` is in bytes. Within `timeout` seconds at least `timeout * MINIMUM_RATE` more bytes must arrive. Only the
+    time that the application waits counts, so it may read slowly.
     """
 
     def __init__(self, receive: Receive, limit: int, timeout: float) -> None:
@@ -75,12 +73,12 @@ class ArrivingBody:
         self._progress = 0
 
     async def __call__(self) -> Message:
-        """An ASGI message. After the body it is whatever the server says: that the client has left."""
+        """Returns the next ASGI message. After the body, that is the server's notice that the client disconnected."""
         if self._complete:
             return await self._receive()
         message = await self._next()
         if message["type"] == "http.disconnect":
-            raise ClientLeft
+            raise ClientDisconnected
         size = len(message.get("body", b""))
         self._received += size
         if self._received > self._limit:
@@ -98,7 +96,7 @@ class ArrivingBody:
         if left <= 0:
             self._give_up()
         try:
-            for seconds in (left, LAST_LOOK):
+            for seconds in (left, GRACE_SECONDS):
                 with suppress(TimeoutError):
                     async with asyncio.timeout(seconds):
                         return await self._receive()
@@ -107,10 +105,10 @@ class ArrivingBody:
         return self._give_up()
 
     def _give_up(self) -> NoReturn:
-        detail = f"The body came too slowly: fewer than {MINIMUM_RATE} bytes a second for {self._timeout:g} s."
+        detail = f"The body arrived too slowly: less than {MINIMUM_RATE} bytes per second for {self._timeout:g} s."
         raise HTTPException(HTTPStatus.REQUEST_TIMEOUT, detail)
 
 
 def too_large(limit: int) -> str:
-    """What the client is told."""
+    """Returns the error text for the client."""
     return f"The body is larger than {limit} bytes."

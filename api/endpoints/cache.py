@@ -1,9 +1,4 @@
-"""The semantic cache, for operators: its figures, and taking answers back.
-
-POST /api/semantic-cache/explain: why a question would be a hit, or not.
-
-Warm-ups of the cache: questions that are answered before anybody asks them.
-"""
+"""Endpoints of the semantic cache: figures, deletion, explanations and warm-ups."""
 
 from __future__ import annotations
 
@@ -19,7 +14,7 @@ from api.endpoints.checked_route import CheckedRoute, JsonRoute, needs
 from api.endpoints.description import body_of
 from api.endpoints.fields import rfc3339
 from api.endpoints.query import Name, QueryIn, Question, to_query
-from api.endpoints.validation import IsText, IsWhole, Options, StrictBody, json_of, refused, validated
+from api.endpoints.validation import IsInteger, IsText, Options, StrictBody, json_of, refused, validated
 from api.endpoints.worker_state import AppState, worker_state
 from api.errors import InvalidRequest, ServiceUnavailable
 from api.ports.cache import Invalidation, InvalidationKind, WarmUpProgress
@@ -61,16 +56,16 @@ class InvalidationIn(BaseModel):
     dry_run: bool = Field(default=False, description="Only count the answers; delete nothing.")
 
     def invalidation(self) -> Invalidation:
-        """Raises `InvalidRequest` unless exactly one kind is asked for."""
+        """Raises `InvalidRequest` unless exactly one kind of deletion is requested."""
         given: list[InvalidationKind] = [kind for kind in KINDS if getattr(self, kind) not in {None, False}]
         if self.question is not None and self.tenant is not None:
             given.remove("tenant")
         if len(given) != 1:
-            found = f"given: {', '.join(given)}" if given else "none is given"
-            raise InvalidRequest(f"Say what to delete by exactly one of {', '.join(KINDS)}=true; {found}.")
+            found = f"received {', '.join(given)}" if given else "received none"
+            raise InvalidRequest(f"Set exactly one of {', '.join(KINDS)}=true; {found}.")
         for name in WITH_QUESTION:
             if self.question is None and getattr(self, name) is not None:
-                raise refused(name, "goes with `question` only")
+                raise refused(name, "is valid only with `question`")
         return Invalidation(
             given[0], self.question, self.similarity, self.entry, self.source, self.tenant, model=self.model
         )
@@ -78,13 +73,13 @@ class InvalidationIn(BaseModel):
 
 @router.delete("", summary="Delete cached answers in the whole fleet")
 @needs("admin")
-async def invalidate(request: Request, asked: Annotated[InvalidationIn, Query()]) -> dict[str, Any]:
+async def invalidate(request: Request, wanted: Annotated[InvalidationIn, Query()]) -> dict[str, Any]:
     """Delete by question, entry, source or tenant, or delete all. After the response no worker serves these answers."""
     state = worker_state(request)
     if len(request.query_params.multi_items()) > len(request.query_params):
-        raise InvalidRequest("A parameter is given twice.")
-    swept = await state.invalidator.invalidate(asked.invalidation(), dry_run=asked.dry_run)
-    return {"matched": swept.matched, "deleted": swept.deleted, "dry_run": asked.dry_run}
+        raise InvalidRequest("A parameter is repeated.")
+    swept = await state.invalidator.invalidate(wanted.invalidation(), dry_run=wanted.dry_run)
+    return {"matched": swept.matched, "deleted": swept.deleted, "dry_run": wanted.dry_run}
 
 
 explain_router = APIRouter(tags=["semantic cache"], route_class=JsonRoute)
@@ -146,9 +141,9 @@ def _entry(match: CacheMatch) -> dict[str, Any]:
     }
 
 
-MOST: Final = 10_000
-MAX_CONTAINERS: Final = 3 * MOST
-"""Lists and objects: a question is an object, with its options and their `stop`."""
+MAX_QUESTIONS: Final = 10_000
+MAX_CONTAINERS: Final = 3 * MAX_QUESTIONS
+"""Lists and objects in a body: a question is an object with its options and their `stop`."""
 WARM_UP_PATH: Final = "/api/semantic-cache/warm"
 JSON_LINES: Final = ("application/jsonl", "application/x-ndjson", "application/ndjson", "application/x-jsonlines")
 Answer = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100_000), IsText]
@@ -163,14 +158,14 @@ class WarmQuestionIn(StrictBody):
     answer: Answer | None = None
     model: Name | None = None
     tenant: Name | None = None
-    top_k: Annotated[int, Field(ge=0, le=20), IsWhole] = 4
+    top_k: Annotated[int, Field(ge=0, le=20), IsInteger] = 4
     options: Options = Field(default_factory=Options)
 
 
 class WarmUpIn(StrictBody):
     """Questions, and the defaults for those that do not set a tenant or model."""
 
-    questions: Annotated[list[Any], Field(min_length=1, max_length=MOST, fail_fast=True)] = Field(
+    questions: Annotated[list[Any], Field(min_length=1, max_length=MAX_QUESTIONS, fail_fast=True)] = Field(
         description="Strings, or objects with question, answer, model, tenant, top_k and options."
     )
     model: Name | None = None
@@ -178,9 +173,9 @@ class WarmUpIn(StrictBody):
 
 
 class WarmUpBody(WarmUpIn):
-    """The same, for the API's description: questions are validated one by one, each beside its number."""
+    """The same for OpenAPI. The questions are validated one by one, so that errors name the question's number."""
 
-    questions: Annotated[list[Question | WarmQuestionIn], Field(min_length=1, max_length=MOST)]
+    questions: Annotated[list[Question | WarmQuestionIn], Field(min_length=1, max_length=MAX_QUESTIONS)]
 
 
 _EXAMPLE: Final = "What is the capital of France?"
@@ -196,7 +191,7 @@ async def begin(request: Request, response: Response) -> dict[str, Any]:
     """
     state, warm_ups = _admitted(request)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    # Ten thousand questions take a while to check: the loop goes on meanwhile.
+    # Validating 10,000 questions takes a while; a thread keeps the event loop free.
     questions = await asyncio.to_thread(_read, await request.body(), kind in JSON_LINES, state.default_model)
     progress = await warm_ups.begin(questions)
     response.headers["Location"] = f"{WARM_UP_PATH}/{progress.job}"
@@ -220,29 +215,31 @@ async def cancel(request: Request, job: str) -> dict[str, Any]:
 def _admitted(request: Request) -> tuple[AppState, WarmUps]:
     state = worker_state(request)
     if state.warm_ups is None:
-        raise ServiceUnavailable("The semantic cache is switched off (SEMANTIC_CACHE_ENABLED).")
+        raise ServiceUnavailable("The semantic cache is disabled (SEMANTIC_CACHE_ENABLED).")
     return state, state.warm_ups
 
 
 def _read(body: bytes, by_line: bool, default_model: str) -> list[WarmQuestion]:
-    asked = validated(WarmUpIn, {"questions": _lines(body)} if by_line else json_of(body, "The body", MAX_CONTAINERS))
-    return [_question(number, raw, asked, default_model) for number, raw in enumerate(asked.questions)]
+    defaults = validated(
+        WarmUpIn, {"questions": _lines(body)} if by_line else json_of(body, "The body", MAX_CONTAINERS)
+    )
+    return [_question(number, raw, defaults, default_model) for number, raw in enumerate(defaults.questions)]
 
 
 def _lines(body: bytes) -> list[Any]:
-    """One more than there may be at most: that is found out by who validates them."""
+    """Returns the questions, at most one more than the limit: the validation then reports the excess."""
     lines = ((number, line) for number, line in enumerate(body.splitlines(), start=1) if line.strip())
-    return [json_of(line, f"Line {number}") for number, line in islice(lines, MOST + 1)]
+    return [json_of(line, f"Line {number}") for number, line in islice(lines, MAX_QUESTIONS + 1)]
 
 
-def _question(number: int, raw: Any, asked: WarmUpIn, default_model: str) -> WarmQuestion:
+def _question(number: int, raw: Any, defaults: WarmUpIn, default_model: str) -> WarmQuestion:
     fields = {"question": raw} if isinstance(raw, str) else raw
     given = validated(WarmQuestionIn, fields, f"questions.{number}")
     return WarmQuestion(
         number=number,
         question=given.question,
-        tenant=given.tenant or asked.tenant or DEFAULT_TENANT,
-        model=given.model or asked.model or default_model,
+        tenant=given.tenant or defaults.tenant or DEFAULT_TENANT,
+        model=given.model or defaults.model or default_model,
         top_k=given.top_k,
         options=given.options.model_dump(exclude_none=True),
         answer=given.answer,

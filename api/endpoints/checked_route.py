@@ -1,4 +1,4 @@
-"""Who may call an endpoint: declared where the endpoint is, checked before a byte of the body is read."""
+"""Declares who may call an endpoint, next to the endpoint, and checks it before the body is read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from api.endpoints.validation import refuse_too_many_values
 from api.errors import InvalidRequest
 
 MAX_PARAMETERS: Final = 64
-"""In a query string. No endpoint has as many, and each unknown one costs a validation error."""
+"""Parameters in a query string. No endpoint has as many, and each unknown one costs a validation error."""
 _ROLE: Final = "ragherd_role"
 
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
@@ -22,7 +22,7 @@ Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
 def needs(role: Role) -> Callable[[Endpoint], Endpoint]:
-    """Declares who may call an endpoint. Stands below the route's decorator."""
+    """Declares who may call an endpoint. Place it below the route's decorator."""
 
     def declared(endpoint: Endpoint) -> Endpoint:
         setattr(endpoint, _ROLE, role)
@@ -32,18 +32,20 @@ def needs(role: Role) -> Callable[[Endpoint], Endpoint]:
 
 
 def role_of(endpoint: Callable[..., Any]) -> Role:
-    """Raises `TypeError` for an endpoint that declares none."""
+    """Returns the declared role. Raises `TypeError` if an endpoint declares none."""
     role: Role | None = getattr(endpoint, _ROLE, None)
     if role is None:
-        raise TypeError(f"{endpoint.__name__}: declare who may call it, with @needs(...)")
+        raise TypeError(f"{endpoint.__name__}: declare who may call it with @needs(...)")
     return role
 
 
 class CheckedRoute(APIRoute):
-    """Checks the caller's key first. A caller without one learns nothing of the body, not even that it is malformed."""
+    """Checks the caller's key first. A caller without a key learns nothing about the body, not even that it is
+    malformed.
+    """
 
     def get_route_handler(self) -> Handler:
-        """FastAPI's own handler behind the check."""
+        """Wraps FastAPI's handler with the checks."""
         role, handler = role_of(self.endpoint), super().get_route_handler()
 
         async def checked(request: Request) -> Response:
@@ -56,15 +58,15 @@ class CheckedRoute(APIRoute):
         return checked
 
     async def prepared(self, request: Request) -> Request:
-        """The request that FastAPI reads. The key has been checked."""
+        """Returns the request for FastAPI to read, after the key was checked."""
         return request
 
 
 class JsonRoute(CheckedRoute):
-    """A checked route whose JSON body FastAPI validates."""
+    """A checked route with a JSON body that FastAPI validates."""
 
     async def prepared(self, request: Request) -> Request:
-        """Raises `InvalidRequest` for a body that would take long to decode."""
+        """Raises `InvalidRequest` for a body that would take too long to decode."""
         prepared = _JsonRequest(request.scope, request.receive)
         refuse_too_many_values(await prepared.body())
         return prepared
@@ -72,7 +74,7 @@ class JsonRoute(CheckedRoute):
 
 class _JsonRequest(Request):
     async def json(self) -> Any:
-        """Raises `JSONDecodeError` for whatever is no JSON: the standard library has other errors for what is not
-        UTF-8, nested too deeply, or a number of too many digits, and FastAPI takes those for a 400.
+        """Raises `JSONDecodeError` for every kind of invalid JSON. The standard library raises other errors for invalid
+        UTF-8, deep nesting or huge numbers, and FastAPI turns those into a 400.
         """
         return orjson.loads(await self.body())

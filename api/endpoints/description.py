@@ -1,4 +1,4 @@
-"""The OpenAPI description that all endpoints share: errors, keys, and examples of responses without a model."""
+"""Completes the OpenAPI description: error responses, keys, and examples of responses that no model describes."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ EXAMPLES: Final[dict[tuple[str, str], dict[str, Any]]] = {
         "store": "shared",
     },
 }
-"""Example responses by method and path, as a service sent them."""
+"""Recorded responses by method and path."""
 
 
 class Problem(BaseModel):
@@ -172,12 +172,12 @@ class Problem(BaseModel):
         json_schema_extra={
             "example": {
                 "type": "urn:ragherd:problem:invalid-request",
-                "title": "The request is not valid",
+                "title": "Invalid request",
                 "status": 422,
-                "detail": "options.num_ctx: is not known",
+                "detail": "options.num_ctx: unknown field",
                 "instance": "/query",
                 "request_id": "ffb017c5ce714d94b949a8e8ebdc84c6",
-                "errors": [{"field": "options.num_ctx", "message": "is not known"}],
+                "errors": [{"field": "options.num_ctx", "message": "unknown field"}],
             }
         },
     )
@@ -199,29 +199,30 @@ ERRORS: Final[Responses] = {
         "content": {PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/Problem"}}},
     }
 }
-"""The default of every endpoint. Without it FastAPI would describe its validation errors, which are never sent."""
+"""For every endpoint without other error responses. Otherwise FastAPI describes validation errors that are never sent.
+"""
 
 
 def errors_of(api: str, error_body: Callable[[RagherdError], dict[str, Any]]) -> Responses:
-    """Errors in the form of another API."""
+    """Returns error responses in the form of another API."""
     error = InvalidRequest("model: is required", errors=[{"field": "model", "message": "is required"}])
     content = {"application/json": {"example": error_body(error)}}
     return {"default": {"description": f"An error in {api}'s form. A 503 has `Retry-After`.", "content": content}}
 
 
 def stream_of(media_type: str, *events: str) -> Responses:
-    """A response that is streamed on request. `events` are the names of its events."""
+    """Returns the description of a streamed answer. `events` are the names of its events."""
     return {200: {"content": {media_type: {"schema": _event(events) if media_type == EVENTS else {"type": "string"}}}}}
 
 
 def _event(names: Sequence[str]) -> dict[str, Any]:
-    """One server-sent event. Before OpenAPI 3.2 the schema of a stream describes a single event."""
+    """Describes one server-sent event. Before OpenAPI 3.2, a stream's schema describes its items."""
     name = {"event": {"type": "string", "enum": list(names)}} if names else {}
     return {"type": "object", "required": ["data", *name], "properties": {**name, "data": {"type": "string"}}}
 
 
 def body_of(kind: type[BaseModel], example: dict[str, Any]) -> dict[str, Any]:
-    """A request body that FastAPI does not parse and so cannot describe."""
+    """Returns the description of a body that the endpoint parses itself, so that FastAPI does not know it."""
     schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema, "example": example}}}}
 
@@ -231,14 +232,14 @@ _KEY: Final = {"type": "http", "scheme": "bearer", "description": "A key from `A
 
 
 class DescribedApp(FastAPI):
-    """FastAPI with the shared parts of the description.
+    """FastAPI with the parts of the description that all endpoints share.
 
-    `most_inputs` is EMBED_MAX_INPUTS. `keyed` has the roles that need a key.
+    `max_inputs` is EMBED_MAX_INPUTS. `keyed` lists the roles that need a key.
     """
 
-    def __init__(self, *, most_inputs: int, keyed: Collection[Role], **named: Any) -> None:
+    def __init__(self, *, max_inputs: int, keyed: Collection[Role], **named: Any) -> None:
         super().__init__(**named)
-        self._most_inputs = most_inputs
+        self._max_inputs = max_inputs
         self._keyed = keyed
 
     def openapi(self) -> dict[str, Any]:
@@ -251,13 +252,13 @@ class DescribedApp(FastAPI):
                 components["schemas"].update(body.pop("$defs", {}))
             self._describe_keys(described["paths"])
             for path in EMBEDDING_PATHS:
-                _limit_inputs(_bodies_of(described["paths"][path]["post"])[0], self._most_inputs)
+                _limit_inputs(_bodies_of(described["paths"][path]["post"])[0], self._max_inputs)
             for (method, path), example in EXAMPLES.items():
-                _succeeded(described["paths"][path][method])["example"] = example
+                _success_json(described["paths"][path][method])["example"] = example
         return super().openapi()
 
     def _describe_keys(self, paths: dict[str, Any]) -> None:
-        """Mark the endpoints that need a key, by the role that each declares."""
+        """Marks the endpoints that need a key, by their declared roles."""
         for route in iter_route_contexts(self.routes):
             for method in route.methods or ():
                 operation = paths.get(route.path or "", {}).get(method.lower())
@@ -265,8 +266,8 @@ class DescribedApp(FastAPI):
                     operation["security"] = [{"key": []}] if role_of(route.endpoint) in self._keyed else []
 
 
-def _succeeded(operation: dict[str, Any]) -> dict[str, Any]:
-    """The JSON of the first successful response."""
+def _success_json(operation: dict[str, Any]) -> dict[str, Any]:
+    """Returns the JSON content of the first success response."""
     status = min(status for status in operation["responses"] if status.startswith("2"))
     content: dict[str, Any] = operation["responses"][status]["content"]["application/json"]
     return content
@@ -278,11 +279,11 @@ def _bodies(described: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _bodies_of(operation: dict[str, Any]) -> list[dict[str, Any]]:
-    """The schema of each form of an operation's body."""
+    """Returns the schema of each content type of an operation's body."""
     return [kind["schema"] for kind in operation.get("requestBody", {}).get("content", {}).values()]
 
 
-def _limit_inputs(schema: dict[str, Any], most: int) -> None:
+def _limit_inputs(schema: dict[str, Any], max_inputs: int) -> None:
     for kind in schema["properties"]["input"]["anyOf"]:
         if kind["type"] == "array":
-            kind["maxItems"] = most
+            kind["maxItems"] = max_inputs

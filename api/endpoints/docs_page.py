@@ -1,4 +1,4 @@
-"""GET /docs: the API's description as a page. Everything it loads comes from the package, so that it works offline."""
+"""GET /docs: Swagger UI. All assets come from the package, so the page works offline."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ POLICY: Final = "; ".join(
         "default-src 'none'",
         "script-src 'self'",
         "style-src 'self'",
-        "img-src 'self' data:",  # the style sheet has its icons in it
+        "img-src 'self' data:",  # the style sheet contains icons
         "connect-src 'self'",
         "base-uri 'none'",
         "form-action 'none'",
         "frame-ancestors 'none'",
     )
 )
-"""No script but the package's, nothing from or to another host, in no other page's frame."""
+"""Allows only the package's scripts, no other hosts, and no framing."""
 PAGE_HEADERS: Final = {
     "Content-Security-Policy": POLICY,
     "Referrer-Policy": "no-referrer",
@@ -44,26 +44,26 @@ router = APIRouter(route_class=CheckedRoute, prefix="/docs", include_in_schema=F
 @router.get("")
 @needs("all")
 def page() -> Response:
-    """Swagger UI on `/openapi.json`."""
+    """Swagger UI for `/openapi.json`."""
     return _file("index.html", PAGE_HEADERS)
 
 
 @router.get("/oauth2-redirect")
 @needs("all")
 def oauth2_redirect() -> Response:
-    """Where an identity provider sends a browser back to, for Swagger UI to go on."""
+    """The redirect URI for Swagger UI's OAuth 2 login."""
     return _file("oauth2-redirect.html", PAGE_HEADERS)
 
 
 @router.get("/{asset}")
 @needs("all")
 def asset(asset: str) -> Response:
-    """A script, a style sheet, a picture."""
+    """A script, style sheet or image."""
     if asset not in ASSETS:
-        raise NotFound("The page has no such part.")
+        raise NotFound("No such asset.")
     return _file(asset, ASSET_HEADERS)
 
 
 def _file(name: str, headers: Mapping[str, str]) -> Response:
-    """Read in FastAPI's thread, as its caller runs there."""
+    """Blocks on the file. The callers are plain functions, so FastAPI runs them in a thread."""
     return Response((FOLDER / name).read_bytes(), headers=headers, media_type=guess_type(name)[0])

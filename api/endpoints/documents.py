@@ -1,8 +1,7 @@
-"""The knowledge base: documents in, a list of them, one with its passages, and out again.
+"""Endpoints of the knowledge base: store, list, show and delete documents.
 
-What POST /documents takes: JSON with the text, or a form with a file.
-
-A JSON document with one long list, encoded a few items at a time: the event loop is free in between.
+POST /documents takes JSON with the text, or a form with a file. Responses with a long list are encode a few items at a
+time, so that the event loop stays responsive.
 """
 
 from __future__ import annotations
@@ -32,8 +31,8 @@ from api.knowledge.document_service import Upload
 from api.knowledge.plain_text import KINDS, TEXT, media_type
 from api.ports.documents import Chunk, Document, DocumentFacts, DocumentStatus, Listing
 
-HEAD: Final = 4096
-"""Bytes that say what kind of file it is."""
+SNIFFED_BYTES: Final = 4096
+"""Leading bytes of a file that indicate its type."""
 MULTIPART: Final = "multipart/form-data"
 
 Title = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=500), IsText, IsVisible]
@@ -60,14 +59,14 @@ class DocumentIn(_Facts):
 
 
 class FormIn(_Facts):
-    """What a form says beside its file."""
+    """The fields of a form besides its file."""
 
     title: Title | None = None
 
 
-def _field(most: int) -> dict[str, Any]:
-    """Of a form, where an empty field is as good as none."""
-    return {"type": "string", "maxLength": most, "pattern": f"^$|{VISIBLE}"}
+def _field(max_length: int) -> dict[str, Any]:
+    """The schema of a form field. An empty field counts as absent."""
+    return {"type": "string", "maxLength": max_length, "pattern": f"^$|{VISIBLE}"}
 
 
 FORM_SCHEMA: Final[dict[str, Any]] = {
@@ -85,12 +84,15 @@ FORM_SCHEMA: Final[dict[str, Any]] = {
 }
 
 
-async def given_document(request: Request, most_bytes: int) -> Upload:
-    """Raises `InvalidRequest`, `UnsupportedDocument`, `PayloadTooLarge`, `ServiceUnavailable`."""
+async def read_document(request: Request, max_bytes: int) -> Upload:
+    """Reads a document from a request.
+
+    Raises `InvalidRequest`, `UnsupportedDocument`, `PayloadTooLarge` or `ServiceUnavailable`.
+    """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() == MULTIPART:
         form = await _form(request)
         try:
-            return await _from_form(form, most_bytes)
+            return await _from_form(form, max_bytes)
         finally:
             await form.close()
     body = validated(DocumentIn, json_of(await request.body()))
@@ -104,24 +106,24 @@ async def _form(request: Request) -> FormData:
         if error.status_code != HTTPStatus.BAD_REQUEST:
             raise
         raise refused("", str(error.detail)) from None
-    except OSError as error:  # a file beyond 1 MiB lies in the temporary directory until it is read
+    except OSError as error:  # a file above 1 MiB is kept in the temporary directory until it is read
         if error.errno != errno.ENOSPC:
             raise
-        raise ServiceUnavailable("Other files have all the room there is for uploads.", retry_after=1) from None
+        raise ServiceUnavailable("No disk space for this upload. Try again.", retry_after=1) from None
 
 
-async def _from_form(form: FormData, most_bytes: int) -> Upload:
+async def _from_form(form: FormData, max_bytes: int) -> Upload:
     file = form.get("file")
     if not isinstance(file, UploadFile):
-        raise refused("file", "is missing")
+        raise refused("file", "is required")
     fields: dict[str, Any] = {name: form[name] for name in form if name not in {"file", "tags"} and form[name] != ""}
     tags = [tag for tag in form.getlist("tags") if tag != ""]
     about = validated(FormIn, {**fields, "tags": tags})
-    content = await file.read(most_bytes + 1)
-    if len(content) > most_bytes:
-        raise PayloadTooLarge(f"The file is larger than {most_bytes} bytes.")
+    content = await file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise PayloadTooLarge(f"The file is larger than {max_bytes} bytes.")
     name = (file.filename or "").replace("\\", "/").rpartition("/")[2]
-    kind = media_type(name, file.content_type, content[:HEAD])
+    kind = media_type(name, file.content_type, content[:SNIFFED_BYTES])
     return Upload(about.facts(about.title or ""), content, kind, name.encode("utf-8", "replace").decode())
 
 
@@ -142,7 +144,7 @@ _BODY["requestBody"]["content"][MULTIPART] = {
 
 
 class ListingIn(BaseModel):
-    """Which documents a list wants."""
+    """Query parameters that select documents."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -155,7 +157,7 @@ class ListingIn(BaseModel):
 
 
 class ReadIn(BaseModel):
-    """Which of a document's passages are shown."""
+    """Query parameters that select a document's passages."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -175,7 +177,7 @@ class ReadIn(BaseModel):
 async def post_document(request: Request, response: Response) -> dict[str, Any]:
     """201: the document is in use. 202: `status` shows the progress. The same `source` replaces a document."""
     state = worker_state(request)
-    added = await state.library.add(await given_document(request, state.library.limits.bytes))
+    added = await state.library.add(await read_document(request, state.library.limits.bytes))
     response.status_code = 201 if added.document.status == "ready" else 202
     response.headers["Location"] = f"{PATH}/{added.document.id}"
     return {**document_out(added.document), "outcome": added.outcome}
@@ -212,14 +214,16 @@ async def delete_document(request: Request, document: str, tenant: Name | None =
 
 
 def _tenant(request: Request, state: AppState, asked: str | None) -> str | None:
-    """A user sees his tenant's. An admin who names none, and anybody where there are no keys, sees it by its id."""
-    if asked is None and state.access.is_open_to_all_tenants(request):
+    """Returns None if the caller may read any tenant's document by its ID: an admin who names no tenant, or any caller
+    if no keys are configured.
+    """
+    if asked is None and state.access.sees_all_tenants(request):
         return None
     return state.access.tenant(request, asked)
 
 
 def document_out(document: Document) -> dict[str, Any]:
-    """As everybody sees it."""
+    """Returns the JSON of a document."""
     facts = document.facts
     return {
         "id": document.id,
@@ -254,30 +258,30 @@ def _passage(chunk: Chunk) -> dict[str, Any]:
 
 
 T = TypeVar("T")
-ITEMS: Final = 16
-"""Encoded in one go. Of vectors, some 16,000 numbers: about a millisecond."""
+ITEMS_PER_CHUNK: Final = 16
+"""Encoded at once. For vectors that is about 16,000 numbers, or a millisecond."""
 JSON: Final = "application/json"
 
 
-def list_document(
-    fields: Mapping[str, Any], name: str, items: Sequence[T], encoded: Callable[[int, T], Any]
+def list_response(
+    fields: Mapping[str, Any], name: str, items: Sequence[T], encode: Callable[[int, T], Any]
 ) -> Response:
-    """`fields`, and under `name` the list of what `encoded` makes of each item and its number.
+    """Returns a JSON response of `fields` plus the list `name` with `encode(number, item)` for each item.
 
-    It may make numpy arrays.
+    `encode` may return numpy arrays.
     """
-    if len(items) <= ITEMS:
-        listed = [encoded(number, item) for number, item in enumerate(items)]
+    if len(items) <= ITEMS_PER_CHUNK:
+        listed = [encode(number, item) for number, item in enumerate(items)]
         return Response(_dumped({**fields, name: listed}), media_type=JSON)
-    return StreamingResponse(_pieces(fields, name, items, encoded), media_type=JSON)
+    return StreamingResponse(_pieces(fields, name, items, encode), media_type=JSON)
 
 
 async def _pieces(
-    fields: Mapping[str, Any], name: str, items: Sequence[T], encoded: Callable[[int, T], Any]
+    fields: Mapping[str, Any], name: str, items: Sequence[T], encode: Callable[[int, T], Any]
 ) -> AsyncIterator[bytes]:
     before = _dumped({**fields, name: []})[: -len(b"]}")]
-    for start in range(0, len(items), ITEMS):
-        part = [encoded(number, item) for number, item in enumerate(items[start : start + ITEMS], start)]
+    for start in range(0, len(items), ITEMS_PER_CHUNK):
+        part = [encode(number, item) for number, item in enumerate(items[start : start + ITEMS_PER_CHUNK], start)]
         yield before + _dumped(part)[1:-1]
         before = b","
         await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""What the APIs that we stand in for have in common: from turns to a `Query`, and from its answer to a response."""
+"""Shared by the endpoints that imitate other APIs: builds a `Query` from messages, and a response from its answer."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.endpoints.bodies import until_client_leaves
-from api.endpoints.dropin_wire import AnswerForm, parsed, without_idle
+from api.endpoints.bodies import cancel_on_disconnect
+from api.endpoints.dropin_wire import AnswerForm, parsed, without_empty_fields
 from api.endpoints.fields import list_header, request_timeout
 from api.endpoints.streaming import AnswerStream, cache_headers
 from api.endpoints.validation import Options, refused
@@ -21,11 +21,11 @@ from api.values import ChatMessage, EmbeddingRequest, Embeddings
 
 
 def query_of(request: Request, model: str, turns: Sequence[ChatMessage], options: dict[str, Any]) -> Query:
-    """The last turn is the question; a system message at the very beginning is the instruction."""
+    """Builds a query. The last message is the question; a system message at the start is the instruction."""
     if turns[-1].role != "user":
-        raise refused("messages", "the last message must be the user's")
+        raise refused("messages", "the last message must have the role `user`")
     if is_blank(turns[-1].content):
-        raise refused("messages", "the last message has no character that can be seen")
+        raise refused("messages", "the last message has no visible character")
     earlier = tuple(turns[:-1])
     system = earlier[0].content if earlier and earlier[0].role == "system" else None
     return Query(
@@ -43,33 +43,38 @@ def query_of(request: Request, model: str, turns: Sequence[ChatMessage], options
 
 
 def allowed_options(request: Request, given: dict[str, Any], spelled: Callable[[str], str]) -> dict[str, Any]:
-    """Those of POST /query. `num_ctx` may be what it is for everybody: another would make Ollama load anew."""
+    """Validates options like POST /query. Also accepts the pinned `num_ctx`; another one would make Ollama reload the
+    model.
+    """
     pinned = worker_state(request).num_ctx
     if pinned is not None and given.get("num_ctx") == pinned:
         given = {name: value for name, value in given.items() if name != "num_ctx"}
-    return parsed(without_idle(given, Options), Options, spelled).model_dump(exclude_none=True)
+    return parsed(without_empty_fields(given, Options), Options, spelled).model_dump(exclude_none=True)
 
 
 async def reply(request: Request, query: Query, form: AnswerForm, *, stream: bool) -> Response:
-    """Runs the flow. Raises what it raises."""
+    """Runs the query flow and returns its response. Raises the errors of the flow."""
     state = worker_state(request)
     if stream:
         return AnswerStream(state.queries.stream(query), query.cache_control, state.streaming, form)
-    async with until_client_leaves(request.receive):
+    async with cancel_on_disconnect(request.receive):
         answered = await state.queries.answer(query)
     return Response(
-        orjson.dumps(form.whole(answered)),
+        orjson.dumps(form.buffered(answered)),
         headers=cache_headers(answered, query.cache_control),
         media_type="application/json",
     )
 
 
 async def embeddings(request: Request, model: str, texts: Sequence[str], extra: dict[str, Any]) -> Embeddings:
-    """The vectors of `texts` by `model` on Ollama. Raises `InvalidRequest`, and what `EmbeddingCalls.embed` raises."""
+    """Returns the vectors of `texts` from `model` on Ollama.
+
+    Raises `InvalidRequest` and the errors of `EmbeddingCalls.embed`.
+    """
     state = worker_state(request)
     tenant = state.access.tenant(request, None)
     if len(texts) > state.embed_max_inputs:
-        raise refused("input", f"has {len(texts)} texts, and EMBED_MAX_INPUTS allows {state.embed_max_inputs}")
+        raise refused("input", f"has {len(texts)} texts, but EMBED_MAX_INPUTS is {state.embed_max_inputs}")
     asked = EmbeddingRequest(model, tuple(texts), extra, tenant, request_timeout(request.headers))
-    async with until_client_leaves(request.receive):
+    async with cancel_on_disconnect(request.receive):
         return await state.embeddings.embed(asked)

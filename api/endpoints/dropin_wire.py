@@ -1,6 +1,6 @@
-"""Bodies of the APIs that we stand in for: whatever content type they have, and no field silently left out.
+"""Request bodies and answer formats of the APIs that Ragherd imitates. Pure.
 
-The forms in which an answer leaves: each API that we speak has one. Pure.
+Bodies are read with any content type. Unsupported fields are refused, never silently ignored.
 """
 
 from __future__ import annotations
@@ -29,28 +29,28 @@ from api.values import Token, Usage
 
 MAX_MESSAGES: Final = 1000
 MAX_PARTS: Final = 100
-"""Of a message."""
+"""In a message."""
 MAX_INPUTS: Final = 10_000
-"""Texts in one request. EMBED_MAX_INPUTS, which is smaller, decides."""
+"""Texts in a request. The smaller EMBED_MAX_INPUTS applies."""
 
 MAX_DIMENSIONS: Final = 65_536
-"""Of a vector; no model has as many."""
+"""Of a vector. No model has as many."""
 
-Few = Field(max_length=MAX_MESSAGES, fail_fast=True)
-"""Messages."""
+MessageLimit = Field(max_length=MAX_MESSAGES, fail_fast=True)
+"""Limits a list of messages."""
 Inputs = Annotated[list[Text], Field(max_length=MAX_INPUTS, fail_fast=True)]
 ModelName = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200), IsText, IsVisible]
 
-_SAYS_NOTHING: Final[tuple[Any, ...]] = (None, False, 0, "", [], {})
-"""Values by which clients leave a field out."""
+_EMPTY_VALUES: Final[tuple[Any, ...]] = (None, False, 0, "", [], {})
+"""Values that clients send instead of omitting a field."""
 
 
-def described(schema: dict[str, Any]) -> None:
-    """Puts what `without_idle` lets pass into the schema."""
+def describe_empty_values(schema: dict[str, Any]) -> None:
+    """Adds to the schema what `without_empty_fields` accepts."""
     for name, value in schema["properties"].items():
         if name not in schema.get("required", ()):
             schema["properties"][name] = _or_null(value)
-    schema["additionalProperties"] = {"enum": list(_SAYS_NOTHING)}
+    schema["additionalProperties"] = {"enum": list(_EMPTY_VALUES)}
 
 
 def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
@@ -63,22 +63,22 @@ def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
     return {"anyOf": [*kinds, {"type": "null"}], **about}
 
 
-class IdleBody(StrictBody):
-    """A body, or an object in one, in which a null, or an unknown field that says nothing, is as good as none.
+class LenientBody(StrictBody):
+    """A body, or an object in one, that ignores nulls and unknown fields with an empty value.
 
-    An answer that ignored a field would be wrong, and cached: other unknown ones are refused.
+    Other unknown fields are refused: an answer that ignored one would be wrong, and would be cached.
     """
 
-    model_config = ConfigDict(json_schema_extra=described)
+    model_config = ConfigDict(json_schema_extra=describe_empty_values)
 
     @model_validator(mode="before")
     @classmethod
-    def _without_idle(cls, given: Any) -> Any:
-        return without_idle(given, cls) if isinstance(given, dict) else given
+    def _drop_empty_fields(cls, given: Any) -> Any:
+        return without_empty_fields(given, cls) if isinstance(given, dict) else given
 
 
-class ModelBody(IdleBody):
-    """A body that names a model."""
+class ModelBody(LenientBody):
+    """A body with a model name."""
 
     model: ModelName
 
@@ -87,7 +87,7 @@ AnyBody = TypeVar("AnyBody", bound=BaseModel)
 
 
 async def read_body(request: Request, kind: type[AnyBody]) -> AnyBody:
-    """The body of a request. Raises `InvalidRequest`."""
+    """Reads and validates the body of a request. Raises `InvalidRequest`."""
     raw = await request.body()
     refuse_too_many_values(raw)
     try:
@@ -95,77 +95,77 @@ async def read_body(request: Request, kind: type[AnyBody]) -> AnyBody:
     except orjson.JSONDecodeError as error:
         raise InvalidRequest(f"invalid JSON: {error}") from error
     if not isinstance(fields, dict):
-        raise InvalidRequest("missing request body: a JSON object is expected")
+        raise InvalidRequest("missing request body: send a JSON object")
     return parsed(fields, kind)
 
 
 def parsed(fields: dict[str, Any], kind: type[AnyBody], spelled: Callable[[str], str] = str) -> AnyBody:
-    """Raises `InvalidRequest` for a field that is wrong or not supported; `spelled`: what its sender calls it."""
+    """Raises `InvalidRequest` for an invalid or unsupported field. `spelled` returns the sender's name of the field."""
     try:
         return kind.model_validate(fields)
     except ValidationError as error:
-        # Of a field that may be of several types, the deepest fault is of the type that was meant.
+        # If a field accepts several types, the deepest fault belongs to the intended type.
         fault = max(errors_of(error), key=lambda fault: (len(fault["loc"]), fault["type"] not in _WRONG_TYPE))
     place = ".".join(str(part) for part in fault["loc"] if not _is_type(part))
-    message = _WORDS.get(fault["type"]) or str(fault["msg"])
+    message = _MESSAGES.get(fault["type"]) or str(fault["msg"])
     raise refused(spelled(place), message)
 
 
 def _is_type(part: str | int) -> bool:
-    """Whether a part of a place is pydantic's name for one of several types."""
+    """Returns whether a part of a location is pydantic's name of a union member."""
     return isinstance(part, str) and (part in {"str", "constrained-str"} or part.startswith("list["))
 
 
 _WRONG_TYPE: Final = {"string_type", "list_type"}
-_WORDS: Final = {
+_MESSAGES: Final = {
     "extra_forbidden": "is not supported here",
     "missing": "is required",
     "string_too_short": "is required",
 }
 
 
-def without_idle(fields: dict[str, Any], kind: type[BaseModel]) -> dict[str, Any]:
-    """Without the nulls, and without what is unknown and says nothing, such as `tools: []`.
+def without_empty_fields(fields: dict[str, Any], kind: type[BaseModel]) -> dict[str, Any]:
+    """Returns `fields` without nulls and without unknown empty fields, such as `tools: []`.
 
-    Of what is unknown the first is kept: one error is told.
+    Keeps the first of the other unknown fields, because one error is reported.
     """
     known = kind.model_fields
     given = {name: fields[name] for name in known if fields.get(name) is not None}
-    unknown = (name for name, value in fields.items() if name not in known and value not in _SAYS_NOTHING)
+    unknown = (name for name, value in fields.items() if name not in known and value not in _EMPTY_VALUES)
     return {**given, **{name: fields[name] for name in islice(unknown, 1)}}
 
 
 Ignored = Annotated[Any, Field(exclude=True)]
-"""A field that may be sent and changes nothing."""
+"""A field that is accepted and has no effect."""
 
 
 def _options_schema() -> dict[str, Any]:
     schema = Options.model_json_schema()
-    described(schema)
+    describe_empty_values(schema)
     return schema
 
 
 GivenOptions = Annotated[dict[str, Any], Field(max_length=64), WithJsonSchema(_options_schema())]
-"""Ollama's `options`. Which are taken depends on a setting: `dropin.allowed_options` decides."""
+"""Ollama's `options`. `dropin.allowed_options` validates them, because a setting decides which are accepted."""
 
 
 _LINE_ENDS: Final = {ord(end): f"\\u{ord(end):04x}" for end in "\u0085\u2028\u2029"}
-"""No line ends to the standard, but to Python's `splitlines`, by which some clients read."""
+"""Not line ends to the standard, but to Python's `splitlines`, which some clients use."""
 
 
 def single_line(data: Any) -> str:
-    """JSON without a line end, by any reader's reckoning."""
+    """Returns JSON without any kind of line end."""
     return orjson.dumps(data).decode().translate(_LINE_ENDS)
 
 
 class StreamForm(Protocol):
-    """How the pieces of a stream are written; empty bytes where a format says nothing there."""
+    """Encodes the events of a stream. A method returns empty bytes if the format has nothing for an event."""
 
     @property
     def media_type(self) -> str: ...
 
     @property
-    def sign_of_life(self) -> bytes | None: ...
+    def heartbeat(self) -> bytes | None: ...
 
     def opening(self, opening: AnswerStarted) -> bytes: ...
 
@@ -177,26 +177,28 @@ class StreamForm(Protocol):
 
 
 class AnswerForm(StreamForm, Protocol):
-    """A form of whole answers too."""
+    """Also encodes a buffered answer."""
 
-    def whole(self, answered: AnswerFinished) -> Mapping[str, Any]: ...
+    def buffered(self, answered: AnswerFinished) -> Mapping[str, Any]: ...
 
 
 def usage_of(answered: AnswerFinished) -> Usage:
-    """The tokens of the answer, also where it cost none: clients of other APIs count by them."""
+    """Returns the tokens of the answer, even if a cached answer cost none: clients of other APIs count by them."""
     if answered.match is not None:
         return answered.match.answer.usage
     return answered.completed.usage if answered.completed is not None else answered.usage
 
 
 def thinking_of(answered: AnswerFinished) -> str:
-    """What the model thought before this answer; of a shared or a cached answer it is not known."""
+    """Returns the model's thoughts before this answer; empty for shared and cached answers."""
     generation = answered.completed.generation if answered.completed is not None else None
     return generation.thinking if generation is not None else ""
 
 
 def done_reason(answered: AnswerFinished, options: Mapping[str, Any]) -> str:
-    """`stop` or `length`. The cache does not keep it: only an answer cut by the caller's own length is as long."""
+    """Returns `stop` or `length`. The cache does not store it, but only an answer cut by the caller's limit is that
+    long.
+    """
     if answered.completed is not None:
         return answered.completed.done_reason
     limit = options.get("num_predict")
@@ -204,6 +206,6 @@ def done_reason(answered: AnswerFinished, options: Mapping[str, Any]) -> str:
 
 
 def dropin_status(error: RagherdError) -> int:
-    """The status where we stand in for another API: a request that is wrong is 400 there, whoever finds out."""
+    """Returns the status for an imitated API, where every invalid request is a 400."""
     rejected = isinstance(error, UpstreamError) and error.fault is UpstreamFault.REQUEST_REJECTED
     return 400 if rejected or error.status == 422 else error.status

@@ -1,10 +1,6 @@
-"""Headers whose value is a list.
+"""Parses list headers and `X-Request-Timeout`, and formats times for clients.
 
-Times as clients see them.
-
-`X-Request-Timeout`: how long a caller is willing to wait, in seconds.
-
-Read by hand: declared to FastAPI, a header that hardly anybody sends would be paid for by every hit.
+Headers are parsed here and not declared to FastAPI, because FastAPI would add the cost of a rare header to every hit.
 """
 
 from __future__ import annotations
@@ -19,12 +15,12 @@ from api.errors import InvalidRequest
 
 
 def list_header(headers: Headers, name: str) -> str:
-    """The whole list, empty for none: a proxy may have added a line of its own (RFC 9110, section 5.3)."""
+    """Returns the whole list, or "". A proxy may add another line (RFC 9110, section 5.3)."""
     return ",".join(headers.getlist(name))
 
 
 def rfc3339(moment_ms: int) -> str:
-    """Milliseconds since the epoch, as RFC 3339 has it, in UTC."""
+    """Formats milliseconds since the epoch as RFC 3339 in UTC."""
     return datetime.fromtimestamp(moment_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
@@ -34,13 +30,13 @@ OPENAPI: Final[dict[str, Any]] = {
     "name": HEADER,
     "in": "header",
     "required": False,
-    "description": "Seconds that the answer may take. After them: 504.",
+    "description": "Seconds that the answer may take; then 504.",
     "schema": {"type": "number", "exclusiveMinimum": 0},
 }
 
 
 def request_timeout(headers: Headers) -> float | None:
-    """None where the caller names none. Raises `InvalidRequest`."""
+    """Returns the caller's timeout in seconds, or None. Raises `InvalidRequest`."""
     given = headers.get(HEADER)
     if given is None:
         return None

@@ -1,7 +1,4 @@
-"""Whether the service lives, is ready, and what it can use.
-
-What operators read: connections, workers, Prometheus.
-"""
+"""Health, liveness and readiness; reports on connections and workers; the Prometheus endpoint."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
 from api.breaker.state import State
-from api.cancellation import let_go
+from api.cancellation import log_failure
 from api.endpoints.checked_route import CheckedRoute, needs
 from api.endpoints.worker_state import worker_state
 from api.errors import ServiceUnavailable, StoreUnavailable
@@ -40,7 +37,7 @@ class _SharedProbe:
         if self._answer is None or (answered and time.monotonic() - self._asked_at > self._fresh):
             self._asked_at = time.monotonic()
             self._answer = asyncio.create_task(self._ask())
-            let_go(self._answer)
+            log_failure(self._answer)
         return await asyncio.shield(self._answer)
 
 
@@ -80,7 +77,7 @@ router = APIRouter(route_class=CheckedRoute, prefix="/health", tags=["health"])
 
 
 class RedisWarningOut(BaseModel):
-    """A warning about how Redis is set up. It takes nothing out of service."""
+    """A warning about the configuration of Redis. It has no effect on readiness."""
 
     store: Store
     name: str
@@ -88,10 +85,10 @@ class RedisWarningOut(BaseModel):
 
 
 class HealthOut(BaseModel):
-    """`database` is Redis, on a cluster every shard of it; `ollama` whether any backend answers now.
+    """`database` is Redis, or every shard of a cluster. `ollama` is true if any backend answers.
 
-    `circuit_breaker` is the first one's state. `breaker_database` is the Redis of breakers and bulkheads, which is the
-    same unless it has a URL of its own.
+    `circuit_breaker` is the state of the first breaker. `breaker_database` is the Redis of breakers and bulkheads,
+    which is the same unless it has its own URL.
     """
 
     status: Literal["healthy", "degraded", "unhealthy"]
@@ -184,14 +181,14 @@ async def prometheus(request: Request) -> Response:
 
 
 def _worker(fields: dict[str, str]) -> dict[str, Any]:
-    """A worker's hash as JSON: numbers as numbers, the pool's figures in an object of their own."""
+    """Returns a worker's hash as JSON, with numbers as numbers and the pool's figures in an object."""
     plain = {name: value for name, value in fields.items() if not name.startswith(POOL)}
     pool = {name.removeprefix(POOL): _number(value) for name, value in fields.items() if name.startswith(POOL)}
     return {**{name: int(value) if name in NUMBERS else value for name, value in plain.items()}, "pool": pool}
 
 
 def _number(text: str) -> float | int | str:
-    """As it is where it is no number: a worker of a later release may say more."""
+    """Returns text that is not a number unchanged, because workers of a later release may report more."""
     with suppress(ValueError):
         return float(text) if "." in text else int(text)
     return text

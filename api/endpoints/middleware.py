@@ -1,12 +1,13 @@
-"""Pure ASGI middleware, from the outermost to the innermost. Streams pass through it, and it costs microseconds.
+"""Pure ASGI middleware, from the outermost to the innermost. It does not buffer streams.
 
-- `HeadRequests`: HEAD wherever there is GET (RFC 9110, section 9.1). Monitors use it to see whether the service is up.
-- `HttpMetrics`: times every request by the template of its route.
-- `RequestContext`: every response names its request and its worker, and every log line its request.
-- `RequestHead`: `Host` and `Authorization` come once. Two of them are read differently by a proxy and by the server
-  behind it: one checks the first, the other acts on the second. HTTP/1.1 needs one `Host` (RFC 9112, section 3.2).
-- `BodyLimit`: refuses a body that is too large or too slow, by its declared length or while it arrives. FastAPI's own
-  `max_body_size` answers in plain text; here it is a problem document like every other error.
+- `HeadRequests` answers HEAD wherever GET works (RFC 9110, section 9.1), because monitors use it.
+- `HttpMetrics` times each request by its route template.
+- `RequestContext` adds the request ID and the worker to responses and log lines.
+- `RequestHead` requires at most one `Host` and one `Authorization` header. With two, a proxy and the server behind it
+  may read different ones: one checks the first, the other acts on the second. HTTP/1.1 requires one `Host` (RFC 9112,
+  section 3.2).
+- `BodyLimit` refuses a body that is too large or too slow, by its declared length or while it arrives. FastAPI's own
+  `max_body_size` would answer in plain text instead of a problem document.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.endpoints.bodies import ArrivingBody, too_large
+from api.endpoints.bodies import LimitedReceive, too_large
 from api.endpoints.problems import problem
 from api.errors import (
     CLIENT_CLOSED_REQUEST,
@@ -32,14 +33,16 @@ from api.errors import (
     RagherdError,
 )
 
-ONCE: Final = (b"host", b"authorization")
+SINGLE_HEADERS: Final = (b"host", b"authorization")
 HEALTH: Final = "/health"
-"""Kubernetes probes a pod by its address, which no list of hosts can name: only the list is not asked there."""
+"""Kubernetes probes a pod by its IP address, which cannot be in ALLOWED_HOSTS. These paths skip that check."""
 _AUTHORITY: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(:[0-9]*)?")
 
 
 class RequestHead:
-    """Refuses with 400. `allowed` are the names of ALLOWED_HOSTS, in small letters; none: any host will do."""
+    """Refuses malformed heads with 400. `allowed` has the lower-case names of ALLOWED_HOSTS; an empty list allows any
+    host.
+    """
 
     def __init__(self, app: ASGIApp, allowed: Sequence[str]) -> None:
         self._app = app
@@ -67,21 +70,21 @@ class RequestHead:
             return MalformedHead("The request has no Host header.") if scope["http_version"] == "1.1" else None
         authority = _AUTHORITY.fullmatch(hosts[0].decode("latin-1"))
         if authority is None:
-            return MalformedHead("The Host header is not a host name, with or without a port.")
+            return MalformedHead("The Host header is not a valid host name with an optional port.")
         if self._is_allowed is None or self._is_allowed(authority[1].strip("[]").lower()) or _is_health(scope["path"]):
             return None
-        return HostNotAllowed("The Host header names no host of ALLOWED_HOSTS.")
+        return HostNotAllowed("The Host header is not in ALLOWED_HOSTS.")
 
 
 def host_check(allowed: Sequence[str]) -> Callable[[str], bool]:
-    """Whether a host, without its port, is one of `allowed`; `*.name` stands for every name below, not for itself."""
+    """Returns a predicate for host names without port. `*.name` allows every subdomain, but not `name` itself."""
     if not allowed or "*" in allowed:
         return lambda _: True
     names = frozenset(name for name in allowed if not name.startswith("*."))
     below = tuple(name[1:] for name in allowed if name.startswith("*."))
 
     def is_allowed(host: str) -> bool:
-        name = host.removesuffix(".")  # the root of all names, which a client may write out
+        name = host.removesuffix(".")  # a client may send a fully qualified name
         return name in names or name.endswith(below)
 
     return is_allowed
@@ -92,7 +95,7 @@ def _is_health(path: str) -> bool:
 
 
 class HeadRequests:
-    """Has every HEAD answered as the GET, in a scope of its own: by the first one the server keeps the body back."""
+    """Runs HEAD requests as GET in a copied scope. The server sees HEAD in the original scope and drops the body."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -103,11 +106,11 @@ class HeadRequests:
         await self._app(scope, receive, send)
 
 
-SANE: Final = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 
 class RequestContext:
-    """`X-Request-ID` (the caller's if it is sane) and `X-Worker`. Also the last resort for errors nobody handled."""
+    """Sets `X-Request-ID` (the caller's if valid) and `X-Worker`, and answers unhandled errors with 500."""
 
     def __init__(self, app: ASGIApp, worker: str) -> None:
         self._app = app
@@ -119,7 +122,7 @@ class RequestContext:
             await self._app(scope, receive, send)
             return
         given = Headers(scope=scope).get("x-request-id", "")
-        request_id = given if SANE.fullmatch(given) else uuid.uuid4().hex
+        request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
         started = False
 
@@ -135,7 +138,7 @@ class RequestContext:
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
                 await self._app(scope, receive, labelled)
-            except Exception:  # nobody handled it: the client still gets a problem document, the log the traceback
+            except Exception:  # unhandled: the client gets a problem document, the log the traceback
                 self._log.exception("unhandled_error", path=scope["path"])
                 if started:
                     raise
@@ -144,11 +147,11 @@ class RequestContext:
 
 FILE_PATH: Final = "/documents"
 FORM_BYTES: Final = 64 * 1024
-"""What a form may hold beside its file."""
+"""Size of a form besides its file."""
 
 
 class BodyLimit:
-    """`limit` in bytes; `file_limit` for a form with a file, where files are taken; `timeout`: see `ArrivingBody`."""
+    """Limits bodies to `limit` bytes, or `file_limit` for a form with a file. `LimitedReceive` explains `timeout`."""
 
     def __init__(self, app: ASGIApp, limit: int, file_limit: int, timeout: float) -> None:
         self._app = app
@@ -166,7 +169,7 @@ class BodyLimit:
             error = PayloadTooLarge(too_large(limit))
             await problem(error, path=scope["path"], request_id=scope["state"]["request_id"])(scope, receive, send)
             return
-        await self._app(scope, ArrivingBody(receive, limit, self._timeout), send)
+        await self._app(scope, LimitedReceive(receive, limit, self._timeout), send)
 
     def _limit_of(self, scope: Scope, headers: Headers) -> int:
         is_file = scope["path"] == FILE_PATH and headers.get("content-type", "").lower().startswith("multipart/")

@@ -1,4 +1,4 @@
-"""Ollama's own API: whoever speaks it changes the base URL. docs/drop-in.md says what works and what does not."""
+"""Ollama's API, so that its clients only change the base URL. docs/drop-in.md lists what is supported."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from starlette.responses import Response
 from api.endpoints import dropin, ollama_wire
 from api.endpoints.checked_route import CheckedRoute, needs
 from api.endpoints.description import body_of, errors_of, stream_of
-from api.endpoints.documents import list_document
+from api.endpoints.documents import list_response
 from api.endpoints.dropin_wire import read_body
 from api.endpoints.ollama_wire import ChatBody, EmbedBody, GenerateBody, GenerationBody, OllamaForm, ShowBody
 from api.endpoints.validation import refused
@@ -72,7 +72,7 @@ async def embed(request: Request) -> Response:
     dropin.allowed_options(request, body.options, "options.{}".format)
     found = await dropin.embeddings(request, body.model, body.texts, body.extra)
     fields = ollama_wire.embed_fields(body.model, found)
-    return list_document(fields, "embeddings", found.vectors, lambda _, vector: np.frombuffer(vector, "<f4"))
+    return list_response(fields, "embeddings", found.vectors, lambda _, vector: np.frombuffer(vector, "<f4"))
 
 
 @router.get("/api/tags", summary="Ollama: list models", response_model=None)

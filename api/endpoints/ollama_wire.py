@@ -1,4 +1,4 @@
-"""Ollama's wire formats: bodies, lines, documents, errors. Pure."""
+"""Ollama's wire formats: request bodies, stream lines, responses and errors. Pure."""
 
 from __future__ import annotations
 
@@ -11,50 +11,50 @@ from pydantic import ConfigDict, Field, StringConstraints
 
 from api.endpoints.dropin_wire import (
     MAX_DIMENSIONS,
-    Few,
     GivenOptions,
-    IdleBody,
     Ignored,
     Inputs,
+    LenientBody,
+    MessageLimit,
     ModelBody,
-    described,
+    describe_empty_values,
     done_reason,
     thinking_of,
     usage_of,
 )
-from api.endpoints.validation import IsBoolean, IsWhole, Text
+from api.endpoints.validation import IsBoolean, IsInteger, Text
 from api.errors import RagherdError
 from api.ports.question import AnswerFinished, AnswerStarted
 from api.values import ChatMessage, Embeddings, Token
 
 SERVED: Final = frozenset(f"/api/{name}" for name in ("chat", "generate", "embed", "tags", "version", "ps", "show"))
 REFUSED: Final = frozenset(f"/api/{name}" for name in ("embeddings", "pull", "push", "create", "copy", "delete"))
-"""Of Ollama's API too: whoever asks for them gets an error of that API."""
+"""Also paths of Ollama's API. They get an error in its form."""
 
 
-def speaks(path: str) -> bool:
-    """Whether a path is of this API."""
+def owns_path(path: str) -> bool:
+    """Returns whether a path belongs to this API."""
     return path in SERVED or path in REFUSED or path.startswith("/api/blobs/")
 
 
 def error_body(error: RagherdError) -> dict[str, Any]:
-    """An error, as a document or as a line of a stream."""
+    """Returns an error as a document or as a line of a stream."""
     return {"error": error.detail}
 
 
-class OllamaMessage(IdleBody):
-    """One turn."""
+class OllamaMessage(LenientBody):
+    """One message of a conversation."""
 
     role: Literal["system", "user", "assistant"]
     content: Text = ""
 
     def turn(self) -> ChatMessage:
-        """As the flow has it."""
+        """Converts it to the flow's type."""
         return ChatMessage(self.role, self.content)
 
 
 class GenerationBody(ModelBody):
-    """What the two bodies that ask for text have. `keep_alive` is the fleet's, not a caller's."""
+    """The common fields of chat and generate. `keep_alive` is fixed for the fleet, so a caller's value is ignored."""
 
     stream: bool = True
     options: GivenOptions = Field(default_factory=dict)
@@ -63,51 +63,51 @@ class GenerationBody(ModelBody):
 
 
 class ChatBody(GenerationBody):
-    """Of `/api/chat`."""
+    """The body of `/api/chat`."""
 
-    messages: Annotated[list[OllamaMessage], Few] = Field(default_factory=list)
+    messages: Annotated[list[OllamaMessage], MessageLimit] = Field(default_factory=list)
 
 
 class GenerateBody(GenerationBody):
-    """Of `/api/generate`."""
+    """The body of `/api/generate`."""
 
     prompt: Text = ""
     system: Text | None = None
 
     def turns(self) -> list[ChatMessage]:
-        """The same as a conversation of one turn."""
+        """Returns the equivalent conversation of one question."""
         before = [] if not self.system else [ChatMessage("system", self.system)]
         return [*before, ChatMessage("user", self.prompt)]
 
 
 class EmbedBody(ModelBody):
-    """Of `/api/embed`."""
+    """The body of `/api/embed`."""
 
     input: Text | Inputs = Field(default_factory=list)
     truncate: bool | None = None
-    dimensions: Annotated[int, Field(ge=0, le=MAX_DIMENSIONS), IsWhole] | None = None
+    dimensions: Annotated[int, Field(ge=0, le=MAX_DIMENSIONS), IsInteger] | None = None
     options: GivenOptions = Field(default_factory=dict)
     keep_alive: Ignored = None
 
     @property
     def texts(self) -> list[str]:
-        """One or many."""
+        """Returns one or many texts as a list."""
         return [self.input] if isinstance(self.input, str) else self.input
 
     @property
     def extra(self) -> dict[str, Any]:
-        """What goes on to Ollama with them."""
+        """Returns the fields that are passed on to Ollama."""
         return self.model_dump(include={"truncate", "dimensions"}, exclude_none=True)
 
 
 def _with_a_name(schema: dict[str, Any]) -> None:
-    described(schema)
+    describe_empty_values(schema)
     named = {"type": "string", "minLength": 1, "maxLength": 200}
     schema["anyOf"] = [{"required": [name], "properties": {name: named}} for name in ("model", "name")]
 
 
-class ShowBody(IdleBody):
-    """Of `/api/show`; `name` is the older spelling of `model`."""
+class ShowBody(LenientBody):
+    """The body of `/api/show`. `name` is the older spelling of `model`."""
 
     model_config = ConfigDict(json_schema_extra=_with_a_name)
 
@@ -117,16 +117,16 @@ class ShowBody(IdleBody):
 
 
 Content = Callable[[str, str], dict[str, Any]]
-"""How an endpoint wraps a text and what was thought before it."""
+"""Wraps a text and the thoughts before it for an endpoint."""
 
 
 def in_message(text: str, thinking: str = "") -> dict[str, Any]:
-    """`/api/chat`'s way."""
+    """Wraps a text for `/api/chat`."""
     return {"message": {"role": "assistant", "content": text, **_thoughts(thinking)}}
 
 
 def in_response(text: str, thinking: str = "") -> dict[str, Any]:
-    """`/api/generate`'s way."""
+    """Wraps a text for `/api/generate`."""
     return {"response": text, **_thoughts(thinking)}
 
 
@@ -135,10 +135,10 @@ def _thoughts(thinking: str) -> dict[str, str]:
 
 
 class OllamaForm:
-    """NDJSON, or one document. Without heartbeats, because a blank line would break clients."""
+    """An `AnswerForm`: NDJSON, or one document. Has no heartbeats, because a blank line would break clients."""
 
     media_type = "application/x-ndjson"
-    sign_of_life: bytes | None = None
+    heartbeat: bytes | None = None
 
     def __init__(self, model: str, content: Content, options: Mapping[str, Any]) -> None:
         self._model = model
@@ -152,7 +152,7 @@ class OllamaForm:
         return _line(self._piece(token.text, "", done=False))
 
     def done(self, answered: AnswerFinished) -> bytes:
-        """Thoughts come last in a stream, as they are known to be whole only then."""
+        """Thoughts come last in a stream, because they are complete only then."""
         thinking = thinking_of(answered)
         thoughts = _line(self._piece("", thinking, done=False)) if thinking else b""
         return thoughts + _line(self._end("", "", answered))
@@ -160,11 +160,11 @@ class OllamaForm:
     def error(self, error: RagherdError) -> bytes:
         return _line(error_body(error))
 
-    def whole(self, answered: AnswerFinished) -> dict[str, Any]:
+    def buffered(self, answered: AnswerFinished) -> dict[str, Any]:
         return self._end(answered.answer, thinking_of(answered), answered)
 
     def loaded(self) -> dict[str, Any]:
-        """What Ollama says to a request without a question."""
+        """Returns Ollama's response to a request without a question."""
         return {**self._piece("", "", done=True), "done_reason": "load"}
 
     def _piece(self, text: str, thinking: str, *, done: bool) -> dict[str, Any]:
@@ -176,7 +176,7 @@ class OllamaForm:
 
 
 def _figures(answered: AnswerFinished) -> dict[str, int]:
-    """Counts and nanoseconds; zeros are omitted, as Ollama does: a cached answer took no time to generate."""
+    """Returns counts and nanoseconds. Zeros are omitted, like Ollama does; generating a cached answer took no time."""
     usage = usage_of(answered)
     figures = {
         "total_duration": _nanoseconds(answered.timings.total),
@@ -192,7 +192,7 @@ def _figures(answered: AnswerFinished) -> dict[str, int]:
 
 
 def embed_fields(model: str, found: Embeddings) -> dict[str, Any]:
-    """The answer of `/api/embed`, the vectors aside."""
+    """Returns the fields of an `/api/embed` response except the vectors."""
     return {
         "model": model,
         "total_duration": _nanoseconds(found.total_duration),
@@ -202,7 +202,7 @@ def embed_fields(model: str, found: Embeddings) -> dict[str, Any]:
 
 
 def now() -> str:
-    """RFC 3339, in UTC."""
+    """Returns the current time as RFC 3339 in UTC."""
     return datetime.now(UTC).isoformat().replace("+00:00", "Z")
 
 

@@ -1,4 +1,4 @@
-"""OpenAI's API, as far as Ollama's own edition of it has it. docs/drop-in.md says what works and what does not."""
+"""OpenAI's API, as far as Ollama supports it. docs/drop-in.md lists what is supported."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from starlette.responses import Response
 from api.endpoints import dropin, openai_wire
 from api.endpoints.checked_route import CheckedRoute, needs
 from api.endpoints.description import body_of, errors_of, stream_of
-from api.endpoints.documents import list_document
+from api.endpoints.documents import list_response
 from api.endpoints.dropin_wire import read_body
 from api.endpoints.openai_wire import ChatBody, EmbeddingsBody, OpenAIForm
 from api.endpoints.worker_state import worker_state
@@ -52,7 +52,7 @@ async def embeddings(request: Request) -> Response:
     body = await read_body(request, EmbeddingsBody)
     found = await dropin.embeddings(request, body.model, body.texts, body.extra)
     row = openai_wire.embedding_row(body.encoding_format)
-    return list_document(openai_wire.embeddings_fields(body.model, found), "data", found.vectors, row)
+    return list_response(openai_wire.embeddings_fields(body.model, found), "data", found.vectors, row)
 
 
 @router.get("/v1/models", summary="OpenAI: list models", response_model=None)

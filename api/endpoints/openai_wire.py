@@ -1,4 +1,4 @@
-"""OpenAI's wire formats: bodies, chunks, documents, errors. Pure."""
+"""OpenAI's wire formats: request bodies, chunks, responses and errors. Pure."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pydantic import Field
 from api.endpoints.dropin_wire import (
     MAX_DIMENSIONS,
     MAX_PARTS,
-    Few,
-    IdleBody,
     Ignored,
     Inputs,
+    LenientBody,
+    MessageLimit,
     ModelBody,
     done_reason,
     dropin_status,
@@ -26,7 +26,7 @@ from api.endpoints.dropin_wire import (
     usage_of,
 )
 from api.endpoints.validation import (
-    IsWhole,
+    IsInteger,
     Penalty,
     Seed,
     Share,
@@ -48,13 +48,13 @@ _ERROR_CODES: Final = {"not-authenticated": "invalid_api_key", "upstream-failed"
 _LAST: Final = b"data: [DONE]\n\n"
 
 
-def speaks(path: str) -> bool:
-    """Whether a path is of this API."""
+def owns_path(path: str) -> bool:
+    """Returns whether a path belongs to this API."""
     return path.startswith(PREFIX)
 
 
 def error_body(error: RagherdError) -> dict[str, Any]:
-    """An error, as a document or as an event. `code` is also our own word for it where OpenAI has none."""
+    """Returns an error as a document or as an event. `code` is Ragherd's problem type if OpenAI has no code for it."""
     status = dropin_status(error)
     kind = _ERROR_TYPES.get(status) or ("server_error" if status >= 500 else "invalid_request_error")
     code = error.slug if status >= 500 else _ERROR_CODES.get(error.slug) if status in _ERROR_TYPES else None
@@ -63,42 +63,42 @@ def error_body(error: RagherdError) -> dict[str, Any]:
 
 
 class Part(StrictBody):
-    """A piece of a message; images and sound are not among them."""
+    """A text part of a message. Images and audio are not supported."""
 
     type: Literal["text"]
     text: Text
 
 
-class OpenAIMessage(IdleBody):
-    """One turn. `name` is ignored, as Ollama does."""
+class OpenAIMessage(LenientBody):
+    """One message of a conversation. `name` is ignored, like in Ollama."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | Annotated[list[Part], Field(max_length=MAX_PARTS, fail_fast=True)]
     name: Ignored = None
 
     def turn(self) -> ChatMessage:
-        """As Ollama has it."""
+        """Converts it to the flow's type, like Ollama does."""
         text = self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
         return ChatMessage("system" if self.role == "developer" else self.role, text)
 
 
 class StreamOptions(StrictBody):
-    """What a stream says beside the answer."""
+    """What a stream includes besides the answer."""
 
     include_usage: bool = False
     include_obfuscation: Ignored = None
 
 
 class PlainText(StrictBody):
-    """The one `response_format` there is."""
+    """The only supported `response_format`."""
 
     type: Literal["text"]
 
 
 class ChatBody(ModelBody):
-    """Of `/v1/chat/completions`."""
+    """The body of `/v1/chat/completions`."""
 
-    messages: Annotated[list[OpenAIMessage], Few, Field(min_length=1)]
+    messages: Annotated[list[OpenAIMessage], MessageLimit, Field(min_length=1)]
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
     temperature: Temperature | None = None
@@ -109,7 +109,7 @@ class ChatBody(ModelBody):
     stop: StopText | Stops | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    n: Annotated[int, Field(ge=1, le=1), IsWhole] = 1
+    n: Annotated[int, Field(ge=1, le=1), IsInteger] = 1
     response_format: PlainText | None = None
     reasoning_effort: Literal["none"] | None = None
     user: Ignored = None
@@ -120,7 +120,7 @@ class ChatBody(ModelBody):
     parallel_tool_calls: Ignored = None
 
     def options(self) -> dict[str, Any]:
-        """Ollama's names for them."""
+        """Returns the options under Ollama's names."""
         limit = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
         named = {
             "temperature": self.temperature,
@@ -138,29 +138,31 @@ EncodingFormat = Literal["float", "base64"]
 
 
 class EmbeddingsBody(ModelBody):
-    """Of `/v1/embeddings`. Tokens in place of text are not taken: they are another model's."""
+    """The body of `/v1/embeddings`. Token IDs instead of text are refused, because they belong to another model's
+    tokenizer.
+    """
 
     input: Text | Inputs
     encoding_format: EncodingFormat = "float"
-    dimensions: Annotated[int, Field(ge=1, le=MAX_DIMENSIONS), IsWhole] | None = None
+    dimensions: Annotated[int, Field(ge=1, le=MAX_DIMENSIONS), IsInteger] | None = None
     user: Ignored = None
 
     @property
     def texts(self) -> list[str]:
-        """One or many."""
+        """Returns one or many texts as a list."""
         return [self.input] if isinstance(self.input, str) else self.input
 
     @property
     def extra(self) -> dict[str, Any]:
-        """What goes on to Ollama with them."""
+        """Returns the fields that are passed on to Ollama."""
         return {} if self.dimensions is None else {"dimensions": self.dimensions}
 
 
 class OpenAIForm:
-    """Events without names, or one document."""
+    """An `AnswerForm`: unnamed events, or one document."""
 
     media_type = "text/event-stream"
-    sign_of_life: bytes | None = b": ping\n\n"
+    heartbeat: bytes | None = b": ping\n\n"
 
     def __init__(self, model: str, request_id: str, options: Mapping[str, Any], *, include_usage: bool) -> None:
         self._options = options
@@ -184,7 +186,7 @@ class OpenAIForm:
     def error(self, error: RagherdError) -> bytes:
         return _event(error_body(error))
 
-    def whole(self, answered: AnswerFinished) -> dict[str, Any]:
+    def buffered(self, answered: AnswerFinished) -> dict[str, Any]:
         thinking = thinking_of(answered)
         choice = {
             "index": 0,
@@ -213,13 +215,13 @@ def _usage(usage: Usage) -> dict[str, int]:
 
 
 def embeddings_fields(model: str, found: Embeddings) -> dict[str, Any]:
-    """The answer of `/v1/embeddings`, its `data` aside."""
+    """Returns the fields of a `/v1/embeddings` response except `data`."""
     usage = {"prompt_tokens": found.prompt_tokens, "total_tokens": found.prompt_tokens}
     return {"object": "list", "model": model, "usage": usage}
 
 
 def embedding_row(encoding: EncodingFormat) -> Callable[[int, Vector], dict[str, Any]]:
-    """How a vector stands in `data`; base64 is of its little-endian float32."""
+    """Returns a function that builds an item of `data`. Base64 encodes little-endian float32."""
 
     def row(index: int, vector: Vector) -> dict[str, Any]:
         encoded = base64.b64encode(vector).decode() if encoding == "base64" else np.frombuffer(vector, "<f4")
@@ -229,7 +231,7 @@ def embedding_row(encoding: EncodingFormat) -> Callable[[int, Vector], dict[str,
 
 
 def models_document(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The rows of Ollama's `/api/tags` as a list of OpenAI's."""
+    """Converts rows of Ollama's `/api/tags` to OpenAI's list of models."""
     data = [
         {
             "id": str(row.get("name") or row.get("model")),
@@ -243,7 +245,7 @@ def models_document(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _seconds(moment: Any) -> int:
-    """Since the epoch; 0 where Ollama does not say."""
+    """Returns seconds since the epoch; 0 if Ollama reports no time."""
     try:
         return int(datetime.fromisoformat(str(moment)).timestamp())
     except ValueError:

@@ -1,6 +1,6 @@
-"""What is said to a request that no route takes: other methods of its path, or the same path without its last slash.
+"""Turns errors into responses: RFC 9457 problem documents, or the error form of an imitated API.
 
-One place that turns errors into RFC 9457 problem documents, and into the error forms of the APIs we stand in for.
+Also answers requests that match no route: 405 with the allowed methods, or a redirect without the trailing slash.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from starlette.responses import Response
 from starlette.routing import Match
 
 from api.endpoints import ollama_wire, openai_wire
-from api.endpoints.bodies import ClientLeft
+from api.endpoints.bodies import ClientDisconnected
 from api.endpoints.dropin_wire import dropin_status
 from api.endpoints.validation import invalid
 from api.errors import (
@@ -34,16 +34,16 @@ METHODS: Final = ("DELETE", "GET", "PATCH", "POST", "PUT")
 
 
 def methods_of(request: Request) -> tuple[str, ...]:
-    """Every method that the path of a request takes. HEAD is answered wherever GET is, OPTIONS nowhere."""
+    """Returns every method that the request's path supports. HEAD works wherever GET does; OPTIONS is not supported."""
     taken = [method for method in METHODS if _is_taken(request, method)]
     return tuple(sorted({*taken, "HEAD"} if "GET" in taken else taken))
 
 
 def redirect_without_slash(request: Request) -> Response | None:
-    """To the same path without the slash at its end, where a route is.
+    """Returns a redirect to the same path without its trailing slash, if a route exists there.
 
-    Of this host, and told without its name: what `Host` says is the caller's to choose. A path that begins with two
-    slashes would name another host, and gets none.
+    `Location` has no host, because the caller controls `Host`. A path that begins with two slashes would name another
+    host, so it is not redirected.
     """
     path = request.scope["path"].rstrip("/")
     if path == request.scope["path"] or not path or path.startswith("//"):
@@ -64,16 +64,16 @@ PROBLEM_JSON = "application/problem+json"
 
 
 def install(app: FastAPI) -> None:
-    """Registers the handlers. What no handler knows is rendered by `request_context`."""
+    """Registers the handlers. `RequestContext` renders all other exceptions."""
     app.add_exception_handler(RagherdError, _ragherd_error)
     app.add_exception_handler(StoreUnavailable, _store_unavailable)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(ClientLeft, _client_left)
+    app.add_exception_handler(ClientDisconnected, _client_disconnected)
 
 
 def problem(error: RagherdError, *, path: str, request_id: str) -> Response:
-    """The response to an error: a problem document, or the form of the API whose path it is."""
+    """Returns the response for an error, in the form of the API that the path belongs to."""
     for wire in (ollama_wire, openai_wire):
         if wire.speaks(path):
             return Response(
@@ -106,7 +106,7 @@ async def _ragherd_error(request: Request, error: Exception) -> Response:
 
 
 async def _store_unavailable(request: Request, _: Exception) -> Response:
-    return _respond(request, ServiceUnavailable("Redis can not be reached, and this needs it.", retry_after=1))
+    return _respond(request, ServiceUnavailable("Redis is unavailable, and this request needs it.", retry_after=1))
 
 
 async def _validation_error(request: Request, error: Exception) -> Response:
@@ -115,7 +115,7 @@ async def _validation_error(request: Request, error: Exception) -> Response:
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
-    """Starlette's own: no such path, no such method; and those of `ArrivingBody`."""
+    """Handles Starlette's errors (404, 405) and those of `LimitedReceive`."""
     assert isinstance(error, HTTPException)
     if error.status_code == RequestTimeout.status:
         return _respond(request, RequestTimeout(str(error.detail)))
@@ -128,14 +128,14 @@ async def _http_error(request: Request, error: Exception) -> Response:
     return _respond(request, HttpProblem(error.status_code, str(error.detail), error.headers))
 
 
-async def _client_left(_: Request, error: Exception) -> Response:
-    """Reaches nobody: it is for those who count responses."""
-    assert isinstance(error, ClientLeft)
+async def _client_disconnected(_: Request, error: Exception) -> Response:
+    """Reaches nobody. The status is for metrics and logs."""
+    assert isinstance(error, ClientDisconnected)
     return Response(status_code=error.status_code)
 
 
 class HttpProblem(RagherdError):
-    """An error that says no more than its status code (`about:blank`, RFC 9457, section 4.2.1)."""
+    """An error that means no more than its status code (`about:blank`, RFC 9457, section 4.2.1)."""
 
     def __init__(self, status: int, detail: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(detail, headers=headers)
@@ -144,5 +144,5 @@ class HttpProblem(RagherdError):
 
     @property
     def problem_type(self) -> str:
-        """No further meaning than the status."""
+        """No meaning beyond the status."""
         return "about:blank"

@@ -10,12 +10,12 @@ from pydantic import ConfigDict, Field, StringConstraints
 from starlette.responses import Response
 
 from api.endpoints import streaming as event_stream
-from api.endpoints.bodies import until_client_leaves
+from api.endpoints.bodies import cancel_on_disconnect
 from api.endpoints.checked_route import JsonRoute, needs
 from api.endpoints.description import stream_of
 from api.endpoints.fields import HEADER, OPENAPI, list_header, request_timeout
 from api.endpoints.streaming import EventStream, QueryOut, cache_headers, document
-from api.endpoints.validation import IsText, IsVisible, IsWhole, Options, StrictBody
+from api.endpoints.validation import IsInteger, IsText, IsVisible, Options, StrictBody
 from api.endpoints.worker_state import AppState
 from api.ports.documents import DocumentFilter
 from api.ports.question import UNLIMITED, Query, parse
@@ -54,7 +54,7 @@ class QueryIn(StrictBody):
 
     question: Question
     model: Name | None = None
-    top_k: Annotated[int, Field(ge=0, le=20), IsWhole] = 4
+    top_k: Annotated[int, Field(ge=0, le=20), IsInteger] = 4
     history: Annotated[list[ConversationTurn], Field(max_length=100, fail_fast=True)] = Field(default_factory=list)
     tenant: Name | None = None
     options: Options = Field(default_factory=Options)
@@ -76,7 +76,7 @@ async def post_query(body: QueryIn, request: Request) -> Response:
     query = to_query(body, request, state)
     if body.stream or event_stream.accepted(request.headers):
         return EventStream(request, state.queries.stream(query), query.cache_control, state.streaming)
-    async with until_client_leaves(request.receive):
+    async with cancel_on_disconnect(request.receive):
         answered = await state.queries.answer(query)
     return Response(
         orjson.dumps(document(answered, request.state.request_id)),

@@ -1,4 +1,4 @@
-"""Endpoints of the circuit breakers and bulkheads: figures, history, overrides."""
+"""Endpoints of the circuit breakers and bulkheads: figures, history and overrides."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _dated(given: Any) -> Any:
 
 
 Moment = Annotated[datetime, BeforeValidator(_dated)]
-"""pydantic takes a number too, as seconds or milliseconds, whichever it thinks likelier."""
+"""Only text: pydantic also accepts numbers and guesses whether they are seconds or milliseconds."""
 
 breaker_router = APIRouter(route_class=CheckedRoute, prefix="/api/circuit-breaker", tags=["circuit breaker"])
 
@@ -108,14 +108,14 @@ def _chosen(state: AppState, name: str | None) -> FleetBreaker:
     if name is None:
         return state.breaker
     if name not in state.breakers:
-        raise NotFound(f"There is no breaker '{name[:100]}', there are: {', '.join(state.breakers)}.")
+        raise NotFound(f"No breaker '{name[:100]}'. Breakers: {', '.join(state.breakers)}.")
     return state.breakers[name]
 
 
 async def _override(request: Request, action: Override, name: str | None) -> dict[str, Any]:
     state = worker_state(request)
-    meant = state.breakers.values() if name is None else [_chosen(state, name)]
-    for breaker in meant:
+    selected = state.breakers.values() if name is None else [_chosen(state, name)]
+    for breaker in selected:
         await breaker.override(action, state.worker)
     return await _metrics(state)
 
@@ -156,14 +156,14 @@ def _breaker_figures(breaker: FleetBreaker, reading: BreakerReading) -> dict[str
 
 
 def _time(moment_ms: int, reading: BreakerReading, *, shared: bool) -> str | None:
-    """RFC 3339. A local breaker counts on a monotonic clock, which is turned into wall time here."""
+    """Returns RFC 3339. A local breaker uses a monotonic clock, which is converted to wall-clock time."""
     if not moment_ms:
         return None
     return rfc3339(moment_ms if shared else round(time.time() * 1000) - (reading.now_ms - moment_ms))
 
 
 def _milliseconds(moment: datetime) -> int:
-    """Since 1970; the log has nothing older. A time that names no zone is in UTC."""
+    """Returns milliseconds since 1970, at least 0. A time without a zone is UTC."""
     zoned = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     return max(0, int(zoned.timestamp() * 1000))
 

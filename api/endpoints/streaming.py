@@ -24,8 +24,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from api.cancellation import let_go
-from api.endpoints.bodies import ClientLeft, until_client_leaves
+from api.cancellation import log_failure
+from api.endpoints.bodies import ClientDisconnected, cancel_on_disconnect
 from api.endpoints.dropin_wire import StreamForm, single_line
 from api.endpoints.problems import problem_document
 from api.errors import InternalError, RagherdError
@@ -144,13 +144,13 @@ class Streaming:
 class EventWire:
     """One response. What the reader has not taken yet makes the next `send` wait: nothing is queued here.
 
-    `sign_of_life`: what a heartbeat sends; None for a format that has nothing for it.
+    `heartbeat`: what a heartbeat sends; None for a format that has nothing for it.
     """
 
-    def __init__(self, send: Send, streaming: Streaming, sign_of_life: bytes | None = KEEPALIVE_COMMENT) -> None:
+    def __init__(self, send: Send, streaming: Streaming, heartbeat: bytes | None = KEEPALIVE_COMMENT) -> None:
         self._send = send
         self._streaming = streaming
-        self._sign_of_life = sign_of_life
+        self._sign_of_life = heartbeat
         self._writing = asyncio.Lock()
         self._loop = asyncio.get_running_loop()
         self._sent_at = 0.0
@@ -165,14 +165,14 @@ class EventWire:
             yield
             return
         heartbeats = asyncio.create_task(self._keep_alive(self._sign_of_life))
-        let_go(heartbeats, OSError)  # the next to send finds out
+        log_failure(heartbeats, OSError)  # the next to send finds out
         try:
             yield
         finally:
             heartbeats.cancel()
 
     async def send(self, chunk: bytes) -> None:
-        """Raises `ClientLeft` for a reader that takes nothing for too long."""
+        """Raises `ClientDisconnected` for a reader that takes nothing for too long."""
         await self._write({"type": "http.response.body", "body": chunk, "more_body": True})
 
     async def end(self) -> None:
@@ -188,15 +188,15 @@ class EventWire:
             except TimeoutError as error:
                 if not stalled.expired():
                     raise
-                raise ClientLeft from error
+                raise ClientDisconnected from error
             self._sent_at = self._loop.time()
 
-    async def _keep_alive(self, sign_of_life: bytes) -> None:
+    async def _keep_alive(self, heartbeat: bytes) -> None:
         while True:
             silent = self._loop.time() - self._sent_at
             if silent >= self._streaming.heartbeat:
-                with suppress(ClientLeft):  # whoever sends next finds out
-                    await self.send(sign_of_life)
+                with suppress(ClientDisconnected):  # whoever sends next finds out
+                    await self.send(heartbeat)
                 silent = 0.0
             await asyncio.sleep(self._streaming.heartbeat - silent)
 
@@ -223,17 +223,17 @@ class AnswerStream(Response):
         self._form = form
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Sends everything. Raises what the flow raises before its first words, and `ClientLeft`."""
-        wire = EventWire(send, self._streaming, self._form.sign_of_life)
+        """Sends everything. Raises what the flow raises before its first words, and `ClientDisconnected`."""
+        wire = EventWire(send, self._streaming, self._form.heartbeat)
         try:
-            async with until_client_leaves(receive), self._answer as events:
+            async with cancel_on_disconnect(receive), self._answer as events:
                 opening = await anext(events)
                 assert isinstance(opening, AnswerStarted), "the flow begins with an opening"
                 self.headers.update(cache_headers(opening, self._control))
                 async with wire.opened(self.status_code, self.raw_headers):
                     await _send(wire, self._form.opening(opening))
                     await self._send_rest(wire, events)
-        except ClientLeft:
+        except ClientDisconnected:
             if not wire.is_open:
                 raise
             return
@@ -248,10 +248,10 @@ class AnswerStream(Response):
                     await _send(wire, self._form.done(event))
         except RagherdError as error:
             await _send(wire, self._form.error(error))
-        except ClientLeft:
+        except ClientDisconnected:
             raise
         except Exception:  # a fault of our own: the reader is told, the log gets the traceback where it is raised to
-            with suppress(ClientLeft):
+            with suppress(ClientDisconnected):
                 await _send(wire, self._form.error(InternalError()))
             raise
 
@@ -293,7 +293,7 @@ class _Form:
     """Server-sent events of `POST /query`."""
 
     media_type = MEDIA_TYPE
-    sign_of_life: bytes | None = KEEPALIVE_COMMENT
+    heartbeat: bytes | None = KEEPALIVE_COMMENT
 
     def __init__(self, path: str, request_id: str) -> None:
         self._path = path

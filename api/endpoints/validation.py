@@ -1,14 +1,13 @@
-"""Validation of what a client sends, in bounded time and with a bounded answer.
+"""Validates client input in bounded time, with error responses of bounded size. Pure.
 
-pydantic collects every error there is before it raises. So unknown fields are cut to a handful before it sees them,
-lists stop at their first wrong item, and of the errors a handful is reported.
+Errors: pydantic collects all errors before it raises. Unknown fields are therefore cut to a few before it sees them,
+lists stop at their first invalid item, and only a few errors are reported.
 
-JSON from a client, in bounded time: a body of many small lists or objects is refused before it is decoded.
+JSON: a body with very many small lists or objects is refused before it is decoded. Decoding holds the GIL, so a thread
+would not help. One MiB of text takes a millisecond to decode; one MiB of empty lists takes 100 ms and creates 350,000
+objects for the garbage collector.
 
-Decoding holds the interpreter's lock, so a thread would not help. A mebibyte of text takes a millisecond; a mebibyte of
-empty lists takes 100, a third of a million objects for the garbage collector among them.
-
-Options of a generation that a caller may set, and what values they take.
+Options: the generation options that a caller may set, with their ranges.
 """
 
 from __future__ import annotations
@@ -38,11 +37,11 @@ from api.errors import InvalidRequest
 from api.unicode_text import BLANK, INVISIBLE
 
 MAX_FAULTS: Final = 5
-"""Errors that a response reports."""
+"""Errors in a response."""
 MAX_CHARACTERS: Final = 1024 * 1024
-"""Of a text that the API sets no smaller bound."""
+"""Of a text without a smaller limit."""
 VISIBLE: Final = f"[^{INVISIBLE}]"
-"""A pattern of texts of which something can be seen."""
+"""A pattern for text with a visible character."""
 _NAME: Final = 100
 _MESSAGE: Final = 300
 
@@ -54,17 +53,17 @@ def _encodable(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError("has a lone surrogate, which is no text") from None
+        raise ValueError("contains a lone surrogate, which is not valid Unicode") from None
     return text
 
 
 def _visible(text: str) -> str:
     if BLANK.fullmatch(text):
-        raise ValueError("has no character that can be seen")
+        raise ValueError("has no visible character")
     return text
 
 
-def _whole(number: Any) -> Any:
+def _integer(number: Any) -> Any:
     return int(number) if isinstance(number, float) and number.is_integer() else number
 
 
@@ -75,7 +74,7 @@ def _boolean(value: Any) -> Any:
 
 
 class _Visible:
-    """Refuses a text of which nothing can be seen, and says so in the schema."""
+    """Refuses text without a visible character, and adds the pattern to the schema."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return no_info_after_validator_function(_visible, handler(source))
@@ -86,14 +85,14 @@ class _Visible:
 
 IsText = AfterValidator(_encodable)
 IsVisible = _Visible()
-IsWhole = BeforeValidator(_whole)
-"""An integer as JSON Schema has it: 2.0 is one. Stands last, so that the schema has the bounds before it."""
+IsInteger = BeforeValidator(_integer)
+"""An integer in JSON Schema's sense: 2.0 is one. Place it last, so that the schema contains the bounds before it."""
 IsBoolean = BeforeValidator(_boolean)
-"""In a `Literal`, to which 0 is False and 1 is True."""
+"""For a `Literal`, which otherwise accepts 0 for False and 1 for True."""
 Text = Annotated[str, StringConstraints(max_length=MAX_CHARACTERS)]
 
 StopText = Annotated[str, StringConstraints(max_length=1000), IsText]
-"""At which a generation stops."""
+"""A text that ends a generation."""
 
 
 class StrictBody(BaseModel):
@@ -107,7 +106,7 @@ class StrictBody(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _few_unknown(cls, given: Any) -> Any:
-        """Drops unknown fields beyond the first few: each costs an error."""
+        """Drops unknown fields after the first few, because each costs an error."""
         known = cls.model_fields
         if not isinstance(given, dict) or len(given) <= len(known) + MAX_FAULTS:
             return given
@@ -119,7 +118,7 @@ Body = TypeVar("Body", bound=BaseModel)
 
 
 def validated(kind: type[Body], fields: Any, place: str = "") -> Body:
-    """Raises `InvalidRequest`, which names the first wrong fields; `place`: where `fields` are in the body."""
+    """Validates `fields`, found at `place` in the body. Raises `InvalidRequest` with the first invalid fields."""
     try:
         return kind.model_validate(fields)
     except ValidationError as error:
@@ -127,30 +126,30 @@ def validated(kind: type[Body], fields: Any, place: str = "") -> Body:
 
 
 def errors_of(error: ValidationError) -> list[Any]:
-    """pydantic's errors without the values, which may be private and large."""
+    """Returns pydantic's errors without the values, which may be private and large."""
     return error.errors(include_url=False, include_context=False, include_input=False)
 
 
 def invalid(errors: Sequence[Mapping[str, Any]], place: str = "") -> InvalidRequest:
-    """The error that reports the first few of pydantic's errors."""
+    """Returns the error that reports the first few of pydantic's errors."""
     faults = [_fault(error, place) for error in errors[:MAX_FAULTS]]
     parts = [": ".join(filter(None, fault.values())) for fault in faults]
-    return InvalidRequest("; ".join([*parts, *(["and others"] if len(errors) > MAX_FAULTS else [])]), errors=faults)
+    return InvalidRequest("; ".join([*parts, *(["and more"] if len(errors) > MAX_FAULTS else [])]), errors=faults)
 
 
 def refused(field: str, message: str) -> InvalidRequest:
-    """The error that names one field."""
+    """Returns the error for one field."""
     fault = {"field": shortened(field, _NAME), "message": shortened(message, _MESSAGE)}
     return InvalidRequest(": ".join(filter(None, fault.values())), errors=[fault])
 
 
-def shortened(text: str, most: int) -> str:
-    """At most `most` characters of it."""
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+def shortened(text: str, max_length: int) -> str:
+    """Returns at most `max_length` characters of `text`."""
+    return text if len(text) <= max_length else f"{text[: max_length - 1]}…"
 
 
 def _fault(error: Mapping[str, Any], place: str) -> Fault:
-    """Which field, and what is wrong with it; never the value, which may be private."""
+    """Returns the field and what is wrong with it; never the value, which may be private."""
     if error["type"] == "json_invalid":
         return {"field": "", "message": "The body is not valid JSON."}
     if error["type"] == "model_attributes_type" and error["loc"] == ("body",):
@@ -165,58 +164,58 @@ def _path(parts: Iterable[Any]) -> str:
 
 def _message(error: Mapping[str, Any]) -> str:
     known = error["type"] != "extra_forbidden"
-    return str(error["msg"]).removeprefix("Value error, ") if known else "is not known"
+    return str(error["msg"]).removeprefix("Value error, ") if known else "unknown field"
 
 
 MAX_CONTAINERS: Final = 10_000
-"""Lists and objects in a body. A conversation of 1,000 turns has about 1,000."""
+"""Lists and objects in a body. A conversation of 1,000 messages has about 1,000."""
 MAX_TOKENS: Final = 100_000
-"""Strings, lists and objects in a body with many brackets. A bound on the work of counting them."""
+"""Strings, lists and objects in a body with many brackets. Limits the work of counting them."""
 
 _TOKEN: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[{]', re.DOTALL)
-"""A string, with its end or without, or the beginning of a list or an object. Never tries a byte twice."""
+"""A string, terminated or not, or the start of a list or object. Never matches a byte twice."""
 
 
-def json_of(body: bytes, what: str = "The body", most_containers: int = MAX_CONTAINERS) -> Any:
-    """The value of a body, or of `what` it is. Raises `InvalidRequest`."""
-    refuse_too_many_values(body, most_containers)
+def json_of(body: bytes, what: str = "The body", max_containers: int = MAX_CONTAINERS) -> Any:
+    """Decodes JSON. Raises `InvalidRequest`; `what` names the text in the error."""
+    refuse_too_many_values(body, max_containers)
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError:
         raise refused("", f"{what} is not valid JSON.") from None
 
 
-def refuse_too_many_values(body: bytes, most_containers: int = MAX_CONTAINERS) -> None:
-    """Raises `InvalidRequest` for a body with more lists and objects than any request needs."""
-    if body.count(b"[") + body.count(b"{") > most_containers and not _is_within(body, most_containers):
-        raise refused("", f"The body has more than {most_containers} lists and objects, or too many strings.")
+def refuse_too_many_values(body: bytes, max_containers: int = MAX_CONTAINERS) -> None:
+    """Raises `InvalidRequest` for a body with more lists and objects than any valid request."""
+    if body.count(b"[") + body.count(b"{") > max_containers and not _is_within(body, max_containers):
+        raise refused("", f"The body has more than {max_containers} lists and objects, or too many strings.")
 
 
-def _is_within(body: bytes, most_containers: int) -> bool:
-    """Counts outside strings: the text of a document may have many brackets."""
+def _is_within(body: bytes, max_containers: int) -> bool:
+    """Counts brackets outside strings, because a document's text may contain many."""
     containers = 0
     for tokens, token in enumerate(_TOKEN.finditer(body)):
         containers += body[token.start()] != ord('"')
-        if containers > most_containers or tokens >= MAX_TOKENS:
+        if containers > max_containers or tokens >= MAX_TOKENS:
             return False
     return True
 
 
 Temperature = Annotated[float, Field(ge=0, le=2)]
 Share = Annotated[float, Field(ge=0, le=1)]
-"""A part of the probability: `top_p`, `min_p`."""
-Seed = Annotated[int, Field(ge=-(2**31), lt=2**31), IsWhole]
-Tokens = Annotated[int, Field(ge=1, le=100_000), IsWhole]
+"""A share of the probability: `top_p`, `min_p`."""
+Seed = Annotated[int, Field(ge=-(2**31), lt=2**31), IsInteger]
+Tokens = Annotated[int, Field(ge=1, le=100_000), IsInteger]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Stops = Annotated[list[StopText], Field(max_length=16, fail_fast=True)]
 
 
 class Options(StrictBody):
-    """Those of Ollama's options that a caller may set: none that makes Ollama load the model again."""
+    """Ollama's options that a caller may set. Options that make Ollama reload the model are not included."""
 
     temperature: Temperature | None = None
     top_p: Share | None = None
-    top_k: Annotated[int, Field(ge=0, le=1000), IsWhole] | None = None
+    top_k: Annotated[int, Field(ge=0, le=1000), IsInteger] | None = None
     min_p: Share | None = None
     seed: Seed | None = None
     num_predict: Tokens | None = None

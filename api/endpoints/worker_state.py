@@ -1,4 +1,4 @@
-"""What the lifespan opens and every endpoint reads: `request.state.worker`."""
+"""The worker's resources, which the lifespan opens and every endpoint reads from `request.state.worker`."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class AppState:
-    """One worker's open resources, as endpoints need them. Breakers, bulkheads: the first backend's first.
+    """One worker's open resources. Breakers and bulkheads begin with those of the first backend.
 
-    `warm_ups` is None if the cache is off. `num_ctx`: the context of every generation in tokens; None: the model's
-    default. `cache_report` and `live_workers` raise `StoreUnavailable`. `exposition` takes an `Accept` header and gives
-    Prometheus' text and its content type.
+    `warm_ups` is None if the cache is disabled. `num_ctx` is the context size in tokens for all generations, or None
+    for each model's default. `cache_report` and `live_workers` raise `StoreUnavailable`. `exposition` takes an `Accept`
+    header and returns the metrics' text and content type.
     """
 
     worker: str
@@ -65,12 +65,12 @@ class AppState:
 
     @property
     def generation_states(self) -> list[State]:
-        """The state of each backend's generate breaker, as far as this worker knows; no I/O."""
+        """The effective state of each backend's generate breaker, as far as this worker knows, without I/O."""
         breakers = self.breakers.items()
         return [breaker.effective_state for name, breaker in breakers if not name.endswith("-embed")]
 
 
 def worker_state(request: Request) -> AppState:
-    """The state of the worker that answers `request`."""
+    """Returns the state of the worker that handles `request`."""
     state: AppState = request.state.worker
     return state

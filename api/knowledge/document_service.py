@@ -20,7 +20,7 @@ from typing import Final, Literal
 
 import orjson
 
-from api.cancellation import cancelled, let_go
+from api.cancellation import cancel_and_wait, log_failure
 from api.errors import NotFound, PayloadTooLarge, ServiceUnavailable, StoreUnavailable, TooManyDocuments
 from api.knowledge.ingestion import Ingestion
 from api.knowledge.parsing import Parser
@@ -160,7 +160,7 @@ class DocumentService:
 
     async def aclose(self) -> None:
         """Leaves what is under way to other workers."""
-        await cancelled(self._at_work)
+        await cancel_and_wait(self._at_work)
 
     async def _draft(self, given: Upload) -> Draft:
         facts = given.facts if given.facts.title else replace(given.facts, title=given.file_name or "Untitled")
@@ -182,7 +182,7 @@ class DocumentService:
         task = asyncio.create_task(self._in_turn(document), name="ingestion")
         self._at_work.add(task)
         task.add_done_callback(self._at_work.discard)
-        let_go(task, StoreUnavailable, ServiceUnavailable)  # what failed is waiting work for the next worker
+        log_failure(task, StoreUnavailable, ServiceUnavailable)  # what failed is waiting work for the next worker
         until = time.monotonic() + self.limits.wait
         while (left := until - time.monotonic()) > 0:
             await asyncio.wait({task}, timeout=min(left, LOOK_SECONDS))

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from api.cancellation import cancelled
+from api.cancellation import cancel_and_wait
 from api.errors import EmbeddingUnavailable, PayloadTooLarge, ServiceUnavailable, StoreUnavailable, UnreadableDocument
 from api.knowledge.cache_invalidator import CacheInvalidator
 from api.knowledge.chunk_embedding import ChunkEmbedding, EmbeddedText, NotEmbedded
@@ -267,7 +267,7 @@ class Ingestion:
         try:
             yield
         finally:
-            await cancelled([keeper])
+            await cancel_and_wait([keeper])
 
     async def _keep(self, work: Work) -> None:
         while True:

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
-from api.cancellation import cancelled
+from api.cancellation import cancel_and_wait
 from api.errors import EmbeddingUnavailable, RagherdError, ServiceUnavailable, StoreUnavailable
 from api.knowledge.ingestion import Ingestion
 from api.ports.coordination import LeaderLease
@@ -123,7 +123,7 @@ async def _kept(duty: LeaderLease) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        await cancelled([keeper])
+        await cancel_and_wait([keeper])
 
 
 USE_SECONDS: Final = 10.0

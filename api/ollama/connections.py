@@ -29,7 +29,7 @@ import httpcore
 import httpx
 from httpcore._async.connection_pool import AsyncPoolRequest, PoolByteStream
 
-from api.cancellation import let_go, raise_if_cancelled
+from api.cancellation import log_failure, raise_if_cancelled
 from api.errors import UpstreamError, UpstreamFault
 from api.ollama import failures
 from api.values import GenerationEnd
@@ -145,7 +145,7 @@ class LinearPool(httpcore.AsyncConnectionPool):
         """Closes all of them, also when the caller is cancelled meanwhile."""
         if closing:
             task = asyncio.create_task(super()._close_connections(closing))
-            let_go(task, OSError, httpcore.NetworkError)  # a connection that cannot even be closed is gone
+            log_failure(task, OSError, httpcore.NetworkError)  # a connection that cannot even be closed is gone
             await asyncio.shield(task)
 
 

@@ -20,7 +20,7 @@ from typing import Any, Final
 import numpy as np
 import orjson
 
-from api.cancellation import LagTimeout, cancelled, let_go
+from api.cancellation import LagTimeout, cancel_and_wait, log_failure
 from api.errors import EmbeddingUnavailable, StoreUnavailable, UpstreamError, UpstreamFault
 from api.languages.identify import ANY_SCRIPT, LATIN, script_of, scripts_of
 from api.ollama.models import OllamaModels, Pinned
@@ -177,7 +177,7 @@ class OllamaEmbedder:
             yield embedder
         finally:
             if embedder._loading is not None:
-                await cancelled([embedder._loading])
+                await cancel_and_wait([embedder._loading])
 
     @property
     def known(self) -> EmbedderIdentity | None:
@@ -269,7 +269,7 @@ class OllamaEmbedder:
             {"model": self._model, "input": [_valid(text) for text in texts], **self._keep_alive},
         )
         call = asyncio.create_task(self._called(body, retry))
-        let_go(call, UpstreamError)  # it may outlive its deadline
+        log_failure(call, UpstreamError)  # it may outlive its deadline
         try:
             with LagTimeout(seconds):
                 answer = await asyncio.shield(call)

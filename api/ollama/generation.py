@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import orjson
 
-from api.cancellation import let_go
+from api.cancellation import log_failure
 from api.errors import UpstreamError, UpstreamFault
 from api.ollama.models import OllamaModels, Pinned
 from api.ollama.pool import OllamaPool
@@ -78,7 +78,7 @@ class Clock:
 
     def _watch(self, verdict: _Verdict, resident: Callable[[], Awaitable[bool]]) -> None:
         verdict.asking = asyncio.create_task(self._judge(verdict, resident))
-        let_go(verdict.asking)
+        log_failure(verdict.asking)
 
     async def _judge(self, verdict: _Verdict, resident: Callable[[], Awaitable[bool]]) -> None:
         if await resident():

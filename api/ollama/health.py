@@ -19,7 +19,7 @@ from typing import Final, Literal
 import orjson
 import structlog
 
-from api.cancellation import cancelled, let_go
+from api.cancellation import cancel_and_wait, log_failure
 from api.errors import BulkheadFull, StoreUnavailable, UpstreamError
 from api.ollama.models import KnownDigests, OllamaModels, Pinned
 from api.ollama.pool import OllamaPool
@@ -172,7 +172,7 @@ class WarmUp:
         running = self._running.get(backend)
         if self._loads and (running is None or running.done()):
             task = self._running[backend] = asyncio.create_task(self._warm(backend), name=f"warm-up-{backend}")
-            let_go(task)
+            log_failure(task)
 
     def start_all(self) -> None:
         """Warms every backend in the background."""
@@ -181,7 +181,7 @@ class WarmUp:
 
     async def aclose(self) -> None:
         """Ends what is under way: a load that goes on is then another worker's to ask for."""
-        await cancelled(self._running.values())
+        await cancel_and_wait(self._running.values())
 
     async def _warm(self, backend: str) -> None:
         duty = self._duties[backend]
@@ -192,7 +192,7 @@ class WarmUp:
         try:
             loaded = [await self._load(backend, load) for load in self._loads]
         finally:
-            await cancelled([renewal])
+            await cancel_and_wait([renewal])
             await (duty.hold(DONE) if all(loaded) else duty.leave())
 
     async def _load(self, backend: str, load: Load) -> bool:

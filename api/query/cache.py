@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
-from api.cancellation import cancelled, let_go, wait_with_lag
+from api.cancellation import cancel_and_wait, log_failure, wait_with_lag
 from api.errors import DocumentsChanged, EmbeddingUnavailable, StoreUnavailable
 from api.languages.identify import EVERY, Languages
 from api.ports.cache import AnswerCache, Claim, NewAnswer, RetrievalSnapshot
@@ -79,13 +79,13 @@ class CacheBudget:
     def _let_go(self, task: asyncio.Task[Any]) -> None:
         self._late.add(task)
         task.add_done_callback(self._late.discard)
-        let_go(task, StoreUnavailable, DocumentsChanged)
+        log_failure(task, StoreUnavailable, DocumentsChanged)
 
     async def aclose(self) -> None:
         """Waits for what is late, so that an answer on its way into the cache gets there; `CLOSE_SECONDS` at most."""
         if self._late:
             await asyncio.wait(self._late, timeout=CLOSE_SECONDS)
-        await cancelled(self._late)
+        await cancel_and_wait(self._late)
 
 
 def is_complete(generation: Generation, options: Mapping[str, Any]) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from api.backends.failover import Generations, Unread
-from api.cancellation import cancelled, let_go
+from api.cancellation import cancel_and_wait, log_failure
 from api.errors import DocumentsChanged, RagherdError, UpstreamError
 from api.ports.cache import Claim
 from api.ports.coordination import AnswerOutput, Flights
@@ -197,12 +197,12 @@ class Refresher:
             return
         task = asyncio.create_task(self._refresh(query, lookup, key), name="refresh")
         self._tasks[key] = task
-        let_go(task)
+        log_failure(task)
         task.add_done_callback(lambda _: self._tasks.pop(key, None))
 
     async def aclose(self) -> None:
         """Ends what is under way."""
-        await cancelled(self._tasks.values())
+        await cancel_and_wait(self._tasks.values())
 
     async def _refresh(self, query: Query, lookup: Lookup, key: FlightKey) -> None:
         try:

@@ -22,7 +22,7 @@ from typing import Any, Final, TypeVar
 import orjson
 
 from api.backends.failover import Unread
-from api.cancellation import cancelled, let_go
+from api.cancellation import cancel_and_wait, log_failure
 from api.errors import (
     BreakerOpen,
     BulkheadFull,
@@ -207,7 +207,7 @@ class WarmUpRun:
         keeper = asyncio.create_task(self._keep(), name="warm_up_keeper")
         lanes = {asyncio.create_task(self._lane(), name="warm_up_lane") for _ in range(self._concurrency)}
         for task in (keeper, *lanes):
-            let_go(task, Exception)  # raised below, but for those that fail as they are cancelled
+            log_failure(task, Exception)  # raised below, but for those that fail as they are cancelled
         pending = set(lanes)
         try:
             while pending and not keeper.done():
@@ -217,7 +217,7 @@ class WarmUpRun:
                 await self._insisting(lambda: self._jobs.settle(self._job, b"", ()))
         finally:
             self._over = True
-            await cancelled({keeper, *lanes})
+            await cancel_and_wait({keeper, *lanes})
         for task in {keeper, *lanes}:
             if not task.cancelled():
                 task.result()

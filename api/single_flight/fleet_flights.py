@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
-from api.cancellation import Background, cancelled, let_go, raise_if_cancelled
+from api.cancellation import Background, cancel_and_wait, log_failure, raise_if_cancelled
 from api.errors import InternalError, RagherdError, StoreUnavailable
 from api.ports.cache import Claim
 from api.ports.coordination import FlightSubscription, Lead
@@ -107,7 +107,7 @@ class FleetFlights:
         finally:
             reader.close()
             flight.subscribers = 0
-            await cancelled([task])
+            await cancel_and_wait([task])
 
     def _begin(self, flight: Flight, flying: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         flight.task = task = asyncio.create_task(flying, name="flight")
@@ -266,7 +266,7 @@ class FleetFlights:
         if self._flights.get(flight.key) is flight:
             del self._flights[flight.key]
         assert flight.task is not None
-        await cancelled([flight.task])
+        await cancel_and_wait([flight.task])
         if not flight.leads and flight.key not in self._flights:  # a newer one has the place now
             with suppress(StoreUnavailable):
                 await self.store.leave(flight.key, flight.place)
@@ -321,14 +321,14 @@ class FleetFlights:
         """Ends what is under way. Those who follow are told, so that one of them takes the lead at once."""
         flights = list(self._flights.values())
         self._flights.clear()
-        await cancelled([*self._flying, *self._aside])
+        await cancel_and_wait([*self._flying, *self._aside])
         for flight in flights:
             await self._conclude(flight, LeaderLeft())
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._aside.add(task)
-        let_go(task)
+        log_failure(task)
         task.add_done_callback(self._aside.discard)
 
 

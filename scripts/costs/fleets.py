@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from redis.asyncio import Redis
 
-from api.cancellation import cancelled
+from api.cancellation import cancel_and_wait
 from api.errors import StoreUnavailable
 from api.redis_store.stores.fleet import FULL_PACE_WORKERS, SLOWEST
 from scripts.costs.operations import EMBEDDER, opened
@@ -93,7 +93,7 @@ async def _virtual(url: str, server: Server, size: int) -> dict[str, Any]:
         before, began = server.sample(), done
         await asyncio.sleep(SECONDS / 2)
         spent = server.since(before)
-        await cancelled(tasks)
+        await cancel_and_wait(tasks)
     rate, wanted = (done - began) / spent.seconds / size, sum(1 / every for _, every in idle)
     return {
         "workers": size,

@@ -44,7 +44,7 @@ async def test_a_prompt_of_the_other_apis(serve: Service, stub: StubOllama) -> N
         ):
             refused = await client.post(path, json=body)
             assert refused.status_code == 400, (path, blank)
-            assert "no character that can be seen" in refused.text
+            assert "no visible character" in refused.text
     loaded = await client.post("/api/generate", json={"model": "llama3.2", "prompt": "", "stream": False})
     assert loaded.json()["done_reason"] == "load"
     assert stub.stats["requests"].get("/api/chat", 0) == 0

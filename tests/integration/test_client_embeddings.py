@@ -41,7 +41,7 @@ async def test_more_inputs_than_allowed_are_refused_by_name(serve: Service, stub
     error = refused.json()["error"]
     assert refused.status_code == 400
     message = error if path == "/api/embed" else error["message"]
-    assert message == "input: has 21 texts, and EMBED_MAX_INPUTS allows 20"
+    assert message == "input: has 21 texts, but EMBED_MAX_INPUTS is 20"
     assert stub.stats["max_texts"] <= 1, "Ollama was not asked for them"
     assert len(vectors(path, await client.post(path, json={"model": MODEL, "input": ["a"] * 20}))) == 20
 

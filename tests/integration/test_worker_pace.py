@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 from redis.asyncio import Redis
 
-from api.cancellation import cancelled
+from api.cancellation import cancel_and_wait
 from api.knowledge.ingestion_worker import IngestionWorker
 from api.query.warm_up import WarmUps
 from api.redis_store.client import RedisAddress, short_commands
@@ -135,4 +135,4 @@ async def test_each_look_is_at_the_pace(name: str, monkeypatch: pytest.MonkeyPat
     try:
         await wait_until_async(often, timeout=5.0)
     finally:
-        await cancelled([looking])
+        await cancel_and_wait([looking])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from api.cancellation import Background, cancelled
+from api.cancellation import Background, cancel_and_wait
 from tests.support.waiting import deaf
 
 
@@ -12,7 +12,7 @@ async def test_a_lost_cancellation_is_repeated() -> None:
     tasks = [asyncio.create_task(deaf(times)) for times in (0, 1, 3)]
     await asyncio.sleep(0)
     async with asyncio.timeout(5):
-        await cancelled(tasks)
+        await cancel_and_wait(tasks)
     assert all(task.cancelled() for task in tasks)
 
 
@@ -22,7 +22,7 @@ async def test_a_task_that_has_ended_or_failed_is_no_error() -> None:
 
     task = asyncio.create_task(fail())
     await asyncio.wait([task])
-    await cancelled([task])
+    await cancel_and_wait([task])
     assert isinstance(task.exception(), ValueError)
 
 

@@ -8,7 +8,7 @@ import pytest
 from starlette.types import Message
 
 from api.cancellation import CancelScope, Deadline, raise_if_cancelled
-from api.endpoints.bodies import ClientLeft, until_client_leaves
+from api.endpoints.bodies import ClientDisconnected, cancel_on_disconnect
 from api.errors import DeadlinePassed
 from tests.support.waiting import deaf
 
@@ -100,8 +100,8 @@ async def test_a_client_that_leaves_ends_work_that_loses_cancellations(lost: int
         return {"type": "http.disconnect"}
 
     async with asyncio.timeout(5):
-        with pytest.raises(ClientLeft):
-            async with until_client_leaves(receive):
+        with pytest.raises(ClientDisconnected):
+            async with cancel_on_disconnect(receive):
                 await deaf(lost)
 
 
@@ -109,6 +109,6 @@ async def test_a_client_that_has_left_is_answered_by_nobody_even_where_the_work_
     async def receive() -> Message:
         return {"type": "http.disconnect"}
 
-    with pytest.raises(ClientLeft):
-        async with until_client_leaves(receive):
+    with pytest.raises(ClientDisconnected):
+        async with cancel_on_disconnect(receive):
             await loses_one()

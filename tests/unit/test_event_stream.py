@@ -12,7 +12,7 @@ import pytest
 from starlette.datastructures import Headers
 from starlette.requests import Request
 
-from api.endpoints.bodies import ClientLeft, until_client_leaves
+from api.endpoints.bodies import ClientDisconnected, cancel_on_disconnect
 from api.endpoints.streaming import EventStream, Streaming, accepted
 from api.ports.question import AnswerEvent, AnswerFinished, AnswerStarted, CacheControl, Timings
 from api.values import CacheStatus, Token
@@ -158,7 +158,7 @@ async def test_who_leaves_ends_the_answer_in_its_place() -> None:
 
 async def test_leaving_and_the_end_at_once_leave_nothing_cancelled() -> None:
     pipe = Pipe()
-    async with until_client_leaves(pipe.receive):
+    async with cancel_on_disconnect(pipe.receive):
         await asyncio.sleep(0)
         pipe.gone.set()
     await turns()  # a cancellation that was still to come would strike here
@@ -168,7 +168,7 @@ async def test_the_cancellation_of_the_request_itself_is_passed_on() -> None:
     pipe = Pipe()
 
     async def work() -> None:
-        async with until_client_leaves(pipe.receive):
+        async with cancel_on_disconnect(pipe.receive):
             await asyncio.Event().wait()
 
     task = asyncio.create_task(work())
@@ -181,9 +181,9 @@ async def test_the_cancellation_of_the_request_itself_is_passed_on() -> None:
 async def test_a_deadline_inside_is_not_taken_for_a_client_that_left() -> None:
     pipe = Pipe()
     with pytest.raises(TimeoutError):
-        async with until_client_leaves(pipe.receive), asyncio.timeout(0.01):
+        async with cancel_on_disconnect(pipe.receive), asyncio.timeout(0.01):
             await asyncio.Event().wait()
     pipe.gone.set()
-    with pytest.raises(ClientLeft):
-        async with until_client_leaves(pipe.receive):
+    with pytest.raises(ClientDisconnected):
+        async with cancel_on_disconnect(pipe.receive):
             await asyncio.Event().wait()

@@ -83,7 +83,7 @@ def test_of_a_list_that_is_too_long_it_is_said_that_it_is() -> None:
 def test_a_long_name_is_shortened_and_more_errors_are_mentioned() -> None:
     with pytest.raises(InvalidRequest) as told:
         validated(QueryIn, {"question": "Who?", **{f"{number}{'x' * 1000}": 1 for number in range(50)}})
-    assert told.value.detail.endswith("; and others")
+    assert told.value.detail.endswith("; and more")
     assert told.value.members["errors"][0]["field"].endswith("…")
 
 

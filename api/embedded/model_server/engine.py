@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from starlette.requests import Request
 
-from api.cancellation import let_go
+from api.cancellation import log_failure
 from api.embedded.model_server.bodies import ChatBody, GenerateBody, OllamaFault, sampling
 from api.embedded.model_server.catalog import CONTEXT_TOKENS, NOT_INSTALLED, Catalog, describe, text_weights
 from api.embedders.minilm import model_files
@@ -243,7 +243,7 @@ class TextModel:
                 hand_over(None)
 
         generation = loop.run_in_executor(self._thread, generate)
-        let_go(generation)  # a client that leaves does not wait for its end
+        log_failure(generation)  # a client that leaves does not wait for its end
         try:
             while (piece := await pieces.get()) is not None:
                 yield piece

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
-from api.cancellation import let_go
+from api.cancellation import log_failure
 from api.embedded.model_server.bodies import ChatBody, GenerateBody, GenerationBody, OllamaFault, read_body
 from api.embedded.model_server.engine import Finished, ServerState, Task, chat_task, generate_task, state_of
 from api.embedded.model_server.quoting import quoted, reading
@@ -109,7 +109,7 @@ async def _until_client_leaves(receive: Receive, work: Coroutine[Any, Any, None]
         task.cancel()
 
     watching = asyncio.create_task(watch())
-    let_go(watching)
+    log_failure(watching)
     try:
         await task
     except asyncio.CancelledError:
