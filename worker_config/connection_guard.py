@@ -1,12 +1,11 @@
-"""Closes the connections that keep a worker waiting, and keeps their number within its bound.
+"""Closes connections that keep a worker waiting, and limits their number.
 
-It looks at every tick of the server. A deadline counts from the look after it, so that what has arrived while the
-event loop was busy is read first.
+The guard sweeps at every tick of the server. A connection is closed only if it was due at the previous sweep too, so
+that data that arrived while the event loop was busy is read first.
 
-A worker's connections by what they are doing, each kind in the order in which they began it.
-
-A kind has one timeout, so the first of a kind is also the first that is due: neither the deadlines nor the choice of
-a connection to close look at more connections than they close. No I/O.
+The table groups connections by phase, in the order in which they entered it. Each phase has one timeout, so the first
+connection of a phase is also the first that is due. Neither the deadlines nor the choice of a connection to close
+inspect more connections than they close. No I/O.
 """
 
 from __future__ import annotations
@@ -23,21 +22,21 @@ C = TypeVar("C")
 
 
 class Phase(StrEnum):
-    """What a connection is doing. The value is the reason that metrics give when its time is up."""
+    """What a connection is doing. The value is the `reason` in the metrics when its time is up."""
 
     SILENT = "silent"
-    """Accepted, and nothing has come."""
+    """Accepted; no bytes received."""
     IDLE = "idle"
     """Between two requests."""
     HEAD = "head"
-    """A head has begun and not ended."""
+    """Receiving a head."""
     BODY = "body"
-    """A body is being read. It has its own deadline, `BODY_TIMEOUT` in the application."""
+    """Receiving a body. The application has a deadline for it, `BODY_TIMEOUT`."""
     REST = "rest"
-    """The response is sent, and the body that nobody read is still coming."""
+    """The response is sent, and the rest of an unread body is still arriving."""
     ANSWERING = "answering"
     UNREAD = "unread"
-    """No request is under way, and the client has not yet taken the last response."""
+    """No request is in progress, and the client has not read the last response yet."""
 
 
 IDLE_PHASES: Final = (Phase.SILENT, Phase.IDLE, Phase.REST)
@@ -46,21 +45,21 @@ STATES: Final[Mapping[str, tuple[Phase, ...]]] = {
     "reading": (Phase.HEAD, Phase.BODY),
     "answering": (Phase.ANSWERING, Phase.UNREAD),
 }
-"""What the gauge tells apart."""
+"""The states of the gauge."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """Seconds, and how many connections one worker holds."""
+    """Timeouts in seconds, and the maximum number of connections of a worker."""
 
     header_timeout: float = 10.0
     body_timeout: float = 30.0
     keepalive_timeout: float = 75.0
-    most: int = 1000
+    max_connections: int = 1000
 
 
 class ConnectionTable(Generic[C]):
-    """Times are those of one clock that never goes back."""
+    """Connections by phase. Times come from one monotonic clock."""
 
     def __init__(self, limits: ConnectionLimits) -> None:
         self.limits = limits
@@ -80,7 +79,7 @@ class ConnectionTable(Generic[C]):
         return connection in self._phase
 
     def move(self, connection: C, phase: Phase, now: float) -> None:
-        """Enters a connection, or says what it does now. Saying the same again does not prolong it."""
+        """Adds a connection, or changes its phase. The same phase again does not extend its deadline."""
         before = self._phase.get(connection)
         if before is phase:
             return
@@ -90,13 +89,13 @@ class ConnectionTable(Generic[C]):
         self._since[phase][connection] = now
 
     def forget(self, connection: C) -> None:
-        """The connection is closed."""
+        """Removes a closed connection."""
         phase = self._phase.pop(connection, None)
         if phase is not None:
             del self._since[phase][connection]
 
     def due(self, now: float) -> list[tuple[C, Phase]]:
-        """The connections whose time is up."""
+        """Returns the connections whose time is up."""
         found: list[tuple[C, Phase]] = []
         for phase, timeout in self._timeout.items():
             for connection, since in self._since[phase].items():
@@ -105,23 +104,23 @@ class ConnectionTable(Generic[C]):
                 found.append((connection, phase))
         return found
 
-    def first_to_go(self) -> C | None:
-        """Which one gives way to a new connection; None: every request is being answered.
+    def next_to_close(self) -> C | None:
+        """Returns the connection to close for a new one, or None if every request is being answered.
 
-        The one that has been idle for longest; without one the oldest head; without one the oldest body.
+        The longest idle connection comes first, then the oldest head, then the oldest body.
         """
         return self._oldest(*IDLE_PHASES) or self._oldest(Phase.HEAD) or self._oldest(Phase.BODY)
 
     def is_in(self, connection: C, *phases: Phase) -> bool:
-        """Whether a connection is in one of these phases."""
+        """Returns whether a connection is in one of these phases."""
         return self._phase.get(connection) in phases
 
     def of(self, *phases: Phase) -> list[C]:
-        """The connections in these phases."""
+        """Returns the connections in these phases."""
         return [connection for phase in phases for connection in self._since[phase]]
 
     def counts(self) -> dict[str, int]:
-        """How many there are in each state."""
+        """Returns the number of connections in each state."""
         return {state: sum(len(self._since[phase]) for phase in phases) for state, phases in STATES.items()}
 
     def _oldest(self, *phases: Phase) -> C | None:
@@ -130,27 +129,29 @@ class ConnectionTable(Generic[C]):
 
 
 UNREAD_TIMEOUT: Final = 300.0
-"""Seconds in which a client takes nothing of a response. A stream has its own, `STREAM_STALL_TIMEOUT`."""
+"""Seconds without progress after which a client that does not read its response is closed. Streams use
+`STREAM_STALL_TIMEOUT`.
+"""
 UNREAD_GRACE: Final = 10.0
-"""The same where there is no room for a new connection."""
-MEASURE: Final = 1.0
-"""Seconds between two looks at how much was taken, and two settings of the gauge."""
-REPORT: Final = 10.0
-"""Seconds between two lines in the log that say that the bound is reached."""
+"""The same timeout if there is no room for a new connection."""
+MEASURE_SECONDS: Final = 1.0
+"""Interval of the gauge and of the check for unread responses."""
+REPORT_SECONDS: Final = 10.0
+"""Interval between log lines about the connection limit."""
 
 
 class Connection(Protocol):
-    """What the guard asks of a connection."""
+    """What the guard needs of a connection."""
 
     transport: Any
 
-    def turn_away(self, status: HTTPStatus, detail: str) -> None: ...
+    def refuse(self, status: HTTPStatus, detail: str) -> None: ...
 
     def unsent(self) -> int: ...
 
 
 class ConnectionMetrics(Protocol):
-    """Where it counts."""
+    """Receives the guard's counts."""
 
     def connections_are(self, counts: Mapping[str, int]) -> None: ...
 
@@ -158,59 +159,59 @@ class ConnectionMetrics(Protocol):
 
 
 class ConnectionGuard:
-    """Of one worker. `sweep` is called at least every second."""
+    """Guards the connections of one worker. Call `sweep` at least once per second."""
 
     def __init__(self, limits: ConnectionLimits, metrics: ConnectionMetrics) -> None:
         self._limits = limits
         self._metrics = metrics
         self._table: ConnectionTable[Connection] = ConnectionTable(limits)
         self._unsent: OrderedDict[Connection, tuple[int, float]] = OrderedDict()
-        """Bytes that a client has not taken, and since when so many: the first has taken nothing for longest."""
+        """Bytes that a client has not read, and since when. The first has made no progress for the longest time."""
         self._swept = self._measured = 0.0
-        self._reported = -REPORT
+        self._reported = -REPORT_SECONDS
         self._full: Counter[str] = Counter()
         self._log = logging.getLogger("worker_config.worker")
 
     def admit(self, connection: Connection, now: float) -> bool:
-        """A new connection, for which another one may have to go. False: there is no room for it."""
-        if len(self._table) >= self._limits.most and not self._make_room(now):
+        """Adds a new connection and closes another if necessary. Returns False if there is no room."""
+        if len(self._table) >= self._limits.max_connections and not self._make_room(now):
             return False
         self._table.move(connection, Phase.SILENT, now)
         return True
 
-    def is_now(self, connection: Connection, phase: Phase, now: float) -> None:
-        """What a connection does from now on. One that was refused stays unknown."""
+    def move(self, connection: Connection, phase: Phase, now: float) -> None:
+        """Changes the phase of a connection. Refused connections stay unknown."""
         if connection in self._table:
             self._table.move(connection, phase, now)
 
     def forget(self, connection: Connection) -> None:
-        """It is closed."""
+        """Removes a closed connection."""
         self._table.forget(connection)
         self._unsent.pop(connection, None)
 
     def sweep(self, now: float) -> None:
-        """Closes those that were due at the last look and still are."""
+        """Closes connections that were due at the previous sweep and still are."""
         for connection, phase in self._table.due(self._swept):
-            self._give_up(connection, phase, now)
+            self._close_due(connection, phase, now)
         self._swept = now
-        if now - self._measured >= MEASURE:
+        if now - self._measured >= MEASURE_SECONDS:
             self._measured = now
             self._measure(now)
-        if self._full and now - self._reported >= REPORT:
+        if self._full and now - self._reported >= REPORT_SECONDS:
             self._reported = now
             self._report()
 
-    def _give_up(self, connection: Connection, phase: Phase, now: float) -> None:
+    def _close_due(self, connection: Connection, phase: Phase, now: float) -> None:
         self._metrics.connection_closed(phase.value)
         self._table.move(connection, Phase.UNREAD, now)
         if phase is Phase.HEAD:
             seconds = f"{self._limits.header_timeout:g}"
-            connection.turn_away(HTTPStatus.REQUEST_TIMEOUT, f"The head of the request did not end within {seconds} s.")
+            connection.refuse(HTTPStatus.REQUEST_TIMEOUT, f"The request head was not complete within {seconds} s.")
         else:
             connection.transport.close()
 
     def _make_room(self, now: float) -> bool:
-        connection = self._table.first_to_go() or self._unread_for(UNREAD_GRACE, now)
+        connection = self._table.next_to_close() or self._unread_for(UNREAD_GRACE, now)
         reason = "refused" if connection is None else "full"
         self._full[reason] += 1
         self._metrics.connection_closed(reason)
@@ -219,8 +220,8 @@ class ConnectionGuard:
         is_reading = self._table.is_in(connection, Phase.HEAD, Phase.BODY)
         self.forget(connection)
         if is_reading:
-            detail = "This worker has more connections than it can hold, and the request took long to come."
-            connection.turn_away(HTTPStatus.SERVICE_UNAVAILABLE, detail)
+            detail = "This worker has reached its connection limit, and the request arrived too slowly."
+            connection.refuse(HTTPStatus.SERVICE_UNAVAILABLE, detail)
         else:
             connection.transport.abort()
         return True
@@ -249,8 +250,8 @@ class ConnectionGuard:
         closed, refused = self._full["full"], self._full["refused"]
         self._full.clear()
         self._log.warning(
-            "MAX_CONNECTIONS (%s) is reached: %s idle or slow connections closed to make room, %s new ones refused",
-            self._limits.most,
+            "MAX_CONNECTIONS (%s) reached: closed %s idle or slow connections, refused %s new ones",
+            self._limits.max_connections,
             closed,
             refused,
         )

@@ -1,18 +1,15 @@
-"""What a client is told whose request no application sees: the same form as every other error.
+"""HTTP/1.1 connections that report their phase to the guard, and the sockets of the master.
 
-It cannot be read, or it came too late, or there is no room for it. It is answered here, under its own id.
+`PlainProtocol` corrects two behaviors of uvicorn: it drops the body of a request that offers another protocol, as
+Java's client does at first (`Upgrade: h2c`), and it buffers an endless head without limit.
 
-Connections that speak HTTP/1.1 and nothing else, whatever a client offers or forgets to end.
+`TimedProtocol` reports its phase, so that the guard can close connections that keep a worker waiting, and a draining
+worker can close quiet ones. uvicorn would close every connection without a request at once. A request may be in transit
+on a connection that was just accepted or is about to be reused, and would be lost.
 
-uvicorn drops the body of a request that offers another protocol, as Java's own client does at first (`Upgrade: h2c`);
-and it keeps a head that never ends, however long.
+`refusal` answers requests that reach no application, in the same form as every other error.
 
-Connections that know what they are doing, so that a guard can close those that keep a worker waiting.
-
-A leaving worker closes those that are quiet. uvicorn closes every connection without a request at once. One that was
-just accepted, or whose client is about to reuse it, has a request on its way: that request would be lost.
-
-Sockets of the master: taken ports are found before anything starts, and said in one line.
+`listen` finds ports that are in use before anything starts, and reports them in one line.
 """
 
 from __future__ import annotations
@@ -34,7 +31,7 @@ from worker_config.connection_guard import ConnectionGuard, Phase
 
 
 def refusal(status: HTTPStatus, detail: str, worker: str) -> bytes:
-    """A whole response, after which the connection is closed: where the next request would begin is not known."""
+    """Returns a response that closes the connection, because the start of the next request is unknown."""
     request_id = uuid.uuid4().hex
     body = orjson.dumps(
         {
@@ -58,15 +55,15 @@ def refusal(status: HTTPStatus, detail: str, worker: str) -> bytes:
     return "\r\n".join((*head, "", "")).encode() + body
 
 
-LONGEST_HEAD: Final = 1 << 16
-"""Bytes of a head, or of what follows the last chunk, that may have come before its end has."""
+MAX_HEAD_BYTES: Final = 1 << 16
+"""Limit for an incomplete head, or for what follows the last chunk."""
 
 
 class PlainProtocol(HttpToolsProtocol):
-    """uvicorn's connection. An offer of another protocol is ignored (RFC 9110, section 7.8)."""
+    """uvicorn's connection, but offers of another protocol are ignored (RFC 9110, section 7.8)."""
 
     _unfinished = 0
-    """Bytes that came since the last that made sense by themselves."""
+    """Bytes received since the last complete element."""
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
@@ -75,14 +72,14 @@ class PlainProtocol(HttpToolsProtocol):
             while data:
                 data = self._parse(data)
         except httptools.HttpParserError:
-            self._refuse(HTTPStatus.BAD_REQUEST, "This is no HTTP request.")
+            self._refuse(HTTPStatus.BAD_REQUEST, "This is not an HTTP request.")
         else:
-            if self._unfinished > LONGEST_HEAD:
-                self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "The head of the request has no end.")
+            if self._unfinished > MAX_HEAD_BYTES:
+                self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "The request head is too large.")
 
     def on_headers_complete(self) -> None:
         self._unfinished = 0
-        if not self._is_offered_another():
+        if not self._is_upgrade_offer():
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -91,25 +88,25 @@ class PlainProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._unfinished = 0
-        if not self._is_offered_another():
+        if not self._is_upgrade_offer():
             super().on_message_complete()
 
     def _parse(self, data: bytes) -> bytes:
-        """What is to be parsed next: after an offer, the same request without it."""
+        """Returns what to parse next: after an upgrade offer, the same request without it."""
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as offer:
-            if self._is_offered_another():
-                head = self._head_without_the_offer()
-                self.parser = _parser(self)  # the other one reads no more of a connection that is to close after this
+            if self._is_upgrade_offer():
+                head = self._head_without_upgrade()
+                self.parser = _parser(self)  # the old parser stops reading if the connection is to close
                 return head + data[offer.args[0] :]
         return b""
 
-    def _is_offered_another(self) -> bool:
-        """The parser then takes the head for the whole request. It does so after a CONNECT too, which is no offer."""
+    def _is_upgrade_offer(self) -> bool:
+        """The parser then takes the head for the whole request. It does so after CONNECT too, which is not an offer."""
         return bool(self.parser.should_upgrade()) and self.parser.get_method() != b"CONNECT"
 
-    def _head_without_the_offer(self) -> bytes:
+    def _head_without_upgrade(self) -> bytes:
         line = b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
         fields = [b"%b: %b" % field for field in self.headers if field[0] != b"upgrade"]
         return b"\r\n".join((line, *fields, b"", b""))
@@ -120,14 +117,14 @@ class PlainProtocol(HttpToolsProtocol):
 
 
 def _parser(protocol: HttpToolsProtocol) -> httptools.HttpRequestParser:
-    """As uvicorn makes it."""
+    """Creates a parser like uvicorn does."""
     parser = httptools.HttpRequestParser(protocol)
     parser.set_dangerous_leniencies(lenient_data_after_close=True)
     return parser
 
 
 class TimedProtocol(PlainProtocol):
-    """A connection that tells its guard what it is doing."""
+    """A connection that reports its phase to the guard."""
 
     def __init__(
         self,
@@ -140,14 +137,14 @@ class TimedProtocol(PlainProtocol):
         super().__init__(config, server_state, app_state, _loop)
         self._guard = guard
         self._incoming: Phase | None = None
-        """The part of a request that has begun and not ended: `HEAD`, `BODY` or none."""
+        """The part of a request that is incomplete: `HEAD`, `BODY` or none."""
         self._quiet_since = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
         self._quiet_since = self.loop.time()
         if not self._guard.admit(self, self._quiet_since):
-            self.turn_away(HTTPStatus.SERVICE_UNAVAILABLE, "As many requests as this worker takes are under way.")
+            self.refuse(HTTPStatus.SERVICE_UNAVAILABLE, "This worker has reached its connection limit.")
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._guard.forget(self)
@@ -156,7 +153,7 @@ class TimedProtocol(PlainProtocol):
     def data_received(self, data: bytes) -> None:
         self._quiet_since = self.loop.time()
         super().data_received(data)
-        self._tell()
+        self._report_phase()
 
     def on_message_begin(self) -> None:
         self._incoming = Phase.HEAD
@@ -173,31 +170,31 @@ class TimedProtocol(PlainProtocol):
     def on_response_complete(self) -> None:
         self._quiet_since = self.loop.time()
         super().on_response_complete()
-        self._tell()
+        self._report_phase()
 
     def timeout_keep_alive_handler(self) -> None:
-        """Nothing: uvicorn's timer forgets a client that sends a line end and no more. The guard does not."""
+        """Does nothing: uvicorn's timer misses a client that sends only a line end. The guard does not."""
 
     def is_quiet(self, seconds: float) -> bool:
-        """Whether no request is under way and for so long nothing came."""
+        """Returns whether no request is in progress and nothing has arrived for `seconds`."""
         return not self._is_busy() and self.loop.time() - self._quiet_since >= seconds
 
-    def turn_away(self, status: HTTPStatus, detail: str) -> None:
-        """Closes it with an answer, where none has begun."""
+    def refuse(self, status: HTTPStatus, detail: str) -> None:
+        """Closes the connection with an error response, if no response has begun."""
         if self._is_busy() and self.cycle.response_started:
             self.transport.abort()
         else:
             self._refuse(status, detail)
 
     def unsent(self) -> int:
-        """Bytes of responses that the client has not taken."""
+        """Returns the bytes of responses that the client has not read."""
         return self.transport.get_write_buffer_size()
 
     def _is_busy(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
-    def _tell(self) -> None:
-        self._guard.is_now(self, self._phase(), self.loop.time())
+    def _report_phase(self) -> None:
+        self._guard.move(self, self._phase(), self.loop.time())
 
     def _phase(self) -> Phase:
         if self._is_busy():
@@ -212,48 +209,48 @@ class TimedProtocol(PlainProtocol):
 
 
 class PortTaken(Exception):
-    """Nothing can listen there: one line that names the variable."""
+    """Cannot listen on a port. The message is one line that names the variable."""
 
 
 def listen(variable: str, host: str, port: int) -> socket.socket:
-    """A listening socket on `host`:`port`. Raises `PortTaken`, one line that names the variable to change."""
+    """Returns a listening socket on `host`:`port`. Raises `PortTaken`."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.socket(family, kind, protocol)
     except OSError as error:
-        raise PortTaken(f"HOST: can not listen on {host!r}: {error.strerror}") from None
+        raise PortTaken(f"HOST: cannot listen on {host!r}: {error.strerror}") from None
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(128)
     except OSError as error:
         listener.close()
-        raise PortTaken(_why(variable, host, port, error)) from None
+        raise PortTaken(_reason(variable, host, port, error)) from None
     return listener
 
 
 def require_free_port(variable: str, host: str, port: int) -> None:
-    """Raises `PortTaken` unless `host`:`port` can be listened on now."""
+    """Raises `PortTaken` unless `host`:`port` is free."""
     listen(variable, host, port).close()
 
 
 def listening_host(listener: Any) -> str | None:
-    """The address that a listener of gunicorn's is bound to; None for a unix socket, which is this machine's alone."""
+    """Returns the address of a gunicorn listener, or None for a Unix socket, which only this machine can reach."""
     name = listener.sock.getsockname()
     return str(name[0]) if isinstance(name, tuple) else None
 
 
 def bind_address(host: str, port: int) -> str:
-    """As gunicorn takes it: an IPv6 address in brackets."""
+    """Formats an address for gunicorn: IPv6 addresses get brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _why(variable: str, host: str, port: int, error: OSError) -> str:
+def _reason(variable: str, host: str, port: int, error: OSError) -> str:
     where = bind_address(host, port)
     if error.errno == errno.EADDRINUSE:
-        return f"{variable}: {where} is taken; stop what listens there, or set {variable} to a free port"
+        return f"{variable}: {where} is in use; stop the process that listens there, or set {variable} to a free port"
     if error.errno == errno.EADDRNOTAVAIL:
         return f"HOST: this machine has no address {host!r}"
-    return f"{variable}: can not listen on {where}: {error.strerror}"
+    return f"{variable}: cannot listen on {where}: {error.strerror}"

@@ -1,17 +1,11 @@
-"""uvicorn's server, leaving in an orderly way. SIGTERM means one of two things, which the worker's board tells apart.
+"""A uvicorn server and gunicorn worker that drain before they exit.
 
-The replica leaves: `app.state.draining` is set, so that /health/ready says 503, while the socket still accepts for
-`drain_delay` seconds and load balancers turn away. Or a successor has taken this worker's place: the replica stays
-ready, and this worker stops accepting at once. From then on it is the same: what is in flight ends, responses carry
-`Connection: close`, quiet connections are closed. SIGINT and SIGQUIT end it at once. Either way the lifespan closes
-what it opened.
+SIGTERM has two meanings, and `WorkerFlags` distinguishes them. If the replica is shutting down, `app.state.draining`
+makes /health/ready return 503, while the socket still accepts for `drain_delay` seconds so that load balancers can
+react. If a successor has replaced this worker, the replica stays ready and the worker stops accepting at once.
 
-The application, told to every client when its worker leaves: responses then carry `Connection: close`.
-
-A client, or a load balancer, that reuses a connection would else send its next request to a worker that is closing
-it. uvicorn closes the connection after a response with this header.
-
-The worker that gunicorn makes: uvicorn on uvloop and httptools, in `DrainingServer`.
+Both continue in the same way: requests in flight finish, responses carry `Connection: close`, and idle connections are
+closed. SIGINT and SIGQUIT end the worker at once. The lifespan always closes what it opened.
 """
 
 from __future__ import annotations
@@ -42,67 +36,73 @@ CLOSE = (b"connection", b"close")
 
 
 class ClosingApp:
-    """Passes everything on. `closing` is set once, when the worker begins to leave."""
+    """Adds `Connection: close` to responses once `closing` is set.
+
+    Otherwise a client or load balancer that reuses a connection could send its next request to a worker that is closing
+    it. uvicorn closes the connection after such a response.
+    """
 
     def __init__(self, app: Any) -> None:
         self._app = app
         self.closing = False
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """An ASGI application."""
+        """The ASGI application."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
 
-        async def told(message: Any) -> None:
+        async def send_closing(message: Any) -> None:
             if self.closing and message["type"] == "http.response.start":
                 message = {**message, "headers": [*message.get("headers", ()), CLOSE]}
             await send(message)
 
-        await self._app(scope, receive, told)
+        await self._app(scope, receive, send_closing)
 
 
 ABORT_TIMEOUT = 0.5
-"""Seconds that cancelled requests have to end."""
-HEARTBEAT = 5.0
-"""Seconds between two signs of life to the master while it starts, and while requests in flight end."""
-START = 90.0
-"""Seconds of a start for which it gives signs of life: a large re-ranker comes from a slow disk."""
-QUIET = 2.0
-"""Seconds after which a leaving worker takes it that no request is on its way on a connection."""
-LOOK = 0.05
-"""Seconds between two looks at what is still in flight."""
+"""Seconds for cancelled requests to end."""
+HEARTBEAT_SECONDS = 5.0
+"""Interval of heartbeats to the master during the start and the drain."""
+MAX_START_SECONDS = 90.0
+"""A starting worker sends heartbeats for this time. Loading a large re-ranker from a slow disk takes long."""
+QUIET_SECONDS = 2.0
+"""A draining worker assumes that no request is in transit on a connection that was quiet for this time."""
+POLL_SECONDS = 0.05
+"""Interval between checks for requests in flight."""
 
 
 @dataclass(frozen=True, slots=True)
 class DrainTimes:
-    """Seconds: accepting after SIGTERM, and for what is in flight then; the same where a successor serves."""
+    """Seconds to accept after SIGTERM, to finish requests then, and to finish them after a replacement."""
 
     drain_delay: float = 0.0
     graceful_timeout: float = 30.0
     replaced_timeout: float = 30.0
 
 
-def _is_no_cut(record: logging.LogRecord) -> bool:
-    """A filter of uvicorn's log: that requests were cut off is said once, and is no fault of the application."""
+def _is_not_cancellation(record: logging.LogRecord) -> bool:
+    """A log filter. uvicorn's error for each cancelled request is dropped, because the worker logs once that it cut
+    them off.
+    """
     return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
 
-def _cut_off_quietly() -> None:
-    """From here on a cancelled request is one that this worker does not wait for any longer."""
-    logging.getLogger("uvicorn.error").addFilter(_is_no_cut)
+def _mute_cancellations() -> None:
+    """From here on, only this worker cancels requests."""
+    logging.getLogger("uvicorn.error").addFilter(_is_not_cancellation)
 
 
 class DrainingServer(Server):
-    """`max_requests`: after so many the board says so, and the worker serves on until it is replaced."""
+    """Flags that the worker should be recycled after `max_requests`, and keeps serving until it is replaced."""
 
     def __init__(
         self,
         config: Config,
         app: ClosingApp,
         state: Any,
-        board: WorkerFlags,
-        leave: DrainTimes,
+        flags: WorkerFlags,
+        times: DrainTimes,
         max_requests: int,
         guard: ConnectionGuard,
         heartbeat: Callable[[], Awaitable[None]],
@@ -110,8 +110,8 @@ class DrainingServer(Server):
         super().__init__(config)
         self._app = app
         self._state = state
-        self._board = board
-        self._times = leave
+        self._flags = flags
+        self._times = times
         self._max_requests = max_requests
         self._guard = guard
         self._heartbeat = heartbeat
@@ -121,7 +121,7 @@ class DrainingServer(Server):
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
-        """Handles signals on the event loop while it serves. None is raised again at the end: the exit code is 0."""
+        """Handles signals on the event loop while serving. Does not raise them again, so the exit code is 0."""
         self._serving = asyncio.current_task()
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self.drain)
@@ -130,51 +130,51 @@ class DrainingServer(Server):
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """As uvicorn does; then the master knows that this worker serves."""
-        living = asyncio.create_task(self._keep_living(START))
+        """Starts uvicorn, then flags the worker as ready."""
+        heartbeats = asyncio.create_task(self._send_heartbeats(MAX_START_SECONDS))
         try:
             await super().startup(sockets)
         finally:
-            living.cancel()
+            heartbeats.cancel()
         if self.started:
-            self._board.mark_ready()
+            self._flags.mark_ready()
 
     async def on_tick(self, counter: int) -> bool:
-        """As uvicorn does; it alone would stop at `max_requests`. Ten times a second."""
+        """Runs ten times per second. uvicorn itself would stop at `max_requests`."""
         self._guard.sweep(asyncio.get_running_loop().time())
         if self.server_state.total_requests >= self._max_requests:
-            self._board.mark_recycle()
+            self._flags.mark_recycle()
         return await super().on_tick(counter)
 
     def drain(self) -> None:
-        """Leaves, as the board says. A second time: the master ends too, and has less patience."""
+        """Handles SIGTERM. A second SIGTERM comes from a master that is also ending, so it shortens the limit."""
         if not self.started:
-            self._give_up_starting()
+            self._cancel_start()
         elif self._app.closing:
             self._end_within(self._times.graceful_timeout)
-        elif self._board.replaced:
-            self._log.info("Leaving: a successor has taken over")
-            self._leave(self._times.replaced_timeout)
+        elif self._flags.replaced:
+            self._log.info("Stopping: a successor has replaced this worker")
+            self._stop_accepting(self._times.replaced_timeout)
         else:
             self._state.draining = self._app.closing = True
-            self._log.info("Draining: leaving in %s s", self._times.drain_delay)
+            self._log.info("Draining: stop accepting in %s s", self._times.drain_delay)
             loop = asyncio.get_running_loop()
-            loop.call_later(self._times.drain_delay, self._leave, self._times.graceful_timeout)
+            loop.call_later(self._times.drain_delay, self._stop_accepting, self._times.graceful_timeout)
 
     def abort(self) -> None:
-        """Leaves now: requests in flight are cancelled."""
+        """Handles SIGINT and SIGQUIT: cancels requests in flight."""
         if not self.started:
-            self._give_up_starting()
+            self._cancel_start()
             return
         self._state.draining = True
-        _cut_off_quietly()
-        self._log.warning("Leaving at once, with %s requests cut off", len(self.server_state.tasks))
+        _mute_cancellations()
+        self._log.warning("Stopping at once: cancelled %s requests", len(self.server_state.tasks))
         for task in self.server_state.tasks:
             task.cancel()
-        self._leave(ABORT_TIMEOUT)
+        self._stop_accepting(ABORT_TIMEOUT)
 
-    def _leave(self, seconds: float) -> None:
-        """Stops accepting at the next tick; then what is in flight has so many seconds."""
+    def _stop_accepting(self, seconds: float) -> None:
+        """Stops accepting at the next tick. Requests in flight then have `seconds` to finish."""
         self._app.closing = self.should_exit = True
         self._end_within(seconds)
 
@@ -182,67 +182,67 @@ class DrainingServer(Server):
         deadline = asyncio.get_running_loop().time() + seconds
         self._deadline = min(self._deadline or deadline, deadline)
 
-    def _give_up_starting(self) -> None:
-        """Nobody is served yet: nothing is to be waited for."""
+    def _cancel_start(self) -> None:
+        """Nothing is served yet, so there is nothing to wait for."""
         self.should_exit = True
-        self._log.info("Leaving before the start is complete")
-        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it calls the cancelled lifespan an error
+        self._log.info("Stopping before the start is complete")
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it reports the cancelled lifespan as an error
         if self._serving is not None:
             self._serving.cancel()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stops accepting, waits for what is in flight, and leaves the rest to uvicorn."""
-        living = asyncio.create_task(self._keep_living())
+        """Stops accepting, waits for requests in flight, and lets uvicorn do the rest."""
+        heartbeats = asyncio.create_task(self._send_heartbeats())
         try:
             for server in self.servers:
                 server.close()
-            await self._let_requests_end()
-            _cut_off_quietly()
+            await self._wait_for_requests()
+            _mute_cancellations()
             self.config.timeout_graceful_shutdown = ABORT_TIMEOUT  # type: ignore[assignment]  # any number does
             await super().shutdown(sockets)
         finally:
-            living.cancel()
+            heartbeats.cancel()
 
-    async def _let_requests_end(self) -> None:
-        """Until nothing is open any more, or the deadline."""
+    async def _wait_for_requests(self) -> None:
+        """Waits until nothing is open any more, or until the deadline."""
         loop = asyncio.get_running_loop()
         state = self.server_state
         while (state.connections or state.tasks) and loop.time() < self._deadline:
             self._guard.sweep(loop.time())
             for connection in list(state.connections):
-                if isinstance(connection, TimedProtocol) and connection.is_quiet(QUIET):
+                if isinstance(connection, TimedProtocol) and connection.is_quiet(QUIET_SECONDS):
                     connection.shutdown()
-            await asyncio.sleep(LOOK)
+            await asyncio.sleep(POLL_SECONDS)
 
-    async def _keep_living(self, seconds: float = math.inf) -> None:
-        """Without a sign of life the master would kill it."""
+    async def _send_heartbeats(self, seconds: float = math.inf) -> None:
+        """Prevents the master from killing the worker."""
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
         while loop.time() < end:
             await self._heartbeat()
-            await asyncio.sleep(HEARTBEAT)
+            await asyncio.sleep(HEARTBEAT_SECONDS)
 
 
 class DrainingWorker(UvicornWorker):  # type: ignore[misc]  # untyped library
-    """What `worker_class` names. `post_fork` sets `leave` and `limits` from the settings."""
+    """The `worker_class`. `post_fork` sets `times` and `limits` from the settings."""
 
-    CONFIG_KWARGS: dict[str, Any] = {  # noqa: RUF012 - the base class's name and kind
+    CONFIG_KWARGS: dict[str, Any] = {  # noqa: RUF012 - the base class declares it this way
         "loop": "uvloop",
         "lifespan": "on",
         "access_log": False,
         "server_header": False,
     }
-    leave = DrainTimes()
+    times = DrainTimes()
     limits = ConnectionLimits()
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
-        """In the master, before the fork: the board is then both's."""
+        """Runs in the master before the fork, so both processes share the flags."""
         super().__init__(*arguments, **named)
-        self.board = WorkerFlags()
-        self.config.limit_max_requests = None  # at which uvicorn would leave by itself, without a successor
+        self.flags = WorkerFlags()
+        self.config.limit_max_requests = None  # uvicorn would exit at the limit, without a successor
 
     def run(self) -> None:
-        """Serves until a signal. A start that fails ends with gunicorn's code for that."""
+        """Serves until a signal. A failed start exits with gunicorn's code for it."""
         app = ClosingApp(self.wsgi)
         self.config.app = app
         state = self.wsgi.state
@@ -250,11 +250,11 @@ class DrainingWorker(UvicornWorker):  # type: ignore[misc]  # untyped library
         guard = ConnectionGuard(self.limits, state.metrics)
         self.config.http = partial(TimedProtocol, guard=guard)
         server = DrainingServer(
-            self.config, app, state, self.board, self.leave, self.max_requests, guard, self.callback_notify
+            self.config, app, state, self.flags, self.times, self.max_requests, guard, self.callback_notify
         )
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             try:
-                # The sockets inside gunicorn's wrappers, which uvloop would close behind their back.
+                # Pass the inner sockets: uvloop would close gunicorn's wrappers without their knowledge.
                 runner.run(server.serve(sockets=[listener.sock for listener in self.sockets]))
             except asyncio.CancelledError:
                 return  # a signal during the start

@@ -1,7 +1,7 @@
 """gunicorn's configuration: `gunicorn -c worker_config/gunicorn_conf.py api.asgi:app`.
 
-Everything comes from the service's own settings (docs/configuration.md). The master keeps what it started as
-attributes of itself, because a reload (SIGHUP) runs this file anew.
+All values come from the service's settings (docs/configuration.md). Objects that the master starts are attributes of
+the server, because a reload (SIGHUP) executes this file again.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from worker_config.connection_guard import ConnectionLimits
 from worker_config.connections import PortTaken, bind_address, listen, listening_host, require_free_port
 from worker_config.draining_server import DrainTimes
 from worker_config.limits import (
-    cpus_given,
-    descriptors,
+    available_cpus,
+    descriptor_limit,
     limit_in_bytes,
-    most_connections,
+    max_connections_of,
     raise_limit,
     too_many_connections,
 )
@@ -30,12 +30,12 @@ from worker_config.memory_guard import MemoryGuard
 from worker_config.metrics_process import VARIABLE, MetricsProcess, prepare_directory
 from worker_config.rolling_arbiter import die_with_parent, take_over
 
-CLOSING = 5.0
-"""Seconds that a worker has, after its drain and its last request, to close what it opened."""
+CLOSING_SECONDS = 5.0
+"""Time for a worker to close its resources after the drain and its last request."""
 
 
-def _stop_the_start(line: str) -> NoReturn:
-    """One line and exit code 2: gunicorn has meanings of its own for 3 and 4."""
+def _abort_start(line: str) -> NoReturn:
+    """Prints one line and exits with code 2, because gunicorn uses 3 and 4."""
     sys.stderr.write(f"{line}\n")
     sys.exit(2)
 
@@ -44,14 +44,14 @@ def _settings() -> Settings:
     try:
         return load_settings()
     except SettingsError as error:
-        _stop_the_start(str(error))
+        _abort_start(str(error))
 
 
 _all = _settings()
 _server = _all.server
 
 bind = bind_address(_server.host, _server.port)
-workers = _server.workers or cpus_given()
+workers = _server.workers or available_cpus()
 worker_class = "worker_config.draining_server.DrainingWorker"
 proc_name = "ragherd"
 preload_app = False
@@ -59,28 +59,28 @@ keepalive = math.ceil(_server.keepalive_timeout)
 timeout = 30
 max_requests = _server.max_requests
 max_requests_jitter = _server.max_requests_jitter
-graceful_timeout = math.ceil(_server.drain_delay + _server.graceful_timeout + CLOSING)
+graceful_timeout = math.ceil(_server.drain_delay + _server.graceful_timeout + CLOSING_SECONDS)
 control_socket_disable = True
 loglevel = _server.log_level
 logconfig_dict = stdlib_logging(_server.log_level)
 
 
 def on_starting(server: Any) -> None:
-    """Before anything listens or forks: both ports must be free, and the workers need their directory."""
+    """Runs before anything listens or forks. Checks that both ports are free and creates the metrics directory."""
     server.metrics_process = None
     raise_limit()
     if too_many := too_many_connections(_all):
-        _stop_the_start(too_many)
+        _abort_start(too_many)
     try:
         if not _sockets_are_inherited():
             require_free_port("PORT", _server.host, _server.port)
         metrics_listener = listen("METRICS_PORT", _server.host, _server.metrics_port) if _server.metrics_port else None
     except PortTaken as error:
-        _stop_the_start(str(error))
+        _abort_start(str(error))
     try:
         server.metrics_directory = prepare_directory()
     except OSError as error:
-        _stop_the_start(f"{VARIABLE}: {': '.join(filter(None, (error.filename, error.strerror)))}")
+        _abort_start(f"{VARIABLE}: {': '.join(filter(None, (error.filename, error.strerror)))}")
     if metrics_listener:
         server.metrics_process = MetricsProcess(metrics_listener, server.metrics_directory.path)
     server.bound_at_start = _bound()
@@ -89,61 +89,63 @@ def on_starting(server: Any) -> None:
 
 
 def when_ready(server: Any) -> None:
-    """The service listens, and no worker accepts yet: where nobody may ask without a key, it ends here."""
+    """Runs when the sockets listen and no worker accepts yet. Aborts if anonymous access is not allowed on their
+    addresses.
+    """
     _check_listeners(server)
     if server.metrics_process:
         server.metrics_process.start()
 
 
 def on_reload(server: Any) -> None:
-    """After SIGHUP, in the configuration that was just read."""
+    """Runs after SIGHUP with the new configuration."""
     _guard_memory(server)
     if too_many := too_many_connections(_all):
         server.log.warning("%s", too_many)
     changed = [name for name, value in _bound().items() if server.bound_at_start[name] != value]
     if changed:
-        server.log.warning("%s: taken at the start only, so it needs a restart", ", ".join(changed))
+        server.log.warning("%s: changes take effect only after a restart", ", ".join(changed))
 
 
 def post_fork(server: Any, worker: Any) -> None:
-    """In the worker, before it loads the application."""
+    """Runs in the worker before it loads the application."""
     die_with_parent(worker.ppid, signal.SIGKILL)
     if server.metrics_process:
-        server.metrics_process.left_behind()
+        server.metrics_process.close_in_worker()
     configure_logging(_server.log_level)
     worker.limits = ConnectionLimits(
         header_timeout=_server.header_timeout,
         body_timeout=_server.body_timeout,
         keepalive_timeout=_server.keepalive_timeout,
-        most=most_connections(descriptors(), _all),
+        max_connections=max_connections_of(descriptor_limit(), _all),
     )
-    worker.leave = DrainTimes(
+    worker.times = DrainTimes(
         drain_delay=_server.drain_delay,
         graceful_timeout=_server.graceful_timeout,
-        # Nobody waits for the end of a worker that was replaced: its last answer may take what any answer may.
+        # Nothing waits for a replaced worker, so its last answer gets the usual time.
         replaced_timeout=_all.ollama.ollama_total_timeout + _server.graceful_timeout,
     )
 
 
 def child_exit(server: Any, worker: Any) -> None:
-    """In the master, after a worker ended."""
+    """Runs in the master after a worker ended."""
     server.metrics_directory.forget_worker(worker.pid)
 
 
 def on_exit(server: Any) -> None:
-    """The master's last act."""
+    """Runs in the master before it exits."""
     if server.metrics_process:
         server.metrics_process.stop()
     server.metrics_directory.remove()
 
 
 def _check_listeners(server: Any) -> None:
-    """HOST was checked with the settings; `gunicorn --bind` and systemd may have given other addresses."""
+    """Checks the real addresses: the settings checked HOST, but `gunicorn --bind` or systemd may have set others."""
     reached = [host for host in map(listening_host, server.LISTENERS) if host is not None]
     for host in reached:
         if refusal := anonymous_refusal(_all.access, host):
             server.metrics_directory.remove()
-            _stop_the_start(refusal)
+            _abort_start(refusal)
     for warning in access_warnings(_all.access, reached):
         server.log.warning("%s", warning)
 
@@ -158,5 +160,5 @@ def _guard_memory(server: Any) -> None:
 
 
 def _sockets_are_inherited() -> bool:
-    """From systemd."""
+    """Returns whether systemd passed the sockets."""
     return "LISTEN_FDS" in os.environ

@@ -1,10 +1,7 @@
-"""The control groups that a process is in, from its own to the topmost: where a container's limits are written.
+"""Detects the limits of this process: CPUs, memory and file descriptors, also inside a container.
 
-How many CPUs this process was given: by its affinity mask, and by the quota of its control groups.
-
-What WORKER_MEMORY_LIMIT comes to in bytes, and how much memory this process was given.
-
-How many file descriptors a process may have, and how many of a worker's are left for its clients.
+CPUs come from the affinity mask and the cgroup quota. WORKER_MEMORY_LIMIT may be a share of the memory limit. The
+descriptor limit decides how many client connections a worker can hold.
 """
 
 from __future__ import annotations
@@ -23,10 +20,11 @@ from api.settings import Settings
 
 
 def group_directories(controller: str, root: Path = Path("/")) -> Iterator[Path]:
-    """The directories that may hold a limit of `controller` (`cpu`, `memory`); none where there are no groups.
+    """Yields the cgroup directories, from the process's own to the top, that may hold a limit of `controller`.
 
-    Version 2 and version 1. Each line of the membership is `id:controllers:path`. Inside a container the path may be
-    that of the host: then only the topmost directory exists, and is the right one.
+    `controller` is `cpu` or `memory`. Supports cgroup versions 1 and 2; yields nothing without cgroups. Each line of
+    the membership is `id:controllers:path`. Inside a container the path may be that of the host. Then only the topmost
+    directory exists, and it has the right limit.
     """
     try:
         membership = (root / "proc/self/cgroup").read_text()
@@ -46,18 +44,18 @@ def group_directories(controller: str, root: Path = Path("/")) -> Iterator[Path]
             yield from (base / part for part in (group, *group.parents))
 
 
-def cpus_given() -> int:
-    """CPUs for workers, at least 1. A container with half a machine's time counts as half a machine."""
-    return whole_cpus(_affinity(), cpu_quota())
+def available_cpus() -> int:
+    """Returns the CPUs for workers, at least 1. A container with half of the CPU time has half of the CPUs."""
+    return limited_cpus(_affinity(), cpu_quota())
 
 
-def whole_cpus(affinity: int, quota: float | None) -> int:
-    """The fewer of both. A part of a CPU counts as one, since a single worker could not use what is beyond it."""
+def limited_cpus(affinity: int, quota: float | None) -> int:
+    """Returns the smaller limit. A fraction counts as one CPU, because a single worker cannot use more than one."""
     return max(1, affinity if quota is None else min(affinity, math.ceil(quota)))
 
 
 def cpu_quota(root: Path = Path("/")) -> float | None:
-    """The smallest quota of this process's control groups, in CPUs; None without one."""
+    """Returns the smallest quota of this process's cgroups in CPUs, or None without one."""
     quotas = [quota for group in group_directories("cpu", root) if (quota := _quota_of(group)) is not None]
     return min(quotas, default=None)
 
@@ -69,7 +67,7 @@ def _affinity() -> int:
 
 
 def _quota_of(group: Path) -> float | None:
-    """Version 2 writes `max 100000` or `150000 100000` in one file, version 1 -1 or a number in two."""
+    """Version 2 has `max 100000` or `150000 100000` in one file; version 1 has -1 or a number in each of two files."""
     try:
         if (group / "cpu.max").exists():
             quota, period = (group / "cpu.max").read_text().split()
@@ -85,15 +83,15 @@ UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "G
 
 
 def limit_in_bytes(written: str, root: Path = Path("/")) -> int:
-    """`800Mi`, `1.5G`, `900000000`, or `40%` of the memory given. The settings have checked the form."""
+    """Converts `800Mi`, `1.5G`, `900000000`, or `40%` of the available memory. The settings have validated the form."""
     found = re.fullmatch(r"([\d.]+)(%|\w*)", written)
     assert found is not None
     number, unit = float(found[1]), found[2]
-    return int(memory_given(root) * number / 100) if unit == "%" else int(number * UNITS[unit])
+    return int(available_memory(root) * number / 100) if unit == "%" else int(number * UNITS[unit])
 
 
-def memory_given(root: Path = Path("/")) -> int:
-    """Bytes: the smallest limit of this process's control groups, or the machine's memory where that is less."""
+def available_memory(root: Path = Path("/")) -> int:
+    """Returns bytes: the smallest limit of this process's cgroups, or the machine's memory if that is less."""
     limits = [limit for group in group_directories("memory", root) if (limit := _limit_of(group)) is not None]
     return min([*limits, _machine()])
 
@@ -103,7 +101,7 @@ def _machine() -> int:
 
 
 def _limit_of(group: Path) -> int | None:
-    """Version 2 writes `max` or a number, version 1 a number that is larger than any machine where there is none."""
+    """Without a limit, version 2 has `max` and version 1 a number larger than any memory."""
     for name in ("memory.max", "memory.limit_in_bytes"):
         try:
             written = (group / name).read_text().strip()
@@ -113,50 +111,52 @@ def _limit_of(group: Path) -> int | None:
     return None
 
 
-OWN: Final = 64
-"""For sockets that listen, the event loop, files of metrics and models, uploads on their way to disk."""
-BESIDE_COMMANDS: Final = 16
-"""Connections to each Redis beside those for commands: logs of breakers, messages."""
-BESIDE_POOL: Final = 8
-"""Connections to each Ollama beside the pool: probes and loading."""
-MOST: Final = 4096
-"""Connections that a worker holds unless told otherwise, however many descriptors it may have: each takes memory."""
+OWN_DESCRIPTORS: Final = 64
+"""For listening sockets, the event loop, files of metrics and models, and uploads that are written to disk."""
+EXTRA_PER_REDIS: Final = 16
+"""Connections to each Redis besides those for commands: breaker logs and messages."""
+EXTRA_PER_OLLAMA: Final = 8
+"""Connections to each Ollama besides the pool: probes and loading."""
+DEFAULT_MAX_CONNECTIONS: Final = 4096
+"""The default even if more descriptors are available, because each connection takes memory."""
 
 
 def raise_limit() -> None:
-    """The soft limit becomes the hard one, for this process and those that it starts."""
+    """Raises the soft descriptor limit to the hard one, for this process and its children."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(ValueError, OSError):  # systems that say "unlimited" and mean fewer
+    with suppress(ValueError, OSError):  # some systems report "unlimited" but allow fewer
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def descriptors() -> int:
-    """How many this process may have open."""
+def descriptor_limit() -> int:
+    """Returns how many descriptors this process may open."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return sys.maxsize if soft == resource.RLIM_INFINITY else soft
 
 
-def connections_that_fit(descriptors: int, settings: Settings) -> int:
-    """What a worker's own connections and files leave. At least half, where it would use more than that."""
+def connections_that_fit(descriptor_limit: int, settings: Settings) -> int:
+    """Returns how many client connections fit besides a worker's own descriptors, but at least half."""
     stores = [settings.redis.url, *filter(None, [settings.breaker_redis.url])]
-    redis = sum(settings.redis.max_connections * _servers(url) + BESIDE_COMMANDS for url in stores)
-    ollama = (settings.pool.max_size + BESIDE_POOL) * len(settings.ollama.base_urls)
-    return max(descriptors - OWN - redis - ollama, descriptors // 2)
+    redis = sum(settings.redis.max_connections * _servers(url) + EXTRA_PER_REDIS for url in stores)
+    ollama = (settings.pool.max_size + EXTRA_PER_OLLAMA) * len(settings.ollama.base_urls)
+    return max(descriptor_limit - OWN_DESCRIPTORS - redis - ollama, descriptor_limit // 2)
 
 
-def most_connections(descriptors: int, settings: Settings) -> int:
-    """MAX_CONNECTIONS, or what follows without it; never more than fit."""
-    return min(settings.server.max_connections or MOST, connections_that_fit(descriptors, settings))
+def max_connections_of(descriptor_limit: int, settings: Settings) -> int:
+    """Returns MAX_CONNECTIONS or the default, but never more than fit."""
+    return min(
+        settings.server.max_connections or DEFAULT_MAX_CONNECTIONS, connections_that_fit(descriptor_limit, settings)
+    )
 
 
 def too_many_connections(settings: Settings) -> str:
-    """One line if MAX_CONNECTIONS is more than the descriptors allow, else nothing."""
-    fit = connections_that_fit(descriptors(), settings)
+    """Returns an error line if MAX_CONNECTIONS exceeds what the descriptors allow, else ""."""
+    fit = connections_that_fit(descriptor_limit(), settings)
     if (settings.server.max_connections or 0) <= fit:
         return ""
-    return f"MAX_CONNECTIONS: {descriptors()} file descriptors leave room for {fit}; set fewer, or raise ulimit -n"
+    return f"MAX_CONNECTIONS: {descriptor_limit()} file descriptors allow {fit}; reduce it, or raise ulimit -n"
 
 
 def _servers(url: str) -> int:
-    """How many a Redis URL names: a cluster's commands go to each shard."""
+    """Returns the number of servers in a Redis URL. A cluster has connections to each shard."""
     return url.count(",") + 1

@@ -1,7 +1,7 @@
-"""Which workers use more memory than WORKER_MEMORY_LIMIT. The master asks, once a second.
+"""Finds the workers that exceed WORKER_MEMORY_LIMIT. The master checks once per second.
 
-A worker must also have grown by a quarter since it was ready: a limit below what a worker starts with would have
-them replaced for ever, and is said once in the log instead.
+A worker must also have grown by a quarter since it was ready. A limit below a worker's initial memory would otherwise
+cause endless replacements; it is logged once instead.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ MIB = 2**20
 
 
 def resident_bytes(pid: int) -> int:
-    """What a process has in memory (its resident set), shared pages included. 0 when it is gone."""
+    """Returns the resident set size of a process including shared pages, or 0 if the process is gone."""
     with suppress(OSError):
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return 0
 
 
 class MemoryGuard:
-    """`limit` in bytes; None: no worker is ever over it."""
+    """Compares workers with `limit` in bytes. None disables the check."""
 
     def __init__(self, limit: int | None, resident: Callable[[int], int] = resident_bytes) -> None:
         self.limit = limit
@@ -34,7 +34,7 @@ class MemoryGuard:
         self._log = logging.getLogger("gunicorn.error")
 
     def is_over(self, pid: int) -> bool:
-        """Whether this worker, which is ready, is to be replaced."""
+        """Returns whether this worker, which is ready, must be replaced."""
         if self.limit is None:
             return False
         now = self._resident(pid)
@@ -44,18 +44,18 @@ class MemoryGuard:
         return now > max(self.limit, at_ready * GROWTH)
 
     def describe(self, pid: int) -> str:
-        """For the log."""
+        """Returns the reason for the log."""
         return f"it uses {self._resident(pid) // MIB} MiB, WORKER_MEMORY_LIMIT is {(self.limit or 0) // MIB} MiB"
 
     def forget(self, pid: int) -> None:
-        """The worker is gone."""
+        """Call it when a worker is gone."""
         self._at_ready.pop(pid, None)
 
     def _warn(self, at_ready: int) -> None:
         if not self._warned:
             self._warned = True
             self._log.warning(
-                "WORKER_MEMORY_LIMIT (%d MiB) is too near to what a worker starts with (%d MiB): replaced at %d MiB",
+                "WORKER_MEMORY_LIMIT (%d MiB) is too close to a worker's initial memory (%d MiB): replacing at %d MiB",
                 (self.limit or 0) // MIB,
                 at_ready // MIB,
                 max(self.limit or 0, at_ready * GROWTH) // MIB,

@@ -1,11 +1,10 @@
-"""The master's hold on the metrics process: starts it, starts it again when it dies, ends it.
+"""Supervises the metrics process from the gunicorn master, and prepares the directory of the workers' metrics.
 
-A thread waits for it, because gunicorn's master calls no hook for a child that it does not know. The master keeps
-the listening socket, so that a scrape during a restart waits instead of being refused.
+A thread waits for the process, because the master calls no hook for a child that it does not know. The master keeps the
+listening socket, so a scrape during a restart waits instead of being refused.
 
-The directory in which the workers of one master count for Prometheus (PROMETHEUS_MULTIPROC_DIR).
-
-It is made before the first fork and before anything imports prometheus_client, which reads the variable then.
+PROMETHEUS_MULTIPROC_DIR is set before the first fork and before anything imports prometheus_client, which reads it at
+import.
 """
 
 from __future__ import annotations
@@ -27,14 +26,14 @@ from pathlib import Path
 from api.module_command import module_command, module_environment
 from worker_config.rolling_arbiter import ChildSignal
 
-BACKOFF_FIRST = 0.1
-BACKOFF_LAST = 10.0
-"""Seconds before a metrics process that died is started again: doubled each time, begun anew after a good minute."""
-GOOD_LIFE = 60.0
+MIN_BACKOFF = 0.1
+MAX_BACKOFF = 10.0
+"""Seconds before a metrics process that died is restarted. Doubles each time; a process that lived long resets it."""
+BACKOFF_RESET_SECONDS = 60.0
 
 
 class MetricsProcess:
-    """One metrics process at a time, for as long as the master lives."""
+    """Keeps one metrics process running while the master lives."""
 
     def __init__(self, listener: socket.socket, directory: Path) -> None:
         self._listener = listener
@@ -45,7 +44,7 @@ class MetricsProcess:
         self._log = logging.getLogger("gunicorn.error")
 
     def start(self) -> None:
-        """Begins to supervise."""
+        """Starts the supervising thread."""
         self._listener.set_inheritable(True)
         threading.Thread(target=self._supervise, name="metrics-process", daemon=True).start()
 
@@ -56,45 +55,49 @@ class MetricsProcess:
             self._child.send(signal.SIGTERM)
         self._listener.close()
 
-    def left_behind(self) -> None:
-        """In a forked worker: lets go of the port, which would stay taken as long as the worker lives."""
+    def close_in_worker(self) -> None:
+        """Closes the inherited socket in a forked worker. Otherwise the port would stay in use as long as the worker
+        lives.
+        """
         self._listener.close()
 
     def _supervise(self) -> None:
-        pause = BACKOFF_FIRST
+        pause = MIN_BACKOFF
         while not self._ending.is_set():
             began = time.monotonic()
             pid = self._spawn()
             if pid is not None:
                 self._child = ChildSignal(pid)
-                if self._ending.is_set():  # `stop` may have come before there was anybody to stop
+                if self._ending.is_set():  # `stop` may have been called before there was a child to stop
                     self._child.send(signal.SIGTERM)
                 self._await_end(pid)
                 self._child.ended()
-            if time.monotonic() - began > GOOD_LIFE:
-                pause = BACKOFF_FIRST
+            if time.monotonic() - began > BACKOFF_RESET_SECONDS:
+                pause = MIN_BACKOFF
             if self._ending.is_set():
                 return
-            self._log.warning("The metrics process (pid:%s) is gone, another starts in %.1f s", pid, pause)
+            self._log.warning("The metrics process (pid:%s) ended; restarting it in %.1f s", pid, pause)
             self._ending.wait(pause)
-            pause = min(BACKOFF_LAST, pause * 2)
+            pause = min(MAX_BACKOFF, pause * 2)
 
     def _spawn(self) -> int | None:
-        """posix_spawn and not subprocess: it opens no pipe that a worker forked meanwhile would hold open.
+        """Starts the process, or returns None if the machine has no process or memory left.
 
-        In a group of its own, so that a terminal's Ctrl-C reaches the master only. None where the machine has no
-        process or memory left for it now.
+        Uses posix_spawn, not subprocess, because subprocess opens a pipe that a worker forked meanwhile would inherit.
+        The process has its own group, so that Ctrl-C in a terminal reaches only the master.
         """
         where = ("--fd", str(self._listener.fileno()), "--dir", str(self._directory))
         command = module_command("worker_config.metrics_server", *where, "--parent-pid", str(self._master))
         try:
             return os.posix_spawn(sys.executable, command, module_environment(os.environ), setpgroup=0)
         except OSError as error:
-            self._log.error("The metrics process can not be started: %s", error.strerror)
+            self._log.error("Cannot start the metrics process: %s", error.strerror)
             return None
 
     def _await_end(self, pid: int) -> None:
-        """The master reaps every child that ends and may come first: then there is nothing left to wait for."""
+        """Waits for the process. The master reaps every child that ends and may be first; then nothing is left to wait
+        for.
+        """
         with suppress(ChildProcessError):
             os.waitpid(pid, 0)
 
@@ -104,34 +107,34 @@ VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
 @dataclass(slots=True)
 class PrometheusDirectory:
-    """`private`: made for this master, gone with it. Otherwise the operator named it, and it stays, empty."""
+    """A `private` directory is removed with this master. One that the operator set is only emptied."""
 
     path: Path
     private: bool
     _gone: list[int] = field(default_factory=list)
 
     def clear(self) -> None:
-        """Forgets what workers of an earlier master counted."""
+        """Removes the counts of an earlier master's workers."""
         for file in self.path.glob("*.db"):
             file.unlink(missing_ok=True)
 
     def forget_worker(self, pid: int) -> None:
-        """Drops the gauges of a worker that ended; what it counted stays in the totals."""
-        from prometheus_client import multiprocess  # not before the variable is set
+        """Drops the gauges of a worker that ended. Its counts stay in the totals."""
+        from prometheus_client import multiprocess  # only after the variable is set
 
         multiprocess.mark_process_dead(pid, str(self.path))
         self._gone.append(pid)
 
-    def add_up(self, living: Container[int]) -> None:
-        """Adds up what workers that ended have counted. Again and again: it may be held up by a scrape."""
-        from api.observability.worker_files import add_up_the_gone  # not before the variable is set
+    def merge_ended_workers(self, living: Container[int]) -> None:
+        """Merges the counts of workers that ended. Called repeatedly, because a running scrape may delay it."""
+        from api.observability.worker_files import add_up_the_gone  # only after the variable is set
 
-        gone = [pid for pid in self._gone if pid not in living]  # one whose number is in use again counts on
+        gone = [pid for pid in self._gone if pid not in living]  # a reused process ID keeps counting
         if not gone or add_up_the_gone(self.path, gone):
             self._gone.clear()
 
     def remove(self) -> None:
-        """At the master's end."""
+        """Called when the master ends."""
         if self.private:
             shutil.rmtree(self.path, ignore_errors=True)
         else:
@@ -139,7 +142,7 @@ class PrometheusDirectory:
 
 
 def prepare_directory() -> PrometheusDirectory:
-    """Makes the directory, empty, and says in the environment where it is."""
+    """Creates the empty directory and sets the environment variable."""
     named = os.environ.get(VARIABLE)
     if named:
         directory = PrometheusDirectory(Path(named), private=False)

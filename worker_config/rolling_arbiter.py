@@ -1,26 +1,18 @@
-"""gunicorn's master, which replaces workers without a gap: the successor serves before the predecessor leaves.
+"""A gunicorn master that replaces workers without a gap: the successor serves before the old worker stops.
 
-gunicorn itself lets a worn worker die first, signals all old workers at once on SIGHUP, waits for them meanwhile, and
-ends itself when the new configuration is bad or a new worker can not start. It has no setting for the master's class,
-so the configuration's first hook gives it this one (`take_over`). Whom to start and to replace is `succession`'s.
+gunicorn itself ends a worker at `max_requests` before it starts another, signals all old workers at once on SIGHUP, and
+exits if the new configuration is invalid or a new worker cannot start. It has no setting for the master's class, so the
+first configuration hook changes the class (`take_over`).
 
-Who follows whom: pure rules, from how the workers stand to what the master does next.
+`next_step` is the replacement policy, a pure function. One successor starts at a time. A worker that is replaced for
+its memory or its requests waits until the previous one is gone, so there is never more than one extra process. New
+settings do not wait for long streams to end.
 
-A worker that is to go is replaced, never missed: its successor is started first, and serves before it leaves. One
-successor starts at a time. A worker that goes for its memory or its age waits until the one before it is gone, so
-that there is never more than one process more than wanted; new settings do not wait for long streams to end.
+The master and each worker share `WorkerFlags`, a few bytes of memory that are mapped before the fork. A flag cannot get
+lost and needs no reader that is awake; signals only say that it is time to look.
 
-The one figure that the master itself counts for Prometheus: workers replaced, by reason.
-
-What the master and one worker tell each other: a few bytes of memory that both have, made before the fork.
-
-A word here can not be lost and needs no reader that is awake; signals only say that it is time to look.
-
-Signals to a child process that somebody else may have reaped, never to another that was given its id since.
-
-A process that asks for its own end when its parent dies, even by SIGKILL (Linux; elsewhere nothing happens).
-
-The kernel sends the signal when the parent's *thread* that forked ends: the master forks from threads that last.
+`ChildSignal` sends signals to a child that something else may have reaped, and never to another process that reused its
+ID. `die_with_parent` ends a process when its parent dies, even by SIGKILL.
 """
 
 from __future__ import annotations
@@ -49,7 +41,7 @@ from worker_config.memory_guard import MemoryGuard
 
 
 class Reason(StrEnum):
-    """Why a worker is replaced; the most urgent first."""
+    """Why a worker is replaced, most urgent first."""
 
     MEMORY = "memory"
     RELOAD = "reload"
@@ -58,7 +50,7 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class WorkerState:
-    """One living worker. `age`: the higher, the younger. `replaced`: it has been told to leave."""
+    """A living worker. A higher `age` is younger. `replaced` workers have been signalled to stop."""
 
     pid: int
     age: int
@@ -69,78 +61,80 @@ class WorkerState:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Start so many workers; tell this one to leave."""
+    """Start this many workers, and replace this one."""
 
     start: int = 0
     replace: WorkerState | None = None
 
 
 def next_step(workers: Sequence[WorkerState], wanted: int) -> Step:
-    """What the master does now; called again at every turn of its loop."""
+    """Returns what the master does now. Called at every iteration of its loop."""
     staying = [worker for worker in workers if not worker.replaced]
     if len(staying) < wanted:
         return Step(start=wanted - len(staying))
     if any(not worker.ready for worker in staying):
         return Step()
-    one_leaves = len(staying) < len(workers)
-    due = [worker for worker in staying if worker.due and (worker.due is Reason.RELOAD or not one_leaves)]
+    one_is_stopping = len(staying) < len(workers)
+    due = [worker for worker in staying if worker.due and (worker.due is Reason.RELOAD or not one_is_stopping)]
     if len(staying) > wanted:
         return Step(replace=_first(due) if due else min(staying, key=lambda worker: worker.age))
     return Step(start=1) if due else Step()
 
 
 def _first(due: Sequence[WorkerState]) -> WorkerState:
-    """The most urgent, of these the oldest."""
+    """Returns the oldest of the most urgent workers."""
     urgency = list(Reason)
     return min(due, key=lambda worker: (urgency.index(worker.due or Reason.REQUESTS), worker.age))
 
 
 class ReplacementCount:
-    """Made once PROMETHEUS_MULTIPROC_DIR is set. Shows every reason at zero from the start."""
+    """Counts replaced workers by reason: the only metric of the master itself. Create it after PROMETHEUS_MULTIPROC_DIR
+    is set.
+    """
 
     def __init__(self) -> None:
-        # Not before the variable is set, which prometheus_client reads when it is imported.
+        # Only after the variable is set, because prometheus_client reads it at import.
         from prometheus_client import CollectorRegistry, Counter
 
         counter = Counter(SPEC.name, SPEC.help, SPEC.labels, registry=CollectorRegistry())
         self._series: dict[Reason, Any] = {reason: counter.labels(reason.value) for reason in Reason}
 
     def add(self, reason: Reason) -> None:
-        """A successor has taken over."""
+        """Call it when a successor has taken over."""
         self._series[reason].inc()
 
 
-PAUSE_FIRST = 1.0
-PAUSE_LAST = 60.0
-"""Seconds before another worker is started after one that could not start: doubled each time."""
+MIN_PAUSE = 1.0
+MAX_PAUSE = 60.0
+"""Seconds before the next start after a worker failed to start. Doubles each time."""
 
 
 class RollingArbiter(Arbiter):  # type: ignore[misc]  # untyped library
-    """Made of a plain one by `take_over`, hence the defaults in the class."""
+    """Takes the place of a plain arbiter (`take_over`), so the defaults are class attributes."""
 
     memory = MemoryGuard(None)
     _superseded = 0
     """Workers up to this age have old settings."""
-    _pause = PAUSE_FIRST
+    _pause = MIN_PAUSE
     _no_start_before = 0.0
 
     def manage_workers(self) -> None:
-        """One step, at every turn of the loop: at least once a second."""
-        step = next_step([self._standing(worker) for worker in self.WORKERS.values()], self.num_workers)
+        """Takes one step. Called at every iteration of the loop, at least once per second."""
+        step = next_step([self._state_of(worker) for worker in self.WORKERS.values()], self.num_workers)
         if step.start and time.monotonic() >= self._no_start_before:
             for _ in range(step.start):
                 self.spawn_worker()
         if step.replace:
             self._replace(step.replace)
-        self.metrics_directory.add_up(self.WORKERS)
+        self.metrics_directory.merge_ended_workers(self.WORKERS)
 
     def reload(self) -> None:
-        """SIGHUP: new settings, for new workers, one after the other. Bad ones change nothing."""
+        """Handles SIGHUP: replaces the workers one by one with new settings. Invalid settings change nothing."""
         try:
             load_settings()
-            self._take_configuration()
-        except (SettingsError, SystemExit) as error:  # gunicorn exits where a configuration can not be read
-            self.log.error("The new settings can not be taken, the old ones stay: %s", error)
+            self._load_configuration()
+        except (SettingsError, SystemExit) as error:  # gunicorn exits if it cannot read the configuration
+            self.log.error("Cannot apply the new settings, keeping the old ones: %s", error)
             return
         self.log.reopen_files()
         self._superseded = self.worker_age
@@ -148,26 +142,26 @@ class RollingArbiter(Arbiter):  # type: ignore[misc]  # untyped library
         self.cfg.on_reload(self)
 
     def handle_usr2(self) -> None:
-        """Refuses what gunicorn does: a second master would need the metrics port and clear the counters' directory."""
+        """Rejects SIGUSR2: a second master would need the metrics port and clear the counters' directory."""
         self.log.error(
-            "SIGUSR2 is not supported: a second master can have neither the metrics port nor the counters of this one. "
-            "For new settings send SIGHUP; for a new version start it beside this one, or restart"
+            "SIGUSR2 is not supported: a second master cannot share the metrics port and the counters of this one. "
+            "Send SIGHUP to apply new settings. For a new version, restart or start a second replica"
         )
 
     def reap_workers(self) -> None:
-        """As gunicorn, but a new worker that can not start does not end those that serve."""
+        """Reaps like gunicorn, but a new worker that fails to start does not end those that serve."""
         before = dict(self.WORKERS)
         try:
             super().reap_workers()
         except HaltServer as halt:
-            if not any(worker.board.ready and not worker.board.replaced for worker in self.WORKERS.values()):
+            if not any(worker.flags.ready and not worker.flags.replaced for worker in self.WORKERS.values()):
                 raise
-            self.log.error("%s Those that serve go on.", halt.reason)
-            self.signal_chld(signal.SIGCHLD, None)  # gunicorn stopped in the middle: once more
+            self.log.error("%s The other workers keep serving.", halt.reason)
+            self.signal_chld(signal.SIGCHLD, None)  # gunicorn stopped in the middle, so reap again
         for worker in [worker for pid, worker in before.items() if pid not in self.WORKERS]:
-            self._is_gone(worker)
+            self._clean_up(worker)
 
-    def _take_configuration(self) -> None:
+    def _load_configuration(self) -> None:
         """Reads gunicorn's configuration anew; what is bound at the start stays."""
         sys.modules.pop("worker_config.gunicorn_conf", None)  # `-c python:worker_config.gunicorn_conf` imports it
         before = self.app.cfg
@@ -179,22 +173,22 @@ class RollingArbiter(Arbiter):  # type: ignore[misc]  # untyped library
         self.app.cfg.set("bind", before.bind)
         self.setup(self.app)
 
-    def _standing(self, worker: Any) -> WorkerState:
-        board = worker.board
-        return WorkerState(worker.pid, worker.age, board.ready, board.replaced, self._due(worker))
+    def _state_of(self, worker: Any) -> WorkerState:
+        flags = worker.flags
+        return WorkerState(worker.pid, worker.age, flags.ready, flags.replaced, self._due(worker))
 
     def _due(self, worker: Any) -> Reason | None:
-        if worker.board.ready and self.memory.is_over(worker.pid):
+        if worker.flags.ready and self.memory.is_over(worker.pid):
             return Reason.MEMORY
         if worker.age <= self._superseded:
             return Reason.RELOAD
-        return Reason.REQUESTS if worker.board.worn else None
+        return Reason.REQUESTS if worker.flags.recycle else None
 
     def _replace(self, worker: WorkerState) -> None:
-        """Another serves in its place: it may go."""
+        """Stops a worker whose successor serves."""
         self.log.info("Replacing worker (pid:%s): %s", worker.pid, self._why(worker))
-        self._pause = PAUSE_FIRST
-        self.WORKERS[worker.pid].board.mark_replaced()
+        self._pause = MIN_PAUSE
+        self.WORKERS[worker.pid].flags.mark_replaced()
         self.kill_worker(worker.pid, signal.SIGTERM)
         if worker.due:
             self.replacements.add(worker.due)
@@ -204,32 +198,34 @@ class RollingArbiter(Arbiter):  # type: ignore[misc]  # untyped library
             case Reason.MEMORY:
                 return self.memory.describe(worker.pid)
             case Reason.RELOAD:
-                return "there are new settings"
+                return "the settings changed"
             case Reason.REQUESTS:
-                return "it has served MAX_REQUESTS"
+                return "it served MAX_REQUESTS"
             case None:
-                return "there is one too many"  # SIGTTOU, or fewer WORKERS
+                return "too many workers"  # SIGTTOU, or fewer WORKERS
 
-    def _is_gone(self, worker: Any) -> None:
+    def _clean_up(self, worker: Any) -> None:
         self.memory.forget(worker.pid)
-        if not worker.board.ready:
-            worker.tmp.close()  # which gunicorn leaves undone where a start failed, as it does the hook
+        if not worker.flags.ready:
+            worker.tmp.close()  # after a failed start gunicorn does neither this nor the hook
             self.cfg.child_exit(self, worker)
             self._no_start_before = time.monotonic() + self._pause
-            self._pause = min(PAUSE_LAST, self._pause * 2)
+            self._pause = min(MAX_PAUSE, self._pause * 2)
 
 
 def take_over(server: Any) -> None:
-    """Makes gunicorn's master, which has not started yet, one of this kind."""
+    """Changes the class of gunicorn's master before it starts."""
     server.__class__ = RollingArbiter
     server.replacements = ReplacementCount()
 
 
-_READY, _WORN, _REPLACED = range(3)
+_READY, _RECYCLE, _REPLACED = range(3)
 
 
 class WorkerFlags:
-    """The worker writes `ready` and `worn`, the master `replaced`. Each is said once and stays."""
+    """Shared by the master and one worker. The worker sets `ready` and `recycle`, the master `replaced`. Flags stay
+    set.
+    """
 
     def __init__(self) -> None:
         self._shared = mmap.mmap(-1, mmap.PAGESIZE)
@@ -240,33 +236,33 @@ class WorkerFlags:
         return self._shared[_READY] == 1
 
     @property
-    def worn(self) -> bool:
-        """The worker has served MAX_REQUESTS and would like a successor."""
-        return self._shared[_WORN] == 1
+    def recycle(self) -> bool:
+        """The worker has served MAX_REQUESTS and should be replaced."""
+        return self._shared[_RECYCLE] == 1
 
     @property
     def replaced(self) -> bool:
-        """A successor serves: SIGTERM means to leave quietly, the replica stays."""
+        """A successor serves: SIGTERM stops only this worker, and the replica stays."""
         return self._shared[_REPLACED] == 1
 
     def mark_ready(self) -> None:
-        """The worker's."""
+        """Called by the worker."""
         self._shared[_READY] = 1
 
     def mark_recycle(self) -> None:
-        """The worker's."""
-        self._shared[_WORN] = 1
+        """Called by the worker."""
+        self._shared[_RECYCLE] = 1
 
     def mark_replaced(self) -> None:
-        """The master's, before it sends SIGTERM."""
+        """Called by the master before it sends SIGTERM."""
         self._shared[_REPLACED] = 1
 
 
 class ChildSignal:
-    """The way to one child. Made right after its start, by its parent.
+    """Sends signals to one child. The parent creates it right after the child's start.
 
-    On Linux it holds a descriptor of the process, which names that process for ever. Elsewhere it holds the id, until
-    `ended` says that the process is gone.
+    On Linux it holds a pidfd, which always refers to that process. On other systems it holds the ID until `ended` is
+    called.
     """
 
     def __init__(self, pid: int) -> None:
@@ -280,7 +276,7 @@ class ChildSignal:
             self._ended = True
 
     def send(self, number: signal.Signals) -> bool:
-        """Whether the child was still there to be sent the signal."""
+        """Returns whether the child was still alive to receive the signal."""
         with self._lock:
             if self._ended:
                 return False
@@ -293,7 +289,7 @@ class ChildSignal:
         return False
 
     def ended(self) -> None:
-        """The child has ended, and may have been reaped: it is sent nothing from now on."""
+        """Call it when the child has ended. No signals are sent from then on."""
         with self._lock:
             self._ended = True
             if self._descriptor is not None:
@@ -302,14 +298,16 @@ class ChildSignal:
 
 
 def _descriptor(pid: int) -> int | None:
-    """None where the system has none. Raises `ProcessLookupError` where the child is gone, or is another's by now."""
+    """Returns a pidfd, or None if the system has none. Raises `ProcessLookupError` if the child is gone or its ID
+    reused.
+    """
     if not hasattr(os, "pidfd_open"):
         return None
     try:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:
         raise
-    except OSError:  # a kernel that does not know the call
+    except OSError:  # the kernel does not support the call
         return None
     if _parent(pid) == os.getpid():
         return descriptor
@@ -318,7 +316,7 @@ def _descriptor(pid: int) -> int | None:
 
 
 def _parent(pid: int) -> int | None:
-    """By /proc: the field behind the state, which follows the name in brackets."""
+    """Reads the parent's ID from /proc: the field after the state, which follows the name in parentheses."""
     try:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     except (OSError, ValueError, IndexError):
@@ -329,7 +327,11 @@ PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent(parent: int, death_signal: signal.Signals) -> None:
-    """Has the kernel send `death_signal` when process `parent` is gone, and ends at once if it already is."""
+    """Makes the kernel send `death_signal` when process `parent` dies, and exits at once if it is dead already.
+
+    Linux only. The kernel sends the signal when the parent's *thread* that forked ends; the master forks from threads
+    that last.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, int(death_signal), 0, 0, 0)
     if os.getppid() != parent:

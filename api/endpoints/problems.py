@@ -75,7 +75,7 @@ def install(app: FastAPI) -> None:
 def problem(error: RagherdError, *, path: str, request_id: str) -> Response:
     """Returns the response for an error, in the form of the API that the path belongs to."""
     for wire in (ollama_wire, openai_wire):
-        if wire.speaks(path):
+        if wire.owns_path(path):
             return Response(
                 orjson.dumps(wire.error_body(error)), dropin_status(error), error.headers, "application/json"
             )

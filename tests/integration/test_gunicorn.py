@@ -136,7 +136,7 @@ def test_a_taken_port_is_one_line_at_once(start: Start, variable: str) -> None:
 
     assert code == 2
     assert lines == [
-        f"{variable}: 127.0.0.1:{port} is taken; stop what listens there, or set {variable} to a free port"
+        f"{variable}: 127.0.0.1:{port} is in use; stop the process that listens there, or set {variable} to a free port"
     ]
     assert time.monotonic() - began < 5
 

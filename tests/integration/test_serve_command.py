@@ -98,7 +98,7 @@ def test_it_serves_from_any_directory_and_sigterm_drains_it(start: Start) -> Non
 
     serving.process.send_signal(signal.SIGTERM)
     assert serving.process.wait(30) == 0
-    assert serving.log.read_text().count("Draining: leaving") == 2
+    assert serving.log.read_text().count("Draining: stop accepting") == 2
     assert "Traceback" not in serving.log.read_text()
 
 

@@ -135,7 +135,7 @@ def test_a_head_that_does_not_end_gets_408_though_lines_keep_coming(start: Start
     assert came.count(b"200 OK") == (1 if before else 0)
     head, _, body = came[came.index(b"HTTP/1.1 408") :].partition(b"\r\n\r\n")
     assert b"content-type: application/problem+json" in head
-    assert json.loads(body)["detail"] == "The head of the request did not end within 0.5 s."
+    assert json.loads(body)["detail"] == "The request head was not complete within 0.5 s."
     assert closed(gunicorn, "head") == 1
 
 

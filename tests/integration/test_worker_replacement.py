@@ -133,7 +133,7 @@ def test_a_reload_takes_new_settings_and_no_request_fails(start: Start, env_file
         wait_until(lambda: gunicorn.replaced("reload") == 2, timeout=30)
         wait_until(lambda: successors_serve(gunicorn, before, 3), timeout=30)
     assert gunicorn.metrics_process() == metrics_process
-    assert any("PORT: taken at the start only" in line for line in gunicorn.lines())
+    assert any("PORT: changes take effect only after a restart" in line for line in gunicorn.lines())
     wait_until(lambda: not {int(file.stem.split("_")[-1]) for file in live_gauges(gunicorn)} & before)
 
 
@@ -146,8 +146,8 @@ def test_bad_settings_change_nothing(start: Start, env_file: Path) -> None:
     before = gunicorn.workers()
     env_file.write_text("DRAIN_DELAY=soon\n")
     gunicorn.process.send_signal(signal.SIGHUP)
-    wait_until(lambda: any("The new settings can not be taken" in line for line in gunicorn.lines()))
-    [line] = [json.loads(line) for line in gunicorn.lines() if "can not be taken" in line]
+    wait_until(lambda: any("Cannot apply the new settings" in line for line in gunicorn.lines()))
+    [line] = [json.loads(line) for line in gunicorn.lines() if "Cannot apply the new settings" in line]
     assert line["level"] == "error"
     assert "DRAIN_DELAY: " in line["event"]
     assert gunicorn.is_ready()
@@ -160,7 +160,7 @@ def test_workers_that_can_not_start_replace_nobody(start: Start, tmp_path: Path)
     [first] = gunicorn.workers()
     broken.touch()
     gunicorn.process.send_signal(signal.SIGHUP)
-    wait_until(lambda: sum("Those that serve go on" in line for line in gunicorn.lines()) >= 2, timeout=20)
+    wait_until(lambda: sum("The other workers keep serving" in line for line in gunicorn.lines()) >= 2, timeout=20)
     assert gunicorn.get("/pid").text == str(first)
     broken.unlink()
     wait_until(lambda: successors_serve(gunicorn, {first}, 1), timeout=20)
@@ -232,7 +232,7 @@ def on_worker(client: httpx.Client, worker: int) -> bool:
 def test_a_limit_below_what_a_worker_starts_with_is_a_warning(start: Start) -> None:
     gunicorn = start(WORKER_MEMORY_LIMIT="1Mi")
     before = gunicorn.workers()
-    wait_until(lambda: any("is too near to what a worker starts with" in line for line in gunicorn.lines()))
+    wait_until(lambda: any("is too close to a worker's initial memory" in line for line in gunicorn.lines()))
     os.kill(gunicorn.pid, signal.SIGTTIN)  # the master's loop turns on
     wait_until(lambda: len(gunicorn.workers()) == 2)
     assert before < gunicorn.workers()

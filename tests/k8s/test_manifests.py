@@ -9,7 +9,7 @@ import kubernetes_validate
 import pytest
 
 from tests.k8s.rendered import OVERLAYS, ROOT, Rendered, containers, rendered
-from worker_config.gunicorn_conf import CLOSING
+from worker_config.gunicorn_conf import CLOSING_SECONDS
 
 OPERATORS = {"PodMonitor", "PrometheusRule", "ServiceMonitor"}
 """Not Kubernetes's own: test_monitoring.py reads them."""
@@ -124,7 +124,7 @@ def test_a_pod_is_not_killed_before_it_has_drained(manifests: Rendered) -> None:
     drain = float(manifests.settings()["DRAIN_DELAY"])
     graceful = float(manifests.settings()["GRACEFUL_TIMEOUT"])
 
-    assert pod["spec"]["terminationGracePeriodSeconds"] >= before + drain + graceful + CLOSING
+    assert pod["spec"]["terminationGracePeriodSeconds"] >= before + drain + graceful + CLOSING_SECONDS
 
 
 def test_one_slow_answer_takes_no_pod_out_of_service(manifests: Rendered) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from worker_config.connection_guard import (
-    REPORT,
+    REPORT_SECONDS,
     UNREAD_GRACE,
     UNREAD_TIMEOUT,
     ConnectionGuard,
@@ -21,7 +21,7 @@ from worker_config.connection_guard import (
     Phase,
 )
 
-LIMITS = ConnectionLimits(header_timeout=10, body_timeout=30, keepalive_timeout=75, most=3)
+LIMITS = ConnectionLimits(header_timeout=10, body_timeout=30, keepalive_timeout=75, max_connections=3)
 
 
 def test_each_phase_has_its_own_deadline_and_repeating_it_does_not_prolong_it() -> None:
@@ -58,9 +58,9 @@ def test_the_oldest_idle_one_goes_first_then_heads_then_bodies_and_never_one_tha
     table.move("older idle", Phase.IDLE, 3)
     table.move("rest", Phase.REST, 4)
     for expected in ("older idle", "rest", "younger silent", "head", "body", "younger body"):
-        assert table.first_to_go() == expected
+        assert table.next_to_close() == expected
         table.forget(expected)
-    assert table.first_to_go() is None
+    assert table.next_to_close() is None
 
 
 def test_states_add_up() -> None:
@@ -84,7 +84,7 @@ class FakeConnection:
     def __post_init__(self) -> None:
         self.transport = self
 
-    def turn_away(self, status: HTTPStatus, detail: str) -> None:
+    def refuse(self, status: HTTPStatus, detail: str) -> None:
         self.ended.append(str(status.value))
 
     def unsent(self) -> int:
@@ -125,7 +125,7 @@ def guard(metrics: FakeMetrics) -> ConnectionGuard:
 def entered(guard: ConnectionGuard, phase: Phase, now: float) -> FakeConnection:
     connection = FakeConnection()
     assert guard.admit(connection, now)
-    guard.is_now(connection, phase, now)
+    guard.move(connection, phase, now)
     return connection
 
 
@@ -142,7 +142,7 @@ def test_what_came_while_the_event_loop_was_busy_is_read_first(guard: Connection
     guard.sweep(1)
     guard.sweep(20)  # the loop was busy for 19 s, and has not read since
     assert head.ended == []
-    guard.is_now(head, Phase.ANSWERING, 20.05)
+    guard.move(head, Phase.ANSWERING, 20.05)
     guard.sweep(20.1)
     assert head.ended == []
 
@@ -154,13 +154,13 @@ def test_a_full_worker_makes_room_and_says_so_once(
     with caplog.at_level(logging.WARNING):
         first, second = entered(guard, Phase.ANSWERING, 1), entered(guard, Phase.ANSWERING, 1)
         assert not guard.admit(FakeConnection(), 1)
-        for now in (1, 1.5, 1 + REPORT):
+        for now in (1, 1.5, 1 + REPORT_SECONDS):
             guard.sweep(now)
     assert (idle.ended, head.ended) == (["aborted"], ["503"])
     assert answered.ended == first.ended == second.ended == []
     assert metrics.closed == {"full": 2, "refused": 1}
     assert [record.getMessage() for record in caplog.records] == [
-        "MAX_CONNECTIONS (3) is reached: 2 idle or slow connections closed to make room, 1 new ones refused"
+        "MAX_CONNECTIONS (3) reached: closed 2 idle or slow connections, refused 1 new ones"
     ]
 
 
@@ -169,7 +169,7 @@ def test_a_refused_connection_is_not_counted_as_one(guard: ConnectionGuard, metr
         entered(guard, Phase.ANSWERING, 0)
     refused = FakeConnection()
     assert not guard.admit(refused, 0)
-    guard.is_now(refused, Phase.IDLE, 0)
+    guard.move(refused, Phase.IDLE, 0)
     guard.forget(refused)
     guard.sweep(2)
     assert metrics.counts == {"idle": 0, "reading": 0, "answering": 3}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from worker_config.limits import cpu_quota, cpus_given, whole_cpus
+from worker_config.limits import available_cpus, cpu_quota, limited_cpus
 
 
 @pytest.mark.parametrize(
@@ -14,7 +14,7 @@ from worker_config.limits import cpu_quota, cpus_given, whole_cpus
     [(8, None, 8), (8, 2.0, 2), (8, 1.5, 2), (8, 0.25, 1), (2, 4.0, 2), (1, None, 1)],
 )
 def test_the_fewer_of_affinity_and_quota_and_never_none(affinity: int, quota: float | None, expected: int) -> None:
-    assert whole_cpus(affinity, quota) == expected
+    assert limited_cpus(affinity, quota) == expected
 
 
 def _machine(root: Path, membership: str, files: dict[str, str]) -> Path:
@@ -64,4 +64,4 @@ def test_without_control_groups_there_is_no_quota(tmp_path: Path) -> None:
 
 
 def test_this_machine_has_at_least_one() -> None:
-    assert cpus_given() >= 1
+    assert available_cpus() >= 1

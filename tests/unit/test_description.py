@@ -41,7 +41,7 @@ def described() -> dict[str, Any]:
 def test_every_endpoint_describes_its_errors_in_the_form_that_they_have(described: dict[str, Any]) -> None:
     for path, operations in described["paths"].items():
         for operation in operations.values():
-            dropin = ollama_wire.speaks(path) or openai_wire.speaks(path)
+            dropin = ollama_wire.owns_path(path) or openai_wire.owns_path(path)
             content = operation["responses"]["default"]["content"]
             assert list(content) == ["application/json" if dropin else PROBLEM_JSON], path
             assert "422" not in operation["responses"], path  # FastAPI's own form, which is never sent

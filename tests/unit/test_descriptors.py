@@ -1,4 +1,4 @@
-"""How many connections a worker's file descriptors leave for clients."""
+"""How many connections a worker's file descriptor_limit leave for clients."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import resource
 import pytest
 
 from tests.support.service import make_settings
-from worker_config.limits import MOST, connections_that_fit, descriptors, most_connections
+from worker_config.limits import DEFAULT_MAX_CONNECTIONS, connections_that_fit, descriptor_limit, max_connections_of
 
 REDIS, OLLAMA = "redis://127.0.0.1:6379", "http://127.0.0.1:11434"
 
@@ -30,13 +30,19 @@ def test_at_least_half_is_for_clients() -> None:
 
 @pytest.mark.parametrize(
     ("wanted", "limit", "most"),
-    [(None, 1_000_000, MOST), (None, 1024, 857), (100, 1024, 100), (50_000, 1_000_000, 50_000), (50_000, 1024, 857)],
+    [
+        (None, 1_000_000, DEFAULT_MAX_CONNECTIONS),
+        (None, 1024, 857),
+        (100, 1024, 100),
+        (50_000, 1_000_000, 50_000),
+        (50_000, 1024, 857),
+    ],
 )
 def test_the_bound_is_what_is_set_and_never_more_than_fit(wanted: int | None, limit: int, most: int) -> None:
     settings = make_settings(REDIS, OLLAMA, server={"max_connections": wanted})
-    assert most_connections(limit, settings) == most
+    assert max_connections_of(limit, settings) == most
 
 
 def test_no_limit_is_a_large_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    assert most_connections(descriptors(), make_settings(REDIS, OLLAMA)) == MOST
+    assert max_connections_of(descriptor_limit(), make_settings(REDIS, OLLAMA)) == DEFAULT_MAX_CONNECTIONS

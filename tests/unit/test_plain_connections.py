@@ -11,7 +11,7 @@ import pytest
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
-from worker_config.connections import LONGEST_HEAD, PlainProtocol
+from worker_config.connections import MAX_HEAD_BYTES, PlainProtocol
 
 OFFER = "POST /query HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 5\r\n\r\n"
 LAST = "GET /last HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
@@ -75,8 +75,8 @@ async def test_a_web_socket_is_an_ordinary_request() -> None:
         (("HELLO\r\n\r\n",), "400 Bad Request"),
         (("BREW /query HTTP/1.1\r\nHost: x\r\n\r\n",), "400 Bad Request"),
         (("CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n",), "400 Bad Request"),
-        (("GET / HTTP/1.1\r\nX-A: ", "a" * LONGEST_HEAD), "431 Request Header Fields Too Large"),
-        (("GET / HTTP/1.1\r\n", "X-A: a\r\n" * (LONGEST_HEAD // 8)), "431 Request Header Fields Too Large"),
+        (("GET / HTTP/1.1\r\nX-A: ", "a" * MAX_HEAD_BYTES), "431 Request Header Fields Too Large"),
+        (("GET / HTTP/1.1\r\n", "X-A: a\r\n" * (MAX_HEAD_BYTES // 8)), "431 Request Header Fields Too Large"),
     ],
 )
 async def test_what_can_not_be_read_is_refused_as_other_requests_are(parts: tuple[str, ...], status: str) -> None:
@@ -89,7 +89,7 @@ async def test_what_can_not_be_read_is_refused_as_other_requests_are(parts: tupl
 
 
 async def test_a_body_may_be_longer_than_a_head() -> None:
-    long = "b" * (2 * LONGEST_HEAD)
+    long = "b" * (2 * MAX_HEAD_BYTES)
     head = f"POST /long HTTP/1.1\r\nHost: x\r\nContent-Length: {len(long)}\r\n\r\n"
     assert f"POST /long {long};" in await answered(
         head, *(long[at : at + 4096] for at in range(0, len(long), 4096)), LAST

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from worker_config.limits import limit_in_bytes, memory_given
+from worker_config.limits import available_memory, limit_in_bytes
 from worker_config.memory_guard import MIB, MemoryGuard, resident_bytes
 
 
@@ -42,12 +42,12 @@ def test_a_part_is_of_the_control_groups_limit(tmp_path: Path) -> None:
 )
 def test_without_a_limit_it_is_the_machines_memory(tmp_path: Path, membership: str, files: dict[str, str]) -> None:
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    assert memory_given(machine(tmp_path, membership, **files)) == whole
+    assert available_memory(machine(tmp_path, membership, **files)) == whole
 
 
 def test_the_smallest_limit_holds_in_version_1(tmp_path: Path) -> None:
     files = {"sys/fs/cgroup/memory/a/memory.limit_in_bytes": str(64 * MIB)}
-    assert memory_given(machine(tmp_path, "3:memory:/a/b\n", **files)) == 64 * MIB
+    assert available_memory(machine(tmp_path, "3:memory:/a/b\n", **files)) == 64 * MIB
 
 
 def test_this_process_has_something_in_memory_and_one_that_is_gone_has_not() -> None:
@@ -82,7 +82,7 @@ def test_a_limit_too_near_to_the_start_waits_for_growth_and_is_said_once(caplog:
         uses[1] = 240 * MIB
         assert memory.is_over(1)
     assert [record.getMessage() for record in caplog.records] == [
-        "WORKER_MEMORY_LIMIT (200 MiB) is too near to what a worker starts with (190 MiB): replaced at 237 MiB"
+        "WORKER_MEMORY_LIMIT (200 MiB) is too close to a worker's initial memory (190 MiB): replacing at 237 MiB"
     ]
 
 
