@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from api.cli.plan import plain
+from api.cli.plan import json_value
 from api.scaling.costs import load_costs
 from api.scaling.plan import Demand
 
@@ -127,7 +127,7 @@ def _decades(low: float, high: float) -> list[float]:
 def main() -> None:
     rows = simulated(Path(sys.argv[1]) if len(sys.argv) > 1 else None)
     IMAGES.mkdir(exist_ok=True)
-    ROWS.write_text("[\n" + ",\n".join(json.dumps(plain(row)) for row in rows) + "\n]\n")
+    ROWS.write_text("[\n" + ",\n".join(json.dumps(json_value(row)) for row in rows) + "\n]\n")
     CHART.write_text(draw(rows))
 
 

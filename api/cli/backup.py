@@ -1,7 +1,4 @@
-"""`ragherd backup`: documents and cached answers of the fleet into a file, while it works.
-
-How far a backup or a restore is: on standard error, where that is a terminal.
-"""
+"""`ragherd backup`: saves documents and cached answers to a file while the service keeps running."""
 
 from __future__ import annotations
 
@@ -28,7 +25,7 @@ from api.wiring.backup import MAKER, opened_memory
 
 @contextmanager
 def shown_progress() -> Iterator[OnStep]:
-    """A bar for documents and one for answers, as each begins."""
+    """Shows a progress bar for documents and one for answers on standard error, if that is a terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
     tasks: dict[str, TaskID] = {}
@@ -67,9 +64,9 @@ def backup(
     except (StoreUnavailable, OSError) as error:
         raise end(str(error)) from None
     except KeyboardInterrupt:
-        raise end("interrupted: nothing is kept", INTERRUPTED) from None
-    said = f"{counts['document']:,} documents ({counts['chunks']:,} lines of chunks), {counts['answer']:,} answers"
-    typer.echo(f"{'Would save' if dry_run else 'Saved'} {said}", err=True)
+        raise end("interrupted: no backup was written", INTERRUPTED) from None
+    summary = f"{counts['document']:,} documents ({counts['chunks']:,} lines of chunks), {counts['answer']:,} answers"
+    typer.echo(f"{'Would save' if dry_run else 'Saved'} {summary}", err=True)
 
 
 async def _run(settings: Settings, stream: BinaryIO, wanted: BackupScope, *, plain: bool) -> Counter[str]:
@@ -82,13 +79,13 @@ async def _run(settings: Settings, stream: BinaryIO, wanted: BackupScope, *, pla
 
 @contextmanager
 def _opened(file: str) -> Iterator[BinaryIO]:
-    """The file appears under its name once it is whole."""
+    """Writes to a temporary file and renames it when it is complete."""
     if file == STREAM:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
     if Path(file).exists() and not Path(file).is_file():
-        with Path(file).open("wb") as device:  # or a pipe: another file in its place would be its end
+        with Path(file).open("wb") as device:  # or a pipe: replacing it with a file would destroy it
             yield device
         return
     target = Path(file).resolve()
@@ -105,6 +102,6 @@ def _opened(file: str) -> Iterator[BinaryIO]:
 
 
 def _private(part: Path) -> BinaryIO:
-    """A new file for its owner alone: all tenants' documents are in it."""
+    """Creates a file that only the owner can read, because it contains all tenants' documents."""
     part.unlink(missing_ok=True)
     return os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")

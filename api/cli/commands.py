@@ -1,4 +1,6 @@
-"""The commands of `ragherd`. Each is imported only when it runs, so that one does not need the packages of another."""
+"""The commands of `ragherd`. A command is imported only when it runs, so it does not need the packages
+of the others.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +25,11 @@ COMMANDS: Final = {
     "backup": "Save documents and cached answers to a file.",
     "restore": "Load a backup into Redis.",
 }
-"""Every command with the line that `ragherd --help` prints for it."""
+"""Every command with its line in `ragherd --help`."""
 
 
 def find(name: str) -> Callable[..., None]:
-    """A command's function. It and its module have the command's name."""
+    """Returns a command's function. The function and its module have the command's name."""
     function = name.replace("-", "_")
     with ctrl_c_exits():
         found: Callable[..., None] = getattr(import_module(f"api.cli.{function}"), function)
@@ -35,17 +37,17 @@ def find(name: str) -> Callable[..., None]:
 
 
 def load(name: str) -> Any:
-    """A command, ready to be run."""
+    """Returns a command that is ready to run."""
     single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     single.command(name)(find(name))
     return get_command(single)
 
 
 class _Commands(TyperGroup):
-    """Holds only names and help; loads the command that is to run."""
+    """Has only names and help texts, and loads the command that runs."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """As in the base class, with the real command."""
+        """Returns the real command instead of the placeholder."""
         name, found, rest = super().resolve_command(ctx, args)
         return name, load(found.name) if found and found.name else found, rest
 
@@ -57,7 +59,7 @@ def _show_version(wanted: bool) -> None:
 
 
 def _placeholder() -> None:
-    """Stands for a command until it is loaded."""
+    """Replaced by the command when it is loaded."""
 
 
 commands = typer.Typer(cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)

@@ -1,6 +1,6 @@
-"""`ragherd dev`: the whole service on one machine, with whatever of Redis and Ollama is missing.
+"""`ragherd dev`: runs the whole service on one machine, and starts Redis and a model server if they are missing.
 
-Stores Ragherd's own pages as the first documents, so that a newcomer can ask about the product itself.
+It stores Ragherd's own documentation, so that newcomers can ask about the product.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import typer
 
 import api
 from api.cli.document_client import connected, find
-from api.cli.ingest import About, Result, upload_all
+from api.cli.ingest import CommonFields, Result, upload_all
 from api.cli.main import INTERRUPTED, UNUSABLE, end
 from api.cli.self_check import CheckFailed, run_self_check, summary
 from api.embedded.child_process import LaunchError
@@ -28,8 +28,8 @@ TAG: Final = "ragherd"
 CONCURRENCY: Final = 4
 
 
-def own_pages() -> Path | None:
-    """The folder of the pages: in a wheel beside this file, in a checkout `docs`."""
+def documentation_folder() -> Path | None:
+    """Returns the folder of the documentation: next to this file in a wheel, `docs` in a checkout."""
     root = Path(api.__file__).parents[1]
     in_wheel, in_checkout = Path(__file__).parent / "pages", root / "docs"
     if in_wheel.is_dir():
@@ -37,9 +37,9 @@ def own_pages() -> Path | None:
     return in_checkout if (root / "pyproject.toml").is_file() and in_checkout.is_dir() else None
 
 
-def store_own_docs(url: str, settings: Settings, report: Callable[[str], None]) -> int:
-    """The number of pages that are now in the knowledge base; 0 if there are none, or they cannot be stored."""
-    folder = own_pages()
+def store_documentation(url: str, settings: Settings, report: Callable[[str], None]) -> int:
+    """Stores the documentation. Returns the number of stored pages; 0 if there are none or the service refuses them."""
+    folder = documentation_folder()
     files = find([folder], collection=COLLECTION).files if folder else ()
     if not files:
         return 0
@@ -48,7 +48,7 @@ def store_own_docs(url: str, settings: Settings, report: Callable[[str], None]) 
 
     async def run() -> Result:
         async with connected(url, keys[0] if keys else None) as client:
-            return await upload_all(client, files, About(tags=(TAG,)), CONCURRENCY)
+            return await upload_all(client, files, CommonFields(tags=(TAG,)), CONCURRENCY)
 
     result = asyncio.run(run())
     stored = len(files) - result.counts["failed"]
@@ -56,7 +56,7 @@ def store_own_docs(url: str, settings: Settings, report: Callable[[str], None]) 
         report(f"Documents: {result.failures[0]}")
     if stored:
         seconds = time.monotonic() - began
-        report(f"Documents: {stored} pages of Ragherd's own, in {result.chunks} chunks, after {seconds:.1f} s")
+        report(f"Documents: stored {stored} pages of documentation as {result.chunks} chunks in {seconds:.1f} s")
     return stored
 
 
@@ -100,7 +100,7 @@ def _serve(settings: Settings, docs: bool) -> None:
 
 
 def _store(stack: Stack, settings: Settings, docs: bool) -> int:
-    return store_own_docs(stack.addresses.url, settings, typer.echo) if docs else 0
+    return store_documentation(stack.addresses.url, settings, typer.echo) if docs else 0
 
 
 def _check(settings: Settings, docs: bool) -> None:
@@ -112,4 +112,4 @@ def _check(settings: Settings, docs: bool) -> None:
         raise end(f"check failed: {error}") from None
     except KeyboardInterrupt:
         raise end("check interrupted", INTERRUPTED) from None
-    typer.echo(f"Check passed in {time.monotonic() - began:.1f} s; everything is stopped again.")
+    typer.echo(f"Check passed in {time.monotonic() - began:.1f} s; everything is stopped.")

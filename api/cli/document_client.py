@@ -1,10 +1,10 @@
-"""The documents of a running service, over HTTP. What passes by itself is tried again: a restart costs nothing.
+"""Uploads documents to a running service over HTTP, and finds the files to upload.
 
-Which files a folder has for the knowledge base, and what each is known by.
+Temporary failures are retried, so a restart of the service does not interrupt an upload.
 
-A file's source begins with the id of its folder: the folder's name, and a digest of its host and path. So two projects
-that both have a folder `docs` do not share documents. A collection's name takes the place of that id where a folder
-moves, or is read on several hosts.
+A file's source begins with the ID of its folder: the folder's name and a digest of its host and path. Two projects that
+both have a folder `docs` therefore do not share documents. A collection's name replaces that ID if a folder moves or is
+read on several hosts.
 """
 
 from __future__ import annotations
@@ -30,46 +30,46 @@ from tenacity import (
 
 from api.knowledge.plain_text import BY_SUFFIX, FENCED, heading_words
 
-PATIENCE: Final = 120.0
-"""Seconds that a service may be away."""
+MAX_OUTAGE_SECONDS: Final = 120.0
+"""Time to wait for a service that does not answer."""
 
 
 class Refused(Exception):
-    """The service does not take a document: one line that says why."""
+    """The service does not accept a document. The message is one line with the reason."""
 
 
 class ServiceGone(Refused):
-    """The service takes none, for as long as one may wait for it."""
+    """The service did not answer within the time limit."""
 
 
 class _Busy(Exception):
-    """It may, later."""
+    """The service may accept the document later."""
 
 
-_PASSING: Final = (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError, _Busy)
-"""What passes by itself; not an address or a key that can not be sent."""
+_TEMPORARY: Final = (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError, _Busy)
+"""Retried. Invalid addresses and keys that cannot be sent are not."""
 
 
 class DocumentClient:
-    """Made by `connected`."""
+    """Use `connected` to create one."""
 
     def __init__(
         self,
         client: httpx.AsyncClient,
-        patience: float,
+        max_outage: float,
         timeout: float,
         on_wait: Callable[[str], None] = lambda why: None,
     ) -> None:
         self._client = client
-        self._patience = patience
+        self._max_outage = max_outage
         self._timeout = timeout
         self._on_wait = on_wait
-        self._told = False
+        self._reported = False
 
     async def upload(
         self, name: str, content: bytes, fields: Mapping[str, str | list[str]]
     ) -> tuple[str, dict[str, Any]]:
-        """What became of it, and the document once it serves. Raises `Refused`."""
+        """Returns the outcome and the document once it is ready. Raises `Refused`."""
         document = await self._request("POST", "/documents", files={"file": (name, content)}, data=dict(fields))
         outcome = str(document.get("outcome"))
         if document["status"] == "processing":
@@ -79,7 +79,7 @@ class DocumentClient:
         return outcome, document
 
     async def all_of(self, tenant: str | None, tag: str | None = None) -> list[dict[str, Any]]:
-        """Every document of a tenant."""
+        """Returns every document of a tenant."""
         found: list[dict[str, Any]] = []
         params = {name: value for name, value in (("tenant", tenant), ("tag", tag)) if value is not None}
         cursor: str | None = ""
@@ -90,7 +90,7 @@ class DocumentClient:
         return found
 
     async def has(self, source: str, tenant: str | None) -> bool:
-        """Whether a tenant has a document of this source."""
+        """Returns whether a tenant has a document with this source."""
         params = {"source": source, "limit": 1, **({} if tenant is None else {"tenant": tenant})}
         return bool((await self._request("GET", "/documents", params=params))["documents"])
 
@@ -110,10 +110,10 @@ class DocumentClient:
 
     async def _request(self, method: str, path: str, **sent: Any) -> Any:
         trying = AsyncRetrying(
-            retry=retry_if_exception_type(_PASSING),
+            retry=retry_if_exception_type(_TEMPORARY),
             wait=wait_random_exponential(multiplier=0.2, max=5),
-            stop=stop_after_delay(self._patience),
-            before_sleep=self._tell,
+            stop=stop_after_delay(self._max_outage),
+            before_sleep=self._report_wait,
             reraise=True,
         )
         try:
@@ -121,10 +121,10 @@ class DocumentClient:
         except (httpx.TransportError, _Busy) as error:
             raise ServiceGone(f"the service does not answer: {str(error) or type(error).__name__}") from None
 
-    def _tell(self, trial: RetryCallState) -> None:
-        """The first time that it is waited for."""
-        if not self._told and trial.outcome is not None:
-            self._told = True
+    def _report_wait(self, trial: RetryCallState) -> None:
+        """Reports only the first wait."""
+        if not self._reported and trial.outcome is not None:
+            self._reported = True
             self._on_wait(str(trial.outcome.exception()))
 
     async def _once(self, method: str, path: str, **sent: Any) -> Any:
@@ -132,7 +132,7 @@ class DocumentClient:
         if response.status_code in {429, 502, 503, 504}:
             raise _Busy(_detail(response))
         if method == "DELETE" and response.status_code == 404:
-            return None  # gone already
+            return None  # deleted already
         if not response.is_success:
             raise Refused(_detail(response))
         return response.json() if response.content else None
@@ -143,17 +143,17 @@ async def connected(
     url: str,
     key: str | None,
     *,
-    patience: float = PATIENCE,
-    timeout: float = 600.0,  # noqa: ASYNC109 - of a document
+    max_outage: float = MAX_OUTAGE_SECONDS,
+    timeout: float = 600.0,  # noqa: ASYNC109 - for a document
     on_wait: Callable[[str], None] = lambda why: None,
 ) -> AsyncIterator[DocumentClient]:
-    """A client of the service at `url`. `timeout`: seconds until a document has to serve.
+    """Connects to the service at `url`. `timeout` is the time in seconds for a document to become ready.
 
-    `on_wait` is told why the service is waited for, once. Raises `Refused` for what is no address.
+    Calls `on_wait` once with the reason if the service has to be waited for. Raises `Refused` for an invalid address.
     """
     headers = {b"Authorization": f"Bearer {key.strip()}".encode()} if key else {}
     async with httpx.AsyncClient(base_url=_address(url), headers=headers, timeout=60.0, trust_env=False) as client:
-        yield DocumentClient(client, patience, timeout, on_wait)
+        yield DocumentClient(client, max_outage, timeout, on_wait)
 
 
 def _address(url: str) -> httpx.URL:
@@ -182,17 +182,17 @@ _HEADING: Final = re.compile(r"^#[ \t]+(\S.*)$", re.MULTILINE)
 
 @dataclass(frozen=True, slots=True)
 class DocumentFile:
-    """`source`: the id of its folder, or the collection, and the path below it in POSIX form."""
+    """`source` is the folder's ID or the collection, followed by the relative path in POSIX form."""
 
     path: Path
     source: str
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """Files of a kind that is read, and how many others there are, links among them.
+class FoundFiles:
+    """Files of a supported type, and the number of skipped ones, including links.
 
-    `folders`: what the sources of the files of each named folder begin with, without the slash.
+    `folders` has the prefix of the sources of each given folder, without the slash.
     """
 
     files: tuple[DocumentFile, ...]
@@ -201,11 +201,11 @@ class Found:
 
 
 class SameSource(Exception):
-    """Two files would be known by the same: the later would replace the earlier, each time."""
+    """Two files would have the same source, so each would replace the other."""
 
 
-def find(paths: Sequence[Path], collection: str | None = None) -> Found:
-    """In the order of their names. What is hidden is left out, and no link is followed.
+def find(paths: Sequence[Path], collection: str | None = None) -> FoundFiles:
+    """Finds files, sorted by name. Skips hidden files and does not follow links.
 
     Raises `SameSource`, and `OSError` for a folder that cannot be read.
     """
@@ -222,26 +222,28 @@ def find(paths: Sequence[Path], collection: str | None = None) -> Found:
             if path.suffix.lower() in BY_SUFFIX and path.is_file() and not path.is_symlink():
                 file = files.setdefault(path, DocumentFile(path, f"{prefix}/{path.relative_to(folder).as_posix()}"))
                 if (other := known.setdefault(file.source, path)) != path:
-                    raise SameSource(f"{other} and {path} would both be '{file.source}': ingest a folder above both")
+                    raise SameSource(
+                        f"{other} and {path} would both have the source '{file.source}': ingest a common folder"
+                    )
             else:
                 skipped += 1
-    return Found(tuple(files.values()), skipped, tuple(folders))
+    return FoundFiles(tuple(files.values()), skipped, tuple(folders))
 
 
 def folder_id(folder: Path) -> str:
-    """`docs@3fa9c1d204`: the same for one folder of one host, and for no other."""
+    """Returns an ID that is unique per folder and host, such as `docs@3fa9c1d204`."""
     place = f"{socket.gethostname()}\n{folder}".encode("utf-8", "surrogateescape")
     return f"{folder.name}@{hashlib.sha256(place).hexdigest()[:10]}"
 
 
-def former_source(source: str) -> str:
-    """What releases up to 0.1 knew a file by: the folder's name alone stood for the folder."""
+def legacy_source(source: str) -> str:
+    """Returns a file's source in releases up to 0.1, which identified a folder by its name only."""
     folder, _, below = source.partition("/")
     return f"{folder.rpartition('@')[0]}/{below}"
 
 
 def title_of(file: DocumentFile, content: bytes) -> str | None:
-    """The first heading of Markdown; else the file's name, but for kinds that have a title of their own (None)."""
+    """Returns the first heading of Markdown, or the file's name, or None for types with their own title."""
     if file.path.suffix.lower() in {".md", ".markdown"}:
         found = _HEADING.search(FENCED.sub("", content[:65_536].decode("utf-8", "replace")))
         return heading_words(found[1])[:500] if found else file.path.stem
@@ -249,7 +251,7 @@ def title_of(file: DocumentFile, content: bytes) -> str | None:
 
 
 def _files(path: Path) -> Iterator[Path]:
-    """A folder's, and all below; a link, a pipe and the like are what they are."""
+    """Yields the files of a folder and everything below it. Links, pipes and files are yielded as they are."""
     if path.is_symlink() or not path.is_dir():
         yield path
         return

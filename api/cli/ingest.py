@@ -1,7 +1,4 @@
-"""`ragherd ingest`: folders of files into the knowledge base of a running service.
-
-Uploads files, several at once, and counts what becomes of each.
-"""
+"""`ragherd ingest`: uploads files and folders to the knowledge base of a running service, several at a time."""
 
 from __future__ import annotations
 
@@ -21,21 +18,21 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from api.cli.document_client import (
     DocumentClient,
     DocumentFile,
-    Found,
+    FoundFiles,
     Refused,
     SameSource,
     ServiceGone,
     connected,
     find,
-    former_source,
+    legacy_source,
     title_of,
 )
 from api.cli.main import FAILED, INTERRUPTED, end
 
 
 @dataclass(frozen=True, slots=True)
-class About:
-    """What is said of all files alike."""
+class CommonFields:
+    """The fields that all files share."""
 
     tenant: str | None = None
     tags: tuple[str, ...] = ()
@@ -44,7 +41,7 @@ class About:
 
 @dataclass(slots=True)
 class Result:
-    """`counts` by outcome: created, updated, unchanged, failed, deleted. `chunks` are those of all files."""
+    """`counts` is by outcome: created, updated, unchanged, failed, deleted. `chunks` is the sum over all files."""
 
     counts: Counter[str] = field(default_factory=Counter)
     chunks: int = 0
@@ -54,20 +51,20 @@ class Result:
 async def upload_all(
     client: DocumentClient,
     files: Sequence[DocumentFile],
-    about: About,
+    common: CommonFields,
     concurrency: int,
     on_done: Callable[[Result], None] = lambda result: None,
 ) -> Result:
-    """One that is refused keeps none of the others. `on_done` is told after each.
+    """Uploads files. A refused file does not affect the others. Calls `on_done` after each.
 
-    A service that one file has waited for in vain is not waited for with the next.
+    If the service does not answer within the time limit, the remaining files are not sent.
     """
     result, waiting = Result(), iter(files)
 
-    async def lane() -> None:
+    async def upload_files() -> None:
         for file in waiting:
             try:
-                outcome, chunks = await _upload(client, file, about)
+                outcome, chunks = await _upload(client, file, common)
             except (Refused, OSError) as error:
                 result.counts["failed"] += 1
                 result.failures.append(f"{file.source}: {error}")
@@ -78,22 +75,22 @@ async def upload_all(
                 result.chunks += chunks
             on_done(result)
 
-    async with asyncio.TaskGroup() as lanes:
+    async with asyncio.TaskGroup() as group:
         for _ in range(concurrency):
-            lanes.create_task(lane())
+            group.create_task(upload_files())
     if unsent := sum(1 for _ in waiting):
         result.counts["failed"] += unsent
-        result.failures.append(f"{unsent:,} more that were not sent")
+        result.failures.append(f"{unsent:,} more files were not sent")
     return result
 
 
-async def prune(client: DocumentClient, found: Found, about: About) -> int:
-    """Deletes documents of the folders, or of the collection, whose file is gone."""
+async def prune(client: DocumentClient, found: FoundFiles, common: CommonFields) -> int:
+    """Deletes documents of the folders or the collection whose files are gone, and returns their number."""
     prefixes = tuple(f"{folder}/" for folder in found.folders)
     present = {file.source for file in found.files}
     gone = [
         document["id"]
-        for document in await client.all_of(about.tenant)
+        for document in await client.all_of(common.tenant)
         if (document["source"] or "").startswith(prefixes) and document["source"] not in present
     ]
     for document in gone:
@@ -101,40 +98,40 @@ async def prune(client: DocumentClient, found: Found, about: About) -> int:
     return len(gone)
 
 
-async def former_documents(client: DocumentClient, found: Found, about: About) -> list[str]:
-    """The names of folders whose files were stored by an earlier release, under that name alone."""
-    firsts = {file.source.partition("/")[0]: former_source(file.source) for file in reversed(found.files)}
+async def legacy_folders(client: DocumentClient, found: FoundFiles, common: CommonFields) -> list[str]:
+    """Returns the names of folders whose files an earlier release stored under the folder's name only."""
+    firsts = {file.source.partition("/")[0]: legacy_source(file.source) for file in reversed(found.files)}
     return [
         former.partition("/")[0]
         for folder, former in firsts.items()
-        if folder in found.folders and await client.has(former, about.tenant)
+        if folder in found.folders and await client.has(former, common.tenant)
     ]
 
 
-async def _upload(client: DocumentClient, file: DocumentFile, about: About) -> tuple[str, int]:
+async def _upload(client: DocumentClient, file: DocumentFile, common: CommonFields) -> tuple[str, int]:
     if file.source != file.source.encode("utf-8", "replace").decode():
-        raise Refused("its name is not UTF-8")
+        raise Refused("the file name is not UTF-8")
     content = await asyncio.to_thread(file.path.read_bytes)
-    said = {
+    given = {
         "title": title_of(file, content),
         "source": file.source,
-        "version": about.version,
-        "tenant": about.tenant,
+        "version": common.version,
+        "tenant": common.tenant,
     }
-    fields: dict[str, str | list[str]] = {name: value for name, value in said.items() if value is not None}
-    outcome, document = await client.upload(file.path.name, content, {**fields, "tags": list(about.tags)})
+    fields: dict[str, str | list[str]] = {name: value for name, value in given.items() if value is not None}
+    outcome, document = await client.upload(file.path.name, content, {**fields, "tags": list(common.tags)})
     return outcome, int(document["chunks"])
 
 
-FORMER: Final = (
-    "An earlier release stored documents as '{folder}/...'. They stay beside the new ones: "
-    "use --collection {folder} to go on with them, or delete them."
+LEGACY_HINT: Final = (
+    "An earlier release stored documents as '{folder}/...', which would stay as duplicates: "
+    "use --collection {folder} to update them, or delete them."
 )
 
 
 def _collection(name: str | None) -> str | None:
     if name is not None and not re.fullmatch(r"[^/\x00-\x1f\x7f]{1,200}", name):
-        raise typer.BadParameter("1 to 200 characters without '/' and control characters")
+        raise typer.BadParameter("must have 1 to 200 characters, without '/' and control characters")
     return name
 
 
@@ -170,14 +167,16 @@ def ingest(
         for file in found.files:
             typer.echo(file.source)
         return
-    about = About(tenant, tuple(tag or ()), version)
+    common = CommonFields(tenant, tuple(tag or ()), version)
     began = time.monotonic()
     try:
-        result = asyncio.run(_run(url, key, found, about, concurrency, pruned=prune_gone, named=collection is not None))
+        result = asyncio.run(
+            _run(url, key, found, common, concurrency, pruned=prune_gone, named=collection is not None)
+        )
     except Refused as error:
         raise end(str(error)) from None
     except KeyboardInterrupt:
-        typer.echo("Stopped: running it again goes on from here.", err=True)
+        typer.echo("Stopped. Run the command again to continue.", err=True)
         raise typer.Exit(INTERRUPTED) from None
     typer.echo(summary(result, found.skipped, time.monotonic() - began))
     for failure in result.failures:
@@ -187,27 +186,27 @@ def ingest(
 
 
 def summary(result: Result, skipped: int, seconds: float) -> str:
-    """One line."""
+    """Returns one line."""
     counts = {name: result.counts[name] for name in ("created", "updated", "unchanged", "failed", "deleted")}
-    said = [f"{name} {count:,}" for name, count in {**counts, "skipped": skipped}.items() if count] or ["no files"]
-    return f"{', '.join(said)} ({result.chunks:,} chunks) in {seconds:.1f} s"
+    parts = [f"{name} {count:,}" for name, count in {**counts, "skipped": skipped}.items() if count] or ["no files"]
+    return f"{', '.join(parts)} ({result.chunks:,} chunks) in {seconds:.1f} s"
 
 
 async def _run(
-    url: str, key: str | None, found: Found, about: About, concurrency: int, *, pruned: bool, named: bool
+    url: str, key: str | None, found: FoundFiles, common: CommonFields, concurrency: int, *, pruned: bool, named: bool
 ) -> Result:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("Documents", total=len(found.files))
         async with connected(url, key, on_wait=lambda why: console.print(f"Waiting for {url}: {why}")) as client:
-            for folder in () if named else await former_documents(client, found, about):
-                console.print(FORMER.format(folder=folder), highlight=False)
+            for folder in () if named else await legacy_folders(client, found, common):
+                console.print(LEGACY_HINT.format(folder=folder), highlight=False)
 
             def show(result: Result) -> None:
                 done = sum(result.counts.values())
                 progress.update(task, completed=done, description=f"Documents ({result.chunks:,} chunks)")
 
-            result = await upload_all(client, found.files, about, concurrency, show)
-            result.counts["deleted"] = await prune(client, found, about) if pruned else 0
+            result = await upload_all(client, found.files, common, concurrency, show)
+            result.counts["deleted"] = await prune(client, found, common) if pruned else 0
             return result

@@ -22,7 +22,7 @@ INTERRUPTED: Final = 130
 
 
 def app() -> None:
-    """Runs the command that the command line names."""
+    """Runs the command from the command line."""
     with ctrl_c_exits():
         from api.cli.commands import commands
     commands()
@@ -38,8 +38,8 @@ def end(line: str, code: int = FAILED) -> typer.Exit:
 
 @contextmanager
 def ctrl_c_exits() -> Iterator[None]:
-    """Makes Ctrl-C end the process at once. For imports only: a running command has to clean up."""
-    if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
+    """Makes Ctrl-C end the process at once. Use it for imports only: a running command has to clean up."""
+    if threading.current_thread() is not threading.main_thread():  # only that thread may set handlers
         yield
         return
     before = signal.signal(signal.SIGINT, _exit)

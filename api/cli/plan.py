@@ -1,7 +1,4 @@
-"""`ragherd plan`: what a fleet needs for what it is asked, on the measured costs.
-
-A plan as tables for a terminal.
-"""
+"""`ragherd plan`: estimates the workers, Redis and GPUs for a load, based on measured costs."""
 
 from __future__ import annotations
 
@@ -22,7 +19,7 @@ from api.scaling.plan import plan as planned
 
 
 def show(demand: Demand, costs: Costs, found: Plan) -> None:
-    """Prints it."""
+    """Prints a plan as tables."""
     console, machine = Console(), costs.machine
     console.print(
         f"{demand.rate:g} requests/s, {demand.exact:.0%} exact and {demand.semantic:.0%} semantic hits, "
@@ -33,7 +30,7 @@ def show(demand: Demand, costs: Costs, found: Plan) -> None:
         table.add_row(name, figure, note)
     console.print(table)
     console.print()
-    limits = Table("limit", "used", "moved by", box=None, pad_edge=False)
+    limits = Table("limit", "used", "raised by", box=None, pad_edge=False)
     for limit in found.limits:
         limits.add_row(limit.name, f"{limit.used:.0%}", limit.moved_by)
     console.print(limits)
@@ -45,27 +42,27 @@ def show(demand: Demand, costs: Costs, found: Plan) -> None:
 
 
 def rows(demand: Demand, found: Plan) -> list[tuple[str, str, str]]:
-    """Name, figure, note."""
+    """Returns rows of name, figure and note."""
     redis = found.redis
     causes = ", ".join(
         f"{name} {us / max(redis.server_us, 1e-9):.0%}" for name, us in found.redis_parts.items() if us > 0
     )
-    wait = "for ever" if math.isinf(found.mean_wait) else f"{found.mean_wait:.2f} s on average"
+    wait = "forever" if math.isinf(found.mean_wait) else f"{found.mean_wait:.2f} s on average"
     knows = "never" if math.isinf(found.notice_ms) else f"{found.notice_ms:.0f} ms"
     return [
         ("workers needed", f"{found.workers_needed:,}", f"{found.replicas_needed:,} replicas of {demand.workers}"),
-        ("a worker is busy", f"{found.worker_share:.0%}", "of its core"),
+        ("load of a worker", f"{found.worker_share:.0%}", "of its core"),
         ("Redis's main thread", f"{found.redis_share:.1%}", causes),
-        ("Redis's commands", f"{redis.commands:,.0f}/s", "those inside scripts too"),
+        ("Redis's commands", f"{redis.commands:,.0f}/s", "including those in scripts"),
         ("Redis's network", f"{_megabits(redis.bytes_in)} in, {_megabits(redis.bytes_out)} out", "Mbit/s"),
-        ("Redis's memory", f"{found.redis_bytes / 2**20:,.0f} MiB", "maxmemory, with room for a rewrite"),
-        ("Redis's connections", f"{found.connections_idle:,} to {found.connections_most:,}", "idle; at most"),
+        ("Redis's memory", f"{found.redis_bytes / 2**20:,.0f} MiB", "maxmemory, with space for an AOF rewrite"),
+        ("Redis's connections", f"{found.connections_idle:,} to {found.connections_most:,}", "idle; maximum"),
         ("generations", f"{found.generations:.3g}/s of {found.generation_seconds:.1f} s", ""),
-        ("under way at once", f"{found.in_flight:.1f}", "Little's law"),
+        ("concurrent generations", f"{found.in_flight:.1f}", "Little's law"),
         ("GPUs", f"{found.gpus:,}", f"of {demand.slots} slots"),
         ("BULKHEAD_MAX_CONCURRENT", f"{found.bulkhead}", "for each URL"),
         ("wait for a slot", f"{found.waits:.0%} of them", wait),
-        ("a breaker opens: all know", knows, "Redis's share of it"),
+        ("all see an open breaker", knows, "Redis's part of the delay"),
     ]
 
 
@@ -124,23 +121,23 @@ def plan(
         raise end(str(error), UNUSABLE) from None
     found = planned(demand, known, capacity)
     if as_json:
-        typer.echo(json.dumps(plain({"demand": asdict(demand), "machine": known.machine, "plan": asdict(found)})))
+        typer.echo(json.dumps(json_value({"demand": asdict(demand), "machine": known.machine, "plan": asdict(found)})))
     else:
         show(demand, known, found)
 
 
 def costs_or_exit(path: Path | None) -> Costs:
-    """The costs, or the end of the command with one line."""
+    """Returns the costs, or ends the command with one line."""
     try:
         return load_costs(path)
     except CostsUnreadable as error:
         raise end(str(error), UNUSABLE) from None
 
 
-def plain(value: Any) -> Any:
-    """What JSON can hold: infinity is null."""
+def json_value(value: Any) -> Any:
+    """Replaces infinity with null, which JSON needs."""
     if isinstance(value, dict):
-        return {name: plain(one) for name, one in value.items()}
+        return {name: json_value(one) for name, one in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(one) for one in value]
+        return [json_value(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

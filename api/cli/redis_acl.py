@@ -1,4 +1,4 @@
-"""`ragherd redis-acl`: the least rights that Ragherd's user of Redis needs."""
+"""`ragherd redis-acl`: prints the minimal permissions of Ragherd's Redis user."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def redis_acl(
     except SettingsError as error:
         raise end(str(error)) from None
     if not re.fullmatch(r"\S+", user):
-        raise end("--user: a name without spaces")
+        raise end("--user: must not contain spaces")
     if prefix is not None and not re.fullmatch(PREFIX, prefix):
-        raise end("--prefix: letters, digits and _ . : - alone")
+        raise end("--prefix: use only letters, digits and _ . : -")
     password = sys.stdin.readline().rstrip("\n") if password_stdin else None
     if password_stdin and not password:
-        raise end("--password-stdin: no password was read")
+        raise end("--password-stdin: standard input is empty; pipe the password in")
     typer.echo(
         acl_line(
             "breaker" if breaker else "main",

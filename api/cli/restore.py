@@ -1,4 +1,4 @@
-"""`ragherd restore`: a backup into a Redis, be it empty or a working fleet's."""
+"""`ragherd restore`: loads a backup into Redis, which may be empty or in use."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ def restore(
     except BackupError as error:
         raise end(f"{file}: {error}") from None
     except (StoreUnavailable, OSError) as error:
-        raise end(f"{error}; running it again goes on from here") from None
+        raise end(f"{error}; run the command again to continue") from None
     except KeyboardInterrupt:
-        raise end("interrupted; running it again goes on from here", INTERRUPTED) from None
+        raise end("interrupted; run the command again to continue", INTERRUPTED) from None
     for what, counts in (("documents", restored.documents), ("answers", restored.answers)):
-        typer.echo(f"{what}: {_said(counts)}")
+        typer.echo(f"{what}: {_summary(counts)}")
     if dry_run:
         typer.echo("Nothing was changed.")
     if restored.documents["refused"]:
-        raise end("DOCUMENTS_MAX: a tenant has as many documents as it may")
+        raise end("DOCUMENTS_MAX: a tenant has reached its limit, so documents were not restored")
 
 
 async def _run(settings: Settings, stream: BinaryIO, backup: VerifiedBackup, chosen: RestoreScope) -> Restored:
@@ -68,7 +68,7 @@ def _checked(stream: BinaryIO) -> VerifiedBackup:
 
 @contextmanager
 def _opened(file: str) -> Iterator[BinaryIO]:
-    """Something that can be sought in: it is checked as a whole before anything is restored."""
+    """Yields a seekable stream, because the file is validated completely before anything is restored."""
     with nullcontext(sys.stdin.buffer) if file == STREAM else _file(file) as stream:
         if file != STREAM and stream.seekable():
             yield stream
@@ -85,5 +85,5 @@ def _file(name: str) -> BinaryIO:
         raise BackupError(f"{error.strerror}; nothing was changed") from None
 
 
-def _said(counts: Counter[str]) -> str:
+def _summary(counts: Counter[str]) -> str:
     return ", ".join(f"{outcome} {count:,}" for outcome, count in counts.most_common()) or "none"

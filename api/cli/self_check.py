@@ -1,9 +1,9 @@
-"""`ragherd dev --check`: a question, its paraphrase, and the proof that the second came from the first's entry.
+"""`ragherd dev --check`: asks a question and its paraphrase, and checks that the second is a hit on the first's entry.
 
-An entry of an earlier run proves nothing. So the question is asked with `no-cache`, each run asks with a seed of its
-own (options are part of a cache entry's scope), and the hit may not be older than this run's answer.
+An entry of an earlier run would prove nothing. The first question is therefore asked with `no-cache`, each run uses its
+own seed (options are part of a cache entry's scope), and the hit must not be older than this run's answer.
 
-What `ragherd dev` prints once everything runs: what was started, where it is, and how to try it.
+`summary` is what `ragherd dev` prints once everything runs.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ QUESTION = "What does the circuit breaker do when Ollama fails?"
 
 
 def summary(stack: Stack, settings: Settings) -> str:
-    """Plain text of a dozen lines; the headline is bold on a terminal."""
+    """Returns about a dozen lines of plain text. The headline is bold on a terminal."""
     where = stack.addresses
-    headline = f"Ragherd {__version__} answers on {where.url} with {stack.workers} worker(s)"
+    headline = f"Ragherd {__version__} is running at {where.url} with {stack.workers} worker(s)"
     return "\n".join(
         [
             "",
@@ -41,12 +41,12 @@ def summary(stack: Stack, settings: Settings) -> str:
             f"  Model    {_model(stack, settings)}",
             f"  Metrics  {where.metrics_url}",
             f"  API      {where.url}/docs",
-            f"  Logs     {stack.logs}/service.log (and what else was started here, beside it)",
+            f"  Logs     {stack.logs}/service.log (the other logs are next to it)",
             "",
-            "Try it, then ask the same in other words:",
+            "Try it, then ask the same question in other words:",
             f"  {_curl(where.url, settings)}",
             "",
-            "Ctrl-C stops all of it.",
+            "Press Ctrl-C to stop everything.",
         ]
     )
 
@@ -54,7 +54,7 @@ def summary(stack: Stack, settings: Settings) -> str:
 def _redis(stack: Stack, settings: Settings) -> str:
     if stack.redis is None:
         return f"your own: {without_password(settings.redis.url)}"
-    return f"embedded, started here; look into it with: redis-cli -p {stack.redis.port}"
+    return f"embedded; inspect it with: redis-cli -p {stack.redis.port}"
 
 
 def _model(stack: Stack, settings: Settings) -> str:
@@ -69,7 +69,7 @@ def _curl(url: str, settings: Settings) -> str:
 
 
 def without_password(url: str) -> str:
-    """A URL that may be shown."""
+    """Returns a URL without its password, for output."""
     parts = urlsplit(url)
     if parts.password is None:
         return url
@@ -77,23 +77,23 @@ def without_password(url: str) -> str:
 
 
 PARAPHRASE = "What happens at the circuit breaker when Ollama fails?"
-"""Cosine 0.977 to the question under MiniLM: well over the default threshold of 0.92."""
+"""Its cosine to the question is 0.977 with MiniLM, well above the default threshold of 0.92."""
 
 _METRICS = ("/api/circuit-breaker/metrics", "/api/connection-pool/metrics", "/api/semantic-cache/metrics")
 _ATTEMPTS = 20
-_AT_ONCE = 4
+_CONCURRENCY = 4
 _ANSWER_TIMEOUT = 300.0
 
 Report = Callable[[str], None]
 
 
 class CheckFailed(Exception):
-    """Something did not answer as it should: one line that says what."""
+    """A check failed. The message is one line with the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class QueryResponse:
-    """One question's response."""
+    """The response to one question."""
 
     question: str
     worker: str
@@ -102,12 +102,12 @@ class QueryResponse:
 
     @property
     def cache(self) -> dict[str, Any]:
-        """The cache's part in the answer."""
+        """The `cache` object of the response."""
         cache: dict[str, Any] = self.body["cache"]
         return cache
 
-    def described(self) -> str:
-        """Three lines: question, answer, how."""
+    def describe(self) -> str:
+        """Returns three lines: the question, the answer and its origin."""
         cache, answer = self.cache, textwrap.shorten(self.body["answer"], 100, placeholder=" ...")
         kind = f" ({cache['kind']}, similarity {cache['similarity']:.3f})" if cache["kind"] else ""
         how = f"cache {cache['status']}{kind}, {self.seconds * 1000:.1f} ms, worker {self.worker}"
@@ -115,14 +115,14 @@ class QueryResponse:
 
 
 def run_self_check(stack: Stack, settings: Settings, report: Report, *, grounded: bool = False) -> None:
-    """Tells `report` what it sees. `grounded`: documents are stored that answer the question.
+    """Passes its findings to `report`. With `grounded`, stored documents answer the question.
 
-    Raises `CheckFailed`, or `ChildEnded` where a process's end was the reason.
+    Raises `CheckFailed`, or `ChildEnded` if the reason was the end of a process.
     """
     try:
         with _client(stack, settings) as client:
             _check_endpoints(client, stack.addresses.metrics_url)
-            report("Check: health and metrics answer")
+            report("Check: health and metrics respond")
             _check_paraphrase(client, stack, report, grounded)
     except httpx.HTTPError as error:
         stack.require_running()
@@ -134,7 +134,7 @@ def run_self_check(stack: Stack, settings: Settings, report: Report, *, grounded
 
 @contextmanager
 def _client(stack: Stack, settings: Settings) -> Iterator[httpx.Client]:
-    """Without keep-alive: every request may meet another worker."""
+    """Disables keep-alive, so that each request may reach another worker."""
     keys = [*settings.access.admins(), *settings.access.tenants_by_key()]
     headers = {"Authorization": f"Bearer {keys[0]}"} if keys else {}
     limits = httpx.Limits(max_keepalive_connections=0)
@@ -146,55 +146,55 @@ def _client(stack: Stack, settings: Settings) -> Iterator[httpx.Client]:
 def _check_endpoints(client: httpx.Client, metrics_url: str) -> None:
     health = _get(client, "/health").json()
     if health.get("database") is not True:
-        raise CheckFailed(f"the service does not reach Redis: GET /health says {health}")
+        raise CheckFailed(f"the service cannot reach Redis: GET /health returned {health}")
     for path in _METRICS:
         _get(client, path).json()
     if "ragherd_" not in _get(client, metrics_url).text:
-        raise CheckFailed(f"{metrics_url} shows no metric of Ragherd")
+        raise CheckFailed(f"{metrics_url} has no metrics of Ragherd")
 
 
 def _check_paraphrase(client: httpx.Client, stack: Stack, report: Report, grounded: bool) -> None:
     seed, began = secrets.randbelow(2**31), time.monotonic()
-    report("Check: asking a question, afresh")
+    report("Check: asking a question without the cache")
     first = _ask(client, QUESTION, seed, {"Cache-Control": "no-cache"})
-    report(first.described())
+    report(first.describe())
     if grounded:
-        report(f"Check: grounded in {require_sources(first)}")
-    report("Check: asking the same in other words")
+        report(f"Check: sources: {require_sources(first)}")
+    report("Check: asking the same question in other words")
     second = _ask(client, PARAPHRASE, seed)
-    report(second.described())
+    report(second.describe())
     require_semantic_hit(second, time.monotonic() - began)
     if stack.workers > 1:
         report(_seen_from_another(client, seed, first, second))
 
 
-def require_sources(asked: QueryResponse) -> str:
-    """What the answer is grounded in. Raises `CheckFailed` where that is nothing."""
-    titles = dict.fromkeys(source["title"] for source in asked.body["sources"])
+def require_sources(response: QueryResponse) -> str:
+    """Returns the titles of the answer's sources. Raises `CheckFailed` without any."""
+    titles = dict.fromkeys(source["title"] for source in response.body["sources"])
     if not titles:
-        raise CheckFailed("the answer is grounded in no document, though one answers the question")
+        raise CheckFailed("the answer has no sources, but a stored document answers the question")
     return ", ".join(titles)
 
 
-def require_semantic_hit(asked: QueryResponse, seconds_since_first: float) -> None:
+def require_semantic_hit(response: QueryResponse, seconds_since_first: float) -> None:
     """Raises `CheckFailed` unless the answer came from the entry that this run stored."""
-    cache = asked.cache
+    cache = response.cache
     if cache["status"] != "hit" or cache["kind"] != "semantic":
-        raise CheckFailed(f"the paraphrase was no semantic hit: its cache says {cache}")
+        raise CheckFailed(f"the paraphrase was not a semantic hit: its `cache` is {cache}")
     if cache["age_seconds"] > seconds_since_first + 1:
-        raise CheckFailed(f"the paraphrase hit an entry of an earlier run: its cache says {cache}")
+        raise CheckFailed(f"the paraphrase hit an entry of an earlier run: its `cache` is {cache}")
 
 
 def _seen_from_another(client: httpx.Client, seed: int, first: QueryResponse, second: QueryResponse) -> str:
-    """Asks several at once, because the system gives an idle service's connections to one worker again and again."""
+    """Asks several times at once, because the system tends to give an idle service's connections to the same worker."""
     if second.worker != first.worker:
-        return f"Check: answered by {first.worker}, and from its entry by another worker, {second.worker}"
-    with ThreadPoolExecutor(_AT_ONCE) as threads:
-        for asked in range(_AT_ONCE, _ATTEMPTS + 1, _AT_ONCE):
-            for further in threads.map(lambda _: _ask(client, PARAPHRASE, seed), range(_AT_ONCE)):
+        return f"Check: {first.worker} generated the answer, and {second.worker} answered from its entry"
+    with ThreadPoolExecutor(_CONCURRENCY) as threads:
+        for requests in range(_CONCURRENCY, _ATTEMPTS + 1, _CONCURRENCY):
+            for further in threads.map(lambda _: _ask(client, PARAPHRASE, seed), range(_CONCURRENCY)):
                 if further.worker != first.worker and further.cache["status"] == "hit":
-                    return f"Check: a hit on another worker too, {further.worker} (within {asked} more requests)"
-    return f"Check: {_ATTEMPTS} more requests all met the first worker, so the other one was not seen using its entry"
+                    return f"Check: also a hit on another worker, {further.worker} (within {requests} more requests)"
+    return f"Check: {_ATTEMPTS} more requests all reached the first worker, so sharing was not observed"
 
 
 def _ask(client: httpx.Client, question: str, seed: int, headers: dict[str, str] | None = None) -> QueryResponse:
@@ -203,12 +203,12 @@ def _ask(client: httpx.Client, question: str, seed: int, headers: dict[str, str]
     response = client.post("/query", json=body, headers=headers)
     seconds = time.monotonic() - began
     if not response.is_success:
-        raise CheckFailed(f"POST /query answered {response.status_code}: {response.text[:300]}")
+        raise CheckFailed(f"POST /query returned {response.status_code}: {response.text[:300]}")
     return QueryResponse(question, response.headers.get("X-Worker", "unknown"), seconds, response.json())
 
 
 def _get(client: httpx.Client, url: str) -> httpx.Response:
     response = client.get(url)
     if not response.is_success:
-        raise CheckFailed(f"GET {url} answered {response.status_code}: {response.text[:300]}")
+        raise CheckFailed(f"GET {url} returned {response.status_code}: {response.text[:300]}")
     return response

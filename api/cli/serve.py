@@ -1,4 +1,4 @@
-"""`ragherd serve`: gunicorn with `worker_config`, from any working directory, as in the container image."""
+"""`ragherd serve`: runs gunicorn with `worker_config` from any working directory, like the container image does."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ APPLICATION = "api.asgi:app"
 
 
 def _address(value: str | None) -> str | None:
-    """Raises `typer.BadParameter` for anything but HOST:PORT."""
+    """Raises `typer.BadParameter` unless the value is HOST:PORT."""
     if value is None:
         return None
     try:
@@ -30,7 +30,7 @@ def _address(value: str | None) -> str | None:
     except ValueError:
         fits = False
     if not fits:
-        raise typer.BadParameter("write HOST:PORT, such as 0.0.0.0:8001 or [::1]:8001")
+        raise typer.BadParameter("must be HOST:PORT, such as 0.0.0.0:8001 or [::1]:8001")
     return value
 
 
@@ -62,7 +62,7 @@ def serve(
 
 
 def _overrides(bind: str | None, workers: int | None) -> dict[str, str]:
-    """The settings that the options replace, as environment variables: a reload keeps them."""
+    """Returns the settings that the options override, as environment variables, so that a reload keeps them."""
     found: dict[str, str] = {}
     if bind is not None:
         parts = urlsplit(f"//{bind}")
@@ -73,21 +73,21 @@ def _overrides(bind: str | None, workers: int | None) -> dict[str, str]:
 
 
 class _Gunicorn(WSGIApplication):  # type: ignore[misc]  # untyped library
-    """Imports nothing from the working directory, where a folder `api` or `redis` is somebody else's."""
+    """Does not import from the working directory, which may contain unrelated folders `api` or `redis`."""
 
     def chdir(self) -> None:
         os.chdir(self.cfg.chdir)
 
 
 def _serve() -> None:
-    """Becomes the gunicorn master. It reads `sys.argv` now and after each SIGHUP."""
+    """Turns this process into the gunicorn master. gunicorn reads `sys.argv` now and after each SIGHUP."""
     sys.argv = ["ragherd serve", "-c", CONFIGURATION, APPLICATION]
     _Gunicorn(prog="ragherd serve").run()
 
 
 def _check() -> None:
     """Prints a line for each finding. Opens no port."""
-    from api.wiring.check import findings  # imports all that a worker does, which takes a second
+    from api.wiring.check import findings  # imports as much as a worker, which takes a second
 
     try:
         settings = load_settings()

@@ -1,4 +1,4 @@
-"""`ragherd simulate`: fleets of many replicas on one Redis, event by event, on the measured costs."""
+"""`ragherd simulate`: a discrete-event simulation of many replicas on one Redis, based on measured costs."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from rich.console import Console
 from rich.table import Table
 
 from api.cli.main import UNUSABLE, end
-from api.cli.plan import CostsFile, costs_or_exit, plain
+from api.cli.plan import CostsFile, costs_or_exit, json_value
 from api.scaling.plan import Demand
 
 if TYPE_CHECKING:
     from api.scaling.simulation import SimulationResult
 
-BUSY = 0.7
+BUSY_SHARE = 0.7
 
 
 def simulate(
@@ -40,7 +40,7 @@ def simulate(
     try:
         from api.scaling.simulation import simulate as run
     except ModuleNotFoundError:
-        raise end("simulating needs simpy: pip install 'ragherd[scaling]'", UNUSABLE) from None
+        raise end("simulate needs simpy: pip install 'ragherd[scaling]'", UNUSABLE) from None
     known, runs = costs_or_exit(costs), []
     for size in replicas or (10, 50, 100, 200, 500, 1000):
         try:
@@ -52,14 +52,14 @@ def simulate(
         if as_json:
             for number, outcome in enumerate(found):
                 named = {"replicas": size, "workers": demand.fleet, "rate": demand.rate, "seed": seed + number}
-                typer.echo(json.dumps(plain({**named, **asdict(outcome)})))
+                typer.echo(json.dumps(json_value({**named, **asdict(outcome)})))
     if not as_json:
         _show(runs)
 
 
 def _show(runs: list[tuple[Demand, list[SimulationResult]]]) -> None:
-    titles = ("replicas", "workers", "requests/s", "work/s", "Redis busy", "p50 ms", "p99 ms")
-    table = Table(*titles, "all know p50 ms", "p99 ms", "last ms", "late", box=None, pad_edge=False)
+    titles = ("replicas", "workers", "requests/s", "work/s", "Redis load", "p50 ms", "p99 ms")
+    table = Table(*titles, "all see it p50 ms", "p99 ms", "last ms", "late", box=None, pad_edge=False)
     for column in table.columns:
         column.justify = "right"
     for demand, found in runs:
@@ -85,7 +85,7 @@ def _span(values: list[float]) -> str:
 
 def _first_limit(runs: list[tuple[Demand, list[SimulationResult]]]) -> str:
     for demand, found in runs:
-        if any(one.utilisation > BUSY or one.late or one.unheard for one in found):
+        if any(one.utilisation > BUSY_SHARE or one.late or one.unheard for one in found):
             why = "commands later than REDIS_TIMEOUT" if any(one.late for one in found) else "Redis's main thread"
-            return f"The first limit of these: {why}, at {demand.replicas:,} replicas ({demand.fleet:,} workers)."
-    return "None of these reaches a limit of Redis's main thread."
+            return f"First limit: {why}, at {demand.replicas:,} replicas ({demand.fleet:,} workers)."
+    return "None of these fleets reaches a limit of Redis's main thread."

@@ -122,12 +122,12 @@ def _start_redis(stack: ExitStack, settings: Settings, data_dir: Path, report: R
     if service_plan.is_set(settings.redis, "url"):
         report("Redis: your own, from REDIS_URL")
         return None
-    report("Redis: REDIS_URL is not set, so starting the embedded one")
+    report("Redis: REDIS_URL is not set, starting the embedded Redis")
     embedded = embedded_redis(
         data_dir / "redis", log=data_dir / "logs" / "redis.log", report=lambda line: report(f"Redis: {line}")
     )
     server = _timed(stack, embedded, "Redis", report)
-    report(f"Redis: listening on {server.url}, its data in {data_dir / 'redis'}")
+    report(f"Redis: listening on {server.url}, data in {data_dir / 'redis'}")
     return server
 
 
@@ -137,7 +137,7 @@ def _start_model_server(
     ollama = find_ollama(settings.ollama.base_urls)
     if ollama is not None:
         return None, BackendPlan(ollama_model=_choose_model(settings, ollama, report))
-    report(f"Model: no Ollama answers at {settings.ollama.ollama_base_url}, so starting {STAND_IN}")
+    report(f"Model: no Ollama answers at {settings.ollama.ollama_base_url}, starting {STAND_IN}")
     server = _timed(stack, embedded_model_server(logs / "model_server.log"), "Model", report)
     return server, BackendPlan(stand_in_url=server.url)
 

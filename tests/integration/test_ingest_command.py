@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from api.cli.commands import commands
 from api.cli.document_client import DocumentClient, DocumentFile, Refused, connected, find, folder_id, title_of
-from api.cli.ingest import About, Result, former_documents, prune, summary, upload_all
+from api.cli.ingest import CommonFields, Result, legacy_folders, prune, summary, upload_all
 from tests.integration.test_documents import CANTEEN, HOLIDAY, ONNX
 from tests.support.service import Service
 
@@ -79,7 +79,7 @@ def test_files_that_would_replace_each_other_are_refused(tmp_path: Path) -> None
     both = [str(tmp_path / place / "pages") for place in ("one", "other")]
     refused = CliRunner().invoke(commands, ["ingest", *both, "--collection", "handbook", "--dry-run"])
     assert refused.exit_code == 1
-    assert "would both be 'handbook/index.md'" in refused.output
+    assert "would both have the source 'handbook/index.md'" in refused.output
     assert CliRunner().invoke(commands, ["ingest", *both, "--dry-run"]).exit_code == 0
 
 
@@ -91,7 +91,7 @@ def test_a_collection_that_cannot_be_told_from_a_path_is_bad_usage(name: str, fo
 
 async def test_running_it_again_changes_only_what_has_changed(serve: Service, folder: Path) -> None:
     client = await serve(embedder=ONNX)
-    url, about = str(client.base_url), About(tags=("docs",))
+    url, about = str(client.base_url), CommonFields(tags=("docs",))
 
     async def run() -> Result:
         async with connected(url, None) as service:
@@ -118,9 +118,9 @@ async def test_what_is_no_file_any_more_is_pruned_and_nothing_else(serve: Servic
     )
     await client.post("/documents", json={"title": "Other", "text": CANTEEN})
     async with connected(str(client.base_url), None) as service:
-        await upload_all(service, find([folder]).files, About(), 1)
+        await upload_all(service, find([folder]).files, CommonFields(), 1)
         (folder / "holiday.md").unlink()
-        assert await prune(service, find([folder]), About()) == 1
+        assert await prune(service, find([folder]), CommonFields()) == 1
     left = (await client.get("/documents")).json()["documents"]
     here = folder_id(folder)
     assert {one["source"] for one in left} == {f"{here}/deep/canteen.txt", f"{here}etter/a.md", None}
@@ -136,9 +136,9 @@ async def test_two_projects_with_a_folder_of_one_name_keep_each_others_documents
         (folder / "index.md").write_text(text)
     async with connected(str(client.base_url), None) as service:
         for folder in (*folders, folders[0]):
-            result = await upload_all(service, find([folder]).files, About(), 1)
+            result = await upload_all(service, find([folder]).files, CommonFields(), 1)
             assert result.counts["updated"] == 0
-            assert await prune(service, find([folder]), About()) == 0
+            assert await prune(service, find([folder]), CommonFields()) == 0
     assert len((await client.get("/documents")).json()["documents"]) == 2
 
 
@@ -150,10 +150,10 @@ async def test_a_collection_follows_its_folder_to_another_place(serve: Service, 
         for name in names:
             (folder / name).write_text(f"# {name}\n\n{HOLIDAY}")
     async with connected(str(client.base_url), None) as service:
-        await upload_all(service, find([before], "handbook").files, About(), 1)
+        await upload_all(service, find([before], "handbook").files, CommonFields(), 1)
         found = find([after], "handbook")
-        assert dict((await upload_all(service, found.files, About(), 1)).counts) == {"unchanged": 1}
-        assert await prune(service, found, About()) == 1
+        assert dict((await upload_all(service, found.files, CommonFields(), 1)).counts) == {"unchanged": 1}
+        assert await prune(service, found, CommonFields()) == 1
     left = (await client.get("/documents")).json()["documents"]
     assert [one["source"] for one in left] == ["handbook/a.md"]
 
@@ -161,9 +161,9 @@ async def test_a_collection_follows_its_folder_to_another_place(serve: Service, 
 async def test_documents_of_an_earlier_release_are_pointed_out(serve: Service, folder: Path) -> None:
     client = await serve(embedder=ONNX)
     async with connected(str(client.base_url), None) as service:
-        assert await former_documents(service, find([folder]), About()) == []
+        assert await legacy_folders(service, find([folder]), CommonFields()) == []
         await client.post("/documents", json={"title": "Broken", "text": HOLIDAY, "source": "pages/broken.pdf"})
-        assert await former_documents(service, find([folder]), About()) == ["pages"]
+        assert await legacy_folders(service, find([folder]), CommonFields()) == ["pages"]
 
 
 async def test_a_service_that_is_away_for_a_moment_costs_nothing() -> None:
@@ -197,11 +197,11 @@ async def test_a_service_that_one_file_waited_for_in_vain_is_not_waited_for_with
         raise httpx.ConnectError("nobody there", request=request)
 
     async with httpx.AsyncClient(transport=httpx.MockTransport(refuse), base_url="http://service") as client:
-        result = await upload_all(DocumentClient(client, 0.3, 1, told.append), find([folder]).files, About(), 1)
+        result = await upload_all(DocumentClient(client, 0.3, 1, told.append), find([folder]).files, CommonFields(), 1)
     assert dict(result.counts) == {"failed": 3}
     assert result.failures == [
         f"{folder_id(folder)}/broken.pdf: the service does not answer: nobody there",
-        "2 more that were not sent",
+        "2 more files were not sent",
     ]
     assert len(asked) > 1
     assert told == ["nobody there"]
@@ -228,7 +228,7 @@ async def test_a_name_that_is_not_utf_8_keeps_none_of_the_others(tmp_path: Path)
     files = [DocumentFile(tmp_path / "a.md", "urlaub\udce9.md"), DocumentFile(tmp_path / "b.md", "b.md")]
     transport = httpx.MockTransport(lambda _: ready)
     async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
-        result = await upload_all(DocumentClient(client, 1, 1), files, About(), 1)
+        result = await upload_all(DocumentClient(client, 1, 1), files, CommonFields(), 1)
     assert dict(result.counts) == {"failed": 1, "created": 1}
     assert result.failures == ["urlaub\udce9.md: its name is not UTF-8"]
 
@@ -248,7 +248,7 @@ runpy.run_module("api.cli.main", run_name="__main__")
             silent.settimeout(30)
             silent.accept()
             running.send_signal(signal.SIGINT)
-            assert running.communicate(timeout=10)[1] == "Stopped: running it again goes on from here.\n"
+            assert running.communicate(timeout=10)[1] == "Stopped. Run the command again to continue.\n"
     assert running.returncode == 130
 
 

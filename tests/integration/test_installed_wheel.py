@@ -258,7 +258,7 @@ def test_a_laptop_install_runs_everything(laptop: Path, folder: Path) -> None:
     settings = {"PORT": port, "METRICS_PORT": free_port(), "WORKERS": "1", "OLLAMA_BASE_URL": nowhere}
     with running(laptop, folder, "dev", "--no-docs", **settings) as serving:
         wait_until(lambda: is_ready(serving, folder, port), timeout=100)
-        wait_until(lambda: "Ctrl-C stops all of it" in (folder / "log").read_text(), timeout=10)
+        wait_until(lambda: "Press Ctrl-C to stop everything" in (folder / "log").read_text(), timeout=10)
         question = {"question": "What is the capital of France?"}
         asked = httpx.post(f"http://127.0.0.1:{port}/query", json=question, trust_env=False, timeout=60)
         assert asked.json()["answer"], asked.text
@@ -266,7 +266,9 @@ def test_a_laptop_install_runs_everything(laptop: Path, folder: Path) -> None:
         assert serving.wait(30) == 0
     assert {path.name for path in folder.iterdir()} == {".data", "api", "worker_config", "log"}
 
-    program = "from api.cli.dev import own_pages; print(len(list(own_pages().rglob('*.md'))), own_pages())"
+    program = (
+        "from api.cli.dev import documentation_folder as folder; print(len(list(folder().rglob('*.md'))), folder())"
+    )
     done = subprocess.run([laptop / "bin" / "python", "-P", "-c", program], capture_output=True, text=True, check=True)
     count, found = done.stdout.split()
     assert int(count) == len(list((ROOT / "docs").rglob("*.md")))

@@ -30,7 +30,7 @@ def test_a_plan_says_what_is_needed_and_what_gives_out_first() -> None:
     assert result.exit_code == 0
     assert "50 requests/s, 30% exact and 20% semantic hits, 2,000 replicas of 4 workers" in result.stdout
     assert "The first limit: Redis's connections. Costs as measured on 20" in result.stdout
-    for named in ("workers needed", "BULKHEAD_MAX_CONCURRENT", "GPUs", "moved by", "Little's law"):
+    for named in ("workers needed", "BULKHEAD_MAX_CONCURRENT", "GPUs", "raised by", "Little's law"):
         assert named in result.stdout
 
 
@@ -45,7 +45,7 @@ def test_the_same_as_json_with_where_it_was_measured() -> None:
 def test_a_wait_without_end_is_null_in_json_and_a_word_in_the_table() -> None:
     overfull = ("--rate", "100", "--gpus", "1")
     assert planned(*overfull)["plan"]["mean_wait"] is None
-    assert "for ever" in run("plan", *overfull).stdout
+    assert "forever" in run("plan", *overfull).stdout
     too_much_for_redis = ("--rate", "100000")
     assert planned(*too_much_for_redis)["plan"]["notice_ms"] is None
     assert "never" in run("plan", *too_much_for_redis).stdout
@@ -88,7 +88,7 @@ def test_a_simulation_names_the_first_size_that_is_too_much() -> None:
     misses = ("--rate", "1000", "--exact", "0", "--semantic", "0", "--chunks", "10000")
     result = run("simulate", "--replicas", "2", "--replicas", "5", *short, *misses)
     assert result.exit_code == 0
-    assert "The first limit of these:" in result.stdout
+    assert "First limit:" in result.stdout
     assert "at 2 replicas (8 workers)" in result.stdout
     assert "never" in result.stdout, "a transition that no worker hears of takes no time at all"
     [line] = [
@@ -97,7 +97,7 @@ def test_a_simulation_names_the_first_size_that_is_too_much() -> None:
     assert line["unheard"] > 0
     assert line["notice_most"] is None
     quiet = run("simulate", "--replicas", "2", *short)
-    assert "None of these reaches a limit" in quiet.stdout
+    assert "None of these fleets reaches a limit" in quiet.stdout
 
 
 def test_without_simpy_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

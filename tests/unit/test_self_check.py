@@ -25,7 +25,7 @@ def test_a_semantic_hit_of_this_run_passes() -> None:
     [{"status": "miss", "kind": None}, {"status": "hit", "kind": "exact"}, {"status": "stale"}, {"status": "bypass"}],
 )
 def test_anything_else_fails(cache: dict[str, Any]) -> None:
-    with pytest.raises(CheckFailed, match="no semantic hit"):
+    with pytest.raises(CheckFailed, match="not a semantic hit"):
         require_semantic_hit(asked(**cache), seconds_since_first=1.3)
 
 
