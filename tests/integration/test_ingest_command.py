@@ -230,7 +230,7 @@ async def test_a_name_that_is_not_utf_8_keeps_none_of_the_others(tmp_path: Path)
     async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
         result = await upload_all(DocumentClient(client, 1, 1), files, CommonFields(), 1)
     assert dict(result.counts) == {"failed": 1, "created": 1}
-    assert result.failures == ["urlaub\udce9.md: its name is not UTF-8"]
+    assert result.failures == ["urlaub\udce9.md: the file name is not UTF-8"]
 
 
 def test_ctrl_c_says_that_it_can_be_run_again(folder: Path) -> None:
