@@ -89,7 +89,7 @@ class Bench:
         for begin in range(0, self.size, 256):
             batch = range(begin, min(begin + 256, self.size))
             await asyncio.gather(*(self.store(number, self.vectors[number].tobytes()) for number in batch))
-        await self.index.of(SCOPE).tend()  # as each worker does every second
+        await self.index.of(SCOPE).maintain()  # as each worker does every second
         used = (await self._memory() - before) / self.size
         redis: Any = self.redis
         info = await redis.execute_command("FT.INFO", (await redis.execute_command("FT._LIST"))[0])

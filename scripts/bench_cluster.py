@@ -25,7 +25,7 @@ import redis
 
 from api.embedded.redis_server import EmbeddedRedis, embedded_redis
 from api.ports.cache import NewAnswer
-from api.redis_store.client import RedisAddress, opened_gate
+from api.redis_store.client import RedisAddress, open_client
 from api.redis_store.health_gated import RedisHealthEvents
 from api.redis_store.keys import Keys
 from api.redis_store.search_index import algorithm_for
@@ -123,7 +123,7 @@ async def all_of(calls: int, begin: int, work: Callable[[int], Awaitable[None]])
 
 async def run_client(target: Target, seed: int, what: str, calls: int) -> float:
     address = RedisAddress(target.url, timeout=30.0, connect_timeout=5.0, max_connections=2 * CONCURRENCY)
-    async with opened_gate(address, lambda shard: RedisHealthEvents(), print, target.keys.probe) as gate:
+    async with open_client(address, lambda shard: RedisHealthEvents(), print, target.keys.probe) as gate:
         client = Client(target, gate, seed)
         assert await gate.check()
         for index in client.indexes:

@@ -27,7 +27,7 @@ from api.backup.archive import (
     documents,
 )
 from api.ports.backup import BackupSource, BackupTarget, StoredAnswer
-from api.ports.document_work import Deletions, marks_for
+from api.ports.document_work import Deletions, tags_for
 
 OnStep = Callable[[str, int, int], None]
 """Called at each step with its kind, the number done, and the approximate total."""
@@ -67,7 +67,7 @@ async def take_backup(
     if scope.documents:
         await _documents(source, writer, scope, header.expected_documents, on)
     if scope.cache:
-        writer.write(deletions_line(marks_for(await deletions.noted(), scope.tenants)))
+        writer.write(deletions_line(tags_for(await deletions.noted(), scope.tenants)))
         await _answers(source, writer, scope.tenants, header.expected_answers, on)
     writer.end()
 
@@ -134,7 +134,7 @@ async def restore_backup(
     if scope.documents:
         await _put_documents(target, file, backup, scope, restored, on)
     if scope.cache:
-        await target.put_deletions(marks_for(deletions(file), scope.tenants), dry_run=scope.dry_run)
+        await target.put_deletions(tags_for(deletions(file), scope.tenants), dry_run=scope.dry_run)
         await _put_answers(target, file, backup, scope, restored, on)
     return restored
 

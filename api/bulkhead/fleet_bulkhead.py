@@ -307,7 +307,7 @@ class FleetBulkhead:
             self._granted_locally(self._local.hand_out())
         return self._local
 
-    async def tend(self) -> None:
+    async def renew_leases(self) -> None:
         """Renews this worker's leases and serves those who missed their message; finds a lost store again.
 
         Permits that were taken locally stay local until they end; who waits takes its place in the fleet's line.
@@ -317,7 +317,7 @@ class FleetBulkhead:
         async with self._returns.sending:  # what is on its way back must not be renewed
             try:
                 await self._returns.send_pending()
-                granted = await self.store.tend(self._held, self._waiting)
+                granted = await self.store.renew_leases(self._held, self._waiting)
             except StoreUnavailable:
                 self._lost_store()
                 return
@@ -339,13 +339,13 @@ class FleetBulkhead:
         await self._returns.aclose()
 
 
-TEND_SECONDS: Final = 1.0
+RENEWAL_SECONDS: Final = 1.0
 RECONNECT_SECONDS: Final = 0.25
 
 
 @asynccontextmanager
 async def kept_alive(bulkhead: FleetBulkhead) -> AsyncIterator[FleetBulkhead]:
-    """The bulkhead, followed and tended while the block runs; what is on its way back is sent at the end."""
+    """The bulkhead, followed and renewed while the block runs; what is on its way back is sent at the end."""
     try:
         async with Background() as background:
             background.start(_follow, bulkhead)
@@ -360,7 +360,7 @@ async def _follow(bulkhead: FleetBulkhead) -> None:
         try:
             async for wake in bulkhead.store.follow():
                 if wake is None:
-                    await bulkhead.tend()  # what was said before nobody heard
+                    await bulkhead.renew_leases()  # what was said before nobody heard
                 else:
                     bulkhead.woken(wake)
         except StoreUnavailable:
@@ -368,7 +368,7 @@ async def _follow(bulkhead: FleetBulkhead) -> None:
 
 
 async def _tend(bulkhead: FleetBulkhead) -> None:
-    every = min(TEND_SECONDS, bulkhead.policy.lease_ms / 4000)
+    every = min(RENEWAL_SECONDS, bulkhead.policy.lease_ms / 4000)
     while True:
         await asyncio.sleep(every * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
-        await bulkhead.tend()
+        await bulkhead.renew_leases()

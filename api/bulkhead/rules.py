@@ -244,7 +244,7 @@ class BulkheadStore(Protocol):
     async def give(self, returns: Sequence[PermitReturn]) -> list[str]:
         """Returns permits and places in the queue. Gives the tickets, of any worker, that get a permit now."""
 
-    async def tend(self, held: Iterable[str], waiting: Iterable[str]) -> list[str]:
+    async def renew_leases(self, held: Iterable[str], waiting: Iterable[str]) -> list[str]:
         """Renews the leases of a worker's tickets and reassigns expired ones. Gives the tickets that get a permit."""
 
     async def read(self) -> BulkheadReading:

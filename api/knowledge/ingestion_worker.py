@@ -88,17 +88,17 @@ class IngestionWorker:
         embedder = await self._embedder.identity()
         epoch = await self._anew.behind(embedder)
         duty = self._duties(embedder.fingerprint)
-        if epoch is None or not await duty.hold(DUTY_SECONDS):
+        if epoch is None or not await duty.acquire(DUTY_SECONDS):
             return
         whole = True
         async with _kept(duty):
             async for work in self._anew.missing(embedder):
                 whole = await self._embedded(work, embedder) and whole
-                if not (whole or await duty.hold(DUTY_SECONDS)):
+                if not (whole or await duty.acquire(DUTY_SECONDS)):
                     return
             if whole:
                 await self._anew.complete(embedder, epoch)
-        await duty.leave()
+        await duty.release()
 
     async def _embedded(self, work: Work, embedder: EmbedderIdentity) -> bool:
         """False where it was void, or another worker's duty: whether something is left is seen by looking again."""
@@ -117,7 +117,7 @@ async def _kept(duty: LeaderLease) -> AsyncIterator[None]:
         held = True
         while held:
             await asyncio.sleep(DUTY_SECONDS / 5)
-            held = await duty.hold(DUTY_SECONDS)
+            held = await duty.acquire(DUTY_SECONDS)
 
     keeper = asyncio.create_task(keep(), name="embedding_duty")
     try:
@@ -169,7 +169,7 @@ class StaleEmbeddings:
         """
         embedder = await self._embedder.identity()
         await self._embeddings.use(embedder)
-        if await self._anew.behind(embedder) is not None or not await self._duty.hold(CLEANING_DUTY_SECONDS):
+        if await self._anew.behind(embedder) is not None or not await self._duty.acquire(CLEANING_DUTY_SECONDS):
             return 0
         return sum([await self._removed(old) for old in await self._embeddings.unused(self._keep)])
 
@@ -177,7 +177,7 @@ class StaleEmbeddings:
         removed = 0
         async for chunks in self._embeddings.remove(old, self._keep):
             removed += chunks
-            if not await self._duty.hold(CLEANING_DUTY_SECONDS):
+            if not await self._duty.acquire(CLEANING_DUTY_SECONDS):
                 break
         if removed:
             self._events.embeddings_removed(old, removed)

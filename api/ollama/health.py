@@ -56,7 +56,7 @@ class BackendWatch:
         """Probes, if that is this worker's duty now, and tells the others; else reads what the prober found."""
         if self._left:
             return
-        if await self._duty.hold(2 * self._interval + 5):
+        if await self._duty.acquire(2 * self._interval + 5):
             found = await asyncio.gather(*(models.health() for models in self._models.values()))
             self._learn(dict(zip(self._models, found, strict=True)))
             with suppress(StoreUnavailable):  # then every worker probes for itself
@@ -91,7 +91,7 @@ class BackendWatch:
     async def leave(self) -> None:
         """Looks no more: another worker probes from now on."""
         self._left = True
-        await self._duty.leave()
+        await self._duty.release()
 
     async def keep_looking(self) -> None:
         """For ever, jittered. A task of the worker's."""
@@ -185,7 +185,7 @@ class WarmUp:
 
     async def _warm(self, backend: str) -> None:
         duty = self._duties[backend]
-        if not await duty.hold(LEASE):
+        if not await duty.acquire(LEASE):
             return
         renewal = asyncio.create_task(_keep(duty))
         loaded = [False]
@@ -193,7 +193,7 @@ class WarmUp:
             loaded = [await self._load(backend, load) for load in self._loads]
         finally:
             await cancel_and_wait([renewal])
-            await (duty.hold(DONE) if all(loaded) else duty.leave())
+            await (duty.acquire(DONE) if all(loaded) else duty.release())
 
     async def _load(self, backend: str, load: Load) -> bool:
         """Whether the model is in memory now."""
@@ -215,4 +215,4 @@ class WarmUp:
 async def _keep(duty: LeaderLease) -> None:
     while True:
         await asyncio.sleep(LEASE / 3)
-        await duty.hold(LEASE)
+        await duty.acquire(LEASE)

@@ -71,17 +71,17 @@ class Flights(Protocol):
     def alone(self, lead: Lead, *, buffered: bool) -> AbstractAsyncContextManager[FlightSubscription]:
         """The same for a caller who shares with nobody."""
 
-    def sole(self, key: FlightKey) -> AbstractAsyncContextManager[Claim | None]:
+    def exclusive(self, key: FlightKey) -> AbstractAsyncContextManager[Claim | None]:
         """Leads work on `key` without subscribers; None if another worker has the lead, or without Redis."""
 
 
 class LeaderLease(Protocol):
     """Work that one worker at a time does for the fleet. Without Redis each worker does it for itself."""
 
-    async def hold(self, seconds: float) -> bool:
+    async def acquire(self, seconds: float) -> bool:
         """Takes or renews the lease for `seconds`. Whether this worker has it."""
 
-    async def leave(self) -> None:
+    async def release(self) -> None:
         """Releases the lease at once."""
 
 

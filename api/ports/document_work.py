@@ -99,9 +99,9 @@ class DocumentWork(Protocol):
 
     async def release(self, work: Work) -> None: ...
 
-    async def delay(self, work: Work, pause: float, patience: float, reason: str) -> Delayed: ...
+    async def delay(self, work: Work, pause: float, longest: float, reason: str) -> Delayed: ...
 
-    async def told(self, work: Work) -> None: ...
+    async def notified(self, work: Work) -> None: ...
 
     async def draft(self, work: Work) -> bytes | None: ...
 
@@ -155,14 +155,14 @@ class Reembedding(Protocol):
 class Deletions(Protocol):
     """What operators deleted, kept as long as a backup could bring it back. Every method raises `StoreUnavailable`."""
 
-    async def note(self, marks: Sequence[str]) -> None: ...
+    async def note(self, tags: Sequence[str]) -> None: ...
 
     async def noted(self) -> Mapping[str, int]: ...
 
-    async def merge(self, marks: Mapping[str, int]) -> None: ...
+    async def merge(self, tags: Mapping[str, int]) -> None: ...
 
 
-def marks_of(selection: Selection) -> list[str]:
+def tags_of(selection: Selection) -> list[str]:
     """What a deletion is remembered by; where it is not one question's, by more than was meant rather than less.
 
     Which questions are near one is not kept: all of the tenant's answers count as deleted then.
@@ -176,14 +176,14 @@ def marks_of(selection: Selection) -> list[str]:
     return ["all" if selection.tenant is None else f"tenant:{selection.tenant}"]
 
 
-def marks_for(marks: Mapping[str, int], tenants: Collection[str]) -> Mapping[str, int]:
+def tags_for(tags: Mapping[str, int], tenants: Collection[str]) -> Mapping[str, int]:
     """Without those by which other tenants' answers were deleted, and their names. No tenants: all."""
-    others = {mark for mark in marks if mark.startswith("tenant:") and mark.removeprefix("tenant:") not in tenants}
-    return {mark: at for mark, at in marks.items() if not tenants or mark not in others}
+    others = {tag for tag in tags if tag.startswith("tenant:") and tag.removeprefix("tenant:") not in tenants}
+    return {tag: at for tag, at in tags.items() if not tenants or tag not in others}
 
 
-def marks_about(digest: str, tenant: str, documents: Sequence[str]) -> list[str]:
-    """The marks that an answer would be deleted by."""
+def tags_about(digest: str, tenant: str, documents: Sequence[str]) -> list[str]:
+    """The tags that an answer would be deleted by."""
     return ["all", f"tenant:{tenant}", f"question:{digest}", *(f"source:{document}" for document in documents)]
 
 

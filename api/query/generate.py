@@ -206,7 +206,7 @@ class Refresher:
 
     async def _refresh(self, query: Query, lookup: Lookup, key: FlightKey) -> None:
         try:
-            async with self._flights.sole(key) as claim:
+            async with self._flights.exclusive(key) as claim:
                 outcome = await self._generate(query, lookup, claim) if claim is not None else "elsewhere"
         except RagherdError:
             outcome = "failed"  # the breaker and the metrics of Ollama know why

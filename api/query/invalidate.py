@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from api.errors import EmbeddingUnavailable, ServiceUnavailable, StoreUnavailable
 from api.ports.cache import CacheSweep, Invalidation, Neighbourhood, Selection, Swept
-from api.ports.document_work import Deletions, marks_of
+from api.ports.document_work import Deletions, tags_of
 from api.ports.models import Embedder
 from api.ports.question import Query
 from api.ports.telemetry import Telemetry
@@ -42,7 +42,7 @@ class Invalidator:
         """Deletes also where the note of it can not be written now: on a cluster that may be on a shard of its own."""
         fault: StoreUnavailable | None = None
         try:
-            await self._deletions.note(marks_of(selection))
+            await self._deletions.note(tags_of(selection))
         except StoreUnavailable as error:
             fault = error
         swept = await self._sweep.sweep(selection, dry_run=False)

@@ -227,7 +227,7 @@ class WarmUpRun:
         while not self._over:
             await asyncio.sleep(HEARTBEAT_SECONDS)
             try:
-                if not await self._jobs.hold(self._job, LEASE):
+                if not await self._jobs.acquire(self._job, LEASE):
                     return
             except StoreUnavailable:
                 continue
@@ -344,14 +344,14 @@ class WarmUps:
             self._news.clear()
 
     async def _take(self, job: str) -> None:
-        if not await self._jobs.hold(job, LEASE):
+        if not await self._jobs.acquire(job, LEASE):
             return
         self._events.warm_up_taken(job)
         try:
             await WarmUpRun(job, self._jobs, self._warmer, self._events, self._concurrency).to_its_end()
         finally:
             with suppress(StoreUnavailable):
-                await self._jobs.hold(job, 0)
+                await self._jobs.acquire(job, 0)
 
 
 def _encoded(questions: Sequence[WarmQuestion]) -> list[bytes]:

@@ -123,7 +123,7 @@ def _watcher(address: RedisAddress, sentinel: str) -> Redis:
 @asynccontextmanager
 async def short_commands(address: RedisAddress) -> AsyncIterator[Redis]:
     """A client for commands that answer at once. Replies are bytes: vectors are not text."""
-    # The gate in front bounds the concurrency; the pool's own limit would raise instead of waiting.
+    # The redis in front bounds the concurrency; the pool's own limit would raise instead of waiting.
     bound = address.max_connections * 2
     async with _opened(address, socket_timeout=address.timeout, max_connections=bound) as client:
         yield client
@@ -213,7 +213,7 @@ A_CLUSTER: Final = "This Redis is a cluster, of which a redis:// URL reaches onl
 
 
 @asynccontextmanager
-async def opened_gate(
+async def open_client(
     address: RedisAddress,
     events: Callable[[str], RedisHealthEvents],
     mismatch: Callable[[str], None],
@@ -234,17 +234,17 @@ async def opened_gate(
             yield cluster
         return
     async with short_commands(address) as client:
-        gate = HealthGatedRedis(client, address.max_connections, events(""), probe=probe)
-        gate.on_recovery(partial(_check_alone, client, cache(mismatch)))
-        yield gate
+        redis = HealthGatedRedis(client, address.max_connections, events(""), probe=probe)
+        redis.on_recovery(partial(_check_alone, client, cache(mismatch)))
+        yield redis
 
 
-async def _check_alone(client: Redis, tell_once: Callable[[str], None]) -> None:
+async def _check_alone(client: Redis, report_once: Callable[[str], None]) -> None:
     """Raises `StoreUnavailable` for a part of a cluster: it would refuse most of what it is asked."""
     try:
         found = await client.info("cluster")
     except NoPermissionError:
         return
     if found.get("cluster_enabled"):
-        tell_once(A_CLUSTER)
+        report_once(A_CLUSTER)
         raise StoreUnavailable(A_CLUSTER)

@@ -51,7 +51,7 @@ class SlotMap:
         return bool(self._ranges)
 
     @property
-    def is_whole(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether each slot has a shard."""
         return sum(last - first + 1 for first, last, _ in self._ranges) == SLOTS
 
@@ -173,7 +173,7 @@ class HealthGatedCluster:
         self._max_concurrency = max_concurrency
         self._events = events
         self._not_a_cluster = not_a_cluster
-        self._told = False
+        self._reported = False
         self._nodes_events = events("")
         self._fault: BaseException | None = None
         self._shards: dict[Node, HealthGatedRedis] = {}
@@ -190,7 +190,7 @@ class HealthGatedCluster:
     def is_up(self) -> bool:
         """Whether every shard is, and each slot has one."""
         up, known = self.shards
-        return up == known > 0 and self.slots.is_whole
+        return up == known > 0 and self.slots.is_complete
 
     @property
     def any_up(self) -> bool:
@@ -291,27 +291,27 @@ class HealthGatedCluster:
             reply: Any = await client.execute_command("CLUSTER SLOTS")  # type: ignore[no-untyped-call]
         except (RedisError, OSError, TimeoutError) as error:
             if "cluster support disabled" in str(error).lower():
-                self._tell_once()
+                self._report_once()
             else:
                 self._fault = error
             return SlotMap()
         return SlotMap.read(reply, node)
 
-    def _tell_once(self) -> None:
-        if not self._told:
-            self._told = True
+    def _report_once(self) -> None:
+        if not self._reported:
+            self._reported = True
             self._not_a_cluster()
 
     async def _take(self, slots: SlotMap) -> None:
         gone = [self._shards.pop(node) for node in self._shards.keys() - slots.nodes]
         for node in slots.nodes - self._shards.keys():
-            self._shards[node] = self._gate(node)
+            self._shards[node] = self._shard(node)
             self._lost.set()  # the watch is to ask it at once
         self.slots = slots
         for shard in gone:
             await _close(shard.client)
 
-    def _gate(self, node: Node) -> HealthGatedRedis:
+    def _shard(self, node: Node) -> HealthGatedRedis:
         events = self._events(str(node))
         shard = HealthGatedRedis(self._opened(node), self._max_concurrency, events, ask=_state, lost=self._lost)
         shard.on_recovery(lambda: self._run(self._on_recovery, self._on_each, node))

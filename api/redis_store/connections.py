@@ -32,30 +32,30 @@ class LagTolerantConnection(AbstractConnection):
 
     def __init__(self, *, socket_timeout: float | None = None, **options: Any) -> None:
         super().__init__(socket_timeout=None, **options)
-        self._patience = socket_timeout
+        self._timeout = socket_timeout
 
     async def _connect(self) -> None:
         """As redis-py, which takes its `TimeoutError` for what it is."""
-        patience = self.socket_connect_timeout
-        if patience is None:
+        timeout = self.socket_connect_timeout
+        if timeout is None:
             await super()._connect()  # type: ignore[safe-super, no-untyped-call]
             return
         self.socket_connect_timeout = None
         try:
-            with LagTimeout(patience):
+            with LagTimeout(timeout):
                 await super()._connect()  # type: ignore[safe-super, no-untyped-call]
         finally:
-            self.socket_connect_timeout = patience
+            self.socket_connect_timeout = timeout
 
     async def send_packed_command(self, command: bytes | str | Iterable[bytes], check_health: bool = True) -> None:
         """As redis-py. Connecting, where that is needed first, has its own timeout."""
         if not self.is_connected:
             await self.connect_check_health(check_health=False)
-        if self._patience is None or self._cannot_wait(command):
+        if self._timeout is None or self._cannot_wait(command):
             await super().send_packed_command(command, check_health)
             return
         try:
-            with LagTimeout(self._patience):
+            with LagTimeout(self._timeout):
                 await super().send_packed_command(command, check_health)
         except TimeoutError:  # redis-py has closed the connection
             raise RedisTimeoutError("Timeout writing to socket") from None
@@ -78,10 +78,10 @@ class LagTolerantConnection(AbstractConnection):
     ) -> Any:
         """As redis-py. A `timeout` that the caller gives is the caller's own."""
         options: dict[str, Any] = {"disconnect_on_error": disconnect_on_error, "push_request": push_request}
-        if timeout is not None or self._patience is None:
+        if timeout is not None or self._timeout is None:
             return await super().read_response(disable_decoding, timeout, **options)
         try:
-            with LagTimeout(self._patience):
+            with LagTimeout(self._timeout):
                 return await super().read_response(disable_decoding, **options)
         except TimeoutError:
             raise RedisTimeoutError(f"Timeout reading from {self._host_error()}") from None

@@ -107,21 +107,21 @@ Heard = Callable[[StoreWarning, bool], None]
 class RedisCheckup:
     """What is to be said of the Redis behind a gate; of a cluster, what is to be said of any shard, once."""
 
-    def __init__(self, gate: AnyHealthGated, store: Store, heard: Heard = lambda warning, begins: None) -> None:
-        self._gate = gate
+    def __init__(self, redis: AnyHealthGated, store: Store, heard: Heard = lambda warning, begins: None) -> None:
+        self._redis = redis
         self._store: Store = store
         self._heard = heard
         self._found: dict[HealthGatedRedis, list[StoreWarning]] = {}
-        gate.after_each_recovery(self.look)
+        redis.after_each_recovery(self.look)
 
     @property
     def warnings(self) -> Sequence[StoreWarning]:
         """As of the last look; of one that takes no writes, that alone."""
-        return [warning(self._store, "read_only")] if self._gate.is_read_only else self._known()
+        return [warning(self._store, "read_only")] if self._redis.is_read_only else self._known()
 
     async def look(self) -> None:
         """Asks the server, or every shard that is up. Raises `StoreUnavailable` where none can be asked."""
-        servers = self._gate.servers
+        servers = self._redis.servers
         ends = await asyncio.gather(*(server.run("info", self._ask) for server in servers), return_exceptions=True)
         before = self._known()
         self._found = {server: found for server, found in self._found.items() if server in servers}

@@ -52,13 +52,13 @@ class CacheKeys:
         return key.startswith(self.entries) and (bool(self.tag) or not key.startswith(f"{self.entries}{{"))
 
     @property
-    def books(self) -> list[str]:
+    def eviction_keys(self) -> list[str]:
         """Of all entries: what each is worth, when it is gone, its uses, its tenant, and how many each tenant has."""
         return [self._one(f"{kind}:cache") for kind in ("evict", "expire", "uses", "tenant", "tenants")]
 
     def entries_of(self, tenant: str) -> str:
         """What each entry of one tenant is worth. Scripts make the same name."""
-        return f"{self.books[0]}:{tenant}"
+        return f"{self.eviction_keys[0]}:{tenant}"
 
     def flight(self, scope: str, digest: str) -> list[str]:
         """The keys of a flight: who leads, its words, and who refreshes; on the shard of the entry."""
@@ -279,7 +279,7 @@ class Keys:
         """Which schema the keys have. As durable as the documents that it tells of; beside the list of workers."""
         return f"{self.prefix}corpus:schema:{{{FLEET}}}" if self.cluster else f"{self.prefix}corpus:schema"
 
-    def embedding_duty(self, embedder: str) -> str:
+    def embedding_lease(self, embedder: str) -> str:
         """The worker that embeds documents anew after a change of the embedder."""
         return f"{self._tagged('embedding', DOCUMENTS)}{embedder}"
 

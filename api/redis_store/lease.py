@@ -15,23 +15,23 @@ class RedisLeaderLease:
     The key's value is the worker's id, for operators to read.
     """
 
-    def __init__(self, gate: HealthGatedClients, key: str, worker: str) -> None:
-        self._gate = gate.of(key)
+    def __init__(self, redis: HealthGatedClients, key: str, worker: str) -> None:
+        self._redis = redis.of(key)
         self._key = key
         self._worker = worker
-        self._hold = script(gate.client, "lease", "acquire")
-        self._leave = script(gate.client, "lease", "release")
+        self._acquire = script(redis.client, "lease", "acquire")
+        self._release = script(redis.client, "lease", "release")
 
-    async def hold(self, seconds: float) -> bool:
+    async def acquire(self, seconds: float) -> bool:
         """Takes or renews the lease for `seconds`. Whether this worker has it."""
         arguments: list[str | int] = [self._worker, round(seconds * 1000)]
         try:
-            held = await self._gate.run("duty", lambda client: self._hold([self._key], arguments, client))
+            held = await self._redis.run("duty", lambda client: self._acquire([self._key], arguments, client))
         except StoreUnavailable:
             return True
         return bool(held)
 
-    async def leave(self) -> None:
+    async def release(self) -> None:
         """Releases the lease at once. Without Redis it expires."""
         with suppress(StoreUnavailable):
-            await self._gate.run("duty", lambda client: self._leave([self._key], [self._worker], client))
+            await self._redis.run("duty", lambda client: self._release([self._key], [self._worker], client))

@@ -58,7 +58,7 @@ class SchemaConflict(StoreUnavailable):
 
 
 class FleetSchema:
-    """For one worker. Made before anything else asks the gate: nobody passes before it agrees, to no shard.
+    """For one worker. Made before anything else asks the redis: nobody passes before it agrees, to no shard.
 
     What a worker has agreed to holds while the shard is away that the schema is on; one that starts meanwhile waits.
 
@@ -68,7 +68,7 @@ class FleetSchema:
 
     def __init__(
         self,
-        gate: AnyHealthGated,
+        redis: AnyHealthGated,
         keys: Keys,
         worker: str,
         release: str,
@@ -77,8 +77,8 @@ class FleetSchema:
         *,
         states: bool = True,
     ) -> None:
-        self._gate = gate
-        self._home = gate.of(keys.corpus_schema)
+        self._redis = redis
+        self._home = redis.of(keys.corpus_schema)
         self._agreed = False
         self._covered: list[AnyHealthGated] = []
         self._keys = keys
@@ -89,14 +89,14 @@ class FleetSchema:
         self._states = states
         self.conflict = ""
         """What keeps this worker from the keys, in one line; empty where nothing does."""
-        self._settle = script(gate.client, "schema", "settle")
+        self._settle = script(redis.client, "schema", "settle")
         self._home.on_recovery(lambda: self.agree(self._home.client))
-        gate.on_each_recovery(self._known)
+        redis.on_each_recovery(self._known)
 
-    def cover(self, gate: AnyHealthGated) -> None:
+    def cover(self, redis: AnyHealthGated) -> None:
         """Keeps this worker from another Redis too, where breakers are, while it is known to be kept from the keys."""
-        self._covered.append(gate)
-        gate.on_each_recovery(self._allowed)
+        self._covered.append(redis)
+        redis.on_each_recovery(self._allowed)
 
     async def _allowed(self) -> None:
         if self.conflict:
@@ -110,8 +110,8 @@ class FleetSchema:
             if conflict != self.conflict:
                 self._on_conflict(conflict)
             self.conflict = conflict
-            for gate in self._covered:
-                gate.shut()
+            for redis in self._covered:
+                redis.shut()
             raise SchemaConflict(conflict)
         self.conflict = ""
 
@@ -136,7 +136,7 @@ class FleetSchema:
         try:
             await self._home.run("schema", self.agree)
         except SchemaConflict:
-            self._gate.shut()
+            self._redis.shut()
             raise
 
     async def _settled(self, client: Redis) -> str:

@@ -150,42 +150,42 @@ SCANNED: Final = 1000
 """Keys that Redis looks at for one call of SCAN."""
 
 
-async def scanned(gate: HealthGated, operation: str, home: str, pattern: str) -> AsyncIterator[list[str]]:
+async def scanned(redis: HealthGated, operation: str, home: str, pattern: str) -> AsyncIterator[list[str]]:
     """The keys like `pattern`, as they are found; one may come twice. `home` is any key of their slot.
 
     What comes or goes meanwhile may be among them or not. Raises `StoreUnavailable` also where the slot moves, or has
     moved, to another shard: SCAN asks whatever shard it is sent to, which then finds but a part, or nothing.
     """
-    client = await _home(gate, operation, home)
+    client = await _home(redis, operation, home)
     cursor = 0
     while True:
-        cursor, found = await gate.run(
+        cursor, found = await redis.run(
             operation,
             lambda client, at=cursor: client.scan(at, match=pattern, count=SCANNED),  # type: ignore[misc]
         )
         yield [key.decode("utf-8", "replace") for key in found]
         if cursor == 0:
             break
-    if await _home(gate, operation, home) is not client:
+    if await _home(redis, operation, home) is not client:
         raise StoreUnavailable("the slot has moved to another shard")
 
 
-async def scanned_once(gate: HealthGated, operation: str, home: str, pattern: str) -> AsyncIterator[list[str]]:
+async def scanned_once(redis: HealthGated, operation: str, home: str, pattern: str) -> AsyncIterator[list[str]]:
     """The same, each key once."""
     seen: set[str] = set()
-    async for found in scanned(gate, operation, home, pattern):
+    async for found in scanned(redis, operation, home, pattern):
         fresh = set(found) - seen
         seen |= fresh
         yield sorted(fresh)
 
 
-async def _home(gate: HealthGated, operation: str, key: str) -> Redis:
+async def _home(redis: HealthGated, operation: str, key: str) -> Redis:
     """A client of the shard that has the slot, and all of it.
 
     One that has it not sends a command with a key on; one that is giving it away says so of a key that is not there.
     """
-    await gate.run(operation, lambda client: client.exists(f"{key}:absent"))
-    return gate.client
+    await redis.run(operation, lambda client: client.exists(f"{key}:absent"))
+    return redis.client
 
 
 PIECE: Final = 512 * 1024
@@ -193,7 +193,7 @@ LIFETIME_MS: Final = 600 * 1000
 """How long an upload may take; what is not used by then is gone."""
 
 
-async def uploaded(gate: HealthGated, keys: Keys, content: bytes) -> str:
+async def uploaded(redis: HealthGated, keys: Keys, content: bytes) -> str:
     """The key of a new value, which a script is to rename."""
     key = keys.upload(secrets.token_hex(8))
     for start in range(0, max(len(content), 1), PIECE):
@@ -205,16 +205,16 @@ async def uploaded(gate: HealthGated, keys: Keys, content: bytes) -> str:
                 pipe.pexpire(key, LIFETIME_MS)
                 await pipe.execute()
 
-        await gate.run("upload", append)
+        await redis.run("upload", append)
     return key
 
 
-async def downloaded(gate: HealthGated, key: str) -> bytes | None:
+async def downloaded(redis: HealthGated, key: str) -> bytes | None:
     """The value; None where there is none. It must not change meanwhile."""
     pieces: list[bytes] = []
     while True:
         start = len(pieces) * PIECE
-        piece: Any = await gate.run(
+        piece: Any = await redis.run(
             "download",
             lambda client, at=start: client.getrange(key, at, at + PIECE - 1),  # type: ignore[misc]
         )

@@ -116,11 +116,11 @@ class FleetFlights:
         return task
 
     @asynccontextmanager
-    async def sole(self, key: FlightKey) -> AsyncGenerator[Claim | None, None]:
+    async def exclusive(self, key: FlightKey) -> AsyncGenerator[Claim | None, None]:
         """The lead of work on `key` that nobody follows; None where another worker has it, or Redis is down."""
         claim = None
         with suppress(StoreUnavailable):
-            claim = await self.store.sole(key)
+            claim = await self.store.exclusive(key)
         if claim is None:
             yield None
             return
@@ -259,7 +259,7 @@ class FleetFlights:
         try:
             await flight.decided.wait()
             if await self._is_wanted(flight):
-                await self.tend()  # those who have come without being heard are told
+                await self.renew_leases()  # those who have come without being heard are told
                 return
         finally:
             flight.ending = False
@@ -284,7 +284,7 @@ class FleetFlights:
         if await self._is_followed(flight):
             return True
         if flight.subscribers and flight.buffer.end is None:
-            await self.tend()  # somebody has come meanwhile: the lead is taken again
+            await self.renew_leases()  # somebody has come meanwhile: the lead is taken again
         return bool(flight.subscribers) or flight.buffer.end is not None
 
     async def _is_followed(self, flight: Flight) -> bool:
@@ -295,16 +295,16 @@ class FleetFlights:
         except StoreUnavailable:
             return False
 
-    async def tend(self) -> None:
+    async def renew_leases(self) -> None:
         """Renews the leads of this worker, and tells those who have come to follow without being heard."""
         flights = [(flight, flight.claim) for flight in self._flights.values() if flight.claim is not None]
         now = time.monotonic()
         leads = [(f.key, claim.fence, now - f.renewed < LEASE_MS / 1000) for f, claim in flights]
-        tended = await self.store.tend(leads)
+        renewed = await self.store.renew_leases(leads)
         for flight, claim in flights:
-            if flight.key not in tended:
+            if flight.key not in renewed:
                 continue
-            followers = tended[flight.key]
+            followers = renewed[flight.key]
             if followers is None:
                 self._lost(flight, claim)
                 continue
@@ -332,13 +332,13 @@ class FleetFlights:
         task.add_done_callback(self._aside.discard)
 
 
-TEND_SECONDS: Final = LEASE_MS / 4000
+RENEWAL_SECONDS: Final = LEASE_MS / 4000
 RECONNECT_SECONDS: Final = 0.25
 
 
 @asynccontextmanager
 async def kept_in_step(flights: FleetFlights) -> AsyncIterator[FleetFlights]:
-    """The flights, followed and tended while the block runs; at the end, led flights are left to others."""
+    """The flights, followed and renewed while the block runs; at the end, led flights are left to others."""
     try:
         async with Background() as background:
             background.start(_follow, flights)
@@ -353,7 +353,7 @@ async def _follow(flights: FleetFlights) -> None:
         try:
             async for message in flights.store.messages():
                 if message is None:
-                    await flights.tend()  # what was said before nobody heard
+                    await flights.renew_leases()  # what was said before nobody heard
                 else:
                     flights.told(message)
         except StoreUnavailable:
@@ -362,5 +362,5 @@ async def _follow(flights: FleetFlights) -> None:
 
 async def _tend(flights: FleetFlights) -> None:
     while True:
-        await asyncio.sleep(TEND_SECONDS * random.uniform(0.7, 1.3))  # noqa: S311 - jitter
-        await flights.tend()
+        await asyncio.sleep(RENEWAL_SECONDS * random.uniform(0.7, 1.3))  # noqa: S311 - jitter
+        await flights.renew_leases()

@@ -159,13 +159,13 @@ class FlightStore(Protocol):
     async def leave(self, key: FlightKey, place: str) -> None:
         """Gives up this place, not one taken since, and tells the leader."""
 
-    async def tend(self, leads: Sequence[Held]) -> Mapping[FlightKey, int | None]:
+    async def renew_leases(self, leads: Sequence[Held]) -> Mapping[FlightKey, int | None]:
         """Renews leads. Followers of each, None where it is lost; one whose store is down is not among them."""
 
     async def read(self, key: FlightKey, after: str) -> list[Record]:
         """What was published after an id of the stream; `-` for all."""
 
-    async def sole(self, key: FlightKey) -> Claim | None:
+    async def exclusive(self, key: FlightKey) -> Claim | None:
         """The lead of what nobody follows; None where another worker has it."""
 
     async def release(self, claim: Claim) -> None:

@@ -49,8 +49,8 @@ class WorkerBackends:
         worker: str,
         metrics: Metrics,
         telemetry: Telemetry,
-        gate: AnyHealthGated,
-        guard_gate: AnyHealthGated,
+        client: AnyHealthGated,
+        guard_client: AnyHealthGated,
         guard_address: RedisAddress,
         pools: OllamaPools,
         live_workers: Callable[[], int],
@@ -60,8 +60,8 @@ class WorkerBackends:
         self._worker = worker
         self._metrics = metrics
         self._telemetry = telemetry
-        self._gate = gate
-        self._guard_gate = guard_gate
+        self._client = client
+        self._guard_client = guard_client
         self._guard_address = guard_address
         self._keys = Keys(*settings.key_layout)
         self._pools = pools
@@ -72,14 +72,14 @@ class WorkerBackends:
         self.breakers: dict[str, FleetBreaker] = {}
         self.bulkheads: dict[str, FleetBulkhead] = {}
         self.warm_up = self._warm_up()
-        prober = RedisLeaderLease(gate, self._keys.prober, worker)
+        prober = RedisLeaderLease(client, self._keys.prober, worker)
         urls = {name: pool.base_url for name, pool in pools.items()}
-        board = BackendHealthStore(gate, self._keys, urls, worker)
+        board = BackendHealthStore(client, self._keys, urls, worker)
         self.digests = KnownDigests(ollama.ollama_num_ctx)
         self.watch = BackendWatch(
             self._models, prober, board, ollama.ollama_probe_interval, self.warm_up.start, self.digests
         )
-        self.fleet_retries = FleetRetries(gate, self._keys, pools.retries)
+        self.fleet_retries = FleetRetries(client, self._keys, pools.retries)
         self.facts = BackendFacts(pools, self.watch.known.get, metrics)
 
     async def reachable(self) -> bool:
@@ -102,17 +102,17 @@ class WorkerBackends:
         policy = _breaker_policy(self._settings.breaker)
         key = self._keys.breaker(name)[0]
         reader = partial(blocking_reader, self._guard_address, key=key)
-        store = RedisBreakerStore(self._guard_gate, reader, self._keys, name, policy, self._worker)
+        store = RedisBreakerStore(self._guard_client, reader, self._keys, name, policy, self._worker)
         self._metrics.breakers.known(name)
         listeners = (BreakerMetrics(self._metrics, self._worker),)
         breaker = FleetBreaker(name, policy, store, self._worker, listeners=listeners)
         self.breakers[name] = await stack.enter_async_context(kept_current(breaker))
-        self._guard_gate.of(key).after_recovery(breaker.refresh)
+        self._guard_client.of(key).after_recovery(breaker.refresh)
 
     async def _open_bulkhead(self, stack: AsyncExitStack, name: str) -> None:
         policy = _bulkhead_policy(self._settings, name)
         reader = partial(blocking_reader, self._guard_address)
-        store = RedisBulkheadStore(self._guard_gate, reader, self._keys, name, policy, self._worker)
+        store = RedisBulkheadStore(self._guard_client, reader, self._keys, name, policy, self._worker)
         self._metrics.bulkhead_known(name)
         events, live = self._telemetry, self._live_workers
         bulkhead = FleetBulkhead(name, policy, store, self._worker, events=events, live_workers=live)
@@ -151,7 +151,7 @@ class WorkerBackends:
     ) -> tuple[FailoverEmbedder, FailoverEmbedder]:
         """All backends as one embedder (EMBEDDER=ollama), each behind its breaker: for questions, and for documents."""
         settings = self._settings.embedder
-        known = EmbedderRegistry(self._gate, self._keys, settings.embed_model)
+        known = EmbedderRegistry(self._client, self._keys, settings.embed_model)
         remembered = await known.recall()
         members: list[Backend[BackendEmbedder]] = []
         for name, pool in self._pools.items():
@@ -183,7 +183,7 @@ class WorkerBackends:
             loads.append(load_llm(ollama.llm_model, self._pinned))
             if embedder.embedder == "ollama":
                 loads.append(load_embedder(embedder.embed_model, self._pinned))
-        duties = {name: RedisLeaderLease(self._gate, self._keys.warm_up(name), self._worker) for name in self._pools}
+        duties = {name: RedisLeaderLease(self._client, self._keys.warm_up(name), self._worker) for name in self._pools}
         return WarmUp(self._pools, self.bulkheads, duties, tuple(loads))
 
 
@@ -193,24 +193,24 @@ async def open_backends(
     worker: str,
     metrics: Metrics,
     telemetry: Telemetry,
-    gate: AnyHealthGated,
-    guard_gate: AnyHealthGated,
+    client: AnyHealthGated,
+    guard_client: AnyHealthGated,
     guard_address: RedisAddress,
     live_workers: Callable[[], int] = lambda: 1,
 ) -> AsyncIterator[WorkerBackends]:
     """The worker's hold on every URL of OLLAMA_BASE_URL; `live_workers`: how many share it.
 
-    Breakers and bulkheads are kept in the Redis behind `guard_gate`, at `guard_address`; all else behind `gate`.
+    Breakers and bulkheads are kept in the Redis behind `guard_client`, at `guard_address`; all else behind `client`.
     On exit it leaves its duties to others.
     """
     async with AsyncExitStack() as stack:
         pools = await stack.enter_async_context(open_pools(settings.ollama.base_urls, _limits(settings)))
         backends = WorkerBackends(
-            settings, worker, metrics, telemetry, gate, guard_gate, guard_address, pools, live_workers
+            settings, worker, metrics, telemetry, client, guard_client, guard_address, pools, live_workers
         )
         await backends.open_guards(stack)
         await backends.watch.begin()
-        gate.of(Keys(*settings.key_layout).backend("")).on_recovery(backends.watch.recall)
+        client.of(Keys(*settings.key_layout).backend("")).on_recovery(backends.watch.recall)
         stack.push_async_callback(backends.watch.leave)
         stack.push_async_callback(backends.warm_up.aclose)
         yield backends

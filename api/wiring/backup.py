@@ -12,7 +12,7 @@ from typing import Final
 from api import __version__
 from api.backup.transfer import BackupOrigin
 from api.errors import StoreUnavailable
-from api.redis_store.client import AnyHealthGated, opened_gate
+from api.redis_store.client import AnyHealthGated, open_client
 from api.redis_store.health_gated import RedisHealthEvents
 from api.redis_store.keys import Keys
 from api.redis_store.schema import SCHEMA, FleetSchema
@@ -61,21 +61,22 @@ async def opened_memory(settings: Settings, *, writes: bool) -> AsyncIterator[Me
     patient = replace(
         address, timeout=max(address.timeout, PATIENCE), connect_timeout=max(address.connect_timeout, PATIENCE)
     )
-    async with opened_gate(patient, lambda shard: failures, failures.mismatched, keys.probe) as gate:
+    async with open_client(patient, lambda shard: failures, failures.mismatched, keys.probe) as client:
         worker = f"backup-{socket.gethostname()}-{os.getpid()}"
-        schema = FleetSchema(gate, keys, worker, __version__, lambda conflict: None, states=writes)
-        if not await gate.check():
+        schema = FleetSchema(client, keys, worker, __version__, lambda conflict: None, states=writes)
+        if not await client.check():
             raise StoreUnavailable(schema.conflict or f"Redis can not be used: {failures.last}")
-        yield _memory(settings, gate, keys, worker)
+        yield _memory(settings, client, keys, worker)
 
 
-def _memory(settings: Settings, gate: AnyHealthGated, keys: Keys, worker: str) -> Memory:
-    cache, deletions = settings.cache, RedisDeletions(gate, keys)
+def _memory(settings: Settings, client: AnyHealthGated, keys: Keys, worker: str) -> Memory:
+    cache, deletions = settings.cache, RedisDeletions(client, keys)
     new_outdate = cache.enabled and settings.retrieval.cache_on_new_documents != "none"
     # It reads no files: one that a worker had begun with is left to the next, or its bytes would become the text.
-    work = RedisDocumentWork(gate, keys, worker, reads=())
-    outdated = RedisInvalidationTags(gate, keys, SemanticIndexes(gate, keys, algorithm_for(settings.partition_size)))
-    sweep, most = RedisCacheSweep(gate, keys, SWEEP_SECONDS), settings.documents.documents_max
-    documents = DocumentWriter(gate, keys, worker, work, sweep, outdated, most, tells_of_new=new_outdate)
-    answers = AnswerWriter(gate, keys, deletions, settings.partition_size, new_outdate=new_outdate)
-    return Memory(RedisBackupSource(gate, keys), RedisBackupTarget(documents, answers, deletions), deletions)
+    work = RedisDocumentWork(client, keys, worker, reads=())
+    indexes = SemanticIndexes(client, keys, algorithm_for(settings.partition_size))
+    tags = RedisInvalidationTags(client, keys, indexes)
+    sweep, most = RedisCacheSweep(client, keys, SWEEP_SECONDS), settings.documents.documents_max
+    documents = DocumentWriter(client, keys, worker, work, sweep, tags, most, tells_of_new=new_outdate)
+    answers = AnswerWriter(client, keys, deletions, settings.partition_size, new_outdate=new_outdate)
+    return Memory(RedisBackupSource(client, keys), RedisBackupTarget(documents, answers, deletions), deletions)

@@ -53,18 +53,18 @@ class CacheParts:
         settings: Settings,
         worker: str,
         metrics: Metrics,
-        gate: AnyHealthGated,
+        client: AnyHealthGated,
         pace: Callable[[], float] = lambda: 1.0,
     ) -> None:
         self.settings = settings
         self.worker = worker
         self.metrics = metrics
-        self.gate = gate
+        self.client = client
         self.pace = pace
         self.keys = Keys(*settings.key_layout)
         self.max_size = settings.partition_size
-        self.indexes = SemanticIndexes(gate, self.keys, algorithm_for(self.max_size))
-        self.counters = CacheCounters(gate, self.keys, worker)
+        self.indexes = SemanticIndexes(client, self.keys, algorithm_for(self.max_size))
+        self.counters = CacheCounters(client, self.keys, worker)
         self.events = WorkerTelemetry(metrics, self.counters, log_questions=settings.server.log_questions)
 
 
@@ -85,7 +85,7 @@ class WorkerCache:
         cache = _answer_cache(parts) if settings.cache.enabled else None
         template = load(settings.retrieval.prompt_template_path)
         places = CacheKeyBuilder(embedder, digests, _grounding(template, settings, retriever.reranking_scope))
-        memory = RedisCondensedQuestions(parts.gate, parts.keys, round(settings.cache.ttl * 1000))
+        memory = RedisCondensedQuestions(parts.client, parts.keys, round(settings.cache.ttl * 1000))
         condenser = Condenser(generations, flights, memory, parts.events)
         prompting = PromptBuilder(
             template, settings.ollama.ollama_num_ctx, settings.retrieval.retrieval_nothing_relevant
@@ -102,15 +102,15 @@ class WorkerCache:
         condensing = condenser if cache is not None and settings.cache.condense else None
         self.queries = QueryService(condensing, shared, flights, fresh, self.refresher, parts.events)
         self.explainer = Explainer(cache, embedder, places, policy)
-        self.figures = CacheFigures(parts.gate, parts.indexes, parts.counters, embedder, _limits(parts.settings))
+        self.figures = CacheFigures(parts.client, parts.indexes, parts.counters, embedder, _limits(parts.settings))
         self.invalidator = Invalidator(
-            RedisCacheSweep(parts.gate, parts.keys), RedisDeletions(parts.gate, parts.keys), embedder, parts.events
+            RedisCacheSweep(parts.client, parts.keys), RedisDeletions(parts.client, parts.keys), embedder, parts.events
         )
         self.warm_ups: WarmUps | None = None
         if cache is not None:
             quiet = WarmUpTelemetry(parts.metrics, parts.counters, log_questions=settings.server.log_questions)
             warmer = CacheWarmer(cache, embedder, places, fresh_answers(quiet), parts.events)
-            jobs = RedisWarmUpJobs(parts.gate, parts.keys, parts.worker)
+            jobs = RedisWarmUpJobs(parts.client, parts.keys, parts.worker)
             self.warm_ups = WarmUps(jobs, warmer, parts.events, settings.cache.warm_concurrency, parts.pace)
 
     def tasks(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
@@ -131,7 +131,7 @@ async def open_cache(
     async with AsyncExitStack() as stack:
         with suppress(StoreUnavailable):
             await parts.indexes.prepare(embedder)
-        store = RedisFlightStore(parts.gate, partial(blocking_reader, address), parts.keys, parts.worker)
+        store = RedisFlightStore(parts.client, partial(blocking_reader, address), parts.keys, parts.worker)
         budget = CacheBudget(parts.settings.redis.request_budget)
         stack.push_async_callback(budget.aclose)
         flights = FleetFlights(store, parts.settings.cache.coalesce_timeout, parts.events)
@@ -147,7 +147,7 @@ async def open_cache(
 def _answer_cache(parts: CacheParts) -> RedisAnswerCache:
     cache = parts.settings.cache
     return RedisAnswerCache(
-        parts.gate,
+        parts.client,
         parts.keys,
         parts.indexes,
         parts.counters,
@@ -167,8 +167,8 @@ def _grounding(template: PromptTemplate, settings: Settings, reranking: str) -> 
 
 
 def _keeper(parts: CacheParts) -> IndexKeeper:
-    duty = RedisLeaderLease(parts.gate, parts.keys.janitor, parts.worker)
-    return IndexKeeper(parts.gate, parts.indexes, duty, pace=parts.pace)
+    lease = RedisLeaderLease(parts.client, parts.keys.janitor, parts.worker)
+    return IndexKeeper(parts.client, parts.indexes, lease, pace=parts.pace)
 
 
 def _limits(settings: Settings) -> CacheLimits:

@@ -15,7 +15,7 @@ from api.errors import SettingsError, UpstreamError
 from api.ollama.models import OllamaModels
 from api.ollama.pool import OllamaPool, PoolLimits, open_pool
 from api.ports.cache import Store
-from api.redis_store.client import opened_gate
+from api.redis_store.client import open_client
 from api.redis_store.diagnostics import RedisCheckup
 from api.redis_store.keys import Keys
 from api.redis_store.schema import FleetSchema
@@ -53,11 +53,11 @@ async def _redis(settings: Settings, store: Store) -> list[Finding]:
     address, keys, failures = redis_address(settings.redis), Keys(*settings.key_layout), LastFailure()
     if store == "breaker":
         address = replace(address, url=settings.breaker_redis.url or "")
-    async with opened_gate(address, lambda shard: failures, failures.mismatched, keys.probe) as gate:
-        checkup = RedisCheckup(gate, store)
+    async with open_client(address, lambda shard: failures, failures.mismatched, keys.probe) as client:
+        checkup = RedisCheckup(client, store)
         worker = f"check-{socket.gethostname()}-{os.getpid()}"
-        schema = FleetSchema(gate, keys, worker, __version__, lambda conflict: None, states=False)
-        if not await gate.check():
+        schema = FleetSchema(client, keys, worker, __version__, lambda conflict: None, states=False)
+        if not await client.check():
             why = schema.conflict or f"{failures.last} Start it, or correct {variable}."
             return [Finding(subject, f"cannot be used: {why}", failed=True)]
         warnings = [Finding(subject, f"warning: {warning.advice}") for warning in checkup.warnings]

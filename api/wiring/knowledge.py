@@ -63,7 +63,7 @@ class WorkerKnowledge:
         worker: str,
         metrics: Metrics,
         events: Telemetry,
-        gate: AnyHealthGated,
+        client: AnyHealthGated,
         indexes: SemanticIndexes,
         embedder: Embedder,
         embedders: Embedders,
@@ -71,7 +71,7 @@ class WorkerKnowledge:
         pace: Callable[[], float] = lambda: 1.0,
     ) -> None:
         keys = Keys(*settings.key_layout)
-        work, passages = RedisDocumentWork(gate, keys, worker, KINDS), RedisPassageIndex(gate, keys)
+        work, passages = RedisDocumentWork(client, keys, worker, KINDS), RedisPassageIndex(client, keys)
         retrieval, plain = settings.retrieval, embedders.documents
         reranking = None
         if reranker is not None:
@@ -79,8 +79,8 @@ class WorkerKnowledge:
             reranking = Reranking(reranker, retrieval.rerank_candidates, events)
         self.retriever = Retriever(passages, embedder, reranking, _retrieval_policy(settings))
         on_new = retrieval.cache_on_new_documents if settings.cache.enabled else "none"
-        answers = RedisInvalidationTags(gate, keys, indexes)
-        sweep = RedisCacheSweep(gate, keys)
+        answers = RedisInvalidationTags(client, keys, indexes)
+        sweep = RedisCacheSweep(client, keys)
         outdating = CacheInvalidator(sweep, answers, self.retriever, work, plain, events, on_new)
         parser = Parser(_parse_limits(settings))
         ingestion = Ingestion(
@@ -96,11 +96,11 @@ class WorkerKnowledge:
             settings.documents.document_embed_patience,
             retrieval.retrieval_neighbours,
         )
-        self.library = DocumentService(RedisDocuments(gate, keys), ingestion, parser, _limits(settings))
-        duties, anew = partial(_embedding_duty, gate, keys, worker), RedisReembedding(gate, keys, worker)
+        self.library = DocumentService(RedisDocuments(client, keys), ingestion, parser, _limits(settings))
+        duties, anew = partial(_embedding_duty, client, keys, worker), RedisReembedding(client, keys, worker)
         self.upkeep = IngestionWorker(work, ingestion, anew, plain, duties, pace)
-        janitor, kept = RedisLeaderLease(gate, keys.janitor, worker), settings.documents.unused_embeddings_keep
-        self._old = StaleEmbeddings(RedisUnusedEmbeddings(gate, keys), anew, plain, janitor, events, kept)
+        janitor, kept = RedisLeaderLease(client, keys.janitor, worker), settings.documents.unused_embeddings_keep
+        self._old = StaleEmbeddings(RedisUnusedEmbeddings(client, keys), anew, plain, janitor, events, kept)
 
     def tasks(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
         """What goes on for as long as the worker lives."""
@@ -134,8 +134,8 @@ def _limits(settings: Settings) -> Limits:
     )
 
 
-def _embedding_duty(gate: AnyHealthGated, keys: Keys, worker: str, fingerprint: str) -> RedisLeaderLease:
-    return RedisLeaderLease(gate, keys.embedding_duty(fingerprint), worker)
+def _embedding_duty(client: AnyHealthGated, keys: Keys, worker: str, fingerprint: str) -> RedisLeaderLease:
+    return RedisLeaderLease(client, keys.embedding_lease(fingerprint), worker)
 
 
 async def open_reranker(stack: AsyncExitStack, settings: Settings) -> Reranker | None:

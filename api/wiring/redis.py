@@ -14,7 +14,7 @@ from typing import Any
 from api.observability.listeners import RedisEvents
 from api.observability.metrics import Metrics
 from api.ports.cache import Store, StoreWarning
-from api.redis_store.client import AnyHealthGated, RedisAddress, opened_gate
+from api.redis_store.client import AnyHealthGated, RedisAddress, open_client
 from api.redis_store.connections import Tls
 from api.redis_store.diagnostics import RedisCheckup
 from api.redis_store.keys import Keys
@@ -26,7 +26,7 @@ class OpenRedis:
     """One Redis, one primary and its Sentinels, or a cluster."""
 
     address: RedisAddress
-    gate: AnyHealthGated
+    client: AnyHealthGated
     checkup: RedisCheckup
 
 
@@ -40,17 +40,17 @@ class WorkerRedis:
     @property
     def main_is_up(self) -> bool:
         """As far as is known; no I/O."""
-        return self.main.gate.is_up
+        return self.main.client.is_up
 
     @property
     def main_shards(self) -> tuple[int, int]:
         """How many servers of the main one are up, and of how many."""
-        return self.main.gate.shards
+        return self.main.client.shards
 
     @property
     def breaker_is_up(self) -> bool:
         """As far as is known; no I/O."""
-        return self.guards.gate.is_up
+        return self.guards.client.is_up
 
     @property
     def warnings(self) -> Sequence[StoreWarning]:
@@ -64,11 +64,11 @@ class WorkerRedis:
     async def check(self) -> None:
         """Asks each whether it is there. Raises nothing."""
         for server in self._servers:
-            await server.gate.check()
+            await server.client.check()
 
     def tasks(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
         """What goes on for as long as the worker lives."""
-        return [task for server in self._servers for task in (server.gate.watch, server.checkup.keep_looking)]
+        return [task for server in self._servers for task in (server.client.watch, server.checkup.keep_looking)]
 
 
 @asynccontextmanager
@@ -101,6 +101,6 @@ async def _open(
 ) -> OpenRedis:
     events = RedisEvents(metrics, store)
     probe = Keys(*settings.key_layout).probe
-    opening = opened_gate(address, partial(RedisEvents, metrics, store), events.mismatched, probe)
-    gate = await stack.enter_async_context(opening)
-    return OpenRedis(address, gate, RedisCheckup(gate, store, events.warned))
+    opening = open_client(address, partial(RedisEvents, metrics, store), events.mismatched, probe)
+    client = await stack.enter_async_context(opening)
+    return OpenRedis(address, client, RedisCheckup(client, store, events.warned))

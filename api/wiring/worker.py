@@ -84,12 +84,12 @@ class _Worker:
         """Everything open, this worker known to the fleet, its background tasks running."""
         background = await self._stack.enter_async_context(Background())
         redis = await self._stack.enter_async_context(open_redis(self._settings, self._metrics))
-        gate = redis.main.gate
-        parts = CacheParts(self._settings, self._id, self._metrics, gate, self._pace)
+        client = redis.main.client
+        parts = CacheParts(self._settings, self._id, self._metrics, client, self._pace)
         schema = await self._agreed(redis)
-        guarding = (redis.guards.gate, redis.guards.address)
+        guarding = (redis.guards.client, redis.guards.address)
         opening = open_backends(
-            self._settings, self._id, self._metrics, parts.events, gate, *guarding, self._live_workers
+            self._settings, self._id, self._metrics, parts.events, client, *guarding, self._live_workers
         )
         backends = await self._stack.enter_async_context(opening)
         knowledge, cache = await self._open_memory(redis, backends, parts)
@@ -97,7 +97,7 @@ class _Worker:
         facts = WorkerFacts(
             self._id, __version__, backends.facts, *guards, redis, parts.events, self._metrics, str(SCHEMA)
         )
-        registry = self._registry = WorkerRegistry(gate, self._keys, self._id, facts.fields)
+        registry = self._registry = WorkerRegistry(client, self._keys, self._id, facts.fields)
         self._stack.push_async_callback(registry.leave)
         self._stack.push_async_callback(parts.counters.flush)
         background.start(LoopLag(self._metrics).keep_measuring)
@@ -106,14 +106,14 @@ class _Worker:
         for forever in (schema.keep_agreeing, *redis.tasks(), *backends.tasks(), *cache.tasks()):
             background.start(forever)
         backends.warm_up.start_all()
-        self._log.info("worker_started", worker=self._id, redis=gate.is_up, version=__version__)
+        self._log.info("worker_started", worker=self._id, redis=client.is_up, version=__version__)
         return self._state(redis, backends, parts.events, knowledge, cache, facts, registry)
 
     async def _agreed(self, redis: WorkerRedis) -> FleetSchema:
         """Asks Redis for the first time; how the keys are laid out is agreed on with the rest of the fleet."""
-        schema = FleetSchema(redis.main.gate, self._keys, self._id, __version__, self._no_shared_memory)
+        schema = FleetSchema(redis.main.client, self._keys, self._id, __version__, self._no_shared_memory)
         if redis.guards is not redis.main:
-            schema.cover(redis.guards.gate)
+            schema.cover(redis.guards.client)
         await redis.check()
         self._metrics.redis_is(up=redis.main_is_up, breaker_up=redis.breaker_is_up)  # what follows may take a while
         return schema
@@ -130,7 +130,7 @@ class _Worker:
             self._id,
             self._metrics,
             parts.events,
-            redis.main.gate,
+            redis.main.client,
             parts.indexes,
             embedder,
             embedders,
@@ -152,7 +152,7 @@ class _Worker:
         facts: WorkerFacts,
         registry: WorkerRegistry,
     ) -> AppState:
-        gate = redis.main.gate
+        client = redis.main.client
         return AppState(
             worker=self._id,
             version=__version__,
@@ -173,7 +173,9 @@ class _Worker:
             invalidator=cache.invalidator,
             warm_ups=cache.warm_ups,
             live_workers=registry.live,
-            reachability=Reachability(gate.check, lambda: gate.any_up, redis.guards.gate.check, backends.reachable),
+            reachability=Reachability(
+                client.check, lambda: client.any_up, redis.guards.client.check, backends.reachable
+            ),
             redis_warnings=lambda: redis.warnings,
             exposition=self._metrics.exposition,
         )

@@ -29,7 +29,7 @@ from api.redis_store.lease import RedisLeaderLease
 from api.redis_store.scripts import IDLE_SECONDS
 from api.redis_store.stores.breaker import BLOCK_SECONDS, RedisBreakerStore
 from api.redis_store.stores.bulkhead import RedisBulkheadStore
-from api.redis_store.stores.cache.index_keeper import RENEW_SECONDS, TEND_SECONDS, IndexKeeper
+from api.redis_store.stores.cache.index_keeper import MAINTAIN_SECONDS, RENEW_SECONDS, IndexKeeper
 from api.redis_store.stores.cache.semantic_index import SemanticIndexes
 from api.redis_store.stores.cache.warm_up import RedisWarmUpJobs
 from api.redis_store.stores.documents.embeddings import RedisReembedding
@@ -127,7 +127,7 @@ class Operations:
 
     async def backend_look(self) -> None:
         """Reads backend health as a worker that does not hold the prober lease."""
-        await self.prober.hold(60)
+        await self.prober.acquire(60)
         await self.board.read()
         await self.board.digests(BACKEND)
 
@@ -139,7 +139,7 @@ class Operations:
     async def index_renew(self) -> None:
         """Renews the index as a worker that does not hold the janitor lease."""
         await self.keeper.renew()
-        await self.janitor.hold(2 * RENEW_SECONDS)
+        await self.janitor.acquire(2 * RENEW_SECONDS)
 
     def all(self) -> dict[str, tuple[Work, float | None, bool]]:
         """Returns each operation by name: the call, `every`, and whether it is shared."""
@@ -150,7 +150,7 @@ class Operations:
             "heartbeat": (self.registry.heartbeat, HEARTBEAT_SECONDS, False),
             "breaker_poll": (self.breaker.read, POLL_SECONDS, False),
             "gate_ping": (self.gate.check, WATCH_SECONDS, False),
-            "index_look": (self.index.tend, TEND_SECONDS, True),
+            "index_look": (self.index.maintain, MAINTAIN_SECONDS, True),
             "warm_up_look": (jobs.unfinished, WARM_UPS_SECONDS, True),
             "document_look": (lambda: work.waiting(32, gone=False), DOCUMENTS_SECONDS, True),
             "deletion_look": (lambda: work.waiting(32, gone=True), DOCUMENTS_SECONDS, True),
@@ -183,7 +183,7 @@ async def measure(url: str, server: Server) -> dict[str, dict[str, Any]]:
     async with opened(url) as operations:
         await operations.index.ensure(EMBEDDER)
         for duty in (operations.keys.prober, operations.keys.janitor):
-            await RedisLeaderLease(operations.gate, duty, "other").hold(3600)
+            await RedisLeaderLease(operations.gate, duty, "other").acquire(3600)
         await operations.board.publish_digests(BACKEND, {"llama3.2": "sha256:5eed"})
         await _register(operations)
         for name, (work, every, is_shared) in operations.all().items():

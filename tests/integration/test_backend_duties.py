@@ -106,14 +106,14 @@ async def test_a_duty_is_one_workers_until_it_leaves_or_dies(redis: Redis, redis
         gate = HealthGatedRedis(client, 4)
         await gate.check()
         first, second = RedisLeaderLease(gate, "rag:prober", "first"), RedisLeaderLease(gate, "rag:prober", "second")
-        assert [await first.hold(9), await second.hold(9), await first.hold(9)] == [True, False, True]
-        await second.leave()
-        assert not await second.hold(9)
-        await first.leave()
-        assert await second.hold(0.05)
-        await wait_until_async(lambda: first.hold(9))
+        assert [await first.acquire(9), await second.acquire(9), await first.acquire(9)] == [True, False, True]
+        await second.release()
+        assert not await second.acquire(9)
+        await first.release()
+        assert await second.acquire(0.05)
+        await wait_until_async(lambda: first.acquire(9))
         gate.is_up = False
-        assert [await first.hold(9), await second.hold(9)] == [True, True]
+        assert [await first.acquire(9), await second.acquire(9)] == [True, True]
 
 
 async def test_the_reserve_of_retries_is_the_fleets(redis: Redis, redis_url: str) -> None:

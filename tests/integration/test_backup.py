@@ -437,7 +437,7 @@ async def test_restored_answers_drive_out_none_that_live(
     said = await ok(ragherd, "restore", file, prefix=NEW, SEMANTIC_CACHE_MAX_SIZE="2")
     assert said == "documents: none\nanswers: restored 2, no room 1\n"
     assert len([key async for key in redis.scan_iter(f"{NEW}cache:*")]) == 2
-    assert await redis.zcard(NEW_KEYS.partition("").books[0]) == 2
+    assert await redis.zcard(NEW_KEYS.partition("").eviction_keys[0]) == 2
 
 
 # -- files that can not be used ----------------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ class ClockedStore(RedisBreakerStore):
     def _script(self, operation: str) -> AsyncScript:
         text = lua("stores/breaker", operation)
         assert text.count("redis.call('TIME')") == 1
-        return self._gate.client.register_script(text.replace("redis.call('TIME')", CLOCK))
+        return self._redis.client.register_script(text.replace("redis.call('TIME')", CLOCK))
 
 
 def no_reader(_: float) -> AbstractAsyncContextManager[Redis]:

@@ -32,7 +32,7 @@ SCOPE = f"{'a' * 10}-{'b' * 24}"
 HOUR_MS = 3_600_000
 KEYS = Keys()
 PART = KEYS.partition("")
-WORTH, ENDS, USES, TENANT, TENANTS = PART.books
+WORTH, ENDS, USES, TENANT, TENANTS = PART.eviction_keys
 
 
 class Worker:
@@ -219,11 +219,11 @@ async def test_books_that_redis_evicted_are_kept_again_with_each_use(redis: Redi
     async with one_worker(redis) as worker:
         answer = await worker.store("a")
         ends = await redis.zscore(ENDS, answer.entry)
-        await redis.unlink(*PART.books)
+        await redis.unlink(*PART.eviction_keys)
         await worker.use(answer)
         assert await worker.kept() == {"a"}
         assert await redis.zscore(ENDS, answer.entry) == pytest.approx(ends, abs=5)
-        assert [await redis.pttl(book) > 0 for book in PART.books] == [True] * 5
+        assert [await redis.pttl(book) > 0 for book in PART.eviction_keys] == [True] * 5
 
 
 async def test_a_use_of_an_entry_that_is_gone_brings_nothing_back(redis: Redis) -> None:
@@ -234,7 +234,7 @@ async def test_a_use_of_an_entry_that_is_gone_brings_nothing_back(redis: Redis) 
         assert await worker.kept() == set()
         await redis.flushall()
         await worker.use(gone)
-        assert await redis.exists(*PART.books) == 0
+        assert await redis.exists(*PART.eviction_keys) == 0
 
 
 async def test_a_book_that_comes_back_with_an_entry_that_goes_has_a_lifetime(redis: Redis) -> None:

@@ -199,10 +199,10 @@ async def test_what_a_dead_worker_left_is_resumed_once_its_lease_has_ended(serve
     dead, late = (RedisWarmUpJobs(gate, Keys(), worker) for worker in ("dead", "late"))
     questions = [WarmQuestion(number, text, "default", "llama3.2").encoded() for number, text in enumerate(QUESTIONS)]
     await dead.create(JOB, questions)
-    assert await dead.hold(JOB, 5.0)
-    assert not await late.hold(JOB, 5.0)
+    assert await dead.acquire(JOB, 5.0)
+    assert not await late.acquire(JOB, 5.0)
     await redis.delete("rag:warm:jobs")
-    assert await dead.hold(JOB, 5.0)
+    assert await dead.acquire(JOB, 5.0)
     assert await late.unfinished() == [JOB]
     assert await dead.settle(JOB, questions[0], ("generated", "stored"))
     await redis.hset(f"rag:warm:{JOB}", "held_until_ms", "1")
@@ -210,7 +210,7 @@ async def test_what_a_dead_worker_left_is_resumed_once_its_lease_has_ended(serve
     progress = await ended(client, f"{PATH}/{JOB}")
     assert counts(progress) == {"total": 6, "done": 6, "generated": 6, "stored": 6, "skipped": 0, "failed": 0}
     assert progress["by"] not in {"dead", "late"}
-    assert not await dead.hold(JOB, 5.0)
+    assert not await dead.acquire(JOB, 5.0)
     assert await redis.exists("rag:warm:jobs") == 0
 
 

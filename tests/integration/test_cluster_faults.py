@@ -19,7 +19,7 @@ from api.embedded.redis_server import EmbeddedRedis
 from api.errors import StoreUnavailable
 from api.knowledge import ingestion_worker as upkeep
 from api.knowledge.ingestion import ATTEMPTS
-from api.redis_store.client import RedisAddress, opened_gate
+from api.redis_store.client import RedisAddress, open_client
 from api.redis_store.health_gated import RedisHealthEvents
 from api.redis_store.keys import Keys
 from api.redis_store.scripts import scanned
@@ -229,7 +229,7 @@ async def test_a_deletion_that_a_partition_moves_away_from_is_not_taken_for_whol
     slot, source = key_slot(entry.encode()), cluster.owner(entry)
     target = next(server for server in cluster.servers if server is not source)
     address = RedisAddress(cluster.url, timeout=5.0, connect_timeout=1.0, max_connections=4)
-    async with opened_gate(address, lambda shard: RedisHealthEvents(), print, KEYS.probe) as gates:
+    async with open_client(address, lambda shard: RedisHealthEvents(), print, KEYS.probe) as gates:
         assert await gates.check()
         gate = gates.of(entry)
         await gate.run("fill", lambda client: client.set(entry, "x"))

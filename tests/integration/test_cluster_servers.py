@@ -12,7 +12,7 @@ import redis as blocking
 from redis.asyncio import Redis
 
 from api.redis_store.acl import acl_line
-from api.redis_store.client import RedisAddress, opened_gate
+from api.redis_store.client import RedisAddress, open_client
 from api.redis_store.diagnostics import RedisCheckup
 from api.redis_store.health_gated import RedisHealthEvents
 from api.redis_store.keys import Keys
@@ -186,7 +186,7 @@ async def test_who_starts_while_the_schema_can_not_be_asked_waits_for_it(
 async def test_a_warning_that_one_shard_gives_cause_for_is_told_once(cluster: Cluster) -> None:
     address = RedisAddress(cluster.url, timeout=5.0, connect_timeout=1.0, max_connections=4)
     heard: list[tuple[str, bool]] = []
-    async with opened_gate(address, lambda shard: RedisHealthEvents(), print, KEYS.probe) as gate:
+    async with open_client(address, lambda shard: RedisHealthEvents(), print, KEYS.probe) as gate:
         checkup = RedisCheckup(gate, "main", lambda warning, begins: heard.append((warning.name, begins)))
         assert await gate.check()
         assert heard == [("not_persistent", True)], "of three servers that keep nothing"

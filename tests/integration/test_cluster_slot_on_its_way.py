@@ -16,7 +16,7 @@ from redis.crc import key_slot
 
 from api.embedded.redis_server import EmbeddedRedis
 from api.errors import StoreUnavailable
-from api.redis_store.client import RedisAddress, opened_gate
+from api.redis_store.client import RedisAddress, open_client
 from api.redis_store.health_gated import RedisHealthEvents
 from api.redis_store.keys import Keys
 from api.redis_store.stores.backup.source import AnswerReader
@@ -85,7 +85,7 @@ async def test_neither_a_backup_nor_what_makes_answers_stale_passes_it_over(
     entry = (await ask(worker, QUESTION))["cache"]["entry"]
     assert (await worker.delete(CACHE, params={"tenant": "nobody"})).status_code == 200
     address = RedisAddress(shards.url, timeout=5.0, connect_timeout=1.0, max_connections=4)
-    async with opened_gate(address, lambda shard: RedisHealthEvents(), print, KEYS.probe) as gates:
+    async with open_client(address, lambda shard: RedisHealthEvents(), print, KEYS.probe) as gates:
         assert await gates.check()
         answers = RedisInvalidationTags(gates, KEYS, SemanticIndexes(gates, KEYS))
         with on_its_way(shards, entry):

@@ -6,7 +6,7 @@ import pytest
 from redis.asyncio import Redis
 
 from api.ports.cache import Neighbourhood, Selection
-from api.ports.document_work import marks_about, marks_of
+from api.ports.document_work import tags_about, tags_of
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.documents.work import LIFETIME_MS, RedisDeletions
@@ -35,8 +35,8 @@ async def deletions(redis: Redis) -> RedisDeletions:
     ],
 )
 def test_what_a_deletion_is_remembered_by_covers_what_it_meant(selection: Selection, mark: str) -> None:
-    assert marks_of(selection) == [mark]
-    assert mark in marks_about("q1", "acme", ["d1", "d2"])
+    assert tags_of(selection) == [mark]
+    assert mark in tags_about("q1", "acme", ["d1", "d2"])
 
 
 async def test_of_two_deletions_the_later_holds_and_none_is_of_the_future(redis: Redis) -> None:

@@ -76,7 +76,7 @@ class Counts(Telemetry):
 
 
 class Worker:
-    """One worker of the fleet. `vanish` is its death by SIGKILL: nothing of it is said or tended any more."""
+    """One worker of the fleet. `vanish` is its death by SIGKILL: nothing of it is said or renewed any more."""
 
     def __init__(self, gate: HealthGatedRedis, flights: FleetFlights, stack: AsyncExitStack, counts: Counts) -> None:
         self.gate = gate
@@ -356,13 +356,13 @@ async def test_what_was_stored_since_one_looked_is_found(fleet: Fleet, redis: Re
 
 async def test_work_of_one_alone(fleet: Fleet, redis: Redis) -> None:
     one, other = await fleet("one"), await fleet("other")
-    async with one.flights.sole(KEY) as claim:
+    async with one.flights.exclusive(KEY) as claim:
         assert claim is not None
         assert text(await redis.hget(claim.key, "fence")) == claim.fence
-        async with other.flights.sole(KEY) as none:
+        async with other.flights.exclusive(KEY) as none:
             assert none is None
         assert await redis.pttl(claim.key) > 0
-    async with other.flights.sole(KEY) as claim:
+    async with other.flights.exclusive(KEY) as claim:
         assert claim is not None
     assert [key async for key in redis.scan_iter("rag:flight:*")] == []
 

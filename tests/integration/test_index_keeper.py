@@ -108,7 +108,7 @@ async def test_six_workers_that_start_at_once_make_one_index(redis: Redis, redis
         await asyncio.gather(*(each.index.ensure(MODEL) for each in six))
         assert await indexes(redis) == {FLAT}
         await redis.flushall()
-        await asyncio.gather(*(each.index.tend() for each in six))
+        await asyncio.gather(*(each.index.maintain() for each in six))
         assert await indexes(redis) == {FLAT}
 
 
@@ -124,7 +124,7 @@ async def test_two_kinds_in_a_rollout_stand_side_by_side(redis: Redis, redis_url
             await one.keeper.renew()
             await other.keeper.renew()
             assert await each.keeper.clean() == []
-            await each.index.tend()
+            await each.index.maintain()
         assert await indexes(redis) == {FLAT, HNSW}
 
 
@@ -167,7 +167,7 @@ async def test_a_worker_lets_go_of_an_embedder_that_nobody_asks_for(redis: Redis
         each.index.forget_unused(0)
         assert each.index.in_use() == [FLAT]
         await redis.flushall()
-        await each.index.tend()
+        await each.index.maintain()
         assert await indexes(redis) == {FLAT}
 
 

@@ -175,7 +175,7 @@ async def test_what_redis_forgot_while_an_answer_was_generated_keeps_it_from_bei
     serve: Service, stub: StubOllama, redis: Redis, monkeypatch: pytest.MonkeyPatch, headers: dict[str, str]
 ) -> None:
     """FLUSHALL takes the documents, and with them all that is noted of their changes."""
-    monkeypatch.setattr("api.single_flight.fleet_flights.TEND_SECONDS", 0.05)
+    monkeypatch.setattr("api.single_flight.fleet_flights.RENEWAL_SECONDS", 0.05)
     client = await serve(embedder=ONNX)
     await add(client, "Holiday", HOLIDAY, source="holiday")
     await ask(client, "How long before must I ask for holiday?")

@@ -76,7 +76,7 @@ async def found(index: SemanticIndex, vector: npt.NDArray[np.float32], scope: st
 
 
 async def finds(index: SemanticIndex, vector: npt.NDArray[np.float32]) -> bool:
-    await index.tend()
+    await index.maintain()
     return bool(await found(index, vector))
 
 
@@ -142,7 +142,7 @@ async def test_the_old_index_serves_until_the_new_one_is_complete(redis: Redis, 
         assert after.is_building
         while after.is_building:
             assert await found(after, vectors[0]), "served by the old one"
-            await after.tend()
+            await after.maintain()
         assert await found(after, vectors[0])
         await redis.execute_command("FT.DROPINDEX", *names("flat"))
         assert await found(after, vectors[0]), "served by the new one"

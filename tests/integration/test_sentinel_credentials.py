@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from api.redis_store.client import RedisAddress, opened_gate
+from api.redis_store.client import RedisAddress, open_client
 from api.redis_store.connections import SentinelsRefuse
 from api.redis_store.health_gated import RedisHealthEvents
 from tests.stub_ollama import StubOllama
@@ -68,7 +68,7 @@ async def test_sentinels_that_refuse_to_tell_are_no_redis(failover: Failover) ->
     address = RedisAddress(
         failover.url, 1.0, 1.0, max_connections=4, sentinel_username="idle", sentinel_password="idle"
     )
-    async with opened_gate(address, lambda shard: events, lambda line: None, "rag:probe") as gate:
+    async with open_client(address, lambda shard: events, lambda line: None, "rag:probe") as gate:
         assert await gate.check() is False
     assert isinstance(events.reasons[0], SentinelsRefuse)
     assert str(events.reasons[0]).count("has no permissions to run the 'sentinel|masters' command") == 3

@@ -32,12 +32,12 @@ def touched_together(keys: Keys, scope: str) -> list[list[str]]:
         keys.corpus_state,
         keys.corpus_embedders,
     ]
-    corpus += [keys.embedding_duty("e"), f"{keys.chunk_indexes}e"]
+    corpus += [keys.embedding_lease("e"), f"{keys.chunk_indexes}e"]
     return [
         [
             part.entry(scope, DIGEST),
             part.invalidated,
-            *part.books,
+            *part.eviction_keys,
             part.entries_of("t"),
             *part.flight(scope, DIGEST),
             part.index_uses,

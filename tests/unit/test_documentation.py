@@ -162,7 +162,7 @@ def key_patterns() -> set[str]:
         *keys.breaker("<breaker>"),
         *keys.bulkhead("<bulkhead>"),
         keys.cache_entry("<scope>", "<digest>"),
-        *part.books,
+        *part.eviction_keys,
         part.entries_of("<tenant>"),
         keys.cache_stats,
         part.index_uses,
@@ -193,7 +193,7 @@ def key_patterns() -> set[str]:
         keys.corpus_schema,
         keys.corpus_embedders,
         keys.cache_deleted,
-        keys.embedding_duty("<embedder>"),
+        keys.embedding_lease("<embedder>"),
         keys.upload("<token>"),
     }
 
@@ -213,14 +213,14 @@ def test_the_keys_page_has_the_names_on_a_cluster() -> None:
         *(
             part.entry("<scope>", "<digest>"),
             part.flight("<scope>", "<digest>")[0],
-            *part.books,
+            *part.eviction_keys,
             part.entries_of("<tenant>"),
         ),
         *(part.invalidated, part.index_uses, part.index("<embedder>", "<algorithm>")),
         *(keys.document("<document>"), keys.chunk("<embedder>", "<document>", "<revision>", "<number>")),  # type: ignore[arg-type]
         *(keys.chunk_index("<embedder>"), keys.corpus("<owner>"), keys.corpus_documents("<owner>")),
         *(keys.corpus_work, keys.corpus_state, keys.upload("<token>"), *keys.cache_warm_up("<job>")),
-        *(keys.corpus_embedders, keys.embedding_duty("<embedder>"), keys.corpus_schema),
+        *(keys.corpus_embedders, keys.embedding_lease("<embedder>"), keys.corpus_schema),
         *(keys.worker("<id>"), keys.workers, keys.backend("<name>"), keys.digests("<name>")),
     }
 
@@ -237,13 +237,13 @@ def test_no_way_to_spell_a_key_is_left_out_above() -> None:
         *("cache_warm_up", "cache_warm_ups"),
         *("document", "document_text", "document_draft", "document_work", "document_chunks"),
         *("chunk", "chunk_prefix", "chunk_index", "corpus", "corpus_documents", "corpus_work", "corpus_state"),
-        *("embedding_duty", "upload", "corpus_schema", "corpus_embedders", "cache_deleted"),
+        *("embedding_lease", "upload", "corpus_schema", "corpus_embedders", "cache_deleted"),
         "chunk_indexes",  # what the names of the indexes over chunks begin with
         "probe",  # never exists
         *("flight", "condensed", "digests", "flight_channel", "bulkhead_channel"),
     }
     assert spelled(CacheKeys) - {"prefix", "tag", "holds"} == {
-        *("entry", "books", "entries_of", "invalidated", "index", "index_uses", "flight"),
+        *("entry", "eviction_keys", "entries_of", "invalidated", "index", "index_uses", "flight"),
         *("entries", "embedded_by", "indexes"),  # what all of them begin with, and what an index covers
     }
 

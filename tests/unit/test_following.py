@@ -34,7 +34,7 @@ class FaultyStore:
 
     messages = follow
 
-    async def tend(self, *held: Any) -> Any:
+    async def renew_leases(self, *held: Any) -> Any:
         self._begin("tend")
         return {}
 
@@ -45,14 +45,14 @@ class FaultyStore:
         return []
 
     async def goes_on(self) -> bool:
-        """Followed and tended, both again and again."""
+        """Followed and renewed, both again and again."""
         return self.begun["follow"] > 1 and self.begun["tend"] > 3
 
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(background, "RESTART_SECONDS", 0.01)
-    monkeypatch.setattr(flights_following, "TEND_SECONDS", 0.01)
+    monkeypatch.setattr(flights_following, "RENEWAL_SECONDS", 0.01)
 
 
 async def test_of_a_bulkhead() -> None:

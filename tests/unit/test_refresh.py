@@ -59,7 +59,7 @@ class Soles:
         self.taken = False
 
     @asynccontextmanager
-    async def sole(self, _: FlightKey) -> AsyncGenerator[Claim | None, None]:
+    async def exclusive(self, _: FlightKey) -> AsyncGenerator[Claim | None, None]:
         yield None if self.taken else CLAIM
 
 

@@ -59,11 +59,11 @@ class Duty:
     def __init__(self) -> None:
         self.held = False
 
-    async def hold(self, seconds: float) -> bool:
+    async def acquire(self, seconds: float) -> bool:
         self.held = True
         return True
 
-    async def leave(self) -> None:
+    async def release(self) -> None:
         self.held = False
 
 

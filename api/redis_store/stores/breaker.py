@@ -37,7 +37,7 @@ class RedisBreakerStore:
 
     def __init__(
         self,
-        gate: HealthGatedClients,
+        redis: HealthGatedClients,
         reader: Callable[[float], AbstractAsyncContextManager[Redis]],
         keys: Keys,
         name: str,
@@ -45,7 +45,7 @@ class RedisBreakerStore:
         worker: str,
     ) -> None:
         self._keys = keys.breaker(name)
-        self._gate = gate.of(self._keys[0])
+        self._redis = redis.of(self._keys[0])
         self._reader = reader
         self._log = self._keys[3]
         self._policy = policy
@@ -61,10 +61,10 @@ class RedisBreakerStore:
         self._record_args = _record_arguments(policy)
 
     def _script(self, operation: str) -> AsyncScript:
-        return script(self._gate.client, "stores/breaker", operation)
+        return script(self._redis.client, "stores/breaker", operation)
 
     async def _run(self, called: AsyncScript, *arguments: Any) -> Any:
-        return await self._gate.run("breaker", lambda client: called(self._keys, arguments, client))
+        return await self._redis.run("breaker", lambda client: called(self._keys, arguments, client))
 
     async def admit(self, token: str) -> Permission:
         """Asks for admission. `token` names the permit if the call is a probe."""
@@ -100,7 +100,7 @@ class RedisBreakerStore:
 
     async def history(self, limit: int, since_ms: int = 0) -> list[Transition]:
         """Transitions, newest first."""
-        entries = await self._gate.run(
+        entries = await self._redis.run(
             "breaker_history", lambda client: client.xrevrange(self._log, "+", since_ms or "-", count=limit)
         )
         return self._transitions(entries or [])

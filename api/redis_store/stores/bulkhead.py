@@ -29,7 +29,7 @@ class RedisBulkheadStore:
 
     def __init__(
         self,
-        gate: HealthGatedClients,
+        redis: HealthGatedClients,
         reader: Reader,
         keys: Keys,
         name: str,
@@ -37,7 +37,7 @@ class RedisBulkheadStore:
         worker: str,
     ) -> None:
         self._keys = keys.bulkhead(name)
-        self._gate = gate.of(self._keys[0])
+        self._redis = redis.of(self._keys[0])
         self._reader = reader
         self._worker = worker
         self._max_queue = policy.max_queue
@@ -46,14 +46,14 @@ class RedisBulkheadStore:
         self._common = (f"{policy.limit} {policy.reserve}", policy.lease_ms, channel)
         self._take = self._script("take")
         self._give = self._script("give")
-        self._tend = self._script("renew")
+        self._renew = self._script("renew")
         self._read = self._script("read")
 
     def _script(self, operation: str) -> AsyncScript:
-        return script(self._gate.client, "stores/bulkhead", operation)
+        return script(self._redis.client, "stores/bulkhead", operation)
 
     async def _run(self, called: AsyncScript, *arguments: Any) -> Any:
-        return await self._gate.run("bulkhead", partial(called, self._keys, (*self._common, *arguments)))
+        return await self._redis.run("bulkhead", partial(called, self._keys, (*self._common, *arguments)))
 
     async def take(self, priority: Priority, tenant: str) -> Taken:
         """Gives a permit, a place in the queue, or neither."""
@@ -67,10 +67,10 @@ class RedisBulkheadStore:
         items = (field for item in returns for field in (item.ticket, item.held_ms, item.reason or ""))
         return _texts(await self._run(self._give, *items))
 
-    async def tend(self, held: Iterable[str], waiting: Iterable[str]) -> list[str]:
+    async def renew_leases(self, held: Iterable[str], waiting: Iterable[str]) -> list[str]:
         """Renews the leases of a worker's tickets and reassigns expired ones. Gives the tickets that get a permit."""
         own = list(held)
-        return _texts(await self._run(self._tend, len(own), *own, *waiting))
+        return _texts(await self._run(self._renew, len(own), *own, *waiting))
 
     async def read(self) -> BulkheadReading:
         """The bulkhead's state at one moment."""

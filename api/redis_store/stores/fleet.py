@@ -36,8 +36,8 @@ DIGESTS_LIFETIME_MS: Final = 30 * 24 * 3600 * 1000
 class BackendHealthStore:
     """The fleet's shared knowledge of its backends. Key: `rag:backend:<name>`. `urls`: by backend name."""
 
-    def __init__(self, gate: HealthGatedClients, keys: Keys, urls: Mapping[str, str], worker: str) -> None:
-        self._gate = gate.of(keys.backend(""))
+    def __init__(self, redis: HealthGatedClients, keys: Keys, urls: Mapping[str, str], worker: str) -> None:
+        self._redis = redis.of(keys.backend(""))
         self._keys = keys
         self._urls = {name: _without_password(url) for name, url in urls.items()}
         self._worker = worker
@@ -55,7 +55,7 @@ class BackendHealthStore:
                         self._write_digests(pipe, name, health.digests)
                 await pipe.execute()
 
-        await self._gate.run("backends", write)
+        await self._redis.run("backends", write)
 
     def _write_digests(self, pipe: Pipeline, name: str, digests: Mapping[str, str]) -> None:
         """Apart, and for long: a worker that starts while the backend is down finds the answers of its models."""
@@ -79,7 +79,7 @@ class BackendHealthStore:
                 replies: list[dict[bytes, bytes]] = await pipe.execute()
                 return replies
 
-        replies = await self._gate.run("backends", ask)
+        replies = await self._redis.run("backends", ask)
         read = {name: _texts(fields) for name, fields in zip(self._urls, replies, strict=True)}
         return {name: _health(fields) for name, fields in read.items() if fields.get("url") == self._urls[name]}
 
@@ -91,7 +91,7 @@ class BackendHealthStore:
                 self._write_digests(pipe, name, digests)
                 await pipe.execute()
 
-        await self._gate.run("backends", write)
+        await self._redis.run("backends", write)
 
     async def digests(self, name: str, *, early: bool = False) -> Mapping[str, str]:
         """The digests of a backend's models, or those of its last answer; empty if unknown.
@@ -105,7 +105,7 @@ class BackendHealthStore:
             fields: dict[Any, Any] = await client.hgetall(self._keys.digests(name))
             return fields
 
-        return _texts(await (ask(self._gate.client) if early else self._gate.run("backends", ask)))
+        return _texts(await (ask(self._redis.client) if early else self._redis.run("backends", ask)))
 
     def _fields(self, name: str, health: BackendHealth, checked_ms: int) -> dict[Any, Any]:
         return {
@@ -147,13 +147,13 @@ class WorkerRegistry:
     """`facts` gives what this worker says of itself at each heartbeat: flat fields, readable values."""
 
     def __init__(
-        self, gate: HealthGatedClients, keys: Keys, worker: str, facts: Callable[[], Mapping[str, Any]]
+        self, redis: HealthGatedClients, keys: Keys, worker: str, facts: Callable[[], Mapping[str, Any]]
     ) -> None:
-        self._gate = gate.of(keys.workers)
+        self._redis = redis.of(keys.workers)
         self._keys = keys
         self._worker = worker
         self._facts = facts
-        self._renewing = script(gate.client, "stores/fleet", "renew_worker")
+        self._renewing = script(redis.client, "stores/fleet", "renew_worker")
         self.known_live = 1
         """Live workers as of the last heartbeat."""
 
@@ -164,18 +164,18 @@ class WorkerRegistry:
 
     async def heartbeat(self) -> None:
         """Says that this worker lives. Raises `StoreUnavailable`."""
-        await self._gate.run("heartbeat", self._renew)
+        await self._redis.run("heartbeat", self._renew)
 
     async def live(self) -> list[dict[str, str]]:
         """What every live worker last said, by id; this one's words are of this moment."""
         await self.heartbeat()
-        found = await self._gate.run("list_workers", self._list)
+        found = await self._redis.run("list_workers", self._list)
         return sorted(found, key=lambda worker: worker["id"])
 
     async def leave(self) -> None:
         """Says goodbye; a worker that cannot is forgotten when its lease ends."""
         try:
-            await self._gate.run("leave", self._remove)
+            await self._redis.run("leave", self._remove)
         except StoreUnavailable:
             return
 
@@ -210,7 +210,7 @@ FLUSH_SECONDS: Final = 0.25
 COUNTER_LIFETIME_MS: Final = 30 * 24 * 3600 * 1000
 BATCH_MS: Final = 3600 * 1000
 """How long Redis remembers the last batch of a worker: what could be lost for longer may be counted twice."""
-BOOKS_MS: Final = 60_000
+EVICTION_KEYS_MS: Final = 60_000
 """How long what is kept of the entries lives at least; each new entry makes that its own lifetime."""
 BATCH: Final = 500
 """Entries that one script is sent."""
@@ -219,24 +219,24 @@ BATCH: Final = 500
 class CacheCounters:
     """`rag:stats:cache`, and the uses of entries. The last known totals stand in while Redis is down."""
 
-    def __init__(self, gate: HealthGatedClients, keys: Keys, worker: str) -> None:
-        self._gates = gate
-        self._gate = gate.of(keys.cache_stats)
+    def __init__(self, redis: HealthGatedClients, keys: Keys, worker: str) -> None:
+        self._clients = redis
+        self._redis = redis.of(keys.cache_stats)
         self._keys = keys
         self._pending: Counter[str] = Counter()
         self._touched: Counter[str] = Counter()
         self._batch: tuple[int, Counter[str]] | None = None
         self._batches = 0
         self._batch_key = keys.cache_stats_batch(worker)
-        self._add = script(gate.client, "stores/fleet", "add_counters")
-        self._touch = script(gate.client, "stores/cache/answers", "touch")
+        self._add = script(redis.client, "stores/fleet", "add_counters")
+        self._touch = script(redis.client, "stores/cache/answers", "touch")
         self._known: dict[str, int] = {}
         self._flushing = asyncio.Lock()
 
     @property
     def are_shared(self) -> bool:
         """Whether they reach the fleet now."""
-        return self._gate.is_up
+        return self._redis.is_up
 
     def add(self, name: str, count: int = 1) -> None:
         """Counts; no I/O."""
@@ -251,7 +251,7 @@ class CacheCounters:
         """The fleet's counts, this worker's own up to this moment among them."""
         await self.flush()
         try:
-            raw: Mapping[Any, Any] = await self._gate.run(
+            raw: Mapping[Any, Any] = await self._redis.run(
                 "read_counters", lambda client: client.hgetall(self._keys.cache_stats)
             )
             # What is no whole number was counted by a later release, and is not one of these.
@@ -283,7 +283,7 @@ class CacheCounters:
         for name, count in counts.items():
             arguments += (name, count)
         keys = [self._keys.cache_stats, self._batch_key]
-        await self._gate.run("flush_counters", lambda client: self._add(keys, arguments, client))
+        await self._redis.run("flush_counters", lambda client: self._add(keys, arguments, client))
         self._batch = None
 
     async def _send_touched_all(self) -> None:
@@ -294,13 +294,13 @@ class CacheCounters:
                 await self._send_touched(part, of_part)
 
     async def _send_touched(self, part: CacheKeys, touched: Sequence[tuple[str, int]]) -> None:
-        books = part.books
+        eviction_keys = part.eviction_keys
         for start in range(0, len(touched), BATCH):
             batch = touched[start : start + BATCH]
-            keys = [*books, *(entry for entry, _ in batch)]
-            arguments = [BOOKS_MS, *(uses for _, uses in batch)]
-            gate = self._gates.of(books[0])
-            await gate.run("touch", lambda client, k=keys, a=arguments: self._touch(k, a, client))  # type: ignore[misc]
+            keys = [*eviction_keys, *(entry for entry, _ in batch)]
+            arguments = [EVICTION_KEYS_MS, *(uses for _, uses in batch)]
+            redis = self._clients.of(eviction_keys[0])
+            await redis.run("touch", lambda client, k=keys, a=arguments: self._touch(k, a, client))  # type: ignore[misc]
 
     async def keep_flushing(self) -> None:
         """Flushes for ever. A task of the worker's."""
@@ -328,11 +328,11 @@ class _Budget(Protocol):
 class FleetRetries:
     """`rag:stats:retries`. What could not be sent is let go: it counts for a minute only."""
 
-    def __init__(self, gate: HealthGatedClients, keys: Keys, budget: _Budget) -> None:
+    def __init__(self, redis: HealthGatedClients, keys: Keys, budget: _Budget) -> None:
         self._key = keys.retries
-        self._gate = gate.of(self._key)
+        self._redis = redis.of(self._key)
         self._budget = budget
-        self._add = script(gate.client, "stores/fleet", "add_retries")
+        self._add = script(redis.client, "stores/fleet", "add_retries")
 
     async def sync(self) -> None:
         """Sends this worker's counts and takes over the fleet's; nothing while there is nothing to send."""
@@ -341,7 +341,7 @@ class FleetRetries:
             return
         arguments = [calls, retries, BUCKET_SECONDS, BUCKETS, RETRY_LIFETIME_MS]
         try:
-            found = await self._gate.run("retries", lambda client: self._add([self._key], arguments, client))
+            found = await self._redis.run("retries", lambda client: self._add([self._key], arguments, client))
         except StoreUnavailable:
             self._budget.fleet_is_unknown()
             return

@@ -26,8 +26,8 @@ class RedisFlightStore:
     `reader` opens a separate client for the messages.
     """
 
-    def __init__(self, gate: HealthGatedClients, reader: Reader, keys: Keys, worker: str) -> None:
-        self._gate = gate
+    def __init__(self, redis: HealthGatedClients, reader: Reader, keys: Keys, worker: str) -> None:
+        self._redis = redis
         self._reader = reader
         self._keys = keys
         self._worker = worker
@@ -37,15 +37,15 @@ class RedisFlightStore:
         self._end = self._script("end")
         self._abandon = self._script("abandon")
         self._leave = self._script("leave")
-        self._tend = self._script("renew")
-        self._sole = self._script("exclusive")
+        self._renew_lease = self._script("renew")
+        self._exclusive = self._script("exclusive")
         self._release = self._script("release")
 
     def _script(self, operation: str) -> AsyncScript:
-        return script(self._gate.client, "stores/flights", operation)
+        return script(self._redis.client, "stores/flights", operation)
 
     async def _run(self, called: AsyncScript, keys: Sequence[str], *arguments: str | int) -> object:
-        return await self._gate.of(keys[0]).run("flight", partial(called, keys, arguments))
+        return await self._redis.of(keys[0]).run("flight", partial(called, keys, arguments))
 
     def claim(self, key: FlightKey, fence: str) -> Claim:
         """The claim under which the cache stores the leader's answer; no I/O."""
@@ -82,7 +82,7 @@ class RedisFlightStore:
         """Gives up this place, not one taken since, and tells the leader."""
         await self._run(self._leave, self._keys.flight(*key)[:1], self._worker, place, self._channel, ":".join(key))
 
-    async def tend(self, leads: Sequence[Held]) -> Mapping[FlightKey, int | None]:
+    async def renew_leases(self, leads: Sequence[Held]) -> Mapping[FlightKey, int | None]:
         """Renews leads. Followers of each, None where it is lost; one whose store is down is not among them.
 
         One round trip for each partition that they are in.
@@ -93,27 +93,27 @@ class RedisFlightStore:
         found: dict[FlightKey, int | None] = {}
         for home, some in parts.items():
             with suppress(StoreUnavailable):
-                gate = self._gate.of(home)
-                replies = await gate.run("flight", lambda client, some=some: self._tend_all(client, some))  # type: ignore[misc]
+                redis = self._redis.of(home)
+                replies = await redis.run("flight", lambda client, some=some: self._renew_all(client, some))  # type: ignore[misc]
                 found |= {key: _number(reply) for (key, *_), reply in zip(some, replies, strict=True)}
         return found
 
-    async def _tend_all(self, client: Redis, leads: Sequence[Held]) -> list[object]:
+    async def _renew_all(self, client: Redis, leads: Sequence[Held]) -> list[object]:
         async with client.pipeline(transaction=False) as pipe:
             for key, fence, again in leads:
-                await self._tend([self._keys.flight(*key)[0]], (self._worker, LEASE_MS, fence, int(again)), pipe)
+                await self._renew_lease([self._keys.flight(*key)[0]], (self._worker, LEASE_MS, fence, int(again)), pipe)
             return list(await pipe.execute())
 
     async def read(self, key: FlightKey, after: str) -> list[Record]:
         """What was published after an id of the stream; `-` for all."""
         words, begin = self._keys.flight(*key)[1], after if after == "-" else f"({after}"
-        found: Any = await self._gate.of(words).run("flight", lambda client: client.xrange(words, begin))
+        found: Any = await self._redis.of(words).run("flight", lambda client: client.xrange(words, begin))
         return [Record(at.decode(), fields[b"fence"].decode(), fields[b"body"].decode()) for at, fields in found]
 
-    async def sole(self, key: FlightKey) -> Claim | None:
+    async def exclusive(self, key: FlightKey) -> Claim | None:
         """The lead of what nobody follows; None where another worker has it."""
         refresh = self._keys.flight(*key)[2]
-        fence = await self._run(self._sole, [refresh], self._worker, LEASE_MS)
+        fence = await self._run(self._exclusive, [refresh], self._worker, LEASE_MS)
         assert isinstance(fence, bytes)
         return Claim(refresh, fence.decode()) if fence else None
 

@@ -39,10 +39,10 @@ NEEDED: Final = ("scope", "tenant", "question", "answer", "model", "sources", "c
 class AnswerReader:
     """Raises `StoreUnavailable`."""
 
-    def __init__(self, gate: HealthGatedClients, keys: Keys) -> None:
-        self._gate = gate
+    def __init__(self, redis: HealthGatedClients, keys: Keys) -> None:
+        self._redis = redis
         self._keys = keys
-        self._digests = DocumentDigests(gate, keys)
+        self._digests = DocumentDigests(redis, keys)
 
     async def all(self, tenants: Collection[str]) -> AsyncIterator[StoredAnswer]:
         """Each cached answer whose cited documents are still in service."""
@@ -55,8 +55,8 @@ class AnswerReader:
                         yield answer
 
     async def _found(self, part: CacheKeys) -> AsyncIterator[list[EntryKey]]:
-        gate = self._gate.of(part.invalidated)
-        async for found in scanned_once(gate, "backup", part.invalidated, f"{part.entries}*"):
+        redis = self._redis.of(part.invalidated)
+        async for found in scanned_once(redis, "backup", part.invalidated, f"{part.entries}*"):
             parsed = [EntryKey.parsed(part, key) for key in found if part.holds(key)]
             yield [entry for entry in parsed if entry is not None]
 
@@ -67,10 +67,10 @@ class AnswerReader:
                 for entry in entries:
                     pipe.hgetall(entry.key)
                     pipe.pttl(entry.key)
-                    pipe.hget(part.books[2], entry.key)
+                    pipe.hget(part.eviction_keys[2], entry.key)
                 return await replies_of(pipe)
 
-        time, *replies = await self._gate.of(part.invalidated).run("backup", ask)
+        time, *replies = await self._redis.of(part.invalidated).run("backup", ask)
         now_ms = milliseconds(time)
         threes = zip(entries, replies[::3], replies[1::3], replies[2::3], strict=True)
         found = [_answer(entry, fields, now_ms + left, uses) for entry, fields, left, uses in threes if left > 0]
@@ -122,14 +122,14 @@ TRIES: Final = 5
 class DocumentReader:
     """Raises `StoreUnavailable`."""
 
-    def __init__(self, gate: HealthGatedClients, keys: Keys) -> None:
-        self._gate = gate.of(keys.corpus_state)
+    def __init__(self, redis: HealthGatedClients, keys: Keys) -> None:
+        self._redis = redis.of(keys.corpus_state)
         self._keys = keys
 
     async def all(self, tenants: Collection[str], *, vectors: bool) -> AsyncIterator[StoredDocument]:
         """Each document in service, complete and of one revision."""
         prefix = self._keys.document("")
-        async for found in scanned_once(self._gate, "backup", self._keys.corpus_state, self._keys.document("*")):
+        async for found in scanned_once(self._redis, "backup", self._keys.corpus_state, self._keys.document("*")):
             for document in (key.removeprefix(prefix) for key in found):
                 if ":" not in document:
                     stored = await self._stored(document, tenants, vectors)
@@ -143,7 +143,7 @@ class DocumentReader:
             revision = int(fields.get("revision") or 0)
             if revision == 0 or (tenants and fields["tenant"].decode() not in tenants):
                 return None
-            content = await downloaded(self._gate, self._keys.document_text(document))
+            content = await downloaded(self._redis, self._keys.document_text(document))
             sets = await self._sets(document, fields) if vectors else {}
             if content is not None and int((await self._fields(document)).get("revision") or 0) == revision:
                 return StoredDocument(document_of(document, fields, {}), content.decode("utf-8", "replace"), sets)
@@ -151,7 +151,7 @@ class DocumentReader:
 
     async def _fields(self, document: str) -> Fields:
         key = self._keys.document(document)
-        return named(await self._gate.run("backup", lambda client: client.hgetall(key)))
+        return named(await self._redis.run("backup", lambda client: client.hgetall(key)))
 
     async def _sets(self, document: str, fields: Fields) -> Mapping[str, Sequence[EmbeddedChunk]]:
         """By each embedder that has embedded the revision that serves; a set with a gap is left out."""
@@ -172,7 +172,7 @@ class DocumentReader:
 
     async def _count(self, document: str, field: str) -> int:
         key = self._keys.document_chunks(document)
-        return int(await self._gate.run("backup", lambda client: client.hget(key, field)) or 0)
+        return int(await self._redis.run("backup", lambda client: client.hget(key, field)) or 0)
 
     async def _chunks(self, names: Sequence[str]) -> list[EmbeddedChunk | None]:
         async def read(client: Redis) -> list[Any]:
@@ -182,7 +182,7 @@ class DocumentReader:
                 replies: list[Any] = await pipe.execute()
                 return replies
 
-        return [_embedded(named(fields)) for fields in await self._gate.run("backup", read)]
+        return [_embedded(named(fields)) for fields in await self._redis.run("backup", read)]
 
 
 def _embedded(fields: Fields) -> EmbeddedChunk | None:
@@ -201,17 +201,17 @@ _OWNER: Final = re.compile(r"[0-9a-f]{16}")
 class RedisBackupSource:
     """The fleet's data, read while the fleet works. No tenants means all."""
 
-    def __init__(self, gate: HealthGatedClients, keys: Keys) -> None:
-        self._gates = gate
-        self._gate = gate.of(keys.corpus_state)
+    def __init__(self, redis: HealthGatedClients, keys: Keys) -> None:
+        self._clients = redis
+        self._redis = redis.of(keys.corpus_state)
         self._keys = keys
-        self._documents = DocumentReader(gate, keys)
-        self._answers = AnswerReader(gate, keys)
-        self._digests = DocumentDigests(gate, keys)
+        self._documents = DocumentReader(redis, keys)
+        self._answers = AnswerReader(redis, keys)
+        self._digests = DocumentDigests(redis, keys)
 
     async def now_ms(self) -> int:
         """Redis's clock."""
-        return await self._gate.run("backup", now_ms)
+        return await self._redis.run("backup", now_ms)
 
     async def expected(self) -> tuple[int, int]:
         """The approximate numbers of documents and answers."""
@@ -230,13 +230,13 @@ class RedisBackupSource:
         """The epoch of each tenant's documents; None while the cache is being notified of a change."""
         found: dict[str, int | None] = {}
         for key in await self._owners():
-            tenant, epoch = await self._gate.run("backup", lambda client, k=key: client.hmget(k, "tenant", "epoch"))  # type: ignore[misc]
+            tenant, epoch = await self._redis.run("backup", lambda client, k=key: client.hmget(k, "tenant", "epoch"))  # type: ignore[misc]
             if tenant is not None:
                 found[tenant.decode()] = int(epoch or 0)
-        work: Any = await self._gate.run("backup", lambda client: client.zrange(self._keys.corpus_work, 0, -1))
+        work: Any = await self._redis.run("backup", lambda client: client.zrange(self._keys.corpus_work, 0, -1))
         for document in work:
             key = self._keys.document_work(document.decode())
-            (tenant,) = await self._gate.run("backup", lambda client, k=key: client.hmget(k, "tenant"))  # type: ignore[misc]
+            (tenant,) = await self._redis.run("backup", lambda client, k=key: client.hmget(k, "tenant"))  # type: ignore[misc]
             if tenant is not None:
                 found[tenant.decode()] = None
         return found
@@ -248,12 +248,12 @@ class RedisBackupSource:
     async def _owners(self) -> list[str]:
         """The keys of all tenants' documents."""
         prefix = self._keys.corpus("")
-        batches = [found async for found in scanned_once(self._gate, "backup", self._keys.corpus_state, f"{prefix}*")]
+        batches = [found async for found in scanned_once(self._redis, "backup", self._keys.corpus_state, f"{prefix}*")]
         return [key for found in batches for key in found if _OWNER.fullmatch(key.removeprefix(prefix))]
 
     async def _documents_of(self, key: str) -> int:
-        return int(await self._gate.run("backup", lambda client: client.hget(key, "documents")) or 0)
+        return int(await self._redis.run("backup", lambda client: client.hget(key, "documents")) or 0)
 
     async def _answers_in(self, part: CacheKeys) -> int:
-        gate = self._gates.of(part.invalidated)
-        return int(await gate.run("backup", lambda client: client.zcard(part.books[1])))
+        redis = self._clients.of(part.invalidated)
+        return int(await redis.run("backup", lambda client: client.zcard(part.eviction_keys[1])))

@@ -24,7 +24,7 @@ from redis.asyncio import Redis
 from api.errors import StoreUnavailable
 from api.ports.backup import AnswerOutcome, DocumentOutcome, StoredAnswer, StoredDocument
 from api.ports.cache import CacheSweep, Selection
-from api.ports.document_work import Deletions, EmbeddedChunk, Work, marks_about
+from api.ports.document_work import Deletions, EmbeddedChunk, Work, tags_about
 from api.ports.documents import Document, Draft, FailedChunk
 from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import CacheKeys, Keys
@@ -62,16 +62,16 @@ class AnswerWriter:
     """
 
     def __init__(
-        self, gate: HealthGatedClients, keys: Keys, deletions: Deletions, max_size: int, *, new_outdate: bool
+        self, redis: HealthGatedClients, keys: Keys, deletions: Deletions, max_size: int, *, new_outdate: bool
     ) -> None:
-        self._gate = gate
+        self._redis = redis
         self._keys = keys
         self._deletions = deletions
-        self._digests = DocumentDigests(gate, keys)
+        self._digests = DocumentDigests(redis, keys)
         self._max_size = max_size
         self._new_outdate = new_outdate
         self._corpora: dict[str, tuple[int, str]] = {}
-        self._restore = script(gate.client, "stores/cache/answers", "restore")
+        self._restore = script(redis.client, "stores/cache/answers", "restore")
         self.assumed: dict[str, str] = {}
         self.assumed_deletions: Mapping[str, int] = {}
 
@@ -124,9 +124,9 @@ class AnswerWriter:
     ) -> tuple[AnswerOutcome, Mapping[str, str | bytes]]:
         if answer.gone_ms <= now_ms or answer.created_ms <= now_ms - LIFETIME_MS:
             return "expired", {}
-        marks = marks_about(answer.digest, answer.tenant, list(answer.cites))
+        tags = tags_about(answer.digest, answer.tenant, list(answer.cites))
         known = (deleted, self.assumed_deletions)
-        if any(noted.get(mark, -1) >= answer.created_ms for noted in known for mark in marks):
+        if any(noted.get(tag, -1) >= answer.created_ms for noted in known for tag in tags):
             return "deleted since", {}
         revisions = {document: revision for document, (revision, digest) in serving.items()}
         present = {**{document: digest for document, (_, digest) in serving.items()}, **self.assumed}
@@ -155,7 +155,7 @@ class AnswerWriter:
                     await self._restore(*self._call(part, one), pipe)
                 return list(await pipe.execute())
 
-        replies = await self._gate.of(part.invalidated).run("restore", store)
+        replies = await self._redis.of(part.invalidated).run("restore", store)
         return {number: reply.decode() for number, reply in zip(wanted, replies, strict=True)}
 
     async def _there_in(self, part: CacheKeys, wanted: Mapping[int, _Ready]) -> dict[int, str]:
@@ -167,7 +167,7 @@ class AnswerWriter:
                     pipe.hget(part.entry(one.answer.scope, one.answer.digest), "created_ms")
                 return list(await pipe.execute())
 
-        found = await self._gate.of(part.invalidated).run("restore", look)
+        found = await self._redis.of(part.invalidated).run("restore", look)
         is_there = {
             number: int(at or -1) >= wanted[number].answer.created_ms for number, at in zip(wanted, found, strict=True)
         }
@@ -175,13 +175,13 @@ class AnswerWriter:
 
     def _call(self, part: CacheKeys, one: _Ready) -> tuple[list[str], list[Any]]:
         answer = one.answer
-        keys = [part.entry(answer.scope, answer.digest), part.invalidated, *part.books]
-        marks = marks_about(answer.digest, answer.tenant, list(answer.cites))
+        keys = [part.entry(answer.scope, answer.digest), part.invalidated, *part.eviction_keys]
+        tags = tags_about(answer.digest, answer.tenant, list(answer.cites))
         documents = f"corpus:{answer.tenant}" if answer.is_grounded else ""
         tokens = answer.fields.get("completion_tokens", "0")
         times = [answer.created_ms, answer.gone_ms, one.at_ms]
         pairs = [part for pair in one.fields.items() for part in pair]
-        return keys, [*times, documents, self._max_size, answer.tenant, tokens, answer.uses, len(marks), *marks, *pairs]
+        return keys, [*times, documents, self._max_size, answer.tenant, tokens, answer.uses, len(tags), *tags, *pairs]
 
     async def _is_same(self, tenant: str, corpora: Mapping[str, str]) -> bool:
         """Whether the tenant has the documents that its answers were made among. Known while nothing changes."""
@@ -196,7 +196,7 @@ class AnswerWriter:
         """The time by the clock of each partition."""
 
         async def clock(part: CacheKeys) -> tuple[CacheKeys, int]:
-            return part, await self._gate.of(part.invalidated).run("restore", now_ms)
+            return part, await self._redis.of(part.invalidated).run("restore", now_ms)
 
         return dict(await on_all(clock(part) for part in parts))
 
@@ -221,7 +221,7 @@ class DocumentWriter:
 
     def __init__(
         self,
-        gate: HealthGatedClients,
+        redis: HealthGatedClients,
         keys: Keys,
         worker: str,
         work: RedisDocumentWork,
@@ -231,19 +231,19 @@ class DocumentWriter:
         *,
         tells_of_new: bool,
     ) -> None:
-        self._gates = gate
-        self._gate = gate.of(keys.corpus_state)
+        self._clients = redis
+        self._redis = redis.of(keys.corpus_state)
         self._keys = keys
         self._worker = worker
-        self._documents = RedisDocuments(gate, keys)
+        self._documents = RedisDocuments(redis, keys)
         self._work = work
-        self._index = RedisPassageIndex(gate, keys)
-        self._anew = RedisReembedding(gate, keys, worker)
+        self._index = RedisPassageIndex(redis, keys)
+        self._anew = RedisReembedding(redis, keys, worker)
         self._sweep = sweep
         self._answers = answers
         self._most = most
         self._tells_of_new = tells_of_new
-        self._dated = script(gate.client, "stores/documents/documents", "restore_times")
+        self._dated = script(redis.client, "stores/documents/documents", "restore_times")
         self._held: list[Work] = []
         self._since = 0.0
 
@@ -271,7 +271,7 @@ class DocumentWriter:
     async def _put(self, work: Work, stored: StoredDocument) -> DocumentOutcome:
         if work.pending_invalidation:
             await self._sweep.sweep(Selection(source=work.id), dry_run=False)
-            await self._work.told(work)
+            await self._work.notified(work)
         (embedder, chunks), *further = stored.sets.items()
         identity = await self._identity(embedder, chunks)
         for start in range(0, len(chunks), WRITTEN):
@@ -289,14 +289,14 @@ class DocumentWriter:
 
     async def _further(self, work: Work, embedder: str, chunks: Sequence[EmbeddedChunk]) -> None:
         """By another embedder too, unless a worker that has it is embedding documents anew: then it embeds this one."""
-        duty = RedisLeaderLease(self._gates, self._keys.embedding_duty(embedder), self._worker)
-        if not await duty.hold(LEASE):
+        lease = RedisLeaderLease(self._clients, self._keys.embedding_lease(embedder), self._worker)
+        if not await lease.acquire(LEASE):
             return
         identity = await self._identity(embedder, chunks)
         for start in range(0, len(chunks), WRITTEN):
             await self._work.rewrite(work, identity, chunks[start : start + WRITTEN], len(chunks))
         await self._anew.embedded(work, identity)
-        await duty.leave()
+        await lease.release()
 
     async def _identity(self, embedder: str, chunks: Sequence[EmbeddedChunk]) -> EmbedderIdentity:
         """With its index there."""
@@ -308,7 +308,7 @@ class DocumentWriter:
     async def _date(self, work: Work, document: Document) -> None:
         keys = [self._keys.document(work.id), self._keys.corpus_documents(owner_of(work.facts.tenant))]
         arguments: list[Any] = [work.id, work.revision, document.created_ms, document.updated_ms]
-        await self._gate.run("restore", lambda client: self._dated(keys, arguments, client))
+        await self._redis.run("restore", lambda client: self._dated(keys, arguments, client))
 
     # -- the cache ----------------------------------------------------------------------------------------------------
 
@@ -343,8 +343,8 @@ class DocumentWriter:
         return any(await on_all(self._has_answers_in(part) for part in self._keys.partitions))
 
     async def _has_answers_in(self, part: CacheKeys) -> bool:
-        gate = self._gates.of(part.invalidated)
-        return bool(await gate.run("restore", lambda client: client.zcard(part.books[1])))
+        redis = self._clients.of(part.invalidated)
+        return bool(await redis.run("restore", lambda client: client.zcard(part.eviction_keys[1])))
 
 
 def _is_same(there: Document, document: Document) -> bool:
@@ -371,12 +371,12 @@ class RedisBackupTarget:
         """Notifies the cache of all restored documents."""
         await self._documents.settle()
 
-    async def put_deletions(self, marks: Mapping[str, int], *, dry_run: bool) -> None:
+    async def put_deletions(self, tags: Mapping[str, int], *, dry_run: bool) -> None:
         """Restores what was deleted."""
         if dry_run:
-            self._answers.assumed_deletions = marks
+            self._answers.assumed_deletions = tags
         else:
-            await self._deletions.merge(marks)
+            await self._deletions.merge(tags)
 
     async def put_answers(
         self, answers: Sequence[StoredAnswer], corpora: Mapping[str, str], *, dry_run: bool

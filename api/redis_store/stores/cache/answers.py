@@ -21,7 +21,7 @@ from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import Keys
 from api.redis_store.scripts import script
 from api.redis_store.stores.cache.semantic_index import FIELDS, SemanticIndexes
-from api.redis_store.stores.cache.sweep import TOMBSTONE_MS
+from api.redis_store.stores.cache.sweep import TAGS_LIFETIME_MS
 from api.redis_store.stores.documents.documents import owner_of
 from api.redis_store.stores.fleet import CacheCounters
 from api.values import CachedAnswer, CacheMatch, EmbedderIdentity, Source, Usage, Vector, known
@@ -69,7 +69,7 @@ class RedisAnswerCache:
 
     def __init__(
         self,
-        gate: HealthGatedClients,
+        redis: HealthGatedClients,
         keys: Keys,
         indexes: SemanticIndexes,
         counters: CacheCounters,
@@ -80,14 +80,14 @@ class RedisAnswerCache:
         tenant_share: float = 1.0,
         on_evicted: Callable[[int], None] = lambda count: None,
     ) -> None:
-        self._gate = gate
+        self._redis = redis
         self._keys = keys
         self._indexes = indexes
         self._counters = counters
         self._on_evicted = on_evicted
         self._limits = (ttl_ms, stale_ms, max_size, round(tenant_share * max_size))
-        self._find = script(gate.client, "stores/cache/answers", "find")
-        self._store = script(gate.client, "stores/cache/answers", "store")
+        self._find = script(redis.client, "stores/cache/answers", "find")
+        self._store = script(redis.client, "stores/cache/answers", "store")
 
     async def find_exact(self, scope: str, digest: str, tenant: str = "") -> ExactLookup:
         """The entry of exactly this question, fresh or not, with Redis's clock: one round trip."""
@@ -96,9 +96,9 @@ class RedisAnswerCache:
         part = self._keys.partition(scope)
         key = part.entry(scope, digest)
         keys = [key, part.invalidated]
-        arguments: list[str | int] = [4, *_marks(digest, tenant), f"corpus:{tenant}", *FIELDS]
-        gate = self._gate.of(key)
-        reply = await gate.run("exact_lookup", partial(self._find, keys, arguments))
+        arguments: list[str | int] = [4, *_tags(digest, tenant), f"corpus:{tenant}", *FIELDS]
+        redis = self._redis.of(key)
+        reply = await redis.run("exact_lookup", partial(self._find, keys, arguments))
         now_ms, invalidated_ms, values = int(reply[0]), int(reply[1]), reply[2:]
         if values[0] is None:
             return ExactLookup(None, now_ms, invalidated_ms)
@@ -129,15 +129,15 @@ class RedisAnswerCache:
         key = part.entry(scope, digest)
         fields, grounds = _fields(scope, vector, answer), answer.grounds
         cited = dict.fromkeys(source.document_id for source in answer.sources)
-        marks = [*_marks(digest, answer.tenant), *(f"source:{document}" for document in cited)]
+        tags = [*_tags(digest, answer.tenant), *(f"source:{document}" for document in cited)]
         pairs = (part for pair in fields.items() for part in pair)
         fence, flight = (claim.fence, [claim.key]) if claim is not None else ("", [])
         tokens = answer.usage.completion_tokens
         looked: list[Any] = [f"corpus:{answer.tenant}", grounds.at_ms] if grounds is not None else ["", 0]
-        asked: list[Any] = [*self._limits, answer.tenant, fence, answer.asked_ms, tokens, *looked, TOMBSTONE_MS]
-        arguments = [*asked, len(marks), *marks, *pairs]
-        keys = [key, part.invalidated, *part.books, *flight]
-        reply = await self._gate.of(key).run("store", partial(self._store, keys, arguments))
+        asked: list[Any] = [*self._limits, answer.tenant, fence, answer.asked_ms, tokens, *looked, TAGS_LIFETIME_MS]
+        arguments = [*asked, len(tags), *tags, *pairs]
+        keys = [key, part.invalidated, *part.eviction_keys, *flight]
+        reply = await self._redis.of(key).run("store", partial(self._store, keys, arguments))
         if not reply:
             return None
         if reply[0] == b"changed":
@@ -191,7 +191,7 @@ def _fields(scope: str, vector: Vector | None, answer: NewAnswer) -> dict[str, A
     return fields
 
 
-def _marks(digest: str, tenant: str) -> list[str]:
+def _tags(digest: str, tenant: str) -> list[str]:
     """The fields of `rag:invalidated` that speak of a question's answer, whatever it cites.
 
     `corpus:<tenant>` says when the tenant's documents changed.
@@ -224,18 +224,18 @@ class RedisCondensedQuestions:
     Key: `rag:condensed:<digest>`, for as long as an answer is fresh.
     """
 
-    def __init__(self, gate: HealthGatedClients, keys: Keys, ttl_ms: int) -> None:
-        self._gate = gate
+    def __init__(self, redis: HealthGatedClients, keys: Keys, ttl_ms: int) -> None:
+        self._redis = redis
         self._keys = keys
         self._ttl_ms = ttl_ms
 
     async def find(self, place: str) -> str | None:
         """The stand-alone question; empty if it cannot be rewritten; None if nothing is stored."""
         key = self._keys.condensed(place)
-        found: Any = await self._gate.of(key).run("condensed", lambda client: client.get(key))
+        found: Any = await self._redis.of(key).run("condensed", lambda client: client.get(key))
         return None if found is None else str(found.decode())
 
     async def remember(self, place: str, question: str) -> None:
         """Stores it for as long as an answer is fresh."""
         key = self._keys.condensed(place)
-        await self._gate.of(key).run("condensed", lambda client: client.set(key, question, px=self._ttl_ms))
+        await self._redis.of(key).run("condensed", lambda client: client.set(key, question, px=self._ttl_ms))

@@ -24,7 +24,7 @@ from api.redis_store.keys import CacheKeys
 from api.redis_store.scripts import on_all, script
 from api.redis_store.stores.cache.semantic_index import SemanticIndex, SemanticIndexes
 
-TEND_SECONDS: Final = 1.0
+MAINTAIN_SECONDS: Final = 1.0
 CONCURRENCY: Final = 4
 """Partitions looked at each time: however many there are, a fleet asks Redis no more often."""
 BUILDING_SECONDS: Final = 0.25
@@ -36,26 +36,26 @@ LIFETIME_MS: Final = 3600 * 1000
 
 
 class IndexKeeper:
-    """A worker's part of it. `duty` is the janitor's, for all partitions.
+    """A worker's part of it. `lease` is the janitor's, for all partitions.
 
     `pace`: how much less often it tends, since others do too.
     """
 
     def __init__(
         self,
-        gate: HealthGatedClients,
+        redis: HealthGatedClients,
         indexes: SemanticIndexes,
-        duty: LeaderLease,
+        lease: LeaderLease,
         idle_seconds: float = IDLE_SECONDS,
         pace: Callable[[], float] = lambda: 1.0,
     ) -> None:
-        self._gate = gate
+        self._redis = redis
         self._indexes = indexes
-        self._duty = duty
+        self._lease = lease
         self._pace = pace
         self._idle_ms = round(idle_seconds * 1000)
-        self._renew = script(gate.client, "stores/cache/index_keeper", "renew")
-        self._idle = script(gate.client, "stores/cache/index_keeper", "idle")
+        self._renew = script(redis.client, "stores/cache/index_keeper", "renew")
+        self._idle = script(redis.client, "stores/cache/index_keeper", "idle")
 
     async def keep(self) -> None:
         """Tends for ever, jittered: each time the next few of them, and those that are being built. A worker's task."""
@@ -65,7 +65,7 @@ class IndexKeeper:
             turn = {next(in_turn) for _ in range(min(CONCURRENCY, len(self._indexes)))}
             for index in turn | {index for index in self._indexes if index.is_building}:
                 with suppress(StoreUnavailable):  # the gate says when Redis is back
-                    await index.tend()
+                    await index.maintain()
             if time.monotonic() >= due:
                 due = time.monotonic() + RENEW_SECONDS
                 with suppress(StoreUnavailable):
@@ -73,7 +73,7 @@ class IndexKeeper:
                 with suppress(StoreUnavailable):
                     await self.clean()
             building = any(index.is_building for index in self._indexes)
-            pause = BUILDING_SECONDS if building else TEND_SECONDS * self._pace()
+            pause = BUILDING_SECONDS if building else MAINTAIN_SECONDS * self._pace()
             await asyncio.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
 
     async def renew(self) -> None:
@@ -86,15 +86,15 @@ class IndexKeeper:
         if names:
             key = index.keys.index_uses
             arguments: list[str | int] = [LIFETIME_MS, *names]
-            await self._gate.of(key).run("index_renew", lambda client: self._renew([key], arguments, client))
+            await self._redis.of(key).run("index_renew", lambda client: self._renew([key], arguments, client))
 
     async def clean(self) -> list[str]:
-        """Drops what is left over, if that is this worker's duty now. Raises `StoreUnavailable`."""
+        """Drops what is left over, if that is this worker's lease now. Raises `StoreUnavailable`."""
         supported = [index.keys for index in self._indexes if index.supported]
-        if not (supported and await self._duty.hold(2 * RENEW_SECONDS + 5)):
+        if not (supported and await self._lease.acquire(2 * RENEW_SECONDS + 5)):
             return []
         dropped = await on_all(
-            self._gate.of(keys.index_uses).run("index_clean", partial(self._clean, keys)) for keys in supported
+            self._redis.of(keys.index_uses).run("index_clean", partial(self._clean, keys)) for keys in supported
         )
         return [name for of_one in dropped for name in of_one]
 

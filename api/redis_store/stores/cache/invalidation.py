@@ -33,11 +33,11 @@ Found: TypeAlias = tuple[list[T], bool]
 class RedisInvalidationTags:
     """Finds and expires the cached answers that a change of documents affects."""
 
-    def __init__(self, gate: HealthGatedClients, keys: Keys, indexes: SemanticIndexes) -> None:
-        self._gate = gate
+    def __init__(self, redis: HealthGatedClients, keys: Keys, indexes: SemanticIndexes) -> None:
+        self._redis = redis
         self._keys = keys
         self._indexes = indexes
-        self._expire = script(gate.client, "stores/cache/answers", "expire")
+        self._expire = script(redis.client, "stores/cache/answers", "expire")
 
     async def near(
         self, embedder: EmbedderIdentity, tenant: str, vectors: Sequence[Vector], floor: float, limit: int
@@ -112,10 +112,10 @@ class RedisInvalidationTags:
         return sum(await on_all(self._expire_of(part, of_part) for part, of_part in parts if of_part))
 
     async def _expire_of(self, part: CacheKeys, entries: Sequence[str]) -> int:
-        gate, ended = self._gate.of(part.invalidated), 0
+        redis, ended = self._redis.of(part.invalidated), 0
         for start in range(0, len(entries), BATCH):
             keys = list(entries[start : start + BATCH])
-            ended += int(await gate.run("expire", lambda client, keys=keys: self._expire(keys, [], client)))  # type: ignore[misc]
+            ended += int(await redis.run("expire", lambda client, keys=keys: self._expire(keys, [], client)))  # type: ignore[misc]
         return ended
 
     async def expire_all(self, tenant: str) -> int:
@@ -127,21 +127,21 @@ class RedisInvalidationTags:
         return sum(await on_all(self._expire_all(part, owner) for part in self._keys.partitions))
 
     async def _expire_all(self, part: CacheKeys, owner: bytes) -> int:
-        gate, ended = self._gate.of(part.invalidated), 0
-        async for found in scanned(gate, "expire", part.invalidated, f"{part.entries}*"):
+        redis, ended = self._redis.of(part.invalidated), 0
+        async for found in scanned(redis, "expire", part.invalidated, f"{part.entries}*"):
             keys = [key for key in found if part.holds(key)]
-            owners = await gate.run("expire", lambda client, keys=keys: _owners(client, keys))  # type: ignore[misc]
+            owners = await redis.run("expire", lambda client, keys=keys: _owners(client, keys))  # type: ignore[misc]
             ended += await self._expire_of(part, [key for key, of in zip(keys, owners, strict=True) if of == owner])
         return ended
 
     async def _fresh(self, part: CacheKeys, tenant: str) -> str:
         """The part of a query that asks for a tenant's entries, without those that are stale already."""
-        at_ms = await self._gate.of(part.invalidated).run("expire", now_ms)
+        at_ms = await self._redis.of(part.invalidated).run("expire", now_ms)
         return f"@owner:{{{owner_of(tenant)}}} @expires_ms:[({at_ms} +inf]"
 
     async def _names(self, part: CacheKeys) -> list[str]:
-        gate = self._gate.of(part.invalidated)
-        listed: Any = await gate.run("expire", lambda client: client.execute_command("FT._LIST"))  # type: ignore[no-untyped-call]
+        redis = self._redis.of(part.invalidated)
+        listed: Any = await redis.run("expire", lambda client: client.execute_command("FT._LIST"))  # type: ignore[no-untyped-call]
         names = [name.decode("utf-8", "replace") for name in listed]
         return [name for name in names if name.startswith(part.indexes)]
 
@@ -156,7 +156,7 @@ class RedisInvalidationTags:
             except ResponseError:
                 return None
 
-        reply = await self._gate.of(index).run("expire", ask)
+        reply = await self._redis.of(index).run("expire", ask)
         return None if reply is None or reply.get(b"warning") else list(reply[b"results"])
 
 

@@ -30,13 +30,13 @@ class CacheFigures:
 
     def __init__(
         self,
-        gate: HealthGatedClients,
+        redis: HealthGatedClients,
         indexes: SemanticIndexes,
         counters: CacheCounters,
         embedder: Embedder,
         limits: CacheLimits,
     ) -> None:
-        self._gate = gate
+        self._redis = redis
         self._indexes = indexes
         self._counters = counters
         self._embedder = embedder
@@ -79,9 +79,9 @@ class CacheFigures:
         return sum(await on_all(self._size_of(index, embedder) for index in self._indexes))
 
     async def _size_of(self, index: SemanticIndex, embedder: EmbedderIdentity) -> int:
-        gate = self._gate.of(index.keys.invalidated)
+        redis = self._redis.of(index.keys.invalidated)
         try:
-            return await index.count(embedder, await gate.run("time", now_ms))
+            return await index.count(embedder, await redis.run("time", now_ms))
         except StoreUnavailable:
             return 0
 

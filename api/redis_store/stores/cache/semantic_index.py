@@ -105,8 +105,8 @@ class SemanticIndex:
     Raises `StoreUnavailable` while Redis or its search module is missing.
     """
 
-    def __init__(self, gate: HealthGated, keys: CacheKeys, algorithm: Algorithm = "flat") -> None:
-        self._gate = gate
+    def __init__(self, redis: HealthGated, keys: CacheKeys, algorithm: Algorithm = "flat") -> None:
+        self._redis = redis
         self._algorithm: Algorithm = algorithm
         self.supported = True
         self.keys = keys
@@ -116,17 +116,17 @@ class SemanticIndex:
         self._entries: dict[str, int] = {}
         self._shares = ScopeShares()
         self._known: dict[str, EmbedderIdentity] = {}
-        gate.on_recovery(self._ensure_all)
+        redis.on_recovery(self._ensure_all)
 
     async def ensure(self, embedder: EmbedderIdentity) -> None:
         """Makes the index of `embedder` unless it exists, and sees which one serves. Many workers may do so at once."""
         self._note(embedder)
-        await self._gate.run("index_create", lambda client: self._ensure(client, embedder))
+        await self._redis.run("index_create", lambda client: self._ensure(client, embedder))
 
-    async def tend(self) -> None:
+    async def maintain(self) -> None:
         """`ensure` for all that are known: one that was lost is made again, one that is complete by now serves."""
         for embedder in list(self._known.values()) if self.supported else ():
-            await self._gate.run("index_create", lambda client, of=embedder: self._ensure(client, of))  # type: ignore[misc]
+            await self._redis.run("index_create", lambda client, of=embedder: self._ensure(client, of))  # type: ignore[misc]
 
     def in_use(self) -> list[str]:
         """The names of the indexes that this worker asks, or waits for."""
@@ -166,9 +166,9 @@ class SemanticIndex:
         if serving == "hnsw" and self._shares.is_due(scope):
             asked.append(("FT.SEARCH", index, _in_scope(scope), "LIMIT", 0, 0, "DIALECT", 2))
         try:
-            found, *counted = await self._gate.run("semantic_lookup", lambda client: _execute(client, asked))
+            found, *counted = await self._redis.run("semantic_lookup", lambda client: _execute(client, asked))
         except StoreUnavailable:
-            if not self._gate.is_up:
+            if not self._redis.is_up:
                 raise
             await self.ensure(embedder)  # FLUSHALL takes an index too: made again, and this once a miss
             return []
@@ -184,15 +184,15 @@ class SemanticIndex:
     async def count(self, embedder: EmbedderIdentity, now_ms: int) -> int:
         """How many entries are not expired."""
         serving = await self._serves(embedder) or self._algorithm
-        index = self._index(self._gate.client, embedder, serving)
+        index = self._index(self._redis.client, embedder, serving)
         query = CountQuery(filter_expression=Num("expires_ms") > now_ms)
-        return int(await self._gate.run("index_count", lambda _: unwrapped(index.query(query))))
+        return int(await self._redis.run("index_count", lambda _: unwrapped(index.query(query))))
 
     async def _ensure_all(self) -> None:
         await self._find_module()
         for embedder in list(self._known.values()) if self.supported else ():
             try:
-                await self._ensure(self._gate.client, embedder)
+                await self._ensure(self._redis.client, embedder)
             except ResponseError:
                 self._serving.pop(embedder.fingerprint, None)  # made at the next look-up
 
@@ -226,7 +226,7 @@ class SemanticIndex:
 
     async def _find_module(self) -> None:
         try:
-            await self._gate.client.execute_command("FT._LIST")  # type: ignore[no-untyped-call]
+            await self._redis.client.execute_command("FT._LIST")  # type: ignore[no-untyped-call]
         except ResponseError as error:
             # Any other refusal, of an ACL say, means that there is a module.
             missing = str(error).lower().startswith("unknown command")
@@ -274,9 +274,9 @@ _FIELDS: Final = tuple(name.encode() for name in FIELDS)
 class SemanticIndexes:
     """Made before Redis is first asked for: each index is made with the first answer of its shard."""
 
-    def __init__(self, gate: HealthGatedClients, keys: Keys, algorithm: Algorithm = "flat") -> None:
+    def __init__(self, redis: HealthGatedClients, keys: Keys, algorithm: Algorithm = "flat") -> None:
         self._keys = keys
-        self._all = {part: SemanticIndex(gate.of(part.invalidated), part, algorithm) for part in keys.partitions}
+        self._all = {part: SemanticIndex(redis.of(part.invalidated), part, algorithm) for part in keys.partitions}
 
     def __iter__(self) -> Iterator[SemanticIndex]:
         return iter(self._all.values())

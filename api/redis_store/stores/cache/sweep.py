@@ -51,7 +51,7 @@ def pattern(keys: CacheKeys, selection: Selection) -> str:
     return keys.entry("*", digest)
 
 
-def tombstones(keys: CacheKeys, selection: Selection) -> list[str]:
+def invalidation_tags(keys: CacheKeys, selection: Selection) -> list[str]:
     """The fields of `rag:invalidated` that keep answers under way from being stored."""
     if selection.entry is not None:
         key = EntryKey.parsed(keys, selection.entry)
@@ -117,7 +117,7 @@ def _near(keys: CacheKeys, near: Neighbourhood, entries: Sequence[tuple[EntryKey
     return {key for key, cosine in zip(comparable, cosines, strict=True) if cosine >= near.similarity - ROUNDING}
 
 
-TOMBSTONE_MS: Final = 3600 * 1000
+TAGS_LIFETIME_MS: Final = 3600 * 1000
 """Longer than any generation."""
 BATCH: Final = 250
 """Entries read or deleted by one command."""
@@ -129,9 +129,9 @@ DEADLINE: Final = 30.0
 class RedisCacheSweep:
     """Finds and deletes entries of the whole fleet."""
 
-    def __init__(self, gate: HealthGatedClients, keys: Keys, deadline: float = DEADLINE) -> None:
+    def __init__(self, redis: HealthGatedClients, keys: Keys, deadline: float = DEADLINE) -> None:
         self._deadline = deadline
-        self._parts = [_PartitionSweep(gate.of(part.invalidated), part) for part in keys.partitions]
+        self._parts = [_PartitionSweep(redis.of(part.invalidated), part) for part in keys.partitions]
 
     async def sweep(self, selection: Selection, *, dry_run: bool) -> Swept:
         """Deletes the selected entries. Answers to earlier requests that arrive later are not stored either.
@@ -152,17 +152,17 @@ class RedisCacheSweep:
 class _PartitionSweep:
     """One partition's part of it. Raises `StoreUnavailable`."""
 
-    def __init__(self, gate: HealthGated, keys: CacheKeys) -> None:
-        self._gate = gate
+    def __init__(self, redis: HealthGated, keys: CacheKeys) -> None:
+        self._redis = redis
         self.keys = keys
-        self._tombstone = script(gate.client, "stores/cache/answers", "invalidate")
-        self._drop = script(gate.client, "stores/cache/answers", "drop")
+        self._invalidate = script(redis.client, "stores/cache/answers", "invalidate")
+        self._drop = script(redis.client, "stores/cache/answers", "drop")
 
     async def sweep(self, selection: Selection, until: float, *, dry_run: bool) -> Swept:
         """Goes over the keys until there is nothing to delete: SCAN may miss what is new."""
         if dry_run:
             return await self._pass(selection, until, dry_run=True)
-        await self.note(tombstones(self.keys, selection))
+        await self.note(invalidation_tags(self.keys, selection))
         await self._end_flights(selection)
         matched = deleted = 0
         for _ in range(PASSES):
@@ -176,8 +176,8 @@ class _PartitionSweep:
         """What was asked for until now, and is one of these, is not stored as it is."""
         if fields:
             key = self.keys.invalidated
-            arguments: list[str | int] = [TOMBSTONE_MS, *fields]
-            await self._gate.run("invalidate", lambda client: self._tombstone([key], arguments, client))
+            arguments: list[str | int] = [TAGS_LIFETIME_MS, *fields]
+            await self._redis.run("invalidate", lambda client: self._invalidate([key], arguments, client))
 
     async def _end_flights(self, selection: Selection) -> None:
         """Generations under way that have no entry yet: whoever asks from now on does not join them."""
@@ -187,9 +187,9 @@ class _PartitionSweep:
             flights = self.keys.flight("*", selection.digest)[0]
         else:
             return
-        async for found in scanned(self._gate, "invalidate", self.keys.invalidated, flights):
+        async for found in scanned(self._redis, "invalidate", self.keys.invalidated, flights):
             for batch in _batches(found):
-                await self._gate.run("invalidate", lambda client, batch=batch: client.unlink(*batch))  # type: ignore[misc]
+                await self._redis.run("invalidate", lambda client, batch=batch: client.unlink(*batch))  # type: ignore[misc]
 
     async def _pass(self, selection: Selection, until: float, *, dry_run: bool) -> Swept:
         seen: set[str] = set()
@@ -210,7 +210,7 @@ class _PartitionSweep:
             entry = EntryKey.parsed(self.keys, selection.entry)
             yield [entry] if entry else []
             return
-        async for found in scanned(self._gate, "invalidate", self.keys.invalidated, pattern(self.keys, selection)):
+        async for found in scanned(self._redis, "invalidate", self.keys.invalidated, pattern(self.keys, selection)):
             parsed = (EntryKey.parsed(self.keys, key) for key in found)
             yield [entry for entry in parsed if entry is not None]
 
@@ -225,14 +225,14 @@ class _PartitionSweep:
                     pipe.hmget(entry.key, names)
                 return await replies_of(pipe)
 
-        replies = await self._gate.run("invalidate", ask)
+        replies = await self._redis.run("invalidate", ask)
         read = zip(entries, replies, strict=True)
         return [(entry, dict(zip(names, reply, strict=True))) for entry, reply in read if isinstance(reply, list)]
 
     async def _delete(self, entries: Sequence[EntryKey]) -> int:
         pairs = ((entry.key, self.keys.flight(entry.scope, entry.digest)[0]) for entry in entries)
-        keys = [*self.keys.books, *(key for pair in pairs for key in pair)]
-        return int(await self._gate.run("invalidate", lambda client: self._drop(keys, [], client)))
+        keys = [*self.keys.eviction_keys, *(key for pair in pairs for key in pair)]
+        return int(await self._redis.run("invalidate", lambda client: self._drop(keys, [], client)))
 
 
 def _batches(found: Sequence[Any]) -> list[Sequence[Any]]:

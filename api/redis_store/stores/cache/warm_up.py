@@ -22,21 +22,21 @@ ERRORS_KEPT: Final = 10
 class RedisWarmUpJobs:
     """The fleet's warm-ups of the cache."""
 
-    def __init__(self, gate: HealthGatedClients, keys: Keys, worker: str) -> None:
-        self._gate = gate.of(keys.cache_warm_ups)
+    def __init__(self, redis: HealthGatedClients, keys: Keys, worker: str) -> None:
+        self._redis = redis.of(keys.cache_warm_ups)
         self._keys = keys
         self._worker = worker
-        self._hold = script(gate.client, "stores/cache/warm_up", "acquire")
-        self._settle = script(gate.client, "stores/cache/warm_up", "settle")
-        self._cancel = script(gate.client, "stores/cache/warm_up", "cancel")
+        self._acquire = script(redis.client, "stores/cache/warm_up", "acquire")
+        self._settle = script(redis.client, "stores/cache/warm_up", "settle")
+        self._cancel = script(redis.client, "stores/cache/warm_up", "cancel")
 
     async def create(self, job: str, questions: Sequence[bytes]) -> None:
         """Creates a job that no worker holds yet. What a failed call wrote belongs to no worker and expires."""
         _, queue, _ = self._keys.cache_warm_up(job)
         for start in range(0, len(questions), PUSHED):
             part = questions[start : start + PUSHED]
-            await self._gate.run("warm_up", lambda client, part=part: _push(client, queue, part))  # type: ignore[misc]
-        await self._gate.run("warm_up", lambda client: self._begin(client, job, len(questions)))
+            await self._redis.run("warm_up", lambda client, part=part: _push(client, queue, part))  # type: ignore[misc]
+        await self._redis.run("warm_up", lambda client: self._begin(client, job, len(questions)))
 
     async def _begin(self, client: Redis, job: str, total: int) -> None:
         progress, _, jobs = self._keys.cache_warm_up(job)
@@ -52,7 +52,7 @@ class RedisWarmUpJobs:
     async def progress(self, job: str) -> WarmUpProgress | None:
         """None if there is no job of that name, or if it has expired."""
         key = self._keys.cache_warm_up(job)[0]
-        fields: Mapping[Any, Any] = await self._gate.run("warm_up", lambda client: client.hgetall(key))
+        fields: Mapping[Any, Any] = await self._redis.run("warm_up", lambda client: client.hgetall(key))
         return _progress(job, {name.decode(): value.decode() for name, value in fields.items()}) if fields else None
 
     async def cancel(self, job: str) -> None:
@@ -62,17 +62,17 @@ class RedisWarmUpJobs:
     async def unfinished(self) -> list[str]:
         """The running jobs, oldest first."""
         key = self._keys.cache_warm_ups
-        jobs: list[Any] = await self._gate.run("warm_up", lambda client: client.zrange(key, 0, -1))
+        jobs: list[Any] = await self._redis.run("warm_up", lambda client: client.zrange(key, 0, -1))
         return [job.decode() for job in jobs]
 
-    async def hold(self, job: str, seconds: float) -> bool:
+    async def acquire(self, job: str, seconds: float) -> bool:
         """Takes or renews the lease on a running job for `seconds`; 0 releases it. False without a lease."""
-        return bool(await self._run(self._hold, job, self._worker, round(seconds * 1000), LIFETIME_MS, job))
+        return bool(await self._run(self._acquire, job, self._worker, round(seconds * 1000), LIFETIME_MS, job))
 
     async def left(self, job: str, count: int) -> list[bytes]:
         """The first `count` questions that are not settled."""
         queue = self._keys.cache_warm_up(job)[1]
-        found: Any = await self._gate.run("warm_up", lambda client: client.lrange(queue, 0, count - 1))
+        found: Any = await self._redis.run("warm_up", lambda client: client.lrange(queue, 0, count - 1))
         return list(found)
 
     async def settle(self, job: str, question: bytes, counts: Sequence[WarmUpCount], error: str = "") -> bool:
@@ -84,7 +84,7 @@ class RedisWarmUpJobs:
 
     async def _run(self, called: AsyncScript, job: str, *arguments: str | bytes | int) -> Any:
         keys = self._keys.cache_warm_up(job)
-        return await self._gate.run("warm_up", lambda client: called(keys, arguments, client))
+        return await self._redis.run("warm_up", lambda client: called(keys, arguments, client))
 
 
 async def _push(client: Redis, queue: str, questions: Sequence[bytes]) -> None:

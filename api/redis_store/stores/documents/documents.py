@@ -172,16 +172,16 @@ LOOKED_AT: Final = 200
 class RedisDocuments:
     """The documents of the fleet."""
 
-    def __init__(self, gate: HealthGatedClients, keys: Keys) -> None:
-        self._gate = gate.of(keys.corpus_state)
+    def __init__(self, redis: HealthGatedClients, keys: Keys) -> None:
+        self._redis = redis.of(keys.corpus_state)
         self._keys = keys
-        self._propose = script(gate.client, "stores/documents/documents", "propose")
-        self._delete = script(gate.client, "stores/documents/documents", "delete")
+        self._propose = script(redis.client, "stores/documents/documents", "propose")
+        self._delete = script(redis.client, "stores/documents/documents", "delete")
 
     async def propose(self, draft: Draft, most: int) -> Proposal:
         """Stores a draft to be ingested; the newest draft of a document wins. `most`: documents a tenant may have."""
         keys, owner = self._keys, owner_of(draft.facts.tenant)
-        content = await uploaded(self._gate, keys, draft.content)
+        content = await uploaded(self._redis, keys, draft.content)
         names = [
             keys.document(draft.id),
             keys.document_work(draft.id),
@@ -196,11 +196,11 @@ class RedisDocuments:
         if draft.media_type is not None:
             further = ["media_type", draft.media_type, "untitled", int(draft.untitled)]
         arguments = [draft.id, draft.digest, most, len(facts) // 2, *facts, *further]
-        verdict, revision, existed = await self._gate.run(
+        verdict, revision, existed = await self._redis.run(
             "document_propose", lambda client: self._propose(names, arguments, client)
         )
         if verdict != b"accepted":
-            await self._gate.run("document_propose", lambda client: client.unlink(content))
+            await self._redis.run("document_propose", lambda client: client.unlink(content))
         if verdict == b"lost":
             raise StoreUnavailable("the upload took too long")
         return Proposal(verdict.decode(), int(revision), bool(existed))
@@ -231,7 +231,7 @@ class RedisDocuments:
         Those of an embedder that has all of them, first the one that put the revision into service.
         """
         keys = (self._keys.document(document), self._keys.document_chunks(document))
-        fields, written = await self._gate.run("document_read", lambda client: _all(client, keys))
+        fields, written = await self._redis.run("document_read", lambda client: _all(client, keys))
         revision = int(fields.get("revision", 0))
         done = [name[9:] for name, at in fields.items() if name.startswith("embedded:") and int(at) == revision]
         totals = {embedder: int(written.get(f"{embedder}:{revision}", 0)) for embedder in done}
@@ -240,7 +240,7 @@ class RedisDocuments:
         embedder = max(totals, key=lambda one: totals[one] == int(fields["chunks"]))
         numbers = range(offset, min(offset + limit, totals[embedder]))
         names = [self._keys.chunk(embedder, document, revision, number) for number in numbers]
-        found = await self._gate.run("document_read", lambda client: _all(client, names))
+        found = await self._redis.run("document_read", lambda client: _all(client, names))
         return [chunk_of(one) for one in found if one]
 
     async def delete(self, document: str, tenant: str | None = None) -> bool:
@@ -262,7 +262,7 @@ class RedisDocuments:
             keys.corpus_documents(owner),
         ]
         arguments: list[Any] = [document, tenant]
-        return bool(await self._gate.run("document_delete", lambda client: self._delete(names, arguments, client)))
+        return bool(await self._redis.run("document_delete", lambda client: self._delete(names, arguments, client)))
 
     async def _after(self, tenant: str, cursor: str | None, count: int) -> tuple[list[tuple[str, int]], bool]:
         """Ids with their times, the newest first, `count` at most and maybe fewer; whether there are no more."""
@@ -271,7 +271,7 @@ class RedisDocuments:
         newest: Any = int(at) if at.isdigit() else "+inf"
         skipped = 0
         while True:
-            reply: list[Any] = await self._gate.run(
+            reply: list[Any] = await self._redis.run(
                 "document_list",
                 lambda client, skip=skipped: client.zrange(  # type: ignore[misc]
                     key, newest, "-inf", desc=True, byscore=True, offset=skip, num=count, withscores=True
@@ -285,7 +285,7 @@ class RedisDocuments:
 
     async def _read(self, documents: Sequence[str]) -> list[Document | None]:
         names = [key for one in documents for key in (self._keys.document(one), self._keys.document_work(one))]
-        found = await self._gate.run("document_read", lambda client: _all(client, names))
+        found = await self._redis.run("document_read", lambda client: _all(client, names))
         pairs = zip(documents, found[::2], found[1::2], strict=True)
         return [document_of(one, fields, work) if "status" in fields else None for one, fields, work in pairs]
 
@@ -315,8 +315,8 @@ READ: Final = 500
 class DocumentDigests:
     """Raises `StoreUnavailable`."""
 
-    def __init__(self, gate: HealthGatedClients, keys: Keys) -> None:
-        self._gate = gate.of(keys.corpus_state)
+    def __init__(self, redis: HealthGatedClients, keys: Keys) -> None:
+        self._redis = redis.of(keys.corpus_state)
         self._keys = keys
 
     async def serving(self, documents: Sequence[str]) -> Mapping[str, tuple[int, str]]:
@@ -329,7 +329,7 @@ class DocumentDigests:
                 replies: list[Any] = await pipe.execute()
                 return replies
 
-        replies = await self._gate.run("digests", read) if documents else []
+        replies = await self._redis.run("digests", read) if documents else []
         return {
             document: (int(revision), digest.decode())
             for document, (revision, digest) in zip(documents, replies, strict=True)
@@ -349,13 +349,13 @@ class DocumentDigests:
     async def epoch(self, tenant: str) -> int:
         """How often the tenant's documents have changed."""
         key = self._keys.corpus(owner_of(tenant))
-        return int(await self._gate.run("digests", lambda client: client.hget(key, "epoch")) or 0)
+        return int(await self._redis.run("digests", lambda client: client.hget(key, "epoch")) or 0)
 
     async def _count(self, tenant: str) -> int:
         key = self._keys.corpus_documents(owner_of(tenant))
-        return int(await self._gate.run("digests", lambda client: client.zcard(key)))
+        return int(await self._redis.run("digests", lambda client: client.zcard(key)))
 
     async def _listed(self, tenant: str, start: int) -> list[str]:
         key = self._keys.corpus_documents(owner_of(tenant))
-        found: Any = await self._gate.run("digests", lambda client: client.zrange(key, start, start + READ - 1))
+        found: Any = await self._redis.run("digests", lambda client: client.zrange(key, start, start + READ - 1))
         return [document.decode() for document in found]

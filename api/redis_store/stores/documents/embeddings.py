@@ -30,17 +30,17 @@ from api.values import EmbedderIdentity
 class RedisReembedding:
     """Documents that a new embedder has not embedded yet."""
 
-    def __init__(self, gate: HealthGatedClients, keys: Keys, worker: str) -> None:
-        self._gate = gate.of(keys.corpus_state)
+    def __init__(self, redis: HealthGatedClients, keys: Keys, worker: str) -> None:
+        self._redis = redis.of(keys.corpus_state)
         self._keys = keys
         self._worker = worker
-        self._embedded = script(gate.client, "stores/documents/embeddings", "embedded")
-        self._complete = script(gate.client, "stores/documents/embeddings", "complete")
+        self._embedded = script(redis.client, "stores/documents/embeddings", "embedded")
+        self._complete = script(redis.client, "stores/documents/embeddings", "complete")
 
     async def behind(self, embedder: EmbedderIdentity) -> Epoch | None:
         """The epoch of the documents if the embedder lacks any of them; else None."""
         names, key = ("epoch", f"done:{embedder.fingerprint}", "began_ms"), self._keys.corpus_state
-        found: list[Any] = await self._gate.run("corpus", lambda client: client.hmget(key, *names))
+        found: list[Any] = await self._redis.run("corpus", lambda client: client.hmget(key, *names))
         epoch, done, began = found
         return Epoch(int(epoch), (began or b"").decode()) if int(epoch or 0) > int(done or 0) else None
 
@@ -50,7 +50,7 @@ class RedisReembedding:
         The worker that writes a document meanwhile embeds it.
         """
         prefix = self._keys.document("")
-        async for keys in scanned(self._gate, "corpus", self._keys.corpus_state, f"{prefix}*"):
+        async for keys in scanned(self._redis, "corpus", self._keys.corpus_state, f"{prefix}*"):
             for document in [key.removeprefix(prefix) for key in keys]:
                 fields = await self._fields(document) if ":" not in document else {}
                 if _lacks(fields, embedder.fingerprint):
@@ -58,21 +58,21 @@ class RedisReembedding:
 
     async def embedded(self, work: Work, embedder: EmbedderIdentity) -> bool:
         """Records that all chunks of the revision are written. False if it is no longer in service."""
-        keys = [self._keys.document(work.id), self._keys.embedding_duty(embedder.fingerprint)]
+        keys = [self._keys.document(work.id), self._keys.embedding_lease(embedder.fingerprint)]
         arguments: list[Any] = [work.revision, embedder.fingerprint, self._worker]
-        return bool(await self._gate.run("corpus", lambda client: self._embedded(keys, arguments, client)))
+        return bool(await self._redis.run("corpus", lambda client: self._embedded(keys, arguments, client)))
 
     async def complete(self, embedder: EmbedderIdentity, epoch: Epoch) -> None:
         """Records that it has embedded all documents of an epoch. `behind` reports later changes."""
         keys = [self._keys.corpus_state]
         arguments: list[Any] = [embedder.fingerprint, epoch.number, epoch.began]
-        await self._gate.run("corpus", lambda client: self._complete(keys, arguments, client))
+        await self._redis.run("corpus", lambda client: self._complete(keys, arguments, client))
 
     async def _fields(self, document: str) -> Fields:
         async def read(client: Redis) -> Any:
             return await client.hgetall(self._keys.document(document))
 
-        return named(await self._gate.run("corpus", read))
+        return named(await self._redis.run("corpus", read))
 
 
 def _lacks(fields: Fields, embedder: str) -> bool:
@@ -87,27 +87,27 @@ REMOVED: Final = 200
 class RedisUnusedEmbeddings:
     """Chunks of embedders that no worker uses any more."""
 
-    def __init__(self, gate: HealthGatedClients, keys: Keys) -> None:
-        self._gate = gate.of(keys.corpus_state)
+    def __init__(self, redis: HealthGatedClients, keys: Keys) -> None:
+        self._redis = redis.of(keys.corpus_state)
         self._keys = keys
-        self._used = script(gate.client, "stores/documents/embeddings", "used")
-        self._unused = script(gate.client, "stores/documents/embeddings", "unused")
-        self._forget = script(gate.client, "stores/documents/embeddings", "forget")
+        self._used = script(redis.client, "stores/documents/embeddings", "used")
+        self._unused = script(redis.client, "stores/documents/embeddings", "unused")
+        self._forget = script(redis.client, "stores/documents/embeddings", "forget")
 
     async def use(self, embedder: EmbedderIdentity) -> None:
         """Records that this worker uses the embedder now."""
         keys = [self._keys.corpus_embedders]
-        await self._gate.run("embedders", lambda client: self._used(keys, [embedder.fingerprint], client))
+        await self._redis.run("embedders", lambda client: self._used(keys, [embedder.fingerprint], client))
 
     async def unused(self, keep: float) -> Sequence[str]:
         """Fingerprints of embedders that no worker has used for `keep` seconds."""
-        listed: Any = await self._gate.run("embedders", lambda client: client.execute_command("FT._LIST"))  # type: ignore[no-untyped-call]
+        listed: Any = await self._redis.run("embedders", lambda client: client.execute_command("FT._LIST"))  # type: ignore[no-untyped-call]
         prefix = self._keys.chunk_indexes
         names = (name.decode("utf-8", "replace") for name in listed)
         indexed = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
         arguments: list[str | int] = [_ms(keep), *indexed]
         keys = [self._keys.corpus_embedders]
-        found: Any = await self._gate.run("embedders", lambda client: self._unused(keys, arguments, client))
+        found: Any = await self._redis.run("embedders", lambda client: self._unused(keys, arguments, client))
         return [name.decode() for name in found]
 
     async def remove(self, embedder: str, keep: float) -> AsyncIterator[int]:
@@ -128,9 +128,9 @@ class RedisUnusedEmbeddings:
         """Each with the sets of chunks that were written of it; one may come twice."""
         pattern = self._keys.document_chunks("*")
         before, _, after = pattern.partition("*")
-        async for found in scanned(self._gate, "embedders", self._keys.corpus_state, pattern):
+        async for found in scanned(self._redis, "embedders", self._keys.corpus_state, pattern):
             for key in found:
-                sets = named(await self._gate.run("embedders", lambda client, key=key: client.hgetall(key)))  # type: ignore[misc]
+                sets = named(await self._redis.run("embedders", lambda client, key=key: client.hgetall(key)))  # type: ignore[misc]
                 yield key.removeprefix(before).removesuffix(after), {name: int(count) for name, count in sets.items()}
 
     async def _remove(self, embedder: str, keep: float, document: str, revision: int, count: int) -> bool:
@@ -146,7 +146,7 @@ class RedisUnusedEmbeddings:
     async def _forgotten(self, embedder: str, keep: float, keys: Sequence[str], field: str, further: str = "") -> bool:
         names = [self._keys.corpus_embedders, *keys]
         arguments: list[str | int] = [embedder, _ms(keep), field, further]
-        return bool(await self._gate.run("embedders", lambda client: self._forget(names, arguments, client)))
+        return bool(await self._redis.run("embedders", lambda client: self._forget(names, arguments, client)))
 
     async def _drop(self, embedder: str, keep: float) -> None:
         """One that is used again at this very moment makes its index anew: an index has nothing of its own."""
@@ -158,7 +158,7 @@ class RedisUnusedEmbeddings:
                 await client.execute_command("FT.DROPINDEX", self._keys.chunk_index(embedder))  # type: ignore[no-untyped-call]
             await client.zrem(self._keys.corpus_embedders, embedder)
 
-        await self._gate.run("embedders", drop)
+        await self._redis.run("embedders", drop)
 
 
 def _ms(seconds: float) -> int:
@@ -171,14 +171,14 @@ LIFETIME_MS: Final = 30 * 24 * 3600 * 1000
 class EmbedderRegistry:
     """`rag:embedder:<model>`. With Redis down nothing is known, and nothing is kept."""
 
-    def __init__(self, gate: HealthGatedClients, keys: Keys, model: str) -> None:
+    def __init__(self, redis: HealthGatedClients, keys: Keys, model: str) -> None:
         self._key = keys.embedder(model)
-        self._gate = gate.of(self._key)
+        self._redis = redis.of(self._key)
 
     async def recall(self) -> EmbedderIdentity | None:
         """The identity last written, if any."""
         try:
-            fields: dict[Any, Any] = await self._gate.run("recall_embedder", lambda client: client.hgetall(self._key))
+            fields: dict[Any, Any] = await self._redis.run("recall_embedder", lambda client: client.hgetall(self._key))
         except StoreUnavailable:
             return None
         text = {name.decode(): value.decode() for name, value in fields.items()}
@@ -196,4 +196,4 @@ class EmbedderRegistry:
                 await pipe.execute()
 
         with suppress(StoreUnavailable):
-            await self._gate.run("remember_embedder", write)
+            await self._redis.run("remember_embedder", write)

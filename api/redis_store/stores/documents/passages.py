@@ -116,24 +116,24 @@ _FACTS: Final = ("tenant", "title", "source", "version", "revision")
 class RedisPassageIndex:
     """Searches passages."""
 
-    def __init__(self, gate: HealthGatedClients, keys: Keys) -> None:
-        self._gate = gate.of(keys.corpus_state)
+    def __init__(self, redis: HealthGatedClients, keys: Keys) -> None:
+        self._redis = redis.of(keys.corpus_state)
         self._keys = keys
-        self._embeddings = RedisUnusedEmbeddings(gate, keys)
+        self._embeddings = RedisUnusedEmbeddings(redis, keys)
         self._whole: dict[str, tuple[float, bool]] = {}
         self._shares = ScopeShares()
         self._chunks: dict[str, int] = {}
-        self._gate.on_recovery(self._forget)
+        self._redis.on_recovery(self._forget)
 
     async def ensure(self, embedder: EmbedderIdentity) -> None:
         """Creates the index for chunks of `embedder`, unless it exists. Several workers may call it at once."""
         await self._embeddings.use(embedder)  # first: what is written from now on is not to be removed
-        await self._gate.run("index_create", lambda client: self._create(client, embedder))
+        await self._redis.run("index_create", lambda client: self._create(client, embedder))
 
     async def corpus(self, tenant: str) -> Corpus:
         """The size and the version of the tenant's documents."""
         key = self._keys.corpus(owner_of(tenant))
-        found: Any = await self._gate.run("corpus", lambda client: client.hmget(key, *_CORPUS))
+        found: Any = await self._redis.run("corpus", lambda client: client.hmget(key, *_CORPUS))
         return Corpus(*(int(value or 0) for value in found))
 
     async def search(
@@ -150,12 +150,12 @@ class RedisPassageIndex:
         # The state first: what is committed after it leaves a mark, by which the answer is not kept.
         first = ("HGETALL", self._keys.corpus_state)
         asking = [first, *commands.values()]
-        state, *replies = await self._gate.run("passages", lambda client: _execute(client, asking))
+        state, *replies = await self._redis.run("passages", lambda client: _execute(client, asking))
         if any(says_missing(reply) for reply in replies):
             # FLUSHALL takes an index too, and an embedder that is new has none yet.
             await self.ensure(embedder)
             self._whole.pop(embedder.fingerprint, None)
-            state, *replies = await self._gate.run("passages", lambda client: _execute(client, asking))
+            state, *replies = await self._redis.run("passages", lambda client: _execute(client, asking))
         answered = dict(zip(commands, replies, strict=True))
         self._note_share(tenant, answered.pop("counted", None))
         found = {name: _hits(reply, embedder.fingerprint) for name, reply in answered.items()}
@@ -191,7 +191,7 @@ class RedisPassageIndex:
     ) -> Sequence[Hit]:
         """The ranking by words alone, over chunks of the given embedder. A missing index has no passages."""
         words = by_words(self._keys.chunk_index(embedder), tenant, wanted, question, count)
-        replies = await self._gate.run("passages", lambda client: _execute(client, [words] if words else []))
+        replies = await self._redis.run("passages", lambda client: _execute(client, [words] if words else []))
         return [hit for reply in replies for hit in _hits(reply, embedder)]
 
     async def is_whole(self, embedder: EmbedderIdentity) -> bool:
@@ -201,7 +201,7 @@ class RedisPassageIndex:
         if known is not None and now < known[0]:
             return known[1]
         index = self._keys.chunk_index(embedder.fingerprint)
-        (info,) = await self._gate.run("passages", lambda client: _execute(client, [("FT.INFO", index)]))
+        (info,) = await self._redis.run("passages", lambda client: _execute(client, [("FT.INFO", index)]))
         whole = not isinstance(info, Exception) and not int(info[b"indexing"])
         self._chunks[index] = int(info[b"num_docs"]) if whole else 0
         self._whole[embedder.fingerprint] = (now + KNOWN_SECONDS, whole)
@@ -217,7 +217,7 @@ class RedisPassageIndex:
                 replies: list[Any] = await pipe.execute()
                 return replies
 
-        replies = await self._gate.run("passages", read) if documents else []
+        replies = await self._redis.run("passages", read) if documents else []
         found: dict[str, CurrentDocument] = {}
         for document, (*values, embedded) in zip(documents, replies, strict=True):
             fields = {name: value for name, value in zip(_FACTS, values, strict=True) if value is not None}
@@ -236,7 +236,7 @@ class RedisPassageIndex:
                 replies: list[Any] = await pipe.execute()
                 return replies
 
-        replies = await self._gate.run("passages", read) if spans else []
+        replies = await self._redis.run("passages", read) if spans else []
         pairs = zip(spans, replies[::2], replies[1::2], strict=True)
         return [
             text.decode("utf-8", "replace") if at is not None and int(at) == revision else None

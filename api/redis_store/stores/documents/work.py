@@ -35,20 +35,20 @@ class RedisDocumentWork:
     `reads`: the media types this worker can read; other files are left to other workers.
     """
 
-    def __init__(self, gate: HealthGatedClients, keys: Keys, worker: str, reads: Collection[str]) -> None:
-        self._gate = gate.of(keys.corpus_state)
+    def __init__(self, redis: HealthGatedClients, keys: Keys, worker: str, reads: Collection[str]) -> None:
+        self._redis = redis.of(keys.corpus_state)
         self._keys = keys
         self._worker = worker
         self._reads = tuple(reads)
-        self._take = script(gate.client, "stores/documents/documents", "take")
-        self._renew = script(gate.client, "stores/documents/documents", "renew")
-        self._delay = script(gate.client, "stores/documents/documents", "delay")
-        self._told = script(gate.client, "stores/documents/documents", "notified")
-        self._settle = script(gate.client, "stores/documents/documents", "settle")
-        self._write = script(gate.client, "stores/documents/documents", "write")
-        self._rewrite = script(gate.client, "stores/documents/embeddings", "rewrite")
-        self._commit = script(gate.client, "stores/documents/documents", "commit")
-        self._end = script(gate.client, "stores/documents/documents", "end")
+        self._take = script(redis.client, "stores/documents/documents", "take")
+        self._renew = script(redis.client, "stores/documents/documents", "renew")
+        self._delay = script(redis.client, "stores/documents/documents", "delay")
+        self._notified = script(redis.client, "stores/documents/documents", "notified")
+        self._settle = script(redis.client, "stores/documents/documents", "settle")
+        self._write = script(redis.client, "stores/documents/documents", "write")
+        self._rewrite = script(redis.client, "stores/documents/embeddings", "rewrite")
+        self._commit = script(redis.client, "stores/documents/documents", "commit")
+        self._end = script(redis.client, "stores/documents/documents", "end")
 
     async def waiting(self, limit: int, *, gone: bool) -> Sequence[str]:
         """Documents with pending work, held or not, oldest first: deleted ones (`gone`) or the others.
@@ -57,7 +57,7 @@ class RedisDocumentWork:
         """
         first, last = ("-inf", "(0") if gone else ("0", "inf")
         command = ("ZRANGE", self._keys.corpus_work, first, last, "BYSCORE", "LIMIT", 0, limit)
-        found: list[Any] = await self._gate.run(
+        found: list[Any] = await self._redis.run(
             "document_work",
             lambda client: client.execute_command(*command),  # type: ignore[no-untyped-call]
         )
@@ -66,67 +66,67 @@ class RedisDocumentWork:
     async def exists(self, document: str) -> bool:
         """Whether the document has pending work."""
         key = self._keys.document_work(document)
-        return bool(await self._gate.run("document_work", lambda client: client.exists(key)))
+        return bool(await self._redis.run("document_work", lambda client: client.exists(key)))
 
     async def take(self, document: str, seconds: float) -> Work | None:
         """Takes the work for `seconds`, if no worker holds it: not even this worker gets it twice."""
         keys = [self._keys.document_work(document), self._keys.corpus_work]
         held: list[Any] = [document, self._worker, secrets.token_hex(8), round(seconds * 1000)]
         arguments = [*held, *self._reads]
-        fields = named(await self._gate.run("document_work", lambda client: self._take(keys, arguments, client)))
+        fields = named(await self._redis.run("document_work", lambda client: self._take(keys, arguments, client)))
         return work_of(document, fields) if fields else None
 
     async def renew(self, work: Work, seconds: float) -> bool:
         """Renews the lease. False if the work is void or another worker's."""
         keys = [self._keys.document_work(work.id)]
         arguments: list[Any] = [work.revision, work.holder, round(seconds * 1000)]
-        return bool(await self._gate.run("document_work", lambda client: self._renew(keys, arguments, client)))
+        return bool(await self._redis.run("document_work", lambda client: self._renew(keys, arguments, client)))
 
     async def release(self, work: Work) -> None:
         """Releases the work, to be taken at once."""
         await self.renew(work, 0)
 
-    async def delay(self, work: Work, pause: float, patience: float, reason: str) -> Delayed:
+    async def delay(self, work: Work, pause: float, longest: float, reason: str) -> Delayed:
         """Releases the work, to be taken in `pause` seconds.
 
-        `for too long` if it was delayed for `patience` seconds without progress: then this worker still holds it.
+        `for too long` if it was delayed for `longest` seconds without progress: then this worker still holds it.
         """
         keys = [self._keys.document_work(work.id)]
-        arguments: list[Any] = [work.revision, work.holder, round(pause * 1000), round(patience * 1000), reason]
-        verdict = await self._gate.run("document_work", lambda client: self._delay(keys, arguments, client))
+        arguments: list[Any] = [work.revision, work.holder, round(pause * 1000), round(longest * 1000), reason]
+        verdict = await self._redis.run("document_work", lambda client: self._delay(keys, arguments, client))
         return _DELAYED[int(verdict)]
 
-    async def told(self, work: Work) -> None:
+    async def notified(self, work: Work) -> None:
         """Records that the cache was notified of pending invalidations."""
         keys = [self._keys.document_work(work.id)]
         arguments: list[Any] = [work.revision, work.holder]
-        await self._gate.run("document_work", lambda client: self._told(keys, arguments, client))
+        await self._redis.run("document_work", lambda client: self._notified(keys, arguments, client))
 
     async def draft(self, work: Work) -> bytes | None:
         """What was uploaded: text or a file."""
-        return await downloaded(self._gate, self._keys.document_draft(work.id))
+        return await downloaded(self._redis, self._keys.document_draft(work.id))
 
     async def text(self, document: str) -> bytes | None:
         """The text in service."""
-        return await downloaded(self._gate, self._keys.document_text(document))
+        return await downloaded(self._redis, self._keys.document_text(document))
 
     async def settle_text(self, work: Work, text: bytes) -> bool:
         """Replaces the uploaded file by the text and the title that were read from it.
 
         False if the work is void or another worker's.
         """
-        content = await uploaded(self._gate, self._keys, text)
+        content = await uploaded(self._redis, self._keys, text)
         keys = [self._keys.document_work(work.id), self._keys.document_draft(work.id), content]
         arguments: list[Any] = [work.revision, work.holder, work.facts.title]
-        return bool(await self._gate.run("document_work", lambda client: self._settle(keys, arguments, client)))
+        return bool(await self._redis.run("document_work", lambda client: self._settle(keys, arguments, client)))
 
     async def written(self, work: Work, embedder: EmbedderIdentity) -> Written:
         """The revision's chunks that are already written."""
         field = f"{embedder.fingerprint}:{work.revision}"
         key = self._keys.document_chunks(work.id)
-        total = int(await self._gate.run("document_work", lambda client: client.hget(key, field)) or 0)
+        total = int(await self._redis.run("document_work", lambda client: client.hget(key, field)) or 0)
         names = self._chunks(work, embedder, range(total))
-        found = await self._gate.run("document_work", lambda client: _fields(client, names, "start", "end", "failure"))
+        found = await self._redis.run("document_work", lambda client: _fields(client, names, "start", "end", "failure"))
         spans = {number: (int(start), int(end)) for number, (start, end, _) in enumerate(found) if start and end}
         failures = {number: failure.decode() for number, (_, _, failure) in enumerate(found) if failure}
         return Written(spans, total, failures)
@@ -152,7 +152,7 @@ class RedisDocumentWork:
         keys = [self._keys.document_work(work.id), self._keys.document_chunks(work.id), *names]
         held: list[Any] = [work.revision, work.holder, round(seconds * 1000)]
         arguments = [*held, embedder.fingerprint, total, done, width, *values]
-        return bool(await self._gate.run("document_write", lambda client: self._write(keys, arguments, client)))
+        return bool(await self._redis.run("document_write", lambda client: self._write(keys, arguments, client)))
 
     async def rewrite(
         self, work: Work, embedder: EmbedderIdentity, chunks: Sequence[EmbeddedChunk], total: int
@@ -165,11 +165,11 @@ class RedisDocumentWork:
         keys = [
             self._keys.document(work.id),
             self._keys.document_chunks(work.id),
-            self._keys.embedding_duty(embedder.fingerprint),
+            self._keys.embedding_lease(embedder.fingerprint),
             *names,
         ]
         arguments: list[Any] = [work.revision, self._worker, embedder.fingerprint, total, width, *values]
-        return bool(await self._gate.run("document_write", lambda client: self._rewrite(keys, arguments, client)))
+        return bool(await self._redis.run("document_write", lambda client: self._rewrite(keys, arguments, client)))
 
     async def commit(
         self, work: Work, embedder: EmbedderIdentity, total: int, characters: int, failed: Sequence[FailedChunk] = ()
@@ -189,7 +189,7 @@ class RedisDocumentWork:
         named_ones = orjson.dumps([[one.number, one.reason] for one in failed[:NAMED]])
         held: list[Any] = [work.id, work.revision, work.holder, embedder.fingerprint]
         arguments = [*held, total, characters, len(failed), named_ones]
-        done = await self._gate.run("document_commit", lambda client: self._commit(keys, arguments, client))
+        done = await self._redis.run("document_commit", lambda client: self._commit(keys, arguments, client))
         return replace(work, phase="tell", replaced=int(done) == 2) if done else None
 
     async def fail(self, work: Work, error: str) -> None:
@@ -211,7 +211,7 @@ class RedisDocumentWork:
     async def vectors(self, work: Work, embedder: EmbedderIdentity, offset: int, limit: int) -> Sequence[Vector | None]:
         """Vectors of the revision's chunks in order, None for those not embedded; fewer than `limit` at the end."""
         names = self._chunks(work, embedder, range(offset, offset + limit))
-        found = await self._gate.run("document_work", lambda client: _fields(client, names, "number", "vector"))
+        found = await self._redis.run("document_work", lambda client: _fields(client, names, "number", "vector"))
         return [vector for number, vector in found if number is not None]
 
     def _flat(
@@ -233,13 +233,13 @@ class RedisDocumentWork:
             self._keys.document_draft(work.id),
         ]
         arguments: list[Any] = [work.id, work.revision, work.holder, error]
-        await self._gate.run("document_work", lambda client: self._end(keys, arguments, client))
+        await self._redis.run("document_work", lambda client: self._end(keys, arguments, client))
 
     async def _remove_chunks(self, work: Work) -> None:
         """Those of revisions up to this one that do not serve, of every embedder."""
         key = self._keys.document_chunks(work.id)
-        sets = named(await self._gate.run("document_work", lambda client: client.hgetall(key)))
-        serving = await self._gate.run(
+        sets = named(await self._redis.run("document_work", lambda client: client.hgetall(key)))
+        serving = await self._redis.run(
             "document_work", lambda client: client.hget(self._keys.document(work.id), "revision")
         )
         for name, count in sets.items():
@@ -251,12 +251,12 @@ class RedisDocumentWork:
         await self._unlink([self._keys.chunk(embedder, document, revision, number) for number in range(count)])
         field = f"{embedder}:{revision}"
         key = self._keys.document_chunks(document)
-        await self._gate.run("document_work", lambda client: client.hdel(key, field))
+        await self._redis.run("document_work", lambda client: client.hdel(key, field))
 
     async def _unlink(self, names: Sequence[str]) -> None:
         for start in range(0, len(names), REMOVED):
             part = names[start : start + REMOVED]
-            await self._gate.run("document_work", lambda client, part=part: client.unlink(*part))  # type: ignore[misc]
+            await self._redis.run("document_work", lambda client, part=part: client.unlink(*part))  # type: ignore[misc]
 
 
 async def _fields(client: Redis, keys: Sequence[str], *fields: str) -> list[list[bytes | None]]:
@@ -279,24 +279,24 @@ BATCH: Final = 1000
 class RedisDeletions:
     """What operators deleted, kept as long as a backup could bring it back."""
 
-    def __init__(self, gate: HealthGatedClients, keys: Keys) -> None:
-        self._gate = gate.of(keys.cache_deleted)
+    def __init__(self, redis: HealthGatedClients, keys: Keys) -> None:
+        self._redis = redis.of(keys.cache_deleted)
         self._key = keys.cache_deleted
-        self._note = script(gate.client, "stores/documents/documents", "note_deletions")
+        self._note = script(redis.client, "stores/documents/documents", "note_deletions")
 
-    async def note(self, marks: Sequence[str]) -> None:
-        """Records that the answers these marks select were deleted now."""
-        await self.merge(dict.fromkeys(marks, 0))
+    async def note(self, tags: Sequence[str]) -> None:
+        """Records that the answers these tags select were deleted now."""
+        await self.merge(dict.fromkeys(tags, 0))
 
     async def noted(self) -> Mapping[str, int]:
-        """All marks with their times (ms of Redis's clock)."""
-        found: Any = await self._gate.run("deletions", lambda client: client.zrange(self._key, 0, -1, withscores=True))
-        return {mark.decode("utf-8", "replace"): int(at) for mark, at in found}
+        """All tags with their times (ms of Redis's clock)."""
+        found: Any = await self._redis.run("deletions", lambda client: client.zrange(self._key, 0, -1, withscores=True))
+        return {tag.decode("utf-8", "replace"): int(at) for tag, at in found}
 
-    async def merge(self, marks: Mapping[str, int]) -> None:
-        """Adds marks from elsewhere. Of two times for a mark the later wins."""
-        pairs = list(marks.items())
+    async def merge(self, tags: Mapping[str, int]) -> None:
+        """Adds tags from elsewhere. Of two times for a tag the later wins."""
+        pairs = list(tags.items())
         for start in range(0, len(pairs), BATCH):
             flat = [part for pair in pairs[start : start + BATCH] for part in pair]
             arguments: list[str | int] = [LIFETIME_MS, MOST, *flat]
-            await self._gate.run("deletions", lambda client, a=arguments: self._note([self._key], a, client))  # type: ignore[misc]
+            await self._redis.run("deletions", lambda client, a=arguments: self._note([self._key], a, client))  # type: ignore[misc]
