@@ -1,4 +1,4 @@
-"""What Ragherd's user of Redis must be allowed, and no more: as a line of an ACL file."""
+"""The commands and keys that Ragherd's Redis user needs, as a line of an ACL file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BREAKER: Final = (
     *("xadd", "xread", "xrevrange"),
     *("zadd", "zcard", "zcount", "zrange", "zrangebylex", "zrangebyscore", "zrem", "zremrangebyscore", "zscore"),
 )
-"""Breakers and bulkheads: scripts, the log that is followed, messages to those who wait."""
+"""Breakers and bulkheads: scripts, the log of state changes, messages to waiting workers."""
 
 ELSEWHERE: Final = (
     *_EVERYWHERE,
@@ -40,14 +40,17 @@ ELSEWHERE: Final = (
     ),
     *("ft._list", "ft.create", "ft.dropindex", "ft.info", "ft.search"),
 )
-"""All the rest: the cache and its index, documents, flights, workers."""
+"""Everything else: the cache and its index, documents, flights, workers."""
 
 CLUSTER: Final = ("cluster|info", "cluster|slots")
-"""Which shard has what, and whether it is in order."""
+"""The layout and health of a cluster."""
 
 
 def acl_commands(store: Store, *, separate: bool = False, cluster: bool = False) -> list[str]:
-    """The commands, sorted. `separate`: breakers and bulkheads have a Redis of their own. `cluster`: it is one."""
+    """Returns the commands, sorted.
+
+    `separate`: breakers and bulkheads use another Redis. `cluster`: the Redis is a cluster.
+    """
     more = CLUSTER if cluster else ()
     if store == "breaker":
         return sorted({*BREAKER, *more})
@@ -63,7 +66,10 @@ def acl_line(
     separate: bool = False,
     cluster: bool = False,
 ) -> str:
-    """The line, for every node of a cluster. The password is in it as its SHA-256; without one, a place to put that."""
+    """Returns the line for an ACL file; every node of a cluster needs it.
+
+    It holds the password as a SHA-256 digest. Without a password it holds a placeholder.
+    """
     secret = f"#{hashlib.sha256(password.encode()).hexdigest()}" if password else "#<sha256-of-the-password>"
     rights = [f"~{key}" for key in _keys(store, prefix)]
     commands = acl_commands(store, separate=separate, cluster=cluster)
@@ -72,7 +78,7 @@ def acl_line(
 
 
 def _keys(store: Store, prefix: str) -> list[str]:
-    """Patterns of keys. Names of indexes are keys too."""
+    """Returns the key patterns. ACLs treat index names as keys."""
     if store == "breaker":
         return [f"{prefix}cb:*", f"{prefix}bulkhead:*", f"{prefix}probe"]
     return [f"{prefix}*"]

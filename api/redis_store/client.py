@@ -1,6 +1,6 @@
-"""Clients of Redis. Short deadlines, no hidden retries: a lost Redis must be noticed in milliseconds.
+"""Opens Redis clients for a URL: a single server, the primary that Sentinels name, or a cluster.
 
-Opens the way to Redis that a URL names: one server, whichever is the primary, or the shards of a cluster.
+Deadlines are short and there are no hidden retries: an outage must be noticed within milliseconds.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from api.redis_store.health_gated import HealthGatedRedis, RedisHealthEvents
 
 @dataclass(frozen=True, slots=True)
 class RedisAddress:
-    """Where Redis is, and how long to wait for it (seconds). `tls` is used where the URL's scheme says so.
+    """Where Redis is, and its timeouts in seconds. `tls` applies if the URL's scheme begins with `rediss`.
 
-    `sentinel_username`, `sentinel_password`: of Sentinels that ask for them; the URL's are the primary's.
+    `sentinel_username` and `sentinel_password` are for the Sentinels; the URL has the credentials of the primary.
     """
 
     url: str
@@ -56,20 +56,20 @@ CLUSTER: Final = ("redis+cluster", "rediss+cluster")
 
 
 def connection_options(address: RedisAddress) -> dict[str, Any]:
-    """What every connection to that address has in common, as `redis.asyncio.ConnectionPool` takes it."""
+    """The options that all connections to the address share, for `redis.asyncio.ConnectionPool`."""
     options: dict[str, Any] = {
         "connection_class": _connection_class(address),
         "socket_connect_timeout": address.connect_timeout,
         "retry": Retry(NoBackoff(), 0),
-        # With these on, redis-py hands out a connection on which a reply is left, which the next command then takes for
-        # its own; and what they announce makes timeouts longer.
+        # With these notifications on, redis-py may return a connection with an unread reply, which the next command
+        # then takes for its own. They also extend timeouts.
         "maint_notifications_config": MaintNotificationsConfig(enabled=False),
     }
     return options | tls_options(address)
 
 
 def _connection_class(address: RedisAddress) -> type[AbstractConnection]:
-    """Of ours, whose timeouts do not count this worker's own lag."""
+    """A class of `connections`, whose timeouts ignore this worker's own lag."""
     scheme = urlsplit(address.url).scheme
     if scheme.startswith("rediss"):
         return SentinelTlsConnection if scheme in SENTINEL else TlsConnection
@@ -79,13 +79,13 @@ def _connection_class(address: RedisAddress) -> type[AbstractConnection]:
 
 
 def tls_options(address: RedisAddress) -> dict[str, Any]:
-    """The same, of TLS alone: empty unless the scheme begins with `rediss`."""
+    """The TLS options; empty unless the scheme begins with `rediss`."""
     return {"tls": address.tls} if urlsplit(address.url).scheme.startswith("rediss") else {}
 
 
 @asynccontextmanager
 async def _opened(address: RedisAddress, **options: Any) -> AsyncIterator[Redis]:
-    """A client of the server, or of whichever is the primary now by the word of the Sentinels."""
+    """A client for the server, or for the current primary according to the Sentinels."""
     options |= connection_options(address)
     if urlsplit(address.url).scheme not in SENTINEL:
         async with Redis.from_pool(ConnectionPool(**{**parse_url(address.url), **options})) as client:
@@ -100,9 +100,9 @@ def _sentinels(address: RedisAddress) -> Sentinels:
 
 
 def _primary(address: RedisAddress, sentinels: Sentinel, options: dict[str, Any]) -> Redis:
-    """`redis+sentinel://[user:password@]host:port,host:port/name`; the credentials are the primary's.
+    """Parses `redis+sentinel://[user:password@]host:port,host:port/name`. The credentials are for the primary.
 
-    With `rediss+sentinel` both the Sentinels and the servers are spoken to under TLS.
+    With `rediss+sentinel`, connections to both the Sentinels and the servers use TLS.
     """
     parts = urlsplit(address.url)
     credentials = {"username": parts.username, "password": parts.password}
@@ -122,8 +122,8 @@ def _watcher(address: RedisAddress, sentinel: str) -> Redis:
 
 @asynccontextmanager
 async def short_commands(address: RedisAddress) -> AsyncIterator[Redis]:
-    """A client for commands that answer at once. Replies are bytes: vectors are not text."""
-    # The redis in front bounds the concurrency; the pool's own limit would raise instead of waiting.
+    """A client for commands that Redis answers at once. Replies are bytes, since vectors are not text."""
+    # The health-gated client limits concurrency. The pool's own limit would raise instead of waiting.
     bound = address.max_connections * 2
     async with _opened(address, socket_timeout=address.timeout, max_connections=bound) as client:
         yield client
@@ -131,10 +131,10 @@ async def short_commands(address: RedisAddress) -> AsyncIterator[Redis]:
 
 @asynccontextmanager
 async def blocking_reader(address: RedisAddress, block_seconds: float, key: str = "") -> AsyncIterator[Redis]:
-    """A client of its own for blocking reads of up to `block_seconds`.
+    """A separate client for reads that block for up to `block_seconds`.
 
-    On a cluster it is one of the shard that has `key`; without one, of any that answers: for messages, which reach all.
-    Raises `StoreUnavailable` where there is none.
+    On a cluster it connects to the shard that has `key`, or without a key to any primary: messages reach all of them.
+    Raises `StoreUnavailable` if there is none.
     """
     timeout = block_seconds + address.timeout + 1.0
     options: dict[str, Any] = {"socket_timeout": timeout, "decode_responses": True, "encoding_errors": "replace"}
@@ -155,13 +155,13 @@ def is_cluster(address: RedisAddress) -> bool:
 
 
 def seeds(address: RedisAddress) -> list[Node]:
-    """The nodes that `redis+cluster://[user:password@]host:port,host:port` names; `rediss+cluster` is under TLS."""
+    """The nodes in `redis+cluster://[user:password@]host:port,host:port`. `rediss+cluster` uses TLS."""
     hosts = [host.rpartition(":") for host in urlsplit(address.url).netloc.rpartition("@")[2].split(",")]
     return [Node(host.strip("[]"), int(port)) for host, _, port in hosts]
 
 
 def node_client(address: RedisAddress, node: Node, **options: Any) -> Redis:
-    """A client of one node, without I/O. As others: short deadlines, no retries."""
+    """A client for one node of a cluster, without I/O."""
     parts = urlsplit(address.url)
     credentials = {"username": parts.username, "password": parts.password}
     given = {name: unquote(value) for name, value in credentials.items() if value}
@@ -171,22 +171,22 @@ def node_client(address: RedisAddress, node: Node, **options: Any) -> Redis:
 
 
 async def _reachable(address: RedisAddress, key: str) -> Node:
-    """The node that has a key; without one, a primary that answers. Raises `StoreUnavailable`."""
+    """The node that has the key; without a key, a primary that answers. Raises `StoreUnavailable`."""
     slots = await _slots(address)
     if key:
         owner = slots.owner(key_slot(key.encode()))
         if owner is None:
-            raise StoreUnavailable("no shard of the cluster is known to have the key")
+            raise StoreUnavailable("No shard of the Redis Cluster has the key.")
         return owner
     for node in random.sample(sorted(slots.nodes), len(slots.nodes)):
         async with node_client(address, node) as client:
             if await _answers(client):
                 return node
-    raise StoreUnavailable("no shard of the cluster answers")
+    raise StoreUnavailable("No shard of the Redis Cluster answers.")
 
 
 async def _slots(address: RedisAddress) -> SlotMap:
-    """By the first seed that knows them."""
+    """The layout that the first answering seed reports."""
     for node in seeds(address):
         async with node_client(address, node) as client:
             try:
@@ -195,7 +195,7 @@ async def _slots(address: RedisAddress) -> SlotMap:
                 continue
             if reply:
                 return SlotMap.read(reply, node)
-    raise StoreUnavailable("no node of the cluster answers")
+    raise StoreUnavailable("No node of the Redis Cluster answers.")
 
 
 async def _answers(client: Redis) -> bool:
@@ -208,8 +208,8 @@ async def _answers(client: Redis) -> bool:
 
 AnyHealthGated: TypeAlias = HealthGatedRedis | HealthGatedCluster
 
-NOT_A_CLUSTER: Final = "The URL says redis+cluster://, and this Redis is not a cluster: use redis://."
-A_CLUSTER: Final = "This Redis is a cluster, of which a redis:// URL reaches only a part: use redis+cluster://."
+NOT_A_CLUSTER: Final = "The URL says redis+cluster://, but this Redis is not a cluster. Use redis://."
+A_CLUSTER: Final = "This Redis is a cluster, and a redis:// URL reaches only one of its nodes. Use redis+cluster://."
 
 
 @asynccontextmanager
@@ -219,11 +219,11 @@ async def open_client(
     mismatch: Callable[[str], None],
     probe: str,
 ) -> AsyncIterator[AnyHealthGated]:
-    """Closed again at the end. Nothing is asked of Redis before `check`.
+    """Opens the health-gated client for an address, and closes it at the end. No I/O before `check`.
 
-    `events` makes what is told of a server, by its name: that of a shard, else empty. `mismatch` is told in a line
-    that the URL is of another kind than the Redis. `probe`: see `HealthGatedRedis`; shards say
-    themselves what they are.
+    `events` returns the events of a server, by the name of its shard, or '' without a cluster. `mismatch` is called
+    with a message if the URL is for another kind of Redis. `probe`: see `HealthGatedRedis`; a cluster's shards do not
+    need it.
     """
     if is_cluster(address):
         opened = partial(node_client, address)
@@ -240,7 +240,7 @@ async def open_client(
 
 
 async def _check_alone(client: Redis, report_once: Callable[[str], None]) -> None:
-    """Raises `StoreUnavailable` for a part of a cluster: it would refuse most of what it is asked."""
+    """Raises `StoreUnavailable` if the server is part of a cluster: it would refuse most commands."""
     try:
         found = await client.info("cluster")
     except NoPermissionError:

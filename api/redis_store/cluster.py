@@ -1,11 +1,9 @@
-"""Which shard of a Redis Cluster has which slots, as CLUSTER SLOTS says: pure translation.
+"""A client for a Redis Cluster.
 
-The way to one slot of a Redis Cluster, on whichever shard it is now.
+One health-gated client per shard, so that an outage of one shard affects only its keys.
 
-The way to a Redis Cluster: each shard behind a gate of its own, so that what one shard's end takes is its own only.
-
-Not by redis-py's RedisCluster: that asks for the whole cluster's layout anew when a command to one node fails, with
-every command waiting, and closes the connections to all nodes when one of them says CLUSTERDOWN.
+It does not use redis-py's RedisCluster. That class asks for the layout of the whole cluster when a command on one node
+fails, while all commands wait, and closes the connections to all nodes when one of them answers CLUSTERDOWN.
 """
 
 from __future__ import annotations
@@ -29,7 +27,7 @@ SLOTS: Final = 16384
 
 
 class Node(NamedTuple):
-    """Where a server listens."""
+    """The address of a server."""
 
     host: str
     port: int
@@ -39,10 +37,10 @@ class Node(NamedTuple):
 
 
 class SlotMap:
-    """The primary of each slot."""
+    """Which primary has which slots, as reported by CLUSTER SLOTS."""
 
     def __init__(self, ranges: Iterable[tuple[int, int, Node]] = ()) -> None:
-        """`ranges`: first slot, last slot, who has them."""
+        """`ranges`: first slot, last slot, the node that has them."""
         self._ranges = sorted(ranges)
         self._firsts = [first for first, _, _ in self._ranges]
         self.nodes = frozenset(node for _, _, node in self._ranges)
@@ -52,11 +50,11 @@ class SlotMap:
 
     @property
     def is_complete(self) -> bool:
-        """Whether each slot has a shard."""
+        """Whether every slot has a shard."""
         return sum(last - first + 1 for first, last, _ in self._ranges) == SLOTS
 
     def owner(self, slot: int) -> Node | None:
-        """None where no shard has the slot."""
+        """Returns the node that has the slot, or None."""
         at = bisect_right(self._firsts, slot) - 1
         if at < 0:
             return None
@@ -65,7 +63,7 @@ class SlotMap:
 
     @classmethod
     def read(cls, reply: Any, asked: Node) -> SlotMap:
-        """From the reply of CLUSTER SLOTS. A node that does not know its own name is the one that was asked."""
+        """Parses a reply of CLUSTER SLOTS. A node that omits its own host is the node that was asked."""
         ranges = []
         for first, last, primary, *_ in reply:
             host = primary[0].decode() if isinstance(primary[0], bytes) else primary[0]
@@ -75,11 +73,11 @@ class SlotMap:
 
 T = TypeVar("T")
 REDIRECTED: Final = 3
-"""Shards that one command may be sent to: the one that was known, and those that it is sent on to."""
+"""Most shards that one command is sent to: the known one, then those it is redirected to."""
 
 
 class _Cluster(Protocol):
-    """The shards, each behind a gate of its own."""
+    """What a slot needs from its cluster."""
 
     @property
     def slots(self) -> SlotMap: ...
@@ -105,13 +103,13 @@ class HealthGatedSlot:
 
     @property
     def client(self) -> Redis:
-        """Of the shard that the slot is on now; before that is known, one that serves to make scripts."""
+        """The client of the shard that has the slot; before it is known, one that can register scripts."""
         shard = self._cluster.shard_of(self._slot)
         return self._cluster.client if shard is None else shard.client
 
     @property
     def is_up(self) -> bool:
-        """Whether the shard is."""
+        """Whether the shard of the slot is up."""
         shard = self._cluster.shard_of(self._slot)
         return shard is not None and shard.is_up
 
@@ -120,30 +118,29 @@ class HealthGatedSlot:
         return HealthGatedSlot(self._cluster, key_slot(key.encode()))
 
     def on_recovery(self, action: Callable[[], Awaitable[None]]) -> None:
-        """Runs `action` whenever Redis recovers, before callers are let through. If it fails, none are."""
+        """Runs `action` each time the shard is found up, before any command is accepted."""
         self._cluster.recovering(self._slot, action)
 
     def after_recovery(self, action: Callable[[], Awaitable[None]]) -> None:
-        """Runs `action` whenever Redis has recovered and callers are let through."""
+        """Runs `action` each time the shard is up again and accepts commands."""
         self._cluster.recovered(self._slot, action)
 
     async def run(self, operation: str, command: Callable[[Redis], Awaitable[T]]) -> T:
-        """Awaits `command`. Raises `StoreUnavailable` for any fault of Redis; `operation` names it in metrics.
+        """Runs `command`; retries it on another shard if the slot has moved. A shard without the slot runs nothing.
 
-        If the slot moved, the command goes to its new shard: the old one does not run it.
-
-        While a slot is on its way (ASK, TRYAGAIN), it can not be used: a script finds its keys neither here nor there.
+        While a slot is being migrated (ASK, TRYAGAIN) it is unavailable: a script finds its keys on neither shard.
+        Raises `StoreUnavailable` for every Redis error.
         """
         for _ in range(REDIRECTED):
             seen = self._cluster.slots
             shard = self._cluster.shard_of(self._slot)
             if shard is None:
-                raise StoreUnavailable("no shard of the cluster is known to have it")
+                raise StoreUnavailable("No shard of the Redis Cluster has the slot.")
             try:
                 return await shard.run(operation, command)
             except SlotMoved:
                 await self._cluster.look(seen, shard)
-        raise StoreUnavailable("it moves from shard to shard")
+        raise StoreUnavailable("The slot keeps moving between shards.")
 
 
 Actions = dict[int, list[Callable[[], Awaitable[None]]]]
@@ -152,9 +149,8 @@ Actions = dict[int, list[Callable[[], Awaitable[None]]]]
 class HealthGatedCluster:
     """Knows the shards and their slots, and watches both.
 
-    `opened` makes a client of a node, without I/O. `seeds` are asked for the layout while no shard is known that
-    answers; `events` gives whom a shard's gate tells, by the shard's name; `not_a_cluster` is told of a server that is
-    none.
+    `opened` makes a client for a node, without I/O. `seeds` are asked for the layout while no known shard answers.
+    `events` returns the events of a shard, by its name. `not_a_cluster` is called if a server is not part of a cluster.
     """
 
     def __init__(
@@ -167,7 +163,7 @@ class HealthGatedCluster:
     ) -> None:
         self.slots = SlotMap()
         self.client = opened(seeds[0])
-        """Makes scripts; no command is sent by it."""
+        """Registers scripts. It never sends a command."""
         self._opened = opened
         self._seeds = seeds
         self._max_concurrency = max_concurrency
@@ -184,75 +180,75 @@ class HealthGatedCluster:
         self._on_each: list[Callable[[], Awaitable[None]]] = []
         self._after_each: list[Callable[[], Awaitable[None]]] = []
 
-    # -- what is known ------------------------------------------------------------------------------------------------
+    # -- state --------------------------------------------------------------------------------------------------------
 
     @property
     def is_up(self) -> bool:
-        """Whether every shard is, and each slot has one."""
+        """Whether every shard is up and every slot has a shard."""
         up, known = self.shards
         return up == known > 0 and self.slots.is_complete
 
     @property
     def any_up(self) -> bool:
-        """Whether some of what the fleet knows can be used."""
+        """Whether at least one shard is up."""
         return self.shards[0] > 0
 
     @property
     def shards(self) -> tuple[int, int]:
-        """How many are up, and of how many."""
+        """How many shards are up, and how many there are."""
         return sum(shard.is_up for shard in self._shards.values()), len(self._shards)
 
     @property
     def is_read_only(self) -> bool:
-        """Whether a shard is lost because it is a replica."""
+        """Whether a shard counts as down because it is a read-only replica."""
         return any(shard.is_read_only for shard in self.servers)
 
     @property
     def servers(self) -> Sequence[HealthGatedRedis]:
-        """Those of the shards that are known."""
+        """The known shards."""
         return list(self._shards.values())
 
     def of(self, key: str) -> HealthGatedSlot:
-        """The way to a key, and to all keys of its slot."""
+        """Returns the client for a key and all keys of its slot."""
         return HealthGatedSlot(self, key_slot(key.encode()))
 
     def shard_of(self, slot: int) -> HealthGatedRedis | None:
-        """The gate of the shard that has a slot."""
+        """Returns the client of the shard that has a slot, or None."""
         node = self.slots.owner(slot)
         return self._shards.get(node) if node is not None else None
 
     def recovering(self, slot: int, action: Callable[[], Awaitable[None]]) -> None:
-        """Runs `action` before callers are let through to the shard that has the slot."""
+        """Runs `action` each time the shard that has the slot is found up, before it accepts commands."""
         self._on_recovery[slot].append(action)
 
     def recovered(self, slot: int, action: Callable[[], Awaitable[None]]) -> None:
-        """Runs `action` when they are."""
+        """Runs `action` each time the shard that has the slot accepts commands again."""
         self._after_recovery[slot].append(action)
 
     def on_each_recovery(self, action: Callable[[], Awaitable[None]]) -> None:
-        """Runs `action` before callers are let through to any shard. If it fails, none are."""
+        """Runs `action` before any shard accepts commands. If it fails, the shard accepts none."""
         self._on_each.append(action)
 
     def after_each_recovery(self, action: Callable[[], Awaitable[None]]) -> None:
-        """Runs `action` when a shard is up again and callers are let through to it."""
+        """Runs `action` each time a shard is up again and accepts commands."""
         self._after_each.append(action)
 
     def shut(self) -> None:
-        """Lets nobody through to any shard until the actions of a recovery pass again."""
+        """Rejects all commands until the recovery actions succeed again."""
         for shard in self.servers:
             shard.shut()
 
     # -- watching -----------------------------------------------------------------------------------------------------
 
     async def check(self) -> bool:
-        """Asks all shards, and where one is lost, or a slot has none, who has it now. Raises nothing."""
+        """Asks all shards whether they are up. If one is down, asks for the layout first. Never raises."""
         if not self.is_up:
             await self.look(self.slots)
         await asyncio.gather(*(shard.check() for shard in self._shards.values()))
         return self.is_up
 
     async def watch(self) -> None:
-        """Checks for ever, jittered, and at once after a fault. A worker's task."""
+        """Checks the cluster forever, with jitter, and right after an error. Runs as a task of the worker."""
         while True:
             await self.check()
             self._lost.clear()
@@ -261,9 +257,9 @@ class HealthGatedCluster:
                     await self._lost.wait()
 
     async def look(self, seen: SlotMap, first: HealthGatedRedis | None = None) -> None:
-        """Asks for the layout again, unless it is another by now than was `seen`. Raises nothing.
+        """Asks for the layout again, unless it is newer than `seen` already. Never raises.
 
-        `first` is the shard that knows that it has changed: others may not have heard of it yet.
+        `first` is asked first: it knows about the change, other shards may not yet.
         """
         async with self._looking:
             if self.slots is not seen:
@@ -273,12 +269,12 @@ class HealthGatedCluster:
                     if slots:
                         await self._take(slots)
                         return
-            if self._fault is not None and not self._shards:  # no shard is known, to tell for itself
+            if self._fault is not None and not self._shards:  # no shard is known that could report it
                 self._nodes_events.failed("ping", self._fault)
                 self._nodes_events.lost("ping", self._fault)
 
     async def _asked(self, first: HealthGatedRedis | None) -> AsyncGenerator[SlotMap, None]:
-        """The layout by one node after the other: shards that are up, those that are not, the seeds."""
+        """Yields the layout as each node reports it: shards that are up, those that are down, the seeds."""
         for node, shard in sorted(self._shards.items(), key=lambda one: (one[1] is not first, not one[1].is_up)):
             yield await self._layout(shard.client, node)
         for seed in self._seeds:
@@ -286,7 +282,7 @@ class HealthGatedCluster:
                 yield await self._layout(client, seed)
 
     async def _layout(self, client: Redis, node: Node) -> SlotMap:
-        """Nothing where the node does not say."""
+        """Returns the layout that a node reports; an empty one if it does not answer."""
         try:
             reply: Any = await client.execute_command("CLUSTER SLOTS")  # type: ignore[no-untyped-call]
         except (RedisError, OSError, TimeoutError) as error:
@@ -306,7 +302,7 @@ class HealthGatedCluster:
         gone = [self._shards.pop(node) for node in self._shards.keys() - slots.nodes]
         for node in slots.nodes - self._shards.keys():
             self._shards[node] = self._shard(node)
-            self._lost.set()  # the watch is to ask it at once
+            self._lost.set()  # so that `watch` asks it at once
         self.slots = slots
         for shard in gone:
             await _close(shard.client)
@@ -334,13 +330,13 @@ class HealthGatedCluster:
 
 
 async def _close(client: Redis) -> None:
-    """Where a server under TLS does not answer any more, its connections do not close in time: they are dropped."""
+    """Closes a client. Connections under TLS to a dead server do not close in time and are dropped."""
     with suppress(RedisError, OSError):
         await client.aclose()
 
 
 async def _state(client: Redis) -> None:
-    """A shard that is cut off from most of the cluster, or that has just been started, answers but serves nothing."""
+    """Checks CLUSTER INFO: a shard without a majority, or one that has just started, answers but serves nothing."""
     info: Any = await client.execute_command("CLUSTER INFO")  # type: ignore[no-untyped-call]
     if info.get("cluster_state") != "ok":
         raise ClusterDownError("CLUSTERDOWN The cluster is down")

@@ -1,11 +1,7 @@
-"""Connections to Redis whose waits end by a `LagTimeout`: a busy worker does not take its own lag for a slow Redis.
+"""Redis connections with timeouts that ignore the worker's own lag, TLS that follows renewed files, and Sentinels.
 
-redis-py sends through `asyncio.wait_for`, which on Python 3.11 loses a cancellation that comes just as the command has
-been written, and costs a task for each command. Neither happens here: redis-py gets no timeout, each wait has ours.
-
-TLS to Redis: one context for all connections of a worker, which follows its files when they are renewed.
-
-Sentinels: asked which server is the primary, in the order in which they last answered.
+redis-py sends through `asyncio.wait_for`. On Python 3.11 it loses a cancellation that arrives just as the command has
+been written, and it costs a task per command. Here redis-py gets no timeout; each wait has a `LagTimeout` instead.
 """
 
 from __future__ import annotations
@@ -24,18 +20,21 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from api.cancellation import LagTimeout
 
 ROOM: Final = 16 * 1024
-"""Bytes that a buffer takes before a writer must wait: asyncio and uvloop have at least four times as many."""
+"""Largest write (bytes) that never has to wait: buffers of asyncio and uvloop are at least four times as large."""
 
 
 class LagTolerantConnection(AbstractConnection):
-    """To be mixed in before one of redis-py's classes. `socket_timeout` is for a write, and for the reply to it."""
+    """A mixin for redis-py's connection classes; list it first.
+
+    `socket_timeout` applies to each write and to the wait for its reply (s).
+    """
 
     def __init__(self, *, socket_timeout: float | None = None, **options: Any) -> None:
         super().__init__(socket_timeout=None, **options)
         self._timeout = socket_timeout
 
     async def _connect(self) -> None:
-        """As redis-py, which takes its `TimeoutError` for what it is."""
+        """Connects like redis-py, which handles the `TimeoutError`."""
         timeout = self.socket_connect_timeout
         if timeout is None:
             await super()._connect()  # type: ignore[safe-super, no-untyped-call]
@@ -48,7 +47,7 @@ class LagTolerantConnection(AbstractConnection):
             self.socket_connect_timeout = timeout
 
     async def send_packed_command(self, command: bytes | str | Iterable[bytes], check_health: bool = True) -> None:
-        """As redis-py. Connecting, where that is needed first, has its own timeout."""
+        """Sends like redis-py. If it must connect first, that has a separate timeout."""
         if not self.is_connected:
             await self.connect_check_health(check_health=False)
         if self._timeout is None or self._cannot_wait(command):
@@ -61,7 +60,7 @@ class LagTolerantConnection(AbstractConnection):
             raise RedisTimeoutError("Timeout writing to socket") from None
 
     def _cannot_wait(self, command: bytes | str | Iterable[bytes]) -> bool:
-        """Whether a write goes straight into an empty buffer that has room for it, as nearly all do."""
+        """Whether the write fits into an empty buffer, as nearly all do."""
         writer = self._writer
         if writer is None or self.health_check_interval or not isinstance(command, list):
             return False
@@ -76,7 +75,7 @@ class LagTolerantConnection(AbstractConnection):
         disconnect_on_error: bool = True,
         push_request: bool | None = False,
     ) -> Any:
-        """As redis-py. A `timeout` that the caller gives is the caller's own."""
+        """Reads like redis-py. A `timeout` of the caller replaces this connection's."""
         options: dict[str, Any] = {"disconnect_on_error": disconnect_on_error, "push_request": push_request}
         if timeout is not None or self._timeout is None:
             return await super().read_response(disable_decoding, timeout, **options)
@@ -88,22 +87,22 @@ class LagTolerantConnection(AbstractConnection):
 
 
 class TcpConnection(LagTolerantConnection, Connection):
-    """To a host and port."""
+    """A connection to a host and port."""
 
 
 class UnixConnection(LagTolerantConnection, UnixDomainSocketConnection):
-    """To a socket in the file system."""
+    """A connection to a Unix socket."""
 
 
 class SentinelTcpConnection(SentinelManagedConnection, TcpConnection):
-    """To whichever server the Sentinels call the primary."""
+    """A connection to the primary that the Sentinels name."""
 
 
 class Tls:
-    """Who is trusted, and who this worker is to a server that asks. Paths of PEM files; empty: none.
+    """The files for TLS, as paths of PEM files; empty: none.
 
-    `ca_file`: alone trusted; without it, what the system trusts. `key_file` may be in `cert_file`. The server's
-    certificate must be valid for the host name, or the address, that it is reached by.
+    `ca_file` replaces the system's trusted certificates. `cert_file` and `key_file` identify this worker; the key may
+    be in `cert_file`. The server's certificate must be valid for the host name or address in the URL.
     """
 
     def __init__(self, ca_file: str = "", cert_file: str = "", key_file: str = "") -> None:
@@ -112,9 +111,9 @@ class Tls:
         self._made_of: tuple[int, ...] = ()
 
     def context(self) -> ssl.SSLContext:
-        """The context. Made once: to read what the system trusts takes 50 ms, too long for each new connection.
+        """Returns the context, made once: reading the system's certificates takes 50 ms, too long for each connection.
 
-        Made again when a file has changed, so that a renewed certificate needs no restart. Raises `OSError`.
+        A changed file is read again, so that renewed certificates need no restart. Raises `OSError`.
         """
         stands = tuple(Path(name).stat().st_mtime_ns for name in self._files if name)
         if self._context is None or stands != self._made_of:
@@ -123,16 +122,16 @@ class Tls:
 
 
 def tls_context(ca_file: str = "", cert_file: str = "", key_file: str = "") -> ssl.SSLContext:
-    """A client's context of those files: certificates required, names checked. Raises `OSError` (`SSLError` is one)."""
+    """Makes a client context that requires and checks certificates. Raises `OSError`, including `SSLError`."""
     context = ssl.create_default_context(cafile=ca_file or None)
     if cert_file:
-        # An encrypted key would be asked for at the terminal: an empty password is an error instead.
+        # Without a password, OpenSSL asks for that of an encrypted key at the terminal. An empty one is an error.
         context.load_cert_chain(cert_file, key_file or None, password="")
     return context
 
 
 class TlsConnection(LagTolerantConnection, SSLConnection):
-    """A connection under `tls`, whose context it shares with all others."""
+    """A connection under TLS. All connections share the context of `tls`."""
 
     def __init__(self, *, tls: Tls, **options: Any) -> None:
         super().__init__(**options)
@@ -143,18 +142,18 @@ class TlsConnection(LagTolerantConnection, SSLConnection):
 
 
 class SentinelTlsConnection(SentinelManagedConnection, TlsConnection):
-    """The same to whichever server the Sentinels call the primary."""
+    """A connection under TLS to the primary that the Sentinels name."""
 
 
 class SentinelsRefuse(MasterNotFoundError):
-    """No Sentinel names a primary, and one of them does not tell who asks."""
+    """No Sentinel names a primary, and at least one refused to answer."""
 
 
 class Sentinels(Sentinel):
-    """One that refuses to tell is as good as one that is away: the next is asked.
+    """Asks the Sentinels for the primary, beginning with the one that last answered.
 
-    redis-py takes its refusal for an answer of the primary, which then seems to be there; and it says but the kind of
-    each error.
+    A Sentinel that refuses to answer counts as unreachable, and the next one is asked. redis-py takes the refusal for
+    an answer of the primary, and reports only the type of each error.
     """
 
     def __init__(self, watchers: list[Redis]) -> None:
@@ -162,7 +161,7 @@ class Sentinels(Sentinel):
         self.sentinels = watchers
 
     async def discover_master(self, service_name: str) -> tuple[Any, Any]:
-        """Host and port. Raises `MasterNotFoundError`, which counts as a lost Redis."""
+        """Returns host and port. Raises `MasterNotFoundError`, which counts as a lost Redis."""
         reasons: list[str] = []
         refused = False
         for sentinel in list(self.sentinels):

@@ -1,6 +1,6 @@
-"""What a Redis server says of itself (INFO), and what of that is no good for Ragherd.
+"""Checks how Redis is set up, and warns about settings that are unsafe for Ragherd.
 
-Looks at how a Redis is set up: when it is found, after each outage, and now and then for what was changed since.
+It reads INFO when Redis is found, after each outage, and every minute.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ OLDEST: Final[Mapping[Store, tuple[int, int]]] = {"main": (7, 4), "breaker": (7,
 
 WITHOUT_SEARCH: Final = "without_search"
 ADVICE: Final = {
-    "old": "This Redis is older than what Ragherd is tested with: use Redis 8, or Redis Stack 7.4.",
-    WITHOUT_SEARCH: "This Redis has no search module, so there is neither a semantic cache nor a knowledge base: "
-    "use Redis 8, or Redis Stack 7.4, with its query engine.",
-    "evicts_all": "Its maxmemory-policy lets Redis drop any key when memory is short, also documents and the state of "
-    "breakers: set maxmemory-policy to volatile-lfu.",
-    "not_persistent": "It keeps no append-only file and has written no snapshot since it started: documents are gone "
-    "when it stops. Set appendonly yes, on a disk that outlives it.",
-    "snapshots_only": "It keeps no append-only file: documents stored since its last snapshot are gone when it stops. "
+    "old": "This Redis is older than the versions that Ragherd is tested with. Use Redis 8 or Redis Stack 7.4.",
+    WITHOUT_SEARCH: "This Redis has no search module, so the semantic cache and the knowledge base are off. "
+    "Use Redis 8 or Redis Stack 7.4 with its query engine.",
+    "evicts_all": "With this maxmemory-policy, Redis may drop any key when memory is short, including documents and "
+    "the state of breakers. Set maxmemory-policy to volatile-lfu.",
+    "not_persistent": "Redis has no append-only file and has written no snapshot since it started. Documents are lost "
+    "when it stops. Set appendonly yes, on a persistent disk.",
+    "snapshots_only": "Redis has no append-only file. Documents stored since its last snapshot are lost when it stops. "
     "Set appendonly yes.",
-    "disk_fails": "It can not write to its disk: what is stored now is lost when it stops. Look into its log.",
-    "replica": "It is a replica that takes writes: they are lost at its next synchronisation. "
-    "Name the primary, or the Sentinels.",
-    "read_only": "It takes no writes, being a replica: it is not used until it does. "
-    "Name the primary, or the Sentinels.",
-    "unchecked": "Its user may not ask INFO, so nothing is known of how it is set up: `ragherd redis-acl` prints "
-    "what a user needs.",
+    "disk_fails": "Redis cannot write to its disk. New data is lost when it stops. Check its log.",
+    "replica": "This Redis is a replica that accepts writes. They are lost at its next synchronisation. "
+    "Use the URL of the primary or of the Sentinels.",
+    "read_only": "This Redis is a read-only replica, so Ragherd does not use it. "
+    "Use the URL of the primary or of the Sentinels.",
+    "unchecked": "The Redis user may not run INFO, so the setup cannot be checked. `ragherd redis-acl` prints the "
+    "rights that the user needs.",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class ServerFacts:
-    """What matters of INFO. `snapshots`: one was written, or data loaded from disk, since the server started."""
+    """What matters from INFO. `snapshots`: a snapshot was written, or data was loaded, since the server started."""
 
     version: tuple[int, int]
     has_search: bool
@@ -57,7 +57,7 @@ class ServerFacts:
 
 
 def server_facts(info: Mapping[str, Any]) -> ServerFacts:
-    """Reads INFO as redis-py gives it; what is missing counts as good."""
+    """Reads INFO as redis-py parses it. Missing fields count as good."""
     numbers = re.findall(r"\d+", str(info.get("redis_version", ""))) or ["99", "0"]
     states = ("rdb_last_bgsave_status", "aof_last_write_status", "aof_last_bgrewrite_status")
     return ServerFacts(
@@ -68,18 +68,18 @@ def server_facts(info: Mapping[str, Any]) -> ServerFacts:
         snapshots=int(info.get("rdb_last_bgsave_time_sec", 0)) >= 0
         or int(info.get("rdb_last_load_keys_loaded", 0)) > 0,
         disk_works=all(str(info.get(state, "ok")) == "ok" for state in states),
-        # Of a cluster none takes writes: one that was a primary a moment ago sends them on.
+        # No replica of a cluster accepts writes: a former primary redirects them.
         is_replica=str(info.get("role", "master")) != "master" and not int(info.get("cluster_enabled", 0)),
     )
 
 
 def warnings_of(facts: ServerFacts, store: Store) -> list[StoreWarning]:
-    """What an operator should change, by name in the order of `ADVICE`."""
+    """Returns what an operator should change, in the order of `ADVICE`."""
     return [warning(store, name) for name in _names(facts, store)]
 
 
 def warning(store: Store, name: str) -> StoreWarning:
-    """One warning of that name."""
+    """Returns the warning of this name."""
     return StoreWarning(store, name, ADVICE[name])
 
 
@@ -90,7 +90,7 @@ def _names(facts: ServerFacts, store: Store) -> Iterator[str]:
         yield WITHOUT_SEARCH
     if facts.policy.startswith("allkeys-"):
         yield "evicts_all"
-    if store == "main" and not facts.append_only:  # a breaker that is forgotten starts closed, and learns
+    if store == "main" and not facts.append_only:  # a lost breaker starts closed and learns again
         yield "snapshots_only" if facts.snapshots else "not_persistent"
     if not facts.disk_works:
         yield "disk_fails"
@@ -101,11 +101,11 @@ def _names(facts: ServerFacts, store: Store) -> Iterator[str]:
 LOOK_SECONDS: Final = 60.0
 
 Heard = Callable[[StoreWarning, bool], None]
-"""Told of a warning when it begins (True) and when it is over (False)."""
+"""Called with a warning when it begins (True) and when it ends (False)."""
 
 
 class RedisCheckup:
-    """What is to be said of the Redis behind a gate; of a cluster, what is to be said of any shard, once."""
+    """Checks the setup of a Redis; of a cluster, of all shards, with each warning once."""
 
     def __init__(self, redis: AnyHealthGated, store: Store, heard: Heard = lambda warning, begins: None) -> None:
         self._redis = redis
@@ -116,11 +116,11 @@ class RedisCheckup:
 
     @property
     def warnings(self) -> Sequence[StoreWarning]:
-        """As of the last look; of one that takes no writes, that alone."""
+        """The warnings of the last check. A Redis that refuses writes has only that warning."""
         return [warning(self._store, "read_only")] if self._redis.is_read_only else self._known()
 
     async def look(self) -> None:
-        """Asks the server, or every shard that is up. Raises `StoreUnavailable` where none can be asked."""
+        """Checks all servers that are up. Raises `StoreUnavailable` if none can be asked."""
         servers = self._redis.servers
         ends = await asyncio.gather(*(server.run("info", self._ask) for server in servers), return_exceptions=True)
         before = self._known()
@@ -136,7 +136,7 @@ class RedisCheckup:
             raise faults[0]
 
     def _known(self) -> list[StoreWarning]:
-        """Of all servers, each once, and those that are down as they were last seen."""
+        """The warnings of all servers, each once. Servers that are down keep their last warnings."""
         return list(dict.fromkeys(warning for found in self._found.values() for warning in found))
 
     def _tell(self, before: Sequence[StoreWarning], now: Sequence[StoreWarning]) -> None:
@@ -155,10 +155,10 @@ class RedisCheckup:
         return warnings_of(server_facts(info), self._store)
 
     async def keep_looking(self) -> None:
-        """For ever, jittered: somebody may have set it right meanwhile. A task of the worker's."""
+        """Checks forever, with jitter, since settings can change. Runs as a task of the worker."""
         while True:
             await asyncio.sleep(LOOK_SECONDS * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
             try:
                 await self.look()
             except StoreUnavailable:
-                continue  # looked at again when it is found
+                continue  # checked again once Redis is up

@@ -1,7 +1,7 @@
-"""The one way to Redis for short commands: bounded, with a deadline, and closed at once when Redis is lost.
+"""The health-gated client: short commands only, with a deadline, and none while Redis is down.
 
-A lost Redis costs the first caller at most its timeout; from then on every caller is told at once, until a watcher
-has seen it answer again, and take writes: a replica that nobody may write to is as good as lost.
+A lost Redis costs the first caller at most its timeout. From then on every call fails at once, until a background check
+sees Redis answer again and accept writes. A read-only replica counts as lost.
 """
 
 from __future__ import annotations
@@ -43,18 +43,18 @@ LOST = (
 
 
 class SlotMoved(StoreUnavailable):
-    """What was asked for is on another shard of a Redis Cluster. `of_shards` asks there."""
+    """The key is on another shard of the Redis Cluster now. `HealthGatedSlot` retries there."""
 
 
 class HealthGatedClients(Protocol):
-    """The ways to all keys: one where there is one Redis, one for each shard of a cluster."""
+    """Clients for all keys: a single one, or on a cluster one for each shard."""
 
     @property
     def client(self) -> Redis:
-        """Makes scripts; commands are for `HealthGated.run`."""
+        """Registers scripts. Commands go through `HealthGated.run`."""
 
     def of(self, key: str) -> HealthGated:
-        """The way to a key, and to all keys of its slot."""
+        """Returns the client for a key and all keys of its slot."""
 
 
 class HealthGated(Protocol):
@@ -62,43 +62,46 @@ class HealthGated(Protocol):
 
     @property
     def client(self) -> Redis:
-        """Makes scripts, and serves actions of `on_recovery`; for all else there is `run`."""
+        """Registers scripts, and runs commands in actions of `on_recovery`. All other commands go through `run`."""
 
     @property
     def is_up(self) -> bool:
-        """Whether commands are let through."""
+        """Whether `run` accepts commands."""
 
     def of(self, key: str) -> HealthGated:
         """Access to a key and to all keys of its slot."""
 
     def on_recovery(self, action: Callable[[], Awaitable[None]]) -> None:
-        """Runs `action` whenever Redis recovers, before callers are let through. If it fails, none are."""
+        """Runs `action` each time Redis is found up, before any command is accepted. If it fails, none are."""
 
     def after_recovery(self, action: Callable[[], Awaitable[None]]) -> None:
-        """Runs `action` whenever Redis has recovered and callers are let through."""
+        """Runs `action` each time Redis is up again and accepts commands."""
 
     async def run(self, operation: str, command: Callable[[Redis], Awaitable[T]]) -> T:
-        """Awaits `command`. Raises `StoreUnavailable` for any fault of Redis; `operation` names it in metrics."""
+        """Runs `command`. Raises `StoreUnavailable` for every Redis error.
+
+        `operation` is the label of the command in metrics.
+        """
 
 
 class RedisHealthEvents:
-    """What happens at the gate; a subclass counts and logs."""
+    """What the client reports. A subclass counts and logs."""
 
     def failed(self, operation: str, error: BaseException) -> None:
         """An operation failed."""
 
     def lost(self, operation: str, error: BaseException) -> None:
-        """This operation found that Redis is not up, whether or not that was known."""
+        """This operation found that Redis is down, whether that was known or not."""
 
     def found(self) -> None:
-        """Redis is up (again)."""
+        """Redis is up, for the first time or again."""
 
 
 class HealthGatedRedis:
-    """Runs commands on a client while Redis is up, and says `StoreUnavailable` when it is not.
+    """Runs commands while Redis is up; raises `StoreUnavailable` while it is down.
 
-    `probe` is a key that never exists: whether it can be deleted tells whether Redis takes writes. `ask`, where it is
-    given, is asked instead, and raises a fault of Redis; `lost` is set as soon as a command finds one.
+    `probe` is a key that never exists: deleting it shows whether Redis accepts writes. `ask` replaces this check and
+    raises an error if Redis is unusable. `lost` is set as soon as a command finds Redis down.
     """
 
     def __init__(
@@ -114,9 +117,9 @@ class HealthGatedRedis:
         self.client = client
         self.is_up = False
         self.is_read_only = False
-        """Lost, because it is a replica."""
+        """Whether it counts as down because it is a read-only replica."""
         self._epoch = 0
-        """Counts the recoveries: what failed of an older one says nothing about Redis as it is now."""
+        """Number of recoveries. An error of a command from before the last one says nothing about Redis now."""
         self._probe = probe
         self._events = events or RedisHealthEvents()
         self._slots = asyncio.Semaphore(max_concurrency)
@@ -128,41 +131,41 @@ class HealthGatedRedis:
 
     @property
     def any_up(self) -> bool:
-        """The same as `is_up`: there is one server."""
+        """Same as `is_up`: there is one server."""
         return self.is_up
 
     @property
     def shards(self) -> tuple[int, int]:
-        """How many servers are up, and of how many."""
+        """How many servers are up, and how many there are."""
         return int(self.is_up), 1
 
     @property
     def servers(self) -> Sequence[HealthGatedRedis]:
-        """This one alone."""
+        """This server."""
         return (self,)
 
     def of(self, key: str) -> HealthGatedRedis:
-        """All keys are on the one server."""
+        """Returns this client: all keys are on one server."""
         return self
 
     def on_each_recovery(self, action: Callable[[], Awaitable[None]]) -> None:
-        """The same as `on_recovery`: there is one server."""
+        """Same as `on_recovery`: there is one server."""
         self.on_recovery(action)
 
     def after_each_recovery(self, action: Callable[[], Awaitable[None]]) -> None:
-        """The same as `after_recovery`."""
+        """Same as `after_recovery`: there is one server."""
         self.after_recovery(action)
 
     def on_recovery(self, action: Callable[[], Awaitable[None]]) -> None:
-        """Runs `action` whenever Redis recovers, before callers are let through. If it fails, none are."""
+        """Runs `action` each time Redis is found up, before any command is accepted."""
         self._on_recovery.append(action)
 
     def after_recovery(self, action: Callable[[], Awaitable[None]]) -> None:
-        """Runs `action` whenever Redis has recovered and callers are let through."""
+        """Runs `action` each time Redis is up again and accepts commands."""
         self._after_recovery.append(action)
 
     async def run(self, operation: str, command: Callable[[Redis], Awaitable[T]]) -> T:
-        """Awaits `command`. Raises `StoreUnavailable` for any fault of Redis; `operation` names it in metrics."""
+        """Runs `command`. Raises `StoreUnavailable` for every Redis error, and at once while Redis is down."""
         if not self.is_up:
             raise StoreUnavailable("Redis is down")
         async with self._slots:
@@ -187,38 +190,42 @@ class HealthGatedRedis:
         self.is_read_only = isinstance(error, ReadOnlyError)
         self._lost.set()
         self._events.lost(operation, error)
-        # What is kept idle is as dead as this one: each would fail the next command in turn. So is what is in use.
+        # The other connections are dead too, idle or in use: each would fail one more command.
         pool = self.client.connection_pool
         await pool.update_active_connections_for_reconnect()  # type: ignore[no-untyped-call]
-        with suppress(RedisError, OSError):  # a connection that does not even close in time is dropped as it is
+        with suppress(RedisError, OSError):  # drop connections that do not close in time
             await pool.disconnect(inuse_connections=False)
 
     async def check(self) -> bool:
-        """Asks Redis itself, whatever is known. One found up again is made ready before it is used. Raises nothing."""
+        """Asks Redis whether it is up. If it is up again, runs the recovery actions first. Never raises."""
         epoch = self._epoch
         try:
             await self._run("ping", self._ask)
             if not self.is_up:
                 await self._recover()
         except SlotMoved:
-            self._is_down(epoch)  # it is looked for before it is asked again
+            self._is_down(epoch)  # the cluster looks for the slot before it asks again
         except StoreUnavailable as error:
             self._is_down(epoch)
             if isinstance(error.__cause__, RedisError) and not _is_lost(error.__cause__):
-                self._events.lost("recovery", error.__cause__)  # it answers, but refuses what is needed
-        except Exception as error:  # noqa: BLE001 - whatever keeps Redis from being made ready, it is down
+                self._events.lost("recovery", error.__cause__)  # it answers, but refuses a recovery action
+        except Exception as error:  # noqa: BLE001 - whatever makes a recovery fail, Redis counts as down
             self._is_down(epoch)
             self._events.failed("recovery", error)
             self._events.lost("recovery", error)
         return self.is_up
 
     def _is_down(self, epoch: int) -> None:
-        """Unless somebody has found it up since."""
+        """Marks Redis as down, unless it has recovered since `epoch`."""
         if epoch == self._epoch:
             self.is_up = False
 
     async def _probed(self, client: Redis) -> None:
-        """A write that changes nothing. Raises what `LOST` names; refused for any other reason, Redis can be read."""
+        """A write that changes nothing.
+
+        Raises an error of `LOST` if Redis is down or read-only. Any other refusal means that Redis can at least be
+        read.
+        """
         try:
             await client.unlink(self._probe)
         except (MasterDownError, ReadOnlyError):
@@ -242,12 +249,15 @@ class HealthGatedRedis:
                 self._events.failed("after_recovery", error)
 
     def shut(self) -> None:
-        """Lets nobody through until the actions of a recovery pass again."""
+        """Rejects all commands until the recovery actions succeed again."""
         self.is_up = False
         self._lost.set()
 
     async def watch(self) -> None:
-        """Checks for ever, jittered, and at once after a fault: one slow reply is not a lost Redis. A worker's task."""
+        """Checks Redis forever, with jitter, and right after an error.
+
+        A single slow reply does not mean that Redis is lost. Runs as a task of the worker.
+        """
         while True:
             await self.check()
             was_up = self.is_up
@@ -258,7 +268,7 @@ class HealthGatedRedis:
 
 
 def _is_lost(error: BaseException) -> bool:
-    """Whether the server is. A shard that is cut off from most of a cluster refuses all, but answers a ping."""
-    if isinstance(error, MaxConnectionsError):  # this worker's own limit
+    """Whether the error means that the server is down. A shard without a cluster majority refuses all but pings."""
+    if isinstance(error, MaxConnectionsError):  # the limit of this worker, not of Redis
         return False
     return isinstance(error, LOST) or (isinstance(error, ClusterDownError) and "cluster is down" in str(error).lower())

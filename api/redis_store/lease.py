@@ -1,4 +1,4 @@
-"""What one worker of the fleet does at a time, for all: whoever holds a key with a lifetime."""
+"""Leases: keys with a lifetime that one worker of the fleet has at a time."""
 
 from __future__ import annotations
 

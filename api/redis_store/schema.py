@@ -1,10 +1,8 @@
-"""The form of the keys in Redis, as a number: docs/upgrades.md has the rule. Imports nothing local.
+"""The schema of the keys in Redis. Keeps workers with incompatible releases from using the keys at the same time.
 
-Keeps workers whose releases can not share the keys in Redis from using them at the same time.
-
-The fleet's schema stands in Redis. A release with a newer one waits until no worker of the older lives, and then puts
-its own there; a worker that finds a newer one than its own leaves the keys alone. Whoever has to wait, or to leave,
-serves without the shared memory, as while Redis is down: to refuse to start would hold up a rolling restart for ever.
+docs/upgrades.md explains the rule. Redis holds the fleet's schema. A release with a newer major version waits until no
+older worker is alive, then writes its own version. A worker that finds a newer major version stops using the keys. A
+worker that cannot use the keys keeps serving as if Redis were down; refusing to start would block a rolling restart.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ from api.redis_store.scripts import now_ms, script
 
 @dataclass(frozen=True, slots=True, order=True)
 class Schema:
-    """Releases with the same `major` share a Redis, whatever their `minor`, which grows with each further field."""
+    """Releases with the same `major` version can share a Redis. `minor` grows with each new field."""
 
     major: int
     minor: int
@@ -38,32 +36,33 @@ class Schema:
 
     @classmethod
     def parsed(cls, text: str) -> Self | None:
-        """None for what is no schema."""
+        """Parses `major.minor`; None for other text."""
         found = re.fullmatch(r"(\d{1,9})\.(\d{1,9})", text)
         return cls(int(found[1]), int(found[2])) if found else None
 
 
 SCHEMA: Final = Schema(1, 0)
-"""That of this release."""
+"""The schema of this release."""
 FIRST: Final = Schema(1, 0)
-"""That of releases which did not say theirs."""
+"""The schema of releases that do not report one."""
 
 
 LOOK_SECONDS: Final = 2.0
-"""How often a worker looks whether the schema is still one that it can live with."""
+"""Seconds between two checks of a worker."""
 
 
 class SchemaConflict(StoreUnavailable):
-    """The keys in Redis are, for now or for good, not for this release."""
+    """This release cannot use the keys in Redis, now or ever."""
 
 
 class FleetSchema:
-    """For one worker. Made before anything else asks the redis: nobody passes before it agrees, to no shard.
+    """The schema check of one worker. Create it before anything else uses the client.
 
-    What a worker has agreed to holds while the shard is away that the schema is on; one that starts meanwhile waits.
+    No command runs, on any shard, before the check succeeds. An earlier success stays valid while the shard with the
+    schema is down; a worker that starts during that outage waits.
 
-    `on_conflict` is told in a line, once, what keeps this worker from the keys. Without `states` it looks only: who
-    reads makes no schema hold.
+    `on_conflict` is called once per conflict with a one-line message. `states=False` only checks: a process that only
+    reads does not write a version.
     """
 
     def __init__(
@@ -88,13 +87,13 @@ class FleetSchema:
         self._own = own
         self._states = states
         self.conflict = ""
-        """What keeps this worker from the keys, in one line; empty where nothing does."""
+        """Why this worker cannot use the keys, in one line; empty if it can."""
         self._settle = script(redis.client, "schema", "settle")
         self._home.on_recovery(lambda: self.agree(self._home.client))
         redis.on_each_recovery(self._known)
 
     def cover(self, redis: AnyHealthGated) -> None:
-        """Keeps this worker from another Redis too, where breakers are, while it is known to be kept from the keys."""
+        """While there is a conflict, also stops the use of another Redis: the one for breakers."""
         self._covered.append(redis)
         redis.on_each_recovery(self._allowed)
 
@@ -103,7 +102,7 @@ class FleetSchema:
             raise SchemaConflict(self.conflict)
 
     async def agree(self, client: Redis) -> None:
-        """Raises `SchemaConflict`, and says so once."""
+        """Checks the schema, and reports a new conflict once. Raises `SchemaConflict`."""
         conflict = self._judged(await self._settled(client))
         self._agreed = not conflict
         if conflict:
@@ -116,23 +115,23 @@ class FleetSchema:
         self.conflict = ""
 
     async def _known(self) -> None:
-        """Asks before a shard is used, unless that is known."""
+        """Checks the schema before a shard is used, unless it is known."""
         if self._agreed:
             return
         try:
             await self.agree(self._home.client)
         except (RedisError, OSError) as error:
-            raise StoreUnavailable(f"the schema of the keys can not be asked: {error}") from error
+            raise StoreUnavailable(f"Cannot read the schema of the keys: {error}") from error
 
     async def keep_agreeing(self) -> None:
-        """Looks for ever, jittered. A task of the worker's."""
+        """Checks forever, with jitter. Runs as a task of the worker."""
         while True:
             await asyncio.sleep(LOOK_SECONDS * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
             with suppress(StoreUnavailable):
                 await self.look()
 
     async def look(self) -> None:
-        """Shuts the gate where the schema is not this worker's any more; it opens when `agree` does."""
+        """Shuts the client if the schema has changed. It opens again once `agree` succeeds."""
         try:
             await self._home.run("schema", self.agree)
         except SchemaConflict:
@@ -140,7 +139,7 @@ class FleetSchema:
             raise
 
     async def _settled(self, client: Redis) -> str:
-        """The version that holds; empty where none does yet."""
+        """Returns the version that applies; '' if there is none yet."""
         key = self._keys.corpus_schema
         version: Any = await client.hget(key, "version")
         found = Schema.parsed(version.decode("utf-8", "replace")) if version is not None else None
@@ -154,7 +153,7 @@ class FleetSchema:
         return str(settled.decode("utf-8", "replace"))
 
     async def _oldest(self, client: Redis) -> int:
-        """The least major of all workers that live; this one's own where there is no other."""
+        """Returns the lowest major version of all live workers, including this one."""
         ids: Any = await client.zrangebyscore(self._keys.workers, f"({await now_ms(client)}", "+inf")
         async with client.pipeline(transaction=False) as pipe:
             for worker in ids:
@@ -164,7 +163,7 @@ class FleetSchema:
         return min([self._own.major, *(schema.major for schema in said)])
 
     def _judged(self, settled: str) -> str:
-        """In one line; empty where there is none."""
+        """Returns the conflict in one line; '' if there is none."""
         own = self._own
         found = Schema.parsed(settled)
         if found is not None and found.major == own.major:

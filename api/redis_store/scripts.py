@@ -1,16 +1,6 @@
-"""Lua files as scripts of a client. NOSCRIPT (restart, failover) is handled by redis-py, which loads it again.
+"""Lua scripts, and what several stores need to run commands: the clock, messages, fan-out, SCAN, large values.
 
-Replies to many commands at once, some of which may be refused.
-
-Redis's clock, by which all times in the fleet's memory are told.
-
-What is said on a channel of Redis, on a connection that is known to live.
-
-What is asked of every partition of the cache at once. Look-ups and stores are not: each concerns one partition.
-
-Goes over the keys of one slot a batch at a time: Redis is never kept for longer than a batch takes.
-
-Values of many megabytes, written and read in pieces: none keeps Redis, or the deadline of a command, for long.
+redis-py reloads a script that Redis has lost (NOSCRIPT, after a restart or failover).
 """
 
 from __future__ import annotations
@@ -78,9 +68,11 @@ def script(client: Redis, feature: str, operation: str) -> AsyncScript:
 
 
 async def replies_of(pipe: Pipeline) -> list[Any]:
-    """In their order; a refusal, of a key of another type say, stands in the place of its reply.
+    """Runs a pipeline and returns its replies in order.
 
-    Raises what is more than that: another shard is to be asked, none can be, or the slot is on its way between two.
+    A refused command, such as one for a wrong type, gives its error.
+
+    Raises any other error: a redirect, a slot that is being migrated, or a lost connection.
     """
     replies: list[Any] = await pipe.execute(raise_on_error=False)
     for reply in replies:
@@ -90,25 +82,28 @@ async def replies_of(pipe: Pipeline) -> list[Any]:
 
 
 async def now_ms(client: Redis) -> int:
-    """Milliseconds since the epoch."""
+    """Returns Redis's clock in milliseconds since the epoch. All times that the fleet shares come from it."""
     return milliseconds(await client.time())
 
 
 def milliseconds(reply: Sequence[int]) -> int:
-    """The reply of TIME: seconds, and microseconds beside them."""
+    """Converts a reply of TIME: seconds and microseconds."""
     seconds, micros = reply
     return int(seconds) * 1000 + int(micros) // 1000
 
 
 IDLE_SECONDS: Final = 5.0
-"""After so long without a message the connection is asked whether it lives."""
+"""Seconds without a message after which the connection is pinged."""
 
 Reader = Callable[[float], AbstractAsyncContextManager[Redis]]
-"""Opens a client of its own, for reads that block for so many seconds."""
+"""Opens a separate client for reads that block for up to this many seconds."""
 
 
 async def messages(reader: Reader, channel: str) -> AsyncIterator[str | None]:
-    """Each message; None when the channel is (again) heard. Raises `StoreUnavailable` when the connection is lost."""
+    """Yields each message of a channel, and None each time the subscription is established.
+
+    Raises `StoreUnavailable` when the connection is lost.
+    """
     try:
         async with reader(IDLE_SECONDS) as client, client.pubsub() as subscribed:
             await subscribed.subscribe(channel)
@@ -123,13 +118,13 @@ async def messages(reader: Reader, channel: str) -> AsyncIterator[str | None]:
 
 
 async def _next_message(subscribed: PubSub) -> dict[str, Any]:
-    """The next one; a long silence is broken by a ping, whose answer is a message too. Raises `TimeoutError`."""
+    """Returns the next message. Pings after a long silence; the reply is a message too. Raises `TimeoutError`."""
     message = await subscribed.get_message(timeout=IDLE_SECONDS)
     if message is None:
         await subscribed.ping()
         message = await subscribed.get_message(timeout=IDLE_SECONDS)
     if message is None:
-        raise TimeoutError("Redis does not answer on the channel of messages")
+        raise TimeoutError("Redis does not answer on the subscribed connection.")
     return dict(message)
 
 
@@ -137,24 +132,24 @@ T = TypeVar("T")
 
 
 async def on_all(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """What each gives. Where one fails the others are carried out to their end; then it is raised."""
+    """Runs the calls concurrently and returns their results. Waits for all of them even if one fails, then raises."""
     ends = await asyncio.gather(*calls, return_exceptions=True)
     faults = [end for end in ends if isinstance(end, BaseException)]
-    # What is not a fault of Redis is one of the code's own, and says more.
+    # Other errors come first: unlike an outage of Redis, they are bugs.
     for fault in sorted(faults, key=lambda one: isinstance(one, StoreUnavailable)):
         raise fault
     return [end for end in ends if not isinstance(end, BaseException)]
 
 
 SCANNED: Final = 1000
-"""Keys that Redis looks at for one call of SCAN."""
+"""COUNT of one SCAN."""
 
 
 async def scanned(redis: HealthGated, operation: str, home: str, pattern: str) -> AsyncIterator[list[str]]:
-    """The keys like `pattern`, as they are found; one may come twice. `home` is any key of their slot.
+    """Yields the keys that match `pattern`, in batches. A key may come twice. `home` is any key of their slot.
 
-    What comes or goes meanwhile may be among them or not. Raises `StoreUnavailable` also where the slot moves, or has
-    moved, to another shard: SCAN asks whatever shard it is sent to, which then finds but a part, or nothing.
+    Keys that appear or disappear meanwhile may be missing. Raises `StoreUnavailable` if the slot moves to another
+    shard: SCAN does not redirect, so the old shard would return only some of the keys, or none.
     """
     client = await _home(redis, operation, home)
     cursor = 0
@@ -167,11 +162,11 @@ async def scanned(redis: HealthGated, operation: str, home: str, pattern: str) -
         if cursor == 0:
             break
     if await _home(redis, operation, home) is not client:
-        raise StoreUnavailable("the slot has moved to another shard")
+        raise StoreUnavailable("The slot has moved to another shard.")
 
 
 async def scanned_once(redis: HealthGated, operation: str, home: str, pattern: str) -> AsyncIterator[list[str]]:
-    """The same, each key once."""
+    """Like `scanned`, but yields each key once."""
     seen: set[str] = set()
     async for found in scanned(redis, operation, home, pattern):
         fresh = set(found) - seen
@@ -180,9 +175,10 @@ async def scanned_once(redis: HealthGated, operation: str, home: str, pattern: s
 
 
 async def _home(redis: HealthGated, operation: str, key: str) -> Redis:
-    """A client of the shard that has the slot, and all of it.
+    """Returns the client of the shard that has all keys of the slot.
 
-    One that has it not sends a command with a key on; one that is giving it away says so of a key that is not there.
+    The command is redirected if the shard lacks the slot, and refused for a missing key while the slot is being
+    migrated.
     """
     await redis.run(operation, lambda client: client.exists(f"{key}:absent"))
     return redis.client
@@ -190,11 +186,14 @@ async def _home(redis: HealthGated, operation: str, key: str) -> Redis:
 
 PIECE: Final = 512 * 1024
 LIFETIME_MS: Final = 600 * 1000
-"""How long an upload may take; what is not used by then is gone."""
+"""How long an upload may take. An unused one expires."""
 
 
 async def uploaded(redis: HealthGated, keys: Keys, content: bytes) -> str:
-    """The key of a new value, which a script is to rename."""
+    """Writes a large value in pieces, so that no command keeps Redis busy for long.
+
+    Returns its temporary key, which a script then renames.
+    """
     key = keys.upload(secrets.token_hex(8))
     for start in range(0, max(len(content), 1), PIECE):
         piece = content[start : start + PIECE]
@@ -210,7 +209,7 @@ async def uploaded(redis: HealthGated, keys: Keys, content: bytes) -> str:
 
 
 async def downloaded(redis: HealthGated, key: str) -> bytes | None:
-    """The value; None where there is none. It must not change meanwhile."""
+    """Reads a large value in pieces; None if there is none. The value must not change meanwhile."""
     pieces: list[bytes] = []
     while True:
         start = len(pieces) * PIECE

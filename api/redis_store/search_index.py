@@ -1,9 +1,7 @@
-"""What a vector index is made of, and which of two kinds: pure decisions.
+"""What a vector index consists of, the choice between two kinds, and the errors of the search module.
 
-FLAT compares with every entry: exact, and quick up to a few thousand. HNSW walks a graph: quick at any size, and nearly
-exact where it looks at enough candidates (`EF_RUNTIME`).
-
-What goes wrong with search indexes, in the words of the search module and of redisvl.
+FLAT compares with every entry: exact, and fast up to a few thousand. HNSW walks a graph: fast at any size, and nearly
+exact if it considers enough candidates (`EF_RUNTIME`).
 """
 
 from __future__ import annotations
@@ -22,47 +20,47 @@ Algorithm = Literal["flat", "hnsw"]
 ALGORITHMS: Final[tuple[Algorithm, ...]] = ("flat", "hnsw")
 
 FLAT_UP_TO: Final = 5_000
-"""Entries at most: a look-up in as many takes about as long as in a graph of any size."""
+"""Most entries of a FLAT index. A look-up then takes about as long as in a graph of any size."""
 M: Final = 16
 EF_CONSTRUCTION: Final = 200
 EF_RUNTIME: Final = 100
-"""Candidates that a look-up in a graph keeps: 5 of the 5 nearest are found in at least 99 of 100."""
+"""Candidates of a look-up in a graph. At least 99 of 100 look-ups find all of the 5 nearest."""
 NEIGHBOURS: Final = 5
-"""Entries looked at for one question: the nearest may be one that a guard objects to."""
+"""Entries to find for one question. A guard may reject the nearest one."""
 
 _ATTRIBUTES: Final[dict[Algorithm, dict[str, Any]]] = {
     "flat": {"algorithm": "flat"},
     "hnsw": {"algorithm": "hnsw", "m": M, "ef_construction": EF_CONSTRUCTION, "ef_runtime": EF_RUNTIME},
 }
 BATCHES_FROM: Final = 0.1
-"""The part of a graph from which walking it takes less time than comparing with all that is wanted.
-Left to itself the search module (2.10) compares in far larger ones, too."""
+"""The share of a graph from which walking it is faster than comparing with every wanted entry.
+By itself the search module (2.10) also compares for far larger shares."""
 
 
 def nearest_clause(algorithm: Algorithm, share: float | None = None) -> str:
-    """The part of a query that asks for the nearest, in a scope that is such a `share` of the index."""
+    """The part of a query that finds the nearest entries. `share`: the scope's share of the index, if known."""
     if algorithm == "flat":
         return f"[KNN {NEIGHBOURS} @vector $v AS d]"
     return f"[KNN {NEIGHBOURS} @vector $v EF_RUNTIME {EF_RUNTIME}{hybrid_policy(share)} AS d]"
 
 
 def hybrid_policy(share: float | None) -> str:
-    """How a graph is searched for what is such a part of it: the search module's own choice where that is not known."""
+    """How to search a graph for such a share of it. If the share is unknown, the search module decides."""
     return " HYBRID_POLICY BATCHES" if share is not None and share >= BATCHES_FROM else ""
 
 
 def algorithm_for(max_size: int) -> Algorithm:
-    """The kind for a cache of at most so many entries."""
+    """The kind of index for a cache of up to `max_size` entries."""
     return "flat" if max_size <= FLAT_UP_TO else "hnsw"
 
 
 def other_than(algorithm: Algorithm) -> Algorithm:
-    """The one that an index had before SEMANTIC_CACHE_MAX_SIZE was changed, if it was."""
+    """The kind that the index had before SEMANTIC_CACHE_MAX_SIZE was changed, if it was."""
     return "hnsw" if algorithm == "flat" else "flat"
 
 
 def index_schema(keys: CacheKeys, embedder: EmbedderIdentity, algorithm: Algorithm) -> dict[str, Any]:
-    """The index over all entries of one embedder, as redisvl wants it."""
+    """The index over all entries of one embedder, in redisvl's format."""
     vector = {"dims": embedder.dimension, "distance_metric": "cosine", "datatype": "float32"}
     return {
         "index": {
@@ -85,7 +83,7 @@ T = TypeVar("T")
 
 
 async def created(index: AsyncSearchIndex) -> None:
-    """Makes it, unless it exists: many workers may do so at once. Raises Redis's own errors."""
+    """Creates the index unless it exists. Many workers may do so at once. Raises Redis's own errors."""
     try:
         await unwrapped(index.create(overwrite=False))
     except ResponseError as error:
@@ -94,7 +92,7 @@ async def created(index: AsyncSearchIndex) -> None:
 
 
 async def unwrapped(called: Awaitable[T]) -> T:
-    """redisvl wraps Redis's faults in its own: unwrapped again, so that the gate can tell a lost Redis."""
+    """Raises the Redis error that redisvl wrapped, so that the health-gated client can recognise a lost Redis."""
     try:
         return await called
     except RedisSearchError as error:
@@ -104,6 +102,6 @@ async def unwrapped(called: Awaitable[T]) -> T:
 
 
 def says_missing(reply: Any) -> bool:
-    """Whether a reply is the refusal of one who has no such index: the module words it in one way or the other."""
+    """Whether a reply is the error for a missing index, in either wording of the search module."""
     text = str(reply).lower() if isinstance(reply, ResponseError) else ""
     return "unknown index" in text or "no such index" in text

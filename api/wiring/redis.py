@@ -1,7 +1,4 @@
-"""Opens what a worker has of Redis: the main one, and that of breakers and bulkheads where it is another.
-
-A part of `wiring`, which alone uses it.
-"""
+"""Opens a worker's Redis clients: the main one, and the one for breakers and bulkheads if it is another Redis."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ from api.settings import RedisSettings, Settings
 
 @dataclass(frozen=True, slots=True)
 class OpenRedis:
-    """One Redis, one primary and its Sentinels, or a cluster."""
+    """One Redis: a server, a primary with its Sentinels, or a cluster."""
 
     address: RedisAddress
     client: AnyHealthGated
@@ -32,29 +29,29 @@ class OpenRedis:
 
 @dataclass(frozen=True, slots=True)
 class WorkerRedis:
-    """Made by `open_redis`. `guards` is `main` unless BREAKER_REDIS_URL is set."""
+    """A worker's Redis clients. `guards` is `main` unless BREAKER_REDIS_URL is set."""
 
     main: OpenRedis
     guards: OpenRedis
 
     @property
     def main_is_up(self) -> bool:
-        """As far as is known; no I/O."""
+        """Whether the main Redis is up, as far as this worker knows. No I/O."""
         return self.main.client.is_up
 
     @property
     def main_shards(self) -> tuple[int, int]:
-        """How many servers of the main one are up, and of how many."""
+        """How many servers of the main Redis are up, and how many there are."""
         return self.main.client.shards
 
     @property
     def breaker_is_up(self) -> bool:
-        """As far as is known; no I/O."""
+        """Whether the Redis for breakers is up, as far as this worker knows. No I/O."""
         return self.guards.client.is_up
 
     @property
     def warnings(self) -> Sequence[StoreWarning]:
-        """About all of them."""
+        """The warnings about all of them."""
         return [warning for server in self._servers for warning in server.checkup.warnings]
 
     @property
@@ -62,18 +59,18 @@ class WorkerRedis:
         return [self.main] if self.guards is self.main else [self.main, self.guards]
 
     async def check(self) -> None:
-        """Asks each whether it is there. Raises nothing."""
+        """Asks each whether it is up. Never raises."""
         for server in self._servers:
             await server.client.check()
 
     def tasks(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
-        """What goes on for as long as the worker lives."""
+        """The tasks that run for as long as the worker."""
         return [task for server in self._servers for task in (server.client.watch, server.checkup.keep_looking)]
 
 
 @asynccontextmanager
 async def open_redis(settings: Settings, metrics: Metrics) -> AsyncIterator[WorkerRedis]:
-    """Clients and gates; nothing is asked yet."""
+    """Opens the clients. No I/O."""
     async with AsyncExitStack() as stack:
         address = redis_address(settings.redis)
         main = await _open(stack, settings, metrics, address, "main")
@@ -83,7 +80,7 @@ async def open_redis(settings: Settings, metrics: Metrics) -> AsyncIterator[Work
 
 
 def redis_address(redis: RedisSettings) -> RedisAddress:
-    """Of REDIS_URL."""
+    """The address in REDIS_URL, with its timeouts and credentials."""
     tls = Tls(redis.ca_file or "", redis.cert_file or "", redis.key_file or "")
     return RedisAddress(
         redis.url,

@@ -1,4 +1,4 @@
-"""The circuit breaker's state in Redis: one script a step, Redis's clock."""
+"""The circuit breaker in Redis: one script per step, by Redis's clock."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ BLOCK_SECONDS: Final = 5.0
 
 
 class RedisBreakerStore:
-    """One breaker of the fleet. `reader` opens a client of its own for following the log."""
+    """One breaker that the fleet shares. Every method raises `StoreUnavailable`.
+
+    `reader` opens a separate client that follows the log of state changes.
+    """
 
     def __init__(
         self,
@@ -124,7 +127,7 @@ class RedisBreakerStore:
                 raise StoreUnavailable(str(error)) from error
 
     def _transitions(self, entries: Iterable[tuple[Any, Any]]) -> list[Transition]:
-        """Those that can be read: one that can not is some other program's, or a later release's."""
+        """Parses log entries. Skips entries of other programs or later releases."""
         found = []
         for entry_id, fields in entries:
             try:
@@ -152,7 +155,7 @@ def _texts(fields: Any) -> dict[str, str]:
 
 
 def _streams(reply: Any) -> list[tuple[str, list[tuple[str, dict[str, str]]]]]:
-    """XREAD's reply, whichever protocol: a list of pairs or a mapping."""
+    """Reads a reply of XREAD in either protocol: a list of pairs or a mapping."""
     if isinstance(reply, dict):
         return [(name, [entry for group in groups for entry in group]) for name, groups in reply.items()]
     return list(reply or [])
@@ -179,7 +182,7 @@ def _position(reply: list[Any]) -> Position:
 
 
 def _state(fields: dict[str, str]) -> BreakerState:
-    """What can not be read counts as missing, as it does in the scripts."""
+    """Parses the breaker's hash. Unreadable fields count as missing, as in the scripts."""
 
     def number(name: str) -> int:
         with suppress(ValueError):

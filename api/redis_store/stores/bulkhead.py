@@ -1,4 +1,7 @@
-"""The bulkhead's permits and line in Redis: one script a step, Redis's clock; messages wake those who wait."""
+"""The bulkhead in Redis: permits and the queue for them.
+
+One script per step, by Redis's clock; messages wake waiters.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,10 @@ from api.redis_store.scripts import Reader, messages, script
 
 
 class RedisBulkheadStore:
-    """One bulkhead of the fleet. `reader` opens a client of its own for the messages."""
+    """One bulkhead that the fleet shares. Every method raises `StoreUnavailable`.
+
+    `reader` opens a separate client for messages.
+    """
 
     def __init__(
         self,
@@ -56,19 +62,22 @@ class RedisBulkheadStore:
         return await self._redis.run("bulkhead", partial(called, self._keys, (*self._common, *arguments)))
 
     async def take(self, priority: Priority, tenant: str) -> Taken:
-        """Gives a permit, a place in the queue, or neither."""
+        """Asks for a permit. Returns whether it was granted, queued or rejected, and the ticket."""
         verdict, ticket, retry_after_ms = await self._run(
             self._take, priority, tenant_field(tenant), self._worker, new_id(), self._max_queue
         )
         return Taken(AcquireResult(verdict), ticket.decode(), int(retry_after_ms) / 1000)
 
     async def give(self, returns: Sequence[PermitReturn]) -> list[str]:
-        """Returns permits and places in the queue. Gives the tickets, of any worker, that get a permit now."""
+        """Returns permits and places in the queue. Returns the tickets that now have a permit."""
         items = (field for item in returns for field in (item.ticket, item.held_ms, item.reason or ""))
         return _texts(await self._run(self._give, *items))
 
     async def renew_leases(self, held: Iterable[str], waiting: Iterable[str]) -> list[str]:
-        """Renews the leases of a worker's tickets and reassigns expired ones. Gives the tickets that get a permit."""
+        """Renews this worker's tickets: those with a permit, and those in the queue.
+
+        Returns the tickets that now have a permit.
+        """
         own = list(held)
         return _texts(await self._run(self._renew, len(own), *own, *waiting))
 
@@ -87,7 +96,7 @@ class RedisBulkheadStore:
 
 
 def _wake(text: str) -> Wake | None:
-    """A word that only a later release knows has the worker look for itself, as after a silence."""
+    """Parses a message. None for a message of a later release: the worker then checks its tickets itself."""
     what, _, ticket = text.partition(" ")
     if what == "granted":
         return Wake(ticket)
@@ -95,7 +104,7 @@ def _wake(text: str) -> Wake | None:
 
 
 def _number(text: str) -> float | None:
-    """None for what is no figure: whose turn it is, or what a later release notes."""
+    """None for text that is not a number: the last tenant served, or a field of a later release."""
     try:
         return float(text)
     except ValueError:

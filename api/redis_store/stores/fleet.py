@@ -1,13 +1,7 @@
-"""What the fleet knows of its backends: written by the one worker that probes, read by all.
+"""What workers report to the fleet: the health of backends, that they are alive, counters, and retries.
 
-The live workers of every replica: each renews a hash of its own; one that dies is gone when its lease ends.
-
-Counters of the fleet: added to here, sent to Redis together a moment later.
-
-What is sent together is a batch with a number. Where the reply is lost, the same batch is sent again, and Redis adds it
-once. What a killed worker loses is what it counted since the last flush, at most `FLUSH_SECONDS`.
-
-The fleet's calls and retries of the last minute: what the retry budget is a share of.
+Counters reach Redis in numbered batches. If a reply is lost, the worker sends the same batch again, and Redis adds it
+once. A killed worker loses at most what it counted in the last `FLUSH_SECONDS`.
 """
 
 from __future__ import annotations
@@ -58,7 +52,10 @@ class BackendHealthStore:
         await self._redis.run("backends", write)
 
     def _write_digests(self, pipe: Pipeline, name: str, digests: Mapping[str, str]) -> None:
-        """Apart, and for long: a worker that starts while the backend is down finds the answers of its models."""
+        """Writes digests to a key with a longer lifetime.
+
+        A worker that starts while the backend is down can still find the answers of its models.
+        """
         key = self._keys.digests(name)
         pipe.delete(key)
         if digests:
@@ -67,9 +64,9 @@ class BackendHealthStore:
             pipe.pexpire(key, DIGESTS_LIFETIME_MS)
 
     async def read(self) -> Mapping[str, BackendHealth]:
-        """What was last published and has not expired, without digests.
+        """Reads what was last published and has not expired, without digests.
 
-        An entry with another URL is another backend's.
+        Ignores a backend whose URL has changed.
         """
 
         async def ask(client: Redis) -> list[dict[bytes, bytes]]:
@@ -94,11 +91,9 @@ class BackendHealthStore:
         await self._redis.run("backends", write)
 
     async def digests(self, name: str, *, early: bool = False) -> Mapping[str, str]:
-        """The digests of a backend's models, or those of its last answer; empty if unknown.
+        """Returns the digests of a backend's models as of its last answer; empty if unknown.
 
-        `early`: Redis has just recovered, and commands of others are not let through yet.
-
-        With `early`, Redis's own errors are raised.
+        `early`: for actions of `on_recovery`. Redis's own errors are then raised.
         """
 
         async def ask(client: Redis) -> dict[Any, Any]:
@@ -138,13 +133,16 @@ def _without_password(url: str) -> str:
 HEARTBEAT_SECONDS: Final = 1.0
 LEASE_MS: Final = 5_000
 FULL_PACE_WORKERS: Final = 4
-"""Workers up to which each looks for work at its full pace; of more, all together look as often as these."""
+"""Up to this many workers check for work at full pace. A larger fleet checks as often in total."""
 SLOWEST: Final = 8.0
-"""By how much longer a worker pauses at most: a smaller fleet must not wait for its pace to be found."""
+"""The largest factor, so that a fleet that shrinks does not wait for long."""
 
 
 class WorkerRegistry:
-    """`facts` gives what this worker says of itself at each heartbeat: flat fields, readable values."""
+    """The live workers of all replicas. Each renews a lease; a dead worker disappears when its lease expires.
+
+    `facts` returns what this worker reports with each heartbeat: flat fields with readable values.
+    """
 
     def __init__(
         self, redis: HealthGatedClients, keys: Keys, worker: str, facts: Callable[[], Mapping[str, Any]]
@@ -155,32 +153,32 @@ class WorkerRegistry:
         self._facts = facts
         self._renewing = script(redis.client, "stores/fleet", "renew_worker")
         self.known_live = 1
-        """Live workers as of the last heartbeat."""
+        """Number of live workers at the last heartbeat."""
 
     @property
     def pace(self) -> float:
-        """By how much longer a worker pauses between two looks for work that any other would do as well."""
+        """The factor by which this worker checks less often for work that any worker can do."""
         return min(max(1.0, self.known_live / FULL_PACE_WORKERS), SLOWEST)
 
     async def heartbeat(self) -> None:
-        """Says that this worker lives. Raises `StoreUnavailable`."""
+        """Renews this worker's lease. Raises `StoreUnavailable`."""
         await self._redis.run("heartbeat", self._renew)
 
     async def live(self) -> list[dict[str, str]]:
-        """What every live worker last said, by id; this one's words are of this moment."""
+        """Returns what each live worker last reported, sorted by id. This worker's report is current."""
         await self.heartbeat()
         found = await self._redis.run("list_workers", self._list)
         return sorted(found, key=lambda worker: worker["id"])
 
     async def leave(self) -> None:
-        """Says goodbye; a worker that cannot is forgotten when its lease ends."""
+        """Removes this worker. If Redis is down, its lease expires by itself."""
         try:
             await self._redis.run("leave", self._remove)
         except StoreUnavailable:
             return
 
     async def keep_renewing(self) -> None:
-        """Heartbeats for ever, jittered. A task of the worker's."""
+        """Sends heartbeats forever, with jitter. Runs as a task of the worker."""
         while True:
             with suppress(StoreUnavailable):  # the next heartbeat comes by itself
                 await self.heartbeat()
@@ -209,15 +207,15 @@ class WorkerRegistry:
 FLUSH_SECONDS: Final = 0.25
 COUNTER_LIFETIME_MS: Final = 30 * 24 * 3600 * 1000
 BATCH_MS: Final = 3600 * 1000
-"""How long Redis remembers the last batch of a worker: what could be lost for longer may be counted twice."""
+"""How long Redis remembers a worker's last batch. A batch that is sent again later may count twice."""
 EVICTION_KEYS_MS: Final = 60_000
-"""How long what is kept of the entries lives at least; each new entry makes that its own lifetime."""
+"""Minimum lifetime of the eviction keys. A new entry extends it to its own."""
 BATCH: Final = 500
-"""Entries that one script is sent."""
+"""Entries per script call."""
 
 
 class CacheCounters:
-    """`rag:stats:cache`, and the uses of entries. The last known totals stand in while Redis is down."""
+    """Counters of the cache, and the uses of entries. While Redis is down, the last known totals are used."""
 
     def __init__(self, redis: HealthGatedClients, keys: Keys, worker: str) -> None:
         self._clients = redis
@@ -235,45 +233,45 @@ class CacheCounters:
 
     @property
     def are_shared(self) -> bool:
-        """Whether they reach the fleet now."""
+        """Whether counts reach the fleet now."""
         return self._redis.is_up
 
     def add(self, name: str, count: int = 1) -> None:
-        """Counts; no I/O."""
+        """Counts. No I/O."""
         if count:
             self._pending[name] += count
 
     def touch(self, entry: str) -> None:
-        """Notes a use of an entry; no I/O."""
+        """Counts a use of an entry. No I/O."""
         self._touched[entry] += 1
 
     async def totals(self) -> Mapping[str, int]:
-        """The fleet's counts, this worker's own up to this moment among them."""
+        """Returns the fleet's counts, including this worker's up to now."""
         await self.flush()
         try:
             raw: Mapping[Any, Any] = await self._redis.run(
                 "read_counters", lambda client: client.hgetall(self._keys.cache_stats)
             )
-            # What is no whole number was counted by a later release, and is not one of these.
+            # Values of later releases may not be whole numbers.
             self._known = {name.decode(): int(value) for name, value in raw.items() if value.isdigit()}
         except StoreUnavailable:
             return Counter(self._known) + self._pending + (self._batch[1] if self._batch else Counter())
         return self._known
 
     async def flush(self) -> None:
-        """Sends what is pending; keeps it for the next time when Redis is down. Cancelled, it still sends."""
+        """Sends pending counts. Keeps them if Redis is down. Finishes even if cancelled."""
         if self._pending or self._batch or self._touched or self._flushing.locked():
             await asyncio.shield(asyncio.create_task(self._flush()))
 
     async def _flush(self) -> None:
         async with self._flushing:
-            with suppress(StoreUnavailable):  # kept, and sent again
+            with suppress(StoreUnavailable):  # kept and sent again
                 while self._batch or self._pending:
                     await self._send_batch()
             await self._send_touched_all()
 
     async def _send_batch(self) -> None:
-        """One that may have arrived before the next."""
+        """Sends the pending batch. An older batch that may not have arrived goes first."""
         if self._batch is None:
             self._batches += 1
             self._batch = self._batches, self._pending
@@ -290,7 +288,7 @@ class CacheCounters:
         touched, self._touched = self._touched, Counter()
         for part in self._keys.partitions if touched else ():
             of_part = [(entry, uses) for entry, uses in touched.items() if part.holds(entry)]
-            with suppress(StoreUnavailable):  # to lose some uses costs an entry a little of what it is worth, no more
+            with suppress(StoreUnavailable):  # losing some uses only lowers an entry's score a little
                 await self._send_touched(part, of_part)
 
     async def _send_touched(self, part: CacheKeys, touched: Sequence[tuple[str, int]]) -> None:
@@ -303,7 +301,7 @@ class CacheCounters:
             await redis.run("touch", lambda client, k=keys, a=arguments: self._touch(k, a, client))  # type: ignore[misc]
 
     async def keep_flushing(self) -> None:
-        """Flushes for ever. A task of the worker's."""
+        """Flushes forever. Runs as a task of the worker."""
         while True:
             await asyncio.sleep(FLUSH_SECONDS)
             await self.flush()
@@ -316,7 +314,7 @@ RETRY_LIFETIME_MS: Final = 120_000
 
 
 class _Budget(Protocol):
-    """A worker's budget."""
+    """A worker's retry budget."""
 
     def take_unsent(self) -> tuple[int, int]: ...
 
@@ -326,7 +324,10 @@ class _Budget(Protocol):
 
 
 class FleetRetries:
-    """`rag:stats:retries`. What could not be sent is let go: it counts for a minute only."""
+    """The fleet's calls and retries of the last minute: the retry budget is a share of them.
+
+    Counts that cannot be sent are dropped: they matter only for a minute.
+    """
 
     def __init__(self, redis: HealthGatedClients, keys: Keys, budget: _Budget) -> None:
         self._key = keys.retries
@@ -335,7 +336,7 @@ class FleetRetries:
         self._add = script(redis.client, "stores/fleet", "add_retries")
 
     async def sync(self) -> None:
-        """Sends this worker's counts and takes over the fleet's; nothing while there is nothing to send."""
+        """Sends this worker's counts and reads the fleet's. Does nothing if there is nothing to send."""
         calls, retries = self._budget.take_unsent()
         if not calls and not retries:
             return
@@ -348,7 +349,7 @@ class FleetRetries:
         self._budget.fleet_is(int(found[0]), int(found[1]))
 
     async def keep_in_step(self) -> None:
-        """Syncs for ever. A task of the worker's."""
+        """Syncs forever. Runs as a task of the worker."""
         while True:
             await asyncio.sleep(SYNC_SECONDS)
             await self.sync()

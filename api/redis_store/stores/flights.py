@@ -1,4 +1,4 @@
-"""Flights in Redis: one script a step, Redis's clock; messages wake those who follow."""
+"""Single flight in Redis: one script per step, by Redis's clock. Messages wake the followers."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ class RedisFlightStore:
         return Claim(self._keys.flight(*key)[0], fence)
 
     async def join(self, key: FlightKey, asked_ms: int, not_before_ms: int) -> Joined:
-        """The lead if nobody has it, else a place among the followers, taken or renewed.
+        """Takes the lead of a flight, becomes a follower, or finds the answer already stored.
 
-        A lead requested at `not_before_ms` or earlier is void, and one whose answer was stored at `asked_ms` or later
-        has ended; 0 turns the second rule off.
+        `asked_ms`: when the cache had no answer (0: ignore stored answers). A leader that asked at `not_before_ms` or
+        earlier is replaced: its answer has been invalidated since.
         """
         keys = [self._keys.flight(*key)[0], self._keys.cache_entry(*key)]
         moments = (asked_ms, not_before_ms)
@@ -65,7 +65,7 @@ class RedisFlightStore:
         return Joined(FlightRole(verdict), fence, *place)
 
     async def publish(self, key: FlightKey, fence: str, bodies: Sequence[str]) -> int | None:
-        """Sends messages to the followers. Gives their number; None if another worker has the lead."""
+        """Publishes messages to the followers. Returns how many follow, or None if the lead is lost."""
         keys = self._keys.flight(*key)[:2]
         return _number(await self._run(self._publish, keys, fence, self._channel, ":".join(key), KEPT_MS, *bodies))
 
@@ -75,17 +75,17 @@ class RedisFlightStore:
         return bool(await self._run(self._end, keys, fence, self._channel, ":".join(key), KEPT_MS, body))
 
     async def abandon(self, key: FlightKey, fence: str) -> int:
-        """Ends a flight without followers. Gives the number of followers: above zero, the flight continues."""
+        """Ends a flight that has no followers. Returns how many follow."""
         return _number(await self._run(self._abandon, self._keys.flight(*key)[:2], fence)) or 0
 
     async def leave(self, key: FlightKey, place: str) -> None:
-        """Gives up this place, not one taken since, and tells the leader."""
+        """Stops following, unless the worker has renewed its lease since `place`."""
         await self._run(self._leave, self._keys.flight(*key)[:1], self._worker, place, self._channel, ":".join(key))
 
     async def renew_leases(self, leads: Sequence[Held]) -> Mapping[FlightKey, int | None]:
-        """Renews leads. Followers of each, None where it is lost; one whose store is down is not among them.
+        """Renews leads: one round trip per partition.
 
-        One round trip for each partition that they are in.
+        Returns how many follow each flight, None for a lost lead. Partitions that are down are missing.
         """
         parts: defaultdict[str, list[Held]] = defaultdict(list)
         for held in leads:
@@ -105,28 +105,28 @@ class RedisFlightStore:
             return list(await pipe.execute())
 
     async def read(self, key: FlightKey, after: str) -> list[Record]:
-        """What was published after an id of the stream; `-` for all."""
+        """Reads the messages of a flight after the one with the id `after` (`-`: all)."""
         words, begin = self._keys.flight(*key)[1], after if after == "-" else f"({after}"
         found: Any = await self._redis.of(words).run("flight", lambda client: client.xrange(words, begin))
         return [Record(at.decode(), fields[b"fence"].decode(), fields[b"body"].decode()) for at, fields in found]
 
     async def exclusive(self, key: FlightKey) -> Claim | None:
-        """The lead of what nobody follows; None where another worker has it."""
+        """Takes the lead of work that has no followers. Returns None if another worker has it."""
         refresh = self._keys.flight(*key)[2]
         fence = await self._run(self._exclusive, [refresh], self._worker, LEASE_MS)
         assert isinstance(fence, bytes)
         return Claim(refresh, fence.decode()) if fence else None
 
     async def release(self, claim: Claim) -> None:
-        """Gives that lead up."""
+        """Releases an exclusive lead."""
         await self._run(self._release, [claim.key], claim.fence, 0)
 
     async def renew(self, claim: Claim) -> None:
-        """Keeps that lead."""
+        """Renews an exclusive lead."""
         await self._run(self._release, [claim.key], claim.fence, LEASE_MS)
 
     async def messages(self) -> AsyncIterator[FlightMessage | None]:
-        """What is said to this worker; None when it (re)connects. Ends by raising."""
+        """Yields messages about this worker's flights, and None each time the subscription is established."""
         async for text in messages(self._reader, self._channel + self._worker):
             what, _, flight = (text or "").partition(" ")
             yield FlightMessage(what, flight) if text else None

@@ -1,8 +1,7 @@
-"""Entries of the cache as a backup has them: with what they cite, by digest, and their absolute times.
+"""Reads the documents and answers for a backup while the fleet works: scans the keys in bounded batches.
 
-Documents as a backup has them: each of one revision, with its text and its chunks, while the fleet works on them.
-
-The fleet's memory as a backup reads it: by the keys themselves, in bounded batches, while the fleet works.
+A document is read at one revision, with its text and chunks. An answer is read with its absolute times and the digests
+of the documents that it cites.
 """
 
 from __future__ import annotations
@@ -32,12 +31,12 @@ from api.redis_store.stores.documents.documents import (
 )
 
 ANSWERS_READ: Final = 100
-"""Entries read by one command."""
+"""Entries per read."""
 NEEDED: Final = ("scope", "tenant", "question", "answer", "model", "sources", "created_ms", "expires_ms")
 
 
 class AnswerReader:
-    """Raises `StoreUnavailable`."""
+    """Reads cached answers. Raises `StoreUnavailable`."""
 
     def __init__(self, redis: HealthGatedClients, keys: Keys) -> None:
         self._redis = redis
@@ -77,7 +76,7 @@ class AnswerReader:
         return [answer for answer in found if answer is not None]
 
     async def _cited(self, answers: Sequence[StoredAnswer]) -> list[StoredAnswer]:
-        """Those whose documents serve in the revisions that they cite, with the digests of these."""
+        """Keeps answers whose cited revisions are current, and adds the documents' digests."""
         cited = [_revisions(answer.fields["sources"]) for answer in answers]
         serving = await self._digests.serving(sorted({document for one in cited for document in one}))
         found = []
@@ -93,7 +92,7 @@ class AnswerReader:
 
 
 def _answer(entry: EntryKey, reply: Any, gone_ms: int, uses: bytes | None) -> StoredAnswer | None:
-    """None for one that is gone, is no entry, or that can not be read."""
+    """None if the entry is gone or cannot be read."""
     if isinstance(reply, ResponseError):
         return None
     raw = named(reply)
@@ -114,13 +113,13 @@ def _revisions(sources: str) -> Mapping[str, int]:
 
 
 DOCUMENTS_READ: Final = 100
-"""Chunks read by one command."""
+"""Chunks per read."""
 TRIES: Final = 5
-"""How often a document that changes while it is read is read again; after that it is left out."""
+"""How often to read a document that changes meanwhile. After that it is left out."""
 
 
 class DocumentReader:
-    """Raises `StoreUnavailable`."""
+    """Reads documents. Raises `StoreUnavailable`."""
 
     def __init__(self, redis: HealthGatedClients, keys: Keys) -> None:
         self._redis = redis.of(keys.corpus_state)
@@ -137,7 +136,7 @@ class DocumentReader:
                         yield stored
 
     async def _stored(self, document: str, tenants: Collection[str], vectors: bool) -> StoredDocument | None:
-        """None for one that does not serve, is not wanted, or does not stand still."""
+        """None if the document has no current revision, is not wanted, or keeps changing."""
         for _ in range(TRIES):
             fields = await self._fields(document)
             revision = int(fields.get("revision") or 0)
@@ -154,12 +153,12 @@ class DocumentReader:
         return named(await self._redis.run("backup", lambda client: client.hgetall(key)))
 
     async def _sets(self, document: str, fields: Fields) -> Mapping[str, Sequence[EmbeddedChunk]]:
-        """By each embedder that has embedded the revision that serves; a set with a gap is left out."""
+        """The chunks of each embedder that has embedded the current revision. Incomplete sets are left out."""
         revision, total = fields["revision"], int(fields.get("chunks") or 0)
         embedders = [name[9:] for name, at in fields.items() if name.startswith("embedded:") and at == revision]
         found = {}
         for embedder in embedders:
-            # Others may have been cut otherwise, so that only they know how many they are.
+            # Another embedder may have split the document differently, so its set has another size.
             count = await self._count(document, f"{embedder}:{int(revision)}") or total
             names = [self._keys.chunk(embedder, document, int(revision), number) for number in range(count)]
             chunks = [
@@ -195,7 +194,7 @@ def _embedded(fields: Fields) -> EmbeddedChunk | None:
 
 
 _OWNER: Final = re.compile(r"[0-9a-f]{16}")
-"""What tells a tenant's key from others that begin alike."""
+"""Distinguishes a tenant's key from others with the same prefix."""
 
 
 class RedisBackupSource:

@@ -1,12 +1,9 @@
-"""Stores answers of a backup: those that are right for the documents that serve now, and that nobody has deleted.
+"""Restores a backup into a Redis that may be empty, or in use by a fleet.
 
-An answer is right where every document that it cites serves with the very content that it was made from. One that
-documents were looked for is fresh only where the tenant has the same documents as then, else stale: others might change
-it, as any new document might.
-
-Puts documents of a backup into service, as a worker would that had just embedded them.
-
-Where a backup is restored to: a Redis that may be empty, or that a fleet is working in.
+Documents are put into service as by a worker that has just embedded them. An answer is restored if all documents that
+it cites have the same content as when it was made, and nobody has deleted it since. An answer for which documents were
+searched stays fresh only if the tenant has the same documents as then. Otherwise it is restored as stale, since any
+other document could change it.
 """
 
 from __future__ import annotations
@@ -38,12 +35,12 @@ from api.redis_store.stores.documents.work import LIFETIME_MS, RedisDocumentWork
 from api.values import EmbedderIdentity
 
 TRIES: Final = 5
-"""How often answers are looked at again whose documents change at this moment; after that they are left out."""
+"""How often to retry answers whose documents are changing. After that they are left out."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Ready:
-    """An answer as it is to be stored, or why it is not, as looked at at `at_ms` by the clock of its partition."""
+    """An answer as it will be stored, or why it will not, as of `at_ms` by the clock of its partition."""
 
     answer: StoredAnswer
     at_ms: int
@@ -55,10 +52,9 @@ _Act = Callable[[CacheKeys, Mapping[int, _Ready]], Coroutine[Any, Any, dict[int,
 
 
 class AnswerWriter:
-    """Raises `StoreUnavailable`. `max_size`: of a partition.
+    """Restores answers. Raises `StoreUnavailable`. `max_size`: the limit of a partition.
 
-    `assumed`, `assumed_deletions`: documents by digest that would serve, and deletions that would be taken over, where
-    nothing is really restored.
+    In a dry run, `assumed` has the digests of documents that would be restored, and `assumed_deletions` the deletions.
     """
 
     def __init__(
@@ -90,7 +86,7 @@ class AnswerWriter:
     async def _tried(
         self, answers: Sequence[StoredAnswer], corpora: Mapping[str, str], *, dry_run: bool
     ) -> list[AnswerOutcome | None]:
-        """None for one whose documents have changed since they were looked at."""
+        """Tries each answer once. None for an answer whose documents changed meanwhile."""
         if not answers:
             return []
         clocks = await self._clocks({self._keys.partition(answer.scope) for answer in answers})
@@ -141,7 +137,7 @@ class AnswerWriter:
         return "restored stale", {**fields, "expires_ms": str(now_ms)}
 
     async def _in_parts(self, act: _Act, wanted: Mapping[int, _Ready]) -> dict[int, str]:
-        """What became of each, by its number."""
+        """Runs `act` for each partition. Returns the outcomes by number."""
         parts: dict[CacheKeys, dict[int, _Ready]] = {}
         for number, one in wanted.items():
             parts.setdefault(self._keys.partition(one.answer.scope), {})[number] = one
@@ -159,7 +155,7 @@ class AnswerWriter:
         return {number: reply.decode() for number, reply in zip(wanted, replies, strict=True)}
 
     async def _there_in(self, part: CacheKeys, wanted: Mapping[int, _Ready]) -> dict[int, str]:
-        """As `_stored_in` would say; that others may have no room is not looked at."""
+        """What `_stored_in` would return, except that it ignores the limit of the partition."""
 
         async def look(client: Redis) -> list[Any]:
             async with client.pipeline(transaction=False) as pipe:
@@ -184,7 +180,7 @@ class AnswerWriter:
         return keys, [*times, documents, self._max_size, answer.tenant, tokens, answer.uses, len(tags), *tags, *pairs]
 
     async def _is_same(self, tenant: str, corpora: Mapping[str, str]) -> bool:
-        """Whether the tenant has the documents that its answers were made among. Known while nothing changes."""
+        """Whether the tenant has the documents that its answers were made with. Cached until they change."""
         if not self._new_outdate:
             return True
         known = self._corpora.get(tenant)
@@ -193,7 +189,7 @@ class AnswerWriter:
         return bool(known[1]) and corpora.get(tenant, "") == known[1]
 
     async def _clocks(self, parts: Iterable[CacheKeys]) -> dict[CacheKeys, int]:
-        """The time by the clock of each partition."""
+        """Reads the clock of each partition."""
 
         async def clock(part: CacheKeys) -> tuple[CacheKeys, int]:
             return part, await self._redis.of(part.invalidated).run("restore", now_ms)
@@ -202,22 +198,25 @@ class AnswerWriter:
 
 
 def _cited(sources: str, revisions: Mapping[str, int]) -> bytes:
-    """The sources by the revisions that the documents have here; whatever else they say stays."""
+    """Replaces the revisions in the sources by those of this Redis. Other fields stay."""
     found = orjson.loads(sources)
     return orjson.dumps([{**one, "revision": revisions.get(one["document_id"], 0)} for one in found])
 
 
 LEASE: Final = 30.0
-"""Seconds from the last chunk on. Should this process die, a worker takes the document on after so long."""
+"""Seconds after the last chunk. If this process dies, a worker takes the document after that."""
 WRITTEN: Final = 50
-"""Chunks written by one command."""
+"""Chunks per write."""
 HELD: Final = 100
 HELD_SECONDS: Final = 10.0
-"""The cache is told of so many documents together, and not later than this."""
+"""The cache is invalidated after `HELD` documents or `HELD_SECONDS`, whichever comes first."""
 
 
 class DocumentWriter:
-    """Raises `StoreUnavailable`. `most`: documents of a tenant; `tells_of_new`: a new document may outdate answers."""
+    """Restores documents. Raises `StoreUnavailable`.
+
+    `most`: the limit of documents per tenant. `tells_of_new`: whether a new document may change cached answers.
+    """
 
     def __init__(
         self,
@@ -280,7 +279,7 @@ class DocumentWriter:
         failed = [FailedChunk(one.chunk.number, one.failure) for one in chunks if one.vector is None]
         committed = await self._work.commit(work, identity, len(chunks), len(stored.text), failed)
         if committed is None:
-            return "newer kept"  # something newer was asked for meanwhile
+            return "newer kept"  # a newer change was made meanwhile
         for name, others in further:
             await self._further(committed, name, others)
         await self._date(committed, stored.document)
@@ -288,7 +287,7 @@ class DocumentWriter:
         return "restored"
 
     async def _further(self, work: Work, embedder: str, chunks: Sequence[EmbeddedChunk]) -> None:
-        """By another embedder too, unless a worker that has it is embedding documents anew: then it embeds this one."""
+        """Adds the chunks of another embedder, unless a worker is embedding all documents with it: that one will."""
         lease = RedisLeaderLease(self._clients, self._keys.embedding_lease(embedder), self._worker)
         if not await lease.acquire(LEASE):
             return
@@ -299,7 +298,7 @@ class DocumentWriter:
         await lease.release()
 
     async def _identity(self, embedder: str, chunks: Sequence[EmbeddedChunk]) -> EmbedderIdentity:
-        """With its index there."""
+        """Creates the embedder's index and returns its identity."""
         size = next((len(one.vector) for one in chunks if one.vector is not None), 0)
         identity = EmbedderIdentity("", size // 4, embedder)
         await self._index.ensure(identity)
@@ -313,14 +312,17 @@ class DocumentWriter:
     # -- the cache ----------------------------------------------------------------------------------------------------
 
     async def _hold(self, work: Work) -> None:
-        """Until the cache is told of several together. Should the lease end before, a worker tells."""
+        """Collects documents, to invalidate the cache for several at once.
+
+        If the lease expires first, a worker does it.
+        """
         self._since = self._since if self._held else time.monotonic()
         self._held.append(work)
         if len(self._held) >= HELD or time.monotonic() - self._since > HELD_SECONDS:
             await self.settle()
 
     async def settle(self) -> None:
-        """Answers that used a document that was replaced go; of tenants with further ones, all are stale."""
+        """Deletes answers that cite a replaced document, and makes all answers of tenants with new documents stale."""
         held, self._held = self._held, []
         try:
             for tenant in {work.facts.tenant for work in held if work.replaced or self._tells_of_new}:
@@ -348,7 +350,7 @@ class DocumentWriter:
 
 
 def _is_same(there: Document, document: Document) -> bool:
-    """Also one that a later attempt to replace it left as failed: it serves."""
+    """Also True for a document whose later replacement failed: its old revision is still current."""
     return there.digest == document.digest and there.revision > 0 and there.status != "processing"
 
 

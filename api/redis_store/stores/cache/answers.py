@@ -1,9 +1,4 @@
-"""What an entry of the cache says of the documents that it depends on: pure translation.
-
-Answers of the whole fleet in Redis: one hash an answer, found by its digest or through the vector index.
-
-Follow-up questions as they were rewritten to stand alone.
-"""
+"""The fleet's cached answers in Redis: one hash per answer, found by its digest or through the vector index."""
 
 from __future__ import annotations
 
@@ -27,9 +22,9 @@ from api.redis_store.stores.fleet import CacheCounters
 from api.values import CachedAnswer, CacheMatch, EmbedderIdentity, Source, Usage, Vector, known
 
 COMPARED: Final = "meaning"
-"""An entry that new documents are compared with, by the meaning of its question."""
+"""New documents are compared with the entry by the meaning of its question."""
 EXACT: Final = "exact"
-"""One that any new document changes, as far as can be told."""
+"""The entry cannot be compared, so any new document invalidates it."""
 WANTED: Final = ("tenant", "question", "top_k", "wanted", "vector")
 
 
@@ -45,7 +40,7 @@ def ground_fields(tenant: str, grounds: RetrievalSnapshot, *, has_vector: bool) 
 
 
 def cached_question(entry: str, fields: Mapping[str, bytes]) -> CachedQuestion:
-    """The reverse. Raises `KeyError` and `ValueError` for an entry that is being removed."""
+    """Parses these fields. Raises `KeyError` and `ValueError` for an entry that is being removed."""
     wanted = orjson.loads(fields["wanted"])
     return CachedQuestion(
         entry=entry,
@@ -58,13 +53,12 @@ def cached_question(entry: str, fields: Mapping[str, bytes]) -> CachedQuestion:
 
 
 class RedisAnswerCache:
-    """The cached answers of the fleet.
+    """The semantic cache of the whole fleet. Every method but `used` raises `StoreUnavailable`.
 
-    A look-up or a store uses one partition: the scope's.
-
-    `ttl_ms` is how long an answer is fresh, `stale_ms` how much longer it is kept; `max_size` is of a partition. The
-    tenant with most entries loses one first where it has more than `tenant_share` of `max_size`. `on_evicted` is told
-    how many entries had to go for a new one.
+    A look-up and a store use one partition, that of the scope. An answer is fresh for `ttl_ms` and kept stale for
+    `stale_ms` more. `max_size` is the limit of a partition. The tenant with the most entries loses one first if it has
+    more than `tenant_share` of `max_size`. `on_evicted` is called with the number of entries that a new one has
+    evicted.
     """
 
     def __init__(
@@ -160,7 +154,7 @@ class RedisAnswerCache:
         )
 
     def used(self, match: CacheMatch) -> None:
-        """Notes that an entry was served, so that it is evicted later."""
+        """Counts a use of an entry, so that it is evicted later. No I/O."""
         self._counters.touch(match.answer.entry)
 
     def _decoded(self, key: str, values: Sequence[Any]) -> CachedAnswer | None:
@@ -192,10 +186,7 @@ def _fields(scope: str, vector: Vector | None, answer: NewAnswer) -> dict[str, A
 
 
 def _tags(digest: str, tenant: str) -> list[str]:
-    """The fields of `rag:invalidated` that speak of a question's answer, whatever it cites.
-
-    `corpus:<tenant>` says when the tenant's documents changed.
-    """
+    """The invalidation tags of a question's answer, whatever it cites."""
     return ["all", f"tenant:{tenant}", f"question:{digest}"]
 
 

@@ -1,7 +1,7 @@
-"""Keeps the vector indexes as they should be, with traffic or without.
+"""Maintains the vector indexes, with or without traffic.
 
-Each worker makes a lost index again, sees when one is complete, and says which it uses. One worker of the fleet at a
-time drops those that nobody has used for `IDLE_SECONDS` and nobody needs: see `is_left_over`.
+Each worker recreates lost indexes, notices when one is complete, and reports which ones it uses. One worker of the
+fleet drops indexes that no worker has used for `IDLE_SECONDS` and that are not needed: see `is_left_over`.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from api.redis_store.stores.cache.semantic_index import SemanticIndex, SemanticI
 
 MAINTAIN_SECONDS: Final = 1.0
 CONCURRENCY: Final = 4
-"""Partitions looked at each time: however many there are, a fleet asks Redis no more often."""
+"""Partitions to check each time. More partitions do not mean more requests to Redis."""
 BUILDING_SECONDS: Final = 0.25
-"""How often Redis is asked while it builds an index."""
+"""Seconds between two checks of an index that is being built."""
 RENEW_SECONDS: Final = 10.0
 IDLE_SECONDS: Final = 600.0
 LIFETIME_MS: Final = 3600 * 1000
-"""Longer than an index has to be idle."""
+"""Must be longer than `IDLE_SECONDS`."""
 
 
 class IndexKeeper:
-    """A worker's part of it. `lease` is the janitor's, for all partitions.
+    """This worker's part of the maintenance. `lease`: the lease to drop indexes, in all partitions.
 
-    `pace`: how much less often it tends, since others do too.
+    `pace`: the factor by which it checks less often, since other workers check too.
     """
 
     def __init__(
@@ -58,13 +58,16 @@ class IndexKeeper:
         self._idle = script(redis.client, "stores/cache/index_keeper", "idle")
 
     async def keep(self) -> None:
-        """Tends for ever, jittered: each time the next few of them, and those that are being built. A worker's task."""
+        """Maintains the indexes forever, with jitter: each time the next few, and those that are being built.
+
+        Runs as a task of the worker.
+        """
         due = time.monotonic()
         in_turn = cycle(self._indexes)
         while True:
             turn = {next(in_turn) for _ in range(min(CONCURRENCY, len(self._indexes)))}
             for index in turn | {index for index in self._indexes if index.is_building}:
-                with suppress(StoreUnavailable):  # the gate says when Redis is back
+                with suppress(StoreUnavailable):  # the client reports when Redis is back
                     await index.maintain()
             if time.monotonic() >= due:
                 due = time.monotonic() + RENEW_SECONDS
@@ -77,7 +80,7 @@ class IndexKeeper:
             await asyncio.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
 
     async def renew(self) -> None:
-        """Says which indexes this worker uses. Raises `StoreUnavailable`."""
+        """Reports which indexes this worker uses. Raises `StoreUnavailable`."""
         await on_all(self._renew_of(index) for index in self._indexes)
 
     async def _renew_of(self, index: SemanticIndex) -> None:
@@ -89,7 +92,7 @@ class IndexKeeper:
             await self._redis.of(key).run("index_renew", lambda client: self._renew([key], arguments, client))
 
     async def clean(self) -> list[str]:
-        """Drops what is left over, if that is this worker's lease now. Raises `StoreUnavailable`."""
+        """Drops unneeded indexes if this worker has the lease. Raises `StoreUnavailable`."""
         supported = [index.keys for index in self._indexes if index.supported]
         if not (supported and await self._lease.acquire(2 * RENEW_SECONDS + 5)):
             return []
@@ -113,7 +116,7 @@ class IndexKeeper:
 
 
 def is_left_over(keys: CacheKeys, name: str, entries: int, used: Collection[str]) -> bool:
-    """Whether an idle index can go: nothing is in it, or one of another kind over the same entries is used."""
+    """Whether an idle index can be dropped: it is empty, or another one over the same entries is in use."""
     return entries == 0 or _embedder(keys, name) in {_embedder(keys, other) for other in used}
 
 

@@ -1,6 +1,7 @@
-"""Cached answers that new documents concern: found through the cache's own indexes, by the vectors of the documents.
+"""Finds cached answers that new documents may change, and makes them stale.
 
-A tenant's answers are in all partitions: each of them is asked.
+It searches the cache's own indexes with the vectors of the documents. A tenant's answers are in all partitions, so all
+of them are searched.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from api.values import EmbedderIdentity, Vector
 
 T = TypeVar("T")
 BATCH: Final = 250
-"""Entries written by one command."""
+"""Entries per script call."""
 
 
 Found: TypeAlias = tuple[list[T], bool]
-"""What was found, and whether that is all."""
+"""What was found, and whether it is complete."""
 
 
 class RedisInvalidationTags:
@@ -62,7 +63,7 @@ class RedisInvalidationTags:
         if name is None:
             return [], False
         fresh = await self._fresh(index.keys, tenant)
-        # Most tenants have nothing in most partitions: what is stored from now on is checked then.
+        # Most tenants have no entries in most partitions. Entries that are stored from now on are checked then.
         any_of_it = (fresh, "NOCONTENT", "LIMIT", 0, 1, "DIALECT", 2)
         if await self._results(name, ("FT.SEARCH", name, *any_of_it)) == []:
             return [], True
@@ -97,7 +98,7 @@ class RedisInvalidationTags:
         for name in await self._names(index.keys):
             is_own = name.startswith(index.keys.indexes + embedder.fingerprint)
             if is_own and name != own:
-                continue  # one that is left over from another kind
+                continue  # an old index of the other kind
             query = fresh + (f" @compared:{{{EXACT}}}" if is_own else "")
             asked = ("FT.SEARCH", name, query, "NOCONTENT", "LIMIT", 0, limit, "DIALECT", 2)
             results = await self._results(name, asked)
@@ -135,7 +136,7 @@ class RedisInvalidationTags:
         return ended
 
     async def _fresh(self, part: CacheKeys, tenant: str) -> str:
-        """The part of a query that asks for a tenant's entries, without those that are stale already."""
+        """The part of a query that selects a tenant's fresh entries."""
         at_ms = await self._redis.of(part.invalidated).run("expire", now_ms)
         return f"@owner:{{{owner_of(tenant)}}} @expires_ms:[({at_ms} +inf]"
 
@@ -146,7 +147,7 @@ class RedisInvalidationTags:
         return [name for name in names if name.startswith(part.indexes)]
 
     async def _results(self, index: str, command: tuple[Any, ...]) -> list[Any] | None:
-        """None where the index is gone, or of another form, or where the search took longer than Redis lets it."""
+        """None if the index is missing or of another form, or if Redis ended the search early."""
 
         async def ask(client: Redis) -> Any:
             try:
@@ -161,7 +162,7 @@ class RedisInvalidationTags:
 
 
 def _all(found: Sequence[Found[T]]) -> tuple[Sequence[T], bool]:
-    """Of all partitions; nothing where not all of one is known."""
+    """Joins the results of all partitions; nothing if one of them is incomplete."""
     if not all(complete for _, complete in found):
         return (), False
     return [one for of_one, _ in found for one in of_one], True

@@ -1,4 +1,4 @@
-"""The cache's figures over the fleet, in the contract's names."""
+"""The cache's statistics over the fleet, for the API."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from api.values import EmbedderIdentity
 
 @dataclass(frozen=True, slots=True)
 class CacheLimits:
-    """The cache's settings that its report repeats."""
+    """The cache settings that the report includes."""
 
     enabled: bool
     max_size: int
@@ -26,7 +26,7 @@ class CacheLimits:
 
 
 class CacheFigures:
-    """Counts since the statistics began; the last known, and `store: local`, while Redis is down."""
+    """Counts since the statistics began. While Redis is down: the last known ones, with `store: local`."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class CacheFigures:
             return None
 
     async def _size(self, embedder: EmbedderIdentity | None) -> int:
-        """Of all partitions; those that can not be asked now count as empty, as what they hold is of no use now."""
+        """The entries of all partitions. Partitions that are down count as empty: nothing in them can be served."""
         if embedder is None:
             return 0
         return sum(await on_all(self._size_of(index, embedder) for index in self._indexes))

@@ -1,11 +1,7 @@
-"""How large a part of an index each scope is, as one worker last saw it: it decides how a graph is searched.
+"""The vector indexes over cached answers: one per partition and embedder, created when first needed.
 
-The vector index over cached answers: one for each embedder's fingerprint, made when first needed.
-
-It covers the hashes themselves: an entry written by any worker is found by all, at once. While Redis still builds it,
-the one of the other kind serves, where there is one; else the semantic tier finds nothing.
-
-The vector indexes of all partitions: one for each, whole on its shard.
+An index covers the hashes themselves, so every worker finds an entry as soon as it is stored. While Redis builds an
+index, the one of the other kind serves if it exists. Otherwise the semantic tier finds nothing.
 """
 
 from __future__ import annotations
@@ -41,9 +37,9 @@ from api.redis_store.search_index import (
 from api.values import EmbedderIdentity, Vector
 
 SECONDS: Final = 10.0
-"""How long a count is believed: a scope grows to another part of its index more slowly."""
+"""How long a count is used. A scope's share of its index changes more slowly."""
 SCOPES: Final = 1_000
-"""As many are known; the longest unasked is forgotten."""
+"""Most scopes to remember. The least recently counted one is dropped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,26 +49,29 @@ class _Counted:
 
 
 class ScopeShares:
-    """Of the scopes in one partition. Pure: who searches counts as well, where it `is_due`."""
+    """What share of an index each scope has, as this worker last counted: it decides how to search a graph.
+
+    Pure: the caller counts during a search if a scope `is_due`.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._known: OrderedDict[str, _Counted] = OrderedDict()
 
     def is_due(self, scope: str) -> bool:
-        """Whether it is to be counted with this search."""
+        """Whether the scope should be counted with this search."""
         known = self._known.get(scope)
         return known is None or self._clock() >= known.until
 
     def note(self, scope: str, entries: int) -> None:
-        """As many entries has the scope."""
+        """Stores the count of a scope."""
         self._known[scope] = _Counted(entries, self._clock() + SECONDS)
         self._known.move_to_end(scope)
         if len(self._known) > SCOPES:
             self._known.popitem(last=False)
 
     def of(self, scope: str, entries: int) -> float | None:
-        """Its part of an index of so many `entries`; None where it is not known."""
+        """The scope's share of an index with this many `entries`; None if unknown."""
         known = self._known.get(scope)
         return known.entries / entries if known is not None and entries else None
 
@@ -92,7 +91,7 @@ FIELDS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Nearest:
-    """An entry near a question: its key, its `FIELDS` in their order (None where one is missing), and the cosine."""
+    """An entry near a question: its key, its `FIELDS` in order (None if missing), and the cosine similarity."""
 
     key: str
     values: tuple[bytes | None, ...]
@@ -100,9 +99,9 @@ class Nearest:
 
 
 class SemanticIndex:
-    """Finds the nearest entry of a scope, in one partition.
+    """Finds the nearest entries of a scope in one partition.
 
-    Raises `StoreUnavailable` while Redis or its search module is missing.
+    Raises `StoreUnavailable` while Redis is down or has no search module.
     """
 
     def __init__(self, redis: HealthGated, keys: CacheKeys, algorithm: Algorithm = "flat") -> None:
@@ -119,22 +118,22 @@ class SemanticIndex:
         redis.on_recovery(self._ensure_all)
 
     async def ensure(self, embedder: EmbedderIdentity) -> None:
-        """Makes the index of `embedder` unless it exists, and sees which one serves. Many workers may do so at once."""
+        """Creates the index of `embedder` if it is missing, and finds which one serves. Workers may do so at once."""
         self._note(embedder)
         await self._redis.run("index_create", lambda client: self._ensure(client, embedder))
 
     async def maintain(self) -> None:
-        """`ensure` for all that are known: one that was lost is made again, one that is complete by now serves."""
+        """Calls `ensure` for all known embedders: recreates lost indexes, and switches to completed ones."""
         for embedder in list(self._known.values()) if self.supported else ():
             await self._redis.run("index_create", lambda client, of=embedder: self._ensure(client, of))  # type: ignore[misc]
 
     def in_use(self) -> list[str]:
-        """The names of the indexes that this worker asks, or waits for."""
+        """The names of the indexes that this worker searches or waits for."""
         kinds = ((name, kind) for name, serving in self._serving.items() for kind in {self._algorithm, serving})
         return [self.keys.index(name, kind) for name, kind in kinds if kind is not None]
 
     def forget_unused(self, seconds: float) -> None:
-        """Lets go of embedders of which nothing was asked for so long, but for the latest."""
+        """Forgets embedders without a search in this many seconds, except the latest."""
         now = time.monotonic()
         for name in [name for name, asked in self._asked.items() if now - asked >= seconds and name != self._latest]:
             for known in (self._asked, self._known, self._serving):
@@ -149,13 +148,13 @@ class SemanticIndex:
 
     @property
     def is_building(self) -> bool:
-        """Whether Redis had not completed an index when it was last asked."""
+        """Whether Redis was still building an index at the last check."""
         return any(serving != self._algorithm for serving in self._serving.values())
 
     async def nearest(
         self, embedder: EmbedderIdentity, scope: str, vector: Vector, expires_after_ms: int
     ) -> list[Nearest]:
-        """The `NEIGHBOURS` nearest entries that expire after `expires_after_ms`, nearest first."""
+        """Returns the `NEIGHBOURS` nearest entries that expire after `expires_after_ms`, nearest first."""
         self._note(embedder)
         serving = await self._serves(embedder)
         if serving is None:
@@ -170,19 +169,19 @@ class SemanticIndex:
         except StoreUnavailable:
             if not self._redis.is_up:
                 raise
-            await self.ensure(embedder)  # FLUSHALL takes an index too: made again, and this once a miss
+            await self.ensure(embedder)  # FLUSHALL deletes indexes too: create it again, and count this as a miss
             return []
         for count in counted:
             self._shares.note(scope, int(count[b"total_results"]))
         return [_nearest(one) for one in found[b"results"]]
 
     async def complete(self, embedder: EmbedderIdentity) -> str | None:
-        """The name of the index that has all entries of `embedder`; None while Redis builds it."""
+        """The name of the index that covers all entries of `embedder`; None while Redis builds it."""
         serving = await self._serves(embedder) if self.supported else None
         return self.keys.index(embedder.fingerprint, serving) if serving is not None else None
 
     async def count(self, embedder: EmbedderIdentity, now_ms: int) -> int:
-        """How many entries are not expired."""
+        """Returns how many entries have not expired."""
         serving = await self._serves(embedder) or self._algorithm
         index = self._index(self._redis.client, embedder, serving)
         query = CountQuery(filter_expression=Num("expires_ms") > now_ms)
@@ -194,7 +193,7 @@ class SemanticIndex:
             try:
                 await self._ensure(self._redis.client, embedder)
             except ResponseError:
-                self._serving.pop(embedder.fingerprint, None)  # made at the next look-up
+                self._serving.pop(embedder.fingerprint, None)  # created at the next look-up
 
     async def _serves(self, embedder: EmbedderIdentity) -> Algorithm | None:
         if embedder.fingerprint not in self._serving:
@@ -213,7 +212,7 @@ class SemanticIndex:
         self._serving[embedder.fingerprint] = serving
 
     async def _is_built(self, client: Redis, embedder: EmbedderIdentity, algorithm: Algorithm) -> bool | None:
-        """None where there is no such index."""
+        """None if the index does not exist."""
         index = self.keys.index(embedder.fingerprint, algorithm)
         try:
             (info,) = await _execute(client, [("FT.INFO", index)])
@@ -228,7 +227,7 @@ class SemanticIndex:
         try:
             await self._redis.client.execute_command("FT._LIST")  # type: ignore[no-untyped-call]
         except ResponseError as error:
-            # Any other refusal, of an ACL say, means that there is a module.
+            # Any other error, such as one of an ACL, means that the module exists.
             missing = str(error).lower().startswith("unknown command")
         else:
             missing = False
@@ -239,8 +238,8 @@ class SemanticIndex:
 
 
 async def _execute(client: Redis, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
-    """All in one round trip."""
-    if len(commands) == 1:  # the usual case, without a pipeline's cost
+    """Runs the commands in one round trip."""
+    if len(commands) == 1:  # the usual case, without the cost of a pipeline
         return [await client.execute_command(*commands[0])]  # type: ignore[no-untyped-call]
     async with client.pipeline(transaction=False) as pipe:
         for command in commands:
@@ -249,7 +248,7 @@ async def _execute(client: Redis, commands: Sequence[tuple[Any, ...]]) -> list[A
 
 
 def _search(index: str, scope: str, expires_after_ms: int, nearest: str, vector: Vector) -> tuple[Any, ...]:
-    """By redis-py: to build this query by redisvl would take longer than the rest of a semantic hit."""
+    """Builds the command by hand: building it with redisvl takes longer than the rest of a semantic hit."""
     return (
         *("FT.SEARCH", index, f"({_in_scope(scope)} @expires_ms:[({expires_after_ms} +inf])=>{nearest}"),
         *("PARAMS", 2, "v", vector, "SORTBY", "d", "LIMIT", 0, NEIGHBOURS, "DIALECT", 2),
@@ -258,7 +257,7 @@ def _search(index: str, scope: str, expires_after_ms: int, nearest: str, vector:
 
 
 def _in_scope(scope: str) -> str:
-    """A scope is of hex digits and a hyphen."""
+    """Escapes the hyphen; a scope otherwise consists of hex digits."""
     return "@scope:{" + scope.replace("-", "\\-") + "}"
 
 
@@ -272,7 +271,7 @@ _FIELDS: Final = tuple(name.encode() for name in FIELDS)
 
 
 class SemanticIndexes:
-    """Made before Redis is first asked for: each index is made with the first answer of its shard."""
+    """The indexes of all partitions. Created without I/O; each index is created with the first answer of its shard."""
 
     def __init__(self, redis: HealthGatedClients, keys: Keys, algorithm: Algorithm = "flat") -> None:
         self._keys = keys
@@ -285,14 +284,14 @@ class SemanticIndexes:
         return len(self._all)
 
     def of(self, scope: str) -> SemanticIndex:
-        """The one that has the entries of a scope."""
+        """The index for the entries of a scope."""
         return self._all[self._keys.partition(scope)]
 
     async def prepare(self, embedder: Embedder) -> None:
-        """Makes them, where it is known yet who embeds, and what shard is up; else with the first look-up."""
+        """Creates the indexes on shards that are up, if the embedder is known. Otherwise the first look-up does."""
         with suppress(EmbeddingUnavailable):
             identity = await embedder.identity()
-            for index in self:  # one after the other: together they would want a connection each, at the busiest moment
+            for index in self:  # one at a time: together they would need a connection each, at the busiest moment
                 await _ensured(index, identity)
 
 

@@ -1,9 +1,7 @@
-"""Which entries a deletion means: pure decisions on their keys and fields.
+"""Deletes cached answers of the whole fleet: scans the keys in batches, in all partitions at once.
 
-Deletes answers of the whole fleet: goes over the keys themselves, a batch at a time, in all partitions at once.
-
-It needs no index: entries of every embedder, with a vector or without, are found while an index is built anew or is
-missing too. Redis is never kept for longer than a batch takes.
+It needs no index, so it finds entries of every embedder, with or without a vector, even while an index is missing or
+being built. No command keeps Redis busy for longer than a batch.
 """
 
 from __future__ import annotations
@@ -24,14 +22,14 @@ from api.redis_store.scripts import on_all, replies_of, scanned, script
 from api.values import Vector, model_key
 
 ROUNDING: Final = 1e-6
-"""By how much the cosine of two equal vectors may miss 1."""
+"""Rounding error of the cosine of two equal vectors."""
 
 Fields = Mapping[str, bytes | None]
 
 
 @dataclass(frozen=True, slots=True)
 class EntryKey:
-    """`rag:cache:<scope>:<digest>` in its parts."""
+    """The parts of `rag:cache:<scope>:<digest>`."""
 
     key: str
     scope: str
@@ -39,20 +37,20 @@ class EntryKey:
 
     @classmethod
     def parsed(cls, keys: CacheKeys, key: str) -> EntryKey | None:
-        """None where it is the key of something else."""
+        """None for the key of something else."""
         rest = key.removeprefix(keys.entries)
         scope, colon, digest = rest.partition(":")
         return cls(key, scope, digest) if rest != key and colon and scope and digest and ":" not in digest else None
 
 
 def pattern(keys: CacheKeys, selection: Selection) -> str:
-    """What SCAN is to look for."""
+    """The pattern for SCAN."""
     digest = "*" if selection.digest is None or selection.near else selection.digest
     return keys.entry("*", digest)
 
 
 def invalidation_tags(keys: CacheKeys, selection: Selection) -> list[str]:
-    """The fields of `rag:invalidated` that keep answers under way from being stored."""
+    """The tags that stop running generations from storing such answers."""
     if selection.entry is not None:
         key = EntryKey.parsed(keys, selection.entry)
         return [f"question:{key.digest}"] if key else []
@@ -64,7 +62,7 @@ def invalidation_tags(keys: CacheKeys, selection: Selection) -> list[str]:
 
 
 def wanted_fields(selection: Selection) -> list[str]:
-    """The fields of an entry that the decision needs; the first is in every entry."""
+    """The fields of an entry that the decision needs. Every entry has the first one."""
     asked = {
         "tenant": selection.tenant,
         "model": selection.model,
@@ -75,7 +73,7 @@ def wanted_fields(selection: Selection) -> list[str]:
 
 
 def chosen(keys: CacheKeys, selection: Selection, entries: Sequence[tuple[EntryKey, Fields]]) -> list[EntryKey]:
-    """Those of `entries` that are meant."""
+    """Returns the entries that the selection matches."""
     plain = [(key, fields) for key, fields in entries if _is_meant(selection, fields)]
     if selection.digest is None:
         return [key for key, _ in plain]
@@ -84,7 +82,7 @@ def chosen(keys: CacheKeys, selection: Selection, entries: Sequence[tuple[EntryK
 
 
 def _is_meant(selection: Selection, fields: Fields) -> bool:
-    """By everything but the question."""
+    """Checks everything but the question."""
     return (
         fields["created_ms"] is not None
         and (selection.tenant is None or fields["tenant"] == selection.tenant.encode())
@@ -98,12 +96,12 @@ def _same_model(asked: str, stored: bytes) -> bool:
 
 
 def _cites(sources: bytes, document: str) -> bool:
-    """A string inside the JSON can not look like this: its quotes would be escaped."""
+    """Searches the JSON as text. A string value cannot match, since its quotes would be escaped."""
     return b'"document_id":' + orjson.dumps(document) in sources
 
 
 def _near(keys: CacheKeys, near: Neighbourhood, entries: Sequence[tuple[EntryKey, Fields]]) -> set[EntryKey]:
-    """Those whose question is as near as wanted. Vectors of other embedders do not compare."""
+    """Returns entries whose question is similar enough. Vectors of other embedders cannot be compared."""
     prefix, size = keys.embedded_by(near.embedder.fingerprint), len(near.vector)
     comparable: dict[EntryKey, Vector] = {}
     for key, fields in entries:
@@ -118,12 +116,12 @@ def _near(keys: CacheKeys, near: Neighbourhood, entries: Sequence[tuple[EntryKey
 
 
 TAGS_LIFETIME_MS: Final = 3600 * 1000
-"""Longer than any generation."""
+"""Must be longer than any generation."""
 BATCH: Final = 250
-"""Entries read or deleted by one command."""
+"""Entries per read or delete."""
 PASSES: Final = 5
 DEADLINE: Final = 30.0
-"""Seconds for a whole deletion."""
+"""Seconds for a complete deletion."""
 
 
 class RedisCacheSweep:
@@ -150,7 +148,7 @@ class RedisCacheSweep:
 
 
 class _PartitionSweep:
-    """One partition's part of it. Raises `StoreUnavailable`."""
+    """The sweep of one partition. Raises `StoreUnavailable`."""
 
     def __init__(self, redis: HealthGated, keys: CacheKeys) -> None:
         self._redis = redis
@@ -159,7 +157,7 @@ class _PartitionSweep:
         self._drop = script(redis.client, "stores/cache/answers", "drop")
 
     async def sweep(self, selection: Selection, until: float, *, dry_run: bool) -> Swept:
-        """Goes over the keys until there is nothing to delete: SCAN may miss what is new."""
+        """Scans until there is nothing left to delete: SCAN may miss new keys."""
         if dry_run:
             return await self._pass(selection, until, dry_run=True)
         await self.note(invalidation_tags(self.keys, selection))
@@ -173,14 +171,14 @@ class _PartitionSweep:
         return Swept(matched, deleted, swept.complete)
 
     async def note(self, fields: list[str]) -> None:
-        """What was asked for until now, and is one of these, is not stored as it is."""
+        """Sets invalidation tags: answers with these tags that were asked for earlier are not stored as they are."""
         if fields:
             key = self.keys.invalidated
             arguments: list[str | int] = [TAGS_LIFETIME_MS, *fields]
             await self._redis.run("invalidate", lambda client: self._invalidate([key], arguments, client))
 
     async def _end_flights(self, selection: Selection) -> None:
-        """Generations under way that have no entry yet: whoever asks from now on does not join them."""
+        """Ends running generations that have no entry yet, so that new callers do not join them."""
         if selection == Selection():
             flights = self.keys.flight("*", "*")[0]
         elif selection.digest is not None:
@@ -205,7 +203,7 @@ class _PartitionSweep:
         return Swept(len(seen), deleted)
 
     async def _found(self, selection: Selection) -> AsyncIterator[list[EntryKey]]:
-        """The keys that may be meant, as they are found; one may come twice."""
+        """Yields the keys that may match, in batches. A key may come twice."""
         if selection.entry is not None:
             entry = EntryKey.parsed(self.keys, selection.entry)
             yield [entry] if entry else []
@@ -217,7 +215,7 @@ class _PartitionSweep:
     async def _read(
         self, entries: Sequence[EntryKey], names: list[str]
     ) -> list[tuple[EntryKey, dict[str, bytes | None]]]:
-        """The fields of each that is a hash; one that is gone has None in all of them."""
+        """Reads the fields of each hash. A missing entry has None in all of them."""
 
         async def ask(client: Redis) -> list[Any]:
             async with client.pipeline(transaction=False) as pipe:

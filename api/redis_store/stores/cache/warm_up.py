@@ -1,4 +1,4 @@
-"""Warm-ups of the cache in Redis: what is left to do, how far it is, and which worker does it."""
+"""Warm-ups of the cache in Redis: the remaining questions, the progress, and the worker that has the job."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from api.redis_store.scripts import now_ms, script
 
 LIFETIME_MS: Final = 3600 * 1000
 PUSHED: Final = 500
-"""Questions that one command writes."""
+"""Questions per write."""
 ERRORS_KEPT: Final = 10
 
 
@@ -50,7 +50,7 @@ class RedisWarmUpJobs:
             await pipe.execute()
 
     async def progress(self, job: str) -> WarmUpProgress | None:
-        """None if there is no job of that name, or if it has expired."""
+        """Returns the progress of a job; None if it does not exist or has expired."""
         key = self._keys.cache_warm_up(job)[0]
         fields: Mapping[Any, Any] = await self._redis.run("warm_up", lambda client: client.hgetall(key))
         return _progress(job, {name.decode(): value.decode() for name, value in fields.items()}) if fields else None

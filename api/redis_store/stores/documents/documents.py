@@ -1,8 +1,6 @@
-"""Documents, work and chunks as the hashes of Redis hold them: pure translation.
+"""Documents in Redis: a hash and a text each, a list for each tenant, and a digest over all of a tenant's documents.
 
-The documents of the whole fleet in Redis: a hash and a text each, and a list for each tenant.
-
-Which documents of a tenant serve, as one digest: an answer depends on all, not only on those it cites.
+The first functions convert documents, work and chunks from and to hashes.
 """
 
 from __future__ import annotations
@@ -38,30 +36,30 @@ Fields = Mapping[str, bytes]
 
 @lru_cache(1024)
 def owner_of(tenant: str) -> str:
-    """A tenant as a tag and in a key: 16 hex digits, since its name may hold anything."""
+    """A tenant as 16 hex digits, for tags and keys: its name may contain any character."""
     return hashlib.sha256(tenant.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def tag_key(tag: str) -> str:
-    """A tag as the index has it: 16 hex digits, the same however it is written in capitals."""
+    """A tag in the index: 16 hex digits, regardless of case."""
     return hashlib.sha256(tag.strip().casefold().encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def named(reply: Any) -> dict[str, bytes]:
-    """The reply of HGETALL by name, as a map or as a flat list."""
+    """Parses a reply of HGETALL, a map or a flat list."""
     pairs = reply.items() if isinstance(reply, Mapping) else zip(reply[::2], reply[1::2], strict=True)
     return {name.decode(): value for name, value in pairs}
 
 
 def fact_fields(facts: DocumentFacts) -> dict[str, str | bytes]:
-    """What is said of a document; a field that is not given is left out."""
+    """The fields for the facts of a document. Facts that are not given are left out."""
     given = {"source": facts.source, "version": facts.version}
     fixed: dict[str, str | bytes] = {"tenant": facts.tenant, "title": facts.title, "tags": orjson.dumps(facts.tags)}
     return {**fixed, **{name: value for name, value in given.items() if value is not None}}
 
 
 def facts_of(fields: Fields) -> DocumentFacts:
-    """The reverse."""
+    """Parses these fields."""
     return DocumentFacts(
         tenant=fields["tenant"].decode(),
         title=fields.get("title", b"").decode(),
@@ -72,9 +70,9 @@ def facts_of(fields: Fields) -> DocumentFacts:
 
 
 def document_of(document: str, fields: Fields, work: Fields) -> Document:
-    """A document from its hash, and from that of the work on it (empty where there is none).
+    """Builds a document from its hash and from the hash of its work (empty if there is none).
 
-    As long as the cache has not been told of a change, the document is not ready: it may have answers from before.
+    A document is not ready while the cache still has to be invalidated: old answers may still be served.
     """
     status = fields["status"].decode()
     return Document(
@@ -97,7 +95,7 @@ def document_of(document: str, fields: Fields, work: Fields) -> Document:
 
 
 def work_of(document: str, fields: Fields) -> Work:
-    """What is left to do, from its hash."""
+    """Builds the work from its hash."""
     return Work(
         id=document,
         revision=_int(fields, "revision"),
@@ -116,7 +114,10 @@ def work_of(document: str, fields: Fields) -> Work:
 
 
 def chunk_fields(work: Work, embedded: EmbeddedChunk) -> list[str | bytes | int]:
-    """A chunk as fields and values, always as many. One that is not embedded is in the index, without a vector."""
+    """A chunk as fields and values; every chunk has the same number of them.
+
+    A chunk that could not be embedded is in the index without a vector.
+    """
     chunk, facts = embedded.chunk, work.facts
     fields: dict[str, str | bytes | int] = {
         "owner": owner_of(facts.tenant),
@@ -140,18 +141,18 @@ def chunk_fields(work: Work, embedded: EmbeddedChunk) -> list[str | bytes | int]
 
 
 def chunk_of(fields: Fields) -> Chunk:
-    """The reverse, as far as readers want it."""
+    """Parses the fields of a chunk that readers need."""
     number, start, end = (_int(fields, name) for name in ("number", "start", "end"))
     return Chunk(number, fields["text"].decode("utf-8", "replace"), fields["heading"].decode(), start, end)
 
 
 def vector_of(fields: Fields) -> Vector | None:
-    """The chunk's vector."""
+    """The vector of a chunk, or None."""
     return fields.get("vector")
 
 
 def range_of(text: bytes) -> tuple[int, int]:
-    """`12-345` as numbers."""
+    """Parses `12-345`."""
     start, _, end = text.partition(b"-")
     return int(start), int(end)
 
@@ -166,7 +167,7 @@ def _text(fields: Fields, name: str) -> str | None:
 
 
 LOOKED_AT: Final = 200
-"""Documents read by one command, where a list wants those of a kind."""
+"""Documents per read when a list is filtered."""
 
 
 class RedisDocuments:
@@ -202,11 +203,11 @@ class RedisDocuments:
         if verdict != b"accepted":
             await self._redis.run("document_propose", lambda client: client.unlink(content))
         if verdict == b"lost":
-            raise StoreUnavailable("the upload took too long")
+            raise StoreUnavailable("The upload took too long.")
         return Proposal(verdict.decode(), int(revision), bool(existed))
 
     async def find(self, document: str, tenant: str | None = None) -> Document | None:
-        """None if there is no such document, or if it is another tenant's."""
+        """Returns the document; None if it does not exist, or belongs to another tenant than `tenant`."""
         found = (await self._read([document]))[0]
         return found if found is not None and tenant in (None, found.facts.tenant) else None
 
@@ -226,10 +227,7 @@ class RedisDocuments:
                 return Page(found)
 
     async def chunks(self, document: str, offset: int, limit: int) -> Sequence[Chunk]:
-        """The chunks in service, in order.
-
-        Those of an embedder that has all of them, first the one that put the revision into service.
-        """
+        """Returns chunks of the current revision, from an embedder that has embedded all of it."""
         keys = (self._keys.document(document), self._keys.document_chunks(document))
         fields, written = await self._redis.run("document_read", lambda client: _all(client, keys))
         revision = int(fields.get("revision", 0))
@@ -244,7 +242,7 @@ class RedisDocuments:
         return [chunk_of(one) for one in found if one]
 
     async def delete(self, document: str, tenant: str | None = None) -> bool:
-        """Takes a document out of service; workers delete the rest. False if there is no such document."""
+        """Deletes a document. Returns False if it does not exist, or belongs to another tenant."""
         if tenant is None:
             known = await self.find(document)
             if known is None:
@@ -265,7 +263,7 @@ class RedisDocuments:
         return bool(await self._redis.run("document_delete", lambda client: self._delete(names, arguments, client)))
 
     async def _after(self, tenant: str, cursor: str | None, count: int) -> tuple[list[tuple[str, int]], bool]:
-        """Ids with their times, the newest first, `count` at most and maybe fewer; whether there are no more."""
+        """Returns up to `count` ids with their times, newest first, and whether they are the last."""
         key = self._keys.corpus_documents(owner_of(tenant))
         at, _, last = (cursor or "").partition("-")
         newest: Any = int(at) if at.isdigit() else "+inf"
@@ -309,18 +307,21 @@ def _is_wanted(document: Document, listing: Listing) -> bool:
 
 
 READ: Final = 500
-"""Documents read by one command."""
+"""Documents per read."""
 
 
 class DocumentDigests:
-    """Raises `StoreUnavailable`."""
+    """Digests of the current documents. An answer depends on all documents of a tenant, not only those it cites.
+
+    Every method raises `StoreUnavailable`.
+    """
 
     def __init__(self, redis: HealthGatedClients, keys: Keys) -> None:
         self._redis = redis.of(keys.corpus_state)
         self._keys = keys
 
     async def serving(self, documents: Sequence[str]) -> Mapping[str, tuple[int, str]]:
-        """Revision and digest of each that serves."""
+        """Returns the revision and digest of each document that has a current revision."""
 
         async def read(client: Redis) -> list[Any]:
             async with client.pipeline(transaction=False) as pipe:
@@ -337,7 +338,10 @@ class DocumentDigests:
         }
 
     async def corpus(self, tenant: str) -> tuple[int, str]:
-        """The epoch of a tenant's documents, and the digest over all that serve; empty where they change meanwhile."""
+        """Returns the epoch of a tenant's documents, and a digest over all current ones.
+
+        The digest is empty if they change meanwhile.
+        """
         before = await self.epoch(tenant)
         found: dict[str, tuple[int, str]] = {}
         for start in range(0, max(await self._count(tenant), 1), READ):
@@ -347,7 +351,7 @@ class DocumentDigests:
         return before, digest if await self.epoch(tenant) == before else ""
 
     async def epoch(self, tenant: str) -> int:
-        """How often the tenant's documents have changed."""
+        """Returns how often the tenant's documents have changed."""
         key = self._keys.corpus(owner_of(tenant))
         return int(await self._redis.run("digests", lambda client: client.hget(key, "epoch")) or 0)
 

@@ -1,11 +1,8 @@
-"""Documents in Redis that a new embedder has not embedded yet.
+"""Embedders of documents: what a new one has yet to embed, what an unused one leaves behind, and the last known one.
 
-Who embeds documents, and the removal of what embedders have made that nobody uses any more.
-
-First the fleet forgets that the embedder had embedded everything, and of each document that it had embedded it: should
-it be used again in the middle, it embeds anew what is missing. Its index goes last, so that what was begun is found.
-
-What the fleet last knew of its embedder, for a worker that starts while Ollama is down.
+Removal goes in a safe order. First the fleet forgets that the embedder had embedded everything, then for each document
+that it had embedded it. If the embedder is used again midway, it embeds what is missing. Its index is dropped last, so
+that an interrupted removal is found again.
 """
 
 from __future__ import annotations
@@ -38,16 +35,16 @@ class RedisReembedding:
         self._complete = script(redis.client, "stores/documents/embeddings", "complete")
 
     async def behind(self, embedder: EmbedderIdentity) -> Epoch | None:
-        """The epoch of the documents if the embedder lacks any of them; else None."""
+        """Returns the epoch that the embedder has yet to complete; None if it has embedded all documents."""
         names, key = ("epoch", f"done:{embedder.fingerprint}", "began_ms"), self._keys.corpus_state
         found: list[Any] = await self._redis.run("corpus", lambda client: client.hmget(key, *names))
         epoch, done, began = found
         return Epoch(int(epoch), (began or b"").decode()) if int(epoch or 0) > int(done or 0) else None
 
     async def missing(self, embedder: EmbedderIdentity) -> AsyncIterator[Work]:
-        """The documents that it lacks, as work on the revision in service.
+        """Yields the documents to embed.
 
-        The worker that writes a document meanwhile embeds it.
+        Documents that change meanwhile are embedded by the worker that writes them.
         """
         prefix = self._keys.document("")
         async for keys in scanned(self._redis, "corpus", self._keys.corpus_state, f"{prefix}*"):
@@ -57,7 +54,10 @@ class RedisReembedding:
                     yield Work(document, int(fields["revision"]), "store", facts_of(fields))
 
     async def embedded(self, work: Work, embedder: EmbedderIdentity) -> bool:
-        """Records that all chunks of the revision are written. False if it is no longer in service."""
+        """Notes that the embedder has embedded a document.
+
+        Returns False if the revision is not current, or another worker has the lease.
+        """
         keys = [self._keys.document(work.id), self._keys.embedding_lease(embedder.fingerprint)]
         arguments: list[Any] = [work.revision, embedder.fingerprint, self._worker]
         return bool(await self._redis.run("corpus", lambda client: self._embedded(keys, arguments, client)))
@@ -81,7 +81,7 @@ def _lacks(fields: Fields, embedder: str) -> bool:
 
 
 REMOVED: Final = 200
-"""Chunks removed by one command: each leaves the vector index too."""
+"""Chunks per delete; each is removed from the vector index too."""
 
 
 class RedisUnusedEmbeddings:
@@ -125,7 +125,7 @@ class RedisUnusedEmbeddings:
         await self._drop(embedder, keep)
 
     async def _documents(self) -> AsyncIterator[tuple[str, dict[str, int]]]:
-        """Each with the sets of chunks that were written of it; one may come twice."""
+        """Yields each document with the sets of chunks that exist of it. A document may come twice."""
         pattern = self._keys.document_chunks("*")
         before, _, after = pattern.partition("*")
         async for found in scanned(self._redis, "embedders", self._keys.corpus_state, pattern):
@@ -149,7 +149,7 @@ class RedisUnusedEmbeddings:
         return bool(await self._redis.run("embedders", lambda client: self._forget(names, arguments, client)))
 
     async def _drop(self, embedder: str, keep: float) -> None:
-        """One that is used again at this very moment makes its index anew: an index has nothing of its own."""
+        """Drops the index. An embedder that is used again right now recreates it; an index holds no data."""
         if embedder not in await self.unused(keep):
             return
 
@@ -169,14 +169,17 @@ LIFETIME_MS: Final = 30 * 24 * 3600 * 1000
 
 
 class EmbedderRegistry:
-    """`rag:embedder:<model>`. With Redis down nothing is known, and nothing is kept."""
+    """What the fleet last knew about an embedding model, for a worker that starts while Ollama is down.
+
+    While Redis is down, nothing is known and nothing is stored.
+    """
 
     def __init__(self, redis: HealthGatedClients, keys: Keys, model: str) -> None:
         self._key = keys.embedder(model)
         self._redis = redis.of(self._key)
 
     async def recall(self) -> EmbedderIdentity | None:
-        """The identity last written, if any."""
+        """Returns the last identity, if any."""
         try:
             fields: dict[Any, Any] = await self._redis.run("recall_embedder", lambda client: client.hgetall(self._key))
         except StoreUnavailable:
@@ -187,7 +190,7 @@ class EmbedderRegistry:
         return EmbedderIdentity(text["name"], int(text["dimension"]), text["fingerprint"])
 
     async def remember(self, identity: EmbedderIdentity) -> None:
-        """Writes what the model is."""
+        """Stores the identity."""
 
         async def write(client: Any) -> None:
             async with client.pipeline(transaction=True) as pipe:

@@ -1,7 +1,4 @@
-"""What the index over chunks is made of, and how it is asked: pure decisions.
-
-Passages in Redis: one index for each embedder, made when first needed, over the chunks themselves.
-"""
+"""The search for passages in Redis: one index per embedder over its chunks, created when first needed."""
 
 from __future__ import annotations
 
@@ -30,7 +27,7 @@ EF_CONSTRUCTION: Final = 200
 EF_RUNTIME: Final = 200
 FIELDS: Final = ("document", "revision", "number", "text", "heading", "span", "reach", "vector")
 WORDS: Final = 32
-"""Words of a question that are looked for."""
+"""Most words of a question to search for."""
 _WORD: Final = re.compile(r"\w{2,}")
 COMMON: Final = frozenset(
     _WORD.findall(
@@ -38,11 +35,11 @@ COMMON: Final = frozenset(
         "there these they this to was we what when where which who will with you your"
     )
 )
-"""English words that say nothing about what a passage is about; looking for them costs most."""
+"""English words that say nothing about a topic. Searching for them costs the most."""
 
 
 def passage_schema(keys: Keys, embedder: EmbedderIdentity) -> dict[str, Any]:
-    """The index over all chunks of one embedder, as redisvl wants it."""
+    """The index over all chunks of one embedder, in redisvl's format."""
     vector = {"dims": embedder.dimension, "distance_metric": "cosine", "datatype": "float32", "algorithm": "hnsw"}
     graph = {"m": M, "ef_construction": EF_CONSTRUCTION, "ef_runtime": EF_RUNTIME}
     return {
@@ -51,7 +48,7 @@ def passage_schema(keys: Keys, embedder: EmbedderIdentity) -> dict[str, Any]:
             "prefix": keys.chunk_prefix(embedder.fingerprint),
             "key_separator": "",
             "storage_type": "hash",
-            "stopwords": [],  # with any, a union that begins with one crashes the search module of Redis (2.10)
+            "stopwords": [],  # a union that begins with a stop word crashes the search module (2.10)
         },
         "fields": [
             {"name": "owner", "type": "tag"},
@@ -68,7 +65,7 @@ def passage_schema(keys: Keys, embedder: EmbedderIdentity) -> dict[str, Any]:
 def by_meaning(
     index: str, tenant: str, wanted: DocumentFilter, vector: Vector, count: int, share: float | None = None
 ) -> tuple[Any, ...]:
-    """The search for the chunks nearest to a vector; `share`: the part that the wanted ones are of all, if known."""
+    """The search for the chunks nearest to a vector. `share`: the share of all chunks that are wanted, if known."""
     knn = f"[KNN {count} @vector $v EF_RUNTIME {max(EF_RUNTIME, 2 * count)}{hybrid_policy(share)} AS d]"
     return (
         *("FT.SEARCH", index, f"({_filter(tenant, wanted)})=>{knn}", "PARAMS", 2, "v", vector, "SORTBY", "d"),
@@ -77,12 +74,12 @@ def by_meaning(
 
 
 def by_words(index: str, tenant: str, wanted: DocumentFilter, question: str, count: int) -> tuple[Any, ...] | None:
-    """The search by BM25 for chunks with any of the question's words; None where it has none to look for."""
+    """The BM25 search for chunks with any word of the question; None if it has no word to search for."""
     words = [word for word in dict.fromkeys(_WORD.findall(question.casefold())) if word not in COMMON][:WORDS]
     if not words:
         return None
     clauses = _filter(tenant, wanted)
-    # One clause for each: of a union in an intersection the search module (2.10) counts the first word that is found.
+    # One clause per word: in a union inside an intersection, the search module (2.10) scores only the first match.
     query = "|".join(f"({clauses} @title|heading|text:{word})" for word in words)
     return (
         *("FT.SEARCH", index, query, "SCORER", "BM25STD", "WITHSCORES", "LIMIT", 0, count, "DIALECT", 2),
@@ -127,7 +124,7 @@ class RedisPassageIndex:
 
     async def ensure(self, embedder: EmbedderIdentity) -> None:
         """Creates the index for chunks of `embedder`, unless it exists. Several workers may call it at once."""
-        await self._embeddings.use(embedder)  # first: what is written from now on is not to be removed
+        await self._embeddings.use(embedder)  # first, so that new chunks are not removed
         await self._redis.run("index_create", lambda client: self._create(client, embedder))
 
     async def corpus(self, tenant: str) -> Corpus:
@@ -147,12 +144,12 @@ class RedisPassageIndex:
     ) -> Rankings:
         """By meaning only if there is a vector. The result may contain chunks that are not in service."""
         commands = self._searches(embedder, tenant, wanted, question, vector, count)
-        # The state first: what is committed after it leaves a mark, by which the answer is not kept.
+        # Read the state first: a later commit sets a tag that prevents the answer from being stored.
         first = ("HGETALL", self._keys.corpus_state)
         asking = [first, *commands.values()]
         state, *replies = await self._redis.run("passages", lambda client: _execute(client, asking))
         if any(says_missing(reply) for reply in replies):
-            # FLUSHALL takes an index too, and an embedder that is new has none yet.
+            # FLUSHALL deletes indexes too, and a new embedder has none yet.
             await self.ensure(embedder)
             self._whole.pop(embedder.fingerprint, None)
             state, *replies = await self._redis.run("passages", lambda client: _execute(client, asking))
@@ -172,7 +169,7 @@ class RedisPassageIndex:
         vector: Vector | None,
         count: int,
     ) -> dict[str, tuple[Any, ...]]:
-        """What is asked of Redis, by name. Now and then the tenant's chunks are counted with it."""
+        """The commands to send, by name. Now and then the tenant's chunks are counted too."""
         index = self._keys.chunk_index(embedder.fingerprint)
         share = self._shares.of(tenant, self._chunks.get(index, 0)) if wanted == DocumentFilter() else None
         asked = {
@@ -208,7 +205,7 @@ class RedisPassageIndex:
         return whole
 
     async def current(self, documents: Sequence[str], embedder: str) -> Mapping[str, CurrentDocument]:
-        """Those of the documents that are in service."""
+        """Returns the facts and revision of documents whose current revision the embedder has embedded."""
 
         async def read(client: Redis) -> list[Any]:
             async with client.pipeline(transaction=False) as pipe:
@@ -244,7 +241,7 @@ class RedisPassageIndex:
         ]
 
     async def _forget(self) -> None:
-        """A Redis that was started again builds its indexes anew."""
+        """A restarted Redis rebuilds its indexes."""
         self._whole.clear()
 
     async def _create(self, client: Redis, embedder: EmbedderIdentity) -> None:
@@ -252,7 +249,7 @@ class RedisPassageIndex:
 
 
 def is_behind(state: Mapping[str, bytes], embedder: str) -> tuple[bool, str | None]:
-    """By the state of the corpus: whether `embedder` has not embedded all, and which other has embedded the most."""
+    """Whether `embedder` has not embedded all documents, and if so which other one has embedded the most."""
     done = {name.removeprefix("done:"): int(at) for name, at in state.items() if name.startswith("done:")}
     own = done.pop(embedder, 0)
     if own >= int(state.get("epoch", 0)):
@@ -261,7 +258,7 @@ def is_behind(state: Mapping[str, bytes], embedder: str) -> tuple[bool, str | No
 
 
 async def _execute(client: Redis, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
-    """All in one round trip; a refusal stands in the place of its reply."""
+    """Runs the commands in one round trip. A refused command gives its error."""
     async with client.pipeline(transaction=False) as pipe:
         for command in commands:
             pipe.execute_command(*command)
@@ -269,18 +266,18 @@ async def _execute(client: Redis, commands: Sequence[tuple[Any, ...]]) -> list[A
 
 
 def _is_cut_short(ranking: str, reply: Any) -> bool:
-    """Refused, or ended by Redis after its `search-timeout`: but words that many chunks hold may always take longer."""
+    """Whether Redis refused the search or ended it early. A search for common words may always end early."""
     return isinstance(reply, ResponseError) or (ranking == "meaning" and bool(reply.get(b"warning")))
 
 
 def _hits(reply: Any, embedder: str) -> list[Hit]:
     if isinstance(reply, ResponseError):
-        return []  # a search that is refused finds nothing; the other one may
+        return []  # a refused search finds nothing; the other one may
     hits = []
     for found in reply[b"results"]:
         fields = {name.decode(): value for name, value in found[b"extra_attributes"].items()}
         score = 1.0 - float(fields["d"]) if "d" in fields else float(found[b"score"])
-        with suppress(KeyError, ValueError):  # a chunk that is being removed
+        with suppress(KeyError, ValueError):  # the chunk is being removed
             hits.append(_hit(fields, score, embedder))
     return hits
 

@@ -1,6 +1,7 @@
-"""Changes of documents that are under way in Redis: taken by a lease, void as soon as a newer one is asked for.
+"""Unfinished changes to documents, and the list of what operators have deleted.
 
-Which answers operators have deleted: `rag:deleted`. A restored backup brings none of them back.
+A worker takes a change with a lease. The change is void once a newer one replaces it. A restored backup brings back
+nothing that is on the list of deletions.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from api.redis_store.stores.documents.documents import chunk_fields, named, owne
 from api.values import EmbedderIdentity, Vector
 
 REMOVED: Final = 200
-"""Chunks removed by one command: each leaves the vector index too."""
+"""Chunks per delete; each is removed from the vector index too."""
 
 NAMED: Final = 100
-"""Chunks that could not be embedded, as a document names them."""
+"""Most chunks without an embedding that a document lists."""
 _DELAYED: Final[tuple[Delayed, ...]] = ("void", "delayed", "for too long")
 
 
@@ -51,10 +52,7 @@ class RedisDocumentWork:
         self._end = script(redis.client, "stores/documents/documents", "end")
 
     async def waiting(self, limit: int, *, gone: bool) -> Sequence[str]:
-        """Documents with pending work, held or not, oldest first: deleted ones (`gone`) or the others.
-
-        A deletion is stored with its negative time.
-        """
+        """Returns up to `limit` documents with work. `gone`: deletions, whose score is the negative time."""
         first, last = ("-inf", "(0") if gone else ("0", "inf")
         command = ("ZRANGE", self._keys.corpus_work, first, last, "BYSCORE", "LIMIT", 0, limit)
         found: list[Any] = await self._redis.run(
@@ -103,7 +101,7 @@ class RedisDocumentWork:
         await self._redis.run("document_work", lambda client: self._notified(keys, arguments, client))
 
     async def draft(self, work: Work) -> bytes | None:
-        """What was uploaded: text or a file."""
+        """Reads the content of the coming revision."""
         return await downloaded(self._redis, self._keys.document_draft(work.id))
 
     async def text(self, document: str) -> bytes | None:
@@ -157,9 +155,9 @@ class RedisDocumentWork:
     async def rewrite(
         self, work: Work, embedder: EmbedderIdentity, chunks: Sequence[EmbeddedChunk], total: int
     ) -> bool:
-        """Writes chunks of a revision in service by a new embedder, while this worker holds the lease for that.
+        """Writes chunks of the current revision with another embedder.
 
-        False if it lost the lease, or if the revision is no longer in service.
+        Returns False if the revision is not current, is embedded already, or another worker has the lease.
         """
         names, width, values = self._flat(work, embedder, chunks)
         keys = [
@@ -217,7 +215,7 @@ class RedisDocumentWork:
     def _flat(
         self, work: Work, embedder: EmbedderIdentity, chunks: Sequence[EmbeddedChunk]
     ) -> tuple[list[str], int, list[Any]]:
-        """Chunks for a script: their keys, how many values each has, and those of all."""
+        """Chunks for a script: their keys, the number of values per chunk, and all values."""
         values = [chunk_fields(work, one) for one in chunks]
         names = self._chunks(work, embedder, [one.chunk.number for one in chunks])
         return names, len(values[0]) if values else 0, [part for fields in values for part in fields]
@@ -236,7 +234,7 @@ class RedisDocumentWork:
         await self._redis.run("document_work", lambda client: self._end(keys, arguments, client))
 
     async def _remove_chunks(self, work: Work) -> None:
-        """Those of revisions up to this one that do not serve, of every embedder."""
+        """Deletes chunks of every embedder of revisions up to this one, except the current revision."""
         key = self._keys.document_chunks(work.id)
         sets = named(await self._redis.run("document_work", lambda client: client.hgetall(key)))
         serving = await self._redis.run(
@@ -260,7 +258,7 @@ class RedisDocumentWork:
 
 
 async def _fields(client: Redis, keys: Sequence[str], *fields: str) -> list[list[bytes | None]]:
-    """Of each hash, in one round trip."""
+    """Reads these fields of each hash in one round trip."""
     if not keys:
         return []
     async with client.pipeline(transaction=False) as pipe:
@@ -271,7 +269,7 @@ async def _fields(client: Redis, keys: Sequence[str], *fields: str) -> list[list
 
 
 LIFETIME_MS: Final = 30 * 24 * 3600 * 1000
-"""Older answers are not restored: nobody knows whether they were deleted."""
+"""Older answers are not restored: whether they were deleted is unknown."""
 MOST: Final = 10_000
 BATCH: Final = 1000
 
@@ -285,16 +283,16 @@ class RedisDeletions:
         self._note = script(redis.client, "stores/documents/documents", "note_deletions")
 
     async def note(self, tags: Sequence[str]) -> None:
-        """Records that the answers these tags select were deleted now."""
+        """Notes that answers with these tags were deleted now."""
         await self.merge(dict.fromkeys(tags, 0))
 
     async def noted(self) -> Mapping[str, int]:
-        """All tags with their times (ms of Redis's clock)."""
+        """Returns all tags with their times (ms, Redis's clock)."""
         found: Any = await self._redis.run("deletions", lambda client: client.zrange(self._key, 0, -1, withscores=True))
         return {tag.decode("utf-8", "replace"): int(at) for tag, at in found}
 
     async def merge(self, tags: Mapping[str, int]) -> None:
-        """Adds tags from elsewhere. Of two times for a tag the later wins."""
+        """Adds tags with times (0: now). The later time of a tag wins."""
         pairs = list(tags.items())
         for start in range(0, len(pairs), BATCH):
             flat = [part for pair in pairs[start : start + BATCH] for part in pair]
