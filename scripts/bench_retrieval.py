@@ -129,7 +129,7 @@ async def run(rounds: int, seed: int, rerank: str | None) -> None:
         await index.ensure(await onnx.identity())
         faq = questions()
         await store(client, onnx, faq)
-        bench = Bench(index, RememberedEmbedder(onnx, kept=100_000), reranker, faq)
+        bench = Bench(index, RememberedEmbedder(onnx, max_entries=100_000), reranker, faq)
         for tenant, what in TENANTS.items():
             measured = Measured()
             for number in range(rounds):

@@ -1,6 +1,6 @@
 """Runs luacheck on every Lua script as the service sends it: python -m scripts.check_lua
 
-A script is one operation of a file, with the prelude and the file's shared code before it (`redis_store/scripts.py`).
+A script is one operation of a file, preceded by the prelude and the file's shared code (`redis_store/scripts.py`).
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ ROOT = Path(__file__).parents[1]
 STORE = ROOT / "api" / "redis_store"
 PRELUDE = "prelude.lua"
 UNUSED = {"211", "221", "231"}
-"""Shared code may hold functions that one script does not use, but not any that no script uses."""
+"""Shared code may have functions that a single script does not use, but none that no script uses."""
 WARNING = re.compile(r"(?P<path>.+?):(?P<line>\d+):(?P<column>\d+): \((?P<kind>[WE])(?P<code>\d+)\) (?P<text>.+)")
 
 
 class Script(NamedTuple):
-    """An operation as luacheck sees it: its lines keep their numbers, the lines of other operations are blank.
+    """An operation as luacheck sees it. Lines keep their numbers; the lines of other operations are blank.
 
-    `shared` are the numbers of the file's lines that other operations share.
+    `shared` has the numbers of the lines that operations share.
     """
 
     path: Path
@@ -36,7 +36,7 @@ class Script(NamedTuple):
 
 
 class Found(NamedTuple):
-    """A warning at its place in a file."""
+    """A warning with its position in a file."""
 
     path: Path
     line: int
@@ -47,7 +47,7 @@ class Found(NamedTuple):
 
 
 def scripts_of(path: Path) -> Iterator[Script]:
-    """One for each operation of a file; the whole file if it names none."""
+    """Returns a script for each operation of a file, or the whole file if it names none."""
     parts = sections(path.read_text("utf-8"))
     for operation in [part.name for part in parts if part.name] or [""]:
         kept, shared = "", set[int]()
@@ -62,7 +62,7 @@ def scripts_of(path: Path) -> Iterator[Script]:
 
 
 def warnings(folder: Path) -> list[str]:
-    """Everything that luacheck finds in the scripts below a folder, with the file and line where it stands."""
+    """Returns luacheck's warnings for the scripts below a folder, with file and line."""
     prelude = (folder / PRELUDE).read_text("utf-8")
     scripts = [script for path in sorted(folder.rglob("*.lua")) if path.name != PRELUDE for script in scripts_of(path)]
     with tempfile.TemporaryDirectory() as place:
@@ -90,7 +90,7 @@ def _luacheck(folder: Path) -> list[str]:
 
 
 def _located(match: re.Match[str], script: Script, prelude: Path, ahead: int) -> Found:
-    """The warning with the file and line that a person knows. `ahead` is the number of lines of the prelude."""
+    """Converts a position to the file and line in the source. `ahead` is the number of lines of the prelude."""
     line = int(match["line"]) - ahead
     path, line = (script.path, line) if line > 0 else (prelude, line + ahead)
     shared = path == prelude or line in script.shared
@@ -104,7 +104,7 @@ def _line_of(line: int, ahead: int) -> str:
 
 
 def _sharing(one: Found, scripts: list[Script], prelude: Path) -> int:
-    """How many scripts hold the line."""
+    """Returns how many scripts contain the line."""
     if one.path == prelude:
         return len(scripts)
     return sum(script.path == one.path and one.line in script.shared for script in scripts)

@@ -1,6 +1,6 @@
 """`python -m api.embedded.orphan_guard GROUP`: ends process group GROUP when standard input closes.
 
-Only the parent of GROUP holds the other end of that pipe, so it closes when the parent is gone, however it went.
+Only the parent of GROUP holds the other end of that pipe, so it closes when the parent is gone for any reason.
 """
 
 from __future__ import annotations

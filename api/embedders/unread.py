@@ -1,4 +1,6 @@
-"""Finds the parts of a text that a tokenizer did not give to its model: texts that differ only there look the same."""
+"""Finds the parts of a text that the tokenizer did not pass to the model. Texts that differ only there
+look the same.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +13,17 @@ if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
 UNKNOWN: Final = ("[UNK]", "<unk>")
-"""How WordPiece and SentencePiece vocabularies name their unknown token."""
+"""The unknown token of WordPiece and SentencePiece vocabularies."""
 VARIATION_SELECTORS: Final = "\ufe0e\ufe0f"
-"""Say how a character is drawn, not which one it is."""
+"""They select how a character is drawn, not which character it is."""
 ACCENTED: Final = ("LATIN", "GREEK", "CYRILLIC")
-"""Scripts in which a letter without its accents is close to the same letter."""
+"""Scripts in which a letter without accents is close to the accented one."""
 
 Span = tuple[int, int]
 
 
 class UnreadWords:
-    """Reads the encodings of one tokenizer."""
+    """Inspects the encodings of one tokenizer."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._unknown = frozenset(map(tokenizer.token_to_id, UNKNOWN)) - {None}
@@ -29,9 +31,9 @@ class UnreadWords:
         self._drops_marks = normalizer is not None and normalizer.normalize_str("\u2260") == "="
 
     def of(self, text: str, encoding: Encoding) -> tuple[str, ...]:
-        """What became an unknown token, lost its marks, or was cut off, in the order of `text` and without case.
+        """Returns what became an unknown token, lost its marks or was cut off, in order and case-folded.
 
-        A word of over 100 letters is unknown to WordPiece. Linear in the length of `text`.
+        WordPiece does not know words of more than 100 letters. Linear in the length of `text`.
         """
         spans: list[Span] = []
         if not self._unknown.isdisjoint(encoding.ids):
@@ -51,7 +53,7 @@ def _cut_off(text: str, offsets: Sequence[Span]) -> str:
 
 
 def _runs(spans: Iterable[Span]) -> list[Span]:
-    """Spans that touch or overlap as one, in order."""
+    """Merges spans that touch or overlap, in order."""
     runs: list[Span] = []
     for start, end in sorted(spans):
         if runs and start <= runs[-1][1]:
@@ -62,7 +64,7 @@ def _runs(spans: Iterable[Span]) -> list[Span]:
 
 
 def _lost_marks(text: str) -> Iterator[Span]:
-    """Characters whose marks are dropped and say what they are: vowels of Devanagari, voicing of kana, not-equals."""
+    """Yields characters whose dropped marks change their meaning: Devanagari vowels, voiced kana, not-equals."""
     base = 0
     for place, character in enumerate(text):
         if character.isascii():
@@ -77,7 +79,9 @@ def _lost_marks(text: str) -> Iterator[Span]:
 
 @lru_cache(maxsize=4096)
 def _marks(character: str) -> tuple[bool, bool]:
-    """Whether a character is a mark, and whether it is composed of a base that is no accented letter and a mark."""
+    """Returns whether a character is a mark, and whether it decomposes into a base that is not an accented letter and a
+    mark.
+    """
     if character in VARIATION_SELECTORS:
         return False, False
     parts = unicodedata.normalize("NFD", character)

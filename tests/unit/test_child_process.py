@@ -31,7 +31,7 @@ PARENT = """
 import sys, time
 from pathlib import Path
 from api.embedded.child_process import start_child
-child = start_child("sleeper", ["sleep", "600"], log=Path(sys.argv[1]), kernel_watches=sys.argv[2] == "kernel")
+child = start_child("sleeper", ["sleep", "600"], log=Path(sys.argv[1]), use_death_signal=sys.argv[2] == "kernel")
 print(child.pid, flush=True)
 time.sleep(600)
 """
@@ -48,7 +48,7 @@ def is_alive(pid: int) -> bool:
 
 def test_stop_ends_the_child_with_sigterm(tmp_path: Path) -> None:
     child = start_child("sleeper", SLEEPER, log=tmp_path / "log")
-    wait_until(lambda: child.last_words() == "up")
+    wait_until(lambda: child.end_reason() == "up")
     child.stop(deadline=10.0)
     assert child.exit_code() == -signal.SIGTERM
     assert not child.is_running()
@@ -56,8 +56,8 @@ def test_stop_ends_the_child_with_sigterm(tmp_path: Path) -> None:
 
 def test_stop_kills_the_whole_group_after_the_deadline(tmp_path: Path) -> None:
     child = start_child("stubborn", [sys.executable, "-c", STUBBORN_WITH_CHILD], log=tmp_path / "log")
-    wait_until(lambda: child.last_words().isdigit())
-    grandchild = int(child.last_words())
+    wait_until(lambda: child.end_reason().isdigit())
+    grandchild = int(child.end_reason())
     began = time.monotonic()
     child.stop(deadline=0.2)
     assert time.monotonic() - began < 5
@@ -70,7 +70,7 @@ def test_a_child_that_already_ended_is_stopped_without_complaint(tmp_path: Path)
     wait_until(lambda: not child.is_running())
     child.stop(deadline=1.0)
     assert child.exit_code() == 0
-    assert child.last_words() == "why it ended"
+    assert child.end_reason() == "why it ended"
 
 
 def test_the_child_leads_a_session_of_its_own(tmp_path: Path) -> None:

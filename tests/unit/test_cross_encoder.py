@@ -36,7 +36,7 @@ def model(tmp_path: Path) -> CrossEncoder:
 def test_a_verdict_is_between_0_and_1_from_one_number_or_two(tmp_path: Path, output: Output) -> None:
     model = load(write_cross_encoder(tmp_path, output))
     pairs = [Pair("which", "one likes"), Pair("which", "it dislikes dislikes"), Pair("which", "neither"), Pair("", "")]
-    assert model.judge(pairs) == pytest.approx([sigmoid(2), sigmoid(-4), 0.5, 0.5])
+    assert model.score(pairs) == pytest.approx([sigmoid(2), sigmoid(-4), 0.5, 0.5])
 
 
 def test_question_and_text_are_read_together_each_with_its_mark(tmp_path: Path) -> None:
@@ -51,18 +51,18 @@ def test_question_and_text_are_read_together_each_with_its_mark(tmp_path: Path) 
         numpy_helper.from_array(np.array([[0.0], [1.0]], dtype=np.float32), "worth")
     )
     onnx.save(graph, path)
-    assert load(str(tmp_path)).judge([Pair("a question of six words long", "two words")]) == pytest.approx([sigmoid(3)])
+    assert load(str(tmp_path)).score([Pair("a question of six words long", "two words")]) == pytest.approx([sigmoid(3)])
 
 
 def test_a_verdict_does_not_depend_on_the_company_of_its_pair(model: CrossEncoder) -> None:
     pairs = [Pair("a b", text) for text in ("likes", "a likes", "a b likes dislikes", "other", "")]
-    assert model.judge(pairs) == [model.judge([pair])[0] for pair in pairs]
+    assert model.score(pairs) == [model.score([pair])[0] for pair in pairs]
 
 
 def test_what_is_too_long_is_cut_the_longer_part_first(model: CrossEncoder) -> None:
     """Three of 512 tokens are marks, two the question."""
     assert model.max_tokens == 512
-    verdicts = model.judge([Pair("a likes", "b " * 506 + "likes"), Pair("a likes", "b " * 507 + "likes")])
+    verdicts = model.score([Pair("a likes", "b " * 506 + "likes"), Pair("a likes", "b " * 507 + "likes")])
     assert verdicts == pytest.approx([sigmoid(4), sigmoid(2)])
 
 
@@ -74,24 +74,24 @@ def test_the_tokenizer_s_own_length_is_kept(tmp_path: Path) -> None:
     tokenizer.save(file)
     model = load(str(tmp_path))
     assert model.max_tokens == 10
-    assert model.judge([Pair("a", "b b b b b likes"), Pair("a", "b b b b b b likes")]) == pytest.approx(
+    assert model.score([Pair("a", "b b b b b likes"), Pair("a", "b b b b b b likes")]) == pytest.approx(
         [sigmoid(2), 0.5]
     )
 
 
 def test_a_lone_surrogate_fails_neither_its_pair_nor_the_others(model: CrossEncoder) -> None:
-    assert model.judge([Pair("bad \ud800", "likes"), Pair("plain", "\udfff")]) == pytest.approx([sigmoid(2), 0.5])
+    assert model.score([Pair("bad \ud800", "likes"), Pair("plain", "\udfff")]) == pytest.approx([sigmoid(2), 0.5])
 
 
 def test_extreme_logits_are_verdicts_all_the_same(model: CrossEncoder) -> None:
-    low, high = model.judge([Pair("a", "dislikes " * 500), Pair("a", "likes " * 500)])
+    low, high = model.score([Pair("a", "dislikes " * 500), Pair("a", "likes " * 500)])
     assert (low, high) == (0.0, 1.0)
 
 
 def test_a_verdict_that_is_no_number_is_a_fault(tmp_path: Path) -> None:
     model = load(write_cross_encoder(tmp_path, worth=[0.0, 0.0, 0.0, 0.0, math.nan, 0.0]))
-    with pytest.raises(ValueError, match="no number"):
-        model.judge([Pair("a", "likes")])
+    with pytest.raises(ValueError, match="not finite"):
+        model.score([Pair("a", "likes")])
 
 
 def test_the_digest_is_of_weights_and_tokenizer(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_the_digest_is_of_weights_and_tokenizer(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("output", "shape"), [("three", r"\(2, 3\)"), ("hidden", r"\(2, \d+, 1\)")])
 def test_a_model_of_another_kind_is_told_by_its_output(tmp_path: Path, output: Output, shape: str) -> None:
-    with pytest.raises(SettingsError, match=rf"RERANK_MODEL_PATH: .*model\.onnx is no cross-encoder: .*{shape}"):
+    with pytest.raises(SettingsError, match=rf"RERANK_MODEL_PATH: .*model\.onnx is not a cross-encoder: .*{shape}"):
         load(write_cross_encoder(tmp_path, output))
 
 
@@ -114,12 +114,12 @@ def test_the_embedder_is_no_cross_encoder(tmp_path: Path) -> None:
     files = model_files(None)
     (tmp_path / "model.onnx").symlink_to(files.weights)
     (tmp_path / "tokenizer.json").symlink_to(files.tokenizer)
-    with pytest.raises(SettingsError, match=r"RERANK_MODEL_PATH: .* is no cross-encoder"):
+    with pytest.raises(SettingsError, match=r"RERANK_MODEL_PATH: .* is not a cross-encoder"):
         load(str(tmp_path))
 
 
 def test_a_model_that_can_not_read_a_pair_is_told_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"RERANK_MODEL_PATH: .*model\.onnx can not read a question") as caught:
+    with pytest.raises(SettingsError, match=r"RERANK_MODEL_PATH: .*model\.onnx cannot score a question") as caught:
         load(write_cross_encoder(tmp_path, worth=[0.0]))
     assert "\n" not in str(caught.value)
 
@@ -130,7 +130,7 @@ def test_a_model_with_other_inputs_is_told_by_them(tmp_path: Path) -> None:
     graph.graph.input[0].name = "pixels"
     graph.graph.node[0].input[1] = "pixels"
     onnx.save(graph, path)
-    with pytest.raises(SettingsError, match=r"RERANK_MODEL_PATH: .* it takes pixels"):
+    with pytest.raises(SettingsError, match=r"RERANK_MODEL_PATH: .* its inputs are pixels"):
         load(str(tmp_path))
 
 
@@ -138,7 +138,7 @@ def test_a_model_with_other_inputs_is_told_by_them(tmp_path: Path) -> None:
 def test_a_missing_file_is_named(tmp_path: Path, missing: str) -> None:
     write_cross_encoder(tmp_path)
     (tmp_path / missing).unlink()
-    with pytest.raises(SettingsError, match=rf"RERANK_MODEL_PATH: there is no file .*{missing}"):
+    with pytest.raises(SettingsError, match=rf"RERANK_MODEL_PATH: file not found: .*{missing}"):
         load(str(tmp_path))
 
 
@@ -146,5 +146,5 @@ def test_a_missing_file_is_named(tmp_path: Path, missing: str) -> None:
 def test_files_that_are_no_model_are_named(tmp_path: Path, broken: str, what: str) -> None:
     write_cross_encoder(tmp_path)
     (tmp_path / broken).write_text("no model")
-    with pytest.raises(SettingsError, match=rf"RERANK_MODEL_PATH: .*{broken} is no {what}"):
+    with pytest.raises(SettingsError, match=rf"RERANK_MODEL_PATH: cannot load the {what} .*{broken}"):
         load(str(tmp_path))

@@ -88,7 +88,7 @@ def test_a_folder_of_ones_own_gives_the_same_vectors(model: MiniLM, tmp_path: Pa
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_text("x")
-    with pytest.raises(SettingsError, match=r"EMBED_MODEL_PATH: there is no file .*tokenizer\.json"):
+    with pytest.raises(SettingsError, match=r"EMBED_MODEL_PATH: file not found: .*tokenizer\.json"):
         model_files(str(tmp_path))
 
 
@@ -96,9 +96,9 @@ def test_files_that_are_no_model_are_named(tmp_path: Path) -> None:
     tokenizer = model_files(None).tokenizer
     broken = tmp_path / "model.onnx"
     broken.write_text("no model")
-    with pytest.raises(SettingsError, match=r"EMBED_MODEL_PATH: .*model\.onnx is no ONNX model"):
+    with pytest.raises(SettingsError, match=r"EMBED_MODEL_PATH: cannot load the ONNX model .*model\.onnx"):
         MiniLM(ModelFiles(broken, tokenizer))
-    with pytest.raises(SettingsError, match=r"EMBED_MODEL_PATH: .*model\.onnx is no tokenizer"):
+    with pytest.raises(SettingsError, match=r"EMBED_MODEL_PATH: cannot load the tokenizer .*model\.onnx"):
         MiniLM(ModelFiles(broken, broken))
 
 

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from api.embedders.onnx import SHARE_TEXTS, TURN_TEXTS, MicroBatcher, OnnxEmbedder, open_onnx
+from api.embedders.onnx import BATCH_TEXTS, MAX_TEXTS_PER_CALL, MicroBatcher, OnnxEmbedder, open_onnx
 from api.errors import EmbeddingUnavailable, SettingsError
 from api.values import EmbedderIdentity, Embedding
 
@@ -77,7 +77,7 @@ async def test_texts_that_wait_are_embedded_together(batcher: MicroBatcher[Embed
 async def test_a_question_does_not_wait_for_all_of_a_document(
     batcher: MicroBatcher[Embedding], encoder: GatedEncoder
 ) -> None:
-    document = [f"passage {n}" for n in range(3 * SHARE_TEXTS)]
+    document = [f"passage {n}" for n in range(3 * MAX_TEXTS_PER_CALL)]
     ingestion = asyncio.create_task(batcher.encode(document))
     await encoder.is_busy()
     question = asyncio.create_task(batcher.encode(["question"]))
@@ -91,11 +91,11 @@ async def test_a_question_does_not_wait_for_all_of_a_document(
 async def test_a_turn_is_bounded(batcher: MicroBatcher[Embedding], encoder: GatedEncoder) -> None:
     first = asyncio.create_task(batcher.encode(["first"]))
     await encoder.is_busy()
-    others = [asyncio.create_task(batcher.encode([f"{n}"])) for n in range(TURN_TEXTS + 3)]
+    others = [asyncio.create_task(batcher.encode([f"{n}"])) for n in range(BATCH_TEXTS + 3)]
     await started(*others)
     encoder.gate.set()
     await asyncio.gather(first, *others)
-    assert [len(turn) for turn in encoder.turns] == [1, TURN_TEXTS, 3]
+    assert [len(turn) for turn in encoder.turns] == [1, BATCH_TEXTS, 3]
 
 
 async def test_a_cancelled_caller_harms_no_other(batcher: MicroBatcher[Embedding], encoder: GatedEncoder) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from api.embedded.model_server.bodies import ChatBody
 from api.embedded.model_server.engine import Finished
-from api.embedded.model_server.quoting import NOT_SAID, Quotable, answer, quoted, reading, sentences
+from api.embedded.model_server.quoting import NO_ANSWER, Sentence, answer, parse_passages, quote, sentences
 from api.query.prompt import Prompts
 from api.query.prompt_template import load
 from api.values import Embedding, Source
@@ -22,7 +22,7 @@ two weeks before.
 - Unpaid leave is approved by the office.
 
 ```
-never.quoted(this).
+never.quote(this).
 ```
 
 | setting | meaning |
@@ -50,13 +50,13 @@ def test_prose_lists_and_rows_are_sentences_and_nothing_else_is() -> None:
 
 
 def test_ragherds_own_prompt_is_read() -> None:
-    read = reading(body("Who\napproves it?", "The office does. Nobody else does.", "It is red."))
+    read = parse_passages(body("Who\napproves it?", "The office does. Nobody else does.", "It is red."))
     assert read is not None
     assert read.question == "Who\napproves it?"
     assert read.sentences == (
-        Quotable(1, "The office does."),
-        Quotable(1, "Nobody else does."),
-        Quotable(2, "It is red."),
+        Sentence(1, "The office does."),
+        Sentence(1, "Nobody else does."),
+        Sentence(2, "It is red."),
     )
 
 
@@ -69,7 +69,7 @@ def test_ragherds_own_prompt_is_read() -> None:
     ],
 )
 def test_any_other_prompt_is_the_models(other: ChatBody) -> None:
-    assert reading(other) is None
+    assert parse_passages(other) is None
 
 
 @pytest.mark.parametrize(
@@ -77,15 +77,15 @@ def test_any_other_prompt_is_the_models(other: ChatBody) -> None:
     [
         ([0.9, 0.2], "One is so [1]."),
         ([0.8, 0.9], "One is so [1]. Two is not [2]!"),
-        ([0.1, 0.2], NOT_SAID),
+        ([0.1, 0.2], NO_ANSWER),
     ],
 )
 def test_the_nearest_are_quoted_in_their_order_with_their_numbers(cosines: list[float], said: str) -> None:
-    assert answer([Quotable(1, "One is so."), Quotable(2, "Two is not!")], cosines) == said
+    assert answer([Sentence(1, "One is so."), Sentence(2, "Two is not!")], cosines) == said
 
 
 def test_without_a_sentence_nothing_is_said() -> None:
-    assert answer([], []) == NOT_SAID
+    assert answer([], []) == NO_ANSWER
 
 
 class OneHot:
@@ -98,9 +98,9 @@ class OneHot:
 
 
 async def test_it_comes_in_pieces_and_ends_as_a_generation_does() -> None:
-    read = reading(body("What?", "It is so. It is green."))
+    read = parse_passages(body("What?", "It is so. It is green."))
     assert read is not None
-    pieces = [piece async for piece in quoted(read, OneHot())]  # type: ignore[arg-type]
+    pieces = [piece async for piece in quote(read, OneHot())]  # type: ignore[arg-type]
     assert "".join(piece for piece in pieces if isinstance(piece, str)) == "It is so [1]."
     end = pieces[-1]
     assert isinstance(end, Finished)
@@ -109,7 +109,7 @@ async def test_it_comes_in_pieces_and_ends_as_a_generation_does() -> None:
 
 def test_a_documents_own_reference_number_is_quoted_as_no_citation() -> None:
     text = "The old bridge was opened in 1931 [2]. It is 40 metres long [12]. Its colour is green [1, 3]."
-    read = reading(body("When was the old bridge opened?", text, "The mill is red.", "The town hall is large."))
+    read = parse_passages(body("When was the old bridge opened?", text, "The mill is red.", "The town hall is large."))
     assert read is not None
     cosines = [0.9, 0.1, 0.1, 0.1, 0.1]
     assert answer(read.sentences, cosines) == "The old bridge was opened in 1931 (2) [1]."

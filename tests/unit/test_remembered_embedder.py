@@ -40,7 +40,7 @@ async def test_a_text_is_embedded_once() -> None:
 
 async def test_the_least_recently_used_is_forgotten() -> None:
     inner = Counting()
-    embedder = RememberedEmbedder(inner, kept=2)
+    embedder = RememberedEmbedder(inner, max_entries=2)
     for text in ("x", "y", "x", "z", "x", "y"):
         await vectors(embedder, text)
     assert inner.embedded == ["x", "y", "z", "y"]
@@ -79,7 +79,7 @@ async def test_a_tenant_never_finds_what_another_has_asked() -> None:
 
 async def test_a_tenant_cannot_take_the_share_of_another() -> None:
     inner = Counting()
-    embedder = RememberedEmbedder(inner, kept=10)
+    embedder = RememberedEmbedder(inner, max_entries=10)
     own = [f"own {n}" for n in range(5)]
     await vectors(embedder, *own, tenant="quiet")
     for number in range(100):

@@ -12,7 +12,7 @@ from api.errors import SettingsError
 
 
 def main() -> int:
-    """Serves until it is told to stop: 0. What prevents the start is one line on standard error: 1."""
+    """Serves until it is stopped and returns 0. Returns 1 with one line on standard error if it cannot start."""
     arguments = _parser().parse_args()
     try:
         asyncio.run(serve(arguments.host, arguments.port, arguments.threads, arguments.embed_model_path))
@@ -24,10 +24,10 @@ def main() -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m api.embedded.model_server", description=LABEL)
-    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=11434, help="0 takes a free one (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="threads that compute text (default: %(default)s)")
-    parser.add_argument("--embed-model-path", help="a folder with model.onnx and tokenizer.json of all-MiniLM-L6-v2")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=11434, help="port; 0 selects a free one (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="threads that generate text (default: %(default)s)")
+    parser.add_argument("--embed-model-path", help="folder with model.onnx and tokenizer.json of all-MiniLM-L6-v2")
     return parser
 
 

@@ -1,6 +1,6 @@
-"""The ASGI application over models that are loaded.
+"""The ASGI application and its server.
 
-Listening: the address is taken first, the models are loaded, and only then are connections accepted.
+The server binds the address first, then loads the models, and only then accepts connections.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from api.embedded.model_server.engine import ServerState, open_models
 
 
 def create_app(state: ServerState) -> Starlette:
-    """The routes of Ollama's native API, those that this server has."""
+    """Returns the application with the supported routes of Ollama's native API."""
     routes = [
         Route("/", descriptions.root),
         Route("/api/version", descriptions.version),
@@ -37,30 +37,31 @@ def create_app(state: ServerState) -> Starlette:
         Route("/api/embeddings", vectors.embeddings, methods=["POST"]),
     ]
     app = Starlette(
-        routes=routes, exception_handlers={OllamaFault: render_fault, ClientDisconnect: _client_left, 404: _no_page}
+        routes=routes,
+        exception_handlers={OllamaFault: render_fault, ClientDisconnect: _client_disconnected, 404: _not_found},
     )
     app.state.server = state
     return app
 
 
-async def _client_left(request: Request, error: Exception) -> Response:
-    """Nobody is there to read it; without a handler the log would have a traceback."""
+async def _client_disconnected(request: Request, error: Exception) -> Response:
+    """Reaches nobody. Without this handler the log would have a traceback."""
     return Response(status_code=499)
 
 
-async def _no_page(request: Request, error: Exception) -> PlainTextResponse:
+async def _not_found(request: Request, error: Exception) -> PlainTextResponse:
     return PlainTextResponse("404 page not found", 404)
 
 
 GRACE_SECONDS: Final = 2
-"""What answers under way are given when the server is told to stop."""
+"""Time for answers in progress when the server stops."""
 
 KEEP_ALIVE_SECONDS: Final = 24 * 3600
-"""Ollama closes no idle connection: a pool that keeps some open would have to open them anew again and again."""
+"""Ollama closes no idle connections, so pools can keep some open."""
 
 
 async def serve(host: str, port: int, threads: int, embed_model_path: str | None) -> None:
-    """Serves until SIGTERM or SIGINT. Raises `OSError` for an address in use, `SettingsError` without models."""
+    """Serves until SIGTERM or SIGINT. Raises `OSError` for an address in use, and `SettingsError` without models."""
     with _bound(host, port) as listener:
         async with open_models(threads, embed_model_path) as state:
             config = uvicorn.Config(
@@ -77,7 +78,7 @@ async def serve(host: str, port: int, threads: int, embed_model_path: str | None
 
 
 def _bound(host: str, port: int) -> socket.socket:
-    """Bound but not listening: until the models are loaded a client is refused rather than kept waiting."""
+    """Binds without listening, so that clients are refused, and do not wait, until the models are loaded."""
     family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     listener = socket.socket(family, kind, protocol)
     try:
@@ -98,8 +99,9 @@ class _AnnouncingServer(uvicorn.Server):
             print(f"ready on http://{shown}:{port} ({LABEL})", flush=True)
 
     def stop_on_signals(self) -> None:
-        """uvicorn raises the signal anew once it has stopped: by default that would end the process before the
-        models are closed."""
+        """Prevents uvicorn from raising the signal again after the stop, which would end the process before the models
+        are closed.
+        """
 
         def stop(*_: Any) -> None:
             self.should_exit = True

@@ -1,8 +1,6 @@
-"""The requests' bodies, as Ollama's documentation names their fields. Unknown fields are ignored, as Ollama does.
+"""Request bodies with the field names of Ollama's documentation, options, and errors in Ollama's form.
 
-What Ollama tells a caller when it will not or can not: a status and one sentence.
-
-Ollama's options, checked as Ollama checks them, in llama.cpp's words.
+Unknown fields are ignored, like in Ollama. Options are validated like in Ollama, with llama.cpp's names.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ from starlette.responses import JSONResponse
 
 
 class OllamaFault(Exception):
-    """Rendered as `{"error": message}` with its status, or as a last line of that shape in mid-stream."""
+    """Rendered as `{"error": message}` with its status, or as the last line of a stream that has begun."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -26,13 +24,13 @@ class OllamaFault(Exception):
 
 
 async def render_fault(request: Request, error: Exception) -> JSONResponse:
-    """The exception handler for `OllamaFault`."""
+    """Handles `OllamaFault`."""
     assert isinstance(error, OllamaFault)
     return JSONResponse({"error": error.message}, error.status)
 
 
 class Body(BaseModel):
-    """What every body has."""
+    """The fields of every body."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
 
@@ -42,7 +40,7 @@ class Body(BaseModel):
 
 
 class GenerationBody(Body):
-    """What the two bodies that ask for text have."""
+    """The common fields of chat and generate."""
 
     stream: bool = True
     format: str | dict[str, Any] = ""
@@ -50,12 +48,12 @@ class GenerationBody(Body):
 
     @property
     def unloads(self) -> bool:
-        """Whether an empty request asks to unload the model instead of to load it."""
+        """Whether an empty request asks to unload the model instead of loading it."""
         return self.keep_alive in (0, "0", "0s", "0m")
 
 
 class Message(BaseModel):
-    """One turn of a chat."""
+    """One message of a chat."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
 
@@ -65,14 +63,14 @@ class Message(BaseModel):
 
 
 class ChatBody(GenerationBody):
-    """Of `/api/chat`."""
+    """The body of `/api/chat`."""
 
     messages: list[Message] = Field(default_factory=list)
     tools: list[Any] = Field(default_factory=list)
 
 
 class GenerateBody(GenerationBody):
-    """Of `/api/generate`."""
+    """The body of `/api/generate`."""
 
     prompt: str = ""
     suffix: str = ""
@@ -83,20 +81,20 @@ class GenerateBody(GenerationBody):
 
 
 class EmbedBody(Body):
-    """Of `/api/embed`."""
+    """The body of `/api/embed`."""
 
     input: str | list[str] = Field(default_factory=list)
     dimensions: int = Field(default=0, ge=0)
 
 
 class EmbeddingsBody(Body):
-    """Of the older `/api/embeddings`."""
+    """The body of the older `/api/embeddings`."""
 
     prompt: str = ""
 
 
 class ShowBody(Body):
-    """Of `/api/show`; `name` is the older spelling of `model`."""
+    """The body of `/api/show`. `name` is the older spelling of `model`."""
 
     name: str = ""
 
@@ -105,7 +103,7 @@ AnyBody = TypeVar("AnyBody", bound=Body)
 
 
 async def read_body(request: Request, kind: type[AnyBody]) -> AnyBody:
-    """The body of a request, whatever its content type. Raises `OllamaFault` 400 that names what is wrong."""
+    """Reads a body with any content type. Raises `OllamaFault` 400 that names the error."""
     raw = await request.body()
     if not raw.strip():
         raise OllamaFault(400, "missing request body")
@@ -124,7 +122,7 @@ async def read_body(request: Request, kind: type[AnyBody]) -> AnyBody:
 
 
 DEFAULT_TOKENS: Final = 256
-"""The length of an answer for which the caller sets no `num_predict`. (Ollama sets no limit.)"""
+"""Maximum length of an answer without `num_predict`. Ollama has no limit."""
 
 INTEGERS: Final = frozenset(
     {
@@ -178,7 +176,7 @@ SAMPLING: Final = {
     "presence_penalty": "presence_penalty",
     "frequency_penalty": "frequency_penalty",
 }
-"""The options that have an effect, and llama.cpp's names for them. Of the others only the type is looked at."""
+"""The options that have an effect, with llama.cpp's names. Only the types of the others are checked."""
 
 DEFAULTS: Final[Mapping[str, Any]] = {
     "temperature": 0.8,
@@ -189,11 +187,11 @@ DEFAULTS: Final[Mapping[str, Any]] = {
     "repeat_last_n": 64,
     "max_tokens": DEFAULT_TOKENS,
 }
-"""Ollama's own, in llama.cpp's names."""
+"""Ollama's defaults with llama.cpp's names."""
 
 
 def sampling(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of a llama.cpp request. Raises `OllamaFault` 500, as Ollama does, for a value of a wrong type."""
+    """Returns fields of a llama.cpp request. Raises `OllamaFault` 500 for a value of a wrong type, like Ollama."""
     fields = dict(DEFAULTS)
     for name, value in options.items():
         if value is None:
@@ -201,7 +199,7 @@ def sampling(options: Mapping[str, Any]) -> dict[str, Any]:
         checked = _checked(name, value)
         if name in SAMPLING:
             fields[SAMPLING[name]] = checked
-    if fields["max_tokens"] < 0:  # -1 and -2: until the context is full
+    if fields["max_tokens"] < 0:  # -1 and -2 mean until the context is full
         fields["max_tokens"] = -1
     return fields
 

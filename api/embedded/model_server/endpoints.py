@@ -1,7 +1,4 @@
-"""What the server says of itself and of its models: `/`, version, tags, ps, show.
-
-`POST /api/embed`, and `POST /api/embeddings`, its elder.
-"""
+"""The endpoints that describe the server and its models, and the embedding endpoints."""
 
 from __future__ import annotations
 
@@ -20,36 +17,36 @@ from api.ports.models import Embedder
 from api.values import NO_TENANT, Vector
 
 VERSION: Final = "0.0.0-ragherd-standin"
-FOR_EVER: Final = "2318-01-01T00:00:00Z"
-"""When a model that is never unloaded expires: Ollama, too, names a year about 290 years ahead."""
+NEVER_EXPIRES: Final = "2318-01-01T00:00:00Z"
+"""When a model that is never unloaded expires. Ollama also uses a date about 290 years ahead."""
 
 
 async def root(request: Request) -> PlainTextResponse:
-    """Begins with the words by which clients know Ollama."""
+    """Begins with the words by which clients recognize Ollama."""
     return PlainTextResponse(f"Ollama is running\n({LABEL})\n")
 
 
 async def version(request: Request) -> JSONResponse:
-    """Not a version of Ollama's, and says so."""
+    """Not a version of Ollama."""
     return JSONResponse({"version": VERSION})
 
 
 async def tags(request: Request) -> JSONResponse:
-    """The models there are."""
-    return JSONResponse({"models": [_listed(model) for model in state_of(request).catalog.models]})
+    """Lists the models."""
+    return JSONResponse({"models": [_list_item(model) for model in state_of(request).catalog.models]})
 
 
 async def ps(request: Request) -> JSONResponse:
-    """The models in memory: all of them, always."""
+    """Lists the models in memory, which are always all."""
     models = [
-        {**_identified(model), "expires_at": FOR_EVER, "size_vram": 0, "context_length": _context_length(model)}
+        {**_common_fields(model), "expires_at": NEVER_EXPIRES, "size_vram": 0, "context_length": _context_length(model)}
         for model in state_of(request).catalog.models
     ]
     return JSONResponse({"models": models})
 
 
 async def show(request: Request) -> JSONResponse:
-    """One model in detail."""
+    """Describes one model."""
     body = await read_body(request, ShowBody)
     model = state_of(request).catalog.find(body.model or body.name)
     fields = {
@@ -65,7 +62,7 @@ async def show(request: Request) -> JSONResponse:
     return JSONResponse(fields)
 
 
-def _identified(model: Model) -> dict[str, Any]:
+def _common_fields(model: Model) -> dict[str, Any]:
     return {
         "name": model.name,
         "model": model.name,
@@ -75,8 +72,8 @@ def _identified(model: Model) -> dict[str, Any]:
     }
 
 
-def _listed(model: Model) -> dict[str, Any]:
-    return {**_identified(model), "modified_at": model.modified_at}
+def _list_item(model: Model) -> dict[str, Any]:
+    return {**_common_fields(model), "modified_at": model.modified_at}
 
 
 def _context_length(model: Model) -> int:
@@ -85,11 +82,11 @@ def _context_length(model: Model) -> int:
 
 
 async def embed(request: Request) -> JSONResponse:
-    """Unit vectors of one text or of many, in order. Text past 256 tokens is cut off."""
+    """Returns unit vectors of one or many texts, in order. Text after 256 tokens is cut off."""
     started = time.perf_counter_ns()
     state = state_of(request)
     body = await read_body(request, EmbedBody)
-    state.catalog.find_able(body.model, "embedding", "embeddings")
+    state.catalog.find_capable(body.model, "embedding", "embeddings")
     texts = [body.input] if isinstance(body.input, str) else body.input
     vectors = await _embed(state.embedder, texts)
     fields = {
@@ -102,10 +99,10 @@ async def embed(request: Request) -> JSONResponse:
 
 
 async def embeddings(request: Request) -> JSONResponse:
-    """The vector of one text; none for an empty one, as with Ollama."""
+    """Returns the vector of one text, or [] for an empty text, like Ollama."""
     state = state_of(request)
     body = await read_body(request, EmbeddingsBody)
-    state.catalog.find_able(body.model, "embedding", "embeddings")
+    state.catalog.find_capable(body.model, "embedding", "embeddings")
     vectors = await _embed(state.embedder, [body.prompt] if body.prompt else [])
     return JSONResponse({"embedding": _numbers(vectors[0]) if vectors else []})
 
@@ -118,7 +115,7 @@ async def _embed(embedder: Embedder, texts: list[str]) -> list[Vector]:
 
 
 def _numbers(vector: Vector, dimensions: int = 0) -> list[float]:
-    """The vector's numbers; with `dimensions` its first ones, again of unit length."""
+    """Returns the vector's numbers, or its first `dimensions` numbers normalized to unit length."""
     numbers = np.frombuffer(vector, dtype="<f4")
     if 0 < dimensions < len(numbers):
         numbers = numbers[:dimensions] / np.linalg.norm(numbers[:dimensions])

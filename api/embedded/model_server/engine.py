@@ -1,10 +1,7 @@
-"""llama.cpp through xllamacpp: one generation at a time, synchronous, pieces by callback.
+"""Runs the text model with llama.cpp (xllamacpp), one generation at a time, in a thread.
 
-From a body to what llama.cpp is asked: a chat under the model's own template, or a finished prompt.
-
-The text model beside the event loop: a thread of its own, first come first served.
-
-What the endpoints share: opened before the server listens, reached through the request.
+`chat_task` and `generate_task` translate a body to a llama.cpp request. `Engine` runs a request and passes the text to
+a callback. `TextModel` queues requests in order. `ServerState` holds what the endpoints share.
 """
 
 from __future__ import annotations
@@ -35,14 +32,14 @@ PLACEHOLDER: Final = re.compile(r"\{\{-?\s*(.*?)\s*-?\}\}", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One generation. `fields` is the body of llama.cpp's chat completion, or of its completion."""
+    """One generation. `fields` is the body of llama.cpp's chat completion or completion."""
 
     is_chat: bool
     fields: dict[str, Any]
 
 
 def chat_task(body: ChatBody) -> Task | None:
-    """None when there is nothing to answer: the caller only wants the model loaded. Raises `OllamaFault`."""
+    """Returns None if the caller only wants the model loaded. Raises `OllamaFault`."""
     if body.tools:
         raise OllamaFault(400, f'"{body.model}" does not support tools')
     if any(message.images for message in body.messages):
@@ -54,7 +51,7 @@ def chat_task(body: ChatBody) -> Task | None:
 
 
 def generate_task(body: GenerateBody) -> Task | None:
-    """None when there is no prompt: the caller only wants the model loaded. Raises `OllamaFault`."""
+    """Returns None if the caller only wants the model loaded. Raises `OllamaFault`."""
     for refused, what in ((body.suffix, "insert"), (body.images, "images")):
         if refused:
             raise OllamaFault(400, f'"{body.model}" does not support {what}')
@@ -70,12 +67,14 @@ def generate_task(body: GenerateBody) -> Task | None:
 
 
 def _fill(template: str, prompt: str, system: str) -> str:
-    """Of Ollama's template language the two placeholders that templates of one turn are made of."""
+    """Supports the two placeholders of Ollama's template language that single-turn templates use."""
     values = {".Prompt": prompt, ".System": system, ".Response": ""}
 
     def value(match: re.Match[str]) -> str:
         if match[1] not in values:
-            raise OllamaFault(400, f"template: only {{{{ .System }}}} and {{{{ .Prompt }}}} are known, not {match[0]}")
+            raise OllamaFault(
+                400, f"template: only {{{{ .System }}}} and {{{{ .Prompt }}}} are supported, not {match[0]}"
+            )
         return values[match[1]]
 
     return PLACEHOLDER.sub(value, template)
@@ -92,12 +91,12 @@ def _answer_format(answer_format: str | dict[str, Any]) -> dict[str, Any]:
 
 
 PROMPT_BATCH_TOKENS: Final = 128
-"""Between two batches of a prompt a generation can be stopped: about a second."""
+"""A generation can be stopped between two batches of a prompt: about once per second."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """How a generation ended. Durations in nanoseconds."""
+    """The end of a generation. Durations are in nanoseconds."""
 
     reason: str
     prompt_tokens: int
@@ -110,7 +109,7 @@ class Engine:
     """The loaded text model."""
 
     def __init__(self, weights: Path, threads: int) -> None:
-        """Loads (half a second). Raises `SettingsError` without xllamacpp or for an unusable file."""
+        """Loads the model (half a second). Raises `SettingsError` without xllamacpp or for an invalid file."""
         try:
             import xllamacpp
         except ImportError as error:
@@ -118,14 +117,14 @@ class Engine:
         try:
             self._server = xllamacpp.Server(_parameters(xllamacpp.CommonParams(), weights, threads))
         except (RuntimeError, ValueError) as error:
-            raise SettingsError(f"the model server can not load {weights.name}: {error}") from error
+            raise SettingsError(f"the model server cannot load {weights.name}: {error}") from error
 
     def generate(self, task: Task, on_text: Callable[[str], None], is_stopped: Callable[[], bool]) -> Finished | None:
-        """Blocks until the answer is complete; None when it was stopped before.
+        """Blocks until the answer is complete. Returns None if it was stopped.
 
-        `is_stopped` is asked at every token and at every batch of the prompt. Raises `OllamaFault`.
+        Calls `is_stopped` at every token and at every batch of the prompt. Raises `OllamaFault`.
         """
-        reading = _Reading(on_text, is_stopped)
+        reading = _ChunkReader(on_text, is_stopped)
         complete = self._server.handle_chat_completions if task.is_chat else self._server.handle_completions
         try:
             complete({**task.fields, "stream": True, "return_progress": True}, reading)
@@ -136,8 +135,8 @@ class Engine:
         return reading.result()
 
 
-class _Reading:
-    """Takes llama.cpp's chunks of one answer. To return True from the callback ends the generation."""
+class _ChunkReader:
+    """Receives llama.cpp's chunks of one answer. The callback ends the generation by returning True."""
 
     def __init__(self, on_text: Callable[[str], None], is_stopped: Callable[[], bool]) -> None:
         self._on_text = on_text
@@ -148,10 +147,10 @@ class _Reading:
         self._fault: Exception | None = None
 
     def __call__(self, chunk: dict[str, Any]) -> bool:
-        # What is raised in here would be swallowed by the library: it is kept and raised by `result`.
+        # The library would swallow an exception, so `result` raises it later.
         try:
             self._read(chunk)
-        except Exception as error:  # noqa: BLE001 - in the model's thread: whoever waits for the tokens raises it
+        except Exception as error:  # noqa: BLE001 - raised by `result` in another thread
             self._fault = error
         self._stopped = self._stopped or self._is_stopped()
         return self._stopped or self._fault is not None
@@ -167,13 +166,13 @@ class _Reading:
         self._timings = chunk.get("timings") or self._timings
 
     def result(self) -> Finished | None:
-        """The end, once the call has returned. Raises what went wrong."""
+        """Returns the end of the generation once the call has returned. Raises its error."""
         if self._fault is not None:
             raise self._fault
         if self._timings is None:
             if self._stopped:
                 return None
-            raise OllamaFault(500, "the model ended its answer early")
+            raise OllamaFault(500, "the model ended the answer early")
         timings = self._timings
         return Finished(
             reason=self._reason,
@@ -197,9 +196,9 @@ def _parameters(params: Any, weights: Path, threads: int) -> Any:
     params.n_batch = params.n_ubatch = PROMPT_BATCH_TOKENS
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
     params.fit_params = False
-    params.cache_ram_mib = 0  # else prompts of the past may fill gigabytes
-    params.verbosity = -1  # llama.cpp's chatter
-    # xllamacpp always opens llama.cpp's own server on a free loopback port as well: nobody holds the key to it.
+    params.cache_ram_mib = 0  # otherwise old prompts may fill gigabytes
+    params.verbosity = -1  # silence llama.cpp
+    # xllamacpp also opens llama.cpp's server on a free loopback port. A random key locks it.
     params.ui = False
     params.n_threads_http = 1
     params.api_keys = [secrets.token_urlsafe()]
@@ -207,7 +206,7 @@ def _parameters(params: Any, weights: Path, threads: int) -> Any:
 
 
 class TextModel:
-    """Answers one task at a time; the others wait in order. Made by `TextModel.open`."""
+    """Runs one task at a time; others wait in order. Use `TextModel.open`."""
 
     def __init__(self, engine: Engine, thread: ThreadPoolExecutor) -> None:
         self._engine = engine
@@ -225,25 +224,25 @@ class TextModel:
             await asyncio.to_thread(thread.shutdown, cancel_futures=True)
 
     async def answer(self, task: Task) -> AsyncGenerator[str | Finished, None]:
-        """Pieces of text, then one `Finished`. Raises `OllamaFault`.
+        """Yields pieces of text, then one `Finished`. Raises `OllamaFault`.
 
-        Closing the generator takes the task out of the queue, or stops the model at its next token.
+        Closing the generator removes the task from the queue or stops the model at its next token.
         """
         loop = asyncio.get_running_loop()
         pieces: asyncio.Queue[str | None] = asyncio.Queue()
         stop = threading.Event()
 
-        def hand_over(piece: str | None) -> None:
+        def put(piece: str | None) -> None:
             loop.call_soon_threadsafe(pieces.put_nowait, piece)
 
         def generate() -> Finished | None:
             try:
-                return self._engine.generate(task, hand_over, stop.is_set)
+                return self._engine.generate(task, put, stop.is_set)
             finally:
-                hand_over(None)
+                put(None)
 
         generation = loop.run_in_executor(self._thread, generate)
-        log_failure(generation)  # a client that leaves does not wait for its end
+        log_failure(generation)  # not awaited after a disconnect
         try:
             while (piece := await pieces.get()) is not None:
                 yield piece
@@ -256,12 +255,12 @@ class TextModel:
 
 
 EMBED_SECONDS: Final = 300.0
-"""Ollama sets no deadline: this one is for a computation that hangs."""
+"""Ollama has no deadline. This one is for a computation that hangs."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServerState:
-    """The models, loaded."""
+    """The loaded models."""
 
     catalog: Catalog
     text_model: TextModel
@@ -270,9 +269,9 @@ class ServerState:
 
 @asynccontextmanager
 async def open_models(threads: int, embed_model_path: str | None) -> AsyncIterator[ServerState]:
-    """Loads both models (two seconds). Raises `SettingsError` when one is not to be had.
+    """Loads both models (two seconds). Raises `SettingsError` if one is missing.
 
-    `threads` compute the text; `embed_model_path` is EMBED_MODEL_PATH.
+    `threads` is the number for text generation; `embed_model_path` is EMBED_MODEL_PATH.
     """
     async with AsyncExitStack() as stack:
         weights = text_weights()
@@ -283,6 +282,6 @@ async def open_models(threads: int, embed_model_path: str | None) -> AsyncIterat
 
 
 def state_of(request: Request) -> ServerState:
-    """The state of the server that got this request."""
+    """Returns the state of the server that handles this request."""
     state: ServerState = request.app.state.server
     return state

@@ -1,6 +1,6 @@
-"""An answer on its way to the client: NDJSON as it is generated, or one document. Who leaves stops the model.
+"""`POST /api/chat` and `POST /api/generate`: streams an answer as NDJSON, or sends one document.
 
-`POST /api/chat` and `POST /api/generate`.
+If the client disconnects, the generation stops.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from starlette.types import Receive, Scope, Send
 from api.cancellation import log_failure
 from api.embedded.model_server.bodies import ChatBody, GenerateBody, GenerationBody, OllamaFault, read_body
 from api.embedded.model_server.engine import Finished, ServerState, Task, chat_task, generate_task, state_of
-from api.embedded.model_server.quoting import quoted, reading
+from api.embedded.model_server.quoting import parse_passages, quote
 
 Answer = AsyncGenerator[str | Finished, None]
 Content = Callable[[str], dict[str, Any]]
-"""How an endpoint wraps a text: chat in `message`, generate in `response`."""
+"""Wraps a text for an endpoint: chat in `message`, generate in `response`."""
 
 
 class GenerationReply:
-    """An ASGI response. `started` is `time.perf_counter_ns()` at the request's arrival."""
+    """An ASGI response. `started` is `time.perf_counter_ns()` when the request arrived."""
 
     def __init__(self, model: str, answer: Answer, content: Content, *, stream: bool, started: int) -> None:
         self._model = model
@@ -38,12 +38,12 @@ class GenerationReply:
         self._started = started
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Sends the answer unless the client leaves first; in both cases the model is free afterwards."""
+        """Sends the answer unless the client disconnects first. Frees the model in both cases."""
         async with aclosing(self._answer):
-            send_it = self._send_lines(send) if self._stream else self._send_whole(scope, receive, send)
-            await _until_client_leaves(receive, send_it)
+            send_it = self._send_lines(send) if self._stream else self._send_buffered(scope, receive, send)
+            await _cancel_on_disconnect(receive, send_it)
 
-    async def _send_whole(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _send_buffered(self, scope: Scope, receive: Receive, send: Send) -> None:
         texts: list[str] = []
         fields: dict[str, Any] = {}
         try:
@@ -58,7 +58,7 @@ class GenerationReply:
             await JSONResponse(fields)(scope, receive, send)
 
     async def _send_lines(self, send: Send) -> None:
-        """The status waits for the first piece, as Ollama's does: a fault before it is a status of its own."""
+        """Delays the status until the first piece, like Ollama, so that an earlier fault can set the status."""
         is_begun = False
         try:
             async for piece in self._answer:
@@ -99,8 +99,8 @@ async def _send_line(send: Send, fields: dict[str, Any]) -> None:
     await send({"type": "http.response.body", "body": body, "more_body": True})
 
 
-async def _until_client_leaves(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
-    """Awaits `work`, and cancels it when the client disconnects. The request's body has been read before."""
+async def _cancel_on_disconnect(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
+    """Awaits `work`, and cancels it when the client disconnects. Read the request's body before."""
     task = asyncio.ensure_future(work)
 
     async def watch() -> None:
@@ -113,25 +113,25 @@ async def _until_client_leaves(receive: Receive, work: Coroutine[Any, Any, None]
     try:
         await task
     except asyncio.CancelledError:
-        if not watching.done():  # not the client: the server itself is stopping
+        if not watching.done():  # not the client: the server is stopping
             raise
     finally:
         watching.cancel()
 
 
 def now() -> str:
-    """RFC 3339, in UTC."""
+    """Returns the current time as RFC 3339 in UTC."""
     return datetime.now(UTC).isoformat().replace("+00:00", "Z")
 
 
 async def chat(request: Request) -> GenerationReply | JSONResponse:
-    """Answers the last turn of a conversation."""
+    """Answers the last message of a conversation."""
     state = state_of(request)
     body = await read_body(request, ChatBody)
-    state.catalog.find_able(body.model, "completion", "chat")
-    read = reading(body)
+    state.catalog.find_capable(body.model, "completion", "chat")
+    read = parse_passages(body)
     if read is not None:
-        return _told(body, quoted(read, state.embedder), _message)
+        return _stream_reply(body, quote(read, state.embedder), _message)
     return _reply(state, body, chat_task(body), _message)
 
 
@@ -139,7 +139,7 @@ async def generate(request: Request) -> GenerationReply | JSONResponse:
     """Answers one prompt."""
     state = state_of(request)
     body = await read_body(request, GenerateBody)
-    state.catalog.find_able(body.model, "completion", "generate")
+    state.catalog.find_capable(body.model, "completion", "generate")
     return _reply(state, body, generate_task(body), lambda text: {"response": text})
 
 
@@ -147,11 +147,11 @@ def _reply(
     state: ServerState, body: GenerationBody, task: Task | None, content: Content
 ) -> GenerationReply | JSONResponse:
     if task is None:
-        return JSONResponse(_nothing_to_answer(body, content))
-    return _told(body, state.text_model.answer(task), content)
+        return JSONResponse(_load_response(body, content))
+    return _stream_reply(body, state.text_model.answer(task), content)
 
 
-def _told(body: GenerationBody, answer: Answer, content: Content) -> GenerationReply:
+def _stream_reply(body: GenerationBody, answer: Answer, content: Content) -> GenerationReply:
     return GenerationReply(body.model, answer, content, stream=body.stream, started=time.perf_counter_ns())
 
 
@@ -159,7 +159,7 @@ def _message(text: str) -> dict[str, Any]:
     return {"message": {"role": "assistant", "content": text}}
 
 
-def _nothing_to_answer(body: GenerationBody, content: Content) -> dict[str, Any]:
-    """What Ollama says to a request that only loads or unloads. Here the model always stays loaded."""
+def _load_response(body: GenerationBody, content: Content) -> dict[str, Any]:
+    """Returns Ollama's response to a request that only loads or unloads. Here the model always stays loaded."""
     reason = "unload" if body.unloads else "load"
     return {"model": body.model, "created_at": now(), **content(""), "done": True, "done_reason": reason}

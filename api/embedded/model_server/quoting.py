@@ -1,8 +1,7 @@
-"""Answers to a prompt with passages: their sentences nearest to the question, word for word, with their numbers.
+"""Answers prompts with passages by quoting: the sentences nearest to the question, with the numbers of their passages.
 
-A model of 135 million parameters can not read passages: it makes up what they say. What a newcomer reads of documents
-is to be true, so here it is quoted. The turns are those of Ragherd's own prompt template; a prompt that is worded in
-another way goes to the model.
+A model with 135 million parameters cannot read passages and invents their content. Newcomers should see true answers,
+so sentences are quoted. This works for prompts in the form of Ragherd's own template; other prompts go to the model.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ from api.errors import EmbeddingUnavailable
 from api.ports.models import Embedder
 from api.values import NO_TENANT
 
-NOT_SAID: Final = "The passages do not say."
-NEAR: Final = 0.3
-"""The least cosine of a sentence that is quoted."""
-NEARLY_AS_NEAR: Final = 0.85
-"""Of the best one's cosine: what a second sentence has at least."""
-SENTENCES: Final = 48
-"""Looked at; each takes some milliseconds to embed."""
+NO_ANSWER: Final = "The passages do not say."
+MIN_COSINE: Final = 0.3
+"""Minimum cosine of a quoted sentence."""
+SECOND_SHARE: Final = 0.85
+"""A second sentence needs at least this share of the best cosine."""
+MAX_SENTENCES: Final = 48
+"""Compared with the question. Embedding each takes a few milliseconds."""
 _PASSAGE: Final = re.compile(r'<passage number="(\d+)"[^>]*>\n(.*?)\n</passage>', re.DOTALL)
 _QUESTION: Final = re.compile(r"^Question: (.+)\Z", re.DOTALL | re.MULTILINE)
 _CODE: Final = re.compile(r"^(```|~~~).*?(?:^\1|\Z)", re.DOTALL | re.MULTILINE)
@@ -38,35 +37,37 @@ _SENTENCE: Final = re.compile(r"(?<=[.!?])\s+(?=[A-Z`\"'(])")
 
 
 @dataclass(frozen=True, slots=True)
-class Quotable:
-    """A sentence of the passage of that number."""
+class Sentence:
+    """A sentence with the number of its passage."""
 
     number: int
     text: str
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """What a prompt asks, and the sentences that may answer it."""
+class Passages:
+    """The question of a prompt, and the sentences that may answer it."""
 
     question: str
-    sentences: tuple[Quotable, ...]
+    sentences: tuple[Sentence, ...]
 
 
-def reading(body: ChatBody) -> Reading | None:
-    """None where the last turn is not made of passages and a question."""
+def parse_passages(body: ChatBody) -> Passages | None:
+    """Returns None unless the last message consists of passages and a question."""
     last = body.messages[-1] if body.messages else None
     if last is None or last.role != "user" or body.format or body.tools:
         return None
     passages, asked = _PASSAGE.findall(last.content), _QUESTION.search(last.content)
     if not passages or asked is None:
         return None
-    found = [Quotable(int(number), sentence) for number, text in passages for sentence in sentences(text)]
-    return Reading(asked[1].strip(), tuple(found[:SENTENCES]))
+    found = [Sentence(int(number), sentence) for number, text in passages for sentence in sentences(text)]
+    return Passages(asked[1].strip(), tuple(found[:MAX_SENTENCES]))
 
 
 def sentences(text: str) -> list[str]:
-    """Those of a passage's prose, lists and rows of tables; no code and headings, nor what is cut off at its edges."""
+    """Returns the sentences of a passage's prose, lists and table rows, without code, headings and
+    truncated sentences.
+    """
     found: list[str] = []
     for block in re.split(r"\n\s*\n", _CODE.sub("\n\n", text)):
         if block.lstrip().startswith("|"):
@@ -81,20 +82,20 @@ def _plain(block: str) -> str:
 
 
 def _rows(lines: Sequence[str]) -> list[str]:
-    """Those under the rule that ends a table's head; all, where the head was cut off."""
+    """Returns the rows below the header rule of a table, or all rows if the header was cut off."""
     rule = next((place for place, line in enumerate(lines) if _RULE.fullmatch(line)), -1)
     return [_row(line) for line in lines[rule + 1 :]]
 
 
 def _row(line: str) -> str:
-    """Cells as a sentence: `name: its meaning.`"""
+    """Returns a row as a sentence: `name: its meaning.`"""
     cells = [_plain(cell) for cell in re.split(r"(?<!\\)\|", line.strip().strip("|"))]
     words = ": ".join(cell for cell in cells if cell)
     return words if words.endswith((".", "!", "?")) else f"{words}."
 
 
-async def quoted(read: Reading, embedder: Embedder) -> AsyncGenerator[str | Finished, None]:
-    """As `TextModel.answer` gives a text: its pieces, then how it ended. Raises `OllamaFault`."""
+async def quote(read: Passages, embedder: Embedder) -> AsyncGenerator[str | Finished, None]:
+    """Yields pieces of text, then `Finished`, like `TextModel.answer`. Raises `OllamaFault`."""
     began = time.perf_counter_ns()
     try:
         texts = [read.question, *(sentence.text for sentence in read.sentences)]
@@ -110,12 +111,12 @@ async def quoted(read: Reading, embedder: Embedder) -> AsyncGenerator[str | Fini
     yield Finished("stop", prompt_words, read_ns, len(words), time.perf_counter_ns() - began - read_ns)
 
 
-def answer(among: Sequence[Quotable], cosines: Sequence[float]) -> str:
-    """The nearest sentence, and the next where it is nearly as near, in the order in which they stand."""
+def answer(among: Sequence[Sentence], cosines: Sequence[float]) -> str:
+    """Returns the nearest sentence, and the second if it is nearly as near, in their original order."""
     ranked = sorted(range(len(among)), key=lambda place: -cosines[place])
-    least = max(NEAR, NEARLY_AS_NEAR * cosines[ranked[0]]) if ranked else NEAR
+    least = max(MIN_COSINE, SECOND_SHARE * cosines[ranked[0]]) if ranked else MIN_COSINE
     chosen = sorted(place for place in ranked[:2] if cosines[place] >= least)
     if not chosen:
-        return NOT_SAID
+        return NO_ANSWER
     unique = dict.fromkeys((among[place].text, among[place].number) for place in chosen)
     return " ".join(f"{text[:-1]} [{number}]{text[-1]}" for text, number in unique)
