@@ -1,1 +1,1 @@
-"""Documents become passages, and passages are found again."""
+"""Turns documents into passages and retrieves them."""

@@ -1,4 +1,7 @@
-"""Tells the cache of documents that changed: answers that used them go, answers that they could change are stale."""
+"""Invalidates cached answers when documents change.
+
+Answers that cite a changed document are deleted. Answers that it could change become stale.
+"""
 
 from __future__ import annotations
 
@@ -16,34 +19,34 @@ from api.ports.telemetry import Telemetry
 OnNewDocuments = Literal["affected", "all", "none"]
 
 VECTORS: Final = 32
-"""Chunks whose neighbourhood is searched before the next are read."""
+"""Chunks whose similar questions are looked up together."""
 LIMIT: Final = 1000
-"""Cached questions looked at for one document."""
+"""Cached questions checked for one document."""
 SECONDS: Final = 2.0
-"""How long may be spent on asking whether a document changes a cached answer; past that it counts as changed."""
+"""Seconds to check which cached answers a document changes. After that, all of them count as changed."""
 SHARE: Final = 0.25
-"""Of a worker's time, where documents come one after the other: it has them to store, and questions to answer."""
+"""The share of a worker's time for these checks while documents arrive one after another."""
 
 
 class TimeBudget:
-    """Seconds that a worker may ask whether answers are outdated: `SECONDS`, which come back at a rate of `SHARE`."""
+    """A worker's seconds for these checks: up to `SECONDS`, refilled at a rate of `SHARE`."""
 
     def __init__(self) -> None:
         self._left, self._at = SECONDS, time.monotonic()
 
     def left(self) -> float:
-        """Now."""
+        """The seconds that are left now."""
         now = time.monotonic()
         self._left, self._at = min(SECONDS, self._left + SHARE * (now - self._at)), now
         return max(self._left, 0.0)
 
     def spent(self, seconds: float) -> None:
-        """So many of them."""
+        """Uses up `seconds`."""
         self._left -= seconds
 
 
 class CacheInvalidator:
-    """For one worker, also where it has the cache switched off: others may have it on."""
+    """One worker's invalidation. It also runs where the cache is off: other workers may have it on."""
 
     def __init__(
         self,
@@ -65,7 +68,7 @@ class CacheInvalidator:
         self._patience = TimeBudget()
 
     async def notify_cache(self, work: Work) -> None:
-        """Of a document that is gone, new, or another now. Raises `StoreUnavailable`, `ServiceUnavailable`."""
+        """After a document was deleted, added or replaced. Raises `StoreUnavailable`, `ServiceUnavailable`."""
         concerns = not work.gone and self._on_new_documents != "none"
         if work.gone or work.replaced:
             await self.changed(work)
@@ -74,11 +77,12 @@ class CacheInvalidator:
         if concerns:
             self._events.answers_outdated("affected", await self._affected(work))
         elif work.gone and (await self._retriever.corpus(work.facts.tenant)).documents == 0:
-            # The model answers alone from now on, what the cache says is not in the documents as well.
+            # Without documents the model answers alone: cached answers that found none are outdated too.
             self._events.answers_outdated("affected", await self._answers.expire_all(work.facts.tenant))
 
     async def owed(self, work: Work) -> None:
-        """Of a change that a later one came upon before it was told of, where that came to nothing: what serves is new.
+        """Finishes an earlier change's pending invalidation, when the later change failed: what it put into service is
+        new.
 
         Raises `StoreUnavailable`.
         """
@@ -86,16 +90,16 @@ class CacheInvalidator:
             self._events.answers_outdated("affected", await self._answers.expire_all(work.facts.tenant))
 
     async def changed(self, work: Work) -> None:
-        """Deletes answers that used the document, whichever revision."""
-        # Before anything is looked for: what is stored from here on is checked, what was stored before is found.
+        """Deletes answers that cite the document, whatever its revision."""
+        # First of all: answers stored from now on are checked, and those stored before are found below.
         await self._sweep.outdate(work.facts.tenant)
         swept = await self._sweep.sweep(Selection(source=work.id), dry_run=False)
         self._events.answers_outdated("changed", swept.deleted)
         if not swept.complete:
-            raise ServiceUnavailable("Not all cached answers were looked at in time.", retry_after=1)
+            raise ServiceUnavailable("The cache was not fully checked in time. Try again.", retry_after=1)
 
     async def _affected(self, work: Work) -> int:
-        """How many answers are stale from now on."""
+        """The number of answers that became stale."""
         tenant = work.facts.tenant
         if self._on_new_documents == "all":
             return await self._answers.expire_all(tenant)
@@ -112,9 +116,9 @@ class CacheInvalidator:
         return await self._answers.expire([*changed, *others])
 
     async def _near(self, work: Work) -> tuple[Sequence[CachedQuestion], bool]:
-        """Questions near enough for a passage of the document to be relevant; whether these are all.
+        """Questions similar enough for a passage of the document to be relevant; whether these are all.
 
-        Not where another embedder stored it, whose worker died before it had told the cache.
+        Incomplete if another embedder embedded the document: its worker crashed before it notified the cache.
         """
         embedder, found = await self._embedder.identity(), dict[str, CachedQuestion]()
         floor = self._retriever.policy.floor
@@ -122,7 +126,7 @@ class CacheInvalidator:
         while vectors := await self._work.vectors(work, embedder, offset, VECTORS):
             known = [vector for vector in vectors if vector is not None]
             if len(known) < len(vectors):
-                return (), False  # what is found by its words alone concerns questions that are not near
+                return (), False  # a chunk without a vector can affect questions of any similarity
             near, complete = await self._answers.near(embedder, work.facts.tenant, known, floor, LIMIT)
             found |= {question.entry: question for question in near}
             if not complete or len(found) > LIMIT:
@@ -131,7 +135,7 @@ class CacheInvalidator:
         return list(found.values()), offset > 0
 
     async def _changed_by(self, work: Work, questions: Sequence[CachedQuestion]) -> list[str]:
-        """Those for which other passages would be found now. What is not looked at in time counts as changed."""
+        """The questions that would now find other passages. Those not checked in time count as changed."""
         began, patience = time.monotonic(), self._patience.left()
         until = began + patience
         changed = [one.entry for one in questions if time.monotonic() > until or await self._is_changed(work, one)]

@@ -1,9 +1,8 @@
-"""The chunks of documents embedded in batches: sized by what was measured, halved where a text cannot be embedded.
+"""Embeds the chunks of documents in batches.
 
-What is embedded of a chunk: its text under its document's title and headings, never more than the model reads. Pure.
-
-A model cuts off silently what is too long, at its end: of the passage itself. So it is the title and the headings that
-are shortened.
+Batch sizes follow the measured speed; a batch with a text that cannot be embedded is halved. A chunk is embedded with
+its document's title and its headings. Models silently truncate long input at its end, which would cut the passage
+itself, so the title and the headings are shortened to fit.
 """
 
 from __future__ import annotations
@@ -23,18 +22,18 @@ from api.ports.models import Embedder
 from api.values import BatchSize, Embedding
 
 PAUSES: Final = (0.2, 0.4)
-"""Seconds before a batch is tried again, at random about as long. After the last of them the document waits."""
+"""Seconds before each retry of a batch, randomized. After the last retry the document is delayed."""
 
 
 @dataclass(frozen=True, slots=True)
 class NotEmbedded:
-    """Stands in the place of an embedding: `reason` says why there is none, now or later."""
+    """A chunk without an embedding. `reason` says why."""
 
     reason: str
 
 
 class ChunkEmbedding:
-    """For one worker. `size`: how many texts a call takes at first, and at most."""
+    """One worker's batches. `size`: the first batch size and the largest."""
 
     def __init__(self, embedder: Embedder, size: BatchSize, clock: Callable[[], float] = time.monotonic) -> None:
         self._embedder = embedder
@@ -43,11 +42,11 @@ class ChunkEmbedding:
 
     @property
     def batch(self) -> int:
-        """How many texts the next call had best have."""
+        """The best size of the next batch."""
         return self._size.texts
 
     async def embed(self, texts: Sequence[str], tenant: str) -> list[Embedding | NotEmbedded]:
-        """One for each text, in order. Raises `EmbeddingUnavailable` where the embedder fails, after a few tries."""
+        """One result per text, in order. Raises `EmbeddingUnavailable` if the embedder fails several times."""
         return await self._embedded(texts, tenant, _Tries()) if texts else []
 
     async def _embedded(self, texts: Sequence[str], tenant: str, tries: _Tries) -> list[Embedding | NotEmbedded]:
@@ -74,7 +73,7 @@ class ChunkEmbedding:
         return found
 
     async def _confirmed(self, text: str, tenant: str) -> Embedding | NotEmbedded:
-        """Asked for once more: a backend that fails now and then is not to cost a document its text."""
+        """Retries once more: a backend that fails now and then must not cost a document its text."""
         try:
             (embedding,) = await self._embedder.embed([text], tenant=tenant)
         except TextNotEmbedded as error:
@@ -83,37 +82,37 @@ class ChunkEmbedding:
 
 
 class _Tries:
-    """How often the embedder may fail in one batch."""
+    """Counts down the retries of one batch."""
 
     def __init__(self) -> None:
         self._pauses = list(PAUSES)
 
     async def pause(self, error: EmbeddingUnavailable) -> None:
-        """Before the next try. Raises `error` where there is none."""
+        """Waits before the next try. Raises `error` if none is left."""
         if not self._pauses:
             raise error
         await asyncio.sleep(self._pauses.pop(0) * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
 
 
 PLACE: Final = 64
-"""Tokens of title and headings together, at most: past that a passage would be found by them alone."""
+"""Most tokens of title and headings together. With more, search would find a passage by them alone."""
 
 
 class EmbeddedText:
-    """`count` says how many tokens a text is; `limit`: what the model reads at once, None where that is not known."""
+    """`count`: the number of tokens of a text. `limit`: the tokens that the model reads at once; None if unknown."""
 
     def __init__(self, count: Callable[[str], int], limit: int | None) -> None:
         self._count = count
         self._limit = limit
 
     def of(self, facts: DocumentFacts, chunk: Chunk) -> str:
-        """Title, headings and text, a line each."""
+        """Title, headings and text, each on a line."""
         room = PLACE if self._limit is None else min(PLACE, self._limit - self._count(chunk.text))
         title, heading = self._place(facts.title, chunk.heading, max(room, 0))
         return in_context(title, heading, chunk.text)
 
     def _place(self, title: str, heading: str, room: int) -> tuple[str, str]:
-        """Both where they fit; else the beginning of the title, and of the headings the innermost."""
+        """Title and headings if they fit; else the start of the title, and the innermost headings."""
         if self._count(title) + self._count(heading) <= room:
             return title, heading
         least = min(self._count(heading), room // 2)
@@ -124,10 +123,10 @@ class EmbeddedText:
         return title, self._begin(heading, rest)
 
     def _begin(self, text: str, tokens: int) -> str:
-        """As much of its beginning as is at most so many tokens."""
+        """The start of the text, of at most that many tokens."""
         if self._count(text) <= tokens:
             return text
-        # Half a word may be more tokens than all of it: what the bisection finds is checked, and shortened.
+        # Half a word may have more tokens than the whole word, so the result of the bisection is checked and shortened.
         end = bisect_right(range(1, len(text) + 1), tokens, key=lambda size: self._count(text[:size]))
         while end and self._count(text[:end]) > tokens:
             end -= 1

@@ -1,7 +1,6 @@
-"""Text into chunks: by its structure, of a size in tokens, with an overlap. Pure.
+"""Splits text into chunks by its structure, with a size in tokens and an overlap. Pure.
 
-The cutting is semantic-text-splitter's: at headings, then blocks, paragraphs, sentences, words, whichever is the
-coarsest that fits.
+semantic-text-splitter cuts at headings, then blocks, paragraphs, sentences and words, at the coarsest level that fits.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 CHARACTERS: Final = 3.2
-"""Of a token of English, at least, as WordPiece counts."""
+"""Characters of an English token, at least, as WordPiece counts."""
 SECTION: Final = 20_000
-"""Characters that are cut in one go."""
+"""Characters split at a time."""
 LONGEST_HEADING: Final = 200
 _HEADING: Final = re.compile(r"^ {0,3}(#{1,6})[ \t]+(.+)$", re.MULTILINE)
 _WORD: Final = re.compile(r"\w")
@@ -31,14 +30,14 @@ Span = tuple[int, int]
 
 
 def estimated_tokens(text: str) -> int:
-    """Where the embedder's tokenizer is not at hand: more than most make of English."""
+    """An estimate without the embedder's tokenizer, above what most tokenizers count for English."""
     return round(len(text) / CHARACTERS)
 
 
 class Chunker:
-    """`count` says how many tokens a text is; chunks have at most `size` and share about `overlap` with the next.
+    """Chunks have at most `size` tokens, as `count` counts them, and share about `overlap` with the next.
 
-    With the `tokenizer` itself, where there is one, cutting does not hold the interpreter: the event loop goes on.
+    Splitting with the `tokenizer` itself, if there is one, releases the GIL, so the event loop keeps running.
     """
 
     def __init__(
@@ -51,16 +50,19 @@ class Chunker:
         )
 
     def chunks(self, text: str) -> list[Chunk]:
-        """In order, numbered from 0. What holds no word, or headings alone, is none: the next says its headings."""
+        """The chunks in order, numbered from 0.
+
+        Skips chunks without words or with headings only; the next names its headings.
+        """
         return numbered(text, [cut for start, section in sections(text) for cut in self.cut(start, section)])
 
     def cut(self, start: int, section: str) -> list[tuple[int, str]]:
-        """The chunks of a section that begins at `start`, each with where it begins."""
+        """The chunks of a section that begins at `start`, each with its start."""
         return [(start + at, part) for at, part in self._splitter.chunk_indices(section)]
 
 
 def sections(text: str) -> list[tuple[int, str]]:
-    """A long text in parts that can be cut one by one, each with where it begins: at a blank line, if there is one."""
+    """Parts of a long text with their starts, cut at blank lines where possible."""
     parts, start = [], 0
     while len(text) - start > SECTION:
         end = next(
@@ -77,10 +79,10 @@ def sections(text: str) -> list[tuple[int, str]]:
 
 
 def numbered(text: str, cuts: Sequence[tuple[int, str]]) -> list[Chunk]:
-    """As chunks, under their headings."""
+    """The pieces as chunks, under their headings."""
     headings = _headings(text)
     kept = [cut for cut in cuts if _WORD.search(_HEADING.sub("", cut[1]))]
-    # A text of headings alone is found by them.
+    # A text with nothing but headings is searchable by them.
     kept = kept or [cut for cut in cuts if _WORD.search(cut[1])]
     return [
         Chunk(number, part, _path(headings, start), start, start + len(part))
@@ -89,7 +91,7 @@ def numbered(text: str, cuts: Sequence[tuple[int, str]]) -> list[Chunk]:
 
 
 def spans(text: str, chunks: Sequence[Chunk], neighbours: int = 1) -> list[tuple[Span, Span]]:
-    """Of each chunk its bytes in the text's UTF-8, and those of it with `neighbours` chunks to either side."""
+    """Each chunk's byte range in the UTF-8 text, and the range with `neighbours` chunks on either side."""
     at = _byte_offsets(text, sorted({offset for chunk in chunks for offset in (chunk.start, chunk.end)}))
     found = []
     for place, chunk in enumerate(chunks):
@@ -109,12 +111,12 @@ def _byte_offsets(text: str, offsets: Sequence[int]) -> dict[int, int]:
 
 
 def in_context(title: str, heading: str, text: str) -> str:
-    """A chunk as a model is to read it: its place in the document says what it is about."""
+    """A chunk as models read it: its headings say what it is about."""
     return "\n".join(part for part in (title, heading, text) if part)
 
 
 def _headings(text: str) -> list[tuple[int, str]]:
-    """Where each heading ends, and its path from there on; not of what looks like one within code."""
+    """Where each heading ends, and the heading path from there on. Ignores lookalikes in code."""
     code = [found.span() for found in FENCED.finditer(text)]
     starts = [start for start, _ in code]
     paths: list[tuple[int, str]] = []
@@ -130,6 +132,6 @@ def _headings(text: str) -> list[tuple[int, str]]:
 
 
 def _path(headings: Sequence[tuple[int, str]], start: int) -> str:
-    """The headings over a chunk, with the one that it begins with."""
+    """The headings above a chunk, including one it begins with."""
     place = bisect_right(headings, start, key=lambda heading: heading[0]) - 1
     return headings[place][1] if place >= 0 else ""

@@ -1,10 +1,7 @@
-"""Which document is which: pure.
+"""Stores, lists and deletes documents, on any worker.
 
-A document is known by its `source`, within its tenant: what is given under the same source replaces it. Without one it
-is known by its title where it has a `version`, since that is a version of something, or by its file's name where it has
-no title; else by its content.
-
-The knowledge base as its users have it: documents in, documents out, whichever worker they ask.
+A document is identified by its `source` within its tenant: uploading the same source replaces it. Without a source it
+is identified by its title if it has a `version`, by its file name if it has no title, else by its content.
 """
 
 from __future__ import annotations
@@ -31,7 +28,7 @@ _ID: Final = re.compile(r"[0-9a-f]{24}")
 
 
 def is_document_id(text: str) -> bool:
-    """Whether a document may have it: others would name what is kept beside one in Redis."""
+    """Whether the id is valid. Other ids could collide with keys next to a document's in Redis."""
     return _ID.fullmatch(text) is not None
 
 
@@ -48,7 +45,7 @@ def document_id(facts: DocumentFacts, content: bytes, file_name: str = "") -> st
 
 
 def content_digest(facts: DocumentFacts, content: bytes, media_type: str) -> str:
-    """64 hex digits over all that was given: the same is not stored twice."""
+    """64 hex digits over everything uploaded: an identical upload changes nothing."""
     said = [facts.tenant, facts.title, sorted(facts.tags), facts.source, facts.version, media_type]
     return _digest([*said, hashlib.sha256(content).hexdigest()])
 
@@ -58,19 +55,19 @@ def _digest(facts: Sequence[object]) -> str:
 
 
 INLINE_READ_BYTES: Final = 1024 * 1024
-"""Bytes of a file that is read before its sender is answered; a larger one is read in the background."""
+"""Largest file that is read before the response; larger ones are read in the background."""
 CONCURRENCY: Final = 2
-"""Documents that one worker stores at the same time, beside what it finds waiting: one embeds while another writes."""
+"""Uploads that one worker ingests at a time, besides its background work: one embeds while another writes."""
 SETTLE_SECONDS: Final = 30.0
 LOOK_SECONDS: Final = 0.25
-"""While a document waits for its turn here, another worker may be done with it."""
+"""Seconds between checks whether another worker has finished a queued document."""
 
 Outcome = Literal["created", "updated", "unchanged"]
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """`bytes` of a file, `characters` of a text, `documents` of a tenant; `wait`: seconds a sender may wait."""
+    """`bytes` per file, `characters` per text, `documents` per tenant. `wait`: the seconds a client may wait."""
 
     bytes: int
     characters: int
@@ -80,7 +77,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A document as it comes in: text, or a file. An empty title is the file's own, or its name."""
+    """An uploaded document: text or a file. Without a title, the file's own title or name is used."""
 
     facts: DocumentFacts
     content: bytes
@@ -90,14 +87,14 @@ class Upload:
 
 @dataclass(frozen=True, slots=True)
 class Added:
-    """A document, and what became of it by being given."""
+    """A document and the result of its upload."""
 
     document: Document
     outcome: Outcome
 
 
 class DocumentService:
-    """For one worker."""
+    """One worker's part."""
 
     def __init__(self, documents: Documents, ingestion: Ingestion, parser: Parser, limits: Limits) -> None:
         self._documents = documents
@@ -108,7 +105,7 @@ class DocumentService:
         self._turns = asyncio.Semaphore(CONCURRENCY)
 
     async def add(self, given: Upload) -> Added:
-        """Stores it, or begins to.
+        """Stores the document, or begins to.
 
         Raises `PayloadTooLarge`, `UnreadableDocument`, `TooManyDocuments`, `ServiceUnavailable`.
         """
@@ -133,17 +130,19 @@ class DocumentService:
         return found
 
     async def page(self, tenant: str, listing: Listing) -> Page:
-        """A part of a tenant's documents."""
+        """A page of a tenant's documents."""
         return await self._documents.page(tenant, listing)
 
     async def chunks(self, document: str, offset: int, limit: int) -> Sequence[Chunk]:
-        """Its chunks that serve."""
+        """The document's chunks in service."""
         return await self._documents.chunks(document, offset, limit)
 
     async def delete(self, document: str, tenant: str | None = None) -> None:
-        """Once it returns, no answer that used the document is served. Raises `NotFound`, `ServiceUnavailable`.
+        """Deletes the document.
 
-        Asked again for one of whose deletion the cache is still being told, it waits for that too.
+        Afterwards no cached answer that cites it is served. Raises `NotFound`, `ServiceUnavailable`.
+
+        A repeated request also waits until the cache is notified.
         """
         if not is_document_id(document):
             raise _unknown(document)
@@ -159,7 +158,7 @@ class DocumentService:
         return await self._documents.find(document) is None and await self._ingestion.is_waiting(document)
 
     async def aclose(self) -> None:
-        """Leaves what is under way to other workers."""
+        """Leaves unfinished work to other workers."""
         await cancel_and_wait(self._at_work)
 
     async def _draft(self, given: Upload) -> Draft:
@@ -169,7 +168,7 @@ class DocumentService:
         return Draft(document, facts, digest, given.content, given.media_type, untitled=untitled)
 
     async def _read(self, given: Upload, draft: Draft) -> Draft:
-        """With its text, where it is small: what can not be read is refused before anything is stored."""
+        """Reads small files now, so that an unreadable one is refused before anything is stored."""
         if len(given.content) > INLINE_READ_BYTES and given.media_type != TEXT:
             return draft
         parsed = await self._parser.parse(given.content, given.media_type)
@@ -178,11 +177,11 @@ class DocumentService:
         return replace(draft, facts=facts, content=parsed.text.encode(), media_type=None)
 
     async def _carried_out(self, document: str) -> None:
-        """In the background, here or by another worker that came first, and awaited for a while."""
+        """Ingests in the background, on this or another worker, and waits for a while."""
         task = asyncio.create_task(self._in_turn(document), name="ingestion")
         self._at_work.add(task)
         task.add_done_callback(self._at_work.discard)
-        log_failure(task, StoreUnavailable, ServiceUnavailable)  # what failed is waiting work for the next worker
+        log_failure(task, StoreUnavailable, ServiceUnavailable)  # a failed one is pending work for the next worker
         until = time.monotonic() + self.limits.wait
         while (left := until - time.monotonic()) > 0:
             await asyncio.wait({task}, timeout=min(left, LOOK_SECONDS))
@@ -192,7 +191,7 @@ class DocumentService:
                 await asyncio.sleep(random.uniform(0.02, 0.05))  # noqa: S311 - jitter
 
     async def _in_turn(self, document: str) -> bool:
-        """As long as it waits for its turn here, any other worker may take it on."""
+        """While it is queued here, any other worker may take it."""
         async with self._turns:
             return await self._ingestion.carry_out(document)
 
@@ -202,7 +201,7 @@ def _unknown(document: str) -> NotFound:
 
 
 def _known_by(given: Upload) -> tuple[str, str]:
-    """The id, and the digest of all that was given: over many megabytes, and so in a thread."""
+    """The id and the digest. Hashing many megabytes takes a while, so it runs in a thread."""
     document = document_id(given.facts, given.content, given.file_name)
     return document, content_digest(given.facts, given.content, given.media_type)
 

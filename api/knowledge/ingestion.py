@@ -1,7 +1,7 @@
-"""Carries out one change of the knowledge base: read, cut, embed, put into service, tell the cache.
+"""Carries out one change of a document: read, split, embed, put into service, notify the cache.
 
-Each step can be repeated: a worker that dies is succeeded by another, which goes on where chunks are missing. What is
-asked for meanwhile makes the work void, and nothing of it serves.
+Each step can be repeated: if a worker crashes, another continues with the missing chunks. A newer request for the
+document makes the work void; then nothing of it goes into service.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from api.ports.telemetry import Telemetry
 from api.values import BatchSize, EmbedderIdentity, Embedding
 
 Write = Callable[[Sequence[EmbeddedChunk], int], Awaitable[bool]]
-"""Writes chunks, beside so many others. False where they are not wanted any more."""
+"""Writes chunks in addition to those already written. False if they are no longer wanted."""
 LEASE: Final = 10.0
-"""Seconds. A worker that dies is succeeded by another after so long."""
+"""Lease of a document, in seconds. After a crash another worker takes over when it ends."""
 PROBE: Final = "text"
-"""Embedded first where the embedder failed before."""
+"""Chunks in the first batch after the embedder failed."""
 HEARTBEAT_SECONDS: Final = 2.0
 ATTEMPTS: Final = 5
-"""Workers in a row that may die of a document, none of which gets on with it, before it is given up."""
+"""After this many workers in a row crashed on a document without progress, it is marked failed."""
 MAX_DELAY: Final = 10.0
-"""Seconds until a document whose embedder failed is taken on again, however often it did."""
+"""Seconds until a document is retried after the embedder failed."""
 
 
 Placed = tuple[Chunk, tuple[tuple[int, int], tuple[int, int]]]
@@ -43,17 +43,17 @@ Placed = tuple[Chunk, tuple[tuple[int, int], tuple[int, int]]]
 
 @dataclass(slots=True)
 class _UnderWay:
-    """A change that this worker is carrying out."""
+    """A change that this worker carries out."""
 
     work: Work
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Ingestion:
-    """For one worker. `batches`: how many texts are embedded by one call, so that questions need not wait for more.
+    """One worker's part. `batches`: texts per embedding call, so that questions do not wait for long.
 
-    `patience`: seconds for which a document is put off while the embedder fails; then it is given up. `neighbours`:
-    chunks to either side that a passage is shown with.
+    `patience`: seconds for which a document is delayed while the embedder fails, before it is marked failed.
+    `neighbours`: chunks shown on either side of a passage.
     """
 
     def __init__(
@@ -83,17 +83,17 @@ class Ingestion:
         self._neighbours = neighbours
         self._under_way: dict[str, _UnderWay] = {}
         self._taking = asyncio.Lock()
-        """So that what this worker has in Redis is under way here."""
+        """Held while a lease is taken, so that every lease of this worker is in `_under_way`."""
 
     def is_at(self, document: str) -> bool:
-        """Whether this worker is at work on a document now."""
+        """Whether this worker is processing a document now."""
         return document in self._under_way
 
     async def carry_out(self, document: str) -> bool:
-        """All that is left to do of a document; false where there is nothing, or somebody is at it, here or elsewhere.
+        """Does all pending work of a document. False if there is none, or if it is being done, here or elsewhere.
 
-        Where that is this worker itself, its end is awaited. Raises `StoreUnavailable`, `ServiceUnavailable`: what is
-        done is kept, and the rest is left.
+        Waits if it is being done here. Raises `StoreUnavailable`, `ServiceUnavailable`: finished steps are kept, the
+        rest stays pending.
         """
         async with self._taking:
             work = await self._work.take(document, LEASE)
@@ -112,7 +112,7 @@ class Ingestion:
         return True
 
     async def _own_end(self, document: str) -> None:
-        """Waits for what this worker is doing itself, unless that is void: then it may take as long as it likes."""
+        """Waits for this worker's own work on the document, unless that is void, since void work may take any time."""
         one = self._under_way.get(document)
         if one is not None and await self._work.renew(one.work, LEASE):
             await one.ended.wait()
@@ -126,14 +126,14 @@ class Ingestion:
             raise
 
     async def is_waiting(self, document: str) -> bool:
-        """Whether there is something left to do of a document. Raises `StoreUnavailable`."""
+        """Whether the document has pending work. Raises `StoreUnavailable`."""
         return await self._work.exists(document)
 
     async def _to_its_end(self, work: Work) -> None:
         if work.pending_invalidation:
             await self._outdating.changed(work)
         stored: Work | None = work
-        if work.phase == "store":  # to tell the cache of what has changed is never given up
+        if work.phase == "store":  # invalidation is never given up
             try:
                 stored = await self._stored(work)
             except (UnreadableDocument, PayloadTooLarge) as error:
@@ -153,7 +153,7 @@ class Ingestion:
         await self._work.fail(work, reason)
 
     async def _put_off(self, work: Work, reason: str) -> None:
-        """The embedder fails: others need not wait for it here. Past the patience the document is given up."""
+        """Delays the document while the embedder fails, so that others need not wait; after `patience` it fails."""
         pause = min(2.0**work.delays, MAX_DELAY)
         delayed = await self._work.delay(work, pause, self._patience, reason)
         if delayed == "for too long":
@@ -162,15 +162,15 @@ class Ingestion:
             self._events.document_delayed(work.id, reason)
 
     async def _stored(self, work: Work) -> Work | None:
-        """What is left to do once the revision serves; None where the work is void, or another's by now."""
+        """The work left once the revision is in service. None if the work is void or another worker's."""
         if work.attempts > ATTEMPTS:
             raise UnreadableDocument(f"given up after {ATTEMPTS} attempts")
-        if work.delays:  # before it is read and cut, for nothing
+        if work.delays:  # before the document is read and split for nothing
             await self._embedder.embed([PROBE], tenant=work.facts.tenant)
         work, text = await self._read(work)
         chunks = await self._cut(text)
         if not chunks:
-            raise UnreadableDocument("There is no text in it.")
+            raise UnreadableDocument("The document contains no text.")
         embedder = await self._embedder.identity()
 
         async def write(ready: Sequence[EmbeddedChunk], done: int) -> bool:
@@ -188,7 +188,7 @@ class Ingestion:
         return stored
 
     async def embed_anew(self, work: Work, embedder: EmbedderIdentity, text: str) -> bool:
-        """Embeds a revision that serves by a further embedder; false where it is void, or another's duty by now."""
+        """Embeds a revision in service with a new embedder. False if it is void or the lease is lost."""
         chunks = await self._cut(text)
 
         async def write(ready: Sequence[EmbeddedChunk], _: int) -> bool:
@@ -197,17 +197,17 @@ class Ingestion:
         return await self._embedded(work, embedder, text, chunks, write) is not None
 
     async def _cut(self, text: str) -> list[Chunk]:
-        """Section by section: whoever stops the worker waits for one of them at most."""
+        """Splits section by section, so that shutdown waits for one section at most."""
         cuts: list[tuple[int, str]] = []
         for start, section in sections(text):
             cuts += await asyncio.to_thread(self._chunker.cut, start, section)
         return await asyncio.to_thread(numbered, text, cuts)
 
     async def _read(self, work: Work) -> tuple[Work, str]:
-        """The text, and the work on it: with the file's own title, where it was given none."""
+        """The text, and the work with the file's own title if none was given."""
         content = await self._work.draft(work)
         if content is None:
-            raise UnreadableDocument("What was given is lost.")
+            raise UnreadableDocument("The uploaded content is lost. Upload the document again.")
         if work.media_type is None:
             return work, content.decode()
         parsed = await self._parser.parse(content, work.media_type)
@@ -219,7 +219,7 @@ class Ingestion:
     async def _embedded(
         self, work: Work, embedder: EmbedderIdentity, text: str, chunks: Sequence[Chunk], write: Write
     ) -> Mapping[int, str] | None:
-        """Writes all chunks that are missing: why some could not be embedded, by number; None where they are void."""
+        """Writes all missing chunks. Gives the reasons for chunks that failed, by number; None if the work is void."""
         await self._index.ensure(embedder)
         placed = list(zip(chunks, await asyncio.to_thread(spans, text, chunks, self._neighbours), strict=True))
         written = await self._written(work, embedder, chunks)
@@ -237,7 +237,7 @@ class Ingestion:
                 return failures
 
     async def _written(self, work: Work, embedder: EmbedderIdentity, chunks: Sequence[Chunk]) -> Written:
-        """What is written already. What was cut otherwise, by other settings, does not count."""
+        """The chunks already written, except those split under other settings."""
         written = await self._work.written(work, embedder)
         await self._work.trim(work, embedder, range(len(chunks), written.total))
         spans = {one.number: (one.start, one.end) for one in chunks}
@@ -245,15 +245,15 @@ class Ingestion:
         return Written(kept, written.total, {n: why for n, why in written.failures.items() if n in kept})
 
     async def _ready(self, work: Work, part: Sequence[Placed], embedder: EmbedderIdentity) -> list[EmbeddedChunk]:
-        """Embedded by `embedder`, or not at all: who embeds may change at any time."""
+        """Embeds with `embedder` only: the embedder may change at any time."""
         texts = [self._embedded_text.of(work.facts, chunk) for chunk, _ in part]
         embeddings = await self._chunks.embed(texts, work.facts.tenant)
         if await self._embedder.identity() != embedder:
-            raise ServiceUnavailable("Another model embeds now: the document is begun anew.", retry_after=1)
+            raise ServiceUnavailable("The embedding model has changed. The document is embedded again.", retry_after=1)
         return [_embedded_chunk(one, embedding) for one, embedding in zip(part, embeddings, strict=True)]
 
     def _told_of_failures(self, work: Work, ready: Sequence[EmbeddedChunk]) -> dict[int, str]:
-        """Of chunks that were written: those that could not be embedded."""
+        """The written chunks that could not be embedded."""
         failures = {one.chunk.number: one.failure for one in ready if one.vector is None}
         for number, reason in failures.items():
             self._events.chunk_not_embedded(work.id, number, reason)
@@ -274,7 +274,7 @@ class Ingestion:
             await asyncio.sleep(HEARTBEAT_SECONDS)
             with suppress(StoreUnavailable):
                 if not await self._work.renew(work, LEASE):
-                    return  # what is written from here on is refused
+                    return  # writes from now on are refused
 
 
 def _embedded_chunk(placed: Placed, embedding: Embedding | NotEmbedded) -> EmbeddedChunk:

@@ -1,6 +1,6 @@
-"""What goes on in the background: changes that nobody has carried out, and documents of an earlier embedder.
+"""Background work on documents: pending changes, documents of an earlier embedder, and chunks of unused embedders.
 
-Chunks of an embedder that was changed for another: kept for rolling back, and removed after a safe time.
+Chunks of a replaced embedder are kept for a rollback and deleted later.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from api.values import EmbedderIdentity
 
 LOOK_SECONDS: Final = 1.0
 LOOKED_AT: Final = 32
-"""Documents that need work, looked at in one go."""
+"""Documents with pending work that are read at a time."""
 DUTY_SECONDS: Final = 15.0
 
 
@@ -50,21 +50,21 @@ class IngestionWorker:
         self._pace = pace
 
     async def keep(self) -> None:
-        """For ever. A task of the worker's."""
+        """Runs until cancelled, as a background task."""
         while True:
             with suppress(StoreUnavailable):
                 await self.carry_out_waiting()
             await self._pause()
 
     async def keep_deleting(self) -> None:
-        """For ever. A task of its own: the cache is to be told of what is gone while others wait for the embedder."""
+        """Runs until cancelled, as a separate task: notifying the cache of deletions must not wait for the embedder."""
         while True:
             with suppress(StoreUnavailable):
                 await self.carry_out_waiting(gone=True)
             await self._pause()
 
     async def keep_embedding(self) -> None:
-        """For ever. A task of the worker's."""
+        """Runs until cancelled, as a background task."""
         while True:
             with suppress(StoreUnavailable, ServiceUnavailable, EmbeddingUnavailable):
                 await self.embed_anew()
@@ -74,17 +74,17 @@ class IngestionWorker:
         await asyncio.sleep(LOOK_SECONDS * self._pace() * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
 
     async def carry_out_waiting(self, *, gone: bool = False) -> None:
-        """Takes on what no other worker has, one after the other."""
+        """Takes pending work that no other worker has, one document after the other."""
         waiting = list(await self._work.waiting(LOOKED_AT, gone=gone))
-        random.shuffle(waiting)  # workers that look at the same time find different ones
+        random.shuffle(waiting)  # workers that look at the same time take different ones
         for document in waiting:
             if self._ingestion.is_at(document):
                 continue
-            with suppress(StoreUnavailable, RagherdError):  # a shard that is away holds up no other document
+            with suppress(StoreUnavailable, RagherdError):  # an unavailable shard does not hold up other documents
                 await self._ingestion.carry_out(document)
 
     async def embed_anew(self) -> None:
-        """All that the present embedder has not embedded, where that is this worker's duty."""
+        """Embeds what the current embedder has not embedded, while this worker has the lease."""
         embedder = await self._embedder.identity()
         epoch = await self._anew.behind(embedder)
         duty = self._duties(embedder.fingerprint)
@@ -111,7 +111,7 @@ class IngestionWorker:
 
 @asynccontextmanager
 async def _kept(duty: LeaderLease) -> AsyncIterator[None]:
-    """Renews it while the block runs: a document may take longer than it lasts."""
+    """Renews the lease while the block runs: a document may take longer than the lease."""
 
     async def keep() -> None:
         held = True
@@ -127,7 +127,7 @@ async def _kept(duty: LeaderLease) -> AsyncIterator[None]:
 
 
 USE_SECONDS: Final = 10.0
-"""How often a worker says which embedder it uses."""
+"""How often a worker reports the embedder it uses."""
 CLEAN_SECONDS: Final = 60.0
 CLEANING_DUTY_SECONDS: Final = 25.0
 
@@ -152,7 +152,7 @@ class StaleEmbeddings:
         self._keep = keep
 
     async def keep_clean(self) -> None:
-        """For ever. A task of the worker's."""
+        """Runs until cancelled, as a background task."""
         due = time.monotonic() + CLEAN_SECONDS
         while True:
             with suppress(StoreUnavailable, EmbeddingUnavailable):
@@ -163,7 +163,7 @@ class StaleEmbeddings:
             await asyncio.sleep(USE_SECONDS * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
 
     async def clean(self) -> int:
-        """Removes what nobody uses, once the present embedder has embedded all itself: how many chunks.
+        """Deletes unused chunks, once the current embedder has embedded everything. Gives their number.
 
         Raises `StoreUnavailable`, `EmbeddingUnavailable`.
         """

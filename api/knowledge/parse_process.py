@@ -1,4 +1,4 @@
-"""Reads one file: a process's main. The file on standard input, JSON on standard output.
+"""Reads one file in a separate process: the file on standard input, JSON on standard output.
 
 Arguments: the media type, the most pages, the most characters, the most seconds of CPU time.
 """
@@ -21,13 +21,13 @@ READERS: Final = {HTML: "html", PDF: "pdf", DOCX: "docx"}
 
 
 def main(arguments: list[str]) -> None:
-    """Writes what was read, or why it was not."""
+    """Writes what was read, or the error."""
     media_type, pages, characters, seconds = arguments[0], *map(int, arguments[1:])
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     out = sys.stdout.buffer
-    sys.stdout = sys.stderr  # a library that prints does not spoil the reply
+    sys.stdout = sys.stderr  # output of a library must not corrupt the reply
     out.write(orjson.dumps(_read(sys.stdin.buffer.read(), media_type, pages, characters)))
 
 
@@ -39,16 +39,16 @@ def _read(data: bytes, media_type: str, pages: int, characters: int) -> dict[str
             reader = importlib.import_module(f"api.knowledge.readers.{READERS[media_type]}")
             text, title, count = reader.read(data, pages, characters)
             text = tidied(text)
-        if len(text) > characters:  # the worker is not to take in what it refuses: lists in lists grow with each indent
+        if len(text) > characters:  # refused here already: nested lists grow with each indent
             raise too_long(characters)
     except PayloadTooLarge as error:
         return {"too_large": error.detail}
     except UnreadableDocument as error:
         return {"unreadable": error.detail}
     except MemoryError:
-        return {"unreadable": "Reading it takes more memory than is allowed."}
+        return {"unreadable": "Reading it takes too much memory."}
     except Exception as error:  # noqa: BLE001 - the libraries' errors share no base: whatever it is, the file is at fault
-        return {"unreadable": f"It is broken: {_line(error)}"}
+        return {"unreadable": f"The file is damaged: {_line(error)}"}
     return {"text": text, "title": tidied(title)[:500] if title else None, "pages": count}
 
 

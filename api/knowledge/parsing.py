@@ -1,8 +1,8 @@
-"""Files become Markdown, off the event loop and within a deadline.
+"""Converts files to Markdown, off the event loop and within a deadline.
 
-A text of up to a mebibyte is decoded in a thread, one at a time: each further thread would keep the interpreter from
-the event loop for longer. HTML, PDF and .docx are read by libraries that may hang, crash, or eat memory on what
-somebody sends: they run in a process of their own, with limits, that can be killed. So do longer texts.
+Texts up to a mebibyte are decoded in a thread, one at a time: each further thread would keep the GIL from the event
+loop for longer. HTML, PDF and .docx need libraries that may hang, crash or exhaust memory on hostile input, so they run
+in a process with limits that can be killed. So do longer texts.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from api.module_command import module_command, module_environment
 from api.unicode_text import is_blank
 
 CONCURRENCY: Final = 2
-"""Files that one worker has read at the same time."""
+"""Files that one worker reads at a time."""
 IN_A_THREAD: Final = 1024 * 1024
-"""Bytes of a text that is read in a thread."""
+"""Largest text that is read in a thread, in bytes."""
 _KEPT: Final = ("PATH", "PYTHONPATH", "VIRTUAL_ENV", "LANG", "LC_ALL", "SYSTEMROOT")
 
 
 @dataclass(frozen=True, slots=True)
 class ParseLimits:
-    """`timeout` in seconds, of which the file may use all as CPU time."""
+    """`timeout` in seconds. The file may use all of it as CPU time."""
 
     pages: int
     characters: int
@@ -39,7 +39,7 @@ class ParseLimits:
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """`text` is Markdown. `title` and `pages` where the file says so."""
+    """`text` is Markdown. `title` and `pages` if the file has them."""
 
     text: str
     title: str | None = None
@@ -47,7 +47,7 @@ class Parsed:
 
 
 class Parser:
-    """For one worker."""
+    """One worker's reader."""
 
     def __init__(self, limits: ParseLimits) -> None:
         self._limits = limits
@@ -55,7 +55,7 @@ class Parser:
         self._thread = asyncio.Semaphore(1)
 
     async def parse(self, data: bytes, media_type: str) -> Parsed:
-        """Raises `UnreadableDocument`, `PayloadTooLarge`; `ServiceUnavailable` where its turn does not come."""
+        """Raises `UnreadableDocument`, `PayloadTooLarge`; `ServiceUnavailable` if its turn does not come in time."""
         if media_type in PLAIN and len(data) <= IN_A_THREAD:
             async with self._turn(self._thread):
                 parsed = await self._in_time(asyncio.to_thread(_text, data, media_type))
@@ -65,17 +65,17 @@ class Parser:
         if len(parsed.text) > self._limits.characters:
             raise too_long(self._limits.characters)
         if not await asyncio.to_thread(_has_words, parsed.text):
-            raise UnreadableDocument("There is no text in it.")
+            raise UnreadableDocument("The document contains no text.")
         return parsed
 
     @asynccontextmanager
     async def _turn(self, slots: asyncio.Semaphore) -> AsyncIterator[None]:
-        """Waits as long as one file may take. That others are slow says nothing about a file."""
+        """Waits as long as one file may take. Other slow files say nothing about this one."""
         try:
             async with asyncio.timeout(self._limits.timeout):
                 await slots.acquire()
         except TimeoutError:
-            raise ServiceUnavailable("Too many other files are being read.", retry_after=1) from None
+            raise ServiceUnavailable("Too many files are being read. Try again later.", retry_after=1) from None
         try:
             yield
         finally:
@@ -120,7 +120,9 @@ def _read(reply: bytes, code: int | None) -> Parsed:
     try:
         fields: dict[str, Any] = orjson.loads(reply)
     except orjson.JSONDecodeError:
-        raise UnreadableDocument(f"Reading it ended the reader ({_ended(code)}): it is broken, or too much.") from None
+        raise UnreadableDocument(
+            f"Reading it ended the reader ({_ended(code)}). The file is damaged or too complex."
+        ) from None
     match fields:
         case {"too_large": str(detail)}:
             raise PayloadTooLarge(detail)

@@ -1,7 +1,4 @@
-"""Bytes as text, and text as it is kept. Pure.
-
-Which kind of file it is: by its content, its name, or what its sender says. Pure.
-"""
+"""Decodes text files and normalizes text; detects the kind of a file by its content, name or media type. Pure."""
 
 from __future__ import annotations
 
@@ -32,15 +29,15 @@ BY_SUFFIX: Final = {
     ".docx": DOCX,
 }
 PLAIN: Final = frozenset({TEXT, MARKDOWN})
-"""Kinds that are text already."""
+"""Kinds that are plain text."""
 KINDS: Final = frozenset(BY_SUFFIX.values())
-"""All that are read."""
+"""All supported kinds."""
 _BINARY: Final = (b"\x7fELF", b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"\x1f\x8b", b"MZ", b"\xd0\xcf\x11\xe0", b"Rar!")
 _READ: Final = f"read are {', '.join(sorted(BY_SUFFIX))}"
 
 
 def media_type(file_name: str | None, declared: str | None, head: bytes) -> str:
-    """One of those above. `head`: the first bytes. Raises `UnsupportedDocument`."""
+    """One of the kinds above. `head`: the first bytes. Raises `UnsupportedDocument`."""
     named = BY_SUFFIX.get(PurePath(file_name or "").suffix.lower())
     said = (declared or "").partition(";")[0].strip().lower()
     kind = named or (said if said in KINDS else None)
@@ -54,7 +51,7 @@ def media_type(file_name: str | None, declared: str | None, head: bytes) -> str:
 
 
 def _is_binary(head: bytes) -> bool:
-    """UTF-16 and UTF-32 have zeros too, but begin with a mark."""
+    """UTF-16 and UTF-32 contain zeros too, but begin with a byte order mark."""
     return b"\x00" in head and not head.startswith((b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff"))
 
 
@@ -67,31 +64,31 @@ _CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff\ufffe\
 _BLANK: Final = re.compile(r"\n[ \t]*+(?:\n[ \t]*+){2,}+")
 _TITLE: Final = re.compile(r"\s*#[ \t]+(\S.*)")
 FENCED: Final = re.compile(r"^ {0,3}(```+|~~~+).*?(?:^ {0,3}\1|\Z)", re.MULTILINE | re.DOTALL)
-"""Code in Markdown: what looks like a heading there is a comment."""
+"""Code in Markdown, where lookalikes of headings are comments."""
 LONGEST_TITLE: Final = 500
 GUESSED_FROM: Final = 256 * 1024
-"""Bytes that an encoding is guessed from."""
+"""Bytes from which the encoding is guessed."""
 _BEYOND_ASCII: Final = bytes(range(0x80, 0x100))
 _HIGH: Final = re.compile(rb"[\x80-\xff]+")
 _LATIN: Final = ("cp1252", "cp1250", "cp1257", "cp1254")
-"""Encodings of scripts whose letters are mostly ASCII. Of equals the first: a few letters tell little."""
+"""Encodings of scripts whose letters are mostly ASCII. The first of equals wins, since a few letters tell little."""
 
 
 def read_text(data: bytes, media_type: str) -> tuple[str, str | None]:
-    """The text of a plain file, and its title where it is Markdown. Raises `UnreadableDocument`."""
+    """The text of a plain file, and its title if it is Markdown. Raises `UnreadableDocument`."""
     text = tidied(decoded(data))
     return text, first_heading(text) if media_type == MARKDOWN else None
 
 
 def decoded(data: bytes, said: str | None = None) -> str:
-    """By the mark at its beginning, as it says itself where it does, as UTF-8, else by the most likely encoding.
+    """Decodes by the byte order mark, the declared encoding, UTF-8, or the most likely encoding, in this order.
 
     Raises `UnreadableDocument`.
     """
     marks = (*_MARKS, (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
     encoding = next((name for mark, name in marks if data.startswith(mark)), None)
     if encoding is None and said is not None:
-        with suppress(ValueError, LookupError):  # a page may say `charset=undefined`, and Python has such a codec
+        with suppress(ValueError, LookupError):  # a page may declare `charset=undefined`, and Python has such a codec
             return data.decode(said)
     try:
         return data.decode(encoding or "utf-8")
@@ -110,17 +107,17 @@ def decoded(data: bytes, said: str | None = None) -> str:
 
 
 def _is_mostly_utf8(data: bytes) -> bool:
-    """Whether of what is beyond ASCII more is UTF-8 than is not: in another encoding hardly anything is by chance."""
+    """Whether more of the non-ASCII bytes are UTF-8 than not: other encodings hardly ever look like it by chance."""
     valid = data.decode("utf-8", "ignore")
     characters = len(valid) - len(data.translate(None, _BEYOND_ASCII))
     return characters >= len(data) - len(valid.encode())
 
 
 def _guess(data: bytes) -> str | None:
-    """The most likely encoding; None where none is likely.
+    """The most likely encoding; None if none is likely.
 
-    Where letters beyond ASCII stand alone, the script is Latin as a rule, and a guess at large would find Chinese in
-    them. In Shift-JIS and in UTF-16 without a mark they may stand alone too: what no Latin encoding fits may be those.
+    Isolated non-ASCII letters usually mean a Latin script, where a general guess would find Chinese. In Shift-JIS and
+    in UTF-16 without a mark they may be isolated too, so those are tried if no Latin encoding fits.
     """
     runs = _HIGH.findall(data)
     if 2 * sum(len(run) == 1 for run in runs) > len(runs):
@@ -133,26 +130,26 @@ def _guess(data: bytes) -> str | None:
 
 
 def tidied(text: str) -> str:
-    """NFC, lines that end in a line feed, no control characters, two blank lines at most."""
+    """NFC, lines that end in a line feed, no control characters, at most two blank lines in a row."""
     lines = text.replace("\r\n", "\n").replace("\r", "\n")
     return _BLANK.sub("\n\n\n", _CONTROL.sub("", nfc(lines))).strip()
 
 
 def too_long(characters: int) -> PayloadTooLarge:
-    """The error for a text of more characters than may be."""
+    """The error for a text of too many characters."""
     return PayloadTooLarge(f"Its text is longer than {characters} characters.")
 
 
 def first_heading(text: str) -> str | None:
-    """The heading of the first level that a Markdown text begins with, as its title."""
+    """The level-one heading at the start of a Markdown text, as its title."""
     found = _TITLE.match(text)
     return heading_words(found[1])[:LONGEST_TITLE] if found else None
 
 
 def heading_words(line: str) -> str:
-    """What stands behind the `#` of a heading, without those that may close it: `C# ##` is `C#`.
+    """The text of a heading, without a closing `#`: `C# ##` is `C#`.
 
-    By no pattern: one that looks for the end takes the square of a line's length, and holds up the whole worker.
+    Not by a pattern: one that looks for the end takes quadratic time in the line's length, and would block the worker.
     """
     words = line.strip()
     bare = words.rstrip("#")

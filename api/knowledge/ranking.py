@@ -31,18 +31,17 @@ from api.ports.telemetry import Telemetry
 Thing = TypeVar("Thing", bound=Hashable)
 
 K: Final = 5
-"""The paper's 60 lets being in both rankings count for more than being first in one: too much where one is better."""
+"""The paper's 60 lets presence in both rankings count for more than first place in one, which is wrong if one is
+better."""
 MEANING: Final = 1.0
 WORDS: Final = 0.4
-"""What a ranking by meaning and one by words weigh. `scripts/bench_retrieval.py` shows what they do.
-
-K and these are the best on its even questions; on the odd ones fused is then the best in every column too. From 0.5 on
-words cost more than they bring where documents do not share the question's words.
-"""
+"""The weights of the rankings by meaning and by words. `scripts/bench_retrieval.py` measures them. K and these are the
+best on its even questions; on its odd ones the fused order is then the best in every column too. Above 0.5, words do
+more harm than good for documents that do not share the question's words."""
 
 
 def fused(rankings: Iterable[tuple[float, Sequence[Thing]]], k: int = K) -> list[Thing]:
-    """All that any ranking has, the worthiest first; of equals, the one that an earlier ranking names first."""
+    """Everything that any ranking has, best first. Of equals, the one that an earlier ranking names first."""
     worth: defaultdict[Thing, float] = defaultdict(float)
     for weight, ranking in rankings:
         for rank, thing in enumerate(ranking, start=1):
@@ -51,24 +50,24 @@ def fused(rankings: Iterable[tuple[float, Sequence[Thing]]], k: int = K) -> list
 
 
 MAX_PASSAGES: Final = 3
-"""In how many passages a term may stand and be rare."""
+"""A rare term is in at most this many passages."""
 MAX_TERMS: Final = 32
-"""As many terms of a question are looked at as the search by words looks for."""
+"""Terms of a question that are checked: as many as the search by words uses."""
 LONGEST_TEXT: Final = 20_000
-"""Characters of a passage that are looked at."""
+"""Characters of a passage that are checked."""
 # fmt: off
 QUESTION_WORDS: Final = frozenset({
     "what", "who", "whom", "whose", "which", "when", "where", "why", "how", "do", "does", "did", "is", "are",
     "was", "were", "can", "could", "will", "would", "shall", "should", "may", "might", "must", "has", "have",
     "had", "i",
 })
-"""No names, though they have a capital where a question begins in mid-text."""
+"""Not names, though they are capitalized at the start of a question within a text."""
 # fmt: on
 
 Place = TypeVar("Place", bound=Hashable)
 
 _TERM: Final = re.compile(r"[^\W_]+(?:[-./_:][^\W_]+)*")
-"""A word, a figure, or parts that signs join, as in `QZ-1108`, `99.5`, `node_exporter`."""
+"""A word, a number, or parts joined by signs, as in `QZ-1108`, `99.5`, `node_exporter`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +80,7 @@ class DistinctiveTerms:
 
 @dataclass(frozen=True, slots=True)
 class Leading(Generic[Place]):
-    """Places of passages with a rare term of the question, the rarest first; of equals, as they were given."""
+    """Positions of passages with a rare term of the question, the rarest first; equals keep their order."""
 
     by_code: Sequence[Place] = ()
     by_name: Sequence[Place] = ()
@@ -91,16 +90,16 @@ class Leading(Generic[Place]):
         return place in self.by_code or place in self.by_name
 
     def order(self, places: Sequence[Place]) -> list[Place]:
-        """`places`, those with a rare code first, those with a rare name behind the first."""
+        """`places` with rare codes first and rare names second."""
         others = list(dict.fromkeys([*self.by_code, *places]))
         return list(dict.fromkeys([*others[:1], *self.by_code, *self.by_name, *others]))
 
 
 def distinctive_terms(question: str) -> DistinctiveTerms:
-    """Codes and figures of two characters or more, and names.
+    """Codes and numbers of two or more characters, and names.
 
-    A name has a capital, and does not begin the question; where most terms have one, a capital says nothing. A question
-    of one term asks for that.
+    A name is capitalized and does not begin the question; if most terms are capitalized, that says nothing. A question
+    of a single term asks for that term.
     """
     found = _TERM.findall(question)[:MAX_TERMS]
     codes = [term for term in found if len(term) > 1 and (len(found) == 1 or _is_code(term))]
@@ -119,7 +118,7 @@ def _folded(terms: Sequence[str]) -> tuple[str, ...]:
 
 
 def leading(question: str, passages: Mapping[Place, str]) -> Leading[Place]:
-    """Those of the passages that are found by their place."""
+    """The passages found, by position."""
     terms = distinctive_terms(question)
     if not (terms.codes or terms.names):
         return Leading()
@@ -137,9 +136,9 @@ def _rarest(terms: Sequence[str], holders: Mapping[str, Sequence[Place]]) -> lis
 
 
 def _holders(wanted: set[str], passages: Mapping[Place, str]) -> dict[str, list[Place]]:
-    """Which passages have each term, as a whole term or as one of its parts; of a term that is not rare, only some.
+    """The passages that have each term, as a whole term or as a part; only some for terms that are not rare.
 
-    Most passages have none: a text is taken apart only where it has the letters of a term that may still be rare.
+    Most passages have none, so a text is tokenized only if it contains a term that may still be rare.
     """
     holders: dict[str, list[Place]] = {term: [] for term in wanted}
     for place, text in passages.items():
@@ -156,7 +155,7 @@ def _terms_of(folded: str) -> set[str]:
 
 
 class Reranking:
-    """For one worker. `most`: passages that are read for a question; more only where more are asked for."""
+    """One worker's re-ranking. `most`: passages read per question; more only if more are requested."""
 
     def __init__(self, reranker: Reranker, most: int, events: Telemetry) -> None:
         self._reranker = reranker
@@ -165,15 +164,15 @@ class Reranking:
 
     @property
     def scope(self) -> str:
-        """What the order depends on: answers under another are not shared."""
+        """What the order depends on. Answers under other scopes are not shared."""
         return f"{self._reranker.fingerprint}/{self._most}"
 
     def reads(self, top_k: int) -> int:
-        """How many passages, the first ones by retrieval. The others are no sources: nothing compares with them."""
+        """How many passages are re-ranked, the first by retrieval. The others cannot be sources."""
         return max(self._most, top_k)
 
     async def verdicts(self, question: str, texts: Sequence[str]) -> list[float] | None:
-        """Of each text, 0 to 1, in order; None where the re-ranker can not judge now."""
+        """The relevance of each text, 0 to 1, in order; None if the re-ranker fails."""
         began = time.perf_counter()
         try:
             found = await self._reranker.scores(question, texts)
@@ -184,7 +183,7 @@ class Reranking:
         return found
 
     async def verdicts_in_background(self, question: str, texts: Sequence[str]) -> list[float] | None:
-        """The same, behind all users."""
+        """The same, in the background: waits behind users."""
         try:
             return await self._reranker.scores(question, texts, background=True)
         except RerankingUnavailable:

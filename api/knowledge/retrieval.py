@@ -1,7 +1,7 @@
-"""Passages for a question: by meaning and by words, fused, those that are relevant, re-ranked, the best of them.
+"""Retrieves passages for a question: search by meaning and by words, fuse, filter by relevance, re-rank.
 
-Searches may find chunks that do not serve: of a revision that is being written, or that has been replaced. They are
-left out here, by what is known of their documents.
+Searches may find chunks that are not in service, of a revision being written or already replaced. They are filtered out
+by their documents' current revision.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from api.ports.models import Embedder
 from api.values import EmbedderIdentity, Source, Vector
 
 WIDENINGS: Final = 3
-"""How often a search is repeated with more candidates, where too many of them do not serve."""
+"""How often a search is repeated with more candidates if too many results are not in service."""
 
 
 @dataclass(frozen=True, slots=True)
 class RetrievalPolicy:
-    """`candidates` of each search, `floor` the least cosine of what is relevant, `neighbours` chunks on either side."""
+    """`candidates` per search, `floor` the least cosine of a relevant passage, `neighbours` chunks on either side."""
 
     candidates: int = 40
     floor: float = 0.25
@@ -34,7 +34,7 @@ class RetrievalPolicy:
 
 @dataclass(frozen=True, slots=True)
 class PassageQuery:
-    """What is looked for: a question's passages among a tenant's documents. `vector`: the question's, where known."""
+    """The question, and the tenant's documents to search. `vector`: the question's, if known."""
 
     question: str
     tenant: str
@@ -45,18 +45,18 @@ class PassageQuery:
 
 @dataclass(frozen=True, slots=True)
 class Retrieved:
-    """The passages, best first. `whole` is false where the embedder took no part, or not all are to be found now."""
+    """The passages, best first. `whole` is false if the embedder failed, or if the search was incomplete."""
 
     sources: tuple[Source, ...] = ()
     whole: bool = True
 
 
 Weighted: TypeAlias = tuple[float, Sequence[Hit]]
-"""A ranking, and what it weighs."""
+"""A ranking and its weight."""
 
 
 class ChunkPosition(NamedTuple):
-    """Which chunk it is, whichever search found it."""
+    """Identifies a chunk, whichever search found it."""
 
     document: str
     revision: int
@@ -65,12 +65,12 @@ class ChunkPosition(NamedTuple):
 
 
 Scored: TypeAlias = list[tuple[ChunkPosition, float]]
-"""Passages with what they are worth, best first."""
+"""Passages with their scores, best first."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """Relevant passages in the order of all searches together, with their cosine: 0 where the question has no vector.
+    """Relevant passages in fused order, with their cosine; 0 if the question has no vector.
 
     `whole`: see `Retrieved`.
     """
@@ -81,13 +81,13 @@ class _Found:
     whole: bool
 
     def texts(self, places: Sequence[ChunkPosition]) -> list[str]:
-        """As a re-ranker reads them."""
+        """The texts for the re-ranker."""
         texts = _texts_of({place: self.hits[place] for place in places}, self.current)
         return [texts[place] for place in places]
 
 
 class Retriever:
-    """For one worker. `reranking` is None where there is none."""
+    """One worker's retrieval. `reranking` is None without a re-ranker."""
 
     def __init__(
         self, index: PassageIndex, embedder: Embedder, reranking: Reranking | None, policy: RetrievalPolicy
@@ -105,7 +105,7 @@ class Retriever:
         return self._reranking.scope if self._reranking is not None else ""
 
     async def retrieve(self, wanted: PassageQuery) -> Retrieved:
-        """Raises `StoreUnavailable`; `EmbeddingUnavailable` while it is not even known who embeds."""
+        """Raises `StoreUnavailable`, and `EmbeddingUnavailable` while the embedder's identity is unknown."""
         found = await self._found(wanted)
         best = self._best(found, await self._reranked(wanted, found), wanted.top_k)
         texts = await self._texts([found.hits[place] for place, _ in best])
@@ -116,8 +116,9 @@ class Retriever:
         return Retrieved(tuple(sources), found.whole)
 
     async def would_change(self, wanted: PassageQuery, document: str) -> bool:
-        """Whether a document changes what is found for a question: by being found, or by taking a place among those
-        that are re-ranked. True as well where that can not be found out now. Raises as `retrieve` does.
+        """Whether a document changes the result for a question, by being found or by displacing a re-ranked passage.
+
+        True as well if that cannot be determined now. Raises as `retrieve` does.
         """
         found = await self._found(wanted)
         if not found.whole:
@@ -142,7 +143,7 @@ class Retriever:
 
     async def _found(self, wanted: PassageQuery) -> _Found:
         identity = await self._embedder.identity()
-        is_built = await self._index.is_whole(identity)  # first: it may be completed while it is searched
+        is_built = await self._index.is_whole(identity)  # first: the index may be completed during the search
         vector = wanted.vector or await self._embedded(wanted)
         hits, current, whole = await self._candidates(identity, wanted, vector)
         rare = leading(wanted.question, _texts_of(hits, current))
@@ -162,7 +163,7 @@ class Retriever:
     async def _candidates(
         self, identity: EmbedderIdentity, wanted: PassageQuery, vector: Vector | None
     ) -> tuple[dict[ChunkPosition, Hit], dict[str, CurrentDocument], bool]:
-        """Chunks that serve in the order of all searches together, their documents, whether nothing was left out."""
+        """Chunks in service in fused order, their documents, and whether the search was complete."""
         count = max(self.policy.candidates, wanted.top_k)
         for _ in range(WIDENINGS):
             rankings, whole = await self._rankings(identity, wanted, vector, count)
@@ -182,18 +183,18 @@ class Retriever:
     async def _rankings(
         self, identity: EmbedderIdentity, wanted: PassageQuery, vector: Vector | None, count: int
     ) -> tuple[list[Weighted], bool]:
-        """By meaning, by words; and by words among what another embedder has embedded and this one has not yet."""
+        """The rankings by meaning and by words; and by words among chunks of another embedder that this one lacks."""
         among, question = (wanted.tenant, wanted.documents), wanted.question
         found = await self._index.search(identity, *among, question, vector, count)
         meaning = found.meaning if vector is None else _with_those_not_embedded(found.meaning, found.words)
         rankings: list[Weighted] = [(MEANING, meaning), (WORDS, found.words)]
         if found.other is not None:
-            # These have no other ranking: with less weight, anything that is near by meaning would be before them.
+            # Their only ranking: with less weight, every chunk ranked by meaning would precede them.
             rankings.append((MEANING, await self._index.search_words(found.other, *among, question, count)))
         return [(weight, ranking) for weight, ranking in rankings if ranking], found.whole
 
     async def _current(self, rankings: Sequence[Weighted], tenant: str) -> dict[tuple[str, str], CurrentDocument]:
-        """The tenant's documents that serve, by their id and the embedder of their chunks."""
+        """The tenant's documents in service, by id and embedder of their chunks."""
         found: dict[tuple[str, str], CurrentDocument] = {}
         for embedder in dict.fromkeys(hit.embedder for _, ranking in rankings for hit in ranking):
             documents = dict.fromkeys(
@@ -205,7 +206,7 @@ class Retriever:
         return found
 
     async def _reranked(self, wanted: PassageQuery, found: _Found) -> Scored:
-        """With a cross-encoder in its order; without, and where that fails, as they come."""
+        """In the cross-encoder's order; without one, or if it fails, in the given order."""
         if self._reranking is None or not found.scored:
             return found.scored
         read = [place for place, _ in found.scored[: self._reranking.reads(wanted.top_k)]]
@@ -213,7 +214,7 @@ class Retriever:
         return found.scored if verdicts is None else _by_worth(list(zip(read, verdicts, strict=True)))
 
     def _best(self, found: _Found, scored: Scored, count: int) -> Scored:
-        """The first `count`, without those that a better one's neighbours contain."""
+        """The first `count`, without those contained in a better one's neighbours."""
         chosen: Scored = []
         for place, score in scored:
             if len(chosen) == count:
@@ -223,7 +224,7 @@ class Retriever:
         return chosen
 
     def _contains(self, one: Hit, other: Hit) -> bool:
-        """Whether it is shown with the other: it has the neighbours that were wanted when it was stored."""
+        """Whether the passage is shown with the other: as one of the neighbours stored with it."""
         return (
             self.policy.neighbours > 0
             and _place(one)._replace(number=0) == _place(other)._replace(number=0)
@@ -232,7 +233,7 @@ class Retriever:
         )
 
     async def _texts(self, hits: Sequence[Hit]) -> list[str]:
-        """Each with its neighbours, where they are wanted."""
+        """Each passage with its neighbours, if any are configured."""
         if not self.policy.neighbours:
             return [hit.text for hit in hits]
         found = await self._index.texts([(hit.document, hit.revision, hit.reach) for hit in hits])
@@ -240,9 +241,9 @@ class Retriever:
 
 
 def _with_those_not_embedded(meaning: Sequence[Hit], words: Sequence[Hit]) -> list[Hit]:
-    """A chunk that could not be embedded takes the place in the ranking by meaning that it has in that by words.
+    """Gives chunks without an embedding the same rank by meaning as by words.
 
-    Otherwise anything that is near by meaning would be before it.
+    Otherwise every chunk ranked by meaning would precede them.
     """
     ranking = list(meaning)
     for place, hit in enumerate(words):
@@ -252,12 +253,12 @@ def _with_those_not_embedded(meaning: Sequence[Hit], words: Sequence[Hit]) -> li
 
 
 def _texts_of(hits: Mapping[ChunkPosition, Hit], current: Mapping[str, CurrentDocument]) -> dict[ChunkPosition, str]:
-    """Each passage under its title and headings."""
+    """Each passage with its title and headings."""
     return {place: in_context(current[hit.document].facts.title, hit.heading, hit.text) for place, hit in hits.items()}
 
 
 def _by_worth(scored: Scored) -> Scored:
-    """Of equals, the first as retrieval has them."""
+    """Equals keep retrieval's order."""
     return sorted(scored, key=lambda one: -one[1])
 
 
@@ -266,7 +267,7 @@ def _place(hit: Hit) -> ChunkPosition:
 
 
 def _serves(hit: Hit, current: Mapping[tuple[str, str], CurrentDocument], identity: EmbedderIdentity) -> bool:
-    """A document that the present embedder has embedded serves from there alone."""
+    """A document that the current embedder has embedded is found in that index only."""
     found = current.get((hit.document, hit.embedder))
     if found is None or found.revision != hit.revision:
         return False
@@ -274,7 +275,7 @@ def _serves(hit: Hit, current: Mapping[tuple[str, str], CurrentDocument], identi
 
 
 def _cosines(hits: Mapping[ChunkPosition, Hit], vector: Vector | None) -> dict[ChunkPosition, float]:
-    """Of each to the question, where they compare: found by words in another index, it counts as relevant."""
+    """Each passage's cosine to the question. One found by words in another index counts as relevant."""
     if vector is None:
         return {}
     asked = np.frombuffer(vector, dtype="<f4")

@@ -1,1 +1,1 @@
-"""What each kind of file becomes: Markdown. Run in a process of its own, see `parse_process`."""
+"""Readers that convert each kind of file to Markdown, in a separate process (`parse_process`)."""

@@ -1,4 +1,4 @@
-"""Word's .docx as Markdown. It is a zip file: what it would unpack to is looked at first."""
+"""Converts .docx to Markdown. A .docx is a zip file, so its unpacked size is checked first."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from api.knowledge.readers import html
 MAX_ENTRIES: Final = 2_000
 MAX_BYTES: Final = 100 * 1024 * 1024
 MAX_RATIO: Final = 200
-"""How many times its size in the file an entry of over a mebibyte may have."""
+"""Highest compression ratio of an entry larger than a mebibyte."""
 BODY: Final = "word/document.xml"
 
 
 def read(data: bytes, pages: int, characters: int) -> tuple[str, str | None, int | None]:
-    """Text, the first heading as title, no number of pages. Pictures are left out."""
+    """The text, the first heading as title, no page count. Images are left out."""
     _check(data)
     page = mammoth.convert_to_html(
         BytesIO(data),
@@ -37,10 +37,12 @@ def _check(data: bytes) -> None:
         with ZipFile(BytesIO(data)) as archive:
             entries = archive.infolist()
     except BadZipFile:
-        raise UnreadableDocument("It is no .docx file: not even a zip file.") from None
+        raise UnreadableDocument("The file is not a .docx document: it is not a zip archive.") from None
     if BODY not in {entry.filename for entry in entries}:
-        raise UnreadableDocument(f"It is no .docx file: it has no {BODY}.")
+        raise UnreadableDocument(f"The file is not a .docx document: it has no {BODY}.")
     unpacked = sum(entry.file_size for entry in entries)
     bomb = any(e.file_size > 1024 * 1024 and e.file_size > MAX_RATIO * max(e.compress_size, 1) for e in entries)
     if len(entries) > MAX_ENTRIES or unpacked > MAX_BYTES or bomb:
-        raise UnreadableDocument(f"It would unpack to {unpacked} bytes in {len(entries)} parts: that is no document.")
+        raise UnreadableDocument(
+            f"The file would unpack to {unpacked} bytes in {len(entries)} parts, more than is allowed."
+        )

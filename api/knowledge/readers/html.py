@@ -1,4 +1,4 @@
-"""HTML as Markdown: what a reader reads of the page."""
+"""Converts HTML to Markdown: what a reader sees of the page."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from markdownify import ATX, MarkdownConverter
 from api.knowledge.plain_text import decoded
 
 FIELDS: Final = ("button", "select", "textarea")
-"""Of a form, which itself may be text: some frameworks put the whole page in one."""
+"""Form controls. Forms themselves may hold text: some frameworks wrap the whole page in one."""
 SILENT: Final = ("script", "style", "noscript", "template", "svg", "nav", "iframe", "object", *FIELDS)
-"""Elements that are no text of the page."""
+"""Elements without readable text."""
 LATIN: Final = ("iso-8859-1", "latin1", "latin-1", "us-ascii", "ascii")
-"""Said of pages that are in Windows-1252, and read as that by every browser."""
+"""Declared by pages that are in Windows-1252; every browser reads them as that."""
 _PARTS: Final = ("body", "div", "section", "article", "main", "aside", "header", "footer", "form", "fieldset")
 _GROUPS: Final = (*_PARTS, "blockquote", "figure", "details", "ul", "ol", "dl", "table")
 _HOLDING: Final = frozenset((*_GROUPS, *SILENT))
-"""Elements that only their own end tag ends, with all that is open in them."""
+"""Elements that only their own end tag closes, with everything open in them."""
 _BLOCKS: Final = (*_GROUPS, "p", "pre", "hr", "address", "nav", "h1", "h2", "h3", "h4", "h5", "h6")
 _ENDED: Final = {
     **dict.fromkeys(_BLOCKS, ("p", "head")),
@@ -30,19 +30,19 @@ _ENDED: Final = {
     "tr": ("tr",),
     **dict.fromkeys(("thead", "tbody", "tfoot"), ("thead", "tbody", "tfoot")),
 }
-"""What the start of an element ends, where that is open and has no end tag."""
+"""Open elements without an end tag that the start of an element closes."""
 _UNENDED: Final = (
     (re.compile(r"--!?\s{0,8}>"), re.compile(r"<(?=!-)")),
     (re.compile(r"\]\s{0,8}>"), re.compile(r"<(?=!\[)")),
     (re.compile(r">"), re.compile(r"<")),
 )
-"""What ends a comment, a marked section, a tag, and the `<` that begins one."""
+"""The ends of a comment, a marked section and a tag, and the `<` that begins each."""
 _BLANKS: Final = re.compile(r"[ \t\f\v]{100,}")
-"""The converter looks at a run of blanks from each of its places."""
+"""The converter takes quadratic time for a run of blanks."""
 
 
 def read(data: bytes | str, pages: int, characters: int) -> tuple[str, str | None, int | None]:
-    """Text, title, no number of pages. The encoding is the page's own, by its mark or its `meta`."""
+    """The text, the title, no page count. The encoding comes from the page's byte order mark or `meta`."""
     page = data if isinstance(data, str) else decoded(data, _said(data))
     soup = _Page(_ended(page), "html.parser")
     title = _title(soup)
@@ -55,9 +55,9 @@ def read(data: bytes | str, pages: int, characters: int) -> tuple[str, str | Non
 
 
 def _ended(page: str) -> str:
-    """`page`, with what begins a tag, a comment or a section that never ends as text, and shorter runs of blanks.
+    """Escapes the start of each tag, comment or section that never ends, and shortens runs of blanks.
 
-    The parser of Python before 3.13.6 looks for the end of each of them through all of the page.
+    Before Python 3.13.6 the parser searches the whole page for the end of each of them.
     """
     for end, begin in _UNENDED:
         last = 0
@@ -68,7 +68,7 @@ def _ended(page: str) -> str:
 
 
 class _Page(BeautifulSoup):
-    """Ends what HTML lets end by itself: the parser would nest each paragraph without an end in the one before."""
+    """Closes elements whose end tag HTML lets authors omit; the parser would nest each paragraph in the one before."""
 
     def handle_starttag(self, name: str, *about: Any, **more: Any) -> Tag | None:
         """Called by the parser."""
@@ -83,7 +83,7 @@ class _Page(BeautifulSoup):
 
 
 def _said(data: bytes) -> str | None:
-    """The encoding that a page says it has, as browsers take it; left to itself the parser guesses where it is not."""
+    """The page's declared encoding as browsers read it; left to itself the parser guesses wrong."""
     said = EncodingDetector.find_declared_encoding(data, is_html=True)
     if said is None or said.startswith("utf-"):
         return None  # UTF-8: in UTF-16 its `meta` could not be read

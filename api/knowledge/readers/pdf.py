@@ -1,4 +1,4 @@
-"""PDF as text, page by page."""
+"""Converts PDF to text, page by page."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from api.knowledge.plain_text import too_long
 
 
 def read(data: bytes, pages: int, characters: int) -> tuple[str, str | None, int | None]:
-    """Text with a blank line between pages, the title of its metadata, the number of pages."""
+    """The text with a blank line between pages, the title from the metadata, the page count."""
     try:
         reader = PdfReader(BytesIO(data), strict=False)
         if reader.is_encrypted and not reader.decrypt(""):
-            raise UnreadableDocument("It is encrypted: remove its password.")
+            raise UnreadableDocument("The PDF is encrypted. Remove its password.")
         count = len(reader.pages)
     except PyPdfError as error:
-        raise UnreadableDocument(f"It is no PDF that can be read: {error}") from None
+        raise UnreadableDocument(f"The PDF cannot be read: {error}") from None
     if count > pages:
-        raise PayloadTooLarge(f"It has {count} pages; read are {pages} at most.")
+        raise PayloadTooLarge(f"The PDF has {count} pages; the limit is {pages}.")
     texts: list[str] = []
     length = 0
     for page in reader.pages:
@@ -30,6 +30,6 @@ def read(data: bytes, pages: int, characters: int) -> tuple[str, str | None, int
         if length > characters:
             raise too_long(characters)
     if not any(text.strip() for text in texts):
-        raise UnreadableDocument("There is no text in it: it is pictures of pages, which are not read.")
+        raise UnreadableDocument("The PDF contains only scanned images; OCR is not supported.")
     title = reader.metadata.title if reader.metadata else None
     return "\n\n".join(texts), str(title).strip() or None if title else None, count
