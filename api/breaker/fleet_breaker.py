@@ -1,13 +1,12 @@
-"""The circuit breaker of the whole fleet, as one worker holds it.
+"""One worker's view of the fleet's circuit breaker.
 
-Closed, a call costs no round trip: the local view admits it, and its success is reported with others a moment later.
-Open, it is rejected here. Half-open, the store lends a permit before and takes the outcome after. A failure is
-reported at once. When the store is lost, the same rules go on locally (`LocalBreaker`) until it is back.
+A call on a closed breaker costs no round trip: the local view admits it, and a success is reported with others a moment
+later. An open breaker rejects locally. On a half-open one, Redis grants a permit before the call and takes the outcome
+afterwards. Failures are reported at once. Without Redis the same rules apply locally (`LocalBreaker`).
 
-Somebody who knows pybreaker finds `current_state`, `fail_max`, listeners and `CircuitBreakerError`; what pybreaker
-does synchronously and per process (`call`, `calling`, its transitions) is replaced.
-
-The worker's view is kept current by the log of transitions, which is pushed, and by a poll with jitter.
+Users of pybreaker find `current_state`, `fail_max`, listeners and `CircuitBreakerError`. What pybreaker does
+synchronously and per process (`call`, `calling`, its transitions) is replaced. The pushed log of transitions and a poll
+with jitter keep the view current.
 """
 
 from __future__ import annotations
@@ -70,7 +69,7 @@ class CallAttempt:
         await self._report(CallOutcome.SLOW_FAILED if self._is_slow(seconds) else CallOutcome.FAILED)
 
     async def ignored(self) -> None:
-        """The call says nothing about Ollama: a permit goes back, nothing else changes."""
+        """The call says nothing about Ollama: its permit is returned, nothing else changes."""
         await self._report(CallOutcome.IGNORED)
 
     def _is_slow(self, seconds: float) -> bool:
@@ -106,7 +105,7 @@ Send = Callable[[int, str, list[CallOutcome], int], Awaitable[None]]
 
 
 class OutcomeReports:
-    """Collects the outcomes of one worker. A first success goes out at once, those right behind it together."""
+    """Collects the outcomes of one worker. Sends a first success at once, and those right after it together."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
@@ -117,7 +116,7 @@ class OutcomeReports:
         self._task: asyncio.Task[None] | None = None
 
     async def add(self, epoch: int, outcome: CallOutcome, *, at_once: bool) -> None:
-        """Queues an outcome of a call admitted in `epoch`; with `at_once` it is sent when this returns."""
+        """Queues an outcome of a call admitted in `epoch`. With `at_once` it has been sent when this returns."""
         self._outcomes.append((epoch, outcome))
         if at_once:
             await self.flush()
@@ -125,7 +124,7 @@ class OutcomeReports:
             self._flush_soon()
 
     def rejected(self) -> None:
-        """Counts a call that was not admitted."""
+        """Counts a rejected call."""
         self._rejected += 1
         self._flush_soon()
 
@@ -144,10 +143,10 @@ class OutcomeReports:
                 await asyncio.sleep(COALESCE_SECONDS)
 
     async def flush(self) -> None:
-        """Sends all that is waiting, after what is already on its way. A caller's cancellation loses nothing."""
+        """Sends everything queued, after what is already being sent. A caller's cancellation loses nothing."""
         if self._outcomes or self._rejected or self._sending.locked():
             task = asyncio.create_task(self._flush())
-            log_failure(task, Exception)  # raised here, unless the caller leaves
+            log_failure(task, Exception)  # raised here unless the caller is cancelled
             await asyncio.shield(task)
 
     async def _flush(self) -> None:
@@ -168,7 +167,7 @@ class OutcomeReports:
 
 
 class FleetBreaker(pybreaker.CircuitBreaker):
-    """One breaker, shared by every worker that names it so."""
+    """One breaker, shared by all workers that use the same name."""
 
     def __init__(
         self,
@@ -215,14 +214,14 @@ class FleetBreaker(pybreaker.CircuitBreaker):
 
     @property
     def effective_state(self) -> State:
-        """The state as far as it concerns this worker's calls: its own while the store is lost, CLOSED if disabled."""
+        """The state that applies to this worker's calls: its local one without Redis, CLOSED if disabled."""
         if not self.policy.enabled:
             return State.CLOSED
         return self._local.read().position.state if self._local else self.view.position.state
 
     @asynccontextmanager
     async def attempt(self) -> AsyncIterator[CallAttempt]:
-        """Admits one call, or raises `BreakerOpen`. Left without a report, the call counts as ignored."""
+        """Admits one call or raises `BreakerOpen`. Without a report the call counts as ignored."""
         token = uuid.uuid4().hex
         admission = await self._admit(token)
         if not admission.granted:
@@ -236,7 +235,7 @@ class FleetBreaker(pybreaker.CircuitBreaker):
                     await asyncio.shield(attempt.ignored())
 
     def check(self) -> None:
-        """Raises `BreakerOpen` where that needs no asking: so that nobody waits for something else in vain."""
+        """Raises `BreakerOpen` if the local view rejects calls, so that nobody waits for a permit in vain."""
         if self._local and self.policy.enabled:
             position = self._local.read().position
             if position.wait_ms > 0:
@@ -253,7 +252,7 @@ class FleetBreaker(pybreaker.CircuitBreaker):
         return BreakerOpen(str(self.name), wait, forced=position.forced == "OPEN")
 
     def _known(self) -> Permission | None:
-        """What the store would say, where that is known here."""
+        """Redis's verdict, if it is known locally."""
         position = self.view.position
         if not self.policy.enabled or (position.state is State.CLOSED and position.forced != "OPEN"):
             return Permission(granted=True, probe=False, position=position)
@@ -280,7 +279,7 @@ class FleetBreaker(pybreaker.CircuitBreaker):
         return admission
 
     async def _ask(self, token: str) -> Permission:
-        """The store's verdict. A caller that leaves meanwhile gives back the permit that it is granted."""
+        """Asks Redis. A caller that leaves meanwhile returns the permit it gets."""
         asking = asyncio.create_task(self.store.admit(token))
         try:
             return await asyncio.shield(asking)
@@ -295,14 +294,14 @@ class FleetBreaker(pybreaker.CircuitBreaker):
                 await self._send(admission.position.epoch, token, [CallOutcome.IGNORED], 0)
 
     def _finish(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Does `work` to its end, whoever leaves; `aclose` waits for it."""
+        """Runs `work` to its end even if the caller is cancelled; `aclose` waits for it."""
         task = asyncio.create_task(work)
         self._finishing.add(task)
         task.add_done_callback(self._finishing.discard)
         return task
 
     async def report(self, epoch: int, token: str, outcome: CallOutcome) -> None:
-        """How an admitted call went. A probe's outcome and a failure are with the store when this returns."""
+        """Records an admitted call's outcome. A probe's outcome and a failure have been sent when this returns."""
         self._tell("outcome", outcome)
         if token:
             await asyncio.shield(self._finish(self._send(epoch, token, [outcome], 0)))
@@ -310,7 +309,7 @@ class FleetBreaker(pybreaker.CircuitBreaker):
             await self._reports.add(epoch, outcome, at_once=outcome in (CallOutcome.FAILED, CallOutcome.SLOW_FAILED))
 
     async def renew(self, token: str) -> bool:
-        """Renews the permit of a living probe. A lost store is no reason to give up."""
+        """Renews a running probe's permit. Losing Redis does not end it."""
         if self._local:
             return self._local.renew(token)
         try:
@@ -348,16 +347,18 @@ class FleetBreaker(pybreaker.CircuitBreaker):
             self._tell("stale_results", outcomes)
 
     def _lost_store(self) -> LocalBreaker:
-        """Goes on alone from what is known; `refresh` ends it."""
+        """Continues locally from the last known state; `refresh` ends that."""
         if self._local is None:
             self._local = LocalBreaker(self.policy, self.view.position, self.view.remaining, self._worker, self._clock)
         return self._local
 
     async def refresh(self) -> None:
-        """Reads the store: the shared state wins, whatever happened locally. A lost store is noticed here too."""
+        """Reads Redis: the shared state wins over the local one. Also detects that Redis is lost."""
         ticket = self.view.sending()
         try:
-            if self._local is not None:  # a full or read-only Redis answers reads: only a write proves it is back
+            if (
+                self._local is not None
+            ):  # a full or read-only Redis answers reads, so only a write proves that it is back
                 await self.store.record(0, "", [], 0)
             reading = await self.store.read()
         except StoreUnavailable:
@@ -368,7 +369,7 @@ class FleetBreaker(pybreaker.CircuitBreaker):
         self.view.reading = reading
 
     async def reading(self) -> BreakerReading:
-        """The whole breaker now, of the fleet or, while the store is lost, of this worker."""
+        """The breaker's current state and counts: the fleet's, or without Redis this worker's."""
         await self._reports.flush()
         await self.refresh()
         if self._local is not None or self.view.reading is None:
@@ -376,29 +377,29 @@ class FleetBreaker(pybreaker.CircuitBreaker):
         return self.view.reading
 
     async def override(self, action: Override, by: str) -> None:
-        """Forces the breaker open or closed over the fleet, or ends that. Raises `StoreUnavailable`."""
+        """Forces the breaker open or closed for the fleet, or ends that. Raises `StoreUnavailable`."""
         ticket = self.view.sending()
         self.view.adopt(await self.store.override(action, by), ticket)
         await self.refresh()
 
     async def aclose(self) -> None:
-        """Sends what is waiting to be reported."""
+        """Sends queued outcomes."""
         await asyncio.gather(*self._finishing, return_exceptions=True)
         await self._reports.aclose()
 
     def announce(self, transition: Transition) -> None:
-        """Tells every listener of one transition."""
+        """Notifies all listeners of a transition."""
         self._tell("transition", transition)
         old = self._create_new_state(PYBREAKER_STATES[transition.from_state])
         new = self._create_new_state(PYBREAKER_STATES[transition.to_state])
         self._tell("state_change", old, new)
 
     def _tell(self, event: str, *values: Any) -> None:
-        """Tells those who know of `event`. A listener that fails takes neither the call nor the others with it."""
+        """Notifies listeners that handle `event`. One that fails affects neither the call nor the others."""
         for listener in self.listeners:
             heard = getattr(listener, event, None)
             if heard is None:
-                continue  # pybreaker's own listeners know but some events
+                continue  # pybreaker's own listeners handle only some events
             try:
                 heard(self, *values)
             except Exception:  # noqa: BLE001 - whatever a listener raises is its own affair
@@ -414,7 +415,7 @@ class FleetBreaker(pybreaker.CircuitBreaker):
         async with self.attempt() as attempt:
             try:
                 result = await func(*args, **kwargs)
-            except Exception as error:  # as pybreaker: whatever is not excluded is a failure, and goes on to the caller
+            except Exception as error:  # as in pybreaker: an exception that is not excluded is a failure and is raised
                 if self.is_system_error(error):
                     await attempt.failed(self._clock() - started)
                 raise
@@ -434,13 +435,13 @@ RECONNECT_SECONDS = 0.25
 
 @asynccontextmanager
 async def kept_current(breaker: FleetBreaker) -> AsyncIterator[FleetBreaker]:
-    """The breaker, followed and polled while the block runs; what is unreported is sent at the end."""
+    """Keeps the breaker current while the block runs, and sends queued outcomes at the end."""
     listening = asyncio.Event()
     try:
         async with Background() as background:
             background.start(_follow, breaker, listening)
             background.start(_poll, breaker)
-            await listening.wait()  # whoever asks now hears of every transition from here on
+            await listening.wait()  # connected: no transition is missed from here on
             await breaker.refresh()
             yield breaker
     finally:

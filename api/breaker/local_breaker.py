@@ -1,8 +1,8 @@
-"""The breaker of a worker that has lost the store: the same rules on local state, which is never pushed to the store.
+"""The local breaker of a worker without Redis: the same rules on local state, which is never sent to Redis.
 
 `LocalView` is what one worker knows of the fleet's breaker: enough to admit or reject a call without I/O. It is also
-pybreaker's storage, so `breaker.current_state` and its counters read as always. Writing through pybreaker does nothing:
-only the rules in the store change the breaker.
+pybreaker's storage, so `breaker.current_state` and its counters read as usual. Writing through pybreaker has no effect:
+only the rules in Redis change the breaker.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from api.breaker.state import (
 
 
 class LocalBreaker:
-    """Starts from the last known position: a known OPEN is honoured until its deadline, then one probe at a time."""
+    """Starts from the last known position: a known OPEN is kept until its deadline, then probes go one at a time."""
 
     def __init__(
         self, policy: BreakerPolicy, known: Position, remaining: float, by: str, clock: Callable[[], float]
@@ -52,24 +52,24 @@ class LocalBreaker:
         return round(self._clock() * 1000)
 
     def admit(self, token: str) -> Permission:
-        """As the store would."""
+        """Applies the rules as Redis would."""
         self._state, admission = rules.admit(self._state, self._policy, self._now_ms(), token, self._by)
         return admission
 
     def record(self, epoch: int, token: str, outcomes: list[CallOutcome]) -> Recorded:
-        """As the store would."""
+        """Applies the rules as Redis would."""
         self._state, recorded = rules.record(
             self._state, self._policy, self._now_ms(), epoch, token, outcomes, self._by
         )
         return recorded
 
     def renew(self, token: str) -> bool:
-        """As the store would."""
+        """Applies the rules as Redis would."""
         self._state, renewed = rules.renew(self._state, self._policy, self._now_ms(), token)
         return renewed
 
     def read(self) -> BreakerReading:
-        """The state with its window summed up; times are of this worker's monotonic clock."""
+        """The state with the sums of its window. Times are of this worker's monotonic clock."""
         return rules.read(self._state, self._policy, self._now_ms())
 
 
@@ -93,15 +93,15 @@ class LocalView(pybreaker.CircuitBreakerStorage):
         self.reading: BreakerReading | None = None
 
     def sending(self) -> int:
-        """A ticket for a question to the store: its reply is adopted with it."""
+        """A ticket for a request to Redis; its reply is adopted with it."""
         self._sent += 1
         return self._sent
 
     def adopt(self, position: Position, ticket: int) -> None:
-        """Takes over what a reply says.
+        """Adopts a reply.
 
-        Replies of several connections may arrive out of order, so an older epoch counts only when the question was
-        sent after the present position was known: then the store itself went back (FLUSHALL, lost data).
+        Replies on several connections may arrive out of order. An older epoch counts only if the request was sent after
+        the current position was known: then Redis itself lost data (FLUSHALL).
         """
         if position.epoch < self.position.epoch and ticket <= self._adopted_at:
             return
@@ -111,7 +111,7 @@ class LocalView(pybreaker.CircuitBreakerStorage):
 
     @property
     def remaining(self) -> float:
-        """Seconds for which calls are rejected without asking."""
+        """Seconds for which calls are rejected without asking Redis."""
         return max(0.0, self._deadline - self._clock())
 
     @property
@@ -121,7 +121,7 @@ class LocalView(pybreaker.CircuitBreakerStorage):
 
     @state.setter
     def state(self, state: str) -> None:
-        """Ignored: only the store's rules change the state."""
+        """Ignored: only the rules in Redis change the state."""
 
     @property
     def counter(self) -> int:
@@ -142,4 +142,4 @@ class LocalView(pybreaker.CircuitBreakerStorage):
 
     @opened_at.setter
     def opened_at(self, moment: datetime) -> None:
-        """Ignored: the store's clock says when."""
+        """Ignored: Redis's clock decides."""

@@ -1,4 +1,4 @@
-"""How well a breaker's backend recovers, from the history of its transitions. Pure."""
+"""Statistics of a backend's outages and recovery from its breaker's transitions. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ DAY_MS: Final = 24 * HOUR_MS
 
 @dataclass(frozen=True, slots=True)
 class Outage:
-    """From leaving CLOSED until back. `ended_ms` is None while it lasts; `probes` as admitted by all its HALF_OPENs."""
+    """The time from leaving CLOSED until it returns.
+
+    `ended_ms` is None for a current outage; `probes`: calls that all its HALF_OPENs admitted.
+    """
 
     began_ms: int
     ended_ms: int | None
@@ -23,13 +26,13 @@ class Outage:
     reason: str
 
     def lasted_ms(self, now_ms: int) -> int:
-        """So far, while it lasts."""
+        """Its duration; so far, for a current one."""
         return (self.ended_ms if self.ended_ms is not None else now_ms) - self.began_ms
 
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
-    """Figures over the last 24 hours, as far as the history reaches. Availability is a fraction of time."""
+    """Statistics over the last 24 hours, as far as the history goes back. Availability is a fraction of time."""
 
     outages: tuple[Outage, ...]
     outages_per_hour: float
@@ -41,7 +44,7 @@ class Recovery:
 
 
 def recovery(transitions: Sequence[Transition], now_ms: int) -> Recovery:
-    """`transitions` oldest first, of one clock with `now_ms`. Only ended outages count in means."""
+    """`transitions`: oldest first, by the same clock as `now_ms`. Means include ended outages only."""
     outages = _outages(transitions)
     recent = tuple(outage for outage in outages if (outage.ended_ms or now_ms) > now_ms - DAY_MS)
     ended = [outage for outage in recent if outage.ended_ms is not None]
@@ -75,7 +78,7 @@ def _outages(transitions: Sequence[Transition]) -> list[Outage]:
 
 
 def _availability(outages: Sequence[Outage], now_ms: int, span_ms: int) -> float:
-    """The share of the last `span_ms` in which calls were not rejected."""
+    """The share of the last `span_ms` without rejected calls."""
     start = now_ms - span_ms
     lost = sum(max(0, (o.ended_ms or now_ms) - max(o.began_ms, start)) for o in outages)
     return 1 - lost / span_ms

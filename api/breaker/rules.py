@@ -3,10 +3,10 @@
 The scripts in `redis_store/stores/breaker.lua` apply the same rules atomically in Redis; a stateful test drives both
 side by side. A worker that has lost Redis applies these to a state of its own.
 
-- CLOSED admits everybody. Failures in a row, or the failure or slow rate of the window over a minimum of calls, open.
-- OPEN rejects until its wait has passed; the next caller makes it HALF_OPEN.
-- HALF_OPEN lends permits. One failure opens again with a doubled wait; as many successes as permits close, unless too
-  many of them were slow. A permit whose lease ends is lost and lent anew.
+- CLOSED admits all calls. It opens on failures in a row, or on the window's failure or slow rate over enough calls.
+- OPEN rejects until its wait has passed; the next call makes it HALF_OPEN.
+- HALF_OPEN grants permits. One failure reopens it with a doubled wait; as many successes as permits close it, unless
+  too many of them were slow. A permit whose lease ends is lost and granted again.
 - Every change of state starts a new epoch. A result of an older epoch changes nothing.
 """
 
@@ -30,17 +30,17 @@ from api.breaker.state import (
 )
 
 HALF_OPEN_RETRY_MS: Final = 250
-"""How long a caller that found no free permit is told to wait, at most."""
+"""The longest `Retry-After` for a caller that got no permit."""
 
 INIT: Final = "init"
-"""The reason of a state that was begun anew (first use, FLUSHALL): CLOSED, and open to results of the epoch before."""
+"""The reason of a new state (first use, FLUSHALL): CLOSED, and results of the previous epoch count."""
 
 _FAILURES = (CallOutcome.FAILED, CallOutcome.SLOW_FAILED)
 _SLOW = (CallOutcome.SLOW, CallOutcome.SLOW_FAILED)
 
 Step = tuple[BreakerState, Transition]
 Counts = tuple[int, int, int, int]
-"""What led to a transition: calls in the window, failed, slow, and failures in a row."""
+"""The counts that led to a transition: calls in the window, failed, slow, and failures in a row."""
 
 NO_COUNTS: Final[Counts] = (0, 0, 0, 0)
 
@@ -48,7 +48,7 @@ NO_COUNTS: Final[Counts] = (0, 0, 0, 0)
 def admit(
     state: BreakerState, policy: BreakerPolicy, now_ms: int, token: str, by: str
 ) -> tuple[BreakerState, Permission]:
-    """Whether one call may go to Ollama now."""
+    """Decides whether one call may go to Ollama now."""
     if state.forced == "OPEN":
         return state, _verdict(state, granted=False, wait_ms=policy.timeout_ms)
     if state.state is State.CLOSED:
@@ -77,7 +77,7 @@ def record(
     by: str,
     rejected: int = 0,
 ) -> tuple[BreakerState, Recorded]:
-    """Takes the results of calls admitted in `epoch`, oldest first, and the number of calls rejected meanwhile."""
+    """Records results of calls admitted in `epoch`, oldest first, and the number of calls rejected meanwhile."""
     held = token in state.permits
     permits = {key: end for key, end in state.permits.items() if key != token}
     totals = replace(state.totals, rejected=state.totals.rejected + rejected)
@@ -98,21 +98,21 @@ def record(
 
 
 def renew(state: BreakerState, policy: BreakerPolicy, now_ms: int, token: str) -> tuple[BreakerState, bool]:
-    """A living holder renews its permit. False when it is no longer its own."""
+    """Renews a running probe's permit. False if it belongs to another call."""
     if state.permits.get(token, 0) <= now_ms:
         return state, False
     return replace(state, permits={**state.permits, token: now_ms + policy.lease_ms}), True
 
 
 def force(state: BreakerState, to: State, by: str, now_ms: int) -> Step:
-    """An operator's override: stays until `reset`."""
+    """Starts an operator's override, which stays until `reset`."""
     reason = "forced_open" if to is State.OPEN else "forced_close"
     state, transition = _move(state, to, reason, by, now_ms)
     return replace(state, forced="OPEN" if to is State.OPEN else "CLOSED"), transition
 
 
 def reset(state: BreakerState, by: str, now_ms: int) -> Step:
-    """Back to CLOSED with all counts at zero and no override."""
+    """Resets to CLOSED with all counts at zero and no override."""
     moved, transition = _move(state, State.CLOSED, "reset", by, now_ms)
     fresh = BreakerState(
         state=moved.state, epoch=moved.epoch, since_ms=now_ms, until_ms=now_ms, reason=moved.reason, by=moved.by
@@ -121,7 +121,7 @@ def reset(state: BreakerState, by: str, now_ms: int) -> Step:
 
 
 def read(state: BreakerState, policy: BreakerPolicy, now_ms: int) -> BreakerReading:
-    """The state with its window summed up."""
+    """The state with the sums of its window."""
     total, failed, slow = _window_sums(state, policy, now_ms)
     in_use = sum(1 for end in state.permits.values() if end > now_ms)
     return BreakerReading(state, now_ms, total, failed, slow, in_use)
@@ -163,7 +163,7 @@ def _move(
 def _open(
     state: BreakerState, policy: BreakerPolicy, reason: str, by: str, now_ms: int, counts: Counts = NO_COUNTS
 ) -> BreakerState:
-    """The wait doubles when HALF_OPEN opens again; a CLOSED that was stable for long enough starts over."""
+    """The wait doubles each time HALF_OPEN reopens; after a stable CLOSED it starts over."""
     if state.state is State.HALF_OPEN:
         opens = state.opens_in_a_row + 1
     elif now_ms - state.since_ms >= policy.stable_ms:

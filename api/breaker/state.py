@@ -1,8 +1,6 @@
-"""The values of the circuit breaker. Imports nothing local; times are milliseconds of one clock.
+"""The circuit breaker's values, its store in Redis as a protocol, and its listener.
 
-What the fleet's breaker needs of its shared store. Every method raises `StoreUnavailable` when it is down.
-
-What may be heard of a breaker.
+Times are milliseconds of one clock. Every method of the store raises `StoreUnavailable` if Redis cannot be used.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ class State(StrEnum):
 
 
 class CallOutcome(StrEnum):
-    """How one call went, in the letters that the record script reads."""
+    """How one call ended, in the letters that the record script reads."""
 
     OK = "o"
     SLOW = "s"
@@ -37,7 +35,7 @@ class CallOutcome(StrEnum):
 WINDOW_KINDS: Mapping[CallOutcome, str] = MappingProxyType(
     {CallOutcome.OK: "ok", CallOutcome.SLOW: "slow", CallOutcome.FAILED: "fail", CallOutcome.SLOW_FAILED: "slowfail"}
 )
-"""What an outcome is called in the window's hash; an ignored one is not in it."""
+"""The outcome's name in the window's hash; ignored ones are not in it."""
 
 Forced = Literal["", "OPEN", "CLOSED"]
 
@@ -75,9 +73,9 @@ class Totals:
 
 @dataclass(frozen=True, slots=True)
 class BreakerState:
-    """Everything the rules decide on.
+    """The state that the rules work on.
 
-    `window` maps (second, outcome) to a count; `permits` a token to the end of its lease.
+    `window` maps (second, outcome) to a count; `permits` maps a token to the end of its lease.
     """
 
     state: State = State.CLOSED
@@ -102,7 +100,7 @@ class BreakerState:
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """A change of state, as the log keeps it. `at_ms` is when; the counts are those that led to it.
+    """A change of state as the log stores it. `at_ms` is its time; the counts are those that led to it.
 
     `probes` is how many calls the HALF_OPEN that ends here admitted.
     """
@@ -124,9 +122,9 @@ class Transition:
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Where the breaker stands, as every reply of the store says: enough to admit or reject without asking again.
+    """The breaker's position, part of every reply of the store: enough to admit or reject without asking again.
 
-    `wait_ms` is how long to reject from now; relative, so that no worker's clock matters.
+    `wait_ms` is how long to reject from now: relative, so that workers' clocks do not matter.
     """
 
     state: State
@@ -137,9 +135,9 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class Permission:
-    """The verdict on one call. A `probe` holds a permit, and gives it back with its outcome.
+    """The verdict on one call. A `probe` holds a permit and returns it with its outcome.
 
-    `lost` is how many permits were found whose holder is gone.
+    `lost` is how many permits of crashed workers were found.
     """
 
     granted: bool
@@ -150,7 +148,7 @@ class Permission:
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """What a report did: `stale` when it was of an older epoch; `changed` when it caused a transition."""
+    """The effect of a report: `stale` if its epoch was over, `changed` if it caused a transition."""
 
     position: Position
     stale: bool = False
@@ -159,7 +157,7 @@ class Recorded:
 
 @dataclass(frozen=True, slots=True)
 class BreakerReading:
-    """The whole breaker at one moment, for people: `now_ms` is the store's clock."""
+    """The breaker's state and counts at one moment. `now_ms` is Redis's clock."""
 
     breaker: BreakerState
     now_ms: int
@@ -180,7 +178,7 @@ class BreakerReading:
 
     @property
     def position(self) -> Position:
-        """What a worker needs of it."""
+        """The part that a worker needs."""
         breaker = self.breaker
         wait = max(0, breaker.until_ms - self.now_ms) if breaker.state is State.OPEN else 0
         return Position(breaker.state, breaker.epoch, wait, breaker.forced)
@@ -218,7 +216,7 @@ class BreakerStore(Protocol):
 
 
 class BreakerListener(pybreaker.CircuitBreakerListener):
-    """pybreaker's listener, with what the fleet adds."""
+    """pybreaker's listener with the fleet's additional events."""
 
     def transition(self, cb: pybreaker.CircuitBreaker, transition: Transition) -> None:
         """Once per transition in every worker; `state_change` of pybreaker follows."""
@@ -230,7 +228,7 @@ class BreakerListener(pybreaker.CircuitBreakerListener):
         """Once per rejected call, in the worker that rejected it."""
 
     def stale_results(self, cb: pybreaker.CircuitBreaker, count: int) -> None:
-        """Results of this worker that came after their epoch had ended."""
+        """Results of this worker that arrived after their epoch ended."""
 
     def lost_probes(self, cb: pybreaker.CircuitBreaker, count: int) -> None:
-        """Permits whose holder is gone, found by this worker."""
+        """Permits of crashed workers, found by this worker."""

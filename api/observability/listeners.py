@@ -33,7 +33,7 @@ OUTCOMES: Mapping[CallOutcome, BreakerOutcome] = MappingProxyType(
 
 
 class BreakerMetrics(BreakerListener):
-    """A listener. Every worker hears of each transition; only the one that caused it counts it."""
+    """A listener. Every worker gets each transition; only the worker that caused it counts it."""
 
     def __init__(self, metrics: Metrics, worker: str) -> None:
         self._metrics = metrics
@@ -55,25 +55,24 @@ class BreakerMetrics(BreakerListener):
         self._metrics.breakers.rejected(str(cb.name))
 
     def stale_results(self, cb: pybreaker.CircuitBreaker, count: int) -> None:
-        """Counts outcomes that came too late."""
+        """Counts results that arrived too late."""
         self._metrics.breakers.stale_results(str(cb.name), count)
 
     def lost_probes(self, cb: pybreaker.CircuitBreaker, count: int) -> None:
-        """Counts permits whose holder is gone."""
+        """Counts permits whose worker crashed."""
         self._metrics.breakers.lost_probes(str(cb.name), count)
 
 
 REASONS_TOLD: Final = 5
-"""Lines that one outage may take."""
+"""Most log lines for one outage."""
 URLS: Final[dict[Store, str]] = {"main": "REDIS_URL", "breaker": "BREAKER_REDIS_URL"}
 
 
 class RedisEvents(RedisHealthEvents):
-    """One line when Redis, or a shard of it, is lost, and one when it is back.
+    """Logs one line when Redis, or a shard, is lost, and one when it is back.
 
-    One more for each new reason that it is not found again for; in between only the counter moves.
-
-    What is not of the main Redis is counted as `breaker_...`.
+    Also one line for each new reason why it stays unavailable. Between them only the counter moves. Operations on
+    BREAKER_REDIS_URL are counted as `breaker_...`.
     """
 
     def __init__(self, metrics: Metrics, store: Store = "main", shard: str = "") -> None:
@@ -84,27 +83,27 @@ class RedisEvents(RedisHealthEvents):
         self._log = log.bind(shard=shard) if shard else log
 
     def failed(self, operation: str, error: BaseException) -> None:
-        """An operation failed."""
+        """Counts a failed operation."""
         own = self._store == "main" or operation.startswith(("breaker", "bulkhead"))
         self._metrics.redis_failed(operation if own else f"breaker_{operation}")
         self._log.debug("redis_failed", operation=operation, error=_text(error))
 
     def lost(self, operation: str, error: BaseException) -> None:
-        """Answers go on without what it holds."""
+        """Logs that answers continue without Redis."""
         text = _text(error)
-        # Many commands fail at once, in as many words: after the first, what the watcher hears is the reason.
+        # Many commands fail at once with different messages: after the first, only the health check's reason is logged.
         is_new = text not in self._told and len(self._told) < REASONS_TOLD
         if is_new and (not self._told or operation in {"ping", "recovery"}):
             self._told.add(text)
             self._log.warning("redis_lost", operation=operation, error=text, **_advice(error))
 
     def found(self) -> None:
-        """The shared memory is there."""
+        """Logs that Redis is back."""
         self._told.clear()
         self._log.info("redis_found")
 
     def mismatched(self, message: str) -> None:
-        """The URL is of another kind than the Redis."""
+        """Logs that the URL's scheme does not match the server."""
         self._log.error("redis_url_mismatch", message=message)
 
     def warned(self, warning: StoreWarning, begins: bool) -> None:
@@ -122,17 +121,17 @@ def _text(error: BaseException) -> str:
 
 
 def _advice(error: BaseException) -> dict[str, str]:
-    """What to do, where that is known from the error."""
+    """Advice, if the error tells what to do."""
     if isinstance(error, ReadOnlyError):
         return {"message": ADVICE["read_only"]}
     if isinstance(error, SentinelsRefuse):
-        return {"message": "The Sentinels do not tell: see REDIS_SENTINEL_PASSWORD and REDIS_SENTINEL_USERNAME."}
+        return {"message": "The Sentinels refuse access: check REDIS_SENTINEL_PASSWORD and REDIS_SENTINEL_USERNAME."}
     if isinstance(error, NoPermissionError):
-        return {"message": "Its user may not do all that is needed: `ragherd redis-acl` prints what is."}
+        return {"message": "The Redis user lacks permissions: `ragherd redis-acl` prints the ACL rule it needs."}
     if isinstance(error, AuthenticationError):
-        return {"message": "Redis refuses the user or the password of the URL."}
+        return {"message": "Redis refuses the user name or password: check REDIS_URL."}
     if "CERTIFICATE_VERIFY_FAILED" in str(error):
-        return {"message": "Its certificate is not trusted, or is for another name: see REDIS_CA_FILE."}
+        return {"message": "The server's certificate is not trusted or has another name: check REDIS_CA_FILE."}
     if "CERTIFICATE_REQUIRED" in str(error) or "ALERT" in str(error):
-        return {"message": "The server refuses this worker's certificate: see REDIS_CERT_FILE."}
+        return {"message": "The server refuses this worker's certificate: check REDIS_CERT_FILE."}
     return {}

@@ -1,8 +1,7 @@
-"""One JSON object a line, whoever logs: the service through structlog; gunicorn, uvicorn and libraries through logging.
+"""One JSON object per line: the service logs through structlog; gunicorn, uvicorn and libraries through logging.
 
-Every line has `timestamp` (RFC 3339, UTC), `level`, `event`, `logger`, `pid` and what is bound in
-`structlog.contextvars`, such as `request_id`. Lines go to standard error. Questions are not logged here or by
-default anywhere: see `LOG_QUESTIONS`.
+Every line has `timestamp` (RFC 3339, UTC), `level`, `event`, `logger`, `pid` and the values bound in
+`structlog.contextvars`, such as `request_id`. Lines go to standard error. Questions are logged only with LOG_QUESTIONS.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 QUIET_LOGGERS = ("httpcore", "httpx", "redisvl", "uvicorn.error")
-"""Libraries that tell of every step at `info`: only their warnings are of interest."""
+"""Libraries that log every step at `info`: only their warnings are logged."""
 
 
 def configure_logging(level: str, stream: BinaryIO | None = None) -> None:
-    """Sets up structlog and the standard library's logging for this process.
+    """Configures structlog and the standard library's logging for this process.
 
-    `stream` is where structlog writes, standard error unless given.
+    `stream` is where structlog writes; the default is standard error.
     """
     logging.config.dictConfig(stdlib_logging(level))
     logging.captureWarnings(True)
@@ -39,7 +38,7 @@ def configure_logging(level: str, stream: BinaryIO | None = None) -> None:
 
 
 def stdlib_logging(level: str) -> dict[str, Any]:
-    """The configuration for `logging.config.dictConfig`; gunicorn takes the same as its `logconfig_dict`."""
+    """The configuration for `logging.config.dictConfig`, also for gunicorn's `logconfig_dict`."""
     passed_on: dict[str, Any] = {"handlers": [], "level": "NOTSET", "propagate": True}
     return {
         "version": 1,
@@ -58,7 +57,7 @@ def stdlib_logging(level: str) -> dict[str, Any]:
 
 
 def json_formatter() -> logging.Formatter:
-    """Formats a record of the standard library as the same kind of line."""
+    """Formats a record of the standard library in the same way."""
     return structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=[structlog.stdlib.add_logger_name, *_shared_processors()],
         processors=[
@@ -86,7 +85,7 @@ def _add_origin(logger: WrappedLogger, _method: str, event: EventDict) -> EventD
 
 
 def _to_json(event: EventDict, **options: Any) -> bytes:
-    """orjson, and the slower standard module for what orjson refuses (huge integers, lone surrogates, odd keys)."""
+    """orjson, or the standard module for values that orjson refuses (huge integers, lone surrogates, odd keys)."""
     try:
         return orjson.dumps(event, **options)
     except TypeError:
@@ -98,7 +97,7 @@ def _to_text(event: EventDict, **options: Any) -> str:
 
 
 class LineLogger:
-    """Writes lines. It holds no lock of its own, so that a fork can not leave one locked in the child."""
+    """Writes lines without a lock of its own, so that a fork cannot leave one locked in the child."""
 
     __slots__ = ("_stream", "name")
 
@@ -107,7 +106,7 @@ class LineLogger:
         self._stream = stream
 
     def msg(self, line: bytes) -> None:
-        """Writes one line at once. Where it can not be (a full disk, a reader that is gone), only the line is lost."""
+        """Writes one line at once. If that fails (a full disk, a closed pipe), only the line is lost."""
         with suppress(OSError):
             self._stream.write(line + b"\n")
             self._stream.flush()

@@ -1,6 +1,6 @@
-"""What a worker says of itself: to the fleet at each heartbeat, to Prometheus each second, to operators on demand.
+"""What a worker reports about itself and its backends.
 
-What a worker says of its backends, one by one: to Prometheus each second, to operators on demand.
+It reports to the fleet at each heartbeat, to Prometheus every second, and to operators on request.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class RedisState(Protocol):
 
 
 class WorkerFacts:
-    """Reads the pools, the breakers, the bulkheads and what is known of Redis, of one worker."""
+    """Reads one worker's pools, breakers, bulkheads and Redis state."""
 
     def __init__(
         self,
@@ -94,11 +94,11 @@ class WorkerFacts:
         }
 
     def report(self) -> dict[str, object]:
-        """This worker's pools together in the contract's field names, and each under `backends`."""
+        """All pools of this worker together, and each under `backends`."""
         return {**asdict(self._backends.snapshot()), "backends": self._backends.report()}
 
     async def keep_measuring(self) -> None:
-        """Sets the gauges for ever. A task of the worker's."""
+        """Sets the gauges until cancelled, as a background task."""
         while True:
             self._measure()
             await asyncio.sleep(MEASURE_SECONDS)
@@ -124,13 +124,13 @@ class WorkerFacts:
                 self._metrics.breakers.rates(name, failure=reading.failure_rate, slow=reading.slow_rate)
 
     def _since(self, name: str, total: int) -> int:
-        """How much a total has grown since the last measurement."""
+        """The growth of a total since the last measurement."""
         grown, self._counted[name] = total - self._counted[name], total
         return grown
 
 
 class BackendFacts:
-    """Reads the pools of one worker, and what is known of the health of their backends."""
+    """Reads one worker's pools and the health of their backends."""
 
     def __init__(
         self,
@@ -144,11 +144,11 @@ class BackendFacts:
         self._counted: dict[tuple[str, str], float] = {}
 
     def snapshot(self) -> Any:
-        """The pools of all backends together."""
+        """All pools together."""
         return self._pools.snapshot()
 
     def report(self) -> dict[str, object]:
-        """By backend: its pool in the contract's field names, Ollama's own figures, and what the last probe found."""
+        """By backend: its pool, Ollama's own figures, and the result of the last probe."""
         return {name: {**asdict(pool), **self._found(name)} for name, pool in self._pools.by_backend().items()}
 
     def _found(self, name: str) -> dict[str, object]:
@@ -160,7 +160,7 @@ class BackendFacts:
         }
 
     def measure(self) -> None:
-        """Passes on to Prometheus what has grown."""
+        """Adds the growth to the metrics."""
         self._metrics.retried(int(self._since("", "retries", self._pools.retries.retried)))
         for name, pool in self._pools.by_backend().items():
             health = self._health(name)
@@ -180,24 +180,24 @@ class BackendFacts:
         )
 
     def _since(self, name: str, field: str, total: float) -> float:
-        """How much a total has grown since the last measurement."""
+        """The growth of a total since the last measurement."""
         grown = total - self._counted.get((name, field), 0)
         self._counted[name, field] = total
         return max(0, grown)
 
 
 TICK: Final = 0.1
-"""Seconds between two looks. A block of T seconds is seen as between T - 0.1 and T; shorter ones are sampled."""
+"""Seconds between two samples. A block of T seconds is measured as T - 0.1 to T; shorter ones are sampled."""
 
 
 class LoopLag:
-    """Of the worker's event loop."""
+    """Measures how late the event loop runs: a late worker answers nobody, health checks included."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
 
     async def keep_measuring(self) -> None:
-        """Observes the lag for ever. A task of the worker's."""
+        """Observes the lag until cancelled, as a background task."""
         loop = asyncio.get_running_loop()
         while True:
             due = loop.time() + TICK

@@ -1,8 +1,7 @@
-"""What the workers of one master count in files of PROMETHEUS_MULTIPROC_DIR, read while workers start and end.
+"""Reads the metrics files of a master's workers in PROMETHEUS_MULTIPROC_DIR while workers start and end.
 
-Files of workers that are gone are added up into one, or there would be more with every worker that is replaced. A
-lock on the directory keeps that apart from reading: seen in between, totals would fall, which Prometheus takes for a
-restart.
+The files of ended workers are merged into one; otherwise each replaced worker would add files. A lock on the directory
+keeps merging and reading apart: in between, totals would fall, and Prometheus would see a restart.
 """
 
 from __future__ import annotations
@@ -18,24 +17,24 @@ from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import MultiProcessCollector
 
 GONE = "0"
-"""What stands for the process id in the names of the files of all that are gone."""
+"""Stands for the process id in the names of the merged files."""
 
 
 class WorkerFilesCollector(MultiProcessCollector):  # type: ignore[misc]  # untyped library
-    """The sums over all files that hold something.
+    """The sums over all files that are not empty.
 
-    A worker that starts makes each file empty, and then gives it its length: read in between, it would fail a scrape.
+    A starting worker creates each file empty and then extends it. Reading it in between would fail a scrape.
     """
 
     def collect(self) -> Iterable[Any]:
-        """Reads them."""
+        """Reads the files."""
         with _locked(Path(self._path), fcntl.LOCK_SH):
             files = [str(file) for file in Path(self._path).glob("*.db") if _holds_something(file)]
             return list(self.merge(files))
 
 
 def add_up_the_gone(directory: Path, pids: Iterable[int]) -> bool:
-    """Moves what these counted into the files of all that are gone. Whether it did: it does not wait for a reader."""
+    """Merges these workers' files. False if a reader holds the lock: it does not wait."""
     try:
         with _locked(directory, fcntl.LOCK_EX | fcntl.LOCK_NB):
             for pid in pids:
