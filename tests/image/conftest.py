@@ -1,4 +1,4 @@
-"""The image's root, made once, and the service running in it as a container would."""
+"""Builds the image's root once, and runs the service in it like a container."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is in the image: the service and its model, and no means to make or fetch anything."""
+"""The image contains the service and its model, and no tools to build or download anything."""
 
 from __future__ import annotations
 

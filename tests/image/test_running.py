@@ -1,4 +1,4 @@
-"""The image at work: not root, nothing writable, gunicorn as process 1, documents read by processes of their own."""
+"""The running image: not root, a read-only root, gunicorn as process 1, documents parsed in separate processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keys, over HTTP."""
+"""API keys over HTTP."""
 
 from __future__ import annotations
 

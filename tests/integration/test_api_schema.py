@@ -1,6 +1,6 @@
-"""The API against its own description: schemathesis makes requests that it allows and that it forbids, with all checks.
+"""The API matches its OpenAPI description: schemathesis sends valid and invalid requests, with all checks.
 
-API_SCHEMA_EXAMPLES: random requests per endpoint and phase, beside the systematic ones.
+API_SCHEMA_EXAMPLES: random requests per endpoint and phase, in addition to the systematic ones.
 """
 
 from __future__ import annotations

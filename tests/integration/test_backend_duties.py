@@ -1,4 +1,4 @@
-"""What one worker does for the fleet: it probes the backends, and loads their models."""
+"""One worker probes the backends and loads their models for the whole fleet."""
 
 from __future__ import annotations
 

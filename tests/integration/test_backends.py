@@ -1,4 +1,4 @@
-"""Two Ollamas behind one service: a fault of one is not seen by clients while the other is healthy."""
+"""Two backends behind one service: clients see no fault of one while the other is healthy."""
 
 from __future__ import annotations
 

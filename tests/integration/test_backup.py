@@ -1,4 +1,4 @@
-"""`ragherd backup` and `ragherd restore` on a real Redis: what was saved serves again, and nothing else does."""
+"""`ragherd backup` and `ragherd restore` on a real Redis: exactly what was saved serves again."""
 
 from __future__ import annotations
 

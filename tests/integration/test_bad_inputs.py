@@ -1,6 +1,6 @@
-"""Bad requests at random, over all endpoints: each gets an answer that is no 500, and the log no traceback.
+"""Random bad requests to all endpoints: none causes a 500 or a traceback in the log.
 
-BAD_INPUTS: how many. BAD_INPUTS_SEED: which ones.
+BAD_INPUTS sets the number of requests, BAD_INPUTS_SEED the seed.
 """
 
 from __future__ import annotations

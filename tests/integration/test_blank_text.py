@@ -1,4 +1,4 @@
-"""Text that shows nothing asks nothing: it is refused on every API, before a model is asked."""
+"""Every API refuses text without visible characters before it calls a model."""
 
 from __future__ import annotations
 

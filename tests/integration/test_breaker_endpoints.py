@@ -1,4 +1,4 @@
-"""The breaker over HTTP: figures, history, overrides, over two workers."""
+"""The breaker over HTTP with two workers: figures, history, overrides."""
 
 from __future__ import annotations
 

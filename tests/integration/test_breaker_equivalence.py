@@ -1,4 +1,4 @@
-"""The scripts and the pure rules are the same breaker: hypothesis drives both side by side, on either server."""
+"""The Lua scripts and the pure rules of the breaker agree: hypothesis drives both, on either server."""
 
 from __future__ import annotations
 

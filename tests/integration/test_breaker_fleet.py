@@ -1,4 +1,4 @@
-"""The breaker as real processes on a real Redis see it."""
+"""The breaker shared by real processes on a real Redis."""
 
 from __future__ import annotations
 

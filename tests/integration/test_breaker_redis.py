@@ -1,4 +1,4 @@
-"""Breakers and bulkheads in a Redis of their own: either may be lost without the other."""
+"""Breakers and bulkheads in a separate Redis: each server can fail without the other."""
 
 from __future__ import annotations
 

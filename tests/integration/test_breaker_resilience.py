@@ -1,4 +1,4 @@
-"""A breaker in this process on a real Redis: what strangers write, listeners that raise, callers that leave."""
+"""A breaker in this process on a real Redis: foreign data, listeners that raise, callers that disconnect."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bulkhead over HTTP: a full one is 503 with Retry-After, or an expired answer; figures over two workers."""
+"""The bulkhead over HTTP: if it is full, 503 with Retry-After or an expired answer; figures of two workers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The scripts in Redis and the rules in Python are the same: random stories, told to both."""
+"""The Lua scripts and the Python rules of the bulkhead agree on random sequences of events."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bulkhead as real processes on a real Redis see it; the backend counts."""
+"""The bulkhead shared by real processes on a real Redis. The backend counts the calls."""
 
 from __future__ import annotations
 

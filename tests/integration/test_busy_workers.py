@@ -1,5 +1,4 @@
-"""Real workers whose processors are busy with something else: nobody's time is spent for nothing, and Redis is not
-taken for slow because the worker is."""
+"""Real workers on busy processors: no deadline is charged for lag, and Redis does not count as slow because of it."""
 
 from __future__ import annotations
 

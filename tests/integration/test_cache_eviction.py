@@ -1,4 +1,6 @@
-"""The bound on the cache: held over the fleet, by what entries are worth, also where Redis's memory is bounded."""
+"""The cache's size limit holds across the fleet, evicts the least valuable entries, and respects Redis's
+memory limit.
+"""
 
 from __future__ import annotations
 

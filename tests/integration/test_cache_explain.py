@@ -1,4 +1,4 @@
-"""POST /api/semantic-cache/explain says what the flow would do, and why, and changes nothing."""
+"""POST /api/semantic-cache/explain predicts what the flow would do, gives the reason, and changes nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers taken back: gone on every worker at once, whatever they are named by, and nothing else with them."""
+"""Deleted answers are gone on every worker at once, by every selector, and no others are deleted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nothing crosses: tenants, models, templates and embedders with equal texts, ten thousand questions at random."""
+"""Tenants, models, templates and embedders never share answers: 10,000 random questions with equal texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two requests that could have different right answers never share one."""
+"""Two requests that may have different correct answers never share one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cache of real workers under load: Redis is killed and comes back, loses everything, and nobody notices."""
+"""Real workers under load while Redis is killed, restarted and emptied: no client notices."""
 
 from __future__ import annotations
 

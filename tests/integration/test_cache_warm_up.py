@@ -1,4 +1,4 @@
-"""The cache warmed up: behind all users, resumed when its worker dies, and in nobody's figures."""
+"""Warm-ups run behind user requests, resume when their worker dies, and do not count in user-facing figures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Embeddings that clients ask for: bounded, in batches, behind questions, and within one deadline."""
+"""Embeddings for clients: limited, batched, behind questions, and within one deadline."""
 
 from __future__ import annotations
 

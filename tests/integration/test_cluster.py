@@ -1,4 +1,4 @@
-"""One fleet on a Redis Cluster of three: each tenant's answers whole on one shard, and nothing asked of two at once."""
+"""A fleet on a Redis Cluster of three: each tenant's answers are on one shard, and no command spans two."""
 
 from __future__ import annotations
 

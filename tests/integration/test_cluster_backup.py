@@ -1,4 +1,4 @@
-"""Backups of a Redis Cluster: the same as of one Redis, and from the one to the other."""
+"""Backups of a Redis Cluster match those of one Redis, and can be restored on either."""
 
 from __future__ import annotations
 

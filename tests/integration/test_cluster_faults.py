@@ -1,4 +1,4 @@
-"""A shard that dies, hangs, or gives a slot away: what is on the others goes on, and all is back by itself."""
+"""A shard dies, hangs or moves a slot: the other shards keep working, and everything recovers without help."""
 
 from __future__ import annotations
 

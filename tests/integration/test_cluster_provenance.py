@@ -1,4 +1,4 @@
-"""The same on a Redis Cluster, where documents and answers are on different shards."""
+"""Invalidation on a Redis Cluster, where documents and answers are on different shards."""
 
 from __future__ import annotations
 

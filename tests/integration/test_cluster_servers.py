@@ -1,4 +1,4 @@
-"""A Redis Cluster as one of the servers of a worker: under TLS, for breakers alone, of another release, checked."""
+"""A Redis Cluster under TLS, for breakers only, of another version, and with diagnostics."""
 
 from __future__ import annotations
 

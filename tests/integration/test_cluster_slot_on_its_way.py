@@ -1,6 +1,6 @@
-"""A slot that is on its way from shard to shard, half of it here and half there, or that no shard has.
+"""A slot that is migrating between shards, or that no shard owns.
 
-Nothing is taken for the whole.
+Partial data is never treated as complete.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""SEMANTIC_CACHE_CONDENSE: a question with history is rewritten to stand alone, and then one like any other."""
+"""SEMANTIC_CACHE_CONDENSE: a question with history is rewritten to a standalone question, then cached
+like any other.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is remembered of deletions, so that no backup brings back what somebody deleted."""
+"""Deletions are recorded, so that no backup restores deleted data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The examples of responses that `/docs` shows have the shape of what comes."""
+"""The example responses in `/docs` have the shape of real ones."""
 
 from __future__ import annotations
 

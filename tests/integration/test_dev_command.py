@@ -1,4 +1,4 @@
-"""`ragherd dev` as a person runs it: one line for what is wrong, and nothing left running however it ends."""
+"""`ragherd dev`: errors are one line, and no process is left running after any kind of end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`/docs` comes from the package alone, and its policy lets it load nothing else."""
+"""`/docs` is served from the package, and its policy prevents loading anything else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Workers that are late, die, or meet over one document: it is there once, whole, as it was last asked for."""
+"""Slow, dying and competing workers on one document: it is stored once, complete, in its latest version."""
 
 from __future__ import annotations
 

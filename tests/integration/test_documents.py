@@ -1,4 +1,4 @@
-"""Documents in and out: as text and as files, replaced, listed, refused, deleted."""
+"""Documents as text and as files: stored, replaced, listed, refused, deleted."""
 
 from __future__ import annotations
 

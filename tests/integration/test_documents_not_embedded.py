@@ -1,4 +1,6 @@
-"""Documents whose texts cannot be embedded, or not now: each ends, with its reason, and holds up nobody else."""
+"""Documents that cannot be embedded, permanently or temporarily: each gets a final status with a reason and blocks no
+other.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The APIs that the service stands in for, where backends fail and clients leave."""
+"""The imitated APIs when backends fail and clients disconnect."""
 
 from __future__ import annotations
 

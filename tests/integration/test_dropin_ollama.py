@@ -1,4 +1,4 @@
-"""Ollama's official client against the service: only its base URL is changed."""
+"""Ollama's official client works with the service after only its base URL is changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""OpenAI's official client against the service: only its base URL is changed."""
+"""OpenAI's official client works with the service after only its base URL is changed."""
 
 from __future__ import annotations
 

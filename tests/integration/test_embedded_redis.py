@@ -1,4 +1,4 @@
-"""The embedded Redis is a real one: it searches, keeps its data over a crash, and never outlives its parent."""
+"""The embedded Redis searches, keeps its data after a crash, and never outlives its parent."""
 
 from __future__ import annotations
 

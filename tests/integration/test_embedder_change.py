@@ -1,4 +1,4 @@
-"""Another embedder or another template, worker by worker: both kinds serve meanwhile, and rolling back finds all."""
+"""A rolling change of the embedder or the template: old and new workers serve, and a rollback finds everything."""
 
 from __future__ import annotations
 

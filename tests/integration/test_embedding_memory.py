@@ -1,4 +1,4 @@
-"""What one tenant asks leaves no trace in what another's questions cost: each pays for an embedding itself."""
+"""The latency of a tenant's questions reveals nothing about other tenants: each pays for its own embeddings."""
 
 from __future__ import annotations
 

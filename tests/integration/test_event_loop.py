@@ -1,4 +1,4 @@
-"""No step takes the event loop for more than 50 ms, whatever is sent."""
+"""No input blocks the event loop for more than 50 ms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The service as it runs: gunicorn, real workers, a real Redis, a model server of its own."""
+"""The complete service: gunicorn, real workers, a real Redis, a model server."""
 
 from __future__ import annotations
 

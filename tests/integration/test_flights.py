@@ -1,4 +1,4 @@
-"""Single flight between workers on a real Redis, each an object with a connection of its own."""
+"""Single flight between workers on a real Redis. Each worker is an object with its own connection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""gunicorn as `gunicorn -c worker_config/gunicorn_conf.py` starts it: its processes, signals, ports and metrics."""
+"""gunicorn with worker_config/gunicorn_conf.py: processes, signals, ports and metrics."""
 
 from __future__ import annotations
 

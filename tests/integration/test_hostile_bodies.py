@@ -1,4 +1,4 @@
-"""Sixteen clients at once send bodies that once stopped a worker: other tenants do not notice."""
+"""Sixteen clients send bodies that once stopped a worker: other tenants do not notice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The vector indexes over time: made again when they are lost, dropped when nobody needs them."""
+"""The vector indexes are recreated when they are lost, and dropped when they are no longer used."""
 
 from __future__ import annotations
 

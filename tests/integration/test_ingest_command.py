@@ -1,4 +1,4 @@
-"""`ragherd ingest` against a running service: what is new is stored, what is there is left, what is gone may go."""
+"""`ragherd ingest` with a running service: stores new files, skips known ones, and can prune deleted ones."""
 
 from __future__ import annotations
 

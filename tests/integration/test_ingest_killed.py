@@ -1,4 +1,4 @@
-"""`ragherd ingest` into real workers, one of which is killed, and so is the command: each document is there once."""
+"""`ragherd ingest` while a worker and the command are killed: each document is stored exactly once."""
 
 from __future__ import annotations
 

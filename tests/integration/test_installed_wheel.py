@@ -1,4 +1,4 @@
-"""The built wheel, installed without extras and with those for a laptop, runs in a directory of another project."""
+"""The built wheel, without extras and with those for a laptop, runs in another project's directory."""
 
 from __future__ import annotations
 

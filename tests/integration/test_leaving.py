@@ -1,4 +1,4 @@
-"""Clients that leave, in either form of the answer and at any of its moments: Ollama stops, and nobody pays for it."""
+"""Clients that disconnect at any moment of an answer: Ollama stops, and the answer is not counted."""
 
 from __future__ import annotations
 

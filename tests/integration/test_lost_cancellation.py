@@ -1,5 +1,6 @@
-"""A cancellation that is lost while a connection to Redis is opened, as `asyncio.wait_for` of Python 3.11 may lose it:
-the work ends all the same, and no call to Ollama is started for a caller who has left or whose time has passed."""
+"""A cancellation that `asyncio.wait_for` of Python 3.11 loses while a connection to Redis opens: the work still ends,
+and Ollama is not called for a caller that is gone or out of time.
+"""
 
 from __future__ import annotations
 

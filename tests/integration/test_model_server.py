@@ -1,4 +1,4 @@
-"""The model server as a process, through Ollama's own client and, for what that hides, through plain HTTP."""
+"""The model server as a process, with Ollama's client and with plain HTTP."""
 
 import json
 import subprocess

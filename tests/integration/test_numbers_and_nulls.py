@@ -1,4 +1,4 @@
-"""What the schema allows is taken, and what it forbids is refused: nulls, and numbers with and without a fraction."""
+"""Nulls, and numbers with and without a fraction, are accepted and refused as the schema says."""
 
 from __future__ import annotations
 

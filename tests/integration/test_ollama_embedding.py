@@ -1,4 +1,4 @@
-"""The embedder over a stub: unit vectors, a known identity, and an error that tells the breaker what happened."""
+"""The Ollama embedder with a stub: unit vectors, a stable identity, and errors that the breaker can classify."""
 
 from __future__ import annotations
 

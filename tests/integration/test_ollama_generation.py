@@ -1,4 +1,4 @@
-"""The language model over a stub that misbehaves: each fault is named, and no wait is longer than its deadline."""
+"""The Ollama language model with a misbehaving stub: each fault is classified, and no wait exceeds its deadline."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The pool over a stub: opened at start, kept and reused, counted, and mended when the server closes connections."""
+"""The connection pool with a stub: opened at start, reused, counted, and repaired when the server closes
+connections.
+"""
 
 from __future__ import annotations
 

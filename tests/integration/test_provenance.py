@@ -1,4 +1,4 @@
-"""Cached answers never outlive the documents they are from: on every worker, and also when one dies half-way."""
+"""Cached answers never outlive their documents, on any worker, even if a worker dies in the middle."""
 
 from __future__ import annotations
 

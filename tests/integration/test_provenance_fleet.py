@@ -1,4 +1,4 @@
-"""Over real workers of two replicas: what a change of a document does to cached answers, watched while it happens."""
+"""Changing documents with real workers of two replicas: cached answers never become stale."""
 
 from __future__ import annotations
 

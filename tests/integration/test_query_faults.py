@@ -1,4 +1,4 @@
-"""Every row of the status table: what the client gets, and what the breaker makes of it."""
+"""Every row of the status table: the client's response and the breaker's count."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a Redis is set up: what is said of it, in the log, in /health, as a metric; and one that takes no writes."""
+"""Warnings about the configuration of Redis in the log, /health and metrics; and a Redis that accepts no writes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Redis comes late, goes, forgets: answers go on, and the cache comes back by itself."""
+"""Redis starts late, fails, loses data: answers continue, and the cache recovers without help."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""After real traffic, Redis holds nothing but what docs/redis-keys.md lists, as it says."""
+"""After real traffic, Redis contains only the keys of docs/redis-keys.md, as described there."""
 
 from __future__ import annotations
 

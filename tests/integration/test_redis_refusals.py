@@ -1,4 +1,4 @@
-"""A Redis that answers, but refuses what a worker needs, or a cluster of which nothing is found: the log says why."""
+"""A Redis that refuses commands, and a cluster that cannot be found: the log gives the reason."""
 
 from __future__ import annotations
 

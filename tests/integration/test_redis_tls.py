@@ -1,4 +1,4 @@
-"""Redis under TLS, as haproxy gives it: the CA, the name, the client's certificate; what is said when one is wrong."""
+"""Redis over TLS (haproxy): CA, host name, client certificate, and the errors for wrong ones."""
 
 from __future__ import annotations
 

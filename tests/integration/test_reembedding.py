@@ -1,4 +1,4 @@
-"""The embedder changes while the service runs: old and new workers side by side, every document found by both."""
+"""The embedder changes while the service runs: old and new workers both find every document."""
 
 from __future__ import annotations
 

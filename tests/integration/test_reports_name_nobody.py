@@ -1,4 +1,4 @@
-"""What reports show to callers who are no admin: figures, and neither tenants nor questions nor keys."""
+"""Reports to callers without an admin key contain figures, but no tenants, questions or keys."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the head of a request must be, as bytes on a connection; and `ALLOWED_HOSTS`."""
+"""Malformed request heads as raw bytes, and `ALLOWED_HOSTS`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Passages in the order of a cross-encoder: in answers, in what is cached, and when it can not judge."""
+"""Re-ranked passages in answers and in the cache, and failures of the re-ranker."""
 
 from __future__ import annotations
 

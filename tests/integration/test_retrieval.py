@@ -1,4 +1,4 @@
-"""Which passages an answer is grounded in, through the running service."""
+"""Which passages the running service uses for an answer."""
 
 from __future__ import annotations
 

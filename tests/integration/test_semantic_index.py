@@ -1,4 +1,4 @@
-"""The vector index on a real Redis: what it finds, and that it is there, whatever becomes of Redis."""
+"""The vector index on a real Redis: its results, and its recovery after any failure."""
 
 from __future__ import annotations
 

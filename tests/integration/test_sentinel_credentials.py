@@ -1,4 +1,4 @@
-"""Sentinels that want a password: who has it finds the primary; who has not is told why there is no Redis."""
+"""Sentinels with a password: correct credentials find the primary; wrong ones log the reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The primary is killed under load: nobody's question fails; cache, index and documents are still there.
+"""The primary is killed under load: no question fails, and cache, index and documents survive.
 
 `pytest -s tests/integration/test_sentinel_failover.py` prints the figures.
 """

@@ -1,4 +1,4 @@
-"""`ragherd serve` and `ragherd serve --check`, from a directory that has nothing to do with Ragherd."""
+"""`ragherd serve` and `ragherd serve --check` from an unrelated directory."""
 
 from __future__ import annotations
 

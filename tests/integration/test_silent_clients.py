@@ -1,4 +1,4 @@
-"""Clients that send nothing, or too slowly, against real workers: they are closed, and lock nobody out."""
+"""Clients that send nothing, or too slowly, to real workers: they are disconnected and block no others."""
 
 from __future__ import annotations
 

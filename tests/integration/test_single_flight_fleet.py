@@ -1,4 +1,4 @@
-"""Equal questions over real workers: one generation for all, also when the worker that leads it is killed."""
+"""Equal questions to real workers share one generation, even if the leading worker is killed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A Redis that is slow but alive keeps a question waiting no longer than its budget."""
+"""A slow Redis delays a question by at most its budget."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Expired answers: served while Ollama fails, and, where the setting says so, served at once and refreshed."""
+"""Expired answers: served while Ollama fails, or at once with a refresh if the setting allows it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Streams when things go wrong before and after the first token; readers that are slow; when nothing comes."""
+"""Streams that fail before and after the first token, slow readers, and long silences."""
 
 from __future__ import annotations
 

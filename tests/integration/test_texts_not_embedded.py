@@ -1,4 +1,4 @@
-"""A text that the embedding model cannot embed fails alone: it says nothing about Ollama, and stops nobody else."""
+"""A text that the model cannot embed fails alone: it does not count against Ollama and stops no other text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Thoughts that a model writes into its answer are shown where an API has a field for them, and never kept."""
+"""A model's thoughts appear where an API has a field for them, and are never stored."""
 
 from __future__ import annotations
 

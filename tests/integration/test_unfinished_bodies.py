@@ -1,4 +1,4 @@
-"""Clients that leave in the middle of a body, and clients that never end one: what is counted, logged and answered."""
+"""Clients that disconnect in the middle of a body or never finish it: counts, logs and responses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Questions that an embedder cannot read whole are never given each other's answers."""
+"""Questions that an embedder cannot read completely never get each other's answers."""
 
 from __future__ import annotations
 

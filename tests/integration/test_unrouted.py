@@ -1,4 +1,4 @@
-"""Requests that no route takes: `Allow` names every method of a path, and no redirect repeats the caller's `Host`."""
+"""Requests without a route: `Allow` lists every method of the path, and redirects do not repeat the caller's `Host`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two releases on one Redis: the next one writes more than this one knows, or keys that are not for it."""
+"""Two releases on one Redis: the newer one writes unknown fields, or keys of another schema."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How often workers look for work that any of them may do: less, the more of them look."""
+"""Workers check for shared work less often, the more workers there are."""
 
 from __future__ import annotations
 

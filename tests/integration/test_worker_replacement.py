@@ -1,4 +1,4 @@
-"""Workers that are replaced while the service is under load: by MAX_REQUESTS, by SIGHUP, by WORKER_MEMORY_LIMIT."""
+"""Workers are replaced under load by MAX_REQUESTS, SIGHUP and WORKER_MEMORY_LIMIT."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `helm template` makes of k8s/chart, and how it may differ from an overlay."""
+"""Renders k8s/chart with `helm template`, and lists its allowed differences from an overlay."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every overlay, the base and the chart, rendered."""
+"""Renders every overlay, the base and the chart."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The start scripts of the Redis components, each run as its pod would: its name, its folders, the image's entrypoint.
+"""Runs the start scripts of the Redis components like their pods: names, folders, the image's entrypoint.
 
-The folders are those of a test, the names are in a hosts file of their own (a mount namespace), each pod has a loopback
-address. The entrypoint is a stand-in that does what redis:8's does: it loads the search module for a server.
+The folders belong to the test. The names are in a separate hosts file (a mount namespace), and each pod has a loopback
+address. The entrypoint is a stand-in for that of redis:8: it loads the search module.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What `kubectl kustomize` makes of a folder under k8s/."""
+"""Renders a folder below k8s/ with `kubectl kustomize`."""
 
 from __future__ import annotations
 

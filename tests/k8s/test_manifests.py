@@ -1,4 +1,4 @@
-"""Every overlay renders to what Kubernetes takes, its parts find one another, and the pods leave in order."""
+"""Every overlay renders to valid manifests, its references resolve, and pods shut down in order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Alerts and dashboard ask for figures that exist, and the alerts are raised when they should be."""
+"""Alerts and the dashboard use existing metrics, and the alerts fire when they should."""
 
 from __future__ import annotations
 

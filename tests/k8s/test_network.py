@@ -1,4 +1,4 @@
-"""The network policies let through what is used, and their ports are those of the pods."""
+"""The network policies allow the used connections, with the ports of the pods."""
 
 from __future__ import annotations
 

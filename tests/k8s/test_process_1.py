@@ -1,4 +1,4 @@
-"""Start scripts as process 1, which hears only the signals that it handles: a pod that is taken away goes at once."""
+"""Start scripts as process 1 handle SIGTERM: a deleted pod stops at once."""
 
 from __future__ import annotations
 

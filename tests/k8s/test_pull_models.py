@@ -1,4 +1,4 @@
-"""The start script of Ollama's component, with a stand-in for the program."""
+"""The start script of the Ollama component, with a stand-in for the program."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The start scripts of the Redis components at work: real servers, real Sentinels, pods that die and come back."""
+"""The start scripts of the Redis components with real servers and Sentinels, and with pods that die and return."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pods without rights, images with a version, and a reason for every policy that is not kept."""
+"""Pods have minimal privileges and pinned images; every exception to a policy has a reason."""
 
 from __future__ import annotations
 

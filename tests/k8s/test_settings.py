@@ -1,4 +1,4 @@
-"""The settings of every overlay are the service's, load, and hold no secret."""
+"""The settings of every overlay exist, load, and contain no secrets."""
 
 from __future__ import annotations
 

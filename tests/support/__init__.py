@@ -1,1 +1,1 @@
-"""What tests share and that is no test: processes, servers, fakes, waiting."""
+"""Shared helpers of the tests: processes, servers, fakes, waiting."""

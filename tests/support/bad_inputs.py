@@ -1,4 +1,4 @@
-"""Requests that nobody should send, made at random from a seed: the same seed makes the same requests."""
+"""Generates bad requests at random from a seed."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""One worker of a fleet, as a process of its own that holds nothing but the bulkhead.
+"""One worker of a fleet in a separate process that has only the bulkhead.
 
-It takes commands as JSON lines and answers each with one. `tests.support.breaker_process.BreakerProcess` speaks to it.
+It reads commands as JSON lines and answers each with one. `BreakerProcess` starts and controls it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""How much of the machine is left to a test: a bound in seconds holds where others do not use the processors."""
+"""Measures the share of the machine that a test gets, because time limits only hold if other processes leave the CPUs
+free.
+"""
 
 from __future__ import annotations
 

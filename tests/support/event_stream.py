@@ -1,4 +1,4 @@
-"""A client of event streams: reads what the standard says (HTML, section 9.2.6), and can leave when it likes."""
+"""A client of server-sent events (HTML standard, section 9.2.6) that can disconnect at any time."""
 
 from __future__ import annotations
 

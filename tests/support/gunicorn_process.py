@@ -1,4 +1,4 @@
-"""gunicorn as `gunicorn -c worker_config/gunicorn_conf.py` starts it, for tests: its output, children and ports."""
+"""Runs gunicorn with worker_config/gunicorn_conf.py for tests: its output, children and ports."""
 
 from __future__ import annotations
 

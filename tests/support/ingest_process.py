@@ -1,4 +1,4 @@
-"""`ragherd ingest` as a process of its own, and what it should have stored."""
+"""Runs `ragherd ingest` as a process, and checks what it stored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A worker's hold on the knowledge base without HTTP, whose embedder waits when a test wants it to."""
+"""A worker's part of the knowledge base without HTTP. Tests can pause its embedder."""
 
 from __future__ import annotations
 

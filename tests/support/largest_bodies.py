@@ -1,4 +1,4 @@
-"""The largest bodies that each endpoint takes, and hostile ones of the same size, with what they are answered."""
+"""The largest bodies that each endpoint accepts, hostile ones of the same size, and the expected responses."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Constant load from several clients at once, each failure kept: what a test of restarts asks for is that none fails.
+"""Constant load from several clients that records every failure.
 
-Nothing is tried again: a connection that is closed under a request is a failure, as is any status but 200, and what
-the request itself asserts.
+Requests are not retried: a closed connection is a failure, as are a status other than 200 and a failed assertion of the
+request.
 """
 
 from __future__ import annotations

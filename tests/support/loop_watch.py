@@ -1,10 +1,10 @@
-"""A worker in a separate process that reports how long it held its event loop, and where.
+"""A worker in a separate process that reports how long its event loop was blocked, and where.
 
 `python -m tests.support.loop_watch` serves the app of `api.asgi` with the settings of its environment, prints its URL,
-and ends when its standard input closes. GET /watch answers with the longest block since it was asked last.
+and ends when its standard input closes. GET /watch returns the longest block since the previous call.
 
-A block is measured in processor time, so that a busy machine makes no blocks: of one callback on the loop's own thread,
-and, for threads that do not release the interpreter, of the whole process while a tick of the loop was late.
+A block is measured in CPU time, so that a busy machine causes none: the time of one callback on the loop's thread, and,
+for threads that hold the GIL, of the whole process while a tick of the loop was late.
 """
 
 from __future__ import annotations

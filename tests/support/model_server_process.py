@@ -1,4 +1,4 @@
-"""The model server as a real process, for whoever needs something that behaves like Ollama."""
+"""Runs the model server as a process, for tests that need something like Ollama."""
 
 from __future__ import annotations
 

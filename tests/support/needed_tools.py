@@ -1,4 +1,4 @@
-"""Tools that some tests need: where one is missing a newcomer's run skips the test, and CI's fails."""
+"""Tools that some tests need. If one is missing, a local run skips the tests and CI fails."""
 
 from __future__ import annotations
 

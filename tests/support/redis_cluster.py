@@ -1,4 +1,6 @@
-"""A Redis Cluster of three primaries without replicas, each with the search module: what is on a dead one is away."""
+"""A Redis Cluster of three primaries with the search module and without replicas, so a dead shard's data is
+unavailable.
+"""
 
 from __future__ import annotations
 

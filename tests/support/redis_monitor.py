@@ -1,4 +1,4 @@
-"""What Redis is asked for, as Redis itself tells it."""
+"""Records the commands that Redis receives (MONITOR)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Replies of Redis, typed. The clients of the tests decode nothing, and redis-py's annotations say `bytes | str`."""
+"""Typed replies of Redis: the tests' clients decode nothing, and redis-py's annotations are `bytes | str`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The service itself, in the test's own event loop on a free port, and settings for it."""
+"""Runs the service in the test's event loop on a free port, and builds its settings."""
 
 from __future__ import annotations
 

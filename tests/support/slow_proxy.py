@@ -1,4 +1,4 @@
-"""A TCP proxy that delays replies: a server that is slow, but lives."""
+"""A TCP proxy that delays replies, for a server that is slow but alive."""
 
 from __future__ import annotations
 

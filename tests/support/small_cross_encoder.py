@@ -1,7 +1,7 @@
-"""A cross-encoder so small that a test makes it: it likes texts with one word, and dislikes those with another.
+"""Builds a tiny cross-encoder that prefers texts with one word and rejects texts with another.
 
-`likes` and `dislikes` are in its vocabulary, all else is unknown to it. The logit of a pair is 2 for each word that is
-liked, less 2 for each that is disliked, in question and text together.
+Its vocabulary has only the words `likes` and `dislikes`. A pair's logit is 2 for each liked word minus 2 for each
+disliked one, in question and text together.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What Redis holds of documents, beside what it should hold: each document and each chunk once, and nothing else."""
+"""Compares the documents in Redis with the expected ones: each document and chunk exactly once, and nothing else."""
 
 from __future__ import annotations
 

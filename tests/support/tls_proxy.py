@@ -1,4 +1,4 @@
-"""haproxy that ends TLS in front of a Redis, which has none of its own here: a CA, certificates, client's required."""
+"""Terminates TLS in front of Redis with haproxy: a CA, server certificates, required client certificates."""
 
 from __future__ import annotations
 

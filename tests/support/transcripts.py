@@ -1,4 +1,4 @@
-"""Transcripts of a shell in Markdown: the commands a page shows, and whether they print what it shows."""
+"""Runs shell transcripts from Markdown and compares their output."""
 
 from __future__ import annotations
 

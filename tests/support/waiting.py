@@ -1,4 +1,4 @@
-"""Waiting by condition, never by sleep: the helpers that every test uses for what another process does."""
+"""Waits for conditions, never for a fixed time: helpers for tests of other processes."""
 
 from __future__ import annotations
 

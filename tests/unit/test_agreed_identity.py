@@ -1,4 +1,4 @@
-"""The backends agree on who embeds. The flow reads that from an attribute while it is certain."""
+"""Backends agree on the embedder's identity, which the flow reads from an attribute while it is certain."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An answer as it grows, and its readers: what each is given when it breaks off, lags, or is cancelled."""
+"""A growing answer and its readers: failures, slow readers and cancellation."""
 
 from __future__ import annotations
 

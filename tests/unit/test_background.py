@@ -1,4 +1,4 @@
-"""A worker's tasks end with it, whatever becomes of a cancellation on its way."""
+"""A worker's tasks end with the worker, even if a cancellation is lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recovery figures from a history."""
+"""Recovery figures from a breaker's history."""
 
 from __future__ import annotations
 

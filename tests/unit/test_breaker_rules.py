@@ -1,4 +1,4 @@
-"""The pure rules, a story at a time. `tests/integration/test_breaker_equivalence.py` holds the scripts to the same."""
+"""The pure rules of the breaker. `tests/integration/test_breaker_equivalence.py` compares the scripts with them."""
 
 from __future__ import annotations
 

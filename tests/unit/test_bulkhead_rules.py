@@ -1,4 +1,4 @@
-"""The pure rules of the bulkhead. `tests/integration/test_bulkhead_equivalence.py` holds the scripts to the same."""
+"""The pure rules of the bulkhead. `tests/integration/test_bulkhead_equivalence.py` compares the scripts with them."""
 
 from __future__ import annotations
 

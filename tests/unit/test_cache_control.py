@@ -1,4 +1,4 @@
-"""`Cache-Control` as callers write it."""
+"""Parsing of `Cache-Control`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A scope cancels its block until that has ended, and tells its own cancellation from others'."""
+"""A scope cancels its block until the block has ended, and distinguishes its own cancellation from others."""
 
 from __future__ import annotations
 

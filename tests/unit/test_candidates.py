@@ -1,4 +1,4 @@
-"""Which of the nearest cached questions is served: by similarity, guards and age, nearest first."""
+"""Selection of the served question among the nearest: by similarity, guards and age."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every route says who may call it, and nothing of a body is read before that is checked."""
+"""Every route declares who may call it, and checks that before it reads the body."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Children die with their parent, are stopped as a group, and are started from the main thread only."""
+"""Children die with their parent, are stopped as a group, and start only from the main thread."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The texts of documents in batches: the one that cannot be embedded is found, and a failing embedder is given up."""
+"""Batched embedding of documents: isolates a text that cannot be embedded, and stops if the embedder fails."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text becomes chunks by its structure, and nothing of it is lost."""
+"""Text is split into chunks by its structure without losing any of it."""
 
 from __future__ import annotations
 

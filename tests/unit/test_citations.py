@@ -1,4 +1,4 @@
-"""Citations that name no passage go out of an answer, and nothing else does."""
+"""Citations that refer to no passage are removed from answers, and nothing else is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The gate to a cluster takes a new layout over, whatever becomes of the connections to shards that are gone."""
+"""The health-gated cluster client adopts a new layout even if connections to old shards fail."""
 
 from __future__ import annotations
 

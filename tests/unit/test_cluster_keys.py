@@ -1,4 +1,4 @@
-"""On a cluster, what one script or transaction touches is in one slot; CLUSTER SLOTS says which shard has it."""
+"""Keys of one script or transaction are in one slot, and CLUSTER SLOTS maps slots to shards."""
 
 from __future__ import annotations
 

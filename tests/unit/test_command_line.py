@@ -1,4 +1,4 @@
-"""The commands of `ragherd`, and the page that describes them."""
+"""The commands of `ragherd` match the page that describes them."""
 
 from __future__ import annotations
 

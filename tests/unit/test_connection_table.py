@@ -1,4 +1,4 @@
-"""Which connections are due, and which one gives way to a new one; then the guard that acts on it."""
+"""Which connections are due and which is closed for a new one; and the guard that closes them."""
 
 from __future__ import annotations
 

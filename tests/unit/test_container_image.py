@@ -1,4 +1,4 @@
-"""The Dockerfile and docker-compose.yml agree with the service. (tests/image carries the Dockerfile's steps out.)"""
+"""The Dockerfile and docker-compose.yml match the service. tests/image executes the Dockerfile's steps."""
 
 from __future__ import annotations
 

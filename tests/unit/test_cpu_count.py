@@ -1,4 +1,4 @@
-"""How many workers a machine, or a part of one, is given."""
+"""The number of CPUs on a machine and in a container."""
 
 from __future__ import annotations
 

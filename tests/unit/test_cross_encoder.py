@@ -1,4 +1,4 @@
-"""The cross-encoder itself: what its verdicts are, what they depend on, and what is said of files that are none."""
+"""The cross-encoder: its scores, what they depend on, and errors for invalid files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The API's own description (`/openapi.json`) tells of what is really taken and sent."""
+"""The OpenAPI description matches what the API accepts and sends."""
 
 from __future__ import annotations
 

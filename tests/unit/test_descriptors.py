@@ -1,4 +1,4 @@
-"""How many connections a worker's file descriptor_limit leave for clients."""
+"""How many client connections the descriptor limit allows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The documentation site: it builds, has every page, and all of its links lead somewhere."""
+"""The documentation site builds, has every page, and has no broken links."""
 
 from __future__ import annotations
 

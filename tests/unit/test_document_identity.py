@@ -1,4 +1,4 @@
-"""Which document is which."""
+"""The identity of documents."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the pages list is what the code has: settings, faults, routes, keys, links."""
+"""The pages list what the code has: settings, faults, routes, keys, links."""
 
 from __future__ import annotations
 

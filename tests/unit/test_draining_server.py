@@ -1,4 +1,4 @@
-"""A worker's server while it starts, without a master around it."""
+"""A worker's server while it starts, without a master."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is embedded is never more than the model reads, by its own tokenizer: nothing is cut off silently."""
+"""Embedded text never exceeds the model's limit by its own tokenizer, so nothing is truncated silently."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever a server answers to /api/embed, it is vectors or an error of its own, never a fault of the service's."""
+"""Any response to /api/embed becomes vectors or a classified error, never an internal error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stream of events by itself: who asks for one, what a full pipe does, what is told of a fault of our own."""
+"""Event streams: content negotiation, backpressure, and errors inside a stream."""
 
 from __future__ import annotations
 

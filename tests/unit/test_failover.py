@@ -1,4 +1,4 @@
-"""The one loop over backends: what a failure allows, whose time it takes, and what the caller gets in the end."""
+"""The loop over backends: what a failure allows, how time is shared, and the final result."""
 
 from __future__ import annotations
 

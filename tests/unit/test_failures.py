@@ -1,4 +1,4 @@
-"""How what httpx raises and what Ollama answers is read."""
+"""Classification of httpx errors and Ollama's responses."""
 
 from __future__ import annotations
 

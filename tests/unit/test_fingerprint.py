@@ -1,4 +1,4 @@
-"""Whatever an answer depends on changes where it is kept; what it does not depend on does not."""
+"""A cache key changes with everything that the answer depends on, and with nothing else."""
 
 from __future__ import annotations
 

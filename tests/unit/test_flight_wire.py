@@ -1,4 +1,4 @@
-"""What a leader says to those who follow comes out as it went in."""
+"""Messages of a leader to its followers survive encoding and decoding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A fault that nobody thought of ends neither the following of the fleet nor the renewal of leases."""
+"""An unexpected error ends neither the followers of the fleet nor the renewal of leases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The guards in other languages, on pairs that an embedder puts next to each other whatever they mean."""
+"""The guards in other languages, on pairs that an embedder considers similar."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rankings fused into one."""
+"""Fusion of rankings."""
 
 from __future__ import annotations
 

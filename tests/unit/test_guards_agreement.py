@@ -1,4 +1,4 @@
-"""The guards over labelled pairs of questions, and what holds for any question."""
+"""The guards on labeled pairs of questions, and properties that hold for any question."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Operators, the arguments of calls, and letter case in code and units: in both tiers of the cache."""
+"""Operators, call arguments, and letter case in code and units, in both cache tiers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a question is read into words, names and numbers before any guard compares."""
+"""Parsing a question into words, names and numbers before guards compare."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which language a short question is in: English is known as such, and nothing else is taken for it."""
+"""Language identification of short questions: English is recognized, and no other language is mistaken for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Imports point one way. Whoever needs an arrow that is not here moves the code, not the arrow."""
+"""Imports point one way. If you need an import that is not allowed here, move the code instead."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The line before the re-ranker: turns, deadlines, users before background work. Most of it with a judge that waits."""
+"""The re-ranker's queue: order, deadlines, users before background work. Most tests use a score function that waits."""
 
 from __future__ import annotations
 

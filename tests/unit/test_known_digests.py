@@ -1,4 +1,4 @@
-"""Which weights the models have, over all backends."""
+"""The models' weights over all backends."""
 
 from __future__ import annotations
 

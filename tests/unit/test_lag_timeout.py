@@ -1,4 +1,4 @@
-"""A timeout does not count what the loop lagged, reads what has arrived before it strikes, and strikes all the same."""
+"""A timeout ignores the loop's lag, reads what has arrived before it fires, and does fire in the end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The languages of an embedder, and which questions are in none of them."""
+"""The languages of an embedder, and questions in other languages."""
 
 from __future__ import annotations
 

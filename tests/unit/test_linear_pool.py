@@ -1,4 +1,4 @@
-"""The pool's own promises: no slot is ever lost, the hottest connection serves first, dead ones are dropped."""
+"""The pool loses no slot, uses the most recently used connection first, and drops dead ones."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""No function that reads somebody's text takes more than linear time, however the text was made.
+"""Functions that read user text take linear time for any text.
 
 Each function reads hostile texts of one length and of four times that length. Linear work takes four times as long,
-quadratic work sixteen times. The CPU time of the thread is measured, so a busy machine changes little, and only a ratio
-that stays high in every attempt fails.
+quadratic work sixteen times. The test measures the thread's CPU time, so a busy machine changes little, and fails only
+if the ratio is high in every attempt.
 """
 
 from __future__ import annotations

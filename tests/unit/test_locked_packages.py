@@ -1,4 +1,4 @@
-"""requirements/*.txt agree with pyproject.toml: pip installs from them without looking at it."""
+"""requirements/*.txt match pyproject.toml: pip installs from them without reading it."""
 
 from __future__ import annotations
 

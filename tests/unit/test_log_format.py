@@ -1,4 +1,4 @@
-"""Every line of the log is one JSON object, whoever writes it."""
+"""Every log line is one JSON object, from any logger."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""luacheck finds nothing in the Lua scripts, and would find a mistake. The service sends each operation alone."""
+"""luacheck finds no errors in the Lua scripts, and would find one. The service sends each operation alone."""
 
 from __future__ import annotations
 

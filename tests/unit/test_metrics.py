@@ -1,4 +1,4 @@
-"""The Prometheus metrics: counted in the domain's words, exposed for one worker and for several, and documented."""
+"""The Prometheus metrics: counting, exposition for one worker and for several, and documentation."""
 
 from __future__ import annotations
 

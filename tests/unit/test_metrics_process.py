@@ -1,4 +1,4 @@
-"""The master's hold on the metrics process where the machine has no room for one."""
+"""The master's supervision of the metrics process when the machine has no resources for it."""
 
 from __future__ import annotations
 

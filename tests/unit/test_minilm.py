@@ -1,4 +1,4 @@
-"""The encoder itself: what its vectors are, what they depend on, and what is said when it is not there."""
+"""The encoder: its vectors, what they depend on, and errors if it is missing."""
 
 import importlib.util
 import os

@@ -1,4 +1,4 @@
-"""The model server without a model: the queue, the stop, and answers that fail in the middle."""
+"""The model server without a model: the queue, stopping, and answers that fail in the middle."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Which questions are the same to the letter, and which never are."""
+"""Which questions count as equal in the exact tier, and which never do."""
 
 from __future__ import annotations
 

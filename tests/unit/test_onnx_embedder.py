@@ -1,4 +1,4 @@
-"""The embedder beside the event loop: batching, deadlines, cancellation. Most of it with an encoder that waits."""
+"""The embedder's threads: batching, deadlines, cancellation. Most tests use an encoder that waits."""
 
 import asyncio
 import threading

@@ -1,4 +1,4 @@
-"""Files of each kind become Markdown, in a process of their own; what is broken or made to harm is one clear error."""
+"""Files of each type become Markdown in a separate process; broken and malicious files give one clear error."""
 
 from __future__ import annotations
 

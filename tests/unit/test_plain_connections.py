@@ -1,4 +1,4 @@
-"""What a worker's connections answer to odd bytes, from an application that echoes method, path and body."""
+"""Responses of a worker's connections to unusual bytes, with an application that echoes method, path and body."""
 
 from __future__ import annotations
 

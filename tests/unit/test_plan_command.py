@@ -1,4 +1,4 @@
-"""`ragherd plan` and `ragherd simulate`: what they print, and what they say of bad input."""
+"""`ragherd plan` and `ragherd simulate`: output, and errors for bad input."""
 
 from __future__ import annotations
 

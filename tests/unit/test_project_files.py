@@ -1,4 +1,4 @@
-"""The files around the code are valid, and name scripts and tools that exist."""
+"""The project's configuration files are valid and refer to existing scripts and tools."""
 
 from __future__ import annotations
 

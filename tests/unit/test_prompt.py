@@ -1,4 +1,4 @@
-"""The turns that a language model is given, and what a document can not do to them."""
+"""The messages for the language model, which documents cannot manipulate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes into a prompt fits the model's context, and the best of it goes in."""
+"""A prompt fits the model's context and contains the best passages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The template file: what is in it is checked at the start, and names its answers."""
+"""The template file is validated at startup and is part of the cache key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Somebody who knows pybreaker finds their way: names, errors, listeners, and a clear no where it would block."""
+"""pybreaker users find familiar names, errors and listeners, and a clear error where it would block."""
 
 from __future__ import annotations
 

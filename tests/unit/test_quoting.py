@@ -1,4 +1,4 @@
-"""The stand-in quotes passages instead of making up what they say."""
+"""The model server quotes passages instead of inventing their content."""
 
 from __future__ import annotations
 

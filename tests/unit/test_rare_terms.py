@@ -1,4 +1,4 @@
-"""Codes, figures and names that stand in few passages lead to them."""
+"""Codes, figures and names that occur in few passages lead to them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The line of `ragherd redis-acl` grants what the code uses and nothing else. The integration tests run under it."""
+"""The ACL rule of `ragherd redis-acl` grants exactly what the code uses. The integration tests run with it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings of Redis: its URLs, and the files of TLS, which are looked at before anything starts."""
+"""Redis settings: URLs, and TLS files that are checked before anything starts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said of a Redis by what it says of itself."""
+"""Warnings derived from Redis's own INFO."""
 
 from __future__ import annotations
 

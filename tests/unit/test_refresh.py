@@ -1,4 +1,4 @@
-"""Refreshing in the background: each question once, a bounded number at once, whatever becomes of it counted."""
+"""Background refreshes: each question once, limited concurrency, and every outcome counted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Embeddings are kept for each tenant apart, bounded, and never outlive their model."""
+"""Cached embeddings are separate per tenant, bounded, and cleared when the model changes."""
 
 from __future__ import annotations
 

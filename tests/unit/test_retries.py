@@ -1,4 +1,4 @@
-"""One retry a call, and few among many calls."""
+"""One retry per call, and few among many calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cost model's arithmetic: units by hand, closed forms, and that more asked never needs less."""
+"""The cost model: units by hand, closed forms, and more load never needs less."""
 
 from __future__ import annotations
 

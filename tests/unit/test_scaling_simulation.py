@@ -1,4 +1,4 @@
-"""The simulation beside closed forms, and that one seed gives one outcome."""
+"""The simulation matches closed forms, and one seed gives one result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How large a part of an index a scope is: counted now and then, believed for a while."""
+"""The share of a scope in an index is counted occasionally and cached."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model on Ollama may be trusted to have read, by its scripts."""
+"""Which scripts a model on Ollama can read."""
 
 from __future__ import annotations
 

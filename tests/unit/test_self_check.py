@@ -1,4 +1,4 @@
-"""The check is passed by a semantic hit on this run's entry, and by nothing else."""
+"""The check passes only with a semantic hit on this run's entry."""
 
 from __future__ import annotations
 

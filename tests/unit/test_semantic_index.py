@@ -1,4 +1,4 @@
-"""The vector index while Redis is made ready: questions come meanwhile."""
+"""The vector index answers questions while it is being prepared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `ragherd dev` decides from the settings: what a person has set stays as it is."""
+"""The decisions of `ragherd dev`: settings that a person made stay."""
 
 from __future__ import annotations
 

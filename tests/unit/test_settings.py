@@ -1,4 +1,4 @@
-"""A bad value stops the start with one line that names the variable."""
+"""An invalid value stops the start with one line that names the variable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cache's part in the flow, where Redis is lost in the middle of a question."""
+"""The semantic cache in the flow when Redis is lost in the middle of a question."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whom the master starts and whom it replaces, and that no order of events leaves fewer workers than wanted."""
+"""The replacement policy: no sequence of events leaves fewer workers than configured."""
 
 from __future__ import annotations
 

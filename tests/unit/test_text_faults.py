@@ -1,4 +1,4 @@
-"""Whose fault a failed embedding is: told by another text, and by the same one again."""
+"""Whether the text or the backend caused a failed embedding, determined with another text and a repetition."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Thoughts at the beginning of an answer are taken out of it, however it is cut; anything else stays."""
+"""Thoughts at the start of an answer are removed for any split into tokens; other text stays."""
 
 from __future__ import annotations
 

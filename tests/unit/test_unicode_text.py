@@ -1,4 +1,4 @@
-"""Runs of combining marks are limited as UAX #15 says, and no mark is lost."""
+"""Runs of combining marks are limited as in UAX #15, and no mark is lost."""
 
 from __future__ import annotations
 

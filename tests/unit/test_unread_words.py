@@ -1,4 +1,4 @@
-"""The words of a text that the embedder's vocabulary lacks, by the tokenizer that the service runs with."""
+"""Words that are missing from the embedder's vocabulary, with the real tokenizer."""
 
 from __future__ import annotations
 

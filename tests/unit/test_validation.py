@@ -1,4 +1,4 @@
-"""What a client sends costs bounded work to refuse, and the refusal is small."""
+"""Refusing invalid input takes bounded work and gives a small response."""
 
 from __future__ import annotations
 

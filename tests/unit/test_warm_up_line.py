@@ -1,4 +1,4 @@
-"""A load waits its turn behind users, and then keeps nobody waiting."""
+"""Loading a model waits behind users, and then delays nobody."""
 
 from __future__ import annotations
 

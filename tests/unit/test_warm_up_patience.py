@@ -1,4 +1,4 @@
-"""What a warm-up waits out, what it tries again, and what it gives up."""
+"""Which failures a warm-up waits for, retries, or gives up on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What WORKER_MEMORY_LIMIT means, and which workers are over it."""
+"""The values of WORKER_MEMORY_LIMIT, and which workers exceed it."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""A tiny application for tests/integration/test_gunicorn.py: enough to see which worker answers, and how it leaves."""
+"""A tiny application for test_gunicorn.py that shows which worker answers and how it stops."""

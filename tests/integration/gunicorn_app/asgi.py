@@ -1,4 +1,4 @@
-"""`tests.integration.gunicorn_app.asgi:app`. Raw ASGI, so that the tests see the worker class and nothing else."""
+"""`tests.integration.gunicorn_app.asgi:app`. Raw ASGI, so that the tests exercise only the worker class."""
 
 from __future__ import annotations
 
