@@ -24,11 +24,11 @@ from api.values import EmbedderIdentity
 LOOK_SECONDS: Final = 1.0
 LOOKED_AT: Final = 32
 """Documents with pending work that are read at a time."""
-DUTY_SECONDS: Final = 15.0
+LEASE_SECONDS: Final = 15.0
 
 
 class IngestionWorker:
-    """One worker's part. `duties`: that of embedding anew by an embedder, which one worker of the fleet does.
+    """One worker's part. `leases`: the lease to embed all documents with a new embedder.
 
     `pace`: by how much longer than `LOOK_SECONDS` it pauses, since others look too.
     """
@@ -39,14 +39,14 @@ class IngestionWorker:
         ingestion: Ingestion,
         anew: Reembedding,
         embedder: Embedder,
-        duties: Callable[[str], LeaderLease],
+        leases: Callable[[str], LeaderLease],
         pace: Callable[[], float] = lambda: 1.0,
     ) -> None:
         self._work = work
         self._ingestion = ingestion
         self._anew = anew
         self._embedder = embedder
-        self._duties = duties
+        self._leases = leases
         self._pace = pace
 
     async def keep(self) -> None:
@@ -87,21 +87,21 @@ class IngestionWorker:
         """Embeds what the current embedder has not embedded, while this worker has the lease."""
         embedder = await self._embedder.identity()
         epoch = await self._anew.behind(embedder)
-        duty = self._duties(embedder.fingerprint)
-        if epoch is None or not await duty.acquire(DUTY_SECONDS):
+        lease = self._leases(embedder.fingerprint)
+        if epoch is None or not await lease.acquire(LEASE_SECONDS):
             return
         whole = True
-        async with _kept(duty):
+        async with _kept(lease):
             async for work in self._anew.missing(embedder):
                 whole = await self._embedded(work, embedder) and whole
-                if not (whole or await duty.acquire(DUTY_SECONDS)):
+                if not (whole or await lease.acquire(LEASE_SECONDS)):
                     return
             if whole:
                 await self._anew.complete(embedder, epoch)
-        await duty.release()
+        await lease.release()
 
     async def _embedded(self, work: Work, embedder: EmbedderIdentity) -> bool:
-        """False where it was void, or another worker's duty: whether something is left is seen by looking again."""
+        """False if the work was void, or another worker has the lease."""
         text = await self._work.text(work.id)
         if text is None:
             return True  # deleted meanwhile
@@ -110,16 +110,16 @@ class IngestionWorker:
 
 
 @asynccontextmanager
-async def _kept(duty: LeaderLease) -> AsyncIterator[None]:
+async def _kept(lease: LeaderLease) -> AsyncIterator[None]:
     """Renews the lease while the block runs: a document may take longer than the lease."""
 
     async def keep() -> None:
         held = True
         while held:
-            await asyncio.sleep(DUTY_SECONDS / 5)
-            held = await duty.acquire(DUTY_SECONDS)
+            await asyncio.sleep(LEASE_SECONDS / 5)
+            held = await lease.acquire(LEASE_SECONDS)
 
-    keeper = asyncio.create_task(keep(), name="embedding_duty")
+    keeper = asyncio.create_task(keep(), name="embedding_lease")
     try:
         yield
     finally:
@@ -129,25 +129,25 @@ async def _kept(duty: LeaderLease) -> AsyncIterator[None]:
 USE_SECONDS: Final = 10.0
 """How often a worker reports the embedder it uses."""
 CLEAN_SECONDS: Final = 60.0
-CLEANING_DUTY_SECONDS: Final = 25.0
+CLEANING_LEASE_SECONDS: Final = 25.0
 
 
 class StaleEmbeddings:
-    """One worker's part. `keep`: seconds without use after which they go. `duty`: one worker of the fleet removes."""
+    """One worker's part. `keep`: seconds without use after which they go. `lease`: one worker of the fleet removes."""
 
     def __init__(
         self,
         embeddings: UnusedEmbeddings,
         anew: Reembedding,
         embedder: Embedder,
-        duty: LeaderLease,
+        lease: LeaderLease,
         events: Telemetry,
         keep: float,
     ) -> None:
         self._embeddings = embeddings
         self._anew = anew
         self._embedder = embedder
-        self._duty = duty
+        self._lease = lease
         self._events = events
         self._keep = keep
 
@@ -169,7 +169,7 @@ class StaleEmbeddings:
         """
         embedder = await self._embedder.identity()
         await self._embeddings.use(embedder)
-        if await self._anew.behind(embedder) is not None or not await self._duty.acquire(CLEANING_DUTY_SECONDS):
+        if await self._anew.behind(embedder) is not None or not await self._lease.acquire(CLEANING_LEASE_SECONDS):
             return 0
         return sum([await self._removed(old) for old in await self._embeddings.unused(self._keep)])
 
@@ -177,7 +177,7 @@ class StaleEmbeddings:
         removed = 0
         async for chunks in self._embeddings.remove(old, self._keep):
             removed += chunks
-            if not await self._duty.acquire(CLEANING_DUTY_SECONDS):
+            if not await self._lease.acquire(CLEANING_LEASE_SECONDS):
                 break
         if removed:
             self._events.embeddings_removed(old, removed)

@@ -36,14 +36,14 @@ class BackendWatch:
     def __init__(
         self,
         models: Mapping[str, OllamaModels],
-        duty: LeaderLease,
+        lease: LeaderLease,
         board: HealthStore,
         interval: float,
         on_return: Callable[[str], None],
         digests: KnownDigests,
     ) -> None:
         self._models = models
-        self._duty = duty
+        self._lease = lease
         self._board = board
         self._interval = interval
         self._on_return = on_return
@@ -53,10 +53,10 @@ class BackendWatch:
         self._left = False
 
     async def look(self) -> None:
-        """Probes, if that is this worker's duty now, and tells the others; else reads what the prober found."""
+        """Probes and publishes the result if this worker has the lease; otherwise reads what the prober found."""
         if self._left:
             return
-        if await self._duty.acquire(2 * self._interval + 5):
+        if await self._lease.acquire(2 * self._interval + 5):
             found = await asyncio.gather(*(models.health() for models in self._models.values()))
             self._learn(dict(zip(self._models, found, strict=True)))
             with suppress(StoreUnavailable):  # then every worker probes for itself
@@ -91,7 +91,7 @@ class BackendWatch:
     async def leave(self) -> None:
         """Looks no more: another worker probes from now on."""
         self._left = True
-        await self._duty.release()
+        await self._lease.release()
 
     async def keep_looking(self) -> None:
         """For ever, jittered. A task of the worker's."""
@@ -149,7 +149,7 @@ def load_embedder(model: str, pinned: Pinned) -> Load:
 
 
 class WarmUp:
-    """`duties` by backend, `bulkheads` by backend and kind. Nothing is ever raised: a model that is not loaded now is
+    """`leases` by backend, `bulkheads` by backend and kind. Nothing is ever raised: a model that is not loaded now is
     loaded by its first question.
     """
 
@@ -157,12 +157,12 @@ class WarmUp:
         self,
         pools: Mapping[str, OllamaPool],
         bulkheads: Mapping[str, Bulkhead],
-        duties: Mapping[str, LeaderLease],
+        leases: Mapping[str, LeaderLease],
         loads: tuple[Load, ...],
     ) -> None:
         self._pools = pools
         self._bulkheads = bulkheads
-        self._duties = duties
+        self._leases = leases
         self._loads = loads
         self._running: dict[str, asyncio.Task[None]] = {}
         self._log = structlog.get_logger("ragherd.warm_up")
@@ -184,16 +184,16 @@ class WarmUp:
         await cancel_and_wait(self._running.values())
 
     async def _warm(self, backend: str) -> None:
-        duty = self._duties[backend]
-        if not await duty.acquire(LEASE):
+        lease = self._leases[backend]
+        if not await lease.acquire(LEASE):
             return
-        renewal = asyncio.create_task(_keep(duty))
+        renewal = asyncio.create_task(_keep(lease))
         loaded = [False]
         try:
             loaded = [await self._load(backend, load) for load in self._loads]
         finally:
             await cancel_and_wait([renewal])
-            await (duty.acquire(DONE) if all(loaded) else duty.release())
+            await (lease.acquire(DONE) if all(loaded) else lease.release())
 
     async def _load(self, backend: str, load: Load) -> bool:
         """Whether the model is in memory now."""
@@ -212,7 +212,7 @@ class WarmUp:
         return True
 
 
-async def _keep(duty: LeaderLease) -> None:
+async def _keep(lease: LeaderLease) -> None:
     while True:
         await asyncio.sleep(LEASE / 3)
-        await duty.acquire(LEASE)
+        await lease.acquire(LEASE)

@@ -183,8 +183,8 @@ class WorkerBackends:
             loads.append(load_llm(ollama.llm_model, self._pinned))
             if embedder.embedder == "ollama":
                 loads.append(load_embedder(embedder.embed_model, self._pinned))
-        duties = {name: RedisLeaderLease(self._client, self._keys.warm_up(name), self._worker) for name in self._pools}
-        return WarmUp(self._pools, self.bulkheads, duties, tuple(loads))
+        leases = {name: RedisLeaderLease(self._client, self._keys.warm_up(name), self._worker) for name in self._pools}
+        return WarmUp(self._pools, self.bulkheads, leases, tuple(loads))
 
 
 @asynccontextmanager
@@ -201,7 +201,7 @@ async def open_backends(
     """The worker's hold on every URL of OLLAMA_BASE_URL; `live_workers`: how many share it.
 
     Breakers and bulkheads are kept in the Redis behind `guard_client`, at `guard_address`; all else behind `client`.
-    On exit it leaves its duties to others.
+    On exit it releases its leases.
     """
     async with AsyncExitStack() as stack:
         pools = await stack.enter_async_context(open_pools(settings.ollama.base_urls, _limits(settings)))

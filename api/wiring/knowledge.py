@@ -97,8 +97,8 @@ class WorkerKnowledge:
             retrieval.retrieval_neighbours,
         )
         self.library = DocumentService(RedisDocuments(client, keys), ingestion, parser, _limits(settings))
-        duties, anew = partial(_embedding_duty, client, keys, worker), RedisReembedding(client, keys, worker)
-        self.upkeep = IngestionWorker(work, ingestion, anew, plain, duties, pace)
+        leases, anew = partial(_embedding_lease, client, keys, worker), RedisReembedding(client, keys, worker)
+        self.upkeep = IngestionWorker(work, ingestion, anew, plain, leases, pace)
         janitor, kept = RedisLeaderLease(client, keys.janitor, worker), settings.documents.unused_embeddings_keep
         self._old = StaleEmbeddings(RedisUnusedEmbeddings(client, keys), anew, plain, janitor, events, kept)
 
@@ -134,7 +134,7 @@ def _limits(settings: Settings) -> Limits:
     )
 
 
-def _embedding_duty(client: AnyHealthGated, keys: Keys, worker: str, fingerprint: str) -> RedisLeaderLease:
+def _embedding_lease(client: AnyHealthGated, keys: Keys, worker: str, fingerprint: str) -> RedisLeaderLease:
     return RedisLeaderLease(client, keys.embedding_lease(fingerprint), worker)
 
 

@@ -182,8 +182,8 @@ async def measure(url: str, server: Server) -> dict[str, dict[str, Any]]:
     found = {}
     async with opened(url) as operations:
         await operations.index.ensure(EMBEDDER)
-        for duty in (operations.keys.prober, operations.keys.janitor):
-            await RedisLeaderLease(operations.gate, duty, "other").acquire(3600)
+        for lease in (operations.keys.prober, operations.keys.janitor):
+            await RedisLeaderLease(operations.gate, lease, "other").acquire(3600)
         await operations.board.publish_digests(BACKEND, {"llama3.2": "sha256:5eed"})
         await _register(operations)
         for name, (work, every, is_shared) in operations.all().items():

@@ -78,7 +78,7 @@ async def test_the_models_are_loaded_once_and_no_client_ends_it(serve: Service, 
     await wait_until_async(lambda: _loaded(stub))
 
     async def is_done() -> bool:
-        """Not given up: the duty is kept for longer than while it goes on."""
+        """Not released: the lease outlives the work."""
         return bool(await redis.pttl("rag:warmup:ollama") > LEASE * 1000)
 
     await wait_until_async(is_done)

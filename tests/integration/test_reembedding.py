@@ -148,8 +148,8 @@ async def test_who_stood_still_for_too_long_leaves_it_to_who_has_the_duty_now(
     redis: Redis, redis_url: str, stored: sync_redis.Redis, after: Worker
 ) -> None:
     embedding = await stopped_anew(after)
-    duty = f"rag:embedding:{after.embedder.embedder.fingerprint}"
-    await redis.delete(duty)
+    lease = f"rag:embedding:{after.embedder.embedder.fingerprint}"
+    await redis.delete(lease)
     # Of other sizes: what the late one still writes would be a chunk too many.
     async with worker(redis_url, "other", GatedEmbedder("after"), chunk_tokens=40) as other:
         await other.knowledge.upkeep.embed_anew()

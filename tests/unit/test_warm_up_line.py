@@ -55,7 +55,7 @@ class Line:
             self.held = False
 
 
-class Duty:
+class Lease:
     def __init__(self) -> None:
         self.held = False
 
@@ -67,10 +67,10 @@ class Duty:
         self.held = False
 
 
-async def warmed(line: Line, duty: Duty | None = None) -> tuple[WarmUp, Any]:
+async def warmed(line: Line, lease: Lease | None = None) -> tuple[WarmUp, Any]:
     pool: Any = Pool(line)
     bulkheads = {"ollama": line, "ollama-embed": line}
-    warm_up = WarmUp({"ollama": pool}, bulkheads, {"ollama": duty or Duty()}, LOADS)
+    warm_up = WarmUp({"ollama": pool}, bulkheads, {"ollama": lease or Lease()}, LOADS)
     warm_up.start_all()
     return warm_up, pool
 
@@ -100,12 +100,12 @@ async def test_a_full_line_leaves_the_load_to_the_first_question() -> None:
 
 async def test_a_fault_nobody_thought_of_leaves_the_duty_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LEASE", 0.03)
-    line, duty = Line(), Duty()
-    _, pool = await warmed(line, duty)
+    line, lease = Line(), Lease()
+    _, pool = await warmed(line, lease)
     pool.fault = KeyError("load")
     line.turn.set()
     (warming,) = [task for task in asyncio.all_tasks() if task.get_name() == "warm-up-ollama"]
     with pytest.raises(KeyError):
         await warming
     await asyncio.sleep(0.03)
-    assert not duty.held, "nobody renews it"
+    assert not lease.held, "nobody renews it"

@@ -326,7 +326,7 @@ class DocumentWriter:
         held, self._held = self._held, []
         try:
             for tenant in {work.facts.tenant for work in held if work.replaced or self._tells_of_new}:
-                await self._sweep.outdate(tenant)  # first: see `Outdating.notify_cache`
+                await self._sweep.outdate(tenant)  # first: see `CacheInvalidator.notify_cache`
             if held and await self._has_answers():
                 for work in held:
                     if work.replaced:

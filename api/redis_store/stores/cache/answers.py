@@ -158,7 +158,7 @@ class RedisAnswerCache:
         self._counters.touch(match.answer.entry)
 
     def _decoded(self, key: str, values: Sequence[Any]) -> CachedAnswer | None:
-        """An entry that can not be read is counted, never served, and left alone: a later release may read it."""
+        """Counts an unreadable entry and skips it. It stays: a later release may read it."""
         try:
             return _decode(key, values)
         except (ValueError, TypeError, KeyError):
