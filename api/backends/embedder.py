@@ -119,7 +119,9 @@ class AgreedIdentity:
 
     async def check(self, backend: Backend[BackendEmbedder]) -> None:
         """Raises `UpstreamError` where a backend has another model under the name: its vectors do not compare."""
-        if self._identity is not None and await backend.service.identity() != self._identity:
+        if self._identity is None:
+            return
+        if (backend.service.known or await backend.service.identity()) != self._identity:
             raise UpstreamError(UpstreamFault.MODEL_NOT_FOUND, f"'{backend.name}' has another '{self.model}'.")
 
 

@@ -14,8 +14,8 @@ comes last, so that no half-open permit waits in line. An open one is asked firs
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
@@ -77,15 +77,6 @@ class Backend(Generic[T]):
     bulkhead: Bulkhead
     breaker: Breaker
     outstanding: int = 0
-
-    @contextmanager
-    def busy(self) -> Iterator[None]:
-        """Around one call."""
-        self.outstanding += 1
-        try:
-            yield
-        finally:
-            self.outstanding -= 1
 
 
 class Backends(Generic[T]):
@@ -334,7 +325,8 @@ async def admitted(
     """Around one call. Raises `BreakerOpen` and `BulkheadFull`; a caller that leaves counts as ignored."""
     backend.breaker.check()
     permit = backend.bulkhead.permit(tenant, background=background, within=terms.remaining)
-    with backend.busy():
+    backend.outstanding += 1
+    try:
         async with permit, backend.breaker.attempt() as attempt:
             admission = Admission(attempt, terms)
             try:
@@ -342,6 +334,8 @@ async def admitted(
             except UpstreamError as error:
                 await admission.failed(error)
                 raise
+    finally:
+        backend.outstanding -= 1
 
 
 class Unread:
@@ -406,7 +400,7 @@ async def _attempt(
                     await output.write(text)
         if end is None:
             raise UpstreamError(UpstreamFault.STREAM_TRUNCATED, "Ollama's stream ended without `done`.")
-        if rest := thinking.end():
+        if not thinking.is_over and (rest := thinking.end()):
             parts.append(rest)
             await output.write(rest)
         await admission.succeeded(end.load_duration)

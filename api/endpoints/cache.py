@@ -10,9 +10,9 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from api.endpoints.access import DEFAULT_TENANT
-from api.endpoints.checked_route import CheckedRoute, JsonRoute, needs
 from api.endpoints.description import body_of
 from api.endpoints.fields import rfc3339
+from api.endpoints.middleware import CheckedRoute, JsonRoute, needs
 from api.endpoints.query import Name, QueryIn, Question, to_query
 from api.endpoints.validation import IsInteger, IsText, Options, StrictBody, json_of, refused, validated
 from api.endpoints.worker_state import AppState, worker_state

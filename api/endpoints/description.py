@@ -10,7 +10,7 @@ from fastapi.routing import iter_route_contexts
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.endpoints.access import Role
-from api.endpoints.checked_route import role_of
+from api.endpoints.middleware import role_of
 from api.endpoints.problems import PROBLEM_JSON
 from api.errors import InvalidRequest, RagherdError
 

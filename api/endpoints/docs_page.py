@@ -10,7 +10,7 @@ from typing import Final
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from api.endpoints.checked_route import CheckedRoute, needs
+from api.endpoints.middleware import CheckedRoute, needs
 from api.errors import NotFound
 
 FOLDER: Final = Path(__file__).parent / "swagger_ui"

@@ -20,9 +20,9 @@ from starlette.exceptions import HTTPException
 from starlette.responses import StreamingResponse
 
 from api.endpoints.access import DEFAULT_TENANT
-from api.endpoints.checked_route import CheckedRoute, needs
 from api.endpoints.description import body_of
 from api.endpoints.fields import rfc3339
+from api.endpoints.middleware import CheckedRoute, needs
 from api.endpoints.query import Name
 from api.endpoints.validation import VISIBLE, IsText, IsVisible, StrictBody, json_of, refused, validated
 from api.endpoints.worker_state import AppState, worker_state

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from api.breaker.state import State
 from api.cancellation import log_failure
-from api.endpoints.checked_route import CheckedRoute, needs
+from api.endpoints.middleware import CheckedRoute, needs
 from api.endpoints.worker_state import worker_state
 from api.errors import ServiceUnavailable, StoreUnavailable
 from api.ports.cache import Store

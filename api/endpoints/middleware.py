@@ -1,13 +1,16 @@
-"""Pure ASGI middleware, from the outermost to the innermost. It does not buffer streams.
+"""What stands before every endpoint: pure ASGI middleware, from the outermost to the innermost, then the route.
 
-- `HeadRequests` answers HEAD wherever GET works (RFC 9110, section 9.1), because monitors use it.
-- `HttpMetrics` times each request by its route template.
-- `RequestContext` adds the request ID and the worker to responses and log lines.
-- `RequestHead` requires at most one `Host` and one `Authorization` header. With two, a proxy and the server behind it
-  may read different ones: one checks the first, the other acts on the second. HTTP/1.1 requires one `Host` (RFC 9112,
-  section 3.2).
-- `BodyLimit` refuses a body that is too large or too slow, by its declared length or while it arrives. FastAPI's own
-  `max_body_size` would answer in plain text instead of a problem document.
+Streams pass through the middleware, and it costs microseconds.
+
+- `HeadRequests`: HEAD wherever there is GET (RFC 9110, section 9.1). Monitors use it to see whether the service is up.
+- `HttpMetrics`: times every request by the template of its route.
+- `RequestContext`: every response names its request and its worker, and every log line its request.
+- `RequestHead`: `Host` and `Authorization` come once. Two of them are read differently by a proxy and by the server
+  behind it: one checks the first, the other acts on the second. HTTP/1.1 needs one `Host` (RFC 9112, section 3.2).
+- `BodyLimit`: refuses a body that is too large or too slow, by its declared length or while it arrives. FastAPI's own
+  `max_body_size` answers in plain text; here it is a problem document like every other error.
+- `CheckedRoute`: who may call an endpoint is declared where the endpoint is, and checked before a byte of the body is
+  read.
 """
 
 from __future__ import annotations
@@ -15,19 +18,25 @@ from __future__ import annotations
 import re
 import time
 import uuid
-from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Final, Protocol, TypeVar
 
+import orjson
 import structlog
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.endpoints.access import Role
 from api.endpoints.bodies import LimitedReceive, too_large
 from api.endpoints.problems import problem
+from api.endpoints.validation import refuse_too_many_values
 from api.errors import (
     CLIENT_CLOSED_REQUEST,
     HostNotAllowed,
     InternalError,
+    InvalidRequest,
     MalformedHead,
     PayloadTooLarge,
     RagherdError,
@@ -164,16 +173,13 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        limit, length = self._limit_of(scope, headers), headers.get("content-length", "")
+        is_file = scope["path"] == FILE_PATH and headers.get("content-type", "").lower().startswith("multipart/")
+        limit, length = self._file_limit if is_file else self._limit, headers.get("content-length", "")
         if length.isdigit() and int(length) > limit:
             error = PayloadTooLarge(too_large(limit))
             await problem(error, path=scope["path"], request_id=scope["state"]["request_id"])(scope, receive, send)
             return
         await self._app(scope, LimitedReceive(receive, limit, self._timeout), send)
-
-    def _limit_of(self, scope: Scope, headers: Headers) -> int:
-        is_file = scope["path"] == FILE_PATH and headers.get("content-type", "").lower().startswith("multipart/")
-        return self._file_limit if is_file else self._limit
 
 
 UNMATCHED: Final = "unmatched"
@@ -241,3 +247,70 @@ def route_template(scope: Scope, mounted_at: str = "") -> str:
     if root != mounted_at:
         return f"{root}/{{path}}"
     return UNMATCHED if scope.get("path_params") else str(scope["path"])
+
+
+MAX_PARAMETERS: Final = 64
+"""Parameters in a query string. No endpoint has as many, and each unknown one costs a validation error."""
+_ROLE: Final = "ragherd_role"
+
+Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+
+
+def needs(role: Role) -> Callable[[Endpoint], Endpoint]:
+    """Declares who may call an endpoint. Place it below the route's decorator."""
+
+    def declared(endpoint: Endpoint) -> Endpoint:
+        setattr(endpoint, _ROLE, role)
+        return endpoint
+
+    return declared
+
+
+def role_of(endpoint: Callable[..., Any]) -> Role:
+    """Returns the declared role. Raises `TypeError` if an endpoint declares none."""
+    role: Role | None = getattr(endpoint, _ROLE, None)
+    if role is None:
+        raise TypeError(f"{endpoint.__name__}: declare who may call it with @needs(...)")
+    return role
+
+
+class CheckedRoute(APIRoute):
+    """Checks the caller's key first. A caller without a key learns nothing about the body, not even that it is
+    malformed.
+    """
+
+    def get_route_handler(self) -> Handler:
+        """Wraps FastAPI's handler with the checks."""
+        role, handler = role_of(self.endpoint), super().get_route_handler()
+
+        async def checked(request: Request) -> Response:
+            if role != "all":
+                request.state.worker.access.admit(request, role)
+            if request.scope["query_string"].count(b"&") >= MAX_PARAMETERS:
+                raise InvalidRequest(f"The query string has more than {MAX_PARAMETERS} parameters.")
+            return await handler(await self.prepared(request))
+
+        return checked
+
+    async def prepared(self, request: Request) -> Request:
+        """Returns the request for FastAPI to read, after the key was checked."""
+        return request
+
+
+class JsonRoute(CheckedRoute):
+    """A checked route with a JSON body that FastAPI validates."""
+
+    async def prepared(self, request: Request) -> Request:
+        """Raises `InvalidRequest` for a body that would take too long to decode."""
+        prepared = _JsonRequest(request.scope, request.receive)
+        refuse_too_many_values(await prepared.body())
+        return prepared
+
+
+class _JsonRequest(Request):
+    async def json(self) -> Any:
+        """Raises `JSONDecodeError` for every kind of invalid JSON. The standard library raises other errors for invalid
+        UTF-8, deep nesting or huge numbers, and FastAPI turns those into a 400.
+        """
+        return orjson.loads(await self.body())

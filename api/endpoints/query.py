@@ -11,9 +11,9 @@ from starlette.responses import Response
 
 from api.endpoints import streaming as event_stream
 from api.endpoints.bodies import cancel_on_disconnect
-from api.endpoints.checked_route import JsonRoute, needs
 from api.endpoints.description import stream_of
 from api.endpoints.fields import HEADER, OPENAPI, list_header, request_timeout
+from api.endpoints.middleware import JsonRoute, needs
 from api.endpoints.streaming import EventStream, QueryOut, cache_headers, document
 from api.endpoints.validation import IsInteger, IsText, IsVisible, Options, StrictBody
 from api.endpoints.worker_state import AppState

@@ -17,8 +17,8 @@ from api.breaker.recovery import recovery
 from api.breaker.state import BreakerReading, Override, State, Transition
 from api.bulkhead.fleet_bulkhead import FleetBulkhead
 from api.bulkhead.rules import BulkheadReading
-from api.endpoints.checked_route import CheckedRoute, needs
 from api.endpoints.fields import rfc3339
+from api.endpoints.middleware import CheckedRoute, needs
 from api.endpoints.worker_state import AppState, worker_state
 from api.errors import NotFound
 from api.ports.telemetry import BulkheadReason

@@ -12,7 +12,6 @@ from typing import Final
 
 from api.languages.function_words import BY_WORD, SHARED, words_in
 from api.languages.function_words import ENGLISH as GRAMMAR
-from api.languages.identify import ANY_SCRIPT, LATIN, script_of
 
 FUNCTION_WORDS: Final = words_in(
     """
@@ -47,26 +46,6 @@ OTHERS: Final = words_in(
     """
 )
 FOREIGN: Final = (GERMAN | OTHERS | BY_WORD.keys()) - ENGLISH - GRAMMAR - SHARED
-
-
-def is_foreign(words: Iterable[str]) -> bool:
-    """Returns whether function words of other languages and words in other scripts outnumber English function words."""
-    english = foreign = 0
-    for word in words:
-        if word in ENGLISH or word in GRAMMAR:
-            english += 1
-        elif word in FOREIGN or not (word.isascii() or script_of(word[0]) in (LATIN, ANY_SCRIPT)):
-            foreign += 1
-    return foreign > english
-
-
-def is_german(words: Iterable[str]) -> bool:
-    """Returns whether the words are German. German capitalizes all nouns, so a capital does not mark a name."""
-    english = german = 0
-    for word in words:
-        english += word in ENGLISH
-        german += word in GERMAN
-    return german > english
 
 
 def number_from(text: str, start: int) -> dict[str, int]:

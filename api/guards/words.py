@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from api.guards.vocabulary import FUNCTION_WORDS, TRIGGERS, is_foreign, is_german, normalize_phrases, remap_indexes
+from api.guards.vocabulary import (
+    ENGLISH,
+    FOREIGN,
+    FUNCTION_WORDS,
+    GERMAN,
+    TRIGGERS,
+    normalize_phrases,
+    remap_indexes,
+)
+from api.languages.function_words import ENGLISH as GRAMMAR
 from api.languages.function_words import words_in
+from api.languages.identify import ANY_SCRIPT, LATIN, script_of
 from api.unicode_text import nfc
 
 EDGES: Final = ".,;:?!…¿¡()[]{}<>\"'“”‘’«»„`*~。？！，、"
@@ -234,3 +245,23 @@ def _quoted(text: str) -> tuple[str, ...]:
         return ()
     phrases = ("".join(found) for found in QUOTED.findall(text))
     return tuple(phrase for phrase in (" ".join(read_words(phrase).words) for phrase in phrases) if phrase)
+
+
+def is_foreign(words: Iterable[str]) -> bool:
+    """Returns whether function words of other languages and words in other scripts outnumber English function words."""
+    english = foreign = 0
+    for word in words:
+        if word in ENGLISH or word in GRAMMAR:
+            english += 1
+        elif word in FOREIGN or not (word.isascii() or script_of(word[0]) in (LATIN, ANY_SCRIPT)):
+            foreign += 1
+    return foreign > english
+
+
+def is_german(words: Iterable[str]) -> bool:
+    """Returns whether the words are German. German capitalizes all nouns, so a capital does not mark a name."""
+    english = german = 0
+    for word in words:
+        english += word in ENGLISH
+        german += word in GERMAN
+    return german > english

@@ -267,7 +267,9 @@ def _stages(timings: Timings) -> dict[Stage, float]:
         "retrieve": timings.retrieve,
         "generate": timings.generate,
     }
-    return {stage: seconds for stage, seconds in known.items() if seconds}
+    for stage in [stage for stage in known if not known[stage]]:
+        del known[stage]
+    return known
 
 
 def _ms(seconds: float) -> float:

@@ -145,7 +145,8 @@ class OllamaEmbedder:
         self._on_identity = on_identity
         self._resolve_pause = resolve_pause
         self._models = OllamaModels(pool, timeout)
-        self._identity: EmbedderIdentity | None = None
+        self.known: EmbedderIdentity | None = None
+        """Who embeds, once Ollama has said so."""
         self._resolving = asyncio.Lock()
         self._failure: EmbeddingUnavailable | None = None
         self._failed_at = 0.0
@@ -179,18 +180,13 @@ class OllamaEmbedder:
             if embedder._loading is not None:
                 await cancel_and_wait([embedder._loading])
 
-    @property
-    def known(self) -> EmbedderIdentity | None:
-        """Who embeds, once Ollama has said so."""
-        return self._identity
-
     async def identity(self) -> EmbedderIdentity:
         """Who embeds: asked of Ollama once. Raises `EmbeddingUnavailable` while it was never known."""
-        if self._identity is None:
+        if self.known is None:
             async with self._resolving:
-                if self._identity is None:
+                if self.known is None:
                     return await self._resolved()
-        return self._identity
+        return self.known
 
     async def embed(
         self,
@@ -209,10 +205,10 @@ class OllamaEmbedder:
         seconds = self._timeout if timeout is None else timeout
         ends = time.monotonic() + seconds
         vectors = await self._embedded(texts, seconds, retry or self._retry)
-        known = self._identity or self._remembered
+        known = self.known or self._remembered
         if known is not None and vectors.shape[1] != known.dimension:
             # Another model answers under this name: learn who it is before the next vector is believed.
-            self._identity = self._remembered = None
+            self.known = self._remembered = None
             self._scripts.clear()
             detail = f"'{self._model}' gave {vectors.shape[1]} dimensions, not {known.dimension}"
             raise EmbeddingUnavailable(detail) from UpstreamError(UpstreamFault.MODEL_NOT_FOUND, detail)
@@ -243,7 +239,7 @@ class OllamaEmbedder:
             except EmbeddingUnavailable as error:
                 self._failure, self._failed_at = error, time.monotonic()
             else:
-                self._identity, self._failure = identity, None
+                self.known, self._failure = identity, None
                 if self._on_identity is not None:
                     with contextlib.suppress(StoreUnavailable):
                         await self._on_identity(identity)

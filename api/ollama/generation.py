@@ -207,7 +207,8 @@ class OllamaModel:
     def __init__(self, pool: OllamaPool, deadlines: Deadlines, pinned: Pinned | None = None) -> None:
         self._pool = pool
         self._deadlines = deadlines
-        self._pinned = pinned or Pinned()
+        pinned = pinned or Pinned()
+        self._options, self._keep_alive = pinned.options, pinned.keep_alive_field
         self._models = OllamaModels(pool)
 
     def stream(
@@ -248,13 +249,26 @@ class OllamaModel:
         """Sends, and waits for the first line. What it returns is open; when it raises, all is closed."""
         async with AsyncExitStack() as stack:
             exchange = await stack.enter_async_context(
-                self._pool.exchange("/api/chat", _body(request, self._pinned), model=request.model)
+                self._pool.exchange("/api/chat", self._body(request), model=request.model)
             )
             async with clock.first_token(partial(self._resident, request.model)):
                 await exchange.open()
                 lines = lines_of(exchange.parts())
                 first = await anext(lines, None)
             return _Started(stack.pop_all(), lines, first)
+
+    def _body(self, request: GenerationRequest) -> bytes:
+        # `think` is sent because models that can think do so unless told otherwise.
+        return orjson.dumps(
+            {
+                "model": request.model,
+                "messages": [{"role": message.role, "content": message.content} for message in request.messages],
+                "options": {**request.options, **self._options},
+                "stream": True,
+                "think": False,
+                **self._keep_alive,
+            }
+        )
 
     async def _resident(self, model: str) -> bool:
         try:
@@ -278,17 +292,3 @@ async def _drain(lines: AsyncIterator[bytes]) -> None:
         async with asyncio.timeout(DRAIN):
             async for _ in lines:
                 pass
-
-
-def _body(request: GenerationRequest, pinned: Pinned) -> bytes:
-    # `think` is sent because models that can think do so unless told otherwise.
-    return orjson.dumps(
-        {
-            "model": request.model,
-            "messages": [{"role": message.role, "content": message.content} for message in request.messages],
-            "options": {**request.options, **pinned.options},
-            "stream": True,
-            "think": False,
-            **pinned.keep_alive_field,
-        }
-    )

@@ -116,14 +116,6 @@ class Timings:
         finally:
             setattr(self, stage, getattr(self, stage) + time.perf_counter() - started)
 
-    def end(self) -> None:
-        """Sets `total` to the time since this object was made.
-
-        A caller who waits for the language model also waits for the passages: `generate` excludes that.
-        """
-        self.generate = max(0.0, self.generate - self.retrieve)
-        self.total = time.perf_counter() - self.began
-
 
 @dataclass(frozen=True, slots=True)
 class AnswerStarted:

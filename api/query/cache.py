@@ -130,6 +130,10 @@ class Lookup:
     candidates: Sequence[Candidate] = field(default_factory=tuple)
 
 
+def _nothing(match: CacheMatch) -> None:
+    """Without a cache no entry is served."""
+
+
 class SemanticCache:
     """The fleet's answers as one worker uses them. `cache` is None where the semantic cache is switched off."""
 
@@ -148,6 +152,8 @@ class SemanticCache:
         self._observer = observer
         self.policy = policy
         self._budget = budget
+        self.used: Callable[[CacheMatch], None] = cache.used if cache is not None else _nothing
+        """Notes that an entry was served; no I/O."""
 
     async def look_up(self, query: Query, timings: Timings) -> Lookup:
         """The exact tier, the embedding, the semantic tier: until one of them has the answer."""
@@ -249,11 +255,6 @@ class SemanticCache:
             self._observer.store_failed(error)
             return None
         return chosen.match if chosen is not None else None
-
-    def used(self, match: CacheMatch) -> None:
-        """Notes that an entry was served; no I/O."""
-        if self._cache is not None:
-            self._cache.used(match)
 
     async def store(
         self,

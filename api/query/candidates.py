@@ -37,8 +37,8 @@ class ComparedQuestion:
     """The question's language, where the embedder was not made for it; else an empty text."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "not_told", _not_told(self.question, self.unread, self.languages))
         object.__setattr__(self, "language", self.languages.outside(self.question))
+        object.__setattr__(self, "not_told", _not_told(self.question, self.unread, self.languages))
 
 
 def incomparable(asked: ComparedQuestion, stored: CachedAnswer) -> Disagreement | None:
@@ -54,7 +54,7 @@ def incomparable(asked: ComparedQuestion, stored: CachedAnswer) -> Disagreement 
 
 
 def _not_told(question: str, unread: tuple[str, ...], languages: Languages) -> tuple[str, ...]:
-    return (*unread, *(word for word in languages.words_outside(question) if word not in unread))
+    return (*unread, *[word for word in languages.words_outside(question) if word not in unread])
 
 
 def _unread(stored: CachedAnswer) -> tuple[str, ...] | None:

@@ -61,6 +61,12 @@ class _Request:
         self.sources: tuple[Source, ...] = ()
         self._deadline = None if asked.timeout is None else Deadline(asked.timeout)
 
+    def end(self) -> None:
+        """The answer is there. A wait for the language model is also one for the passages, which is taken out."""
+        timings = self.timings
+        timings.generate = max(0.0, timings.generate - timings.retrieve)
+        timings.total = time.perf_counter() - timings.began
+
     def limit(self) -> AbstractAsyncContextManager[None]:
         """Around a wait: the caller's own deadline."""
         return nullcontext() if self._deadline is None else self._deadline.watched()
@@ -129,7 +135,7 @@ class QueryService:
         except (asyncio.CancelledError, GeneratorExit):
             self._observer.left(request.asked)
             raise
-        request.timings.end()
+        request.end()
         self._observer.answered(request.asked, answered)
         yield answered
 

@@ -7,7 +7,7 @@ With one partition and no cluster, names have no tag.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Final
 from zlib import crc32
 
@@ -137,6 +137,7 @@ class Keys:
         """One cached answer. `scope` begins with the embedder's fingerprint."""
         return self.partition(scope).entry(scope, digest)
 
+    @lru_cache(4096)  # noqa: B019 - a worker has one of these, and asks for the keys of a flight several times
     def flight(self, scope: str, digest: str) -> list[str]:
         """The keys of a flight: the flight, its messages, the lead of a refresh. They share a slot."""
         return self.partition(scope).flight(scope, digest)

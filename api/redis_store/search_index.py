@@ -37,13 +37,6 @@ BATCHES_FROM: Final = 0.1
 By itself the search module (2.10) also compares for far larger shares."""
 
 
-def nearest_clause(algorithm: Algorithm, share: float | None = None) -> str:
-    """The part of a query that finds the nearest entries. `share`: the scope's share of the index, if known."""
-    if algorithm == "flat":
-        return f"[KNN {NEIGHBOURS} @vector $v AS d]"
-    return f"[KNN {NEIGHBOURS} @vector $v EF_RUNTIME {EF_RUNTIME}{hybrid_policy(share)} AS d]"
-
-
 def hybrid_policy(share: float | None) -> str:
     """How to search a graph for such a share of it. If the share is unknown, the search module decides."""
     return " HYBRID_POLICY BATCHES" if share is not None and share >= BATCHES_FROM else ""

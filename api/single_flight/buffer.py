@@ -1,13 +1,17 @@
-"""An answer while it is written: one producer, and readers that each go at their own pace."""
+"""A flight on one worker: the answer while it is written, one producer, and readers that each go at their own pace."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final
 
 from api.errors import UpstreamError, UpstreamFault
-from api.values import CompletedAnswer, GroundedSources, Source, StoredElsewhere, Token
+from api.ports.cache import Claim
+from api.ports.coordination import Lead
+from api.values import CompletedAnswer, FlightKey, GroundedSources, Source, StoredElsewhere, Token
 
 AHEAD: Final = 16
 """Pieces that an answer may be ahead of its fastest reader: where all readers are slow, so is the language model."""
@@ -248,6 +252,63 @@ class Tail:
         self._index, self._characters = len(self._buffer.parts), before + len(new)
         self._buffer.moved()
         return self._attempt, before, new
+
+
+class Flight:
+    """`leads`: this worker generates. `claim` is its lead in Redis, None while it has none there.
+
+    `place` is its place among the followers where another worker leads. `ending`: it is being found out whether
+    anybody waits for it.
+    """
+
+    def __init__(
+        self,
+        key: FlightKey,
+        generate: Lead,
+        asked_ms: int,
+        not_before_ms: int,
+        require_wanted: Callable[[Flight], Awaitable[None]],
+    ) -> None:
+        self.key = key
+        self.generate = generate
+        self.asked_ms = asked_ms
+        self.not_before_ms = not_before_ms
+        self.buffer = AnswerBuffer(partial(require_wanted, self))
+        self.subscribers = 0
+        self.leads = False
+        self.claim: Claim | None = None
+        self.place = ""
+        self.ending = False
+        self.renewed = time.monotonic()
+        self.decided = asyncio.Event()
+        self.woken = asyncio.Event()
+        self.is_published = False
+        self.task: asyncio.Task[None] | None = None
+
+    def lead(self, claim: Claim | None) -> None:
+        """This worker generates from now on."""
+        self.leads, self.claim = True, claim
+        self.renewed = time.monotonic()
+        self.decided.set()
+
+    def follow(self, place: str) -> None:
+        """Another worker does. `place` is where this one stands."""
+        self.place = place
+        self.decided.set()
+
+
+class FlightReader(Reader):
+    """Implements `ports.FlightSubscription`. `first`: the flight was begun for this caller."""
+
+    def __init__(self, flight: Flight, *, buffered: bool, first: bool) -> None:
+        super().__init__(flight.buffer, buffered=buffered)
+        self._flight = flight
+        self._first = first
+
+    @property
+    def led(self) -> bool:
+        """Whether this caller caused the generation, and this worker did it."""
+        return self._first and self._flight.leads
 
 
 def _broken() -> UpstreamError:

@@ -20,17 +20,8 @@ from api.errors import InternalError, RagherdError, StoreUnavailable
 from api.ports.cache import Claim
 from api.ports.coordination import FlightSubscription, Lead
 from api.ports.telemetry import Telemetry
-from api.single_flight.buffer import AnswerBuffer, Tail
-from api.single_flight.flight import (
-    LEASE_MS,
-    Flight,
-    FlightMessage,
-    FlightReader,
-    FlightRole,
-    FlightStore,
-    FollowingFlight,
-    Joined,
-)
+from api.single_flight.buffer import AnswerBuffer, Flight, FlightReader, Tail
+from api.single_flight.flight import LEASE_MS, FlightMessage, FlightRole, FlightStore, FollowingFlight, Joined
 from api.single_flight.wire import LeaderLeft, Said, SourcesMessage, TextMessage, encode
 from api.values import CompletedAnswer, FlightKey, StoredElsewhere
 

@@ -14,77 +14,17 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import partial
 from typing import Final, Protocol
 
 from api.errors import RagherdError, StoreUnavailable
 from api.ports.cache import Claim
-from api.ports.coordination import Lead
-from api.single_flight.buffer import AnswerBuffer, Reader
+from api.single_flight.buffer import Flight
 from api.single_flight.wire import LeaderLeft, Said, SourcesMessage, TextMessage, decode
 from api.values import CompletedAnswer, FlightKey, StoredElsewhere
-
-
-class Flight:
-    """`leads`: this worker generates. `claim` is its lead in Redis, None while it has none there.
-
-    `place` is its place among the followers where another worker leads. `ending`: it is being found out whether
-    anybody waits for it.
-    """
-
-    def __init__(
-        self,
-        key: FlightKey,
-        generate: Lead,
-        asked_ms: int,
-        not_before_ms: int,
-        require_wanted: Callable[[Flight], Awaitable[None]],
-    ) -> None:
-        self.key = key
-        self.generate = generate
-        self.asked_ms = asked_ms
-        self.not_before_ms = not_before_ms
-        self.buffer = AnswerBuffer(partial(require_wanted, self))
-        self.subscribers = 0
-        self.leads = False
-        self.claim: Claim | None = None
-        self.place = ""
-        self.ending = False
-        self.renewed = time.monotonic()
-        self.decided = asyncio.Event()
-        self.woken = asyncio.Event()
-        self.is_published = False
-        self.task: asyncio.Task[None] | None = None
-
-    def lead(self, claim: Claim | None) -> None:
-        """This worker generates from now on."""
-        self.leads, self.claim = True, claim
-        self.renewed = time.monotonic()
-        self.decided.set()
-
-    def follow(self, place: str) -> None:
-        """Another worker does. `place` is where this one stands."""
-        self.place = place
-        self.decided.set()
-
-
-class FlightReader(Reader):
-    """Implements `ports.FlightSubscription`. `first`: the flight was begun for this caller."""
-
-    def __init__(self, flight: Flight, *, buffered: bool, first: bool) -> None:
-        super().__init__(flight.buffer, buffered=buffered)
-        self._flight = flight
-        self._first = first
-
-    @property
-    def led(self) -> bool:
-        """Whether this caller caused the generation, and this worker did it."""
-        return self._first and self._flight.leads
-
 
 LEASE_MS: Final = 5_000
 """How long a leader that is not heard of keeps its lead, and a follower its place."""

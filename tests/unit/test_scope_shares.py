@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from api.redis_store.search_index import BATCHES_FROM, nearest_clause
-from api.redis_store.stores.cache.semantic_index import SCOPES, SECONDS, ScopeShares
+from api.redis_store.search_index import BATCHES_FROM
+from api.redis_store.stores.cache.semantic_index import SCOPES, SECONDS, ScopeShares, nearest_clause
 
 
 def test_a_scope_is_counted_first_and_again_after_a_while() -> None:

@@ -29,6 +29,9 @@ class LostCache:
     async def store(self, *_: Any, **__: Any) -> None:
         self.stored += 1
 
+    def used(self, *_: Any) -> None:
+        raise AssertionError("nothing was found")
+
 
 class Seen(Telemetry):
     """Records what happens."""

@@ -5,6 +5,7 @@ One script per step, by Redis's clock; messages wake waiters.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import AsyncIterator, Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -19,7 +20,6 @@ from api.bulkhead.rules import (
     Priority,
     Taken,
     Wake,
-    new_id,
     tenant_field,
 )
 from api.redis_store.health_gated import HealthGatedClients
@@ -64,7 +64,7 @@ class RedisBulkheadStore:
     async def take(self, priority: Priority, tenant: str) -> Taken:
         """Asks for a permit. Returns whether it was granted, queued or rejected, and the ticket."""
         verdict, ticket, retry_after_ms = await self._run(
-            self._take, priority, tenant_field(tenant), self._worker, new_id(), self._max_queue
+            self._take, priority, tenant_field(tenant), self._worker, secrets.token_hex(8), self._max_queue
         )
         return Taken(AcquireResult(verdict), ticket.decode(), int(retry_after_ms) / 1000)
 

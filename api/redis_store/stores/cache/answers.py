@@ -85,9 +85,9 @@ class RedisAnswerCache:
 
     async def find_exact(self, scope: str, digest: str, tenant: str = "") -> ExactLookup:
         """The entry of exactly this question, fresh or not, with Redis's clock: one round trip."""
-        if not self._indexes.of(scope).supported:
-            raise StoreUnavailable("Redis has no search module")
         part = self._keys.partition(scope)
+        if not self._indexes.by_partition[part].supported:
+            raise StoreUnavailable("Redis has no search module")
         key = part.entry(scope, digest)
         keys = [key, part.invalidated]
         arguments: list[str | int] = [4, *_tags(digest, tenant), f"corpus:{tenant}", *FIELDS]

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from operator import methodcaller
 from typing import Any, Final
 
 from redis.asyncio import Redis
@@ -25,11 +26,12 @@ from api.redis_store.health_gated import HealthGated, HealthGatedClients
 from api.redis_store.keys import CacheKeys, Keys
 from api.redis_store.search_index import (
     ALGORITHMS,
+    EF_RUNTIME,
     NEIGHBOURS,
     Algorithm,
     created,
+    hybrid_policy,
     index_schema,
-    nearest_clause,
     other_than,
     says_missing,
     unwrapped,
@@ -112,6 +114,7 @@ class SemanticIndex:
         self._serving: dict[str, Algorithm | None] = {}
         self._asked: dict[str, float] = {}
         self._latest = ""
+        self._names: dict[tuple[str, Algorithm], str] = {}
         self._entries: dict[str, int] = {}
         self._shares = ScopeShares()
         self._known: dict[str, EmbedderIdentity] = {}
@@ -139,6 +142,7 @@ class SemanticIndex:
             for known in (self._asked, self._known, self._serving):
                 known.pop(name, None)
             for algorithm in ALGORITHMS:
+                self._names.pop((name, algorithm), None)
                 self._entries.pop(self.keys.index(name, algorithm), None)
 
     def _note(self, embedder: EmbedderIdentity) -> None:
@@ -159,21 +163,31 @@ class SemanticIndex:
         serving = await self._serves(embedder)
         if serving is None:
             return []
-        index = self.keys.index(embedder.fingerprint, serving)
+        index = self._names.get((embedder.fingerprint, serving)) or self._name(embedder, serving)
         share = self._shares.of(scope, self._entries.get(index, 0))
-        asked = [_search(index, scope, expires_after_ms, nearest_clause(serving, share), vector)]
-        if serving == "hnsw" and self._shares.is_due(scope):
-            asked.append(("FT.SEARCH", index, _in_scope(scope), "LIMIT", 0, 0, "DIALECT", 2))
+        search = _search(index, scope, expires_after_ms, nearest_clause(serving, share), vector)
         try:
-            found, *counted = await self._redis.run("semantic_lookup", lambda client: _execute(client, asked))
+            if serving == "hnsw" and self._shares.is_due(scope):
+                found = await self._counted(index, scope, search)
+            else:
+                found = await self._redis.run("semantic_lookup", methodcaller("execute_command", *search))
         except StoreUnavailable:
             if not self._redis.is_up:
                 raise
-            await self.ensure(embedder)  # FLUSHALL deletes indexes too: create it again, and count this as a miss
+            await self.ensure(embedder)  # FLUSHALL takes an index too: made again, and this once a miss
             return []
-        for count in counted:
-            self._shares.note(scope, int(count[b"total_results"]))
         return [_nearest(one) for one in found[b"results"]]
+
+    async def _counted(self, index: str, scope: str, search: tuple[Any, ...]) -> Any:
+        """The same search, and how many entries the scope has."""
+        count = ("FT.SEARCH", index, _in_scope(scope), "LIMIT", 0, 0, "DIALECT", 2)
+        found, counted = await self._redis.run("semantic_lookup", lambda client: _execute(client, [search, count]))
+        self._shares.note(scope, int(counted[b"total_results"]))
+        return found
+
+    def _name(self, embedder: EmbedderIdentity, serving: Algorithm) -> str:
+        name = self._names[embedder.fingerprint, serving] = self.keys.index(embedder.fingerprint, serving)
+        return name
 
     async def complete(self, embedder: EmbedderIdentity) -> str | None:
         """The name of the index that covers all entries of `embedder`; None while Redis builds it."""
@@ -237,6 +251,13 @@ class SemanticIndex:
         return AsyncSearchIndex.from_dict(index_schema(self.keys, embedder, algorithm), redis_client=client)
 
 
+def nearest_clause(algorithm: Algorithm, share: float | None = None) -> str:
+    """The part of a query that finds the nearest entries. `share`: the scope's share of the index, if known."""
+    if algorithm == "flat":
+        return f"[KNN {NEIGHBOURS} @vector $v AS d]"
+    return f"[KNN {NEIGHBOURS} @vector $v EF_RUNTIME {EF_RUNTIME}{hybrid_policy(share)} AS d]"
+
+
 async def _execute(client: Redis, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
     """Runs the commands in one round trip."""
     if len(commands) == 1:  # the usual case, without the cost of a pipeline
@@ -275,17 +296,19 @@ class SemanticIndexes:
 
     def __init__(self, redis: HealthGatedClients, keys: Keys, algorithm: Algorithm = "flat") -> None:
         self._keys = keys
-        self._all = {part: SemanticIndex(redis.of(part.invalidated), part, algorithm) for part in keys.partitions}
+        self.by_partition = {
+            part: SemanticIndex(redis.of(part.invalidated), part, algorithm) for part in keys.partitions
+        }
 
     def __iter__(self) -> Iterator[SemanticIndex]:
-        return iter(self._all.values())
+        return iter(self.by_partition.values())
 
     def __len__(self) -> int:
-        return len(self._all)
+        return len(self.by_partition)
 
     def of(self, scope: str) -> SemanticIndex:
         """The index for the entries of a scope."""
-        return self._all[self._keys.partition(scope)]
+        return self.by_partition[self._keys.partition(scope)]
 
     async def prepare(self, embedder: Embedder) -> None:
         """Creates the indexes on shards that are up, if the embedder is known. Otherwise the first look-up does."""

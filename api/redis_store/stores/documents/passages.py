@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from operator import methodcaller
 from typing import Any, Final
 
 from redis.asyncio import Redis
@@ -130,7 +131,7 @@ class RedisPassageIndex:
     async def corpus(self, tenant: str) -> Corpus:
         """The size and the version of the tenant's documents."""
         key = self._keys.corpus(owner_of(tenant))
-        found: Any = await self._redis.run("corpus", lambda client: client.hmget(key, *_CORPUS))
+        found: Any = await self._redis.run("corpus", methodcaller("hmget", key, *_CORPUS))
         return Corpus(*(int(value or 0) for value in found))
 
     async def search(
