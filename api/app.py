@@ -1,4 +1,4 @@
-"""The application: routes, middleware, error handlers. Everything it needs is opened by its lifespan."""
+"""The application: routes, middleware, error handlers. Its lifespan opens everything it needs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from api.wiring import worker
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """An app for one worker process. Opens nothing: that is the lifespan's."""
+    """Makes the app of one worker process. Opens nothing: the lifespan does."""
     name = worker_id()
     metrics = Metrics(CollectorRegistry(), __version__)
     app = DescribedApp(
@@ -31,9 +31,9 @@ def create_app(settings: Settings) -> FastAPI:
         summary="A RAG query service in front of Ollama. All workers share a cache and a breaker in Redis.",
         lifespan=worker.lifespan(settings, name, metrics),
         responses=ERRORS,
-        docs_url=None,  # `docs_page` has it, without the scripts of another host
+        docs_url=None,  # `docs_page` serves it without scripts of another host
         redoc_url=None,
-        redirect_slashes=False,  # `unrouted` does it, without the caller's `Host`
+        redirect_slashes=False,  # `unrouted` redirects without the caller's `Host`
     )
     operated = (
         health.router,
@@ -63,11 +63,11 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 def _keyed_roles(access: AccessSettings) -> set[Role]:
-    """Who needs a key, as `Access` has it."""
+    """Describes which routes need a key, as `Access` enforces it."""
     roles: dict[Role, bool] = {"user": bool(access.api_keys), "admin": bool(access.admin_keys)}
     return {role for role, keyed in roles.items() if keyed}
 
 
 def worker_id() -> str:
-    """Unique over the fleet and readable: host, process, and four hex digits against reuse of a pid."""
+    """Unique in the fleet and readable: host, process, and four hex digits in case a pid is reused."""
     return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"

@@ -1,4 +1,4 @@
-"""The words of the domain: plain values that every other module speaks in. Imports nothing local."""
+"""The values that all rooms share. Imports nothing local."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Vector = bytes
 
 
 def known(kind: type[T], said: Mapping[str, Any]) -> T:
-    """A value of a dataclass from what another worker wrote: what a later release says more is left out.
+    """A dataclass's value from what another worker wrote. Ignores fields that only a later release has.
 
-    Raises `TypeError` where something is missing.
+    Raises `TypeError` if a field is missing.
     """
     names = [one.name for one in fields(kind)]  # type: ignore[arg-type]
     return kind(**{name: said[name] for name in names if name in said})
@@ -52,16 +52,16 @@ class Usage:
 
 
 Retry = Literal["here", "elsewhere", "spent"]
-"""Where a failed call may be repeated: by the adapter on the same backend, by its caller on another, or no more."""
+"""Where a failed call may be retried: by the adapter on the same backend, by its caller on another, or nowhere."""
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """What the language model is asked: a model name, the turns, and Ollama's options.
+    """A request to the language model: its name, the turns, and Ollama's options.
 
-    `tenant` waits in turn with others where too many call at once; `background` work waits behind all of them.
-    `timeout` is seconds for the whole answer and only ever shortens the adapter's own. `buffered`: nobody reads along,
-    so an answer that breaks off may begin again.
+    `tenant` takes turns with others if too many call at once; `background` work waits behind all of them. `timeout` is
+    in seconds for the whole answer and can only shorten the adapter's own. `buffered`: nobody reads along, so a broken
+    answer may start again.
     """
 
     model: str
@@ -76,14 +76,14 @@ class GenerationRequest:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A piece of an answer as it arrives; not empty."""
+    """A piece of an answer as it arrives; never empty."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Thought:
-    """A piece of what the model thinks before it answers, which is no part of the answer."""
+    """A piece of the model's thinking, which is not part of the answer."""
 
     text: str
 
@@ -102,21 +102,21 @@ class GenerationEnd:
 
 
 def full_model_name(name: str) -> str:
-    """As Ollama lists it: `llama3.2` is `llama3.2:latest`. It compares names without regard to case."""
+    """The name as Ollama lists it: `llama3.2` is `llama3.2:latest`. Ollama compares names case-insensitively."""
     return name if ":" in name.rpartition("/")[2] else f"{name}:latest"
 
 
 @lru_cache(1024)
 def model_key(name: str) -> str:
-    """The same for all names of a model."""
+    """A key that is the same for all names of a model."""
     return full_model_name(name).casefold()
 
 
 @dataclass(frozen=True, slots=True)
 class BackendHealth:
-    """What the last probe of one Ollama found: whether it answers, the models it has, those of them in memory.
+    """The last probe of one Ollama: whether it answers, its models, and which of them are in memory.
 
-    `digests`: which weights each of its models has; the last known while it does not answer.
+    `digests`: the digests of its models' weights; the last known ones while it does not answer.
     """
 
     reachable: bool
@@ -127,9 +127,9 @@ class BackendHealth:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """A complete answer of the language model. `first_token` is the seconds from sending to the first token.
+    """A complete answer of the language model. `first_token`: seconds from sending to the first token.
 
-    `thinking`: what it thought before, which is shown where an API has a field for it, and never kept.
+    `thinking`: the thinking before it, shown if the API has a field for it and never stored.
     """
 
     text: str
@@ -139,14 +139,14 @@ class Generation:
 
 
 NO_TENANT: Final = "-"
-"""Stands for a tenant where a text belongs to none: operators' own questions, and the embedded model server's."""
+"""The tenant of texts that belong to none: operators' questions, and the embedded model server's."""
 
 
 @dataclass(frozen=True, slots=True)
 class Embedding:
-    """The vector of a text, and the words or runs of it that the embedder could not read, in order.
+    """A text's vector, and the words or runs that the embedder could not read, in order.
 
-    Texts that differ only in what was not read have the same vector.
+    Texts that differ only in unread words have the same vector.
     """
 
     vector: Vector
@@ -155,9 +155,9 @@ class Embedding:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingRequest:
-    """Texts that a client wants the vectors of, by a model of its choice. `extra`: further fields for Ollama.
+    """A client's request for embeddings from a model of its choice. `extra`: more fields for Ollama.
 
-    `timeout` is seconds and only ever shortens the caller's own.
+    `timeout` is in seconds and can only shorten the caller's own.
     """
 
     model: str
@@ -170,7 +170,7 @@ class EmbeddingRequest:
 
 @dataclass(frozen=True, slots=True)
 class Embeddings:
-    """The vectors as Ollama gave them, one a text: float32, of any length. Durations in seconds."""
+    """The vectors from Ollama, one per text: float32, of any length. Durations in seconds."""
 
     vectors: list[Vector]
     prompt_tokens: int = 0
@@ -180,12 +180,11 @@ class Embeddings:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A passage of the knowledge base that an answer is grounded in.
+    """A passage that grounds an answer.
 
-    `score`: its cosine to the question, 0 where that has none; re-ranked, the re-ranker's verdict from 0 to 1.
+    `score`: its cosine to the question, 0 if it has none; re-ranked, the re-ranker's score from 0 to 1.
 
-    `source` and `version` are what whoever gave the document said of it; `revision` is Ragherd's own count of it, which
-    no two texts of a document share.
+    `source` and `version` come from the uploader. `revision` is Ragherd's own count, unique per text of a document.
     """
 
     document_id: str
@@ -200,9 +199,9 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class GroundedSources:
-    """The passages that the answer which follows is grounded in, in the order in which it cites them: `[1]` the first.
+    """The passages of the following answer, in the order in which it cites them: `[1]` is the first.
 
-    Comes once before the first word of each attempt at an answer.
+    Comes once before the first token of each attempt.
     """
 
     sources: tuple[Source, ...]
@@ -210,7 +209,7 @@ class GroundedSources:
 
 @dataclass(frozen=True, slots=True)
 class CompletedAnswer:
-    """A complete answer, of this worker's own making or of another's. `entry`: where it is stored, None if it is not.
+    """A complete answer, generated here or by another worker. `entry`: where it is stored; None if it is not.
 
     `generation` is set in the process that generated it.
     """
@@ -226,11 +225,11 @@ class CompletedAnswer:
 
 @dataclass(frozen=True, slots=True)
 class StoredElsewhere:
-    """The answer is in the cache by now: another worker has stored it since this one looked."""
+    """Another worker has stored the answer in the cache since this one looked."""
 
 
 class FlightKey(NamedTuple):
-    """What equal questions share: the place of their answer in the cache."""
+    """What equal questions share: their answer's key in the cache."""
 
     scope: str
     digest: str
@@ -238,9 +237,9 @@ class FlightKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class EmbedderIdentity:
-    """What makes two embeddings comparable: the model's name, its weights and its dimension.
+    """What makes two embeddings comparable: the model's name, weights and dimension.
 
-    `fingerprint` names Redis indexes and scopes: a changed model never meets the vectors of another.
+    `fingerprint` names Redis indexes and scopes, so that vectors of different models never meet.
     """
 
     name: str
@@ -250,10 +249,10 @@ class EmbedderIdentity:
 
 @dataclass(frozen=True, slots=True)
 class CachedAnswer:
-    """An answer in the cache. Times are milliseconds of Redis's clock since the epoch.
+    """A cached answer. Times are milliseconds since the epoch by Redis's clock.
 
-    `unread`: what the embedder could not read of the question; None where an older release stored the answer,
-    or where it has no vector.
+    `unread`: words of the question that the embedder could not read; None for answers without a vector or of an older
+    release.
     """
 
     entry: str

@@ -1,7 +1,7 @@
 """The circuit breaker's rules as pure functions: state in, state and verdict out.
 
 The scripts in `redis_store/stores/breaker.lua` apply the same rules atomically in Redis; a stateful test drives both
-side by side. A worker that has lost Redis applies these to a state of its own.
+side by side. A worker without Redis applies these to a local state.
 
 - CLOSED admits all calls. It opens on failures in a row, or on the window's failure or slow rate over enough calls.
 - OPEN rejects until its wait has passed; the next call makes it HALF_OPEN.

@@ -1,11 +1,9 @@
-"""The bulkhead of the whole fleet, as one worker holds it: at most so many calls at once, a bounded line for the rest.
+"""One worker's view of the fleet's bulkhead: a limit on concurrent calls, and a bounded queue.
 
-A permit is one round trip to take; giving it back costs the caller nothing. Who must wait is woken by a message, the
-permit already its own. When the store is lost, the same rules go on locally on this worker's share (`LocalBulkhead`).
-
-Tickets on their way back to the store: at once, off the caller's path, those that come meanwhile together.
-
-Keeps a worker's part of the bulkhead alive: messages that wake, leases renewed, a slow jittered look behind it.
+Taking a permit costs one round trip; returning it costs the caller nothing. A queued caller is woken by a message that
+brings its permit. Without Redis the same rules apply locally to this worker's share (`LocalBulkhead`). Returned tickets
+are sent at once, in the background, and those that arrive meanwhile together. Messages wake callers; lease renewal and
+a slow poll with jitter back them up.
 """
 
 from __future__ import annotations
@@ -34,13 +32,13 @@ from api.errors import BulkheadFull, StoreUnavailable
 from api.ports.telemetry import BulkheadReason, Telemetry
 
 MAX_ENTRIES: Final = 1000
-"""Tickets kept for a lost store. Those before them go back by themselves when their lease ends."""
+"""Tickets kept while Redis is lost. Older ones return by themselves when their leases end."""
 
 Send = Callable[[Sequence[PermitReturn]], Awaitable[None]]
 
 
 class PermitReturns:
-    """Collects what one worker gives back. `sending` is held while something is on its way."""
+    """Collects one worker's returned tickets. `sending` is held while a request is in progress."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
@@ -50,7 +48,7 @@ class PermitReturns:
         self.sending = asyncio.Lock()
 
     def add(self, returned: PermitReturn) -> None:
-        """Sends it soon; no I/O here."""
+        """Queues a ticket to be sent soon; no I/O."""
         self._pending.append(returned)
         self._added.set()
         if self._task is None or self._task.done():
@@ -63,29 +61,29 @@ class PermitReturns:
             await self._drain()
 
     async def _drain(self) -> None:
-        with suppress(StoreUnavailable):  # kept: whoever finds the store again flushes
+        with suppress(StoreUnavailable):  # kept, and sent once Redis is back
             while self._pending:
                 await self.flush()
 
     async def flush(self) -> None:
-        """Sends all that is there. Raises `StoreUnavailable`, and keeps it then."""
+        """Sends all queued tickets. Keeps them and raises `StoreUnavailable` if that fails."""
         async with self.sending:
             await self.send_pending()
 
     async def send_pending(self) -> None:
-        """The same, for one who holds `sending`."""
+        """Sends them; the caller holds `sending`."""
         batch = list(self._pending)
         if not batch:
             return
         self._pending.clear()
         try:
             await self._send(batch)
-        except BaseException:  # also a caller's cancellation: giving back twice does no harm, not at all would
+        except BaseException:  # also on cancellation: returning twice does no harm, never returning would
             self._pending.extendleft(reversed(batch))
             raise
 
     async def aclose(self) -> None:
-        """Sends the rest, if the store can be reached."""
+        """Sends the rest, if Redis can be reached."""
         async with self.sending:  # what is on its way arrives
             if self._task is not None:
                 await cancel_and_wait([self._task])
@@ -93,7 +91,7 @@ class PermitReturns:
 
 
 class FleetBulkhead:
-    """One bulkhead, shared by every worker that names it so. See `ports.Bulkhead`."""
+    """One bulkhead, shared by all workers that use the same name."""
 
     def __init__(
         self,
@@ -145,10 +143,10 @@ class FleetBulkhead:
     async def permit(
         self, tenant: str, *, background: bool = False, within: float | None = None
     ) -> AsyncIterator[None]:
-        """Holds a permit while the block runs. Raises `BulkheadFull`; a caller that is cancelled leaves the line.
+        """Holds a permit while the block runs. Raises `BulkheadFull`. A cancelled caller leaves the queue.
 
-        `within`: seconds that only ever shorten the wait. A caller whose cancellation was lost on its way neither asks
-        for a permit nor keeps one.
+        `within` (seconds) can only shorten the wait. A caller whose cancellation was swallowed neither asks for a
+        permit nor keeps one.
         """
         raise_if_cancelled()
         wait = self.policy.max_wait if within is None else min(within, self.policy.max_wait)
@@ -178,7 +176,7 @@ class FleetBulkhead:
 
     async def _take(self, priority: Priority, tenant: str) -> Taken:
         if self._local is None:
-            # Cut off in mid-command, nobody would know the ticket: it is taken in any case, and given back.
+            # Interrupting the command would lose the ticket: it is taken in any case, and returned.
             taking = asyncio.ensure_future(self._take_shared(priority, tenant))
             try:
                 return await asyncio.shield(taking)
@@ -230,7 +228,7 @@ class FleetBulkhead:
         ticket, reason = taken.ticket, None
         try:
             async with asyncio.timeout(seconds):
-                # Woken in the moment that it was enlisted, it is not in line any more.
+                # Woken just as it was queued, it is no longer in the queue.
                 reason = await self._waiting[ticket] if ticket in self._waiting else None
         except TimeoutError:
             if self._holds(ticket):
@@ -252,11 +250,11 @@ class FleetBulkhead:
         return ticket in self._held or ticket in self._held_locally
 
     def woken(self, wake: Wake) -> None:
-        """The store says what became of a ticket in line."""
+        """Handles a message about a queued ticket."""
         waiting = self._waiting.pop(wake.ticket, None)
         if waiting is None:
             if self._asking:
-                self._early[wake.ticket] = wake  # the message outran the answer to the one who asks
+                self._early[wake.ticket] = wake  # the message overtook the reply
             return
         if wake.reason is None:
             self._hold(wake.ticket)
@@ -272,14 +270,14 @@ class FleetBulkhead:
         for ticket in tickets:
             waiting = self._waiting.pop(ticket, None)
             self._held_locally.add(ticket)
-            self._returns.add(PermitReturn(ticket))  # it may still stand in the line of the store
+            self._returns.add(PermitReturn(ticket))  # it may still be in the queue in Redis
             if waiting is not None and not waiting.done():
                 waiting.set_result(None)
 
     # -- giving back --------------------------------------------------------------------------------------------------
 
     def _give_back(self, ticket: str, held_ms: int, reason: BulkheadReason | None = None) -> None:
-        """A permit or a place in line; no I/O here."""
+        """Returns a permit or a place in the queue; no I/O."""
         self._waiting.pop(ticket, None)
         if ticket in self._held_locally:
             self._held_locally.remove(ticket)
@@ -308,13 +306,13 @@ class FleetBulkhead:
         return self._local
 
     async def renew_leases(self) -> None:
-        """Renews this worker's leases and serves those who missed their message; finds a lost store again.
+        """Renews this worker's leases, serves callers that missed their message, and reconnects to a lost Redis.
 
-        Permits that were taken locally stay local until they end; who waits takes its place in the fleet's line.
+        Local permits stay local until they end; waiting callers join the fleet's queue.
         """
         if not (self._held or self._waiting or self._local):
             return
-        async with self._returns.sending:  # what is on its way back must not be renewed
+        async with self._returns.sending:  # tickets being returned must not be renewed
             try:
                 await self._returns.send_pending()
                 granted = await self.store.renew_leases(self._held, self._waiting)
@@ -327,7 +325,7 @@ class FleetBulkhead:
             self._granted(granted)
 
     async def reading(self) -> BulkheadReading:
-        """The bulkhead now, of the fleet or, while the store is lost, of this worker."""
+        """The bulkhead's current state: the fleet's, or without Redis this worker's."""
         try:
             await self._returns.flush()
             return await self.store.read()
@@ -335,7 +333,7 @@ class FleetBulkhead:
             return self._lost_store().read()
 
     async def aclose(self) -> None:
-        """Gives back what is on its way."""
+        """Sends queued returns."""
         await self._returns.aclose()
 
 
@@ -360,7 +358,7 @@ async def _follow(bulkhead: FleetBulkhead) -> None:
         try:
             async for wake in bulkhead.store.follow():
                 if wake is None:
-                    await bulkhead.renew_leases()  # what was said before nobody heard
+                    await bulkhead.renew_leases()  # messages before the (re)connect are lost
                 else:
                     bulkhead.woken(wake)
         except StoreUnavailable:

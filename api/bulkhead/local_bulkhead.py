@@ -1,4 +1,4 @@
-"""The bulkhead of a worker that has lost the store: the same rules on its share of permits, never pushed up."""
+"""The local bulkhead of a worker without Redis: the same rules on its share of permits, never sent to Redis."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from api.bulkhead.rules import AcquireResult, BulkheadPolicy, BulkheadReading, P
 
 
 class LocalBulkhead:
-    """Begins with the permits that this worker holds and the tickets that it has in line."""
+    """Starts with the permits that this worker holds and its queued tickets."""
 
     def __init__(
         self, policy: BulkheadPolicy, workers: int, worker: str, held: Iterable[str], waiting: Iterable[str]
@@ -27,32 +27,32 @@ class LocalBulkhead:
         return self._limit
 
     def take(self, priority: Priority, tenant: str) -> tuple[Taken, str | None]:
-        """As the store would; also gives the ticket that lost its place."""
+        """Applies the rules as Redis would; also gives the ticket that lost its place."""
         ticket = local_ticket(priority, tenant, self._worker)
         self._line, verdict, victim = rules.take(self._line, self._limit, self._max_queue, ticket, self._reserve)
         retry_after = rules.retry_after(self._line.service_ms, len(self._line.queue), self._limit)
         return Taken(verdict, "" if verdict is AcquireResult.REJECTED else ticket, retry_after), victim
 
     def hold(self, ticket: str) -> None:
-        """Notes a permit of the store's that came after all."""
+        """Records a permit that Redis granted after all."""
         queue = tuple(waiting for waiting in self._line.queue if waiting != ticket)
         self._line = replace(self._line, held=self._line.held | {ticket}, queue=queue)
 
     def join(self, ticket: str) -> tuple[str, ...]:
-        """Takes in one that waits at the store. Gives the tickets that hold a permit from now on."""
+        """Queues a ticket that waits in Redis. Gives the tickets that get a permit now."""
         self._line = replace(self._line, queue=tuple(sorted({*self._line.queue, ticket})))
         return self.hand_out()
 
     def give(self, ticket: str, held_ms: int) -> tuple[str, ...]:
-        """Gives the tickets that hold a permit from now on."""
+        """Returns a ticket. Gives the tickets that get a permit now."""
         self._line, granted = rules.give(self._line, self._limit, ticket, held_ms, self._reserve)
         return granted
 
     def hand_out(self) -> tuple[str, ...]:
-        """Gives the tickets that hold a permit from now on."""
+        """Returns a ticket. Gives the tickets that get a permit now."""
         self._line, granted = rules.hand_out(self._line, self._limit, self._reserve)
         return granted
 
     def read(self) -> BulkheadReading:
-        """What this worker knows."""
+        """The state as this worker knows it."""
         return BulkheadReading(len(self._line.held), self._line.queue, {"service_ms": self._line.service_ms})

@@ -3,20 +3,13 @@
 The scripts in `redis_store/stores/bulkhead.lua` apply the same rules in Redis.
 
 Users go before background work. Among equals tenants take turns, and within a tenant the oldest goes first. A full
-line takes one more only in the place of somebody with less claim to it: background work makes room for users, and
-the tenant with the longest line for those with shorter ones, so that no tenant can fill the line for all others.
+queue accepts another call only in place of one with a weaker claim: background work makes room for users, and the
+tenant with the most queued calls for tenants with fewer. So no tenant can fill the queue for all others.
 
-Tickets: one names a call from the moment it asks until its permit is back, and its bytes are its place in line.
-
-    user acme 1795441663212000 vm-16499-f46f 9f3c1a7be2d04c55
-
-Priority, tenant (percent-encoded, so that no blank is in it), the moment of asking (microseconds since 1970 by Redis's
-clock), worker, and hex digits that make it one of its kind. Sorted as bytes, the tickets of one tenant stand together,
-the oldest first: the next tenant in turn is a range away, in Redis and here alike.
-
-Plain values of the bulkhead.
-
-What the fleet's bulkhead needs of its shared store. Every method raises `StoreUnavailable` when it is down.
+A ticket names a call from its request until its permit is returned. Its bytes are its place in the queue: `user acme
+1795441663212000 vm-16499-f46f 9f3c1a7be2d04c55` has priority, tenant (percent-encoded, without spaces), the time of the
+request (microseconds since 1970 by Redis's clock), worker, and hex digits that make it unique. Sorted as bytes, the
+tickets of one tenant are adjacent, oldest first, so that the next tenant in turn is one range query away.
 """
 
 from __future__ import annotations
@@ -35,7 +28,7 @@ from urllib.parse import quote, unquote
 from api.ports.telemetry import BulkheadReason
 
 NOBODY: Final = "-"
-"""The tenant of calls that are nobody's own."""
+"""The tenant of calls that belong to no tenant."""
 
 
 class Priority(StrEnum):
@@ -47,22 +40,22 @@ class Priority(StrEnum):
 
 @lru_cache(1024)
 def tenant_field(tenant: str) -> str:
-    """A tenant's name as it stands in a ticket."""
+    """A tenant's name as encoded in a ticket."""
     return quote(tenant, safe="", errors="replace") or NOBODY
 
 
 def new_id() -> str:
-    """The end of a ticket."""
+    """The random end of a ticket."""
     return secrets.token_hex(8)
 
 
 def local_ticket(priority: Priority, tenant: str, worker: str) -> str:
-    """A ticket by this worker's own clock, for when Redis can not give one."""
+    """A ticket by this worker's own clock, for use without Redis."""
     return f"{priority} {tenant_field(tenant)} {time.time_ns() // 1000} {worker} {new_id()}"
 
 
 def place(ticket: str) -> tuple[Priority, str]:
-    """Priority and tenant (still encoded): who takes turns with whom."""
+    """Priority and (encoded) tenant, which take turns."""
     priority, tenant, _ = ticket.split(" ", 2)
     return Priority(priority), tenant
 
@@ -74,9 +67,9 @@ def tenant_of(ticket: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class BulkheadPolicy:
-    """The bounds of one bulkhead over the fleet. Durations in seconds, `lease_ms` in milliseconds.
+    """The limits of one bulkhead for the fleet. Durations in seconds, `lease_ms` in milliseconds.
 
-    `reserve`: how many of the `limit` permits background work never holds, so that a user finds one free.
+    `reserve`: how many of the `limit` permits background work never takes, so that a user finds one free.
     """
 
     limit: int = 4
@@ -87,7 +80,7 @@ class BulkheadPolicy:
 
 
 class AcquireResult(IntEnum):
-    """What asking for a permit led to."""
+    """The result of asking for a permit."""
 
     REJECTED = 0
     GRANTED = 1
@@ -96,7 +89,7 @@ class AcquireResult(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """The answer to one who asked. `ticket` is empty when rejected; `retry_after` (seconds) is what the line takes."""
+    """The reply to a request. `ticket` is empty if rejected; `retry_after`: seconds that the queue takes."""
 
     verdict: AcquireResult
     ticket: str
@@ -105,7 +98,7 @@ class Taken:
 
 @dataclass(frozen=True, slots=True)
 class PermitReturn:
-    """A ticket that goes back, of a permit or of a place in line. `held_ms` is -1 where no call was made."""
+    """A returned ticket, of a permit or a place in the queue. `held_ms` is -1 if no call was made."""
 
     ticket: str
     held_ms: int = -1
@@ -114,7 +107,7 @@ class PermitReturn:
 
 @dataclass(frozen=True, slots=True)
 class Wake:
-    """Told to the worker whose ticket it is: a permit, or (`reason`) that there will be none."""
+    """A message to the ticket's worker: it has a permit, or will get none (`reason`)."""
 
     ticket: str
     reason: BulkheadReason | None = None
@@ -122,7 +115,7 @@ class Wake:
 
 @dataclass(frozen=True, slots=True)
 class BulkheadReading:
-    """One bulkhead at one moment. `stats`: counts by name, and `service_ms`."""
+    """The bulkhead at one moment. `stats`: counts by name, and `service_ms`."""
 
     in_use: int
     queue: tuple[str, ...]
@@ -130,7 +123,7 @@ class BulkheadReading:
 
     @property
     def waiting_by_tenant(self) -> dict[str, int]:
-        """Tickets in line by tenant."""
+        """Queued tickets by tenant."""
         return dict(Counter(map(tenant_of, self.queue)))
 
 
@@ -140,7 +133,7 @@ SMOOTHING: Final = 0.1
 
 @dataclass(frozen=True, slots=True)
 class WaitQueue:
-    """Who holds a permit and who waits (sorted). `turns`: by priority, the tenant that was served last."""
+    """Tickets that hold a permit and queued ones (sorted). `turns`: by priority, the tenant served last."""
 
     held: frozenset[str] = frozenset()
     queue: tuple[str, ...] = ()
@@ -151,7 +144,7 @@ class WaitQueue:
 def take(
     line: WaitQueue, limit: int, max_queue: int, ticket: str, reserve: int = 0
 ) -> tuple[WaitQueue, AcquireResult, str | None]:
-    """Asks for a permit. Also gives the ticket that lost its place in line for it, if one did."""
+    """Asks for a permit. Also gives the ticket displaced from the queue, if any."""
     priority, _ = place(ticket)
     if not _anybody_before(line, priority) and _is_free(line, limit, reserve, priority):
         return replace(line, held=line.held | {ticket}), AcquireResult.GRANTED, None
@@ -166,12 +159,12 @@ def take(
 
 
 def _anybody_before(line: WaitQueue, priority: Priority) -> bool:
-    """Whether one who comes now has somebody in line before it: behind a free permit only background work waits."""
+    """Whether a new call must queue: behind a free permit only background work waits."""
     return any(priority is Priority.BACKGROUND or place(waiting)[0] is Priority.USER for waiting in line.queue)
 
 
 def _is_free(line: WaitQueue, limit: int, reserve: int, priority: Priority) -> bool:
-    """Whether there is a permit for a call of this priority: `reserve` of them are for users alone."""
+    """Whether there is a permit for this priority: `reserve` of them are for users only."""
     if len(line.held) >= limit:
         return False
     behind = sum(place(ticket)[0] is Priority.BACKGROUND for ticket in line.held)
@@ -179,7 +172,7 @@ def _is_free(line: WaitQueue, limit: int, reserve: int, priority: Priority) -> b
 
 
 def displaced(queue: Sequence[str], ticket: str) -> str | None:
-    """Whose place in a full line `ticket` may take: the newest of the tenant that has the most; None for nobody's."""
+    """The ticket that `ticket` may displace in a full queue: the newest of the tenant with most; None if none."""
     lines: dict[tuple[Priority, str], list[str]] = {}
     for waiting in queue:
         lines.setdefault(place(waiting), []).append(waiting)
@@ -192,7 +185,7 @@ def displaced(queue: Sequence[str], ticket: str) -> str | None:
 
 
 def give(line: WaitQueue, limit: int, ticket: str, held_ms: int, reserve: int = 0) -> tuple[WaitQueue, tuple[str, ...]]:
-    """A permit or a place in line goes back. Also gives the tickets that hold a permit from now on."""
+    """Returns a permit or a place in the queue. Also gives the tickets that get a permit now."""
     service = line.service_ms
     if held_ms >= 0:
         service = service + (held_ms - service) * SMOOTHING if service else float(held_ms)
@@ -201,7 +194,7 @@ def give(line: WaitQueue, limit: int, ticket: str, held_ms: int, reserve: int = 
 
 
 def hand_out(line: WaitQueue, limit: int, reserve: int = 0) -> tuple[WaitQueue, tuple[str, ...]]:
-    """Free permits go to those who wait, in turn."""
+    """Gives free permits to queued tickets, in turn."""
     granted: list[str] = []
     while line.queue:
         ticket = following(line)
@@ -219,19 +212,19 @@ def hand_out(line: WaitQueue, limit: int, reserve: int = 0) -> tuple[WaitQueue, 
 
 
 def following(line: WaitQueue) -> str:
-    """Who goes next in a line that is not empty."""
+    """The next ticket of a queue that is not empty."""
     for priority in Priority:
         waiting = [ticket for ticket in line.queue if place(ticket)[0] is priority]
-        # "!" follows the blank, and no ticket's tenant holds either: past all tickets of the tenant served last.
+        # "!" sorts after the space, and no tenant contains either: after all tickets of the tenant served last.
         after = f"{priority} {line.turns[priority]}!" if priority in line.turns else ""
         later = [ticket for ticket in waiting if ticket >= after]
         if waiting:
             return (later or waiting)[0]
-    raise ValueError("nobody waits")
+    raise ValueError("the queue is empty")
 
 
 def retry_after(service_ms: float, waiting: int, limit: int) -> float:
-    """Seconds until one who comes now might be served: those before it and itself, `limit` at a time."""
+    """Estimated seconds until a new call is served: those before it and itself, `limit` at a time."""
     return service_ms * (waiting + 1) / limit / 1000
 
 

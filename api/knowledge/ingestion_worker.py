@@ -30,7 +30,7 @@ LEASE_SECONDS: Final = 15.0
 class IngestionWorker:
     """One worker's part. `leases`: the lease to embed all documents with a new embedder.
 
-    `pace`: by how much longer than `LOOK_SECONDS` it pauses, since others look too.
+    `pace`: multiplies the pause of `LOOK_SECONDS`, since other workers look too.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ CLEANING_LEASE_SECONDS: Final = 25.0
 
 
 class StaleEmbeddings:
-    """One worker's part. `keep`: seconds without use after which they go. `lease`: one worker of the fleet removes."""
+    """One worker's part. `keep`: seconds without use before deletion. `lease`: for deleting."""
 
     def __init__(
         self,

@@ -46,7 +46,7 @@ def media_type(file_name: str | None, declared: str | None, head: bytes) -> str:
     if kind is None:
         raise UnsupportedDocument(f"The kind of {_described(file_name, said)} is not known: {_READ}.")
     if kind not in {PDF, DOCX} and (head.startswith((b"PK\x03\x04", *_BINARY)) or _is_binary(head)):
-        raise UnsupportedDocument(f"{_described(file_name, said)} is no text: {_READ}.")
+        raise UnsupportedDocument(f"{_described(file_name, said)} is not text: {_READ}.")
     return kind
 
 
@@ -99,11 +99,11 @@ def decoded(data: bytes, said: str | None = None) -> str:
             raise UnreadableDocument(f"It is UTF-8 but for byte {error.start}: convert all of it to UTF-8.") from None
     guess = _guess(data[:GUESSED_FROM])
     if guess is None:
-        raise UnreadableDocument("Its encoding is not UTF-8, and can not be told: convert it to UTF-8.")
+        raise UnreadableDocument("Its encoding is not UTF-8, and cannot be detected. Convert it to UTF-8.")
     try:
         return data.decode(guess)
     except (UnicodeDecodeError, LookupError):
-        raise UnreadableDocument(f"Its encoding seems to be {guess}, and is not: convert it to UTF-8.") from None
+        raise UnreadableDocument(f"Its encoding seems to be {guess}, but is not. Convert it to UTF-8.") from None
 
 
 def _is_mostly_utf8(data: bytes) -> bool:

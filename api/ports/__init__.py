@@ -1,1 +1,1 @@
-"""What the query flow needs from the outside, as protocols. Adapters implement them; only `wiring` knows which."""
+"""Interfaces between rooms, and the values that cross them. Only `wiring` names the adapters that implement them."""

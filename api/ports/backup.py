@@ -1,4 +1,4 @@
-"""What a backup is made of, where it comes from and where it goes to."""
+"""The content of a backup, and protocols of where it is read from and restored to."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from api.values import Vector
 
 @dataclass(frozen=True, slots=True)
 class StoredDocument:
-    """A document that serves, as of one revision. `sets`: its chunks by embedder, complete ones only."""
+    """A document in service, of one revision. `sets`: its chunks by embedder, complete sets only."""
 
     document: Document
     text: str
@@ -22,10 +22,10 @@ class StoredDocument:
 
 @dataclass(frozen=True, slots=True)
 class StoredAnswer:
-    """An entry of the cache. Its times are absolute: it ages in a backup as it would have aged in Redis.
+    """A cached answer. Its times are absolute: it ages in a backup as it does in Redis.
 
-    `fields` are those of its hash but for the vector. `cites`: documents that it cites, with the digests of what served
-    when it was read.
+    `fields`: the fields of its hash without the vector. `cites`: the documents it cites, with their digests when it was
+    read.
     """
 
     scope: str
@@ -43,12 +43,12 @@ class StoredAnswer:
 
     @property
     def tenant(self) -> str:
-        """Whose it is."""
+        """The tenant it belongs to."""
         return self.fields["tenant"]
 
     @property
     def is_grounded(self) -> bool:
-        """Whether documents were looked for."""
+        """Whether the documents were searched."""
         return "epoch" in self.fields
 
 

@@ -1,13 +1,4 @@
-"""The answers of the whole fleet, and what is kept beside them.
-
-Cached answers, as changes of documents see them.
-
-Taking answers back.
-
-Warm-ups of the cache: their progress, and who carries them on.
-
-What is wrong with how a Redis is set up, though it works.
-"""
+"""The cached answers of the fleet: storing, invalidating and warming them up, and warnings about Redis."""
 
 from __future__ import annotations
 
@@ -21,7 +12,7 @@ from api.values import CachedAnswer, CacheMatch, EmbedderIdentity, Source, Usage
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The lead of a flight: the key of its hash in Redis, and the fence that the hash has while the lead lasts."""
+    """The lead of a flight: its hash's key in Redis, and the fence that the hash has while the lead lasts."""
 
     key: str
     fence: str
@@ -29,10 +20,9 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class RetrievalSnapshot:
-    """The documents that an answer was looked for in, as they were then.
+    """The documents as they were when an answer was generated.
 
-    `at_ms`: a moment before that, by the clock of the Redis that the answer is to be stored in. `wanted` and `top_k`
-    are what it takes to look again.
+    `at_ms`: a time before the search, by the clock of the cache's Redis. `wanted` and `top_k` repeat the search.
     """
 
     top_k: int
@@ -43,9 +33,9 @@ class RetrievalSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class NewAnswer:
-    """An answer to be stored. `asked_ms`: when the cache was asked in vain, by Redis's clock; 0 where it was not.
+    """An answer to store. `asked_ms`: when the cache missed, by Redis's clock; 0 if it was not asked.
 
-    `grounds` is None where no document was looked for. `unread`: what the embedder could not read of the question.
+    `grounds` is None if no documents were searched. `unread`: words of the question that the embedder could not read.
     """
 
     question: str
@@ -77,9 +67,9 @@ class AnswerCache(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ExactLookup:
-    """What the exact tier found. `match` may be past its lifetime (`ttl_seconds` < 0).
+    """The result of the exact tier. `match` may be past its lifetime (`ttl_seconds` < 0).
 
-    `invalidated_ms`: when answers to this question, of this tenant, or all were last deleted; 0 where they never were.
+    `invalidated_ms`: when answers to this question, of this tenant, or all were last deleted; 0 if never.
     """
 
     match: CacheMatch | None
@@ -97,7 +87,7 @@ class CondensedQuestions(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class CachedQuestion:
-    """A cached answer that new documents may change, and what it was made of."""
+    """A cached answer that new documents may change, and how it was made."""
 
     entry: str
     question: str
@@ -123,7 +113,7 @@ class InvalidationTags(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Neighbourhood:
-    """Questions that are near one: `similarity` is the least cosine, `vector` the question's by `embedder`."""
+    """Questions similar to one: `similarity` is the least cosine, `vector` the question's by `embedder`."""
 
     embedder: EmbedderIdentity
     vector: Vector
@@ -132,10 +122,10 @@ class Neighbourhood:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which entries are meant: those for which everything given holds. Where nothing is given, all.
+    """Selects entries that match everything given; all if nothing is given.
 
-    `digest` is a question's, to the letter; with `near`, those near it are meant too. `source` is a document that the
-    answer's sources cite.
+    `digest`: of the exact question; with `near`, similar questions match too. `source`: a document that the answer
+    cites.
     """
 
     entry: str | None = None
@@ -167,7 +157,7 @@ class Invalidation:
 
 @dataclass(frozen=True, slots=True)
 class Swept:
-    """Entries that were meant, and those of them that were deleted. `complete` is false where time ran out."""
+    """How many entries matched, and how many of them were deleted. `complete` is false after a timeout."""
 
     matched: int
     deleted: int
@@ -190,9 +180,9 @@ WarmUpCount = Literal["generated", "stored", "skipped", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class WarmUpProgress:
-    """How far a warm-up of the cache is. `done` is what was stored, skipped and failed; `by` the worker that has it.
+    """The progress of a warm-up. `done` counts stored, skipped and failed questions; `by` is the worker that runs it.
 
-    `errors` are the first few. Times are milliseconds of Redis's clock; `ended_ms` is None while it goes on.
+    `errors`: the first few. Times are milliseconds of Redis's clock; `ended_ms` is None while it runs.
     """
 
     job: str
@@ -231,12 +221,12 @@ class WarmUpJobs(Protocol):
 
 
 Store = Literal["main", "breaker"]
-"""REDIS_URL, and BREAKER_REDIS_URL where it is set."""
+"""REDIS_URL and, if set, BREAKER_REDIS_URL."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoreWarning:
-    """`name` is one of docs/redis.md; `advice` says what it means and what to do."""
+    """`name`: as listed in docs/redis.md. `advice`: what it means and what to do."""
 
     store: Store
     name: str

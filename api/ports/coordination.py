@@ -1,9 +1,4 @@
-"""Single flight, as the flow sees it.
-
-What the workers of the fleet do for one another.
-
-What stands between the flow and Ollama: breaker, bulkhead, budget of retries.
-"""
+"""How workers coordinate: single flight, leases, shared backend health, and the guards of calls to Ollama."""
 
 from __future__ import annotations
 
@@ -16,7 +11,7 @@ from api.values import BackendHealth, CompletedAnswer, FlightKey, GroundedSource
 
 
 class TextOutput(Protocol):
-    """Where the language model's words go, as they come."""
+    """Takes the language model's text as it comes."""
 
     @property
     def begun(self) -> bool:
@@ -30,7 +25,7 @@ class TextOutput(Protocol):
 
 
 class AnswerOutput(TextOutput, Protocol):
-    """Where one producer writes an answer, for all who read along."""
+    """Takes an answer from its producer, for all its readers."""
 
     async def ground(self, sources: tuple[Source, ...]) -> None:
         """Sets the passages that the answer cites, before the language model is called.
@@ -40,18 +35,19 @@ class AnswerOutput(TextOutput, Protocol):
 
 
 Lead = Callable[[AnswerOutput, Claim | None], Awaitable[CompletedAnswer]]
-"""Generates an answer into an output, and stores it, under the claim where there is one."""
+"""Generates an answer into an output and stores it, under the claim if there is one."""
 
 
 class FlightSubscription(Protocol):
-    """A caller's part in a flight: gives `GroundedSources`, `Token`s and `CompletedAnswer`, or `StoredElsewhere`.
+    """A caller's subscription to a flight: yields `GroundedSources`, `Token`s and `CompletedAnswer`, or
+    `StoredElsewhere`.
 
-    A cancelled `anext` loses nothing. Raises what ended the answer, wherever it was generated.
+    Cancelling `anext` loses nothing. Raises the error that ended the answer, wherever it was generated.
     """
 
     @property
     def led(self) -> bool:
-        """Whether it was generated because this caller asked; known with the first event."""
+        """Whether this caller's request started the generation; known with the first event."""
 
     async def __anext__(self) -> GroundedSources | Token | CompletedAnswer | StoredElsewhere: ...
 
@@ -69,7 +65,7 @@ class Flights(Protocol):
         """
 
     def alone(self, lead: Lead, *, buffered: bool) -> AbstractAsyncContextManager[FlightSubscription]:
-        """The same for a caller who shares with nobody."""
+        """Generates for one caller without sharing."""
 
     def exclusive(self, key: FlightKey) -> AbstractAsyncContextManager[Claim | None]:
         """Leads work on `key` without subscribers; None if another worker has the lead, or without Redis."""
@@ -98,7 +94,7 @@ class HealthStore(Protocol):
 
 
 class Attempt(Protocol):
-    """One admitted call through the breaker; the caller reports how it went exactly once."""
+    """One admitted call. The caller reports its outcome exactly once."""
 
     async def succeeded(self, seconds: float) -> None:
         """The call worked; `seconds` is the time to its first token less the time the model took to load."""
@@ -107,20 +103,20 @@ class Attempt(Protocol):
         """The call failed in a way that speaks against Ollama."""
 
     async def ignored(self) -> None:
-        """The call ended in a way that says nothing about Ollama: the permit goes back."""
+        """The call says nothing about Ollama: its permit is returned."""
 
 
 class Breaker(Protocol):
-    """The circuit breaker of the fleet, as a caller sees it."""
+    """The fleet's circuit breaker."""
 
     def attempt(self) -> AbstractAsyncContextManager[Attempt]:
-        """One call. Raises `BreakerOpen` when none is admitted; without a report the call counts as ignored.
+        """Around one call. Raises `BreakerOpen` if it is rejected; without a report the call counts as ignored.
 
-        No I/O while the breaker is closed, or open and its wait has not passed.
+        No I/O while the breaker is closed, or while it is open and its wait has not passed.
         """
 
     def check(self) -> None:
-        """Raises `BreakerOpen` where `attempt` is sure to: so that nobody waits for a permit in vain. No I/O."""
+        """Raises `BreakerOpen` if `attempt` is sure to, so that nobody waits for a permit in vain. No I/O."""
 
     @property
     def rejects(self) -> bool:
@@ -128,21 +124,20 @@ class Breaker(Protocol):
 
 
 class Bulkhead(Protocol):
-    """The bound on calls to Ollama at once, over the fleet."""
+    """The fleet's limit on concurrent calls to Ollama."""
 
     def permit(
         self, tenant: str, *, background: bool = False, within: float | None = None
     ) -> AbstractAsyncContextManager[None]:
-        """Holds a permit while the block runs; waits for one, in turn with other tenants, if it must.
+        """Holds a permit while the block runs. Waits for one if necessary, taking turns with other tenants.
 
-        `background` work waits behind all users. `within`: seconds that only ever shorten the wait.
-
-        Raises `BulkheadFull` when too many wait, or for too long.
+        `background` work waits behind all users. `within` (seconds) can only shorten the wait. Raises `BulkheadFull` if
+        too many calls wait, or after the longest wait.
         """
 
 
 class Retries(Protocol):
-    """The budget of retries."""
+    """The retry budget."""
 
     def spend(self) -> bool:
-        """Whether one more retry may be made now; if so, it is charged."""
+        """Whether a retry is allowed now; if so, charges it."""

@@ -1,9 +1,4 @@
-"""Changes of documents that are under way, and who is working on them.
-
-Which answers operators have deleted, for as long as a backup could bring them back.
-
-What embedders have made of the documents, for as long as anybody may want it.
-"""
+"""Pending changes of documents, deletions of answers, and embeddings of documents."""
 
 from __future__ import annotations
 
@@ -16,18 +11,17 @@ from api.ports.documents import Chunk, DocumentFacts, FailedChunk
 from api.values import EmbedderIdentity, Vector
 
 WorkPhase = Literal["store", "tell"]
-"""What is left to do of a change: all of it, or only to tell the cache of it."""
+"""What is left of a change: everything, or only notifying the cache."""
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A change of the knowledge base that this worker has taken on.
+    """A change of a document that this worker has taken.
 
-    `replaced`: a revision served before. `gone`: the document was deleted. `pending_invalidation`: the cache was not
-    told of a change
-    before this one. `attempts`: how often a worker has begun with it and died before it wrote anything. `holder`: what
-    this worker's hold on it is known by, which ends when another takes it on. `untitled`: see `Draft`. `delays`: how
-    often in a row it was put off.
+    `replaced`: an earlier revision was in service. `gone`: the document was deleted. `pending_invalidation`: the cache
+    was not notified of an earlier change. `attempts`: how often workers began it and crashed before any progress.
+    `holder`: identifies this worker's lease until another worker takes over. `untitled`: see `Draft`. `delays`: how
+    often in a row it was delayed.
     """
 
     id: str
@@ -50,9 +44,9 @@ Delayed = Literal["delayed", "for too long", "void"]
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedChunk:
-    """A chunk with its vector; offsets in bytes of the document's UTF-8 text, `reach` with its neighbours.
+    """A chunk with its vector. Offsets are bytes of the document's UTF-8 text, `reach` includes its neighbours.
 
-    Where it could not be embedded, `vector` is None and `failure` says why.
+    If it could not be embedded, `vector` is None and `failure` says why.
     """
 
     chunk: Chunk
@@ -64,7 +58,7 @@ class EmbeddedChunk:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """Chunks of a revision that are written: where in the text each begins and ends, by number; of how many in all.
+    """The written chunks of a revision: their start and end by number, and the total number of chunks.
 
     `failures`: why some of them could not be embedded.
     """
@@ -76,7 +70,7 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """How often documents have changed, of those that began to be kept at `began`: another time after FLUSHALL."""
+    """A count of document changes since `began`, which differs after FLUSHALL."""
 
     number: int
     began: str
@@ -163,9 +157,9 @@ class Deletions(Protocol):
 
 
 def tags_of(selection: Selection) -> list[str]:
-    """What a deletion is remembered by; where it is not one question's, by more than was meant rather than less.
+    """The tags that record a deletion. If it selects more than one question, they cover more rather than less.
 
-    Which questions are near one is not kept: all of the tenant's answers count as deleted then.
+    Similar questions are not recorded: all of the tenant's answers then count as deleted.
     """
     if selection.entry is not None:
         return [f"question:{selection.entry.rpartition(':')[2]}"]
@@ -177,13 +171,13 @@ def tags_of(selection: Selection) -> list[str]:
 
 
 def tags_for(tags: Mapping[str, int], tenants: Collection[str]) -> Mapping[str, int]:
-    """Without those by which other tenants' answers were deleted, and their names. No tenants: all."""
+    """The tags without those of other tenants. No tenants: all."""
     others = {tag for tag in tags if tag.startswith("tenant:") and tag.removeprefix("tenant:") not in tenants}
     return {tag: at for tag, at in tags.items() if not tenants or tag not in others}
 
 
 def tags_about(digest: str, tenant: str, documents: Sequence[str]) -> list[str]:
-    """The tags that an answer would be deleted by."""
+    """The tags under which an answer may have been deleted."""
     return ["all", f"tenant:{tenant}", f"question:{digest}", *(f"source:{document}" for document in documents)]
 
 

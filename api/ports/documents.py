@@ -1,7 +1,4 @@
-"""Documents, as everybody sees them.
-
-Passages, and how they are found.
-"""
+"""Documents and passages, and the protocols of their stores."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ DocumentStatus = Literal["processing", "ready", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class DocumentFacts:
-    """What whoever gives a document says of it. `source`: where it is from, such as a URL or a path."""
+    """What the uploader says about a document. `source`: where it comes from, such as a URL or a path."""
 
     tenant: str
     title: str
@@ -27,10 +24,10 @@ class DocumentFacts:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A document that is to be stored: `content` is its text, or the file that becomes it where `media_type` is set.
+    """A document to ingest. `content` is its text, or a file if `media_type` is set.
 
-    `digest`: of all that was given, so that the same is not stored twice. `untitled`: a title that the file has of its
-    own takes the place of the one in `facts`.
+    `digest`: of the whole upload, so that an identical one changes nothing. `untitled`: a title found in the file
+    replaces the one in `facts`.
     """
 
     id: str
@@ -43,7 +40,7 @@ class Draft:
 
 @dataclass(frozen=True, slots=True)
 class FailedChunk:
-    """A chunk that could not be embedded, and why. It is found by its words alone."""
+    """A chunk that could not be embedded, and why. Search finds it by its words only."""
 
     number: int
     reason: str
@@ -51,13 +48,13 @@ class FailedChunk:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A document as everybody sees it. Times are milliseconds of Redis's clock.
+    """A document as users see it. Times are milliseconds of Redis's clock.
 
-    `chunks` and `revision` are those that serve, 0 before the first does; `done` of `total` chunks of the next are
-    embedded while `status` is `processing`. `failed` says that the last attempt to store it failed, for `error`.
+    `chunks` and `revision` are those in service, 0 before the first. While `status` is `processing`, `done` of `total`
+    chunks of the next revision are embedded. `failed`: the last attempt to ingest it failed with `error`.
 
-    `failed_chunks`: the first of the `not_embedded` chunks that could not be embedded. `delayed_by`: why the work on it
-    could not get on the last time.
+    `failed_chunks`: the first of the `not_embedded` chunks that could not be embedded. `delayed_by`: why it was last
+    delayed.
     """
 
     id: str
@@ -79,7 +76,7 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A part of a document's text: characters `start` to `end`, under the headings `heading` (` > ` between them)."""
+    """A part of a document's text, characters `start` to `end`, under the headings `heading` (joined by ` > `)."""
 
     number: int
     text: str
@@ -93,7 +90,7 @@ ProposalVerdict = Literal["accepted", "unchanged", "under_way", "full"]
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """What became of a draft; `revision` is the one that it will have, or has."""
+    """The result of proposing a draft. `revision`: the one it will have, or has."""
 
     verdict: ProposalVerdict
     revision: int
@@ -102,7 +99,7 @@ class Proposal:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Documents, the newest first; `cursor` continues after them, None at the end."""
+    """Documents, newest first. `cursor` continues after them; None at the end."""
 
     documents: Sequence[Document]
     cursor: str | None = None
@@ -110,7 +107,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """Which documents a list wants."""
+    """Which documents to list."""
 
     tag: str | None = None
     status: DocumentStatus | None = None
@@ -135,7 +132,7 @@ class Documents(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class DocumentFilter:
-    """Which documents count: those that have one of `tags`, and that are one of `ids`; where empty, all."""
+    """Selects documents with one of `tags` and one of `ids`; empty means all."""
 
     tags: tuple[str, ...] = ()
     ids: tuple[str, ...] = ()
@@ -143,9 +140,10 @@ class DocumentFilter:
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """The documents of a tenant: how many serve, and `epoch`, which grows with each change of them.
+    """The version of a tenant's documents: how many are in service, and `epoch`, which grows with each change.
 
-    `changed_ms` is when that was last, by Redis's clock: where all is equal these are the same, also after FLUSHALL.
+    `changed_ms`: the time of the last change by Redis's clock. If all three are equal the documents are the same, even
+    after FLUSHALL.
     """
 
     documents: int
@@ -155,9 +153,9 @@ class Corpus:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A chunk that was found, `score` by what found it: a cosine, or BM25.
+    """A chunk that a search found. `score`: the search's own, a cosine or BM25.
 
-    `span` is where it is in the document's text, `reach` with the neighbours that it was stored with: bytes from, to.
+    `span`: its bytes in the document's text; `reach`: those including the neighbours stored with it.
     """
 
     document: str
@@ -174,10 +172,10 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Rankings:
-    """What one question finds, the best first.
+    """The results of a question, best first.
 
-    `whole`: nothing was left out, neither by a search that was refused or broken off, nor because the embedder that was
-    asked has not embedded all documents. `other` then has the most of them, if any.
+    `whole`: false if a search was refused or cut off, or if the requested embedder has not embedded all documents. Then
+    `other` is the embedder that has most of them, if any.
     """
 
     meaning: Sequence[Hit] = ()
@@ -188,7 +186,7 @@ class Rankings:
 
 @dataclass(frozen=True, slots=True)
 class CurrentDocument:
-    """What is known of a document that serves now."""
+    """A document in service."""
 
     facts: DocumentFacts
     revision: int

@@ -1,4 +1,4 @@
-"""The models that the flow asks, on Ollama or in the worker itself."""
+"""Protocols of models: language models, embedders, re-rankers, on Ollama or in the worker."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from api.values import (
 
 
 class LanguageModel(Protocol):
-    """A language model that answers as a stream."""
+    """A language model that streams its answers."""
 
     def stream(
         self, request: GenerationRequest
     ) -> AbstractAsyncContextManager[AsyncIterator[Token | Thought | GenerationEnd]]:
-        """Tokens and thoughts, then exactly one `GenerationEnd`.
+        """Yields tokens and thoughts, then exactly one `GenerationEnd`.
 
-        Leaving the context early ends the generation. Raises `UpstreamError`, also in mid-stream; every deadline
-        is the adapter's.
+        Leaving the context early ends the generation. Raises `UpstreamError`, also during the stream. The adapter
+        enforces all deadlines.
         """
 
 
 @dataclass(slots=True)
 class CurrentIdentity:
-    """Who embeds now. None while that must be found out: `Embedder.identity` does, and sets it."""
+    """The current embedder's identity; None while it is unknown. `Embedder.identity` finds it and sets it."""
 
     value: EmbedderIdentity | None = None
 
@@ -58,11 +58,11 @@ class Embedder(Protocol):
 
 
 class BackendEmbedder(Protocol):
-    """The embedder of one backend, as `Embedder` is made of several."""
+    """The embedder of one backend; `Embedder` combines several."""
 
     @property
     def known(self) -> EmbedderIdentity | None:
-        """Who embeds, once the backend has said so; no I/O."""
+        """The identity, once the backend has reported it; no I/O."""
 
     async def identity(self) -> EmbedderIdentity:
         """The identity of the embedding model. Raises `EmbeddingUnavailable` while it is unknown."""
@@ -75,14 +75,14 @@ class BackendEmbedder(Protocol):
         timeout: float,  # noqa: ASYNC109
         retry: Retry,
     ) -> list[Embedding]:
-        """One embedding for each text, in order, within `timeout` seconds.
+        """One embedding per text, in order, within `timeout` seconds.
 
-        Raises `EmbeddingUnavailable`, whose cause is the `UpstreamError`.
+        Raises `EmbeddingUnavailable`, caused by the `UpstreamError`.
         """
 
 
 class EmbeddingModel(Protocol):
-    """Whatever model embeds texts for a client, its vectors untouched."""
+    """Any model that embeds texts for a client, with its vectors unchanged."""
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
         """One vector per text, in order. Raises `UpstreamError`."""
@@ -101,11 +101,11 @@ class ModelDigests(Protocol):
 
 
 class Reranker(Protocol):
-    """Reads a question and a text together, and says how relevant the text is."""
+    """Rates how relevant a text is for a question."""
 
     @property
     def fingerprint(self) -> str:
-        """Which weights judge: another re-ranker has another."""
+        """Identifies the weights of the re-ranker."""
 
     async def scores(self, question: str, texts: Sequence[str], *, background: bool = False) -> list[float]:
         """The relevance of each text, 0 to 1, in order. `background` work waits behind users.

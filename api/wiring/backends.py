@@ -1,7 +1,4 @@
-"""Opens what a worker has for each Ollama: pool, breakers, probes, warm-up; and makes one model and embedder of them.
-
-A part of `wiring`, which alone uses it.
-"""
+"""Opens the pool, breakers, probes and warm-up of each Ollama, and combines them into one model and embedder."""
 
 from __future__ import annotations
 
@@ -37,11 +34,11 @@ from api.redis_store.stores.fleet import BackendHealthStore, FleetRetries
 from api.settings import BreakerSettings, Settings
 
 EMBED: Final = "-embed"
-"""What the names of an embedding's breaker and bulkhead end with."""
+"""Suffix of the names of breakers and bulkheads for embeddings."""
 
 
 class WorkerBackends:
-    """Made by `open_backends`. `breakers` begins with the first backend's for generations."""
+    """The opened backends. `breakers` begins with the first backend's for generations."""
 
     def __init__(
         self,
@@ -87,12 +84,12 @@ class WorkerBackends:
         return any(await asyncio.gather(*(models.reachable() for models in self._models.values())))
 
     def tasks(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
-        """What goes on for as long as the worker lives."""
+        """Background tasks for the worker's lifetime."""
         keeping = [pool.keep_minimum for pool in self._pools.values() if pool.limits.min_size]
         return [self.watch.keep_looking, self.fleet_retries.keep_in_step, *keeping]
 
     async def open_guards(self, stack: AsyncExitStack) -> None:
-        """A breaker and a bulkhead for each backend and kind of call, kept current while the stack is open."""
+        """Opens a breaker and a bulkhead for each backend and kind of call, kept current while the stack is open."""
         kinds = ["", EMBED] if self._settings.embedder.embedder == "ollama" else [""]
         for name in (f"{backend}{kind}" for backend in self._pools for kind in kinds):
             await self._open_breaker(stack, name)
@@ -135,7 +132,7 @@ class WorkerBackends:
         return Generations(backends, self._pools.retries, deadlines.total, events)
 
     def embeddings(self, events: Telemetry) -> EmbeddingCalls:
-        """Clients' own embedding calls: behind questions. With EMBEDDER=onnx they share the guards of generations."""
+        """Clients' own embedding calls, behind questions. With EMBEDDER=onnx they share the guards of generations."""
         members: list[Backend[EmbeddingModel]] = []
         behind_questions = self._settings.embedder.embedder == "ollama"
         for name, pool in self._pools.items():
@@ -149,7 +146,9 @@ class WorkerBackends:
     async def open_embedders(
         self, stack: AsyncExitStack, events: Telemetry
     ) -> tuple[FailoverEmbedder, FailoverEmbedder]:
-        """All backends as one embedder (EMBEDDER=ollama), each behind its breaker: for questions, and for documents."""
+        """All backends as one embedder (EMBEDDER=ollama), each behind its breaker: one for questions, one for
+        documents.
+        """
         settings = self._settings.embedder
         known = EmbedderRegistry(self._client, self._keys, settings.embed_model)
         remembered = await known.recall()
@@ -229,7 +228,7 @@ def _limits(settings: Settings) -> PoolLimits:
 
 
 def _bulkhead_policy(settings: Settings, name: str) -> BulkheadPolicy:
-    """Of embeddings, a quarter of the permits is kept for questions, at least one where there are several."""
+    """A bulkhead's limits. For embeddings, a quarter of the permits is reserved for questions."""
     bulkhead = settings.bulkhead
     if not name.endswith(EMBED):
         return BulkheadPolicy(bulkhead.max_concurrent, bulkhead.max_queue, bulkhead.max_wait)

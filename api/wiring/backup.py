@@ -1,4 +1,4 @@
-"""Opens what `ragherd backup` and `ragherd restore` need: Redis itself, by the service's own settings."""
+"""Opens Redis for `ragherd backup` and `ragherd restore`, with the service's own settings."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from api.settings import Settings
 from api.wiring.redis import redis_address
 
 PATIENCE: Final = 10.0
-"""Seconds for one command, at least: nobody waits for an answer."""
+"""Shortest timeout of a command in seconds: nobody waits for an answer."""
 SWEEP_SECONDS: Final = 600.0
 MAKER: Final = BackupOrigin(__version__, str(SCHEMA))
 
 
 class LastFailure(RedisHealthEvents):
-    """Keeps the last one, to be told in a line."""
+    """Keeps the last error for a one-line message."""
 
     last = "no node of it answers"
 
@@ -41,13 +41,13 @@ class LastFailure(RedisHealthEvents):
         self.last = str(error) or type(error).__name__
 
     def mismatched(self, message: str) -> None:
-        """The URL is of another kind than the Redis."""
+        """The URL's scheme does not match the server."""
         self.last = message
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """The fleet's memory, to be read and written."""
+    """The fleet's data, to read and write."""
 
     source: RedisBackupSource
     target: RedisBackupTarget
@@ -56,7 +56,10 @@ class Memory:
 
 @asynccontextmanager
 async def opened_memory(settings: Settings, *, writes: bool) -> AsyncIterator[Memory]:
-    """`writes`: not only read. Raises `StoreUnavailable`: no answer from Redis, or keys not for this release."""
+    """Opens the data. `writes`: also for writing.
+
+    Raises `StoreUnavailable` if Redis does not answer or has the keys of another release.
+    """
     address, failures, keys = redis_address(settings.redis), LastFailure(), Keys(*settings.key_layout)
     patient = replace(
         address, timeout=max(address.timeout, PATIENCE), connect_timeout=max(address.connect_timeout, PATIENCE)
@@ -65,14 +68,14 @@ async def opened_memory(settings: Settings, *, writes: bool) -> AsyncIterator[Me
         worker = f"backup-{socket.gethostname()}-{os.getpid()}"
         schema = FleetSchema(client, keys, worker, __version__, lambda conflict: None, states=writes)
         if not await client.check():
-            raise StoreUnavailable(schema.conflict or f"Redis can not be used: {failures.last}")
+            raise StoreUnavailable(schema.conflict or f"Redis cannot be used: {failures.last}")
         yield _memory(settings, client, keys, worker)
 
 
 def _memory(settings: Settings, client: AnyHealthGated, keys: Keys, worker: str) -> Memory:
     cache, deletions = settings.cache, RedisDeletions(client, keys)
     new_outdate = cache.enabled and settings.retrieval.cache_on_new_documents != "none"
-    # It reads no files: one that a worker had begun with is left to the next, or its bytes would become the text.
+    # It parses no files: one that a worker has begun is left to workers, or its bytes would become the text.
     work = RedisDocumentWork(client, keys, worker, reads=())
     indexes = SemanticIndexes(client, keys, algorithm_for(settings.partition_size))
     tags = RedisInvalidationTags(client, keys, indexes)

@@ -1,7 +1,4 @@
-"""Opens what a worker has of the fleet's cache: its index, flights, refreshing, warm-ups; and makes the flow of them.
-
-A part of `wiring`, which alone uses it.
-"""
+"""Opens the cache's parts of a worker: its index, flights, refresher and warm-ups, and the query flow on them."""
 
 from __future__ import annotations
 
@@ -46,7 +43,7 @@ from api.single_flight.fleet_flights import FleetFlights, kept_in_step
 
 
 class CacheParts:
-    """What stands before the cache can be asked: index and counters. Made before Redis is first asked for."""
+    """The index and counters, made before the first request to Redis."""
 
     def __init__(
         self,
@@ -69,7 +66,7 @@ class CacheParts:
 
 
 class WorkerCache:
-    """Made by `open_cache`: the flow, and what operators ask of the cache. `warm_ups` is None where it is off."""
+    """The query flow and what operators ask of the cache. `warm_ups` is None if the cache is off."""
 
     def __init__(
         self,
@@ -114,7 +111,7 @@ class WorkerCache:
             self.warm_ups = WarmUps(jobs, warmer, parts.events, settings.cache.warm_concurrency, parts.pace)
 
     def tasks(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
-        """What goes on for as long as the worker lives."""
+        """Background tasks for the worker's lifetime."""
         return [self._keeper.keep] if self._keeper is not None else []
 
 
@@ -139,7 +136,7 @@ async def open_cache(
         cache = WorkerCache(parts, embedder, digests, generations, flights, retriever, budget)
         stack.push_async_callback(cache.refresher.aclose)
         if cache.warm_ups is not None:
-            # Of its own: a question that is broken off by a closed pool would count as failed.
+            # On its own stack: a question interrupted by a closed pool would count as failed.
             (await stack.enter_async_context(Background())).start(cache.warm_ups.keep_going)
         yield cache
 
@@ -160,7 +157,7 @@ def _answer_cache(parts: CacheParts) -> RedisAnswerCache:
 
 
 def _grounding(template: PromptTemplate, settings: Settings, reranking: str) -> str:
-    """What an answer owes to settings and to the re-ranker: answers under others are not shared."""
+    """The settings and the re-ranker that an answer depends on. Answers under others are not shared."""
     retrieval = settings.retrieval
     facts = (template.scope, retrieval.retrieval_relevance_floor, retrieval.retrieval_neighbours)
     return " ".join(map(str, (*facts, retrieval.retrieval_nothing_relevant, *([reranking] if reranking else ()))))
@@ -177,7 +174,7 @@ def _limits(settings: Settings) -> CacheLimits:
 
 
 def _languages(embedder: EmbedderSettings) -> Languages:
-    """As EMBED_LANGUAGES says, else by the name of the model: English where it is one that is not known."""
+    """From EMBED_LANGUAGES, else by the model's name; English for unknown models."""
     codes = embedder.language_codes
     if codes is not None:
         return Languages(codes or None)

@@ -1,4 +1,4 @@
-"""Asks Redis, Ollama and the embedder whether a worker could use them now. Nothing is written to Redis."""
+"""Checks whether a worker could use Redis, Ollama and the embedder now. Writes nothing to Redis."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from api.wiring.backup import LastFailure
 from api.wiring.redis import redis_address
 
 OLLAMA_TIMEOUT: Final = 5.0
-"""Seconds for an answer of one Ollama."""
+"""Timeout of a request to one Ollama, in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A line of the report. `failed`: the service would start, and could not do all of its work."""
+    """A line of the report. `failed`: the service would start but could not do all of its work."""
 
     subject: str
     detail: str
@@ -37,7 +37,7 @@ class Finding:
 
 
 async def findings(settings: Settings) -> Sequence[Finding]:
-    """Everything that can be found out. Raises nothing; all are asked at once."""
+    """Runs all checks at once. Raises nothing."""
     stores: list[Store] = ["main", "breaker"] if settings.breaker_redis.url else ["main"]
     asked = [
         *(_redis(settings, store) for store in stores),
@@ -48,7 +48,7 @@ async def findings(settings: Settings) -> Sequence[Finding]:
 
 
 async def _redis(settings: Settings, store: Store) -> list[Finding]:
-    """Whether one Redis answers, takes writes and has keys for this release; then what is wrong with its setup."""
+    """Checks that Redis answers, accepts writes and has keys of this release; then reports warnings."""
     subject, variable = ("Redis", "REDIS_URL") if store == "main" else ("Redis of the breakers", "BREAKER_REDIS_URL")
     address, keys, failures = redis_address(settings.redis), Keys(*settings.key_layout), LastFailure()
     if store == "breaker":
@@ -65,7 +65,7 @@ async def _redis(settings: Settings, store: Store) -> list[Finding]:
 
 
 async def _ollama(settings: Settings, url: str) -> list[Finding]:
-    """Whether one Ollama answers and has the models."""
+    """Checks that one Ollama answers and has the models."""
     subject = f"Ollama at {url}"
     limits = PoolLimits(min_size=0, connect_timeout=settings.ollama.ollama_connect_timeout)
     async with open_pool(url, limits) as pool:
@@ -80,7 +80,7 @@ async def _ollama(settings: Settings, url: str) -> list[Finding]:
 
 
 def _models(settings: Settings) -> list[str]:
-    """The models that Ollama has to have."""
+    """The models that Ollama needs."""
     embedder = [settings.embedder.embed_model] if settings.embedder.embedder == "ollama" else []
     return [settings.ollama.llm_model, *embedder]
 
@@ -91,7 +91,7 @@ async def _missing(settings: Settings, pool: OllamaPool) -> list[str]:
 
 
 async def _onnx(settings: Settings) -> list[Finding]:
-    """Whether the embedder in the worker can be loaded."""
+    """Checks that the embedder in the worker can be loaded."""
     subject = "Embedder"
     try:
         async with open_onnx(settings.embedder.embed_model_path, settings.embedder.embed_timeout) as opened:

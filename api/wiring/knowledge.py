@@ -1,4 +1,4 @@
-"""Opens what a worker has of the knowledge base: documents, passages, the work on them. A part of `wiring`."""
+"""Opens the knowledge base's parts of a worker: documents, passages and their background work."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 BATCHES = {"onnx": BatchSize(2, most=2), "ollama": BatchSize(most=16)}
-"""Texts of a document embedded by one call and written by one: Redis does nothing else until it has indexed them."""
+"""Texts per embedding call and per write: Redis does nothing else until it has indexed them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Embedders:
-    """`questions` waits for nothing that `documents` does. `limit`: tokens that the model reads at once, if known."""
+    """`questions` never waits for `documents`. `limit`: tokens that the model reads at once, if known."""
 
     questions: Embedder
     documents: Embedder
@@ -55,7 +55,7 @@ class Embedders:
 
 
 class WorkerKnowledge:
-    """Given to `open_knowledge`. `embedder` remembers questions. `reranker` is None where there is none."""
+    """One worker's parts. `embedder` caches questions. `reranker` may be None."""
 
     def __init__(
         self,
@@ -103,7 +103,7 @@ class WorkerKnowledge:
         self._old = StaleEmbeddings(RedisUnusedEmbeddings(client, keys), anew, plain, janitor, events, kept)
 
     def tasks(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
-        """What goes on for as long as the worker lives."""
+        """Background tasks for the worker's lifetime."""
         return [self.upkeep.keep, self.upkeep.keep_deleting, self.upkeep.keep_embedding, self._old.keep_clean]
 
 
@@ -139,7 +139,7 @@ def _embedding_lease(client: AnyHealthGated, keys: Keys, worker: str, fingerprin
 
 
 async def open_reranker(stack: AsyncExitStack, settings: Settings) -> Reranker | None:
-    """None where RERANK_MODEL_PATH has no value. Raises `SettingsError` where what it names is no cross-encoder."""
+    """None if RERANK_MODEL_PATH is unset. Raises `SettingsError` if it does not name a cross-encoder."""
     retrieval = settings.retrieval
     if retrieval.rerank_model_path is None:
         return None
@@ -149,7 +149,7 @@ async def open_reranker(stack: AsyncExitStack, settings: Settings) -> Reranker |
 
 @asynccontextmanager
 async def open_knowledge(knowledge: WorkerKnowledge) -> AsyncIterator[WorkerKnowledge]:
-    """Its background tasks run. On exit they end first, and what is under way is left to other workers."""
+    """Runs its background tasks. On exit they end first, and other workers take over unfinished work."""
     async with Background() as background:
         for forever in knowledge.tasks():
             background.start(forever)

@@ -1,7 +1,6 @@
 """Opens what a worker needs, hands it to the endpoints as typed state, and closes it in reverse.
 
-Only this module and its parts, `wiring_redis`, `wiring_backends`, `wiring_cache` and `wiring_knowledge`, name adapters.
-A worker starts whether or not Redis and Ollama are there.
+Only the modules of `api.wiring` name adapters. A worker starts with or without Redis and Ollama.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager["LifespanState"]]
 
 
 class LifespanState(TypedDict):
-    """What Starlette puts into `request.state`."""
+    """The typed content of Starlette's `request.state`."""
 
     worker: AppState
 
@@ -57,10 +56,10 @@ def lifespan(settings: Settings, worker: str, metrics: Metrics) -> Lifespan:
             try:
                 state = await _Worker(settings, worker, metrics, stack).open()
             except SettingsError as error:
-                # A file that is no such model is found out here only; uvicorn logs whole tracebacks.
+                # A wrong model file is detected only here, and uvicorn would log the whole traceback.
                 structlog.get_logger("ragherd.worker").error("settings_wrong", message=str(error))
                 raise
-            # What is alive now lives as long as the worker: out of the collector's way, whose pauses are then short.
+            # What exists now lives as long as the worker: hiding it from the garbage collector keeps its pauses short.
             gc.collect()
             gc.freeze()
             yield {"worker": state}
@@ -69,7 +68,7 @@ def lifespan(settings: Settings, worker: str, metrics: Metrics) -> Lifespan:
 
 
 class _Worker:
-    """Opens one worker's resources on a stack, in the order in which they need each other."""
+    """Opens one worker's resources on a stack, in order of dependency."""
 
     def __init__(self, settings: Settings, worker: str, metrics: Metrics, stack: AsyncExitStack) -> None:
         self._settings = settings
@@ -81,7 +80,7 @@ class _Worker:
         self._registry: WorkerRegistry | None = None
 
     async def open(self) -> AppState:
-        """Everything open, this worker known to the fleet, its background tasks running."""
+        """Opens everything, registers this worker with the fleet, and starts its background tasks."""
         background = await self._stack.enter_async_context(Background())
         redis = await self._stack.enter_async_context(open_redis(self._settings, self._metrics))
         client = redis.main.client
@@ -110,18 +109,18 @@ class _Worker:
         return self._state(redis, backends, parts.events, knowledge, cache, facts, registry)
 
     async def _agreed(self, redis: WorkerRedis) -> FleetSchema:
-        """Asks Redis for the first time; how the keys are laid out is agreed on with the rest of the fleet."""
+        """Connects to Redis and agrees with the fleet on the layout of keys."""
         schema = FleetSchema(redis.main.client, self._keys, self._id, __version__, self._no_shared_memory)
         if redis.guards is not redis.main:
             schema.cover(redis.guards.client)
         await redis.check()
-        self._metrics.redis_is(up=redis.main_is_up, breaker_up=redis.breaker_is_up)  # what follows may take a while
+        self._metrics.redis_is(up=redis.main_is_up, breaker_up=redis.breaker_is_up)  # the next steps may take a while
         return schema
 
     async def _open_memory(
         self, redis: WorkerRedis, backends: WorkerBackends, parts: CacheParts
     ) -> tuple[WorkerKnowledge, WorkerCache]:
-        """The knowledge base, and the cache of answers from it."""
+        """Opens the knowledge base and the cache."""
         embedders = await self._open_embedders(backends, parts.events)
         embedder = RememberedEmbedder(embedders.questions)
         reranker = await open_reranker(self._stack, self._settings)
