@@ -162,7 +162,7 @@ class RollingArbiter(Arbiter):  # type: ignore[misc]  # untyped library
             self._clean_up(worker)
 
     def _load_configuration(self) -> None:
-        """Reads gunicorn's configuration anew; what is bound at the start stays."""
+        """Reads gunicorn's configuration again. The bound addresses stay."""
         sys.modules.pop("worker_config.gunicorn_conf", None)  # `-c python:worker_config.gunicorn_conf` imports it
         before = self.app.cfg
         try:

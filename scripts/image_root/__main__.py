@@ -13,7 +13,7 @@ from scripts.image_root.contents import OURS, compressed_size, contents, mib
 def main() -> None:
     """Prints sizes, the largest packages, and the command that starts a container."""
     if reason := missing_requirement():
-        sys.exit(f"The image's root can not be made here: {reason}.")
+        sys.exit(f"Cannot build the image's root on this machine: {reason}.")
     with built_image(Path(__file__).parents[2]) as image:
         print(contents(image))
         print(f"{OURS} compressed, as in a registry: {mib(compressed_size(image))}")

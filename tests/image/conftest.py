@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="session")
 def image() -> Iterator[Image]:
-    """What the Dockerfile's steps make. About a minute; the base is kept in .data/image."""
+    """Builds the image from the Dockerfile. Takes about a minute; the base is cached in .data/image."""
     if reason := missing_requirement():
         not_here(reason)
     with built_image(ROOT) as made:
@@ -39,21 +39,21 @@ def ollama() -> Iterator[StubProcess]:
 
 @pytest.fixture(scope="module")
 def container(image: Image, redis_server: EmbeddedRedis, ollama: StubProcess) -> Iterator[Container]:
-    """One for all tests that leave it as it is."""
+    """One container for all tests that do not change it."""
     with started(image, redis_server.url, ollama) as serving:
         yield serving
 
 
 @pytest.fixture
 def own_container(image: Image, redis_server: EmbeddedRedis, ollama: StubProcess) -> Iterator[Container]:
-    """One for a test that ends it, or a part of it."""
+    """A container for a test that stops it, or a part of it."""
     with started(image, redis_server.url, ollama) as serving:
         yield serving
 
 
 @contextmanager
 def started(image: Image, redis_url: str, ollama: StubProcess) -> Iterator[Container]:
-    """The image's own command with two workers, ready, its Redis and Ollama outside."""
+    """Runs the image's own command with two workers, with Redis and Ollama outside."""
     settings = {
         "HOST": "127.0.0.1",
         "PORT": free_port(),

@@ -121,7 +121,7 @@ def test_nothing_of_it_is_left_when_it_is_killed(own_container: Container) -> No
 
 
 def is_running(pid: int) -> bool:
-    """Whether it does anything still: a zombie does not."""
+    """Returns whether a process is alive and not a zombie."""
     try:
         return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -129,7 +129,7 @@ def is_running(pid: int) -> bool:
 
 
 def reader_at_work(container: Container) -> tuple[int, int]:
-    """A process that reads a document, and the worker that it reads for."""
+    """Returns a process that reads a document, and the worker that started it."""
     page = f"<h1>Holiday</h1>{'<p>' + HOLIDAY:s}" * 8_000
     before = set(container.processes())
 

@@ -42,7 +42,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def ragherd(redis_url: str, tmp_path: Path) -> Command:
-    """Runs a command as a person does, in a thread of its own; `prefix` is REDIS_PREFIX."""
+    """Runs a command in a thread. `prefix` is REDIS_PREFIX."""
 
     async def run(*arguments: str, prefix: str = "rag:", **env: str) -> Result:
         said = {"REDIS_URL": redis_url, "REDIS_PREFIX": prefix, **env}
@@ -63,7 +63,7 @@ async def ok(ragherd: Command, *arguments: str, **env: str) -> str:
 
 
 async def new_fleet(serve: Service, **concerns: Any) -> httpx.AsyncClient:
-    """A worker that begins with the keys under another prefix."""
+    """Starts a worker with keys under another prefix."""
     return await serve(**{"embedder": ONNX, "redis": {"prefix": NEW}, **concerns})
 
 
@@ -74,7 +74,7 @@ def read(file: str) -> list[dict[str, Any]]:
 
 
 def write(file: str, lines: list[dict[str, Any]]) -> None:
-    """A whole backup of these lines, whatever they say."""
+    """Writes a complete backup with these lines, valid or not."""
     body = b"".join(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for line in lines if line["is"] != "end")
     counts: dict[str, int] = {}
     for line in lines:
@@ -440,7 +440,7 @@ async def test_restored_answers_drive_out_none_that_live(
     assert await redis.zcard(NEW_KEYS.partition("").eviction_keys[0]) == 2
 
 
-# -- files that can not be used ----------------------------------------------------------------------------------------
+# -- unusable files ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -532,14 +532,14 @@ async def test_faults_are_one_line(redis: Redis, ragherd: Command, tmp_path: Pat
 
 
 def run(redis_url: str, *arguments: str, prefix: str = "rag:") -> str:
-    """In a process of its own."""
+    """Runs a command as a process."""
     env = {**os.environ, "REDIS_URL": redis_url, "REDIS_PREFIX": prefix, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "api.cli.main", *arguments]
     return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, check=True, text=True).stdout
 
 
 def assert_consistent(file: str) -> None:
-    """A document that stands still is cited as it is in the file."""
+    """Checks that the cited passages match the document in the file."""
     documents = {line["id"]: line for line in read(file) if line["is"] == "document"}
     assert len(documents) == 10
     for line in read(file):

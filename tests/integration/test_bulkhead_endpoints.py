@@ -21,7 +21,7 @@ async def figures(client: httpx.AsyncClient) -> Any:
 
 
 async def until(client: httpx.AsyncClient, **expected: Any) -> None:
-    """Until the fleet's figures are as expected."""
+    """Waits until the fleet's figures are as expected."""
 
     async def reached() -> bool:
         found = await figures(client)
@@ -34,8 +34,8 @@ def asking(client: httpx.AsyncClient, question: str, **more: Any) -> asyncio.Tas
     return asyncio.create_task(client.post("/query", json={"question": question, **more}))
 
 
-async def log_failure(stub: StubOllama, *calls: asyncio.Task[httpx.Response]) -> None:
-    """Calls that hang come to an end, all of them answered: their retry, and those in line."""
+async def release(stub: StubOllama, *calls: asyncio.Task[httpx.Response]) -> None:
+    """Lets hanging calls finish and waits until all are answered, including their retries and the waiting ones."""
     stub.behaviour("ok")
     stub.break_connections()
     assert {(await call).status_code for call in calls} == {200}
@@ -70,7 +70,7 @@ async def test_a_full_bulkhead_is_503_with_retry_after_and_no_fault_of_the_break
     breaker = (await one.get("/api/circuit-breaker/metrics")).json()
     assert (breaker["failure_count"], breaker["rejected_calls"]) == (0, 0)
     assert stub.stats["requests"]["/api/chat"] == 2
-    await log_failure(stub, *calls)
+    await release(stub, *calls)
 
 
 async def test_the_wait_is_bounded_and_the_service_time_makes_retry_after(serve: Service, stub: StubOllama) -> None:
@@ -83,7 +83,7 @@ async def test_the_wait_is_bounded_and_the_service_time_makes_retry_after(serve:
     late = await client.post("/query", json={"question": "Second?"})
     assert (late.status_code, late.json()["reason"], late.headers["Retry-After"]) == (503, "deadline", "2")
     await until(client, waiting=0, rejected={"queue_full": 0, "deadline": 1, "displaced": 0})
-    await log_failure(stub, holding)
+    await release(stub, holding)
 
 
 async def test_an_expired_answer_is_served_while_the_bulkhead_is_full(serve: Service, stub: StubOllama) -> None:
@@ -98,7 +98,7 @@ async def test_an_expired_answer_is_served_while_the_bulkhead_is_full(serve: Ser
         return answered.status_code == 200 and answered.json()["cache"]["status"] == "stale"
 
     await wait_until_async(stale)
-    await log_failure(stub, holding)
+    await release(stub, holding)
 
 
 async def test_a_client_that_leaves_frees_its_place_and_its_permit(serve: Service, stub: StubOllama) -> None:
@@ -145,7 +145,7 @@ async def test_an_open_breaker_rejects_before_the_line(serve: Service, stub: Stu
     rejected = await asyncio.wait_for(client.post("/query", json={"question": "Second?"}), 5)
     assert rejected.json()["type"] == "urn:ragherd:problem:circuit-breaker-open"
     assert (await client.get("/api/circuit-breaker/metrics")).json()["rejected_calls"] == 1
-    await log_failure(stub, holding)
+    await release(stub, holding)
 
 
 async def test_no_more_generations_at_once_than_permits_over_two_workers(serve: Service, stub: StubOllama) -> None:
@@ -174,7 +174,7 @@ async def test_without_redis_the_bulkhead_is_the_worker_s_own(
         calls.append(asking(client, "Third?"))
         await until(client, waiting=1)
         assert (await client.post("/query", json={"question": "Fourth?"})).status_code == 503
-        await log_failure(stub, *calls)
+        await release(stub, *calls)
     finally:
         redis_server.start()
     await until(client, store="shared", in_use=0, waiting=0)

@@ -24,7 +24,7 @@ POLICY: dict[str, Any] = {"limit": 3, "max_queue": 1000, "max_wait": 30.0, "leas
 
 
 class Backend:
-    """Answers `ok`, one call at a time where it is told to; notes tenants in their order and counts calls in flight."""
+    """Answers `ok`, on demand one call at a time. Records tenants in order and counts calls in flight."""
 
     def __init__(self) -> None:
         self.tenants: list[str] = []
@@ -39,11 +39,11 @@ class Backend:
         try:
             yield server.sockets[0].getsockname()[:2]
         finally:
-            self.log_failure(1_000_000)
+            self.release(1_000_000)
             server.close()
 
-    def log_failure(self, calls: int) -> None:
-        """So many calls may be answered, now or when they come."""
+    def release(self, calls: int) -> None:
+        """Lets this many calls be answered, now or when they arrive."""
         for _ in range(min(calls, 10_000)):
             self._may_answer.release()
 
@@ -63,7 +63,7 @@ class Backend:
 
 
 class Fleet:
-    """Several worker processes, a backend and the Redis that they share."""
+    """Several worker processes, a backend and a shared Redis."""
 
     def __init__(self, workers: list[BreakerProcess], backend: Backend, redis: Redis) -> None:
         self.workers = workers
@@ -74,7 +74,7 @@ class Fleet:
         return list(await asyncio.gather(*(worker.ask(do, **arguments) for worker in self.workers)))
 
     async def in_flight(self, calls: int) -> None:
-        """Until the backend has so many calls in flight."""
+        """Waits until the backend has this many calls in flight."""
 
         async def reached() -> bool:
             return self.backend.in_flight == calls
@@ -82,7 +82,7 @@ class Fleet:
         await wait_until_async(reached, interval=0.002)
 
     async def in_line(self, calls: int) -> None:
-        """Until so many wait in Redis."""
+        """Waits until this many calls wait in Redis."""
 
         async def reached() -> bool:
             return bool(await self.redis.zcard(QUEUE) == calls)
@@ -90,7 +90,7 @@ class Fleet:
         await wait_until_async(reached, interval=0.002)
 
     async def served(self, calls: int) -> None:
-        """Until the backend has seen so many calls."""
+        """Waits until the backend has received this many calls."""
 
         async def reached() -> bool:
             return len(self.backend.tenants) >= calls
@@ -139,7 +139,7 @@ async def test_a_killed_holder_s_permit_returns_when_its_lease_ends(redis: Redis
         await fleet.in_line(1)
         await holder.kill()
         await fleet.served(2)  # nobody gave it back
-        fleet.backend.log_failure(1)
+        fleet.backend.release(1)
         assert (await other.ask("end", name="b"))["end"] == "ok"
         assert await redis.hget(STATS, "lost_permits") == b"1"
 
@@ -155,12 +155,12 @@ async def test_a_killed_waiter_is_no_obstacle(redis: Redis, redis_url: str) -> N
         await other.ask("begin", name="c")
         await fleet.in_line(2)
         await waiter.kill()
-        fleet.backend.log_failure(2)
+        fleet.backend.release(2)
         assert (await other.ask("end", name="c"))["end"] == "ok"
 
 
 async def lease_end(redis: Redis) -> float:
-    """Of the permit that ends first, ms."""
+    """Returns the earliest end of a permit, in milliseconds."""
     held: Any = await redis.zrange(PERMITS, 0, 0, withscores=True)
     return float(held[0][1])
 
@@ -179,7 +179,7 @@ async def test_a_living_holder_keeps_its_permit_beyond_the_lease(redis: Redis, r
 
         await wait_until_async(renewed_twice_over)
         assert fleet.backend.tenants == ["acme"]
-        fleet.backend.log_failure(2)
+        fleet.backend.release(2)
         assert [(await w.ask("end", name=n))["end"] for w, n in ((holder, "a"), (other, "b"))] == ["ok", "ok"]
 
 
@@ -194,7 +194,7 @@ async def test_a_tenant_that_floods_does_not_make_another_wait(redis: Redis, red
             await other.ask("begin", name=f"s{number}", tenant="small")
         await fleet.in_line(42)
         for served in range(1, 8):
-            fleet.backend.log_failure(1)
+            fleet.backend.release(1)
             await fleet.served(served + 1)
         assert fleet.backend.tenants[1:8] == ["flood", "small", "flood", "small", "flood", "small", "flood"]
 
@@ -210,7 +210,7 @@ async def test_a_full_line_makes_room_for_the_tenant_that_has_fewer(redis: Redis
         await other.ask("begin", name="s", tenant="small")
         assert (await flooding.ask("end", name="f4"))["end"] == "displaced"
         assert await redis.zcard(QUEUE) == 4
-        fleet.backend.log_failure(3)  # the call under way, one of the flood, and then it is the other's turn
+        fleet.backend.release(3)  # the call under way, one of the flood, and then it is the other's turn
         assert (await other.ask("end", name="s"))["end"] == "ok"
         stats: Any = await redis.hgetall(STATS)
         assert (stats[b"rejected_queue_full"], stats[b"rejected_displaced"]) == (b"3", b"1")
@@ -228,7 +228,7 @@ async def test_background_work_waits_behind_every_user(redis: Redis, redis_url: 
             await other.ask("begin", name=f"u{number}", tenant="user")
         await fleet.in_line(4)
         for served in range(1, 5):
-            fleet.backend.log_failure(1)
+            fleet.backend.release(1)
             await fleet.served(served + 1)
         assert fleet.backend.tenants == ["first", "user", "user", "user", "warm-up"]
 
@@ -260,7 +260,7 @@ async def test_who_leaves_while_it_waits_leaves_the_line_at_once(redis: Redis, r
         await fleet.in_line(2)
         await other.ask("leave", name="leaves")
         await fleet.in_line(1)
-        fleet.backend.log_failure(2)
+        fleet.backend.release(2)
         assert (await other.ask("end", name="stays"))["end"] == "ok"
         assert len(fleet.backend.tenants) == 2
         await wait_until_async(fleet.nothing_is_left)
@@ -291,7 +291,7 @@ async def test_after_flushall_holders_count_again_and_nobody_is_stuck(redis: Red
             return bool(await redis.zcard(PERMITS) >= 1)
 
         await wait_until_async(known_again)  # the holder's; the other one's too where it was served before that
-        fleet.backend.log_failure(2)
+        fleet.backend.release(2)
         assert (await holder.ask("end", name="a"))["end"] == "ok"
         assert (await other.ask("end", name="b"))["end"] == "ok"
 
@@ -308,15 +308,15 @@ async def test_without_redis_each_worker_keeps_to_its_share_and_the_shared_bound
         await fleet.in_line(2)
         redis_server.kill()
         try:
-            fleet.backend.log_failure(2)
+            fleet.backend.release(2)
             await fleet.in_flight(2)  # its share: the two that waited wait on
-            fleet.backend.log_failure(2)
+            fleet.backend.release(2)
             await fleet.served(6)  # now they are served, without Redis
             assert fleet.backend.in_flight == 2
-            fleet.backend.log_failure(2)
+            fleet.backend.release(2)
             assert [(await one.ask("end", name=f"n{n}"))["end"] for n in range(6)] == ["ok"] * 6
             fleet.backend.most_in_flight = 0
-            fleet.backend.log_failure(40)
+            fleet.backend.release(40)
             replies = await fleet.everyone("calls", tenant="acme", times=20, concurrency=8)
             assert ends(replies) == {"ok": 40}
             assert fleet.backend.most_in_flight <= 4
@@ -353,7 +353,7 @@ async def test_who_waits_when_redis_returns_goes_on_waiting_in_the_fleet_s_line(
             return (await worker.ask("state")) == {"in_use": 2, "waiting": 0, "store": "shared"}
 
         await wait_until_async(served_by_the_fleet)  # the local permit is not the fleet's
-        fleet.backend.log_failure(2)
+        fleet.backend.release(2)
         assert [(await worker.ask("end", name=name))["end"] for name in "ab"] == ["ok", "ok"]
         await redis.connection_pool.disconnect()
         await wait_until_async(fleet.nothing_is_left)
@@ -375,7 +375,7 @@ async def test_a_lost_message_costs_a_moment_and_not_the_place(redis: Redis, red
         await other.ask("begin", name="b")
         await fleet.in_line(1)
         await redis.client_kill_filter(_type="pubsub")
-        fleet.backend.log_failure(2)
+        fleet.backend.release(2)
         assert (await other.ask("end", name="b"))["end"] == "ok"
 
 

@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
 
 BURNERS = 4
 LONGEST = 120
-"""Seconds after which a burner ends by itself, whatever becomes of the test."""
+"""Seconds after which a burner ends by itself, even if the test fails."""
 Fleet = Callable[[], Gunicorn]
 
 

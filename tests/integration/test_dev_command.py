@@ -68,7 +68,7 @@ def empty_ollama() -> Iterator[str]:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Starts `ragherd dev` in a directory of its own, on free ports, with nothing set but what is given."""
+    """Starts `ragherd dev` in its own directory on free ports, with only the given settings."""
     started: list[subprocess.Popen[str]] = []
 
     def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
@@ -94,7 +94,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 def left_running(directory: Path) -> list[int]:
-    """The processes that work in `directory` or below: the launcher and everything it started."""
+    """Returns the processes that work in `directory` or below: the launcher and everything it started."""
     return [int(link.parent.name) for link in Path("/proc").glob("[0-9]*/cwd") if works_in(link, directory)]
 
 
@@ -106,7 +106,7 @@ def works_in(link: Path, directory: Path) -> bool:
 
 
 def await_serving(process: subprocess.Popen[str]) -> list[str]:
-    """Its lines up to the one that says it serves."""
+    """Returns the output up to the line that reports the service as running."""
     assert process.stdout is not None
     lines = []
     for line in process.stdout:
@@ -117,7 +117,7 @@ def await_serving(process: subprocess.Popen[str]) -> list[str]:
 
 
 def failure(process: subprocess.Popen[str]) -> tuple[int, str]:
-    """Its exit code and standard error, which is one line."""
+    """Returns the exit code and standard error, which must be one line."""
     _, errors = process.communicate(timeout=60)
     assert errors.count("\n") == 1, errors
     return process.returncode, errors.strip()

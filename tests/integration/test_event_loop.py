@@ -17,10 +17,10 @@ from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.processes
 
-MOST = 0.05
-"""Seconds."""
+MAX_BLOCK_SECONDS = 0.05
+"""The longest allowed block of the event loop."""
 SMALL_REFUSAL = 4000
-"""Bytes."""
+"""Size of a response in bytes."""
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def watched(worker: httpx.Client) -> dict[str, Any]:
 
 def assert_no_block(worker: httpx.Client) -> None:
     report = watched(worker)
-    assert max(report["callback"], report["late"]) < MOST, report
+    assert max(report["callback"], report["late"]) < MAX_BLOCK_SECONDS, report
 
 
 @pytest.mark.parametrize("name", ANSWERED)

@@ -35,7 +35,7 @@ def ollama() -> Iterator[StubProcess]:
 
 @pytest.fixture
 def fleet(ollama: StubProcess, redis_url: str, tmp_path: Path) -> Iterator[Fleet]:
-    """Replicas of the service on one Redis, two workers each unless told otherwise."""
+    """Replicas of the service on one Redis, with two workers each by default."""
     with sync_redis.Redis.from_url(redis_url) as client:
         client.flushall()
     ollama.behaviour()
@@ -56,7 +56,7 @@ def ask(gunicorn: Gunicorn, question: str, **headers: str) -> httpx.Response:
 
 
 def on_both(gunicorn: Gunicorn, question: str) -> dict[str, dict[str, Any]]:
-    """The answers of both workers, by worker: asked until each has answered."""
+    """Returns an answer from each of both workers."""
     seen: dict[str, dict[str, Any]] = {}
 
     def both() -> bool:

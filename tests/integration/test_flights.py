@@ -32,7 +32,7 @@ HASH = "rag:flight:{0123456789-scope:digest}"
 
 
 class Model:
-    """Generates "one two three", the last word when it is let; counts what it is asked."""
+    """Generates "one two three", and the last word only when released. Counts its calls."""
 
     def __init__(self) -> None:
         self.begun = 0
@@ -76,7 +76,7 @@ class Counts(Telemetry):
 
 
 class Worker:
-    """One worker of the fleet. `vanish` is its death by SIGKILL: nothing of it is said or renewed any more."""
+    """One worker of the fleet. `vanish` simulates SIGKILL: it sends and renews nothing from then on."""
 
     def __init__(self, gate: HealthGatedRedis, flights: FleetFlights, stack: AsyncExitStack, counts: Counts) -> None:
         self.gate = gate
@@ -86,7 +86,7 @@ class Worker:
         self._stack = stack
 
     async def ask(self, *, buffered: bool = True, asked_ms: int = 0) -> tuple[str, bool]:
-        """The answer's text, as its tokens or its end have it, and whether this caller led."""
+        """Returns the answer's text, from its tokens or its end, and whether this caller led."""
         async with self.flights.join(KEY, self.model, asked_ms=asked_ms, buffered=buffered) as flight:
             return await read(flight)
 
@@ -126,7 +126,7 @@ async def fleet(redis: Redis, redis_url: str) -> AsyncIterator[Fleet]:
 
 
 def follows(worker: Worker) -> bool:
-    """Whether it has a place among the followers."""
+    """Returns whether it is registered as a follower."""
     return any(flight.place for flight in worker.flights._flights.values())
 
 

@@ -290,7 +290,7 @@ def test_sigint_and_sigquit_wait_for_no_request(start: Start, number: signal.Sig
     request.join(5)
     assert answers != [200]
     assert '{"event": "the lifespan ended"}' in gunicorn.lines()
-    _says_once_that_one_was_cut_off(gunicorn, "with 1 requests cut off")
+    _says_once_that_one_was_cut_off(gunicorn, "cancelled 1 requests")
 
 
 def _says_once_that_one_was_cut_off(gunicorn: Gunicorn, words: str) -> None:

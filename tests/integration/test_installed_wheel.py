@@ -27,7 +27,7 @@ SITE = Path(f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-p
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built without a network: the build backend is among the development packages."""
+    """Builds the wheel without a network: the build backend is one of the development packages."""
     folder = tmp_path_factory.mktemp("wheel")
     offline = ["--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check"]
     _ran([sys.executable, "-m", "pip", "wheel", "--quiet", *offline, "--wheel-dir", str(folder), str(ROOT)])
@@ -51,7 +51,9 @@ def _environment(folder: Path, wheel: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Path:
-    """As `pip install ragherd` makes it: only what the project depends on, linked from this environment."""
+    """An environment like `pip install ragherd` makes: only the project's dependencies, linked from this
+    environment.
+    """
     folder = _environment(tmp_path_factory.mktemp("bare") / "venv", wheel)
     here = Path(str(metadata.distribution("httpx").locate_file("")))
     for name in _dependencies("ragherd"):
@@ -74,7 +76,7 @@ def _dependencies(name: str, extras: tuple[str, ...] = ()) -> set[str]:
 
 @pytest.fixture(scope="module")
 def laptop(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Path:
-    """As `pip install 'ragherd[embedded]'` makes it, with every package of this environment."""
+    """An environment like `pip install 'ragherd[embedded]'` makes, with every package of this environment."""
     folder = _environment(tmp_path_factory.mktemp("laptop") / "venv", wheel)
     here = metadata.distribution("httpx").locate_file("")
     (folder / SITE / "packages.pth").write_text(f"{here}\n")
@@ -89,7 +91,7 @@ def ollama() -> Iterator[StubProcess]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A working directory with packages of the same names as Ragherd's. Importing them fails."""
+    """A working directory with packages named like Ragherd's. Importing them fails."""
     for name in ("api", "worker_config"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("raise ImportError('not Ragherd')\n")
@@ -117,7 +119,7 @@ def ragherd(environment: Path, folder: Path, *arguments: str, **settings: str) -
 
 @contextmanager
 def running(environment: Path, folder: Path, *arguments: str, **settings: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A command that goes on, its output in `folder`/log; whatever happens, nothing of it is left."""
+    """Runs a command with its output in `folder`/log. Always ends it."""
     with (folder / "log").open("wb") as log:
         command: list[str | Path] = [environment / "bin" / "ragherd", *arguments]
         process = subprocess.Popen(command, cwd=folder, env=_settings(**settings), stdout=log, stderr=log)

@@ -23,7 +23,7 @@ QUESTION = "How long is the warranty?"
 
 @pytest.fixture
 def server() -> Iterator[EmbeddedRedis]:
-    """A Redis of the test's own, whose settings it may change."""
+    """A Redis for one test, which may change its configuration."""
     with embedded_redis() as running:
         yield running
 

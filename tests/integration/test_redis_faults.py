@@ -22,7 +22,7 @@ QUESTION = "How long is the warranty?"
 
 @contextmanager
 def plain_redis(folder: Path) -> Iterator[str]:
-    """A Redis without the search module, on a unix socket."""
+    """A Redis without the search module, on a Unix socket."""
     socket = folder / "plain.sock"
     command = [str(find_redis_binary().server), "--port", "0", "--unixsocket", str(socket), "--save", ""]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:

@@ -28,7 +28,7 @@ QUESTION, PARAPHRASE = "How do I reset my password?", "My password, how do I res
 
 @dataclass(frozen=True)
 class Listed:
-    """One row of the page. `lifetime` in seconds, None where it has none."""
+    """A row of the page. `lifetime` is in seconds, or None."""
 
     pattern: re.Pattern[str]
     type: str
@@ -36,14 +36,14 @@ class Listed:
 
 
 def listed(prefix: str = "rag:") -> list[Listed]:
-    """The rows of the page, under another prefix if wanted."""
+    """Returns the rows of the page, optionally with another prefix."""
     rows = re.findall(r"^\| `rag:(\S+)` \| ([a-z ]+) \| ([^|]+) \|", PAGE.read_text(), re.MULTILINE)
     named = [(prefix + key.replace("{rag:", f"{{{prefix}"), kind, lifetime) for key, kind, lifetime in rows]
     return [Listed(_pattern(key), TYPES[kind], _lifetime(lifetime.strip())) for key, kind, lifetime in named]
 
 
 def _pattern(key: str) -> re.Pattern[str]:
-    """`<scope>`, `<digest>` and `<breaker>` hold no colon; a worker's id and a model's name may hold anything."""
+    """`<scope>`, `<digest>` and `<breaker>` contain no colon; a worker's ID and a model's name may contain anything."""
     parts = re.split(r"(<\w+>)", key)
     free = {
         "<id>": ".+",
@@ -69,7 +69,7 @@ def _lifetime(text: str) -> int | None:
 
 
 async def assert_as_listed(redis: Redis, rows: list[Listed]) -> set[re.Pattern[str]]:
-    """Every key is that of one row, of its type and with its lifetime. Gives the rows that were seen."""
+    """Checks that every key matches a row in type and lifetime. Returns the matched rows."""
     seen = set()
     async for raw in redis.scan_iter():
         key = raw.decode()
@@ -87,7 +87,7 @@ async def assert_as_listed(redis: Redis, rows: list[Listed]) -> set[re.Pattern[s
 
 
 async def assert_fields_as_listed(redis: Redis, key: str, row: Listed) -> None:
-    """Every field of a hash stands on the page, as itself or as a pattern (of a time, a name, a number)."""
+    """Checks that the page lists every field of a hash, literally or as a pattern (a time, a name, a number)."""
     fields = texts(await redis.hkeys(key)) if row.type == "hash" else []
     page = PAGE.read_text()
     unlisted = [name for name in fields if f"`{re.sub(r'^pool_.*', 'pool_...', name)}`" not in page]
@@ -107,7 +107,7 @@ async def fleet(serve: Service) -> list[httpx.AsyncClient]:
 
 
 async def drive(client: httpx.AsyncClient, other: httpx.AsyncClient, stub: StubOllama) -> None:
-    """A miss, an exact and a semantic hit, an answer with history, overrides, failures, a recovery."""
+    """Causes a miss, an exact and a semantic hit, an answer with history, overrides, failures and a recovery."""
     assert (await ask(client, QUESTION))["cache"]["status"] == "miss"
     assert (await ask(other, QUESTION))["cache"]["kind"] == "exact"
     assert (await ask(other, PARAPHRASE))["cache"]["kind"] == "semantic"
@@ -221,7 +221,7 @@ async def test_on_a_cluster_the_names_are_those_of_the_page_too(cluster_serve: S
 
 
 def named_on_a_cluster() -> list[re.Pattern[str]]:
-    """The names of the second table, with what may follow them, and those that it does not change."""
+    """Returns the names of the second table with their possible suffixes, and the unchanged names."""
     lines = re.findall(r"^\| (`rag:[^|]+) \| (`rag:[^|]+) \|$", PAGE.read_text(), re.MULTILINE)
     changed = {name for before, _ in lines for name in re.findall(r"`(rag:[^`]+)`", before)}
     names = {name for _, after in lines for name in re.findall(r"`(rag:[^`]+)`", after)}

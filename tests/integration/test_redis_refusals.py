@@ -17,7 +17,7 @@ USER, PASSWORD = "denied", "secret"
 
 
 async def told(url: str, stub: StubOllama, capfd: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
-    """The lines that say so while a worker starts and answers without it."""
+    """Returns the log lines with the reason while a worker starts and answers without Redis."""
     async with running_service(make_settings(url, stub.base_url)) as client:
         assert (await ask(client, QUESTION))["cache"]["status"] == "bypass"
         for _ in range(3):

@@ -28,7 +28,7 @@ def stored(redis_url: str) -> Iterator[sync_redis.Redis]:
 
 @pytest.fixture
 async def before(redis: Redis, redis_url: str) -> AsyncIterator[Worker]:
-    """A worker with the embedder of before, and two documents."""
+    """A worker with the old embedder, and two documents."""
     async with worker(redis_url, "before", GatedEmbedder("before")) as opened:
         await opened.store("rules", OLD)
         await opened.store("parking", NEW)
@@ -37,7 +37,7 @@ async def before(redis: Redis, redis_url: str) -> AsyncIterator[Worker]:
 
 @pytest.fixture
 async def after(before: Worker, redis_url: str) -> AsyncIterator[Worker]:
-    """One with the embedder that comes after."""
+    """A worker with the new embedder."""
     async with worker(redis_url, "after", GatedEmbedder("after")) as opened:
         yield opened
 
@@ -191,7 +191,7 @@ async def test_passages_of_a_document_are_those_of_one_embedder(
 
 
 async def stopped_anew(one: Worker) -> asyncio.Task[None]:
-    """Begins to embed all anew, and stands still in the middle of the first document."""
+    """Starts to embed all documents again, and pauses in the middle of the first one."""
     one.embedder.stop_after(2)
     embedding = asyncio.create_task(one.knowledge.upkeep.embed_anew())
     await one.embedder.stopped()

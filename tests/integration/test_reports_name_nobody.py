@@ -34,7 +34,7 @@ def bearer(key: str) -> dict[str, str]:
 async def busy_service(
     serve: Service, stub: StubOllama
 ) -> tuple[httpx.AsyncClient, list[asyncio.Task[httpx.Response]]]:
-    """An answered question of one tenant; of the other one that is under way and one that waits."""
+    """One tenant has an answered question; another has one in progress and one waiting."""
     client = await serve(access=KEYS, bulkhead={"max_concurrent": 1, "max_queue": 1})
     await ask(client, "When is the zebrafish fed?", headers=bearer("a-key-of-acme"))
     stub.behaviour(mode="hang", path="/api/chat")

@@ -14,7 +14,7 @@ from tests.support.service import Service
 
 
 async def answer(client: httpx.AsyncClient, path: str, *fields: str, version: str = "1.1") -> tuple[int, Any]:
-    """The status and the document of `GET path` with these header lines and no others."""
+    """Returns the status and document of `GET path` with exactly these header lines."""
     reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
     try:
         lines: Sequence[str] = (f"GET {path} HTTP/{version}", *fields, "Connection: close", "", "")

@@ -24,7 +24,7 @@ NEUTRAL = "Approval of holiday takes a week."
 
 @pytest.fixture
 def model(tmp_path: Path) -> dict[str, Any]:
-    """Settings for a re-ranker that likes some texts and dislikes others."""
+    """Settings for a re-ranker that prefers some texts and rejects others."""
     return {"rerank_model_path": write_cross_encoder(tmp_path / "model"), "rerank_timeout": 30.0}
 
 
@@ -33,7 +33,7 @@ async def titles(client: httpx.AsyncClient, **more: Any) -> list[str]:
 
 
 async def counted(client: httpx.AsyncClient, outcome: str) -> float:
-    """How often the re-ranker was asked about a question's passages."""
+    """Returns how often the re-ranker scored a question's passages."""
     lines = (await client.get("/metrics")).text.splitlines()
     found = [one for one in lines if one.startswith("ragherd_reranking_duration_seconds_count") and outcome in one]
     return float(found[0].split()[-1])

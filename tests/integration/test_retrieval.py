@@ -33,7 +33,7 @@ def chunks_of(answered: dict[str, Any]) -> list[int]:
 
 
 async def manual(client: httpx.AsyncClient) -> None:
-    """A document of several chunks, of which one names the canteen."""
+    """A document with several chunks. One of them mentions the canteen."""
     await add(
         client,
         "Manual",
@@ -84,7 +84,7 @@ async def test_top_k_bounds_the_passages_and_the_best_is_first(serve: Service) -
 
 
 async def test_the_graph_is_walked_where_most_passages_are_the_tenants(serve: Service, redis: Redis) -> None:
-    """With a filter it is not known how many are wanted: the search module sees for itself."""
+    """With a filter the number of matches is unknown, so the search module chooses the method."""
     client = await serve(embedder=ONNX)
     await add(client, "Canteen", CANTEEN)
     await ask(client, "Where do we eat?")
@@ -199,7 +199,7 @@ async def test_with_a_search_refused_the_other_finds_and_the_answer_is_not_kept(
 
 
 async def test_a_search_by_meaning_that_redis_ended_is_not_whole(redis: Redis, redis_url: str) -> None:
-    """Redis says so beside what it has found by then. That by words may always end so, and ranks what it has."""
+    """Redis warns that the result is partial. A search by words may always be partial, and ranks what it found."""
     async with _passages(redis_url) as index:
         for ranking, whole in (("meaning", False), ("words", True)):
             index.end_early(ranking)
@@ -224,7 +224,7 @@ async def test_a_redis_that_is_started_again_is_asked_anew_whether_all_is_found(
 
 
 class _Passages:
-    """An index over no chunks, whose Redis can be told to end a search early."""
+    """An index without chunks. Its Redis can be told to end a search early."""
 
     def __init__(self, client: Redis) -> None:
         self.gate = HealthGatedRedis(client, 2)

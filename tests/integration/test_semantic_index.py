@@ -33,7 +33,7 @@ Vectors = npt.NDArray[np.float32]
 
 @asynccontextmanager
 async def worker(url: str, algorithm: Algorithm = "flat") -> AsyncIterator[SemanticIndex]:
-    """The index as one worker has it."""
+    """The index of one worker."""
     async with short_commands(RedisAddress(url, timeout=5.0, connect_timeout=1.0, max_connections=8)) as client:
         gate = HealthGatedRedis(client, 8)
         index = SemanticIndex(gate, KEYS, algorithm)
@@ -42,7 +42,7 @@ async def worker(url: str, algorithm: Algorithm = "flat") -> AsyncIterator[Seman
 
 
 def clustered(count: int, seed: int = 0) -> Vectors:
-    """Unit vectors as questions have them: in crowds around subjects."""
+    """Returns unit vectors in clusters, as questions about the same subjects have them."""
     chance = np.random.default_rng(seed)
     subjects = chance.standard_normal((60, DIMENSION))
     vectors = subjects[chance.integers(0, 60, count)] + 0.5 * chance.standard_normal((count, DIMENSION))
@@ -54,7 +54,7 @@ def entry(number: int) -> str:
 
 
 async def fill(redis: Redis, vectors: Vectors) -> None:
-    """Entries in two scopes, one after the other in turn."""
+    """Stores entries in two scopes alternately."""
     async with redis.pipeline(transaction=False) as pipe:
         for number, vector in enumerate(vectors):
             fields = {"scope": SCOPES[number % 2], "vector": vector.tobytes(), "expires_ms": 2, "question": "q"}
@@ -115,7 +115,7 @@ def test_the_kind_is_chosen_by_the_bound_on_entries() -> None:
 
 
 async def test_a_graph_is_walked_for_a_scope_that_is_much_of_it(redis: Redis, redis_url: str) -> None:
-    """For one that is little of it, to compare with each of its entries is quicker, and exact."""
+    """For a small scope, comparing all of its entries is faster and exact."""
     vectors = clustered(1_000)
     await fill(redis, vectors)
     few = f"{MODEL.fingerprint}-{'3' * 24}"

@@ -38,7 +38,7 @@ CALLERS = 4
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """When it was asked for and how long it took (seconds), and how the cache took part; `failed` says otherwise."""
+    """Times in seconds: when it was asked and how long it took. `failed` is the error, if any."""
 
     asked: float
     took: float
@@ -47,7 +47,7 @@ class Answer:
 
 @dataclass
 class Load:
-    """Callers that ask the same few questions again and again until told to stop."""
+    """Clients that repeat the same few questions until stopped."""
 
     url: str
     answers: list[Answer] = field(default_factory=list)
@@ -138,7 +138,7 @@ def test_nobody_s_question_fails_and_what_was_known_is_known(service: Gunicorn, 
 
 
 def _hits_on_both(service: Gunicorn) -> bool:
-    """Whether each worker serves from the cache."""
+    """Returns whether each worker answers from the cache."""
     served: dict[str, str] = {}
     for _ in range(8):
         response = service.client.post(f"{service.url()}/query", json={"question": QUESTIONS[0]})
@@ -147,7 +147,7 @@ def _hits_on_both(service: Gunicorn) -> bool:
 
 
 def report(load: Load, killed: float, promoted: float) -> None:
-    """The figures."""
+    """Prints the figures."""
     after = load.since(killed)
     without = [answer.asked for answer in after if answer.cache != "hit"]
     counts = Counter(answer.cache for answer in load.answers)

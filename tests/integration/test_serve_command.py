@@ -31,14 +31,14 @@ def ollama() -> Iterator[StubProcess]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A working directory with a package `api`, as many projects have one. Importing it fails."""
+    """A working directory with a package `api`, as many projects have. Importing it fails."""
     (tmp_path / "api").mkdir()
     (tmp_path / "api" / "__init__.py").write_text("raise ImportError('not Ragherd')\n")
     return tmp_path
 
 
 def environment(**settings: str) -> dict[str, str]:
-    """This process's, with no setting of Ragherd but these. Nothing is reached unless it is named."""
+    """Returns this process's environment with only the given settings of Ragherd. By default it reaches no server."""
     inherited = {name: value for name, value in os.environ.items() if name not in variable_names()}
     nowhere = {"REDIS_URL": f"redis://127.0.0.1:{free_port()}", "OLLAMA_BASE_URL": f"http://127.0.0.1:{free_port()}"}
     return inherited | {"PYTHONPATH": str(ROOT), "METRICS_PORT": "0"} | nowhere | settings
@@ -81,7 +81,7 @@ def start(folder: Path) -> Iterator[Start]:
 
 
 def check(folder: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
-    """`ragherd serve --check` and what it prints."""
+    """Runs `ragherd serve --check` and returns its output."""
     command = [*COMMAND, "--check", *arguments]
     return subprocess.run(
         command, cwd=folder, env=environment(**settings), capture_output=True, text=True, timeout=60, check=False

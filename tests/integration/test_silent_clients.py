@@ -29,7 +29,7 @@ pytestmark = pytest.mark.processes
 Start = Callable[..., Gunicorn]
 SOON = {"HEADER_TIMEOUT": "0.5", "BODY_TIMEOUT": "0.5", "KEEPALIVE_TIMEOUT": "0.5"}
 LATER = {"HEADER_TIMEOUT": "60", "BODY_TIMEOUT": "60", "KEEPALIVE_TIMEOUT": "60"}
-"""Far beyond the test: what is closed is closed by the deadline that the test names."""
+"""Far beyond the test's duration, so only the deadline under test can close a connection."""
 REQUEST = b"GET /pid HTTP/1.1\r\nHost: x\r\n\r\n"
 UNFINISHED = b"GET /pid HTTP/1.1\r\nHost: x\r\nX-A: "
 HALF = b"POST /query HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000\r\n\r\n{"
@@ -39,14 +39,14 @@ DESCRIPTORS = "1024"
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """gunicorn with an app of the test's own."""
+    """gunicorn with an app of the tests."""
     with gunicorns("tests.integration.gunicorn_app.asgi:app", tmp_path) as begin:
         yield begin
 
 
 @pytest.fixture
 def few_descriptors(tmp_path: Path) -> Iterator[Gunicorn]:
-    """The service itself with one worker and 1,024 descriptors, which no process of it can raise."""
+    """The service with one worker and 1,024 descriptors, a limit that its processes cannot raise."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # for the clients' ends
     limited = ("sh", "-c", f'ulimit -n {DESCRIPTORS}; exec "$@"', "sh")
@@ -76,7 +76,7 @@ def connected(gunicorn: Gunicorn, sent: bytes = b"") -> socket.socket:
 
 
 def all_of(connection: socket.socket) -> bytes:
-    """What comes until the worker closes the connection."""
+    """Returns what arrives until the worker closes the connection."""
     came = b""
     while piece := connection.recv(65536):
         came += piece
@@ -84,7 +84,7 @@ def all_of(connection: socket.socket) -> bytes:
 
 
 def status_of_next(connection: socket.socket) -> int:
-    """Reads one response, after which the connection stays open."""
+    """Reads one response from a connection that stays open."""
     with HTTPResponse(connection) as response:
         response.begin()
         response.read()
@@ -211,7 +211,7 @@ def test_a_scrape_that_drips_is_broken_off(tmp_path: Path, capfd: pytest.Capture
 
 
 def is_open_after(connection: socket.socket, sent: bytes) -> bool:
-    """Whether the other side keeps it open; it says nothing."""
+    """Returns whether the server keeps a silent connection open."""
     try:
         connection.sendall(sent)
         return connection.recv(1) != b""

@@ -36,7 +36,7 @@ def ollama() -> Iterator[StubProcess]:
 
 @pytest.fixture
 def replicas(ollama: StubProcess, redis_url: str, tmp_path: Path) -> Iterator[list[Gunicorn]]:
-    """Two masters of one worker each, so that a client knows whom it asks."""
+    """Two masters with one worker each, so that the client chooses the worker."""
     with sync_redis.Redis.from_url(redis_url) as client:
         client.flushall()
     patient = {"REDIS_TIMEOUT": "1", "REDIS_REQUEST_BUDGET": "2"}  # a busy test machine is no lost Redis
@@ -50,14 +50,14 @@ def generations(ollama: StubProcess) -> int:
 
 
 def is_followed(redis_url: str) -> bool:
-    """Whether a worker waits for another's answer."""
+    """Returns whether a worker waits for another's answer."""
     with sync_redis.Redis.from_url(redis_url, decode_responses=True) as client:
         fields: Any = [client.hkeys(key) for key in client.scan_iter("rag:flight:*}")]
     return any(name.startswith("follower:") for names in fields for name in names)
 
 
 async def ask(client: httpx.AsyncClient, url: str, **more: Any) -> dict[str, Any]:
-    """The answer, or what became of the question instead."""
+    """Returns the answer, or the error."""
     try:
         response = await client.post(f"{url}/query", json={"question": QUESTION, **more})
     except httpx.HTTPError as error:

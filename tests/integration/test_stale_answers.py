@@ -17,7 +17,7 @@ WINDOW = {"ttl": 0.05, "stale_while_revalidate": 600.0}
 
 
 async def expired(redis: Redis, entry: str) -> None:
-    """Returns when the entry's lifetime has passed."""
+    """Waits until the entry has expired."""
 
     async def is_over() -> bool:
         seconds, micros = await redis.time()

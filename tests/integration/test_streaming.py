@@ -30,7 +30,7 @@ async def breaker(client: httpx.AsyncClient) -> dict[str, Any]:
 
 
 async def refused(client: httpx.AsyncClient, **headers: str) -> httpx.Response:
-    """The ordinary error that a stream did not become."""
+    """Returns the ordinary error response instead of a stream."""
     response = await client.post("/query", json={"question": QUESTION, "stream": True}, headers=headers)
     assert response.headers["Content-Type"] == "application/problem+json"
     assert response.json()["status"] == response.status_code
@@ -103,7 +103,7 @@ async def test_an_open_breaker_and_a_cache_without_the_answer_are_ordinary_error
 
 
 async def expired(client: httpx.AsyncClient) -> str:
-    """The answer that the cache keeps, and serves only where Ollama gives none."""
+    """Stores an answer that the cache serves only if Ollama fails."""
     answer: str = (await ask(client, QUESTION))["answer"]
 
     async def not_fresh() -> bool:

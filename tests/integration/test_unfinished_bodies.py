@@ -26,7 +26,7 @@ HALF = {
 
 
 def _takers() -> list[tuple[str, str]]:
-    """Every path that takes a body, with each kind of body that it takes."""
+    """Returns every path that accepts a body, with each content type."""
     described = create_app(make_settings("redis://127.0.0.1:1", "http://127.0.0.1:1")).openapi()["paths"]
     return [
         (path, kind)
@@ -40,7 +40,7 @@ def _takers() -> list[tuple[str, str]]:
 async def half_sent(
     client: httpx.AsyncClient, path: str, kind: str = "application/json", framing: str = LENGTH
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """A connection on which the first half of a body was sent. Leaving the block closes it."""
+    """Opens a connection and sends the first half of a body. Leaving the block closes the connection."""
     reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
     media_type = f"{kind}; boundary=b" if kind == FORM else kind
     head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {media_type}\r\n{framing}\r\n\r\n"
@@ -54,14 +54,14 @@ async def half_sent(
 
 
 async def statuses(client: httpx.AsyncClient, path: str) -> dict[str, float]:
-    """How often each status was counted for a route."""
+    """Returns the counted responses of a route by status."""
     text = (await client.get("/metrics")).text
     counted = rf'^ragherd_http_request_duration_seconds_count{{method="POST",route="{path}",status="(\d+)"}} (\S+)$'
     return {status: float(count) for status, count in re.findall(counted, text, re.MULTILINE)}
 
 
 async def in_flight(client: httpx.AsyncClient) -> float:
-    """Requests beside this one."""
+    """Returns the number of requests besides this one."""
     text = (await client.get("/metrics")).text
     return float(re.findall(r"^ragherd_http_requests_in_flight (\S+)$", text, re.MULTILINE)[0]) - 1
 

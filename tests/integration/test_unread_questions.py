@@ -30,7 +30,7 @@ async def explained(client: httpx.AsyncClient, question: str, tenant: str = "def
 
 
 async def served(client: httpx.AsyncClient) -> list[tuple[str, str]]:
-    """The pairs of which the second question gets the first's answer."""
+    """Returns the pairs whose second question gets the first's answer."""
     wrong = []
     for number, (first, second) in enumerate(PAIRS):
         tenant = f"pair-{number}"

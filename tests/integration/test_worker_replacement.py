@@ -24,14 +24,14 @@ Start = Callable[..., Gunicorn]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """gunicorn with an app of the test's own."""
+    """gunicorn with an app of the tests."""
     with gunicorns("tests.integration.gunicorn_app.asgi:app", tmp_path) as begin:
         yield begin
 
 
 @contextmanager
 def every_kind_of_load(gunicorn: Gunicorn) -> Iterator[list[Load]]:
-    """Clients that keep their connections, clients that do not, and readers of streams. None of them may fail."""
+    """Clients with and without keep-alive, and readers of streams. None of them may fail."""
     url = gunicorn.url()
     with ExitStack() as stack:
         loads = [
@@ -52,7 +52,7 @@ def whole_stream(client: httpx.Client, url: str, seconds: float = 0.5) -> httpx.
 
 @contextmanager
 def a_long_stream(gunicorn: Gunicorn, seconds: float) -> Iterator[None]:
-    """Read in the background, whole at the end."""
+    """Reads a stream in the background. It must be complete in the end."""
     read: list[str] = []
     with httpx.stream("GET", f"{gunicorn.url()}/stream?{seconds}", trust_env=False, timeout=30) as response:
         parts = response.iter_text()
@@ -65,7 +65,7 @@ def a_long_stream(gunicorn: Gunicorn, seconds: float) -> Iterator[None]:
 
 
 def successors_serve(gunicorn: Gunicorn, before: set[int], count: int) -> bool:
-    """Whether none of the workers `before` lives any more, and as many others do."""
+    """Returns whether all workers of `before` are gone and as many new ones serve."""
     now = gunicorn.workers()
     return not now & before and len(now) == count
 
@@ -114,7 +114,7 @@ def test_the_only_worker_leaves_no_gap_and_its_stream_ends(start: Start) -> None
 
 @pytest.fixture
 def env_file(tmp_path: Path) -> Path:
-    """`.env` of a working directory of its own."""
+    """The `.env` of a separate working directory."""
     folder = tmp_path / "service"
     folder.mkdir()
     return folder / ".env"
@@ -206,26 +206,26 @@ def test_workers_over_the_memory_limit_are_replaced_one_at_a_time_and_no_request
             leak_in(gunicorn, worker)
         wait_until(have_successors, timeout=60)
     assert gunicorn.replaced("memory") == 2
-    assert max(most) == 3  # never more than one successor or leaving worker beside the two
+    assert max(most) == 3  # never more than one extra worker
     lines = [line for line in gunicorn.lines() if "WORKER_MEMORY_LIMIT is 300 MiB" in line]
     assert len(lines) == 2
 
 
 def seconds_lived(pid: int) -> float:
-    """Of a process."""
+    """Returns the age of a process in seconds."""
     began = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
     return float(Path("/proc/uptime").read_text().split()[0]) - began
 
 
 def leak_in(gunicorn: Gunicorn, worker: int) -> None:
-    """Makes one worker take 400 MiB more."""
+    """Makes one worker allocate 400 MiB."""
     with httpx.Client(trust_env=False, base_url=gunicorn.url(), timeout=10) as client:
         wait_until(lambda: on_worker(client, worker))
         assert client.get("/leak?400").text == str(worker)
 
 
 def on_worker(client: httpx.Client, worker: int) -> bool:
-    """Whether the client's connection is to this worker; else the next is another."""
+    """Connects until the connection reaches this worker."""
     return client.get("/pid").text == str(worker) or bool(client.get("/pid", headers={"Connection": "close"}).is_error)
 
 

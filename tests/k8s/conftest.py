@@ -10,5 +10,5 @@ from tests.k8s.rendered import OVERLAYS, Rendered, rendered
 
 @pytest.fixture(params=["base", *OVERLAYS, "chart"], ids=lambda folder: folder.rpartition("/")[2])
 def manifests(request: pytest.FixtureRequest) -> Rendered:
-    """Runs the test once for each."""
+    """Runs the test for each overlay, the base and the chart."""
     return chart() if request.param == "chart" else rendered(request.param)

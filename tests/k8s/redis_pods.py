@@ -23,7 +23,7 @@ from tests.support.needed_tools import need_tool
 
 PASSWORD: Final = "0123abcd" * 8
 NETWORK: Final = f"127.{1 + os.getpid() // 256 % 254}.{os.getpid() % 256}"
-"""Of this run: another one on the same machine has its own."""
+"""Unique to this run, so that runs on the same machine do not collide."""
 ADDRESSES: Final = {f"redis-{n}": f"{NETWORK}.1{n}" for n in range(3)} | {
     f"redis-sentinel-{n}": f"{NETWORK}.2{n}" for n in range(3)
 }
@@ -48,7 +48,7 @@ WITH_NAMES: Final = 'mount --bind "$0" /etc/hosts && exec "$@"'
 
 
 class RedisPods:
-    """Pods by name, in `folder`. What a pod keeps on its volume outlives it; it starts with `password`."""
+    """Pods by name in `folder`. The data on a pod's volume survives it. Pods start with `password`."""
 
     def __init__(self, component: str, folder: Path) -> None:
         self._component = K8S / "components" / component
@@ -71,7 +71,7 @@ class RedisPods:
         return self._running[name]
 
     def probe(self, name: str, kind: str) -> bool:
-        """What the kubelet finds: `kind` as in `readinessProbe`."""
+        """Returns the result of a probe; `kind` is as in `readinessProbe`."""
         workload = rendered(FOLDERS[self._component.name]).pods()[name.rpartition("-")[0]]
         [container] = workload["spec"]["containers"]
         command = [self._here(word, self._folder / name) for word in container[kind]["exec"]["command"]]
@@ -107,14 +107,14 @@ class RedisPods:
         return {"PATH": f"{self._folder / name}/bin:{os.environ['PATH']}", "POD_NAME": name}
 
     def ask(self, program: str) -> str:
-        """Runs Python where the pods' names are known."""
+        """Runs Python where the pods' names resolve."""
         command = self._with_names(sys.executable, "-c", program)
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
     def client(self, name: str, *, stranger: bool = False) -> redis.Redis:
-        """Of that pod itself. A stranger knows no password."""
+        """Connects to that pod. A client without the password is refused."""
         sentinel = name.startswith("redis-sentinel")
         return redis.Redis(
             host=ADDRESSES[name],
@@ -125,7 +125,7 @@ class RedisPods:
         )
 
     def primary(self) -> str | None:
-        """Its name, when all three Sentinels say the same."""
+        """Returns the primary's name once all three Sentinels agree."""
         said = set()
         for number in range(3):
             try:
@@ -143,7 +143,7 @@ class RedisPods:
             return None
 
     def kill(self, name: str) -> None:
-        """As a node that is gone."""
+        """Kills the pod like a node failure."""
         process = self._running.pop(name)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -168,7 +168,7 @@ class RedisPods:
 
 @contextmanager
 def redis_pods(component: str, folder: Path) -> Iterator[RedisPods]:
-    """Nothing of them is left at the end."""
+    """Stops all pods at the end."""
     pods = RedisPods(component, folder)
     try:
         yield pods

@@ -27,7 +27,7 @@ class Rendered:
         return [each for each in self.all if each["kind"] in kinds]
 
     def named(self, kind: str, name: str = "ragherd") -> Any:
-        """The one of that name; a generated name counts without its hash."""
+        """Returns the object with that name. A generated name counts without its hash."""
         names = {each["metadata"]["name"]: each for each in self.kind(kind)}
         [found] = (
             [names[name]] if name in names else [each for n, each in names.items() if n.rpartition("-")[0] == name]
@@ -35,16 +35,16 @@ class Rendered:
         return found
 
     def pods(self) -> dict[str, Any]:
-        """The pod template of each workload, by the workload's name."""
+        """Returns the pod template of each workload by name."""
         return {each["metadata"]["name"]: each["spec"]["template"] for each in self.kind(*WORKLOADS)}
 
     def container(self) -> Any:
-        """The service's own."""
+        """Returns the service's container."""
         [only] = self.pods()["ragherd"]["spec"]["containers"]
         return only
 
     def settings(self) -> dict[str, str]:
-        """What the ConfigMap gives the service."""
+        """Returns the service's settings from the ConfigMap."""
         values: dict[str, str] = self.named("ConfigMap")["data"]
         return values
 
@@ -59,5 +59,5 @@ def rendered(folder: str) -> Rendered:
 
 
 def containers(pod: Any) -> list[Any]:
-    """All of a pod template, those that come first too."""
+    """Returns all containers of a pod template, including init containers."""
     return [*pod["spec"].get("initContainers", []), *pod["spec"]["containers"]]

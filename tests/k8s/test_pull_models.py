@@ -22,7 +22,7 @@ esac
 
 
 def pulled(folder: Path, model: str, *, serves: int = 60, pull: int = 0, show: int = 0) -> tuple[int, list[str]]:
-    """The script's exit code, and what it asked of Ollama."""
+    """Returns the script's exit code and its requests to Ollama."""
     log, program = folder / "log", folder / "ollama"
     program.write_text(OLLAMA.format(log=log, serves=serves, pull=pull, show=show))
     program.chmod(0o755)

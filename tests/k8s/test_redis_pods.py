@@ -35,7 +35,7 @@ NAMES = [f"redis-{number}" for number in range(3)]
 @pytest.fixture(autouse=True)
 def _names_of_their_own() -> None:
     if os.geteuid() != 0:
-        not_here("only root can give processes a hosts file of their own")
+        not_here("only root can give processes a separate hosts file")
     need_tool("unshare")
     need_tool("redis-cli")
 
@@ -52,7 +52,7 @@ def start_sentinel(pods: RedisPods, number: int) -> None:
 
 
 def is_armed(pods: RedisPods) -> bool:
-    """Whether every Sentinel watches the primary by seconds, as arm-sentinel.sh has told it."""
+    """Returns whether every Sentinel has the down-after setting of arm-sentinel.sh."""
     found = set()
     for number in range(3):
         with pods.client(f"redis-sentinel-{number}") as sentinel:
@@ -61,7 +61,7 @@ def is_armed(pods: RedisPods) -> bool:
 
 
 def is_whole(pods: RedisPods) -> bool:
-    """One primary, two replicas that follow it, and Sentinels that know all of them."""
+    """Returns whether there is one primary with two replicas, and the Sentinels know all of them."""
     primary = pods.primary()
     if primary is None or pods.role(primary) != "master":
         return False
@@ -72,7 +72,7 @@ def is_whole(pods: RedisPods) -> bool:
 
 
 def takes_writes(pods: RedisPods, name: str) -> bool:
-    """Whether it is the primary and hears of a replica (min-replicas-to-write)."""
+    """Returns whether it is the primary and has a replica (min-replicas-to-write)."""
     if pods.role(name) != "master":
         return False
     with pods.client(name) as client:
@@ -129,7 +129,7 @@ def test_another_redis_takes_over_and_the_old_primary_comes_back_as_its_replica(
         wait_until(lambda: is_whole(pods), timeout=60)
         with pods.client("redis-0") as client:
             wait_until(lambda: client.get("after") == "2")
-        # Also with the configuration that the failover has had written anew.
+        # Also with the configuration that the failover rewrote.
         wait_until(lambda: all(pods.probe(name, "readinessProbe") for name in ADDRESSES), timeout=30)
 
         pods.kill("redis-0")
@@ -139,7 +139,7 @@ def test_another_redis_takes_over_and_the_old_primary_comes_back_as_its_replica(
         pods.password = "4567cdef" * 8
         start_all(pods)
         wait_until(lambda: is_whole(pods), timeout=90)
-        assert pods.primary() == successor, "whoever was the primary last has what the others may lack"
+        assert pods.primary() == successor, "only the last primary has all writes"
         assert as_the_service(pods, "get('after')") == "b'3'"
 
 

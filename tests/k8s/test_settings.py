@@ -16,7 +16,7 @@ PASSWORD = "0123abcd" * 8
 
 
 def environment(manifests: Rendered) -> dict[str, str]:
-    """What the process sees, the secrets' values made up: `env` wins over `envFrom`."""
+    """Returns the environment of the process, with made-up secrets. `env` overrides `envFrom`."""
     seen = {**manifests.settings(), "API_KEYS": f"app={PASSWORD}"}
     for one in manifests.container().get("env", []):
         value = PASSWORD if "valueFrom" in one else one["value"]

@@ -114,7 +114,7 @@ class BadInput:
 
 
 class BadInputs:
-    """Requests to every endpoint that `description`, an OpenAPI document, names, and to some that it does not."""
+    """Requests to every endpoint of `description`, an OpenAPI document, and to some unknown paths."""
 
     def __init__(self, description: dict[str, Any], seed: int) -> None:
         self._random = random.Random(seed)
@@ -193,7 +193,7 @@ class BadInputs:
         return body
 
     def _changed(self, value: Any) -> Any:
-        """`value` with one place of it, at any depth, replaced, removed, doubled or added to."""
+        """Returns `value` with one place, at any depth, replaced, removed, duplicated or extended."""
         choice = self._random
         if isinstance(value, dict) and value and choice.random() < 0.85:
             name = choice.choice(list(value))
@@ -224,7 +224,7 @@ class BadInputs:
 
 
 def _example(description: dict[str, Any], operation: dict[str, Any]) -> Any:
-    """A body that is right."""
+    """Returns a valid body."""
     body = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
     schema = body.get("schema", {})
     if "$ref" in schema:

@@ -28,7 +28,7 @@ Reply = dict[str, Any]
 
 
 class Heard(BreakerListener):
-    """Notes when each transition was heard (milliseconds of this machine's clock, which is Redis's too)."""
+    """Records when each transition was noticed, in milliseconds of this machine's clock, which is also Redis's."""
 
     def __init__(self) -> None:
         self.transitions: list[Reply] = []
@@ -46,7 +46,7 @@ class Heard(BreakerListener):
 
 
 class Worker:
-    """Carries out commands."""
+    """Executes commands."""
 
     def __init__(self, breaker: FleetBreaker, heard: Heard, backend: tuple[str, int]) -> None:
         self.breaker = breaker
@@ -55,7 +55,7 @@ class Worker:
         self.held: list[asyncio.Task[str]] = []
 
     async def call(self) -> str:
-        """One call of the backend: `ok`, `failed` or `rejected`."""
+        """Makes a call of the backend. Returns `ok`, `failed` or `rejected`."""
         try:
             async with self.breaker.attempt() as attempt:
                 started = time.monotonic()
@@ -81,7 +81,7 @@ class Worker:
             writer.close()
 
     async def calls(self, times: int, concurrency: int, pause: float = 0.0) -> Reply:
-        """So many calls, so many at once: how each ended, and the slowest in milliseconds."""
+        """Makes calls, some in parallel. Returns their outcomes and the slowest in milliseconds."""
         ends: dict[str, int] = {"ok": 0, "failed": 0, "rejected": 0}
         slowest = 0.0
         left = times
@@ -99,12 +99,12 @@ class Worker:
         return {**ends, "slowest_ms": slowest * 1000}
 
     async def hold(self) -> Reply:
-        """Begins a call and does not wait for it."""
+        """Starts a call without waiting for it."""
         self.held.append(asyncio.create_task(self.call()))
         return {}
 
     async def cancel_held(self) -> Reply:
-        """The callers leave."""
+        """Cancels the calls that were started."""
         for task in self.held:
             task.cancel()
         await asyncio.gather(*self.held, return_exceptions=True)
@@ -112,24 +112,24 @@ class Worker:
         return {}
 
     async def release_held(self) -> Reply:
-        """Waits for the calls that were begun."""
+        """Waits for the calls that were started."""
         ends = await asyncio.gather(*self.held)
         self.held.clear()
         return {"ends": ends}
 
     async def override(self, action: Override) -> Reply:
-        """An operator's override from this worker."""
+        """Makes an operator's override from this worker."""
         await self.breaker.override(action, "operator")
         return {}
 
     async def jump(self, seconds: float) -> Reply:
-        """This worker's wall clock jumps."""
+        """Makes this worker's wall clock jump."""
         true_time = time.time
         time.time = lambda: true_time() + seconds
         return {}
 
     async def state(self) -> Reply:
-        """What this worker knows without asking, and what it has heard."""
+        """Returns what this worker knows locally, and the transitions it noticed."""
         position = self.breaker.view.position
         return {
             "state": position.state,
@@ -160,7 +160,7 @@ async def main(url: str, policy: dict[str, Any], backend: tuple[str, int]) -> No
 
 
 async def obey(worker: Any) -> None:
-    """Carries out what comes on standard input until it ends."""
+    """Executes commands from standard input until it ends."""
     reader = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     print(json.dumps({"ready": True}), flush=True)
@@ -171,7 +171,7 @@ async def obey(worker: Any) -> None:
 
 
 class BreakerProcess:
-    """Starts such a process and speaks to it."""
+    """Starts such a process and sends it commands."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
@@ -195,7 +195,7 @@ class BreakerProcess:
         return self
 
     async def ask(self, do: str, **arguments: Any) -> Reply:
-        """Gives a command and waits for its answer."""
+        """Sends a command and waits for the response."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
         return await self._reply()
@@ -209,13 +209,13 @@ class BreakerProcess:
         return reply
 
     async def kill(self) -> None:
-        """SIGKILL: nothing is said goodbye to."""
+        """Sends SIGKILL, so the worker cannot clean up."""
         if self._process.returncode is None:
             self._process.kill()
         await self._process.wait()
 
     async def stop(self) -> None:
-        """Ends it by the end of its input."""
+        """Closes standard input, which ends the process."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         await asyncio.wait_for(self._process.wait(), 10)

@@ -25,7 +25,7 @@ from tests.support.breaker_process import BreakerProcess, Reply, obey
 
 
 class Worker:
-    """Carries out commands."""
+    """Executes commands."""
 
     def __init__(self, bulkhead: FleetBulkhead, backend: tuple[str, int]) -> None:
         self.bulkhead = bulkhead
@@ -33,7 +33,7 @@ class Worker:
         self.begun: dict[str, asyncio.Task[str]] = {}
 
     async def call(self, tenant: str, background: bool) -> str:
-        """One call of the backend with a permit: `ok`, `failed`, or why there was no permit."""
+        """Makes a call of the backend with a permit. Returns `ok`, `failed`, or the reason for no permit."""
         try:
             async with self.bulkhead.permit(tenant, background=background):
                 return await self._ask_backend(tenant)
@@ -49,7 +49,7 @@ class Worker:
             writer.close()
 
     async def calls(self, tenant: str, times: int, concurrency: int, background: bool = False) -> Reply:
-        """So many calls, so many at once: how each ended."""
+        """Makes calls, some in parallel. Returns their outcomes."""
         ends: dict[str, int] = {}
         left = times
 
@@ -64,28 +64,28 @@ class Worker:
         return {"ends": ends}
 
     async def begin(self, name: str, tenant: str = "acme", background: bool = False) -> Reply:
-        """Begins a call and does not wait for it."""
+        """Starts a call without waiting for it."""
         self.begun[name] = asyncio.create_task(self.call(tenant, background))
         return {}
 
     async def leave(self, name: str) -> Reply:
-        """The caller of a call that was begun leaves."""
+        """Cancels a call that was started."""
         task = self.begun.pop(name)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         return {}
 
     async def end(self, name: str) -> Reply:
-        """Waits for a call that was begun."""
+        """Waits for a call that was started."""
         return {"end": await self.begun.pop(name)}
 
     async def state(self) -> Reply:
-        """What this worker knows."""
+        """Returns what this worker knows."""
         bulkhead = self.bulkhead
         return {"in_use": bulkhead.in_use, "waiting": bulkhead.waiting, "store": bulkhead.store_name}
 
     async def cost(self, times: int) -> Reply:
-        """Microseconds of wall and of processor time that a permit takes, nobody else about."""
+        """Returns microseconds of wall and CPU time per permit without contention."""
         wall, cpu = time.perf_counter(), time.process_time()
         for _ in range(times):
             async with self.bulkhead.permit("acme"):
@@ -114,7 +114,7 @@ async def main(url: str, policy: dict[str, Any], backend: tuple[str, int]) -> No
 
 
 async def start_worker(url: str, policy: dict[str, Any], backend: tuple[str, int]) -> BreakerProcess:
-    """Starts such a process. `policy` has the number of live `workers` beside the fields of `BulkheadPolicy`."""
+    """Starts such a process. `policy` has the number of live `workers` besides the fields of `BulkheadPolicy`."""
     return await BreakerProcess.start(url, policy, backend, module="tests.support.bulkhead_process")
 
 

@@ -16,9 +16,9 @@ _LEAST = 0.05
 
 @contextmanager
 def measured_share() -> Iterator[Callable[[], float]]:
-    """Yields a function that says, after the block, which part of the processors others left: 1 is all of them.
+    """Yields a function that returns, after the block, the share of the CPUs that other processes left; 1 is all.
 
-    Others are those that this process has not started.
+    Descendants of this process are not other processes.
     """
     began, foreign = time.monotonic(), _foreign_seconds()
     share = 1.0
@@ -28,7 +28,7 @@ def measured_share() -> Iterator[Callable[[], float]]:
 
 
 def _foreign_seconds() -> float:
-    """Of processor time that others took since the machine started."""
+    """Returns the CPU time of other processes since the machine started."""
     user, nice, system, _idle, _wait, irq, softirq, *_ = map(
         int, Path("/proc/stat").read_text().split("\n")[0].split()[1:]
     )
@@ -36,7 +36,7 @@ def _foreign_seconds() -> float:
 
 
 def _own_ticks() -> int:
-    """Of this process and its descendants, those that have ended among them."""
+    """Returns the CPU time of this process and its descendants, including those that have ended."""
     parents, ticks = dict[int, int](), dict[int, int]()
     for entry in Path("/proc").glob("[0-9]*"):
         try:

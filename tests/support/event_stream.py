@@ -14,7 +14,7 @@ Event = tuple[str, Any]
 
 
 async def events(response: httpx.Response) -> AsyncIterator[Event]:
-    """Each event's name and JSON, as they come. Comments are passed over."""
+    """Yields each event's name and JSON as it arrives. Skips comments."""
     name = "message"
     data: list[str] = []
     async for line in response.aiter_lines():
@@ -31,7 +31,7 @@ async def events(response: httpx.Response) -> AsyncIterator[Event]:
 
 
 async def streamed(client: httpx.AsyncClient, question: str, **more: Any) -> tuple[httpx.Response, list[Event]]:
-    """A question's whole stream; the test fails unless it is one. `headers` are the request's."""
+    """Returns a question's complete stream. Fails the test if the response is not a stream."""
     headers = more.pop("headers", None)
     body = {"question": question, "stream": True, **more}
     async with client.stream("POST", "/query", json=body, headers=headers) as response:
@@ -43,15 +43,15 @@ async def streamed(client: httpx.AsyncClient, question: str, **more: Any) -> tup
 
 
 def text_of(found: list[Event]) -> str:
-    """The answer as the tokens give it."""
+    """Returns the answer from its tokens."""
     return "".join(data["text"] for name, data in found if name == "token")
 
 
 @asynccontextmanager
 async def connected(client: httpx.AsyncClient, question: str, **more: Any) -> AsyncIterator[asyncio.StreamReader]:
-    """A question sent over a connection of its own, whose bytes are read as one likes; leaving the block breaks it.
+    """Sends a question over a raw connection that the test reads itself. Leaving the block closes the connection.
 
-    The reader takes next to nothing by itself.
+    The reader buffers almost nothing.
     """
     body = json.dumps({"question": question, **more}).encode()
     head = f"POST /query HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "gunicorn", "-c"]
 FILE = str(ROOT / "worker_config" / "gunicorn_conf.py")
 MODULE = "python:worker_config.gunicorn_conf"
-"""The two names of the configuration: in a checkout, and in the container image."""
+"""The two names of the configuration: in a checkout and in the container image."""
 
 
 class Gunicorn:
@@ -35,7 +35,7 @@ class Gunicorn:
         before: Sequence[str] = (),
         configuration: str = FILE,
     ) -> None:
-        """`before`: what the command begins with, where another program is to start it."""
+        """`before` is a command prefix, for another program that starts gunicorn."""
         self._log = log
         self._metrics_port = settings.get("METRICS_PORT", "0")
         one_request_each = httpx.Limits(max_keepalive_connections=0)
@@ -72,7 +72,7 @@ class Gunicorn:
         return self.client.get(f"http://127.0.0.1:{self._metrics_port}/metrics").raise_for_status().text
 
     def metric(self, series: str) -> float:
-        """The figure of one series, as the metrics process gives it."""
+        """Returns the value of one series from the metrics process."""
         return float(re.findall(rf"^{re.escape(series)} (\S+)$", self.metrics(), re.MULTILINE)[0])
 
     def misses(self) -> float:
@@ -109,7 +109,7 @@ def free_port() -> str:
 
 
 def children(parent: int) -> dict[int, str]:
-    """The living children of a process, with their command lines."""
+    """Returns the living children of a process with their command lines."""
     found = {}
     for entry in Path("/proc").glob("[0-9]*"):
         try:
@@ -130,7 +130,7 @@ def is_gone(pid: int) -> bool:
 
 @contextmanager
 def gunicorns(app: str, folder: Path) -> Iterator[Callable[..., Gunicorn]]:
-    """Starts gunicorn with settings, as often as wanted; at the end nothing of it is left."""
+    """Yields a function that starts gunicorn with settings. Ends all of them afterwards."""
     started: list[Gunicorn] = []
 
     def begin(

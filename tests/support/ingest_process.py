@@ -19,14 +19,14 @@ ROOT = Path(__file__).parents[2]
 
 
 def ingest_process(url: str, folder: Path, *more: str) -> subprocess.Popen[str]:
-    """Begins to put a folder into the service at `url`."""
+    """Starts to ingest a folder into the service at `url`."""
     command = [sys.executable, "-m", "api.cli.main", "ingest", str(folder), "--url", url, *more]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE)
 
 
 def expected_texts(folders: Iterable[Path]) -> Texts:
-    """The chunks that the files of the folders have to become, with EMBEDDER=onnx and its usual sizes."""
+    """Returns the expected chunks of the folders' files with EMBEDDER=onnx and the default sizes."""
     chunker = _chunker()
     files = find(list(folders)).files
     return {file.source: [chunk.text for chunk in chunker.chunks(file.path.read_text().strip())] for file in files}

@@ -28,7 +28,7 @@ DIMENSION = 8
 
 
 class GatedEmbedder:
-    """A vector of each text by its words. After `stop_after` texts it waits, with `waiting` set, for `gate`."""
+    """Embeds texts by their words. After `stop_after` texts it sets `waiting` and waits for `gate`."""
 
     def __init__(self, name: str) -> None:
         self.embedder = EmbedderIdentity(name, DIMENSION, hashlib.sha256(name.encode()).hexdigest()[:10])
@@ -40,12 +40,12 @@ class GatedEmbedder:
         self._stop_at: int | None = None
 
     def stop_after(self, texts: int) -> None:
-        """From now on."""
+        """Counts from now on."""
         self.waiting.clear()
         self._stop_at = len(self.texts) + texts
 
     async def stopped(self) -> None:
-        """Returns once it waits."""
+        """Returns when the embedder waits."""
         await asyncio.wait_for(self.waiting.wait(), 20)
 
     def go_on(self) -> None:
@@ -71,7 +71,7 @@ class GatedEmbedder:
 
 
 class Worker:
-    """What one worker of the fleet does with documents. Nothing goes on in it by itself."""
+    """The document work of one worker. It has no background tasks."""
 
     def __init__(
         self, redis: Redis, gate: HealthGatedRedis, name: str, embedder: GatedEmbedder, sizes: Mapping[str, Any]
@@ -86,26 +86,26 @@ class Worker:
         self.redis = redis
 
     def give(self, source: str, text: str) -> asyncio.Task[Any]:
-        """Uploads it, and begins with it in the background."""
+        """Uploads a document and processes it in the background."""
         facts = DocumentFacts("default", source, source=source)
         return asyncio.create_task(self.knowledge.library.add(Upload(facts, text.encode(), "text/plain")))
 
     async def store(self, source: str, text: str) -> str:
-        """Until it serves: the document's id."""
+        """Uploads a document, waits until it is ready, and returns its ID."""
         document = (await self.give(source, text)).document.id
         while (await self.knowledge.library.find(document)).status == "processing":
             await self.knowledge.upkeep.carry_out_waiting()
         return str(document)
 
     async def stopped(self, source: str, text: str, after: int = 0) -> str:
-        """Uploads a document, and stands still once so many of its chunks are embedded: the document's id."""
+        """Uploads a document, stops after some of its chunks are embedded, and returns its ID."""
         self.embedder.stop_after(after)
         added = await self.give(source, text)
         await self.embedder.stopped()
         return str(added.document.id)
 
     async def go_on(self) -> None:
-        """Goes on, until all that it had begun has ended."""
+        """Continues until all started work has ended."""
         self.embedder.go_on()
         tasks = [task for task in asyncio.all_tasks() if task.get_name() == "ingestion"]
         await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 20)
@@ -113,7 +113,7 @@ class Worker:
 
 @asynccontextmanager
 async def worker(redis_url: str, name: str, embedder: GatedEmbedder, **sizes: Any) -> AsyncIterator[Worker]:
-    """A worker with connections of its own. `sizes` are settings of documents."""
+    """Opens a worker with its own connections. `sizes` are settings of documents."""
     async with Redis.from_url(redis_url, protocol=3) as redis:
         gate = HealthGatedRedis(redis, 8)
         await gate.check()
@@ -126,5 +126,5 @@ async def worker(redis_url: str, name: str, embedder: GatedEmbedder, **sizes: An
 
 
 async def lease_ended(redis: Redis, document: str) -> None:
-    """As if the worker that has its work had stood still for longer than its lease."""
+    """Ends the lease of a worker, as if the worker had paused for longer."""
     await redis.hset(Keys().document_work(document), "held_until_ms", "0")

@@ -14,7 +14,7 @@ FORM = "multipart/form-data; boundary=b"
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A request, and the status of its response."""
+    """A request and the expected status."""
 
     path: str
     content: bytes = field(repr=False)
@@ -23,7 +23,7 @@ class Sent:
 
 
 def _filled(before: bytes, piece: bytes, after: bytes, size: int = MIB) -> bytes:
-    """As many pieces as fit."""
+    """Returns as many pieces as fit."""
     return before + piece * ((size - len(before) - len(after)) // len(piece)) + after
 
 
@@ -42,7 +42,7 @@ def _conversation(count: int, length: int, **more: object) -> bytes:
 
 
 def _unknown(**fields: object) -> bytes:
-    """880 kB of fields that no endpoint has."""
+    """880 kB of unknown fields."""
     return orjson.dumps({**fields, **{f"unknown-field-{number:06}": number for number in range(32_000)}})
 
 
@@ -69,7 +69,7 @@ SMALL = (
     Sent("/documents", b'{"title": "t", "text": "t"}', 0),
     Sent("/documents", form(b"text"), 0, FORM),
 )
-"""One of each kind."""
+"""One body of each kind."""
 
 ANSWERED = {
     "question with history": Sent("/query", orjson.dumps({"question": QUESTION, "history": HISTORY}), 200),
@@ -102,7 +102,7 @@ ANSWERED = {
         "application/jsonl",
     ),
 }
-"""What is taken."""
+"""Bodies that are accepted."""
 
 REFUSED = {
     "wrong parts": Sent("/v1/chat/completions", ONES, 400),
@@ -147,7 +147,7 @@ REFUSED = {
     "no words": Sent("/documents", orjson.dumps({"title": "Dots", "text": "!. " * 340_000}), 422),
     "largest file": Sent("/documents", form("\u00e9 ".encode() * 6_900_000), 413, FORM),
 }
-"""What is refused: with a key, too."""
+"""Bodies that are refused, even with a key."""
 
 DOCUMENTS = {
     "text": Sent("/documents", orjson.dumps({"title": "Long", "text": PROMPT}), 0),
@@ -158,4 +158,4 @@ DOCUMENTS = {
     "largest text": Sent("/documents", form((b"w" * 199 + b" ") * 24_000), 0, FORM),
     "almost boundaries": Sent("/documents", form(b"\r\n--a" * 400_000), 0, FORM),
 }
-"""Documents, whose status depends on how far they are."""
+"""Documents, whose status depends on their progress."""

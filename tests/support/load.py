@@ -19,7 +19,7 @@ Request = Callable[[httpx.Client], httpx.Response]
 
 @dataclass
 class Load:
-    """What the clients met so far."""
+    """The clients' responses so far."""
 
     answered: int = 0
     slowest: float = 0.0
@@ -33,7 +33,7 @@ class Load:
 def constant_load(
     request: Request, clients: int = 4, *, keep_alive: bool = True, timeout: float = 30
 ) -> Iterator[Load]:
-    """Each client sends its next request when the last is answered, until the end of the context."""
+    """Runs clients until the context ends. Each sends its next request after the previous response."""
     load, done, lock = Load(), threading.Event(), threading.Lock()
     limits = httpx.Limits(max_keepalive_connections=None if keep_alive else 0)
 

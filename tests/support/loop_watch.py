@@ -32,7 +32,7 @@ SAMPLED_AFTER = 0.02
 
 
 class Watch:
-    """Of the event loop whose thread makes it."""
+    """Watches the event loop of the current thread."""
 
     def __init__(self) -> None:
         self._thread = threading.get_ident()
@@ -47,12 +47,12 @@ class Watch:
         self._stacks: dict[float, str] = {}
 
     def report(self) -> dict[str, Any]:
-        """`callback` and `late` in seconds, and the innermost calls of what was seen to take long."""
+        """`callback` and `late` are in seconds, with the innermost calls of the longest block."""
         worst = sorted(self._stacks.items(), reverse=True)[:3]
         return {"callback": self.callback, "late": self.late, "stacks": [stack for _, stack in worst]}
 
     async def tick(self) -> None:
-        """For ever: by how much a tick came late, as far as this process was at work meanwhile."""
+        """Measures forever how late a tick is, as far as this process used the CPU meanwhile."""
         while True:
             wall, cpu = time.monotonic(), time.process_time()
             await asyncio.sleep(TICK)
@@ -80,7 +80,7 @@ class Watch:
 
 
 class Watched:
-    """The app, and GET /watch."""
+    """The app plus GET /watch."""
 
     def __init__(self, app: ASGIApp, watch: Watch) -> None:
         self._app = app
@@ -115,7 +115,7 @@ async def _main() -> None:
 
 @contextmanager
 def watched_worker(settings: Mapping[str, str]) -> Iterator[httpx.Client]:
-    """A client of a worker that is watched."""
+    """Yields a client of a watched worker."""
     inherited = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
     command = [sys.executable, "-m", "tests.support.loop_watch"]
     with subprocess.Popen(

@@ -18,9 +18,9 @@ COMMAND = (sys.executable, "-m", "api.embedded.model_server")
 
 @contextmanager
 def model_server(*arguments: str, ready_within: float = 60.0) -> Iterator[str]:
-    """Starts `python -m api.embedded.model_server` on a free port, yields its base URL, stops it.
+    """Runs `python -m api.embedded.model_server` on a free port and yields its base URL.
 
-    `arguments` are further ones of its command line; `ready_within` is in seconds.
+    `arguments` are added to the command line; `ready_within` is in seconds.
     """
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(

@@ -22,36 +22,36 @@ REFUSALS = {"CROSSSLOT", "MOVED", "ASK", "TRYAGAIN"}
 
 @dataclass(frozen=True)
 class Cluster:
-    """The servers in the order of their slots; one that is killed can be started again (`start`)."""
+    """The servers in the order of their slots. A killed server can be restarted with `start`."""
 
     servers: list[EmbeddedRedis]
 
     @property
     def url(self) -> str:
-        """What to set REDIS_URL to."""
+        """The value for REDIS_URL."""
         return "redis+cluster://" + ",".join(f"127.0.0.1:{server.port}" for server in self.servers)
 
     def owner(self, key: str) -> EmbeddedRedis:
-        """The server that has a key; slots do not move in tests that ask for it."""
+        """Returns the server that has a key. Slots must not move in the test."""
         ranges = _ranges(len(self.servers))
         at = key_slot(key.encode())
         return next(server for server, (first, last) in zip(self.servers, ranges, strict=True) if first <= at <= last)
 
     def start(self) -> None:
-        """All of them, and returns when each finds the cluster in order."""
+        """Starts all servers, and returns when each sees a healthy cluster."""
         for server in self.servers:
             server.start()
         wait_until(lambda: all(_is_joined(server.port, len(self.servers)) for server in self.servers), timeout=30)
 
     def flush(self) -> None:
-        """No keys and no indexes are left, and no errors are counted."""
+        """Deletes all keys and indexes, and resets the error counts."""
         for server in self.servers:
             with redis.Redis(port=server.port) as client:
                 client.flushall()
                 client.config_resetstat()
 
     def refused(self) -> dict[str, int]:
-        """Commands on keys of several slots, and scripts on such, by the error, since the last `flush`."""
+        """Returns refused commands and scripts with keys in several slots, by error, since the last `flush`."""
         found: dict[str, int] = {}
         for server in self.servers:
             with redis.Redis(port=server.port) as client, suppress(redis.ConnectionError):
@@ -61,13 +61,13 @@ class Cluster:
         return found
 
     def forget_denied(self) -> None:
-        """What was denied by the ACL before now does not count."""
+        """Resets what the ACL denied so far."""
         for server in self.servers:
             with redis.Redis(port=server.port) as client:
                 client.acl_log_reset()
 
     def denied(self, user: str) -> list[str]:
-        """What a user was not allowed since, by those servers that live."""
+        """Returns what living servers denied a user since then."""
         found: list[str] = []
         for server in self.servers:
             with redis.Redis(port=server.port) as client, suppress(redis.ConnectionError):
@@ -77,9 +77,9 @@ class Cluster:
 
 @contextmanager
 def running_cluster(size: int = 3, *, persistent: bool = False, arguments: Sequence[str] = ()) -> Iterator[Cluster]:
-    """Its servers are gone at the end. `persistent`: what is killed has its data when it is started again.
+    """Runs a cluster until the context ends. If `persistent`, a killed server keeps its data for a restart.
 
-    `arguments`: further ones, for each server.
+    `arguments` are added for each server.
     """
     with ExitStack() as stack:
         buses = [free_port() for _ in range(size)]
@@ -101,7 +101,7 @@ def running_cluster(size: int = 3, *, persistent: bool = False, arguments: Seque
 
 @contextmanager
 def replica(cluster: Cluster, of: EmbeddedRedis) -> Iterator[EmbeddedRedis]:
-    """A further server that has the data of one, and takes its place when that dies."""
+    """Starts a replica that takes over when its primary dies."""
     bus = free_port()
     with embedded_redis(persistent=False, arguments=_options(bus)) as server:
         with redis.Redis(port=server.port) as client, redis.Redis(port=of.port) as primary:
@@ -114,7 +114,7 @@ def replica(cluster: Cluster, of: EmbeddedRedis) -> Iterator[EmbeddedRedis]:
 
 
 def _options(bus: int) -> list[str]:
-    """`--cluster-require-full-coverage no`: what is on the living goes on when one is dead."""
+    """`--cluster-require-full-coverage no` keeps the living shards available when one is dead."""
     timing = ["--cluster-node-timeout", "1000", "--cluster-require-full-coverage", "no"]
     return ["--cluster-enabled", "yes", "--cluster-port", str(bus), *timing]
 
@@ -125,7 +125,7 @@ def _ranges(size: int) -> list[tuple[int, int]]:
 
 
 def _is_joined(port: int, size: int) -> bool:
-    """Whether this server knows all others, and that they live."""
+    """Returns whether this server sees all others alive."""
     with redis.Redis(port=port) as client:
         info = client.execute_command("CLUSTER INFO")
     in_order = info["cluster_state"] == "ok" and int(info["cluster_slots_ok"]) == SLOTS

@@ -8,7 +8,7 @@ from redis.asyncio import Redis
 
 
 async def searches_of(redis: Redis, action: Callable[[], Awaitable[object]]) -> list[str]:
-    """The searches that Redis carries out for `action`, whoever asks for them."""
+    """Returns the searches that Redis executes during `action`, from all clients."""
     async with redis.monitor() as monitor:
         await action()
         await redis.echo("end")

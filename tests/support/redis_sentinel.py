@@ -19,7 +19,7 @@ NAME = "primary"
 
 @dataclass
 class Failover:
-    """What is running. `url` is what the service is given."""
+    """The running servers. `url` is for the service."""
 
     url: str
     primary: subprocess.Popen[bytes]
@@ -27,7 +27,7 @@ class Failover:
     sentinel_password: str = ""
 
     def primary_port(self) -> int:
-        """Which server is the primary by the word of a Sentinel."""
+        """Returns the port of the primary, as a Sentinel reports it."""
         with _client(self.sentinel_port, self.sentinel_password) as sentinel:
             found = sentinel.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", NAME)
             return int(found[1])
@@ -35,9 +35,9 @@ class Failover:
 
 @contextmanager
 def sentinel_failover(folder: Path, *, password: str = "", users: Sequence[str] = ()) -> Iterator[Failover]:
-    """Servers with the search module; Sentinels that call the primary down after a second.
+    """Runs servers with the search module, and Sentinels that consider the primary down after a second.
 
-    `password`, `users` (lines of an ACL): of the Sentinels.
+    `password` and `users` (lines of an ACL) belong to the Sentinels.
     """
     binary = find_redis_binary()
     with ExitStack() as stack:
@@ -71,7 +71,7 @@ def _client(port: int, password: str) -> redis.Redis:
 
 
 def _sees_all(port: int, password: str) -> bool:
-    """Whether this Sentinel knows the replica and the other two."""
+    """Returns whether this Sentinel knows the replica and the other two."""
     try:
         with _client(port, password) as client:
             state = client.execute_command("SENTINEL", "MASTER", NAME)

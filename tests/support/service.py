@@ -47,9 +47,13 @@ CONCERNS: Mapping[str, Any] = {
 
 
 def make_settings(redis_url: str, ollama_url: str, **concerns: Mapping[str, Any]) -> Settings:
-    """Settings for tests: model and embeddings of the stub, and what `concerns` change."""
+    """Returns settings for tests with the stub's model and embeddings, changed by `concerns`."""
     values: dict[str, dict[str, Any]] = {
-        "redis": {"url": redis_url, "timeout": 1.0, "request_budget": 2.0},  # a busy test machine is no lost Redis
+        "redis": {
+            "url": redis_url,
+            "timeout": 1.0,
+            "request_budget": 2.0,
+        },  # a busy machine does not count as a lost Redis
         "ollama": {"ollama_base_url": ollama_url, "llm_model": "llama3.2", "ollama_warm_up": False},
         "embedder": {"embedder": "ollama", "embed_model": "nomic-embed-text"},
         "pool": {"min_size": 1},
@@ -60,14 +64,14 @@ def make_settings(redis_url: str, ollama_url: str, **concerns: Mapping[str, Any]
 
 
 class Service(Protocol):
-    """Starts a worker with the settings given by concern."""
+    """Starts a worker with settings by group."""
 
     async def __call__(self, **concerns: Mapping[str, Any]) -> httpx.AsyncClient: ...
 
 
 @asynccontextmanager
 async def running_service(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
-    """The service on a free port, and a client of it. Several may run at once: each is a worker of the fleet."""
+    """Runs the service on a free port and yields a client. Several can run at once, each as a worker of the fleet."""
     config = uvicorn.Config(create_app(settings), port=0, log_config=None, lifespan="on", ws="none")
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve(), name="service")
@@ -87,7 +91,7 @@ async def running_service(settings: Settings) -> AsyncIterator[httpx.AsyncClient
 async def ask(
     client: httpx.AsyncClient, question: str, *, headers: Mapping[str, str] | None = None, **more: Any
 ) -> Any:
-    """The JSON of an answered question; the test fails unless it was answered."""
+    """Returns the JSON of an answered question. Fails the test if it was not answered."""
     response = await client.post("/query", json={"question": question, **more}, headers=headers)
     assert response.status_code == 200, response.text
     return response.json()

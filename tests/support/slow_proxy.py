@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 
 class SlowProxy:
-    """Passes on what clients send at once, and each reply after `delay` seconds."""
+    """Forwards requests at once, and replies after `delay` seconds."""
 
     def __init__(self, host: str, port: int) -> None:
         self.delay = 0.0
@@ -17,7 +17,7 @@ class SlowProxy:
         self._target = (host, port)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection, until either side ends it."""
+        """Serves one connection until either side closes it."""
         replies, requests = await asyncio.open_connection(*self._target)
         ways = [asyncio.create_task(self._pass(reader, requests)), asyncio.create_task(self._delayed(replies, writer))]
         try:
@@ -41,7 +41,7 @@ class SlowProxy:
 
 @asynccontextmanager
 async def slow_proxy(url: str) -> AsyncIterator[SlowProxy]:
-    """Before the server at `url`, on a port of its own."""
+    """Runs a proxy in front of the server at `url` on its own port."""
     parts = urlsplit(url)
     proxy = SlowProxy(parts.hostname or "127.0.0.1", parts.port or 0)
     server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)

@@ -20,13 +20,15 @@ from tokenizers.processors import TemplateProcessing
 
 VOCABULARY = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "likes": 4, "dislikes": 5, "breaks": 6}
 WORTH = [0.0, 0.0, 0.0, 0.0, 2.0, -2.0]
-"""By token: `breaks` is past the end, where the runtime fails."""
+"""By token. `breaks` is out of range, which makes the runtime fail."""
 
 Output = Literal["one", "two", "flat", "three", "hidden"]
 
 
 def write_cross_encoder(folder: Path, output: Output = "one", *, worth: list[float] | None = None) -> str:
-    """Makes model.onnx and tokenizer.json in `folder`, and returns its path. `output`: what the model gives a pair."""
+    """Writes model.onnx and tokenizer.json to `folder` and returns its path. `output` is the model's
+    output per pair.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     onnx.save(_model(output, worth or WORTH), folder / "model.onnx")
     _tokenizer().save(str(folder / "tokenizer.json"))
@@ -43,7 +45,7 @@ def _tokenizer() -> Tokenizer:
 
 
 def _model(output: Output, worth: list[float]) -> onnx.ModelProto:
-    """Each token's worth, summed over the pair."""
+    """Sums each token's worth over the pair."""
     tables: dict[str, np.ndarray] = {
         "worth": np.array([[one] for one in worth], dtype=np.float32),
         "axis": np.array([1], dtype=np.int64),

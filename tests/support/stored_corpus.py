@@ -12,7 +12,7 @@ import redis as sync_redis
 from tests.support.replies import fields
 
 Texts = Mapping[str, list[str]]
-"""The texts of a document's chunks in their order, by its source."""
+"""The texts of a document's chunks in order, by source."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class StoredChunk:
 
 
 class StoredCorpus:
-    """Everything that Redis holds of documents, read once while nothing changes."""
+    """All documents in Redis, read once while nothing changes."""
 
     def __init__(self, client: sync_redis.Redis) -> None:
         self._client = client
@@ -51,7 +51,7 @@ class StoredCorpus:
             yield StoredChunk(embedder, document, int(revision), int(number), text.decode())
 
     def faults(self, expected: Texts, embedders: int = 1) -> list[str]:
-        """What is not as it should be, a line each: nothing where all is well."""
+        """Returns a line per inconsistency; empty if everything is correct."""
         sources = Counter(fields.get("source") for fields in self.documents.values())
         found = [f"{source}: {sources[source]} documents" for source in expected if sources[source] != 1]
         found += [f"{source}: not expected" for source in sources if source not in expected]

@@ -40,7 +40,7 @@ frontend either
 backend under_tls
     server tls 127.0.0.1:{tls_port}
 """
-"""The same port without TLS too: Sentinels here speak none, and give clients the port that they use themselves."""
+"""The same port also accepts plain connections: Sentinels here have no TLS, and give clients the port that they use."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Certificates:
 
 
 def certificates(folder: Path, *server_names: str) -> Certificates:
-    """A CA of its own, what a server of those names needs, and a client's."""
+    """Creates a CA, a certificate for a server with these names, and one for a client."""
     folder.mkdir(parents=True, exist_ok=True)
     ca = trustme.CA()
     ca.cert_pem.write_to_path(folder / "ca.pem")
@@ -65,7 +65,7 @@ def certificates(folder: Path, *server_names: str) -> Certificates:
 
 
 class TlsProxy:
-    """haproxy on `port`. It may be stopped and started again, with other certificates."""
+    """haproxy on `port`. It can be stopped and restarted with other certificates."""
 
     def __init__(self, folder: Path, target: int, *, mixed: bool = False) -> None:
         self.port = free_port()
@@ -83,7 +83,7 @@ class TlsProxy:
         wait_until(self._listens)
 
     def stop(self) -> None:
-        """Every connection through it is cut."""
+        """Cuts every connection through it."""
         if self._process is not None:
             self._process.kill()
             self._process.wait(5)
@@ -100,7 +100,7 @@ class TlsProxy:
 
 @contextmanager
 def tls_proxy(folder: Path, target: int, *, mixed: bool = False) -> Iterator[TlsProxy]:
-    """A running one with the certificates of `folder`. `mixed`: without TLS as well, on the same port."""
+    """Runs a proxy with the certificates of `folder`. `mixed` also accepts plain connections on the same port."""
     proxy = TlsProxy(folder, target, mixed=mixed)
     proxy.start()
     try:

@@ -17,13 +17,13 @@ _VARIES: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One command, and what the page shows of its output; lines may be broken for the page's sake."""
+    """A command and its output as the page shows it. Lines may be wrapped."""
 
     command: str
     shown: str
 
     def matches(self, output: str) -> bool:
-        """Whether a run printed what the page shows, but for what varies from run to run."""
+        """Returns whether a run printed what the page shows, except for parts that vary between runs."""
         pattern = re.escape(_one_line(self.shown))
         for varying, any_such in _VARIES:
             pattern = re.sub(varying, any_such, pattern)
@@ -31,18 +31,18 @@ class Step:
 
 
 def blocks(page: str, language: str) -> list[str]:
-    """The fenced code of one language, in order."""
+    """Returns the fenced code blocks of one language, in order."""
     return re.findall(rf"^```{language}\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
 
 
 def steps(console: str) -> list[Step]:
-    """The commands after `$ ` and `> `, each with the output up to the next."""
+    """Returns the commands after `$ ` and `> `, each with the output up to the next."""
     found = re.findall(r"^\$ (.*(?:\n> .*)*)\n((?:(?!\$ ).*\n)*)", console, re.MULTILINE)
     return [Step(command.replace("\n> ", "\n"), shown) for command, shown in found]
 
 
 def run(command: str, functions: str) -> str:
-    """What a command prints in a shell that has defined `functions`."""
+    """Returns the output of a command in a shell with the given `functions`."""
     script = f"{functions}\n{command}\n"
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60, check=True)
     return done.stdout

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 
 def wait_until(condition: Callable[[], object], timeout: float = 10.0, interval: float = 0.02) -> None:
-    """Returns as soon as `condition()` is true; fails the test after `timeout` seconds."""
+    """Returns as soon as `condition()` is true. Fails the test after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline, f"not within {timeout} s: {condition}"
@@ -18,7 +18,7 @@ def wait_until(condition: Callable[[], object], timeout: float = 10.0, interval:
 async def wait_until_async(
     condition: Callable[[], Awaitable[object]], timeout: float = 10.0, interval: float = 0.02
 ) -> None:
-    """The same for an asynchronous condition; the event loop stays free."""
+    """The same for an asynchronous condition, without blocking the event loop."""
     deadline = time.monotonic() + timeout
     while not await condition():
         assert time.monotonic() < deadline, f"not within {timeout} s: {condition}"
@@ -26,7 +26,7 @@ async def wait_until_async(
 
 
 async def deaf(times: int) -> None:
-    """Waits for ever, and loses so many cancellations, as `asyncio.wait_for` of Python 3.11 may."""
+    """Waits forever and ignores this many cancellations, like `asyncio.wait_for` of Python 3.11 may."""
     while True:
         try:
             await asyncio.Event().wait()

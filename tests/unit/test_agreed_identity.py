@@ -34,7 +34,7 @@ class Service:
 
 @dataclass
 class Guard:
-    """A bulkhead and a breaker that let everybody through."""
+    """A bulkhead and a breaker that admit every call."""
 
     rejects: bool = False
     reported: list[str] = field(default_factory=list)

@@ -16,7 +16,7 @@ def completed(text: str) -> CompletedAnswer:
 
 
 async def all_of(reader: Reader) -> str:
-    """The text of all tokens up to the end."""
+    """Returns the text of all tokens."""
     texts = []
     while isinstance(event := await anext(reader), Token | GroundedSources):
         texts.append(event.text if isinstance(event, Token) else "")

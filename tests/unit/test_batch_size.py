@@ -9,7 +9,7 @@ from api.values import FIRST_TEXTS, BatchSize
 
 
 def sizes(seconds_a_text: float, calls: int, size: BatchSize | None = None) -> list[int]:
-    """Of the calls that follow each other, where a text always takes so long."""
+    """Returns the sizes of consecutive calls if a text always takes the same time."""
     size, found = size or BatchSize(), []
     for _ in range(calls):
         found.append(size.texts)

@@ -30,7 +30,7 @@ def line_of(*tickets: str, held: int = LIMIT, **more: object) -> WaitQueue:
 
 
 def order(line: WaitQueue) -> list[str]:
-    """Tenants as they are served, one at a time."""
+    """Returns the tenants in the order in which they are served, one at a time."""
     served: list[str] = []
     limit = len(line.held) + 1
     while line.queue:

@@ -14,7 +14,7 @@ from tests.support.waiting import deaf
 
 
 async def loses_one() -> None:
-    """Waits until it is cancelled, and goes on as if nothing had happened."""
+    """Waits until it is cancelled, and ignores that cancellation."""
     try:
         await asyncio.Event().wait()
     except asyncio.CancelledError:

@@ -27,13 +27,13 @@ def app() -> FastAPI:
 
 @pytest.fixture(autouse=True)
 def unrendered() -> Iterator[None]:
-    """Endpoints without a key meet a worker that has nothing; their tracebacks take long to render."""
+    """Endpoints that need no key fail in this test's empty worker. Rendering their tracebacks takes long."""
     with structlog.testing.capture_logs():
         yield
 
 
 def routes(app: FastAPI) -> list[tuple[str, str, Any]]:
-    """Method, path and endpoint of each."""
+    """Returns the method, path and endpoint of each route."""
     found = iter_route_contexts(app.routes)
     return [
         (method, route.path or "", route.endpoint) for route in found for method in sorted(route.methods or {"GET"})
@@ -41,7 +41,7 @@ def routes(app: FastAPI) -> list[tuple[str, str, Any]]:
 
 
 class Call:
-    """One request to the app, whose body may not be read."""
+    """A request to the app. Its body must not be read."""
 
     def __init__(self, method: str, path: str, authorization: bytes) -> None:
         self.has_read = False

@@ -38,7 +38,7 @@ time.sleep(600)
 
 
 def is_alive(pid: int) -> bool:
-    """Whether `pid` runs; a zombie that nobody reaps (there may be no init in a container) does not."""
+    """Returns whether `pid` runs. Zombies, which stay in a container without init, do not count."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):

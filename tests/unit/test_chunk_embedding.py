@@ -13,11 +13,11 @@ from api.ports.models import CurrentIdentity
 from api.values import BatchSize, EmbedderIdentity, Embedding
 
 Failing = Callable[[int, Sequence[str]], Exception | None]
-"""What a call raises, by its number and its texts."""
+"""Returns the error that a call raises, by its number and texts."""
 
 
 class Scripted:
-    """An embedder whose calls take `seconds` a text by its own clock."""
+    """An embedder whose calls take `seconds` per text on its own clock."""
 
     def __init__(self, failing: Failing = lambda _, __: None, seconds: float = 0.01) -> None:
         self.calls: list[tuple[str, ...]] = []

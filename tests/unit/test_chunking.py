@@ -26,7 +26,7 @@ It is open from eleven to two.
 
 
 def words(text: str) -> int:
-    """As a tokenizer that makes a token of each word."""
+    """Counts each word as a token."""
     return len(text.split())
 
 
@@ -61,7 +61,7 @@ def test_long_paragraphs_are_cut_at_sentences_with_an_overlap() -> None:
 
 @pytest.mark.parametrize("line", ["# " + "# " * 500_000 + "x", "# x" + " " * 1_000_000 + "y"])
 def test_a_heading_of_a_whole_megabyte_holds_nobody_up(line: str) -> None:
-    """With a pattern that looks for its end this takes an hour, in which nothing else runs."""
+    """A pattern that searches for the end would block for an hour."""
     (chunk,) = numbered(line, [(0, line)])
     assert chunk.heading == line[2:202]
     assert (first_heading(line) or "").startswith(line[2:202])

@@ -12,7 +12,7 @@ A, B, C = (Node("127.0.0.1", port) for port in (1, 2, 3))
 
 
 class Servers:
-    """A cluster whose connections never close in time, as those under TLS to a server that is cut off."""
+    """A cluster whose connections never close in time, as with TLS to an unreachable server."""
 
     def __init__(self, *owners: Node) -> None:
         self.owners = owners

@@ -21,7 +21,7 @@ REPLY = [
 
 
 def touched_together(keys: Keys, scope: str) -> list[list[str]]:
-    """The keys of each script and transaction."""
+    """Returns the keys of each script and transaction."""
     part = keys.partition(scope)
     document = [keys.document(DOCUMENT), keys.document_text(DOCUMENT), keys.document_draft(DOCUMENT)]
     work = [keys.document_work(DOCUMENT), keys.document_chunks(DOCUMENT), keys.chunk("e", DOCUMENT, 1, 1)]

@@ -40,7 +40,7 @@ def test_a_verdict_is_between_0_and_1_from_one_number_or_two(tmp_path: Path, out
 
 
 def test_question_and_text_are_read_together_each_with_its_mark(tmp_path: Path) -> None:
-    """Where the model asks which token is of which, it is told: 0 for the question, 1 for the text."""
+    """A model that distinguishes them gets token type 0 for the question and 1 for the text."""
     path = Path(write_cross_encoder(tmp_path), "model.onnx")
     graph = onnx.load(path)
     types = onnx.helper.make_tensor_value_info("token_type_ids", onnx.TensorProto.INT64, ["pairs", "tokens"])
@@ -60,7 +60,7 @@ def test_a_verdict_does_not_depend_on_the_company_of_its_pair(model: CrossEncode
 
 
 def test_what_is_too_long_is_cut_the_longer_part_first(model: CrossEncoder) -> None:
-    """Three of 512 tokens are marks, two the question."""
+    """Three of 512 tokens are special, two are the question."""
     assert model.max_tokens == 512
     verdicts = model.score([Pair("a likes", "b " * 506 + "likes"), Pair("a likes", "b " * 507 + "likes")])
     assert verdicts == pytest.approx([sigmoid(4), sigmoid(2)])

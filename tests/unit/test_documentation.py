@@ -25,14 +25,14 @@ PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *ROOT.glob("k8s/**/*.md
 
 
 def rows(page: Path, first_cell: str = r".*") -> list[list[str]]:
-    """The cells of every table row whose first cell matches."""
+    """Returns the cells of every table row whose first cell matches."""
     lines = [line for line in page.read_text().splitlines() if line.startswith("|")]
     cells = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
     return [row for row in cells if re.fullmatch(first_cell, row[0])]
 
 
 def defaults() -> dict[str, Any]:
-    """The default of each variable, whatever the environment of the test says."""
+    """Returns the default of each variable, independent of the test's environment."""
     found: dict[str, Any] = {}
     for info in Settings.model_fields.values():
         concern = info.annotation
@@ -44,7 +44,7 @@ def defaults() -> dict[str, Any]:
 
 
 def as_written(default: Any) -> str:
-    """A default as a person writes it."""
+    """Formats a default as a person writes it."""
     if default is None or default == "":
         return "none"
     if isinstance(default, bool):
@@ -125,7 +125,7 @@ def test_the_breaker_page_names_every_setting_of_the_breaker_but_its_switch() ->
 
 @cache
 def routes() -> set[str]:
-    """`GET /health` and so on: what the app serves, its own description too."""
+    """Returns the routes that the app serves, such as `GET /health`, including its own description."""
     app = create_app(Settings())
     operations = {f"{method.upper()} {path}" for path, methods in app.openapi()["paths"].items() for method in methods}
     undescribed = [*app.routes, *docs_page.router.routes]
@@ -155,7 +155,7 @@ def test_the_api_page_has_every_type_of_problem() -> None:
 
 
 def key_patterns() -> set[str]:
-    """Every key and index that `Keys` can spell, with placeholders for what varies."""
+    """Returns every key and index of `Keys`, with placeholders for the variable parts."""
     keys = Keys()
     part = keys.partition("<scope>")
     return {
@@ -252,7 +252,7 @@ def test_no_way_to_spell_a_key_is_left_out_above() -> None:
 
 
 def anchors(page: Path) -> set[str]:
-    """The headings as GitHub names them in links."""
+    """Returns the headings as GitHub's link anchors."""
     text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}

@@ -30,7 +30,7 @@ NO_VECTORS = [
 
 
 class Pool:
-    """Every call has the same answer. It is also the exchange."""
+    """Gives every call the same response. It is also the exchange."""
 
     def __init__(self, answer: bytes) -> None:
         self.retries = RetryBudget()

@@ -30,7 +30,7 @@ SCOPE: dict[str, Any] = {
 
 
 class Pipe:
-    """An ASGI server: keeps what is sent, takes no more while `full`, and can lose its client."""
+    """An ASGI server that records what is sent, blocks while `full`, and can lose its client."""
 
     def __init__(self) -> None:
         self.sent: list[dict[str, Any]] = []
@@ -56,7 +56,7 @@ def stream(answer: AsyncGenerator[AnswerEvent, None], streaming: Streaming | Non
 
 
 async def turns(count: int = 20) -> None:
-    """Lets everything that can go on go on."""
+    """Lets all tasks run until they wait."""
     for _ in range(count):
         await asyncio.sleep(0)
 

@@ -37,7 +37,7 @@ def waited_in_vain(name: str = "one") -> BulkheadFull:
 
 
 class Output:
-    """Stands where an answer is written."""
+    """Replaces the writer of an answer."""
 
     def __init__(self) -> None:
         self.written: list[str] = []
@@ -55,7 +55,7 @@ class Output:
 
 @dataclass
 class Fake(Telemetry):
-    """Clock, retries, events, and for each backend what its attempts do: an error, or an answer."""
+    """A clock, retries, events, and for each backend the outcomes of its attempts: an error or an answer."""
 
     outcomes: dict[str, list[RagherdError | str]]
     now: float = 100.0

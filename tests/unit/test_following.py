@@ -17,7 +17,7 @@ from tests.support.waiting import wait_until_async
 
 
 class FaultyStore:
-    """Stands where the stores of bulkheads and flights do. Following and tending fail once each, then work."""
+    """Replaces the stores of bulkheads and flights. Following and renewing fail once each, then work."""
 
     def __init__(self) -> None:
         self.begun = {"follow": 0, "tend": 0}
@@ -45,7 +45,7 @@ class FaultyStore:
         return []
 
     async def goes_on(self) -> bool:
-        """Followed and renewed, both again and again."""
+        """Waits until both have succeeded repeatedly."""
         return self.begun["follow"] > 1 and self.begun["tend"] > 3
 
 

@@ -52,7 +52,7 @@ APART = [
     ("Is Mg in it?", "Is mg in it?"),
     ("What is IT?", "What is it?"),
 ]
-"""Pairs that no tier may take for one another."""
+"""Pairs that no tier may consider equal."""
 HELD_OUT_APART = [
     ("What does a || b return?", "What does a && b return?"),
     ("Explain x << 2", "Explain x >> 2"),
@@ -95,7 +95,7 @@ ALIKE = [
     ("What is a Card(s) limit?", "what is a card(s) limit?"),
     ("Don`t Know How", "don`t know how"),
 ]
-"""To the letter the same, however they are typed."""
+"""Equal in the exact tier, however they are typed."""
 PUNCTUATED = [
     ("Hello, how do I pay?", "Hello - how do I pay?"),
     ("How do I pay (by card)?", "How do I pay by card?"),
@@ -118,7 +118,7 @@ PUNCTUATED = [
     ("The dogs' food", "The dogs food"),
     ("What's new [1]?", "What's new?"),
 ]
-"""The guard has nothing against these."""
+"""Pairs that the guard accepts."""
 HELD_OUT_ALIKE = [
     ("Who is Beyoncé?", "who is beyoncé"),
     ("How do I use GitHub?", "how do i use github?"),

@@ -32,7 +32,7 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 
 def busy_rounds(seconds: float) -> Callable[[], None]:
-    """Every round of the running loop takes so long, until what is given is called."""
+    """Makes every iteration of the loop take this long until the returned function is called."""
     loop, stopped = asyncio.get_running_loop(), asyncio.Event()
 
     def busy() -> None:

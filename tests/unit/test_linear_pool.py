@@ -45,7 +45,7 @@ async def fetched(pool: LinearPool, stub: StubOllama) -> int:
 
 
 async def still_whole(pool: LinearPool, stub: StubOllama) -> None:
-    """Every slot of the pool can be used at the same time: the proof that none was lost."""
+    """Checks that every slot can be used at the same time, so none was lost."""
     responses = await asyncio.gather(*(opened(pool, stub) for _ in range(SIZE)))
     assert pool.occupancy().active == SIZE
     for response in responses:

@@ -48,9 +48,9 @@ pytestmark = pytest.mark.slow
 
 MAX_RATIO: Final = 8.0
 LEAST_SECONDS: Final = 0.005
-"""Shorter times are noise: the text grows until it takes longer."""
+"""Shorter times are noise. The text grows until it takes longer."""
 MAX_SECONDS: Final = 2.0
-"""What takes longer than this at a short length needs no ratio."""
+"""A function that takes longer at a short length fails without a ratio."""
 LONGEST_TEXT: Final = 400_000
 ATTEMPTS: Final = 4
 
@@ -103,7 +103,7 @@ HOSTILE: Final = {
     "surrogates": "\ud800",
     "nothing": "\u200b",
 }
-"""What is repeated."""
+"""Texts to repeat."""
 
 PROMPTS: Final = Prompts(load(None))
 FENCE: Final = Fence("<passage><question>")
@@ -122,7 +122,7 @@ def thinking(text: str) -> None:
 
 
 def without_halves(text: str) -> str:
-    """No JSON holds a lone surrogate."""
+    """Removes lone surrogates, which JSON cannot contain."""
     return text.encode("utf-8", "replace").decode()
 
 
@@ -194,14 +194,14 @@ READERS: Final[dict[str, Callable[[str], object]]] = {
     "rare terms": lambda text: leading(f"{text} QZ-1108", {0: text, 1: f"{text} qz-1108"}),
     "values of JSON": values_of_json,
 }
-"""Functions that read what a client, a document or a model wrote. Readers of files run in a process with limits."""
+"""Functions that read text of a client, a document or a model. File parsers run in a process with limits."""
 
 SHORTEST: Final = {"cut": 4 * SECTION, "prompt": 40_000, "condense": 4_000}
 """Where a text is worked on in sections, or cut to what fits, it takes more than that to tell."""
 
 
 def seconds(read: Callable[[str], object], text: str) -> float:
-    """CPU time of this thread."""
+    """Measures the CPU time of this thread."""
     gc.disable()
     try:
         before = time.thread_time()
@@ -212,7 +212,7 @@ def seconds(read: Callable[[str], object], text: str) -> float:
 
 
 def ratio(name: str, unit: str) -> float:
-    """How many times longer four times the text takes."""
+    """Returns how many times longer a text of four times the length takes."""
     read, length = READERS[name], SHORTEST.get(name, 1_000)
     while True:
         long = seconds(read, unit * (4 * length // len(unit)))

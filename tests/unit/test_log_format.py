@@ -19,7 +19,7 @@ START = "import logging, structlog\nfrom api.observability.logs import configure
 
 
 def _lines(program: str, level: str = "info") -> list[dict[str, Any]]:
-    """What a process logs: logging is set up once a process, so each test has its own."""
+    """Returns the log lines of a new process, because logging is configured once per process."""
     done = subprocess.run(
         [sys.executable, "-c", f"{START}configure_logging({level!r})\n{program}"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -125,7 +125,7 @@ def test_gunicorn_can_take_the_configuration() -> None:
 
 
 def test_what_can_not_be_written_stops_nobody() -> None:
-    """A full disk costs lines, and no request."""
+    """A full disk loses log lines, but no request fails."""
     program = f"{START}configure_logging('info')\nstructlog.get_logger('api').info('lost')\nprint('goes on')"
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run(

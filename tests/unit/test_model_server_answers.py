@@ -18,7 +18,7 @@ END = Finished("stop", prompt_tokens=3, prompt_duration=10, tokens=2, duration=2
 
 
 class FakeEngine:
-    """Says its task's words, then waits for `gate` or to be stopped."""
+    """Generates its task's words, then waits for `gate` or to be stopped."""
 
     def __init__(self) -> None:
         self.events: list[str] = []
@@ -93,7 +93,7 @@ async def test_who_leaves_the_queue_never_reaches_the_model(model: TextModel, en
 
 
 async def send_reply(answer: AsyncGenerator[str | Finished, None], *, stream: bool) -> tuple[int, list[dict[str, Any]]]:
-    """The status and the JSON lines that a client sees who stays."""
+    """Returns the status and JSON lines that a connected client receives."""
     sent: list[Any] = []
 
     async def receive() -> Any:

@@ -20,7 +20,7 @@ def encoded(*texts: str) -> list[Embedding]:
 
 
 class GatedEncoder:
-    """Encodes a text as its own bytes, a turn only after `gate` is set; `turns` are the texts it was given."""
+    """Encodes a text as its bytes, one batch each time `gate` is set. `turns` has the texts of each batch."""
 
     def __init__(self) -> None:
         self.turns: list[list[str]] = []
@@ -37,7 +37,7 @@ class GatedEncoder:
         return encoded(*texts)
 
     async def is_busy(self) -> None:
-        """Returns once the thread is in its first turn."""
+        """Returns once the thread is in its first batch."""
         await asyncio.wait_for(self._busy.wait(), 10)
 
 
@@ -58,7 +58,7 @@ async def batcher(encoder: GatedEncoder) -> AsyncIterator[MicroBatcher[Embedding
 
 
 async def started(*calls: asyncio.Task[list[Embedding]]) -> None:
-    """Lets tasks just made run until they wait."""
+    """Lets new tasks run until they wait."""
     await asyncio.sleep(0)
     assert not any(call.done() for call in calls)
 

@@ -29,7 +29,7 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
 
 
 async def answered(*parts: str) -> str:
-    """All that comes back until the connection is closed."""
+    """Returns everything received until the connection closes."""
     config = Config(echo, log_config=None)
     state, worker = ServerState(), {"worker": SimpleNamespace(worker="w-1")}
     server = await asyncio.get_running_loop().create_server(

@@ -19,7 +19,7 @@ from tests.support.waiting import wait_until_async
 
 
 class Heard(pybreaker.CircuitBreakerListener):
-    """pybreaker's own listener, as its users write it."""
+    """A pybreaker listener as its users write it."""
 
     def __init__(self) -> None:
         self.changes: list[tuple[str, str]] = []

@@ -33,7 +33,7 @@ cut off in mid"""
 
 
 def body(question: str, *texts: str, **more: Any) -> ChatBody:
-    """As the packaged template words it."""
+    """Returns a body in the form of the packaged template."""
     sources = [Source(f"d{number}", "A title", 0, text, 0.5) for number, text in enumerate(texts)]
     turns = Prompts(load(None)).grounded(question, [], sources)
     messages = [{"role": turn.role, "content": turn.content} for turn in turns]
@@ -89,7 +89,7 @@ def test_without_a_sentence_nothing_is_said() -> None:
 
 
 class OneHot:
-    """An embedder for which every text is as near to the question as it says."""
+    """An embedder that gives each text a chosen similarity to the question."""
 
     async def embed(self, texts: list[str], *, tenant: str) -> list[Embedding]:
         near = {"What?": 1.0, "It is so.": 0.9}

@@ -15,13 +15,13 @@ from api.redis_store.acl import acl_commands, acl_line
 
 STORE = Path(__file__).parents[2] / "api" / "redis_store"
 BY_REDIS_PY = {"client|setinfo", "evalsha", "exec", "multi", "script|exists", "script|load"}
-"""What it sends by itself: when it connects, around scripts and transactions."""
+"""Commands that redis-py sends by itself: when it connects, and for scripts and transactions."""
 GUARDS = ("prelude", "breaker", "bulkhead")
 STORES: tuple[Store, ...] = ("main", "breaker")
 
 
 def by_scripts(*names: str) -> set[str]:
-    """The commands that these Lua files call; all files if no names are given."""
+    """Returns the commands that these Lua files call, or those of all files."""
     files = [path for path in STORE.rglob("*.lua") if not names or path.stem in names]
     assert len(files) >= len(names)
     found = re.findall(r"redis\.p?call\(\s*['\"]([A-Za-z.]+)", "\n".join(path.read_text() for path in files))
@@ -29,7 +29,7 @@ def by_scripts(*names: str) -> set[str]:
 
 
 def by_python() -> set[str]:
-    """What looks like a command in the Python files: a method of a client or a pipeline, the name of a search one."""
+    """Returns possible commands in the Python files: methods of a client or pipeline, and names of search commands."""
     text = "\n".join(path.read_text() for path in STORE.rglob("*.py") if path.name != "acl.py")
     methods = re.findall(r"\b(?:client|pipe|subscribed)\.([a-z_]+)\(", text)
     named = {"delete": "del", "create": "ft.create"}

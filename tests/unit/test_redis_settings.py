@@ -31,7 +31,7 @@ def held(tmp_path: Path) -> Certificates:
 
 
 def refused(monkeypatch: pytest.MonkeyPatch, **variables: object) -> str:
-    """What is said of those variables."""
+    """Returns the error for these variables."""
     for name, value in variables.items():
         monkeypatch.setenv(name, str(value))
     with pytest.raises(SettingsError) as caught:

@@ -10,7 +10,7 @@ from api.values import EmbedderIdentity, Embedding
 
 
 class Counting:
-    """Embeds a text as its model's name and itself."""
+    """Embeds a text as its model's name and the text."""
 
     def __init__(self) -> None:
         self.current = CurrentIdentity()
@@ -67,7 +67,7 @@ async def test_another_model_is_noticed_without_being_asked_for() -> None:
 
 
 async def test_a_tenant_never_finds_what_another_has_asked() -> None:
-    """Else a short time of embedding tells that another tenant has asked the same."""
+    """A short response time would reveal that another tenant asked the same question."""
     inner = Counting()
     embedder = RememberedEmbedder(inner)
     questions = [f"question {n}" for n in range(25)]

@@ -15,7 +15,7 @@ CALLS = 100
 
 
 async def attempts(fault: UpstreamFault, calls: int) -> int:
-    """How often `calls` calls, all of which fail with `fault`, are tried together."""
+    """Returns how often `calls` calls are tried in total if all fail with `fault`."""
     budget, seen = RetryBudget(), Counter[str]()
 
     async def fail() -> None:
@@ -53,7 +53,7 @@ async def test_a_retry_that_works_is_the_answer() -> None:
 
 
 class Moment:
-    """A clock that stands still until it is moved."""
+    """A clock that only moves when told to."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -63,7 +63,7 @@ class Moment:
 
 
 def spent(budget: RetryBudget) -> int:
-    """How many retries the budget gives at once."""
+    """Returns how many retries the budget allows at once."""
     return next(count for count in range(10_000) if not budget.spend())
 
 

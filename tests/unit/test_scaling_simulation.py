@@ -20,7 +20,7 @@ COSTS = load_costs()
 
 
 def mean_wait_of(load: float, service: Service, seed: int, arrivals: int = 120_000) -> float:
-    """Seconds in the line of arrivals at random, each with a second of work."""
+    """Returns the mean wait in seconds of random arrivals, each with a second of work."""
     env, rng = simpy.Environment(), random.Random(seed)
     server = SimulatedRedis(env, rng, service)
 

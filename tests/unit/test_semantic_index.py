@@ -15,7 +15,7 @@ ONE, OTHER = (EmbedderIdentity("model", 4, letter * 10) for letter in "ab")
 
 
 class Gate:
-    """Closed; and the client behind it, which answers that every index is complete."""
+    """A client that counts Redis as down, with a client behind it that reports every index as complete."""
 
     def __init__(self) -> None:
         self.client = self

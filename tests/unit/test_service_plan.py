@@ -30,7 +30,7 @@ def nothing_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def settings(tmp_path: Path, *lines: str) -> Settings:
-    """Those of a `.env` with these lines."""
+    """Returns the settings of a `.env` with these lines."""
     (tmp_path / ".env").write_text("\n".join(lines))
     return load_settings(str(tmp_path / ".env"))
 

@@ -18,7 +18,7 @@ PLACE = CacheKey(EmbedderIdentity("e", 4, "aaaaaaaaaa"), "aaaaaaaaaa-scope", "di
 
 
 class LostCache:
-    """Stands where `AnswerCache` does."""
+    """Replaces `AnswerCache`."""
 
     def __init__(self) -> None:
         self.stored = 0
@@ -51,7 +51,7 @@ class Seen(Telemetry):
 
 
 async def test_an_answer_whose_second_look_fails_keeps_its_time_and_is_not_stored() -> None:
-    """Without the time it would be stored whatever has been deleted since."""
+    """Without the time it would be stored even if documents were deleted since."""
     cache, seen = LostCache(), Seen()
     shared = SemanticCache(cache, None, None, seen, CachePolicy(0.9), CacheBudget(1.0))  # type: ignore[arg-type]
     query, lookup = Query("q", "t", "m"), Lookup(PLACE, available=True, now_ms=1234)
@@ -63,7 +63,7 @@ async def test_an_answer_whose_second_look_fails_keeps_its_time_and_is_not_store
 
 
 class SlowCache(LostCache):
-    """Stores when it is let, or fails with `error`."""
+    """Stores when allowed, or fails with `error`."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -14,7 +14,7 @@ Asked = list[tuple[str, Retry]]
 
 
 async def outcome(kind: UpstreamFault, *, bad: str, times: int = 100) -> tuple[str | UpstreamFault, Asked]:
-    """What comes of asking for "a", where texts that hold `bad` fail so often; and what was asked."""
+    """Returns the result for "a" if texts with `bad` fail this often, and the calls that were made."""
     asked: Asked = []
 
     async def embed(texts: Sequence[str], retry: Retry) -> str:

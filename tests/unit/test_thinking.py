@@ -28,7 +28,7 @@ PIECES = [
 
 
 def read(*parts: str) -> tuple[str, str]:
-    """The answer and the thoughts."""
+    """Returns the answer and the thoughts."""
     thinking = Thinking()
     answer = "".join(map(thinking.feed, parts))
     return answer + thinking.end(), thinking.thoughts

@@ -39,7 +39,7 @@ def test_what_is_not_read_is_told(model: MiniLM, text: str, unread: tuple[str, .
 
 
 def test_marks_that_the_tokenizer_drops_are_unread_where_they_change_the_letter(model: MiniLM) -> None:
-    """Else `with ga` and `with ka` would be one, and so would Hindi words of the same consonants."""
+    """Otherwise `with ga` and `with ka` would be equal, and so would Hindi words with the same consonants."""
     for one, other in (("が", "か"), ("जोड़ें", "जोड़ा"), ("x ≮ y", "x < y"), ("ก่", "ก้")):
         first, second = model.embed([one, other])
         assert first.unread != second.unread, (one, other)

@@ -29,11 +29,11 @@ BODIES: list[type[BaseModel]] = [
     *(openai_wire.ChatBody, openai_wire.EmbeddingsBody, openai_wire.OpenAIMessage),
 ]
 BOUND_ELSEWHERE = {"DocumentIn.text"}
-"""By the size of the body, and by `DOCUMENT_MAX_BYTES`."""
+"""Limited by the size of the body and by `DOCUMENT_MAX_BYTES`."""
 
 
 def leaves(schema: Any, place: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every string and list in a schema, by its place."""
+    """Returns every string and list in a schema by its location."""
     if isinstance(schema, list):
         for part in schema:
             yield from leaves(part, place)
@@ -120,7 +120,7 @@ def test_as_many_lists_as_there_may_be_are_decoded() -> None:
 
 @pytest.mark.parametrize("piece", [b'"a\\', b'"', b"\\", b'"\\"', b'""', b'"['])
 def test_counting_is_linear_in_the_body(piece: bytes) -> None:
-    """Each string is looked at once, also where none of them ends."""
+    """Each string is scanned once, even if none of them ends."""
     body = b'"' + b"[" * (MAX_CONTAINERS + 1) + b'",' + piece * 200_000
     began = time.thread_time()
     with pytest.raises(InvalidRequest):

@@ -17,7 +17,7 @@ LOADS = (Load("text", "/api/generate", b"{}"), Load("vectors", "/api/embed", b"{
 
 
 class Pool:
-    """Notes what it is asked to load, and whether a permit was held meanwhile."""
+    """Records the models to load, and whether a permit was held."""
 
     def __init__(self, bulkhead: Line) -> None:
         self.loaded: list[str] = []
@@ -32,7 +32,7 @@ class Pool:
 
 
 class Line:
-    """A bulkhead whose line moves when told to."""
+    """A bulkhead whose queue moves when told to."""
 
     def __init__(self) -> None:
         self.turn = asyncio.Event()

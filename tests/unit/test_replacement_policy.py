@@ -47,7 +47,7 @@ def test_the_next_step(workers: list[WorkerState], wanted: int, expected: Step) 
 
 @pytest.mark.parametrize("seed", range(200))
 def test_there_are_never_fewer_serving_than_wanted_and_it_comes_to_rest(seed: int) -> None:
-    """Workers become due in any order, start and leave in any time, and some are killed."""
+    """Workers become due, start and stop in any order and time, and some are killed."""
     chance, wanted = random.Random(seed), 3
     workers = {age: worker(age) for age in range(wanted)}
     youngest = wanted - 1
