@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from itertools import groupby
 from operator import itemgetter
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import pybreaker
 import structlog
@@ -43,18 +43,10 @@ from api.errors import BreakerOpen, StoreUnavailable
 _log = structlog.get_logger("ragherd.breaker")
 
 
-class _Owner(Protocol):
-    policy: BreakerPolicy
-
-    async def report(self, epoch: int, token: str, outcome: CallOutcome) -> None: ...
-
-    async def renew(self, token: str) -> bool: ...
-
-
 class CallAttempt:
     """A call admitted in `epoch`; `token` names its permit when it is a probe, and is empty otherwise."""
 
-    def __init__(self, owner: _Owner, epoch: int, token: str) -> None:
+    def __init__(self, owner: FleetBreaker, epoch: int, token: str) -> None:
         self._owner = owner
         self._epoch = epoch
         self._token = token

@@ -177,7 +177,7 @@ class ReadIn(BaseModel):
 async def post_document(request: Request, response: Response) -> dict[str, Any]:
     """201: the document is in use. 202: `status` shows the progress. The same `source` replaces a document."""
     state = worker_state(request)
-    added = await state.library.add(await read_document(request, state.library.limits.bytes))
+    added = await state.documents.add(await read_document(request, state.documents.limits.bytes))
     response.status_code = 201 if added.document.status == "ready" else 202
     response.headers["Location"] = f"{PATH}/{added.document.id}"
     return {**document_out(added.document), "outcome": added.outcome}
@@ -190,7 +190,7 @@ async def get_documents(request: Request, wanted: Annotated[ListingIn, Query()])
     state = worker_state(request)
     tenant = state.access.tenant(request, wanted.tenant)
     listing = Listing(wanted.tag, wanted.status, wanted.source, wanted.cursor, wanted.limit)
-    page = await state.library.page(tenant, listing)
+    page = await state.documents.page(tenant, listing)
     return {"documents": [document_out(document) for document in page.documents], "cursor": page.cursor}
 
 
@@ -199,8 +199,8 @@ async def get_documents(request: Request, wanted: Annotated[ListingIn, Query()])
 async def get_document(request: Request, document: str, wanted: Annotated[ReadIn, Query()]) -> dict[str, Any]:
     """Includes `progress` while the document is being processed."""
     state = worker_state(request)
-    found = await state.library.find(document, _tenant(request, state, wanted.tenant))
-    chunks = await state.library.chunks(document, wanted.offset, wanted.limit)
+    found = await state.documents.find(document, _tenant(request, state, wanted.tenant))
+    chunks = await state.documents.chunks(document, wanted.offset, wanted.limit)
     return {**document_out(found), "passages": [_passage(chunk) for chunk in chunks]}
 
 
@@ -209,7 +209,7 @@ async def get_document(request: Request, document: str, wanted: Annotated[ReadIn
 async def delete_document(request: Request, document: str, tenant: Name | None = None) -> Response:
     """After the response no worker serves an answer that used the document."""
     state = worker_state(request)
-    await state.library.delete(document, tenant)
+    await state.documents.delete(document, tenant)
     return Response(status_code=204)
 
 

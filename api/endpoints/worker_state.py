@@ -42,7 +42,7 @@ class AppState:
     streaming: Streaming
     queries: QueryService
     explainer: Explainer
-    library: DocumentService
+    documents: DocumentService
     embeddings: EmbeddingCalls
     embed_max_inputs: int
     catalog: ModelCatalog

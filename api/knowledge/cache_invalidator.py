@@ -65,7 +65,7 @@ class CacheInvalidator:
         self._embedder = embedder
         self._events = events
         self._on_new_documents = on_new_documents
-        self._patience = TimeBudget()
+        self._budget = TimeBudget()
 
     async def notify_cache(self, work: Work) -> None:
         """After a document was deleted, added or replaced. Raises `StoreUnavailable`, `ServiceUnavailable`."""
@@ -136,10 +136,10 @@ class CacheInvalidator:
 
     async def _changed_by(self, work: Work, questions: Sequence[CachedQuestion]) -> list[str]:
         """The questions that would now find other passages. Those not checked in time count as changed."""
-        began, patience = time.monotonic(), self._patience.left()
-        until = began + patience
+        began, seconds = time.monotonic(), self._budget.left()
+        until = began + seconds
         changed = [one.entry for one in questions if time.monotonic() > until or await self._is_changed(work, one)]
-        self._patience.spent(time.monotonic() - began)
+        self._budget.spent(time.monotonic() - began)
         return changed
 
     async def _is_changed(self, work: Work, question: CachedQuestion) -> bool:

@@ -151,7 +151,9 @@ class DocumentService:
         until = time.monotonic() + SETTLE_SECONDS
         while not await self._ingestion.carry_out(document) and await self._ingestion.is_waiting(document):
             if time.monotonic() > until:
-                raise ServiceUnavailable("The document is gone; the cache is still being told.", retry_after=1)
+                raise ServiceUnavailable(
+                    "The document is deleted, but cached answers may still cite it. Try again.", retry_after=1
+                )
             await asyncio.sleep(random.uniform(0.02, 0.05))  # noqa: S311 - jitter
 
     async def _is_going(self, document: str) -> bool:

@@ -64,7 +64,7 @@ class Ingestion:
         chunker: Chunker,
         embedded_text: EmbeddedText,
         embedder: Embedder,
-        outdating: CacheInvalidator,
+        invalidator: CacheInvalidator,
         events: Telemetry,
         batches: BatchSize,
         patience: float,
@@ -76,7 +76,7 @@ class Ingestion:
         self._chunker = chunker
         self._embedded_text = embedded_text
         self._embedder = embedder
-        self._outdating = outdating
+        self._invalidator = invalidator
         self._events = events
         self._chunks = ChunkEmbedding(embedder, batches)
         self._patience = patience
@@ -131,7 +131,7 @@ class Ingestion:
 
     async def _to_its_end(self, work: Work) -> None:
         if work.pending_invalidation:
-            await self._outdating.changed(work)
+            await self._invalidator.changed(work)
         stored: Work | None = work
         if work.phase == "store":  # invalidation is never given up
             try:
@@ -143,12 +143,12 @@ class Ingestion:
                 await self._put_off(work, str(error))
                 return
         if stored is not None:
-            await self._outdating.notify_cache(stored)
+            await self._invalidator.notify_cache(stored)
             await self._work.finish(stored)
 
     async def _failed(self, work: Work, reason: str) -> None:
         if work.pending_invalidation:
-            await self._outdating.owed(work)
+            await self._invalidator.owed(work)
         self._events.document_failed(work.id, reason)
         await self._work.fail(work, reason)
 
@@ -187,7 +187,7 @@ class Ingestion:
             self._events.document_stored(len(chunks))
         return stored
 
-    async def embed_anew(self, work: Work, embedder: EmbedderIdentity, text: str) -> bool:
+    async def reembed(self, work: Work, embedder: EmbedderIdentity, text: str) -> bool:
         """Embeds a revision in service with a new embedder. False if it is void or the lease is lost."""
         chunks = await self._cut(text)
 

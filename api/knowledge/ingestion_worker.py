@@ -37,14 +37,14 @@ class IngestionWorker:
         self,
         work: DocumentWork,
         ingestion: Ingestion,
-        anew: Reembedding,
+        reembedding: Reembedding,
         embedder: Embedder,
         leases: Callable[[str], LeaderLease],
         pace: Callable[[], float] = lambda: 1.0,
     ) -> None:
         self._work = work
         self._ingestion = ingestion
-        self._anew = anew
+        self._reembedding = reembedding
         self._embedder = embedder
         self._leases = leases
         self._pace = pace
@@ -67,7 +67,7 @@ class IngestionWorker:
         """Runs until cancelled, as a background task."""
         while True:
             with suppress(StoreUnavailable, ServiceUnavailable, EmbeddingUnavailable):
-                await self.embed_anew()
+                await self.reembed()
             await self._pause()
 
     async def _pause(self) -> None:
@@ -83,21 +83,21 @@ class IngestionWorker:
             with suppress(StoreUnavailable, RagherdError):  # an unavailable shard does not hold up other documents
                 await self._ingestion.carry_out(document)
 
-    async def embed_anew(self) -> None:
+    async def reembed(self) -> None:
         """Embeds what the current embedder has not embedded, while this worker has the lease."""
         embedder = await self._embedder.identity()
-        epoch = await self._anew.behind(embedder)
+        epoch = await self._reembedding.behind(embedder)
         lease = self._leases(embedder.fingerprint)
         if epoch is None or not await lease.acquire(LEASE_SECONDS):
             return
         whole = True
         async with _kept(lease):
-            async for work in self._anew.missing(embedder):
+            async for work in self._reembedding.missing(embedder):
                 whole = await self._embedded(work, embedder) and whole
                 if not (whole or await lease.acquire(LEASE_SECONDS)):
                     return
             if whole:
-                await self._anew.complete(embedder, epoch)
+                await self._reembedding.complete(embedder, epoch)
         await lease.release()
 
     async def _embedded(self, work: Work, embedder: EmbedderIdentity) -> bool:
@@ -105,8 +105,8 @@ class IngestionWorker:
         text = await self._work.text(work.id)
         if text is None:
             return True  # deleted meanwhile
-        done = await self._ingestion.embed_anew(work, embedder, text.decode())
-        return done and await self._anew.embedded(work, embedder)
+        done = await self._ingestion.reembed(work, embedder, text.decode())
+        return done and await self._reembedding.embedded(work, embedder)
 
 
 @asynccontextmanager
@@ -138,14 +138,14 @@ class StaleEmbeddings:
     def __init__(
         self,
         embeddings: UnusedEmbeddings,
-        anew: Reembedding,
+        reembedding: Reembedding,
         embedder: Embedder,
         lease: LeaderLease,
         events: Telemetry,
         keep: float,
     ) -> None:
         self._embeddings = embeddings
-        self._anew = anew
+        self._reembedding = reembedding
         self._embedder = embedder
         self._lease = lease
         self._events = events
@@ -169,7 +169,9 @@ class StaleEmbeddings:
         """
         embedder = await self._embedder.identity()
         await self._embeddings.use(embedder)
-        if await self._anew.behind(embedder) is not None or not await self._lease.acquire(CLEANING_LEASE_SECONDS):
+        if await self._reembedding.behind(embedder) is not None:
+            return 0
+        if not await self._lease.acquire(CLEANING_LEASE_SECONDS):
             return 0
         return sum([await self._removed(old) for old in await self._embeddings.unused(self._keep)])
 

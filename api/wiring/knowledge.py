@@ -81,7 +81,7 @@ class WorkerKnowledge:
         on_new = retrieval.cache_on_new_documents if settings.cache.enabled else "none"
         answers = RedisInvalidationTags(client, keys, indexes)
         sweep = RedisCacheSweep(client, keys)
-        outdating = CacheInvalidator(sweep, answers, self.retriever, work, plain, events, on_new)
+        invalidator = CacheInvalidator(sweep, answers, self.retriever, work, plain, events, on_new)
         parser = Parser(_parse_limits(settings))
         ingestion = Ingestion(
             work,
@@ -90,21 +90,26 @@ class WorkerKnowledge:
             Chunker(embedders.count, *_chunk_sizes(settings), embedders.tokenizer),
             EmbeddedText(embedders.count, embedders.limit),
             plain,
-            outdating,
+            invalidator,
             events,
             BATCHES[settings.embedder.embedder],
             settings.documents.document_embed_patience,
             retrieval.retrieval_neighbours,
         )
-        self.library = DocumentService(RedisDocuments(client, keys), ingestion, parser, _limits(settings))
-        leases, anew = partial(_embedding_lease, client, keys, worker), RedisReembedding(client, keys, worker)
-        self.upkeep = IngestionWorker(work, ingestion, anew, plain, leases, pace)
+        self.documents = DocumentService(RedisDocuments(client, keys), ingestion, parser, _limits(settings))
+        leases, reembedding = partial(_embedding_lease, client, keys, worker), RedisReembedding(client, keys, worker)
+        self.ingestion_worker = IngestionWorker(work, ingestion, reembedding, plain, leases, pace)
         janitor, kept = RedisLeaderLease(client, keys.janitor, worker), settings.documents.unused_embeddings_keep
-        self._old = StaleEmbeddings(RedisUnusedEmbeddings(client, keys), anew, plain, janitor, events, kept)
+        self._old = StaleEmbeddings(RedisUnusedEmbeddings(client, keys), reembedding, plain, janitor, events, kept)
 
     def tasks(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
         """Background tasks for the worker's lifetime."""
-        return [self.upkeep.keep, self.upkeep.keep_deleting, self.upkeep.keep_embedding, self._old.keep_clean]
+        return [
+            self.ingestion_worker.keep,
+            self.ingestion_worker.keep_deleting,
+            self.ingestion_worker.keep_embedding,
+            self._old.keep_clean,
+        ]
 
 
 def _retrieval_policy(settings: Settings) -> RetrievalPolicy:
@@ -156,4 +161,4 @@ async def open_knowledge(knowledge: WorkerKnowledge) -> AsyncIterator[WorkerKnow
         try:
             yield knowledge
         finally:
-            await knowledge.library.aclose()
+            await knowledge.documents.aclose()

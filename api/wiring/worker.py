@@ -160,7 +160,7 @@ class _Worker:
             streaming=Streaming(self._settings.server.stream_heartbeat, self._settings.server.stream_stall_timeout),
             queries=cache.queries,
             explainer=cache.explainer,
-            library=knowledge.library,
+            documents=knowledge.documents,
             embeddings=backends.embeddings(events),
             embed_max_inputs=self._settings.embedder.embed_max_inputs,
             catalog=backends.catalog,

@@ -56,7 +56,7 @@ async def test_who_is_late_writes_nothing_into_what_another_has_taken_over(
     late, other = fleet
     document = await late.stopped("rules", OLD)
     await lease_ended(redis, document)
-    await other.knowledge.upkeep.carry_out_waiting()
+    await other.knowledge.ingestion_worker.carry_out_waiting()
     assert faults(stored, cut(rules=OLD)) == []
     await other.store("rules", NEW)
     await late.go_on()
@@ -72,7 +72,7 @@ async def test_who_is_taken_over_in_the_middle_leaves_nothing_of_another_cut(
     await lease_ended(redis, document)
     async with worker(redis_url, "third", GatedEmbedder("e"), chunk_tokens=40) as third:
         third.embedder.stop_after(4)
-        taking_over = asyncio.create_task(third.knowledge.upkeep.carry_out_waiting())
+        taking_over = asyncio.create_task(third.knowledge.ingestion_worker.carry_out_waiting())
         await third.embedder.stopped()
         await late.go_on()
         third.embedder.go_on()
@@ -87,7 +87,7 @@ async def test_what_is_written_already_is_not_embedded_again(
     late, other = fleet
     document = await late.stopped("rules", OLD, after=6)
     await lease_ended(redis, document)
-    await other.knowledge.upkeep.carry_out_waiting()
+    await other.knowledge.ingestion_worker.carry_out_waiting()
     expected = cut(rules=OLD)
     assert len(other.embedder.texts) == len(expected["rules"]) - 6
     await late.go_on()
@@ -98,8 +98,8 @@ async def test_a_worker_does_not_begin_twice_with_what_it_is_at(stored: sync_red
     one, other = fleet
     await one.stopped("rules", OLD)
     for _ in range(3):
-        await asyncio.wait_for(one.knowledge.upkeep.carry_out_waiting(), 10)
-        await asyncio.wait_for(other.knowledge.upkeep.carry_out_waiting(), 10)
+        await asyncio.wait_for(one.knowledge.ingestion_worker.carry_out_waiting(), 10)
+        await asyncio.wait_for(other.knowledge.ingestion_worker.carry_out_waiting(), 10)
     await one.go_on()
     assert other.embedder.texts == []
     assert len(one.embedder.texts) == len(cut(rules=OLD)["rules"])
@@ -109,7 +109,7 @@ async def test_a_worker_does_not_begin_twice_with_what_it_is_at(stored: sync_red
 async def test_a_document_deleted_while_it_is_stored_is_gone(redis: Redis, fleet: list[Worker]) -> None:
     one, other = fleet
     document = await one.stopped("rules", OLD)
-    await other.knowledge.library.delete(document)
+    await other.knowledge.documents.delete(document)
     await one.go_on()
     left = {key.decode() async for key in redis.scan_iter("rag:doc:*")}
     left |= {key.decode() async for key in redis.scan_iter("rag:chunk:*")}
@@ -156,7 +156,7 @@ async def test_who_uploads_does_not_wait_for_a_turn_of_his_own_once_another_work
         await third.embedder.stopped()
         uploading = third.give("rules", NEW)
         await asyncio.wait({uploading}, timeout=0.1)
-        await fleet[0].knowledge.upkeep.carry_out_waiting()
+        await fleet[0].knowledge.ingestion_worker.carry_out_waiting()
         assert (await asyncio.wait_for(uploading, 5)).document.status == "ready"
         third.embedder.go_on()
         await asyncio.gather(*busy)
@@ -179,7 +179,7 @@ async def test_redis_killed_in_the_middle_costs_nothing_that_was_taken(tmp_path:
             await one.stopped("rules", OLD)
             await _restarted(server, one)
             await one.go_on()
-            await one.knowledge.upkeep.carry_out_waiting()
+            await one.knowledge.ingestion_worker.carry_out_waiting()
             with sync_redis.Redis.from_url(server.url) as client:
                 assert faults(client, cut(rules=OLD)) == []
 
@@ -199,12 +199,12 @@ async def _restarted(server: EmbeddedRedis, one: Worker) -> None:
 async def test_to_tell_the_cache_is_never_given_up(redis: Redis, fleet: list[Worker]) -> None:
     one, other = fleet
     document = await one.stopped("rules", OLD)
-    await other.knowledge.library.delete(document)
+    await other.knowledge.documents.delete(document)
     await other.store("kept", NEW)
     work: dict[Any, Any] = {"id": document, "revision": 1, "phase": "tell", "tenant": "default"}
     await redis.hset(f"rag:doc:{document}:work", mapping={**work, "gone": 1, "attempts": 9 * ATTEMPTS})
     await redis.zadd("rag:corpus:work", {document: 1})
-    await other.knowledge.upkeep.carry_out_waiting()
+    await other.knowledge.ingestion_worker.carry_out_waiting()
     assert await redis.exists(f"rag:doc:{document}", f"rag:doc:{document}:work") == 0
     assert len(await other.redis.keys("rag:doc:*:chunks")) == 1
 
@@ -217,18 +217,18 @@ async def test_a_deletion_that_is_asked_for_again_waits_for_the_cache_to_be_told
     document = await one.store("rules", OLD)
     monkeypatch.setattr("api.knowledge.document_service.SETTLE_SECONDS", 0.1)
     with monkeypatch.context() as patch:
-        patch.setattr(one.knowledge.library._ingestion, "carry_out", _lost)
+        patch.setattr(one.knowledge.documents._ingestion, "carry_out", _lost)
         with pytest.raises(StoreUnavailable):
-            await one.knowledge.library.delete(document)
+            await one.knowledge.documents.delete(document)
     work = f"rag:doc:{document}:work"
     await redis.hset(work, "held_until_ms", str(2**45))
     with pytest.raises(ServiceUnavailable):
-        await other.knowledge.library.delete(document)
+        await other.knowledge.documents.delete(document)
     await lease_ended(redis, document)
-    await other.knowledge.library.delete(document)
+    await other.knowledge.documents.delete(document)
     assert await redis.exists(work) == 0
     with pytest.raises(NotFound):
-        await other.knowledge.library.delete(document)
+        await other.knowledge.documents.delete(document)
 
 
 async def _lost(_: str) -> bool:
@@ -246,8 +246,8 @@ async def test_a_change_that_the_cache_is_not_told_of_before_one_that_fails_is_t
     work = f"rag:doc:{document}:work"
     await redis.hset(work, mapping={"owes": "1", "attempts": ATTEMPTS})
     await lease_ended(redis, document)
-    await other.knowledge.upkeep.carry_out_waiting()
-    assert (await other.knowledge.library.find(document)).status == "failed"
+    await other.knowledge.ingestion_worker.carry_out_waiting()
+    assert (await other.knowledge.documents.find(document)).status == "failed"
     assert int(await redis.hget(entry, "expires_ms") or 0) < 2**45
     assert await redis.hexists("rag:invalidated", "corpus:default")
     await one.go_on()
@@ -268,7 +268,7 @@ async def test_who_has_another_embedder_than_stored_a_document_tells_the_cache_o
         left: dict[Any, Any] = {"id": document, "revision": 1, "phase": "tell", "tenant": "default"}
         await redis.hset(f"rag:doc:{document}:work", mapping=left)
         await redis.zadd("rag:corpus:work", {document: 1})
-        await further.knowledge.upkeep.carry_out_waiting()
+        await further.knowledge.ingestion_worker.carry_out_waiting()
     assert int(await redis.hget(entry, "expires_ms") or 0) < 2**45
 
 
@@ -276,8 +276,8 @@ async def test_an_orderly_end_is_no_failed_attempt(redis: Redis, stored: sync_re
     one, other = fleet
     for _ in range(2 * ATTEMPTS):
         await one.stopped("rules", OLD)
-        await one.knowledge.library.aclose()
-    await other.knowledge.upkeep.carry_out_waiting()
+        await one.knowledge.documents.aclose()
+    await other.knowledge.ingestion_worker.carry_out_waiting()
     assert faults(stored, cut(rules=OLD)) == []
 
 
@@ -286,8 +286,8 @@ async def test_what_kills_every_worker_is_given_up(redis: Redis, fleet: list[Wor
     document = await one.stopped("rules", OLD)
     await redis.hset(f"rag:doc:{document}:work", "attempts", ATTEMPTS)
     await lease_ended(redis, document)
-    await other.knowledge.upkeep.carry_out_waiting()
-    found = await other.knowledge.library.find(document)
+    await other.knowledge.ingestion_worker.carry_out_waiting()
+    found = await other.knowledge.documents.find(document)
     assert (found.status, found.error) == ("failed", f"given up after {ATTEMPTS} attempts")
     await one.go_on()
     assert [key async for key in redis.scan_iter("rag:chunk:*")] == []
@@ -307,8 +307,8 @@ async def test_a_document_is_ready_once_the_cache_has_been_told(
     monkeypatch.setattr("api.knowledge.cache_invalidator.CacheInvalidator.notify_cache", lambda _, work: slow(work))
     giving = one.give("rules", NEW)
     await asyncio.wait_for(telling.wait(), 10)
-    assert (await other.knowledge.library.find(document)).status == "processing"
+    assert (await other.knowledge.documents.find(document)).status == "processing"
     told.set()
     await giving
     await one.go_on()
-    assert (await other.knowledge.library.find(document)).status == "ready"
+    assert (await other.knowledge.documents.find(document)).status == "ready"

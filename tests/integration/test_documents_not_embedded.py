@@ -144,8 +144,8 @@ async def test_who_takes_a_document_over_knows_what_could_not_be_embedded(redis:
     async with worker(redis_url, "one", Unable("e")) as one, worker(redis_url, "other", Unable("e")) as other:
         document = await one.stopped("rules", sections(12, 3), after=6)
         await lease_ended(redis, document)
-        await other.knowledge.upkeep.carry_out_waiting()
-        found = await other.knowledge.library.find(document)
+        await other.knowledge.ingestion_worker.carry_out_waiting()
+        found = await other.knowledge.documents.find(document)
         assert (found.status, found.chunks, found.not_embedded) == ("ready", 12, 1)
         assert [(chunk.number, chunk.reason) for chunk in found.failed_chunks] == [(3, "not a number")]
         fields = await redis.hkeys(Keys().chunk(one.embedder.embedder.fingerprint, document, found.revision, 3))

@@ -67,8 +67,8 @@ async def test_documents_are_found_by_their_words_until_they_are_embedded_anew(
         by_words = await found(after, question)
         assert (source in sources(by_words), by_words.whole) == (True, False)
     assert "bicycles" in sources(await found(before, "Where are bicycles kept?"))
-    await after.knowledge.upkeep.embed_anew()
-    await before.knowledge.upkeep.embed_anew()
+    await after.knowledge.ingestion_worker.reembed()
+    await before.knowledge.ingestion_worker.reembed()
     for one in (before, after):
         assert (await found(one, "How is the canteen run?")).whole
         assert "rules" in sources(await found(one, "How is the canteen run?"))
@@ -95,13 +95,13 @@ async def test_workers_of_both_embedders_take_documents_all_the_while(
     texts: dict[str, Any] = {
         f"page{number}": f"Page {number} is about {number} things.\n\n{OLD}" for number in range(8)
     }
-    anew = [asyncio.create_task(one.knowledge.upkeep.embed_anew()) for one in (before, after)]
+    anew = [asyncio.create_task(one.knowledge.ingestion_worker.reembed()) for one in (before, after)]
     for number, (source, text) in enumerate(texts.items()):
         await (before, after)[number % 2].store(source, text)
     await asyncio.gather(*anew)
     for _ in range(2):  # what came while they looked
         for one in (before, after):
-            await one.knowledge.upkeep.embed_anew()
+            await one.knowledge.ingestion_worker.reembed()
     assert faults(stored, rules=OLD, parking=NEW, **texts) == []
     for one in (before, after):
         assert (await found(one, "Which page is about 3 things?")).whole
@@ -112,10 +112,10 @@ async def test_a_document_deleted_while_it_is_embedded_anew_leaves_nothing(
 ) -> None:
     embedding = await stopped_anew(after)
     for fields in StoredCorpus(stored).documents.values():
-        await before.knowledge.library.delete(fields["id"])
+        await before.knowledge.documents.delete(fields["id"])
     after.embedder.go_on()
     await embedding
-    await after.knowledge.upkeep.embed_anew()
+    await after.knowledge.ingestion_worker.reembed()
     left = StoredCorpus(stored)
     assert (left.documents, left.chunks, left.unfinished) == ({}, [], [])
 
@@ -128,7 +128,7 @@ async def test_a_document_replaced_while_it_is_embedded_anew_is_the_new_one_for_
     await before.store("parking", OLD)
     after.embedder.go_on()
     await embedding
-    await after.knowledge.upkeep.embed_anew()
+    await after.knowledge.ingestion_worker.reembed()
     assert faults(stored, rules=THIRD, parking=OLD) == []
 
 
@@ -137,7 +137,7 @@ async def test_one_worker_of_the_new_embedder_does_it_for_all(
 ) -> None:
     embedding = await stopped_anew(after)
     async with worker(redis_url, "idle", GatedEmbedder("after")) as idle:
-        await idle.knowledge.upkeep.embed_anew()
+        await idle.knowledge.ingestion_worker.reembed()
         assert idle.embedder.texts == []
         after.embedder.go_on()
         await embedding
@@ -152,7 +152,7 @@ async def test_who_stood_still_for_too_long_leaves_it_to_who_has_the_duty_now(
     await redis.delete(lease)
     # Of other sizes: what the late one still writes would be a chunk too many.
     async with worker(redis_url, "other", GatedEmbedder("after"), chunk_tokens=40) as other:
-        await other.knowledge.upkeep.embed_anew()
+        await other.knowledge.ingestion_worker.reembed()
         written = chunks_of(stored, after)
         after.embedder.go_on()
         await embedding
@@ -172,7 +172,7 @@ async def test_what_redis_forgot_meanwhile_is_not_taken_for_embedded(
     after.embedder.go_on()
     await embedding
     assert not (await found(after, "Where are bicycles kept?")).whole
-    await after.knowledge.upkeep.embed_anew()
+    await after.knowledge.ingestion_worker.reembed()
     assert (await found(after, "Where are bicycles kept?")).whole
     assert faults(stored, **texts) == []
 
@@ -181,11 +181,11 @@ async def test_passages_of_a_document_are_those_of_one_embedder(
     redis_url: str, stored: sync_redis.Redis, before: Worker
 ) -> None:
     async with worker(redis_url, "after", GatedEmbedder("after"), chunk_tokens=40) as after:
-        await after.knowledge.upkeep.embed_anew()
+        await after.knowledge.ingestion_worker.reembed()
         for one in (before, after):
-            page = await one.knowledge.library.page("default", Listing())
+            page = await one.knowledge.documents.page("default", Listing())
             for document in page.documents:
-                shown = await one.knowledge.library.chunks(document.id, 0, 100)
+                shown = await one.knowledge.documents.chunks(document.id, 0, 100)
                 assert [chunk.text for chunk in shown] in list(cut(rules=OLD, parking=NEW).values())
                 assert document.chunks == len(shown)
 
@@ -193,6 +193,6 @@ async def test_passages_of_a_document_are_those_of_one_embedder(
 async def stopped_anew(one: Worker) -> asyncio.Task[None]:
     """Starts to embed all documents again, and pauses in the middle of the first one."""
     one.embedder.stop_after(2)
-    embedding = asyncio.create_task(one.knowledge.upkeep.embed_anew())
+    embedding = asyncio.create_task(one.knowledge.ingestion_worker.reembed())
     await one.embedder.stopped()
     return embedding

@@ -88,13 +88,13 @@ class Worker:
     def give(self, source: str, text: str) -> asyncio.Task[Any]:
         """Uploads a document and processes it in the background."""
         facts = DocumentFacts("default", source, source=source)
-        return asyncio.create_task(self.knowledge.library.add(Upload(facts, text.encode(), "text/plain")))
+        return asyncio.create_task(self.knowledge.documents.add(Upload(facts, text.encode(), "text/plain")))
 
     async def store(self, source: str, text: str) -> str:
         """Uploads a document, waits until it is ready, and returns its ID."""
         document = (await self.give(source, text)).document.id
-        while (await self.knowledge.library.find(document)).status == "processing":
-            await self.knowledge.upkeep.carry_out_waiting()
+        while (await self.knowledge.documents.find(document)).status == "processing":
+            await self.knowledge.ingestion_worker.carry_out_waiting()
         return str(document)
 
     async def stopped(self, source: str, text: str, after: int = 0) -> str:
@@ -122,7 +122,7 @@ async def worker(redis_url: str, name: str, embedder: GatedEmbedder, **sizes: An
             yield made
         finally:
             embedder.go_on()
-            await made.knowledge.library.aclose()
+            await made.knowledge.documents.aclose()
 
 
 async def lease_ended(redis: Redis, document: str) -> None:
