@@ -1,4 +1,4 @@
-"""Which addresses and names mean this machine. Pure."""
+"""Recognizes addresses and host names of this machine. Pure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ipaddress
 
 
 def is_loopback_address(text: str) -> bool:
-    """Whether `text` is an IP address of the loopback interface, an IPv4 address mapped into IPv6 included."""
+    """Returns whether `text` is a loopback IP address, including IPv4 addresses mapped to IPv6."""
     try:
         address = ipaddress.ip_address(text)
     except ValueError:
@@ -16,6 +16,6 @@ def is_loopback_address(text: str) -> bool:
 
 
 def is_loopback_host(host: str) -> bool:
-    """The same of a host to listen on, which may be a name. Names other than `localhost` are not looked up."""
+    """Returns whether a listening host is a loopback address or `localhost`. Does not resolve other names."""
     name = host.strip().strip("[]").lower()
     return name == "localhost" or is_loopback_address(name)

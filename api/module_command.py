@@ -1,4 +1,4 @@
-"""How a process starts another one from a module of these packages, whatever the working directory holds."""
+"""Starts modules of these packages as processes, independent of the working directory."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ ROOT: Final = Path(__file__).parents[1]
 
 
 def module_command(module: str, *arguments: str) -> list[str]:
-    """`python -m module`, without the working directory on the search path: a folder `api` there is somebody else's."""
+    """Returns `python -m module` without the working directory on the search path, which may contain an unrelated
+    `api`.
+    """
     return [sys.executable, "-P", "-m", module, *arguments]
 
 
 def module_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """`environment` for `module_command`: in a checkout that was never installed, Python finds the packages by it."""
+    """Returns `environment` for `module_command`. In a checkout that is not installed, Python finds the packages with
+    it.
+    """
     if Path(sysconfig.get_path("purelib")) == ROOT:
         return dict(environment)
     given = environment.get("PYTHONPATH")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import typer
 
 FAILED: Final = 1
-UNUSABLE: Final = 2  # a setting, an option or what is installed
+UNUSABLE: Final = 2  # an invalid setting or option, or a missing package
 INTERRUPTED: Final = 130
 
 
@@ -29,7 +29,7 @@ def app() -> None:
 
 
 def end(line: str, code: int = FAILED) -> typer.Exit:
-    """For the caller to raise. The line says why the command fails."""
+    """Prints why the command fails, and returns the exception for the caller to raise."""
     import typer
 
     typer.echo(f"ragherd: {' '.join(line.split())}", err=True)

@@ -13,7 +13,7 @@ from api.endpoints.access import DEFAULT_TENANT
 from api.endpoints.description import body_of
 from api.endpoints.fields import rfc3339
 from api.endpoints.middleware import CheckedRoute, JsonRoute, needs
-from api.endpoints.query import Name, QueryIn, Question, to_query
+from api.endpoints.query import Name, QueryIn, Question, build_query
 from api.endpoints.validation import IsInteger, IsText, Options, StrictBody, json_of, refused, validated
 from api.endpoints.worker_state import AppState, worker_state
 from api.errors import InvalidRequest, ServiceUnavailable
@@ -90,7 +90,7 @@ explain_router = APIRouter(tags=["semantic cache"], route_class=JsonRoute)
 async def explain(body: QueryIn, request: Request) -> dict[str, Any]:
     """Takes the body of POST /query and changes nothing. A tenant's key sees only questions of that tenant."""
     state = worker_state(request)
-    explainer, query = state.explainer, to_query(body, request, state)
+    explainer, query = state.explainer, build_query(body, request, state)
     explanation = await explainer.explain(query)
     return {
         "question": query.question,

@@ -20,7 +20,7 @@ from api.unicode_text import is_blank
 from api.values import ChatMessage, EmbeddingRequest, Embeddings
 
 
-def query_of(request: Request, model: str, turns: Sequence[ChatMessage], options: dict[str, Any]) -> Query:
+def build_query(request: Request, model: str, turns: Sequence[ChatMessage], options: dict[str, Any]) -> Query:
     """Builds a query. The last message is the question; a system message at the start is the instruction."""
     if turns[-1].role != "user":
         raise refused("messages", "the last message must have the role `user`")

@@ -115,7 +115,7 @@ async def _answer(
     form = OllamaForm(body.model, content, options)
     if not turns:
         return _json(form.loaded())
-    query = dropin.query_of(request, body.model, turns, options)
+    query = dropin.build_query(request, body.model, turns, options)
     return await dropin.reply(request, query, form, stream=body.stream)
 
 

@@ -145,7 +145,7 @@ class OllamaForm:
         self._content = content
         self._options = options
 
-    def opening(self, opening: AnswerStarted) -> bytes:
+    def started(self, started: AnswerStarted) -> bytes:
         return b""
 
     def token(self, token: Token) -> bytes:

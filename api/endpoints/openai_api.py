@@ -39,7 +39,7 @@ async def chat_completions(request: Request) -> Response:
     body = await read_body(request, ChatBody)
     turns = [message.turn() for message in body.messages]
     options = dropin.allowed_options(request, body.options(), lambda field: field.replace("num_predict", "max_tokens"))
-    query = dropin.query_of(request, body.model, turns, options)
+    query = dropin.build_query(request, body.model, turns, options)
     request_id = request.state.request_id
     form = OpenAIForm(body.model, request_id, options, include_usage=body.stream_options.include_usage)
     return await dropin.reply(request, query, form, stream=body.stream)

@@ -169,7 +169,7 @@ class OpenAIForm:
         self._include_usage = include_usage
         self._common = {"id": f"chatcmpl-{request_id}", "created": int(time.time()), "model": model}
 
-    def opening(self, opening: AnswerStarted) -> bytes:
+    def started(self, started: AnswerStarted) -> bytes:
         return self._chunk({"role": "assistant", "content": ""})
 
     def token(self, token: Token) -> bytes:

@@ -1,4 +1,4 @@
-"""POST /query: the main job, as one document or as a stream of events."""
+"""POST /query: answers a question with one document or with an event stream."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class ConversationTurn(StrictBody):
 class DocumentsIn(StrictBody):
     """The documents that an answer may use: those with one of `tags` and one of `ids`.
 
-    An empty list is refused: whoever means none of them must not be answered from all.
+    An empty list is refused, because it could mean none or all.
     """
 
     tags: Annotated[list[Name], Field(min_length=1, max_length=50, fail_fast=True)] = Field(default_factory=list)
@@ -73,7 +73,7 @@ class QueryIn(StrictBody):
 async def post_query(body: QueryIn, request: Request) -> Response:
     """Answer from the fleet's cache or with the language model. See docs/http-api.md and docs/streaming.md."""
     state: AppState = request.state.worker
-    query = to_query(body, request, state)
+    query = build_query(body, request, state)
     if body.stream or event_stream.accepted(request.headers):
         return EventStream(request, state.queries.stream(query), query.cache_control, state.streaming)
     async with cancel_on_disconnect(request.receive):
@@ -85,8 +85,8 @@ async def post_query(body: QueryIn, request: Request) -> Response:
     )
 
 
-def to_query(body: QueryIn, request: Request, state: AppState) -> Query:
-    """What is asked, by whom. Raises `NotAuthenticated` and `NotAuthorized`."""
+def build_query(body: QueryIn, request: Request, state: AppState) -> Query:
+    """Builds a query from the body and headers. Raises `NotAuthenticated` and `NotAuthorized`."""
     headers = request.headers
     return Query(
         question=body.question,

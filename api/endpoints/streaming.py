@@ -1,12 +1,8 @@
-"""An answer as POST /query gives it: the document, and the headers that tell of the cache.
+"""Answers of POST /query as a document or as an event stream, and streams of the imitated APIs.
 
-The sending of an event stream: one writer at a time, a sign of life while nothing flows, patience with an end.
-
-An answer as a stream, in whatever form.
-
-The response begins with the answer's first words. Whatever goes wrong before is an ordinary error response.
-
-An answer as server-sent events: `sources`, `token`s, then `done` or `error`. docs/streaming.md shows the wire.
+A response starts with the first event of the answer, so an earlier error is an ordinary error response. `EventWire`
+sends with backpressure and heartbeats, one writer at a time. `AnswerStream` runs the flow. Server-sent events are
+`sources`, `token`s, then `done` or `error`; docs/streaming.md describes them.
 """
 
 from __future__ import annotations
@@ -34,7 +30,7 @@ from api.values import CacheMatch, CacheStatus, Token
 
 
 class SourceOut(BaseModel):
-    """A passage that the model was given."""
+    """A passage that the model received."""
 
     document_id: str
     title: str
@@ -86,7 +82,9 @@ class QueryOut(BaseModel):
 
 
 def document(answered: AnswerFinished, request_id: str) -> dict[str, Any]:
-    """As `QueryOut` has it; a dictionary, since validating our own output would double the cost of a hit."""
+    """Returns the fields of `QueryOut` as a dictionary, because validating our own output would double the cost of a
+    hit.
+    """
     match, timings, usage = answered.match, answered.timings, answered.usage
     return {
         "answer": answered.answer,
@@ -112,7 +110,7 @@ def document(answered: AnswerFinished, request_id: str) -> dict[str, Any]:
 
 
 def cache_headers(answer: AnswerStarted | AnswerFinished, control: CacheControl) -> dict[str, str]:
-    """`Cache-Status` (RFC 9211) and `Age` (RFC 9111). Whether it was stored is not known of an opening."""
+    """Returns `Cache-Status` (RFC 9211) and `Age` (RFC 9111). At the start of a stream, `stored` is unknown."""
     if answer.match is not None:
         return {"Cache-Status": _hit(answer.status, answer.match), "Age": str(int(answer.match.age_seconds))}
     stored = "; stored" if isinstance(answer, AnswerFinished) and answer.stored else ""
@@ -127,7 +125,7 @@ def _hit(status: CacheStatus, match: CacheMatch) -> str:
 
 
 def _forwarded(status: CacheStatus, control: CacheControl) -> str:
-    """Why the cache did not answer, in RFC 9211's words."""
+    """Returns why the cache did not answer, in RFC 9211's terms."""
     if not control.reads:
         return "request"
     return "bypass" if status is CacheStatus.BYPASS else "miss"
@@ -135,22 +133,22 @@ def _forwarded(status: CacheStatus, control: CacheControl) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Streaming:
-    """Seconds. `heartbeat`: without a byte until a comment is sent. `stall`: that a reader may take nothing."""
+    """Seconds. `heartbeat` is the silence before a heartbeat, `stall` the time that a reader may stop reading."""
 
     heartbeat: float = 15.0
     stall: float = 60.0
 
 
 class EventWire:
-    """One response. What the reader has not taken yet makes the next `send` wait: nothing is queued here.
+    """Sends one response. `send` waits until the client has read enough, so nothing is queued here.
 
-    `heartbeat`: what a heartbeat sends; None for a format that has nothing for it.
+    `heartbeat` contains the bytes to send, or None for a format without heartbeats.
     """
 
     def __init__(self, send: Send, streaming: Streaming, heartbeat: bytes | None = KEEPALIVE_COMMENT) -> None:
         self._send = send
         self._streaming = streaming
-        self._sign_of_life = heartbeat
+        self._heartbeat = heartbeat
         self._writing = asyncio.Lock()
         self._loop = asyncio.get_running_loop()
         self._sent_at = 0.0
@@ -158,21 +156,21 @@ class EventWire:
 
     @asynccontextmanager
     async def opened(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> AsyncIterator[None]:
-        """Begins the response; heartbeats go on while the block runs."""
+        """Starts the response, and sends heartbeats while the block runs."""
         self.is_open = True
         await self._write({"type": "http.response.start", "status": status, "headers": headers})
-        if self._sign_of_life is None:
+        if self._heartbeat is None:
             yield
             return
-        heartbeats = asyncio.create_task(self._keep_alive(self._sign_of_life))
-        log_failure(heartbeats, OSError)  # the next to send finds out
+        heartbeats = asyncio.create_task(self._keep_alive(self._heartbeat))
+        log_failure(heartbeats, OSError)  # the next send reports it
         try:
             yield
         finally:
             heartbeats.cancel()
 
     async def send(self, chunk: bytes) -> None:
-        """Raises `ClientDisconnected` for a reader that takes nothing for too long."""
+        """Raises `ClientDisconnected` if the client has not read for too long."""
         await self._write({"type": "http.response.body", "body": chunk, "more_body": True})
 
     async def end(self) -> None:
@@ -195,7 +193,7 @@ class EventWire:
         while True:
             silent = self._loop.time() - self._sent_at
             if silent >= self._streaming.heartbeat:
-                with suppress(ClientDisconnected):  # whoever sends next finds out
+                with suppress(ClientDisconnected):  # the next send reports it
                     await self.send(heartbeat)
                 silent = 0.0
             await asyncio.sleep(self._streaming.heartbeat - silent)
@@ -205,7 +203,7 @@ Events = AsyncIterator[AnswerEvent]
 
 
 class AnswerStream(Response):
-    """Runs the flow while it sends, so that a slow reader slows the language model."""
+    """Runs the flow while sending, so that a slow reader slows the language model."""
 
     def __init__(
         self,
@@ -223,15 +221,15 @@ class AnswerStream(Response):
         self._form = form
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Sends everything. Raises what the flow raises before its first words, and `ClientDisconnected`."""
+        """Sends the stream. Raises the flow's errors before the first event, and `ClientDisconnected`."""
         wire = EventWire(send, self._streaming, self._form.heartbeat)
         try:
             async with cancel_on_disconnect(receive), self._answer as events:
-                opening = await anext(events)
-                assert isinstance(opening, AnswerStarted), "the flow begins with an opening"
-                self.headers.update(cache_headers(opening, self._control))
+                started = await anext(events)
+                assert isinstance(started, AnswerStarted), "the flow begins with AnswerStarted"
+                self.headers.update(cache_headers(started, self._control))
                 async with wire.opened(self.status_code, self.raw_headers):
-                    await _send(wire, self._form.opening(opening))
+                    await _send(wire, self._form.started(started))
                     await self._send_rest(wire, events)
         except ClientDisconnected:
             if not wire.is_open:
@@ -250,7 +248,7 @@ class AnswerStream(Response):
             await _send(wire, self._form.error(error))
         except ClientDisconnected:
             raise
-        except Exception:  # a fault of our own: the reader is told, the log gets the traceback where it is raised to
+        except Exception:  # a bug: the client gets an error event, and the handler that catches it logs the traceback
             with suppress(ClientDisconnected):
                 await _send(wire, self._form.error(InternalError()))
             raise
@@ -265,7 +263,7 @@ MEDIA_TYPE: Final = "text/event-stream"
 
 
 def accepted(headers: Headers) -> bool:
-    """Whether the `Accept` header names event streams, and not to refuse them."""
+    """Returns whether the `Accept` header includes event streams with a weight above 0."""
     accept = ",".join(headers.getlist("accept")).lower()
     if MEDIA_TYPE not in accept:
         return False
@@ -277,7 +275,7 @@ def accepted(headers: Headers) -> bool:
 
 
 class EventStream(AnswerStream):
-    """The stream of POST /query."""
+    """The event stream of POST /query."""
 
     def __init__(
         self,
@@ -290,7 +288,7 @@ class EventStream(AnswerStream):
 
 
 class _Form:
-    """Server-sent events of `POST /query`."""
+    """The server-sent events of POST /query."""
 
     media_type = MEDIA_TYPE
     heartbeat: bytes | None = KEEPALIVE_COMMENT
@@ -299,8 +297,8 @@ class _Form:
         self._path = path
         self._request_id = request_id
 
-    def opening(self, opening: AnswerStarted) -> bytes:
-        return _event("sources", opening.sources)
+    def started(self, started: AnswerStarted) -> bytes:
+        return _event("sources", started.sources)
 
     def token(self, token: Token) -> bytes:
         return _event("token", {"text": token.text})

@@ -20,7 +20,7 @@ def _check_base_urls(value: str) -> str:
 
 
 KEEP_ALIVE = r"^-?(\d+|(\d+(\.\d+)?(ms|s|m|h))+)$"
-"""Seconds, or a duration as Ollama reads it: `90s`, `1h30m`; below zero: for ever."""
+"""Seconds, or a duration as Ollama reads it: `90s`, `1h30m`; below zero: forever."""
 LANGUAGES = r"^(?i:all|\s*[a-z]{2,3}\s*(,\s*[a-z]{2,3}\s*)*)$"
 """ISO 639 codes with commas between them, or `all`."""
 
