@@ -84,7 +84,7 @@ class PermitReturns:
 
     async def aclose(self) -> None:
         """Sends the rest, if Redis can be reached."""
-        async with self.sending:  # what is on its way arrives
+        async with self.sending:  # returns being sent arrive
             if self._task is not None:
                 await cancel_and_wait([self._task])
         await self._drain()
@@ -297,7 +297,7 @@ class FleetBulkhead:
     # -- the store ----------------------------------------------------------------------------------------------------
 
     def _lost_store(self) -> LocalBulkhead:
-        """Goes on alone, with who holds a permit and who waits; `tend` ends it."""
+        """Continues locally with the tickets that hold a permit or wait; `renew_leases` ends that."""
         if self._local is None:
             held = self._held | self._held_locally
             self._local = LocalBulkhead(self.policy, self._live_workers(), self._worker, held, self._waiting)
@@ -343,7 +343,7 @@ RECONNECT_SECONDS: Final = 0.25
 
 @asynccontextmanager
 async def kept_alive(bulkhead: FleetBulkhead) -> AsyncIterator[FleetBulkhead]:
-    """The bulkhead, followed and renewed while the block runs; what is on its way back is sent at the end."""
+    """Follows the bulkhead and renews leases while the block runs; sends queued returns at the end."""
     try:
         async with Background() as background:
             background.start(_follow, bulkhead)

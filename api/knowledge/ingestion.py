@@ -164,7 +164,7 @@ class Ingestion:
     async def _stored(self, work: Work) -> Work | None:
         """The work left once the revision is in service. None if the work is void or another worker's."""
         if work.attempts > ATTEMPTS:
-            raise UnreadableDocument(f"given up after {ATTEMPTS} attempts")
+            raise UnreadableDocument(f"{ATTEMPTS} workers in a row crashed while ingesting it.")
         if work.delays:  # before the document is read and split for nothing
             await self._embedder.embed([PROBE], tenant=work.facts.tenant)
         work, text = await self._read(work)

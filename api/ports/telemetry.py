@@ -20,7 +20,7 @@ BulkheadReason = Literal["queue_full", "deadline", "displaced"]
 class Telemetry:
     """One worker's telemetry. This base does nothing; `observability.telemetry` counts and logs.
 
-    Methods do no I/O that waits and raise nothing; only a warm-up's telemetry raises what it is told of Redis.
+    Methods do no blocking I/O and raise nothing. Only a warm-up's telemetry raises a lost Redis.
     """
 
     # -- queries ------------------------------------------------------------------------------------------------------

@@ -124,7 +124,7 @@ async def open_cache(
     generations: Generations,
     retriever: Retriever,
 ) -> AsyncIterator[WorkerCache]:
-    """The worker's hold on the cache. On exit it ends what is under way, before what that needs is closed."""
+    """Opens the worker's cache. On exit unfinished work ends before the resources it needs are closed."""
     async with AsyncExitStack() as stack:
         with suppress(StoreUnavailable):
             await parts.indexes.prepare(embedder)

@@ -288,7 +288,7 @@ async def test_what_kills_every_worker_is_given_up(redis: Redis, fleet: list[Wor
     await lease_ended(redis, document)
     await other.knowledge.ingestion_worker.carry_out_waiting()
     found = await other.knowledge.documents.find(document)
-    assert (found.status, found.error) == ("failed", f"given up after {ATTEMPTS} attempts")
+    assert (found.status, found.error) == ("failed", f"{ATTEMPTS} workers in a row crashed while ingesting it.")
     await one.go_on()
     assert [key async for key in redis.scan_iter("rag:chunk:*")] == []
 
