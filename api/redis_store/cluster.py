@@ -1,9 +1,8 @@
-"""A client for a Redis Cluster.
+"""A client for a Redis Cluster: one health-gated client per shard.
 
-One health-gated client per shard, so that an outage of one shard affects only its keys.
-
-It does not use redis-py's RedisCluster. That class asks for the layout of the whole cluster when a command on one node
-fails, while all commands wait, and closes the connections to all nodes when one of them answers CLUSTERDOWN.
+An outage of one shard affects only its keys. redis-py's RedisCluster is different: when a command on one node fails, it
+asks for the layout of the whole cluster while all commands wait, and it closes the connections to all nodes when one of
+them answers CLUSTERDOWN.
 """
 
 from __future__ import annotations
@@ -95,7 +94,7 @@ class _Cluster(Protocol):
 
 
 class HealthGatedSlot:
-    """Access to the Redis server, or the shard, that holds certain keys. Keeps only the slot's number."""
+    """The client for one slot, on whichever shard it is now. It stores only the number of the slot."""
 
     def __init__(self, cluster: _Cluster, slot: int) -> None:
         self._cluster = cluster
@@ -114,7 +113,7 @@ class HealthGatedSlot:
         return shard is not None and shard.is_up
 
     def of(self, key: str) -> HealthGatedSlot:
-        """Access to a key and to all keys of its slot."""
+        """Returns the client for a key and all keys of its slot."""
         return HealthGatedSlot(self._cluster, key_slot(key.encode()))
 
     def on_recovery(self, action: Callable[[], Awaitable[None]]) -> None:
@@ -230,7 +229,7 @@ class HealthGatedCluster:
         self._on_each.append(action)
 
     def after_each_recovery(self, action: Callable[[], Awaitable[None]]) -> None:
-        """Runs `action` each time a shard is up again and accepts commands."""
+        """Runs `action` each time any shard is up again and accepts commands."""
         self._after_each.append(action)
 
     def shut(self) -> None:

@@ -58,7 +58,7 @@ class HealthGatedClients(Protocol):
 
 
 class HealthGated(Protocol):
-    """Access to the Redis server, or the shard, that holds certain keys."""
+    """The client for the server or shard that holds certain keys."""
 
     @property
     def client(self) -> Redis:
@@ -69,7 +69,7 @@ class HealthGated(Protocol):
         """Whether `run` accepts commands."""
 
     def of(self, key: str) -> HealthGated:
-        """Access to a key and to all keys of its slot."""
+        """Returns the client for a key and all keys of its slot."""
 
     def on_recovery(self, action: Callable[[], Awaitable[None]]) -> None:
         """Runs `action` each time Redis is found up, before any command is accepted. If it fails, none are."""

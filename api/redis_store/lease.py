@@ -10,9 +10,9 @@ from api.redis_store.scripts import script
 
 
 class RedisLeaderLease:
-    """Work that one worker at a time does for the fleet. Without Redis each worker does it for itself.
+    """Work that one worker at a time does for the fleet. While Redis is down, each worker does it for itself.
 
-    The key's value is the worker's id, for operators to read.
+    The value of `key` is the worker's id, so that operators can see who has the lease.
     """
 
     def __init__(self, redis: HealthGatedClients, key: str, worker: str) -> None:
@@ -23,7 +23,7 @@ class RedisLeaderLease:
         self._release = script(redis.client, "lease", "release")
 
     async def acquire(self, seconds: float) -> bool:
-        """Takes or renews the lease for `seconds`. Whether this worker has it."""
+        """Takes or renews the lease for `seconds`. Returns whether this worker has it; True while Redis is down."""
         arguments: list[str | int] = [self._worker, round(seconds * 1000)]
         try:
             held = await self._redis.run("duty", lambda client: self._acquire([self._key], arguments, client))
@@ -32,6 +32,6 @@ class RedisLeaderLease:
         return bool(held)
 
     async def release(self) -> None:
-        """Releases the lease at once. Without Redis it expires."""
+        """Releases the lease, so that another worker can take it at once. While Redis is down, it expires by itself."""
         with suppress(StoreUnavailable):
             await self._redis.run("duty", lambda client: self._release([self._key], [self._worker], client))

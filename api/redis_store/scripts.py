@@ -49,8 +49,8 @@ def sections(text: str) -> list[Section]:
 def lua(feature: str, operation: str) -> str:
     """The script of an operation: the prelude, the shared code above the operation, the operation itself.
 
-    `feature` is a Lua file of this package without its suffix, such as `stores/breaker`. Each operation is a script of
-    its own, so a call neither sends nor runs code of other operations. Raises `KeyError` for an unknown operation.
+    `feature` is a Lua file of this package without its suffix, such as `stores/breaker`. Each operation is a separate
+    script, so a call neither sends nor runs code of other operations. Raises `KeyError` for an unknown operation.
     """
     folder = files("api.redis_store")
     parts = [(folder / "prelude.lua").read_text("utf-8")]

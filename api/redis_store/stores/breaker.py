@@ -88,30 +88,31 @@ class RedisBreakerStore:
         return Recorded(_position(position), bool(stale), bool(changed))
 
     async def renew(self, token: str) -> bool:
-        """Renews a probe's lease. False if the permit belongs to another call."""
+        """Renews the permit of a probe. Returns False if it is gone."""
         return bool(await self._run(self._renew, token, self._policy.lease_ms))
 
     async def read(self) -> BreakerReading:
-        """The breaker's state and counts at one moment."""
+        """Reads the breaker's state and counts at one moment."""
         now, total, failed, slow, permits, *pairs = await self._run(self._read, self._policy.window_s)
         fields = _texts(dict(zip(pairs[::2], pairs[1::2], strict=True)))
         return BreakerReading(_state(fields), int(now), total, failed, slow, permits)
 
     async def override(self, action: Override, by: str) -> Position:
-        """Starts or ends an operator's override."""
+        """Starts or ends an operator's override. `by` is noted in the log."""
         return _position(await self._run(self._override, action, by))
 
     async def history(self, limit: int, since_ms: int = 0) -> list[Transition]:
-        """Transitions, newest first."""
+        """Returns transitions, newest first, at most `limit` and none older than `since_ms`."""
         entries = await self._redis.run(
             "breaker_history", lambda client: client.xrevrange(self._log, "+", since_ms or "-", count=limit)
         )
         return self._transitions(entries or [])
 
     async def follow(self) -> AsyncIterator[list[Transition]]:
-        """Transitions as they happen, oldest first; an empty list after each (re)connect. Ends by raising.
+        """Yields new transitions, oldest first, and an empty list after each (re)connect.
 
-        Continues after the last entry seen, also after a reconnect.
+        Continues after the last entry seen, also after a reconnect. Raises `StoreUnavailable` when the connection is
+        lost.
         """
         async with self._reader(BLOCK_SECONDS) as client:
             try:

@@ -82,7 +82,7 @@ class RedisBulkheadStore:
         return _texts(await self._run(self._renew, len(own), *own, *waiting))
 
     async def read(self) -> BulkheadReading:
-        """The bulkhead's state at one moment."""
+        """Reads the permits in use, the queue and the statistics at one moment."""
         in_use, length, *rest = await self._run(self._read)
         queue, pairs = _texts(rest[:length]), _texts(rest[length:])
         fields = dict(zip(pairs[::2], pairs[1::2], strict=True))
@@ -90,7 +90,10 @@ class RedisBulkheadStore:
         return BulkheadReading(in_use, tuple(queue), stats)
 
     async def follow(self) -> AsyncIterator[Wake | None]:
-        """Events of this worker's queued tickets; None after each (re)connect. Ends by raising."""
+        """Yields events of this worker's queued tickets, and None after each (re)connect.
+
+        Raises `StoreUnavailable` when the connection is lost.
+        """
         async for text in messages(self._reader, self._channel):
             yield None if text is None else _wake(text)
 

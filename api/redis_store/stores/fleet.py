@@ -28,7 +28,10 @@ DIGESTS_LIFETIME_MS: Final = 30 * 24 * 3600 * 1000
 
 
 class BackendHealthStore:
-    """The fleet's shared knowledge of its backends. Key: `rag:backend:<name>`. `urls`: by backend name."""
+    """The health of the backends. One worker probes and writes, all others read. Key: `rag:backend:<name>`.
+
+    `urls`: the URL of each backend, by name. Every method raises `StoreUnavailable`.
+    """
 
     def __init__(self, redis: HealthGatedClients, keys: Keys, urls: Mapping[str, str], worker: str) -> None:
         self._redis = redis.of(keys.backend(""))
@@ -37,7 +40,7 @@ class BackendHealthStore:
         self._worker = worker
 
     async def publish(self, found: Mapping[str, BackendHealth]) -> None:
-        """Shares what the probes found, by backend name."""
+        """Publishes the health of backends, by name."""
 
         async def write(client: Redis) -> None:
             checked_ms = await now_ms(client)
@@ -81,7 +84,7 @@ class BackendHealthStore:
         return {name: _health(fields) for name, fields in read.items() if fields.get("url") == self._urls[name]}
 
     async def publish_digests(self, name: str, digests: Mapping[str, str]) -> None:
-        """Shares the digests of a backend's models. `publish` does so too, for backends that answer."""
+        """Publishes the digests of a backend's models. `publish` does so too, for backends that answer."""
 
         async def write(client: Redis) -> None:
             async with client.pipeline(transaction=True) as pipe:

@@ -21,9 +21,9 @@ from api.values import FlightKey
 
 
 class RedisFlightStore:
-    """Flights in Redis. Each call is one atomic step by Redis's clock.
+    """Flights in Redis.
 
-    `reader` opens a separate client for the messages.
+    `reader` opens a separate client for messages. Every method but `claim` raises `StoreUnavailable`.
     """
 
     def __init__(self, redis: HealthGatedClients, reader: Reader, keys: Keys, worker: str) -> None:
@@ -70,7 +70,7 @@ class RedisFlightStore:
         return _number(await self._run(self._publish, keys, fence, self._channel, ":".join(key), KEPT_MS, *bodies))
 
     async def end(self, key: FlightKey, fence: str, body: str) -> bool:
-        """Sends the leader's last message and deletes the flight. False if another worker has the lead."""
+        """Sends the leader's last message and ends the flight. Returns False if another worker has the lead."""
         keys = self._keys.flight(*key)[:2]
         return bool(await self._run(self._end, keys, fence, self._channel, ":".join(key), KEPT_MS, body))
 

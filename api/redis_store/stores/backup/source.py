@@ -44,7 +44,7 @@ class AnswerReader:
         self._digests = DocumentDigests(redis, keys)
 
     async def all(self, tenants: Collection[str]) -> AsyncIterator[StoredAnswer]:
-        """Each cached answer whose cited documents are still in service."""
+        """Yields each cached answer whose cited documents are still in service."""
         for part in self._keys.partitions:
             async for parsed in self._found(part):
                 for start in range(0, len(parsed), ANSWERS_READ):
@@ -126,7 +126,7 @@ class DocumentReader:
         self._keys = keys
 
     async def all(self, tenants: Collection[str], *, vectors: bool) -> AsyncIterator[StoredDocument]:
-        """Each document in service, complete and of one revision."""
+        """Yields each document in service, complete and of one revision."""
         prefix = self._keys.document("")
         async for found in scanned_once(self._redis, "backup", self._keys.corpus_state, self._keys.document("*")):
             for document in (key.removeprefix(prefix) for key in found):
@@ -198,7 +198,7 @@ _OWNER: Final = re.compile(r"[0-9a-f]{16}")
 
 
 class RedisBackupSource:
-    """The fleet's data, read while the fleet works. No tenants means all."""
+    """The fleet's data as a backup reads it. Every method raises `StoreUnavailable`. An empty `tenants` means all."""
 
     def __init__(self, redis: HealthGatedClients, keys: Keys) -> None:
         self._clients = redis
@@ -209,24 +209,24 @@ class RedisBackupSource:
         self._digests = DocumentDigests(redis, keys)
 
     async def now_ms(self) -> int:
-        """Redis's clock."""
+        """Returns Redis's clock (ms)."""
         return await self._redis.run("backup", now_ms)
 
     async def expected(self) -> tuple[int, int]:
-        """The approximate numbers of documents and answers."""
+        """Returns the approximate numbers of documents and answers."""
         documents = sum([await self._documents_of(key) for key in await self._owners()])
         return documents, sum(await on_all(self._answers_in(part) for part in self._keys.partitions))
 
     def documents(self, tenants: Collection[str], *, vectors: bool) -> AsyncIterator[StoredDocument]:
-        """Each document in service, complete and of one revision."""
+        """Yields each document in service, complete and of one revision."""
         return self._documents.all(tenants, vectors=vectors)
 
     def answers(self, tenants: Collection[str]) -> AsyncIterator[StoredAnswer]:
-        """Each cached answer whose cited documents are still in service."""
+        """Yields each cached answer whose cited documents are still in service."""
         return self._answers.all(tenants)
 
     async def unsettled(self) -> Mapping[str, int | None]:
-        """The epoch of each tenant's documents; None while the cache is being notified of a change."""
+        """Returns the epoch of each tenant's documents; None for a tenant with an unfinished change."""
         found: dict[str, int | None] = {}
         for key in await self._owners():
             tenant, epoch = await self._redis.run("backup", lambda client, k=key: client.hmget(k, "tenant", "epoch"))  # type: ignore[misc]
@@ -241,7 +241,7 @@ class RedisBackupSource:
         return found
 
     async def corpus(self, tenant: str) -> tuple[int, str]:
-        """The epoch of a tenant's documents and a digest of those in service; empty while they change."""
+        """Returns the epoch of a tenant's documents and a digest of those in service; empty while they change."""
         return await self._digests.corpus(tenant)
 
     async def _owners(self) -> list[str]:

@@ -1,9 +1,9 @@
 """Restores a backup into a Redis that may be empty, or in use by a fleet.
 
 Documents are put into service as by a worker that has just embedded them. An answer is restored if all documents that
-it cites have the same content as when it was made, and nobody has deleted it since. An answer for which documents were
-searched stays fresh only if the tenant has the same documents as then. Otherwise it is restored as stale, since any
-other document could change it.
+it cites have the same content as when it was made, and it has not been deleted since. An answer for which documents
+were searched stays fresh only if the tenant has the same documents as then. Otherwise it is restored as stale, since
+any other document could change it.
 """
 
 from __future__ import annotations
@@ -355,7 +355,7 @@ def _is_same(there: Document, document: Document) -> bool:
 
 
 class RedisBackupTarget:
-    """Where a backup is restored, while a fleet may work there."""
+    """Where a backup is restored, while a fleet may work there. Every method raises `StoreUnavailable`."""
 
     def __init__(self, documents: DocumentWriter, answers: AnswerWriter, deletions: Deletions) -> None:
         self._documents = documents
@@ -374,7 +374,7 @@ class RedisBackupTarget:
         await self._documents.settle()
 
     async def put_deletions(self, tags: Mapping[str, int], *, dry_run: bool) -> None:
-        """Restores what was deleted."""
+        """Restores the list of deletions."""
         if dry_run:
             self._answers.assumed_deletions = tags
         else:

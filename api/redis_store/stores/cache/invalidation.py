@@ -32,7 +32,10 @@ Found: TypeAlias = tuple[list[T], bool]
 
 
 class RedisInvalidationTags:
-    """Finds and expires the cached answers that a change of documents affects."""
+    """Finds the cached answers that changed documents affect, and makes them stale.
+
+    Every method raises `StoreUnavailable`.
+    """
 
     def __init__(self, redis: HealthGatedClients, keys: Keys, indexes: SemanticIndexes) -> None:
         self._redis = redis
@@ -43,9 +46,9 @@ class RedisInvalidationTags:
     async def near(
         self, embedder: EmbedderIdentity, tenant: str, vectors: Sequence[Vector], floor: float, limit: int
     ) -> tuple[Sequence[CachedQuestion], bool]:
-        """Fresh entries with a question at least `floor` similar to one of the vectors. False if there are more.
+        """Finds fresh entries whose question has a similarity of at least `floor` to one of the vectors.
 
-        Not complete while an index is being built.
+        Returns them and True; or nothing and False if there may be more than `limit`, or while an index is being built.
         """
         return _all(await on_all(self._near(one, embedder, tenant, vectors, floor, limit) for one in self._indexes))
 
@@ -58,7 +61,7 @@ class RedisInvalidationTags:
         floor: float,
         limit: int,
     ) -> Found[CachedQuestion]:
-        """Those of one partition."""
+        """Searches one partition."""
         name = await index.complete(embedder)
         if name is None:
             return [], False
@@ -82,16 +85,16 @@ class RedisInvalidationTags:
         return list(found.values()), True
 
     async def incomparable(self, embedder: EmbedderIdentity, tenant: str, limit: int) -> tuple[Sequence[str], bool]:
-        """Fresh entries without a vector, with one of another embedder, or older than the documents.
+        """Finds fresh entries without a comparable vector: none, one of another embedder, or older than the documents.
 
-        False if there are more.
+        Returns them and True; or nothing and False if there may be more than `limit`.
         """
         return _all(await on_all(self._incomparable(one, embedder, tenant, limit) for one in self._indexes))
 
     async def _incomparable(
         self, index: SemanticIndex, embedder: EmbedderIdentity, tenant: str, limit: int
     ) -> Found[str]:
-        """Those of one partition."""
+        """Searches one partition."""
         own = await index.complete(embedder)
         entries: list[str] = []
         fresh = await self._fresh(index.keys, tenant)
@@ -108,7 +111,7 @@ class RedisInvalidationTags:
         return entries, own is not None
 
     async def expire(self, entries: Sequence[str]) -> int:
-        """Ends their lifetime now. They are still served if Ollama fails."""
+        """Makes the entries stale now: they are served only if Ollama fails. Returns how many were fresh."""
         parts = [(part, [entry for entry in entries if part.holds(entry)]) for part in self._keys.partitions]
         return sum(await on_all(self._expire_of(part, of_part) for part, of_part in parts if of_part))
 
@@ -120,9 +123,9 @@ class RedisInvalidationTags:
         return ended
 
     async def expire_all(self, tenant: str) -> int:
-        """Ends the lifetime of all answers that depend on the tenant's documents.
+        """Makes all entries stale that depend on the tenant's documents. Returns how many were fresh.
 
-        Scans the keys, without an index.
+        It scans the keys and needs no index.
         """
         owner = owner_of(tenant).encode()
         return sum(await on_all(self._expire_all(part, owner) for part in self._keys.partitions))

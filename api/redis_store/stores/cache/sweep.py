@@ -125,16 +125,18 @@ DEADLINE: Final = 30.0
 
 
 class RedisCacheSweep:
-    """Finds and deletes entries of the whole fleet."""
+    """Finds and deletes entries of the whole fleet. Every method raises `StoreUnavailable`."""
 
     def __init__(self, redis: HealthGatedClients, keys: Keys, deadline: float = DEADLINE) -> None:
         self._deadline = deadline
         self._parts = [_PartitionSweep(redis.of(part.invalidated), part) for part in keys.partitions]
 
     async def sweep(self, selection: Selection, *, dry_run: bool) -> Swept:
-        """Deletes the selected entries. Answers to earlier requests that arrive later are not stored either.
+        """Deletes the selected entries; `dry_run` only counts them.
 
-        If a shard is down, the entries on other shards are deleted nevertheless.
+        Running generations do not store such answers either.
+
+        If a shard is down, the entries on the other shards are deleted all the same.
         """
         until = time.monotonic() + self._deadline
         concerned = [part for part in self._parts if selection.entry is None or part.keys.holds(selection.entry)]
@@ -143,7 +145,7 @@ class RedisCacheSweep:
         return Swept(matched, deleted, all(one.complete for one in swept))
 
     async def outdate(self, tenant: str) -> None:
-        """Records that the tenant's documents changed: answers made from the old ones are not stored unchecked."""
+        """Notes that a tenant's documents changed: an answer from before is stored only after another check of them."""
         await on_all(part.note([f"corpus:{tenant}"]) for part in self._parts)
 
 

@@ -20,7 +20,7 @@ ERRORS_KEPT: Final = 10
 
 
 class RedisWarmUpJobs:
-    """The fleet's warm-ups of the cache."""
+    """The warm-up jobs of the whole fleet. Every method raises `StoreUnavailable`."""
 
     def __init__(self, redis: HealthGatedClients, keys: Keys, worker: str) -> None:
         self._redis = redis.of(keys.cache_warm_ups)
@@ -31,7 +31,10 @@ class RedisWarmUpJobs:
         self._cancel = script(redis.client, "stores/cache/warm_up", "cancel")
 
     async def create(self, job: str, questions: Sequence[bytes]) -> None:
-        """Creates a job that no worker holds yet. What a failed call wrote belongs to no worker and expires."""
+        """Creates a job that no worker has yet.
+
+        If this fails midway, what was written belongs to no job and expires.
+        """
         _, queue, _ = self._keys.cache_warm_up(job)
         for start in range(0, len(questions), PUSHED):
             part = questions[start : start + PUSHED]
@@ -56,29 +59,32 @@ class RedisWarmUpJobs:
         return _progress(job, {name.decode(): value.decode() for name, value in fields.items()}) if fields else None
 
     async def cancel(self, job: str) -> None:
-        """Ends a running job."""
+        """Cancels a running job."""
         await self._run(self._cancel, job, job)
 
     async def unfinished(self) -> list[str]:
-        """The running jobs, oldest first."""
+        """Returns the running jobs, oldest first."""
         key = self._keys.cache_warm_ups
         jobs: list[Any] = await self._redis.run("warm_up", lambda client: client.zrange(key, 0, -1))
         return [job.decode() for job in jobs]
 
     async def acquire(self, job: str, seconds: float) -> bool:
-        """Takes or renews the lease on a running job for `seconds`; 0 releases it. False without a lease."""
+        """Takes or renews a running job for `seconds`; 0 releases it.
+
+        Returns whether the job is running and this worker has it.
+        """
         return bool(await self._run(self._acquire, job, self._worker, round(seconds * 1000), LIFETIME_MS, job))
 
     async def left(self, job: str, count: int) -> list[bytes]:
-        """The first `count` questions that are not settled."""
+        """Returns the first `count` remaining questions."""
         queue = self._keys.cache_warm_up(job)[1]
         found: Any = await self._redis.run("warm_up", lambda client: client.lrange(queue, 0, count - 1))
         return list(found)
 
     async def settle(self, job: str, question: bytes, counts: Sequence[WarmUpCount], error: str = "") -> bool:
-        """Counts a question, once. Without a question, only ends a job that has none left.
+        """Counts a question as done, once. Without a question, ends the job if none is left.
 
-        Whether the job still runs.
+        Returns whether the job is still running.
         """
         return bool(await self._run(self._settle, job, job, LIFETIME_MS, ERRORS_KEPT, question, error, *counts))
 

@@ -171,7 +171,7 @@ LOOKED_AT: Final = 200
 
 
 class RedisDocuments:
-    """The documents of the fleet."""
+    """The documents of the fleet. Every method raises `StoreUnavailable`."""
 
     def __init__(self, redis: HealthGatedClients, keys: Keys) -> None:
         self._redis = redis.of(keys.corpus_state)
@@ -212,7 +212,7 @@ class RedisDocuments:
         return found if found is not None and tenant in (None, found.facts.tenant) else None
 
     async def page(self, tenant: str, listing: Listing) -> Page:
-        """A page of a tenant's documents. The cursor is the time and the id of the last document."""
+        """Returns a page of a tenant's documents, newest first. The cursor is the time and the id of the last one."""
         found: list[Document] = []
         cursor = listing.cursor
         while True:

@@ -25,7 +25,7 @@ from api.values import EmbedderIdentity
 
 
 class RedisReembedding:
-    """Documents that a new embedder has not embedded yet."""
+    """Documents that a new embedder has yet to embed. Every method raises `StoreUnavailable`."""
 
     def __init__(self, redis: HealthGatedClients, keys: Keys, worker: str) -> None:
         self._redis = redis.of(keys.corpus_state)
@@ -63,7 +63,7 @@ class RedisReembedding:
         return bool(await self._redis.run("corpus", lambda client: self._embedded(keys, arguments, client)))
 
     async def complete(self, embedder: EmbedderIdentity, epoch: Epoch) -> None:
-        """Records that it has embedded all documents of an epoch. `behind` reports later changes."""
+        """Notes that the embedder has embedded all documents of an epoch. `behind` reports later changes."""
         keys = [self._keys.corpus_state]
         arguments: list[Any] = [embedder.fingerprint, epoch.number, epoch.began]
         await self._redis.run("corpus", lambda client: self._complete(keys, arguments, client))
@@ -85,7 +85,7 @@ REMOVED: Final = 200
 
 
 class RedisUnusedEmbeddings:
-    """Chunks of embedders that no worker uses any more."""
+    """Embedders of documents by their last use. Every method raises `StoreUnavailable`."""
 
     def __init__(self, redis: HealthGatedClients, keys: Keys) -> None:
         self._redis = redis.of(keys.corpus_state)
@@ -95,12 +95,12 @@ class RedisUnusedEmbeddings:
         self._forget = script(redis.client, "stores/documents/embeddings", "forget")
 
     async def use(self, embedder: EmbedderIdentity) -> None:
-        """Records that this worker uses the embedder now."""
+        """Notes that this worker uses the embedder now."""
         keys = [self._keys.corpus_embedders]
         await self._redis.run("embedders", lambda client: self._used(keys, [embedder.fingerprint], client))
 
     async def unused(self, keep: float) -> Sequence[str]:
-        """Fingerprints of embedders that no worker has used for `keep` seconds."""
+        """Returns the fingerprints of embedders that no worker has used for `keep` seconds."""
         listed: Any = await self._redis.run("embedders", lambda client: client.execute_command("FT._LIST"))  # type: ignore[no-untyped-call]
         prefix = self._keys.chunk_indexes
         names = (name.decode("utf-8", "replace") for name in listed)
@@ -111,7 +111,7 @@ class RedisUnusedEmbeddings:
         return [name.decode() for name in found]
 
     async def remove(self, embedder: str, keep: float) -> AsyncIterator[int]:
-        """Deletes an embedder's chunks, document by document, and yields their number. Stops if it is used again."""
+        """Deletes an embedder's chunks by document, and yields how many. Stops if it is used again."""
         state = self._keys.corpus_state
         if not await self._forgotten(embedder, keep, [state, state], f"done:{embedder}"):
             return

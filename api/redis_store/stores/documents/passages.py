@@ -112,7 +112,7 @@ _FACTS: Final = ("tenant", "title", "source", "version", "revision")
 
 
 class RedisPassageIndex:
-    """Searches passages."""
+    """Finds passages of documents. Every method raises `StoreUnavailable`."""
 
     def __init__(self, redis: HealthGatedClients, keys: Keys) -> None:
         self._redis = redis.of(keys.corpus_state)
@@ -129,7 +129,7 @@ class RedisPassageIndex:
         await self._redis.run("index_create", lambda client: self._create(client, embedder))
 
     async def corpus(self, tenant: str) -> Corpus:
-        """The size and the version of the tenant's documents."""
+        """Returns the state of a tenant's documents: how many, the epoch, the last change (ms)."""
         key = self._keys.corpus(owner_of(tenant))
         found: Any = await self._redis.run("corpus", methodcaller("hmget", key, *_CORPUS))
         return Corpus(*(int(value or 0) for value in found))
@@ -143,7 +143,11 @@ class RedisPassageIndex:
         vector: Vector | None,
         count: int,
     ) -> Rankings:
-        """By meaning only if there is a vector. The result may contain chunks that are not in service."""
+        """Searches by meaning, if there is a `vector`, and by words: up to `count` chunks each, best first.
+
+        The result may contain chunks that are not in service. `whole` is False if the embedder has not embedded all
+        documents or a search ended early. `other` is then the embedder that has embedded the most.
+        """
         commands = self._searches(embedder, tenant, wanted, question, vector, count)
         # Read the state first: a later commit sets a tag that prevents the answer from being stored.
         first = ("HGETALL", self._keys.corpus_state)
@@ -187,13 +191,13 @@ class RedisPassageIndex:
     async def search_words(
         self, embedder: str, tenant: str, wanted: DocumentFilter, question: str, count: int
     ) -> Sequence[Hit]:
-        """The ranking by words alone, over chunks of the given embedder. A missing index has no passages."""
+        """Searches the chunks of another embedder by words alone. A missing index has no passages."""
         words = by_words(self._keys.chunk_index(embedder), tenant, wanted, question, count)
         replies = await self._redis.run("passages", lambda client: _execute(client, [words] if words else []))
         return [hit for reply in replies for hit in _hits(reply, embedder)]
 
     async def is_whole(self, embedder: EmbedderIdentity) -> bool:
-        """Whether the index is complete: not while Redis rebuilds it. Cached for `KNOWN_SECONDS`."""
+        """Whether Redis has finished building the index. The answer is cached for `KNOWN_SECONDS`."""
         now = time.monotonic()
         known = self._whole.get(embedder.fingerprint)
         if known is not None and now < known[0]:
@@ -224,7 +228,7 @@ class RedisPassageIndex:
         return found
 
     async def texts(self, spans: Sequence[tuple[str, int, tuple[int, int]]]) -> Sequence[str | None]:
-        """Excerpts of documents: document, revision, bytes from and to. None if another revision is in service."""
+        """Returns a part of the text of each document: bytes from and to. None if another revision is in service."""
 
         async def read(client: Redis) -> list[Any]:
             async with client.pipeline(transaction=True) as pipe:

@@ -31,9 +31,9 @@ _DELAYED: Final[tuple[Delayed, ...]] = ("void", "delayed", "for too long")
 
 
 class RedisDocumentWork:
-    """Pending changes of documents, for any worker to take.
+    """Unfinished changes to documents, for any worker to take. Every method raises `StoreUnavailable`.
 
-    `reads`: the media types this worker can read; other files are left to other workers.
+    `reads`: the media types that this worker can read. It leaves other files to other workers.
     """
 
     def __init__(self, redis: HealthGatedClients, keys: Keys, worker: str, reads: Collection[str]) -> None:
@@ -52,7 +52,10 @@ class RedisDocumentWork:
         self._end = script(redis.client, "stores/documents/documents", "end")
 
     async def waiting(self, limit: int, *, gone: bool) -> Sequence[str]:
-        """Returns up to `limit` documents with work. `gone`: deletions, whose score is the negative time."""
+        """Returns up to `limit` documents with work, oldest first: deleted ones (`gone`) or the others.
+
+        The score of a deletion is its negative time.
+        """
         first, last = ("-inf", "(0") if gone else ("0", "inf")
         command = ("ZRANGE", self._keys.corpus_work, first, last, "BYSCORE", "LIMIT", 0, limit)
         found: list[Any] = await self._redis.run(
@@ -67,7 +70,7 @@ class RedisDocumentWork:
         return bool(await self._redis.run("document_work", lambda client: client.exists(key)))
 
     async def take(self, document: str, seconds: float) -> Work | None:
-        """Takes the work for `seconds`, if no worker holds it: not even this worker gets it twice."""
+        """Takes the work for `seconds` if no worker has it. Not even this worker gets it twice."""
         keys = [self._keys.document_work(document), self._keys.corpus_work]
         held: list[Any] = [document, self._worker, secrets.token_hex(8), round(seconds * 1000)]
         arguments = [*held, *self._reads]
@@ -85,9 +88,9 @@ class RedisDocumentWork:
         await self.renew(work, 0)
 
     async def delay(self, work: Work, pause: float, longest: float, reason: str) -> Delayed:
-        """Releases the work, to be taken in `pause` seconds.
+        """Releases the work for another attempt in `pause` seconds.
 
-        `for too long` if it was delayed for `longest` seconds without progress: then this worker still holds it.
+        Returns `for too long` if it has been delayed for `longest` seconds without progress: this worker then keeps it.
         """
         keys = [self._keys.document_work(work.id)]
         arguments: list[Any] = [work.revision, work.holder, round(pause * 1000), round(longest * 1000), reason]
@@ -95,17 +98,17 @@ class RedisDocumentWork:
         return _DELAYED[int(verdict)]
 
     async def notified(self, work: Work) -> None:
-        """Records that the cache was notified of pending invalidations."""
+        """Notes that the cache was invalidated for the pending change."""
         keys = [self._keys.document_work(work.id)]
         arguments: list[Any] = [work.revision, work.holder]
         await self._redis.run("document_work", lambda client: self._notified(keys, arguments, client))
 
     async def draft(self, work: Work) -> bytes | None:
-        """Reads the content of the coming revision."""
+        """Reads what was uploaded: text or a file."""
         return await downloaded(self._redis, self._keys.document_draft(work.id))
 
     async def text(self, document: str) -> bytes | None:
-        """The text in service."""
+        """Reads the text of the revision in service."""
         return await downloaded(self._redis, self._keys.document_text(document))
 
     async def settle_text(self, work: Work, text: bytes) -> bool:
@@ -119,7 +122,7 @@ class RedisDocumentWork:
         return bool(await self._redis.run("document_work", lambda client: self._settle(keys, arguments, client)))
 
     async def written(self, work: Work, embedder: EmbedderIdentity) -> Written:
-        """The revision's chunks that are already written."""
+        """Returns the revision's chunks that an earlier attempt has written."""
         field = f"{embedder.fingerprint}:{work.revision}"
         key = self._keys.document_chunks(work.id)
         total = int(await self._redis.run("document_work", lambda client: client.hget(key, field)) or 0)
@@ -275,7 +278,7 @@ BATCH: Final = 1000
 
 
 class RedisDeletions:
-    """What operators deleted, kept as long as a backup could bring it back."""
+    """What operators deleted, kept as long as a backup could bring it back. Every method raises `StoreUnavailable`."""
 
     def __init__(self, redis: HealthGatedClients, keys: Keys) -> None:
         self._redis = redis.of(keys.cache_deleted)
