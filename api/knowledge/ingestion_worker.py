@@ -90,13 +90,13 @@ class IngestionWorker:
         lease = self._leases(embedder.fingerprint)
         if epoch is None or not await lease.acquire(LEASE_SECONDS):
             return
-        whole = True
+        complete = True
         async with _kept(lease):
             async for work in self._reembedding.missing(embedder):
-                whole = await self._embedded(work, embedder) and whole
-                if not (whole or await lease.acquire(LEASE_SECONDS)):
+                complete = await self._embedded(work, embedder) and complete
+                if not (complete or await lease.acquire(LEASE_SECONDS)):
                     return
-            if whole:
+            if complete:
                 await self._reembedding.complete(embedder, epoch)
         await lease.release()
 

@@ -45,10 +45,10 @@ class PassageQuery:
 
 @dataclass(frozen=True, slots=True)
 class Retrieved:
-    """The passages, best first. `whole` is false if the embedder failed, or if the search was incomplete."""
+    """The passages, best first. `complete` is false if the embedder failed, or if the search was incomplete."""
 
     sources: tuple[Source, ...] = ()
-    whole: bool = True
+    complete: bool = True
 
 
 Weighted: TypeAlias = tuple[float, Sequence[Hit]]
@@ -72,13 +72,13 @@ Scored: TypeAlias = list[tuple[ChunkPosition, float]]
 class _Found:
     """Relevant passages in fused order, with their cosine; 0 if the question has no vector.
 
-    `whole`: see `Retrieved`.
+    `complete`: see `Retrieved`.
     """
 
     scored: Scored
     hits: Mapping[ChunkPosition, Hit]
     current: Mapping[str, CurrentDocument]
-    whole: bool
+    complete: bool
 
     def texts(self, places: Sequence[ChunkPosition]) -> list[str]:
         """The texts for the re-ranker."""
@@ -113,7 +113,7 @@ class Retriever:
             _source(found.hits[place], found.current[place.document], score, text)
             for (place, score), text in zip(best, texts, strict=True)
         )
-        return Retrieved(tuple(sources), found.whole)
+        return Retrieved(tuple(sources), found.complete)
 
     async def would_change(self, wanted: PassageQuery, document: str) -> bool:
         """Whether a document changes the result for a question, by being found or by displacing a re-ranked passage.
@@ -121,7 +121,7 @@ class Retriever:
         True as well if that cannot be determined now. Raises as `retrieve` does.
         """
         found = await self._found(wanted)
-        if not found.whole:
+        if not found.complete:
             return True
         others = [one for one in found.scored if one[0].document != document]
         if self._reranking is None:
@@ -143,15 +143,15 @@ class Retriever:
 
     async def _found(self, wanted: PassageQuery) -> _Found:
         identity = await self._embedder.identity()
-        is_built = await self._index.is_whole(identity)  # first: the index may be completed during the search
+        is_built = await self._index.is_complete(identity)  # first: the index may be completed during the search
         vector = wanted.vector or await self._embedded(wanted)
-        hits, current, whole = await self._candidates(identity, wanted, vector)
+        hits, current, complete = await self._candidates(identity, wanted, vector)
         rare = leading(wanted.question, _texts_of(hits, current))
         cosines = _cosines(hits, vector)
         order = rare.order(list(hits))
         scored = [(place, cosines.get(place, 0.0)) for place in order]
         relevant = [one for one in scored if vector is None or one[1] >= self.policy.floor or one[0] in rare]
-        return _Found(relevant, hits, current, whole and is_built and vector is not None)
+        return _Found(relevant, hits, current, complete and is_built and vector is not None)
 
     async def _embedded(self, wanted: PassageQuery) -> Vector | None:
         try:
@@ -166,7 +166,7 @@ class Retriever:
         """Chunks in service in fused order, their documents, and whether the search was complete."""
         count = max(self.policy.candidates, wanted.top_k)
         for _ in range(WIDENINGS):
-            rankings, whole = await self._rankings(identity, wanted, vector, count)
+            rankings, complete = await self._rankings(identity, wanted, vector, count)
             current = await self._current(rankings, wanted.tenant)
             serving = [
                 (weight, [hit for hit in ranking if _serves(hit, current, identity)]) for weight, ranking in rankings
@@ -178,7 +178,7 @@ class Retriever:
         hits = {_place(hit): hit for _, ranking in reversed(serving) for hit in ranking}
         order = fused((weight, [_place(hit) for hit in ranking]) for weight, ranking in serving)
         documents = {document: found for (document, _), found in current.items()}
-        return {place: hits[place] for place in order}, documents, whole
+        return {place: hits[place] for place in order}, documents, complete
 
     async def _rankings(
         self, identity: EmbedderIdentity, wanted: PassageQuery, vector: Vector | None, count: int
@@ -191,7 +191,7 @@ class Retriever:
         if found.other is not None:
             # Their only ranking: with less weight, every chunk ranked by meaning would precede them.
             rankings.append((MEANING, await self._index.search_words(found.other, *among, question, count)))
-        return [(weight, ranking) for weight, ranking in rankings if ranking], found.whole
+        return [(weight, ranking) for weight, ranking in rankings if ranking], found.complete
 
     async def _current(self, rankings: Sequence[Weighted], tenant: str) -> dict[tuple[str, str], CurrentDocument]:
         """The tenant's documents in service, by id and embedder of their chunks."""

@@ -174,13 +174,13 @@ class Hit:
 class Rankings:
     """The results of a question, best first.
 
-    `whole`: false if a search was refused or cut off, or if the requested embedder has not embedded all documents. Then
-    `other` is the embedder that has most of them, if any.
+    `complete`: false if a search was refused or cut off, or if the requested embedder has not embedded all documents.
+    `other` is then the embedder that has most of them, if any.
     """
 
     meaning: Sequence[Hit] = ()
     words: Sequence[Hit] = ()
-    whole: bool = True
+    complete: bool = True
     other: str | None = None
 
 
@@ -197,7 +197,7 @@ class PassageIndex(Protocol):
 
     async def ensure(self, embedder: EmbedderIdentity) -> None: ...
 
-    async def is_whole(self, embedder: EmbedderIdentity) -> bool: ...
+    async def is_complete(self, embedder: EmbedderIdentity) -> bool: ...
 
     async def corpus(self, tenant: str) -> Corpus: ...
 

@@ -96,7 +96,7 @@ class PassageRetriever:
         with timings.timed("retrieve"):
             found = await self._retriever.retrieve(wanted)
         outcome: GroundingOutcome = "grounded" if found.sources else "nothing_relevant"
-        return Retrieval(outcome, found.sources, grounds, keeps=found.whole)
+        return Retrieval(outcome, found.sources, grounds, keeps=found.complete)
 
 
 class PromptBuilder:

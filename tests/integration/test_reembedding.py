@@ -65,12 +65,12 @@ async def test_documents_are_found_by_their_words_until_they_are_embedded_anew(
     await after.store("bicycles", THIRD)
     for question, source in (("How is the canteen run?", "rules"), ("Who is parking?", "parking")):
         by_words = await found(after, question)
-        assert (source in sources(by_words), by_words.whole) == (True, False)
+        assert (source in sources(by_words), by_words.complete) == (True, False)
     assert "bicycles" in sources(await found(before, "Where are bicycles kept?"))
     await after.knowledge.ingestion_worker.reembed()
     await before.knowledge.ingestion_worker.reembed()
     for one in (before, after):
-        assert (await found(one, "How is the canteen run?")).whole
+        assert (await found(one, "How is the canteen run?")).complete
         assert "rules" in sources(await found(one, "How is the canteen run?"))
     assert faults(stored, rules=OLD, parking=NEW, bicycles=THIRD) == []
 
@@ -82,7 +82,7 @@ async def test_the_embedder_of_before_serves_as_it_did_while_another_is_at_it(
     as_before = await found(before, asked)
     embedding = await stopped_anew(after)
     assert (await found(before, asked)) == as_before
-    assert as_before.whole
+    assert as_before.complete
     after.embedder.go_on()
     await embedding
     assert (await found(before, asked)) == as_before
@@ -104,7 +104,7 @@ async def test_workers_of_both_embedders_take_documents_all_the_while(
             await one.knowledge.ingestion_worker.reembed()
     assert faults(stored, rules=OLD, parking=NEW, **texts) == []
     for one in (before, after):
-        assert (await found(one, "Which page is about 3 things?")).whole
+        assert (await found(one, "Which page is about 3 things?")).complete
 
 
 async def test_a_document_deleted_while_it_is_embedded_anew_leaves_nothing(
@@ -171,9 +171,9 @@ async def test_what_redis_forgot_meanwhile_is_not_taken_for_embedded(
         await before.store(source, text)
     after.embedder.go_on()
     await embedding
-    assert not (await found(after, "Where are bicycles kept?")).whole
+    assert not (await found(after, "Where are bicycles kept?")).complete
     await after.knowledge.ingestion_worker.reembed()
-    assert (await found(after, "Where are bicycles kept?")).whole
+    assert (await found(after, "Where are bicycles kept?")).complete
     assert faults(stored, **texts) == []
 
 

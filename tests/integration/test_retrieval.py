@@ -198,13 +198,13 @@ async def test_with_a_search_refused_the_other_finds_and_the_answer_is_not_kept(
     assert (len(answered["sources"]), answered["cache"]["entry"]) == (1, None)
 
 
-async def test_a_search_by_meaning_that_redis_ended_is_not_whole(redis: Redis, redis_url: str) -> None:
+async def test_a_search_by_meaning_that_redis_ended_is_not_complete(redis: Redis, redis_url: str) -> None:
     """Redis warns that the result is partial. A search by words may always be partial, and ranks what it found."""
     async with _passages(redis_url) as index:
-        for ranking, whole in (("meaning", False), ("words", True)):
+        for ranking, complete in (("meaning", False), ("words", True)):
             index.end_early(ranking)
             found = await index.passages.search(EMBEDDER, "acme", DocumentFilter(), "holiday", bytes(16), 4)
-            assert found.whole is whole
+            assert found.complete is complete
 
 
 async def test_a_redis_that_is_started_again_is_asked_anew_whether_all_is_found(
@@ -213,14 +213,14 @@ async def test_a_redis_that_is_started_again_is_asked_anew_whether_all_is_found(
     known = "api.redis_store.stores.documents.passages.KNOWN_SECONDS"
     monkeypatch.setattr(known, 0.0)
     async with _passages(redis_url) as index:
-        await wait_until_async(lambda: index.passages.is_whole(EMBEDDER))
+        await wait_until_async(lambda: index.passages.is_complete(EMBEDDER))
         monkeypatch.setattr(known, 60.0)
-        assert await index.passages.is_whole(EMBEDDER)
+        assert await index.passages.is_complete(EMBEDDER)
         await redis.execute_command("FT.DROPINDEX", Keys().chunk_index(EMBEDDER.fingerprint))  # type: ignore[no-untyped-call]
-        assert await index.passages.is_whole(EMBEDDER)
+        assert await index.passages.is_complete(EMBEDDER)
         index.gate.shut()
         assert await index.gate.check()
-        assert not await index.passages.is_whole(EMBEDDER)
+        assert not await index.passages.is_complete(EMBEDDER)
 
 
 class _Passages:

@@ -118,7 +118,7 @@ class RedisPassageIndex:
         self._redis = redis.of(keys.corpus_state)
         self._keys = keys
         self._embeddings = RedisUnusedEmbeddings(redis, keys)
-        self._whole: dict[str, tuple[float, bool]] = {}
+        self._complete: dict[str, tuple[float, bool]] = {}
         self._shares = ScopeShares()
         self._chunks: dict[str, int] = {}
         self._redis.on_recovery(self._forget)
@@ -145,7 +145,7 @@ class RedisPassageIndex:
     ) -> Rankings:
         """Searches by meaning, if there is a `vector`, and by words: up to `count` chunks each, best first.
 
-        The result may contain chunks that are not in service. `whole` is False if the embedder has not embedded all
+        The result may contain chunks that are not in service. `complete` is False if the embedder has not embedded all
         documents or a search ended early. `other` is then the embedder that has embedded the most.
         """
         commands = self._searches(embedder, tenant, wanted, question, vector, count)
@@ -156,14 +156,14 @@ class RedisPassageIndex:
         if any(says_missing(reply) for reply in replies):
             # FLUSHALL deletes indexes too, and a new embedder has none yet.
             await self.ensure(embedder)
-            self._whole.pop(embedder.fingerprint, None)
+            self._complete.pop(embedder.fingerprint, None)
             state, *replies = await self._redis.run("passages", lambda client: _execute(client, asking))
         answered = dict(zip(commands, replies, strict=True))
         self._note_share(tenant, answered.pop("counted", None))
         found = {name: _hits(reply, embedder.fingerprint) for name, reply in answered.items()}
         behind, other = is_behind(named(state), embedder.fingerprint)
-        whole = not behind and not any(map(_is_cut_short, commands, replies))
-        return Rankings(**found, whole=whole, other=other)
+        complete = not behind and not any(map(_is_cut_short, commands, replies))
+        return Rankings(**found, complete=complete, other=other)
 
     def _searches(
         self,
@@ -196,18 +196,18 @@ class RedisPassageIndex:
         replies = await self._redis.run("passages", lambda client: _execute(client, [words] if words else []))
         return [hit for reply in replies for hit in _hits(reply, embedder)]
 
-    async def is_whole(self, embedder: EmbedderIdentity) -> bool:
+    async def is_complete(self, embedder: EmbedderIdentity) -> bool:
         """Whether Redis has finished building the index. The answer is cached for `KNOWN_SECONDS`."""
         now = time.monotonic()
-        known = self._whole.get(embedder.fingerprint)
+        known = self._complete.get(embedder.fingerprint)
         if known is not None and now < known[0]:
             return known[1]
         index = self._keys.chunk_index(embedder.fingerprint)
         (info,) = await self._redis.run("passages", lambda client: _execute(client, [("FT.INFO", index)]))
-        whole = not isinstance(info, Exception) and not int(info[b"indexing"])
-        self._chunks[index] = int(info[b"num_docs"]) if whole else 0
-        self._whole[embedder.fingerprint] = (now + KNOWN_SECONDS, whole)
-        return whole
+        complete = not isinstance(info, Exception) and not int(info[b"indexing"])
+        self._chunks[index] = int(info[b"num_docs"]) if complete else 0
+        self._complete[embedder.fingerprint] = (now + KNOWN_SECONDS, complete)
+        return complete
 
     async def current(self, documents: Sequence[str], embedder: str) -> Mapping[str, CurrentDocument]:
         """Returns the facts and revision of documents whose current revision the embedder has embedded."""
@@ -247,7 +247,7 @@ class RedisPassageIndex:
 
     async def _forget(self) -> None:
         """A restarted Redis rebuilds its indexes."""
-        self._whole.clear()
+        self._complete.clear()
 
     async def _create(self, client: Redis, embedder: EmbedderIdentity) -> None:
         await created(AsyncSearchIndex.from_dict(passage_schema(self._keys, embedder), redis_client=client))
