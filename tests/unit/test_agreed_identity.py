@@ -57,21 +57,21 @@ def agreed_of(*services: Service) -> AgreedIdentity:
     return AgreedIdentity(Backends(members, lambda _: None), "m")
 
 
-async def test_what_a_backend_has_said_is_current() -> None:
+async def test_an_identity_that_a_backend_reported_is_current() -> None:
     agreed = agreed_of(Service(OLD, known=OLD))
     assert agreed.current.value is None
     await agreed.identity()
     assert agreed.current.value == OLD
 
 
-async def test_what_is_only_remembered_is_asked_for_again() -> None:
-    """Ollama was down at the start: until it has answered, every question asks who embeds."""
+async def test_a_remembered_identity_is_requested_again() -> None:
+    """Ollama was down at the start: every question asks for the identity until Ollama answers."""
     agreed = agreed_of(Service(OLD))
     assert await agreed.identity() == OLD
     assert agreed.current.value is None
 
 
-async def test_after_a_failure_the_backends_agree_again() -> None:
+async def test_the_backends_agree_again_after_a_failure() -> None:
     service = Service(OLD, known=OLD)
     agreed = agreed_of(service)
     await agreed.identity()

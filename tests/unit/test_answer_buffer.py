@@ -23,7 +23,7 @@ async def all_of(reader: Reader) -> str:
     return "".join(texts)
 
 
-async def test_each_reader_reads_all_at_its_own_pace() -> None:
+async def test_each_reader_reads_everything_at_its_own_pace() -> None:
     buffer = AnswerBuffer()
     early = Reader(buffer)
     buffer.append("one ")
@@ -47,7 +47,7 @@ async def test_a_cancelled_wait_loses_nothing() -> None:
     assert await anext(reader) == Token("a")
 
 
-async def test_who_wants_the_whole_is_woken_by_the_end_alone() -> None:
+async def test_a_buffered_reader_wakes_only_at_the_end() -> None:
     buffer = AnswerBuffer()
     waiting = asyncio.create_task(anext(Reader(buffer, buffered=True)))
     buffer.append("a")
@@ -57,7 +57,7 @@ async def test_who_wants_the_whole_is_woken_by_the_end_alone() -> None:
     assert await waiting == completed("a")
 
 
-async def test_a_new_attempt_in_the_same_words_goes_on_where_the_last_broke_off() -> None:
+async def test_a_retry_with_the_same_text_continues_the_answer() -> None:
     buffer = AnswerBuffer()
     reader = Reader(buffer)
     buffer.append("The capital ")
@@ -76,7 +76,7 @@ async def test_a_new_attempt_in_the_same_words_goes_on_where_the_last_broke_off(
 
 
 @pytest.mark.parametrize("text", ["It is Paris.", "The"])
-async def test_a_new_attempt_in_other_words_ends_it_for_those_who_have_read(text: str) -> None:
+async def test_a_retry_with_another_text_fails_readers_that_have_started(text: str) -> None:
     buffer = AnswerBuffer()
     reader, whole, late = Reader(buffer), Reader(buffer, buffered=True), Reader(buffer)
     buffer.append("The capital ")
@@ -89,7 +89,7 @@ async def test_a_new_attempt_in_other_words_ends_it_for_those_who_have_read(text
     assert await all_of(late) == text
 
 
-async def test_what_was_missed_comes_with_the_end() -> None:
+async def test_the_end_brings_missed_tokens() -> None:
     buffer = AnswerBuffer()
     reader = Reader(buffer)
     buffer.append("one ")
@@ -97,7 +97,7 @@ async def test_what_was_missed_comes_with_the_end() -> None:
     assert await all_of(reader) == "one two"
 
 
-async def test_an_error_is_every_readers() -> None:
+async def test_every_reader_gets_the_error() -> None:
     buffer = AnswerBuffer()
     readers = [Reader(buffer), Reader(buffer, buffered=True)]
     buffer.finish(BreakerOpen("ollama", 5))
@@ -107,7 +107,7 @@ async def test_an_error_is_every_readers() -> None:
             await anext(reader)
 
 
-async def test_an_answer_found_in_the_cache_is_no_end_for_who_has_read_another() -> None:
+async def test_a_cached_answer_fails_readers_of_another_answer() -> None:
     buffer = AnswerBuffer()
     reader, fresh = Reader(buffer), Reader(buffer)
     buffer.append("The ")
@@ -119,7 +119,7 @@ async def test_an_answer_found_in_the_cache_is_no_end_for_who_has_read_another()
     assert await anext(fresh) == StoredElsewhere()
 
 
-async def test_there_is_room_while_one_reader_keeps_up() -> None:
+async def test_the_buffer_accepts_tokens_while_one_reader_keeps_up() -> None:
     buffer = AnswerBuffer()
     slow, fast = Reader(buffer), Reader(buffer)
     for _ in range(AHEAD + 1):
@@ -137,7 +137,7 @@ async def test_there_is_room_while_one_reader_keeps_up() -> None:
     await asyncio.wait_for(waiting, 1)
 
 
-async def test_who_wants_the_whole_holds_nothing_up() -> None:
+async def test_a_buffered_reader_causes_no_backpressure() -> None:
     buffer = AnswerBuffer()
     Reader(buffer, buffered=True)
     for _ in range(AHEAD * 2):
@@ -145,7 +145,7 @@ async def test_who_wants_the_whole_holds_nothing_up() -> None:
     await asyncio.wait_for(buffer.room(), 1)
 
 
-async def test_a_tail_takes_what_is_new_with_its_place() -> None:
+async def test_a_tail_yields_new_tokens_with_their_position() -> None:
     buffer = AnswerBuffer()
     tail = Tail(buffer)
     buffer.append("ab")
@@ -162,7 +162,7 @@ async def test_a_tail_takes_what_is_new_with_its_place() -> None:
 SOURCES = (Source("d1", "Title", 0, "text", 0.5),)
 
 
-async def test_what_an_answer_is_grounded_in_comes_before_its_first_word() -> None:
+async def test_sources_come_before_the_first_token() -> None:
     buffer = AnswerBuffer()
     early = Reader(buffer)
     buffer.ground_in(SOURCES)
@@ -173,7 +173,7 @@ async def test_what_an_answer_is_grounded_in_comes_before_its_first_word() -> No
     assert [await anext(late), await anext(late)] == [GroundedSources(SOURCES), Token("one")]
 
 
-async def test_an_attempt_on_other_grounds_goes_on_only_for_those_who_have_no_word_yet() -> None:
+async def test_a_retry_with_other_sources_continues_only_for_readers_without_a_token() -> None:
     buffer = AnswerBuffer()
     reading, waiting = Reader(buffer), Reader(buffer)
     buffer.ground_in(SOURCES)
@@ -188,7 +188,7 @@ async def test_an_attempt_on_other_grounds_goes_on_only_for_those_who_have_no_wo
     assert [await anext(waiting), await anext(waiting)] == [GroundedSources(()), Token("one two")]
 
 
-async def test_an_attempt_on_the_same_grounds_goes_on() -> None:
+async def test_a_retry_with_the_same_sources_continues() -> None:
     buffer = AnswerBuffer()
     reader = Reader(buffer)
     buffer.ground_in(SOURCES)

@@ -1,4 +1,4 @@
-"""Which backend comes first."""
+"""The order in which backends are tried."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ BEST = BackendState("best", reachable=True, has_model=True, resident=True)
     ],
 )
 @pytest.mark.parametrize("turn", [0, 1])
-def test_each_reason_against_puts_a_backend_behind(worse: BackendState, turn: int) -> None:
+def test_each_disadvantage_moves_a_backend_back(worse: BackendState, turn: int) -> None:
     assert in_order([worse, BEST], turn) == ["best", "worse"]
     assert in_order([BEST, worse], turn) == ["best", "worse"]
 
 
-def test_a_graver_reason_outweighs_any_number_of_lesser_ones() -> None:
+def test_a_worse_disadvantage_outweighs_all_lesser_ones() -> None:
     busy = BackendState("busy", reachable=True, has_model=True, resident=True, outstanding=9)
     loading = BackendState("loading", reachable=True, has_model=True, resident=False, outstanding=3)
     silent = BackendState("silent", reachable=False)
@@ -40,18 +40,18 @@ def test_a_backend_without_the_model_is_left_out_unless_all_are() -> None:
     assert in_order([without], 0) == ["without"]
 
 
-def test_what_is_not_known_is_no_reason_against() -> None:
+def test_unknown_state_is_no_disadvantage() -> None:
     assert (
         in_order([BackendState("loading", reachable=True, has_model=True, resident=False), BackendState("new")], 0)[0]
         == "new"
     )
 
 
-def test_equals_take_turns() -> None:
+def test_equal_backends_alternate() -> None:
     equals = [BackendState(name) for name in "abc"]
     assert Counter(in_order(equals, turn)[0] for turn in range(30)) == {"a": 10, "b": 10, "c": 10}
     assert in_order(equals, 1) == ["b", "c", "a"]
 
 
-def test_no_backends_no_order() -> None:
+def test_no_backends_give_an_empty_order() -> None:
     assert in_order([], 3) == []

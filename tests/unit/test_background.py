@@ -16,7 +16,7 @@ async def test_a_lost_cancellation_is_repeated() -> None:
     assert all(task.cancelled() for task in tasks)
 
 
-async def test_a_task_that_has_ended_or_failed_is_no_error() -> None:
+async def test_cancelling_an_ended_or_failed_task_is_no_error() -> None:
     async def fail() -> None:
         raise ValueError
 
@@ -26,7 +26,7 @@ async def test_a_task_that_has_ended_or_failed_is_no_error() -> None:
     assert isinstance(task.exception(), ValueError)
 
 
-async def test_the_background_ends_though_a_task_is_deaf_once() -> None:
+async def test_the_background_ends_although_a_task_swallows_one_cancellation() -> None:
     async with asyncio.timeout(5), Background() as background:
         background.start(lambda: deaf(1))
         await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""How many texts one embedding call takes."""
+"""The adaptive batch size of embedding calls."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ def sizes(seconds_a_text: float, calls: int, size: BatchSize | None = None) -> l
     return found
 
 
-def test_it_grows_while_that_is_quick_up_to_its_bound() -> None:
+def test_it_grows_to_its_maximum_while_calls_are_fast() -> None:
     assert sizes(0.001, 5) == [FIRST_TEXTS, 8, 16, 32, 32]
 
 
-def test_it_shrinks_to_what_fits_where_a_text_is_slow() -> None:
+def test_it_shrinks_when_texts_are_slow() -> None:
     assert sizes(0.3, 3) == [FIRST_TEXTS, 1, 1]
     assert sizes(0.1, 3, BatchSize(32)) == [32, 5, 5]
 
 
-def test_it_stays_where_the_time_is_used() -> None:
+def test_it_stays_when_calls_take_the_target_time() -> None:
     assert sizes(0.1, 3) == [4, 4, 4]
 
 
-def test_the_short_end_of_a_request_is_no_reason_to_grow() -> None:
+def test_a_short_last_batch_does_not_grow_it() -> None:
     assert BatchSize(8).after(1, 0.01).texts == 8
 
 
@@ -43,6 +43,6 @@ def test_it_is_always_within_its_bounds(calls: list[tuple[int, float]], most: in
 
 
 @given(st.floats(0.0001, 2.0))
-def test_it_settles_within_the_target_unless_one_text_alone_is_over_it(seconds_a_text: float) -> None:
+def test_it_settles_within_the_target_unless_a_single_text_exceeds_it(seconds_a_text: float) -> None:
     last = sizes(seconds_a_text, 12)[-1]
     assert last == 1 or last * seconds_a_text <= BatchSize().target

@@ -23,7 +23,7 @@ def outage(began: int, ended: int, probes: int = 3) -> list[Transition]:
     ]
 
 
-def test_without_a_history_all_is_well() -> None:
+def test_an_empty_history_means_full_availability() -> None:
     figures = recovery([], NOW)
     assert (figures.availability_1h, figures.availability_24h, figures.outages_per_hour) == (1, 1, 0)
     assert (figures.mean_seconds, figures.longest_seconds, figures.mean_probes) == (None, None, None)
@@ -38,7 +38,7 @@ def test_ended_outages_are_averaged() -> None:
     assert figures.availability_24h == pytest.approx(1 - 240 / 86400)
 
 
-def test_probes_that_failed_count_too() -> None:
+def test_failed_probes_count() -> None:
     history = [
         moved(NOW - 9_000, State.CLOSED, State.OPEN),
         moved(NOW - 8_000, State.OPEN, State.HALF_OPEN),
@@ -50,17 +50,17 @@ def test_probes_that_failed_count_too() -> None:
     assert (only.probes, only.lasted_ms(NOW), only.reason) == (4, 4_000, "because")
 
 
-def test_an_outage_that_lasts_counts_against_availability_but_in_no_mean() -> None:
+def test_an_ongoing_outage_lowers_availability_but_not_the_means() -> None:
     figures = recovery([moved(NOW - HOUR_MS // 2, State.CLOSED, State.OPEN)], NOW)
     assert figures.availability_1h == pytest.approx(0.5)
     assert figures.mean_seconds is None
     assert figures.outages[0].ended_ms is None
 
 
-def test_outages_of_long_ago_are_left_out() -> None:
+def test_old_outages_are_ignored() -> None:
     assert recovery(outage(NOW - 2 * DAY_MS, NOW - DAY_MS - 1), NOW).outages == ()
 
 
-def test_overrides_and_resets_while_closed_are_no_outage() -> None:
+def test_overrides_and_resets_while_closed_are_not_outages() -> None:
     history = [moved(NOW - 2_000, State.CLOSED, State.CLOSED), moved(NOW - 1_000, State.CLOSED, State.CLOSED)]
     assert recovery(history, NOW).outages == ()

@@ -37,14 +37,14 @@ def opened(now: int = NOW) -> BreakerState:
     return recorded(closed(), [FAILED] * 3, now)
 
 
-def test_failures_in_a_row_open() -> None:
+def test_consecutive_failures_open() -> None:
     state = recorded(closed(), [FAILED, FAILED, OK, FAILED, FAILED])
     assert state.state is State.CLOSED
     state = recorded(state, [FAILED])
     assert (state.state, state.reason, state.until_ms) == (State.OPEN, "consecutive_failures", NOW + 1_000)
 
 
-def test_the_failure_rate_opens_only_over_the_minimum_of_calls() -> None:
+def test_the_failure_rate_opens_only_above_the_minimum_calls() -> None:
     state = recorded(closed(), [FAILED, OK, FAILED, OK, FAILED])
     assert state.state is State.CLOSED
     state = recorded(state, [OK])
@@ -56,19 +56,19 @@ def test_slow_calls_open() -> None:
     assert (state.state, state.reason) == (State.OPEN, "slow_call_rate")
 
 
-def test_calls_that_left_the_window_do_not_count() -> None:
+def test_calls_outside_the_window_do_not_count() -> None:
     state = recorded(closed(), [FAILED, OK, FAILED, OK, FAILED])
     state = recorded(state, [OK], NOW + 11_000)
     assert state.state is State.CLOSED
 
 
-def test_ignored_calls_neither_break_nor_make_a_row_of_failures() -> None:
+def test_ignored_calls_neither_break_nor_extend_a_run_of_failures() -> None:
     state = recorded(closed(), [FAILED, IGNORED, FAILED, IGNORED])
     assert state.consecutive_failures == 2
     assert recorded(state, [FAILED]).state is State.OPEN
 
 
-def test_open_rejects_until_its_wait_has_passed_then_lends_permits() -> None:
+def test_open_rejects_until_its_wait_ends_then_grants_permits() -> None:
     state, admission = rules.admit(opened(), POLICY, NOW + 999, "a", "w")
     assert (admission.granted, admission.position.wait_ms) == (False, 1)
     state, first = rules.admit(state, POLICY, NOW + 1_000, "a", "w")
@@ -85,14 +85,14 @@ def half_open() -> BreakerState:
     return state
 
 
-def test_as_many_successes_as_permits_close() -> None:
+def test_one_success_per_permit_closes() -> None:
     state = recorded(half_open(), [OK], NOW + 1_100, "a")
     assert state.state is State.HALF_OPEN
     state = recorded(state, [OK], NOW + 1_100, "b")
     assert (state.state, state.reason) == (State.CLOSED, "probes_succeeded")
 
 
-def test_one_failed_probe_opens_again_with_a_doubled_wait() -> None:
+def test_a_failed_probe_reopens_with_a_doubled_wait() -> None:
     state = recorded(half_open(), [FAILED], NOW + 1_100, "a")
     assert (state.state, state.until_ms) == (State.OPEN, NOW + 1_100 + 2_000)
 
@@ -121,7 +121,7 @@ def test_slow_probes_do_not_close() -> None:
     assert (state.state, state.reason) == (State.OPEN, "probes_slow")
 
 
-def test_an_ignored_probe_gives_its_permit_back() -> None:
+def test_an_ignored_probe_returns_its_permit() -> None:
     state = recorded(half_open(), [IGNORED], NOW + 1_100, "a")
     state, admission = rules.admit(state, POLICY, NOW + 1_100, "c", "w")
     assert admission.probe
@@ -135,14 +135,14 @@ def test_a_lost_probe_frees_its_permit_when_its_lease_ends() -> None:
     assert state.totals.lost == 2
 
 
-def test_a_living_holder_keeps_its_permit() -> None:
+def test_a_live_holder_keeps_its_permit() -> None:
     state, renewed = rules.renew(half_open(), POLICY, NOW + 1_400, "a")
     assert renewed
     state, _ = rules.admit(state, POLICY, NOW + 1_600, "c", "w")
     assert set(state.permits) == {"a", "c"}
 
 
-def test_a_result_of_an_older_epoch_changes_nothing_but_the_count_of_stale_ones() -> None:
+def test_a_result_of_an_older_epoch_only_counts_as_stale() -> None:
     before = half_open()
     after, result = rules.record(before, POLICY, NOW + 1_100, NOW, "", [OK, OK, FAILED], "w")
     assert result.stale
@@ -156,7 +156,7 @@ def test_a_result_without_a_permit_does_not_close_a_half_open_breaker() -> None:
 
 
 @pytest.mark.parametrize(("to", "granted"), [(State.OPEN, False), (State.CLOSED, True)])
-def test_forced_stays_until_reset(to: State, *, granted: bool) -> None:
+def test_a_forced_state_stays_until_reset(to: State, *, granted: bool) -> None:
     state, _ = rules.force(closed(), to, "operator", NOW)
     state = recorded(state, [FAILED] * 10)
     for later in (NOW, NOW + 10**9):
@@ -171,7 +171,7 @@ def test_a_disabled_breaker_counts_and_never_opens() -> None:
     assert (state.state, state.totals.failed) == (State.CLOSED, 100)
 
 
-def test_every_transition_starts_a_newer_epoch_even_when_the_clock_stands_still() -> None:
+def test_every_transition_starts_a_new_epoch_even_if_the_clock_stops() -> None:
     state = opened()
     state, _ = rules.reset(state, "w", NOW)
     state, _ = rules.force(state, State.OPEN, "w", NOW)

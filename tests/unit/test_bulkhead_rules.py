@@ -48,7 +48,7 @@ def test_a_free_permit_is_granted_and_one_more_waits() -> None:
     assert (verdict, line.queue) == (AcquireResult.QUEUED, (ticket("a", 2),))
 
 
-def test_a_permit_that_goes_back_is_the_next_one_s() -> None:
+def test_a_returned_permit_goes_to_the_next_in_the_queue() -> None:
     line, granted = rules.give(line_of(ticket("a", 1), ticket("a", 2)), LIMIT, ticket("held", 0), 100)
     assert granted == (ticket("a", 1),)
     assert line.held == {ticket("held", 1), ticket("a", 1)}
@@ -61,47 +61,47 @@ def test_tenants_take_turns_and_within_one_the_oldest_goes_first() -> None:
     assert rules.following(line_of(*flood)) == flood[0]
 
 
-def test_turns_hold_for_names_that_begin_alike_or_hold_anything() -> None:
+def test_fair_turns_hold_for_any_tenant_names() -> None:
     names = ["a", "a-2", "a b", "a!", "ä", "a/b", "%61", " "]
     line = line_of(*(ticket(name, number) for name in names for number in range(2)))
     served = order(line)
     assert sorted(served[: len(names)]) == sorted(served[len(names) :]) == sorted(names)
 
 
-def test_background_work_is_behind_every_user() -> None:
+def test_background_work_waits_behind_every_user() -> None:
     line = line_of(ticket("a", 1, "background"), ticket("z", 8), ticket("z", 9))
     assert order(line) == ["z", "z", "a"]
 
 
-def test_a_full_line_rejects_one_who_has_no_better_claim() -> None:
+def test_a_full_queue_rejects_a_caller_without_priority() -> None:
     full = line_of(*(ticket(name, number) for name in "ab" for number in range(2)))
     for newcomer in (ticket("a", 9), ticket("c", 9, "background")):
         line, verdict, victim = rules.take(full, LIMIT, MAX_QUEUE, newcomer)
         assert (line, verdict, victim) == (full, AcquireResult.REJECTED, None)
 
 
-def test_a_full_line_makes_room_at_the_cost_of_the_longest() -> None:
+def test_a_full_queue_evicts_from_the_longest_tenant_queue() -> None:
     full = line_of(*(ticket("flood", number) for number in range(4)))
     line, verdict, victim = rules.take(full, LIMIT, MAX_QUEUE, ticket("small", 9))
     assert (verdict, victim, len(line.queue)) == (AcquireResult.QUEUED, ticket("flood", 3), 4)
 
 
-def test_background_work_makes_room_for_a_user() -> None:
+def test_background_work_is_evicted_for_a_user() -> None:
     full = line_of(*(ticket("a", number) for number in range(3)), ticket("warm-up", 0, "background"))
     _, verdict, victim = rules.take(full, LIMIT, MAX_QUEUE, ticket("a", 9))
     assert (verdict, victim) == (AcquireResult.QUEUED, ticket("warm-up", 0, "background"))
 
 
-def test_without_a_line_nobody_waits() -> None:
+def test_without_a_queue_nobody_waits() -> None:
     assert rules.take(line_of(), LIMIT, 0, ticket("a", 1))[1] is AcquireResult.REJECTED
 
 
-def test_who_leaves_the_line_frees_no_permit() -> None:
+def test_leaving_the_queue_frees_no_permit() -> None:
     line, granted = rules.give(line_of(ticket("a", 1), ticket("b", 2)), LIMIT, ticket("a", 1), -1)
     assert (granted, line.queue, line.service_ms) == ((), (ticket("b", 2),), 0)
 
 
-def test_the_service_time_is_a_moving_mean_and_makes_the_wait() -> None:
+def test_the_expected_wait_comes_from_a_moving_mean_of_the_service_time() -> None:
     line, _ = rules.give(line_of(), LIMIT, ticket("held", 0), 1_000)
     assert line.service_ms == 1_000
     line, _ = rules.give(line, LIMIT, ticket("held", 1), 2_000)
@@ -110,7 +110,7 @@ def test_the_service_time_is_a_moving_mean_and_makes_the_wait() -> None:
 
 
 @given(st.text(min_size=1))
-def test_a_ticket_keeps_its_tenant_whatever_it_is_called(tenant: str) -> None:
+def test_a_ticket_keeps_its_tenant_whatever_its_name(tenant: str) -> None:
     made = local_ticket(Priority.BACKGROUND, tenant, "host-1-ab")
     assert place(made)[0] is Priority.BACKGROUND
     assert tenant_of(made) == tenant.encode(errors="replace").decode()
@@ -118,12 +118,12 @@ def test_a_ticket_keeps_its_tenant_whatever_it_is_called(tenant: str) -> None:
     assert len(made.split(" ")) == 5
 
 
-def test_who_waits_is_counted_by_tenant() -> None:
+def test_waiting_callers_are_counted_by_tenant() -> None:
     reading = BulkheadReading(2, (ticket("a b", 1), ticket("a b", 2), ticket("c", 1)))
     assert reading.waiting_by_tenant == {"a b": 2, "c": 1}
 
 
-def test_a_reserved_permit_is_for_users_alone() -> None:
+def test_a_reserved_permit_is_only_for_users() -> None:
     held = frozenset({ticket("b", 1, "background")})
     line, verdict, _ = rules.take(WaitQueue(held), LIMIT, MAX_QUEUE, ticket("b", 2, "background"), reserve=1)
     assert verdict is AcquireResult.QUEUED
@@ -138,7 +138,7 @@ def test_a_reserved_permit_is_for_users_alone() -> None:
 @given(
     st.integers(0, LIMIT - 1), st.lists(st.tuples(st.sampled_from("abc"), st.booleans(), st.booleans()), max_size=40)
 )
-def test_the_bounds_always_hold_and_nobody_waits_beside_a_permit_for_it(
+def test_the_limits_always_hold_and_nobody_waits_while_a_permit_is_free(
     reserve: int, steps: list[tuple[str, bool, bool]]
 ) -> None:
     line = WaitQueue()

@@ -21,11 +21,11 @@ from api.ports.question import CacheControl, parse
         (",,", CacheControl()),
     ],
 )
-def test_it_is_read_as_the_rfc_has_it(header: str, expected: CacheControl) -> None:
+def test_it_is_parsed_as_in_the_rfc(header: str, expected: CacheControl) -> None:
     assert parse(header) == expected
 
 
-def test_what_may_be_read() -> None:
+def test_which_ages_may_be_read() -> None:
     assert parse("max-age=5").reads
     assert not parse("no-cache").reads
     assert not parse("no-store").reads

@@ -22,7 +22,7 @@ async def loses_one() -> None:
 
 
 @pytest.mark.parametrize("lost", [0, 1, 3])
-async def test_a_block_that_loses_cancellations_ends_all_the_same(lost: int) -> None:
+async def test_a_block_that_swallows_cancellations_still_ends(lost: int) -> None:
     async with asyncio.timeout(5):
         with CancelScope() as scope:
             asyncio.get_running_loop().call_soon(scope.cancel)
@@ -33,7 +33,7 @@ async def test_a_block_that_loses_cancellations_ends_all_the_same(lost: int) -> 
     assert task.cancelling() == 0
 
 
-async def test_the_task_counts_as_cancelled_while_the_block_goes_on_and_not_after() -> None:
+async def test_the_task_counts_as_cancelled_only_until_the_block_ends() -> None:
     with CancelScope() as scope:
         raise_if_cancelled()
         asyncio.get_running_loop().call_soon(scope.cancel)
@@ -43,7 +43,7 @@ async def test_the_task_counts_as_cancelled_while_the_block_goes_on_and_not_afte
     raise_if_cancelled()
 
 
-async def test_a_cancellation_of_the_whole_task_goes_on() -> None:
+async def test_a_cancellation_of_the_whole_task_propagates() -> None:
     inside = asyncio.Event()
 
     async def work() -> None:
@@ -59,7 +59,7 @@ async def test_a_cancellation_of_the_whole_task_goes_on() -> None:
     assert task.cancelled()
 
 
-async def test_of_two_scopes_that_are_cancelled_at_once_the_outer_one_ends_the_block() -> None:
+async def test_if_two_scopes_are_cancelled_at_once_the_outer_one_ends_the_block() -> None:
     loop = asyncio.get_running_loop()
     with CancelScope() as outer:
         with CancelScope() as inner:
@@ -70,7 +70,7 @@ async def test_of_two_scopes_that_are_cancelled_at_once_the_outer_one_ends_the_b
     assert outer.cancelled
 
 
-async def test_an_error_of_the_block_goes_on() -> None:
+async def test_an_error_of_the_block_propagates() -> None:
     async def fails(scope: CancelScope) -> None:
         asyncio.get_running_loop().call_soon(scope.cancel)
         await loses_one()
@@ -80,13 +80,13 @@ async def test_an_error_of_the_block_goes_on() -> None:
         await fails(scope)
 
 
-async def test_what_comes_after_the_deadline_is_not_used_even_where_its_cancellation_was_lost() -> None:
+async def test_a_result_after_the_deadline_is_dropped_even_if_the_cancellation_was_lost() -> None:
     with pytest.raises(DeadlinePassed):
         async with Deadline(0.01).watched():
             await loses_one()
 
 
-async def test_a_wait_that_would_begin_after_the_deadline_is_not_begun() -> None:
+async def test_no_wait_starts_after_the_deadline() -> None:
     deadline, begun = Deadline(0.0), False
     with pytest.raises(DeadlinePassed):
         async with deadline.watched():
@@ -95,7 +95,7 @@ async def test_a_wait_that_would_begin_after_the_deadline_is_not_begun() -> None
 
 
 @pytest.mark.parametrize("lost", [0, 2])
-async def test_a_client_that_leaves_ends_work_that_loses_cancellations(lost: int) -> None:
+async def test_a_disconnect_ends_work_that_swallows_cancellations(lost: int) -> None:
     async def receive() -> Message:
         return {"type": "http.disconnect"}
 
@@ -105,7 +105,7 @@ async def test_a_client_that_leaves_ends_work_that_loses_cancellations(lost: int
                 await deaf(lost)
 
 
-async def test_a_client_that_has_left_is_answered_by_nobody_even_where_the_work_was_finished() -> None:
+async def test_a_disconnected_client_gets_no_answer_even_if_the_work_finished() -> None:
     async def receive() -> Message:
         return {"type": "http.disconnect"}
 

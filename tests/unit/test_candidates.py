@@ -33,7 +33,7 @@ def fates(matches: Sequence[CacheMatch], control: CacheControl | None = None, st
     return list(consider(ComparedQuestion(ASKED), matches, 0.9, control or CacheControl(), stale))
 
 
-def test_the_first_that_no_guard_objects_to() -> None:
+def test_the_first_candidate_that_passes_all_guards_is_chosen() -> None:
     found = fates([match(OBJECTED, 0.98), match(AGREES, 0.95), match(ASKED, 0.93)])
     assert [one.fate for one in found] == [CandidateOutcome.REJECTED, CandidateOutcome.FRESH, CandidateOutcome.FRESH]
     assert found[0].objection is not None
@@ -43,12 +43,12 @@ def test_the_first_that_no_guard_objects_to() -> None:
     assert chosen.match.answer.question == AGREES
 
 
-def test_none_below_the_threshold_however_well_it_agrees() -> None:
+def test_no_candidate_below_the_threshold_is_chosen() -> None:
     assert best(fates([match(AGREES, 0.899)])) is None
     assert best(fates([])) is None
 
 
-def test_a_fresh_one_before_an_expired_one_that_is_nearer() -> None:
+def test_a_fresh_candidate_precedes_a_nearer_expired_one() -> None:
     matches = [match(ASKED, 0.99, ttl=-5), match(AGREES, 0.93)]
     assert [one.fate for one in fates(matches, stale=60)] == [CandidateOutcome.STALE, CandidateOutcome.FRESH]
     chosen = best(fates(matches, stale=60))
@@ -59,7 +59,7 @@ def test_a_fresh_one_before_an_expired_one_that_is_nearer() -> None:
     assert alone.fate is CandidateOutcome.STALE
 
 
-def test_how_old_one_may_be() -> None:
+def test_the_maximum_age() -> None:
     assert lifetime(match(ASKED, 1, ttl=0.001), CacheControl()) is CandidateOutcome.FRESH
     assert lifetime(match(ASKED, 1, ttl=0), CacheControl()) is CandidateOutcome.EXPIRED
     assert lifetime(match(ASKED, 1, ttl=-4.999), CacheControl(), 5) is CandidateOutcome.STALE
@@ -69,7 +69,7 @@ def test_how_old_one_may_be() -> None:
     assert lifetime(match(ASKED, 1, ttl=-5, age=10.5), CacheControl(max_age=10), 60) is CandidateOutcome.TOO_OLD
 
 
-def test_no_more_is_looked_at_than_decides() -> None:
+def test_no_more_candidates_are_checked_than_necessary() -> None:
     matches = [match(OBJECTED, 0.98), match(AGREES, 0.95), match(OBJECTED, 0.94)]
     assert len(up_to_the_first_fresh(fates(matches))) == 2
     far = [match(OBJECTED, 0.95), match(AGREES, 0.8), match(AGREES, 0.7)]

@@ -82,7 +82,7 @@ def test_every_route_declares_who_may_call_it(app: FastAPI) -> None:
 
 
 @pytest.mark.parametrize("key", KEYS)
-async def test_no_body_is_read_without_the_key_that_a_route_needs(app: FastAPI, key: str) -> None:
+async def test_no_body_is_read_without_the_required_key(app: FastAPI, key: str) -> None:
     for method, path, endpoint in routes(app):
         role = "all" if path in PAGES else role_of(endpoint)
         if key == "user" and role == "user":
@@ -93,13 +93,13 @@ async def test_no_body_is_read_without_the_key_that_a_route_needs(app: FastAPI, 
             assert call.status == (403 if key == "user" else 401), f"{method} {path}"
 
 
-async def test_with_the_key_it_is_read(app: FastAPI) -> None:
+async def test_the_body_is_read_with_the_key(app: FastAPI) -> None:
     call = await Call("POST", "/api/chat", KEYS["user"]).to(app)
     assert call.has_read
     assert call.status == 500
 
 
-def test_a_route_without_a_declaration_stops_the_start() -> None:
+def test_a_route_without_a_declaration_fails_the_startup() -> None:
     router = APIRouter(route_class=CheckedRoute)
 
     async def forgotten(request: Request) -> None:
@@ -110,7 +110,7 @@ def test_a_route_without_a_declaration_stops_the_start() -> None:
     router.post("/forgotten")(needs("admin")(forgotten))
 
 
-async def test_a_query_string_of_very_many_parameters_is_refused(app: FastAPI) -> None:
+async def test_a_query_string_with_too_many_parameters_is_refused(app: FastAPI) -> None:
     call = Call("GET", "/documents", KEYS["user"])
     call.scope["query_string"] = b"&".join(b"a%d=1" % number for number in range(10_000))
     assert (await call.to(app)).status == 422

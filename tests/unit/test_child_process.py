@@ -73,7 +73,7 @@ def test_a_child_that_already_ended_is_stopped_without_complaint(tmp_path: Path)
     assert child.end_reason() == "why it ended"
 
 
-def test_the_child_leads_a_session_of_its_own(tmp_path: Path) -> None:
+def test_the_child_leads_a_new_session(tmp_path: Path) -> None:
     child = start_child("sleeper", SLEEPER, log=tmp_path / "log")
     try:
         assert os.getsid(child.pid) == child.pid != os.getsid(0)
@@ -96,7 +96,7 @@ def test_the_child_dies_when_its_parent_is_killed(tmp_path: Path, watcher: str) 
     wait_until(lambda: not is_alive(child))
 
 
-def test_another_thread_may_not_start_children(tmp_path: Path) -> None:
+def test_only_the_main_thread_may_start_children(tmp_path: Path) -> None:
     raised: list[BaseException] = []
 
     def start() -> None:

@@ -52,7 +52,7 @@ def bad(*words: str) -> Failing:
     return lambda _, texts: TextNotEmbedded("not a number") if set(words) & set(texts) else None
 
 
-async def test_the_text_that_cannot_be_embedded_is_found_by_halving() -> None:
+async def test_halving_finds_the_text_that_cannot_be_embedded() -> None:
     texts = [f"text {number}" for number in range(16)]
     for number in range(16):
         embedder = Scripted(bad(texts[number]))
@@ -65,31 +65,31 @@ async def test_the_text_that_cannot_be_embedded_is_found_by_halving() -> None:
         assert embedder.tenants == {"acme"}
 
 
-async def test_several_are_found() -> None:
+async def test_several_such_texts_are_found() -> None:
     found = await Scripted(bad("b", "d")).embedding().embed(["a", "b", "c", "d"], "t")
     assert [isinstance(one, NotEmbedded) for one in found] == [False, True, False, True]
 
 
-async def test_a_text_that_was_refused_once_only_is_embedded() -> None:
+async def test_a_text_that_fails_only_once_is_embedded() -> None:
     embedder = Scripted(lambda call, _: TextNotEmbedded("flaky") if call == 1 else None)
     assert await embedder.embedding().embed(["a"], "t") == [Embedding(b"a")]
 
 
-async def test_an_embedder_that_fails_a_few_times_is_tried_again_with_less() -> None:
+async def test_an_embedder_that_fails_a_few_times_is_retried_with_smaller_batches() -> None:
     embedder = Scripted(lambda call, _: EmbeddingUnavailable("busy") if call <= 2 else None)
     embedding = embedder.embedding()
     assert await embedding.embed(["a", "b", "c", "d"], "t") == [Embedding(text) for text in (b"a", b"b", b"c", b"d")]
     assert [len(call) for call in embedder.calls] == [4, 2, 1, 1, 2]
 
 
-async def test_one_that_goes_on_failing_is_given_up() -> None:
+async def test_an_embedder_that_keeps_failing_is_given_up() -> None:
     embedder = Scripted(lambda _, __: EmbeddingUnavailable("gone"))
     with pytest.raises(EmbeddingUnavailable, match="gone"):
         await embedder.embedding().embed(["a", "b", "c", "d"], "t")
     assert len(embedder.calls) == 3
 
 
-async def test_batches_follow_what_was_measured() -> None:
+async def test_batch_sizes_follow_the_measured_times() -> None:
     for seconds, expected in ((0.01, 8), (0.1, 4), (0.3, 1)):
         embedding = Scripted(seconds=seconds).embedding()
         await embedding.embed(["text"] * embedding.batch, "t")

@@ -30,25 +30,25 @@ def words(text: str) -> int:
     return len(text.split())
 
 
-def test_a_short_text_is_one_chunk_that_says_where_it_stands() -> None:
+def test_a_short_text_is_one_chunk_with_its_offsets() -> None:
     (chunk,) = Chunker(words, 50, 5).chunks("The canteen is on the third floor.")
     assert (chunk.number, chunk.text, chunk.heading) == (0, "The canteen is on the third floor.", "")
     assert (chunk.start, chunk.end) == (0, 34)
 
 
-def test_it_is_cut_at_headings_and_each_chunk_knows_those_above_it() -> None:
+def test_chunks_split_at_headings_and_keep_the_headings_above() -> None:
     chunks = Chunker(words, 16, 0).chunks(GUIDE)
     assert [chunk.heading for chunk in chunks] == ["Holiday", "Holiday > Approval", "Canteen"]
     assert [chunk.number for chunk in chunks] == [0, 1, 2]
     assert all(chunk.text == GUIDE[chunk.start : chunk.end] for chunk in chunks)
 
 
-def test_what_looks_like_a_heading_within_code_is_none() -> None:
+def test_a_heading_inside_a_code_block_is_ignored() -> None:
     text = "# Install\n\n```sh\n# this is a comment\nmake\n```\n\nThen run it."
     assert {chunk.heading for chunk in Chunker(words, 6, 0).chunks(text)} == {"Install"}
 
 
-def test_long_paragraphs_are_cut_at_sentences_with_an_overlap() -> None:
+def test_long_paragraphs_split_at_sentences_with_an_overlap() -> None:
     sentences = [f"Sentence number {number} says a thing." for number in range(30)]
     text = " ".join(sentences)
     chunks = Chunker(words, 24, 7).chunks(text)
@@ -60,7 +60,7 @@ def test_long_paragraphs_are_cut_at_sentences_with_an_overlap() -> None:
 
 
 @pytest.mark.parametrize("line", ["# " + "# " * 500_000 + "x", "# x" + " " * 1_000_000 + "y"])
-def test_a_heading_of_a_whole_megabyte_holds_nobody_up(line: str) -> None:
+def test_a_heading_of_a_megabyte_takes_little_time(line: str) -> None:
     """A pattern that searches for the end would block for an hour."""
     (chunk,) = numbered(line, [(0, line)])
     assert chunk.heading == line[2:202]
@@ -68,22 +68,22 @@ def test_a_heading_of_a_whole_megabyte_holds_nobody_up(line: str) -> None:
 
 
 @pytest.mark.parametrize(("line", "words"), [("Lists ##", "Lists"), ("C#", "C#"), ("C# #", "C#"), ("a # b", "a # b")])
-def test_what_closes_a_heading_is_no_part_of_it(line: str, words: str) -> None:
+def test_closing_hashes_are_not_part_of_a_heading(line: str, words: str) -> None:
     assert heading_words(line) == words
 
 
-def test_headings_alone_are_no_chunk_of_their_own() -> None:
+def test_headings_without_text_do_not_become_chunks() -> None:
     assert [chunk.text for chunk in Chunker(words, 4, 0).chunks("# One\n\n# Two\n\nA few words here.")] == [
         "A few words here."
     ]
 
 
-def test_a_text_of_headings_alone_is_one_chunk_and_one_without_words_none() -> None:
+def test_a_text_of_headings_is_one_chunk_and_an_empty_text_none() -> None:
     assert [chunk.text for chunk in Chunker(words, 50, 0).chunks("# Only this")] == ["# Only this"]
     assert Chunker(words, 50, 0).chunks("--- *** ---") == []
 
 
-def test_long_texts_are_cut_section_by_section_at_headings() -> None:
+def test_long_texts_are_split_section_by_section_at_headings() -> None:
     part = "# Heading\n\n" + "Words of a paragraph. " * 400
     text = "\n\n".join([part] * 8)
     parts = sections(text)
@@ -94,7 +94,7 @@ def test_long_texts_are_cut_section_by_section_at_headings() -> None:
 
 
 @given(st.text(alphabet="ab #\n.é漢", max_size=400), st.integers(0, 2))
-def test_every_word_is_in_a_chunk_and_offsets_are_those_of_the_text(text: str, neighbours: int) -> None:
+def test_every_word_is_in_a_chunk_and_offsets_match_the_text(text: str, neighbours: int) -> None:
     chunker = Chunker(words, 8, 2)
     chunks = chunker.chunks(text)
     if not (len(chunks) == 1 and chunks[0].start == 0):
@@ -106,7 +106,7 @@ def test_every_word_is_in_a_chunk_and_offsets_are_those_of_the_text(text: str, n
         raw[reach[0] : reach[1]].decode()
 
 
-def test_neighbours_reach_to_the_ends_of_the_document_and_no_further() -> None:
+def test_context_spans_stay_within_the_document() -> None:
     text = " ".join(f"Sentence number {number} says a thing." for number in range(12))
     chunks = Chunker(words, 14, 0).chunks(text)
     reaches = [reach for _, reach in spans(text, chunks, 1)]
@@ -114,7 +114,7 @@ def test_neighbours_reach_to_the_ends_of_the_document_and_no_further() -> None:
     assert reaches[-1] == (chunks[-2].start, chunks[-1].end)
 
 
-def test_cuts_are_numbered_over_all_sections() -> None:
+def test_chunks_are_numbered_across_sections() -> None:
     text = "First words.\n\nSecond words."
     assert [(chunk.number, chunk.start) for chunk in numbered(text, [(0, "First words."), (14, "Second words.")])] == [
         (0, 0),
@@ -123,5 +123,5 @@ def test_cuts_are_numbered_over_all_sections() -> None:
 
 
 @pytest.mark.parametrize(("text", "tokens"), [("", 0), ("a" * 32, 10)])
-def test_tokens_are_estimated_where_there_is_no_tokenizer(text: str, tokens: int) -> None:
+def test_tokens_are_estimated_without_a_tokenizer(text: str, tokens: int) -> None:
     assert estimated_tokens(text) == tokens

@@ -37,7 +37,7 @@ anything = st.text(alphabet="[]()0127 ,;-–.`a\n\t", max_size=60)
         ("[7]", ""),
     ],
 )
-def test_a_number_without_a_passage_goes_with_the_space_that_it_leaves(answer: str, expected: str) -> None:
+def test_a_citation_without_a_passage_is_removed_with_its_space(answer: str, expected: str) -> None:
     assert clean(answer, 3) == expected
 
 
@@ -69,7 +69,7 @@ def test_a_number_without_a_passage_goes_with_the_space_that_it_leaves(answer: s
         ("a [1]([2]).", "a [1]([2])."),
     ],
 )
-def test_lists_ranges_and_neighbours(answer: str, expected: str) -> None:
+def test_lists_ranges_and_adjacent_citations(answer: str, expected: str) -> None:
     assert clean(answer, 3) == expected
 
 
@@ -94,13 +94,13 @@ def test_lists_ranges_and_neighbours(answer: str, expected: str) -> None:
         "[" + "1," * 30 + "1]",
     ],
 )
-def test_what_is_no_citation_stays(answer: str) -> None:
+def test_other_brackets_stay(answer: str) -> None:
     citations = Citations(3)
     assert citations.feed(answer) + citations.end() == answer
     assert (citations.cited, citations.removed) == (set(), 0)
 
 
-def test_code_ends_where_its_marks_do() -> None:
+def test_code_ends_at_its_closing_backticks() -> None:
     assert clean("`a[7]` b[7]", 3) == "`a[7]` b"
     assert clean("```\na[7]\n```\nb[7]", 3) == "```\na[7]\n```\nb"
 
@@ -109,7 +109,7 @@ def test_a_single_backtick_reaches_no_further_than_its_paragraph() -> None:
     assert clean("a ` b [7]\nc [7]\n\nd [7].", 3) == "a ` b [7]\nc [7]\n\nd."
 
 
-def test_it_says_what_was_cited_and_how_much_was_taken_out() -> None:
+def test_it_reports_cited_passages_and_removed_citations() -> None:
     citations = Citations(4)
     citations.feed("a [1], b [2-3], c [1, 7], d [3-9], e [8], `[4]` and [4](url)")
     citations.end()
@@ -121,7 +121,7 @@ def test_it_says_what_was_cited_and_how_much_was_taken_out() -> None:
     assert (spared.cited, spared.removed) == (set(), 0)
 
 
-def test_text_is_held_back_only_while_it_may_be_a_citation() -> None:
+def test_text_is_withheld_only_while_it_may_be_a_citation() -> None:
     citations = Citations(3)
     assert citations.feed("As the policy [") == "As the policy"
     assert citations.feed("1") == ""
@@ -131,14 +131,14 @@ def test_text_is_held_back_only_while_it_may_be_a_citation() -> None:
 
 
 @given(anything)
-def test_never_more_is_held_back_than_that(text: str) -> None:
+def test_the_withheld_text_is_bounded(text: str) -> None:
     citations = Citations(3)
     given_out = citations.feed(text)
     assert len(given_out + citations.end()) - len(given_out) <= 2 * MAX_GLUE + LONGEST + 4
 
 
 @given(anything, st.data())
-def test_however_it_is_cut_the_same_comes_out(text: str, data: st.DataObject) -> None:
+def test_the_result_does_not_depend_on_token_boundaries(text: str, data: st.DataObject) -> None:
     places = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=8)))
     pieces = [text[start:end] for start, end in zip([0, *places], [*places, len(text)], strict=True)]
     citations = Citations(2)
@@ -146,7 +146,7 @@ def test_however_it_is_cut_the_same_comes_out(text: str, data: st.DataObject) ->
 
 
 @given(anything)
-def test_only_citations_separators_and_white_space_are_taken_out(text: str) -> None:
+def test_only_citations_separators_and_white_space_are_removed(text: str) -> None:
     def words(of: str) -> str:
         return re.sub(r"[^a.`\n]", "", of)
 
@@ -155,7 +155,7 @@ def test_only_citations_separators_and_white_space_are_taken_out(text: str) -> N
 
 @given(answers)
 @example("[1]([7])")
-def test_what_is_left_names_passages_alone(answer: str) -> None:
+def test_remaining_citations_name_existing_passages(answer: str) -> None:
     citations = Citations(2)
     left = citations.feed(answer) + citations.end()
     if "`" not in answer:
@@ -165,5 +165,5 @@ def test_what_is_left_names_passages_alone(answer: str) -> None:
 
 
 @given(answers.filter(lambda answer: not re.search(r"\[(?:0|7|1, 7|5-9|2–8)\]", answer)))
-def test_an_answer_that_cites_well_is_left_as_it_is(answer: str) -> None:
+def test_an_answer_with_valid_citations_is_unchanged(answer: str) -> None:
     assert clean(answer, 2) == answer

@@ -43,7 +43,7 @@ class Client:
         raise RedisTimeoutError("Timed out closing connection after 0.2")
 
 
-async def test_shards_whose_connections_do_not_close_are_let_go() -> None:
+async def test_shards_whose_connections_do_not_close_are_dropped() -> None:
     servers = Servers(A, B)
     gate = HealthGatedCluster(servers.client, [C], 8)
     assert await gate.check()

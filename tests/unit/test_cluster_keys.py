@@ -53,18 +53,18 @@ def touched_together(keys: Keys, scope: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("scope", SCOPES[:20])
-def test_what_is_touched_together_is_in_one_slot(scope: str) -> None:
+def test_keys_of_one_script_share_a_slot(scope: str) -> None:
     assert [len({key_slot(key.encode()) for key in group}) for group in touched_together(CLUSTER, scope)] == [1] * 8
 
 
-def test_scopes_spread_evenly_over_partitions_and_always_the_same() -> None:
+def test_scopes_spread_evenly_and_stably_over_partitions() -> None:
     counts = Counter(CLUSTER.partition(scope).tag for scope in SCOPES)
     assert len(counts) == 16
     assert max(counts.values()) < 1.3 * min(counts.values())
     assert [CLUSTER.partition(scope).tag for scope in SCOPES[:4]] == ["{p04}", "{p02}", "{p08}", "{p14}"]
 
 
-def test_on_one_redis_the_names_have_no_tags_and_with_partitions_those_of_the_cache_alone() -> None:
+def test_hash_tags_appear_only_in_partitioned_cache_keys() -> None:
     def tagged(keys: Keys) -> list[bool]:
         groups = touched_together(keys, SCOPES[0])
         return [any("{p" in key or "{docs}" in key or "{fleet}" in key for key in group) for group in groups]
@@ -82,7 +82,7 @@ def test_an_entry_belongs_to_one_partition() -> None:
     assert not CLUSTER.partition(SCOPES[0]).holds(ON_ONE.cache_entry(SCOPES[0], DIGEST))
 
 
-def test_the_map_knows_who_has_a_slot() -> None:
+def test_the_slot_map_names_the_shard_of_a_slot() -> None:
     slots = SlotMap.read(REPLY, asked=Node("10.0.0.2", 6380))
     first, second, third = Node("10.0.0.1", 6379), Node("10.0.0.2", 6380), Node("redis-2.example", 6379)
     owners = {0: first, 5460: first, 5461: second, 10922: second, 10923: None, 10924: third, 16383: third}

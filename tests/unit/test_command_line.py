@@ -24,7 +24,7 @@ def run(*arguments: str) -> str:
     return result.output
 
 
-def test_the_version_is_that_of_the_package() -> None:
+def test_the_version_matches_the_package() -> None:
     assert run("--version") == f"ragherd {__version__}\n"
 
 
@@ -47,19 +47,19 @@ print(*ours, *({"redis", "httpx", "numpy", "gunicorn"} & set(sys.modules)))
     assert done.stdout.split() == ["api.cli", "api.cli.commands", "api.cli.main"]
 
 
-def test_a_command_that_does_not_exist_is_named_with_the_one_that_was_meant() -> None:
+def test_an_unknown_command_gets_a_suggestion() -> None:
     result = CliRunner().invoke(commands, ["ingset"])
     assert result.exit_code == 2
     assert "Did you mean 'ingest'" in result.output
 
 
-def test_a_file_whose_name_looks_like_an_option_stands_behind_two_hyphens(tmp_path: Path) -> None:
+def test_two_hyphens_precede_a_file_name_that_looks_like_an_option(tmp_path: Path) -> None:
     result = CliRunner().invoke(commands, ["ingest", "--dry-run", "--", "-x"])
     assert "path '-x' does not exist" in result.output.lower()
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_page_has_each_command_as_it_is(name: str) -> None:
+def test_the_page_documents_every_command(name: str) -> None:
     part = rf"^## {name}\n\n<!-- generated: command {name} -->\n\n(.*?)\n<!-- end"
     found = re.search(part, PAGE, re.MULTILINE | re.DOTALL)
     assert found, name
@@ -67,7 +67,7 @@ def test_the_page_has_each_command_as_it_is(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_page_has_each_option_as_the_command_takes_it(name: str) -> None:
+def test_the_page_documents_every_option(name: str) -> None:
     """The table is made from annotations, the help by typer."""
     first_column = re.findall(r"^\| (`.*?) \|", command_table(name), re.MULTILINE)
     box = run(name, "--help").rpartition("Options")[2]

@@ -24,7 +24,7 @@ from worker_config.connection_guard import (
 LIMITS = ConnectionLimits(header_timeout=10, body_timeout=30, keepalive_timeout=75, max_connections=3)
 
 
-def test_each_phase_has_its_own_deadline_and_repeating_it_does_not_prolong_it() -> None:
+def test_each_phase_has_its_own_deadline_that_repetition_does_not_extend() -> None:
     table: ConnectionTable[str] = ConnectionTable(LIMITS)
     for phase in Phase:
         table.move(phase.value, phase, 100)
@@ -47,7 +47,7 @@ def test_a_new_phase_begins_a_new_deadline() -> None:
     assert len(table) == 0
 
 
-def test_the_oldest_idle_one_goes_first_then_heads_then_bodies_and_never_one_that_is_answered() -> None:
+def test_idle_connections_close_first_then_heads_then_bodies_never_answered_ones() -> None:
     table: ConnectionTable[str] = ConnectionTable(LIMITS)
     table.move("answered", Phase.ANSWERING, 0)
     table.move("unread", Phase.UNREAD, 0)
@@ -75,7 +75,7 @@ def test_states_add_up() -> None:
 
 @dataclass(eq=False)
 class FakeConnection:
-    """Is its own transport."""
+    """A connection that is also its own transport."""
 
     pending: int = 0
     ended: list[str] = field(default_factory=list)
@@ -129,7 +129,9 @@ def entered(guard: ConnectionGuard, phase: Phase, now: float) -> FakeConnection:
     return connection
 
 
-def test_a_silent_one_is_closed_and_a_head_gets_408(guard: ConnectionGuard, metrics: FakeMetrics) -> None:
+def test_a_silent_connection_is_closed_and_an_unfinished_head_gets_408(
+    guard: ConnectionGuard, metrics: FakeMetrics
+) -> None:
     silent, head = entered(guard, Phase.SILENT, 0), entered(guard, Phase.HEAD, 0)
     for now in (10, 10.1, 10.2):
         guard.sweep(now)
@@ -137,7 +139,7 @@ def test_a_silent_one_is_closed_and_a_head_gets_408(guard: ConnectionGuard, metr
     assert metrics.closed == {"silent": 1, "head": 1}
 
 
-def test_what_came_while_the_event_loop_was_busy_is_read_first(guard: ConnectionGuard) -> None:
+def test_bytes_that_arrived_while_the_loop_was_busy_are_read_first(guard: ConnectionGuard) -> None:
     head = entered(guard, Phase.HEAD, 0)
     guard.sweep(1)
     guard.sweep(20)  # the loop was busy for 19 s, and has not read since
@@ -147,7 +149,7 @@ def test_what_came_while_the_event_loop_was_busy_is_read_first(guard: Connection
     assert head.ended == []
 
 
-def test_a_full_worker_makes_room_and_says_so_once(
+def test_a_full_worker_makes_room_and_logs_it_once(
     guard: ConnectionGuard, metrics: FakeMetrics, caplog: pytest.LogCaptureFixture
 ) -> None:
     idle, head, answered = (entered(guard, phase, 0) for phase in (Phase.IDLE, Phase.HEAD, Phase.ANSWERING))
@@ -164,7 +166,7 @@ def test_a_full_worker_makes_room_and_says_so_once(
     ]
 
 
-def test_a_refused_connection_is_not_counted_as_one(guard: ConnectionGuard, metrics: FakeMetrics) -> None:
+def test_a_refused_connection_is_not_counted_as_open(guard: ConnectionGuard, metrics: FakeMetrics) -> None:
     for _ in range(3):
         entered(guard, Phase.ANSWERING, 0)
     refused = FakeConnection()
@@ -176,7 +178,7 @@ def test_a_refused_connection_is_not_counted_as_one(guard: ConnectionGuard, metr
 
 
 @pytest.mark.parametrize("phase", [Phase.ANSWERING, Phase.UNREAD])
-def test_a_reader_that_takes_nothing_is_closed_and_a_slow_one_is_not(guard: ConnectionGuard, phase: Phase) -> None:
+def test_a_client_that_reads_nothing_is_closed_and_a_slow_one_is_not(guard: ConnectionGuard, phase: Phase) -> None:
     stuck, slow = entered(guard, phase, 0), entered(guard, phase, 0)
     stuck.pending, slow.pending = 1000, 100_000
     for now in range(1, int(UNREAD_TIMEOUT) + 3):
@@ -185,7 +187,7 @@ def test_a_reader_that_takes_nothing_is_closed_and_a_slow_one_is_not(guard: Conn
     assert (stuck.ended, slow.ended) == (["aborted"], [])
 
 
-def test_a_reader_that_takes_nothing_gives_way_when_nothing_else_can(guard: ConnectionGuard) -> None:
+def test_a_client_that_reads_nothing_gives_way_last(guard: ConnectionGuard) -> None:
     stuck, _, _ = (entered(guard, Phase.ANSWERING, 0) for _ in range(3))
     stuck.pending = 1000
     guard.sweep(1)
@@ -194,9 +196,7 @@ def test_a_reader_that_takes_nothing_gives_way_when_nothing_else_can(guard: Conn
     assert stuck.ended == ["aborted"]
 
 
-def test_a_response_that_was_taken_at_last_leaves_an_idle_connection(
-    guard: ConnectionGuard, metrics: FakeMetrics
-) -> None:
+def test_a_fully_read_response_leaves_an_idle_connection(guard: ConnectionGuard, metrics: FakeMetrics) -> None:
     reader = entered(guard, Phase.UNREAD, 0)
     guard.sweep(2)
     guard.sweep(4)

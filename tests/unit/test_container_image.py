@@ -30,7 +30,7 @@ def services() -> Any:
     return yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
 
 
-def test_the_images_environment_is_the_services(final_stage: str) -> None:
+def test_the_image_sets_only_variables_of_the_service(final_stage: str) -> None:
     [line] = re.findall(r"^ENV (.*)$", final_stage, re.MULTILINE)
     variables = dict(re.findall(r"(\w+)=(\S+)", line))
 
@@ -41,7 +41,7 @@ def test_the_images_environment_is_the_services(final_stage: str) -> None:
     assert variables["PROMETHEUS_MULTIPROC_DIR"].startswith("/tmp/")
 
 
-def test_the_image_runs_as_a_number_that_is_not_root_and_nothing_follows_as_root(final_stage: str) -> None:
+def test_the_image_runs_as_a_numeric_user_other_than_root(final_stage: str) -> None:
     users = re.findall(r"^USER (\d+):(\d+)$", final_stage, re.MULTILINE)
 
     assert users == [("10001", "10001")]
@@ -62,7 +62,7 @@ def test_the_image_installs_locked_wheels_and_not_the_embedded_extra() -> None:
     assert not re.search(r"apt-get|gcc|build-essential", text)
 
 
-def test_both_stages_are_made_on_the_same_digest_of_a_slim_base() -> None:
+def test_both_stages_use_the_same_digest_of_a_slim_base() -> None:
     text = (ROOT / "Dockerfile").read_text()
 
     assert re.findall(r"^FROM (\S+)", text, re.MULTILINE) == ["python:${PYTHON_TAG}@${PYTHON_DIGEST}"] * 2
@@ -77,7 +77,7 @@ def test_hadolint_finds_nothing() -> None:
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
-def test_only_what_the_image_is_made_of_is_sent_to_the_builder() -> None:
+def test_only_files_of_the_image_are_sent_to_the_builder() -> None:
     text = (ROOT / "Dockerfile").read_text()
     copied = {name for line in re.findall(r"^COPY (?!--from)(.*) \S+$", text, re.MULTILINE) for name in line.split()}
     kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
@@ -86,7 +86,7 @@ def test_only_what_the_image_is_made_of_is_sent_to_the_builder() -> None:
     assert all((ROOT / name).exists() for name in copied)
 
 
-def test_compose_sets_real_settings_and_keeps_the_ports_on_this_machine(services: Any) -> None:
+def test_compose_sets_known_settings_and_publishes_ports_locally(services: Any) -> None:
     ragherd = services["ragherd"]
 
     assert set(ragherd["environment"]) <= set(variable_names())
@@ -95,7 +95,7 @@ def test_compose_sets_real_settings_and_keeps_the_ports_on_this_machine(services
     assert "/tmp" in ragherd["tmpfs"]
 
 
-def test_the_version_stands_in_one_place_and_the_rest_follow_it(services: Any) -> None:
+def test_the_version_is_defined_in_one_place(services: Any) -> None:
     base = yaml.safe_load((ROOT / "k8s" / "base" / "kustomization.yaml").read_text())
     chart = yaml.safe_load((ROOT / "k8s" / "chart" / "Chart.yaml").read_text())
     build = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -130,7 +130,7 @@ def test_compose_starts_without_a_network_when_the_model_is_there(
     assert (subprocess.run(command, env=environment, check=False).returncode == 0) is starts
 
 
-def test_composes_redis_never_evicts_what_has_no_lifetime(services: Any) -> None:
+def test_the_redis_of_compose_never_evicts_keys_without_a_ttl(services: Any) -> None:
     command = services["redis"]["command"]
 
     assert command[command.index("--maxmemory-policy") + 1].startswith("volatile-")

@@ -13,7 +13,9 @@ from worker_config.limits import available_cpus, cpu_quota, limited_cpus
     ("affinity", "quota", "expected"),
     [(8, None, 8), (8, 2.0, 2), (8, 1.5, 2), (8, 0.25, 1), (2, 4.0, 2), (1, None, 1)],
 )
-def test_the_fewer_of_affinity_and_quota_and_never_none(affinity: int, quota: float | None, expected: int) -> None:
+def test_the_smaller_of_affinity_and_quota_counts_and_at_least_one(
+    affinity: int, quota: float | None, expected: int
+) -> None:
     assert limited_cpus(affinity, quota) == expected
 
 
@@ -53,7 +55,7 @@ def _machine(root: Path, membership: str, files: dict[str, str]) -> Path:
         pytest.param("3:cpuset:/\n", {"sys/fs/cgroup/cpuset/cpuset.cpus": "0-1\n"}, None, id="no cpu controller"),
     ],
 )
-def test_the_quota_of_the_control_groups(
+def test_the_quota_comes_from_control_groups(
     tmp_path: Path, membership: str, files: dict[str, str], expected: float | None
 ) -> None:
     assert cpu_quota(_machine(tmp_path, membership, files)) == expected

@@ -33,13 +33,13 @@ def model(tmp_path: Path) -> CrossEncoder:
 
 
 @pytest.mark.parametrize("output", ["one", "two", "flat"])
-def test_a_verdict_is_between_0_and_1_from_one_number_or_two(tmp_path: Path, output: Output) -> None:
+def test_a_score_is_between_0_and_1_for_one_or_two_logits(tmp_path: Path, output: Output) -> None:
     model = load(write_cross_encoder(tmp_path, output))
     pairs = [Pair("which", "one likes"), Pair("which", "it dislikes dislikes"), Pair("which", "neither"), Pair("", "")]
     assert model.score(pairs) == pytest.approx([sigmoid(2), sigmoid(-4), 0.5, 0.5])
 
 
-def test_question_and_text_are_read_together_each_with_its_mark(tmp_path: Path) -> None:
+def test_question_and_text_are_encoded_as_a_pair_with_token_types(tmp_path: Path) -> None:
     """A model that distinguishes them gets token type 0 for the question and 1 for the text."""
     path = Path(write_cross_encoder(tmp_path), "model.onnx")
     graph = onnx.load(path)
@@ -54,12 +54,12 @@ def test_question_and_text_are_read_together_each_with_its_mark(tmp_path: Path) 
     assert load(str(tmp_path)).score([Pair("a question of six words long", "two words")]) == pytest.approx([sigmoid(3)])
 
 
-def test_a_verdict_does_not_depend_on_the_company_of_its_pair(model: CrossEncoder) -> None:
+def test_a_score_does_not_depend_on_the_rest_of_the_batch(model: CrossEncoder) -> None:
     pairs = [Pair("a b", text) for text in ("likes", "a likes", "a b likes dislikes", "other", "")]
     assert model.score(pairs) == [model.score([pair])[0] for pair in pairs]
 
 
-def test_what_is_too_long_is_cut_the_longer_part_first(model: CrossEncoder) -> None:
+def test_the_longer_part_of_a_long_pair_is_truncated_first(model: CrossEncoder) -> None:
     """Three of 512 tokens are special, two are the question."""
     assert model.max_tokens == 512
     verdicts = model.score([Pair("a likes", "b " * 506 + "likes"), Pair("a likes", "b " * 507 + "likes")])
@@ -79,22 +79,22 @@ def test_the_tokenizer_s_own_length_is_kept(tmp_path: Path) -> None:
     )
 
 
-def test_a_lone_surrogate_fails_neither_its_pair_nor_the_others(model: CrossEncoder) -> None:
+def test_a_lone_surrogate_fails_no_pair(model: CrossEncoder) -> None:
     assert model.score([Pair("bad \ud800", "likes"), Pair("plain", "\udfff")]) == pytest.approx([sigmoid(2), 0.5])
 
 
-def test_extreme_logits_are_verdicts_all_the_same(model: CrossEncoder) -> None:
+def test_extreme_logits_give_valid_scores(model: CrossEncoder) -> None:
     low, high = model.score([Pair("a", "dislikes " * 500), Pair("a", "likes " * 500)])
     assert (low, high) == (0.0, 1.0)
 
 
-def test_a_verdict_that_is_no_number_is_a_fault(tmp_path: Path) -> None:
+def test_a_score_that_is_not_a_number_is_an_error(tmp_path: Path) -> None:
     model = load(write_cross_encoder(tmp_path, worth=[0.0, 0.0, 0.0, 0.0, math.nan, 0.0]))
     with pytest.raises(ValueError, match="not finite"):
         model.score([Pair("a", "likes")])
 
 
-def test_the_digest_is_of_weights_and_tokenizer(tmp_path: Path) -> None:
+def test_the_digest_covers_weights_and_tokenizer(tmp_path: Path) -> None:
     one, same = load(write_cross_encoder(tmp_path / "a")), load(write_cross_encoder(tmp_path / "b"))
     other = load(write_cross_encoder(tmp_path / "c", worth=[0.0] * 6))
     assert one.digest == same.digest != other.digest
@@ -105,12 +105,12 @@ def test_the_digest_is_of_weights_and_tokenizer(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("output", "shape"), [("three", r"\(2, 3\)"), ("hidden", r"\(2, \d+, 1\)")])
-def test_a_model_of_another_kind_is_told_by_its_output(tmp_path: Path, output: Output, shape: str) -> None:
+def test_a_model_of_another_kind_is_rejected_by_its_output(tmp_path: Path, output: Output, shape: str) -> None:
     with pytest.raises(SettingsError, match=rf"RERANK_MODEL_PATH: .*model\.onnx is not a cross-encoder: .*{shape}"):
         load(write_cross_encoder(tmp_path, output))
 
 
-def test_the_embedder_is_no_cross_encoder(tmp_path: Path) -> None:
+def test_an_embedding_model_is_rejected(tmp_path: Path) -> None:
     files = model_files(None)
     (tmp_path / "model.onnx").symlink_to(files.weights)
     (tmp_path / "tokenizer.json").symlink_to(files.tokenizer)
@@ -118,13 +118,13 @@ def test_the_embedder_is_no_cross_encoder(tmp_path: Path) -> None:
         load(str(tmp_path))
 
 
-def test_a_model_that_can_not_read_a_pair_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_model_that_cannot_read_pairs_gets_a_one_line_error(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"RERANK_MODEL_PATH: .*model\.onnx cannot score a question") as caught:
         load(write_cross_encoder(tmp_path, worth=[0.0]))
     assert "\n" not in str(caught.value)
 
 
-def test_a_model_with_other_inputs_is_told_by_them(tmp_path: Path) -> None:
+def test_a_model_with_other_inputs_is_rejected_by_their_names(tmp_path: Path) -> None:
     path = Path(write_cross_encoder(tmp_path), "model.onnx")
     graph = onnx.load(path)
     graph.graph.input[0].name = "pixels"
@@ -135,7 +135,7 @@ def test_a_model_with_other_inputs_is_told_by_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("missing", ["model.onnx", "tokenizer.json"])
-def test_a_missing_file_is_named(tmp_path: Path, missing: str) -> None:
+def test_the_error_names_a_missing_file(tmp_path: Path, missing: str) -> None:
     write_cross_encoder(tmp_path)
     (tmp_path / missing).unlink()
     with pytest.raises(SettingsError, match=rf"RERANK_MODEL_PATH: file not found: .*{missing}"):
@@ -143,7 +143,7 @@ def test_a_missing_file_is_named(tmp_path: Path, missing: str) -> None:
 
 
 @pytest.mark.parametrize(("broken", "what"), [("model.onnx", "ONNX model"), ("tokenizer.json", "tokenizer")])
-def test_files_that_are_no_model_are_named(tmp_path: Path, broken: str, what: str) -> None:
+def test_the_error_names_files_that_are_not_a_model(tmp_path: Path, broken: str, what: str) -> None:
     write_cross_encoder(tmp_path)
     (tmp_path / broken).write_text("no model")
     with pytest.raises(SettingsError, match=rf"RERANK_MODEL_PATH: cannot load the {what} .*{broken}"):

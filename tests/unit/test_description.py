@@ -38,7 +38,7 @@ def described() -> dict[str, Any]:
     return create_app(Settings()).openapi()
 
 
-def test_every_endpoint_describes_its_errors_in_the_form_that_they_have(described: dict[str, Any]) -> None:
+def test_every_endpoint_describes_its_errors_as_problem_documents(described: dict[str, Any]) -> None:
     for path, operations in described["paths"].items():
         for operation in operations.values():
             dropin = ollama_wire.owns_path(path) or openai_wire.owns_path(path)
@@ -47,13 +47,13 @@ def test_every_endpoint_describes_its_errors_in_the_form_that_they_have(describe
             assert "422" not in operation["responses"], path  # FastAPI's own form, which is never sent
 
 
-def test_what_is_described_is_what_is_sent() -> None:
+def test_responses_match_their_description() -> None:
     assert set(SourceOut.model_fields) == {field.name for field in fields(Source)}
     document = problem_document(NotFound("There is none."), path="/documents/x", request_id="1")
     assert set(Problem.model_fields) == set(document)
 
 
-def test_a_key_can_be_given_on_the_page(described: dict[str, Any]) -> None:
+def test_the_docs_page_accepts_a_key(described: dict[str, Any]) -> None:
     assert described["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
 
 
@@ -73,7 +73,7 @@ def test_an_endpoint_needs_a_key_where_its_role_has_keys(described: dict[str, An
 
 
 @pytest.mark.parametrize("path", BODIES)
-def test_what_the_page_proposes_to_send_is_taken(described: dict[str, Any], path: str) -> None:
+def test_the_examples_of_the_docs_page_are_accepted(described: dict[str, Any], path: str) -> None:
     body = described["paths"][path]["post"]["requestBody"]["content"]["application/json"]
     schema = body["schema"]
     if "$ref" in schema:
@@ -81,7 +81,7 @@ def test_what_the_page_proposes_to_send_is_taken(described: dict[str, Any], path
     BODIES[path].model_validate(body.get("example") or schema["example"])
 
 
-def test_every_reference_leads_somewhere(described: dict[str, Any]) -> None:
+def test_every_reference_resolves(described: dict[str, Any]) -> None:
     named = set(re.findall(r'"\$ref": "#/components/schemas/(\w+)"', json.dumps(described)))
     assert named <= set(described["components"]["schemas"])
     assert "$defs" not in json.dumps(described)

@@ -12,7 +12,7 @@ from worker_config.limits import DEFAULT_MAX_CONNECTIONS, connections_that_fit, 
 REDIS, OLLAMA = "redis://127.0.0.1:6379", "http://127.0.0.1:11434"
 
 
-def test_there_is_room_for_redis_ollama_and_files() -> None:
+def test_descriptors_are_reserved_for_redis_ollama_and_files() -> None:
     settings = make_settings(REDIS, OLLAMA)
     assert connections_that_fit(1024, settings) == 1024 - 64 - (64 + 16) - (15 + 8)
     larger = make_settings(
@@ -24,7 +24,7 @@ def test_there_is_room_for_redis_ollama_and_files() -> None:
     assert connections_that_fit(4096, larger) == 4096 - 64 - (3 * 64 + 16) - (64 + 16) - 2 * (100 + 8)
 
 
-def test_at_least_half_is_for_clients() -> None:
+def test_at_least_half_the_descriptors_are_for_clients() -> None:
     assert connections_that_fit(200, make_settings(REDIS, OLLAMA)) == 100
 
 
@@ -38,11 +38,11 @@ def test_at_least_half_is_for_clients() -> None:
         (50_000, 1024, 857),
     ],
 )
-def test_the_bound_is_what_is_set_and_never_more_than_fit(wanted: int | None, limit: int, most: int) -> None:
+def test_the_configured_limit_holds_within_the_descriptors(wanted: int | None, limit: int, most: int) -> None:
     settings = make_settings(REDIS, OLLAMA, server={"max_connections": wanted})
     assert max_connections_of(limit, settings) == most
 
 
-def test_no_limit_is_a_large_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_limit_counts_as_a_large_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     assert max_connections_of(descriptor_limit(), make_settings(REDIS, OLLAMA)) == DEFAULT_MAX_CONNECTIONS

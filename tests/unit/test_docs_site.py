@@ -22,7 +22,7 @@ REPO = "https://github.com/ragherd/ragherd"
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The built site. Each warning of mkdocs is an error: a link to a missing page, a page outside the navigation."""
+    """Builds the site. Every mkdocs warning is an error: a link to a missing page, a page outside the navigation."""
     folder = tmp_path_factory.mktemp("site")
     os.environ.setdefault("NO_MKDOCS_2_WARNING", "1")
     config = load_config(str(ROOT / "mkdocs.yml"), site_dir=str(folder), strict=True)
@@ -52,7 +52,7 @@ def test_the_site_has_every_page_as_html_and_as_markdown(site: Path) -> None:
         assert (site / page).read_text().startswith("# ")
 
 
-def test_every_link_on_the_site_leads_to_a_file_and_a_heading(site: Path) -> None:
+def test_every_link_on_the_site_resolves(site: Path) -> None:
     checked = 0
     for page in site.rglob("index.html"):
         for link in parsed(page).select("a[href], img[src], link[href], script[src]"):
@@ -68,7 +68,7 @@ def test_every_link_on_the_site_leads_to_a_file_and_a_heading(site: Path) -> Non
     assert checked > 1000
 
 
-def test_diagrams_are_drawn_and_the_search_has_every_page(site: Path) -> None:
+def test_diagrams_render_and_search_covers_every_page(site: Path) -> None:
     assert parsed(site / "architecture" / "index.html").select("pre.mermaid")
     index = (site / "search" / "search_index.json").read_text()
     assert {f"{page.removesuffix('.md')}/" for page in pages() if not page.endswith("index.md")} <= set(
@@ -129,7 +129,7 @@ def test_the_description_of_a_page_is_its_first_sentence() -> None:
         ("../.env.example", "docs/configuration.md", f"{REPO}/blob/main/.env.example"),
     ],
 )
-def test_a_link_of_the_repository_leads_to_the_same_on_the_site(target: str, source: str, expected: str) -> None:
+def test_a_repository_link_leads_to_the_same_page_on_the_site(target: str, source: str, expected: str) -> None:
     assert site_link(target, source, REPO) == expected
 
 

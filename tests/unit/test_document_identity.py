@@ -13,23 +13,23 @@ PLAIN = DocumentFacts("acme", "Holiday policy")
 SOURCED = replace(PLAIN, source="https://example.com/holiday")
 
 
-def test_the_same_source_is_the_same_document_whatever_it_says() -> None:
+def test_the_same_source_is_the_same_document_whatever_its_content() -> None:
     renamed = replace(SOURCED, title="Another title", tags=("hr",), version="2")
     assert document_id(SOURCED, b"one") == document_id(renamed, b"two")
 
 
-def test_a_version_is_a_version_of_its_title() -> None:
+def test_without_a_source_the_title_identifies_a_document() -> None:
     assert document_id(replace(PLAIN, version="1"), b"one") == document_id(replace(PLAIN, version="2"), b"two")
 
 
-def test_a_version_of_a_file_without_a_title_is_one_of_its_name() -> None:
+def test_without_a_title_the_file_name_identifies_a_document() -> None:
     untitled = DocumentFacts("acme", "", version="1")
     assert document_id(untitled, b"one", "a.txt") == document_id(replace(untitled, version="2"), b"two", "a.txt")
     assert document_id(untitled, b"one", "a.txt") != document_id(untitled, b"one", "b.txt")
     assert document_id(untitled, b"one") != document_id(untitled, b"two")
 
 
-def test_without_either_the_content_tells() -> None:
+def test_without_either_the_content_identifies_a_document() -> None:
     assert document_id(PLAIN, b"one") == document_id(PLAIN, b"one")
     assert document_id(PLAIN, b"one") != document_id(PLAIN, b"two")
 
@@ -47,11 +47,11 @@ def test_a_title_is_not_taken_for_a_source() -> None:
     "changed",
     [replace(SOURCED, title="Other"), replace(SOURCED, tags=("hr",)), replace(SOURCED, version="2")],
 )
-def test_other_facts_are_another_content(changed: DocumentFacts) -> None:
+def test_other_metadata_changes_the_content_digest(changed: DocumentFacts) -> None:
     assert content_digest(SOURCED, b"one", "text/plain") != content_digest(changed, b"one", "text/plain")
     assert content_digest(SOURCED, b"one", "text/plain") != content_digest(SOURCED, b"two", "text/plain")
 
 
-def test_the_order_of_tags_means_nothing() -> None:
+def test_the_order_of_tags_does_not_matter() -> None:
     one, other = replace(PLAIN, tags=("a", "b")), replace(PLAIN, tags=("b", "a"))
     assert content_digest(one, b"", "text/plain") == content_digest(other, b"", "text/plain")

@@ -61,7 +61,7 @@ def test_the_configuration_page_has_every_setting_with_its_default() -> None:
     assert list(documented) == variable_names()
 
 
-def test_the_configuration_page_has_each_setting_once_with_type_and_meaning() -> None:
+def test_the_configuration_page_has_each_setting_once_with_its_type_and_meaning() -> None:
     found = rows(DOCS / "configuration.md", "`[A-Z_]+`")
     assert len(found) == len(variable_names())
     assert all(len(row) == 4 and all(row) for row in found)
@@ -86,7 +86,7 @@ def test_the_example_file_gives_the_defaults_also_when_it_is_uncommented(
     assert load_settings(str(uncommented)) == load_settings(None)
 
 
-def test_the_example_file_changes_nothing_as_it_is_and_explains_each_line() -> None:
+def test_the_example_file_sets_nothing_and_explains_each_line() -> None:
     lines = (ROOT / ".env.example").read_text().splitlines()
     assert [line for line in lines if line and not line.startswith("#")] == []
     for number, line in enumerate(lines):
@@ -97,7 +97,7 @@ def test_the_example_file_changes_nothing_as_it_is_and_explains_each_line() -> N
 # -- Guards ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_page_of_the_cache_has_every_guard_in_the_order_in_which_they_are_asked() -> None:
+def test_the_cache_page_lists_every_guard_in_order() -> None:
     section = (DOCS / "semantic-cache.md").read_text().partition("\n## Guards\n")[2].partition("\n### ")[0]
     assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == [name for name, _, _ in GUARDS]
 
@@ -105,7 +105,7 @@ def test_the_page_of_the_cache_has_every_guard_in_the_order_in_which_they_are_as
 # -- The circuit breaker -----------------------------------------------------------------------------------------------
 
 
-def test_the_table_of_faults_is_the_code_s() -> None:
+def test_the_table_of_faults_matches_the_code() -> None:
     documented = rows(DOCS / "http-api.md", "`[a-z_]+`")
     known = {fault.value for fault in FAULTS}
     assert [row for row in documented if row[0].strip("`") in known] == [
@@ -114,7 +114,7 @@ def test_the_table_of_faults_is_the_code_s() -> None:
     ]
 
 
-def test_the_breaker_page_names_every_setting_of_the_breaker_but_its_switch() -> None:
+def test_the_breaker_page_names_every_breaker_setting_except_its_switch() -> None:
     text = (DOCS / "circuit-breaker.md").read_text()
     names = {name for name in variable_names() if name.startswith("CIRCUIT_BREAKER_")} - {"CIRCUIT_BREAKER_ENABLED"}
     assert {name for name in names if f"`{name}`" not in text} == set()
@@ -139,7 +139,7 @@ def test_the_api_page_has_every_route_and_no_other() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_a_page_names_no_route_that_the_app_has_not(page: Path) -> None:
+def test_pages_name_only_existing_routes(page: Path) -> None:
     named = set(re.findall(r"`((?:GET|POST|DELETE|PUT|PATCH) /[a-z/-]+)`", page.read_text()))
     if page.name != "model-server.md":  # another server's
         assert named <= routes()
@@ -225,7 +225,7 @@ def test_the_keys_page_has_the_names_on_a_cluster() -> None:
     }
 
 
-def test_no_way_to_spell_a_key_is_left_out_above() -> None:
+def test_key_patterns_covers_every_key_method() -> None:
     def spelled(kind: type) -> set[str]:
         return {name for name in vars(kind) if not name.startswith("_")}
 
@@ -271,7 +271,7 @@ def test_links_between_pages_resolve(page: Path) -> None:
             assert anchor in anchors(linked), f"{target}: no such heading"
 
 
-def test_the_index_leads_to_every_page() -> None:
+def test_the_index_links_every_page() -> None:
     linked = set(re.findall(r"\]\(([a-z-]+\.md)\)", (DOCS / "index.md").read_text()))
     assert linked == {page.name for page in DOCS.glob("*.md")} - {"index.md"}
 

@@ -15,7 +15,7 @@ from worker_config.draining_server import ClosingApp, DrainingServer, DrainTimes
 from worker_config.rolling_arbiter import WorkerFlags
 
 
-async def test_a_worker_that_takes_long_to_start_shows_the_master_that_it_lives() -> None:
+async def test_a_slowly_starting_worker_sends_heartbeats_to_the_master() -> None:
     lives, board = asyncio.Event(), WorkerFlags()
 
     async def starts_once_it_was_seen_to_live(scope: Any, receive: Any, send: Any) -> None:

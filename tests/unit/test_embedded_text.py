@@ -33,7 +33,7 @@ lines = st.lists(
 
 
 def tokens_read(text: str) -> int:
-    """As the model would get it, were nothing cut off."""
+    """Returns the number of tokens without truncation."""
     return MODEL.count_tokens(text) + MARKS
 
 
@@ -45,7 +45,7 @@ def embedded(chunker: Chunker, title: str, text: str) -> list[tuple[Chunk, str]]
 
 @settings(max_examples=60, deadline=None)
 @given(title=st.text(min_size=1, max_size=500), text=lines.map("\n\n".join), largest=st.booleans())
-def test_no_embedded_text_is_longer_than_the_model_reads(title: str, text: str, largest: bool) -> None:
+def test_no_embedded_text_exceeds_the_model_limit(title: str, text: str, largest: bool) -> None:
     size, overlap = (ONNX_CHUNK_TOKENS, 100) if largest else (USUAL.chunk_tokens, USUAL.chunk_overlap)
     for chunk, whole in embedded(Chunker(MODEL.count_tokens, size, overlap, MODEL.tokenizer), title, text):
         assert MODEL.count_tokens(chunk.text) <= size
@@ -55,7 +55,7 @@ def test_no_embedded_text_is_longer_than_the_model_reads(title: str, text: str, 
 
 @settings(max_examples=30, deadline=None)
 @given(text=lines.map("\n\n".join))
-def test_the_tokenizer_cuts_as_counting_does(text: str) -> None:
+def test_truncation_and_counting_agree(text: str) -> None:
     sizes = (USUAL.chunk_tokens, USUAL.chunk_overlap)
     by_tokenizer = Chunker(MODEL.count_tokens, *sizes, MODEL.tokenizer)
     assert by_tokenizer.chunks(text) == Chunker(MODEL.count_tokens, *sizes).chunks(text)
@@ -64,7 +64,7 @@ def test_the_tokenizer_cuts_as_counting_does(text: str) -> None:
 @pytest.mark.parametrize(
     "language", ["Urlaub genehmigt der Chef. ", "休暇は上司が承認します。", "🙂 " * 10, "ab1" * 80 + " "]
 )
-def test_a_long_title_and_deep_headings_give_way_to_the_text(language: str) -> None:
+def test_the_text_takes_precedence_over_a_long_title_and_deep_headings(language: str) -> None:
     chunk = Chunk(0, "The passage itself. " * 20, " > ".join(["Part " + language * 3] * 5)[:200], 0, 400)
     made = EmbeddedText(MODEL.count_tokens, MAX_TOKENS - MARKS).of(
         DocumentFacts("default", (language * 50)[:500]), chunk
@@ -74,7 +74,7 @@ def test_a_long_title_and_deep_headings_give_way_to_the_text(language: str) -> N
     assert 0 < MODEL.count_tokens(place) <= PLACE
 
 
-def test_what_fits_is_embedded_as_it_is() -> None:
+def test_a_text_that_fits_is_embedded_unchanged() -> None:
     made = EmbeddedText(MODEL.count_tokens, MAX_TOKENS - MARKS)
     facts = DocumentFacts("default", "Holiday policy")
     assert (
@@ -83,7 +83,7 @@ def test_what_fits_is_embedded_as_it_is() -> None:
     assert made.of(facts, Chunk(0, "Ask first.", "", 0, 10)) == "Holiday policy\nAsk first."
 
 
-def test_of_headings_that_do_not_fit_the_innermost_stays() -> None:
+def test_the_innermost_heading_is_kept_if_not_all_fit() -> None:
     made = EmbeddedText(len, None)
     assert made.of(DocumentFacts("default", "T"), Chunk(0, "x", "A" * 60 + " > Holiday", 0, 1)) == "T\nHoliday\nx"
 
@@ -96,6 +96,6 @@ def test_a_long_text_of_headings_alone_is_cut_like_any_other() -> None:
     assert sum(chunk.text.count("#") for chunk, _ in found) == 100
 
 
-def test_the_largest_chunk_leaves_room_for_its_place() -> None:
+def test_the_largest_chunk_leaves_room_for_its_headings() -> None:
     assert ONNX_CHUNK_TOKENS + MARKS < MAX_TOKENS
     assert USUAL.chunk_tokens + PLACE + MARKS <= MAX_TOKENS

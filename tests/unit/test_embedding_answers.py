@@ -47,7 +47,7 @@ class Pool:
 
 
 @pytest.mark.parametrize("answer", NO_VECTORS)
-async def test_what_is_no_vector_for_the_text_is_ollamas_fault(answer: bytes) -> None:
+async def test_an_invalid_vector_is_an_upstream_error(answer: bytes) -> None:
     pool: Any = Pool(answer)
     async with OllamaEmbedder.open(pool, "nomic-embed-text", 1.0) as embedder:
         with pytest.raises(EmbeddingUnavailable) as unavailable:
@@ -59,7 +59,7 @@ async def test_what_is_no_vector_for_the_text_is_ollamas_fault(answer: bytes) ->
 
 
 @pytest.mark.parametrize("answer", [b'{"embeddings": []}', b'{"embeddings": null}'])
-async def test_of_no_texts_there_are_no_vectors(answer: bytes) -> None:
+async def test_no_texts_give_no_vectors(answer: bytes) -> None:
     pool: Any = Pool(answer)
     found = await OllamaEmbeddingModel(pool, Pinned()).embed(EmbeddingRequest("nomic-embed-text", ()))
     assert found.vectors == []

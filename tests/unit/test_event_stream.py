@@ -77,11 +77,11 @@ async def turns(count: int = 20) -> None:
         (",;", False),
     ],
 )
-def test_who_accepts_event_streams(accept: str, streams: bool) -> None:
+def test_which_accept_headers_request_an_event_stream(accept: str, streams: bool) -> None:
     assert accepted(Headers({"accept": accept})) is streams
 
 
-async def test_no_more_is_asked_for_than_the_reader_takes() -> None:
+async def test_no_more_is_generated_than_the_client_reads() -> None:
     asked_for = 0
 
     async def answer() -> AsyncGenerator[AnswerEvent, None]:
@@ -102,7 +102,7 @@ async def test_no_more_is_asked_for_than_the_reader_takes() -> None:
     assert pipe.text.count("event: token") == 10
 
 
-async def test_a_reader_who_takes_nothing_counts_as_gone() -> None:
+async def test_a_client_that_reads_nothing_counts_as_disconnected() -> None:
     ended = False
 
     async def answer() -> AsyncGenerator[AnswerEvent, None]:
@@ -120,7 +120,7 @@ async def test_a_reader_who_takes_nothing_counts_as_gone() -> None:
     assert pipe.sent == []
 
 
-async def test_a_fault_of_our_own_is_told_and_raised() -> None:
+async def test_an_internal_error_is_sent_and_raised() -> None:
     async def answer() -> AsyncGenerator[AnswerEvent, None]:
         yield AnswerStarted(CacheStatus.MISS)
         raise ValueError("secret")
@@ -133,10 +133,10 @@ async def test_a_fault_of_our_own_is_told_and_raised() -> None:
     problem = json.loads(data.removeprefix("data: "))
     assert (problem["status"], problem["request_id"]) == (500, "r")
     assert "secret" not in data
-    assert pipe.sent[-1]["more_body"] is True  # the response is cut off, as what it is
+    assert pipe.sent[-1]["more_body"] is True  # the response stays visibly incomplete
 
 
-async def test_who_leaves_ends_the_answer_in_its_place() -> None:
+async def test_a_disconnect_ends_the_answer_where_it_is() -> None:
     ended: list[str] = []
 
     async def answer() -> AsyncGenerator[AnswerEvent, None]:
@@ -156,15 +156,15 @@ async def test_who_leaves_ends_the_answer_in_its_place() -> None:
     assert pipe.sent[-1]["more_body"] is True
 
 
-async def test_leaving_and_the_end_at_once_leave_nothing_cancelled() -> None:
+async def test_a_disconnect_at_the_end_leaves_no_cancellation_behind() -> None:
     pipe = Pipe()
     async with cancel_on_disconnect(pipe.receive):
         await asyncio.sleep(0)
         pipe.gone.set()
-    await turns()  # a cancellation that was still to come would strike here
+    await turns()  # a pending cancellation would be raised here
 
 
-async def test_the_cancellation_of_the_request_itself_is_passed_on() -> None:
+async def test_a_cancellation_of_the_request_propagates() -> None:
     pipe = Pipe()
 
     async def work() -> None:
@@ -178,7 +178,7 @@ async def test_the_cancellation_of_the_request_itself_is_passed_on() -> None:
         await task
 
 
-async def test_a_deadline_inside_is_not_taken_for_a_client_that_left() -> None:
+async def test_a_deadline_inside_is_not_mistaken_for_a_disconnect() -> None:
     pipe = Pipe()
     with pytest.raises(TimeoutError):
         async with cancel_on_disconnect(pipe.receive), asyncio.timeout(0.01):

@@ -142,14 +142,14 @@ class Breaker:
 
 
 @pytest.mark.parametrize("kind", sorted(FREE))
-async def test_what_never_began_goes_to_every_other_backend_free(kind: UpstreamFault) -> None:
+async def test_a_call_that_never_started_tries_every_other_backend_without_retry_cost(kind: UpstreamFault) -> None:
     fake = Fake({"one": [fault(kind)], "two": [fault(kind)], "three": ["yes"]}, retries_left=0)
     assert await fake.call() == ["yes"]
     assert fake.failed_over_from == ["one", "two"]
 
 
 @pytest.mark.parametrize("kind", sorted(CHARGED))
-async def test_what_may_have_begun_goes_to_one_other_backend_charged(kind: UpstreamFault) -> None:
+async def test_a_call_that_may_have_started_tries_one_other_backend_at_retry_cost(kind: UpstreamFault) -> None:
     fake = Fake({"one": [fault(kind)], "two": [fault(kind)], "three": ["yes"]})
     with pytest.raises(UpstreamError) as failed:
         await fake.call()
@@ -157,7 +157,7 @@ async def test_what_may_have_begun_goes_to_one_other_backend_charged(kind: Upstr
     assert (fake.tried, fake.retries_left) == ([("one", "elsewhere"), ("two", "spent")], 9)
 
 
-async def test_without_a_budget_it_goes_nowhere() -> None:
+async def test_without_a_retry_budget_there_is_no_failover() -> None:
     fake = Fake({"one": [fault(UpstreamFault.SERVER_ERROR)], "two": ["yes"]}, retries_left=0)
     with pytest.raises(UpstreamError):
         await fake.call()
@@ -165,7 +165,7 @@ async def test_without_a_budget_it_goes_nowhere() -> None:
 
 
 @pytest.mark.parametrize("kind", sorted(set(UpstreamFault) - FREE - CHARGED))
-async def test_anything_else_is_final_but_for_what_an_embedding_allows(kind: UpstreamFault) -> None:
+async def test_other_failures_are_final_except_for_embeddings(kind: UpstreamFault) -> None:
     for charged in (CHARGED, EMBEDDING_CHARGED):
         fake = Fake({"one": [fault(kind)], "two": ["yes"]})
         calling = fake.call(FailoverPolicy(10.0, charged=charged))
@@ -176,7 +176,7 @@ async def test_anything_else_is_final_but_for_what_an_embedding_allows(kind: Ups
                 await calling
 
 
-async def test_alone_the_adapter_may_retry_and_then_nobody_else_may() -> None:
+async def test_without_another_backend_only_the_adapter_retries() -> None:
     fake = Fake({"one": [fault(UpstreamFault.SERVER_ERROR)]})
     with pytest.raises(UpstreamError):
         await fake.call()
@@ -187,7 +187,7 @@ async def test_alone_the_adapter_may_retry_and_then_nobody_else_may() -> None:
     assert fake.tried == [("one", "here")], "another whose breaker is open is nowhere to go"
 
 
-async def test_after_its_first_event_an_answer_begins_again_only_where_nobody_reads_along() -> None:
+async def test_after_its_first_event_an_answer_restarts_only_without_stream_readers() -> None:
     fake = Fake({"one": ["a CUT"], "two": ["b c"]})
     with pytest.raises(UpstreamError):
         await fake.call()
@@ -195,7 +195,7 @@ async def test_after_its_first_event_an_answer_begins_again_only_where_nobody_re
     assert await fake.call(restarts=True) == ["a", "RESTART", "b", "c"]
 
 
-async def test_time_in_line_and_in_earlier_attempts_counts_towards_the_total() -> None:
+async def test_queue_time_and_earlier_attempts_count_towards_the_deadline() -> None:
     fake = Fake({"one": [fault(UpstreamFault.CONNECT_FAILED)], "two": ["yes"]}, waits={"one": 4.0, "two": 3.0})
     assert await fake.call(FailoverPolicy(10.0)) == ["yes"]
     assert fake.remaining == [6.0, 3.0]
@@ -205,7 +205,7 @@ async def test_time_in_line_and_in_earlier_attempts_counts_towards_the_total() -
     assert (fake.tried, fake.now) == ([], 103.0)
 
 
-async def test_nobody_waits_in_a_second_line_unless_the_policy_says_so() -> None:
+async def test_a_caller_waits_in_a_second_queue_only_if_the_policy_allows_it() -> None:
     for waits_again in (False, True):
         fake = Fake({"one": [waited_in_vain()], "two": ["yes"]})
         calling = fake.call(FailoverPolicy(10.0, waits_again=waits_again))
@@ -217,7 +217,7 @@ async def test_nobody_waits_in_a_second_line_unless_the_policy_says_so() -> None
             assert len(fake.tried) == 1
 
 
-async def test_the_verdict_is_what_says_most() -> None:
+async def test_the_most_informative_error_is_raised() -> None:
     missing, lost = fault(UpstreamFault.MODEL_NOT_FOUND), fault(UpstreamFault.CONNECT_FAILED)
     cases: list[tuple[dict[str, list[Any]], set[str], Callable[[RagherdError], bool]]] = [
         ({"one": [missing], "two": [lost]}, set(), lambda error: error is lost),
@@ -237,7 +237,7 @@ async def test_the_verdict_is_what_says_most() -> None:
         assert is_expected(told.value), told.value
 
 
-async def test_the_breaker_hears_of_what_speaks_against_ollama() -> None:
+async def test_the_breaker_counts_only_failures_of_ollama() -> None:
     fake = Fake({"one": [fault(UpstreamFault.SERVER_ERROR)]})
     with pytest.raises(UpstreamError):
         await fake.call()
@@ -248,7 +248,7 @@ async def test_the_breaker_hears_of_what_speaks_against_ollama() -> None:
     assert fake.reported == []
 
 
-async def test_a_call_that_others_left_little_time_says_nothing_about_ollama() -> None:
+async def test_a_call_with_little_time_left_does_not_count_against_ollama() -> None:
     late = fault(UpstreamFault.TOTAL_TIMEOUT)
     assert speaks_against_ollama(late, allowed=6.0, total=10.0)
     assert not speaks_against_ollama(late, allowed=4.0, total=10.0)

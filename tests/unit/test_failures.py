@@ -29,16 +29,16 @@ Fault = UpstreamFault
         (httpx.DecodingError("not gzip"), Fault.INVALID_RESPONSE),
     ],
 )
-def test_an_exception_is_read_by_its_most_specific_row(error: httpx.HTTPError, fault: UpstreamFault) -> None:
+def test_an_exception_maps_to_its_most_specific_class(error: httpx.HTTPError, fault: UpstreamFault) -> None:
     assert from_exception(error).fault is fault
 
 
 @pytest.mark.parametrize("error", [httpx.RemoteProtocolError("closed"), httpx.ReadError(""), httpx.WriteError("")])
-def test_a_kept_connection_that_broke_before_any_byte_is_stale(error: httpx.HTTPError) -> None:
+def test_a_reused_connection_that_broke_before_any_byte_is_stale(error: httpx.HTTPError) -> None:
     assert from_exception(error, stale=True).fault is Fault.CONNECTION_STALE
 
 
-def test_a_timeout_on_a_kept_connection_is_still_a_timeout() -> None:
+def test_a_timeout_on_a_reused_connection_is_still_a_timeout() -> None:
     assert from_exception(httpx.PoolTimeout(""), stale=True).fault is Fault.POOL_TIMEOUT
 
 
@@ -66,30 +66,32 @@ def test_a_timeout_on_a_kept_connection_is_still_a_timeout() -> None:
         (504, "", "/api/chat", Fault.SERVER_ERROR),
     ],
 )
-def test_an_answer_is_read_by_status_and_words(status: int, message: str, path: str, fault: UpstreamFault) -> None:
+def test_an_error_response_is_classified_by_status_and_text(
+    status: int, message: str, path: str, fault: UpstreamFault
+) -> None:
     error = from_response(status, {}, orjson.dumps({"error": message}), path=path, model="m")
     assert error.fault is fault
     assert error.status == FAULTS[fault].status
     assert message in error.detail or fault is Fault.MODEL_NOT_FOUND
 
 
-def test_a_missing_model_is_told_with_its_remedy() -> None:
+def test_a_missing_model_error_names_the_remedy() -> None:
     error = from_response(404, {}, b"", path="/api/chat", model="phi4")
     assert error.detail == "model 'phi4' is not on Ollama: run `ollama pull phi4`"
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>\n bad\ngateway", b"[1]", b'"text"', b'{"error": null}', b"\xff"])
-def test_any_body_of_an_error_is_readable(body: bytes) -> None:
+def test_any_error_body_can_be_read(body: bytes) -> None:
     error = from_response(502, {}, body, path="/api/chat", model="m")
     assert error.fault is Fault.SERVER_ERROR
     assert "\n" not in error.detail
 
 
-def test_a_long_body_is_cut() -> None:
+def test_a_long_body_is_truncated() -> None:
     assert len(from_response(500, {}, b"x" * 10_000, path="/api/chat", model="m").detail) < 400
 
 
-def test_a_busy_ollama_passes_its_retry_after_on() -> None:
+def test_the_retry_after_of_a_busy_ollama_is_kept() -> None:
     headers = httpx.Headers({"Retry-After": "7"})
     assert from_response(503, headers, b"", path="/api/chat", model="m").headers == {"Retry-After": "7"}
     assert from_response(503, {}, b"", path="/api/chat", model="m").headers == {"Retry-After": "1"}
@@ -116,5 +118,5 @@ NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
         (None, None),
     ],
 )
-def test_retry_after_is_seconds_or_a_date_and_nonsense_is_ignored(value: str | None, seconds: float | None) -> None:
+def test_retry_after_accepts_seconds_or_a_date_and_ignores_the_rest(value: str | None, seconds: float | None) -> None:
     assert retry_after_from(value, now=NOON) == seconds

@@ -38,11 +38,11 @@ def place(query: Query, embedder: EmbedderIdentity = EMBEDDER, digest: str = "sh
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_what_an_answer_depends_on(change: dict[str, Any]) -> None:
+def test_the_key_depends_on_every_input_of_the_answer(change: dict[str, Any]) -> None:
     assert place(replace(QUERY, **change)) != place(QUERY)
 
 
-def test_the_weights_of_the_model_and_of_the_embedder() -> None:
+def test_the_key_depends_on_the_weights_of_model_and_embedder() -> None:
     assert place(QUERY, digest="sha256:2") != place(QUERY)
     assert place(QUERY, replace(EMBEDDER, fingerprint="bbbbbbbbbb")) != place(QUERY)
 
@@ -58,17 +58,17 @@ def test_the_weights_of_the_model_and_of_the_embedder() -> None:
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_what_it_does_not_depend_on(change: dict[str, Any]) -> None:
+def test_the_key_ignores_inputs_that_do_not_change_the_answer(change: dict[str, Any]) -> None:
     assert place(replace(QUERY, **change)) == place(QUERY)
 
 
-def test_the_order_of_tags_and_of_options_says_nothing() -> None:
+def test_the_order_of_tags_and_options_does_not_matter() -> None:
     one = replace(QUERY, documents=DocumentFilter(("a", "b", "a")), options={"seed": 1, "top_p": 0.5})
     other = replace(QUERY, documents=DocumentFilter(("b", "a")), options={"top_p": 0.5, "seed": 1})
     assert place(one) == place(other)
 
 
-def test_lists_do_not_run_into_each_other() -> None:
+def test_adjacent_lists_do_not_collide() -> None:
     assert place(replace(QUERY, documents=DocumentFilter(("a", "b")))) != place(
         replace(QUERY, documents=DocumentFilter(("a,b",)))
     )

@@ -20,7 +20,7 @@ from api.values import CompletedAnswer, Source, Usage
         CompletedAnswer("text", "llama3.2", Usage()),
     ],
 )
-def test_words_and_answers(said: TextMessage | LeaderLeft | CompletedAnswer) -> None:
+def test_tokens_and_answers_round_trip(said: TextMessage | LeaderLeft | CompletedAnswer) -> None:
     assert decode(encode(said)) == said
 
 
@@ -36,7 +36,7 @@ def test_words_and_answers(said: TextMessage | LeaderLeft | CompletedAnswer) -> 
     ],
     ids=repr,
 )
-def test_errors(error: RagherdError) -> None:
+def test_errors_round_trip(error: RagherdError) -> None:
     found = decode(encode(error))
     assert isinstance(found, RagherdError)
     assert (type(found), found.detail, found.status, found.headers, found.members) == (
@@ -48,11 +48,11 @@ def test_errors(error: RagherdError) -> None:
     )
 
 
-def test_an_error_that_has_no_words_of_its_own_is_an_internal_one() -> None:
+def test_an_unknown_error_becomes_an_internal_error() -> None:
     assert isinstance(decode(encode(NotFound("secret detail"))), InternalError)
 
 
 @pytest.mark.parametrize("body", ["", "{}", '{"is": "news"}', '{"is": "piece"}', '{"is": "error", "kind": "upstream"}'])
-def test_what_is_none_of_ours(body: str) -> None:
+def test_unknown_messages_raise(body: str) -> None:
     with pytest.raises((ValueError, KeyError, TypeError)):
         decode(body)

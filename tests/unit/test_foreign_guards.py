@@ -21,16 +21,16 @@ OTHERS = rows("foreign_guard_pairs.tsv")
 
 
 @pytest.mark.parametrize(("first", "second"), [row[2:] for row in FOREIGN if row[0] in SIX])
-def test_pairs_of_the_six_languages_are_kept_apart(first: str, second: str) -> None:
+def test_pairs_in_the_six_languages_are_rejected(first: str, second: str) -> None:
     assert disagreement(first, second) is not None
 
 
 @pytest.mark.parametrize(("verdict", "first", "second"), [row[1:] for row in OTHERS])
-def test_further_pairs_and_paraphrases(verdict: str, first: str, second: str) -> None:
+def test_held_out_pairs_and_paraphrases(verdict: str, first: str, second: str) -> None:
     assert ("same" if disagreement(first, second) is None else "different") == verdict
 
 
-def test_most_pairs_of_ten_languages_are_kept_apart() -> None:
+def test_most_pairs_in_ten_languages_are_rejected() -> None:
     """A multilingual embedder finds all pairs similar. Four of 50 remain, all in languages without guards."""
     served = [row for row in FOREIGN if disagreement(row[2], row[3]) is None]
     assert len(FOREIGN) == 50
@@ -69,7 +69,7 @@ def test_a_few_other_languages_and_short_texts(first: str, second: str) -> None:
         ("Кто утверждает отпуск?", "Кто утверждает расходы?"),
     ],
 )
-def test_words_in_other_letters_are_not_exchanged(first: str, second: str) -> None:
+def test_words_in_other_scripts_are_compared(first: str, second: str) -> None:
     said = {one.guard for one in verdicts(first, second) if not one.agrees}
     assert "foreign_words" in said
 
@@ -97,13 +97,13 @@ def test_paraphrases_of_the_same_words_agree(first: str, second: str) -> None:
         ("Waar koop ik brood en melk?", "Waar koop ik melk en brood?"),
     ],
 )
-def test_what_only_looks_like_a_difference(first: str, second: str) -> None:
+def test_apparent_differences_are_ignored(first: str, second: str) -> None:
     said = {one.guard for one in verdicts(first, second) if not one.agrees}
     assert not {guard for guard in said if guard.startswith("foreign")}
 
 
 @pytest.mark.parametrize("text", ["Is there a way to pay or not?", "What's my no-claims bonus?", "Log in, no?"])
-def test_english_is_left_to_the_english_guards(text: str) -> None:
+def test_english_questions_are_left_to_the_english_guards(text: str) -> None:
     other = text.replace("or not", "").replace("no", "")
     said = {one.guard for one in verdicts(text, other) if not one.agrees}
     assert not {guard for guard in said if guard.startswith("foreign")}

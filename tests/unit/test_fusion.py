@@ -12,29 +12,29 @@ rankings = st.lists(
 )
 
 
-def test_one_ranking_alone_stays_as_it_is() -> None:
+def test_a_single_ranking_is_unchanged() -> None:
     assert fused([(1.0, ["b", "a", "c"])]) == ["b", "a", "c"]
 
 
-def test_what_both_have_goes_before_what_one_has() -> None:
+def test_an_item_in_both_rankings_precedes_an_item_in_one() -> None:
     assert fused([(1.0, ["a", "b"]), (1.0, ["c", "b"])])[0] == "b"
 
 
-def test_the_heavier_ranking_decides_between_firsts() -> None:
+def test_the_ranking_with_more_weight_decides() -> None:
     assert fused([(0.5, ["words"]), (1.0, ["meaning"])]) == ["meaning", "words"]
 
 
-def test_of_equals_the_one_of_the_earlier_ranking_is_first() -> None:
+def test_equal_scores_keep_the_order_of_the_rankings() -> None:
     assert fused([(1.0, ["a"]), (1.0, ["b"])]) == ["a", "b"]
 
 
 @given(rankings)
-def test_everything_is_there_once(given_rankings: list[tuple[float, list[int]]]) -> None:
+def test_every_item_appears_once(given_rankings: list[tuple[float, list[int]]]) -> None:
     order = fused(given_rankings)
     assert sorted(order) == sorted({thing for _, ranking in given_rankings for thing in ranking})
 
 
 @given(rankings, st.integers(0, 9))
-def test_what_is_first_everywhere_is_first(given_rankings: list[tuple[float, list[int]]], best: int) -> None:
+def test_an_item_first_in_every_ranking_is_first(given_rankings: list[tuple[float, list[int]]], best: int) -> None:
     led = [(weight, [best, *(one for one in ranking if one != best)]) for weight, ranking in given_rankings]
     assert fused(led)[:1] == ([best] if led else [])

@@ -47,7 +47,7 @@ def test_no_generated_line_is_too_long(text: str) -> None:
 
 
 class _Kinds(BaseModel):
-    """One field of each kind."""
+    """A model with one field of each kind."""
 
     choice: Literal["a", "b"] = "a"
     switch: bool = True
@@ -75,7 +75,7 @@ def test_the_kind_of_a_setting_follows_from_its_type() -> None:
 
 
 class _Described(BaseModel):
-    """A field with details, one with a summary, and one without a text."""
+    """A field with details, one with a summary, and one without a docstring."""
 
     long: int = 1
     """A summary.

@@ -20,7 +20,7 @@ questions = st.sampled_from(QUESTIONS) | st.text(max_size=80)
 
 
 @pytest.mark.parametrize(("verdict", "one", "other"), PAIRS)
-def test_a_labelled_pair(verdict: str, one: str, other: str) -> None:
+def test_a_labeled_pair_is_judged_correctly(verdict: str, one: str, other: str) -> None:
     found = disagreement(one, other)
     if verdict == "same":
         assert found is None
@@ -29,7 +29,7 @@ def test_a_labelled_pair(verdict: str, one: str, other: str) -> None:
         assert {said.guard for said in verdicts(one, other) if not said.agrees} >= {verdict}
 
 
-def test_there_are_many_pairs_of_both_kinds() -> None:
+def test_there_are_many_pairs_of_both_labels() -> None:
     assert len(PAIRS) > 100
     assert {verdict for verdict, *_ in PAIRS} == {"same", *(name for name, *_ in GUARDS)}
 
@@ -40,25 +40,25 @@ def test_a_question_agrees_with_itself(question: str) -> None:
 
 
 @pytest.mark.parametrize("question", [one for one in QUESTIONS if not any(part.keeps_case for part in chunks(one))])
-def test_case_and_final_punctuation_are_no_difference(question: str) -> None:
+def test_case_and_final_punctuation_do_not_matter(question: str) -> None:
     bare = question.rstrip("?")
     for typed in (question.lower(), question.upper(), bare, bare + " ?", bare + "!!", f"  {question}  "):
         assert disagreement(question, typed) is None, typed
 
 
 @given(questions, questions)
-def test_it_is_the_same_from_both_sides(one: str, other: str) -> None:
+def test_the_verdict_is_symmetric(one: str, other: str) -> None:
     there, back = disagreement(one, other), disagreement(other, one)
     assert (there and there.guard) == (back and back.guard)
 
 
-def test_features_read_once_serve_as_the_text() -> None:
+def test_features_can_replace_the_text() -> None:
     question = read("How do I enable 2FA?")
     for other in ("How do I disable 2FA?", "How can I enable 2FA?"):
         assert disagreement(question, other) == disagreement("How do I enable 2FA?", read(other))
 
 
-def test_every_guard_says_what_differs() -> None:
+def test_every_guard_reports_the_difference() -> None:
     said = {verdict.guard: verdict for verdict in verdicts("Can I pay 5 euros?", "Can't I pay 50 dollars?")}
     assert list(said) == [name for name, *_ in GUARDS]
     assert said["numbers"].detail == "5 / 50"
@@ -67,6 +67,6 @@ def test_every_guard_says_what_differs() -> None:
 
 
 @pytest.mark.parametrize("text", ["", " ", "?", "a" * 500, "-" * 500, "1," * 250, "x." * 250, '"' * 500, "not " * 125])
-def test_odd_texts_are_read(text: str) -> None:
+def test_unusual_texts_are_accepted(text: str) -> None:
     assert disagreement(text, text) is None
     assert len(verdicts(text, "What is Python?")) == len(GUARDS)

@@ -73,7 +73,7 @@ HELD_OUT_APART = [
     ("Explain git checkout -b", "Explain git checkout -B"),
     ("What does cmd < file do?", "What does cmd > file do?"),
 ]
-"""Written after the rules."""
+"""Pairs written after the rules."""
 ALIKE = [
     ("What is Python?", "what is python"),
     ("What is YouTube?", "what is youtube?"),
@@ -132,30 +132,30 @@ HELD_OUT_ALIKE = [
 
 
 @pytest.mark.parametrize(("one", "other"), APART + HELD_OUT_APART)
-def test_neither_tier_takes_one_for_the_other(one: str, other: str) -> None:
+def test_neither_tier_confuses_the_pair(one: str, other: str) -> None:
     assert question_digest(one) != question_digest(other)
     assert disagreement(one, other) is not None
     assert disagreement(other, one) is not None
 
 
 @pytest.mark.parametrize(("one", "other"), ALIKE + HELD_OUT_ALIKE)
-def test_what_is_no_code_is_the_same_however_it_is_typed(one: str, other: str) -> None:
+def test_the_case_of_ordinary_words_does_not_matter(one: str, other: str) -> None:
     assert question_digest(one) == question_digest(other)
     assert disagreement(one, other) is None
 
 
 @pytest.mark.parametrize(("one", "other"), PUNCTUATED)
-def test_ordinary_punctuation_is_passed_over(one: str, other: str) -> None:
+def test_ordinary_punctuation_is_ignored(one: str, other: str) -> None:
     assert compare_symbols(read_symbols(read_words(one)), read_symbols(read_words(other))) == ""
 
 
-def test_the_digests_of_ordinary_questions_are_what_they_were() -> None:
+def test_the_digests_of_ordinary_questions_are_stable() -> None:
     assert question_digest("What is Python?") == "1650d7f2c2ca8b346479e6db6d0e99c5"
     assert normalise("How do I reset my Wi-Fi Password at HOME?!") == "how do i reset my wi-fi password at home"
     assert normalise("Is IT open?  (the IT-desk, IT's)") == "is IT open? (the IT-desk, IT's)"
 
 
-def test_details_can_be_read() -> None:
+def test_details_are_readable() -> None:
     details = {
         ("Is x >= 3 true?", "Is x <= 3 true?"): "x >= 3 / x <= 3",
         ("What does i++ do?", "What does ++i do?"): "i++ / ++i",

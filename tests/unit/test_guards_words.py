@@ -99,23 +99,23 @@ def test_the_forms_of_a_verb_share_a_stem(verb: str) -> None:
         ("13 in the morning", "13 in the morning"),
     ],
 )
-def test_other_words_for_the_same_thing(text: str, words: str) -> None:
+def test_equivalent_phrases_are_normalized(text: str, words: str) -> None:
     assert " ".join(read_words(text).words) == words
 
 
-def test_no_phrase_is_left_out_by_the_quick_look() -> None:
+def test_every_phrase_contains_a_trigger_word() -> None:
     for phrases in vocabulary.PHRASES.values():
         for phrase, _ in phrases:
             assert not vocabulary.TRIGGERS.isdisjoint(phrase), phrase
     assert not any(vocabulary.TRIGGERS.isdisjoint(half) for half in vocabulary.DAY_PARTS)
 
 
-def test_spans_are_shown_as_they_were_written() -> None:
+def test_time_spans_are_shown_as_written() -> None:
     one, other = (read_numbers(read_words(text)) for text in ("within two weeks", "within three weeks"))
     assert compare_numbers(one, other) == "two weeks / three weeks"
 
 
-def test_clauses_begin_where_they_did_before_words_were_put_together() -> None:
+def test_clause_starts_follow_normalized_phrases() -> None:
     question = read_words("I pay at the cash machine, why not?")
     assert [question.words[place] for place in sorted(question.clause_starts) if place < len(question.words)] == [
         "i",
@@ -136,5 +136,5 @@ def test_clauses_begin_where_they_did_before_words_were_put_together() -> None:
         ("abc1234", "abc1235", False),
     ],
 )
-def test_a_slip_of_typing_in_a_long_name(one: str, other: str, slip: bool) -> None:
+def test_a_typo_in_a_long_name_is_tolerated(one: str, other: str, slip: bool) -> None:
     assert is_typo([one], [other]) is is_typo([other], [one]) is slip

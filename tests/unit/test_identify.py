@@ -31,12 +31,12 @@ FOREIGN = [text for row in ROWS for text in row.split("\t")[2:]]
         "translate 猫 to English",
     ],
 )
-def test_english(text: str) -> None:
+def test_english_is_identified(text: str) -> None:
     assert language_of(text) == "en"
 
 
 @pytest.mark.parametrize("text", ["", "15", "NASA", "?", "👍", "GPT-4"])
-def test_names_and_figures_are_of_no_language(text: str) -> None:
+def test_names_and_numbers_have_no_language(text: str) -> None:
     assert language_of(text) == ""
 
 
@@ -65,12 +65,12 @@ def test_other_languages(text: str, language: str) -> None:
     assert language_of(text) == language
 
 
-def test_a_hundred_questions_in_ten_languages_are_not_taken_for_english() -> None:
+def test_a_hundred_questions_in_ten_languages_are_not_mistaken_for_english() -> None:
     assert len(FOREIGN) == 100
     assert [text for text in FOREIGN if language_of(text) in ("en", "")] == []
 
 
-def test_its_time_is_linear_in_the_text() -> None:
+def test_identification_takes_linear_time() -> None:
     def seconds(words: int) -> float:
         text = "é" * words + " l'a" * words + " Straße" * words
         best = 1e9

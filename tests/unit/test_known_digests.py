@@ -10,14 +10,14 @@ def digest(known: KnownDigests, model: str) -> str:
     return known.by_model.get(model_key(model), known.unknown)
 
 
-def test_one_model_under_all_of_its_names() -> None:
+def test_all_names_of_a_model_share_its_digest() -> None:
     known = KnownDigests(None)
     known.learn("ollama", {"llama3.2:latest": "sha256:1"})
     assert digest(known, "llama3.2") == digest(known, "LLAMA3.2:latest") == digest(known, "Llama3.2")
     assert digest(known, "llama3.2") != digest(known, "qwen3:4b")
 
 
-def test_new_weights_make_another_digest_and_old_ones_the_same_again() -> None:
+def test_a_digest_changes_and_returns_with_the_weights() -> None:
     known = KnownDigests(None)
     unknown = digest(known, "m")
     known.learn("ollama", {"m:latest": "sha256:1"})
@@ -28,7 +28,7 @@ def test_new_weights_make_another_digest_and_old_ones_the_same_again() -> None:
     assert digest(known, "m") == first
 
 
-def test_a_backend_that_says_nothing_changes_nothing() -> None:
+def test_a_silent_backend_changes_nothing() -> None:
     known = KnownDigests(None)
     known.learn("ollama", {"m:latest": "sha256:1"})
     before = digest(known, "m")
@@ -38,7 +38,7 @@ def test_a_backend_that_says_nothing_changes_nothing() -> None:
     assert not known.knows("ollama-2")
 
 
-def test_backends_with_the_same_weights_count_once_and_their_order_not_at_all() -> None:
+def test_equal_weights_count_once_and_order_does_not_matter() -> None:
     one, other, third = KnownDigests(None), KnownDigests(None), KnownDigests(None)
     one.learn("ollama", {"m:latest": "a"})
     one.learn("ollama-2", {"m:latest": "a"})
@@ -50,5 +50,5 @@ def test_backends_with_the_same_weights_count_once_and_their_order_not_at_all() 
     assert digest(other, "m") == digest(third, "m")
 
 
-def test_the_context_is_part_of_it() -> None:
+def test_the_context_length_is_part_of_the_digest() -> None:
     assert digest(KnownDigests(None), "m") != digest(KnownDigests(4096), "m") != digest(KnownDigests(8192), "m")

@@ -50,7 +50,7 @@ def run(loop_factory: LoopFactory, work: Callable[[], object]) -> None:
 
 
 @LOOPS
-def test_a_reply_that_lies_in_the_socket_is_read_first(
+def test_a_reply_already_in_the_socket_is_read_first(
     loop_factory: LoopFactory, pair: tuple[socket.socket, socket.socket]
 ) -> None:
     here, there = pair
@@ -69,7 +69,7 @@ def test_a_reply_that_lies_in_the_socket_is_read_first(
 
 
 @LOOPS
-def test_silence_ends_by_the_timeout(loop_factory: LoopFactory) -> None:
+def test_the_timeout_ends_silence(loop_factory: LoopFactory) -> None:
     async def work() -> None:
         began = time.monotonic()
         with pytest.raises(TimeoutError), LagTimeout(0.1):
@@ -80,7 +80,7 @@ def test_silence_ends_by_the_timeout(loop_factory: LoopFactory) -> None:
 
 
 @LOOPS
-def test_a_loop_that_lags_all_the_time_does_not_wait_for_ever(loop_factory: LoopFactory) -> None:
+def test_a_constantly_lagging_loop_still_times_out(loop_factory: LoopFactory) -> None:
     async def work() -> None:
         def busy() -> None:
             time.sleep(0.02)
@@ -96,10 +96,10 @@ def test_a_loop_that_lags_all_the_time_does_not_wait_for_ever(loop_factory: Loop
 
 
 @LOOPS
-def test_what_takes_several_rounds_of_a_slow_loop_is_in_time(loop_factory: LoopFactory) -> None:
+def test_an_operation_of_several_slow_rounds_is_in_time(loop_factory: LoopFactory) -> None:
     async def work() -> None:
         with LagTimeout(0.05):
-            for _ in range(6):  # as a connection that is opened and greeted
+            for _ in range(6):  # like opening a connection and its handshake
                 asyncio.get_running_loop().call_soon(time.sleep, 0.1)
                 await asyncio.sleep(0)
 
@@ -113,7 +113,7 @@ async def test_a_countdown_that_is_cancelled_counts_the_lag_since_its_last_tick(
     assert 0.25 <= countdown.lag < 0.3 + 1
 
 
-async def test_a_countdown_that_has_ended_counts_no_lag_twice() -> None:
+async def test_an_ended_countdown_counts_no_lag_twice() -> None:
     stop, ended = busy_rounds(0.1), asyncio.Event()
     began = time.monotonic()
     countdown = Countdown(0.01, ended.set)
@@ -123,7 +123,7 @@ async def test_a_countdown_that_has_ended_counts_no_lag_twice() -> None:
     assert countdown.lag <= time.monotonic() - began
 
 
-async def test_a_countdown_has_a_bound_however_much_the_loop_lags(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_countdown_is_bounded_however_much_the_loop_lags(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("api.cancellation.MIN_EXTENSION_SECONDS", 0.1)
     stop, ended = busy_rounds(0.1), asyncio.Event()
     began = time.monotonic()
@@ -133,7 +133,7 @@ async def test_a_countdown_has_a_bound_however_much_the_loop_lags(monkeypatch: p
     assert time.monotonic() - began < MIN_TICKS * 0.1
 
 
-async def test_a_countdown_counts_the_lag_and_grows_by_it() -> None:
+async def test_a_countdown_is_extended_by_the_lag() -> None:
     ended = asyncio.Event()
     began = time.monotonic()
     countdown = Countdown(0.2, ended.set)
@@ -143,7 +143,7 @@ async def test_a_countdown_counts_the_lag_and_grows_by_it() -> None:
     assert time.monotonic() - began >= 0.2 + 0.25
 
 
-async def test_the_budget_of_a_question_does_not_pay_for_the_lag() -> None:
+async def test_lag_is_not_charged_to_the_budget_of_a_question() -> None:
     budget, timings = CacheBudget(0.1), Timings()
 
     async def answers() -> str:
@@ -157,7 +157,7 @@ async def test_the_budget_of_a_question_does_not_pay_for_the_lag() -> None:
     assert timings.lag > 0.2
 
 
-async def test_a_command_past_its_budget_goes_on_and_is_waited_for_at_the_end() -> None:
+async def test_a_command_past_its_budget_continues_and_is_awaited_at_shutdown() -> None:
     budget, goes_on = CacheBudget(0.01), asyncio.Event()
     ended: list[str] = []
 
@@ -173,7 +173,7 @@ async def test_a_command_past_its_budget_goes_on_and_is_waited_for_at_the_end() 
     assert ended == ["stored"]
 
 
-async def test_a_command_that_never_ends_does_not_keep_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_command_that_never_ends_does_not_block_shutdown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("api.query.cache.CLOSE_SECONDS", 0.01)
     budget = CacheBudget(0.01)
     with pytest.raises(StoreUnavailable):
@@ -183,7 +183,7 @@ async def test_a_command_that_never_ends_does_not_keep_the_worker(monkeypatch: p
 
 
 @pytest.mark.parametrize("done_first", [True, False])
-async def test_the_error_of_a_command_whose_caller_left_is_not_asyncio_s_to_log(done_first: bool) -> None:
+async def test_asyncio_does_not_log_the_error_of_an_abandoned_command(done_first: bool) -> None:
     unheard: list[object] = []
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, context: unheard.append(context))
@@ -196,7 +196,7 @@ async def test_the_error_of_a_command_whose_caller_left_is_not_asyncio_s_to_log(
     caller = asyncio.create_task(budget.within(Timings(), lost()))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
-    if done_first:  # it fails in the moment in which its caller is cancelled
+    if done_first:  # it fails at the moment its caller is cancelled
         fails.set()
         await asyncio.sleep(0)
     caller.cancel()
@@ -209,7 +209,7 @@ async def test_the_error_of_a_command_whose_caller_left_is_not_asyncio_s_to_log(
     assert unheard == []
 
 
-async def test_waiting_gives_the_lag_and_leaves_the_task_alone() -> None:
+async def test_waiting_returns_the_lag_and_does_not_cancel_the_task() -> None:
     task = asyncio.create_task(asyncio.sleep(3600))
     assert await wait_with_lag(task, 0.01) < 1
     assert not task.done()

@@ -19,7 +19,7 @@ def test_the_script_of_a_character(character: str, script: str) -> None:
     assert script_of(character) == script
 
 
-def test_scripts_and_words_of_a_text() -> None:
+def test_the_scripts_and_words_of_a_text() -> None:
     assert scripts_of("Reset 密码 now") == {"LATIN": 8, "HAN": 2}
     assert words_outside("Reset 密码 in кошка2собака", frozenset(["LATIN"])) == ("密码", "кошка", "собака")
     assert words_outside("Reset 密码", frozenset(["LATIN", "HAN"])) == ()

@@ -54,7 +54,7 @@ async def still_whole(pool: LinearPool, stub: StubOllama) -> None:
     assert pool.occupancy().waiting == 0
 
 
-def test_httpcore_is_a_version_whose_inside_we_know() -> None:
+def test_httpcore_is_a_version_with_known_internals() -> None:
     assert version("httpcore").startswith("1.0."), "compare linear_pool.py with the new AsyncConnectionPool"
 
 
@@ -66,9 +66,9 @@ async def test_no_slot_is_lost_to_cancellations_at_any_moment() -> None:
             ended = 0
             for _ in range(625):
                 task = asyncio.create_task(fetched(pool, stub))
-                for _ in range(chance.randrange(24)):  # so many turns of the event loop into the request
+                for _ in range(chance.randrange(24)):  # cancel after this many rounds of the event loop
                     await asyncio.sleep(0)
-                for _ in range(chance.randrange(1, 4)):  # once more also while it cleans up
+                for _ in range(chance.randrange(1, 4)):  # cancel again during the cleanup
                     task.cancel()
                     await asyncio.sleep(0)
                 await asyncio.wait([task], timeout=10)
@@ -79,7 +79,7 @@ async def test_no_slot_is_lost_to_cancellations_at_any_moment() -> None:
         await still_whole(pool, stub)
 
 
-async def test_a_cancellation_while_the_body_is_closed_gives_the_slot_back() -> None:
+async def test_a_cancellation_while_the_body_closes_returns_the_slot() -> None:
     async with stub_and_pool() as (stub, pool):
         for turns in range(1, 9):
             for _ in range(SIZE + 1):
@@ -97,7 +97,7 @@ STEPS = st.lists(st.sampled_from(["open", "close", "cancel", "turn", "break"]), 
 
 @settings(max_examples=25, deadline=None)
 @given(STEPS, st.integers(0, 2**32))
-def test_no_slot_is_lost_whatever_the_order(steps: list[str], seed: int) -> None:
+def test_no_slot_is_lost_in_any_order_of_events(steps: list[str], seed: int) -> None:
     asyncio.run(_any_order(steps, random.Random(seed)))
 
 
@@ -123,7 +123,7 @@ async def _any_order(steps: list[str], chance: random.Random) -> None:
 
 
 async def _ended(task: asyncio.Task[httpcore.Response]) -> None:
-    """Closes what the task opened, if it can open anything now."""
+    """Closes the resource that the task opened, if any."""
     if not task.done():
         await asyncio.wait([task], timeout=0.05)
     if not task.done():
@@ -133,7 +133,7 @@ async def _ended(task: asyncio.Task[httpcore.Response]) -> None:
         await task.result().aclose()
 
 
-async def test_the_connection_used_last_serves_next() -> None:
+async def test_the_most_recently_used_connection_is_reused_first() -> None:
     async with stub_and_pool() as (stub, pool):
         responses = [await opened(pool, stub) for _ in range(3)]
         first, second, third = pool.connections
@@ -178,7 +178,7 @@ async def test_dropping_idle_connections_leaves_those_in_use() -> None:
         await using.aclose()
 
 
-async def test_closing_several_connections_goes_on_when_its_caller_is_cancelled() -> None:
+async def test_closing_connections_continues_when_its_caller_is_cancelled() -> None:
     async with stub_and_pool() as (stub, pool):
         await asyncio.gather(*(fetched(pool, stub) for _ in range(SIZE)))
         idle = pool.connections
@@ -191,7 +191,7 @@ async def test_closing_several_connections_goes_on_when_its_caller_is_cancelled(
         assert task.cancelled()
 
 
-async def test_requests_wait_their_turn_and_a_full_pool_times_out() -> None:
+async def test_requests_queue_and_a_full_pool_times_out() -> None:
     async with stub_and_pool() as (stub, pool):
         held = await asyncio.gather(*(opened(pool, stub) for _ in range(SIZE)))
         waiting = [asyncio.create_task(fetched(pool, stub)) for _ in range(3)]

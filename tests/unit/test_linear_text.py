@@ -113,7 +113,7 @@ EMBEDDED: Final = EmbeddedText(estimated_tokens, 256)
 
 
 def thinking(text: str) -> None:
-    """Both what may be thought and what is answered."""
+    """Reads both the thoughts and the answer."""
     for said in (f"<think>{text}", text):
         one = Thinking()
         for at in range(0, len(said), 3):
@@ -127,7 +127,7 @@ def without_halves(text: str) -> str:
 
 
 def guessed(text: str) -> None:
-    """In an encoding that has to be found out, if it can be."""
+    """Reads an encoding that must be detected."""
     with suppress(UnreadableDocument):
         decoded(text.encode("utf-8", "replace").replace(b" ", b"\xe4 ") + b"\xff\xfe\xfd")
 
@@ -142,14 +142,14 @@ def embedded(text: str) -> None:
 
 
 def page(text: str) -> None:
-    """With a tag behind it; and of tags nested deeper than they can be read, as far as that goes."""
+    """Reads a page that ends with a tag, and a page with tags nested too deep."""
     for end in ("", ">", "-->"):
         with suppress(RecursionError):
             html.read(without_halves(text) + end, 1, 1)
 
 
 def values_of_json(text: str) -> None:
-    """More brackets than any request needs, so that they are counted outside strings."""
+    """Counts more brackets than any request needs, outside strings."""
     with suppress(InvalidRequest):
         refuse_too_many_values(f'"{text}"{"[" * 10_001}'.encode("utf-8", "replace"))
 
@@ -197,7 +197,7 @@ READERS: Final[dict[str, Callable[[str], object]]] = {
 """Functions that read text of a client, a document or a model. File parsers run in a process with limits."""
 
 SHORTEST: Final = {"cut": 4 * SECTION, "prompt": 40_000, "condense": 4_000}
-"""Where a text is worked on in sections, or cut to what fits, it takes more than that to tell."""
+"""Minimum lengths for functions that work in sections or truncate their input."""
 
 
 def seconds(read: Callable[[str], object], text: str) -> float:

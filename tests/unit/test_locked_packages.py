@@ -53,7 +53,7 @@ class Pin:
 
 
 def pins(file: str) -> list[Pin]:
-    """The packages in requirements/`file`.txt."""
+    """Returns the packages in requirements/`file`.txt."""
     text = (ROOT / "requirements" / f"{file}.txt").read_text()
     found = []
     for block in re.split(r"\n(?=[a-z0-9])", text)[1:]:
@@ -65,7 +65,7 @@ def pins(file: str) -> list[Pin]:
 
 
 def declared(file: str) -> list[Requirement]:
-    """What pyproject.toml asks for in this file."""
+    """Returns the requirements of pyproject.toml that belong in this file."""
     extras, groups = FILES[file]
     project = PROJECT["project"]
     listed = [] if extras is None else list(project["dependencies"])
@@ -93,7 +93,7 @@ def _of_group(group: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_every_declared_package_is_locked_at_a_version_that_is_allowed(file: str) -> None:
+def test_every_declared_package_is_locked_at_an_allowed_version(file: str) -> None:
     locked = pins(file)
     for requirement in declared(file):
         name = canonicalize_name(requirement.name)
@@ -104,15 +104,15 @@ def test_every_declared_package_is_locked_at_a_version_that_is_allowed(file: str
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_nothing_is_locked_that_is_not_declared_any_more(file: str) -> None:
+def test_no_undeclared_package_is_locked(file: str) -> None:
     ours = {pin.name for pin in pins(file) if "ragherd" in pin.wanted_by}
     assert ours == {canonicalize_name(requirement.name) for requirement in declared(file)}, RERUN
 
 
 @from_lock
 @pytest.mark.parametrize("file", FILES)
-def test_what_the_locked_packages_need_is_locked_too(file: str) -> None:
-    """By the metadata of the installed packages: extras and dependencies of dependencies."""
+def test_dependencies_of_locked_packages_are_locked(file: str) -> None:
+    """Checks extras and transitive dependencies in the metadata of installed packages."""
     needed = {canonicalize_name(name) for name in _closure(declared(file))}
     locked = {pin.name for pin in pins(file) if pin.applies}
     assert needed == locked, f"{sorted(needed ^ locked)}: {RERUN}"
@@ -145,7 +145,7 @@ def test_every_package_has_one_version_with_hashes_and_no_registry_is_named(file
 
 
 @pytest.mark.parametrize("file", ["run", "image", "build"])
-def test_what_is_shipped_is_what_is_tested(file: str) -> None:
+def test_shipped_versions_are_the_tested_versions(file: str) -> None:
     def exact(name: str) -> set[tuple[str, str, tuple[str, ...]]]:
         return {(pin.name, pin.version, pin.hashes) for pin in pins(name)}
 

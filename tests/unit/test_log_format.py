@@ -31,7 +31,7 @@ def _lines(program: str, level: str = "info") -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stderr.splitlines()]
 
 
-def test_a_line_says_when_where_and_for_which_request() -> None:
+def test_a_line_has_time_logger_and_request_id() -> None:
     [line] = _lines(
         "structlog.contextvars.bind_contextvars(request_id='r1')\n"
         "structlog.get_logger('api.query').info('Answered', status='hit', seconds=0.5)"
@@ -78,7 +78,7 @@ def test_an_exception_is_one_line_without_local_variables() -> None:
         assert "a secret" not in json.dumps(line)
 
 
-def test_the_level_holds_for_everyone() -> None:
+def test_the_level_applies_to_all_loggers() -> None:
     lines = _lines(
         "for log in (structlog.get_logger('a'), logging.getLogger('gunicorn.error'), logging.getLogger('b')):\n"
         "    log.info('quiet')\n"
@@ -89,7 +89,7 @@ def test_the_level_holds_for_everyone() -> None:
     assert [line["event"] for line in lines] == ["loud"] * 3
 
 
-def test_uvicorn_sees_that_nobody_wants_its_access_log() -> None:
+def test_the_access_log_of_uvicorn_is_off() -> None:
     assert _lines("assert not logging.getLogger('uvicorn.access').hasHandlers()") == []
 
 
@@ -100,21 +100,21 @@ def test_libraries_that_log_every_request_are_quiet() -> None:
 
 
 @pytest.mark.parametrize("value", ["2 ** 80", "'\\ud800'", "{1: 2}", "object()", "b'raw'", "{1, 2}"])
-def test_no_value_breaks_the_log(value: str) -> None:
+def test_any_value_can_be_logged(value: str) -> None:
     [line] = _lines(f"structlog.get_logger('a').info('Odd', value={value})")
 
     assert line["event"] == "Odd"
     assert "value" in line
 
 
-def test_warnings_are_lines_too() -> None:
+def test_warnings_are_logged_as_lines() -> None:
     [line] = _lines("import warnings\nwarnings.warn('old', UserWarning, stacklevel=1)")
 
     assert line["logger"] == "py.warnings"
     assert "UserWarning: old" in line["event"]
 
 
-def test_gunicorn_can_take_the_configuration() -> None:
+def test_gunicorn_accepts_the_configuration() -> None:
     from api.observability.logs import stdlib_logging
 
     configuration = stdlib_logging("debug")
@@ -124,7 +124,7 @@ def test_gunicorn_can_take_the_configuration() -> None:
     assert configuration["root"]["level"] == "DEBUG"
 
 
-def test_what_can_not_be_written_stops_nobody() -> None:
+def test_a_failed_write_stops_nothing() -> None:
     """A full disk loses log lines, but no request fails."""
     program = f"{START}configure_logging('info')\nstructlog.get_logger('api').info('lost')\nprint('goes on')"
     with Path("/dev/full").open("wb") as full:

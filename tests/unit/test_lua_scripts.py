@@ -77,7 +77,7 @@ def test_an_operation_that_is_not_there_is_an_error() -> None:
         ("local function spare() return now() end\nreturn spare()", "feature.lua:5:16: (W411) variable 'spare' was"),
     ],
 )
-def test_a_mistake_is_named_by_the_file_and_line_where_it_stands(tmp_path: Path, script: str, warning: str) -> None:
+def test_a_mistake_is_reported_with_its_file_and_line(tmp_path: Path, script: str, warning: str) -> None:
     (tmp_path / "prelude.lua").write_text(PRELUDE)
     shared = "local function spare() return KEYS[1] end\n"
     last = "-- shared\nlocal function later() return 1 end\n-- name: last\nreturn later()\n"

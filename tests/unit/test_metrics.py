@@ -45,7 +45,7 @@ def metrics(registry: CollectorRegistry) -> Metrics:
     return Metrics(registry, "1.2.3")
 
 
-def test_an_answered_query_counts_once_and_in_each_of_its_stages(registry: CollectorRegistry, metrics: Metrics) -> None:
+def test_an_answered_query_counts_once_and_in_each_timing(registry: CollectorRegistry, metrics: Metrics) -> None:
     metrics.query_answered(CacheStatus.HIT, "semantic", {"total": 0.012, "embed": 0.006, "cache": 0.001})
 
     value = registry.get_sample_value
@@ -55,7 +55,7 @@ def test_an_answered_query_counts_once_and_in_each_of_its_stages(registry: Colle
     assert value("ragherd_query_stage_duration_seconds_count", {"stage": "generate"}) is None
 
 
-def test_what_can_fail_begins_at_zero(registry: CollectorRegistry, metrics: Metrics) -> None:
+def test_counters_of_failures_start_at_zero(registry: CollectorRegistry, metrics: Metrics) -> None:
     metrics.breakers.known("ollama")
 
     value = registry.get_sample_value
@@ -64,7 +64,7 @@ def test_what_can_fail_begins_at_zero(registry: CollectorRegistry, metrics: Metr
     assert value("ragherd_circuitbreaker_calls_total", {"name": "ollama", "outcome": "slow_failed"}) == 0
     assert value("ragherd_circuitbreaker_not_permitted_calls_total", {"name": "ollama"}) == 0
     opened = {"name": "ollama", "from_state": "half_open", "to_state": "open"}
-    assert value("ragherd_circuitbreaker_transitions_total", opened) == 0  # else the first of each pod is no increase
+    assert value("ragherd_circuitbreaker_transitions_total", opened) == 0  # otherwise increase() misses the first
 
 
 def test_the_breaker_is_in_exactly_one_state(registry: CollectorRegistry, metrics: Metrics) -> None:
@@ -78,7 +78,7 @@ def test_the_breaker_is_in_exactly_one_state(registry: CollectorRegistry, metric
     assert states == {"closed": 0, "open": 1, "half_open": 0}
 
 
-def test_every_method_counts_in_its_own_metric(registry: CollectorRegistry, metrics: Metrics) -> None:
+def test_every_telemetry_method_updates_its_metric(registry: CollectorRegistry, metrics: Metrics) -> None:
     metrics.generated(Usage(prompt_tokens=7, completion_tokens=3))
     metrics.cache_stored()
     metrics.cache_evicted(2)
@@ -146,7 +146,7 @@ def _opened(by: str) -> Transition:
     return Transition(State.CLOSED, State.OPEN, "failures", by, epoch=1, wait_ms=60_000, at_ms=0)
 
 
-def test_the_breakers_words_are_all_translated() -> None:
+def test_every_breaker_state_and_outcome_has_a_label() -> None:
     assert set(STATES) == set(State)
     assert set(OUTCOMES) == set(CallOutcome)
 
@@ -158,7 +158,7 @@ def test_the_breakers_words_are_all_translated() -> None:
         ("application/openmetrics-text; version=1.0.0", "application/openmetrics-text; version=1.0.0", b"# EOF\n"),
     ],
 )
-def test_the_exposition_is_what_the_scraper_asks_for(
+def test_the_exposition_format_follows_the_accept_header(
     metrics: Metrics, accept: str, content_type: str, end: bytes
 ) -> None:
     body, given = metrics.exposition(accept)
@@ -185,7 +185,7 @@ if len(sys.argv) > 3:
 """
 
 
-def test_several_workers_are_added_up(tmp_path: Path) -> None:
+def test_metrics_of_several_workers_are_summed(tmp_path: Path) -> None:
     _worker(tmp_path, "up", "closed")
     text = _worker(tmp_path, "down", "open", "show")
 
@@ -234,7 +234,7 @@ def client(metrics: Metrics) -> TestClient:
         ("GET", "/broken", {"method": "GET", "route": "/broken", "status": "500"}),
     ],
 )
-def test_a_request_is_timed_by_its_routes_template(
+def test_requests_are_timed_by_route_template(
     registry: CollectorRegistry, client: TestClient, method: str, path: str, labels: dict[str, str]
 ) -> None:
     client.request(method, path)
@@ -243,7 +243,7 @@ def test_a_request_is_timed_by_its_routes_template(
     assert registry.get_sample_value("ragherd_http_requests_in_flight") == 0
 
 
-def test_a_mounted_application_adds_no_label_per_path(registry: CollectorRegistry, client: TestClient) -> None:
+def test_a_mounted_application_adds_no_labels_per_path(registry: CollectorRegistry, client: TestClient) -> None:
     client.get("/static/a")
     client.get("/static/b")
 
@@ -257,7 +257,7 @@ def test_a_mounted_application_adds_no_label_per_path(registry: CollectorRegistr
     assert not routes & {"/static/a", "/static/b"}
 
 
-async def test_a_request_in_flight_is_seen(registry: CollectorRegistry, metrics: Metrics) -> None:
+async def test_requests_in_flight_are_counted(registry: CollectorRegistry, metrics: Metrics) -> None:
     seen = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -269,7 +269,7 @@ async def test_a_request_in_flight_is_seen(registry: CollectorRegistry, metrics:
     assert registry.get_sample_value("ragherd_http_requests_in_flight") == 0
 
 
-def test_names_follow_the_conventions() -> None:
+def test_metric_names_follow_the_conventions() -> None:
     for spec in ALL_METRICS:
         assert re.fullmatch(r"ragherd_[a-z_]+", spec.name)
         assert spec.name.endswith("_total") == (spec.type == "counter"), spec.name
@@ -288,17 +288,17 @@ def test_the_page_lists_exactly_these_metrics() -> None:
     assert len(rows) == len(ALL_METRICS)
 
 
-def test_a_file_that_a_starting_worker_has_just_made_fails_no_scrape(tmp_path: Path) -> None:
+def test_an_incomplete_file_of_a_starting_worker_fails_no_scrape(tmp_path: Path) -> None:
     (tmp_path / "counter_1.db").touch()
     assert list(WorkerFilesCollector(CollectorRegistry(), str(tmp_path)).collect()) == []
 
 
-async def test_a_held_up_event_loop_is_measured(registry: CollectorRegistry, metrics: Metrics) -> None:
+async def test_event_loop_lag_is_measured(registry: CollectorRegistry, metrics: Metrics) -> None:
     def late(seconds: str) -> float:
         return registry.get_sample_value("ragherd_event_loop_lag_seconds_bucket", {"le": seconds}) or 0.0
 
     measuring = asyncio.create_task(LoopLag(metrics).keep_measuring())
-    await asyncio.sleep(0)  # it has begun to wait
+    await asyncio.sleep(0)  # it has started to wait
     time.sleep(TICK + 0.3)
     await wait_until_async(lambda: _resolved(late("+Inf") > 0))
     measuring.cancel()

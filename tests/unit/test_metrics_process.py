@@ -20,14 +20,14 @@ from worker_config.rolling_arbiter import ChildSignal
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_master_loads_prometheus_client_only_once_its_directory_is_set() -> None:
-    """prometheus_client reads PROMETHEUS_MULTIPROC_DIR at import: loaded earlier, no two workers are added up."""
+def test_the_master_imports_prometheus_client_only_after_its_directory_is_set() -> None:
+    """prometheus_client reads PROMETHEUS_MULTIPROC_DIR at import. If it is imported earlier, workers are not summed."""
     code = "import worker_config.gunicorn_conf, sys; print('prometheus_client' in sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert loaded.stdout == "False\n", loaded.stderr
 
 
-def test_one_that_can_not_be_started_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_metrics_process_that_cannot_start_is_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     attempts: list[str] = []
     start = os.posix_spawn
 
@@ -50,7 +50,7 @@ def child(code: str = "import signal; signal.pause()") -> subprocess.Popen[bytes
     return subprocess.Popen([sys.executable, "-c", code])
 
 
-def test_a_child_is_sent_a_signal() -> None:
+def test_a_child_receives_the_signal() -> None:
     process = child()
     way = ChildSignal(process.pid)
     assert way.send(signal.SIGTERM)
@@ -59,28 +59,28 @@ def test_a_child_is_sent_a_signal() -> None:
 
 
 @pytest.mark.parametrize("told", [True, False], ids=["its end is known", "somebody else reaped it"])
-def test_a_process_that_was_given_the_id_of_a_dead_child_is_sent_nothing(
+def test_a_process_that_reuses_the_id_of_a_dead_child_receives_nothing(
     monkeypatch: pytest.MonkeyPatch, told: bool
 ) -> None:
     process = child("")
     way = ChildSignal(process.pid)
     process.wait(10)
     killed: list[int] = []
-    monkeypatch.setattr(os, "kill", lambda pid, _: killed.append(pid))  # as if the id were another's now
+    monkeypatch.setattr(os, "kill", lambda pid, _: killed.append(pid))  # as if another process had the id
     if told:
         way.ended()
     assert not way.send(signal.SIGTERM)
     assert killed == []
 
 
-def test_an_id_that_was_another_s_before_it_could_be_held_is_sent_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_id_reused_before_it_is_opened_receives_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     killed: list[int] = []
     monkeypatch.setattr(os, "kill", lambda pid, _: killed.append(pid))
     assert not ChildSignal(os.getppid()).send(signal.SIGTERM)
     assert killed == []
 
 
-def test_one_that_is_started_while_the_master_ends_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_metrics_process_started_during_shutdown_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     process = MetricsProcess(socket.create_server(("127.0.0.1", 0)), tmp_path)
     start, started = os.posix_spawn, []
 

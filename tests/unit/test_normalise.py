@@ -29,7 +29,7 @@ from api.query.cache_key import LONGEST, normalise, question_digest
         ("Wow!", "wow"),
     ],
 )
-def test_the_same_question_typed_otherwise(one: str, other: str) -> None:
+def test_variants_in_typing_share_a_key(one: str, other: str) -> None:
     assert normalise(one) == normalise(other)
 
 
@@ -67,7 +67,7 @@ def test_questions_of_different_meaning_stay_apart(one: str, other: str) -> None
 
 @given(st.text(min_size=1))
 @example("\u00ad")
-def test_it_is_stable_and_never_empties_a_question(question: str) -> None:
+def test_normalization_is_idempotent_and_never_empties_a_question(question: str) -> None:
     once = normalise(question)
     assert normalise(once) == once
     assert once or not question.strip()
@@ -87,20 +87,20 @@ def test_it_is_stable_and_never_empties_a_question(question: str) -> None:
         ("ما هو \ufdfa", "b0d346f4ff0f4cbb57e831ebbfd5c4e7"),
     ],
 )
-def test_an_upgrade_finds_the_answers_of_before(question: str, digest: str) -> None:
+def test_keys_are_stable_across_upgrades(question: str, digest: str) -> None:
     assert question_digest(question) == digest
 
 
 MARKS = "\u0315\u0300"
 
 
-def test_marks_beyond_those_that_anyone_writes_still_tell_questions_apart() -> None:
+def test_long_runs_of_combining_marks_still_distinguish_questions() -> None:
     assert normalise(f"a{MARKS * 40}\u0301") != normalise(f"a{MARKS * 40}\u0302")
     assert normalise(f"a{MARKS * 40}") != normalise(f"a{MARKS * 41}")
     assert normalise(normalise(f"a{MARKS * 40}")) == normalise(f"a{MARKS * 40}")
 
 
-def test_a_long_prompt_is_hashed_as_it_stands() -> None:
+def test_a_long_prompt_is_hashed_unchanged() -> None:
     prompt = "É" + "e\u0301" * LONGEST
     assert normalise(prompt) == prompt
     assert normalise(prompt[:LONGEST]) == "é" + "é" * (LONGEST // 2 - 1) + "e"

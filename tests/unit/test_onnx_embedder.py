@@ -63,7 +63,7 @@ async def started(*calls: asyncio.Task[list[Embedding]]) -> None:
     assert not any(call.done() for call in calls)
 
 
-async def test_texts_that_wait_are_embedded_together(batcher: MicroBatcher[Embedding], encoder: GatedEncoder) -> None:
+async def test_waiting_texts_are_embedded_in_one_batch(batcher: MicroBatcher[Embedding], encoder: GatedEncoder) -> None:
     first = asyncio.create_task(batcher.encode(["first"]))
     await encoder.is_busy()
     others = [asyncio.create_task(batcher.encode([f"{n}", f"{n}b"])) for n in range(3)]
@@ -74,7 +74,7 @@ async def test_texts_that_wait_are_embedded_together(batcher: MicroBatcher[Embed
     assert encoder.turns == [["first"], ["0", "0b", "1", "1b", "2", "2b"]]
 
 
-async def test_a_question_does_not_wait_for_all_of_a_document(
+async def test_a_question_waits_for_one_batch_of_a_document_at_most(
     batcher: MicroBatcher[Embedding], encoder: GatedEncoder
 ) -> None:
     document = [f"passage {n}" for n in range(3 * MAX_TEXTS_PER_CALL)]
@@ -88,7 +88,7 @@ async def test_a_question_does_not_wait_for_all_of_a_document(
     assert ["question" in turn for turn in encoder.turns] == [False, True, False]
 
 
-async def test_a_turn_is_bounded(batcher: MicroBatcher[Embedding], encoder: GatedEncoder) -> None:
+async def test_a_batch_is_bounded(batcher: MicroBatcher[Embedding], encoder: GatedEncoder) -> None:
     first = asyncio.create_task(batcher.encode(["first"]))
     await encoder.is_busy()
     others = [asyncio.create_task(batcher.encode([f"{n}"])) for n in range(BATCH_TEXTS + 3)]
@@ -98,7 +98,9 @@ async def test_a_turn_is_bounded(batcher: MicroBatcher[Embedding], encoder: Gate
     assert [len(turn) for turn in encoder.turns] == [1, BATCH_TEXTS, 3]
 
 
-async def test_a_cancelled_caller_harms_no_other(batcher: MicroBatcher[Embedding], encoder: GatedEncoder) -> None:
+async def test_a_cancelled_caller_does_not_affect_others(
+    batcher: MicroBatcher[Embedding], encoder: GatedEncoder
+) -> None:
     computing = asyncio.create_task(batcher.encode(["computing"]))
     await encoder.is_busy()
     waiting = asyncio.create_task(batcher.encode(["waiting"]))
@@ -113,7 +115,7 @@ async def test_a_cancelled_caller_harms_no_other(batcher: MicroBatcher[Embedding
     assert encoder.turns == [["computing"], ["other"]]
 
 
-async def test_a_fault_is_told_to_the_callers_of_its_turn_only(
+async def test_an_error_reaches_only_the_callers_of_its_batch(
     batcher: MicroBatcher[Embedding], encoder: GatedEncoder
 ) -> None:
     encoder.gate.set()
@@ -122,7 +124,7 @@ async def test_a_fault_is_told_to_the_callers_of_its_turn_only(
     assert await batcher.encode(["next"]) == encoded("next")
 
 
-async def test_closing_fails_who_still_waits(batcher: MicroBatcher[Embedding], encoder: GatedEncoder) -> None:
+async def test_closing_fails_waiting_callers(batcher: MicroBatcher[Embedding], encoder: GatedEncoder) -> None:
     computing = asyncio.create_task(batcher.encode(["computing"]))
     await encoder.is_busy()
     waiting = asyncio.create_task(batcher.encode(["waiting"]))
@@ -133,7 +135,7 @@ async def test_closing_fails_who_still_waits(batcher: MicroBatcher[Embedding], e
             await call
 
 
-async def test_past_the_deadline_the_embedding_is_unavailable(
+async def test_an_embedding_past_its_deadline_is_unavailable(
     batcher: MicroBatcher[Embedding], encoder: GatedEncoder
 ) -> None:
     embedder = OnnxEmbedder(EmbedderIdentity("slow", 384, "0" * 10), batcher, timeout=0.01)
@@ -144,7 +146,7 @@ async def test_past_the_deadline_the_embedding_is_unavailable(
     assert await patient.embed(["in time"], tenant="t") == encoded("in time")
 
 
-async def test_the_real_model_embeds_and_says_who_it_is() -> None:
+async def test_the_real_model_embeds_and_reports_its_identity() -> None:
     async with OnnxEmbedder.open(None, timeout=30) as embedder:
         identity = await embedder.identity()
         assert (identity.name, identity.dimension) == ("all-MiniLM-L6-v2-int8", 384)
@@ -157,13 +159,13 @@ async def test_the_real_model_embeds_and_says_who_it_is() -> None:
         await embedder.embed(["too late"], tenant="t")
 
 
-async def test_a_model_that_is_not_there_stops_the_start() -> None:
+async def test_a_missing_model_fails_the_startup() -> None:
     with pytest.raises(SettingsError, match="EMBED_MODEL_PATH"):
         async with OnnxEmbedder.open("no/such/folder", timeout=1):
             pass
 
 
-async def test_a_question_waits_for_no_document() -> None:
+async def test_questions_precede_documents() -> None:
     async with open_onnx(None, timeout=30) as onnx:
         document = asyncio.create_task(
             onnx.documents.embed([f"A passage, {n}, of the document." for n in range(64)], tenant="t")

@@ -78,7 +78,7 @@ async def test_a_word_document_keeps_headings_lists_and_tables() -> None:
     assert "| Days | 30 |" in parsed.text
 
 
-async def test_a_page_is_what_a_reader_reads() -> None:
+async def test_an_html_page_keeps_its_visible_content() -> None:
     page = (
         "<html><head><title>The page</title><style>b{}</style></head><body><nav>Home</nav><h2>Canteen</h2>"
         "<p>Third <b>floor</b>.<script>alert(1)</script></p></body></html>"
@@ -100,25 +100,25 @@ async def test_a_page_is_what_a_reader_reads() -> None:
         ("undefined", "utf-8"),
     ],
 )
-def test_a_page_says_its_encoding_itself(said: str, encoding: str) -> None:
+def test_the_encoding_of_a_page_comes_from_its_meta_tag(said: str, encoding: str) -> None:
     text = "“Überstunden” für alle" if "jp" not in encoding and "jis" not in encoding else "休暇の規則"
     assert html.read(f'<meta charset="{said}"><p>{text}</p>'.encode(encoding), 1, 100)[0].strip() == text
 
 
 @pytest.mark.parametrize("said", ["", '<meta charset="utf-8">'])
-def test_a_page_that_does_not_say_its_encoding_or_is_wrong_is_read_as_a_text_is(said: str) -> None:
+def test_a_missing_or_wrong_encoding_is_detected(said: str) -> None:
     text = "São Paulo office opening hours: 9-17"
     assert html.read(f"{said}<p>{text}</p>".encode("cp1252"), 1, 100)[0].strip() == text
     with pytest.raises(UnreadableDocument, match="It is UTF-8 but for byte"):
         html.read(f"{said}<p>{text}</p>".encode() + b"\xc3", 1, 100)
 
 
-def test_a_page_within_a_form_is_read_but_for_its_fields() -> None:
+def test_the_text_inside_a_form_is_read_without_its_fields() -> None:
     fields = "<select><option>Berlin</select><textarea>Your words</textarea><button>Send</button>"
     assert html.read(f"<form><h1>Rules</h1><p>Text</p>{fields}</form>", 1, 100)[0].strip() == "# Rules\n\nText"
 
 
-def test_end_tags_may_be_left_out_where_html_lets_them() -> None:
+def test_optional_end_tags_may_be_missing() -> None:
     page = (
         "<h1>Rules</h1><p>One <b>of</b> many<p>Two<ul><li>a<ul><li>b<li>c</ul><li>d</ul>"
         "<table><tr><th>City<th>Days<tr><td>Bern<td>5<tr><td>Basel<td>6</table><dl><dt>Term<dd>Meaning<dt>Other</dl>"
@@ -134,14 +134,14 @@ def test_end_tags_may_be_left_out_where_html_lets_them() -> None:
     assert html.read("<p>Text\n" * 2_000, 1, 100_000)[0].count("Text") == 2_000
 
 
-def test_a_left_out_end_tag_ends_nothing_around_what_is_no_text_of_the_page() -> None:
+def test_a_missing_end_tag_does_not_close_ignored_elements() -> None:
     page = "<html><head><title>Rules</title><noscript><div>Enable scripts</div></noscript></head><body>Text"
     assert html.read(page, 1, 100)[:2] == ("Text", "Rules")
     for part in ("<button><div>Send</div></button>", "<object><p>No player</p></object>"):
         assert html.read(f"<p>One {part}sentence.</p>", 1, 100)[0] == "One sentence."
 
 
-async def test_too_many_pages_are_refused_unread() -> None:
+async def test_too_many_pages_are_refused_before_reading() -> None:
     with pytest.raises(PayloadTooLarge, match="3 pages; the limit is 2"):
         await parser(pages=2).parse(pdf("1", "2", "3"), PDF)
 
@@ -152,8 +152,8 @@ async def test_too_long_a_text_is_refused(content: bytes, kind: str) -> None:
         await parser(characters=100).parse(content, kind)
 
 
-async def test_what_grows_while_it_is_read_stays_out_of_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lists in lists are indented: these 20 kB become 168."""
+async def test_text_that_grows_during_parsing_stays_out_of_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nested lists are indented, so these 20 kB become 168."""
     replies: list[int] = []
 
     def noted(reply: bytes, code: int | None) -> Parsed:
@@ -173,7 +173,7 @@ def encrypted(password: str, algorithm: str) -> bytes:
     return out.getvalue()
 
 
-async def test_an_encrypted_pdf_says_so() -> None:
+async def test_an_encrypted_pdf_is_a_clear_error() -> None:
     with pytest.raises(UnreadableDocument, match="password"):
         await parser().parse(encrypted("password", "AES-256"), PDF)
 
@@ -183,13 +183,13 @@ async def test_a_pdf_that_opens_without_a_password_is_read(algorithm: str) -> No
     assert (await parser().parse(encrypted("", algorithm), PDF)).text == "Secret."
 
 
-def test_what_reads_an_encrypted_pdf_is_installed_with_the_service() -> None:
-    """The packages that tests need bring it along too: without this nothing here would miss it."""
+def test_the_service_depends_on_the_library_for_encrypted_pdfs() -> None:
+    """The test packages also depend on it. No other test would notice if the service did not."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert any(package.startswith("pypdf[crypto]") for package in project["dependencies"])
 
 
-async def test_pictures_of_pages_are_no_text() -> None:
+async def test_a_scanned_pdf_is_a_clear_error() -> None:
     with pytest.raises(UnreadableDocument, match="scanned images"):
         await parser().parse(pdf(""), PDF)
 
@@ -203,24 +203,24 @@ async def test_pictures_of_pages_are_no_text() -> None:
         (archive(**{"word__document.xml": b"<a>"}), "damaged"),
     ],
 )
-async def test_a_zip_that_is_no_document_or_a_bomb_is_not_unpacked(content: bytes, said: str) -> None:
+async def test_other_zip_files_and_zip_bombs_are_not_unpacked(content: bytes, said: str) -> None:
     with pytest.raises(UnreadableDocument, match=said):
         await parser().parse(content, DOCX)
 
 
-async def test_entities_that_would_grow_without_end_are_not_expanded() -> None:
+async def test_expanding_xml_entities_are_refused() -> None:
     levels = "".join(f'<!ENTITY e{n} "{f"&e{n - 1};" * 10}">' for n in range(1, 12))
     bomb = f'<!DOCTYPE d [<!ENTITY e0 "ha">{levels}]><w:document>&e11;</w:document>'
     with pytest.raises((UnreadableDocument, PayloadTooLarge)):
         await parser(timeout=10).parse(archive(**{"word__document.xml": bomb.encode()}), DOCX)
 
 
-async def test_a_file_that_keeps_its_reader_is_given_up_and_the_reader_with_it() -> None:
+async def test_a_file_that_blocks_its_parser_is_given_up_with_the_process() -> None:
     with pytest.raises(UnreadableDocument, match=r"longer than 0\.05 s"):
         await parser(timeout=0.05).parse(pdf("Never read."), PDF)
 
 
-async def test_a_file_is_not_blamed_for_those_that_are_read_before_it() -> None:
+async def test_the_time_limit_of_a_file_excludes_earlier_files() -> None:
     busy, page = parser(timeout=0.05), b"<p>On the third floor.</p>"
     turns = [busy._turn(busy._slots) for _ in range(CONCURRENCY)]
     for turn in turns:
@@ -233,7 +233,7 @@ async def test_a_file_is_not_blamed_for_those_that_are_read_before_it() -> None:
         await busy.parse(page, HTML)
 
 
-async def test_a_page_nested_without_end_ends_its_reader_and_not_the_worker() -> None:
+async def test_a_deeply_nested_page_crashes_the_parser_and_not_the_worker() -> None:
     with pytest.raises(UnreadableDocument, match="damaged"):
         await parser().parse(b"<div>" * 200_000, HTML)
 
@@ -248,7 +248,7 @@ async def test_a_page_nested_without_end_ends_its_reader_and_not_the_worker() ->
         (("Die Überstunden werden für alle Beschäftigten gezählt. " * 9).encode("cp1252"), None),
     ],
 )
-def test_a_text_is_read_by_its_mark_or_by_its_letters(content: bytes, text: str | None) -> None:
+def test_an_encoding_is_detected_by_byte_order_mark_or_content(content: bytes, text: str | None) -> None:
     assert decoded(content) == text if text else "Überstunden werden für" in decoded(content)
 
 
@@ -269,7 +269,7 @@ def test_a_text_is_read_by_its_mark_or_by_its_letters(content: bytes, text: str 
         ("假期由团队负责人批准，需要提前两周申请。", "gb18030"),
     ],
 )
-def test_a_short_text_in_an_old_encoding_is_read_right(text: str, encoding: str) -> None:
+def test_a_short_text_in_a_legacy_encoding_is_read_correctly(text: str, encoding: str) -> None:
     assert decoded(text.encode(encoding)) == text
 
 
@@ -283,7 +283,7 @@ def test_damaged_utf_8_is_refused_rather_than_guessed_at(content: bytes) -> None
         decoded(content)
 
 
-def test_control_characters_and_heaps_of_blank_lines_go() -> None:
+def test_control_characters_and_extra_blank_lines_are_removed() -> None:
     assert tidied("a\r\nb\x00\x1b\n\n\n\n\n\nc\ufeff") == "a\nb\n\n\nc"
 
 
@@ -297,7 +297,7 @@ def test_control_characters_and_heaps_of_blank_lines_go() -> None:
         ("# ", None),
     ],
 )
-async def test_a_markdown_text_has_the_title_that_it_begins_with(text: str, title: str | None) -> None:
+async def test_the_title_of_markdown_is_its_first_heading(text: str, title: str | None) -> None:
     assert (await parser().parse(f"{text}\n\nMore.".encode(), MARKDOWN)).title == title
 
 
@@ -310,19 +310,19 @@ async def test_a_markdown_text_has_the_title_that_it_begins_with(text: str, titl
         ("A.DOCX", None, b"PK\x03\x04", DOCX),
     ],
 )
-def test_the_kind_is_told_by_content_then_name_then_word(
+def test_the_media_type_comes_from_content_then_name_then_header(
     name: str | None, declared: str | None, head: bytes, kind: str
 ) -> None:
     assert media_type(name, declared, head) == kind
 
 
 @pytest.mark.parametrize(("name", "head"), [("a.zip", b"PK\x03\x04"), ("a.md", b"\x7fELF"), ("a.txt", b"a\x00b")])
-def test_what_is_no_text_is_not_taken_for_it(name: str, head: bytes) -> None:
+def test_binary_data_is_not_mistaken_for_text(name: str, head: bytes) -> None:
     with pytest.raises(UnsupportedDocument):
         media_type(name, None, head)
 
 
-async def test_texts_are_read_one_at_a_time_so_that_the_event_loop_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_texts_are_parsed_one_at_a_time_without_blocking_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     at_once, most = 0, 0
     lock = threading.Lock()
 
@@ -343,7 +343,7 @@ async def test_texts_are_read_one_at_a_time_so_that_the_event_loop_goes_on(monke
 
 
 @pytest.mark.parametrize("kind", [TEXT, MARKDOWN])
-async def test_a_long_text_is_read_in_a_process_as_a_short_one_is_here(kind: str) -> None:
+async def test_long_texts_in_a_process_and_short_ones_here_give_the_same_result(kind: str) -> None:
     short = "# Café\r\n\r\nOn the third floor.\n\n\n\n\nNot the fourth. "
     long = short + "It is said so. " * (IN_A_THREAD // 15)
     whole = parser(characters=2_000_000)

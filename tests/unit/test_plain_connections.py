@@ -40,7 +40,7 @@ async def answered(*parts: str) -> str:
         for part in parts:
             writer.write(part.encode())
             await writer.drain()
-            await asyncio.sleep(0.01)  # so that each part is read by itself
+            await asyncio.sleep(0.01)  # so that each part is a separate read
         came = await reader.read()
         writer.close()
         return came.decode()
@@ -49,14 +49,14 @@ async def answered(*parts: str) -> str:
 @pytest.mark.parametrize(
     "parts", [(OFFER + "hello" + LAST,), (OFFER, "hello", LAST), (OFFER[:40], OFFER[40:] + "he", "llo" + LAST)]
 )
-async def test_an_offer_of_another_protocol_costs_no_body(parts: tuple[str, ...]) -> None:
+async def test_an_upgrade_offer_does_not_lose_the_body(parts: tuple[str, ...]) -> None:
     came = await answered(*parts)
     assert came.count("200 OK") == 2
     assert came.index("POST /query hello;") < came.index("GET /last ;")
 
 
 @pytest.mark.parametrize(("version", "offering"), [("1.0", "upgrade"), ("1.1", "close, upgrade")])
-async def test_an_offer_on_a_connection_that_is_to_close_is_answered(version: str, offering: str) -> None:
+async def test_an_upgrade_offer_with_connection_close_is_answered(version: str, offering: str) -> None:
     head = f"POST /query HTTP/{version}\r\nConnection: {offering}\r\nUpgrade: h2c\r\nContent-Length: 5\r\n\r\n"
     for parts in ((head + "hello",), (head, "hello")):
         came = await answered(*parts)
@@ -64,7 +64,7 @@ async def test_an_offer_on_a_connection_that_is_to_close_is_answered(version: st
         assert came.endswith("POST /query hello;")
 
 
-async def test_a_web_socket_is_an_ordinary_request() -> None:
+async def test_a_websocket_request_is_an_ordinary_request() -> None:
     asked = "GET /query HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
     assert "GET /query ;" in await answered(asked + LAST)
 
@@ -79,7 +79,7 @@ async def test_a_web_socket_is_an_ordinary_request() -> None:
         (("GET / HTTP/1.1\r\n", "X-A: a\r\n" * (MAX_HEAD_BYTES // 8)), "431 Request Header Fields Too Large"),
     ],
 )
-async def test_what_can_not_be_read_is_refused_as_other_requests_are(parts: tuple[str, ...], status: str) -> None:
+async def test_malformed_requests_get_a_problem_document(parts: tuple[str, ...], status: str) -> None:
     head, _, body = (await answered(*parts)).partition("\r\n\r\n")
     first, *lines = head.split("\r\n")
     headers, problem = dict(line.split(": ") for line in lines), json.loads(body)

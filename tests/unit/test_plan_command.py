@@ -25,7 +25,7 @@ def planned(*arguments: str) -> Any:
     return json.loads(result.stdout)
 
 
-def test_a_plan_says_what_is_needed_and_what_gives_out_first() -> None:
+def test_a_plan_names_the_needs_and_the_first_limit() -> None:
     result = run("plan", "--rate", "50", "--replicas", "2000")
     assert result.exit_code == 0
     assert "50 requests/s, 30% exact and 20% semantic hits, 2,000 replicas of 4 workers" in result.stdout
@@ -34,7 +34,7 @@ def test_a_plan_says_what_is_needed_and_what_gives_out_first() -> None:
         assert named in result.stdout
 
 
-def test_the_same_as_json_with_where_it_was_measured() -> None:
+def test_the_json_output_includes_the_machine_of_the_measurement() -> None:
     found = planned("--rate", "20", "--exact", "0.5", "--semantic", "0", "--gpus", "3", "--slots", "8")
     assert found["demand"]["exact"] == 0.5
     assert set(found["machine"]) >= {"date", "cpu", "redis", "python"}
@@ -42,7 +42,7 @@ def test_the_same_as_json_with_where_it_was_measured() -> None:
     assert "GPUs" in {limit["name"] for limit in found["plan"]["limits"]}
 
 
-def test_a_wait_without_end_is_null_in_json_and_a_word_in_the_table() -> None:
+def test_an_infinite_wait_is_null_in_json_and_a_word_in_the_table() -> None:
     overfull = ("--rate", "100", "--gpus", "1")
     assert planned(*overfull)["plan"]["mean_wait"] is None
     assert "forever" in run("plan", *overfull).stdout
@@ -62,7 +62,7 @@ def test_a_wait_without_end_is_null_in_json_and_a_word_in_the_table() -> None:
         ((), "--rate"),
     ],
 )
-def test_bad_input_ends_with_2_and_a_line_that_names_it(arguments: tuple[str, ...], said: str) -> None:
+def test_bad_input_exits_with_2_and_a_line_that_names_it(arguments: tuple[str, ...], said: str) -> None:
     result = run("plan", *arguments)
     assert result.exit_code == 2
     assert said in result.stderr
@@ -83,7 +83,7 @@ def test_a_simulation_gives_a_line_for_each_size_and_seed() -> None:
     assert all(0 < line["utilisation"] < 1 and line["unheard"] == 0 for line in lines)
 
 
-def test_a_simulation_names_the_first_size_that_is_too_much() -> None:
+def test_a_simulation_names_the_first_size_that_is_too_large() -> None:
     short = ("--seeds", "1", "--seconds", "0.2")
     misses = ("--rate", "1000", "--exact", "0", "--semantic", "0", "--chunks", "10000")
     result = run("simulate", "--replicas", "2", "--replicas", "5", *short, *misses)
@@ -100,12 +100,12 @@ def test_a_simulation_names_the_first_size_that_is_too_much() -> None:
     assert "None of these fleets reaches a limit" in quiet.stdout
 
 
-def test_without_simpy_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_simpy_one_line_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "api.scaling.simulation", None)
     result = run("simulate")
     assert result.exit_code == 2
     assert "pip install 'ragherd[scaling]'" in result.stderr
 
 
-def test_the_page_s_chart_is_what_the_script_draws() -> None:
+def test_the_chart_on_the_page_is_up_to_date() -> None:
     assert CHART.read_text() == draw(json.loads(ROWS.read_text()))

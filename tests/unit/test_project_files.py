@@ -25,7 +25,7 @@ def read(path: Path) -> Any:
 
 
 def shell_scripts() -> list[Path]:
-    """Every file of the project that a shell runs or sources."""
+    """Returns every shell script of the project, including sourced files."""
     folders = [ROOT / name for name in ("scripts", ".ci", "k8s", "tests")]
     files = [path for folder in folders for path in folder.rglob("*") if path.is_file() and path.suffix in {"", ".sh"}]
     return [path for path in files if re.match(rb"#!.*\b(ba)?sh\b|# shellcheck shell=", path.read_bytes())]
@@ -48,13 +48,13 @@ def test_shellcheck_finds_nothing() -> None:
         ("github-issue-config", [GITHUB / "ISSUE_TEMPLATE" / "config.yml"]),
     ],
 )
-def test_github_accepts_its_files(schema: str, files: list[Path]) -> None:
+def test_github_files_match_their_schemas(schema: str, files: list[Path]) -> None:
     command: list[str | Path] = [BIN / "check-jsonschema", "--builtin-schema", f"vendor.{schema}", *files]
     checked = subprocess.run(command, capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
-def test_the_workflows_run_the_scripts_that_a_person_runs() -> None:
+def test_workflows_run_the_scripts_in_scripts() -> None:
     steps = [step for path in WORKFLOWS for job in read(path)["jobs"].values() for step in job["steps"]]
     commands = [step["run"] for step in steps if "run" in step]
     scripts = [word for command in commands for word in shlex.split(command) if re.match(r"scripts/|\.ci/", word)]
@@ -63,7 +63,7 @@ def test_the_workflows_run_the_scripts_that_a_person_runs() -> None:
     assert ".ci/run" in scripts
 
 
-def test_pre_commit_calls_the_tools_of_the_virtual_environment() -> None:
+def test_pre_commit_runs_the_tools_of_the_virtual_environment() -> None:
     subprocess.run([BIN / "pre-commit", "validate-config", ROOT / ".pre-commit-config.yaml"], check=True)
     hooks = [hook for repo in read(ROOT / ".pre-commit-config.yaml")["repos"] for hook in repo["hooks"]]
     assert {hook["language"] for hook in hooks} == {"system"}

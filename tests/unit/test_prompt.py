@@ -37,7 +37,7 @@ def asked(text: str = "Two years.", title: str = "Handbook", question: str = "Ho
     return PROMPTS.grounded(question, (), [source(text, title)])[-1].content
 
 
-def test_without_documents() -> None:
+def test_a_prompt_without_documents() -> None:
     assert PROMPTS.plain("How long?", HISTORY) == (
         ChatMessage("system", load(None).plain_system),
         *HISTORY,
@@ -45,13 +45,13 @@ def test_without_documents() -> None:
     )
 
 
-def test_raw_is_what_the_client_sent() -> None:
+def test_a_raw_prompt_is_unchanged() -> None:
     question = ChatMessage("user", "How long?")
     assert prompt.raw("How long?", HISTORY, None) == (*HISTORY, question)
     assert prompt.raw("How long?", (), "Be brief.") == (ChatMessage("system", "Be brief."), question)
 
 
-def test_with_documents_the_passages_stand_before_the_question_by_their_numbers() -> None:
+def test_numbered_passages_precede_the_question() -> None:
     turns = PROMPTS.grounded("How long?", (), [source(), source("Three.", "Annex")])
     assert [turn.role for turn in turns] == ["system", "user"]
     assert turns[0].content == load(None).grounded_system
@@ -62,13 +62,13 @@ def test_with_documents_the_passages_stand_before_the_question_by_their_numbers(
     )
 
 
-def test_earlier_answers_come_without_numbers_that_meant_other_passages() -> None:
+def test_earlier_answers_lose_their_citation_numbers() -> None:
     history = (*HISTORY, ChatMessage("user", "What does [2] say?"))
     turns = PROMPTS.grounded("How long?", history, [source()])
     assert turns[1:-1] == (HISTORY[0], ChatMessage("assistant", "Good day."), history[2])
 
 
-def test_what_is_filled_in_is_not_filled_in_again() -> None:
+def test_placeholders_in_values_are_not_expanded() -> None:
     content = asked("costs $question and ${text} $$", "$number", "why $passages?")
     assert 'number="1" title="$number"' in content
     assert "costs $question and ${text} $$" in content
@@ -99,14 +99,14 @@ def test_a_document_neither_ends_nor_opens_a_passage(text: str) -> None:
 
 
 @given(st.text(alphabet=st.sampled_from('</>pasge \n"\u200b\x00＜|s')), st.text(alphabet='<>"/passage \n'))
-def test_whatever_is_in_it(text: str, title: str) -> None:
+def test_any_text_stays_inside_its_passage(text: str, title: str) -> None:
     content = asked(f"{text}</passage>{text}", title)
     assert len(re.findall(r"[<＜][\s/\u200b]*passage", content)) == 2
     head = content.split("\n", 1)[0]
     assert re.fullmatch(r'<passage number="1" title="[^"<>]*">', head)
 
 
-def test_tags_are_those_of_the_template() -> None:
+def test_tags_come_from_the_template() -> None:
     prompts = Prompts(parse(OWN))
     content = prompts.grounded("</ask>", (), [source("</doc-1></all><passage></document>")])[-1].content
     assert content == ("<all><Doc-1 n=1>&lt;/doc-1>&lt;/all><passage></document></Doc-1></all> <ask>&lt;/ask></ask>")
@@ -131,7 +131,7 @@ def test_tags_are_those_of_the_template() -> None:
         ),
     ],
 )
-def test_marks_of_turns_are_broken(mark: str) -> None:
+def test_chat_markers_are_broken(mark: str) -> None:
     assert mark not in asked(f"before {mark} after")
     assert mark not in asked(title=mark)
 
@@ -143,11 +143,11 @@ def test_marks_of_turns_are_broken(mark: str) -> None:
         *("<thinker>", "i <- s", "[inst]", "List<String> s", "‹b›", "<sub>", "《tool》"),
     ],
 )
-def test_other_text_stays_as_it_is(text: str) -> None:
+def test_other_text_is_unchanged(text: str) -> None:
     assert f"\n{text}\n" in asked(text)
 
 
-def test_what_can_not_be_seen_or_sent_goes() -> None:
+def test_invisible_and_invalid_characters_are_removed() -> None:
     assert "\nab\ncd\n" in asked("a\x00\x1b\u202e\ud800\U000e0041b\r\nc\x7fd")
 
 
@@ -171,7 +171,7 @@ def test_a_title_is_one_short_line() -> None:
         ("cut off\n```\n[2]", "cut off\n```\n(2)"),
     ],
 )
-def test_a_documents_own_reference_numbers_are_no_citations(text: str, shown: str) -> None:
+def test_reference_numbers_of_a_document_are_not_citations(text: str, shown: str) -> None:
     content = asked(text, title=text.partition("\n")[0])
     assert f"\n{shown}\n" in content
     assert "[2]" not in content.replace("`", "")
@@ -180,11 +180,11 @@ def test_a_documents_own_reference_numbers_are_no_citations(text: str, shown: st
 @pytest.mark.parametrize(
     "text", ["[2024]", "[x]", "[0, 1]", "[7](https://example.org)", "`a[1]`", "```\na[1]\n```", "[1.5]", "[TODO 2]"]
 )
-def test_what_no_answer_is_read_by_stays(text: str) -> None:
+def test_brackets_that_are_not_citations_stay(text: str) -> None:
     assert f"\n{text}\n" in asked(text)
 
 
 @given(st.text(alphabet="[]()0127 ,;-–`\na\\［］", max_size=30))
-def test_whatever_a_passage_holds_reads_as_no_citation(text: str) -> None:
+def test_no_passage_contains_a_citation(text: str) -> None:
     shown = rewritten(text)
     assert citations.clean(shown, 0) == shown

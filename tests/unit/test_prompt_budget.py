@@ -44,7 +44,7 @@ def size(history: tuple[ChatMessage, ...], sources: tuple[Source, ...]) -> int:
         (1, None, 1),
     ],
 )
-def test_the_budget_is_the_context_without_the_answer(
+def test_the_budget_is_the_context_minus_the_answer(
     num_ctx: int | None, num_predict: int | None, expected: int
 ) -> None:
     assert budget(num_ctx, num_predict) == expected
@@ -58,25 +58,25 @@ def test_tokens_are_estimated_by_alphabet(text: str, expected: int) -> None:
     assert estimated_tokens(text) == expected
 
 
-def test_all_goes_in_where_there_is_room() -> None:
+def test_everything_is_included_if_it_fits() -> None:
     sources = tuple(source("ten words " * 5, number) for number in range(4))
     history = turns("Hello", "Good day")
     assert fit(PROMPTS, QUESTION, history, sources, 1000, words) == (sources, history)
 
 
-def test_the_first_passages_that_fit_are_kept_whole() -> None:
+def test_the_first_passages_that_fit_are_kept_complete() -> None:
     sources = tuple(source("word " * 50, number) for number in range(6))
     exactly_three = size((), sources[:3])
     assert fit(PROMPTS, QUESTION, (), sources, exactly_three, words) == (sources[:3], ())
     assert fit(PROMPTS, QUESTION, (), sources, exactly_three - 1, words) == (sources[:2], ())
 
 
-def test_none_is_passed_over_for_a_shorter_one() -> None:
+def test_no_passage_is_skipped_for_a_shorter_one() -> None:
     sources = (source("short"), source("word " * 500), source("short"))
     assert fit(PROMPTS, QUESTION, (), sources, 300, words) == (sources[:1], ())
 
 
-def test_a_first_passage_that_is_too_long_is_cut_at_a_sentence() -> None:
+def test_a_first_passage_that_is_too_long_ends_at_a_sentence() -> None:
     text = " ".join(f"Sentence {number} says a little." for number in range(400))
     (kept,), _ = fit(PROMPTS, QUESTION, (), (source(text), source("more")), 300, words)
     assert kept.text.endswith("says a little.")
@@ -85,13 +85,13 @@ def test_a_first_passage_that_is_too_long_is_cut_at_a_sentence() -> None:
     assert (kept.document_id, kept.score) == ("d0", 0.9)
 
 
-def test_or_at_a_word_where_no_sentence_ends() -> None:
+def test_it_ends_at_a_word_if_no_sentence_ends() -> None:
     (kept,), _ = fit(PROMPTS, QUESTION, (), (source("wordy " * 2000),), 300, words)
     assert kept.text.endswith(" wordy")
     assert 290 < size((), (kept,)) <= 300
 
 
-def test_or_anywhere_where_there_are_no_spaces() -> None:
+def test_it_ends_anywhere_if_there_are_no_spaces() -> None:
     (kept,), _ = fit(PROMPTS, QUESTION, (), (source("保" * 5000),), 600)
     assert 250 < len(kept.text) < 600
 
@@ -103,12 +103,12 @@ def test_the_first_passage_keeps_something_however_small_the_budget() -> None:
     assert history == ()
 
 
-def test_without_sources_only_the_history_is_cut() -> None:
+def test_without_sources_only_the_history_is_shortened() -> None:
     history = turns("word " * 100, "b", "c", "d")
     assert fit(PROMPTS, QUESTION, history, (), 200, words) == ((), history[2:])
 
 
-def test_the_oldest_turns_go_when_they_take_more_than_half() -> None:
+def test_the_oldest_turns_are_dropped_if_history_exceeds_half() -> None:
     history = turns("word " * 50, "an answer", "word " * 40, "an answer")
     question = 5 + TURN
     latter = 40 + 2 + 2 * TURN
@@ -117,7 +117,7 @@ def test_the_oldest_turns_go_when_they_take_more_than_half() -> None:
     assert fit(PROMPTS, QUESTION, history, (source("text"),), 1000, words)[1] == history
 
 
-def test_a_history_that_begins_with_an_answer_may_stay_so() -> None:
+def test_a_history_may_start_with_an_answer() -> None:
     history = (ChatMessage("assistant", "Good day"), *turns("Hello"))
     assert fit(PROMPTS, QUESTION, history, (source("text"),), 1000, words)[1] == history
 

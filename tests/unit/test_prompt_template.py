@@ -21,7 +21,7 @@ user = "$passages  costs $$1. $question"
 """
 
 
-def test_the_packaged_file_is_good() -> None:
+def test_the_packaged_file_is_valid() -> None:
     template = load(None)
     assert template.version == "grounded-1"
     assert template.plain_system.startswith("Answer the question directly")
@@ -30,7 +30,7 @@ def test_the_packaged_file_is_good() -> None:
     assert not template.user.startswith("\n")
 
 
-def test_a_file_of_one_s_own(tmp_path: Path) -> None:
+def test_a_custom_file_is_used(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text(GOOD, "utf-8")
     template = load(str(file))
@@ -39,13 +39,13 @@ def test_a_file_of_one_s_own(tmp_path: Path) -> None:
     assert (template.plain_system, template.grounded_system) == ("Be brief.", "Cite $5 as it is.")
 
 
-def test_a_file_as_windows_writes_it(tmp_path: Path) -> None:
+def test_a_file_with_windows_line_endings_is_read(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_bytes(b"\xef\xbb\xbf" + GOOD.replace("\n", "\r\n").encode())
     assert load(str(file)) == parse(GOOD)
 
 
-def test_an_edited_file_has_another_scope_under_the_same_version() -> None:
+def test_an_edited_file_has_another_scope_even_under_the_same_version() -> None:
     one, other = parse(GOOD), parse(GOOD.replace("brief", "polite"))
     assert one.scope.startswith("mine-2-")
     assert len(one.scope) == len("mine-2-") + 8
@@ -76,7 +76,7 @@ def test_an_edited_file_has_another_scope_under_the_same_version() -> None:
         ("$$1", "$1", "grounded.user: a $ that begins no placeholder"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(old: str, new: str, fault: str) -> None:
+def test_an_invalid_file_gives_a_one_line_error(old: str, new: str, fault: str) -> None:
     assert old in GOOD
     with pytest.raises(SettingsError) as raised:
         parse(GOOD.replace(old, new))
@@ -87,7 +87,7 @@ def test_what_is_wrong_is_said_in_one_line(old: str, new: str, fault: str) -> No
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe"])
-def test_a_file_that_can_not_be_read(tmp_path: Path, content: bytes | None) -> None:
+def test_an_unreadable_file_gives_a_one_line_error(tmp_path: Path, content: bytes | None) -> None:
     file = tmp_path / "mine.toml"
     if content is not None:
         file.write_bytes(content)

@@ -52,7 +52,7 @@ async def fails() -> Awaitable[str]:
     raise ConnectionError("no")
 
 
-async def test_its_attributes_read_as_they_always_do() -> None:
+async def test_its_attributes_match_pybreaker() -> None:
     async with opened() as breaker:
         assert isinstance(breaker, pybreaker.CircuitBreaker)
         assert (breaker.name, breaker.fail_max, breaker.reset_timeout) == ("ollama", 3, 60)
@@ -65,7 +65,7 @@ async def test_its_attributes_read_as_they_always_do() -> None:
         assert breaker.fail_counter == 2
 
 
-async def test_it_opens_raises_pybreakers_error_and_tells_listeners_once() -> None:
+async def test_it_opens_raises_the_pybreaker_error_and_notifies_listeners_once() -> None:
     heard = Heard()
     async with opened(heard) as breaker:
         for _ in range(3):
@@ -83,7 +83,7 @@ async def test_it_opens_raises_pybreakers_error_and_tells_listeners_once() -> No
         assert await breaker.call(works) == "fine"
 
 
-async def test_excluded_exceptions_are_no_failures() -> None:
+async def test_excluded_exceptions_are_not_failures() -> None:
     async with opened() as breaker:
         breaker.add_excluded_exception(ConnectionError)
         for _ in range(5):
@@ -92,7 +92,7 @@ async def test_excluded_exceptions_are_no_failures() -> None:
         assert breaker.current_state == pybreaker.STATE_CLOSED
 
 
-async def test_what_would_block_the_event_loop_says_so() -> None:
+async def test_blocking_calls_raise_a_clear_error() -> None:
     async with opened() as breaker:
         for blocking in (breaker.calling, breaker.open, breaker.close, breaker.half_open):
             with pytest.raises(TypeError, match="attempt"):

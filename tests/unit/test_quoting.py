@@ -40,7 +40,7 @@ def body(question: str, *texts: str, **more: Any) -> ChatBody:
     return ChatBody.model_validate({"model": "smollm2", "messages": messages, **more})
 
 
-def test_prose_lists_and_rows_are_sentences_and_nothing_else_is() -> None:
+def test_only_prose_lists_and_rows_are_sentences() -> None:
     assert sentences(PAGE) == [
         "Holiday is approved by the team lead.",
         "Ask for it two weeks before.",
@@ -49,7 +49,7 @@ def test_prose_lists_and_rows_are_sentences_and_nothing_else_is() -> None:
     ]
 
 
-def test_ragherds_own_prompt_is_read() -> None:
+def test_the_ragherd_prompt_is_parsed() -> None:
     read = parse_passages(body("Who\napproves it?", "The office does. Nobody else does.", "It is red."))
     assert read is not None
     assert read.question == "Who\napproves it?"
@@ -68,7 +68,7 @@ def test_ragherds_own_prompt_is_read() -> None:
         body("What?", "It is so.", format="json"),
     ],
 )
-def test_any_other_prompt_is_the_models(other: ChatBody) -> None:
+def test_any_other_prompt_goes_to_the_model(other: ChatBody) -> None:
     assert parse_passages(other) is None
 
 
@@ -80,11 +80,11 @@ def test_any_other_prompt_is_the_models(other: ChatBody) -> None:
         ([0.1, 0.2], NO_ANSWER),
     ],
 )
-def test_the_nearest_are_quoted_in_their_order_with_their_numbers(cosines: list[float], said: str) -> None:
+def test_the_nearest_sentences_are_quoted_in_order_with_their_numbers(cosines: list[float], said: str) -> None:
     assert answer([Sentence(1, "One is so."), Sentence(2, "Two is not!")], cosines) == said
 
 
-def test_without_a_sentence_nothing_is_said() -> None:
+def test_without_a_sentence_the_answer_is_empty() -> None:
     assert answer([], []) == NO_ANSWER
 
 
@@ -97,7 +97,7 @@ class OneHot:
         return [Embedding(np.array([cosine, 1.0 - cosine], dtype="<f4").tobytes()) for cosine in cosines]
 
 
-async def test_it_comes_in_pieces_and_ends_as_a_generation_does() -> None:
+async def test_the_quote_streams_like_a_generation() -> None:
     read = parse_passages(body("What?", "It is so. It is green."))
     assert read is not None
     pieces = [piece async for piece in quote(read, OneHot())]  # type: ignore[arg-type]
@@ -107,7 +107,7 @@ async def test_it_comes_in_pieces_and_ends_as_a_generation_does() -> None:
     assert (end.reason, end.tokens) == ("stop", 4)
 
 
-def test_a_documents_own_reference_number_is_quoted_as_no_citation() -> None:
+def test_reference_numbers_of_a_document_are_not_quoted_as_citations() -> None:
     text = "The old bridge was opened in 1931 [2]. It is 40 metres long [12]. Its colour is green [1, 3]."
     read = parse_passages(body("When was the old bridge opened?", text, "The mill is red.", "The town hall is large."))
     assert read is not None

@@ -31,7 +31,7 @@ SHEETS = {
         ("", (), ()),
     ],
 )
-def test_what_names_one_thing(question: str, codes: tuple[str, ...], names: tuple[str, ...]) -> None:
+def test_which_terms_are_rare(question: str, codes: tuple[str, ...], names: tuple[str, ...]) -> None:
     assert distinctive_terms(question) == DistinctiveTerms(codes, names)
 
 
@@ -41,12 +41,12 @@ def test_what_names_one_thing(question: str, codes: tuple[str, ...], names: tupl
         ("Who keeps the machine with serial number 7Q-4812?", ["two"]),
         ("What is 4821?", ["one"]),
         ("Which costs 99.5?", ["three"]),
-        ("What is 7Q?", []),  # in all of them: it says nothing
+        ("What is 7Q?", []),  # in all of them, so it does not distinguish any
         ("What is 7Q-0000?", []),
         ("Compare 7Q-4821 and 7Q-9047", ["one", "three"]),
     ],
 )
-def test_passages_with_a_rare_term_lead(question: str, places: list[str]) -> None:
+def test_passages_with_a_rare_term_come_first(question: str, places: list[str]) -> None:
     assert leading(question, SHEETS).by_code == places
 
 
@@ -62,7 +62,7 @@ def test_a_code_comes_before_a_name() -> None:
     assert found.order(["four", "three", "one"]) == ["two", "one", "four", "three"]
 
 
-def test_the_rarest_term_leads() -> None:
+def test_the_rarest_term_comes_first() -> None:
     passages = {"a": "Model X200 in 2020", "b": "Model Y300 in 2020", "c": "Model Z400 in 2020"}
     assert leading("the Y300 of 2020", passages).by_code == ["b", "a", "c"]
 

@@ -49,27 +49,27 @@ def test_every_command_of_the_scripts_is_granted(separate: bool) -> None:
         assert guards <= set(acl_commands("main"))
 
 
-def test_what_is_asked_of_a_cluster_is_granted_on_one_alone() -> None:
+def test_cluster_commands_are_granted_only_on_a_cluster() -> None:
     asked = {name for name in by_python() if name.startswith("cluster|")}
     assert len(asked) == 2
     for store in STORES:
         assert set(acl_commands(store, cluster=True)) - set(acl_commands(store)) == asked
 
 
-def test_nothing_is_granted_that_nothing_uses() -> None:
+def test_no_unused_command_is_granted() -> None:
     used = by_scripts() | by_python() | BY_REDIS_PY
     assert set(acl_commands("main", cluster=True)) - used == set()
     assert set(acl_commands("breaker")) - by_scripts(*GUARDS) - by_python() - BY_REDIS_PY == set()
     assert not [name for name in acl_commands("main") if name.startswith(("config", "keys", "flush", "acl", "eval|"))]
 
 
-def test_the_breakers_user_reaches_the_breakers_keys_alone() -> None:
+def test_the_breaker_user_can_access_only_breaker_keys() -> None:
     line = acl_line("breaker", user="guard", prefix="rag:", password="secret")
     assert re.findall(r"[~&]\S+", line) == ["~rag:cb:*", "~rag:bulkhead:*", "~rag:probe", "&rag:*"]
     assert not re.search(r"ft\.|scan", line)
 
 
-def test_the_password_is_in_it_as_a_digest_alone() -> None:
+def test_the_line_contains_only_a_digest_of_the_password() -> None:
     line = acl_line("main", user="ragherd", prefix="mine:", password="secret")
     assert line.startswith(f"user ragherd on #{hashlib.sha256(b'secret').hexdigest()} ~mine:* &mine:* -@all +")
     assert "secret" not in line
@@ -84,7 +84,7 @@ def test_the_command_prints_the_line(monkeypatch: pytest.MonkeyPatch, arguments:
 
 
 @pytest.mark.parametrize(("variable", "arguments"), [("REDIS_URL", []), ("BREAKER_REDIS_URL", ["--breaker"])])
-def test_the_command_knows_a_cluster_by_the_url(
+def test_the_command_recognizes_a_cluster_url(
     monkeypatch: pytest.MonkeyPatch, variable: str, arguments: list[str]
 ) -> None:
     assert "+cluster|slots" not in CliRunner().invoke(commands, ["redis-acl", *arguments]).output
@@ -92,20 +92,20 @@ def test_the_command_knows_a_cluster_by_the_url(
     assert "+cluster|slots" in CliRunner().invoke(commands, ["redis-acl", *arguments]).output
 
 
-def test_without_a_password_there_is_a_place_for_it_that_redis_refuses() -> None:
+def test_without_a_password_the_line_has_a_placeholder_that_redis_rejects() -> None:
     ran = CliRunner().invoke(commands, ["redis-acl"])
     assert "user ragherd on #<sha256-of-the-password> ~rag:* " in ran.output
 
 
 @pytest.mark.parametrize("arguments", [["--user", "a b"], ["--password-stdin"]])
-def test_what_can_make_no_line_is_refused(arguments: list[str]) -> None:
+def test_invalid_users_and_passwords_are_rejected(arguments: list[str]) -> None:
     ran = CliRunner().invoke(commands, ["redis-acl", *arguments], input="\n")
     assert ran.exit_code == 1
     assert ran.output.startswith("ragherd: --")
 
 
 @pytest.mark.parametrize("prefix", ["*", "rag: ~*", ""])
-def test_a_prefix_that_would_grant_more_is_refused(prefix: str) -> None:
+def test_a_prefix_that_would_grant_more_is_rejected(prefix: str) -> None:
     ran = CliRunner().invoke(commands, ["redis-acl", "--prefix", prefix])
     assert (ran.exit_code, ran.stdout) == (1, "")
     assert "--prefix" in ran.stderr

@@ -40,7 +40,7 @@ def refused(monkeypatch: pytest.MonkeyPatch, **variables: object) -> str:
     return str(caught.value)
 
 
-def test_files_that_can_be_used_are_taken(monkeypatch: pytest.MonkeyPatch, held: Certificates) -> None:
+def test_valid_tls_files_are_accepted(monkeypatch: pytest.MonkeyPatch, held: Certificates) -> None:
     monkeypatch.setenv("REDIS_CA_FILE", str(held.ca))
     monkeypatch.setenv("REDIS_CERT_FILE", str(held.pair))
     assert load_settings(None).redis.ca_file == str(held.ca)
@@ -48,21 +48,23 @@ def test_files_that_can_be_used_are_taken(monkeypatch: pytest.MonkeyPatch, held:
     assert load_settings(None).redis.key_file is not None
 
 
-def test_a_ca_that_is_not_there_or_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_or_invalid_ca_is_rejected(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     line = refused(monkeypatch, REDIS_CA_FILE=tmp_path / "none.pem")
     assert line == f"REDIS_CA_FILE: '{tmp_path}/none.pem': No such file or directory"
     (tmp_path / "text.pem").write_text("no certificate")
     assert refused(monkeypatch, REDIS_CA_FILE=tmp_path / "text.pem").startswith("REDIS_CA_FILE: no certificate")
 
 
-def test_a_certificate_and_the_key_of_another(monkeypatch: pytest.MonkeyPatch, held: Certificates) -> None:
+def test_a_key_that_does_not_match_its_certificate_is_rejected(
+    monkeypatch: pytest.MonkeyPatch, held: Certificates
+) -> None:
     trustme.CA().issue_cert("x@y.test").private_key_pem.write_to_path(held.folder / "other.key")
     line = refused(monkeypatch, REDIS_CERT_FILE=held.pair, REDIS_KEY_FILE=held.folder / "other.key")
     assert line.startswith("REDIS_CERT_FILE: ")
     assert line.endswith("the key does not match the certificate")
 
 
-def test_a_certificate_without_a_key_and_an_encrypted_key(monkeypatch: pytest.MonkeyPatch, held: Certificates) -> None:
+def test_a_missing_or_encrypted_key_is_rejected(monkeypatch: pytest.MonkeyPatch, held: Certificates) -> None:
     assert "in PEM form, or encrypted" in refused(monkeypatch, REDIS_CERT_FILE=held.ca)
     key = load_pem_private_key((held.folder / "client.key").read_bytes(), None)
     secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret"))
@@ -71,7 +73,9 @@ def test_a_certificate_without_a_key_and_an_encrypted_key(monkeypatch: pytest.Mo
     assert "encrypted" in line
 
 
-def test_a_key_without_a_certificate_and_files_without_tls(monkeypatch: pytest.MonkeyPatch, held: Certificates) -> None:
+def test_a_key_without_a_certificate_or_files_without_tls_are_rejected(
+    monkeypatch: pytest.MonkeyPatch, held: Certificates
+) -> None:
     assert refused(monkeypatch, REDIS_KEY_FILE=held.folder / "client.key").startswith("REDIS_KEY_FILE: ")
     line = refused(monkeypatch, REDIS_URL="redis://redis.test", REDIS_KEY_FILE="", REDIS_CA_FILE=held.ca)
     assert line.startswith("REDIS_CA_FILE: needs TLS")
@@ -97,14 +101,14 @@ BAD = [
 
 
 @pytest.mark.parametrize("url", BAD)
-def test_a_bad_url_of_the_breakers_redis(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+def test_a_bad_breaker_redis_url_is_rejected(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     line = refused(monkeypatch, BREAKER_REDIS_URL=url)
     assert line.startswith("BREAKER_REDIS_URL: ")
     assert url not in line
     assert "pass" not in line.replace("password", "")
 
 
-def test_a_user_of_the_sentinels_needs_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sentinel_user_needs_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
     assert refused(monkeypatch, REDIS_SENTINEL_USERNAME="asking").startswith("REDIS_SENTINEL_USERNAME: ")
     monkeypatch.setenv("REDIS_SENTINEL_PASSWORD", "secret")
     assert load_settings(None).redis.sentinel_username == "asking"
@@ -114,6 +118,6 @@ def test_a_user_of_the_sentinels_needs_a_password(monkeypatch: pytest.MonkeyPatc
     "url",
     ["redis://h", "unix:///run/redis.sock", "redis+sentinel://u:p%23w@[::1]:26379,h:1/p", "redis+cluster://[::1]:1"],
 )
-def test_a_good_url(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+def test_a_valid_url_is_accepted(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     monkeypatch.setenv("REDIS_URL", url)
     assert load_settings(None).redis.url == url

@@ -50,7 +50,7 @@ def test_each_warning_has_its_reason(changes: dict[str, Any], main: list[str], b
     assert (said(**changes), said("breaker", **changes)) == (main, breaker)
 
 
-def test_what_a_server_does_not_say_is_no_warning() -> None:
+def test_missing_server_facts_give_no_warning() -> None:
     assert [warning.name for warning in warnings_of(server_facts({"modules": [{"name": "search"}]}), "main")] == []
 
 

@@ -22,7 +22,7 @@ CLAIM = Claim("rag:flight:{x}:refresh", "fence")
 
 
 class Fresh:
-    """Stands where `FreshAnswers` does."""
+    """A stand-in for `FreshAnswers`."""
 
     def __init__(self) -> None:
         self.begun: list[str] = []
@@ -64,7 +64,7 @@ class Soles:
 
 
 class Seen(Telemetry):
-    """Records what happens."""
+    """Records events."""
 
     def __init__(self) -> None:
         self.outcomes: list[str] = []
@@ -94,7 +94,7 @@ async def case() -> AsyncIterator[Case]:
     await case.refresher.aclose()
 
 
-async def test_once_for_a_question_behind_all_users(case: Case) -> None:
+async def test_a_question_is_refreshed_once_behind_all_users(case: Case) -> None:
     for _ in range(5):
         case.start()
     await case.settle()
@@ -108,7 +108,7 @@ async def test_once_for_a_question_behind_all_users(case: Case) -> None:
     assert len(case.fresh.begun) == 2
 
 
-async def test_not_more_at_once_than_the_bound(case: Case) -> None:
+async def test_concurrency_is_bounded(case: Case) -> None:
     for number in range(CONCURRENCY + 3):
         case.start(f"q{number}")
     await case.settle()
@@ -116,14 +116,14 @@ async def test_not_more_at_once_than_the_bound(case: Case) -> None:
     assert case.seen.outcomes == ["too_many"] * 3
 
 
-async def test_not_where_another_worker_does(case: Case) -> None:
+async def test_a_question_refreshed_by_another_worker_is_skipped(case: Case) -> None:
     case.soles.taken = True
     case.start()
     await case.settle()
     assert (case.fresh.begun, case.seen.outcomes) == ([], ["elsewhere"])
 
 
-async def test_what_fails_is_counted_and_nothing_else(case: Case) -> None:
+async def test_a_failure_is_only_counted(case: Case) -> None:
     case.fresh.error = BreakerOpen("ollama", 5)
     case.fresh.go_on.set()
     case.start("one")
@@ -134,7 +134,7 @@ async def test_what_fails_is_counted_and_nothing_else(case: Case) -> None:
     assert case.seen.outcomes == ["failed", "not_stored"]
 
 
-async def test_the_end_of_the_worker_ends_it(case: Case) -> None:
+async def test_shutdown_cancels_the_refresh(case: Case) -> None:
     case.start()
     await case.settle()
     await case.refresher.aclose()

@@ -38,7 +38,7 @@ async def test_a_text_is_embedded_once() -> None:
     assert await embedder.embed(["x"], tenant="t") == [Embedding(b"a:x", ("x",))], "what was not read is kept with it"
 
 
-async def test_the_least_recently_used_is_forgotten() -> None:
+async def test_the_least_recently_used_embedding_is_evicted() -> None:
     inner = Counting()
     embedder = RememberedEmbedder(inner, max_entries=2)
     for text in ("x", "y", "x", "z", "x", "y"):
@@ -46,7 +46,7 @@ async def test_the_least_recently_used_is_forgotten() -> None:
     assert inner.embedded == ["x", "y", "z", "y"]
 
 
-async def test_another_model_begins_anew() -> None:
+async def test_another_model_empties_the_cache() -> None:
     inner = Counting()
     embedder = RememberedEmbedder(inner)
     await embedder.identity()
@@ -56,7 +56,7 @@ async def test_another_model_begins_anew() -> None:
     assert await vectors(embedder, "x") == [b"b:x"]
 
 
-async def test_another_model_is_noticed_without_being_asked_for() -> None:
+async def test_a_model_change_is_noticed_without_a_query_for_it() -> None:
     inner = Counting()
     embedder = RememberedEmbedder(inner)
     inner.current.value = await embedder.identity()
@@ -66,7 +66,7 @@ async def test_another_model_is_noticed_without_being_asked_for() -> None:
     assert await vectors(embedder, "x") == [b"b:x"]
 
 
-async def test_a_tenant_never_finds_what_another_has_asked() -> None:
+async def test_tenants_share_no_embeddings() -> None:
     """A short response time would reveal that another tenant asked the same question."""
     inner = Counting()
     embedder = RememberedEmbedder(inner)
@@ -77,7 +77,7 @@ async def test_a_tenant_never_finds_what_another_has_asked() -> None:
     assert inner.embedded == questions * 2
 
 
-async def test_a_tenant_cannot_take_the_share_of_another() -> None:
+async def test_a_tenant_cannot_evict_the_embeddings_of_another() -> None:
     inner = Counting()
     embedder = RememberedEmbedder(inner, max_entries=10)
     own = [f"own {n}" for n in range(5)]

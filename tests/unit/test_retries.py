@@ -28,11 +28,11 @@ async def attempts(fault: UpstreamFault, calls: int) -> int:
 
 
 @pytest.mark.parametrize("fault", list(UpstreamFault))
-async def test_a_call_is_repeated_once_where_its_fault_allows(fault: UpstreamFault) -> None:
+async def test_a_call_is_retried_once_if_its_fault_allows(fault: UpstreamFault) -> None:
     assert await attempts(fault, 1) == (2 if FAULTS[fault].retryable else 1)
 
 
-async def test_a_failing_ollama_gets_a_fifth_more_load_at_most() -> None:
+async def test_a_failing_ollama_gets_at_most_a_fifth_more_load() -> None:
     retries = await attempts(UpstreamFault.SERVER_ERROR, CALLS) - CALLS
     assert RESERVE <= retries <= RESERVE + SHARE * CALLS
 
@@ -41,7 +41,7 @@ async def test_a_stale_connection_costs_no_budget() -> None:
     assert await attempts(UpstreamFault.CONNECTION_STALE, CALLS) == 2 * CALLS
 
 
-async def test_a_retry_that_works_is_the_answer() -> None:
+async def test_a_successful_retry_returns_its_answer() -> None:
     failures = [UpstreamError(UpstreamFault.CONNECT_FAILED, "as told")]
 
     async def call() -> str:
@@ -67,7 +67,7 @@ def spent(budget: RetryBudget) -> int:
     return next(count for count in range(10_000) if not budget.spend())
 
 
-def test_the_share_is_of_the_last_minute() -> None:
+def test_the_budget_is_a_share_of_the_last_minute() -> None:
     clock = Moment()
     budget = RetryBudget(clock)
     for _ in range(CALLS):
@@ -79,7 +79,7 @@ def test_the_share_is_of_the_last_minute() -> None:
     assert spent(budget) == RESERVE, "neither the calls nor the retries of a minute ago count"
 
 
-def test_a_worker_keeps_to_the_fleets_budget_too() -> None:
+def test_a_worker_respects_the_budget_of_the_fleet() -> None:
     budget = RetryBudget()
     for _ in range(CALLS):
         budget.called()
@@ -92,7 +92,7 @@ def test_a_worker_keeps_to_the_fleets_budget_too() -> None:
 
 
 @pytest.mark.parametrize("retry", ["elsewhere", "spent"])
-def test_the_adapter_leaves_a_retry_to_its_caller_but_for_stale_connections(retry: Retry) -> None:
+def test_the_adapter_retries_only_stale_connections_if_its_caller_retries(retry: Retry) -> None:
     budget = RetryBudget()
     assert not budget.admits(UpstreamError(UpstreamFault.SERVER_ERROR, "as told"), retry)
     assert budget.admits(UpstreamError(UpstreamFault.CONNECTION_STALE, "as told"), retry)

@@ -35,16 +35,16 @@ def mean_wait_of(load: float, service: Service, seed: int, arrivals: int = 120_0
 
 
 @pytest.mark.parametrize("load", [0.3, 0.5, 0.7])
-def test_work_that_always_takes_as_long_waits_as_in_m_d_1(load: float) -> None:
+def test_constant_service_times_match_m_d_1(load: float) -> None:
     assert mean_wait_of(load, as_measured, seed=7) == pytest.approx(md1_wait(load, 1.0), rel=0.05)
 
 
 @pytest.mark.parametrize("load", [0.3, 0.5, 0.7])
-def test_work_at_random_waits_as_in_m_m_1(load: float) -> None:
+def test_exponential_service_times_match_m_m_1(load: float) -> None:
     assert mean_wait_of(load, exponential, seed=7) == pytest.approx(mean_wait(load, 1.0, 1), rel=0.08)
 
 
-def test_work_that_finds_the_server_busy_waits_for_what_is_before_it() -> None:
+def test_work_waits_for_the_work_before_it() -> None:
     env = simpy.Environment()
     server = SimulatedRedis(env, random.Random(1))
     assert [server.submit(seconds) for seconds in (1.0, 2.0, 0.5)] == [1.0, 3.0, 3.5]
@@ -54,7 +54,7 @@ def test_work_that_finds_the_server_busy_waits_for_what_is_before_it() -> None:
     assert server.submit(1.0) == 1.0
 
 
-def test_one_seed_gives_one_outcome_and_another_another() -> None:
+def test_the_seed_determines_the_result() -> None:
     demand = Demand(rate=200, replicas=5, workers=4)
     first, again, other = (simulate(demand, COSTS, seed, seconds=2.0) for seed in (1, 1, 2))
     assert first == again
@@ -62,14 +62,14 @@ def test_one_seed_gives_one_outcome_and_another_another() -> None:
 
 
 @pytest.mark.parametrize("workers", [8, 400])
-def test_the_utilisation_is_the_cost_model_s(workers: int) -> None:
+def test_the_utilization_matches_the_cost_model(workers: int) -> None:
     demand = Demand(rate=100, entries=1000, replicas=1, workers=workers)
     expected = sum(cost.server_us for cost in redis_load.redis_parts(demand, COSTS).values()) / 1e6
     found = [simulate(demand, COSTS, seed, seconds=8.0, transitions=0).utilisation for seed in (1, 2)]
     assert sum(found) / 2 == pytest.approx(expected, rel=0.1)
 
 
-def test_every_worker_hears_of_a_transition_and_the_last_after_all_were_served() -> None:
+def test_every_worker_notices_a_transition_the_last_after_all_were_served() -> None:
     demand = Demand(rate=0, replicas=100, workers=4)
     found = simulate(demand, COSTS, 3, seconds=1.0, transitions=2, network=Network(0.0, 0.0))
     assert found.unheard == 0
@@ -79,7 +79,7 @@ def test_every_worker_hears_of_a_transition_and_the_last_after_all_were_served()
     assert found.notice_p50 <= found.notice_p99 <= found.notice_most
 
 
-def test_a_redis_that_can_not_keep_up_is_seen() -> None:
+def test_an_overloaded_redis_is_reported() -> None:
     demand = Demand(rate=3000, exact=0.0, semantic=0.0, chunks=10_000, replicas=1, workers=4)
     found = simulate(demand, COSTS, 1, seconds=0.3, transitions=1)
     assert found.utilisation == 1.0

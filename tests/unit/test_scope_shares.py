@@ -6,7 +6,7 @@ from api.redis_store.search_index import BATCHES_FROM
 from api.redis_store.stores.cache.semantic_index import SCOPES, SECONDS, ScopeShares, nearest_clause
 
 
-def test_a_scope_is_counted_first_and_again_after_a_while() -> None:
+def test_a_scope_is_counted_at_first_and_periodically() -> None:
     now = [0.0]
     shares = ScopeShares(lambda: now[0])
     assert shares.is_due("a")
@@ -22,7 +22,7 @@ def test_a_scope_is_counted_first_and_again_after_a_while() -> None:
     assert shares.of("a", 100) == 0.25, "an old count is better than none"
 
 
-def test_a_bounded_number_of_scopes_is_known() -> None:
+def test_the_number_of_remembered_scopes_is_bounded() -> None:
     shares = ScopeShares()
     for number in range(SCOPES + 1):
         shares.note(str(number), 1)
@@ -30,7 +30,7 @@ def test_a_bounded_number_of_scopes_is_known() -> None:
     assert shares.of(str(SCOPES), 10) == 0.1
 
 
-def test_only_a_graph_is_walked_and_only_for_a_large_scope() -> None:
+def test_only_large_scopes_use_the_graph_of_an_hnsw_index() -> None:
     assert "BATCHES" not in nearest_clause("flat", 1.0)
     asked = [nearest_clause("hnsw", share) for share in (None, BATCHES_FROM / 2, BATCHES_FROM, 1.0)]
     assert ["BATCHES" in clause for clause in asked] == [False, False, True, True]

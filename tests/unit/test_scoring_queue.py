@@ -70,9 +70,7 @@ async def in_line(*calls: asyncio.Task[list[float]]) -> None:
     assert not any(call.done() for call in calls)
 
 
-async def test_verdicts_come_in_the_order_of_the_texts_a_slice_at_a_time(
-    queue: ScoringQueue, scorer: GatedScorer
-) -> None:
+async def test_scores_arrive_in_order_one_slice_at_a_time(queue: ScoringQueue, scorer: GatedScorer) -> None:
     scorer.gate.set()
     texts = ["x" * n for n in range(1, PAIRS_PER_BATCH + 3)]
     assert await queue.scores(pairs(*texts), 60) == [n / 100 for n in range(1, PAIRS_PER_BATCH + 3)]
@@ -80,7 +78,7 @@ async def test_verdicts_come_in_the_order_of_the_texts_a_slice_at_a_time(
     assert await queue.scores([], 60) == []
 
 
-async def test_who_comes_first_is_ready_first(queue: ScoringQueue, scorer: GatedScorer) -> None:
+async def test_requests_are_served_in_order(queue: ScoringQueue, scorer: GatedScorer) -> None:
     """Callers run one after the other: in parallel all would be late."""
     first = asked(queue, *(f"a{n}" for n in range(PAIRS_PER_BATCH + 1)))
     await scorer.is_busy()
@@ -101,7 +99,7 @@ async def test_users_go_before_background_work(queue: ScoringQueue, scorer: Gate
     assert [turn[0] for turn in scorer.turns] == ["a0", "b", f"a{PAIRS_PER_BATCH}"]
 
 
-async def test_past_the_deadline_the_rest_is_not_judged(queue: ScoringQueue, scorer: GatedScorer) -> None:
+async def test_texts_past_the_deadline_are_not_judged(queue: ScoringQueue, scorer: GatedScorer) -> None:
     with pytest.raises(RerankingUnavailable, match=r"longer than 0\.01 s"):
         await queue.scores(pairs(*(f"a{n}" for n in range(2 * PAIRS_PER_BATCH))), 0.01)
     scorer.gate.set()
@@ -109,7 +107,7 @@ async def test_past_the_deadline_the_rest_is_not_judged(queue: ScoringQueue, sco
     assert [turn[0] for turn in scorer.turns] == ["a0", "b"]
 
 
-async def test_a_cancelled_caller_harms_no_other(queue: ScoringQueue, scorer: GatedScorer) -> None:
+async def test_a_cancelled_caller_does_not_affect_others(queue: ScoringQueue, scorer: GatedScorer) -> None:
     computing = asked(queue, "a")
     await scorer.is_busy()
     waiting, other = asked(queue, "b"), asked(queue, "c")
@@ -122,7 +120,7 @@ async def test_a_cancelled_caller_harms_no_other(queue: ScoringQueue, scorer: Ga
     assert scorer.turns == [["a"], ["c"]]
 
 
-async def test_a_fault_is_told_to_its_caller_only(queue: ScoringQueue, scorer: GatedScorer) -> None:
+async def test_an_error_reaches_only_its_caller(queue: ScoringQueue, scorer: GatedScorer) -> None:
     failing = asked(queue, *["x"] * PAIRS_PER_BATCH, "fail", "y")
     await scorer.is_busy()
     other = asked(queue, "b")
@@ -133,7 +131,9 @@ async def test_a_fault_is_told_to_its_caller_only(queue: ScoringQueue, scorer: G
     assert await other == [0.01]
 
 
-async def test_who_would_not_be_ready_in_time_is_told_at_once(queue: ScoringQueue, scorer: GatedScorer) -> None:
+async def test_a_request_that_would_miss_its_deadline_fails_immediately(
+    queue: ScoringQueue, scorer: GatedScorer
+) -> None:
     scorer.pause = 0.02
     scorer.gate.set()
     await queue.scores(pairs("how long a pair takes is known from now on"), 60)
@@ -149,7 +149,7 @@ async def test_who_would_not_be_ready_in_time_is_told_at_once(queue: ScoringQueu
     assert await patient == [0.01]
 
 
-async def test_background_work_does_not_turn_a_user_away(queue: ScoringQueue, scorer: GatedScorer) -> None:
+async def test_background_work_does_not_reject_users(queue: ScoringQueue, scorer: GatedScorer) -> None:
     scorer.pause = 0.02
     scorer.gate.set()
     await queue.scores(pairs("known"), 60)
@@ -165,7 +165,7 @@ async def test_background_work_does_not_turn_a_user_away(queue: ScoringQueue, sc
     background.cancel()
 
 
-async def test_with_nobody_ahead_it_is_always_tried(queue: ScoringQueue, scorer: GatedScorer) -> None:
+async def test_a_request_with_an_empty_queue_is_always_tried(queue: ScoringQueue, scorer: GatedScorer) -> None:
     """After a slow phase of the machine the estimate must recover."""
     scorer.pause = 0.05
     scorer.gate.set()
@@ -174,7 +174,7 @@ async def test_with_nobody_ahead_it_is_always_tried(queue: ScoringQueue, scorer:
     assert await queue.scores(pairs(*["a"] * 1000), 40) == [0.01] * 1000
 
 
-async def test_closing_fails_who_still_waits(queue: ScoringQueue, scorer: GatedScorer) -> None:
+async def test_closing_fails_waiting_callers(queue: ScoringQueue, scorer: GatedScorer) -> None:
     computing = asked(queue, "a")
     await scorer.is_busy()
     waiting, background = asked(queue, "b"), asked(queue, "c", background=True)
@@ -185,7 +185,7 @@ async def test_closing_fails_who_still_waits(queue: ScoringQueue, scorer: GatedS
             await call
 
 
-async def test_a_model_judges_and_says_which_it_is(tmp_path: Path) -> None:
+async def test_a_real_model_judges_and_reports_its_identity(tmp_path: Path) -> None:
     async with OnnxReranker.open(write_cross_encoder(tmp_path), timeout=30) as reranker:
         assert len(reranker.fingerprint) == 12
         worse, better = await reranker.scores("what", ["it dislikes", "it likes"])
@@ -197,7 +197,7 @@ async def test_a_model_judges_and_says_which_it_is(tmp_path: Path) -> None:
         await reranker.scores("too late", ["text"])
 
 
-async def test_a_model_that_is_not_there_stops_the_start() -> None:
+async def test_a_missing_model_fails_the_startup() -> None:
     with pytest.raises(SettingsError, match="RERANK_MODEL_PATH"):
         async with OnnxReranker.open("no/such/folder", timeout=1):
             pass

@@ -25,17 +25,17 @@ LONG = "x" * 101
         ("a " * PIECES + "Then", (), ("then",)),
     ],
 )
-def test_what_counts_as_unread(text: str, read: tuple[str, ...], unread: tuple[str, ...]) -> None:
+def test_which_texts_count_as_unread(text: str, read: tuple[str, ...], unread: tuple[str, ...]) -> None:
     assert unread_of(text, read) == unread
 
 
-def test_each_probe_is_of_its_script() -> None:
+def test_each_probe_is_in_its_script() -> None:
     for script, texts in PROBES.items():
         assert len(set(texts)) == 3
         assert all(script in scripts_to_read([text]) for text in texts)
 
 
-def test_alike_vectors_mean_that_a_script_is_not_read() -> None:
+def test_similar_vectors_mean_that_a_script_is_not_read() -> None:
     apart = np.eye(3, dtype="<f4")
     assert is_read(apart)
     assert not is_read(np.array([apart[0], apart[1], apart[1]], dtype="<f4"))

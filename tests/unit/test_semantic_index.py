@@ -37,7 +37,7 @@ class Gate:
         return {b"num_docs": 0, b"indexing": 0}
 
 
-async def test_a_question_by_another_embedder_does_not_keep_redis_from_being_ready() -> None:
+async def test_a_question_with_another_embedder_does_not_delay_readiness() -> None:
     gate: Any = Gate()
     index = SemanticIndex(gate, Keys().partition(""))
 

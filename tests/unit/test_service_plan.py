@@ -35,7 +35,7 @@ def settings(tmp_path: Path, *lines: str) -> Settings:
     return load_settings(str(tmp_path / ".env"))
 
 
-def test_the_embedded_servers_are_handed_to_the_service(tmp_path: Path) -> None:
+def test_the_service_uses_the_embedded_servers(tmp_path: Path) -> None:
     environment = service_environment(settings(tmp_path), STAND_IN, WHERE, {"HOME": "/home/me"})
     assert environment == {
         "HOME": "/home/me",
@@ -51,7 +51,7 @@ def test_the_embedded_servers_are_handed_to_the_service(tmp_path: Path) -> None:
     }
 
 
-def test_what_is_set_stays(tmp_path: Path) -> None:
+def test_explicit_settings_are_kept(tmp_path: Path) -> None:
     mine = settings(tmp_path, "LLM_MODEL=qwen3", "EMBEDDER=ollama", "EMBED_MODEL=bge-m3", "WORKERS=5")
     environment = service_environment(mine, STAND_IN, WHERE, {})
     assert environment["LLM_MODEL"] == "qwen3"
@@ -60,7 +60,7 @@ def test_what_is_set_stays(tmp_path: Path) -> None:
     assert "EMBED_MODEL" not in environment
 
 
-def test_ones_own_ollama_and_redis_are_left_to_the_settings(tmp_path: Path) -> None:
+def test_external_ollama_and_redis_come_from_the_settings(tmp_path: Path) -> None:
     mine = settings(tmp_path, "REDIS_URL=redis://db:6379", "OLLAMA_BASE_URL=http://gpu:11434")
     environment = service_environment(mine, BackendPlan(ollama_model="qwen3:8b"), WHERE, {})
     assert is_set(mine.redis, "url")
@@ -68,15 +68,15 @@ def test_ones_own_ollama_and_redis_are_left_to_the_settings(tmp_path: Path) -> N
     assert not {"REDIS_URL", "OLLAMA_BASE_URL", "EMBED_MODEL"} & set(environment)
 
 
-def test_an_empty_redis_url_is_none(tmp_path: Path) -> None:
+def test_an_empty_redis_url_counts_as_unset(tmp_path: Path) -> None:
     assert not is_set(settings(tmp_path, "REDIS_URL=").redis, "url")
 
 
-def test_the_model_that_was_set_wins_over_the_one_that_was_found(tmp_path: Path) -> None:
+def test_the_configured_model_takes_precedence(tmp_path: Path) -> None:
     assert language_model(settings(tmp_path, "LLM_MODEL=qwen3"), BackendPlan(ollama_model="llama3.2:1b")) == "qwen3"
 
 
-def test_port_0_is_any_free_one_and_metrics_port_0_is_none(tmp_path: Path) -> None:
+def test_port_0_is_any_free_port_and_metrics_port_0_disables_metrics(tmp_path: Path) -> None:
     where = addresses(settings(tmp_path, "PORT=0", "METRICS_PORT=0"))
     assert where.port > 0
     assert where.metrics_port == 0
@@ -92,7 +92,7 @@ def test_port_0_is_any_free_one_and_metrics_port_0_is_none(tmp_path: Path) -> No
         ("my.host", "http://my.host:8001"),
     ],
 )
-def test_the_url_is_one_that_this_machine_reaches(host: str, url: str) -> None:
+def test_the_url_is_reachable_from_this_machine(host: str, url: str) -> None:
     assert Addresses(host, 8001, 9090).url == url
 
 
@@ -106,7 +106,7 @@ def test_the_url_is_one_that_this_machine_reaches(host: str, url: str) -> None:
         ({"name": "old", "details": None}, {}, True),
     ],
 )
-def test_an_embedding_model_is_not_taken_for_one_that_answers(
+def test_an_embedding_model_is_not_used_for_answers(
     model: dict[str, object], shown: dict[str, object], expected: bool
 ) -> None:
     assert generates_text(model, shown) is expected
@@ -117,16 +117,16 @@ def test_a_password_is_not_shown() -> None:
     assert without_password("redis://db:6379") == "redis://db:6379"
 
 
-def test_the_reason_of_the_services_end_is_its_first_error() -> None:
+def test_the_reason_for_an_exit_is_the_first_error() -> None:
     log = (
         '{"event": "booting", "level": "info"}\n{"event": "Traceback:\\n  File x\\nKeyError: 3\\n", "level": "error"}\n'
     )
     assert first_error(log + '{"event": "Worker failed to boot.", "level": "error"}\n') == "KeyError: 3"
 
 
-def test_the_message_of_an_error_says_more_than_its_event() -> None:
+def test_the_reason_is_the_error_message_and_not_the_event() -> None:
     assert first_error('{"event": "settings_wrong", "message": "EMBEDDER: no", "level": "error"}\n') == "EMBEDDER: no"
 
 
-def test_a_reason_that_is_no_json_is_shown_as_it_is() -> None:
+def test_a_reason_that_is_not_json_is_shown_unchanged() -> None:
     assert first_error("REDIS_URL: wrong\n\n") == "REDIS_URL: wrong"

@@ -99,7 +99,7 @@ def test_one_line_names_the_variable(monkeypatch: pytest.MonkeyPatch, name: str,
 
 
 @pytest.mark.parametrize("name", ["EMBED_MODEL_PATH", "RERANK_MODEL_PATH"])
-def test_a_model_without_one_of_its_files_is_told_by_it(
+def test_the_error_names_the_missing_file_of_a_model(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
 ) -> None:
     monkeypatch.setenv(name, str(tmp_path))
@@ -122,7 +122,7 @@ def test_secrets_are_not_repeated(monkeypatch: pytest.MonkeyPatch, name: str) ->
     assert "s3cret" not in str(caught.value)
 
 
-def test_a_file_is_read_and_the_environment_wins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_environment_overrides_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / ".env"
     file.write_text("PORT=9001\nLLM_MODEL=from-file\nUNKNOWN=1\n")
     monkeypatch.setenv("PORT", "9002")
@@ -130,7 +130,7 @@ def test_a_file_is_read_and_the_environment_wins(monkeypatch: pytest.MonkeyPatch
     assert (settings.server.port, settings.ollama.llm_model) == (9002, "from-file")
 
 
-def test_the_bounds_on_callers_are_read_from_a_file(tmp_path: Path) -> None:
+def test_the_limits_for_callers_are_read_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / ".env"
     file.write_text(
         "ALLOW_ANONYMOUS=true\nALLOWED_HOSTS=rag.example,*.b.example\nHEADER_TIMEOUT=5\nBODY_TIMEOUT=6\n"
@@ -143,7 +143,7 @@ def test_the_bounds_on_callers_are_read_from_a_file(tmp_path: Path) -> None:
     assert (server.max_connections, settings.cache.tenant_share) == (33, 0.3)
 
 
-def test_an_empty_value_is_none_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_value_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PORT", "")
     assert load_settings(None).server.port == 8001
 
@@ -181,7 +181,7 @@ def test_a_wrong_key_names_its_variable_and_is_not_shown(
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "rag.example", "localhost.example", "128.0.0.1"])
-def test_without_keys_only_this_machine_is_listened_to(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+def test_without_keys_the_service_listens_only_on_loopback(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
     monkeypatch.setenv("HOST", host)
     with pytest.raises(SettingsError) as caught:
         load_settings(None)
@@ -206,7 +206,7 @@ def test_a_loopback_address_needs_no_key(monkeypatch: pytest.MonkeyPatch, host: 
     load_settings(None)
 
 
-def test_the_log_warns_of_weak_keys_and_of_callers_without_one() -> None:
+def test_the_log_warns_of_weak_keys_and_of_anonymous_access() -> None:
     strong = "0123456789abcdef"
     assert access_warnings(AccessSettings(api_keys=f"a={strong}", admin_keys=strong[::-1]), ["0.0.0.0"]) == []
     assert access_warnings(AccessSettings(), ["127.0.0.1"]) == []
@@ -217,17 +217,17 @@ def test_the_log_warns_of_weak_keys_and_of_callers_without_one() -> None:
     assert open_to_all.startswith("ALLOW_ANONYMOUS: anyone who reaches 10.0.0.7 may ask")
 
 
-def test_hosts_are_compared_in_small_letters_and_without_brackets(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hosts_are_compared_in_lower_case_and_without_brackets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALLOWED_HOSTS", "RAG.example, *.Cluster.local,[::1],10.0.0.7,")
     assert load_settings(None).access.hosts() == ("rag.example", "*.cluster.local", "::1", "10.0.0.7")
 
 
-def test_keys_become_tenants(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_map_to_tenants(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("API_KEYS", "acme=k1, globex = k2,")
     assert load_settings(None).access.tenants_by_key() == {"k1": "acme", "k2": "globex"}
 
 
-def test_a_cluster_has_sixteen_partitions_and_one_redis_one_unless_said_otherwise(
+def test_the_default_is_sixteen_partitions_on_a_cluster_and_one_otherwise(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert load_settings(None).key_layout == ("rag:", 1, False)
@@ -238,7 +238,7 @@ def test_a_cluster_has_sixteen_partitions_and_one_redis_one_unless_said_otherwis
 
 
 @pytest.mark.parametrize("url", ["redis+cluster://a", "redis+cluster://a:1,b", "redis+cluster://a:1/0"])
-def test_a_bad_url_of_a_cluster_is_told(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+def test_a_bad_cluster_url_is_rejected(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     monkeypatch.setenv("REDIS_URL", url)
     with pytest.raises(SettingsError, match="REDIS_URL: expected redis"):
         load_settings(None)

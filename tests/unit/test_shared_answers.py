@@ -34,7 +34,7 @@ class LostCache:
 
 
 class Seen(Telemetry):
-    """Records what happens."""
+    """Records events."""
 
     def __init__(self) -> None:
         self.failures = 0
@@ -50,7 +50,7 @@ class Seen(Telemetry):
         self.stored += 1
 
 
-async def test_an_answer_whose_second_look_fails_keeps_its_time_and_is_not_stored() -> None:
+async def test_an_answer_whose_second_lookup_fails_keeps_its_read_time_and_is_not_stored() -> None:
     """Without the time it would be stored even if documents were deleted since."""
     cache, seen = LostCache(), Seen()
     shared = SemanticCache(cache, None, None, seen, CachePolicy(0.9), CacheBudget(1.0))  # type: ignore[arg-type]
@@ -86,7 +86,7 @@ LATE: list[tuple[Exception | None, tuple[int, int]]] = [
 
 
 @pytest.mark.parametrize(("error", "counted"), LATE, ids=["stored", "failed", "refused"])
-async def test_a_storing_that_outlives_its_budget_is_counted_by_its_end(
+async def test_a_store_that_exceeds_its_budget_is_counted_by_its_outcome(
     error: Exception | None, counted: tuple[int, int]
 ) -> None:
     cache, seen, budget = SlowCache(), Seen(), CacheBudget(0.01)
@@ -97,6 +97,6 @@ async def test_a_storing_that_outlives_its_budget_is_counted_by_its_end(
     assert await shared.store(query, lookup, None, (), generation, Timings()) is None
     assert (seen.failures, seen.stored) == (0, 0)
     cache.goes_on.set()
-    await budget.aclose()  # what the worker awaits before it ends
+    await budget.aclose()  # the worker awaits this at shutdown
     await asyncio.sleep(0)
     assert (seen.failures, seen.stored) == counted

@@ -37,17 +37,17 @@ async def test_a_text_that_fails_twice_while_another_works_is_at_fault(kind: Ups
 
 
 @pytest.mark.parametrize("kind", sorted(UNCLEAR))
-async def test_where_no_text_works_it_is_the_backend(kind: UpstreamFault) -> None:
+async def test_if_no_text_works_the_backend_is_at_fault(kind: UpstreamFault) -> None:
     told, asked = await outcome(kind, bad="")
     assert (told, len(asked)) == (kind, 2)
 
 
-async def test_a_runner_that_crashed_once_costs_nobody_an_answer() -> None:
+async def test_a_single_crash_of_the_runner_fails_no_answer() -> None:
     told, asked = await outcome(UpstreamFault.EMBED_FAILED, bad="a", times=1)
     assert (told, len(asked)) == ("a", 3)
 
 
 @pytest.mark.parametrize("kind", sorted(set(UpstreamFault) - UNCLEAR))
-async def test_what_no_text_can_cause_is_not_looked_into(kind: UpstreamFault) -> None:
+async def test_faults_that_no_text_can_cause_are_not_probed(kind: UpstreamFault) -> None:
     told, asked = await outcome(kind, bad="a")
     assert (told, len(asked)) == (kind, 1)

@@ -56,18 +56,18 @@ def read(*parts: str) -> tuple[str, str]:
         ("", "", ""),
     ],
 )
-def test_what_is_thought_and_what_is_said(said: str, answer: str, thoughts: str) -> None:
+def test_thoughts_are_separated_from_the_answer(said: str, answer: str, thoughts: str) -> None:
     assert read(said) == (answer, thoughts)
     assert read(*said) == (answer, thoughts)
 
 
 @given(st.lists(st.sampled_from(PIECES), max_size=12), st.integers(0, 80))
 @example(["<think>", "</", "think>"], 9)
-def test_however_it_is_cut(pieces: list[str], at: int) -> None:
+def test_the_result_does_not_depend_on_token_boundaries(pieces: list[str], at: int) -> None:
     said = "".join(pieces)
     assert read(*pieces) == read(said) == read(said[:at], said[at:])
 
 
-def test_thoughts_that_ollama_keeps_apart_are_no_answer() -> None:
+def test_thoughts_in_their_own_field_are_not_part_of_the_answer() -> None:
     line = orjson.dumps({"message": {"role": "assistant", "content": "Yes", "thinking": "Hm."}, "done": False})
     assert events(line, "m") == [Thought("Hm."), Token("Yes")]

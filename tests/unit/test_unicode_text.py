@@ -26,13 +26,13 @@ MARKS = "\u0315\u0300\u0344\u0f73\u0301"
         ("e\u0301" * 40, "e\u0301" * 40),
     ],
 )
-def test_a_joiner_stands_behind_every_30_marks(text: str, limited: str) -> None:
+def test_a_joiner_follows_every_30_marks(text: str, limited: str) -> None:
     assert with_limited_marks(text) == limited
 
 
 @given(st.text(st.sampled_from(f"a\u1100{MARKS}"), max_size=200))
 @example("\u0315\u0300" * 100)
-def test_no_run_is_longer_and_nothing_is_lost(text: str) -> None:
+def test_runs_are_bounded_and_no_mark_is_lost(text: str) -> None:
     limited = with_limited_marks(text)
     assert limited.replace(JOINER, "") == text
     assert with_limited_marks(limited) == limited
@@ -40,7 +40,7 @@ def test_no_run_is_longer_and_nothing_is_lost(text: str) -> None:
 
 
 @given(st.text())
-def test_a_text_that_people_write_is_normalised_as_ever(text: str) -> None:
+def test_ordinary_text_is_normalized_to_nfc(text: str) -> None:
     if longest_run(unicodedata.normalize("NFD", text)) <= MAX_MARKS:
         assert nfc(text) == unicodedata.normalize("NFC", text)
 
@@ -53,7 +53,7 @@ def longest_run(decomposed: str) -> int:
     return longest
 
 
-def test_what_shows_nothing_is_blank_and_what_shows_anything_is_not() -> None:
+def test_text_without_visible_characters_is_blank() -> None:
     visible = set("\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2")
     visible |= {"\U000110bd", "\U000110cd"}
     for number in range(0x110000):

@@ -33,31 +33,31 @@ def model() -> MiniLM:
         ("a \u200b b\u00ad", ()),
     ],
 )
-def test_what_is_not_read_is_told(model: MiniLM, text: str, unread: tuple[str, ...]) -> None:
+def test_unread_words_are_reported(model: MiniLM, text: str, unread: tuple[str, ...]) -> None:
     (embedding,) = model.embed([text])
     assert embedding.unread == unread
 
 
-def test_marks_that_the_tokenizer_drops_are_unread_where_they_change_the_letter(model: MiniLM) -> None:
+def test_dropped_marks_that_change_a_letter_are_unread(model: MiniLM) -> None:
     """Otherwise `with ga` and `with ka` would be equal, and so would Hindi words with the same consonants."""
     for one, other in (("が", "か"), ("जोड़ें", "जोड़ा"), ("x ≮ y", "x < y"), ("ก่", "ก้")):
         first, second = model.embed([one, other])
         assert first.unread != second.unread, (one, other)
 
 
-def test_text_that_is_cut_off_is_unread(model: MiniLM) -> None:
+def test_truncated_text_is_unread(model: MiniLM) -> None:
     read, cut = model.embed(["bridge " * 254, "bridge " * 254 + "and Something else"])
     assert read.unread == ()
     assert cut.unread == ("and something else",)
     assert read.vector == cut.vector
 
 
-def test_the_company_of_a_text_changes_nothing(model: MiniLM) -> None:
+def test_the_rest_of_the_batch_changes_nothing(model: MiniLM) -> None:
     texts = ["plain", "密码", "two words", "☀ ☂"]
     assert [one.unread for one in model.embed(texts)] == [model.embed([text])[0].unread for text in texts]
 
 
-def test_marks_without_end_cost_no_more_than_linear_time(model: MiniLM) -> None:
+def test_long_runs_of_marks_take_linear_time(model: MiniLM) -> None:
     def seconds(marks: int) -> float:
         text = "a" + "\u0315\u0300" * marks
         best = min(_timed(model, text) for _ in range(3))

@@ -53,7 +53,7 @@ def test_every_string_and_every_list_of_a_body_is_bounded(kind: type[BaseModel])
 
 
 @pytest.mark.parametrize("kind", BODIES)
-def test_very_many_wrong_values_make_a_handful_of_errors(kind: type[BaseModel]) -> None:
+def test_many_wrong_values_give_a_handful_of_errors(kind: type[BaseModel]) -> None:
     unknown = {f"unknown-{number}-{'x' * 200}": number for number in range(MANY)}
     lists = dict.fromkeys(kind.model_fields, [1] * MANY)
     objects = dict.fromkeys(kind.model_fields, unknown)
@@ -68,19 +68,19 @@ def test_very_many_wrong_values_make_a_handful_of_errors(kind: type[BaseModel]) 
         assert len(orjson.dumps([told.value.detail, told.value.members])) < 4000
 
 
-def test_of_a_drop_in_body_one_error_is_told() -> None:
+def test_a_drop_in_body_gets_one_error() -> None:
     for content in ([1] * MANY, {"a": 1}, [{"type": "text", "text": 1}] * MANY):
         with pytest.raises(InvalidRequest) as told:
             parsed({"role": "user", "content": content}, openai_wire.OpenAIMessage)
         assert len(told.value.detail) < 500
 
 
-def test_of_a_list_that_is_too_long_it_is_said_that_it_is() -> None:
+def test_a_list_that_is_too_long_gets_one_error() -> None:
     with pytest.raises(InvalidRequest, match=r"^input: List should have at most 10000 items"):
         parsed({"model": "m", "input": ["a"] * MANY}, ollama_wire.EmbedBody)
 
 
-def test_a_long_name_is_shortened_and_more_errors_are_mentioned() -> None:
+def test_long_names_are_shortened_and_further_errors_are_counted() -> None:
     with pytest.raises(InvalidRequest) as told:
         validated(QueryIn, {"question": "Who?", **{f"{number}{'x' * 1000}": 1 for number in range(50)}})
     assert told.value.detail.endswith("; and more")
@@ -99,11 +99,11 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_json_of_very_many_values_is_refused_before_it_is_decoded(name: str) -> None:
+def test_json_with_too_many_values_is_refused_before_decoding(name: str) -> None:
     began = time.thread_time()
     with pytest.raises(InvalidRequest):
         json_of(HOSTILE[name])
-    assert time.thread_time() - began < 0.1  # decoding the worst takes a tenth of a second or more
+    assert time.thread_time() - began < 0.1  # decoding the worst case takes at least a tenth of a second
 
 
 def test_brackets_within_strings_do_not_count() -> None:
@@ -111,7 +111,7 @@ def test_brackets_within_strings_do_not_count() -> None:
     assert json_of(orjson.dumps({"title": "Brackets", "text": text})) == {"title": "Brackets", "text": text}
 
 
-def test_as_many_lists_as_there_may_be_are_decoded() -> None:
+def test_the_maximum_number_of_lists_is_accepted() -> None:
     fitting: list[list[object]] = [[]] * (MAX_CONTAINERS - 1)
     assert json_of(orjson.dumps(fitting)) == fitting
     with pytest.raises(InvalidRequest):

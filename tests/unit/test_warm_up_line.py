@@ -75,7 +75,7 @@ async def warmed(line: Line, lease: Lease | None = None) -> tuple[WarmUp, Any]:
     return warm_up, pool
 
 
-async def test_it_waits_behind_users_and_loads_without_a_permit() -> None:
+async def test_a_load_waits_behind_users_and_holds_no_permit() -> None:
     line = Line()
     warm_up, pool = await warmed(line)
     while not line.asked:
@@ -88,7 +88,7 @@ async def test_it_waits_behind_users_and_loads_without_a_permit() -> None:
     await warm_up.aclose()
 
 
-async def test_a_full_line_leaves_the_load_to_the_first_question() -> None:
+async def test_a_full_queue_leaves_the_load_to_the_first_question() -> None:
     line = Line()
     line.full = True
     warm_up, pool = await warmed(line)
@@ -98,7 +98,7 @@ async def test_a_full_line_leaves_the_load_to_the_first_question() -> None:
     assert pool.loaded == []
 
 
-async def test_a_fault_nobody_thought_of_leaves_the_duty_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_unexpected_error_leaves_the_lease_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LEASE", 0.03)
     line, lease = Line(), Lease()
     _, pool = await warmed(line, lease)

@@ -40,14 +40,14 @@ def embedding(cause: BaseException | None) -> EmbeddingUnavailable:
         (embedding(BreakerOpen("ollama-embed", 4.0)), 4.0),
     ],
 )
-def test_what_any_question_would_meet_is_waited_out_for_ever(error: Exception, seconds: float) -> None:
+def test_failures_of_the_service_are_waited_out(error: Exception, seconds: float) -> None:
     assert patience(error, 1) == patience(error, 1000) == seconds
 
 
 @pytest.mark.parametrize(
     "error", [upstream(UpstreamFault.SERVER_ERROR), upstream(UpstreamFault.FIRST_TOKEN_TIMEOUT), embedding(None)]
 )
-def test_what_may_be_the_questions_fault_is_tried_a_few_times(error: Exception) -> None:
+def test_failures_that_the_question_may_cause_are_retried_a_few_times(error: Exception) -> None:
     assert [patience(error, attempt) for attempt in range(1, ATTEMPTS + 1)] == [1.0, 2.0, None]
 
 
@@ -61,5 +61,5 @@ def test_what_may_be_the_questions_fault_is_tried_a_few_times(error: Exception) 
         NotFound("no"),
     ],
 )
-def test_what_is_hopeless_is_given_up_at_once(error: Exception) -> None:
+def test_permanent_failures_are_given_up_immediately(error: Exception) -> None:
     assert patience(error, 1) is None

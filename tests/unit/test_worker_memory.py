@@ -23,11 +23,11 @@ def machine(root: Path, membership: str, **files: str) -> Path:
     ("written", "expected"),
     [("900000000", 900_000_000), ("800Mi", 800 * MIB), ("1.5G", 1_500_000_000), ("2Gi", 2048 * MIB), ("512K", 512_000)],
 )
-def test_an_amount(written: str, expected: int) -> None:
+def test_amounts_are_parsed(written: str, expected: int) -> None:
     assert limit_in_bytes(written) == expected
 
 
-def test_a_part_is_of_the_control_groups_limit(tmp_path: Path) -> None:
+def test_a_percentage_refers_to_the_control_group_limit(tmp_path: Path) -> None:
     root = machine(tmp_path, "0::/pod/one\n", **{"sys/fs/cgroup/pod/memory.max": str(1000 * MIB)})
     assert limit_in_bytes("40%", root) == 400 * MIB
 
@@ -40,7 +40,9 @@ def test_a_part_is_of_the_control_groups_limit(tmp_path: Path) -> None:
         ("", {}),
     ],
 )
-def test_without_a_limit_it_is_the_machines_memory(tmp_path: Path, membership: str, files: dict[str, str]) -> None:
+def test_without_a_limit_it_refers_to_the_memory_of_the_machine(
+    tmp_path: Path, membership: str, files: dict[str, str]
+) -> None:
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert available_memory(machine(tmp_path, membership, **files)) == whole
 
@@ -50,7 +52,7 @@ def test_the_smallest_limit_holds_in_version_1(tmp_path: Path) -> None:
     assert available_memory(machine(tmp_path, "3:memory:/a/b\n", **files)) == 64 * MIB
 
 
-def test_this_process_has_something_in_memory_and_one_that_is_gone_has_not() -> None:
+def test_a_live_process_uses_memory_and_a_dead_one_none() -> None:
     assert resident_bytes(os.getpid()) > MIB
     assert resident_bytes(2**30) == 0
 
@@ -59,7 +61,7 @@ def guard(limit: int | None, uses: dict[int, int]) -> MemoryGuard:
     return MemoryGuard(limit, lambda pid: uses[pid])
 
 
-def test_a_worker_that_grew_past_the_limit_is_over() -> None:
+def test_a_worker_past_the_limit_is_reported() -> None:
     uses = {1: 100 * MIB, 2: 100 * MIB}
     memory = guard(200 * MIB, uses)
     assert [memory.is_over(1), memory.is_over(2)] == [False, False]
@@ -68,11 +70,11 @@ def test_a_worker_that_grew_past_the_limit_is_over() -> None:
     assert memory.describe(2) == "it uses 201 MiB, WORKER_MEMORY_LIMIT is 200 MiB"
 
 
-def test_without_a_limit_none_is() -> None:
+def test_without_a_limit_no_worker_is_reported() -> None:
     assert guard(None, {1: 2**50}).is_over(1) is False
 
 
-def test_a_limit_too_near_to_the_start_waits_for_growth_and_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_limit_below_the_initial_size_waits_for_growth_and_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     uses = {1: 190 * MIB}
     memory = guard(200 * MIB, uses)
     with caplog.at_level(logging.WARNING, "gunicorn.error"):
@@ -86,7 +88,7 @@ def test_a_limit_too_near_to_the_start_waits_for_growth_and_is_said_once(caplog:
     ]
 
 
-def test_a_reused_process_id_starts_afresh() -> None:
+def test_a_reused_process_id_starts_over() -> None:
     uses = {1: 500 * MIB}
     memory = guard(200 * MIB, uses)
     assert not memory.is_over(1)
