@@ -100,7 +100,7 @@ class FleetBulkhead:
         store: BulkheadStore,
         worker: str,
         *,
-        events: Telemetry | None = None,
+        telemetry: Telemetry | None = None,
         live_workers: Callable[[], int] = lambda: 1,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -108,7 +108,7 @@ class FleetBulkhead:
         self.policy = policy
         self.store = store
         self._worker = worker
-        self._events = events or Telemetry()
+        self._telemetry = telemetry or Telemetry()
         self._live_workers = live_workers
         self._clock = clock
         self._held: set[str] = set()
@@ -165,11 +165,11 @@ class FleetBulkhead:
             raise self._full("queue_full", taken.retry_after)
         if taken.verdict is AcquireResult.QUEUED:
             await self._wait(taken, wait)
-        self._events.bulkhead_admitted(self.name, priority, self._clock() - began)
+        self._telemetry.bulkhead_admitted(self.name, priority, self._clock() - began)
         return taken.ticket
 
     def _full(self, reason: BulkheadReason, retry_after: float) -> BulkheadFull:
-        self._events.bulkhead_rejected(self.name, reason)
+        self._telemetry.bulkhead_rejected(self.name, reason)
         return BulkheadFull(self.name, reason, retry_after)
 
     # -- asking -------------------------------------------------------------------------------------------------------
@@ -301,7 +301,7 @@ class FleetBulkhead:
         if self._local is None:
             held = self._held | self._held_locally
             self._local = LocalBulkhead(self.policy, self._live_workers(), self._worker, held, self._waiting)
-            self._events.bulkhead_store_lost(self.name, self._local.limit)
+            self._telemetry.bulkhead_store_lost(self.name, self._local.limit)
             self._granted_locally(self._local.hand_out())
         return self._local
 
@@ -321,7 +321,7 @@ class FleetBulkhead:
                 return
             if self._local is not None:
                 self._local = None
-                self._events.bulkhead_store_found(self.name)
+                self._telemetry.bulkhead_store_found(self.name)
             self._granted(granted)
 
     async def reading(self) -> BulkheadReading:

@@ -55,7 +55,7 @@ class CacheInvalidator:
         retriever: Retriever,
         work: DocumentWork,
         embedder: Embedder,
-        events: Telemetry,
+        telemetry: Telemetry,
         on_new_documents: OnNewDocuments,
     ) -> None:
         self._sweep = sweep
@@ -63,7 +63,7 @@ class CacheInvalidator:
         self._retriever = retriever
         self._work = work
         self._embedder = embedder
-        self._events = events
+        self._telemetry = telemetry
         self._on_new_documents = on_new_documents
         self._budget = TimeBudget()
 
@@ -75,10 +75,10 @@ class CacheInvalidator:
         elif concerns:
             await self._sweep.outdate(work.facts.tenant)
         if concerns:
-            self._events.answers_outdated("affected", await self._affected(work))
+            self._telemetry.answers_outdated("affected", await self._affected(work))
         elif work.gone and (await self._retriever.corpus(work.facts.tenant)).documents == 0:
             # Without documents the model answers alone: cached answers that found none are outdated too.
-            self._events.answers_outdated("affected", await self._answers.expire_all(work.facts.tenant))
+            self._telemetry.answers_outdated("affected", await self._answers.expire_all(work.facts.tenant))
 
     async def owed(self, work: Work) -> None:
         """Finishes an earlier change's pending invalidation, when the later change failed: what it put into service is
@@ -87,14 +87,14 @@ class CacheInvalidator:
         Raises `StoreUnavailable`.
         """
         if self._on_new_documents != "none":
-            self._events.answers_outdated("affected", await self._answers.expire_all(work.facts.tenant))
+            self._telemetry.answers_outdated("affected", await self._answers.expire_all(work.facts.tenant))
 
     async def changed(self, work: Work) -> None:
         """Deletes answers that cite the document, whatever its revision."""
         # First of all: answers stored from now on are checked, and those stored before are found below.
         await self._sweep.outdate(work.facts.tenant)
         swept = await self._sweep.sweep(Selection(source=work.id), dry_run=False)
-        self._events.answers_outdated("changed", swept.deleted)
+        self._telemetry.answers_outdated("changed", swept.deleted)
         if not swept.complete:
             raise ServiceUnavailable("The cache was not fully checked in time. Try again.", retry_after=1)
 

@@ -65,7 +65,7 @@ class Ingestion:
         embedded_text: EmbeddedText,
         embedder: Embedder,
         invalidator: CacheInvalidator,
-        events: Telemetry,
+        telemetry: Telemetry,
         batches: BatchSize,
         patience: float,
         neighbours: int = 0,
@@ -77,7 +77,7 @@ class Ingestion:
         self._embedded_text = embedded_text
         self._embedder = embedder
         self._invalidator = invalidator
-        self._events = events
+        self._telemetry = telemetry
         self._chunks = ChunkEmbedding(embedder, batches)
         self._patience = patience
         self._neighbours = neighbours
@@ -149,7 +149,7 @@ class Ingestion:
     async def _failed(self, work: Work, reason: str) -> None:
         if work.pending_invalidation:
             await self._invalidator.owed(work)
-        self._events.document_failed(work.id, reason)
+        self._telemetry.document_failed(work.id, reason)
         await self._work.fail(work, reason)
 
     async def _put_off(self, work: Work, reason: str) -> None:
@@ -159,7 +159,7 @@ class Ingestion:
         if delayed == "for too long":
             await self._failed(work, f"It could not be embedded for {self._patience:g} s: {reason}")
         elif delayed == "delayed" and not work.delays:
-            self._events.document_delayed(work.id, reason)
+            self._telemetry.document_delayed(work.id, reason)
 
     async def _stored(self, work: Work) -> Work | None:
         """The work left once the revision is in service. None if the work is void or another worker's."""
@@ -184,7 +184,7 @@ class Ingestion:
         failed = [FailedChunk(number, reason) for number, reason in sorted(failures.items())]
         stored = await self._work.commit(work, embedder, len(chunks), len(text), failed)
         if stored is not None:
-            self._events.document_stored(len(chunks))
+            self._telemetry.document_stored(len(chunks))
         return stored
 
     async def reembed(self, work: Work, embedder: EmbedderIdentity, text: str) -> bool:
@@ -256,8 +256,8 @@ class Ingestion:
         """The written chunks that could not be embedded."""
         failures = {one.chunk.number: one.failure for one in ready if one.vector is None}
         for number, reason in failures.items():
-            self._events.chunk_not_embedded(work.id, number, reason)
-        self._events.chunks_embedded(len(ready) - len(failures))
+            self._telemetry.chunk_not_embedded(work.id, number, reason)
+        self._telemetry.chunks_embedded(len(ready) - len(failures))
         return failures
 
     @asynccontextmanager

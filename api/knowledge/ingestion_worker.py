@@ -141,14 +141,14 @@ class StaleEmbeddings:
         reembedding: Reembedding,
         embedder: Embedder,
         lease: LeaderLease,
-        events: Telemetry,
+        telemetry: Telemetry,
         keep: float,
     ) -> None:
         self._embeddings = embeddings
         self._reembedding = reembedding
         self._embedder = embedder
         self._lease = lease
-        self._events = events
+        self._telemetry = telemetry
         self._keep = keep
 
     async def keep_clean(self) -> None:
@@ -182,5 +182,5 @@ class StaleEmbeddings:
             if not await self._lease.acquire(CLEANING_LEASE_SECONDS):
                 break
         if removed:
-            self._events.embeddings_removed(old, removed)
+            self._telemetry.embeddings_removed(old, removed)
         return removed

@@ -157,10 +157,10 @@ def _terms_of(folded: str) -> set[str]:
 class Reranking:
     """One worker's re-ranking. `most`: passages read per question; more only if more are requested."""
 
-    def __init__(self, reranker: Reranker, most: int, events: Telemetry) -> None:
+    def __init__(self, reranker: Reranker, most: int, telemetry: Telemetry) -> None:
         self._reranker = reranker
         self._most = most
-        self._events = events
+        self._telemetry = telemetry
 
     @property
     def scope(self) -> str:
@@ -177,9 +177,9 @@ class Reranking:
         try:
             found = await self._reranker.scores(question, texts)
         except RerankingUnavailable as error:
-            self._events.reranking_failed(error, time.perf_counter() - began)
+            self._telemetry.reranking_failed(error, time.perf_counter() - began)
             return None
-        self._events.reranked(time.perf_counter() - began)
+        self._telemetry.reranked(time.perf_counter() - began)
         return found
 
     async def verdicts_in_background(self, question: str, texts: Sequence[str]) -> list[float] | None:

@@ -111,11 +111,11 @@ class WorkerBackends:
         reader = partial(blocking_reader, self._guard_address)
         store = RedisBulkheadStore(self._guard_client, reader, self._keys, name, policy, self._worker)
         self._metrics.bulkhead_known(name)
-        events, live = self._telemetry, self._live_workers
-        bulkhead = FleetBulkhead(name, policy, store, self._worker, events=events, live_workers=live)
+        telemetry, live = self._telemetry, self._live_workers
+        bulkhead = FleetBulkhead(name, policy, store, self._worker, telemetry=telemetry, live_workers=live)
         self.bulkheads[name] = await stack.enter_async_context(kept_alive(bulkhead))
 
-    def generations(self, events: Telemetry) -> Generations:
+    def generations(self, telemetry: Telemetry) -> Generations:
         """All backends as one, each behind its breaker."""
         ollama = self._settings.ollama
         deadlines = Deadlines(
@@ -129,9 +129,9 @@ class WorkerBackends:
             for name, pool in self._pools.items()
         ]
         backends = Backends(members, self.watch.known.get)
-        return Generations(backends, self._pools.retries, deadlines.total, events)
+        return Generations(backends, self._pools.retries, deadlines.total, telemetry)
 
-    def embeddings(self, events: Telemetry) -> EmbeddingCalls:
+    def embeddings(self, telemetry: Telemetry) -> EmbeddingCalls:
         """Clients' own embedding calls, behind questions. With EMBEDDER=onnx they share the guards of generations."""
         members: list[Backend[EmbeddingModel]] = []
         behind_questions = self._settings.embedder.embedder == "ollama"
@@ -141,10 +141,10 @@ class WorkerBackends:
             members.append(Backend(name, model, self.bulkheads[guard], self.breakers[guard]))
         backends = Backends(members, self.watch.known.get)
         total = self._settings.ollama.ollama_total_timeout
-        return EmbeddingCalls(backends, self._pools.retries, total, events, background=behind_questions)
+        return EmbeddingCalls(backends, self._pools.retries, total, telemetry, background=behind_questions)
 
     async def open_embedders(
-        self, stack: AsyncExitStack, events: Telemetry
+        self, stack: AsyncExitStack, telemetry: Telemetry
     ) -> tuple[FailoverEmbedder, FailoverEmbedder]:
         """All backends as one embedder (EMBEDDER=ollama), each behind its breaker: one for questions, one for
         documents.
@@ -171,8 +171,8 @@ class WorkerBackends:
         )
         retries = self._pools.retries
         return (
-            FailoverEmbedder(agreed, asked, retries, events),
-            FailoverEmbedder(agreed, stored, retries, events, background=True),
+            FailoverEmbedder(agreed, asked, retries, telemetry),
+            FailoverEmbedder(agreed, stored, retries, telemetry, background=True),
         )
 
     def _warm_up(self) -> WarmUp:

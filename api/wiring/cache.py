@@ -62,7 +62,7 @@ class CacheParts:
         self.max_size = settings.partition_size
         self.indexes = SemanticIndexes(client, self.keys, algorithm_for(self.max_size))
         self.counters = CacheCounters(client, self.keys, worker)
-        self.events = WorkerTelemetry(metrics, self.counters, log_questions=settings.server.log_questions)
+        self.telemetry = WorkerTelemetry(metrics, self.counters, log_questions=settings.server.log_questions)
 
 
 class WorkerCache:
@@ -81,34 +81,39 @@ class WorkerCache:
         policy, settings = _policy(parts.settings), parts.settings
         cache = _answer_cache(parts) if settings.cache.enabled else None
         template = load(settings.retrieval.prompt_template_path)
-        places = CacheKeyBuilder(embedder, digests, _grounding(template, settings, retriever.reranking_scope))
+        key_builder = CacheKeyBuilder(embedder, digests, _grounding(template, settings, retriever.reranking_scope))
         memory = RedisCondensedQuestions(parts.client, parts.keys, round(settings.cache.ttl * 1000))
-        condenser = Condenser(generations, flights, memory, parts.events)
-        prompting = PromptBuilder(
-            template, settings.ollama.ollama_num_ctx, settings.retrieval.retrieval_nothing_relevant
-        )
+        condenser = Condenser(generations, flights, memory, parts.telemetry)
+        prompts = PromptBuilder(template, settings.ollama.ollama_num_ctx, settings.retrieval.retrieval_nothing_relevant)
 
-        def fresh_answers(events: WorkerTelemetry) -> FreshAnswers:
-            shared = SemanticCache(cache, embedder, places, events, policy, budget)
-            return FreshAnswers(generations, shared, PassageRetriever(retriever, condenser, events), prompting, events)
+        def fresh_answers(telemetry: WorkerTelemetry) -> FreshAnswers:
+            shared = SemanticCache(cache, embedder, key_builder, telemetry, policy, budget)
+            return FreshAnswers(
+                generations, shared, PassageRetriever(retriever, condenser, telemetry), prompts, telemetry
+            )
 
-        shared = SemanticCache(cache, embedder, places, parts.events, policy, budget)
-        fresh = fresh_answers(parts.events)
+        shared = SemanticCache(cache, embedder, key_builder, parts.telemetry, policy, budget)
+        fresh = fresh_answers(parts.telemetry)
         self._keeper = _keeper(parts) if cache is not None else None
-        self.refresher = Refresher(fresh, flights, parts.events)
+        self.refresher = Refresher(fresh, flights, parts.telemetry)
         condensing = condenser if cache is not None and settings.cache.condense else None
-        self.queries = QueryService(condensing, shared, flights, fresh, self.refresher, parts.events)
-        self.explainer = Explainer(cache, embedder, places, policy)
+        self.queries = QueryService(condensing, shared, flights, fresh, self.refresher, parts.telemetry)
+        self.explainer = Explainer(cache, embedder, key_builder, policy)
         self.figures = CacheFigures(parts.client, parts.indexes, parts.counters, embedder, _limits(parts.settings))
         self.invalidator = Invalidator(
-            RedisCacheSweep(parts.client, parts.keys), RedisDeletions(parts.client, parts.keys), embedder, parts.events
+            RedisCacheSweep(parts.client, parts.keys),
+            RedisDeletions(parts.client, parts.keys),
+            embedder,
+            parts.telemetry,
         )
         self.warm_ups: WarmUps | None = None
         if cache is not None:
-            quiet = WarmUpTelemetry(parts.metrics, parts.counters, log_questions=settings.server.log_questions)
-            warmer = CacheWarmer(cache, embedder, places, fresh_answers(quiet), parts.events)
+            warm_up_telemetry = WarmUpTelemetry(
+                parts.metrics, parts.counters, log_questions=settings.server.log_questions
+            )
+            warmer = CacheWarmer(cache, embedder, key_builder, fresh_answers(warm_up_telemetry), parts.telemetry)
             jobs = RedisWarmUpJobs(parts.client, parts.keys, parts.worker)
-            self.warm_ups = WarmUps(jobs, warmer, parts.events, settings.cache.warm_concurrency, parts.pace)
+            self.warm_ups = WarmUps(jobs, warmer, parts.telemetry, settings.cache.warm_concurrency, parts.pace)
 
     def tasks(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
         """Background tasks for the worker's lifetime."""
@@ -131,7 +136,7 @@ async def open_cache(
         store = RedisFlightStore(parts.client, partial(blocking_reader, address), parts.keys, parts.worker)
         budget = CacheBudget(parts.settings.redis.request_budget)
         stack.push_async_callback(budget.aclose)
-        flights = FleetFlights(store, parts.settings.cache.coalesce_timeout, parts.events)
+        flights = FleetFlights(store, parts.settings.cache.coalesce_timeout, parts.telemetry)
         await stack.enter_async_context(kept_in_step(flights))
         cache = WorkerCache(parts, embedder, digests, generations, flights, retriever, budget)
         stack.push_async_callback(cache.refresher.aclose)

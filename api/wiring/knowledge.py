@@ -62,7 +62,7 @@ class WorkerKnowledge:
         settings: Settings,
         worker: str,
         metrics: Metrics,
-        events: Telemetry,
+        telemetry: Telemetry,
         client: AnyHealthGated,
         indexes: SemanticIndexes,
         embedder: Embedder,
@@ -76,12 +76,12 @@ class WorkerKnowledge:
         reranking = None
         if reranker is not None:
             metrics.reranking_known()
-            reranking = Reranking(reranker, retrieval.rerank_candidates, events)
+            reranking = Reranking(reranker, retrieval.rerank_candidates, telemetry)
         self.retriever = Retriever(passages, embedder, reranking, _retrieval_policy(settings))
         on_new = retrieval.cache_on_new_documents if settings.cache.enabled else "none"
         answers = RedisInvalidationTags(client, keys, indexes)
         sweep = RedisCacheSweep(client, keys)
-        invalidator = CacheInvalidator(sweep, answers, self.retriever, work, plain, events, on_new)
+        invalidator = CacheInvalidator(sweep, answers, self.retriever, work, plain, telemetry, on_new)
         parser = Parser(_parse_limits(settings))
         ingestion = Ingestion(
             work,
@@ -91,7 +91,7 @@ class WorkerKnowledge:
             EmbeddedText(embedders.count, embedders.limit),
             plain,
             invalidator,
-            events,
+            telemetry,
             BATCHES[settings.embedder.embedder],
             settings.documents.document_embed_patience,
             retrieval.retrieval_neighbours,
@@ -100,7 +100,7 @@ class WorkerKnowledge:
         leases, reembedding = partial(_embedding_lease, client, keys, worker), RedisReembedding(client, keys, worker)
         self.ingestion_worker = IngestionWorker(work, ingestion, reembedding, plain, leases, pace)
         janitor, kept = RedisLeaderLease(client, keys.janitor, worker), settings.documents.unused_embeddings_keep
-        self._old = StaleEmbeddings(RedisUnusedEmbeddings(client, keys), reembedding, plain, janitor, events, kept)
+        self._old = StaleEmbeddings(RedisUnusedEmbeddings(client, keys), reembedding, plain, janitor, telemetry, kept)
 
     def tasks(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
         """Background tasks for the worker's lifetime."""

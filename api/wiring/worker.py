@@ -88,13 +88,13 @@ class _Worker:
         schema = await self._agreed(redis)
         guarding = (redis.guards.client, redis.guards.address)
         opening = open_backends(
-            self._settings, self._id, self._metrics, parts.events, client, *guarding, self._live_workers
+            self._settings, self._id, self._metrics, parts.telemetry, client, *guarding, self._live_workers
         )
         backends = await self._stack.enter_async_context(opening)
         knowledge, cache = await self._open_memory(redis, backends, parts)
         guards = (backends.breakers, backends.bulkheads)
         facts = WorkerFacts(
-            self._id, __version__, backends.facts, *guards, redis, parts.events, self._metrics, str(SCHEMA)
+            self._id, __version__, backends.facts, *guards, redis, parts.telemetry, self._metrics, str(SCHEMA)
         )
         registry = self._registry = WorkerRegistry(client, self._keys, self._id, facts.fields)
         self._stack.push_async_callback(registry.leave)
@@ -106,7 +106,7 @@ class _Worker:
             background.start(forever)
         backends.warm_up.start_all()
         self._log.info("worker_started", worker=self._id, redis=client.is_up, version=__version__)
-        return self._state(redis, backends, parts.events, knowledge, cache, facts, registry)
+        return self._state(redis, backends, parts.telemetry, knowledge, cache, facts, registry)
 
     async def _agreed(self, redis: WorkerRedis) -> FleetSchema:
         """Connects to Redis and agrees with the fleet on the layout of keys."""
@@ -121,14 +121,14 @@ class _Worker:
         self, redis: WorkerRedis, backends: WorkerBackends, parts: CacheParts
     ) -> tuple[WorkerKnowledge, WorkerCache]:
         """Opens the knowledge base and the cache."""
-        embedders = await self._open_embedders(backends, parts.events)
+        embedders = await self._open_embedders(backends, parts.telemetry)
         embedder = RememberedEmbedder(embedders.questions)
         reranker = await open_reranker(self._stack, self._settings)
         made = WorkerKnowledge(
             self._settings,
             self._id,
             self._metrics,
-            parts.events,
+            parts.telemetry,
             redis.main.client,
             parts.indexes,
             embedder,
@@ -137,7 +137,7 @@ class _Worker:
             self._pace,
         )
         knowledge = await self._stack.enter_async_context(open_knowledge(made))
-        generations = backends.generations(parts.events)
+        generations = backends.generations(parts.telemetry)
         opened = open_cache(parts, redis.main.address, embedder, backends.digests, generations, knowledge.retriever)
         return knowledge, await self._stack.enter_async_context(opened)
 
@@ -145,7 +145,7 @@ class _Worker:
         self,
         redis: WorkerRedis,
         backends: WorkerBackends,
-        events: WorkerTelemetry,
+        telemetry: WorkerTelemetry,
         knowledge: WorkerKnowledge,
         cache: WorkerCache,
         facts: WorkerFacts,
@@ -161,7 +161,7 @@ class _Worker:
             queries=cache.queries,
             explainer=cache.explainer,
             documents=knowledge.documents,
-            embeddings=backends.embeddings(events),
+            embeddings=backends.embeddings(telemetry),
             embed_max_inputs=self._settings.embedder.embed_max_inputs,
             catalog=backends.catalog,
             num_ctx=self._settings.ollama.ollama_num_ctx,
@@ -190,7 +190,7 @@ class _Worker:
 
     # -- Ollama -------------------------------------------------------------------------------------------------------
 
-    async def _open_embedders(self, backends: WorkerBackends, events: WorkerTelemetry) -> Embedders:
+    async def _open_embedders(self, backends: WorkerBackends, telemetry: WorkerTelemetry) -> Embedders:
         settings = self._settings.embedder
         if settings.embedder == "onnx":
             opening = open_onnx(settings.embed_model_path, settings.embed_timeout)
@@ -198,5 +198,5 @@ class _Worker:
             model = onnx.model
             limit = MAX_TOKENS - MARKS
             return Embedders(onnx.questions, onnx.documents, model.count_tokens, limit, model.tokenizer)
-        questions, documents = await backends.open_embedders(self._stack, events)
+        questions, documents = await backends.open_embedders(self._stack, telemetry)
         return Embedders(questions, documents, estimated_tokens)
