@@ -1,4 +1,6 @@
-"""Runs luacheck on every Lua script as the service sends it: python -m scripts.check_lua
+"""Runs luacheck on every Lua script as the service sends it.
+
+    .venv/bin/python -m scripts.check_lua
 
 A script is one operation of a file, preceded by the prelude and the file's shared code (`redis_store/scripts.py`).
 """
@@ -20,14 +22,14 @@ ROOT = Path(__file__).parents[1]
 STORE = ROOT / "api" / "redis_store"
 PRELUDE = "prelude.lua"
 UNUSED = {"211", "221", "231"}
-"""Shared code may have functions that a single script does not use, but none that no script uses."""
+"""Codes of unused names. A script may leave shared code unused, but at least one script must use it."""
 WARNING = re.compile(r"(?P<path>.+?):(?P<line>\d+):(?P<column>\d+): \((?P<kind>[WE])(?P<code>\d+)\) (?P<text>.+)")
 
 
 class Script(NamedTuple):
-    """An operation as luacheck sees it. Lines keep their numbers; the lines of other operations are blank.
+    """An operation as luacheck sees it. Its lines keep their numbers; lines of other operations are blank.
 
-    `shared` has the numbers of the lines that operations share.
+    `shared`: numbers of the lines that other operations share.
     """
 
     path: Path
@@ -47,7 +49,7 @@ class Found(NamedTuple):
 
 
 def scripts_of(path: Path) -> Iterator[Script]:
-    """Returns a script for each operation of a file, or the whole file if it names none."""
+    """Yields one script per operation of a file, or the whole file if it names none."""
     parts = sections(path.read_text("utf-8"))
     for operation in [part.name for part in parts if part.name] or [""]:
         kept, shared = "", set[int]()

@@ -69,10 +69,10 @@ def draw(rows: Sequence[Row]) -> str:
         return [(row["workers"], value(row)) for row in rows if row["rate"] == rate]
 
     busy = {_named(rate): line(rate, lambda row: 100 * row["utilisation"]) for rate in RATES}
-    heard = {_named(rate): line(rate, lambda row: _or_never(row["notice_most"])) for rate in RATES}
+    notices = {_named(rate): line(rate, lambda row: _or_never(row["notice_most"])) for rate in RATES}
     panels = (
-        Panel("Redis's main thread busy (%)", 0.1, 100, (70, "70 %"), busy),
-        Panel("until the last worker knows of a transition (ms)", 1, 10_000, (1000, "asked by itself"), heard),
+        Panel("Utilization of Redis's main thread (%)", 0.1, 100, (70, "70 %"), busy),
+        Panel("Delay until the last worker knows of a transition (ms)", 1, 10_000, (1000, "poll interval"), notices),
     )
     drawn = "\n".join(_panel(panel, number * (WIDTH + 20)) for number, panel in enumerate(panels))
     size = f'width="{2 * WIDTH + 20}" height="{HEIGHT + 40}" viewBox="0 0 {2 * WIDTH + 20} {HEIGHT + 40}"'
@@ -86,7 +86,7 @@ def _or_never(milliseconds: float | None) -> float:
 
 
 def _named(rate: int) -> str:
-    return f"{rate} requests/s a replica" if rate else "idle"
+    return f"{rate} requests/s per replica" if rate else "idle"
 
 
 def _panel(panel: Panel, left: int) -> str:
@@ -104,7 +104,7 @@ def _panel(panel: Panel, left: int) -> str:
         parts.append(f'<text x="{left + MARGIN - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:,g}</text>')
     ticks = (f'x="{x(workers):.1f}" y="{HEIGHT + 16}" text-anchor="middle">{workers:,}' for workers in SHOWN)
     parts += [f"<text {tick}</text>" for tick in ticks]
-    parts.append(f'<text x="{x(400):.1f}" y="{HEIGHT + 32}" text-anchor="middle">workers (4 a replica)</text>')
+    parts.append(f'<text x="{x(400):.1f}" y="{HEIGHT + 32}" text-anchor="middle">workers (4 per replica)</text>')
     limit, called = panel.limit
     parts.append(_rule(x(40), x(4000), y(limit), "#999999", ' stroke-dasharray="4 3"'))
     parts.append(f'<text x="{x(400):.1f}" y="{y(limit) - 4:.1f}" text-anchor="middle" fill="#777777">{called}</text>')

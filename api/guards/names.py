@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from api.guards.vocabulary import AMBIGUOUS, CLASSES, MONTH_BEFORE, STRICT, stem
+from api.guards.vocabulary import AMBIGUOUS, CLASSES, MONTH_BEFORE, STRICT_CLASSES, stem
 from api.guards.vocabulary import OTHER_NUMBERS as OTHER_NUMBERS
 from api.guards.words import Words, squash
 from api.languages.function_words import words_in
@@ -137,7 +137,7 @@ def compare_names(one: Names, other: Names) -> str:
         return difference
     for kind in one[1].keys() | other[1].keys():
         left, right = one[1].get(kind, set()), other[1].get(kind, set())
-        if left != right and (kind in STRICT or (left and right)):
+        if left != right and (kind in STRICT_CLASSES or (left and right)):
             return f"{'+'.join(sorted(left)) or 'none'} / {'+'.join(sorted(right)) or 'none'}"
     return ""
 

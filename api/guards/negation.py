@@ -21,7 +21,6 @@ from api.guards.opposite_words import (
     PREFIXES,
 )
 from api.guards.vocabulary import FUNCTION_WORDS, stem
-from api.guards.vocabulary import stem as stem_of
 from api.guards.words import Words
 from api.languages.function_words import words_in
 
@@ -84,9 +83,9 @@ def read_negation(question: Words) -> Negation:
         return Negation(negative_words=negative_words) if negative_words else NO_NEGATION
     without = sum(words[index] == "without" for index in indexes)
     next_stems = [_next_stem(words, index + 1) for index in indexes]
-    certain = tuple(stem if _is_certain(words, index) else "" for stem, index in zip(next_stems, indexes, strict=True))
+    certain = tuple(one if _is_certain(words, index) else "" for one, index in zip(next_stems, indexes, strict=True))
     shown = ", ".join(f"not {word}".strip() for word in next_stems)
-    return Negation(len(indexes) - without, without, certain, shown, negative_words, frozenset(map(stem_of, words)))
+    return Negation(len(indexes) - without, without, certain, shown, negative_words, frozenset(map(stem, words)))
 
 
 def compare_negation(one: Negation, other: Negation) -> str:
@@ -118,7 +117,7 @@ def _is_certain(words: Sequence[str], index: int) -> bool:
 
 def _next_stem(words: Sequence[str], index: int) -> str:
     """Returns the stem of the next content word."""
-    return next((stem_of(word) for word in words[index:] if word not in FUNCTION_WORDS), "")
+    return next((stem(word) for word in words[index:] if word not in FUNCTION_WORDS), "")
 
 
 def _never(_question: Words, _place: int) -> bool:

@@ -233,9 +233,7 @@ def compare_question_types(one: frozenset[str], other: frozenset[str]) -> str:
 GENERIC_YOU_MODALS: Final = words_in("should must may")
 """After these, `you` usually means anyone: should you rinse rice?"""
 COPULAS: Final = words_in("is are was were")
-"""Before `my` or `your`, these introduce what the question asks for (what is your name), unlike "does it lower your
-score".
-"""
+"""A possessive counts only after one of these: what is your name, unlike "does it lower your score"."""
 FIRST_PERSON_OBJECTS: Final = words_in("me us")
 PERSON_WORDS: Final = words_in("i we you my our your")
 NO_PERSONS: Final[frozenset[str]] = frozenset()
@@ -252,7 +250,7 @@ class PersonReferences:
     """`I to you` or `you to me`, for questions with a question word."""
     mine: frozenset[str] = NO_PERSONS
     yours: frozenset[str] = NO_PERSONS
-    """`mine` and `yours`: the stems that follow `my` or `our`, and `your`."""
+    """The stems after `my` or `our` (`mine`), and after `your` (`yours`)."""
 
 
 NO_REFERENCES: Final = PersonReferences()

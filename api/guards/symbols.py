@@ -15,14 +15,14 @@ from typing import Final, NamedTuple
 
 from api.guards.letter_case import NEVER_EMPHASIS, case_sensitive_words, strip_punctuation
 from api.guards.vocabulary import (
+    AM_PM,
     AMBIGUOUS_NUMBERS,
-    HOURS,
     NUMBER_WORDS,
+    ORDINAL_SUFFIXES,
     ORDINALS,
     OTHER_NUMBERS,
     SCALES,
     SMALL,
-    SUFFIXES,
     TENS,
 )
 from api.guards.words import Words
@@ -103,9 +103,9 @@ def _digits(words: Sequence[str], index: int) -> _Read:
     after = words[index] if index < len(words) else ""
     if after in SCALES and value.count(".") < 2:
         found[-1] = f"{float(value) * SCALES[after]:.15g}"
-    elif after in HOURS:
+    elif after in AM_PM:
         found.append(after)
-    elif after not in SUFFIXES:
+    elif after not in ORDINAL_SUFFIXES:
         return found, False, index
     return found, False, index + 1
 

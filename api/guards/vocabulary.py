@@ -79,12 +79,12 @@ OTHER_NUMBERS: Final = {
 }
 AMBIGUOUS_NUMBERS: Final = {"one": "1", "second": "2", "twice": "2", "once": "1"}
 """Ambiguous: a number (two of one kind) or not (which one, wait a second). Dropped if the questions then agree."""
-SUFFIXES: Final = words_in("st nd rd th")
-HOURS: Final = words_in("am pm")
+ORDINAL_SUFFIXES: Final = words_in("st nd rd th")
+AM_PM: Final = words_in("am pm")
 NUMBER_WORDS: Final = frozenset((*SMALL, *TENS, *SCALES, *ORDINALS, *OTHER_NUMBERS, *AMBIGUOUS_NUMBERS, "minus"))
 
 
-STRICT: Final = frozenset(("month", "weekday", "currency", "continent"))
+STRICT_CLASSES: Final = frozenset(("month", "weekday", "currency", "continent"))
 """Classes that both questions must name if one does."""
 
 _MEMBERS: Final = {

@@ -49,7 +49,7 @@ class Periodic:
         """Returns how often a worker does this work.
 
         An Ollama has one breaker, or two if it also embeds. A worker follows each breaker's log, the messages of as
-        many bulkheads, and those of its own flights.
+        many bulkheads, and those of its flights.
         """
         return {"breaker_poll": breakers, "breaker_follow": breakers, "channel_ping": breakers + 1}.get(self.name, 1)
 

@@ -143,7 +143,10 @@ class Operations:
 
     def all(self) -> dict[str, tuple[Work, float | None, bool]]:
         """Returns each operation by name: the call, `every`, and whether it is shared."""
-        work, anew = RedisDocumentWork(self.gate, self.keys, "w", ()), RedisReembedding(self.gate, self.keys, "w")
+        work, reembedding = (
+            RedisDocumentWork(self.gate, self.keys, "w", ()),
+            RedisReembedding(self.gate, self.keys, "w"),
+        )
         jobs, probe = RedisWarmUpJobs(self.gate, self.keys, "w"), OllamaSettings(_env_file=None).ollama_probe_interval
         return {
             f"list_{LISTED}_workers": (self.registry.live, None, False),
@@ -154,7 +157,7 @@ class Operations:
             "warm_up_look": (jobs.unfinished, WARM_UPS_SECONDS, True),
             "document_look": (lambda: work.waiting(32, gone=False), DOCUMENTS_SECONDS, True),
             "deletion_look": (lambda: work.waiting(32, gone=True), DOCUMENTS_SECONDS, True),
-            "embedding_look": (lambda: anew.behind(EMBEDDER), DOCUMENTS_SECONDS, True),
+            "embedding_look": (lambda: reembedding.behind(EMBEDDER), DOCUMENTS_SECONDS, True),
             "index_renew": (self.index_renew, RENEW_SECONDS, False),
             "backend_look": (self.backend_look, 0.9 * probe, False),
             "counters_flush": (self.counters_flush, None, False),

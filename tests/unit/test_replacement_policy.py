@@ -46,7 +46,7 @@ def test_the_next_step(workers: list[WorkerState], wanted: int, expected: Step) 
 
 
 @pytest.mark.parametrize("seed", range(200))
-def test_there_are_never_fewer_serving_than_wanted_and_it_comes_to_rest(seed: int) -> None:
+def test_there_are_always_enough_serving_workers_and_replacement_settles(seed: int) -> None:
     """Workers become due, start and stop in any order and time, and some are killed."""
     chance, wanted = random.Random(seed), 3
     workers = {age: worker(age) for age in range(wanted)}

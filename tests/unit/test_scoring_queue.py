@@ -99,7 +99,7 @@ async def test_users_go_before_background_work(queue: ScoringQueue, scorer: Gate
     assert [turn[0] for turn in scorer.turns] == ["a0", "b", f"a{PAIRS_PER_BATCH}"]
 
 
-async def test_texts_past_the_deadline_are_not_judged(queue: ScoringQueue, scorer: GatedScorer) -> None:
+async def test_texts_past_the_deadline_are_not_scored(queue: ScoringQueue, scorer: GatedScorer) -> None:
     with pytest.raises(RerankingUnavailable, match=r"longer than 0\.01 s"):
         await queue.scores(pairs(*(f"a{n}" for n in range(2 * PAIRS_PER_BATCH))), 0.01)
     scorer.gate.set()
@@ -185,7 +185,7 @@ async def test_closing_fails_waiting_callers(queue: ScoringQueue, scorer: GatedS
             await call
 
 
-async def test_a_real_model_judges_and_reports_its_identity(tmp_path: Path) -> None:
+async def test_a_real_model_scores_and_reports_its_identity(tmp_path: Path) -> None:
     async with OnnxReranker.open(write_cross_encoder(tmp_path), timeout=30) as reranker:
         assert len(reranker.fingerprint) == 12
         worse, better = await reranker.scores("what", ["it dislikes", "it likes"])
