@@ -170,10 +170,10 @@ class FleetSchema:
             return ""
         if not settled or (found is not None and found.major < own.major):
             return (
-                f"Workers of an older release live, whose keys in Redis have schema {settled or FIRST}, and this "
-                f"release has {own}: they are not for it until the last of those workers has ended."
+                f"Workers of an older release are running, and the keys in Redis have schema {settled or FIRST}. This "
+                f"release needs {own} and uses the keys once the last of those workers has stopped."
             )
         return (
-            f"The keys in Redis have schema {settled}, and this release knows {own}: they are not for it. "
-            "Use the newer release, or another REDIS_PREFIX."
+            f"The keys in Redis have schema {settled}, but this release needs {own}. "
+            "Use the newer release or another REDIS_PREFIX."
         )

@@ -102,4 +102,4 @@ async def test_what_is_no_cluster_is_said_in_a_line(
     url = alone.replace("redis://", "redis+cluster://")
     refused = await ragherd("backup", str(tmp_path / "none"), REDIS_URL=url)
     assert refused.exit_code == 1
-    assert "this Redis is not a cluster: use redis://." in refused.output
+    assert "this Redis is not a cluster. Use redis://." in refused.output

@@ -336,7 +336,7 @@ async def test_a_url_of_the_other_kind_is_told_in_a_line(
     redis_url: str, cluster: Cluster, stub: StubOllama, capsys: pytest.CaptureFixture[str]
 ) -> None:
     alone, part = urlsplit(redis_url).netloc, f"redis://127.0.0.1:{cluster.owner(KEYS.probe).port}"
-    for url, said in ((f"redis+cluster://{alone}", "use redis://."), (part, "use redis+cluster://.")):
+    for url, said in ((f"redis+cluster://{alone}", "Use redis://."), (part, "Use redis+cluster://.")):
         async with running_service(make_settings(url, stub.base_url)) as client:
             assert (await ask(client, QUESTION))["cache"]["status"] == "bypass"
         told = [line for line in capsys.readouterr().err.splitlines() if "redis_url_mismatch" in line]

@@ -75,7 +75,7 @@ async def test_a_warning_comes_and_goes_with_its_reason(
         ("redis_warning", "warning"),
         ("redis_warning_over", "info"),
     ]
-    assert "set maxmemory-policy to volatile-lfu" in lines[0]["message"]
+    assert "Set maxmemory-policy to volatile-lfu" in lines[0]["message"]
 
 
 async def test_it_is_looked_at_again_when_it_is_found_again(stub: StubOllama) -> None:
@@ -143,7 +143,7 @@ async def test_one_that_takes_no_writes_is_lost_until_it_does(
         assert ("main", "read_only") not in await warnings(client)
     lines = capfd.readouterr().err.splitlines()
     lost = [json.loads(line) for line in lines if '"redis_lost"' in line]
-    assert "It takes no writes" in next(line["message"] for line in lost if "replica" in line["error"])
+    assert "read-only replica" in next(line["message"] for line in lost if "replica" in line["error"])
     assert len([line for line in lines if '"redis_found"' in line]) == 2
 
 

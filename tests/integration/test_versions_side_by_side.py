@@ -80,7 +80,7 @@ async def test_a_newer_schema_waits_until_no_worker_of_the_older_lives(redis: Re
         assert not await new.check()
         assert not await new.check()
         assert len(said) == 1, "once, however often it looks"
-        assert "until the last of those workers has ended" in said[0]
+        assert "once the last of those workers has stopped" in said[0]
         await schema.look()
         assert await version(redis) == str(SCHEMA), "nobody of the older release is disturbed"
         await registry.leave()
@@ -134,7 +134,7 @@ async def test_a_worker_that_finds_a_newer_schema_says_so_and_answers_without_it
     assert await version(redis) == stated
     lines = [line for line in capfd.readouterr().err.splitlines() if "redis_schema_conflict" in line]
     assert len(lines) == 1
-    assert f"have schema {stated}, and this release knows {SCHEMA}" in lines[0]
+    assert f"have schema {stated}, but this release needs {SCHEMA}" in lines[0]
     await redis.hset(KEYS.corpus_schema, "version", str(SCHEMA))
     await wait_until_async(lambda: database(client))
     assert (await ask(client, QUESTION))["cache"]["kind"] == "exact"
