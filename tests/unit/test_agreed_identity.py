@@ -17,7 +17,7 @@ OLD, NEW = EmbedderIdentity("m", 4, "old"), EmbedderIdentity("m", 4, "new")
 
 
 @dataclass
-class Service:
+class FakeEmbedder:
     """The embedder of one backend. It never embeds."""
 
     says: EmbedderIdentity
@@ -33,7 +33,7 @@ class Service:
 
 
 @dataclass
-class Guard:
+class OpenGuard:
     """A bulkhead and a breaker that admit every call."""
 
     rejects: bool = False
@@ -52,13 +52,13 @@ class Guard:
         self.reported.append("failed")
 
 
-def agreed_of(*services: Service) -> AgreedIdentity:
-    members: list[Backend[Any]] = [Backend(str(at), one, Guard(), Guard()) for at, one in enumerate(services)]
+def agreed_of(*services: FakeEmbedder) -> AgreedIdentity:
+    members: list[Backend[Any]] = [Backend(str(at), one, OpenGuard(), OpenGuard()) for at, one in enumerate(services)]
     return AgreedIdentity(Backends(members, lambda _: None), "m")
 
 
 async def test_an_identity_that_a_backend_reported_is_current() -> None:
-    agreed = agreed_of(Service(OLD, known=OLD))
+    agreed = agreed_of(FakeEmbedder(OLD, known=OLD))
     assert agreed.current.value is None
     await agreed.identity()
     assert agreed.current.value == OLD
@@ -66,13 +66,13 @@ async def test_an_identity_that_a_backend_reported_is_current() -> None:
 
 async def test_a_remembered_identity_is_requested_again() -> None:
     """Ollama was down at the start: every question asks for the identity until Ollama answers."""
-    agreed = agreed_of(Service(OLD))
+    agreed = agreed_of(FakeEmbedder(OLD))
     assert await agreed.identity() == OLD
     assert agreed.current.value is None
 
 
 async def test_the_backends_agree_again_after_a_failure() -> None:
-    service = Service(OLD, known=OLD)
+    service = FakeEmbedder(OLD, known=OLD)
     agreed = agreed_of(service)
     await agreed.identity()
     embedder = FailoverEmbedder(agreed, FailoverPolicy(1.0), None, None)  # type: ignore[arg-type]

@@ -18,7 +18,7 @@ from api.redis_store.stores.breaker import RedisBreakerStore
 from tests.support.waiting import wait_until_async
 
 
-class Heard(pybreaker.CircuitBreakerListener):
+class RecordingListener(pybreaker.CircuitBreakerListener):
     """A pybreaker listener as its users write it."""
 
     def __init__(self) -> None:
@@ -66,7 +66,7 @@ async def test_its_attributes_match_pybreaker() -> None:
 
 
 async def test_it_opens_raises_the_pybreaker_error_and_notifies_listeners_once() -> None:
-    heard = Heard()
+    heard = RecordingListener()
     async with opened(heard) as breaker:
         for _ in range(3):
             with pytest.raises(ConnectionError):

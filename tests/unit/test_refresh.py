@@ -21,7 +21,7 @@ from api.values import CompletedAnswer, EmbedderIdentity, FlightKey, Usage
 CLAIM = Claim("rag:flight:{x}:refresh", "fence")
 
 
-class Fresh:
+class FakeAnswers:
     """A stand-in for `FreshAnswers`."""
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class Fresh:
         return CompletedAnswer("text", "m", Usage(), entry=self.entry)
 
 
-class Soles:
+class FakeFlights:
     """Stands where `Flights` does."""
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class Soles:
         yield None if self.taken else CLAIM
 
 
-class Seen(Telemetry):
+class RecordingTelemetry(Telemetry):
     """Records events."""
 
     def __init__(self) -> None:
@@ -75,8 +75,8 @@ class Seen(Telemetry):
 
 class Case:
     def __init__(self) -> None:
-        self.fresh, self.soles, self.seen = Fresh(), Soles(), Seen()
-        self.refresher = Refresher(self.fresh, self.soles, self.seen)  # type: ignore[arg-type]
+        self.fresh, self.flights, self.seen = FakeAnswers(), FakeFlights(), RecordingTelemetry()
+        self.refresher = Refresher(self.fresh, self.flights, self.seen)  # type: ignore[arg-type]
 
     def start(self, question: str = "q") -> None:
         place = CacheKey(EmbedderIdentity("e", 4, "aaaaaaaaaa"), "aaaaaaaaaa-scope", question)
@@ -117,7 +117,7 @@ async def test_concurrency_is_bounded(case: Case) -> None:
 
 
 async def test_a_question_refreshed_by_another_worker_is_skipped(case: Case) -> None:
-    case.soles.taken = True
+    case.flights.taken = True
     case.start()
     await case.settle()
     assert (case.fresh.begun, case.seen.outcomes) == ([], ["elsewhere"])

@@ -52,7 +52,7 @@ async def test_a_successful_retry_returns_its_answer() -> None:
     assert await with_one_retry(call, RetryBudget()) == "answer"
 
 
-class Moment:
+class ManualClock:
     """A clock that only moves when told to."""
 
     def __init__(self) -> None:
@@ -68,7 +68,7 @@ def spent(budget: RetryBudget) -> int:
 
 
 def test_the_budget_is_a_share_of_the_last_minute() -> None:
-    clock = Moment()
+    clock = ManualClock()
     budget = RetryBudget(clock)
     for _ in range(CALLS):
         budget.called()

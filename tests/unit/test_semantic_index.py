@@ -14,7 +14,7 @@ from api.values import EmbedderIdentity
 ONE, OTHER = (EmbedderIdentity("model", 4, letter * 10) for letter in "ab")
 
 
-class Gate:
+class ClosedGate:
     """A client that counts Redis as down, with a client behind it that reports every index as complete."""
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class Gate:
 
 
 async def test_a_question_with_another_embedder_does_not_delay_readiness() -> None:
-    gate: Any = Gate()
+    gate: Any = ClosedGate()
     index = SemanticIndex(gate, Keys().partition(""))
 
     async def ask(embedder: EmbedderIdentity) -> None:

@@ -16,10 +16,10 @@ from api.ollama.health import Load, WarmUp
 LOADS = (Load("text", "/api/generate", b"{}"), Load("vectors", "/api/embed", b"{}", "-embed"))
 
 
-class Pool:
+class FakePool:
     """Records the models to load, and whether a permit was held."""
 
-    def __init__(self, bulkhead: Line) -> None:
+    def __init__(self, bulkhead: FakeBulkhead) -> None:
         self.loaded: list[str] = []
         self.fault: Exception | None = None
         self._bulkhead = bulkhead
@@ -31,7 +31,7 @@ class Pool:
         self.loaded.append(model)
 
 
-class Line:
+class FakeBulkhead:
     """A bulkhead whose queue moves when told to."""
 
     def __init__(self) -> None:
@@ -67,8 +67,8 @@ class Lease:
         self.held = False
 
 
-async def warmed(line: Line, lease: Lease | None = None) -> tuple[WarmUp, Any]:
-    pool: Any = Pool(line)
+async def warmed(line: FakeBulkhead, lease: Lease | None = None) -> tuple[WarmUp, Any]:
+    pool: Any = FakePool(line)
     bulkheads = {"ollama": line, "ollama-embed": line}
     warm_up = WarmUp({"ollama": pool}, bulkheads, {"ollama": lease or Lease()}, LOADS)
     warm_up.start_all()
@@ -76,7 +76,7 @@ async def warmed(line: Line, lease: Lease | None = None) -> tuple[WarmUp, Any]:
 
 
 async def test_a_load_waits_behind_users_and_holds_no_permit() -> None:
-    line = Line()
+    line = FakeBulkhead()
     warm_up, pool = await warmed(line)
     while not line.asked:
         await asyncio.sleep(0)
@@ -89,7 +89,7 @@ async def test_a_load_waits_behind_users_and_holds_no_permit() -> None:
 
 
 async def test_a_full_queue_leaves_the_load_to_the_first_question() -> None:
-    line = Line()
+    line = FakeBulkhead()
     line.full = True
     warm_up, pool = await warmed(line)
     while len(line.asked) < 2:
@@ -100,7 +100,7 @@ async def test_a_full_queue_leaves_the_load_to_the_first_question() -> None:
 
 async def test_an_unexpected_error_leaves_the_lease_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LEASE", 0.03)
-    line, lease = Line(), Lease()
+    line, lease = FakeBulkhead(), Lease()
     _, pool = await warmed(line, lease)
     pool.fault = KeyError("load")
     line.turn.set()

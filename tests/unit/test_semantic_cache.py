@@ -33,7 +33,7 @@ class LostCache:
         raise AssertionError("nothing was found")
 
 
-class Seen(Telemetry):
+class RecordingTelemetry(Telemetry):
     """Records events."""
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class Seen(Telemetry):
 
 async def test_an_answer_whose_second_lookup_fails_keeps_its_read_time_and_is_not_stored() -> None:
     """Without the time it would be stored even if documents were deleted since."""
-    cache, seen = LostCache(), Seen()
+    cache, seen = LostCache(), RecordingTelemetry()
     shared = SemanticCache(cache, None, None, seen, CachePolicy(0.9), CacheBudget(1.0))  # type: ignore[arg-type]
     query, lookup = Query("q", "t", "m"), Lookup(PLACE, available=True, now_ms=1234)
     await shared.look_again(query, lookup, Timings())
@@ -89,7 +89,7 @@ LATE: list[tuple[Exception | None, tuple[int, int]]] = [
 async def test_a_store_that_exceeds_its_budget_is_counted_by_its_outcome(
     error: Exception | None, counted: tuple[int, int]
 ) -> None:
-    cache, seen, budget = SlowCache(), Seen(), CacheBudget(0.01)
+    cache, seen, budget = SlowCache(), RecordingTelemetry(), CacheBudget(0.01)
     cache.error = error
     shared = SemanticCache(cache, None, None, seen, CachePolicy(0.9), budget)  # type: ignore[arg-type]
     query, lookup = Query("q", "t", "m"), Lookup(PLACE, available=True, now_ms=1234)

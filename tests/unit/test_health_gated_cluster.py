@@ -11,7 +11,7 @@ from api.redis_store.cluster import SLOTS, HealthGatedCluster, Node
 A, B, C = (Node("127.0.0.1", port) for port in (1, 2, 3))
 
 
-class Servers:
+class FakeCluster:
     """A cluster whose connections never close in time, as with TLS to an unreachable server."""
 
     def __init__(self, *owners: Node) -> None:
@@ -23,7 +23,7 @@ class Servers:
 
 
 class Client:
-    def __init__(self, servers: Servers, node: Node) -> None:
+    def __init__(self, servers: FakeCluster, node: Node) -> None:
         self._servers = servers
         self._node = node
 
@@ -44,7 +44,7 @@ class Client:
 
 
 async def test_shards_whose_connections_do_not_close_are_dropped() -> None:
-    servers = Servers(A, B)
+    servers = FakeCluster(A, B)
     gate = HealthGatedCluster(servers.client, [C], 8)
     assert await gate.check()
     servers.owners = (C,)
