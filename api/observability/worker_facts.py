@@ -21,7 +21,7 @@ from api.ports.cache import StoreWarning
 from api.values import BackendHealth
 
 if TYPE_CHECKING:
-    from api.observability.telemetry import WorkerTelemetry
+    from api.observability.worker_telemetry import WorkerTelemetry
     from api.ollama.pool import OllamaPools
 
 MEASURE_SECONDS: Final = 1.0

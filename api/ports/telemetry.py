@@ -18,7 +18,7 @@ BulkheadReason = Literal["queue_full", "deadline", "displaced"]
 
 
 class Telemetry:
-    """One worker's telemetry. This base does nothing; `observability.telemetry` counts and logs.
+    """One worker's telemetry. This base does nothing; `observability.worker_telemetry` counts and logs.
 
     Methods do no blocking I/O and raise nothing. Only a warm-up's telemetry raises a lost Redis.
     """

@@ -26,8 +26,8 @@ from api.errors import SettingsError
 from api.knowledge.chunking import estimated_tokens
 from api.observability.logs import configure_logging
 from api.observability.metrics import Metrics
-from api.observability.telemetry import WorkerTelemetry
 from api.observability.worker_facts import LoopLag, WorkerFacts
+from api.observability.worker_telemetry import WorkerTelemetry
 from api.redis_store.keys import Keys
 from api.redis_store.schema import SCHEMA, FleetSchema
 from api.redis_store.stores.fleet import WorkerRegistry

@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 from api.backends.failover import Generations, Unread
 from api.knowledge.retrieval import RetrievalPolicy, Retriever
 from api.observability.metrics import Metrics
-from api.observability.telemetry import WorkerTelemetry
+from api.observability.worker_telemetry import WorkerTelemetry
 from api.ports.coordination import TextOutput
 from api.ports.models import CurrentIdentity
 from api.ports.question import Query, Template, Timings
