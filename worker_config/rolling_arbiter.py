@@ -67,16 +67,16 @@ class Step:
     replace: WorkerState | None = None
 
 
-def next_step(workers: Sequence[WorkerState], wanted: int) -> Step:
+def next_step(workers: Sequence[WorkerState], target: int) -> Step:
     """Returns what the master does now. Called at every iteration of its loop."""
     staying = [worker for worker in workers if not worker.replaced]
-    if len(staying) < wanted:
-        return Step(start=wanted - len(staying))
+    if len(staying) < target:
+        return Step(start=target - len(staying))
     if any(not worker.ready for worker in staying):
         return Step()
     one_is_stopping = len(staying) < len(workers)
     due = [worker for worker in staying if worker.due and (worker.due is Reason.RELOAD or not one_is_stopping)]
-    if len(staying) > wanted:
+    if len(staying) > target:
         return Step(replace=_first(due) if due else min(staying, key=lambda worker: worker.age))
     return Step(start=1) if due else Step()
 

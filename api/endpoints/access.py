@@ -42,19 +42,19 @@ class Access:
             if self._tenant_of(key) is None and not self._is_admin(key):
                 raise _no_valid_key()
 
-    def tenant(self, request: Request, asked: str | None) -> str:
+    def tenant(self, request: Request, requested: str | None) -> str:
         """Returns the tenant of a request. Raises `NotAuthenticated`, or `NotAuthorized` if the key belongs to another
         tenant.
         """
         if not self._tenants:
-            return asked or DEFAULT_TENANT
+            return requested or DEFAULT_TENANT
         key = _bearer(request)
         if self._is_admin(key):
-            return asked or DEFAULT_TENANT
+            return requested or DEFAULT_TENANT
         tenant = self._tenant_of(key)
         if tenant is None:
             raise _no_valid_key()
-        if asked is not None and asked != tenant:
+        if requested is not None and requested != tenant:
             raise NotAuthorized("The key belongs to another tenant than the requested one.")
         return tenant
 

@@ -77,7 +77,7 @@ async def invalidate(request: Request, wanted: Annotated[InvalidationIn, Query()
     """Delete by question, entry, source or tenant, or delete all. After the response no worker serves these answers."""
     state = worker_state(request)
     if len(request.query_params.multi_items()) > len(request.query_params):
-        raise InvalidRequest("A parameter is repeated.")
+        raise InvalidRequest("A parameter appears twice.")
     swept = await state.invalidator.invalidate(wanted.invalidation(), dry_run=wanted.dry_run)
     return {"matched": swept.matched, "deleted": swept.deleted, "dry_run": wanted.dry_run}
 

@@ -213,13 +213,13 @@ async def delete_document(request: Request, document: str, tenant: Name | None =
     return Response(status_code=204)
 
 
-def _tenant(request: Request, state: AppState, asked: str | None) -> str | None:
+def _tenant(request: Request, state: AppState, requested: str | None) -> str | None:
     """Returns None if the caller may read any tenant's document by its ID: an admin who names no tenant, or any caller
     if no keys are configured.
     """
-    if asked is None and state.access.sees_all_tenants(request):
+    if requested is None and state.access.sees_all_tenants(request):
         return None
-    return state.access.tenant(request, asked)
+    return state.access.tenant(request, requested)
 
 
 def document_out(document: Document) -> dict[str, Any]:

@@ -42,14 +42,14 @@ def build_query(request: Request, model: str, turns: Sequence[ChatMessage], opti
     )
 
 
-def allowed_options(request: Request, given: dict[str, Any], spelled: Callable[[str], str]) -> dict[str, Any]:
+def allowed_options(request: Request, given: dict[str, Any], display_name: Callable[[str], str]) -> dict[str, Any]:
     """Validates options like POST /query. Also accepts the pinned `num_ctx`; another one would make Ollama reload the
     model.
     """
     pinned = worker_state(request).num_ctx
     if pinned is not None and given.get("num_ctx") == pinned:
         given = {name: value for name, value in given.items() if name != "num_ctx"}
-    return parsed(without_empty_fields(given, Options), Options, spelled).model_dump(exclude_none=True)
+    return parsed(without_empty_fields(given, Options), Options, display_name).model_dump(exclude_none=True)
 
 
 async def reply(request: Request, query: Query, form: AnswerForm, *, stream: bool) -> Response:
@@ -75,6 +75,6 @@ async def embeddings(request: Request, model: str, texts: Sequence[str], extra: 
     tenant = state.access.tenant(request, None)
     if len(texts) > state.embed_max_inputs:
         raise refused("input", f"has {len(texts)} texts, but EMBED_MAX_INPUTS is {state.embed_max_inputs}")
-    asked = EmbeddingRequest(model, tuple(texts), extra, tenant, request_timeout(request.headers))
+    embedding_request = EmbeddingRequest(model, tuple(texts), extra, tenant, request_timeout(request.headers))
     async with cancel_on_disconnect(request.receive):
-        return await state.embeddings.embed(asked)
+        return await state.embeddings.embed(embedding_request)

@@ -99,8 +99,8 @@ async def read_body(request: Request, kind: type[AnyBody]) -> AnyBody:
     return parsed(fields, kind)
 
 
-def parsed(fields: dict[str, Any], kind: type[AnyBody], spelled: Callable[[str], str] = str) -> AnyBody:
-    """Raises `InvalidRequest` for an invalid or unsupported field. `spelled` returns the sender's name of the field."""
+def parsed(fields: dict[str, Any], kind: type[AnyBody], display_name: Callable[[str], str] = str) -> AnyBody:
+    """Raises `InvalidRequest` for an invalid or unsupported field. `display_name` maps a field to the sender's name."""
     try:
         return kind.model_validate(fields)
     except ValidationError as error:
@@ -108,7 +108,7 @@ def parsed(fields: dict[str, Any], kind: type[AnyBody], spelled: Callable[[str],
         fault = max(errors_of(error), key=lambda fault: (len(fault["loc"]), fault["type"] not in _WRONG_TYPE))
     place = ".".join(str(part) for part in fault["loc"] if not _is_type(part))
     message = _MESSAGES.get(fault["type"]) or str(fault["msg"])
-    raise refused(spelled(place), message)
+    raise refused(display_name(place), message)
 
 
 def _is_type(part: str | int) -> bool:

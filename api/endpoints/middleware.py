@@ -225,7 +225,7 @@ class HttpMetrics:
         try:
             await self._app(scope, receive, send_and_note)
             status = status if complete else CLIENT_CLOSED_REQUEST
-        except Exception:  # whatever it is, it becomes a 500 further out, and is counted as one
+        except Exception:  # an outer middleware turns it into a 500, so count it as one
             status = 500 if status == CLIENT_CLOSED_REQUEST else status
             raise
         finally:

@@ -41,15 +41,15 @@ class Demand:
         shares = {"exact": self.exact, "semantic": self.semantic, "refresh": self.refresh}
         for name, share in shares.items():
             if not 0 <= share <= 1:
-                raise ValueError(f"{name}: a share between 0 and 1, not {share}")
+                raise ValueError(f"{name}: must be between 0 and 1, not {share}")
         if self.exact + self.semantic > 1:
-            raise ValueError("exact and semantic hits together are more than all requests")
+            raise ValueError("exact and semantic: must not add up to more than 1")
         for name in ("rate", "entries", "chunks", "first_token"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name}: a number, not below 0")
+                raise ValueError(f"{name}: must be a number, at least 0")
         for name in ("replicas", "workers", "backends", "answer_tokens", "tokens_per_second", "slots"):
             if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name}: a number above 0")
+                raise ValueError(f"{name}: must be a number above 0")
 
     @property
     def fleet(self) -> int:
@@ -110,12 +110,12 @@ class Capacity:
     def __post_init__(self) -> None:
         for name in ("redis_share", "worker_share", "gpu_share"):
             if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name}: a share above 0, up to 1")
+                raise ValueError(f"{name}: must be above 0 and at most 1")
         for name in ("maxclients", "max_connections", "redis_bytes", "network_gbit"):
             if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name}: a number above 0")
+                raise ValueError(f"{name}: must be a number above 0")
         if self.gpus is not None and self.gpus < 1:
-            raise ValueError("gpus: at least 1")
+            raise ValueError("gpus: must be at least 1")
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,8 +115,8 @@ def anonymous_refusal(access: AccessSettings, listens_on: str) -> str | None:
     if access.api_keys or access.allow_anonymous or is_loopback_host(listens_on):
         return None
     return (
-        f"API_KEYS: without keys anyone who reaches {listens_on} could ask; set API_KEYS=tenant=key,..., "
-        "or ALLOW_ANONYMOUS=true if that is meant"
+        f"API_KEYS: without keys, anyone who can reach {listens_on} may use the service; "
+        "set API_KEYS=tenant=key,..., or allow it with ALLOW_ANONYMOUS=true"
     )
 
 
@@ -130,4 +130,7 @@ def access_warnings(access: AccessSettings, listens_on: Sequence[str]) -> list[s
     reached = [host for host in listens_on if not is_loopback_host(host)]
     if access.api_keys or not reached:
         return weak
-    return [f"ALLOW_ANONYMOUS: anyone who reaches {', '.join(reached)} may ask, because API_KEYS is not set", *weak]
+    return [
+        f"ALLOW_ANONYMOUS: anyone who can reach {', '.join(reached)} may use the service, because API_KEYS is not set",
+        *weak,
+    ]

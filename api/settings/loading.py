@@ -66,7 +66,7 @@ ONNX_CHUNK_TOKENS = 224
 def _check_ports(settings: Settings) -> None:
     server = settings.server
     if server.port and server.port == server.metrics_port:
-        raise SettingsError(f"METRICS_PORT: {server.port} is also PORT; give it another one")
+        raise SettingsError(f"METRICS_PORT: {server.port} is also PORT; choose another port")
 
 
 def _check_redis_tls(settings: Settings) -> None:
@@ -120,7 +120,7 @@ def _check_backends(settings: Settings) -> None:
     if not urls:
         raise SettingsError("OLLAMA_BASE_URL: no URL given")
     if len(set(urls)) < len(urls):
-        raise SettingsError("OLLAMA_BASE_URL: the same URL is given twice")
+        raise SettingsError("OLLAMA_BASE_URL: the list contains the same URL twice")
 
 
 def _check_documents(settings: Settings) -> None:
@@ -150,7 +150,7 @@ def _check_model(variable: str, path: Path) -> None:
     folder, weights = (path, "model.onnx") if path.is_dir() else (path.parent, path.name)
     for name in (weights, "tokenizer.json"):
         if not (folder / name).is_file():
-            raise SettingsError(f"{variable}: there is no {name} in {folder}")
+            raise SettingsError(f"{variable}: {name} is missing in {folder}")
 
 
 SECRET: Final = {"API_KEYS", "ADMIN_KEYS", "REDIS_URL", "REDIS_SENTINEL_PASSWORD", "BREAKER_REDIS_URL"}

@@ -270,8 +270,8 @@ async def _is_generating(stub: StubOllama) -> bool:
 @pytest.mark.parametrize(
     ("params", "word"),
     [
-        ({}, "none is given"),
-        ({"all": "false"}, "none is given"),
+        ({}, "received none"),
+        ({"all": "false"}, "received none"),
         ({"all": "true", "tenant": "a"}, "tenant, all"),
         ({"entry": "rag:cache:a:b", "source": "d"}, "entry, source"),
         ({"tenant": "a", "similarity": "0.9"}, "similarity"),

@@ -143,7 +143,7 @@ async def test_nobody_waits_in_the_line_of_one_backend_after_that_of_another(
 
     await wait_until_async(both_are_busy)
     refused = await client.post("/api/embed", json=body)
-    assert (refused.status_code, "within the time" in refused.json()["error"]) == (503, True)
+    assert (refused.status_code, "within the maximum wait" in refused.json()["error"]) == (503, True)
     assert await rejections(client, "deadline") == 1
     for call in held:
         call.cancel()

@@ -129,7 +129,7 @@ def test_a_taken_port_is_one_line_and_nothing_is_started(start: Start, tmp_path:
         port = str(other.getsockname()[1])
         code, line = failure(start(**{name: port}))
     assert code == 1
-    assert line.startswith(f"ragherd: {name}: 127.0.0.1:{port} is taken")
+    assert line.startswith(f"ragherd: {name}: 127.0.0.1:{port} is in use")
     assert not (tmp_path / ".data" / "redis").exists()
 
 
@@ -144,7 +144,7 @@ def test_a_second_run_in_the_same_checkout_is_one_line(start: Start, tmp_path: P
     with supervisor_lock(tmp_path / ".data"):
         code, line = failure(start())
     assert code == 1
-    assert f"another run in this checkout (process {os.getpid()})" in line
+    assert f"another run (process {os.getpid()})" in line
 
 
 def test_an_ollama_without_models_says_what_to_pull(start: Start, empty_ollama: str, tmp_path: Path) -> None:

@@ -54,9 +54,9 @@ def test_an_infinite_wait_is_null_in_json_and_a_word_in_the_table() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--rate", "1", "--exact", "0.9", "--semantic", "0.9"), "more than all requests"),
+        (("--rate", "1", "--exact", "0.9", "--semantic", "0.9"), "add up to more than 1"),
         (("--rate", "1", "--costs", "nowhere.json"), "nowhere.json: not what scripts/measure_costs.py writes"),
-        (("--rate", "inf"), "rate: a number, not below 0"),
+        (("--rate", "inf"), "rate: must be a number, at least 0"),
         (("--rate", "-1"), "--rate"),
         (("--rate", "1", "--replicas", "0"), "--replicas"),
         ((), "--rate"),

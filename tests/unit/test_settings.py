@@ -103,12 +103,12 @@ def test_the_error_names_the_missing_file_of_a_model(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
 ) -> None:
     monkeypatch.setenv(name, str(tmp_path))
-    with pytest.raises(SettingsError, match=rf"^{name}: there is no model\.onnx in "):
+    with pytest.raises(SettingsError, match=rf"^{name}: model\.onnx is missing in "):
         load_settings(None)
     (tmp_path / "model.onnx").touch()
     for value in (tmp_path, tmp_path / "model.onnx"):
         monkeypatch.setenv(name, str(value))
-        with pytest.raises(SettingsError, match=rf"^{name}: there is no tokenizer\.json in "):
+        with pytest.raises(SettingsError, match=rf"^{name}: tokenizer\.json is missing in "):
             load_settings(None)
     (tmp_path / "tokenizer.json").touch()
     load_settings(None)
@@ -214,7 +214,7 @@ def test_the_log_warns_of_weak_keys_and_of_anonymous_access() -> None:
     assert weak.startswith("API_KEYS: ")
     assert "short-key" not in weak
     [open_to_all] = access_warnings(AccessSettings(allow_anonymous=True), ["127.0.0.1", "10.0.0.7"])
-    assert open_to_all.startswith("ALLOW_ANONYMOUS: anyone who reaches 10.0.0.7 may ask")
+    assert open_to_all.startswith("ALLOW_ANONYMOUS: anyone who can reach 10.0.0.7 may use the service")
 
 
 def test_hosts_are_compared_in_lower_case_and_without_brackets(monkeypatch: pytest.MonkeyPatch) -> None:
