@@ -197,7 +197,7 @@ def test_gpus_are_no_limit_without_a_given_number() -> None:
     ],
 )
 def test_an_impossible_demand_is_rejected(wrong: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match=next(iter(wrong)) if len(wrong) == 1 else "more than all"):
+    with pytest.raises(ValueError, match=next(iter(wrong)) if len(wrong) == 1 else "add up to more"):
         Demand(**{"rate": 1.0, **wrong})  # type: ignore[arg-type]
 
 
