@@ -25,9 +25,9 @@ import numpy as np
 import typer
 from redis.asyncio import Redis
 
+from api.backends.embedder import RememberedEmbedder
 from api.embedded.redis_server import embedded_redis
 from api.embedders.onnx import OnnxEmbedder
-from api.embedders.remembered import RememberedEmbedder
 from api.embedders.reranker import OnnxReranker
 from api.knowledge.chunking import in_context
 from api.knowledge.ranking import MEANING, WORDS, fused, leading

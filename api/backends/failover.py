@@ -89,6 +89,8 @@ class Backends(Generic[T]):
 
     def candidates(self, model: str) -> list[Backend[T]]:
         """Those that may have `model`, the best first; never empty."""
+        if len(self._members) == 1:
+            return list(self._members.values())
         key = model_key(model)
         candidates = [self._candidate(member, key) for member in self._members.values()]
         return [self._members[name] for name in in_order(candidates, next(self._turns))]
@@ -323,8 +325,9 @@ async def admitted(
     backend: Backend[Any], terms: Terms, tenant: str, *, background: bool = False
 ) -> AsyncIterator[Admission]:
     """Around one call. Raises `BreakerOpen` and `BulkheadFull`; a caller that leaves counts as ignored."""
+    within = terms.remaining
     backend.breaker.check()
-    permit = backend.bulkhead.permit(tenant, background=background, within=terms.remaining)
+    permit = backend.bulkhead.permit(tenant, background=background, within=within)
     backend.outstanding += 1
     try:
         async with permit, backend.breaker.attempt() as attempt:

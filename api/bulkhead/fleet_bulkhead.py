@@ -27,7 +27,7 @@ from api.bulkhead.rules import (
     Taken,
     Wake,
 )
-from api.cancellation import Background, cancel_and_wait, raise_if_cancelled
+from api.cancellation import Background, cancel_and_wait
 from api.errors import BulkheadFull, StoreUnavailable
 from api.ports.telemetry import BulkheadReason, Telemetry
 
@@ -148,12 +148,16 @@ class FleetBulkhead:
         `within` (seconds) can only shorten the wait. A caller whose cancellation was swallowed neither asks for a
         permit nor keeps one.
         """
-        raise_if_cancelled()
+        task = asyncio.current_task()
+        assert task is not None, "a permit belongs to a task"
+        if task.cancelling():
+            raise asyncio.CancelledError
         wait = self.policy.max_wait if within is None else min(within, self.policy.max_wait)
         ticket = await self._enter(tenant, Priority.BACKGROUND if background else Priority.USER, wait)
         began = self._clock()
         try:
-            raise_if_cancelled()
+            if task.cancelling():
+                raise asyncio.CancelledError
             yield
         finally:
             self._give_back(ticket, round((self._clock() - began) * 1000))

@@ -32,12 +32,7 @@ class Access:
         """Raises `NotAuthenticated` or `NotAuthorized` if the caller lacks `role`."""
         if role == "admin":
             self.require_admin(request)
-        elif role == "user":
-            self.require_user(request)
-
-    def require_user(self, request: Request) -> None:
-        """Raises `NotAuthenticated` if keys are configured and the request has no valid one."""
-        if self._tenants:
+        elif role == "user" and self._tenants:
             key = _bearer(request)
             if self._tenant_of(key) is None and not self._is_admin(key):
                 raise _no_valid_key()

@@ -15,23 +15,26 @@ Streams pass through the middleware, and it costs microseconds.
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 import uuid
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Final, Protocol, TypeVar
+from contextlib import suppress
+from http import HTTPStatus
+from typing import Any, Final, NoReturn, Protocol, TypeVar
 
-import orjson
 import structlog
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.endpoints.access import Role
-from api.endpoints.bodies import LimitedReceive, too_large
+from api.endpoints.bodies import ClientDisconnected
 from api.endpoints.problems import problem
-from api.endpoints.validation import refuse_too_many_values
+from api.endpoints.validation import JsonRequest, refuse_too_many_values
 from api.errors import (
     CLIENT_CLOSED_REQUEST,
     HostNotAllowed,
@@ -152,6 +155,69 @@ class RequestContext:
                 if started:
                     raise
                 await problem(InternalError(), path=scope["path"], request_id=request_id)(scope, receive, labelled)
+
+
+MINIMUM_RATE: Final = 240
+"""Bytes per second that a client must send on average. A modem of 1995 sent ten times as many."""
+GRACE_SECONDS: Final = 0.1
+"""After the deadline the event loop gets this time to read what arrived while it was busy."""
+
+
+class LimitedReceive:
+    """Wraps `receive`. Raises `HTTPException` 413 and 408, and `ClientDisconnected`, until the body is complete.
+
+    `limit` is in bytes. Within `timeout` seconds at least `timeout * MINIMUM_RATE` more bytes must arrive. Only the
+    time that the application waits counts, so it may read slowly.
+    """
+
+    def __init__(self, receive: Receive, limit: int, timeout: float) -> None:
+        self._receive = receive
+        self._limit = limit
+        self._timeout = timeout
+        self._received = 0
+        self._complete = False
+        self._waited = 0.0
+        self._progress = 0
+
+    async def __call__(self) -> Message:
+        """Returns the next ASGI message. After the body, that is the server's notice that the client disconnected."""
+        if self._complete:
+            return await self._receive()
+        left = self._timeout - self._waited
+        if left <= 0:
+            self._give_up()
+        loop = asyncio.get_running_loop()
+        began, message = loop.time(), None
+        try:
+            for seconds in (left, GRACE_SECONDS):
+                if message is None:
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(seconds):
+                            message = await self._receive()
+        finally:
+            self._waited += loop.time() - began
+        if message is None:
+            self._give_up()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnected
+        size = len(message.get("body", b""))
+        self._received += size
+        if self._received > self._limit:
+            raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, too_large(self._limit))
+        self._progress += size
+        if self._progress >= MINIMUM_RATE * self._timeout:
+            self._waited, self._progress = 0.0, 0
+        self._complete = not message.get("more_body", False)
+        return message
+
+    def _give_up(self) -> NoReturn:
+        detail = f"The body arrived too slowly: less than {MINIMUM_RATE} bytes per second for {self._timeout:g} s."
+        raise HTTPException(HTTPStatus.REQUEST_TIMEOUT, detail)
+
+
+def too_large(limit: int) -> str:
+    """Returns the error text for the client."""
+    return f"The body is larger than {limit} bytes."
 
 
 FILE_PATH: Final = "/documents"
@@ -303,14 +369,6 @@ class JsonRoute(CheckedRoute):
 
     async def prepared(self, request: Request) -> Request:
         """Raises `InvalidRequest` for a body that would take too long to decode."""
-        prepared = _JsonRequest(request.scope, request.receive)
+        prepared = JsonRequest(request.scope, request.receive)
         refuse_too_many_values(await prepared.body())
         return prepared
-
-
-class _JsonRequest(Request):
-    async def json(self) -> Any:
-        """Raises `JSONDecodeError` for every kind of invalid JSON. The standard library raises other errors for invalid
-        UTF-8, deep nesting or huge numbers, and FastAPI turns those into a 400.
-        """
-        return orjson.loads(await self.body())

@@ -26,7 +26,7 @@ from api.endpoints.dropin_wire import StreamForm, single_line
 from api.endpoints.problems import problem_document
 from api.errors import InternalError, RagherdError
 from api.ports.question import AnswerEvent, AnswerFinished, AnswerStarted, CacheControl
-from api.values import CacheMatch, CacheStatus, Token
+from api.values import CacheStatus, Token
 
 
 class SourceOut(BaseModel):
@@ -111,17 +111,13 @@ def document(answered: AnswerFinished, request_id: str) -> dict[str, Any]:
 
 def cache_headers(answer: AnswerStarted | AnswerFinished, control: CacheControl) -> dict[str, str]:
     """Returns `Cache-Status` (RFC 9211) and `Age` (RFC 9111). At the start of a stream, `stored` is unknown."""
-    if answer.match is not None:
-        return {"Cache-Status": _hit(answer.status, answer.match), "Age": str(int(answer.match.age_seconds))}
+    if (match := answer.match) is not None:
+        fresh = f"ttl={match.ttl_seconds}; detail={match.kind}"
+        hit = f"ragherd; hit; {'detail=stale' if answer.status is CacheStatus.STALE else fresh}"
+        return {"Cache-Status": hit, "Age": str(int(match.age_seconds))}
     stored = "; stored" if isinstance(answer, AnswerFinished) and answer.stored else ""
     collapsed = "; collapsed" if answer.status is CacheStatus.COALESCED else ""
     return {"Cache-Status": f"ragherd; fwd={_forwarded(answer.status, control)}{stored}{collapsed}"}
-
-
-def _hit(status: CacheStatus, match: CacheMatch) -> str:
-    if status is CacheStatus.STALE:
-        return "ragherd; hit; detail=stale"
-    return f"ragherd; hit; ttl={match.ttl_seconds}; detail={match.kind}"
 
 
 def _forwarded(status: CacheStatus, control: CacheControl) -> str:

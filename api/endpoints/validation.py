@@ -32,6 +32,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema
 from pydantic_core.core_schema import no_info_after_validator_function
+from starlette.requests import Request
 
 from api.errors import InvalidRequest
 from api.unicode_text import BLANK, INVISIBLE
@@ -223,3 +224,11 @@ class Options(StrictBody):
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     stop: Stops | None = None
+
+
+class JsonRequest(Request):
+    async def json(self) -> Any:
+        """Raises `JSONDecodeError` for every kind of invalid JSON. The standard library raises other errors for invalid
+        UTF-8, deep nesting or huge numbers, and FastAPI turns those into a 400.
+        """
+        return orjson.loads(await self.body())

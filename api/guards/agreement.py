@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import repeat
+from operator import call
 from typing import Any, Final
 
 from api.guards.foreign_languages import (
@@ -44,6 +46,9 @@ The reader extracts features from a question's words. The comparison returns an 
 """
 
 
+_READERS: Final = tuple(reader for _, reader, _ in GUARDS)
+
+
 @dataclass(frozen=True, slots=True)
 class Features:
     """The features that each guard reads from a question, in the order of `GUARDS`. Made by `read`."""
@@ -73,7 +78,7 @@ class GuardVerdict:
 def read(text: str) -> Features:
     """Reads the features of a question once, for comparison with any number of candidates."""
     words = read_words(text)
-    return Features(tuple([reader(words) for _, reader, _ in GUARDS]))
+    return Features(tuple(map(call, _READERS, repeat(words))))
 
 
 def disagreement(question: str | Features, other: str | Features) -> Disagreement | None:

@@ -216,10 +216,10 @@ class Languages:
         scripts = self.scripts
         return scripts is None or language.upper() in scripts
 
-    def words_outside(self, text: str) -> tuple[str, ...]:
-        """Returns the words of a text in scripts that none of these languages uses."""
+    def read(self, text: str) -> tuple[str, tuple[str, ...]]:
+        """Returns `outside`, and the words of a text in scripts that none of these languages uses."""
         scripts = self.scripts
-        return () if scripts is None else words_outside(text, scripts)
+        return self.outside(text), () if scripts is None else words_outside(text, scripts)
 
 
 ONLY_ENGLISH: Final = Languages(frozenset(["en"]))

@@ -48,14 +48,14 @@ class WorkerTelemetry(Telemetry):
         kind = answered.match.kind if answered.match else None
         self._metrics.query_answered(answered.status, kind, _stages(answered.timings))
         if answered.status is CacheStatus.HIT and kind is not None:
-            self._counters.add(f"{kind}_hits")
             self._metrics.cache_looked_up(kind)
+            self._counters.add(f"{kind}_hits")
         elif answered.status is CacheStatus.STALE:
             self._counters.add("stale_hits")
             self._metrics.cache_looked_up("stale")
         elif answered.status is CacheStatus.COALESCED:
             self._counters.add("coalesced")
-        total = _ms(answered.timings.total)
+        total = round(answered.timings.total * 1000, 3)
         self._queries.info("query", **self._facts(query), cache=answered.status, kind=kind, ms=total)
 
     def missed(self) -> None:
@@ -267,8 +267,9 @@ def _stages(timings: Timings) -> dict[Stage, float]:
         "retrieve": timings.retrieve,
         "generate": timings.generate,
     }
-    for stage in [stage for stage in known if not known[stage]]:
-        del known[stage]
+    for stage, seconds in tuple(known.items()):
+        if not seconds:
+            del known[stage]
     return known
 
 

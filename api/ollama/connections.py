@@ -29,7 +29,7 @@ import httpcore
 import httpx
 from httpcore._async.connection_pool import AsyncPoolRequest, PoolByteStream
 
-from api.cancellation import log_failure, raise_if_cancelled
+from api.cancellation import log_failure
 from api.errors import UpstreamError, UpstreamFault
 from api.ollama import failures
 from api.values import GenerationEnd
@@ -426,11 +426,7 @@ class Exchange:
         self._response: httpx.Response | None = None
 
     async def open(self) -> None:
-        """Sends the request and waits for the head of a good answer. Raises `UpstreamError` for any other.
-
-        A task that has been cancelled sends nothing.
-        """
-        raise_if_cancelled()
+        """Sends the request and waits for the head of a good answer. Raises `UpstreamError` for any other."""
         response = self._response = await self._client.send(self._request, stream=True)
         if not response.is_success:
             body = await _beginning(response)

@@ -20,12 +20,11 @@ from typing import Any, Final
 import numpy as np
 import orjson
 
-from api.cancellation import LagTimeout, cancel_and_wait, log_failure
+from api.cancellation import LagTimeout, cancel_and_wait, log_failure, raise_if_cancelled
 from api.errors import EmbeddingUnavailable, StoreUnavailable, UpstreamError, UpstreamFault
 from api.languages.identify import ANY_SCRIPT, LATIN, script_of, scripts_of
 from api.ollama.models import OllamaModels, Pinned
-from api.ollama.pool import OllamaPool
-from api.ollama.retries import with_one_retry
+from api.ollama.pool import OllamaPool, with_one_retry
 from api.values import EmbedderIdentity, Embedding, EmbeddingRequest, Embeddings, Retry, full_model_name
 
 PROBES: Final = {
@@ -289,14 +288,14 @@ class OllamaEmbedder:
             call.cancel()
 
     async def _called(self, body: bytes, retry: Retry) -> bytes:
-        self._pool.retries.called(retry)
         try:
-            return await self._call(body)
+            return await self._call(body, retry)
         except UpstreamError as error:
             await self._pool.retries.before_retry(error, retry)
-        return await self._call(body)
+        return await self._call(body, "spent")
 
-    async def _call(self, body: bytes) -> bytes:
+    async def _call(self, body: bytes, retry: Retry) -> bytes:
+        self._pool.retries.called(retry)
         async with self._pool.exchange("/api/embed", body, model=self._model) as exchange:
             await exchange.open()
             return await exchange.read(ANSWER_LIMIT)
@@ -363,6 +362,7 @@ class OllamaEmbeddingModel:
 
     async def _call(self, body: bytes, model: str) -> bytes:
         async with self._pool.exchange("/api/embed", body, model=model) as exchange:
+            raise_if_cancelled()  # a caller that has left sends nothing
             await exchange.open()
             return await exchange.read(ANSWER_LIMIT)
 

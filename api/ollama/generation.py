@@ -16,11 +16,11 @@ from typing import Any, Final
 
 import orjson
 
-from api.cancellation import log_failure
+from api.cancellation import log_failure, raise_if_cancelled
 from api.errors import UpstreamError, UpstreamFault
 from api.ollama.models import OllamaModels, Pinned
 from api.ollama.pool import OllamaPool
-from api.values import GenerationEnd, GenerationRequest, Thought, Token, Usage
+from api.values import GenerationEnd, GenerationRequest, Retry, Thought, Token, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,12 +224,11 @@ class OllamaModel:
     async def _answer(self, request: GenerationRequest) -> AsyncGenerator[Token | Thought | GenerationEnd, None]:
         clock = Clock(self._deadlines, request.timeout)
         async with AsyncExitStack() as stack:
-            self._pool.retries.called(request.retry)
             try:
-                started = await self._begin(request, clock)
+                started = await self._begin(request, clock, request.retry)
             except UpstreamError as error:
                 await self._pool.retries.before_retry(error, request.retry)
-                started = await self._begin(request, clock)
+                started = await self._begin(request, clock, "spent")
             stack.push_async_exit(started.stack)
             line: bytes | None = started.first
             while line is not None:
@@ -245,13 +244,14 @@ class OllamaModel:
                     line = await anext(started.lines, None)
             raise UpstreamError(UpstreamFault.STREAM_TRUNCATED, "Ollama's stream ended without `done`.")
 
-    async def _begin(self, request: GenerationRequest, clock: Clock) -> _Started:
+    async def _begin(self, request: GenerationRequest, clock: Clock, retry: Retry) -> _Started:
         """Sends, and waits for the first line. What it returns is open; when it raises, all is closed."""
         async with AsyncExitStack() as stack:
-            exchange = await stack.enter_async_context(
-                self._pool.exchange("/api/chat", self._body(request), model=request.model)
-            )
+            body = self._body(request)
+            self._pool.retries.called(retry)
+            exchange = await stack.enter_async_context(self._pool.exchange("/api/chat", body, model=request.model))
             async with clock.first_token(partial(self._resident, request.model)):
+                raise_if_cancelled()  # a caller that has left sends nothing
                 await exchange.open()
                 lines = lines_of(exchange.parts())
                 first = await anext(lines, None)

@@ -95,7 +95,7 @@ def fingerprint(query: Query, embedder: EmbedderIdentity, model_digest: str, gro
         sorted(set(query.documents.tags)),
         sorted(set(query.documents.ids)),
         query.options,
-        [(turn.role, turn.content) for turn in query.history],
+        [(turn.role, turn.content) for turn in query.history] if query.history else (),
     ]
     scope = hashlib.sha256(orjson.dumps(facts, option=orjson.OPT_SORT_KEYS)).hexdigest()[:24]
     return CacheKey(embedder, f"{embedder.fingerprint}-{scope}", question_digest(query.question))

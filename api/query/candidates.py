@@ -37,8 +37,9 @@ class ComparedQuestion:
     """The question's language, where the embedder was not made for it; else an empty text."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "language", self.languages.outside(self.question))
-        object.__setattr__(self, "not_told", _not_told(self.question, self.unread, self.languages))
+        language, words = self.languages.read(self.question)
+        object.__setattr__(self, "language", language)
+        object.__setattr__(self, "not_told", _not_told(self.unread, words))
 
 
 def incomparable(asked: ComparedQuestion, stored: CachedAnswer) -> Disagreement | None:
@@ -46,15 +47,15 @@ def incomparable(asked: ComparedQuestion, stored: CachedAnswer) -> Disagreement 
     unread = _unread(stored)
     if unread is None:
         return Disagreement("unread", "not known of the cached question")
-    told = _not_told(stored.question, unread, asked.languages)
+    language, words = asked.languages.read(stored.question)
+    told = _not_told(unread, words)
     if told != asked.not_told:
         return Disagreement("unread", f"{' '.join(asked.not_told) or 'nothing'} / {' '.join(told) or 'nothing'}")
-    language = asked.languages.outside(stored.question)
     return Disagreement("language", f"the cached question is in {language}") if language else None
 
 
-def _not_told(question: str, unread: tuple[str, ...], languages: Languages) -> tuple[str, ...]:
-    return (*unread, *[word for word in languages.words_outside(question) if word not in unread])
+def _not_told(unread: tuple[str, ...], words: Sequence[str]) -> tuple[str, ...]:
+    return (*unread, *[word for word in words if word not in unread])
 
 
 def _unread(stored: CachedAnswer) -> tuple[str, ...] | None:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -59,17 +59,15 @@ class _Request:
         self.lookup = Lookup()
         self.status = CacheStatus.HIT
         self.sources: tuple[Source, ...] = ()
-        self._deadline = None if asked.timeout is None else Deadline(asked.timeout)
+        self.limit: Callable[[], AbstractAsyncContextManager[None]]
+        """Around a wait: the caller's own deadline."""
+        self.limit = nullcontext if asked.timeout is None else Deadline(asked.timeout).watched
 
     def end(self) -> None:
         """The answer is there. A wait for the language model is also one for the passages, which is taken out."""
         timings = self.timings
         timings.generate = max(0.0, timings.generate - timings.retrieve)
         timings.total = time.perf_counter() - timings.began
-
-    def limit(self) -> AbstractAsyncContextManager[None]:
-        """Around a wait: the caller's own deadline."""
-        return nullcontext() if self._deadline is None else self._deadline.watched()
 
 
 class QueryService:

@@ -243,6 +243,7 @@ class Keys:
         """The search index over the chunks of one embedder."""
         return f"{self.chunk_indexes}{embedder}"
 
+    @lru_cache(1024)  # noqa: B019 - as above
     def corpus(self, owner: str) -> str:
         """A tenant's documents: counts and epoch."""
         return f"{self._tagged('corpus', DOCUMENTS)}{owner}"

@@ -275,6 +275,7 @@ class Flight:
         self.not_before_ms = not_before_ms
         self.buffer = AnswerBuffer(partial(require_wanted, self))
         self.subscribers = 0
+        self.first: FlightReader | None = None
         self.leads = False
         self.claim: Claim | None = None
         self.place = ""
@@ -284,12 +285,6 @@ class Flight:
         self.woken = asyncio.Event()
         self.is_published = False
         self.task: asyncio.Task[None] | None = None
-
-    def lead(self, claim: Claim | None) -> None:
-        """This worker generates from now on."""
-        self.leads, self.claim = True, claim
-        self.renewed = time.monotonic()
-        self.decided.set()
 
     def follow(self, place: str) -> None:
         """Another worker does. `place` is where this one stands."""
@@ -302,13 +297,10 @@ class FlightReader(Reader):
 
     def __init__(self, flight: Flight, *, buffered: bool, first: bool) -> None:
         super().__init__(flight.buffer, buffered=buffered)
-        self._flight = flight
-        self._first = first
-
-    @property
-    def led(self) -> bool:
-        """Whether this caller caused the generation, and this worker did it."""
-        return self._first and self._flight.leads
+        self.led = False
+        """Whether this caller caused the generation, and this worker did it. Known with the first event."""
+        if first:
+            flight.first = self
 
 
 def _broken() -> UpstreamError:

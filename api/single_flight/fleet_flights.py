@@ -73,9 +73,10 @@ class FleetFlights:
         first = flight is None
         if flight is None:
             flight = self._flights[key] = Flight(key, lead, asked_ms, not_before_ms, self._require_wanted)
-            self._begin(flight, self._fly(flight))
         reader = FlightReader(flight, buffered=buffered, first=first)
         flight.subscribers += 1
+        if first:
+            self._begin(flight, self._fly(flight))
         try:
             yield reader
         finally:
@@ -164,7 +165,10 @@ class FleetFlights:
 
     async def _lead(self, flight: Flight, claim: Claim | None) -> None:
         """Generates, for callers here and those who follow. A cancellation is not concluded: who cancels does that."""
-        flight.lead(claim)
+        flight.leads, flight.claim, flight.renewed = True, claim, time.monotonic()
+        if flight.first is not None:
+            flight.first.led = True
+        flight.decided.set()
         await self._require_wanted(flight)
         said: Said
         try:

@@ -14,10 +14,10 @@ import structlog
 from fastapi import FastAPI
 
 from api import __version__
+from api.backends.embedder import RememberedEmbedder
 from api.cancellation import Background
 from api.embedders.minilm import MARKS, MAX_TOKENS
 from api.embedders.onnx import open_onnx
-from api.embedders.remembered import RememberedEmbedder
 from api.endpoints.access import Access
 from api.endpoints.health import Reachability
 from api.endpoints.streaming import Streaming

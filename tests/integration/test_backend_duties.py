@@ -9,7 +9,7 @@ import pytest
 from redis.asyncio import Redis
 
 from api.ollama.health import LEASE
-from api.ollama.retries import RESERVE, RetryBudget
+from api.ollama.pool import RESERVE, RetryBudget
 from api.redis_store.client import RedisAddress, short_commands
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys

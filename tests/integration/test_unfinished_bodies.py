@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from api.app import create_app
-from api.endpoints.bodies import MINIMUM_RATE
+from api.endpoints.middleware import MINIMUM_RATE
 from tests.support.service import Service, make_settings
 from tests.support.waiting import wait_until_async
 
@@ -106,7 +106,7 @@ async def test_a_body_that_stops_is_408_and_the_connection_is_closed(serve: Serv
     assert head.startswith("HTTP/1.1 408 Request Timeout")
     assert "connection: close" in head.lower()
     said = json.loads(body)
-    detail = f"fewer than {MINIMUM_RATE} bytes a second for 0.2 s"
+    detail = f"less than {MINIMUM_RATE} bytes per second for 0.2 s"
     if path == "/api/chat":
         assert detail in said["error"]
     else:

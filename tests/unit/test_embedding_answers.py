@@ -11,7 +11,7 @@ import pytest
 from api.errors import EmbeddingUnavailable, UpstreamError, UpstreamFault
 from api.ollama.embedding import OllamaEmbedder, OllamaEmbeddingModel
 from api.ollama.models import Pinned
-from api.ollama.retries import RetryBudget
+from api.ollama.pool import RetryBudget
 from api.values import EmbeddingRequest
 
 NO_VECTORS = [

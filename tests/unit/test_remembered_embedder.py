@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from api.embedders.remembered import RememberedEmbedder
+from api.backends.embedder import RememberedEmbedder
 from api.ports.models import CurrentIdentity
 from api.values import EmbedderIdentity, Embedding
 

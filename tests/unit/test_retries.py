@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from api.errors import FAULTS, UpstreamError, UpstreamFault
-from api.ollama.retries import RESERVE, SHARE, WINDOW, RetryBudget, with_one_retry
+from api.ollama.pool import RESERVE, SHARE, WINDOW, RetryBudget, with_one_retry
 from api.values import Retry
 
 CALLS = 100

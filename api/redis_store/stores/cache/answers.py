@@ -107,7 +107,9 @@ class RedisAnswerCache:
 
         `stale_ms`: how long after its lifetime an entry is still found.
         """
-        found = await self._indexes.of(scope).nearest(embedder, scope, vector, now_ms - stale_ms)
+        found = await self._indexes.by_partition[self._keys.partition(scope)].nearest(
+            embedder, scope, vector, now_ms - stale_ms
+        )
         answers = [(self._decoded(one.key, one.values), one.similarity) for one in found]
         return [CacheMatch(answer, "semantic", near, now_ms) for answer, near in answers if answer is not None]
 
@@ -120,7 +122,7 @@ class RedisAnswerCache:
         `DocumentsChanged` if only the documents changed: the caller checks whether the answer would be the same.
         """
         part = self._keys.partition(scope)
-        key = part.entry(scope, digest)
+        key, eviction = part.entry(scope, digest), part.eviction_keys
         fields, grounds = _fields(scope, vector, answer), answer.grounds
         cited = dict.fromkeys(source.document_id for source in answer.sources)
         tags = [*_tags(digest, answer.tenant), *(f"source:{document}" for document in cited)]
@@ -130,7 +132,7 @@ class RedisAnswerCache:
         looked: list[Any] = [f"corpus:{answer.tenant}", grounds.at_ms] if grounds is not None else ["", 0]
         asked: list[Any] = [*self._limits, answer.tenant, fence, answer.asked_ms, tokens, *looked, TAGS_LIFETIME_MS]
         arguments = [*asked, len(tags), *tags, *pairs]
-        keys = [key, part.invalidated, *part.eviction_keys, *flight]
+        keys = [key, part.invalidated, *eviction, *flight]
         reply = await self._redis.of(key).run("store", partial(self._store, keys, arguments))
         if not reply:
             return None
