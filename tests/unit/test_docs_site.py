@@ -15,6 +15,8 @@ from mkdocs.config import load_config
 
 from scripts.docs_hooks import ROOT_PAGES, first_sentence, site_link, with_site_links
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 REPO = "https://github.com/ragherd/ragherd"

@@ -14,6 +14,8 @@ import yaml
 
 from tests.conftest import WATCHES_PROCESSES
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 GITHUB = ROOT / ".github"
 WORKFLOWS = sorted((GITHUB / "workflows").glob("*.yml"))
