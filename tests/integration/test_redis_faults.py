@@ -130,7 +130,7 @@ async def test_without_a_search_module_one_line_says_so_and_answers_go_on(
             assert (await client.get("/api/circuit-breaker/metrics")).json()["store"] == "shared"
     lines = [line for line in capfd.readouterr().err.splitlines() if "redis_without_search" in line]
     assert len(lines) == 1
-    assert "use Redis 8" in lines[0]
+    assert "Use Redis 8" in lines[0]
 
 
 async def test_a_corrupt_entry_is_counted_not_served_and_then_replaced(serve: Service, redis: Any) -> None:
