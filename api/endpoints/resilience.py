@@ -40,7 +40,11 @@ Moment = Annotated[datetime, BeforeValidator(_dated)]
 breaker_router = APIRouter(route_class=CheckedRoute, prefix="/api/circuit-breaker", tags=["circuit breaker"])
 
 
-@breaker_router.get("/metrics", summary="Show the state and counts of the fleet's breakers")
+@breaker_router.get(
+    "/metrics",
+    summary="Show the state and counts of the fleet's breakers",
+    operation_id="metrics_api_circuit_breaker_metrics_get",
+)
 @needs("operator")
 async def breaker_metrics(request: Request) -> dict[str, Any]:
     """The breaker for answers of the first backend. `breakers` has all of them."""
@@ -184,7 +188,11 @@ REASONS: Final[tuple[BulkheadReason, ...]] = get_args(BulkheadReason)
 bulkhead_router = APIRouter(route_class=CheckedRoute, prefix="/api/bulkhead", tags=["bulkhead"])
 
 
-@bulkhead_router.get("/metrics", summary="Show calls to Ollama and the queue, fleet-wide")
+@bulkhead_router.get(
+    "/metrics",
+    summary="Show calls to Ollama and the queue, fleet-wide",
+    operation_id="metrics_api_bulkhead_metrics_get",
+)
 @needs("operator")
 async def bulkhead_metrics(request: Request) -> dict[str, Any]:
     """The bulkhead for answers of the first backend. `bulkheads` has all of them. Only admins see tenants' names."""

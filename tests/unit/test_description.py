@@ -53,6 +53,14 @@ def test_responses_match_their_description() -> None:
     assert set(Problem.model_fields) == set(document)
 
 
+def test_generated_clients_keep_the_names_of_their_functions(described: dict[str, Any]) -> None:
+    for name in ("circuit-breaker", "connection-pool", "bulkhead", "semantic-cache"):
+        path = f"/api/{name}/metrics"
+        named = "pool_metrics" if name == "connection-pool" else "metrics"
+        expected = f"{named}_api_{name.replace('-', '_')}_metrics_get"
+        assert described["paths"][path]["get"]["operationId"] == expected
+
+
 def test_the_docs_page_accepts_a_key(described: dict[str, Any]) -> None:
     assert described["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
 
