@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
-from api.cancellation import Background, cancel_and_wait, log_failure, raise_if_cancelled
+from api.cancellation import Background, cancel_and_wait, log_failure
 from api.errors import InternalError, RagherdError, StoreUnavailable
 from api.ports.cache import Claim
 from api.ports.coordination import FlightSubscription, Lead
@@ -268,7 +268,8 @@ class FleetFlights:
 
     async def _require_wanted(self, flight: Flight) -> None:
         """Ends the flight's task where nobody waits for the answer: before anything expensive begins."""
-        raise_if_cancelled()
+        if flight.task is not None and flight.task.cancelling():
+            raise asyncio.CancelledError
         if not flight.subscribers and not await self._is_wanted(flight):
             raise asyncio.CancelledError
 
