@@ -91,7 +91,7 @@ class Looked:
         """Nothing is known."""
 
     waiting = unfinished = none
-    behind = identity = tend = look
+    behind = identity = maintain = look
 
 
 def upkeep(looked: Looked, pace: Callable[[], float]) -> IngestionWorker:
