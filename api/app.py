@@ -10,7 +10,17 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from api import __version__
-from api.endpoints import cache, docs_page, documents, health, ollama_api, openai_api, problems, query, resilience
+from api.endpoints import (
+    docs_page,
+    documents,
+    health,
+    ollama_api,
+    openai_api,
+    problems,
+    query,
+    resilience,
+    semantic_cache,
+)
 from api.endpoints.access import Role
 from api.endpoints.description import ERRORS, DescribedApp
 from api.endpoints.middleware import FORM_BYTES, BodyLimit, HeadRequests, HttpMetrics, RequestContext, RequestHead
@@ -39,9 +49,9 @@ def create_app(settings: Settings) -> FastAPI:
         health.router,
         resilience.breaker_router,
         resilience.bulkhead_router,
-        cache.router,
-        cache.explain_router,
-        cache.warm_up_router,
+        semantic_cache.router,
+        semantic_cache.explain_router,
+        semantic_cache.warm_up_router,
         health.reports_router,
         docs_page.router,
     )

@@ -21,7 +21,7 @@ import numpy as np
 from redis.asyncio import Redis
 
 from api.embedded.redis_server import embedded_redis
-from api.ports.cache import NewAnswer
+from api.ports.answer_cache import NewAnswer
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.search_index import Algorithm, algorithm_for

@@ -24,7 +24,7 @@ import numpy as np
 import redis
 
 from api.embedded.redis_server import EmbeddedRedis, embedded_redis
-from api.ports.cache import NewAnswer
+from api.ports.answer_cache import NewAnswer
 from api.redis_store.client import RedisAddress, open_client
 from api.redis_store.health_gated import RedisHealthEvents
 from api.redis_store.keys import Keys

@@ -31,8 +31,8 @@ from api.embedders.onnx import OnnxEmbedder
 from api.embedders.reranker import OnnxReranker
 from api.knowledge.chunking import in_context
 from api.knowledge.ranking import MEANING, WORDS, fused, leading
-from api.ports.documents import DocumentFilter, Hit
-from api.ports.models import Embedder
+from api.ports.document_store import DocumentFilter, Hit
+from api.ports.inference import Embedder
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.documents.documents import owner_of

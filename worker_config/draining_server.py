@@ -28,8 +28,8 @@ from uvicorn.config import Config
 from uvicorn.server import Server
 from uvicorn_worker import UvicornWorker
 
+from worker_config.client_connections import TimedProtocol
 from worker_config.connection_guard import ConnectionGuard, ConnectionLimits
-from worker_config.connections import TimedProtocol
 from worker_config.rolling_arbiter import WorkerFlags
 
 CLOSE = (b"connection", b"close")

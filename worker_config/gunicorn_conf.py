@@ -15,8 +15,8 @@ from typing import Any, NoReturn
 from api.errors import SettingsError
 from api.observability.logs import configure_logging, stdlib_logging
 from api.settings import Settings, access_warnings, anonymous_refusal, load_settings
+from worker_config.client_connections import PortTaken, bind_address, listen, listening_host, require_free_port
 from worker_config.connection_guard import ConnectionLimits
-from worker_config.connections import PortTaken, bind_address, listen, listening_host, require_free_port
 from worker_config.draining_server import DrainTimes
 from worker_config.limits import (
     available_cpus,

@@ -46,7 +46,7 @@ from api.errors import (
     UpstreamFault,
 )
 from api.ports.coordination import Retries
-from api.ports.models import BackendEmbedder, CurrentIdentity, Embedder, EmbeddingModel
+from api.ports.inference import BackendEmbedder, CurrentIdentity, Embedder, EmbeddingModel
 from api.ports.telemetry import Telemetry
 from api.values import BatchSize, EmbedderIdentity, Embedding, EmbeddingRequest, Embeddings, Retry
 

@@ -24,7 +24,7 @@ from typing import Any, Final, Generic, TypeVar
 from api.backends.thinking import Thinking
 from api.errors import BreakerOpen, BulkheadFull, RagherdError, UpstreamError, UpstreamFault
 from api.ports.coordination import Attempt, Breaker, Bulkhead, Retries, TextOutput
-from api.ports.models import LanguageModel
+from api.ports.inference import LanguageModel
 from api.ports.telemetry import Telemetry
 from api.values import BackendHealth, Generation, GenerationEnd, GenerationRequest, Retry, Source, Thought, model_key
 

@@ -17,9 +17,9 @@ from typing import Any, BinaryIO, Final
 
 import orjson
 
-from api.ports.backup import StoredAnswer, StoredDocument
+from api.ports.backup_storage import StoredAnswer, StoredDocument
+from api.ports.document_store import Chunk, Document, DocumentFacts
 from api.ports.document_work import EmbeddedChunk
-from api.ports.documents import Chunk, Document, DocumentFacts
 from api.values import known
 
 

@@ -26,7 +26,7 @@ from api.backup.archive import (
     document_lines,
     documents,
 )
-from api.ports.backup import BackupSource, BackupTarget, StoredAnswer
+from api.ports.backup_storage import BackupSource, BackupTarget, StoredAnswer
 from api.ports.document_work import Deletions, tags_for
 
 OnStep = Callable[[str, int, int], None]

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 
 import pybreaker
 
-from api.breaker import rules
+from api.breaker import breaker_rules as rules
 from api.breaker.state import (
     BreakerPolicy,
     BreakerReading,

@@ -16,8 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
-from api.bulkhead.local_bulkhead import LocalBulkhead
-from api.bulkhead.rules import (
+from api.bulkhead.bulkhead_rules import (
     AcquireResult,
     BulkheadPolicy,
     BulkheadReading,
@@ -27,6 +26,7 @@ from api.bulkhead.rules import (
     Taken,
     Wake,
 )
+from api.bulkhead.local_bulkhead import LocalBulkhead
 from api.cancellation import Background, cancel_and_wait
 from api.errors import BulkheadFull, StoreUnavailable
 from api.ports.telemetry import BulkheadReason, Telemetry

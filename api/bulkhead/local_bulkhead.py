@@ -5,8 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from api.bulkhead import rules
-from api.bulkhead.rules import AcquireResult, BulkheadPolicy, BulkheadReading, Priority, Taken, WaitQueue, local_ticket
+from api.bulkhead import bulkhead_rules as rules
+from api.bulkhead.bulkhead_rules import (
+    AcquireResult,
+    BulkheadPolicy,
+    BulkheadReading,
+    Priority,
+    Taken,
+    WaitQueue,
+    local_ticket,
+)
 
 
 class LocalBulkhead:

@@ -22,7 +22,7 @@ from api.embedded.redis_server import EmbeddedRedis, embedded_redis
 from api.embedded.service_plan import Addresses, BackendPlan, running_service
 from api.embedded.stale_server import supervisor_lock
 from api.settings import Settings
-from worker_config.connections import PortTaken, require_free_port
+from worker_config.client_connections import PortTaken, require_free_port
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

@@ -21,7 +21,7 @@ from typing import Final, Generic, TypeVar
 from api.cancellation import LagTimeout
 from api.embedders.minilm import MiniLM, ModelFiles, model_files
 from api.errors import EmbeddingUnavailable
-from api.ports.models import CurrentIdentity
+from api.ports.inference import CurrentIdentity
 from api.values import EmbedderIdentity, Embedding
 
 Encoded = TypeVar("Encoded")

@@ -29,7 +29,7 @@ from api.endpoints.worker_state import AppState, worker_state
 from api.errors import PayloadTooLarge, ServiceUnavailable
 from api.knowledge.document_service import Upload
 from api.knowledge.plain_text import KINDS, TEXT, media_type
-from api.ports.documents import Chunk, Document, DocumentFacts, DocumentStatus, Listing
+from api.ports.document_store import Chunk, Document, DocumentFacts, DocumentStatus, Listing
 
 SNIFFED_BYTES: Final = 4096
 """Leading bytes of a file that indicate its type."""

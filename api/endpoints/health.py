@@ -17,7 +17,7 @@ from api.cancellation import log_failure
 from api.endpoints.middleware import CheckedRoute, needs
 from api.endpoints.worker_state import worker_state
 from api.errors import ServiceUnavailable, StoreUnavailable
-from api.ports.cache import Store
+from api.ports.answer_cache import Store
 
 FRESH_SECONDS: Final = 1.0
 

@@ -17,7 +17,7 @@ from api.endpoints.middleware import CheckedRoute, needs
 from api.endpoints.ollama_wire import ChatBody, EmbedBody, GenerateBody, GenerationBody, OllamaForm, ShowBody
 from api.endpoints.validation import refused
 from api.endpoints.worker_state import worker_state
-from api.ports.models import ModelCatalog
+from api.ports.inference import ModelCatalog
 from api.values import ChatMessage
 
 router = APIRouter(

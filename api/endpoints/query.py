@@ -17,7 +17,7 @@ from api.endpoints.middleware import JsonRoute, needs
 from api.endpoints.streaming import EventStream, QueryOut, cache_headers, document
 from api.endpoints.validation import IsInteger, IsText, IsVisible, Options, StrictBody
 from api.endpoints.worker_state import AppState
-from api.ports.documents import DocumentFilter
+from api.ports.document_store import DocumentFilter
 from api.ports.question import UNLIMITED, Query, parse
 from api.values import ChatMessage
 

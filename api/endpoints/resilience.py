@@ -15,8 +15,8 @@ from pydantic import BeforeValidator
 from api.breaker.fleet_breaker import FleetBreaker
 from api.breaker.recovery import recovery
 from api.breaker.state import BreakerReading, Override, State, Transition
+from api.bulkhead.bulkhead_rules import BulkheadReading
 from api.bulkhead.fleet_bulkhead import FleetBulkhead
-from api.bulkhead.rules import BulkheadReading
 from api.endpoints.fields import rfc3339
 from api.endpoints.middleware import CheckedRoute, needs
 from api.endpoints.worker_state import AppState, worker_state

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from api.endpoints.health import Reachability
     from api.endpoints.streaming import Streaming
     from api.knowledge.document_service import DocumentService
-    from api.ports.cache import StoreWarning
-    from api.ports.models import ModelCatalog
+    from api.ports.answer_cache import StoreWarning
+    from api.ports.inference import ModelCatalog
     from api.query.explain import Explainer
     from api.query.invalidate import Invalidator
     from api.query.service import QueryService

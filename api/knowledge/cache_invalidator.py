@@ -11,9 +11,9 @@ from typing import Final, Literal
 
 from api.errors import EmbeddingUnavailable, ServiceUnavailable
 from api.knowledge.retrieval import PassageQuery, Retriever
-from api.ports.cache import CachedQuestion, CacheSweep, InvalidationTags, Selection
+from api.ports.answer_cache import CachedQuestion, CacheSweep, InvalidationTags, Selection
 from api.ports.document_work import DocumentWork, Work
-from api.ports.models import Embedder
+from api.ports.inference import Embedder
 from api.ports.telemetry import Telemetry
 
 OnNewDocuments = Literal["affected", "all", "none"]

@@ -17,8 +17,8 @@ from typing import Final
 
 from api.errors import EmbeddingUnavailable, TextNotEmbedded
 from api.knowledge.chunking import in_context
-from api.ports.documents import Chunk, DocumentFacts
-from api.ports.models import Embedder
+from api.ports.document_store import Chunk, DocumentFacts
+from api.ports.inference import Embedder
 from api.values import BatchSize, Embedding
 
 PAUSES: Final = (0.2, 0.4)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from semantic_text_splitter import MarkdownSplitter
 
 from api.knowledge.plain_text import FENCED, heading_words
-from api.ports.documents import Chunk
+from api.ports.document_store import Chunk
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -22,7 +22,7 @@ from api.errors import NotFound, PayloadTooLarge, ServiceUnavailable, StoreUnava
 from api.knowledge.ingestion import Ingestion
 from api.knowledge.parsing import Parser
 from api.knowledge.plain_text import TEXT
-from api.ports.documents import Chunk, Document, DocumentFacts, Documents, Draft, Listing, Page, Proposal
+from api.ports.document_store import Chunk, Document, DocumentFacts, Documents, Draft, Listing, Page, Proposal
 
 _ID: Final = re.compile(r"[0-9a-f]{24}")
 

@@ -18,9 +18,9 @@ from api.knowledge.cache_invalidator import CacheInvalidator
 from api.knowledge.chunk_embedding import ChunkEmbedding, EmbeddedText, NotEmbedded
 from api.knowledge.chunking import Chunker, numbered, sections, spans
 from api.knowledge.parsing import Parser
+from api.ports.document_store import Chunk, FailedChunk, PassageIndex
 from api.ports.document_work import DocumentWork, EmbeddedChunk, Work, Written
-from api.ports.documents import Chunk, FailedChunk, PassageIndex
-from api.ports.models import Embedder
+from api.ports.inference import Embedder
 from api.ports.telemetry import Telemetry
 from api.values import BatchSize, EmbedderIdentity, Embedding
 

@@ -17,7 +17,7 @@ from api.errors import EmbeddingUnavailable, RagherdError, ServiceUnavailable, S
 from api.knowledge.ingestion import Ingestion
 from api.ports.coordination import LeaderLease
 from api.ports.document_work import DocumentWork, Reembedding, UnusedEmbeddings, Work
-from api.ports.models import Embedder
+from api.ports.inference import Embedder
 from api.ports.telemetry import Telemetry
 from api.values import EmbedderIdentity
 

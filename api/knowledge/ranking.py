@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
 from api.errors import RerankingUnavailable
-from api.ports.models import Reranker
+from api.ports.inference import Reranker
 from api.ports.telemetry import Telemetry
 
 Thing = TypeVar("Thing", bound=Hashable)

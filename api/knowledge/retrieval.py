@@ -15,8 +15,8 @@ import numpy as np
 from api.errors import EmbeddingUnavailable
 from api.knowledge.chunking import in_context
 from api.knowledge.ranking import MEANING, WORDS, Reranking, fused, leading
-from api.ports.documents import Corpus, CurrentDocument, DocumentFilter, Hit, PassageIndex
-from api.ports.models import Embedder
+from api.ports.document_store import Corpus, CurrentDocument, DocumentFilter, Hit, PassageIndex
+from api.ports.inference import Embedder
 from api.values import EmbedderIdentity, Source, Vector
 
 WIDENINGS: Final = 3

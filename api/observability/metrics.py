@@ -31,7 +31,7 @@ from api.observability.metric_names import (
     Stage,
 )
 from api.observability.worker_files import WorkerFilesCollector
-from api.ports.cache import StoreWarning
+from api.ports.answer_cache import StoreWarning
 from api.ports.telemetry import BulkheadReason, RefreshOutcome
 from api.values import CacheKind, CacheStatus, Usage
 

@@ -17,7 +17,7 @@ from api.breaker.fleet_breaker import FleetBreaker
 from api.bulkhead.fleet_bulkhead import FleetBulkhead
 from api.observability.listeners import STATES
 from api.observability.metrics import Metrics, OllamaGrowth
-from api.ports.cache import StoreWarning
+from api.ports.answer_cache import StoreWarning
 from api.values import BackendHealth
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from api.errors import (
 )
 from api.observability.metric_names import FlightEvent, Stage
 from api.observability.metrics import Metrics
-from api.ports.cache import Invalidation, Swept
+from api.ports.answer_cache import Invalidation, Swept
 from api.ports.question import AnswerFinished, Query, Timings
 from api.ports.telemetry import BulkheadReason, GroundingOutcome, RefreshOutcome, Telemetry
 from api.values import CacheStatus, Usage

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-from api.ports.cache import Claim
+from api.ports.answer_cache import Claim
 from api.values import BackendHealth, CompletedAnswer, FlightKey, GroundedSources, Source, StoredElsewhere, Token
 
 

@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from api.ports.cache import Selection
-from api.ports.documents import Chunk, DocumentFacts, FailedChunk
+from api.ports.answer_cache import Selection
+from api.ports.document_store import Chunk, DocumentFacts, FailedChunk
 from api.values import EmbedderIdentity, Vector
 
 WorkPhase = Literal["store", "tell"]

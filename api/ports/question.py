@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from api.ports.documents import DocumentFilter
+from api.ports.document_store import DocumentFilter
 from api.values import CacheMatch, CacheStatus, ChatMessage, CompletedAnswer, Source, Token, Usage
 
 MAX_AGE: Final = 2**31

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from api.errors import EmbeddingUnavailable, RagherdError, RerankingUnavailable, StoreUnavailable, UpstreamError
-from api.ports.cache import Invalidation, Swept
+from api.ports.answer_cache import Invalidation, Swept
 from api.ports.question import AnswerFinished, Query
 from api.values import Usage
 

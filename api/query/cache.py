@@ -16,8 +16,8 @@ from typing import Any, Final, TypeVar
 from api.cancellation import cancel_and_wait, log_failure, wait_with_lag
 from api.errors import DocumentsChanged, EmbeddingUnavailable, StoreUnavailable
 from api.languages.identify import EVERY, Languages
-from api.ports.cache import AnswerCache, Claim, NewAnswer, RetrievalSnapshot
-from api.ports.models import Embedder
+from api.ports.answer_cache import AnswerCache, Claim, NewAnswer, RetrievalSnapshot
+from api.ports.inference import Embedder
 from api.ports.question import Query, Timings
 from api.ports.telemetry import Telemetry
 from api.query.cache_key import CacheKey, CacheKeyBuilder

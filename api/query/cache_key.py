@@ -16,7 +16,7 @@ from typing import Final
 import orjson
 
 from api.guards.letter_case import fold
-from api.ports.models import Embedder, ModelDigests
+from api.ports.inference import Embedder, ModelDigests
 from api.ports.question import RAW, Query
 from api.unicode_text import nfc
 from api.values import EmbedderIdentity, model_key

@@ -15,7 +15,7 @@ import orjson
 
 from api.backends.failover import Generations, Unread
 from api.errors import RagherdError, StoreUnavailable, UpstreamError
-from api.ports.cache import Claim, CondensedQuestions
+from api.ports.answer_cache import Claim, CondensedQuestions
 from api.ports.coordination import AnswerOutput, Flights
 from api.ports.question import Query, Timings
 from api.ports.telemetry import Telemetry

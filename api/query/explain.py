@@ -8,8 +8,8 @@ from typing import Literal
 
 from api.errors import EmbeddingUnavailable, ServiceUnavailable, StoreUnavailable
 from api.guards.agreement import GuardVerdict, verdicts
-from api.ports.cache import AnswerCache
-from api.ports.models import Embedder
+from api.ports.answer_cache import AnswerCache
+from api.ports.inference import Embedder
 from api.ports.question import SEMANTIC_LIMIT, Query
 from api.query.cache import CachePolicy
 from api.query.cache_key import CacheKey, CacheKeyBuilder, normalise

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from api.backends.failover import Generations, Unread
 from api.cancellation import cancel_and_wait, log_failure
 from api.errors import DocumentsChanged, RagherdError, UpstreamError
-from api.ports.cache import Claim
+from api.ports.answer_cache import Claim
 from api.ports.coordination import AnswerOutput, Flights
 from api.ports.question import Query, Timings
 from api.ports.telemetry import RefreshOutcome, Telemetry

@@ -12,7 +12,7 @@ from typing import Literal
 
 from api.errors import EmbeddingUnavailable, StoreUnavailable
 from api.knowledge.retrieval import PassageQuery, Retriever
-from api.ports.cache import RetrievalSnapshot
+from api.ports.answer_cache import RetrievalSnapshot
 from api.ports.question import RAW, Query, Timings
 from api.ports.telemetry import GroundingOutcome, Telemetry
 from api.query import prompt

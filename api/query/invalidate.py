@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from api.errors import EmbeddingUnavailable, ServiceUnavailable, StoreUnavailable
-from api.ports.cache import CacheSweep, Invalidation, Neighbourhood, Selection, Swept
+from api.ports.answer_cache import CacheSweep, Invalidation, Neighbourhood, Selection, Swept
 from api.ports.document_work import Deletions, tags_of
-from api.ports.models import Embedder
+from api.ports.inference import Embedder
 from api.ports.question import Query
 from api.ports.telemetry import Telemetry
 from api.query.cache_key import question_digest

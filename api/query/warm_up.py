@@ -34,8 +34,8 @@ from api.errors import (
     UpstreamError,
     UpstreamFault,
 )
-from api.ports.cache import AnswerCache, NewAnswer, WarmUpCount, WarmUpJobs, WarmUpProgress
-from api.ports.models import Embedder
+from api.ports.answer_cache import AnswerCache, NewAnswer, WarmUpCount, WarmUpJobs, WarmUpProgress
+from api.ports.inference import Embedder
 from api.ports.question import Query, Timings
 from api.ports.telemetry import Telemetry
 from api.query.cache import Lookup, is_complete

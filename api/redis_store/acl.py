@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import Final
 
-from api.ports.cache import Store
+from api.ports.answer_cache import Store
 
 _EVERYWHERE: Final = ("client|setinfo", "evalsha", "info", "script|exists", "script|load", "unlink")
 

@@ -23,7 +23,8 @@ from redis.maint_notifications import MaintNotificationsConfig
 
 from api.errors import StoreUnavailable
 from api.redis_store.cluster import HealthGatedCluster, Node, SlotMap
-from api.redis_store.connections import (
+from api.redis_store.health_gated import HealthGatedRedis, RedisHealthEvents
+from api.redis_store.redis_connections import (
     Sentinels,
     SentinelTcpConnection,
     SentinelTlsConnection,
@@ -32,7 +33,6 @@ from api.redis_store.connections import (
     TlsConnection,
     UnixConnection,
 )
-from api.redis_store.health_gated import HealthGatedRedis, RedisHealthEvents
 
 
 @dataclass(frozen=True, slots=True)

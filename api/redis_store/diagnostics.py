@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError
 
 from api.errors import StoreUnavailable
-from api.ports.cache import Store, StoreWarning
+from api.ports.answer_cache import Store, StoreWarning
 from api.redis_store.client import AnyHealthGated
 from api.redis_store.health_gated import HealthGatedRedis
 

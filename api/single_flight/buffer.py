@@ -9,7 +9,7 @@ from functools import partial
 from typing import Final
 
 from api.errors import UpstreamError, UpstreamFault
-from api.ports.cache import Claim
+from api.ports.answer_cache import Claim
 from api.ports.coordination import Lead
 from api.values import CompletedAnswer, FlightKey, GroundedSources, Source, StoredElsewhere, Token
 

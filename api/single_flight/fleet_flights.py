@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from api.cancellation import Background, cancel_and_wait, log_failure
 from api.errors import InternalError, RagherdError, StoreUnavailable
-from api.ports.cache import Claim
+from api.ports.answer_cache import Claim
 from api.ports.coordination import FlightSubscription, Lead
 from api.ports.telemetry import Telemetry
 from api.single_flight.buffer import AnswerBuffer, Flight, FlightReader, Tail

@@ -21,7 +21,7 @@ from enum import StrEnum
 from typing import Final, Protocol
 
 from api.errors import RagherdError, StoreUnavailable
-from api.ports.cache import Claim
+from api.ports.answer_cache import Claim
 from api.single_flight.buffer import Flight
 from api.single_flight.wire import LeaderLeft, Said, SourcesMessage, TextMessage, decode
 from api.values import CompletedAnswer, FlightKey, StoredElsewhere

@@ -12,17 +12,17 @@ from api.backends.embedder import AgreedIdentity, EmbeddingCalls, FailoverEmbedd
 from api.backends.failover import EMBEDDING_CHARGED, Backend, Backends, FailoverPolicy, Generations
 from api.breaker.fleet_breaker import FleetBreaker, kept_current
 from api.breaker.state import BreakerPolicy
+from api.bulkhead.bulkhead_rules import BulkheadPolicy
 from api.bulkhead.fleet_bulkhead import FleetBulkhead, kept_alive
-from api.bulkhead.rules import BulkheadPolicy
 from api.observability.listeners import BreakerMetrics
 from api.observability.metrics import Metrics
 from api.observability.worker_facts import BackendFacts
+from api.ollama.backend_health import BackendWatch, WarmUp, load_embedder, load_llm
 from api.ollama.embedding import OllamaEmbedder, OllamaEmbeddingModel
 from api.ollama.generation import Deadlines, OllamaModel
-from api.ollama.health import BackendWatch, WarmUp, load_embedder, load_llm
 from api.ollama.models import KnownDigests, OllamaCatalog, OllamaModels, Pinned
 from api.ollama.pool import OllamaPools, PoolLimits, open_pools
-from api.ports.models import BackendEmbedder, EmbeddingModel, LanguageModel
+from api.ports.inference import BackendEmbedder, EmbeddingModel, LanguageModel
 from api.ports.telemetry import Telemetry
 from api.redis_store.client import AnyHealthGated, RedisAddress, blocking_reader
 from api.redis_store.keys import Keys

@@ -14,7 +14,7 @@ from api.embedders.onnx import open_onnx
 from api.errors import SettingsError, UpstreamError
 from api.ollama.models import OllamaModels
 from api.ollama.pool import OllamaPool, PoolLimits, open_pool
-from api.ports.cache import Store
+from api.ports.answer_cache import Store
 from api.redis_store.client import open_client
 from api.redis_store.diagnostics import RedisCheckup
 from api.redis_store.keys import Keys

@@ -21,7 +21,7 @@ from api.knowledge.plain_text import KINDS
 from api.knowledge.ranking import Reranking
 from api.knowledge.retrieval import RetrievalPolicy, Retriever
 from api.observability.metrics import Metrics
-from api.ports.models import Embedder, Reranker
+from api.ports.inference import Embedder, Reranker
 from api.ports.telemetry import Telemetry
 from api.redis_store.client import AnyHealthGated
 from api.redis_store.keys import Keys

@@ -10,11 +10,11 @@ from typing import Any
 
 from api.observability.listeners import RedisEvents
 from api.observability.metrics import Metrics
-from api.ports.cache import Store, StoreWarning
+from api.ports.answer_cache import Store, StoreWarning
 from api.redis_store.client import AnyHealthGated, RedisAddress, open_client
-from api.redis_store.connections import Tls
 from api.redis_store.diagnostics import RedisCheckup
 from api.redis_store.keys import Keys
+from api.redis_store.redis_connections import Tls
 from api.settings import RedisSettings, Settings
 
 

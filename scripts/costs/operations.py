@@ -19,7 +19,7 @@ from redis.asyncio import Redis
 
 from api.breaker.fleet_breaker import COALESCE_SECONDS, POLL_SECONDS
 from api.breaker.state import BreakerPolicy, CallOutcome
-from api.bulkhead.rules import BulkheadPolicy, PermitReturn, Priority
+from api.bulkhead.bulkhead_rules import BulkheadPolicy, PermitReturn, Priority
 from api.knowledge.ingestion_worker import LOOK_SECONDS as DOCUMENTS_SECONDS
 from api.query.warm_up import LOOK_SECONDS as WARM_UPS_SECONDS
 from api.redis_store.client import RedisAddress, blocking_reader, short_commands

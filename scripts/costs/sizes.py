@@ -12,9 +12,9 @@ import numpy as np
 from redis.asyncio import Redis
 
 from api.knowledge.retrieval import PassageQuery, RetrievalPolicy, Retriever
+from api.ports.document_store import Chunk, DocumentFacts
 from api.ports.document_work import EmbeddedChunk, Work
-from api.ports.documents import Chunk, DocumentFacts
-from api.ports.models import CurrentIdentity
+from api.ports.inference import CurrentIdentity
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.search_index import algorithm_for

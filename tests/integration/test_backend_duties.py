@@ -8,7 +8,7 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from api.ollama.health import LEASE
+from api.ollama.backend_health import LEASE
 from api.ollama.pool import RESERVE, RetryBudget
 from api.redis_store.client import RedisAddress, short_commands
 from api.redis_store.health_gated import HealthGatedRedis

@@ -20,7 +20,7 @@ from typer.testing import CliRunner, Result
 
 from api.backup.archive import CHUNKS_PER_LINE
 from api.cli.commands import commands
-from api.ports.documents import DocumentFacts, Draft
+from api.ports.document_store import DocumentFacts, Draft
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.documents.documents import RedisDocuments

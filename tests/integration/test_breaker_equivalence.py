@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from redis.asyncio import Redis
 from redis.commands.core import AsyncScript
 
-from api.breaker import rules
+from api.breaker import breaker_rules as rules
 from api.breaker.state import BreakerPolicy, BreakerReading, BreakerState, CallOutcome, State
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys

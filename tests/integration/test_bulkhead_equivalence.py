@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from api.bulkhead import rules
-from api.bulkhead.rules import AcquireResult, BulkheadPolicy, PermitReturn, Priority, WaitQueue, local_ticket
+from api.bulkhead import bulkhead_rules as rules
+from api.bulkhead.bulkhead_rules import AcquireResult, BulkheadPolicy, PermitReturn, Priority, WaitQueue, local_ticket
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.bulkhead import RedisBulkheadStore

@@ -18,7 +18,7 @@ from redis.asyncio import Redis
 from api.embedded.redis_server import embedded_redis
 from api.errors import StoreUnavailable
 from api.observability.metrics import Metrics
-from api.ports.cache import NewAnswer
+from api.ports.answer_cache import NewAnswer
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.cache.answers import RedisAnswerCache

@@ -10,7 +10,7 @@ import orjson
 import pytest
 from redis.asyncio import Redis
 
-from api.ports.cache import Selection
+from api.ports.answer_cache import Selection
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.cache.sweep import RedisCacheSweep

@@ -17,7 +17,7 @@ from api.knowledge.retrieval import RetrievalPolicy, Retriever
 from api.observability.metrics import Metrics
 from api.observability.worker_telemetry import WorkerTelemetry
 from api.ports.coordination import TextOutput
-from api.ports.models import CurrentIdentity
+from api.ports.inference import CurrentIdentity
 from api.ports.question import Query, Template, Timings
 from api.query.cache import CacheBudget, CachePolicy, SemanticCache
 from api.query.cache_key import CacheKeyBuilder

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from redis.asyncio import Redis
 
-from api.ports.cache import Neighbourhood, Selection
+from api.ports.answer_cache import Neighbourhood, Selection
 from api.ports.document_work import tags_about, tags_of
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys

@@ -12,7 +12,7 @@ import pytest
 from redis.asyncio import Redis
 
 from api.knowledge.ingestion_worker import StaleEmbeddings
-from api.ports.models import CurrentIdentity
+from api.ports.inference import CurrentIdentity
 from api.ports.telemetry import Telemetry
 from api.query.prompt_template import PACKAGED
 from api.redis_store.health_gated import HealthGatedRedis

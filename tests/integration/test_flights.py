@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 
 from api.embedded.redis_server import EmbeddedRedis
 from api.errors import UpstreamError, UpstreamFault
-from api.ports.cache import Claim
+from api.ports.answer_cache import Claim
 from api.ports.coordination import AnswerOutput, FlightSubscription
 from api.ports.telemetry import Telemetry
 from api.redis_store.client import RedisAddress, blocking_reader, short_commands

@@ -15,7 +15,7 @@ import pytest
 from redis.asyncio import Redis
 
 from api.redis_store.client import RedisAddress, short_commands
-from api.redis_store.connections import TcpConnection
+from api.redis_store.redis_connections import TcpConnection
 from tests.stub_ollama import StubOllama
 from tests.support.service import Service
 from tests.support.waiting import wait_until_async

@@ -10,7 +10,7 @@ import pytest
 from redis.asyncio import Redis
 
 from api.knowledge.ingestion_worker import LOOKED_AT
-from api.ports.documents import DocumentFacts, Draft
+from api.ports.document_store import DocumentFacts, Draft
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.documents.documents import RedisDocuments

@@ -11,7 +11,7 @@ import redis as sync_redis
 from redis.asyncio import Redis
 
 from api.knowledge.retrieval import PassageQuery, Retrieved
-from api.ports.documents import Listing
+from api.ports.document_store import Listing
 from tests.integration.test_document_races import NEW, OLD, cut
 from tests.support.knowledge_worker import GatedEmbedder, Worker, worker
 from tests.support.stored_corpus import StoredChunk, StoredCorpus

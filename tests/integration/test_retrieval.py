@@ -12,7 +12,7 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from api.ports.documents import DocumentFilter
+from api.ports.document_store import DocumentFilter
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.documents.passages import RedisPassageIndex

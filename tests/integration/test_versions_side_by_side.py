@@ -13,7 +13,7 @@ import pytest
 from redis.asyncio import Redis
 
 from api.knowledge.plain_text import KINDS, MARKDOWN
-from api.ports.documents import DocumentFacts, Draft
+from api.ports.document_store import DocumentFacts, Draft
 from api.redis_store.client import RedisAddress, short_commands
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys

@@ -14,8 +14,8 @@ from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
 
+from api.bulkhead.bulkhead_rules import BulkheadPolicy
 from api.bulkhead.fleet_bulkhead import FleetBulkhead, kept_alive
-from api.bulkhead.rules import BulkheadPolicy
 from api.errors import BulkheadFull
 from api.redis_store.client import RedisAddress, blocking_reader, short_commands
 from api.redis_store.health_gated import HealthGatedRedis

@@ -14,8 +14,8 @@ from redis.asyncio import Redis
 from api.knowledge.chunking import estimated_tokens
 from api.knowledge.document_service import Upload
 from api.observability.metrics import Metrics
-from api.ports.documents import DocumentFacts
-from api.ports.models import CurrentIdentity
+from api.ports.document_store import DocumentFacts
+from api.ports.inference import CurrentIdentity
 from api.ports.telemetry import Telemetry
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys

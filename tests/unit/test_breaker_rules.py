@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from api.breaker import rules
+from api.breaker import breaker_rules as rules
 from api.breaker.state import BreakerPolicy, BreakerState, CallOutcome, State
 
 POLICY = BreakerPolicy(

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.bulkhead import rules
-from api.bulkhead.rules import (
+from api.bulkhead import bulkhead_rules as rules
+from api.bulkhead.bulkhead_rules import (
     AcquireResult,
     BulkheadReading,
     Priority,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from api.ports.documents import DocumentFilter
+from api.ports.document_store import DocumentFilter
 from api.ports.question import CacheControl, Query
 from api.query.cache_key import fingerprint
 from api.values import ChatMessage, EmbedderIdentity

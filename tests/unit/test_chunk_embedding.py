@@ -9,7 +9,7 @@ import pytest
 from api.errors import EmbeddingUnavailable, TextNotEmbedded
 from api.knowledge import chunk_embedding
 from api.knowledge.chunk_embedding import ChunkEmbedding, NotEmbedded
-from api.ports.models import CurrentIdentity
+from api.ports.inference import CurrentIdentity
 from api.values import BatchSize, EmbedderIdentity, Embedding
 
 Failing = Callable[[int, Sequence[str]], Exception | None]

@@ -12,10 +12,10 @@ from pydantic import BaseModel
 
 from api.app import create_app
 from api.endpoints import ollama_wire, openai_wire
-from api.endpoints.cache import WarmUpIn
 from api.endpoints.description import Problem
 from api.endpoints.problems import PROBLEM_JSON, problem_document
 from api.endpoints.query import QueryIn
+from api.endpoints.semantic_cache import WarmUpIn
 from api.endpoints.streaming import SourceOut
 from api.errors import NotFound
 from api.settings import AccessSettings, Settings

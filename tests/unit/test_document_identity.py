@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from api.knowledge.document_service import content_digest, document_id
-from api.ports.documents import DocumentFacts
+from api.ports.document_store import DocumentFacts
 
 PLAIN = DocumentFacts("acme", "Holiday policy")
 SOURCED = replace(PLAIN, source="https://example.com/holiday")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from api.embedders.minilm import MARKS, MAX_TOKENS, MiniLM, model_files
 from api.knowledge.chunk_embedding import PLACE, EmbeddedText
 from api.knowledge.chunking import Chunker
-from api.ports.documents import Chunk, DocumentFacts
+from api.ports.document_store import Chunk, DocumentFacts
 from api.settings import ONNX_CHUNK_TOKENS, DocumentSettings
 
 pytestmark = pytest.mark.slow

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from api import cancellation as background
+from api.bulkhead.bulkhead_rules import AcquireResult, BulkheadPolicy, Taken
 from api.bulkhead.fleet_bulkhead import FleetBulkhead, kept_alive
-from api.bulkhead.rules import AcquireResult, BulkheadPolicy, Taken
 from api.single_flight import fleet_flights as flights_following
 from api.single_flight.fleet_flights import FleetFlights, kept_in_step
 from tests.support.waiting import wait_until_async

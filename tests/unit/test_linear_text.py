@@ -32,7 +32,7 @@ from api.knowledge.readers import html
 from api.languages.identify import LATIN, language_of, words_outside
 from api.ollama.embedding import unread_of
 from api.ports import question as cache_control
-from api.ports.documents import Chunk, DocumentFacts, DocumentFilter
+from api.ports.document_store import Chunk, DocumentFacts, DocumentFilter
 from api.ports.question import Query
 from api.query import citations, condense
 from api.query import prompt as prompt_budget

@@ -11,7 +11,7 @@ import pytest
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
-from worker_config.connections import MAX_HEAD_BYTES, PlainProtocol
+from worker_config.client_connections import MAX_HEAD_BYTES, PlainProtocol
 
 OFFER = "POST /query HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 5\r\n\r\n"
 LAST = "GET /last HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"

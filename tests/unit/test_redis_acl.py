@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from api.cli.commands import commands
-from api.ports.cache import Store
+from api.ports.answer_cache import Store
 from api.redis_store.acl import acl_commands, acl_line
 
 STORE = Path(__file__).parents[2] / "api" / "redis_store"

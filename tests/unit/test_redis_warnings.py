@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from api.ports.cache import Store
+from api.ports.answer_cache import Store
 from api.redis_store.diagnostics import ADVICE, server_facts, warnings_of
 
 GOOD: dict[str, Any] = {

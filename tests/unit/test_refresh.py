@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from api.errors import BreakerOpen
-from api.ports.cache import Claim
+from api.ports.answer_cache import Claim
 from api.ports.question import Query
 from api.ports.telemetry import Telemetry
 from api.query.cache import Lookup

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from api.backends.embedder import RememberedEmbedder
-from api.ports.models import CurrentIdentity
+from api.ports.inference import CurrentIdentity
 from api.values import EmbedderIdentity, Embedding
 
 

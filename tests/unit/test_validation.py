@@ -11,10 +11,10 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from api.endpoints import ollama_wire, openai_wire
-from api.endpoints.cache import WarmQuestionIn, WarmUpIn
 from api.endpoints.documents import DocumentIn, FormIn
 from api.endpoints.dropin_wire import parsed
 from api.endpoints.query import QueryIn
+from api.endpoints.semantic_cache import WarmQuestionIn, WarmUpIn
 from api.endpoints.validation import MAX_CONTAINERS, MAX_FAULTS, json_of, validated
 from api.errors import InvalidRequest
 

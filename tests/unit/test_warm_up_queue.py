@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from api.errors import BulkheadFull
-from api.ollama import health as module
-from api.ollama.health import Load, WarmUp
+from api.ollama import backend_health as module
+from api.ollama.backend_health import Load, WarmUp
 
 LOADS = (Load("text", "/api/generate", b"{}"), Load("vectors", "/api/embed", b"{}", "-embed"))
 

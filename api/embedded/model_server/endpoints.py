@@ -13,7 +13,7 @@ from api.embedded.model_server.bodies import EmbedBody, EmbeddingsBody, OllamaFa
 from api.embedded.model_server.catalog import LABEL, Model
 from api.embedded.model_server.engine import state_of
 from api.errors import EmbeddingUnavailable
-from api.ports.models import Embedder
+from api.ports.inference import Embedder
 from api.values import NO_TENANT, Vector
 
 VERSION: Final = "0.0.0-ragherd-standin"

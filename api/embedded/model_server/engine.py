@@ -25,7 +25,7 @@ from api.embedded.model_server.catalog import CONTEXT_TOKENS, NOT_INSTALLED, Cat
 from api.embedders.minilm import model_files
 from api.embedders.onnx import OnnxEmbedder
 from api.errors import SettingsError
-from api.ports.models import Embedder
+from api.ports.inference import Embedder
 
 PLACEHOLDER: Final = re.compile(r"\{\{-?\s*(.*?)\s*-?\}\}", re.DOTALL)
 

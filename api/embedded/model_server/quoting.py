@@ -17,7 +17,7 @@ import numpy as np
 from api.embedded.model_server.bodies import ChatBody, OllamaFault
 from api.embedded.model_server.engine import Finished
 from api.errors import EmbeddingUnavailable
-from api.ports.models import Embedder
+from api.ports.inference import Embedder
 from api.values import NO_TENANT
 
 NO_ANSWER: Final = "The passages do not say."

@@ -1,4 +1,4 @@
--- The circuit breaker. api/breaker/rules.py has the same rules in Python; a test runs both side by side.
+-- The circuit breaker. api/breaker/breaker_rules.py has the same rules in Python; a test runs both side by side.
 -- KEYS[1] hash    rag:cb:{name}          state, epoch, since_ms, until_ms, forced, counts ...
 -- KEYS[2] hash    rag:cb:{name}:window   <second>:ok|slow|fail|slowfail -> count
 -- KEYS[3] zset    rag:cb:{name}:permits  token -> end of its lease (ms)

@@ -1,5 +1,5 @@
--- The bulkhead: permits for calls to Ollama, and the queue for them. api/bulkhead/rules.py has the same rules in Python
--- and describes tickets.
+-- The bulkhead: permits for calls to Ollama, and the queue for them.
+-- api/bulkhead/bulkhead_rules.py has the same rules in Python and describes tickets.
 -- KEYS[1] zset  rag:bulkhead:{name}          ticket -> end of its lease (ms): the permits
 -- KEYS[2] zset  rag:bulkhead:{name}:queue    ticket -> 0: the queue, in byte order
 -- KEYS[3] zset  rag:bulkhead:{name}:waiting  ticket -> end of its lease (ms): the tickets in the queue that are alive

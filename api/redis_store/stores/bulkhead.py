@@ -12,7 +12,7 @@ from typing import Any
 
 from redis.commands.core import AsyncScript
 
-from api.bulkhead.rules import (
+from api.bulkhead.bulkhead_rules import (
     AcquireResult,
     BulkheadPolicy,
     BulkheadReading,

@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from redis.commands.core import AsyncScript
 
 from api.errors import StoreUnavailable
-from api.ports.cache import Claim
+from api.ports.answer_cache import Claim
 from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import Keys
 from api.redis_store.scripts import Reader, messages, script

@@ -14,7 +14,7 @@ import orjson
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from api.ports.backup import StoredAnswer, StoredDocument
+from api.ports.backup_storage import StoredAnswer, StoredDocument
 from api.ports.document_work import EmbeddedChunk
 from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import CacheKeys, Keys

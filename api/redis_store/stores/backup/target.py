@@ -19,10 +19,10 @@ import orjson
 from redis.asyncio import Redis
 
 from api.errors import StoreUnavailable
-from api.ports.backup import AnswerOutcome, DocumentOutcome, StoredAnswer, StoredDocument
-from api.ports.cache import CacheSweep, Selection
+from api.ports.answer_cache import CacheSweep, Selection
+from api.ports.backup_storage import AnswerOutcome, DocumentOutcome, StoredAnswer, StoredDocument
+from api.ports.document_store import Document, Draft, FailedChunk
 from api.ports.document_work import Deletions, EmbeddedChunk, Work, tags_about
-from api.ports.documents import Document, Draft, FailedChunk
 from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import CacheKeys, Keys
 from api.redis_store.lease import RedisLeaderLease

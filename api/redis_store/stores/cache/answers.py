@@ -10,8 +10,8 @@ from typing import Any, Final
 import orjson
 
 from api.errors import DocumentsChanged, StoreUnavailable
-from api.ports.cache import CachedQuestion, Claim, ExactLookup, NewAnswer, RetrievalSnapshot
-from api.ports.documents import DocumentFilter
+from api.ports.answer_cache import CachedQuestion, Claim, ExactLookup, NewAnswer, RetrievalSnapshot
+from api.ports.document_store import DocumentFilter
 from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import Keys
 from api.redis_store.scripts import script

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 from redis.asyncio import Redis
 from redis.exceptions import MovedError, RedisError, ResponseError
 
-from api.ports.cache import CachedQuestion
+from api.ports.answer_cache import CachedQuestion
 from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import CacheKeys, Keys
 from api.redis_store.scripts import now_ms, on_all, replies_of, scanned, script

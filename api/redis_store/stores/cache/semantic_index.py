@@ -21,7 +21,7 @@ from redisvl.query import CountQuery
 from redisvl.query.filter import Num
 
 from api.errors import EmbeddingUnavailable, StoreUnavailable
-from api.ports.models import Embedder
+from api.ports.inference import Embedder
 from api.redis_store.health_gated import HealthGated, HealthGatedClients
 from api.redis_store.keys import CacheKeys, Keys
 from api.redis_store.search_index import (

@@ -15,7 +15,7 @@ import numpy as np
 import orjson
 from redis.asyncio import Redis
 
-from api.ports.cache import Neighbourhood, Selection, Swept
+from api.ports.answer_cache import Neighbourhood, Selection, Swept
 from api.redis_store.health_gated import HealthGated, HealthGatedClients
 from api.redis_store.keys import CacheKeys, Keys
 from api.redis_store.scripts import on_all, replies_of, scanned, script

@@ -8,7 +8,7 @@ from typing import Any, Final, cast
 from redis.asyncio import Redis
 from redis.commands.core import AsyncScript
 
-from api.ports.cache import WarmUpCount, WarmUpProgress, WarmUpStatus
+from api.ports.answer_cache import WarmUpCount, WarmUpProgress, WarmUpStatus
 from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import Keys
 from api.redis_store.scripts import now_ms, script

@@ -14,8 +14,7 @@ import orjson
 from redis.asyncio import Redis
 
 from api.errors import StoreUnavailable
-from api.ports.document_work import EmbeddedChunk, Work, WorkPhase
-from api.ports.documents import (
+from api.ports.document_store import (
     Chunk,
     Document,
     DocumentFacts,
@@ -26,6 +25,7 @@ from api.ports.documents import (
     Page,
     Proposal,
 )
+from api.ports.document_work import EmbeddedChunk, Work, WorkPhase
 from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import Keys
 from api.redis_store.scripts import script, uploaded

@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 from redisvl.index import AsyncSearchIndex
 
-from api.ports.documents import Corpus, CurrentDocument, DocumentFilter, Hit, Rankings
+from api.ports.document_store import Corpus, CurrentDocument, DocumentFilter, Hit, Rankings
 from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import Keys
 from api.redis_store.scripts import replies_of

@@ -14,8 +14,8 @@ from typing import Any, Final
 import orjson
 from redis.asyncio import Redis
 
+from api.ports.document_store import FailedChunk
 from api.ports.document_work import Delayed, EmbeddedChunk, Work, Written
-from api.ports.documents import FailedChunk
 from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import Keys
 from api.redis_store.scripts import downloaded, script, uploaded

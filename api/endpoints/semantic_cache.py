@@ -17,7 +17,7 @@ from api.endpoints.query import Name, QueryIn, Question, build_query
 from api.endpoints.validation import IsInteger, IsText, Options, StrictBody, json_of, refused, validated
 from api.endpoints.worker_state import AppState, worker_state
 from api.errors import InvalidRequest, ServiceUnavailable
-from api.ports.cache import Invalidation, InvalidationKind, WarmUpProgress
+from api.ports.answer_cache import Invalidation, InvalidationKind, WarmUpProgress
 from api.query.candidates import CandidateOutcome
 from api.query.explain import Explained, Explanation
 from api.query.warm_up import WarmQuestion, WarmUps

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from api.ports.documents import Corpus, DocumentFilter
+from api.ports.document_store import Corpus, DocumentFilter
 from api.values import CachedAnswer, CacheMatch, EmbedderIdentity, Source, Usage, Vector
 
 

@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from api.ports.document_store import Document
 from api.ports.document_work import EmbeddedChunk
-from api.ports.documents import Document
 from api.values import Vector
 
 
