@@ -14,11 +14,11 @@ from typing import Annotated, Final
 import typer
 
 import api
-from api.cli.document_client import connected, find
+from api.cli.document_client import DocumentFile, connected, find
 from api.cli.ingest import CommonFields, Result, upload_all
 from api.cli.main import INTERRUPTED, UNUSABLE, end
 from api.cli.self_check import CheckFailed, run_self_check, summary
-from api.embedded.child_process import LaunchError
+from api.embedded.child_process import LaunchError, MissingPackage
 from api.embedded.stack import Stack, running_stack, stop_signals_interrupt
 from api.errors import SettingsError
 from api.settings import Settings, load_settings
@@ -26,6 +26,8 @@ from api.settings import Settings, load_settings
 COLLECTION: Final = "docs"
 TAG: Final = "ragherd"
 CONCURRENCY: Final = 4
+LEFT_OUT: Final = frozenset({"tutorial.md", "measurements.md", "redis-keys.md"})
+"""Transcripts and tables. The small model would quote the tutorial's printed answers instead of answering."""
 
 
 def documentation_folder() -> Path | None:
@@ -37,10 +39,16 @@ def documentation_folder() -> Path | None:
     return in_checkout if (root / "pyproject.toml").is_file() and in_checkout.is_dir() else None
 
 
+def demo_pages(folder: Path) -> tuple[DocumentFile, ...]:
+    """Returns the pages that explain the product in sentences, without `LEFT_OUT` and the decisions."""
+    files = find([folder], collection=COLLECTION).files
+    return tuple(file for file in files if file.path.parent == folder.resolve() and file.path.name not in LEFT_OUT)
+
+
 def store_documentation(url: str, settings: Settings, report: Callable[[str], None]) -> int:
     """Stores the documentation. Returns the number of stored pages; 0 if there are none or the service refuses them."""
     folder = documentation_folder()
-    files = find([folder], collection=COLLECTION).files if folder else ()
+    files = demo_pages(folder) if folder else ()
     if not files:
         return 0
     keys = settings.access.admins()
@@ -92,6 +100,8 @@ def _serve(settings: Settings, docs: bool) -> None:
             _store(stack, settings, docs)
             typer.echo(summary(stack, settings))
             stack.watch()
+    except MissingPackage as error:
+        raise end(str(error), UNUSABLE) from None
     except LaunchError as error:
         raise end(str(error)) from None
     except KeyboardInterrupt:
@@ -108,6 +118,8 @@ def _check(settings: Settings, docs: bool) -> None:
     try:
         with running_stack(settings, DATA_DIR, typer.echo) as stack:
             run_self_check(stack, settings, typer.echo, grounded=_store(stack, settings, docs) > 0)
+    except MissingPackage as error:
+        raise end(str(error), UNUSABLE) from None
     except (LaunchError, CheckFailed) as error:
         raise end(f"check failed: {error}") from None
     except KeyboardInterrupt:

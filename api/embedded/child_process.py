@@ -103,6 +103,10 @@ class LaunchError(Exception):
     """A process could not be started, or ended unexpectedly."""
 
 
+class MissingPackage(LaunchError):
+    """A package that a process needs is not installed. The message says how to install it."""
+
+
 class ChildEnded(LaunchError):
     """A child process ended by itself. `code` is its exit code, or the negative number of the signal that ended it."""
 

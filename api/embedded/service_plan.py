@@ -138,6 +138,12 @@ def language_model(settings: Settings, backends: BackendPlan) -> str:
     return backends.ollama_model or settings.ollama.llm_model
 
 
+def needs_packaged_embedder(settings: Settings) -> bool:
+    """Returns whether the service loads the embedder of the packages: by default, or with EMBEDDER=onnx."""
+    chosen = settings.embedder
+    return chosen.embed_model_path is None and (not is_set(chosen, "embedder") or chosen.embedder == "onnx")
+
+
 def service_environment(
     settings: Settings, backends: BackendPlan, where: Addresses, inherited: Mapping[str, str]
 ) -> dict[str, str]:

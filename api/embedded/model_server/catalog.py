@@ -86,6 +86,13 @@ def text_weights() -> Path:
     return files[0]
 
 
+def require_model_packages() -> None:
+    """Raises `SettingsError` that says what to install. Loads nothing."""
+    text_weights()
+    if importlib.util.find_spec("xllamacpp") is None:
+        raise SettingsError(NOT_INSTALLED)
+
+
 def describe(text: Path, embedding: Path) -> Catalog:
     """Returns the catalog of two weight files. Reads them once for their digests, which takes 0.2 s."""
     return Catalog(
