@@ -9,10 +9,15 @@ One call goes through the bulkhead and the circuit breaker of its backend: admit
 comes last, so that no half-open permit waits in line. An open one is asked first, so that nobody waits in vain.
 
 `Generations` are calls that write as they go: one that fails before its first word goes on elsewhere, unseen.
+
+`Thinking` takes what a model thinks out of its answer. Ollama hands thoughts over apart from the answer, where it knows
+the model. Of a model that it does not know they stand at the beginning of the text, between tags. Anywhere else such a
+tag is part of the answer.
 """
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -21,12 +26,84 @@ from functools import partial
 from itertools import count
 from typing import Any, Final, Generic, TypeVar
 
-from api.backends.thinking import Thinking
 from api.errors import BreakerOpen, BulkheadFull, RagherdError, UpstreamError, UpstreamFault
 from api.ports.coordination import Attempt, Breaker, Bulkhead, Retries, TextOutput
 from api.ports.inference import LanguageModel
 from api.ports.telemetry import Telemetry
 from api.values import BackendHealth, Generation, GenerationEnd, GenerationRequest, Retry, Source, Thought, model_key
+
+_OPENINGS: Final = ("<think>", "<thinking>", "[think]")
+_CLOSING: Final = re.compile(r"</think>|</thinking>|\[/think\]", re.IGNORECASE)
+_LONGEST_CLOSING: Final = len("</thinking>")
+
+
+class Thinking:
+    """Takes the thoughts out of one answer, piece by piece; however it is cut, the same comes out."""
+
+    def __init__(self) -> None:
+        self._thoughts: list[str] = []
+        self._held: list[str] = []  # white space before a tag
+        self._tag = ""  # the beginning of a tag, or of its end
+        self._inside = False
+        self.is_over = False
+        """Whether the rest is all answer: nothing more needs to be fed."""
+
+    @property
+    def thoughts(self) -> str:
+        """What was thought so far."""
+        return "".join(self._thoughts).strip()
+
+    def thought(self, text: str) -> None:
+        """A thought that came apart from the answer."""
+        self._thoughts.append(text)
+
+    def feed(self, text: str) -> str:
+        """What is certain of the answer by now, but for what was given before."""
+        while text and not self.is_over:
+            text = self._think(text) if self._inside else self._begin(text)
+        return text
+
+    def end(self) -> str:
+        """The rest."""
+        if self._inside:
+            self._thoughts.append(self._tag)
+            return ""
+        return "" if self.is_over else self._release("")
+
+    def _begin(self, text: str) -> str:
+        """Until the first character that can begin no tag. What it returns is still to be read."""
+        if not self._tag:
+            bare = text.lstrip()
+            self._held.append(text[: len(text) - len(bare)])
+            text = bare
+        for place, character in enumerate(text, start=1):
+            self._tag += character
+            if self._tag.lower() in _OPENINGS:
+                self._inside, self._tag, self._held = True, "", []
+                return text[place:]
+            if not any(opening.startswith(self._tag.lower()) for opening in _OPENINGS):
+                self.is_over = True
+                return self._release(text[place:])
+        return ""
+
+    def _release(self, rest: str) -> str:
+        """It was no tag. White space behind thoughts goes with them."""
+        before = "" if self._thoughts else "".join(self._held)
+        return f"{before}{self._tag}{rest}"
+
+    def _think(self, text: str) -> str:
+        """Until the tag at the end of the thoughts; a part of it may still be to come."""
+        text, self._tag = f"{self._tag}{text}", ""
+        found = _CLOSING.search(text)
+        if found is not None:
+            self._thoughts.append(text[: found.start()])
+            self._inside = False
+            return text[found.end() :]
+        begun = max(text.rfind(mark, max(0, len(text) - _LONGEST_CLOSING + 1)) for mark in "<[")
+        end = begun if begun >= 0 else len(text)
+        self._thoughts.append(text[:end])
+        self._tag = text[end:]
+        return ""
 
 
 @dataclass(frozen=True, slots=True)

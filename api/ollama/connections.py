@@ -1,6 +1,6 @@
 """httpcore's connection pool with another way of handing out connections, and what is counted of each request.
 
-Three faults of httpcore 1.0.9 are mended here, through its private API (pinned in pyproject.toml; a test compares
+Four faults of httpcore 1.0.9 are mended here, through its private API (pinned in pyproject.toml; a test compares
 the version):
 
 - encode/httpcore #1093 (also #658, #830, #961): a request that is cancelled between being given a connection and
@@ -10,6 +10,9 @@ the version):
   hold against asyncio's own cancellation. Here the slot is given back whatever interrupts the closing.
 - Assigning looks at every connection for every connection and for every waiting request (quadratic, with a `poll`
   system call each): 25 ms of CPU per request at 100 connections. Here it is one pass.
+
+- anyio's locks give up the event loop once even when they are free: three rounds of the loop for each request. A
+  connection that serves one request at a time gets locks that do not.
 
 Once upstream has mended these, `httpcore.AsyncConnectionPool` itself does, and `LinearPool` can go.
 
@@ -80,6 +83,12 @@ class LinearPool(httpcore.AsyncConnectionPool):
         self._requests.remove(request)
         return self._assign_requests_to_connections()
 
+    def create_connection(self, origin: httpcore.Origin) -> httpcore.AsyncConnectionInterface:
+        """With a lock that does not give up the event loop while it is free, as anyio's does."""
+        connection = super().create_connection(origin)
+        connection._request_lock = asyncio.Lock()  # type: ignore[attr-defined]
+        return connection
+
     def _assign_requests_to_connections(self) -> list[httpcore.AsyncConnectionInterface]:
         """One pass over requests and connections; returns the connections to close. No I/O but `poll` on idle ones."""
         waiting = [request for request in self._requests if request.is_queued()]
@@ -137,6 +146,7 @@ class LinearPool(httpcore.AsyncConnectionPool):
         while idle:
             connection = idle.pop()
             if not connection.has_expired() and connection.can_handle_request(origin):
+                connection._connection._state_lock = asyncio.Lock()  # type: ignore[attr-defined]
                 return connection
             closing.append(connection)  # expired, or of another origin: a pool of this service has only one
         return None

@@ -58,7 +58,7 @@ _LONG: Final = re.compile(rf"\w{{{LONG_WORD + 1},}}")
 
 def scripts_to_read(texts: Iterable[str]) -> set[str]:
     """The scripts of some texts, but for Latin, which every model reads."""
-    return {script for text in texts for script in scripts_of(text)} - {LATIN}
+    return {script for text in texts if not text.isascii() for script in scripts_of(text)} - {LATIN}
 
 
 def is_read(vectors: np.ndarray[Any, np.dtype[np.float32]]) -> bool:

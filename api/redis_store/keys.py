@@ -117,6 +117,7 @@ class Keys:
 
     # -- the cache ----------------------------------------------------------------------------------------------------
 
+    @lru_cache(4096)  # noqa: B019 - a worker has one of these, and few scopes
     def partition(self, scope: str) -> CacheKeys:
         """The partition that holds the answers of a scope."""
         return self.partitions[crc32(scope.encode()) % self.cache_partitions]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from api.errors import UpstreamError, UpstreamFault
 from api.ports.answer_cache import Claim
@@ -285,6 +285,13 @@ class Flight:
         self.woken = asyncio.Event()
         self.is_published = False
         self.task: asyncio.Task[None] | None = None
+
+    def begin(self, flying: Coroutine[Any, Any, None], tasks: set[asyncio.Task[None]]) -> asyncio.Task[None]:
+        """Starts the flight's task, which is among `tasks` until it ends."""
+        self.task = task = asyncio.create_task(flying, name="flight")
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+        return task
 
     def follow(self, place: str) -> None:
         """Another worker does. `place` is where this one stands."""

@@ -76,13 +76,13 @@ class FleetFlights:
         reader = FlightReader(flight, buffered=buffered, first=first)
         flight.subscribers += 1
         if first:
-            self._begin(flight, self._fly(flight))
+            flight.begin(self._fly(flight), self._flying)
         try:
             yield reader
         finally:
-            reader.close()
             flight.subscribers -= 1
             self._end_if_unwanted(flight)
+            reader.close()
 
     @asynccontextmanager
     async def alone(self, lead: Lead, *, buffered: bool) -> AsyncGenerator[FlightSubscription, None]:
@@ -93,19 +93,13 @@ class FleetFlights:
         flight = Flight(ALONE, lead, 0, 0, self._require_wanted)
         flight.subscribers = 1
         reader = FlightReader(flight, buffered=buffered, first=True)
-        task = self._begin(flight, self._fly_alone(flight))
+        task = flight.begin(self._fly_alone(flight), self._flying)
         try:
             yield reader
         finally:
             reader.close()
             flight.subscribers = 0
             await cancel_and_wait([task])
-
-    def _begin(self, flight: Flight, flying: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        flight.task = task = asyncio.create_task(flying, name="flight")
-        self._flying.add(task)
-        task.add_done_callback(self._flying.discard)
-        return task
 
     @asynccontextmanager
     async def exclusive(self, key: FlightKey) -> AsyncGenerator[Claim | None, None]:

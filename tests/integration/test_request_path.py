@@ -13,7 +13,7 @@ from tests.stub_ollama import StubOllama
 LIMITS: Final[Mapping[str, Mapping[str, int]]] = {
     "exact": {"files": 25, "changes": 60, "calls": 90},
     "semantic": {"files": 45, "changes": 180},
-    "miss": {"files": 50, "changes": 335},
+    "miss": {"files": 50, "changes": 300},
 }
 
 

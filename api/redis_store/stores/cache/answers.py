@@ -88,9 +88,9 @@ class RedisAnswerCache:
         part = self._keys.partition(scope)
         if not self._indexes.by_partition[part].supported:
             raise StoreUnavailable("Redis has no search module")
+        arguments: list[str | int] = [4, *_tags(digest, tenant), f"corpus:{tenant}", *FIELDS]
         key = part.entry(scope, digest)
         keys = [key, part.invalidated]
-        arguments: list[str | int] = [4, *_tags(digest, tenant), f"corpus:{tenant}", *FIELDS]
         redis = self._redis.of(key)
         reply = await redis.run("exact_lookup", partial(self._find, keys, arguments))
         now_ms, invalidated_ms, values = int(reply[0]), int(reply[1]), reply[2:]
@@ -122,7 +122,6 @@ class RedisAnswerCache:
         `DocumentsChanged` if only the documents changed: the caller checks whether the answer would be the same.
         """
         part = self._keys.partition(scope)
-        key, eviction = part.entry(scope, digest), part.eviction_keys
         fields, grounds = _fields(scope, vector, answer), answer.grounds
         cited = dict.fromkeys(source.document_id for source in answer.sources)
         tags = [*_tags(digest, answer.tenant), *(f"source:{document}" for document in cited)]
@@ -132,7 +131,8 @@ class RedisAnswerCache:
         looked: list[Any] = [f"corpus:{answer.tenant}", grounds.at_ms] if grounds is not None else ["", 0]
         asked: list[Any] = [*self._limits, answer.tenant, fence, answer.asked_ms, tokens, *looked, TAGS_LIFETIME_MS]
         arguments = [*asked, len(tags), *tags, *pairs]
-        keys = [key, part.invalidated, *eviction, *flight]
+        key = part.entry(scope, digest)
+        keys = [key, part.invalidated, *part.eviction_keys, *flight]
         reply = await self._redis.of(key).run("store", partial(self._store, keys, arguments))
         if not reply:
             return None
