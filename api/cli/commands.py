@@ -16,7 +16,7 @@ from api import __version__
 from api.cli.main import ctrl_c_exits
 
 COMMANDS: Final = {
-    "serve": "Run the service. Its settings come from the environment.",
+    "serve": "Run the service. Its settings come from the environment and from .env.",
     "dev": "Run everything on this machine, with a Redis and a small model if there are none.",
     "ingest": "Store files and folders as documents.",
     "plan": "Estimate the workers, Redis and GPUs that a load needs.",

@@ -1,6 +1,6 @@
 """Endpoints of the knowledge base: store, list, show and delete documents.
 
-POST /documents takes JSON with the text, or a form with a file. Responses with a long list are encode a few items at a
+POST /documents takes JSON with the text, or a form with a file. Responses with a long list are encoded a few items at a
 time, so that the event loop stays responsive.
 """
 

@@ -1,4 +1,4 @@
-"""How many client connections the descriptor limit allows."""
+"""The number of client connections depends on the file descriptor limit."""
 
 from __future__ import annotations
 
