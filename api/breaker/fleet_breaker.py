@@ -195,7 +195,7 @@ class FleetBreaker(pybreaker.CircuitBreaker):
 
     @property
     def rejects(self) -> bool:
-        """Whether a call would be rejected now, as far as this worker knows; no I/O."""
+        """Returns whether a call would be rejected now, as far as this worker knows; no I/O."""
         if not self.policy.enabled:
             return False
         if self._local:

@@ -135,7 +135,7 @@ class LocalView(pybreaker.CircuitBreakerStorage):
 
     @property
     def opened_at(self) -> datetime | None:
-        """When it opened, as last read; None unless it is open."""
+        """Time of opening, as last read; None unless it is open."""
         if self.reading is None or self.reading.breaker.state is not State.OPEN:
             return None
         return datetime.fromtimestamp(0, UTC) + timedelta(milliseconds=self.reading.breaker.since_ms)

@@ -23,7 +23,7 @@ class State(StrEnum):
 
 
 class CallOutcome(StrEnum):
-    """How one call ended, in the letters that the record script reads."""
+    """The outcome of one call, as the letter that the record script reads."""
 
     OK = "o"
     SLOW = "s"

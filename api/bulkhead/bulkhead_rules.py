@@ -1,9 +1,9 @@
-"""The rules as pure functions: who gets a permit, who waits, who goes next.
+"""The bulkhead's rules as pure functions: which call gets a permit, which queues, and which is next.
 
 The scripts in `redis_store/stores/bulkhead.lua` apply the same rules in Redis.
 
 Users go before background work. Among equals tenants take turns, and within a tenant the oldest goes first. A full
-queue accepts another call only in place of one with a weaker claim: background work makes room for users, and the
+queue accepts another call only in place of one with a weaker claim: background work gives way to users, and the
 tenant with the most queued calls for tenants with fewer. So no tenant can fill the queue for all others.
 
 A ticket names a call from its request until its permit is returned. Its bytes are its place in the queue: `user acme
@@ -32,7 +32,7 @@ NOBODY: Final = "-"
 
 
 class Priority(StrEnum):
-    """Who goes first."""
+    """The priority of a call: users go first."""
 
     USER = "user"
     BACKGROUND = "background"
@@ -159,12 +159,12 @@ def take(
 
 
 def _anybody_before(line: WaitQueue, priority: Priority) -> bool:
-    """Whether a new call must queue: behind a free permit only background work waits."""
+    """Returns whether a new call must queue. While a permit is free, only background work waits."""
     return any(priority is Priority.BACKGROUND or place(waiting)[0] is Priority.USER for waiting in line.queue)
 
 
 def _is_free(line: WaitQueue, limit: int, reserve: int, priority: Priority) -> bool:
-    """Whether there is a permit for this priority: `reserve` of them are for users only."""
+    """Returns whether there is a permit for this priority: `reserve` of them are for users only."""
     if len(line.held) >= limit:
         return False
     behind = sum(place(ticket)[0] is Priority.BACKGROUND for ticket in line.held)

@@ -1,1 +1,1 @@
-"""Turns documents into passages and retrieves them."""
+"""The knowledge base: turns documents into passages and retrieves them."""

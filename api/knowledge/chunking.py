@@ -116,7 +116,7 @@ def in_context(title: str, heading: str, text: str) -> str:
 
 
 def _headings(text: str) -> list[tuple[int, str]]:
-    """Where each heading ends, and the heading path from there on. Ignores lookalikes in code."""
+    """Returns the end of each heading, and the heading path from there on. Ignores lookalikes in code."""
     code = [found.span() for found in FENCED.finditer(text)]
     starts = [start for start, _ in code]
     paths: list[tuple[int, str]] = []

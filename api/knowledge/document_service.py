@@ -1,4 +1,4 @@
-"""Stores, lists and deletes documents, on any worker.
+"""Document identity (source, version, content), and the service that stores, lists and deletes documents.
 
 A document is identified by its `source` within its tenant: uploading the same source replaces it. Without a source it
 is identified by its title if it has a `version`, by its file name if it has no title, else by its content.
@@ -28,7 +28,7 @@ _ID: Final = re.compile(r"[0-9a-f]{24}")
 
 
 def is_document_id(text: str) -> bool:
-    """Whether the id is valid. Other ids could collide with keys next to a document's in Redis."""
+    """Returns whether the id is valid. Other ids could collide with keys next to a document's in Redis."""
     return _ID.fullmatch(text) is not None
 
 

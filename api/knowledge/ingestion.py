@@ -86,7 +86,7 @@ class Ingestion:
         """Held while a lease is taken, so that every lease of this worker is in `_under_way`."""
 
     def is_at(self, document: str) -> bool:
-        """Whether this worker is processing a document now."""
+        """Returns whether this worker is processing a document now."""
         return document in self._under_way
 
     async def carry_out(self, document: str) -> bool:
@@ -126,7 +126,7 @@ class Ingestion:
             raise
 
     async def is_waiting(self, document: str) -> bool:
-        """Whether the document has pending work. Raises `StoreUnavailable`."""
+        """Returns whether the document has pending work. Raises `StoreUnavailable`."""
         return await self._work.exists(document)
 
     async def _to_its_end(self, work: Work) -> None:

@@ -1,6 +1,7 @@
-"""Background work on documents: pending changes, documents of an earlier embedder, and chunks of unused embedders.
+"""Runs a worker's background work on documents: pending changes, re-embedding, and deleting unused chunks.
 
-Chunks of a replaced embedder are kept for a rollback and deleted later.
+Documents of an earlier embedder are embedded again. Chunks of a replaced embedder are kept for a rollback and deleted
+later.
 """
 
 from __future__ import annotations
@@ -127,7 +128,7 @@ async def _kept(lease: LeaderLease) -> AsyncIterator[None]:
 
 
 USE_SECONDS: Final = 10.0
-"""How often a worker reports the embedder it uses."""
+"""Seconds between two reports of the embedder that a worker uses."""
 CLEAN_SECONDS: Final = 60.0
 CLEANING_LEASE_SECONDS: Final = 25.0
 

@@ -1,4 +1,4 @@
-"""Decodes text files and normalizes text; detects the kind of a file by its content, name or media type. Pure."""
+"""Detects a file's type, decodes text files and normalizes text. Pure."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def decoded(data: bytes, said: str | None = None) -> str:
 
 
 def _is_mostly_utf8(data: bytes) -> bool:
-    """Whether more of the non-ASCII bytes are UTF-8 than not: other encodings hardly ever look like it by chance."""
+    """Returns whether most non-ASCII bytes are UTF-8. Other encodings hardly ever look like it by chance."""
     valid = data.decode("utf-8", "ignore")
     characters = len(valid) - len(data.translate(None, _BEYOND_ASCII))
     return characters >= len(data) - len(valid.encode())

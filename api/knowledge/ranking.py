@@ -1,18 +1,15 @@
-"""Several rankings of the same things, fused into one: weighted reciprocal rank fusion. Pure.
+"""Ranks passages: reciprocal rank fusion, passages with rare terms first, and re-ranking by a cross-encoder.
 
-After Cormack, Clarke and Buettcher, "Reciprocal Rank Fusion outperforms Condorcet and individual Rank Learning Methods"
-(SIGIR 2009): a thing is worth the sum of weight / (K + its rank) over the rankings that have it.
+Weighted reciprocal rank fusion after Cormack, Clarke and Buettcher, "Reciprocal Rank Fusion outperforms Condorcet and
+individual Rank Learning Methods" (SIGIR 2009): a passage scores the sum of weight / (K + its rank) over the rankings
+that contain it.
 
-Terms of a question that stand in very few passages, such as codes, figures and names: those passages lead. Pure.
+An embedder can hardly tell `7Q-4821` from `7Q-4812`, and rank fusion outweighs the one passage that has the code. So a
+passage with a rare code comes first. One with a rare name comes second: the passage that explains an acronym often does
+not contain it.
 
-An embedder tells `7Q-4821` from `7Q-4812` badly, and a fusion of ranks outweighs the one passage that has the code. So
-a passage with a rare code comes first. One with a rare name comes second: what an acronym stands for is often explained
-where the acronym itself is missing.
-
-Which term is rare is counted among the passages that were found. The search by words ranks a passage with a rare word
-first, so where few passages have it, all of them are among those found.
-
-The order of passages by a cross-encoder, which reads question and passage together.
+A term is rare if few of the passages found contain it. The search by words ranks a passage with a rare word first, so
+if few passages have the word, all of them are among those found.
 """
 
 from __future__ import annotations
@@ -86,7 +83,7 @@ class Leading(Generic[Place]):
     by_name: Sequence[Place] = ()
 
     def __contains__(self, place: object) -> bool:
-        """Whether a passage is relevant whatever its cosine."""
+        """Returns whether a passage is relevant whatever its cosine."""
         return place in self.by_code or place in self.by_name
 
     def order(self, places: Sequence[Place]) -> list[Place]:
@@ -118,7 +115,7 @@ def _folded(terms: Sequence[str]) -> tuple[str, ...]:
 
 
 def leading(question: str, passages: Mapping[Place, str]) -> Leading[Place]:
-    """The passages found, by position."""
+    """Returns the positions of the passages that contain a rare term of the question."""
     terms = distinctive_terms(question)
     if not (terms.codes or terms.names):
         return Leading()
@@ -136,7 +133,7 @@ def _rarest(terms: Sequence[str], holders: Mapping[str, Sequence[Place]]) -> lis
 
 
 def _holders(wanted: set[str], passages: Mapping[Place, str]) -> dict[str, list[Place]]:
-    """The passages that have each term, as a whole term or as a part; only some for terms that are not rare.
+    """Returns the passages that have each term, as a whole term or as a part; only some for terms that are not rare.
 
     Most passages have none, so a text is tokenized only if it contains a term that may still be rare.
     """
@@ -164,15 +161,15 @@ class Reranking:
 
     @property
     def scope(self) -> str:
-        """What the order depends on. Answers under other scopes are not shared."""
+        """The re-ranker's settings as a string. Answers under other scopes are not shared."""
         return f"{self._reranker.fingerprint}/{self._most}"
 
     def reads(self, top_k: int) -> int:
-        """How many passages are re-ranked, the first by retrieval. The others cannot be sources."""
+        """Returns the number of passages to re-rank, the first by retrieval. The others cannot be sources."""
         return max(self._most, top_k)
 
-    async def verdicts(self, question: str, texts: Sequence[str]) -> list[float] | None:
-        """The relevance of each text, 0 to 1, in order; None if the re-ranker fails."""
+    async def scores(self, question: str, texts: Sequence[str]) -> list[float] | None:
+        """Returns the relevance of each text, 0 to 1, in order; None if the re-ranker fails."""
         began = time.perf_counter()
         try:
             found = await self._reranker.scores(question, texts)
@@ -182,8 +179,8 @@ class Reranking:
         self._telemetry.reranked(time.perf_counter() - began)
         return found
 
-    async def verdicts_in_background(self, question: str, texts: Sequence[str]) -> list[float] | None:
-        """The same, in the background: waits behind users."""
+    async def scores_in_background(self, question: str, texts: Sequence[str]) -> list[float] | None:
+        """Returns the same scores, but queues behind users."""
         try:
             return await self._reranker.scores(question, texts, background=True)
         except RerankingUnavailable:

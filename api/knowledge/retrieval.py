@@ -20,7 +20,7 @@ from api.ports.inference import Embedder
 from api.values import EmbedderIdentity, Source, Vector
 
 WIDENINGS: Final = 3
-"""How often a search is repeated with more candidates if too many results are not in service."""
+"""Number of times a search is repeated with more candidates if too many results are not in service."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ class Retriever:
         self, index: PassageIndex, embedder: Embedder, reranking: Reranking | None, policy: RetrievalPolicy
     ) -> None:
         self.corpus: Callable[[str], Awaitable[Corpus]] = index.corpus
-        """How much of a tenant there is to find. Raises `StoreUnavailable`."""
+        """Returns the number of passages that a tenant can find. Raises `StoreUnavailable`."""
         self._index = index
         self._embedder = embedder
         self._reranking = reranking
@@ -116,7 +116,7 @@ class Retriever:
         return Retrieved(tuple(sources), found.complete)
 
     async def would_change(self, wanted: PassageQuery, document: str) -> bool:
-        """Whether a document changes the result for a question, by being found or by displacing a re-ranked passage.
+        """Returns whether a document changes a question's result: it is found, or it displaces a re-ranked passage.
 
         True as well if that cannot be determined now. Raises as `retrieve` does.
         """
@@ -131,10 +131,10 @@ class Retriever:
         if read == without:
             return False
         either = list(dict.fromkeys([*read, *without]))
-        verdicts = await self._reranking.verdicts_in_background(wanted.question, found.texts(either))
-        if verdicts is None:
+        scores = await self._reranking.scores_in_background(wanted.question, found.texts(either))
+        if scores is None:
             return True
-        judged = dict(zip(either, verdicts, strict=True))
+        judged = dict(zip(either, scores, strict=True))
         best, best_without = (
             self._best(found, _by_worth([(place, judged[place]) for place in some]), wanted.top_k)
             for some in (read, without)
@@ -210,8 +210,8 @@ class Retriever:
         if self._reranking is None or not found.scored:
             return found.scored
         read = [place for place, _ in found.scored[: self._reranking.reads(wanted.top_k)]]
-        verdicts = await self._reranking.verdicts(wanted.question, found.texts(read))
-        return found.scored if verdicts is None else _by_worth(list(zip(read, verdicts, strict=True)))
+        scores = await self._reranking.scores(wanted.question, found.texts(read))
+        return found.scored if scores is None else _by_worth(list(zip(read, scores, strict=True)))
 
     def _best(self, found: _Found, scored: Scored, count: int) -> Scored:
         """The first `count`, without those contained in a better one's neighbours."""
@@ -224,7 +224,7 @@ class Retriever:
         return chosen
 
     def _contains(self, one: Hit, other: Hit) -> bool:
-        """Whether the passage is shown with the other: as one of the neighbours stored with it."""
+        """Returns whether the passage is one of the neighbours that are shown with the other."""
         return (
             self.policy.neighbours > 0
             and _place(one)._replace(number=0) == _place(other)._replace(number=0)

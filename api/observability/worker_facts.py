@@ -1,6 +1,6 @@
-"""What a worker reports about itself and its backends.
+"""Facts that a worker reports about itself and its backends.
 
-It reports to the fleet at each heartbeat, to Prometheus every second, and to operators on request.
+The fleet gets them at each heartbeat, Prometheus every second, and operators on request.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ FLEET_POOL_FIELDS: Final = (
 
 
 class RedisState(Protocol):
-    """What a worker knows of its Redis servers; no I/O."""
+    """A worker's view of its Redis servers; no I/O."""
 
     @property
     def warnings(self) -> Sequence[StoreWarning]: ...

@@ -1,4 +1,4 @@
-"""Counts and logs what one worker's rooms report: Prometheus metrics, counters of the fleet in Redis, and the log."""
+"""Counts and logs the events of one worker: Prometheus metrics, counters of the fleet in Redis, and the log."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
-"""What one worker knows of the health of its backends: probed by one worker of the fleet, read by all the others.
+"""Health checks of the backends, and warm-up: loading the models before the first question needs them.
 
-Loads the models into memory before the first question needs them: one worker of the fleet for each backend.
-
-Ollama gives up loading a model when the client that asked for it leaves. So the load belongs to a task of its own,
-which no request's deadline ends, on a connection of its own.
+One worker of the fleet probes the backends (`BackendWatch`); the others read its results. One worker per backend loads
+its models (`WarmUp`). Ollama stops loading a model when the client disconnects, so a separate task loads it over a
+separate connection, which no request's deadline ends.
 """
 
 from __future__ import annotations
@@ -28,9 +27,10 @@ from api.values import BackendHealth
 
 
 class BackendWatch:
-    """`interval`: seconds between two probes. `on_return` is told the name of a backend that answers again.
+    """One worker's knowledge of the backends' health.
 
-    What is known only puts the backends in order: whether one may be called is its breaker's to say.
+    `interval`: seconds between two probes. `on_return` is called with the name of a backend that answers again. The
+    health only orders the backends; a backend's breaker decides whether it may be called.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class BackendWatch:
         self._on_return = on_return
         self.digests = digests
         self.known: dict[str, BackendHealth] = {}
-        """What was last found of each backend."""
+        """The last known health of each backend."""
         self._left = False
 
     async def look(self) -> None:
@@ -62,14 +62,14 @@ class BackendWatch:
             with suppress(StoreUnavailable):  # then every worker probes for itself
                 await self._board.publish(self.known)
         else:
-            with suppress(StoreUnavailable):  # what was known stays
+            with suppress(StoreUnavailable):  # keep what is known
                 self._learn(await self._board.read())
                 await self._read_digests()
 
     async def begin(self) -> None:
-        """Learns which weights the models have: from the backends or, where one does not answer, from the fleet.
+        """Learns the digests of the models' weights from the backends or, if one does not answer, from the fleet.
 
-        Answers are cached by them: workers must agree from their first answer on.
+        They are part of the cache key, so workers must agree from their first answer on.
         """
         with suppress(StoreUnavailable):
             await self._read_digests()
@@ -81,7 +81,7 @@ class BackendWatch:
                     await self._board.publish_digests(name, health.digests)
 
     async def recall(self) -> None:
-        """Redis is back, and nobody is let through yet: a worker that started without either learns the weights."""
+        """Learns the digests when Redis is back, in case the worker started without it. Runs before other uses."""
         await self._read_digests(early=True)
 
     async def _read_digests(self, *, early: bool = False) -> None:
@@ -89,12 +89,12 @@ class BackendWatch:
             self.digests.learn(name, await self._board.digests(name, early=early))
 
     async def leave(self) -> None:
-        """Looks no more: another worker probes from now on."""
+        """Stops probing and releases the lease, so that another worker probes."""
         self._left = True
         await self._lease.release()
 
     async def keep_looking(self) -> None:
-        """For ever, jittered. A task of the worker's."""
+        """Probes forever, with jitter. A background task of the worker."""
         while True:
             await self.look()
             await asyncio.sleep(self._interval * random.uniform(0.8, 1.0))  # noqa: S311 - jitter
@@ -110,13 +110,13 @@ class BackendWatch:
 
 
 WARM_UP: Final = "warm-up"
-"""The tenant of loads in the bulkhead's line."""
+"""The tenant of loads in the bulkhead's queue."""
 LOAD_LIMIT: Final = 900.0
-"""Seconds. A load that takes longer is given up."""
+"""Seconds after which a load is abandoned."""
 LEASE: Final = 15.0
-"""Seconds. Renewed while the load goes on: when its worker dies, another takes over at the next occasion."""
+"""Seconds of the lease, which is renewed during the load. If the worker dies, another can take over."""
 DONE: Final = 30.0
-"""Seconds in which the load, once done, is not repeated by the other workers that start at the same time."""
+"""Seconds in which other workers that start at the same time do not repeat a completed load."""
 
 
 Kind = Literal["", "-embed"]
@@ -124,9 +124,9 @@ Kind = Literal["", "-embed"]
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """One model to be loaded: the call that Ollama takes as a wish to load it, with the options of all requests.
+    """A request that makes Ollama load one model, with the options of all other requests.
 
-    `kind` is what its bulkhead's name has after the backend's.
+    `kind` is the suffix of its bulkhead's name.
     """
 
     model: str
@@ -136,21 +136,22 @@ class Load:
 
 
 def load_llm(model: str, pinned: Pinned) -> Load:
-    """Of a model for text: a generation without a prompt."""
+    """Returns the load of a language model: a generation without a prompt."""
     fields = {"model": model, "options": dict(pinned.options), **pinned.keep_alive_field}
     return Load(model, "/api/generate", orjson.dumps({**fields, "stream": False}))
 
 
 def load_embedder(model: str, pinned: Pinned) -> Load:
-    """Of an embedding model: the embedding of one word."""
+    """Returns the load of an embedding model: the embedding of one word."""
     return Load(
         model, "/api/embed", orjson.dumps({"model": model, "input": ["warm"], **pinned.keep_alive_field}), "-embed"
     )
 
 
 class WarmUp:
-    """`leases` by backend, `bulkheads` by backend and kind. Nothing is ever raised: a model that is not loaded now is
-    loaded by its first question.
+    """Loads the backends' models into memory. Never raises: otherwise the first question loads the model.
+
+    `leases` are by backend, `bulkheads` by backend and kind.
     """
 
     def __init__(
@@ -168,19 +169,19 @@ class WarmUp:
         self._log = structlog.get_logger("ragherd.warm_up")
 
     def start(self, backend: str) -> None:
-        """Warms a backend in the background, unless that is under way here or elsewhere."""
+        """Loads a backend's models in the background, unless this or another worker is doing so."""
         running = self._running.get(backend)
         if self._loads and (running is None or running.done()):
             task = self._running[backend] = asyncio.create_task(self._warm(backend), name=f"warm-up-{backend}")
             log_failure(task)
 
     def start_all(self) -> None:
-        """Warms every backend in the background."""
+        """Loads every backend's models in the background."""
         for backend in self._pools:
             self.start(backend)
 
     async def aclose(self) -> None:
-        """Ends what is under way: a load that goes on is then another worker's to ask for."""
+        """Cancels the loads in progress; another worker may request them again."""
         await cancel_and_wait(self._running.values())
 
     async def _warm(self, backend: str) -> None:
@@ -196,11 +197,11 @@ class WarmUp:
             await (lease.acquire(DONE) if all(loaded) else lease.release())
 
     async def _load(self, backend: str, load: Load) -> bool:
-        """Whether the model is in memory now."""
+        """Returns whether the model is in memory now."""
         started = time.monotonic()
         try:
-            # It waits its turn behind all users. It keeps no permit while it loads: that is no generation, and whoever
-            # asks meanwhile joins the load.
+            # It queues behind all users. It holds no permit during the load: loading is not a generation, and
+            # questions that arrive meanwhile wait for the same load.
             async with self._bulkheads[f"{backend}{load.kind}"].permit(WARM_UP, background=True):
                 pass
             await self._pools[backend].load(load.path, load.body, load.model, LOAD_LIMIT)

@@ -1,12 +1,12 @@
-"""httpcore's connection pool with another way of handing out connections, and what is counted of each request.
+"""httpcore's connection pool with linear-time assignment, and metrics of each request.
 
-Four faults of httpcore 1.0.9 are mended here, through its private API (pinned in pyproject.toml; a test compares
+This fixes four bugs of httpcore 1.0.9 through its private API (pinned in pyproject.toml; a test compares
 the version):
 
 - encode/httpcore #1093 (also #658, #830, #961): a request that is cancelled between being given a connection and
-  using it leaves the connection in the pool for good, neither idle nor closed. Here a connection without an owner
+  using it leaves the connection in the pool forever, neither idle nor closed. Here a connection without an owner
   that is not idle is dropped.
-- `task.cancel()` in the middle of closing a response leaves its request in the pool for good: anyio's shields do not
+- `task.cancel()` in the middle of closing a response leaves its request in the pool forever: anyio's shields do not
   hold against asyncio's own cancellation. Here the slot is given back whatever interrupts the closing.
 - Assigning looks at every connection for every connection and for every waiting request (quadratic, with a `poll`
   system call each): 25 ms of CPU per request at 100 connections. Here it is one pass.
@@ -14,7 +14,7 @@ the version):
 - anyio's locks give up the event loop once even when they are free: three rounds of the loop for each request. A
   connection that serves one request at a time gets locks that do not.
 
-Once upstream has mended these, `httpcore.AsyncConnectionPool` itself does, and `LinearPool` can go.
+Once upstream has fixed these, `httpcore.AsyncConnectionPool` can replace `LinearPool`.
 
 `PoolStatistics` has the field names of GET /api/connection-pool/metrics.
 """
@@ -48,14 +48,14 @@ class Occupancy:
 
 
 class LinearPool(httpcore.AsyncConnectionPool):
-    """For asyncio and HTTP/1.1, where a connection serves one request at a time."""
+    """A pool for asyncio and HTTP/1.1, where a connection serves one request at a time."""
 
     _connections: list[httpcore.AsyncConnectionInterface]
     """Idle ones first, the longest idle at the front; then those in use."""
     _requests: list[AsyncPoolRequest]
 
     def occupancy(self) -> Occupancy:
-        """What the pool does at this moment."""
+        """Counts the connections in use and idle, and the waiting requests."""
         idle = sum(connection.is_idle() for connection in self._connections)
         waiting = sum(request.is_queued() for request in self._requests)
         return Occupancy(len(self._connections) - idle, idle, waiting)
@@ -141,7 +141,7 @@ class LinearPool(httpcore.AsyncConnectionPool):
         request: AsyncPoolRequest,
         closing: list[httpcore.AsyncConnectionInterface],
     ) -> httpcore.AsyncConnectionInterface | None:
-        """The connection last used (its TCP window is open, the others can expire); dead ones are closed on the way."""
+        """Returns the most recently used connection (its TCP window is open), and adds dead ones to `closing`."""
         origin = request.request.url.origin
         while idle:
             connection = idle.pop()
@@ -160,14 +160,14 @@ class LinearPool(httpcore.AsyncConnectionPool):
 
 
 class _Body:
-    """A response's body whose slot comes back whatever interrupts the closing."""
+    """A response body that releases its connection even if closing it is interrupted."""
 
     def __init__(self, inner: PoolByteStream, pool: LinearPool) -> None:
         self._inner = inner
         self._pool = pool
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        """Whoever reads closes, too: httpx at the end, `Exchange` in any case."""
+        """Iterates over the body. The reader must close it: httpx does at the end, `Exchange` in any case."""
         return self._inner.__aiter__()
 
     async def aclose(self) -> None:
@@ -217,22 +217,22 @@ class RequestTrace:
 
     @property
     def reused(self) -> bool:
-        """The request went out over a connection that had served before."""
+        """True if the request used a connection that had served another."""
         return self.sent and not self.opened
 
     @property
     def went_stale(self) -> bool:
-        """For a request whose connection broke: it was a reused one, and not a byte had come."""
+        """True if a connection that broke was reused and had received no byte of the response."""
         return self.reused and self.first_byte is None
 
 
 RECENT: Final = 1024
-"""How many of an endpoint's last requests its times are taken from."""
+"""Number of an endpoint's last requests that its percentiles cover."""
 
 
 @dataclass(frozen=True, slots=True)
 class Percentiles:
-    """Of the last `RECENT` requests, in milliseconds; zeros while there are none."""
+    """Percentiles of the last `RECENT` requests, in milliseconds; zeros while there are none."""
 
     p50: float = 0.0
     p95: float = 0.0
@@ -241,7 +241,7 @@ class Percentiles:
 
 @dataclass(frozen=True, slots=True)
 class EndpointSnapshot:
-    """One path of Ollama's API. Plain times are medians in milliseconds, `latency_ms` is until the last byte.
+    """Metrics of one path of Ollama's API. Plain times are medians in milliseconds; `latency_ms` is to the last byte.
 
     In order: `wait_ms` for a connection, `connect_ms` where a new one was opened, `time_to_first_byte_ms` from the
     request's beginning to the head of the answer, `transfer_ms` from there to the end.
@@ -258,9 +258,9 @@ class EndpointSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class OllamaFigures:
-    """What Ollama says of its own generations, since the worker's start. Seconds and tokens are totals.
+    """Ollama's own figures about its generations since the worker's start. Seconds and tokens are totals.
 
-    `tokens_per_second` is of writing, `prompt_tokens_per_second` of reading; 0 while there is nothing to divide.
+    `tokens_per_second` covers writing, `prompt_tokens_per_second` reading; 0 before the first generation.
     """
 
     generations: int = 0
@@ -275,9 +275,9 @@ class OllamaFigures:
 
 @dataclass(frozen=True, slots=True)
 class PoolSnapshot:
-    """One worker's connections to one Ollama, the contract's fields one to one. Counts are since the worker's start.
+    """Metrics of one worker's connections to one Ollama. Counts are since the worker's start.
 
-    Connections opened at start count in `connections_opened`; the probes that open them are no `requests`.
+    Connections opened at start count in `connections_opened`; the probes that open them do not count in `requests`.
     """
 
     pool_connections: int
@@ -298,13 +298,13 @@ class PoolSnapshot:
 
 
 class RecentTimes:
-    """The last `RECENT` times, given in seconds, read in milliseconds."""
+    """The last `RECENT` times, added in seconds and reported in milliseconds."""
 
     def __init__(self) -> None:
         self._seconds: deque[float] = deque(maxlen=RECENT)
 
     def add(self, seconds: float | None) -> None:
-        """Adds a time; None (a stage that was not reached) is left out."""
+        """Adds a time; ignores None (a stage that was not reached)."""
         if seconds is not None:
             self._seconds.append(seconds)
 
@@ -405,15 +405,15 @@ class PoolStatistics:
 
     @property
     def reuse_rate(self) -> float:
-        """The share of requests that went over a connection already open; 0 while there are none."""
+        """Share of requests that used an open connection; 0 while there are none."""
         return round(self.connections_reused / self.requests, 4) if self.requests else 0.0
 
     def wait_ms(self) -> Percentiles:
-        """How long recent requests waited for a connection."""
+        """Returns the percentiles of recent waits for a connection."""
         return self._wait.percentiles()
 
     def endpoints(self) -> dict[str, EndpointSnapshot]:
-        """By path, such as `/api/chat`."""
+        """Returns the metrics by path, such as `/api/chat`."""
         return {path: endpoint.snapshot() for path, endpoint in self._endpoints.items()}
 
 

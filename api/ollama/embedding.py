@@ -1,6 +1,6 @@
 """The embedder behind Ollama's /api/embed, and /api/embed as a client calls it.
 
-Which scripts a model can read is found out by probes: texts of one script that a model reads get different vectors.
+Probes find out which scripts a model can read: it gives different vectors to different texts of such a script.
 """
 
 from __future__ import annotations
@@ -44,31 +44,31 @@ PROBES: Final = {
     "GEORGIAN": ("ცისფერი ცა", "ანგარიშის გადახდა", "ავი ძაღლი"),
     "ARMENIAN": ("կապույտ երկինք", "հաշվի վճարում", "չար շուն"),
 }
-"""Three unrelated texts of about equal length: a blue sky, a bill, a dog."""
+"""Three unrelated texts of about equal length for each script: a blue sky, a bill, a dog."""
 ALIKE: Final = 0.9
-"""The cosine from which on two of them are one to the model. Multilingual models stay below 0.85."""
+"""The cosine from which the model cannot tell two of them apart. Multilingual models stay below 0.85."""
 LONG_WORD: Final = 100
-"""Letters of the longest word that WordPiece takes apart."""
+"""Letters of the longest word that WordPiece splits."""
 PIECES: Final = 200
-"""Words and marks of a text that are surely read: the smallest models stop at 256 tokens."""
+"""Words and marks of a text that every model reads: the smallest models stop at 256 tokens."""
 
 _PIECE: Final = re.compile(r"\w+|[^\w\s]")
 _LONG: Final = re.compile(rf"\w{{{LONG_WORD + 1},}}")
 
 
 def scripts_to_read(texts: Iterable[str]) -> set[str]:
-    """The scripts of some texts, but for Latin, which every model reads."""
+    """Returns the scripts of the texts, except Latin, which every model reads."""
     return {script for text in texts if not text.isascii() for script in scripts_of(text)} - {LATIN}
 
 
 def is_read(vectors: np.ndarray[Any, np.dtype[np.float32]]) -> bool:
-    """By the unit vectors of a script's probes: whether no two of them are alike."""
+    """Returns whether a model reads a script: no two of the unit vectors of its probes are alike."""
     cosines = vectors @ vectors.T
     return bool(np.all(cosines[~np.eye(len(vectors), dtype=bool)] < ALIKE))
 
 
 def unread_of(text: str, read: Collection[str]) -> tuple[str, ...]:
-    """The runs of a text that a model cannot be trusted to read, in order and without case.
+    """Returns the parts of a text that a model may not be able to read, in order and case-folded.
 
     These are letters of scripts that are not in `read`, symbols, very long words, and the end of a very long text.
     """
@@ -114,7 +114,7 @@ def _is_strange(character: str, read: Collection[str]) -> bool:
 OnIdentity = Callable[[EmbedderIdentity], Awaitable[None]]
 
 RESOLVE_PAUSE: Final = 2.0
-"""Seconds after a failed attempt to learn the identity in which no other is made."""
+"""Seconds between a failed attempt to learn the identity and the next."""
 LOAD_LIMIT: Final = 300.0
 """Seconds that a call which outlived its deadline may go on, so that Ollama finishes loading the model."""
 ANSWER_LIMIT: Final = 64 * 1024 * 1024
@@ -145,13 +145,13 @@ class OllamaEmbedder:
         self._resolve_pause = resolve_pause
         self._models = OllamaModels(pool, timeout)
         self.known: EmbedderIdentity | None = None
-        """Who embeds, once Ollama has said so."""
+        """The embedder's identity, once Ollama has confirmed it."""
         self._resolving = asyncio.Lock()
         self._failure: EmbeddingUnavailable | None = None
         self._failed_at = 0.0
         self._loading: asyncio.Task[bytes] | None = None
         self._scripts: dict[str, bool] = {}
-        """Whether the model reads them, as far as that is known."""
+        """True for each script that the model reads; scripts not probed yet are missing."""
         self._probed_at = -math.inf
 
     @classmethod
@@ -170,7 +170,7 @@ class OllamaEmbedder:
     ) -> AsyncIterator[OllamaEmbedder]:
         """`model` is EMBED_MODEL, `timeout` the seconds that one `embed` may take unless it brings its own.
 
-        `remembered` stands in until Ollama has answered once; `on_identity` is told what Ollama said then. No I/O.
+        `remembered` is used until Ollama has answered once; `on_identity` is then called with its answer. No I/O.
         """
         embedder = cls(pool, model, timeout, remembered, on_identity, resolve_pause, pinned, retry)
         try:
@@ -180,7 +180,7 @@ class OllamaEmbedder:
                 await cancel_and_wait([embedder._loading])
 
     async def identity(self) -> EmbedderIdentity:
-        """Who embeds: asked of Ollama once. Raises `EmbeddingUnavailable` while it was never known."""
+        """Returns the embedder's identity, asking Ollama once. Raises `EmbeddingUnavailable` while it is unknown."""
         if self.known is None:
             async with self._resolving:
                 if self.known is None:
@@ -195,9 +195,9 @@ class OllamaEmbedder:
         timeout: float | None = None,  # noqa: ASYNC109
         retry: Retry | None = None,
     ) -> list[Embedding]:
-        """One embedding for each text, in order. The `UpstreamError` is the cause of what it raises.
+        """Returns one embedding for each text, in order. The error raised has the `UpstreamError` as its cause.
 
-        `timeout` and `retry` stand in the place of those that it was made with.
+        `timeout` and `retry` override those of the constructor.
         """
         if not texts:
             return []

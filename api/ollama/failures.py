@@ -1,4 +1,4 @@
-"""The one place where what httpx raises and what Ollama answers become an `UpstreamError`. Pure."""
+"""Maps httpx's exceptions and Ollama's error responses to `UpstreamError`. Pure."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import orjson
 from api.errors import UpstreamError, UpstreamFault
 
 DETAIL_LIMIT: Final = 300
-"""Characters of Ollama's own words that a client gets to see."""
+"""Characters of Ollama's message that a client sees."""
 
 CALLERS_FAULT_IN_500: Final = ("invalid format:", "must be of type")
 """Ollama answers 500 to these, though the request was wrong: `option "x" must be of type integer`."""
 
 NOT_A_NUMBER: Final = ("unsupported value: nan", "unsupported value: +inf", "unsupported value: -inf")
-"""Words of a 400 or 500 from /api/embed where the model gave no number for a text: that is the text's alone."""
+"""Words of a 400 or 500 from /api/embed if the model's output for one text was not a number."""
 
 CALLERS_FAULT_IN_EMBED: Final = (
     "does not support embed",
@@ -29,11 +29,11 @@ CALLERS_FAULT_IN_EMBED: Final = (
     "missing request body",
     "must be of type",
 )
-"""Words of a 400 from /api/embed that speak of the request; any other 400 there is a runner that failed."""
+"""Words of a 400 from /api/embed that blame the request; any other 400 there is a failed runner."""
 
 
 def from_exception(error: httpx.HTTPError, *, stale: bool = False) -> UpstreamError:
-    """The most specific row first. `stale`: the connection had served before and not a byte had come back."""
+    """Maps an exception of httpx. `stale`: the connection was reused and had received no byte of the response."""
     for kinds, fault, words in _TRANSPORT:
         if isinstance(error, kinds):
             return UpstreamError(fault, f"{words}{_reason(error)}.")
@@ -43,7 +43,7 @@ def from_exception(error: httpx.HTTPError, *, stale: bool = False) -> UpstreamEr
 
 
 def from_response(status: int, headers: Mapping[str, str], body: bytes, *, path: str, model: str) -> UpstreamError:
-    """An answer of 300 or above. `headers` are case-insensitive or lower case; `body` may be cut short."""
+    """Maps a status of 300 or above. `headers` are case-insensitive or lower case; `body` may be truncated."""
     message = _message(body)
     if status == 404:
         return UpstreamError(
@@ -56,7 +56,7 @@ def from_response(status: int, headers: Mapping[str, str], body: bytes, *, path:
 
 
 def retry_after_from(value: str | None, *, now: datetime | None = None) -> float | None:
-    """Seconds from a `Retry-After`: delta-seconds or an HTTP date (past: 0); None for nothing or nonsense."""
+    """Returns the seconds of a `Retry-After`: delta-seconds or an HTTP date (past: 0); None if missing or invalid."""
     text = (value or "").strip()
     if text.isascii() and text.isdigit():
         seconds = float(text[:12])
@@ -71,7 +71,7 @@ def retry_after_from(value: str | None, *, now: datetime | None = None) -> float
 
 
 _LONGEST_WAIT: Final = 24 * 3600
-"""A `Retry-After` beyond a day is nonsense."""
+"""Seconds. A longer `Retry-After` is ignored."""
 
 _BROKEN: Final = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError, httpx.CloseError)
 
@@ -79,8 +79,8 @@ _TRANSPORT: Final[tuple[tuple[type[httpx.HTTPError], UpstreamFault, str], ...]] 
     (httpx.ConnectTimeout, UpstreamFault.CONNECT_TIMEOUT, "Ollama did not accept the connection in time"),
     (httpx.PoolTimeout, UpstreamFault.POOL_TIMEOUT, "No connection to Ollama became free in time"),
     (httpx.TimeoutException, UpstreamFault.TOTAL_TIMEOUT, "Ollama did not answer in time"),
-    (httpx.ConnectError, UpstreamFault.CONNECT_FAILED, "Ollama can not be reached"),
-    (httpx.DecodingError, UpstreamFault.INVALID_RESPONSE, "Ollama's answer can not be decoded"),
+    (httpx.ConnectError, UpstreamFault.CONNECT_FAILED, "Ollama cannot be reached"),
+    (httpx.DecodingError, UpstreamFault.INVALID_RESPONSE, "Ollama's answer cannot be decoded"),
 )
 
 

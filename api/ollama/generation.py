@@ -1,8 +1,4 @@
-"""The language model behind Ollama's /api/chat, as a stream with every wait bounded.
-
-How long each part of a generation may take, what it means when one takes longer, and how the lines of an answer are
-read.
-"""
+"""Streams generations from Ollama's /api/chat, with a deadline for each stage, and parses their lines."""
 
 from __future__ import annotations
 
@@ -34,7 +30,7 @@ class Deadlines:
 
 
 class Clock:
-    """Watches one generation, retries included. The total runs from the making of this object, pauses aside."""
+    """Deadlines of one generation, retries included. The total starts with this object and excludes pauses."""
 
     def __init__(self, deadlines: Deadlines, timeout: float | None = None) -> None:
         """`timeout`: seconds that only ever shorten the total."""
@@ -105,38 +101,38 @@ class Clock:
 
 
 class _Verdict:
-    """What it means if the timeout strikes; may change while it runs."""
+    """The error to raise if a timeout expires; it may change while the timeout runs."""
 
     def __init__(self, timeout: asyncio.Timeout) -> None:
         self._timeout = timeout
         self.fault = UpstreamFault.TOTAL_TIMEOUT
         self.detail = ""
         self.is_over = False
-        """Whether the wait has ended: a late word of Ollama's changes nothing then."""
+        """True once the wait has ended; a late reply of Ollama changes nothing then."""
         self.outlives_total = False
-        """Whether it stands where the total strikes first."""
+        """True if this error is raised even if the total expires first."""
         self.asking: asyncio.Task[None] | None = None
 
     def end(self) -> None:
-        """The wait has ended."""
+        """Ends the wait."""
         self.is_over = True
         if self.asking is not None:
             self.asking.cancel()
 
     def now(self) -> None:
-        """Lets the timeout strike at once, unless it has or is already over."""
+        """Makes the timeout expire at once, unless it has expired or the wait has ended."""
         if not self.is_over and not self._timeout.expired():
             self._timeout.reschedule(asyncio.get_running_loop().time())
 
 
 LINE_LIMIT: Final = 1024 * 1024
-"""Bytes. Ollama's lines are about a hundred; what is longer is no answer of Ollama's."""
+"""Bytes in a line. Ollama's lines have about a hundred, so a longer one is not from Ollama."""
 
 _NANOSECONDS: Final = 1_000_000_000
 
 
 async def lines_of(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Lines that are not blank, however the parts are cut; the last may lack its line feed."""
+    """Yields the lines that are not blank, however the parts are cut. The last may lack its line feed."""
     rest = b""
     async for part in parts:
         *whole, rest = (rest + part).split(b"\n")
@@ -150,9 +146,9 @@ async def lines_of(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 
 def events(line: bytes, model: str) -> list[Token | Thought | GenerationEnd]:
-    """What one line says: a thought, a token, the end, several or nothing. `model` is what was asked for.
+    """Parses one line into thoughts, tokens and the end, or nothing. `model` is the requested model.
 
-    Raises `UpstreamError`: STREAM_ERROR for Ollama's `{"error": ...}`, INVALID_RESPONSE for what is no such line.
+    Raises `UpstreamError`: STREAM_ERROR for Ollama's `{"error": ...}`, INVALID_RESPONSE for a malformed line.
     """
     try:
         fields = orjson.loads(line)

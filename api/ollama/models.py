@@ -1,10 +1,8 @@
-"""What Ollama says about itself: whether it answers, which models it has, which are in memory.
+"""Asks Ollama about its version and models, and defines the options that every request of the fleet shares.
 
-What all backends say of their models, in Ollama's own words: for clients that speak its API.
-
-Which weights the models have, over all backends, and what else of the server's makes answers differ.
-
-What every request of the fleet sends alike: a request that differed would make Ollama load the model anew.
+`OllamaModels` asks one backend. `OllamaCatalog` merges the answers of all, for clients that speak Ollama's API.
+`KnownDigests` holds the digests of the models' weights. `Pinned` holds the shared options: a request with different
+ones would make Ollama reload the model.
 """
 
 from __future__ import annotations
@@ -34,14 +32,14 @@ class ModelInfo:
 
 
 class OllamaModels:
-    """Short questions, over the pool's own connections for them. `timeout` is seconds for each."""
+    """Probes of one backend, over the pool's separate connections. `timeout` is in seconds, for each probe."""
 
     def __init__(self, pool: OllamaPool, timeout: float = PROBE_TIMEOUT) -> None:
         self._pool = pool
         self._timeout = timeout
 
     async def reachable(self) -> bool:
-        """Whether Ollama answers now; never raises."""
+        """Returns whether Ollama answers now; never raises."""
         try:
             await self.version()
         except UpstreamError:
@@ -49,7 +47,7 @@ class OllamaModels:
         return True
 
     async def version(self) -> str:
-        """Ollama's version. Raises `UpstreamError`."""
+        """Returns Ollama's version. Raises `UpstreamError`."""
         answer = await self._pool.probe("/api/version", self._timeout)
         version = answer.get("version") if isinstance(answer, dict) else None
         if not isinstance(version, str):
@@ -57,22 +55,22 @@ class OllamaModels:
         return version
 
     async def available(self) -> list[ModelInfo]:
-        """The models on Ollama's disk. Raises `UpstreamError`."""
+        """Returns the models on Ollama's disk. Raises `UpstreamError`."""
         return await self._listed("/api/tags")
 
     async def find(self, name: str) -> ModelInfo | None:
-        """The model on disk that Ollama means by `name`. Raises `UpstreamError`."""
+        """Returns the model on disk that `name` stands for. Raises `UpstreamError`."""
         return _named(name, await self.available())
 
     async def in_memory(self) -> list[ModelInfo]:
-        """The models loaded or being loaded. Raises `UpstreamError`."""
+        """Returns the models that are loaded or being loaded. Raises `UpstreamError`."""
         return await self._listed("/api/ps")
 
     async def resident(self, name: str) -> bool:
-        """Whether `name` is in memory and has answered since it was loaded. Raises `UpstreamError`.
+        """Returns whether `name` is in memory and has answered since it was loaded. Raises `UpstreamError`.
 
-        Ollama lists a model from the moment its loading begins. Until its first answer is complete it has no time
-        of expiry, and each listing shows now plus its keep-alive instead: two listings then differ.
+        Ollama lists a model as soon as its loading begins. Until its first answer is complete it has no expiry time:
+        each listing shows the current time plus the keep-alive, so two listings differ.
         """
         first = _named(name, await self.in_memory())
         if first is None:
@@ -81,7 +79,7 @@ class OllamaModels:
         return second is not None and second.expires_at == first.expires_at
 
     async def health(self) -> BackendHealth:
-        """What a probe finds; never raises. A model counts as in memory from the moment its loading begins."""
+        """Probes the backend; never raises. A model counts as in memory as soon as its loading begins."""
         try:
             available = await self.available()
             digests = {model_key(model.name): model.digest for model in available}
@@ -119,30 +117,30 @@ def _models(rows: Iterable[dict[str, Any]]) -> Iterator[ModelInfo]:
 T = TypeVar("T")
 
 TIMEOUT: Final = 2.0
-"""Seconds for one backend's answer; `/api/show` of a large model is the slowest."""
+"""Seconds that one backend's answer may take; `/api/show` of a large model is the slowest."""
 
 
 class OllamaCatalog:
-    """One question at a time to each backend: the health probes need the other connection for such."""
+    """The models of all backends. Asks each backend one question at a time; health probes need its other connection."""
 
     def __init__(self, pools: Mapping[str, OllamaPool], timeout: float = TIMEOUT) -> None:
         self._backends = [(pool, asyncio.Semaphore(1)) for pool in pools.values()]
         self._timeout = timeout
 
     async def available(self) -> list[dict[str, Any]]:
-        """The rows of `/api/tags`, each name once. Raises `UpstreamError` where no backend answers."""
+        """Returns the rows of `/api/tags`, each name once. Raises `UpstreamError` if no backend answers."""
         return await self._merged("/api/tags")
 
     async def in_memory(self) -> list[dict[str, Any]]:
-        """The rows of `/api/ps`, as above."""
+        """Returns the rows of `/api/ps`, each name once. Raises `UpstreamError` if no backend answers."""
         return await self._merged("/api/ps")
 
     async def version(self) -> str:
-        """Of the first backend that answers. Raises `UpstreamError`."""
+        """Returns the version of the first backend that answers. Raises `UpstreamError`."""
         return await self._first(lambda pool: OllamaModels(pool, self._timeout).version())
 
     async def show(self, model: str, *, verbose: bool) -> dict[str, Any]:
-        """A model in detail, by the first backend that has it. Raises `UpstreamError`."""
+        """Returns a model's details from the first backend that has it. Raises `UpstreamError`."""
         body = orjson.dumps({"model": model, "verbose": verbose})
         answer = await self._first(lambda pool: pool.ask("/api/show", body, model, self._timeout))
         if not isinstance(answer, dict):
@@ -180,7 +178,7 @@ class OllamaCatalog:
     async def _asked(
         self, pool: OllamaPool, turn: asyncio.Semaphore, question: Callable[[OllamaPool], Awaitable[T]]
     ) -> T:
-        """Waiting for the turn included, no longer than two answers may take."""
+        """Asks one backend, waiting for its turn for no longer than two answers may take."""
         try:
             async with asyncio.timeout(2 * self._timeout), turn:
                 return await question(pool)
@@ -198,7 +196,7 @@ def _rows(answer: Any, path: str) -> list[dict[str, Any]]:
 class KnownDigests:
     """The digests of the language models' weights, as far as this worker knows.
 
-    `num_ctx`: the context that all generations have; None: the model's own.
+    `num_ctx`: the context length of all generations; None: the model's default.
     """
 
     def __init__(self, num_ctx: int | None) -> None:
@@ -207,11 +205,11 @@ class KnownDigests:
         self._by_backend: dict[str, Mapping[str, str]] = {}
 
     def knows(self, backend: str) -> bool:
-        """Whether the models of a backend are known."""
+        """Returns whether the models of a backend are known."""
         return backend in self._by_backend
 
     def learn(self, backend: str, digests: Mapping[str, str]) -> None:
-        """The models that a backend has now, by `model_key`. None of them: it did not say, and what is known stays."""
+        """Sets a backend's digests, by `model_key`. An empty mapping changes nothing: the backend gave no answer."""
         if digests and digests != self._by_backend.get(backend):
             self._by_backend[backend] = dict(digests)
             self.by_model = self._merged()
@@ -221,27 +219,30 @@ class KnownDigests:
         return {model: self._of_all(model) for model in models}
 
     def _of_all(self, model: str) -> str:
-        """Backends with different weights of a model make one digest together."""
+        """Joins the different digests that backends have of one model."""
         known = {digests[model] for digests in self._by_backend.values() if model in digests}
         return f"{','.join(sorted(known))}{self.unknown}"
 
 
 @dataclass(frozen=True, slots=True)
 class Pinned:
-    """`keep_alive`: how long Ollama keeps a model in memory after its last use, in Ollama's own words (`5m`, `-1` for
-    ever); empty: Ollama's default. `num_ctx`: the context in tokens; None: the model's own."""
+    """The options that every request of the fleet sends alike.
+
+    `keep_alive`: how long Ollama keeps a model in memory after its last use, in Ollama's format (`5m`; `-1` for
+    forever); empty: Ollama's default. `num_ctx`: the context length in tokens; None: the model's default.
+    """
 
     keep_alive: str = ""
     num_ctx: int | None = None
 
     @property
     def options(self) -> Mapping[str, Any]:
-        """For the `options` of a generation."""
+        """The `options` of a generation."""
         return {} if self.num_ctx is None else {"num_ctx": self.num_ctx}
 
     @property
     def keep_alive_field(self) -> Mapping[str, Any]:
-        """The field as Ollama takes it: a duration with a unit, or seconds as a number."""
+        """The `keep_alive` field as Ollama accepts it: a duration with a unit, or seconds as a number."""
         if not self.keep_alive:
             return {}
         plain = self.keep_alive.removeprefix("-").isdigit()

@@ -1,12 +1,11 @@
-"""The connections of one worker to its Ollamas: sized, opened at start, counted, and closed with their owner.
+"""One worker's connection pools to its Ollama backends, and the budget of its retries.
 
-Calls go through `OllamaPool.exchange`, where every fault becomes an `UpstreamError`. Short questions about Ollama
-itself (`/api/ps` and the like) go through `OllamaPool.probe` over two connections of their own: they must get through
-when generations hold every connection. So does the loading of models (`OllamaPool.load`). Neither counts in a figure.
+Calls go through `OllamaPool.exchange`, which turns every fault into an `UpstreamError`. Probes such as `/api/ps` use
+two separate connections (`OllamaPool.probe`), so they get through when generations hold all others. Loading a model
+uses separate connections too (`OllamaPool.load`). Probes and loads do not count in the pool's metrics.
 
-A call is repeated at most once, and only so many of all calls are: a struggling Ollama must not get twice the load. A
-worker keeps to a share of its own calls, and to the same share of the fleet's while Redis tells it those: then the
-reserve is the fleet's too, and not one for each worker.
+A call is retried at most once. The retry budget is 20 % of the last minute's calls plus 10, per worker and, while Redis
+is up, per fleet. It keeps retries from doubling the load on a struggling Ollama.
 """
 
 from __future__ import annotations
@@ -33,12 +32,12 @@ T = TypeVar("T")
 SHARE: Final = 0.2
 """Retries for each call of the last `WINDOW` seconds."""
 RESERVE: Final = 10.0
-"""Retries beyond that: without, a quiet service could not retry at all."""
+"""Retries allowed in addition, so that a quiet service can retry at all."""
 WINDOW: Final = 60.0
 BUCKET: Final = 10.0
-"""Seconds that are counted together."""
+"""Seconds that one bucket counts."""
 PAUSE: Final = (0.05, 0.15)
-"""Seconds before a retry, drawn at random: a server that restarts needs a moment, and callers should not march."""
+"""Shortest and longest delay before a retry, in seconds. The delay is random, so that callers do not retry in step."""
 
 
 @dataclass(slots=True)
@@ -49,12 +48,12 @@ class Counts:
     retries: int = 0
 
     def leave_room(self) -> bool:
-        """Whether one more retry is within the budget."""
+        """Returns whether one more retry is within the budget."""
         return self.retries + 1 <= RESERVE + SHARE * self.calls
 
 
 class RetryBudget:
-    """One worker's hold on the budget; no I/O. See `redis_store.retry_counts` for how it learns the fleet's counts."""
+    """One worker's retry budget; no I/O. A background task feeds it the fleet's counts."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -65,14 +64,14 @@ class RetryBudget:
         """Retries charged since the start."""
 
     def called(self, retry: Retry = "here") -> None:
-        """Notes a call; where its retry is spent, it is one itself."""
+        """Counts a call, unless the call is itself a retry (`retry` is "spent")."""
         if retry == "spent":
             return
         self._bucket().calls += 1
         self._unsent.calls += 1
 
     def spend(self) -> bool:
-        """Whether one more retry may be made now; if so, it is charged."""
+        """Returns whether a retry is allowed now; if so, charges it."""
         bucket = self._bucket()
         if not (self._own().leave_room() and self._fleets().leave_room()):
             return False
@@ -82,9 +81,9 @@ class RetryBudget:
         return True
 
     def admits(self, error: UpstreamError, retry: Retry = "here") -> bool:
-        """Whether the adapter may repeat a call that failed with `error` before any byte; if so, it is charged.
+        """Returns whether to retry a call that failed with `error` before any byte; if so, charges it.
 
-        A stale connection costs nothing: Ollama never saw the request.
+        Retrying after a stale connection is free, because Ollama never saw the request.
         """
         if not error.row.retryable:
             return False
@@ -93,23 +92,23 @@ class RetryBudget:
         return retry == "here" and self.spend()
 
     async def before_retry(self, error: UpstreamError, retry: Retry) -> None:
-        """Returns, after a pause, where `admits` says so. Raises `error` where it does not."""
+        """Waits for a random delay if `admits` allows the retry. Otherwise raises `error`."""
         if not self.admits(error, retry):
             raise error
         if error.fault is not UpstreamFault.CONNECTION_STALE:
             await asyncio.sleep(random.uniform(*PAUSE))  # noqa: S311 - no secret
 
     def take_unsent(self) -> tuple[int, int]:
-        """Calls and retries since this was last asked: for the fleet's counts."""
+        """Returns the calls and retries since the last call of this method, for the fleet's counts."""
         taken, self._unsent = self._unsent, Counts()
         return taken.calls, taken.retries
 
     def fleet_is(self, calls: int, retries: int) -> None:
-        """The fleet's counts of the last `WINDOW` seconds, this worker's among them."""
+        """Sets the fleet's counts of the last `WINDOW` seconds, which include this worker's."""
         self._fleet = Counts(calls, retries)
 
     def fleet_is_unknown(self) -> None:
-        """Redis is down: this worker's own counts are all there is."""
+        """Forgets the fleet's counts while Redis is down; this worker's own still apply."""
         self._fleet = None
 
     def _own(self) -> Counts:
@@ -122,7 +121,7 @@ class RetryBudget:
         return Counts(self._fleet.calls + self._unsent.calls, self._fleet.retries + self._unsent.retries)
 
     def _bucket(self) -> Counts:
-        """The one of now; those that are too old are dropped."""
+        """Returns the current bucket, and drops those that are too old."""
         now = self._clock()
         while self._buckets and self._buckets[0][0] <= now - WINDOW:
             self._buckets.popleft()
@@ -132,7 +131,7 @@ class RetryBudget:
 
 
 async def with_one_retry(call: Callable[[], Awaitable[T]], budget: RetryBudget, retry: Retry = "here") -> T:
-    """What `call()` gives, called at most twice. It must raise its errors before anything of its answer is used."""
+    """Returns the result of `call()`, with at most one retry. It must raise before any of its result is used."""
     budget.called(retry)
     try:
         return await call()
@@ -149,7 +148,7 @@ _HEADERS: Final = {"Accept-Encoding": "identity", "Content-Type": "application/j
 
 @dataclass(frozen=True, slots=True)
 class PoolLimits:
-    """How many connections, and how long each waits. Seconds."""
+    """Limits of the pool: numbers of connections, and timeouts in seconds."""
 
     min_size: int = 5
     max_size: int = 15
@@ -224,16 +223,16 @@ class OllamaPool:
         return _json(response, path)
 
     async def ask(self, path: str, body: bytes, model: str, timeout: float) -> Any:  # noqa: ASYNC109 - as above
-        """The JSON of a POST such as `/api/show`, which Ollama answers without a model. Raises `UpstreamError`."""
+        """Returns the JSON of a POST such as `/api/show`, which needs no loaded model. Raises `UpstreamError`."""
         response = await _answered(self._probes.build_request("POST", path, content=body), self._probes, timeout, model)
         return _json(response, path)
 
     async def load(self, path: str, body: bytes, model: str, timeout: float) -> None:  # noqa: ASYNC109 - as above
-        """One POST whose only purpose is that `model` gets into memory. Raises `UpstreamError`."""
+        """Sends a POST that makes Ollama load `model` into memory. Raises `UpstreamError`."""
         await _answered(self._loads.build_request("POST", path, content=body), self._loads, timeout, model)
 
     def snapshot(self) -> PoolSnapshot:
-        """What the pool does now and has done so far; no I/O."""
+        """Returns the pool's metrics; no I/O."""
         now = self._connections.occupancy()
         counts = self._statistics
         return PoolSnapshot(
@@ -255,13 +254,13 @@ class OllamaPool:
         )
 
     async def open_minimum(self) -> None:
-        """Opens `min_size` connections at once, within the connect timeout. An Ollama that is down is no error."""
+        """Opens `min_size` connections concurrently, within the connect timeout. Ignores an Ollama that is down."""
         await asyncio.gather(*(self._open_one() for _ in range(self.limits.min_size)))
 
     async def keep_minimum(self) -> None:
-        """Opens anew what was closed while nobody used it, for ever: before unused connections expire. A worker's task.
+        """Reopens connections that were closed while idle. Runs forever, as a background task of the worker.
 
-        So many questions at once that each needs a connection of its own; traffic that holds as many needs none.
+        It sends `min_size` requests at once, so that each needs a separate connection. Busy connections count too.
         """
         while self.limits.min_size:
             await asyncio.sleep(self.limits.keepalive_expiry / 2)
@@ -274,7 +273,7 @@ class OllamaPool:
             async with asyncio.timeout(self.limits.connect_timeout):
                 await self._client.get("/api/version", extensions={"trace": trace})
         except (TimeoutError, httpx.HTTPError):
-            pass  # the first call that needs a connection tells what is wrong
+            pass  # the first call that needs a connection reports the error
         self._statistics.opened_at_start(trace)
 
 
@@ -287,17 +286,17 @@ async def open_pool(
     statistics: PoolStatistics | None = None,
     minimum: bool = True,
 ) -> AsyncIterator[OllamaPool]:
-    """The pool of `base_url` (no trailing slash), its minimum of connections open; closed on exit.
+    """Opens the pool of `base_url` (no trailing slash) with its minimum of connections; closes it on exit.
 
-    To be opened in the worker, after the fork. Without `minimum` it is the caller's to open that. `retries` is the
-    budget of all calls of the worker together.
+    Open it in the worker, after the fork. Without `minimum` the caller opens the minimum. `retries` is the budget of
+    all of the worker's calls.
     """
     ssl_context = httpx.create_ssl_context(verify=base_url.startswith("https:"))  # loading the CAs takes 25 ms
     keepalive = limits.effective_keepalive
     connections = LinearPool(ssl_context, None, limits.max_size, keepalive, limits.keepalive_expiry)
     for_probes = LinearPool(ssl_context, None, PROBE_CONNECTIONS, 1, limits.keepalive_expiry)
     for_loads = LinearPool(ssl_context, None, LOAD_CONNECTIONS, 0, limits.keepalive_expiry)
-    # Bytes that flow are the caller's deadline to watch, not httpx's: it knows what it waits for.
+    # No read timeout: the caller knows which part it waits for, and bounds each.
     timeout = httpx.Timeout(None, connect=limits.connect_timeout, pool=limits.timeout)
     async with (
         _client(base_url, connections, timeout) as client,
@@ -317,7 +316,7 @@ async def _answered(
     timeout: float,  # noqa: ASYNC109 - a deadline on all of it
     model: str = "",
 ) -> httpx.Response:
-    """The whole of a good answer, within `timeout` seconds. Raises `UpstreamError`."""
+    """Returns a complete, successful response within `timeout` seconds. Raises `UpstreamError`."""
     path = request.url.path
     try:
         async with asyncio.timeout(timeout):
@@ -340,7 +339,7 @@ def _json(response: httpx.Response, path: str) -> Any:
 
 
 def _client(base_url: str, connections: LinearPool, timeout: httpx.Timeout) -> httpx.AsyncClient:
-    # With a transport of its own the client takes no proxy from the environment: none leads around the pool.
+    # A client with an explicit transport ignores proxies from the environment, so no request bypasses the pool.
     return httpx.AsyncClient(base_url=base_url, headers=_HEADERS, transport=_Transport(connections), timeout=timeout)
 
 
@@ -353,18 +352,18 @@ class _Transport(httpx.AsyncHTTPTransport):
 
 
 def backend_names(count: int) -> list[str]:
-    """`ollama`, `ollama-2`, ... in the order of OLLAMA_BASE_URL: the names of the breakers for generations too."""
+    """Returns `ollama`, `ollama-2`, ... in the order of OLLAMA_BASE_URL. Generation breakers have the same names."""
     return ["ollama", *(f"ollama-{number}" for number in range(2, count + 1))]
 
 
 class OllamaPools(Mapping[str, OllamaPool]):
-    """By the backends' names, in their order. Made by `open_pools`."""
+    """The pools by backend name, in the order of OLLAMA_BASE_URL. Made by `open_pools`."""
 
     def __init__(self, pools: Mapping[str, OllamaPool], total: PoolStatistics, retries: RetryBudget) -> None:
         self._pools = pools
         self._total = total
         self.retries = retries
-        """The budget of all calls of the worker together."""
+        """The retry budget of all of the worker's calls."""
 
     def __getitem__(self, name: str) -> OllamaPool:
         return self._pools[name]
@@ -376,7 +375,7 @@ class OllamaPools(Mapping[str, OllamaPool]):
         return len(self._pools)
 
     def snapshot(self) -> PoolSnapshot:
-        """All together: counts and times over all backends; the four sizes are those of one pool, as configured."""
+        """Returns counts and times over all backends; the four configured sizes are those of one pool."""
         each = list(self.by_backend().values())
         return replace(
             each[0],
@@ -394,13 +393,13 @@ class OllamaPools(Mapping[str, OllamaPool]):
         )
 
     def by_backend(self) -> dict[str, PoolSnapshot]:
-        """Each one's own."""
+        """Returns each backend's metrics."""
         return {name: pool.snapshot() for name, pool in self._pools.items()}
 
 
 @asynccontextmanager
 async def open_pools(base_urls: Sequence[str], limits: PoolLimits) -> AsyncIterator[OllamaPools]:
-    """A pool for each URL, their minimum of connections opened at the same time; closed on exit."""
+    """Opens a pool for each URL, with their minimums of connections opened concurrently; closes them on exit."""
     total, retries = PoolStatistics(), RetryBudget()
     async with AsyncExitStack() as stack:
         pools: dict[str, OllamaPool] = {}

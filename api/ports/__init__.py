@@ -1,1 +1,1 @@
-"""Interfaces between rooms, and the values that cross them. Only `wiring` names the adapters that implement them."""
+"""Interfaces between packages, and the values that cross them. Only `wiring` names the adapters that implement them."""

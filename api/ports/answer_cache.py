@@ -1,4 +1,4 @@
-"""The cached answers of the fleet: storing, invalidating and warming them up, and warnings about Redis."""
+"""Protocols of the answer cache: look up, store, invalidate, warm-up jobs, warnings about Redis."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ class Invalidation:
 
 @dataclass(frozen=True, slots=True)
 class Swept:
-    """How many entries matched, and how many of them were deleted. `complete` is false after a timeout."""
+    """The numbers of entries that matched and that were deleted. `complete` is false after a timeout."""
 
     matched: int
     deleted: int

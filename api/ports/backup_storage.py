@@ -1,4 +1,4 @@
-"""The content of a backup, and protocols of where it is read from and restored to."""
+"""The content of a backup, and the protocols of its source and its target."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class StoredAnswer:
 
     @property
     def created_ms(self) -> int:
-        """When it was generated."""
+        """Time of generation, in milliseconds since 1970."""
         return int(self.fields["created_ms"])
 
     @property
@@ -48,7 +48,7 @@ class StoredAnswer:
 
     @property
     def is_grounded(self) -> bool:
-        """Whether the documents were searched."""
+        """True if the documents were searched."""
         return "epoch" in self.fields
 
 
@@ -75,7 +75,7 @@ AnswerOutcome = Literal[
 
 
 class BackupTarget(Protocol):
-    """Where a backup is restored, while a fleet may work there. Every method raises `StoreUnavailable`."""
+    """The target of a restore, which a fleet may be using meanwhile. Every method raises `StoreUnavailable`."""
 
     async def put_document(self, stored: StoredDocument, *, replace: bool, dry_run: bool) -> DocumentOutcome: ...
 

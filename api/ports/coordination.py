@@ -1,4 +1,4 @@
-"""How workers coordinate: single flight, leases, shared backend health, and the guards of calls to Ollama."""
+"""Protocols for single flight, leader lease, backend health, breaker, bulkhead and retry budget."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class TextOutput(Protocol):
 
     @property
     def begun(self) -> bool:
-        """Whether the current attempt has written anything."""
+        """True once the current attempt has written anything."""
 
     async def write(self, text: str) -> None:
         """Writes a piece of text, not empty. Waits while every reader lags behind."""
@@ -47,7 +47,7 @@ class FlightSubscription(Protocol):
 
     @property
     def led(self) -> bool:
-        """Whether this caller's request started the generation; known with the first event."""
+        """True if this caller's request started the generation; known with the first event."""
 
     async def __anext__(self) -> GroundedSources | Token | CompletedAnswer | StoredElsewhere: ...
 
@@ -120,7 +120,7 @@ class Breaker(Protocol):
 
     @property
     def rejects(self) -> bool:
-        """Whether a call would be rejected now, as far as this worker knows; no I/O."""
+        """Returns whether a call would be rejected now, as far as this worker knows; no I/O."""
 
 
 class Bulkhead(Protocol):
@@ -140,4 +140,4 @@ class Retries(Protocol):
     """The retry budget."""
 
     def spend(self) -> bool:
-        """Whether a retry is allowed now; if so, charges it."""
+        """Returns whether a retry is allowed now; if so, charges it."""

@@ -1,4 +1,4 @@
-"""Documents and passages, and the protocols of their stores."""
+"""Types and protocols for documents and passages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DocumentStatus = Literal["processing", "ready", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class DocumentFacts:
-    """What the uploader says about a document. `source`: where it comes from, such as a URL or a path."""
+    """The uploader's description of a document. `source`: where it comes from, such as a URL or a path."""
 
     tenant: str
     title: str
@@ -107,7 +107,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """Which documents to list."""
+    """A filter for listing documents."""
 
     tag: str | None = None
     status: DocumentStatus | None = None

@@ -1,4 +1,4 @@
-"""Pending changes of documents, deletions of answers, and embeddings of documents."""
+"""Protocols for pending changes of documents, deletions of answers, and embeddings of documents."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from api.ports.document_store import Chunk, DocumentFacts, FailedChunk
 from api.values import EmbedderIdentity, Vector
 
 WorkPhase = Literal["store", "tell"]
-"""What is left of a change: everything, or only notifying the cache."""
+"""The remaining steps of a change: all, or only notifying the cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +147,7 @@ class Reembedding(Protocol):
 
 
 class Deletions(Protocol):
-    """What operators deleted, kept as long as a backup could bring it back. Every method raises `StoreUnavailable`."""
+    """Deleted tags, kept as long as a backup could restore them. Every method raises `StoreUnavailable`."""
 
     async def note(self, tags: Sequence[str]) -> None: ...
 

@@ -1,4 +1,4 @@
-"""A question with all its answer depends on, and its answer as it comes. Values that most rooms read."""
+"""Request and response types: Query, Timings, answer events, Cache-Control."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from api.ports.document_store import DocumentFilter
 from api.values import CacheMatch, CacheStatus, ChatMessage, CompletedAnswer, Source, Token, Usage
 
 MAX_AGE: Final = 2**31
-"""What RFC 9111 (section 1.2.2) substitutes for a larger number of seconds."""
+"""The largest number of seconds; RFC 9111 (section 1.2.2) substitutes it for larger ones."""
 SEMANTIC_LIMIT: Final = 500
 """Bytes of a question that may be compared by meaning. A longer one is mostly material: two that differ in one line, or
 past what the embedder reads, have similar vectors and ask for different answers."""
@@ -26,7 +26,7 @@ RAW: Final = "raw"
 
 @dataclass(frozen=True, slots=True)
 class CacheControl:
-    """What the caller's `Cache-Control` allows (RFC 9111, section 5.2.1). `max_age` in seconds."""
+    """The caller's `Cache-Control` (RFC 9111, section 5.2.1). `max_age` in seconds."""
 
     no_cache: bool = False
     no_store: bool = False
@@ -34,7 +34,7 @@ class CacheControl:
     max_age: int | None = None
 
     reads: bool = field(init=False)
-    """Whether a cached answer may be served."""
+    """True if a cached answer may be served."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "reads", not (self.no_cache or self.no_store))
@@ -91,7 +91,7 @@ class Query:
 
     @property
     def has_meaning(self) -> bool:
-        """Whether vectors may be compared: not if the meaning depends on earlier turns or the question is long."""
+        """False if vectors must not be compared: the meaning depends on earlier turns, or the question is long."""
         return not self.history and len(self.question.encode("utf-8", "replace")) <= SEMANTIC_LIMIT
 
 
@@ -119,7 +119,7 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class AnswerStarted:
-    """What is known with the first words. `match` is set if the answer comes from the cache."""
+    """The facts known when the first words arrive. `match` is set if the answer comes from the cache."""
 
     status: CacheStatus
     sources: tuple[Source, ...] = ()

@@ -1,4 +1,4 @@
-"""What the rooms of a worker report, for metrics, fleet counters and the log."""
+"""The telemetry interface: events that a worker's components report."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from api.ports.question import AnswerFinished, Query
 from api.values import Usage
 
 GroundingOutcome = Literal["grounded", "nothing_relevant", "no_documents", "not_asked", "unavailable"]
-"""What the search of the knowledge base gave an answer."""
+"""The result of the search of the knowledge base for an answer."""
 RefreshOutcome = Literal["stored", "not_stored", "failed", "elsewhere", "too_many"]
-"""How the refresh of an expired answer ended. `elsewhere`: another worker does it; `too_many`: this one is full."""
+"""The outcome of refreshing an expired answer. `elsewhere`: another worker does it; `too_many`: this one is full."""
 BulkheadReason = Literal["queue_full", "deadline", "displaced"]
-"""Why a call got no permit."""
+"""The reason why a call got no permit."""
 
 
 class Telemetry:

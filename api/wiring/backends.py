@@ -80,7 +80,7 @@ class WorkerBackends:
         self.facts = BackendFacts(pools, self.watch.known.get, metrics)
 
     async def reachable(self) -> bool:
-        """Whether any backend answers now."""
+        """Returns whether any backend answers now."""
         return any(await asyncio.gather(*(models.reachable() for models in self._models.values())))
 
     def tasks(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:

@@ -36,17 +36,17 @@ class WorkerRedis:
 
     @property
     def main_is_up(self) -> bool:
-        """Whether the main Redis is up, as far as this worker knows. No I/O."""
+        """True if the main Redis is up, as far as this worker knows. No I/O."""
         return self.main.client.is_up
 
     @property
     def main_shards(self) -> tuple[int, int]:
-        """How many servers of the main Redis are up, and how many there are."""
+        """Number of servers of the main Redis that are up, and their total."""
         return self.main.client.shards
 
     @property
     def breaker_is_up(self) -> bool:
-        """Whether the Redis for breakers is up, as far as this worker knows. No I/O."""
+        """True if the Redis for breakers is up, as far as this worker knows. No I/O."""
         return self.guards.client.is_up
 
     @property
