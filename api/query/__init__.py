@@ -1,1 +1,1 @@
-"""How a question is answered. `service.py` is the flow; the rest are its steps."""
+"""Answers questions: `service.py` is the flow, the other modules are its steps."""

@@ -1,8 +1,6 @@
-"""How long the cache may keep one question waiting, all its commands together.
+"""The cache's steps in the flow: look up, fall back to an expired answer, store, within a time budget.
 
-Which answers are worth keeping.
-
-The cache's part in the flow: look up, fall back to an expired answer, store. It may fail; the answer goes on.
+If the cache fails or is too slow, the question is answered without it.
 """
 
 from __future__ import annotations
@@ -34,39 +32,39 @@ from api.values import CachedAnswer, CacheMatch, Generation, Source, Vector
 
 T = TypeVar("T")
 CLOSE_SECONDS: Final = 2.0
-"""How long commands that are late have to end when the worker does."""
+"""Seconds that late commands have to finish when the worker stops."""
 
 
 class BudgetSpent(StoreUnavailable):
-    """The command took too long for its question, and goes on."""
+    """The command took too long for its question. It continues in the background."""
 
     def __init__(self, seconds: float, command: asyncio.Future[Any]) -> None:
         super().__init__(f"the cache took longer than {seconds:g} s for one question")
         self._command = command
 
     def then(self, ended: Callable[[asyncio.Future[Any]], None]) -> None:
-        """Calls `ended` with the command once that has."""
+        """Calls `ended` with the command when it ends."""
         self._command.add_done_callback(ended)
 
 
 class CacheBudget:
-    """`seconds` for each question; what it has used of them is its `Timings.cache`, less this worker's own lag."""
+    """The time that one question may spend on the cache. It has used `Timings.cache` less this worker's lag."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._late: set[asyncio.Task[Any]] = set()
 
     async def within(self, timings: Timings, command: Coroutine[Any, Any, T]) -> T:
-        """What `command` gives. Raises what it raises, and `BudgetSpent`.
+        """Returns the result of `command`. Raises its errors, and `BudgetSpent`.
 
-        A command that is late is left to end by itself: to break it off would cost its connection, and a slow store
-        would be slower still for the next question. An answer on its way into the cache gets there this way, too.
+        A late command is not cancelled: cancelling would cost its connection, and slow down a slow store even more.
+        It also lets an answer that is being stored reach the cache.
         """
         task = asyncio.create_task(command)
         started = time.perf_counter()
         try:
             timings.lag += await wait_with_lag(task, self._seconds - (timings.cache - timings.lag))
-        except BaseException:  # a caller that leaves
+        except BaseException:  # the caller was cancelled
             self._let_go(task)
             raise
         finally:
@@ -82,14 +80,14 @@ class CacheBudget:
         log_failure(task, StoreUnavailable, DocumentsChanged)
 
     async def aclose(self) -> None:
-        """Waits for what is late, so that an answer on its way into the cache gets there; `CLOSE_SECONDS` at most."""
+        """Waits up to `CLOSE_SECONDS` for late commands, so that answers being stored reach the cache."""
         if self._late:
             await asyncio.wait(self._late, timeout=CLOSE_SECONDS)
         await cancel_and_wait(self._late)
 
 
 def is_complete(generation: Generation, options: Mapping[str, Any]) -> bool:
-    """Not empty, and ended by the model itself, or by the length that the caller asked for."""
+    """Returns whether the answer is not empty, and the model ended it or reached the caller's `num_predict`."""
     reason = generation.end.done_reason
     ended = reason == "stop" or (reason == "length" and "num_predict" in options)
     return ended and bool(generation.text.strip())
@@ -97,10 +95,10 @@ def is_complete(generation: Generation, options: Mapping[str, Any]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class CachePolicy:
-    """`threshold`: the cosine from which on a question is near enough. `languages`: those of the embedder.
+    """The cache's settings. `threshold`: the lowest cosine of a similar question. `languages`: those of the embedder.
 
-    Seconds: `revalidate`, how long an expired answer is served while it is refreshed; `stale`, how long where Ollama
-    gives none.
+    `revalidate`: seconds after expiry in which an answer is served while it is refreshed. `stale`: seconds after expiry
+    in which it is served if Ollama fails.
     """
 
     threshold: float
@@ -111,11 +109,11 @@ class CachePolicy:
 
 @dataclass(slots=True)
 class Lookup:
-    """What the cache said.
+    """The result of looking a question up in the cache.
 
-    `place` is None when it takes no part in this answer, `available` false when it can not be used now. `stale` is set
-    with `match` where that is past its lifetime and to be refreshed. `expired` is the question's own expired entry.
-    `unread`: what the embedder could not read of the question.
+    `place` is None if the cache is not used for this answer; `available` is false while it cannot be used. `stale` is
+    true if `match` has expired and must be refreshed. `expired` is the question's own expired entry. `unread`: the
+    parts of the question that the embedder could not read.
     """
 
     place: CacheKey | None = None
@@ -131,11 +129,11 @@ class Lookup:
 
 
 def _nothing(match: CacheMatch) -> None:
-    """Without a cache no entry is served."""
+    """Does nothing: without a cache no entry is served."""
 
 
 class SemanticCache:
-    """The fleet's answers as one worker uses them. `cache` is None where the semantic cache is switched off."""
+    """One worker's use of the fleet's cached answers. `cache` is None if the semantic cache is disabled."""
 
     def __init__(
         self,
@@ -153,10 +151,10 @@ class SemanticCache:
         self.policy = policy
         self._budget = budget
         self.used: Callable[[CacheMatch], None] = cache.used if cache is not None else _nothing
-        """Notes that an entry was served; no I/O."""
+        """Records that an entry was served; no I/O."""
 
     async def look_up(self, query: Query, timings: Timings) -> Lookup:
-        """The exact tier, the embedding, the semantic tier: until one of them has the answer."""
+        """Looks in the exact tier, embeds the question, and looks in the semantic tier, until an answer is found."""
         lookup = Lookup()
         if self._cache is None or query.cache_control.no_store:
             return lookup
@@ -176,17 +174,17 @@ class SemanticCache:
         return lookup
 
     async def look_again(self, query: Query, lookup: Lookup, timings: Timings) -> None:
-        """Looks in the exact tier once more: another worker has just stored the answer."""
+        """Looks in the exact tier again, after another worker has stored the answer."""
         if self._cache is None or lookup.place is None:
             return
         try:
             await self._exact(self._cache, query, lookup.place, lookup, timings)
         except StoreUnavailable as error:
-            lookup.available = False  # the flight asks the cache no more, which would send it here again
+            lookup.available = False  # otherwise the flight would ask the cache again, and loop
             self._observer.store_failed(error)
 
     async def _exact(self, cache: AnswerCache, query: Query, place: CacheKey, lookup: Lookup, timings: Timings) -> None:
-        """Where the caller wants no cached answer, it still gives the time: what is older must not be stored later."""
+        """Looks in the exact tier. It sets `now_ms` even if the caller wants no cached answer; storing needs it."""
         found = await self._budget.within(timings, cache.find_exact(place.scope, place.digest, query.tenant))
         lookup.now_ms, lookup.invalidated_ms = found.now_ms, found.invalidated_ms
         if found.match is None or not query.cache_control.reads:
@@ -201,7 +199,7 @@ class SemanticCache:
             lookup.expired = found.match
 
     async def embed(self, query: Query, lookup: Lookup, timings: Timings) -> None:
-        """Whether the question has a vector is its own to say: with history what it means depends on that."""
+        """Embeds the question, unless its meaning depends on earlier turns (see `Query.has_meaning`)."""
         if not query.has_meaning:
             return
         started = time.perf_counter()
@@ -242,11 +240,11 @@ class SemanticCache:
         return ComparedQuestion(query.question, lookup.unread, self.policy.languages)
 
     def _revalidate(self, query: Query) -> float:
-        """A caller who allows no call to Ollama gets no answer that would need one to be refreshed."""
+        """Returns 0 for a caller who allows no call to Ollama, because refreshing needs one."""
         return 0.0 if query.cache_control.only_if_cached else self.policy.revalidate
 
     async def expired(self, query: Query, lookup: Lookup, timings: Timings) -> CacheMatch | None:
-        """An expired answer, where Ollama can give none: the same question's, else a similar one's."""
+        """Returns an expired answer if Ollama fails: the same question's, else a similar one's."""
         if not query.cache_control.reads or lookup.expired is not None or lookup.vector is None:
             return lookup.expired
         try:
@@ -266,10 +264,10 @@ class SemanticCache:
         timings: Timings,
         claim: Claim | None = None,
     ) -> CachedAnswer | None:
-        """Stores a complete answer; None where it is not stored, also where `claim` has passed to another worker.
+        """Stores a complete answer. Returns None if it was not stored, or if `claim` has passed to another worker.
 
-        None, too, where it is not stored in time: the storing goes on, and is counted when it ends.
-        Raises `DocumentsChanged` where documents changed since they were looked for.
+        Returns None, too, if storing takes too long: it continues in the background and is counted when it ends.
+        Raises `DocumentsChanged` if documents changed after the search.
         """
         if (
             self._cache is None
@@ -301,7 +299,7 @@ class SemanticCache:
         return None
 
     def _stored_late(self, storing: asyncio.Future[CachedAnswer | None]) -> None:
-        """Counts a storing by how it ended. One whose documents have changed meanwhile was refused, not failed."""
+        """Counts a late store by its outcome. If documents changed meanwhile, it was rejected and did not fail."""
         error = None if storing.cancelled() else storing.exception()
         if isinstance(error, StoreUnavailable):
             self._observer.store_failed(error)

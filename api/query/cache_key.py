@@ -1,8 +1,6 @@
-"""When two questions are the same to the letter, apart from how they were typed.
+"""Normalizes questions, and builds the scope and digest that form the cache key.
 
-What an answer depends on: requests that could have different right answers never share a scope.
-
-Where the answer to a question is kept: the scope of everything that it depends on.
+Requests that could have different right answers never share a scope.
 """
 
 from __future__ import annotations
@@ -22,10 +20,10 @@ from api.unicode_text import nfc
 from api.values import EmbedderIdentity, model_key
 
 LONGEST: Final = 8_192
-"""Characters of the longest text that is normalised. Longer ones are prompts that programs write, and always alike."""
+"""Longest text to normalize, in characters. Longer ones are prompts of programs, which do not vary in typing."""
 
 MEANINGFUL: Final = ("<super>", "<sub>", "<fraction>", "<circle>")
-"""Compatibility forms that say something: 2² is not 22."""
+"""Compatibility forms that carry meaning: 2² is not 22."""
 
 INVISIBLE: Final = dict.fromkeys(
     map(ord, "\u00ad\u200b\u200e\u200f\u2060\ufeff\ufe0e\ufe0f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
@@ -38,11 +36,11 @@ _FACTORIAL: Final = re.compile(r"(?:\d|\b\w)$")
 
 
 def normalise(question: str) -> str:
-    """Unicode NFKC (save for superscripts and their kind), case (save for code, units and their kind: `letter_case`),
-    white space, what is invisible, and the punctuation at the end.
+    """Returns the question in a normal form: Unicode, case, white space, invisible characters, final punctuation.
 
-    Nothing that can be seen inside the question is dropped, so questions of different meaning stay apart. One of
-    which nothing can be seen stays as it is, and so does one of more than `LONGEST` characters.
+    NFKC is applied except to superscripts and the like; case is kept in code, units and the like (`letter_case`).
+    Nothing visible inside the question is dropped, so questions of different meaning stay apart. A question without
+    visible characters stays as it is, and so does one of more than `LONGEST` characters.
     """
     if len(question) > LONGEST:
         return question
@@ -59,7 +57,7 @@ def _compatible(character: str) -> str:
 
 
 def _without_end(text: str) -> str:
-    """5! is not 5, nor is n! n."""
+    """Strips the final punctuation, except factorials: 5! is not 5, and n! is not n."""
     bare = text.rstrip(FINAL_PUNCTUATION)
     end = text[len(bare) :]
     marks = len(end) - len(end.lstrip("!"))
@@ -68,10 +66,10 @@ def _without_end(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class CacheKey:
-    """Where the answer to a question is kept: `rag:cache:<scope>:<digest>`.
+    """The cache key of a question: `rag:cache:<scope>:<digest>`.
 
     `scope` is the embedder's fingerprint and 24 hex digits over everything but the question that the answer depends
-    on; `digest` is 32 hex digits over the normalised question.
+    on; `digest` is 32 hex digits over the normalized question.
     """
 
     embedder: EmbedderIdentity
@@ -80,7 +78,7 @@ class CacheKey:
 
 
 def fingerprint(query: Query, embedder: EmbedderIdentity, model_digest: str, grounding: str = "") -> CacheKey:
-    """The place of the answer to `query` among those embedded by `embedder`. `model_digest`: the model's weights.
+    """Returns the cache key of `query` for answers embedded by `embedder`. `model_digest`: the model's weights.
 
     `grounding`: the prompt, and how passages are chosen for it.
     """
@@ -102,13 +100,13 @@ def fingerprint(query: Query, embedder: EmbedderIdentity, model_digest: str, gro
 
 
 def question_digest(question: str) -> str:
-    """The same for all that are the same question, whoever asks."""
+    """Returns the digest of the normalized question, which all users share."""
     normalised = normalise(question).encode("utf-8", "surrogatepass")
     return hashlib.sha256(normalised).hexdigest()[:32]
 
 
 class CacheKeyBuilder:
-    """For one worker. `grounding`: how its answers are grounded in documents, in a word that others share."""
+    """Builds cache keys for one worker. `grounding` identifies the prompt and how passages are chosen for it."""
 
     def __init__(self, embedder: Embedder, digests: ModelDigests, grounding: str = "") -> None:
         self._embedder = embedder
@@ -116,7 +114,7 @@ class CacheKeyBuilder:
         self._grounding = grounding
 
     async def of(self, query: Query) -> CacheKey:
-        """Raises `EmbeddingUnavailable` while it is not known who embeds."""
+        """Returns the cache key of a query. Raises `EmbeddingUnavailable` while the embedder is unknown."""
         identity = self._embedder.current.value or await self._embedder.identity()
         digest = self._digests.by_model.get(model_key(query.model), self._digests.unknown)
         return fingerprint(query, identity, digest, self._grounding)

@@ -1,6 +1,6 @@
-"""Which of the nearest cached questions, if any, answers this one. Pure: the flow obeys it, and explain shows it.
+"""Decides which of the nearest cached questions, if any, answers this one. Pure; the flow and explain use it.
 
-Whether the vectors of two questions stand for all of them: only then does a high similarity mean anything.
+A high similarity only counts if the embedder could read both questions completely.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from api.values import CachedAnswer, CacheMatch
 PLAIN_WORD: Final = 100
 """Letters of the longest word that every embedder reads."""
 PLAIN_TEXT: Final = 250
-"""Characters that are surely read, however many tokens they make."""
+"""Characters that every embedder reads, however many tokens they make."""
 
 
 @dataclass(frozen=True, slots=True)
 class ComparedQuestion:
     """A question as the semantic tier compares it.
 
-    `unread`: what the embedder could not read of it. `languages`: those that the embedder was made for.
+    `unread`: the parts that the embedder could not read. `languages`: those that the embedder was trained for.
     """
 
     question: str
     unread: tuple[str, ...] = ()
     languages: Languages = EVERY
     not_told: tuple[str, ...] = field(init=False)
-    """All that the vector does not tell: what was not read, and words of scripts that the languages do not have."""
+    """Parts that the vector does not cover: unread ones, and words in scripts of other languages."""
     language: str = field(init=False)
-    """The question's language, where the embedder was not made for it; else an empty text."""
+    """The question's language if the embedder was not trained for it; else empty."""
 
     def __post_init__(self) -> None:
         language, words = self.languages.read(self.question)
@@ -43,7 +43,7 @@ class ComparedQuestion:
 
 
 def incomparable(asked: ComparedQuestion, stored: CachedAnswer) -> Disagreement | None:
-    """Why a stored question must not be compared by its vector, where that is so."""
+    """Returns the reason why a stored question must not be compared by its vector, or None."""
     unread = _unread(stored)
     if unread is None:
         return Disagreement("unread", "not known of the cached question")
@@ -59,7 +59,7 @@ def _not_told(unread: tuple[str, ...], words: Sequence[str]) -> tuple[str, ...]:
 
 
 def _unread(stored: CachedAnswer) -> tuple[str, ...] | None:
-    """None where it is not known: older releases did not store it."""
+    """Returns None if it is unknown, because older releases did not store it."""
     if stored.unread is not None:
         return stored.unread
     text = stored.question
@@ -68,7 +68,7 @@ def _unread(stored: CachedAnswer) -> tuple[str, ...] | None:
 
 
 class CandidateOutcome(StrEnum):
-    """What becomes of a candidate."""
+    """The outcome for a candidate."""
 
     FRESH = "fresh"
     STALE = "stale"
@@ -97,9 +97,9 @@ def consider(
     control: CacheControl,
     stale_seconds: float = 0.0,
 ) -> Iterator[Candidate]:
-    """The fate of each match, in their order. `stale_seconds`: how long after its lifetime one may still be served.
+    """Yields the outcome for each match, in order. `stale_seconds`: time after expiry in which one may be served.
 
-    Whoever needs no more than the first asks for no more: the guards take their time.
+    It is lazy, because the guards are slow: callers that need only the first outcome stop there.
     """
     features = read(asked.question) if matches and matches[0].similarity >= threshold else None
     for match in matches:
@@ -107,7 +107,7 @@ def consider(
 
 
 def up_to_the_first_fresh(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """Those that decide: none after one that is sure to be served, and none too far away after the first of these."""
+    """Returns the candidates up to the first that is fresh or below the threshold."""
     decisive: list[Candidate] = []
     for candidate in candidates:
         decisive.append(candidate)
@@ -117,7 +117,7 @@ def up_to_the_first_fresh(candidates: Iterable[Candidate]) -> list[Candidate]:
 
 
 def best(candidates: Sequence[Candidate]) -> Candidate | None:
-    """The first that is fresh, else the first that may be served stale: nearest first."""
+    """Returns the nearest fresh candidate, else the nearest that may be served stale."""
     usable = [candidate for candidate in candidates if candidate.fate in USABLE]
     return next((one for one in usable if one.fate is CandidateOutcome.FRESH), usable[0] if usable else None)
 
@@ -139,7 +139,7 @@ def _considered(
 
 
 def lifetime(match: CacheMatch, control: CacheControl, stale_seconds: float = 0.0) -> CandidateOutcome:
-    """Whether an entry of the right question is young enough: for its own lifetime, and for the caller."""
+    """Returns whether an entry is young enough, by its lifetime and the caller's `max-age`."""
     if control.max_age is not None and match.age_seconds > control.max_age:
         return CandidateOutcome.TOO_OLD
     if match.is_fresh:

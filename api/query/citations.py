@@ -1,4 +1,4 @@
-r"""Citations in an answer as it is written: `[1]` names a passage, and one that names none is taken out.
+r"""Removes citations that name no passage from a streamed answer, and replaces brackets in passages.
 
 | in the answer, of 3 passages | becomes |
 |---|---|
@@ -7,9 +7,8 @@ r"""Citations in an answer as it is written: `[1]` names a passage, and one that
 | `[1], [7]`, `([7])`, `[1]([7])` | `[1]`, nothing, `[1]` |
 | `[x]`, `[2024]`, `[0, 1]`, `[7](https://...)`, anything in backticks | as it is |
 
-Where an answer in Markdown is code: between backticks, read character by character.
-
-A document's own `[2]` becomes `(2)` in the prompt: a model that copies it would cite another document.
+`[1]` names the first passage. A document's own `[2]` becomes `(2)` in the prompt, since a model that copied it would
+cite another document.
 
 | in a passage or a title | in the prompt |
 |---|---|
@@ -33,7 +32,7 @@ class CodeMarks:
 
     def __init__(self) -> None:
         self.inside = False
-        """Whether what was read last is code, the marks included."""
+        """True if the last characters were code, the backticks included."""
         self._opened = 0
         self._marks = 0
         self._last = ""
@@ -52,7 +51,7 @@ class CodeMarks:
         self._last = character
 
     def _turn(self) -> None:
-        """What a run of marks means, now that it is over."""
+        """Opens or closes code at the end of a run of backticks."""
         if not self._opened:
             self._opened = self._marks
         elif self._marks == self._opened or self._marks > self._opened > 2:
@@ -75,7 +74,7 @@ _CLOSING: Final = frozenset(".:!?)]}…”»。！？、，")
 
 
 _Last = Literal["start", "citation", "text"]
-"""What was given out last: `start` of the answer or of a line."""
+"""The kind of the last output: `start` of the answer or of a line."""
 
 
 def clean(text: str, count: int) -> str:
@@ -102,7 +101,7 @@ class Citations:
         self._last: _Last = "start"
 
     def feed(self, text: str) -> str:
-        """What is certain of the answer by now, but for what was given before."""
+        """Returns the new part of the answer that is certain by now."""
         return "".join(map(self._step, text))
 
     def end(self) -> str:
@@ -143,7 +142,7 @@ class Citations:
         return out if self._sticks(character) else out + self._given(character)
 
     def _sticks(self, character: str) -> bool:
-        """Whether it is held back too, because it would go with a citation behind or before it."""
+        """Returns whether to hold the character back, because it may be removed with a citation next to it."""
         held = self._glue if self._behind is None else self._behind
         if character in _SPACE and self._behind is not None and len(held) >= MAX_GLUE:
             return True  # and is dropped: there are enough
@@ -169,7 +168,7 @@ class Citations:
         return self._given(self._unglued(whole) + whole)
 
     def _cite(self, citation: str) -> str:
-        """What stays of a citation."""
+        """Returns the remaining part of a citation."""
         kept = self._kept(citation)
         if not kept:
             self._behind = ""
@@ -192,7 +191,7 @@ class Citations:
         return text
 
     def _unglued(self, following: str, *, citation: bool = False) -> str:
-        """What stays of the glue before `following`: all of it, unless a citation was taken out of it."""
+        """Returns the held-back characters before `following`: all, unless a citation was removed between them."""
         before, behind = self._glue, self._behind
         self._glue, self._behind = "", None
         if behind is None or before.endswith("("):

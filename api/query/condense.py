@@ -1,7 +1,7 @@
-"""A question with history, rewritten by the language model into one that stands alone (`SEMANTIC_CACHE_CONDENSE`).
+"""Lets the language model rewrite a question with history into a standalone question (`SEMANTIC_CACHE_CONDENSE`).
 
-From there on it is a question like any other: found by its meaning, shared, cached. Where it can not be rewritten, it
-is answered with its history, and found exactly or not at all.
+The rewritten question is treated like any other: compared by meaning, shared, cached. If it cannot be rewritten, it is
+answered with its history, and only an exact match can answer it from the cache.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ INSTRUCTION: Final = (
 )
 OPTIONS: Final = {"temperature": 0, "num_predict": 200}
 LONGEST: Final = 8_000
-"""Characters of a question, as POST /query takes it."""
+"""Longest question in characters, as POST /query accepts it."""
 _FENCE: Final = Fence("<conversation><question>")
 
 
 class Condenser:
-    """Rewrites each follow-up once for the fleet, and remembers how."""
+    """Rewrites each follow-up question once for the fleet, and stores the result."""
 
     def __init__(
         self, backends: Generations, flights: Flights, memory: CondensedQuestions, observer: Telemetry
@@ -109,21 +109,21 @@ class Condenser:
 
 
 def _rewritten_as(query: Query, question: str | None) -> Query:
-    """`question`: None where it is not known, empty where it cannot be rewritten."""
+    """`question`: None while it is unknown, empty if it cannot be rewritten."""
     if question is None:
         return query
     return replace(query, question=question, history=()) if question else replace(query, keeps_history=True)
 
 
 def turns(query: Query) -> tuple[ChatMessage, ...]:
-    """What the language model is asked: the conversation as material, the question last."""
+    """Returns the messages for the language model: the conversation as material, the question last."""
     said = "\n".join(f"{turn.role}: {_FENCE.text(turn.content)}" for turn in query.history)
     material = f"<conversation>\n{said}\n</conversation>\n<question>\n{_FENCE.text(query.question)}\n</question>"
     return ChatMessage("system", INSTRUCTION), ChatMessage("user", material)
 
 
 def _place(query: Query) -> str:
-    """32 hex digits over all that the rewriting depends on, and whose it is."""
+    """Returns 32 hex digits over the tenant and everything that the rewriting depends on."""
     turns_said = [(turn.role, turn.content) for turn in query.history]
     facts = [VERSION, query.tenant, model_key(query.model), turns_said, query.question]
     return hashlib.sha256(orjson.dumps(facts)).hexdigest()[:32]

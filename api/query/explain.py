@@ -1,4 +1,4 @@
-"""Why a question would be a hit or not: the flow's own steps, with nothing served, counted or changed."""
+"""Explains why a question would be a hit or a miss, with the flow's own steps; serves and changes nothing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Decision = Literal["exact_hit", "semantic_hit", "stale", "miss", "bypass"]
 
 @dataclass(frozen=True, slots=True)
 class Explained:
-    """One candidate, and what every guard says of it."""
+    """One candidate, and every guard's verdict on it."""
 
     candidate: Candidate
     guards: Sequence[GuardVerdict]
@@ -46,7 +46,7 @@ class Explanation:
 
 
 class Explainer:
-    """Looks at the cache as the flow does. `cache` is None where the semantic cache is switched off."""
+    """Looks at the cache as the flow does. `cache` is None if the semantic cache is disabled."""
 
     def __init__(
         self, cache: AnswerCache | None, embedder: Embedder, places: CacheKeyBuilder, policy: CachePolicy
@@ -57,14 +57,14 @@ class Explainer:
         self.policy = policy
 
     async def explain(self, query: Query) -> Explanation:
-        """Raises `ServiceUnavailable` where the cache can not be asked."""
+        """Explains a query. Raises `ServiceUnavailable` if the cache cannot be used now."""
         if self._cache is None:
             raise ServiceUnavailable("The semantic cache is switched off.")
         try:
             place = await self._places.of(query)
             return await self._explained(self._cache, query, place)
         except (StoreUnavailable, EmbeddingUnavailable) as error:
-            raise ServiceUnavailable(f"The cache can not be asked now: {error}.", retry_after=1) from error
+            raise ServiceUnavailable(f"The cache cannot be used now: {error}.", retry_after=1) from error
 
     async def _explained(self, cache: AnswerCache, query: Query, place: CacheKey) -> Explanation:
         found = await cache.find_exact(place.scope, place.digest)
@@ -81,7 +81,7 @@ class Explainer:
         )
 
     async def _asked(self, query: Query) -> tuple[ComparedQuestion, Vector | None]:
-        """As the semantic tier compares it; without a vector where it does not."""
+        """Returns the question as the semantic tier compares it; without a vector if it does not."""
         languages = self.policy.languages
         if not query.has_meaning:
             return ComparedQuestion(query.question, languages=languages), None
@@ -114,7 +114,7 @@ class Explainer:
 
 
 def _verdicts(question: str, candidate: Candidate) -> Sequence[GuardVerdict]:
-    """What every guard says; first, whether the two may be compared by their vectors at all."""
+    """Returns every guard's verdict; first, whether the two may be compared by their vectors at all."""
     found = verdicts(question, candidate.match.answer.question)
     objection = candidate.objection
     if objection is None or any(one.guard == objection.guard for one in found):

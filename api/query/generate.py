@@ -1,8 +1,6 @@
-"""A fresh answer: passages, the prompt, the language model by way of bulkhead and breaker, the cache at the end.
+"""Generates fresh answers (passages, prompt, language model, cache), and refreshes expired ones in the background.
 
-Whether an answer may be shared with others who ask the same, and the generation of it.
-
-Refreshes expired answers in the background: each by one worker of the fleet, behind all users.
+One worker of the fleet refreshes an answer, behind all users.
 """
 
 from __future__ import annotations
@@ -36,11 +34,11 @@ if TYPE_CHECKING:
 
 
 MAX_CHECKS: Final = 3
-"""How often an answer is checked against documents that change all the time."""
+"""Number of times an answer is checked against documents that keep changing."""
 
 
 class FreshAnswers:
-    """Generates and stores, for whoever waits: a flight that callers share, or nobody yet."""
+    """Generates and stores answers, for a flight that callers share or in the background."""
 
     def __init__(
         self,
@@ -99,7 +97,7 @@ class FreshAnswers:
     async def _worded(
         self, request: GenerationRequest, sources: tuple[Source, ...], output: AnswerOutput
     ) -> Generation:
-        """By the language model, without citations of what is not a source."""
+        """Generates with the language model, and removes citations that name no source."""
         await output.ground(sources)
         cited = CitedOutput(output, len(sources)) if sources else None
         try:
@@ -123,7 +121,7 @@ class FreshAnswers:
         timings: Timings,
         claim: Claim | None,
     ) -> CachedAnswer | None:
-        """Where documents changed meanwhile, it is stored only if the same passages would be found now."""
+        """Stores the answer. If documents changed meanwhile, it does so only if the search finds the same passages."""
         if not grounding.keeps:
             return None
         for _ in range(MAX_CHECKS):
@@ -138,7 +136,7 @@ class FreshAnswers:
 
 
 def _said(text: str, query: Query) -> Generation:
-    """An answer that needs no language model."""
+    """Returns an answer that needs no language model."""
     return Generation(text, GenerationEnd(query.model, "stop", Usage()), 0.0)
 
 
@@ -173,11 +171,11 @@ class CitedOutput:
 
 
 CONCURRENCY: Final = 16
-"""Refreshments that one worker has under way; past them an expired answer is served unrefreshed."""
+"""Refreshes that one worker runs at once; beyond that, expired answers are served without a refresh."""
 
 
 class Refresher:
-    """Starts refreshments and forgets them."""
+    """Refreshes expired answers in background tasks."""
 
     def __init__(self, fresh: FreshAnswers, flights: Flights, observer: Telemetry) -> None:
         self._fresh = fresh
@@ -186,7 +184,7 @@ class Refresher:
         self._tasks: dict[FlightKey, asyncio.Task[None]] = {}
 
     def start(self, query: Query, lookup: Lookup) -> None:
-        """Refreshes what was looked up, unless this worker is at it already, or at too much. No I/O here."""
+        """Starts refreshing an answer, unless this worker is refreshing it or too many others. No I/O here."""
         if lookup.place is None:
             return
         key = FlightKey(lookup.place.scope, lookup.place.digest)
@@ -201,7 +199,7 @@ class Refresher:
         task.add_done_callback(lambda _: self._tasks.pop(key, None))
 
     async def aclose(self) -> None:
-        """Ends what is under way."""
+        """Cancels the refreshes in progress."""
         await cancel_and_wait(self._tasks.values())
 
     async def _refresh(self, query: Query, lookup: Lookup, key: FlightKey) -> None:

@@ -1,6 +1,6 @@
-"""Which passages an answer is to be grounded in. Where they can not be looked for, the model answers alone.
+"""Retrieves the passages for an answer, and builds the model's request from the question and the passages.
 
-What the language model is asked, for a question and the passages that were found for it.
+If the search is not possible, the model answers without passages.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Retrieval:
     keeps: bool = True
 
     def is_like(self, other: Retrieval) -> bool:
-        """Whether the same passages were found, of the same revisions."""
+        """Returns whether both have the same passages, of the same revisions."""
         return self.outcome == other.outcome and _passages(self) == _passages(other)
 
 
@@ -47,7 +47,7 @@ UNAVAILABLE = Retrieval("unavailable", keeps=False)
 
 
 class PassageRetriever:
-    """For one worker. `condenser` rewrites a follow-up question, so that it can be looked for."""
+    """One worker's search for passages. `condenser` rewrites a follow-up question for the search."""
 
     def __init__(self, retriever: Retriever, condenser: Condenser, events: Telemetry) -> None:
         self._retriever = retriever
@@ -74,7 +74,7 @@ class PassageRetriever:
     async def ground_again(
         self, query: Query, vector: Vector | None, before: Retrieval, at_ms: int, timings: Timings
     ) -> Retrieval:
-        """The same once more, later: looks for passages only where documents have changed in between."""
+        """Repeats the search later, but only if documents have changed in between."""
         if before.grounds is not None:
             with suppress(StoreUnavailable), timings.timed("retrieve"):
                 if await self._retriever.corpus(query.tenant) == before.grounds.corpus:
@@ -100,7 +100,7 @@ class PassageRetriever:
 
 
 class PromptBuilder:
-    """For one worker. `num_ctx`: the model's context in tokens, None where Ollama's own default holds."""
+    """Builds one worker's requests. `num_ctx`: the context length in tokens; None: Ollama's default."""
 
     def __init__(
         self, template: PromptTemplate, num_ctx: int | None, when_nothing_is_relevant: Literal["say_so", "answer"]
@@ -111,17 +111,17 @@ class PromptBuilder:
 
     @property
     def nothing_relevant(self) -> str:
-        """The answer where there are documents and none is relevant."""
+        """The answer if there are documents and none is relevant."""
         return self._prompts.nothing_relevant
 
     def says_so(self, grounding: Retrieval) -> bool:
-        """Whether that is the answer."""
+        """Returns whether `nothing_relevant` is the answer."""
         return grounding.outcome == "nothing_relevant" and self._when_nothing_is_relevant == "say_so"
 
     def request(
         self, query: Query, sources: tuple[Source, ...], *, buffered: bool, background: bool
     ) -> tuple[GenerationRequest, tuple[Source, ...]]:
-        """The request, and those of the passages that fit into it."""
+        """Returns the request and the passages that fit into it."""
         history = query.history
         if sources:
             tokens = budget(self._num_ctx, query.options.get("num_predict"))

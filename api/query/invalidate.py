@@ -1,4 +1,4 @@
-"""Invalidation: answers that are no longer right are taken back, on every worker at once."""
+"""Deletes cached answers that are no longer right, on every worker at once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from api.values import NO_TENANT
 
 
 class Invalidator:
-    """Deletes cached answers. A generation under way that began before does not bring one back."""
+    """Deletes cached answers. A generation that began earlier cannot store one again."""
 
     def __init__(self, sweep: CacheSweep, deletions: Deletions, embedder: Embedder, events: Telemetry) -> None:
         self._sweep = sweep
@@ -22,7 +22,7 @@ class Invalidator:
         self._events = events
 
     async def invalidate(self, asked: Invalidation, *, dry_run: bool = False) -> Swept:
-        """Counts them only, with `dry_run`. Raises `StoreUnavailable`, `ServiceUnavailable`."""
+        """Deletes the answers, or only counts them with `dry_run`. Raises `StoreUnavailable`, `ServiceUnavailable`."""
         selection = await self._selection(asked)
         if dry_run:
             swept = await self._sweep.sweep(selection, dry_run=True)
@@ -39,7 +39,7 @@ class Invalidator:
         return swept
 
     async def _swept(self, selection: Selection) -> Swept:
-        """Deletes also where the note of it can not be written now: on a cluster that may be on a shard of its own."""
+        """Deletes even if the deletion cannot be recorded now: in a cluster that may be on another shard."""
         fault: StoreUnavailable | None = None
         try:
             await self._deletions.note(tags_of(selection))
@@ -58,7 +58,7 @@ class Invalidator:
         return Selection(entry=asked.entry, source=asked.source, tenant=asked.tenant)
 
     async def _near(self, question: str, similarity: float | None, tenant: str) -> Neighbourhood | None:
-        """None for the exact question alone: also where it is one that is never compared by meaning."""
+        """Returns None to match only the exact question, as for questions that are never compared by meaning."""
         if similarity is None or not Query(question, tenant="", model="").has_meaning:
             return None
         try:
@@ -66,5 +66,5 @@ class Invalidator:
             (embedding,) = await self._embedder.embed([question], tenant=tenant)
             return Neighbourhood(identity, embedding.vector, similarity)
         except EmbeddingUnavailable as error:
-            message = "The question can not be embedded now: without `similarity`, the exact one can be deleted."
+            message = "The question cannot be embedded now. Omit `similarity` to delete the exact question."
             raise ServiceUnavailable(message, retry_after=1) from error

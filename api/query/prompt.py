@@ -1,12 +1,10 @@
-"""The prompt. Its template is part of the cache's scope: a changed prompt never serves answers of the old one.
+"""Builds the prompt from its template, and selects the passages and turns that fit into the model's context.
 
-What stands in a document stays material: nothing in it opens or ends the tags around it, or a turn of the model's.
+The template is part of the cache key, so a changed prompt never serves answers of the old one. Text in a document can
+neither open nor close the tags around it, nor start a turn of the model. That protects the structure of the prompt; a
+model may still follow an instruction in a passage.
 
-This keeps the structure of the prompt. It does not keep a model from doing what a passage says.
-
-What of the passages and of the history goes into a prompt, so that model and answer have room in the context.
-
-Ollama leaves out what is too long without a word; so it is decided here what goes in.
+Ollama silently truncates a prompt that is too long, so this module decides what goes in.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ from api.unicode_text import INVISIBLE
 from api.values import ChatMessage, Source
 
 LONGEST_TITLE: Final = 200
-"""Characters of a title that a prompt has."""
+"""Characters of a title in a prompt."""
 LONGEST_MARK: Final = 64
 """Characters between the bars of a control token."""
 
@@ -45,7 +43,7 @@ _ANGLES: Final = str.maketrans(
         **dict.fromkeys("\uff5c\u2223\u01c0\u2758\u2502\uffe8", "|"),
     }
 )
-"""What looks like an angle or a bar: full-width, small, single quotes, brackets of mathematics and of Chinese."""
+"""Lookalikes of angle brackets and bars: full-width, small, single quotes, mathematical and Chinese brackets."""
 _OPENING: Final = re.compile(rf"[<\[\uff3b{''.join(chr(one) for one, plain in _ANGLES.items() if plain == '<')}]")
 _UNSEEN: Final = re.compile(rf"(?!\s)[{INVISIBLE}]")
 _TAG_NAME: Final = re.compile(r"</?\s*([A-Za-z][\w-]*)")
@@ -182,7 +180,7 @@ MAX_PER_TOKEN: Final = 8
 """More characters than any text has for each token: what is longer does not fit, and is not counted."""
 
 Count = Callable[[str], int]
-"""How many tokens a text has."""
+"""A function that counts the tokens of a text."""
 
 
 def budget(num_ctx: int | None, num_predict: int | None) -> int:
@@ -238,7 +236,7 @@ def _tokens(turns: Sequence[ChatMessage], count: Count) -> int:
 
 
 def _latest(question: str, history: Sequence[ChatMessage], budget_tokens: int, count: Count) -> tuple[ChatMessage, ...]:
-    """The end of the history that fits beside the question; it does not begin with an answer whose question went."""
+    """Returns the end of the history that fits next to the question; it never begins with an answer."""
     left = budget_tokens - count(question) - TURN
     kept = len(history)
     while kept and (left := left - count(history[kept - 1].content) - TURN) >= 0:

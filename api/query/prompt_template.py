@@ -1,4 +1,4 @@
-"""The file that holds the prompt's texts: read, checked, and named so that its answers are kept apart."""
+"""Reads and checks the prompt template file; its digest is part of the cache key."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class PromptTemplate:
 
     @property
     def scope(self) -> str:
-        """What answers depend on: an edited file has another, also under the same version."""
+        """The template's part of the cache key. An edited file has another, even under the same version."""
         return f"{self.version}-{self.digest}"
 
 
 def load(path: str | None) -> PromptTemplate:
-    """The template in the file at `path`, or Ragherd's own. Reads the file at once: for the start of a worker.
+    """Returns the template in the file at `path`, or Ragherd's own. Blocks, so call it at the worker's start.
 
     Raises `SettingsError`.
     """
@@ -52,12 +52,12 @@ def load(path: str | None) -> PromptTemplate:
         raise SettingsError(f"{VARIABLE}: the file is not UTF-8") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise SettingsError(f"{VARIABLE}: the file can not be read: {reason}") from None
+        raise SettingsError(f"{VARIABLE}: the file cannot be read: {reason}") from None
     return parse(text)
 
 
 def parse(text: str) -> PromptTemplate:
-    """The template that `text`, a TOML document, holds. Raises `SettingsError`: one line that names key and fault."""
+    """Parses `text`, a TOML document. Raises `SettingsError` in one line that names the key and the fault."""
     try:
         shape = _File.model_validate(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:

@@ -1,17 +1,17 @@
-"""THE FLOW: how one question is answered, its steps in order.
+"""THE FLOW: answers one question; its steps in order.
 
-0. where a setting says so, a question with history is rewritten to stand alone
+0. if a setting enables it, a question with history is rewritten to stand alone
 1. the exact tier: the same question, one round trip
 2. the embedding
 3. the semantic tier: a question that means the same, one round trip, and the guards that may object
-4. single flight: where the same question is being answered anywhere, its answer is shared
+4. single flight: if any worker is answering the same question, its answer is shared
 5. the passages of the knowledge base that the answer is grounded in
 6. the language model, through the bulkhead and the circuit breaker
 7. the answer is stored for the whole fleet
 
-It is one flow for both forms of an answer: `stream` gives it as it comes, `answer` waits for its end. A lost Redis or a
-hanging embedder costs the cache, not the answer. A failing Ollama costs the answer only when the cache keeps none, not
-even an expired one. A caller who leaves ends the flow where it is, and the generation that nobody else waits for.
+Both forms of an answer use it: `stream` yields it as it is generated, `answer` waits for its end. If Redis is down or
+the embedder hangs, the question is answered without the cache. If Ollama fails, the cache may still have an answer,
+possibly an expired one. If a caller leaves, the flow ends, and so does a generation that nobody else waits for.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class _Request:
         self.status = CacheStatus.HIT
         self.sources: tuple[Source, ...] = ()
         self.limit: Callable[[], AbstractAsyncContextManager[None]]
-        """Around a wait: the caller's own deadline."""
+        """Limits a wait to the caller's deadline."""
         self.limit = nullcontext if asked.timeout is None else Deadline(asked.timeout).watched
 
     def end(self) -> None:
@@ -82,7 +82,7 @@ class QueryService:
         refresher: Refresher,
         observer: Telemetry,
     ) -> None:
-        """`condenser` is None where questions with history are answered with it."""
+        """`condenser` is None if questions with history are answered without rewriting."""
         self._condenser = condenser
         self._shared = shared
         self._flights = flights
@@ -108,7 +108,7 @@ class QueryService:
         return aclosing(self._events(_Request(query, buffered=False)))
 
     async def _events(self, request: _Request) -> AsyncGenerator[AnswerEvent, None]:
-        """The flow. Its end is counted once: answered, refused, or left by its caller."""
+        """Runs the flow. Its end is counted once: answered, refused, or left by its caller."""
         try:
             async with request.limit():
                 await self._look_up(request)
@@ -145,7 +145,7 @@ class QueryService:
         request.lookup = await self._shared.look_up(request.query, request.timings)
 
     def _cached(self, request: _Request) -> AnswerFinished:
-        """An answer that has expired is served once more, and refreshed meanwhile."""
+        """Serves a cached answer; an expired one is refreshed in the background."""
         lookup = request.lookup
         assert lookup.match is not None, "the cache has an answer"
         if lookup.stale:
@@ -192,13 +192,13 @@ class QueryService:
         return None
 
     async def _expired(self, request: _Request, error: RagherdError) -> CacheMatch | None:
-        """Where Ollama is at fault, or busy; not where the request itself is: its model, or its own deadline."""
+        """Returns an expired answer if Ollama failed or is busy, but not if the request caused the error."""
         if not isinstance(error, BreakerOpen | BulkheadFull | UpstreamError) or error.status < 500:
             return None
         return await self._shared.expired(request.query, request.lookup, request.timings)
 
     def _flight(self, request: _Request) -> AbstractAsyncContextManager[FlightSubscription]:
-        """One that equal questions share; the caller's own where it wants no answer of others."""
+        """Joins the flight that equal questions share; a caller who wants no shared answer gets a separate one."""
         query, lookup, buffered = request.query, request.lookup, request.buffered
         lead = partial(self._fresh.generate, query, lookup, request.timings, buffered=buffered)
         if lookup.place is None or not query.cache_control.reads:
@@ -214,7 +214,7 @@ class QueryService:
     async def _next(
         self, request: _Request, flight: FlightSubscription
     ) -> GroundedSources | Token | CompletedAnswer | StoredElsewhere:
-        """Only the waiting counts as the model's time."""
+        """Waits for the next event. Only this wait counts as the model's time."""
         started = time.perf_counter()
         try:
             async with request.limit():
@@ -223,7 +223,7 @@ class QueryService:
             request.timings.generate += time.perf_counter() - started
 
     def _generated(self, request: _Request, end: GroundedSources | CompletedAnswer | StoredElsewhere) -> AnswerFinished:
-        """A caller who shares another's answer pays no tokens for it."""
+        """Returns the end of a generated answer. A caller who shares another's answer is charged no tokens."""
         assert isinstance(end, CompletedAnswer), "what has begun does not turn out to be stored elsewhere"
         answered = AnswerFinished(
             end.text, end.model, request.status, request.timings, end.sources, completed=end, entry=end.entry
@@ -236,6 +236,6 @@ class QueryService:
 
 
 def _status(request: _Request) -> CacheStatus:
-    """What a fresh answer says of the cache: whether it was asked in vain."""
+    """Returns the cache status of a fresh answer: a miss if the cache was asked, else bypass."""
     asked_in_vain = request.lookup.available and request.query.cache_control.reads
     return CacheStatus.MISS if asked_in_vain else CacheStatus.BYPASS

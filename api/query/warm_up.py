@@ -1,12 +1,7 @@
-"""How long a warm-up waits after a failure before it tries the same question again: a pure decision.
+"""Warm-ups: answers listed questions in advance, at low priority; jobs are resumed by another worker.
 
-A question that the cache is warmed up with, as it is kept until its turn comes.
-
-Puts the answer to one question into the cache, as if a user had asked it, but behind all users and uncounted.
-
-One worker's part in one warm-up of the cache: question after question, for as long as the warm-up is its own.
-
-Warm-ups of the cache: begun and ended at any worker, done by one, resumed by another when that one dies.
+Any worker can start and cancel a warm-up. One worker runs it under a lease, and another takes over if that one dies.
+The generations queue behind all users and do not count as questions.
 """
 
 from __future__ import annotations
@@ -44,9 +39,9 @@ from api.query.generate import FreshAnswers
 from api.values import CacheMatch, Embedding, known
 
 LONGEST: Final = 10.0
-"""Seconds. An operator may close a breaker, or a backend be back, before the time that was foretold."""
+"""Longest retry delay in seconds. A breaker may be closed, or a backend return, earlier than predicted."""
 ATTEMPTS: Final = 3
-"""Of one question, where the failure may be its own fault."""
+"""Attempts per question, if the question itself may cause the failure."""
 NOT_ITS_FAULT: Final = frozenset(
     {
         UpstreamFault.CONNECT_FAILED,
@@ -59,10 +54,10 @@ NOT_ITS_FAULT: Final = frozenset(
 HOPELESS: Final = frozenset({UpstreamFault.MODEL_NOT_FOUND, UpstreamFault.REQUEST_REJECTED, UpstreamFault.UNAUTHORIZED})
 
 
-def patience(error: BaseException, attempts: int) -> float | None:
-    """Seconds until the next attempt; None: the question has failed. `attempts` have been made so far.
+def retry_delay(error: BaseException, attempts: int) -> float | None:
+    """Returns the seconds until the next attempt; None if the question has failed after `attempts` attempts.
 
-    What any question would meet now is waited out, for as long as it takes.
+    Failures that any question would meet now are retried without limit.
     """
     if isinstance(error, StoreUnavailable):
         return 1.0
@@ -73,7 +68,7 @@ def patience(error: BaseException, attempts: int) -> float | None:
     if isinstance(error, EmbeddingUnavailable) and isinstance(
         error.__cause__, BreakerOpen | BulkheadFull | UpstreamError
     ):
-        return patience(error.__cause__, attempts)
+        return retry_delay(error.__cause__, attempts)
     hopeless = isinstance(error, UpstreamError) and error.fault in HOPELESS
     if hopeless or not isinstance(error, UpstreamError | EmbeddingUnavailable) or attempts >= ATTEMPTS:
         return None
@@ -82,7 +77,7 @@ def patience(error: BaseException, attempts: int) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class WarmQuestion:
-    """`answer` is None where the language model is to give it. `number` tells it from others of the same warm-up."""
+    """One question of a warm-up. `answer` is None if the language model must generate it. `number` is unique."""
 
     number: int
     question: str
@@ -93,22 +88,22 @@ class WarmQuestion:
     answer: str | None = None
 
     def encoded(self) -> bytes:
-        """As JSON, for an operator to read."""
+        """Returns the question as JSON, which operators can read."""
         return orjson.dumps(self)
 
     @classmethod
     def decoded(cls, text: bytes) -> WarmQuestion:
-        """Raises `ValueError` or `TypeError` for what `encoded` did not write. What is said beside is left out."""
+        """Decodes the output of `encoded`, ignoring unknown fields. Raises `ValueError` or `TypeError`."""
         return known(cls, orjson.loads(text))
 
     def query(self) -> Query:
-        """The same as a user's who asks it without more."""
+        """Returns the query of a user who asks the question without further options."""
         return Query(self.question, self.tenant, self.model, self.top_k, self.options)
 
 
 @dataclass(frozen=True, slots=True)
 class Warmed:
-    """What came of a question, as it counts. `error` says why it failed."""
+    """The outcome of one question, as it counts. `error` says why it failed."""
 
     counts: tuple[WarmUpCount, ...]
     error: str = ""
@@ -118,7 +113,7 @@ SKIPPED = Warmed(("skipped",))
 
 
 class CacheWarmer:
-    """Generations take part in no count of what users ask. `fresh` is told of none of them."""
+    """Stores the answer to one question in the cache, as if a user had asked it, but behind all users."""
 
     def __init__(
         self, cache: AnswerCache, embedder: Embedder, places: CacheKeyBuilder, fresh: FreshAnswers, events: Telemetry
@@ -130,7 +125,7 @@ class CacheWarmer:
         self._events = events
 
     async def warm(self, wanted: WarmQuestion) -> Warmed:
-        """Skips what is cached and fresh. Raises what the flow does, and `StoreUnavailable`, `EmbeddingUnavailable`."""
+        """Stores the answer unless a fresh one is cached. Raises the flow's errors and those of store and embedder."""
         query = wanted.query()
         place = await self._places.of(query)
         found = await self._cache.find_exact(place.scope, place.digest)
@@ -171,7 +166,7 @@ class CacheWarmer:
 
 
 def _is_there(wanted: WarmQuestion, match: CacheMatch | None) -> bool:
-    """Whether it is cached and fresh; an answer that is given replaces another."""
+    """Returns whether a fresh answer is cached. A given answer replaces a different one."""
     return (
         match is not None and match.ttl_seconds >= 0 and (wanted.answer is None or wanted.answer == match.answer.answer)
     )
@@ -179,17 +174,17 @@ def _is_there(wanted: WarmQuestion, match: CacheMatch | None) -> bool:
 
 T = TypeVar("T")
 LEASE: Final = 5.0
-"""Seconds. A worker that dies is succeeded by another after so long."""
+"""Seconds of the job's lease. Another worker takes over a dead worker's job after this time."""
 HEARTBEAT_SECONDS: Final = 1.0
-"""Seconds between renewals; one that was cancelled elsewhere ends within so long."""
+"""Seconds between renewals. A job that is cancelled on another worker ends within this time."""
 AHEAD: Final = 32
-"""Questions that are read at once."""
+"""Number of questions read from Redis at once."""
 SHOWN: Final = 60
-"""Characters of a question in a line of error."""
+"""Characters of a question in an error message."""
 
 
 class WarmUpRun:
-    """`concurrency` questions at once. The job has been taken."""
+    """One worker's run of one warm-up that it has the lease of, `concurrency` questions at a time."""
 
     def __init__(self, job: str, jobs: WarmUpJobs, warmer: CacheWarmer, events: Telemetry, concurrency: int) -> None:
         self._job = job
@@ -203,11 +198,11 @@ class WarmUpRun:
         self._reading = asyncio.Lock()
 
     async def to_its_end(self) -> None:
-        """Returns when nothing is left, or when the warm-up is not this worker's any more."""
+        """Returns when no questions are left, or when this worker has lost the lease."""
         keeper = asyncio.create_task(self._keep(), name="warm_up_keeper")
         lanes = {asyncio.create_task(self._lane(), name="warm_up_lane") for _ in range(self._concurrency)}
         for task in (keeper, *lanes):
-            log_failure(task, Exception)  # raised below, but for those that fail as they are cancelled
+            log_failure(task, Exception)  # raised below, except for tasks that fail while being cancelled
         pending = set(lanes)
         try:
             while pending and not keeper.done():
@@ -223,7 +218,7 @@ class WarmUpRun:
                 task.result()
 
     async def _keep(self) -> None:
-        """Returns when the warm-up is over, or another worker's. While Redis is down nobody can take it."""
+        """Renews the lease until the warm-up ends or the lease is lost. While Redis is down nobody can take it."""
         while not self._over:
             await asyncio.sleep(HEARTBEAT_SECONDS)
             try:
@@ -244,7 +239,7 @@ class WarmUpRun:
             self._over = self._over or not going_on
 
     async def _next(self) -> bytes | None:
-        """The next question that no lane has in hand; None where there is none."""
+        """Returns the next question that no lane is processing; None if there is none."""
         async with self._reading:
             if not self._ahead:
                 count = AHEAD + self._concurrency
@@ -257,7 +252,7 @@ class WarmUpRun:
             return question
 
     async def _settled(self, text: bytes) -> Warmed:
-        """What came of a question, once it is cached or has failed for good."""
+        """Retries a question until it is cached or has failed, and returns the outcome."""
         try:
             wanted = WarmQuestion.decoded(text)
         except (ValueError, TypeError):
@@ -268,10 +263,10 @@ class WarmUpRun:
             try:
                 return await self._warmer.warm(wanted)
             except (RagherdError, StoreUnavailable, EmbeddingUnavailable) as error:
-                seconds = patience(error, attempts)
+                seconds = retry_delay(error, attempts)
                 if seconds is None:
                     return self._failed(wanted, error)
-            except Exception as error:  # noqa: BLE001 - a bug met by one question must not keep the others for ever
+            except Exception as error:  # noqa: BLE001 - a bug with one question must not block the others
                 return self._failed(wanted, error)
             await asyncio.sleep(seconds)
 
@@ -280,7 +275,7 @@ class WarmUpRun:
         return Warmed(("failed",), f"{wanted.question[:SHOWN]}: {error}")
 
     async def _insisting(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Until Redis takes part."""
+        """Retries a call until Redis is up."""
         while True:
             try:
                 return await call()
@@ -289,11 +284,11 @@ class WarmUpRun:
 
 
 LOOK_SECONDS: Final = 1.0
-"""How often a worker looks for warm-ups that nobody has, where few others do."""
+"""Seconds between two searches for unclaimed warm-ups in a small fleet."""
 
 
 class WarmUps:
-    """One worker's hold on the warm-ups of the fleet. It does one at a time. `pace`: how much less often it looks."""
+    """One worker's part in the fleet's warm-ups, one at a time. `pace` multiplies the time between searches."""
 
     def __init__(
         self,
@@ -311,7 +306,7 @@ class WarmUps:
         self._news = asyncio.Event()
 
     async def begin(self, questions: Sequence[WarmQuestion]) -> WarmUpProgress:
-        """Begins one; it goes on by itself. Raises `StoreUnavailable`."""
+        """Starts a warm-up, which runs in the background. Raises `StoreUnavailable`."""
         job = secrets.token_hex(8)
         await self._jobs.create(job, await asyncio.to_thread(_encoded, questions))
         self._news.set()
@@ -321,19 +316,19 @@ class WarmUps:
         return progress
 
     async def progress(self, job: str) -> WarmUpProgress:
-        """Raises `NotFound`, `StoreUnavailable`."""
+        """Returns a warm-up's progress. Raises `NotFound`, `StoreUnavailable`."""
         progress = await self._jobs.progress(job)
         if progress is None:
             raise NotFound(f"There is no warm-up '{job}', or it ended more than an hour ago.")
         return progress
 
     async def cancel(self, job: str) -> WarmUpProgress:
-        """Ends one, whichever worker has it; what is cached stays. Raises `NotFound`, `StoreUnavailable`."""
+        """Cancels a warm-up on any worker; stored answers stay. Raises `NotFound`, `StoreUnavailable`."""
         await self._jobs.cancel(job)
         return await self.progress(job)
 
     async def keep_going(self) -> None:
-        """Does what there is to do, for ever. A task of the worker's."""
+        """Runs unclaimed warm-ups forever. A background task of the worker."""
         while True:
             with suppress(StoreUnavailable):
                 for job in await self._jobs.unfinished():

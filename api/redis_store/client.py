@@ -37,7 +37,7 @@ from api.redis_store.redis_connections import (
 
 @dataclass(frozen=True, slots=True)
 class RedisAddress:
-    """Where Redis is, and its timeouts in seconds. `tls` applies if the URL's scheme begins with `rediss`.
+    """The URL of Redis, and its timeouts in seconds. `tls` applies if the URL's scheme begins with `rediss`.
 
     `sentinel_username` and `sentinel_password` are for the Sentinels; the URL has the credentials of the primary.
     """
@@ -150,7 +150,7 @@ async def blocking_reader(address: RedisAddress, block_seconds: float, key: str 
 
 
 def is_cluster(address: RedisAddress) -> bool:
-    """Whether the URL names a Redis Cluster."""
+    """Returns whether the URL names a Redis Cluster."""
     return urlsplit(address.url).scheme in CLUSTER
 
 

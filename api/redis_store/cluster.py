@@ -36,7 +36,7 @@ class Node(NamedTuple):
 
 
 class SlotMap:
-    """Which primary has which slots, as reported by CLUSTER SLOTS."""
+    """The primary of each slot, as reported by CLUSTER SLOTS."""
 
     def __init__(self, ranges: Iterable[tuple[int, int, Node]] = ()) -> None:
         """`ranges`: first slot, last slot, the node that has them."""
@@ -49,7 +49,7 @@ class SlotMap:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every slot has a shard."""
+        """True if every slot has a shard."""
         return sum(last - first + 1 for first, last, _ in self._ranges) == SLOTS
 
     def owner(self, slot: int) -> Node | None:
@@ -76,7 +76,7 @@ REDIRECTED: Final = 3
 
 
 class _Cluster(Protocol):
-    """What a slot needs from its cluster."""
+    """The part of a cluster that a slot uses."""
 
     @property
     def slots(self) -> SlotMap: ...
@@ -108,7 +108,7 @@ class HealthGatedSlot:
 
     @property
     def is_up(self) -> bool:
-        """Whether the shard of the slot is up."""
+        """True if the shard of the slot is up."""
         shard = self._cluster.shard_of(self._slot)
         return shard is not None and shard.is_up
 
@@ -183,23 +183,23 @@ class HealthGatedCluster:
 
     @property
     def is_up(self) -> bool:
-        """Whether every shard is up and every slot has a shard."""
+        """True if every shard is up and every slot has a shard."""
         up, known = self.shards
         return up == known > 0 and self.slots.is_complete
 
     @property
     def any_up(self) -> bool:
-        """Whether at least one shard is up."""
+        """True if at least one shard is up."""
         return self.shards[0] > 0
 
     @property
     def shards(self) -> tuple[int, int]:
-        """How many shards are up, and how many there are."""
+        """Number of shards that are up, and their total."""
         return sum(shard.is_up for shard in self._shards.values()), len(self._shards)
 
     @property
     def is_read_only(self) -> bool:
-        """Whether a shard counts as down because it is a read-only replica."""
+        """True if a shard counts as down because it is a read-only replica."""
         return any(shard.is_read_only for shard in self.servers)
 
     @property

@@ -45,7 +45,7 @@ ADVICE: Final = {
 
 @dataclass(frozen=True, slots=True)
 class ServerFacts:
-    """What matters from INFO. `snapshots`: a snapshot was written, or data was loaded, since the server started."""
+    """Fields of INFO. `snapshots`: a snapshot was written, or data was loaded, since the server started."""
 
     version: tuple[int, int]
     has_search: bool

@@ -66,7 +66,7 @@ class HealthGated(Protocol):
 
     @property
     def is_up(self) -> bool:
-        """Whether `run` accepts commands."""
+        """True if `run` accepts commands."""
 
     def of(self, key: str) -> HealthGated:
         """Returns the client for a key and all keys of its slot."""
@@ -85,7 +85,7 @@ class HealthGated(Protocol):
 
 
 class RedisHealthEvents:
-    """What the client reports. A subclass counts and logs."""
+    """The client's events. A subclass counts and logs them."""
 
     def failed(self, operation: str, error: BaseException) -> None:
         """An operation failed."""
@@ -117,7 +117,7 @@ class HealthGatedRedis:
         self.client = client
         self.is_up = False
         self.is_read_only = False
-        """Whether it counts as down because it is a read-only replica."""
+        """True if it counts as down because it is a read-only replica."""
         self._epoch = 0
         """Number of recoveries. An error of a command from before the last one says nothing about Redis now."""
         self._probe = probe
@@ -136,7 +136,7 @@ class HealthGatedRedis:
 
     @property
     def shards(self) -> tuple[int, int]:
-        """How many servers are up, and how many there are."""
+        """Number of servers that are up, and their total."""
         return int(self.is_up), 1
 
     @property
@@ -268,7 +268,7 @@ class HealthGatedRedis:
 
 
 def _is_lost(error: BaseException) -> bool:
-    """Whether the error means that the server is down. A shard without a cluster majority refuses all but pings."""
+    """Returns whether the error means that the server is down. A shard without a majority refuses all but pings."""
     if isinstance(error, MaxConnectionsError):  # the limit of this worker, not of Redis
         return False
     return isinstance(error, LOST) or (isinstance(error, ClusterDownError) and "cluster is down" in str(error).lower())

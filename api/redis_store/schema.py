@@ -1,4 +1,4 @@
-"""The schema of the keys in Redis. Keeps workers with incompatible releases from using the keys at the same time.
+"""The version of the keys' schema: keeps incompatible releases from using the keys in Redis at the same time.
 
 docs/upgrades.md explains the rule. Redis holds the fleet's schema. A release with a newer major version waits until no
 older worker is alive, then writes its own version. A worker that finds a newer major version stops using the keys. A

@@ -1,4 +1,4 @@
-"""Lua scripts, and what several stores need to run commands: the clock, messages, fan-out, SCAN, large values.
+"""Runs Lua scripts, and helps the stores with Redis's clock, messages, fan-out, SCAN and large values.
 
 redis-py reloads a script that Redis has lost (NOSCRIPT, after a restart or failover).
 """
@@ -186,7 +186,7 @@ async def _home(redis: HealthGated, operation: str, key: str) -> Redis:
 
 PIECE: Final = 512 * 1024
 LIFETIME_MS: Final = 600 * 1000
-"""How long an upload may take. An unused one expires."""
+"""Time that an upload may take. An unused one expires."""
 
 
 async def uploaded(redis: HealthGated, keys: Keys, content: bytes) -> str:

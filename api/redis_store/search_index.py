@@ -1,4 +1,4 @@
-"""What a vector index consists of, the choice between two kinds, and the errors of the search module.
+"""Defines the fields of a vector index, chooses between FLAT and HNSW, and maps the search module's errors.
 
 FLAT compares with every entry: exact, and fast up to a few thousand. HNSW walks a graph: fast at any size, and nearly
 exact if it considers enough candidates (`EF_RUNTIME`).
@@ -38,7 +38,7 @@ By itself the search module (2.10) also compares for far larger shares."""
 
 
 def hybrid_policy(share: float | None) -> str:
-    """How to search a graph for such a share of it. If the share is unknown, the search module decides."""
+    """Returns how to search a graph for such a share of it. If the share is unknown, the search module decides."""
     return " HYBRID_POLICY BATCHES" if share is not None and share >= BATCHES_FROM else ""
 
 

@@ -1,4 +1,4 @@
-"""A flight on one worker: the answer while it is written, one producer, and readers that each go at their own pace."""
+"""One worker's side of a flight: a buffer with one producer, and readers that each read at their own pace."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from api.ports.coordination import Lead
 from api.values import CompletedAnswer, FlightKey, GroundedSources, Source, StoredElsewhere, Token
 
 AHEAD: Final = 16
-"""Pieces that an answer may be ahead of its fastest reader: where all readers are slow, so is the language model."""
+"""Pieces that the producer may be ahead of the fastest reader. If all readers are slow, generation slows down."""
 
 Ended = CompletedAnswer | StoredElsewhere | BaseException
 
@@ -23,7 +23,7 @@ class AnswerBuffer:
     """The pieces so far, and the end. `attempt` counts how often the answer began again.
 
     `sources` are the passages that the attempt is grounded in, None while that is not known. `require_wanted` raises
-    where nobody waits for the answer any more.
+    if nobody waits for the answer any more.
     """
 
     def __init__(self, require_wanted: Callable[[], Awaitable[None]] | None = None) -> None:
@@ -42,7 +42,7 @@ class AnswerBuffer:
 
     @property
     def begun(self) -> bool:
-        """Whether the attempt has words."""
+        """True once the attempt has text."""
         return bool(self.parts)
 
     async def ground(self, sources: tuple[Source, ...]) -> None:
@@ -61,7 +61,7 @@ class AnswerBuffer:
             await self.room()
 
     async def room(self) -> None:
-        """Returns when a reader is near the end, or none is there."""
+        """Waits until a reader is near the end, or there are no readers."""
         while self._readers and all(reader.lag > AHEAD for reader in self._readers):
             self._moved.clear()
             await self._moved.wait()
@@ -73,28 +73,28 @@ class AnswerBuffer:
         if sources is not None:
             self.ground_in(sources)
 
-    # -- who writes what another worker generates ---------------------------------------------------------------------
+    # -- written on behalf of another worker's generation -------------------------------------------------------------
 
     def append(self, text: str) -> None:
-        """One more piece."""
+        """Appends a piece of text."""
         self.parts.append(text)
         self.length += len(text)
         self._tell()
 
     def ground_in(self, sources: tuple[Source, ...]) -> None:
-        """What the words to come are grounded in."""
+        """Sets the sources of the text that follows."""
         self.sources = sources
         self._tell()
 
     def begin_again(self) -> None:
-        """What was given is void, its sources too."""
+        """Discards the text and its sources, and starts a new attempt."""
         self.attempt += 1
         self.parts, self.length = [], 0
         self.sources = None
         self._tell()
 
     def finish(self, end: Ended) -> None:
-        """The end, which comes once. An answer that was followed with gaps is completed by its own text."""
+        """Sets the end, once. If pieces are missing, the completed answer supplies them."""
         if self.end is not None:
             return
         if isinstance(end, CompletedAnswer):
@@ -113,16 +113,16 @@ class AnswerBuffer:
     # -- readers ------------------------------------------------------------------------------------------------------
 
     def add_reader(self, reader: Reader | Tail) -> None:
-        """It holds the producer up from now on, until it leaves."""
+        """Adds a reader, which can slow down the producer until it leaves."""
         self._readers.add(reader)
 
     def leave(self, reader: Reader | Tail) -> None:
-        """A reader goes."""
+        """Removes a reader."""
         self._readers.discard(reader)
         self._moved.set()
 
     def moved(self) -> None:
-        """A reader took something."""
+        """Notes that a reader has read something."""
         self._moved.set()
 
     async def changed(self, *, buffered: bool = False) -> None:
@@ -139,8 +139,8 @@ class Reader:
 
     Raises the error that ended the answer otherwise.
 
-    A cancelled `anext` loses nothing. Where the answer begins again from the passages and in the words that were given,
-    it goes on from there. `buffered`: only the end.
+    A cancelled `anext` loses nothing. If the answer restarts with the same sources and the same text as was yielded,
+    reading continues from there. `buffered`: yields only the end.
     """
 
     def __init__(self, buffer: AnswerBuffer, *, buffered: bool = False) -> None:
@@ -166,7 +166,7 @@ class Reader:
             await self._buffer.changed(buffered=self._buffered)
 
     def close(self) -> None:
-        """Reads no more."""
+        """Stops reading."""
         self._buffer.leave(self)
 
     @property
@@ -202,7 +202,7 @@ class Reader:
         return self._attempt == self._buffer.attempt or self._begin_again()
 
     def _begin_again(self) -> bool:
-        """Goes over to the new attempt, where that says what was given already. False while that is not known."""
+        """Switches to the new attempt once it repeats all yielded text. Returns False until then."""
         buffer, given = self._buffer, "".join(self._given)
         if not given:
             self._sources = None
@@ -220,7 +220,7 @@ class Reader:
 
 
 class Tail:
-    """A reader that takes, whenever it likes, all that is new: who tells others of the answer."""
+    """A reader that takes all new text at once, to publish it to followers."""
 
     def __init__(self, buffer: AnswerBuffer) -> None:
         buffer.add_reader(self)
@@ -236,7 +236,7 @@ class Tail:
         return len(self._buffer.parts) - self._index
 
     def take_sources(self) -> tuple[int, tuple[Source, ...]] | None:
-        """The attempt and what it is grounded in, once an attempt."""
+        """Returns the attempt and its sources, once per attempt."""
         attempt, sources = self._buffer.attempt, self._buffer.sources
         if sources is None or attempt == self._grounded_at:
             return None
@@ -244,7 +244,7 @@ class Tail:
         return attempt, sources
 
     def take(self) -> tuple[int, int, str]:
-        """The attempt, the characters before what is new, and what is new; that may be empty."""
+        """Returns the attempt, the offset of the new text, and the new text, which may be empty."""
         if self._attempt != self._buffer.attempt:
             self._attempt, self._index, self._characters = self._buffer.attempt, 0, 0
         new = "".join(self._buffer.parts[self._index :])
@@ -255,10 +255,10 @@ class Tail:
 
 
 class Flight:
-    """`leads`: this worker generates. `claim` is its lead in Redis, None while it has none there.
+    """One worker's part in a flight. `leads`: this worker generates. `claim`: its lead in Redis, None without one.
 
-    `place` is its place among the followers where another worker leads. `ending`: it is being found out whether
-    anybody waits for it.
+    `place` is its place among the followers if another worker leads. `ending`: a check whether anybody still waits is
+    in progress.
     """
 
     def __init__(
@@ -294,7 +294,7 @@ class Flight:
         return task
 
     def follow(self, place: str) -> None:
-        """Another worker does. `place` is where this one stands."""
+        """Notes that another worker leads. `place` is this worker's place among its followers."""
         self.place = place
         self.decided.set()
 
@@ -305,7 +305,7 @@ class FlightReader(Reader):
     def __init__(self, flight: Flight, *, buffered: bool, first: bool) -> None:
         super().__init__(flight.buffer, buffered=buffered)
         self.led = False
-        """Whether this caller caused the generation, and this worker did it. Known with the first event."""
+        """True if this caller caused the generation and this worker did it. Known with the first event."""
         if first:
             flight.first = self
 

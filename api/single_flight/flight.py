@@ -1,12 +1,6 @@
-"""One flight as one worker has it: its callers, the answer as it grows, and this worker's part in it.
+"""Single flight's values, the protocol of its store in Redis, and following a flight that another worker leads.
 
-The words of single flight: plain values.
-
-What single flight needs of the fleet's memory. Every method raises `StoreUnavailable` when it is down.
-
-Reads along in a flight that another worker leads.
-
-What goes amiss with flights; a subclass counts.
+Every method of the store raises `StoreUnavailable` if Redis cannot be used.
 """
 
 from __future__ import annotations
@@ -27,14 +21,14 @@ from api.single_flight.wire import LeaderLeft, Said, SourcesMessage, TextMessage
 from api.values import CompletedAnswer, FlightKey, StoredElsewhere
 
 LEASE_MS: Final = 5_000
-"""How long a leader that is not heard of keeps its lead, and a follower its place."""
+"""Lease of a leader and of a follower's place, in milliseconds."""
 
 KEPT_MS: Final = 10_000
-"""How long the words of a flight outlive it, for followers that have not read them."""
+"""Milliseconds that a flight's stream remains after its end, for followers that have not read it."""
 
 
 class FlightRole(StrEnum):
-    """What a worker is to a flight."""
+    """The role of a worker in a flight."""
 
     LEAD = "lead"
     FOLLOW = "follow"
@@ -43,9 +37,9 @@ class FlightRole(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """`fence` is the leader's; empty where the answer has been stored since it was asked for.
+    """The result of joining. `fence` is the leader's; empty if the answer has been stored meanwhile.
 
-    `place` names a follower's place among the others, as it was last renewed.
+    `place` names a follower's place among the others, as last renewed.
     """
 
     verdict: FlightRole
@@ -55,7 +49,7 @@ class Joined:
 
 @dataclass(frozen=True, slots=True)
 class FlightMessage:
-    """What a worker is told: `followed` and `left`, who reads its flight has changed; `more`, there are words."""
+    """A message to a worker. `followed`, `left`: the followers of its flight changed; `more`: there is new text."""
 
     what: str
     flight: str
@@ -63,7 +57,7 @@ class FlightMessage:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One entry of a flight's stream: its id there, the fence of who wrote it, and what (see `wire`)."""
+    """One entry of a flight's stream: its id, the fence of its writer, and the encoded payload (see `wire`)."""
 
     id: str
     fence: str
@@ -71,62 +65,62 @@ class Record:
 
 
 Held = tuple[FlightKey, str, bool]
-"""A lead: its key, its fence, and whether it may be taken again where it is gone."""
+"""A lead: its key, its fence, and whether it may be claimed again if it has expired."""
 
 
 class FlightStore(Protocol):
     """Flights in Redis. Each call is one atomic step by Redis's clock."""
 
     def claim(self, key: FlightKey, fence: str) -> Claim:
-        """The claim under which the cache stores the leader's answer; no I/O."""
+        """Returns the claim with which the cache stores the leader's answer; no I/O."""
 
     async def join(self, key: FlightKey, asked_ms: int, not_before_ms: int) -> Joined:
-        """The lead if nobody has it, else a place among the followers, taken or renewed.
+        """Takes the lead if nobody has it; otherwise takes or renews a place among the followers.
 
         A lead requested at `not_before_ms` or earlier is void, and one whose answer was stored at `asked_ms` or later
         has ended; 0 turns the second rule off.
         """
 
     async def publish(self, key: FlightKey, fence: str, bodies: Sequence[str]) -> int | None:
-        """Sends messages to the followers. Gives their number; None if another worker has the lead."""
+        """Sends messages to the followers. Returns their number; None if another worker has the lead."""
 
     async def end(self, key: FlightKey, fence: str, body: str) -> bool:
         """Sends the leader's last message and deletes the flight. False if another worker has the lead."""
 
     async def abandon(self, key: FlightKey, fence: str) -> int:
-        """Ends a flight without followers. Gives the number of followers: above zero, the flight continues."""
+        """Ends a flight without followers. Returns the number of followers: above zero, the flight continues."""
 
     async def leave(self, key: FlightKey, place: str) -> None:
-        """Gives up this place, not one taken since, and tells the leader."""
+        """Gives up this place, but not one taken since, and notifies the leader."""
 
     async def renew_leases(self, leads: Sequence[Held]) -> Mapping[FlightKey, int | None]:
-        """Renews leads. Followers of each, None where it is lost; one whose store is down is not among them."""
+        """Renews leads. Returns each one's number of followers, None if it is lost; omits those whose shard is down."""
 
     async def read(self, key: FlightKey, after: str) -> list[Record]:
-        """What was published after an id of the stream; `-` for all."""
+        """Returns the records after an id of the stream; `-` for all."""
 
     async def exclusive(self, key: FlightKey) -> Claim | None:
-        """The lead of what nobody follows; None where another worker has it."""
+        """Takes the lead of work without followers; None if another worker has it."""
 
     async def release(self, claim: Claim) -> None:
-        """Gives that lead up."""
+        """Releases an exclusive lead."""
 
     async def renew(self, claim: Claim) -> None:
-        """Keeps that lead."""
+        """Renews an exclusive lead."""
 
     def messages(self) -> AsyncIterator[FlightMessage | None]:
-        """What is said to this worker; None when it (re)connects. Ends by raising."""
+        """Yields the messages to this worker; None after it (re)connects. Ends by raising."""
 
 
 LOOK_SECONDS: Final = 1.0
-"""How often a follower looks by itself, jittered: its place is renewed, and a leader that died is found out."""
+"""Seconds between a follower's polls, with jitter. A poll renews its place and detects a dead leader."""
 
 LOST_SECONDS: Final = 1.0
-"""How long a follower waits for a Redis that is lost."""
+"""Seconds that a follower waits for Redis during an outage."""
 
 
 class FollowingFlight:
-    """`patience`: the seconds that the leader may say nothing."""
+    """Follows a flight that another worker leads. `patience`: seconds that the leader may stay silent."""
 
     def __init__(self, flight: Flight, store: FlightStore, fence: str, patience: float) -> None:
         self._flight = flight
@@ -143,9 +137,9 @@ class FollowingFlight:
         return self._flight.key
 
     async def read_along(self) -> Joined | None:
-        """Until the answer is there, and `Joined` with the lead is given where that fell to this worker.
+        """Reads until the answer is complete or this worker gets the lead, and returns the last `Joined`.
 
-        None: it is to generate alone, since the leader, or Redis, has been silent for too long.
+        Returns None if this worker must generate alone, since the leader or Redis has been silent for too long.
         """
         joined: Joined | None = Joined(FlightRole.FOLLOW, self._fence)
         while joined is not None and joined.verdict is FlightRole.FOLLOW and self._flight.buffer.end is None:
@@ -163,7 +157,7 @@ class FollowingFlight:
         return joined
 
     async def _is_silent(self) -> bool:
-        """Looks once more before the silence is believed: this worker may have been too busy to read what was said."""
+        """Reads once more and returns whether the leader is silent; this worker may have been too busy to read."""
         with suppress(StoreUnavailable):
             await self._read()
             self._reached = time.monotonic()
@@ -177,7 +171,7 @@ class FollowingFlight:
         return time.monotonic() - self._reached < LOOK_SECONDS / 4
 
     async def _wait(self) -> Joined:
-        """For a word of the leader. Now and then, and when it leaves, looks who leads, which keeps the place."""
+        """Waits for the leader. Joins again from time to time, and when the leader leaves, to renew the place."""
         if not self._left and time.monotonic() - self._joined < LOOK_SECONDS:
             try:
                 async with asyncio.timeout(LOOK_SECONDS * random.uniform(0.7, 1.3)):  # noqa: S311 - jitter
@@ -201,7 +195,7 @@ class FollowingFlight:
                 self._take(record)
 
     def _follow(self, fence: str) -> None:
-        """A new leader begins anew."""
+        """Restarts the answer if there is a new leader."""
         if fence > self._fence:
             self._fence, self._attempt, self._left = fence, 0, False
             self._heard = time.monotonic()
@@ -221,7 +215,7 @@ class FollowingFlight:
             self._flight.buffer.finish(said)
 
     def _add(self, piece: TextMessage) -> None:
-        """What is known already is left out; after a gap, the end will have it all."""
+        """Appends new text. After a gap it appends nothing; the end contains the whole answer."""
         buffer = self._flight.buffer
         self._begin(piece.attempt)
         known = buffer.length
@@ -229,14 +223,14 @@ class FollowingFlight:
             buffer.append(piece.text[known - piece.at :])
 
     def _begin(self, attempt: int) -> None:
-        """A later attempt makes what was read void."""
+        """Discards the text read so far if a later attempt has begun."""
         self._heard = time.monotonic()
         if attempt > self._attempt:
             self._attempt = attempt
             self._flight.buffer.begin_again()
 
     async def _finish_by_the_cache(self) -> None:
-        """The leader has ended and stored its answer: its last word may still be there, else the cache has it."""
+        """Ends after the leader has stored its answer: its last record may still be there, else the cache has it."""
         with suppress(StoreUnavailable):
             await self._read()
         self._flight.buffer.finish(StoredElsewhere())
@@ -246,6 +240,6 @@ def _said(record: Record) -> Said | None:
     try:
         said = decode(record.body)
     except (ValueError, KeyError, TypeError):
-        return None  # of a version that says more than this one understands: the end will come, or the lease will end
+        return None  # written by a newer version; the end will come, or the lease will expire
     assert isinstance(said, TextMessage | SourcesMessage | CompletedAnswer | RagherdError | LeaderLeft)
     return said

@@ -1,4 +1,4 @@
-"""What a flight's stream holds: JSON of pieces, of the end, and of errors, which followers raise as the leader did."""
+"""Encodes a flight's messages as JSON: text, sources, the end, and errors, which followers raise as the leader did."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from api.values import CompletedAnswer, Source, Usage, known
 
 @dataclass(frozen=True, slots=True)
 class TextMessage:
-    """Text of an attempt, `at` so many characters from its beginning."""
+    """Text of an attempt, at an offset of `at` characters."""
 
     attempt: int
     at: int
@@ -23,7 +23,7 @@ class TextMessage:
 
 @dataclass(frozen=True, slots=True)
 class SourcesMessage:
-    """What an attempt is grounded in."""
+    """The sources of an attempt."""
 
     attempt: int
     sources: tuple[Source, ...]
@@ -31,19 +31,19 @@ class SourcesMessage:
 
 @dataclass(frozen=True, slots=True)
 class LeaderLeft:
-    """The leader leaves; whoever follows may take the lead."""
+    """The leader leaves, so a follower may take the lead."""
 
 
 Said = TextMessage | SourcesMessage | CompletedAnswer | RagherdError | LeaderLeft
 
 
 def encode(said: Said) -> str:
-    """As a stream holds it."""
+    """Returns the payload as JSON."""
     return orjson.dumps(_plain(said)).decode()
 
 
 def decode(body: str) -> Said:
-    """Raises `ValueError`, `KeyError` or `TypeError` for what is none of ours. What is said beside is left out."""
+    """Decodes a payload, ignoring unknown fields. Raises `ValueError`, `KeyError` or `TypeError` if it is invalid."""
     fields = orjson.loads(body)
     if not isinstance(fields, dict):
         raise ValueError("no object")

@@ -13,7 +13,7 @@ from api.errors import (
     UpstreamError,
     UpstreamFault,
 )
-from api.query.warm_up import ATTEMPTS, LONGEST, patience
+from api.query.warm_up import ATTEMPTS, LONGEST, retry_delay
 
 
 def upstream(fault: UpstreamFault, retry_after: float | None = None) -> UpstreamError:
@@ -41,14 +41,14 @@ def embedding(cause: BaseException | None) -> EmbeddingUnavailable:
     ],
 )
 def test_failures_of_the_service_are_waited_out(error: Exception, seconds: float) -> None:
-    assert patience(error, 1) == patience(error, 1000) == seconds
+    assert retry_delay(error, 1) == retry_delay(error, 1000) == seconds
 
 
 @pytest.mark.parametrize(
     "error", [upstream(UpstreamFault.SERVER_ERROR), upstream(UpstreamFault.FIRST_TOKEN_TIMEOUT), embedding(None)]
 )
 def test_failures_that_the_question_may_cause_are_retried_a_few_times(error: Exception) -> None:
-    assert [patience(error, attempt) for attempt in range(1, ATTEMPTS + 1)] == [1.0, 2.0, None]
+    assert [retry_delay(error, attempt) for attempt in range(1, ATTEMPTS + 1)] == [1.0, 2.0, None]
 
 
 @pytest.mark.parametrize(
@@ -62,4 +62,4 @@ def test_failures_that_the_question_may_cause_are_retried_a_few_times(error: Exc
     ],
 )
 def test_permanent_failures_are_given_up_immediately(error: Exception) -> None:
-    assert patience(error, 1) is None
+    assert retry_delay(error, 1) is None

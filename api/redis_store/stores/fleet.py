@@ -1,4 +1,4 @@
-"""What workers report to the fleet: the health of backends, that they are alive, counters, and retries.
+"""Stores what workers report to the fleet: backend health, heartbeats, counters, and retries.
 
 Counters reach Redis in numbered batches. If a reply is lost, the worker sends the same batch again, and Redis adds it
 once. A killed worker loses at most what it counted in the last `FLUSH_SECONDS`.
@@ -210,7 +210,7 @@ class WorkerRegistry:
 FLUSH_SECONDS: Final = 0.25
 COUNTER_LIFETIME_MS: Final = 30 * 24 * 3600 * 1000
 BATCH_MS: Final = 3600 * 1000
-"""How long Redis remembers a worker's last batch. A batch that is sent again later may count twice."""
+"""Time that Redis remembers a worker's last batch. A batch that is sent again later may count twice."""
 EVICTION_KEYS_MS: Final = 60_000
 """Minimum lifetime of the eviction keys. A new entry extends it to its own."""
 BATCH: Final = 500
@@ -236,7 +236,7 @@ class CacheCounters:
 
     @property
     def are_shared(self) -> bool:
-        """Whether counts reach the fleet now."""
+        """True if counts reach the fleet now."""
         return self._redis.is_up
 
     def add(self, name: str, count: int = 1) -> None:

@@ -115,7 +115,7 @@ def _revisions(sources: str) -> Mapping[str, int]:
 DOCUMENTS_READ: Final = 100
 """Chunks per read."""
 TRIES: Final = 5
-"""How often to read a document that changes meanwhile. After that it is left out."""
+"""Attempts to read a document that changes meanwhile. After that it is left out."""
 
 
 class DocumentReader:

@@ -35,7 +35,7 @@ from api.redis_store.stores.documents.work import LIFETIME_MS, RedisDocumentWork
 from api.values import EmbedderIdentity
 
 TRIES: Final = 5
-"""How often to retry answers whose documents are changing. After that they are left out."""
+"""Retries of answers whose documents are changing. After that they are left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +155,7 @@ class AnswerWriter:
         return {number: reply.decode() for number, reply in zip(wanted, replies, strict=True)}
 
     async def _there_in(self, part: CacheKeys, wanted: Mapping[int, _Ready]) -> dict[int, str]:
-        """What `_stored_in` would return, except that it ignores the limit of the partition."""
+        """Returns what `_stored_in` would return, except that it ignores the limit of the partition."""
 
         async def look(client: Redis) -> list[Any]:
             async with client.pipeline(transaction=False) as pipe:
@@ -180,7 +180,7 @@ class AnswerWriter:
         return keys, [*times, documents, self._max_size, answer.tenant, tokens, answer.uses, len(tags), *tags, *pairs]
 
     async def _is_same(self, tenant: str, corpora: Mapping[str, str]) -> bool:
-        """Whether the tenant has the documents that its answers were made with. Cached until they change."""
+        """Returns whether the tenant has the documents that its answers were made with. Cached until they change."""
         if not self._new_outdate:
             return True
         known = self._corpora.get(tenant)
@@ -355,7 +355,7 @@ def _is_same(there: Document, document: Document) -> bool:
 
 
 class RedisBackupTarget:
-    """Where a backup is restored, while a fleet may work there. Every method raises `StoreUnavailable`."""
+    """The target of a restore, which a fleet may be using meanwhile. Every method raises `StoreUnavailable`."""
 
     def __init__(self, documents: DocumentWriter, answers: AnswerWriter, deletions: Deletions) -> None:
         self._documents = documents

@@ -116,7 +116,7 @@ class IndexKeeper:
 
 
 def is_left_over(keys: CacheKeys, name: str, entries: int, used: Collection[str]) -> bool:
-    """Whether an idle index can be dropped: it is empty, or another one over the same entries is in use."""
+    """Returns whether an idle index can be dropped: it is empty, or another one over the same entries is in use."""
     return entries == 0 or _embedder(keys, name) in {_embedder(keys, other) for other in used}
 
 

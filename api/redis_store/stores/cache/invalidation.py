@@ -28,7 +28,7 @@ BATCH: Final = 250
 
 
 Found: TypeAlias = tuple[list[T], bool]
-"""What was found, and whether it is complete."""
+"""The entries found, and whether they are complete."""
 
 
 class RedisInvalidationTags:

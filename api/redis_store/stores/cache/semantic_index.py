@@ -39,7 +39,7 @@ from api.redis_store.search_index import (
 from api.values import EmbedderIdentity, Vector
 
 SECONDS: Final = 10.0
-"""How long a count is used. A scope's share of its index changes more slowly."""
+"""Seconds that a count is used. A scope's share of its index changes more slowly."""
 SCOPES: Final = 1_000
 """Most scopes to remember. The least recently counted one is dropped."""
 
@@ -51,7 +51,7 @@ class _Counted:
 
 
 class ScopeShares:
-    """What share of an index each scope has, as this worker last counted: it decides how to search a graph.
+    """Each scope's share of an index, as this worker last counted. It decides how to search a graph.
 
     Pure: the caller counts during a search if a scope `is_due`.
     """
@@ -61,7 +61,7 @@ class ScopeShares:
         self._known: OrderedDict[str, _Counted] = OrderedDict()
 
     def is_due(self, scope: str) -> bool:
-        """Whether the scope should be counted with this search."""
+        """Returns whether to count the scope with this search."""
         known = self._known.get(scope)
         return known is None or self._clock() >= known.until
 
@@ -152,7 +152,7 @@ class SemanticIndex:
 
     @property
     def is_building(self) -> bool:
-        """Whether Redis was still building an index at the last check."""
+        """True if Redis was still building an index at the last check."""
         return any(serving != self._algorithm for serving in self._serving.values())
 
     async def nearest(

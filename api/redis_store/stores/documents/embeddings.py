@@ -1,4 +1,4 @@
-"""Embedders of documents: what a new one has yet to embed, what an unused one leaves behind, and the last known one.
+"""Tracks the embedders of documents: documents yet to embed, chunks of unused embedders, and the last known embedder.
 
 Removal goes in a safe order. First the fleet forgets that the embedder had embedded everything, then for each document
 that it had embedded it. If the embedder is used again midway, it embeds what is missing. Its index is dropped last, so
@@ -169,7 +169,7 @@ LIFETIME_MS: Final = 30 * 24 * 3600 * 1000
 
 
 class EmbedderRegistry:
-    """What the fleet last knew about an embedding model, for a worker that starts while Ollama is down.
+    """The last known identity of an embedding model, for a worker that starts while Ollama is down.
 
     While Redis is down, nothing is known and nothing is stored.
     """

@@ -197,7 +197,7 @@ class RedisPassageIndex:
         return [hit for reply in replies for hit in _hits(reply, embedder)]
 
     async def is_complete(self, embedder: EmbedderIdentity) -> bool:
-        """Whether Redis has finished building the index. The answer is cached for `KNOWN_SECONDS`."""
+        """Returns whether Redis has finished building the index. The answer is cached for `KNOWN_SECONDS`."""
         now = time.monotonic()
         known = self._complete.get(embedder.fingerprint)
         if known is not None and now < known[0]:
@@ -254,7 +254,7 @@ class RedisPassageIndex:
 
 
 def is_behind(state: Mapping[str, bytes], embedder: str) -> tuple[bool, str | None]:
-    """Whether `embedder` has not embedded all documents, and if so which other one has embedded the most."""
+    """If `embedder` has not embedded all documents, returns the other one that has embedded the most."""
     done = {name.removeprefix("done:"): int(at) for name, at in state.items() if name.startswith("done:")}
     own = done.pop(embedder, 0)
     if own >= int(state.get("epoch", 0)):
@@ -271,7 +271,7 @@ async def _execute(client: Redis, commands: Sequence[tuple[Any, ...]]) -> list[A
 
 
 def _is_cut_short(ranking: str, reply: Any) -> bool:
-    """Whether Redis refused the search or ended it early. A search for common words may always end early."""
+    """Returns whether Redis refused the search or ended it early. Searches for common words may always end early."""
     return isinstance(reply, ResponseError) or (ranking == "meaning" and bool(reply.get(b"warning")))
 
 

@@ -65,7 +65,7 @@ class RedisDocumentWork:
         return [document.decode() for document in found]
 
     async def exists(self, document: str) -> bool:
-        """Whether the document has pending work."""
+        """Returns whether the document has pending work."""
         key = self._keys.document_work(document)
         return bool(await self._redis.run("document_work", lambda client: client.exists(key)))
 
@@ -278,7 +278,7 @@ BATCH: Final = 1000
 
 
 class RedisDeletions:
-    """What operators deleted, kept as long as a backup could bring it back. Every method raises `StoreUnavailable`."""
+    """Deleted tags, kept as long as a backup could restore them. Every method raises `StoreUnavailable`."""
 
     def __init__(self, redis: HealthGatedClients, keys: Keys) -> None:
         self._redis = redis.of(keys.cache_deleted)
