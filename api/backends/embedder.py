@@ -1,20 +1,14 @@
-"""Caches the latest embeddings per tenant by text, so a repeated question is not embedded again.
+"""Embeds texts on several backends with failover, and caches the latest embeddings per tenant.
 
-Tenants share nothing: the response time would reveal that another tenant has asked the same question.
-
-Several embedders of one model as one: a text that one backend cannot embed goes to the next that can.
-
-The embedding runner has a bulkhead and a breaker besides those of generations: it can hang by itself.
-
-Whether a failed embedding is the fault of its texts: then it says nothing about the backend.
-
-Ollama answers 400 or 500 where a model gives NaN for a text, and 400 as well where its runner has crashed. Where the
-words do not tell the two apart, other calls do: another text is embedded right after, and this one fails again.
-
-Embeddings that a client asks for, of any model: through bulkhead and breaker, on whichever backend can.
-
-All texts of a request are embedded by one backend: vectors of other weights do not compare. They go there in batches,
-and the permit is free between two of them: tenants take turns, and a question gets its turn.
+- `RememberedEmbedder` caches embeddings by text. Tenants do not share them: the response time would reveal that
+  another tenant has asked the same question.
+- `FailoverEmbedder` embeds questions and documents. Embedding has a separate bulkhead and breaker, since its runner can
+  hang while generations work.
+- `embedded_or_blamed` finds out whether a failure is the fault of the texts, which says nothing about the backend.
+  Ollama answers 400 or 500 if a model gives NaN for a text, and also 400 if its runner has crashed. If the message does
+  not distinguish the two, other calls do: another text can be embedded right after, and this one fails again.
+- `EmbeddingCalls` serves clients that request embeddings of any model. One backend embeds all texts of a request, since
+  vectors of different weights cannot be compared. The permit is free between batches, so that tenants take turns.
 """
 
 from __future__ import annotations
@@ -51,7 +45,7 @@ from api.ports.telemetry import Telemetry
 from api.values import BatchSize, EmbedderIdentity, Embedding, EmbeddingRequest, Embeddings, Retry
 
 MAX_ENTRIES: Final = 2048
-"""About 4 MiB at 384 dimensions, for all tenants together."""
+"""Cached embeddings of all tenants together: about 4 MiB at 384 dimensions."""
 
 
 class RememberedEmbedder:
@@ -131,9 +125,9 @@ UNCLEAR: Final = frozenset(
 async def embedded_or_blamed(
     embed: Callable[[Sequence[str], Retry], Awaitable[T]], texts: Sequence[str], retry: Retry
 ) -> T:
-    """What `embed` gives for the texts; it asks one backend, and raises `UpstreamError`.
+    """Returns the result of `embed` for the texts, which asks one backend.
 
-    Raises `TEXT_NOT_EMBEDDED` where the texts are at fault, else the first failure.
+    Raises `UpstreamError`: TEXT_NOT_EMBEDDED if the texts are at fault, else the first failure.
     """
     try:
         return await embed(texts, retry)
@@ -157,7 +151,7 @@ async def _embeds_another(embed: Callable[[Sequence[str], Retry], Awaitable[obje
 
 
 class AgreedIdentity:
-    """Who embeds: one identity for all backends, and for questions and documents. `model` is EMBED_MODEL."""
+    """The embedder's identity, the same for all backends, questions and documents. `model` is EMBED_MODEL."""
 
     def __init__(self, backends: Backends[BackendEmbedder], model: str) -> None:
         self.backends = backends
@@ -166,7 +160,7 @@ class AgreedIdentity:
         self._identity: EmbedderIdentity | None = None
 
     async def identity(self) -> EmbedderIdentity:
-        """Of the first healthy backend that is as before, else of the first that says; see `ports.Embedder`."""
+        """Returns the identity of a healthy backend, preferably the same as before; see `ports.Embedder`."""
         others: list[tuple[EmbedderIdentity, EmbedderIdentity | None]] = []
         self.current.value = None
         failure: EmbeddingUnavailable | None = None
@@ -187,7 +181,7 @@ class AgreedIdentity:
         return others[0][0]
 
     async def check(self, backend: Backend[BackendEmbedder]) -> None:
-        """Raises `UpstreamError` where a backend has another model under the name: its vectors do not compare."""
+        """Raises `UpstreamError` if a backend has different weights, whose vectors cannot be compared."""
         if self._identity is None:
             return
         if (backend.service.known or await backend.service.identity()) != self._identity:
@@ -197,9 +191,9 @@ class AgreedIdentity:
 class FailoverEmbedder:
     """Turns text into unit vectors.
 
-    Questions and documents have one each, under policies that differ.
+    Questions and documents have separate instances with different policies.
 
-    `background`: whether its calls wait behind users.
+    `background`: its calls queue behind users.
     """
 
     def __init__(
@@ -217,11 +211,11 @@ class FailoverEmbedder:
         self._background = background
 
     async def identity(self) -> EmbedderIdentity:
-        """The identity of the embedding model. Raises `EmbeddingUnavailable` while it is unknown."""
+        """Returns the identity of the embedding model. Raises `EmbeddingUnavailable` while it is unknown."""
         return await self._agreed.identity()
 
     async def embed(self, texts: Sequence[str], *, tenant: str) -> list[Embedding]:
-        """One embedding per text, in order. Raises `EmbeddingUnavailable` on a fault or after its deadline.
+        """Returns one embedding per text, in order. Raises `EmbeddingUnavailable` on a fault or after its deadline.
 
         `tenant` owns the texts: no other tenant's calls become faster because of them.
 
@@ -263,16 +257,16 @@ async def _embedded(
 
 
 def _cause(error: EmbeddingUnavailable) -> UpstreamError:
-    """What became of the call to Ollama."""
+    """Returns the error of the call to Ollama."""
     if isinstance(error.__cause__, UpstreamError):
         return error.__cause__
     return UpstreamError(UpstreamFault.INVALID_RESPONSE, str(error))
 
 
 class EmbeddingCalls:
-    """`total`: seconds for a request: the waits in line and all attempts together.
+    """Embeds the texts of clients. `total`: seconds for a request, including queueing and all attempts.
 
-    `background`: whether they wait behind users; where they share the line of questions' embeddings.
+    `background`: the calls queue behind users, in the queue that they share with questions' embeddings.
     """
 
     def __init__(
@@ -289,7 +283,7 @@ class EmbeddingCalls:
         self._background = background
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
-        """Raises `BulkheadFull`, `BreakerOpen`, `UpstreamError`, and `DeadlinePassed` for the caller's own deadline."""
+        """Embeds a request's texts. Raises `BulkheadFull`, `BreakerOpen`, `UpstreamError`, and `DeadlinePassed`."""
         try:
             with CancelScope() as own:
                 if request.timeout is None:
@@ -311,7 +305,7 @@ class EmbeddingCalls:
         return await self._failover.call(request.model, attempt, retry=request.retry)
 
     async def _attempt(self, request: EmbeddingRequest, backend: Backend[EmbeddingModel], terms: Terms) -> Embeddings:
-        """The vectors of all texts."""
+        """Embeds all texts on one backend, in batches."""
         parts: list[Embeddings] = []
         size, done = BatchSize(), 0
         while done < len(request.texts) or not parts:

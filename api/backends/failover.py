@@ -1,18 +1,16 @@
-"""Several backends as one: which comes first, the loop over them for every kind of call, and the guards of one call.
+"""Failover: orders the backends, tries them in turn, and guards each call with a bulkhead and a circuit breaker.
 
-What a failure allows:
-- free: the backend never began the call (no connection, or it lacks the model), so nothing is done twice;
-- charged, by the policy: it may have begun. One further attempt, within the budget of retries;
-- anything else, and anything after the first word where somebody reads along: the caller's.
+A failed attempt has one of three results:
+- another attempt for free, if the backend never began the call (no connection, or it lacks the model);
+- one charged attempt within the retry budget, if the policy allows it, since the backend may have begun;
+- an error for the caller otherwise, and always once a reader has received text.
 
-One call goes through the bulkhead and the circuit breaker of its backend: admitted before, reported after. The breaker
-comes last, so that no half-open permit waits in line. An open one is asked first, so that nobody waits in vain.
+A call passes the bulkhead and then the breaker, so that no half-open permit waits in a queue. A call on an open breaker
+is rejected before it queues. `Generations` stream their text; one that fails before its first token moves to another
+backend unnoticed.
 
-`Generations` are calls that write as they go: one that fails before its first word goes on elsewhere, unseen.
-
-`Thinking` takes what a model thinks out of its answer. Ollama hands thoughts over apart from the answer, where it knows
-the model. Of a model that it does not know they stand at the beginning of the text, between tags. Anywhere else such a
-tag is part of the answer.
+`Thinking` separates <think> text from the answer. Ollama does so for models that it knows. Other models write their
+thoughts between tags at the beginning of the text. Anywhere else such a tag is part of the answer.
 """
 
 from __future__ import annotations
@@ -38,7 +36,7 @@ _LONGEST_CLOSING: Final = len("</thinking>")
 
 
 class Thinking:
-    """Takes the thoughts out of one answer, piece by piece; however it is cut, the same comes out."""
+    """Separates the thoughts from one answer, piece by piece; the result does not depend on how it is cut."""
 
     def __init__(self) -> None:
         self._thoughts: list[str] = []
@@ -46,19 +44,19 @@ class Thinking:
         self._tag = ""  # the beginning of a tag, or of its end
         self._inside = False
         self.is_over = False
-        """Whether the rest is all answer: nothing more needs to be fed."""
+        """True if the rest is all answer, so nothing more needs to be fed."""
 
     @property
     def thoughts(self) -> str:
-        """What was thought so far."""
+        """The thoughts so far."""
         return "".join(self._thoughts).strip()
 
     def thought(self, text: str) -> None:
-        """A thought that came apart from the answer."""
+        """Adds a thought that Ollama sent separately."""
         self._thoughts.append(text)
 
     def feed(self, text: str) -> str:
-        """What is certain of the answer by now, but for what was given before."""
+        """Returns the new part of the answer that is certain by now."""
         while text and not self.is_over:
             text = self._think(text) if self._inside else self._begin(text)
         return text
@@ -71,7 +69,7 @@ class Thinking:
         return "" if self.is_over else self._release("")
 
     def _begin(self, text: str) -> str:
-        """Until the first character that can begin no tag. What it returns is still to be read."""
+        """Reads until no opening tag is possible. Returns the text that is still to be read."""
         if not self._tag:
             bare = text.lstrip()
             self._held.append(text[: len(text) - len(bare)])
@@ -87,12 +85,12 @@ class Thinking:
         return ""
 
     def _release(self, rest: str) -> str:
-        """It was no tag. White space behind thoughts goes with them."""
+        """Ends the search for a tag. White space after thoughts is dropped with them."""
         before = "" if self._thoughts else "".join(self._held)
         return f"{before}{self._tag}{rest}"
 
     def _think(self, text: str) -> str:
-        """Until the tag at the end of the thoughts; a part of it may still be to come."""
+        """Reads until the closing tag, of which a part may be yet to come."""
         text, self._tag = f"{self._tag}{text}", ""
         found = _CLOSING.search(text)
         if found is not None:
@@ -108,7 +106,7 @@ class Thinking:
 
 @dataclass(frozen=True, slots=True)
 class BackendState:
-    """One backend as it stands. None: not known (not probed yet), which is no reason against it.
+    """The state of one backend. None: unknown (not probed yet), which does not count against it.
 
     `rejects`: its breaker admits no call. `outstanding`: this worker's calls to it that have not ended.
     """
@@ -122,7 +120,7 @@ class BackendState:
 
 
 def in_order(candidates: Sequence[BackendState], turn: int) -> list[str]:
-    """The names, best first.
+    """Returns the names, best first.
 
     One whose breaker rejects comes after all others, then one that did not answer, then one without the model in
     memory, then the busier one. Among equals they take turns. One without the model is left out, unless all are.
@@ -157,7 +155,7 @@ class Backend(Generic[T]):
 
 
 class Backends(Generic[T]):
-    """`health` gives what the last probe of a backend found, None where that is not known."""
+    """The backends for one kind of call. `health` returns a backend's last probe, None if it is unknown."""
 
     def __init__(self, members: Sequence[Backend[T]], health: Callable[[str], BackendHealth | None]) -> None:
         self._members = {member.name: member for member in members}
@@ -165,7 +163,7 @@ class Backends(Generic[T]):
         self._turns = count()
 
     def candidates(self, model: str) -> list[Backend[T]]:
-        """Those that may have `model`, the best first; never empty."""
+        """Returns the backends that may have `model`, best first; never empty."""
         if len(self._members) == 1:
             return list(self._members.values())
         key = model_key(model)
@@ -212,12 +210,12 @@ EMBEDDING_CHARGED: Final = CHARGED | {
     UpstreamFault.INVALID_RESPONSE,
     UpstreamFault.UNAUTHORIZED,
 }
-"""An embedding has no side effect and no first token, so more of what fails may be tried elsewhere."""
+"""Charged faults of embeddings. They have no side effect and no first token, so more faults allow a retry."""
 
 
 @dataclass(frozen=True, slots=True)
 class FailoverPolicy:
-    """What a caller allows. `total`: seconds for the whole call: the waits in line and all attempts together.
+    """A caller's limits. `total`: seconds for the whole call, including queueing and all attempts.
 
     `charged`: the faults that allow one further attempt, beside those in `FREE`. `waits_again`: whether a call that
     waited in one line for as long as it may joins the line of another backend.
@@ -230,7 +228,7 @@ class FailoverPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """Of one attempt. `until`: the end of the whole call, on the monotonic clock; `total`: its seconds from the start.
+    """The terms of one attempt. `until`: the end of the call, on the monotonic clock; `total`: its length in seconds.
 
     `retry`: where the call may be repeated if it fails.
     """
@@ -251,7 +249,7 @@ Attempting = Callable[[Backend[S], Terms], Awaitable[R]]
 
 
 class Failover(Generic[S]):
-    """Calls on whichever backend can."""
+    """Makes calls on the best backend, and moves to the next after a failure."""
 
     def __init__(
         self,
@@ -277,7 +275,7 @@ class Failover(Generic[S]):
         output: TextOutput | None = None,
         restarts: bool = False,
     ) -> R:
-        """What the attempt that succeeds gives. `retry` holds where there is no other backend to go to.
+        """Returns the result of the first successful attempt. `retry` applies if there is no other backend.
 
         `output`: where attempts write. One that fails after its first word is not repeated, since somebody may have
         read it; but with `restarts` nobody reads along, and the output is restarted.
@@ -310,7 +308,7 @@ class Failover(Generic[S]):
         course.refusals.append(error)
 
     def _failed(self, error: UpstreamError, backend: Backend[S], course: _Attempts, *, last: bool) -> None:
-        """Notes a failure that another backend may make good. Raises it where none may."""
+        """Records a failure after which another backend may be tried. Otherwise raises it."""
         if error.fault not in FREE and not self._charge(error, course):
             raise error
         course.failed(error)
@@ -318,7 +316,7 @@ class Failover(Generic[S]):
             self._events.failed_over(backend.name, error)
 
     def _charge(self, error: UpstreamError, course: _Attempts) -> bool:
-        """Whether the one attempt that costs is still to be had; if so, it is charged."""
+        """Returns whether the charged attempt is still available; if so, charges it."""
         if error.fault not in self._policy.charged or course.spent or not course.terms.remaining:
             return False
         course.spent = self._retries.spend()
@@ -327,7 +325,7 @@ class Failover(Generic[S]):
 
 @dataclass(slots=True)
 class _Attempts:
-    """What came of the attempts so far. `terms`: those of the call."""
+    """The attempts of one call so far. `terms`: those of the call."""
 
     terms: Terms
     failure: UpstreamError | None = None
@@ -335,19 +333,19 @@ class _Attempts:
     refusals: list[BreakerOpen | BulkheadFull] = field(default_factory=list)
 
     def next_terms(self, others: list[Backend[S]]) -> Terms:
-        """Of the next attempt: the adapter itself may retry when there is nowhere else to go."""
+        """The retry terms of the next attempt: the adapter may retry if there is no other backend."""
         elsewhere = any(not other.breaker.rejects for other in others)
         retry: Retry = "spent" if self.spent else "elsewhere" if elsewhere else self.terms.retry
         self.spent = self.spent or retry == "here"
         return replace(self.terms, retry=retry)
 
     def failed(self, error: UpstreamError) -> None:
-        """Keeps the failure that says most: that a model is not on one backend says least."""
+        """Keeps the most informative failure; a missing model on one backend is the least."""
         if self.failure is None or self.failure.fault is UpstreamFault.MODEL_NOT_FOUND:
             self.failure = error
 
     def verdict(self) -> RagherdError:
-        """What the client is told when no backend answered."""
+        """Returns the error for the client if no backend answered."""
         if self.failure is not None and self.failure.fault is not UpstreamFault.MODEL_NOT_FOUND:
             return self.failure
         if self.refusals:
@@ -357,7 +355,7 @@ class _Attempts:
 
 
 class Admission:
-    """A call that was admitted. Its caller says when it has begun to answer, and that it succeeded."""
+    """An admitted call. Its caller reports the first event and the success."""
 
     def __init__(self, attempt: Attempt, terms: Terms) -> None:
         self._attempt = attempt
@@ -369,21 +367,21 @@ class Admission:
 
     @property
     def seconds(self) -> float:
-        """To the first event; without one, until now. What follows may be the reader's own time."""
+        """Seconds until the first event, or until now without one. A slow reader may cause later delays."""
         return time.monotonic() - self._started if self._first is None else self._first
 
     def answers(self) -> None:
-        """An event has come."""
+        """Records the first event."""
         if self._first is None:
             self._first = time.monotonic() - self._started
         self.answered = True
 
     async def succeeded(self, load_duration: float) -> None:
-        """The time that the model took to load says nothing about Ollama."""
+        """Reports success to the breaker, without the model's load time, which says nothing about Ollama's health."""
         await self._attempt.succeeded(max(0.0, self.seconds - load_duration))
 
     async def failed(self, error: UpstreamError) -> None:
-        """Tells the breaker, where the failure speaks against Ollama."""
+        """Reports a failure to the breaker if it counts against Ollama."""
         if speaks_against_ollama(error, self._allowed, self._terms.total):
             await self._attempt.failed(self.seconds)
 
@@ -401,7 +399,7 @@ def speaks_against_ollama(error: UpstreamError, allowed: float, total: float) ->
 async def admitted(
     backend: Backend[Any], terms: Terms, tenant: str, *, background: bool = False
 ) -> AsyncIterator[Admission]:
-    """Around one call. Raises `BreakerOpen` and `BulkheadFull`; a caller that leaves counts as ignored."""
+    """Guards one call. Raises `BreakerOpen` and `BulkheadFull`; the breaker ignores a call that is cancelled."""
     within = terms.remaining
     backend.breaker.check()
     permit = backend.bulkhead.permit(tenant, background=background, within=within)
@@ -425,25 +423,25 @@ class Unread:
         self.begun = False
 
     async def ground(self, sources: tuple[Source, ...]) -> None:
-        """Nobody wants to know."""
+        """Does nothing: nobody reads the sources."""
 
     async def write(self, text: str) -> None:
-        """Only that there was a word is of use."""
+        """Records only that there was text."""
         self.begun = True
 
     def restart(self) -> None:
-        """Begins again."""
+        """Resets `begun`."""
         self.begun = False
 
 
 class Generations:
-    """`total`: seconds for a whole answer: the wait in line and all attempts together."""
+    """Generations with failover. `total`: seconds for an answer, including queueing and all attempts."""
 
     def __init__(self, backends: Backends[LanguageModel], retries: Retries, total: float, events: Telemetry) -> None:
         self._failover = Failover(backends, FailoverPolicy(total), retries, events)
 
     async def generate(self, request: GenerationRequest, output: TextOutput) -> Generation:
-        """Writes the words as they come. With `request.buffered` an answer that broke off may begin again.
+        """Writes the text as it arrives. With `request.buffered` an answer that broke off may restart.
 
         The caller's cancellation ends the generation and counts as ignored. Raises `BulkheadFull`, `BreakerOpen`, and
         `UpstreamError` in mid-answer too.
@@ -461,7 +459,7 @@ class Generations:
 async def _attempt(
     request: GenerationRequest, output: TextOutput, backend: Backend[LanguageModel], terms: Terms
 ) -> Generation:
-    """Thoughts are kept apart, so that no caller, reader or cache takes them for the answer."""
+    """Keeps thoughts out of the answer, so that no caller, reader or cache gets them."""
     parts: list[str] = []
     thinking = Thinking()
     end: GenerationEnd | None = None

@@ -351,7 +351,7 @@ async def kept_alive(bulkhead: FleetBulkhead) -> AsyncIterator[FleetBulkhead]:
     try:
         async with Background() as background:
             background.start(_follow, bulkhead)
-            background.start(_tend, bulkhead)
+            background.start(_renew_loop, bulkhead)
             yield bulkhead
     finally:
         await bulkhead.aclose()
@@ -369,7 +369,7 @@ async def _follow(bulkhead: FleetBulkhead) -> None:
             await asyncio.sleep(RECONNECT_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
 
 
-async def _tend(bulkhead: FleetBulkhead) -> None:
+async def _renew_loop(bulkhead: FleetBulkhead) -> None:
     every = min(RENEWAL_SECONDS, bulkhead.policy.lease_ms / 4000)
     while True:
         await asyncio.sleep(every * random.uniform(0.5, 1.5))  # noqa: S311 - jitter

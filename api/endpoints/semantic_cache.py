@@ -101,7 +101,7 @@ async def explain(body: QueryIn, request: Request) -> dict[str, Any]:
 
 
 def _explanation(explanation: Explanation) -> dict[str, Any]:
-    place = explanation.place
+    key = explanation.key
     exact = explanation.exact
     nearest = exact or next((one.candidate.match for one in explanation.candidates), None)
     return {
@@ -109,9 +109,9 @@ def _explanation(explanation: Explanation) -> dict[str, Any]:
         "decision": explanation.decision,
         "reason": explanation.reason,
         "normalised": explanation.normalised,
-        "scope": place.scope,
-        "digest": place.digest,
-        "embedder": {"name": place.embedder.name, "dimension": place.embedder.dimension},
+        "scope": key.scope,
+        "digest": key.digest,
+        "embedder": {"name": key.embedder.name, "dimension": key.embedder.dimension},
         "unread": list(explanation.unread),
         "foreign_language": explanation.language or None,
         "nearest": None if nearest is None else nearest.answer.entry,

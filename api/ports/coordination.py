@@ -34,7 +34,7 @@ class AnswerOutput(TextOutput, Protocol):
         """
 
 
-Lead = Callable[[AnswerOutput, Claim | None], Awaitable[CompletedAnswer]]
+GenerateAnswer = Callable[[AnswerOutput, Claim | None], Awaitable[CompletedAnswer]]
 """Generates an answer into an output and stores it, under the claim if there is one."""
 
 
@@ -56,7 +56,7 @@ class Flights(Protocol):
     """Single flight: equal questions in flight are generated once for the fleet; without Redis, once per worker."""
 
     def join(
-        self, key: FlightKey, lead: Lead, *, asked_ms: int, buffered: bool, not_before_ms: int = 0
+        self, key: FlightKey, lead: GenerateAnswer, *, asked_ms: int, buffered: bool, not_before_ms: int = 0
     ) -> AbstractAsyncContextManager[FlightSubscription]:
         """Subscribes to the flight. `lead` is called if this worker generates; the last subscriber to leave cancels it.
 
@@ -64,7 +64,7 @@ class Flights(Protocol):
         flights that began earlier are not joined. `buffered`: this caller wants no tokens.
         """
 
-    def alone(self, lead: Lead, *, buffered: bool) -> AbstractAsyncContextManager[FlightSubscription]:
+    def alone(self, lead: GenerateAnswer, *, buffered: bool) -> AbstractAsyncContextManager[FlightSubscription]:
         """Generates for one caller without sharing."""
 
     def exclusive(self, key: FlightKey) -> AbstractAsyncContextManager[Claim | None]:

@@ -111,12 +111,12 @@ class CachePolicy:
 class Lookup:
     """The result of looking a question up in the cache.
 
-    `place` is None if the cache is not used for this answer; `available` is false while it cannot be used. `stale` is
+    `key` is None if the cache is not used for this answer; `available` is false while it cannot be used. `stale` is
     true if `match` has expired and must be refreshed. `expired` is the question's own expired entry. `unread`: the
     parts of the question that the embedder could not read.
     """
 
-    place: CacheKey | None = None
+    key: CacheKey | None = None
     available: bool = False
     now_ms: int = 0
     invalidated_ms: int = 0
@@ -139,14 +139,14 @@ class SemanticCache:
         self,
         cache: AnswerCache | None,
         embedder: Embedder,
-        places: CacheKeyBuilder,
+        keys: CacheKeyBuilder,
         observer: Telemetry,
         policy: CachePolicy,
         budget: CacheBudget,
     ) -> None:
         self._cache = cache
         self._embedder = embedder
-        self._places = places
+        self._keys = keys
         self._observer = observer
         self.policy = policy
         self._budget = budget
@@ -159,9 +159,9 @@ class SemanticCache:
         if self._cache is None or query.cache_control.no_store:
             return lookup
         try:
-            lookup.place = await self._places.of(query)
+            lookup.key = await self._keys.of(query)
             lookup.available = True
-            await self._exact(self._cache, query, lookup.place, lookup, timings)
+            await self._exact(self._cache, query, lookup.key, lookup, timings)
             if lookup.match is None:
                 await self.embed(query, lookup, timings)
             if lookup.match is None and lookup.vector is not None and query.cache_control.reads:
@@ -175,17 +175,17 @@ class SemanticCache:
 
     async def look_again(self, query: Query, lookup: Lookup, timings: Timings) -> None:
         """Looks in the exact tier again, after another worker has stored the answer."""
-        if self._cache is None or lookup.place is None:
+        if self._cache is None or lookup.key is None:
             return
         try:
-            await self._exact(self._cache, query, lookup.place, lookup, timings)
+            await self._exact(self._cache, query, lookup.key, lookup, timings)
         except StoreUnavailable as error:
             lookup.available = False  # otherwise the flight would ask the cache again, and loop
             self._observer.store_failed(error)
 
-    async def _exact(self, cache: AnswerCache, query: Query, place: CacheKey, lookup: Lookup, timings: Timings) -> None:
+    async def _exact(self, cache: AnswerCache, query: Query, key: CacheKey, lookup: Lookup, timings: Timings) -> None:
         """Looks in the exact tier. It sets `now_ms` even if the caller wants no cached answer; storing needs it."""
-        found = await self._budget.within(timings, cache.find_exact(place.scope, place.digest, query.tenant))
+        found = await self._budget.within(timings, cache.find_exact(key.scope, key.digest, query.tenant))
         lookup.now_ms, lookup.invalidated_ms = found.now_ms, found.invalidated_ms
         if found.match is None or not query.cache_control.reads:
             return
@@ -223,11 +223,11 @@ class SemanticCache:
     async def _similar(
         self, asked: ComparedQuestion, query: Query, lookup: Lookup, timings: Timings, stale_seconds: float
     ) -> Candidate | None:
-        if self._cache is None or lookup.place is None or lookup.vector is None or asked.language:
+        if self._cache is None or lookup.key is None or lookup.vector is None or asked.language:
             return None
-        place = lookup.place
+        key = lookup.key
         stale_ms = round(stale_seconds * 1000)
-        finding = self._cache.find_similar(place.embedder, place.scope, lookup.vector, lookup.now_ms, stale_ms=stale_ms)
+        finding = self._cache.find_similar(key.embedder, key.scope, lookup.vector, lookup.now_ms, stale_ms=stale_ms)
         matches = await self._budget.within(timings, finding)
         fates = consider(asked, matches, self.policy.threshold, query.cache_control, stale_seconds)
         lookup.candidates = up_to_the_first_fresh(fates)
@@ -271,7 +271,7 @@ class SemanticCache:
         """
         if (
             self._cache is None
-            or lookup.place is None
+            or lookup.key is None
             or not lookup.available
             or not is_complete(generation, query.options)
         ):
@@ -287,9 +287,9 @@ class SemanticCache:
             grounds=grounds,
             unread=lookup.unread,
         )
-        place = lookup.place
+        key = lookup.key
         try:
-            storing = self._cache.store(place.scope, place.digest, lookup.vector, answer, claim=claim)
+            storing = self._cache.store(key.scope, key.digest, lookup.vector, answer, claim=claim)
             return await self._budget.within(timings, storing)
         except BudgetSpent as late:
             self._observer.store_late(late)

@@ -52,12 +52,12 @@ class Condenser:
         """
         if not query.history or query.cache_control.no_store or query.keeps_history:
             return query
-        place = _place(query)
+        key = _key(query)
         try:
-            question = await self._known(place, timings)
+            question = await self._known(key, timings)
             if question is None and not query.cache_control.only_if_cached:
                 with timings.timed("generate"):
-                    question = await self._rewritten(query, place)
+                    question = await self._rewritten(query, key)
         except RagherdError:
             return replace(query, keeps_history=True)
         return _rewritten_as(query, question)
@@ -72,24 +72,24 @@ class Condenser:
             return query
         return _rewritten_as(query, condensed.text)
 
-    async def _known(self, place: str, timings: Timings) -> str | None:
+    async def _known(self, key: str, timings: Timings) -> str | None:
         try:
             with timings.timed("cache"):
-                return await self._memory.find(place)
+                return await self._memory.find(key)
         except StoreUnavailable as error:
             self._observer.store_failed(error)
             return None
 
-    async def _rewritten(self, query: Query, place: str) -> str | None:
-        lead = partial(self._lead, query, place)
-        async with self._flights.join(FlightKey(VERSION, place), lead, asked_ms=0, buffered=True) as flight:
+    async def _rewritten(self, query: Query, key: str) -> str | None:
+        lead = partial(self._lead, query, key)
+        async with self._flights.join(FlightKey(VERSION, key), lead, asked_ms=0, buffered=True) as flight:
             completed = await anext(flight)
         return completed.text if isinstance(completed, CompletedAnswer) else None
 
-    async def _lead(self, query: Query, place: str, output: AnswerOutput, _: Claim | None) -> CompletedAnswer:
-        return await self._generate(query, place, output)
+    async def _lead(self, query: Query, key: str, output: AnswerOutput, _: Claim | None) -> CompletedAnswer:
+        return await self._generate(query, key, output)
 
-    async def _generate(self, query: Query, place: str | None, output: AnswerOutput) -> CompletedAnswer:
+    async def _generate(self, query: Query, key: str | None, output: AnswerOutput) -> CompletedAnswer:
         request = GenerationRequest(query.model, turns(query), OPTIONS, tenant=query.tenant, buffered=True)
         try:
             generation = await self._backends.generate(request, output)
@@ -100,9 +100,9 @@ class Condenser:
         question = generation.text.strip()
         if generation.end.done_reason != "stop" or len(question) > LONGEST:
             question = ""  # remembered too: at temperature 0 it would come out the same again
-        if place is not None:
+        if key is not None:
             try:
-                await self._memory.remember(place, question)
+                await self._memory.remember(key, question)
             except StoreUnavailable as error:
                 self._observer.store_failed(error)
         return CompletedAnswer(question, generation.end.model, generation.end.usage)
@@ -122,7 +122,7 @@ def turns(query: Query) -> tuple[ChatMessage, ...]:
     return ChatMessage("system", INSTRUCTION), ChatMessage("user", material)
 
 
-def _place(query: Query) -> str:
+def _key(query: Query) -> str:
     """Returns 32 hex digits over the tenant and everything that the rewriting depends on."""
     turns_said = [(turn.role, turn.content) for turn in query.history]
     facts = [VERSION, query.tenant, model_key(query.model), turns_said, query.question]

@@ -35,7 +35,7 @@ class Explanation:
     """
 
     normalised: str
-    place: CacheKey
+    key: CacheKey
     decision: Decision
     reason: str
     exact: CacheMatch | None = None
@@ -49,11 +49,11 @@ class Explainer:
     """Looks at the cache as the flow does. `cache` is None if the semantic cache is disabled."""
 
     def __init__(
-        self, cache: AnswerCache | None, embedder: Embedder, places: CacheKeyBuilder, policy: CachePolicy
+        self, cache: AnswerCache | None, embedder: Embedder, keys: CacheKeyBuilder, policy: CachePolicy
     ) -> None:
         self._cache = cache
         self._embedder = embedder
-        self._places = places
+        self._keys = keys
         self.policy = policy
 
     async def explain(self, query: Query) -> Explanation:
@@ -61,23 +61,23 @@ class Explainer:
         if self._cache is None:
             raise ServiceUnavailable("The semantic cache is switched off.")
         try:
-            place = await self._places.of(query)
-            return await self._explained(self._cache, query, place)
+            key = await self._keys.of(query)
+            return await self._explained(self._cache, query, key)
         except (StoreUnavailable, EmbeddingUnavailable) as error:
             raise ServiceUnavailable(f"The cache cannot be used now: {error}.", retry_after=1) from error
 
-    async def _explained(self, cache: AnswerCache, query: Query, place: CacheKey) -> Explanation:
-        found = await cache.find_exact(place.scope, place.digest)
+    async def _explained(self, cache: AnswerCache, query: Query, key: CacheKey) -> Explanation:
+        found = await cache.find_exact(key.scope, key.digest)
         exact = found.match
         fate = lifetime(exact, query.cache_control, self.policy.revalidate) if exact is not None else None
         asked, vector = await self._asked(query)
         candidates: Sequence[Candidate] = ()
         if vector is not None and not asked.language:
-            candidates = await self._candidates(cache, query, place, asked, vector, found.now_ms)
+            candidates = await self._candidates(cache, query, key, asked, vector, found.now_ms)
         decision, reason = self._decision(query, asked, fate, candidates)
         explained = [Explained(one, _verdicts(query.question, one)) for one in candidates]
         return Explanation(
-            normalise(query.question), place, decision, reason, exact, fate, explained, asked.not_told, asked.language
+            normalise(query.question), key, decision, reason, exact, fate, explained, asked.not_told, asked.language
         )
 
     async def _asked(self, query: Query) -> tuple[ComparedQuestion, Vector | None]:
@@ -89,10 +89,10 @@ class Explainer:
         return ComparedQuestion(query.question, embedding.unread, languages), embedding.vector
 
     async def _candidates(
-        self, cache: AnswerCache, query: Query, place: CacheKey, asked: ComparedQuestion, vector: Vector, now_ms: int
+        self, cache: AnswerCache, query: Query, key: CacheKey, asked: ComparedQuestion, vector: Vector, now_ms: int
     ) -> Sequence[Candidate]:
         stale_ms = round(self.policy.stale * 1000)
-        matches = await cache.find_similar(place.embedder, place.scope, vector, now_ms, stale_ms=stale_ms)
+        matches = await cache.find_similar(key.embedder, key.scope, vector, now_ms, stale_ms=stale_ms)
         policy = self.policy
         return list(consider(asked, matches, policy.threshold, query.cache_control, policy.revalidate))
 

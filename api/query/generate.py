@@ -185,9 +185,9 @@ class Refresher:
 
     def start(self, query: Query, lookup: Lookup) -> None:
         """Starts refreshing an answer, unless this worker is refreshing it or too many others. No I/O here."""
-        if lookup.place is None:
+        if lookup.key is None:
             return
-        key = FlightKey(lookup.place.scope, lookup.place.digest)
+        key = FlightKey(lookup.key.scope, lookup.key.digest)
         if key in self._tasks:
             return
         if len(self._tasks) >= CONCURRENCY:

@@ -201,10 +201,10 @@ class QueryService:
         """Joins the flight that equal questions share; a caller who wants no shared answer gets a separate one."""
         query, lookup, buffered = request.query, request.lookup, request.buffered
         lead = partial(self._fresh.generate, query, lookup, request.timings, buffered=buffered)
-        if lookup.place is None or not query.cache_control.reads:
+        if lookup.key is None or not query.cache_control.reads:
             return self._flights.alone(lead, buffered=buffered)
         return self._flights.join(
-            FlightKey(lookup.place.scope, lookup.place.digest),
+            FlightKey(lookup.key.scope, lookup.key.digest),
             lead,
             asked_ms=lookup.now_ms if lookup.available else 0,
             not_before_ms=lookup.invalidated_ms,

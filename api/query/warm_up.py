@@ -116,10 +116,10 @@ class CacheWarmer:
     """Stores the answer to one question in the cache, as if a user had asked it, but behind all users."""
 
     def __init__(
-        self, cache: AnswerCache, embedder: Embedder, places: CacheKeyBuilder, fresh: FreshAnswers, events: Telemetry
+        self, cache: AnswerCache, embedder: Embedder, keys: CacheKeyBuilder, fresh: FreshAnswers, events: Telemetry
     ) -> None:
         self._cache = cache
-        self._places = places
+        self._keys = keys
         self._embedder = embedder
         self._fresh = fresh
         self._events = events
@@ -127,15 +127,15 @@ class CacheWarmer:
     async def warm(self, wanted: WarmQuestion) -> Warmed:
         """Stores the answer unless a fresh one is cached. Raises the flow's errors and those of store and embedder."""
         query = wanted.query()
-        place = await self._places.of(query)
-        found = await self._cache.find_exact(place.scope, place.digest)
+        key = await self._keys.of(query)
+        found = await self._cache.find_exact(key.scope, key.digest)
         if _is_there(wanted, found.match):
             return SKIPPED
         embedding = await self._embedding(query)
         if wanted.answer is not None:
             answer = NewAnswer(query.question, wanted.answer, query.model, query.tenant, asked_ms=found.now_ms)
-            return await self._stored(place, embedding, answer)
-        lookup = Lookup(place, available=True, now_ms=found.now_ms)
+            return await self._stored(key, embedding, answer)
+        lookup = Lookup(key, available=True, now_ms=found.now_ms)
         if embedding is not None:
             lookup.vector, lookup.unread = embedding.vector, embedding.unread
         return await self._generated(query, lookup)
@@ -146,11 +146,11 @@ class CacheWarmer:
         (embedding,) = await self._embedder.embed([query.question], tenant=query.tenant)
         return embedding
 
-    async def _stored(self, place: CacheKey, embedding: Embedding | None, answer: NewAnswer) -> Warmed:
+    async def _stored(self, key: CacheKey, embedding: Embedding | None, answer: NewAnswer) -> Warmed:
         vector = None
         if embedding is not None:
             vector, answer = embedding.vector, replace(answer, unread=embedding.unread)
-        if await self._cache.store(place.scope, place.digest, vector, answer) is None:
+        if await self._cache.store(key.scope, key.digest, vector, answer) is None:
             return Warmed(("skipped",))  # invalidated meanwhile
         self._events.stored_ahead()
         return Warmed(("stored",))

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from api.errors import UpstreamError, UpstreamFault
 from api.ports.answer_cache import Claim
-from api.ports.coordination import Lead
+from api.ports.coordination import GenerateAnswer
 from api.values import CompletedAnswer, FlightKey, GroundedSources, Source, StoredElsewhere, Token
 
 AHEAD: Final = 16
@@ -264,7 +264,7 @@ class Flight:
     def __init__(
         self,
         key: FlightKey,
-        generate: Lead,
+        generate: GenerateAnswer,
         asked_ms: int,
         not_before_ms: int,
         require_wanted: Callable[[Flight], Awaitable[None]],

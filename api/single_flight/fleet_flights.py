@@ -1,9 +1,8 @@
-"""Single flight over the fleet: equal questions in flight at once are generated once, wherever they were asked.
+"""Single flight over the fleet: equal questions that are in flight at once are generated only once.
 
-In one process callers share a task; over the fleet the first worker to ask has the lead, by a lease that it renews, and
-tells those who follow. A leader that dies is replaced when its lease ends. Without Redis each worker leads for its own.
-
-Keeps a worker's flights in step with the fleet: messages that wake, leases renewed.
+Callers in one process share a task. In the fleet the first worker to ask takes a lease, generates, and publishes to the
+followers. If a leader dies, a follower replaces it when the lease ends. Without Redis each worker generates for its own
+callers. Messages wake the workers, and a background task renews the leases.
 """
 
 from __future__ import annotations
@@ -18,25 +17,25 @@ from typing import Any, Final
 from api.cancellation import Background, cancel_and_wait, log_failure
 from api.errors import InternalError, RagherdError, StoreUnavailable
 from api.ports.answer_cache import Claim
-from api.ports.coordination import FlightSubscription, Lead
+from api.ports.coordination import FlightSubscription, GenerateAnswer
 from api.ports.telemetry import Telemetry
 from api.single_flight.buffer import AnswerBuffer, Flight, FlightReader, Tail
 from api.single_flight.flight import LEASE_MS, FlightMessage, FlightRole, FlightStore, FollowingFlight, Joined
-from api.single_flight.wire import LeaderLeft, Said, SourcesMessage, TextMessage, encode
+from api.single_flight.wire import FlightPayload, LeaderLeft, SourcesMessage, TextMessage, encode
 from api.values import CompletedAnswer, FlightKey, StoredElsewhere
 
 ALONE: Final = FlightKey("", "")
-"""The key of a flight that nobody else can join."""
+"""The key of a flight that no other caller can join."""
 BATCH_SECONDS: Final = 0.03
-"""How long the pieces of an answer are gathered for those who follow, but for the first."""
+"""Seconds in which text is batched for the followers, except for the first batch."""
 
 
 class OwnGeneration:
-    """Implements `ports.FlightSubscription` for a caller who is alone and wants only the end."""
+    """Implements `ports.FlightSubscription` for a single caller who wants only the end."""
 
     led = True
 
-    def __init__(self, lead: Lead) -> None:
+    def __init__(self, lead: GenerateAnswer) -> None:
         self._lead = lead
 
     async def __anext__(self) -> CompletedAnswer:
@@ -44,7 +43,7 @@ class OwnGeneration:
 
 
 class FleetFlights:
-    """The flights of one worker. `patience`: seconds that a follower waits for a word of the leader."""
+    """The flights of one worker. `patience`: seconds that a follower waits for a silent leader."""
 
     def __init__(self, store: FlightStore, patience: float, events: Telemetry | None = None) -> None:
         self.store = store
@@ -52,15 +51,15 @@ class FleetFlights:
         self._events = events or Telemetry()
         self._flights: dict[FlightKey, Flight] = {}
         self._flying: set[asyncio.Task[None]] = set()
-        self._soles: set[Claim] = set()
-        self._aside: set[asyncio.Task[None]] = set()
+        self._exclusive_claims: set[Claim] = set()
+        self._background_tasks: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
         return len(self._flights)
 
     @asynccontextmanager
     async def join(
-        self, key: FlightKey, lead: Lead, *, asked_ms: int, buffered: bool, not_before_ms: int = 0
+        self, key: FlightKey, lead: GenerateAnswer, *, asked_ms: int, buffered: bool, not_before_ms: int = 0
     ) -> AsyncGenerator[FlightReader, None]:
         """Subscribes to the flight. `lead` is called if this worker generates; the last subscriber to leave cancels it.
 
@@ -76,7 +75,7 @@ class FleetFlights:
         reader = FlightReader(flight, buffered=buffered, first=first)
         flight.subscribers += 1
         if first:
-            flight.begin(self._fly(flight), self._flying)
+            flight.begin(self._run(flight), self._flying)
         try:
             yield reader
         finally:
@@ -85,15 +84,15 @@ class FleetFlights:
             reader.close()
 
     @asynccontextmanager
-    async def alone(self, lead: Lead, *, buffered: bool) -> AsyncGenerator[FlightSubscription, None]:
-        """The same for a caller who shares with nobody. Who reads no tokens generates in its own task."""
+    async def alone(self, lead: GenerateAnswer, *, buffered: bool) -> AsyncGenerator[FlightSubscription, None]:
+        """Generates for one caller without sharing. A buffered caller generates in its current task."""
         if buffered:
             yield OwnGeneration(lead)
             return
         flight = Flight(ALONE, lead, 0, 0, self._require_wanted)
         flight.subscribers = 1
         reader = FlightReader(flight, buffered=buffered, first=True)
-        task = flight.begin(self._fly_alone(flight), self._flying)
+        task = flight.begin(self._run_alone(flight), self._flying)
         try:
             yield reader
         finally:
@@ -103,24 +102,24 @@ class FleetFlights:
 
     @asynccontextmanager
     async def exclusive(self, key: FlightKey) -> AsyncGenerator[Claim | None, None]:
-        """The lead of work on `key` that nobody follows; None where another worker has it, or Redis is down."""
+        """Takes the lead of work without followers; None if another worker has it, or Redis is down."""
         claim = None
         with suppress(StoreUnavailable):
             claim = await self.store.exclusive(key)
         if claim is None:
             yield None
             return
-        self._soles.add(claim)
+        self._exclusive_claims.add(claim)
         try:
             yield claim
         finally:
-            self._soles.discard(claim)
+            self._exclusive_claims.discard(claim)
             with suppress(StoreUnavailable):
                 await self.store.release(claim)
 
-    # -- what a flight is ---------------------------------------------------------------------------------------------
+    # -- running a flight ---------------------------------------------------------------------------------------------
 
-    async def _fly(self, flight: Flight) -> None:
+    async def _run(self, flight: Flight) -> None:
         try:
             await self._take_part(flight)
         except Exception as error:  # noqa: BLE001 - a fault of our own is every caller's to see
@@ -131,7 +130,7 @@ class FleetFlights:
             if self._flights.get(flight.key) is flight:
                 del self._flights[flight.key]
 
-    async def _fly_alone(self, flight: Flight) -> None:
+    async def _run_alone(self, flight: Flight) -> None:
         try:
             await self._lead(flight, None)
         finally:
@@ -139,7 +138,7 @@ class FleetFlights:
 
     async def _take_part(self, flight: Flight) -> None:
         joined = await self._join(flight)
-        if joined is not None and joined.verdict is FlightRole.FOLLOW:
+        if joined is not None and joined.role is FlightRole.FOLLOW:
             flight.follow(joined.place)
             joined = await FollowingFlight(flight, self.store, joined.fence, self._patience).read_along()
             if flight.buffer.end is None:
@@ -147,7 +146,7 @@ class FleetFlights:
                 flight.buffer.begin_again()
         if flight.buffer.end is not None:
             return
-        if joined is not None and joined.verdict is FlightRole.STORED:
+        if joined is not None and joined.role is FlightRole.STORED:
             flight.buffer.finish(StoredElsewhere())
             return
         await self._lead(flight, None if joined is None else self.store.claim(flight.key, joined.fence))
@@ -158,13 +157,13 @@ class FleetFlights:
         return None
 
     async def _lead(self, flight: Flight, claim: Claim | None) -> None:
-        """Generates, for callers here and those who follow. A cancellation is not concluded: who cancels does that."""
+        """Generates for this worker's callers and the followers. If it is cancelled, the canceller ends the flight."""
         flight.leads, flight.claim, flight.renewed = True, claim, time.monotonic()
         if flight.first is not None:
             flight.first.led = True
         flight.decided.set()
         await self._require_wanted(flight)
-        said: Said
+        said: FlightPayload
         try:
             said = await flight.generate(flight.buffer, flight.claim)
         except RagherdError as error:
@@ -175,18 +174,18 @@ class FleetFlights:
         flight.buffer.finish(said)
         await self._conclude(flight, said)
 
-    async def _conclude(self, flight: Flight, said: Said) -> None:
-        """The last word to those who follow, who must not wait for a lease to end."""
+    async def _conclude(self, flight: Flight, said: FlightPayload) -> None:
+        """Publishes the end at once, so that followers need not wait for the lease to expire."""
         if flight.claim is None:
             return
         with suppress(StoreUnavailable):
             if not await self.store.end(flight.key, flight.claim.fence, encode(said)):
                 self._events.flight_fenced()
 
-    # -- those who follow ---------------------------------------------------------------------------------------------
+    # -- followers ----------------------------------------------------------------------------------------------------
 
-    def told(self, message: FlightMessage) -> None:
-        """Takes what another worker said."""
+    def on_message(self, message: FlightMessage) -> None:
+        """Handles a message from another worker."""
         scope, _, digest = message.flight.rpartition(":")
         flight = self._flights.get(FlightKey(scope, digest))
         if flight is None:
@@ -217,12 +216,12 @@ class FleetFlights:
                 if not tail.lag and flight.buffer.end is None:
                     await flight.buffer.changed()
         except StoreUnavailable:
-            pass  # begun anew, from the beginning, with the next look
+            pass  # publishing restarts from the beginning at the next renewal
         finally:
             flight.buffer.leave(tail)
             flight.is_published = False
 
-    async def _tell(self, flight: Flight, claim: Claim, said: Said) -> int | None:
+    async def _tell(self, flight: Flight, claim: Claim, said: FlightPayload) -> int | None:
         followers = await self.store.publish(flight.key, claim.fence, [encode(said)])
         if followers is None:
             self._lost(flight, claim)
@@ -238,17 +237,17 @@ class FleetFlights:
     # -- leaving ------------------------------------------------------------------------------------------------------
 
     def _end_if_unwanted(self, flight: Flight) -> None:
-        """For a flight that somebody may have left: as soon as nobody waits for it any more, it ends. No I/O here."""
+        """Ends a flight that nobody waits for any more, in the background. No I/O here."""
         if not flight.subscribers and flight.buffer.end is None and not flight.ending:
             flight.ending = True
-            self._start(self._forsake(flight))
+            self._start(self._cancel_if_unwanted(flight))
 
-    async def _forsake(self, flight: Flight) -> None:
-        """Nobody here waits any more: the flight goes on for others alone."""
+    async def _cancel_if_unwanted(self, flight: Flight) -> None:
+        """Cancels a flight without local callers unless followers wait for it."""
         try:
             await flight.decided.wait()
             if await self._is_wanted(flight):
-                await self.renew_leases()  # those who have come without being heard are told
+                await self.renew_leases()  # publish to followers whose messages were lost
                 return
         finally:
             flight.ending = False
@@ -261,20 +260,20 @@ class FleetFlights:
                 await self.store.leave(flight.key, flight.place)
 
     async def _require_wanted(self, flight: Flight) -> None:
-        """Ends the flight's task where nobody waits for the answer: before anything expensive begins."""
+        """Cancels the flight's task if nobody waits for the answer, before expensive work begins."""
         if flight.task is not None and flight.task.cancelling():
             raise asyncio.CancelledError
         if not flight.subscribers and not await self._is_wanted(flight):
             raise asyncio.CancelledError
 
     async def _is_wanted(self, flight: Flight) -> bool:
-        """Whether anybody waits, here or elsewhere. Where nobody does, the lead is given up."""
+        """Returns whether anybody waits, on any worker. If nobody does, gives up the lead."""
         if flight.subscribers or flight.buffer.end is not None:
             return True
         if await self._is_followed(flight):
             return True
         if flight.subscribers and flight.buffer.end is None:
-            await self.renew_leases()  # somebody has come meanwhile: the lead is taken again
+            await self.renew_leases()  # a caller has arrived meanwhile: take the lead again
         return bool(flight.subscribers) or flight.buffer.end is not None
 
     async def _is_followed(self, flight: Flight) -> bool:
@@ -286,7 +285,7 @@ class FleetFlights:
             return False
 
     async def renew_leases(self) -> None:
-        """Renews the leads of this worker, and tells those who have come to follow without being heard."""
+        """Renews this worker's leads, and publishes to followers whose messages were lost."""
         flights = [(flight, flight.claim) for flight in self._flights.values() if flight.claim is not None]
         now = time.monotonic()
         leads = [(f.key, claim.fence, now - f.renewed < LEASE_MS / 1000) for f, claim in flights]
@@ -303,23 +302,23 @@ class FleetFlights:
                 self._publish(flight)
             else:
                 self._end_if_unwanted(flight)
-        for claim in tuple(self._soles):
+        for claim in tuple(self._exclusive_claims):
             with suppress(StoreUnavailable):
                 await self.store.renew(claim)
 
     async def aclose(self) -> None:
-        """Ends what is under way. Those who follow are told, so that one of them takes the lead at once."""
+        """Ends all flights, and notifies the followers so that one of them takes the lead at once."""
         flights = list(self._flights.values())
         self._flights.clear()
-        await cancel_and_wait([*self._flying, *self._aside])
+        await cancel_and_wait([*self._flying, *self._background_tasks])
         for flight in flights:
             await self._conclude(flight, LeaderLeft())
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
-        self._aside.add(task)
+        self._background_tasks.add(task)
         log_failure(task)
-        task.add_done_callback(self._aside.discard)
+        task.add_done_callback(self._background_tasks.discard)
 
 
 RENEWAL_SECONDS: Final = LEASE_MS / 4000
@@ -327,12 +326,12 @@ RECONNECT_SECONDS: Final = 0.25
 
 
 @asynccontextmanager
-async def kept_in_step(flights: FleetFlights) -> AsyncIterator[FleetFlights]:
-    """The flights, followed and renewed while the block runs; at the end, led flights are left to others."""
+async def running_flights(flights: FleetFlights) -> AsyncIterator[FleetFlights]:
+    """Receives messages and renews leases while the block runs; then hands led flights over to followers."""
     try:
         async with Background() as background:
             background.start(_follow, flights)
-            background.start(_tend, flights)
+            background.start(_renew_loop, flights)
             yield flights
     finally:
         await flights.aclose()
@@ -343,14 +342,14 @@ async def _follow(flights: FleetFlights) -> None:
         try:
             async for message in flights.store.messages():
                 if message is None:
-                    await flights.renew_leases()  # what was said before nobody heard
+                    await flights.renew_leases()  # messages before the connection were lost
                 else:
-                    flights.told(message)
+                    flights.on_message(message)
         except StoreUnavailable:
             await asyncio.sleep(RECONNECT_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
 
 
-async def _tend(flights: FleetFlights) -> None:
+async def _renew_loop(flights: FleetFlights) -> None:
     while True:
         await asyncio.sleep(RENEWAL_SECONDS * random.uniform(0.7, 1.3))  # noqa: S311 - jitter
         await flights.renew_leases()

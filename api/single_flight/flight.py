@@ -17,7 +17,7 @@ from typing import Final, Protocol
 from api.errors import RagherdError, StoreUnavailable
 from api.ports.answer_cache import Claim
 from api.single_flight.buffer import Flight
-from api.single_flight.wire import LeaderLeft, Said, SourcesMessage, TextMessage, decode
+from api.single_flight.wire import FlightPayload, LeaderLeft, SourcesMessage, TextMessage, decode
 from api.values import CompletedAnswer, FlightKey, StoredElsewhere
 
 LEASE_MS: Final = 5_000
@@ -42,7 +42,7 @@ class Joined:
     `place` names a follower's place among the others, as last renewed.
     """
 
-    verdict: FlightRole
+    role: FlightRole
     fence: str = ""
     place: str = ""
 
@@ -64,7 +64,7 @@ class Record:
     body: str
 
 
-Held = tuple[FlightKey, str, bool]
+RenewableClaim = tuple[FlightKey, str, bool]
 """A lead: its key, its fence, and whether it may be claimed again if it has expired."""
 
 
@@ -93,7 +93,7 @@ class FlightStore(Protocol):
     async def leave(self, key: FlightKey, place: str) -> None:
         """Gives up this place, but not one taken since, and notifies the leader."""
 
-    async def renew_leases(self, leads: Sequence[Held]) -> Mapping[FlightKey, int | None]:
+    async def renew_leases(self, leads: Sequence[RenewableClaim]) -> Mapping[FlightKey, int | None]:
         """Renews leads. Returns each one's number of followers, None if it is lost; omits those whose shard is down."""
 
     async def read(self, key: FlightKey, after: str) -> list[Record]:
@@ -142,7 +142,7 @@ class FollowingFlight:
         Returns None if this worker must generate alone, since the leader or Redis has been silent for too long.
         """
         joined: Joined | None = Joined(FlightRole.FOLLOW, self._fence)
-        while joined is not None and joined.verdict is FlightRole.FOLLOW and self._flight.buffer.end is None:
+        while joined is not None and joined.role is FlightRole.FOLLOW and self._flight.buffer.end is None:
             with suppress(StoreUnavailable):
                 await self._read()
                 if self._flight.buffer.end is None:
@@ -152,7 +152,7 @@ class FollowingFlight:
                 joined = None
             elif not self._is_reached():
                 await asyncio.sleep(LOOK_SECONDS / 4)
-        if joined is not None and joined.verdict is FlightRole.STORED:
+        if joined is not None and joined.role is FlightRole.STORED:
             await self._finish_by_the_cache()
         return joined
 
@@ -182,7 +182,7 @@ class FollowingFlight:
                 pass
         self._left, self._joined = False, time.monotonic()
         joined = await self._store.join(self._key, self._flight.asked_ms, self._flight.not_before_ms)
-        if joined.verdict is FlightRole.FOLLOW:
+        if joined.role is FlightRole.FOLLOW:
             self._flight.place = joined.place
             self._follow(joined.fence)
         return joined
@@ -236,7 +236,7 @@ class FollowingFlight:
         self._flight.buffer.finish(StoredElsewhere())
 
 
-def _said(record: Record) -> Said | None:
+def _said(record: Record) -> FlightPayload | None:
     try:
         said = decode(record.body)
     except (ValueError, KeyError, TypeError):

@@ -34,15 +34,15 @@ class LeaderLeft:
     """The leader leaves, so a follower may take the lead."""
 
 
-Said = TextMessage | SourcesMessage | CompletedAnswer | RagherdError | LeaderLeft
+FlightPayload = TextMessage | SourcesMessage | CompletedAnswer | RagherdError | LeaderLeft
 
 
-def encode(said: Said) -> str:
+def encode(said: FlightPayload) -> str:
     """Returns the payload as JSON."""
     return orjson.dumps(_plain(said)).decode()
 
 
-def decode(body: str) -> Said:
+def decode(body: str) -> FlightPayload:
     """Decodes a payload, ignoring unknown fields. Raises `ValueError`, `KeyError` or `TypeError` if it is invalid."""
     fields = orjson.loads(body)
     if not isinstance(fields, dict):
@@ -50,7 +50,7 @@ def decode(body: str) -> Said:
     return _READ[fields.pop("is")](fields)
 
 
-def _plain(said: Said) -> dict[str, Any]:
+def _plain(said: FlightPayload) -> dict[str, Any]:
     if isinstance(said, TextMessage):
         return {"is": "piece", **asdict(said)}
     if isinstance(said, SourcesMessage):
@@ -105,7 +105,7 @@ def _read_error(fields: Mapping[str, Any]) -> RagherdError:
             return InternalError()
 
 
-_READ: Final[Mapping[str, Callable[[dict[str, Any]], Said]]] = {
+_READ: Final[Mapping[str, Callable[[dict[str, Any]], FlightPayload]]] = {
     "piece": lambda fields: known(TextMessage, fields),
     "sources": lambda fields: SourcesMessage(fields["attempt"], _read_sources(fields)),
     "landed": _read_landed,

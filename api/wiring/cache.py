@@ -39,7 +39,7 @@ from api.redis_store.stores.documents.work import RedisDeletions
 from api.redis_store.stores.fleet import CacheCounters
 from api.redis_store.stores.flights import RedisFlightStore
 from api.settings import EmbedderSettings, Settings
-from api.single_flight.fleet_flights import FleetFlights, kept_in_step
+from api.single_flight.fleet_flights import FleetFlights, running_flights
 
 
 class CacheParts:
@@ -137,7 +137,7 @@ async def open_cache(
         budget = CacheBudget(parts.settings.redis.request_budget)
         stack.push_async_callback(budget.aclose)
         flights = FleetFlights(store, parts.settings.cache.coalesce_timeout, parts.telemetry)
-        await stack.enter_async_context(kept_in_step(flights))
+        await stack.enter_async_context(running_flights(flights))
         cache = WorkerCache(parts, embedder, digests, generations, flights, retriever, budget)
         stack.push_async_callback(cache.refresher.aclose)
         if cache.warm_ups is not None:

@@ -21,7 +21,7 @@ from api.redis_store.client import RedisAddress, blocking_reader, short_commands
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.flights import RedisFlightStore
-from api.single_flight.fleet_flights import FleetFlights, kept_in_step
+from api.single_flight.fleet_flights import FleetFlights, running_flights
 from api.single_flight.flight import LEASE_MS
 from api.values import CompletedAnswer, FlightKey, StoredElsewhere, Token, Usage
 from tests.support.replies import raw, text, texts
@@ -119,7 +119,7 @@ async def fleet(redis: Redis, redis_url: str) -> AsyncIterator[Fleet]:
             await gate.check()
             store = RedisFlightStore(gate, partial(blocking_reader, address), Keys(), name)
             counts = Counts()
-            flights = await stack.enter_async_context(kept_in_step(FleetFlights(store, patience, counts)))
+            flights = await stack.enter_async_context(running_flights(FleetFlights(store, patience, counts)))
             return Worker(gate, flights, stack, counts)
 
         yield start

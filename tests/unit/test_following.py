@@ -12,7 +12,7 @@ from api import cancellation as background
 from api.bulkhead.bulkhead_rules import AcquireResult, BulkheadPolicy, Taken
 from api.bulkhead.fleet_bulkhead import FleetBulkhead, kept_alive
 from api.single_flight import fleet_flights as flights_following
-from api.single_flight.fleet_flights import FleetFlights, kept_in_step
+from api.single_flight.fleet_flights import FleetFlights, running_flights
 from tests.support.waiting import wait_until_async
 
 
@@ -64,5 +64,5 @@ async def test_of_a_bulkhead() -> None:
 
 async def test_of_flights() -> None:
     store: Any = FaultyStore()
-    async with kept_in_step(FleetFlights(store, 1.0)):
+    async with running_flights(FleetFlights(store, 1.0)):
         await wait_until_async(store.goes_on)

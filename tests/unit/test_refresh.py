@@ -79,8 +79,8 @@ class Case:
         self.refresher = Refresher(self.fresh, self.flights, self.seen)  # type: ignore[arg-type]
 
     def start(self, question: str = "q") -> None:
-        place = CacheKey(EmbedderIdentity("e", 4, "aaaaaaaaaa"), "aaaaaaaaaa-scope", question)
-        self.refresher.start(Query(question, "t", "m"), Lookup(place=place))
+        key = CacheKey(EmbedderIdentity("e", 4, "aaaaaaaaaa"), "aaaaaaaaaa-scope", question)
+        self.refresher.start(Query(question, "t", "m"), Lookup(key=key))
 
     async def settle(self) -> None:
         for _ in range(20):

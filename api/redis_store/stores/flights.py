@@ -16,7 +16,7 @@ from api.ports.answer_cache import Claim
 from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import Keys
 from api.redis_store.scripts import Reader, messages, script
-from api.single_flight.flight import KEPT_MS, LEASE_MS, FlightMessage, FlightRole, Held, Joined, Record
+from api.single_flight.flight import KEPT_MS, LEASE_MS, FlightMessage, FlightRole, Joined, Record, RenewableClaim
 from api.values import FlightKey
 
 
@@ -82,12 +82,12 @@ class RedisFlightStore:
         """Stops following, unless the worker has renewed its lease since `place`."""
         await self._run(self._leave, self._keys.flight(*key)[:1], self._worker, place, self._channel, ":".join(key))
 
-    async def renew_leases(self, leads: Sequence[Held]) -> Mapping[FlightKey, int | None]:
+    async def renew_leases(self, leads: Sequence[RenewableClaim]) -> Mapping[FlightKey, int | None]:
         """Renews leads: one round trip per partition.
 
         Returns how many follow each flight, None for a lost lead. Partitions that are down are missing.
         """
-        parts: defaultdict[str, list[Held]] = defaultdict(list)
+        parts: defaultdict[str, list[RenewableClaim]] = defaultdict(list)
         for held in leads:
             parts[self._keys.partition(held[0].scope).invalidated].append(held)
         found: dict[FlightKey, int | None] = {}
@@ -98,7 +98,7 @@ class RedisFlightStore:
                 found |= {key: _number(reply) for (key, *_), reply in zip(some, replies, strict=True)}
         return found
 
-    async def _renew_all(self, client: Redis, leads: Sequence[Held]) -> list[object]:
+    async def _renew_all(self, client: Redis, leads: Sequence[RenewableClaim]) -> list[object]:
         async with client.pipeline(transaction=False) as pipe:
             for key, fence, again in leads:
                 await self._renew_lease([self._keys.flight(*key)[0]], (self._worker, LEASE_MS, fence, int(again)), pipe)
