@@ -318,7 +318,7 @@ def as_rows(vectors: Any, count: int) -> Rows:
 
 
 def _rows(answer: bytes, count: int) -> Rows:
-    """The embeddings of an answer, normalised. Raises `UpstreamError` when they are not `count` usable vectors."""
+    """The embeddings of an answer, normalized. Raises `UpstreamError` when they are not `count` usable vectors."""
     try:
         rows = as_rows(orjson.loads(answer)["embeddings"], count)
     except (KeyError, TypeError, ValueError) as error:

@@ -85,7 +85,7 @@ async def created(index: AsyncSearchIndex) -> None:
 
 
 async def unwrapped(called: Awaitable[T]) -> T:
-    """Raises the Redis error that redisvl wrapped, so that the health-gated client can recognise a lost Redis."""
+    """Raises the Redis error that redisvl wrapped, so that the health-gated client can recognize a lost Redis."""
     try:
         return await called
     except RedisSearchError as error:
