@@ -1,4 +1,4 @@
-"""What gunicorn loads: `api.asgi:app`. The only module-level app."""
+"""The app that gunicorn loads, `api.asgi:app`: the only module-level app."""
 
 from api.app import create_app
 from api.settings import load_settings

@@ -104,7 +104,7 @@ class CancelScope:
     """
 
     cancelled = False
-    """Whether `cancel` was called before the block ended."""
+    """True if `cancel` was called before the block ended."""
     _task: asyncio.Task[object] | None = None
     _before = 0
     _cancels = 0

@@ -79,7 +79,7 @@ BreakerReading = Literal["failure", "ignored"]
 
 @dataclass(frozen=True, slots=True)
 class FaultRow:
-    """What a fault means, how the breaker counts it, the client's status, and whether one retry is allowed."""
+    """A fault's meaning, how the breaker counts it, the client's status, and whether one retry is allowed."""
 
     meaning: str
     breaker: BreakerReading

@@ -23,7 +23,7 @@ def known(kind: type[T], said: Mapping[str, Any]) -> T:
 
 
 class CacheStatus(StrEnum):
-    """How the cache took part in an answer."""
+    """The cache's part in an answer."""
 
     HIT = "hit"
     MISS = "miss"
@@ -52,7 +52,7 @@ class Usage:
 
 
 Retry = Literal["here", "elsewhere", "spent"]
-"""Where a failed call may be retried: by the adapter on the same backend, by its caller on another, or nowhere."""
+"""The place of a retry: the adapter on the same backend, its caller on another backend, or nowhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +229,7 @@ class StoredElsewhere:
 
 
 class FlightKey(NamedTuple):
-    """What equal questions share: their answer's key in the cache."""
+    """The key that equal questions share: their answer's key in the cache."""
 
     scope: str
     digest: str
@@ -237,7 +237,7 @@ class FlightKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class EmbedderIdentity:
-    """What makes two embeddings comparable: the model's name, weights and dimension.
+    """The properties that make two embeddings comparable: the model's name, weights and dimension.
 
     `fingerprint` names Redis indexes and scopes, so that vectors of different models never meet.
     """
@@ -282,7 +282,7 @@ class CacheMatch:
     stale_seconds: float = field(init=False)
     """Seconds since its lifetime passed; negative while it is fresh."""
     is_fresh: bool = field(init=False)
-    """Whether its lifetime has not passed."""
+    """True if it has not expired."""
 
     def __post_init__(self) -> None:
         left_ms = self.answer.expires_ms - self.now_ms
@@ -302,7 +302,7 @@ TARGET_SECONDS: Final = 0.5
 
 @dataclass(frozen=True, slots=True)
 class BatchSize:
-    """How many texts the next embedding call takes, between 1 and `most`. `target`: most seconds for one call.
+    """The number of texts in the next embedding call, from 1 to `most`. `target`: most seconds for one call.
 
     A call holds a permit and one of Ollama's slots until it ends, so a question waits as long as another's batch takes.
     """

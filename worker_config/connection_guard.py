@@ -22,7 +22,7 @@ C = TypeVar("C")
 
 
 class Phase(StrEnum):
-    """What a connection is doing. The value is the `reason` in the metrics when its time is up."""
+    """The state of a connection. The value is the `reason` in the metrics after a timeout."""
 
     SILENT = "silent"
     """Accepted; no bytes received."""
@@ -141,7 +141,7 @@ REPORT_SECONDS: Final = 10.0
 
 
 class Connection(Protocol):
-    """What the guard needs of a connection."""
+    """The part of a connection that the guard uses."""
 
     transport: Any
 

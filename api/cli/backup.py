@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from api.backup.archive import BackupWriter
 from api.backup.transfer import BackupScope, OnStep, take_backup
-from api.cli.main import INTERRUPTED, UNUSABLE, end
+from api.cli.main import INTERRUPTED, USAGE_ERROR, exit_with
 from api.errors import SettingsError, StoreUnavailable
 from api.settings import Settings, load_settings
 from api.wiring.backup import MAKER, opened_memory
@@ -60,11 +60,11 @@ def backup(
         with _opened(os.devnull if dry_run else file) as stream:
             counts = asyncio.run(_run(settings, stream, wanted, plain=plain))
     except SettingsError as error:
-        raise end(str(error), UNUSABLE) from None
+        raise exit_with(str(error), USAGE_ERROR) from None
     except (StoreUnavailable, OSError) as error:
-        raise end(str(error)) from None
+        raise exit_with(str(error)) from None
     except KeyboardInterrupt:
-        raise end("interrupted: no backup was written", INTERRUPTED) from None
+        raise exit_with("interrupted: no backup was written", INTERRUPTED) from None
     summary = f"{counts['document']:,} documents ({counts['chunks']:,} lines of chunks), {counts['answer']:,} answers"
     typer.echo(f"{'Would save' if dry_run else 'Saved'} {summary}", err=True)
 

@@ -16,7 +16,7 @@ import typer
 import api
 from api.cli.document_client import DocumentFile, connected, find
 from api.cli.ingest import CommonFields, Result, upload_all
-from api.cli.main import INTERRUPTED, UNUSABLE, end
+from api.cli.main import INTERRUPTED, USAGE_ERROR, exit_with
 from api.cli.self_check import CheckFailed, run_self_check, summary
 from api.embedded.child_process import LaunchError, MissingPackage
 from api.embedded.stack import Stack, running_stack, stop_signals_interrupt
@@ -84,7 +84,7 @@ def dev(
     try:
         settings = load_settings()
     except SettingsError as error:
-        raise end(str(error), UNUSABLE) from None
+        raise exit_with(str(error), USAGE_ERROR) from None
     with stop_signals_interrupt():
         if check:
             _check(settings, docs)
@@ -101,9 +101,9 @@ def _serve(settings: Settings, docs: bool) -> None:
             typer.echo(summary(stack, settings))
             stack.watch()
     except MissingPackage as error:
-        raise end(str(error), UNUSABLE) from None
+        raise exit_with(str(error), USAGE_ERROR) from None
     except LaunchError as error:
-        raise end(str(error)) from None
+        raise exit_with(str(error)) from None
     except KeyboardInterrupt:
         typer.echo("Stopped.")
         raise typer.Exit(0 if serving else INTERRUPTED) from None
@@ -119,9 +119,9 @@ def _check(settings: Settings, docs: bool) -> None:
         with running_stack(settings, DATA_DIR, typer.echo) as stack:
             run_self_check(stack, settings, typer.echo, grounded=_store(stack, settings, docs) > 0)
     except MissingPackage as error:
-        raise end(str(error), UNUSABLE) from None
+        raise exit_with(str(error), USAGE_ERROR) from None
     except (LaunchError, CheckFailed) as error:
-        raise end(f"check failed: {error}") from None
+        raise exit_with(f"check failed: {error}") from None
     except KeyboardInterrupt:
-        raise end("check interrupted", INTERRUPTED) from None
+        raise exit_with("check interrupted", INTERRUPTED) from None
     typer.echo(f"Check passed in {time.monotonic() - began:.1f} s; everything is stopped.")

@@ -27,7 +27,7 @@ from api.cli.document_client import (
     legacy_source,
     title_of,
 )
-from api.cli.main import FAILED, INTERRUPTED, end
+from api.cli.main import FAILED, INTERRUPTED, exit_with
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +162,7 @@ def ingest(
     try:
         found = find(paths, collection)
     except (SameSource, OSError) as error:
-        raise end(str(error)) from None
+        raise exit_with(str(error)) from None
     if dry_run:
         for file in found.files:
             typer.echo(file.source)
@@ -174,7 +174,7 @@ def ingest(
             _run(url, key, found, common, concurrency, pruned=prune_gone, named=collection is not None)
         )
     except Refused as error:
-        raise end(str(error)) from None
+        raise exit_with(str(error)) from None
     except KeyboardInterrupt:
         typer.echo("Stopped. Run the command again to continue.", err=True)
         raise typer.Exit(INTERRUPTED) from None

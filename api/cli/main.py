@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import typer
 
 FAILED: Final = 1
-UNUSABLE: Final = 2  # an invalid setting or option, or a missing package
+USAGE_ERROR: Final = 2  # an invalid setting or option, or a missing package
 INTERRUPTED: Final = 130
 
 
@@ -28,7 +28,7 @@ def app() -> None:
     commands()
 
 
-def end(line: str, code: int = FAILED) -> typer.Exit:
+def exit_with(line: str, code: int = FAILED) -> typer.Exit:
     """Prints why the command fails, and returns the exception for the caller to raise."""
     import typer
 

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from api.cli.main import UNUSABLE, end
+from api.cli.main import USAGE_ERROR, exit_with
 from api.scaling.costs import Costs, CostsUnreadable, load_costs
 from api.scaling.plan import Capacity, Demand, Plan
 from api.scaling.plan import plan as planned
@@ -118,7 +118,7 @@ def plan(
             gpus=gpus,
         )
     except ValueError as error:
-        raise end(str(error), UNUSABLE) from None
+        raise exit_with(str(error), USAGE_ERROR) from None
     found = planned(demand, known, capacity)
     if as_json:
         typer.echo(json.dumps(json_value({"demand": asdict(demand), "machine": known.machine, "plan": asdict(found)})))
@@ -131,7 +131,7 @@ def costs_or_exit(path: Path | None) -> Costs:
     try:
         return load_costs(path)
     except CostsUnreadable as error:
-        raise end(str(error), UNUSABLE) from None
+        raise exit_with(str(error), USAGE_ERROR) from None
 
 
 def json_value(value: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from api.cli.main import end
+from api.cli.main import exit_with
 from api.errors import SettingsError
 from api.redis_store.acl import acl_line
 from api.settings import PREFIX, is_cluster, load_settings
@@ -28,14 +28,14 @@ def redis_acl(
     try:
         settings = load_settings()
     except SettingsError as error:
-        raise end(str(error)) from None
+        raise exit_with(str(error)) from None
     if not re.fullmatch(r"\S+", user):
-        raise end("--user: must not contain spaces")
+        raise exit_with("--user: must not contain spaces")
     if prefix is not None and not re.fullmatch(PREFIX, prefix):
-        raise end("--prefix: use only letters, digits and _ . : -")
+        raise exit_with("--prefix: use only letters, digits and _ . : -")
     password = sys.stdin.readline().rstrip("\n") if password_stdin else None
     if password_stdin and not password:
-        raise end("--password-stdin: standard input is empty; pipe the password in")
+        raise exit_with("--password-stdin: standard input is empty; pipe the password in")
     typer.echo(
         acl_line(
             "breaker" if breaker else "main",

@@ -17,7 +17,7 @@ import typer
 from api.backup.archive import BackupError, VerifiedBackup, verify_backup
 from api.backup.transfer import Restored, RestoreScope, restore_backup
 from api.cli.backup import STREAM, shown_progress
-from api.cli.main import INTERRUPTED, UNUSABLE, end
+from api.cli.main import INTERRUPTED, USAGE_ERROR, exit_with
 from api.errors import SettingsError, StoreUnavailable
 from api.settings import Settings, load_settings
 from api.wiring.backup import opened_memory
@@ -38,19 +38,19 @@ def restore(
         with _opened(file) as stream:
             restored = asyncio.run(_run(settings, stream, _checked(stream), chosen))
     except SettingsError as error:
-        raise end(str(error), UNUSABLE) from None
+        raise exit_with(str(error), USAGE_ERROR) from None
     except BackupError as error:
-        raise end(f"{file}: {error}") from None
+        raise exit_with(f"{file}: {error}") from None
     except (StoreUnavailable, OSError) as error:
-        raise end(f"{error}; run the command again to continue") from None
+        raise exit_with(f"{error}; run the command again to continue") from None
     except KeyboardInterrupt:
-        raise end("interrupted; run the command again to continue", INTERRUPTED) from None
+        raise exit_with("interrupted; run the command again to continue", INTERRUPTED) from None
     for what, counts in (("documents", restored.documents), ("answers", restored.answers)):
         typer.echo(f"{what}: {_summary(counts)}")
     if dry_run:
         typer.echo("Nothing was changed.")
     if restored.documents["refused"]:
-        raise end("DOCUMENTS_MAX: a tenant has reached its limit, so documents were not restored")
+        raise exit_with("DOCUMENTS_MAX: a tenant has reached its limit, so documents were not restored")
 
 
 async def _run(settings: Settings, stream: BinaryIO, backup: VerifiedBackup, chosen: RestoreScope) -> Restored:

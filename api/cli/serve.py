@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import typer
 from gunicorn.app.wsgiapp import WSGIApplication
 
-from api.cli.main import FAILED, UNUSABLE, end
+from api.cli.main import FAILED, USAGE_ERROR, exit_with
 from api.errors import SettingsError
 from api.settings import access_warnings, load_settings
 from worker_config.limits import raise_limit, too_many_connections
@@ -92,10 +92,10 @@ def _check() -> None:
     try:
         settings = load_settings()
     except SettingsError as error:
-        raise end(str(error), UNUSABLE) from None
+        raise exit_with(str(error), USAGE_ERROR) from None
     raise_limit()
     if too_many := too_many_connections(settings):
-        raise end(too_many, UNUSABLE)
+        raise exit_with(too_many, USAGE_ERROR)
     typer.echo("Settings: valid")
     for warning in access_warnings(settings.access, [settings.server.host]):
         typer.echo(f"Settings: warning: {warning}")

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from api.cli.main import UNUSABLE, end
+from api.cli.main import USAGE_ERROR, exit_with
 from api.cli.plan import CostsFile, costs_or_exit, json_value
 from api.scaling.plan import Demand
 
@@ -40,13 +40,13 @@ def simulate(
     try:
         from api.scaling.simulation import simulate as run
     except ModuleNotFoundError:
-        raise end("simulate needs simpy: pip install 'ragherd[scaling]'", UNUSABLE) from None
+        raise exit_with("simulate needs simpy: pip install 'ragherd[scaling]'", USAGE_ERROR) from None
     known, runs = costs_or_exit(costs), []
     for size in replicas or (10, 50, 100, 200, 500, 1000):
         try:
             demand = Demand(rate * size, exact, semantic, 0.0, entries, chunks, size, workers, backends)
         except ValueError as error:
-            raise end(str(error), UNUSABLE) from None
+            raise exit_with(str(error), USAGE_ERROR) from None
         found = [run(demand, known, seed + number, seconds=seconds) for number in range(seeds)]
         runs.append((demand, found))
         if as_json:

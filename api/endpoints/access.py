@@ -18,7 +18,7 @@ from api.loopback import is_loopback_address, is_loopback_host
 DEFAULT_TENANT: Final = "default"
 
 Role = Literal["all", "operator", "user", "admin"]
-"""Who may call an endpoint. Operators need no key yet."""
+"""The role that may call an endpoint. Operators need no key yet."""
 
 
 class Access:

@@ -56,20 +56,20 @@ class Reachability:
     ) -> None:
         self._redis = _SharedProbe(redis, 0.0)
         self.redis_partly = redis_partly
-        """Whether any part of Redis answered the last probe: on a cluster, any shard."""
+        """True if any part of Redis answered the last probe; in a cluster, any shard."""
         self._breaker_redis = _SharedProbe(breaker_redis, 0.0)
         self._ollama = _SharedProbe(ollama, FRESH_SECONDS)
 
     async def redis(self) -> bool:
-        """Whether Redis answers and takes writes."""
+        """Returns whether Redis answers and accepts writes."""
         return await self._redis()
 
     async def breaker_redis(self) -> bool:
-        """Whether the Redis of breakers and bulkheads does."""
+        """Returns whether the Redis for breakers and bulkheads answers and accepts writes."""
         return await self._breaker_redis()
 
     async def ollama(self) -> bool:
-        """Whether any backend answers."""
+        """Returns whether any backend answers."""
         return await self._ollama()
 
 

@@ -1,4 +1,4 @@
-"""What stands before every endpoint: pure ASGI middleware, from the outermost to the innermost, then the route.
+"""ASGI middleware in front of every endpoint, from the outermost to the innermost, and the route class.
 
 Streams pass through the middleware, and it costs microseconds.
 

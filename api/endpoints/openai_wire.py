@@ -83,7 +83,7 @@ class OpenAIMessage(LenientBody):
 
 
 class StreamOptions(StrictBody):
-    """What a stream includes besides the answer."""
+    """Options for additional content of a stream."""
 
     include_usage: bool = False
     include_obfuscation: Ignored = None

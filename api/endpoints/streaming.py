@@ -1,8 +1,8 @@
-"""Answers of POST /query as a document or as an event stream, and streams of the imitated APIs.
+"""Response models and server-sent events for POST /query: one writer, heartbeats, errors as events.
 
-A response starts with the first event of the answer, so an earlier error is an ordinary error response. `EventWire`
-sends with backpressure and heartbeats, one writer at a time. `AnswerStream` runs the flow. Server-sent events are
-`sources`, `token`s, then `done` or `error`; docs/streaming.md describes them.
+The imitated APIs stream through it too. A response starts with the first event of the answer, so an earlier error is an
+ordinary error response. `EventWire` sends with backpressure and heartbeats. `AnswerStream` runs the flow. The events
+are `sources`, `token`s, then `done` or `error`; docs/streaming.md describes them.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class SourceOut(BaseModel):
 
 
 class CacheOut(BaseModel):
-    """How the cache took part in the answer."""
+    """The cache's part in the answer."""
 
     status: CacheStatus
     kind: Literal["exact", "semantic"] | None

@@ -242,7 +242,7 @@ NO_SUBJECTS: Final[frozenset[tuple[str, str]]] = frozenset()
 
 @dataclass(frozen=True, slots=True)
 class PersonReferences:
-    """Who acts in a question, and whose things it asks about."""
+    """The persons who act in a question, and those whose things it asks about."""
 
     subjects: frozenset[tuple[str, str]] = NO_SUBJECTS
     """`I` or `you` with the group of the auxiliary, for yes-or-no questions."""

@@ -224,7 +224,7 @@ class Symbols:
     cased: tuple[str, ...] = ()
     """Words whose case matters."""
     mixed: bool = False
-    """Whether the text has both upper-case and lower-case letters."""
+    """True if the text has both upper-case and lower-case letters."""
 
 
 NO_SYMBOLS: Final = Symbols("")

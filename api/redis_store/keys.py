@@ -21,7 +21,7 @@ class CacheKeys:
     entries: str = field(init=False)
     """The common prefix of all entries."""
     invalidated: str = field(init=False)
-    """When each invalidation tag was last set."""
+    """The time at which each invalidation tag was last set."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "entries", self._tagged("cache"))
@@ -44,7 +44,7 @@ class CacheKeys:
         return f"{self.entries}{scope}:{digest}"
 
     def holds(self, key: str) -> bool:
-        """Whether a key is an entry of this partition."""
+        """Returns whether a key is an entry of this partition."""
         return key.startswith(self.entries) and (bool(self.tag) or not key.startswith(f"{self.entries}{{"))
 
     @property
@@ -72,7 +72,7 @@ class CacheKeys:
 
     @property
     def index_uses(self) -> str:
-        """When each search index was last used."""
+        """The time at which each search index was last used."""
         return self._one("indexes")
 
 
@@ -124,7 +124,7 @@ class Keys:
 
     @property
     def cache_deleted(self) -> str:
-        """What operators have deleted, for all partitions; kept longer than invalidation tags."""
+        """The tags that operators have deleted, for all partitions; kept longer than invalidation tags."""
         return f"{self.prefix}deleted"
 
     @cached_property
@@ -185,7 +185,7 @@ class Keys:
         return f"{self.prefix}workers:{{{FLEET}}}" if self.cluster else f"{self.prefix}workers"
 
     def embedder(self, model: str) -> str:
-        """What the fleet last knew about an embedding model."""
+        """The last known identity of an embedding model."""
         return f"{self.prefix}embedder:{model}"
 
     @property
@@ -265,7 +265,7 @@ class Keys:
 
     @property
     def corpus_embedders(self) -> str:
-        """When each embedder was last used for documents."""
+        """The time at which each embedder was last used for documents."""
         return self.corpus("embedders")
 
     @property

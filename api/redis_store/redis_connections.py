@@ -60,7 +60,7 @@ class LagTolerantConnection(AbstractConnection):
             raise RedisTimeoutError("Timeout writing to socket") from None
 
     def _cannot_wait(self, command: bytes | str | Iterable[bytes]) -> bool:
-        """Whether the write fits into an empty buffer, as nearly all do."""
+        """Returns whether the write fits into an empty buffer, as nearly all do."""
         writer = self._writer
         if writer is None or self.health_check_interval or not isinstance(command, list):
             return False

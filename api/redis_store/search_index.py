@@ -95,6 +95,6 @@ async def unwrapped(called: Awaitable[T]) -> T:
 
 
 def says_missing(reply: Any) -> bool:
-    """Whether a reply is the error for a missing index, in either wording of the search module."""
+    """Returns whether a reply is the error for a missing index, in either wording of the search module."""
     text = str(reply).lower() if isinstance(reply, ResponseError) else ""
     return "unknown index" in text or "no such index" in text

@@ -48,7 +48,7 @@ class GenerationBody(Body):
 
     @property
     def unloads(self) -> bool:
-        """Whether an empty request asks to unload the model instead of loading it."""
+        """True if an empty request asks to unload the model instead of loading it."""
         return self.keep_alive in (0, "0", "0s", "0m")
 
 

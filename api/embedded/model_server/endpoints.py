@@ -18,7 +18,7 @@ from api.values import NO_TENANT, Vector
 
 VERSION: Final = "0.0.0-ragherd-standin"
 NEVER_EXPIRES: Final = "2318-01-01T00:00:00Z"
-"""When a model that is never unloaded expires. Ollama also uses a date about 290 years ahead."""
+"""Expiry of a model that is never unloaded. Ollama also uses a date about 290 years ahead."""
 
 
 async def root(request: Request) -> PlainTextResponse:

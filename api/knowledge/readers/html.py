@@ -1,4 +1,4 @@
-"""Converts HTML to Markdown: what a reader sees of the page."""
+"""Converts the visible text of an HTML page to Markdown."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from api.knowledge.plain_text import decoded
 
 FIELDS: Final = ("button", "select", "textarea")
 """Form controls. Forms themselves may hold text: some frameworks wrap the whole page in one."""
-SILENT: Final = ("script", "style", "noscript", "template", "svg", "nav", "iframe", "object", *FIELDS)
+IGNORED_TAGS: Final = ("script", "style", "noscript", "template", "svg", "nav", "iframe", "object", *FIELDS)
 """Elements without readable text."""
 LATIN: Final = ("iso-8859-1", "latin1", "latin-1", "us-ascii", "ascii")
-"""Declared by pages that are in Windows-1252; every browser reads them as that."""
+"""Encodings that browsers read as Windows-1252."""
 _PARTS: Final = ("body", "div", "section", "article", "main", "aside", "header", "footer", "form", "fieldset")
 _GROUPS: Final = (*_PARTS, "blockquote", "figure", "details", "ul", "ol", "dl", "table")
-_HOLDING: Final = frozenset((*_GROUPS, *SILENT))
+_CONTAINERS: Final = frozenset((*_GROUPS, *IGNORED_TAGS))
 """Elements that only their own end tag closes, with everything open in them."""
 _BLOCKS: Final = (*_GROUPS, "p", "pre", "hr", "address", "nav", "h1", "h2", "h3", "h4", "h5", "h6")
 _ENDED: Final = {
@@ -31,7 +31,7 @@ _ENDED: Final = {
     **dict.fromkeys(("thead", "tbody", "tfoot"), ("thead", "tbody", "tfoot")),
 }
 """Open elements without an end tag that the start of an element closes."""
-_UNENDED: Final = (
+_UNTERMINATED: Final = (
     (re.compile(r"--!?\s{0,8}>"), re.compile(r"<(?=!-)")),
     (re.compile(r"\]\s{0,8}>"), re.compile(r"<(?=!\[)")),
     (re.compile(r">"), re.compile(r"<")),
@@ -46,7 +46,7 @@ def read(data: bytes | str, pages: int, characters: int) -> tuple[str, str | Non
     page = data if isinstance(data, str) else decoded(data, _said(data))
     soup = _Page(_ended(page), "html.parser")
     title = _title(soup)
-    for element in soup(SILENT):
+    for element in soup(IGNORED_TAGS):
         element.decompose()
     if soup.head is not None:
         soup.head.decompose()
@@ -59,7 +59,7 @@ def _ended(page: str) -> str:
 
     Before Python 3.13.6 the parser searches the whole page for the end of each of them.
     """
-    for end, begin in _UNENDED:
+    for end, begin in _UNTERMINATED:
         last = 0
         for found in end.finditer(page):
             last = found.end()
@@ -77,7 +77,7 @@ class _Page(BeautifulSoup):
             if element.name in ended:
                 self.handle_endtag(element.name)
                 break
-            if element.name in _HOLDING:
+            if element.name in _CONTAINERS:
                 break
         return super().handle_starttag(name, *about, **more)
 
