@@ -1,4 +1,4 @@
-"""The values that all rooms share. Imports nothing local."""
+"""The values that all packages share. Imports nothing local."""
 
 from __future__ import annotations
 

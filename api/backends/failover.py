@@ -217,7 +217,7 @@ EMBEDDING_CHARGED: Final = CHARGED | {
 class FailoverPolicy:
     """A caller's limits. `total`: seconds for the whole call, including queueing and all attempts.
 
-    `charged`: the faults that allow one further attempt, beside those in `FREE`. `waits_again`: whether a call that
+    `charged`: the faults that allow one further attempt, besides those in `FREE`. `waits_again`: whether a call that
     waited in one line for as long as it may joins the line of another backend.
     """
 

@@ -97,7 +97,7 @@ def _to_text(event: EventDict, **options: Any) -> str:
 
 
 class LineLogger:
-    """Writes lines without a lock of its own, so that a fork cannot leave one locked in the child."""
+    """Writes lines without a lock, so that a fork cannot leave one locked in the child."""
 
     __slots__ = ("_stream", "name")
 

@@ -10,8 +10,7 @@ the version):
   hold against asyncio's own cancellation. Here the slot is given back whatever interrupts the closing.
 - Assigning looks at every connection for every connection and for every waiting request (quadratic, with a `poll`
   system call each): 25 ms of CPU per request at 100 connections. Here it is one pass.
-
-- anyio's locks give up the event loop once even when they are free: three rounds of the loop for each request. A
+- anyio's locks yield to the event loop even when they are free, which costs three iterations of the loop per request. A
   connection that serves one request at a time gets locks that do not.
 
 Once upstream has fixed these, `httpcore.AsyncConnectionPool` can replace `LinearPool`.

@@ -25,9 +25,10 @@ from api.unicode_text import INVISIBLE
 
 
 class CodeMarks:
-    """Spans end with as many backticks as began them, blocks with three or more; a span also at the paragraph's end.
+    """Tracks code in Markdown, character by character.
 
-    So one backtick alone makes code of no more than its paragraph.
+    A span ends with as many backticks as it began with, or at the paragraph's end; blocks have three or more. So a
+    single stray backtick affects only its paragraph.
     """
 
     def __init__(self) -> None:
@@ -38,7 +39,7 @@ class CodeMarks:
         self._last = ""
 
     def read(self, character: str) -> None:
-        """The next character."""
+        """Reads the next character."""
         if character == "`":
             self._marks += 1
             self.inside = True
@@ -78,13 +79,13 @@ _Last = Literal["start", "citation", "text"]
 
 
 def clean(text: str, count: int) -> str:
-    """`text` without the citations that name none of `count` passages."""
+    """Returns `text` without citations that name none of `count` passages."""
     filtered = Citations(count)
     return filtered.feed(text) + filtered.end()
 
 
 class Citations:
-    """Filters one answer piece by piece; however it is cut, the same comes out. Numbers run from 1 to `count`.
+    """Filters one answer piece by piece; the result does not depend on how it is cut. Numbers run from 1 to `count`.
 
     `cited`: the passages named so far. `removed`: numbers and ranges taken out or shortened so far.
     """
@@ -105,7 +106,7 @@ class Citations:
         return "".join(map(self._step, text))
 
     def end(self) -> str:
-        """The rest."""
+        """Returns the rest of the answer."""
         out = (self._settle("[") if self._whole else "") + self._release()
         return out + self._unglued("\n")
 
@@ -129,7 +130,7 @@ class Citations:
         return out + self._outside(character)
 
     def _outside(self, character: str) -> str:
-        """A character that no bracket holds."""
+        """Handles a character outside of brackets."""
         if character == "[":
             self._open = character
             return ""
@@ -178,14 +179,14 @@ class Citations:
         return out
 
     def _release(self) -> str:
-        """A bracket that is no citation."""
+        """Returns a bracket that is not a citation."""
         if not self._open:
             return ""
         held, self._open = self._open, ""
         return self._given(self._unglued(held) + held)
 
     def _given(self, text: str) -> str:
-        """`text`, which goes out and is no citation."""
+        """Returns `text`, which is not a citation, as output."""
         if text:
             self._last = "start" if text[-1] == "\n" else "text"
         return text
@@ -207,7 +208,7 @@ class Citations:
         return before or ("" if self._last == "start" else behind)
 
     def _kept(self, citation: str) -> str:
-        """`citation` with those of its numbers that name a passage; empty if none does."""
+        """Returns `citation` with only the numbers that name a passage; empty if none does."""
         parts = _PART.findall(citation)
         numbers = [int(number) for first, _, last in parts for number in (first, last) if number]
         if 0 in numbers[1:] or numbers[:1] == [0] != numbers:
@@ -218,7 +219,7 @@ class Citations:
         return citation if not changed else f"[{', '.join(filter(None, kept))}]" if any(kept) else ""
 
     def _part(self, first: str, dash: str, last: str) -> str:
-        """A number or a range, cut to what there is."""
+        """Returns a number or a range, limited to the existing passages."""
         low, high = sorted((int(first), int(last or first)))
         names = range(max(low, 1), min(high, self._count) + 1)
         self.cited.update(names)
@@ -240,7 +241,7 @@ _ZERO: Final = re.compile(r"(?<!\d)0+(?!\d)")
 
 
 def rewritten(text: str) -> str:
-    """`text` with its own bracketed numbers in parentheses, but for those in code."""
+    """Returns `text` with its bracketed numbers in parentheses, except in code."""
     if _NUMBERS.search(text) is None:
         return text
     code = _code(text)
@@ -254,7 +255,7 @@ def _in_parentheses(found: re.Match[str]) -> str:
 
 
 def _code(text: str) -> bytearray:
-    """Of each character whether it is code: of none, where a block is cut off at an edge and either may be meant."""
+    """Returns for each character whether it is code; for none if a block is cut off and the code is ambiguous."""
     marks = CodeMarks()
     code = bytearray(len(text))
     if "`" not in text:

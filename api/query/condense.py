@@ -46,9 +46,9 @@ class Condenser:
         self._observer = observer
 
     async def standalone(self, query: Query, timings: Timings) -> Query:
-        """`query` without its history; as it is where it has none, or where there is no other way. Raises nothing.
+        """Returns `query` rewritten without its history, or unchanged if it has none or rewriting fails. Never raises.
 
-        A question that cannot be rewritten is marked, and not tried again on its way to an answer.
+        A question that cannot be rewritten is marked, so that this request does not try again.
         """
         if not query.history or query.cache_control.no_store or query.keeps_history:
             return query
@@ -63,7 +63,7 @@ class Condenser:
         return _rewritten_as(query, question)
 
     async def to_look_for(self, query: Query) -> Query:
-        """The same, to look for passages: of a caller who wants nothing kept, it is rewritten for this once."""
+        """Rewrites `query` for the search. For a caller who allows no storing, the result is not stored."""
         if not query.history or not query.cache_control.no_store:
             return await self.standalone(query, Timings())
         try:

@@ -29,9 +29,9 @@ class Explained:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """`exact` is the entry of the question itself, fresh or not, and `exact_fate` what becomes of it.
+    """The explanation. `exact` is the question's own entry, fresh or not; `exact_fate` is the outcome for it.
 
-    `unread`: what the vector does not tell of the question. `language`: its own, where that is none of the embedder's.
+    `unread`: parts that the vector does not cover. `language`: the question's, if the embedder was not trained for it.
     """
 
     normalised: str

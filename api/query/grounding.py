@@ -24,9 +24,9 @@ from api.values import GenerationRequest, Source, Vector
 
 @dataclass(frozen=True, slots=True)
 class Retrieval:
-    """`grounds` is None where no document was looked for.
+    """The result of the search for passages. `grounds` is None if there was no search.
 
-    `keeps`: whether the answer may be shared; not where passages could not be looked for as they should be.
+    `keeps`: the answer may be shared. It may not if the search failed or was incomplete.
     """
 
     outcome: GroundingOutcome
@@ -55,9 +55,9 @@ class PassageRetriever:
         self._events = events
 
     async def ground(self, query: Query, vector: Vector | None, at_ms: int, timings: Timings) -> Retrieval:
-        """The passages for a question. Raises nothing of Redis.
+        """Returns the passages for a question. Raises no errors of Redis.
 
-        `vector`: the question's own, where it is known. `at_ms`: the time now or before, by the clock of the cache.
+        `vector`: the question's embedding, if known. `at_ms`: a recent time by the cache's clock.
         """
         if query.template == RAW or query.top_k == 0:
             return Retrieval("not_asked")

@@ -75,7 +75,7 @@ class Fence:
         )
 
     def text(self, value: str) -> str:
-        """`value` with its lines, to stand between tags."""
+        """Returns `value` with its lines, safe between tags."""
         plain = _CONTROL.sub("", value.replace("\r\n", "\n").replace("\r", "\n"))
         if _OPENING.search(plain) is None:
             return plain
@@ -89,16 +89,16 @@ class Fence:
         return "".join((*parts, plain[end:]))
 
     def title(self, value: str) -> str:
-        """`value` in one line, to stand in quotes within a tag; cut after 200 characters."""
+        """Returns `value` in one line, safe in quotes within a tag, cut after 200 characters."""
         line = " ".join(_CONTROL.sub(" ", value).split())
         short = line if len(line) <= LONGEST_TITLE else f"{line[: LONGEST_TITLE - 1].rstrip()}…"
         return self.text(short).replace('"', "'").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def _as_seen(text: str) -> tuple[str, list[int] | None]:
-    """`text` as a reader sees it: nothing invisible, each letter, angle and bar in its plain form.
+    """Returns `text` without invisible characters, and with letters, angle brackets and bars in their plain form.
 
-    The places say where in `text` each character stands; None where that is the same place.
+    Also returns the position of each character in `text`; None if all positions are the same.
     """
     if text.isascii():
         return text, None
@@ -109,7 +109,7 @@ def _as_seen(text: str) -> tuple[str, list[int] | None]:
 
 @lru_cache(4096)
 def _plain(character: str) -> str:
-    """Full-width and mathematical letters as ASCII; what looks like an angle as `<` or `>`."""
+    """Maps full-width and mathematical letters to ASCII, and lookalikes of angle brackets to `<` and `>`."""
     compatible = unicodedata.normalize("NFKC", character.translate(_ANGLES))
     return compatible if len(compatible) == 1 and compatible.isascii() else character
 
@@ -121,7 +121,7 @@ def raw(question: str, history: Sequence[ChatMessage], system: str | None) -> tu
 
 
 class Prompts:
-    """The turns of `POST /query`, as one template file words them."""
+    """The messages of `POST /query`, worded by one template file."""
 
     def __init__(self, template: PromptTemplate) -> None:
         self._template = template
@@ -131,20 +131,20 @@ class Prompts:
 
     @property
     def nothing_relevant(self) -> str:
-        """The answer where the documents hold nothing that is near the question."""
+        """The answer if no passage is relevant to the question."""
         return self._template.nothing_relevant
 
     def plain(self, question: str, history: Sequence[ChatMessage]) -> tuple[ChatMessage, ...]:
-        """An instruction, earlier turns, the question."""
+        """Returns an instruction, earlier turns and the question."""
         return ChatMessage("system", self._template.plain_system), *history, ChatMessage("user", question)
 
     def grounded(
         self, question: str, history: Sequence[ChatMessage], sources: Sequence[Source]
     ) -> tuple[ChatMessage, ...]:
-        """An instruction, earlier turns, and the question behind the passages: `[1]` is the first of `sources`.
+        """Returns an instruction, earlier turns, the passages and the question; `[1]` is the first of `sources`.
 
-        Earlier answers come without their citations, whose numbers meant other passages. Reference numbers of the
-        passages themselves come in parentheses, so that no answer repeats them as citations.
+        Citations are removed from earlier answers, since their numbers meant other passages. Reference numbers in
+        passages are put in parentheses, so that no answer repeats them as citations.
         """
         passages = "\n\n".join(self._one(number, source) for number, source in enumerate(sources, start=1))
         asked = self._user.substitute(passages=passages, question=self._fence.text(question))
@@ -184,9 +184,9 @@ Count = Callable[[str], int]
 
 
 def budget(num_ctx: int | None, num_predict: int | None) -> int:
-    """Tokens that a prompt may have: the context without what the answer may take, which is half of it at most.
+    """Returns the most tokens of a prompt: the context length minus the answer's share, which is at most half.
 
-    A number that is not positive is none: Ollama takes those for no limit.
+    Numbers that are not positive mean no limit, as in Ollama.
     """
     context = num_ctx if num_ctx and num_ctx > 0 else CONTEXT
     answer = num_predict if num_predict and num_predict > 0 else ANSWER
@@ -194,9 +194,9 @@ def budget(num_ctx: int | None, num_predict: int | None) -> int:
 
 
 def estimated_tokens(text: str) -> int:
-    """About as many tokens as a model makes of `text` at most: 3.2 characters a token, 1.5 of those beyond ASCII.
+    """Estimates an upper bound on the tokens of `text`: 3.2 ASCII characters or 1.5 others per token.
 
-    A figure, a character of Chinese, Japanese or Korean and an emoji count as a token each.
+    Each digit, each Chinese, Japanese or Korean character and each emoji counts as a token.
     """
     whole, large = len(_WHOLE.findall(text)), len(_LARGE.findall(text))
     return math.ceil(whole + large / _LARGE_A_TOKEN + (len(text) - whole - large) / _SMALL_A_TOKEN)
@@ -210,11 +210,10 @@ def fit(
     budget_tokens: int,
     count: Count = estimated_tokens,
 ) -> tuple[tuple[Source, ...], tuple[ChatMessage, ...]]:
-    """The sources and the turns with which `prompts.grounded` stays within the budget.
+    """Returns the sources and turns with which `prompts.grounded` stays within the budget.
 
-    Sources are kept whole and in their order until one does not fit. Of the first the beginning is kept if the whole
-    is too long, never less than 200 characters. Of the history the latest turns are kept that, with the question, take
-    half of the budget.
+    Sources are kept whole and in order until one does not fit. If the first is too long, its beginning is kept, at
+    least 200 characters. The latest turns are kept that take, with the question, half of the budget.
     """
     kept_history = _latest(question, history, budget_tokens // 2, count)
 

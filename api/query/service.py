@@ -47,9 +47,9 @@ if TYPE_CHECKING:
 
 
 class _Request:
-    """One question on its way to an answer. `asked` is the caller's own; `query` may have been rewritten.
+    """The state of one request. `asked` is the caller's query; `query` may have been rewritten.
 
-    `buffered`: the caller sees no token before the last, so that what was given may still be taken back.
+    `buffered`: the caller sees no token before the end, so that the answer may restart.
     """
 
     def __init__(self, asked: Query, *, buffered: bool) -> None:
@@ -64,7 +64,7 @@ class _Request:
         self.limit = nullcontext if asked.timeout is None else Deadline(asked.timeout).watched
 
     def end(self) -> None:
-        """The answer is there. A wait for the language model is also one for the passages, which is taken out."""
+        """Ends the timings. The wait for the model includes the retrieval, which is subtracted."""
         timings = self.timings
         timings.generate = max(0.0, timings.generate - timings.retrieve)
         timings.total = time.perf_counter() - timings.began
@@ -103,7 +103,7 @@ class QueryService:
 
         Raises what `answer` does, between tokens too.
 
-        Nothing happens before the first of them is asked for. Leaving the context early ends the generation.
+        The flow starts when the first event is requested. Leaving the context early ends the generation.
         """
         return aclosing(self._events(_Request(query, buffered=False)))
 
@@ -162,10 +162,10 @@ class QueryService:
     async def _begin(
         self, request: _Request, stack: AsyncExitStack
     ) -> tuple[FlightSubscription, GroundedSources | Token | CompletedAnswer | StoredElsewhere] | None:
-        """Waits for the first word of an answer that is generated because of this caller or of one before.
+        """Waits for the first token of an answer that this caller or an earlier one started.
 
-        None where the cache has an answer after all: one that another worker has just stored or, where Ollama gives
-        none, an expired one. Nothing is given before the first word, since there may be an error until then.
+        Returns None if the cache has an answer after all: one that another worker has just stored or, if Ollama fails,
+        an expired one. Nothing is sent before the first token, since an error may occur until then.
         """
         if request.query.cache_control.only_if_cached:
             raise OnlyIfCached("The question has no cached answer, and the request allows no other.")

@@ -1,4 +1,4 @@
-"""Who may call: API keys, admin keys, allowed host names, and whether anonymous callers are allowed."""
+"""Access settings: API keys, admin keys, allowed host names, and anonymous callers."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _is_ipv6(host: str) -> bool:
 
 
 class AccessSettings(SettingsGroup):
-    """Who may call. `api_keys` is `tenant=key,...`; `admin_keys` and `allowed_hosts` are lists."""
+    """Access settings. `api_keys` is `tenant=key,...`; `admin_keys` and `allowed_hosts` are lists."""
 
     api_keys: Annotated[str, NoDecode, Field(title="list")] = ""
     """Keys that may ask: `tenant=key,...`. Default: anyone may ask.

@@ -124,7 +124,7 @@ class DocumentSettings(SettingsGroup):
 
 
 class RetrievalSettings(SettingsGroup):
-    """How passages are found for a question and used in the answer."""
+    """Settings of the search for passages and their use in the answer."""
 
     retrieval_candidates: Annotated[int, Field(ge=1, le=200)] = 40
     """Chunks that each of the two searches finds."""
@@ -164,7 +164,7 @@ MEMORY = r"^([1-9]\d*(\.\d+)?([KMG]i?)?|(100|[1-9]\d?)(\.\d+)?%)$"
 
 
 class ServerSettings(SettingsGroup):
-    """How the service listens and logs."""
+    """Settings of the server: addresses, timeouts, logs."""
 
     host: Annotated[str, Field(title="address")] = "127.0.0.1"
     """Address of the service and its metrics port. `0.0.0.0`: all."""

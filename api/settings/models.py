@@ -121,7 +121,7 @@ class PoolSettings(SettingsGroup):
 
 
 class BulkheadSettings(SettingsGroup):
-    """How many calls to Ollama the fleet makes at once, and how many may wait for how long."""
+    """Limits on the fleet's concurrent calls to Ollama, and on its queue."""
 
     model_config = SettingsConfigDict(env_prefix="BULKHEAD_")
     max_concurrent: Positive = 4
@@ -142,7 +142,7 @@ class BulkheadSettings(SettingsGroup):
 
 
 class BreakerSettings(SettingsGroup):
-    """When the circuit breaker opens, and how it recovers."""
+    """Settings of the circuit breaker: when it opens, and how it recovers."""
 
     model_config = SettingsConfigDict(env_prefix="CIRCUIT_BREAKER_")
     enabled: bool = True

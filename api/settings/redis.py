@@ -19,7 +19,7 @@ QUOTED = "in a password / ? # @ are written as %2F %3F %23 %40"
 
 
 def is_cluster(url: str) -> bool:
-    """Whether a URL names a Redis Cluster."""
+    """Returns whether a URL names a Redis Cluster."""
     return urlsplit(url).scheme in CLUSTER
 
 
@@ -46,7 +46,7 @@ def _check_redis_url(value: str) -> str:
 
 
 def _has_port(parts: SplitResult) -> bool:
-    """Whether the port is valid. A missing port is, because it has a default."""
+    """Returns whether the port is valid. A missing port is, because it has a default."""
     try:
         return parts.port != 0
     except ValueError:  # it would repeat a part of the password
@@ -120,7 +120,7 @@ class RedisSettings(SettingsGroup):
 
     @property
     def is_cluster(self) -> bool:
-        """Whether the URL names a Redis Cluster."""
+        """True if the URL names a Redis Cluster."""
         return is_cluster(self.url)
 
 

@@ -58,9 +58,9 @@ class AnswerBuffer:
         """Writes a piece of text, not empty. Waits while every reader lags behind."""
         self.append(text)
         if self._readers:
-            await self.room()
+            await self.wait_for_readers()
 
-    async def room(self) -> None:
+    async def wait_for_readers(self) -> None:
         """Waits until a reader is near the end, or there are no readers."""
         while self._readers and all(reader.lag > AHEAD for reader in self._readers):
             self._moved.clear()

@@ -124,13 +124,13 @@ async def test_the_buffer_accepts_tokens_while_one_reader_keeps_up() -> None:
     slow, fast = Reader(buffer), Reader(buffer)
     for _ in range(AHEAD + 1):
         buffer.append("x")
-    waiting = asyncio.create_task(buffer.room())
+    waiting = asyncio.create_task(buffer.wait_for_readers())
     await asyncio.sleep(0)
     assert not waiting.done()
     await anext(fast)
     await asyncio.wait_for(waiting, 1)
     fast.close()
-    waiting = asyncio.create_task(buffer.room())
+    waiting = asyncio.create_task(buffer.wait_for_readers())
     await asyncio.sleep(0)
     assert not waiting.done()
     slow.close()
@@ -142,7 +142,7 @@ async def test_a_buffered_reader_causes_no_backpressure() -> None:
     Reader(buffer, buffered=True)
     for _ in range(AHEAD * 2):
         buffer.append("x")
-    await asyncio.wait_for(buffer.room(), 1)
+    await asyncio.wait_for(buffer.wait_for_readers(), 1)
 
 
 async def test_a_tail_yields_new_tokens_with_their_position() -> None:
