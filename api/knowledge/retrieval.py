@@ -206,7 +206,7 @@ class Retriever:
         return found
 
     async def _reranked(self, wanted: PassageQuery, found: _Found) -> Scored:
-        """In the cross-encoder's order; without one, or if it fails, in the given order."""
+        """Returns the passages in the cross-encoder's order; without one, or if it fails, in the given order."""
         if self._reranking is None or not found.scored:
             return found.scored
         read = [place for place, _ in found.scored[: self._reranking.reads(wanted.top_k)]]

@@ -148,7 +148,7 @@ class BackendFacts:
         return self._pools.snapshot()
 
     def report(self) -> dict[str, object]:
-        """By backend: its pool, Ollama's own figures, and the result of the last probe."""
+        """Returns for each backend its pool, Ollama's own figures, and the result of the last probe."""
         return {name: {**asdict(pool), **self._found(name)} for name, pool in self._pools.by_backend().items()}
 
     def _found(self, name: str) -> dict[str, object]:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class WorkerTelemetry(Telemetry):
-    """Of one worker. `log_questions`: whether the log may contain questions. It never contains documents' texts."""
+    """The telemetry of one worker. `log_questions`: the log may contain questions. It never contains documents."""
 
     def __init__(self, metrics: Metrics, counters: CacheCounters, *, log_questions: bool) -> None:
         self._metrics = metrics
@@ -241,7 +241,7 @@ class WorkerTelemetry(Telemetry):
 
 
 class WarmUpTelemetry(WorkerTelemetry):
-    """Of warm-ups: users' metrics do not count them, and an unavailable store is an error."""
+    """The telemetry of warm-ups: users' metrics do not count them, and an unavailable store is an error."""
 
     def generated(self, usage: Usage, *, stored: bool) -> None:
         """Not counted: no user asked."""

@@ -67,7 +67,7 @@ class LinearPool(httpcore.AsyncConnectionPool):
         await self._close_connections(unused)
 
     async def handle_async_request(self, request: httpcore.Request) -> httpcore.Response:
-        """As httpcore's, but the body gives its slot back even when closing it is interrupted."""
+        """Handles a request as httpcore does, but releases its connection even if closing the body is interrupted."""
         response = await super().handle_async_request(request)
         assert isinstance(response.stream, PoolByteStream)
         body = _Body(response.stream, self)
@@ -184,11 +184,11 @@ class RequestTrace:
         self._began = time.perf_counter()
         self._connecting_at: float | None = None
         self.wait: float | None = None
-        """Until a connection was assigned: the first event of any kind."""
+        """Seconds until a connection was assigned: the first event of any kind."""
         self.connect: float | None = None
         """The TCP handshake, and TLS if there is any."""
         self.first_byte: float | None = None
-        """Until the head of the response was read."""
+        """Seconds until the head of the response was read."""
         self.opened = False
         """The request was given a new connection, which then was established or not."""
         self.sent = False

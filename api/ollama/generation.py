@@ -41,14 +41,14 @@ class Clock:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Around a `yield`: how long the reader takes says nothing about Ollama."""
+        """Excludes a `yield` from the deadlines, since a slow reader says nothing about Ollama."""
         since = self._loop.time()
         yield
         self._total_at += self._loop.time() - since
 
     @asynccontextmanager
     async def inter_token(self) -> AsyncIterator[None]:
-        """Around the wait for one further line. Raises `UpstreamError`."""
+        """Limits the wait for the next line. Raises `UpstreamError`."""
         async with self._until(self._loop.time() + self._deadlines.inter_token) as verdict:
             verdict.fault = UpstreamFault.INTER_TOKEN_TIMEOUT
             verdict.detail = f"Ollama sent no further token for {self._deadlines.inter_token:g} s."
@@ -56,7 +56,7 @@ class Clock:
 
     @asynccontextmanager
     async def first_token(self, resident: Callable[[], Awaitable[bool]]) -> AsyncIterator[None]:
-        """Around sending and the wait for the first line. Raises `UpstreamError`.
+        """Limits sending and the wait for the first line. Raises `UpstreamError`.
 
         Past the warm deadline `resident()` is asked, once: a model that is still being loaded gets the cold one. Where
         the total ends first, a slow load is still what it was, and says nothing against Ollama.

@@ -155,7 +155,7 @@ class PoolLimits:
     max_keepalive: int = 30
     keepalive_expiry: float = 30.0
     timeout: float = 5.0
-    """For a free connection."""
+    """Seconds to wait for a free connection."""
     connect_timeout: float = 2.0
 
     @property

@@ -110,7 +110,7 @@ class Breaker(Protocol):
     """The fleet's circuit breaker."""
 
     def attempt(self) -> AbstractAsyncContextManager[Attempt]:
-        """Around one call. Raises `BreakerOpen` if it is rejected; without a report the call counts as ignored.
+        """Guards one call. Raises `BreakerOpen` if it is rejected; without a report the call counts as ignored.
 
         No I/O while the breaker is closed, or while it is open and its wait has not passed.
         """

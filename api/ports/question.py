@@ -41,7 +41,7 @@ class CacheControl:
 
 
 UNLIMITED: Final = CacheControl()
-"""Of a request without the header."""
+"""The value for a request without the header."""
 
 
 def parse(header: str) -> CacheControl:

@@ -82,7 +82,7 @@ class Telemetry:
         """A call got no permit."""
 
     def bulkhead_store_lost(self, bulkhead: str, limit: int) -> None:
-        """Without Redis this worker bounds its own calls, to its share of `limit`."""
+        """Without Redis this worker limits its calls to its share of `limit`."""
 
     def bulkhead_store_found(self, bulkhead: str) -> None:
         """Redis bounds the calls of the fleet again."""

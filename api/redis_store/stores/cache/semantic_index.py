@@ -179,7 +179,7 @@ class SemanticIndex:
         return [_nearest(one) for one in found[b"results"]]
 
     async def _counted(self, index: str, scope: str, search: tuple[Any, ...]) -> Any:
-        """The same search, and how many entries the scope has."""
+        """Searches in the same way, and counts the entries of the scope."""
         count = ("FT.SEARCH", index, _in_scope(scope), "LIMIT", 0, 0, "DIALECT", 2)
         found, counted = await self._redis.run("semantic_lookup", lambda client: _execute(client, [search, count]))
         self._shares.note(scope, int(counted[b"total_results"]))
