@@ -258,7 +258,7 @@ class Flight:
     """One worker's part in a flight. `leads`: this worker generates. `claim`: its lead in Redis, None without one.
 
     `place` is its place among the followers if another worker leads. `ending`: a check whether anybody still waits is
-    in progress.
+    in progress. `abandoned`: the lead was given up in Redis, and only a new caller may take it again.
     """
 
     def __init__(
@@ -280,6 +280,7 @@ class Flight:
         self.claim: Claim | None = None
         self.place = ""
         self.ending = False
+        self.abandoned = False
         self.renewed = time.monotonic()
         self.decided = asyncio.Event()
         self.woken = asyncio.Event()

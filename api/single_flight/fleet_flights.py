@@ -279,14 +279,19 @@ class FleetFlights:
     async def _is_followed(self, flight: Flight) -> bool:
         if flight.claim is None:
             return False
-        try:
-            return await self.store.abandon(flight.key, flight.claim.fence) > 0
-        except StoreUnavailable:
-            return False
+        flight.abandoned = True  # from here on a renewal must not take the lead again
+        with suppress(StoreUnavailable):
+            if await self.store.abandon(flight.key, flight.claim.fence) > 0:
+                flight.abandoned = False
+        return not flight.abandoned
 
     async def renew_leases(self) -> None:
         """Renews this worker's leads, and publishes to followers whose messages were lost."""
-        flights = [(flight, flight.claim) for flight in self._flights.values() if flight.claim is not None]
+        flights = [
+            (flight, flight.claim)
+            for flight in self._flights.values()
+            if flight.claim is not None and (flight.subscribers or not flight.abandoned)
+        ]
         now = time.monotonic()
         leads = [(f.key, claim.fence, now - f.renewed < LEASE_MS / 1000) for f, claim in flights]
         renewed = await self.store.renew_leases(leads)
@@ -297,7 +302,7 @@ class FleetFlights:
             if followers is None:
                 self._lost(flight, claim)
                 continue
-            flight.renewed = now
+            flight.renewed, flight.abandoned = now, False
             if followers:
                 self._publish(flight)
             else:

@@ -428,6 +428,30 @@ async def test_a_flight_whose_callers_left_before_it_had_the_lead_generates_noth
     assert not await redis.exists(HASH)
 
 
+async def test_a_renewal_does_not_take_an_abandoned_lead_again(
+    fleet: Fleet, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = await fleet("one")
+    abandon, abandoned, goes_on = one.flights.store.abandon, asyncio.Event(), asyncio.Event()
+
+    async def held(*of: Any) -> Any:
+        reply = await abandon(*of)
+        abandoned.set()
+        await goes_on.wait()
+        return reply
+
+    monkeypatch.setattr(one.flights.store, "abandon", held)
+    asking = asyncio.create_task(one.ask())
+    await until(lambda: one.model.begun)
+    asking.cancel()
+    await abandoned.wait()
+    await one.flights.renew_leases()
+    assert not await redis.exists(HASH)
+    goes_on.set()
+    await until(lambda: not one.flights)
+    assert not await redis.exists(HASH)
+
+
 async def test_a_place_that_was_taken_since_is_not_given_up_with_an_older_one(fleet: Fleet, redis: Redis) -> None:
     one, other = await fleet("one"), await fleet("other")
     leading = asyncio.create_task(one.ask())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import httpx
 import pytest
 
 from api.app import create_app
+from api.embedders.reranker import CrossEncoder, Pair
 from api.errors import SettingsError
 from tests.integration.test_documents import CANTEEN, ONNX, add
 from tests.integration.test_provenance import cached
@@ -26,6 +29,20 @@ NEUTRAL = "Approval of holiday takes a week."
 def model(tmp_path: Path) -> dict[str, Any]:
     """Settings for a re-ranker that prefers some texts and rejects others."""
     return {"rerank_model_path": write_cross_encoder(tmp_path / "model"), "rerank_timeout": 30.0}
+
+
+@pytest.fixture
+def never_in_time(model: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """Settings for a re-ranker that scores nothing until the test has ended."""
+    ended, score = threading.Event(), CrossEncoder.score
+
+    def late(self: CrossEncoder, pairs: Sequence[Pair]) -> list[float]:
+        ended.wait(60)
+        return score(self, pairs)
+
+    monkeypatch.setattr(CrossEncoder, "score", late)
+    yield model | {"rerank_timeout": 0.05}
+    ended.set()
 
 
 async def titles(client: httpx.AsyncClient, **more: Any) -> list[str]:
@@ -73,13 +90,12 @@ async def test_what_it_does_not_read_is_no_source(serve: Service, model: dict[st
     assert await titles(client, top_k=2) == ["Liked", "Nearest"]  # as many are read as are wanted
 
 
-@pytest.mark.parametrize("fault", ["late", "broken"])
+@pytest.mark.parametrize("fault", ["never_in_time", "model"])
 async def test_where_it_can_not_judge_the_answer_comes_all_the_same(
-    serve: Service, model: dict[str, Any], fault: str
+    serve: Service, request: pytest.FixtureRequest, fault: str
 ) -> None:
-    late = {"rerank_timeout": 1e-6} if fault == "late" else {}
-    client = await serve(embedder=ONNX, retrieval=model | late)
-    await add(client, "Nearest", NEAREST + (" It breaks." if fault == "broken" else ""))
+    client = await serve(embedder=ONNX, retrieval=request.getfixturevalue(fault))
+    await add(client, "Nearest", NEAREST + (" It breaks." if fault == "model" else ""))
     await add(client, "Liked", LIKED)
     answered = await ask(client, QUESTION)
     assert [source["title"] for source in answered["sources"]] == ["Nearest", "Liked"]
@@ -117,9 +133,9 @@ async def test_a_new_document_that_takes_another_s_place_before_the_re_ranker_ma
 
 
 async def test_where_it_can_not_judge_a_new_document_a_cached_answer_is_stale(
-    serve: Service, model: dict[str, Any]
+    serve: Service, never_in_time: dict[str, Any]
 ) -> None:
-    client = await serve(embedder=ONNX, retrieval={**model, "rerank_timeout": 1e-6})
+    client = await serve(embedder=ONNX, retrieval=never_in_time)
     await add(client, "Nearest", NEAREST)
     await titles(client, top_k=1)
     await add(client, "Canteen", CANTEEN)
