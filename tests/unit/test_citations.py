@@ -130,6 +130,7 @@ def test_text_is_withheld_only_while_it_may_be_a_citation() -> None:
     assert citations.feed(" [" + "1" * LONGEST) != ""
 
 
+@pytest.mark.slow
 @given(anything)
 def test_the_withheld_text_is_bounded(text: str) -> None:
     citations = Citations(3)
@@ -164,6 +165,7 @@ def test_remaining_citations_name_existing_passages(answer: str) -> None:
         assert numbers <= citations.cited
 
 
+@pytest.mark.slow
 @given(answers.filter(lambda answer: not re.search(r"\[(?:0|7|1, 7|5-9|2–8)\]", answer)))
 def test_an_answer_with_valid_citations_is_unchanged(answer: str) -> None:
     assert clean(answer, 2) == answer

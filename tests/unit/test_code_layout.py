@@ -6,7 +6,11 @@ import ast
 import re
 from pathlib import Path
 
+import pytest
+
 from scripts.trace_request import api_files, longest_import_chain
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 EVENT_INTERFACES = {"Telemetry", "RedisHealthEvents", "BreakerListener"}

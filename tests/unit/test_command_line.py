@@ -34,6 +34,7 @@ def test_the_help_lists_every_command_with_its_line() -> None:
         assert re.search(rf"{name} +{re.escape(line)}", listed), name
 
 
+@pytest.mark.slow
 def test_the_help_imports_no_command() -> None:
     program = """
 import sys

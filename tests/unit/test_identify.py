@@ -70,6 +70,7 @@ def test_a_hundred_questions_in_ten_languages_are_not_mistaken_for_english() -> 
     assert [text for text in FOREIGN if language_of(text) in ("en", "")] == []
 
 
+@pytest.mark.slow
 def test_identification_takes_linear_time() -> None:
     def seconds(words: int) -> float:
         text = "é" * words + " l'a" * words + " Straße" * words

@@ -185,6 +185,7 @@ if len(sys.argv) > 3:
 """
 
 
+@pytest.mark.slow
 def test_metrics_of_several_workers_are_summed(tmp_path: Path) -> None:
     _worker(tmp_path, "up", "closed")
     text = _worker(tmp_path, "down", "open", "show")

@@ -20,6 +20,7 @@ from worker_config.rolling_arbiter import ChildSignal
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_the_master_imports_prometheus_client_only_after_its_directory_is_set() -> None:
     """prometheus_client reads PROMETHEUS_MULTIPROC_DIR at import. If it is imported earlier, workers are not summed."""
     code = "import worker_config.gunicorn_conf, sys; print('prometheus_client' in sys.modules)"

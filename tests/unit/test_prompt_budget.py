@@ -122,6 +122,7 @@ def test_a_history_may_start_with_an_answer() -> None:
     assert fit(PROMPTS, QUESTION, history, (source("text"),), 1000, words)[1] == history
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.text(alphabet="ab. \n保9", max_size=400), min_size=1, max_size=5),
     st.lists(st.text(alphabet="ab ", max_size=200), max_size=6),

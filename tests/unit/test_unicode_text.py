@@ -39,6 +39,7 @@ def test_runs_are_bounded_and_no_mark_is_lost(text: str) -> None:
     assert longest_run(unicodedata.normalize("NFD", limited)) <= MAX_MARKS
 
 
+@pytest.mark.slow
 @given(st.text())
 def test_ordinary_text_is_normalized_to_nfc(text: str) -> None:
     if longest_run(unicodedata.normalize("NFD", text)) <= MAX_MARKS:
@@ -53,6 +54,7 @@ def longest_run(decomposed: str) -> int:
     return longest
 
 
+@pytest.mark.slow
 def test_text_without_visible_characters_is_blank() -> None:
     visible = set("\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2")
     visible |= {"\U000110bd", "\U000110cd"}

@@ -52,6 +52,7 @@ def test_every_string_and_every_list_of_a_body_is_bounded(kind: type[BaseModel])
         assert bounds & set(schema) or place in BOUND_ELSEWHERE, (place, schema)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", BODIES)
 def test_many_wrong_values_give_a_handful_of_errors(kind: type[BaseModel]) -> None:
     unknown = {f"unknown-{number}-{'x' * 200}": number for number in range(MANY)}
