@@ -267,8 +267,8 @@ class Present:
 async def test_nothing_goes_before_the_present_embedder_has_embedded_all_itself(redis: Redis) -> None:
     fleet, told = Fleet(redis), Telemetry()
     assert await fleet.gate.check()
-    lease, anew = RedisLeaderLease(fleet.gate, KEYS.janitor, "w"), RedisReembedding(fleet.gate, KEYS, "w")
-    old = StaleEmbeddings(fleet.embeddings, anew, Present(), lease, told, keep=60)
+    lease, reembedding = RedisLeaderLease(fleet.gate, KEYS.janitor, "w"), RedisReembedding(fleet.gate, KEYS, "w")
+    old = StaleEmbeddings(fleet.embeddings, reembedding, Present(), lease, told, keep=60)
     await redis.zadd(KEYS.corpus_embedders, {"a" * 10: 1000})
     await redis.hset(KEYS.corpus_state, mapping={"epoch": 7, f"done:{'a' * 10}": 7})
     await redis.hset(KEYS.document_chunks("1" * 24), f"{'a' * 10}:1", 3)

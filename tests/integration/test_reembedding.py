@@ -95,10 +95,10 @@ async def test_workers_of_both_embedders_take_documents_all_the_while(
     texts: dict[str, Any] = {
         f"page{number}": f"Page {number} is about {number} things.\n\n{OLD}" for number in range(8)
     }
-    anew = [asyncio.create_task(one.knowledge.ingestion_worker.reembed()) for one in (before, after)]
+    tasks = [asyncio.create_task(one.knowledge.ingestion_worker.reembed()) for one in (before, after)]
     for number, (source, text) in enumerate(texts.items()):
         await (before, after)[number % 2].store(source, text)
-    await asyncio.gather(*anew)
+    await asyncio.gather(*tasks)
     for _ in range(2):  # what came while they looked
         for one in (before, after):
             await one.knowledge.ingestion_worker.reembed()

@@ -134,7 +134,7 @@ def test_nobody_s_question_fails_and_what_was_known_is_known(service: Gunicorn, 
     with redis.Redis(port=failover.primary_port(), decode_responses=True) as after:
         assert len(after.execute_command("FT._LIST")) == 2
         errors: Any = after.info("errorstats")
-        assert errors["errorstat_NOSCRIPT"]["count"] > 0  # scripts are not replicated: they were loaded anew
+        assert errors["errorstat_NOSCRIPT"]["count"] > 0  # scripts are not replicated: they were loaded again
 
 
 def _hits_on_both(service: Gunicorn) -> bool:
