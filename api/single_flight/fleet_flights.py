@@ -67,7 +67,10 @@ class FleetFlights:
         flights that began earlier are not joined. `buffered`: this caller wants no tokens.
         """
         flight = self._flights.get(key)
-        if flight is not None and flight.asked_ms <= not_before_ms and not_before_ms:
+        ended = flight if flight is not None and flight.buffer.end is not None else None
+        if ended is not None:
+            flight = None  # its callers have their answer; only its end is still being published
+        elif flight is not None and flight.asked_ms <= not_before_ms and not_before_ms:
             flight = None  # its callers asked before, and get what they asked for
         first = flight is None
         if flight is None:
@@ -75,7 +78,7 @@ class FleetFlights:
         reader = FlightReader(flight, buffered=buffered, first=first)
         flight.subscribers += 1
         if first:
-            flight.begin(self._run(flight), self._flying)
+            flight.begin(self._run(flight, ended), self._flying)
         try:
             yield reader
         finally:
@@ -119,8 +122,11 @@ class FleetFlights:
 
     # -- running a flight ---------------------------------------------------------------------------------------------
 
-    async def _run(self, flight: Flight) -> None:
+    async def _run(self, flight: Flight, ended: Flight | None) -> None:
+        """Runs a flight, after an earlier one of its key has told the followers its end."""
         try:
+            if ended is not None and ended.task is not None:
+                await asyncio.wait([ended.task])
             await self._take_part(flight)
         except Exception as error:  # noqa: BLE001 - a fault of our own is every caller's to see
             flight.buffer.finish(error)

@@ -306,6 +306,32 @@ async def test_flushall_ends_no_lead(fleet: Fleet, redis: Redis) -> None:
     assert one.counts.seen == []
 
 
+async def test_an_ended_flight_is_not_joined_while_its_end_is_being_published(fleet: Fleet) -> None:
+    one, other = await fleet("one"), await fleet("other")
+    may_publish = asyncio.Event()
+    end = one.flights.store.end
+
+    async def held_back(key: FlightKey, fence: str, body: str) -> bool:
+        await may_publish.wait()
+        return await end(key, fence, body)
+
+    one.flights.store.end = held_back  # type: ignore[method-assign]
+    asking = asyncio.create_task(one.ask())
+    await until(lambda: one.model.begun)
+    elsewhere = asyncio.create_task(other.ask())
+    await until(lambda: follows(other))
+    one.model.may_end.set()
+    assert await asking == ("one two three", True)
+    later = asyncio.create_task(one.ask())
+    await asyncio.sleep(0)
+    assert one.model.begun == 1
+    may_publish.set()
+    assert await later == ("one two three", True)
+    assert one.model.begun == 2
+    assert await elsewhere == ("one two three", False)
+    assert (other.model.begun, one.counts.seen) == (0, [])
+
+
 async def test_without_redis_each_worker_generates_once(fleet: Fleet) -> None:
     one, other = await fleet("one"), await fleet("other")
     one.gate.is_up = other.gate.is_up = False
