@@ -36,15 +36,16 @@ LabelSource = Literal["shadow", "miss", "feedback"]
 class Evidence:
     """What is known about a candidate before it is served. Policies learn from it.
 
-    `similarity`: the cosine of the two questions. `other`: that of the nearest candidate with another answer; 0 if
-    there is none. `same`, `others`: how many of the nearest candidates have the candidate's answer, and another one.
-    `guard`: the first guard that objects; empty if none does. `verifier`: the cross-encoder's logit; None without one.
+    `similarity`: the cosine of the two questions. `other`: that of the nearest candidate with another answer; if there
+    is none, a little less than the farthest candidate's. `same`, `others`: how many of the nearest candidates have the
+    candidate's answer, itself included, and another one; farther ones count less. `guard`: the first guard that
+    objects; empty if none does. `verifier`: the cross-encoder's logit; None without one.
     """
 
     similarity: float
     other: float = 0.0
-    same: int = 1
-    others: int = 0
+    same: float = 1.0
+    others: float = 0.0
     guard: str = ""
     verifier: float | None = None
 

@@ -23,6 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "api.backends": {"api.cancellation", "api.ports", "api.values", "api.errors"},
     "api.languages": set(),
     "api.guards": {"api.languages", "api.unicode_text"},
+    "api.quality": {"api.ports", "api.values", "api.errors", "api.guards", "api.languages", "api.unicode_text"},
     "api.knowledge": {
         "api.module_command",
         "api.cancellation",
@@ -32,6 +33,7 @@ ALLOWED: dict[str, set[str]] = {
         "api.unicode_text",
     },
     "api.query": {
+        "api.quality",
         "api.unicode_text",
         "api.backends",
         "api.knowledge",
