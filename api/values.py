@@ -252,7 +252,7 @@ class CachedAnswer:
     """A cached answer. Times are milliseconds since the epoch by Redis's clock.
 
     `unread`: words of the question that the embedder could not read; None for answers without a vector or of an older
-    release.
+    release. `group`: entries of one group have the same answer.
     """
 
     entry: str
@@ -264,6 +264,7 @@ class CachedAnswer:
     created_ms: int
     expires_ms: int
     unread: tuple[str, ...] | None = None
+    group: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,12 +55,21 @@ class AnswerCache(Protocol):
     async def find_exact(self, scope: str, digest: str, tenant: str = "") -> ExactLookup: ...
 
     async def find_similar(
-        self, embedder: EmbedderIdentity, scope: str, vector: Vector, now_ms: int, *, stale_ms: int = 0
+        self,
+        embedder: EmbedderIdentity,
+        scope: str,
+        vector: Vector,
+        now_ms: int,
+        *,
+        stale_ms: int = 0,
+        neighbours: int = 5,
     ) -> Sequence[CacheMatch]: ...
 
     async def store(
         self, scope: str, digest: str, vector: Vector | None, answer: NewAnswer, *, claim: Claim | None = None
     ) -> CachedAnswer | None: ...
+
+    async def join(self, answers: Sequence[CachedAnswer]) -> str: ...
 
     def used(self, match: CacheMatch) -> None: ...
 

@@ -21,11 +21,11 @@ BREAKER: Final = (
 ELSEWHERE: Final = (
     *_EVERYWHERE,
     *("append", "del", "exec", "exists", "multi", "persist", "pexpire", "pexpireat", "pttl", "rename", "scan", "time"),
-    *("get", "getrange", "set"),
+    *("get", "getrange", "incr", "set"),
     *("hdel", "hget", "hgetall", "hincrby", "hmget", "hset", "hsetnx"),
     *("lrange", "lrem", "rpush"),
     *("ping", "publish", "subscribe"),
-    *("xadd", "xrange"),
+    *("xadd", "xrange", "xrevrange"),
     *(
         "zadd",
         "zcard",

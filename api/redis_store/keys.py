@@ -78,6 +78,7 @@ class CacheKeys:
 
 DOCUMENTS: Final = "docs"
 FLEET: Final = "fleet"
+LABELS: Final = "labels"
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Keys:
     """All keys under one prefix (`rag:` by default, see REDIS_PREFIX).
 
     On a Redis Cluster (`cluster`), keys that one script or transaction uses share a hash tag: one per cache partition,
-    one for documents, one for what workers share.
+    one for documents, one for labels, one for what workers share.
     """
 
     prefix: str = "rag:"
@@ -165,6 +166,25 @@ class Keys:
     def cache_warm_ups(self) -> str:
         """The running warm-ups, by start."""
         return f"{self._tagged('warm', FLEET)}jobs"
+
+    @property
+    def labels(self) -> str:
+        """The labels of all scopes."""
+        return f"{self.prefix}labels:{{{LABELS}}}" if self.cluster else f"{self.prefix}labels"
+
+    def labels_of(self, scope: str) -> str:
+        """The labels of one scope."""
+        return f"{self._tagged('labels', LABELS)}{scope}"
+
+    @property
+    def labelled_pairs(self) -> str:
+        """The pairs of questions that are kept for training."""
+        return f"{self._tagged('labels', LABELS)}pairs"
+
+    @property
+    def shadow_calls(self) -> str:
+        """The number of shadow calls in the current minute."""
+        return f"{self._tagged('labels', LABELS)}shadow"
 
     @property
     def cache_stats(self) -> str:

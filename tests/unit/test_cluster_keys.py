@@ -49,12 +49,13 @@ def touched_together(keys: Keys, scope: str) -> list[list[str]]:
         [keys.backend("ollama"), keys.backend("ollama-2"), keys.digests("ollama")],
         keys.breaker("ollama"),
         keys.bulkhead("ollama"),
+        [keys.labels, keys.labels_of(scope), keys.labelled_pairs],
     ]
 
 
 @pytest.mark.parametrize("scope", SCOPES[:20])
 def test_keys_of_one_script_share_a_slot(scope: str) -> None:
-    assert [len({key_slot(key.encode()) for key in group}) for group in touched_together(CLUSTER, scope)] == [1] * 8
+    assert [len({key_slot(key.encode()) for key in group}) for group in touched_together(CLUSTER, scope)] == [1] * 9
 
 
 def test_scopes_spread_evenly_and_stably_over_partitions() -> None:
@@ -67,11 +68,14 @@ def test_scopes_spread_evenly_and_stably_over_partitions() -> None:
 def test_hash_tags_appear_only_in_partitioned_cache_keys() -> None:
     def tagged(keys: Keys) -> list[bool]:
         groups = touched_together(keys, SCOPES[0])
-        return [any("{p" in key or "{docs}" in key or "{fleet}" in key for key in group) for group in groups]
+        return [
+            any("{p" in key or "{docs}" in key or "{fleet}" in key or "{labels}" in key for key in group)
+            for group in groups
+        ]
 
-    assert tagged(ON_ONE) == [False] * 8
-    assert tagged(Keys(cache_partitions=2)) == [True, True, *[False] * 6]
-    assert tagged(Keys(cache_partitions=1, cluster=True)) == [*[True] * 6, False, False]
+    assert tagged(ON_ONE) == [False] * 9
+    assert tagged(Keys(cache_partitions=2)) == [True, True, *[False] * 7]
+    assert tagged(Keys(cache_partitions=1, cluster=True)) == [*[True] * 6, False, False, True]
 
 
 def test_an_entry_belongs_to_one_partition() -> None:

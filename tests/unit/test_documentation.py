@@ -193,6 +193,7 @@ def key_patterns() -> set[str]:
         keys.corpus_schema,
         keys.corpus_embedders,
         keys.cache_deleted,
+        *(keys.labels, keys.labels_of("<scope>"), keys.labelled_pairs, keys.shadow_calls),
         keys.embedding_lease("<embedder>"),
         keys.upload("<token>"),
     }
@@ -222,6 +223,7 @@ def test_the_keys_page_has_the_names_on_a_cluster() -> None:
         *(keys.corpus_work, keys.corpus_state, keys.upload("<token>"), *keys.cache_warm_up("<job>")),
         *(keys.corpus_embedders, keys.embedding_lease("<embedder>"), keys.corpus_schema),
         *(keys.worker("<id>"), keys.workers, keys.backend("<name>"), keys.digests("<name>")),
+        *(keys.labels, keys.labels_of("<scope>"), keys.labelled_pairs, keys.shadow_calls),
     }
 
 
@@ -232,6 +234,7 @@ def test_key_patterns_covers_every_key_method() -> None:
     fields = {"prefix", "cache_partitions", "cluster", "partition", "partitions"}
     assert spelled(Keys) - fields == {
         *("breaker", "bulkhead", "cache_entry", "cache_stats", "cache_stats_batch"),
+        *("labels", "labels_of", "labelled_pairs", "shadow_calls"),
         *("worker", "workers", "embedder"),
         *("prober", "backend", "warm_up", "retries", "janitor"),
         *("cache_warm_up", "cache_warm_ups"),

@@ -208,6 +208,25 @@ end
 extend_all(keys, tenant, ttl + stale)
 return {int(now), int(now + ttl), evicted}
 
+-- name: join
+-- Makes entries one answer group: all take the oldest of their groups' names. A name begins with the time (ms) at which
+-- its first entry was stored, so names sort by age, and workers that join the same entries at once agree in the end.
+-- KEYS: hashes, the entries   ARGV: created_ms of each; an entry with another is not the one that was compared
+-- Returns the group, '' if no entry is left.
+local DIGEST, DIGITS = 32, 8
+local groups, oldest = {}, ''
+for i, entry in ipairs(KEYS) do
+  local created, group = unpack(redis.call('HMGET', entry, 'created_ms', 'group'))
+  if created == ARGV[i] then
+    groups[entry] = group or (created .. '-' .. string.sub(entry, -DIGEST, DIGITS - DIGEST - 1))
+    if oldest == '' or groups[entry] < oldest then oldest = groups[entry] end
+  end
+end
+for entry, group in pairs(groups) do
+  if group ~= oldest then redis.call('HSET', entry, 'group', oldest) end
+end
+return oldest
+
 -- name: touch
 -- Counts uses of entries and updates their scores. Removes missing entries from the eviction keys, and restores entries
 -- that Redis evicted from these keys. Uses are not in the entry's hash: each would index its vector again.

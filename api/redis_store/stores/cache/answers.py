@@ -15,6 +15,7 @@ from api.ports.document_store import DocumentFilter
 from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import Keys
 from api.redis_store.scripts import script
+from api.redis_store.search_index import NEIGHBOURS
 from api.redis_store.stores.cache.semantic_index import FIELDS, SemanticIndexes
 from api.redis_store.stores.cache.sweep import TAGS_LIFETIME_MS
 from api.redis_store.stores.documents.documents import owner_of
@@ -25,6 +26,8 @@ COMPARED: Final = "meaning"
 """New documents are compared with the entry by the meaning of its question."""
 EXACT: Final = "exact"
 """The entry cannot be compared, so any new document invalidates it."""
+DIGEST, GROUP_DIGITS = 32, 8
+"""Hex digits of the digest that ends an entry's key, and how many of them name its answer group."""
 WANTED: Final = ("tenant", "question", "top_k", "wanted", "vector")
 
 
@@ -82,6 +85,7 @@ class RedisAnswerCache:
         self._limits = (ttl_ms, stale_ms, max_size, round(tenant_share * max_size))
         self._find = script(redis.client, "stores/cache/answers", "find")
         self._store = script(redis.client, "stores/cache/answers", "store")
+        self._join = script(redis.client, "stores/cache/answers", "join")
 
     async def find_exact(self, scope: str, digest: str, tenant: str = "") -> ExactLookup:
         """The entry of exactly this question, fresh or not, with Redis's clock: one round trip."""
@@ -101,14 +105,21 @@ class RedisAnswerCache:
         return ExactLookup(match, now_ms, invalidated_ms)
 
     async def find_similar(
-        self, embedder: EmbedderIdentity, scope: str, vector: Vector, now_ms: int, *, stale_ms: int = 0
+        self,
+        embedder: EmbedderIdentity,
+        scope: str,
+        vector: Vector,
+        now_ms: int,
+        *,
+        stale_ms: int = 0,
+        neighbours: int = NEIGHBOURS,
     ) -> Sequence[CacheMatch]:
-        """The up to 5 nearest entries of the scope, nearest first, whatever their similarity: one round trip.
+        """The nearest entries of the scope, nearest first, whatever their similarity: one round trip.
 
         `stale_ms`: how long after its lifetime an entry is still found.
         """
         found = await self._indexes.by_partition[self._keys.partition(scope)].nearest(
-            embedder, scope, vector, now_ms - stale_ms
+            embedder, scope, vector, now_ms - stale_ms, neighbours
         )
         answers = [(self._decoded(one.key, one.values), one.similarity) for one in found]
         return [CacheMatch(answer, "semantic", near, now_ms) for answer, near in answers if answer is not None]
@@ -153,7 +164,18 @@ class RedisAnswerCache:
             int(created),
             int(expires),
             answer.unread if vector is not None else None,
+            own_group(key, int(created)),
         )
+
+    async def join(self, answers: Sequence[CachedAnswer]) -> str:
+        """Makes entries of one scope an answer group, and returns its name: the oldest of their groups.
+
+        Leaves out entries that have been replaced or deleted since they were read.
+        """
+        keys = [answer.entry for answer in answers]
+        created = [answer.created_ms for answer in answers]
+        reply: Any = await self._redis.of(keys[0]).run("join_group", partial(self._join, keys, created))
+        return str(reply.decode())
 
     def used(self, match: CacheMatch) -> None:
         """Counts a use of an entry, so that it is evicted later. No I/O."""
@@ -194,7 +216,7 @@ def _tags(digest: str, tenant: str) -> list[str]:
 
 def _decode(key: str, values: Sequence[Any]) -> CachedAnswer:
     text = [value.decode() if isinstance(value, bytes) else value for value in values]
-    *needed, unread = text
+    *needed, unread, group = text
     if None in needed:
         raise ValueError("a field is missing")
     question, answer, model, sources, prompt_tokens, completion_tokens, created, expires = needed
@@ -208,7 +230,13 @@ def _decode(key: str, values: Sequence[Any]) -> CachedAnswer:
         created_ms=int(created),
         expires_ms=int(expires),
         unread=None if unread is None else tuple(map(str, orjson.loads(unread))),
+        group=str(group) if group else own_group(key, int(created)),
     )
+
+
+def own_group(entry: str, created_ms: int) -> str:
+    """The answer group of an entry that has joined no other. The script `join` builds the same name."""
+    return f"{created_ms}-{entry[-DIGEST:][:GROUP_DIGITS]}"
 
 
 class RedisCondensedQuestions:

@@ -88,6 +88,7 @@ FIELDS: Final = (
     "created_ms",
     "expires_ms",
     "unread",
+    "group",
 )
 
 
@@ -156,16 +157,21 @@ class SemanticIndex:
         return any(serving != self._algorithm for serving in self._serving.values())
 
     async def nearest(
-        self, embedder: EmbedderIdentity, scope: str, vector: Vector, expires_after_ms: int
+        self,
+        embedder: EmbedderIdentity,
+        scope: str,
+        vector: Vector,
+        expires_after_ms: int,
+        neighbours: int = NEIGHBOURS,
     ) -> list[Nearest]:
-        """Returns the `NEIGHBOURS` nearest entries that expire after `expires_after_ms`, nearest first."""
+        """Returns the nearest entries that expire after `expires_after_ms`, nearest first."""
         self._note(embedder)
         serving = await self._serves(embedder)
         if serving is None:
             return []
         index = self._names.get((embedder.fingerprint, serving)) or self._name(embedder, serving)
         share = self._shares.of(scope, self._entries.get(index, 0))
-        search = _search(index, scope, expires_after_ms, nearest_clause(serving, share), vector)
+        search = _search(index, scope, expires_after_ms, nearest_clause(serving, share, neighbours), vector, neighbours)
         try:
             if serving == "hnsw" and self._shares.is_due(scope):
                 found = await self._counted(index, scope, search)
@@ -251,11 +257,11 @@ class SemanticIndex:
         return AsyncSearchIndex.from_dict(index_schema(self.keys, embedder, algorithm), redis_client=client)
 
 
-def nearest_clause(algorithm: Algorithm, share: float | None = None) -> str:
+def nearest_clause(algorithm: Algorithm, share: float | None = None, neighbours: int = NEIGHBOURS) -> str:
     """The part of a query that finds the nearest entries. `share`: the scope's share of the index, if known."""
     if algorithm == "flat":
-        return f"[KNN {NEIGHBOURS} @vector $v AS d]"
-    return f"[KNN {NEIGHBOURS} @vector $v EF_RUNTIME {EF_RUNTIME}{hybrid_policy(share)} AS d]"
+        return f"[KNN {neighbours} @vector $v AS d]"
+    return f"[KNN {neighbours} @vector $v EF_RUNTIME {EF_RUNTIME}{hybrid_policy(share)} AS d]"
 
 
 async def _execute(client: Redis, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
@@ -268,11 +274,13 @@ async def _execute(client: Redis, commands: Sequence[tuple[Any, ...]]) -> list[A
         return list(await pipe.execute())
 
 
-def _search(index: str, scope: str, expires_after_ms: int, nearest: str, vector: Vector) -> tuple[Any, ...]:
+def _search(
+    index: str, scope: str, expires_after_ms: int, nearest: str, vector: Vector, neighbours: int
+) -> tuple[Any, ...]:
     """Builds the command by hand: building it with redisvl takes longer than the rest of a semantic hit."""
     return (
         *("FT.SEARCH", index, f"({_in_scope(scope)} @expires_ms:[({expires_after_ms} +inf])=>{nearest}"),
-        *("PARAMS", 2, "v", vector, "SORTBY", "d", "LIMIT", 0, NEIGHBOURS, "DIALECT", 2),
+        *("PARAMS", 2, "v", vector, "SORTBY", "d", "LIMIT", 0, neighbours, "DIALECT", 2),
         *("RETURN", len(FIELDS) + 1, "d", *FIELDS),
     )
 

@@ -1,0 +1,152 @@
+"""The fleet's labels in Redis: streams with a fixed maximum length, one per scope and one of all scopes.
+
+A backup does not contain them: they are learned again from the traffic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, Final
+
+from api.ports.quality import Evidence, Label, LabelledPair, LabelSource, PolicyName, PooledLabel, Verdict, Versions
+from api.redis_store.health_gated import HealthGatedClients
+from api.redis_store.keys import Keys
+from api.redis_store.scripts import script
+
+OF_SCOPE: Final = 1_000
+"""Labels of a scope. More than a fit needs; about 150 kB."""
+POOLED: Final = 20_000
+"""Labels of all scopes; about 3 MB."""
+PAIRS: Final = 20_000
+"""Pairs of questions, enough to train a verifier; about 5 MB."""
+LIFETIME_MS: Final = 30 * 24 * 3600 * 1000
+"""How long labels live after the last one of their stream."""
+MINUTE_MS: Final = 60_000
+SOURCES: Final[Mapping[str, LabelSource]] = {"shadow": "shadow", "miss": "miss", "feedback": "feedback"}
+PAIR_TEXT: Final = 2_000
+"""Characters of a question that are kept. Longer questions are not compared by meaning."""
+
+
+class RedisLabels:
+    """The label store. Every method raises `StoreUnavailable`. On a cluster all labels are on one shard."""
+
+    def __init__(self, redis: HealthGatedClients, keys: Keys) -> None:
+        self._redis = redis.of(keys.labels)
+        self._keys = keys
+        self._append = script(redis.client, "stores/labels", "append")
+        self._admit = script(redis.client, "stores/labels", "admit")
+
+    async def append(self, scope: str, tenant: str, label: Label, pair: LabelledPair | None = None) -> None:
+        """Appends a label to its scope and to the pool, and keeps the pair of questions if there is one."""
+        fields = _flat(_fields(scope, tenant, label))
+        limits = [LIFETIME_MS, OF_SCOPE, POOLED, PAIRS]
+        arguments = [*limits, len(fields) // 2, *fields, *(_flat(_pair_fields(tenant, pair)) if pair else ())]
+        keys = [self._keys.labels_of(scope), self._keys.labels, self._keys.labelled_pairs]
+        await self._redis.run("append_label", partial(self._append, keys, arguments))
+
+    async def of_scope(self, scope: str, limit: int) -> Sequence[Label]:
+        """Returns the newest labels of a scope, newest first."""
+        key = self._keys.labels_of(scope)
+        found: Any = await self._redis.run("read_labels", lambda client: client.xrevrange(key, count=limit))
+        return [pooled.label for pooled in map(_read, found) if pooled is not None]
+
+    async def pooled(self, after: str, limit: int) -> tuple[Sequence[PooledLabel], str]:
+        """Returns labels of all scopes after an ID, oldest first, and the ID to continue from. `after` "" begins."""
+        first = f"({after}" if after else "-"
+        found: Any = await self._redis.run(
+            "read_labels", lambda client: client.xrange(self._keys.labels, first, count=limit)
+        )
+        labels = [pooled for pooled in map(_read, found) if pooled is not None]
+        return labels, found[-1][0].decode() if found else after
+
+    async def pairs(self, limit: int) -> Sequence[LabelledPair]:
+        """Returns the newest pairs of all scopes, newest first."""
+        key = self._keys.labelled_pairs
+        found: Any = await self._redis.run("read_labels", lambda client: client.xrevrange(key, count=limit))
+        return [pair for pair in map(_read_pair, found) if pair is not None]
+
+    async def admit_shadow(self, per_minute: int) -> bool:
+        """Returns whether the fleet may make another shadow call in this minute; if so, counts it."""
+        arguments = [per_minute, MINUTE_MS]
+        return bool(await self._redis.run("admit_shadow", partial(self._admit, [self._keys.shadow_calls], arguments)))
+
+
+def _flat(fields: Mapping[str, Any]) -> list[Any]:
+    return [part for pair in fields.items() for part in pair]
+
+
+def _fields(scope: str, tenant: str, label: Label) -> dict[str, Any]:
+    evidence, versions = label.evidence, label.versions
+    return {
+        "scope": scope,
+        "tenant": tenant,
+        "source": label.source,
+        "verdict": label.verdict.value,
+        "served": int(label.served),
+        "kind": label.kind,
+        "policy": label.policy.value,
+        "probability": label.probability,
+        "similarity": round(evidence.similarity, 6),
+        "other": round(evidence.other, 6),
+        "same": round(evidence.same, 4),
+        "others": round(evidence.others, 4),
+        "guard": evidence.guard,
+        "verifier": "" if evidence.verifier is None else evidence.verifier,
+        "embedder": versions.embedder,
+        "verifier_digest": versions.verifier,
+        "comparator": versions.comparator,
+    }
+
+
+def _pair_fields(tenant: str, pair: LabelledPair) -> dict[str, Any]:
+    return {
+        "scope": pair.scope,
+        "tenant": tenant,
+        "verdict": pair.verdict.value,
+        "asked": pair.asked[:PAIR_TEXT],
+        "cached": pair.cached[:PAIR_TEXT],
+    }
+
+
+def _named(reply: Any) -> tuple[str, dict[str, str]]:
+    at, fields = reply
+    return at.decode(), {name.decode(): value.decode("utf-8", "replace") for name, value in fields.items()}
+
+
+def _read(reply: Any) -> PooledLabel | None:
+    """Returns None for a label of a later release that cannot be read."""
+    try:
+        at, fields = _named(reply)
+        return PooledLabel(fields["scope"], fields["tenant"], _label(at, fields))
+    except (KeyError, ValueError, AttributeError):
+        return None
+
+
+def _label(at: str, fields: Mapping[str, str]) -> Label:
+    return Label(
+        Evidence(
+            float(fields["similarity"]),
+            float(fields["other"]),
+            float(fields["same"]),
+            float(fields["others"]),
+            fields["guard"],
+            float(fields["verifier"]) if fields["verifier"] else None,
+        ),
+        Verdict(fields["verdict"]),
+        SOURCES[fields["source"]],
+        fields["served"] == "1",
+        fields["kind"],
+        PolicyName(fields["policy"]),
+        Versions(fields["embedder"], fields["verifier_digest"], fields["comparator"]),
+        float(fields["probability"]),
+        int(at.partition("-")[0]),
+    )
+
+
+def _read_pair(reply: Any) -> LabelledPair | None:
+    try:
+        _, fields = _named(reply)
+        return LabelledPair(fields["asked"], fields["cached"], Verdict(fields["verdict"]), fields["scope"])
+    except (KeyError, ValueError, AttributeError):
+        return None
