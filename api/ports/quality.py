@@ -6,8 +6,8 @@ answered again in the background (shadow calls), and from feedback.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal, Protocol
 
@@ -120,3 +120,119 @@ class Verifier(Protocol):
 
     async def score(self, question: str, candidates: Sequence[str]) -> Sequence[float]:
         """Returns one logit for each candidate. Raises `VerifierUnavailable` at its deadline."""
+
+
+class PolicyOutcome(StrEnum):
+    """What a policy does about a question that has candidates.
+
+    `EXPLORED`: a candidate is good enough, but the answer is generated to learn from it. `WOULD_SERVE`: the policy is
+    `observe`, and the one it stands in for would have served.
+    """
+
+    SERVED = "served"
+    EXPLORED = "explored"
+    REFUSED = "refused"
+    WOULD_SERVE = "would_serve"
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyDecision:
+    """What a policy decides about a question.
+
+    `index`: the candidate that is served, explored, or would be served; else None. `reason`: why nothing is served,
+    such as `guard: numbers`; empty if a candidate is served. `probability`: that chance decides so again. `error`: the
+    upper bound of the probability that the candidate is wrong; None if the policy knows none. `limit`: the highest
+    `error` that is served.
+    """
+
+    policy: PolicyName
+    outcome: PolicyOutcome
+    index: int | None = None
+    reason: str = ""
+    probability: float = 1.0
+    error: float | None = None
+    limit: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Confusion:
+    """How often the comparator was wrong on labelled pairs of answers, as counts."""
+
+    different: int = 0
+    called_same: int = 0
+    same: int = 0
+    called_different: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FalseHitRate:
+    """The share of served answers that are wrong, with its 95 % interval. `samples`: the labels behind it.
+
+    `served`: how many answers it stands for. Without samples the interval is 0 to 1.
+    """
+
+    estimate: float = 0.0
+    low: float = 0.0
+    high: float = 1.0
+    samples: int = 0
+    served: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class SimilarityBand:
+    """Labels of candidates whose cosine lies between `low_end` and `high_end`, served or not."""
+
+    low_end: float
+    high_end: float
+    labels: int
+    wrong: int
+    rate: FalseHitRate
+
+
+QualityChange = Literal["tightened", "loosened", "learned", "forgot"]
+"""`learned`: a model of the policy `verified` came into use. `forgot`: it went out of use."""
+
+
+@dataclass(frozen=True, slots=True)
+class QualityEvent:
+    """A change of what the fleet serves. `level`: how far it is tightened from then on. `at_ms`: by Redis's clock."""
+
+    at_ms: int
+    change: QualityChange
+    level: int
+    rate: FalseHitRate
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class QualityState:
+    """What the fleet knows about its error, and what it does about it. One worker writes it, all follow it.
+
+    `epoch`: grows with each write; 0 if nothing is known. `level`: 0 is not tightened; at the last level the semantic
+    tier is closed. `threshold`, `target_error`: those in force at this level. `rate`: of all answers from the cache.
+    `by_kind`, `by_policy`, `by_tenant`: the same in parts. `would_serve`: of what `observe` would have served.
+    `labels`: numbers of labels by source. `unsure`: those without a verdict. `learned`: a model is in use.
+    """
+
+    epoch: int = 0
+    at_ms: int = 0
+    policy: PolicyName = PolicyName.GUARDED
+    versions: Versions = field(default_factory=lambda: Versions(""))
+    level: int = 0
+    threshold: float = 0.92
+    target_error: float = 0.02
+    learned: bool = False
+    rate: FalseHitRate = field(default_factory=FalseHitRate)
+    would_serve: FalseHitRate = field(default_factory=FalseHitRate)
+    by_kind: Mapping[str, FalseHitRate] = field(default_factory=dict)
+    by_policy: Mapping[str, FalseHitRate] = field(default_factory=dict)
+    by_tenant: Mapping[str, FalseHitRate] = field(default_factory=dict)
+    by_similarity: Sequence[SimilarityBand] = ()
+    labels: Mapping[str, int] = field(default_factory=dict)
+    unsure: int = 0
+    history: Sequence[QualityEvent] = ()
+
+    @property
+    def tightened(self) -> bool:
+        """Whether the fleet serves less than its settings allow."""
+        return self.level > 0
