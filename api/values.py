@@ -61,7 +61,7 @@ class GenerationRequest:
 
     `tenant` takes turns with others if too many call at once; `background` work waits behind all of them. `timeout` is
     in seconds for the whole answer and can only shorten the adapter's own. `buffered`: nobody reads along, so a broken
-    answer may start again.
+    answer may start again. `format`: the JSON schema that the answer must have.
     """
 
     model: str
@@ -72,6 +72,7 @@ class GenerationRequest:
     timeout: float | None = None
     retry: Retry = "here"
     buffered: bool = False
+    format: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,6 +141,15 @@ RERANKING_DURATION = MetricSpec(
     ("outcome",),
     buckets=STAGE_BUCKETS,
 )
+ANSWER_COMPARISONS = MetricSpec(
+    "ragherd_answer_comparisons_total",
+    "counter",
+    "Pairs of answers compared, by stage and verdict.",
+    ("stage", "verdict"),
+)
+JUDGE_FAILURES = MetricSpec(
+    "ragherd_judge_failures_total", "counter", "Pairs of answers that the judge model did not judge.", ("reason",)
+)
 CITATIONS_REMOVED = MetricSpec(
     "ragherd_citations_removed_total", "counter", "Citations without a source that were removed."
 )

@@ -242,6 +242,14 @@ class Metrics:
         """Observes a re-ranking."""
         self._families[names.RERANKING_DURATION][(outcome,)].observe(seconds)
 
+    def compared(self, stage: str, verdict: str) -> None:
+        """Counts a comparison of two answers."""
+        self._families[names.ANSWER_COMPARISONS][(stage, verdict)].inc()
+
+    def judge_failed(self, reason: str) -> None:
+        """Counts a pair of answers without the judge's verdict."""
+        self._families[names.JUDGE_FAILURES][(reason,)].inc()
+
     def citations_removed(self, count: int) -> None:
         """Counts removed citations."""
         self._families[names.CITATIONS_REMOVED][()].inc(count)

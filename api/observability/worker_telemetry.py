@@ -17,8 +17,9 @@ from api.errors import (
 from api.observability.metric_names import FlightEvent, Stage
 from api.observability.metrics import Metrics
 from api.ports.answer_cache import Invalidation, Swept
+from api.ports.quality import Verdict
 from api.ports.question import AnswerFinished, Query, Timings
-from api.ports.telemetry import BulkheadReason, GroundingOutcome, RefreshOutcome, Telemetry
+from api.ports.telemetry import BulkheadReason, GroundingOutcome, JudgeFailure, RefreshOutcome, Telemetry
 from api.values import CacheStatus, Usage
 
 if TYPE_CHECKING:
@@ -119,6 +120,15 @@ class WorkerTelemetry(Telemetry):
     def language_unknown(self) -> None:
         """Counts the question."""
         self._metrics.language_unknown()
+
+    def compared(self, stage: str, verdict: Verdict) -> None:
+        """Counts the comparison by stage and verdict."""
+        self._metrics.compared(stage, verdict)
+
+    def judge_failed(self, reason: JudgeFailure) -> None:
+        """Counts and logs the failure."""
+        self._metrics.judge_failed(reason)
+        self._queries.warning("judge_failed", reason=reason)
 
     def refreshing(self, outcome: RefreshOutcome) -> None:
         """Counts the refresh by its outcome."""

@@ -263,6 +263,7 @@ class OllamaModel:
                 "stream": True,
                 "think": False,
                 **self._keep_alive,
+                **({} if request.format is None else {"format": request.format}),
             }
         )
 

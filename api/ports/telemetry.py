@@ -6,6 +6,7 @@ from typing import Literal
 
 from api.errors import EmbeddingUnavailable, RagherdError, RerankingUnavailable, StoreUnavailable, UpstreamError
 from api.ports.answer_cache import Invalidation, Swept
+from api.ports.quality import Verdict
 from api.ports.question import AnswerFinished, Query
 from api.values import Usage
 
@@ -13,6 +14,8 @@ GroundingOutcome = Literal["grounded", "nothing_relevant", "no_documents", "not_
 """The result of the search of the knowledge base for an answer."""
 RefreshOutcome = Literal["stored", "not_stored", "failed", "elsewhere", "too_many"]
 """The outcome of refreshing an expired answer. `elsewhere`: another worker does it; `too_many`: this one is full."""
+JudgeFailure = Literal["unavailable", "invalid"]
+"""The reason why the judge gave no verdict: its model did not answer, or not in the form that was asked for."""
 BulkheadReason = Literal["queue_full", "deadline", "displaced"]
 """The reason why a call got no permit."""
 
@@ -66,6 +69,12 @@ class Telemetry:
 
     def refreshing(self, outcome: RefreshOutcome) -> None:
         """The refresh of a served, expired answer ended."""
+
+    def compared(self, stage: str, verdict: Verdict) -> None:
+        """Two answers were compared. `stage`: what decided, or was asked last."""
+
+    def judge_failed(self, reason: JudgeFailure) -> None:
+        """The judge model gave no verdict on two answers."""
 
     # -- calls to Ollama ----------------------------------------------------------------------------------------------
 

@@ -69,6 +69,13 @@ class CacheSettings(SettingsGroup):
     """
     condense: bool = False
     """Rewrite a question with `history` to find it by meaning."""
+    judge_model: Annotated[str, Field(title="model")] | None = None
+    """Model that judges two answers where the rules are unsure.
+
+    It is asked in the background, at most twice for a pair of answers. Without it, such pairs are no labels.
+    """
+    judge_timeout: Seconds = 60.0
+    """Time for one reply of the judge model, including its wait."""
     warm_concurrency: Annotated[int, Field(ge=1, le=64)] = 2
     """Questions of a warm-up at once."""
 

@@ -15,6 +15,7 @@ from api.languages.identify import ONLY_ENGLISH, Languages, languages_of
 from api.observability.metrics import Metrics
 from api.observability.worker_telemetry import WarmUpTelemetry, WorkerTelemetry
 from api.ports.inference import Embedder, ModelDigests
+from api.quality.comparator import Comparator
 from api.query.cache import CacheBudget, CachePolicy, SemanticCache
 from api.query.cache_key import CacheKeyBuilder
 from api.query.condense import Condenser
@@ -22,6 +23,7 @@ from api.query.explain import Explainer
 from api.query.generate import FreshAnswers, Refresher
 from api.query.grounding import PassageRetriever, PromptBuilder
 from api.query.invalidate import Invalidator
+from api.query.judge import ModelJudge
 from api.query.prompt_template import PromptTemplate, load
 from api.query.service import QueryService
 from api.query.warm_up import CacheWarmer, WarmUps
@@ -77,6 +79,7 @@ class WorkerCache:
         flights: FleetFlights,
         retriever: Retriever,
         budget: CacheBudget,
+        comparator: Comparator,
     ) -> None:
         policy, settings = _policy(parts.settings), parts.settings
         cache = _answer_cache(parts) if settings.cache.enabled else None
@@ -94,6 +97,7 @@ class WorkerCache:
 
         shared = SemanticCache(cache, embedder, key_builder, parts.telemetry, policy, budget)
         fresh = fresh_answers(parts.telemetry)
+        self.comparator = comparator
         self._keeper = _keeper(parts) if cache is not None else None
         self.refresher = Refresher(fresh, flights, parts.telemetry)
         condensing = condenser if cache is not None and settings.cache.condense else None
@@ -128,8 +132,12 @@ async def open_cache(
     digests: ModelDigests,
     generations: Generations,
     retriever: Retriever,
+    background_embedder: Embedder,
 ) -> AsyncIterator[WorkerCache]:
-    """Opens the worker's cache. On exit unfinished work ends before the resources it needs are closed."""
+    """Opens the worker's cache. On exit unfinished work ends before the resources it needs are closed.
+
+    `background_embedder` embeds answers that are compared in the background, so that questions do not wait for them.
+    """
     async with AsyncExitStack() as stack:
         with suppress(StoreUnavailable):
             await parts.indexes.prepare(embedder)
@@ -138,12 +146,21 @@ async def open_cache(
         stack.push_async_callback(budget.aclose)
         flights = FleetFlights(store, parts.settings.cache.coalesce_timeout, parts.telemetry)
         await stack.enter_async_context(running_flights(flights))
-        cache = WorkerCache(parts, embedder, digests, generations, flights, retriever, budget)
+        comparator = _comparator(parts, background_embedder, generations)
+        cache = WorkerCache(parts, embedder, digests, generations, flights, retriever, budget, comparator)
         stack.push_async_callback(cache.refresher.aclose)
         if cache.warm_ups is not None:
             # On its own stack: a question interrupted by a closed pool would count as failed.
             (await stack.enter_async_context(Background())).start(cache.warm_ups.keep_going)
         yield cache
+
+
+def _comparator(parts: CacheParts, embedder: Embedder, generations: Generations) -> Comparator:
+    cache = parts.settings.cache
+    judge = None
+    if cache.judge_model is not None:
+        judge = ModelJudge(generations, cache.judge_model, cache.judge_timeout, parts.telemetry)
+    return Comparator(embedder, parts.telemetry, judge)
 
 
 def _answer_cache(parts: CacheParts) -> RedisAnswerCache:

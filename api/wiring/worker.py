@@ -138,7 +138,15 @@ class _Worker:
         )
         knowledge = await self._stack.enter_async_context(open_knowledge(made))
         generations = backends.generations(parts.telemetry)
-        opened = open_cache(parts, redis.main.address, embedder, backends.digests, generations, knowledge.retriever)
+        opened = open_cache(
+            parts,
+            redis.main.address,
+            embedder,
+            backends.digests,
+            generations,
+            knowledge.retriever,
+            embedders.documents,
+        )
         return knowledge, await self._stack.enter_async_context(opened)
 
     def _state(
