@@ -13,6 +13,7 @@ from api import __version__
 from api.endpoints import (
     docs_page,
     documents,
+    feedback,
     health,
     ollama_api,
     openai_api,
@@ -56,7 +57,7 @@ def create_app(settings: Settings) -> FastAPI:
         docs_page.router,
     )
     app.state.metrics = metrics
-    for router in (query.router, documents.router, ollama_api.router, openai_api.router, *operated):
+    for router in (query.router, feedback.router, documents.router, ollama_api.router, openai_api.router, *operated):
         app.include_router(router)
     problems.install(app)
     app.add_middleware(

@@ -53,6 +53,14 @@ class Access:
             raise NotAuthorized("The key belongs to another tenant than the requested one.")
         return tenant
 
+    def voter(self, request: Request, tenant: str) -> str:
+        """Identifies who gives feedback: the key, or without keys the tenant and the client's address."""
+        key = _bearer(request) if self._tenants else None
+        if key is None:
+            address = request.client.host if request.client is not None else ""
+            key = _digest(f"{tenant} {address}".encode())
+        return key.hex()[:16]
+
     def sees_all_tenants(self, request: Request) -> bool:
         """Returns whether the caller may see every tenant: an admin, or any caller if no keys are configured."""
         return not self._tenants or self._is_admin(_bearer(request))

@@ -39,6 +39,7 @@ def build_query(request: Request, model: str, turns: Sequence[ChatMessage], opti
         timeout=request_timeout(request.headers),
         template=RAW,
         system=system,
+        request_id=request.state.request_id,
     )
 
 

@@ -98,4 +98,5 @@ def build_query(body: QueryIn, request: Request, state: AppState) -> Query:
         history=tuple([ChatMessage(turn.role, turn.content) for turn in body.history]) if body.history else (),
         cache_control=parse(list_header(headers, "cache-control")) if "cache-control" in headers else UNLIMITED,
         timeout=request_timeout(headers) if HEADER in headers else None,
+        request_id=request.state.request_id,
     )

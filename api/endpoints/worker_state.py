@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from api.endpoints.health import Reachability
     from api.endpoints.streaming import Streaming
     from api.knowledge.document_service import DocumentService
-    from api.ports.answer_cache import StoreWarning
+    from api.ports.answer_cache import Feedback, StoreWarning
     from api.ports.inference import ModelCatalog
     from api.query.explain import Explainer
     from api.query.invalidate import Invalidator
@@ -52,6 +52,7 @@ class AppState:
     pool_report: Callable[[], dict[str, object]]
     cache_report: Callable[[], Awaitable[dict[str, object]]]
     invalidator: Invalidator
+    feedback: Feedback
     warm_ups: WarmUps | None
     live_workers: Callable[[], Awaitable[list[dict[str, str]]]]
     reachability: Reachability

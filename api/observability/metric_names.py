@@ -16,6 +16,7 @@ Stage = Literal["total", "embed", "cache", "retrieve", "generate"]
 ConnectionEnd = Literal["silent", "idle", "head", "rest", "unread", "full", "refused"]
 LookupResult = Literal["exact", "semantic", "stale", "miss", "unavailable"]
 FlightEvent = Literal["handed_over", "alone", "fenced"]
+QuarantineChange = Literal["quarantined", "released"]
 RerankingOutcome = Literal["reranked", "failed"]
 BreakerState = Literal["closed", "open", "half_open"]
 BreakerOutcome = Literal["successful", "slow_successful", "failed", "slow_failed", "ignored"]
@@ -126,6 +127,18 @@ CACHE_INVALIDATIONS = MetricSpec(
     "counter",
     "Entries deleted by admins, by parameter.",
     ("kind",),
+)
+FEEDBACK = MetricSpec("ragherd_feedback_total", "counter", "Votes on answers by verdict.", ("verdict",))
+FEEDBACK_LEFT_OUT = MetricSpec(
+    "ragherd_feedback_left_out_total",
+    "counter",
+    "Answers beyond 10,000 a minute, which cannot be judged.",
+)
+CACHE_QUARANTINES = MetricSpec(
+    "ragherd_cache_quarantines_total",
+    "counter",
+    "Entries that feedback quarantined or released.",
+    ("change",),
 )
 
 GROUNDINGS = MetricSpec(

@@ -27,11 +27,12 @@ from api.observability.metric_names import (
     FlightEvent,
     LookupResult,
     MetricSpec,
+    QuarantineChange,
     RerankingOutcome,
     Stage,
 )
 from api.observability.worker_files import WorkerFilesCollector
-from api.ports.answer_cache import StoreWarning
+from api.ports.answer_cache import FeedbackVerdict, StoreWarning
 from api.ports.telemetry import BulkheadReason, RefreshOutcome
 from api.values import CacheKind, CacheStatus, Usage
 
@@ -147,6 +148,10 @@ class Metrics:
             self._queries.begin(CacheStatus.HIT.value, kind)
         for outcome in get_args(RefreshOutcome):
             self._families[names.CACHE_REFRESHES].begin(outcome)
+        for verdict in get_args(FeedbackVerdict):
+            self._families[names.FEEDBACK].begin(verdict)
+        for change in get_args(QuarantineChange):
+            self._families[names.CACHE_QUARANTINES].begin(change)
         for event in get_args(FlightEvent):
             self._families[names.SINGLE_FLIGHT_EVENTS].begin(event)
         for status in (CacheStatus.COALESCED.value, CacheStatus.MISS.value, CacheStatus.BYPASS.value, "error", "left"):
@@ -208,6 +213,18 @@ class Metrics:
     def cache_evicted(self, count: int) -> None:
         """Counts evicted entries."""
         self._families[names.CACHE_EVICTIONS][()].inc(count)
+
+    def feedback_received(self, verdict: FeedbackVerdict) -> None:
+        """Counts a vote."""
+        self._families[names.FEEDBACK][(verdict,)].inc()
+
+    def feedback_left_out(self, count: int) -> None:
+        """Counts answers that cannot be judged."""
+        self._families[names.FEEDBACK_LEFT_OUT][()].inc(count)
+
+    def quarantine_changed(self, change: QuarantineChange, count: int) -> None:
+        """Counts entries that feedback took out of service or put back."""
+        self._families[names.CACHE_QUARANTINES][(change,)].inc(count)
 
     def guard_rejected(self, guard: str) -> None:
         """Counts a cached answer that a guard rejected."""

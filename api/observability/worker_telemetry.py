@@ -14,22 +14,27 @@ from api.errors import (
     StoreUnavailable,
     UpstreamError,
 )
-from api.observability.metric_names import FlightEvent, Stage
+from api.observability.metric_names import FlightEvent, QuarantineChange, Stage
 from api.observability.metrics import Metrics
-from api.ports.answer_cache import Invalidation, Swept
+from api.ports.answer_cache import Invalidation, Swept, Vote, Voted
 from api.ports.quality import Verdict
 from api.ports.question import AnswerFinished, Query, Timings
 from api.ports.telemetry import BulkheadReason, GroundingOutcome, JudgeFailure, RefreshOutcome, Telemetry
-from api.values import CacheStatus, Usage
+from api.values import CacheStatus, FlightKey, Usage
 
 if TYPE_CHECKING:
+    from api.redis_store.stores.feedback import ServedAnswers
     from api.redis_store.stores.fleet import CacheCounters
 
 
 class WorkerTelemetry(Telemetry):
     """The telemetry of one worker. `log_questions`: the log may contain questions. It never contains documents."""
 
-    def __init__(self, metrics: Metrics, counters: CacheCounters, *, log_questions: bool) -> None:
+    def __init__(
+        self, metrics: Metrics, counters: CacheCounters, served: ServedAnswers | None = None, *, log_questions: bool
+    ) -> None:
+        self._note_served = served.note if served is not None else _not_remembered
+        self._wake_served = served.wake if served is not None else _not_remembered
         self._metrics = metrics
         self._counters = counters
         self._log_questions = log_questions
@@ -43,9 +48,11 @@ class WorkerTelemetry(Telemetry):
 
     # -- queries ------------------------------------------------------------------------------------------------------
 
-    def answered(self, query: Query, answered: AnswerFinished) -> None:
-        """Counts the query, and the tier of the cache that answered it."""
+    def answered(self, query: Query, answered: AnswerFinished, key: FlightKey | None = None) -> None:
+        """Counts the query, and the tier of the cache that answered it. Notes the answer for feedback."""
         self.requests += 1
+        self._note_served((query, answered, key))
+        self._wake_served()
         kind = answered.match.kind if answered.match else None
         self._metrics.query_answered(answered.status, kind, _stages(answered.timings))
         if answered.status is CacheStatus.HIT and kind is not None:
@@ -193,6 +200,23 @@ class WorkerTelemetry(Telemetry):
         given = {name: value for name, value in facts.items() if value is not None}
         self._cache.warning("cache_invalidated", by=asked.kind, matched=swept.matched, deleted=swept.deleted, **given)
 
+    def voted(self, vote: Vote, voted: Voted) -> None:
+        """Counts the vote, each key's once. Logs what it did to the cache, without texts."""
+        self._metrics.feedback_received(vote.verdict)
+        if voted.former != vote.verdict:
+            self._counters.add(f"feedback_{vote.verdict}")
+            if voted.former is not None:
+                self._counters.add(f"feedback_{voted.former}", -1)
+        served = voted.served
+        facts = {"tenant": served.tenant, "kind": served.status, "similarity": served.similarity, "by": vote.voter}
+        self._queries.info("feedback", verdict=vote.verdict, former=voted.former, judged=vote.request_id, **facts)
+        if voted.moved:
+            change: QuarantineChange = "quarantined" if vote.verdict == "bad" else "released"
+            self._counters.add(change, voted.moved)
+            self._metrics.quarantine_changed(change, voted.moved)
+            entry = f"{served.scope}:{served.entry}"
+            self._cache.warning(f"cache_{change}", entry=entry, entries=voted.moved, judged=vote.request_id, **facts)
+
     def stored_ahead(self) -> None:
         """Counts the stored answer."""
         self._metrics.cache_stored()
@@ -248,6 +272,10 @@ class WorkerTelemetry(Telemetry):
         """Observes the duration and logs the error."""
         self._metrics.reranked("failed", seconds)
         self._knowledge.warning("reranking_unavailable", error=str(error))
+
+
+def _not_remembered(*_: object) -> None:
+    """Does nothing: nobody judges these answers."""
 
 
 class WarmUpTelemetry(WorkerTelemetry):

@@ -181,6 +181,53 @@ class CacheSweep(Protocol):
     async def outdate(self, tenant: str) -> None: ...
 
 
+ServedStatus = Literal["exact", "semantic", "stale", "miss", "coalesced", "bypass"]
+FeedbackVerdict = Literal["good", "bad"]
+
+
+@dataclass(frozen=True, slots=True)
+class ServedAnswer:
+    """An answer that went out, as feedback finds it.
+
+    `scope` and `asked` are the asked question's cache key, empty without a cache. `entry` is the digest of the entry
+    that answered, or would be stored; `answer` is a digest of its text. `similarity` is 0 for fresh answers.
+    """
+
+    status: ServedStatus
+    similarity: float
+    scope: str
+    asked: str
+    entry: str
+    answer: str
+    tenant: str
+
+
+@dataclass(frozen=True, slots=True)
+class Vote:
+    """A verdict on an answer. `voter` identifies the key that votes, `request_id` the answer."""
+
+    request_id: str
+    verdict: FeedbackVerdict
+    voter: str
+    comment: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Voted:
+    """The result of a vote. `former`: what the key voted before. `moved`: entries quarantined or put back."""
+
+    served: ServedAnswer
+    former: FeedbackVerdict | None = None
+    moved: int = 0
+
+
+class Feedback(Protocol):
+    """Votes on answers. Raises `StoreUnavailable`."""
+
+    async def vote(self, tenant: str, vote: Vote, *, of_any_tenant: bool) -> Voted | None:
+        """Records a vote. None if the answer is unknown, too old, or another tenant's."""
+
+
 WarmUpStatus = Literal["running", "done", "failed", "cancelled"]
 
 

@@ -74,6 +74,7 @@ class Query:
     `documents` narrows which of the tenant's documents may ground the answer.
     `template` and `system` say how the turns are put to the model.
     `keeps_history`: rewriting the question to stand alone failed, so the prompt keeps the earlier turns.
+    `request_id`: names the answer in feedback; empty if nobody can judge it.
     """
 
     question: str
@@ -88,6 +89,7 @@ class Query:
     template: Template = GROUNDED
     system: str | None = None
     keeps_history: bool = False
+    request_id: str = ""
 
     @property
     def has_meaning(self) -> bool:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 from api.errors import EmbeddingUnavailable, RagherdError, RerankingUnavailable, StoreUnavailable, UpstreamError
-from api.ports.answer_cache import Invalidation, Swept
+from api.ports.answer_cache import Invalidation, Swept, Vote, Voted
 from api.ports.quality import Verdict
 from api.ports.question import AnswerFinished, Query
-from api.values import Usage
+from api.values import FlightKey, Usage
 
 GroundingOutcome = Literal["grounded", "nothing_relevant", "no_documents", "not_asked", "unavailable"]
 """The result of the search of the knowledge base for an answer."""
@@ -28,8 +28,8 @@ class Telemetry:
 
     # -- queries ------------------------------------------------------------------------------------------------------
 
-    def answered(self, query: Query, answered: AnswerFinished) -> None:
-        """An answer went out."""
+    def answered(self, query: Query, answered: AnswerFinished, key: FlightKey | None = None) -> None:
+        """An answer went out. `key`: the question's, if the cache was used."""
 
     def missed(self) -> None:
         """The cache has no answer."""
@@ -109,6 +109,9 @@ class Telemetry:
 
     def invalidated(self, asked: Invalidation, swept: Swept) -> None:
         """An operator deleted cached answers."""
+
+    def voted(self, vote: Vote, voted: Voted) -> None:
+        """A user judged an answer."""
 
     def stored_ahead(self) -> None:
         """A warm-up stored an answer."""

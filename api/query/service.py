@@ -134,7 +134,8 @@ class QueryService:
             self._observer.left(request.asked)
             raise
         request.end()
-        self._observer.answered(request.asked, answered)
+        key = request.lookup.key
+        self._observer.answered(request.asked, answered, FlightKey(key.scope, key.digest) if key is not None else None)
         yield answered
 
     # -- by the cache -------------------------------------------------------------------------------------------------

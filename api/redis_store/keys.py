@@ -22,10 +22,13 @@ class CacheKeys:
     """The common prefix of all entries."""
     invalidated: str = field(init=False)
     """The time at which each invalidation tag was last set."""
+    quarantines: str = field(init=False)
+    """The common prefix of all quarantined entries."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "entries", self._tagged("cache"))
         object.__setattr__(self, "invalidated", self._one("invalidated"))
+        object.__setattr__(self, "quarantines", self._tagged("quarantine"))
 
     def _tagged(self, base: str) -> str:
         """The common prefix of a kind of keys: `rag:cache:`, or `rag:cache:{p07}:`."""
@@ -46,6 +49,15 @@ class CacheKeys:
     def holds(self, key: str) -> bool:
         """Returns whether a key is an entry of this partition."""
         return key.startswith(self.entries) and (bool(self.tag) or not key.startswith(f"{self.entries}{{"))
+
+    def feedback(self, scope: str, digest: str) -> list[str]:
+        """The keys that a vote on an entry changes: its votes, the invalidation tags, eviction, all quarantines."""
+        votes = f"{self._tagged('votes')}{scope}:{digest}"
+        return [votes, self.invalidated, *self.eviction_keys, self._one("quarantined")]
+
+    def quarantine(self, entry: str) -> str:
+        """The key of an entry while it is quarantined."""
+        return self.quarantines + entry.removeprefix(self.entries)
 
     @property
     def eviction_keys(self) -> list[str]:
@@ -143,6 +155,11 @@ class Keys:
     def flight(self, scope: str, digest: str) -> list[str]:
         """The keys of a flight: the flight, its messages, the lead of a refresh. They share a slot."""
         return self.partition(scope).flight(scope, digest)
+
+    @property
+    def served(self) -> str:
+        """The common prefix of the answers that went out, by minute."""
+        return self._tagged("served", FLEET)
 
     @property
     def janitor(self) -> str:

@@ -235,5 +235,10 @@ class ServerSettings(SettingsGroup):
     """
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Lowest level to log. Each line is a JSON object."""
+    feedback_ttl: Annotated[float, Field(ge=0, le=86400, title="seconds")] = 3600.0
+    """How long an answer can be judged. 0: never.
+
+    Redis remembers each answer that went out for this time, at most 10,000 a minute.
+    """
     log_questions: bool = False
     """Show the text of questions in the log."""

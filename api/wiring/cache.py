@@ -38,6 +38,7 @@ from api.redis_store.stores.cache.semantic_index import SemanticIndexes
 from api.redis_store.stores.cache.sweep import RedisCacheSweep
 from api.redis_store.stores.cache.warm_up import RedisWarmUpJobs
 from api.redis_store.stores.documents.work import RedisDeletions
+from api.redis_store.stores.feedback import RedisFeedback, ServedAnswers
 from api.redis_store.stores.fleet import CacheCounters
 from api.redis_store.stores.flights import RedisFlightStore
 from api.settings import EmbedderSettings, Settings
@@ -64,7 +65,11 @@ class CacheParts:
         self.max_size = settings.partition_size
         self.indexes = SemanticIndexes(client, self.keys, algorithm_for(self.max_size))
         self.counters = CacheCounters(client, self.keys, worker)
-        self.telemetry = WorkerTelemetry(metrics, self.counters, log_questions=settings.server.log_questions)
+        self.served = ServedAnswers(
+            client, self.keys, round(settings.server.feedback_ttl * 1000), metrics.feedback_left_out
+        )
+        log_questions = settings.server.log_questions
+        self.telemetry = WorkerTelemetry(metrics, self.counters, self.served, log_questions=log_questions)
 
 
 class WorkerCache:
@@ -98,6 +103,7 @@ class WorkerCache:
         shared = SemanticCache(cache, embedder, key_builder, parts.telemetry, policy, budget)
         fresh = fresh_answers(parts.telemetry)
         self.comparator = comparator
+        self._served = parts.served
         self._keeper = _keeper(parts) if cache is not None else None
         self.refresher = Refresher(fresh, flights, parts.telemetry)
         condensing = condenser if cache is not None and settings.cache.condense else None
@@ -110,6 +116,14 @@ class WorkerCache:
             embedder,
             parts.telemetry,
         )
+        self.feedback = RedisFeedback(
+            parts.client,
+            parts.keys,
+            parts.indexes,
+            parts.served,
+            parts.telemetry,
+            round((settings.cache.ttl + settings.cache.stale_ttl) * 1000),
+        )
         self.warm_ups: WarmUps | None = None
         if cache is not None:
             warm_up_telemetry = WarmUpTelemetry(
@@ -121,7 +135,8 @@ class WorkerCache:
 
     def tasks(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
         """Background tasks for the worker's lifetime."""
-        return [self._keeper.keep] if self._keeper is not None else []
+        keeping = [self._keeper.keep] if self._keeper is not None else []
+        return [self._served.keep_writing, *keeping]
 
 
 @asynccontextmanager

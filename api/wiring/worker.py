@@ -99,6 +99,7 @@ class _Worker:
         registry = self._registry = WorkerRegistry(client, self._keys, self._id, facts.fields)
         self._stack.push_async_callback(registry.leave)
         self._stack.push_async_callback(parts.counters.flush)
+        self._stack.push_async_callback(parts.served.aclose)
         background.start(LoopLag(self._metrics).keep_measuring)
         for forever in (parts.counters.keep_flushing, registry.keep_renewing, facts.keep_measuring):
             background.start(forever)
@@ -178,6 +179,7 @@ class _Worker:
             pool_report=facts.report,
             cache_report=cache.figures.report,
             invalidator=cache.invalidator,
+            feedback=cache.feedback,
             warm_ups=cache.warm_ups,
             live_workers=registry.live,
             reachability=Reachability(

@@ -85,6 +85,13 @@ def test_the_question_on_one_worker_its_paraphrase_on_the_other(fleet: Fleet) ->
         assert (answered["cache"]["status"], answered["cache"]["kind"]) == ("hit", "semantic")
         assert answered["answer"] == first["answer"]
         assert answered["cache"]["entry"] == first["cache"]["entry"]
+    judged = {"request_id": next(iter(answers.values()))["request_id"], "verdict": "bad"}
+    client = gunicorn.client
+    wait_until(lambda: client.post(f"{gunicorn.url()}/feedback", json=judged).status_code == 202)
+    for _ in range(20):  # on either worker
+        asked = {"question": PARAPHRASE}
+        headers = {"Connection": "close", "Cache-Control": "only-if-cached"}
+        assert client.post(f"{gunicorn.url()}/query", json=asked, headers=headers).status_code == 504
     refused = gunicorn.client.request("BREW", f"{gunicorn.url()}/query")  # no application sees such a method
     assert (refused.status_code, refused.headers["X-Worker"] in answers) == (400, True)
 

@@ -55,6 +55,7 @@ def _pattern(key: str) -> re.Pattern[str]:
         "<document>": "[0-9a-f]{24}",
         "<revision>": "[0-9]+",
         "<number>": "[0-9]+",
+        "<minute>": "[0-9]+",
     }
     spelled = (free.get(part, "[^:{}]+") if part.startswith("<") else re.escape(part) for part in parts)
     return re.compile("".join(spelled))
@@ -93,6 +94,7 @@ async def assert_fields_as_listed(redis: Redis, key: str, row: Listed) -> None:
     unlisted = [name for name in fields if f"`{re.sub(r'^pool_.*', 'pool_...', name)}`" not in page]
     made_up = (
         r"(embedded|done):[0-9a-f]{10}|[0-9a-f]{10}:[0-9]+|\d+:(ok|slow|fail|slowfail|calls|retries)"
+        r"|[0-9a-f]{32}|vote:[0-9a-f]{16}"  # request IDs, voters
         r"|(tenant|question|source|corpus|error|follower|last_evicted|(rag|mine):cache):.+|[^ ]+:latest"
     )
     assert [name for name in unlisted if not re.fullmatch(made_up, name)] == [], key
@@ -128,6 +130,8 @@ async def drive(client: httpx.AsyncClient, other: httpx.AsyncClient, stub: StubO
     assert (await client.delete(f"/documents/{gone['id']}")).status_code == 204
     warming = await client.post("/api/semantic-cache/warm", json={"questions": [QUESTION, "Or this?"]})
     assert warming.status_code == 202
+    judged = await ask(client, "Who may judge this?")
+    assert (await client.post("/feedback", json={"request_id": judged["request_id"], "verdict": "bad"})).is_success
     for path in ("/health", "/metrics", "/api/workers", "/api/semantic-cache/metrics", "/api/connection-pool/metrics"):
         assert (await client.get(path)).status_code == 200
 
@@ -207,6 +211,8 @@ async def test_on_a_cluster_the_names_are_those_of_the_page_too(cluster_serve: S
     await asyncio.gather(*(ask(client, question) for client in (one, other) for question in (QUESTION, PARAPHRASE)))
     await ask(other, QUESTION, history=history)
     await one.delete("/api/semantic-cache", params={"question": PARAPHRASE})
+    judged = await ask(one, "Who may judge this?")
+    assert (await one.post("/feedback", json={"request_id": judged["request_id"], "verdict": "bad"})).is_success
     headers = {"Content-Type": "application/jsonl"}
     await one.post("/api/semantic-cache/warm", content=f'"{QUESTION}"', headers=headers)
     tagged = named_on_a_cluster()

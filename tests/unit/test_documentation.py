@@ -162,6 +162,9 @@ def key_patterns() -> set[str]:
         *keys.breaker("<breaker>"),
         *keys.bulkhead("<bulkhead>"),
         keys.cache_entry("<scope>", "<digest>"),
+        *part.feedback("<scope>", "<digest>"),
+        part.quarantine(part.entry("<scope>", "<digest>")),
+        f"{keys.served}<minute>",
         *part.eviction_keys,
         part.entries_of("<tenant>"),
         keys.cache_stats,
@@ -214,6 +217,9 @@ def test_the_keys_page_has_the_names_on_a_cluster() -> None:
         *(
             part.entry("<scope>", "<digest>"),
             part.flight("<scope>", "<digest>")[0],
+            *part.feedback("<scope>", "<digest>"),
+            part.quarantine(part.entry("<scope>", "<digest>")),
+            f"{keys.served}<minute>",
             *part.eviction_keys,
             part.entries_of("<tenant>"),
         ),
@@ -244,10 +250,12 @@ def test_key_patterns_covers_every_key_method() -> None:
         "chunk_indexes",  # what the names of the indexes over chunks begin with
         "probe",  # never exists
         *("flight", "condensed", "digests", "flight_channel", "bulkhead_channel"),
+        "served",
     }
     assert spelled(CacheKeys) - {"prefix", "tag", "holds"} == {
         *("entry", "eviction_keys", "entries_of", "invalidated", "index", "index_uses", "flight"),
-        *("entries", "embedded_by", "indexes"),  # what all of them begin with, and what an index covers
+        *("feedback", "quarantine"),
+        *("entries", "embedded_by", "indexes", "quarantines"),  # what all of them begin with, and what an index covers
     }
 
 

@@ -2,6 +2,9 @@
 --   hash  rag:cache:<scope>:<digest>  an entry: created_ms, expires_ms, tenant, the answer ...
 --   hash  rag:flight:{...}            the generation that may store the entry: fence
 --   hash  rag:invalidated             invalidation tag -> when it was set (ms); `began`: the first time of all (ms)
+--   hash  rag:quarantine:<scope>:<digest>  an entry that a user judged bad, under another name: no look-up finds it
+--   zset  rag:quarantined             quarantined entry -> when it was quarantined (ms)
+--   hash  rag:votes:<scope>:<digest>  the votes on an entry's answer
 -- The five eviction keys:
 --   zset  rag:evict:cache             entry -> its score; rag:evict:cache:<tenant> has the entries of one tenant
 --   zset  rag:expire:cache            entry -> when it expires (ms)
@@ -289,3 +292,105 @@ redis.call('HSET', entry, unpack(ARGV, 10 + tags))
 redis.call('PEXPIREAT', entry, int(gone))
 extend_all(keys, tenant, gone - now)
 return 'restored'
+
+-- name: vote
+-- Records a key's vote on the answer of an entry, in place of its former one. A bad vote takes the entry and its copies
+-- out of service: they move to other keys, which no look-up reads. When the last bad vote turns good, they come back.
+-- KEYS[1] hash the votes   KEYS[2] hash rag:invalidated   KEYS[3..7] the eviction keys   KEYS[8] zset rag:quarantined,
+-- then for each entry: hash the entry, hash its quarantine, hash its flight, hash its refresh. The first is the judged.
+-- ARGV: verdict, voter, digest of the answer, group of the answer ('': none), tag of the asked question, lifetime_ms of
+--       votes, lifetime_ms of tags, most quarantined entries, field, value ... that explain the quarantine
+-- Returns {the key's former verdict ('': none), how many entries were quarantined or released}.
+local MOST_VOTERS, DIGEST, FIRST, PARTS = 1000, 16, 9, 4
+local WHY = {'entry', 'quarantined_ms', 'by', 'request', 'asked', 'status', 'similarity', 'comment'}
+local votes, invalidated, quarantined, keys = KEYS[1], KEYS[2], KEYS[8], eviction_keys(3)
+local verdict, voter, judged, group, asked = ARGV[1], 'vote:' .. ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local lifetime, tags_ms, most, now = tonumber(ARGV[6]), ARGV[7], tonumber(ARGV[8]), now_ms()
+
+-- Copies have the same text, or belong to the same group of answers.
+local function has_answer(entry, is_judged)
+  local answer, of_group = unpack(redis.call('HMGET', entry, 'answer', 'group'))
+  if not answer then return false end
+  if string.sub(redis.sha1hex(answer), 1, DIGEST) == judged then return true end
+  return not is_judged and group ~= '' and of_group == group
+end
+
+-- Answers that were asked for earlier are not stored any more.
+local function invalidate(entry, flight, refresh)
+  redis.call('UNLINK', flight, refresh)
+  redis.call('HSET', invalidated, 'question:' .. string.match(entry, '[^:]+$'), int(now))
+end
+
+local function quarantine(entry, copy, flight, refresh, is_judged)
+  local found = has_answer(entry, is_judged)
+  if is_judged or found then invalidate(entry, flight, refresh) end
+  if not found then return 0 end
+  forget(keys, entry)
+  redis.call('RENAME', entry, copy)
+  redis.call('HSET', copy, 'entry', entry, 'quarantined_ms', int(now), unpack(ARGV, 9))
+  redis.call('ZADD', quarantined, int(now), copy)
+  return 1
+end
+
+-- Puts an entry back, unless a newer answer has taken its place.
+local function release(entry, copy, _, _, is_judged)
+  if not has_answer(copy, is_judged) then return 0 end
+  redis.call('ZREM', quarantined, copy)
+  if redis.call('EXISTS', entry) == 1 then
+    redis.call('UNLINK', copy)
+    return 0
+  end
+  local left = redis.call('PTTL', copy)
+  redis.call('HDEL', copy, unpack(WHY))
+  redis.call('RENAME', copy, entry)
+  local tenant, tokens = unpack(redis.call('HMGET', entry, 'tenant', 'completion_tokens'))
+  redis.call('ZADD', keys.expire, int(now + left), entry)
+  update_score(keys, entry, tenant, 0, tonumber(tokens))
+  extend_all(keys, tenant, left)
+  return 1
+end
+
+local function each(change)
+  local changed = 0
+  for i = FIRST, #KEYS, PARTS do
+    changed = changed + change(KEYS[i], KEYS[i + 1], KEYS[i + 2], KEYS[i + 3], i == FIRST)
+  end
+  return changed
+end
+
+local function has_bad_vote()
+  local fields = redis.call('HGETALL', votes)
+  for i = 2, #fields, 2 do
+    if fields[i] == 'bad' then return true end
+  end
+  return false
+end
+
+-- Entries move first: after that, a full Redis accepts the writes that follow.
+local changed = verdict == 'bad' and each(quarantine) or 0
+if redis.call('HGET', votes, 'answer') ~= judged then redis.call('UNLINK', votes) end
+local former = redis.call('HGET', votes, voter) or ''
+if former ~= '' or #redis.call('HGETALL', votes) < 2 * MOST_VOTERS then
+  redis.call('HSET', votes, 'answer', judged, voter, verdict)
+  redis.call('PEXPIRE', votes, lifetime)
+end
+if verdict == 'bad' then
+  redis.call('HSET', invalidated, asked, int(now))
+  extend(invalidated, tonumber(tags_ms))
+  local copies = {}
+  for i = FIRST + PARTS, #KEYS, PARTS do
+    if redis.call('EXISTS', KEYS[i + 1]) == 1 then copies[#copies + 1] = KEYS[i] end
+  end
+  redis.call('HSET', votes, 'copies', table.concat(copies, ' '))
+elseif not has_bad_vote() then
+  changed = each(release)
+end
+
+-- Entries that have expired leave the list, and so do the oldest above the limit.
+redis.call('ZREMRANGEBYSCORE', quarantined, '-inf', int(now - lifetime))
+for _, old in ipairs(redis.call('ZRANGE', quarantined, 0, -1 - most)) do
+  redis.call('UNLINK', old)
+  redis.call('ZREM', quarantined, old)
+end
+if redis.call('EXISTS', quarantined) == 1 then redis.call('PEXPIRE', quarantined, lifetime) end
+return {former, changed}

@@ -59,6 +59,7 @@ class CacheFigures:
             "semantic_hits": semantic,
             **{name: totals.get(name, 0) for name in ("stale_hits", "coalesced", "stores", "evictions")},
             **{name: totals.get(name, 0) for name in ("guard_rejections", "corrupt", "invalidations")},
+            **{name: totals.get(name, 0) for name in ("quarantined", "released", "feedback_good", "feedback_bad")},
             "similarity_threshold": self._limits.similarity_threshold,
             "ttl_seconds": self._limits.ttl_seconds,
             "embedder": self._describe(embedder),

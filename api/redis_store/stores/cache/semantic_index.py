@@ -184,6 +184,21 @@ class SemanticIndex:
             return []
         return [_nearest(one) for one in found[b"results"]]
 
+    async def near(self, scope: str, vector: Vector, floor: float, limit: int) -> list[str]:
+        """Returns up to `limit` entries of the scope, fresh or not, with a similarity of at least `floor`.
+
+        Empty while this worker has no index for the scope's embedder.
+        """
+        fingerprint = scope.partition("-")[0]
+        serving = self._serving.get(fingerprint)
+        if serving is None:
+            return []
+        index, query = self.keys.index(fingerprint, serving), f"({_in_scope(scope)})=>[KNN {limit} @vector $v AS d]"
+        search = ("FT.SEARCH", index, query, "PARAMS", 2, "v", vector, "SORTBY", "d", "LIMIT", 0, limit)
+        command = methodcaller("execute_command", *search, "DIALECT", 2, "RETURN", 1, "d")
+        found = (await self._redis.run("feedback", command))[b"results"]
+        return [one[b"id"].decode() for one in found if 1.0 - float(one[b"extra_attributes"][b"d"]) >= floor]
+
     async def _counted(self, index: str, scope: str, search: tuple[Any, ...]) -> Any:
         """Searches in the same way, and counts the entries of the scope."""
         count = ("FT.SEARCH", index, _in_scope(scope), "LIMIT", 0, 0, "DIALECT", 2)

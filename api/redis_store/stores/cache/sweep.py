@@ -1,13 +1,13 @@
 """Deletes cached answers of the whole fleet: scans the keys in batches, in all partitions at once.
 
 It needs no index, so it finds entries of every embedder, with or without a vector, even while an index is missing or
-being built. No command keeps Redis busy for longer than a batch.
+being built. It finds quarantined entries too. No command keeps Redis busy for longer than a batch.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -29,7 +29,7 @@ Fields = Mapping[str, bytes | None]
 
 @dataclass(frozen=True, slots=True)
 class EntryKey:
-    """The parts of `rag:cache:<scope>:<digest>`."""
+    """The parts of `rag:cache:<scope>:<digest>`, or of the key of a quarantined entry."""
 
     key: str
     scope: str
@@ -38,15 +38,16 @@ class EntryKey:
     @classmethod
     def parsed(cls, keys: CacheKeys, key: str) -> EntryKey | None:
         """None for the key of something else."""
-        rest = key.removeprefix(keys.entries)
+        rest = key.removeprefix(keys.quarantines if key.startswith(keys.quarantines) else keys.entries)
         scope, colon, digest = rest.partition(":")
         return cls(key, scope, digest) if rest != key and colon and scope and digest and ":" not in digest else None
 
 
-def pattern(keys: CacheKeys, selection: Selection) -> str:
-    """The pattern for SCAN."""
+def patterns(keys: CacheKeys, selection: Selection) -> tuple[str, str]:
+    """The patterns for SCAN: entries, and quarantined ones."""
     digest = "*" if selection.digest is None or selection.near else selection.digest
-    return keys.entry("*", digest)
+    entries = keys.entry("*", digest)
+    return entries, keys.quarantine(entries)
 
 
 def invalidation_tags(keys: CacheKeys, selection: Selection) -> list[str]:
@@ -77,7 +78,7 @@ def chosen(keys: CacheKeys, selection: Selection, entries: Sequence[tuple[EntryK
     plain = [(key, fields) for key, fields in entries if _is_meant(selection, fields)]
     if selection.digest is None:
         return [key for key, _ in plain]
-    near = _near(keys, selection.near, plain) if selection.near else set()
+    near = _near(selection.near, plain) if selection.near else set()
     return [key for key, _ in plain if key.digest == selection.digest or key in near]
 
 
@@ -100,13 +101,13 @@ def _cites(sources: bytes, document: str) -> bool:
     return b'"document_id":' + orjson.dumps(document) in sources
 
 
-def _near(keys: CacheKeys, near: Neighbourhood, entries: Sequence[tuple[EntryKey, Fields]]) -> set[EntryKey]:
+def _near(near: Neighbourhood, entries: Sequence[tuple[EntryKey, Fields]]) -> set[EntryKey]:
     """Returns entries whose question is similar enough. Vectors of other embedders cannot be compared."""
-    prefix, size = keys.embedded_by(near.embedder.fingerprint), len(near.vector)
+    prefix, size = f"{near.embedder.fingerprint}-", len(near.vector)
     comparable: dict[EntryKey, Vector] = {}
     for key, fields in entries:
         vector = fields["vector"]
-        if vector is not None and len(vector) == size and key.key.startswith(prefix):
+        if vector is not None and len(vector) == size and key.scope.startswith(prefix):
             comparable[key] = vector
     if not comparable:
         return set()
@@ -207,12 +208,15 @@ class _PartitionSweep:
     async def _found(self, selection: Selection) -> AsyncIterator[list[EntryKey]]:
         """Yields the keys that may match, in batches. A key may come twice."""
         if selection.entry is not None:
-            entry = EntryKey.parsed(self.keys, selection.entry)
-            yield [entry] if entry else []
+            yield self._parsed((selection.entry, self.keys.quarantine(selection.entry)))
             return
-        async for found in scanned(self._redis, "invalidate", self.keys.invalidated, pattern(self.keys, selection)):
-            parsed = (EntryKey.parsed(self.keys, key) for key in found)
-            yield [entry for entry in parsed if entry is not None]
+        for pattern in patterns(self.keys, selection):
+            async for found in scanned(self._redis, "invalidate", self.keys.invalidated, pattern):
+                yield self._parsed(found)
+
+    def _parsed(self, keys: Iterable[str]) -> list[EntryKey]:
+        parsed = (EntryKey.parsed(self.keys, key) for key in keys)
+        return [entry for entry in parsed if entry is not None]
 
     async def _read(
         self, entries: Sequence[EntryKey], names: list[str]

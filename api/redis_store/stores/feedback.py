@@ -1,0 +1,237 @@
+"""Feedback on answers: remembers what went out, and takes an answer out of service that a user judged bad.
+
+An answer goes out on one worker and is judged on any. Each worker writes its answers to Redis in batches, a few
+milliseconds late and off the request's path. A vote finds the answer by its request ID, and one script does the rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import astuple
+from itertools import islice
+from typing import Any, Final, cast
+
+from api.errors import StoreUnavailable
+from api.ports.answer_cache import FeedbackVerdict, ServedAnswer, ServedStatus, Vote, Voted
+from api.ports.question import AnswerFinished, Query
+from api.ports.telemetry import Telemetry
+from api.redis_store.health_gated import HealthGatedClients
+from api.redis_store.keys import CacheKeys, Keys
+from api.redis_store.scripts import script
+from api.redis_store.stores.cache.semantic_index import SemanticIndexes
+from api.redis_store.stores.cache.sweep import TAGS_LIFETIME_MS
+from api.values import CacheStatus, FlightKey
+
+DELAY_SECONDS: Final = 0.01
+"""How late answers are written. More answers share a round trip if it is longer."""
+RETRY_SECONDS: Final = 1.0
+BATCH: Final = 500
+"""Answers per script call."""
+MOST_UNSENT: Final = 10_000
+"""Answers that a worker keeps while Redis is down. The oldest go first."""
+MOST_PER_MINUTE: Final = 10_000
+"""Answers of the fleet that one minute's hash takes."""
+DIGEST: Final = 16
+"""Hex digits that identify an answer's text. The script has the same number."""
+NEAR: Final = 0.8
+"""Lowest cosine of a copy: an entry of the same scope with the same answer."""
+MOST_COPIES: Final = 64
+MOST_QUARANTINED: Final = 1000
+"""Quarantined entries of a partition. The oldest is deleted first."""
+NONE: Final = "-"
+CHAT_PREFIX: Final = "chatcmpl-"
+"""OpenAI's clients see the request ID with this prefix."""
+
+Noted = tuple[Query, AnswerFinished, FlightKey | None]
+
+
+class ServedAnswers:
+    """The answers that went out, by request ID, for `lifetime_ms`; 0 remembers none.
+
+    Keys: `rag:served:<minute>`. `on_left_out` is called with the number of answers that a full minute did not take.
+    A request calls `note` and `wake`, which do no I/O.
+    """
+
+    def __init__(
+        self, redis: HealthGatedClients, keys: Keys, lifetime_ms: int, on_left_out: Callable[[int], None]
+    ) -> None:
+        self._prefix = keys.served
+        self._redis = redis.of(self._prefix)
+        self._lifetime_ms = lifetime_ms
+        self._on_left_out = on_left_out
+        self._noted: deque[Noted] = deque(maxlen=MOST_UNSENT if lifetime_ms else 0)
+        self._unsent: deque[tuple[str, str]] = deque(maxlen=MOST_UNSENT)
+        self._awake = asyncio.Event()
+        self._writing = asyncio.Lock()
+        self._remember = script(redis.client, "stores/feedback", "remember")
+        self._recall = script(redis.client, "stores/feedback", "recall")
+        self.note = self._noted.append
+        self.wake = self._awake.set
+
+    async def flush(self) -> None:
+        """Writes what was noted. Raises `StoreUnavailable` and keeps the rest."""
+        async with self._writing:
+            while self._noted:
+                query, answered, key = self._noted.popleft()
+                if query.request_id:
+                    self._unsent.append((query.request_id, _record(_served(query, answered, key))))
+            while self._unsent:
+                batch = list(islice(self._unsent, BATCH))
+                await self._write(batch)
+                for _ in batch:
+                    self._unsent.popleft()
+
+    async def _write(self, batch: Sequence[tuple[str, str]]) -> None:
+        arguments: list[str | int] = [self._lifetime_ms, MOST_PER_MINUTE, *(part for one in batch for part in one)]
+        left_out = await self._redis.run("served", lambda client: self._remember([self._prefix], arguments, client))
+        if left_out:
+            self._on_left_out(int(left_out))
+
+    async def recall(self, request_id: str, tenant: str, *, of_any_tenant: bool) -> ServedAnswer | None:
+        """Finds an answer that went out, to this tenant or, with `of_any_tenant`, to another. Writes its own first."""
+        await self.flush()
+        forms = dict.fromkeys((request_id, request_id.removeprefix(CHAT_PREFIX)))
+        arguments: list[str | int] = [self._lifetime_ms, tenant, int(of_any_tenant), *forms]
+        found = await self._redis.run("feedback", lambda client: self._recall([self._prefix], arguments, client))
+        return _read(found.decode()) if found else None
+
+    async def keep_writing(self) -> None:
+        """Writes answers soon after they go out. Runs as a task of the worker."""
+        while True:
+            await self._awake.wait()
+            await asyncio.sleep(DELAY_SECONDS)
+            self._awake.clear()
+            try:
+                await self.flush()
+            except StoreUnavailable:
+                self._awake.set()
+                await asyncio.sleep(RETRY_SECONDS)
+
+    async def aclose(self) -> None:
+        """Writes what is left, if Redis is up."""
+        try:
+            await self.flush()
+        except StoreUnavailable:
+            return
+
+
+def answer_digest(answer: str) -> str:
+    """Identifies the text of an answer."""
+    return hashlib.sha1(answer.encode("utf-8", "surrogatepass"), usedforsecurity=False).hexdigest()[:DIGEST]
+
+
+def _served(query: Query, answered: AnswerFinished, key: FlightKey | None) -> ServedAnswer:
+    match = answered.match
+    status = match.kind if match is not None and answered.status is CacheStatus.HIT else answered.status.value
+    entry = match.answer.entry if match is not None else answered.entry or ""
+    scope, asked = key if key is not None else ("", "")
+    return ServedAnswer(
+        cast("ServedStatus", status),
+        round(match.similarity, 4) if match is not None else 0.0,
+        scope,
+        asked,
+        entry.rpartition(":")[2] or asked,
+        answer_digest(answered.answer),
+        query.tenant,
+    )
+
+
+def _record(served: ServedAnswer) -> str:
+    """The answer as a line. The entry is usually the question's own, which `-` stands for."""
+    status, similarity, scope, asked, entry, answer, tenant = astuple(served)
+    own = NONE if entry == asked else entry
+    return f"{status} {similarity:g} {scope or NONE} {asked or NONE} {own} {answer} {tenant}"
+
+
+def _read(record: str) -> ServedAnswer:
+    status, similarity, scope, asked, entry, answer, tenant = record.split(" ", 6)
+    scope, asked = ("", "") if scope == NONE else (scope, asked)
+    own = asked if entry == NONE else entry
+    return ServedAnswer(cast("ServedStatus", status), float(similarity), scope, asked, own, answer, tenant)
+
+
+class RedisFeedback:
+    """Votes on the answers that went out. `lifetime_ms`: how long votes are kept, as long as an answer at most."""
+
+    def __init__(
+        self,
+        redis: HealthGatedClients,
+        keys: Keys,
+        indexes: SemanticIndexes,
+        served: ServedAnswers,
+        telemetry: Telemetry,
+        lifetime_ms: int,
+    ) -> None:
+        self._redis = redis
+        self._keys = keys
+        self._indexes = indexes
+        self._served = served
+        self._telemetry = telemetry
+        self._lifetime_ms = lifetime_ms
+        self._vote = script(redis.client, "stores/cache/answers", "vote")
+
+    async def vote(self, tenant: str, vote: Vote, *, of_any_tenant: bool) -> Voted | None:
+        """Records a vote. A bad one takes the answer and its copies out of service before this returns.
+
+        None if the answer is unknown, too old, or another tenant's. Raises `StoreUnavailable`.
+        """
+        served = await self._served.recall(vote.request_id, tenant, of_any_tenant=of_any_tenant)
+        if served is None:
+            return None
+        voted = await self._voted(served, vote) if served.scope else Voted(served)
+        self._telemetry.voted(vote, voted)
+        return voted
+
+    async def _voted(self, served: ServedAnswer, vote: Vote) -> Voted:
+        part = self._keys.partition(served.scope)
+        entry = part.entry(served.scope, served.entry)
+        keys = part.feedback(served.scope, served.entry)
+        group, copies = await self._copies(part, entry, keys[0], served.scope, vote.verdict)
+        for one in dict.fromkeys((entry, *copies)):
+            flight, _, refresh = part.flight(served.scope, one.rpartition(":")[2])
+            keys += (one, part.quarantine(one), flight, refresh)
+        limits = (self._lifetime_ms, TAGS_LIFETIME_MS, MOST_QUARANTINED)
+        arguments: list[Any] = [vote.verdict, vote.voter, served.answer, group, f"question:{served.asked}", *limits]
+        arguments += (part for pair in _why(served, vote).items() for part in pair)
+        former, moved = await self._redis.of(entry).run("feedback", lambda client: self._vote(keys, arguments, client))
+        return Voted(served, cast("FeedbackVerdict | None", former.decode() or None), int(moved))
+
+    async def _copies(
+        self, part: CacheKeys, entry: str, votes: str, scope: str, verdict: FeedbackVerdict
+    ) -> tuple[str, list[str]]:
+        """Returns the group of the entry's answer, and entries that may have the same one.
+
+        They are those that a bad vote quarantined, and for a bad vote also those nearby.
+        """
+        group, vector, recorded = await self._known(part, entry, votes)
+        near: list[str] = []
+        if verdict == "bad" and vector is not None:
+            near = await self._indexes.of(scope).near(scope, vector, NEAR, MOST_COPIES)
+        return group, [*recorded, *near][:MOST_COPIES]
+
+    async def _known(self, part: CacheKeys, entry: str, votes: str) -> tuple[str, bytes | None, list[str]]:
+        async def ask(client: Any) -> Any:
+            async with client.pipeline(transaction=False) as pipe:
+                for key in (entry, part.quarantine(entry)):
+                    pipe.hmget(key, "group", "vector")
+                pipe.hget(votes, "copies")
+                return await pipe.execute()
+
+        in_service, quarantined, recorded = await self._redis.of(entry).run("feedback", ask)
+        group, vector = (one or other for one, other in zip(in_service, quarantined, strict=True))
+        return (group or b"").decode(), vector, (recorded or b"").decode().split()
+
+
+def _why(served: ServedAnswer, vote: Vote) -> dict[str, str]:
+    """The fields of a quarantined entry that say why. `docs/redis-keys.md` lists them."""
+    return {
+        "by": vote.voter,
+        "request": vote.request_id,
+        "asked": served.asked,
+        "status": served.status,
+        "similarity": f"{served.similarity:g}",
+        "comment": vote.comment,
+    }
