@@ -1,4 +1,4 @@
-"""Writes the generated parts of the docs: tables of settings, metrics and commands, and .env.example.
+"""Writes the generated parts of the docs: tables of settings, metrics, commands and quality, and .env.example.
 
     .venv/bin/python -m scripts.generate_docs
 
@@ -28,6 +28,7 @@ from api.cli.commands import find
 from api.observability.metric_names import ALL_METRICS
 from api.settings import Settings
 from api.settings.answers import SettingsGroup
+from scripts import measure_quality
 
 ROOT: Final = Path(__file__).parents[1]
 WIDTH: Final = 120
@@ -66,6 +67,7 @@ def generated() -> dict[Path, str]:
     pages = {
         ROOT / "docs" / "configuration.md": lambda name: settings_table(name.removeprefix("settings ")),
         ROOT / "docs" / "metrics.md": lambda _: metric_table(),
+        ROOT / "docs" / "quality.md": measure_quality.part,
         ROOT / "docs" / "command-line.md": lambda name: command_table(name.removeprefix("command ")),
     }
     texts = {path: _filled(path.read_text(), part) for path, part in pages.items()}

@@ -26,7 +26,7 @@ from api.settings import Settings, load_settings
 COLLECTION: Final = "docs"
 TAG: Final = "ragherd"
 CONCURRENCY: Final = 4
-LEFT_OUT: Final = frozenset({"tutorial.md", "measurements.md", "redis-keys.md"})
+LEFT_OUT: Final = frozenset({"tutorial.md", "measurements.md", "quality.md", "redis-keys.md"})
 """Transcripts and tables. The small model would quote the tutorial's printed answers instead of answering."""
 
 

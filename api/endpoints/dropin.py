@@ -11,9 +11,8 @@ from starlette.responses import Response
 
 from api.endpoints.bodies import cancel_on_disconnect
 from api.endpoints.dropin_wire import AnswerForm, parsed, without_empty_fields
-from api.endpoints.fields import list_header, request_timeout
 from api.endpoints.streaming import AnswerStream, cache_headers
-from api.endpoints.validation import Options, refused
+from api.endpoints.validation import Options, list_header, refused, request_timeout
 from api.endpoints.worker_state import worker_state
 from api.ports.question import RAW, Query, parse
 from api.unicode_text import is_blank

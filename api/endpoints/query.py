@@ -12,10 +12,19 @@ from starlette.responses import Response
 from api.endpoints import streaming as event_stream
 from api.endpoints.bodies import cancel_on_disconnect
 from api.endpoints.description import stream_of
-from api.endpoints.fields import HEADER, OPENAPI, list_header, request_timeout
 from api.endpoints.middleware import JsonRoute, needs
 from api.endpoints.streaming import EventStream, QueryOut, cache_headers, document
-from api.endpoints.validation import IsInteger, IsText, IsVisible, Options, StrictBody
+from api.endpoints.validation import (
+    TIMEOUT_HEADER,
+    TIMEOUT_OPENAPI,
+    IsInteger,
+    IsText,
+    IsVisible,
+    Options,
+    StrictBody,
+    list_header,
+    request_timeout,
+)
 from api.endpoints.worker_state import AppState
 from api.ports.document_store import DocumentFilter
 from api.ports.question import UNLIMITED, Query, parse
@@ -67,7 +76,7 @@ class QueryIn(StrictBody):
     response_model=QueryOut,
     summary="Answer a question",
     responses=stream_of(event_stream.MEDIA_TYPE, "sources", "token", "done", "error"),
-    openapi_extra={"parameters": [OPENAPI]},
+    openapi_extra={"parameters": [TIMEOUT_OPENAPI]},
 )
 @needs("user")
 async def post_query(body: QueryIn, request: Request) -> Response:
@@ -97,6 +106,6 @@ def build_query(body: QueryIn, request: Request, state: AppState) -> Query:
         documents=DocumentFilter(tuple(body.documents.tags), tuple(body.documents.ids)),
         history=tuple([ChatMessage(turn.role, turn.content) for turn in body.history]) if body.history else (),
         cache_control=parse(list_header(headers, "cache-control")) if "cache-control" in headers else UNLIMITED,
-        timeout=request_timeout(headers) if HEADER in headers else None,
+        timeout=request_timeout(headers) if TIMEOUT_HEADER in headers else None,
         request_id=request.state.request_id,
     )

@@ -8,12 +8,16 @@ would not help. One MiB of text takes a millisecond to decode; one MiB of empty 
 objects for the garbage collector.
 
 Options: the generation options that a caller may set, with their ranges.
+
+Headers: parsed here and not declared to FastAPI, because FastAPI would add the cost of a rare header to every hit.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from itertools import islice
 from typing import Annotated, Any, Final, TypeVar
 
@@ -32,6 +36,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema
 from pydantic_core.core_schema import no_info_after_validator_function
+from starlette.datastructures import Headers
 from starlette.requests import Request
 
 from api.errors import InvalidRequest
@@ -232,3 +237,42 @@ class JsonRequest(Request):
         UTF-8, deep nesting or huge numbers, and FastAPI turns those into a 400.
         """
         return orjson.loads(await self.body())
+
+
+# -- Headers and times -------------------------------------------------------------------------------------------------
+
+
+def list_header(headers: Headers, name: str) -> str:
+    """Returns the whole list, or "". A proxy may add another line (RFC 9110, section 5.3)."""
+    return ",".join(headers.getlist(name))
+
+
+def rfc3339(moment_ms: int) -> str:
+    """Formats milliseconds since the epoch as RFC 3339 in UTC."""
+    return datetime.fromtimestamp(moment_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+TIMEOUT_HEADER: Final = "X-Request-Timeout"
+
+TIMEOUT_OPENAPI: Final[dict[str, Any]] = {
+    "name": TIMEOUT_HEADER,
+    "in": "header",
+    "required": False,
+    "description": "Seconds that the answer may take; then 504.",
+    "schema": {"type": "number", "exclusiveMinimum": 0},
+}
+
+
+def request_timeout(headers: Headers) -> float | None:
+    """Returns the caller's timeout in seconds, or None. Raises `InvalidRequest`."""
+    given = headers.get(TIMEOUT_HEADER)
+    if given is None:
+        return None
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = math.nan
+    if not (math.isfinite(seconds) and seconds > 0):
+        message = "must be a number of seconds above 0"
+        raise InvalidRequest(f"{TIMEOUT_HEADER}: {message}", errors=[{"field": TIMEOUT_HEADER, "message": message}])
+    return seconds

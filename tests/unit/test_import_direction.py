@@ -92,6 +92,12 @@ ALLOWED: dict[str, set[str]] = {
     "api.scaling": set(),
     "api.backup": {"api.ports", "api.values", "api.errors"},
     "api.cli": {
+        "api.embedders",
+        "api.languages",
+        "api.ports",
+        "api.quality",
+        "api.query",
+        "api.values",
         "api.backup",
         "api.wiring.backup",
         "api.wiring.check",
