@@ -25,8 +25,10 @@ from api.redis_store.stores.cache.semantic_index import SemanticIndexes
 from api.redis_store.stores.cache.sweep import TAGS_LIFETIME_MS
 from api.values import CacheStatus, FlightKey
 
-DELAY_SECONDS: Final = 0.01
+DELAY_SECONDS: Final = 0.02
 """How late answers are written. More answers share a round trip if it is longer."""
+LATE_SECONDS: Final = 0.05
+"""How long an unknown answer may still be on its way from another worker."""
 RETRY_SECONDS: Final = 1.0
 BATCH: Final = 500
 """Answers per script call."""
@@ -91,8 +93,18 @@ class ServedAnswers:
             self._on_left_out(int(left_out))
 
     async def recall(self, request_id: str, tenant: str, *, of_any_tenant: bool) -> ServedAnswer | None:
-        """Finds an answer that went out, to this tenant or, with `of_any_tenant`, to another. Writes its own first."""
+        """Finds an answer that went out, to this tenant or, with `of_any_tenant`, to another.
+
+        Writes this worker's first, and gives others time to write theirs.
+        """
         await self.flush()
+        found = await self._recalled(request_id, tenant, of_any_tenant)
+        if found is None:
+            await asyncio.sleep(LATE_SECONDS)
+            found = await self._recalled(request_id, tenant, of_any_tenant)
+        return found
+
+    async def _recalled(self, request_id: str, tenant: str, of_any_tenant: bool) -> ServedAnswer | None:
         forms = dict.fromkeys((request_id, request_id.removeprefix(CHAT_PREFIX)))
         arguments: list[str | int] = [self._lifetime_ms, tenant, int(of_any_tenant), *forms]
         found = await self._redis.run("feedback", lambda client: self._recall([self._prefix], arguments, client))
