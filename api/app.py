@@ -13,11 +13,11 @@ from api import __version__
 from api.endpoints import (
     docs_page,
     documents,
-    feedback,
     health,
     ollama_api,
     openai_api,
     problems,
+    quality,
     query,
     resilience,
     semantic_cache,
@@ -51,13 +51,21 @@ def create_app(settings: Settings) -> FastAPI:
         resilience.breaker_router,
         resilience.bulkhead_router,
         semantic_cache.router,
+        quality.router,
         semantic_cache.explain_router,
         semantic_cache.warm_up_router,
         health.reports_router,
         docs_page.router,
     )
     app.state.metrics = metrics
-    for router in (query.router, feedback.router, documents.router, ollama_api.router, openai_api.router, *operated):
+    for router in (
+        query.router,
+        quality.feedback_router,
+        documents.router,
+        ollama_api.router,
+        openai_api.router,
+        *operated,
+    ):
         app.include_router(router)
     problems.install(app)
     app.add_middleware(

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from api.knowledge.document_service import DocumentService
     from api.ports.answer_cache import Feedback, StoreWarning
     from api.ports.inference import ModelCatalog
+    from api.ports.quality import QualityState
     from api.query.explain import Explainer
     from api.query.invalidate import Invalidator
     from api.query.service import QueryService
@@ -53,6 +54,7 @@ class AppState:
     cache_report: Callable[[], Awaitable[dict[str, object]]]
     invalidator: Invalidator
     feedback: Feedback
+    quality: Callable[[], QualityState]
     warm_ups: WarmUps | None
     live_workers: Callable[[], Awaitable[list[dict[str, str]]]]
     reachability: Reachability

@@ -128,6 +128,29 @@ CACHE_INVALIDATIONS = MetricSpec(
     "Entries deleted by admins, by parameter.",
     ("kind",),
 )
+CACHE_FALSE_HIT_RATE = MetricSpec(
+    "ragherd_cache_false_hit_rate",
+    "gauge",
+    "Share of wrong answers from the cache. Fleet-wide.",
+    ("kind", "bound"),
+    "livemostrecent",
+)
+CACHE_FALSE_HIT_SAMPLES = MetricSpec(
+    "ragherd_cache_false_hit_samples",
+    "gauge",
+    "Labels behind that share. Fleet-wide.",
+    ("kind",),
+    "livemostrecent",
+)
+CACHE_TARGET_ERROR = MetricSpec(
+    "ragherd_cache_target_error", "gauge", "Highest share that is accepted. Fleet-wide.", across="livemostrecent"
+)
+CACHE_TIGHTENED = MetricSpec(
+    "ragherd_cache_tightened",
+    "gauge",
+    "Steps by which the fleet serves less because of wrong answers. Fleet-wide.",
+    across="livemostrecent",
+)
 FEEDBACK = MetricSpec("ragherd_feedback_total", "counter", "Votes on answers by verdict.", ("verdict",))
 FEEDBACK_LEFT_OUT = MetricSpec(
     "ragherd_feedback_left_out_total",

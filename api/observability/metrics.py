@@ -7,6 +7,7 @@ that waits.
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from collections.abc import Collection, Mapping
@@ -33,6 +34,7 @@ from api.observability.metric_names import (
 )
 from api.observability.worker_files import WorkerFilesCollector
 from api.ports.answer_cache import FeedbackVerdict, StoreWarning
+from api.ports.quality import QualityState
 from api.ports.telemetry import BulkheadReason, RefreshOutcome
 from api.values import CacheKind, CacheStatus, Usage
 
@@ -213,6 +215,16 @@ class Metrics:
     def cache_evicted(self, count: int) -> None:
         """Counts evicted entries."""
         self._families[names.CACHE_EVICTIONS][()].inc(count)
+
+    def quality_is(self, state: QualityState) -> None:
+        """Sets what the fleet knows about its error. Without labels the share is not a number."""
+        for kind, rate in {"all": state.rate, **state.by_kind}.items():
+            known = rate.samples > 0
+            for bound, value in (("estimate", rate.estimate), ("low", rate.low), ("high", rate.high)):
+                self._families[names.CACHE_FALSE_HIT_RATE][kind, bound].set(value if known else math.nan)
+            self._families[names.CACHE_FALSE_HIT_SAMPLES][(kind,)].set(rate.samples)
+        self._families[names.CACHE_TARGET_ERROR][()].set(state.target_error)
+        self._families[names.CACHE_TIGHTENED][()].set(state.level)
 
     def feedback_received(self, verdict: FeedbackVerdict) -> None:
         """Counts a vote."""

@@ -18,6 +18,7 @@ from api.bulkhead.fleet_bulkhead import FleetBulkhead
 from api.observability.listeners import STATES
 from api.observability.metrics import Metrics, OllamaGrowth
 from api.ports.answer_cache import StoreWarning
+from api.ports.quality import QualityState
 from api.values import BackendHealth
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class WorkerFacts:
         queries: WorkerTelemetry,
         metrics: Metrics,
         schema: str,
+        quality: Callable[[], QualityState],
     ) -> None:
         self._fixed = {
             "id": worker,
@@ -82,6 +84,7 @@ class WorkerFacts:
         self._redis = redis
         self._queries = queries
         self._metrics = metrics
+        self._quality = quality
         self._counted = {"connections_opened": 0, "requests": 0, "pool_timeouts": 0}
 
     def fields(self) -> Mapping[str, Any]:
@@ -109,6 +112,7 @@ class WorkerFacts:
         self._metrics.redis_is(up=self._redis.main_is_up, breaker_up=self._redis.breaker_is_up)
         self._metrics.redis_shards_are(*self._redis.main_shards)
         self._metrics.redis_warnings(self._redis.warnings)
+        self._metrics.quality_is(self._quality())
         self._metrics.pool_is(active=pool.active, idle=pool.idle, waiting=pool.waiting)
         self._metrics.pool_opened(self._since("connections_opened", pool.connections_opened))
         self._metrics.pool_request(self._since("requests", pool.requests))

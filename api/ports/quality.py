@@ -177,6 +177,12 @@ class FalseHitRate:
     samples: int = 0
     served: float = 0.0
 
+    def figures(self) -> dict[str, float | int | None]:
+        """Returns it as JSON shows it. Without samples nothing is known, and the bounds are null."""
+        bounds = {"estimate": self.estimate, "low": self.low, "high": self.high}
+        known = {name: round(value, 6) if self.samples else None for name, value in bounds.items()}
+        return {**known, "samples": self.samples}
+
 
 @dataclass(frozen=True, slots=True)
 class SimilarityBand:

@@ -15,6 +15,7 @@ from api.languages.identify import ONLY_ENGLISH, Languages, languages_of
 from api.observability.metrics import Metrics
 from api.observability.worker_telemetry import WarmUpTelemetry, WorkerTelemetry
 from api.ports.inference import Embedder, ModelDigests
+from api.ports.quality import QualityState, Versions
 from api.quality.comparator import Comparator
 from api.query.cache import CacheBudget, CachePolicy, SemanticCache
 from api.query.cache_key import CacheKeyBuilder
@@ -109,7 +110,9 @@ class WorkerCache:
         condensing = condenser if cache is not None and settings.cache.condense else None
         self.queries = QueryService(condensing, shared, flights, fresh, self.refresher, parts.telemetry)
         self.explainer = Explainer(cache, embedder, key_builder, policy)
-        self.figures = CacheFigures(parts.client, parts.indexes, parts.counters, embedder, _limits(parts.settings))
+        self.quality: Callable[[], QualityState] = partial(_unmeasured, settings, comparator)
+        limits = _limits(settings)
+        self.figures = CacheFigures(parts.client, parts.indexes, parts.counters, embedder, limits, self.quality)
         self.invalidator = Invalidator(
             RedisCacheSweep(parts.client, parts.keys),
             RedisDeletions(parts.client, parts.keys),
@@ -208,6 +211,12 @@ def _keeper(parts: CacheParts) -> IndexKeeper:
 def _limits(settings: Settings) -> CacheLimits:
     cache = settings.cache
     return CacheLimits(cache.enabled, cache.max_size, cache.similarity_threshold, cache.ttl, settings.embedder.embedder)
+
+
+def _unmeasured(settings: Settings, comparator: Comparator) -> QualityState:
+    """The quality before the first label."""
+    versions = Versions("", comparator=f"{comparator.name}-{comparator.version}")
+    return QualityState(threshold=settings.cache.similarity_threshold, versions=versions)
 
 
 def _languages(embedder: EmbedderSettings) -> Languages:

@@ -94,7 +94,15 @@ class _Worker:
         knowledge, cache = await self._open_memory(redis, backends, parts)
         guards = (backends.breakers, backends.bulkheads)
         facts = WorkerFacts(
-            self._id, __version__, backends.facts, *guards, redis, parts.telemetry, self._metrics, str(SCHEMA)
+            self._id,
+            __version__,
+            backends.facts,
+            *guards,
+            redis,
+            parts.telemetry,
+            self._metrics,
+            str(SCHEMA),
+            cache.quality,
         )
         registry = self._registry = WorkerRegistry(client, self._keys, self._id, facts.fields)
         self._stack.push_async_callback(registry.leave)
@@ -180,6 +188,7 @@ class _Worker:
             cache_report=cache.figures.report,
             invalidator=cache.invalidator,
             feedback=cache.feedback,
+            quality=cache.quality,
             warm_ups=cache.warm_ups,
             live_workers=registry.live,
             reachability=Reachability(

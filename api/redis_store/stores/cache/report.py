@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from api.errors import EmbeddingUnavailable, StoreUnavailable
 from api.ports.inference import Embedder
+from api.ports.quality import QualityState
 from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.scripts import now_ms, on_all
 from api.redis_store.stores.cache.semantic_index import SemanticIndex, SemanticIndexes
@@ -35,12 +37,14 @@ class CacheFigures:
         counters: CacheCounters,
         embedder: Embedder,
         limits: CacheLimits,
+        quality: Callable[[], QualityState],
     ) -> None:
         self._redis = redis
         self._indexes = indexes
         self._counters = counters
         self._embedder = embedder
         self._limits = limits
+        self._quality = quality
 
     async def report(self) -> dict[str, object]:
         """The body of GET /api/semantic-cache/metrics."""
@@ -63,7 +67,7 @@ class CacheFigures:
             "similarity_threshold": self._limits.similarity_threshold,
             "ttl_seconds": self._limits.ttl_seconds,
             "embedder": self._describe(embedder),
-            "false_hit_rate": {"estimate": None, "low": None, "high": None, "samples": 0},
+            "false_hit_rate": self._quality().rate.figures(),
             "store": "shared" if self._counters.are_shared else "local",
         }
 
