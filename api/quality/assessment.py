@@ -1,0 +1,302 @@
+"""Decides from the labels what the fleet serves from now on: the models, the estimate, and how far it is tightened.
+
+Pure. One worker runs it for the fleet (see `api.quality.keeper`).
+
+Two tests watch the labels of served answers that came after the last change. One adds up how much more likely each
+label is at a high error than at the target, and so sees a sudden fault soon. The other is the estimate: if its
+interval lies above the target, the fleet tightens too. It loosens by one level once labels of what the next level
+would serve are clearly good.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Final
+
+import orjson
+
+from api.ports.quality import (
+    Confusion,
+    FalseHitRate,
+    Label,
+    PolicyName,
+    PooledLabel,
+    QualityChange,
+    QualityEvent,
+    QualityState,
+    SimilarityBand,
+    Verdict,
+    Versions,
+)
+from api.quality.calibration import (
+    Channel,
+    Fit,
+    Model,
+    Observations,
+    channel_of,
+    learn,
+    learn_scope,
+    observations,
+    read_model,
+)
+from api.quality.estimate import bands, overall, parts, samples
+from api.quality.policies import LAST_LEVEL, target_at, threshold_at
+
+FAULT: Final = 5.0
+"""A sudden fault is this many times the target."""
+ALARM: Final = math.log(100)
+"""The log of how much more likely the labels must be at a fault than at the target."""
+PROOF: Final = math.log(20)
+"""The same for loosening: at half the target, against twice the target."""
+CALM_MS: Final = 10 * 60 * 1000
+"""Least time between two changes, if the second one loosens."""
+HISTORY: Final = 50
+SCOPES: Final = 50
+"""Scopes that get a new model in one round: those with the most new labels."""
+
+
+@dataclass(frozen=True, slots=True)
+class QualitySettings:
+    """The settings that the keeper needs. `versions`: of this worker's embedder, verifier and comparator."""
+
+    policy: PolicyName
+    threshold: float
+    target: float
+    versions: Versions
+    confusion: Confusion = field(default_factory=Confusion)
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What all workers follow. `model`: for scopes without one. `changed_ms`: when the level last changed."""
+
+    state: QualityState = field(default_factory=QualityState)
+    model: Model | None = None
+    changed_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Assessment:
+    """The result of one round. `scopes`: new models of scopes; `events`: what changed, for the log."""
+
+    published: Published
+    scopes: Mapping[str, Model]
+    events: Sequence[QualityEvent] = ()
+
+
+def assess(
+    labels: Sequence[PooledLabel],
+    changed: Counter[str],
+    before: Published,
+    settings: QualitySettings,
+    now_ms: int,
+    served: Mapping[str, float],
+) -> Assessment:
+    """Runs one round. `labels`: all that are kept, oldest first. `changed`: how many new labels each scope has.
+
+    `served`: how many answers each tier has served lately.
+    """
+    fitting = [one for one in labels if one.label.versions == settings.versions]
+    channel = channel_of(settings.confusion)
+    if before.state.versions != settings.versions:
+        before = Published(QualityState(epoch=before.state.epoch, history=before.state.history))
+    level, reason = _next_level(fitting, before, settings, now_ms)
+    learned = _learned(fitting, channel, target_at(settings.target, level), now_ms)
+    state = _state(fitting, before, settings, now_ms, served, level)
+    state = replace(state, learned=learned is not None and settings.policy is PolicyName.VERIFIED)
+    events = list(_events(before.state, state, reason, now_ms))
+    state = replace(state, history=[*before.state.history, *events][-HISTORY:])
+    scopes = _scopes(fitting, changed, learned, channel, target_at(settings.target, level), now_ms)
+    changed_ms = now_ms if level != before.state.level else before.changed_ms
+    return Assessment(Published(state, learned[1] if learned else None, changed_ms), scopes, events)
+
+
+# -- learning ----------------------------------------------------------------------------------------------------------
+
+
+def _learned(
+    labels: Sequence[PooledLabel], channel: Channel, target: float, now_ms: int
+) -> tuple[Fit, Model, Observations] | None:
+    pool = observations([one.label for one in labels], now_ms, [one.tenant for one in labels])
+    found = learn(pool, channel, target)
+    return (*found, pool) if found is not None else None
+
+
+def _scopes(
+    labels: Sequence[PooledLabel],
+    changed: Counter[str],
+    learned: tuple[Fit, Model, Observations] | None,
+    channel: Channel,
+    target: float,
+    now_ms: int,
+) -> dict[str, Model]:
+    """Returns models of the scopes with the most new labels. Bad feedback counts there, and nowhere else."""
+    if learned is None:
+        return {}
+    chosen = {scope for scope, _ in changed.most_common(SCOPES)}
+    of_scope: dict[str, list[Label]] = defaultdict(list)
+    for one in labels:
+        if one.scope in chosen:
+            of_scope[one.scope].append(one.label)
+    fit, _, pool = learned
+    models = {
+        scope: learn_scope(fit, pool, observations(own, now_ms, feedback=True), channel, target)
+        for scope, own in of_scope.items()
+    }
+    return {scope: model for scope, model in models.items() if model is not None}
+
+
+# -- the level ---------------------------------------------------------------------------------------------------------
+
+
+def _next_level(
+    labels: Sequence[PooledLabel], before: Published, settings: QualitySettings, now_ms: int
+) -> tuple[int, str]:
+    """Returns the level from now on, and the reason for a change."""
+    level = before.state.level
+    if settings.policy is PolicyName.OBSERVE:
+        return 0, ""
+    since = [one for one in labels if one.label.at_ms > before.changed_ms and one.label.kind != "exact"]
+    channel = channel_of(settings.confusion)
+    hits = [one.label for one in since if one.label.served and one.label.source == "shadow"]
+    if level < LAST_LEVEL:
+        if alarm(hits, channel, settings.target):
+            return level + 1, "sudden"
+        found = overall(samples(since, now_ms), settings.confusion, {})
+        if found.samples and found.low > settings.target:
+            return level + 1, "estimate"
+    if level > 0 and now_ms - before.changed_ms >= CALM_MS:
+        would = _would_serve(labels, since, settings, channel, level - 1, now_ms)
+        if proven(would, channel, settings.target):
+            return level - 1, "proven"
+    return level, ""
+
+
+def alarm(labels: Iterable[Label], channel: Channel, target: float) -> bool:
+    """Returns whether labels, oldest first, show a fault now: a cumulative sum of log-likelihood ratios."""
+    total = highest = 0.0
+    for label in labels:
+        total = max(0.0, total + _ratio(label, channel, min(FAULT * target, 0.5), target))
+        highest = max(highest, total)
+    return highest >= ALARM
+
+
+def proven(labels: Iterable[Label], channel: Channel, target: float) -> bool:
+    """Returns whether labels show that the error is at most half the target: a sequential test."""
+    return math.fsum(_ratio(label, channel, target / 2, min(2 * target, 0.5)) for label in labels) >= PROOF
+
+
+def _ratio(label: Label, channel: Channel, one: float, other: float) -> float:
+    """Returns the log of how much more likely a label is at one error than at another."""
+    if label.verdict is Verdict.UNSURE:
+        return 0.0
+    wrong = label.verdict is Verdict.DIFFERENT
+    seen = [channel.called_different + channel.clarity * error for error in (one, other)]
+    return math.log(seen[0] / seen[1]) if wrong else math.log((1 - seen[0]) / (1 - seen[1]))
+
+
+def _would_serve(
+    labels: Sequence[PooledLabel],
+    since: Sequence[PooledLabel],
+    settings: QualitySettings,
+    channel: Channel,
+    level: int,
+    now_ms: int,
+) -> list[Label]:
+    """Returns the labels since the last change of what would be served at a level, hits and misses."""
+    found = [one.label for one in since if one.label.source != "feedback" and not one.label.evidence.guard]
+    threshold = threshold_at(settings.threshold, level)
+    model = None
+    if settings.policy is PolicyName.VERIFIED:
+        learned = _learned(labels, channel, target_at(settings.target, level), now_ms)
+        model = learned[1] if learned is not None else None
+    if model is None:
+        return [one for one in found if one.evidence.similarity >= threshold]
+    return [one for one in found if model.risk(one.evidence) <= model.level]
+
+
+# -- what is shown -----------------------------------------------------------------------------------------------------
+
+
+def _state(
+    labels: Sequence[PooledLabel],
+    before: Published,
+    settings: QualitySettings,
+    now_ms: int,
+    served: Mapping[str, float],
+    level: int,
+) -> QualityState:
+    confusion = settings.confusion
+    hits = samples(labels, now_ms)
+    return QualityState(
+        epoch=before.state.epoch,
+        at_ms=now_ms,
+        policy=settings.policy,
+        versions=settings.versions,
+        level=level,
+        threshold=threshold_at(settings.threshold, level),
+        target_error=target_at(settings.target, level),
+        rate=overall(hits, confusion, served),
+        would_serve=overall(_observed(labels, settings, now_ms), confusion, {}),
+        by_kind=parts(hits, confusion, "kind", served),
+        by_policy=parts(hits, confusion, "policy"),
+        by_tenant=parts(hits, confusion, "tenant"),
+        by_similarity=bands(samples(labels, now_ms, served=False), confusion),
+        labels=dict(Counter(one.label.source for one in labels)),
+        unsure=sum(one.label.verdict is Verdict.UNSURE for one in labels),
+    )
+
+
+def _observed(labels: Sequence[PooledLabel], settings: QualitySettings, now_ms: int) -> Any:
+    """Returns the samples of what `observe` would have served."""
+    would = [
+        one
+        for one in labels
+        if one.label.policy is PolicyName.OBSERVE
+        and not one.label.evidence.guard
+        and one.label.evidence.similarity >= settings.threshold
+    ]
+    return samples(would, now_ms, served=False)
+
+
+def _events(before: QualityState, after: QualityState, reason: str, now_ms: int) -> Iterable[QualityEvent]:
+    def event(change: QualityChange, why: str) -> QualityEvent:
+        return QualityEvent(now_ms, change, after.level, after.rate, why)
+
+    if after.level != before.level:
+        yield event("tightened" if after.level > before.level else "loosened", reason)
+    if after.learned != before.learned:
+        yield event("learned" if after.learned else "forgot", "")
+
+
+# -- as JSON -----------------------------------------------------------------------------------------------------------
+
+
+def published_as_json(published: Published) -> bytes:
+    """Returns what `read_published` reads."""
+    model = published.model.as_json() if published.model is not None else None
+    return orjson.dumps({"state": asdict(published.state), "model": model, "changed_ms": published.changed_ms})
+
+
+def read_published(text: bytes) -> Published:
+    """Reads what the keeper has written. Raises `ValueError`, `TypeError` and `KeyError` for something else."""
+    said = orjson.loads(text)
+    state = said["state"]
+    model = read_model(said["model"]) if said["model"] is not None else None
+    return Published(_read_state(state), model, int(said["changed_ms"]))
+
+
+def _read_state(said: Mapping[str, Any]) -> QualityState:
+    rates = {name: FalseHitRate(**said[name]) for name in ("rate", "would_serve")}
+    by_parts = {
+        name: {part: FalseHitRate(**rate) for part, rate in said[name].items()}
+        for name in ("by_kind", "by_policy", "by_tenant")
+    }
+    similar = [SimilarityBand(**{**band, "rate": FalseHitRate(**band["rate"])}) for band in said["by_similarity"]]
+    history = [QualityEvent(**{**event, "rate": FalseHitRate(**event["rate"])}) for event in said["history"]]
+    named = {"policy": PolicyName(said["policy"]), "versions": Versions(**said["versions"])}
+    known = {**said, **rates, **by_parts, **named, "by_similarity": similar, "history": history}
+    return QualityState(**known)

@@ -1,0 +1,121 @@
+"""Decides which candidate is served: the policies `observe`, `fixed`, `guarded` and `verified`. Pure.
+
+- `fixed`: the nearest candidate from the threshold up.
+- `guarded`: the same, if no guard objects.
+- `verified`: the nearest candidate that no guard objects to, if the risk that it is wrong is low enough. The risk is
+  learned from labels. Without a model it decides as `guarded`.
+- `observe`: decides as `guarded` and serves nothing.
+
+Only the settings and the fleet's state say which policy holds. No request can change it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from api.ports.quality import PolicyDecision, PolicyName, PolicyOutcome
+from api.quality.calibration import Model
+from api.quality.evidence import NearEntry, evidence_of
+
+CANDIDATES_FROM: Final = 0.6
+"""The lowest cosine of a candidate of the policy `verified`."""
+LAST_LEVEL: Final = 4
+"""The level at which the semantic tier is closed."""
+EXPLORED: Final = 0.1
+"""The probability to explore a candidate whose risk is just at the level. It falls with the square of the risk."""
+
+
+def threshold_at(threshold: float, level: int) -> float:
+    """Returns the cosine from which a tightened fleet serves: closer to 1 with each level."""
+    return threshold + (1 - threshold) * min(level, LAST_LEVEL - 1) / LAST_LEVEL
+
+
+def target_at(target: float, level: int) -> float:
+    """Returns the error that a tightened fleet aims at: half with each level."""
+    return target * 0.5 ** min(level, LAST_LEVEL)
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What is in force for a scope. `threshold`: at this level. `model`: of the scope; None without enough labels.
+
+    `scored`: the model needs the verifier's score.
+    """
+
+    policy: PolicyName = PolicyName.GUARDED
+    threshold: float = 0.92
+    level: int = 0
+    model: Model | None = None
+    scored: bool = False
+
+    @property
+    def closed(self) -> bool:
+        """Whether the semantic tier serves nothing."""
+        return self.level >= LAST_LEVEL
+
+    @property
+    def verifies(self) -> bool:
+        """Whether a model decides."""
+        return self.policy is PolicyName.VERIFIED and self.model is not None
+
+
+def decide(near: Sequence[NearEntry], usable: Collection[int], rules: Rules, chance: float = 1.0) -> PolicyDecision:
+    """Decides about a question. `near`: the entries that the search found, nearest first.
+
+    `usable`: the indexes of those that are young enough to be served. `chance`: a random number from 0 to 1 that
+    decides whether to explore; 1 never explores.
+    """
+    if rules.policy is PolicyName.OBSERVE:
+        found = decide(near, usable, replace(rules, policy=PolicyName.GUARDED))
+        outcome = PolicyOutcome.WOULD_SERVE if found.outcome is PolicyOutcome.SERVED else found.outcome
+        return replace(found, policy=rules.policy, outcome=outcome)
+    if rules.closed:
+        return _refused(rules, "tightened")
+    if rules.verifies:
+        return _verified(near, usable, rules, chance)
+    return _by_threshold(near, usable, rules)
+
+
+def decisions(near: Sequence[NearEntry], usable: Collection[int], rules: Rules) -> dict[PolicyName, PolicyDecision]:
+    """Returns what each policy would decide. `near` must have the verdicts of the guards."""
+    return {policy: decide(near, usable, replace(rules, policy=policy)) for policy in PolicyName}
+
+
+def _by_threshold(near: Sequence[NearEntry], usable: Collection[int], rules: Rules) -> PolicyDecision:
+    high_enough = [index for index, one in enumerate(near) if one.similarity >= rules.threshold]
+    if not high_enough:
+        return _refused(rules, "threshold")
+    guarded = rules.policy is not PolicyName.FIXED
+    allowed = [index for index in high_enough if not (guarded and near[index].guard)]
+    if not allowed:
+        return _refused(rules, f"guard: {near[high_enough[0]].guard}")
+    young = [index for index in allowed if index in usable]
+    if not young:
+        return _refused(rules, "age")
+    return PolicyDecision(rules.policy, PolicyOutcome.SERVED, young[0])
+
+
+def _verified(near: Sequence[NearEntry], usable: Collection[int], rules: Rules, chance: float) -> PolicyDecision:
+    assert rules.model is not None, "a model decides"
+    candidates = [index for index, one in enumerate(near) if one.similarity >= CANDIDATES_FROM]
+    allowed = [index for index in candidates if not near[index].guard]
+    young = [index for index in allowed if index in usable]
+    if not young:
+        reason = "age" if allowed else f"guard: {near[candidates[0]].guard}" if candidates else "threshold"
+        return _refused(rules, reason)
+    index, level = young[0], rules.model.level
+    if rules.scored and near[index].verifier is None:
+        return _refused(rules, "verifier")
+    risk = rules.model.risk(evidence_of(near, index))
+    if risk > level:
+        return PolicyDecision(rules.policy, PolicyOutcome.REFUSED, None, "risk", error=risk, limit=level)
+    explored = EXPLORED * (risk / level) ** 2
+    if chance < explored:
+        return PolicyDecision(rules.policy, PolicyOutcome.EXPLORED, index, "explored", explored, risk, level)
+    return PolicyDecision(rules.policy, PolicyOutcome.SERVED, index, "", 1 - explored, risk, level)
+
+
+def _refused(rules: Rules, reason: str) -> PolicyDecision:
+    return PolicyDecision(rules.policy, PolicyOutcome.REFUSED, None, reason)

@@ -1,0 +1,170 @@
+"""What the fleet does about its labels: learning, tightening, loosening, and what it shows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from api.ports.quality import Confusion, Evidence, Label, LabelSource, PolicyName, PooledLabel, Verdict, Versions
+from api.quality.assessment import (
+    CALM_MS,
+    Assessment,
+    Published,
+    QualitySettings,
+    assess,
+    published_as_json,
+    read_published,
+)
+from api.quality.policies import LAST_LEVEL
+
+VERSIONS = Versions("e", "", "c")
+GUARDED = QualitySettings(PolicyName.GUARDED, 0.92, 0.02, VERSIONS)
+VERIFIED = replace(GUARDED, policy=PolicyName.VERIFIED)
+
+
+def labels(
+    count: int,
+    wrong: float,
+    *,
+    source: LabelSource = "shadow",
+    similarity: float = 0.95,
+    start_ms: int = 1,
+    seed: int = 0,
+    tenant: str = "t",
+) -> list[PooledLabel]:
+    random = np.random.default_rng(seed)
+    found = []
+    for number in range(count):
+        verdict = Verdict.DIFFERENT if random.random() < wrong else Verdict.SAME
+        served = source == "shadow"
+        evidence = Evidence(similarity, similarity - 0.2)
+        made = Label(
+            evidence, verdict, source, served, "semantic", PolicyName.GUARDED, VERSIONS, 0.1 if served else 1.0,
+            start_ms + number,
+        )  # fmt: skip
+        found.append(PooledLabel("scope", tenant, made))
+    return found
+
+
+def misses(count: int, seed: int = 0, scope: str = "scope") -> list[PooledLabel]:
+    """Labels of misses: the nearer, the more often right."""
+    random = np.random.default_rng(seed)
+    found = []
+    for number in range(count):
+        similarity = float(random.uniform(0.65, 1.0))
+        verdict = Verdict.SAME if random.random() < (similarity - 0.6) * 4 else Verdict.DIFFERENT
+        evidence = Evidence(similarity, similarity - 0.2)
+        made = Label(evidence, verdict, "miss", False, "semantic", PolicyName.VERIFIED, VERSIONS, 1.0, number + 1)
+        found.append(PooledLabel(scope, "t", made))
+    return found
+
+
+NOTHING = Published()
+
+
+def after(
+    seen: Iterable[PooledLabel],
+    before: Published = NOTHING,
+    settings: QualitySettings = GUARDED,
+    now_ms: int = 10_000,
+) -> Assessment:
+    found = list(seen)
+    return assess(found, Counter(one.scope for one in found), before, settings, now_ms, {})
+
+
+def test_a_fault_tightens_by_one_level_and_says_so() -> None:
+    found = after(labels(100, 0.1))
+    state = found.published.state
+    assert (state.level, state.tightened) == (1, True)
+    assert state.threshold == pytest.approx(0.94)
+    assert [event.change for event in found.events] == ["tightened"]
+    assert state.history == found.events
+    assert found.published.changed_ms == 10_000
+
+
+def test_a_fault_of_ten_percent_is_seen_within_a_hundred_labels() -> None:
+    for number, least in ((50, 24), (100, 36)):
+        seen = [after(labels(100, 0.0, seed=99) + labels(number, 0.1, start_ms=500, seed=seed)) for seed in range(40)]
+        assert sum(one.published.state.level for one in seen) >= least
+
+
+def test_an_error_at_half_the_target_rarely_tightens() -> None:
+    assert sum(after(labels(500, 0.01, seed=seed)).published.state.level for seed in range(40)) <= 2
+
+
+def test_the_comparators_errors_are_no_fault() -> None:
+    noisy = replace(GUARDED, confusion=Confusion(500, 10, 500, 25))
+    assert sum(after(labels(300, 0.06, seed=seed), settings=noisy).published.state.level for seed in range(40)) <= 2
+    assert after(labels(300, 0.06)).published.state.level == 1
+
+
+def test_labels_from_before_a_change_do_not_tighten_again() -> None:
+    fault = labels(100, 0.1)
+    first = after(fault)
+    again = after(fault, first.published, now_ms=20_000)
+    assert again.published.state.level == 1
+    worse = after([*fault, *labels(100, 0.1, start_ms=15_000)], first.published, now_ms=20_000)
+    assert worse.published.state.level == 2
+
+
+def test_the_fleet_loosens_by_one_level_when_labels_prove_it() -> None:
+    before = Published(replace(after(labels(100, 0.1)).published.state, level=2), None, 10_000)
+    good = labels(150, 0.0, start_ms=20_000)
+    assert after(good, before, now_ms=30_000).published.state.level == 2, "not that soon"
+    found = after(good, before, now_ms=10_000 + CALM_MS)
+    assert found.published.state.level == 1
+    assert found.events[0].change == "loosened"
+    few = after(labels(30, 0.0, start_ms=20_000), before, now_ms=10_000 + CALM_MS)
+    assert few.published.state.level == 2, "too few labels"
+
+
+def test_a_closed_tier_opens_by_the_labels_of_misses() -> None:
+    before = Published(replace(after(labels(100, 0.1)).published.state, level=LAST_LEVEL), None, 10_000)
+    near = labels(150, 0.0, source="miss", similarity=0.985, start_ms=20_000)
+    assert after(near, before, now_ms=10_000 + CALM_MS).published.state.level == LAST_LEVEL - 1
+    far = labels(150, 0.0, source="miss", similarity=0.95, start_ms=20_000)
+    assert after(far, before, now_ms=10_000 + CALM_MS).published.state.level == LAST_LEVEL
+
+
+def test_feedback_does_not_move_the_fleet() -> None:
+    found = after(labels(5000, 1.0, source="feedback"))
+    assert found.published.state.level == 0
+    before = Published(replace(found.published.state, level=2), None, 1)
+    praise = labels(5000, 0.0, source="feedback", start_ms=20_000)
+    assert after(praise, before, now_ms=10_000 + CALM_MS).published.state.level == 2
+
+
+def test_verified_learns_from_misses() -> None:
+    found = after(misses(600), settings=VERIFIED)
+    assert found.published.model is not None
+    assert found.published.state.learned
+    assert [event.change for event in found.events] == ["learned"]
+    assert set(found.scopes) == {"scope"}
+
+
+def test_labels_of_other_versions_are_forgotten_at_once() -> None:
+    first = after(misses(600), settings=VERIFIED)
+    other = replace(VERIFIED, versions=replace(VERSIONS, embedder="new"))
+    found = after(misses(600), first.published, other)
+    assert found.published.model is None
+    assert found.scopes == {}
+    assert not found.published.state.learned
+
+
+def test_a_thousand_scopes_of_ten_labels_share_one_model() -> None:
+    seen = [one for scope in range(1000) for one in misses(10, scope, f"scope {scope}")]
+    found = after(seen, settings=VERIFIED, now_ms=20)
+    assert found.published.model is not None
+    assert found.published.model.level > 0
+    assert found.scopes == {}, "ten labels are too few for a model"
+
+
+def test_the_state_survives_its_json() -> None:
+    first = after([*misses(600), *labels(100, 0.1, start_ms=700)], settings=VERIFIED)
+    again = read_published(published_as_json(first.published))
+    assert published_as_json(again) == published_as_json(first.published)
+    assert again.state.rate.samples == 100
