@@ -25,7 +25,7 @@ ELSEWHERE: Final = (
     *("hdel", "hget", "hgetall", "hincrby", "hmget", "hset", "hsetnx"),
     *("lrange", "lrem", "rpush"),
     *("ping", "publish", "subscribe"),
-    *("xadd", "xrange", "xrevrange"),
+    *("xadd", "xdel", "xrange", "xrevrange"),
     *(
         "zadd",
         "zcard",

@@ -42,6 +42,7 @@ from api.redis_store.stores.documents.work import RedisDeletions
 from api.redis_store.stores.feedback import RedisFeedback, ServedAnswers
 from api.redis_store.stores.fleet import CacheCounters
 from api.redis_store.stores.flights import RedisFlightStore
+from api.redis_store.stores.labels import RedisLabels
 from api.settings import EmbedderSettings, Settings
 from api.single_flight.fleet_flights import FleetFlights, running_flights
 
@@ -124,7 +125,9 @@ class WorkerCache:
             parts.keys,
             parts.indexes,
             parts.served,
+            RedisLabels(parts.client, parts.keys),
             parts.telemetry,
+            self.quality,
             round((settings.cache.ttl + settings.cache.stale_ttl) * 1000),
         )
         self.warm_ups: WarmUps | None = None

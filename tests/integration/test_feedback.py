@@ -346,6 +346,32 @@ async def test_old_quarantines_make_room(serve: Service, redis: Redis, monkeypat
     assert sorted(kept) == sorted(texts(await redis.zrange("rag:quarantined", 0, -1)))
 
 
+async def labels(redis: Redis) -> list[tuple[str, str, str, float]]:
+    """The labels of the pool: source, verdict, kind, similarity."""
+    found: Any = await redis.xrange("rag:labels")
+    names = ("source", "verdict", "kind", "similarity")
+    read = [[text(fields[name.encode()]) for name in names] for _, fields in found]
+    return [(source, verdict, kind, float(similarity)) for source, verdict, kind, similarity in read]
+
+
+async def test_a_vote_on_a_cached_answer_is_a_label_once_per_key(serve: Service, redis: Redis) -> None:
+    client = await serve(access=KEYS)
+    fresh = await ask(client, QUESTION, headers=bearer("acme-1"))
+    assert await vote(client, fresh, "good", key="acme-1") == 202
+    assert await labels(redis) == [], "a fresh answer says nothing about the cache"
+    hit = await ask(client, PARAPHRASE, headers=bearer("acme-2"))
+    similarity: Any = pytest.approx(hit["cache"]["similarity"], abs=1e-4)
+    for _ in range(2):
+        assert await vote(client, hit, "good", key="acme-2") == 202
+        assert await labels(redis) == [("feedback", "same", "semantic", similarity)]
+    assert await vote(client, hit, "bad", key="acme-2") == 202
+    assert await labels(redis) == [("feedback", "different", "semantic", similarity)]
+    scope = hit["cache"]["entry"].split(":")[2]
+    assert await redis.xlen(f"rag:labels:{scope}") == 1
+    assert await vote(client, hit, "bad", key="root") == 202
+    assert len(await labels(redis)) == 2
+
+
 async def test_in_a_cluster(cluster_serve: Service, stub: StubOllama) -> None:
     one, other = await cluster_serve(), await cluster_serve()
     stub.behaviour(answer="Your manager.", path="/api/chat")

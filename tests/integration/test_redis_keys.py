@@ -94,7 +94,7 @@ async def assert_fields_as_listed(redis: Redis, key: str, row: Listed) -> None:
     unlisted = [name for name in fields if f"`{re.sub(r'^pool_.*', 'pool_...', name)}`" not in page]
     made_up = (
         r"(embedded|done):[0-9a-f]{10}|[0-9a-f]{10}:[0-9]+|\d+:(ok|slow|fail|slowfail|calls|retries)"
-        r"|[0-9a-f]{32}|vote:[0-9a-f]{16}"  # request IDs, voters
+        r"|[0-9a-f]{32}|(vote|label):[0-9a-f]{16}"  # request IDs, voters
         r"|(tenant|question|source|corpus|error|follower|last_evicted|(rag|mine):cache):.+|[^ ]+:latest"
     )
     assert [name for name in unlisted if not re.fullmatch(made_up, name)] == [], key

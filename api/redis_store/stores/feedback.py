@@ -10,12 +10,14 @@ import asyncio
 import hashlib
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import astuple
+from contextlib import suppress
+from dataclasses import astuple, replace
 from itertools import islice
 from typing import Any, Final, cast
 
 from api.errors import StoreUnavailable
 from api.ports.answer_cache import FeedbackVerdict, ServedAnswer, ServedStatus, Vote, Voted
+from api.ports.quality import Evidence, Label, QualityState, Verdict
 from api.ports.question import AnswerFinished, Query
 from api.ports.telemetry import Telemetry
 from api.redis_store.health_gated import HealthGatedClients
@@ -23,6 +25,7 @@ from api.redis_store.keys import CacheKeys, Keys
 from api.redis_store.scripts import script
 from api.redis_store.stores.cache.semantic_index import SemanticIndexes
 from api.redis_store.stores.cache.sweep import TAGS_LIFETIME_MS
+from api.redis_store.stores.labels import RedisLabels
 from api.values import CacheStatus, FlightKey
 
 DELAY_SECONDS: Final = 0.02
@@ -165,8 +168,15 @@ def _read(record: str) -> ServedAnswer:
     return ServedAnswer(cast("ServedStatus", status), float(similarity), scope, asked, own, answer, tenant)
 
 
+LABELLED: Final = ("exact", "semantic", "stale")
+"""Votes on these are labels. A vote on a fresh answer says nothing about the cache."""
+
+
 class RedisFeedback:
-    """Votes on the answers that went out. `lifetime_ms`: how long votes are kept, as long as an answer at most."""
+    """Votes on the answers that went out. `lifetime_ms`: how long votes are kept, as long as an answer at most.
+
+    `quality`: the policy and the versions that labels note.
+    """
 
     def __init__(
         self,
@@ -174,16 +184,21 @@ class RedisFeedback:
         keys: Keys,
         indexes: SemanticIndexes,
         served: ServedAnswers,
+        labels: RedisLabels,
         telemetry: Telemetry,
+        quality: Callable[[], QualityState],
         lifetime_ms: int,
     ) -> None:
         self._redis = redis
         self._keys = keys
         self._indexes = indexes
         self._served = served
+        self._labels = labels
         self._telemetry = telemetry
+        self._quality = quality
         self._lifetime_ms = lifetime_ms
         self._vote = script(redis.client, "stores/cache/answers", "vote")
+        self._note_label = script(redis.client, "stores/cache/answers", "note_label")
 
     async def vote(self, tenant: str, vote: Vote, *, of_any_tenant: bool) -> Voted | None:
         """Records a vote. A bad one takes the answer and its copies out of service before this returns.
@@ -208,8 +223,31 @@ class RedisFeedback:
         limits = (self._lifetime_ms, TAGS_LIFETIME_MS, MOST_QUARANTINED)
         arguments: list[Any] = [vote.verdict, vote.voter, served.answer, group, f"question:{served.asked}", *limits]
         arguments += (part for pair in _why(served, vote).items() for part in pair)
-        former, moved = await self._redis.of(entry).run("feedback", lambda client: self._vote(keys, arguments, client))
-        return Voted(served, cast("FeedbackVerdict | None", former.decode() or None), int(moved))
+        reply = await self._redis.of(entry).run("feedback", lambda client: self._vote(keys, arguments, client))
+        former, label = (one.decode() for one in reply[:2])
+        if served.status in LABELLED and former != vote.verdict:
+            with suppress(StoreUnavailable):  # on a cluster labels may be on another shard; the vote counts
+                await self._label(served, vote, keys[0], label)
+        return Voted(served, cast("FeedbackVerdict | None", former or None), int(reply[2]))
+
+    async def _label(self, served: ServedAnswer, vote: Vote, votes: str, former: str) -> None:
+        """Writes the vote as a label, in place of the key's former one."""
+        known = self._quality()
+        versions = replace(known.versions, embedder=served.scope.partition("-")[0])
+        verdict = Verdict.SAME if vote.verdict == "good" else Verdict.DIFFERENT
+        label = Label(
+            Evidence(served.similarity),
+            verdict,
+            "feedback",
+            served=True,
+            kind=served.status,
+            policy=known.policy,
+            versions=versions,
+        )
+        if former:
+            await self._labels.retract(served.scope, former)
+        arguments = [vote.voter, await self._labels.add(served.scope, served.tenant, label)]
+        await self._redis.of(votes).run("feedback", lambda client: self._note_label([votes], arguments, client))
 
     async def _copies(
         self, part: CacheKeys, entry: str, votes: str, scope: str, verdict: FeedbackVerdict

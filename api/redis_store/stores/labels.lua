@@ -9,16 +9,22 @@
 -- KEYS[1] stream the scope's   KEYS[2] stream the pool   KEYS[3] stream the pairs
 -- ARGV: lifetime_ms, most labels of a scope, of the pool, most pairs, number of the label's fields, field, value ...,
 --       then the pair's fields and values; none if it is not kept
--- Returns the label's ID in the pool.
+-- Returns the label's IDs in its scope and in the pool.
 local lifetime, fields = ARGV[1], 2 * tonumber(ARGV[5])
 local function add(key, most, first, last)
   local id = redis.call('XADD', key, 'MAXLEN', most, '*', unpack(ARGV, first, last))
   redis.call('PEXPIRE', key, lifetime)
   return id
 end
-add(KEYS[1], ARGV[2], 6, 5 + fields)
+local id = add(KEYS[1], ARGV[2], 6, 5 + fields)
 if #ARGV > 5 + fields then add(KEYS[3], ARGV[4], 6 + fields, #ARGV) end
-return add(KEYS[2], ARGV[3], 6, 5 + fields)
+return {id, add(KEYS[2], ARGV[3], 6, 5 + fields)}
+
+-- name: retract
+-- Deletes a label from its scope and from the pool.
+-- KEYS[1] stream the scope's   KEYS[2] stream the pool   ARGV: its IDs
+-- Returns how many were there.
+return redis.call('XDEL', KEYS[1], ARGV[1]) + redis.call('XDEL', KEYS[2], ARGV[2])
 
 -- name: admit
 -- Admits a shadow call if the fleet has made fewer than `most` in the current minute, which begins with the first.

@@ -35,15 +35,26 @@ class RedisLabels:
         self._redis = redis.of(keys.labels)
         self._keys = keys
         self._append = script(redis.client, "stores/labels", "append")
+        self._retract = script(redis.client, "stores/labels", "retract")
         self._admit = script(redis.client, "stores/labels", "admit")
 
     async def append(self, scope: str, tenant: str, label: Label, pair: LabelledPair | None = None) -> None:
         """Appends a label to its scope and to the pool, and keeps the pair of questions if there is one."""
+        await self.add(scope, tenant, label, pair)
+
+    async def add(self, scope: str, tenant: str, label: Label, pair: LabelledPair | None = None) -> str:
+        """Does what `append` does, and returns the label's name for `retract`."""
         fields = _flat(_fields(scope, tenant, label))
         limits = [LIFETIME_MS, OF_SCOPE, POOLED, PAIRS]
         arguments = [*limits, len(fields) // 2, *fields, *(_flat(_pair_fields(tenant, pair)) if pair else ())]
         keys = [self._keys.labels_of(scope), self._keys.labels, self._keys.labelled_pairs]
-        await self._redis.run("append_label", partial(self._append, keys, arguments))
+        ids = await self._redis.run("append_label", partial(self._append, keys, arguments))
+        return " ".join(name.decode() for name in ids)
+
+    async def retract(self, scope: str, name: str) -> None:
+        """Deletes a label, because another one replaces it."""
+        keys = [self._keys.labels_of(scope), self._keys.labels]
+        await self._redis.run("append_label", partial(self._retract, keys, name.split()))
 
     async def of_scope(self, scope: str, limit: int) -> Sequence[Label]:
         """Returns the newest labels of a scope, newest first."""

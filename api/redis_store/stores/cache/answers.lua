@@ -300,7 +300,7 @@ return 'restored'
 -- then for each entry: hash the entry, hash its quarantine, hash its flight, hash its refresh. The first is the judged.
 -- ARGV: verdict, voter, digest of the answer, group of the answer ('': none), tag of the asked question, lifetime_ms of
 --       votes, lifetime_ms of tags, most quarantined entries, field, value ... that explain the quarantine
--- Returns {the key's former verdict ('': none), how many entries were quarantined or released}.
+-- Returns {the key's former verdict ('': none), name of its label, how many entries were quarantined or released}.
 local MOST_VOTERS, DIGEST, FIRST, PARTS = 1000, 16, 9, 4
 local WHY = {'entry', 'quarantined_ms', 'by', 'request', 'asked', 'status', 'similarity', 'comment'}
 local votes, invalidated, quarantined, keys = KEYS[1], KEYS[2], KEYS[8], eviction_keys(3)
@@ -370,6 +370,7 @@ end
 local changed = verdict == 'bad' and each(quarantine) or 0
 if redis.call('HGET', votes, 'answer') ~= judged then redis.call('UNLINK', votes) end
 local former = redis.call('HGET', votes, voter) or ''
+local label = redis.call('HGET', votes, 'label:' .. ARGV[2]) or ''
 if former ~= '' or #redis.call('HGETALL', votes) < 2 * MOST_VOTERS then
   redis.call('HSET', votes, 'answer', judged, voter, verdict)
   redis.call('PEXPIRE', votes, lifetime)
@@ -393,4 +394,12 @@ for _, old in ipairs(redis.call('ZRANGE', quarantined, 0, -1 - most)) do
   redis.call('ZREM', quarantined, old)
 end
 if redis.call('EXISTS', quarantined) == 1 then redis.call('PEXPIRE', quarantined, lifetime) end
-return {former, changed}
+return {former, label, changed}
+
+-- name: note_label
+-- Notes the label that a key's vote became.
+-- KEYS[1] hash the votes   ARGV: voter, name of the label
+-- Returns 1, or 0 if the votes are gone.
+if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+redis.call('HSET', KEYS[1], 'label:' .. ARGV[1], ARGV[2])
+return 1
