@@ -121,13 +121,14 @@ def _explanation(explanation: Explanation) -> dict[str, Any]:
 
 
 def _candidate(explained: Explained) -> dict[str, Any]:
-    match, fate = explained.candidate.match, explained.candidate.fate
+    match, fate, grounded = explained.candidate.match, explained.candidate.fate, explained.grounded
     return {
         **_entry(match),
         "similarity": round(match.similarity, 6),
         "verdict": fate,
         "would_serve": fate in {CandidateOutcome.FRESH, CandidateOutcome.STALE},
         "guards": [{"guard": one.guard, "agrees": one.agrees, "detail": one.detail} for one in explained.guards],
+        "grounded": None if grounded is None else {"agrees": grounded.agrees, "detail": grounded.detail},
     }
 
 

@@ -101,6 +101,12 @@ CACHE_GUARD_REJECTIONS = MetricSpec(
     "Near cached questions that a guard rejected, by guard.",
     ("guard",),
 )
+CACHE_GROUNDED_CHECKS = MetricSpec(
+    "ragherd_cache_grounded_checks_total",
+    "counter",
+    "Cached answers whose passages were compared with those of a similar question, by outcome.",
+    ("outcome",),
+)
 CACHE_LANGUAGE_UNKNOWN = MetricSpec(
     "ragherd_cache_language_unknown_total",
     "counter",

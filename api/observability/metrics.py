@@ -242,6 +242,10 @@ class Metrics:
         """Counts a cached answer that a guard rejected."""
         self._families[names.CACHE_GUARD_REJECTIONS][(guard,)].inc()
 
+    def grounded_checked(self, outcome: str) -> None:
+        """Counts a comparison of a cached answer's passages."""
+        self._families[names.CACHE_GROUNDED_CHECKS][(outcome,)].inc()
+
     def language_unknown(self) -> None:
         """Counts a question in a language that the embedder does not know."""
         self._families[names.CACHE_LANGUAGE_UNKNOWN][()].inc()

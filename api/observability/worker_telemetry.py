@@ -19,7 +19,14 @@ from api.observability.metrics import Metrics
 from api.ports.answer_cache import Invalidation, Swept, Vote, Voted
 from api.ports.quality import Verdict
 from api.ports.question import AnswerFinished, Query, Timings
-from api.ports.telemetry import BulkheadReason, GroundingOutcome, JudgeFailure, RefreshOutcome, Telemetry
+from api.ports.telemetry import (
+    BulkheadReason,
+    GroundedCheckOutcome,
+    GroundingOutcome,
+    JudgeFailure,
+    RefreshOutcome,
+    Telemetry,
+)
 from api.values import CacheStatus, FlightKey, Usage
 
 if TYPE_CHECKING:
@@ -117,6 +124,10 @@ class WorkerTelemetry(Telemetry):
     def grounded(self, outcome: GroundingOutcome, passages: int) -> None:
         """Counts the search by its outcome."""
         self._metrics.grounded(outcome)
+
+    def grounded_checked(self, outcome: GroundedCheckOutcome) -> None:
+        """Counts the check by its outcome."""
+        self._metrics.grounded_checked(outcome)
 
     def guard_rejected(self, guard: str, detail: str, similarity: float) -> None:
         """Counts the rejection by guard."""

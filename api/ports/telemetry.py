@@ -10,6 +10,7 @@ from api.ports.quality import Verdict
 from api.ports.question import AnswerFinished, Query
 from api.values import FlightKey, Usage
 
+GroundedCheckOutcome = Literal["agreed", "rejected", "unavailable"]
 GroundingOutcome = Literal["grounded", "nothing_relevant", "no_documents", "not_asked", "unavailable"]
 """The result of the search of the knowledge base for an answer."""
 RefreshOutcome = Literal["stored", "not_stored", "failed", "elsewhere", "too_many"]
@@ -60,6 +61,9 @@ class Telemetry:
 
     def grounded(self, outcome: GroundingOutcome, passages: int) -> None:
         """The knowledge base was searched for an answer."""
+
+    def grounded_checked(self, outcome: GroundedCheckOutcome) -> None:
+        """A cached answer's passages were compared with those of a similar question."""
 
     def guard_rejected(self, guard: str, detail: str, similarity: float) -> None:
         """A guard rejected a similar cached question. `detail` says what differs."""

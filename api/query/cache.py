@@ -28,6 +28,8 @@ from api.query.candidates import (
     lifetime,
     up_to_the_first_fresh,
 )
+from api.query.grounded_check import GroundedCheck
+from api.query.grounding import Retrieval
 from api.values import CachedAnswer, CacheMatch, Generation, Source, Vector
 
 T = TypeVar("T")
@@ -113,7 +115,7 @@ class Lookup:
 
     `key` is None if the cache is not used for this answer; `available` is false while it cannot be used. `stale` is
     true if `match` has expired and must be refreshed. `expired` is the question's own expired entry. `unread`: the
-    parts of the question that the embedder could not read.
+    parts of the question that the embedder could not read. `retrieval`: the passages that the grounded check found.
     """
 
     key: CacheKey | None = None
@@ -126,6 +128,7 @@ class Lookup:
     stale: bool = False
     expired: CacheMatch | None = None
     candidates: Sequence[Candidate] = field(default_factory=tuple)
+    retrieval: Retrieval | None = None
 
 
 def _nothing(match: CacheMatch) -> None:
@@ -143,13 +146,16 @@ class SemanticCache:
         observer: Telemetry,
         policy: CachePolicy,
         budget: CacheBudget,
+        grounded_check: GroundedCheck | None = None,
     ) -> None:
+        """`grounded_check` is None if cached answers are not compared with the question's own passages."""
         self._cache = cache
         self._embedder = embedder
         self._keys = keys
         self._observer = observer
         self.policy = policy
         self._budget = budget
+        self._grounded_check = grounded_check
         self.used: Callable[[CacheMatch], None] = cache.used if cache is not None else _nothing
         """Records that an entry was served; no I/O."""
 
@@ -230,11 +236,14 @@ class SemanticCache:
         finding = self._cache.find_similar(key.embedder, key.scope, lookup.vector, lookup.now_ms, stale_ms=stale_ms)
         matches = await self._budget.within(timings, finding)
         fates = consider(asked, matches, self.policy.threshold, query.cache_control, stale_seconds)
-        lookup.candidates = up_to_the_first_fresh(fates)
+        lookup.candidates = considered = up_to_the_first_fresh(fates)
+        chosen = best(considered)
+        if chosen is not None and chosen.match.answer.sources and self._grounded_check is not None:
+            chosen = await self._grounded_check.best(considered, fates, query, lookup, timings)
         for candidate in lookup.candidates:
             if (objection := candidate.objection) is not None:
                 self._observer.guard_rejected(objection.guard, objection.detail, candidate.match.similarity)
-        return best(lookup.candidates)
+        return chosen
 
     def _asked(self, query: Query, lookup: Lookup) -> ComparedQuestion:
         return ComparedQuestion(query.question, lookup.unread, self.policy.languages)

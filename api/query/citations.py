@@ -84,6 +84,16 @@ def clean(text: str, count: int) -> str:
     return filtered.feed(text) + filtered.end()
 
 
+def cited(text: str, count: int) -> frozenset[int]:
+    """Returns the numbers of the passages, of `count`, that a finished answer cites."""
+    if "[" not in text:
+        return frozenset()
+    filtered = Citations(count)
+    filtered.feed(text)
+    filtered.end()
+    return frozenset(filtered.cited)
+
+
 class Citations:
     """Filters one answer piece by piece; the result does not depend on how it is cut. Numbers run from 1 to `count`.
 

@@ -10,10 +10,11 @@ from api.errors import EmbeddingUnavailable, ServiceUnavailable, StoreUnavailabl
 from api.guards.agreement import GuardVerdict, verdicts
 from api.ports.answer_cache import AnswerCache
 from api.ports.inference import Embedder
-from api.ports.question import SEMANTIC_LIMIT, Query
-from api.query.cache import CachePolicy
+from api.ports.question import SEMANTIC_LIMIT, Query, Timings
+from api.query.cache import CachePolicy, Lookup
 from api.query.cache_key import CacheKey, CacheKeyBuilder, normalise
-from api.query.candidates import Candidate, CandidateOutcome, ComparedQuestion, best, consider, lifetime
+from api.query.candidates import USABLE, Candidate, CandidateOutcome, ComparedQuestion, best, consider, lifetime
+from api.query.grounded_check import GUARD, GroundedCheck
 from api.values import CacheMatch, Vector
 
 Decision = Literal["exact_hit", "semantic_hit", "stale", "miss", "bypass"]
@@ -21,10 +22,11 @@ Decision = Literal["exact_hit", "semantic_hit", "stale", "miss", "bypass"]
 
 @dataclass(frozen=True, slots=True)
 class Explained:
-    """One candidate, and every guard's verdict on it."""
+    """One candidate, every guard's verdict on it, and that of the grounded check if it was made."""
 
     candidate: Candidate
     guards: Sequence[GuardVerdict]
+    grounded: GuardVerdict | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +51,18 @@ class Explainer:
     """Looks at the cache as the flow does. `cache` is None if the semantic cache is disabled."""
 
     def __init__(
-        self, cache: AnswerCache | None, embedder: Embedder, keys: CacheKeyBuilder, policy: CachePolicy
+        self,
+        cache: AnswerCache | None,
+        embedder: Embedder,
+        keys: CacheKeyBuilder,
+        policy: CachePolicy,
+        grounded_check: GroundedCheck | None = None,
     ) -> None:
         self._cache = cache
         self._embedder = embedder
         self._keys = keys
         self.policy = policy
+        self._grounded_check = grounded_check
 
     async def explain(self, query: Query) -> Explanation:
         """Explains a query. Raises `ServiceUnavailable` if the cache cannot be used now."""
@@ -75,7 +83,7 @@ class Explainer:
         if vector is not None and not asked.language:
             candidates = await self._candidates(cache, query, key, asked, vector, found.now_ms)
         decision, reason = self._decision(query, asked, fate, candidates)
-        explained = [Explained(one, _verdicts(query.question, one)) for one in candidates]
+        explained = [Explained(one, _verdicts(query.question, one), self._grounded(one)) for one in candidates]
         return Explanation(
             normalise(query.question), key, decision, reason, exact, fate, explained, asked.not_told, asked.language
         )
@@ -94,7 +102,18 @@ class Explainer:
         stale_ms = round(self.policy.stale * 1000)
         matches = await cache.find_similar(key.embedder, key.scope, vector, now_ms, stale_ms=stale_ms)
         policy = self.policy
-        return list(consider(asked, matches, policy.threshold, query.cache_control, policy.revalidate))
+        candidates = list(consider(asked, matches, policy.threshold, query.cache_control, policy.revalidate))
+        if self._grounded_check is None:
+            return candidates
+        return await self._grounded_check.all(candidates, query, Lookup(now_ms=now_ms, vector=vector), Timings())
+
+    def _grounded(self, candidate: Candidate) -> GuardVerdict | None:
+        """Returns the grounded check's verdict: made if the guards agreed and the answer has sources."""
+        objection = candidate.objection
+        if objection is not None and objection.guard == GUARD:
+            return GuardVerdict(GUARD, agrees=False, detail=objection.detail)
+        made = self._grounded_check is not None and candidate.fate in USABLE and candidate.match.answer.sources
+        return GuardVerdict(GUARD, agrees=True, detail="") if made else None
 
     def _decision(
         self, query: Query, asked: ComparedQuestion, exact: CandidateOutcome | None, candidates: Sequence[Candidate]
@@ -117,7 +136,7 @@ def _verdicts(question: str, candidate: Candidate) -> Sequence[GuardVerdict]:
     """Returns every guard's verdict; first, whether the two may be compared by their vectors at all."""
     found = verdicts(question, candidate.match.answer.question)
     objection = candidate.objection
-    if objection is None or any(one.guard == objection.guard for one in found):
+    if objection is None or objection.guard == GUARD or any(one.guard == objection.guard for one in found):
         return found
     return (GuardVerdict(objection.guard, agrees=False, detail=objection.detail), *found)
 

@@ -72,7 +72,9 @@ class FreshAnswers:
         """
         if lookup.match is not None and lookup.vector is None:
             await self._shared.embed(query, lookup, timings)  # an expired answer, found to the letter, is refreshed
-        grounding = await self._grounder.ground(query, lookup.vector, lookup.now_ms, timings)
+        grounding = lookup.retrieval
+        if grounding is None or not grounding.keeps:
+            grounding = await self._grounder.ground(query, lookup.vector, lookup.now_ms, timings)
         sources: tuple[Source, ...] = ()
         if self._prompting.says_so(grounding):
             generation = _said(self._prompting.nothing_relevant, query)

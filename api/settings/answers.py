@@ -67,6 +67,11 @@ class CacheSettings(SettingsGroup):
 
     Equal questions share one generation. After this silence a waiting question is answered alone.
     """
+    grounded_check: bool = True
+    """Serve an answer from documents for a similar question only if its search finds the cited passages too.
+
+    Takes one search. Off with a re-ranker, whose search takes too long.
+    """
     condense: bool = False
     """Rewrite a question with `history` to find it by meaning."""
     judge_model: Annotated[str, Field(title="model")] | None = None

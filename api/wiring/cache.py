@@ -16,12 +16,14 @@ from api.observability.metrics import Metrics
 from api.observability.worker_telemetry import WarmUpTelemetry, WorkerTelemetry
 from api.ports.inference import Embedder, ModelDigests
 from api.ports.quality import QualityState, Versions
+from api.ports.telemetry import Telemetry
 from api.quality.comparator import Comparator
 from api.query.cache import CacheBudget, CachePolicy, SemanticCache
 from api.query.cache_key import CacheKeyBuilder
 from api.query.condense import Condenser
 from api.query.explain import Explainer
 from api.query.generate import FreshAnswers, Refresher
+from api.query.grounded_check import GroundedCheck
 from api.query.grounding import PassageRetriever, PromptBuilder
 from api.query.invalidate import Invalidator
 from api.query.judge import ModelJudge
@@ -96,13 +98,19 @@ class WorkerCache:
         condenser = Condenser(generations, flights, memory, parts.telemetry)
         prompts = PromptBuilder(template, settings.ollama.ollama_num_ctx, settings.retrieval.retrieval_nothing_relevant)
 
+        def grounded_check(telemetry: Telemetry) -> GroundedCheck | None:
+            if not settings.cache.grounded_check or retriever.reranking_scope:
+                return None
+            return GroundedCheck(PassageRetriever(retriever, condenser, telemetry), budget, telemetry)
+
         def fresh_answers(telemetry: WorkerTelemetry) -> FreshAnswers:
             shared = SemanticCache(cache, embedder, key_builder, telemetry, policy, budget)
             return FreshAnswers(
                 generations, shared, PassageRetriever(retriever, condenser, telemetry), prompts, telemetry
             )
 
-        shared = SemanticCache(cache, embedder, key_builder, parts.telemetry, policy, budget)
+        check = grounded_check(parts.telemetry)
+        shared = SemanticCache(cache, embedder, key_builder, parts.telemetry, policy, budget, check)
         fresh = fresh_answers(parts.telemetry)
         self.comparator = comparator
         self._served = parts.served
@@ -110,7 +118,7 @@ class WorkerCache:
         self.refresher = Refresher(fresh, flights, parts.telemetry)
         condensing = condenser if cache is not None and settings.cache.condense else None
         self.queries = QueryService(condensing, shared, flights, fresh, self.refresher, parts.telemetry)
-        self.explainer = Explainer(cache, embedder, key_builder, policy)
+        self.explainer = Explainer(cache, embedder, key_builder, policy, grounded_check(Telemetry()))
         self.quality: Callable[[], QualityState] = partial(_unmeasured, settings, comparator)
         limits = _limits(settings)
         self.figures = CacheFigures(parts.client, parts.indexes, parts.counters, embedder, limits, self.quality)
