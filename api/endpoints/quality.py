@@ -90,7 +90,7 @@ def _quality(state: QualityState) -> dict[str, Any]:
         "tightened": state.tightened,
         "level": state.level,
         "at": rfc3339(state.at_ms) if state.epoch else None,
-        "history": [_event(event) for event in state.history],
+        "history": [_event(event) for event in reversed(state.history)],
     }
 
 

@@ -372,6 +372,23 @@ async def test_a_vote_on_a_cached_answer_is_a_label_once_per_key(serve: Service,
     assert len(await labels(redis)) == 2
 
 
+async def test_the_label_of_a_vote_knows_the_answers_nearby(serve: Service, redis: Redis, stub: StubOllama) -> None:
+    client = await serve()
+    stub.behaviour(answer="Your manager.", path="/api/chat")
+    await ask(client, QUESTION)
+    stub.behaviour(answer="The personnel office.", path="/api/chat")
+    await ask(client, "Who approves my holiday, and my travel?", headers=FRESH)
+    hit = await ask(client, PARAPHRASE)
+    assert (hit["answer"], hit["cache"]["kind"]) == ("Your manager.", "semantic")
+    assert await vote(client, hit, "bad") == 202
+    found: Any = await redis.xrange("rag:labels")
+    read = [{text(name): text(value) for name, value in fields.items()} for _, fields in found]
+    (label,) = [one for one in read if one["source"] == "feedback"]
+    assert 0.3 < float(label["other"]) < float(label["similarity"])
+    assert float(label["same"]) == 1
+    assert 0 < float(label["others"]) < 1
+
+
 async def test_in_a_cluster(cluster_serve: Service, stub: StubOllama) -> None:
     one, other = await cluster_serve(), await cluster_serve()
     stub.behaviour(answer="Your manager.", path="/api/chat")

@@ -51,6 +51,7 @@ ALLOWED: dict[str, set[str]] = {
         "api.ports",
         "api.values",
         "api.errors",
+        "api.quality",
         "api.breaker",
         "api.bulkhead",
         "api.single_flight",

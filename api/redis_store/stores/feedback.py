@@ -13,17 +13,18 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import astuple, replace
 from itertools import islice
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 
 from api.errors import StoreUnavailable
 from api.ports.answer_cache import FeedbackVerdict, ServedAnswer, ServedStatus, Vote, Voted
 from api.ports.quality import Evidence, Label, QualityState, Verdict
 from api.ports.question import AnswerFinished, Query
 from api.ports.telemetry import Telemetry
+from api.quality.evidence import NEIGHBOURS, NearEntry, evidence_of
 from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import CacheKeys, Keys
 from api.redis_store.scripts import script
-from api.redis_store.stores.cache.semantic_index import SemanticIndexes
+from api.redis_store.stores.cache.semantic_index import Neighbor, SemanticIndexes
 from api.redis_store.stores.cache.sweep import TAGS_LIFETIME_MS
 from api.redis_store.stores.labels import RedisLabels
 from api.values import CacheStatus, FlightKey
@@ -216,27 +217,35 @@ class RedisFeedback:
         part = self._keys.partition(served.scope)
         entry = part.entry(served.scope, served.entry)
         keys = part.feedback(served.scope, served.entry)
-        group, copies = await self._copies(part, entry, keys[0], served.scope, vote.verdict)
-        for one in dict.fromkeys((entry, *copies)):
+        known = await self._known(part, served.scope, entry, keys[0])
+        near = [one.key for one in known.neighbors if one.similarity >= NEAR and vote.verdict == "bad"]
+        for one in dict.fromkeys((entry, *known.copies, *near)):
             flight, _, refresh = part.flight(served.scope, one.rpartition(":")[2])
             keys += (one, part.quarantine(one), flight, refresh)
         limits = (self._lifetime_ms, TAGS_LIFETIME_MS, MOST_QUARANTINED)
-        arguments: list[Any] = [vote.verdict, vote.voter, served.answer, group, f"question:{served.asked}", *limits]
+        arguments: list[Any] = [
+            vote.verdict,
+            vote.voter,
+            served.answer,
+            known.group,
+            f"question:{served.asked}",
+            *limits,
+        ]
         arguments += (part for pair in _why(served, vote).items() for part in pair)
         reply = await self._redis.of(entry).run("feedback", lambda client: self._vote(keys, arguments, client))
         former, label = (one.decode() for one in reply[:2])
         if served.status in LABELLED and former != vote.verdict:
             with suppress(StoreUnavailable):  # on a cluster labels may be on another shard; the vote counts
-                await self._label(served, vote, keys[0], label)
+                await self._label(served, vote, _evidence(served, entry, known), keys[0], label)
         return Voted(served, cast("FeedbackVerdict | None", former or None), int(reply[2]))
 
-    async def _label(self, served: ServedAnswer, vote: Vote, votes: str, former: str) -> None:
+    async def _label(self, served: ServedAnswer, vote: Vote, evidence: Evidence, votes: str, former: str) -> None:
         """Writes the vote as a label, in place of the key's former one."""
         known = self._quality()
         versions = replace(known.versions, embedder=served.scope.partition("-")[0])
         verdict = Verdict.SAME if vote.verdict == "good" else Verdict.DIFFERENT
         label = Label(
-            Evidence(served.similarity),
+            evidence,
             verdict,
             "feedback",
             served=True,
@@ -249,20 +258,7 @@ class RedisFeedback:
         arguments = [vote.voter, await self._labels.add(served.scope, served.tenant, label)]
         await self._redis.of(votes).run("feedback", lambda client: self._note_label([votes], arguments, client))
 
-    async def _copies(
-        self, part: CacheKeys, entry: str, votes: str, scope: str, verdict: FeedbackVerdict
-    ) -> tuple[str, list[str]]:
-        """Returns the group of the entry's answer, and entries that may have the same one.
-
-        They are those that a bad vote quarantined, and for a bad vote also those nearby.
-        """
-        group, vector, recorded = await self._known(part, entry, votes)
-        near: list[str] = []
-        if verdict == "bad" and vector is not None:
-            near = await self._indexes.of(scope).near(scope, vector, NEAR, MOST_COPIES)
-        return group, [*recorded, *near][:MOST_COPIES]
-
-    async def _known(self, part: CacheKeys, entry: str, votes: str) -> tuple[str, bytes | None, list[str]]:
+    async def _known(self, part: CacheKeys, scope: str, entry: str, votes: str) -> _Known:
         async def ask(client: Any) -> Any:
             async with client.pipeline(transaction=False) as pipe:
                 for key in (entry, part.quarantine(entry)):
@@ -270,9 +266,31 @@ class RedisFeedback:
                 pipe.hget(votes, "copies")
                 return await pipe.execute()
 
-        in_service, quarantined, recorded = await self._redis.of(entry).run("feedback", ask)
+        in_service, quarantined, copies = await self._redis.of(entry).run("feedback", ask)
         group, vector = (one or other for one, other in zip(in_service, quarantined, strict=True))
-        return (group or b"").decode(), vector, (recorded or b"").decode().split()
+        neighbors = await self._indexes.of(scope).near(scope, vector, MOST_COPIES) if vector is not None else []
+        return _Known((group or b"").decode(), (copies or b"").decode().split(), neighbors)
+
+
+class _Known(NamedTuple):
+    """The group of an entry's answer, the copies that were quarantined with it, and the entries near it."""
+
+    group: str
+    copies: Sequence[str]
+    neighbors: Sequence[Neighbor]
+
+
+def _evidence(served: ServedAnswer, entry: str, known: _Known) -> Evidence:
+    """What a policy knew about the answer, as far as it can be told later.
+
+    The asked question's vector is not kept. The similarity of another entry to it is estimated as that to the entry
+    that answered times that entry's own.
+    """
+    if served.status == "exact":
+        return Evidence(served.similarity)
+    others = [one for one in known.neighbors if one.key != entry][: NEIGHBOURS - 1]
+    near = [NearEntry(served.similarity * one.similarity, one.group) for one in others]
+    return evidence_of([NearEntry(served.similarity, known.group or entry), *near], 0)
 
 
 def _why(served: ServedAnswer, vote: Vote) -> dict[str, str]:

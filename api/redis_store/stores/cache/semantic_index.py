@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from operator import methodcaller
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
@@ -101,6 +101,14 @@ class Nearest:
     similarity: float
 
 
+class Neighbor(NamedTuple):
+    """An entry near another one: its key, the cosine similarity, and its answer group, which may be itself."""
+
+    key: str
+    similarity: float
+    group: str
+
+
 class SemanticIndex:
     """Finds the nearest entries of a scope in one partition.
 
@@ -184,8 +192,8 @@ class SemanticIndex:
             return []
         return [_nearest(one) for one in found[b"results"]]
 
-    async def near(self, scope: str, vector: Vector, floor: float, limit: int) -> list[str]:
-        """Returns up to `limit` entries of the scope, fresh or not, with a similarity of at least `floor`.
+    async def near(self, scope: str, vector: Vector, limit: int) -> list[Neighbor]:
+        """Returns up to `limit` entries of the scope, fresh or not, nearest first.
 
         Empty while this worker has no index for the scope's embedder.
         """
@@ -195,9 +203,9 @@ class SemanticIndex:
             return []
         index, query = self.keys.index(fingerprint, serving), f"({_in_scope(scope)})=>[KNN {limit} @vector $v AS d]"
         search = ("FT.SEARCH", index, query, "PARAMS", 2, "v", vector, "SORTBY", "d", "LIMIT", 0, limit)
-        command = methodcaller("execute_command", *search, "DIALECT", 2, "RETURN", 1, "d")
+        command = methodcaller("execute_command", *search, "DIALECT", 2, "RETURN", 2, "d", "group")
         found = (await self._redis.run("feedback", command))[b"results"]
-        return [one[b"id"].decode() for one in found if 1.0 - float(one[b"extra_attributes"][b"d"]) >= floor]
+        return [_neighbor(one) for one in found]
 
     async def _counted(self, index: str, scope: str, search: tuple[Any, ...]) -> Any:
         """Searches in the same way, and counts the entries of the scope."""
@@ -303,6 +311,11 @@ def _search(
 def _in_scope(scope: str) -> str:
     """Escapes the hyphen; a scope otherwise consists of hex digits."""
     return "@scope:{" + scope.replace("-", "\\-") + "}"
+
+
+def _neighbor(found: Mapping[bytes, Any]) -> Neighbor:
+    key, fields = found[b"id"].decode(), found[b"extra_attributes"]
+    return Neighbor(key, 1.0 - float(fields[b"d"]), (fields.get(b"group") or found[b"id"]).decode())
 
 
 def _nearest(found: Mapping[bytes, Any]) -> Nearest:
