@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from api.cli.quality import draw
-from api.cli.quality_replay import FOW, Measurement, Product, Samples, measure, open_product, policies_of, read_samples
+from api.cli.quality_replay import FOW, Product, Samples, measure, open_product, policies_of, read_samples
+from api.quality.measurement import Measurement
 from api.settings import load_settings
 
 DOCS: Final = Path(__file__).parents[1] / "docs"

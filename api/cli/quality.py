@@ -22,14 +22,15 @@ from api.cli.main import FAILED, USAGE_ERROR, exit_with
 from api.errors import SettingsError
 
 if TYPE_CHECKING:
-    from api.cli.quality_replay import Measurement, Samples
-    from api.quality.measurement import Checked, Figures, Policy, Rate, Recommendation
+    from api.cli.quality_replay import Samples
+    from api.quality.measurement import Checked, Figures, Measurement, Rate, Recommendation
+    from api.quality.replay import Policy
 
 SHOW, MEASURE, RECOMMEND = "show", "measure", "recommend"
 UNREACHABLE: Final = 3
 HIGHEST_ERROR: Final = 0.02
 COLORS: Final = {"fixed": "#e15759", "guarded": "#4e79a7", "verified": "#59a14f"}
-TITLES: Final = ("policy", "threshold", "hits %", "wrong % of hits", "wrong % of requests", "recall %")
+TITLES: Final = ("policy", "setting", "hits %", "wrong % of hits", "wrong % of requests", "recall %")
 STYLE: Final = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 table { border-collapse: collapse; } th, td { padding: .2rem .8rem; border-bottom: 1px solid #ddd; text-align: right; }
@@ -138,7 +139,7 @@ def _print_measurement(found: Measurement, out: Path | None, *, as_json: bool) -
 def _print_recommendation(found: Measurement, max_error_rate: float, *, as_json: bool) -> None:
     from api.cli.quality_replay import recommended
 
-    if found.samples.kind == "log" and not found.samples.answers:
+    if all(row.figures.wrong is None for row in found.rows):
         raise exit_with(
             "recommend needs to know which answers are wrong: pairs, intents, or a log with answers", USAGE_ERROR
         )
@@ -242,15 +243,19 @@ def print_tables(found: Measurement) -> None:
 
 def heading(found: Measurement) -> str:
     """Returns what was measured, in a line."""
-    unit = "pairs" if found.samples.kind == "pairs" else "questions"
-    return f"{found.samples.name}: {len(found.samples):,} {unit}, embedder {found.embedder}, seed {found.seed}"
+    unit = "pairs" if found.kind == "pairs" else "questions"
+    return f"{found.name}: {found.questions:,} {unit}, embedder {found.embedder}, seed {found.seed}"
 
 
 def cells(row: Figures) -> list[str]:
     """Returns the cells of a row, with 95 % intervals."""
-    name = f"{row.policy} + verifier" if row.verifier else row.policy
     rates = (row.hit_rate, row.error_per_hit, row.error_per_request, row.recall)
-    return [name, f"{row.threshold:g}", *map(percent, rates)]
+    return [_name(row), setting_of(row), *map(percent, rates)]
+
+
+def setting_of(row: Figures) -> str:
+    """Returns what the policy is set to: a cosine, or the error that it aims at."""
+    return f"{100 * row.threshold:g} %" if row.policy == "verified" else f"{row.threshold:g}"
 
 
 def percent(rate: Rate | None) -> str:
@@ -266,7 +271,7 @@ def percent(rate: Rate | None) -> str:
 def recommendation_document(found: Measurement, said: Recommendation) -> dict[str, Any]:
     """Returns the JSON document."""
     return {
-        "file": found.samples.name,
+        "file": found.name,
         "max_error_rate": said.max_error_rate,
         "holds": said.best is not None,
         "env": environment(said.best.checked) if said.best is not None else {},
@@ -277,8 +282,8 @@ def recommendation_document(found: Measurement, said: Recommendation) -> dict[st
 
 def recommendation_text(found: Measurement, said: Recommendation) -> str:
     """Returns the setting to use, how it was found, and the lines for .env; or why there is none."""
-    halves = "random halves" if found.samples.kind == "pairs" else "the first and the second half of the stream"
-    how = f"Chosen on one half of {found.samples.name}, checked on the other ({halves})."
+    halves = "random halves" if found.kind == "pairs" else "the first and the second half of the stream"
+    how = f"Chosen on one half of {found.name}, checked on the other ({halves})."
     limit = f"{100 * said.max_error_rate:g} %"
     if said.best is None:
         tried = _checked_line(said.checked[0]) if said.checked else "nothing was served"
@@ -294,7 +299,7 @@ def recommendation_text(found: Measurement, said: Recommendation) -> str:
 def _checked_line(one: Checked) -> str:
     row = one.checked
     return (
-        f"{row.policy} at {row.threshold:g}: hits {percent(row.hit_rate)} %, "
+        f"{_name(row)} at {setting_of(row)}: hits {percent(row.hit_rate)} %, "
         f"wrong {percent(row.error_per_hit)} % of hits, at most {100 * one.bound:.1f} % with 95 % confidence."
     )
 

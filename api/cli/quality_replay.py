@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
@@ -20,33 +20,39 @@ import orjson
 
 from api.embedders.minilm import MiniLM, model_files
 from api.languages.identify import ONLY_ENGLISH, Languages
+from api.ports.inference import CurrentIdentity
 from api.ports.question import SEMANTIC_LIMIT, UNLIMITED
 from api.quality.measurement import (
-    Compare,
-    Figures,
-    Flags,
-    Floats,
-    Ints,
-    Near,
-    Offer,
+    Measurement,
     Outcomes,
-    Policy,
     Rate,
     Recommendation,
-    Stream,
-    best_scores,
+    Row,
     figures,
     outcomes_of_pairs,
     outcomes_of_stream,
     p_chr_auc,
     recommend,
+)
+from api.quality.replay import (
+    AnswersAgree,
+    Fixed,
+    Flags,
+    Floats,
+    Guarded,
+    Near,
+    Offer,
+    Policy,
+    Stream,
+    Truth,
+    Verified,
+    best_scores,
     replay,
 )
 from api.query.cache_key import normalise
 from api.query.candidates import ComparedQuestion, consider
-from api.redis_store.search_index import NEIGHBOURS
 from api.settings import Settings
-from api.values import CachedAnswer, CacheMatch, Usage
+from api.values import CachedAnswer, CacheMatch, EmbedderIdentity, Embedding, Usage
 
 T = TypeVar("T")
 FOW: Final = "fow"
@@ -67,6 +73,16 @@ FLAGS: Final = {
     **dict.fromkeys(("0", "0.0", "false", "no", "different"), False),
 }
 
+THRESHOLDS: Final = (0.80, 0.84, 0.86, 0.88, 0.90, 0.92, 0.94, 0.96, 0.98)
+TARGETS: Final = (0.005, 0.01, 0.02, 0.05)
+"""Error rates that `verified` aims at."""
+LOWEST: Final = 0.6
+"""Candidates below this cosine count as none."""
+TEXTS: Final = 512
+"""Texts in one call to the embedder."""
+
+OnStep = Callable[[str, int, int], None]
+"""Called with the name of a step, what is done and how much there is."""
 Kind = Literal["pairs", "intents", "log"]
 Record = Mapping[str, Any]
 
@@ -218,7 +234,7 @@ def _as_log(name: str, records: Iterable[tuple[str, Record]]) -> Samples:
     questions, answers = [], []
     for where, record in records:
         questions.append(_text(where, record, "question"))
-        answers.append(_text(where, record, "answer") if _column(record, "answer") else "")
+        answers.append(str(record[column] or "").strip() if (column := _column(record, "answer")) else "")
     return Samples(name, "log", questions, answers=answers if any(answers) else ())
 
 
@@ -247,54 +263,7 @@ def _flag(where: str, record: Record) -> bool:
 
 # -- Policies ----------------------------------------------------------------------------------------------------------
 
-THRESHOLDS: Final = (0.80, 0.84, 0.86, 0.88, 0.90, 0.92, 0.94, 0.96, 0.98)
-LOWEST: Final = 0.6
-"""Candidates below this cosine count as none."""
-TEXTS: Final = 512
-"""Texts in one call to the embedder."""
-
-OnStep = Callable[[str, int, int], None]
-"""Called with the name of a step, what is done and how much there is."""
-
-
-class Fixed:
-    """Serves the nearest question from the threshold up, without guards."""
-
-    name = "fixed"
-    verifier = False
-    neighbours = NEIGHBOURS
-
-    def __init__(self, threshold: float) -> None:
-        self.threshold = threshold
-        self.floor = threshold
-
-    def decide(self, offer: Offer) -> Near | None:
-        found = self.score(offer)
-        return found[0] if found is not None and found[1] >= self.threshold else None
-
-    def score(self, offer: Offer) -> tuple[Near, float] | None:
-        nearest = offer.near[0]
-        return nearest, nearest.similarity
-
-    def missed(self, offer: Offer, same: Compare) -> None:
-        """Learns nothing."""
-
-    def served(self, offer: Offer, chosen: Near, same: Compare) -> None:
-        """Learns nothing."""
-
-
-class Guarded(Fixed):
-    """Serves the nearest question from the threshold up that all guards accept."""
-
-    name = "guarded"
-
-    def score(self, offer: Offer) -> tuple[Near, float] | None:
-        accepted = (near for near in offer.near if near.similarity >= self.floor and not offer.objection(near))
-        found = next(accepted, None)
-        return None if found is None else (found, found.similarity)
-
-
-POLICIES: Final = {"fixed": Fixed, "guarded": Guarded}
+POLICIES: Final = ("fixed", "guarded", "verified")
 
 
 def policies_of(names: Sequence[str] | None, thresholds: Sequence[float] | None, target: float) -> list[Policy]:
@@ -303,7 +272,12 @@ def policies_of(names: Sequence[str] | None, thresholds: Sequence[float] | None,
         if name not in POLICIES:
             raise ValueError(f"--policy {name}: must be {', '.join(POLICIES)}")
     cosines = sorted(set(thresholds)) if thresholds else THRESHOLDS
-    return [POLICIES[name](cosine) for name in POLICIES if name in (names or POLICIES) for cosine in cosines]
+    found: list[Policy] = [
+        kind(cosine) for kind in (Fixed, Guarded) if kind.name in (names or POLICIES) for cosine in cosines
+    ]
+    if "verified" in (names or POLICIES):
+        found += [Verified(one, 0.92, seed=1) for one in sorted({*TARGETS, target})]
+    return found
 
 
 # -- The product's view of questions -----------------------------------------------------------------------------------
@@ -365,39 +339,6 @@ def open_product(settings: Settings) -> Product:
 # -- Measuring ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A policy at a threshold. `kinds`: hits and number of pairs by kind."""
-
-    policy: Policy
-    outcomes: Outcomes
-    figures: Figures
-    kinds: dict[str, tuple[int, int]]
-
-
-@dataclass(frozen=True, slots=True)
-class Measurement:
-    """The figures of a file. `areas`: P-CHR AUC by policy, where the truth is known."""
-
-    samples: Samples
-    seed: int
-    embedder: str
-    rows: Sequence[Row]
-    areas: dict[str, Rate]
-
-    def document(self) -> dict[str, Any]:
-        """Returns the JSON document."""
-        return {
-            "file": self.samples.name,
-            "kind": self.samples.kind,
-            "questions": len(self.samples),
-            "embedder": self.embedder,
-            "seed": self.seed,
-            "rows": [{**asdict(row.figures), "kinds": row.kinds} for row in self.rows],
-            "p_chr_auc": {name: asdict(area) for name, area in self.areas.items()},
-        }
-
-
 def measure(
     samples: Samples, policies: Sequence[Policy], product: Product, seed: int, after: int, on_step: OnStep
 ) -> Measurement:
@@ -406,7 +347,7 @@ def measure(
         rows, areas = _measured_pairs(samples, policies, product, seed, on_step)
     else:
         rows, areas = _measured_stream(samples, policies, product, seed, after, on_step)
-    return Measurement(samples, seed, product.embedder, rows, areas)
+    return Measurement(samples.name, samples.kind, len(samples), seed, product.embedder, rows, areas)
 
 
 def _measured_pairs(
@@ -418,7 +359,8 @@ def _measured_pairs(
     same = np.array(samples.same, bool)
     rows = []
     for policy in policies:
-        outcomes = outcomes_of_pairs(policy, offers, same)
+        learned = _learned_outcomes(policy, offers, same, seed) if isinstance(policy, Verified) else None
+        outcomes = outcomes_of_pairs(policy, offers, same) if learned is None else learned
         rows.append(Row(policy, outcomes, figures(policy, outcomes, 0, seed), _by_kind(samples, outcomes)))
     areas = {}
     for curve in (Fixed(LOWEST), Guarded(LOWEST)):
@@ -427,6 +369,28 @@ def _measured_pairs(
         if (area := p_chr_auc(scores, same.astype(np.int64), seed)) is not None:
             areas[curve.name] = area
     return rows, areas
+
+
+def _learned_outcomes(policy: Verified, offers: Sequence[Offer], same: Flags, seed: int) -> Outcomes:
+    """Returns the outcomes of each half of the pairs, under a policy that has learned from the other half."""
+    hits = np.zeros(len(offers), bool)
+    half = half_of(len(offers), seed)
+    for learning in (half, ~half):
+        learned = policy.fresh()
+        for offer, is_same, is_learning in zip(offers, same, learning, strict=True):
+            if is_learning:
+                learned.study(offer, bool(is_same))
+        learned.learn()
+        served = [bool(offer.near) and learned.decide(offer) is not None for offer in offers]
+        hits |= ~learning & np.array(served, bool)
+    return Outcomes(hits, same.astype(np.int64), same, np.array([], np.int64))
+
+
+def half_of(count: int, seed: int) -> Flags:
+    """Returns which places belong to the first of two random halves."""
+    half = np.zeros(count, bool)
+    half[np.random.default_rng(seed).permutation(count)[: count // 2]] = True
+    return half
 
 
 def _offer(questions: Questions, place: int, count: int) -> Offer:
@@ -451,7 +415,7 @@ def _measured_stream(
     questions = Questions(samples.asked, product.model, product.languages, on_step)
     comparable = [questions.comparable(place) for place in range(len(samples))]
     stream = Stream(questions.vectors, [normalise(text) for text in samples.asked], comparable)
-    truth, could = _truth(samples)
+    truth, could = _truth(samples, product)
 
     def progress(done: int, total: int) -> None:
         on_step("replaying", done, total)
@@ -470,14 +434,31 @@ def _measured_stream(
     return rows, areas
 
 
-def _truth(samples: Samples) -> tuple[Callable[[int, int], bool | None], Flags]:
-    """Returns whether two questions share an answer, and whether an earlier question had the same intent."""
-    intents: Ints = np.unique(np.array(samples.intents), return_inverse=True)[1] if samples.intents else np.array([])
+def _truth(samples: Samples, product: Product) -> tuple[Truth, Flags]:
+    """Returns whether two questions share an answer, and which could have been answered from an earlier one."""
+    if samples.answers:
+        return AnswersAgree(samples.asked, samples.answers, OwnEmbedder(product.model)), np.array([], bool)
     if not samples.intents:
         return lambda asked, stored: None, np.array([], bool)
-    first = np.zeros(len(intents), bool)
-    first[np.unique(intents, return_index=True)[1]] = True
-    return lambda asked, stored: bool(intents[asked] == intents[stored]), ~first
+    _, first, intents = np.unique(np.array(samples.intents), return_index=True, return_inverse=True)
+    is_repeated = np.ones(len(intents), bool)
+    is_repeated[first] = False
+    return lambda asked, stored: bool(intents[asked] == intents[stored]), is_repeated
+
+
+class OwnEmbedder:
+    """The embedder in this thread, for the comparator."""
+
+    def __init__(self, model: MiniLM) -> None:
+        self._model = model
+        self.current = CurrentIdentity(EmbedderIdentity(model.name, model.dimension, model.digest))
+
+    async def identity(self) -> EmbedderIdentity:
+        assert self.current.value is not None
+        return self.current.value
+
+    async def embed(self, texts: Sequence[str], *, tenant: str) -> list[Embedding]:
+        return self._model.embed(texts)
 
 
 # -- Recommending ------------------------------------------------------------------------------------------------------
@@ -486,9 +467,6 @@ def _truth(samples: Samples) -> tuple[Callable[[int, int], bool | None], Flags]:
 def recommended(found: Measurement, max_error_rate: float) -> Recommendation:
     """Returns the setting to use. Pairs are halved at random, streams in time."""
     count = len(found.rows[0].outcomes.hits)
-    chosen_on = np.zeros(count, bool)
-    if found.samples.kind == "pairs":
-        chosen_on[np.random.default_rng(found.seed).permutation(count)[: count // 2]] = True
-    else:
-        chosen_on[: count // 2] = True
+    is_random = found.kind == "pairs"
+    chosen_on = half_of(count, found.seed) if is_random else np.arange(count) < count // 2
     return recommend([(row.policy, row.outcomes) for row in found.rows], chosen_on, max_error_rate, found.seed)

@@ -1,203 +1,19 @@
-"""Replays questions under cache policies, and measures their hits and errors with 95 % intervals.
-
-Pure apart from the policies: vectors, guards and truth are passed in. Questions are named by their place in the data.
-"""
+"""Figures of a replay: hits, errors and recall with 95 % intervals, P-CHR AUC, and the setting to recommend. Pure."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
 
 import numpy as np
 
-Floats = np.ndarray[Any, np.dtype[np.floating[Any]]]
-Ints = np.ndarray[Any, np.dtype[np.int64]]
-Flags = np.ndarray[Any, np.dtype[np.bool_]]
-Progress = Callable[[int, int], None]
-"""Called with the questions done and their number."""
+from api.quality.replay import MISS, RIGHT, UNKNOWN, WRONG, Flags, Floats, Ints, Offer, Policy, Run, Truth
 
-MISS: Final = -1
-RIGHT, WRONG, UNKNOWN = 1, 0, -1
-BLOCK: Final = 256
-"""Questions compared with all earlier ones in one matrix product."""
 Z: Final = 1.959964
 """Standard deviations of a 95 % interval."""
 RESAMPLES: Final = 1000
-
-
-# -- Replay ------------------------------------------------------------------------------------------------------------
-
-
-class Near(NamedTuple):
-    """A cached question near the asked one."""
-
-    place: int
-    similarity: float
-
-
-Compare = Callable[[Near], bool | None]
-"""Whether a candidate's answer is right for the asked question. None if nobody knows."""
-
-
-@dataclass(slots=True)
-class Offer:
-    """What the cache finds for a question: the nearest cached questions, nearest first.
-
-    `judge` returns the objection of the guards to a candidate, or an empty string. It is slow and called at most once
-    per pair, so policies share `objections`.
-    """
-
-    asked: int
-    near: Sequence[Near]
-    judge: Callable[[int, Near], str]
-    objections: dict[int, str]
-
-    def objection(self, candidate: Near) -> str:
-        """Returns why the guards reject a candidate; empty if they accept it."""
-        if candidate.place not in self.objections:
-            self.objections[candidate.place] = self.judge(self.asked, candidate)
-        return self.objections[candidate.place]
-
-
-class Policy(Protocol):
-    """Decides which candidate to serve. One object per replay, because it may learn."""
-
-    name: str
-    threshold: float
-    """What the policy is set to: a cosine, or for a policy that learns the error rate that it aims at."""
-    verifier: bool
-    floor: float
-    """The lowest cosine of a candidate."""
-    neighbours: int
-    """The most candidates that it looks at."""
-
-    def decide(self, offer: Offer) -> Near | None:
-        """Returns the candidate to serve, or None."""
-
-    def score(self, offer: Offer) -> tuple[Near, float] | None:
-        """Returns the candidate that a lower threshold would serve, and the threshold at which it is served."""
-
-    def missed(self, offer: Offer, same: Compare) -> None:
-        """Learns from a miss: its fresh answer can be compared with those of the candidates."""
-
-    def served(self, offer: Offer, chosen: Near, same: Compare) -> None:
-        """Learns from a hit, if the policy samples it for a shadow call."""
-
-
-@dataclass(slots=True)
-class Run:
-    """The course of one policy. `served`: the place of the cached question for each asked one, or `MISS`.
-
-    `exact`: served because both are equal after normalization.
-    """
-
-    policy: Policy
-    served: Ints
-    exact: Flags
-    cached: Flags
-    keys: dict[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Stream:
-    """Questions in the order in which they are asked. `vectors`: one unit vector per question.
-
-    `keys`: the normalized questions. `comparable`: whether a question may be compared by its vector.
-    """
-
-    vectors: Floats
-    keys: Sequence[str]
-    comparable: Sequence[bool]
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-
-Judge = Callable[[int, Near], str]
-Truth = Callable[[int, int], bool | None]
-"""Whether the answer to the second question is right for the first. None if nobody knows."""
-
-
-def replay(stream: Stream, policies: Sequence[Policy], judge: Judge, truth: Truth, progress: Progress) -> list[Run]:
-    """Asks every question under all policies at once, each with a cache of its own that is empty at first.
-
-    A miss is answered and cached. The nearest neighbours are exact.
-    """
-    count = len(stream)
-    runs = [
-        Run(policy, np.full(count, MISS, np.int64), np.zeros(count, bool), np.zeros(count, bool)) for policy in policies
-    ]
-    floor = min(policy.floor for policy in policies)
-    for asked, near in _earlier(stream.vectors, floor, progress):
-        objections: dict[int, str] = {}
-        for run in runs:
-            if (equal := run.keys.get(stream.keys[asked])) is not None:
-                run.served[asked], run.exact[asked] = equal, True
-                continue
-            found = _cached(run, near) if stream.comparable[asked] else ()
-            _answer(run, Offer(asked, found, judge, objections), truth)
-            if run.served[asked] == MISS:
-                run.keys[stream.keys[asked]] = asked
-                run.cached[asked] = stream.comparable[asked]
-    return runs
-
-
-def _answer(run: Run, offer: Offer, truth: Truth) -> None:
-    def same(candidate: Near) -> bool | None:
-        return truth(offer.asked, candidate.place)
-
-    chosen = run.policy.decide(offer) if offer.near else None
-    if chosen is None:
-        run.policy.missed(offer, same)
-    else:
-        run.served[offer.asked] = chosen.place
-        run.policy.served(offer, chosen, same)
-
-
-def _cached(run: Run, near: tuple[Ints, Floats]) -> list[Near]:
-    places, similarities = near
-    chosen = np.flatnonzero(run.cached[places])[: run.policy.neighbours]
-    found = [Near(int(places[one]), float(similarities[one])) for one in chosen]
-    return [one for one in found if one.similarity >= run.policy.floor]
-
-
-def _earlier(vectors: Floats, floor: float, progress: Progress) -> Iterator[tuple[int, tuple[Ints, Floats]]]:
-    """Yields each question with all earlier ones from `floor` up, nearest first."""
-    count = len(vectors)
-    for start in range(0, count, BLOCK):
-        end = min(start + BLOCK, count)
-        similarities = vectors[start:end] @ vectors[:end].T
-        for asked in range(start, end):
-            row = similarities[asked - start, :asked]
-            places = np.flatnonzero(row >= floor)
-            places = places[np.argsort(-row[places], kind="stable")]
-            yield asked, (places, row[places])
-        progress(end, count)
-
-
-def best_scores(stream: Stream, policy: Policy, judge: Judge, truth: Truth) -> tuple[Floats, Ints]:
-    """Returns each question's score if every earlier question were cached, and whether the candidate is right.
-
-    The score is minus infinity where there is no candidate. This is the curve that `p_chr_auc` needs: a cache that
-    grows under a threshold would give another curve for each threshold.
-    """
-    scores, right = np.full(len(stream), -math.inf), np.full(len(stream), UNKNOWN)
-    seen: set[str] = set()
-    for asked, (places, similarities) in _earlier(stream.vectors, policy.floor, lambda done, total: None):
-        is_repeated = stream.keys[asked] in seen
-        seen.add(stream.keys[asked])
-        if is_repeated or not stream.comparable[asked]:
-            continue
-        near = [
-            Near(int(place), float(one)) for place, one in zip(places[: policy.neighbours], similarities, strict=False)
-        ]
-        found = policy.score(Offer(asked, near, judge, {})) if near else None
-        if found is not None:
-            known = truth(asked, found[0].place)
-            scores[asked], right[asked] = found[1], UNKNOWN if known is None else int(known)
-    return scores, right
 
 
 # -- Outcomes ----------------------------------------------------------------------------------------------------------
@@ -255,8 +71,8 @@ class Rate:
 class Figures:
     """What a policy does at one threshold. Rates are None if nothing is known about them.
 
-    `error_per_hit`: wrong answers among hits whose truth is known. `error_per_request`: among all requests. `recall`:
-    right hits among the requests that could have had one.
+    `unknown`: hits of which nobody knows whether they are right. `error_per_hit`: wrong answers among the other hits.
+    `error_per_request`: among all requests. `recall`: right hits among the requests that could have had one.
     """
 
     policy: str
@@ -266,6 +82,7 @@ class Figures:
     hits: int
     exact: int
     wrong: int | None
+    unknown: int
     hit_rate: Rate
     error_per_hit: Rate | None
     error_per_request: Rate | None
@@ -291,6 +108,7 @@ def figures(policy: Policy, found: Outcomes, exact: int, seed: int) -> Figures:
         int(found.hits.sum()),
         exact,
         int(wrong.sum()) if is_known else None,
+        int((found.hits & (found.right == UNKNOWN)).sum()),
         hit_rate,
         rate(wrong, known),
         rate(wrong, all_requests) if is_known else None,
@@ -386,6 +204,41 @@ def _areas(weights: Any, good: Floats, ends: Ints, requests: float) -> Floats:
     precision = np.cumsum(weights * good, axis=1)[:, ends] / np.maximum(hits, 1)
     areas: Floats = np.trapezoid(precision, hits / requests, axis=1)
     return areas
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A policy at a threshold. `kinds`: hits and number of pairs by kind."""
+
+    policy: Policy
+    outcomes: Outcomes
+    figures: Figures
+    kinds: Mapping[str, tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """The figures of a file. `kind`: `pairs`, `intents` or `log`. `areas`: P-CHR AUC by policy, if it is known."""
+
+    name: str
+    kind: str
+    questions: int
+    seed: int
+    embedder: str
+    rows: Sequence[Row]
+    areas: Mapping[str, Rate]
+
+    def document(self) -> dict[str, Any]:
+        """Returns the JSON document."""
+        return {
+            "file": self.name,
+            "kind": self.kind,
+            "questions": self.questions,
+            "embedder": self.embedder,
+            "seed": self.seed,
+            "rows": [{**asdict(row.figures), "kinds": row.kinds} for row in self.rows],
+            "p_chr_auc": {name: asdict(area) for name, area in self.areas.items()},
+        }
 
 
 # -- Recommendation ----------------------------------------------------------------------------------------------------

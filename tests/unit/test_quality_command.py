@@ -16,9 +16,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from api.cli.commands import commands
-from api.cli.quality_replay import Guarded, Questions, Unreadable, open_product, read_samples
+from api.cli.quality_replay import Questions, Unreadable, open_product, read_samples
 from api.ports.question import UNLIMITED
-from api.quality.measurement import Near, Offer
+from api.quality.replay import Guarded, Near, Offer
 from api.query.candidates import best, consider, up_to_the_first_fresh
 from api.settings import load_settings
 from api.values import CachedAnswer, CacheMatch, Usage
@@ -106,6 +106,21 @@ def test_a_log_has_hits_but_no_errors(tmp_path: Path) -> None:
     result = run("recommend", str(path))
     assert result.exit_code == 2
     assert "which answers are wrong" in result.stderr
+
+
+@pytest.mark.slow
+def test_the_answers_of_a_log_say_which_hits_are_wrong(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    lines = [
+        ("What is the fee for a transfer?", "The fee is 5 euros."),
+        ("What is the fee for a transfer", "It costs 5 euros."),
+        ("What is the fee for one transfer?", "The fee is 9 euros."),
+        ("What is the transfer fee?", ""),
+    ]
+    path.write_text("".join(json.dumps({"question": one, "answer": answer}) + "\n" for one, answer in lines))
+    only = document("measure", str(path), "--policy", "fixed", "--threshold", "0.8")["rows"][0]
+    assert (only["hits"], only["wrong"], only["unknown"]) == (3, 1, 1)
+    assert only["error_per_hit"]["value"] == 0.5
 
 
 @pytest.mark.slow
@@ -207,7 +222,7 @@ def test_a_sample_is_random_but_keeps_rows_together(tmp_path: Path) -> None:
         (("guess",), "guess: must be show, measure or recommend"),
         (("measure",), "measure needs a FILE"),
         (("measure", "nowhere.csv"), "nowhere.csv: No such file or directory"),
-        (("measure", "fow", "--policy", "lax"), "--policy lax: must be fixed, guarded"),
+        (("measure", "fow", "--policy", "lax"), "--policy lax: must be fixed, guarded, verified"),
         (("measure", "fow", "--threshold", "0.2"), "--threshold"),
         (("measure", "fow", "--after", "600"), "--after 600: the file has 600 questions"),
     ],
@@ -230,7 +245,7 @@ def test_the_report_is_a_picture_and_a_page_that_needs_no_network(pairs: str, tm
     page = (out / "report.html").read_text()
     assert not re.search(r"https?:|<script|<link|@import|url\(", page)
     assert re.findall(r'src="([^"]{21})', page) == ["data:image/png;base64"]
-    assert page.count("<tr") == 1 + 18
+    assert page.count("<tr") == 1 + 18 + 4
     assert '<tr class="front"><td>guarded</td>' in page
 
 

@@ -8,28 +8,36 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from api.quality import evidence
 from api.quality.measurement import (
-    MISS,
-    Compare,
     Figures,
-    Ints,
-    Near,
-    Offer,
     Outcomes,
     Rate,
-    Stream,
-    Truth,
-    best_scores,
     error_bound,
     figures,
     outcomes_of_stream,
     p_chr_auc,
     pareto,
     recommend,
-    replay,
     upper_bound,
     wilson,
 )
+from api.quality.replay import (
+    MISS,
+    Compare,
+    Guarded,
+    Ints,
+    Judge,
+    Near,
+    Offer,
+    Policy,
+    Stream,
+    Truth,
+    Verified,
+    best_scores,
+    replay,
+)
+from api.redis_store import search_index
 
 NO_CLUSTER: Ints = np.array([], np.int64)
 
@@ -139,6 +147,56 @@ def test_scores_compare_each_question_with_all_earlier_ones() -> None:
     assert list(right[1:3]) == [0, 0]
 
 
+# -- The policy that learns --------------------------------------------------------------------------------------------
+
+
+def clustered(count: int, intents: int, noise: float, seed: int) -> tuple[Stream, str]:
+    """Questions around the direction of their intent; each intent is a letter."""
+    rng = np.random.default_rng(seed)
+    of = rng.integers(intents, size=count)
+    vectors = rng.normal(size=(intents, 12))[of] + noise * rng.normal(size=(count, 12))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return Stream(vectors, list(map(str, range(count))), [True] * count), "".join(chr(65 + one) for one in of)
+
+
+def counted(policy: Policy, stream: Stream, intents: str, judge: Judge = accept) -> Figures:
+    [run] = replay(stream, [policy], judge, truth_of(intents), quiet)
+    return figures(policy, outcomes_of_stream(run, truth_of(intents), np.array([], bool)), 0, seed=1)
+
+
+def test_verified_serves_more_than_a_fixed_threshold_once_it_has_learned() -> None:
+    stream, intents = clustered(2500, 60, 0.55, seed=1)
+    before, after = counted(Guarded(0.92), stream, intents), counted(Verified(0.02, 0.92, seed=1), stream, intents)
+    assert after.hit_rate.value > 1.5 * before.hit_rate.value > 0.3
+    assert after.error_per_hit is not None
+    assert after.error_per_hit.value < 0.02
+
+
+def test_verified_decides_as_guarded_until_it_has_labels() -> None:
+    stream, intents = clustered(240, 60, 0.2, seed=1)
+    before, after = counted(Guarded(0.92), stream, intents), counted(Verified(0.02, 0.92, seed=1), stream, intents)
+    assert before.hits > 20
+    assert (after.hits, after.wrong) == (before.hits, before.wrong)
+
+
+def test_verified_never_serves_what_a_guard_rejects() -> None:
+    stream, intents = clustered(1000, 20, 0.3, seed=2)
+    found = counted(Verified(0.02, 0.92, seed=1), stream, intents, judge=lambda asked, near: "numbers")
+    assert found.hits == 0
+
+
+def test_a_stream_whose_truth_is_unknown_teaches_nothing() -> None:
+    stream, _ = clustered(1000, 20, 0.3, seed=2)
+    [run] = replay(stream, [Verified(0.02, 0.92, seed=1)], accept, lambda asked, stored: None, quiet)
+    [fixed] = replay(stream, [Guarded(0.92)], accept, lambda asked, stored: None, quiet)
+    assert (run.served != MISS).sum() == (fixed.served != MISS).sum()
+
+
+def test_the_policies_look_at_as_many_entries_as_the_service() -> None:
+    assert Guarded(0.9).neighbours == search_index.NEIGHBOURS
+    assert Verified(0.02, 0.92, seed=1).neighbours == evidence.NEIGHBOURS
+
+
 # -- Figures -----------------------------------------------------------------------------------------------------------
 
 
@@ -162,6 +220,7 @@ def test_unknown_truth_gives_no_error_rate() -> None:
     found = figures(AtLeast(0.9), outcomes("1100", "????"), 0, seed=1)
     assert found.hit_rate.value == 0.5
     assert (found.wrong, found.error_per_hit, found.error_per_request, found.recall) == (None, None, None, None)
+    assert found.unknown == 2
 
 
 def test_a_stream_counts_recall_among_questions_that_were_asked_before() -> None:
@@ -287,7 +346,7 @@ def test_too_few_hits_hold_no_error() -> None:
 
 
 def row(hits: int, wrong: int) -> Figures:
-    return Figures("test", False, 0.9, 100, hits, 0, wrong, Rate(hits / 100, 0, 1), None, None, None)
+    return Figures("test", False, 0.9, 100, hits, 0, wrong, 0, Rate(hits / 100, 0, 1), None, None, None)
 
 
 def test_the_pareto_front_has_no_row_that_another_beats() -> None:
