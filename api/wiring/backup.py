@@ -1,4 +1,4 @@
-"""Opens Redis for `ragherd backup` and `ragherd restore`, with the service's own settings."""
+"""Opens Redis for commands that read or write the fleet's data, with the service's own settings."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from api.redis_store.stores.cache.invalidation import RedisInvalidationTags
 from api.redis_store.stores.cache.semantic_index import SemanticIndexes
 from api.redis_store.stores.cache.sweep import RedisCacheSweep
 from api.redis_store.stores.documents.work import RedisDeletions, RedisDocumentWork
+from api.redis_store.stores.labels import RedisLabels
 from api.settings import Settings
 from api.wiring.redis import redis_address
 
@@ -60,16 +61,29 @@ async def opened_memory(settings: Settings, *, writes: bool) -> AsyncIterator[Me
 
     Raises `StoreUnavailable` if Redis does not answer or has the keys of another release.
     """
+    async with _opened(settings, writes=writes) as (client, keys, worker):
+        yield _memory(settings, client, keys, worker)
+
+
+@asynccontextmanager
+async def opened_labels(settings: Settings) -> AsyncIterator[RedisLabels]:
+    """Opens the labels and the kept pairs, to read. Raises `StoreUnavailable` like `opened_memory`."""
+    async with _opened(settings, writes=False) as (client, keys, _):
+        yield RedisLabels(client, keys)
+
+
+@asynccontextmanager
+async def _opened(settings: Settings, *, writes: bool) -> AsyncIterator[tuple[AnyHealthGated, Keys, str]]:
     address, failures, keys = redis_address(settings.redis), LastFailure(), Keys(*settings.key_layout)
     patient = replace(
         address, timeout=max(address.timeout, PATIENCE), connect_timeout=max(address.connect_timeout, PATIENCE)
     )
     async with open_client(patient, lambda shard: failures, failures.mismatched, keys.probe) as client:
-        worker = f"backup-{socket.gethostname()}-{os.getpid()}"
+        worker = f"command-{socket.gethostname()}-{os.getpid()}"
         schema = FleetSchema(client, keys, worker, __version__, lambda conflict: None, states=writes)
         if not await client.check():
             raise StoreUnavailable(schema.conflict or f"Redis cannot be used: {failures.last}")
-        yield _memory(settings, client, keys, worker)
+        yield client, keys, worker
 
 
 def _memory(settings: Settings, client: AnyHealthGated, keys: Keys, worker: str) -> Memory:
