@@ -17,7 +17,8 @@ from api.endpoints.validation import IsInteger, IsText, Options, StrictBody, jso
 from api.endpoints.worker_state import AppState, worker_state
 from api.errors import InvalidRequest, ServiceUnavailable
 from api.ports.answer_cache import Invalidation, InvalidationKind, WarmUpProgress
-from api.query.candidates import CandidateOutcome
+from api.ports.quality import PolicyDecision, PolicyName, PolicyOutcome, Verdict
+from api.query.candidates import USABLE
 from api.query.explain import Explained, Explanation
 from api.query.warm_up import WarmQuestion, WarmUps
 from api.values import CacheMatch
@@ -94,7 +95,6 @@ async def explain(body: QueryIn, request: Request) -> dict[str, Any]:
     return {
         "question": query.question,
         "tenant": query.tenant,
-        "threshold": explainer.policy.threshold,
         **_explanation(explanation),
     }
 
@@ -102,8 +102,11 @@ async def explain(body: QueryIn, request: Request) -> dict[str, Any]:
 def _explanation(explanation: Explanation) -> dict[str, Any]:
     key = explanation.key
     exact = explanation.exact
+    rules = explanation.rules
     nearest = exact or next((one.candidate.match for one in explanation.candidates), None)
     return {
+        "policy": rules.policy,
+        "threshold": round(rules.threshold, 6),
         "hit": explanation.decision in {"exact_hit", "semantic_hit"},
         "decision": explanation.decision,
         "reason": explanation.reason,
@@ -117,18 +120,45 @@ def _explanation(explanation: Explanation) -> dict[str, Any]:
         "similarity": None if nearest is None else round(nearest.similarity, 6),
         "exact": None if exact is None else {**_entry(exact), "verdict": explanation.exact_fate},
         "candidates": [_candidate(one) for one in explanation.candidates],
+        "policies": _policies(explanation),
+    }
+
+
+def _policies(explanation: Explanation) -> dict[str, Any]:
+    """What each policy would decide. All but `observe` serve the answer of the same question."""
+    if explanation.exact is not None and explanation.exact_fate in USABLE:
+        entry, served = explanation.exact.answer.entry, PolicyOutcome.SERVED
+        outcomes = {name: PolicyOutcome.WOULD_SERVE if name is PolicyName.OBSERVE else served for name in PolicyName}
+        return {name: _decided(PolicyDecision(name, outcome, 0), entry) for name, outcome in outcomes.items()}
+    entries = [one.candidate.match.answer.entry for one in explanation.candidates]
+    return {
+        name: _decided(decided, None if decided.index is None else entries[decided.index])
+        for name, decided in explanation.policies.items()
+    }
+
+
+def _decided(decided: PolicyDecision, entry: str | None) -> dict[str, Any]:
+    return {
+        "outcome": decided.outcome,
+        "entry": entry,
+        "reason": decided.reason or None,
+        "error": None if decided.error is None else round(decided.error, 6),
+        "limit": None if decided.limit is None else round(decided.limit, 6),
     }
 
 
 def _candidate(explained: Explained) -> dict[str, Any]:
-    match, fate, grounded = explained.candidate.match, explained.candidate.fate, explained.grounded
+    match, fate = explained.candidate.match, explained.candidate.fate
+    grounded, score = explained.grounded, explained.score
     return {
         **_entry(match),
         "similarity": round(match.similarity, 6),
         "verdict": fate,
-        "would_serve": fate in {CandidateOutcome.FRESH, CandidateOutcome.STALE},
+        "would_serve": fate in USABLE,
         "guards": [{"guard": one.guard, "agrees": one.agrees, "detail": one.detail} for one in explained.guards],
         "grounded": None if grounded is None else {"agrees": grounded.agrees, "detail": grounded.detail},
+        "verifier": None if score is None else {"score": round(score, 4), "verdict": explained.verified},
+        "labels": {verdict.value: explained.labels.get(verdict.value, 0) for verdict in Verdict},
     }
 
 

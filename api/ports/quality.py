@@ -64,7 +64,8 @@ class Label:
     """One observation of a scope. `served`: the candidate's answer went out.
 
     `kind`: the tier, `exact`, `semantic` or `stale`. `probability`: with which this observation was sampled; a label of
-    a shadow call at a rate of 0.01 stands for 100 hits. `at_ms`: by Redis's clock; 0 before it is stored.
+    a shadow call at a rate of 0.01 stands for 100 hits. `at_ms`: by Redis's clock; 0 before it is stored. `entry`: the
+    digest of the candidate's question.
     """
 
     evidence: Evidence
@@ -76,6 +77,7 @@ class Label:
     versions: Versions
     probability: float = 1.0
     at_ms: int = 0
+    entry: str = ""
 
 
 @dataclass(frozen=True, slots=True)

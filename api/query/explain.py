@@ -2,31 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Final, Literal
 
-from api.errors import EmbeddingUnavailable, ServiceUnavailable, StoreUnavailable
-from api.guards.agreement import GuardVerdict, verdicts
+from api.errors import EmbeddingUnavailable, RagherdError, ServiceUnavailable, StoreUnavailable
+from api.guards.agreement import GuardVerdict, disagreement, read, verdicts
 from api.ports.answer_cache import AnswerCache
 from api.ports.inference import Embedder
+from api.ports.quality import LabelStore, PolicyDecision, PolicyName, PolicyOutcome, Verifier
 from api.ports.question import SEMANTIC_LIMIT, Query, Timings
+from api.quality.evidence import NEIGHBOURS, NearEntry
+from api.quality.policies import CANDIDATES_FROM, Rules, decide
 from api.query.cache import CachePolicy, Lookup
 from api.query.cache_key import CacheKey, CacheKeyBuilder, normalise
-from api.query.candidates import USABLE, Candidate, CandidateOutcome, ComparedQuestion, best, consider, lifetime
+from api.query.candidates import (
+    USABLE,
+    Candidate,
+    CandidateOutcome,
+    ComparedQuestion,
+    consider,
+    incomparable,
+    lifetime,
+)
 from api.query.grounded_check import GUARD, GroundedCheck
 from api.values import CacheMatch, Vector
 
 Decision = Literal["exact_hit", "semantic_hit", "stale", "miss", "bypass"]
+FEWER: Final = 5
+"""Candidates of the policies that learn nothing from the others."""
+LABELS: Final = 1000
+"""Labels of a scope that are counted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Explained:
-    """One candidate, every guard's verdict on it, and that of the grounded check if it was made."""
+    """One candidate, every guard's verdict on it, and that of the grounded check if it was made.
+
+    `score`: the verifier's, and `verified`: what the policy `verified` decides about this candidate alone; None without
+    a verifier or a model. `labels`: how many labels of the entry have each verdict.
+    """
 
     candidate: Candidate
     guards: Sequence[GuardVerdict]
     grounded: GuardVerdict | None = None
+    score: float | None = None
+    verified: PolicyOutcome | None = None
+    labels: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +58,15 @@ class Explanation:
     """The explanation. `exact` is the question's own entry, fresh or not; `exact_fate` is the outcome for it.
 
     `unread`: parts that the vector does not cover. `language`: the question's, if the embedder was not trained for it.
+    `rules`: in force for the scope. `policies`: what each policy would decide, by index of the candidates.
     """
 
     normalised: str
     key: CacheKey
     decision: Decision
     reason: str
+    rules: Rules
+    policies: Mapping[PolicyName, PolicyDecision]
     exact: CacheMatch | None = None
     exact_fate: CandidateOutcome | None = None
     candidates: Sequence[Explained] = ()
@@ -48,7 +75,10 @@ class Explanation:
 
 
 class Explainer:
-    """Looks at the cache as the flow does. `cache` is None if the semantic cache is disabled."""
+    """Looks at the cache as the flow does. `cache` is None if the semantic cache is disabled.
+
+    `rules`: those in force for a scope, by default the threshold of `policy`.
+    """
 
     def __init__(
         self,
@@ -57,12 +87,18 @@ class Explainer:
         keys: CacheKeyBuilder,
         policy: CachePolicy,
         grounded_check: GroundedCheck | None = None,
+        rules: Callable[[str], Rules] | None = None,
+        labels: LabelStore | None = None,
+        verifier: Verifier | None = None,
     ) -> None:
         self._cache = cache
         self._embedder = embedder
         self._keys = keys
         self.policy = policy
         self._grounded_check = grounded_check
+        self._rules = rules or (lambda _: Rules(threshold=policy.threshold))
+        self._labels = labels
+        self._verifier = verifier
 
     async def explain(self, query: Query) -> Explanation:
         """Explains a query. Raises `ServiceUnavailable` if the cache cannot be used now."""
@@ -75,17 +111,42 @@ class Explainer:
             raise ServiceUnavailable(f"The cache cannot be used now: {error}.", retry_after=1) from error
 
     async def _explained(self, cache: AnswerCache, query: Query, key: CacheKey) -> Explanation:
-        found = await cache.find_exact(key.scope, key.digest)
+        found, rules = await cache.find_exact(key.scope, key.digest), self._rules(key.scope)
         exact = found.match
         fate = lifetime(exact, query.cache_control, self.policy.revalidate) if exact is not None else None
         asked, vector = await self._asked(query)
         candidates: Sequence[Candidate] = ()
         if vector is not None and not asked.language:
-            candidates = await self._candidates(cache, query, key, asked, vector, found.now_ms)
-        decision, reason = self._decision(query, asked, fate, candidates)
-        explained = [Explained(one, _verdicts(query.question, one), self._grounded(one)) for one in candidates]
+            candidates = await self._candidates(cache, query, key, asked, vector, found.now_ms, rules)
+        scores = await self._scores(query.question, candidates)
+        near = [_near(asked, one, score) for one, score in zip(candidates, scores, strict=True)]
+        policies = _policies(near, [self._lifetime(one, query) for one in candidates], rules)
+        seen = candidates if rules.verifies else candidates[:FEWER]
+        decision, reason = self._decision(query, asked, fate, seen, policies[rules.policy])
+        labels = await self._labels_of(key.scope) if candidates else {}
+        explained = [
+            Explained(
+                one,
+                _verdicts(query.question, one),
+                self._grounded(one),
+                scores[index],
+                _verified(near, index, rules),
+                labels.get(one.match.answer.entry.rpartition(":")[2], {}),
+            )
+            for index, one in enumerate(candidates)
+        ]
         return Explanation(
-            normalise(query.question), key, decision, reason, exact, fate, explained, asked.not_told, asked.language
+            normalise(query.question),
+            key,
+            decision,
+            reason,
+            rules,
+            policies,
+            exact,
+            fate,
+            explained,
+            asked.not_told,
+            asked.language,
         )
 
     async def _asked(self, query: Query) -> tuple[ComparedQuestion, Vector | None]:
@@ -97,15 +158,50 @@ class Explainer:
         return ComparedQuestion(query.question, embedding.unread, languages), embedding.vector
 
     async def _candidates(
-        self, cache: AnswerCache, query: Query, key: CacheKey, asked: ComparedQuestion, vector: Vector, now_ms: int
+        self,
+        cache: AnswerCache,
+        query: Query,
+        key: CacheKey,
+        asked: ComparedQuestion,
+        vector: Vector,
+        now_ms: int,
+        rules: Rules,
     ) -> Sequence[Candidate]:
-        stale_ms = round(self.policy.stale * 1000)
-        matches = await cache.find_similar(key.embedder, key.scope, vector, now_ms, stale_ms=stale_ms)
-        policy = self.policy
-        candidates = list(consider(asked, matches, policy.threshold, query.cache_control, policy.revalidate))
+        matches = await cache.find_similar(
+            key.embedder,
+            key.scope,
+            vector,
+            now_ms,
+            stale_ms=round(self.policy.stale * 1000),
+            neighbours=NEIGHBOURS,
+        )
+        floor = CANDIDATES_FROM if rules.verifies else rules.threshold
+        candidates = list(consider(asked, matches, floor, query.cache_control, self.policy.revalidate))
+        if rules.policy is PolicyName.FIXED:
+            candidates = [
+                replace(one, fate=self._lifetime(one, query), objection=None) if one.objection is not None else one
+                for one in candidates
+            ]
         if self._grounded_check is None:
             return candidates
         return await self._grounded_check.all(candidates, query, Lookup(now_ms=now_ms, vector=vector), Timings())
+
+    def _lifetime(self, candidate: Candidate, query: Query) -> CandidateOutcome:
+        return lifetime(candidate.match, query.cache_control, self.policy.revalidate)
+
+    async def _scores(self, question: str, candidates: Sequence[Candidate]) -> Sequence[float | None]:
+        """Returns the verifier's scores; none without a verifier, or if it fails."""
+        if self._verifier is not None and candidates:
+            with suppress(RagherdError):
+                return await self._verifier.score(question, [one.match.answer.question for one in candidates])
+        return [None] * len(candidates)
+
+    async def _labels_of(self, scope: str) -> Mapping[str, Mapping[str, int]]:
+        """Returns how many labels have each verdict, by the digest of the entry."""
+        found: dict[str, Counter[str]] = {}
+        for label in await self._labels.of_scope(scope, LABELS) if self._labels is not None else ():
+            found.setdefault(label.entry, Counter())[label.verdict.value] += 1
+        return found
 
     def _grounded(self, candidate: Candidate) -> GuardVerdict | None:
         """Returns the grounded check's verdict: made if the guards agreed and the answer has sources."""
@@ -116,20 +212,65 @@ class Explainer:
         return GuardVerdict(GUARD, agrees=True, detail="") if made else None
 
     def _decision(
-        self, query: Query, asked: ComparedQuestion, exact: CandidateOutcome | None, candidates: Sequence[Candidate]
+        self,
+        query: Query,
+        asked: ComparedQuestion,
+        exact: CandidateOutcome | None,
+        candidates: Sequence[Candidate],
+        decided: PolicyDecision,
     ) -> tuple[Decision, str]:
         if not query.cache_control.reads:
             return "bypass", "The request's Cache-Control allows no cached answer."
+        if decided.policy is PolicyName.OBSERVE:
+            return "miss", "The policy `observe` serves nothing from the cache."
         if exact is CandidateOutcome.FRESH:
             return "exact_hit", "The same question has a fresh answer."
         if exact is CandidateOutcome.STALE:
             return "stale", "The same question has an expired answer, which is served once more while it is refreshed."
-        chosen = best(candidates)
-        if chosen is None:
-            return "miss", _why_not(query, asked, candidates)
-        if chosen.fate is CandidateOutcome.STALE:
+        if decided.outcome is not PolicyOutcome.SERVED or decided.index is None:
+            return "miss", REFUSALS.get(decided.reason) or _why_not(query, asked, candidates)
+        if candidates[decided.index].fate is CandidateOutcome.STALE:
             return "stale", "A question that means the same has an expired answer, which is served and refreshed."
         return "semantic_hit", "A question that means the same has a fresh answer."
+
+
+REFUSALS: Final[Mapping[str, str]] = {
+    "tightened": "Too many answers were wrong, so the fleet serves only the same question from the cache.",
+    "risk": "From what the labels say, the answer of the nearest question is too likely to be wrong.",
+    "verifier": "The verifier has not scored the nearest question.",
+}
+"""Why a policy refuses, by its reason. For other reasons the candidates say more."""
+
+
+def _near(asked: ComparedQuestion, candidate: Candidate, score: float | None) -> NearEntry:
+    """Returns a candidate as policies see it, with the first objection however low the similarity is."""
+    stored = candidate.match.answer
+    objection = (
+        candidate.objection or incomparable(asked, stored) or disagreement(read(asked.question), stored.question)
+    )
+    guard = objection.guard if objection is not None else ""
+    return NearEntry(candidate.match.similarity, stored.group, guard, score)
+
+
+def _policies(
+    near: Sequence[NearEntry], fates: Sequence[CandidateOutcome], rules: Rules
+) -> Mapping[PolicyName, PolicyDecision]:
+    """Returns what each policy would decide. A fresh answer is served before a stale one that is nearer."""
+    fresh = {index for index, fate in enumerate(fates) if fate is CandidateOutcome.FRESH}
+    young = {index for index, fate in enumerate(fates) if fate in USABLE}
+    found = {}
+    for policy in PolicyName:
+        its = replace(rules, policy=policy)
+        seen = near if its.verifies else near[:FEWER]
+        decided = decide(seen, fresh, its)
+        found[policy] = decided if decided.reason != "age" else decide(seen, young, its)
+    return found
+
+
+def _verified(near: Sequence[NearEntry], index: int, rules: Rules) -> PolicyOutcome | None:
+    """Returns what the policy `verified` decides about one candidate; None if it has no model."""
+    its = replace(rules, policy=PolicyName.VERIFIED)
+    return decide(near, {index}, its).outcome if its.verifies else None
 
 
 def _verdicts(question: str, candidate: Candidate) -> Sequence[GuardVerdict]:

@@ -118,7 +118,8 @@ class WorkerCache:
         self.refresher = Refresher(fresh, flights, parts.telemetry)
         condensing = condenser if cache is not None and settings.cache.condense else None
         self.queries = QueryService(condensing, shared, flights, fresh, self.refresher, parts.telemetry)
-        self.explainer = Explainer(cache, embedder, key_builder, policy, grounded_check(Telemetry()))
+        labels = RedisLabels(parts.client, parts.keys)
+        self.explainer = Explainer(cache, embedder, key_builder, policy, grounded_check(Telemetry()), labels=labels)
         self.quality: Callable[[], QualityState] = partial(_unmeasured, settings, comparator)
         limits = _limits(settings)
         self.figures = CacheFigures(parts.client, parts.indexes, parts.counters, embedder, limits, self.quality)
@@ -133,7 +134,7 @@ class WorkerCache:
             parts.keys,
             parts.indexes,
             parts.served,
-            RedisLabels(parts.client, parts.keys),
+            labels,
             parts.telemetry,
             self.quality,
             round((settings.cache.ttl + settings.cache.stale_ttl) * 1000),

@@ -96,3 +96,48 @@ async def test_a_tenant_sees_its_own_questions_only(serve: Service) -> None:
 async def test_without_redis_it_is_unavailable(serve: Service, redis_url: str) -> None:
     client = await serve(cache={"enabled": False})
     assert (await client.post("/api/semantic-cache/explain", json={"question": QUESTION})).status_code == 503
+
+
+async def test_what_each_policy_would_decide(serve: Service) -> None:
+    client = await serve(cache=NEAR)
+    opposite = (await ask(client, QUESTION))["cache"]["entry"]
+    found = await explained(client, OPPOSITE)
+    assert found["policy"] == "guarded"
+    refused = {"outcome": "refused", "entry": None, "reason": "guard: opposites", "error": None, "limit": None}
+    served = {"outcome": "served", "entry": opposite, "reason": None, "error": None, "limit": None}
+    assert found["policies"] == {"observe": refused, "fixed": served, "guarded": refused, "verified": refused}
+    found = await explained(client, "In 2024, how do I enable two-factor login?")
+    would = {**served, "outcome": "would_serve"}
+    assert found["policies"] == {"observe": would, "fixed": served, "guarded": served, "verified": served}
+    found = await explained(client, QUESTION)
+    assert found["policies"] == {"observe": would, "fixed": served, "guarded": served, "verified": served}
+    found = await explained(client, "Where is the canteen?")
+    assert {one["reason"] for one in found["policies"].values()} == {"threshold"}
+
+
+async def test_an_expired_answer_is_refused_for_its_age(serve: Service) -> None:
+    client = await serve(cache={**NEAR, "ttl": 0.01})
+    await ask(client, QUESTION)
+    found = await explained(client, "In 2024, how do I enable two-factor login?")
+    assert {one["reason"] for one in found["policies"].values()} == {"age"}
+    stale = await serve(cache={**NEAR, "ttl": 0.01, "stale_while_revalidate": 60.0})
+    found = await explained(stale, "In 2024, how do I enable two-factor login?")
+    assert {name: one["outcome"] for name, one in found["policies"].items()} == {
+        "observe": "would_serve",
+        "fixed": "served",
+        "guarded": "served",
+        "verified": "served",
+    }
+    assert found["decision"] == "stale"
+
+
+async def test_the_labels_of_an_entry(serve: Service) -> None:
+    client = await serve(cache=NEAR)
+    await ask(client, QUESTION)
+    question = "In 2024, how do I enable two-factor login?"
+    hit = await ask(client, question)
+    vote = {"request_id": hit["request_id"], "verdict": "good"}
+    assert (await client.post("/feedback", json=vote)).status_code == 202
+    found = await explained(client, question)
+    assert found["candidates"][0]["labels"] == {"same": 1, "different": 0, "unsure": 0}
+    assert found["candidates"][0]["verifier"] is None

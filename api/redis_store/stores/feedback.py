@@ -252,6 +252,7 @@ class RedisFeedback:
             kind=served.status,
             policy=known.policy,
             versions=versions,
+            entry=served.entry,
         )
         if former:
             await self._labels.retract(served.scope, former)

@@ -107,6 +107,7 @@ def _fields(scope: str, tenant: str, label: Label) -> dict[str, Any]:
         "embedder": versions.embedder,
         "verifier_digest": versions.verifier,
         "comparator": versions.comparator,
+        "entry": label.entry,
     }
 
 
@@ -152,6 +153,7 @@ def _label(at: str, fields: Mapping[str, str]) -> Label:
         Versions(fields["embedder"], fields["verifier_digest"], fields["comparator"]),
         float(fields["probability"]),
         int(at.partition("-")[0]),
+        fields.get("entry", ""),
     )
 
 
