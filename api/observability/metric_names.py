@@ -157,6 +157,18 @@ CACHE_TIGHTENED = MetricSpec(
     "Steps by which the fleet serves less because of wrong answers. Fleet-wide.",
     across="livemostrecent",
 )
+CACHE_DECISIONS = MetricSpec(
+    "ragherd_cache_policy_decisions_total",
+    "counter",
+    "Decisions by policy and outcome.",
+    ("policy", "outcome"),
+)
+CACHE_QUALITY_CHANGES = MetricSpec(
+    "ragherd_cache_quality_changes_total",
+    "counter",
+    "Changes of what the fleet serves, by kind.",
+    ("change",),
+)
 FEEDBACK = MetricSpec("ragherd_feedback_total", "counter", "Votes on answers by verdict.", ("verdict",))
 FEEDBACK_LEFT_OUT = MetricSpec(
     "ragherd_feedback_left_out_total",

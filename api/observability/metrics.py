@@ -226,6 +226,14 @@ class Metrics:
         self._families[names.CACHE_TARGET_ERROR][()].set(state.target_error)
         self._families[names.CACHE_TIGHTENED][()].set(state.level)
 
+    def policy_decided(self, policy: str, outcome: str) -> None:
+        """Counts a decision of a policy."""
+        self._families[names.CACHE_DECISIONS][policy, outcome].inc()
+
+    def quality_changed(self, change: str) -> None:
+        """Counts a change of what the fleet serves."""
+        self._families[names.CACHE_QUALITY_CHANGES][(change,)].inc()
+
     def feedback_received(self, verdict: FeedbackVerdict) -> None:
         """Counts a vote."""
         self._families[names.FEEDBACK][(verdict,)].inc()

@@ -17,7 +17,7 @@ from api.errors import (
 from api.observability.metric_names import FlightEvent, QuarantineChange, Stage
 from api.observability.metrics import Metrics
 from api.ports.answer_cache import Invalidation, Swept, Vote, Voted
-from api.ports.quality import Verdict
+from api.ports.quality import PolicyDecision, QualityEvent, Verdict
 from api.ports.question import AnswerFinished, Query, Timings
 from api.ports.telemetry import (
     BulkheadReason,
@@ -134,6 +134,19 @@ class WorkerTelemetry(Telemetry):
         self._counters.add("guard_rejections")
         self._metrics.guard_rejected(guard)
         self._queries.debug("guard_rejected", guard=guard, detail=detail, similarity=round(similarity, 4))
+
+    def policy_decided(self, decision: PolicyDecision) -> None:
+        """Counts the decision by policy and outcome."""
+        self._metrics.policy_decided(decision.policy, decision.outcome)
+
+    def quality_event(self, event: QualityEvent) -> None:
+        """Counts and logs it. Only the worker that decided it does so."""
+        self._metrics.quality_changed(event.change)
+        rate = event.rate
+        facts = {"level": event.level, "reason": event.reason, "samples": rate.samples}
+        error = {"estimate": round(rate.estimate, 4), "low": round(rate.low, 4), "high": round(rate.high, 4)}
+        log = self._cache.warning if event.change in ("tightened", "forgot") else self._cache.info
+        log(f"cache_{event.change}", **facts, **error)
 
     def language_unknown(self) -> None:
         """Counts the question."""

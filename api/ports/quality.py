@@ -244,3 +244,33 @@ class QualityState:
     def tightened(self) -> bool:
         """Whether the fleet serves less than its settings allow."""
         return self.level > 0
+
+
+@dataclass(frozen=True, slots=True)
+class StoredQuality:
+    """What one worker has written for all. `epoch`: 0 if nothing is stored. `text` is None if the reader has it."""
+
+    epoch: int
+    text: bytes | None = None
+
+
+class QualityStore(Protocol):
+    """What the fleet knows about its quality, in Redis. Every method raises `StoreUnavailable`."""
+
+    async def read(self, known: int) -> StoredQuality:
+        """Returns the stored epoch; its text, too, if it is not the one that the reader knows."""
+
+    async def publish(self, after: int, text: bytes, scopes: Mapping[str, bytes]) -> int | None:
+        """Replaces the epoch `after`, and writes the models of scopes, in one step. Returns the new epoch.
+
+        Returns None if another epoch is stored, or if this worker has lost the lease.
+        """
+
+    async def of_scopes(self, scopes: Sequence[str]) -> Sequence[bytes | None]:
+        """Returns the models of scopes, in order."""
+
+    async def now_ms(self) -> int:
+        """Returns Redis's clock."""
+
+    async def served(self) -> Mapping[str, int]:
+        """Returns how many answers each tier has ever served."""

@@ -6,7 +6,7 @@ from typing import Literal
 
 from api.errors import EmbeddingUnavailable, RagherdError, RerankingUnavailable, StoreUnavailable, UpstreamError
 from api.ports.answer_cache import Invalidation, Swept, Vote, Voted
-from api.ports.quality import Verdict
+from api.ports.quality import PolicyDecision, QualityEvent, Verdict
 from api.ports.question import AnswerFinished, Query
 from api.values import FlightKey, Usage
 
@@ -67,6 +67,12 @@ class Telemetry:
 
     def guard_rejected(self, guard: str, detail: str, similarity: float) -> None:
         """A guard rejected a similar cached question. `detail` says what differs."""
+
+    def policy_decided(self, decision: PolicyDecision) -> None:
+        """A policy other than `guarded` decided about a question."""
+
+    def quality_event(self, event: QualityEvent) -> None:
+        """The fleet tightens, loosens, or begins or ends to use what it has learned."""
 
     def language_unknown(self) -> None:
         """A question was not compared by meaning, because the embedder does not know its language."""

@@ -71,11 +71,16 @@ class QualitySettings:
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """What all workers follow. `model`: for scopes without one. `changed_ms`: when the level last changed."""
+    """What all workers follow. `model`: for scopes without one. `changed_ms`: when the level last changed.
+
+    `served`: answers that each tier has served lately. `totals`: all that it has served, when this was written.
+    """
 
     state: QualityState = field(default_factory=QualityState)
     model: Model | None = None
     changed_ms: int = 0
+    served: Mapping[str, float] = field(default_factory=dict)
+    totals: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +106,9 @@ def assess(
     """
     fitting = [one for one in labels if one.label.versions == settings.versions]
     channel = channel_of(settings.confusion)
-    if before.state.versions != settings.versions:
-        before = Published(QualityState(epoch=before.state.epoch, history=before.state.history))
+    if before.state.versions != settings.versions or before.state.policy is not settings.policy:
+        state = QualityState(epoch=before.state.epoch, history=before.state.history, learned=before.state.learned)
+        before = replace(before, state=state, model=None, changed_ms=0)
     level, reason = _next_level(fitting, before, settings, now_ms)
     learned = _learned(fitting, channel, target_at(settings.target, level), now_ms)
     state = _state(fitting, before, settings, now_ms, served, level)
@@ -111,7 +117,8 @@ def assess(
     state = replace(state, history=[*before.state.history, *events][-HISTORY:])
     scopes = _scopes(fitting, changed, learned, channel, target_at(settings.target, level), now_ms)
     changed_ms = now_ms if level != before.state.level else before.changed_ms
-    return Assessment(Published(state, learned[1] if learned else None, changed_ms), scopes, events)
+    model = learned[1] if learned else None
+    return Assessment(replace(before, state=state, model=model, changed_ms=changed_ms), scopes, events)
 
 
 # -- learning ----------------------------------------------------------------------------------------------------------
@@ -278,7 +285,7 @@ def _events(before: QualityState, after: QualityState, reason: str, now_ms: int)
 def published_as_json(published: Published) -> bytes:
     """Returns what `read_published` reads."""
     model = published.model.as_json() if published.model is not None else None
-    return orjson.dumps({"state": asdict(published.state), "model": model, "changed_ms": published.changed_ms})
+    return orjson.dumps({**asdict(replace(published, model=None)), "model": model})
 
 
 def read_published(text: bytes) -> Published:
@@ -286,7 +293,7 @@ def read_published(text: bytes) -> Published:
     said = orjson.loads(text)
     state = said["state"]
     model = read_model(said["model"]) if said["model"] is not None else None
-    return Published(_read_state(state), model, int(said["changed_ms"]))
+    return Published(_read_state(state), model, int(said["changed_ms"]), said["served"], said["totals"])
 
 
 def _read_state(said: Mapping[str, Any]) -> QualityState:

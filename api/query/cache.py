@@ -6,26 +6,35 @@ If the cache fails or is too slow, the question is answered without it.
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 
 from api.cancellation import cancel_and_wait, log_failure, wait_with_lag
-from api.errors import DocumentsChanged, EmbeddingUnavailable, StoreUnavailable
+from api.errors import DocumentsChanged, EmbeddingUnavailable, RagherdError, StoreUnavailable
 from api.languages.identify import EVERY, Languages
 from api.ports.answer_cache import AnswerCache, Claim, NewAnswer, RetrievalSnapshot
 from api.ports.inference import Embedder
+from api.ports.quality import PolicyDecision, PolicyName, PolicyOutcome, Verifier, Versions
 from api.ports.question import Query, Timings
 from api.ports.telemetry import Telemetry
+from api.quality.assessment import QualitySettings
+from api.quality.evidence import NEIGHBOURS, NearEntry
+from api.quality.keeper import QualityView
+from api.quality.policies import decide
 from api.query.cache_key import CacheKey, CacheKeyBuilder
 from api.query.candidates import (
     Candidate,
     CandidateOutcome,
     ComparedQuestion,
+    Sight,
     best,
     consider,
     lifetime,
+    sighted,
     up_to_the_first_fresh,
 )
 from api.query.grounded_check import GroundedCheck
@@ -33,6 +42,8 @@ from api.query.grounding import Retrieval
 from api.values import CachedAnswer, CacheMatch, Generation, Source, Vector
 
 T = TypeVar("T")
+FEWER: Final = 5
+"""Candidates of a policy that learns nothing from the others."""
 CLOSE_SECONDS: Final = 2.0
 """Seconds that late commands have to finish when the worker stops."""
 
@@ -116,6 +127,7 @@ class Lookup:
     `key` is None if the cache is not used for this answer; `available` is false while it cannot be used. `stale` is
     true if `match` has expired and must be refreshed. `expired` is the question's own expired entry. `unread`: the
     parts of the question that the embedder could not read. `retrieval`: the passages that the grounded check found.
+    `decision`: the policy's, if it is not `guarded`.
     """
 
     key: CacheKey | None = None
@@ -129,6 +141,12 @@ class Lookup:
     expired: CacheMatch | None = None
     candidates: Sequence[Candidate] = field(default_factory=tuple)
     retrieval: Retrieval | None = None
+    decision: PolicyDecision | None = None
+
+
+def _guarded(threshold: float) -> QualitySettings:
+    """The settings of a cache that learns nothing."""
+    return QualitySettings(PolicyName.GUARDED, threshold, 0.02, Versions(""))
 
 
 def _nothing(match: CacheMatch) -> None:
@@ -147,8 +165,13 @@ class SemanticCache:
         policy: CachePolicy,
         budget: CacheBudget,
         grounded_check: GroundedCheck | None = None,
+        quality: QualityView | None = None,
+        verifier: Verifier | None = None,
     ) -> None:
-        """`grounded_check` is None if cached answers are not compared with the question's own passages."""
+        """`grounded_check` is None if cached answers are not compared with the question's own passages.
+
+        `quality`: what the fleet has learned; by default nothing, and the policy is `guarded`.
+        """
         self._cache = cache
         self._embedder = embedder
         self._keys = keys
@@ -156,6 +179,8 @@ class SemanticCache:
         self.policy = policy
         self._budget = budget
         self._grounded_check = grounded_check
+        self.quality = quality or QualityView(_guarded(policy.threshold))
+        self._verifier = verifier
         self.used: Callable[[CacheMatch], None] = cache.used if cache is not None else _nothing
         """Records that an entry was served; no I/O."""
 
@@ -168,9 +193,10 @@ class SemanticCache:
             lookup.key = await self._keys.of(query)
             lookup.available = True
             await self._exact(self._cache, query, lookup.key, lookup, timings)
+            decided = self.quality.observes and self._observed(lookup)
             if lookup.match is None:
                 await self.embed(query, lookup, timings)
-            if lookup.match is None and lookup.vector is not None and query.cache_control.reads:
+            if lookup.match is None and lookup.vector is not None and query.cache_control.reads and not decided:
                 await self._semantic(query, lookup, timings)
         except EmbeddingUnavailable as error:
             self._observer.embedding_failed(error)
@@ -204,6 +230,14 @@ class SemanticCache:
         elif fate is CandidateOutcome.EXPIRED:
             lookup.expired = found.match
 
+    def _observed(self, lookup: Lookup) -> bool:
+        """Serves nothing. Counts what the exact tier would have served, and returns whether it would."""
+        would_serve = lookup.match is not None
+        if would_serve:
+            self._observer.policy_decided(PolicyDecision(PolicyName.OBSERVE, PolicyOutcome.WOULD_SERVE))
+        lookup.match, lookup.stale, lookup.expired = None, False, None
+        return would_serve
+
     async def embed(self, query: Query, lookup: Lookup, timings: Timings) -> None:
         """Embeds the question, unless its meaning depends on earlier turns (see `Query.has_meaning`)."""
         if not query.has_meaning:
@@ -222,20 +256,32 @@ class SemanticCache:
         if asked.language:
             self._observer.language_unknown()
             return
-        chosen = await self._similar(asked, query, lookup, timings, self._revalidate(query))
+        explores = not query.cache_control.only_if_cached
+        chosen = await self._similar(asked, query, lookup, timings, self._revalidate(query), explores=explores)
         if chosen is not None:
             lookup.match, lookup.stale = chosen.match, chosen.fate is CandidateOutcome.STALE
 
     async def _similar(
-        self, asked: ComparedQuestion, query: Query, lookup: Lookup, timings: Timings, stale_seconds: float
+        self,
+        asked: ComparedQuestion,
+        query: Query,
+        lookup: Lookup,
+        timings: Timings,
+        stale_seconds: float,
+        *,
+        explores: bool = False,
     ) -> Candidate | None:
         if self._cache is None or lookup.key is None or lookup.vector is None or asked.language:
             return None
         key = lookup.key
         stale_ms = round(stale_seconds * 1000)
+        threshold = self.quality.by_threshold
+        if threshold is None:
+            judged = self._judged(self._cache, key, asked, query, lookup, timings, stale_seconds, explores=explores)
+            return await judged
         finding = self._cache.find_similar(key.embedder, key.scope, lookup.vector, lookup.now_ms, stale_ms=stale_ms)
         matches = await self._budget.within(timings, finding)
-        fates = consider(asked, matches, self.policy.threshold, query.cache_control, stale_seconds)
+        fates = consider(asked, matches, threshold, query.cache_control, stale_seconds)
         lookup.candidates = considered = up_to_the_first_fresh(fates)
         chosen = best(considered)
         if chosen is not None and chosen.match.answer.sources and self._grounded_check is not None:
@@ -244,6 +290,62 @@ class SemanticCache:
             if (objection := candidate.objection) is not None:
                 self._observer.guard_rejected(objection.guard, objection.detail, candidate.match.similarity)
         return chosen
+
+    async def _judged(
+        self,
+        cache: AnswerCache,
+        key: CacheKey,
+        asked: ComparedQuestion,
+        query: Query,
+        lookup: Lookup,
+        timings: Timings,
+        stale_seconds: float,
+        *,
+        explores: bool,
+    ) -> Candidate | None:
+        """Lets the policy decide, if it is not `guarded`. `explores`: it may generate an answer to learn from it."""
+        assert lookup.vector is not None, "the question is embedded"
+        rules = self.quality.rules(key.scope)
+        finding = cache.find_similar(
+            key.embedder,
+            key.scope,
+            lookup.vector,
+            lookup.now_ms,
+            stale_ms=round(stale_seconds * 1000),
+            neighbours=NEIGHBOURS if rules.verifies else FEWER,
+        )
+        matches = await self._budget.within(timings, finding)
+        sight = sighted(asked, matches, rules, query.cache_control, stale_seconds)
+        near = await self._scored(asked, sight) if rules.verifies and rules.scored else sight.near
+        chance = random.random() if explores else 1.0  # noqa: S311 - a sample, no secret
+        decision = decide(near, sight.usable, rules, chance)
+        lookup.candidates = candidates = list(sight.candidates)
+        chosen = None
+        if decision.outcome is PolicyOutcome.SERVED and decision.index is not None:
+            chosen = candidates[decision.index]
+            if self._grounded_check is not None:
+                chosen = candidates[decision.index] = await self._grounded_check.checked(chosen, query, lookup, timings)
+            if chosen.objection is not None:
+                chosen = None
+                decision = PolicyDecision(rules.policy, PolicyOutcome.REFUSED, reason="guard: grounding")
+        for candidate in candidates:
+            if (objection := candidate.objection) is not None:
+                self._observer.guard_rejected(objection.guard, objection.detail, candidate.match.similarity)
+        lookup.decision = decision
+        self._observer.policy_decided(decision)
+        return chosen
+
+    async def _scored(self, asked: ComparedQuestion, sight: Sight) -> Sequence[NearEntry]:
+        """Adds the verifier's score of the candidate that may be served. Without a score it is not served."""
+        near = list(sight.near)
+        if self._verifier is not None:
+            for index in sight.usable:
+                with suppress(RagherdError):  # the verifier's deadline, or its fault: a miss
+                    (score,) = await self._verifier.score(
+                        asked.question, [sight.candidates[index].match.answer.question]
+                    )
+                    near[index] = replace(near[index], verifier=score)
+        return near
 
     def _asked(self, query: Query, lookup: Lookup) -> ComparedQuestion:
         return ComparedQuestion(query.question, lookup.unread, self.policy.languages)
@@ -254,7 +356,9 @@ class SemanticCache:
 
     async def expired(self, query: Query, lookup: Lookup, timings: Timings) -> CacheMatch | None:
         """Returns an expired answer if Ollama fails: the same question's, else a similar one's."""
-        if not query.cache_control.reads or lookup.expired is not None or lookup.vector is None:
+        if not query.cache_control.reads or self.quality.observes:
+            return None
+        if lookup.expired is not None or lookup.vector is None:
             return lookup.expired
         try:
             chosen = await self._similar(self._asked(query, lookup), query, lookup, timings, self.policy.stale)

@@ -12,7 +12,10 @@ from typing import Final
 
 from api.guards.agreement import Disagreement, Features, disagreement, read
 from api.languages.identify import EVERY, Languages
+from api.ports.quality import PolicyName
 from api.ports.question import CacheControl
+from api.quality.evidence import NearEntry
+from api.quality.policies import CANDIDATES_FROM, Rules
 from api.values import CachedAnswer, CacheMatch
 
 PLAIN_WORD: Final = 100
@@ -120,6 +123,47 @@ def best(candidates: Sequence[Candidate]) -> Candidate | None:
     """Returns the nearest fresh candidate, else the nearest that may be served stale."""
     usable = [candidate for candidate in candidates if candidate.fate in USABLE]
     return next((one for one in usable if one.fate is CandidateOutcome.FRESH), usable[0] if usable else None)
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What a policy decides about. `candidates`: up to the first that may be served; `near`: all that were found.
+
+    `usable`: the index of the candidate that may be served, if there is one.
+    """
+
+    candidates: Sequence[Candidate]
+    near: Sequence[NearEntry]
+    usable: frozenset[int]
+
+
+def sighted(
+    asked: ComparedQuestion,
+    matches: Sequence[CacheMatch],
+    rules: Rules,
+    control: CacheControl,
+    stale_seconds: float = 0.0,
+) -> Sight:
+    """Returns what a policy needs to know. The guards run up to the first candidate that may be served."""
+    floor = CANDIDATES_FROM if rules.verifies else rules.threshold
+    if rules.policy is PolicyName.FIXED:
+        fates: Iterable[Candidate] = (_by_similarity(match, floor, control, stale_seconds) for match in matches)
+    else:
+        fates = consider(asked, matches, floor, control, stale_seconds)
+    candidates = up_to_the_first_fresh(fates)
+    chosen = best(candidates)
+    guards = [one.objection.guard if one.objection is not None else "" for one in candidates]
+    guards += [""] * (len(matches) - len(candidates))
+    near = [
+        NearEntry(match.similarity, match.answer.group, guard) for match, guard in zip(matches, guards, strict=True)
+    ]
+    return Sight(candidates, near, frozenset() if chosen is None else frozenset({candidates.index(chosen)}))
+
+
+def _by_similarity(match: CacheMatch, threshold: float, control: CacheControl, stale_seconds: float) -> Candidate:
+    if match.similarity < threshold:
+        return Candidate(match, CandidateOutcome.BELOW_THRESHOLD)
+    return Candidate(match, lifetime(match, control, stale_seconds))
 
 
 def _considered(

@@ -185,6 +185,20 @@ class Keys:
         return f"{self._tagged('warm', FLEET)}jobs"
 
     @property
+    def quality(self) -> str:
+        """What the fleet knows about its quality: epoch, and the state as JSON."""
+        return f"{self.prefix}quality:{{{LABELS}}}" if self.cluster else f"{self.prefix}quality"
+
+    def quality_of(self, scope: str) -> str:
+        """The model of one scope."""
+        return f"{self._tagged('quality', LABELS)}{scope}"
+
+    @property
+    def quality_lease(self) -> str:
+        """The lease to learn from labels and to write the quality."""
+        return self.quality_of("keeper")
+
+    @property
     def labels(self) -> str:
         """The labels of all scopes."""
         return f"{self.prefix}labels:{{{LABELS}}}" if self.cluster else f"{self.prefix}labels"

@@ -42,6 +42,17 @@ class CacheSettings(SettingsGroup):
 
     No request can lower it.
     """
+    policy: Literal["observe", "fixed", "guarded", "verified"] = "guarded"
+    """How similar questions are served.
+
+    `observe`: none, it only counts. `fixed`: from the threshold up. `guarded`: the same, if no guard objects.
+    `verified`: where labels show that wrong answers stay under `SEMANTIC_CACHE_MAX_ERROR_RATE`; `guarded` until then.
+    """
+    max_error_rate: Annotated[float, Field(gt=0, lt=1)] = 0.02
+    """Share of wrong hits above which less is served.
+
+    The policy `verified` also serves as much as this share allows.
+    """
     max_size: Positive = 1000
     """Entries in the whole fleet. The least valuable goes first.
 

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from api.backends.failover import Generations
 from api.cancellation import Background
-from api.errors import StoreUnavailable
+from api.errors import EmbeddingUnavailable, StoreUnavailable
 from api.knowledge.retrieval import Retriever
 from api.languages.identify import ONLY_ENGLISH, Languages, languages_of
 from api.observability.metrics import Metrics
 from api.observability.worker_telemetry import WarmUpTelemetry, WorkerTelemetry
 from api.ports.inference import Embedder, ModelDigests
-from api.ports.quality import QualityState, Versions
+from api.ports.quality import PolicyName, Versions
 from api.ports.telemetry import Telemetry
+from api.quality.assessment import QualitySettings
 from api.quality.comparator import Comparator
+from api.quality.keeper import QualityKeeper, QualityView
 from api.query.cache import CacheBudget, CachePolicy, SemanticCache
 from api.query.cache_key import CacheKeyBuilder
 from api.query.condense import Condenser
@@ -45,6 +48,7 @@ from api.redis_store.stores.feedback import RedisFeedback, ServedAnswers
 from api.redis_store.stores.fleet import CacheCounters
 from api.redis_store.stores.flights import RedisFlightStore
 from api.redis_store.stores.labels import RedisLabels
+from api.redis_store.stores.quality import RedisQuality
 from api.settings import EmbedderSettings, Settings
 from api.single_flight.fleet_flights import FleetFlights, running_flights
 
@@ -103,24 +107,28 @@ class WorkerCache:
                 return None
             return GroundedCheck(PassageRetriever(retriever, condenser, telemetry), budget, telemetry)
 
+        view = QualityView(_quality_settings(settings, comparator))
+
         def fresh_answers(telemetry: WorkerTelemetry) -> FreshAnswers:
-            shared = SemanticCache(cache, embedder, key_builder, telemetry, policy, budget)
+            shared = SemanticCache(cache, embedder, key_builder, telemetry, policy, budget, quality=view)
             return FreshAnswers(
                 generations, shared, PassageRetriever(retriever, condenser, telemetry), prompts, telemetry
             )
 
         check = grounded_check(parts.telemetry)
-        shared = SemanticCache(cache, embedder, key_builder, parts.telemetry, policy, budget, check)
+        shared = SemanticCache(cache, embedder, key_builder, parts.telemetry, policy, budget, check, view)
         fresh = fresh_answers(parts.telemetry)
         self.comparator = comparator
         self._served = parts.served
         self._keeper = _keeper(parts) if cache is not None else None
+        self._quality = _quality_keeper(parts, view, embedder) if cache is not None else None
         self.refresher = Refresher(fresh, flights, parts.telemetry)
         condensing = condenser if cache is not None and settings.cache.condense else None
         self.queries = QueryService(condensing, shared, flights, fresh, self.refresher, parts.telemetry)
         labels = RedisLabels(parts.client, parts.keys)
-        self.explainer = Explainer(cache, embedder, key_builder, policy, grounded_check(Telemetry()), labels=labels)
-        self.quality: Callable[[], QualityState] = partial(_unmeasured, settings, comparator)
+        check = grounded_check(Telemetry())
+        self.explainer = Explainer(cache, embedder, key_builder, policy, check, rules=view.rules, labels=labels)
+        self.quality = view.state
         limits = _limits(settings)
         self.figures = CacheFigures(parts.client, parts.indexes, parts.counters, embedder, limits, self.quality)
         self.invalidator = Invalidator(
@@ -151,7 +159,8 @@ class WorkerCache:
     def tasks(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
         """Background tasks for the worker's lifetime."""
         keeping = [self._keeper.keep] if self._keeper is not None else []
-        return [self._served.keep_writing, *keeping]
+        following = [self._quality.keep_following] if self._quality is not None else []
+        return [self._served.keep_writing, *keeping, *following]
 
 
 @asynccontextmanager
@@ -225,10 +234,25 @@ def _limits(settings: Settings) -> CacheLimits:
     return CacheLimits(cache.enabled, cache.max_size, cache.similarity_threshold, cache.ttl, settings.embedder.embedder)
 
 
-def _unmeasured(settings: Settings, comparator: Comparator) -> QualityState:
-    """The quality before the first label."""
+def _quality_settings(settings: Settings, comparator: Comparator) -> QualitySettings:
+    cache = settings.cache
     versions = Versions("", comparator=f"{comparator.name}-{comparator.version}")
-    return QualityState(threshold=settings.cache.similarity_threshold, versions=versions)
+    return QualitySettings(PolicyName(cache.policy), cache.similarity_threshold, cache.max_error_rate, versions)
+
+
+def _quality_keeper(parts: CacheParts, view: QualityView, embedder: Embedder) -> QualityKeeper:
+    store = RedisQuality(parts.client, parts.keys, parts.worker)
+    lease = RedisLeaderLease(parts.client, parts.keys.quality_lease, parts.worker)
+    labels = RedisLabels(parts.client, parts.keys)
+
+    async def versions() -> Versions:
+        """The last known embedder's while it cannot be asked."""
+        known = view.settings.versions
+        with suppress(EmbeddingUnavailable):
+            known = replace(known, embedder=(await embedder.identity()).fingerprint)
+        return known
+
+    return QualityKeeper(view, store, labels, lease, parts.telemetry, versions)
 
 
 def _languages(embedder: EmbedderSettings) -> Languages:

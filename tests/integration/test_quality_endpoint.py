@@ -39,7 +39,7 @@ STATE = QualityState(
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers know the figures above."""
-    monkeypatch.setattr("api.wiring.cache._unmeasured", lambda *_: STATE)
+    monkeypatch.setattr("api.quality.keeper.QualityView.state", lambda _: STATE)
 
 
 async def figures(client: httpx.AsyncClient, **headers: str) -> dict[str, Any]:

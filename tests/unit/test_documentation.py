@@ -197,6 +197,7 @@ def key_patterns() -> set[str]:
         keys.corpus_embedders,
         keys.cache_deleted,
         *(keys.labels, keys.labels_of("<scope>"), keys.labelled_pairs, keys.shadow_calls),
+        *(keys.quality, keys.quality_of("<scope>"), keys.quality_lease),
         keys.embedding_lease("<embedder>"),
         keys.upload("<token>"),
     }
@@ -230,6 +231,7 @@ def test_the_keys_page_has_the_names_on_a_cluster() -> None:
         *(keys.corpus_embedders, keys.embedding_lease("<embedder>"), keys.corpus_schema),
         *(keys.worker("<id>"), keys.workers, keys.backend("<name>"), keys.digests("<name>")),
         *(keys.labels, keys.labels_of("<scope>"), keys.labelled_pairs, keys.shadow_calls),
+        *(keys.quality, keys.quality_of("<scope>"), keys.quality_lease),
     }
 
 
@@ -241,6 +243,7 @@ def test_key_patterns_covers_every_key_method() -> None:
     assert spelled(Keys) - fields == {
         *("breaker", "bulkhead", "cache_entry", "cache_stats", "cache_stats_batch"),
         *("labels", "labels_of", "labelled_pairs", "shadow_calls"),
+        *("quality", "quality_of", "quality_lease"),
         *("worker", "workers", "embedder"),
         *("prober", "backend", "warm_up", "retries", "janitor"),
         *("cache_warm_up", "cache_warm_ups"),

@@ -1,0 +1,283 @@
+"""Learns from the fleet's labels, and follows what was learned.
+
+One worker has the lease: the keeper. It reads new labels, decides (`api.quality.assessment`) in a thread, and writes
+the result. A write is refused if the lease or the stored epoch has changed, so a paused keeper cannot undo another's
+work.
+
+Every worker follows: it asks for a new epoch each second, in the background, so look-ups cost no round trip. Models of
+scopes are loaded when a look-up first needs them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import Counter, OrderedDict, deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, replace
+from typing import Final
+
+import orjson
+import structlog
+
+from api.errors import StoreUnavailable
+from api.ports.coordination import LeaderLease
+from api.ports.quality import LabelStore, PolicyName, PooledLabel, QualityState, QualityStore, Versions
+from api.ports.telemetry import Telemetry
+from api.quality.assessment import (
+    Assessment,
+    Published,
+    QualitySettings,
+    assess,
+    published_as_json,
+    read_published,
+)
+from api.quality.calibration import Model, read_model
+from api.quality.estimate import HALF_LIFE_MS
+from api.quality.policies import LAST_LEVEL, Rules
+
+POLL_SECONDS: Final = 1.0
+LEASE_SECONDS: Final = 10.0
+LABELS: Final = 20_000
+"""Labels that the keeper holds: all that Redis keeps."""
+BATCH: Final = 2_000
+SHARE: Final = 0.05
+"""The share of its time that the keeper may spend on learning."""
+RENEW_SECONDS: Final = 60.0
+"""The figures are renewed this often even without new labels: old ones fade, and a fleet may loosen."""
+SCOPES: Final = 1_000
+"""Scopes whose models a worker remembers."""
+NEVER: Final = 2.0
+"""A cosine that nothing reaches: the semantic tier is closed."""
+
+Named = Callable[[], Awaitable[Versions]]
+"""Returns the versions of this worker's embedder, verifier and comparator."""
+
+
+class QualityView:
+    """What this worker knows about the fleet's quality. No I/O.
+
+    `by_threshold`: the cosine from which the policy `guarded` serves; None if another policy decides. A look-up reads
+    this first. `observes`: nothing is served.
+    """
+
+    def __init__(self, settings: QualitySettings) -> None:
+        self.settings = settings
+        self.wanted: OrderedDict[str, None] = OrderedDict()
+        """Scopes whose models are to be loaded."""
+        self.published = Published()
+        self.observes = settings.policy is PolicyName.OBSERVE
+        self.by_threshold: float | None = None
+        self.adopt(Published())
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that this worker has."""
+        return self.published.state.epoch
+
+    def adopt(self, published: Published) -> None:
+        """Takes what is stored. What other versions or another policy have learned does not count."""
+        settings = self.settings
+        state = published.state
+        if state.versions != settings.versions or state.policy is not settings.policy:
+            mine = QualityState(
+                state.epoch, policy=settings.policy, versions=settings.versions, history=state.history,
+                threshold=settings.threshold, target_error=settings.target,
+            )  # fmt: skip
+            published = Published(mine)
+        self.published = published
+        self._models: OrderedDict[str, Model | None] = OrderedDict()
+        plain = settings.policy is PolicyName.GUARDED or (
+            settings.policy is PolicyName.VERIFIED and published.model is None
+        )
+        threshold = NEVER if published.state.level >= LAST_LEVEL else published.state.threshold
+        self.by_threshold = threshold if plain else None
+
+    def rules(self, scope: str) -> Rules:
+        """Returns what is in force for a scope. Its model is loaded soon if it is not known."""
+        state = self.published.state
+        if scope in self._models:
+            self._models.move_to_end(scope)
+        elif self.published.model is not None:
+            self.wanted[scope] = None
+        model = self._models.get(scope) or self.published.model
+        scored = bool(self.settings.versions.verifier)
+        return Rules(self.settings.policy, state.threshold, state.level, model, scored)
+
+    def note(self, scope: str, text: bytes | None) -> None:
+        """Stores the model of a scope as it was loaded; None if it has none."""
+        self._models[scope] = self._usable(text)
+        if len(self._models) > SCOPES:
+            self._models.popitem(last=False)
+
+    def _usable(self, text: bytes | None) -> Model | None:
+        """Returns None for a model of other versions, or one that allows more than the fleet does now."""
+        if text is None:
+            return None
+        with suppress(ValueError, TypeError, KeyError):
+            said = orjson.loads(text)
+            state = self.published.state
+            if Versions(**said["versions"]) == state.versions and said["target_error"] <= state.target_error * 1.001:
+                return read_model(said["model"])
+        return None
+
+    def state(self) -> QualityState:
+        """Returns what is shown."""
+        return self.published.state
+
+
+class QualityKeeper:
+    """Follows for this worker, and learns for the fleet while it has the lease."""
+
+    def __init__(
+        self,
+        view: QualityView,
+        store: QualityStore,
+        labels: LabelStore,
+        lease: LeaderLease,
+        telemetry: Telemetry,
+        versions: Named,
+    ) -> None:
+        self._view = view
+        self._store = store
+        self._store_of_labels = labels
+        self._lease = lease
+        self._telemetry = telemetry
+        self._versions = versions
+        self._memory = _Memory()
+        self._log = structlog.get_logger("ragherd.quality")
+        self.rest = self._try_next = 0.0
+        """Monotonic time of the next round."""
+
+    async def keep_following(self) -> None:
+        """Follows and learns forever. Runs as a task of the worker."""
+        while True:
+            try:
+                await self.follow()
+                await self.learn_if_due()
+            except StoreUnavailable:
+                pass  # the client reports it
+            except Exception:  # noqa: BLE001 - a bug in learning must not stop the worker from following
+                self._log.exception("quality_failed")
+                self.rest = time.monotonic() + RENEW_SECONDS
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def follow(self) -> None:
+        """Adopts what is stored, and loads the models that look-ups wanted. Raises `StoreUnavailable`."""
+        view = self._view
+        view.settings = replace(view.settings, versions=await self._versions())
+        stored = await self._store.read(view.epoch)
+        if stored.epoch != view.epoch or view.published.state.versions != view.settings.versions:
+            self._adopt(stored.epoch, stored.text)
+        wanted = list(view.wanted)[:SCOPES]
+        view.wanted.clear()
+        if wanted:
+            for scope, text in zip(wanted, await self._store.of_scopes(wanted), strict=True):
+                view.note(scope, text)
+
+    def _adopt(self, epoch: int, text: bytes | None) -> None:
+        published = Published()
+        if text is not None:
+            with suppress(ValueError, TypeError, KeyError):  # of another release: as if nothing were known
+                published = read_published(text)
+        self._view.adopt(replace(published, state=replace(published.state, epoch=epoch)))
+
+    async def learn_if_due(self) -> None:
+        """Learns if this worker has the lease and there is something to learn. Raises `StoreUnavailable`."""
+        if time.monotonic() < self._try_next:
+            return
+        if not await self._lease.acquire(LEASE_SECONDS):
+            self._memory = _Memory()
+            self._try_next = time.monotonic() + LEASE_SECONDS / 3 * random.uniform(0.8, 1.2)  # noqa: S311 - jitter
+            return
+        fresh = await self._read_labels()
+        if time.monotonic() < self.rest or not (fresh or self._memory.is_due):
+            return
+        began = time.monotonic()
+        if await self.learn():
+            self.rest = time.monotonic() + (time.monotonic() - began) / SHARE
+
+    async def _read_labels(self) -> bool:
+        """Reads new labels. Returns whether some came since the last round."""
+        memory = self._memory
+        while True:
+            found, memory.after = await self._store_of_labels.pooled(memory.after, BATCH)
+            memory.add(found)
+            if len(found) < BATCH:
+                return bool(memory.changed)
+
+    async def learn(self) -> bool:
+        """Runs one round and writes its result. Returns whether it was written. Raises `StoreUnavailable`."""
+        memory, view = self._memory, self._view
+        if memory.epoch is None:
+            memory.epoch = view.epoch
+            memory.before = view.published
+        now_ms = await self._store.now_ms()
+        before = _with_served(memory.before, await self._store.served(), now_ms)
+        changed = Counter(memory.changed)
+        found = await asyncio.to_thread(
+            assess, list(memory.labels), changed, before, view.settings, now_ms, before.served
+        )
+        epoch = await self._store.publish(memory.epoch, published_as_json(found.published), _scopes_as_json(found))
+        if epoch is None:  # another keeper has written, or all keys were lost: begin again
+            self._memory = _Memory()
+            return False
+        memory.done(changed, epoch, found)
+        for event in found.events:
+            self._telemetry.quality_event(event)
+        await self.follow()
+        return True
+
+
+class _Memory:
+    """What the keeper holds between two rounds: the labels, and what it wrote last."""
+
+    def __init__(self) -> None:
+        self.labels: deque[PooledLabel] = deque(maxlen=LABELS)
+        self.changed: Counter[str] = Counter()
+        self.after = ""
+        self.epoch: int | None = None
+        self.before = Published()
+        self._due = time.monotonic() + RENEW_SECONDS
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the figures are old."""
+        return bool(self.labels) and time.monotonic() >= self._due
+
+    def add(self, found: Sequence[PooledLabel]) -> None:
+        """Takes new labels."""
+        for one in found:
+            self.labels.append(one)
+            self.changed[one.scope] += 1
+
+    def done(self, changed: Counter[str], epoch: int, found: Assessment) -> None:
+        """Ends a round. Scopes that got no model stay changed if the level has changed."""
+        self.changed -= changed
+        if any(event.change in ("tightened", "loosened") for event in found.events):
+            self.changed += Counter(one.scope for one in self.labels)
+        self.epoch = epoch
+        self.before = found.published
+        self._due = time.monotonic() + RENEW_SECONDS
+
+
+def _with_served(before: Published, totals: Mapping[str, int], now_ms: int) -> Published:
+    """Adds what was served since the last round. Earlier answers fade as labels do."""
+    fade = 0.5 ** (max(0, now_ms - before.state.at_ms) / HALF_LIFE_MS) if before.state.at_ms else 0.0
+    served = {}
+    for tier, total in totals.items():
+        former = before.totals.get(tier, 0)
+        added = total - former if total >= former else total  # the counters were lost
+        served[tier] = before.served.get(tier, 0.0) * fade + added
+    return replace(before, served=served, totals=dict(totals))
+
+
+def _scopes_as_json(found: Assessment) -> dict[str, bytes]:
+    state = found.published.state
+    versions = asdict(state.versions)
+    return {
+        scope: orjson.dumps({"versions": versions, "target_error": state.target_error, "model": model.as_json()})
+        for scope, model in found.scopes.items()
+    }

@@ -1,0 +1,150 @@
+"""What the service does under each policy, and no request can change it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from redis.asyncio import Redis
+
+from api.ports.quality import Evidence, Label, PolicyName, Verdict, Versions
+from api.redis_store.health_gated import HealthGatedRedis
+from api.redis_store.keys import Keys
+from api.redis_store.stores.labels import RedisLabels
+from tests.stub_ollama import StubOllama
+from tests.support.service import Service, ask
+from tests.support.waiting import wait_until_async
+
+QUESTION = "How do I enable two-factor login in 2024?"
+OPPOSITE = "How do I disable two-factor login in 2024?"
+SIMILAR = "How do I enable the two-factor login in 2024?"
+NEAR = 0.5
+"""The stub's embeddings know words, not meanings."""
+
+
+async def decisions(client: httpx.AsyncClient) -> dict[str, float]:
+    lines = (await client.get("/metrics")).text.splitlines()
+    name = "ragherd_cache_policy_decisions_total"
+    found = [line.rsplit(" ", 1) for line in lines if line.startswith(f"{name}{{")]
+    return {series.removeprefix(name): float(count) for series, count in found if float(count)}
+
+
+async def quality(client: httpx.AsyncClient) -> Any:
+    return (await client.get("/api/semantic-cache/quality")).json()
+
+
+async def test_fixed_serves_what_a_guard_would_reject(serve: Service) -> None:
+    client = await serve(cache={"similarity_threshold": NEAR, "policy": "fixed"})
+    await ask(client, QUESTION)
+    answered = await ask(client, OPPOSITE)
+    assert (answered["cache"]["status"], answered["cache"]["kind"]) == ("hit", "semantic")
+    assert await decisions(client) == {
+        '{outcome="refused",policy="fixed"}': 1,
+        '{outcome="served",policy="fixed"}': 1,
+    }
+
+
+async def test_observe_counts_what_it_would_serve_and_serves_nothing(serve: Service, stub: StubOllama) -> None:
+    client = await serve(cache={"similarity_threshold": NEAR, "policy": "observe"})
+    asked = [await ask(client, question) for question in (QUESTION, QUESTION, SIMILAR, OPPOSITE)]
+    statuses = [one["cache"]["status"] for one in asked]
+    assert statuses == ["miss"] * 4
+    assert stub.stats["requests"]["/api/chat"] == 4
+    found = await decisions(client)
+    assert found['{outcome="would_serve",policy="observe"}'] == 2, "the same question, and the similar one"
+    only = await client.post("/query", json={"question": QUESTION}, headers={"Cache-Control": "only-if-cached"})
+    assert only.status_code == 504
+
+
+async def test_observe_serves_no_expired_answer_in_an_outage(serve: Service, stub: StubOllama) -> None:
+    client = await serve(cache={"policy": "observe", "ttl": 0.001})
+    await ask(client, QUESTION)
+    stub.behaviour("status", status=500, path="/api/chat")
+    assert (await client.post("/query", json={"question": QUESTION})).status_code >= 500
+
+
+def evidence(random: np.random.Generator) -> tuple[Evidence, Verdict]:
+    """The nearer, the more often right; always from a cosine of .75 up."""
+    similarity = float(random.uniform(0.62, 1.0))
+    right = random.random() < (similarity - 0.62) * 8
+    return Evidence(similarity, similarity - 0.1), Verdict.SAME if right else Verdict.DIFFERENT
+
+
+async def learned(redis: Redis, client: httpx.AsyncClient) -> None:
+    """Writes labels as workers do, and waits until this one has learned from them."""
+    gate = HealthGatedRedis(redis, 8)
+    assert await gate.check()
+
+    async def knows_its_embedder() -> bool:
+        return bool((await client.get("/api/semantic-cache/metrics")).json()["embedder"])
+
+    await wait_until_async(knows_its_embedder)
+    (entry,) = [name.decode() async for name in redis.scan_iter("rag:cache:*")][:1]
+    scope = entry.split(":")[2]
+    comparator = (await quality(client))["comparator"]
+    versions = Versions(scope.partition("-")[0], "", f"{comparator['name']}-{comparator['version']}")
+    random = np.random.default_rng(1)
+    made = [
+        Label(found, verdict, "miss", False, "semantic", PolicyName.VERIFIED, versions)
+        for found, verdict in (evidence(random) for _ in range(600))
+    ]
+    labels = RedisLabels(gate, Keys())
+    await asyncio.gather(*(labels.append(scope, "default", one) for one in made))
+
+    async def has_learned() -> bool:
+        return bool((await quality(client))["learned"])
+
+    await wait_until_async(has_learned, timeout=30)
+
+
+async def test_verified_serves_below_the_threshold_what_it_has_learned(serve: Service, redis: Redis) -> None:
+    client = await serve(cache={"similarity_threshold": 0.99, "policy": "verified"})
+    first = await ask(client, QUESTION)
+    before = await ask(client, "How do I now enable two-factor login in 2024?")
+    assert before["cache"]["status"] == "miss", "until then it decides as guarded"
+    await learned(redis, client)
+    answers = {first["answer"], before["answer"]}
+    words = ("for", "within", "during")
+    found = [await ask(client, f"How do I enable two-factor login {word} 2024?") for word in words]
+    served = [one for one in found if one["cache"]["kind"] == "semantic"]
+    assert served, "one in ten may be explored"
+    assert {one["answer"] for one in served} <= answers
+    assert all(one["cache"]["similarity"] < 0.99 for one in served)
+    assert (await ask(client, OPPOSITE))["cache"]["status"] == "miss", "guards veto, however near"
+    assert (await ask(client, "Where is the canteen?"))["cache"]["status"] == "miss"
+    found_decisions = await decisions(client)
+    assert found_decisions['{outcome="served",policy="verified"}'] == len(served)
+
+
+async def test_after_flushall_verified_is_guarded_again(serve: Service, redis: Redis) -> None:
+    client = await serve(cache={"similarity_threshold": 0.99, "policy": "verified"})
+    await ask(client, QUESTION)
+    await learned(redis, client)
+    await redis.flushall()
+
+    async def has_forgotten() -> bool:
+        return not (await quality(client))["learned"]
+
+    await wait_until_async(has_forgotten, timeout=30)
+    await ask(client, QUESTION)
+    assert (await ask(client, SIMILAR))["cache"]["status"] == "miss"
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        {"headers": {"X-Ragherd-Policy": "fixed", "Cache-Control": "max-stale=100000, similarity=0.1"}},
+        {"json": {"options": {"policy": "fixed", "similarity_threshold": 0.1}}},
+        {"json": {"policy": "fixed", "threshold": 0.1, "similarity_threshold": 0.1}},
+    ],
+)
+async def test_no_request_can_loosen_the_policy(serve: Service, sent: dict[str, Any]) -> None:
+    client = await serve(cache={"similarity_threshold": NEAR})
+    await ask(client, QUESTION)
+    body = {"question": OPPOSITE, **sent.get("json", {})}
+    response = await client.post("/query", json=body, headers=sent.get("headers"))
+    assert response.status_code in (200, 422)
+    assert response.status_code == 422 or response.json()["cache"]["status"] == "miss"
