@@ -118,6 +118,24 @@ CACHE_REFRESHES = MetricSpec(
     "Refreshes of expired answers that were served, by outcome.",
     ("outcome",),
 )
+CACHE_LABELS = MetricSpec(
+    "ragherd_cache_labels_total",
+    "counter",
+    "Labels of cached answers, by source and verdict.",
+    ("source", "verdict"),
+)
+CACHE_LABELS_DROPPED = MetricSpec(
+    "ragherd_cache_labels_dropped_total",
+    "counter",
+    "Labels that were not written, by reason.",
+    ("reason",),
+)
+CACHE_SHADOW_CALLS = MetricSpec(
+    "ragherd_cache_shadow_calls_total",
+    "counter",
+    "Answers from the cache that were sampled to be generated again, by outcome.",
+    ("outcome",),
+)
 SINGLE_FLIGHT_EVENTS = MetricSpec(
     "ragherd_single_flight_events_total",
     "counter",

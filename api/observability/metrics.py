@@ -12,7 +12,7 @@ import os
 import platform
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import permutations, product
 from typing import Any, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -34,8 +34,8 @@ from api.observability.metric_names import (
 )
 from api.observability.worker_files import WorkerFilesCollector
 from api.ports.answer_cache import FeedbackVerdict, StoreWarning
-from api.ports.quality import QualityState
-from api.ports.telemetry import BulkheadReason, RefreshOutcome
+from api.ports.quality import LabelSource, QualityState, Verdict
+from api.ports.telemetry import BulkheadReason, LabelLoss, RefreshOutcome, ShadowOutcome
 from api.values import CacheKind, CacheStatus, Usage
 
 
@@ -154,6 +154,12 @@ class Metrics:
             self._families[names.FEEDBACK].begin(verdict)
         for change in get_args(QuarantineChange):
             self._families[names.CACHE_QUARANTINES].begin(change)
+        for source, verdict in product(get_args(LabelSource), Verdict):
+            self._families[names.CACHE_LABELS].begin(source, verdict.value)
+        for reason in get_args(LabelLoss):
+            self._families[names.CACHE_LABELS_DROPPED].begin(reason)
+        for call in get_args(ShadowOutcome):
+            self._families[names.CACHE_SHADOW_CALLS].begin(call)
         for event in get_args(FlightEvent):
             self._families[names.SINGLE_FLIGHT_EVENTS].begin(event)
         for status in (CacheStatus.COALESCED.value, CacheStatus.MISS.value, CacheStatus.BYPASS.value, "error", "left"):
@@ -261,6 +267,18 @@ class Metrics:
     def refreshed(self, outcome: RefreshOutcome) -> None:
         """Counts the refresh of an expired answer."""
         self._families[names.CACHE_REFRESHES][(outcome,)].inc()
+
+    def labelled(self, source: LabelSource, verdict: str) -> None:
+        """Counts a label."""
+        self._families[names.CACHE_LABELS][source, verdict].inc()
+
+    def label_dropped(self, reason: LabelLoss) -> None:
+        """Counts a label that was not written."""
+        self._families[names.CACHE_LABELS_DROPPED][(reason,)].inc()
+
+    def shadow_called(self, outcome: ShadowOutcome) -> None:
+        """Counts a shadow call."""
+        self._families[names.CACHE_SHADOW_CALLS][(outcome,)].inc()
 
     def flight(self, event: FlightEvent) -> None:
         """Counts an unusual event of a flight."""

@@ -193,12 +193,21 @@ class BackendFacts:
 TICK: Final = 0.1
 """Seconds between two samples. A block of T seconds is measured as T - 0.1 to T; shorter ones are sampled."""
 
+BUSY: Final = 0.05
+"""Seconds of delay from which a worker is busy: twenty times that of an idle one."""
+
 
 class LoopLag:
     """Measures how late the event loop runs: a late worker answers nobody, health checks included."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
+        self._late = 0.0
+
+    @property
+    def is_busy(self) -> bool:
+        """True if the event loop was late at one of the last samples. Background work should wait."""
+        return self._late >= BUSY
 
     async def keep_measuring(self) -> None:
         """Observes the lag until cancelled, as a background task."""
@@ -206,4 +215,6 @@ class LoopLag:
         while True:
             due = loop.time() + TICK
             await asyncio.sleep(TICK)
-            self._metrics.loop_was_late(max(0.0, loop.time() - due))
+            late = max(0.0, loop.time() - due)
+            self._late = max(late, self._late / 2)
+            self._metrics.loop_was_late(late)

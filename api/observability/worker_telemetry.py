@@ -17,14 +17,16 @@ from api.errors import (
 from api.observability.metric_names import FlightEvent, QuarantineChange, Stage
 from api.observability.metrics import Metrics
 from api.ports.answer_cache import Invalidation, Swept, Vote, Voted
-from api.ports.quality import PolicyDecision, QualityEvent, Verdict
+from api.ports.quality import LabelSource, PolicyDecision, QualityEvent, Verdict
 from api.ports.question import AnswerFinished, Query, Timings
 from api.ports.telemetry import (
     BulkheadReason,
     GroundedCheckOutcome,
     GroundingOutcome,
     JudgeFailure,
+    LabelLoss,
     RefreshOutcome,
+    ShadowOutcome,
     Telemetry,
 )
 from api.values import CacheStatus, FlightKey, Usage
@@ -164,6 +166,18 @@ class WorkerTelemetry(Telemetry):
     def refreshing(self, outcome: RefreshOutcome) -> None:
         """Counts the refresh by its outcome."""
         self._metrics.refreshed(outcome)
+
+    def labelled(self, source: LabelSource, verdict: Verdict) -> None:
+        """Counts the label."""
+        self._metrics.labelled(source, verdict.value)
+
+    def label_dropped(self, reason: LabelLoss) -> None:
+        """Counts the loss by reason."""
+        self._metrics.label_dropped(reason)
+
+    def shadow_called(self, outcome: ShadowOutcome) -> None:
+        """Counts the call by its outcome."""
+        self._metrics.shadow_called(outcome)
 
     def _facts(self, query: Query) -> dict[str, Any]:
         facts: dict[str, Any] = {"tenant": query.tenant, "model": query.model}

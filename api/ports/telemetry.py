@@ -6,7 +6,7 @@ from typing import Literal
 
 from api.errors import EmbeddingUnavailable, RagherdError, RerankingUnavailable, StoreUnavailable, UpstreamError
 from api.ports.answer_cache import Invalidation, Swept, Vote, Voted
-from api.ports.quality import PolicyDecision, QualityEvent, Verdict
+from api.ports.quality import LabelSource, PolicyDecision, QualityEvent, Verdict
 from api.ports.question import AnswerFinished, Query
 from api.values import FlightKey, Usage
 
@@ -19,6 +19,23 @@ JudgeFailure = Literal["unavailable", "invalid"]
 """The reason why the judge gave no verdict: its model did not answer, or not in the form that was asked for."""
 BulkheadReason = Literal["queue_full", "deadline", "displaced"]
 """The reason why a call got no permit."""
+
+
+LabelLoss = Literal["queue_full", "store_unavailable", "failed"]
+"""The reason why a label was not written."""
+ShadowOutcome = Literal[
+    "compared",
+    "limited",
+    "breaker_open",
+    "users_waiting",
+    "incomplete",
+    "failed",
+    "queue_full",
+    "store_unavailable",
+]
+"""The outcome of a shadow call. `limited`: the fleet has made enough in this minute. `incomplete`: the answer was cut
+off, or its passages could not be searched.
+"""
 
 
 class Telemetry:
@@ -85,6 +102,15 @@ class Telemetry:
 
     def judge_failed(self, reason: JudgeFailure) -> None:
         """The judge model gave no verdict on two answers."""
+
+    def labelled(self, source: LabelSource, verdict: Verdict) -> None:
+        """A label was written."""
+
+    def label_dropped(self, reason: LabelLoss) -> None:
+        """A label was not written."""
+
+    def shadow_called(self, outcome: ShadowOutcome) -> None:
+        """A sampled hit was answered again, or not."""
 
     # -- calls to Ollama ----------------------------------------------------------------------------------------------
 

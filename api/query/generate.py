@@ -6,7 +6,7 @@ One worker of the fleet refreshes an answer, behind all users.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from api.backends.failover import Generations, Unread
@@ -37,8 +37,22 @@ MAX_CHECKS: Final = 3
 """Number of times an answer is checked against documents that keep changing."""
 
 
+@dataclass(frozen=True, slots=True)
+class FreshAnswer:
+    """A fresh answer that cached ones are compared with. `stored`: its entry; None if it is not stored."""
+
+    query: Query
+    lookup: Lookup
+    generation: Generation
+    sources: tuple[Source, ...]
+    stored: CachedAnswer | None
+
+
 class FreshAnswers:
-    """Generates and stores answers, for a flight that callers share or in the background."""
+    """Generates and stores answers, for a flight that callers share or in the background.
+
+    `made` takes the answers of users' questions that have a vector, while it has room.
+    """
 
     def __init__(
         self,
@@ -47,12 +61,14 @@ class FreshAnswers:
         grounder: PassageRetriever,
         prompting: PromptBuilder,
         observer: Telemetry,
+        made: asyncio.Queue[FreshAnswer] | None = None,
     ) -> None:
         self._backends = backends
         self._shared = shared
         self._grounder = grounder
         self._prompting = prompting
         self._observer = observer
+        self._made = made
 
     async def generate(
         self,
@@ -75,17 +91,12 @@ class FreshAnswers:
         grounding = lookup.retrieval
         if grounding is None or not grounding.keeps:
             grounding = await self._grounder.ground(query, lookup.vector, lookup.now_ms, timings)
-        sources: tuple[Source, ...] = ()
-        if self._prompting.says_so(grounding):
-            generation = _said(self._prompting.nothing_relevant, query)
-            await output.ground(())
-            await output.write(generation.text)
-        else:
-            asked = self._prompting.request(query, grounding.sources, buffered=buffered, background=background)
-            request, sources = asked
-            generation = await self._worded(request, sources, output)
+        answer = await self._answered(query, grounding, output, buffered=buffered, background=background)
+        generation, sources = answer
         stored = await self._stored(query, lookup, grounding, sources, generation, timings, claim)
         self._observer.generated(generation.end.usage, stored=stored is not None)
+        if self._made is not None and lookup.vector is not None and lookup.available:
+            self._hand_over(FreshAnswer(query, lookup, generation, sources, stored))
         return CompletedAnswer(
             generation.text,
             generation.end.model,
@@ -95,6 +106,37 @@ class FreshAnswers:
             entry=stored.entry if stored is not None else None,
             generation=generation,
         )
+
+    async def again(self, query: Query, lookup: Lookup) -> tuple[Generation, tuple[Source, ...]] | None:
+        """Answers a question again, behind all users, and stores nothing. None if the passages cannot be searched.
+
+        Raises `BulkheadFull`, `BreakerOpen` and `UpstreamError`.
+        """
+        grounding = await self._grounder.ground(query, lookup.vector, lookup.now_ms, Timings())
+        if not grounding.keeps:
+            return None
+        return await self._answered(query, grounding, Unread(), buffered=True, background=True)
+
+    async def _answered(
+        self, query: Query, grounding: Retrieval, output: AnswerOutput, *, buffered: bool, background: bool
+    ) -> tuple[Generation, tuple[Source, ...]]:
+        """Writes the answer as it comes. Returns it with the passages that it may cite."""
+        if self._prompting.says_so(grounding):
+            generation = _said(self._prompting.nothing_relevant, query)
+            await output.ground(())
+            await output.write(generation.text)
+            return generation, ()
+        asked = self._prompting.request(query, grounding.sources, buffered=buffered, background=background)
+        request, sources = asked
+        return await self._worded(request, sources, output), sources
+
+    def _hand_over(self, fresh: FreshAnswer) -> None:
+        """Queues the answer to be compared with cached ones."""
+        assert self._made is not None
+        try:
+            self._made.put_nowait(fresh)
+        except asyncio.QueueFull:
+            self._observer.label_dropped("queue_full")
 
     async def _worded(
         self, request: GenerationRequest, sources: tuple[Source, ...], output: AnswerOutput

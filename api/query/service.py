@@ -17,6 +17,7 @@ possibly an expired one. If a caller leaves, the flow ends, and so does a genera
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, nullcontext
@@ -44,6 +45,7 @@ from api.values import (
 if TYPE_CHECKING:
     from api.query.condense import Condenser
     from api.query.generate import FreshAnswers, Refresher
+    from api.query.labels import ShadowCalls
 
 
 class _Request:
@@ -81,14 +83,19 @@ class QueryService:
         fresh: FreshAnswers,
         refresher: Refresher,
         observer: Telemetry,
+        shadow: ShadowCalls | None = None,
     ) -> None:
-        """`condenser` is None if questions with history are answered without rewriting."""
+        """`condenser` is None if questions with history are answered without rewriting.
+
+        `shadow` samples answers from the cache.
+        """
         self._condenser = condenser
         self._shared = shared
         self._flights = flights
         self._fresh = fresh
         self._refresher = refresher
         self._observer = observer
+        self._shadow = shadow
 
     async def answer(self, query: Query) -> AnswerFinished:
         """Raises `OnlyIfCached`, `BulkheadFull`, `BreakerOpen`, `UpstreamError`, `DeadlinePassed`; else degrades."""
@@ -153,6 +160,8 @@ class QueryService:
             request.status = CacheStatus.STALE
             self._refresher.start(request.query, lookup)
         self._shared.used(lookup.match)
+        if self._shadow is not None and random.random() < self._shadow.rate:  # noqa: S311 - a sample, no secret
+            self._shadow.sample(request.query, lookup, stale=request.status is CacheStatus.STALE)
         found = lookup.match.answer
         return AnswerFinished(
             found.answer, found.model, request.status, request.timings, found.sources, lookup.match, entry=found.entry

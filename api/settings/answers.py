@@ -92,6 +92,18 @@ class CacheSettings(SettingsGroup):
     """
     judge_timeout: Seconds = 60.0
     """Time for one reply of the judge model, including its wait."""
+    shadow_rate: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """Share of cached answers to generate again and compare.
+
+    It happens in the background, only while the breaker is closed and no call waits. 0: none.
+    """
+    shadow_per_minute: NotNegative = 30
+    """Such comparisons per minute of the whole fleet."""
+    keep_pairs: bool = False
+    """Keep the questions of labels in Redis, to train a verifier.
+
+    Without it Redis keeps figures only.
+    """
     warm_concurrency: Annotated[int, Field(ge=1, le=64)] = 2
     """Questions of a warm-up at once."""
 

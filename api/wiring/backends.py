@@ -11,7 +11,7 @@ from typing import Any, Final
 from api.backends.embedder import AgreedIdentity, EmbeddingCalls, FailoverEmbedder
 from api.backends.failover import EMBEDDING_CHARGED, Backend, Backends, FailoverPolicy, Generations
 from api.breaker.fleet_breaker import FleetBreaker, kept_current
-from api.breaker.state import BreakerPolicy
+from api.breaker.state import BreakerPolicy, State
 from api.bulkhead.bulkhead_rules import BulkheadPolicy
 from api.bulkhead.fleet_bulkhead import FleetBulkhead, kept_alive
 from api.observability.listeners import BreakerMetrics
@@ -82,6 +82,15 @@ class WorkerBackends:
     async def reachable(self) -> bool:
         """Returns whether any backend answers now."""
         return any(await asyncio.gather(*(models.reachable() for models in self._models.values())))
+
+    def is_closed(self) -> bool:
+        """Returns whether every backend's breaker for generations is closed, as far as this worker knows; no I/O."""
+        breakers = [self.breakers[name] for name in self._pools]
+        return all(one.effective_state is State.CLOSED and not one.rejects for one in breakers)
+
+    def has_waiting(self) -> bool:
+        """Returns whether a generation of this worker waits for a permit; no I/O."""
+        return any(self.bulkheads[name].waiting for name in self._pools)
 
     def tasks(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
         """Background tasks for the worker's lifetime."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from api.backends.failover import Generations
 from api.cancellation import Background
@@ -25,11 +26,12 @@ from api.query.cache import CacheBudget, CachePolicy, SemanticCache
 from api.query.cache_key import CacheKeyBuilder
 from api.query.condense import Condenser
 from api.query.explain import Explainer
-from api.query.generate import FreshAnswers, Refresher
+from api.query.generate import FreshAnswer, FreshAnswers, Refresher
 from api.query.grounded_check import GroundedCheck
 from api.query.grounding import PassageRetriever, PromptBuilder
 from api.query.invalidate import Invalidator
 from api.query.judge import ModelJudge
+from api.query.labels import CONCURRENCY, LabelCollector, Labelling, ShadowCalls, SpareTime
 from api.query.prompt_template import PromptTemplate, load
 from api.query.service import QueryService
 from api.query.warm_up import CacheWarmer, WarmUps
@@ -52,6 +54,9 @@ from api.redis_store.stores.quality import RedisQuality
 from api.settings import EmbedderSettings, Settings
 from api.single_flight.fleet_flights import FleetFlights, running_flights
 
+ANSWERS: Final = 64
+"""Fresh answers of one worker that wait to be compared."""
+
 
 class CacheParts:
     """The index and counters, made before the first request to Redis."""
@@ -63,12 +68,14 @@ class CacheParts:
         metrics: Metrics,
         client: AnyHealthGated,
         pace: Callable[[], float] = lambda: 1.0,
+        busy: Callable[[], bool] = lambda: False,
     ) -> None:
         self.settings = settings
         self.worker = worker
         self.metrics = metrics
         self.client = client
         self.pace = pace
+        self.busy = busy
         self.keys = Keys(*settings.key_layout)
         self.max_size = settings.partition_size
         self.indexes = SemanticIndexes(client, self.keys, algorithm_for(self.max_size))
@@ -93,6 +100,7 @@ class WorkerCache:
         retriever: Retriever,
         budget: CacheBudget,
         comparator: Comparator,
+        spare: SpareTime,
     ) -> None:
         policy, settings = _policy(parts.settings), parts.settings
         cache = _answer_cache(parts) if settings.cache.enabled else None
@@ -109,22 +117,31 @@ class WorkerCache:
 
         view = QualityView(_quality_settings(settings, comparator))
 
-        def fresh_answers(telemetry: WorkerTelemetry) -> FreshAnswers:
+        def fresh_answers(telemetry: Telemetry, made: asyncio.Queue[FreshAnswer] | None = None) -> FreshAnswers:
             shared = SemanticCache(cache, embedder, key_builder, telemetry, policy, budget, quality=view)
             return FreshAnswers(
-                generations, shared, PassageRetriever(retriever, condenser, telemetry), prompts, telemetry
+                generations, shared, PassageRetriever(retriever, condenser, telemetry), prompts, telemetry, made
             )
 
         check = grounded_check(parts.telemetry)
         shared = SemanticCache(cache, embedder, key_builder, parts.telemetry, policy, budget, check, view)
-        fresh = fresh_answers(parts.telemetry)
         self.comparator = comparator
         self._served = parts.served
+        made: asyncio.Queue[FreshAnswer] = asyncio.Queue(ANSWERS)
+        self.collector: LabelCollector | None = None
+        self.shadow: ShadowCalls | None = None
+        if cache is not None:
+            store, again = RedisLabels(parts.client, parts.keys), fresh_answers(Telemetry())
+            labelling = _labelling(parts, cache, store, comparator, view)
+            self.collector = LabelCollector(labelling, made)
+            rate, per_minute = settings.cache.shadow_rate, settings.cache.shadow_per_minute
+            self.shadow = ShadowCalls(labelling, again, store, spare, rate=rate, per_minute=per_minute)
+        fresh = fresh_answers(parts.telemetry, made if cache is not None else None)
         self._keeper = _keeper(parts) if cache is not None else None
         self._quality = _quality_keeper(parts, view, embedder) if cache is not None else None
         self.refresher = Refresher(fresh, flights, parts.telemetry)
         condensing = condenser if cache is not None and settings.cache.condense else None
-        self.queries = QueryService(condensing, shared, flights, fresh, self.refresher, parts.telemetry)
+        self.queries = QueryService(condensing, shared, flights, fresh, self.refresher, parts.telemetry, self.shadow)
         labels = RedisLabels(parts.client, parts.keys)
         check = grounded_check(Telemetry())
         self.explainer = Explainer(cache, embedder, key_builder, policy, check, rules=view.rules, labels=labels)
@@ -156,6 +173,12 @@ class WorkerCache:
             jobs = RedisWarmUpJobs(parts.client, parts.keys, parts.worker)
             self.warm_ups = WarmUps(jobs, warmer, parts.telemetry, settings.cache.warm_concurrency, parts.pace)
 
+    def labelling_tasks(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
+        """Background tasks that compare answers. They end before what they use is closed."""
+        collecting = [self.collector.keep_collecting] if self.collector is not None else []
+        calling = [self.shadow.keep_calling] if self.shadow is not None else []
+        return [*collecting, *calling] * CONCURRENCY
+
     def tasks(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
         """Background tasks for the worker's lifetime."""
         keeping = [self._keeper.keep] if self._keeper is not None else []
@@ -172,6 +195,7 @@ async def open_cache(
     generations: Generations,
     retriever: Retriever,
     background_embedder: Embedder,
+    spare: SpareTime,
 ) -> AsyncIterator[WorkerCache]:
     """Opens the worker's cache. On exit unfinished work ends before the resources it needs are closed.
 
@@ -186,11 +210,14 @@ async def open_cache(
         flights = FleetFlights(store, parts.settings.cache.coalesce_timeout, parts.telemetry)
         await stack.enter_async_context(running_flights(flights))
         comparator = _comparator(parts, background_embedder, generations)
-        cache = WorkerCache(parts, embedder, digests, generations, flights, retriever, budget, comparator)
+        cache = WorkerCache(parts, embedder, digests, generations, flights, retriever, budget, comparator, spare)
         stack.push_async_callback(cache.refresher.aclose)
         if cache.warm_ups is not None:
             # On its own stack: a question interrupted by a closed pool would count as failed.
             (await stack.enter_async_context(Background())).start(cache.warm_ups.keep_going)
+        labelling = await stack.enter_async_context(Background())
+        for forever in cache.labelling_tasks():
+            labelling.start(forever)
         yield cache
 
 
@@ -200,6 +227,21 @@ def _comparator(parts: CacheParts, embedder: Embedder, generations: Generations)
     if cache.judge_model is not None:
         judge = ModelJudge(generations, cache.judge_model, cache.judge_timeout, parts.telemetry)
     return Comparator(embedder, parts.telemetry, judge)
+
+
+def _labelling(
+    parts: CacheParts, cache: RedisAnswerCache, store: RedisLabels, comparator: Comparator, view: QualityView
+) -> Labelling:
+    return Labelling(
+        cache,
+        store,
+        comparator,
+        parts.telemetry,
+        _languages(parts.settings.embedder),
+        policy=view.settings.policy,
+        busy=parts.busy,
+        keeps_pairs=parts.settings.cache.keep_pairs,
+    )
 
 
 def _answer_cache(parts: CacheParts) -> RedisAnswerCache:

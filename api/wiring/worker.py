@@ -28,6 +28,7 @@ from api.observability.logs import configure_logging
 from api.observability.metrics import Metrics
 from api.observability.worker_facts import LoopLag, WorkerFacts
 from api.observability.worker_telemetry import WorkerTelemetry
+from api.query.labels import SpareTime
 from api.redis_store.keys import Keys
 from api.redis_store.schema import SCHEMA, FleetSchema
 from api.redis_store.stores.fleet import WorkerRegistry
@@ -84,7 +85,8 @@ class _Worker:
         background = await self._stack.enter_async_context(Background())
         redis = await self._stack.enter_async_context(open_redis(self._settings, self._metrics))
         client = redis.main.client
-        parts = CacheParts(self._settings, self._id, self._metrics, client, self._pace)
+        lag = LoopLag(self._metrics)
+        parts = CacheParts(self._settings, self._id, self._metrics, client, self._pace, lambda: lag.is_busy)
         schema = await self._agreed(redis)
         guarding = (redis.guards.client, redis.guards.address)
         opening = open_backends(
@@ -108,7 +110,7 @@ class _Worker:
         self._stack.push_async_callback(registry.leave)
         self._stack.push_async_callback(parts.counters.flush)
         self._stack.push_async_callback(parts.served.aclose)
-        background.start(LoopLag(self._metrics).keep_measuring)
+        background.start(lag.keep_measuring)
         for forever in (parts.counters.keep_flushing, registry.keep_renewing, facts.keep_measuring):
             background.start(forever)
         for forever in (schema.keep_agreeing, *redis.tasks(), *backends.tasks(), *cache.tasks()):
@@ -155,6 +157,7 @@ class _Worker:
             generations,
             knowledge.retriever,
             embedders.documents,
+            SpareTime(backends.is_closed, backends.has_waiting),
         )
         return knowledge, await self._stack.enter_async_context(opened)
 

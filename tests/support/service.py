@@ -57,6 +57,7 @@ def make_settings(redis_url: str, ollama_url: str, **concerns: Mapping[str, Any]
         "ollama": {"ollama_base_url": ollama_url, "llm_model": "llama3.2", "ollama_warm_up": False},
         "embedder": {"embedder": "ollama", "embed_model": "nomic-embed-text"},
         "pool": {"min_size": 1},
+        "cache": {"shadow_rate": 0.0},  # a sampled hit calls the stub once more
     }
     for concern, changes in concerns.items():
         values.setdefault(concern, {}).update(changes)

@@ -1,0 +1,397 @@
+"""Labels: compares fresh answers with cached ones in the background, and so learns which cached answers are right.
+
+- A miss ends with a fresh answer. It is compared with the cached answers to similar questions. That also finds the
+  answer group of the new entry.
+- Some answers from the cache are generated again (shadow calls) and compared with the one that went out.
+
+No user waits for this. A request only puts work into a bounded queue; what does not fit is dropped and counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Final, Protocol
+
+import structlog
+
+from api.errors import BreakerOpen, BulkheadFull, RagherdError, StoreUnavailable
+from api.guards.agreement import Features, disagreement, read
+from api.languages.identify import Languages
+from api.ports.answer_cache import AnswerCache
+from api.ports.quality import (
+    Evidence,
+    Label,
+    LabelledPair,
+    LabelSource,
+    LabelStore,
+    PolicyName,
+    Verdict,
+    Verifier,
+    Versions,
+)
+from api.ports.question import Query
+from api.ports.telemetry import ShadowOutcome, Telemetry
+from api.quality.answer_facts import AnswerText
+from api.quality.comparator import Comparator
+from api.quality.evidence import NEAR, NEIGHBOURS, NearEntry, evidence_of
+from api.query.cache import Lookup, is_complete
+from api.query.cache_key import CacheKey
+from api.query.candidates import ComparedQuestion, incomparable
+from api.query.generate import FreshAnswer, FreshAnswers
+from api.values import CachedAnswer, CacheMatch
+
+CONCURRENCY: Final = 2
+"""Tasks of one worker that compare misses, and as many that make shadow calls."""
+PAUSE_SECONDS: Final = 0.1
+"""Time between two looks whether a busy worker is calm again."""
+SHADOWS: Final = 16
+"""Hits of one worker that wait for their shadow call."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """The circumstances of a label. `probability`: with which the answer was sampled."""
+
+    query: Query
+    key: CacheKey
+    source: LabelSource
+    kind: str = "semantic"
+    served: bool = False
+    probability: float = 1.0
+
+
+class Labelling:
+    """Compares answers and writes labels, for one worker.
+
+    `policy`: the one that is set. `busy` returns whether this worker's event loop is late. `keeps_pairs`: the questions
+    are kept, too.
+    """
+
+    def __init__(
+        self,
+        cache: AnswerCache,
+        store: LabelStore,
+        comparator: Comparator,
+        telemetry: Telemetry,
+        languages: Languages,
+        *,
+        policy: PolicyName = PolicyName.GUARDED,
+        busy: Callable[[], bool] = lambda: False,
+        keeps_pairs: bool = False,
+        verifier: Verifier | None = None,
+    ) -> None:
+        self.cache = cache
+        self.telemetry = telemetry
+        self._store = store
+        self._comparator = comparator
+        self._languages = languages
+        self._policy = policy
+        self._busy = busy
+        self._keeps_pairs = keeps_pairs
+        self._verifier = verifier
+        self._log = structlog.get_logger("ragherd.labels")
+
+    async def calm(self) -> None:
+        """Returns when the worker is not busy. Other tasks run first in any case."""
+        await asyncio.sleep(0)
+        while self._busy():  # noqa: ASYNC110 - the event loop's lag is sampled, not announced
+            await asyncio.sleep(PAUSE_SECONDS)
+
+    async def verdict(self, one: AnswerText, other: AnswerText, tenant: str) -> Verdict:
+        """Compares two answers of a tenant."""
+        await self.calm()
+        return (await self._comparator.compare(one, other, tenant=tenant)).verdict
+
+    def asked(self, query: Query, lookup: Lookup) -> ComparedQuestion:
+        """Returns the question as the semantic tier compares it."""
+        return ComparedQuestion(query.question, lookup.unread, self._languages)
+
+    async def nearest(self, lookup: Lookup) -> list[CacheMatch]:
+        """Returns the nearest entries that were fresh at the look-up, without the question's own."""
+        if lookup.key is None or lookup.vector is None:
+            return []
+        key = lookup.key
+        found = await self.cache.find_similar(
+            key.embedder, key.scope, lookup.vector, lookup.now_ms, neighbours=NEIGHBOURS + 1
+        )
+        return [match for match in found if not match.answer.entry.endswith(f":{key.digest}")][:NEIGHBOURS]
+
+    async def scored(self, question: str, entry: NearEntry, cached: CachedAnswer) -> NearEntry:
+        """Returns the entry with the verifier's score, if there is a verifier and it answers."""
+        if self._verifier is not None:
+            with suppress(RagherdError):
+                (score,) = await self._verifier.score(question, [cached.question])
+                return replace(entry, verifier=score)
+        return entry
+
+    async def append(self, seen: Observation, evidence: Evidence, cached: CachedAnswer, verdict: Verdict) -> None:
+        """Writes a label, and the pair of questions if it is kept. Raises `StoreUnavailable`."""
+        versions = Versions(
+            seen.key.embedder.fingerprint,
+            self._verifier.digest if self._verifier is not None else "",
+            f"{self._comparator.name}-{self._comparator.version}",
+        )
+        label = Label(
+            evidence,
+            verdict,
+            seen.source,
+            seen.served,
+            seen.kind,
+            self._policy,
+            versions,
+            seen.probability,
+            entry=cached.entry.rpartition(":")[2],
+        )
+        scope, pair = seen.key.scope, None
+        if self._keeps_pairs and seen.kind == "semantic" and verdict is not Verdict.UNSURE:
+            pair = LabelledPair(seen.query.question, cached.question, verdict, scope)
+        await self._store.append(scope, seen.query.tenant, label, pair)
+        self.telemetry.labelled(seen.source, verdict)
+
+    def failed(self) -> None:
+        """Logs the current exception: a bug with one answer must not stop the others."""
+        self._log.exception("label_failed")
+        self.telemetry.label_dropped("failed")
+
+
+def answer_text(cached: CachedAnswer) -> AnswerText:
+    """Returns a cached answer as the comparator reads it."""
+    return AnswerText(cached.question, cached.answer, cached.sources)
+
+
+def _stored_by(now_ms: int, matches: Sequence[CacheMatch]) -> list[CacheMatch]:
+    """Returns those that the look-up could find. Answers that were stored later only tell which are the same."""
+    return [match for match in matches if match.answer.created_ms <= now_ms]
+
+
+def _guarded(asked: ComparedQuestion, features: Features, match: CacheMatch) -> NearEntry:
+    """Returns an entry with the first guard that objects."""
+    objection = incomparable(asked, match.answer) or disagreement(features, match.answer.question)
+    return NearEntry(match.similarity, match.answer.group, objection.guard if objection is not None else "")
+
+
+# -- misses ------------------------------------------------------------------------------------------------------------
+
+
+class LabelCollector:
+    """Compares the fresh answers of one worker's misses with the cached answers to similar questions."""
+
+    def __init__(self, labelling: Labelling, queue: asyncio.Queue[FreshAnswer]) -> None:
+        self._labelling = labelling
+        self._queue = queue
+
+    async def keep_collecting(self) -> None:
+        """Collects labels forever, as a background task."""
+        while True:
+            fresh = await self._queue.get()
+            try:
+                await self._collect(fresh)
+            except StoreUnavailable:
+                self._labelling.telemetry.label_dropped("store_unavailable")
+            except Exception:  # noqa: BLE001 - see `failed`
+                self._labelling.failed()
+
+    async def _collect(self, fresh: FreshAnswer) -> None:
+        await self._labelling.calm()
+        asked = self._labelling.asked(fresh.query, fresh.lookup)
+        if asked.language or not is_complete(fresh.generation, fresh.query.options):
+            return
+        matches = await self._labelling.nearest(fresh.lookup)
+        close = [match for match in matches if match.similarity >= NEAR]
+        if not close:
+            return
+        verdicts = await self._verdicts(fresh, close)
+        await self._append(fresh, asked, _stored_by(fresh.lookup.now_ms, matches), verdicts)
+        if fresh.stored is not None:
+            await self._join(fresh.stored, close, verdicts, fresh.query.tenant)
+
+    async def _verdicts(self, fresh: FreshAnswer, close: Sequence[CacheMatch]) -> dict[str, Verdict]:
+        """Compares the answer with the nearest of each answer group, nearest first."""
+        answer = AnswerText(fresh.query.question, fresh.generation.text, fresh.sources)
+        verdicts: dict[str, Verdict] = {}
+        for cached in (match.answer for match in close):
+            if cached.group not in verdicts:
+                other = answer_text(cached)
+                verdicts[cached.group] = await self._labelling.verdict(answer, other, fresh.query.tenant)
+        return verdicts
+
+    async def _append(
+        self,
+        fresh: FreshAnswer,
+        asked: ComparedQuestion,
+        matches: Sequence[CacheMatch],
+        verdicts: dict[str, Verdict],
+    ) -> None:
+        """Labels the entries that a policy could serve: the nearest, and the nearest that all guards let pass."""
+        if fresh.lookup.key is None or not matches or matches[0].similarity < NEAR:
+            return
+        near = [NearEntry(match.similarity, match.answer.group) for match in matches]
+        index = await self._guard(asked, matches, near)
+        seen = Observation(fresh.query, fresh.lookup.key, "miss")
+        for place in sorted({0, index}):
+            cached = matches[place].answer
+            near[place] = await self._labelling.scored(asked.question, near[place], cached)
+            await self._labelling.append(seen, evidence_of(near, place), cached, verdicts[cached.group])
+
+    async def _guard(self, asked: ComparedQuestion, matches: Sequence[CacheMatch], near: list[NearEntry]) -> int:
+        """Runs the guards up to the first entry that they let pass, and returns its index; 0 if there is none."""
+        features = read(asked.question)
+        for index, match in enumerate(matches):
+            if match.similarity < NEAR:
+                break
+            await self._labelling.calm()
+            near[index] = _guarded(asked, features, match)
+            if not near[index].guard:
+                return index
+        return 0
+
+    async def _join(
+        self, stored: CachedAnswer, close: Sequence[CacheMatch], verdicts: dict[str, Verdict], tenant: str
+    ) -> None:
+        """Adds the entry to the nearest group with the same answer.
+
+        Another group with the same answer merges with it only if their own answers are the same, too. So a single wrong
+        verdict merges no groups.
+        """
+        answers: dict[str, CachedAnswer] = {}
+        for cached in (match.answer for match in close):
+            if verdicts[cached.group] is Verdict.SAME:
+                answers.setdefault(cached.group, cached)
+        if not answers:
+            return
+        nearest, *others = answers
+        joined = {nearest}
+        for group in others:
+            one, other = answer_text(answers[nearest]), answer_text(answers[group])
+            if await self._labelling.verdict(one, other, tenant) is Verdict.SAME:
+                joined.add(group)
+        members = [match.answer for match in close if match.answer.group in joined]
+        await self._labelling.cache.join([stored, *members])
+
+
+# -- shadow calls ------------------------------------------------------------------------------------------------------
+
+
+class ShadowLimit(Protocol):
+    """The fleet's limit on shadow calls."""
+
+    async def admit_shadow(self, per_minute: int) -> bool:
+        """Returns whether another one is allowed in this minute; if so, counts it. Raises `StoreUnavailable`."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpareTime:
+    """Whether Ollama has time for work that nobody waits for. No I/O."""
+
+    is_closed: Callable[[], bool]
+    """Every breaker is closed."""
+    has_waiting: Callable[[], bool]
+    """A call waits for a permit."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Served:
+    """An answer that went out. `rate`: the sampling rate at that time."""
+
+    query: Query
+    lookup: Lookup
+    match: CacheMatch
+    kind: str
+    rate: float
+
+
+class ShadowCalls:
+    """Answers a sample of one worker's hits again, and labels the answers that went out.
+
+    `rate`: the share of hits that is sampled. `fresh` reports to no telemetry: users' figures do not count these calls.
+    """
+
+    def __init__(
+        self,
+        labelling: Labelling,
+        fresh: FreshAnswers,
+        limit: ShadowLimit,
+        spare: SpareTime,
+        *,
+        rate: float,
+        per_minute: int,
+    ) -> None:
+        self.rate = rate
+        self._labelling = labelling
+        self._fresh = fresh
+        self._limit = limit
+        self._spare = spare
+        self._per_minute = per_minute
+        self._queue: asyncio.Queue[_Served] = asyncio.Queue(SHADOWS)
+
+    def sample(self, query: Query, lookup: Lookup, *, stale: bool) -> None:
+        """Queues an answer that went out. No I/O here."""
+        if lookup.match is None:
+            return
+        kind = "stale" if stale else lookup.match.kind
+        try:
+            self._queue.put_nowait(_Served(query, lookup, lookup.match, kind, self.rate))
+        except asyncio.QueueFull:
+            self._labelling.telemetry.shadow_called("queue_full")
+
+    async def keep_calling(self) -> None:
+        """Makes shadow calls forever, as a background task."""
+        while True:
+            served = await self._queue.get()
+            try:
+                outcome = await self._compared(served)
+            except StoreUnavailable:
+                self._labelling.telemetry.label_dropped("store_unavailable")
+                outcome = "store_unavailable"
+            except Exception:  # noqa: BLE001 - see `failed`
+                self._labelling.failed()
+                outcome = "failed"
+            self._labelling.telemetry.shadow_called(outcome)
+
+    async def _compared(self, served: _Served) -> ShadowOutcome:
+        await self._labelling.calm()
+        if not self._spare.is_closed():
+            return "breaker_open"
+        if self._spare.has_waiting():
+            return "users_waiting"
+        if not await self._limit.admit_shadow(self._per_minute):
+            return "limited"
+        try:
+            answered = await self._fresh.again(served.query, served.lookup)
+        except BreakerOpen:
+            return "breaker_open"
+        except BulkheadFull:
+            return "users_waiting"
+        except RagherdError:
+            return "failed"
+        if answered is None or not is_complete(answered[0], served.query.options):
+            return "incomplete"
+        generation, sources = answered
+        await self._label(served, AnswerText(served.query.question, generation.text, sources))
+        return "compared"
+
+    async def _label(self, served: _Served, answer: AnswerText) -> None:
+        key, cached = served.lookup.key, served.match.answer
+        if key is None:
+            return
+        verdict = await self._labelling.verdict(answer, answer_text(cached), served.query.tenant)
+        evidence = await self._evidence(served)
+        seen = Observation(served.query, key, "shadow", served.kind, served=True, probability=served.rate)
+        await self._labelling.append(seen, evidence, cached, verdict)
+
+    async def _evidence(self, served: _Served) -> Evidence:
+        """Returns what a policy knows about the answer that went out. The same question needs no evidence."""
+        if served.match.kind == "exact":
+            return Evidence(served.match.similarity)
+        entry = served.match.answer.entry
+        found = _stored_by(served.match.now_ms, await self._labelling.nearest(served.lookup))
+        others = [match for match in found if match.answer.entry != entry]
+        matches = sorted([served.match, *others], key=lambda match: -match.similarity)
+        near = [NearEntry(match.similarity, match.answer.group) for match in matches]
+        asked, index = self._labelling.asked(served.query, served.lookup), matches.index(served.match)
+        guarded = _guarded(asked, read(asked.question), served.match)
+        near[index] = await self._labelling.scored(asked.question, guarded, served.match.answer)
+        return evidence_of(near, index)
