@@ -162,6 +162,16 @@ def answer_text(cached: CachedAnswer) -> AnswerText:
     return AnswerText(cached.question, cached.answer, cached.sources)
 
 
+def _found_nothing_near(query: Query, lookup: Lookup) -> bool:
+    """Returns whether the look-up has shown that no entry is near, which saves another search.
+
+    It has not searched by meaning if it found the question's own entry, or if the caller wanted no cached answer.
+    """
+    if lookup.match is not None or not query.cache_control.reads:
+        return False
+    return not lookup.candidates or lookup.candidates[0].match.similarity < NEAR
+
+
 def _stored_by(now_ms: int, matches: Sequence[CacheMatch]) -> list[CacheMatch]:
     """Returns those that the look-up could find. Answers that were stored later only tell which are the same."""
     return [match for match in matches if match.answer.created_ms <= now_ms]
@@ -198,6 +208,8 @@ class LabelCollector:
         await self._labelling.calm()
         asked = self._labelling.asked(fresh.query, fresh.lookup)
         if asked.language or not is_complete(fresh.generation, fresh.query.options):
+            return
+        if _found_nothing_near(fresh.query, fresh.lookup):
             return
         matches = await self._labelling.nearest(fresh.lookup)
         close = [match for match in matches if match.similarity >= NEAR]

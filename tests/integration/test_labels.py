@@ -157,17 +157,19 @@ async def test_entries_that_came_after_the_miss_are_no_candidates(
 ) -> None:
     """They join its group, but no policy could have served them."""
     client, other = await serve(), await serve()
+    await said(other, stub, QUICK, SAME)
     stub.behaviour(answer=SAME, delay=0.5, path="/api/chat", times=1)
     asking = asyncio.create_task(ask(client, QUESTION))
 
     async def generating() -> bool:
-        return bool(stub.stats["requests"].get("/api/chat") == 1)
+        return bool(stub.stats["requests"].get("/api/chat") == 2)
 
     await wait_until_async(generating)
     early = await said(other, stub, OLD, SAME)
     late = (await asking)["cache"]["entry"]
     await grouped(redis, early, late)
-    assert await labels(redis) == []
+    similarities = sorted(float(label["similarity"]) for label in await labelled(redis, 2))
+    assert similarities == pytest.approx([0.743, 0.812], abs=0.002), "both to the first entry"
 
 
 # -- texts -------------------------------------------------------------------------------------------------------------
