@@ -104,7 +104,7 @@ CACHE_GUARD_REJECTIONS = MetricSpec(
 CACHE_GROUNDED_CHECKS = MetricSpec(
     "ragherd_cache_grounded_checks_total",
     "counter",
-    "Cached answers whose passages were compared with those of a similar question, by outcome.",
+    "Searches before a hit on an answer from documents.",
     ("outcome",),
 )
 CACHE_LANGUAGE_UNKNOWN = MetricSpec(
@@ -133,7 +133,7 @@ CACHE_LABELS_DROPPED = MetricSpec(
 CACHE_SHADOW_CALLS = MetricSpec(
     "ragherd_cache_shadow_calls_total",
     "counter",
-    "Answers from the cache that were sampled to be generated again, by outcome.",
+    "Sampled hits to generate again, by outcome.",
     ("outcome",),
 )
 SINGLE_FLIGHT_EVENTS = MetricSpec(

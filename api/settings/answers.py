@@ -79,9 +79,10 @@ class CacheSettings(SettingsGroup):
     Equal questions share one generation. After this silence a waiting question is answered alone.
     """
     grounded_check: bool = True
-    """Serve an answer from documents for a similar question only if its search finds the cited passages too.
+    """Search again before a similar question gets a hit.
 
-    Takes one search. Off with a re-ranker, whose search takes too long.
+    An answer from documents is served only if the search finds the cited passages too. Off with a re-ranker, whose
+    search takes too long.
     """
     condense: bool = False
     """Rewrite a question with `history` to find it by meaning."""
@@ -100,7 +101,7 @@ class CacheSettings(SettingsGroup):
     shadow_per_minute: NotNegative = 30
     """Such comparisons per minute of the whole fleet."""
     keep_pairs: bool = False
-    """Keep the questions of labels in Redis, to train a verifier.
+    """Keep the questions of labels, to train a verifier.
 
     Without it Redis keeps figures only.
     """
