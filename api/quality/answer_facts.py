@@ -7,24 +7,28 @@ Markdown, the numbers of list items, and citations, which are kept apart.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Final, Literal
 
-from api.guards.names import Scope, read_scope
-from api.guards.negation import NEGATIVE_WORDS, NEGATORS, Poles, read_opposites
+from api.guards.names import TITLES, Scope, read_scope
+from api.guards.negation import Poles, read_opposites
 from api.guards.order import Order, read_order
 from api.guards.vocabulary import CLASSES, FUNCTION_WORDS, NUMBER_WORDS, stem
 from api.guards.words import Words, read_words, squash
 from api.languages.english_words import COMMON
 from api.languages.function_words import words_in
-from api.quality.quantities import Quantity, read_quantities
+from api.quality.quantities import read_quantities
+from api.quality.units import Quantity
 from api.unicode_text import nfc
 from api.values import Source
 
 MAX_CHARACTERS: Final = 16_000
 """Characters of an answer that are read. Of a longer one the beginning and the end are read."""
+MAX_QUESTION: Final = 2_000
+MAX_STATEMENT: Final = 1_000
+"""Characters of a statement that are read."""
 MAX_STATEMENTS: Final = 80
 """Statements of an answer that are compared."""
 
@@ -50,10 +54,12 @@ class Statement:
     """All words in lower case."""
     content: tuple[str, ...]
     """Stems of the words that carry content, in order."""
+    core: tuple[str, ...]
+    """Its content words, as written, that neither the question has nor every sentence may have."""
     quantities: tuple[Quantity, ...]
     names: frozenset[str]
     """Words typed as names inside the sentence, codes and identifiers."""
-    negations: int
+    negated: bool
     poles: Poles
     scope: Scope
     order: Order
@@ -89,15 +95,18 @@ class AnswerFacts:
     cited: frozenset[tuple[str, int]]
     cut: bool
     words: frozenset[str]
-    """Stems of all its words, and of those of its question."""
+    """Stems of all its words."""
+    given: tuple[Quantity, ...]
+    """Amounts of the question."""
+    asked: frozenset[str]
+    """Stems of its question."""
 
 
-CONDITIONS: Final = words_in("if unless except only provided until when without whenever")
-_AXES: Final[dict[str, dict[str, frozenset[str]]]] = {
+CONDITIONS: Final = words_in("if unless except only provided until when without")
+AXES: Final[dict[str, dict[str, frozenset[str]]]] = {
     "duty": {
         "must": words_in("must required require requires mandatory need needs compulsory obligatory necessary"),
         "may": words_in("may optional optionally might voluntary"),
-        "should": words_in("should recommended recommend advisable ought"),
     },
     "frequency": {
         "always": words_in("always every-time invariably"),
@@ -112,16 +121,50 @@ _AXES: Final[dict[str, dict[str, frozenset[str]]]] = {
         "most": words_in("most majority mostly"),
         "none": words_in("none nobody nothing neither"),
     },
+    "trend": {
+        "up": words_in("more increase increases increased raise raises higher rise rises grow grows boosts rich"),
+        "down": words_in("less fewer decrease decreases decreased reduce reduces lower lowers fall falls shrinks poor"),
+    },
+    "speed": {
+        "fast": words_in("faster quicker speeds accelerates fast quickly"),
+        "slow": words_in("slower slows delays slow slowly"),
+    },
+    "place": {"front": words_in("front"), "back": words_in("behind back rear")},
+    "direction": {
+        "start": words_in("onward onwards begin begins start starts opens starting starting depart departs departure"),
+        "end": words_in(
+            "last until deadline end ends closes latest finish finished complete arrive arrives arrival lands"
+        ),
+    },
+    "bound": {"least": words_in("minimum"), "most": words_in("maximum max")},
     "count": {"single": words_in("single once"), "double": words_in("double twice"), "triple": words_in("triple")},
 }
 _AXIS_OF: Final = {
-    word: (axis, pole) for axis, poles in _AXES.items() for pole, words in poles.items() for word in words
+    word: (axis, pole) for axis, poles in AXES.items() for pole, words in poles.items() for word in words
 }
-_FORBIDDEN: Final = words_in(
-    "prohibited forbidden banned prohibits forbids disallows refuses excludes excluded lacks lack unsupported unable"
-    " impossible ineligible unsafe illegal cannot false incorrect invalid unavailable fails no"
+NEGATORS: Final = words_in("not no never without none nobody nothing neither nor nowhere cannot hardly")
+_NEGATIVE: Final = words_in(
+    """
+    prohibited forbidden banned prohibits forbids disallowed disallows excluded excludes exempt unsupported unable
+    impossible ineligible unsafe illegal limits refused rejected rejects incorrect invalid unavailable lacks lack
+    missing fails
+    """
 )
-_NEGATIVE: Final = NEGATORS | _FORBIDDEN | (NEGATIVE_WORDS - words_in("lost stuck missing failed failing fail wrong"))
+"""Words that say no without a negator: smoking is prohibited."""
+_HARMLESS: Final = words_in(
+    "problem problems dangerous danger fail difficult hard issue harm prevents prevent stops stop risk late"
+)
+"""A negator before one of these says yes: it is not a problem."""
+LIGHT: Final = words_in(
+    """
+    use used using take takes taken get gets got have need needs go goes do make makes made give gives given find finds
+    found allow allows allowed run runs work works offer offers provide provides apply applies select choose choosing
+    located lie lies stand stands come comes see start happen happens mean means indicate indicates tell tells say says
+    know keep put set become remain simply usually generally about available possible able per every each must should
+    may can will would yes no please also just then first next after finally lastly once done start well up out total
+    """
+)
+"""Words whose choice says little."""
 
 _FILLER: Final = re.compile(
     r"^(?:(?:sure|certainly|of course|absolutely|great question|good question|hello|hi there|hi|thanks for asking"
@@ -164,7 +207,7 @@ _REFUSAL: Final = re.compile(
     r"|\b(?:is|are|was|were)(?: not|n't) (?:mentioned|specified|stated|covered|included|given|provided|described"
     r"|available|found|"
     r"addressed|discussed)(?: anywhere)? (?:in|by) (?:the|any|my|these|your|our)\b"
-    r"|\bnothing (?:in|about|on)\b.*\b(?:documents?|context|passages?|sources?|this|that|it)\b"
+    r"|\bnothing (?:in|about|on)\b.{0,80}?\b(?:documents?|context|passages?|sources?|this|that|it)\b"
     r"|\b(?:unknown to me|beyond my knowledge|not (?:known|clear) from|outside (?:of )?my knowledge)",
     re.IGNORECASE,
 )
@@ -179,8 +222,15 @@ _SENTENCE_END: Final = re.compile(
     r"|(?<=[。！？])"
 )
 _CODE_TOKEN: Final = re.compile(r"\"[^\"\n]*\"|'[^'\n]*'|--?[\w-]+|[\w./:@~$-]+|[^\s\w]")
+_PATH: Final = re.compile(
+    r"(?<![\w/.])(?:~|\.{1,2})?/[\w.-]*\w(?:/[\w.-]*\w)*|(?<![\w.+-])\w[\w.+-]{0,63}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}"
+)
+"""Paths and addresses."""
 _INLINE_CODE: Final = re.compile(r"`([^`\n]+)`")
-_AFFIRMS: Final = re.compile(r"^(yes|yep|yeah|correct|that's right|that is right|indeed|no|nope)\b", re.IGNORECASE)
+_AFFIRMS: Final = re.compile(
+    r"(yes|yep|yeah|correct|that's right|that is right|indeed|no|nope|unfortunately not)(?:\s*[,.;:!–—-]+\s*|$)",
+    re.IGNORECASE,
+)
 _SEQUENCE: Final = re.compile(
     r"\b(?:first|then|next|after that|afterwards|finally|lastly|second|third)\b", re.IGNORECASE
 )
@@ -199,19 +249,26 @@ def read_answer(answer: AnswerText) -> AnswerFacts:
     text = nfc(text).replace("\r\n", "\n").replace("’", "'").replace("‘", "'")
     cited = _cited(text, answer.sources)
     pieces = list(_pieces(_CITATION.sub("", text)))
-    statements = [read_statement(piece, kind) for piece, kind in pieces[:MAX_STATEMENTS]]
-    known = frozenset(stem(word) for word in _LETTERS.findall(f"{text} {answer.question}".lower()))
+    affirms, pieces = _without_lead(pieces)
+    pieces = [one for one in pieces if not _introduces(*one)] or pieces
+    question = read_words(answer.question[:MAX_QUESTION])
+    asked = frozenset((*map(stem, question.words), *map(squash, question.names)))
+    statements = [read_statement(piece[:MAX_STATEMENT], kind, asked) for piece, kind in pieces[:MAX_STATEMENTS]]
+    known = frozenset(stem(word) for word in _LETTERS.findall(text.lower()))
     steps = sum(one.kind == "step" for one in statements)
-    says = " ".join(piece if kind == "code" else _plain(piece) for piece, kind in pieces)
+    lead = "" if affirms is None else "yes " if affirms else "no "
+    says = lead + " ".join(piece if kind == "code" else _plain(piece) for piece, kind in pieces)
     return AnswerFacts(
         plain=says,
         statements=tuple(statements),
         refusal=_refuses(statements),
-        affirms=_affirms(says),
+        affirms=affirms,
         ordered=(steps > 1 or len(_SEQUENCE.findall(text)) > 1) and bool(steps == 0 or _HOW.search(answer.question)),
         cited=cited,
-        cut=cut or len(pieces) > MAX_STATEMENTS,
+        cut=cut or len(pieces) > MAX_STATEMENTS or any(len(piece) > MAX_STATEMENT for piece, _ in pieces),
         words=known,
+        asked=asked,
+        given=read_quantities(answer.question[:MAX_QUESTION]),
     )
 
 
@@ -220,13 +277,37 @@ def same_text(one: AnswerText, other: AnswerText) -> bool:
     return one.text == other.text or one.text.split() == other.text.split()
 
 
-def read_statement(text: str, kind: StatementKind) -> Statement:
-    """Reads the facts of one statement."""
+_PHRASES: Final = (
+    ("direction", "start", re.compile(r"\btake?s? off\b")),
+    ("direction", "end", re.compile(r"\bwrap(?:s|ped)? up\b|\btouch(?:es|ed)? down\b")),
+    ("duty", "must", re.compile(r"\b(?:have|has|had) to\b")),
+    (
+        "bound",
+        "least",
+        re.compile(r"\bat least\b|\bno (?:less|fewer|sooner|earlier) than\b|\bor (?:more|above|higher|later)\b"),
+    ),
+    (
+        "bound",
+        "most",
+        re.compile(r"\bat most\b|\bno (?:more|later|longer) than\b|\bup to\b|\bor (?:less|fewer|earlier|below)\b"),
+    ),
+)
+_NO_COMPARED: Final = re.compile(r"\bno(?= (?:less|fewer|sooner|earlier|more|later|longer) than\b)", re.IGNORECASE)
+
+
+_NOT_REQUIRED: Final = re.compile(
+    r"\b(?:not|never|n't) (?:have|need|required|necessary|mandatory|obliged|compulsory)\b"
+    r"|\bneeds? no\b|\bno [\w ]{1,30}(?:is|are) (?:required|needed|necessary)\b|\bneedn't\b"
+)
+
+
+def read_statement(text: str, kind: StatementKind, asked: frozenset[str] = frozenset()) -> Statement:
+    """Reads the facts of one statement. `asked`: the stems of the question."""
     if kind == "code":
         return _code(text)
-    read = read_words(text)
+    read = read_words(_NO_COMPARED.sub("", text))
     words = read.words
-    content = tuple(stem(word) for word in words if word not in FUNCTION_WORDS and word not in _NEGATIVE)
+    content = tuple(stem(word) for word in words if word not in FUNCTION_WORDS and word not in NEGATORS)
     wide = _WIDE.findall(text)
     if wide:
         content += tuple(map("".join, pairwise(wide)))
@@ -235,14 +316,21 @@ def read_statement(text: str, kind: StatementKind) -> Statement:
         if word in _AXIS_OF:
             axis, pole = _AXIS_OF[word]
             axes.setdefault(axis, set()).add(pole)
+    for axis, pole, phrase in _PHRASES:
+        if phrase.search(text.lower()):
+            axes.setdefault(axis, set()).add(pole)
+    negated = _negated(words)
+    if negated and _NOT_REQUIRED.search(text.lower().replace("don't", "do not").replace("doesn't", "does not")):
+        negated, axes["duty"] = False, {"may"}
     return Statement(
         text=text,
         kind=kind,
         words=words,
         content=content,
+        core=tuple(word for word in words if _is_core(word, asked)),
         quantities=read_quantities(text),
         names=_names(read, text),
-        negations=sum(word in _NEGATIVE for word in words) - words.count("only") * ("not" in words),
+        negated=negated,
         poles=read_opposites(read),
         scope=read_scope(read),
         order=read_order(read),
@@ -251,21 +339,54 @@ def read_statement(text: str, kind: StatementKind) -> Statement:
     )
 
 
+def content_stems(words: Iterable[str]) -> frozenset[str]:
+    """Returns the stems of the words that carry content."""
+    return frozenset(stem(word.strip(".,;:!?()")) for word in words if word not in FUNCTION_WORDS)
+
+
+def _is_core(word: str, asked: frozenset[str]) -> bool:
+    function = word in FUNCTION_WORDS or word in NEGATORS or word in LIGHT or word in NUMBER_WORDS
+    return not (function or stem(word) in asked or word[0].isdigit() or word == "%")
+
+
+def _negated(words: tuple[str, ...]) -> bool:
+    """Returns whether a sentence says no. Two negations say yes."""
+    negators = 0
+    for index, word in enumerate(words):
+        if word in NEGATORS and not (word == "not" and words[index + 1 : index + 2] == ("only",)):
+            near = words[index + 1 : index + 4]
+            negators += 2 if not _HARMLESS.isdisjoint(near) else 1
+        elif word in _NEGATIVE:
+            negators += 1
+    return negators == 1 or negators == 3
+
+
 def _code(text: str) -> Statement:
     tokens = tuple(_CODE_TOKEN.findall(text.strip().removeprefix("$ ").removeprefix("> ")))
     names = frozenset(f"`{token.strip(chr(39) + chr(34))}" for token in tokens)
-    return Statement(text, "code", tokens, tokens, (), names, 0, read_opposites(_NO_WORDS), Scope(), Order())
+    return Statement(text, "code", tokens, tokens, (), (), names, False, read_opposites(_NO_WORDS), Scope(), Order())
 
 
 def _names(read: Words, text: str) -> frozenset[str]:
     """Returns the words typed as names, codes, and inline code as written."""
     code = {f"`{found}" for found in _INLINE_CODE.findall(text)}
-    quoted = {squash(name) for name in read.names}
+    quoted = {squash(name.partition("'")[0]) for name in read.names if name not in TITLES}
     first = _LETTERS.search(text)
     if first is not None and first[0][0].isupper() and len(first[0]) > 1:
-        word = first[0].lower()
-        if word not in COMMON and word not in FUNCTION_WORDS and stem(word) not in COMMON and read.english:
+        word = first[0].lower().partition("'")[0]
+        if (
+            word not in LIGHT
+            and word not in TITLES
+            and not word.endswith("ly")
+            and word not in COMMON
+            and word not in FUNCTION_WORDS
+            and stem(word) not in COMMON
+            and read.english
+        ):
             quoted.add(f"?{word}")
+    code.update(f"`{found}" for found in _PATH.findall(text))
+    if "°" in text:
+        quoted -= {"c", "f"}
     return frozenset(
         name for name in (*code, *quoted) if name not in NUMBER_WORDS and not (name in CLASSES and name != "us")
     ) | frozenset(CLASSES[word][1] for word in read.words if word in CLASSES and CLASSES[word][0] == "weekday")
@@ -295,6 +416,8 @@ def _pieces(text: str) -> Iterator[tuple[str, StatementKind]]:
 
 
 def _prose(line: str) -> Iterator[tuple[str, StatementKind]]:
+    if line.lstrip().startswith("#") and not any(map(str.isdigit, line)):
+        return  # a heading
     item = _ITEM.match(line)
     kind: StatementKind = "sentence" if item is None else "step" if item["step"] else "item"
     rest = line[item.end() :] if item else line
@@ -333,6 +456,20 @@ def _refuses(statements: Sequence[Statement]) -> bool:
     )
 
 
-def _affirms(plain: str) -> bool | None:
-    found = _AFFIRMS.match(plain)
-    return None if found is None else not found[1].startswith("no")
+def _introduces(text: str, kind: StatementKind) -> bool:
+    """Returns whether a sentence only introduces what follows: run this command:"""
+    return kind == "sentence" and text.endswith(":") and not any(map(str.isdigit, text))
+
+
+def _without_lead(
+    pieces: list[tuple[str, StatementKind]],
+) -> tuple[bool | None, list[tuple[str, StatementKind]]]:
+    """Returns whether the answer begins with yes or no, and its statements without that word."""
+    found = _AFFIRMS.match(pieces[0][0]) if pieces else None
+    if found is None:
+        return None, pieces
+    affirms = not found[1].lower().startswith("no")
+    rest = pieces[0][0][found.end() :]
+    if rest:
+        return affirms, [(rest[0].upper() + rest[1:], pieces[0][1]), *pieces[1:]]
+    return affirms, pieces[1:] or pieces

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import astuple, dataclass
@@ -23,16 +24,17 @@ import orjson
 
 from api.errors import EmbeddingUnavailable
 from api.ports.inference import Embedder
-from api.ports.quality import Verdict
+from api.ports.quality import Confusion, Verdict
 from api.ports.telemetry import Telemetry
-from api.quality.answer_conflicts import Agreement, Pairing, Vector, Vectors
-from api.quality.answer_facts import AnswerFacts, AnswerText, read_answer, same_text
+from api.quality.answer_agreement import Agreement, Pairing, StatementPair
+from api.quality.answer_conflicts import Vector, Vectors
+from api.quality.answer_facts import AXES, AnswerFacts, AnswerText, read_answer, same_text
 from api.values import NO_TENANT, EmbedderIdentity
 
 T = TypeVar("T")
 
 RULES: Final = "answers-1"
-"""Changes with every change of a rule. Labels of other rules are not mixed."""
+"""Changes with the rules, like `MEASURED`. Labels of other rules are not mixed."""
 LONG: Final = 1_500
 """Characters of both answers from which they are read in a thread."""
 
@@ -52,18 +54,82 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """`same`, `different`: scores from which, and up to which, the verdict is certain.
+    """Scores from which two answers are the same, and up to which they are different."""
 
-    The weights make the score from the agreement of two answers.
-    """
-
-    same: float = 0.75
-    different: float = 0.2
-    doubt: float = 0.2
-    missing: float = 0.12
+    same: float = 0.87
+    different: float = 0.38
 
 
 THRESHOLDS: Final = Thresholds()
+WEIGHTS: Final[dict[str, float]] = {
+    "bias": -0.58,
+    "likeness": 4.57,
+    "core": 1.89,
+    "overlap": -3.50,
+    "replaced": -0.71,
+    "replaced like": -0.03,
+    "slot": -2.20,
+    "displaced": -0.86,
+    "surplus": -0.23,
+    "turned": -2.87,
+    "added": 0.29,
+    "shared": -0.49,
+    "shared any": 1.61,
+    "lead": 0.55,
+    "missing": -1.71,
+    "missing any": -0.13,
+    "uncovered": -0.48,
+    "citations": -0.17,
+    "fact": -4.13,
+    "fact?": -2.06,
+    "negation": -1.08,
+    "negation?": -0.38,
+    "opposites": -3.30,
+    "opposites?": -1.91,
+    "condition": 0.00,
+    "condition?": -1.50,
+    "axis": -1.63,
+    "axis?": -4.86,
+}
+"""Of the features in the logit of the score, fitted on the half `tune` of tests/quality/answer_pairs.jsonl."""
+CLEAR: Final = frozenset(("figures", "order", "steps", "code", "terms"))
+"""Conflicts that need no vectors to be certain."""
+EQUAL_FRAME: Final = 0.7
+"""Share of common words from which every difference is one of fact."""
+FEATURES_OF_CONFLICTS: Final = tuple(
+    f"{kind}{doubt}" for kind in ("fact", "negation", "opposites", "condition", "axis") for doubt in ("", "?")
+)
+
+
+def features(pair: StatementPair, agreement: Agreement) -> dict[str, float]:
+    """Returns what the score of two statements is made of."""
+    found = dict.fromkeys(FEATURES_OF_CONFLICTS, 0.0)
+    for conflict in (*pair.conflicts, *agreement.conflicts):
+        name = "axis" if conflict.kind in AXES else conflict.kind if conflict.kind in found else "fact"
+        if conflict.certain and pair.overlap >= EQUAL_FRAME:
+            name = "fact"
+        found[name if conflict.certain else f"{name}?"] += 1
+    return {
+        "bias": 1.0,
+        "likeness": pair.likeness,
+        "core": pair.core,
+        "overlap": pair.overlap,
+        "replaced": pair.replaced,
+        "replaced like": pair.replaced * (1 - pair.likeness),
+        "slot": pair.replaced if pair.slot else 0.0,
+        "displaced": float(pair.displaced),
+        "surplus": min(pair.surplus, 4) / 4,
+        "turned": float(pair.turned),
+        "added": float(pair.added),
+        "shared": min(pair.shared, 2),
+        "shared any": float(pair.shared > 0),
+        "lead": agreement.lead,
+        "missing": min(len(agreement.missing), 3),
+        "missing any": float(bool(agreement.missing)),
+        "uncovered": 1 - agreement.covered,
+        "citations": 0.0 if agreement.citations is None else agreement.citations - 0.5,
+        **found,
+    }
 
 
 def at_once(one: AnswerFacts, other: AnswerFacts) -> Comparison | None:
@@ -82,21 +148,31 @@ def at_once(one: AnswerFacts, other: AnswerFacts) -> Comparison | None:
 
 
 def decide(agreement: Agreement, thresholds: Thresholds = THRESHOLDS) -> Comparison:
-    """Returns the verdict on how two answers compare."""
-    certain = [conflict for conflict in agreement.conflicts if conflict.certain]
-    if certain:
-        return Comparison(Verdict.DIFFERENT, tuple(map(str, certain)), 0.05)
-    score = 0.5 * agreement.covered + 0.5 * agreement.likeness
-    score -= thresholds.doubt * len(agreement.conflicts) + thresholds.missing * len(agreement.missing)
-    score = min(1.0, max(0.0, score))
-    reasons = (*map(str, agreement.conflicts), *(f"only one: {fact}" for fact in agreement.missing[:3]))
+    """Returns the verdict on how two answers compare: as the statements that agree least.
+
+    Without vectors only a clear contradiction is certain.
+    """
+    totals = [
+        sum(WEIGHTS.get(name, 0.0) * value for name, value in features(pair, agreement).items())
+        for pair in agreement.pairs
+    ]
+    score = 1 / (1 + math.exp(-max(-30.0, min(30.0, min(totals, default=-3.0)))))
+    conflicts = [*agreement.conflicts, *(conflict for pair in agreement.pairs for conflict in pair.conflicts)]
+    reasons = (*map(str, conflicts), *(f"only one: {fact}" for fact in agreement.missing[:3]))
     if not agreement.embedded:
-        return Comparison(Verdict.UNSURE, reasons, score)
-    if score >= thresholds.same:
+        contradicts = any(conflict.certain and conflict.kind in CLEAR for conflict in conflicts)
+        return Comparison(Verdict.DIFFERENT if contradicts else Verdict.UNSURE, reasons, score)
+    if score >= thresholds.same and not _is_partial(agreement):
         return Comparison(Verdict.SAME, (*reasons, "the same statements"), score)
     if score <= thresholds.different:
         return Comparison(Verdict.DIFFERENT, (*reasons, "other statements"), score)
     return Comparison(Verdict.UNSURE, reasons, score)
+
+
+def _is_partial(agreement: Agreement) -> bool:
+    """Returns whether one answer leaves out much of the other, or both say things that the other does not."""
+    thin = all(pair.likeness < 0.5 and not pair.shared for pair in agreement.pairs)
+    return thin or agreement.unpaired > 0 or (agreement.extra > 1 and agreement.covered < 0.6)
 
 
 def _same(reason: str, score: float = 1.0) -> Comparison:
@@ -108,7 +184,7 @@ def _different(reason: str) -> Comparison:
 
 
 @dataclass(frozen=True, slots=True)
-class Confusion:
+class VerdictCounts:
     """Verdicts on labelled pairs of answers: how many by truth and verdict."""
 
     same_same: int = 0
@@ -117,11 +193,6 @@ class Confusion:
     different_same: int = 0
     different_different: int = 0
     different_unsure: int = 0
-
-    @property
-    def n(self) -> int:
-        """All pairs."""
-        return sum(astuple(self))
 
     @property
     def n_same(self) -> int:
@@ -134,40 +205,37 @@ class Confusion:
         return self.different_same + self.different_different + self.different_unsure
 
     @property
-    def p_same_given_same(self) -> float:
-        """Probability of the verdict `same` if that is the truth."""
-        return self.same_same / max(1, self.n_same)
-
-    @property
-    def p_different_given_same(self) -> float:
-        """Probability that equal answers are called different."""
-        return self.same_different / max(1, self.n_same)
-
-    @property
     def p_unsure_given_same(self) -> float:
         """Probability of no verdict on equal answers."""
         return self.same_unsure / max(1, self.n_same)
-
-    @property
-    def p_same_given_different(self) -> float:
-        """Probability that different answers are called the same."""
-        return self.different_same / max(1, self.n_different)
-
-    @property
-    def p_different_given_different(self) -> float:
-        """Probability of the verdict `different` if that is the truth."""
-        return self.different_different / max(1, self.n_different)
 
     @property
     def p_unsure_given_different(self) -> float:
         """Probability of no verdict on different answers."""
         return self.different_unsure / max(1, self.n_different)
 
+    @property
+    def confusion(self) -> Confusion:
+        """The errors among pairs with a verdict. A label without a verdict counts as neither."""
+        return Confusion(
+            different=self.different_same + self.different_different,
+            called_same=self.different_same,
+            same=self.same_same + self.same_different,
+            called_different=self.same_different,
+        )
 
-def confusion(pairs: Iterable[tuple[Verdict, Verdict]]) -> Confusion:
+
+def counted(pairs: Iterable[tuple[Verdict, Verdict]]) -> VerdictCounts:
     """Counts pairs of truth (same or different) and verdict."""
-    counts = Counter(f"{truth}_{verdict}" for truth, verdict in pairs)
-    return Confusion(**counts)
+    return VerdictCounts(**Counter(f"{truth}_{verdict}" for truth, verdict in pairs))
+
+
+MEASURED: Final = VerdictCounts(
+    same_same=177, same_different=17, same_unsure=63, different_same=6, different_different=213, different_unsure=43
+)
+"""On the half `held-out` of tests/quality/answer_pairs.jsonl, by scripts/measure_comparator.py, without a judge."""
+CONFUSION: Final = MEASURED.confusion
+"""What estimates are corrected for."""
 
 
 class Judge(Protocol):
@@ -225,12 +293,10 @@ class Comparator:
         pairing = await _run(long, lambda: Pairing(read_answer(one), read_answer(other)))
         comparison = at_once(pairing.one, pairing.other)
         if comparison is None:
-            first = await _run(long, lambda: decide(pairing.agreement(None)))
-            if first.verdict is Verdict.DIFFERENT:
-                comparison = first
-            else:
-                vectors = await self._vectors(pairing.texts(), tenant)
-                comparison = await _run(long, lambda: decide(pairing.agreement(vectors)))
+            comparison = await _run(long, lambda: decide(pairing.agreement(None)))
+        if comparison.verdict is Verdict.UNSURE and pairing.is_english:
+            vectors = await self._vectors(pairing.texts(), tenant)
+            comparison = await _run(long, lambda: decide(pairing.agreement(vectors)))
         cut = pairing.one.cut or pairing.other.cut
         if cut and comparison.verdict is Verdict.SAME:
             return Comparison(Verdict.UNSURE, (*comparison.reasons, "too long to read whole"), comparison.score)
@@ -263,4 +329,5 @@ async def _run(in_thread: bool, work: Callable[[], T]) -> T:
 
 
 def _digest(name: str) -> str:
-    return hashlib.sha256(orjson.dumps([RULES, name, astuple(THRESHOLDS)])).hexdigest()[:10]
+    facts = [RULES, name, astuple(THRESHOLDS), sorted(WEIGHTS.items()), astuple(MEASURED)]
+    return hashlib.sha256(orjson.dumps(facts)).hexdigest()[:10]

@@ -11,182 +11,59 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from api.guards.vocabulary import CLASSES, ORDINALS, SCALES, SMALL, TENS
+from api.guards.vocabulary import ORDINALS, SCALES, SMALL, TENS
 from api.languages.function_words import words_in
+from api.quality.units import FACTORS, UNITS, Quantity
 
 _TOKEN: Final = re.compile(
     r"(?P<date>\d{4}-\d{1,2}-\d{1,2}(?![\d-])|\d{1,2}[./]\d{1,2}[./]\d{4}(?!\d))"
     r"|(?P<clock>\d{1,2}:\d{2}(?::\d{2})?(?![\d:]))"
-    r"|(?P<version>v\d+(?:\.\d+)*|\d+(?:\.\d+){2,})"
+    r"|(?P<version>(?<![\w.])(?:v\d{1,9}(?:\.\d{1,9}){0,8}|\d{1,9}(?:\.\d{1,9}){2,8})(?!\d))"
     r"|(?P<fraction>(?<![\w./])\d{1,2}/\d{1,3}(?![\w/]))"
-    r"|(?P<number>\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?)"
-    r"|(?P<mark>[$€£¥₹%°~≈½¼¾])"
+    r"|(?P<number>(?<!\d)(?:\d{1,3}(?:,\d{3}){1,5}|\d{1,15})(?:\.\d{1,30})?(?!\d))"
+    r"|(?P<mark>[$€£¥₹%°~≈½¼¾/])"
     r"|(?P<dash>[-–—])"
     r"|(?P<word>[^\W\d_]+(?:[.'’](?=[^\W\d_])[^\W\d_]+)*\.?)"
 )
 _SIGNS: Final = {"$": "usd", "€": "eur", "£": "gbp", "¥": "jpy", "₹": "inr"}
 _FRACTION_SIGNS: Final = {"½": 0.5, "¼": 0.25, "¾": 0.75}
-_FRACTION_WORDS: Final = {"half": 0.5, "third": 1 / 3, "thirds": 1 / 3, "quarter": 0.25, "quarters": 0.25}
+_FRACTION_WORDS: Final = {
+    "half": 0.5,
+    "fourth": 0.25,
+    "fourths": 0.25,
+    "fifth": 0.2,
+    "fifths": 0.2,
+    "third": 1 / 3,
+    "thirds": 1 / 3,
+    "quarter": 0.25,
+    "quarters": 0.25,
+}
 _HEDGES: Final = words_in("about around approximately roughly nearly almost approx circa some estimated ~ ≈ over just")
 _RANGE: Final = words_in("to and or through until - – —")
 _SCALES: Final = {**SCALES, "m": 10**6, "mn": 10**6, "bn": 10**9, "dozen": 12}
+_MONTH_NAMES: Final = "january jan,february feb,march mar,april apr,may,june jun,july jul,august aug,\
+september sept sep,october oct,november nov,december dec"
 _MONTHS: Final = {
-    name: number
-    for number, names in enumerate(
-        [
-            "january jan",
-            "february feb",
-            "march mar",
-            "april apr",
-            "may",
-            "june jun",
-            "july jul",
-            "august aug",
-            "september sept sep",
-            "october oct",
-            "november nov",
-            "december dec",
-        ],
-        start=1,
-    )
-    for name in names.split()
+    name: number for number, names in enumerate(_MONTH_NAMES.split(","), start=1) for name in names.split()
 }
+_LAST_DAY: Final = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
+_BEFORE_MONTH: Final = words_in("in of by until till to from and or between through since before after during every")
+_PERIODS: Final = {
+    "hourly": "hour", "daily": "day", "nightly": "day", "weekly": "week", "biweekly": "fortnight", "monthly": "month",
+    "yearly": "year", "annually": "year", "annual": "year", "annum": "year", "night": "day", "morning": "day",
+    "evening": "day", "quarterly": "quarter", "quarter": "quarter",
+}  # fmt: skip
+"""Words that name how often, with the unit of time."""
+_BETWEEN: Final = words_in(
+    "business working vacation calendar paid consecutive full extra more additional whole further"
+)
+"""Words that may stand between a number and its unit: 5 business days."""
+_EVERY: Final = words_in("per every each")
+_DAY_PARTS: Final = {"morning": 0, "afternoon": 12, "evening": 12, "night": 12}
 
-_FACTORS: Final[dict[str, tuple[str, float]]] = {
-    "second": ("time", 1),
-    "minute": ("time", 60),
-    "hour": ("time", 3600),
-    "day": ("time", 86400),
-    "week": ("time", 604800),
-    "month": ("time", 2629800),
-    "year": ("time", 31557600),
-    "decade": ("time", 315576000),
-    "century": ("time", 3155760000),
-    "mile": ("length", 1609.344),
-    "kilometre": ("length", 1000),
-    "metre": ("length", 1),
-    "centimetre": ("length", 0.01),
-    "millimetre": ("length", 0.001),
-    "inch": ("length", 0.0254),
-    "foot": ("length", 0.3048),
-    "yard": ("length", 0.9144),
-    "kilogram": ("mass", 1000),
-    "gram": ("mass", 1),
-    "milligram": ("mass", 0.001),
-    "ounce": ("mass", 28.3495),
-    "lb": ("mass", 453.592),
-    "tonne": ("mass", 1_000_000),
-    "litre": ("volume", 1),
-    "millilitre": ("volume", 0.001),
-    "gallon": ("volume", 3.78541),
-    "pint": ("volume", 0.473176),
-    "quart": ("volume", 0.946353),
-    "cup": ("volume", 0.236588),
-    "tablespoon": ("volume", 0.0147868),
-    "teaspoon": ("volume", 0.00492892),
-    "kilobyte": ("data", 1e3),
-    "megabyte": ("data", 1e6),
-    "gigabyte": ("data", 1e9),
-    "terabyte": ("data", 1e12),
-    "byte": ("data", 1),
-    "mph": ("speed", 1.609344),
-    "kmh": ("speed", 1),
-}
-_UNITS: Final[dict[str, str]] = {
-    **{word: member for word, (kind, member) in CLASSES.items() if kind not in ("month", "weekday", "continent")},
-    "s": "second",
-    "sec": "second",
-    "secs": "second",
-    "second": "second",
-    "seconds": "second",
-    "ms": "millisecond",
-    "min": "minute",
-    "mins": "minute",
-    "h": "hour",
-    "d": "day",
-    "wk": "week",
-    "fortnight": "fortnight",
-    "m": "metre",
-    "l": "litre",
-    "g": "gram",
-    "ft": "foot",
-    "feet": "foot",
-    "foot": "foot",
-    "kb": "kilobyte",
-    "mib": "mebibyte",
-    "gib": "gibibyte",
-    "pounds": "lb",
-    "pound": "lb",
-    "cups": "cup",
-    "cup": "cup",
-    "percent": "%",
-    "percentage": "%",
-    "c": "celsius",
-    "f": "fahrenheit",
-    "kph": "kmh",
-    "k": "thousand",
-    "cent": "cent",
-    "cents": "cent",
-}
-_OTHER_FACTORS: Final = {
-    "millisecond": ("time", 0.001),
-    "fortnight": ("time", 1209600.0),
-    "mebibyte": ("data", 2.0**20),
-    "gibibyte": ("data", 2.0**30),
-    "cent": ("money usd", 0.01),
-}
-_BARE_UNITS: Final = words_in("c f s d k")
+_BARE_UNITS: Final = words_in("c f s d k w v")
 """Letters that are units only right behind digits."""
 _TIMES: Final = {"once": 1.0, "twice": 2.0, "thrice": 3.0}
-_NEAR: Final = 0.02
-"""Relative difference that a conversion between units may have."""
-_ROUNDED: Final = 0.05
-"""Relative difference that `about` allows."""
-
-
-@dataclass(frozen=True, slots=True)
-class Quantity:
-    """An amount in the base unit of its kind, such as seconds for `time`.
-
-    `digits`: significant digits as written. `start`: where it stands in the text. `weak`: a word such as `one` or
-    `first`, which need not be a number.
-    """
-
-    kind: str
-    value: float
-    unit: str
-    shown: str
-    start: int
-    approximate: bool = False
-    weak: bool = False
-    digits: int = 9
-
-    def matches(self, other: Quantity) -> bool:
-        """Returns whether both can be the same amount: equal, converted, or one the rounded form of the other."""
-        if self.kind != other.kind:
-            return {self.kind, other.kind} == {"number", "percent"} and abs(self.value - other.value) < 1e-9
-        if abs(self.value - other.value) <= 1e-9 * max(abs(self.value), abs(other.value), 1.0):
-            return True
-        if self.kind == "date":
-            return _same_day(int(self.value), int(other.value))
-        if self.kind in ("version", "clock"):
-            return False
-        if self.kind == "temperature":
-            return self.unit != other.unit and abs(self.value - other.value) <= 0.6
-        larger = max(abs(self.value), abs(other.value))
-        distance = abs(self.value - other.value) / larger
-        if self.unit != other.unit and self.kind != "number":
-            return distance <= _NEAR
-        if self.approximate or other.approximate:
-            return distance <= _ROUNDED
-        return not self.kind.startswith("money") and self._is_rounded(other)
-
-    def _is_rounded(self, other: Quantity) -> bool:
-        """Returns whether one is the other with fewer digits, at least three: 3.14 and 3.14159."""
-        fewer, more = (self, other) if self.digits <= other.digits else (other, self)
-        if fewer.digits < 3 or fewer.digits == more.digits:
-            return False
-        return float(f"{more.value:.{fewer.digits}g}") == float(f"{fewer.value:.{fewer.digits}g}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +90,7 @@ class _Reader:
     def read(self) -> tuple[Quantity, ...]:
         while self._at < len(self._tokens):
             begin = self._at
-            quantity = self._date() or self._clock() or self._amount()
+            quantity = self._period() or self._date() or self._clock() or self._amount()
             if quantity is None:
                 self._at = begin + 1
             else:
@@ -235,6 +112,11 @@ class _Reader:
             before, between = self._found[-1], [one.text for one in self._tokens[self._ends[-1] : begin]]
             if before.kind == "number" and quantity.kind != "number" and len(between) == 1 and between[0] in _RANGE:
                 self._found[-1] = _in_unit_of(before, quantity)
+            elif before.kind == "number" and quantity.kind == "period" and len(between) <= 1 and before.value > 0:
+                shown = f"{before.shown} {quantity.shown}"
+                self._found[-1] = replace(quantity, value=quantity.value / before.value, shown=shown)
+                self._ends[-1] = self._at
+                return
             elif _is_continued(before, quantity, between):
                 total = replace(before, value=before.value + quantity.value, shown=f"{before.shown} {quantity.shown}")
                 self._found[-1] = replace(total, unit=quantity.unit)
@@ -242,6 +124,31 @@ class _Reader:
                 return
         self._found.append(quantity)
         self._ends.append(self._at)
+
+    def _period(self) -> Quantity | None:
+        """Reads how often: per month, every 7 days, weekly; `a month` only behind an amount or `once`."""
+        token, word, after = self._peek(), self._word(), self._word(1)
+        begin, factor = self._at, 1.0
+        if word in _PERIODS and (word.endswith("ly") or word == "annual"):
+            self._at += 1
+            return self._every(_PERIODS[word], 1.0, token)
+        if token.text == "/" and after in UNITS:
+            word = "per"
+        behind = bool(self._ends) and begin - self._ends[-1] <= 5
+        if word in _EVERY or (word in ("a", "an") and behind):
+            self._at += 1
+            if word == "every" and (number := self._number()) is not None:
+                factor = number[0]
+            unit = _PERIODS.get(self._word()) or UNITS.get(self._word(), "")
+            if (FACTORS.get(unit) or ("", 1))[0] == "time":
+                self._at += 1
+                return self._every(unit, factor, token)
+            self._at = begin
+        return None
+
+    def _every(self, unit: str, factor: float, token: _Token) -> Quantity:
+        seconds = FACTORS[unit][1]
+        return Quantity("period", factor * seconds, unit, f"every {factor:g} {unit}", token.start)
 
     # -- dates and times ----------------------------------------------------------------------------------------------
 
@@ -274,7 +181,7 @@ class _Reader:
     def _month_first(self, token: _Token) -> Quantity | None:
         month, after = _MONTHS[self._word()], self._peek(1)
         if after.kind != "number" or not after.text.isdigit():
-            return None
+            return self._month_alone(month, token)
         value = int(after.text)
         self._at += 2
         if value > 31:
@@ -282,6 +189,20 @@ class _Reader:
         if self._word() in ("st", "nd", "rd", "th"):
             self._at += 1
         return _day(self._year(), month, value, token)
+
+    def _month_alone(self, month: int, token: _Token) -> Quantity | None:
+        """Reads `in June`, and `the end of June` as its last day."""
+        before = [one.text for one in self._tokens[max(0, self._at - 2) : self._at]]
+        if (
+            token.text in ("may", "march", "mar")
+            and before[-1:] != ["of"]
+            and not _BEFORE_MONTH.issuperset(before[-1:])
+        ):
+            return None
+        if token.text == "may" and before[-1:] in (["and"], ["or"], []):
+            return None
+        self._at += 1
+        return _day(self._year(), month, _LAST_DAY[month - 1] if before == ["end", "of"] else 0, token)
 
     def _year(self) -> int:
         after = self._peek()
@@ -295,6 +216,11 @@ class _Reader:
         if token.text in ("noon", "midday", "midnight") and token.kind == "word":
             self._at += 1
             return Quantity("clock", 0.0 if token.text == "midnight" else 720.0, "", token.text, token.start)
+        hour = SMALL.get(self._word(), 0) or (int(token.text) if token.kind == "number" and token.text.isdigit() else 0)
+        day_part = self._word(3) if (self._word(1), self._word(2)) == ("in", "the") else ""
+        if 0 < hour <= 12 and day_part in _DAY_PARTS:
+            self._at += 4
+            return Quantity("clock", (hour % 12 + _DAY_PARTS[day_part]) * 60.0, "", f"{hour} {day_part}", token.start)
         if token.kind not in ("clock", "number") or (token.kind == "number" and not token.text.isdigit()):
             return None
         suffix = self._word(1).replace(".", "")
@@ -305,6 +231,8 @@ class _Reader:
         if suffix in ("am", "pm"):
             self._at += 1
             hour = hour % 12 + (12 if suffix == "pm" else 0)
+        elif (self._word(), self._word(1)) == ("in", "the") and self._word(2) in _DAY_PARTS and hour < 12:
+            hour += _DAY_PARTS[self._word(2)]
         return Quantity("clock", hour * 60.0 + minute, "", f"{token.text} {suffix}".strip(), token.start)
 
     # -- amounts ------------------------------------------------------------------------------------------------------
@@ -316,7 +244,7 @@ class _Reader:
             return Quantity("version", _version(token.text), "", token.text, token.start)
         currency = ""
         if token.text in _SIGNS or (token.kind == "word" and _is_code(token.text) and self._peek(1).kind == "number"):
-            currency = _SIGNS.get(token.text) or _UNITS[token.text]
+            currency = _SIGNS.get(token.text) or UNITS[token.text]
             self._at += 1
         number = self._number()
         if number is None:
@@ -358,13 +286,16 @@ class _Reader:
             self._at += 1
             return _TIMES[word], 9, True
         if word == "half":
-            self._at += 2 if self._word(1) in ("a", "an") and self._word(2) in _UNITS else 1
-            return 0.5, 9, self._word() not in _UNITS
+            self._at += 2 if self._word(1) in ("a", "an") and self._word(2) in UNITS else 1
+            return 0.5, 9, self._word() not in UNITS
         if word not in SMALL and word not in TENS:
             if word in ORDINALS:
                 self._at += 1
                 return float(ORDINALS[word]), 9, True
             return None
+        if word == "one" and self._word(1) == "in" and SMALL.get(self._word(2), 0) > 1:
+            self._at += 3
+            return 1 / SMALL[self._tokens[self._at - 1].text.rstrip(".")], 9, False
         value = self._cardinal()
         if self._word() in _FRACTION_WORDS and value < 10:
             value *= _FRACTION_WORDS[self._word()]
@@ -372,16 +303,22 @@ class _Reader:
         elif self._word() == "and" and self._word(1) == "a" and self._word(2) == "half":
             value += 0.5
             self._at += 3
-        return value, 9, word == "one" and self._word() not in _UNITS and self._word() not in _SCALES
+        return value, 9, word == "one" and self._word() not in UNITS and self._word() not in _SCALES
 
     def _article(self) -> tuple[float, int, bool] | None:
         """Reads `an hour`, `a hundred`, `an hour and a half`, but not the article before any other word."""
         after = self._word(1)
+        if after in _FRACTION_WORDS and self._word(2) == "of":
+            self._at += 2
+            return _FRACTION_WORDS[after], 9, False
+        if after in ("pair", "couple") and self._word(2) == "of":
+            self._at += 2
+            return 2.0, 9, True
         if after in ("hundred", "thousand", "million", "billion", "dozen"):
             self._at += 1
             return 1.0, 9, False
-        known = _UNITS.get(after, "")
-        if known not in _FACTORS or _FACTORS[known][0] != "time" or after == "second":
+        known = UNITS.get(after, "")
+        if known not in FACTORS or FACTORS[known][0] != "time" or after == "second":
             return None
         if [self._word(2), self._word(3), self._word(4)] == ["and", "a", "half"]:
             tokens = list(self._tokens)
@@ -436,7 +373,9 @@ class _Reader:
 
     def _unit(self, number: _Token) -> str:
         token = self._peek()
-        if token.kind == "dash" and self._touches() and self._word(1) in _UNITS:  # a 30-day trial
+        if self._word() in _BETWEEN and UNITS.get(self._word(1), "") in FACTORS:
+            self._at += 1
+        if token.kind == "dash" and self._touches() and self._word(1) in UNITS:  # a 30-day trial
             self._at += 1
         if self._peek().text == "°":
             self._at += 1
@@ -444,21 +383,21 @@ class _Reader:
         if self._word() == "%":
             self._at += 1
             return "%"
-        if self._peek().kind != "word" or word not in _UNITS:
+        if self._peek().kind != "word" or word not in UNITS:
             return self._degrees()
         degrees = word in ("c", "f") and self._tokens[self._at - 1].text == "°"
         if word in _BARE_UNITS and not degrees and not (self._touches() and number.kind == "number"):
             return ""
         self._at += 1
-        if (_UNITS[word] == "kilometre" and self._word() in ("h", "hour")) or (word == "km" and self._word() == "per"):
+        if (UNITS[word] == "kilometre" and self._word() in ("h", "hour")) or (word == "km" and self._word() == "per"):
             self._at += 1 + (self._word() == "per")
             return "kmh"
-        return _UNITS[word]
+        return UNITS[word]
 
     def _degrees(self) -> str:
         if self._word() == "degrees" and self._word(1) in ("celsius", "fahrenheit", "c", "f", "centigrade"):
             self._at += 2
-            return _UNITS[self._tokens[self._at - 1].text.rstrip(".")]
+            return UNITS[self._tokens[self._at - 1].text.rstrip(".")]
         if self._word() in ("st", "nd", "rd", "th"):
             self._at += 1
         return ""
@@ -486,24 +425,18 @@ def _day(year: int, month: int, day: int, token: _Token) -> Quantity:
     return Quantity("date", year * 10_000.0 + month * 100 + day, "", shown, token.start)
 
 
-def _same_day(one: int, other: int) -> bool:
-    """Compares the year, month and day that both give."""
-    parts = ((one // 10_000, other // 10_000), (one // 100 % 100, other // 100 % 100), (one % 100, other % 100))
-    return all(left == right or not (left and right) for left, right in parts)
-
-
 def _quantity(value: float, unit: str, token: _Token, digits: int) -> Quantity:
     shown = f"{value:g} {unit}".strip()
     if unit == "%":
-        return Quantity("percent", value / 100, unit, shown, token.start, digits=digits)
+        return Quantity("percent", value / 100, unit, shown, token.start, digits=digits, written=value)
     if unit in ("celsius", "fahrenheit"):
         celsius = value if unit == "celsius" else (value - 32) / 1.8
         return Quantity("temperature", celsius, unit, shown, token.start, digits=digits)
-    kind, factor = _FACTORS.get(unit) or _OTHER_FACTORS.get(unit) or ("", 1.0)
+    kind, factor = FACTORS.get(unit) or ("", 1.0)
     if kind:
-        return Quantity(kind, value * factor, unit, shown, token.start, digits=digits)
+        return Quantity(kind, value * factor, unit, shown, token.start, digits=digits, written=value)
     if unit and unit != "thousand":
-        return Quantity(f"money {unit}", value, unit, shown, token.start, digits=digits)
+        return Quantity(f"money {unit}", value, unit, shown, token.start, digits=digits, written=value)
     return Quantity("number", value, "", shown, token.start, digits=digits)
 
 
@@ -511,7 +444,7 @@ def _in_unit_of(number: Quantity, other: Quantity) -> Quantity:
     """Returns `number` in the unit of the other end of the range."""
     if other.kind in ("date", "version", "temperature", "clock"):
         return number
-    factor = 0.01 if other.kind == "percent" else (_FACTORS.get(other.unit) or ("", 1.0))[1]
+    factor = 0.01 if other.kind == "percent" else (FACTORS.get(other.unit) or ("", 1.0))[1]
     return replace(number, kind=other.kind, value=number.value * factor, unit=other.unit)
 
 
@@ -519,5 +452,5 @@ def _is_continued(before: Quantity, after: Quantity, between: Sequence[str]) -> 
     """Returns whether `after` goes on with a smaller unit: 1 hour (and) 30 minutes."""
     if before.kind != after.kind or before.kind not in ("time", "length", "mass") or before.unit == after.unit:
         return False
-    smaller = _FACTORS.get(after.unit, ("", 1.0))[1] < _FACTORS.get(before.unit, ("", 1.0))[1]
+    smaller = FACTORS.get(after.unit, ("", 1.0))[1] < FACTORS.get(before.unit, ("", 1.0))[1]
     return smaller and between in ([], ["and"])
