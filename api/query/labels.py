@@ -28,6 +28,7 @@ from api.ports.quality import (
     LabelSource,
     LabelStore,
     PolicyName,
+    QualityState,
     Verdict,
     Verifier,
     Versions,
@@ -49,6 +50,19 @@ PAUSE_SECONDS: Final = 0.1
 """Time between two looks whether a busy worker is calm again."""
 SHADOWS: Final = 16
 """Hits of one worker that wait for their shadow call."""
+RAISED, MOST = 20, 0.25
+"""How many times as many hits are sampled while the fleet's error is in doubt, and the highest rate that is raised."""
+RATE_SECONDS: Final = 1.0
+"""Time between two looks at the fleet's error."""
+
+
+def sampling_rate(base: float, state: QualityState) -> float:
+    """Returns the share of hits to sample: more while the error may be too high, or the fleet serves less for it.
+
+    A rare sample would take long to confirm a fault, and to show that it has passed.
+    """
+    is_in_doubt = state.rate.samples > 0 and state.rate.estimate > state.target_error
+    return max(base, min(MOST, RAISED * base)) if is_in_doubt or state.tightened else base
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,7 +332,8 @@ class _Served:
 class ShadowCalls:
     """Answers a sample of one worker's hits again, and labels the answers that went out.
 
-    `rate`: the share of hits that is sampled. `fresh` reports to no telemetry: users' figures do not count these calls.
+    `rate`: the share of hits that is sampled now. `quality` returns what the fleet knows of its error. `fresh` reports
+    to no telemetry: users' figures do not count these calls.
     """
 
     def __init__(
@@ -327,6 +342,7 @@ class ShadowCalls:
         fresh: FreshAnswers,
         limit: ShadowLimit,
         spare: SpareTime,
+        quality: Callable[[], QualityState] = QualityState,
         *,
         rate: float,
         per_minute: int,
@@ -337,6 +353,8 @@ class ShadowCalls:
         self._limit = limit
         self._spare = spare
         self._per_minute = per_minute
+        self._base = rate
+        self._quality = quality
         self._queue: asyncio.Queue[_Served] = asyncio.Queue(SHADOWS)
 
     def sample(self, query: Query, lookup: Lookup, *, stale: bool) -> None:
@@ -362,6 +380,12 @@ class ShadowCalls:
                 self._labelling.failed()
                 outcome = "failed"
             self._labelling.telemetry.shadow_called(outcome)
+
+    async def keep_rate(self) -> None:
+        """Follows the fleet's error forever, as a background task: a hit reads only a number."""
+        while True:
+            self.rate = sampling_rate(self._base, self._quality())
+            await asyncio.sleep(RATE_SECONDS)
 
     async def _compared(self, served: _Served) -> ShadowOutcome:
         await self._labelling.calm()

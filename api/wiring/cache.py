@@ -135,7 +135,7 @@ class WorkerCache:
             labelling = _labelling(parts, cache, store, comparator, view)
             self.collector = LabelCollector(labelling, made)
             rate, per_minute = settings.cache.shadow_rate, settings.cache.shadow_per_minute
-            self.shadow = ShadowCalls(labelling, again, store, spare, rate=rate, per_minute=per_minute)
+            self.shadow = ShadowCalls(labelling, again, store, spare, view.state, rate=rate, per_minute=per_minute)
         fresh = fresh_answers(parts.telemetry, made if cache is not None else None)
         self._keeper = _keeper(parts) if cache is not None else None
         self._quality = _quality_keeper(parts, view, embedder) if cache is not None else None
@@ -177,7 +177,8 @@ class WorkerCache:
         """Background tasks that compare answers. They end before what they use is closed."""
         collecting = [self.collector.keep_collecting] if self.collector is not None else []
         calling = [self.shadow.keep_calling] if self.shadow is not None else []
-        return [*collecting, *calling] * CONCURRENCY
+        following = [self.shadow.keep_rate] if self.shadow is not None else []
+        return [*following, *[*collecting, *calling] * CONCURRENCY]
 
     def tasks(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
         """Background tasks for the worker's lifetime."""

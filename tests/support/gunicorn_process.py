@@ -41,7 +41,13 @@ class Gunicorn:
         one_request_each = httpx.Limits(max_keepalive_connections=0)
         self.client = httpx.Client(trust_env=False, verify=False, timeout=5.0, limits=one_request_each)
         inherited = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
-        own = {"PORT": "0", "WORKERS": "1", "METRICS_PORT": "0", "PYTHONPATH": str(ROOT)}
+        own = {
+            "PORT": "0",
+            "WORKERS": "1",
+            "METRICS_PORT": "0",
+            "SEMANTIC_CACHE_SHADOW_RATE": "0",
+            "PYTHONPATH": str(ROOT),
+        }
         with log.open("wb") as output:
             self.process = subprocess.Popen(
                 [*before, *COMMAND, configuration, app],
