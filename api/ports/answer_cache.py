@@ -36,6 +36,7 @@ class NewAnswer:
     """An answer to store. `asked_ms`: when the cache missed, by Redis's clock; 0 if it was not asked.
 
     `grounds` is None if no documents were searched. `unread`: words of the question that the embedder could not read.
+    `is_follow_up`: the question alone does not say what it asks.
     """
 
     question: str
@@ -47,6 +48,7 @@ class NewAnswer:
     asked_ms: int = 0
     grounds: RetrievalSnapshot | None = None
     unread: tuple[str, ...] = ()
+    is_follow_up: bool = False
 
 
 class AnswerCache(Protocol):

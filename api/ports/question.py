@@ -94,7 +94,12 @@ class Query:
     @property
     def has_meaning(self) -> bool:
         """False if vectors must not be compared: the meaning depends on earlier turns, or the question is long."""
-        return not self.history and len(self.question.encode("utf-8", "replace")) <= SEMANTIC_LIMIT
+        return not self.history and self.is_short
+
+    @property
+    def is_short(self) -> bool:
+        """True if the question's vector covers all of it."""
+        return len(self.question.encode("utf-8", "replace")) <= SEMANTIC_LIMIT
 
 
 @dataclass(slots=True)

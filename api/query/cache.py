@@ -37,6 +37,7 @@ from api.query.candidates import (
     sighted,
     up_to_the_first_fresh,
 )
+from api.query.condense import EarlierTurns
 from api.query.grounded_check import GroundedCheck
 from api.query.grounding import Retrieval
 from api.values import CachedAnswer, CacheMatch, Generation, Source, Vector
@@ -111,13 +112,18 @@ class CachePolicy:
     """The cache's settings. `threshold`: the lowest cosine of a similar question. `languages`: those of the embedder.
 
     `revalidate`: seconds after expiry in which an answer is served while it is refreshed. `stale`: seconds after expiry
-    in which it is served if Ollama fails.
+    in which it is served if Ollama fails. `follow_ups`: questions with history are compared by meaning too.
     """
 
     threshold: float
     revalidate: float = 0.0
     stale: float = 86_400.0
     languages: Languages = EVERY
+    follow_ups: bool = False
+
+    def compares(self, query: Query) -> bool:
+        """Returns whether a question is compared by meaning; a follow-up only within its conversation's scope."""
+        return query.has_meaning or (self.follow_ups and query.is_short)
 
 
 @dataclass(slots=True)
@@ -193,6 +199,8 @@ class SemanticCache:
             lookup.key = await self._keys.of(query)
             lookup.available = True
             await self._exact(self._cache, query, lookup.key, lookup, timings)
+            if query.history and lookup.match is None and self.policy.follow_ups:
+                await self._as_first_worded(self._cache, query, lookup, timings)
             decided = self.quality.observes and self._observed(lookup)
             if lookup.match is None:
                 await self.embed(query, lookup, timings)
@@ -204,6 +212,21 @@ class SemanticCache:
             lookup.available = False
             self._observer.store_failed(error)
         return lookup
+
+    async def _as_first_worded(self, cache: AnswerCache, query: Query, lookup: Lookup, timings: Timings) -> None:
+        """Looks in the exact tier after the same conversation as the cache words it, if that differs."""
+        rules = self.quality.rules(lookup.key.scope) if lookup.key is not None else None
+        if rules is None or rules.closed or not query.cache_control.reads:
+            return
+        turns = EarlierTurns(cache, self._keys, replace(self.policy, threshold=rules.threshold), query)
+        if not turns.questions:
+            return
+        with timings.timed("embed"):
+            embeddings = await self._embedder.embed(turns.questions, tenant=query.tenant)
+        asked = await self._budget.within(timings, turns.as_first_worded(embeddings, lookup.now_ms))
+        if asked is not query:
+            lookup.key = await self._keys.of(asked)
+            await self._exact(cache, asked, lookup.key, lookup, timings)
 
     async def look_again(self, query: Query, lookup: Lookup, timings: Timings) -> None:
         """Looks in the exact tier again, after another worker has stored the answer."""
@@ -239,8 +262,8 @@ class SemanticCache:
         return would_serve
 
     async def embed(self, query: Query, lookup: Lookup, timings: Timings) -> None:
-        """Embeds the question, unless its meaning depends on earlier turns (see `Query.has_meaning`)."""
-        if not query.has_meaning:
+        """Embeds the question, unless it is not compared by meaning."""
+        if not self.policy.compares(query):
             return
         started = time.perf_counter()
         try:
@@ -399,6 +422,7 @@ class SemanticCache:
             asked_ms=lookup.now_ms,
             grounds=grounds,
             unread=lookup.unread,
+            is_follow_up=bool(query.history),
         )
         key = lookup.key
         try:

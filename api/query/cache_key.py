@@ -15,9 +15,9 @@ import orjson
 
 from api.guards.letter_case import fold
 from api.ports.inference import Embedder, ModelDigests
-from api.ports.question import RAW, Query
+from api.ports.question import RAW, SEMANTIC_LIMIT, Query
 from api.unicode_text import nfc
-from api.values import EmbedderIdentity, model_key
+from api.values import ChatMessage, EmbedderIdentity, model_key
 
 LONGEST: Final = 8_192
 """Longest text to normalize, in characters. Longer ones are prompts of programs, which do not vary in typing."""
@@ -93,10 +93,18 @@ def fingerprint(query: Query, embedder: EmbedderIdentity, model_digest: str, gro
         sorted(set(query.documents.tags)),
         sorted(set(query.documents.ids)),
         query.options,
-        [(turn.role, turn.content) for turn in query.history] if query.history else (),
+        [(turn.role, _normalised_turn(turn)) for turn in query.history] if query.history else (),
     ]
     scope = hashlib.sha256(orjson.dumps(facts, option=orjson.OPT_SORT_KEYS)).hexdigest()[:24]
     return CacheKey(embedder, f"{embedder.fingerprint}-{scope}", question_digest(query.question))
+
+
+def _normalised_turn(turn: ChatMessage) -> str:
+    """Normalizes an earlier question. Answers, and long questions and those of several lines, count to the letter."""
+    text = turn.content
+    if turn.role != "user" or len(text) > SEMANTIC_LIMIT or "\n" in text:
+        return text
+    return normalise(text)
 
 
 def question_digest(question: str) -> str:

@@ -1,26 +1,34 @@
-"""Lets the language model rewrite a question with history into a standalone question (`SEMANTIC_CACHE_CONDENSE`).
+"""Questions with history: rewritten to stand alone, or compared after the same conversation.
+
+The language model can rewrite a question with history into a standalone question (`SEMANTIC_CACHE_CONDENSE`).
 
 The rewritten question is treated like any other: compared by meaning, shared, cached. If it cannot be rewritten, it is
-answered with its history, and only an exact match can answer it from the cache.
+answered with its history. `EarlierTurns` recognizes the same conversation in other words (`SEMANTIC_CACHE_FOLLOW_UPS`).
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import orjson
 
 from api.backends.failover import Generations, Unread
 from api.errors import RagherdError, StoreUnavailable, UpstreamError
-from api.ports.answer_cache import Claim, CondensedQuestions
+from api.ports.answer_cache import AnswerCache, Claim, CondensedQuestions
 from api.ports.coordination import AnswerOutput, Flights
-from api.ports.question import Query, Timings
+from api.ports.question import UNLIMITED, Query, Timings
 from api.ports.telemetry import Telemetry
+from api.query.cache_key import CacheKeyBuilder
+from api.query.candidates import ComparedQuestion, best, consider
 from api.query.prompt import Fence
-from api.values import ChatMessage, CompletedAnswer, FlightKey, GenerationRequest, model_key
+from api.values import ChatMessage, CompletedAnswer, Embedding, FlightKey, GenerationRequest, model_key
+
+if TYPE_CHECKING:
+    from api.query.cache import CachePolicy
 
 VERSION: Final = "condense-1"
 INSTRUCTION: Final = (
@@ -127,3 +135,57 @@ def _key(query: Query) -> str:
     turns_said = [(turn.role, turn.content) for turn in query.history]
     facts = [VERSION, query.tenant, model_key(query.model), turns_said, query.question]
     return hashlib.sha256(orjson.dumps(facts)).hexdigest()[:32]
+
+
+MOST_TURNS: Final = 4
+"""Earlier questions that may be worded differently. Each costs a search."""
+
+
+class EarlierTurns:
+    """Finds the wording under which the cache knows a conversation.
+
+    An earlier question is replaced by a cached one if the cache would have answered it with that entry, and if the
+    assistant's next turn is that entry's answer to the letter. So two conversations are the same only if every answer
+    was the same and every question meant the same. The search stays in the scope of the tenant and of the turns before.
+    """
+
+    def __init__(self, cache: AnswerCache, keys: CacheKeyBuilder, policy: CachePolicy, query: Query) -> None:
+        """`questions` is empty if only the same wording counts: other roles, too many turns, or long ones."""
+        self._cache = cache
+        self._keys = keys
+        self._policy = policy
+        self._query = query
+        self.questions = [turn.content for turn in query.history[::2]] if _can_be_reworded(query) else []
+
+    async def as_first_worded(self, embeddings: Sequence[Embedding], now_ms: int) -> Query:
+        """Returns the query with another history, or itself if the cache knows no other wording. Raises as the cache.
+
+        `embeddings`: those of `questions`.
+        """
+        query, known = self._query, list[ChatMessage]()
+        for embedding, asked, answered in zip(embeddings, query.history[::2], query.history[1::2], strict=True):
+            earlier = replace(query, question=asked.content, history=tuple(known))
+            worded = await self._worded(earlier, embedding, answered.content, now_ms)
+            known += [ChatMessage("user", worded), answered]
+        return query if tuple(known) == query.history else replace(query, history=tuple(known))
+
+    async def _worded(self, earlier: Query, embedding: Embedding, answer: str, now_ms: int) -> str:
+        """Returns the cached question that an earlier one was answered as, or the question itself."""
+        policy = self._policy
+        asked = ComparedQuestion(earlier.question, embedding.unread, policy.languages)
+        if asked.language:
+            return earlier.question
+        key, stale_ms = await self._keys.of(earlier), round(policy.stale * 1000)
+        near = await self._cache.find_similar(key.embedder, key.scope, embedding.vector, now_ms, stale_ms=stale_ms)
+        same = [match for match in near if match.answer.answer == answer]
+        agreeing = best(list(consider(asked, same, policy.threshold, UNLIMITED, policy.stale)))
+        return agreeing.match.answer.question if agreeing is not None else earlier.question
+
+
+def _can_be_reworded(query: Query) -> bool:
+    roles = [turn.role for turn in query.history]
+    return (
+        len(roles) <= 2 * MOST_TURNS
+        and roles == ["user", "assistant"] * (len(roles) // 2)
+        and all(replace(query, question=turn.content).is_short for turn in query.history[::2])
+    )

@@ -27,6 +27,7 @@ from api.query.candidates import (
     incomparable,
     lifetime,
 )
+from api.query.condense import EarlierTurns
 from api.query.grounded_check import GUARD, GroundedCheck
 from api.values import CacheMatch, Vector
 
@@ -111,7 +112,12 @@ class Explainer:
             raise ServiceUnavailable(f"The cache cannot be used now: {error}.", retry_after=1) from error
 
     async def _explained(self, cache: AnswerCache, query: Query, key: CacheKey) -> Explanation:
-        found, rules = await cache.find_exact(key.scope, key.digest), self._rules(key.scope)
+        found = await cache.find_exact(key.scope, key.digest)
+        rules = self._rules(key.scope)
+        if found.match is None and query.history and self.policy.follow_ups and not rules.closed:
+            worded = await self._as_first_worded(cache, query, found.now_ms, rules.threshold)
+            key = await self._keys.of(worded)
+            found = await cache.find_exact(key.scope, key.digest)
         exact = found.match
         fate = lifetime(exact, query.cache_control, self.policy.revalidate) if exact is not None else None
         asked, vector = await self._asked(query)
@@ -149,10 +155,15 @@ class Explainer:
             asked.language,
         )
 
+    async def _as_first_worded(self, cache: AnswerCache, query: Query, now_ms: int, threshold: float) -> Query:
+        turns = EarlierTurns(cache, self._keys, replace(self.policy, threshold=threshold), query)
+        embeddings = await self._embedder.embed(turns.questions, tenant=query.tenant) if turns.questions else []
+        return await turns.as_first_worded(embeddings, now_ms) if embeddings else query
+
     async def _asked(self, query: Query) -> tuple[ComparedQuestion, Vector | None]:
         """Returns the question as the semantic tier compares it; without a vector if it does not."""
         languages = self.policy.languages
-        if not query.has_meaning:
+        if not self.policy.compares(query):
             return ComparedQuestion(query.question, languages=languages), None
         (embedding,) = await self._embedder.embed([query.question], tenant=query.tenant)
         return ComparedQuestion(query.question, embedding.unread, languages), embedding.vector
@@ -228,7 +239,9 @@ class Explainer:
         if exact is CandidateOutcome.STALE:
             return "stale", "The same question has an expired answer, which is served once more while it is refreshed."
         if decided.outcome is not PolicyOutcome.SERVED or decided.index is None:
-            return "miss", REFUSALS.get(decided.reason) or _why_not(query, asked, candidates)
+            return "miss", REFUSALS.get(decided.reason) or _why_not(
+                query, asked, candidates, compares=self.policy.compares(query)
+            )
         if candidates[decided.index].fate is CandidateOutcome.STALE:
             return "stale", "A question that means the same has an expired answer, which is served and refreshed."
         return "semantic_hit", "A question that means the same has a fresh answer."
@@ -282,17 +295,17 @@ def _verdicts(question: str, candidate: Candidate) -> Sequence[GuardVerdict]:
     return (GuardVerdict(objection.guard, agrees=False, detail=objection.detail), *found)
 
 
-def _why_not(query: Query, asked: ComparedQuestion, candidates: Sequence[Candidate]) -> str:
-    if query.history:
+def _why_not(query: Query, asked: ComparedQuestion, candidates: Sequence[Candidate], *, compares: bool) -> str:
+    if query.history and not compares:
         return "A question with history is found exactly or not at all."
-    if not query.has_meaning:
+    if not compares:
         return f"A question of more than {SEMANTIC_LIMIT} bytes is found exactly or not at all."
     if asked.language:
         return (
             f"The question is not in a language of the embedder ({asked.language}): it is found exactly or not at all."
         )
     if not candidates:
-        return "Nothing is cached in this scope."
+        return f"Nothing is cached in this scope{' and after this history' if query.history else ''}."
     fates = {candidate.fate for candidate in candidates}
     if fates == {CandidateOutcome.BELOW_THRESHOLD}:
         return "The nearest question is not near enough."

@@ -84,6 +84,11 @@ class CacheSettings(SettingsGroup):
     An answer from documents is served only if the search finds the cited passages too. Off with a re-ranker, whose
     search takes too long.
     """
+    follow_ups: bool = False
+    """Find a question with `history` by meaning too.
+
+    Only after the same conversation: equal answers, and earlier questions that are equal or similar enough.
+    """
     condense: bool = False
     """Rewrite a question with `history` to find it by meaning."""
     judge_model: Annotated[str, Field(title="model")] | None = None

@@ -313,4 +313,5 @@ def _policy(settings: Settings) -> CachePolicy:
         revalidate=min(cache.stale_while_revalidate, cache.stale_ttl),
         stale=cache.stale_ttl,
         languages=_languages(settings.embedder),
+        follow_ups=cache.follow_ups,
     )

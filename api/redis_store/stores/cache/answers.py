@@ -31,11 +31,11 @@ DIGEST, GROUP_DIGITS = 32, 8
 WANTED: Final = ("tenant", "question", "top_k", "wanted", "vector")
 
 
-def ground_fields(tenant: str, grounds: RetrievalSnapshot, *, has_vector: bool) -> dict[str, Any]:
-    """The fields of an entry that depends on documents."""
+def ground_fields(tenant: str, grounds: RetrievalSnapshot, *, stands_alone: bool) -> dict[str, Any]:
+    """The fields of an entry that depends on documents. `stands_alone`: its vector says all that it asks."""
     return {
         "owner": owner_of(tenant),
-        "compared": COMPARED if has_vector and grounds.corpus.documents else EXACT,
+        "compared": COMPARED if stands_alone and grounds.corpus.documents else EXACT,
         "epoch": grounds.corpus.epoch,
         "top_k": grounds.top_k,
         "wanted": orjson.dumps({"tags": grounds.wanted.tags, "ids": grounds.wanted.ids}),
@@ -205,7 +205,8 @@ def _fields(scope: str, vector: Vector | None, answer: NewAnswer) -> dict[str, A
     if vector is not None:
         fields |= {"vector": vector, "unread": orjson.dumps(answer.unread)}
     if answer.grounds is not None:
-        fields |= ground_fields(answer.tenant, answer.grounds, has_vector=vector is not None)
+        stands_alone = vector is not None and not answer.is_follow_up
+        fields |= ground_fields(answer.tenant, answer.grounds, stands_alone=stands_alone)
     return fields
 
 
