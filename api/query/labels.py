@@ -108,6 +108,11 @@ class Labelling:
         self._verifier = verifier
         self._log = structlog.get_logger("ragherd.labels")
 
+    @property
+    def has_searched(self) -> bool:
+        """Returns whether each miss was looked up by meaning. `observe` stops where it would have served."""
+        return self._policy is not PolicyName.OBSERVE
+
     async def calm(self) -> None:
         """Returns when the worker is not busy. Other tasks run first in any case."""
         await asyncio.sleep(0)
@@ -223,7 +228,7 @@ class LabelCollector:
         asked = self._labelling.asked(fresh.query, fresh.lookup)
         if asked.language or not is_complete(fresh.generation, fresh.query.options):
             return
-        if _found_nothing_near(fresh.query, fresh.lookup):
+        if self._labelling.has_searched and _found_nothing_near(fresh.query, fresh.lookup):
             return
         matches = await self._labelling.nearest(fresh.lookup)
         close = [match for match in matches if match.similarity >= NEAR]

@@ -172,6 +172,27 @@ async def test_entries_that_came_after_the_miss_are_no_candidates(
     assert similarities == pytest.approx([0.743, 0.812], abs=0.002), "both to the first entry"
 
 
+async def test_observe_labels_what_it_would_have_served(serve: Service, stub: StubOllama, redis: Redis) -> None:
+    client = await serve(cache={"policy": "observe"})
+    await said(client, stub, QUESTION, SAME)
+    for count in (1, 2):  # the second time it finds the question itself, and would have served it
+        await said(client, stub, OLD, SAME)
+        found = await labelled(redis, count)
+    assert [(label["policy"], label["served"], label["verdict"]) for label in found] == [("observe", "0", "same")] * 2
+
+
+async def test_the_fleet_learns_from_these_labels(serve: Service, stub: StubOllama) -> None:
+    """Their versions are those that the worker that learns expects."""
+    client = await serve()
+    await said(client, stub, QUESTION, SAME)
+    await said(client, stub, OLD, SAME)
+
+    async def counted() -> bool:
+        return bool((await client.get("/api/semantic-cache/quality")).json()["labels"]["miss"] == 1)
+
+    await wait_until_async(counted)
+
+
 # -- texts -------------------------------------------------------------------------------------------------------------
 
 
