@@ -276,21 +276,19 @@ def clinc150(folder: Path) -> list[tuple[str, str]]:
 
 def prepared(pairs: Sequence[tuple[str, str]]) -> Questions:
     """Embeds the questions and finds the nearest ones of each; keeps the result in the folder for temporary files."""
-    texts = [text for text, _ in pairs]
-    _, intents = np.unique([intent for _, intent in pairs], return_inverse=True)
-    kept = Path(tempfile.gettempdir()) / f"bench-policies-{sha256(repr(pairs).encode()).hexdigest()[:16]}.npz"
-    if not kept.exists():
-        nearest, cosines = _neighbors(_embedded(texts))
-        np.savez(kept, nearest=nearest, cosines=cosines)
-    with np.load(kept) as found:
-        return Questions(texts, intents, found["nearest"], found["cosines"])
-
-
-def _embedded(texts: Sequence[str]) -> NDArray[np.float32]:
     from api.embedders.minilm import MiniLM, model_files
 
     model = MiniLM(model_files(None))
-    return np.frombuffer(b"".join(model.encode(list(texts))), "<f4").reshape(len(texts), -1)
+    texts = [text for text, _ in pairs]
+    _, intents = np.unique([intent for _, intent in pairs], return_inverse=True)
+    made_of = sha256(f"{model.digest} {pairs}".encode()).hexdigest()[:16]
+    kept = Path(tempfile.gettempdir()) / f"bench-policies-{made_of}.npz"
+    if not kept.exists():
+        vectors = np.frombuffer(b"".join(model.encode(texts)), "<f4").reshape(len(texts), -1)
+        nearest, cosines = _neighbors(vectors)
+        np.savez(kept, nearest=nearest, cosines=cosines)
+    with np.load(kept) as found:
+        return Questions(texts, intents, found["nearest"], found["cosines"])
 
 
 def _neighbors(vectors: NDArray[np.float32]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:

@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from api.ports.quality import Confusion, Evidence, Label, PolicyName, PooledLabel, Verdict, Versions
+from api.ports.quality import Confusion, Verdict
 from api.quality.estimate import bands, overall, parts, rate_of, samples
-
-HOUR_MS = 3600 * 1000
-
-
-def shadow(
-    *, wrong: bool, chance: float = 0.1, kind: str = "semantic", tenant: str = "t", at_ms: int = 0
-) -> PooledLabel:
-    verdict = Verdict.DIFFERENT if wrong else Verdict.SAME
-    versions = Versions("e", "", "c")
-    label = Label(Evidence(0.95), verdict, "shadow", True, kind, PolicyName.GUARDED, versions, chance, at_ms)
-    return PooledLabel("s", tenant, label)
+from scripts.simulate_quality import Rate, drifting, estimated, shadow, steady
 
 
 def test_without_labels_nothing_is_known() -> None:
@@ -49,20 +38,20 @@ def test_rare_samples_count_for_more() -> None:
 
 
 def test_tiers_are_weighted_by_what_they_served() -> None:
-    exact = [shadow(wrong=False, kind="exact") for _ in range(100)]
-    semantic = [shadow(wrong=number < 10, kind="semantic") for number in range(100)]
+    exact = [shadow(wrong=False, chance=0.1, kind="exact") for _ in range(100)]
+    semantic = [shadow(wrong=number < 10, chance=0.1) for number in range(100)]
     found = samples([*exact, *semantic], 0)
     assert overall(found, Confusion(), {"exact": 900, "semantic": 100}).estimate == pytest.approx(0.01)
     assert overall(found, Confusion(), {"exact": 100, "semantic": 900}).estimate == pytest.approx(0.09)
 
 
 def test_a_tier_without_labels_widens_the_interval_by_its_share() -> None:
-    found = samples([shadow(wrong=False) for _ in range(1000)], 0)
+    found = samples([shadow(wrong=False, chance=0.1) for _ in range(1000)], 0)
     assert overall(found, Confusion(), {"semantic": 800, "stale": 200}).high > 0.2
 
 
 def test_feedback_misses_and_unsure_verdicts_are_no_sample_of_hits() -> None:
-    one = shadow(wrong=True)
+    one = shadow(wrong=True, chance=0.1)
     others = [
         replace(one, label=replace(one.label, source="feedback")),
         replace(one, label=replace(one.label, source="miss", served=False)),
@@ -72,7 +61,7 @@ def test_feedback_misses_and_unsure_verdicts_are_no_sample_of_hits() -> None:
 
 
 def test_parts_and_bands() -> None:
-    labels = [shadow(wrong=False, tenant="a"), shadow(wrong=True, tenant="b"), shadow(wrong=True, tenant="b")]
+    labels = [shadow(wrong=tenant == "b", chance=0.1, tenant=tenant) for tenant in "abb"]
     found = samples(labels, 0)
     by_tenant = parts(found, Confusion(), "tenant")
     assert {tenant: rate.estimate for tenant, rate in by_tenant.items()} == {"a": 0.0, "b": 1.0}
@@ -81,34 +70,10 @@ def test_parts_and_bands() -> None:
     ]
 
 
-def covered(rate: Callable[[float], float], seed: int, hits: int, chance: float, *, noise: bool) -> bool:
-    """Whether the interval covers the true share of wrong hits, over a day of hits; newer ones count more.
-
-    The comparator's errors were measured on 300 pairs of each kind, so they are not exactly known.
-    """
-    random = np.random.default_rng(seed)
-    called_same, called_different = (0.02, 0.05) if noise else (0.0, 0.0)
-    known = Confusion(300, int(random.binomial(300, called_same)), 300, int(random.binomial(300, called_different)))
-    at = np.sort(random.random(hits))
-    wrong = random.random(hits) < np.array([rate(one) for one in at])
-    weight = 0.5 ** (1 - at)
-    truth = float((wrong * weight).sum() / weight.sum())
-    said = np.where(wrong, random.random(hits) >= called_same, random.random(hits) < called_different)
-    picked = np.flatnonzero(random.random(hits) < chance)
-    labels = [shadow(wrong=bool(said[one]), chance=chance, at_ms=round(24 * HOUR_MS * at[one])) for one in picked]
-    found = overall(samples(labels, 24 * HOUR_MS), known if noise else Confusion(), {})
-    assert found.high > found.low
-    return found.low <= truth <= found.high
-
-
-def drifting(at: float) -> float:
-    return 0.01 + 0.09 * at
-
-
 @pytest.mark.parametrize("noise", [False, True])
 @pytest.mark.parametrize(("hits", "chance"), [(1000, 0.01), (5000, 0.05), (5000, 0.1)])
-@pytest.mark.parametrize("rate", [lambda _: 0.02, lambda _: 0.1, drifting], ids=["2 %", "10 %", "drift"])
-def test_the_interval_covers_the_truth(
-    rate: Callable[[float], float], hits: int, chance: float, *, noise: bool
-) -> None:
-    assert sum(covered(rate, seed, hits, chance, noise=noise) for seed in range(100)) >= 95
+@pytest.mark.parametrize("rate", [steady(0.02), steady(0.1), drifting], ids=["2 %", "10 %", "drift"])
+def test_the_interval_covers_the_truth(rate: Rate, hits: int, chance: float, *, noise: bool) -> None:
+    found = [estimated(rate, seed, hits, chance, noise=noise) for seed in range(100)]
+    assert sum(one.covered for one in found) >= 95
+    assert all(one.width > 0 for one in found)
