@@ -44,6 +44,7 @@ from api.quality.calibration import (
 )
 from api.quality.estimate import bands, overall, parts, samples
 from api.quality.policies import LAST_LEVEL, target_at, threshold_at
+from api.values import known
 
 FAULT: Final = 5.0
 """A sudden fault is this many times the target."""
@@ -305,5 +306,5 @@ def _read_state(said: Mapping[str, Any]) -> QualityState:
     similar = [SimilarityBand(**{**band, "rate": FalseHitRate(**band["rate"])}) for band in said["by_similarity"]]
     history = [QualityEvent(**{**event, "rate": FalseHitRate(**event["rate"])}) for event in said["history"]]
     named = {"policy": PolicyName(said["policy"]), "versions": Versions(**said["versions"])}
-    known = {**said, **rates, **by_parts, **named, "by_similarity": similar, "history": history}
-    return QualityState(**known)
+    fields = {**said, **rates, **by_parts, **named, "by_similarity": similar, "history": history}
+    return known(QualityState, fields)
