@@ -158,12 +158,15 @@ class PolicyDecision:
 
 @dataclass(frozen=True, slots=True)
 class Confusion:
-    """How often the comparator was wrong on labelled pairs of answers, as counts."""
+    """How often the comparator was wrong on labelled pairs of answers, as counts.
+
+    `called_different` is no whole number if labels have shown that this error is rarer.
+    """
 
     different: int = 0
     called_same: int = 0
     same: int = 0
-    called_different: int = 0
+    called_different: float = 0
 
 
 @dataclass(frozen=True, slots=True)

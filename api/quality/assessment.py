@@ -42,7 +42,7 @@ from api.quality.calibration import (
     observations,
     read_model,
 )
-from api.quality.estimate import bands, overall, parts, samples
+from api.quality.estimate import bands, in_the_field, overall, parts, samples
 from api.quality.policies import LAST_LEVEL, target_at, threshold_at
 from api.values import known
 
@@ -106,6 +106,7 @@ def assess(
     `served`: how many answers each tier has served lately.
     """
     fitting = [one for one in labels if one.label.versions == settings.versions]
+    settings = replace(settings, confusion=in_the_field(fitting, settings.confusion))
     channel = channel_of(settings.confusion)
     if before.state.versions != settings.versions or before.state.policy is not settings.policy:
         state = QualityState(epoch=before.state.epoch, history=before.state.history, learned=before.state.learned)
@@ -113,7 +114,8 @@ def assess(
     level, reason = _next_level(fitting, before, settings, now_ms)
     learned = _learned(fitting, channel, target_at(settings.target, level), now_ms)
     state = _state(fitting, before, settings, now_ms, served, level)
-    state = replace(state, learned=learned is not None and settings.policy is PolicyName.VERIFIED)
+    in_use = learned is not None and settings.policy is PolicyName.VERIFIED
+    state = replace(state, learned=in_use)
     events = list(_events(before.state, state, reason, now_ms))
     state = replace(state, history=[*before.state.history, *events][-HISTORY:])
     scopes = _scopes(fitting, changed, learned, channel, target_at(settings.target, level), now_ms)
@@ -169,9 +171,8 @@ def _next_level(
         return 0, ""
     since = [one for one in labels if one.label.at_ms > before.changed_ms and one.label.kind != "exact"]
     channel = channel_of(settings.confusion)
-    hits = [one.label for one in since if one.label.served and one.label.source == "shadow"]
     if level < LAST_LEVEL:
-        if alarm(hits, channel, settings.target):
+        if alarm(_hits(labels, before), channel, settings.target):
             return level + 1, "sudden"
         found = overall(samples(since, now_ms), settings.confusion, {})
         if found.samples and found.low > settings.target:
@@ -183,13 +184,29 @@ def _next_level(
     return level, ""
 
 
+def _hits(labels: Sequence[PooledLabel], before: Published) -> list[Label]:
+    """Returns the labels of answers served since the last change, without equal questions: no level stops them."""
+    return [
+        one.label
+        for one in labels
+        if one.label.served
+        and one.label.source == "shadow"
+        and one.label.kind != "exact"
+        and one.label.at_ms > before.changed_ms
+    ]
+
+
 def alarm(labels: Iterable[Label], channel: Channel, target: float) -> bool:
-    """Returns whether labels, oldest first, show a fault now: a cumulative sum of log-likelihood ratios."""
-    total = highest = 0.0
+    """Returns whether labels, oldest first, show a fault."""
+    return max(_suspicions(labels, channel, target), default=0.0) >= ALARM
+
+
+def _suspicions(labels: Iterable[Label], channel: Channel, target: float) -> Iterable[float]:
+    """Yields the cumulative sum of log-likelihood ratios after each label, never below 0."""
+    total = 0.0
     for label in labels:
         total = max(0.0, total + _ratio(label, channel, min(FAULT * target, 0.5), target))
-        highest = max(highest, total)
-    return highest >= ALARM
+        yield total
 
 
 def proven(labels: Iterable[Label], channel: Channel, target: float) -> bool:

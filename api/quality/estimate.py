@@ -7,9 +7,10 @@ and Pearson for the effective number of labels: it is never of zero width, and 0
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Final, TypeVar
 
@@ -27,6 +28,8 @@ DRAWS: Final = 4_000
 OUTSIDE: Final = 0.025
 """The share of the draws on each side of the interval."""
 BANDS: Final = (0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.92, 0.94, 0.96, 0.98, 1.0)
+RUN: Final = 50
+"""Labels between two looks at the rate of different ones."""
 TENANTS: Final = 100
 """Tenants that get a separate estimate: those with the most labels."""
 
@@ -74,6 +77,28 @@ def rate_of(wrong: Array, weight: Array, confusion: Confusion, served: float | N
     return FalseHitRate(estimate, low, high, len(wrong), total if served is None else served)
 
 
+def in_the_field(labels: Sequence[PooledLabel], measured: Confusion) -> Confusion:
+    """Returns the comparator's errors as far as the deployment's own labels allow them.
+
+    It was measured on pairs that are hard to compare. Among answers that were served, at least as many are called
+    different as it calls so by mistake. So a long run of labels with few different ones bounds this error from above.
+    """
+    if not measured.same:
+        return measured
+    most = measured.called_different / measured.same
+    for kinds in (frozenset({"exact"}), frozenset({"exact", "semantic", "stale"})):
+        different = number = 0
+        for pooled in labels:
+            label = pooled.label
+            if label.source != "shadow" or label.verdict is Verdict.UNSURE or label.kind not in kinds:
+                continue
+            number += 1
+            different += label.verdict is Verdict.DIFFERENT
+            if number % RUN == 0:
+                most = min(most, (different + 1.35 + 1.645 * math.sqrt(different + 1)) / number)
+    return replace(measured, called_different=most * measured.same)
+
+
 def _rates(confusion: Confusion) -> tuple[float, float]:
     called_same = confusion.called_same / confusion.different if confusion.different else 0.0
     called_different = confusion.called_different / confusion.same if confusion.same else 0.0
@@ -100,7 +125,7 @@ def _interval(wrong: float, number: float, confusion: Confusion) -> tuple[float,
     return min(max(low, 0.0), 1.0), min(max(high, nothing_seen), 1.0)
 
 
-def _drawn(random: np.random.Generator, errors: int, pairs: int) -> Array:
+def _drawn(random: np.random.Generator, errors: float, pairs: int) -> Array:
     return np.zeros(DRAWS) if not pairs else random.beta(errors + 0.5, pairs - errors + 0.5, DRAWS)
 
 

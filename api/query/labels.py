@@ -28,6 +28,7 @@ from api.ports.quality import (
     LabelSource,
     LabelStore,
     PolicyName,
+    PolicyOutcome,
     QualityState,
     Verdict,
     Verifier,
@@ -261,10 +262,13 @@ class LabelCollector:
             return
         near = [NearEntry(match.similarity, match.answer.group) for match in matches]
         index = await self._guard(asked, matches, near)
-        seen = Observation(fresh.query, fresh.lookup.key, "miss")
+        decision = fresh.lookup.decision
+        explored = decision is not None and decision.outcome is PolicyOutcome.EXPLORED
         for place in sorted({0, index}):
             cached = matches[place].answer
             near[place] = await self._labelling.scored(asked.question, near[place], cached)
+            chance = decision.probability if decision is not None and explored and place == index else 1.0
+            seen = Observation(fresh.query, fresh.lookup.key, "miss", probability=chance)
             await self._labelling.append(seen, evidence_of(near, place), cached, verdicts[cached.group])
 
     async def _guard(self, asked: ComparedQuestion, matches: Sequence[CacheMatch], near: list[NearEntry]) -> int:

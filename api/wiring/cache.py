@@ -20,7 +20,7 @@ from api.ports.inference import Embedder, ModelDigests
 from api.ports.quality import PolicyName, Versions
 from api.ports.telemetry import Telemetry
 from api.quality.assessment import QualitySettings
-from api.quality.comparator import Comparator
+from api.quality.comparator import CONFUSION, Comparator
 from api.quality.keeper import QualityKeeper, QualityView
 from api.query.cache import CacheBudget, CachePolicy, SemanticCache
 from api.query.cache_key import CacheKeyBuilder
@@ -280,7 +280,9 @@ def _limits(settings: Settings) -> CacheLimits:
 def _quality_settings(settings: Settings, comparator: Comparator) -> QualitySettings:
     cache = settings.cache
     versions = Versions("", comparator=f"{comparator.name}-{comparator.version}")
-    return QualitySettings(PolicyName(cache.policy), cache.similarity_threshold, cache.max_error_rate, versions)
+    return QualitySettings(
+        PolicyName(cache.policy), cache.similarity_threshold, cache.max_error_rate, versions, CONFUSION
+    )
 
 
 def _quality_keeper(parts: CacheParts, view: QualityView, embedder: Embedder) -> QualityKeeper:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from api.ports.quality import Confusion, Verdict
-from api.quality.estimate import bands, overall, parts, rate_of, samples
+from api.quality.estimate import bands, in_the_field, overall, parts, rate_of, samples
 from scripts.simulate_quality import Rate, drifting, estimated, shadow, steady
 
 
@@ -28,6 +28,16 @@ def test_a_comparator_with_errors_cannot_prove_that_nothing_is_wrong() -> None:
     found = rate_of(np.zeros(50), np.ones(50), Confusion(100, 2, 100, 20))
     assert found.estimate == 0.0
     assert found.high > 0.05
+
+
+def test_the_deployments_own_labels_bound_the_comparators_error() -> None:
+    measured = Confusion(200, 6, 200, 18)
+    assert in_the_field([], measured) == measured
+    right = [shadow(wrong=False, chance=0.1, kind="exact") for _ in range(200)]
+    wrong = [shadow(wrong=number % 5 == 0, chance=0.1) for number in range(200)]
+    found = in_the_field([*right, *wrong], measured)
+    assert found.called_different == pytest.approx(200 * 0.015, abs=0.1)
+    assert in_the_field(wrong, measured).called_different == 18, "nothing says that these are right"
 
 
 def test_rare_samples_count_for_more() -> None:
