@@ -1,9 +1,10 @@
 """Measures the quality of cached answers: the figures and pictures of docs/quality.md. Takes a few minutes.
 
-    .venv/bin/python -m scripts.measure_quality FOLDER
+    .venv/bin/python -m scripts.measure_quality FOLDER [VERIFIER]
 
-FOLDER holds banking77_train.csv, banking77_test.csv and clinc150_data_full.json. The pairs come from fow-cache. The
-figures go to docs/images/quality.json. `scripts.generate_docs` makes the tables of the page from them.
+FOLDER holds banking77_train.csv, banking77_test.csv and clinc150_data_full.json. The pairs come from fow-cache.
+VERIFIER is the folder of a verifier; `verified` is then measured without and with it. The figures go to
+docs/images/quality.json. `scripts.generate_docs` makes the tables of the page from them.
 """
 
 from __future__ import annotations
@@ -12,17 +13,29 @@ import csv
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+
 from api.cli.quality import draw
-from api.cli.quality_replay import FOW, Product, Samples, measure, open_product, policies_of, read_samples
-from api.quality.measurement import Measurement
+from api.cli.quality_replay import FOW, Product, Questions, Samples, measure, open_product, policies_of, read_samples
+from api.embedders.minilm import MiniLM, ModelFiles, model_files
+from api.quality.comparator import MEASURED
+from api.quality.measurement import figures, outcomes_of_stream
+from api.quality.replay import WRONG, Ints, Near, Stream, Verified, replay
+from api.query.cache_key import normalise
 from api.settings import load_settings
+from api.values import Embedding
 
 DOCS: Final = Path(__file__).parents[1] / "docs"
 FIGURES: Final = DOCS / "images" / "quality.json"
 SEED: Final = 1
+ORDERS: Final = 3
+LABELS: Final = ("true", "with the comparator's errors")
+TARGET: Final = 0.02
 QUESTIONS: Final = 10_000
 DEFAULT: Final = ("guarded", 0.92)
 SHOWN: Final = (0.80, 0.84, 0.88, 0.90, 0.92, 0.94, 0.96)
@@ -41,28 +54,78 @@ Document = dict[str, Any]
 
 def main() -> int:
     """Measures, and writes the figures and pictures."""
-    if len(sys.argv) != 2:
+    if len(sys.argv) not in (2, 3):
         print(__doc__, file=sys.stderr)
         return 2
-    FIGURES.write_text(json.dumps(measured(Path(sys.argv[1])), indent=1) + "\n")
+    folder, *verifier = map(Path, sys.argv[1:])
+    FIGURES.write_text(json.dumps(measured(folder, verifier[0] if verifier else None), indent=1) + "\n")
     print("Now run python -m scripts.generate_docs", file=sys.stderr)
     return 0
 
 
-def measured(folder: Path) -> Document:
+def measured(folder: Path, verifier: Path | None) -> Document:
     """Measures all data sets and draws a picture of each."""
-    product = open_product(load_settings(None))
-    found: Document = {"embedder": product.embedder, "data": {}}
+    product = replace(open_product(load_settings(None), verifier), model=Remembering(model_files(None)))
+    found: Document = {"embedder": product.embedder, "data": {}, "orders": {}}
     for samples in (read_samples(FOW), banking77(folder), clinc150(folder)):
         shuffled = samples.sample(QUESTIONS, SEED, shuffled=samples.kind == "intents")
-        found["data"][samples.name] = rounded(one_set(shuffled, product).document())
+        found["data"][samples.name] = rounded(one_set(shuffled, product))
+        if samples.kind == "intents":
+            found["orders"][samples.name] = over_orders(shuffled, product)
     return found
 
 
-def one_set(samples: Samples, product: Product) -> Measurement:
-    """Measures a data set under all policies."""
-    found = measure(samples, policies_of(None, None, 0.02), product, SEED, 0, shown)
+class Remembering(MiniLM):
+    """Embeds each text once."""
+
+    def __init__(self, files: ModelFiles) -> None:
+        super().__init__(files)
+        self._known: dict[str, Embedding] = {}
+
+    def embed(self, texts: Sequence[str]) -> list[Embedding]:
+        new = [text for text in texts if text not in self._known]
+        self._known.update(zip(new, super().embed(new), strict=True))
+        return [self._known[text] for text in texts]
+
+
+def one_set(samples: Samples, product: Product) -> Document:
+    """Measures a data set under all policies. Of streams also the second half, when `verified` has learned."""
+    found = measure(
+        samples, policies_of(None, None, TARGET, verifier=product.verifier is not None), product, SEED, 0, shown
+    )
     (DOCS / "images" / f"quality-{samples.name}.png").write_bytes(draw(found))
+    late = np.arange(len(samples)) >= len(samples) // 2
+    halves = [figures(row.policy, row.outcomes.part(late), 0, SEED) for row in found.rows]
+    return {**found.document(), "second_half": [asdict(one) for one in halves] if samples.intents else []}
+
+
+def over_orders(samples: Samples, product: Product) -> list[Document]:
+    """Runs `verified` on the same questions in other orders, with true labels and with the comparator's errors."""
+    questions = Questions(samples.asked, product, shown)
+    keys = [normalise(text) for text in samples.asked]
+    intents = np.unique(np.array(samples.intents), return_inverse=True)[1]
+    objection = lru_cache(maxsize=None)(lambda asked, cached: questions.objection(asked, Near(cached, 1.0)))
+    found = []
+    for seed in range(1, ORDERS + 1):
+        order = np.random.default_rng(seed).permutation(len(keys))
+        comparable = [questions.comparable(int(one)) for one in order]
+        stream = Stream(questions.vectors[order], [keys[one] for one in order], comparable)
+        of = intents[order]
+
+        def truth(asked: int, cached: int, of: Ints = of) -> bool | None:
+            return bool(of[asked] == of[cached])
+
+        def judge(asked: int, near: Near, order: Ints = order) -> str:
+            return objection(int(order[asked]), int(order[near.place]))
+
+        policies = [Verified(TARGET, DEFAULT[1], seed, comparator=one) for one in (None, MEASURED)]
+        runs = replay(stream, policies, judge, truth, lambda done, total: None)
+        for run, labels in zip(runs, LABELS, strict=True):
+            outcomes = outcomes_of_stream(run, truth, np.array([], bool))
+            wrong = outcomes.hits & (outcomes.right == WRONG)
+            counts = {"hits": int(outcomes.hits.sum()), "wrong": int(wrong.sum())}
+            found.append({"seed": seed, "labels": labels, "questions": len(keys), **counts})
+        shown(f"{samples.name}: orders", seed, ORDERS)
     return found
 
 
@@ -107,13 +170,16 @@ def rounded(value: Any) -> Any:
 
 def part(name: str) -> str:
     """Returns a generated part of docs/quality.md, from the figures that were measured last."""
-    data = json.loads(FIGURES.read_text())["data"]
+    found = json.loads(FIGURES.read_text())
+    data = found["data"]
     if name.startswith("thresholds "):
         return threshold_table(data[name.removeprefix("thresholds ")])
     tables: dict[str, Callable[[], str]] = {
         "default setting": lambda: default_table(data),
         "kinds of pairs": lambda: kinds_table(data[FOW]),
         "areas": lambda: areas_table(data),
+        "verified": lambda: verified_table(data),
+        "orders": lambda: orders_table(found["orders"]),
     }
     return tables[name]()
 
@@ -127,9 +193,10 @@ def default_table(data: Document) -> str:
     return table(("data", "hits %", "wrong % of hits", "recall %"), rows)
 
 
-def setting(one: Document, policy: str, threshold: float) -> Document:
+def setting(one: Document, policy: str, threshold: float, part: str = "rows", *, verifier: bool = False) -> Document:
     """Returns the row of a setting."""
-    [row] = [row for row in one["rows"] if (row["policy"], row["threshold"]) == (policy, threshold)]
+    wanted = (policy, threshold, verifier)
+    [row] = [row for row in one[part] if (row["policy"], row["threshold"], row["verifier"]) == wanted]
     return dict(row)
 
 
@@ -141,6 +208,42 @@ def threshold_table(one: Document) -> str:
         cells = [percent(row[rate]) for row in found for rate in ("hit_rate", "error_per_hit")]
         rows.append((f"{threshold:.2f}", *cells))
     return table(("threshold", "`fixed`: hits %", "wrong % of hits", "`guarded`: hits %", "wrong % of hits"), rows)
+
+
+def verified_table(data: Document) -> str:
+    """Returns `verified` beside the default, over the whole stream and over its second half."""
+    rows = []
+    for name, one in data.items():
+        if name == FOW:
+            continue
+        verifiers = sorted({row["verifier"] for row in one["rows"] if row["policy"] == "verified"})
+        learned = [("verified", target, verifier) for verifier in verifiers for target in (0.01, TARGET, 0.05)]
+        for policy, value, verifier in ((*DEFAULT, False), *learned):
+            parts = [setting(one, policy, value, part, verifier=verifier) for part in ("rows", "second_half")]
+            cells = [percent(row[rate]) for row in parts for rate in ("hit_rate", "error_per_hit")]
+            rows.append((name, _shown_as(policy, value, verifier=verifier), *cells))
+    head = ("data", "policy", "hits %", "wrong % of hits", "second half: hits %", "wrong % of hits")
+    return table(head, rows)
+
+
+def _shown_as(policy: str, value: float, *, verifier: bool) -> str:
+    if policy == "guarded":
+        return f"`guarded` {value:.2f}"
+    return f"`verified` {100 * value:g} %{', verifier' if verifier else ''}"
+
+
+def orders_table(orders: Document) -> str:
+    """Returns how well the target holds over other orders of the questions."""
+    rows = []
+    for name, found in orders.items():
+        for labels in LABELS:
+            runs = [run for run in found if run["labels"] == labels]
+            hits = [100 * run["hits"] / run["questions"] for run in runs]
+            wrong = [100 * run["wrong"] / max(run["hits"], 1) for run in runs]
+            over = sum(one > 100 * TARGET for one in wrong)
+            cells = [f"{min(one):.1f} to {max(one):.1f}" for one in (hits, wrong)]
+            rows.append((name, labels, *cells, f"{over} of {len(runs)}"))
+    return table(("data", "labels", "hits %", "wrong % of hits", f"orders over {100 * TARGET:g} %"), rows)
 
 
 def kinds_table(one: Document) -> str:

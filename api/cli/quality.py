@@ -51,6 +51,9 @@ def quality(
     max_error_rate: Annotated[
         float, typer.Option(min=0.0001, max=0.5, help="Highest share of wrong answers among hits.")
     ] = HIGHEST_ERROR,
+    verifier: Annotated[
+        Path | None, typer.Option(help="Folder of a verifier. `verified` is measured without and with it.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use at most this many questions or pairs.")] = None,
     after: Annotated[int, typer.Option(min=0, help="Leading questions that fill the cache and are not counted.")] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the order, the halves and the intervals.")] = 1,
@@ -79,7 +82,9 @@ def quality(
         raise exit_with(f"{action} needs a FILE", USAGE_ERROR)
     if out is not None:
         _check_drawing()
-    found = _measured(file, policy, threshold, limit, after, seed, keep_order=keep_order, target=max_error_rate)
+    found = _measured(
+        file, policy, threshold, limit, after, seed, keep_order=keep_order, target=max_error_rate, verifier=verifier
+    )
     if action == MEASURE:
         _print_measurement(found, out, as_json=as_json)
     else:
@@ -99,6 +104,7 @@ def _measured(
     *,
     keep_order: bool,
     target: float,
+    verifier: Path | None,
 ) -> Measurement:
     from api.cli.backup import shown_progress
     from api.cli.quality_replay import Unreadable, measure, open_product, policies_of, read_samples
@@ -109,8 +115,8 @@ def _measured(
         chosen = samples.sample(limit, seed, shuffled=_is_shuffled(samples, limit, keep_order=keep_order))
         if after >= len(chosen):
             raise exit_with(f"--after {after}: the file has {len(chosen):,} questions", USAGE_ERROR)
-        product = open_product(load_settings())
-        policies: Sequence[Policy] = policies_of(names, thresholds, target)
+        product = open_product(load_settings(), verifier)
+        policies: Sequence[Policy] = policies_of(names, thresholds, target, verifier=verifier is not None)
         with shown_progress() as step:
             return measure(chosen, policies, product, seed, after, step)
     except (Unreadable, SettingsError, ValueError) as error:
@@ -219,9 +225,17 @@ def service_text(found: Mapping[str, Any]) -> str:
         f"policy: {found['policy']}, threshold {found['threshold']:g}, target {100 * found['target_error']:g} %",
         f"wrong hits: {wrong}",
         f"labels: {labels or 'none'}",
-        f"tightened: {'yes' if found.get('tightened') else 'no'}",
+        f"tightened: {_tightened(found)}",
     ]
     return "\n".join(lines)
+
+
+def _tightened(found: Mapping[str, Any]) -> str:
+    if not found.get("tightened"):
+        return "no"
+    reasons = [event.get("reason") for event in found.get("history") or () if event.get("change") == "tightened"]
+    level = f", to level {found['level']}" if "level" in found else ""
+    return f"yes{level}{f' ({reasons[-1]})' if reasons and reasons[-1] else ''}"
 
 
 # -- Terminal ----------------------------------------------------------------------------------------------------------

@@ -19,9 +19,10 @@ import numpy as np
 import orjson
 
 from api.embedders.minilm import MiniLM, model_files
+from api.guards.agreement import Features, disagreement, read
 from api.languages.identify import ONLY_ENGLISH, Languages
 from api.ports.inference import CurrentIdentity
-from api.ports.question import SEMANTIC_LIMIT, UNLIMITED
+from api.ports.question import SEMANTIC_LIMIT
 from api.quality.measurement import (
     Measurement,
     Outcomes,
@@ -43,6 +44,7 @@ from api.quality.replay import (
     Near,
     Offer,
     Policy,
+    Score,
     Stream,
     Truth,
     Verified,
@@ -50,9 +52,11 @@ from api.quality.replay import (
     replay,
 )
 from api.query.cache_key import normalise
-from api.query.candidates import ComparedQuestion, consider
+from api.query.candidates import ComparedQuestion, incomparable
 from api.settings import Settings
-from api.values import CachedAnswer, CacheMatch, EmbedderIdentity, Embedding, Usage
+from api.values import CachedAnswer, EmbedderIdentity, Embedding, Usage
+from training.pairs import Pair
+from training.scoring import Scorer
 
 T = TypeVar("T")
 FOW: Final = "fow"
@@ -76,6 +80,8 @@ FLAGS: Final = {
 THRESHOLDS: Final = (0.80, 0.84, 0.86, 0.88, 0.90, 0.92, 0.94, 0.96, 0.98)
 TARGETS: Final = (0.005, 0.01, 0.02, 0.05)
 """Error rates that `verified` aims at."""
+START: Final = 0.92
+"""The cosine from which `verified` serves until it has learned."""
 LOWEST: Final = 0.6
 """Candidates below this cosine count as none."""
 TEXTS: Final = 512
@@ -266,8 +272,10 @@ def _flag(where: str, record: Record) -> bool:
 POLICIES: Final = ("fixed", "guarded", "verified")
 
 
-def policies_of(names: Sequence[str] | None, thresholds: Sequence[float] | None, target: float) -> list[Policy]:
-    """Returns the policies to measure. Raises `ValueError` for an unknown name."""
+def policies_of(
+    names: Sequence[str] | None, thresholds: Sequence[float] | None, target: float, *, verifier: bool = False
+) -> list[Policy]:
+    """Returns the policies to measure. `verifier`: also with it. Raises `ValueError` for an unknown name."""
     for name in names or ():
         if name not in POLICIES:
             raise ValueError(f"--policy {name}: must be {', '.join(POLICIES)}")
@@ -276,7 +284,9 @@ def policies_of(names: Sequence[str] | None, thresholds: Sequence[float] | None,
         kind(cosine) for kind in (Fixed, Guarded) if kind.name in (names or POLICIES) for cosine in cosines
     ]
     if "verified" in (names or POLICIES):
-        found += [Verified(one, 0.92, seed=1) for one in sorted({*TARGETS, target})]
+        kinds = (False, True) if verifier else (False,)
+        targets = sorted({*TARGETS, target})
+        found += [Verified(one, START, seed=1, verifier=kind) for kind in kinds for one in targets]
     return found
 
 
@@ -286,14 +296,16 @@ def policies_of(names: Sequence[str] | None, thresholds: Sequence[float] | None,
 class Questions:
     """Texts as the semantic cache compares them: vectors, unread parts, guards."""
 
-    def __init__(self, texts: Sequence[str], model: MiniLM, languages: Languages, on_step: OnStep) -> None:
+    def __init__(self, texts: Sequence[str], product: Product, on_step: OnStep) -> None:
+        self._verifier = product.verifier
+        self._read: dict[int, Features] = {}
         vectors: list[np.ndarray[Any, np.dtype[np.float32]]] = []
         self.compared: list[ComparedQuestion] = []
         for start in range(0, len(texts), TEXTS):
             part = texts[start : start + TEXTS]
-            for text, embedding in zip(part, model.embed(part), strict=True):
+            for text, embedding in zip(part, product.model.embed(part), strict=True):
                 vectors.append(np.frombuffer(embedding.vector, "<f4"))
-                self.compared.append(ComparedQuestion(text, embedding.unread, languages))
+                self.compared.append(ComparedQuestion(text, embedding.unread, product.languages))
             on_step("embedding", len(vectors), len(texts))
         self.vectors: Floats = np.stack(vectors)
 
@@ -304,9 +316,26 @@ class Questions:
 
     def objection(self, asked: int, near: Near) -> str:
         """Returns the guard that rejects a cached question for the asked one; empty if all accept it."""
-        match = CacheMatch(self._answer(near.place), "semantic", near.similarity, now_ms=0)
-        [candidate] = consider(self.compared[asked], [match], near.similarity, UNLIMITED)
-        return candidate.objection.guard if candidate.objection is not None else ""
+        found = incomparable(self.compared[asked], self._answer(near.place))
+        found = found or disagreement(self._features(asked), self._features(near.place))
+        return found.guard if found is not None else ""
+
+    def _features(self, place: int) -> Features:
+        """Reads each question once, because that takes longer than all comparisons."""
+        if place not in self._read:
+            self._read[place] = read(self.compared[place].question)
+        return self._read[place]
+
+    def logit(self, asked: int, cached: int) -> float:
+        """Returns the verifier's logit. Needs one."""
+        assert self._verifier is not None
+        pair = Pair(self.compared[cached].question, self.compared[asked].question, True)
+        return float(self._verifier.logits([pair])[0])
+
+    @property
+    def score(self) -> Score | None:
+        """The verifier's logits, if there is one."""
+        return self.logit if self._verifier is not None else None
 
     def _answer(self, place: int) -> CachedAnswer:
         cached = self.compared[place]
@@ -319,7 +348,7 @@ class Product:
 
     model: MiniLM
     languages: Languages
-    threshold: float
+    verifier: Scorer | None = None
 
     @property
     def embedder(self) -> str:
@@ -327,13 +356,12 @@ class Product:
         return f"{self.model.name} {self.model.digest}"
 
 
-def open_product(settings: Settings) -> Product:
-    """Loads the embedder. Raises `SettingsError`."""
+def open_product(settings: Settings, verifier: Path | None = None) -> Product:
+    """Loads the embedder, and a verifier from its folder. Raises `SettingsError` and `InvalidModel`."""
     codes = settings.embedder.language_codes
     languages = ONLY_ENGLISH if codes is None else Languages(codes or None)
-    return Product(
-        MiniLM(model_files(settings.embedder.embed_model_path)), languages, settings.cache.similarity_threshold
-    )
+    model = MiniLM(model_files(settings.embedder.embed_model_path))
+    return Product(model, languages, Scorer(verifier) if verifier is not None else None)
 
 
 # -- Measuring ---------------------------------------------------------------------------------------------------------
@@ -354,7 +382,7 @@ def _measured_pairs(
     samples: Samples, policies: Sequence[Policy], product: Product, seed: int, on_step: OnStep
 ) -> tuple[list[Row], dict[str, Rate]]:
     count = len(samples)
-    questions = Questions([*samples.cached, *samples.asked], product.model, product.languages, on_step)
+    questions = Questions([*samples.cached, *samples.asked], product, on_step)
     offers = [_offer(questions, place, count) for place in range(count)]
     same = np.array(samples.same, bool)
     rows = []
@@ -397,7 +425,7 @@ def _offer(questions: Questions, place: int, count: int) -> Offer:
     asked = count + place
     similarity = float(questions.vectors[asked] @ questions.vectors[place])
     near = [Near(place, similarity)] if questions.comparable(asked) and similarity >= LOWEST else []
-    return Offer(asked, near, questions.objection, {})
+    return Offer(asked, near, questions.objection, questions.score)
 
 
 def _by_kind(samples: Samples, outcomes: Outcomes) -> dict[str, tuple[int, int]]:
@@ -412,7 +440,7 @@ def _by_kind(samples: Samples, outcomes: Outcomes) -> dict[str, tuple[int, int]]
 def _measured_stream(
     samples: Samples, policies: Sequence[Policy], product: Product, seed: int, after: int, on_step: OnStep
 ) -> tuple[list[Row], dict[str, Rate]]:
-    questions = Questions(samples.asked, product.model, product.languages, on_step)
+    questions = Questions(samples.asked, product, on_step)
     comparable = [questions.comparable(place) for place in range(len(samples))]
     stream = Stream(questions.vectors, [normalise(text) for text in samples.asked], comparable)
     truth, could = _truth(samples, product)
@@ -422,7 +450,7 @@ def _measured_stream(
 
     counted = np.arange(len(samples)) >= after
     rows = []
-    for run in replay(stream, policies, questions.objection, truth, progress):
+    for run in replay(stream, policies, questions.objection, truth, progress, questions.score):
         outcomes = outcomes_of_stream(run, truth, could).part(counted)
         exact = int(run.exact[counted].sum())
         rows.append(Row(run.policy, outcomes, figures(run.policy, outcomes, exact, seed), {}))

@@ -15,12 +15,21 @@ from typing import Any, Final, NamedTuple, Protocol
 import numpy as np
 
 from api.ports.inference import Embedder
-from api.ports.quality import Label, PolicyDecision, PolicyName, PolicyOutcome, PooledLabel, Verdict, Versions
+from api.ports.quality import (
+    Confusion,
+    Label,
+    PolicyDecision,
+    PolicyName,
+    PolicyOutcome,
+    PooledLabel,
+    Verdict,
+    Versions,
+)
 from api.ports.telemetry import Telemetry
 from api.quality.answer_facts import AnswerText
 from api.quality.assessment import Published, QualitySettings, assess
 from api.quality.calibration import Model
-from api.quality.comparator import Comparator
+from api.quality.comparator import Comparator, VerdictCounts
 from api.quality.evidence import NEAR, NEIGHBOURS, NearEntry, evidence_of
 from api.quality.policies import CANDIDATES_FROM, Rules, decide
 
@@ -51,6 +60,9 @@ class Near(NamedTuple):
     similarity: float
 
 
+Judge = Callable[[int, Near], str]
+Score = Callable[[int, int], float]
+"""The verifier's logit for an asked and a cached question."""
 Compare = Callable[[Near], bool | None]
 """Whether a candidate's answer is right for the asked question. None if nobody knows."""
 
@@ -59,20 +71,28 @@ Compare = Callable[[Near], bool | None]
 class Offer:
     """What the cache finds for a question: the nearest cached questions, nearest first.
 
-    `judge` returns the objection of the guards to a candidate, or an empty string. It is slow and called at most once
-    per pair, so policies share `objections`.
+    `judge` returns the objection of the guards to a candidate, or an empty string; `score` its logit. Both are slow and
+    called at most once per pair, so policies share `objections` and `logits`.
     """
 
     asked: int
     near: Sequence[Near]
-    judge: Callable[[int, Near], str]
-    objections: dict[int, str]
+    judge: Judge
+    score: Score | None = None
+    objections: dict[int, str] = field(default_factory=dict)
+    logits: dict[int, float] = field(default_factory=dict)
 
     def objection(self, candidate: Near) -> str:
         """Returns why the guards reject a candidate; empty if they accept it."""
         if candidate.place not in self.objections:
             self.objections[candidate.place] = self.judge(self.asked, candidate)
         return self.objections[candidate.place]
+
+    def logit(self, candidate: Near) -> float | None:
+        """Returns the verifier's logit of a candidate; None without a verifier."""
+        if self.score is not None and candidate.place not in self.logits:
+            self.logits[candidate.place] = self.score(self.asked, candidate.place)
+        return self.logits.get(candidate.place)
 
 
 class Policy(Protocol):
@@ -129,14 +149,18 @@ class Stream:
         return len(self.keys)
 
 
-Judge = Callable[[int, Near], str]
-Score = Callable[[int, int], float]
-"""The verifier's logit for an asked and a cached question."""
 Truth = Callable[[int, int], bool | None]
 """Whether the answer to the second question is right for the first. None if nobody knows."""
 
 
-def replay(stream: Stream, policies: Sequence[Policy], judge: Judge, truth: Truth, progress: Progress) -> list[Run]:
+def replay(
+    stream: Stream,
+    policies: Sequence[Policy],
+    judge: Judge,
+    truth: Truth,
+    progress: Progress,
+    score: Score | None = None,
+) -> list[Run]:
     """Asks every question under all policies at once, each with a cache of its own that is empty at first.
 
     A miss is answered and cached. The nearest neighbours are exact.
@@ -147,13 +171,13 @@ def replay(stream: Stream, policies: Sequence[Policy], judge: Judge, truth: Trut
     ]
     floor = min(policy.floor for policy in policies)
     for asked, near in _earlier(stream.vectors, floor, progress):
-        objections: dict[int, str] = {}
+        shared = Offer(asked, (), judge, score)
         for run in runs:
             if (equal := run.keys.get(stream.keys[asked])) is not None:
                 run.served[asked], run.exact[asked] = equal, True
                 continue
             found = _cached(run, near) if stream.comparable[asked] else ()
-            _answer(run, Offer(asked, found, judge, objections), truth)
+            _answer(run, replace(shared, near=found), truth)
             if run.served[asked] == MISS:
                 run.keys[stream.keys[asked]] = asked
                 run.cached[asked] = stream.comparable[asked]
@@ -209,7 +233,7 @@ def best_scores(stream: Stream, policy: Policy, judge: Judge, truth: Truth) -> t
         near = [
             Near(int(place), float(one)) for place, one in zip(places[: policy.neighbours], similarities, strict=False)
         ]
-        found = policy.score(Offer(asked, near, judge, {})) if near else None
+        found = policy.score(Offer(asked, near, judge)) if near else None
         if found is not None:
             known = truth(asked, found[0].place)
             scores[asked], right[asked] = found[1], UNKNOWN if known is None else int(known)
@@ -296,22 +320,31 @@ class Guarded(Fixed):
 class Verified:
     """The policy `verified` and how it learns: answer groups, labels of misses and shadow calls, the keeper's rounds.
 
-    A label says what is true. The service's comparator errs now and then; it is measured apart.
+    Labels say what is true; with `comparator` they say what a comparator with these errors would have said.
     """
 
     name: str = PolicyName.VERIFIED
     neighbours = NEIGHBOURS
     floor = CANDIDATES_FROM
 
-    def __init__(self, target: float, threshold: float, seed: int, score: Score | None = None) -> None:
-        """`threshold`: the cosine until enough is learned. `score`: the verifier's logits."""
+    def __init__(
+        self,
+        target: float,
+        threshold: float,
+        seed: int,
+        *,
+        verifier: bool = False,
+        comparator: VerdictCounts | None = None,
+    ) -> None:
+        """`threshold`: the cosine until enough is learned. `verifier`: use its logits, too."""
         self.threshold = target
-        self.verifier = score is not None
-        self._score = score
+        self.verifier = verifier
+        self._comparator = comparator
         self._seed = seed
         self._random = np.random.default_rng(seed)
-        versions = Versions("replay", "replay" if score is not None else "", "truth")
-        self._settings = QualitySettings(PolicyName.VERIFIED, threshold, target, versions)
+        versions = Versions("replay", "replay" if verifier else "", "truth")
+        confusion = comparator.confusion if comparator is not None else Confusion()
+        self._settings = QualitySettings(PolicyName.VERIFIED, threshold, target, versions, confusion)
         self._published = Published()
         self._model: Model | None = None
         self._labels: list[PooledLabel] = []
@@ -352,7 +385,8 @@ class Verified:
 
     def fresh(self) -> Verified:
         """Returns the same policy before it has learned anything."""
-        return Verified(self._settings.target, self._settings.threshold, self._seed, self._score)
+        target, threshold = self._settings.target, self._settings.threshold
+        return Verified(target, threshold, self._seed, verifier=self.verifier, comparator=self._comparator)
 
     def study(self, offer: Offer, same: bool) -> None:
         """Learns from a pair of questions that nobody is served from."""
@@ -366,7 +400,7 @@ class Verified:
         entries = [NearEntry(near.similarity, group) for near, group in zip(offer.near, groups, strict=True)]
         for index, near in enumerate(offer.near):
             guard = offer.objection(near)
-            logit = self._score(offer.asked, near.place) if self._score is not None and not guard else None
+            logit = offer.logit(near) if self.verifier and not guard else None
             entries[index] = NearEntry(near.similarity, groups[index], guard, logit)
             if not guard:
                 return entries, index
@@ -380,11 +414,12 @@ class Verified:
     def _label(
         self, same: bool | None, entries: Sequence[NearEntry], index: int, *, served: bool, chance: float
     ) -> None:
-        if same is None:
+        verdict = self._verdict(same)
+        if verdict is Verdict.UNSURE:
             return
         label = Label(
             evidence_of(entries, index),
-            Verdict.SAME if same else Verdict.DIFFERENT,
+            verdict,
             "shadow" if served else "miss",
             served,
             "semantic",
@@ -396,16 +431,38 @@ class Verified:
         self._labels.append(PooledLabel(SCOPE, SCOPE, label))
         self._new[SCOPE] += 1
 
+    def _verdict(self, same: bool | None) -> Verdict:
+        """Returns what the comparator says about two answers of which it is known whether they are the same."""
+        if same is None:
+            return Verdict.UNSURE
+        counts = self._comparator
+        if counts is None:
+            return Verdict.SAME if same else Verdict.DIFFERENT
+        verdicts = list(Verdict)
+        of_same = (counts.same_same, counts.same_different, counts.same_unsure)
+        of_different = (counts.different_same, counts.different_different, counts.different_unsure)
+        bounds = np.cumsum(of_same if same else of_different)
+        return verdicts[int(np.searchsorted(bounds, self._random.random() * bounds[-1], side="right"))]
+
     def _join(self, offer: Offer, same: Compare) -> None:
-        """Finds the answer group of a new entry: the oldest among the groups that say the same."""
+        """Adds the new entry to the nearest group with the same answer, as the service does.
+
+        Another such group merges with it only if their own answers are the same, too.
+        """
         close = [near for near in offer.near if near.similarity >= NEAR]
-        verdicts: dict[int, bool | None] = {}
+        heard: dict[int, Verdict] = {}
+        true: dict[int, bool | None] = {}
         for near in close:
             group = self._groups.get(near.place, near.place)
-            if group not in verdicts:
-                verdicts[group] = same(near)
-        joined = {group for group, verdict in verdicts.items() if verdict}
-        oldest = min(joined, default=offer.asked)
+            if group not in heard:
+                true[group] = same(near)
+                heard[group] = self._verdict(true[group])
+        nearest, *others = [group for group, verdict in heard.items() if verdict is Verdict.SAME] or [offer.asked]
+        joined = {nearest}
+        for group in others:
+            if self._verdict(bool(true[nearest] and true[group])) is Verdict.SAME:
+                joined.add(group)
+        oldest = min(joined)
         self._groups[offer.asked] = oldest
         for near in close:
             if self._groups.get(near.place, near.place) in joined:

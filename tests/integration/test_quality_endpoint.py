@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+from api.cli.quality import service_text
 from api.ports.quality import FalseHitRate, PolicyName, QualityEvent, QualityState, SimilarityBand, Versions
 from tests.support.service import Service, ask
 from tests.support.waiting import wait_until_async
@@ -132,3 +133,23 @@ async def test_it_needs_no_redis(serve: Service, redis_server: Any) -> None:
         assert (await figures(client))["false_hit_rate"] == UNKNOWN
     finally:
         redis_server.start()
+
+
+# -- The command line --------------------------------------------------------------------------------------------------
+
+
+async def test_the_command_says_that_nothing_is_known_yet(serve: Service) -> None:
+    shown = await figures(await serve(cache={"similarity_threshold": 0.9}))
+    assert service_text(shown).splitlines() == [
+        "policy: guarded, threshold 0.9, target 2 %",
+        "wrong hits: not known yet",
+        "labels: 0 shadow, 0 miss, 0 feedback",
+        "tightened: no",
+    ]
+
+
+@pytest.mark.usefixtures("measured")
+async def test_the_command_shows_the_rate_with_its_interval(serve: Service) -> None:
+    text = service_text(await figures(await serve()))
+    assert "wrong hits: 1.23 % (0.50 to 3.00) from 420 labels" in text
+    assert "tightened: yes, to level 1 (above the target)" in text

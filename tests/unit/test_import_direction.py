@@ -94,6 +94,7 @@ ALLOWED: dict[str, set[str]] = {
     "api.backup": {"api.ports", "api.values", "api.errors"},
     "api.cli": {
         "api.embedders",
+        "api.guards",
         "api.languages",
         "api.ports",
         "api.quality",

@@ -133,7 +133,7 @@ def test_the_measured_policy_decides_as_the_service_does() -> None:
     """Compares the policy of the replay with the flow's own functions on the same candidates."""
     texts = [text for line in PAIRS.splitlines()[1:] for text in line.split(",")[:2]]
     product = open_product(load_settings(None))
-    questions = Questions(texts, product.model, product.languages, lambda what, done, total: None)
+    questions = Questions(texts, product, lambda what, done, total: None)
     decided = set()
     for asked, compared in enumerate(questions.compared):
         similarities = questions.vectors[:asked] @ questions.vectors[asked]
@@ -141,7 +141,7 @@ def test_the_measured_policy_decides_as_the_service_does() -> None:
         matches = [CacheMatch(answer_of(texts[one.place], one.place), "semantic", one.similarity, 0) for one in near]
         for threshold in (0.6, 0.8, 0.9, 0.98):
             served = best(up_to_the_first_fresh(consider(compared, matches, threshold, UNLIMITED)))
-            offer = Offer(asked, [one for one in near if one.similarity >= threshold], questions.objection, {})
+            offer = Offer(asked, [one for one in near if one.similarity >= threshold], questions.objection)
             chosen = Guarded(threshold).decide(offer) if offer.near else None
             assert (chosen.place if chosen else None) == (int(served.match.answer.entry) if served else None)
             decided.add(chosen is None)
@@ -231,6 +231,12 @@ def test_wrong_use_exits_with_2(arguments: tuple[str, ...], said: str) -> None:
     result = run(*arguments)
     assert result.exit_code == 2
     assert said in result.stderr
+
+
+def test_a_folder_without_a_verifier_is_named(pairs: str, tmp_path: Path) -> None:
+    result = run("measure", pairs, "--verifier", str(tmp_path))
+    assert result.exit_code == 2
+    assert str(tmp_path) in result.stderr
 
 
 # -- Reports -----------------------------------------------------------------------------------------------------------

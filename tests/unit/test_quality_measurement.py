@@ -185,6 +185,33 @@ def test_verified_never_serves_what_a_guard_rejects() -> None:
     assert found.hits == 0
 
 
+def test_a_verifier_that_knows_the_truth_adds_hits() -> None:
+    stream, intents = clustered(2500, 60, 0.8, seed=1)
+    truth = truth_of(intents)
+
+    def score(asked: int, cached: int) -> float:
+        return 4.0 if truth(asked, cached) else -4.0
+
+    policies = [Verified(0.02, 0.92, seed=1), Verified(0.02, 0.92, seed=1, verifier=True)]
+    runs = replay(stream, policies, accept, truth, quiet, score)
+    without, with_verifier = ((run.served != MISS).sum() for run in runs)
+    assert with_verifier > 1.2 * without
+    found = outcomes_of_stream(runs[1], truth, np.array([], bool))
+    assert (found.right[found.hits] == 1).mean() > 0.98
+
+
+def test_the_verifier_scores_a_pair_once_for_all_policies() -> None:
+    scored: list[tuple[int, int]] = []
+
+    def score(asked: int, cached: int) -> float:
+        scored.append((asked, cached))
+        return 0.0
+
+    policies = [Verified(target, 0.99, seed=1, verifier=True) for target in (0.01, 0.02)]
+    replay(stream_of(0, 30, 60), policies, accept, truth_of("aaa"), quiet, score)
+    assert scored == [(1, 0), (2, 1)]
+
+
 def test_a_stream_whose_truth_is_unknown_teaches_nothing() -> None:
     stream, _ = clustered(1000, 20, 0.3, seed=2)
     [run] = replay(stream, [Verified(0.02, 0.92, seed=1)], accept, lambda asked, stored: None, quiet)
