@@ -27,8 +27,11 @@ from api.backends.embedder import RememberedEmbedder
 from api.embedded.redis_server import embedded_redis
 from api.embedders.onnx import OnnxEmbedder
 from api.languages.identify import ONLY_ENGLISH
+from api.ports.quality import PolicyName, Versions
 from api.ports.question import Query, Timings
 from api.ports.telemetry import Telemetry
+from api.quality.assessment import QualitySettings
+from api.quality.keeper import QualityView
 from api.query.cache import CacheBudget, CachePolicy, SemanticCache
 from api.query.cache_key import CacheKeyBuilder
 from api.redis_store.health_gated import HealthGatedRedis
@@ -132,9 +135,9 @@ async def opened(stack: AsyncExitStack, threshold: float) -> SemanticCache:
     counters = CacheCounters(gate, Keys(), "bench")
     answers = RedisAnswerCache(gate, Keys(), indexes, counters, ttl_ms=3_600_000, stale_ms=3_600_000, max_size=ENTRIES)
     policy = CachePolicy(threshold, languages=ONLY_ENGLISH, follow_ups=True)
-    return SemanticCache(
-        answers, embedder, CacheKeyBuilder(embedder, AnyModel()), Telemetry(), policy, CacheBudget(600.0)
-    )
+    quality = QualityView(QualitySettings(PolicyName.GUARDED, threshold, 0.02, Versions("bench")))
+    keys, budget = CacheKeyBuilder(embedder, AnyModel()), CacheBudget(600.0)
+    return SemanticCache(answers, embedder, keys, Telemetry(), policy, budget, quality=quality)
 
 
 async def served(cache: SemanticCache, pair: Pair, tenant: str) -> bool:
