@@ -79,8 +79,8 @@ class Agreement:
     - `pairs`: the statements of both that are each other's nearest. `conflicts`: of the answers as a whole.
     - `likeness`: of the whole texts. `covered`: the share of one answer that the other says too, the smaller of both;
       `most_covered`: the larger.
-    - `missing`: facts beyond the question that only one of two paired statements gives. `extra`: statements with facts
-      that only one answer makes. `unpaired`: statements that each makes alone.
+    - `missing`: facts beyond the question that only one of two paired statements gives. `extra`: statements that
+      only one answer makes. `unpaired`: statements that each makes alone.
     - `lead`: 1 if a yes or no fits the other answer, -1 if not, 0 without one.
     - `citations`: the share of common passages; None unless both cite.
     """
@@ -284,12 +284,8 @@ class Pairing:
         return min(alone)
 
     def _extra(self, likeness: Matrix) -> int:
-        """Returns how many statements with facts only one answer makes."""
-        return sum(
-            float(best) < ALIGNED and statement.has_facts
-            for answer, found in ((self.one, likeness), (self.other, likeness.T))
-            for statement, best in zip(answer.statements, found.max(axis=1, initial=0), strict=True)
-        )
+        """Returns how many statements only one answer makes."""
+        return sum(int((found.max(axis=1, initial=0) < ALIGNED).sum()) for found in (likeness, likeness.T))
 
 
 # -- facts of whole answers -------------------------------------------------------------------------------------------

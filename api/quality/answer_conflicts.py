@@ -110,7 +110,8 @@ def _turned_around(one: Statement, other: Statement) -> bool:
         return False
     before, after = _sides(one)
     left, right = _sides(other)
-    return len(before & right) + len(after & left) > len(before & left) + len(after & right)
+    crossed = len((before & right) - left) + len((after & left) - right)
+    return crossed > 1 or (crossed == 1 and not (before & left or after & right))
 
 
 def _sides(statement: Statement) -> tuple[frozenset[str], frozenset[str]]:

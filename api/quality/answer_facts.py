@@ -72,12 +72,6 @@ class Statement:
         """The content words without their order."""
         return frozenset(self.content)
 
-    @property
-    def has_facts(self) -> bool:
-        """Returns whether leaving it out would leave out a fact."""
-        strong = any(not one.weak for one in self.quantities)
-        return strong or bool(self.names) or self.kind != "sentence" or not CONDITIONS.isdisjoint(self.words)
-
 
 @dataclass(frozen=True, slots=True)
 class AnswerFacts:
@@ -105,7 +99,7 @@ class AnswerFacts:
 CONDITIONS: Final = words_in("if unless except only provided until when without")
 AXES: Final[dict[str, dict[str, frozenset[str]]]] = {
     "duty": {
-        "must": words_in("must required require requires mandatory need needs compulsory obligatory necessary"),
+        "must": words_in("must required require requires mandatory need needs needed compulsory obligatory necessary"),
         "may": words_in("may optional optionally might voluntary"),
     },
     "frequency": {
@@ -183,7 +177,8 @@ _LEAD: Final = re.compile(
     re.IGNORECASE,
 )
 _NOTHING: Final = re.compile(
-    r"(?:i )?hope (?:this|that|it) helps|let me know if|feel free to|(?:please )?don't hesitate|if you (?:have"
+    r"(?:i )?hope (?:this|that|it) (?:helps|answers)|hesitate to (?:ask|contact|get|reach|write)"
+    r"|let me know if|feel free to|(?:please )?don't hesitate|if you (?:have"
     r"|need) any (?:more|other|"
     r"further|additional) (?:question|help|assist|information)|is there anything else|have a (?:great|nice"
     r"|good) (?:day|one)"
@@ -207,6 +202,8 @@ _REFUSAL: Final = re.compile(
     r"|\b(?:is|are|was|were)(?: not|n't) (?:mentioned|specified|stated|covered|included|given|provided|described"
     r"|available|found|"
     r"addressed|discussed)(?: anywhere)? (?:in|by) (?:the|any|my|these|your|our)\b"
+    r"|\bnot (?:something|anything|a topic)\b.{0,60}?\b(?:covers?|knows?|mentions?|has|have|contains?|in)\b"
+    r"|\bsays? nothing (?:about|on)\b"
     r"|\bnothing (?:in|about|on)\b.{0,80}?\b(?:documents?|context|passages?|sources?|this|that|it)\b"
     r"|\b(?:unknown to me|beyond my knowledge|not (?:known|clear) from|outside (?:of )?my knowledge)",
     re.IGNORECASE,
@@ -249,6 +246,7 @@ def read_answer(answer: AnswerText) -> AnswerFacts:
     text = nfc(text).replace("\r\n", "\n").replace("’", "'").replace("‘", "'")
     cited = _cited(text, answer.sources)
     pieces = list(_pieces(_CITATION.sub("", text)))
+    pieces = [one for one in pieces if not _exclaims(*one)] or pieces
     affirms, pieces = _without_lead(pieces)
     pieces = [one for one in pieces if not _introduces(*one)] or pieces
     question = read_words(answer.question[:MAX_QUESTION])
@@ -453,6 +451,17 @@ def _refuses(statements: Sequence[Statement]) -> bool:
         return False
     return not any(
         one.quantities or one.kind == "code" for one, refused in zip(statements, refusing, strict=True) if not refused
+    )
+
+
+def _exclaims(text: str, kind: StatementKind) -> bool:
+    """Returns whether a short sentence only greets or thanks: sure thing!"""
+    return (
+        kind == "sentence"
+        and text.endswith("!")
+        and len(text.split()) <= 6
+        and not _AFFIRMS.match(text)
+        and not any(map(str.isdigit, text))
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from api.guards.vocabulary import ORDINALS, SCALES, SMALL, TENS
+from api.guards.vocabulary import ORDINALS, SCALES, SMALL, TENS, number_from
 from api.languages.function_words import words_in
 from api.quality.units import FACTORS, UNITS, Quantity
 
@@ -39,6 +39,10 @@ _FRACTION_WORDS: Final = {
     "quarters": 0.25,
 }
 _HEDGES: Final = words_in("about around approximately roughly nearly almost approx circa some estimated ~ ≈ over just")
+_TEENTHS: Final = number_from(
+    "thirteenth fourteenth fifteenth sixteenth seventeenth eighteenth nineteenth twentieth", start=13
+)
+_ORDINALS: Final = ORDINALS | _TEENTHS
 _RANGE: Final = words_in("to and or through until - – —")
 _SCALES: Final = {**SCALES, "m": 10**6, "mn": 10**6, "bn": 10**9, "dozen": 12}
 _MONTH_NAMES: Final = "january jan,february feb,march mar,april apr,may,june jun,july jul,august aug,\
@@ -77,12 +81,13 @@ def read_quantities(text: str) -> tuple[Quantity, ...]:
     """Returns the quantities of `text` in order. Time is linear in its length."""
     low = text.lower()
     tokens = [_Token(str(found.lastgroup), found[0], found.start()) for found in _TOKEN.finditer(low)]
-    return _Reader(tokens).read() if tokens else ()
+    return _Reader(tokens, text).read() if tokens else ()
 
 
 class _Reader:
-    def __init__(self, tokens: Sequence[_Token]) -> None:
+    def __init__(self, tokens: Sequence[_Token], text: str) -> None:
         self._tokens = tokens
+        self._text = text
         self._at = 0
         self._found: list[Quantity] = []
         self._ends: list[int] = []
@@ -175,11 +180,19 @@ class _Reader:
             skip += 1
         if self._peek(skip).kind != "word" or (month := _MONTHS.get(self._word(skip), 0)) == 0:
             return None
+        if not self._is_month(self._peek(skip)):
+            return None
         self._at += skip + 1
         return _day(self._year(), month, int(token.text), token)
 
+    def _is_month(self, token: _Token) -> bool:
+        """Returns whether `may` and `march` have a capital: nobody under 10 may enter."""
+        return token.text not in ("may", "march") or self._text[token.start : token.start + 1].isupper()
+
     def _month_first(self, token: _Token) -> Quantity | None:
         month, after = _MONTHS[self._word()], self._peek(1)
+        if not self._is_month(token):
+            return None
         if after.kind != "number" or not after.text.isdigit():
             return self._month_alone(month, token)
         value = int(after.text)
@@ -289,9 +302,9 @@ class _Reader:
             self._at += 2 if self._word(1) in ("a", "an") and self._word(2) in UNITS else 1
             return 0.5, 9, self._word() not in UNITS
         if word not in SMALL and word not in TENS:
-            if word in ORDINALS:
+            if word in _ORDINALS:
                 self._at += 1
-                return float(ORDINALS[word]), 9, True
+                return float(_ORDINALS[word]), 9, _ORDINALS[word] <= 3
             return None
         if word == "one" and self._word(1) == "in" and SMALL.get(self._word(2), 0) > 1:
             self._at += 3
