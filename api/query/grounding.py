@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from api.errors import EmbeddingUnavailable, StoreUnavailable
 from api.knowledge.retrieval import PassageQuery, Retriever
@@ -16,10 +16,12 @@ from api.ports.answer_cache import RetrievalSnapshot
 from api.ports.question import RAW, Query, Timings
 from api.ports.telemetry import GroundingOutcome, Telemetry
 from api.query import prompt
-from api.query.condense import Condenser
 from api.query.prompt import budget, fit
 from api.query.prompt_template import PromptTemplate
 from api.values import GenerationRequest, Source, Vector
+
+if TYPE_CHECKING:
+    from api.query.condense import Condenser
 
 
 @dataclass(frozen=True, slots=True)
