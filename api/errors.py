@@ -29,6 +29,7 @@ Errors outside the tree never reach a client:
     EmbeddingUnavailable          no embedding; the semantic tier misses
     └── TextNotEmbedded           the model cannot embed this text
     RerankingUnavailable          no re-ranking; passages keep their order
+    VerifierUnavailable           no score; a candidate that needs one is not served
     DocumentsChanged              the passages are out of date; the answer is checked again
 
 `FAULTS` lists the ways a call to Ollama can fail, how the circuit breaker counts each, and the client's status.
@@ -325,6 +326,10 @@ class TextNotEmbedded(EmbeddingUnavailable):
 
 class RerankingUnavailable(Exception):
     """The re-ranker cannot score passages now. They keep the order in which they were found."""
+
+
+class VerifierUnavailable(Exception):
+    """The verifier cannot score candidates now. One that needs a score is not served."""
 
 
 def retry_after_seconds(seconds: float) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import time
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -45,13 +46,17 @@ class Pair(NamedTuple):
 class CrossEncoder:
     """The loaded model with one computing thread. Not thread-safe."""
 
-    def __init__(self, files: ModelFiles) -> None:
-        """Loads the model and scores sample pairs. Raises `SettingsError` that says what is wrong with the files."""
+    def __init__(self, files: ModelFiles, setting: str = SETTING) -> None:
+        """Loads the model and scores sample pairs.
+
+        Raises `SettingsError` that names `setting` and says what is wrong with the files.
+        """
         self._files = files
-        self._tokenizer = load_tokenizer(files.tokenizer, SETTING)
+        self._setting = setting
+        self._tokenizer = load_tokenizer(files.tokenizer, setting)
         self.max_tokens = _truncate(self._tokenizer)
-        self._session = load_session(files.weights, SETTING)
-        self._inputs = _inputs(self._session, files.weights)
+        self._session = load_session(files.weights, setting)
+        self._inputs = _inputs(self._session, files.weights, setting)
         self._output = _output(self._session)
         self._verify()
 
@@ -65,8 +70,11 @@ class CrossEncoder:
         return digest.hexdigest()[:12]
 
     def score(self, pairs: Sequence[Pair]) -> list[float]:
-        """Returns the relevance of each text to its question, 0 to 1, in order. Truncates the longer part of long pairs
-        first.
+        """Returns the relevance of each text to its question, 0 to 1, in order, as `logits` computes it."""
+        return [0.5 * (1 + math.tanh(logit / 2)) for logit in self.logits(pairs)]  # a sigmoid that cannot overflow
+
+    def logits(self, pairs: Sequence[Pair]) -> list[float]:
+        """Returns the logit of each pair, in order. Truncates the longer part of long pairs first.
 
         Pairs of equal length run together, so none is padded and a score does not depend on the other pairs of a batch.
         Raises the runtime's errors, and `ValueError` if a score is not finite.
@@ -77,8 +85,8 @@ class CrossEncoder:
             by_length[len(encoding.ids)].append(place)
         scored = [0.0] * len(pairs)
         for places in by_length.values():
-            logits = self._run([encodings[place] for place in places])
-            for place, one in zip(places, _probabilities(logits), strict=True):
+            found = self._run([encodings[place] for place in places])
+            for place, one in zip(places, _one_logit_each(found), strict=True):
                 scored[place] = one
         return scored
 
@@ -101,12 +109,12 @@ class CrossEncoder:
         except Exception as error:  # the runtime's errors share no public base below Exception
             reason = str(error).partition("\n")[0]
             raise SettingsError(
-                f"{SETTING}: {self._files.weights} cannot score a question and a text: {reason}"
+                f"{self._setting}: {self._files.weights} cannot score a question and a text: {reason}"
             ) from error
         if logits.shape not in {(2,), (2, 1), (2, 2)}:
             raise SettingsError(
-                f"{SETTING}: {self._files.weights} is not a cross-encoder: for two pairs its output has the shape "
-                f"{logits.shape}, not one or two numbers per pair"
+                f"{self._setting}: {self._files.weights} is not a cross-encoder: for two pairs its output has the "
+                f"shape {logits.shape}, not one or two numbers per pair"
             )
 
 
@@ -123,12 +131,12 @@ def _truncate(tokenizer: Tokenizer) -> int:
     return limit
 
 
-def _inputs(session: InferenceSession, weights: Path) -> tuple[str, ...]:
+def _inputs(session: InferenceSession, weights: Path, setting: str) -> tuple[str, ...]:
     names = tuple(node.name for node in session.get_inputs())
     if "input_ids" not in names or not INPUTS.issuperset(names):
         expected = ", ".join(sorted(INPUTS))
         raise SettingsError(
-            f"{SETTING}: {weights} is not a cross-encoder: its inputs are {', '.join(names)}, not among {expected}"
+            f"{setting}: {weights} is not a cross-encoder: its inputs are {', '.join(names)}, not among {expected}"
         )
     return names
 
@@ -138,14 +146,13 @@ def _output(session: InferenceSession) -> str:
     return "logits" if "logits" in names else names[0]
 
 
-def _probabilities(logits: Logits) -> list[float]:
-    """Converts one logit with a sigmoid, or the logits of irrelevant and relevant with a softmax."""
+def _one_logit_each(logits: Logits) -> list[float]:
+    """Returns the logit of relevant, or the difference if the model also has one of irrelevant."""
     if not np.isfinite(logits).all():
         raise ValueError("a score is not finite")
     rows = logits.reshape(len(logits), -1)
-    logit = rows[:, 1] - rows[:, 0] if rows.shape[1] == 2 else rows[:, 0]
-    scored: list[float] = (0.5 * (1 + np.tanh(logit / 2))).tolist()  # a sigmoid that cannot overflow
-    return scored
+    found: list[float] = (rows[:, 1] - rows[:, 0] if rows.shape[1] == 2 else rows[:, 0]).tolist()
+    return found
 
 
 PAIRS_PER_BATCH: Final = 4
@@ -171,9 +178,20 @@ class ScoringQueue:
     A call that would not finish in time fails at once. Under overload some calls succeed, and none waits in vain.
     """
 
-    def __init__(self, score: Callable[[Sequence[Pair]], list[float]], thread: Executor) -> None:
+    def __init__(
+        self,
+        score: Callable[[Sequence[Pair]], list[float]],
+        thread: Executor,
+        name: str = "re-ranker",
+        unavailable: type[Exception] = RerankingUnavailable,
+        batch: int = PAIRS_PER_BATCH,
+    ) -> None:
+        """`unavailable`: the error for callers. `batch`: the most pairs that run together."""
         self._score = score
         self._thread = thread
+        self._name = name
+        self._unavailable = unavailable
+        self._batch = batch
         self._users: deque[_Call] = deque()
         self._background: deque[_Call] = deque()
         self._batches: asyncio.Task[None] | None = None
@@ -181,9 +199,9 @@ class ScoringQueue:
         self._closed = False
 
     async def scores(self, pairs: Sequence[Pair], seconds: float, *, background: bool = False) -> list[float]:
-        """Returns a score per pair, in order, within `seconds`. Raises `RerankingUnavailable`."""
+        """Returns a score per pair, in order, within `seconds`. Raises `unavailable`."""
         if self._closed:
-            raise RerankingUnavailable("the re-ranker is closed")
+            raise self._error("is closed")
         if not pairs:
             return []
         self._require_capacity(len(pairs), seconds, background=background)
@@ -195,7 +213,7 @@ class ScoringQueue:
             with LagTimeout(seconds):
                 return await call.result
         except TimeoutError as error:
-            raise RerankingUnavailable(f"the re-ranker took longer than {seconds:g} s") from error
+            raise self._error(f"took longer than {seconds:g} s") from error
 
     async def close(self) -> None:
         """Fails the waiting callers. A running batch finishes in the thread, and its result is dropped."""
@@ -204,13 +222,13 @@ class ScoringQueue:
             self._batches.cancel()
             await asyncio.wait([self._batches])
         for call in (*self._users, *self._background):
-            _fail(call, "the re-ranker is closed")
+            self._fail(call, "is closed")
 
     def _require_capacity(self, pairs: int, seconds: float, *, background: bool) -> None:
         """Always accepts a call if the queue is empty, because only running it updates the estimate."""
         ahead = sum(call.left for call in (*self._users, *(self._background if background else ())))
         if ahead and (ahead + pairs) * self._pair_seconds > seconds:
-            raise RerankingUnavailable(f"the re-ranker cannot finish within {seconds:g} s")
+            raise self._error(f"cannot finish within {seconds:g} s")
 
     async def _run_batches(self) -> None:
         while (call := self._next_call()) is not None:
@@ -227,12 +245,12 @@ class ScoringQueue:
 
     async def _run_batch(self, call: _Call) -> None:
         start = len(call.scored)
-        pairs = call.pairs[start : start + PAIRS_PER_BATCH]
+        pairs = call.pairs[start : start + self._batch]
         began = time.perf_counter()
         try:
             scored = await asyncio.get_running_loop().run_in_executor(self._thread, self._score, pairs)
         except Exception as error:  # noqa: BLE001 - the runtime's errors have no common base; the caller needs each
-            _fail(call, f"the re-ranker failed: {error}")
+            self._fail(call, f"failed: {error}")
             return
         self._update_estimate((time.perf_counter() - began) / len(pairs))
         call.scored += scored
@@ -243,10 +261,12 @@ class ScoringQueue:
         known = self._pair_seconds
         self._pair_seconds = seconds if known == 0 else known + SMOOTHING * (seconds - known)
 
+    def _error(self, why: str) -> Exception:
+        return self._unavailable(f"the {self._name} {why}")
 
-def _fail(call: _Call, why: str) -> None:
-    if not call.result.done():
-        call.result.set_exception(RerankingUnavailable(why))
+    def _fail(self, call: _Call, why: str) -> None:
+        if not call.result.done():
+            call.result.set_exception(self._error(why))
 
 
 class OnnxReranker:

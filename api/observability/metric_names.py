@@ -18,6 +18,7 @@ LookupResult = Literal["exact", "semantic", "stale", "miss", "unavailable"]
 FlightEvent = Literal["handed_over", "alone", "fenced"]
 QuarantineChange = Literal["quarantined", "released"]
 RerankingOutcome = Literal["reranked", "failed"]
+VerifierOutcome = Literal["scored", "failed"]
 BreakerState = Literal["closed", "open", "half_open"]
 BreakerOutcome = Literal["successful", "slow_successful", "failed", "slow_failed", "ignored"]
 
@@ -210,6 +211,13 @@ RERANKING_DURATION = MetricSpec(
     "ragherd_reranking_duration_seconds",
     "histogram",
     "Time to re-rank passages, or to wait in vain.",
+    ("outcome",),
+    buckets=STAGE_BUCKETS,
+)
+VERIFIER_DURATION = MetricSpec(
+    "ragherd_verifier_duration_seconds",
+    "histogram",
+    "Time of the verifier for a score, or to wait in vain.",
     ("outcome",),
     buckets=STAGE_BUCKETS,
 )

@@ -31,6 +31,7 @@ from api.observability.metric_names import (
     QuarantineChange,
     RerankingOutcome,
     Stage,
+    VerifierOutcome,
 )
 from api.observability.worker_files import WorkerFilesCollector
 from api.ports.answer_cache import FeedbackVerdict, StoreWarning
@@ -300,6 +301,15 @@ class Metrics:
     def reranked(self, outcome: RerankingOutcome, seconds: float) -> None:
         """Observes a re-ranking."""
         self._families[names.RERANKING_DURATION][(outcome,)].observe(seconds)
+
+    def verifier_known(self) -> None:
+        """Starts the verifier's series at zero."""
+        for outcome in get_args(VerifierOutcome):
+            self._families[names.VERIFIER_DURATION].begin(outcome)
+
+    def verified(self, outcome: VerifierOutcome, seconds: float) -> None:
+        """Observes the scoring of candidates."""
+        self._families[names.VERIFIER_DURATION][(outcome,)].observe(seconds)
 
     def compared(self, stage: str, verdict: str) -> None:
         """Counts a comparison of two answers."""

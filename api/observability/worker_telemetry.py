@@ -13,6 +13,7 @@ from api.errors import (
     RerankingUnavailable,
     StoreUnavailable,
     UpstreamError,
+    VerifierUnavailable,
 )
 from api.observability.metric_names import FlightEvent, QuarantineChange, Stage
 from api.observability.metrics import Metrics
@@ -266,6 +267,23 @@ class WorkerTelemetry(Telemetry):
     def warm_up_failed(self, job: str, error: str) -> None:
         """Logs the error without the question."""
         self._cache.warning("cache_warm_up_question_failed", job=job, error=error)
+
+    def verified(self, seconds: float) -> None:
+        """Observes the time."""
+        self._metrics.verified("scored", seconds)
+
+    def verifying_failed(self, error: VerifierUnavailable, seconds: float) -> None:
+        """Observes and logs."""
+        self._metrics.verified("failed", seconds)
+        self._cache.warning("verifier_unavailable", error=str(error))
+
+    def verifier_changed(self, digest: str) -> None:
+        """Logs the new one."""
+        self._cache.info("verifier_changed", verifier=digest)
+
+    def verifier_not_changed(self, digest: str, error: str) -> None:
+        """Logs the error."""
+        self._cache.warning("verifier_not_changed", verifier=digest, error=error)
 
     # -- documents ----------------------------------------------------------------------------------------------------
 

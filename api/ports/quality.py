@@ -6,6 +6,7 @@ answered again in the background (shadow calls), and from feedback.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -115,10 +116,49 @@ class PooledLabel:
     label: Label
 
 
-class Verifier(Protocol):
-    """A cross-encoder that reads both questions. `digest` identifies its weights."""
+@dataclass(frozen=True, slots=True)
+class VerifierFiles:
+    """The files of a verifier: model.onnx, tokenizer.json and model.json, which says what it is."""
 
-    digest: str
+    weights: bytes
+    tokenizer: bytes
+    info: bytes = b"{}"
+
+    @property
+    def digest(self) -> str:
+        """The version: the first 12 hex digits of a SHA-256 over weights and tokenizer (20 ms)."""
+        parts = (self.weights, self.tokenizer)
+        return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:12]
+
+
+class VerifierModels(Protocol):
+    """The verifiers of the fleet, and which one is in use. Every method raises `StoreUnavailable`."""
+
+    async def active(self) -> str:
+        """Returns the digest of the model in use; empty if it is that of SEMANTIC_CACHE_VERIFIER_PATH."""
+
+    async def read(self, digest: str) -> VerifierFiles | None:
+        """Returns the files of a model, or None if they are gone or damaged."""
+
+    async def activate(self, files: VerifierFiles) -> str:
+        """Stores a model, puts it in use on all workers, and returns its digest."""
+
+    async def roll_back(self) -> str | None:
+        """Puts the model before the active one in use again and returns its digest, as `active`.
+
+        A second call undoes the first. Returns None if no model was ever activated.
+        """
+
+    async def renew(self) -> None:
+        """Renews the lifetimes of the models in use and before it."""
+
+
+class Verifier(Protocol):
+    """A cross-encoder that reads both questions."""
+
+    @property
+    def digest(self) -> str:
+        """Identifies its weights. It changes when the fleet puts another model in use."""
 
     async def score(self, question: str, candidates: Sequence[str]) -> Sequence[float]:
         """Returns one logit for each candidate. Raises `VerifierUnavailable` at its deadline."""

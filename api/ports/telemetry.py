@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from api.errors import EmbeddingUnavailable, RagherdError, RerankingUnavailable, StoreUnavailable, UpstreamError
+from api.errors import (
+    EmbeddingUnavailable,
+    RagherdError,
+    RerankingUnavailable,
+    StoreUnavailable,
+    UpstreamError,
+    VerifierUnavailable,
+)
 from api.ports.answer_cache import Invalidation, Swept, Vote, Voted
 from api.ports.quality import LabelSource, PolicyDecision, QualityEvent, Verdict
 from api.ports.question import AnswerFinished, Query
@@ -157,6 +164,18 @@ class Telemetry:
 
     def warm_up_failed(self, job: str, error: str) -> None:
         """A question of a warm-up failed for good."""
+
+    def verified(self, seconds: float) -> None:
+        """The verifier scored candidates."""
+
+    def verifying_failed(self, error: VerifierUnavailable, seconds: float) -> None:
+        """The verifier scored no candidate after this many seconds."""
+
+    def verifier_changed(self, digest: str) -> None:
+        """This worker uses another verifier."""
+
+    def verifier_not_changed(self, digest: str, error: str) -> None:
+        """This worker cannot load the fleet's verifier, and keeps its own."""
 
     # -- documents ----------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 
 from api.cancellation import cancel_and_wait, log_failure, wait_with_lag
-from api.errors import DocumentsChanged, EmbeddingUnavailable, RagherdError, StoreUnavailable
+from api.errors import DocumentsChanged, EmbeddingUnavailable, StoreUnavailable, VerifierUnavailable
 from api.languages.identify import EVERY, Languages
 from api.ports.answer_cache import AnswerCache, Claim, NewAnswer, RetrievalSnapshot
 from api.ports.inference import Embedder
@@ -363,10 +363,9 @@ class SemanticCache:
         near = list(sight.near)
         if self._verifier is not None:
             for index in sight.usable:
-                with suppress(RagherdError):  # the verifier's deadline, or its fault: a miss
-                    (score,) = await self._verifier.score(
-                        asked.question, [sight.candidates[index].match.answer.question]
-                    )
+                cached = sight.candidates[index].match.answer.question
+                with suppress(VerifierUnavailable):  # at its deadline, or at a fault: a miss
+                    (score,) = await self._verifier.score(asked.question, [cached])
                     near[index] = replace(near[index], verifier=score)
         return near
 

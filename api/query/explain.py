@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
-from api.errors import EmbeddingUnavailable, RagherdError, ServiceUnavailable, StoreUnavailable
+from api.errors import EmbeddingUnavailable, ServiceUnavailable, StoreUnavailable, VerifierUnavailable
 from api.guards.agreement import GuardVerdict, disagreement, read, verdicts
 from api.ports.answer_cache import AnswerCache
 from api.ports.inference import Embedder
@@ -203,7 +203,7 @@ class Explainer:
     async def _scores(self, question: str, candidates: Sequence[Candidate]) -> Sequence[float | None]:
         """Returns the verifier's scores; none without a verifier, or if it fails."""
         if self._verifier is not None and candidates:
-            with suppress(RagherdError):
+            with suppress(VerifierUnavailable):
                 return await self._verifier.score(question, [one.match.answer.question for one in candidates])
         return [None] * len(candidates)
 

@@ -17,7 +17,7 @@ from typing import Final, Protocol
 
 import structlog
 
-from api.errors import BreakerOpen, BulkheadFull, RagherdError, StoreUnavailable
+from api.errors import BreakerOpen, BulkheadFull, RagherdError, StoreUnavailable, VerifierUnavailable
 from api.guards.agreement import Features, disagreement, read
 from api.languages.identify import Languages
 from api.ports.answer_cache import AnswerCache
@@ -142,7 +142,7 @@ class Labelling:
     async def scored(self, question: str, entry: NearEntry, cached: CachedAnswer) -> NearEntry:
         """Returns the entry with the verifier's score, if there is a verifier and it answers."""
         if self._verifier is not None:
-            with suppress(RagherdError):
+            with suppress(VerifierUnavailable):
                 (score,) = await self._verifier.score(question, [cached.question])
                 return replace(entry, verifier=score)
         return entry

@@ -257,6 +257,15 @@ class Keys:
         return f"{self.prefix}warmup:{backend}"
 
     @property
+    def verifier(self) -> str:
+        """Which verifier is in use, and which was before it."""
+        return f"{self.prefix}verifier:{{{DOCUMENTS}}}" if self.cluster else f"{self.prefix}verifier"
+
+    def verifier_model(self, digest: str) -> str:
+        """The files of a verifier. It is in the slot of uploads, which are renamed to it."""
+        return f"{self._tagged('verifier', DOCUMENTS)}{digest}"
+
+    @property
     def retries(self) -> str:
         """Calls to the backends and retries in the last minute."""
         return f"{self.prefix}stats:retries"

@@ -110,6 +110,17 @@ class CacheSettings(SettingsGroup):
 
     Without it Redis keeps figures only.
     """
+    verifier_path: FilePath | None = None
+    """Model that scores whether two questions have one answer.
+
+    A folder with `model.onnx` and `tokenizer.json`, or `builtin` for the shipped model. It needs the extra `onnx`. All
+    workers use another model once `ragherd train-verifier --activate` has stored one in Redis.
+    """
+    verifier_timeout: Seconds = 0.2
+    """Time for a score, including its wait.
+
+    Without a score, a cached answer that needs one is not served.
+    """
     warm_concurrency: Annotated[int, Field(ge=1, le=64)] = 2
     """Questions of a warm-up at once."""
 

@@ -134,9 +134,10 @@ def _check_documents(settings: Settings) -> None:
     paths = {
         "EMBED_MODEL_PATH": embedder.embed_model_path,
         "RERANK_MODEL_PATH": settings.retrieval.rerank_model_path,
+        "SEMANTIC_CACHE_VERIFIER_PATH": settings.cache.verifier_path,
     }
     for variable, path in paths.items():
-        if path:
+        if path and path != BUILTIN:
             _check_model(variable, Path(path))
     template = settings.retrieval.prompt_template_path
     if template and not Path(template).is_file():
@@ -153,6 +154,8 @@ def _check_model(variable: str, path: Path) -> None:
             raise SettingsError(f"{variable}: {name} is missing in {folder}")
 
 
+BUILTIN: Final = "builtin"
+"""SEMANTIC_CACHE_VERIFIER_PATH of the shipped model."""
 SECRET: Final = {"API_KEYS", "ADMIN_KEYS", "REDIS_URL", "REDIS_SENTINEL_PASSWORD", "BREAKER_REDIS_URL"}
 
 

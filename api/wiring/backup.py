@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final
 
 from api import __version__
 from api.backup.transfer import BackupOrigin
+from api.embedders.verifier import read_folder
 from api.errors import StoreUnavailable
 from api.redis_store.client import AnyHealthGated, open_client
 from api.redis_store.health_gated import RedisHealthEvents
@@ -24,6 +27,7 @@ from api.redis_store.stores.cache.semantic_index import SemanticIndexes
 from api.redis_store.stores.cache.sweep import RedisCacheSweep
 from api.redis_store.stores.documents.work import RedisDeletions, RedisDocumentWork
 from api.redis_store.stores.labels import RedisLabels
+from api.redis_store.stores.verifier_models import RedisVerifierModels
 from api.settings import Settings
 from api.wiring.redis import redis_address
 
@@ -70,6 +74,33 @@ async def opened_labels(settings: Settings) -> AsyncIterator[RedisLabels]:
     """Opens the labels and the kept pairs, to read. Raises `StoreUnavailable` like `opened_memory`."""
     async with _opened(settings, writes=False) as (client, keys, _):
         yield RedisLabels(client, keys)
+
+
+@asynccontextmanager
+async def opened_verifier_models(settings: Settings) -> AsyncIterator[RedisVerifierModels]:
+    """Opens the fleet's verifiers, to activate one or roll back. Raises `StoreUnavailable` like `opened_memory`."""
+    async with _opened(settings, writes=True) as (client, keys, _):
+        yield RedisVerifierModels(client, keys)
+
+
+async def activate_verifier(settings: Settings, folder: Path) -> str:
+    """Puts a trained model in use on all workers within a second or two, and returns its version.
+
+    Raises `SettingsError` if the folder is no complete model, and `StoreUnavailable`.
+    """
+    files = await asyncio.to_thread(read_folder, folder)
+    async with opened_verifier_models(settings) as models:
+        return await models.activate(files)
+
+
+async def roll_back_verifier(settings: Settings) -> str | None:
+    """Puts the verifier before the active one in use again, on all workers, and returns its version.
+
+    The version is empty for the model of SEMANTIC_CACHE_VERIFIER_PATH. Returns None if no model was ever activated.
+    Raises `StoreUnavailable`.
+    """
+    async with opened_verifier_models(settings) as models:
+        return await models.roll_back()
 
 
 @asynccontextmanager

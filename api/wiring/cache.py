@@ -11,13 +11,14 @@ from typing import Any, Final
 
 from api.backends.failover import Generations
 from api.cancellation import Background
+from api.embedders.verifier import OnnxVerifier
 from api.errors import EmbeddingUnavailable, StoreUnavailable
 from api.knowledge.retrieval import Retriever
 from api.languages.identify import ONLY_ENGLISH, Languages, languages_of
 from api.observability.metrics import Metrics
 from api.observability.worker_telemetry import WarmUpTelemetry, WorkerTelemetry
 from api.ports.inference import Embedder, ModelDigests
-from api.ports.quality import PolicyName, Versions
+from api.ports.quality import PolicyName, Verifier, Versions
 from api.ports.telemetry import Telemetry
 from api.quality.assessment import QualitySettings
 from api.quality.comparator import CONFUSION, Comparator
@@ -51,6 +52,7 @@ from api.redis_store.stores.fleet import CacheCounters
 from api.redis_store.stores.flights import RedisFlightStore
 from api.redis_store.stores.labels import RedisLabels
 from api.redis_store.stores.quality import RedisQuality
+from api.redis_store.stores.verifier_models import RedisVerifierModels
 from api.settings import EmbedderSettings, Settings
 from api.single_flight.fleet_flights import FleetFlights, running_flights
 
@@ -85,6 +87,16 @@ class CacheParts:
         )
         log_questions = settings.server.log_questions
         self.telemetry = WorkerTelemetry(metrics, self.counters, self.served, log_questions=log_questions)
+        self.verifier: OnnxVerifier | None = None
+
+    async def open_verifier(self, stack: AsyncExitStack) -> None:
+        """Opens the verifier if there is one. Raises `SettingsError` if SEMANTIC_CACHE_VERIFIER_PATH is wrong."""
+        cache = self.settings.cache
+        if cache.enabled and cache.verifier_path is not None:
+            self.metrics.verifier_known()
+            models = RedisVerifierModels(self.client, self.keys)
+            opening = OnnxVerifier.open(cache.verifier_path, cache.verifier_timeout, models, self.telemetry)
+            self.verifier = await stack.enter_async_context(opening)
 
 
 class WorkerCache:
@@ -115,7 +127,7 @@ class WorkerCache:
                 return None
             return GroundedCheck(PassageRetriever(retriever, condenser, telemetry), budget, telemetry)
 
-        view = QualityView(_quality_settings(settings, comparator))
+        view = QualityView(_quality_settings(settings, comparator, parts.verifier))
 
         def fresh_answers(telemetry: Telemetry, made: asyncio.Queue[FreshAnswer] | None = None) -> FreshAnswers:
             shared = SemanticCache(cache, embedder, key_builder, telemetry, policy, budget, quality=view)
@@ -124,7 +136,9 @@ class WorkerCache:
             )
 
         check = grounded_check(parts.telemetry)
-        shared = SemanticCache(cache, embedder, key_builder, parts.telemetry, policy, budget, check, view)
+        shared = SemanticCache(
+            cache, embedder, key_builder, parts.telemetry, policy, budget, check, view, parts.verifier
+        )
         self.comparator = comparator
         self._served = parts.served
         made: asyncio.Queue[FreshAnswer] = asyncio.Queue(ANSWERS)
@@ -144,7 +158,9 @@ class WorkerCache:
         self.queries = QueryService(condensing, shared, flights, fresh, self.refresher, parts.telemetry, self.shadow)
         labels = RedisLabels(parts.client, parts.keys)
         check = grounded_check(Telemetry())
-        self.explainer = Explainer(cache, embedder, key_builder, policy, check, rules=view.rules, labels=labels)
+        self.explainer = Explainer(
+            cache, embedder, key_builder, policy, check, rules=view.rules, labels=labels, verifier=parts.verifier
+        )
         self.quality = view.state
         limits = _limits(settings)
         self.figures = CacheFigures(parts.client, parts.indexes, parts.counters, embedder, limits, self.quality)
@@ -242,6 +258,7 @@ def _labelling(
         policy=view.settings.policy,
         busy=parts.busy,
         keeps_pairs=parts.settings.cache.keep_pairs,
+        verifier=parts.verifier.in_background if parts.verifier is not None else None,
     )
 
 
@@ -277,9 +294,9 @@ def _limits(settings: Settings) -> CacheLimits:
     return CacheLimits(cache.enabled, cache.max_size, cache.similarity_threshold, cache.ttl, settings.embedder.embedder)
 
 
-def _quality_settings(settings: Settings, comparator: Comparator) -> QualitySettings:
+def _quality_settings(settings: Settings, comparator: Comparator, verifier: Verifier | None) -> QualitySettings:
     cache = settings.cache
-    versions = Versions("", comparator=f"{comparator.name}-{comparator.version}")
+    versions = Versions("", verifier.digest if verifier else "", f"{comparator.name}-{comparator.version}")
     return QualitySettings(
         PolicyName(cache.policy), cache.similarity_threshold, cache.max_error_rate, versions, CONFUSION
     )
@@ -291,11 +308,11 @@ def _quality_keeper(parts: CacheParts, view: QualityView, embedder: Embedder) ->
     labels = RedisLabels(parts.client, parts.keys)
 
     async def versions() -> Versions:
-        """The last known embedder's while it cannot be asked."""
+        """The last known embedder's while it cannot be asked. The fleet may put another verifier in use."""
         known = view.settings.versions
         with suppress(EmbeddingUnavailable):
             known = replace(known, embedder=(await embedder.identity()).fingerprint)
-        return known
+        return replace(known, verifier=parts.verifier.digest if parts.verifier else "")
 
     return QualityKeeper(view, store, labels, lease, parts.telemetry, versions)
 

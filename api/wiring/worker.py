@@ -148,6 +148,7 @@ class _Worker:
             self._pace,
         )
         knowledge = await self._stack.enter_async_context(open_knowledge(made))
+        await parts.open_verifier(self._stack)
         generations = backends.generations(parts.telemetry)
         opened = open_cache(
             parts,

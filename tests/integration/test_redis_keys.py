@@ -160,7 +160,7 @@ async def test_every_key_is_listed_with_its_type_and_its_lifetime(
     unseen = {row.pattern.pattern for row in rows} - seen
     passing = (":draft", ":work", "corpus:work", "upload:[^:{}]+", "embedding:[^:{}]+")
     transient = (*passing, ":permits", "bulkhead:\\{[^:{}]+\\}", ":queue", ":waiting", "warm:jobs")
-    elsewhere = ("rag:flight:", "rag:condensed:", "rag:labels", "rag:quality")
+    elsewhere = ("rag:flight:", "rag:condensed:", "rag:labels", "rag:quality", "rag:verifier")
     assert [name for name in unseen if not name.startswith(elsewhere) and not name.endswith(transient)] == [], (
         "listed, and never written"
     )

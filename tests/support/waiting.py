@@ -34,3 +34,12 @@ async def deaf(times: int) -> None:
             if not times:
                 raise
             times -= 1
+
+
+async def eventually(condition: Callable[[], object]) -> None:
+    """Waits for a plain condition without blocking the event loop."""
+
+    async def met() -> object:
+        return condition()
+
+    await wait_until_async(met)

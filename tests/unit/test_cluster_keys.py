@@ -44,6 +44,7 @@ def touched_together(keys: Keys, scope: str) -> list[list[str]]:
         ],
         [part.entry(scope, DIGEST), part.index("e", "flat"), f"{part.embedded_by('e')}more"],
         [*document, *work, *corpus, keys.upload("token"), keys.chunk_index("e")],
+        [keys.verifier, keys.verifier_model("e"), keys.upload("token")],
         keys.cache_warm_up("job"),
         [keys.worker("one"), keys.worker("other"), keys.workers, keys.corpus_schema],
         [keys.backend("ollama"), keys.backend("ollama-2"), keys.digests("ollama")],

@@ -198,6 +198,7 @@ def key_patterns() -> set[str]:
         keys.cache_deleted,
         *(keys.labels, keys.labels_of("<scope>"), keys.labelled_pairs, keys.shadow_calls),
         *(keys.quality, keys.quality_of("<scope>"), keys.quality_lease),
+        *(keys.verifier, keys.verifier_model("<version>")),
         keys.embedding_lease("<embedder>"),
         keys.upload("<token>"),
     }
@@ -232,6 +233,7 @@ def test_the_keys_page_has_the_names_on_a_cluster() -> None:
         *(keys.worker("<id>"), keys.workers, keys.backend("<name>"), keys.digests("<name>")),
         *(keys.labels, keys.labels_of("<scope>"), keys.labelled_pairs, keys.shadow_calls),
         *(keys.quality, keys.quality_of("<scope>"), keys.quality_lease),
+        *(keys.verifier, keys.verifier_model("<version>")),
     }
 
 
@@ -244,6 +246,7 @@ def test_key_patterns_covers_every_key_method() -> None:
         *("breaker", "bulkhead", "cache_entry", "cache_stats", "cache_stats_batch"),
         *("labels", "labels_of", "labelled_pairs", "shadow_calls"),
         *("quality", "quality_of", "quality_lease"),
+        *("verifier", "verifier_model"),
         *("worker", "workers", "embedder"),
         *("prober", "backend", "warm_up", "retries", "janitor"),
         *("cache_warm_up", "cache_warm_ups"),
