@@ -14,10 +14,21 @@ from typing import Final
 import numpy as np
 import typer
 
-from api.ports.quality import Confusion, Evidence, FalseHitRate, Label, PolicyName, PooledLabel, Verdict, Versions
-from api.quality.assessment import alarm
+from api.ports.quality import (
+    Confusion,
+    Evidence,
+    FalseHitRate,
+    Label,
+    PolicyName,
+    PooledLabel,
+    QualityState,
+    Verdict,
+    Versions,
+)
+from api.quality.assessment import alarm, suspected
 from api.quality.calibration import Channel
 from api.quality.estimate import overall, samples
+from api.query.labels import sampling_rate
 
 DAY_MS: Final = 24 * 3600 * 1000
 CALLED_SAME, CALLED_DIFFERENT = 0.02, 0.05
@@ -83,13 +94,17 @@ def estimated(rate: Rate, seed: int, hits: int, chance: float, *, noise: bool) -
 
 
 def hits_until_tightened(error: float, seed: int, chance: float, *, noise: bool) -> int:
-    """Returns how many hits with an error pass until the fleet tightens; `LONGEST` if it does not."""
+    """Returns how many hits with an error pass until the fleet tightens; `LONGEST` if it does not.
+
+    While the newest labels look like a fault, more hits are sampled.
+    """
     random = np.random.default_rng(seed)
     channel = Channel(CALLED_SAME, CALLED_DIFFERENT) if noise else Channel()
     labels: list[Label] = []
     hits = 0
     while hits < LONGEST:
-        hits += int(random.geometric(chance))
+        state = QualityState(suspected=suspected(labels[-100:], channel, TARGET))
+        hits += int(random.geometric(sampling_rate(chance, state)))
         wrong = random.random() < error
         said = random.random() >= channel.called_same if wrong else random.random() < channel.called_different
         labels.append(shadow(wrong=bool(said), chance=chance).label)

@@ -263,6 +263,7 @@ class QualityState:
     tier is closed. `threshold`, `target_error`: those in force at this level. `rate`: of all answers from the cache.
     `by_kind`, `by_policy`, `by_tenant`: the same in parts. `would_serve`: of what `observe` would have served.
     `labels`: numbers of labels by source. `unsure`: those without a verdict. `learned`: a model is in use.
+    `suspected`: the newest labels look like a fault.
     """
 
     epoch: int = 0
@@ -282,6 +283,7 @@ class QualityState:
     labels: Mapping[str, int] = field(default_factory=dict)
     unsure: int = 0
     history: Sequence[QualityEvent] = ()
+    suspected: bool = False
 
     @property
     def tightened(self) -> bool:

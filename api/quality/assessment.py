@@ -11,7 +11,7 @@ would serve are clearly good.
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
@@ -50,6 +50,8 @@ FAULT: Final = 5.0
 """A sudden fault is this many times the target."""
 ALARM: Final = math.log(100)
 """The log of how much more likely the labels must be at a fault than at the target."""
+SUSPICION: Final = 0.5
+"""The same, from which more hits are sampled."""
 PROOF: Final = math.log(20)
 """The same for loosening: at half the target, against twice the target."""
 CALM_MS: Final = 10 * 60 * 1000
@@ -115,7 +117,7 @@ def assess(
     learned = _learned(fitting, channel, target_at(settings.target, level), now_ms)
     state = _state(fitting, before, settings, now_ms, served, level)
     in_use = learned is not None and settings.policy is PolicyName.VERIFIED
-    state = replace(state, learned=in_use)
+    state = replace(state, learned=in_use, suspected=suspected(_hits(fitting, before), channel, settings.target))
     events = list(_events(before.state, state, reason, now_ms))
     state = replace(state, history=[*before.state.history, *events][-HISTORY:])
     scopes = _scopes(fitting, changed, learned, channel, target_at(settings.target, level), now_ms)
@@ -199,6 +201,12 @@ def _hits(labels: Sequence[PooledLabel], before: Published) -> list[Label]:
 def alarm(labels: Iterable[Label], channel: Channel, target: float) -> bool:
     """Returns whether labels, oldest first, show a fault."""
     return max(_suspicions(labels, channel, target), default=0.0) >= ALARM
+
+
+def suspected(labels: Iterable[Label], channel: Channel, target: float) -> bool:
+    """Returns whether the newest labels look like a fault, as after a single wrong one."""
+    now = deque(_suspicions(labels, channel, target), maxlen=1)
+    return bool(now) and now[0] >= SUSPICION
 
 
 def _suspicions(labels: Iterable[Label], channel: Channel, target: float) -> Iterable[float]:

@@ -63,7 +63,7 @@ def sampling_rate(base: float, state: QualityState) -> float:
     A rare sample would take long to confirm a fault, and to show that it has passed.
     """
     is_in_doubt = state.rate.samples > 0 and state.rate.estimate > state.target_error
-    return max(base, min(MOST, RAISED * base)) if is_in_doubt or state.tightened else base
+    return max(base, min(MOST, RAISED * base)) if is_in_doubt or state.suspected or state.tightened else base
 
 
 @dataclass(frozen=True, slots=True)

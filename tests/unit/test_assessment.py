@@ -92,6 +92,15 @@ def test_a_fault_of_ten_percent_is_seen_within_a_hundred_labels() -> None:
         assert sum(one.published.state.level for one in seen) >= least
 
 
+def test_one_wrong_label_after_many_right_ones_is_suspected() -> None:
+    right = labels(200, 0.0)
+    assert not after(right).published.state.suspected
+    wrong = labels(1, 1.0, start_ms=500)
+    found = after([*right, *wrong]).published.state
+    assert (found.suspected, found.level) == (True, 0)
+    assert not after([*right, *wrong, *labels(30, 0.0, start_ms=600)]).published.state.suspected
+
+
 def test_an_error_at_half_the_target_rarely_tightens() -> None:
     assert sum(after(labels(500, 0.01, seed=seed)).published.state.level for seed in range(40)) <= 2
 
