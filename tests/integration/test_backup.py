@@ -371,6 +371,19 @@ async def test_what_was_deleted_since_stays_deleted(serve: Service, redis: Redis
     assert (await ask(client, QUESTION))["cache"]["status"] == "miss"
 
 
+async def test_a_quarantined_answer_does_not_come_back(
+    serve: Service, redis: Redis, ragherd: Command, file: str
+) -> None:
+    client = await serve()
+    answer = await ask(client, "Who approves my holiday?")
+    await ok(ragherd, "backup", file)
+    vote = {"request_id": answer["request_id"], "verdict": "bad"}
+    assert (await client.post("/feedback", json=vote)).status_code == 202
+    await redis.delete("rag:invalidated")  # the tag of the vote lives for an hour only
+    assert await ok(ragherd, "restore", file) == "documents: none\nanswers: deleted since 1\n"
+    assert not await redis.exists(answer["cache"]["entry"])
+
+
 async def test_deletions_travel_with_the_backup(
     serve: Service, redis: Redis, ragherd: Command, file: str, tmp_path: Path
 ) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from api.cli.quality import service_text
 from api.ports.quality import FalseHitRate, PolicyName, QualityEvent, QualityState, SimilarityBand, Versions
+from tests.stub_ollama import StubOllama
 from tests.support.service import Service, ask
 from tests.support.waiting import wait_until_async
 
@@ -133,6 +134,33 @@ async def test_it_needs_no_redis(serve: Service, redis_server: Any) -> None:
         assert (await figures(client))["false_hit_rate"] == UNKNOWN
     finally:
         redis_server.start()
+
+
+async def test_wrong_hits_show_on_every_worker(serve: Service, stub: StubOllama) -> None:
+    sampled = {"shadow_rate": 1.0, "shadow_per_minute": 1000}
+    one, other = await serve(cache=sampled), await serve(cache=sampled)
+    stub.behaviour(answer="A ticket costs 5 euros.", path="/api/chat")
+    await ask(one, "What does a ticket cost?")
+    stub.behaviour(answer="A ticket costs 9 euros.", path="/api/chat")
+    hits = [await ask(client, "What does a ticket cost?") for client in (one, other) * 4]
+    assert {hit["cache"]["kind"] for hit in hits} == {"exact"}
+    vote = {"request_id": hits[0]["request_id"], "verdict": "good"}
+    assert (await one.post("/feedback", json=vote)).status_code == 202
+    shown: list[dict[str, Any]] = []
+
+    async def is_measured() -> bool:
+        shown[:] = [await figures(client) for client in (one, other)]
+        labels = shown[0]["labels"]
+        return shown[0] == shown[1] and labels["shadow"] >= 6 and labels["feedback"] == 1
+
+    await wait_until_async(is_measured, timeout=60)
+    rate, samples = shown[0]["false_hit_rate"], shown[0]["labels"]["shadow"]
+    assert rate["samples"] == samples, "feedback does not count in the rate"
+    assert 0.5 < rate["low"] <= rate["estimate"] <= rate["high"] <= 1
+    assert shown[0]["by_kind"]["exact"]["samples"] == samples
+    assert shown[0]["by_tenant"]["default"]["samples"] == samples
+    report = (await other.get("/api/semantic-cache/metrics")).json()
+    assert report["false_hit_rate"]["samples"] >= samples
 
 
 # -- The command line --------------------------------------------------------------------------------------------------

@@ -257,6 +257,7 @@ class RedisFeedback:
         if former:
             await self._labels.retract(served.scope, former)
         arguments = [vote.voter, await self._labels.add(served.scope, served.tenant, label)]
+        self._telemetry.labelled("feedback", verdict)
         await self._redis.of(votes).run("feedback", lambda client: self._note_label([votes], arguments, client))
 
     async def _known(self, part: CacheKeys, scope: str, entry: str, votes: str) -> _Known:

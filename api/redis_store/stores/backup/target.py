@@ -171,7 +171,8 @@ class AnswerWriter:
 
     def _call(self, part: CacheKeys, one: _Ready) -> tuple[list[str], list[Any]]:
         answer = one.answer
-        keys = [part.entry(answer.scope, answer.digest), part.invalidated, *part.eviction_keys]
+        entry = part.entry(answer.scope, answer.digest)
+        keys = [entry, part.invalidated, *part.eviction_keys, part.quarantine(entry)]
         tags = tags_about(answer.digest, answer.tenant, list(answer.cites))
         documents = f"corpus:{answer.tenant}" if answer.is_grounded else ""
         tokens = answer.fields.get("completion_tokens", "0")

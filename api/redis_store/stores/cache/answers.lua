@@ -263,7 +263,7 @@ return deleted
 
 -- name: restore
 -- Stores an answer from a backup with its original times, if it is still valid and newer than the stored one.
--- KEYS[1] hash the entry   KEYS[2] hash rag:invalidated   KEYS[3..7] the eviction keys
+-- KEYS[1] hash the entry   KEYS[2] hash rag:invalidated   KEYS[3..7] the eviction keys   KEYS[8] hash its quarantine
 -- ARGV: created_ms, expiry of the entry (ms), when the documents were read (ms), tag of the tenant's documents ('': the
 --       answer uses none), max_size, tenant, tokens, uses, number of tags, tag ..., field, value ...
 -- Returns the outcome as text; 'changed' if documents have changed since they were read.
@@ -274,6 +274,7 @@ local entry, keys, now = KEYS[1], eviction_keys(3), now_ms()
 if gone <= now then return 'expired' end
 local there = tonumber(redis.call('HGET', entry, 'created_ms'))
 if there and there >= created then return 'there already' end
+if tonumber(redis.call('HGET', KEYS[8], 'created_ms') or 0) >= created then return 'deleted since' end
 for _, at in ipairs(redis.call('HMGET', KEYS[2], unpack(ARGV, 10, 9 + tags))) do
   if at and created <= tonumber(at) then return 'deleted since' end
 end
