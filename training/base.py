@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -13,17 +14,23 @@ from api.embedders.minilm import MiniLM, model_files
 from training.dataset import Dataset, collect
 from training.fit import BATCH, Plan, Progress, ends, fit, load_tokenizer, tokenize
 from training.judge import Calibration, calibrate, figures, rounded
-from training.model_folder import ModelInfo, write_model
+from training.model_folder import ModelInfo, read_model, write_model
 from training.onnx_file import Array
+from training.pairs import Pair
 from training.scoring import Scorer, labels
 
 RATES: Final = {3: (2e-4, 1e-3), 6: (1.3e-4, 6e-4)}
 """Of the encoder and of the head, by the number of layers."""
+JUDGED: Final = 4_000
+"""Pairs of each part that are scored: enough for two digits, in half a minute."""
+JUDGED_SEED: Final = 1
+CONTINUED: Final = (9e-5, 3e-4)
+"""The same for a model that goes on from an earlier one."""
 
 
 @dataclass(frozen=True)
 class BaseWish:
-    """What to train. `share` makes a smaller data set, for tests."""
+    """What to train. `start` is a model to go on from. `share` makes a smaller data set, for tests."""
 
     data: Path
     out: Path
@@ -31,6 +38,7 @@ class BaseWish:
     epochs: float = 1.0
     seconds: float = float("inf")
     seed: int = 0
+    start: Path | None = None
     share: float = 1.0
 
 
@@ -46,13 +54,16 @@ def train_base(wish: BaseWish, report: Callable[[Progress], None]) -> BaseOutcom
 
     `data` has, besides the data sets, minilm/model.safetensors and minilm/tokenizer.json of all-MiniLM-L6-v2.
     """
-    from training.network import LAYERS, pretrained
+    from training.network import LAYERS, pretrained, shallower
 
     data = collect(wish.data, embed_with(MiniLM(model_files(None))), wish.share)
     minilm = wish.data / "minilm"
     tokenizer = load_tokenizer(minilm / "tokenizer.json")
-    weights = pretrained(minilm / "model.safetensors", LAYERS[wish.layers], wish.seed)
-    rate, head_rate = RATES[wish.layers]
+    if wish.start is None:
+        weights = pretrained(minilm / "model.safetensors", LAYERS[wish.layers], wish.seed)
+    else:
+        weights = shallower(read_model(wish.start), wish.layers)
+    rate, head_rate = RATES[wish.layers] if wish.start is None else CONTINUED
     plan = Plan(
         max(1, round(wish.epochs * len(data.train) / BATCH)),
         wish.seconds,
@@ -70,10 +81,15 @@ def train_base(wish: BaseWish, report: Callable[[Progress], None]) -> BaseOutcom
 def judge_base(folder: Path, data: Dataset) -> tuple[Calibration, dict[str, Any]]:
     """Calibrates on the calibration intents, and returns the figures on the last quarter of the intents."""
     scorer = Scorer(folder)
-    calibration = calibrate(scorer.logits(data.calibration), labels(data.calibration))
-    probabilities = calibration.probabilities(scorer.logits(data.figures))
-    found = figures(probabilities, labels(data.figures))
-    return calibration, {"held_out_intents": rounded({"pairs": len(data.figures), **found._asdict()})}
+    calibration_pairs, figure_pairs = (_sample(part) for part in (data.calibration, data.figures))
+    calibration = calibrate(scorer.logits(calibration_pairs), labels(calibration_pairs))
+    probabilities = calibration.probabilities(scorer.logits(figure_pairs))
+    found = figures(probabilities, labels(figure_pairs))
+    return calibration, {"held_out_intents": rounded({"pairs": len(figure_pairs), **found._asdict()})}
+
+
+def _sample(pairs: Sequence[Pair]) -> list[Pair]:
+    return Random(JUDGED_SEED).sample(pairs, min(JUDGED, len(pairs)))
 
 
 def embed_with(encoder: MiniLM) -> Callable[[Sequence[str]], Array]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from api.embedders.verifier import BUILTIN, verifier_files
+from api.ports.quality import VerifierFiles
 from training import onnx_file
 from training.judge import Calibration
 from training.onnx_file import MAX_TOKENS, Array
@@ -88,12 +89,15 @@ def digest(folder: Path) -> str:
     return total.hexdigest()[:12]
 
 
-def copy_model(source: Path, target: Path) -> None:
-    """Copies a complete folder, its info last."""
-    target.mkdir(parents=True, exist_ok=True)
-    (target / INFO).unlink(missing_ok=True)
-    for name in (WEIGHTS, TOKENIZER, INFO):
-        shutil.copyfile(source / name, target / name)
+def installed(path: str | None) -> Path:
+    """Returns the folder of SEMANTIC_CACHE_VERIFIER_PATH, or of the base model that ships."""
+    return verifier_files(path or BUILTIN).weights.parent
+
+
+def write_files(folder: Path, files: VerifierFiles) -> None:
+    """Writes a model that was read from Redis."""
+    for name, content in ((WEIGHTS, files.weights), (TOKENIZER, files.tokenizer), (INFO, files.info)):
+        (folder / name).write_bytes(content)
 
 
 def _write_tokenizer(source: Path, target: Path) -> None:

@@ -16,13 +16,13 @@ from training.pairs import Pair, Split
 from training.scoring import Scorer, labels
 from training.surface import vary
 
-EPOCHS: Final = 3.0
+EPOCHS: Final = 2.0
 RATE: Final = 5e-5
 SHALLOW_RATE: Final = 1e-4
 """For a model with fewer layers than the one it starts from: it has more to learn."""
 AVERAGED: Final = 0.99
-MAX_REPLAYED: Final = 6_000
-"""Grammar pairs, at most as many as the deployment's own, so that the model keeps what the base model knows."""
+REPLAYED: Final = 0.5
+"""Grammar pairs for each of the deployment's own, so that the model keeps what the base model knows."""
 RETYPED: Final = 0.25
 """The share of training questions that are retyped, with misspellings."""
 
@@ -75,7 +75,7 @@ def tune(pairs: Split, wish: Wish, report: Callable[[Progress], None]) -> Outcom
     start = read_model(wish.start)
     first = shallower(start, wish.layers or layer_count(start))
     rate = RATE if layer_count(first) == layer_count(start) else SHALLOW_RATE
-    trained_on = {"own pairs": len(pairs.train), "grammar": min(len(pairs.train), MAX_REPLAYED)}
+    trained_on = {"own pairs": len(pairs.train), "grammar": int(REPLAYED * len(pairs.train))}
     tokenizer = load_tokenizer(wish.start / TOKENIZER)
     examples = tokenize(_training_set(pairs.train, trained_on["grammar"], wish.seed), tokenizer)
     steps = max(1, round(wish.epochs * len(examples) / BATCH))

@@ -5,22 +5,25 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
 
 from api.cli.main import INTERRUPTED, USAGE_ERROR, exit_with
 from api.errors import SettingsError, StoreUnavailable
-from api.settings import load_settings
+from api.settings import Settings, load_settings
 
 if TYPE_CHECKING:
+    from api.ports.quality import LabelledPair, VerifierFiles
     from training.fit import Progress
     from training.pairs import Pair, Split
     from training.tune import Outcome
+
+Result = TypeVar("Result")
 
 PACKAGES: Final = ("jax", "onnx", "onnxruntime", "optax", "safetensors", "tokenizers")
 MISSING: Final = "train-verifier needs packages that are not installed: pip install 'ragherd[train]'"
@@ -46,13 +49,14 @@ def train_verifier(
     from_redis: Annotated[bool, typer.Option("--from-redis", help="The pairs that the service kept.")] = False,
     data: Annotated[Path | None, typer.Option(help="Train the base model on the data sets in this folder.")] = None,
     start: Annotated[Path | None, typer.Option(help="Model to start from. Default: the base model.")] = None,
-    used: Annotated[Path | None, typer.Option(help="Model in use, to compare with. Default: the base model.")] = None,
+    used: Annotated[Path | None, typer.Option(help="Model to compare with. Default: the one in use.")] = None,
     layers: Annotated[int | None, typer.Option(help="3 or 6. Default: as many as the model to start from.")] = None,
     epochs: Annotated[float | None, typer.Option(min=0.01, help="How often each pair is seen.")] = None,
     seconds: Annotated[float, typer.Option(min=1.0, help="Time limit of the training.")] = 3600.0,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for the new model.")] = Path("verifier"),
     activate: Annotated[bool, typer.Option("--activate", help="If the model is better, all workers load it.")] = False,
+    roll_back: Annotated[bool, typer.Option("--roll-back", help="All workers load the model before again.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
 ) -> None:
     """Train the verifier on your own questions, on one CPU thread.
@@ -60,8 +64,11 @@ def train_verifier(
     The new model is compared with the one in use on held-out pairs. The exit status is 0 only if it is better. Training
     takes minutes. The pairs come from a file, or from Redis if SEMANTIC_CACHE_KEEP_PAIRS is set.
     """
-    if sum(map(bool, (pairs, from_redis, data))) != 1:
-        raise exit_with("give one of --pairs, --from-redis and --data", USAGE_ERROR)
+    if sum(map(bool, (pairs, from_redis, data, roll_back))) != 1:
+        raise exit_with("give one of --pairs, --from-redis, --data and --roll-back", USAGE_ERROR)
+    if roll_back:
+        _roll_back()
+        return
     if layers not in (None, *SIZES):
         raise exit_with("--layers must be 3 or 6", USAGE_ERROR)
     if any(importlib.util.find_spec(name) is None for name in PACKAGES):
@@ -69,12 +76,14 @@ def train_verifier(
     training = Training(layers, epochs, seconds, seed, out, as_json)
     try:
         if data is not None:
-            _train_base(data, training)
+            _train_base(data, start, training)
             return
-        versions = _versions() if activate else None
-        outcome = _tune(_read(pairs), start, used, training)
-        placed = _activated(out, versions) if versions is not None and outcome.comparison.better else None
-        _show(outcome, training, placed)
+        with TemporaryDirectory() as folder:
+            read = _read(pairs)
+            rival = used or _in_use(Path(folder), fleet=from_redis or activate)
+            outcome = _tune(read, start, rival, training)
+        activated = activate and outcome.comparison.better and _activate(out)
+        _show(outcome, training, activated=activated)
     except KeyboardInterrupt:
         raise exit_with("interrupted; nothing was activated", INTERRUPTED) from None
     if not outcome.comparison.better:
@@ -83,29 +92,25 @@ def train_verifier(
 
 def _read(file: Path | None) -> list[Pair]:
     """Reads the pairs of the file, or those that the service kept."""
-    from training.pairs import InvalidPairs, read_pairs
+    from training.pairs import InvalidPairs, from_kept, read_pairs
 
     try:
-        return asyncio.run(_kept_pairs()) if file is None else read_pairs(file)
-    except (InvalidPairs, StoreUnavailable) as error:
+        return from_kept(_with_redis(_kept_pairs(_settings()))) if file is None else read_pairs(file)
+    except InvalidPairs as error:
         raise exit_with(str(error)) from None
-    except SettingsError as error:
-        raise exit_with(str(error), USAGE_ERROR) from None
 
 
-async def _kept_pairs() -> list[Pair]:
+async def _kept_pairs(settings: Settings) -> Sequence[LabelledPair]:
     from api.redis_store.stores.labels import PAIRS
     from api.wiring.backup import opened_labels
-    from training.pairs import from_kept
 
-    async with opened_labels(load_settings()) as labels:
-        return from_kept(await labels.pairs(PAIRS))
+    async with opened_labels(settings) as labels:
+        return await labels.pairs(PAIRS)
 
 
-def _tune(pairs: list[Pair], start: Path | None, used: Path | None, training: Training) -> Outcome:
-    from training.activation import SHIPPED
+def _tune(pairs: list[Pair], start: Path | None, used: Path, training: Training) -> Outcome:
     from training.fit import single_threaded
-    from training.model_folder import InvalidModel
+    from training.model_folder import InvalidModel, installed
     from training.pairs import split
     from training.tune import EPOCHS, TooFewPairs, Wish, tune
 
@@ -113,8 +118,8 @@ def _tune(pairs: list[Pair], start: Path | None, used: Path | None, training: Tr
     parts = split(pairs)
     _say(f"{len(pairs):,} pairs: {_parts(parts)}", training)
     wish = Wish(
-        start or SHIPPED,
-        used or SHIPPED,
+        start or installed(None),
+        used,
         training.out,
         training.layers,
         training.epochs or EPOCHS,
@@ -127,15 +132,23 @@ def _tune(pairs: list[Pair], start: Path | None, used: Path | None, training: Tr
         raise exit_with(str(error)) from None
 
 
-def _train_base(data: Path, training: Training) -> None:
+def _train_base(data: Path, start: Path | None, training: Training) -> None:
     from training.base import BaseWish, train_base
     from training.fit import single_threaded
 
     single_threaded()
-    wish = BaseWish(data, training.out, training.layers or 6, training.epochs or 1.0, training.seconds, training.seed)
+    wish = BaseWish(
+        data,
+        training.out,
+        training.layers or 6,
+        training.epochs or 1.0,
+        training.seconds,
+        training.seed,
+        start,
+    )
     try:
         outcome = train_base(wish, _reporter(training))
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise exit_with(str(error)) from None
     except SettingsError as error:
         raise exit_with(str(error), USAGE_ERROR) from None
@@ -145,40 +158,72 @@ def _train_base(data: Path, training: Training) -> None:
         typer.echo(f"{training.out}: version {outcome.version}, on held-out intents {outcome.figures}")
 
 
-def _versions() -> Path:
-    """Returns the folder that workers load versions from, before the training: its absence would waste minutes."""
-    path = os.environ.get(VERIFIER_PATH)
-    if not path:
-        raise exit_with(f"--activate needs {VERIFIER_PATH}, the folder that workers load it from", USAGE_ERROR)
-    return Path(path)
+def _in_use(folder: Path, *, fleet: bool) -> Path:
+    """Returns the model in use: that of the fleet, written to `folder`, or that of SEMANTIC_CACHE_VERIFIER_PATH."""
+    from training.model_folder import installed, write_files
+
+    settings = _settings()
+    files = _with_redis(_fleets_files(settings)) if fleet else None
+    if files is not None:
+        write_files(folder, files)
+        return folder
+    return installed(settings.cache.verifier_path)
 
 
-def _activated(model: Path, folder: Path) -> Path:
-    """Makes the model available to all workers and returns where its files are."""
-    from training.activation import place
-    from training.model_folder import InvalidModel
+async def _fleets_files(settings: Settings) -> VerifierFiles | None:
+    from api.wiring.backup import opened_verifier_models
 
+    async with opened_verifier_models(settings) as models:
+        digest = await models.active()
+        return await models.read(digest) if digest else None
+
+
+def _activate(model: Path) -> bool:
+    """Puts the model in use on all workers."""
+    from api.wiring.backup import activate_verifier
+
+    _with_redis(activate_verifier(_settings(), model))
+    return True
+
+
+def _roll_back() -> None:
+    from api.wiring.backup import roll_back_verifier
+
+    version = _with_redis(roll_back_verifier(_settings()))
+    if version is None:
+        raise exit_with("no model was ever activated")
+    typer.echo(f"Workers load {version or f'the model of {VERIFIER_PATH}'} within two seconds.")
+
+
+def _settings() -> Settings:
     try:
-        return place(model, folder)
-    except (InvalidModel, OSError) as error:
-        raise exit_with(f"not activated: {error}") from None
+        return load_settings()
+    except SettingsError as error:
+        raise exit_with(str(error), USAGE_ERROR) from None
 
 
-def _show(outcome: Outcome, training: Training, placed: Path | None) -> None:
+def _with_redis(work: Coroutine[Any, Any, Result]) -> Result:
+    try:
+        return asyncio.run(work)
+    except (SettingsError, StoreUnavailable) as error:
+        raise exit_with(str(error)) from None
+
+
+def _show(outcome: Outcome, training: Training, *, activated: bool) -> None:
     if training.as_json:
         described = {
             "version": outcome.version,
             "used": outcome.used,
             "out": str(training.out),
-            "activated": placed is not None,
+            "activated": activated,
             "trained_on": outcome.trained_on,
             "held_out": outcome.comparison.described(),
         }
         typer.echo(json.dumps(described))
         return
     typer.echo(f"{training.out}: version {outcome.version}, {outcome.comparison.verdict}")
-    if placed is not None:
-        typer.echo(f"Activated. Workers load {placed} within a second.")
+    if activated:
+        typer.echo("Activated: all workers load it within two seconds.")
 
 
 def _say(line: str, training: Training) -> None:

@@ -15,8 +15,7 @@ from api.embedders.minilm import files_at
 from api.embedders.reranker import CrossEncoder
 from api.embedders.reranker import Pair as ScoredPair
 from tests.support.tiny_verifier import learnable_pairs, tiny_model, tiny_weights
-from training.activation import place
-from training.model_folder import InvalidModel, digest, read_info, read_model
+from training.model_folder import digest, read_info, read_model
 from training.pairs import Pair
 
 pytestmark = pytest.mark.slow
@@ -24,8 +23,8 @@ pytestmark = pytest.mark.slow
 jax = pytest.importorskip("jax", reason="training needs the extra `train`")
 
 
-def run(*arguments: object, **environment: str) -> Result:
-    return CliRunner().invoke(commands, ["train-verifier", *map(str, arguments)], env={"COLUMNS": "200", **environment})
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(commands, ["train-verifier", *map(str, arguments)], env={"COLUMNS": "200"})
 
 
 @pytest.fixture
@@ -82,41 +81,31 @@ def test_weights_survive_the_file(base: Path, tmp_path: Path) -> None:
     assert (tmp_path / "again.onnx").stat().st_size == (base / "model.onnx").stat().st_size
 
 
-def test_a_model_that_learns_is_taken_and_activated(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_that_learns_is_taken(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("training.tune.RATE", 2e-3)  # so that random weights learn in seconds
     pairs = learnable_pairs(tmp_path / "pairs.jsonl", 1200)
-    out, versions = tmp_path / "new", tmp_path / "versions"
-    result = run(
-        "--pairs", pairs, "--start", base, "--used", base, "--out", out, "--epochs", 4, "--activate", "--json",
-        SEMANTIC_CACHE_VERIFIER_PATH=str(versions),
-    )  # fmt: skip
+    out = tmp_path / "new"
+    result = run("--pairs", pairs, "--start", base, "--used", base, "--out", out, "--epochs", 4, "--json")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert found["held_out"]["better"]
     assert found["held_out"]["new"]["auc"] > found["held_out"]["used"]["auc"] + 0.05
     assert found["used"] == digest(base)
-    assert found["activated"]
-    info = read_info(versions / found["version"])
+    assert not found["activated"]
+    info = read_info(out)
     assert info["base"] == digest(base)
     assert info["trained_on"]["own pairs"] > 600
     assert set(info["calibration"]) == {"a", "b"}
-    assert digest(versions / found["version"]) == found["version"] == digest(out)
+    assert found["version"] == info["version"] == digest(out)
 
 
 def test_a_model_that_learns_nothing_is_refused(base: Path, tmp_path: Path) -> None:
     """Labels at random: the new model is as good as the old one at most."""
     pairs = learnable_pairs(tmp_path / "pairs.jsonl", 600, shuffled=True)
-    versions = tmp_path / "versions"
-    result = run(
-        "--pairs", pairs, "--start", base, "--used", base, "--out", tmp_path / "new", "--epochs", 1, "--activate",
-        SEMANTIC_CACHE_VERIFIER_PATH=str(versions),
-    )  # fmt: skip
+    result = run("--pairs", pairs, "--start", base, "--used", base, "--out", tmp_path / "new", "--epochs", 1)
     assert result.exit_code == 1, result.output
     assert "not better: log-loss" in result.stdout
     assert f"the new model is not taken. The one in use, {digest(base)}, stays" in result.stderr
-    assert not versions.exists()
 
 
 def test_the_same_seed_trains_the_same_model(base: Path, tmp_path: Path) -> None:
@@ -144,11 +133,11 @@ def test_layers_can_be_dropped(tmp_path: Path) -> None:
     assert result.stderr == "ragherd: cannot make 6 layers from a model of 2\n"
 
 
-@pytest.mark.parametrize("options", [(), ("--pairs", "x", "--from-redis"), ("--data", "x", "--pairs", "y")])
+@pytest.mark.parametrize("options", [(), ("--pairs", "x", "--from-redis"), ("--data", "x", "--roll-back")])
 def test_exactly_one_source_of_pairs_is_needed(options: tuple[str, ...]) -> None:
     result = run(*options)
     assert result.exit_code == 2
-    assert result.stderr == "ragherd: give one of --pairs, --from-redis and --data\n"
+    assert result.stderr == "ragherd: give one of --pairs, --from-redis, --data and --roll-back\n"
 
 
 def test_bad_input_is_one_line_on_standard_error(base: Path, tmp_path: Path) -> None:
@@ -177,13 +166,6 @@ def test_other_sizes_are_refused(tmp_path: Path) -> None:
     assert result.stderr == "ragherd: --layers must be 3 or 6\n"
 
 
-def test_activate_needs_a_folder_before_it_trains(base: Path, tmp_path: Path) -> None:
-    pairs = learnable_pairs(tmp_path / "pairs.jsonl", 300)
-    result = run("--pairs", pairs, "--activate", SEMANTIC_CACHE_VERIFIER_PATH="")
-    assert result.exit_code == 2
-    assert "--activate needs SEMANTIC_CACHE_VERIFIER_PATH" in result.stderr
-
-
 def test_missing_packages_name_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def find(name: str) -> Any:
         return None if name == "jax" else object()
@@ -192,18 +174,3 @@ def test_missing_packages_name_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_pa
     result = run("--pairs", tmp_path / "pairs.jsonl")
     assert result.exit_code == 2
     assert "pip install 'ragherd[train]'" in result.stderr
-
-
-def test_a_placed_model_is_whole_and_stays(base: Path, tmp_path: Path) -> None:
-    versions = tmp_path / "versions"
-    first = place(base, versions)
-    assert place(base, versions) == first == versions / digest(base)
-    assert {one.name for one in versions.iterdir()} == {first.name}
-    with pytest.raises(InvalidModel, match="is a single model"):
-        place(base, base)
-    (base / "tokenizer.json").write_text("{}")
-    with pytest.raises(InvalidModel, match="changed after it was trained"):
-        place(base, versions)
-    (base / "model.json").unlink()
-    with pytest.raises(InvalidModel, match=r"no valid model\.json"):
-        place(base, versions)
