@@ -1,0 +1,70 @@
+"""The base verifier that ships: its files, its size, and what it tells apart."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from api.embedders.minilm import files_at
+from api.embedders.reranker import CrossEncoder
+from training.model_folder import digest, installed, read_info, read_model
+from training.pairs import Pair
+from training.scoring import Scorer
+
+pytestmark = pytest.mark.slow
+
+FOLDER = installed(None)
+CARD = (Path(__file__).parents[2] / "docs" / "verifier.md").read_text("utf-8")
+SAME = (
+    ("How do I cancel my subscription?", "What do I need to do to cancel my subscription?"),
+    ("What are your opening hours on Sunday?", "when are you open on sundays"),
+    ("How can I reset my password?", "how can i rest my pasword"),
+    ("Can I return an item without a receipt?", "Without a receipt, can I return an item?"),
+    ("How long does delivery take?", "How much time does the delivery take?"),
+)
+OTHER = (
+    ("How do I return a gift?", "How do I return a gift card?"),
+    ("Can I bring liquids in hand luggage?", "Can I bring liquids in checked luggage?"),
+    ("Do I pay income tax if I'm employed?", "Do I pay income tax if I'm self-employed?"),
+    ("How do I convert Word to PDF?", "How do I convert PDF to Word?"),
+    ("Can I cancel within 14 days?", "Can I cancel within 30 days?"),
+    ("How do I turn on notifications?", "How do I turn off notifications?"),
+)
+
+
+def test_the_folder_is_complete_and_workers_agree_on_its_version() -> None:
+    info = read_info(FOLDER)
+    assert info["version"] == digest(FOLDER) == CrossEncoder(files_at(str(FOLDER), "TEST")).digest
+    assert info["calibration"]["a"] > 0
+    assert info["figures"]["held_out_intents"]["auc"] > 0.85
+
+
+def test_it_is_at_most_23_megabytes_in_8_bit_integers() -> None:
+    assert (FOLDER / "model.onnx").stat().st_size < 23.2e6
+    weights = read_model(FOLDER)
+    assert sum(name.endswith(".query.weight") for name in weights) == 6
+    assert all(np.isfinite(one).all() for one in weights.values())
+
+
+def test_the_card_has_its_version_and_the_pairs_of_each_source() -> None:
+    info = read_info(FOLDER)
+    assert info["version"] in CARD
+    documented = [int(number.replace(",", "")) for number in re.findall(r"\| ([\d,]+) \|", CARD)]
+    assert sorted(documented) == sorted(info["trained_on"].values())
+
+
+def test_paraphrases_score_above_questions_with_another_answer() -> None:
+    scorer = Scorer(FOLDER)
+    same, other = (scorer.logits([Pair(*texts, True) for texts in pairs]) for pairs in (SAME, OTHER))
+    assert np.mean([one > two for one in same for two in other]) > 0.8
+
+
+def test_the_order_of_the_questions_matters_little() -> None:
+    scorer = Scorer(FOLDER)
+    pairs = [*SAME, *OTHER]
+    there = scorer.logits([Pair(first, second, True) for first, second in pairs])
+    back = scorer.logits([Pair(second, first, True) for first, second in pairs])
+    assert np.abs(there - back).mean() < 1.0
