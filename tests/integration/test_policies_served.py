@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -10,12 +12,15 @@ import numpy as np
 import pytest
 from redis.asyncio import Redis
 
+from api.embedders.minilm import files_at
+from api.embedders.reranker import CrossEncoder, Pair
 from api.ports.quality import Evidence, Label, PolicyName, Verdict, Versions
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.labels import RedisLabels
 from tests.stub_ollama import StubOllama
 from tests.support.service import Service, ask
+from tests.support.small_cross_encoder import write_cross_encoder
 from tests.support.waiting import wait_until_async
 
 QUESTION = "How do I enable two-factor login in 2024?"
@@ -66,14 +71,14 @@ async def test_observe_serves_no_expired_answer_in_an_outage(serve: Service, stu
     assert (await client.post("/query", json={"question": QUESTION})).status_code >= 500
 
 
-def evidence(random: np.random.Generator) -> tuple[Evidence, Verdict]:
-    """The nearer, the more often right; always from a cosine of .75 up."""
+def evidence(random: np.random.Generator, score: float | None) -> tuple[Evidence, Verdict]:
+    """The nearer, the more often right; always from a cosine of .75 up. `score`: the verifier's."""
     similarity = float(random.uniform(0.62, 1.0))
     right = random.random() < (similarity - 0.62) * 8
-    return Evidence(similarity, similarity - 0.1), Verdict.SAME if right else Verdict.DIFFERENT
+    return Evidence(similarity, similarity - 0.1, verifier=score), Verdict.SAME if right else Verdict.DIFFERENT
 
 
-async def learned(redis: Redis, client: httpx.AsyncClient) -> None:
+async def learned(redis: Redis, client: httpx.AsyncClient, verifier: str = "", score: float | None = None) -> None:
     """Writes labels as workers do, and waits until this one has learned from them."""
     gate = HealthGatedRedis(redis, 8)
     assert await gate.check()
@@ -85,11 +90,11 @@ async def learned(redis: Redis, client: httpx.AsyncClient) -> None:
     (entry,) = [name.decode() async for name in redis.scan_iter("rag:cache:*")][:1]
     scope = entry.split(":")[2]
     comparator = (await quality(client))["comparator"]
-    versions = Versions(scope.partition("-")[0], "", f"{comparator['name']}-{comparator['version']}")
+    versions = Versions(scope.partition("-")[0], verifier, f"{comparator['name']}-{comparator['version']}")
     random = np.random.default_rng(1)
     made = [
         Label(found, verdict, "miss", False, "semantic", PolicyName.VERIFIED, versions)
-        for found, verdict in (evidence(random) for _ in range(600))
+        for found, verdict in (evidence(random, score) for _ in range(600))
     ]
     labels = RedisLabels(gate, Keys())
     await asyncio.gather(*(labels.append(scope, "default", one) for one in made))
@@ -117,6 +122,29 @@ async def test_verified_serves_below_the_threshold_what_it_has_learned(serve: Se
     assert (await ask(client, "Where is the canteen?"))["cache"]["status"] == "miss"
     found_decisions = await decisions(client)
     assert found_decisions['{outcome="served",policy="verified"}'] == len(served)
+
+
+async def test_verified_serves_nothing_that_the_verifier_cannot_score(
+    serve: Service, redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = {"similarity_threshold": 0.99, "policy": "verified", "verifier_path": write_cross_encoder(tmp_path)}
+    client = await serve(cache={**cache, "verifier_timeout": 30.0})
+    await ask(client, QUESTION)
+    digest = CrossEncoder(files_at(str(tmp_path), "test")).digest
+    await learned(redis, client, digest, 0.0)  # the score of a pair without the words that the model knows
+    words = ("for", "within", "during", "in")
+    found = [await ask(client, f"How do I now enable two-factor login {word} 2024?") for word in words]
+    assert "semantic" in {one["cache"]["kind"] for one in found}, "one in ten may be explored"
+
+    def broken(model: CrossEncoder, pairs: Sequence[Pair]) -> list[float]:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(CrossEncoder, "logits", broken)
+    found = [await ask(client, f"How do I then enable two-factor login {word} 2024?") for word in words]
+    assert {one["cache"]["status"] for one in found} == {"miss"}
+    lines = (await client.get("/metrics")).text.splitlines()
+    (failed,) = [one for one in lines if one.startswith('ragherd_verifier_duration_seconds_count{outcome="failed"}')]
+    assert float(failed.rpartition(" ")[2]) >= len(words)
 
 
 async def test_after_flushall_verified_is_guarded_again(serve: Service, redis: Redis) -> None:
