@@ -172,6 +172,7 @@ EXAMPLES: Final[dict[tuple[str, str], dict[str, Any]]] = {
         "would_serve": {"estimate": None, "low": None, "high": None, "samples": 0},
         "by_kind": {"exact": {"estimate": 0.002, "low": 0.0, "high": 0.0092, "samples": 611}},
         "by_policy": {"guarded": {"estimate": 0.0124, "low": 0.0061, "high": 0.0228, "samples": 1042}},
+        "by_tenant": {"acme": {"estimate": 0.0124, "low": 0.0061, "high": 0.0228, "samples": 1042}},
         "by_similarity": [{"from": 0.92, "to": 0.94, "labels": 118, "wrong": 6, "low": 0.019, "high": 0.107}],
         "labels": {"shadow": 1042, "miss": 3310, "feedback": 12},
         "unsure": 41,
