@@ -13,7 +13,7 @@ import pytest
 from api.embedders import verifier as module
 from api.embedders.minilm import files_at
 from api.embedders.reranker import CrossEncoder, Pair
-from api.embedders.verifier import OnnxVerifier, read_folder, verifier_files
+from api.embedders.verifier import BUILTIN, SHIPPED, OnnxVerifier, read_folder, verifier_files
 from api.errors import SettingsError, StoreUnavailable, VerifierUnavailable
 from api.ports.quality import VerifierFiles
 from api.ports.telemetry import Telemetry
@@ -235,3 +235,13 @@ async def test_scores_do_not_block_the_event_loop(running: Running) -> None:
     await asyncio.sleep(0)
     assert not scoring.done()
     assert await scoring == pytest.approx(OWN)
+
+
+async def test_the_shipped_verifier_prefers_the_same_question() -> None:
+    pair = ["How can I get a gift card?", "How can I get a gift?"]
+    async with OnnxVerifier.open(BUILTIN, 30.0, Models(), Events()) as verifier:
+        same, other = await verifier.score("Where do I get a gift card?", pair)
+        alone = await verifier.score("Where do I get a gift card?", pair[:1])
+    assert same > other
+    assert alone == pytest.approx([same], abs=0.05)
+    assert verifier.digest == read_folder(SHIPPED).digest
