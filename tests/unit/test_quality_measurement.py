@@ -135,7 +135,7 @@ def test_neighbors_are_exact_across_blocks() -> None:
     cached: list[int] = []
     for asked, served in enumerate(run.served):
         similar = vectors[cached] @ vectors[asked] if cached else np.array([])
-        expected = cached[int(similar.argmax())] if len(similar) and similar.max() >= 0.9 else MISS
+        expected = cached[int(np.argmax(similar))] if len(similar) and similar.max() >= 0.9 else MISS
         assert served == expected
         cached += [asked] if served == MISS else []
     assert (run.served != MISS).sum() > 50
