@@ -35,6 +35,11 @@ async def served(serve: Service, stub: StubOllama, **cache: Any) -> httpx.AsyncC
     return client
 
 
+def _of_passages(searches: list[str]) -> list[str]:
+    """Leaves out those for cached answers: labels search for them in the background."""
+    return [search for search in searches if "index:cache" not in search]
+
+
 async def series(client: httpx.AsyncClient, name: str) -> float:
     lines = (await client.get("/metrics")).text.splitlines()
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
@@ -91,7 +96,7 @@ async def test_the_generation_uses_the_passages_that_the_check_found(
     client = await served(serve, stub)
     rejected = await searches_of(redis, lambda: ask(client, ABOUT_PLUS))
     other = await searches_of(redis, lambda: ask(client, "on which floor is the canteen?"))
-    assert len(rejected) == len(other) > 1, "it does not search again"
+    assert len(_of_passages(rejected)) == len(_of_passages(other)) > 1, "it does not search again"
     assert await series(client, "ragherd_groundings_total") == 3
 
 

@@ -143,7 +143,7 @@ def test_the_wheel_has_everything_that_is_no_python(wheel: Path) -> None:
         names = set(archive.namelist())
     ours = {
         str(path.relative_to(ROOT))
-        for top in ("api", "worker_config")
+        for top in ("api", "training", "worker_config")
         for path in (ROOT / top).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }

@@ -111,11 +111,11 @@ async def test_verified_serves_below_the_threshold_what_it_has_learned(serve: Se
     before = await ask(client, "How do I now enable two-factor login in 2024?")
     assert before["cache"]["status"] == "miss", "until then it decides as guarded"
     await learned(redis, client)
-    answers = {first["answer"], before["answer"]}
     words = ("for", "within", "during")
     found = [await ask(client, f"How do I enable two-factor login {word} 2024?") for word in words]
     served = [one for one in found if one["cache"]["kind"] == "semantic"]
     assert served, "one in ten may be explored"
+    answers = {one["answer"] for one in (first, before, *found) if one["cache"]["kind"] is None}
     assert {one["answer"] for one in served} <= answers
     assert all(one["cache"]["similarity"] < 0.99 for one in served)
     assert (await ask(client, OPPOSITE))["cache"]["status"] == "miss", "guards veto, however near"

@@ -57,7 +57,7 @@ def touched_together(keys: Keys, scope: str) -> list[list[str]]:
 
 @pytest.mark.parametrize("scope", SCOPES[:20])
 def test_keys_of_one_script_share_a_slot(scope: str) -> None:
-    assert [len({key_slot(key.encode()) for key in group}) for group in touched_together(CLUSTER, scope)] == [1] * 10
+    assert [len({key_slot(key.encode()) for key in group}) for group in touched_together(CLUSTER, scope)] == [1] * 11
 
 
 def test_scopes_spread_evenly_and_stably_over_partitions() -> None:
@@ -75,9 +75,9 @@ def test_hash_tags_appear_only_in_partitioned_cache_keys() -> None:
             for group in groups
         ]
 
-    assert tagged(ON_ONE) == [False] * 10
-    assert tagged(Keys(cache_partitions=2)) == [True, True, *[False] * 8]
-    assert tagged(Keys(cache_partitions=1, cluster=True)) == [*[True] * 6, False, False, True, True]
+    assert tagged(ON_ONE) == [False] * 11
+    assert tagged(Keys(cache_partitions=2)) == [True, True, *[False] * 9]
+    assert tagged(Keys(cache_partitions=1, cluster=True)) == [*[True] * 7, False, False, True, True]
 
 
 def test_an_entry_belongs_to_one_partition() -> None:
