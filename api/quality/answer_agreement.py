@@ -220,11 +220,12 @@ class Pairing:
 
     def _figures(self, likeness: Matrix) -> Iterator[Conflict]:
         """Yields amounts that only one answer gives, where the other gives another amount of the same kind."""
-        mine, theirs = _unmatched(self.one, self.other), _unmatched(self.other, self.one)
+        mine = [(*found, _is_given(found[1], self.one)) for found in _unmatched(self.one, self.other)]
+        theirs = [(*found, _is_given(found[1], self.other)) for found in _unmatched(self.other, self.one)]
         alone = len(self.one.statements) == len(self.other.statements) == 1
-        for row, left in mine:
-            for column, right in theirs:
-                if (left.weak and right.weak) or (_is_given(left, self.one) and _is_given(right, self.other)):
+        for row, left, asked in mine:
+            for column, right, also_asked in theirs:
+                if (left.weak and right.weak) or (asked and also_asked):
                     continue
                 like = float(likeness[row, column])
                 near = alone or like >= ALIGNED
@@ -239,13 +240,14 @@ class Pairing:
         mine, theirs = _unknown_names(self.one, self.other), _unknown_names(self.other, self.one)
         asked = self.one.asked & self.other.asked
         alone = len(self.one.statements) == len(self.other.statements) == 1
+        initials = _initials(self.one), _initials(self.other)
         for row, left in mine:
             for column, right in theirs:
                 like = float(likeness[row, column])
                 given = (stem(left) in asked) + (stem(right) in asked)
                 if given > 1 or (given and self.overlaps[row, column] < LIKE_FRAME):
                     continue
-                if (like < ALIGNED and not alone) or _is_same_name(left, right, self.one, self.other):
+                if (like < ALIGNED and not alone) or _is_same_name(left, right, *initials):
                     continue
                 certain = not (left.startswith("?") or right.startswith("?") or given)
                 yield Conflict("names", f"{left.strip('?`')} / {right.strip('?`')}", certain)
@@ -332,16 +334,18 @@ def _unknown_names(answer: AnswerFacts, other: AnswerFacts) -> list[tuple[int, s
     ]
 
 
-def _is_same_name(left: str, right: str, one: AnswerFacts, other: AnswerFacts) -> bool:
-    """Returns whether one name is a typo of the other, or its initials."""
+def _initials(answer: AnswerFacts) -> str:
+    """Returns the first letters of all words."""
+    return "".join(re.findall(r"\b\w", " ".join(said.text for said in answer.statements).lower()))
+
+
+def _is_same_name(left: str, right: str, mine: str, theirs: str) -> bool:
+    """Returns whether one name is a typo of the other, or its initials. `mine`, `theirs`: those of the answers."""
     left, right = left.strip("?`"), right.strip("?`")
     if is_typo((left,), (right,)):
         return True
-    return any(
-        short in "".join(re.findall(r"\b\w", " ".join(said.text for said in facts.statements).lower()))
-        for short, facts in ((left, other), (right, one))
-        if 2 <= len(short) <= 5 and short.isalpha()
-    )
+    sides = ((left, theirs), (right, mine))
+    return any(short in initials for short, initials in sides if 2 <= len(short) <= 5 and short.isalpha())
 
 
 def _covered(answer: AnswerFacts, likeness: Matrix) -> float:

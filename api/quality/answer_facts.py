@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Final, Literal
 
@@ -31,6 +31,9 @@ MAX_STATEMENT: Final = 1_000
 """Characters of a statement that are read."""
 MAX_STATEMENTS: Final = 80
 """Statements of an answer that are compared."""
+
+MAX_FACTS: Final = 200
+"""Amounts of an answer that are compared, and as many names: each is compared with each one of the other answer."""
 
 StatementKind = Literal["sentence", "item", "step", "code"]
 
@@ -251,7 +254,9 @@ def read_answer(answer: AnswerText) -> AnswerFacts:
     pieces = [one for one in pieces if not _introduces(*one)] or pieces
     question = read_words(answer.question[:MAX_QUESTION])
     asked = frozenset((*map(stem, question.words), *map(squash, question.names)))
-    statements = [read_statement(piece[:MAX_STATEMENT], kind, asked) for piece, kind in pieces[:MAX_STATEMENTS]]
+    read = [read_statement(piece[:MAX_STATEMENT], kind, asked) for piece, kind in pieces[:MAX_STATEMENTS]]
+    statements = _limited(read)
+    cut = cut or len(pieces) > MAX_STATEMENTS or any(len(piece) > MAX_STATEMENT for piece, _ in pieces)
     known = frozenset(stem(word) for word in _LETTERS.findall(text.lower()))
     steps = sum(one.kind == "step" for one in statements)
     lead = "" if affirms is None else "yes " if affirms else "no "
@@ -263,11 +268,22 @@ def read_answer(answer: AnswerText) -> AnswerFacts:
         affirms=affirms,
         ordered=(steps > 1 or len(_SEQUENCE.findall(text)) > 1) and bool(steps == 0 or _HOW.search(answer.question)),
         cited=cited,
-        cut=cut or len(pieces) > MAX_STATEMENTS or any(len(piece) > MAX_STATEMENT for piece, _ in pieces),
+        cut=cut or statements != read,
         words=known,
         asked=asked,
-        given=read_quantities(answer.question[:MAX_QUESTION]),
+        given=read_quantities(answer.question[:MAX_QUESTION])[:MAX_FACTS],
     )
+
+
+def _limited(statements: list[Statement]) -> list[Statement]:
+    """Returns the statements with the first `MAX_FACTS` amounts and names. The tokens of code are not names."""
+    kept, amounts, names = list[Statement](), MAX_FACTS, MAX_FACTS
+    for one in statements:
+        few = one.names if one.kind == "code" else frozenset(sorted(one.names)[:names])
+        kept.append(replace(one, quantities=one.quantities[:amounts], names=few))
+        amounts -= len(kept[-1].quantities)
+        names -= len(few) if one.kind != "code" else 0
+    return kept
 
 
 def same_text(one: AnswerText, other: AnswerText) -> bool:

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import astuple
+from itertools import product
 
 import pytest
 from hypothesis import given
@@ -15,7 +16,7 @@ from api.embedders.minilm import MiniLM, model_files
 from api.ports.quality import Confusion, Verdict
 from api.ports.telemetry import Telemetry
 from api.quality.answer_agreement import Pairing
-from api.quality.answer_facts import AnswerText, read_answer
+from api.quality.answer_facts import MAX_FACTS, AnswerText, read_answer
 from api.quality.comparator import (
     CONFUSION,
     MEASURED,
@@ -179,6 +180,26 @@ def test_an_answer_is_read_in_part_and_in_linear_time(piece: str) -> None:
     assert read.cut
     assert len(read.statements) <= 80
     assert min(seconds(100_000) for _ in range(3)) < 30 * min(seconds(8_000) for _ in range(3)) + 0.05
+
+
+def long_list(kind: str, start: int) -> str:
+    """Sentences that are alike, with 1,200 names or amounts that no other `start` has."""
+    names = ["".join(letters).title() for letters in product("bcdfgklmnp", "aeiou", "bcdfgklmnp", "aeiou")]
+    facts = names if kind == "names" else [str(10 + 7 * number) for number in range(len(names))]
+    chosen = facts[start : start + 1_200]
+    return " ".join(f"On the list are {', '.join(chosen[at : at + 100])}." for at in range(0, 1_200, 100))
+
+
+@pytest.mark.parametrize("kind", ["names", "amounts"])
+def test_of_long_lists_only_the_first_facts_are_compared(kind: str) -> None:
+    one, other = (read_answer(AnswerText("", long_list(kind, start))) for start in (0, 1_250))
+    for read in (one, other):
+        assert read.cut
+        facts = [len(said.names if kind == "names" else said.quantities) for said in read.statements]
+        assert sum(facts) == MAX_FACTS
+    began = time.perf_counter()
+    assert decide(Pairing(one, other).agreement(None)).verdict is not Verdict.SAME
+    assert time.perf_counter() - began < 10, "without a limit it takes minutes"
 
 
 async def test_an_answer_that_is_too_long_to_read_is_never_called_the_same(minilm: MiniLM) -> None:
