@@ -7,7 +7,10 @@ or start a turn. A model may still follow an instruction in an answer.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final
 
 import orjson
@@ -18,7 +21,7 @@ from api.ports.quality import Verdict
 from api.ports.telemetry import Telemetry
 from api.quality.answer_facts import AnswerText
 from api.query.prompt import Fence
-from api.values import ChatMessage, GenerationRequest, model_key
+from api.values import ChatMessage, Generation, GenerationRequest, model_key
 
 INSTRUCTION: Final = (
     "Two answers were given to a question. Decide whether a reader would learn the same from both. They are the same "
@@ -43,13 +46,25 @@ _DIGEST: Final = hashlib.sha256(orjson.dumps([INSTRUCTION, FORMAT, OPTIONS, LONG
 
 
 class ModelJudge:
-    """A judge model on Ollama. `timeout` is in seconds for one verdict, including the wait for a permit."""
+    """A judge model on Ollama. `timeout` is in seconds for one reply, including the wait for a permit.
 
-    def __init__(self, generations: Generations, model: str, timeout: float, telemetry: Telemetry) -> None:
+    This deadline is the judge's only, so no breaker counts a late reply against Ollama. While `is_closed` is false,
+    because a breaker is not closed, nothing is asked.
+    """
+
+    def __init__(
+        self,
+        generations: Generations,
+        model: str,
+        timeout: float,
+        telemetry: Telemetry,
+        is_closed: Callable[[], bool] = lambda: True,
+    ) -> None:
         self._generations = generations
         self._model = model
         self._timeout = timeout
         self._telemetry = telemetry
+        self._is_closed = is_closed
         self.version = f"{model_key(model)} {_DIGEST}"
 
     async def verdict(self, one: AnswerText, other: AnswerText, tenant: str) -> Verdict:
@@ -67,13 +82,11 @@ class ModelJudge:
             OPTIONS,
             tenant=tenant,
             background=True,
-            timeout=self._timeout,
             buffered=True,
             format=FORMAT,
         )
-        try:
-            generation = await self._generations.generate(request, Unread())
-        except RagherdError:
+        generation = await self._generated(request) if self._is_closed() else None
+        if generation is None:
             self._telemetry.judge_failed("unavailable")
             return Verdict.UNSURE
         verdict = parse(generation.text)
@@ -81,6 +94,13 @@ class ModelJudge:
             self._telemetry.judge_failed("invalid")
             return Verdict.UNSURE
         return verdict
+
+    async def _generated(self, request: GenerationRequest) -> Generation | None:
+        """Returns None after any failure. At the deadline the call is cancelled, like one whose caller has left."""
+        with suppress(RagherdError, TimeoutError):
+            async with asyncio.timeout(self._timeout):
+                return await self._generations.generate(request, Unread())
+        return None
 
 
 def messages(one: AnswerText, other: AnswerText) -> tuple[ChatMessage, ...]:

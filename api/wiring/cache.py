@@ -226,7 +226,7 @@ async def open_cache(
         stack.push_async_callback(budget.aclose)
         flights = FleetFlights(store, parts.settings.cache.coalesce_timeout, parts.telemetry)
         await stack.enter_async_context(running_flights(flights))
-        comparator = _comparator(parts, background_embedder, generations)
+        comparator = _comparator(parts, background_embedder, generations, spare)
         cache = WorkerCache(parts, embedder, digests, generations, flights, retriever, budget, comparator, spare)
         stack.push_async_callback(cache.refresher.aclose)
         if cache.warm_ups is not None:
@@ -238,11 +238,11 @@ async def open_cache(
         yield cache
 
 
-def _comparator(parts: CacheParts, embedder: Embedder, generations: Generations) -> Comparator:
+def _comparator(parts: CacheParts, embedder: Embedder, generations: Generations, spare: SpareTime) -> Comparator:
     cache = parts.settings.cache
     judge = None
     if cache.judge_model is not None:
-        judge = ModelJudge(generations, cache.judge_model, cache.judge_timeout, parts.telemetry)
+        judge = ModelJudge(generations, cache.judge_model, cache.judge_timeout, parts.telemetry, spare.is_closed)
     return Comparator(embedder, parts.telemetry, judge)
 
 

@@ -44,6 +44,7 @@ class Gate:
 
     def __init__(self) -> None:
         self.full = False
+        self.failed_calls = 0
         self.permits: list[tuple[str, bool]] = []
 
     @asynccontextmanager
@@ -63,7 +64,8 @@ class Gate:
 
     async def succeeded(self, seconds: float) -> None: ...
 
-    async def failed(self, seconds: float) -> None: ...
+    async def failed(self, seconds: float) -> None:
+        self.failed_calls += 1
 
     def spend(self) -> bool:
         return False
@@ -130,6 +132,22 @@ async def test_any_failure_is_unsure(
     stub.behaviour(**fault, path="/api/chat")
     assert await judge.verdict(ONE, OTHER, "acme") is Verdict.UNSURE
     assert events.failures == ["unavailable"]
+
+
+async def test_a_late_reply_does_not_speak_against_ollama(judge: ModelJudge, stub: StubOllama, gate: Gate) -> None:
+    stub.behaviour(delay=5.0, path="/api/chat")
+    assert await judge.verdict(ONE, OTHER, "acme") is Verdict.UNSURE
+    assert gate.failed_calls == 0, "a slow judge opens no breaker of users"
+    stub.behaviour("status", status=500, path="/api/chat")
+    assert await judge.verdict(ONE, OTHER, "acme") is Verdict.UNSURE
+    assert gate.failed_calls == 1
+
+
+async def test_while_a_breaker_is_not_closed_the_judge_is_not_asked(judge: ModelJudge, gate: Gate) -> None:
+    events = Events()
+    silent = ModelJudge(judge._generations, "llama3.2", 0.5, events, lambda: False)
+    assert await silent.verdict(ONE, OTHER, "acme") is Verdict.UNSURE
+    assert (gate.permits, events.failures) == ([], ["unavailable"])
 
 
 async def test_no_permit_is_unsure(judge: ModelJudge, gate: Gate, events: Events) -> None:
