@@ -359,14 +359,20 @@ class SemanticCache:
         return chosen
 
     async def _scored(self, asked: ComparedQuestion, sight: Sight) -> Sequence[NearEntry]:
-        """Adds the verifier's score of the candidate that may be served. Without a score it is not served."""
+        """Adds the verifier's score of the candidate that may be served. Without a score it is not served.
+
+        The score of another verifier than the one whose labels the fleet has learned from says nothing: the model and
+        the verifier do not change at the same moment.
+        """
         near = list(sight.near)
+        learned = self.quality.published.state.versions.verifier
         if self._verifier is not None:
             for index in sight.usable:
                 cached = sight.candidates[index].match.answer.question
                 with suppress(VerifierUnavailable):  # at its deadline, or at a fault: a miss
                     (score,) = await self._verifier.score(asked.question, [cached])
-                    near[index] = replace(near[index], verifier=score)
+                    if self._verifier.digest == learned:
+                        near[index] = replace(near[index], verifier=score)
         return near
 
     def _asked(self, query: Query, lookup: Lookup) -> ComparedQuestion:

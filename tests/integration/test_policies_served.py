@@ -14,7 +14,9 @@ from redis.asyncio import Redis
 
 from api.embedders.minilm import files_at
 from api.embedders.reranker import CrossEncoder, Pair
+from api.embedders.verifier import OnnxVerifier
 from api.ports.quality import Evidence, Label, PolicyName, Verdict, Versions
+from api.quality.keeper import QualityKeeper
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.labels import RedisLabels
@@ -145,6 +147,26 @@ async def test_verified_serves_nothing_that_the_verifier_cannot_score(
     lines = (await client.get("/metrics")).text.splitlines()
     (failed,) = [one for one in lines if one.startswith('ragherd_verifier_duration_seconds_count{outcome="failed"}')]
     assert float(failed.rpartition(" ")[2]) >= len(words)
+
+
+async def test_verified_serves_nothing_that_another_verifier_has_scored(
+    serve: Service, redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = {"similarity_threshold": 0.99, "policy": "verified", "verifier_path": write_cross_encoder(tmp_path)}
+    client = await serve(cache={**cache, "verifier_timeout": 30.0})
+    await ask(client, QUESTION)
+    await learned(redis, client, CrossEncoder(files_at(str(tmp_path), "test")).digest, 0.0)
+    monkeypatch.setattr(QualityKeeper, "follow", _not_yet)
+    words = ("for", "within", "during", "in")
+    found = [await ask(client, f"How do I now enable two-factor login {word} 2024?") for word in words]
+    assert "semantic" in {one["cache"]["kind"] for one in found}, "one in ten may be explored"
+    monkeypatch.setattr(OnnxVerifier, "digest", "another")
+    found = [await ask(client, f"How do I then enable two-factor login {word} 2024?") for word in words]
+    assert {one["cache"]["status"] for one in found} == {"miss"}
+
+
+async def _not_yet(keeper: QualityKeeper) -> None:
+    """Stands for a worker that has loaded another verifier, and not heard yet that nothing is learned for it."""
 
 
 async def test_after_flushall_verified_is_guarded_again(serve: Service, redis: Redis) -> None:
