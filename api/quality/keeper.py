@@ -27,6 +27,9 @@ from api.ports.coordination import LeaderLease
 from api.ports.quality import LabelStore, PolicyName, PooledLabel, QualityState, QualityStore, Versions
 from api.ports.telemetry import Telemetry
 from api.quality.assessment import (
+    SCOPES as SCOPES_OF_A_ROUND,
+)
+from api.quality.assessment import (
     Assessment,
     Published,
     QualitySettings,
@@ -42,7 +45,8 @@ POLL_SECONDS: Final = 1.0
 LEASE_SECONDS: Final = 10.0
 LABELS: Final = 20_000
 """Labels that the keeper holds: all that Redis keeps."""
-BATCH: Final = 2_000
+BATCH: Final = 500
+"""Labels that are read at once: 5 ms in which the worker answers nobody."""
 SHARE: Final = 0.05
 """The share of its time that the keeper may spend on learning."""
 RENEW_SECONDS: Final = 60.0
@@ -68,6 +72,9 @@ class QualityView:
         self.wanted: OrderedDict[str, None] = OrderedDict()
         """Scopes whose models are to be loaded."""
         self.published = Published()
+        self._models: OrderedDict[str, Model | None] = OrderedDict()
+        self._former: OrderedDict[str, Model | None] = OrderedDict()
+        """Models of the epoch before, in use until those of this epoch are loaded."""
         self.observes = settings.policy is PolicyName.OBSERVE
         self.by_threshold: float | None = None
         self.adopt(Published())
@@ -87,22 +94,37 @@ class QualityView:
                 threshold=settings.threshold, target_error=settings.target,
             )  # fmt: skip
             published = Published(mine)
+        self._former = self._kept(published)
+        self._models = OrderedDict()
         self.published = published
-        self._models: OrderedDict[str, Model | None] = OrderedDict()
         plain = settings.policy is PolicyName.GUARDED or (
             settings.policy is PolicyName.VERIFIED and published.model is None
         )
         threshold = NEVER if published.state.level >= LAST_LEVEL else published.state.threshold
         self.by_threshold = threshold if plain else None
 
+    def _kept(self, published: Published) -> OrderedDict[str, Model | None]:
+        """Returns the models of scopes that allow no more than what is published now."""
+        before, now = self.published.state, published.state
+        if published.model is None or before.versions != now.versions or now.target_error < before.target_error:
+            return OrderedDict()
+        kept = self._former
+        for scope, model in self._models.items():
+            kept[scope] = model
+            kept.move_to_end(scope)
+        while len(kept) > SCOPES:
+            kept.popitem(last=False)
+        return kept
+
     def rules(self, scope: str) -> Rules:
         """Returns what is in force for a scope. Its model is loaded soon if it is not known."""
         state = self.published.state
         if scope in self._models:
             self._models.move_to_end(scope)
-        elif self.published.model is not None:
+        elif self.published.model is not None and len(self.wanted) < SCOPES:
             self.wanted[scope] = None
-        model = self._models.get(scope) or self.published.model
+        own = self._models[scope] if scope in self._models else self._former.get(scope)
+        model = own or self.published.model
         scored = bool(self.settings.versions.verifier)
         return Rules(self.settings.policy, state.threshold, state.level, model, scored)
 
@@ -171,7 +193,7 @@ class QualityKeeper:
         stored = await self._store.read(view.epoch)
         if stored.epoch != view.epoch or view.published.state.versions != view.settings.versions:
             self._adopt(stored.epoch, stored.text)
-        wanted = list(view.wanted)[:SCOPES]
+        wanted = list(view.wanted)
         view.wanted.clear()
         if wanted:
             for scope, text in zip(wanted, await self._store.of_scopes(wanted), strict=True):
@@ -216,7 +238,7 @@ class QualityKeeper:
             memory.before = view.published
         now_ms = await self._store.now_ms()
         before = _with_served(memory.before, await self._store.served(), now_ms)
-        changed = Counter(memory.changed)
+        changed = Counter(dict(memory.changed.most_common(SCOPES_OF_A_ROUND)))
         found = await asyncio.to_thread(
             assess, list(memory.labels), changed, before, view.settings, now_ms, before.served
         )
@@ -254,7 +276,7 @@ class _Memory:
             self.changed[one.scope] += 1
 
     def done(self, changed: Counter[str], epoch: int, found: Assessment) -> None:
-        """Ends a round. Scopes that got no model stay changed if the level has changed."""
+        """Ends a round. All scopes are changed if the level has changed, and else those that this round left out."""
         self.changed -= changed
         if any(event.change in ("tightened", "loosened") for event in found.events):
             self.changed += Counter(one.scope for one in self.labels)

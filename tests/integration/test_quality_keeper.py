@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 
 from api.ports.quality import Evidence, Label, PolicyName, QualityEvent, Verdict, Versions
 from api.ports.telemetry import Telemetry
+from api.quality import keeper
 from api.quality.assessment import Published, QualitySettings, published_as_json
 from api.quality.keeper import NEVER, QualityKeeper, QualityView
 from api.quality.policies import LAST_LEVEL
@@ -134,6 +135,51 @@ async def test_a_scopes_model_is_loaded_when_a_look_up_needs_it(gate: HealthGate
     await other.keeper.follow()
     assert other.view.rules(SCOPES[1]).model is pooled
     assert not other.view.wanted, "what is known not to exist is not asked for again"
+
+
+async def test_a_scopes_model_stays_in_use_until_the_next_one_is_loaded(gate: HealthGatedRedis) -> None:
+    one, other = worker(gate, "one"), worker(gate, "other")
+    await append(gate, misses(500))
+    await one.turn()
+    await other.keeper.follow()
+    other.view.rules(SCOPES[0])
+    await other.keeper.follow()
+    own = other.view.rules(SCOPES[0]).model
+    assert own is not other.view.published.model
+    await append(gate, misses(20, seed=1))
+    one.keeper.rest = 0.0
+    await one.turn()
+    await other.keeper.follow()
+    assert other.view.epoch == one.view.epoch
+    assert other.view.rules(SCOPES[0]).model is own, "the model of all scopes may serve what this scope's refuses"
+    await other.keeper.follow()
+    newer = other.view.rules(SCOPES[0]).model
+    assert newer is not None
+    assert newer.labels == 520
+    other.view.adopt(replace(other.view.published, state=replace(other.view.published.state, target_error=0.001)))
+    assert other.view.rules(SCOPES[0]).model is other.view.published.model, "it allows more than the fleet does now"
+
+
+async def test_a_round_leaves_no_scope_out_for_good(gate: HealthGatedRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeper, "SCOPES_OF_A_ROUND", 1)
+    one = worker(gate, "one")
+    for scope in SCOPES[:2]:
+        await append(gate, misses(200), scope)
+    store = RedisQuality(gate, KEYS, "one")
+    await one.turn()
+    assert sum(text is not None for text in await store.of_scopes(SCOPES[:2])) == 1
+    one.keeper.rest = 0.0
+    await one.turn()
+    assert sum(text is not None for text in await store.of_scopes(SCOPES[:2])) == 2
+
+
+async def test_scopes_that_wait_for_their_models_are_bounded(gate: HealthGatedRedis) -> None:
+    one = worker(gate, "one")
+    await append(gate, misses(500))
+    await one.turn()
+    for number in range(keeper.SCOPES + 10):
+        one.view.rules(f"another-{number}")
+    assert len(one.view.wanted) == keeper.SCOPES
 
 
 async def test_every_worker_tightens_after_a_fault(gate: HealthGatedRedis) -> None:
