@@ -10,6 +10,7 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
+from tests.integration.test_documents import HOLIDAY, ONNX, add
 from tests.stub_ollama import StubOllama
 from tests.support.replies import text, texts
 from tests.support.service import Service, ask
@@ -195,6 +196,21 @@ async def test_a_released_answer_does_not_replace_a_newer_one(serve: Service, st
     assert (await ask(client, QUESTION))["answer"] == "of after"
     await vote(client, bad, "bad")
     assert await cached(client, QUESTION) == "exact", "the vote is about the former answer"
+
+
+async def test_a_released_answer_is_stale_if_documents_came_meanwhile(serve: Service, redis: Redis) -> None:
+    client = await serve(embedder=ONNX)
+    bad = await ask(client, QUESTION)
+    await vote(client, bad, "bad")
+    await add(client, "Holiday policy", HOLIDAY)
+
+    async def has_outdated() -> bool:
+        return bool(await redis.hexists("rag:invalidated", "corpus:default"))
+
+    await wait_until_async(has_outdated)
+    await vote(client, bad, "good")
+    assert await redis.exists(bad["cache"]["entry"]), "it is back, for an outage"
+    assert await cached(client, QUESTION) == "absent", "new documents find no quarantined answer"
 
 
 async def test_nobody_judges_what_another_tenant_got(serve: Service) -> None:

@@ -333,7 +333,16 @@ local function quarantine(entry, copy, flight, refresh, is_judged)
   return 1
 end
 
--- Puts an entry back, unless a newer answer has taken its place.
+-- Whether documents that the entry depends on may have changed while it was quarantined: new documents make entries
+-- stale, but find no quarantined ones. Older tags than `tags_ms` are gone.
+local function is_outdated(copy)
+  local owner, tenant, since = unpack(redis.call('HMGET', copy, 'owner', 'tenant', 'quarantined_ms'))
+  if not owner then return false end
+  local changed = tonumber(redis.call('HGET', invalidated, 'corpus:' .. (tenant or '')) or 0)
+  return changed >= tonumber(since) or now - tonumber(since) >= tonumber(tags_ms)
+end
+
+-- Puts an entry back, unless a newer answer has taken its place. It is stale if its documents may have changed.
 local function release(entry, copy, _, _, is_judged)
   if not has_answer(copy, is_judged) then return 0 end
   redis.call('ZREM', quarantined, copy)
@@ -342,6 +351,9 @@ local function release(entry, copy, _, _, is_judged)
     return 0
   end
   local left = redis.call('PTTL', copy)
+  if is_outdated(copy) then
+    redis.call('HSET', copy, 'expires_ms', int(math.min(now, tonumber(redis.call('HGET', copy, 'expires_ms')))))
+  end
   redis.call('HDEL', copy, unpack(WHY))
   redis.call('RENAME', copy, entry)
   local tenant, tokens = unpack(redis.call('HMGET', entry, 'tenant', 'completion_tokens'))
