@@ -10,6 +10,8 @@ No user waits for this. A request only puts work into a bounded queue; what does
 from __future__ import annotations
 
 import asyncio
+import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -55,6 +57,8 @@ RAISED, MOST = 20, 0.25
 """How many times as many hits are sampled while the fleet's error is in doubt, and the highest rate that is raised."""
 RATE_SECONDS: Final = 1.0
 """Time between two looks at the fleet's error."""
+SHARE_SECONDS: Final = 300.0
+"""After this time a sampled hit counts half for the share of them that is compared. The limit holds for a minute."""
 
 
 def sampling_rate(base: float, state: QualityState) -> float:
@@ -338,6 +342,25 @@ class _Served:
     rate: float
 
 
+class _Compared:
+    """How many of the hits sampled at one rate were compared lately, and not left out because there were too many."""
+
+    def __init__(self) -> None:
+        self._sampled = self._compared = 1.0
+        self._at = time.monotonic()
+
+    def add(self, *, compared: bool) -> None:
+        """Counts a sampled hit."""
+        now = time.monotonic()
+        fade = 0.5 ** ((now - self._at) / SHARE_SECONDS)
+        self._sampled, self._compared = self._sampled * fade + 1, self._compared * fade + compared
+        self._at = now
+
+    @property
+    def share(self) -> float:
+        return self._compared / self._sampled
+
+
 class ShadowCalls:
     """Answers a sample of one worker's hits again, and labels the answers that went out.
 
@@ -365,6 +388,7 @@ class ShadowCalls:
         self._base = rate
         self._quality = quality
         self._queue: asyncio.Queue[_Served] = asyncio.Queue(SHADOWS)
+        self._by_rate: dict[float, _Compared] = defaultdict(_Compared)
 
     def sample(self, query: Query, lookup: Lookup, *, stale: bool) -> None:
         """Queues an answer that went out. No I/O here."""
@@ -374,7 +398,19 @@ class ShadowCalls:
         try:
             self._queue.put_nowait(_Served(query, lookup, lookup.match, kind, self.rate))
         except asyncio.QueueFull:
-            self._labelling.telemetry.shadow_called("queue_full")
+            self._ended(self.rate, "queue_full")
+
+    def probability(self, rate: float) -> float:
+        """Returns with which probability a hit that is sampled at this rate is compared.
+
+        Limits make it smaller. A hit that is compared stands for as many more, at a high rate as at a low one.
+        """
+        return rate * self._by_rate[rate].share
+
+    def _ended(self, rate: float, outcome: ShadowOutcome) -> None:
+        if outcome in ("compared", "limited", "queue_full"):
+            self._by_rate[rate].add(compared=outcome == "compared")
+        self._labelling.telemetry.shadow_called(outcome)
 
     async def keep_calling(self) -> None:
         """Makes shadow calls forever, as a background task."""
@@ -388,7 +424,7 @@ class ShadowCalls:
             except Exception:  # noqa: BLE001 - see `failed`
                 self._labelling.failed()
                 outcome = "failed"
-            self._labelling.telemetry.shadow_called(outcome)
+            self._ended(served.rate, outcome)
 
     async def keep_rate(self) -> None:
         """Follows the fleet's error forever, as a background task: a hit reads only a number."""
@@ -424,7 +460,8 @@ class ShadowCalls:
             return
         verdict = await self._labelling.verdict(answer, answer_text(cached), served.query.tenant)
         evidence = await self._evidence(served)
-        seen = Observation(served.query, key, "shadow", served.kind, served=True, probability=served.rate)
+        chance = self.probability(served.rate)
+        seen = Observation(served.query, key, "shadow", served.kind, served=True, probability=chance)
         await self._labelling.append(seen, evidence, cached, verdict)
 
     async def _evidence(self, served: _Served) -> Evidence:

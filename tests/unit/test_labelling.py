@@ -79,6 +79,20 @@ def test_samples_that_do_not_fit_are_dropped_and_counted() -> None:
     for _ in range(SHADOWS + 3):
         calls.sample(Query("q", "t", "m"), Lookup(match=match), stale=False)
     assert telemetry.calls == ["queue_full"] * 3
+    assert calls.probability(calls.rate) < calls.rate
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.2])
+def test_under_the_limit_a_compared_hit_stands_for_as_many_at_every_rate(rate: float) -> None:
+    calls = shadow(Telemetry())
+    assert calls.probability(rate) == rate, "nothing was left out yet"
+    hits, limit = 20_000, 30
+    for number in range(round(hits * rate)):
+        calls._ended(rate, "compared" if number < limit else "limited")
+    assert calls.probability(rate) == pytest.approx(limit / hits, rel=0.05)
+    for _ in range(1_000):
+        calls._ended(rate, "breaker_open")
+    assert calls.probability(rate) == pytest.approx(limit / hits, rel=0.05), "an outage leaves out all alike"
 
 
 async def test_a_busy_worker_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
