@@ -234,6 +234,8 @@ class SemanticCache:
             return
         try:
             await self._exact(self._cache, query, lookup.key, lookup, timings)
+            if self.quality.observes:
+                lookup.match, lookup.stale, lookup.expired = None, False, None
         except StoreUnavailable as error:
             lookup.available = False  # otherwise the flight would ask the cache again, and loop
             self._observer.store_failed(error)

@@ -8,11 +8,15 @@ from typing import Any
 import pytest
 
 from api.errors import DocumentsChanged, StoreUnavailable
+from api.ports.answer_cache import ExactLookup
+from api.ports.quality import PolicyName, Versions
 from api.ports.question import Query, Timings
 from api.ports.telemetry import Telemetry
+from api.quality.assessment import QualitySettings
+from api.quality.keeper import QualityView
 from api.query.cache import CacheBudget, CachePolicy, Lookup, SemanticCache
 from api.query.cache_key import CacheKey
-from api.values import EmbedderIdentity, Generation, GenerationEnd, Usage
+from api.values import CachedAnswer, CacheMatch, EmbedderIdentity, Generation, GenerationEnd, Usage
 
 PLACE = CacheKey(EmbedderIdentity("e", 4, "aaaaaaaaaa"), "aaaaaaaaaa-scope", "digest")
 
@@ -60,6 +64,26 @@ async def test_an_answer_whose_second_lookup_fails_keeps_its_read_time_and_is_no
     generation = Generation("text", GenerationEnd("m", "stop", Usage()), 0.0)
     assert await shared.store(query, lookup, None, (), generation, Timings()) is None
     assert cache.stored == 0
+
+
+class FullCache(LostCache):
+    """Has an answer that another worker has just stored."""
+
+    async def find_exact(self, *_: str) -> ExactLookup:  # type: ignore[override]
+        answer = CachedAnswer("entry", "q", "a", "m", (), Usage(), 2_000, 9_000)
+        return ExactLookup(CacheMatch(answer, "exact", 1.0, 3_000), 3_000, 0)
+
+
+@pytest.mark.parametrize(("policy", "served"), [(PolicyName.GUARDED, True), (PolicyName.OBSERVE, False)])
+async def test_observe_does_not_serve_what_another_worker_has_just_stored(policy: PolicyName, served: bool) -> None:
+    view = QualityView(QualitySettings(policy, 0.9, 0.02, Versions("")))
+    none: Any = None
+    cache: Any = FullCache()
+    shared = SemanticCache(cache, none, none, Telemetry(), CachePolicy(0.9), CacheBudget(1.0), quality=view)
+    lookup = Lookup(PLACE, available=True, now_ms=1_000)
+    await shared.look_again(Query("q", "t", "m"), lookup, Timings())
+    assert (lookup.match is not None) is served
+    assert lookup.now_ms == 3_000, "the next flight must be a newer one"
 
 
 class SlowCache(LostCache):
