@@ -34,8 +34,8 @@ from api.values import CacheMatch, Vector
 Decision = Literal["exact_hit", "semantic_hit", "stale", "miss", "bypass"]
 FEWER: Final = 5
 """Candidates of the policies that learn nothing from the others."""
-LABELS: Final = 1000
-"""Labels of a scope that are counted."""
+LABELS: Final = 500
+"""Labels of a scope that are counted. Reading more would keep users of this worker waiting."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -158,8 +158,9 @@ class WorkerCache:
         self.queries = QueryService(condensing, shared, flights, fresh, self.refresher, parts.telemetry, self.shadow)
         labels = RedisLabels(parts.client, parts.keys)
         check = grounded_check(Telemetry())
+        behind = parts.verifier.in_background if parts.verifier is not None else None
         self.explainer = Explainer(
-            cache, embedder, key_builder, policy, check, rules=view.rules, labels=labels, verifier=parts.verifier
+            cache, embedder, key_builder, policy, check, rules=view.rules, labels=labels, verifier=behind
         )
         self.quality = view.state
         limits = _limits(settings)

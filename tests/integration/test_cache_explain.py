@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
+from api.embedders.verifier import OnnxVerifier
 from tests.stub_ollama import StubOllama
 from tests.support.service import Service, ask
+from tests.support.small_cross_encoder import write_cross_encoder
 
 QUESTION = "How do I enable two-factor login in 2024?"
 OPPOSITE = "How do I disable two-factor login in 2024?"
@@ -141,3 +146,22 @@ async def test_the_labels_of_an_entry(serve: Service) -> None:
     found = await explained(client, question)
     assert found["candidates"][0]["labels"] == {"same": 1, "different": 0, "unsure": 0}
     assert found["candidates"][0]["verifier"] is None
+
+
+async def test_explaining_asks_the_verifier_behind_users(
+    serve: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+
+    async def scores(_: OnnxVerifier, question: str, candidates: Sequence[str], *, background: bool) -> list[float]:
+        asked.append(background)
+        return [1.0] * len(candidates)
+
+    monkeypatch.setattr(OnnxVerifier, "_scores", scores)
+    client = await serve(cache={"similarity_threshold": 0.5, "verifier_path": write_cross_encoder(tmp_path)})
+    question = "Where is the canteen?"
+    await ask(client, question)
+    found = await explained(client, "Where is the new canteen?")
+    assert found["candidates"][0]["verifier"]["score"] == 1.0
+    assert asked
+    assert all(asked), "explaining costs no user a score"
