@@ -14,10 +14,10 @@ import asyncio
 import random
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
-from typing import Final
+from typing import Any, Final
 
 import orjson
 import structlog
@@ -239,8 +239,8 @@ class QualityKeeper:
         now_ms = await self._store.now_ms()
         before = _with_served(memory.before, await self._store.served(), now_ms)
         changed = Counter(dict(memory.changed.most_common(SCOPES_OF_A_ROUND)))
-        found = await asyncio.to_thread(
-            assess, list(memory.labels), changed, before, view.settings, now_ms, before.served
+        found = await self._holding(
+            asyncio.to_thread(assess, list(memory.labels), changed, before, view.settings, now_ms, before.served)
         )
         epoch = await self._store.publish(memory.epoch, published_as_json(found.published), _scopes_as_json(found))
         if epoch is None:  # another keeper has written, or all keys were lost: begin again
@@ -251,6 +251,17 @@ class QualityKeeper:
             self._telemetry.quality_event(event)
         await self.follow()
         return True
+
+    async def _holding(self, learning: Coroutine[Any, Any, Assessment]) -> Assessment:
+        """Renews the lease meanwhile. Else on slow processors each round would outlast it, and none be written."""
+        task = asyncio.create_task(learning)
+        try:
+            while not task.done():
+                await asyncio.wait([task], timeout=LEASE_SECONDS / 3)
+                await self._lease.acquire(LEASE_SECONDS)
+            return task.result()
+        finally:
+            task.cancel()
 
 
 class _Memory:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from redis.asyncio import Redis
 from api.ports.quality import Evidence, Label, PolicyName, QualityEvent, Verdict, Versions
 from api.ports.telemetry import Telemetry
 from api.quality import keeper
-from api.quality.assessment import Published, QualitySettings, published_as_json
+from api.quality.assessment import Assessment, Published, QualitySettings, published_as_json
 from api.quality.keeper import NEVER, QualityKeeper, QualityView
 from api.quality.policies import LAST_LEVEL
 from api.redis_store.health_gated import HealthGatedRedis
@@ -263,6 +265,28 @@ async def test_a_keeper_that_was_paused_does_not_undo_anothers_work(gate: Health
     assert paused.view.state().level == 1, "it begins again with what the other wrote"
     stale = RedisQuality(gate, KEYS, "paused")
     assert await stale.publish(1, published_as_json(Published()), {}) is None, "the epoch has changed, too"
+
+
+async def test_a_slow_keeper_keeps_its_lease(gate: HealthGatedRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeper, "LEASE_SECONDS", 0.3)
+    one, taken, renewed = worker(gate, "one"), list[float](), threading.Event()
+    acquire, learn = one.lease.acquire, keeper.assess
+
+    async def counted(seconds: float) -> bool:
+        taken.append(seconds)
+        if len(taken) > 5:
+            renewed.set()
+        return await acquire(seconds)
+
+    def slow(*asked: Any) -> Assessment:
+        assert renewed.wait(60), "a round that takes longer than the lease"
+        return learn(*asked)
+
+    monkeypatch.setattr(one.lease, "acquire", counted)
+    monkeypatch.setattr(keeper, "assess", slow)
+    await append(gate, misses(300))
+    await one.turn()
+    assert one.view.published.model is not None
 
 
 async def test_a_new_keeper_goes_on_where_the_last_one_was_killed(gate: HealthGatedRedis, redis: Redis) -> None:
