@@ -173,6 +173,22 @@ async def test_votes_count_once_per_key(serve: Service) -> None:
     assert (await client.get("/api/semantic-cache/metrics")).json()["feedback_good"] == 1
 
 
+async def test_votes_without_room_count_in_no_figure(serve: Service, redis: Redis) -> None:
+    client = await serve(access=KEYS)
+    hits = [await ask(client, QUESTION, headers=bearer(key)) for key in ("acme-1", "acme-1", "acme-2")]
+    assert await vote(client, hits[1], "good", key="acme-1") == 202
+    (votes,) = [key async for key in redis.scan_iter("rag:votes:*")]
+    await redis.hset(votes, mapping={f"vote:{number}": "good" for number in range(1_000)})
+    before = await redis.hgetall(votes)
+    for _ in range(3):
+        assert await vote(client, hits[2], "good", key="acme-2") == 202
+    assert await redis.hgetall(votes) == before
+    assert (await client.get("/api/semantic-cache/metrics")).json()["feedback_good"] == 1
+    assert await redis.xlen("rag:labels") == 1
+    assert await vote(client, hits[2], "bad", key="acme-2") == 202
+    assert await cached(client, QUESTION, "acme-1") == "absent", "a bad vote holds in any case"
+
+
 async def test_a_good_answer_comes_back_with_its_copies(serve: Service, stub: StubOllama) -> None:
     client = await serve()
     stub.behaviour(answer="Your manager.", path="/api/chat")

@@ -387,6 +387,8 @@ local label = redis.call('HGET', votes, 'label:' .. ARGV[2]) or ''
 if former ~= '' or #redis.call('HGETALL', votes) < 2 * MOST_VOTERS then
   redis.call('HSET', votes, 'answer', judged, voter, verdict)
   redis.call('PEXPIRE', votes, lifetime)
+else
+  former = verdict -- there is no room to remember this vote, so it counts in no figure and is no label
 end
 if verdict == 'bad' then
   redis.call('HSET', invalidated, asked, int(now))
