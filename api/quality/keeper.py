@@ -217,9 +217,12 @@ class QualityKeeper:
         fresh = await self._read_labels()
         if time.monotonic() < self.rest or not (fresh or self._memory.is_due):
             return
-        began = time.monotonic()
-        if await self.learn():
-            self.rest = time.monotonic() + (time.monotonic() - began) / SHARE
+        began, written = time.monotonic(), None
+        try:
+            written = await self.learn()
+        finally:
+            if written is not False:  # it rests after a failed write too, as while Redis is full
+                self.rest = time.monotonic() + (time.monotonic() - began) / SHARE
 
     async def _read_labels(self) -> bool:
         """Reads new labels. Returns whether some came since the last round."""

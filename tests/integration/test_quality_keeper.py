@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from redis.asyncio import Redis
 
+from api.errors import StoreUnavailable
 from api.ports.quality import Evidence, Label, PolicyName, QualityEvent, Verdict, Versions
 from api.ports.telemetry import Telemetry
 from api.quality import keeper
-from api.quality.assessment import Assessment, Published, QualitySettings, published_as_json
+from api.quality.assessment import Assessment, Published, QualitySettings, assess, published_as_json
 from api.quality.keeper import NEVER, QualityKeeper, QualityView
 from api.quality.policies import LAST_LEVEL
 from api.redis_store.health_gated import HealthGatedRedis
@@ -270,7 +271,7 @@ async def test_a_keeper_that_was_paused_does_not_undo_anothers_work(gate: Health
 async def test_a_slow_keeper_keeps_its_lease(gate: HealthGatedRedis, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keeper, "LEASE_SECONDS", 0.3)
     one, taken, renewed = worker(gate, "one"), list[float](), threading.Event()
-    acquire, learn = one.lease.acquire, keeper.assess
+    acquire = one.lease.acquire
 
     async def counted(seconds: float) -> bool:
         taken.append(seconds)
@@ -280,13 +281,35 @@ async def test_a_slow_keeper_keeps_its_lease(gate: HealthGatedRedis, monkeypatch
 
     def slow(*asked: Any) -> Assessment:
         assert renewed.wait(60), "a round that takes longer than the lease"
-        return learn(*asked)
+        return assess(*asked)
 
     monkeypatch.setattr(one.lease, "acquire", counted)
     monkeypatch.setattr(keeper, "assess", slow)
     await append(gate, misses(300))
     await one.turn()
     assert one.view.published.model is not None
+
+
+async def test_a_keeper_rests_after_a_write_that_redis_refuses(
+    gate: HealthGatedRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, rounds = worker(gate, "one"), list[int]()
+
+    async def refused(*_: Any) -> None:
+        raise StoreUnavailable("Redis is full")
+
+    def counted(*asked: Any) -> Assessment:
+        rounds.append(1)
+        return assess(*asked)
+
+    monkeypatch.setattr(RedisQuality, "publish", refused)
+    monkeypatch.setattr(keeper, "assess", counted)
+    monkeypatch.setattr(keeper, "SHARE", 0.0001)
+    await append(gate, misses(300))
+    with pytest.raises(StoreUnavailable):
+        await one.turn()
+    await one.turn()
+    assert rounds == [1]
 
 
 async def test_a_new_keeper_goes_on_where_the_last_one_was_killed(gate: HealthGatedRedis, redis: Redis) -> None:
