@@ -80,6 +80,11 @@ class Label:
     at_ms: int = 0
     entry: str = ""
 
+    @property
+    def of_same_question(self) -> bool:
+        """Whether the candidate is the question's own entry, fresh or expired. Every policy but `observe` serves it."""
+        return self.kind == "exact" or (self.kind == "stale" and self.evidence.similarity >= 1.0)
+
 
 @dataclass(frozen=True, slots=True)
 class LabelledPair:

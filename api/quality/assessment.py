@@ -171,7 +171,7 @@ def _next_level(
     level = before.state.level
     if settings.policy is PolicyName.OBSERVE:
         return 0, ""
-    since = [one for one in labels if one.label.at_ms > before.changed_ms and one.label.kind != "exact"]
+    since = [one for one in labels if one.label.at_ms > before.changed_ms and not one.label.of_same_question]
     channel = channel_of(settings.confusion)
     if level < LAST_LEVEL:
         if alarm(_hits(labels, before), channel, settings.target):
@@ -193,7 +193,7 @@ def _hits(labels: Sequence[PooledLabel], before: Published) -> list[Label]:
         for one in labels
         if one.label.served
         and one.label.source == "shadow"
-        and one.label.kind != "exact"
+        and not one.label.of_same_question
         and one.label.at_ms > before.changed_ms
     ]
 

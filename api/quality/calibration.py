@@ -174,7 +174,7 @@ def observations(
 
 
 def _counts(label: Label, *, feedback: bool) -> bool:
-    if label.verdict is Verdict.UNSURE or label.kind == "exact" or label.evidence.guard:
+    if label.verdict is Verdict.UNSURE or label.of_same_question or label.evidence.guard:
         return False
     return label.source != "feedback" or (feedback and label.verdict is Verdict.DIFFERENT)
 

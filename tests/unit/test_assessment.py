@@ -101,6 +101,16 @@ def test_one_wrong_label_after_many_right_ones_is_suspected() -> None:
     assert not after([*right, *wrong, *labels(30, 0.0, start_ms=600)]).published.state.suspected
 
 
+@pytest.mark.parametrize(("kind", "similarity", "level"), [("exact", 1.0, 0), ("stale", 1.0, 0), ("stale", 0.95, 1)])
+def test_wrong_answers_to_the_same_question_do_not_tighten(kind: str, similarity: float, level: int) -> None:
+    """No level stops them: an expired answer is out of date, whatever the threshold."""
+    wrong = [
+        replace(one, label=replace(one.label, kind=kind))
+        for one in labels(100, 0.5, similarity=similarity)
+    ]  # fmt: skip
+    assert assess(wrong, Counter(), Published(), GUARDED, 1_000, {}).published.state.level == level
+
+
 def test_an_error_at_half_the_target_rarely_tightens() -> None:
     assert sum(after(labels(500, 0.01, seed=seed)).published.state.level for seed in range(40)) <= 2
 
