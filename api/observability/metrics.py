@@ -35,7 +35,7 @@ from api.observability.metric_names import (
 )
 from api.observability.worker_files import WorkerFilesCollector
 from api.ports.answer_cache import FeedbackVerdict, StoreWarning
-from api.ports.quality import LabelSource, QualityState, Verdict
+from api.ports.quality import FalseHitRate, LabelSource, QualityState, Verdict
 from api.ports.telemetry import BulkheadReason, LabelLoss, RefreshOutcome, ShadowOutcome
 from api.values import CacheKind, CacheStatus, Usage
 
@@ -137,6 +137,8 @@ class Metrics:
         self._queries = self._families[names.QUERIES]
         self._stages = self._families[names.QUERY_STAGE_DURATION]
         self._lag = self._families[names.EVENT_LOOP_LAG][()]
+        self._rates: dict[str, FalseHitRate] = {}
+        """Of each kind that was ever known: its series must not keep an old value."""
         self._families[names.BUILD_INFO][version, platform.python_version()].set(1)
         self._begin_at_zero()
 
@@ -225,7 +227,8 @@ class Metrics:
 
     def quality_is(self, state: QualityState) -> None:
         """Sets what the fleet knows about its error. Without labels the share is not a number."""
-        for kind, rate in {"all": state.rate, **state.by_kind}.items():
+        self._rates = {**dict.fromkeys(self._rates, FalseHitRate()), "all": state.rate, **state.by_kind}
+        for kind, rate in self._rates.items():
             known = rate.samples > 0
             for bound, value in (("estimate", rate.estimate), ("low", rate.low), ("high", rate.high)):
                 self._families[names.CACHE_FALSE_HIT_RATE][kind, bound].set(value if known else math.nan)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import re
 import subprocess
@@ -28,6 +29,7 @@ from api.observability.metric_names import ALL_METRICS
 from api.observability.metrics import Metrics
 from api.observability.worker_facts import TICK, LoopLag
 from api.observability.worker_files import WorkerFilesCollector
+from api.ports.quality import FalseHitRate, QualityState
 from api.values import CacheStatus, Usage
 from tests.support.waiting import wait_until_async
 
@@ -127,6 +129,17 @@ def test_every_telemetry_method_updates_its_metric(registry: CollectorRegistry, 
         ("ragherd_bulkhead_rejected_total", (("name", "ollama"), ("reason", "deadline"))): 1,
     }
     assert {key: registry.get_sample_value(key[0], dict(key[1])) for key in expected} == expected
+
+
+def test_a_share_that_is_no_longer_known_is_not_exposed(registry: CollectorRegistry, metrics: Metrics) -> None:
+    rate = FalseHitRate(0.2, 0.1, 0.3, 40)
+    metrics.quality_is(QualityState(rate=rate, by_kind={"semantic": rate}))
+    assert registry.get_sample_value("ragherd_cache_false_hit_samples", {"kind": "semantic"}) == 40
+    metrics.quality_is(QualityState())
+    for kind in ("all", "semantic"):
+        labels = {"kind": kind, "bound": "estimate"}
+        assert math.isnan(registry.get_sample_value("ragherd_cache_false_hit_rate", labels) or 0.0)
+        assert registry.get_sample_value("ragherd_cache_false_hit_samples", {"kind": kind}) == 0
 
 
 def test_only_the_worker_that_caused_a_transition_counts_it(registry: CollectorRegistry, metrics: Metrics) -> None:
