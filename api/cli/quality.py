@@ -233,9 +233,9 @@ def service_text(found: Mapping[str, Any]) -> str:
 def _tightened(found: Mapping[str, Any]) -> str:
     if not found.get("tightened"):
         return "no"
-    reasons = [event.get("reason") for event in found.get("history") or () if event.get("change") == "tightened"]
+    newest_first = [event.get("reason") for event in found.get("history") or () if event.get("change") == "tightened"]
     level = f", to level {found['level']}" if "level" in found else ""
-    return f"yes{level}{f' ({reasons[-1]})' if reasons and reasons[-1] else ''}"
+    return f"yes{level}{f' ({newest_first[0]})' if newest_first and newest_first[0] else ''}"
 
 
 # -- Terminal ----------------------------------------------------------------------------------------------------------

@@ -350,6 +350,13 @@ def test_without_arguments_the_running_service_is_asked() -> None:
     assert keys == ["/api/semantic-cache/quality Bearer secret", "/api/semantic-cache/quality None"]
 
 
+def test_the_reason_shown_is_that_of_the_newest_tightening() -> None:
+    newest_first = [{"change": "tightened", "reason": "sudden"}, {"change": "tightened", "reason": "estimate"}]
+    said = {**SAID, "tightened": True, "level": 2, "history": newest_first}
+    with service(200, json.dumps(said).encode()) as (url, _):
+        assert run("--url", url).stdout.splitlines()[-1] == "tightened: yes, to level 2 (sudden)"
+
+
 @pytest.mark.parametrize(("status", "code"), [(403, 1), (404, 1), (503, 3)])
 def test_a_refusal_fails_with_the_service_s_reason(status: int, code: int) -> None:
     with service(status, b'{"detail": "Admin key required."}') as (url, _):
