@@ -22,7 +22,7 @@ COMMANDS: Final = {
     "plan": "Estimate the workers, Redis and GPUs that a load needs.",
     "simulate": "Simulate many replicas on one Redis.",
     "quality": "Show how often the semantic cache is wrong, or measure it on your own questions.",
-    "train-verifier": "Train the model that verifies cached answers on your own questions.",
+    "train-verifier": "Train the verifier of cached answers on your own questions.",
     "redis-acl": "Print the ACL rule for Ragherd's Redis user.",
     "backup": "Save documents and cached answers to a file.",
     "restore": "Load a backup into Redis.",

@@ -42,7 +42,7 @@ def quality(
     action: Annotated[str, typer.Argument(help="`show`, `measure` or `recommend`.")] = SHOW,
     file: Annotated[
         str | None,
-        typer.Argument(help="CSV or JSON Lines; or `fow`, the pairs of the package fow-cache."),
+        typer.Argument(help="CSV or JSON Lines file; or `fow`: the pairs of the package fow-cache."),
     ] = None,
     policy: Annotated[list[str] | None, typer.Option(help="Policy to measure. Can be repeated. Default: all.")] = None,
     threshold: Annotated[
@@ -71,7 +71,7 @@ def quality(
     Ollama, with the embedder of EMBEDDER=onnx. A file has labeled pairs (columns a, b, same), questions with intents
     (question, intent), or a log (question, and optionally answer).
 
-    `recommend` finds the setting with the most hits that keeps to --max-error-rate. It exits with 1 if there is none.
+    `recommend` finds the setting with the most hits that keeps to --max-error-rate. If there is none, it exits with 1.
     """
     if action not in (SHOW, MEASURE, RECOMMEND):
         raise exit_with(f"{action}: must be show, measure or recommend", USAGE_ERROR)

@@ -185,7 +185,7 @@ def _csv(path: Path) -> Iterator[tuple[str, Record]]:
             for row in reader:
                 where = f"{path}:{reader.line_num}"
                 if None in row or None in row.values():
-                    raise Unreadable(f"{where}: has another number of columns than the first line")
+                    raise Unreadable(f"{where}: has a different number of columns than the first line")
                 yield where, row
         except csv.Error as error:
             raise Unreadable(f"{path}:{reader.reader.line_num}: is not CSV: {error}") from None
@@ -254,7 +254,7 @@ def _text(where: str, record: Record, meaning: str) -> str:
     if meaning == "intent" and isinstance(value, int):
         return str(value)
     if not isinstance(value, str) or not value.strip():
-        raise Unreadable(f"{where}: {column or COLUMNS[meaning][0]} must be a text that is not empty")
+        raise Unreadable(f"{where}: {column or COLUMNS[meaning][0]} must be non-empty text")
     return value
 
 

@@ -46,22 +46,24 @@ class Training:
 
 def train_verifier(
     pairs: Annotated[Path | None, typer.Option(help='JSON Lines: {"a", "b", "same": true or false}.')] = None,
-    from_redis: Annotated[bool, typer.Option("--from-redis", help="The pairs that the service kept.")] = False,
+    from_redis: Annotated[bool, typer.Option("--from-redis", help="Use the pairs that the service kept.")] = False,
     data: Annotated[Path | None, typer.Option(help="Train the base model on the data sets in this folder.")] = None,
     start: Annotated[Path | None, typer.Option(help="Model to start from. Default: the base model.")] = None,
     used: Annotated[Path | None, typer.Option(help="Model to compare with. Default: the one in use.")] = None,
     layers: Annotated[int | None, typer.Option(help="3 or 6. Default: as many as the model to start from.")] = None,
-    epochs: Annotated[float | None, typer.Option(min=0.01, help="How often each pair is seen.")] = None,
+    epochs: Annotated[
+        float | None, typer.Option(min=0.01, help="How often each pair is seen. Default: 2; with --data 1.")
+    ] = None,
     seconds: Annotated[float, typer.Option(min=1.0, help="Time limit of the training.")] = 3600.0,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for the new model.")] = Path("verifier"),
     activate: Annotated[bool, typer.Option("--activate", help="If the model is better, all workers load it.")] = False,
-    roll_back: Annotated[bool, typer.Option("--roll-back", help="All workers load the model before again.")] = False,
+    roll_back: Annotated[bool, typer.Option("--roll-back", help="All workers load the previous model again.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
 ) -> None:
     """Train the verifier on your own questions, on one CPU thread.
 
-    The new model is compared with the one in use on held-out pairs. The exit status is 0 only if it is better. Training
+    The new model is compared with the one in use on held-out pairs. The exit status is 1 if it is not better. Training
     takes minutes. The pairs come from a file, or from Redis if SEMANTIC_CACHE_KEEP_PAIRS is set.
     """
     if sum(map(bool, (pairs, from_redis, data, roll_back))) != 1:
@@ -87,7 +89,7 @@ def train_verifier(
     except KeyboardInterrupt:
         raise exit_with("interrupted; nothing was activated", INTERRUPTED) from None
     if not outcome.comparison.better:
-        raise exit_with(f"the new model is not taken. The one in use, {outcome.used}, stays")
+        raise exit_with(f"the new model is not better: {outcome.used} stays in use")
 
 
 def _read(file: Path | None) -> list[Pair]:
@@ -191,7 +193,7 @@ def _roll_back() -> None:
 
     version = _with_redis(roll_back_verifier(_settings()))
     if version is None:
-        raise exit_with("no model was ever activated")
+        raise exit_with("no model has been activated")
     typer.echo(f"Workers load {version or f'the model of {VERIFIER_PATH}'} within two seconds.")
 
 

@@ -105,7 +105,7 @@ CACHE_GUARD_REJECTIONS = MetricSpec(
 CACHE_GROUNDED_CHECKS = MetricSpec(
     "ragherd_cache_grounded_checks_total",
     "counter",
-    "Searches before a hit on an answer from documents.",
+    "Grounded checks of cached answers, by outcome.",
     ("outcome",),
 )
 CACHE_LANGUAGE_UNKNOWN = MetricSpec(
@@ -168,24 +168,24 @@ CACHE_FALSE_HIT_SAMPLES = MetricSpec(
     "livemostrecent",
 )
 CACHE_TARGET_ERROR = MetricSpec(
-    "ragherd_cache_target_error", "gauge", "Highest share that is accepted. Fleet-wide.", across="livemostrecent"
+    "ragherd_cache_target_error", "gauge", "Highest accepted share at this level. Fleet-wide.", across="livemostrecent"
 )
 CACHE_TIGHTENED = MetricSpec(
     "ragherd_cache_tightened",
     "gauge",
-    "Steps by which the fleet serves less because of wrong answers. Fleet-wide.",
+    "Level of tightening because of wrong answers, 0 to 4. Fleet-wide.",
     across="livemostrecent",
 )
 CACHE_DECISIONS = MetricSpec(
     "ragherd_cache_policy_decisions_total",
     "counter",
-    "Decisions by policy and outcome.",
+    "Decisions by outcome, except of guarded.",
     ("policy", "outcome"),
 )
 CACHE_QUALITY_CHANGES = MetricSpec(
     "ragherd_cache_quality_changes_total",
     "counter",
-    "Changes of what the fleet serves, by kind.",
+    "Changes of the level or of the learned model, by kind.",
     ("change",),
 )
 FEEDBACK = MetricSpec("ragherd_feedback_total", "counter", "Votes on answers by verdict.", ("verdict",))
@@ -217,7 +217,7 @@ RERANKING_DURATION = MetricSpec(
 VERIFIER_DURATION = MetricSpec(
     "ragherd_verifier_duration_seconds",
     "histogram",
-    "Time of the verifier for a score, or to wait in vain.",
+    "Time until the verifier gave a score or failed.",
     ("outcome",),
     buckets=STAGE_BUCKETS,
 )

@@ -248,8 +248,8 @@ class Explainer:
 
 
 REFUSALS: Final[Mapping[str, str]] = {
-    "tightened": "Too many answers were wrong, so the fleet serves only the same question from the cache.",
-    "risk": "From what the labels say, the answer of the nearest question is too likely to be wrong.",
+    "tightened": "Too many cached answers were wrong, so only the same question is served from the cache.",
+    "risk": "By the labels, the nearest question's answer is too likely to be wrong.",
     "verifier": "The verifier has not scored the nearest question.",
 }
 """Why a policy refuses, by its reason. For other reasons the candidates say more."""

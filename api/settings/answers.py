@@ -43,15 +43,17 @@ class CacheSettings(SettingsGroup):
     No request can lower it.
     """
     policy: Literal["observe", "fixed", "guarded", "verified"] = "guarded"
-    """How similar questions are served.
+    """Which similar questions are hits.
 
-    `observe`: none, it only counts. `fixed`: from the threshold up. `guarded`: the same, if no guard objects.
-    `verified`: where labels show that wrong answers stay under `SEMANTIC_CACHE_MAX_ERROR_RATE`; `guarded` until then.
+    `observe`: none, not even equal ones; it only counts. `fixed`: from the threshold up. `guarded`: the same, if no
+    guard objects. `verified`: where labels show that wrong answers stay under `SEMANTIC_CACHE_MAX_ERROR_RATE`; until
+    it has learned that, as `guarded`.
     """
     max_error_rate: Annotated[float, Field(gt=0, lt=1)] = 0.02
     """Share of wrong hits above which less is served.
 
-    The policy `verified` also serves as much as this share allows.
+    All workers then tighten. They loosen when labels show that the hits are right. `verified` serves as much as this
+    share allows.
     """
     max_size: Positive = 1000
     """Entries in the whole fleet. The least valuable goes first.
@@ -81,40 +83,49 @@ class CacheSettings(SettingsGroup):
     grounded_check: bool = True
     """Search again before a similar question gets a hit.
 
-    An answer from documents is served only if the search finds the cited passages too. Off with a re-ranker, whose
-    search takes too long.
+    It applies to answers from documents: the search must find the cited passages, with scores not much lower, and no
+    better one. If it rejects the answer, the generation uses its passages. Off with a re-ranker, whose search takes
+    too long.
     """
     follow_ups: bool = False
     """Find a question with `history` by meaning too.
 
-    Only after the same conversation: equal answers, and earlier questions that are equal or similar enough.
+    Only after the same conversation: every answer is equal to the letter, and each earlier question, of up to four, is
+    equal or one that the cache answered with that entry. While the grounded check is on, follow-ups answered from
+    documents need an equal question.
     """
     condense: bool = False
-    """Rewrite a question with `history` to find it by meaning."""
+    """Rewrite a question with `history` to find it by meaning.
+
+    Each new follow-up costs a short generation. Rewritten questions are kept for `SEMANTIC_CACHE_TTL`. If the rewriting
+    fails, the question keeps its history. Very small models answer instead of rewriting.
+    """
     judge_model: Annotated[str, Field(title="model")] | None = None
     """Model that judges two answers where the rules are unsure.
 
-    It is asked in the background, at most twice for a pair of answers. Without it, such pairs are no labels.
+    It is asked in the background, at most twice for a pair of answers. Without it, such labels have no verdict.
     """
     judge_timeout: Seconds = 60.0
     """Time for one reply of the judge model, including its wait."""
     shadow_rate: Annotated[float, Field(ge=0, le=1)] = 0.01
     """Share of cached answers to generate again and compare.
 
-    It happens in the background, only while the breaker is closed and no call waits. 0: none.
+    It happens in the background, only while the breaker is closed and no call waits. While the fleet is tightened or
+    its error is in doubt, the share is 20 times as large, up to 0.25. 0: none.
     """
     shadow_per_minute: NotNegative = 30
-    """Such comparisons per minute of the whole fleet."""
+    """Such comparisons per minute in the whole fleet."""
     keep_pairs: bool = False
     """Keep the questions of labels, to train a verifier.
 
-    Without it Redis keeps figures only.
+    Redis keeps the last 20,000 pairs for 30 days. Without this setting labels have no texts.
     """
     verifier_path: FilePath | None = None
     """Model that scores whether two questions have one answer.
 
-    A folder with `model.onnx` and `tokenizer.json`, or `builtin` for the shipped model. It needs the extra `onnx`. All
-    workers use another model once `ragherd train-verifier --activate` has stored one in Redis.
+    A folder with `model.onnx` and `tokenizer.json`, or `builtin` for the shipped model. It needs the extra `onnx`. The
+    policy `verified` learns from its score. Once `ragherd train-verifier --activate` has stored a better model in
+    Redis, all workers use that one.
     """
     verifier_timeout: Seconds = 0.2
     """Time for a score, including its wait.

@@ -106,4 +106,4 @@ async def test_nothing_can_be_rolled_back_before_an_activation(redis: Redis, red
     del redis  # empty
     result = await run(redis_url, "--roll-back")
     assert result.exit_code == 1
-    assert result.stderr == "ragherd: no model was ever activated\n"
+    assert result.stderr == "ragherd: no model has been activated\n"

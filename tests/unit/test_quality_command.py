@@ -159,15 +159,19 @@ def answer_of(question: str, place: int) -> CachedAnswer:
     ("name", "content", "said"),
     [
         ("a.csv", b"a,b,same\nx,y,1\nx,y,maybe\n", "a.csv:3: same must be 1 or 0, true or false; found 'maybe'"),
-        ("a.csv", b"a,b,same\nx,y\n", "a.csv:2: has another number of columns"),
-        ("a.csv", b"a,b,same\nx,,1\n", "a.csv:2: b must be a text that is not empty"),
+        ("a.csv", b"a,b,same\nx,y\n", "a.csv:2: has a different number of columns"),
+        ("a.csv", b"a,b,same\nx,,1\n", "a.csv:2: b must be non-empty text"),
         ("a.csv", b"a,b\nx,y\n", "a.csv:2: needs the columns a, b, same, or question; found a, b"),
         ("a.csv", b'question\n"open\n', "a.csv:2: is not CSV: unexpected end of data"),
         ("a.csv", b"question\nx\n\xff\n", "a.csv:3: is not UTF-8"),
         ("a.csv", b"question\n", "a.csv: has no questions"),
         ("a.jsonl", b'{"question": "x"}\n{"question": \n', "a.jsonl:2: is not JSON"),
         ("a.jsonl", b'{"question": "x"}\n\n["x"]\n', "a.jsonl:3: must be a JSON object"),
-        ("a.jsonl", b'{"question": "x", "intent": "y"}\n{"question": "x"}\n', "a.jsonl:2: intent must be a text"),
+        (
+            "a.jsonl",
+            b'{"question": "x", "intent": "y"}\n{"question": "x"}\n',
+            "a.jsonl:2: intent must be non-empty text",
+        ),
         ("a.jsonl", b"", "a.jsonl: has no questions"),
     ],
 )

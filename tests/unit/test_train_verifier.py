@@ -105,7 +105,7 @@ def test_a_model_that_learns_nothing_is_refused(base: Path, tmp_path: Path) -> N
     result = run("--pairs", pairs, "--start", base, "--used", base, "--out", tmp_path / "new", "--epochs", 1)
     assert result.exit_code == 1, result.output
     assert "not better: log-loss" in result.stdout
-    assert f"the new model is not taken. The one in use, {digest(base)}, stays" in result.stderr
+    assert f"the new model is not better: {digest(base)} stays in use" in result.stderr
 
 
 def test_the_same_seed_trains_the_same_model(base: Path, tmp_path: Path) -> None:
