@@ -2,7 +2,7 @@
 
     .venv/bin/python -m scripts.bench_conversations [--fow] [--examples]
 
-Each pair of conversations has a tenant of its own on an embedded Redis. The first conversation is stored turn by turn,
+Each pair of conversations has its own tenant on an embedded Redis. The first conversation is stored turn by turn,
 and the last question of the second is looked up, as the service does it. The pairs come from `conversations.toml`, 30
 conversations with 8 variations each: rules and thresholds were chosen with the even ones, the odd ones are held out.
 --fow uses the 240 pairs of the package fow-cache. Needs the extra `onnx`.

@@ -50,7 +50,7 @@ class Questions:
 
 @dataclass(frozen=True)
 class Stream:
-    """How a stream runs. `shadow`: the share of hits that is labelled. `learn_every`: questions between two rounds.
+    """How a stream runs. `shadow`: the share of hits that is labeled. `learn_every`: questions between two rounds.
 
     From `fault_at` on, `fault` of all cached answers are wrong for a reason that no evidence shows.
     """

@@ -207,7 +207,7 @@ def fow(model: Model, data: Data) -> None:
 
 @dataclass
 class Evaluated:
-    """Labelled pairs with all that a policy looks at."""
+    """Labeled pairs with all that a policy looks at."""
 
     same: Any
     cosines: Any

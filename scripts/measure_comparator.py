@@ -1,4 +1,4 @@
-"""Measures the comparator of answers on the labelled pairs of tests/quality/answer_pairs.jsonl.
+"""Measures the comparator of answers on the labeled pairs of tests/quality/answer_pairs.jsonl.
 
     .venv/bin/python -m scripts.measure_comparator [--write | --fit | -v]
 

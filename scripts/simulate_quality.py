@@ -78,7 +78,7 @@ class Estimated:
 
 
 def estimated(rate: Rate, seed: int, hits: int, chance: float, *, noise: bool) -> Estimated:
-    """Simulates a day of hits of which a share is labelled. Newer hits count more, as in the estimate."""
+    """Simulates a day of hits of which a share is labeled. Newer hits count more, as in the estimate."""
     random = np.random.default_rng(seed)
     called_same, called_different = (CALLED_SAME, CALLED_DIFFERENT) if noise else (0.0, 0.0)
     errors = (int(random.binomial(PAIRS, called_same)), int(random.binomial(PAIRS, called_different)))

@@ -27,7 +27,7 @@ from training.sources import (
 from training.wordnet import WordNet
 
 SEED: Final = 20261128
-"""Of the data. It stays, so that models of different training seeds differ in the training only."""
+"""The seed of the data. It stays the same, so that models of different training seeds differ in the training only."""
 GRAMMAR: Final = 44_000
 EDITS: Final = 34_000
 ADVISING: Final = 4_000

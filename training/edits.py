@@ -1,6 +1,6 @@
 """Edits a real question so that the answer stays or changes, and says which.
 
-Each edit is a function of a question: it returns the edited one, or None where it finds nothing to edit.
+Each edit is a function of a question. It returns the edited one, or None if it finds nothing to edit.
 """
 
 from __future__ import annotations

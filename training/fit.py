@@ -25,7 +25,7 @@ LENGTHS: Final = (16, 24, 32, 40, 48, 64, 88)
 """Batches are padded to these, because each length is compiled once (about 8 s)."""
 BATCH: Final = 32
 SORTED_BATCHES: Final = 40
-"""So many batches are sorted by length at a time, so that few tokens are padding."""
+"""The number of batches that are sorted by length at a time, so that few tokens are padding."""
 SMOOTHING: Final = 0.02
 """Labels are 0.02 and 0.98: some are wrong."""
 REPORT_EVERY: Final = 50

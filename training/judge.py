@@ -14,7 +14,7 @@ Array: TypeAlias = np.ndarray[Any, Any]
 
 RESAMPLES: Final = 2000
 CONFIDENCE: Final = 0.95
-"""In so many of the resamples the new model must have the lower loss."""
+"""The share of the resamples in which the new model must have the lower loss."""
 SHRINKAGE: Final = 1e-3
 MIN_HELD_OUT: Final = 40
 """Fewer held-out pairs cannot tell two models apart."""
@@ -32,7 +32,7 @@ class Calibration(NamedTuple):
 
 
 def calibrate(logits: Array, same: Array) -> Calibration:
-    """Fits the calibration to labelled pairs by logistic regression (Newton's method, slightly shrunk to a = 1)."""
+    """Fits the calibration to labeled pairs by logistic regression (Newton's method, slightly shrunk to a = 1)."""
     values = np.column_stack([logits, np.ones(len(logits))])
     start = np.array([1.0, 0.0])
     fitted = start.copy()
@@ -83,7 +83,7 @@ class Figures(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """The new model against the one in use, on the same held-out pairs. A `gain` above 0 favours the new one."""
+    """The new model against the one in use, on the same held-out pairs. A `gain` above 0 favors the new one."""
 
     pairs: int
     clusters: int

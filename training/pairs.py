@@ -1,4 +1,4 @@
-"""Labelled pairs of questions: their file, and their split by question."""
+"""Labeled pairs of questions: their file, and their split by question."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def read_pairs(path: Path) -> list[Pair]:
 
 
 def from_kept(kept: Iterable[LabelledPair]) -> list[Pair]:
-    """Returns the pairs that the service kept, without those of which the comparator was unsure.
+    """Returns the pairs that the service kept, without those that the comparator was unsure about.
 
     A pair that was judged more than once counts once, with its newest verdict. `kept` is newest first. Raises
     `InvalidPairs` if there are none.

@@ -25,7 +25,7 @@ Embed: TypeAlias = Callable[[Sequence[str]], Any]
 
 @dataclass(frozen=True)
 class License:
-    """The source and licence of a data set, for the model card."""
+    """The source and license of a data set, for the model card."""
 
     name: str
     license: str

@@ -110,7 +110,7 @@ class WordNet:
 def _rows(path: Path) -> Iterator[list[str]]:
     with path.open(encoding="utf-8") as file:
         for line in file:
-            if not line.startswith("  "):  # the licence
+            if not line.startswith("  "):  # the license
                 yield line.split(" | ")[0].split()
 
 

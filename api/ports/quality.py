@@ -23,7 +23,7 @@ class PolicyName(StrEnum):
 
 
 class Verdict(StrEnum):
-    """Whether two answers say the same."""
+    """Whether two answers say the same thing."""
 
     SAME = "same"
     DIFFERENT = "different"
@@ -35,7 +35,7 @@ LabelSource = Literal["shadow", "miss", "feedback"]
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What is known about a candidate before it is served. Policies learn from it.
+    """What is known about a candidate before it is served. The policy `verified` learns from it.
 
     `similarity`: the cosine of the two questions. `other`: that of the nearest candidate with another answer; if there
     is none, a little less than the farthest candidate's. `same`, `others`: how many of the nearest candidates have the
@@ -64,9 +64,9 @@ class Versions:
 class Label:
     """One observation of a scope. `served`: the candidate's answer went out.
 
-    `kind`: the tier, `exact`, `semantic` or `stale`. `probability`: with which this observation was sampled; a label of
-    a shadow call at a rate of 0.01 stands for 100 hits. `at_ms`: by Redis's clock; 0 before it is stored. `entry`: the
-    digest of the candidate's question.
+    `kind`: the tier, `exact`, `semantic` or `stale`. `probability`: the chance that such an answer is labeled; a label
+    of a shadow call at a rate of 0.01 stands for 100 hits. `at_ms`: by Redis's clock; 0 before it is stored. `entry`:
+    the digest of the candidate's question.
     """
 
     evidence: Evidence
@@ -187,7 +187,7 @@ class PolicyDecision:
     """What a policy decides about a question.
 
     `index`: the candidate that is served, explored, or would be served; else None. `reason`: why nothing is served,
-    such as `guard: numbers`; empty if a candidate is served. `probability`: that chance decides so again. `error`: the
+    such as `guard: numbers`; empty if a candidate is served. `probability`: of this random outcome. `error`: the
     upper bound of the probability that the candidate is wrong; None if the policy knows none. `limit`: the highest
     `error` that is served.
     """
@@ -203,9 +203,9 @@ class PolicyDecision:
 
 @dataclass(frozen=True, slots=True)
 class Confusion:
-    """How often the comparator was wrong on labelled pairs of answers, as counts.
+    """How often the comparator was wrong on labeled pairs of answers, as counts.
 
-    `called_different` is no whole number if labels have shown that this error is rarer.
+    `called_different` is not a whole number if labels have shown that this error is rarer.
     """
 
     different: int = 0
@@ -262,12 +262,12 @@ class QualityEvent:
 
 @dataclass(frozen=True, slots=True)
 class QualityState:
-    """What the fleet knows about its error, and what it does about it. One worker writes it, all follow it.
+    """What the fleet knows about its error, and what it does about it. One worker writes it, and all read it.
 
     `epoch`: grows with each write; 0 if nothing is known. `level`: 0 is not tightened; at the last level the semantic
     tier is closed. `threshold`, `target_error`: those in force at this level. `rate`: of all answers from the cache.
     `by_kind`, `by_policy`, `by_tenant`: the same in parts. `would_serve`: of what `observe` would have served.
-    `labels`: numbers of labels by source. `unsure`: those without a verdict. `learned`: a model is in use.
+    `labels`: number of labels by source. `unsure`: number of those without a verdict. `learned`: a model is in use.
     `suspected`: the newest labels look like a fault.
     """
 
@@ -308,7 +308,7 @@ class QualityStore(Protocol):
     """What the fleet knows about its quality, in Redis. Every method raises `StoreUnavailable`."""
 
     async def read(self, known: int) -> StoredQuality:
-        """Returns the stored epoch; its text, too, if it is not the one that the reader knows."""
+        """Returns the stored epoch, and its text unless the reader knows that epoch."""
 
     async def publish(self, after: int, text: bytes, scopes: Mapping[str, bytes]) -> int | None:
         """Replaces the epoch `after`, and writes the models of scopes, in one step. Returns the new epoch.

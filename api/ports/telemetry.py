@@ -96,7 +96,7 @@ class Telemetry:
         """A policy other than `guarded` decided about a question."""
 
     def quality_event(self, event: QualityEvent) -> None:
-        """The fleet tightens, loosens, or begins or ends to use what it has learned."""
+        """The fleet tightens or loosens, or starts or stops using what it has learned."""
 
     def language_unknown(self) -> None:
         """A question was not compared by meaning, because the embedder does not know its language."""
@@ -117,7 +117,7 @@ class Telemetry:
         """A label was not written."""
 
     def shadow_called(self, outcome: ShadowOutcome) -> None:
-        """A sampled hit was answered again, or not."""
+        """A sampled hit was generated again and compared, or skipped."""
 
     # -- calls to Ollama ----------------------------------------------------------------------------------------------
 

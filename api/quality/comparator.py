@@ -1,12 +1,11 @@
-"""Decides whether two answers say the same. Its verdicts are the labels that the cache's error is estimated from.
+"""Decides whether two answers say the same. The cache's error is estimated from its verdicts.
 
 The stages, cheapest first; each later one is asked only while the verdict is unsure:
 - equal texts, refusals, yes against no;
 - facts: figures, names, negations, conditions and the order of steps, statement by statement, with the embedder;
-- the cross-encoder, where there is one;
-- a judge model (SEMANTIC_CACHE_JUDGE_MODEL), where one is set.
+- a judge model, if SEMANTIC_CACHE_JUDGE_MODEL is set.
 
-Long texts are read in a thread. A fault of the embedder, the cross-encoder or the judge only leaves the verdict unsure.
+Long texts are read in a thread. If the embedder or the judge fails, the verdict is only unsure.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ LONG: Final = 1_500
 class Comparison:
     """The verdict on two answers. `score`: from 0, certainly different, to 1, certainly the same.
 
-    `stage`: what decided: `text`, `facts`, `verifier` or `judge`.
+    `stage`: what decided: `text`, `facts` or `judge`.
     """
 
     verdict: Verdict
@@ -190,7 +189,7 @@ def _different(reason: str) -> Comparison:
 
 @dataclass(frozen=True, slots=True)
 class VerdictCounts:
-    """Verdicts on labelled pairs of answers: how many by truth and verdict."""
+    """Verdicts on labeled pairs of answers: how many by truth and verdict."""
 
     same_same: int = 0
     same_different: int = 0
@@ -238,7 +237,7 @@ def counted(pairs: Iterable[tuple[Verdict, Verdict]]) -> VerdictCounts:
 MEASURED: Final = VerdictCounts(
     same_same=110, same_different=4, same_unsure=44, different_same=6, different_different=132, different_unsure=21
 )
-"""On the half `held-out` of tests/quality/answer_pairs.jsonl, by scripts/measure_comparator.py, without a judge."""
+"""Measured on the part `held-out` of tests/quality/answer_pairs.jsonl by scripts/measure_comparator.py; no judge."""
 CONFUSION: Final = MEASURED.confusion
 """What estimates are corrected for."""
 

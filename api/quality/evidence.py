@@ -16,7 +16,7 @@ from api.ports.quality import Evidence
 NEIGHBOURS: Final = 10
 """Entries that the evidence needs. Fewer miss other answers; more add entries too far away to count."""
 NEAR: Final = 0.65
-"""The lowest cosine of a candidate that is labelled."""
+"""The lowest cosine of a candidate that is labeled."""
 SHARPNESS: Final = 10.0
 """How fast a neighbor's weight falls: by a factor of e for each 0.1 of cosine."""
 BEYOND: Final = 0.05

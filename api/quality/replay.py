@@ -163,7 +163,7 @@ def replay(
 ) -> list[Run]:
     """Asks every question under all policies at once, each with a cache of its own that is empty at first.
 
-    A miss is answered and cached. The nearest neighbours are exact.
+    A miss is answered and cached. The nearest neighbors are exact.
     """
     count = len(stream)
     runs = [
@@ -365,7 +365,7 @@ class Verified:
         )
 
     def score(self, offer: Offer) -> tuple[Near, float] | None:
-        """The policy has no threshold of its own that a curve could follow."""
+        """The policy has no threshold that a curve could follow."""
         return None
 
     def missed(self, offer: Offer, same: Compare) -> None:

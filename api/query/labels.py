@@ -4,7 +4,8 @@
   answer group of the new entry.
 - Some answers from the cache are generated again (shadow calls) and compared with the one that went out.
 
-No user waits for this. A request only puts work into a bounded queue; what does not fit is dropped and counted.
+No user waits for this. A request only puts work into a bounded queue. If the queue is full, the work is dropped and
+counted.
 """
 
 from __future__ import annotations
@@ -50,21 +51,21 @@ from api.values import CachedAnswer, CacheMatch
 CONCURRENCY: Final = 2
 """Tasks of one worker that compare misses, and as many that make shadow calls."""
 PAUSE_SECONDS: Final = 0.1
-"""Time between two looks whether a busy worker is calm again."""
+"""Time between two checks whether a busy worker is idle again."""
 SHADOWS: Final = 16
-"""Hits of one worker that wait for their shadow call."""
+"""Hits of one worker that may wait for a shadow call."""
 RAISED, MOST = 20, 0.25
-"""How many times as many hits are sampled while the fleet's error is in doubt, and the highest rate that is raised."""
+"""How many times as many hits are sampled while the fleet's error is in doubt, and the highest such rate."""
 RATE_SECONDS: Final = 1.0
-"""Time between two looks at the fleet's error."""
+"""Time between two readings of the fleet's error."""
 SHARE_SECONDS: Final = 300.0
-"""After this time a sampled hit counts half for the share of them that is compared. The limit holds for a minute."""
+"""After this time a sampled hit counts half in the share of them that is compared. Limits hold for a minute."""
 
 
 def sampling_rate(base: float, state: QualityState) -> float:
     """Returns the share of hits to sample: more while the error may be too high, or the fleet serves less for it.
 
-    A rare sample would take long to confirm a fault, and to show that it has passed.
+    A small sample would take long to confirm a fault, and to show that it has passed.
     """
     is_in_doubt = state.rate.samples > 0 and state.rate.estimate > state.target_error
     return max(base, min(MOST, RAISED * base)) if is_in_doubt or state.suspected or state.tightened else base
@@ -72,7 +73,7 @@ def sampling_rate(base: float, state: QualityState) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """The circumstances of a label. `probability`: with which the answer was sampled."""
+    """The circumstances of a label. `probability`: the chance that such an answer is sampled."""
 
     query: Query
     key: CacheKey
@@ -85,8 +86,8 @@ class Observation:
 class Labelling:
     """Compares answers and writes labels, for one worker.
 
-    `policy`: the one that is set. `busy` returns whether this worker's event loop is late. `keeps_pairs`: the questions
-    are kept, too.
+    `policy`: the configured one. `busy` returns whether this worker's event loop is late. `keeps_pairs`: the questions
+    are stored, too.
     """
 
     def __init__(
@@ -115,11 +116,11 @@ class Labelling:
 
     @property
     def has_searched(self) -> bool:
-        """Returns whether each miss was looked up by meaning. `observe` stops where it would have served."""
+        """Returns whether each miss was looked up by meaning. `observe` stops if the exact tier would have served."""
         return self._policy is not PolicyName.OBSERVE
 
     async def calm(self) -> None:
-        """Returns when the worker is not busy. Other tasks run first in any case."""
+        """Waits until the worker is not busy. Other tasks run first in any case."""
         await asyncio.sleep(0)
         while self._busy():  # noqa: ASYNC110 - the event loop's lag is sampled, not announced
             await asyncio.sleep(PAUSE_SECONDS)
@@ -197,7 +198,7 @@ def _found_nothing_near(query: Query, lookup: Lookup) -> bool:
 
 
 def _stored_by(now_ms: int, matches: Sequence[CacheMatch]) -> list[CacheMatch]:
-    """Returns those that the look-up could find. Answers that were stored later only tell which are the same."""
+    """Returns those that the look-up could find. Answers stored later only show which others are the same."""
     return [match for match in matches if match.answer.created_ms <= now_ms]
 
 
@@ -401,9 +402,9 @@ class ShadowCalls:
             self._ended(self.rate, "queue_full")
 
     def probability(self, rate: float) -> float:
-        """Returns with which probability a hit that is sampled at this rate is compared.
+        """Returns the probability that a hit is sampled at this rate and then compared.
 
-        Limits make it smaller. A hit that is compared stands for as many more, at a high rate as at a low one.
+        Limits make it smaller, so each compared hit stands for more of them.
         """
         return rate * self._by_rate[rate].share
 
