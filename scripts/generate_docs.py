@@ -180,11 +180,11 @@ def _range(metadata: Sequence[Any]) -> str:
     limits: dict[str, float] = {}
     for one in metadata:
         for part in (one, *getattr(one, "metadata", ())):
-            limits.update({name: getattr(part, name) for name in ("ge", "gt", "le") if hasattr(part, name)})
-    low = limits.get("ge", limits.get("gt"))
+            limits.update({name: getattr(part, name) for name in ("ge", "gt", "le", "lt") if hasattr(part, name)})
+    low, high = limits.get("ge", limits.get("gt")), limits.get("le", limits.get("lt"))
     if low is None:
         return ""
-    return f"{low:g} to {limits['le']:g}" if "le" in limits else f"{low:g} or more"
+    return f"{low:g} or more" if high is None else f"{low:g} to {high:g}"
 
 
 def default_of(field: FieldInfo) -> str:
