@@ -161,7 +161,7 @@ def replay(
     progress: Progress,
     score: Score | None = None,
 ) -> list[Run]:
-    """Asks every question under all policies at once, each with a cache of its own that is empty at first.
+    """Asks every question under all policies at once, each with a separate cache that starts empty.
 
     A miss is answered and cached. The nearest neighbors are exact.
     """
