@@ -18,7 +18,7 @@ from api.languages.identify import ONLY_ENGLISH, Languages, languages_of
 from api.observability.metrics import Metrics
 from api.observability.worker_telemetry import WarmUpTelemetry, WorkerTelemetry
 from api.ports.inference import Embedder, ModelDigests
-from api.ports.quality import PolicyName, Verifier, Versions
+from api.ports.quality import PolicyName, QualityState, Verifier, Versions
 from api.ports.telemetry import Telemetry
 from api.quality.assessment import QualitySettings
 from api.quality.comparator import CONFUSION, Comparator
@@ -141,22 +141,22 @@ class WorkerCache:
         )
         self.comparator = comparator
         self._served = parts.served
+        labels = RedisLabels(parts.client, parts.keys)
         made: asyncio.Queue[FreshAnswer] = asyncio.Queue(ANSWERS)
         self.collector: LabelCollector | None = None
         self.shadow: ShadowCalls | None = None
         if cache is not None:
-            store, again = RedisLabels(parts.client, parts.keys), fresh_answers(Telemetry())
-            labelling = _labelling(parts, cache, store, comparator, view)
+            again = fresh_answers(Telemetry())
+            labelling = _labelling(parts, cache, labels, comparator, view)
             self.collector = LabelCollector(labelling, made)
             rate, per_minute = settings.cache.shadow_rate, settings.cache.shadow_per_minute
-            self.shadow = ShadowCalls(labelling, again, store, spare, view.state, rate=rate, per_minute=per_minute)
+            self.shadow = ShadowCalls(labelling, again, labels, spare, view.state, rate=rate, per_minute=per_minute)
         fresh = fresh_answers(parts.telemetry, made if cache is not None else None)
         self._keeper = _keeper(parts) if cache is not None else None
         self._quality = _quality_keeper(parts, view, embedder) if cache is not None else None
         self.refresher = Refresher(fresh, flights, parts.telemetry)
         condensing = condenser if cache is not None and settings.cache.condense else None
         self.queries = QueryService(condensing, shared, flights, fresh, self.refresher, parts.telemetry, self.shadow)
-        labels = RedisLabels(parts.client, parts.keys)
         check = grounded_check(Telemetry())
         behind = parts.verifier.in_background if parts.verifier is not None else None
         self.explainer = Explainer(
@@ -165,30 +165,13 @@ class WorkerCache:
         self.quality = view.state
         limits = _limits(settings)
         self.figures = CacheFigures(parts.client, parts.indexes, parts.counters, embedder, limits, self.quality)
-        self.invalidator = Invalidator(
-            RedisCacheSweep(parts.client, parts.keys),
-            RedisDeletions(parts.client, parts.keys),
-            embedder,
-            parts.telemetry,
-        )
-        self.feedback = RedisFeedback(
-            parts.client,
-            parts.keys,
-            parts.indexes,
-            parts.served,
-            labels,
-            parts.telemetry,
-            self.quality,
-            round((settings.cache.ttl + settings.cache.stale_ttl) * 1000),
-        )
+        self.invalidator = _invalidator(parts, embedder)
+        self.feedback = _feedback(parts, labels, self.quality)
         self.warm_ups: WarmUps | None = None
         if cache is not None:
-            warm_up_telemetry = WarmUpTelemetry(
-                parts.metrics, parts.counters, log_questions=settings.server.log_questions
-            )
-            warmer = CacheWarmer(cache, embedder, key_builder, fresh_answers(warm_up_telemetry), parts.telemetry)
-            jobs = RedisWarmUpJobs(parts.client, parts.keys, parts.worker)
-            self.warm_ups = WarmUps(jobs, warmer, parts.telemetry, settings.cache.warm_concurrency, parts.pace)
+            telemetry = WarmUpTelemetry(parts.metrics, parts.counters, log_questions=settings.server.log_questions)
+            warmer = CacheWarmer(cache, embedder, key_builder, fresh_answers(telemetry), parts.telemetry)
+            self.warm_ups = _warm_ups(parts, warmer)
 
     def labelling_tasks(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
         """Background tasks that compare answers. They end before what they use is closed."""
@@ -261,6 +244,24 @@ def _labelling(
         keeps_pairs=parts.settings.cache.keep_pairs,
         verifier=parts.verifier.in_background if parts.verifier is not None else None,
     )
+
+
+def _invalidator(parts: CacheParts, embedder: Embedder) -> Invalidator:
+    sweep, deletions = RedisCacheSweep(parts.client, parts.keys), RedisDeletions(parts.client, parts.keys)
+    return Invalidator(sweep, deletions, embedder, parts.telemetry)
+
+
+def _feedback(parts: CacheParts, labels: RedisLabels, quality: Callable[[], QualityState]) -> RedisFeedback:
+    cache = parts.settings.cache
+    kept_ms = round((cache.ttl + cache.stale_ttl) * 1000)
+    return RedisFeedback(
+        parts.client, parts.keys, parts.indexes, parts.served, labels, parts.telemetry, quality, kept_ms
+    )
+
+
+def _warm_ups(parts: CacheParts, warmer: CacheWarmer) -> WarmUps:
+    jobs = RedisWarmUpJobs(parts.client, parts.keys, parts.worker)
+    return WarmUps(jobs, warmer, parts.telemetry, parts.settings.cache.warm_concurrency, parts.pace)
 
 
 def _answer_cache(parts: CacheParts) -> RedisAnswerCache:
