@@ -283,6 +283,11 @@ class SemanticCache:
             return
         explores = not query.cache_control.only_if_cached
         chosen = await self._similar(asked, query, lookup, timings, self._revalidate(query), explores=explores)
+        for candidate in lookup.candidates:
+            if (objection := candidate.objection) is not None:
+                self._observer.guard_rejected(objection.guard, objection.detail, candidate.match.similarity)
+        if lookup.decision is not None:
+            self._observer.policy_decided(lookup.decision)
         if chosen is not None:
             lookup.match, lookup.stale = chosen.match, chosen.fate is CandidateOutcome.STALE
 
@@ -311,9 +316,6 @@ class SemanticCache:
         chosen = best(considered)
         if chosen is not None and chosen.match.answer.sources and self._grounded_check is not None:
             chosen = await self._grounded_check.best(considered, fates, query, lookup, timings)
-        for candidate in lookup.candidates:
-            if (objection := candidate.objection) is not None:
-                self._observer.guard_rejected(objection.guard, objection.detail, candidate.match.similarity)
         return chosen
 
     async def _judged(
@@ -353,11 +355,7 @@ class SemanticCache:
             if chosen.objection is not None:
                 chosen = None
                 decision = PolicyDecision(rules.policy, PolicyOutcome.REFUSED, reason="guard: grounding")
-        for candidate in candidates:
-            if (objection := candidate.objection) is not None:
-                self._observer.guard_rejected(objection.guard, objection.detail, candidate.match.similarity)
         lookup.decision = decision
-        self._observer.policy_decided(decision)
         return chosen
 
     async def _scored(self, asked: ComparedQuestion, sight: Sight) -> Sequence[NearEntry]:

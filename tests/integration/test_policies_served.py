@@ -73,6 +73,25 @@ async def test_observe_serves_no_expired_answer_in_an_outage(serve: Service, stu
     assert (await client.post("/query", json={"question": QUESTION})).status_code >= 500
 
 
+async def test_a_question_that_is_served_an_expired_answer_counts_once(serve: Service, stub: StubOllama) -> None:
+    client = await serve(cache={"similarity_threshold": NEAR, "policy": "fixed", "ttl": 0.001})
+    await ask(client, QUESTION)
+    stub.behaviour("status", status=500, path="/api/chat")
+    assert (await ask(client, SIMILAR))["cache"]["status"] == "stale"
+    found = await decisions(client)
+    assert found == {'{outcome="refused",policy="fixed"}': 2}, "each question misses"
+
+
+async def test_a_guard_counts_once_for_a_question_in_an_outage(serve: Service, stub: StubOllama) -> None:
+    client = await serve(cache={"similarity_threshold": NEAR})
+    await ask(client, QUESTION)
+    stub.behaviour("status", status=500, path="/api/chat")
+    assert (await client.post("/query", json={"question": OPPOSITE})).status_code == 502
+    lines = (await client.get("/metrics")).text.splitlines()
+    counts = [float(line.split()[-1]) for line in lines if line.startswith("ragherd_cache_guard_rejections_total{")]
+    assert sum(counts) == 1
+
+
 def evidence(random: np.random.Generator, score: float | None) -> tuple[Evidence, Verdict]:
     """The nearer, the more often right; always from a cosine of .75 up. `score`: the verifier's."""
     similarity = float(random.uniform(0.62, 1.0))
