@@ -70,15 +70,22 @@ class Condenser:
             return replace(query, keeps_history=True)
         return _rewritten_as(query, question)
 
-    async def to_look_for(self, query: Query) -> Query:
-        """Rewrites `query` for the search. For a caller who allows no storing, the result is not stored."""
-        if not query.history or not query.cache_control.no_store:
+    async def to_look_for(self, query: Query, *, background: bool = False) -> Query:
+        """Rewrites `query` for the search. For a caller who allows no storing, the result is not stored.
+
+        `background` work waits behind all users, so no user shares its rewriting.
+        """
+        stores = not query.cache_control.no_store
+        if not query.history or query.keeps_history or (stores and not background):
             return await self.standalone(query, Timings())
+        key = _key(query) if stores else None
         try:
-            condensed = await self._generate(query, None, Unread())
+            question = await self._known(key, Timings()) if key is not None else None
+            if question is None:
+                question = (await self._generate(query, key, Unread(), background=background)).text
         except RagherdError:
             return query
-        return _rewritten_as(query, condensed.text)
+        return _rewritten_as(query, question)
 
     async def _known(self, key: str, timings: Timings) -> str | None:
         try:
@@ -97,8 +104,12 @@ class Condenser:
     async def _lead(self, query: Query, key: str, output: AnswerOutput, _: Claim | None) -> CompletedAnswer:
         return await self._generate(query, key, output)
 
-    async def _generate(self, query: Query, key: str | None, output: AnswerOutput) -> CompletedAnswer:
-        request = GenerationRequest(query.model, turns(query), OPTIONS, tenant=query.tenant, buffered=True)
+    async def _generate(
+        self, query: Query, key: str | None, output: AnswerOutput, *, background: bool = False
+    ) -> CompletedAnswer:
+        request = GenerationRequest(
+            query.model, turns(query), OPTIONS, tenant=query.tenant, background=background, buffered=True
+        )
         try:
             generation = await self._backends.generate(request, output)
         except UpstreamError as error:

@@ -90,7 +90,7 @@ class FreshAnswers:
             await self._shared.embed(query, lookup, timings)  # an expired answer, found to the letter, is refreshed
         grounding = lookup.retrieval
         if grounding is None or not grounding.keeps:
-            grounding = await self._grounder.ground(query, lookup.vector, lookup.now_ms, timings)
+            grounding = await self._grounder.ground(query, lookup.vector, lookup.now_ms, timings, background=background)
         answer = await self._answered(query, grounding, output, buffered=buffered, background=background)
         generation, sources = answer
         stored = await self._stored(query, lookup, grounding, sources, generation, timings, claim)
@@ -112,7 +112,7 @@ class FreshAnswers:
 
         Raises `BulkheadFull`, `BreakerOpen` and `UpstreamError`.
         """
-        grounding = await self._grounder.ground(query, lookup.vector, lookup.now_ms, Timings())
+        grounding = await self._grounder.ground(query, lookup.vector, lookup.now_ms, Timings(), background=True)
         if not grounding.keeps:
             return None
         return await self._answered(query, grounding, Unread(), buffered=True, background=True)

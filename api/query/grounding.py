@@ -56,15 +56,18 @@ class PassageRetriever:
         self._condenser = condenser
         self._events = events
 
-    async def ground(self, query: Query, vector: Vector | None, at_ms: int, timings: Timings) -> Retrieval:
+    async def ground(
+        self, query: Query, vector: Vector | None, at_ms: int, timings: Timings, *, background: bool = False
+    ) -> Retrieval:
         """Returns the passages for a question. Raises no errors of Redis.
 
-        `vector`: the question's embedding, if known. `at_ms`: a recent time by the cache's clock.
+        `vector`: the question's embedding, if known. `at_ms`: a recent time by the cache's clock. `background`: a
+        follow-up is rewritten behind all users.
         """
         if query.template == RAW or query.top_k == 0:
             return Retrieval("not_asked")
         try:
-            grounding = await self._looked_for(query, vector, at_ms, timings)
+            grounding = await self._looked_for(query, vector, at_ms, timings, background=background)
         except StoreUnavailable as error:
             self._events.store_failed(error)
             grounding = UNAVAILABLE
@@ -83,7 +86,9 @@ class PassageRetriever:
                     return replace(before, grounds=replace(before.grounds, at_ms=at_ms))
         return await self.ground(query, vector, at_ms, timings)
 
-    async def _looked_for(self, query: Query, vector: Vector | None, at_ms: int, timings: Timings) -> Retrieval:
+    async def _looked_for(
+        self, query: Query, vector: Vector | None, at_ms: int, timings: Timings, *, background: bool
+    ) -> Retrieval:
         started = time.perf_counter()
         try:
             corpus = await self._retriever.corpus(query.tenant)
@@ -92,7 +97,7 @@ class PassageRetriever:
         grounds = RetrievalSnapshot(query.top_k, query.documents, corpus, at_ms)
         if corpus.documents == 0:
             return Retrieval("no_documents", grounds=grounds)
-        asked = await self._condenser.to_look_for(query)
+        asked = await self._condenser.to_look_for(query, background=background)
         own = vector if asked.question == query.question and not query.history else None
         wanted = PassageQuery(asked.question, query.tenant, query.top_k, query.documents, own)
         with timings.timed("retrieve"):

@@ -131,8 +131,9 @@ class WorkerCache:
 
         def fresh_answers(telemetry: Telemetry, made: asyncio.Queue[FreshAnswer] | None = None) -> FreshAnswers:
             shared = SemanticCache(cache, embedder, key_builder, telemetry, policy, budget, quality=view)
+            rewriting = Condenser(generations, flights, memory, telemetry)
             return FreshAnswers(
-                generations, shared, PassageRetriever(retriever, condenser, telemetry), prompts, telemetry, made
+                generations, shared, PassageRetriever(retriever, rewriting, telemetry), prompts, telemetry, made
             )
 
         check = grounded_check(parts.telemetry)
