@@ -392,8 +392,8 @@ class ShadowCalls:
         self._by_rate: dict[float, _Compared] = defaultdict(_Compared)
 
     def sample(self, query: Query, lookup: Lookup, *, stale: bool) -> None:
-        """Queues an answer that went out. No I/O here."""
-        if lookup.match is None:
+        """Queues an answer that went out, unless its caller allows no call to Ollama. No I/O here."""
+        if lookup.match is None or query.cache_control.only_if_cached:
             return
         kind = "stale" if stale else lookup.match.kind
         try:

@@ -377,3 +377,18 @@ async def test_on_a_cluster_labels_are_on_one_shard_and_groups_beside_their_entr
             assert await shard.xlen(keys.labels_of(stored.split(":")[3])) == 1
             async with Redis(port=cluster.owner(second).port) as home:
                 await grouped(home, stored, second)
+
+
+async def test_nothing_is_kept_of_a_request_that_forbids_it(serve: Service, stub: StubOllama, redis: Redis) -> None:
+    """Neither as a label, nor for feedback: only the answer to the next request."""
+    client = await serve(cache={"shadow_rate": 1.0, "keep_pairs": True})
+    await said(client, stub, QUESTION, SAME)
+    stub.behaviour(answer=ANOTHER, path="/api/chat")
+    private = await ask(client, OLD, headers={"Cache-Control": "no-store", "X-Request-ID": "private-1"})
+    assert private["cache"]["status"] == "bypass"
+    await said(client, stub, QUICK, SAME)  # its label comes after that of the other one
+    await labelled(redis, 1)
+    feedback = await client.post("/feedback", json={"request_id": "private-1", "verdict": "good"})
+    assert feedback.status_code == 404
+    for word in (b"old password", ANOTHER.encode(), b"private-1"):
+        assert await holders(redis, word) == set()

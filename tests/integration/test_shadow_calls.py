@@ -168,3 +168,38 @@ async def test_a_grounded_answer_is_compared_with_one_from_the_passages_of_now(
     assert (label["source"], label["verdict"]) == ("shadow", "same")
     assert await chats(stub) == 2
     assert HOLIDAY in "".join(turn["content"] for turn in stub.last_bodies["/api/chat"]["messages"])
+
+
+async def test_a_caller_who_forbids_generation_causes_none(serve: Service, stub: StubOllama, redis: Redis) -> None:
+    client = await serve(cache=ALL)
+    await said(client, stub, QUESTION, SAME)
+    for _ in range(4):
+        forbids = await ask(client, QUESTION, headers={"Cache-Control": "only-if-cached"})
+        assert forbids["cache"]["kind"] == "exact"
+    await ask(client, QUESTION)
+    await called("compared", 1, client)
+    assert len(await labels(redis)) == 1
+    assert await chats(stub) == 2
+
+
+async def test_a_grounded_follow_up_is_rewritten_behind_users_too(
+    serve: Service, stub: StubOllama, redis: Redis
+) -> None:
+    client = await serve(cache=ALL, embedder=ONNX, retrieval={"retrieval_nothing_relevant": "answer"})
+    await add(client, "Holiday policy", HOLIDAY)
+    stub.behaviour(answer="By the team lead [1].", path="/api/chat")
+    turns = [{"role": "user", "content": "May I take a holiday?"}, {"role": "assistant", "content": "Yes."}]
+    await ask(client, "Who approves it?", history=turns)
+    (rewritten,) = [key async for key in redis.scan_iter("rag:condensed:*")]
+    assert await redis.unlink(rewritten), "as if it had expired"
+
+    def waits(priority: str) -> str:
+        return f'ragherd_bulkhead_wait_seconds_count{{name="ollama",priority="{priority}"}}'
+
+    tokens = 'ragherd_generation_tokens_total{direction="completion"}'
+    before = await metric(client, tokens)
+    assert (await metric(client, waits("user")), await metric(client, waits("background"))) == (2, 0)
+    assert (await ask(client, "Who approves it?", history=turns))["cache"]["kind"] == "exact"
+    await called("compared", 1, client)
+    assert (await metric(client, waits("user")), await metric(client, waits("background"))) == (2, 2)
+    assert await metric(client, tokens) == before

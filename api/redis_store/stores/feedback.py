@@ -82,7 +82,7 @@ class ServedAnswers:
         async with self._writing:
             while self._noted:
                 query, answered, key = self._noted.popleft()
-                if query.request_id:
+                if query.request_id and not query.cache_control.no_store:
                     self._unsent.append((query.request_id, _record(_served(query, answered, key))))
             while self._unsent:
                 batch = list(islice(self._unsent, BATCH))
