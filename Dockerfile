@@ -16,6 +16,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
        --no-deps --require-hashes --only-binary :all: --compile -r requirements/image.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY api api
+COPY ragherd ragherd
 COPY training training
 COPY worker_config worker_config
 RUN pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /src/dist . \

@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from api.cli.plan import json_value
 from api.scaling.costs import load_costs
 from api.scaling.plan import Demand
+from ragherd.capacity import json_value
 
 IMAGES: Final = Path(__file__).parents[1] / "docs" / "images"
 ROWS, CHART = IMAGES / "scaling.json", IMAGES / "scaling.svg"

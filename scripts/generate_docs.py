@@ -24,10 +24,10 @@ from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin, 
 from pydantic.fields import FieldInfo
 from typer.models import ArgumentInfo, OptionInfo
 
-from api.cli.commands import find
 from api.observability.metric_names import ALL_METRICS
 from api.settings import Settings
 from api.settings.answers import SettingsGroup
+from ragherd.commands import find
 from scripts import measure_quality
 
 ROOT: Final = Path(__file__).parents[1]

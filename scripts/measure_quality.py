@@ -20,8 +20,6 @@ from typing import Any, Final
 
 import numpy as np
 
-from api.cli.quality import draw
-from api.cli.quality_replay import FOW, Product, Questions, Samples, measure, open_product, policies_of, read_samples
 from api.embedders.minilm import MiniLM, ModelFiles, model_files
 from api.quality.comparator import MEASURED
 from api.quality.measurement import figures, outcomes_of_stream
@@ -29,6 +27,8 @@ from api.quality.replay import WRONG, Ints, Near, Stream, Verified, replay
 from api.query.cache_key import normalise
 from api.settings import load_settings
 from api.values import Embedding
+from ragherd.quality import draw
+from ragherd.quality_replay import FOW, Product, Questions, Samples, measure, open_product, policies_of, read_samples
 
 DOCS: Final = Path(__file__).parents[1] / "docs"
 BASE_VERIFIER: Final = Path(__file__).parents[1] / "api" / "embedders" / "weights" / "verifier"

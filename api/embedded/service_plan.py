@@ -26,7 +26,7 @@ def running_service(
     url: str, environment: Mapping[str, str], log: Path, *, timeout: float = 60.0
 ) -> Iterator[ChildProcess]:
     """Runs the service with `environment` until the context ends, ready at `url`. Raises `LaunchError`."""
-    command = module_command("api.cli.main", "serve")
+    command = module_command("ragherd", "serve")
     environment = module_environment(environment)
     child = start_child("the service", command, environment=environment, log=log, explain=first_error)
     try:

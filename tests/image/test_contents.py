@@ -32,9 +32,9 @@ BUILD_TOOLS = {
 }
 MODULES = """
 import os; del os.environ["PROMETHEUS_MULTIPROC_DIR"]  # which the master would have made
-import importlib, pkgutil, api, worker_config
-OF_EXTRAS = ("api.embedded", "api.cli.dev", "api.scaling.simulation")  # need packages that the image does without
-for package in (api, worker_config):
+import importlib, pkgutil, api, ragherd, worker_config
+OF_EXTRAS = ("api.embedded", "ragherd.dev", "api.scaling.simulation")  # need packages that the image does without
+for package in (api, ragherd, worker_config):
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         if not module.name.startswith(OF_EXTRAS) and not module.name.endswith("__main__"):
             importlib.import_module(module.name)
@@ -92,7 +92,9 @@ def test_all_byte_code_is_made_and_nobody_but_root_may_write(image: Image) -> No
     uncompiled = [
         path for path in sources if not (path.parent / "__pycache__" / f"{path.stem}.cpython-313.pyc").exists()
     ]
-    assert not [path for path in uncompiled if "api" in path.parts or "worker_config" in path.parts]
+    packages = image.root / "opt/ragherd/lib/python3.13/site-packages"
+    for package in ("api", "ragherd", "worker_config"):
+        assert not [path for path in uncompiled if path.is_relative_to(packages / package)]
     assert {(path.lstat().st_uid, path.lstat().st_mode & 0o022) for path in ours if not path.is_symlink()} == {(0, 0)}
 
 

@@ -19,11 +19,11 @@ from redis.asyncio import Redis
 from typer.testing import CliRunner, Result
 
 from api.backup.archive import CHUNKS_PER_LINE
-from api.cli.commands import commands
 from api.ports.document_store import DocumentFacts, Draft
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.documents.documents import RedisDocuments
+from ragherd.commands import commands
 from tests.integration.test_documents import CANTEEN, HOLIDAY, ONNX, add
 from tests.stub_ollama import StubOllama
 from tests.support.replies import fields, texts
@@ -282,7 +282,7 @@ async def test_a_dry_run_writes_nothing(serve: Service, redis: Redis, ragherd: C
 
 def test_it_can_be_piped(redis: Redis, redis_url: str) -> None:
     env = {**os.environ, "REDIS_URL": redis_url, "PYTHONPATH": str(ROOT)}
-    run = [sys.executable, "-m", "api.cli.main"]
+    run = [sys.executable, "-m", "ragherd"]
     saved = subprocess.run([*run, "backup", "-"], env=env, cwd=ROOT, capture_output=True, check=True)
     assert gzip.decompress(saved.stdout).splitlines()[-1].startswith(b'{"is":"end"')
     assert saved.stderr.startswith(b"Saved 0 documents")
@@ -547,7 +547,7 @@ async def test_faults_are_one_line(redis: Redis, ragherd: Command, tmp_path: Pat
 def run(redis_url: str, *arguments: str, prefix: str = "rag:") -> str:
     """Runs a command as a process."""
     env = {**os.environ, "REDIS_URL": redis_url, "REDIS_PREFIX": prefix, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "api.cli.main", *arguments]
+    command = [sys.executable, "-m", "ragherd", *arguments]
     return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, check=True, text=True).stdout
 
 

@@ -77,7 +77,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         nowhere = f"http://127.0.0.1:{free_port()}"
         ours = {"PORT": "0", "METRICS_PORT": str(free_port()), "OLLAMA_BASE_URL": nowhere, "PYTHONPATH": str(ROOT)}
         process = subprocess.Popen(
-            [sys.executable, "-m", "api.cli.main", "dev", *arguments],
+            [sys.executable, "-m", "ragherd", "dev", *arguments],
             cwd=tmp_path,
             env=inherited | ours | environment,
             stdout=subprocess.PIPE,
@@ -186,7 +186,7 @@ class Interrupting:
 
 sys.meta_path.insert(0, Interrupting())
 sys.argv = ["ragherd", "backup", "--help"]
-runpy.run_module("api.cli.main", run_name="__main__")
+runpy.run_module("ragherd", run_name="__main__")
 """
     run = subprocess.run(
         [sys.executable, "-c", code],

@@ -16,9 +16,9 @@ import pytest
 from redis.asyncio import Redis
 from typer.testing import CliRunner
 
-from api.cli.commands import commands
-from api.cli.document_client import DocumentClient, DocumentFile, Refused, connected, find, folder_id, title_of
-from api.cli.ingest import CommonFields, Result, legacy_folders, prune, summary, upload_all
+from ragherd.commands import commands
+from ragherd.document_client import DocumentClient, DocumentFile, Refused, connected, find, folder_id, title_of
+from ragherd.ingest import CommonFields, Result, legacy_folders, prune, summary, upload_all
 from tests.integration.test_documents import CANTEEN, HOLIDAY, ONNX
 from tests.support.service import Service
 
@@ -239,7 +239,7 @@ import runpy, signal, sys
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts its background jobs with SIGINT ignored
 sys.argv = ["ragherd", *sys.argv[1:]]
-runpy.run_module("api.cli.main", run_name="__main__")
+runpy.run_module("ragherd", run_name="__main__")
 """
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"

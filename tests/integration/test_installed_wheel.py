@@ -92,7 +92,7 @@ def ollama() -> Iterator[StubProcess]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A working directory with packages named like Ragherd's. Importing them fails."""
-    for name in ("api", "worker_config"):
+    for name in ("api", "ragherd", "worker_config"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("raise ImportError('not Ragherd')\n")
     return tmp_path
@@ -143,11 +143,11 @@ def test_the_wheel_has_everything_that_is_no_python(wheel: Path) -> None:
         names = set(archive.namelist())
     ours = {
         str(path.relative_to(ROOT))
-        for top in ("api", "training", "worker_config")
+        for top in ("api", "ragherd", "training", "worker_config")
         for path in (ROOT / top).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    pages = {f"api/cli/pages/{path.relative_to(ROOT / 'docs')}" for path in (ROOT / "docs").rglob("*.md")}
+    pages = {f"ragherd/pages/{path.relative_to(ROOT / 'docs')}" for path in (ROOT / "docs").rglob("*.md")}
     assert len(pages) > 15
     assert {name for name in names if ".dist-info/" not in name} == ours | pages
 
@@ -247,7 +247,7 @@ def test_dev_without_extras_names_what_the_rest_of_it_needs(
 def test_other_commands_import_nothing_of_a_laptop(bare: Path, command: str) -> None:
     program = f"""
 import sys
-from api.cli.commands import load
+from ragherd.commands import load
 load("{command}")
 print([name for name in sys.modules if name.startswith(("api.embedded", "api.scaling"))])
 """
@@ -267,10 +267,10 @@ def test_a_laptop_install_runs_everything(laptop: Path, folder: Path) -> None:
         assert asked.json()["answer"], asked.text
         serving.send_signal(signal.SIGINT)
         assert serving.wait(30) == 0
-    assert {path.name for path in folder.iterdir()} == {".data", "api", "worker_config", "log"}
+    assert {path.name for path in folder.iterdir()} == {".data", "api", "ragherd", "worker_config", "log"}
 
     program = (
-        "from api.cli.dev import documentation_folder as folder; print(len(list(folder().rglob('*.md'))), folder())"
+        "from ragherd.dev import documentation_folder as folder; print(len(list(folder().rglob('*.md'))), folder())"
     )
     done = subprocess.run([laptop / "bin" / "python", "-P", "-c", program], capture_output=True, text=True, check=True)
     count, found = done.stdout.split()

@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from api.cli.quality import service_text
 from api.ports.quality import FalseHitRate, PolicyName, QualityEvent, QualityState, SimilarityBand, Versions
+from ragherd.quality import service_text
 from tests.stub_ollama import StubOllama
 from tests.support.service import Service, ask
 from tests.support.waiting import wait_until_async

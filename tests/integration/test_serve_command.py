@@ -44,7 +44,7 @@ def environment(**settings: str) -> dict[str, str]:
     return inherited | {"PYTHONPATH": str(ROOT), "METRICS_PORT": "0"} | nowhere | settings
 
 
-COMMAND = [sys.executable, "-P", "-m", "api.cli.main", "serve"]
+COMMAND = [sys.executable, "-P", "-m", "ragherd", "serve"]
 
 
 class Serving:

@@ -9,10 +9,10 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
-from api.cli.document_client import find
 from api.embedders.minilm import MiniLM, model_files
 from api.knowledge.chunking import Chunker
 from api.settings import DocumentSettings
+from ragherd.document_client import find
 from tests.support.stored_corpus import Texts
 
 ROOT = Path(__file__).parents[2]
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 def ingest_process(url: str, folder: Path, *more: str) -> subprocess.Popen[str]:
     """Starts to ingest a folder into the service at `url`."""
-    command = [sys.executable, "-m", "api.cli.main", "ingest", str(folder), "--url", url, *more]
+    command = [sys.executable, "-m", "ragherd", "ingest", str(folder), "--url", url, *more]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE)
 

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from api import __version__
-from api.cli.commands import COMMANDS, commands
+from ragherd.commands import COMMANDS, commands
 from scripts.generate_docs import command_table
 
 ROOT = Path(__file__).parents[2]
@@ -30,8 +30,8 @@ def test_the_version_matches_the_package() -> None:
 
 def test_the_help_lists_every_command_with_its_line() -> None:
     listed = run("--help")
-    for name, line in COMMANDS.items():
-        assert re.search(rf"{name} +{re.escape(line)}", listed), name
+    for name, entry in COMMANDS.items():
+        assert re.search(rf"{name} +{re.escape(entry.help)}", listed), name
 
 
 @pytest.mark.slow
@@ -39,13 +39,13 @@ def test_the_help_imports_no_command() -> None:
     program = """
 import sys
 from typer.testing import CliRunner
-from api.cli.commands import commands
+from ragherd.commands import commands
 assert CliRunner().invoke(commands, ["--help"]).exit_code == 0
-ours = sorted(name for name in sys.modules if name.startswith(("api.", "worker_config")))
+ours = sorted(name for name in sys.modules if name.startswith(("api.", "ragherd", "worker_config")))
 print(*ours, *({"redis", "httpx", "numpy", "gunicorn"} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["api.cli", "api.cli.commands", "api.cli.main"]
+    assert done.stdout.split() == ["ragherd", "ragherd.commands", "ragherd.exits"]
 
 
 def test_an_unknown_command_gets_a_suggestion() -> None:

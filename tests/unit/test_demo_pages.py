@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from api.cli.dev import demo_pages
+from ragherd.dev import demo_pages
 
 DOCS = Path(__file__).parents[2] / "docs"
 

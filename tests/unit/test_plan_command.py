@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from api.cli.commands import commands
+from ragherd.commands import commands
 from scripts.draw_scaling import CHART, ROWS, draw
 
 pytestmark = pytest.mark.slow

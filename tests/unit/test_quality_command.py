@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from api.cli.commands import commands
-from api.cli.quality_replay import Questions, Unreadable, open_product, read_samples
 from api.ports.question import UNLIMITED
 from api.quality.replay import Guarded, Near, Offer
 from api.query.candidates import best, consider, up_to_the_first_fresh
 from api.settings import load_settings
 from api.values import CachedAnswer, CacheMatch, Usage
+from ragherd.commands import commands
+from ragherd.quality_replay import Questions, Unreadable, open_product, read_samples
 
 PAIRS = """\
 a,b,same,kind

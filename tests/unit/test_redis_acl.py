@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from api.cli.commands import commands
 from api.ports.answer_cache import Store
 from api.redis_store.acl import acl_commands, acl_line
+from ragherd.commands import commands
 
 STORE = Path(__file__).parents[2] / "api" / "redis_store"
 BY_REDIS_PY = {"client|setinfo", "evalsha", "exec", "multi", "script|exists", "script|load"}

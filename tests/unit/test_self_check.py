@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from api.cli.self_check import CheckFailed, QueryResponse, require_semantic_hit
+from ragherd.self_check import CheckFailed, QueryResponse, require_semantic_hit
 
 HIT = {"status": "hit", "kind": "semantic", "similarity": 0.975, "age_seconds": 1.2, "entry": "e"}
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from api.cli.commands import commands
 from api.embedders.minilm import files_at
 from api.embedders.reranker import CrossEncoder
 from api.embedders.reranker import Pair as ScoredPair
+from ragherd.commands import commands
 from tests.support.tiny_verifier import learnable_pairs, tiny_model, tiny_weights
 from training.model_folder import digest, read_info, read_model
 from training.pairs import Pair

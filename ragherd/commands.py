@@ -6,35 +6,42 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, NamedTuple
 
 import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
 from api import __version__
-from api.cli.main import ctrl_c_exits
+from ragherd.exits import ctrl_c_exits
+
+
+class Entry(NamedTuple):
+    """Where a command is, and its line in `ragherd --help`. Its function has the command's name."""
+
+    module: str
+    help: str
+
 
 COMMANDS: Final = {
-    "serve": "Run the service. Its settings come from the environment and from .env.",
-    "dev": "Run everything on this machine, with a Redis and a small model if there are none.",
-    "ingest": "Store files and folders as documents.",
-    "plan": "Estimate the workers, Redis and GPUs that a load needs.",
-    "simulate": "Simulate many replicas on one Redis.",
-    "quality": "Show how often the semantic cache is wrong, or measure it on your own questions.",
-    "train-verifier": "Train the verifier of cached answers on your own questions.",
-    "redis-acl": "Print the ACL rule for Ragherd's Redis user.",
-    "backup": "Save documents and cached answers to a file.",
-    "restore": "Load a backup into Redis.",
+    "serve": Entry("serve", "Run the service. Its settings come from the environment and from .env."),
+    "dev": Entry("dev", "Run everything on this machine, with a Redis and a small model if there are none."),
+    "ingest": Entry("ingest", "Store files and folders as documents."),
+    "plan": Entry("capacity", "Estimate the workers, Redis and GPUs that a load needs."),
+    "simulate": Entry("capacity", "Simulate many replicas on one Redis."),
+    "quality": Entry("quality", "Show how often the semantic cache is wrong, or measure it on your own questions."),
+    "train-verifier": Entry("train_verifier", "Train the verifier of cached answers on your own questions."),
+    "redis-acl": Entry("redis_acl", "Print the ACL rule for Ragherd's Redis user."),
+    "backup": Entry("backup", "Save documents and cached answers to a file."),
+    "restore": Entry("backup", "Load a backup into Redis."),
 }
-"""Every command with its line in `ragherd --help`."""
 
 
 def find(name: str) -> Callable[..., None]:
-    """Returns a command's function. The function and its module have the command's name."""
-    function = name.replace("-", "_")
+    """Imports a command's module, and returns its function."""
     with ctrl_c_exits():
-        found: Callable[..., None] = getattr(import_module(f"api.cli.{function}"), function)
+        module = import_module(f"ragherd.{COMMANDS[name].module}")
+    found: Callable[..., None] = getattr(module, name.replace("-", "_"))
     return found
 
 
@@ -65,8 +72,8 @@ def _placeholder() -> None:
 
 
 commands = typer.Typer(cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-for _name, _help in COMMANDS.items():
-    commands.command(_name, help=_help)(_placeholder)
+for _name, _entry in COMMANDS.items():
+    commands.command(_name, help=_entry.help)(_placeholder)
 
 
 @commands.callback()

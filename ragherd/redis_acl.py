@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from api.cli.main import exit_with
 from api.errors import SettingsError
 from api.redis_store.acl import acl_line
 from api.settings import PREFIX, is_cluster, load_settings
+from ragherd.exits import exit_with
 
 
 def redis_acl(

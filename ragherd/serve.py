@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 import typer
 from gunicorn.app.wsgiapp import WSGIApplication
 
-from api.cli.main import FAILED, USAGE_ERROR, exit_with
 from api.errors import SettingsError
 from api.settings import access_warnings, load_settings
+from ragherd.exits import FAILED, USAGE_ERROR, exit_with
 from worker_config.limits import raise_limit, too_many_connections
 
 CONFIGURATION = "python:worker_config.gunicorn_conf"

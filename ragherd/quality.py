@@ -18,13 +18,13 @@ from rich.console import Console
 from rich.table import Table
 
 from api import __version__
-from api.cli.main import FAILED, USAGE_ERROR, exit_with
 from api.errors import SettingsError
+from ragherd.exits import FAILED, USAGE_ERROR, exit_with
 
 if TYPE_CHECKING:
-    from api.cli.quality_replay import Samples
     from api.quality.measurement import Checked, Figures, Measurement, Rate, Recommendation
     from api.quality.replay import Policy
+    from ragherd.quality_replay import Samples
 
 SHOW, MEASURE, RECOMMEND = "show", "measure", "recommend"
 UNREACHABLE: Final = 3
@@ -106,9 +106,9 @@ def _measured(
     target: float,
     verifier: Path | None,
 ) -> Measurement:
-    from api.cli.backup import shown_progress
-    from api.cli.quality_replay import Unreadable, measure, open_product, policies_of, read_samples
     from api.settings import load_settings
+    from ragherd.backup import shown_progress
+    from ragherd.quality_replay import Unreadable, measure, open_product, policies_of, read_samples
 
     try:
         samples = read_samples(file)
@@ -143,7 +143,7 @@ def _print_measurement(found: Measurement, out: Path | None, *, as_json: bool) -
 
 
 def _print_recommendation(found: Measurement, max_error_rate: float, *, as_json: bool) -> None:
-    from api.cli.quality_replay import recommended
+    from ragherd.quality_replay import recommended
 
     if all(row.figures.wrong is None for row in found.rows):
         raise exit_with(

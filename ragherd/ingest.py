@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from api.cli.document_client import (
+from ragherd.document_client import (
     DocumentClient,
     DocumentFile,
     FoundFiles,
@@ -27,7 +27,7 @@ from api.cli.document_client import (
     legacy_source,
     title_of,
 )
-from api.cli.main import FAILED, INTERRUPTED, exit_with
+from ragherd.exits import FAILED, INTERRUPTED, exit_with
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,11 @@
-"""The entry point of `ragherd`, and how its commands fail: one line on standard error, and an exit code.
+"""How a command ends: one line on standard error, and an exit code.
 
-Imports take up to a second, and Ctrl-C during them must not print a traceback.
+| code | meaning |
+|---|---|
+| 0 | done |
+| 1 | failed, or a check found a fault |
+| 2 | an invalid option or setting, or a missing package |
+| 130 | interrupted |
 """
 
 from __future__ import annotations
@@ -17,15 +22,8 @@ if TYPE_CHECKING:
     import typer
 
 FAILED: Final = 1
-USAGE_ERROR: Final = 2  # an invalid setting or option, or a missing package
+USAGE_ERROR: Final = 2
 INTERRUPTED: Final = 130
-
-
-def app() -> None:
-    """Runs the command from the command line."""
-    with ctrl_c_exits():
-        from api.cli.commands import commands
-    commands()
 
 
 def exit_with(line: str, code: int = FAILED) -> typer.Exit:
@@ -38,7 +36,10 @@ def exit_with(line: str, code: int = FAILED) -> typer.Exit:
 
 @contextmanager
 def ctrl_c_exits() -> Iterator[None]:
-    """Makes Ctrl-C end the process at once. Use it for imports only: a running command has to clean up."""
+    """Makes Ctrl-C end the process at once, without a traceback. Use it for imports, which take up to a second.
+
+    A running command has to clean up.
+    """
     if threading.current_thread() is not threading.main_thread():  # only that thread may set handlers
         yield
         return
@@ -51,7 +52,3 @@ def ctrl_c_exits() -> Iterator[None]:
 
 def _exit(_number: int, _frame: FrameType | None) -> None:
     os._exit(INTERRUPTED)
-
-
-if __name__ == "__main__":
-    app()

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
 
-from api.cli.main import INTERRUPTED, USAGE_ERROR, exit_with
 from api.errors import SettingsError, StoreUnavailable
 from api.settings import Settings, load_settings
+from ragherd.exits import INTERRUPTED, USAGE_ERROR, exit_with
 
 if TYPE_CHECKING:
     from api.ports.quality import LabelledPair, VerifierFiles

@@ -14,14 +14,14 @@ from typing import Annotated, Final
 import typer
 
 import api
-from api.cli.document_client import DocumentFile, connected, find
-from api.cli.ingest import CommonFields, Result, upload_all
-from api.cli.main import INTERRUPTED, USAGE_ERROR, exit_with
-from api.cli.self_check import CheckFailed, run_self_check, summary
 from api.embedded.child_process import LaunchError, MissingPackage
 from api.embedded.stack import Stack, running_stack, stop_signals_interrupt
 from api.errors import SettingsError
 from api.settings import Settings, load_settings
+from ragherd.document_client import DocumentFile, connected, find
+from ragherd.exits import INTERRUPTED, USAGE_ERROR, exit_with
+from ragherd.ingest import CommonFields, Result, upload_all
+from ragherd.self_check import CheckFailed, run_self_check, summary
 
 COLLECTION: Final = "docs"
 TAG: Final = "ragherd"
