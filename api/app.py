@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 
 from api import __version__
 from api.endpoints import (
-    docs_page,
+    description,
     documents,
     health,
     ollama_api,
@@ -42,7 +42,7 @@ def create_app(settings: Settings) -> FastAPI:
         summary="A RAG query service in front of Ollama. All workers share a cache and a breaker in Redis.",
         lifespan=worker.lifespan(settings, name, metrics),
         responses=ERRORS,
-        docs_url=None,  # `docs_page` serves it without scripts of another host
+        docs_url=None,  # `description` serves it without scripts of another host
         redoc_url=None,
         redirect_slashes=False,  # `unrouted` redirects without the caller's `Host`
     )
@@ -55,7 +55,7 @@ def create_app(settings: Settings) -> FastAPI:
         semantic_cache.explain_router,
         semantic_cache.warm_up_router,
         health.reports_router,
-        docs_page.router,
+        description.router,
     )
     app.state.metrics = metrics
     for router in (

@@ -37,7 +37,7 @@ from api.guards.agreement import Features, disagreement, read
 from api.knowledge.chunking import Chunker, estimated_tokens, in_context
 from api.knowledge.retrieval import PassageQuery, RetrievalPolicy, Retriever
 from api.ports.document_store import CurrentDocument, DocumentFacts
-from api.query.grounded_check import objection
+from api.query.grounding import objection
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.documents.documents import owner_of

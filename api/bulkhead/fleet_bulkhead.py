@@ -21,12 +21,12 @@ from api.bulkhead.bulkhead_rules import (
     BulkheadPolicy,
     BulkheadReading,
     BulkheadStore,
+    LocalBulkhead,
     PermitReturn,
     Priority,
     Taken,
     Wake,
 )
-from api.bulkhead.local_bulkhead import LocalBulkhead
 from api.cancellation import Background, cancel_and_wait
 from api.errors import BulkheadFull, StoreUnavailable
 from api.ports.telemetry import BulkheadReason, Telemetry

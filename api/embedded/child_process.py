@@ -6,8 +6,9 @@ order.
 A child dies with its parent even if the parent is killed with SIGKILL. On Linux the child asks the kernel for a signal
 at its parent's death (PR_SET_PDEATHSIG) before it executes the program. This has two pitfalls. The signal comes when
 the *thread* that forked ends, so children are started from the main thread. And a parent that died before the request
-goes unnoticed, so the child checks its parent's ID afterwards. On other systems a small supervisor, `orphan_guard`,
-waits at a pipe whose other end only the parent holds.
+goes unnoticed, so the child checks its parent's ID afterwards. On other systems a small supervisor,
+`python -m api.embedded.child_process GROUP`, ends the child's process group when its standard input closes. Only the
+parent holds the other end of that pipe, so it closes when the parent is gone for any reason.
 
 `LaunchError` is the base of everything that can stop `ragherd dev`. Its message is one line that says what to do.
 """
@@ -85,7 +86,7 @@ def death_signal_request(death_signal: signal.Signals) -> Callable[[], None]:
 def start_orphan_guard(group: int) -> subprocess.Popen[bytes]:
     """Starts the supervisor for systems without PR_SET_PDEATHSIG. It ends `group` when this process is gone."""
     return subprocess.Popen(  # noqa: S603 - no external input
-        module_command("api.embedded.orphan_guard", str(group)),
+        module_command("api.embedded.child_process", str(group)),
         env=module_environment(os.environ),
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
@@ -240,3 +241,16 @@ def start_child(
         )
     guard = None if use_death_signal else start_orphan_guard(process.pid)
     return ChildProcess(name, process, log, guard, explain)
+
+
+def main() -> None:
+    """Waits for the end of standard input, then ends the group."""
+    for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ignored, signal.SIG_IGN)
+    group = int(sys.argv[1])
+    sys.stdin.buffer.read()
+    end_group(group, deadline=3.0)
+
+
+if __name__ == "__main__":
+    main()

@@ -19,9 +19,8 @@ from api.embedded import service_plan
 from api.embedded.child_process import ChildProcess, LaunchError, MissingPackage
 from api.embedded.model_process import STAND_IN, ModelServer, embedded_model_server, find_ollama, first_text_model
 from api.embedded.model_server.catalog import require_model_packages
-from api.embedded.redis_server import EmbeddedRedis, embedded_redis, find_redis_binary
+from api.embedded.redis_server import EmbeddedRedis, embedded_redis, find_redis_binary, supervisor_lock
 from api.embedded.service_plan import Addresses, BackendPlan, running_service
-from api.embedded.stale_server import supervisor_lock
 from api.embedders.minilm import model_files
 from api.errors import SettingsError
 from api.settings import Settings

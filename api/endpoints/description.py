@@ -1,18 +1,24 @@
-"""Completes the OpenAPI description: error responses, keys, and examples of responses that no model describes."""
+"""Completes the OpenAPI description (error responses, keys, examples), and serves Swagger UI at GET /docs.
+
+All assets of the page come from the package, so it works offline.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from mimetypes import guess_type
+from pathlib import Path
 from typing import Any, Final
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.routing import iter_route_contexts
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import Response
 
 from api.endpoints.access import Role
-from api.endpoints.middleware import role_of
+from api.endpoints.middleware import CheckedRoute, needs, role_of
 from api.endpoints.problems import PROBLEM_JSON
-from api.errors import InvalidRequest, RagherdError
+from api.errors import InvalidRequest, NotFound, RagherdError
 
 _ID: Final = "3a755ca3e1488546dc0eacd7"
 _DOCUMENT: Final[dict[str, Any]] = {
@@ -312,3 +318,59 @@ def _limit_inputs(schema: dict[str, Any], max_inputs: int) -> None:
     for kind in schema["properties"]["input"]["anyOf"]:
         if kind["type"] == "array":
             kind["maxItems"] = max_inputs
+
+
+FOLDER: Final = Path(__file__).parent / "swagger_ui"
+ASSETS: Final = frozenset(
+    {"favicon-32x32.png", "oauth2-redirect.js", "start.js", "swagger-ui-bundle.js", "swagger-ui.css"}
+)
+POLICY: Final = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "img-src 'self' data:",  # the style sheet contains icons
+        "connect-src 'self'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+    )
+)
+"""Allows only the package's scripts, no other hosts, and no framing."""
+PAGE_HEADERS: Final = {
+    "Content-Security-Policy": POLICY,
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-cache",
+}
+ASSET_HEADERS: Final = {"X-Content-Type-Options": "nosniff", "Cache-Control": "public, max-age=3600"}
+
+router = APIRouter(route_class=CheckedRoute, prefix="/docs", include_in_schema=False)
+
+
+@router.get("")
+@needs("all")
+def page() -> Response:
+    """Swagger UI for `/openapi.json`."""
+    return _file("index.html", PAGE_HEADERS)
+
+
+@router.get("/oauth2-redirect")
+@needs("all")
+def oauth2_redirect() -> Response:
+    """The redirect URI for Swagger UI's OAuth 2 login."""
+    return _file("oauth2-redirect.html", PAGE_HEADERS)
+
+
+@router.get("/{asset}")
+@needs("all")
+def asset(asset: str) -> Response:
+    """A script, style sheet or image."""
+    if asset not in ASSETS:
+        raise NotFound("No such asset.")
+    return _file(asset, ASSET_HEADERS)
+
+
+def _file(name: str, headers: Mapping[str, str]) -> Response:
+    """Blocks on the file. The callers are plain functions, so FastAPI runs them in a thread."""
+    return Response((FOLDER / name).read_bytes(), headers=headers, media_type=guess_type(name)[0])

@@ -21,10 +21,10 @@ from starlette.responses import StreamingResponse
 
 from api.endpoints.access import DEFAULT_TENANT
 from api.endpoints.description import body_of
+from api.endpoints.health import AppState, worker_state
 from api.endpoints.middleware import CheckedRoute, needs
 from api.endpoints.query import Name
 from api.endpoints.validation import VISIBLE, IsText, IsVisible, StrictBody, json_of, refused, rfc3339, validated
-from api.endpoints.worker_state import AppState, worker_state
 from api.errors import PayloadTooLarge, ServiceUnavailable
 from api.knowledge.document_service import Upload
 from api.knowledge.plain_text import KINDS, TEXT, media_type

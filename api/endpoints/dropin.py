@@ -9,11 +9,10 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.endpoints.bodies import cancel_on_disconnect
 from api.endpoints.dropin_wire import AnswerForm, parsed, without_empty_fields
-from api.endpoints.streaming import AnswerStream, cache_headers
+from api.endpoints.health import worker_state
+from api.endpoints.streaming import AnswerStream, cache_headers, cancel_on_disconnect
 from api.endpoints.validation import Options, list_header, refused, request_timeout
-from api.endpoints.worker_state import worker_state
 from api.ports.question import RAW, Query, parse
 from api.unicode_text import is_blank
 from api.values import ChatMessage, EmbeddingRequest, Embeddings

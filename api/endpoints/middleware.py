@@ -32,8 +32,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.endpoints.access import Role
-from api.endpoints.bodies import ClientDisconnected
-from api.endpoints.problems import problem
+from api.endpoints.problems import ClientDisconnected, problem
 from api.endpoints.validation import JsonRequest, refuse_too_many_values
 from api.errors import (
     CLIENT_CLOSED_REQUEST,

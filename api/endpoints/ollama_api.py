@@ -13,10 +13,10 @@ from api.endpoints import dropin, ollama_wire
 from api.endpoints.description import body_of, errors_of, stream_of
 from api.endpoints.documents import list_response
 from api.endpoints.dropin_wire import read_body
+from api.endpoints.health import worker_state
 from api.endpoints.middleware import CheckedRoute, needs
 from api.endpoints.ollama_wire import ChatBody, EmbedBody, GenerateBody, GenerationBody, OllamaForm, ShowBody
 from api.endpoints.validation import refused
-from api.endpoints.worker_state import worker_state
 from api.ports.inference import ModelCatalog
 from api.values import ChatMessage
 

@@ -12,9 +12,9 @@ from api.endpoints import dropin, openai_wire
 from api.endpoints.description import body_of, errors_of, stream_of
 from api.endpoints.documents import list_response
 from api.endpoints.dropin_wire import read_body
+from api.endpoints.health import worker_state
 from api.endpoints.middleware import CheckedRoute, needs
 from api.endpoints.openai_wire import ChatBody, EmbeddingsBody, OpenAIForm
-from api.endpoints.worker_state import worker_state
 
 router = APIRouter(
     route_class=CheckedRoute, tags=["OpenAI's API"], responses=errors_of("OpenAI", openai_wire.error_body)

@@ -19,16 +19,24 @@ from starlette.responses import Response
 from starlette.routing import Match
 
 from api.endpoints import ollama_wire, openai_wire
-from api.endpoints.bodies import ClientDisconnected
 from api.endpoints.dropin_wire import dropin_status
 from api.endpoints.validation import invalid
 from api.errors import (
+    CLIENT_CLOSED_REQUEST,
     PayloadTooLarge,
     RagherdError,
     RequestTimeout,
     ServiceUnavailable,
     StoreUnavailable,
 )
+
+
+class ClientDisconnected(HTTPException):
+    """The client is gone. An `HTTPException`, because FastAPI turns other exceptions of a body into a 400."""
+
+    def __init__(self) -> None:
+        super().__init__(CLIENT_CLOSED_REQUEST, "The client disconnected before its response.")
+
 
 METHODS: Final = ("DELETE", "GET", "PATCH", "POST", "PUT")
 

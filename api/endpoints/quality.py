@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal, get_args
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from api.endpoints.health import worker_state
 from api.endpoints.middleware import CheckedRoute, JsonRoute, needs
 from api.endpoints.query import Name
 from api.endpoints.validation import IsText, StrictBody, rfc3339
-from api.endpoints.worker_state import worker_state
 from api.errors import NotFound
 from api.ports.answer_cache import Vote
 from api.ports.quality import FalseHitRate, LabelSource, QualityEvent, QualityState, SimilarityBand

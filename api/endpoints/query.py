@@ -10,10 +10,10 @@ from pydantic import ConfigDict, Field, StringConstraints
 from starlette.responses import Response
 
 from api.endpoints import streaming as event_stream
-from api.endpoints.bodies import cancel_on_disconnect
 from api.endpoints.description import stream_of
+from api.endpoints.health import AppState
 from api.endpoints.middleware import JsonRoute, needs
-from api.endpoints.streaming import EventStream, QueryOut, cache_headers, document
+from api.endpoints.streaming import EventStream, QueryOut, cache_headers, cancel_on_disconnect, document
 from api.endpoints.validation import (
     TIMEOUT_HEADER,
     TIMEOUT_OPENAPI,
@@ -25,7 +25,6 @@ from api.endpoints.validation import (
     list_header,
     request_timeout,
 )
-from api.endpoints.worker_state import AppState
 from api.ports.document_store import DocumentFilter
 from api.ports.question import UNLIMITED, Query, parse
 from api.values import ChatMessage

@@ -12,14 +12,14 @@ from typing import Annotated, Any, Final, get_args
 from fastapi import APIRouter, Query, Request
 from pydantic import BeforeValidator
 
+from api.breaker.breaker_rules import recovery
 from api.breaker.fleet_breaker import FleetBreaker
-from api.breaker.recovery import recovery
 from api.breaker.state import BreakerReading, Override, State, Transition
 from api.bulkhead.bulkhead_rules import BulkheadReading
 from api.bulkhead.fleet_bulkhead import FleetBulkhead
+from api.endpoints.health import AppState, worker_state
 from api.endpoints.middleware import CheckedRoute, needs
 from api.endpoints.validation import rfc3339
-from api.endpoints.worker_state import AppState, worker_state
 from api.errors import NotFound
 from api.ports.telemetry import BulkheadReason
 

@@ -11,10 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from api.endpoints.access import DEFAULT_TENANT
 from api.endpoints.description import body_of
+from api.endpoints.health import AppState, worker_state
 from api.endpoints.middleware import CheckedRoute, JsonRoute, needs
 from api.endpoints.query import Name, QueryIn, Question, build_query
 from api.endpoints.validation import IsInteger, IsText, Options, StrictBody, json_of, refused, rfc3339, validated
-from api.endpoints.worker_state import AppState, worker_state
 from api.errors import InvalidRequest, ServiceUnavailable
 from api.ports.answer_cache import Invalidation, InvalidationKind, WarmUpProgress
 from api.ports.quality import PolicyDecision, PolicyName, PolicyOutcome, Verdict

@@ -20,13 +20,36 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from api.cancellation import log_failure
-from api.endpoints.bodies import ClientDisconnected, cancel_on_disconnect
+from api.cancellation import CancelScope, log_failure
 from api.endpoints.dropin_wire import StreamForm, single_line
-from api.endpoints.problems import problem_document
+from api.endpoints.problems import ClientDisconnected, problem_document
 from api.errors import InternalError, RagherdError
 from api.ports.question import AnswerEvent, AnswerFinished, AnswerStarted, CacheControl
 from api.values import CacheStatus, Token
+
+
+@asynccontextmanager
+async def cancel_on_disconnect(receive: Receive) -> AsyncIterator[None]:
+    """Cancels the block when the client disconnects, then raises `ClientDisconnected`.
+
+    Read the request's body before the block: messages that `receive` returns afterwards are dropped. Send the end of
+    the response after the block, because the server reports it in the same way as a disconnect.
+    """
+    with CancelScope() as scope:
+        watch = asyncio.create_task(_watch(receive, scope))
+        log_failure(watch)
+        try:
+            yield
+        finally:
+            watch.cancel()
+    if scope.cancelled:
+        raise ClientDisconnected
+
+
+async def _watch(receive: Receive, scope: CancelScope) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    scope.cancel()
 
 
 class SourceOut(BaseModel):

@@ -38,8 +38,7 @@ from api.query.candidates import (
     up_to_the_first_fresh,
 )
 from api.query.condense import EarlierTurns
-from api.query.grounded_check import GroundedCheck
-from api.query.grounding import Retrieval
+from api.query.grounding import GroundedCheck, Retrieval
 from api.values import CachedAnswer, CacheMatch, Generation, Source, Vector
 
 T = TypeVar("T")

@@ -28,7 +28,7 @@ from api.query.candidates import (
     lifetime,
 )
 from api.query.condense import EarlierTurns
-from api.query.grounded_check import GUARD, GroundedCheck
+from api.query.grounding import GUARD, GroundedCheck
 from api.values import CacheMatch, Vector
 
 Decision = Literal["exact_hit", "semantic_hit", "stale", "miss", "bypass"]

@@ -26,11 +26,10 @@ from api.ports.inference import BackendEmbedder, EmbeddingModel, LanguageModel
 from api.ports.telemetry import Telemetry
 from api.redis_store.client import AnyHealthGated, RedisAddress, blocking_reader
 from api.redis_store.keys import Keys
-from api.redis_store.lease import RedisLeaderLease
 from api.redis_store.stores.breaker import RedisBreakerStore
 from api.redis_store.stores.bulkhead import RedisBulkheadStore
 from api.redis_store.stores.documents.embeddings import EmbedderRegistry
-from api.redis_store.stores.fleet import BackendHealthStore, FleetRetries
+from api.redis_store.stores.fleet import BackendHealthStore, FleetRetries, RedisLeaderLease
 from api.settings import BreakerSettings, Settings
 
 EMBED: Final = "-embed"

@@ -28,17 +28,15 @@ from api.query.cache_key import CacheKeyBuilder
 from api.query.condense import Condenser
 from api.query.explain import Explainer
 from api.query.generate import FreshAnswer, FreshAnswers, Refresher
-from api.query.grounded_check import GroundedCheck
-from api.query.grounding import PassageRetriever, PromptBuilder
+from api.query.grounding import GroundedCheck, PassageRetriever, PromptBuilder
 from api.query.invalidate import Invalidator
 from api.query.judge import ModelJudge
 from api.query.labels import CONCURRENCY, LabelCollector, Labelling, ShadowCalls, SpareTime
-from api.query.prompt_template import PromptTemplate, load
+from api.query.prompt import PromptTemplate, load_template
 from api.query.service import QueryService
 from api.query.warm_up import CacheWarmer, WarmUps
 from api.redis_store.client import AnyHealthGated, RedisAddress, blocking_reader
 from api.redis_store.keys import Keys
-from api.redis_store.lease import RedisLeaderLease
 from api.redis_store.search_index import algorithm_for
 from api.redis_store.stores.cache.answers import RedisAnswerCache, RedisCondensedQuestions
 from api.redis_store.stores.cache.index_keeper import IndexKeeper
@@ -48,11 +46,10 @@ from api.redis_store.stores.cache.sweep import RedisCacheSweep
 from api.redis_store.stores.cache.warm_up import RedisWarmUpJobs
 from api.redis_store.stores.documents.work import RedisDeletions
 from api.redis_store.stores.feedback import RedisFeedback, ServedAnswers
-from api.redis_store.stores.fleet import CacheCounters
+from api.redis_store.stores.fleet import CacheCounters, RedisLeaderLease
 from api.redis_store.stores.flights import RedisFlightStore
 from api.redis_store.stores.labels import RedisLabels
-from api.redis_store.stores.quality import RedisQuality
-from api.redis_store.stores.verifier_models import RedisVerifierModels
+from api.redis_store.stores.quality import RedisQuality, RedisVerifierModels
 from api.settings import EmbedderSettings, Settings
 from api.single_flight.fleet_flights import FleetFlights, running_flights
 
@@ -116,7 +113,7 @@ class WorkerCache:
     ) -> None:
         policy, settings = _policy(parts.settings), parts.settings
         cache = _answer_cache(parts) if settings.cache.enabled else None
-        template = load(settings.retrieval.prompt_template_path)
+        template = load_template(settings.retrieval.prompt_template_path)
         key_builder = CacheKeyBuilder(embedder, digests, _grounding(template, settings, retriever.reranking_scope))
         memory = RedisCondensedQuestions(parts.client, parts.keys, round(settings.cache.ttl * 1000))
         condenser = Condenser(generations, flights, memory, parts.telemetry)

@@ -25,7 +25,6 @@ from api.ports.inference import Embedder, Reranker
 from api.ports.telemetry import Telemetry
 from api.redis_store.client import AnyHealthGated
 from api.redis_store.keys import Keys
-from api.redis_store.lease import RedisLeaderLease
 from api.redis_store.stores.cache.invalidation import RedisInvalidationTags
 from api.redis_store.stores.cache.semantic_index import SemanticIndexes
 from api.redis_store.stores.cache.sweep import RedisCacheSweep
@@ -33,6 +32,7 @@ from api.redis_store.stores.documents.documents import RedisDocuments
 from api.redis_store.stores.documents.embeddings import RedisReembedding, RedisUnusedEmbeddings
 from api.redis_store.stores.documents.passages import RedisPassageIndex
 from api.redis_store.stores.documents.work import RedisDocumentWork
+from api.redis_store.stores.fleet import RedisLeaderLease
 from api.settings import Settings
 from api.values import BatchSize
 

@@ -19,9 +19,8 @@ from api.cancellation import Background
 from api.embedders.minilm import MARKS, MAX_TOKENS
 from api.embedders.onnx import open_onnx
 from api.endpoints.access import Access
-from api.endpoints.health import Reachability
+from api.endpoints.health import AppState, Reachability
 from api.endpoints.streaming import Streaming
-from api.endpoints.worker_state import AppState
 from api.errors import SettingsError
 from api.knowledge.chunking import estimated_tokens
 from api.observability.logs import configure_logging

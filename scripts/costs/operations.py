@@ -25,7 +25,6 @@ from api.query.warm_up import LOOK_SECONDS as WARM_UPS_SECONDS
 from api.redis_store.client import RedisAddress, blocking_reader, short_commands
 from api.redis_store.health_gated import WATCH_SECONDS, HealthGatedRedis
 from api.redis_store.keys import Keys
-from api.redis_store.lease import RedisLeaderLease
 from api.redis_store.scripts import IDLE_SECONDS
 from api.redis_store.stores.breaker import BLOCK_SECONDS, RedisBreakerStore
 from api.redis_store.stores.bulkhead import RedisBulkheadStore
@@ -42,6 +41,7 @@ from api.redis_store.stores.fleet import (
     BackendHealthStore,
     CacheCounters,
     FleetRetries,
+    RedisLeaderLease,
     WorkerRegistry,
 )
 from api.redis_store.stores.flights import RedisFlightStore

@@ -24,7 +24,7 @@ from api.query.cache_key import CacheKeyBuilder
 from api.query.condense import Condenser
 from api.query.generate import FreshAnswers
 from api.query.grounding import PassageRetriever, PromptBuilder
-from api.query.prompt_template import load
+from api.query.prompt import load_template
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.cache.answers import RedisAnswerCache
@@ -97,7 +97,7 @@ class Side:
         self.shared = SemanticCache(cache, words, CacheKeyBuilder(words, Digests()), events, policy, CacheBudget(30.0))
         retriever = Retriever(RedisPassageIndex(gate, keys), words, None, RetrievalPolicy())
         grounder = PassageRetriever(retriever, cast(Condenser, None), events)  # no question here has a history
-        prompting = PromptBuilder(load(None), None, "say_so")
+        prompting = PromptBuilder(load_template(None), None, "say_so")
         self.fresh = FreshAnswers(cast(Generations, EchoModel(embedder)), self.shared, grounder, prompting, events)
 
     async def ask(self, query: Query) -> tuple[str, str]:

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from api.embedded.redis_server import supervisor_lock
 from api.embedded.service_plan import free_port
-from api.embedded.stale_server import supervisor_lock
 from api.settings import variable_names
 from tests.support import transcripts
 from tests.support.waiting import wait_until

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from api.endpoints.docs_page import ASSETS, FOLDER
+from api.endpoints.description import ASSETS, FOLDER
 from tests.support.service import Service
 
 PAGES = ("/docs", "/docs/oauth2-redirect")

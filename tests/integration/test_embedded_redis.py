@@ -17,8 +17,7 @@ from redis import Redis
 
 from api.embedded import redis_server as redis_binary
 from api.embedded.child_process import LaunchError
-from api.embedded.redis_server import RedisFiles, embedded_redis, find_redis_binary
-from api.embedded.stale_server import record_server
+from api.embedded.redis_server import RedisFiles, embedded_redis, find_redis_binary, record_server
 from tests.support.waiting import wait_until
 from tests.unit.test_child_process import is_alive
 

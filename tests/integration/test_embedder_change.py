@@ -14,11 +14,11 @@ from redis.asyncio import Redis
 from api.knowledge.ingestion_worker import StaleEmbeddings
 from api.ports.inference import CurrentIdentity
 from api.ports.telemetry import Telemetry
-from api.query.prompt_template import PACKAGED
+from api.query.prompt import PACKAGED
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
-from api.redis_store.lease import RedisLeaderLease
 from api.redis_store.stores.documents.embeddings import RedisReembedding, RedisUnusedEmbeddings
+from api.redis_store.stores.fleet import RedisLeaderLease
 from api.values import EmbedderIdentity, Embedding
 from tests.integration.test_documents import CANTEEN, HOLIDAY, ONNX, add
 from tests.stub_ollama import StubOllama

@@ -15,10 +15,10 @@ from api.embedded.redis_server import EmbeddedRedis
 from api.redis_store.client import RedisAddress, short_commands
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
-from api.redis_store.lease import RedisLeaderLease
 from api.redis_store.search_index import Algorithm
 from api.redis_store.stores.cache.index_keeper import IndexKeeper, is_left_over
 from api.redis_store.stores.cache.semantic_index import SemanticIndex, SemanticIndexes
+from api.redis_store.stores.fleet import RedisLeaderLease
 from api.values import EmbedderIdentity
 from tests.support.service import Service, ask
 from tests.support.waiting import wait_until_async

@@ -14,7 +14,7 @@ from api.ports.quality import Evidence, Label, LabelledPair, PolicyName, Verdict
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.labels import RedisLabels
-from api.redis_store.stores.verifier_models import RedisVerifierModels
+from api.redis_store.stores.quality import RedisVerifierModels
 from ragherd.commands import commands
 from tests.support.tiny_verifier import learnable_pairs, tiny_model
 from training.model_folder import digest

@@ -21,7 +21,7 @@ from api.quality.keeper import NEVER, QualityKeeper, QualityView
 from api.quality.policies import LAST_LEVEL
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
-from api.redis_store.lease import RedisLeaderLease
+from api.redis_store.stores.fleet import RedisLeaderLease
 from api.redis_store.stores.labels import RedisLabels
 from api.redis_store.stores.quality import RedisQuality
 

@@ -17,7 +17,7 @@ from api.ports.telemetry import Telemetry
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.scripts import PIECE
-from api.redis_store.stores.verifier_models import LIFETIME_MS, RedisVerifierModels
+from api.redis_store.stores.quality import MODEL_LIFETIME_MS, RedisVerifierModels
 from api.wiring.backup import activate_verifier, roll_back_verifier
 from tests.integration.test_redis_keys import assert_as_listed, listed
 from tests.support.replies import text, texts
@@ -71,7 +71,7 @@ async def test_lifetimes_are_renewed(models: RedisVerifierModels, redis: Redis) 
         await redis.pexpire(key, 60_000)
     await models.renew()
     for key in ("rag:verifier", f"rag:verifier:{digest}"):
-        assert LIFETIME_MS - 60_000 < await redis.pttl(key) <= LIFETIME_MS
+        assert MODEL_LIFETIME_MS - 60_000 < await redis.pttl(key) <= MODEL_LIFETIME_MS
 
 
 @pytest.mark.parametrize("content", [b"no archive", None])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from api.breaker.recovery import DAY_MS, HOUR_MS, recovery
+from api.breaker.breaker_rules import DAY_MS, HOUR_MS, recovery
 from api.breaker.state import State, Transition
 
 NOW = 10 * DAY_MS

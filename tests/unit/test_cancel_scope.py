@@ -8,7 +8,8 @@ import pytest
 from starlette.types import Message
 
 from api.cancellation import CancelScope, Deadline, raise_if_cancelled
-from api.endpoints.bodies import ClientDisconnected, cancel_on_disconnect
+from api.endpoints.problems import ClientDisconnected
+from api.endpoints.streaming import cancel_on_disconnect
 from api.errors import DeadlinePassed
 from tests.support.waiting import deaf
 

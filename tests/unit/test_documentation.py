@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 from api import errors
 from api.app import create_app
-from api.endpoints import docs_page
+from api.endpoints import description
 from api.errors import FAULTS, RagherdError
 from api.guards.agreement import GUARDS
 from api.redis_store.keys import CacheKeys, Keys
@@ -128,7 +128,7 @@ def routes() -> set[str]:
     """Returns the routes that the app serves, such as `GET /health`, including its own description."""
     app = create_app(Settings())
     operations = {f"{method.upper()} {path}" for path, methods in app.openapi()["paths"].items() for method in methods}
-    undescribed = [*app.routes, *docs_page.router.routes]
+    undescribed = [*app.routes, *description.router.routes]
     return operations | {f"GET {route.path}" for route in undescribed if isinstance(route, Route)}
 
 

@@ -12,8 +12,8 @@ import pytest
 from starlette.datastructures import Headers
 from starlette.requests import Request
 
-from api.endpoints.bodies import ClientDisconnected, cancel_on_disconnect
-from api.endpoints.streaming import EventStream, Streaming, accepted
+from api.endpoints.problems import ClientDisconnected
+from api.endpoints.streaming import EventStream, Streaming, accepted, cancel_on_disconnect
 from api.ports.question import AnswerEvent, AnswerFinished, AnswerStarted, CacheControl, Timings
 from api.values import CacheStatus, Token
 

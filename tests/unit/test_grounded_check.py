@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from api.query.citations import cited
-from api.query.grounded_check import FALL, MARGIN, objection
+from api.query.grounding import FALL, MARGIN, objection
 from api.values import CachedAnswer, Source, Usage
 
 

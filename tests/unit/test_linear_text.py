@@ -17,18 +17,18 @@ import pytest
 from starlette.datastructures import Headers
 
 from api.backends.failover import Thinking
-from api.embedded.model_server.quoting import sentences
+from api.embedded.model_server.generation import sentences
 from api.endpoints import streaming as event_stream
 from api.endpoints.dropin_wire import single_line
 from api.endpoints.validation import refuse_too_many_values
 from api.errors import InvalidRequest, UnreadableDocument
 from api.guards.agreement import GUARDS, disagreement
 from api.guards.words import read_words
+from api.knowledge import html
 from api.knowledge.chunk_embedding import EmbeddedText
 from api.knowledge.chunking import SECTION, Chunker, estimated_tokens, numbered, sections, spans
 from api.knowledge.plain_text import decoded, first_heading, tidied
 from api.knowledge.ranking import leading
-from api.knowledge.readers import html
 from api.languages.identify import LATIN, language_of, words_outside
 from api.ollama.embedding import unread_of
 from api.ports import question as cache_control
@@ -38,8 +38,7 @@ from api.query import citations, condense
 from api.query import prompt as prompt_budget
 from api.query.cache_key import LONGEST, fingerprint, normalise
 from api.query.citations import rewritten
-from api.query.prompt import Fence, Prompts
-from api.query.prompt_template import load
+from api.query.prompt import Fence, Prompts, load_template
 from api.redis_store.stores.documents.passages import by_words
 from api.unicode_text import is_blank, nfc
 from api.values import ChatMessage, EmbedderIdentity, Source
@@ -105,7 +104,7 @@ HOSTILE: Final = {
 }
 """Texts to repeat."""
 
-PROMPTS: Final = Prompts(load(None))
+PROMPTS: Final = Prompts(load_template(None))
 FENCE: Final = Fence("<passage><question>")
 CHUNKER: Final = Chunker(estimated_tokens, 256, 32)
 EMBEDDER: Final = EmbedderIdentity("e", 4, "aaaaaaaaaa")

@@ -60,7 +60,7 @@ def test_a_script_is_the_prelude_the_shared_code_above_and_the_operation() -> No
 
 def test_an_operation_that_is_not_there_is_an_error() -> None:
     with pytest.raises(KeyError):
-        lua("lease", "lend")
+        lua("stores/fleet", "lend")
 
 
 @pytest.mark.usefixtures("luacheck")

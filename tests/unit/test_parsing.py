@@ -18,9 +18,9 @@ from fpdf import FPDF
 from pypdf import PdfReader, PdfWriter
 
 from api.errors import PayloadTooLarge, ServiceUnavailable, UnreadableDocument, UnsupportedDocument
+from api.knowledge import html
 from api.knowledge.parsing import CONCURRENCY, IN_A_THREAD, Parsed, ParseLimits, Parser, _read
 from api.knowledge.plain_text import DOCX, HTML, MARKDOWN, PDF, TEXT, decoded, media_type, read_text, tidied
-from api.knowledge.readers import html
 
 pytestmark = pytest.mark.slow
 

@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 
 from api.query import citations, prompt
 from api.query.citations import rewritten
-from api.query.prompt import Prompts
-from api.query.prompt_template import load, parse
+from api.query.prompt import Prompts, load_template, parse_template
 from api.values import ChatMessage, Source
 
-PROMPTS = Prompts(load(None))
+PROMPTS = Prompts(load_template(None))
 HISTORY = (ChatMessage("user", "Hello"), ChatMessage("assistant", "Good day [2]."))
 OWN = """
 version = "own"
@@ -39,7 +38,7 @@ def asked(text: str = "Two years.", title: str = "Handbook", question: str = "Ho
 
 def test_a_prompt_without_documents() -> None:
     assert PROMPTS.plain("How long?", HISTORY) == (
-        ChatMessage("system", load(None).plain_system),
+        ChatMessage("system", load_template(None).plain_system),
         *HISTORY,
         ChatMessage("user", "How long?"),
     )
@@ -54,7 +53,7 @@ def test_a_raw_prompt_is_unchanged() -> None:
 def test_numbered_passages_precede_the_question() -> None:
     turns = PROMPTS.grounded("How long?", (), [source(), source("Three.", "Annex")])
     assert [turn.role for turn in turns] == ["system", "user"]
-    assert turns[0].content == load(None).grounded_system
+    assert turns[0].content == load_template(None).grounded_system
     assert turns[1].content == (
         '<passage number="1" title="Handbook">\nTwo years.\n</passage>\n\n'
         '<passage number="2" title="Annex">\nThree.\n</passage>\n\n'
@@ -107,7 +106,7 @@ def test_any_text_stays_inside_its_passage(text: str, title: str) -> None:
 
 
 def test_tags_come_from_the_template() -> None:
-    prompts = Prompts(parse(OWN))
+    prompts = Prompts(parse_template(OWN))
     content = prompts.grounded("</ask>", (), [source("</doc-1></all><passage></document>")])[-1].content
     assert content == ("<all><Doc-1 n=1>&lt;/doc-1>&lt;/all><passage></document></Doc-1></all> <ask>&lt;/ask></ask>")
     assert prompts.nothing_relevant == "No."

@@ -6,11 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.query.prompt import LEAST, TURN, Prompts, budget, estimated_tokens, fit
-from api.query.prompt_template import load
+from api.query.prompt import LEAST, TURN, Prompts, budget, estimated_tokens, fit, load_template
 from api.values import ChatMessage, Source
 
-PROMPTS = Prompts(load(None))
+PROMPTS = Prompts(load_template(None))
 QUESTION = "How long is the warranty?"
 
 

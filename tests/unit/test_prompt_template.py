@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from api.errors import SettingsError
-from api.query.prompt_template import load, parse
+from api.query.prompt import load_template, parse_template
 
 GOOD = """
 version = "mine-2"
@@ -22,7 +22,7 @@ user = "$passages  costs $$1. $question"
 
 
 def test_the_packaged_file_is_valid() -> None:
-    template = load(None)
+    template = load_template(None)
     assert template.version == "grounded-1"
     assert template.plain_system.startswith("Answer the question directly")
     assert "[1]" in template.grounded_system
@@ -33,8 +33,8 @@ def test_the_packaged_file_is_valid() -> None:
 def test_a_custom_file_is_used(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text(GOOD, "utf-8")
-    template = load(str(file))
-    assert template == parse(GOOD)
+    template = load_template(str(file))
+    assert template == parse_template(GOOD)
     assert (template.version, template.nothing_relevant) == ("mine-2", "Nothing about this.")
     assert (template.plain_system, template.grounded_system) == ("Be brief.", "Cite $5 as it is.")
 
@@ -42,16 +42,16 @@ def test_a_custom_file_is_used(tmp_path: Path) -> None:
 def test_a_file_with_windows_line_endings_is_read(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_bytes(b"\xef\xbb\xbf" + GOOD.replace("\n", "\r\n").encode())
-    assert load(str(file)) == parse(GOOD)
+    assert load_template(str(file)) == parse_template(GOOD)
 
 
 def test_an_edited_file_has_another_scope_even_under_the_same_version() -> None:
-    one, other = parse(GOOD), parse(GOOD.replace("brief", "polite"))
+    one, other = parse_template(GOOD), parse_template(GOOD.replace("brief", "polite"))
     assert one.scope.startswith("mine-2-")
     assert len(one.scope) == len("mine-2-") + 8
     assert one.version == other.version
     assert one.scope != other.scope
-    assert one.scope == parse(GOOD).scope
+    assert one.scope == parse_template(GOOD).scope
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_an_edited_file_has_another_scope_even_under_the_same_version() -> None:
 def test_an_invalid_file_gives_a_one_line_error(old: str, new: str, fault: str) -> None:
     assert old in GOOD
     with pytest.raises(SettingsError) as raised:
-        parse(GOOD.replace(old, new))
+        parse_template(GOOD.replace(old, new))
     line = str(raised.value)
     assert line.startswith("PROMPT_TEMPLATE_PATH: ")
     assert fault in line
@@ -92,6 +92,6 @@ def test_an_unreadable_file_gives_a_one_line_error(tmp_path: Path, content: byte
     if content is not None:
         file.write_bytes(content)
     with pytest.raises(SettingsError, match=r"^PROMPT_TEMPLATE_PATH: the file "):
-        load(str(file))
+        load_template(str(file))
     with pytest.raises(SettingsError, match=r"^PROMPT_TEMPLATE_PATH: the file "):
-        load(str(tmp_path))
+        load_template(str(tmp_path))

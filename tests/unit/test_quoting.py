@@ -9,9 +9,8 @@ import pytest
 
 from api.embedded.model_server.bodies import ChatBody
 from api.embedded.model_server.engine import Finished
-from api.embedded.model_server.quoting import NO_ANSWER, Sentence, answer, parse_passages, quote, sentences
-from api.query.prompt import Prompts
-from api.query.prompt_template import load
+from api.embedded.model_server.generation import NO_ANSWER, Sentence, answer, parse_passages, quote, sentences
+from api.query.prompt import Prompts, load_template
 from api.values import Embedding, Source
 
 PAGE = """# Holiday
@@ -35,7 +34,7 @@ cut off in mid"""
 def body(question: str, *texts: str, **more: Any) -> ChatBody:
     """Returns a body in the form of the packaged template."""
     sources = [Source(f"d{number}", "A title", 0, text, 0.5) for number, text in enumerate(texts)]
-    turns = Prompts(load(None)).grounded(question, [], sources)
+    turns = Prompts(load_template(None)).grounded(question, [], sources)
     messages = [{"role": turn.role, "content": turn.content} for turn in turns]
     return ChatBody.model_validate({"model": "smollm2", "messages": messages, **more})
 

@@ -1,9 +1,10 @@
--- What the workers of the fleet report: that they are alive, counters, and retries.
+-- What the workers of the fleet report (that they are alive, counters, retries), and leases.
 --   hash    rag:worker:<id>                               what a worker reports about itself
 --   zset    rag:workers                                   worker -> end of its lease (ms)
 --   hash    rag:stats:cache                               counter -> count
 --   string  rag:stats:batch:{rag:stats:cache}:<worker>    number of the worker's last batch
 --   hash    rag:stats:retries                             <bucket>:calls, <bucket>:retries -> count
+--   string  a lease's key                                 the worker that has the lease; it expires with the lease
 
 -- name: renew_worker
 -- Renews a worker's lease and drops workers whose lease has expired.
@@ -54,3 +55,22 @@ for index = 1, #counts, 2 do
   end
 end
 return {sums.calls, sums.retries}
+
+-- name: acquire_lease
+-- Takes a free lease, or renews the worker's own.
+-- KEYS[1] string the lease   ARGV: worker, lease_ms
+-- Returns 1 if the worker has the lease now, else 0.
+local holder = redis.call('GET', KEYS[1])
+if holder and holder ~= ARGV[1] then
+  return 0
+end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1
+
+-- name: release_lease
+-- Releases the lease if the worker still has it.
+-- KEYS[1] string the lease   ARGV: worker
+if redis.call('GET', KEYS[1]) == ARGV[1] then
+  redis.call('DEL', KEYS[1])
+end
+return 0

@@ -25,13 +25,13 @@ from api.ports.document_store import Document, Draft, FailedChunk
 from api.ports.document_work import Deletions, EmbeddedChunk, Work, tags_about
 from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import CacheKeys, Keys
-from api.redis_store.lease import RedisLeaderLease
 from api.redis_store.scripts import now_ms, on_all, script
 from api.redis_store.stores.cache.invalidation import RedisInvalidationTags
 from api.redis_store.stores.documents.documents import DocumentDigests, RedisDocuments, owner_of
 from api.redis_store.stores.documents.embeddings import RedisReembedding
 from api.redis_store.stores.documents.passages import RedisPassageIndex
 from api.redis_store.stores.documents.work import LIFETIME_MS, RedisDocumentWork
+from api.redis_store.stores.fleet import RedisLeaderLease
 from api.values import EmbedderIdentity
 
 TRIES: Final = 5

@@ -1,15 +1,21 @@
-"""Converts the visible text of an HTML page to Markdown."""
+"""Converts the visible text of HTML pages to Markdown, and .docx documents by way of HTML.
+
+A .docx is a zip file, so its unpacked size is checked first.
+"""
 
 from __future__ import annotations
 
 import re
+from io import BytesIO
 from typing import Any, Final
+from zipfile import BadZipFile, ZipFile
 
 from bs4 import BeautifulSoup, Tag
 from bs4.dammit import EncodingDetector
 from markdownify import ATX, MarkdownConverter
 
-from api.knowledge.plain_text import decoded
+from api.errors import UnreadableDocument
+from api.knowledge.plain_text import decoded, too_long
 
 FIELDS: Final = ("button", "select", "textarea")
 """Form controls. Forms themselves may hold text: some frameworks wrap the whole page in one."""
@@ -39,6 +45,12 @@ _UNTERMINATED: Final = (
 """The ends of a comment, a marked section and a tag, and the `<` that begins each."""
 _BLANKS: Final = re.compile(r"[ \t\f\v]{100,}")
 """The converter takes quadratic time for a run of blanks."""
+
+MAX_DOCX_ENTRIES: Final = 2_000
+MAX_DOCX_BYTES: Final = 100 * 1024 * 1024
+MAX_DOCX_RATIO: Final = 200
+"""Highest compression ratio of an entry larger than a mebibyte."""
+DOCX_BODY: Final = "word/document.xml"
 
 
 def read(data: bytes | str, pages: int, characters: int) -> tuple[str, str | None, int | None]:
@@ -95,3 +107,34 @@ def _title(soup: BeautifulSoup) -> str | None:
         if element is not None and (text := element.get_text(" ", strip=True)):
             return text
     return None
+
+
+def read_docx(data: bytes, pages: int, characters: int) -> tuple[str, str | None, int | None]:
+    """The text, the first heading as title, no page count. Images are left out."""
+    import mammoth  # HTML pages do not need it
+
+    _check_docx(data)
+    page = mammoth.convert_to_html(
+        BytesIO(data),
+        convert_image=mammoth.images.img_element(lambda _: {}),
+        style_map="p[style-name='Title'] => h1:fresh",
+    ).value
+    if len(page) > 4 * characters:
+        raise too_long(characters)
+    return read(page, pages, characters)
+
+
+def _check_docx(data: bytes) -> None:
+    try:
+        with ZipFile(BytesIO(data)) as archive:
+            entries = archive.infolist()
+    except BadZipFile:
+        raise UnreadableDocument("The file is not a .docx document: it is not a zip archive.") from None
+    if DOCX_BODY not in {entry.filename for entry in entries}:
+        raise UnreadableDocument(f"The file is not a .docx document: it has no {DOCX_BODY}.")
+    unpacked = sum(entry.file_size for entry in entries)
+    bomb = any(e.file_size > 1024 * 1024 and e.file_size > MAX_DOCX_RATIO * max(e.compress_size, 1) for e in entries)
+    if len(entries) > MAX_DOCX_ENTRIES or unpacked > MAX_DOCX_BYTES or bomb:
+        raise UnreadableDocument(
+            f"The file would unpack to {unpacked} bytes in {len(entries)} parts, more than is allowed."
+        )
