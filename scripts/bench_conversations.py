@@ -43,7 +43,8 @@ from api.redis_store.stores.fleet import CacheCounters
 from api.values import ChatMessage, Generation, GenerationEnd, Usage
 
 CONVERSATIONS = Path(__file__).with_name("conversations.toml")
-THRESHOLDS = (0.80, 0.85, 0.90, 0.92)
+THRESHOLDS = (None, 0.80, 0.85, 0.90, 0.92)
+"""None: SEMANTIC_CACHE_FOLLOW_UPS=false."""
 ENTRIES = 100_000
 
 Turns = tuple[ChatMessage, ...]
@@ -71,9 +72,9 @@ def main(
     fow: Annotated[bool, typer.Option(help="Use the conversations of fow-cache.")] = False,
     examples: Annotated[bool, typer.Option(help="Print the traps served among the even conversations.")] = False,
 ) -> None:
-    """Prints a row per threshold."""
+    """Prints a row per threshold, and one for SEMANTIC_CACHE_FOLLOW_UPS=false."""
     if fow:
-        asyncio.run(measure("fow-cache", list(fow_pairs()), (0.92,), examples=False))
+        asyncio.run(measure("fow-cache", list(fow_pairs()), (None, 0.92), examples=False))
         return
     for half, name in enumerate(("even", "held out")):
         asyncio.run(measure(name, list(own_pairs(half)), THRESHOLDS, examples=examples and half == 0))
@@ -105,7 +106,7 @@ def fow_pairs() -> Iterator[Pair]:
         yield Pair(one["subtype"], one["same_answer"], cached, asked)
 
 
-async def measure(name: str, pairs: list[Pair], thresholds: tuple[float, ...], *, examples: bool) -> None:
+async def measure(name: str, pairs: list[Pair], thresholds: tuple[float | None, ...], *, examples: bool) -> None:
     print(f"\n{name}: {len(pairs)} pairs")
     kinds = dict.fromkeys(pair.kind for pair in pairs)
     for threshold in thresholds:
@@ -120,11 +121,12 @@ async def measure(name: str, pairs: list[Pair], thresholds: tuple[float, ...], *
                     print("   ", [turn.content for turn in (*pair.cached, *pair.asked)])
         total = Counter("should hit" if pair.same else "traps" for pair in pairs)
         summed = ", ".join(f"{kind} {hits[kind]}/{total[kind]}" for kind in ("should hit", "traps"))
-        print(f"{threshold:.2f}: {summed}; " + ", ".join(f"{kind} {hits[kind]}/{number[kind]}" for kind in kinds))
+        print(f"{threshold or 'off'}: {summed}; " + ", ".join(f"{kind} {hits[kind]}/{number[kind]}" for kind in kinds))
 
 
-async def opened(stack: AsyncExitStack, threshold: float) -> SemanticCache:
-    """Opens a cache without entries."""
+async def opened(stack: AsyncExitStack, given: float | None) -> SemanticCache:
+    """Opens a cache without entries. Without a threshold it finds follow-ups only in the same words."""
+    threshold = given or 0.92
     server = stack.enter_context(embedded_redis(persistent=False))
     client = await stack.enter_async_context(Redis.from_url(server.url))
     embedder = RememberedEmbedder(await stack.enter_async_context(OnnxEmbedder.open(None, 600.0)), max_entries=5_000)
@@ -134,7 +136,7 @@ async def opened(stack: AsyncExitStack, threshold: float) -> SemanticCache:
     await indexes.prepare(embedder)
     counters = CacheCounters(gate, Keys(), "bench")
     answers = RedisAnswerCache(gate, Keys(), indexes, counters, ttl_ms=3_600_000, stale_ms=3_600_000, max_size=ENTRIES)
-    policy = CachePolicy(threshold, languages=ONLY_ENGLISH, follow_ups=True)
+    policy = CachePolicy(threshold, languages=ONLY_ENGLISH, follow_ups=given is not None)
     quality = QualityView(QualitySettings(PolicyName.GUARDED, threshold, 0.02, Versions("bench")))
     keys, budget = CacheKeyBuilder(embedder, AnyModel()), CacheBudget(600.0)
     return SemanticCache(answers, embedder, keys, Telemetry(), policy, budget, quality=quality)

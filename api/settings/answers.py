@@ -87,7 +87,7 @@ class CacheSettings(SettingsGroup):
     better one. If it rejects the answer, the generation uses its passages. Off with a re-ranker, whose search takes
     too long.
     """
-    follow_ups: bool = False
+    follow_ups: bool = True
     """Find a question with `history` by meaning too.
 
     Only after the same conversation: every answer is equal to the letter, and each earlier question, of up to four, is

@@ -149,7 +149,10 @@ async def test_an_open_breaker_rejects_before_the_line(serve: Service, stub: Stu
 
 
 async def test_no_more_generations_at_once_than_permits_over_two_workers(serve: Service, stub: StubOllama) -> None:
-    fleet = [await serve(bulkhead={"max_concurrent": 2}, embedder={"embedder": "ollama"}) for _ in range(2)]
+    unembedded = {"follow_ups": False}  # the stub counts embeddings in flight, too
+    fleet = [
+        await serve(bulkhead={"max_concurrent": 2}, embedder={"embedder": "ollama"}, cache=unembedded) for _ in range(2)
+    ]
     stub.behaviour(delay=0.02, path="/api/chat")
     answers = await asyncio.gather(
         *(

@@ -1,4 +1,4 @@
-"""SEMANTIC_CACHE_FOLLOW_UPS: a question with history is found by meaning only after the same conversation."""
+"""A question with history is found by meaning only after the same conversation (SEMANTIC_CACHE_FOLLOW_UPS)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from tests.stub_ollama import StubOllama
 from tests.support.service import Service, ask
 
 Turn = dict[str, str]
-ON = {"follow_ups": True}
 FIRST, REWORDED = "How do I cancel my subscription?", "How can I cancel my subscription?"
 NEAR = "How do I renew my subscription?"
 ANSWER = "You can do that in your account."
@@ -25,7 +24,7 @@ def after(question: str, answer: str = ANSWER) -> list[Turn]:
 
 async def talked(serve: Service, stub: StubOllama, **cache: Any) -> httpx.AsyncClient:
     """A worker that has answered a question and its follow-up. Equal answers make the contexts hard to tell apart."""
-    client = await serve(embedder=ONNX, cache={**ON, **cache})
+    client = await serve(embedder=ONNX, cache=cache)
     stub.behaviour(answer=ANSWER, path="/api/chat")
     for question, history in ((FIRST, []), (NEAR, []), (FOLLOW_UP, after(FIRST))):
         assert (await ask(client, question, history=history))["cache"]["status"] == "miss"
@@ -135,7 +134,7 @@ async def test_explain_finds_what_the_flow_finds(serve: Service, stub: StubOllam
 
 async def test_a_follow_up_from_documents_needs_the_same_words(serve: Service, stub: StubOllama) -> None:
     """Its own search is unknown before it is rewritten, so the grounded check cannot agree."""
-    client = await serve(embedder=ONNX, cache=ON)
+    client = await serve(embedder=ONNX)
     await add(client, "Holiday", "Holiday is approved by the team lead.", source="holiday")
     history = after("Who approves my holiday?", "The team lead.")
     first = await ask(client, "How do I ask the team lead for holiday?", history=history)
@@ -146,7 +145,7 @@ async def test_a_follow_up_from_documents_needs_the_same_words(serve: Service, s
 
 async def test_any_new_document_outdates_a_follow_up(serve: Service, stub: StubOllama) -> None:
     """Its words alone do not say what it is about."""
-    client = await serve(embedder=ONNX, cache=ON)
+    client = await serve(embedder=ONNX)
     await add(client, "Holiday", "Holiday is approved by the team lead.", source="holiday")
     history = after("Who approves my holiday?", "The team lead.")
     stub.behaviour(answer="How long is holiday?", path="/api/chat")

@@ -30,7 +30,7 @@ async def proxy(redis_url: str) -> AsyncIterator[SlowProxy]:
 async def client(proxy: SlowProxy, stub: StubOllama) -> AsyncIterator[httpx.AsyncClient]:
     """A worker with some connections through the proxy, which is quick so far."""
     url = f"redis://127.0.0.1:{proxy.port}"
-    settings = make_settings(url, stub.base_url, redis={"request_budget": BUDGET})
+    settings = make_settings(url, stub.base_url, redis={"request_budget": BUDGET}, cache={"follow_ups": False})
     async with running_service(settings) as client:
         await asyncio.gather(*(ask(client, f"question {number}") for number in range(10)))
         yield client
@@ -56,7 +56,7 @@ async def test_a_late_store_is_not_called_stored_and_still_gets_there(
     client: httpx.AsyncClient, proxy: SlowProxy
 ) -> None:
     proxy.delay = 0.15
-    history = [{"role": "user", "content": "Hello"}]  # so that there is one look-up alone
+    history = [{"role": "user", "content": "Hello"}]  # only the exact tier is looked up
     asked = {"question": "And then?", "history": history}
     response = await client.post("/query", json=asked)
     assert response.headers["Cache-Status"] == "ragherd; fwd=miss"
