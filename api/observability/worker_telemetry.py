@@ -59,12 +59,14 @@ class WorkerTelemetry(Telemetry):
     # -- queries ------------------------------------------------------------------------------------------------------
 
     def answered(self, query: Query, answered: AnswerFinished, key: FlightKey | None = None) -> None:
-        """Counts the query, and the tier of the cache that answered it. Notes the answer for feedback."""
+        """Logs and counts the query, and the tier of the cache that answered it. Notes the answer for feedback."""
         self.requests += 1
         self._note_served((query, answered, key))
         self._wake_served()
         kind = answered.match.kind if answered.match else None
-        self._metrics.query_answered(answered.status, kind, _stages(answered.timings))
+        total, stages = round(answered.timings.total * 1000, 3), _stages(answered.timings)
+        self._queries.info("query", **self._facts(query), cache=answered.status, kind=kind, ms=total)
+        self._metrics.query_answered(answered.status, kind, stages)
         if answered.status is CacheStatus.HIT and kind is not None:
             self._metrics.cache_looked_up(kind)
             self._counters.add(f"{kind}_hits")
@@ -73,8 +75,6 @@ class WorkerTelemetry(Telemetry):
             self._metrics.cache_looked_up("stale")
         elif answered.status is CacheStatus.COALESCED:
             self._counters.add("coalesced")
-        total = round(answered.timings.total * 1000, 3)
-        self._queries.info("query", **self._facts(query), cache=answered.status, kind=kind, ms=total)
 
     def missed(self) -> None:
         """Counts a cache miss."""
