@@ -192,7 +192,7 @@ FEEDBACK = MetricSpec("ragherd_feedback_total", "counter", "Votes on answers by 
 FEEDBACK_LEFT_OUT = MetricSpec(
     "ragherd_feedback_left_out_total",
     "counter",
-    "Answers beyond 10,000 a minute, which cannot be judged.",
+    "Answers beyond the limit per minute, which cannot be judged.",
 )
 CACHE_QUARANTINES = MetricSpec(
     "ragherd_cache_quarantines_total",

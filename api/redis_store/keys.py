@@ -158,8 +158,13 @@ class Keys:
 
     @property
     def served(self) -> str:
-        """The common prefix of the answers that went out, by minute."""
+        """The common prefix of the answers that went out, by request ID."""
         return self._tagged("served", FLEET)
+
+    @property
+    def served_count(self) -> str:
+        """The common prefix of their numbers, by minute."""
+        return self._tagged("stats:served", FLEET)
 
     @property
     def janitor(self) -> str:

@@ -294,7 +294,7 @@ class ServerSettings(SettingsGroup):
     feedback_ttl: Annotated[float, Field(ge=0, le=86400, title="seconds")] = 3600.0
     """How long an answer can be judged. 0: never.
 
-    Redis remembers each answer that went out for this time, at most 10,000 a minute.
+    Redis remembers each answer that went out for this time: at most 10,000 a minute, and a million in all.
     """
     log_questions: bool = False
     """Show the text of questions in the log."""

@@ -75,12 +75,36 @@ async def test_what_went_out_is_written_without_a_vote(serve: Service, redis: Re
     answer = await ask(client, QUESTION)
 
     async def is_written() -> bool:
-        keys = [key async for key in redis.scan_iter("rag:served:*")]
-        return bool(keys) and await redis.hexists(keys[0], answer["request_id"])
+        return bool(await redis.exists(f"rag:served:{answer['request_id']}"))
 
     await wait_until_async(is_written)
     (key,) = [key async for key in redis.scan_iter("rag:served:*")]
-    assert 3600 <= await redis.ttl(key) <= 3660
+    assert 3590 <= await redis.ttl(key) <= 3600
+    (count,) = [key async for key in redis.scan_iter("rag:stats:served:*")]
+    assert (await redis.get(count), 60 < await redis.ttl(count) <= 120) == (b"1", True)
+
+
+async def test_a_vote_reads_few_keys_however_long_answers_are_kept(serve: Service, redis: Redis) -> None:
+    client = await serve(server={"feedback_ttl": 86_400})
+    answer = await ask(client, QUESTION)
+    assert await vote(client, answer, "good") == 202
+    async with redis.monitor() as monitor:
+        assert await vote(client, answer, "good") == 202
+        assert await vote(client, "nobody-asked", "bad") == 404
+        await redis.echo("end")
+        read = 0
+        while (command := (await monitor.next_command())["command"]) != "ECHO end":
+            read += not command.startswith("EVALSHA") and command.count("rag:served:")
+    assert 2 <= read <= 6, "two keys for a known answer; for an unknown one, which may be under way, twice two"
+
+
+async def test_all_answers_together_are_bounded(serve: Service, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.redis_store.stores.feedback.MOST", 120)
+    client = await serve()
+    answers = [await ask(client, QUESTION) for _ in range(7)]  # of which at least 3 in one minute: 120 an hour are 2
+    await vote(client, answers[-1], "good")
+    assert 2 <= len([key async for key in redis.scan_iter("rag:served:*")]) <= 4
+    assert await vote(client, answers[0], "good") == 202
 
 
 async def test_near_copies_go_too_and_nothing_else(serve: Service, stub: StubOllama) -> None:

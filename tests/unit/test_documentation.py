@@ -164,7 +164,8 @@ def key_patterns() -> set[str]:
         keys.cache_entry("<scope>", "<digest>"),
         *part.feedback("<scope>", "<digest>"),
         part.quarantine(part.entry("<scope>", "<digest>")),
-        f"{keys.served}<minute>",
+        f"{keys.served}<request>",
+        f"{keys.served_count}<minute>",
         *part.eviction_keys,
         part.entries_of("<tenant>"),
         keys.cache_stats,
@@ -221,7 +222,8 @@ def test_the_keys_page_has_the_names_on_a_cluster() -> None:
             part.flight("<scope>", "<digest>")[0],
             *part.feedback("<scope>", "<digest>"),
             part.quarantine(part.entry("<scope>", "<digest>")),
-            f"{keys.served}<minute>",
+            f"{keys.served}<request>",
+            f"{keys.served_count}<minute>",
             *part.eviction_keys,
             part.entries_of("<tenant>"),
         ),
@@ -256,7 +258,7 @@ def test_key_patterns_covers_every_key_method() -> None:
         "chunk_indexes",  # what the names of the indexes over chunks begin with
         "probe",  # never exists
         *("flight", "condensed", "digests", "flight_channel", "bulkhead_channel"),
-        "served",
+        *("served", "served_count"),
     }
     assert spelled(CacheKeys) - {"prefix", "tag", "holds"} == {
         *("entry", "eviction_keys", "entries_of", "invalidated", "index", "index_uses", "flight"),

@@ -39,7 +39,10 @@ BATCH: Final = 500
 MOST_UNSENT: Final = 10_000
 """Answers that a worker keeps while Redis is down. The oldest go first."""
 MOST_PER_MINUTE: Final = 10_000
-"""Answers of the fleet that one minute's hash takes."""
+"""Answers of the fleet that are remembered a minute."""
+MOST: Final = 1_000_000
+"""Answers of the fleet that are remembered at once; about 280 MB."""
+MINUTE_MS: Final = 60_000
 DIGEST: Final = 16
 """Hex digits that identify an answer's text. The script has the same number."""
 NEAR: Final = 0.8
@@ -57,15 +60,15 @@ Noted = tuple[Query, AnswerFinished, FlightKey | None]
 class ServedAnswers:
     """The answers that went out, by request ID, for `lifetime_ms`; 0 remembers none.
 
-    Keys: `rag:served:<minute>`. `on_left_out` is called with the number of answers that a full minute did not take.
+    Keys: `rag:served:<request ID>`. `on_left_out` is called with the number of answers that a full minute did not take.
     A request calls `note` and `wake`, which do no I/O.
     """
 
     def __init__(
         self, redis: HealthGatedClients, keys: Keys, lifetime_ms: int, on_left_out: Callable[[int], None]
     ) -> None:
-        self._prefix = keys.served
-        self._redis = redis.of(self._prefix)
+        self._prefixes = [keys.served, keys.served_count]
+        self._redis = redis.of(keys.served)
         self._lifetime_ms = lifetime_ms
         self._on_left_out = on_left_out
         self._noted: deque[Noted] = deque(maxlen=MOST_UNSENT if lifetime_ms else 0)
@@ -91,8 +94,9 @@ class ServedAnswers:
                     self._unsent.popleft()
 
     async def _write(self, batch: Sequence[tuple[str, str]]) -> None:
-        arguments: list[str | int] = [self._lifetime_ms, MOST_PER_MINUTE, *(part for one in batch for part in one)]
-        left_out = await self._redis.run("served", lambda client: self._remember([self._prefix], arguments, client))
+        most = min(MOST_PER_MINUTE, MOST * MINUTE_MS // max(self._lifetime_ms, MINUTE_MS))
+        arguments: list[str | int] = [self._lifetime_ms, most, *(part for one in batch for part in one)]
+        left_out = await self._redis.run("served", lambda client: self._remember(self._prefixes, arguments, client))
         if left_out:
             self._on_left_out(int(left_out))
 
@@ -110,8 +114,9 @@ class ServedAnswers:
 
     async def _recalled(self, request_id: str, tenant: str, of_any_tenant: bool) -> ServedAnswer | None:
         forms = dict.fromkeys((request_id, request_id.removeprefix(CHAT_PREFIX)))
-        arguments: list[str | int] = [self._lifetime_ms, tenant, int(of_any_tenant), *forms]
-        found = await self._redis.run("feedback", lambda client: self._recall([self._prefix], arguments, client))
+        keys = [f"{self._prefixes[0]}{key}" for form in forms for key in (f"{form} {tenant}", form)]
+        arguments: list[str | int] = [tenant, int(of_any_tenant)]
+        found = await self._redis.run("feedback", lambda client: self._recall(keys, arguments, client))
         return _read(found.decode()) if found else None
 
     async def keep_writing(self) -> None:
