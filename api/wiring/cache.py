@@ -96,8 +96,11 @@ class CacheParts:
             self.verifier = await stack.enter_async_context(opening)
 
 
-class WorkerCache:
-    """The query flow and what operators ask of the cache. `warm_ups` is None if the cache is off."""
+class _Answering:
+    """The parts that questions, explanations and background work share. Each use has its telemetry.
+
+    `cache` is None if the cache is off.
+    """
 
     def __init__(
         self,
@@ -109,67 +112,85 @@ class WorkerCache:
         retriever: Retriever,
         budget: CacheBudget,
         comparator: Comparator,
+    ) -> None:
+        settings = self._settings = parts.settings
+        template = load_template(settings.retrieval.prompt_template_path)
+        self._embedder = embedder
+        self._generations = generations
+        self._flights = flights
+        self._retriever = retriever
+        self._budget = budget
+        self._memory = RedisCondensedQuestions(parts.client, parts.keys, round(settings.cache.ttl * 1000))
+        self._prompts = PromptBuilder(
+            template, settings.ollama.ollama_num_ctx, settings.retrieval.retrieval_nothing_relevant
+        )
+        self.condenser = Condenser(generations, flights, self._memory, parts.telemetry)
+        self.policy = _policy(settings)
+        self.cache = _answer_cache(parts) if settings.cache.enabled else None
+        self.keys = CacheKeyBuilder(embedder, digests, _grounding(template, settings, retriever.reranking_scope))
+        self.view = QualityView(_quality_settings(settings, comparator, parts.verifier))
+
+    def grounded_check(self, telemetry: Telemetry) -> GroundedCheck | None:
+        """Returns the check of cached answers' passages, or None if it is off."""
+        if not self._settings.cache.grounded_check or self._retriever.reranking_scope:
+            return None
+        passages = PassageRetriever(self._retriever, self.condenser, telemetry)
+        return GroundedCheck(passages, self._budget, telemetry)
+
+    def shared(
+        self, telemetry: Telemetry, check: GroundedCheck | None = None, verifier: Verifier | None = None
+    ) -> SemanticCache:
+        """Looks up and stores answers."""
+        return SemanticCache(
+            self.cache, self._embedder, self.keys, telemetry, self.policy, self._budget, check, self.view, verifier
+        )
+
+    def fresh(self, telemetry: Telemetry, made: asyncio.Queue[FreshAnswer] | None = None) -> FreshAnswers:
+        """Generates answers and stores them. `made`: where they wait to be compared."""
+        condenser = Condenser(self._generations, self._flights, self._memory, telemetry)
+        passages = PassageRetriever(self._retriever, condenser, telemetry)
+        return FreshAnswers(self._generations, self.shared(telemetry), passages, self._prompts, telemetry, made)
+
+
+class WorkerCache:
+    """The query flow and what operators ask of the cache. `warm_ups` is None if the cache is off."""
+
+    def __init__(
+        self,
+        parts: CacheParts,
+        embedder: Embedder,
+        answering: _Answering,
+        flights: FleetFlights,
+        comparator: Comparator,
         spare: SpareTime,
     ) -> None:
-        policy, settings = _policy(parts.settings), parts.settings
-        cache = _answer_cache(parts) if settings.cache.enabled else None
-        template = load_template(settings.retrieval.prompt_template_path)
-        key_builder = CacheKeyBuilder(embedder, digests, _grounding(template, settings, retriever.reranking_scope))
-        memory = RedisCondensedQuestions(parts.client, parts.keys, round(settings.cache.ttl * 1000))
-        condenser = Condenser(generations, flights, memory, parts.telemetry)
-        prompts = PromptBuilder(template, settings.ollama.ollama_num_ctx, settings.retrieval.retrieval_nothing_relevant)
-
-        def grounded_check(telemetry: Telemetry) -> GroundedCheck | None:
-            if not settings.cache.grounded_check or retriever.reranking_scope:
-                return None
-            return GroundedCheck(PassageRetriever(retriever, condenser, telemetry), budget, telemetry)
-
-        view = QualityView(_quality_settings(settings, comparator, parts.verifier))
-
-        def fresh_answers(telemetry: Telemetry, made: asyncio.Queue[FreshAnswer] | None = None) -> FreshAnswers:
-            shared = SemanticCache(cache, embedder, key_builder, telemetry, policy, budget, quality=view)
-            rewriting = Condenser(generations, flights, memory, telemetry)
-            return FreshAnswers(
-                generations, shared, PassageRetriever(retriever, rewriting, telemetry), prompts, telemetry, made
-            )
-
-        check = grounded_check(parts.telemetry)
-        shared = SemanticCache(
-            cache, embedder, key_builder, parts.telemetry, policy, budget, check, view, parts.verifier
-        )
+        settings, telemetry, cache = parts.settings, parts.telemetry, answering.cache
+        labels, self.quality = RedisLabels(parts.client, parts.keys), answering.view.state
         self.comparator = comparator
         self._served = parts.served
-        labels = RedisLabels(parts.client, parts.keys)
         made: asyncio.Queue[FreshAnswer] = asyncio.Queue(ANSWERS)
         self.collector: LabelCollector | None = None
         self.shadow: ShadowCalls | None = None
+        self._keeper: IndexKeeper | None = None
+        self._quality: QualityKeeper | None = None
+        self.warm_ups: WarmUps | None = None
         if cache is not None:
-            again = fresh_answers(Telemetry())
-            labelling = _labelling(parts, cache, labels, comparator, view)
+            labelling = _labelling(parts, cache, labels, comparator, answering.view)
             self.collector = LabelCollector(labelling, made)
-            rate, per_minute = settings.cache.shadow_rate, settings.cache.shadow_per_minute
-            self.shadow = ShadowCalls(labelling, again, labels, spare, view.state, rate=rate, per_minute=per_minute)
-        fresh = fresh_answers(parts.telemetry, made if cache is not None else None)
-        self._keeper = _keeper(parts) if cache is not None else None
-        self._quality = _quality_keeper(parts, view, embedder) if cache is not None else None
-        self.refresher = Refresher(fresh, flights, parts.telemetry)
-        condensing = condenser if cache is not None and settings.cache.condense else None
-        self.queries = QueryService(condensing, shared, flights, fresh, self.refresher, parts.telemetry, self.shadow)
-        check = grounded_check(Telemetry())
-        behind = parts.verifier.in_background if parts.verifier is not None else None
-        self.explainer = Explainer(
-            cache, embedder, key_builder, policy, check, rules=view.rules, labels=labels, verifier=behind
-        )
-        self.quality = view.state
+            self.shadow = _shadow(settings, labelling, answering, labels, spare)
+            self._keeper = _keeper(parts)
+            self._quality = _quality_keeper(parts, answering.view, embedder)
+            self.warm_ups = _warm_ups(parts, cache, embedder, answering)
+        fresh = answering.fresh(telemetry, made if cache is not None else None)
+        self.refresher = Refresher(fresh, flights, telemetry)
+        condenser = answering.condenser if cache is not None and settings.cache.condense else None
+        shared = answering.shared(telemetry, answering.grounded_check(telemetry), parts.verifier)
+        self.queries = QueryService(condenser, shared, flights, fresh, self.refresher, telemetry, self.shadow)
+        self.explainer = _explainer(parts, embedder, answering, labels)
         limits = _limits(settings)
         self.figures = CacheFigures(parts.client, parts.indexes, parts.counters, embedder, limits, self.quality)
         self.invalidator = _invalidator(parts, embedder)
         self.feedback = _feedback(parts, labels, self.quality)
-        self.warm_ups: WarmUps | None = None
-        if cache is not None:
-            telemetry = WarmUpTelemetry(parts.metrics, parts.counters, log_questions=settings.server.log_questions)
-            warmer = CacheWarmer(cache, embedder, key_builder, fresh_answers(telemetry), parts.telemetry)
-            self.warm_ups = _warm_ups(parts, warmer)
 
     def labelling_tasks(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
         """Background tasks that compare answers. They end before what they use is closed."""
@@ -209,7 +230,8 @@ async def open_cache(
         flights = FleetFlights(store, parts.settings.cache.coalesce_timeout, parts.telemetry)
         await stack.enter_async_context(running_flights(flights))
         comparator = _comparator(parts, background_embedder, generations, spare)
-        cache = WorkerCache(parts, embedder, digests, generations, flights, retriever, budget, comparator, spare)
+        answering = _Answering(parts, embedder, digests, generations, flights, retriever, budget, comparator)
+        cache = WorkerCache(parts, embedder, answering, flights, comparator, spare)
         stack.push_async_callback(cache.refresher.aclose)
         if cache.warm_ups is not None:
             # On its own stack: a question interrupted by a closed pool would count as failed.
@@ -244,6 +266,27 @@ def _labelling(
     )
 
 
+def _shadow(
+    settings: Settings, labelling: Labelling, answering: _Answering, labels: RedisLabels, spare: SpareTime
+) -> ShadowCalls:
+    rate, per_minute = settings.cache.shadow_rate, settings.cache.shadow_per_minute
+    again = answering.fresh(Telemetry())
+    return ShadowCalls(labelling, again, labels, spare, answering.view.state, rate=rate, per_minute=per_minute)
+
+
+def _explainer(parts: CacheParts, embedder: Embedder, answering: _Answering, labels: RedisLabels) -> Explainer:
+    return Explainer(
+        answering.cache,
+        embedder,
+        answering.keys,
+        answering.policy,
+        answering.grounded_check(Telemetry()),
+        rules=answering.view.rules,
+        labels=labels,
+        verifier=parts.verifier.in_background if parts.verifier is not None else None,
+    )
+
+
 def _invalidator(parts: CacheParts, embedder: Embedder) -> Invalidator:
     sweep, deletions = RedisCacheSweep(parts.client, parts.keys), RedisDeletions(parts.client, parts.keys)
     return Invalidator(sweep, deletions, embedder, parts.telemetry)
@@ -257,7 +300,10 @@ def _feedback(parts: CacheParts, labels: RedisLabels, quality: Callable[[], Qual
     )
 
 
-def _warm_ups(parts: CacheParts, warmer: CacheWarmer) -> WarmUps:
+def _warm_ups(parts: CacheParts, cache: RedisAnswerCache, embedder: Embedder, answering: _Answering) -> WarmUps:
+    log_questions = parts.settings.server.log_questions
+    telemetry = WarmUpTelemetry(parts.metrics, parts.counters, log_questions=log_questions)
+    warmer = CacheWarmer(cache, embedder, answering.keys, answering.fresh(telemetry), parts.telemetry)
     jobs = RedisWarmUpJobs(parts.client, parts.keys, parts.worker)
     return WarmUps(jobs, warmer, parts.telemetry, parts.settings.cache.warm_concurrency, parts.pace)
 
