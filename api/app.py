@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 
 from api import __version__
 from api.endpoints import (
+    dashboard,
     description,
     documents,
     health,
@@ -56,6 +57,7 @@ def create_app(settings: Settings) -> FastAPI:
         semantic_cache.warm_up_router,
         health.reports_router,
         description.router,
+        dashboard.router,
     )
     app.state.metrics = metrics
     for router in (

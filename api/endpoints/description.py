@@ -352,14 +352,14 @@ router = APIRouter(route_class=CheckedRoute, prefix="/docs", include_in_schema=F
 @needs("all")
 def page() -> Response:
     """Swagger UI for `/openapi.json`."""
-    return _file("index.html", PAGE_HEADERS)
+    return file_of(FOLDER, "index.html", PAGE_HEADERS)
 
 
 @router.get("/oauth2-redirect")
 @needs("all")
 def oauth2_redirect() -> Response:
     """The redirect URI for Swagger UI's OAuth 2 login."""
-    return _file("oauth2-redirect.html", PAGE_HEADERS)
+    return file_of(FOLDER, "oauth2-redirect.html", PAGE_HEADERS)
 
 
 @router.get("/{asset}")
@@ -368,9 +368,9 @@ def asset(asset: str) -> Response:
     """A script, style sheet or image."""
     if asset not in ASSETS:
         raise NotFound("No such asset.")
-    return _file(asset, ASSET_HEADERS)
+    return file_of(FOLDER, asset, ASSET_HEADERS)
 
 
-def _file(name: str, headers: Mapping[str, str]) -> Response:
+def file_of(folder: Path, name: str, headers: Mapping[str, str]) -> Response:
     """Blocks on the file. The callers are plain functions, so FastAPI runs them in a thread."""
-    return Response((FOLDER / name).read_bytes(), headers=headers, media_type=guess_type(name)[0])
+    return Response((folder / name).read_bytes(), headers=headers, media_type=guess_type(name)[0])

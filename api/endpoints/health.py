@@ -45,8 +45,8 @@ class AppState:
     """One worker's open resources. Breakers and bulkheads begin with those of the first backend.
 
     `warm_ups` is None if the cache is disabled. `num_ctx` is the context size in tokens for all generations, or None
-    for each model's default. `cache_report` and `live_workers` raise `StoreUnavailable`. `exposition` takes an `Accept`
-    header and returns the metrics' text and content type.
+    for each model's default. `cache_report`, `live_workers` and `recent` raise `StoreUnavailable`. `exposition` takes
+    an `Accept` header and returns the metrics' text and content type.
     """
 
     worker: str
@@ -70,6 +70,8 @@ class AppState:
     quality: Callable[[], QualityState]
     warm_ups: WarmUps | None
     live_workers: Callable[[], Awaitable[list[dict[str, str]]]]
+    recent: Callable[[], Awaitable[list[dict[str, Any]]]]
+    price_per_million_tokens: float | None
     reachability: Reachability
     redis_warnings: Callable[[], Sequence[StoreWarning]]
     exposition: Callable[[str], tuple[bytes, str]]
@@ -180,13 +182,20 @@ class HealthOut(BaseModel):
 @needs("all")
 async def health(request: Request, response: Response) -> HealthOut:
     """503 without Redis and Ollama. `degraded` without part of Redis, or while the breaker is not CLOSED."""
-    worker = worker_state(request)
+    report = await health_report(worker_state(request))
+    if report.status == "unhealthy":
+        response.status_code = 503
+    return report
+
+
+async def health_report(worker: AppState) -> HealthOut:
+    """Probes Redis and Ollama."""
     reached = worker.reachability
     database, guards, ollama = await asyncio.gather(reached.redis(), reached.breaker_redis(), reached.ollama())
     states = worker.generation_states
     status: Literal["healthy", "degraded", "unhealthy"] = "healthy"
-    if not database and not worker.reachability.redis_partly() and (not ollama or set(states) == {State.OPEN}):
-        status, response.status_code = "unhealthy", 503
+    if not database and not reached.redis_partly() and (not ollama or set(states) == {State.OPEN}):
+        status = "unhealthy"
     elif not (database and guards) or set(states) != {State.CLOSED}:
         status = "degraded"
     return HealthOut(
@@ -230,7 +239,7 @@ async def pool_metrics(request: Request) -> dict[str, Any]:
     state = worker_state(request)
     report = state.pool_report()
     try:
-        workers = {worker["id"]: _worker(worker)["pool"] for worker in await state.live_workers()}
+        workers = {worker["id"]: worker_out(worker)["pool"] for worker in await state.live_workers()}
     except StoreUnavailable:
         workers = {}
     return {**report, "worker": state.worker, "workers": workers}
@@ -241,7 +250,7 @@ async def pool_metrics(request: Request) -> dict[str, Any]:
 async def workers(request: Request) -> dict[str, Any]:
     """503 while Redis is down."""
     found = await worker_state(request).live_workers()
-    return {"workers": [_worker(worker) for worker in found]}
+    return {"workers": [worker_out(worker) for worker in found]}
 
 
 @reports_router.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
@@ -253,7 +262,7 @@ async def prometheus(request: Request) -> Response:
     return Response(body, headers={"Content-Type": content_type})
 
 
-def _worker(fields: dict[str, str]) -> dict[str, Any]:
+def worker_out(fields: dict[str, str]) -> dict[str, Any]:
     """Returns a worker's hash as JSON, with numbers as numbers and the pool's figures in an object."""
     plain = {name: value for name, value in fields.items() if not name.startswith(POOL)}
     pool = {name.removeprefix(POOL): _number(value) for name, value in fields.items() if name.startswith(POOL)}

@@ -48,7 +48,7 @@ breaker_router = APIRouter(route_class=CheckedRoute, prefix="/api/circuit-breake
 @needs("operator")
 async def breaker_metrics(request: Request) -> dict[str, Any]:
     """The breaker for answers of the first backend. `breakers` has all of them."""
-    return await _metrics(worker_state(request))
+    return await breaker_report(worker_state(request))
 
 
 @breaker_router.get("/history", summary="List state changes, newest first")
@@ -121,10 +121,11 @@ async def _override(request: Request, action: Override, name: str | None) -> dic
     selected = state.breakers.values() if name is None else [_chosen(state, name)]
     for breaker in selected:
         await breaker.override(action, state.worker)
-    return await _metrics(state)
+    return await breaker_report(state)
 
 
-async def _metrics(state: AppState) -> dict[str, Any]:
+async def breaker_report(state: AppState) -> dict[str, Any]:
+    """Returns the figures of the first backend's breaker, and of each under `breakers`."""
     figures = {name: _breaker_figures(breaker, await breaker.reading()) for name, breaker in state.breakers.items()}
     return {**figures[str(state.breaker.name)], "breakers": figures}
 
@@ -197,7 +198,11 @@ bulkhead_router = APIRouter(route_class=CheckedRoute, prefix="/api/bulkhead", ta
 async def bulkhead_metrics(request: Request) -> dict[str, Any]:
     """The bulkhead for answers of the first backend. `bulkheads` has all of them. Only admins see tenants' names."""
     state = worker_state(request)
-    named = state.access.is_admin(request)
+    return await bulkhead_report(state, named=state.access.is_admin(request))
+
+
+async def bulkhead_report(state: AppState, *, named: bool) -> dict[str, Any]:
+    """Returns the figures of the first backend's bulkhead, and of each under `bulkheads`. `named`: with tenants."""
     figures = {
         name: _bulkhead_figures(bulkhead, await bulkhead.reading(), named) for name, bulkhead in state.bulkheads.items()
     }

@@ -35,14 +35,22 @@ from api.values import CacheStatus, FlightKey, Usage
 if TYPE_CHECKING:
     from api.redis_store.stores.feedback import ServedAnswers
     from api.redis_store.stores.fleet import CacheCounters
+    from api.redis_store.stores.recent import RecentOutcomes
 
 
 class WorkerTelemetry(Telemetry):
     """The telemetry of one worker. `log_questions`: the log may contain questions. It never contains documents."""
 
     def __init__(
-        self, metrics: Metrics, counters: CacheCounters, served: ServedAnswers | None = None, *, log_questions: bool
+        self,
+        metrics: Metrics,
+        counters: CacheCounters,
+        served: ServedAnswers | None = None,
+        recent: RecentOutcomes | None = None,
+        *,
+        log_questions: bool,
     ) -> None:
+        self._note_outcome = recent.note if recent is not None else _not_remembered
         self._note_served = served.note if served is not None else _not_remembered
         self._wake_served = served.wake if served is not None else _not_remembered
         self._metrics = metrics
@@ -75,6 +83,9 @@ class WorkerTelemetry(Telemetry):
             self._metrics.cache_looked_up("stale")
         elif answered.status is CacheStatus.COALESCED:
             self._counters.add("coalesced")
+        similarity = answered.match.similarity if answered.match else None
+        question = query.question if self._log_questions else ""
+        self._note_outcome((answered.status, kind, similarity, answered.timings.total, answered.model, "", question))
 
     def missed(self) -> None:
         """Counts a cache miss."""
@@ -91,6 +102,8 @@ class WorkerTelemetry(Telemetry):
         """Counts and logs the error."""
         self.requests += 1
         self._metrics.query_failed()
+        question = query.question if self._log_questions else ""
+        self._note_outcome(("error", None, None, None, query.model, error.slug, question))
         facts = {**self._facts(query), "status": error.status, "error": error.slug, **error.members}
         self._queries.warning("query_failed", **facts)
 
@@ -98,6 +111,8 @@ class WorkerTelemetry(Telemetry):
         """Counts and logs the disconnect."""
         self.requests += 1
         self._metrics.query_left()
+        question = query.question if self._log_questions else ""
+        self._note_outcome(("left", None, None, None, query.model, "", question))
         self._queries.info("query_left", **self._facts(query), status=CLIENT_CLOSED_REQUEST)
 
     def store_failed(self, error: StoreUnavailable) -> None:

@@ -157,6 +157,11 @@ class Keys:
         return self.partition(scope).flight(scope, digest)
 
     @property
+    def recent(self) -> str:
+        """The latest outcomes of questions: a stream."""
+        return f"{self.prefix}recent"
+
+    @property
     def served(self) -> str:
         """The common prefix of the answers that went out, by request ID."""
         return self._tagged("served", FLEET)

@@ -297,4 +297,6 @@ class ServerSettings(SettingsGroup):
     Redis remembers each answer that went out for this time: at most 10,000 a minute, and a million in all.
     """
     log_questions: bool = False
-    """Show the text of questions in the log."""
+    """Show the text of questions in the log and on the live page."""
+    price_per_million_tokens: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    """What a million tokens cost you, in any currency. The live page shows what the cache saved. Default: not shown."""

@@ -50,6 +50,7 @@ from api.redis_store.stores.fleet import CacheCounters, RedisLeaderLease
 from api.redis_store.stores.flights import RedisFlightStore
 from api.redis_store.stores.labels import RedisLabels
 from api.redis_store.stores.quality import RedisQuality, RedisVerifierModels
+from api.redis_store.stores.recent import RecentOutcomes
 from api.settings import EmbedderSettings, Settings
 from api.single_flight.fleet_flights import FleetFlights, running_flights
 
@@ -82,8 +83,9 @@ class CacheParts:
         self.served = ServedAnswers(
             client, self.keys, round(settings.server.feedback_ttl * 1000), metrics.feedback_left_out
         )
+        self.recent = RecentOutcomes(client, self.keys, worker)
         log_questions = settings.server.log_questions
-        self.telemetry = WorkerTelemetry(metrics, self.counters, self.served, log_questions=log_questions)
+        self.telemetry = WorkerTelemetry(metrics, self.counters, self.served, self.recent, log_questions=log_questions)
         self.verifier: OnnxVerifier | None = None
 
     async def open_verifier(self, stack: AsyncExitStack) -> None:

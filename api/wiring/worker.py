@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import TypedDict
 
 import structlog
@@ -19,6 +20,7 @@ from api.cancellation import Background
 from api.embedders.minilm import MARKS, MAX_TOKENS
 from api.embedders.onnx import open_onnx
 from api.endpoints.access import Access
+from api.endpoints.dashboard import LiveFeed, read_figures
 from api.endpoints.health import AppState, Reachability
 from api.endpoints.streaming import Streaming
 from api.errors import SettingsError
@@ -44,13 +46,14 @@ class LifespanState(TypedDict):
     """The typed content of Starlette's `request.state`."""
 
     worker: AppState
+    live: LiveFeed
 
 
 def lifespan(settings: Settings, worker: str, metrics: Metrics) -> Lifespan:
     """The lifespan of one worker's app."""
 
     @asynccontextmanager
-    async def opened(_: FastAPI) -> AsyncIterator[LifespanState]:
+    async def opened(app: FastAPI) -> AsyncIterator[LifespanState]:
         configure_logging(settings.server.log_level)
         async with AsyncExitStack() as stack:
             try:
@@ -62,7 +65,8 @@ def lifespan(settings: Settings, worker: str, metrics: Metrics) -> Lifespan:
             # What exists now lives as long as the worker: hiding it from the garbage collector keeps its pauses short.
             gc.collect()
             gc.freeze()
-            yield {"worker": state}
+            feed = LiveFeed(partial(read_figures, state), lambda: getattr(app.state, "draining", False))
+            yield {"worker": state, "live": feed}
 
     return opened
 
@@ -110,13 +114,18 @@ class _Worker:
         self._stack.push_async_callback(parts.counters.flush)
         self._stack.push_async_callback(parts.served.aclose)
         background.start(lag.keep_measuring)
-        for forever in (parts.counters.keep_flushing, registry.keep_renewing, facts.keep_measuring):
+        for forever in (
+            parts.counters.keep_flushing,
+            parts.recent.keep_writing,
+            registry.keep_renewing,
+            facts.keep_measuring,
+        ):
             background.start(forever)
         for forever in (schema.keep_agreeing, *redis.tasks(), *backends.tasks(), *cache.tasks()):
             background.start(forever)
         backends.warm_up.start_all()
         self._log.info("worker_started", worker=self._id, redis=client.is_up, version=__version__)
-        return self._state(redis, backends, parts.telemetry, knowledge, cache, facts, registry)
+        return self._state(redis, backends, parts, knowledge, cache, facts, registry)
 
     async def _agreed(self, redis: WorkerRedis) -> FleetSchema:
         """Connects to Redis and agrees with the fleet on the layout of keys."""
@@ -165,7 +174,7 @@ class _Worker:
         self,
         redis: WorkerRedis,
         backends: WorkerBackends,
-        telemetry: WorkerTelemetry,
+        parts: CacheParts,
         knowledge: WorkerKnowledge,
         cache: WorkerCache,
         facts: WorkerFacts,
@@ -181,7 +190,7 @@ class _Worker:
             queries=cache.queries,
             explainer=cache.explainer,
             documents=knowledge.documents,
-            embeddings=backends.embeddings(telemetry),
+            embeddings=backends.embeddings(parts.telemetry),
             embed_max_inputs=self._settings.embedder.embed_max_inputs,
             catalog=backends.catalog,
             num_ctx=self._settings.ollama.ollama_num_ctx,
@@ -194,6 +203,8 @@ class _Worker:
             quality=cache.quality,
             warm_ups=cache.warm_ups,
             live_workers=registry.live,
+            recent=parts.recent.latest,
+            price_per_million_tokens=self._settings.server.price_per_million_tokens,
             reachability=Reachability(
                 client.check, lambda: client.any_up, redis.guards.client.check, backends.reachable
             ),

@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 from api import errors
 from api.app import create_app
-from api.endpoints import description
+from api.endpoints import dashboard, description
 from api.errors import FAULTS, RagherdError
 from api.guards.agreement import GUARDS
 from api.redis_store.keys import CacheKeys, Keys
@@ -128,7 +128,7 @@ def routes() -> set[str]:
     """Returns the routes that the app serves, such as `GET /health`, including its own description."""
     app = create_app(Settings())
     operations = {f"{method.upper()} {path}" for path, methods in app.openapi()["paths"].items() for method in methods}
-    undescribed = [*app.routes, *description.router.routes]
+    undescribed = [*app.routes, *description.router.routes, *dashboard.router.routes]
     return operations | {f"GET {route.path}" for route in undescribed if isinstance(route, Route)}
 
 
@@ -166,6 +166,7 @@ def key_patterns() -> set[str]:
         part.quarantine(part.entry("<scope>", "<digest>")),
         f"{keys.served}<request>",
         f"{keys.served_count}<minute>",
+        keys.recent,
         *part.eviction_keys,
         part.entries_of("<tenant>"),
         keys.cache_stats,
@@ -258,7 +259,7 @@ def test_key_patterns_covers_every_key_method() -> None:
         "chunk_indexes",  # what the names of the indexes over chunks begin with
         "probe",  # never exists
         *("flight", "condensed", "digests", "flight_channel", "bulkhead_channel"),
-        *("served", "served_count"),
+        *("served", "recent", "served_count"),
     }
     assert spelled(CacheKeys) - {"prefix", "tag", "holds"} == {
         *("entry", "eviction_keys", "entries_of", "invalidated", "index", "index_uses", "flight"),

@@ -1,0 +1,70 @@
+// What only an admin may do. Each action asks first; a deletion counts first.
+
+import { $ } from "./dom.js";
+import { savedKey, saveKey, send } from "./client.js";
+
+const BREAKER = {
+  "force-open": ["Force the breaker open?", "Every replica rejects all calls to Ollama until you reset the breaker. Cached answers are still served."],
+  "force-close": ["Force the breaker closed?", "Every replica calls Ollama until you reset the breaker, whatever fails."],
+  reset: ["Reset the breaker?", "The breaker closes, its counts start at zero, and any override ends."],
+};
+
+function confirmed(title, text) {
+  const dialog = $("confirm");
+  $("confirm-title").textContent = title;
+  $("confirm-text").textContent = text;
+  dialog.returnValue = "cancel";
+  dialog.showModal();
+  return new Promise((resolve) => {
+    dialog.addEventListener("close", () => resolve(dialog.returnValue === "ok"), { once: true });
+  });
+}
+
+export function setUpAdmin(said) {
+  for (const button of document.querySelectorAll("[data-breaker]")) {
+    button.addEventListener("click", async () => {
+      const action = button.dataset.breaker;
+      if (!(await confirmed(...BREAKER[action]))) return;
+      await attempt(() => send("POST", `/api/circuit-breaker/${action}`), said);
+    });
+  }
+  $("invalidate-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    invalidate();
+  });
+  setUpKey();
+}
+
+async function invalidate() {
+  const by = $("invalidate-by").value;
+  const chosen = new URLSearchParams([[by, by === "all" ? "true" : $("invalidate-value").value]]);
+  const said = (text) => ($("invalidate-result").textContent = text);
+  await attempt(async () => {
+    const { matched } = await send("DELETE", `/api/semantic-cache?${chosen}&dry_run=true`);
+    if (!matched) return said("No cached answer matches.");
+    if (!(await confirmed(`Delete ${matched} cached answers?`, "They are generated again when they are asked for."))) return said("Nothing was deleted.");
+    const { deleted } = await send("DELETE", `/api/semantic-cache?${chosen}`);
+    said(`Deleted ${deleted}.`);
+  }, said);
+}
+
+async function attempt(action, said) {
+  try {
+    await action();
+  } catch (error) {
+    said(error.status === 401 || error.status === 403 ? `${error.message} Enter one with “Key” at the top.` : error.message);
+  }
+}
+
+function setUpKey() {
+  const dialog = $("key-dialog");
+  $("key").addEventListener("click", () => {
+    $("key-value").value = savedKey();
+    dialog.showModal();
+  });
+  dialog.addEventListener("close", () => {
+    if (dialog.returnValue === "forget") saveKey("");
+    if (dialog.returnValue === "ok") saveKey($("key-value").value.trim());
+    if (dialog.returnValue !== "cancel") location.reload();
+  });
+}

@@ -1,0 +1,122 @@
+// The live page: one stream of figures, the history once a minute, and the panels.
+
+import { $, number, percent } from "./dom.js";
+import { events, get } from "./client.js";
+import { drawLatency, drawQueries, resize } from "./charts.js";
+import { setUpAdmin } from "./admin.js";
+import { setUpAsk } from "./ask.js";
+import * as panels from "./panels.js";
+
+const RETRY_MS = 2000;
+const now = {};
+const history = { points: [], step: 60, range: 3600, logs: {} };
+
+const PANELS = {
+  health: panels.health,
+  cache: panels.cache,
+  pool: panels.backends,
+  bulkhead: panels.bulkheads,
+  workers: panels.workers,
+  recent: panels.recent,
+};
+
+function render(changed) {
+  for (const name of changed) PANELS[name]?.(now[name]);
+  panels.tiles(now, history.points);
+  if (now.breaker) panels.breakers(now.breaker, history.logs, history.range);
+}
+
+async function follow() {
+  for (;;) {
+    try {
+      for await (const { event, data } of events("/dashboard/events")) {
+        if (event !== "figures") continue;
+        const before = now.breaker;
+        Object.assign(now, data);
+        say("Live");
+        render(Object.keys(data));
+        if (epochs(before) !== epochs(now.breaker)) await loadBreakers();
+      }
+      say("Reconnecting…");
+    } catch (error) {
+      say(error.status ? error.message : "The service does not answer. Trying again…");
+    }
+    await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
+  }
+}
+
+const epochs = (report) => report && JSON.stringify(Object.values(report.breakers).map((one) => [one.epoch, one.state, one.forced]));
+
+const say = (text) => {
+  if ($("live").textContent !== text) $("live").textContent = text;
+};
+
+async function loadBreakers() {
+  const names = Object.keys(now.breaker?.breakers ?? {});
+  const logs = await Promise.all(names.map((name) => get(`/api/circuit-breaker/history?limit=500&breaker=${encodeURIComponent(name)}`).catch(() => null)));
+  names.forEach((name, index) => (history.logs[name] = logs[index]?.transitions ?? []));
+  if (now.breaker) panels.breakers(now.breaker, history.logs, history.range);
+  const recovery = await get("/api/circuit-breaker/recovery").catch(() => null);
+  if (recovery) panels.outages(recovery);
+}
+
+async function loadHistory() {
+  const [range, step] = $("range").value.split("/").map(Number);
+  const from = new Date(Date.now() - range * 1000).toISOString();
+  const found = await get(`/api/history?from=${encodeURIComponent(from)}&step=${step}`).catch(() => null);
+  if (!found) return;
+  Object.assign(history, { points: found.points, step: found.step_seconds, range });
+  drawHistory();
+}
+
+function drawHistory() {
+  const { points, step } = history;
+  drawQueries($("chart-queries"), points, step);
+  drawLatency($("chart-latency"), points, $("latency-status").value);
+  summarize(points);
+  panels.savings(points, step, now.price_per_million_tokens);
+  render([]);
+}
+
+// The charts in words, for those who cannot see them.
+function summarize(points) {
+  const known = points.filter((point) => !point.gap);
+  const total = (read) => known.reduce((sum, point) => sum + read(point), 0);
+  const queries = total((point) => Object.values(point.queries).reduce((sum, count) => sum + count, 0));
+  const hits = total((point) => point.queries.hit ?? 0);
+  const misses = total((point) => point.queries.miss ?? 0);
+  const errors = total((point) => Object.values(point.errors).reduce((sum, count) => sum + count, 0));
+  const gaps = points.length - known.length;
+  $("sum-queries").textContent =
+    `${number(queries)} queries, hit rate ${percent(hits + misses ? hits / (hits + misses) : null)}, ${number(errors)} errors` +
+    (gaps ? `, ${number(gaps)} points without figures` : "") + ".";
+  const slowest = (status) => Math.max(...known.map((point) => point.latency_ms?.[status]?.p95 ?? 0), 0);
+  $("sum-latency").textContent = `Highest p95: hit ${number(slowest("hit"))} ms, miss ${number(slowest("miss"))} ms.`;
+}
+
+function setUpTheme() {
+  const order = ["system", "light", "dark"];
+  const name = () => localStorage.getItem("ragherd-theme") ?? "system";
+  const label = () => ($("theme").textContent = `Theme: ${name()}`);
+  $("theme").addEventListener("click", () => {
+    const next = order[(order.indexOf(name()) + 1) % order.length];
+    if (next === "system") localStorage.removeItem("ragherd-theme");
+    else localStorage.setItem("ragherd-theme", next);
+    if (next === "system") delete document.documentElement.dataset.theme;
+    else document.documentElement.dataset.theme = next;
+    label();
+    drawHistory();
+  });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawHistory);
+  label();
+}
+
+setUpTheme();
+setUpAsk();
+setUpAdmin(say);
+$("range").addEventListener("change", loadHistory);
+$("latency-status").addEventListener("change", drawHistory);
+new ResizeObserver(resize).observe($("chart-queries"));
+loadHistory().then(drawHistory);
+setInterval(loadHistory, 60_000);
+follow();

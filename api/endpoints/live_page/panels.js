@@ -1,0 +1,186 @@
+// Each panel turns a part of the latest figures into elements.
+
+import { $, ago, clock, el, facts, list, milliseconds, number, percent, pill, seconds, show, table } from "./dom.js";
+
+const STATE = { CLOSED: "good", HALF_OPEN: "warn", OPEN: "bad" };
+const HEALTH = { healthy: "good", degraded: "warn", unhealthy: "bad" };
+const CACHE = { hit: "good", stale: "warn", coalesced: "plain", miss: "plain", bypass: "plain", error: "bad", left: "plain" };
+
+export const cachePill = (status, kind) => pill(CACHE[status] ?? "plain", kind ? `${status}, ${kind}` : status);
+
+export function health(report) {
+  const status = $("status");
+  status.className = `pill ${HEALTH[report.status] ?? "plain"}`;
+  const down = [!report.database && "Redis down", !report.ollama && "Ollama down"].filter(Boolean);
+  status.textContent = [report.status, ...down].join(", ");
+  $("version").textContent = `Ragherd ${report.version}`;
+}
+
+function tile(name, value, note) {
+  return el("div", { class: "tile" }, el("div", { class: "name" }, name), el("div", { class: "value" }, value), el("div", { class: "note" }, note));
+}
+
+const interval = (rate) => (rate?.estimate === null || rate?.estimate === undefined
+  ? "no labels yet"
+  : `${percent(rate.low)} to ${percent(rate.high)}, ${number(rate.samples)} labels`);
+
+export function tiles(now, points) {
+  const last = points.filter((point) => !point.gap).at(-1);
+  const sum = (counts) => Object.values(counts ?? {}).reduce((total, count) => total + count, 0);
+  const { cache, breaker, workers } = now;
+  show($("tiles"), [
+    tile("Queries a minute", last ? number(sum(last.queries)) : "–", last ? `at ${clock(last.at)}` : "no history yet"),
+    tile("Hit rate", cache ? percent(cache.hit_rate) : "–", cache ? `${number(cache.exact_hits)} exact, ${number(cache.semantic_hits)} semantic` : ""),
+    tile("Wrong hits", cache ? percent(cache.false_hit_rate.estimate) : "–", interval(cache?.false_hit_rate)),
+    tile("Latency p95, hit", milliseconds(last?.latency_ms?.hit?.p95), `miss ${milliseconds(last?.latency_ms?.miss?.p95)}`),
+    tile("Breaker", breaker ? pill(STATE[breaker.state], breaker.state) : "–",
+      breaker?.state === "OPEN" ? `next probe in ${breaker.retry_after_seconds} s` : breaker?.forced ? "forced" : ""),
+    tile("Workers", workers ? number(workers.length) : "–", workers ? `${new Set(workers.map((worker) => worker.host)).size} replicas` : "Redis is down"),
+  ]);
+}
+
+// The states of one breaker over the chosen range, from its log.
+function timeline(state, transitions, rangeSeconds) {
+  const now = Date.now();
+  const from = now - rangeSeconds * 1000;
+  const changes = [...transitions].reverse().map((change) => ({ at: Date.parse(change.time), from: change.from, to: change.to }));
+  const inside = changes.filter((change) => change.at > from);
+  let current = inside.length ? inside[0].from : state;
+  let since = from;
+  const pieces = [];
+  for (const change of [...inside, { at: now, to: state }]) {
+    pieces.push([current, change.at - since]);
+    [current, since] = [change.to, change.at];
+  }
+  const total = now - from;
+  const share = {};
+  for (const [name, length] of pieces) share[name] = (share[name] ?? 0) + length / total;
+  const text = Object.entries(share).map(([name, part]) => `${name} ${percent(part, part > 0.999 ? 0 : 1)}`).join(", ");
+  const strip = el("div", { class: "timeline", role: "img", "aria-label": `Over the last ${seconds(rangeSeconds)}: ${text}` },
+    pieces.map(([name, length]) => {
+      const piece = el("span", { class: `state-${name}` });
+      piece.style.flex = `${Math.max(length / total, 0.0005)} 0 auto`;
+      return piece;
+    }));
+  return [strip, el("div", { class: "axis" }, el("span", {}, `${seconds(rangeSeconds)} ago`), el("span", {}, text), el("span", {}, "now"))];
+}
+
+export function breakers(report, logs, rangeSeconds) {
+  show($("breakers"), Object.entries(report.breakers).map(([name, one]) => el("div", { class: "breaker" },
+    el("h3", {}, `${name} `, pill(STATE[one.state], one.state), one.forced ? pill("warn", `forced ${one.forced}`) : null,
+      one.store === "local" ? pill("warn", "without Redis") : null),
+    timeline(one.state, logs[name] ?? [], rangeSeconds),
+    facts([
+      ["calls", number(one.total_calls)],
+      ["failed", number(one.failure_count)],
+      ["rejected", number(one.rejected_calls)],
+      ["failure rate", percent(one.failure_rate / 100)],
+      ["last failure", ago(one.last_failure_time)],
+      ...(one.state === "OPEN" ? [["next probe in", `${one.retry_after_seconds} s`]] : []),
+      ...(one.reason ? [["reason", one.reason]] : []),
+    ]))));
+}
+
+export function outages(report) {
+  show($("outages"), [
+    facts([
+      ["available in 24 hours", percent(report.availability_24h, 2)],
+      ["mean outage", seconds(report.mean_seconds)],
+      ["longest", seconds(report.longest_seconds)],
+    ]),
+    table("Outages, newest first", [
+      ["Began", (outage) => new Date(outage.began).toLocaleString()],
+      ["Recovered after", (outage) => (outage.ended ? seconds(outage.seconds) : "still open"), true],
+      ["Probes", (outage) => number(outage.probes), true],
+      ["Reason", (outage) => outage.reason],
+    ], report.outages, "No outages."),
+  ]);
+}
+
+export function cache(report) {
+  show($("cache"), list([
+    ["Entries", `${number(report.cache_size)} of ${number(report.max_cache_size)}`],
+    ["Hits", `${number(report.exact_hits)} exact, ${number(report.semantic_hits)} semantic, ${number(report.stale_hits)} stale, ${number(report.coalesced)} coalesced`],
+    ["Misses", number(report.misses)],
+    ["Stored, evicted", `${number(report.stores)}, ${number(report.evictions)}`],
+    ["Rejected by guards", number(report.guard_rejections)],
+    ["Threshold", `${report.similarity_threshold}${report.policy ? `, policy ${report.policy}` : ""}${report.tightened ? ", tightened" : ""}`],
+    ["Wrong hits", `${percent(report.false_hit_rate.estimate)} (${interval(report.false_hit_rate)})`],
+    ["Feedback", `${number(report.feedback_good)} good, ${number(report.feedback_bad)} bad`],
+    ["Embedder", [report.embedder.name, report.embedder.dimension && `${report.embedder.dimension} dimensions`].filter(Boolean).join(", ") || "not known"],
+  ]));
+}
+
+export function backends(pool) {
+  show($("backends"), table("Calls and connections of the worker that serves this page", [
+    ["Backend", (row) => row.name],
+    ["State", (row) => (row.reachable === null ? pill("plain", "not probed") : pill(row.reachable ? "good" : "bad", row.reachable ? "up" : "down"))],
+    ["In memory", (row) => row.resident.join(", ") || "none"],
+    ["Tokens/s", (row) => number(row.ollama.tokens_per_second), true],
+    ["Active", (row) => `${row.active} of ${row.pool_maxsize}`, true],
+    ["Waiting", (row) => number(row.waiting), true],
+    ["Reuse", (row) => percent(row.reuse_rate, 0), true],
+  ], Object.entries(pool.backends).map(([name, row]) => ({ name, ...row }))));
+}
+
+export function bulkheads(report) {
+  show($("bulkheads"), table("Calls to Ollama over the whole fleet", [
+    ["Backend", (row) => row.name],
+    ["In use", (row) => `${row.in_use} of ${row.limit}`, true],
+    ["Waiting", (row) => `${row.waiting} of ${row.max_queue}`, true],
+    ["By tenant", (row) => (row.waiting_by_tenant === null ? "admins only" : Object.entries(row.waiting_by_tenant).map(([tenant, count]) => `${tenant} ${count}`).join(", ") || "–")],
+    ["Served", (row) => number(row.served), true],
+    ["Rejected", (row) => number(Object.values(row.rejected).reduce((total, count) => total + count, 0)), true],
+  ], Object.entries(report.bulkheads).map(([name, row]) => ({ name, ...row }))));
+}
+
+export function workers(found) {
+  show($("workers"), found === null ? el("p", { class: "summary" }, "Redis is down, so only each worker knows about itself.") : table("Live workers of every replica", [
+    ["Worker", (worker) => worker.id],
+    ["Host", (worker) => worker.host],
+    ["Version", (worker) => worker.version],
+    ["Up", (worker) => seconds((Date.now() - Date.parse(worker.started)) / 1000), true],
+    ["Queries", (worker) => number(worker.requests), true],
+    ["Connections", (worker) => `${worker.pool.active} active, ${worker.pool.idle} idle`, true],
+  ], found));
+}
+
+export function recent(outcomes) {
+  const texts = outcomes.some((outcome) => outcome.question);
+  show($("recent"), table(texts ? "Newest first" : "Newest first. Set LOG_QUESTIONS=true to show the questions here.", [
+    ["Time", (outcome) => clock(outcome.at)],
+    ["Outcome", (outcome) => cachePill(outcome.status, outcome.kind)],
+    ...(texts ? [["Question", (outcome) => outcome.question ?? "–"]] : []),
+    ["Similarity", (outcome) => (outcome.similarity === null ? "–" : outcome.similarity.toFixed(3)), true],
+    ["Took", (outcome) => milliseconds(outcome.ms), true],
+    ["Model", (outcome) => outcome.model],
+    ["Worker", (outcome) => outcome.worker],
+  ], outcomes, "No questions yet."));
+}
+
+// What the cache saved in the range: an answer from the cache is taken to be worth a mean generated one.
+export function savings(points, step, price) {
+  const total = { served: 0, generated: 0, tokens: 0, hitMs: 0, missMs: 0 };
+  for (const point of points) {
+    if (point.gap) continue;
+    const { hit = 0, stale = 0, coalesced = 0, miss = 0, bypass = 0 } = point.queries;
+    total.served += hit + stale + coalesced;
+    total.generated += miss + bypass;
+    total.tokens += (point.tokens?.prompt ?? 0) + (point.tokens?.completion ?? 0);
+    total.hitMs += hit * (point.latency_ms?.hit?.p50 ?? 0);
+    total.missMs += miss * (point.latency_ms?.miss?.p50 ?? 0);
+  }
+  const hits = points.reduce((count, point) => count + (point.queries?.hit ?? 0), 0);
+  const misses = points.reduce((count, point) => count + (point.queries?.miss ?? 0), 0);
+  const tokens = total.generated ? (total.tokens / total.generated) * total.served : null;
+  const saved = hits && misses ? ((total.missMs / misses - total.hitMs / hits) * hits) / 1000 : null;
+  show($("savings"), [
+    list([
+      ["Answers without a generation", `${number(total.served)} of ${number(total.served + total.generated)}`],
+      ["Tokens not generated or read", tokens === null ? "–" : `about ${number(Math.round(tokens))}`],
+      ["Waiting time", saved === null ? "–" : `about ${seconds(Math.max(0, saved))}`],
+      ["Money", tokens === null || !price ? "set PRICE_PER_MILLION_TOKENS" : `about ${number((tokens / 1e6) * price)}`],
+    ]),
+    el("p", { class: "summary" }, "In the chosen range. One answer from the cache counts as a mean generated answer."),
+  ]);
+}
