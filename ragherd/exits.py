@@ -2,9 +2,10 @@
 
 | code | meaning |
 |---|---|
-| 0 | done |
-| 1 | failed, or a check found a fault |
-| 2 | an invalid option or setting, or a missing package |
+| 0 | done, and good |
+| 1 | failed, or done with a bad result, such as a failed check |
+| 2 | used wrongly: an invalid option or setting, or a missing package |
+| 3 | the service cannot be reached |
 | 130 | interrupted |
 """
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 FAILED: Final = 1
 USAGE_ERROR: Final = 2
+UNREACHABLE: Final = 3
 INTERRUPTED: Final = 130
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import html
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from io import BytesIO
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     from ragherd.quality_replay import Samples
 
 SHOW, MEASURE, RECOMMEND = "show", "measure", "recommend"
-UNREACHABLE: Final = 3
 HIGHEST_ERROR: Final = 0.02
 COLORS: Final = {"fixed": "#e15759", "guarded": "#4e79a7", "verified": "#59a14f"}
 TITLES: Final = ("policy", "setting", "hits %", "wrong % of hits", "wrong % of requests", "recall %")
@@ -176,38 +174,10 @@ def _show(url: str | None, *, as_json: bool) -> None:
 
 def _of_service(url: str | None) -> Any:
     """Returns what the running service says about its quality."""
-    import httpx
+    from ragherd.service_client import connected
 
-    key = os.environ.get("RAGHERD_API_KEY", "").strip()
-    headers = {b"Authorization": f"Bearer {key}".encode()} if key else {}
-    address = f"{(url or _own_address()).rstrip('/')}/api/semantic-cache/quality"
-    try:
-        response = httpx.get(address, headers=headers, timeout=10.0, trust_env=False)
-    except (httpx.TransportError, httpx.InvalidURL) as error:
-        raise exit_with(f"{address}: cannot be reached: {error}", UNREACHABLE) from None
-    if response.status_code in (502, 503, 504):
-        raise exit_with(f"{address}: {response.status_code}: {_detail(response)}", UNREACHABLE)
-    if not response.is_success:
-        raise exit_with(f"{address}: {response.status_code}: {_detail(response)}")
-    return response.json()
-
-
-def _detail(response: Any) -> str:
-    try:
-        return str(response.json()["detail"])
-    except (ValueError, KeyError, TypeError):
-        return str(response.text[:200])
-
-
-def _own_address() -> str:
-    from api.settings import load_settings
-
-    try:
-        server = load_settings().server
-    except SettingsError as error:
-        raise exit_with(str(error), USAGE_ERROR) from None
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(server.host, server.host)  # noqa: S104 - not bound here
-    return f"http://{host}:{server.port}"
+    with connected(url) as service:
+        return service.get("/api/semantic-cache/quality")
 
 
 def service_text(found: Mapping[str, Any]) -> str:

@@ -16,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 import typer
@@ -25,6 +24,7 @@ from api import __version__
 from api.embedded.model_process import STAND_IN
 from api.embedded.stack import Stack
 from api.settings import Settings
+from ragherd.config import without_password
 
 QUESTION = "What does the circuit breaker do when Ollama fails?"
 
@@ -66,14 +66,6 @@ def _model(stack: Stack, settings: Settings) -> str:
 def _curl(url: str, settings: Settings) -> str:
     key = " -H 'authorization: Bearer ONE-OF-YOUR-API-KEYS'" if settings.access.api_keys else ""
     return f"curl -s {url}/query -H 'content-type: application/json'{key} -d '{{\"question\": \"{QUESTION}\"}}'"
-
-
-def without_password(url: str) -> str:
-    """Returns a URL without its password, for output."""
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    return urlunsplit(parts._replace(netloc="***@" + parts.netloc.rpartition("@")[2]))
 
 
 PARAPHRASE = "What happens at the circuit breaker when Ollama fails?"

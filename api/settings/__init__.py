@@ -5,13 +5,22 @@
 
 from api.settings.access import AccessSettings, access_warnings, anonymous_refusal
 from api.settings.answers import CacheSettings, DocumentSettings, PartitionSettings, RetrievalSettings, ServerSettings
-from api.settings.loading import ONNX_CHUNK_TOKENS, Settings, load_settings, variable_names
+from api.settings.loading import (
+    ONNX_CHUNK_TOKENS,
+    SECRET,
+    Settings,
+    effective_values,
+    load_settings,
+    origins,
+    variable_names,
+)
 from api.settings.models import BreakerSettings, BulkheadSettings, EmbedderSettings, OllamaSettings, PoolSettings
 from api.settings.redis import PREFIX, BreakerRedisSettings, RedisSettings, is_cluster
 
 __all__ = [
     "ONNX_CHUNK_TOKENS",
     "PREFIX",
+    "SECRET",
     "AccessSettings",
     "BreakerRedisSettings",
     "BreakerSettings",
@@ -28,7 +37,9 @@ __all__ = [
     "Settings",
     "access_warnings",
     "anonymous_refusal",
+    "effective_values",
     "is_cluster",
     "load_settings",
+    "origins",
     "variable_names",
 ]

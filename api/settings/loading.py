@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import DotEnvSettingsSource, EnvSettingsSource
 
 from api.errors import SettingsError
 from api.settings.access import AccessSettings, anonymous_refusal
@@ -175,6 +176,28 @@ def load_settings(env_file: str | None = ".env") -> Settings:
 def variable_names() -> list[str]:
     """Every environment variable that the service reads, in the order of the settings classes."""
     return [_variable(concern, field) for concern in _concerns().values() for field in concern.model_fields]
+
+
+def effective_values(settings: Settings) -> dict[str, Any]:
+    """The value of every variable, also of secrets."""
+    return {
+        _variable(concern, field): getattr(getattr(settings, name), field)
+        for name, concern in _concerns().items()
+        for field in concern.model_fields
+    }
+
+
+def origins(env_file: str = ".env") -> dict[str, str]:
+    """Where each given variable comes from: `environment`, or the name of `env_file`. Others have their default.
+
+    Also names variables of `env_file` that are not settings.
+    """
+    found: dict[str, str] = {}
+    for concern in _concerns().values():
+        found |= {name.upper(): env_file for name in DotEnvSettingsSource(concern, env_file=env_file).env_vars}
+    known = set(variable_names())
+    given = {name.upper() for name in EnvSettingsSource(next(iter(_concerns().values()))).env_vars}
+    return {**found, **dict.fromkeys(known & given, "environment")}
 
 
 def _concerns() -> dict[str, type[SettingsGroup]]:

@@ -17,7 +17,7 @@ from api.embedded.service_plan import (
     service_environment,
 )
 from api.settings import Settings, load_settings, variable_names
-from ragherd.self_check import without_password
+from ragherd.config import without_password
 
 WHERE = Addresses("127.0.0.1", 8001, 9090)
 STAND_IN = BackendPlan(redis_url="redis://127.0.0.1:16379", stand_in_url="http://127.0.0.1:5000")

@@ -1,0 +1,156 @@
+"""`ragherd warm` and `ragherd invalidate`: fill the semantic cache of a running service, or delete answers from it."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from ragherd.exits import FAILED, INTERRUPTED, USAGE_ERROR, exit_with
+from ragherd.service_client import AsJson, ServiceClient, Url, clean, connected, print_document
+
+CACHE_PATH: Final = "/api/semantic-cache"
+WARM_PATH: Final = f"{CACHE_PATH}/warm"
+POLL_SECONDS: Final = 0.5
+DELETE_SECONDS: Final = 60.0
+STREAM: Final = "-"
+
+
+def warm(
+    file: Annotated[
+        str, typer.Argument(help="Text file with a question on each line, or JSON Lines. - is standard input.")
+    ],
+    tenant: Annotated[str | None, typer.Option(help="Tenant of questions that name none.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model of questions that name none.")] = None,
+    wait: Annotated[bool, typer.Option(help="Wait until all questions are done.")] = True,
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Answer questions in advance, so that the first caller gets a hit. Needs an admin key.
+
+    A line of JSON Lines is a string, or an object with question and optionally answer, tenant, model, top_k and
+    options. Questions with a fresh answer are skipped.
+    """
+    defaults = {name: value for name, value in (("tenant", tenant), ("model", model)) if value is not None}
+    body = {"questions": read_questions(file), **defaults}
+    with connected(url) as service:
+        job = service.send("POST", WARM_PATH, json=body)
+        if wait:
+            try:
+                job = _waited_for(service, job)
+            except KeyboardInterrupt:
+                raise exit_with(f"interrupted; the warm-up {job['id']} continues", INTERRUPTED) from None
+    if as_json:
+        print_document(job)
+    else:
+        typer.echo(
+            f"{job['status']}: {job['done']:,} of {job['total']:,} questions; stored {job['stored']:,}, "
+            f"skipped {job['skipped']:,}, failed {job['failed']:,} (job {job['id']})"
+        )
+    for error in job["errors"]:
+        typer.echo(f"ragherd: {clean(_error_line(error))}", err=True)
+    if job["failed"] or job["status"] in {"failed", "cancelled"}:
+        raise typer.Exit(FAILED)
+
+
+def _error_line(error: Any) -> str:
+    return error if isinstance(error, str) else json.dumps(error)
+
+
+def read_questions(file: str) -> list[Any]:
+    """Returns the questions of a file. Ends the command if there is none, or a line is not JSON."""
+    try:
+        text = sys.stdin.read() if file == STREAM else Path(file).read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise exit_with(f"{file}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}", USAGE_ERROR) from None
+    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+    if not lines:
+        raise exit_with(f"{file}: has no question", USAGE_ERROR)
+    as_json_lines = file.endswith((".jsonl", ".ndjson")) or lines[0][1].startswith("{")
+    return [_parsed(file, *line) for line in lines] if as_json_lines else [line for _, line in lines]
+
+
+def _parsed(file: str, number: int, line: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise exit_with(f"{file}, line {number}: not JSON: {error}", USAGE_ERROR) from None
+
+
+def _waited_for(service: ServiceClient, job: Any) -> Any:
+    """Shows a progress bar on standard error, if that is a terminal, until the warm-up ends."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("questions", total=job["total"])
+        while job["status"] == "running":
+            time.sleep(POLL_SECONDS)
+            job = service.get(f"{WARM_PATH}/{job['id']}")
+            progress.update(task, completed=job["done"])
+    return job
+
+
+# -- Invalidate --------------------------------------------------------------------------------------------------------
+
+
+def invalidate(
+    question: Annotated[str | None, typer.Option(help="Answers to this question, in every scope.")] = None,
+    similarity: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="With --question: also questions with this cosine to it.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="With --question: only answers of this model.")] = None,
+    tenant: Annotated[str | None, typer.Option(help="All answers of a tenant; with --question: only its.")] = None,
+    entry: Annotated[str | None, typer.Option(help="One entry, by its key in Redis.")] = None,
+    source: Annotated[str | None, typer.Option(help="Answers that cite the document with this ID.")] = None,
+    all_answers: Annotated[bool, typer.Option("--all", help="All answers.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count the answers.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete without asking.")] = False,
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Delete cached answers in the whole fleet. Counts them first, and asks. Needs an admin key.
+
+    Give exactly one of --question, --entry, --source, --tenant and --all. After the command, no worker serves these
+    answers.
+    """
+    given = {
+        "question": question,
+        "similarity": similarity,
+        "model": model,
+        "tenant": tenant,
+        "entry": entry,
+        "source": source,
+        "all": "true" if all_answers else None,
+    }
+    wanted = {name: value for name, value in given.items() if value is not None}
+    if not {"question", "entry", "source", "tenant", "all"} & set(wanted):
+        raise exit_with("give one of --question, --entry, --source, --tenant and --all", USAGE_ERROR)
+    with connected(url, read_seconds=DELETE_SECONDS) as service:
+        found = service.send("DELETE", CACHE_PATH, params={**wanted, "dry_run": "true"})
+        if not dry_run and found["matched"] and (yes or _confirmed(found["matched"])):
+            found = service.send("DELETE", CACHE_PATH, params=wanted)
+    if as_json:
+        print_document(found)
+    elif found["dry_run"]:
+        typer.echo(f"{_answers(found['matched'])} would be deleted. Nothing was changed.")
+    else:
+        typer.echo(f"Deleted {_answers(found['deleted'])}.")
+
+
+def _confirmed(count: int) -> bool:
+    """Asks on standard error. Ends the command if the answer is no, or if nobody can answer."""
+    if not sys.stdin.isatty():
+        raise exit_with(f"{_answers(count)} would be deleted; give --yes, or --dry-run", USAGE_ERROR)
+    if not typer.confirm(f"Delete {_answers(count)}?", err=True):
+        raise exit_with("nothing was deleted")
+    return True
+
+
+def _answers(count: int) -> str:
+    return f"{count:,} cached answer{'' if count == 1 else 's'}"
