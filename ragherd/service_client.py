@@ -66,9 +66,10 @@ class ServiceClient:
         """Returns the body of GET /health, also of an unhealthy service."""
         return self.send("GET", "/health", accepted=frozenset({503}))
 
-    def text(self, path: str) -> str:
-        """Returns the body of a GET request as text."""
-        return self._checked(self._response("GET", path)).text
+    def metrics(self) -> tuple[str, str]:
+        """Returns the host that answered and its metrics, in Prometheus's text format."""
+        response = self._checked(self._response("GET", "/metrics"))
+        return response.headers.get("X-Worker", "").rpartition("-")[0].rpartition("-")[0], response.text
 
     def send(self, method: str, path: str, *, accepted: frozenset[int] = frozenset(), **sent: Any) -> Any:
         """Returns the JSON of a response. Raises `Refused` for an error status that is not `accepted`."""

@@ -1,0 +1,280 @@
+"""`ragherd monitor`: a live view of the fleet in the terminal. Without a terminal, a line for each refresh."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Annotated, Any, Final
+
+import typer
+from prometheus_client.parser import text_string_to_metric_families
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from ragherd.breaker import PATH as BREAKER_PATH
+from ragherd.breaker import breaker_table
+from ragherd.fleet import breakers_line, bulkhead_line, cache_line, pool_line, snapshot
+from ragherd.service_client import (
+    AsJson,
+    Refused,
+    ServiceClient,
+    Unreachable,
+    Url,
+    connected,
+    moment,
+    new_table,
+    print_document,
+    terminal,
+)
+
+STAGES: Final = ("total", "cache", "embed", "retrieve", "generate")
+DURATION: Final = "ragherd_query_stage_duration_seconds"
+QUANTILES: Final = (0.5, 0.95, 0.99)
+BARS: Final = "▁▂▃▄▅▆▇█"
+KEPT: Final = 60
+"""Refreshes that the bar chart of queries per second and the latencies cover."""
+CHANGES: Final = 3
+COLORS: Final = {"healthy": "green", "degraded": "yellow", "unhealthy": "red"}
+
+Buckets = dict[float, float]
+"""Counts of a histogram: those up to each bound, which is in seconds."""
+
+
+@dataclass(slots=True)
+class View:
+    """What is shown, and the counts of the last refreshes."""
+
+    found: dict[str, Any] | None = None
+    fault: str = ""
+    at: float = 0.0
+    queries: float | None = None
+    rates: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT))
+    counts: dict[str, deque[dict[str, Buckets]]] = field(default_factory=dict)
+    latency: dict[str, tuple[float | None, ...]] = field(default_factory=dict)
+    replica: str = ""
+    changes: list[dict[str, Any]] = field(default_factory=list)
+
+    def refresh(self, service: ServiceClient, now: float) -> None:
+        """Reads everything. Raises `Unreachable`, and `Refused` if the address is not Ragherd's."""
+        self.found, self.fault = snapshot(service), ""
+        self._count_queries(now)
+        try:
+            self.replica, text = service.metrics()
+            self._measure(text)
+            self.changes = service.get(f"{BREAKER_PATH}/history", limit=CHANGES)["transitions"]
+        except Refused:
+            pass  # Redis is down: the last known ones stay
+
+    def _count_queries(self, now: float) -> None:
+        cache = (self.found or {}).get("cache")
+        if cache is None:
+            return
+        total = float(sum(cache[name] for name in ("hits", "misses", "stale_hits", "coalesced")))
+        if self.queries is not None and now > self.at:
+            self.rates.append(max(0.0, total - self.queries) / (now - self.at))
+        self.queries, self.at = total, now
+
+    def _measure(self, text: str) -> None:
+        """Compares with earlier counts of the same replica, because a load balancer may reach another each time."""
+        counts = stage_counts(text)
+        earlier = self.counts.setdefault(self.replica, deque(maxlen=KEPT))
+        earlier.append(counts)
+        self.latency = {
+            stage: tuple(quantile(since(buckets, earlier[0].get(stage, {})), share) for share in QUANTILES)
+            for stage, buckets in counts.items()
+        }
+
+
+# -- Figures -----------------------------------------------------------------------------------------------------------
+
+
+def stage_counts(text: str) -> dict[str, Buckets]:
+    """Returns the histogram of each stage of a query from Prometheus's text format."""
+    found: dict[str, Buckets] = {}
+    for family in text_string_to_metric_families(text):
+        if family.name == DURATION:
+            for sample in family.samples:
+                if sample.name.endswith("_bucket"):
+                    found.setdefault(sample.labels["stage"], {})[float(sample.labels["le"])] = sample.value
+    return found
+
+
+def since(now: Buckets, before: Buckets) -> Buckets:
+    """Returns the counts since then; all counts if the replica has started again or there is nothing new."""
+    added = {bound: count - before.get(bound, 0.0) for bound, count in now.items()}
+    return added if min(added.values(), default=0.0) >= 0 and added.get(float("inf")) else now
+
+
+def quantile(buckets: Buckets, share: float) -> float | None:
+    """Returns an estimate in seconds, linear within a bucket, or None without a count."""
+    bounds = sorted(buckets)
+    total = buckets[bounds[-1]] if bounds else 0.0
+    if not total:
+        return None
+    wanted, below, low = share * total, 0.0, 0.0
+    for bound in bounds:
+        if buckets[bound] >= wanted:
+            if bound == float("inf"):
+                return low
+            return low + (bound - low) * (wanted - below) / max(buckets[bound] - below, 1e-9)
+        below, low = buckets[bound], bound
+    return low
+
+
+def bars(values: Iterable[float]) -> str:
+    """Returns values as a bar chart of one line."""
+    known = list(values)
+    highest = max(known, default=0.0)
+    return "".join(BARS[round(value / highest * (len(BARS) - 1))] if highest else BARS[0] for value in known)
+
+
+def milliseconds(seconds: float | None) -> str:
+    """Returns a time in milliseconds."""
+    return "" if seconds is None else f"{1000 * seconds:,.1f}"
+
+
+# -- Rendering ---------------------------------------------------------------------------------------------------------
+
+
+def line(view: View) -> str:
+    """Returns a view as one line of names and figures."""
+    clock = f"{datetime.now().astimezone():%H:%M:%S}"
+    if view.found is None or view.fault:
+        return f"{clock} {view.fault}"
+    found, latency = view.found, view.latency.get("total", (None,) * len(QUANTILES))
+    times = "/".join(milliseconds(one) or "-" for one in latency)
+    parts = [
+        found["breaker"] and breakers_line(found["breaker"]["breakers"]),
+        found["cache"] and f"{100 * found['cache']['hit_rate']:.1f} % hits",
+        f"{view.rates[-1]:.1f} queries/s" if view.rates else None,
+        f"p50/p95/p99 {times} ms",
+        found["bulkhead"] and f"bulkhead {bulkhead_line(found['bulkhead'])}",
+        found["pool"] and f"pool {pool_line(found['pool'])}",
+        found["workers"] and f"{len(found['workers'])} workers",
+    ]
+    return f"{clock} {found['health']['status']}; {'; '.join(part for part in parts if part)}"
+
+
+def render(view: View) -> RenderableType:
+    """Returns a view as panels for a terminal."""
+    if view.found is None:
+        return Text(view.fault)
+    found = view.found
+    health = found["health"]
+    head = Text(f"{health['status']}  ", style=f"bold {COLORS[health['status']]}")
+    head.append(f"{found['url']}, version {health['version']}, {datetime.now().astimezone():%H:%M:%S}", style="dim")
+    if view.fault:
+        head = Text(f"{view.fault}; the figures are old", style="bold red")
+    warnings = [Text(f"warning: {one['advice']}", style="yellow") for one in health["redis_warnings"]]
+    columns = Table.grid(expand=True)
+    columns.add_column(ratio=2)
+    columns.add_column(ratio=3)
+    load = Group(_panel("calls to Ollama", _load(view)), _panel("workers", _workers(view)))
+    columns.add_row(_panel(f"recent latency of {view.replica or 'a replica'}, ms", _latency(view)), load)
+    panels = (_panel("circuit breakers", _breakers(view)), _panel("semantic cache", _cache(view)), columns)
+    return Group(head, *panels, *warnings, Text("Ctrl-C stops.", style="dim"))
+
+
+def _panel(title: str, content: RenderableType) -> Panel:
+    return Panel(content, title=title, title_align="left")
+
+
+def _breakers(view: View) -> RenderableType:
+    breaker = view.found and view.found["breaker"]
+    if not breaker:
+        return Text("not known")
+    table = breaker_table(breaker["breakers"])
+    changes = Table.grid(padding=(0, 2))
+    for one in view.changes:
+        changes.add_row(moment(one["time"]), f"{one['from']} -> {one['to']}", Text(one["reason"]))
+    return Group(table, changes) if view.changes else table
+
+
+def _cache(view: View) -> RenderableType:
+    cache = view.found and view.found["cache"]
+    rate = f"{view.rates[-1]:.1f} queries/s  " if view.rates else "queries/s not known yet  "
+    return Group(Text(cache_line(cache) if cache else "not known"), Text(rate + bars(view.rates)))
+
+
+def _latency(view: View) -> RenderableType:
+    table = new_table("stage", "p50", "p95", "p99")
+    for stage in STAGES:
+        if stage in view.latency:
+            table.add_row(stage, *(milliseconds(one) for one in view.latency[stage]))
+    return table
+
+
+def _load(view: View) -> RenderableType:
+    found = view.found or {}
+    lines = (
+        f"bulkhead  {bulkhead_line(found['bulkhead']) if found['bulkhead'] else 'not known'}",
+        f"pool      {pool_line(found['pool']) if found['pool'] else 'not known'}",
+    )
+    return Text("\n".join(lines))
+
+
+def _workers(view: View) -> RenderableType:
+    workers = view.found and view.found["workers"]
+    if not workers:
+        return Text("not known")
+    table = new_table("host", "workers", "requests", "active", "idle", "waiting")
+    for host in sorted({one["host"] for one in workers}):
+        own = [one for one in workers if one["host"] == host]
+        pool = (sum(one["pool"].get(name, 0) for one in own) for name in ("active", "idle", "waiting"))
+        table.add_row(host, str(len(own)), f"{sum(one['requests'] for one in own):,}", *map(str, pool))
+    return table
+
+
+# -- Command -----------------------------------------------------------------------------------------------------------
+
+
+def monitor(
+    interval: Annotated[float, typer.Option(min=0.2, max=60.0, help="Seconds between two refreshes.")] = 2.0,
+    count: Annotated[int | None, typer.Option(min=1, help="Refreshes until it stops. Default: until Ctrl-C.")] = None,
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Watch the fleet: breakers, cache, latency, calls to Ollama and workers. Ctrl-C stops it.
+
+    If the output is not a terminal, it is a line for each refresh. --json prints the figures once, as `status` does.
+    """
+    with connected(url) as service:
+        if as_json:
+            print_document(snapshot(service))
+            return
+        view, console = View(), terminal()
+        view.refresh(service, time.monotonic())
+        with suppress(KeyboardInterrupt):
+            _watch(service, view, console, interval, count)
+
+
+def _watch(service: ServiceClient, view: View, console: Console, interval: float, count: int | None) -> None:
+    """Shows the view and refreshes it. A service that goes away is shown as such, and waited for."""
+    if not console.is_terminal:
+        typer.echo(line(view))
+        for _ in _refreshes(service, view, interval, count):
+            typer.echo(line(view))
+        return
+    with Live(render(view), console=console, screen=True, auto_refresh=False) as live:
+        for _ in _refreshes(service, view, interval, count):
+            live.update(render(view), refresh=True)
+    typer.echo(line(view))
+
+
+def _refreshes(service: ServiceClient, view: View, interval: float, count: int | None) -> Iterator[None]:
+    done = 1
+    while count is None or done < count:
+        time.sleep(interval)
+        try:
+            view.refresh(service, time.monotonic())
+        except (Unreachable, Refused) as error:
+            view.fault = str(error)
+        done += 1
+        yield
