@@ -17,34 +17,42 @@ from ragherd.exits import ctrl_c_exits
 
 
 class Entry(NamedTuple):
-    """Where a command is, and its line in `ragherd --help`. Its function has the command's name."""
+    """Where a command is, and its place and line in `ragherd --help`. Its function has the command's name."""
 
     module: str
+    panel: str
     help: str
 
 
+RUN: Final = "Run"
+USE: Final = "Use a running service"
+WATCH: Final = "Watch a running service"
+CHECK: Final = "Check"
+PLAN: Final = "Measure and plan"
 COMMANDS: Final = {
-    "serve": Entry("serve", "Run the service. Its settings come from the environment and from .env."),
-    "dev": Entry("dev", "Run everything on this machine, with a Redis and a small model if there are none."),
-    "ingest": Entry("ingest", "Store files and folders as documents."),
-    "plan": Entry("capacity", "Estimate the workers, Redis and GPUs that a load needs."),
-    "simulate": Entry("capacity", "Simulate many replicas on one Redis."),
-    "quality": Entry("quality", "Show how often the semantic cache is wrong, or measure it on your own questions."),
-    "train-verifier": Entry("train_verifier", "Train the verifier of cached answers on your own questions."),
-    "status": Entry("fleet", "Show the health of the service and the figures of its fleet."),
-    "backends": Entry("fleet", "Show each Ollama: its models, breakers and load."),
-    "workers": Entry("fleet", "List the live workers of every replica."),
-    "monitor": Entry("monitor", "Watch the fleet in the terminal."),
-    "ask": Entry("ask", "Ask a question, and print the answer as it is generated."),
-    "explain": Entry("ask", "Explain why a question is a hit or a miss."),
-    "warm": Entry("cached_answers", "Answer questions in advance."),
-    "invalidate": Entry("cached_answers", "Delete cached answers."),
-    "breaker": Entry("breaker", "Show the circuit breakers, or override them."),
-    "config": Entry("config", "Show the settings of this environment, and where each comes from."),
-    "doctor": Entry("doctor", "Find common faults, and say what to do."),
-    "redis-acl": Entry("redis_acl", "Print the ACL rule for Ragherd's Redis user."),
-    "backup": Entry("backup", "Save documents and cached answers to a file."),
-    "restore": Entry("backup", "Load a backup into Redis."),
+    "serve": Entry("serve", RUN, "Run the service. Its settings come from the environment and from .env."),
+    "dev": Entry("dev", RUN, "Run everything on this machine, with a Redis and a small model if there are none."),
+    "ask": Entry("ask", USE, "Ask a question, and print the answer as it is generated."),
+    "explain": Entry("ask", USE, "Explain why a question is a hit or a miss."),
+    "ingest": Entry("ingest", USE, "Store files and folders as documents."),
+    "warm": Entry("cached_answers", USE, "Answer questions in advance."),
+    "invalidate": Entry("cached_answers", USE, "Delete cached answers."),
+    "breaker": Entry("breaker", USE, "Show the circuit breakers, or override them."),
+    "status": Entry("fleet", WATCH, "Show the health of the service and the figures of its fleet."),
+    "monitor": Entry("monitor", WATCH, "Watch the fleet in the terminal."),
+    "backends": Entry("fleet", WATCH, "Show each Ollama: its models, breakers and load."),
+    "workers": Entry("fleet", WATCH, "List the live workers of every replica."),
+    "doctor": Entry("doctor", CHECK, "Find common faults, and say what to do."),
+    "config": Entry("config", CHECK, "Show the settings of this environment, and where each comes from."),
+    "quality": Entry(
+        "quality", PLAN, "Show how often the semantic cache is wrong, or measure it on your own questions."
+    ),
+    "train-verifier": Entry("train_verifier", PLAN, "Train the verifier of cached answers on your own questions."),
+    "plan": Entry("capacity", PLAN, "Estimate the workers, Redis and GPUs that a load needs."),
+    "simulate": Entry("capacity", PLAN, "Simulate many replicas on one Redis."),
+    "redis-acl": Entry("redis_acl", "Redis", "Print the ACL rule for Ragherd's Redis user."),
+    "backup": Entry("backup", "Redis", "Save documents and cached answers to a file."),
+    "restore": Entry("backup", "Redis", "Load a backup into Redis."),
 }
 
 
@@ -82,9 +90,9 @@ def _placeholder() -> None:
     """Replaced by the command when it is loaded."""
 
 
-commands = typer.Typer(cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+commands = typer.Typer(cls=_Commands, no_args_is_help=True, pretty_exceptions_enable=False)
 for _name, _entry in COMMANDS.items():
-    commands.command(_name, help=_entry.help)(_placeholder)
+    commands.command(_name, help=_entry.help, rich_help_panel=_entry.panel)(_placeholder)
 
 
 @commands.callback()

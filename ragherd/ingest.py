@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 from rich.console import Console
@@ -28,6 +28,11 @@ from ragherd.document_client import (
     title_of,
 )
 from ragherd.exits import FAILED, INTERRUPTED, exit_with
+from ragherd.service_client import KEY_VARIABLE, AsJson, Url, own_address, print_document
+
+KEY_VARIABLES: Final = [KEY_VARIABLE, "RAGHERD_KEY"]
+"""The second is the name of earlier releases."""
+OUTCOMES: Final = ("created", "updated", "unchanged", "failed", "deleted")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +144,8 @@ def ingest(
     paths: Annotated[
         list[Path], typer.Argument(exists=True, help="Files and folders. Folders include everything below them.")
     ],
-    url: Annotated[str, typer.Option(help="URL of the service.")] = "http://127.0.0.1:8001",
-    key: Annotated[str | None, typer.Option(envvar="RAGHERD_KEY", help="Admin key.")] = None,
+    url: Url = None,
+    key: Annotated[str | None, typer.Option(envvar=KEY_VARIABLES, help="Admin key.")] = None,
     tenant: Annotated[str | None, typer.Option(help="Tenant that the documents belong to.")] = None,
     tag: Annotated[list[str] | None, typer.Option(help="Tag for all documents. Can be repeated.")] = None,
     version: Annotated[str | None, typer.Option(help="Version of all documents.")] = None,
@@ -154,6 +159,7 @@ def ingest(
         typer.Option("--prune", help="Delete documents from these folders, or this collection, whose files are gone."),
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the files, and store nothing.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Store files as documents: .txt, .md, .html, .pdf, .docx. Files that are stored already are left alone.
 
@@ -164,30 +170,46 @@ def ingest(
     except (SameSource, OSError) as error:
         raise exit_with(str(error)) from None
     if dry_run:
-        for file in found.files:
-            typer.echo(file.source)
+        _list(found, as_json=as_json)
         return
     common = CommonFields(tenant, tuple(tag or ()), version)
     began = time.monotonic()
     try:
         result = asyncio.run(
-            _run(url, key, found, common, concurrency, pruned=prune_gone, named=collection is not None)
+            _run(url or own_address(), key, found, common, concurrency, pruned=prune_gone, named=collection is not None)
         )
     except Refused as error:
         raise exit_with(str(error)) from None
     except KeyboardInterrupt:
         typer.echo("Stopped. Run the command again to continue.", err=True)
         raise typer.Exit(INTERRUPTED) from None
-    typer.echo(summary(result, found.skipped, time.monotonic() - began))
+    if as_json:
+        print_document(document(result, found.skipped))
+    else:
+        typer.echo(summary(result, found.skipped, time.monotonic() - began))
     for failure in result.failures:
         typer.echo(f"failed: {failure}", err=True)
     if result.failures:
         raise typer.Exit(FAILED)
 
 
+def _list(found: FoundFiles, *, as_json: bool) -> None:
+    if as_json:
+        print_document({"files": [file.source for file in found.files], "skipped": found.skipped})
+        return
+    for file in found.files:
+        typer.echo(file.source)
+
+
+def document(result: Result, skipped: int) -> dict[str, Any]:
+    """Returns the counts by outcome, and the failures."""
+    counts = {name: result.counts[name] for name in OUTCOMES}
+    return {**counts, "skipped": skipped, "chunks": result.chunks, "failures": result.failures}
+
+
 def summary(result: Result, skipped: int, seconds: float) -> str:
     """Returns one line."""
-    counts = {name: result.counts[name] for name in ("created", "updated", "unchanged", "failed", "deleted")}
+    counts = {name: result.counts[name] for name in OUTCOMES}
     parts = [f"{name} {count:,}" for name, count in {**counts, "skipped": skipped}.items() if count] or ["no files"]
     return f"{', '.join(parts)} ({result.chunks:,} chunks) in {seconds:.1f} s"
 

@@ -251,24 +251,29 @@ def monitor(
             return
         view, console = View(), terminal()
         view.refresh(service, time.monotonic())
-        with suppress(KeyboardInterrupt):
-            _watch(service, view, console, interval, count)
+        if console.is_terminal:
+            _show_live(service, view, console, interval, count)
+        else:
+            _print_lines(service, view, interval, count)
 
 
-def _watch(service: ServiceClient, view: View, console: Console, interval: float, count: int | None) -> None:
-    """Shows the view and refreshes it. A service that goes away is shown as such, and waited for."""
-    if not console.is_terminal:
-        typer.echo(line(view))
-        for _ in _refreshes(service, view, interval, count):
-            typer.echo(line(view))
-        return
-    with Live(render(view), console=console, screen=True, auto_refresh=False) as live:
+def _show_live(service: ServiceClient, view: View, console: Console, interval: float, count: int | None) -> None:
+    """Shows the view on the whole terminal, which Ctrl-C gives back with the last figures in a line."""
+    with suppress(KeyboardInterrupt), Live(render(view), console=console, screen=True, auto_refresh=False) as live:
         for _ in _refreshes(service, view, interval, count):
             live.update(render(view), refresh=True)
     typer.echo(line(view))
 
 
+def _print_lines(service: ServiceClient, view: View, interval: float, count: int | None) -> None:
+    with suppress(KeyboardInterrupt):
+        typer.echo(line(view))
+        for _ in _refreshes(service, view, interval, count):
+            typer.echo(line(view))
+
+
 def _refreshes(service: ServiceClient, view: View, interval: float, count: int | None) -> Iterator[None]:
+    """Refreshes the view. A service that goes away is shown as such, and waited for."""
     done = 1
     while count is None or done < count:
         time.sleep(interval)

@@ -15,6 +15,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from copy import copy
+from enum import Enum
 from inspect import Parameter, signature
 from itertools import pairwise
 from pathlib import Path
@@ -238,6 +239,8 @@ def _parameter_row(parameter: Parameter, annotation: Any) -> tuple[str, str, str
 def _value(kind: Any, info: ArgumentInfo | OptionInfo) -> str:
     if get_origin(kind) is list:
         return _value(_unpacked(get_args(kind)[0])[0], info)
+    if issubclass(kind, Enum):
+        return ", ".join(f"`{choice.value}`" for choice in kind)
     name = {str: "text", Path: "path", int: "integer", float: "number"}[kind]
     bounds = [f"{limit:g}" for limit in (info.min, info.max) if limit is not None]
     return f"{name}, {' to '.join(bounds)}{' or more' if info.max is None else ''}" if bounds else name
@@ -247,7 +250,7 @@ def _command_default(parameter: Parameter, info: ArgumentInfo | OptionInfo) -> s
     if parameter.default is Parameter.empty:
         return "required"
     if info.envvar:
-        return f"`{info.envvar}`"
+        return f"`{info.envvar if isinstance(info.envvar, str) else info.envvar[0]}`"
     if parameter.default is None or parameter.default is False:
         return ""
     return "on" if parameter.default is True else f"`{parameter.default}`"
