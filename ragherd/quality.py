@@ -23,7 +23,7 @@ from ragherd.exits import FAILED, USAGE_ERROR, exit_with
 if TYPE_CHECKING:
     from api.quality.measurement import Checked, Figures, Measurement, Rate, Recommendation
     from api.quality.replay import Policy
-    from ragherd.quality_replay import Samples
+    from ragherd.quality_samples import Samples
 
 SHOW, MEASURE, RECOMMEND = "show", "measure", "recommend"
 HIGHEST_ERROR: Final = 0.02
@@ -106,11 +106,14 @@ def _measured(
 ) -> Measurement:
     from api.settings import load_settings
     from ragherd.backup import shown_progress
-    from ragherd.quality_replay import Unreadable, measure, open_product, policies_of, read_samples
+    from ragherd.quality_replay import measure, open_product, policies_of
+    from ragherd.quality_samples import MOST_QUESTIONS, Unreadable, read_samples
 
     try:
         samples = read_samples(file)
         chosen = samples.sample(limit, seed, shuffled=_is_shuffled(samples, limit, keep_order=keep_order))
+        if chosen.kind != "pairs" and len(chosen) > MOST_QUESTIONS:
+            raise exit_with(f"{file} has {len(chosen):,} questions: use --limit {MOST_QUESTIONS}", USAGE_ERROR)
         if after >= len(chosen):
             raise exit_with(f"--after {after}: the file has {len(chosen):,} questions", USAGE_ERROR)
         product = open_product(load_settings(), verifier)
@@ -227,7 +230,7 @@ def print_tables(found: Measurement) -> None:
 
 def heading(found: Measurement) -> str:
     """Returns what was measured, in a line."""
-    unit = "pairs" if found.kind == "pairs" else "questions"
+    unit = f"{'pair' if found.kind == 'pairs' else 'question'}{'' if found.questions == 1 else 's'}"
     return f"{found.name}: {found.questions:,} {unit}, embedder {found.embedder}, seed {found.seed}"
 
 
@@ -348,9 +351,7 @@ def _label_points(axes: Any, rows: Sequence[Figures], color: str) -> None:
             continue
         x, error = 100 * row.hit_rate.value, row.error_per_hit
         axes.plot([x, x], [100 * error.low, 100 * error.high], color=color, alpha=0.25, linewidth=3)
-        axes.annotate(
-            f"{row.threshold:g}", (x, 100 * error.value), textcoords="offset points", xytext=(4, 4), fontsize=7
-        )
+        axes.annotate(setting_of(row), (x, 100 * error.value), textcoords="offset points", xytext=(4, 4), fontsize=7)
 
 
 def page_of(found: Measurement, picture: bytes) -> str:

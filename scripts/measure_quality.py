@@ -28,7 +28,8 @@ from api.query.cache_key import normalise
 from api.settings import load_settings
 from api.values import Embedding
 from ragherd.quality import draw
-from ragherd.quality_replay import FOW, Product, Questions, Samples, measure, open_product, policies_of, read_samples
+from ragherd.quality_replay import Product, Questions, measure, open_product, policies_of
+from ragherd.quality_samples import FOW, Samples, read_samples
 
 DOCS: Final = Path(__file__).parents[1] / "docs"
 BASE_VERIFIER: Final = Path(__file__).parents[1] / "api" / "embedders" / "weights" / "verifier"

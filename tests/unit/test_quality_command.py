@@ -21,7 +21,8 @@ from api.query.candidates import best, consider, up_to_the_first_fresh
 from api.settings import load_settings
 from api.values import CachedAnswer, CacheMatch, Usage
 from ragherd.commands import commands
-from ragherd.quality_replay import Questions, Unreadable, open_product, read_samples
+from ragherd.quality_replay import Questions, open_product
+from ragherd.quality_samples import MOST_QUESTIONS, Unreadable, read_samples
 
 PAIRS = """\
 a,b,same,kind
@@ -173,6 +174,10 @@ def answer_of(question: str, place: int) -> CachedAnswer:
             "a.jsonl:2: intent must be non-empty text",
         ),
         ("a.jsonl", b"", "a.jsonl: has no questions"),
+        ("a.csv", "a,b,same\nWhere is the caf\u00e9?,x,1\n".encode("cp1252"), "a.csv:2: is not UTF-8"),
+        ("a.csv", "question\nx\n".encode("utf-16"), "a.csv:1: is not UTF-8"),
+        ("a.jsonl", '{"question": "caf\u00e9"}\n'.encode("cp1252"), "a.jsonl:1: is not UTF-8"),
+        ("a.csv", b"Name;Note\nx;y\n", "a.csv:2: needs the columns a, b, same, or question; found name, note"),
     ],
 )
 def test_an_unreadable_file_is_one_line_with_the_line_number(
@@ -194,6 +199,33 @@ def test_the_columns_of_other_data_sets_are_known(tmp_path: Path) -> None:
     assert read_samples(str(path)).intents == ["card_arrival"]
     path.write_text("prompt,response\nhello,hi\n")
     assert read_samples(str(path)).answers == ["hi"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("mark.csv", b"\xef\xbb\xbfquestion,intent\nx,1\ny,1\n"),
+        ("mark.jsonl", b'\xef\xbb\xbf{"question": "x", "intent": 1}\n\n{"question": "y", "intent": 1}\n'),
+        ("line-ends.csv", b"question,intent\r\nx,1\ry,1\n\n"),
+        ("semicolons.csv", b"question;intent\nx;1\ny;1\n"),
+        ("tabs.csv", b"question\tintent\nx\t1\ny\t1\n"),
+        ("capitals.csv", b"Question, Intent\nx,1\ny,1\n"),
+    ],
+)
+def test_files_of_spreadsheets_are_read(tmp_path: Path, name: str, content: bytes) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    found = read_samples(str(path))
+    assert (found.asked, found.intents) == (["x", "y"], ["1", "1"])
+
+
+def test_a_huge_log_is_measured_in_part_only(tmp_path: Path) -> None:
+    path = tmp_path / "huge.csv"
+    path.write_text("question\n" + "what now\n" * (MOST_QUESTIONS + 1))
+    result = run("measure", str(path))
+    assert result.exit_code == 2
+    assert f"huge.csv has {MOST_QUESTIONS + 1:,} questions: use --limit {MOST_QUESTIONS}" in result.stderr
+    assert run("measure", str(path), "--limit", "1", "--policy", "fixed", "--threshold", "0.9").exit_code == 0
 
 
 def test_the_pairs_of_fow_cache_are_half_traps() -> None:
@@ -266,6 +298,15 @@ def test_without_matplotlib_one_line_names_the_extra(
     result = run("measure", pairs, "--out", str(tmp_path / "out"))
     assert result.exit_code == 2
     assert "pip install 'ragherd[reports]'" in result.stderr
+
+
+@pytest.mark.slow
+def test_one_question_is_counted_in_the_singular(tmp_path: Path) -> None:
+    path = tmp_path / "one.csv"
+    path.write_text("question,intent\nWhat is Python?,python\n")
+    assert "one.csv: 1 question, embedder" in run("measure", str(path)).stdout
+    path.write_text("a,b,same\nWhat is Python?,What is Python,1\n")
+    assert "one.csv: 1 pair, embedder" in run("measure", str(path)).stdout
 
 
 @pytest.mark.slow

@@ -1,0 +1,225 @@
+"""Reads the files of `ragherd quality`. Their columns decide whether they hold pairs, intents, or a log."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import import_module
+from itertools import chain
+from pathlib import Path
+from typing import Any, Final, Literal, TypeVar
+
+import orjson
+
+T = TypeVar("T")
+FOW: Final = "fow"
+"""The name of the pairs of the package fow-cache."""
+JSON_SUFFIXES: Final = (".jsonl", ".ndjson", ".json")
+COLUMNS: Final = {
+    "cached": ("a", "cached", "question1"),
+    "asked": ("b", "asked", "question2"),
+    "same": ("same", "same_answer", "is_duplicate"),
+    "kind": ("kind", "category"),
+    "question": ("question", "text", "query", "prompt"),
+    "intent": ("intent", "category", "label"),
+    "answer": ("answer", "response"),
+}
+"""The names of each column, in order of preference."""
+FLAGS: Final = {
+    **dict.fromkeys(("1", "1.0", "true", "yes", "same"), True),
+    **dict.fromkeys(("0", "0.0", "false", "no", "different"), False),
+}
+DELIMITERS: Final = (",", ";", "\t")
+"""Of a CSV file: the one that its first line has most of."""
+MOST_QUESTIONS: Final = 50_000
+"""Questions in a stream, because each is compared with all earlier ones."""
+
+Kind = Literal["pairs", "intents", "log"]
+Record = Mapping[str, Any]
+
+
+class Unreadable(Exception):
+    """The file cannot be used. The message is one line that names the file and the line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """The content of a file. `asked`: the questions.
+
+    Pairs: `cached` has the question in the cache of each asked one, `same` whether one answer serves both, and `kinds`
+    the kind of pair. Intents: `intents` has that of each question. Log: `answers` has the answers, empty if there are
+    none.
+    """
+
+    name: str
+    kind: Kind
+    asked: Sequence[str]
+    cached: Sequence[str] = ()
+    same: Sequence[bool] = ()
+    kinds: Sequence[str] = ()
+    intents: Sequence[str] = ()
+    answers: Sequence[str] = ()
+
+    def __len__(self) -> int:
+        return len(self.asked)
+
+    def sample(self, limit: int | None, seed: int, *, shuffled: bool) -> Samples:
+        """Returns up to `limit` of the samples: the first ones, or a random choice in random order."""
+        places = list(range(len(self)))
+        if shuffled:
+            random.Random(seed).shuffle(places)  # noqa: S311 - not a secret
+        places = places[:limit]
+
+        def chosen(column: Sequence[T]) -> Sequence[T]:
+            return [column[place] for place in places] if column else ()
+
+        return replace(
+            self,
+            asked=chosen(self.asked),
+            cached=chosen(self.cached),
+            same=chosen(self.same),
+            kinds=chosen(self.kinds),
+            intents=chosen(self.intents),
+            answers=chosen(self.answers),
+        )
+
+
+def read_samples(file: str) -> Samples:
+    """Reads a file, or the pairs of fow-cache. Raises `Unreadable`."""
+    if file == FOW:
+        return _as_pairs(FOW, ((f"{FOW}:{number}", record) for number, record in enumerate(_fow(), 1)))
+    path = Path(file)
+    try:
+        records = _json_lines(path) if path.suffix in JSON_SUFFIXES else _csv(path)
+        first = next(records, None)
+        if first is None:
+            raise Unreadable(f"{file}: has no questions")
+        return _as_samples(path.name, first, records)
+    except OSError as error:
+        raise Unreadable(f"{file}: {error.strerror or error}") from None
+
+
+def _as_samples(name: str, first: tuple[str, Record], rest: Iterator[tuple[str, Record]]) -> Samples:
+    records = chain([first], rest)
+    where, record = first
+    if all(_column(record, one) for one in ("cached", "asked", "same")):
+        return _as_pairs(name, records)
+    if not _column(record, "question"):
+        found = ", ".join(record) or "nothing"
+        raise Unreadable(f"{where}: needs the columns a, b, same, or question; found {found}")
+    if _column(record, "intent"):
+        return _as_intents(name, records)
+    return _as_log(name, records)
+
+
+def _fow() -> list[Record]:
+    try:
+        questions: list[Record] = import_module("fow_cache.data").load_questions()
+    except ImportError:
+        raise Unreadable("fow needs the package fow-cache: pip install fow-cache") from None
+    return questions
+
+
+# -- Formats of files --------------------------------------------------------------------------------------------------
+
+
+def _csv(path: Path) -> Iterator[tuple[str, Record]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        try:
+            head = file.readline()
+            file.seek(0)
+            yield from _rows(path, csv.DictReader(file, delimiter=max(DELIMITERS, key=head.count), strict=True))
+        except UnicodeDecodeError:
+            raise Unreadable(f"{path}:{_first_line_not_utf8(path)}: is not UTF-8") from None
+
+
+def _rows(path: Path, reader: csv.DictReader[str]) -> Iterator[tuple[str, Record]]:
+    try:
+        reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or ()]
+        for row in reader:
+            where = f"{path}:{reader.line_num}"
+            if None in row or None in row.values():
+                raise Unreadable(f"{where}: has a different number of columns than the first line")
+            yield where, row
+    except csv.Error as error:
+        raise Unreadable(f"{path}:{reader.reader.line_num}: is not CSV: {error}") from None
+
+
+def _first_line_not_utf8(path: Path) -> int:
+    """Decoding runs ahead of the reader, so its position says nothing."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    return 1
+
+
+def _json_lines(path: Path) -> Iterator[tuple[str, Record]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+            if not line.strip():
+                continue
+            try:
+                record = orjson.loads(line.decode())
+            except UnicodeDecodeError:
+                raise Unreadable(f"{path}:{number}: is not UTF-8") from None
+            except orjson.JSONDecodeError as error:
+                raise Unreadable(f"{path}:{number}: is not JSON: {error}") from None
+            if not isinstance(record, dict):
+                raise Unreadable(f"{path}:{number}: must be a JSON object")
+            yield f"{path}:{number}", record
+
+
+# -- Kinds of files ----------------------------------------------------------------------------------------------------
+
+
+def _as_pairs(name: str, records: Iterable[tuple[str, Record]]) -> Samples:
+    cached, asked, same, kinds = [], [], [], []
+    for where, record in records:
+        cached.append(_text(where, record, "cached"))
+        asked.append(_text(where, record, "asked"))
+        same.append(_flag(where, record))
+        kinds.append(str(record[column]) if (column := _column(record, "kind")) else "")
+    return Samples(name, "pairs", asked, cached, same, kinds)
+
+
+def _as_intents(name: str, records: Iterable[tuple[str, Record]]) -> Samples:
+    read = [(_text(where, one, "question"), _text(where, one, "intent")) for where, one in records]
+    return Samples(name, "intents", [one for one, _ in read], intents=[intent for _, intent in read])
+
+
+def _as_log(name: str, records: Iterable[tuple[str, Record]]) -> Samples:
+    questions, answers = [], []
+    for where, record in records:
+        questions.append(_text(where, record, "question"))
+        answers.append(str(record[column] or "").strip() if (column := _column(record, "answer")) else "")
+    return Samples(name, "log", questions, answers=answers if any(answers) else ())
+
+
+def _column(record: Record, meaning: str) -> str | None:
+    return next((name for name in COLUMNS[meaning] if name in record), None)
+
+
+def _text(where: str, record: Record, meaning: str) -> str:
+    column = _column(record, meaning)
+    value = record[column] if column else None
+    if meaning == "intent" and isinstance(value, int):
+        return str(value)
+    if not isinstance(value, str) or not value.strip():
+        raise Unreadable(f"{where}: {column or COLUMNS[meaning][0]} must be non-empty text")
+    return value
+
+
+def _flag(where: str, record: Record) -> bool:
+    column = _column(record, "same")
+    value = record[column] if column else None
+    found = FLAGS.get(str(value).strip().lower())
+    if found is None:
+        raise Unreadable(f"{where}: {column or 'same'} must be 1 or 0, true or false; found {value!r}")
+    return found
