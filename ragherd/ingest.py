@@ -183,14 +183,7 @@ def ingest(
     except KeyboardInterrupt:
         typer.echo("Stopped. Run the command again to continue.", err=True)
         raise typer.Exit(INTERRUPTED) from None
-    if as_json:
-        print_document(document(result, found.skipped))
-    else:
-        typer.echo(summary(result, found.skipped, time.monotonic() - began))
-    for failure in result.failures:
-        typer.echo(f"failed: {failure}", err=True)
-    if result.failures:
-        raise typer.Exit(FAILED)
+    _report(result, found.skipped, time.monotonic() - began, as_json=as_json)
 
 
 def _list(found: FoundFiles, *, as_json: bool) -> None:
@@ -199,6 +192,17 @@ def _list(found: FoundFiles, *, as_json: bool) -> None:
         return
     for file in found.files:
         typer.echo(file.source)
+
+
+def _report(result: Result, skipped: int, seconds: float, *, as_json: bool) -> None:
+    if as_json:
+        print_document(document(result, skipped))
+    else:
+        typer.echo(summary(result, skipped, seconds))
+    for failure in result.failures:
+        typer.echo(f"failed: {failure}", err=True)
+    if result.failures:
+        raise typer.Exit(FAILED)
 
 
 def document(result: Result, skipped: int) -> dict[str, Any]:

@@ -71,15 +71,10 @@ def quality(
 
     `recommend` finds the setting with the most hits that keeps to --max-error-rate. If there is none, it exits with 1.
     """
-    if action not in (SHOW, MEASURE, RECOMMEND):
-        raise exit_with(f"{action}: must be show, measure or recommend", USAGE_ERROR)
     if action == SHOW:
         _show(url, as_json=as_json)
         return
-    if file is None:
-        raise exit_with(f"{action} needs a FILE", USAGE_ERROR)
-    if out is not None:
-        _check_drawing()
+    file = _checked(action, file, out)
     found = _measured(
         file, policy, threshold, limit, after, seed, keep_order=keep_order, target=max_error_rate, verifier=verifier
     )
@@ -155,6 +150,17 @@ def _print_recommendation(found: Measurement, max_error_rate: float, *, as_json:
     typer.echo(text)
     if best.best is None:
         raise typer.Exit(FAILED)
+
+
+def _checked(action: str, file: str | None, out: Path | None) -> str:
+    """Returns the file to read. Ends the command if the arguments do not fit the action."""
+    if action not in (MEASURE, RECOMMEND):
+        raise exit_with(f"{action}: must be show, measure or recommend", USAGE_ERROR)
+    if file is None:
+        raise exit_with(f"{action} needs a FILE", USAGE_ERROR)
+    if out is not None:
+        _check_drawing()
+    return file
 
 
 def _check_drawing() -> None:

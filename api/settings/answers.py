@@ -299,4 +299,4 @@ class ServerSettings(SettingsGroup):
     log_questions: bool = False
     """Show the text of questions in the log and on the live page."""
     price_per_million_tokens: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
-    """What a million tokens cost you, in any currency. The live page shows what the cache saved. Default: not shown."""
+    """Cost of a million tokens, for the savings that the live page shows."""
