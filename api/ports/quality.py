@@ -108,17 +108,21 @@ class LabelStore(Protocol):
     async def pooled(self, after: str, limit: int) -> tuple[Sequence[PooledLabel], str]:
         """Returns labels of all scopes after an id, oldest first, and the id to go on from. `after` "" begins."""
 
+    async def retracted(self, after: str) -> tuple[Sequence[str], str]:
+        """Returns the ids of pooled labels that were deleted after an id, and the id to go on from."""
+
     async def pairs(self, limit: int) -> Sequence[LabelledPair]:
         """Returns kept pairs of all scopes."""
 
 
 @dataclass(frozen=True, slots=True)
 class PooledLabel:
-    """A label with its scope and tenant, for the fit over all scopes."""
+    """A label with its scope and tenant, for the fit over all scopes. `id`: in the pool."""
 
     scope: str
     tenant: str
     label: Label
+    id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

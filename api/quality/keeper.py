@@ -225,13 +225,16 @@ class QualityKeeper:
                 self.rest = time.monotonic() + (time.monotonic() - began) / SHARE
 
     async def _read_labels(self) -> bool:
-        """Reads new labels. Returns whether some came since the last round."""
+        """Reads new labels, and which were deleted since. Returns whether there were some since the last round."""
         memory = self._memory
         while True:
             found, memory.after = await self._store_of_labels.pooled(memory.after, BATCH)
             memory.add(found)
             if len(found) < BATCH:
-                return bool(memory.changed)
+                break
+        retracted, memory.retracted_after = await self._store_of_labels.retracted(memory.retracted_after)
+        memory.remove(retracted)
+        return bool(memory.changed)
 
     async def learn(self) -> bool:
         """Runs one round and writes its result. Returns whether it was written. Raises `StoreUnavailable`."""
@@ -273,7 +276,7 @@ class _Memory:
     def __init__(self) -> None:
         self.labels: deque[PooledLabel] = deque(maxlen=LABELS)
         self.changed: Counter[str] = Counter()
-        self.after = ""
+        self.after = self.retracted_after = ""
         self.epoch: int | None = None
         self.before = Published()
         self._due = time.monotonic() + RENEW_SECONDS
@@ -288,6 +291,12 @@ class _Memory:
         for one in found:
             self.labels.append(one)
             self.changed[one.scope] += 1
+
+    def remove(self, retracted: Sequence[str]) -> None:
+        """Forgets labels that were deleted, such as that of a vote that another one has replaced."""
+        if gone := set(retracted):
+            self.changed += Counter(one.scope for one in self.labels if one.id in gone)
+            self.labels = deque((one for one in self.labels if one.id not in gone), LABELS)
 
     def done(self, changed: Counter[str], epoch: int, found: Assessment) -> None:
         """Ends a round. All scopes are changed if the level has changed, and else those that this round left out."""

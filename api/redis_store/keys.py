@@ -223,6 +223,16 @@ class Keys:
         return f"{self._tagged('labels', LABELS)}pairs"
 
     @property
+    def labelled_scopes(self) -> str:
+        """The scopes with labels, by the time of the newest one."""
+        return f"{self._tagged('labels', LABELS)}scopes"
+
+    @property
+    def retracted_labels(self) -> str:
+        """The labels that were deleted because another one replaced them."""
+        return f"{self._tagged('labels', LABELS)}retracted"
+
+    @property
     def shadow_calls(self) -> str:
         """The number of shadow calls in the current minute."""
         return f"{self._tagged('labels', LABELS)}shadow"

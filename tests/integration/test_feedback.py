@@ -428,6 +428,34 @@ async def test_a_vote_on_a_cached_answer_is_a_label_once_per_key(serve: Service,
     assert len(await labels(redis)) == 2
 
 
+async def test_a_bad_vote_that_turns_good_is_undone_on_every_worker(serve: Service, redis: Redis) -> None:
+    workers = [await serve(), await serve()]
+    await ask(workers[0], QUESTION)
+    hit = await ask(workers[0], PARAPHRASE)
+
+    async def known(count: int) -> bool:
+        shown = [(await one.get("/api/semantic-cache/quality")).json() for one in workers]
+        return [one["labels"]["feedback"] for one in shown] == [count, count]
+
+    assert await vote(workers[0], hit, "bad") == 202
+    await wait_until_async(lambda: known(1))
+    before = [await _epoch(one) for one in workers]
+    assert await vote(workers[1], hit, "good") == 202
+
+    async def have_learned() -> bool:
+        return all([await _epoch(one) != was for one, was in zip(workers, before, strict=True)])
+
+    await wait_until_async(have_learned)
+    await wait_until_async(lambda: known(1))  # the new vote counts instead of the old one, not beside it
+    assert [label[:2] for label in await labels(redis)] == [("feedback", "same")]
+    assert [await cached(one, PARAPHRASE) for one in workers] == ["semantic", "semantic"]
+
+
+async def _epoch(client: httpx.AsyncClient) -> str:
+    """Identifies what a worker knows."""
+    return str((await client.get("/api/semantic-cache/quality")).json()["at"])
+
+
 async def test_the_label_of_a_vote_knows_the_answers_nearby(serve: Service, redis: Redis, stub: StubOllama) -> None:
     client = await serve()
     stub.behaviour(answer="Your manager.", path="/api/chat")

@@ -16,9 +16,9 @@ from api.redis_store.stores import labels as module
 from api.redis_store.stores.cache.answers import RedisAnswerCache, own_group
 from api.redis_store.stores.cache.semantic_index import SemanticIndexes
 from api.redis_store.stores.fleet import CacheCounters
-from api.redis_store.stores.labels import LIFETIME_MS, RedisLabels
+from api.redis_store.stores.labels import LIFETIME_MS, RETRACTED_MS, SCOPE_LIFETIME_MS, RedisLabels
 from api.values import CachedAnswer, Usage
-from tests.support.replies import text
+from tests.support.replies import text, texts
 
 KEYS = Keys()
 SCOPE, OTHER = (f"{'a' * 10}-{digit * 24}" for digit in "12")
@@ -95,13 +95,57 @@ async def test_streams_are_bounded_and_live_on_with_each_write(
     for number in range(8):
         pair = LabelledPair(f"asked {number}", "cached", Verdict.SAME, SCOPE)
         await store.append(SCOPE, "t", label(number / 10), pair)
-    for key, most in ((KEYS.labels_of(SCOPE), 3), (KEYS.labels, 5), (KEYS.labelled_pairs, 2)):
+    bounds = (
+        (KEYS.labels_of(SCOPE), 3, SCOPE_LIFETIME_MS),
+        (KEYS.labels, 5, LIFETIME_MS),
+        (KEYS.labelled_pairs, 2, LIFETIME_MS),
+    )
+    for key, most, lifetime in bounds:
         assert await redis.xlen(key) == most
-        assert LIFETIME_MS - 60_000 < await redis.pttl(key) <= LIFETIME_MS
+        assert lifetime - 60_000 < await redis.pttl(key) <= lifetime
         await redis.pexpire(key, 1000)
     await store.append(SCOPE, "t", label())
     assert await redis.pttl(KEYS.labels) > 1000
     assert await redis.pttl(KEYS.labels_of(SCOPE)) > 1000
+
+
+async def test_only_so_many_scopes_have_labels_those_with_the_newest(
+    store: LabelStore, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SCOPES", 3)
+    scopes = [f"{'a' * 10}-{number:024}" for number in range(6)]
+    seconds, _ = await redis.time()
+    for number, scope in enumerate((*scopes[:3], scopes[0], *scopes[3:])):
+        await store.append(scope, "t", label())
+        await redis.zadd(KEYS.labelled_scopes, {KEYS.labels_of(scope): seconds * 1000 - 1000 + number})
+    kept = [scope for scope in scopes if await redis.exists(KEYS.labels_of(scope))]
+    assert kept == scopes[3:]
+    assert sorted(texts(await redis.zrange(KEYS.labelled_scopes, 0, -1))) == [KEYS.labels_of(scope) for scope in kept]
+    assert 0 < await redis.pttl(KEYS.labelled_scopes) <= SCOPE_LIFETIME_MS
+    assert len((await store.pooled("", 10))[0]) == 7, "the pool keeps the labels of all scopes"
+    await redis.zadd(KEYS.labelled_scopes, {KEYS.labels_of(scopes[3]): 1})
+    await store.append(scopes[5], "t", label())
+    assert await redis.zcard(KEYS.labelled_scopes) == 2, "what has expired leaves the list"
+
+
+async def test_a_retracted_label_is_gone_and_noted(
+    gate: HealthGatedRedis, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RETRACTED", 2)
+    store = RedisLabels(gate, KEYS)
+    names = [await store.add(SCOPE, "t", label(number / 10)) for number in range(4)]
+    ids = [one.id for one in (await store.pooled("", 10))[0]]
+    await store.retract(SCOPE, names[1])
+    assert [one.id for one in (await store.pooled("", 10))[0]] == [ids[0], *ids[2:]]
+    assert len(await store.of_scope(SCOPE, 10)) == 3
+    found, after = await store.retracted("")
+    assert found == [ids[1]]
+    assert await store.retracted(after) == ([], after)
+    for name in names[2:]:
+        await store.retract(SCOPE, name)
+    assert (await store.retracted(after))[0] == ids[2:]
+    assert await redis.xlen(KEYS.retracted_labels) == 2
+    assert 0 < await redis.pttl(KEYS.retracted_labels) <= RETRACTED_MS
 
 
 async def test_a_pair_is_kept_only_if_given_and_the_other_streams_contain_no_text(

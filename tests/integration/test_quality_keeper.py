@@ -238,6 +238,24 @@ async def test_another_version_is_guarded_at_once(gate: HealthGatedRedis, what: 
     assert one.view.published.model is None
 
 
+async def test_a_label_that_was_retracted_does_not_count_any_more(gate: HealthGatedRedis, redis: Redis) -> None:
+    one, other = worker(gate, "one"), worker(gate, "other")
+    store, bad = RedisLabels(gate, KEYS), replace(hits(1, 1)[0], source="feedback", probability=1.0)
+    names = [await store.add(SCOPES[0], "t", bad) for _ in range(2)]
+    await append(gate, misses(500))
+    await one.turn()
+    assert one.view.state().labels == {"feedback": 2, "miss": 500}
+    await store.retract(SCOPES[0], names[0])
+    one.keeper.rest = 0.0
+    await one.turn()
+    await other.keeper.follow()
+    assert other.view.state().labels == one.view.state().labels == {"feedback": 1, "miss": 500}
+    await redis.delete(KEYS.quality_lease)  # another worker reads all labels, and what was retracted long ago
+    await append(gate, misses(1))
+    await other.turn()
+    assert other.view.state().labels == {"feedback": 1, "miss": 501}
+
+
 async def test_only_the_leases_holder_writes(gate: HealthGatedRedis, redis: Redis) -> None:
     one, other = worker(gate, "one"), worker(gate, "other")
     await append(gate, misses(500))

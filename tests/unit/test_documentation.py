@@ -199,6 +199,7 @@ def key_patterns() -> set[str]:
         keys.corpus_embedders,
         keys.cache_deleted,
         *(keys.labels, keys.labels_of("<scope>"), keys.labelled_pairs, keys.shadow_calls),
+        *(keys.labelled_scopes, keys.retracted_labels),
         *(keys.quality, keys.quality_of("<scope>"), keys.quality_lease),
         *(keys.verifier, keys.verifier_model("<version>")),
         keys.embedding_lease("<embedder>"),
@@ -235,6 +236,7 @@ def test_the_keys_page_has_the_names_on_a_cluster() -> None:
         *(keys.corpus_embedders, keys.embedding_lease("<embedder>"), keys.corpus_schema),
         *(keys.worker("<id>"), keys.workers, keys.backend("<name>"), keys.digests("<name>")),
         *(keys.labels, keys.labels_of("<scope>"), keys.labelled_pairs, keys.shadow_calls),
+        *(keys.labelled_scopes, keys.retracted_labels),
         *(keys.quality, keys.quality_of("<scope>"), keys.quality_lease),
         *(keys.verifier, keys.verifier_model("<version>")),
     }
@@ -247,7 +249,7 @@ def test_key_patterns_covers_every_key_method() -> None:
     fields = {"prefix", "cache_partitions", "cluster", "partition", "partitions"}
     assert spelled(Keys) - fields == {
         *("breaker", "bulkhead", "cache_entry", "cache_stats", "cache_stats_batch"),
-        *("labels", "labels_of", "labelled_pairs", "shadow_calls"),
+        *("labels", "labels_of", "labelled_pairs", "shadow_calls", "labelled_scopes", "retracted_labels"),
         *("quality", "quality_of", "quality_lease"),
         *("verifier", "verifier_model"),
         *("worker", "workers", "embedder"),

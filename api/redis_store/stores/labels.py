@@ -14,14 +14,21 @@ from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import Keys
 from api.redis_store.scripts import script
 
-OF_SCOPE: Final = 1_000
-"""Labels of a scope. More than a fit needs; about 150 kB."""
+OF_SCOPE: Final = 500
+"""Labels of a scope, for explain; about 75 kB."""
+SCOPES: Final = 500
+"""Scopes that have such labels."""
+SCOPE_LIFETIME_MS: Final = 2 * 24 * 3600 * 1000
+"""How long a scope's labels live after its last one."""
+RETRACTED: Final = 1_000
+"""Deleted labels that are noted, for `RETRACTED_MS`: the keeper looks every second."""
+RETRACTED_MS: Final = 3600 * 1000
 POOLED: Final = 20_000
 """Labels of all scopes; about 3 MB."""
 PAIRS: Final = 20_000
 """Pairs of questions, enough to train a verifier; about 5 MB."""
 LIFETIME_MS: Final = 30 * 24 * 3600 * 1000
-"""How long labels live after the last one of their stream."""
+"""How long the labels of all scopes and the pairs live after the last one."""
 MINUTE_MS: Final = 60_000
 SOURCES: Final[Mapping[str, LabelSource]] = {"shadow": "shadow", "miss": "miss", "feedback": "feedback"}
 PAIR_TEXT: Final = 2_000
@@ -45,16 +52,25 @@ class RedisLabels:
     async def add(self, scope: str, tenant: str, label: Label, pair: LabelledPair | None = None) -> str:
         """Does what `append` does, and returns the label's name for `retract`."""
         fields = _flat(_fields(scope, tenant, label))
-        limits = [LIFETIME_MS, OF_SCOPE, POOLED, PAIRS]
+        limits = [LIFETIME_MS, SCOPE_LIFETIME_MS, OF_SCOPE, POOLED, PAIRS, SCOPES]
         arguments = [*limits, len(fields) // 2, *fields, *(_flat(_pair_fields(tenant, pair)) if pair else ())]
-        keys = [self._keys.labels_of(scope), self._keys.labels, self._keys.labelled_pairs]
+        known = self._keys
+        keys = [known.labels_of(scope), known.labels, known.labelled_pairs, known.labelled_scopes]
         ids = await self._redis.run("append_label", partial(self._append, keys, arguments))
         return " ".join(name.decode() for name in ids)
 
     async def retract(self, scope: str, name: str) -> None:
         """Deletes a label, because another one replaces it."""
-        keys = [self._keys.labels_of(scope), self._keys.labels]
-        await self._redis.run("append_label", partial(self._retract, keys, name.split()))
+        keys = [self._keys.labels_of(scope), self._keys.labels, self._keys.retracted_labels]
+        arguments: list[str | int] = [*name.split(), RETRACTED, RETRACTED_MS]
+        await self._redis.run("append_label", partial(self._retract, keys, arguments))
+
+    async def retracted(self, after: str) -> tuple[Sequence[str], str]:
+        """Returns the IDs of labels that were deleted from the pool, and where to continue. `after` "" begins."""
+        first = f"({after}" if after else "-"
+        key = self._keys.retracted_labels
+        found: Any = await self._redis.run("read_labels", lambda client: client.xrange(key, first, count=RETRACTED))
+        return [fields[b"label"].decode() for _, fields in found], found[-1][0].decode() if found else after
 
     async def of_scope(self, scope: str, limit: int) -> Sequence[Label]:
         """Returns the newest labels of a scope, newest first."""
@@ -130,7 +146,7 @@ def _read(reply: Any) -> PooledLabel | None:
     """Returns None for a label of a later release that cannot be read."""
     try:
         at, fields = _named(reply)
-        return PooledLabel(fields["scope"], fields["tenant"], _label(at, fields))
+        return PooledLabel(fields["scope"], fields["tenant"], _label(at, fields), at)
     except (KeyError, ValueError, AttributeError):
         return None
 
