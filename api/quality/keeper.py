@@ -4,8 +4,9 @@ One worker has the lease: the keeper. It reads new labels, decides (`api.quality
 the result. A write is refused if the lease or the stored epoch has changed, so a paused keeper cannot undo another's
 work.
 
-Every worker follows: it asks for a new epoch each second, in the background, so look-ups cost no round trip. Models of
-scopes are loaded when a look-up first needs them.
+Every worker follows: it reads a new epoch when a message announces it, and looks each second in case the message was
+lost. Both happen in the background, so look-ups cost no round trip. Models of scopes are loaded when a look-up first
+needs them.
 """
 
 from __future__ import annotations
@@ -151,7 +152,7 @@ class QualityView:
 
 
 class QualityKeeper:
-    """Follows for this worker, and learns for the fleet while it has the lease."""
+    """Follows for this worker, and learns for the fleet while it has the lease. `changed` is set by messages."""
 
     def __init__(
         self,
@@ -161,6 +162,7 @@ class QualityKeeper:
         lease: LeaderLease,
         telemetry: Telemetry,
         versions: Named,
+        changed: asyncio.Event | None = None,
     ) -> None:
         self._view = view
         self._store = store
@@ -168,6 +170,7 @@ class QualityKeeper:
         self._lease = lease
         self._telemetry = telemetry
         self._versions = versions
+        self._changed = changed or asyncio.Event()
         self._memory = _Memory()
         self._log = structlog.get_logger("ragherd.quality")
         self.rest = self._try_next = 0.0
@@ -175,16 +178,22 @@ class QualityKeeper:
 
     async def keep_following(self) -> None:
         """Follows and learns forever. Runs as a task of the worker."""
+        learns = 0.0
         while True:
+            self._changed.clear()
             try:
                 await self.follow()
-                await self.learn_if_due()
+                if time.monotonic() >= learns:
+                    learns = time.monotonic() + POLL_SECONDS
+                    await self.learn_if_due()
             except StoreUnavailable:
                 pass  # the client reports it
             except Exception:  # noqa: BLE001 - a bug in learning must not stop the worker from following
                 self._log.exception("quality_failed")
                 self.rest = time.monotonic() + RENEW_SECONDS
-            await asyncio.sleep(POLL_SECONDS)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(POLL_SECONDS):
+                    await self._changed.wait()
 
     async def follow(self) -> None:
         """Adopts what is stored, and loads the models that look-ups wanted. Raises `StoreUnavailable`."""

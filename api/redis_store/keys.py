@@ -209,6 +209,11 @@ class Keys:
         return self.quality_of("keeper")
 
     @property
+    def quality_channel(self) -> str:
+        """The channel that tells all workers of a new epoch."""
+        return f"{self.prefix}quality:changed"
+
+    @property
     def labels(self) -> str:
         """The labels of all scopes."""
         return f"{self.prefix}labels:{{{LABELS}}}" if self.cluster else f"{self.prefix}labels"

@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import cache
 from importlib.resources import files
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple, TypeVar
 
 from redis.asyncio import Redis
@@ -99,20 +100,26 @@ Reader = Callable[[float], AbstractAsyncContextManager[Redis]]
 """Opens a separate client for reads that block for up to this many seconds."""
 
 
-async def messages(reader: Reader, channel: str) -> AsyncIterator[str | None]:
+Signals = Mapping[str, Callable[[], None]]
+"""What to call at each message of a channel, and when the subscription is established: earlier messages are lost."""
+
+
+async def messages(reader: Reader, channel: str, signals: Signals = MappingProxyType({})) -> AsyncIterator[str | None]:
     """Yields each message of a channel, and None each time the subscription is established.
 
-    Raises `StoreUnavailable` when the connection is lost.
+    The same connection listens to the channels of `signals`. Raises `StoreUnavailable` when it is lost.
     """
     try:
         async with reader(IDLE_SECONDS) as client, client.pubsub() as subscribed:
-            await subscribed.subscribe(channel)
+            await subscribed.subscribe(channel, *signals)
             while True:
                 message = await _next_message(subscribed)
-                if message["type"] == "subscribe":
-                    yield None
-                elif message["type"] == "message":
-                    yield message["data"]
+                if message["type"] not in ("subscribe", "message"):
+                    continue
+                if message["channel"] in signals:
+                    signals[message["channel"]]()
+                else:
+                    yield message["data"] if message["type"] == "message" else None
     except (RedisError, OSError, TimeoutError) as error:
         raise StoreUnavailable(str(error)) from error
 

@@ -87,6 +87,7 @@ class CacheParts:
         log_questions = settings.server.log_questions
         self.telemetry = WorkerTelemetry(metrics, self.counters, self.served, self.recent, log_questions=log_questions)
         self.verifier: OnnxVerifier | None = None
+        self.quality_changed = asyncio.Event()
 
     async def open_verifier(self, stack: AsyncExitStack) -> None:
         """Opens the verifier if there is one. Raises `SettingsError` if SEMANTIC_CACHE_VERIFIER_PATH is wrong."""
@@ -226,7 +227,8 @@ async def open_cache(
     async with AsyncExitStack() as stack:
         with suppress(StoreUnavailable):
             await parts.indexes.prepare(embedder)
-        store = RedisFlightStore(parts.client, partial(blocking_reader, address), parts.keys, parts.worker)
+        signals = {parts.keys.quality_channel: parts.quality_changed.set}
+        store = RedisFlightStore(parts.client, partial(blocking_reader, address), parts.keys, parts.worker, signals)
         budget = CacheBudget(parts.settings.redis.request_budget)
         stack.push_async_callback(budget.aclose)
         flights = FleetFlights(store, parts.settings.cache.coalesce_timeout, parts.telemetry)
@@ -362,7 +364,7 @@ def _quality_keeper(parts: CacheParts, view: QualityView, embedder: Embedder) ->
             known = replace(known, embedder=(await embedder.identity()).fingerprint)
         return replace(known, verifier=parts.verifier.digest if parts.verifier else "")
 
-    return QualityKeeper(view, store, labels, lease, parts.telemetry, versions)
+    return QualityKeeper(view, store, labels, lease, parts.telemetry, versions, parts.quality_changed)
 
 
 def _languages(embedder: EmbedderSettings) -> Languages:

@@ -250,7 +250,7 @@ def test_key_patterns_covers_every_key_method() -> None:
     assert spelled(Keys) - fields == {
         *("breaker", "bulkhead", "cache_entry", "cache_stats", "cache_stats_batch"),
         *("labels", "labels_of", "labelled_pairs", "shadow_calls", "labelled_scopes", "retracted_labels"),
-        *("quality", "quality_of", "quality_lease"),
+        *("quality", "quality_of", "quality_lease", "quality_channel"),
         *("verifier", "verifier_model"),
         *("worker", "workers", "embedder"),
         *("prober", "backend", "warm_up", "retries", "janitor"),

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from redis.asyncio import Redis
@@ -15,7 +16,7 @@ from api.errors import StoreUnavailable
 from api.ports.answer_cache import Claim
 from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import Keys
-from api.redis_store.scripts import Reader, messages, script
+from api.redis_store.scripts import Reader, Signals, messages, script
 from api.single_flight.flight import KEPT_MS, LEASE_MS, FlightMessage, FlightRole, Joined, Record, RenewableClaim
 from api.values import FlightKey
 
@@ -23,14 +24,23 @@ from api.values import FlightKey
 class RedisFlightStore:
     """Flights in Redis.
 
-    `reader` opens a separate client for messages. Every method but `claim` raises `StoreUnavailable`.
+    `reader` opens a separate client for messages; `signals` are others that it receives. Every method but `claim`
+    raises `StoreUnavailable`.
     """
 
-    def __init__(self, redis: HealthGatedClients, reader: Reader, keys: Keys, worker: str) -> None:
+    def __init__(
+        self,
+        redis: HealthGatedClients,
+        reader: Reader,
+        keys: Keys,
+        worker: str,
+        signals: Signals = MappingProxyType({}),
+    ) -> None:
         self._redis = redis
         self._reader = reader
         self._keys = keys
         self._worker = worker
+        self._signals = signals
         self._channel = keys.flight_channel("")
         self._join = self._script("join")
         self._publish = self._script("publish")
@@ -127,7 +137,7 @@ class RedisFlightStore:
 
     async def messages(self) -> AsyncIterator[FlightMessage | None]:
         """Yields messages about this worker's flights, and None each time the subscription is established."""
-        async for text in messages(self._reader, self._channel + self._worker):
+        async for text in messages(self._reader, self._channel + self._worker, self._signals):
             what, _, flight = (text or "").partition(" ")
             yield FlightMessage(what, flight) if text else None
 

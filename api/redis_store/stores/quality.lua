@@ -17,7 +17,7 @@ return {tonumber(epoch), redis.call('HGET', KEYS[1], 'state')}
 -- name: publish
 -- Writes a new state and models of scopes, if the writer has the lease and knows the stored state.
 -- KEYS[1] hash the quality   KEYS[2] string the lease   KEYS[3...] strings the models
--- ARGV: worker, known epoch, lifetime_ms, state, model ...
+-- ARGV: worker, known epoch, lifetime_ms, state, channel that tells the workers, model ...
 -- Returns the new epoch; 0 if another worker has the lease or has written.
 if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
 local epoch = tonumber(redis.call('HGET', KEYS[1], 'epoch') or 0)
@@ -26,7 +26,8 @@ if epoch ~= tonumber(ARGV[2]) then return 0 end
 epoch = math.max(epoch + 1, now_ms())
 redis.call('HSET', KEYS[1], 'epoch', int(epoch), 'state', ARGV[4])
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
-for i = 3, #KEYS do redis.call('SET', KEYS[i], ARGV[i + 2], 'PX', ARGV[3]) end
+for i = 3, #KEYS do redis.call('SET', KEYS[i], ARGV[i + 3], 'PX', ARGV[3]) end
+redis.call('PUBLISH', ARGV[5], int(epoch))
 return int(epoch)
 
 -- name: activate_verifier

@@ -51,7 +51,14 @@ class RedisQuality:
         Returns None if another epoch is stored, or if this worker has lost the lease.
         """
         keys = [self._keys.quality, self._keys.quality_lease, *map(self._keys.quality_of, scopes)]
-        arguments: list[Any] = [self._worker, after, STATE_LIFETIME_MS, text, *scopes.values()]
+        arguments: list[Any] = [
+            self._worker,
+            after,
+            STATE_LIFETIME_MS,
+            text,
+            self._keys.quality_channel,
+            *scopes.values(),
+        ]
         reply: Any = await self._redis.run("quality_publish", partial(self._publish, keys, arguments))
         return int(reply) or None
 
