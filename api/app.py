@@ -15,6 +15,7 @@ from api.endpoints import (
     description,
     documents,
     health,
+    history,
     ollama_api,
     openai_api,
     problems,
@@ -58,6 +59,7 @@ def create_app(settings: Settings) -> FastAPI:
         health.reports_router,
         description.router,
         dashboard.router,
+        history.router,
     )
     app.state.metrics = metrics
     for router in (

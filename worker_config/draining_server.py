@@ -247,6 +247,7 @@ class DrainingWorker(UvicornWorker):  # type: ignore[misc]  # untyped library
         self.config.app = app
         state = self.wsgi.state
         state.draining = False
+        state.replaces = self.age > self.cfg.workers  # the first workers of a master have the ages 1, 2, ...
         guard = ConnectionGuard(self.limits, state.metrics)
         self.config.http = partial(TimedProtocol, guard=guard)
         server = DrainingServer(

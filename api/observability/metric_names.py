@@ -400,6 +400,15 @@ REDIS_SHARDS_UP = MetricSpec(
 )
 REDIS_ERRORS = MetricSpec("ragherd_redis_errors_total", "counter", "Failed Redis operations.", ("operation",))
 
+HISTORY_MINUTES = MetricSpec(
+    "ragherd_history_minutes_total", "counter", "Minutes of the history that were written, each once."
+)
+HISTORY_LOST = MetricSpec(
+    "ragherd_history_lost_minutes_total",
+    "counter",
+    "Minutes that a worker dropped because Redis was down.",
+)
+
 WORKERS_REPLACED = MetricSpec(
     "ragherd_workers_replaced_total",
     "counter",

@@ -434,6 +434,14 @@ class Metrics:
         """Counts a failed operation on Redis. `operation` is one of a few names, never a key."""
         self._families[names.REDIS_ERRORS][(operation,)].inc()
 
+    def history_written(self) -> None:
+        """Counts a minute of the history."""
+        self._families[names.HISTORY_MINUTES][()].inc()
+
+    def history_lost(self) -> None:
+        """Counts a minute whose counts were dropped."""
+        self._families[names.HISTORY_LOST][()].inc()
+
     # -- for scrapes --------------------------------------------------------------------------------------------------
 
     def exposition(self, accept: str = "") -> tuple[bytes, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import TYPE_CHECKING, Any, Literal
 
 import structlog
@@ -15,6 +16,7 @@ from api.errors import (
     UpstreamError,
     VerifierUnavailable,
 )
+from api.observability.history import BOUNDS, MinuteCounts
 from api.observability.metric_names import FlightEvent, QuarantineChange, Stage
 from api.observability.metrics import Metrics
 from api.ports.answer_cache import Invalidation, Swept, Vote, Voted
@@ -47,6 +49,7 @@ class WorkerTelemetry(Telemetry):
         counters: CacheCounters,
         served: ServedAnswers | None = None,
         recent: RecentOutcomes | None = None,
+        history: MinuteCounts | None = None,
         *,
         log_questions: bool,
     ) -> None:
@@ -55,6 +58,7 @@ class WorkerTelemetry(Telemetry):
         self._wake_served = served.wake if served is not None else _not_remembered
         self._metrics = metrics
         self._counters = counters
+        self._history = history
         self._log_questions = log_questions
         self._queries = structlog.get_logger("ragherd.query")
         self._cache = structlog.get_logger("ragherd.cache")
@@ -75,6 +79,8 @@ class WorkerTelemetry(Telemetry):
         total, stages = round(answered.timings.total * 1000, 3), _stages(answered.timings)
         self._queries.info("query", **self._facts(query), cache=answered.status, kind=kind, ms=total)
         self._metrics.query_answered(answered.status, kind, stages)
+        if self._history is not None:
+            self._history.open[answered.status.value, kind, bisect_left(BOUNDS, answered.timings.total)] += 1
         if answered.status is CacheStatus.HIT and kind is not None:
             self._metrics.cache_looked_up(kind)
             self._counters.add(f"{kind}_hits")
@@ -95,6 +101,9 @@ class WorkerTelemetry(Telemetry):
     def generated(self, usage: Usage, *, stored: bool) -> None:
         """Counts the tokens, once for all callers of a flight."""
         self._metrics.generated(usage)
+        if self._history is not None:
+            self._history.open["tokens:prompt"] += usage.prompt_tokens
+            self._history.open["tokens:completion"] += usage.completion_tokens
         if stored:
             self._metrics.cache_stored()
 
@@ -102,6 +111,9 @@ class WorkerTelemetry(Telemetry):
         """Counts and logs the error."""
         self.requests += 1
         self._metrics.query_failed()
+        if self._history is not None:
+            self._history.open["queries:error"] += 1
+            self._history.open[f"errors:{error.slug}"] += 1
         question = query.question if self._log_questions else ""
         self._note_outcome(("error", None, None, None, query.model, error.slug, question))
         facts = {**self._facts(query), "status": error.status, "error": error.slug, **error.members}
@@ -111,6 +123,8 @@ class WorkerTelemetry(Telemetry):
         """Counts and logs the disconnect."""
         self.requests += 1
         self._metrics.query_left()
+        if self._history is not None:
+            self._history.open["queries:left"] += 1
         question = query.question if self._log_questions else ""
         self._note_outcome(("left", None, None, None, query.model, "", question))
         self._queries.info("query_left", **self._facts(query), status=CLIENT_CLOSED_REQUEST)
@@ -219,6 +233,8 @@ class WorkerTelemetry(Telemetry):
     def bulkhead_rejected(self, bulkhead: str, reason: BulkheadReason) -> None:
         """Counts the rejection."""
         self._metrics.bulkhead_rejected(bulkhead, reason)
+        if self._history is not None:
+            self._history.open[f"rejected:{reason}"] += 1
 
     def bulkhead_store_lost(self, bulkhead: str, limit: int) -> None:
         """Logs one line per outage."""

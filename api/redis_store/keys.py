@@ -251,6 +251,24 @@ class Keys:
         """The number of a worker's last batch of counters. The braces keep it on the same shard."""
         return f"{self.prefix}stats:batch:{{{self.cache_stats}}}:{worker}"
 
+    @property
+    def _history(self) -> str:
+        """The common prefix of the history: in the slot of the counters, because one script adds to both."""
+        return self._tagged("history", self.cache_stats)
+
+    def history_hour(self, hour: str) -> str:
+        """The figures of an hour, by minute."""
+        return f"{self._history}{hour}"
+
+    def history_minute(self, minute: str) -> str:
+        """What workers have counted in a minute."""
+        return f"{self._history}live:{minute}"
+
+    @property
+    def history_lease(self) -> str:
+        """The lease to write the history."""
+        return f"{self._history}keeper"
+
     def worker(self, worker: str) -> str:
         """One live worker."""
         return f"{self._tagged('worker', FLEET)}{worker}"

@@ -296,6 +296,11 @@ class ServerSettings(SettingsGroup):
 
     Redis remembers each answer that went out for this time: at most 10,000 a minute, and a million in all.
     """
+    history_enabled: bool = True
+    """Keep the fleet's figures of each minute in Redis for 48 hours.
+
+    They are shown by `GET /api/history`.
+    """
     log_questions: bool = False
     """Show the text of questions in the log and on the live page."""
     price_per_million_tokens: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None

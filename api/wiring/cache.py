@@ -15,6 +15,7 @@ from api.embedders.verifier import OnnxVerifier
 from api.errors import EmbeddingUnavailable, StoreUnavailable
 from api.knowledge.retrieval import Retriever
 from api.languages.identify import ONLY_ENGLISH, Languages, languages_of
+from api.observability.history import MinuteCounts
 from api.observability.metrics import Metrics
 from api.observability.worker_telemetry import WarmUpTelemetry, WorkerTelemetry
 from api.ports.inference import Embedder, ModelDigests
@@ -79,13 +80,16 @@ class CacheParts:
         self.keys = Keys(*settings.key_layout)
         self.max_size = settings.partition_size
         self.indexes = SemanticIndexes(client, self.keys, algorithm_for(self.max_size))
-        self.counters = CacheCounters(client, self.keys, worker)
+        self.history = MinuteCounts(metrics.history_lost) if settings.server.history_enabled else None
+        self.counters = CacheCounters(client, self.keys, worker, self.history)
         self.served = ServedAnswers(
             client, self.keys, round(settings.server.feedback_ttl * 1000), metrics.feedback_left_out
         )
         self.recent = RecentOutcomes(client, self.keys, worker)
         log_questions = settings.server.log_questions
-        self.telemetry = WorkerTelemetry(metrics, self.counters, self.served, self.recent, log_questions=log_questions)
+        self.telemetry = WorkerTelemetry(
+            metrics, self.counters, self.served, self.recent, self.history, log_questions=log_questions
+        )
         self.verifier: OnnxVerifier | None = None
         self.quality_changed = asyncio.Event()
 

@@ -25,6 +25,7 @@ from api.endpoints.health import AppState, Reachability
 from api.endpoints.streaming import Streaming
 from api.errors import SettingsError
 from api.knowledge.chunking import estimated_tokens
+from api.observability.history_keeper import HistoryKeeper, HistoryReader, Observed
 from api.observability.logs import configure_logging
 from api.observability.metrics import Metrics
 from api.observability.worker_facts import LoopLag, WorkerFacts
@@ -32,7 +33,8 @@ from api.observability.worker_telemetry import WorkerTelemetry
 from api.query.labels import SpareTime
 from api.redis_store.keys import Keys
 from api.redis_store.schema import SCHEMA, FleetSchema
-from api.redis_store.stores.fleet import WorkerRegistry
+from api.redis_store.stores.fleet import RedisLeaderLease, WorkerRegistry
+from api.redis_store.stores.history import RedisHistory
 from api.settings import Settings
 from api.wiring.backends import WorkerBackends, open_backends
 from api.wiring.cache import CacheParts, WorkerCache, open_cache
@@ -57,7 +59,8 @@ def lifespan(settings: Settings, worker: str, metrics: Metrics) -> Lifespan:
         configure_logging(settings.server.log_level)
         async with AsyncExitStack() as stack:
             try:
-                state = await _Worker(settings, worker, metrics, stack).open()
+                opening = _Worker(settings, worker, metrics, stack)
+                state = await opening.open(replaces=getattr(app.state, "replaces", False))
             except SettingsError as error:
                 # A wrong model file is detected only here, and uvicorn would log the whole traceback.
                 structlog.get_logger("ragherd.worker").error("settings_wrong", message=str(error))
@@ -83,8 +86,11 @@ class _Worker:
         self._keys = Keys(*settings.key_layout)
         self._registry: WorkerRegistry | None = None
 
-    async def open(self) -> AppState:
-        """Opens everything, registers this worker with the fleet, and starts its background tasks."""
+    async def open(self, *, replaces: bool) -> AppState:
+        """Opens everything, registers this worker with the fleet, and starts its background tasks.
+
+        `replaces`: it replaces an earlier worker of its replica.
+        """
         background = await self._stack.enter_async_context(Background())
         redis = await self._stack.enter_async_context(open_redis(self._settings, self._metrics))
         client = redis.main.client
@@ -123,9 +129,34 @@ class _Worker:
             background.start(forever)
         for forever in (schema.keep_agreeing, *redis.tasks(), *backends.tasks(), *cache.tasks()):
             background.start(forever)
+        history = await self._open_history(parts, backends, cache, registry, replaces=replaces)
         backends.warm_up.start_all()
         self._log.info("worker_started", worker=self._id, redis=client.is_up, version=__version__)
-        return self._state(redis, backends, parts, knowledge, cache, facts, registry)
+        return self._state(redis, backends, parts, knowledge, cache, facts, registry, history)
+
+    async def _open_history(
+        self,
+        parts: CacheParts,
+        backends: WorkerBackends,
+        cache: WorkerCache,
+        registry: WorkerRegistry,
+        *,
+        replaces: bool,
+    ) -> HistoryReader | None:
+        """Starts to keep the history, unless it is disabled. Counts this worker's start."""
+        if parts.history is None:
+            return None
+        parts.history.open["started"] += 1
+        if replaces:
+            parts.history.open["restarts"] += 1
+        store = RedisHistory(parts.client, self._keys, self._id)
+        size = self._settings.pool.max_size * len(self._settings.ollama.base_urls)
+        observed = Observed(registry.live, size, backends.bulkheads, backends.breakers, cache.quality)
+        lease = RedisLeaderLease(parts.client, self._keys.history_lease, self._id)
+        keeper = HistoryKeeper(store, lease, observed, self._pace, self._metrics.history_written)
+        self._stack.push_async_callback(keeper.leave)
+        (await self._stack.enter_async_context(Background())).start(keeper.keep)
+        return HistoryReader(store, observed, next(iter(backends.breakers)))
 
     async def _agreed(self, redis: WorkerRedis) -> FleetSchema:
         """Connects to Redis and agrees with the fleet on the layout of keys."""
@@ -179,6 +210,7 @@ class _Worker:
         cache: WorkerCache,
         facts: WorkerFacts,
         registry: WorkerRegistry,
+        history: HistoryReader | None,
     ) -> AppState:
         client = redis.main.client
         return AppState(
@@ -203,6 +235,7 @@ class _Worker:
             quality=cache.quality,
             warm_ups=cache.warm_ups,
             live_workers=registry.live,
+            history=history.read if history is not None else None,
             recent=parts.recent.latest,
             price_per_million_tokens=self._settings.server.price_per_million_tokens,
             reachability=Reachability(

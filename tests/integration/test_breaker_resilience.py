@@ -269,6 +269,7 @@ class LosesReplies:
         self._gate = gate
         self.client = gate.client
         self.loses = False
+        self.is_up = True
 
     def of(self, _: str) -> LosesReplies:
         return self

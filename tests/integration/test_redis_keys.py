@@ -56,6 +56,7 @@ def _pattern(key: str) -> re.Pattern[str]:
         "<revision>": "[0-9]+",
         "<number>": "[0-9]+",
         "<minute>": "[0-9]+",
+        "<hour>": r"\d{4}-\d\d-\d\dT\d\d",
     }
     spelled = (free.get(part, "[^:{}]+") if part.startswith("<") else re.escape(part) for part in parts)
     return re.compile("".join(spelled))
@@ -95,6 +96,7 @@ async def assert_fields_as_listed(redis: Redis, key: str, row: Listed) -> None:
     made_up = (
         r"(embedded|done):[0-9a-f]{10}|[0-9a-f]{10}:[0-9]+|\d+:(ok|slow|fail|slowfail|calls|retries)"
         r"|[0-9a-f]{32}|(vote|label):[0-9a-f]{16}"  # request IDs, voters
+        r"|(queries|hits|latency|errors|tokens|rejected|pool|bulkhead):.+|\d\d"  # figures of a minute, its number
         r"|(tenant|question|source|corpus|error|follower|last_evicted|(rag|mine):cache):.+|[^ ]+:latest"
     )
     assert [name for name in unlisted if not re.fullmatch(made_up, name)] == [], key
@@ -153,14 +155,21 @@ async def test_every_key_is_listed_with_its_type_and_its_lifetime(
     client, other = fleet
     await drive(client, other, stub)
     await ask(fleet[0], "And once it is closed?")
-    written_soon = ("rag:stats:cache", "rag:cb:{ollama}:window", "rag:stats:retries", "rag:warmup:ollama", "rag:prober")
+    written_soon = (
+        "rag:history:keeper",
+        "rag:stats:cache",
+        "rag:cb:{ollama}:window",
+        "rag:stats:retries",
+        "rag:warmup:ollama",
+        "rag:prober",
+    )
     for key in (*written_soon, "rag:backend:ollama"):
         await wait_until_async(partial(redis.exists, key))
     seen = {pattern.pattern for pattern in await assert_as_listed(redis, rows)}
     unseen = {row.pattern.pattern for row in rows} - seen
     passing = (":draft", ":work", "corpus:work", "upload:[^:{}]+", "embedding:[^:{}]+")
     transient = (*passing, ":permits", "bulkhead:\\{[^:{}]+\\}", ":queue", ":waiting", "warm:jobs")
-    elsewhere = ("rag:flight:", "rag:condensed:", "rag:labels", "rag:quality", "rag:verifier")
+    elsewhere = ("rag:history:\\d{4}", "rag:flight:", "rag:condensed:", "rag:labels", "rag:quality", "rag:verifier")
     assert [name for name in unseen if not name.startswith(elsewhere) and not name.endswith(transient)] == [], (
         "listed, and never written"
     )

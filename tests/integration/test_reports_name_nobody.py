@@ -19,6 +19,7 @@ REPORTS = (
     "/api/circuit-breaker/metrics",
     "/api/circuit-breaker/recovery",
     "/api/connection-pool/metrics",
+    "/api/history",
     "/api/semantic-cache/metrics",
     "/api/workers",
     "/health",

@@ -52,12 +52,19 @@ def touched_together(keys: Keys, scope: str) -> list[list[str]]:
         keys.bulkhead("ollama"),
         [keys.labels, keys.labels_of(scope), keys.labelled_pairs],
         [keys.quality, keys.quality_of(scope), keys.quality_lease],
+        [
+            keys.cache_stats,
+            keys.cache_stats_batch("w"),
+            keys.history_hour("2026-11-28T15"),
+            keys.history_minute("2026-11-28T15-07"),
+            keys.history_lease,
+        ],
     ]
 
 
 @pytest.mark.parametrize("scope", SCOPES[:20])
 def test_keys_of_one_script_share_a_slot(scope: str) -> None:
-    assert [len({key_slot(key.encode()) for key in group}) for group in touched_together(CLUSTER, scope)] == [1] * 11
+    assert [len({key_slot(key.encode()) for key in group}) for group in touched_together(CLUSTER, scope)] == [1] * 12
 
 
 def test_scopes_spread_evenly_and_stably_over_partitions() -> None:
@@ -75,9 +82,9 @@ def test_hash_tags_appear_only_in_partitioned_cache_keys() -> None:
             for group in groups
         ]
 
-    assert tagged(ON_ONE) == [False] * 11
-    assert tagged(Keys(cache_partitions=2)) == [True, True, *[False] * 9]
-    assert tagged(Keys(cache_partitions=1, cluster=True)) == [*[True] * 7, False, False, True, True]
+    assert tagged(ON_ONE) == [False] * 12
+    assert tagged(Keys(cache_partitions=2)) == [True, True, *[False] * 10]
+    assert tagged(Keys(cache_partitions=1, cluster=True)) == [*[True] * 7, False, False, True, True, False]
 
 
 def test_an_entry_belongs_to_one_partition() -> None:

@@ -177,6 +177,7 @@ def key_patterns() -> set[str]:
         keys.worker("<id>"),
         keys.workers,
         keys.cache_stats_batch("<worker>"),
+        *(keys.history_hour("<hour>"), keys.history_minute("<hour>-<minute>"), keys.history_lease),
         keys.embedder("<model>"),
         keys.prober,
         keys.backend("<name>"),
@@ -239,6 +240,7 @@ def test_the_keys_page_has_the_names_on_a_cluster() -> None:
         *(keys.labelled_scopes, keys.retracted_labels),
         *(keys.quality, keys.quality_of("<scope>"), keys.quality_lease),
         *(keys.verifier, keys.verifier_model("<version>")),
+        *(keys.history_hour("<hour>"), keys.history_minute("<hour>-<minute>"), keys.history_lease),
     }
 
 
@@ -253,6 +255,7 @@ def test_key_patterns_covers_every_key_method() -> None:
         *("quality", "quality_of", "quality_lease", "quality_channel"),
         *("verifier", "verifier_model"),
         *("worker", "workers", "embedder"),
+        *("history_hour", "history_minute", "history_lease"),
         *("prober", "backend", "warm_up", "retries", "janitor"),
         *("cache_warm_up", "cache_warm_ups"),
         *("document", "document_text", "document_draft", "document_work", "document_chunks"),

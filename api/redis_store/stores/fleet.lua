@@ -4,6 +4,7 @@
 --   hash    rag:stats:cache                               counter -> count
 --   string  rag:stats:batch:{rag:stats:cache}:<worker>    number of the worker's last batch
 --   hash    rag:stats:retries                             <bucket>:calls, <bucket>:retries -> count
+--   hash    rag:history:live:<hour>-<minute>              count of one minute -> number
 --   string  a lease's key                                 the worker that has the lease; it expires with the lease
 
 -- name: renew_worker
@@ -21,15 +22,21 @@ redis.call('PEXPIRE', KEYS[2], 2 * lease)
 return redis.call('ZCARD', KEYS[2])
 
 -- name: add_counters
--- Adds a batch to the counters, once however often it is sent. A worker that gets no reply sends the batch again.
--- KEYS[1] hash the counters   KEYS[2] string the worker's last batch
--- ARGV: number of the batch, how long Redis remembers it (ms), lifetime_ms of the counters, then name, count ...
--- Returns 1, or 0 if this batch was added before.
-if redis.call('GET', KEYS[2]) == ARGV[1] then return 0 end
-for i = 4, #ARGV, 2 do redis.call('HINCRBY', KEYS[1], ARGV[i], ARGV[i + 1]) end
+-- Adds a batch to the counters and to the minutes of the history, once however often it is sent. A worker that gets no
+-- reply sends the batch again.
+-- KEYS[1] hash the counters   KEYS[2] string the worker's last batch   KEYS[3...] hashes the minutes
+-- ARGV: number of the batch, how long Redis remembers it (ms), lifetime_ms of the counters, lifetime_ms of the minutes,
+--       how many counters, then name, count ... of the counters, then number of the key, name, count ... of the minutes
+-- Returns the time in milliseconds.
+local now = int(now_ms())
+if redis.call('GET', KEYS[2]) == ARGV[1] then return now end
+local minutes = 6 + 2 * tonumber(ARGV[5])
+for i = 6, minutes - 1, 2 do redis.call('HINCRBY', KEYS[1], ARGV[i], ARGV[i + 1]) end
+for i = minutes, #ARGV, 3 do redis.call('HINCRBY', KEYS[tonumber(ARGV[i])], ARGV[i + 1], ARGV[i + 2]) end
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
+for i = 3, #KEYS do redis.call('PEXPIRE', KEYS[i], ARGV[4]) end
 redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[2])
-return 1
+return now
 
 -- name: add_retries
 -- Adds a worker's calls and retries to the fleet's.

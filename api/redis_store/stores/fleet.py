@@ -1,7 +1,8 @@
 """Stores what workers report to the fleet (backend health, heartbeats, counters, retries), and leader leases.
 
-Counters reach Redis in numbered batches. If a reply is lost, the worker sends the same batch again, and Redis adds it
-once. A killed worker loses at most what it counted in the last `FLUSH_SECONDS`.
+Counters reach Redis in numbered batches, and what the worker counted for the history goes with them. If a reply is
+lost, the worker sends the same batch again, and Redis adds it once. A killed worker loses at most what it counted in
+the last `FLUSH_SECONDS`.
 
 A lease is a key with a lifetime that one worker of the fleet has at a time.
 """
@@ -10,9 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
@@ -23,6 +26,7 @@ from api.errors import StoreUnavailable
 from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import CacheKeys, Keys
 from api.redis_store.scripts import now_ms, script
+from api.redis_store.stores.history import LIVE_LIFETIME_MS, MINUTE_MS, minute_name
 from api.values import BackendHealth
 
 BACKEND_LIFETIME_MS: Final = 60_000
@@ -219,22 +223,48 @@ BATCH: Final = 500
 """Entries per script call."""
 
 
-class CacheCounters:
-    """Counters of the cache, and the uses of entries. While Redis is down, the last known totals are used."""
+class MinuteCounts(Protocol):
+    """A worker's counts for the history that Redis does not have yet, by minute of Redis's clock."""
 
-    def __init__(self, redis: HealthGatedClients, keys: Keys, worker: str) -> None:
+    @property
+    def is_empty(self) -> bool: ...
+
+    def turn(self, minute: int | None, *, up: bool) -> None: ...
+
+    def take(self, minute: int) -> dict[int, dict[str, int]]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """What is sent in one step. `minutes`: counts for the history, by minute."""
+
+    number: int
+    counts: Counter[str]
+    minutes: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
+
+
+class CacheCounters:
+    """Counters of the cache, the uses of entries, and the counts of the history.
+
+    While Redis is down, the last known totals are used.
+    """
+
+    def __init__(self, redis: HealthGatedClients, keys: Keys, worker: str, history: MinuteCounts | None = None) -> None:
         self._clients = redis
         self._redis = redis.of(keys.cache_stats)
         self._keys = keys
         self._pending: Counter[str] = Counter()
         self._touched: Counter[str] = Counter()
-        self._batch: tuple[int, Counter[str]] | None = None
+        self._history = history
+        self._batch: _Batch | None = None
         self._batches = 0
         self._batch_key = keys.cache_stats_batch(worker)
         self._add = script(redis.client, "stores/fleet", "add_counters")
         self._touch = script(redis.client, "stores/cache/answers", "touch")
         self._known: dict[str, int] = {}
         self._flushing = asyncio.Lock()
+        self._ahead_ms: float | None = None
+        """Redis's clock minus this worker's monotonic one, as of the last reply."""
 
     @property
     def are_shared(self) -> bool:
@@ -260,34 +290,58 @@ class CacheCounters:
             # Values of later releases may not be whole numbers.
             self._known = {name.decode(): int(value) for name, value in raw.items() if value.isdigit()}
         except StoreUnavailable:
-            return Counter(self._known) + self._pending + (self._batch[1] if self._batch else Counter())
+            return Counter(self._known) + self._pending + (self._batch.counts if self._batch else Counter())
         return self._known
 
     async def flush(self) -> None:
         """Sends pending counts. Keeps them if Redis is down. Finishes even if cancelled."""
-        if self._pending or self._batch or self._touched or self._flushing.locked():
+        if self._is_pending or self._batch or self._touched or self._flushing.locked():
             await asyncio.shield(asyncio.create_task(self._flush()))
+
+    @property
+    def _is_pending(self) -> bool:
+        counted = self._history is not None and not self._history.is_empty and self._minute is not None
+        return bool(self._pending) or counted
+
+    @property
+    def _minute(self) -> int | None:
+        """The current minute by Redis's clock; None before its first reply."""
+        return None if self._ahead_ms is None else int(self._ahead_ms + time.monotonic() * 1000) // MINUTE_MS
 
     async def _flush(self) -> None:
         async with self._flushing:
             with suppress(StoreUnavailable):  # kept and sent again
-                while self._batch or self._pending:
-                    await self._send_batch()
+                if self._batch:
+                    await self._send(self._batch)
+                if self._is_pending and self.are_shared:
+                    await self._send(self._begin_batch())
             await self._send_touched_all()
 
-    async def _send_batch(self) -> None:
-        """Sends the pending batch. An older batch that may not have arrived goes first."""
-        if self._batch is None:
-            self._batches += 1
-            self._batch = self._batches, self._pending
-            self._pending = Counter()
-        number, counts = self._batch
-        arguments: list[str | int] = [number, BATCH_MS, COUNTER_LIFETIME_MS]
-        for name, count in counts.items():
+    def _begin_batch(self) -> _Batch:
+        self._batches += 1
+        minute = self._minute
+        minutes = self._history.take(minute) if self._history is not None and minute is not None else {}
+        self._batch = _Batch(self._batches, self._pending, minutes)
+        self._pending = Counter()
+        return self._batch
+
+    async def _send(self, batch: _Batch) -> None:
+        """Sends a batch. It is kept until the reply arrives, because Redis may not have received it."""
+        arguments: list[str | int] = [batch.number, BATCH_MS, COUNTER_LIFETIME_MS, LIVE_LIFETIME_MS, len(batch.counts)]
+        for name, count in batch.counts.items():
             arguments += (name, count)
         keys = [self._keys.cache_stats, self._batch_key]
-        await self._redis.run("flush_counters", lambda client: self._add(keys, arguments, client))
+        for minute, counts in batch.minutes.items():
+            if minute * MINUTE_MS + LIVE_LIFETIME_MS > self._now_ms():
+                keys.append(self._keys.history_minute(minute_name(minute)))
+                for name, count in counts.items():
+                    arguments += (len(keys), name, count)
+        reply: Any = await self._redis.run("flush_counters", lambda client: self._add(keys, arguments, client))
+        self._ahead_ms = int(reply) - time.monotonic() * 1000
         self._batch = None
+
+    def _now_ms(self) -> float:
+        return (self._ahead_ms or 0) + time.monotonic() * 1000
 
     async def _send_touched_all(self) -> None:
         touched, self._touched = self._touched, Counter()
@@ -309,7 +363,17 @@ class CacheCounters:
         """Flushes forever. Runs as a task of the worker."""
         while True:
             await asyncio.sleep(FLUSH_SECONDS)
+            await self.turn()
             await self.flush()
+
+    async def turn(self) -> None:
+        """Tells the history which minute it is. Raises nothing."""
+        if self._history is None:
+            return
+        if self._ahead_ms is None:
+            with suppress(StoreUnavailable):
+                self._ahead_ms = await self._redis.run("read_counters", now_ms) - time.monotonic() * 1000
+        self._history.turn(self._minute, up=self.are_shared)
 
 
 SYNC_SECONDS: Final = 0.25
