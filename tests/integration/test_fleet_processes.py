@@ -173,7 +173,12 @@ def test_a_reload_takes_new_settings_loses_no_request_and_leaves_nothing_behind(
 ) -> None:
     (tmp_path / ".env").write_text("LLM_MODEL=llama3.2\n")
     gunicorn = fleet(working_directory=tmp_path)
-    before = {worker["id"] for worker in gunicorn.get("/api/workers").json()["workers"]}
+
+    def workers() -> set[str]:
+        return {worker["id"] for worker in gunicorn.get("/api/workers").json()["workers"]}
+
+    wait_until(lambda: len(workers()) == 2)
+    before = workers()
     (tmp_path / ".env").write_text("LLM_MODEL=qwen2.5\n")
     url = f"{gunicorn.url()}/query"
 

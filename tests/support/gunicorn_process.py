@@ -38,6 +38,7 @@ class Gunicorn:
         """`before` is a command prefix, for another program that starts gunicorn."""
         self._log = log
         self._metrics_port = settings.get("METRICS_PORT", "0")
+        self._count = settings.get("WORKERS") or "1"
         one_request_each = httpx.Limits(max_keepalive_connections=0)
         self.client = httpx.Client(trust_env=False, verify=False, timeout=5.0, limits=one_request_each)
         inherited = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
@@ -73,6 +74,10 @@ class Gunicorn:
     def is_ready(self) -> bool:
         assert self.process.poll() is None, self.lines()
         return _is_success(lambda: self.get("/health/ready"))
+
+    def is_complete(self) -> bool:
+        """Returns whether a worker is ready and the master has started all of them."""
+        return self.is_ready() and len(self.workers()) >= int(self._count)
 
     def metrics(self) -> str:
         return self.client.get(f"http://127.0.0.1:{self._metrics_port}/metrics").raise_for_status().text
@@ -146,7 +151,7 @@ def gunicorns(app: str, folder: Path) -> Iterator[Callable[..., Gunicorn]]:
         gunicorn = Gunicorn(app, log, settings, working_directory, configuration=configuration)
         started.append(gunicorn)
         if ready:
-            wait_until(gunicorn.is_ready, timeout=30)
+            wait_until(gunicorn.is_complete, timeout=30)
         return gunicorn
 
     try:

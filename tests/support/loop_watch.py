@@ -31,6 +31,14 @@ TICK = 0.005
 SAMPLED_AFTER = 0.02
 
 
+def seconds_without_cpu() -> float:
+    """Returns how long the current thread has waited for a CPU, by Linux's count; 0 on other systems."""
+    try:
+        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+    except FileNotFoundError:
+        return 0.0
+
+
 class Watch:
     """Watches the event loop of the current thread."""
 
@@ -52,11 +60,14 @@ class Watch:
         return {"callback": self.callback, "late": self.late, "stacks": [stack for _, stack in worst]}
 
     async def tick(self) -> None:
-        """Measures forever how late a tick is, as far as this process used the CPU meanwhile."""
+        """Measures forever how late a tick is, as far as this process used the CPU meanwhile.
+
+        Time in which this thread could run, but other processes had the CPUs, does not count.
+        """
         while True:
-            wall, cpu = time.monotonic(), time.process_time()
+            wall, cpu, waited = time.monotonic(), time.process_time(), seconds_without_cpu()
             await asyncio.sleep(TICK)
-            late = time.monotonic() - wall - TICK
+            late = time.monotonic() - wall - TICK - (seconds_without_cpu() - waited)
             self.late = max(self.late, min(late, time.process_time() - cpu))
 
     def _watch_callbacks(self) -> None:
