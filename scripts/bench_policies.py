@@ -1,10 +1,11 @@
 """Measures the cache policies on streams of questions whose intents are known: hits, and how many of them are wrong.
 
-    python -m scripts.bench_policies DATA [--seeds 20] [--questions 10000] [--noise] [--max-size 1000]
+    python -m scripts.bench_policies DATA [--seeds 20] [--questions 10000] [--noise once] [--max-size 1000]
 
 DATA is a folder with banking77_train.csv, banking77_test.csv and clinc150_data_full.json. A hit is wrong if the cached
-question has another intent. Embedder, guards, evidence, policies and learning are the product's. `--noise`: the
-comparator calls 2 % of wrong answers the same, and 5 % of right ones different.
+question has another intent. Embedder, guards, evidence, answer groups, policies and learning are the product's.
+`--noise`: answers are compared with the errors of the comparator. `once`: independent for each pair of answers;
+`repeated`: they repeat from pair to pair as on the labeled pairs (see scripts/noisy_verdicts.py).
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypeVar
 
 import numpy as np
 import typer
@@ -28,14 +30,37 @@ from api.guards.agreement import Features, disagreement, read
 from api.ports.quality import Confusion, Label, PolicyName, PolicyOutcome, PooledLabel, Verdict, Versions
 from api.quality.assessment import Published, QualitySettings, assess
 from api.quality.calibration import Model
-from api.quality.evidence import NEAR, NEIGHBOURS, NearEntry, evidence_of
+from api.quality.comparator import CONFUSION, MEASURED
+from api.quality.evidence import (
+    FRESH,
+    NEAR,
+    NEIGHBOURS,
+    Comparing,
+    Grouped,
+    NearEntry,
+    Votes,
+    concluded,
+    evidence_of,
+    grouped,
+    polled,
+)
 from api.quality.policies import CANDIDATES_FROM, Rules, decide
+from scripts.noisy_verdicts import NoisyVerdicts
+
+T = TypeVar("T")
 
 STORED: Final = 300
 """Nearest questions that are computed for each question. The cached ones among them are its neighbors."""
 VERSIONS: Final = Versions("bench", "", "truth")
 QUESTION_MS: Final = 1000
-SAME_NOISE, DIFFERENT_NOISE = 0.02, 0.05
+
+
+class Noise(StrEnum):
+    """Whether the comparator errs."""
+
+    NONE = "none"
+    ONCE = "once"
+    REPEATED = "repeated"
 
 
 @dataclass(frozen=True)
@@ -60,7 +85,7 @@ class Stream:
     threshold: float = 0.92
     target: float = 0.02
     shadow: float = 0.01
-    noise: bool = False
+    noise: Noise = Noise.NONE
     max_size: int = 100_000
     learn_every: int = 250
     scopes: int = 1
@@ -70,11 +95,7 @@ class Stream:
     @property
     def confusion(self) -> Confusion:
         """What is known about the comparator."""
-        return (
-            Confusion(1000, round(1000 * SAME_NOISE), 1000, round(1000 * DIFFERENT_NOISE))
-            if self.noise
-            else Confusion()
-        )
+        return Confusion() if self.noise is Noise.NONE else CONFUSION
 
 
 @dataclass
@@ -128,12 +149,18 @@ class Simulation:
         self._changed: Counter[str] = Counter()
         self._published = Published()
         self._models: dict[str, Model] = {}
+        self._hear = NoisyVerdicts(
+            MEASURED, list(map(int, questions.intents)), seed, repeated=stream.noise is Noise.REPEATED
+        )
         self._settings = QualitySettings(stream.policy, stream.threshold, stream.target, VERSIONS, stream.confusion)
+        self._places: dict[int, int] = {}
+        """When each question is asked."""
         self.result = Result()
 
     def run(self) -> Result:
         """Asks all questions of the stream."""
         order = self._random.permutation(len(self._questions.texts))[: self._stream.length]
+        self._places = {int(question): at for at, question in enumerate(order)}
         for at, question in enumerate(map(int, order)):
             self._ask(at, question, int(self._random.integers(self._stream.scopes)))
             if (at + 1) % self._stream.learn_every == 0:
@@ -149,14 +176,17 @@ class Simulation:
         served = decision.outcome is PolicyOutcome.SERVED
         if served:
             assert decision.index is not None
-            self._served(at, question, entries[decision.index], near, decision.index, scope)
+            self._served(at, question, entries, near, decision.index, scope)
             return
         explored = decision.outcome is PolicyOutcome.EXPLORED
         self.result.explored += explored
+        close = [entry for entry, one in zip(entries, near, strict=True) if one.similarity >= NEAR]
+        groups = [str(self._group[entry]) for entry in close]
+        found = self._compared(grouped(groups, is_stored=True), [*close, question], faulty=False)
         if index is not None and near[index].similarity >= NEAR:
-            right = self._right(at, question, entries[index], served=False)
-            self._append(at, right, near, index, scope, False, decision.probability if explored else 1.0)
-        self._store(question, near, entries, scope)
+            chance = decision.probability if explored else 1.0
+            self._append(at, found.votes[near[index].group], near, index, scope, False, chance)
+        self._store(question, close, found, scope)
 
     def _near(self, question: int, scope: int) -> tuple[list[NearEntry], list[int]]:
         nearest = self._questions.nearest[question]
@@ -181,12 +211,12 @@ class Simulation:
         model = self._models.get(scope, self._published.model)
         return Rules(self._stream.policy, threshold, state.level, model)
 
-    def _right(self, at: int, question: int, entry: int, *, served: bool) -> bool:
-        faulty = served and at >= self._stream.fault_at and self._random.random() < self._stream.fault
-        return bool(self._questions.intents[question] == self._questions.intents[entry]) and not faulty
-
-    def _served(self, at: int, question: int, entry: int, near: list[NearEntry], index: int, scope: int) -> None:
-        right = self._right(at, question, entry, served=True)
+    def _served(
+        self, at: int, question: int, entries: Sequence[int], near: list[NearEntry], index: int, scope: int
+    ) -> None:
+        entry = entries[index]
+        faulty = at >= self._stream.fault_at and self._random.random() < self._stream.fault
+        right = not faulty and self._are_same(question, entry)
         self._cached.move_to_end(entry)
         self.result.hits += 1
         self.result.wrong += not right
@@ -194,47 +224,47 @@ class Simulation:
             self.result.late_hits += 1
             self.result.late_wrong += not right
         if self._random.random() < self._stream.shadow:
-            self._append(at, right, near, index, scope, True, self._stream.shadow)
+            alike = [
+                other
+                for other, one in zip(entries, near, strict=True)
+                if other != entry and one.group == near[index].group and one.similarity >= NEAR
+            ]
+            comparing = polled([(FRESH, place) for place in range(1 + len(alike))])
+            votes = self._compared(comparing, [entry, *alike, question], faulty=faulty)
+            self._append(at, votes, near, index, scope, True, self._stream.shadow)
 
     def _append(
-        self, at: int, right: bool, near: list[NearEntry], index: int, scope: int, served: bool, chance: float
+        self, at: int, votes: Votes, near: list[NearEntry], index: int, scope: int, served: bool, chance: float
     ) -> None:
-        verdict = Verdict.SAME if self._says_same(right) else Verdict.DIFFERENT
-        evidence = evidence_of(near, index)
         source: Any = "shadow" if served else "miss"
         label = Label(
-            evidence, verdict, source, served, "semantic", self._stream.policy, VERSIONS, chance, (at + 1) * QUESTION_MS
-        )
+            evidence_of(near, index), votes.first, source, served, "semantic", self._stream.policy, VERSIONS, chance,
+            (at + 1) * QUESTION_MS, votes=votes.majority,
+        )  # fmt: skip
         self._labels.append(PooledLabel(str(scope), str(scope), label))
         self._changed[str(scope)] += 1
 
-    def _says_same(self, right: bool) -> bool:
-        """Returns the comparator's verdict."""
-        error = DIFFERENT_NOISE if right else SAME_NOISE
-        return right != (self._stream.noise and self._random.random() < error)
+    def _are_same(self, one: int, other: int) -> bool:
+        return bool(self._questions.intents[one] == self._questions.intents[other])
 
-    def _store(self, question: int, near: list[NearEntry], entries: Sequence[int], scope: int) -> None:
-        """Stores an entry and finds its answer group, as the product does after a miss."""
-        intents = self._questions.intents
-        self._group[question] = question
-        close = [entry for entry, one in zip(entries, near, strict=True) if one.similarity >= NEAR]
-        same: dict[int, int] = {}
-        compared = set[int]()
+    def _compared(self, comparing: Comparing[T], answers: Sequence[int], *, faulty: bool) -> T:
+        """Compares the pairs that are asked for. `faulty`: the fresh answer, the last one, is unlike all others."""
+
+        def verdict(one: int, other: int) -> Verdict:
+            same = self._are_same(answers[one], answers[other]) and not (faulty and FRESH in (one, other))
+            if self._stream.noise is Noise.NONE:
+                return Verdict.SAME if same else Verdict.DIFFERENT
+            return self._hear(answers[one], answers[other], same)
+
+        return concluded(comparing, verdict)
+
+    def _store(self, question: int, close: Sequence[int], found: Grouped, scope: int) -> None:
+        """Stores an entry in its answer group, as the product does after a miss."""
+        oldest = min([question, *map(int, found.joined)], key=self._places.__getitem__)
+        self._group[question] = oldest
         for entry in close:
-            if self._group[entry] not in compared:
-                compared.add(self._group[entry])
-                if self._says_same(bool(intents[entry] == intents[question])):
-                    same[self._group[entry]] = entry
-        if same:
-            nearest, *others = same
-            joined = {nearest}
-            for group in others:
-                if self._says_same(bool(intents[same[group]] == intents[same[nearest]])):
-                    joined.add(group)
-            for entry in close:
-                if self._group[entry] in joined:
-                    self._group[entry] = nearest
-            self._group[question] = nearest
+            if str(self._group[entry]) in found.joined:
+                self._group[entry] = oldest
         self._cached[question] = None
         self._is_cached[scope][question] = True
         if len(self._cached) > self._stream.max_size:
@@ -330,7 +360,7 @@ def main(
     questions: int = 10_000,
     shadow: float = 0.01,
     target: float = 0.02,
-    noise: Annotated[bool, typer.Option("--noise")] = False,
+    noise: Noise = Noise.NONE,
     max_size: int = 100_000,
     scopes: int = 1,
     policy: Annotated[list[PolicyName] | None, typer.Option()] = None,

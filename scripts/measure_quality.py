@@ -21,7 +21,7 @@ from typing import Any, Final
 import numpy as np
 
 from api.embedders.minilm import MiniLM, ModelFiles, model_files
-from api.quality.comparator import MEASURED
+from api.quality.comparator import CONFUSION, MEASURED
 from api.quality.measurement import figures, outcomes_of_stream
 from api.quality.replay import WRONG, Ints, Near, Stream, Verified, replay
 from api.query.cache_key import normalise
@@ -30,13 +30,14 @@ from api.values import Embedding
 from ragherd.quality import draw
 from ragherd.quality_replay import Product, Questions, measure, open_product, policies_of
 from ragherd.quality_samples import FOW, Samples, read_samples
+from scripts.noisy_verdicts import NoisyVerdicts
 
 DOCS: Final = Path(__file__).parents[1] / "docs"
 BASE_VERIFIER: Final = Path(__file__).parents[1] / "api" / "embedders" / "weights" / "verifier"
 FIGURES: Final = DOCS / "images" / "quality.json"
 SEED: Final = 1
 ORDERS: Final = 3
-LABELS: Final = ("true", "with the comparator's errors")
+LABELS: Final = ("true", "with the comparator's errors", "with errors that repeat")
 TARGET: Final = 0.02
 QUESTIONS: Final = 10_000
 DEFAULT: Final = ("guarded", 0.92)
@@ -122,7 +123,9 @@ def over_orders(samples: Samples, product: Product) -> list[Document]:
         def judge(asked: int, near: Near, order: Ints = order) -> str:
             return objection(int(order[asked]), int(order[near.place]))
 
-        policies = [Verified(TARGET, DEFAULT[1], seed, comparator=one) for one in (None, MEASURED)]
+        noisy = [NoisyVerdicts(MEASURED, list(map(int, of)), seed, repeated=one) for one in (False, True)]
+        policies = [Verified(TARGET, DEFAULT[1], seed)]
+        policies += [Verified(TARGET, DEFAULT[1], seed, hear=one, confusion=CONFUSION) for one in noisy]
         runs = replay(stream, policies, judge, truth, lambda done, total: None)
         for run, labels in zip(runs, LABELS, strict=True):
             outcomes = outcomes_of_stream(run, truth, np.array([], bool))

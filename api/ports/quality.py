@@ -66,7 +66,8 @@ class Label:
 
     `kind`: the tier, `exact`, `semantic` or `stale`. `probability`: the chance that such an answer is labeled; a label
     of a shadow call at a rate of 0.01 stands for 100 hits. `at_ms`: by Redis's clock; 0 before it is stored. `entry`:
-    the digest of the candidate's question.
+    the digest of the candidate's question. `votes`: how many more answers of the candidate's group were judged the same
+    as the fresh one than different, 0 if they leave it open; None if nobody asked.
     """
 
     evidence: Evidence
@@ -79,6 +80,14 @@ class Label:
     probability: float = 1.0
     at_ms: int = 0
     entry: str = ""
+    votes: int | None = None
+
+    @property
+    def balance(self) -> int:
+        """The votes, and if there are none, one for the verdict."""
+        if self.votes is not None:
+            return self.votes
+        return {Verdict.SAME: 1, Verdict.DIFFERENT: -1, Verdict.UNSURE: 0}[self.verdict]
 
     @property
     def of_same_question(self) -> bool:

@@ -2,16 +2,23 @@
 
 Entries with the same answer form an answer group. If the entries around a question agree on one answer, and the nearest
 other answer is far away, the candidate is probably right. If two answers are about equally near, it is probably not.
+
+A comparison of two answers can be wrong. So an answer is compared with several of a group, and their majority counts.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from itertools import islice, product
+from typing import Final, TypeVar, cast
 
-from api.ports.quality import Evidence
+from api.ports.quality import Evidence, Verdict
+
+T = TypeVar("T")
+Comparing = Generator[tuple[int, int], Verdict, T]
+"""Yields pairs of answers, by their places among the entries, and is sent the verdict on each."""
 
 NEIGHBOURS: Final = 10
 """Entries that the evidence needs. Fewer miss other answers; more add entries too far away to count."""
@@ -23,6 +30,12 @@ BEYOND: Final = 0.05
 """How much farther than the farthest entry another answer is assumed to be, if all entries found have one answer."""
 FLOOR: Final = 0.3
 """The lowest cosine assumed for another answer."""
+AGREED: Final = 2
+"""A majority of so many verdicts ends the comparisons with a group. If verdicts differ, it takes so many to count."""
+MOST_COMPARED: Final = 4
+"""Answers of a group that an answer is compared with."""
+FRESH: Final = -1
+"""The place of the fresh answer, in pairs of answers to compare."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,3 +69,74 @@ def evidence_of(near: Sequence[NearEntry], index: int) -> Evidence:
 def _weight(similarities: Sequence[float], center: float) -> float:
     """Counts entries. One as near as the candidate counts 1, a farther one less."""
     return math.fsum(math.exp(SHARPNESS * (similarity - center)) for similarity in similarities)
+
+
+# -- answer groups -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Votes:
+    """Whether an answer is that of a group. `first`: the verdict on the first pair.
+
+    `majority`: how many more verdicts say `same` than `different`; 0 if they leave it open.
+    """
+
+    first: Verdict = Verdict.UNSURE
+    majority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Grouped:
+    """What the comparisons with the entries nearby have shown. `votes`: of each answer group.
+
+    `joined`: the groups with the fresh answer, the first of which it joins; empty if none has it.
+    """
+
+    votes: Mapping[str, Votes]
+    joined: Sequence[str] = ()
+
+
+def grouped(groups: Sequence[str], *, is_stored: bool) -> Comparing[Grouped]:
+    """Finds the answer group of a fresh answer. `groups`: those of the entries near it, nearest first.
+
+    It joins the group with the largest majority, the nearest of equals. Other groups with the same answer merge with
+    that one only if their own answers are the same too. So wrong verdicts on one answer merge no groups. An answer that
+    was not stored joins none.
+    """
+    places = {group: [place for place, one in enumerate(groups) if one == group] for group in groups}
+    votes: dict[str, Votes] = {}
+    for group, members in places.items():
+        votes[group] = yield from polled([(FRESH, place) for place in members])
+    agreeing = sorted((one for one in votes if votes[one].majority > 0), key=lambda one: -votes[one].majority)
+    if not is_stored or not agreeing:
+        return Grouped(votes)
+    first, *others = agreeing
+    joined = [first]
+    for group in others:
+        between = yield from polled(product(places[first][:AGREED], places[group][:AGREED]))
+        if between.majority > 0:
+            joined.append(group)
+    return Grouped(votes, joined)
+
+
+def polled(pairs: Iterable[tuple[int, int]]) -> Comparing[Votes]:
+    """Compares pairs until the majority is clear. An unsure verdict counts as neither."""
+    verdicts: list[Verdict] = []
+    majority = 0
+    for pair in islice(pairs, MOST_COMPARED):
+        verdicts.append((yield pair))
+        majority = verdicts.count(Verdict.SAME) - verdicts.count(Verdict.DIFFERENT)
+        if abs(majority) >= AGREED:
+            break
+    is_contested = Verdict.SAME in verdicts and Verdict.DIFFERENT in verdicts
+    return Votes(verdicts[0], 0 if is_contested and abs(majority) < AGREED else majority)
+
+
+def concluded(comparing: Comparing[T], verdict: Callable[[int, int], Verdict]) -> T:
+    """Runs the comparisons where verdicts are at hand, as in a replay, and returns their result."""
+    try:
+        pair = next(comparing)
+        while True:
+            pair = comparing.send(verdict(*pair))
+    except StopIteration as end:
+        return cast("T", end.value)

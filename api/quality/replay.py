@@ -10,7 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -29,8 +29,20 @@ from api.ports.telemetry import Telemetry
 from api.quality.answer_facts import AnswerText
 from api.quality.assessment import Published, QualitySettings, assess
 from api.quality.calibration import Model
-from api.quality.comparator import Comparator, VerdictCounts
-from api.quality.evidence import NEAR, NEIGHBOURS, NearEntry, evidence_of
+from api.quality.comparator import Comparator
+from api.quality.evidence import (
+    FRESH,
+    NEAR,
+    NEIGHBOURS,
+    Comparing,
+    Grouped,
+    NearEntry,
+    Votes,
+    concluded,
+    evidence_of,
+    grouped,
+    polled,
+)
 from api.quality.policies import CANDIDATES_FROM, Rules, decide
 
 Floats = np.ndarray[Any, np.dtype[np.floating[Any]]]
@@ -38,6 +50,8 @@ Ints = np.ndarray[Any, np.dtype[np.int64]]
 Flags = np.ndarray[Any, np.dtype[np.bool_]]
 Progress = Callable[[int, int], None]
 """Called with the questions done and their number."""
+
+T = TypeVar("T")
 
 MISS: Final = -1
 RIGHT, WRONG, UNKNOWN = 1, 0, -1
@@ -65,6 +79,8 @@ Score = Callable[[int, int], float]
 """The verifier's logit for an asked and a cached question."""
 Compare = Callable[[Near], bool | None]
 """Whether a candidate's answer is right for the asked question. None if nobody knows."""
+Hear = Callable[[int, int, bool], Verdict]
+"""The verdict of a comparator with errors on the answers to two questions, and whether they are the same in truth."""
 
 
 @dataclass(slots=True)
@@ -320,7 +336,7 @@ class Guarded(Fixed):
 class Verified:
     """The policy `verified` and how it learns: answer groups, labels of misses and shadow calls, the keeper's rounds.
 
-    Labels say what is true; with `comparator` they say what a comparator with these errors would have said.
+    Labels say what is true; with `hear` they say what a comparator with errors would have said.
     """
 
     name: str = PolicyName.VERIFIED
@@ -334,16 +350,20 @@ class Verified:
         seed: int,
         *,
         verifier: bool = False,
-        comparator: VerdictCounts | None = None,
+        hear: Hear | None = None,
+        confusion: Confusion = Confusion(),  # noqa: B008 - frozen
     ) -> None:
-        """`threshold`: the cosine until enough is learned. `verifier`: use its logits, too."""
+        """`threshold`: the cosine until enough is learned. `verifier`: use its logits, too.
+
+        `confusion`: what is known about the comparator's errors.
+        """
         self.threshold = target
         self.verifier = verifier
-        self._comparator = comparator
+        self._hear = hear
+        self._confusion = confusion
         self._seed = seed
         self._random = np.random.default_rng(seed)
         versions = Versions("replay", "replay" if verifier else "", "truth")
-        confusion = comparator.confusion if comparator is not None else Confusion()
         self._settings = QualitySettings(PolicyName.VERIFIED, threshold, target, versions, confusion)
         self._published = Published()
         self._model: Model | None = None
@@ -365,38 +385,49 @@ class Verified:
         )
 
     def score(self, offer: Offer) -> tuple[Near, float] | None:
-        """The policy has no threshold that a curve could follow."""
-        return None
+        """Returns None: no threshold could follow a curve."""
 
     def missed(self, offer: Offer, same: Compare) -> None:
         entries, index, decision = self._found or ([], None, None)
+        close = [near for near in offer.near if near.similarity >= NEAR]
+        groups = [self._group(near) for near in close]
+        found = self._compared(grouped(groups, is_stored=True), offer.asked, close, same)
         if index is not None and decision is not None and entries[index].similarity >= NEAR:
             explored = decision.outcome is PolicyOutcome.EXPLORED
             chance = decision.probability if explored else 1.0
-            self._label(same(offer.near[index]), entries, index, served=False, chance=chance)
-        self._join(offer, same)
+            self._label(found.votes[entries[index].group], entries, index, served=False, chance=chance)
+        self._join(offer.asked, close, found)
         self._tick()
 
     def served(self, offer: Offer, chosen: Near, same: Compare) -> None:
         entries, index, _ = self._found or ([], None, None)
         if index is not None and self._random.random() < SHADOW_RATE:
-            self._label(same(chosen), entries, index, served=True, chance=SHADOW_RATE)
+            group = self._group(chosen)
+            alike = [
+                one for one in offer.near if one.similarity >= NEAR and one != chosen and self._group(one) == group
+            ]
+            comparing = polled([(FRESH, place) for place in range(1 + len(alike))])
+            votes = self._compared(comparing, offer.asked, [chosen, *alike], same)
+            self._label(votes, entries, index, served=True, chance=SHADOW_RATE)
         self._tick()
 
     def fresh(self) -> Verified:
         """Returns the same policy before it has learned anything."""
         target, threshold = self._settings.target, self._settings.threshold
-        return Verified(target, threshold, self._seed, verifier=self.verifier, comparator=self._comparator)
+        return Verified(
+            target, threshold, self._seed, verifier=self.verifier, hear=self._hear, confusion=self._confusion
+        )
 
     def study(self, offer: Offer, same: bool) -> None:
         """Learns from a pair of questions that nobody is served from."""
         entries, index = self._entries(offer)
         if index is not None and entries[index].similarity >= NEAR:
-            self._label(same, entries, index, served=False, chance=1.0)
+            verdict = Verdict.SAME if same else Verdict.DIFFERENT
+            self._label(Votes(verdict, 1 if same else -1), entries, index, served=False, chance=1.0)
 
     def _entries(self, offer: Offer) -> tuple[list[NearEntry], int | None]:
         """Returns the entries, and the index of the nearest that no guard rejects. Later ones are not judged."""
-        groups = [str(self._groups.get(near.place, near.place)) for near in offer.near]
+        groups = [self._group(near) for near in offer.near]
         entries = [NearEntry(near.similarity, group) for near, group in zip(offer.near, groups, strict=True)]
         for index, near in enumerate(offer.near):
             guard = offer.objection(near)
@@ -411,15 +442,10 @@ class Verified:
         threshold = state.threshold if state.epoch else self._settings.threshold
         return Rules(PolicyName.VERIFIED, threshold, state.level, self._model, scored=self.verifier)
 
-    def _label(
-        self, same: bool | None, entries: Sequence[NearEntry], index: int, *, served: bool, chance: float
-    ) -> None:
-        verdict = self._verdict(same)
-        if verdict is Verdict.UNSURE:
-            return
+    def _label(self, votes: Votes, entries: Sequence[NearEntry], index: int, *, served: bool, chance: float) -> None:
         label = Label(
             evidence_of(entries, index),
-            verdict,
+            votes.first,
             "shadow" if served else "miss",
             served,
             "semantic",
@@ -427,45 +453,35 @@ class Verified:
             self._settings.versions,
             chance,
             (self._time + 1) * QUESTION_MS,
+            votes=votes.majority,
         )
         self._labels.append(PooledLabel(SCOPE, SCOPE, label))
         self._new[SCOPE] += 1
 
-    def _verdict(self, same: bool | None) -> Verdict:
-        """Returns what the comparator says about two answers of which it is known whether they are the same."""
-        if same is None:
-            return Verdict.UNSURE
-        counts = self._comparator
-        if counts is None:
-            return Verdict.SAME if same else Verdict.DIFFERENT
-        verdicts = list(Verdict)
-        of_same = (counts.same_same, counts.same_different, counts.same_unsure)
-        of_different = (counts.different_same, counts.different_different, counts.different_unsure)
-        bounds = np.cumsum(of_same if same else of_different)
-        return verdicts[int(np.searchsorted(bounds, self._random.random() * bounds[-1], side="right"))]
+    def _compared(self, comparing: Comparing[T], asked: int, close: Sequence[Near], same: Compare) -> T:
+        """Compares the pairs that are asked for. Two cached answers are the same if both are that of the question."""
+        places = [*(near.place for near in close), asked]
+        truths = [*map(same, close), True]
 
-    def _join(self, offer: Offer, same: Compare) -> None:
-        """Adds the new entry to the nearest group with the same answer, as the service does.
+        def verdict(one: int, other: int) -> Verdict:
+            same = truths[one], truths[other]
+            if None in same:
+                return Verdict.UNSURE
+            if self._hear is not None:
+                return self._hear(places[one], places[other], all(same))
+            return Verdict.SAME if all(same) else Verdict.DIFFERENT
 
-        Another such group merges with it only if their own answers are the same, too.
-        """
-        close = [near for near in offer.near if near.similarity >= NEAR]
-        heard: dict[int, Verdict] = {}
-        true: dict[int, bool | None] = {}
+        return concluded(comparing, verdict)
+
+    def _group(self, near: Near) -> str:
+        return str(self._groups.get(near.place, near.place))
+
+    def _join(self, asked: int, close: Sequence[Near], found: Grouped) -> None:
+        """Adds the new entry to a group, as the service does."""
+        oldest = min([asked, *map(int, found.joined)])
+        self._groups[asked] = oldest
         for near in close:
-            group = self._groups.get(near.place, near.place)
-            if group not in heard:
-                true[group] = same(near)
-                heard[group] = self._verdict(true[group])
-        nearest, *others = [group for group, verdict in heard.items() if verdict is Verdict.SAME] or [offer.asked]
-        joined = {nearest}
-        for group in others:
-            if self._verdict(bool(true[nearest] and true[group])) is Verdict.SAME:
-                joined.add(group)
-        oldest = min(joined)
-        self._groups[offer.asked] = oldest
-        for near in close:
-            if self._groups.get(near.place, near.place) in joined:
+            if self._group(near) in found.joined:
                 self._groups[near.place] = oldest
 
     def _tick(self) -> None:

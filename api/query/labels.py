@@ -4,6 +4,9 @@
   answer group of the new entry.
 - Some answers from the cache are generated again (shadow calls) and compared with the one that went out.
 
+A comparison can be wrong. So several answers of a group are compared: the first verdict is what the estimate counts,
+and the majority what the policy learns from and the groups are built on.
+
 No user waits for this. A request only puts work into a bounded queue. If the queue is full, the work is dropped and
 counted.
 """
@@ -13,10 +16,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar, cast
 
 import structlog
 
@@ -41,12 +44,25 @@ from api.ports.question import Query
 from api.ports.telemetry import ShadowOutcome, Telemetry
 from api.quality.answer_facts import AnswerText
 from api.quality.comparator import Comparator
-from api.quality.evidence import NEAR, NEIGHBOURS, NearEntry, evidence_of
+from api.quality.evidence import (
+    FRESH,
+    NEAR,
+    NEIGHBOURS,
+    Comparing,
+    Grouped,
+    NearEntry,
+    Votes,
+    evidence_of,
+    grouped,
+    polled,
+)
 from api.query.cache import Lookup, is_complete
 from api.query.cache_key import CacheKey
 from api.query.candidates import ComparedQuestion, incomparable
 from api.query.generate import FreshAnswer, FreshAnswers
 from api.values import CachedAnswer, CacheMatch
+
+T = TypeVar("T")
 
 CONCURRENCY: Final = 2
 """Tasks of one worker that compare misses, and as many that make shadow calls."""
@@ -125,10 +141,16 @@ class Labelling:
         while self._busy():  # noqa: ASYNC110 - the event loop's lag is sampled, not announced
             await asyncio.sleep(PAUSE_SECONDS)
 
-    async def verdict(self, one: AnswerText, other: AnswerText, tenant: str) -> Verdict:
-        """Compares two answers of a tenant."""
-        await self.calm()
-        return (await self._comparator.compare(one, other, tenant=tenant)).verdict
+    async def compared(self, comparing: Comparing[T], answers: Sequence[AnswerText], tenant: str) -> T:
+        """Compares the pairs of a tenant's answers that are asked for. The fresh answer is the last one."""
+        try:
+            one, other = next(comparing)
+            while True:
+                await self.calm()
+                found = await self._comparator.compare(answers[one], answers[other], tenant=tenant)
+                one, other = comparing.send(found.verdict)
+        except StopIteration as end:
+            return cast("T", end.value)
 
     def asked(self, query: Query, lookup: Lookup) -> ComparedQuestion:
         """Returns the question as the semantic tier compares it."""
@@ -152,7 +174,7 @@ class Labelling:
                 return replace(entry, verifier=score)
         return entry
 
-    async def append(self, seen: Observation, evidence: Evidence, cached: CachedAnswer, verdict: Verdict) -> None:
+    async def append(self, seen: Observation, evidence: Evidence, cached: CachedAnswer, votes: Votes) -> None:
         """Writes a label, and the pair of questions if it is kept. Raises `StoreUnavailable`."""
         versions = Versions(
             seen.key.embedder.fingerprint,
@@ -161,7 +183,7 @@ class Labelling:
         )
         label = Label(
             evidence,
-            verdict,
+            votes.first,
             seen.source,
             seen.served,
             seen.kind,
@@ -169,12 +191,14 @@ class Labelling:
             versions,
             seen.probability,
             entry=cached.entry.rpartition(":")[2],
+            votes=votes.majority,
         )
         scope, pair = seen.key.scope, None
-        if self._keeps_pairs and seen.kind == "semantic" and verdict is not Verdict.UNSURE:
+        if self._keeps_pairs and seen.kind == "semantic" and votes.majority:
+            verdict = Verdict.SAME if votes.majority > 0 else Verdict.DIFFERENT
             pair = LabelledPair(seen.query.question, cached.question, verdict, scope)
         await self._store.append(scope, seen.query.tenant, label, pair)
-        self.telemetry.labelled(seen.source, verdict)
+        self.telemetry.labelled(seen.source, votes.first)
 
     def failed(self) -> None:
         """Logs the current exception: a bug with one answer must not stop the others."""
@@ -240,27 +264,25 @@ class LabelCollector:
         close = [match for match in matches if match.similarity >= NEAR]
         if not close:
             return
-        verdicts = await self._verdicts(fresh, close)
-        await self._append(fresh, asked, _stored_by(fresh.lookup.now_ms, matches), verdicts)
-        if fresh.stored is not None:
-            await self._join(fresh.stored, close, verdicts, fresh.query.tenant)
+        found = await self._grouped(fresh, close)
+        await self._append(fresh, asked, _stored_by(fresh.lookup.now_ms, matches), found.votes)
+        members = [match.answer for match in close if match.answer.group in found.joined]
+        if fresh.stored is not None and members:
+            await self._labelling.cache.join([fresh.stored, *members])
 
-    async def _verdicts(self, fresh: FreshAnswer, close: Sequence[CacheMatch]) -> dict[str, Verdict]:
-        """Compares the answer with the nearest of each answer group, nearest first."""
-        answer = AnswerText(fresh.query.question, fresh.generation.text, fresh.sources)
-        verdicts: dict[str, Verdict] = {}
-        for cached in (match.answer for match in close):
-            if cached.group not in verdicts:
-                other = answer_text(cached)
-                verdicts[cached.group] = await self._labelling.verdict(answer, other, fresh.query.tenant)
-        return verdicts
+    async def _grouped(self, fresh: FreshAnswer, close: Sequence[CacheMatch]) -> Grouped:
+        """Compares the answer with those of each answer group, nearest first, and finds its group."""
+        answers = [answer_text(match.answer) for match in close]
+        answers.append(AnswerText(fresh.query.question, fresh.generation.text, fresh.sources))
+        comparing = grouped([match.answer.group for match in close], is_stored=fresh.stored is not None)
+        return await self._labelling.compared(comparing, answers, fresh.query.tenant)
 
     async def _append(
         self,
         fresh: FreshAnswer,
         asked: ComparedQuestion,
         matches: Sequence[CacheMatch],
-        verdicts: dict[str, Verdict],
+        votes: Mapping[str, Votes],
     ) -> None:
         """Labels the entries that a policy could serve: the nearest, and the nearest that all guards let pass."""
         if fresh.lookup.key is None or not matches or matches[0].similarity < NEAR:
@@ -274,7 +296,7 @@ class LabelCollector:
             near[place] = await self._labelling.scored(asked.question, near[place], cached)
             chance = decision.probability if decision is not None and explored and place == index else 1.0
             seen = Observation(fresh.query, fresh.lookup.key, "miss", probability=chance)
-            await self._labelling.append(seen, evidence_of(near, place), cached, verdicts[cached.group])
+            await self._labelling.append(seen, evidence_of(near, place), cached, votes[cached.group])
 
     async def _guard(self, asked: ComparedQuestion, matches: Sequence[CacheMatch], near: list[NearEntry]) -> int:
         """Runs the guards up to the first entry that they let pass, and returns its index; 0 if there is none."""
@@ -287,29 +309,6 @@ class LabelCollector:
             if not near[index].guard:
                 return index
         return 0
-
-    async def _join(
-        self, stored: CachedAnswer, close: Sequence[CacheMatch], verdicts: dict[str, Verdict], tenant: str
-    ) -> None:
-        """Adds the entry to the nearest group with the same answer.
-
-        Another group with the same answer merges with it only if their own answers are the same, too. So a single wrong
-        verdict merges no groups.
-        """
-        answers: dict[str, CachedAnswer] = {}
-        for cached in (match.answer for match in close):
-            if verdicts[cached.group] is Verdict.SAME:
-                answers.setdefault(cached.group, cached)
-        if not answers:
-            return
-        nearest, *others = answers
-        joined = {nearest}
-        for group in others:
-            one, other = answer_text(answers[nearest]), answer_text(answers[group])
-            if await self._labelling.verdict(one, other, tenant) is Verdict.SAME:
-                joined.add(group)
-        members = [match.answer for match in close if match.answer.group in joined]
-        await self._labelling.cache.join([stored, *members])
 
 
 # -- shadow calls ------------------------------------------------------------------------------------------------------
@@ -459,22 +458,28 @@ class ShadowCalls:
         key, cached = served.lookup.key, served.match.answer
         if key is None:
             return
-        verdict = await self._labelling.verdict(answer, answer_text(cached), served.query.tenant)
-        evidence = await self._evidence(served)
+        evidence, alike = await self._evidence(served)
+        compared = [answer_text(one) for one in (cached, *alike)]
+        comparing = polled([(FRESH, place) for place in range(len(compared))])
+        votes = await self._labelling.compared(comparing, [*compared, answer], served.query.tenant)
         chance = self.probability(served.rate)
         seen = Observation(served.query, key, "shadow", served.kind, served=True, probability=chance)
-        await self._labelling.append(seen, evidence, cached, verdict)
+        await self._labelling.append(seen, evidence, cached, votes)
 
-    async def _evidence(self, served: _Served) -> Evidence:
-        """Returns what a policy knows about the answer that went out. The same question needs no evidence."""
+    async def _evidence(self, served: _Served) -> tuple[Evidence, list[CachedAnswer]]:
+        """Returns what a policy knows about the answer that went out, and the other answers of its group nearby.
+
+        The same question needs no evidence.
+        """
         if served.match.kind == "exact":
-            return Evidence(served.match.similarity)
-        entry = served.match.answer.entry
+            return Evidence(served.match.similarity), []
+        cached = served.match.answer
         found = _stored_by(served.match.now_ms, await self._labelling.nearest(served.lookup))
-        others = [match for match in found if match.answer.entry != entry]
+        others = [match for match in found if match.answer.entry != cached.entry]
         matches = sorted([served.match, *others], key=lambda match: -match.similarity)
         near = [NearEntry(match.similarity, match.answer.group) for match in matches]
         asked, index = self._labelling.asked(served.query, served.lookup), matches.index(served.match)
         guarded = _guarded(asked, read(asked.question), served.match)
-        near[index] = await self._labelling.scored(asked.question, guarded, served.match.answer)
-        return evidence_of(near, index)
+        near[index] = await self._labelling.scored(asked.question, guarded, cached)
+        alike = [one.answer for one in others if one.answer.group == cached.group and one.similarity >= NEAR]
+        return evidence_of(near, index), alike

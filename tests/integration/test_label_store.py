@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -64,6 +65,21 @@ async def test_a_label_comes_back_as_it_was_written_with_redis_s_time(store: Lab
             Label(LABEL.evidence, LABEL.verdict, LABEL.source, LABEL.served, LABEL.kind, LABEL.policy, LABEL.versions),
             0.25,
         )
+
+
+@pytest.mark.parametrize("votes", [None, -2, 0, 1])
+async def test_a_label_keeps_its_votes(store: LabelStore, votes: int | None) -> None:
+    await store.append(SCOPE, "acme", replace(LABEL, votes=votes))
+    assert [one.votes for one in await store.of_scope(SCOPE, 10)] == [votes]
+
+
+async def test_a_label_of_an_older_release_has_no_votes(store: LabelStore, redis: Redis) -> None:
+    await store.append(SCOPE, "acme", LABEL)
+    found: Any = await redis.xrange(KEYS.labels_of(SCOPE))
+    fields = found[0][1]
+    del fields[b"votes"]
+    await redis.xadd(KEYS.labels_of(SCOPE), fields)
+    assert [one.votes for one in await store.of_scope(SCOPE, 10)] == [None, None]
 
 
 async def test_a_scope_reads_its_own_labels_newest_first(store: LabelStore) -> None:

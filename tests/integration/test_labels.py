@@ -275,6 +275,21 @@ async def test_a_later_answer_merges_two_groups(serve: Service, stub: StubOllama
     assert await redis.hget(one, "group") is None, "the oldest gives its name"
 
 
+async def test_an_answer_joins_a_group_of_which_another_member_says_the_same(
+    serve: Service, stub: StubOllama, redis: Redis
+) -> None:
+    """One comparison that finds no verdict neither splits a group nor leaves its answer without a label."""
+    client = await serve()
+    first = await said(client, stub, OLD, SAME)
+    second = await said(client, stub, QUESTION, SAME)
+    await grouped(redis, first, second)
+    await redis.hset(second, "answer", "Ask a colleague about it.")
+    third = await said(client, stub, "How do I reset my password, please?", SAME, headers={"Cache-Control": "no-cache"})
+    await grouped(redis, first, second, third)
+    label = (await labelled(redis, 2))[1]
+    assert (label["verdict"], label["votes"]) == ("unsure", "1")
+
+
 async def test_a_replaced_entry_gets_its_group_again(serve: Service, stub: StubOllama, redis: Redis) -> None:
     client = await serve()
     first = await said(client, stub, QUESTION, SAME)

@@ -83,6 +83,27 @@ def test_the_comparators_errors_are_taken_out() -> None:
     assert served_wrong(model_from(labels))[0] < share / 3, "taken at their word, they leave little to serve"
 
 
+def test_two_verdicts_that_agree_are_rarely_wrong() -> None:
+    channel = Channel(0.04, 0.04)
+    different, clarity = channel.of(np.array([1.0, 2.0]))
+    assert (different[0], clarity[0]) == (0.04, channel.clarity)
+    assert different[1] < 0.01, "to assume more errors than there are would serve too much"
+    assert 1 - different[1] - clarity[1] >= 0.02, "and so would to assume that a wrong answer is always seen"
+    labels = [replace(one, votes=2 * one.balance) for one in drawn(3000, channel=Channel(0.02, 0.004))]
+    share, wrong = served_wrong(model_from(labels, channel))
+    assert share > 0.4
+    assert wrong <= 0.02
+
+
+def test_a_label_counts_by_its_votes_and_not_if_they_leave_it_open() -> None:
+    one = label(Evidence(0.9), wrong=True)
+    votes = [None, -2, 0, 2, 1]
+    found = observations([replace(one, votes=number) for number in votes], 0)
+    assert list(zip(found.wrong, found.votes, strict=True)) == [(0, 1), (0, 2), (1, 2), (1, 1)], "newest first"
+    unsure = replace(one, verdict=Verdict.UNSURE)
+    assert len(observations([unsure, replace(unsure, votes=-1)], 0)) == 1
+
+
 def test_an_error_that_no_evidence_shows_lowers_the_level() -> None:
     def risk(evidence: Evidence) -> float:
         return 0.1 + 0.9 * risk_of(evidence)

@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from api.quality.evidence import NearEntry, evidence_of
+from api.ports.quality import Verdict
+from api.quality.evidence import FRESH, Grouped, NearEntry, Votes, concluded, evidence_of, grouped
 
 
 def near(*entries: tuple[float, str]) -> list[NearEntry]:
@@ -40,3 +41,72 @@ def test_a_single_entry_is_its_own_group() -> None:
     found = evidence_of([NearEntry(0.97, "a", guard="numbers", verifier=-1.5)], 0)
     assert (found.same, found.others, found.guard, found.verifier) == (1.0, 0.0, "numbers", -1.5)
     assert found.other == pytest.approx(0.92)
+
+
+Same, Different, Unsure = Verdict.SAME, Verdict.DIFFERENT, Verdict.UNSURE
+
+
+def group_of_fresh(
+    groups: list[str], verdicts: dict[tuple[int, int], Verdict], *, is_stored: bool = True
+) -> tuple[Grouped, list[tuple[int, int]]]:
+    """Compares as asked. Pairs without a verdict are different. Returns the result and the pairs."""
+    asked: list[tuple[int, int]] = []
+
+    def verdict(one: int, other: int) -> Verdict:
+        asked.append((one, other))
+        return verdicts.get((one, other), Different)
+
+    return concluded(grouped(groups, is_stored=is_stored), verdict), asked
+
+
+def test_two_equal_verdicts_on_a_group_are_enough() -> None:
+    found, asked = group_of_fresh(["a"] * 5, {(FRESH, place): Same for place in range(5)})
+    assert (found.votes["a"], list(found.joined)) == (Votes(Same, 2), ["a"])
+    assert asked == [(FRESH, 0), (FRESH, 1)]
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "majority"),
+    [
+        ([Different, Same, Same, Same], 2),
+        ([Same, Different, Same, Same], 2),
+        ([Unsure, Unsure, Unsure, Same], 1),
+        ([Unsure, Unsure, Unsure, Unsure], 0),
+        ([Different, Same, Different, Same], 0),
+        ([Same, Different, Different, Different], -2),
+    ],
+)
+def test_the_majority_of_a_group_counts(verdicts: list[Verdict], majority: int) -> None:
+    found, _ = group_of_fresh(["a"] * 9, {(FRESH, place): one for place, one in enumerate(verdicts)})
+    assert found.votes["a"] == Votes(verdicts[0], majority)
+    assert list(found.joined) == (["a"] if majority > 0 else [])
+
+
+def test_a_narrow_majority_of_two_members_that_disagree_leaves_it_open() -> None:
+    found, _ = group_of_fresh(["a", "a", "a"], {(FRESH, 0): Same, (FRESH, 2): Same})
+    assert (found.votes["a"], list(found.joined)) == (Votes(Same, 0), [])
+
+
+def test_a_fresh_answer_joins_the_group_that_agrees_most() -> None:
+    verdicts = {(FRESH, 0): Same, (FRESH, 1): Same, (FRESH, 2): Same}
+    found, _ = group_of_fresh(["a", "b", "b"], verdicts)
+    assert list(found.joined) == ["b"]
+
+
+def test_groups_merge_only_if_their_own_answers_are_the_same() -> None:
+    verdicts = {(FRESH, place): Same for place in range(4)}
+    apart, asked = group_of_fresh(["a", "a", "b", "b"], verdicts)
+    assert (list(apart.joined), asked[4:]) == (["a"], [(0, 2), (0, 3)])
+    merged, _ = group_of_fresh(["a", "a", "b", "b"], verdicts | {(0, 2): Same, (0, 3): Same})
+    assert list(merged.joined) == ["a", "b"]
+
+
+def test_one_wrong_verdict_between_two_groups_keeps_them_apart_only_for_now() -> None:
+    verdicts = {(FRESH, place): Same for place in range(4)} | {(0, 3): Same, (1, 2): Same, (1, 3): Same}
+    found, _ = group_of_fresh(["a", "a", "b", "b"], verdicts)
+    assert list(found.joined) == ["a", "b"]
+
+
+def test_an_answer_that_was_not_stored_joins_no_group() -> None:
+    found, asked = group_of_fresh(["a", "b"], {(FRESH, 0): Same, (FRESH, 1): Same}, is_stored=False)
+    assert (list(found.joined), asked) == ([], [(FRESH, 0), (FRESH, 1)])

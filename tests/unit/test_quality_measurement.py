@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
+from api.ports.quality import Verdict
 from api.quality import evidence
+from api.quality.comparator import CONFUSION, MEASURED
 from api.quality.measurement import (
     Figures,
     Outcomes,
@@ -38,6 +41,7 @@ from api.quality.replay import (
     replay,
 )
 from api.redis_store import search_index
+from scripts.noisy_verdicts import NoisyVerdicts
 
 NO_CLUSTER: Ints = np.array([], np.int64)
 
@@ -170,6 +174,39 @@ def test_verified_serves_more_than_a_fixed_threshold_once_it_has_learned() -> No
     assert after.hit_rate.value > 1.5 * before.hit_rate.value > 0.3
     assert after.error_per_hit is not None
     assert after.error_per_hit.value < 0.02
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+def test_verified_learns_from_a_comparator_with_errors(*, repeated: bool) -> None:
+    """Its rates are those of the real one: of equal answers a quarter gets no verdict, and 3 % are called different."""
+    stream, intents = clustered(4000, 60, 0.55, seed=1)
+    hear = NoisyVerdicts(MEASURED, list(map(ord, intents)), seed=1, repeated=repeated)
+    noisy = Verified(0.02, 0.92, seed=1, hear=hear, confusion=CONFUSION)
+    before, after = counted(Guarded(0.92), stream, intents), counted(noisy, stream, intents)
+    assert after.hit_rate.value > 1.1 * before.hit_rate.value > 0.3
+    assert after.error_per_hit is not None
+    assert after.error_per_hit.value < 0.02
+
+
+@pytest.mark.parametrize(("same", "errors", "unsure"), [(True, 4 / 158, 44 / 158), (False, 6 / 159, 21 / 159)])
+def test_simulated_errors_have_the_rates_that_were_measured_and_repeat(
+    *, same: bool, errors: float, unsure: float
+) -> None:
+    """`repeated` errors come back with a second answer of the same intent as often as on the labeled pairs."""
+    answers, kinds = 4000, 500
+    hear = NoisyVerdicts(MEASURED, [one % kinds for one in range(answers)], seed=2)
+    wrong = Verdict.DIFFERENT if same else Verdict.SAME
+    kind_of_other = [(one + (0 if same else 1 + one // kinds)) % kinds for one in range(answers)]
+    rows = [
+        [hear(one, other, same) for other in range(kind, answers, kinds) if other != one]
+        for one, kind in enumerate(kind_of_other)
+    ]
+    heard = [verdict for row in rows for verdict in row]
+    assert heard.count(wrong) / len(heard) == pytest.approx(errors, abs=0.015)
+    assert heard.count(Verdict.UNSURE) / len(heard) == pytest.approx(unsure, abs=0.03)
+    again = [second is wrong for row in rows for first, second in pairwise(row) if first is wrong]
+    assert 0.2 < np.mean(again) < 0.5
+    assert [hear(one, 7, same) for one in range(50)] == [hear(7, one, same) for one in range(50)]
 
 
 def test_verified_decides_as_guarded_until_it_has_labels() -> None:

@@ -124,6 +124,7 @@ def _fields(scope: str, tenant: str, label: Label) -> dict[str, Any]:
         "verifier_digest": versions.verifier,
         "comparator": versions.comparator,
         "entry": label.entry,
+        "votes": "" if label.votes is None else label.votes,
     }
 
 
@@ -170,6 +171,7 @@ def _label(at: str, fields: Mapping[str, str]) -> Label:
         float(fields["probability"]),
         int(at.partition("-")[0]),
         fields.get("entry", ""),
+        int(votes) if (votes := fields.get("votes")) else None,
     )
 
 
