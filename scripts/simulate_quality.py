@@ -28,7 +28,7 @@ from api.ports.quality import (
 from api.quality.assessment import alarm, suspected
 from api.quality.calibration import Channel
 from api.quality.estimate import overall, samples
-from api.query.labels import sampling_rate
+from api.quality.policies import sampling_rate
 
 DAY_MS: Final = 24 * 3600 * 1000
 CALLED_SAME, CALLED_DIFFERENT = 0.02, 0.05

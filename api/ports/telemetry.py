@@ -28,8 +28,8 @@ BulkheadReason = Literal["queue_full", "deadline", "displaced"]
 """The reason why a call got no permit."""
 
 
-LabelLoss = Literal["queue_full", "store_unavailable", "failed"]
-"""The reason why a label was not written."""
+LabelLoss = Literal["queue_full", "store_unavailable", "failed", "stopped"]
+"""The reason why a label was not written. `stopped`: the worker ended first."""
 ShadowOutcome = Literal[
     "compared",
     "limited",
@@ -39,6 +39,7 @@ ShadowOutcome = Literal[
     "failed",
     "queue_full",
     "store_unavailable",
+    "stopped",
 ]
 """The outcome of a shadow call. `limited`: the fleet has made enough in this minute. `incomplete`: the answer was cut
 off, or its passages could not be searched.

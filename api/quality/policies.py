@@ -15,7 +15,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from api.ports.quality import PolicyDecision, PolicyName, PolicyOutcome
+from api.ports.quality import PolicyDecision, PolicyName, PolicyOutcome, QualityState
 from api.quality.calibration import Model
 from api.quality.evidence import NearEntry, evidence_of
 
@@ -25,6 +25,10 @@ LAST_LEVEL: Final = 4
 """The level at which the semantic tier is closed."""
 EXPLORED: Final = 0.1
 """The probability to explore a candidate whose risk is just at the level. It falls with the square of the risk."""
+
+
+RAISED, MOST = 20, 0.25
+"""How many times as many hits are sampled while the fleet's error is in doubt, and the highest such rate."""
 
 
 def threshold_at(threshold: float, level: int) -> float:
@@ -119,3 +123,12 @@ def _verified(near: Sequence[NearEntry], usable: Collection[int], rules: Rules, 
 
 def _refused(rules: Rules, reason: str) -> PolicyDecision:
     return PolicyDecision(rules.policy, PolicyOutcome.REFUSED, None, reason)
+
+
+def sampling_rate(base: float, state: QualityState) -> float:
+    """Returns the share of hits to sample: more while the error may be too high, or the fleet serves less for it.
+
+    A small sample would take long to confirm a fault, and to show that it has passed.
+    """
+    is_in_doubt = state.rate.samples > 0 and state.rate.estimate > state.target_error
+    return max(base, min(MOST, RAISED * base)) if is_in_doubt or state.suspected or state.tightened else base

@@ -7,8 +7,7 @@
 A comparison can be wrong. So several answers of a group are compared: the first verdict is what the estimate counts,
 and the majority what the policy learns from and the groups are built on.
 
-No user waits for this. A request only puts work into a bounded queue. If the queue is full, the work is dropped and
-counted.
+No user waits for this: a request only puts work into a bounded queue. What the queue does not take is counted.
 """
 
 from __future__ import annotations
@@ -56,6 +55,7 @@ from api.quality.evidence import (
     grouped,
     polled,
 )
+from api.quality.policies import sampling_rate
 from api.query.cache import Lookup, is_complete
 from api.query.cache_key import CacheKey
 from api.query.candidates import ComparedQuestion, incomparable
@@ -70,21 +70,12 @@ PAUSE_SECONDS: Final = 0.1
 """Time between two checks whether a busy worker is idle again."""
 SHADOWS: Final = 16
 """Hits of one worker that may wait for a shadow call."""
-RAISED, MOST = 20, 0.25
-"""How many times as many hits are sampled while the fleet's error is in doubt, and the highest such rate."""
 RATE_SECONDS: Final = 1.0
 """Time between two readings of the fleet's error."""
+DRAIN_SECONDS: Final = 2.0
+"""Seconds that waiting comparisons have to finish when the worker stops."""
 SHARE_SECONDS: Final = 300.0
 """After this time a sampled hit counts half in the share of them that is compared. Limits hold for a minute."""
-
-
-def sampling_rate(base: float, state: QualityState) -> float:
-    """Returns the share of hits to sample: more while the error may be too high, or the fleet serves less for it.
-
-    A small sample would take long to confirm a fault, and to show that it has passed.
-    """
-    is_in_doubt = state.rate.samples > 0 and state.rate.estimate > state.target_error
-    return max(base, min(MOST, RAISED * base)) if is_in_doubt or state.suspected or state.tightened else base
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,8 +241,25 @@ class LabelCollector:
                 await self._collect(fresh)
             except StoreUnavailable:
                 self._labelling.telemetry.label_dropped("store_unavailable")
+            except asyncio.CancelledError:
+                self._labelling.telemetry.label_dropped("stopped")
+                raise
             except Exception:  # noqa: BLE001 - see `failed`
                 self._labelling.failed()
+            finally:
+                self._queue.task_done()
+
+    async def drain(self) -> None:
+        """Waits up to `DRAIN_SECONDS` for what is queued."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_SECONDS):
+                await self._queue.join()
+
+    def count_left(self) -> None:
+        """Counts what is still queued after the last task has ended."""
+        while not self._queue.empty():
+            self._queue.get_nowait()
+            self._labelling.telemetry.label_dropped("stopped")
 
     async def _collect(self, fresh: FreshAnswer) -> None:
         await self._labelling.calm()
@@ -416,6 +424,7 @@ class ShadowCalls:
         """Makes shadow calls forever, as a background task."""
         while True:
             served = await self._queue.get()
+            outcome: ShadowOutcome = "stopped"
             try:
                 outcome = await self._compared(served)
             except StoreUnavailable:
@@ -424,7 +433,13 @@ class ShadowCalls:
             except Exception:  # noqa: BLE001 - see `failed`
                 self._labelling.failed()
                 outcome = "failed"
-            self._ended(served.rate, outcome)
+            finally:
+                self._ended(served.rate, outcome)
+
+    def count_left(self) -> None:
+        """Counts the queued ones. Nobody waits for a generation any more."""
+        while not self._queue.empty():
+            self._ended(self._queue.get_nowait().rate, "stopped")
 
     async def keep_rate(self) -> None:
         """Follows the fleet's error forever, as a background task: a hit reads only a number."""

@@ -206,6 +206,12 @@ class WorkerCache:
         following = [self.shadow.keep_rate] if self.shadow is not None else []
         return [*following, *[*collecting, *calling] * CONCURRENCY]
 
+    def count_left(self) -> None:
+        """Counts the comparisons that are lost when the worker stops."""
+        for one in (self.collector, self.shadow):
+            if one is not None:
+                one.count_left()
+
     def tasks(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
         """Background tasks for the worker's lifetime."""
         keeping = [self._keeper.keep] if self._keeper is not None else []
@@ -240,6 +246,7 @@ async def open_cache(
         comparator = _comparator(parts, background_embedder, generations, spare)
         answering = _Answering(parts, embedder, digests, generations, flights, retriever, budget, comparator)
         cache = WorkerCache(parts, embedder, answering, flights, comparator, spare)
+        stack.callback(cache.count_left)
         stack.push_async_callback(cache.refresher.aclose)
         if cache.warm_ups is not None:
             # On its own stack: a question interrupted by a closed pool would count as failed.
@@ -247,6 +254,8 @@ async def open_cache(
         labelling = await stack.enter_async_context(Background())
         for forever in cache.labelling_tasks():
             labelling.start(forever)
+        if cache.collector is not None:
+            stack.push_async_callback(cache.collector.drain)
         yield cache
 
 

@@ -10,6 +10,7 @@ import pytest
 from redis.asyncio import Redis
 
 from api.embedded.redis_server import EmbeddedRedis
+from api.quality.comparator import Comparator
 from api.redis_store.keys import Keys
 from api.redis_store.stores.labels import LIFETIME_MS
 from tests.integration.test_redis_keys import assert_as_listed, listed
@@ -372,6 +373,25 @@ async def test_nothing_runs_after_shutdown(redis: Redis, redis_url: str, stub: S
             await said(client, stub, question, SAME)
     left = asyncio.all_tasks() - before
     assert [task for task in left if "labels" in task.get_name() or "label" in repr(task.get_coro())] == []
+
+
+async def test_a_worker_that_stops_finishes_its_labels(
+    redis: Redis, redis_url: str, stub: StubOllama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compare = Comparator.compare
+
+    async def slow(comparator: Comparator, *answers: Any, **more: Any) -> Any:
+        await stopping.wait()
+        return await compare(comparator, *answers, **more)
+
+    monkeypatch.setattr(Comparator, "compare", slow)
+    stopping = asyncio.Event()
+    async with running_service(make_settings(redis_url, stub.base_url)) as client:
+        for question in (QUESTION, OLD, QUICK):
+            await said(client, stub, question, SAME)
+        assert await labels(redis) == []
+        asyncio.get_running_loop().call_later(0.5, stopping.set)  # after the server has stopped listening
+    assert len(await labels(redis)) == 2
 
 
 async def test_on_a_cluster_labels_are_on_one_shard_and_groups_beside_their_entries(

@@ -8,14 +8,16 @@ from typing import Any
 
 import pytest
 
+from api.cancellation import Background
 from api.observability.metrics import Metrics
 from api.observability.worker_facts import LoopLag
 from api.ports.quality import FalseHitRate, QualityState
 from api.ports.question import Query
 from api.ports.telemetry import Telemetry
+from api.quality.policies import sampling_rate
 from api.query import labels
 from api.query.cache import Lookup
-from api.query.labels import SHADOWS, Labelling, ShadowCalls, SpareTime, sampling_rate
+from api.query.labels import SHADOWS, LabelCollector, Labelling, ShadowCalls, SpareTime
 from api.values import CachedAnswer, CacheMatch, Usage
 from tests.support.waiting import wait_until_async
 
@@ -120,3 +122,66 @@ async def test_a_worker_is_busy_while_its_event_loop_is_late() -> None:
     await wait_until_async(is_busy)
     await wait_until_async(is_calm)
     measuring.cancel()
+
+
+# -- when the worker stops ---------------------------------------------------------------------------------------------
+
+
+class Slow(LabelCollector):
+    """Compares an answer when it may; `None` never."""
+
+    def __init__(self, labelling: Labelling, queue: asyncio.Queue[Any]) -> None:
+        super().__init__(labelling, queue)
+        self.may, self.compared = asyncio.Event(), 0
+
+    async def _collect(self, fresh: Any) -> None:
+        await (self.may.wait() if fresh is not None else asyncio.Event().wait())
+        self.compared += 1
+
+
+class Losses(Telemetry):
+    def __init__(self) -> None:
+        self.lost: list[str] = []
+
+    def label_dropped(self, reason: str) -> None:
+        self.lost.append(reason)
+
+    def shadow_called(self, outcome: str) -> None:
+        self.lost.append(outcome)
+
+
+async def test_comparisons_that_wait_when_the_worker_stops_are_finished() -> None:
+    none: Any = None
+    telemetry, queue = Losses(), asyncio.Queue[Any](8)
+    collector = Slow(Labelling(none, none, none, telemetry, none), queue)
+    for number in range(5):
+        queue.put_nowait(number)
+    async with Background() as background:
+        background.start(collector.keep_collecting)
+        draining = asyncio.create_task(collector.drain())
+        await asyncio.sleep(0)
+        collector.may.set()
+        await draining
+        assert collector.compared == 5
+    collector.count_left()
+    assert telemetry.lost == []
+
+
+async def test_what_is_lost_when_the_worker_stops_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(labels, "DRAIN_SECONDS", 0.01)
+    none: Any = None
+    telemetry, queue = Losses(), asyncio.Queue[Any](8)
+    collector = Slow(Labelling(none, none, none, telemetry, none), queue)
+    for stuck in (None, 1, 2):
+        queue.put_nowait(stuck)
+    async with Background() as background:
+        background.start(collector.keep_collecting)
+        await collector.drain()
+    assert telemetry.lost == ["stopped"], "the one under way"
+    collector.count_left()
+    assert telemetry.lost == ["stopped"] * 3
+    calls = shadow(telemetry)
+    match = CacheMatch(CachedAnswer("e", "q", "a", "m", (), Usage(), 1, 2), "exact", 1.0, 1)
+    calls.sample(Query("q", "t", "m"), Lookup(match=match), stale=False)
+    calls.count_left()
+    assert telemetry.lost == ["stopped"] * 4
