@@ -84,8 +84,8 @@ class CacheSettings(SettingsGroup):
     """Search again before a similar question gets a hit.
 
     It applies to answers from documents: the search must find the cited passages, with scores not much lower, and no
-    better one. If it rejects the answer, the generation uses its passages. Off with a re-ranker, whose search takes
-    too long.
+    better one. If it rejects the answer, the generation uses its passages. Off with a re-ranker: re-ranking takes
+    longer than a look-up may, and scores without it cannot be compared with those of the cached answer.
     """
     follow_ups: bool = True
     """Find a question with `history` by meaning too.
