@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -43,7 +44,7 @@ def warm(
         job = service.send("POST", WARM_PATH, json=body)
         if wait:
             try:
-                job = _waited_for(service, job)
+                job = waited_for(service, job)
             except KeyboardInterrupt:
                 raise exit_with(f"interrupted; the warm-up {job['id']} continues", INTERRUPTED) from None
     if as_json:
@@ -83,13 +84,14 @@ def _parsed(file: str, number: int, line: str) -> Any:
         raise exit_with(f"{file}, line {number}: not JSON: {error}", USAGE_ERROR) from None
 
 
-def _waited_for(service: ServiceClient, job: Any) -> Any:
-    """Shows a progress bar on standard error, if that is a terminal, until the warm-up ends."""
+def waited_for(service: ServiceClient, job: Any, seconds: float = math.inf) -> Any:
+    """Returns a warm-up when it has ended, or after the time. Shows its progress if standard error is a terminal."""
+    deadline = time.monotonic() + seconds
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("questions", total=job["total"])
-        while job["status"] == "running":
+        while job["status"] == "running" and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
             job = service.get(f"{WARM_PATH}/{job['id']}")
             progress.update(task, completed=job["done"])

@@ -24,7 +24,8 @@ class Check:
     def line(self) -> str:
         """Returns the check as a line of text."""
         mark = "FAIL" if not self.ok else "warn" if self.advice else "ok"
-        return f"{mark:<5} {self.name}: {clean(self.detail)}{f' {clean(self.advice)}' if self.advice else ''}"
+        advice = f". {clean(self.advice)}" if self.advice else ""
+        return f"{mark:<5} {self.name}: {clean(self.detail).removesuffix('.' if advice else '')}{advice}"
 
 
 def document(checks: Sequence[Check]) -> dict[str, Any]:
@@ -33,10 +34,10 @@ def document(checks: Sequence[Check]) -> dict[str, Any]:
     return {"ok": all(one.ok for one in checks), "checks": rows}
 
 
-def report(checks: Sequence[Check], code: int = FAILED, *, as_json: bool) -> None:
-    """Prints the checks. Ends the command with `code` if one of them failed."""
+def report(checks: Sequence[Check], code: int = FAILED, *, as_json: bool, **more: Any) -> None:
+    """Prints the checks, as JSON with `more` fields. Ends the command with `code` if one of them failed."""
     if as_json:
-        print_document(document(checks))
+        print_document({**document(checks), **more})
     else:
         typer.echo("\n".join(one.line() for one in checks))
         failed, warned = sum(not one.ok for one in checks), sum(one.ok and bool(one.advice) for one in checks)

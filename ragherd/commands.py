@@ -42,6 +42,8 @@ COMMANDS: Final = {
     "monitor": Entry("monitor", WATCH, "Watch the fleet in the terminal."),
     "backends": Entry("fleet", WATCH, "Show each Ollama: its models, breakers and load."),
     "workers": Entry("fleet", WATCH, "List the live workers of every replica."),
+    "preflight": Entry("preflight", CHECK, "Check this environment before a deployment."),
+    "smoke": Entry("smoke", CHECK, "Check a service after its deployment."),
     "doctor": Entry("doctor", CHECK, "Find common faults, and say what to do."),
     "config": Entry("config", CHECK, "Show the settings of this environment, and where each comes from."),
     "quality": Entry(

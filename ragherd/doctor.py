@@ -44,7 +44,7 @@ def _environment() -> Iterator[Check]:
     for name, meant in unknown_variables(origins()):
         yield Check("variable", True, unknown_line(name, meant), "Remove or rename it.")
     for warning in access_warnings(settings.access, [settings.server.host]):
-        yield Check("access", True, "less safe than it could be.", warning)
+        yield Check("access", True, "less safe than it could be", warning)
     yield from _dependencies(settings)
 
 
@@ -53,7 +53,7 @@ def _dependencies(settings: Settings) -> Iterator[Check]:
 
     for finding in asyncio.run(findings(settings)):
         is_warning = finding.detail.startswith("warning: ")
-        detail = "works, with a warning." if is_warning else finding.detail
+        detail = "works, with a warning" if is_warning else finding.detail
         advice = finding.detail.removeprefix("warning: ") if is_warning else ""
         yield Check(f"{finding.subject}, from here", not finding.failed, detail, advice)
 
@@ -69,7 +69,7 @@ def _running(url: str | None) -> Iterator[Check]:
             yield _key(service)
             yield from judge(found)
     except Unreachable as error:
-        yield Check("service", False, f"{error}.", "Start it with `ragherd serve`, or correct --url, HOST and PORT.")
+        yield Check("service", False, str(error), "Start it with `ragherd serve`, or correct --url, HOST and PORT.")
     except Refused as error:
         yield Check("service", False, str(error), "If another program answers there, correct --url, HOST or PORT.")
 
@@ -101,38 +101,36 @@ def judge(found: Mapping[str, Any]) -> Iterator[Check]:
 
 def _stores(health: Mapping[str, Any]) -> Iterator[Check]:
     redis, advice = health["database"], "Start Redis, or correct REDIS_URL; `ragherd serve --check` says what is wrong."
-    yield Check("Redis", redis, "works" if redis else "the service cannot use it.", "" if redis else advice)
+    yield Check("Redis", redis, "works" if redis else "the service cannot use it", "" if redis else advice)
     if not health["breaker_database"] and redis:
-        yield Check("Redis of the breakers", False, "cannot be used.", "Start it, or correct BREAKER_REDIS_URL.")
+        yield Check("Redis of the breakers", False, "cannot be used", "Start it, or correct BREAKER_REDIS_URL.")
     for warning in health["redis_warnings"]:
-        yield Check(f"Redis, {warning['name']}", True, "works, with a warning.", warning["advice"])
+        yield Check(f"Redis, {warning['name']}", True, "works, with a warning", warning["advice"])
 
 
 def _backends(pool: Mapping[str, Any]) -> Iterator[Check]:
     for name, one in pool["backends"].items():
         if one["reachable"] is False:
-            yield Check(f"Ollama {name}", False, "does not answer.", "Start Ollama, or correct OLLAMA_BASE_URL.")
+            yield Check(f"Ollama {name}", False, "does not answer", "Start Ollama, or correct OLLAMA_BASE_URL.")
         elif one["models"] == []:
-            yield Check(f"Ollama {name}", False, "has no models.", "Pull LLM_MODEL: ollama pull MODEL.")
+            yield Check(f"Ollama {name}", False, "has no models", "Pull LLM_MODEL: ollama pull MODEL.")
         else:
             yield Check(f"Ollama {name}", True, "answers" if one["reachable"] else "not checked yet")
     if any(one["pool_timeouts"] for one in pool["workers"].values()):
-        yield Check(
-            "pool", True, f"{pool_line(pool)}.", "Raise CONNECTION_POOL_MAX_SIZE, or lower BULKHEAD_MAX_CONCURRENT."
-        )
+        yield Check("pool", True, pool_line(pool), "Raise CONNECTION_POOL_MAX_SIZE, or lower BULKHEAD_MAX_CONCURRENT.")
 
 
 def _breakers(breakers: Mapping[str, Any]) -> Iterator[Check]:
     for name, one in breakers.items():
         subject = f"breaker {name}"
         if one["forced"]:
-            detail = f"forced {one['forced']}, until somebody resets it."
+            detail = f"forced {one['forced']}, until somebody resets it"
             yield Check(subject, one["forced"] != "OPEN", detail, "When the reason is gone: ragherd breaker reset.")
         elif one["state"] != "CLOSED":
-            detail = f"{one['state']} ({one['reason']}); next probe in {one['retry_after_seconds']} s."
+            detail = f"{one['state']} ({one['reason']}); next probe in {one['retry_after_seconds']} s"
             yield Check(subject, False, detail, "Look at Ollama's log, and at `ragherd breaker history`.")
         elif one["store"] == "local":
-            yield Check(subject, True, "local to each worker.", "It is shared again once Redis answers.")
+            yield Check(subject, True, "local to each worker", "It is shared again once Redis answers.")
         else:
             yield Check(subject, True, "CLOSED" if one["enabled"] else "disabled")
 
@@ -140,28 +138,26 @@ def _breakers(breakers: Mapping[str, Any]) -> Iterator[Check]:
 def _cache(cache: Mapping[str, Any]) -> Check:
     lookups, line = cache["hits"] + cache["misses"], cache_line(cache)
     if not cache["enabled"]:
-        return Check("cache", True, "disabled.", "SEMANTIC_CACHE_ENABLED=true turns it on.")
+        return Check("cache", True, "disabled", "SEMANTIC_CACHE_ENABLED=true turns it on.")
     if cache["evictions"] and cache["cache_size"] >= cache["max_cache_size"]:
-        return Check("cache", True, f"{line}; it is full.", "If memory allows, raise SEMANTIC_CACHE_MAX_SIZE.")
+        return Check("cache", True, f"{line}; it is full", "If memory allows, raise SEMANTIC_CACHE_MAX_SIZE.")
     if lookups >= ENOUGH_LOOKUPS and cache["hit_rate"] < LOW_HIT_RATE:
         advice = "`ragherd explain QUESTION` says why a question is a miss. Options and history are part of the scope."
-        return Check("cache", True, f"{line}.", advice)
+        return Check("cache", True, line, advice)
     return Check("cache", True, line)
 
 
 def _bulkhead(bulkhead: Mapping[str, Any]) -> Check:
     line = bulkhead_line(bulkhead)
     if bulkhead["waiting"] >= bulkhead["max_queue"]:
-        return Check("bulkhead", False, f"{line}; the queue is full.", "Add an Ollama, or slow the callers down.")
+        return Check("bulkhead", False, f"{line}; the queue is full", "Add an Ollama, or slow the callers down.")
     if sum(bulkhead["rejected"].values()):
-        return Check(
-            "bulkhead", True, f"{line}.", "If it still happens: raise BULKHEAD_MAX_CONCURRENT or add an Ollama."
-        )
+        return Check("bulkhead", True, line, "If it still happens: raise BULKHEAD_MAX_CONCURRENT or add an Ollama.")
     return Check("bulkhead", True, line)
 
 
 def _workers(workers: list[dict[str, Any]]) -> Check:
     line = workers_line(workers)
     if len({worker["version"] for worker in workers}) > 1:
-        return Check("workers", True, f"{line}.", "Several versions run. Finish or undo the roll-out.")
+        return Check("workers", True, line, "Several versions run. Finish or undo the roll-out.")
     return Check("workers", True, line)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from redis.asyncio import Redis
-from redis.exceptions import NoPermissionError
+from redis.exceptions import NoPermissionError, ResponseError
 
 from api.errors import StoreUnavailable
 from api.ports.answer_cache import Store, StoreWarning
@@ -162,3 +162,42 @@ class RedisCheckup:
                 await self.look()
             except StoreUnavailable:
                 continue  # checked again once Redis is up
+
+
+MOST_ARGUMENTS: Final = 8
+"""Of a command's shortest form."""
+
+
+async def denied_commands(client: Redis, commands: Sequence[str], key: str) -> list[str]:
+    """Returns those that the user may not run on `key`. Runs none: inside MULTI, Redis checks rights and only queues.
+
+    The connection is closed instead of EXEC. Each command is sent with more and more arguments until Redis accepts
+    their number. Commands that MULTI refuses, such as SUBSCRIBE, cannot be checked.
+    """
+    pool: Any = client.connection_pool
+    connection = await pool.get_connection()
+    denied, unknown = [], list(commands)
+    try:
+        await connection.send_command("MULTI")
+        await connection.read_response()
+        for count in range(MOST_ARGUMENTS + 1):
+            for command in unknown:
+                await connection.send_command(*command.split("|"), *[key] * count)
+            replies = [await _error_of(connection) for _ in unknown]
+            denied += [command for command, reply in zip(unknown, replies, strict=True) if reply.startswith("NOPERM")]
+            unknown = [name for name, reply in zip(unknown, replies, strict=True) if "number of arguments" in reply]
+    finally:
+        await connection.disconnect()
+        await pool.release(connection)
+    return sorted(denied)
+
+
+async def _error_of(connection: Any) -> str:
+    """Returns the error that Redis replies, or ''."""
+    try:
+        await connection.read_response()
+    except NoPermissionError as error:
+        return f"NOPERM {error}"
+    except ResponseError as error:
+        return str(error)
+    return ""

@@ -5,18 +5,24 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Sequence
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
+
+from redis.asyncio import Redis
+from redis.exceptions import NoPermissionError
 
 from api import __version__
 from api.embedders.onnx import open_onnx
-from api.errors import SettingsError, UpstreamError
+from api.errors import SettingsError, StoreUnavailable, UpstreamError
 from api.ollama.models import OllamaModels
 from api.ollama.pool import OllamaPool, PoolLimits, open_pool
 from api.ports.answer_cache import Store
-from api.redis_store.client import open_client
-from api.redis_store.diagnostics import RedisCheckup
+from api.redis_store.acl import acl_commands
+from api.redis_store.client import AnyHealthGated, open_client
+from api.redis_store.diagnostics import RedisCheckup, denied_commands
 from api.redis_store.keys import Keys
 from api.redis_store.schema import FleetSchema
 from api.settings import Settings
@@ -50,6 +56,24 @@ async def findings(settings: Settings) -> Sequence[Finding]:
 async def _redis(settings: Settings, store: Store) -> list[Finding]:
     """Checks that Redis answers, accepts writes and has keys of this release; then reports warnings."""
     subject, variable = ("Redis", "REDIS_URL") if store == "main" else ("Redis of the breakers", "BREAKER_REDIS_URL")
+    async with _opened(settings, store) as opened:
+        if not await opened.client.check():
+            why = opened.schema.conflict or f"{opened.failures.last} Start it, or correct {variable}."
+            return [Finding(subject, f"cannot be used: {why}", failed=True)]
+        warnings = [Finding(subject, f"warning: {warning.advice}") for warning in opened.checkup.warnings]
+        return [Finding(subject, "ready"), *warnings]
+
+
+@dataclass(frozen=True, slots=True)
+class _OpenedRedis:
+    client: AnyHealthGated
+    checkup: RedisCheckup
+    schema: FleetSchema
+    failures: LastFailure
+
+
+@asynccontextmanager
+async def _opened(settings: Settings, store: Store) -> AsyncIterator[_OpenedRedis]:
     address, keys, failures = redis_address(settings.redis), Keys(*settings.key_layout), LastFailure()
     if store == "breaker":
         address = replace(address, url=settings.breaker_redis.url or "")
@@ -57,11 +81,52 @@ async def _redis(settings: Settings, store: Store) -> list[Finding]:
         checkup = RedisCheckup(client, store)
         worker = f"check-{socket.gethostname()}-{os.getpid()}"
         schema = FleetSchema(client, keys, worker, __version__, lambda conflict: None, states=False)
-        if not await client.check():
-            why = schema.conflict or f"{failures.last} Start it, or correct {variable}."
-            return [Finding(subject, f"cannot be used: {why}", failed=True)]
-        warnings = [Finding(subject, f"warning: {warning.advice}") for warning in checkup.warnings]
-        return [Finding(subject, "ready"), *warnings]
+        yield _OpenedRedis(client, checkup, schema, failures)
+
+
+@dataclass(frozen=True, slots=True)
+class RedisReport:
+    """What is known about a Redis. `problem`: why it cannot be used; the rest is then unknown.
+
+    `warnings` are pairs of name and advice. `may_everything`: the user may also manage users. `ahead`: seconds by which
+    this machine's clock is ahead of Redis's.
+    """
+
+    problem: str = ""
+    version: str = ""
+    warnings: Sequence[tuple[str, str]] = ()
+    max_bytes: int = 0
+    denied: Sequence[str] = ()
+    may_everything: bool = False
+    ahead: float = 0.0
+
+
+async def redis_report(settings: Settings, store: Store) -> RedisReport:
+    """Looks at one server, of a cluster the first. Raises nothing."""
+    is_cluster = settings.redis.is_cluster and store == "main"
+    rights = acl_commands(store, separate=settings.breaker_redis.url is not None, cluster=is_cluster)
+    key = Keys(*settings.key_layout).probe
+    async with _opened(settings, store) as opened:
+        if not await opened.client.check():
+            return RedisReport(opened.schema.conflict or opened.failures.last)
+        server = opened.client.servers[0]
+        try:
+            info, (seconds, micros) = await server.run("info", _facts), await server.run("time", lambda one: one.time())
+            ahead = time.time() - seconds - micros / 1e6
+            denied = await server.run("rights", lambda client: denied_commands(client, [*rights, "acl|setuser"], key))
+        except StoreUnavailable as error:
+            return RedisReport(str(error))
+    warnings = [(warning.name, warning.advice) for warning in opened.checkup.warnings]
+    missing = [command for command in denied if command in rights]
+    facts = (str(info.get("redis_version", "")), warnings, int(info.get("maxmemory", 0)))
+    return RedisReport("", *facts, missing, "acl|setuser" not in denied, ahead)
+
+
+async def _facts(client: Redis) -> dict[str, Any]:
+    try:
+        return dict(await client.info())
+    except NoPermissionError:
+        return {}
 
 
 async def _ollama(settings: Settings, url: str) -> list[Finding]:

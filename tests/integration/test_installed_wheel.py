@@ -243,7 +243,9 @@ def test_dev_without_extras_names_what_the_rest_of_it_needs(
     assert not (folder / ".data").exists()
 
 
-@pytest.mark.parametrize("command", ["serve", "ingest", "backup", "restore", "redis-acl"])
+@pytest.mark.parametrize(
+    "command", ["serve", "ingest", "backup", "restore", "redis-acl", "preflight", "smoke", "doctor", "monitor"]
+)
 def test_other_commands_import_nothing_of_a_laptop(bare: Path, command: str) -> None:
     program = f"""
 import sys
