@@ -249,7 +249,7 @@ class Deadline:
     async def watched(self) -> AsyncIterator[None]:
         """Around a wait, never around a `yield`: past the deadline the wait is cancelled. Raises `DeadlinePassed`.
 
-        A wait that begins late is not begun. What it brings too late is not used.
+        Does not begin a wait after the deadline, and ignores a result that arrives after it.
         """
         if self._at is None:
             yield

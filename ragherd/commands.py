@@ -17,7 +17,7 @@ from ragherd.exits import ctrl_c_exits
 
 
 class Entry(NamedTuple):
-    """Where a command is, and its place and line in `ragherd --help`. Its function has the command's name."""
+    """The module of a command, and its place and line in `ragherd --help`. Its function has the command's name."""
 
     module: str
     panel: str

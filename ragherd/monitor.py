@@ -49,7 +49,7 @@ Buckets = dict[float, float]
 
 @dataclass(slots=True)
 class View:
-    """What is shown, and the counts of the last refreshes."""
+    """The figures shown, and the counts of the last refreshes."""
 
     found: dict[str, Any] | None = None
     fault: str = ""

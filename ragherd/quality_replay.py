@@ -145,7 +145,7 @@ class Questions:
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """What the settings make of the cache: its embedder, the languages, and the setting in use."""
+    """The cache as the settings define it: its embedder, the languages, and the setting in use."""
 
     model: MiniLM
     languages: Languages

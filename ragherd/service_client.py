@@ -1,4 +1,4 @@
-"""How commands speak to a running service: the address, the key, and what becomes of errors.
+"""Requests of commands to a running service: the address, the key, and errors.
 
 A service that cannot be reached ends a command with exit code 3, a refusal with 1. Neither prints a key.
 """

@@ -220,7 +220,7 @@ def threshold_table(one: Document) -> str:
 
 
 def verified_table(data: Document) -> str:
-    """Returns `verified` beside the default, over the whole stream and over its second half."""
+    """Returns `verified` compared with the default, over the whole stream and over its second half."""
     rows = []
     for name, one in data.items():
         if name == FOW:
@@ -256,7 +256,7 @@ def orders_table(orders: Document) -> str:
 
 
 def aims_table(found: Document) -> str:
-    """Returns what was aimed at beside what was reached."""
+    """Returns the rates aimed at and the rates reached."""
     pairs = found["data"][FOW]
     figure = "pairs that should hit / traps served, %"
     rows = [

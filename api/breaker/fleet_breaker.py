@@ -227,7 +227,7 @@ class FleetBreaker(pybreaker.CircuitBreaker):
                     await asyncio.shield(attempt.ignored())
 
     def check(self) -> None:
-        """Raises `BreakerOpen` if the local view rejects calls, so that nobody waits for a permit in vain."""
+        """Raises `BreakerOpen` if the local view rejects calls, so that nobody waits for a permit without need."""
         if self._local and self.policy.enabled:
             position = self._local.read().position
             if position.wait_ms > 0:

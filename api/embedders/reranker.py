@@ -175,7 +175,7 @@ class _Call:
 class ScoringQueue:
     """Runs `score` in `thread`, one batch at a time. Callers run in order, users before background work.
 
-    A call that would not finish in time fails at once. Under overload some calls succeed, and none waits in vain.
+    A call that would not finish in time fails at once. Under overload some calls succeed, and none waits only to fail.
     """
 
     def __init__(

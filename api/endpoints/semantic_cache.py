@@ -125,7 +125,7 @@ def _explanation(explanation: Explanation) -> dict[str, Any]:
 
 
 def _policies(explanation: Explanation) -> dict[str, Any]:
-    """What each policy would decide. All but `observe` serve the answer of the same question."""
+    """The decision of each policy. All but `observe` serve the answer of the same question."""
     if explanation.exact is not None and explanation.exact_fate in USABLE:
         entry, served = explanation.exact.answer.entry, PolicyOutcome.SERVED
         outcomes = {name: PolicyOutcome.WOULD_SERVE if name is PolicyName.OBSERVE else served for name in PolicyName}

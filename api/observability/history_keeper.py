@@ -2,8 +2,8 @@
 
 The worker with the lease, the keeper, observes every five seconds what needs one observer, and writes each minute once
 it is over. If it dies, another worker takes the lease within `LEASE_SECONDS` and two rounds; the counts of the minute
-are in Redis already. How long a breaker was in each state comes from the log of its state changes, so it is exact
-whoever writes it.
+are in Redis already. The time of a breaker in each state comes from the log of its state changes, so it does not
+depend on the worker that writes it.
 """
 
 from __future__ import annotations

@@ -339,7 +339,7 @@ class _Endpoint:
 
 
 class PoolStatistics:
-    """Told of every finished request; no I/O, bounded memory. What it is told, `total` is told too."""
+    """Counts finished requests, for itself and for `total`. No I/O; bounded memory."""
 
     def __init__(self, total: PoolStatistics | None = None) -> None:
         self._total = total
@@ -384,7 +384,7 @@ class PoolStatistics:
         )
 
     def finished(self, path: str, trace: RequestTrace, *, failed: bool, pool_timeout: bool) -> None:
-        """A request ended: complete, failed, or left by its caller (which is no failure)."""
+        """Counts a request that ended: complete, failed, or left by its caller, which does not count as a failure."""
         self.requests += 1
         self.connections_opened += trace.connect is not None
         self.connections_reused += trace.reused

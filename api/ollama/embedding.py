@@ -215,7 +215,7 @@ class OllamaEmbedder:
         return [Embedding(row.tobytes(), unread_of(text, read)) for row, text in zip(vectors, texts, strict=True)]
 
     async def _scripts_read(self, texts: Sequence[str], ends: float) -> set[str]:
-        """Finds out once about each script that is met, before `ends`. What is not known yet counts as unread."""
+        """Tests each script once, before `ends`. A script that was not tested yet counts as unread."""
         missing = [one for one in scripts_to_read(texts) if one in PROBES and one not in self._scripts]
         left = ends - time.monotonic()
         if missing and left > 0 and time.monotonic() - self._probed_at >= self._resolve_pause:
@@ -305,7 +305,7 @@ Rows = np.ndarray[Any, np.dtype[np.float32]]
 
 
 def _valid(text: str) -> str:
-    """A lone surrogate (JSON can carry one) is no valid text and could not be sent."""
+    """Replaces lone surrogates: JSON can contain them, but they cannot be encoded."""
     return text.encode("utf-8", "replace").decode()
 
 

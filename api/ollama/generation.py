@@ -212,7 +212,7 @@ class OllamaModel:
     ) -> AbstractAsyncContextManager[AsyncIterator[Token | Thought | GenerationEnd]]:
         """Tokens and thoughts, then one `GenerationEnd`. Nothing is sent before the first of them is asked for.
 
-        Leaving the context closes the connection of an unfinished answer, whereupon Ollama stops generating. A fault
+        Leaving the context closes the connection of an unfinished answer, and Ollama then stops generating. A fault
         before the first line may be retried once, unseen. Raises `UpstreamError`.
         """
         return aclosing(self._answer(request))
@@ -241,7 +241,7 @@ class OllamaModel:
             raise UpstreamError(UpstreamFault.STREAM_TRUNCATED, "Ollama's stream ended without `done`.")
 
     async def _begin(self, request: GenerationRequest, clock: Clock, retry: Retry) -> _Started:
-        """Sends, and waits for the first line. What it returns is open; when it raises, all is closed."""
+        """Sends, and waits for the first line. The caller closes the result; an error closes everything."""
         async with AsyncExitStack() as stack:
             body = self._body(request)
             self._pool.retries.called(retry)

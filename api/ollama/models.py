@@ -92,7 +92,7 @@ class OllamaModels:
         try:
             return list(_models(answer["models"] or ()))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UpstreamError(UpstreamFault.INVALID_RESPONSE, f"Ollama's {path} is no list of models.") from error
+            raise UpstreamError(UpstreamFault.INVALID_RESPONSE, f"Ollama's {path} is not a list of models.") from error
 
 
 def _named(name: str, models: list[ModelInfo]) -> ModelInfo | None:
@@ -144,7 +144,7 @@ class OllamaCatalog:
         body = orjson.dumps({"model": model, "verbose": verbose})
         answer = await self._first(lambda pool: pool.ask("/api/show", body, model, self._timeout))
         if not isinstance(answer, dict):
-            raise UpstreamError(UpstreamFault.INVALID_RESPONSE, "Ollama's /api/show is no object.")
+            raise UpstreamError(UpstreamFault.INVALID_RESPONSE, "Ollama's /api/show is not an object.")
         return answer
 
     async def _first(self, question: Callable[[OllamaPool], Awaitable[T]]) -> T:
@@ -189,7 +189,7 @@ class OllamaCatalog:
 def _rows(answer: Any, path: str) -> list[dict[str, Any]]:
     rows = answer.get("models") if isinstance(answer, dict) else None
     if not isinstance(rows, list | None) or not all(isinstance(row, dict) for row in rows or ()):
-        raise UpstreamError(UpstreamFault.INVALID_RESPONSE, f"Ollama's {path} is no list of models.")
+        raise UpstreamError(UpstreamFault.INVALID_RESPONSE, f"Ollama's {path} is not a list of models.")
     return rows or []
 
 

@@ -75,7 +75,7 @@ class LeaderLease(Protocol):
     """Work that one worker at a time does for the fleet. Without Redis each worker does it for itself."""
 
     async def acquire(self, seconds: float) -> bool:
-        """Takes or renews the lease for `seconds`. Whether this worker has it."""
+        """Takes or renews the lease for `seconds`. Returns whether this worker has it."""
 
     async def release(self) -> None:
         """Releases the lease at once."""
@@ -116,7 +116,7 @@ class Breaker(Protocol):
         """
 
     def check(self) -> None:
-        """Raises `BreakerOpen` if `attempt` is sure to, so that nobody waits for a permit in vain. No I/O."""
+        """Raises `BreakerOpen` if `attempt` is sure to, so that nobody waits for a permit without need. No I/O."""
 
     @property
     def rejects(self) -> bool:

@@ -144,7 +144,7 @@ class Telemetry:
         """A flight's leader was lost or left, and this worker took the lead."""
 
     def flight_alone(self) -> None:
-        """This worker waited for a leader in vain, or lost Redis meanwhile, and generates for itself."""
+        """The leader did not answer in time, or Redis was lost meanwhile: this worker generates for itself."""
 
     def flight_fenced(self) -> None:
         """This worker lost its lead without noticing: only its own callers get its answer."""

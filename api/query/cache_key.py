@@ -100,7 +100,7 @@ def fingerprint(query: Query, embedder: EmbedderIdentity, model_digest: str, gro
 
 
 def _normalised_turn(turn: ChatMessage) -> str:
-    """Normalizes an earlier question. Answers, and long questions and those of several lines, count to the letter."""
+    """Normalizes an earlier question. Answers, long questions, and questions of several lines stay as they are."""
     text = turn.content
     if turn.role != "user" or len(text) > SEMANTIC_LIMIT or "\n" in text:
         return text

@@ -127,7 +127,7 @@ def best(candidates: Sequence[Candidate]) -> Candidate | None:
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """What a policy decides about. `candidates`: up to the first that may be served; `near`: all that were found.
+    """The input of a policy's decision. `candidates`: up to the first that may be served; `near`: all that were found.
 
     `usable`: the index of the candidate that may be served, if there is one.
     """

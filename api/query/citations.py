@@ -171,7 +171,7 @@ class Citations:
         return True
 
     def _settle(self, following: str) -> str:
-        """Decides on a citation that is complete. What follows `(` tells a link from another citation."""
+        """Decides on a citation that is complete. The text after `(` tells a link from another citation."""
         whole, self._whole = self._whole, ""
         citation = whole.removesuffix("(")
         if whole == citation or following == "[":

@@ -156,7 +156,7 @@ class EarlierTurns:
     """Finds the wording under which the cache knows a conversation.
 
     An earlier question is replaced by a cached one if the cache would have answered it with that entry, and if the
-    assistant's next turn is that entry's answer to the letter. So two conversations are the same only if every answer
+    assistant's next turn is exactly that entry's answer. So two conversations are the same only if every answer
     was the same and every question meant the same. The search stays in the scope of the tenant and of the turns before.
     """
 

@@ -87,7 +87,7 @@ class FreshAnswers:
         all users. Raises `BulkheadFull`, `BreakerOpen` and `UpstreamError`, in mid-answer too.
         """
         if lookup.match is not None and lookup.vector is None:
-            await self._shared.embed(query, lookup, timings)  # an expired answer, found to the letter, is refreshed
+            await self._shared.embed(query, lookup, timings)  # refreshes an expired answer to the same question
         grounding = lookup.retrieval
         if grounding is None or not grounding.keeps:
             grounding = await self._grounder.ground(query, lookup.vector, lookup.now_ms, timings, background=background)

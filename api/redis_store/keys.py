@@ -196,7 +196,7 @@ class Keys:
 
     @property
     def quality(self) -> str:
-        """What the fleet knows about its quality: epoch, and the state as JSON."""
+        """The fleet's knowledge about its quality: epoch, and the state as JSON."""
         return f"{self.prefix}quality:{{{LABELS}}}" if self.cluster else f"{self.prefix}quality"
 
     def quality_of(self, scope: str) -> str:
@@ -261,7 +261,7 @@ class Keys:
         return f"{self._history}{hour}"
 
     def history_minute(self, minute: str) -> str:
-        """What workers have counted in a minute."""
+        """The counts of all workers in a minute."""
         return f"{self._history}live:{minute}"
 
     @property
@@ -301,7 +301,7 @@ class Keys:
 
     @property
     def verifier(self) -> str:
-        """Which verifier is in use, and which was before it."""
+        """The verifier in use, and the one before it."""
         return f"{self.prefix}verifier:{{{DOCUMENTS}}}" if self.cluster else f"{self.prefix}verifier"
 
     def verifier_model(self, digest: str) -> str:

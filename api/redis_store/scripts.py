@@ -101,7 +101,7 @@ Reader = Callable[[float], AbstractAsyncContextManager[Redis]]
 
 
 Signals = Mapping[str, Callable[[], None]]
-"""What to call at each message of a channel, and when the subscription is established: earlier messages are lost."""
+"""Called at each message of a channel, and when the subscription is established: earlier messages are lost."""
 
 
 async def messages(reader: Reader, channel: str, signals: Signals = MappingProxyType({})) -> AsyncIterator[str | None]:

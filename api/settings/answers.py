@@ -90,8 +90,8 @@ class CacheSettings(SettingsGroup):
     follow_ups: bool = True
     """Find a question with `history` by meaning too.
 
-    Only after the same conversation: every answer is equal to the letter, and each earlier question, of up to four, is
-    equal or one that the cache answered with that entry. While the grounded check is on, follow-ups answered from
+    Only after the same conversation: every answer is exactly equal, and each earlier question, of up to four, is equal
+    or one that the cache answered with that entry. While the grounded check is on, follow-ups answered from
     documents need an equal question.
     """
     condense: bool = False

@@ -188,7 +188,7 @@ def effective_values(settings: Settings) -> dict[str, Any]:
 
 
 def origins(env_file: str = ".env") -> dict[str, str]:
-    """Where each given variable comes from: `environment`, or the name of `env_file`. Others have their default.
+    """Returns the origin of each given variable: `environment`, or the name of `env_file`. Others have their default.
 
     Also names variables of `env_file` that are not settings.
     """

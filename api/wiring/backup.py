@@ -86,7 +86,7 @@ async def opened_verifier_models(settings: Settings) -> AsyncIterator[RedisVerif
 async def activate_verifier(settings: Settings, folder: Path) -> str:
     """Puts a trained model in use on all workers within a second or two, and returns its version.
 
-    Raises `SettingsError` if the folder is no complete model, and `StoreUnavailable`.
+    Raises `SettingsError` if the folder is not a complete model, and `StoreUnavailable`.
     """
     files = await asyncio.to_thread(read_folder, folder)
     async with opened_verifier_models(settings) as models:

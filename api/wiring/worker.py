@@ -65,7 +65,7 @@ def lifespan(settings: Settings, worker: str, metrics: Metrics) -> Lifespan:
                 # A wrong model file is detected only here, and uvicorn would log the whole traceback.
                 structlog.get_logger("ragherd.worker").error("settings_wrong", message=str(error))
                 raise
-            # What exists now lives as long as the worker: hiding it from the garbage collector keeps its pauses short.
+            # Objects of now live as long as the worker. Hiding them from the garbage collector keeps its pauses short.
             gc.collect()
             gc.freeze()
             feed = LiveFeed(partial(read_figures, state), lambda: getattr(app.state, "draining", False))

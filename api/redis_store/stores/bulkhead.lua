@@ -69,7 +69,7 @@ local function next_ticket()
   end
 end
 
--- Whether a permit is free for a call of this priority. Only users may use the reserve.
+-- Returns whether a permit is free for a call of this priority. Only users may use the reserve.
 local function is_free(priority)
   if redis.call('ZCARD', KEYS[1]) >= limit then return false end
   if priority == 'user' or reserve == 0 then return true end
@@ -136,7 +136,7 @@ local function displaced()
   if most and counts[most] > own + 1 then return newest[most] end
 end
 
--- Whether a ticket in the queue comes first. While a permit is free, only background work waits.
+-- Returns whether a ticket in the queue comes first. While a permit is free, only background work waits.
 local function is_behind()
   if priority ~= 'user' then return redis.call('ZCARD', KEYS[2]) > 0 end
   return #redis.call('ZRANGEBYLEX', KEYS[2], '[user ', '(user!', 'LIMIT', 0, 1) > 0

@@ -1,4 +1,4 @@
--- Which answers went out, so that feedback on them can be understood, on any worker.
+-- The answers that were sent, so that any worker understands feedback on them.
 --   string  rag:served:<request ID>   what was answered
 --   string  rag:stats:served:<minute> how many answers were remembered in that minute
 -- Clients choose request IDs. A second tenant with the same ID has the key '...<request ID> <tenant>'.

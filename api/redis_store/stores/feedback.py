@@ -30,7 +30,7 @@ from api.redis_store.stores.labels import RedisLabels
 from api.values import CacheStatus, FlightKey
 
 DELAY_SECONDS: Final = 0.02
-"""How late answers are written. More answers share a round trip if it is longer."""
+"""Delay of the writes. More answers share a round trip if it is longer."""
 LATE_SECONDS: Final = 0.05
 """How long an unknown answer may still be on its way from another worker."""
 RETRY_SECONDS: Final = 1.0
@@ -288,7 +288,7 @@ class _Known(NamedTuple):
 
 
 def _evidence(served: ServedAnswer, entry: str, known: _Known) -> Evidence:
-    """What a policy knew about the answer, as far as it can be told later.
+    """Returns the evidence about an answer, as far as it can be reconstructed later.
 
     The asked question's vector is not kept. The similarity of another entry to it is estimated as that to the entry
     that answered times that entry's own.

@@ -1,4 +1,4 @@
--- What the workers of the fleet report (that they are alive, counters, retries), and leases.
+-- The reports of the workers (that they are alive, counters, retries), and leases.
 --   hash    rag:worker:<id>                               what a worker reports about itself
 --   zset    rag:workers                                   worker -> end of its lease (ms)
 --   hash    rag:stats:cache                               counter -> count

@@ -1,4 +1,4 @@
--- What the fleet knows about its quality (one worker writes it, all workers follow it), and its verifiers.
+-- The fleet's knowledge about its quality (one worker writes it, all workers follow it), and its verifiers.
 --   hash    rag:quality           epoch, state (JSON)
 --   string  rag:quality:keeper    the worker that has the lease to write
 --   string  rag:quality:<scope>   the model of a scope (JSON)

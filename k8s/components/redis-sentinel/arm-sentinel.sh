@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs beside a starting Sentinel. After a power cut, the last primary, which has the last writes, gets a minute to come
+# Runs alongside a starting Sentinel. After a power cut, the last primary, which has the last writes, gets a minute to come
 # back; then failovers take seconds. Until a postStart hook ends, DNS would not know the pod, which Redis asks by name.
 set -eu
 minute=$(($(date +%s) + 60))

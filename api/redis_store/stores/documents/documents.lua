@@ -42,7 +42,7 @@ return 1
 
 -- shared
 
--- Whether the work is still for this revision and this holder still has it.
+-- Returns whether the work is still for this revision and this holder still has it.
 local function has_lease(work, revision, holder)
   local wanted, by = unpack(redis.call('HMGET', work, 'revision', 'holder'))
   return wanted == revision and by == holder
