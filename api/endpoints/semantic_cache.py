@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from itertools import islice
 from typing import Annotated, Any, Final, get_args
 
@@ -107,6 +108,8 @@ def _explanation(explanation: Explanation) -> dict[str, Any]:
     return {
         "policy": rules.policy,
         "threshold": round(rules.threshold, 6),
+        "level": rules.level,
+        "learned": rules.model is not None,
         "hit": explanation.decision in {"exact_hit", "semantic_hit"},
         "decision": explanation.decision,
         "reason": explanation.reason,
@@ -118,10 +121,18 @@ def _explanation(explanation: Explanation) -> dict[str, Any]:
         "foreign_language": explanation.language or None,
         "nearest": None if nearest is None else nearest.answer.entry,
         "similarity": None if nearest is None else round(nearest.similarity, 6),
-        "exact": None if exact is None else {**_entry(exact), "verdict": explanation.exact_fate},
+        "exact": None if exact is None else _exact(explanation, exact),
         "candidates": [_candidate(one) for one in explanation.candidates],
         "policies": _policies(explanation),
     }
+
+
+def _exact(explanation: Explanation, exact: CacheMatch) -> dict[str, Any]:
+    return {**_entry(exact), "verdict": explanation.exact_fate, "labels": _labels(explanation.exact_labels)}
+
+
+def _labels(labels: Mapping[str, int]) -> dict[str, int]:
+    return {verdict.value: labels.get(verdict.value, 0) for verdict in Verdict}
 
 
 def _policies(explanation: Explanation) -> dict[str, Any]:
@@ -158,7 +169,7 @@ def _candidate(explained: Explained) -> dict[str, Any]:
         "guards": [{"guard": one.guard, "agrees": one.agrees, "detail": one.detail} for one in explained.guards],
         "grounded": None if grounded is None else {"agrees": grounded.agrees, "detail": grounded.detail},
         "verifier": None if score is None else {"score": round(score, 4), "verdict": explained.verified},
-        "labels": {verdict.value: explained.labels.get(verdict.value, 0) for verdict in Verdict},
+        "labels": _labels(explained.labels),
     }
 
 

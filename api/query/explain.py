@@ -60,6 +60,7 @@ class Explanation:
 
     `unread`: parts that the vector does not cover. `language`: the question's, if the embedder was not trained for it.
     `rules`: in force for the scope. `policies`: what each policy would decide, by index of the candidates.
+    `exact_labels`: the labels of `exact`, as those of a candidate.
     """
 
     normalised: str
@@ -73,6 +74,7 @@ class Explanation:
     candidates: Sequence[Explained] = ()
     unread: tuple[str, ...] = ()
     language: str = ""
+    exact_labels: Mapping[str, int] = field(default_factory=dict)
 
 
 class Explainer:
@@ -127,9 +129,12 @@ class Explainer:
         scores = await self._scores(query.question, candidates)
         near = [_near(asked, one, score) for one, score in zip(candidates, scores, strict=True)]
         policies = _policies(near, [self._lifetime(one, query) for one in candidates], rules)
+        if not candidates:
+            why = "language" if asked.language else "no candidates" if vector is not None else "exact only"
+            policies = {name: replace(decided, reason=why) for name, decided in policies.items()}
         seen = candidates if rules.verifies else candidates[:FEWER]
         decision, reason = self._decision(query, asked, fate, seen, policies[rules.policy])
-        labels = await self._labels_of(key.scope) if candidates else {}
+        labels = await self._labels_of(key.scope) if candidates or exact is not None else {}
         explained = [
             Explained(
                 one,
@@ -137,7 +142,7 @@ class Explainer:
                 self._grounded(one),
                 scores[index],
                 _verified(near, index, rules),
-                labels.get(one.match.answer.entry.rpartition(":")[2], {}),
+                _of_entry(labels, one.match),
             )
             for index, one in enumerate(candidates)
         ]
@@ -153,6 +158,7 @@ class Explainer:
             explained,
             asked.not_told,
             asked.language,
+            _of_entry(labels, exact) if exact is not None else {},
         )
 
     async def _as_first_worded(self, cache: AnswerCache, query: Query, now_ms: int, threshold: float) -> Query:
@@ -278,6 +284,10 @@ def _policies(
         decided = decide(seen, fresh, its)
         found[policy] = decided if decided.reason != "age" else decide(seen, young, its)
     return found
+
+
+def _of_entry(labels: Mapping[str, Mapping[str, int]], match: CacheMatch) -> Mapping[str, int]:
+    return labels.get(match.answer.entry.rpartition(":")[2], {})
 
 
 def _verified(near: Sequence[NearEntry], index: int, rules: Rules) -> PolicyOutcome | None:

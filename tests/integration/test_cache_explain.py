@@ -146,6 +146,38 @@ async def test_the_labels_of_an_entry(serve: Service) -> None:
     found = await explained(client, question)
     assert found["candidates"][0]["labels"] == {"same": 1, "different": 0, "unsure": 0}
     assert found["candidates"][0]["verifier"] is None
+    found = await explained(client, QUESTION)
+    assert found["exact"]["labels"] == {"same": 1, "different": 0, "unsure": 0}
+
+
+async def test_the_labels_of_an_entry_that_is_not_compared_by_meaning(serve: Service) -> None:
+    client = await serve()
+    question = "Where is it? " * 200
+    await ask(client, question)
+    hit = await ask(client, question)
+    vote = {"request_id": hit["request_id"], "verdict": "good"}
+    assert (await client.post("/feedback", json=vote)).status_code == 202
+    found = await explained(client, question)
+    assert (found["decision"], found["candidates"]) == ("exact_hit", [])
+    assert found["exact"]["labels"] == {"same": 1, "different": 0, "unsure": 0}
+
+
+async def test_why_there_is_nothing_to_decide_about(serve: Service) -> None:
+    client = await serve()
+
+    async def reasons(question: str) -> set[str]:
+        found = await explained(client, question)
+        assert (found["level"], found["learned"]) == (0, False)
+        return {one["reason"] for one in found["policies"].values()}
+
+    assert await reasons(QUESTION) == {"no candidates"}
+    assert await reasons("long " * 200) == {"exact only"}
+    await ask(client, "Where is the canteen?")
+    assert await reasons(QUESTION) == {"threshold"}
+    german = await serve(embedder={"embed_languages": "en"})
+    found = await explained(german, "Wie hoch ist der Turm in der Stadt Paris?")
+    assert found["foreign_language"] == "de"
+    assert {one["reason"] for one in found["policies"].values()} == {"language"}
 
 
 async def test_explaining_asks_the_verifier_behind_users(

@@ -145,6 +145,38 @@ async def test_verified_serves_below_the_threshold_what_it_has_learned(serve: Se
     assert found_decisions['{outcome="served",policy="verified"}'] == len(served)
 
 
+async def test_explain_says_what_it_has_learned_and_what_each_policy_would_do(serve: Service, redis: Redis) -> None:
+    cache = {"similarity_threshold": 0.99}
+    client = await serve(cache={**cache, "policy": "verified"})
+    entry = (await ask(client, QUESTION))["cache"]["entry"]
+    await learned(redis, client)
+
+    async def explained(question: str) -> Any:
+        return (await client.post("/api/semantic-cache/explain", json={"question": question})).json()
+
+    found = await explained("How do I enable two-factor login for 2024?")
+    assert (found["policy"], found["learned"], found["level"], found["decision"]) == (
+        "verified", True, 0, "semantic_hit",
+    )  # fmt: skip
+    policies = found["policies"]
+    assert (policies["verified"]["outcome"], policies["verified"]["entry"]) == ("served", entry)
+    assert 0 < policies["verified"]["error"] <= policies["verified"]["limit"] < 0.5
+    for name in ("observe", "fixed", "guarded"):
+        assert policies[name] == {
+            "outcome": "refused", "entry": None, "reason": "threshold", "error": None, "limit": None,
+        }  # fmt: skip
+    opposite = await explained(OPPOSITE)
+    assert opposite["policies"]["verified"]["reason"] == "guard: opposites"
+    watching = await serve(cache={**cache, "policy": "observe"})
+    same = await explained(QUESTION)
+    assert same["policies"]["observe"]["outcome"] == "would_serve"
+    body = {"question": QUESTION}
+    watched = (await watching.post("/api/semantic-cache/explain", json=body)).json()
+    assert (watched["decision"], watched["hit"], watched["policies"]["observe"]["outcome"]) == (
+        "miss", False, "would_serve",
+    )  # fmt: skip
+
+
 async def test_verified_serves_nothing_that_the_verifier_cannot_score(
     serve: Service, redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
