@@ -245,7 +245,7 @@ def orders_table(orders: Document) -> str:
     """Returns how well the target holds over other orders of the questions."""
     rows = []
     for name, found in orders.items():
-        for labels in LABELS:
+        for labels in labels_of(found):
             runs = [run for run in found if run["labels"] == labels]
             hits = [100 * run["hits"] / run["questions"] for run in runs]
             wrong = [100 * run["wrong"] / max(run["hits"], 1) for run in runs]
@@ -253,6 +253,11 @@ def orders_table(orders: Document) -> str:
             cells = [f"{min(one):.1f} to {max(one):.1f}" for one in (hits, wrong)]
             rows.append((name, labels, *cells, f"{over} of {len(runs)}"))
     return table(("data", "labels", "hits %", "wrong % of hits", f"orders over {100 * TARGET:g} %"), rows)
+
+
+def labels_of(runs: Sequence[Document]) -> list[str]:
+    """Returns the kinds of labels that were measured."""
+    return list(dict.fromkeys(run["labels"] for run in runs))
 
 
 def aims_table(found: Document) -> str:
@@ -264,7 +269,7 @@ def aims_table(found: Document) -> str:
         (f"fow-cache, `verified` 2 %, verifier: {figure}", "60 / 1", served(pairs, "verified", TARGET, verifier=True)),
     ]
     for name, aim in AIMS.items():
-        for labels in LABELS:
+        for labels in labels_of(found["orders"][name]):
             runs = [run for run in found["orders"][name] if run["labels"] == labels]
             hits, wrong, asked = (sum(run[part] for run in runs) for part in ("hits", "wrong", "questions"))
             reached = f"{100 * hits / asked:.1f} / {100 * wrong / hits:.1f}"
