@@ -210,7 +210,7 @@ GROUNDINGS = MetricSpec(
 RERANKING_DURATION = MetricSpec(
     "ragherd_reranking_duration_seconds",
     "histogram",
-    "Time to re-rank passages, or to wait without a result.",
+    "Time to re-rank passages, or to wait in vain.",
     ("outcome",),
     buckets=STAGE_BUCKETS,
 )
