@@ -11,7 +11,7 @@ from api.settings import Settings, access_warnings, load_settings, origins
 from ragherd.checks import Check, report
 from ragherd.config import unknown_line, unknown_variables
 from ragherd.fleet import bulkhead_line, cache_line, pool_line, snapshot, workers_line
-from ragherd.service_client import KEY_VARIABLE, AsJson, Refused, ServiceClient, Unreachable, Url, opened
+from ragherd.service_client import KEY_VARIABLE, AsJson, RequestRefused, ServiceClient, Unreachable, Url, opened
 
 ENOUGH_LOOKUPS: Final = 200
 """With fewer, a hit rate says little."""
@@ -70,7 +70,7 @@ def _running(url: str | None) -> Iterator[Check]:
             yield from judge(found)
     except Unreachable as error:
         yield Check("service", False, str(error), "Start it with `ragherd serve`, or correct --url, HOST and PORT.")
-    except Refused as error:
+    except RequestRefused as error:
         yield Check("service", False, str(error), "If another program answers there, correct --url, HOST or PORT.")
 
 
@@ -78,7 +78,7 @@ def _key(service: ServiceClient) -> Check:
     """Lists a document, which needs a key where keys are configured."""
     try:
         service.get("/documents", limit=1)
-    except Refused as error:
+    except RequestRefused as error:
         if error.status in {401, 403}:
             return Check("key", False, str(error), f"Set {KEY_VARIABLE} to a key of API_KEYS or ADMIN_KEYS.")
     return Check("key", True, "the service accepts requests from here")

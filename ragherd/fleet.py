@@ -10,7 +10,7 @@ import typer
 from ragherd.exits import FAILED
 from ragherd.service_client import (
     AsJson,
-    Refused,
+    RequestRefused,
     ServiceClient,
     Url,
     clean,
@@ -40,7 +40,7 @@ def snapshot(service: ServiceClient) -> dict[str, Any]:
     for name, path in PARTS.items():
         try:
             found[name] = service.get(path)
-        except Refused:
+        except RequestRefused:
             found[name] = None
     found["workers"] = None if found["workers"] is None else found["workers"]["workers"]
     return found

@@ -23,7 +23,7 @@ from ragherd.breaker import breaker_table
 from ragherd.fleet import breakers_line, bulkhead_line, cache_line, pool_line, snapshot
 from ragherd.service_client import (
     AsJson,
-    Refused,
+    RequestRefused,
     ServiceClient,
     Unreachable,
     Url,
@@ -62,14 +62,14 @@ class View:
     changes: list[dict[str, Any]] = field(default_factory=list)
 
     def refresh(self, service: ServiceClient, now: float) -> None:
-        """Reads everything. Raises `Unreachable`, and `Refused` if the address is not Ragherd's."""
+        """Reads everything. Raises `Unreachable`, and `RequestRefused` if the address is not Ragherd's."""
         self.found, self.fault = snapshot(service), ""
         self._count_queries(now)
         try:
             self.replica, text = service.metrics()
             self._measure(text)
             self.changes = service.get(f"{BREAKER_PATH}/history", limit=CHANGES)["transitions"]
-        except Refused:
+        except RequestRefused:
             pass  # Redis is down: the last known ones stay
 
     def _count_queries(self, now: float) -> None:
@@ -279,7 +279,7 @@ def _refreshes(service: ServiceClient, view: View, interval: float, count: int |
         time.sleep(interval)
         try:
             view.refresh(service, time.monotonic())
-        except (Unreachable, Refused) as error:
+        except (Unreachable, RequestRefused) as error:
             view.fault = str(error)
         done += 1
         yield

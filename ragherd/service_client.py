@@ -38,7 +38,7 @@ class Unreachable(Exception):
     """The service cannot be reached. The message is one line with the address and the reason."""
 
 
-class Refused(Exception):
+class RequestRefused(Exception):
     """The service answered with an error. The message is one line with the reason."""
 
     def __init__(self, message: str, status: int) -> None:
@@ -72,12 +72,12 @@ class ServiceClient:
         return response.headers.get("X-Worker", "").rpartition("-")[0].rpartition("-")[0], response.text
 
     def send(self, method: str, path: str, *, accepted: frozenset[int] = frozenset(), **sent: Any) -> Any:
-        """Returns the JSON of a response. Raises `Refused` for an error status that is not `accepted`."""
+        """Returns the JSON of a response. Raises `RequestRefused` for an error status that is not `accepted`."""
         response = self._checked(self._response(method, path, **sent), accepted)
         try:
             return response.json()
         except ValueError:
-            raise Refused(f"{self.url}: {path} is not an answer of Ragherd", response.status_code) from None
+            raise RequestRefused(f"{self.url}: {path} is not an answer of Ragherd", response.status_code) from None
 
     @contextmanager
     def stream(self, path: str, **sent: Any) -> Iterator[Iterator[tuple[str, Any]]]:
@@ -105,7 +105,9 @@ class ServiceClient:
         if status in PROXY_ERRORS and "X-Worker" not in response.headers:
             raise Unreachable(f"{response.request.url.copy_with(query=None)}: {status}: {detail_of(response)}")
         if not response.is_success and status not in accepted:
-            raise Refused(f"{response.request.url.path}: {status}: {detail_of(response)}{self._hint(status)}", status)
+            raise RequestRefused(
+                f"{response.request.url.path}: {status}: {detail_of(response)}{self._hint(status)}", status
+            )
         return response
 
     def _hint(self, status: int) -> str:
@@ -139,7 +141,7 @@ def _events(response: httpx.Response) -> Iterator[tuple[str, Any]]:
 
 @contextmanager
 def opened(url: str | None, *, read_seconds: float = READ_SECONDS) -> Iterator[ServiceClient]:
-    """Yields a client, and raises `Unreachable` and `Refused`. Ends the command if the URL or the key is unusable."""
+    """Yields a client. Raises `Unreachable` and `RequestRefused`. Ends the command if the URL or key is unusable."""
     key = os.environ.get(KEY_VARIABLE, "").strip()
     if any(not 32 < ord(character) < 127 for character in key):
         raise exit_with(f"{KEY_VARIABLE}: a key has only printable ASCII characters, without spaces", USAGE_ERROR)
@@ -157,7 +159,7 @@ def connected(url: str | None, *, read_seconds: float = READ_SECONDS) -> Iterato
             yield client
     except Unreachable as error:
         raise exit_with(str(error), UNREACHABLE) from None
-    except Refused as error:
+    except RequestRefused as error:
         raise exit_with(str(error), FAILED) from None
 
 

@@ -16,7 +16,7 @@ import typer
 from ragherd.cached_answers import CACHE_PATH, WARM_PATH, waited_for
 from ragherd.checks import Check, report
 from ragherd.exits import FAILED, UNREACHABLE
-from ragherd.service_client import AsJson, Refused, ServiceClient, Unreachable, Url, opened
+from ragherd.service_client import AsJson, RequestRefused, ServiceClient, Unreachable, Url, opened
 
 ANSWER_SECONDS: Final = 300.0
 QUESTION: Final = "How do I reset my password?"
@@ -112,7 +112,7 @@ class Run:
         return {"question": question, "top_k": 0, "options": options, **({"tenant": named} if named else {})}
 
     def ask(self, question: str, tenant: str | None = None, **headers: str) -> Any:
-        """Returns the answer. Raises `Refused`."""
+        """Returns the answer. Raises `RequestRefused`."""
         return self.service.send("POST", "/query", json=self.body(question, tenant), headers=headers)
 
     def checks(self) -> Iterator[Check]:
@@ -135,7 +135,7 @@ class Run:
                 continue
             try:
                 yield Check(name, True, step())
-            except (Failed, Refused) as error:
+            except (Failed, RequestRefused) as error:
                 yield Check(name, False, str(error))
             except (KeyError, TypeError) as error:
                 yield Check(name, False, f"the answer has no field {error}")
@@ -192,7 +192,7 @@ class Run:
     def question(self) -> str:
         try:
             answer = self.ask(QUESTION)
-        except Refused as error:
+        except RequestRefused as error:
             if error.status != 403:
                 raise
             self.tenant = None  # a user's key fixes the tenant
@@ -247,7 +247,7 @@ class Run:
         """Asks the same question as another tenant, who must not get the answer."""
         try:
             answer = self.ask(QUESTION, f"smoke-other-{self.seed}", **{"Cache-Control": "only-if-cached"})
-        except Refused as error:
+        except RequestRefused as error:
             if error.status == 504:
                 return "another tenant does not get the cached answer"
             if error.status == 403:
@@ -259,7 +259,7 @@ class Run:
         """A question that needs the model must fail with a clear error."""
         try:
             self.ask(OTHER)
-        except Refused as error:
+        except RequestRefused as error:
             if error.status in {502, 503, 504}:
                 return f"a new question gets {error.status}"
             raise
@@ -270,7 +270,7 @@ class Run:
         if self.entry:
             try:
                 self.service.send("DELETE", CACHE_PATH, params={"entry": self.entry})
-            except (Refused, Unreachable):
+            except (RequestRefused, Unreachable):
                 self.entry = None
 
 

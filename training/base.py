@@ -12,9 +12,9 @@ import numpy as np
 
 from api.embedders.minilm import MiniLM, model_files
 from training.dataset import Dataset, collect
-from training.fit import BATCH, Plan, Progress, ends, fit, load_tokenizer, tokenize
+from training.fit import BATCH, Progress, TrainingPlan, ends, fit, load_tokenizer, tokenize
 from training.judge import Calibration, calibrate, figures, rounded
-from training.model_folder import ModelInfo, read_model, write_model
+from training.model_folder import ModelFacts, read_model, write_model
 from training.onnx_file import Array
 from training.pairs import Pair
 from training.scoring import Scorer, labels
@@ -64,7 +64,7 @@ def train_base(wish: BaseWish, report: Callable[[Progress], None]) -> BaseOutcom
     else:
         weights = shallower(read_model(wish.start), wish.layers)
     rate, head_rate = RATES[wish.layers] if wish.start is None else CONTINUED
-    plan = Plan(
+    plan = TrainingPlan(
         max(1, round(wish.epochs * len(data.train) / BATCH)),
         wish.seconds,
         rate=rate,
@@ -74,7 +74,7 @@ def train_base(wish: BaseWish, report: Callable[[Progress], None]) -> BaseOutcom
     trained = fit(weights, tokenize(data.train, tokenizer), ends(tokenizer), plan, report)
     write_model(wish.out, trained, minilm / "tokenizer.json")
     calibration, found = judge_base(wish.out, data)
-    info = ModelInfo(f"verifier-{wish.layers}", data.counts())
+    info = ModelFacts(f"verifier-{wish.layers}", data.counts())
     return BaseOutcome(info.completed(wish.out, calibration, found), found)
 
 

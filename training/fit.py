@@ -36,7 +36,7 @@ SOURCE_WEIGHTS: Final = {"paws": 0.7, "advising": 0.7, "banking77": 0.8, "clinc1
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """How long and how fast to train. Training ends at the first limit."""
 
     steps: int
@@ -124,7 +124,7 @@ def fit(
     weights: Weights,
     examples: Sequence[Example],
     ends: tuple[int, int],
-    plan: Plan,
+    plan: TrainingPlan,
     report: Callable[[Progress], None] = lambda _: None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Weights:
@@ -161,7 +161,7 @@ def fit(
     return {name: np.asarray(one) for name, one in (averaged | frozen).items()}
 
 
-def _done(number: int, elapsed: float, plan: Plan) -> float:
+def _done(number: int, elapsed: float, plan: TrainingPlan) -> float:
     """Returns the share of the training that is done: of the steps, or of the time if that will end first.
 
     Where the time suffices it has no influence, so equal seeds train equal models.
@@ -173,7 +173,7 @@ def _done(number: int, elapsed: float, plan: Plan) -> float:
     return max(number / plan.steps, elapsed / plan.seconds)
 
 
-def _step(frozen: Weights, plan: Plan) -> tuple[Any, Any]:
+def _step(frozen: Weights, plan: TrainingPlan) -> tuple[Any, Any]:
     """Returns the optimizer and the compiled step."""
     import jax
     import optax

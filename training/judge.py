@@ -74,7 +74,7 @@ def calibration_error(probabilities: Array, same: Array, bins: int = 10) -> floa
     return float(sum(gaps) / len(same))
 
 
-class Figures(NamedTuple):
+class ModelFigures(NamedTuple):
     """How good one model is on the held-out pairs."""
 
     loss: float
@@ -82,13 +82,13 @@ class Figures(NamedTuple):
     calibration_error: float
 
 
-class Comparison(NamedTuple):
+class ModelComparison(NamedTuple):
     """The new model against the one in use, on the same held-out pairs. A `gain` above 0 favors the new one."""
 
     pairs: int
     clusters: int
-    new: Figures
-    used: Figures
+    new: ModelFigures
+    used: ModelFigures
     gain: float
     low: float
     high: float
@@ -126,14 +126,14 @@ def rounded(value: Any) -> Any:
     return round(value, 5) if isinstance(value, float) else value
 
 
-def figures(probabilities: Array, same: Array) -> Figures:
+def figures(probabilities: Array, same: Array) -> ModelFigures:
     """Returns the figures of calibrated probabilities."""
-    return Figures(
+    return ModelFigures(
         float(losses(probabilities, same).mean()), auc(probabilities, same), calibration_error(probabilities, same)
     )
 
 
-def compare(new: Array, used: Array, same: Array, clusters: Sequence[int], seed: int = 0) -> Comparison:
+def compare(new: Array, used: Array, same: Array, clusters: Sequence[int], seed: int = 0) -> ModelComparison:
     """Compares the probabilities of two models pair by pair, and resamples whole clusters of questions.
 
     Pairs that share questions are not independent: resampling pairs would make the interval too narrow.
@@ -146,7 +146,7 @@ def compare(new: Array, used: Array, same: Array, clusters: Sequence[int], seed:
     gains = sums[drawn].sum(1) / counts[drawn].sum(1)
     low, high = np.quantile(gains, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     better = len(same) >= MIN_HELD_OUT and float((gains > 0).mean()) >= CONFIDENCE
-    return Comparison(
+    return ModelComparison(
         pairs=len(same),
         clusters=len(sums),
         new=figures(new, same),

@@ -26,7 +26,7 @@ class InvalidModel(ValueError):
 
 
 @dataclass(frozen=True)
-class ModelInfo:
+class ModelFacts:
     """What is known about a model before it is judged."""
 
     name: str

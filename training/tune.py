@@ -8,10 +8,10 @@ from pathlib import Path
 from random import Random
 from typing import Final, NamedTuple
 
-from training.fit import BATCH, Plan, Progress, ends, fit, load_tokenizer, tokenize
+from training.fit import BATCH, Progress, TrainingPlan, ends, fit, load_tokenizer, tokenize
 from training.grammar import grammar_pairs
-from training.judge import Array, Calibration, Comparison, calibrate, compare
-from training.model_folder import TOKENIZER, ModelInfo, digest, read_model, write_model
+from training.judge import Array, Calibration, ModelComparison, calibrate, compare
+from training.model_folder import TOKENIZER, ModelFacts, digest, read_model, write_model
 from training.pairs import Pair, Split
 from training.scoring import Scorer, labels
 from training.surface import vary
@@ -49,7 +49,7 @@ class Outcome(NamedTuple):
 
     version: str
     used: str
-    comparison: Comparison
+    comparison: ModelComparison
     trained_on: dict[str, int]
 
 
@@ -79,10 +79,10 @@ def tune(pairs: Split, wish: Wish, report: Callable[[Progress], None]) -> Outcom
     tokenizer = load_tokenizer(wish.start / TOKENIZER)
     examples = tokenize(_training_set(pairs.train, trained_on["grammar"], wish.seed), tokenizer)
     steps = max(1, round(wish.epochs * len(examples) / BATCH))
-    plan = Plan(steps, wish.seconds, rate=rate, head_rate=2 * rate, averaged=AVERAGED, seed=wish.seed)
+    plan = TrainingPlan(steps, wish.seconds, rate=rate, head_rate=2 * rate, averaged=AVERAGED, seed=wish.seed)
     weights = fit(first, examples, ends(tokenizer), plan, report)
 
-    info = ModelInfo(f"verifier-{layer_count(weights)}-tuned", trained_on, base=digest(wish.start))
+    info = ModelFacts(f"verifier-{layer_count(weights)}-tuned", trained_on, base=digest(wish.start))
     write_model(wish.out, weights, wish.start / TOKENIZER)
     after = _judge(wish.out, pairs)
     held_out = labels(pairs.held_out)

@@ -34,7 +34,7 @@ MAX_TEXTS_PER_CALL: Final = 8
 
 
 @dataclass(eq=False, slots=True)
-class _Call(Generic[Encoded]):
+class _EncodeCall(Generic[Encoded]):
     texts: Sequence[str]
     result: asyncio.Future[list[Encoded]]
     encoded: list[Encoded] = field(default_factory=list)
@@ -45,7 +45,7 @@ class _Call(Generic[Encoded]):
         return list(self.texts[start : start + limit])
 
 
-_Batch = list[tuple[_Call[Encoded], list[str]]]
+_Batch = list[tuple[_EncodeCall[Encoded], list[str]]]
 
 
 class MicroBatcher(Generic[Encoded]):
@@ -54,7 +54,7 @@ class MicroBatcher(Generic[Encoded]):
     def __init__(self, encode: Callable[[Sequence[str]], list[Encoded]], thread: Executor) -> None:
         self._encode = encode
         self._thread = thread
-        self._waiting: deque[_Call[Encoded]] = deque()
+        self._waiting: deque[_EncodeCall[Encoded]] = deque()
         self._batches: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -64,7 +64,7 @@ class MicroBatcher(Generic[Encoded]):
             raise EmbeddingUnavailable("the embedder is closed")
         if not texts:
             return []
-        call: _Call[Encoded] = _Call(texts, asyncio.get_running_loop().create_future())
+        call: _EncodeCall[Encoded] = _EncodeCall(texts, asyncio.get_running_loop().create_future())
         self._waiting.append(call)
         if self._batches is None or self._batches.done():
             self._batches = asyncio.create_task(self._run_batches())
@@ -118,7 +118,7 @@ class MicroBatcher(Generic[Encoded]):
                 call.result.set_result(call.encoded)
 
 
-def _fail(calls: Sequence[_Call[Encoded]] | deque[_Call[Encoded]], error: EmbeddingUnavailable) -> None:
+def _fail(calls: Sequence[_EncodeCall[Encoded]] | deque[_EncodeCall[Encoded]], error: EmbeddingUnavailable) -> None:
     for call in calls:
         if not call.result.done():
             call.result.set_exception(error)

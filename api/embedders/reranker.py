@@ -36,7 +36,7 @@ INPUTS: Final = frozenset(("input_ids", "attention_mask", "token_type_ids"))
 Logits: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 
 
-class Pair(NamedTuple):
+class TextPair(NamedTuple):
     """A question and a text that the model reads together."""
 
     question: str
@@ -69,11 +69,11 @@ class CrossEncoder:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()[:12]
 
-    def score(self, pairs: Sequence[Pair]) -> list[float]:
+    def score(self, pairs: Sequence[TextPair]) -> list[float]:
         """Returns the relevance of each text to its question, 0 to 1, in order, as `logits` computes it."""
         return [0.5 * (1 + math.tanh(logit / 2)) for logit in self.logits(pairs)]  # a sigmoid that cannot overflow
 
-    def logits(self, pairs: Sequence[Pair]) -> list[float]:
+    def logits(self, pairs: Sequence[TextPair]) -> list[float]:
         """Returns the logit of each pair, in order. Truncates the longer part of long pairs first.
 
         Pairs of equal length run together, so none is padded and a score does not depend on the other pairs of a batch.
@@ -162,8 +162,8 @@ SMOOTHING: Final = 0.2
 
 
 @dataclass(eq=False, slots=True)
-class _Call:
-    pairs: Sequence[Pair]
+class _ScoreCall:
+    pairs: Sequence[TextPair]
     result: asyncio.Future[list[float]]
     scored: list[float] = field(default_factory=list)
 
@@ -180,7 +180,7 @@ class ScoringQueue:
 
     def __init__(
         self,
-        score: Callable[[Sequence[Pair]], list[float]],
+        score: Callable[[Sequence[TextPair]], list[float]],
         thread: Executor,
         name: str = "re-ranker",
         unavailable: type[Exception] = RerankingUnavailable,
@@ -192,20 +192,20 @@ class ScoringQueue:
         self._name = name
         self._unavailable = unavailable
         self._batch = batch
-        self._users: deque[_Call] = deque()
-        self._background: deque[_Call] = deque()
+        self._users: deque[_ScoreCall] = deque()
+        self._background: deque[_ScoreCall] = deque()
         self._batches: asyncio.Task[None] | None = None
         self._pair_seconds = 0.0
         self._closed = False
 
-    async def scores(self, pairs: Sequence[Pair], seconds: float, *, background: bool = False) -> list[float]:
+    async def scores(self, pairs: Sequence[TextPair], seconds: float, *, background: bool = False) -> list[float]:
         """Returns a score per pair, in order, within `seconds`. Raises `unavailable`."""
         if self._closed:
             raise self._error("is closed")
         if not pairs:
             return []
         self._require_capacity(len(pairs), seconds, background=background)
-        call = _Call(pairs, asyncio.get_running_loop().create_future())
+        call = _ScoreCall(pairs, asyncio.get_running_loop().create_future())
         (self._background if background else self._users).append(call)
         if self._batches is None or self._batches.done():
             self._batches = asyncio.create_task(self._run_batches())
@@ -234,7 +234,7 @@ class ScoringQueue:
         while (call := self._next_call()) is not None:
             await self._run_batch(call)
 
-    def _next_call(self) -> _Call | None:
+    def _next_call(self) -> _ScoreCall | None:
         """Returns the next call, and removes calls that have their result or gave up."""
         for queue in (self._users, self._background):
             while queue and not queue[0].left:
@@ -243,7 +243,7 @@ class ScoringQueue:
                 return queue[0]
         return None
 
-    async def _run_batch(self, call: _Call) -> None:
+    async def _run_batch(self, call: _ScoreCall) -> None:
         start = len(call.scored)
         pairs = call.pairs[start : start + self._batch]
         began = time.perf_counter()
@@ -264,7 +264,7 @@ class ScoringQueue:
     def _error(self, why: str) -> Exception:
         return self._unavailable(f"the {self._name} {why}")
 
-    def _fail(self, call: _Call, why: str) -> None:
+    def _fail(self, call: _ScoreCall, why: str) -> None:
         if not call.result.done():
             call.result.set_exception(self._error(why))
 
@@ -299,7 +299,9 @@ class OnnxReranker:
 
     async def scores(self, question: str, texts: Sequence[str], *, background: bool = False) -> list[float]:
         """Returns the relevance of each text to the question, 0 to 1, in order. Raises `RerankingUnavailable`."""
-        return await self._queue.scores([Pair(question, text) for text in texts], self._timeout, background=background)
+        return await self._queue.scores(
+            [TextPair(question, text) for text in texts], self._timeout, background=background
+        )
 
 
 def _load(files: ModelFiles) -> tuple[CrossEncoder, str]:

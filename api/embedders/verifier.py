@@ -19,7 +19,7 @@ from typing import Final
 
 from api.cancellation import Background
 from api.embedders.minilm import ModelFiles, files_at
-from api.embedders.reranker import CrossEncoder, Pair, ScoringQueue
+from api.embedders.reranker import CrossEncoder, ScoringQueue, TextPair
 from api.errors import SettingsError, StoreUnavailable, VerifierUnavailable
 from api.ports.quality import Verifier, VerifierFiles, VerifierModels
 from api.ports.telemetry import Telemetry
@@ -129,7 +129,7 @@ class OnnxVerifier:
         return _InBackground(self)
 
     async def _scores(self, question: str, candidates: Sequence[str], *, background: bool) -> list[float]:
-        pairs = [Pair(question, one) for one in candidates]
+        pairs = [TextPair(question, one) for one in candidates]
         began = time.perf_counter()
         try:
             found = await self._queue.scores(pairs, self._timeout, background=background)
@@ -139,7 +139,7 @@ class OnnxVerifier:
         self._telemetry.verified(time.perf_counter() - began)
         return found
 
-    def _score(self, pairs: Sequence[Pair]) -> list[float]:
+    def _score(self, pairs: Sequence[TextPair]) -> list[float]:
         return self._loaded.model.logits(pairs)
 
     async def keep_following(self) -> None:

@@ -14,14 +14,15 @@ from api.endpoints.documents import list_response
 from api.endpoints.dropin_wire import read_body
 from api.endpoints.health import worker_state
 from api.endpoints.middleware import CheckedRoute, needs
-from api.endpoints.openai_wire import ChatBody, EmbeddingsBody, OpenAIForm
+from api.endpoints.openai_wire import ChatCompletionBody, EmbeddingsBody, OpenAIForm
 
 router = APIRouter(
     route_class=CheckedRoute, tags=["OpenAI's API"], responses=errors_of("OpenAI", openai_wire.error_body)
 )
 
 _CHAT: Final = body_of(
-    ChatBody, {"model": "llama3.2", "messages": [{"role": "user", "content": "What is the capital of France?"}]}
+    ChatCompletionBody,
+    {"model": "llama3.2", "messages": [{"role": "user", "content": "What is the capital of France?"}]},
 )
 _EMBEDDINGS: Final = body_of(EmbeddingsBody, {"model": "nomic-embed-text", "input": ["What is the capital of France?"]})
 
@@ -36,7 +37,7 @@ _EMBEDDINGS: Final = body_of(EmbeddingsBody, {"model": "nomic-embed-text", "inpu
 @needs("user")
 async def chat_completions(request: Request) -> Response:
     """Through the fleet's cache, as POST /query is."""
-    body = await read_body(request, ChatBody)
+    body = await read_body(request, ChatCompletionBody)
     turns = [message.turn() for message in body.messages]
     options = dropin.allowed_options(request, body.options(), lambda field: field.replace("num_predict", "max_tokens"))
     query = dropin.build_query(request, body.model, turns, options)

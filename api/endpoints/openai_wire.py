@@ -95,7 +95,7 @@ class PlainText(StrictBody):
     type: Literal["text"]
 
 
-class ChatBody(ModelBody):
+class ChatCompletionBody(ModelBody):
     """The body of `/v1/chat/completions`."""
 
     messages: Annotated[list[OpenAIMessage], MessageLimit, Field(min_length=1)]

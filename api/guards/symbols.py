@@ -241,7 +241,7 @@ def read_symbols(question: Words) -> Symbols:
         cased += tuple(NEVER_EMPHASIS.intersection(map(strip_punctuation, text.split())))
     if MAY_HAVE_OPERATORS.search(text) is None:
         return Symbols(text, cased=cased, mixed=mixed)
-    reader = _Reader(_tokens(IGNORED.sub(" ", text)))
+    reader = _SymbolReader(_tokens(IGNORED.sub(" ", text)))
     reader.run()
     letters: tuple[str, ...] = ()
     if reader.certain:
@@ -310,23 +310,23 @@ def _case(one: Symbols, other: Symbols) -> str:
     return ""
 
 
-class _Token(NamedTuple):
+class _SymbolToken(NamedTuple):
     kind: str
     text: str
 
 
-def _tokens(text: str) -> list[_Token]:
-    return [_Token(str(found.lastgroup), found[0]) for found in TOKEN.finditer(text)]
+def _tokens(text: str) -> list[_SymbolToken]:
+    return [_SymbolToken(str(found.lastgroup), found[0]) for found in TOKEN.finditer(text)]
 
 
-BLANK: Final = _Token("space", " ")
+BLANK: Final = _SymbolToken("space", " ")
 
 
 @dataclass(slots=True)
-class _Reader:
+class _SymbolReader:
     """Reads the operations in one pass over the tokens."""
 
-    tokens: list[_Token]
+    tokens: list[_SymbolToken]
     certain: list[Operation] = field(default_factory=list)
     ambiguous: list[str] = field(default_factory=list)
     calls: list[bool] = field(default_factory=list)
@@ -343,10 +343,10 @@ class _Reader:
             elif token.kind == "quote" and self._is_prime(index):
                 self.certain.append(Operation(self._token(index - 1).text, token.text.replace("’", "'"), None))
 
-    def _token(self, index: int) -> _Token:
+    def _token(self, index: int) -> _SymbolToken:
         return self.tokens[index] if 0 <= index < len(self.tokens) else BLANK
 
-    def _neighbor(self, index: int, step: int) -> tuple[_Token, bool]:
+    def _neighbor(self, index: int, step: int) -> tuple[_SymbolToken, bool]:
         """Returns the next token in the direction of `step`, and whether it is adjacent."""
         near = self._token(index + step)
         return (self._token(index + 2 * step), False) if near.kind == "space" else (near, True)
@@ -398,7 +398,7 @@ class _Reader:
         else:
             self._single("-" if run in DASHES else run, before, after, touches_left, touches_right)
 
-    def _exclamation(self, run: str, before: _Token, after: _Token, touches: bool) -> None:
+    def _exclamation(self, run: str, before: _SymbolToken, after: _SymbolToken, touches: bool) -> None:
         """Reads `5!` and `!x`, but not an exclamation mark that ends a sentence."""
         if before.kind == "word":
             word = before.text.casefold()
@@ -417,7 +417,9 @@ class _Reader:
         elif run != "++" or len(left or right or "") < 4:
             self.certain.append(Operation(left, run, right))
 
-    def _single(self, run: str, before: _Token, after: _Token, touches_left: bool, touches_right: bool) -> None:
+    def _single(
+        self, run: str, before: _SymbolToken, after: _SymbolToken, touches_left: bool, touches_right: bool
+    ) -> None:
         left, right = _short(before), _short(after)
         if touches_left and touches_right:
             self._between(run, before, after)
@@ -435,7 +437,7 @@ class _Reader:
         elif touches_left and run in "+*" and before.kind == "word" and left:
             self.certain.append(Operation(left, run, ""))
 
-    def _between(self, run: str, before: _Token, after: _Token) -> None:
+    def _between(self, run: str, before: _SymbolToken, after: _SymbolToken) -> None:
         left, right = _short(before), _short(after)
         if run in ":;" and before.kind == after.kind == "word":
             if not (left[:1].isdigit() and right[:1].isdigit()) and after.text not in CONTRACTION_ENDINGS:
@@ -457,7 +459,7 @@ class _Reader:
             self.certain.append(Operation(left, run, right))
 
 
-def _operand(token: _Token, touches: bool) -> str | None:
+def _operand(token: _SymbolToken, touches: bool) -> str | None:
     """Returns the operand: an adjacent word, a single letter or a number; None for any other word."""
     if token.kind != "word":
         return None
@@ -465,7 +467,7 @@ def _operand(token: _Token, touches: bool) -> str | None:
     return word if touches or _short(token) else None
 
 
-def _short(token: _Token) -> str:
+def _short(token: _SymbolToken) -> str:
     """Returns a number or a single letter, else an empty string."""
     text = token.text
     return text.casefold() if token.kind == "word" and (len(text) == 1 or text[0].isdigit()) else ""

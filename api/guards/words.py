@@ -109,7 +109,7 @@ class Words:
 
 
 @dataclass(slots=True)
-class _Reader:
+class _WordReader:
     words: list[str] = field(default_factory=list)
     starts: list[int] = field(default_factory=lambda: [0])
     capitals: list[str] = field(default_factory=list)
@@ -218,7 +218,7 @@ def read_words(text: str) -> Words:
         text = MISSING_SPACE.sub(r"\1\2 ", text)
     if "," in text:
         text = THOUSANDS.sub(lambda found: found[0].replace(",", ""), text)
-    reader = _Reader()
+    reader = _WordReader()
     sentence_start = True
     for chunk in text.split():
         reader.chunk(chunk, sentence_start)

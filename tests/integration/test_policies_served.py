@@ -13,7 +13,7 @@ import pytest
 from redis.asyncio import Redis
 
 from api.embedders.minilm import files_at
-from api.embedders.reranker import CrossEncoder, Pair
+from api.embedders.reranker import CrossEncoder, TextPair
 from api.embedders.verifier import OnnxVerifier
 from api.ports.quality import Evidence, Label, PolicyName, Verdict, Versions
 from api.quality.keeper import QualityKeeper
@@ -189,7 +189,7 @@ async def test_verified_serves_nothing_that_the_verifier_cannot_score(
     found = [await ask(client, f"How do I now enable two-factor login {word} 2024?") for word in words]
     assert "semantic" in {one["cache"]["kind"] for one in found}, "one in ten may be explored"
 
-    def broken(model: CrossEncoder, pairs: Sequence[Pair]) -> list[float]:
+    def broken(model: CrossEncoder, pairs: Sequence[TextPair]) -> list[float]:
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(CrossEncoder, "logits", broken)

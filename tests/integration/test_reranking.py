@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from api.app import create_app
-from api.embedders.reranker import CrossEncoder, Pair
+from api.embedders.reranker import CrossEncoder, TextPair
 from api.errors import SettingsError
 from tests.integration.test_documents import CANTEEN, ONNX, add
 from tests.integration.test_provenance import cached
@@ -36,7 +36,7 @@ def never_in_time(model: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Ite
     """Settings for a re-ranker that scores nothing until the test has ended."""
     ended, score = threading.Event(), CrossEncoder.score
 
-    def late(self: CrossEncoder, pairs: Sequence[Pair]) -> list[float]:
+    def late(self: CrossEncoder, pairs: Sequence[TextPair]) -> list[float]:
         ended.wait(60)
         return score(self, pairs)
 

@@ -63,12 +63,12 @@ def tiny_weights(seed: int = 0, layers: int = 2) -> dict[str, Any]:
 def tiny_model(folder: Path, seed: int = 0, layers: int = 2) -> Path:
     """Writes an untrained model."""
     from training.judge import Calibration
-    from training.model_folder import ModelInfo, write_model
+    from training.model_folder import ModelFacts, write_model
 
     folder.mkdir(parents=True, exist_ok=True)
     source = tokenizer_file(folder / "source.json")
     write_model(folder, tiny_weights(seed, layers), source)
-    ModelInfo("tiny", {}).completed(folder, Calibration(1.0, 0.0), {})
+    ModelFacts("tiny", {}).completed(folder, Calibration(1.0, 0.0), {})
     source.unlink()
     return folder
 

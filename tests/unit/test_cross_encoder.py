@@ -12,7 +12,7 @@ from onnx import numpy_helper
 from tokenizers import Tokenizer
 
 from api.embedders.minilm import files_at, model_files
-from api.embedders.reranker import CrossEncoder, Pair
+from api.embedders.reranker import CrossEncoder, TextPair
 from api.errors import SettingsError
 from tests.support.small_cross_encoder import Output, write_cross_encoder
 
@@ -35,7 +35,12 @@ def model(tmp_path: Path) -> CrossEncoder:
 @pytest.mark.parametrize("output", ["one", "two", "flat"])
 def test_a_score_is_between_0_and_1_for_one_or_two_logits(tmp_path: Path, output: Output) -> None:
     model = load(write_cross_encoder(tmp_path, output))
-    pairs = [Pair("which", "one likes"), Pair("which", "it dislikes dislikes"), Pair("which", "neither"), Pair("", "")]
+    pairs = [
+        TextPair("which", "one likes"),
+        TextPair("which", "it dislikes dislikes"),
+        TextPair("which", "neither"),
+        TextPair("", ""),
+    ]
     assert model.score(pairs) == pytest.approx([sigmoid(2), sigmoid(-4), 0.5, 0.5])
 
 
@@ -51,18 +56,20 @@ def test_question_and_text_are_encoded_as_a_pair_with_token_types(tmp_path: Path
         numpy_helper.from_array(np.array([[0.0], [1.0]], dtype=np.float32), "worth")
     )
     onnx.save(graph, path)
-    assert load(str(tmp_path)).score([Pair("a question of six words long", "two words")]) == pytest.approx([sigmoid(3)])
+    assert load(str(tmp_path)).score([TextPair("a question of six words long", "two words")]) == pytest.approx(
+        [sigmoid(3)]
+    )
 
 
 def test_a_score_does_not_depend_on_the_rest_of_the_batch(model: CrossEncoder) -> None:
-    pairs = [Pair("a b", text) for text in ("likes", "a likes", "a b likes dislikes", "other", "")]
+    pairs = [TextPair("a b", text) for text in ("likes", "a likes", "a b likes dislikes", "other", "")]
     assert model.score(pairs) == [model.score([pair])[0] for pair in pairs]
 
 
 def test_the_longer_part_of_a_long_pair_is_truncated_first(model: CrossEncoder) -> None:
     """Three of 512 tokens are special, two are the question."""
     assert model.max_tokens == 512
-    verdicts = model.score([Pair("a likes", "b " * 506 + "likes"), Pair("a likes", "b " * 507 + "likes")])
+    verdicts = model.score([TextPair("a likes", "b " * 506 + "likes"), TextPair("a likes", "b " * 507 + "likes")])
     assert verdicts == pytest.approx([sigmoid(4), sigmoid(2)])
 
 
@@ -74,24 +81,26 @@ def test_the_tokenizer_s_own_length_is_kept(tmp_path: Path) -> None:
     tokenizer.save(file)
     model = load(str(tmp_path))
     assert model.max_tokens == 10
-    assert model.score([Pair("a", "b b b b b likes"), Pair("a", "b b b b b b likes")]) == pytest.approx(
+    assert model.score([TextPair("a", "b b b b b likes"), TextPair("a", "b b b b b b likes")]) == pytest.approx(
         [sigmoid(2), 0.5]
     )
 
 
 def test_a_lone_surrogate_fails_no_pair(model: CrossEncoder) -> None:
-    assert model.score([Pair("bad \ud800", "likes"), Pair("plain", "\udfff")]) == pytest.approx([sigmoid(2), 0.5])
+    assert model.score([TextPair("bad \ud800", "likes"), TextPair("plain", "\udfff")]) == pytest.approx(
+        [sigmoid(2), 0.5]
+    )
 
 
 def test_extreme_logits_give_valid_scores(model: CrossEncoder) -> None:
-    low, high = model.score([Pair("a", "dislikes " * 500), Pair("a", "likes " * 500)])
+    low, high = model.score([TextPair("a", "dislikes " * 500), TextPair("a", "likes " * 500)])
     assert (low, high) == (0.0, 1.0)
 
 
 def test_a_score_that_is_not_a_number_is_an_error(tmp_path: Path) -> None:
     model = load(write_cross_encoder(tmp_path, worth=[0.0, 0.0, 0.0, 0.0, math.nan, 0.0]))
     with pytest.raises(ValueError, match="not finite"):
-        model.score([Pair("a", "likes")])
+        model.score([TextPair("a", "likes")])
 
 
 def test_the_digest_covers_weights_and_tokenizer(tmp_path: Path) -> None:

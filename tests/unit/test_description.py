@@ -28,7 +28,7 @@ BODIES: dict[str, type[BaseModel]] = {
     "/api/generate": ollama_wire.GenerateBody,
     "/api/embed": ollama_wire.EmbedBody,
     "/api/show": ollama_wire.ShowBody,
-    "/v1/chat/completions": openai_wire.ChatBody,
+    "/v1/chat/completions": openai_wire.ChatCompletionBody,
     "/v1/embeddings": openai_wire.EmbeddingsBody,
 }
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from api.embedded.model_server.bodies import ChatBody
+from api.embedded.model_server.bodies import ChatInput
 from api.embedded.model_server.engine import Finished
 from api.embedded.model_server.generation import NO_ANSWER, Sentence, answer, parse_passages, quote, sentences
 from api.query.prompt import Prompts, load_template
@@ -31,12 +31,12 @@ never.quote(this).
 cut off in mid"""
 
 
-def body(question: str, *texts: str, **more: Any) -> ChatBody:
+def body(question: str, *texts: str, **more: Any) -> ChatInput:
     """Returns a body in the form of the packaged template."""
     sources = [Source(f"d{number}", "A title", 0, text, 0.5) for number, text in enumerate(texts)]
     turns = Prompts(load_template(None)).grounded(question, [], sources)
     messages = [{"role": turn.role, "content": turn.content} for turn in turns]
-    return ChatBody.model_validate({"model": "smollm2", "messages": messages, **more})
+    return ChatInput.model_validate({"model": "smollm2", "messages": messages, **more})
 
 
 def test_only_prose_lists_and_rows_are_sentences() -> None:
@@ -62,12 +62,12 @@ def test_the_ragherd_prompt_is_parsed() -> None:
 @pytest.mark.parametrize(
     "other",
     [
-        ChatBody.model_validate({"model": "m", "messages": [{"role": "user", "content": "Question: What?"}]}),
-        ChatBody.model_validate({"model": "m", "messages": []}),
+        ChatInput.model_validate({"model": "m", "messages": [{"role": "user", "content": "Question: What?"}]}),
+        ChatInput.model_validate({"model": "m", "messages": []}),
         body("What?", "It is so.", format="json"),
     ],
 )
-def test_any_other_prompt_goes_to_the_model(other: ChatBody) -> None:
+def test_any_other_prompt_goes_to_the_model(other: ChatInput) -> None:
     assert parse_passages(other) is None
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from api.embedders.reranker import PAIRS_PER_BATCH, OnnxReranker, Pair, ScoringQueue
+from api.embedders.reranker import PAIRS_PER_BATCH, OnnxReranker, ScoringQueue, TextPair
 from api.errors import RerankingUnavailable, SettingsError
 from tests.support.small_cross_encoder import write_cross_encoder
 
@@ -26,7 +26,7 @@ class GatedScorer:
         self._loop = asyncio.get_running_loop()
         self._busy = asyncio.Event()
 
-    def __call__(self, pairs: Sequence[Pair]) -> list[float]:
+    def __call__(self, pairs: Sequence[TextPair]) -> list[float]:
         self.turns.append([pair.text for pair in pairs])
         self._loop.call_soon_threadsafe(self._busy.set)
         assert self.gate.wait(10)
@@ -56,8 +56,8 @@ async def queue(scorer: GatedScorer) -> AsyncIterator[ScoringQueue]:
         await queue.close()
 
 
-def pairs(*texts: str) -> list[Pair]:
-    return [Pair("question", text) for text in texts]
+def pairs(*texts: str) -> list[TextPair]:
+    return [TextPair("question", text) for text in texts]
 
 
 def asked(queue: ScoringQueue, *texts: str, seconds: float = 60, background: bool = False) -> asyncio.Task[list[float]]:

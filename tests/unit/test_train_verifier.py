@@ -11,8 +11,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from api.embedders.minilm import files_at
-from api.embedders.reranker import CrossEncoder
-from api.embedders.reranker import Pair as ScoredPair
+from api.embedders.reranker import CrossEncoder, TextPair
 from ragherd.commands import commands
 from tests.support.tiny_verifier import learnable_pairs, tiny_model, tiny_weights
 from training.model_folder import digest, read_info, read_model
@@ -65,7 +64,7 @@ def test_workers_can_load_the_folder_and_agree_on_its_version(base: Path) -> Non
     encoder = CrossEncoder(files_at(str(base), "TEST"))
     assert encoder.digest == digest(base) == read_info(base)["version"]
     assert encoder.max_tokens == 128
-    assert 0 < encoder.score([ScoredPair("w1 w2", "w3")])[0] < 1
+    assert 0 < encoder.score([TextPair("w1 w2", "w3")])[0] < 1
 
 
 def test_weights_survive_the_file(base: Path, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ BODIES: list[type[BaseModel]] = [
     DocumentIn,
     FormIn,
     *(ollama_wire.ChatBody, ollama_wire.GenerateBody, ollama_wire.EmbedBody, ollama_wire.ShowBody),
-    *(openai_wire.ChatBody, openai_wire.EmbeddingsBody, openai_wire.OpenAIMessage),
+    *(openai_wire.ChatCompletionBody, openai_wire.EmbeddingsBody, openai_wire.OpenAIMessage),
 ]
 BOUND_ELSEWHERE = {"DocumentIn.text"}
 """Limited by the size of the body and by `DOCUMENT_MAX_BYTES`."""

@@ -12,7 +12,7 @@ import pytest
 
 from api.embedders import verifier as module
 from api.embedders.minilm import files_at
-from api.embedders.reranker import CrossEncoder, Pair
+from api.embedders.reranker import CrossEncoder, TextPair
 from api.embedders.verifier import BUILTIN, SHIPPED, OnnxVerifier, read_folder, verifier_files
 from api.errors import SettingsError, StoreUnavailable, VerifierUnavailable
 from api.ports.quality import VerifierFiles
@@ -131,7 +131,7 @@ async def test_at_its_deadline_there_is_no_score_and_it_is_counted(
     gate, events = threading.Event(), Events()
     logits = CrossEncoder.logits
 
-    def late(model: CrossEncoder, pairs: Sequence[Pair]) -> list[float]:
+    def late(model: CrossEncoder, pairs: Sequence[TextPair]) -> list[float]:
         gate.wait(10)
         return logits(model, pairs)
 

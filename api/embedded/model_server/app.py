@@ -18,8 +18,15 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from api.embedded.model_server import generation as texts
-from api.embedded.model_server.bodies import EmbedBody, EmbeddingsBody, OllamaFault, ShowBody, read_body, render_fault
-from api.embedded.model_server.catalog import LABEL, Model
+from api.embedded.model_server.bodies import (
+    EmbeddingsInput,
+    EmbedInput,
+    OllamaFault,
+    ShowInput,
+    read_body,
+    render_fault,
+)
+from api.embedded.model_server.catalog import LABEL, CatalogModel
 from api.embedded.model_server.engine import ServerState, open_models, state_of
 from api.errors import EmbeddingUnavailable
 from api.ports.inference import Embedder
@@ -56,7 +63,7 @@ async def ps(request: Request) -> JSONResponse:
 
 async def show(request: Request) -> JSONResponse:
     """Describes one model."""
-    body = await read_body(request, ShowBody)
+    body = await read_body(request, ShowInput)
     model = state_of(request).catalog.find(body.model or body.name)
     fields = {
         "license": model.license,
@@ -71,7 +78,7 @@ async def show(request: Request) -> JSONResponse:
     return JSONResponse(fields)
 
 
-def _common_fields(model: Model) -> dict[str, Any]:
+def _common_fields(model: CatalogModel) -> dict[str, Any]:
     return {
         "name": model.name,
         "model": model.name,
@@ -81,11 +88,11 @@ def _common_fields(model: Model) -> dict[str, Any]:
     }
 
 
-def _list_item(model: Model) -> dict[str, Any]:
+def _list_item(model: CatalogModel) -> dict[str, Any]:
     return {**_common_fields(model), "modified_at": model.modified_at}
 
 
-def _context_length(model: Model) -> int:
+def _context_length(model: CatalogModel) -> int:
     length: int = model.info[f"{model.details['family']}.context_length"]
     return length
 
@@ -94,7 +101,7 @@ async def embed(request: Request) -> JSONResponse:
     """Returns unit vectors of one or many texts, in order. Text after 256 tokens is cut off."""
     started = time.perf_counter_ns()
     state = state_of(request)
-    body = await read_body(request, EmbedBody)
+    body = await read_body(request, EmbedInput)
     state.catalog.find_capable(body.model, "embedding", "embeddings")
     texts = [body.input] if isinstance(body.input, str) else body.input
     vectors = await _embed(state.embedder, texts)
@@ -110,7 +117,7 @@ async def embed(request: Request) -> JSONResponse:
 async def embeddings(request: Request) -> JSONResponse:
     """Returns the vector of one text, or [] for an empty text, like Ollama."""
     state = state_of(request)
-    body = await read_body(request, EmbeddingsBody)
+    body = await read_body(request, EmbeddingsInput)
     state.catalog.find_capable(body.model, "embedding", "embeddings")
     vectors = await _embed(state.embedder, [body.prompt] if body.prompt else [])
     return JSONResponse({"embedding": _numbers(vectors[0]) if vectors else []})

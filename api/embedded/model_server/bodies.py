@@ -39,7 +39,7 @@ class Body(BaseModel):
     keep_alive: float | str | None = None
 
 
-class GenerationBody(Body):
+class GenerationInput(Body):
     """The common fields of chat and generate."""
 
     stream: bool = True
@@ -62,14 +62,14 @@ class Message(BaseModel):
     images: list[Any] | None = None
 
 
-class ChatBody(GenerationBody):
+class ChatInput(GenerationInput):
     """The body of `/api/chat`."""
 
     messages: list[Message] = Field(default_factory=list)
     tools: list[Any] = Field(default_factory=list)
 
 
-class GenerateBody(GenerationBody):
+class GenerateInput(GenerationInput):
     """The body of `/api/generate`."""
 
     prompt: str = ""
@@ -80,20 +80,20 @@ class GenerateBody(GenerationBody):
     images: list[Any] = Field(default_factory=list)
 
 
-class EmbedBody(Body):
+class EmbedInput(Body):
     """The body of `/api/embed`."""
 
     input: str | list[str] = Field(default_factory=list)
     dimensions: int = Field(default=0, ge=0)
 
 
-class EmbeddingsBody(Body):
+class EmbeddingsInput(Body):
     """The body of the older `/api/embeddings`."""
 
     prompt: str = ""
 
 
-class ShowBody(Body):
+class ShowInput(Body):
     """The body of `/api/show`. `name` is the older spelling of `model`."""
 
     name: str = ""

@@ -26,7 +26,7 @@ Capability = Literal["completion", "embedding"]
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class CatalogModel:
     """A model as in Ollama's `tags`, `ps` and `show`."""
 
     name: str
@@ -46,15 +46,15 @@ class Model:
 class Catalog:
     """The models of this server."""
 
-    text: Model
-    embedding: Model
+    text: CatalogModel
+    embedding: CatalogModel
 
     @property
-    def models(self) -> tuple[Model, ...]:
+    def models(self) -> tuple[CatalogModel, ...]:
         """All models, in the order of the list."""
         return (self.text, self.embedding)
 
-    def find(self, name: str) -> Model:
+    def find(self, name: str) -> CatalogModel:
         """Returns the model with this name or alias. Raises `OllamaFault`: 400 without a name, 404 for
         an unknown one.
         """
@@ -65,7 +65,7 @@ class Catalog:
                 return model
         raise OllamaFault(404, f"model '{name}' not found")
 
-    def find_capable(self, name: str, capability: Capability, action: str) -> Model:
+    def find_capable(self, name: str, capability: Capability, action: str) -> CatalogModel:
         """Returns the model if it has `capability`. Raises `OllamaFault` 400 that names the `action` otherwise."""
         model = self.find(name)
         if model.capability != capability:
@@ -96,7 +96,7 @@ def require_model_packages() -> None:
 def describe(text: Path, embedding: Path) -> Catalog:
     """Returns the catalog of two weight files. Reads them once for their digests, which takes 0.2 s."""
     return Catalog(
-        text=Model(
+        text=CatalogModel(
             name="smollm2:135m",
             aliases=("smollm2",),
             capability="completion",
@@ -110,7 +110,7 @@ def describe(text: Path, embedding: Path) -> Catalog:
             license=f"{LABEL}.\nThe weights are SmolLM2-135M-Instruct's, under the Apache License 2.0.",
             **_file_facts(text),
         ),
-        embedding=Model(
+        embedding=CatalogModel(
             name="all-minilm:latest",
             aliases=("all-minilm", "all-minilm:l6-v2"),
             capability="embedding",

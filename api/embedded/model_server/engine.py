@@ -20,7 +20,7 @@ from typing import Any, Final
 from starlette.requests import Request
 
 from api.cancellation import log_failure
-from api.embedded.model_server.bodies import ChatBody, GenerateBody, OllamaFault, sampling
+from api.embedded.model_server.bodies import ChatInput, GenerateInput, OllamaFault, sampling
 from api.embedded.model_server.catalog import CONTEXT_TOKENS, NOT_INSTALLED, Catalog, describe, text_weights
 from api.embedders.minilm import model_files
 from api.embedders.onnx import OnnxEmbedder
@@ -38,7 +38,7 @@ class Task:
     fields: dict[str, Any]
 
 
-def chat_task(body: ChatBody) -> Task | None:
+def chat_task(body: ChatInput) -> Task | None:
     """Returns None if the caller only wants the model loaded. Raises `OllamaFault`."""
     if body.tools:
         raise OllamaFault(400, f'"{body.model}" does not support tools')
@@ -50,7 +50,7 @@ def chat_task(body: ChatBody) -> Task | None:
     return Task(True, {"messages": turns, **sampling(body.options), **_answer_format(body.format)})
 
 
-def generate_task(body: GenerateBody) -> Task | None:
+def generate_task(body: GenerateInput) -> Task | None:
     """Returns None if the caller only wants the model loaded. Raises `OllamaFault`."""
     for refused, what in ((body.suffix, "insert"), (body.images, "images")):
         if refused:

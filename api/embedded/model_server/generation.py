@@ -25,7 +25,7 @@ from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from api.cancellation import log_failure
-from api.embedded.model_server.bodies import ChatBody, GenerateBody, GenerationBody, OllamaFault, read_body
+from api.embedded.model_server.bodies import ChatInput, GenerateInput, GenerationInput, OllamaFault, read_body
 from api.embedded.model_server.engine import Finished, ServerState, Task, chat_task, generate_task, state_of
 from api.errors import EmbeddingUnavailable
 from api.ports.inference import Embedder
@@ -63,7 +63,7 @@ class Passages:
     sentences: tuple[Sentence, ...]
 
 
-def parse_passages(body: ChatBody) -> Passages | None:
+def parse_passages(body: ChatInput) -> Passages | None:
     """Returns None unless the last message consists of passages and a question."""
     last = body.messages[-1] if body.messages else None
     if last is None or last.role != "user" or body.format or body.tools:
@@ -238,7 +238,7 @@ def now() -> str:
 async def chat(request: Request) -> GenerationReply | JSONResponse:
     """Answers the last message of a conversation."""
     state = state_of(request)
-    body = await read_body(request, ChatBody)
+    body = await read_body(request, ChatInput)
     state.catalog.find_capable(body.model, "completion", "chat")
     read = parse_passages(body)
     if read is not None:
@@ -249,20 +249,20 @@ async def chat(request: Request) -> GenerationReply | JSONResponse:
 async def generate(request: Request) -> GenerationReply | JSONResponse:
     """Answers one prompt."""
     state = state_of(request)
-    body = await read_body(request, GenerateBody)
+    body = await read_body(request, GenerateInput)
     state.catalog.find_capable(body.model, "completion", "generate")
     return _reply(state, body, generate_task(body), lambda text: {"response": text})
 
 
 def _reply(
-    state: ServerState, body: GenerationBody, task: Task | None, content: Content
+    state: ServerState, body: GenerationInput, task: Task | None, content: Content
 ) -> GenerationReply | JSONResponse:
     if task is None:
         return JSONResponse(_load_response(body, content))
     return _stream_reply(body, state.text_model.answer(task), content)
 
 
-def _stream_reply(body: GenerationBody, answer: Answer, content: Content) -> GenerationReply:
+def _stream_reply(body: GenerationInput, answer: Answer, content: Content) -> GenerationReply:
     return GenerationReply(body.model, answer, content, stream=body.stream, started=time.perf_counter_ns())
 
 
@@ -270,7 +270,7 @@ def _message(text: str) -> dict[str, Any]:
     return {"message": {"role": "assistant", "content": text}}
 
 
-def _load_response(body: GenerationBody, content: Content) -> dict[str, Any]:
+def _load_response(body: GenerationInput, content: Content) -> dict[str, Any]:
     """Returns Ollama's response to a request that only loads or unloads. Here the model always stays loaded."""
     reason = "unload" if body.unloads else "load"
     return {"model": body.model, "created_at": now(), **content(""), "done": True, "done_reason": reason}

@@ -223,7 +223,7 @@ BATCH: Final = 500
 """Entries per script call."""
 
 
-class MinuteCounts(Protocol):
+class UnsentCounts(Protocol):
     """A worker's counts for the history that Redis does not have yet, by minute of Redis's clock."""
 
     @property
@@ -249,7 +249,7 @@ class CacheCounters:
     While Redis is down, the last known totals are used.
     """
 
-    def __init__(self, redis: HealthGatedClients, keys: Keys, worker: str, history: MinuteCounts | None = None) -> None:
+    def __init__(self, redis: HealthGatedClients, keys: Keys, worker: str, history: UnsentCounts | None = None) -> None:
         self._clients = redis
         self._redis = redis.of(keys.cache_stats)
         self._keys = keys
