@@ -62,7 +62,10 @@ async def history(
     to: Annotated[Moment | None, Query()] = None,
     step: Annotated[Step | None, Query()] = None,
 ) -> Response:
-    """The last hour by default. At most 1,440 points. 503 while Redis is down, 404 with `HISTORY_ENABLED=false`."""
+    """The last hour by default. A range has at most 1,440 steps.
+
+    503 while Redis is down, 404 with `HISTORY_ENABLED=false`.
+    """
     read = worker_state(request).history
     if read is None:
         raise NotFound("The history is off: HISTORY_ENABLED=false.")

@@ -27,6 +27,8 @@ BOUNDS: Final = tuple(bound / 1000 for bound in BOUNDS_MS)
 """The same in seconds."""
 BUCKETS: Final = (*(f"{bound:g}" for bound in BOUNDS_MS), "inf")
 """Their names in Redis."""
+_INDEX: Final = {name: index for index, name in enumerate(BUCKETS)}
+_EDGES: Final = (0.0, *BOUNDS_MS, BOUNDS_MS[-1])
 PERCENTILES: Final = (50, 95, 99)
 NO_QUERIES: Final = {**dict.fromkeys((status.value for status in CacheStatus), 0), "error": 0, "left": 0}
 NO_TIME: Final = dict.fromkeys((state.value for state in State), 0.0)
@@ -162,19 +164,14 @@ def _add(sums: dict[str, Any], name: str, value: Any) -> None:
 
 def percentile(buckets: Mapping[str, int], percent: float) -> float | None:
     """Returns the percentile in milliseconds, interpolated within its bucket; None without counts."""
-    counts = [buckets.get(name, 0) for name in BUCKETS]
-    total = sum(counts)
-    if not total:
-        return None
-    rank, below = total * percent / 100, 0
-    for index, count in enumerate(counts):
-        if count and below + count >= rank:
-            if index == len(BOUNDS_MS):
-                break
-            low = BOUNDS_MS[index - 1] if index else 0.0
-            return round(low + (BOUNDS_MS[index] - low) * (rank - below) / count, 3)
+    counts = sorted((_INDEX[name], count) for name, count in buckets.items() if name in _INDEX and count > 0)
+    rank, below = sum(count for _, count in counts) * percent / 100, 0
+    for index, count in counts:
+        if below + count >= rank:
+            low, high = _EDGES[index], _EDGES[index + 1]
+            return round(low + (high - low) * (rank - below) / count, 3)
         below += count
-    return BOUNDS_MS[-1]
+    return None
 
 
 def state_times(transitions: Sequence[Transition], now: State, start_ms: int, end_ms: int) -> dict[str, int]:

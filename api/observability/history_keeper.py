@@ -162,7 +162,8 @@ class HistoryKeeper:
         await self._lease.release()
 
 
-MAX_POINTS: Final = 1440
+MAX_STEPS: Final = 1440
+"""The largest range in steps: a day of minutes."""
 DEFAULT_MINUTES: Final = 60
 KEPT_MINUTES: Final = KEPT_HOURS * 60
 
@@ -207,19 +208,19 @@ def _step(start_ms: int, end_ms: int, seconds: int | None) -> int:
     """Returns the step in minutes. Raises `InvalidRequest`."""
     if start_ms >= end_ms:
         raise InvalidRequest("from: must be before to, and not in the future.")
-    minutes = -(-(end_ms - start_ms) // MINUTE_MS) + 1
-    smallest = -(-minutes // MAX_POINTS)
+    minutes = (end_ms - start_ms) // MINUTE_MS
+    smallest = max(1, -(-minutes // MAX_STEPS))
     if seconds is None:
         return smallest
     if seconds // 60 < smallest:
-        raise InvalidRequest(f"step: must be at least {smallest * 60} for this range ({MAX_POINTS} points).")
+        raise InvalidRequest(f"step: must be at least {smallest * 60} for this range ({MAX_STEPS} steps).")
     return seconds // 60
 
 
 def _json(
     written: Mapping[int, bytes], live: Mapping[int, Row], breaker: str, asked: range, step: int, current: int
 ) -> bytes:
-    """Returns the points `asked` for, each of `step` minutes. Runs in a thread: two days take some 100 ms."""
+    """Returns the points `asked` for, each of `step` minutes. Runs in a thread, because two days take some 100 ms."""
     rows = {**{minute: read_row(text) for minute, text in written.items()}, **live}
     by_point: dict[int, list[Row]] = {}
     for minute in sorted(minute for minute, row in rows.items() if row):

@@ -13,13 +13,14 @@ from redis.asyncio import Redis
 
 from api.breaker.state import State
 from api.errors import StoreUnavailable
-from api.observability.history import MinuteCounts
+from api.observability.history import BUCKETS, MinuteCounts, row_of
 from api.observability.history_keeper import LEASE_SECONDS, HistoryKeeper, HistoryReader, Observed
 from api.ports.quality import FalseHitRate, QualityState
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.fleet import CacheCounters, RedisLeaderLease
-from api.redis_store.stores.history import HOUR_LIFETIME_MS, MINUTE_MS, RedisHistory, hour_name
+from api.redis_store.stores.history import HOUR_LIFETIME_MS, KEPT_HOURS, MINUTE_MS, RedisHistory, hour_name
+from api.values import CacheStatus
 from tests.stub_ollama import StubOllama
 from tests.support.service import Service, ask
 from tests.support.waiting import wait_until_async
@@ -282,3 +283,27 @@ async def test_an_outage_leaves_a_gap_between_complete_minutes(gate: HealthGated
     reader = HistoryReader(RedisHistory(gate, KEYS, "w"), OBSERVED, "ollama")
     found = orjson.loads(await reader.read(first * MINUTE_MS, (first + 3) * MINUTE_MS, 60))["points"]
     assert [one.get("gap") or one["queries"]["hit"] for one in found] == [2, True, 2]
+
+
+USUAL = {"hit": 12, "miss": 12, "coalesced": 12}
+EVERYTHING = {status.value: len(BUCKETS) for status in CacheStatus}
+
+
+@pytest.mark.parametrize(("spread", "megabytes"), [(USUAL, 3), (EVERYTHING, 16)])
+async def test_two_days_stay_small_in_redis(
+    gate: HealthGatedRedis, redis: Redis, spread: dict[str, int], megabytes: float
+) -> None:
+    keeping, store = keeper(gate, "w")
+    assert await keeping.round()
+    fields = {f"latency:{status}:{name}": "812" for status, width in spread.items() for name in BUCKETS[-width:]}
+    fields |= {f"queries:{status}": "9000" for status in spread} | {"hits:exact": "6000", "hits:semantic": "3000"}
+    sums, observed = await OBSERVED.now()
+    row = row_of({**fields, **{name: str(value) for name, value in {**sums, **observed}.items()}})
+    text = orjson.dumps({**row, "breaker_ms": {"ollama": {"CLOSED": 60_000}}})
+    last = await store.now_ms() // MINUTE_MS // 60 * 60
+    for hour in range(last - KEPT_HOURS * 60, last, 60):
+        assert await store.write(dict.fromkeys(range(hour, hour + 60), text))
+    keys = await redis.keys("rag:history:2*")
+    assert len(keys) == KEPT_HOURS
+    sizes = [await redis.memory_usage(key, samples=0) or 0 for key in keys]
+    assert 1e6 < sum(sizes) < megabytes * 1e6
