@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Literal, Protocol
 
@@ -218,13 +218,22 @@ class PolicyDecision:
 class Confusion:
     """How often the comparator was wrong on labeled pairs of answers, as counts.
 
-    `called_different` is not a whole number if labels have shown that this error is rarer.
+    `in_tiers`: `called_different` in tiers where labels have shown that this error is rarer, not as a whole number.
     """
 
     different: int = 0
     called_same: int = 0
     same: int = 0
     called_different: float = 0
+    in_tiers: Mapping[str, float] = field(default_factory=dict)
+
+    def of(self, shares: Mapping[str, float]) -> Confusion:
+        """Returns the errors in labels of several tiers. `shares`: the weight of each."""
+        total = sum(shares.values())
+        if not self.in_tiers or not total:
+            return self
+        weighted = sum(self.in_tiers.get(tier, self.called_different) * share for tier, share in shares.items())
+        return replace(self, called_different=weighted / total, in_tiers={})
 
 
 @dataclass(frozen=True, slots=True)

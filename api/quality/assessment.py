@@ -6,6 +6,9 @@ Two tests watch the labels of served answers that came after the last change. On
 label is at a high error than at the target, and so sees a sudden fault soon. The other is the estimate: if its
 interval lies above the target, the fleet tightens too. It loosens by one level once labels of what the next level
 would serve are clearly good.
+
+Few hits are labeled, but all misses with a candidate are. If more of these candidates are wrong than the model learned
+before, the cached answers may have become wrong. Then more hits are labeled, and fewer wrong ones suffice to tighten.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
+import numpy as np
 import orjson
 
 from api.ports.quality import (
@@ -52,8 +56,16 @@ ALARM: Final = math.log(100)
 """The log of how much more likely the labels must be at a fault than at the target."""
 SUSPICION: Final = 0.5
 """The same, from which more hits are sampled."""
+LENT: Final = math.log(20)
+"""How much of the alarm the labels of misses add, if they raise it alone."""
+MISSES: Final = 1_000
+"""The newest labels of misses that can do so."""
+PLAIN_RISK: Final = 0.2
+"""Only candidates that were right more often than this allows: others say little about a fault."""
 PROOF: Final = math.log(20)
 """The same for loosening: at half the target, against twice the target."""
+BY_MEANING: Final = {"semantic": 1.0}
+"""The tier whose errors the policies learn from and tighten for."""
 CALM_MS: Final = 10 * 60 * 1000
 """Least time between two changes, if the second one loosens."""
 HISTORY: Final = 50
@@ -109,15 +121,16 @@ def assess(
     """
     fitting = [one for one in labels if one.label.versions == settings.versions]
     settings = replace(settings, confusion=in_the_field(fitting, settings.confusion))
-    channel = channel_of(settings.confusion)
+    channel = channel_of(settings.confusion.of(BY_MEANING))
     if before.state.versions != settings.versions or before.state.policy is not settings.policy:
-        state = QualityState(epoch=before.state.epoch, history=before.state.history, learned=before.state.learned)
-        before = replace(before, state=state, model=None, changed_ms=0)
-    level, reason = _next_level(fitting, before, settings, now_ms)
+        before = replace(before, model=None)  # the level stays: what was wrong may still be
+    lent = LENT if _misses_look_faulty(fitting, before, channel, settings.target) else 0.0
+    level, reason = _next_level(fitting, before, settings, now_ms, lent)
     learned = _learned(fitting, channel, target_at(settings.target, level), now_ms)
     state = _state(fitting, before, settings, now_ms, served, level)
     in_use = learned is not None and settings.policy is PolicyName.VERIFIED
-    state = replace(state, learned=in_use, suspected=suspected(_hits(fitting, before), channel, settings.target))
+    is_suspected = suspected(_hits(fitting, before), channel, settings.target, lent)
+    state = replace(state, learned=in_use, suspected=is_suspected)
     events = list(_events(before.state, state, reason, now_ms))
     state = replace(state, history=[*before.state.history, *events][-HISTORY:])
     scopes = _scopes(fitting, changed, learned, channel, target_at(settings.target, level), now_ms)
@@ -165,16 +178,16 @@ def _scopes(
 
 
 def _next_level(
-    labels: Sequence[PooledLabel], before: Published, settings: QualitySettings, now_ms: int
+    labels: Sequence[PooledLabel], before: Published, settings: QualitySettings, now_ms: int, lent: float
 ) -> tuple[int, str]:
-    """Returns the level from now on, and the reason for a change."""
+    """Returns the level from now on, and the reason for a change. `lent`: what the labels of misses add to an alarm."""
     level = before.state.level
     if settings.policy is PolicyName.OBSERVE:
         return 0, ""
     since = [one for one in labels if one.label.at_ms > before.changed_ms and not one.label.of_same_question]
-    channel = channel_of(settings.confusion)
+    channel = channel_of(settings.confusion.of(BY_MEANING))
     if level < LAST_LEVEL:
-        if alarm(_hits(labels, before), channel, settings.target):
+        if alarm(_hits(labels, before), channel, settings.target, lent):
             return level + 1, "sudden"
         found = overall(samples(since, now_ms), settings.confusion, {})
         if found.samples and found.low > settings.target:
@@ -198,37 +211,71 @@ def _hits(labels: Sequence[PooledLabel], before: Published) -> list[Label]:
     ]
 
 
-def alarm(labels: Iterable[Label], channel: Channel, target: float) -> bool:
-    """Returns whether labels, oldest first, show a fault."""
-    return max(_suspicions(labels, channel, target), default=0.0) >= ALARM
+def _misses_look_faulty(labels: Sequence[PooledLabel], before: Published, channel: Channel, target: float) -> bool:
+    """Returns whether more candidates of misses are wrong than the model expects, as if the fault were theirs too."""
+    model = before.model
+    if model is None:
+        return False
+    newest = [
+        one.label
+        for one in labels[-2 * MISSES :]
+        if one.label.source == "miss" and not one.label.evidence.guard and one.label.at_ms > before.changed_ms
+    ]
+    return doubtful(newest[-MISSES:], model, channel, target)
 
 
-def suspected(labels: Iterable[Label], channel: Channel, target: float) -> bool:
+def doubtful(misses: Sequence[Label], model: Model, channel: Channel, target: float) -> bool:
+    """Returns whether the newest labels of misses raise an alarm. `model`: what was known before."""
+    risks = [(one, risk) for one in misses if (risk := model.estimate(one.evidence)) <= PLAIN_RISK]
+    errors = [(risk + (1 - risk) * _fault(target), risk) for _, risk in risks]
+    return _now(_ratios([one for one, _ in risks], channel, errors)) >= ALARM
+
+
+def alarm(labels: Iterable[Label], channel: Channel, target: float, lent: float = 0.0) -> bool:
+    """Returns whether labels, oldest first, show a fault. `lent`: what others add to what the newest ones show."""
+    sums = list(_sums(_faults(list(labels), channel, target)))
+    return bool(sums) and (max(sums) >= ALARM or sums[-1] + lent >= ALARM)
+
+
+def suspected(labels: Iterable[Label], channel: Channel, target: float, lent: float = 0.0) -> bool:
     """Returns whether the newest labels look like a fault, as after a single wrong one."""
-    now = deque(_suspicions(labels, channel, target), maxlen=1)
-    return bool(now) and now[0] >= SUSPICION
-
-
-def _suspicions(labels: Iterable[Label], channel: Channel, target: float) -> Iterable[float]:
-    """Yields the cumulative sum of log-likelihood ratios after each label, never below 0."""
-    total = 0.0
-    for label in labels:
-        total = max(0.0, total + _ratio(label, channel, min(FAULT * target, 0.5), target))
-        yield total
+    return _now(_faults(list(labels), channel, target)) + lent >= SUSPICION
 
 
 def proven(labels: Iterable[Label], channel: Channel, target: float) -> bool:
     """Returns whether labels show that the error is at most half the target: a sequential test."""
-    return math.fsum(_ratio(label, channel, target / 2, min(2 * target, 0.5)) for label in labels) >= PROOF
+    seen = list(labels)
+    return math.fsum(_ratios(seen, channel, [(target / 2, min(2 * target, 0.5))] * len(seen))) >= PROOF
 
 
-def _ratio(label: Label, channel: Channel, one: float, other: float) -> float:
-    """Returns the log of how much more likely a label is at one error than at another."""
-    if label.verdict is Verdict.UNSURE:
-        return 0.0
-    wrong = label.verdict is Verdict.DIFFERENT
-    seen = [channel.called_different + channel.clarity * error for error in (one, other)]
-    return math.log(seen[0] / seen[1]) if wrong else math.log((1 - seen[0]) / (1 - seen[1]))
+def _fault(target: float) -> float:
+    return min(FAULT * target, 0.5)
+
+
+def _faults(labels: Sequence[Label], channel: Channel, target: float) -> list[float]:
+    return _ratios(labels, channel, [(_fault(target), target)] * len(labels))
+
+
+def _sums(ratios: Iterable[float]) -> Iterable[float]:
+    """Yields the cumulative sum after each ratio, never below 0."""
+    total = 0.0
+    for ratio in ratios:
+        total = max(0.0, total + ratio)
+        yield total
+
+
+def _now(ratios: Iterable[float]) -> float:
+    return next(iter(deque(_sums(ratios), maxlen=1)), 0.0)
+
+
+def _ratios(labels: Sequence[Label], channel: Channel, errors: Sequence[tuple[float, float]]) -> list[float]:
+    """Returns the log of how much more likely each label is at the first error than at the second one."""
+    balance = np.array([one.balance for one in labels], dtype=np.float64)
+    one, other = np.array(errors, dtype=np.float64).reshape(-1, 2).T
+    different, clarity = channel.of(np.abs(balance))
+    first, second = different + clarity * one, different + clarity * other
+    wrong, right = np.log(first / second), np.log((1 - first) / (1 - second))
+    return list(map(float, np.where(balance < 0, wrong, np.where(balance > 0, right, 0.0))))
 
 
 def _would_serve(

@@ -46,7 +46,7 @@ FREE: Final = 0.01
 SPREAD: Final = 0.3
 """The standard deviation of a coefficient between scopes."""
 AGAIN_SAME: Final = 0.5
-AGAIN_DIFFERENT: Final = 0.1
+AGAIN_DIFFERENT: Final = 0.2
 """How many times as often two answers of a group are both called the same in error, or different, as one is.
 
 Errors repeat: on the labeled pairs of answers, an error of one kind or the other followed an error in 43 and 33 % of
@@ -103,6 +103,10 @@ class Model:
         odds = _dot(self.coefficients, features)
         error = math.sqrt(math.fsum(_dot(column, features) ** 2 for column in self.root))
         return 1 / (1 + math.exp(max(-30.0, min(30.0, odds - BOUND * error))))
+
+    def estimate(self, evidence: Evidence) -> float:
+        """Returns the probability that the candidate is wrong."""
+        return 1 / (1 + math.exp(max(-30.0, min(30.0, _dot(self.coefficients, features_of(evidence))))))
 
     def as_json(self) -> dict[str, Any]:
         """Returns what `read_model` reads."""

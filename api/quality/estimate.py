@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Final, TypeVar
@@ -28,6 +28,8 @@ DRAWS: Final = 4_000
 OUTSIDE: Final = 0.025
 """The share of the draws on each side of the interval."""
 BANDS: Final = (0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.92, 0.94, 0.96, 0.98, 1.0)
+TIERS: Final = ("semantic", "exact", "stale")
+"""The tiers that serve answers."""
 RUN: Final = 50
 """Labels between two looks at the rate of different ones."""
 TENANTS: Final = 100
@@ -78,25 +80,28 @@ def rate_of(wrong: Array, weight: Array, confusion: Confusion, served: float | N
 
 
 def in_the_field(labels: Sequence[PooledLabel], measured: Confusion) -> Confusion:
-    """Returns the comparator's errors as far as the deployment's own labels allow them.
+    """Returns the comparator's errors, in each tier as far as the deployment's own labels allow them.
 
-    It was measured on pairs that are hard to compare. Among answers that were served, at least as many are called
+    It was measured on pairs that are hard to compare. Among answers that a tier served, at least as many are called
     different as it calls so by mistake. So a long run of labels with few different ones bounds this error from above.
+    Each tier has a separate bound: two answers to one question are easier to compare than those to two questions.
     """
     if not measured.same:
         return measured
-    most = measured.called_different / measured.same
-    for kinds in (frozenset({"exact"}), frozenset({"exact", "semantic", "stale"})):
-        different = number = 0
-        for pooled in labels:
-            label = pooled.label
-            if label.source != "shadow" or label.verdict is Verdict.UNSURE or label.kind not in kinds:
-                continue
+    bounds = {tier: measured.same * min(_runs(labels, tier), default=1.0) for tier in TIERS}
+    return replace(measured, in_tiers={tier: one for tier, one in bounds.items() if one < measured.called_different})
+
+
+def _runs(labels: Sequence[PooledLabel], tier: str) -> Iterator[float]:
+    """Yields an upper bound of the rate of different answers after each run of a tier's labels."""
+    different = number = 0
+    for one in labels:
+        label = one.label
+        if label.source == "shadow" and label.kind == tier and label.verdict is not Verdict.UNSURE:
             number += 1
             different += label.verdict is Verdict.DIFFERENT
             if number % RUN == 0:
-                most = min(most, (different + 1.35 + 1.645 * math.sqrt(different + 1)) / number)
-    return replace(measured, called_different=most * measured.same)
+                yield (different + 1.35 + 1.645 * math.sqrt(different + 1)) / number
 
 
 def _rates(confusion: Confusion) -> tuple[float, float]:
@@ -146,8 +151,16 @@ def _grouped(pairs: Iterable[tuple[K, Sample]]) -> dict[K, list[Sample]]:
 
 
 def _rate(found: Sequence[Sample], confusion: Confusion, served: float | None = None) -> FalseHitRate:
-    wrong = np.array([float(one.wrong) for one in found])
-    return rate_of(wrong, np.array([one.weight for one in found]), confusion, served)
+    return _weighted([(one, one.weight) for one in found], confusion, served)
+
+
+def _weighted(found: Sequence[tuple[Sample, float]], confusion: Confusion, served: float | None = None) -> FalseHitRate:
+    """Returns the rate of samples with these weights. The comparator's errors are those of their tiers."""
+    shares: dict[str, float] = defaultdict(float)
+    for one, weight in found:
+        shares[one.kind] += weight
+    wrong, weights = np.array([float(one.wrong) for one, _ in found]), np.array([weight for _, weight in found])
+    return rate_of(wrong, weights, confusion.of(shares), served)
 
 
 def overall(found: Sequence[Sample], confusion: Confusion, served: Mapping[str, float]) -> FalseHitRate:
@@ -165,7 +178,7 @@ def overall(found: Sequence[Sample], confusion: Confusion, served: Mapping[str, 
         for kind, group in grouped.items()
         for one in group
     ]
-    rate = rate_of(np.array([float(one.wrong) for one, _ in known]), np.array([w for _, w in known]), confusion, total)
+    rate = _weighted(known, confusion, total)
     share = covered / total
     return FalseHitRate(rate.estimate, rate.low * share, rate.high * share + (1 - share), rate.samples, total)
 

@@ -40,7 +40,7 @@ from api.quality.assessment import (
 )
 from api.quality.calibration import Model, read_model
 from api.quality.estimate import HALF_LIFE_MS
-from api.quality.policies import LAST_LEVEL, Rules
+from api.quality.policies import LAST_LEVEL, Rules, target_at, threshold_at
 
 POLL_SECONDS: Final = 1.0
 LEASE_SECONDS: Final = 10.0
@@ -86,13 +86,14 @@ class QualityView:
         return self.published.state.epoch
 
     def adopt(self, published: Published) -> None:
-        """Takes what is stored. What other versions or another policy have learned does not count."""
+        """Takes what is stored. Of other versions or another policy only the level counts."""
         settings = self.settings
         state = published.state
         if state.versions != settings.versions or state.policy is not settings.policy:
             mine = QualityState(
                 state.epoch, policy=settings.policy, versions=settings.versions, history=state.history,
-                threshold=settings.threshold, target_error=settings.target,
+                level=state.level, threshold=threshold_at(settings.threshold, state.level),
+                target_error=target_at(settings.target, state.level),
             )  # fmt: skip
             published = Published(mine)
         self._former = self._kept(published)
@@ -200,8 +201,10 @@ class QualityKeeper:
         view = self._view
         view.settings = replace(view.settings, versions=await self._versions())
         stored = await self._store.read(view.epoch)
-        if stored.epoch != view.epoch or view.published.state.versions != view.settings.versions:
+        if stored.epoch != view.epoch:
             self._adopt(stored.epoch, stored.text)
+        elif view.published.state.versions != view.settings.versions:
+            view.adopt(view.published)
         wanted = list(view.wanted)
         view.wanted.clear()
         if wanted:

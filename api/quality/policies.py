@@ -25,10 +25,10 @@ LAST_LEVEL: Final = 4
 """The level at which the semantic tier is closed."""
 EXPLORED: Final = 0.1
 """The probability to explore a candidate whose risk is just at the level. It falls with the square of the risk."""
-
-
 RAISED, MOST = 20, 0.25
 """How many times as many hits are sampled while the fleet's error is in doubt, and the highest such rate."""
+SUSPECTED: Final = 0.5
+"""The share of hits that is sampled while the newest labels look like a fault, if the setting is not 0."""
 
 
 def threshold_at(threshold: float, level: int) -> float:
@@ -130,5 +130,7 @@ def sampling_rate(base: float, state: QualityState) -> float:
 
     A small sample would take long to confirm a fault, and to show that it has passed.
     """
+    if base and state.suspected:
+        return max(base, SUSPECTED)
     is_in_doubt = state.rate.samples > 0 and state.rate.estimate > state.target_error
-    return max(base, min(MOST, RAISED * base)) if is_in_doubt or state.suspected or state.tightened else base
+    return max(base, min(MOST, RAISED * base)) if is_in_doubt or state.tightened else base

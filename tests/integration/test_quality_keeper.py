@@ -238,6 +238,23 @@ async def test_another_version_is_guarded_at_once(gate: HealthGatedRedis, what: 
     assert one.view.published.model is None
 
 
+@pytest.mark.parametrize("what", ["embedder", "verifier", "comparator"])
+async def test_another_version_stays_tightened(gate: HealthGatedRedis, what: str) -> None:
+    one = worker(gate, "one")
+    await append(gate, [*misses(500), *hits(60, 6)])
+    await one.turn()
+    assert one.view.state().level == 1
+    one.versions = replace(VERSIONS, **{what: "another"})
+    await one.keeper.follow()
+    assert one.view.by_threshold == pytest.approx(0.94)
+    assert one.view.state().level == 1
+    assert one.view.state().target_error == pytest.approx(0.01)
+    await append(gate, misses(10, 1))
+    one.keeper.rest = 0.0
+    await one.turn()
+    assert one.view.state().level == 1, "what the keeper writes next is as tight"
+
+
 async def test_a_label_that_was_retracted_does_not_count_any_more(gate: HealthGatedRedis, redis: Redis) -> None:
     one, other = worker(gate, "one"), worker(gate, "other")
     store, bad = RedisLabels(gate, KEYS), replace(hits(1, 1)[0], source="feedback", probability=1.0)

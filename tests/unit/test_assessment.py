@@ -20,6 +20,7 @@ from api.quality.assessment import (
     read_published,
 )
 from api.quality.policies import LAST_LEVEL
+from scripts.simulate_quality import watched
 
 VERSIONS = Versions("e", "", "c")
 GUARDED = QualitySettings(PolicyName.GUARDED, 0.92, 0.02, VERSIONS)
@@ -187,3 +188,62 @@ def test_the_state_survives_its_json() -> None:
     again = read_published(published_as_json(first.published))
     assert published_as_json(again) == published_as_json(first.published)
     assert again.state.rate.samples == 100
+
+
+# -- sudden faults -----------------------------------------------------------------------------------------------------
+
+
+def faulty_misses(count: int, fault: float, start_ms: int, seed: int = 0) -> list[PooledLabel]:
+    """Labels of misses after a fault: a share of the candidates is wrong for a reason that no evidence shows."""
+    random = np.random.default_rng(seed + 1000)
+    found = []
+    for number, one in enumerate(misses(count, seed + 500)):
+        verdict = Verdict.DIFFERENT if random.random() < fault else one.label.verdict
+        found.append(replace(one, label=replace(one.label, verdict=verdict, at_ms=start_ms + number)))
+    return found
+
+
+def test_misses_that_turn_wrong_raise_the_suspicion_and_alone_do_not_tighten() -> None:
+    learned = after(misses(1500))
+    assert not learned.published.state.suspected
+    usual = [*misses(1500), *faulty_misses(300, 0.0, 2_000)]
+    assert not after(usual, learned.published).published.state.suspected
+    wrong = [*misses(1500), *faulty_misses(300, 0.1, 2_000)]
+    found = after(wrong, learned.published).published.state
+    assert (found.suspected, found.level) == (True, 0)
+
+
+def test_after_misses_turned_wrong_fewer_wrong_hits_tighten() -> None:
+    learned = after(misses(1500))
+    fault = faulty_misses(300, 0.1, 2_000)
+    few = labels(40, 0.0, start_ms=3_000) + labels(2, 1.0, start_ms=4_000)
+    assert after([*misses(1500), *few], learned.published).published.state.level == 0
+    assert after([*misses(1500), *fault, *few], learned.published).published.state.level == 1
+
+
+@pytest.mark.parametrize("noise", [False, True])
+def test_with_the_default_sampling_a_fault_is_seen_within_500_hits(*, noise: bool) -> None:
+    """One hit in a hundred is labeled. The fault shows in the candidates of misses too."""
+    runs = [watched(0.1, seed, 0.01, 5_000, noise=noise, misses=True, until_first=True) for seed in range(40)]
+    hits = [one.tightened[0] if one.tightened else 5_000 for one in runs]
+    assert np.quantile(hits, 0.95) <= 500
+
+
+def test_without_a_fault_the_fleet_does_not_tighten() -> None:
+    runs = [watched(0.005, seed, 0.01, 5_000, noise=True, misses=True) for seed in range(4)]
+    assert sum(len(one.tightened) for one in runs) == 0
+    assert sum(one.sampled for one in runs) / 20_000 < 0.04, "few more hits than one in a hundred are labeled"
+
+
+@pytest.mark.parametrize("what", ["embedder", "verifier", "comparator"])
+def test_a_change_of_versions_keeps_the_level(what: str) -> None:
+    tight = after(labels(100, 0.1)).published
+    assert tight.state.level == 1
+    other = replace(GUARDED, versions=replace(VERSIONS, **{what: "new"}))
+    found = after(labels(100, 0.1), tight, other, now_ms=20_000)
+    assert found.published.state.level == 1
+    assert found.published.state.threshold == pytest.approx(0.94)
+    assert found.events == []
+    verified = after(labels(100, 0.1), tight, VERIFIED, now_ms=20_000).published.state
+    assert verified.level == 1
+    assert verified.target_error == pytest.approx(0.01)

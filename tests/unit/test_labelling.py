@@ -31,6 +31,8 @@ FINE, WRONG = FalseHitRate(0.01, 0.0, 0.05, 80), FalseHitRate(0.2, 0.05, 0.5, 5)
         (0.01, QualityState(rate=FINE), 0.01),
         (0.01, QualityState(rate=WRONG), 0.2),
         (0.01, QualityState(rate=FINE, level=1), 0.2),
+        (0.01, QualityState(rate=FINE, suspected=True), 0.5),
+        (0.0, QualityState(suspected=True), 0.0),
         (0.1, QualityState(rate=WRONG), 0.25),
         (1.0, QualityState(rate=WRONG), 1.0),
         (0.0, QualityState(rate=WRONG), 0.0),
