@@ -247,6 +247,8 @@ def orders_table(orders: Document) -> str:
     for name, found in orders.items():
         for labels in labels_of(found):
             runs = [run for run in found if run["labels"] == labels]
+            if not runs:
+                continue
             hits = [100 * run["hits"] / run["questions"] for run in runs]
             wrong = [100 * run["wrong"] / max(run["hits"], 1) for run in runs]
             over = sum(one > 100 * TARGET for one in wrong)
@@ -271,6 +273,8 @@ def aims_table(found: Document) -> str:
     for name, aim in AIMS.items():
         for labels in labels_of(found["orders"][name]):
             runs = [run for run in found["orders"][name] if run["labels"] == labels]
+            if not runs:
+                continue
             hits, wrong, asked = (sum(run[part] for run in runs) for part in ("hits", "wrong", "questions"))
             reached = f"{100 * hits / asked:.1f} / {100 * wrong / hits:.1f}"
             rows.append((f"{name}, `verified` 2 %, labels {labels}: hits / wrong of hits, %", aim, reached))
