@@ -269,13 +269,16 @@ def _now(ratios: Iterable[float]) -> float:
 
 
 def _ratios(labels: Sequence[Label], channel: Channel, errors: Sequence[tuple[float, float]]) -> list[float]:
-    """Returns the log of how much more likely each label is at the first error than at the second one."""
-    balance = np.array([one.balance for one in labels], dtype=np.float64)
+    """Returns the log of how much more likely each label is at the first error than at the second one.
+
+    What counts is the verdict on the answer itself, not the votes: its group may be right where it is not.
+    """
     one, other = np.array(errors, dtype=np.float64).reshape(-1, 2).T
-    different, clarity = channel.of(np.abs(balance))
-    first, second = different + clarity * one, different + clarity * other
-    wrong, right = np.log(first / second), np.log((1 - first) / (1 - second))
-    return list(map(float, np.where(balance < 0, wrong, np.where(balance > 0, right, 0.0))))
+    first, second = (channel.called_different + channel.clarity * error for error in (one, other))
+    of_wrong, of_right = np.log(first / second), np.log((1 - first) / (1 - second))
+    wrong = np.array([label.verdict is Verdict.DIFFERENT for label in labels], dtype=bool)
+    unsure = np.array([label.verdict is Verdict.UNSURE for label in labels], dtype=bool)
+    return list(map(float, np.where(unsure, 0.0, np.where(wrong, of_wrong, of_right))))
 
 
 def _would_serve(

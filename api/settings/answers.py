@@ -111,7 +111,8 @@ class CacheSettings(SettingsGroup):
     """Share of cached answers to generate again and compare.
 
     It happens in the background, only while the breaker is closed and no call waits. While the fleet is tightened or
-    its error is in doubt, the share is 20 times as large, up to 0.25. 0: none.
+    its error is in doubt, the share is 20 times as large, up to 0.25; while the newest labels look like a fault, 0.5.
+    0: none.
     """
     shadow_per_minute: NotNegative = 30
     """Such comparisons per minute in the whole fleet."""

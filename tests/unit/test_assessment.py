@@ -229,6 +229,12 @@ def test_with_the_default_sampling_a_fault_is_seen_within_500_hits(*, noise: boo
     assert np.quantile(hits, 0.95) <= 500
 
 
+def test_wrong_answers_in_right_groups_tighten_too() -> None:
+    """The answer that went out is wrong, and the others of its group are not: their votes do not hide it."""
+    fault = [replace(one, label=replace(one.label, votes=2)) for one in labels(100, 0.1)]
+    assert after(fault).published.state.level == 1
+
+
 def test_without_a_fault_the_fleet_does_not_tighten() -> None:
     runs = [watched(0.005, seed, 0.01, 5_000, noise=True, misses=True) for seed in range(4)]
     assert sum(len(one.tightened) for one in runs) == 0
