@@ -26,6 +26,7 @@ from api.errors import SettingsError, StoreUnavailable
 from api.settings import Settings, load_settings
 from api.wiring.backup import MAKER, opened_memory
 from ragherd.exits import INTERRUPTED, USAGE_ERROR, exit_with
+from ragherd.service_client import AsJson, print_document
 
 STREAM: Final = "-"
 
@@ -59,8 +60,11 @@ def backup(
     ] = True,
     plain: Annotated[bool, typer.Option("--plain", help="Do not compress.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count only. FILE is not written.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Save documents and cached answers from Redis (REDIS_URL, REDIS_PREFIX). The service can keep running."""
+    if as_json and file == STREAM and not dry_run:
+        raise exit_with("--json: standard output has the backup; name a FILE", USAGE_ERROR)
     wanted = BackupScope(documents or not cache, cache or not documents, tuple(tenant or ()), vectors)
     try:
         settings = load_settings()
@@ -72,6 +76,9 @@ def backup(
         raise exit_with(str(error)) from None
     except KeyboardInterrupt:
         raise exit_with("interrupted: no backup was written", INTERRUPTED) from None
+    if as_json:
+        kinds = {"documents": "document", "chunk_lines": "chunks", "answers": "answer"}
+        print_document({**{name: counts[kind] for name, kind in kinds.items()}, "dry_run": dry_run})
     summary = f"{counts['document']:,} documents ({counts['chunks']:,} lines of chunks), {counts['answer']:,} answers"
     typer.echo(f"{'Would save' if dry_run else 'Saved'} {summary}", err=True)
 
@@ -124,6 +131,7 @@ def restore(
     tenant: Annotated[list[str] | None, typer.Option(help="Only this tenant. Can be repeated.")] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Overwrite documents that are newer in Redis.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and change nothing.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Load a backup into Redis (REDIS_URL, REDIS_PREFIX). You can repeat it: entries that exist are left alone."""
     chosen = RestoreScope(documents or not cache, cache or not documents, tuple(tenant or ()), replace, dry_run)
@@ -139,12 +147,19 @@ def restore(
         raise exit_with(f"{error}; run the command again to continue") from None
     except KeyboardInterrupt:
         raise exit_with("interrupted; run the command again to continue", INTERRUPTED) from None
+    _report(restored, dry_run=dry_run, as_json=as_json)
+    if restored.documents["refused"]:
+        raise exit_with("DOCUMENTS_MAX: a tenant has reached its limit, so documents were not restored")
+
+
+def _report(restored: Restored, *, dry_run: bool, as_json: bool) -> None:
+    if as_json:
+        print_document({"documents": restored.documents, "answers": restored.answers, "dry_run": dry_run})
+        return
     for what, counts in (("documents", restored.documents), ("answers", restored.answers)):
         typer.echo(f"{what}: {_counted(counts)}")
     if dry_run:
         typer.echo("Nothing was changed.")
-    if restored.documents["refused"]:
-        raise exit_with("DOCUMENTS_MAX: a tenant has reached its limit, so documents were not restored")
 
 
 async def _load(settings: Settings, stream: BinaryIO, backup: VerifiedBackup, chosen: RestoreScope) -> Restored:

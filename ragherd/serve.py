@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sys
-from typing import Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 from urllib.parse import urlsplit
 
 import typer
@@ -15,6 +17,9 @@ from api.errors import SettingsError
 from api.settings import access_warnings, load_settings
 from ragherd.exits import FAILED, USAGE_ERROR, exit_with
 from worker_config.limits import raise_limit, too_many_connections
+
+if TYPE_CHECKING:
+    from api.wiring.check import Finding
 
 CONFIGURATION = "python:worker_config.gunicorn_conf"
 APPLICATION = "api.asgi:app"
@@ -46,6 +51,7 @@ def serve(
             "--check", help="Check the settings, Redis, Ollama and the embedder, print the findings, and exit."
         ),
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --check: print one JSON document.")] = False,
 ) -> None:
     """Run the service. Its settings come from the environment and from .env.
 
@@ -54,9 +60,11 @@ def serve(
     With --check the exit status is 0 if everything is ready, 1 if something cannot be used, and 2 if a setting is
     invalid.
     """
+    if as_json and not check:
+        raise exit_with("--json: needs --check", USAGE_ERROR)
     os.environ.update(_overrides(bind, workers))
     if check:
-        _check()
+        _check(as_json=as_json)
     else:
         _serve()
 
@@ -85,7 +93,7 @@ def _serve() -> None:
     _Gunicorn(prog="ragherd serve").run()
 
 
-def _check() -> None:
+def _check(*, as_json: bool) -> None:
     """Prints a line for each finding. Opens no port."""
     from api.wiring.check import findings  # imports as much as a worker, which takes a second
 
@@ -96,11 +104,21 @@ def _check() -> None:
     raise_limit()
     if too_many := too_many_connections(settings):
         raise exit_with(too_many, USAGE_ERROR)
-    typer.echo("Settings: valid")
-    for warning in access_warnings(settings.access, [settings.server.host]):
-        typer.echo(f"Settings: warning: {warning}")
+    warnings = access_warnings(settings.access, [settings.server.host])
     found = asyncio.run(findings(settings))
-    for finding in found:
-        typer.echo(f"{finding.subject}: {finding.detail}")
+    if as_json:
+        _print_findings(found, warnings)
+    else:
+        typer.echo("Settings: valid")
+        for warning in warnings:
+            typer.echo(f"Settings: warning: {warning}")
+        for finding in found:
+            typer.echo(f"{finding.subject}: {finding.detail}")
     if any(finding.failed for finding in found):
         raise typer.Exit(FAILED)
+
+
+def _print_findings(found: Sequence[Finding], warnings: Sequence[str]) -> None:
+    settings = [{"name": "Settings", "ok": True, "detail": detail} for detail in warnings or ("valid",)]
+    checks = [{"name": one.subject, "ok": not one.failed, "detail": one.detail} for one in found]
+    typer.echo(json.dumps({"ok": all(one["ok"] for one in checks), "checks": [*settings, *checks]}))

@@ -145,6 +145,19 @@ async def _content(redis: Redis, key: bytes) -> Any:
     return await redis.hgetall(key) if await redis.type(key) == b"hash" else await redis.dump(key)
 
 
+async def test_both_commands_can_print_json(serve: Service, ragherd: Command, file: str) -> None:
+    client = await serve(embedder=ONNX)
+    await add(client, "Holiday policy", HOLIDAY)
+    counts = {"documents": 1, "chunk_lines": 1, "answers": 0}
+    saved = await ragherd("backup", file, "--json")
+    assert orjson.loads(saved.stdout) == {**counts, "dry_run": False}
+    refused = await ragherd("backup", "-", "--json")
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert orjson.loads((await ragherd("backup", "-", "--json", "--dry-run")).stdout) == {**counts, "dry_run": True}
+    restored = await ragherd("restore", file, "--json", prefix=NEW)
+    assert orjson.loads(restored.stdout) == {"documents": {"restored": 1}, "answers": {}, "dry_run": False}
+
+
 async def test_restoring_twice_changes_nothing(serve: Service, redis: Redis, ragherd: Command, file: str) -> None:
     client = await serve(embedder=ONNX)
     await add(client, "Holiday policy", HOLIDAY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -122,6 +123,17 @@ def test_sighup_reads_the_settings_again_and_keeps_the_options(start: Start, fol
     wait_until(lambda: serving.is_ready(port), timeout=30)
     wait_until(lambda: len(children(serving.process.pid)) == 1, timeout=30)
     assert "Cannot apply the new settings" not in serving.log.read_text()
+
+
+def test_a_check_can_print_json(folder: Path) -> None:
+    nowhere = f"127.0.0.1:{free_port()}"
+    checked = check(folder, "--json", REDIS_URL=f"redis://{nowhere}", OLLAMA_BASE_URL=f"http://{nowhere}")
+    assert checked.returncode == 1
+    found = json.loads(checked.stdout)
+    assert [(one["name"], one["ok"]) for one in found["checks"]] == [
+        *(("Settings", True), ("Redis", False), (f"Ollama at http://{nowhere}", False))
+    ]
+    assert found["ok"] is False
 
 
 @pytest.mark.parametrize(
