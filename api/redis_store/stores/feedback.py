@@ -222,7 +222,9 @@ class RedisFeedback:
         part = self._keys.partition(served.scope)
         entry = part.entry(served.scope, served.entry)
         keys = part.feedback(served.scope, served.entry)
-        known = await self._known(part, served.scope, entry, keys[0])
+        known = await self._known(
+            part, served.scope, entry, keys[0], MOST_COPIES if vote.verdict == "bad" else NEIGHBOURS
+        )
         near = [one.key for one in known.neighbors if one.similarity >= NEAR and vote.verdict == "bad"]
         for one in dict.fromkeys((entry, *known.copies, *near)):
             flight, _, refresh = part.flight(served.scope, one.rpartition(":")[2])
@@ -265,7 +267,7 @@ class RedisFeedback:
         self._telemetry.labelled("feedback", verdict)
         await self._redis.of(votes).run("feedback", lambda client: self._note_label([votes], arguments, client))
 
-    async def _known(self, part: CacheKeys, scope: str, entry: str, votes: str) -> _Known:
+    async def _known(self, part: CacheKeys, scope: str, entry: str, votes: str, most: int) -> _Known:
         async def ask(client: Any) -> Any:
             async with client.pipeline(transaction=False) as pipe:
                 for key in (entry, part.quarantine(entry)):
@@ -275,7 +277,7 @@ class RedisFeedback:
 
         in_service, quarantined, copies = await self._redis.of(entry).run("feedback", ask)
         group, vector = (one or other for one, other in zip(in_service, quarantined, strict=True))
-        neighbors = await self._indexes.of(scope).near(scope, vector, MOST_COPIES) if vector is not None else []
+        neighbors = await self._indexes.of(scope).near(scope, vector, most) if vector is not None else []
         return _Known((group or b"").decode(), (copies or b"").decode().split(), neighbors)
 
 
