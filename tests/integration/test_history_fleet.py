@@ -98,9 +98,15 @@ def test_the_history_agrees_with_prometheus_and_the_client_though_a_worker_is_ki
     seen, unanswered = asyncio.run(asked(urls, lambda: os.kill(victim, signal.SIGKILL)))
     assert seen.total() + unanswered == REQUESTS
     assert unanswered <= CLIENTS
-    wait_until(lambda: queries(replicas[0]).total() >= 0.99 * seen.total(), timeout=20)
-    found, counted = queries(replicas[0]), prometheus(replicas)
-    assert queries(replicas[1]) == found
+    found: Counter[str] = Counter()
+
+    def complete() -> bool:
+        nonlocal found
+        found = queries(replicas[0])
+        return found == queries(replicas[1]) and found.total() >= 0.99 * seen.total()
+
+    wait_until(complete, timeout=20)
+    counted = prometheus(replicas)
     for status in ("hit", "miss"):
         for others in (seen, counted):
             assert found[status] == pytest.approx(others[status], rel=0.01, abs=2), (found, counted, seen)
