@@ -40,6 +40,8 @@ HEAD_SIZE: Final = 32
 WORDS: Final = "embeddings.word_embeddings.weight"
 POSITIONS: Final = "embeddings.position_embeddings.weight"
 SEGMENTS: Final = "embeddings.token_type_embeddings.weight"
+DISTANCES: Final = "encoder.attention_bias"
+"""MPNet: what attention adds for the distance between two tokens, (1, heads, tokens, tokens)."""
 
 
 def main(
@@ -125,13 +127,14 @@ def floats(weights: Weights) -> Weights:
 def joined(weights: Weights) -> Weights:
     """Transposes the matrices, and joins query, key and value of each layer and the vectors of position and segment.
 
-    A text has only one segment, the first.
+    A text has only one segment, the first. MPNet has no segments.
     """
     found: dict[str, np.ndarray[Any, Any]] = {}
     for name, array in weights.items():
         if ".attention.self." not in name and not name.startswith(("pooler.", SEGMENTS)):
             found[name] = array.T if name.endswith("dense.weight") else array
-    found[POSITIONS] = weights[POSITIONS] + weights[SEGMENTS][0]
+    if SEGMENTS in weights:
+        found[POSITIONS] = weights[POSITIONS] + weights[SEGMENTS][0]
     for layer in range(_layers(weights)):
         attention = f"encoder.layer.{layer}.attention.self"
         for kind in ("weight", "bias"):
@@ -147,8 +150,9 @@ def _layers(weights: Weights) -> int:
 class _Graph:
     """Collects nodes and constants. Methods return the name of a node's output."""
 
-    def __init__(self, weights: Weights) -> None:
+    def __init__(self, weights: Weights, head_size: int) -> None:
         self.weights = weights
+        self.head_size = head_size
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}
 
@@ -169,18 +173,19 @@ class _Graph:
         return names
 
 
-def encoder(weights: Weights) -> onnx.ModelProto:
+def encoder(weights: Weights, *, name: str = "all-MiniLM-L6-v2", head_size: int = HEAD_SIZE) -> onnx.ModelProto:
     """Builds the encoder from the result of `quantized` or of `floats`: input_ids to last_hidden_state."""
-    graph = _Graph(weights)
+    graph = _Graph(weights, head_size)
     hidden = _embeddings(graph)
+    distances = _distances(graph)
     for layer in range(_layers(weights)):
-        hidden = _layer(graph, hidden, f"encoder.layer.{layer}")
+        hidden = _layer(graph, hidden, f"encoder.layer.{layer}", distances)
     graph.nodes.append(helper.make_node("Identity", [hidden], ["last_hidden_state"]))
     size = weights[WORDS].shape[1]
     model = helper.make_model(
         helper.make_graph(
             graph.nodes,
-            "all-MiniLM-L6-v2",
+            name,
             [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["texts", "tokens"])],
             [helper.make_tensor_value_info("last_hidden_state", TensorProto.FLOAT, ["texts", "tokens", size])],
             list(graph.constants.values()),
@@ -204,14 +209,24 @@ def _embeddings(graph: _Graph) -> str:
     return _normalized(graph, graph.node("Sum", words, positions), "embeddings.LayerNorm")
 
 
-def _layer(graph: _Graph, hidden: str, name: str) -> str:
+def _distances(graph: _Graph) -> Sequence[str]:
+    """Returns the last inputs of each attention: no mask, and what MPNet adds for distances."""
+    if DISTANCES not in graph.weights:
+        return ()
+    zeros, axes = graph.constant("zeros", np.array([0, 0])), graph.constant("axes", np.array([2, 3]))
+    tokens = graph.node("Shape", "input_ids", start=1, end=2)
+    square = graph.node("Concat", tokens, tokens, axis=0)
+    return "", graph.node("Slice", graph.weight(DISTANCES), zeros, square, axes)
+
+
+def _layer(graph: _Graph, hidden: str, name: str, distances: Sequence[str]) -> str:
     """Returns the output of one transformer layer."""
     attention = f"{name}.attention"
     projected = _product(graph, hidden, f"{attention}.self.qkv.weight")
     parts = graph.split("Split", projected, outputs=3, axis=-1, num_outputs=3)
-    heads = graph.weights[f"{attention}.self.qkv.bias"].size // 3 // HEAD_SIZE
+    heads = graph.weights[f"{attention}.self.qkv.bias"].size // 3 // graph.head_size
     bias = graph.weight(f"{attention}.self.qkv.bias")
-    mixed = graph.node("MultiHeadAttention", *parts, bias, domain=FUSED, num_heads=heads)
+    mixed = graph.node("MultiHeadAttention", *parts, bias, *distances, domain=FUSED, num_heads=heads)
     hidden = _added(graph, hidden, mixed, f"{attention}.output")
     wide = _product(graph, hidden, f"{name}.intermediate.dense.weight")
     active = graph.node("BiasGelu", wide, graph.weight(f"{name}.intermediate.dense.bias"), domain=FUSED)

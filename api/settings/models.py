@@ -81,7 +81,8 @@ class EmbedderSettings(SettingsGroup):
     embed_model_path: FilePath | None = None
     """Model for `EMBEDDER=onnx`. Default: the model of the extra `onnx`.
 
-    A folder with `model.onnx` and `tokenizer.json`, or a model file next to `tokenizer.json`.
+    A folder with `model.onnx` and `tokenizer.json`, or a model file next to `tokenizer.json`. It must have the output
+    `last_hidden_state` of 384 dimensions, whose mean is the vector. For other models use `EMBEDDER=ollama`.
     """
     embed_timeout: Seconds = 2.0
     """Time to embed a question, including the wait for a permit.

@@ -14,10 +14,13 @@ import pytest
 
 from api.embedders.minilm import MiniLM, model_files
 from scripts.bench_embedder import cpu_per_question, float_model, matrix
+from scripts.bench_embedders import distance_classes
 from scripts.bench_retrieval import questions
 from scripts.export_embedder import (
+    DISTANCES,
     EPSILON,
     HEAD_SIZE,
+    SEGMENTS,
     Weights,
     encoder,
     floats,
@@ -58,7 +61,8 @@ def made_weights() -> Weights:
 
 
 def expected(weights: Weights, ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """BERT's encoder for one text, in plain numpy."""
+    """The encoder of BERT or MPNet for one text, in plain numpy."""
+    distances = weights[DISTANCES][0, :, : len(ids), : len(ids)] if DISTANCES in weights else 0.0
 
     def normal(x: np.ndarray[Any, Any], name: str) -> np.ndarray[Any, Any]:
         unit = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + EPSILON)
@@ -76,7 +80,7 @@ def expected(weights: Weights, ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any
             dense(x, f"{layer}.attention.self.{part}").reshape(len(ids), -1, HEAD_SIZE).swapaxes(0, 1)
             for part in ("query", "key", "value")
         )
-        scores = np.exp(query @ key.swapaxes(1, 2) / math.sqrt(HEAD_SIZE))
+        scores = np.exp(query @ key.swapaxes(1, 2) / math.sqrt(HEAD_SIZE) + distances)
         mixed = (scores / scores.sum(-1, keepdims=True) @ value).swapaxes(0, 1).reshape(len(ids), -1)
         x = normal(x + dense(mixed, f"{layer}.attention.output.dense"), f"{layer}.attention.output.LayerNorm")
         wide = dense(x, f"{layer}.intermediate.dense")
@@ -95,6 +99,25 @@ def test_the_float_model_computes_bert() -> None:
     got = computed(encoder(joined(weights)), IDS)
     for row, ids in zip(got, IDS, strict=True):
         assert row == pytest.approx(expected(weights, ids), abs=1e-4)
+
+
+def test_the_float_model_computes_mpnet() -> None:
+    """Attention adds a number for the distance between two tokens, and there are no segments."""
+    weights = dict(made_weights())
+    weights[DISTANCES] = np.random.default_rng(3).standard_normal((1, 2, 16, 16)).astype(np.float32)
+    weights[SEGMENTS] = np.zeros((2, SIZE), np.float32)
+    published = {name: array for name, array in weights.items() if name != SEGMENTS}
+    got = computed(encoder(joined(published)), IDS)
+    for row, ids in zip(got, IDS, strict=True):
+        assert row == pytest.approx(expected(weights, ids), abs=1e-4)
+
+
+def test_distances_have_exact_classes_up_to_eight_tokens_and_wider_ones_beyond() -> None:
+    classes = distance_classes(256)
+    assert classes[0, :9].tolist() == [0, 17, 18, 19, 20, 21, 22, 23, 24]
+    assert classes[:9, 0].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8]
+    assert (classes[0, 128], classes[0, 255], classes[128, 0]) == (31, 31, 15)
+    assert np.all(np.diff(classes[0, 1:]) >= 0)
 
 
 def test_the_integer_model_stays_near_float_and_each_text_is_computed_alone() -> None:
