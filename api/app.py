@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+from typing import Final
 
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
@@ -31,6 +32,26 @@ from api.observability.metrics import Metrics
 from api.settings import AccessSettings, Settings
 from api.wiring import worker
 
+ROUTERS: Final = (
+    query.router,
+    quality.feedback_router,
+    documents.router,
+    ollama_api.router,
+    openai_api.router,
+    health.router,
+    resilience.breaker_router,
+    resilience.bulkhead_router,
+    semantic_cache.router,
+    quality.router,
+    semantic_cache.explain_router,
+    semantic_cache.warm_up_router,
+    health.reports_router,
+    description.router,
+    dashboard.router,
+    history.router,
+)
+"""In the order of the OpenAPI description: the service, then its operation."""
+
 
 def create_app(settings: Settings) -> FastAPI:
     """Makes the app of one worker process. Opens nothing: the lifespan does."""
@@ -48,28 +69,8 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,  # `unrouted` redirects without the caller's `Host`
     )
-    operated = (
-        health.router,
-        resilience.breaker_router,
-        resilience.bulkhead_router,
-        semantic_cache.router,
-        quality.router,
-        semantic_cache.explain_router,
-        semantic_cache.warm_up_router,
-        health.reports_router,
-        description.router,
-        dashboard.router,
-        history.router,
-    )
     app.state.metrics = metrics
-    for router in (
-        query.router,
-        quality.feedback_router,
-        documents.router,
-        ollama_api.router,
-        openai_api.router,
-        *operated,
-    ):
+    for router in ROUTERS:
         app.include_router(router)
     problems.install(app)
     app.add_middleware(
