@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import astuple
@@ -233,18 +234,32 @@ def test_the_counts_are_those_of_the_held_out_pairs(minilm: MiniLM) -> None:
         assert abs(found - written) <= 4, f"{counts}: run python -m scripts.measure_comparator --write"
 
 
+@pytest.mark.slow
+def test_the_page_shows_the_counts_of_the_harder_pairs(minilm: MiniLM) -> None:
+    pairs = pairs_of("test")
+    counts = counts_of(pairs, asyncio.run(compare_all(pairs, LocalEmbedder(minilm))))
+    shown = [line for line in PAGE.read_text("utf-8").splitlines() if line.startswith("| the same, harder pairs |")]
+    written = [int(number) for line in shown for number in re.findall(r"(\d+) \(", line)]
+    for found, number in zip(astuple(counts), written, strict=True):
+        assert abs(found - number) <= 4, f"{counts}: run python -m scripts.measure_comparator --write"
+
+
 def test_the_page_shows_the_counts_that_estimates_are_corrected_for() -> None:
     page = PAGE.read_text("utf-8")
     assert all(row in page for row in rows_of("with the embedder", MEASURED))
     assert MEASURED.confusion == CONFUSION
 
 
-def test_the_halves_of_the_pairs_have_no_question_in_common() -> None:
-    tune, held_out = pairs_of("tune"), pairs_of("held-out")
-    assert len(tune) > 1_500
-    assert len(held_out) > 300
-    assert not {pair.one.question for pair in tune} & {pair.one.question for pair in held_out}
-    assert {pair.truth for pair in held_out} == {Verdict.SAME, Verdict.DIFFERENT}
+def test_the_parts_of_the_pairs_have_no_question_in_common() -> None:
+    parts = {half: pairs_of(half) for half in ("tune", "groups", "held-out", "test")}
+    assert len(parts["tune"]) > 1_500
+    assert len(parts["groups"]) > 1_000
+    assert len(parts["held-out"]) > 300
+    assert len(parts["test"]) > 500
+    questions = [{pair.one.question for pair in pairs} for pairs in parts.values()]
+    assert len(set().union(*questions)) == sum(map(len, questions))
+    for pairs in parts.values():
+        assert {pair.truth for pair in pairs} == {Verdict.SAME, Verdict.DIFFERENT}
 
 
 def test_the_comparator_is_as_good_as_it_was() -> None:
