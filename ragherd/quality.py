@@ -112,7 +112,9 @@ def _measured(
         if after >= len(chosen):
             raise exit_with(f"--after {after}: the file has {len(chosen):,} questions", USAGE_ERROR)
         product = open_product(load_settings(), verifier)
-        policies: Sequence[Policy] = policies_of(names, thresholds, target, verifier=verifier is not None)
+        policies: Sequence[Policy] = policies_of(
+            names, thresholds, target, verifier=verifier is not None, prior=product.prior
+        )
         with shown_progress() as step:
             return measure(chosen, policies, product, seed, after, step)
     except (Unreadable, SettingsError, ValueError) as error:

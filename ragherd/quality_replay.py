@@ -14,10 +14,14 @@ from typing import Any, Final
 import numpy as np
 
 from api.embedders.minilm import MiniLM, model_files
+from api.embedders.onnx import identity_of
+from api.embedders.verifier import prior_of
 from api.guards.agreement import Features, disagreement, read
 from api.languages.identify import ONLY_ENGLISH, Languages
 from api.ports.inference import CurrentIdentity
+from api.ports.quality import Versions
 from api.ports.question import SEMANTIC_LIMIT
+from api.quality.calibration import Prior, read_prior
 from api.quality.measurement import (
     Measurement,
     Outcomes,
@@ -51,6 +55,7 @@ from api.query.candidates import ComparedQuestion, incomparable
 from api.settings import Settings
 from api.values import CachedAnswer, EmbedderIdentity, Embedding, Usage
 from ragherd.quality_samples import Samples
+from training.model_folder import digest
 from training.pairs import Pair
 from training.scoring import Scorer
 
@@ -74,9 +79,17 @@ POLICIES: Final = ("fixed", "guarded", "verified")
 
 
 def policies_of(
-    names: Sequence[str] | None, thresholds: Sequence[float] | None, target: float, *, verifier: bool = False
+    names: Sequence[str] | None,
+    thresholds: Sequence[float] | None,
+    target: float,
+    *,
+    verifier: bool = False,
+    prior: Prior | None = None,
 ) -> list[Policy]:
-    """Returns the policies to measure. `verifier`: also with it. Raises `ValueError` for an unknown name."""
+    """Returns the policies to measure. `verifier`: also with it, and `prior`: what it brings along.
+
+    Raises `ValueError` for an unknown name.
+    """
     for name in names or ():
         if name not in POLICIES:
             raise ValueError(f"--policy {name}: must be {', '.join(POLICIES)}")
@@ -87,7 +100,7 @@ def policies_of(
     if "verified" in (names or POLICIES):
         kinds = (False, True) if verifier else (False,)
         targets = sorted({*TARGETS, target})
-        found += [Verified(one, START, seed=1, verifier=kind) for kind in kinds for one in targets]
+        found += [Verified(one, START, seed=1, verifier=kind, prior=prior) for kind in kinds for one in targets]
     return found
 
 
@@ -150,6 +163,7 @@ class Product:
     model: MiniLM
     languages: Languages
     verifier: Scorer | None = None
+    prior: Prior | None = None
 
     @property
     def embedder(self) -> str:
@@ -162,7 +176,12 @@ def open_product(settings: Settings, verifier: Path | None = None) -> Product:
     codes = settings.embedder.language_codes
     languages = ONLY_ENGLISH if codes is None else Languages(codes or None)
     model = MiniLM(model_files(settings.embedder.embed_model_path))
-    return Product(model, languages, Scorer(verifier) if verifier is not None else None)
+    if verifier is None:
+        return Product(model, languages)
+    text = prior_of(str(verifier))
+    prior = read_prior(text) if text is not None else None
+    versions = Versions(identity_of(model).fingerprint, digest(verifier))
+    return Product(model, languages, Scorer(verifier), prior if prior is not None and prior.fits(versions) else None)
 
 
 # -- Measuring ---------------------------------------------------------------------------------------------------------
@@ -188,8 +207,10 @@ def _measured_pairs(
     same = np.array(samples.same, bool)
     rows = []
     for policy in policies:
-        learned = _learned_outcomes(policy, offers, same, seed) if isinstance(policy, Verified) else None
-        outcomes = outcomes_of_pairs(policy, offers, same) if learned is None else learned
+        if isinstance(policy, Verified) and not policy.knows:
+            outcomes = _learned_outcomes(policy, offers, same, seed)
+        else:
+            outcomes = outcomes_of_pairs(policy, offers, same)
         rows.append(Row(policy, outcomes, figures(policy, outcomes, 0, seed), _by_kind(samples, outcomes)))
     areas = {}
     for curve in (Fixed(LOWEST), Guarded(LOWEST)):

@@ -1,10 +1,11 @@
 """Measures the quality of cached answers: the figures and pictures of docs/quality.md. Takes a few minutes.
 
-    .venv/bin/python -m scripts.measure_quality FOLDER [VERIFIER]
+    .venv/bin/python -m scripts.measure_quality FOLDER [VERIFIER [NAME ...]]
 
 FOLDER holds banking77_train.csv, banking77_test.csv and clinc150_data_full.json. The pairs come from fow-cache.
-VERIFIER is the folder of a verifier, by default the base model; `verified` is measured without and with it. The
-figures go to docs/images/quality.json. `scripts.generate_docs` makes the tables of the page from them.
+VERIFIER is the folder of a verifier, by default the base model; `verified` is measured without and with it. NAME (fow,
+banking77, clinc150) is a data set to measure; the figures of others stay. The figures go to docs/images/quality.json.
+`scripts.generate_docs` makes the tables of the page from them.
 """
 
 from __future__ import annotations
@@ -59,20 +60,26 @@ Document = dict[str, Any]
 
 def main() -> int:
     """Measures, and writes the figures and pictures."""
-    if len(sys.argv) not in (2, 3):
+    if len(sys.argv) < 2 or not set(sys.argv[3:]) <= set(TITLES):
         print(__doc__, file=sys.stderr)
         return 2
-    folder, *verifier = map(Path, sys.argv[1:])
-    FIGURES.write_text(json.dumps(measured(folder, verifier[0] if verifier else BASE_VERIFIER), indent=1) + "\n")
+    folder, *verifier = map(Path, sys.argv[1:3])
+    names = sys.argv[3:] or list(TITLES)
+    found = measured(folder, verifier[0] if verifier else BASE_VERIFIER, names)
+    if set(names) < set(TITLES):
+        before = json.loads(FIGURES.read_text())
+        found = {**found, **{part: {**before[part], **found[part]} for part in ("data", "orders")}}
+    FIGURES.write_text(json.dumps(found, indent=1) + "\n")
     print("Now run python -m scripts.generate_docs", file=sys.stderr)
     return 0
 
 
-def measured(folder: Path, verifier: Path) -> Document:
-    """Measures all data sets and draws a picture of each."""
+def measured(folder: Path, verifier: Path, names: Sequence[str]) -> Document:
+    """Measures data sets and draws a picture of each."""
     product = replace(open_product(load_settings(None), verifier), model=Remembering(model_files(None)))
     found: Document = {"embedder": product.embedder, "data": {}, "orders": {}}
-    for samples in (read_samples(FOW), banking77(folder), clinc150(folder)):
+    for name in names:
+        samples = read_samples(FOW) if name == FOW else {"banking77": banking77, "clinc150": clinc150}[name](folder)
         shuffled = samples.sample(QUESTIONS, SEED, shuffled=samples.kind == "intents")
         found["data"][samples.name] = rounded(one_set(shuffled, product))
         if samples.kind == "intents":
@@ -95,9 +102,8 @@ class Remembering(MiniLM):
 
 def one_set(samples: Samples, product: Product) -> Document:
     """Measures a data set under all policies. Of streams also the second half, when `verified` has learned."""
-    found = measure(
-        samples, policies_of(None, SHOWN, TARGET, verifier=product.verifier is not None), product, SEED, 0, shown
-    )
+    policies = policies_of(None, SHOWN, TARGET, verifier=product.verifier is not None, prior=product.prior)
+    found = measure(samples, policies, product, SEED, 0, shown)
     (DOCS / "images" / f"quality-{samples.name}.png").write_bytes(draw(found))
     late = np.arange(len(samples)) >= len(samples) // 2
     halves = [figures(row.policy, row.outcomes.part(late), 0, SEED) for row in found.rows]

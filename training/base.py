@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +13,16 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from api.embedders.minilm import MiniLM, model_files
+from api.embedders.onnx import identity_of
+from api.embedders.verifier import PRIOR
+from api.guards.agreement import disagreement, read
 from training.dataset import Dataset, collect
 from training.fit import BATCH, Progress, TrainingPlan, ends, fit, load_tokenizer, tokenize
 from training.judge import Calibration, calibrate, figures, rounded
-from training.model_folder import ModelFacts, read_model, write_model
+from training.model_folder import ModelFacts, digest, read_info, read_model, write_model
 from training.onnx_file import Array
 from training.pairs import Pair
+from training.questions import calibration_pairs
 from training.scoring import Scorer, labels
 
 RATES: Final = {3: (2e-4, 1e-3), 6: (1.3e-4, 6e-4)}
@@ -26,6 +32,12 @@ JUDGED: Final = 4_000
 JUDGED_SEED: Final = 1
 CONTINUED: Final = (9e-5, 3e-4)
 """The same for a model that goes on from an earlier one."""
+KEPT: Final = 0.5
+"""The share of the earlier model's weights in the average with the further trained ones. It keeps what that knows."""
+CONSIDERED: Final = 0.6
+"""The lowest cosine of a pair that the policy `verified` considers."""
+REPLAYED: Final = 0.06
+"""The share of the other sources that such a model sees again, so that it keeps what it knows."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +68,8 @@ def train_base(wish: BaseWish, report: Callable[[Progress], None]) -> BaseOutcom
     """
     from training.network import LAYERS, pretrained, shallower
 
-    data = collect(wish.data, embed_with(MiniLM(model_files(None))), wish.share)
+    share = wish.share if wish.start is None else wish.share * REPLAYED
+    data = collect(wish.data, embed_with(MiniLM(model_files(None))), share)
     minilm = wish.data / "minilm"
     tokenizer = load_tokenizer(minilm / "tokenizer.json")
     if wish.start is None:
@@ -72,9 +85,14 @@ def train_base(wish: BaseWish, report: Callable[[Progress], None]) -> BaseOutcom
         seed=wish.seed,
     )
     trained = fit(weights, tokenize(data.train, tokenizer), ends(tokenizer), plan, report)
+    if wish.start is not None:
+        trained = {name: KEPT * weights[name] + (1 - KEPT) * one for name, one in trained.items()}
     write_model(wish.out, trained, minilm / "tokenizer.json")
     calibration, found = judge_base(wish.out, data)
-    info = ModelFacts(f"verifier-{wish.layers}", data.counts())
+    earlier = read_info(wish.start) if wish.start else {}
+    seen = Counter(earlier.get("trained_on", {})) + Counter(data.counts())
+    write_prior(wish.out, MiniLM(model_files(None)), calibration_pairs(Random(JUDGED_SEED)))
+    info = ModelFacts(f"verifier-{wish.layers}", dict(sorted(seen.items())), base=earlier.get("version", ""))
     return BaseOutcome(info.completed(wish.out, calibration, found), found)
 
 
@@ -86,6 +104,29 @@ def judge_base(folder: Path, data: Dataset) -> tuple[Calibration, dict[str, Any]
     probabilities = calibration.probabilities(scorer.logits(figure_pairs))
     found = figures(probabilities, labels(figure_pairs))
     return calibration, {"held_out_intents": rounded({"pairs": len(figure_pairs), **found._asdict()})}
+
+
+def write_prior(folder: Path, encoder: MiniLM, pairs: Sequence[Pair]) -> int:
+    """Writes what the policy `verified` knows before it has labels: pairs that it would consider, with their scores.
+
+    Returns the number of pairs.
+    """
+    embed = embed_with(encoder)
+    firsts, seconds = embed([pair.first for pair in pairs]), embed([pair.second for pair in pairs])
+    cosines = (firsts * seconds).sum(1)
+    near = [
+        (pair, float(cosine))
+        for pair, cosine in zip(pairs, cosines, strict=True)
+        if cosine >= CONSIDERED and disagreement(read(pair.first), read(pair.second)) is None
+    ]
+    logits = Scorer(folder).logits([pair for pair, _ in near])
+    rows = [
+        [round(cosine, 3), round(float(logit), 2), int(pair.same)]
+        for (pair, cosine), logit in zip(near, logits, strict=True)
+    ]
+    written = {"embedder": identity_of(encoder).fingerprint, "verifier": digest(folder), "pairs": rows}
+    (folder / PRIOR).write_text(json.dumps(written, separators=(",", ":")) + "\n", "utf-8")
+    return len(rows)
 
 
 def _sample(pairs: Sequence[Pair]) -> list[Pair]:

@@ -12,6 +12,7 @@ from typing import Final
 from training.edits import Editor
 from training.grammar import grammar_pairs
 from training.pairs import Pair
+from training.questions import training_pairs
 from training.sources import (
     BANKING77,
     CLINC150,
@@ -31,6 +32,8 @@ SEED: Final = 20261128
 GRAMMAR: Final = 44_000
 EDITS: Final = 34_000
 ADVISING: Final = 4_000
+WRITTEN: Final = 1
+"""How often each pair of written questions is trained on, half of their questions typed in other ways."""
 MAX_LENGTH: Final = 300
 """In characters. Longer texts cost time and are not what people ask."""
 
@@ -73,6 +76,7 @@ def collect(folder: Path, embed: Embed, share: float = 1.0) -> Dataset:
     if (folder / "paws.tsv").exists():
         train += paws(folder / "paws.tsv")
     train += _edited(sorted(set(pool)), Editor(WordNet.read(folder / "wordnet")), int(EDITS * share), random)
+    train += training_pairs(WRITTEN, random)
     train = [pair for pair in train if max(len(pair.first), len(pair.second)) < MAX_LENGTH]
     random.shuffle(train)
     return Dataset(train, *held)

@@ -34,6 +34,7 @@ class License:
 
 LICENSES: Final = (
     License("grammar", "Apache-2.0", "this project's training/vocabulary.toml"),
+    License("written questions", "Apache-2.0", "this project's training/questions.txt"),
     License("WordNet 3.0", "WordNet-3.0", "Princeton University, Debian's package wordnet-base"),
     License("banking77, train", "CC-BY-4.0", "PolyAI"),
     License("clinc150, train", "CC-BY-3.0", "clinc/oos-eval"),

@@ -213,6 +213,11 @@ async def open_onnx(path: str | None, timeout: float) -> AsyncIterator[OpenOnnx]
 
 def _load(files: ModelFiles) -> tuple[MiniLM, EmbedderIdentity]:
     model = MiniLM(files)
+    return model, identity_of(model)
+
+
+def identity_of(model: MiniLM) -> EmbedderIdentity:
+    """Returns what makes the model's vectors comparable."""
     material = f"{model.name}\n{model.dimension}\n{model.digest}"
     fingerprint = hashlib.sha256(material.encode()).hexdigest()[:10]
-    return model, EmbedderIdentity(model.name, model.dimension, fingerprint)
+    return EmbedderIdentity(model.name, model.dimension, fingerprint)

@@ -28,6 +28,8 @@ SETTING: Final = "SEMANTIC_CACHE_VERIFIER_PATH"
 BUILTIN: Final = "builtin"
 """The value of the setting for the shipped model."""
 SHIPPED: Final = Path(__file__).with_name("weights") / "verifier"
+PRIOR: Final = "prior.json"
+"""Beside the model: what the policy `verified` knows before it has labels."""
 BATCH: Final = 5
 """Pairs that run together."""
 POLL_SECONDS: Final = 1.0
@@ -39,6 +41,12 @@ RETRY_SECONDS: Final = 60.0
 def verifier_files(path: str) -> ModelFiles:
     """Returns the files of SEMANTIC_CACHE_VERIFIER_PATH. Raises `SettingsError`. Loads nothing."""
     return files_at(str(SHIPPED) if path == BUILTIN else path, SETTING)
+
+
+def prior_of(path: str) -> bytes | None:
+    """Returns the labels that a verifier of SEMANTIC_CACHE_VERIFIER_PATH brings along, if it does."""
+    file = verifier_files(path).weights.with_name(PRIOR)
+    return file.read_bytes() if file.is_file() else None
 
 
 def read_folder(folder: Path) -> VerifierFiles:

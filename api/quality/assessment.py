@@ -17,7 +17,7 @@ import math
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import orjson
@@ -40,7 +40,9 @@ from api.quality.calibration import (
     Fit,
     Model,
     Observations,
+    Prior,
     channel_of,
+    has_enough,
     learn,
     learn_scope,
     observations,
@@ -75,13 +77,22 @@ SCOPES: Final = 50
 
 @dataclass(frozen=True, slots=True)
 class QualitySettings:
-    """The settings that the keeper needs. `versions`: of this worker's embedder, verifier and comparator."""
+    """The settings that the keeper needs. `versions`: of this worker's embedder, verifier and comparator.
+
+    `prior`: of the verifier that ships.
+    """
 
     policy: PolicyName
     threshold: float
     target: float
     versions: Versions
     confusion: Confusion = field(default_factory=Confusion)
+    prior: Prior | None = None
+
+    @property
+    def known_before(self) -> Prior | None:
+        """The prior, if it holds for the versions."""
+        return self.prior if self.prior is not None and self.prior.fits(self.versions) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,34 +137,48 @@ def assess(
         before = replace(before, model=None)  # the level stays: what was wrong may still be
     lent = LENT if _misses_look_faulty(fitting, before, channel, settings.target) else 0.0
     level, reason = _next_level(fitting, before, settings, now_ms, lent)
-    learned = _learned(fitting, channel, target_at(settings.target, level), now_ms)
+    learned = _learned(fitting, settings, channel, target_at(settings.target, level), now_ms)
     state = _state(fitting, before, settings, now_ms, served, level)
-    in_use = learned is not None and settings.policy is PolicyName.VERIFIED
+    in_use = learned is not None and learned.from_labels and settings.policy is PolicyName.VERIFIED
     is_suspected = suspected(_hits(fitting, before), channel, settings.target, lent)
     state = replace(state, learned=in_use, suspected=is_suspected)
     events = list(_events(before.state, state, reason, now_ms))
     state = replace(state, history=[*before.state.history, *events][-HISTORY:])
     scopes = _scopes(fitting, changed, learned, channel, target_at(settings.target, level), now_ms)
     changed_ms = now_ms if level != before.state.level else before.changed_ms
-    model = learned[1] if learned else None
+    model = learned.model if learned else None
     return Assessment(replace(before, state=state, model=model, changed_ms=changed_ms), scopes, events)
 
 
 # -- learning ----------------------------------------------------------------------------------------------------------
 
 
+class _Learned(NamedTuple):
+    """What all labels together say. `from_labels`: there were enough of them; else the prior says most of it."""
+
+    fit: Fit
+    model: Model
+    pool: Observations
+    from_labels: bool
+
+
 def _learned(
-    labels: Sequence[PooledLabel], channel: Channel, target: float, now_ms: int
-) -> tuple[Fit, Model, Observations] | None:
-    pool = observations([one.label for one in labels], now_ms, [one.tenant for one in labels])
+    labels: Sequence[PooledLabel], settings: QualitySettings, channel: Channel, target: float, now_ms: int
+) -> _Learned | None:
+    own = observations([one.label for one in labels], now_ms, [one.tenant for one in labels])
+    prior = settings.known_before
+    pool = prior.beside(own, channel) if prior is not None else own
     found = learn(pool, channel, target)
-    return (*found, pool) if found is not None else None
+    if found is None:
+        return None
+    fit, model = found
+    return _Learned(fit, replace(model, labels=len(own)), pool, has_enough(own))
 
 
 def _scopes(
     labels: Sequence[PooledLabel],
     changed: Counter[str],
-    learned: tuple[Fit, Model, Observations] | None,
+    learned: _Learned | None,
     channel: Channel,
     target: float,
     now_ms: int,
@@ -166,9 +191,8 @@ def _scopes(
     for one in labels:
         if one.scope in chosen:
             of_scope[one.scope].append(one.label)
-    fit, _, pool = learned
     models = {
-        scope: learn_scope(fit, pool, observations(own, now_ms, feedback=True), channel, target)
+        scope: learn_scope(learned.fit, learned.pool, observations(own, now_ms, feedback=True), channel, target)
         for scope, own in of_scope.items()
     }
     return {scope: model for scope, model in models.items() if model is not None}
@@ -294,8 +318,8 @@ def _would_serve(
     threshold = threshold_at(settings.threshold, level)
     model = None
     if settings.policy is PolicyName.VERIFIED:
-        learned = _learned(labels, channel, target_at(settings.target, level), now_ms)
-        model = learned[1] if learned is not None else None
+        learned = _learned(labels, settings, channel, target_at(settings.target, level), now_ms)
+        model = learned.model if learned is not None else None
     if model is None:
         return [one for one in found if one.evidence.similarity >= threshold]
     return [one for one in found if model.risk(one.evidence) <= model.level]

@@ -76,6 +76,8 @@ class QualityView:
         self._models: OrderedDict[str, Model | None] = OrderedDict()
         self._former: OrderedDict[str, Model | None] = OrderedDict()
         """Models of the epoch before, in use until those of this epoch are loaded."""
+        self._before: Model | None = None
+        """The prior's model, for as long as nothing is published."""
         self.observes = settings.policy is PolicyName.OBSERVE
         self.by_threshold: float | None = None
         self.adopt(Published())
@@ -99,11 +101,18 @@ class QualityView:
         self._former = self._kept(published)
         self._models = OrderedDict()
         self.published = published
+        self._before = self._from_prior(published)
         plain = settings.policy is PolicyName.GUARDED or (
-            settings.policy is PolicyName.VERIFIED and published.model is None
+            settings.policy is PolicyName.VERIFIED and (published.model or self._before) is None
         )
         threshold = NEVER if published.state.level >= LAST_LEVEL else published.state.threshold
         self.by_threshold = threshold if plain else None
+
+    def _from_prior(self, published: Published) -> Model | None:
+        prior = self.settings.known_before
+        if prior is None or published.model is not None or self.settings.policy is not PolicyName.VERIFIED:
+            return None
+        return prior.model(target_at(self.settings.target, published.state.level))
 
     def _kept(self, published: Published) -> OrderedDict[str, Model | None]:
         """Returns the models of scopes that allow no more than what is published now."""
@@ -126,7 +135,7 @@ class QualityView:
         elif self.published.model is not None and len(self.wanted) < SCOPES:
             self.wanted[scope] = None
         own = self._models[scope] if scope in self._models else self._former.get(scope)
-        model = own or self.published.model
+        model = own or self.published.model or self._before
         scored = bool(self.settings.versions.verifier)
         return Rules(self.settings.policy, state.threshold, state.level, model, scored)
 

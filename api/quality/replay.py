@@ -28,7 +28,7 @@ from api.ports.quality import (
 from api.ports.telemetry import Telemetry
 from api.quality.answer_facts import AnswerText
 from api.quality.assessment import Published, QualitySettings, assess
-from api.quality.calibration import Model
+from api.quality.calibration import Prior
 from api.quality.comparator import Comparator
 from api.quality.evidence import (
     FRESH,
@@ -352,8 +352,9 @@ class Verified:
         verifier: bool = False,
         hear: Hear | None = None,
         confusion: Confusion = Confusion(),  # noqa: B008 - frozen
+        prior: Prior | None = None,
     ) -> None:
-        """`threshold`: the cosine until enough is learned. `verifier`: use its logits, too.
+        """`threshold`: the cosine until enough is learned. `verifier`: use its logits, too. `prior`: its prior.
 
         `confusion`: what is known about the comparator's errors.
         """
@@ -363,10 +364,13 @@ class Verified:
         self._confusion = confusion
         self._seed = seed
         self._random = np.random.default_rng(seed)
+        self._prior = prior if verifier else None
         versions = Versions("replay", "replay" if verifier else "", "truth")
-        self._settings = QualitySettings(PolicyName.VERIFIED, threshold, target, versions, confusion)
+        if self._prior is not None:
+            versions = replace(versions, embedder=self._prior.embedder, verifier=self._prior.verifier)
+        self._settings = QualitySettings(PolicyName.VERIFIED, threshold, target, versions, confusion, self._prior)
         self._published = Published()
-        self._model: Model | None = None
+        self._model = self._prior.model(target) if self._prior is not None else None
         self._labels: list[PooledLabel] = []
         self._new: Counter[str] = Counter()
         self._groups: dict[int, int] = {}
@@ -411,11 +415,22 @@ class Verified:
             self._label(votes, entries, index, served=True, chance=SHADOW_RATE)
         self._tick()
 
+    @property
+    def knows(self) -> bool:
+        """Whether it serves before it has labels."""
+        return self._prior is not None
+
     def fresh(self) -> Verified:
         """Returns the same policy before it has learned anything."""
         target, threshold = self._settings.target, self._settings.threshold
         return Verified(
-            target, threshold, self._seed, verifier=self.verifier, hear=self._hear, confusion=self._confusion
+            target,
+            threshold,
+            self._seed,
+            verifier=self.verifier,
+            hear=self._hear,
+            confusion=self._confusion,
+            prior=self._prior,
         )
 
     def study(self, offer: Offer, same: bool) -> None:

@@ -47,7 +47,7 @@ class CacheSettings(SettingsGroup):
 
     `observe`: none, not even equal ones; it only counts. `fixed`: from the threshold up. `guarded`: the same, if no
     guard objects. `verified`: where labels show that wrong answers stay under `SEMANTIC_CACHE_MAX_ERROR_RATE`; until
-    it has learned that, as `guarded`.
+    it has labels, by what the shipped verifier brings along, or without it as `guarded`.
     """
     max_error_rate: Annotated[float, Field(gt=0, lt=1)] = 0.02
     """Share of wrong hits above which less is served.

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from api.backends.failover import Generations
 from api.cancellation import Background
-from api.embedders.verifier import OnnxVerifier
+from api.embedders.verifier import OnnxVerifier, prior_of
 from api.errors import EmbeddingUnavailable, StoreUnavailable
 from api.knowledge.retrieval import Retriever
 from api.languages.identify import ONLY_ENGLISH, Languages, languages_of
@@ -22,6 +22,7 @@ from api.ports.inference import Embedder, ModelDigests
 from api.ports.quality import PolicyName, QualityState, Verifier, Versions
 from api.ports.telemetry import Telemetry
 from api.quality.assessment import QualitySettings
+from api.quality.calibration import read_prior
 from api.quality.comparator import CONFUSION, Comparator
 from api.quality.keeper import QualityKeeper, QualityView
 from api.query.cache import CacheBudget, CachePolicy, SemanticCache
@@ -360,8 +361,10 @@ def _limits(settings: Settings) -> CacheLimits:
 def _quality_settings(settings: Settings, comparator: Comparator, verifier: Verifier | None) -> QualitySettings:
     cache = settings.cache
     versions = Versions("", verifier.digest if verifier else "", f"{comparator.name}-{comparator.version}")
+    found = prior_of(cache.verifier_path) if cache.verifier_path is not None and verifier is not None else None
+    prior = read_prior(found) if found is not None else None
     return QualitySettings(
-        PolicyName(cache.policy), cache.similarity_threshold, cache.max_error_rate, versions, CONFUSION
+        PolicyName(cache.policy), cache.similarity_threshold, cache.max_error_rate, versions, CONFUSION, prior
     )
 
 

@@ -177,6 +177,26 @@ async def test_explain_says_what_it_has_learned_and_what_each_policy_would_do(se
     )  # fmt: skip
 
 
+async def test_verified_serves_with_the_shipped_verifier_before_there_are_labels(serve: Service) -> None:
+    cache = {"policy": "verified", "similarity_threshold": 0.999, "verifier_path": "builtin", "verifier_timeout": 30.0}
+    client = await serve(embedder={"embedder": "onnx"}, cache=cache)
+    first = await ask(client, "How do I cancel my subscription?")
+
+    async def served(question: str) -> Any:
+        only = {"Cache-Control": "only-if-cached"}  # stores nothing, so that it can be asked again
+        found = await client.post("/query", json={"question": question}, headers=only)
+        assert found.status_code in (200, 504)
+        return found.json().get("answer")
+
+    async def serves() -> bool:
+        return bool(await served("What do I need to do to cancel my subscription?") == first["answer"])
+
+    await wait_until_async(serves, timeout=30)
+    assert not (await quality(client))["learned"]
+    for other in ("How do I cancel my order?", "How much is my subscription?", "Why do I need a subscription?"):
+        assert await served(other) is None, other
+
+
 async def test_verified_serves_nothing_that_the_verifier_cannot_score(
     serve: Service, redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from training import sources
+from training import questions, sources
 from training.edits import Editor
 from training.grammar import Circumstance, Meaning, grammar_pairs, vocabulary
 from training.numbers import duration, minutes
@@ -221,3 +221,40 @@ def test_no_source_is_share_alike_and_none_is_measured_on() -> None:
     for excluded in ("spider", "fow_cache", "fow.", "qqp", "quora.", "import fow", "_test", "load_questions"):
         assert excluded not in readers.replace("banking77_test.csv", ""), excluded
     assert sources.banking77.__defaults__ == sources.clinc150.__defaults__ == ("train",)
+
+
+def test_a_written_question_is_in_one_cluster_only() -> None:
+    """Else it could be trained on and calibrate, or have two answers."""
+    counts = Counter(text.lower() for one in questions.clusters() for text in (*one.same, *one.others))
+    assert [text for text, count in counts.items() if count > 1] == []
+    assert len(counts) > 1_500
+
+
+def test_clusters_that_calibrate_are_not_trained_on() -> None:
+    trained = [one for one in questions.clusters() if one.is_trained_on]
+    assert 0.5 < len(trained) / len(questions.clusters()) < 0.7
+    texts = {text for one in trained for text in (*one.same, *one.others)}
+    assert not texts & {text for pair in questions.calibration_pairs(Random(0)) for text in (pair.first, pair.second)}
+
+
+def test_written_pairs_have_their_clusters_labels() -> None:
+    cluster = questions.Cluster(("a one?", "a two?"), ("b one?", "c one?"))
+    found = [(pair.first, pair.second, pair.same) for pair in cluster.pairs()]
+    assert found == [
+        ("a one?", "a two?", True),
+        ("a one?", "b one?", False),
+        ("a one?", "c one?", False),
+        ("a two?", "b one?", False),
+        ("a two?", "c one?", False),
+        ("b one?", "c one?", False),
+    ]
+
+
+def test_written_questions_are_typed_in_other_ways_and_keep_their_numbers() -> None:
+    pairs = questions.training_pairs(2, Random(1))
+    assert pairs == questions.training_pairs(2, Random(1))
+    known = {text for one in questions.clusters() for text in (*one.same, *one.others)}
+    as_written = sum(pair.first in known for pair in pairs) / len(pairs)
+    assert 0.4 < as_written < 0.8
+    assert all(pair.first != pair.second for pair in pairs)
+    assert 0.25 < sum(pair.same for pair in pairs) / len(pairs) < 0.45
