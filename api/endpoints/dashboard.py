@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import orjson
 from fastapi import APIRouter, Request
@@ -88,6 +88,8 @@ def asset(asset: str) -> Response:
         raise NotFound("No such asset.")
     return file_of(FOLDER, asset, ASSET_HEADERS if asset.startswith("uPlot") else PAGE_HEADERS)
 
+
+POOL_FIELDS: Final = ("reachable", "resident", "active", "pool_maxsize", "waiting", "reuse_rate")
 
 Parts = Mapping[str, object]
 """The figures by part of the page. A part under `ADMIN` replaces the other for admins."""
@@ -195,7 +197,7 @@ async def read_figures(state: AppState) -> Parts:
         "breaker": await breaker_report(state),
         "bulkhead": await bulkhead_report(state, named=False),
         f"{ADMIN}bulkhead": await bulkhead_report(state, named=True),
-        "pool": state.pool_report(),
+        "pool": _pools(state.pool_report()),
         "price_per_million_tokens": state.price_per_million_tokens,
     }
     quality = state.quality()
@@ -206,3 +208,15 @@ async def read_figures(state: AppState) -> Parts:
     except StoreUnavailable:
         parts["workers"] = None
     return parts
+
+
+def _pools(report: dict[str, Any]) -> dict[str, object]:
+    """What the page shows of each backend's pool."""
+    shown = {
+        name: {
+            **{field: pool[field] for field in POOL_FIELDS},
+            "tokens_per_second": pool["ollama"]["tokens_per_second"],
+        }
+        for name, pool in report["backends"].items()
+    }
+    return {"backends": shown}

@@ -64,7 +64,7 @@ class AppState:
     num_ctx: int | None
     breakers: Mapping[str, FleetBreaker]
     bulkheads: Mapping[str, FleetBulkhead]
-    pool_report: Callable[[], dict[str, object]]
+    pool_report: Callable[[], dict[str, Any]]
     cache_report: Callable[[], Awaitable[dict[str, object]]]
     invalidator: Invalidator
     feedback: Feedback

@@ -121,13 +121,13 @@ async def test_texts_only_where_the_setting_allows_them(serve: Service, redis: R
     assert 0 < await redis.pttl("rag:recent") <= 24 * 3600 * 1000
 
 
-async def test_the_fleet_keeps_forty_outcomes(serve: Service, redis: Redis) -> None:
+async def test_the_fleet_keeps_twenty_outcomes(serve: Service, redis: Redis) -> None:
     client = await serve()
-    for turn in range(6):
+    for turn in range(4):
         await asyncio.gather(*(ask(client, f"What is number {turn} {number}?") for number in range(10)))
-        written = min(40, 10 * (turn + 1))
+        written = min(20, 10 * (turn + 1))
         await wait_until_async(partial(has_length, redis, written))
-    assert await redis.xlen("rag:recent") == 40
+    assert await redis.xlen("rag:recent") == 20
 
 
 async def has_length(redis: Redis, length: int) -> bool:

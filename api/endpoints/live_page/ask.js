@@ -4,6 +4,7 @@ import { $, el, list, milliseconds, percent, pill, show, table } from "./dom.js"
 import { Problem, events, send } from "./client.js";
 import { cachePill } from "./panels.js";
 
+const MOST_CANDIDATES = 3;
 let running = null;
 
 export function setUpAsk() {
@@ -86,13 +87,13 @@ function explained(why) {
   return [
     el("h3", {}, "Why"),
     el("p", {}, `${verdict(why.decision)}: ${why.reason}`),
-    why.candidates.length ? table(`The nearest cached questions. Threshold ${why.threshold}, policy ${why.policy}.`, [
+    why.candidates.length ? el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Nearest cached questions" }, table(`The nearest cached questions. Threshold ${why.threshold}, policy ${why.policy}.`, [
       ["Cached question", (candidate) => candidate.question],
       ["Similarity", (candidate) => candidate.similarity.toFixed(3), true],
       ["Guards", guards],
       ["Verifier", (candidate) => (candidate.verifier ? percent(candidate.verifier.score) : "–"), true],
       ["Verdict", (candidate) => pill(candidate.would_serve ? "good" : "plain", verdict(candidate.verdict))],
-    ], why.candidates) : el("p", { class: "summary" }, "The cache has no similar question."),
+    ], why.candidates.slice(0, MOST_CANDIDATES))) : el("p", { class: "summary" }, "The cache has no similar question."),
     el("h3", {}, "What each policy would do"),
     list(Object.entries(why.policies ?? {}).map(([name, one]) => [name, verdict(one.outcome) + (one.reason ? `: ${one.reason}` : "")])),
   ];

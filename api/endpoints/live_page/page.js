@@ -65,7 +65,8 @@ async function loadHistory() {
   const from = new Date(Date.now() - range * 1000).toISOString();
   const found = await get(`/api/history?from=${encodeURIComponent(from)}&step=${step}`).catch(() => null);
   if (!found) return;
-  Object.assign(history, { points: found.points, step: found.step_seconds, range });
+  const complete = found.points.filter((point) => !point.partial);
+  Object.assign(history, { points: complete.length ? complete : found.points, step: found.step_seconds, range });
   drawHistory();
 }
 

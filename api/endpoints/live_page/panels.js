@@ -116,7 +116,7 @@ export function backends(pool) {
     ["Backend", (row) => row.name],
     ["State", (row) => (row.reachable === null ? pill("plain", "not probed") : pill(row.reachable ? "good" : "bad", row.reachable ? "up" : "down"))],
     ["In memory", (row) => row.resident.join(", ") || "none"],
-    ["Tokens/s", (row) => number(row.ollama.tokens_per_second), true],
+    ["Tokens/s", (row) => number(row.tokens_per_second), true],
     ["Active", (row) => `${row.active} of ${row.pool_maxsize}`, true],
     ["Waiting", (row) => number(row.waiting), true],
     ["Reuse", (row) => percent(row.reuse_rate, 0), true],
@@ -179,7 +179,7 @@ export function savings(points, step, price) {
       ["Answers without a generation", `${number(total.served)} of ${number(total.served + total.generated)}`],
       ["Tokens not generated or read", tokens === null ? "–" : `about ${number(Math.round(tokens))}`],
       ["Waiting time", saved === null ? "–" : `about ${seconds(Math.max(0, saved))}`],
-      ["Money", tokens === null || !price ? "set PRICE_PER_MILLION_TOKENS" : `about ${number((tokens / 1e6) * price)}`],
+      ["Money", tokens === null || !price ? "set PRICE_PER_MILLION_TOKENS" : `about ${((tokens / 1e6) * price).toLocaleString("en", { maximumSignificantDigits: 3 })}`],
     ]),
     el("p", { class: "summary" }, "In the chosen range. One answer from the cache counts as a mean generated answer."),
   ]);

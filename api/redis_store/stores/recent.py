@@ -18,7 +18,7 @@ from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import Keys
 
 WRITE_SECONDS: Final = 1.0
-SHOWN: Final = 40
+SHOWN: Final = 20
 """Outcomes that the page shows."""
 MOST_AT_ONCE: Final = 10
 """Outcomes that a worker writes per second. A busy fleet shows a sample."""

@@ -1,0 +1,236 @@
+"""The live page in a real Chromium, on a fleet of two workers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import redis as sync_redis
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from tests.stub_ollama import StubProcess, stub_process
+from tests.support.gunicorn_process import Gunicorn, free_port, gunicorns
+from tests.support.needed_tools import need_tool
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.processes
+
+QUESTION = "How do I reset my password?"
+PARAPHRASE = "My password, how do I reset?"
+Fleet = Callable[..., Gunicorn]
+Opened = Callable[..., Page]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    chromium = need_tool("chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def ollama() -> Iterator[StubProcess]:
+    with stub_process() as stub:
+        yield stub
+
+
+@pytest.fixture
+def fleet(ollama: StubProcess, redis_url: str, tmp_path: Path) -> Iterator[Fleet]:
+    """Two workers on an empty Redis."""
+    with sync_redis.Redis.from_url(redis_url) as client:
+        client.flushall()
+    ollama.behaviour()
+    with gunicorns("api.asgi:app", tmp_path) as begin:
+
+        def replica(**settings: str) -> Gunicorn:
+            shared = {"REDIS_URL": redis_url, "OLLAMA_BASE_URL": ollama.base_url, "WORKERS": "2"}
+            patient = {"REDIS_TIMEOUT": "1", "REDIS_REQUEST_BUDGET": "2"}  # a busy test machine is no lost Redis
+            return begin(**shared, **patient, **{"METRICS_PORT": free_port(), **settings})
+
+        yield replica
+
+
+@pytest.fixture
+def opened(browser: Browser) -> Iterator[Opened]:
+    """Opens the page and waits for its first figures. Fails if the page logs an error or calls another host."""
+    pages: list[Page] = []
+    wrong: list[str] = []
+
+    def page_of(gunicorn: Gunicorn, expects_errors: bool = False, **options: object) -> Page:
+        context = browser.new_context(**{"viewport": {"width": 1300, "height": 900}, **options})  # type: ignore[arg-type]
+        page = context.new_page()
+        page.set_default_timeout(20_000)
+        pages.append(page)
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        if not expects_errors:
+            page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+        page.on("request", lambda sent: None if sent.url.startswith(gunicorn.url()) else wrong.append(sent.url))
+        page.goto(f"{gunicorn.url()}/dashboard")
+        expect(page.locator("#live")).to_have_text("Live", timeout=20_000)
+        return page
+
+    yield page_of
+    for page in pages:
+        page.context.close()
+    assert wrong == []
+
+
+def ask(page: Page, question: str) -> None:
+    page.get_by_label("Question", exact=True).fill(question)
+    page.get_by_role("button", name="Ask", exact=True).click()
+    expect(page.get_by_role("heading", name="Why", exact=True)).to_be_visible(timeout=20_000)
+
+
+def accessible(page: Page) -> None:
+    found = Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
+
+
+def test_an_answer_streams_and_its_paraphrase_is_a_hit_that_is_explained(fleet: Fleet, opened: Opened) -> None:
+    page = opened(fleet())
+    ask(page, QUESTION)
+    expect(page.locator("#answer")).to_contain_text("miss")
+    expect(page.locator("#explain")).to_contain_text("The cache has no similar question.")
+    answer = page.locator("#answer-text").inner_text()
+    assert answer
+    ask(page, PARAPHRASE)
+    expect(page.locator("#answer")).to_contain_text("hit, semantic")
+    assert page.locator("#answer-text").inner_text() == answer
+    row = page.locator("#explain table").get_by_role("row", name=QUESTION)
+    expect(row).to_contain_text(re.compile(r"(0\.9\d\d|1\.000)"))
+    expect(row).to_contain_text("agree")
+    expect(page.locator("#tiles")).to_contain_text("1 semantic")
+    expect(page.locator("#recent table tbody tr")).to_have_count(2)
+
+
+def test_a_wrong_answer_is_no_longer_served(fleet: Fleet, opened: Opened) -> None:
+    page = opened(fleet())
+    ask(page, QUESTION)
+    page.get_by_role("button", name="Wrong answer").click()
+    expect(page.locator("#answer")).to_contain_text("This answer is no longer served.")
+    ask(page, QUESTION)
+    expect(page.locator("#answer")).to_contain_text("miss")
+
+
+def test_the_breaker_opens_in_the_page_and_an_admin_resets_it(
+    fleet: Fleet, opened: Opened, ollama: StubProcess
+) -> None:
+    gunicorn = fleet(CIRCUIT_BREAKER_FAILURE_THRESHOLD="3", CIRCUIT_BREAKER_TIMEOUT="60")
+    page = opened(gunicorn, expects_errors=True)
+    breaker = page.locator("#breakers")
+    expect(breaker).to_contain_text("CLOSED")
+    ollama.behaviour("status", status=500)
+    numbers = iter(range(1000))
+    url = f"{gunicorn.url()}/query"
+
+    def is_open() -> bool:
+        gunicorn.client.post(url, json={"question": f"Is {next(numbers)} prime?"})
+        return "OPEN" in gunicorn.get("/api/circuit-breaker/metrics").json()["state"]
+
+    wait_until(is_open, timeout=20)
+    expect(breaker.locator(".pill").first).to_have_text("OPEN")
+    expect(page.locator("#tiles")).to_contain_text("next probe in")
+    expect(page.locator("#status")).to_contain_text("degraded")
+    page.get_by_label("Question", exact=True).fill("What now?")
+    page.keyboard.press("Enter")
+    expect(page.locator("#answer [role=alert]")).to_contain_text("open")
+    expect(page.locator("#breakers .state-OPEN").first).to_be_attached()
+
+    ollama.behaviour()
+    page.get_by_role("button", name="Reset").click()
+    expect(page.get_by_role("dialog")).to_contain_text("Reset the breaker?")
+    page.keyboard.press("Escape")
+    expect(breaker.locator(".pill").first).to_have_text("OPEN")
+    page.get_by_role("button", name="Reset").click()
+    page.get_by_role("button", name="Confirm").click()
+    expect(breaker.locator(".pill").first).to_have_text("CLOSED")
+
+
+def test_a_deletion_counts_first_and_asks(fleet: Fleet, opened: Opened) -> None:
+    gunicorn = fleet()
+    page = opened(gunicorn)
+    ask(page, QUESTION)
+    page.get_by_text("Delete cached answers").click()
+    page.locator("#invalidate-by").select_option("all")
+    page.get_by_role("button", name="Count first").click()
+    expect(page.get_by_role("dialog")).to_contain_text("Delete 1 cached answers?")
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.locator("#invalidate-result")).to_have_text("Nothing was deleted.")
+    assert gunicorn.get("/api/semantic-cache/metrics").json()["cache_size"] == 1
+    page.get_by_role("button", name="Count first").click()
+    page.get_by_role("button", name="Confirm").click()
+    expect(page.locator("#invalidate-result")).to_have_text("Deleted 1.")
+    assert gunicorn.get("/api/semantic-cache/metrics").json()["cache_size"] == 0
+
+
+def test_without_the_admin_key_the_page_says_what_to_do(fleet: Fleet, opened: Opened) -> None:
+    page = opened(fleet(ADMIN_KEYS="root-key"), expects_errors=True)
+    page.get_by_role("button", name="Force open").click()
+    page.get_by_role("button", name="Confirm").click()
+    expect(page.locator("#live")).to_contain_text("Admin key required")
+    page.get_by_role("button", name="Key", exact=True).click()
+    page.get_by_label("Key", exact=True).fill("root-key")
+    page.get_by_role("button", name="Use the key").click()
+    expect(page.locator("#live")).to_have_text("Live")
+    page.get_by_role("button", name="Force open").click()
+    page.get_by_role("button", name="Confirm").click()
+    expect(page.locator("#breakers")).to_contain_text("forced OPEN")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nobody_is_shut_out(fleet: Fleet, opened: Opened, scheme: str) -> None:
+    page = opened(fleet(LOG_QUESTIONS="true"), color_scheme=scheme)
+    accessible(page)
+    ask(page, QUESTION)
+    ask(page, PARAPHRASE)
+    for summary in page.locator("summary").all():
+        summary.click()
+    accessible(page)
+    page.get_by_role("button", name="Force open").click()
+    accessible(page)
+
+
+def test_both_themes_and_the_choice_is_remembered(fleet: Fleet, opened: Opened) -> None:
+    page = opened(fleet(), color_scheme="light")
+    background = "getComputedStyle(document.body).backgroundColor"
+    light = page.evaluate(background)
+    page.get_by_role("button", name="Theme").click()
+    assert page.evaluate(background) == light
+    page.get_by_role("button", name="Theme: light").click()
+    dark = page.evaluate(background)
+    assert dark != light
+    page.reload()
+    expect(page.get_by_role("button", name="Theme: dark")).to_be_visible()
+    assert page.evaluate(background) == dark
+
+
+def test_a_phone_shows_it_without_scrolling_sideways(fleet: Fleet, opened: Opened) -> None:
+    page = opened(fleet(), viewport={"width": 360, "height": 740})
+    ask(page, QUESTION)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    accessible(page)
+
+
+def test_the_keyboard_reaches_the_question_first(fleet: Fleet, opened: Opened) -> None:
+    page = opened(fleet())
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="Skip to the question box")).to_be_focused()
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    expect(page.get_by_label("Question", exact=True)).to_be_focused()
+
+
+def test_a_page_finds_the_service_again_after_a_restart(fleet: Fleet, opened: Opened, redis_url: str) -> None:
+    port = free_port()
+    gunicorn = fleet(PORT=port)
+    page = opened(gunicorn, expects_errors=True)
+    gunicorn.process.terminate()
+    gunicorn.process.wait(30)
+    expect(page.locator("#live")).to_contain_text("Trying again", timeout=20_000)
+    fleet(PORT=port)
+    expect(page.locator("#live")).to_have_text("Live", timeout=20_000)
