@@ -62,9 +62,10 @@ def test_the_model_templates_and_readers_are_in_it(image: Image) -> None:
     assert Path("api/embedders/weights/minilm-l6-v2/model.onnx") in ours
     assert Path("api/query/templates/grounded-1.toml") in ours
     assert any(path.parts[:2] == ("api", "redis_store") and path.suffix == ".lua" for path in ours)
-    assert {"html.py", "pdf.py", "docx.py"} <= {
-        path.name for path in ours if path.parts[:3] == ("api", "knowledge", "readers")
+    assert {"html.py", "parse_process.py", "plain_text.py"} <= {
+        path.name for path in ours if path.parts[:2] == ("api", "knowledge")
     }
+    assert {Path("api/endpoints/live_page/index.html"), Path("ragherd/__main__.py")} <= ours
 
 
 def test_every_module_of_the_service_imports_without_what_was_pruned(image: Image) -> None:
