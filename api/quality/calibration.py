@@ -445,7 +445,9 @@ def read_prior(text: bytes) -> Prior:
     alone = [(evidence_of([NearEntry(cosine, "", verifier=logit)], 0), wrong) for cosine, logit, wrong in rows]
     features = np.array([features_of(one) for one, _ in alone]).reshape(len(rows), len(FEATURES))
     wrong = np.array([one for _, one in alone])
-    share = np.where(wrong > 0, PRIOR_WRONG / max(wrong.sum(), 1), (1 - PRIOR_WRONG) / max((1 - wrong).sum(), 1))
+    wrong_pairs = float(wrong.sum())
+    right_pairs = len(rows) - wrong_pairs
+    share = np.where(wrong > 0, PRIOR_WRONG / max(wrong_pairs, 1.0), (1 - PRIOR_WRONG) / max(right_pairs, 1.0))
     weight = len(rows) * share
     votes = np.full(len(rows), float(AGREED))
     return Prior(embedder, verifier, Observations(features, wrong, weight, np.ones(len(rows)), votes))
