@@ -326,6 +326,13 @@ class StoredQuality:
     text: bytes | None = None
 
 
+class ShadowLimit(Protocol):
+    """The fleet's limit on shadow calls."""
+
+    async def admit_shadow(self, per_minute: int) -> bool:
+        """Returns whether another one is allowed in this minute; if so, counts it. Raises `StoreUnavailable`."""
+
+
 class QualityStore(Protocol):
     """What the fleet knows about its quality, in Redis. Every method raises `StoreUnavailable`."""
 

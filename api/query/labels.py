@@ -18,7 +18,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Final, Protocol, TypeVar, cast
+from typing import Final, TypeVar, cast
 
 import structlog
 
@@ -35,6 +35,7 @@ from api.ports.quality import (
     PolicyName,
     PolicyOutcome,
     QualityState,
+    ShadowLimit,
     Verdict,
     Verifier,
     Versions,
@@ -66,6 +67,9 @@ T = TypeVar("T")
 
 CONCURRENCY: Final = 2
 """Tasks of one worker that compare misses, and as many that make shadow calls."""
+REST: Final = 4.0
+"""A task rests this many times as long as a comparison took, so users' questions get most of the processor."""
+MOST_REST_SECONDS: Final = 1.0
 PAUSE_SECONDS: Final = 0.1
 """Time between two checks whether a busy worker is idle again."""
 SHADOWS: Final = 16
@@ -138,7 +142,9 @@ class Labelling:
             one, other = next(comparing)
             while True:
                 await self.calm()
+                began = time.perf_counter()
                 found = await self._comparator.compare(answers[one], answers[other], tenant=tenant)
+                await asyncio.sleep(min(REST * (time.perf_counter() - began), MOST_REST_SECONDS))
                 one, other = comparing.send(found.verdict)
         except StopIteration as end:
             return cast("T", end.value)
@@ -320,13 +326,6 @@ class LabelCollector:
 
 
 # -- shadow calls ------------------------------------------------------------------------------------------------------
-
-
-class ShadowLimit(Protocol):
-    """The fleet's limit on shadow calls."""
-
-    async def admit_shadow(self, per_minute: int) -> bool:
-        """Returns whether another one is allowed in this minute; if so, counts it. Raises `StoreUnavailable`."""
 
 
 @dataclass(frozen=True, slots=True)

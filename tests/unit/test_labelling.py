@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from api.cancellation import Background
 from api.observability.metrics import Metrics
 from api.observability.worker_facts import LoopLag
-from api.ports.quality import FalseHitRate, QualityState
+from api.ports.quality import FalseHitRate, QualityState, Verdict
 from api.ports.question import Query
 from api.ports.telemetry import Telemetry
+from api.quality.comparator import Comparator
+from api.quality.evidence import grouped
 from api.quality.policies import sampling_rate
 from api.query import labels
 from api.query.cache import Lookup
-from api.query.labels import SHADOWS, LabelCollector, Labelling, ShadowCalls, SpareTime
+from api.query.labels import MOST_REST_SECONDS, SHADOWS, LabelCollector, Labelling, ShadowCalls, SpareTime
 from api.values import CachedAnswer, CacheMatch, Usage
 from tests.support.waiting import wait_until_async
 
@@ -127,6 +130,33 @@ async def test_a_worker_is_busy_while_its_event_loop_is_late() -> None:
 
 
 # -- when the worker stops ---------------------------------------------------------------------------------------------
+
+
+class Quick:
+    """A comparator. `took`: what `time.perf_counter` shows around each comparison."""
+
+    name, version = "quick", "1"
+
+    async def compare(self, fresh: Any, cached: Any, *, tenant: str) -> Any:
+        return SimpleNamespace(verdict=Verdict.SAME)
+
+
+@pytest.mark.parametrize(("took", "rest"), [(0.02, 0.08), (3.0, MOST_REST_SECONDS)])
+async def test_a_comparison_leaves_most_of_the_time_to_users(
+    monkeypatch: pytest.MonkeyPatch, took: float, rest: float
+) -> None:
+    rests: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        rests.append(seconds)
+
+    none: Any = None
+    labelling = Labelling(none, none, cast("Comparator", Quick()), Telemetry(), none)
+    times = iter([0.0, took])
+    monkeypatch.setattr(labels, "time", SimpleNamespace(perf_counter=lambda: next(times)))
+    monkeypatch.setattr(labels, "asyncio", SimpleNamespace(sleep=sleep))
+    await labelling.compared(grouped(["g"], is_stored=True), [none, none], "acme")
+    assert [seconds for seconds in rests if seconds] == [pytest.approx(rest)]
 
 
 class Slow(LabelCollector):
