@@ -1,4 +1,4 @@
-"""`ragherd ask` and `ragherd explain`: put a question to a running service, or ask what its cache would do."""
+"""`ragherd ask` and `ragherd explain`: ask a running service a question, or what its cache would do with it."""
 
 from __future__ import annotations
 

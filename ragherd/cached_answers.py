@@ -116,7 +116,7 @@ def invalidate(
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
-    """Delete cached answers in the whole fleet. Counts them first, and asks. Needs an admin key.
+    """Delete cached answers in the whole fleet. Counts them and asks first. Needs an admin key.
 
     Give exactly one of --question, --entry, --source, --tenant and --all. After the command, no worker serves these
     answers.

@@ -14,7 +14,7 @@ from ragherd.fleet import bulkhead_line, cache_line, pool_line, snapshot, worker
 from ragherd.service_client import KEY_VARIABLE, AsJson, RequestRefused, ServiceClient, Unreachable, Url, opened
 
 ENOUGH_LOOKUPS: Final = 200
-"""With fewer, a hit rate says little."""
+"""With fewer queries, a hit rate says little."""
 LOW_HIT_RATE: Final = 0.05
 
 
@@ -22,8 +22,8 @@ def doctor(url: Url = None, as_json: AsJson = False) -> None:
     """Find common faults, and say what to do about each.
 
     Checks the running service. Without --url it also checks the settings of this environment, and whether Redis,
-    Ollama and the embedder can be used from here. Changes nothing. The exit code is 1 if a check fails, also if the
-    service cannot be reached.
+    Ollama and the embedder can be used from here. Changes nothing. The exit code is 1 if a check fails or the service
+    cannot be reached.
     """
     checks = [] if url is not None else list(_environment())
     if all(check.ok for check in checks if check.name == "settings"):
@@ -150,7 +150,7 @@ def _cache(cache: Mapping[str, Any]) -> Check:
 def _bulkhead(bulkhead: Mapping[str, Any]) -> Check:
     line = bulkhead_line(bulkhead)
     if bulkhead["waiting"] >= bulkhead["max_queue"]:
-        return Check("bulkhead", False, f"{line}; the queue is full", "Add an Ollama, or slow the callers down.")
+        return Check("bulkhead", False, f"{line}; the queue is full", "Add an Ollama, or reduce the load.")
     if sum(bulkhead["rejected"].values()):
         return Check("bulkhead", True, line, "If it still happens: raise BULKHEAD_MAX_CONCURRENT or add an Ollama.")
     return Check("bulkhead", True, line)

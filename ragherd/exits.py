@@ -2,9 +2,9 @@
 
 | code | meaning |
 |---|---|
-| 0 | done, and good |
-| 1 | failed, or done with a bad result, such as a failed check |
-| 2 | used wrongly: an invalid option or setting, or a missing package |
+| 0 | success |
+| 1 | failure, or a check found a fault |
+| 2 | usage error: an invalid option or setting, or a missing package |
 | 3 | the service cannot be reached |
 | 130 | interrupted |
 """

@@ -143,7 +143,7 @@ def workers(url: Url = None, as_json: AsJson = False) -> None:
 
 
 def backends(url: Url = None, as_json: AsJson = False) -> None:
-    """Show each Ollama: whether it answers, its models, its breakers and its load, as the asked worker sees them.
+    """Show each Ollama: whether it answers, its models, breakers and load, as seen by the worker that answers.
 
     The exit code is 1 if one of them does not answer.
     """

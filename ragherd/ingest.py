@@ -31,7 +31,7 @@ from ragherd.exits import FAILED, INTERRUPTED, exit_with
 from ragherd.service_client import KEY_VARIABLE, AsJson, Url, own_address, print_document
 
 KEY_VARIABLES: Final = [KEY_VARIABLE, "RAGHERD_KEY"]
-"""The second is the name of earlier releases."""
+"""The second is the name in earlier releases."""
 OUTCOMES: Final = ("created", "updated", "unchanged", "failed", "deleted")
 
 

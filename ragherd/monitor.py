@@ -1,4 +1,4 @@
-"""`ragherd monitor`: a live view of the fleet in the terminal. Without a terminal, a line for each refresh."""
+"""`ragherd monitor`: a live view of the fleet in the terminal, or one line per refresh without a terminal."""
 
 from __future__ import annotations
 
@@ -243,7 +243,7 @@ def monitor(
 ) -> None:
     """Watch the fleet: breakers, cache, latency, calls to Ollama and workers. Ctrl-C stops it.
 
-    If the output is not a terminal, it is a line for each refresh. --json prints the figures once, as `status` does.
+    If the output is not a terminal, each refresh prints one line. --json prints the figures once, as `status` does.
     """
     with connected(url) as service:
         if as_json:
@@ -258,7 +258,7 @@ def monitor(
 
 
 def _show_live(service: ServiceClient, view: View, console: Console, interval: float, count: int | None) -> None:
-    """Shows the view on the whole terminal, which Ctrl-C gives back with the last figures in a line."""
+    """Shows the view on the whole terminal. Ctrl-C restores the terminal and prints the last figures in one line."""
     with suppress(KeyboardInterrupt), Live(render(view), console=console, screen=True, auto_refresh=False) as live:
         for _ in _refreshes(service, view, interval, count):
             live.update(render(view), refresh=True)
@@ -273,7 +273,7 @@ def _print_lines(service: ServiceClient, view: View, interval: float, count: int
 
 
 def _refreshes(service: ServiceClient, view: View, interval: float, count: int | None) -> Iterator[None]:
-    """Refreshes the view. A service that goes away is shown as such, and waited for."""
+    """Refreshes the view. If the service goes away, says so and waits for it."""
     done = 1
     while count is None or done < count:
         time.sleep(interval)

@@ -27,7 +27,7 @@ HTTP_SECONDS: Final = 5.0
 SKEW_SECONDS: Final = 2.0
 """Clocks that differ by more make logs and expiry times hard to compare."""
 PARALLEL: Final = "OLLAMA_NUM_PARALLEL"
-"""A setting of Ollama, which no endpoint of it shows."""
+"""A setting of Ollama that none of its endpoints shows."""
 
 
 class Scenario(StrEnum):
@@ -82,7 +82,7 @@ class Judge:
     scenario: Scenario
 
     def check(self, name: str, good: object, detail: str, advice: str = "", needed: Level = Level.ALWAYS) -> Check:
-        """Returns a check. One that is not good fails from the scenario `needed` on, and is a warning before."""
+        """Returns a check. A bad finding fails from the scenario `needed` on, and is a warning in easier ones."""
         if good:
             return Check(name, True, detail)
         return Check(name, LEVELS[self.scenario] < needed, detail, advice)
@@ -92,7 +92,7 @@ def preflight(
     scenario: Annotated[Scenario, typer.Option(help="Where the service will run.")] = Scenario.DEVELOPMENT,
     as_json: AsJson = False,
 ) -> None:
-    """Check before a deployment: settings, keys, ports, Redis, Ollama and the clock, as this environment has them.
+    """Check the settings, keys, ports, Redis, Ollama and clock of this environment before a deployment.
 
     Redis: version, search module, eviction, persistence, rights of the user. Ollama: models, context, parallelism.
     Changes nothing. Needs no running service. The exit code is 1 if a check fails.
@@ -264,7 +264,7 @@ def _parallelism(judge: Judge, settings: Settings) -> Check:
     parallel = os.environ.get(PARALLEL, "")
     detail = f"BULKHEAD_MAX_CONCURRENT={permits}, CONNECTION_POOL_MAX_SIZE={pool}"
     if not parallel.isdigit():
-        advice = f"Ollama shows its {PARALLEL} to nobody: make sure that it is {permits}."
+        advice = f"Ollama does not report its {PARALLEL}: make sure that it is {permits}."
         return judge.check("parallelism", False, detail, advice, Level.NEVER)
     advice = f"Set BULKHEAD_MAX_CONCURRENT to {PARALLEL} times the models in use."
     return judge.check("parallelism", permits >= int(parallel), f"{detail}, {PARALLEL}={parallel}", advice, Level.NEVER)

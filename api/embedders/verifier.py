@@ -29,7 +29,7 @@ BUILTIN: Final = "builtin"
 """The value of the setting for the shipped model."""
 SHIPPED: Final = Path(__file__).with_name("weights") / "verifier"
 PRIOR: Final = "prior.json"
-"""Beside the model: what the policy `verified` knows before it has labels."""
+"""Next to the model: what the policy `verified` knows before it has labels."""
 BATCH: Final = 5
 """Pairs that run together."""
 POLL_SECONDS: Final = 1.0
@@ -44,7 +44,7 @@ def verifier_files(path: str) -> ModelFiles:
 
 
 def prior_of(path: str) -> bytes | None:
-    """Returns the labels that a verifier of SEMANTIC_CACHE_VERIFIER_PATH brings along, if it does."""
+    """Returns the prior in the verifier's folder (SEMANTIC_CACHE_VERIFIER_PATH), or None."""
     file = verifier_files(path).weights.with_name(PRIOR)
     return file.read_bytes() if file.is_file() else None
 

@@ -1,7 +1,7 @@
 """The live page: GET / for browsers, GET /dashboard, and the stream of figures that it shows.
 
 However many pages are open, a worker reads the figures once every `TICK_SECONDS`, and only while a page is open. Each
-page gets only the parts that changed since the last time it was sent something.
+page gets only the parts that changed since its last event.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ router = APIRouter(route_class=CheckedRoute, include_in_schema=False)
 @router.get("/")
 @needs("all")
 async def root(request: Request) -> Response:
-    """What Ollama answers, for its clients. A browser is sent to the live page."""
+    """Answers Ollama's clients as Ollama does, and redirects browsers to the live page."""
     if "text/html" in request.headers.get("accept", ""):
         return RedirectResponse("/dashboard", 302)
     return PlainTextResponse("Ollama is running")

@@ -42,7 +42,7 @@ AGAIN_MS: Final = 60_000
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """What the keeper looks at. `workers` returns what each live worker reports; `pool_size`: connections of each."""
+    """The keeper's inputs. `workers` returns what each live worker reports; `pool_size`: connections of each."""
 
     workers: Callable[[], Awaitable[list[dict[str, str]]]]
     pool_size: int

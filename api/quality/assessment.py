@@ -154,7 +154,7 @@ def assess(
 
 
 class _Learned(NamedTuple):
-    """What all labels together say. `from_labels`: there were enough of them; else the prior says most of it."""
+    """The result of all labels. `from_labels`: there were enough of them; otherwise most of it comes from the prior."""
 
     fit: Fit
     model: Model
@@ -295,7 +295,7 @@ def _now(ratios: Iterable[float]) -> float:
 def _ratios(labels: Sequence[Label], channel: Channel, errors: Sequence[tuple[float, float]]) -> list[float]:
     """Returns the log of how much more likely each label is at the first error than at the second one.
 
-    What counts is the verdict on the answer itself, not the votes: its group may be right where it is not.
+    The verdict on the answer itself counts, not the votes: the group may be right where the answer is wrong.
     """
     one, other = np.array(errors, dtype=np.float64).reshape(-1, 2).T
     first, second = (channel.called_different + channel.clarity * error for error in (one, other))

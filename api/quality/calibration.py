@@ -5,8 +5,8 @@ hits), so a fit given the evidence is not biased by the choice. The fit allows f
 monotone: more similarity never lowers the probability, and more other answers never raise it.
 
 All scopes of one embedder, verifier and comparator share a prior. A scope with labels moves away from it as far as its
-labels say. Old labels count less. The verifier that ships brings labels of other questions along, which count until
-there are enough of the deployment.
+labels say. Old labels count less. The shipped verifier comes with labeled pairs of other questions. They count
+until the deployment has enough labels.
 
 The level is the highest risk that is served. It is chosen so that the expected share of wrong answers among those
 served stays under the target, by the model and by the labels themselves, weighted by how certain each is.
@@ -49,10 +49,10 @@ SPREAD: Final = 0.3
 """The standard deviation of a coefficient between scopes."""
 AGAIN_SAME: Final = 0.5
 AGAIN_DIFFERENT: Final = 0.2
-"""How many times as often two answers of a group are both called the same in error, or different, as one is.
+"""How likely an error repeats with a second answer of the group: being called the same, or different, by mistake.
 
 Errors repeat: on the labeled pairs of answers, an error of one kind or the other followed an error in 43 and 33 % of
-the cases. The first constant assumes at least that, the second less: each is on the safe side.
+the cases. The first constant assumes a little more than that, the second less. Both err on the safe side.
 """
 BOUND: Final = 0.5
 """Standard errors of the log-odds that the bound of a candidate's risk lies above the estimate."""
@@ -65,8 +65,8 @@ MOST_RISK: Final = 5.0
 PRIOR_HALF: Final = 200.0
 """Labels after which the prior of a verifier counts half."""
 PRIOR_WRONG: Final = 0.17
-"""The share that wrong pairs of the prior count for: as many nearest candidates that no guard rejects are wrong in
-banking77 (3,000 questions; 10 % in clinc150). Half of the prior's pairs are traps."""
+"""The weight of the prior's wrong pairs. Half of its pairs are traps, more than in traffic: in banking77 this share of
+the nearest candidates that no guard rejects is wrong (3,000 questions; 10 % in clinc150)."""
 POOL_WEIGHT: Final = 200.0
 """Labels that all scopes count for when the level of one scope is chosen."""
 LEAST_CLARITY: Final = 0.05
@@ -405,7 +405,7 @@ def learn_scope(
 
 @dataclass(frozen=True, slots=True)
 class Prior:
-    """Labeled pairs of other questions, from which the policy serves before it has labels. It counts less and less.
+    """Labeled pairs of other questions, from which the policy serves before it has labels. They count less and less.
 
     It holds for the embedder and the verifier that scored the pairs.
     """

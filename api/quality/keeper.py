@@ -88,7 +88,7 @@ class QualityView:
         return self.published.state.epoch
 
     def adopt(self, published: Published) -> None:
-        """Takes what is stored. Of other versions or another policy only the level counts."""
+        """Adopts what is stored. With other versions or another policy, only the level counts."""
         settings = self.settings
         state = published.state
         if state.versions != settings.versions or state.policy is not settings.policy:

@@ -7,7 +7,7 @@
 A comparison can be wrong. So several answers of a group are compared: the first verdict is what the estimate counts,
 and the majority what the policy learns from and the groups are built on.
 
-No user waits for this: a request only puts work into a bounded queue. What the queue does not take is counted.
+No user waits for this: a request only puts work into a bounded queue. Work that does not fit is counted.
 """
 
 from __future__ import annotations

@@ -46,8 +46,8 @@ class CacheSettings(SettingsGroup):
     """Which similar questions are hits.
 
     `observe`: none, not even equal ones; it only counts. `fixed`: from the threshold up. `guarded`: the same, if no
-    guard objects. `verified`: where labels show that wrong answers stay under `SEMANTIC_CACHE_MAX_ERROR_RATE`; until
-    it has labels, by what the shipped verifier brings along, or without it as `guarded`.
+    guard objects. `verified`: where labels show that wrong answers stay under `SEMANTIC_CACHE_MAX_ERROR_RATE`. Before
+    there are labels, it uses the shipped verifier's prior, or without it decides as `guarded`.
     """
     max_error_rate: Annotated[float, Field(gt=0, lt=1)] = 0.02
     """Share of wrong hits above which less is served.
@@ -110,9 +110,9 @@ class CacheSettings(SettingsGroup):
     shadow_rate: Annotated[float, Field(ge=0, le=1)] = 0.01
     """Share of cached answers to generate again and compare.
 
-    It happens in the background, only while the breaker is closed and no call waits. While the fleet is tightened or
-    its error is in doubt, the share is 20 times as large, up to 0.25; while the newest labels look like a fault, 0.5.
-    0: none.
+    It happens in the background, only while the breaker is closed and no call waits. The share is 20 times as
+    large, up to 0.25, while the fleet is tightened or its error is in doubt. It is 0.5 while the newest labels look
+    like a fault. 0: none.
     """
     shadow_per_minute: NotNegative = 30
     """Such comparisons per minute in the whole fleet."""
@@ -300,7 +300,7 @@ class ServerSettings(SettingsGroup):
     history_enabled: bool = True
     """Keep the fleet's figures of each minute in Redis for 48 hours.
 
-    They are shown by `GET /api/history`.
+    `GET /api/history` shows them.
     """
     log_questions: bool = False
     """Show the text of questions in the log and on the live page."""

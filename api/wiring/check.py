@@ -86,7 +86,7 @@ async def _opened(settings: Settings, store: Store) -> AsyncIterator[_OpenedRedi
 
 @dataclass(frozen=True, slots=True)
 class RedisReport:
-    """What is known about a Redis. `problem`: why it cannot be used; the rest is then unknown.
+    """The findings about a Redis. `problem`: why it cannot be used; the rest is then unknown.
 
     `warnings` are pairs of name and advice. `may_everything`: the user may also manage users. `ahead`: seconds by which
     this machine's clock is ahead of Redis's.

@@ -236,7 +236,7 @@ class UnsentCounts(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """What is sent in one step. `minutes`: counts for the history, by minute."""
+    """The content of one batch. `minutes`: counts for the history, by minute."""
 
     number: int
     counts: Counter[str]
