@@ -267,9 +267,14 @@ def suspected(labels: Iterable[Label], channel: Channel, target: float, lent: fl
 
 
 def proven(labels: Iterable[Label], channel: Channel, target: float) -> bool:
-    """Returns whether labels show that the error is at most half the target: a sequential test."""
-    seen = list(labels)
-    return math.fsum(_ratios(seen, channel, [(target / 2, min(2 * target, 0.5))] * len(seen))) >= PROOF
+    """Returns whether labels, oldest first, show that the error is at most half the target: a sequential test.
+
+    What speaks against it counts up to `PROOF`. Otherwise the labels of a long fault would outweigh all later ones.
+    """
+    seen, total = list(labels), 0.0
+    for ratio in _ratios(seen, channel, [(target / 2, min(2 * target, 0.5))] * len(seen)):
+        total = max(-PROOF, total + ratio)
+    return total >= PROOF
 
 
 def _fault(target: float) -> float:

@@ -16,9 +16,11 @@ from api.quality.assessment import (
     Published,
     QualitySettings,
     assess,
+    proven,
     published_as_json,
     read_published,
 )
+from api.quality.calibration import Channel
 from api.quality.policies import LAST_LEVEL
 from scripts.simulate_quality import watched
 
@@ -65,6 +67,7 @@ def misses(count: int, seed: int = 0, scope: str = "scope") -> list[PooledLabel]
 
 
 NOTHING = Published()
+CLEAR = Channel()
 
 
 def after(
@@ -148,6 +151,20 @@ def test_a_closed_tier_opens_by_the_labels_of_misses() -> None:
     assert after(near, before, now_ms=10_000 + CALM_MS).published.state.level == LAST_LEVEL - 1
     far = labels(150, 0.0, source="miss", similarity=0.95, start_ms=20_000)
     assert after(far, before, now_ms=10_000 + CALM_MS).published.state.level == LAST_LEVEL
+
+
+def test_a_long_fault_does_not_outweigh_the_right_labels_that_follow() -> None:
+    before = Published(replace(after(labels(100, 0.1)).published.state, level=LAST_LEVEL), None, 10_000)
+    fault = labels(1000, 1.0, source="miss", similarity=0.985, start_ms=20_000)
+    right = labels(400, 0.0, source="miss", similarity=0.985, start_ms=30_000)
+    assert after([*fault, *right], before, now_ms=10_000 + CALM_MS).published.state.level == LAST_LEVEL - 1
+    few = right[:150]
+    assert after([*fault, *few], before, now_ms=10_000 + CALM_MS).published.state.level == LAST_LEVEL, "still in doubt"
+
+
+def test_labels_at_twice_the_target_prove_nothing() -> None:
+    seen = [[one.label for one in labels(1000, 0.04, seed=seed)] for seed in range(40)]
+    assert sum(proven(one, CLEAR, 0.02) for one in seen) <= 2
 
 
 def test_feedback_does_not_move_the_fleet() -> None:
