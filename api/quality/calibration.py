@@ -421,11 +421,14 @@ class Prior:
     def beside(self, own: Observations, channel: Channel) -> Observations:
         """Returns the deployment's labels and the prior's, which count less the more of its own a deployment has.
 
-        The prior's verdicts are what the comparator would have said on average, so its errors are allowed for.
+        Labels that do not suffice for a model, such as many right ones and none wrong, count as few: they do not say
+        what is wrong. The prior's verdicts are what the comparator would have said on average, so its errors are
+        allowed for.
         """
         different, clarity = channel.of(self.observed.votes)
         wrong = different + clarity * self.observed.wrong
-        faded = self.observed.weight * 0.5 ** (own.weight.sum() / PRIOR_HALF)
+        number = float(own.weight.sum()) if has_enough(own) else min(float(own.weight.sum()), LEAST_LABELS)
+        faded = self.observed.weight * 0.5 ** (number / PRIOR_HALF)
         return own.and_more(replace(self.observed, wrong=wrong, weight=faded))
 
     def model(self, target: float) -> Model | None:

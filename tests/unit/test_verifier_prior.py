@@ -139,11 +139,19 @@ def test_labels_that_contradict_it_win() -> None:
 
 
 def test_it_fades_as_labels_come() -> None:
-    few, many = (observations([one.label for one in labels(count, Verdict.SAME)], 0) for count in (0, 400))
+    right, wrong = ([one.label for one in labels(200, verdict)] for verdict in (Verdict.SAME, Verdict.DIFFERENT))
+    few, many = observations([], 0), observations([*right, *wrong], 0)
     weights = [PRIOR.beside(own, Channel()).weight.sum() - own.weight.sum() for own in (few, many)]
     expected = 0.5 ** (many.weight.sum() / PRIOR_HALF)
     assert weights[1] / weights[0] == pytest.approx(expected)
     assert expected < 0.3
+
+
+def test_right_labels_alone_do_not_serve_its_traps() -> None:
+    """They say nothing about what is wrong, however many there are."""
+    model = assessed(labels(5000, Verdict.SAME)).model
+    assert model is not None
+    assert model.risk(SURE) < model.level < model.risk(TRAP)
 
 
 def test_the_comparators_errors_are_allowed_for() -> None:
