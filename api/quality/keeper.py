@@ -88,16 +88,16 @@ class QualityView:
         return self.published.state.epoch
 
     def adopt(self, published: Published) -> None:
-        """Adopts what is stored. With other versions or another policy, only the level counts."""
+        """Adopts what is stored. With other versions or another policy, only the level and its start count."""
         settings = self.settings
         state = published.state
         if state.versions != settings.versions or state.policy is not settings.policy:
             mine = QualityState(
-                state.epoch, policy=settings.policy, versions=settings.versions, history=state.history,
+                state.epoch, state.at_ms, settings.policy, settings.versions, history=state.history,
                 level=state.level, threshold=threshold_at(settings.threshold, state.level),
                 target_error=target_at(settings.target, state.level),
             )  # fmt: skip
-            published = Published(mine)
+            published = replace(published, state=mine, model=None)
         self._former = self._kept(published)
         self._models = OrderedDict()
         self.published = published
@@ -209,11 +209,10 @@ class QualityKeeper:
         """Adopts what is stored, and loads the models that look-ups wanted. Raises `StoreUnavailable`."""
         view = self._view
         view.settings = replace(view.settings, versions=await self._versions())
-        stored = await self._store.read(view.epoch)
-        if stored.epoch != view.epoch:
+        is_mine = view.published.state.versions == view.settings.versions  # else other parts of it count now
+        stored = await self._store.read(view.epoch if is_mine else 0)
+        if stored.epoch != view.epoch or not is_mine:
             self._adopt(stored.epoch, stored.text)
-        elif view.published.state.versions != view.settings.versions:
-            view.adopt(view.published)
         wanted = list(view.wanted)
         view.wanted.clear()
         if wanted:

@@ -255,6 +255,32 @@ async def test_another_version_stays_tightened(gate: HealthGatedRedis, what: str
     assert one.view.state().level == 1, "what the keeper writes next is as tight"
 
 
+async def test_another_policy_does_not_tighten_again_for_the_same_labels(gate: HealthGatedRedis, redis: Redis) -> None:
+    former = worker(gate, "former", replace(SETTINGS, policy=PolicyName.GUARDED))
+    await append(gate, hits(60, 6))
+    await former.turn()
+    assert former.view.state().level == 1
+    await redis.delete(KEYS.quality_lease)  # a new release with another policy takes over
+    one = worker(gate, "one")
+    await one.turn()
+    assert one.view.state().policy is PolicyName.VERIFIED
+    assert one.view.state().level == 1
+    assert one.view.published.changed_ms == former.view.published.changed_ms
+
+
+async def test_a_worker_that_changes_to_the_fleets_versions_follows_at_once(gate: HealthGatedRedis) -> None:
+    """As when its embedder cannot be asked at the start, or when it loads the verifier last."""
+    one, late = worker(gate, "one"), worker(gate, "late")
+    await append(gate, misses(500))
+    await one.turn()
+    late.versions = replace(VERSIONS, embedder="")
+    await late.keeper.follow()
+    assert late.view.published.model is None
+    late.versions = VERSIONS
+    await late.keeper.follow()
+    assert late.view.published == one.view.published
+
+
 async def test_a_label_that_was_retracted_does_not_count_any_more(gate: HealthGatedRedis, redis: Redis) -> None:
     one, other = worker(gate, "one"), worker(gate, "other")
     store, bad = RedisLabels(gate, KEYS), replace(hits(1, 1)[0], source="feedback", probability=1.0)
