@@ -56,6 +56,7 @@ the cases. The first constant assumes a little more than that, the second less. 
 """
 BOUND: Final = 0.5
 """Standard errors of the log-odds that the bound of a candidate's risk lies above the estimate."""
+FORMER_BOUND: Final = 1.0
 MODEL_ERROR: Final = 0.4
 """The relative standard error of the model's mean risk. It weighs the model against the labels."""
 CAUTION: Final = 1.3
@@ -96,20 +97,21 @@ class Model:
     """The probability that a candidate is right: the logistic function of the coefficients times the features.
 
     `root` times its transpose is the covariance of the coefficients. `level`: the highest risk that is served, or
-    `NOTHING`. `labels`: how many it was fitted to.
+    `NOTHING`. `labels`: how many it was fitted to. `bound`: that of the risks from which the level was chosen.
     """
 
     coefficients: tuple[float, ...]
     root: tuple[tuple[float, ...], ...]
     level: float = NOTHING
     labels: int = 0
+    bound: float = BOUND
 
     def risk(self, evidence: Evidence) -> float:
         """Returns the upper bound of the probability that the candidate is wrong."""
         features = features_of(evidence)
         odds = _dot(self.coefficients, features)
         error = math.sqrt(math.fsum(_dot(column, features) ** 2 for column in self.root))
-        return 1 / (1 + math.exp(max(-30.0, min(30.0, odds - BOUND * error))))
+        return 1 / (1 + math.exp(max(-30.0, min(30.0, odds - self.bound * error))))
 
     def estimate(self, evidence: Evidence) -> float:
         """Returns the probability that the candidate is wrong."""
@@ -123,15 +125,20 @@ class Model:
             "root": [[round(one, 6) for one in column] for column in self.root],
             "level": self.level,
             "labels": self.labels,
+            "bound": self.bound,
         }
 
 
 def read_model(said: Mapping[str, Any]) -> Model | None:
-    """Reads a model. Returns None for one with other features, which another release has written."""
+    """Reads a model. Returns None for one with other features, which another release has written.
+
+    A model of a release that wrote no bound has `FORMER_BOUND`.
+    """
     if tuple(said["features"]) != FEATURES:
         return None
     root = tuple(tuple(map(float, column)) for column in said["root"])
-    return Model(tuple(map(float, said["coefficients"])), root, float(said["level"]), int(said["labels"]))
+    bound = float(said.get("bound", FORMER_BOUND))
+    return Model(tuple(map(float, said["coefficients"])), root, float(said["level"]), int(said["labels"]), bound)
 
 
 def _dot(left: Sequence[float], right: Sequence[float]) -> float:

@@ -211,6 +211,16 @@ def test_a_model_survives_its_json() -> None:
     assert read_model({**model.as_json(), "features": ["other"]}) is None, "of another release"
 
 
+def test_a_model_of_the_former_release_serves_what_it_did() -> None:
+    """Its level was chosen for risks with a wider bound."""
+    model, evidence = model_from(drawn(1000)), Evidence(0.87, 0.7, 2.5, 1.5)
+    former = {name: value for name, value in model.as_json().items() if name != "bound"}
+    again = read_model(former)
+    assert again is not None
+    assert again.risk(evidence) == pytest.approx(replace(model, bound=1.0).risk(evidence), rel=1e-3)
+    assert again.risk(evidence) > model.risk(evidence)
+
+
 def test_a_fit_of_all_labels_takes_well_under_a_second() -> None:
     labels = drawn(20_000)
     pool = observations(labels, 0)
