@@ -24,6 +24,8 @@ Array = NDArray[np.float64]
 
 HALF_LIFE_MS: Final = 24 * 3600 * 1000
 """The estimate follows a change: after this time a label counts half."""
+OLDEST_MS: Final = 365 * HALF_LIFE_MS
+"""Older labels are left out: their weights are too small to calculate with."""
 DRAWS: Final = 4_000
 OUTSIDE: Final = 0.025
 """The share of the draws on each side of the interval."""
@@ -56,9 +58,12 @@ def samples(labels: Iterable[PooledLabel], now_ms: int, *, served: bool = True) 
     found = []
     for pooled in labels:
         label = pooled.label
+        age_ms = max(0, now_ms - label.at_ms)
         if label.verdict is Verdict.UNSURE or label.source == "feedback" or (served and not label.served):
             continue
-        weight = 0.5 ** (max(0, now_ms - label.at_ms) / HALF_LIFE_MS) / max(label.probability, 1e-4)
+        if age_ms > OLDEST_MS:
+            continue
+        weight = 0.5 ** (age_ms / HALF_LIFE_MS) / max(label.probability, 1e-4)
         wrong = label.verdict is Verdict.DIFFERENT
         found.append(Sample(label.kind, label.policy, pooled.tenant, label.evidence.similarity, wrong, weight))
     return found

@@ -21,6 +21,7 @@ from api.quality.assessment import (
     read_published,
 )
 from api.quality.calibration import Channel
+from api.quality.estimate import HALF_LIFE_MS
 from api.quality.policies import LAST_LEVEL
 from scripts.simulate_quality import watched
 
@@ -165,6 +166,14 @@ def test_a_long_fault_does_not_outweigh_the_right_labels_that_follow() -> None:
 def test_labels_at_twice_the_target_prove_nothing() -> None:
     seen = [[one.label for one in labels(1000, 0.04, seed=seed)] for seed in range(40)]
     assert sum(proven(one, CLEAR, 0.02) for one in seen) <= 2
+
+
+@pytest.mark.parametrize("days", [30, 360, 600, 1_100])
+def test_a_fleet_that_slept_for_long_still_learns(days: int) -> None:
+    """Redis keeps labels for as long as new ones come, and few may come for years."""
+    found = after([*labels(60, 0.1), *labels(1, 0.0, tenant="other")], now_ms=days * HALF_LIFE_MS).published
+    again = read_published(published_as_json(found))
+    assert 0 <= again.state.rate.low <= again.state.rate.estimate <= again.state.rate.high <= 1
 
 
 def test_feedback_does_not_move_the_fleet() -> None:
