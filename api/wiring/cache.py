@@ -11,8 +11,8 @@ from typing import Any, Final
 
 from api.backends.failover import Generations
 from api.cancellation import Background
-from api.embedders.verifier import OnnxVerifier, prior_of
-from api.errors import EmbeddingUnavailable, StoreUnavailable
+from api.embedders.verifier import PRIOR, SETTING, OnnxVerifier, prior_of
+from api.errors import EmbeddingUnavailable, SettingsError, StoreUnavailable
 from api.knowledge.retrieval import Retriever
 from api.languages.identify import ONLY_ENGLISH, Languages, languages_of
 from api.observability.history import MinuteCounts
@@ -22,7 +22,7 @@ from api.ports.inference import Embedder, ModelDigests
 from api.ports.quality import PolicyName, QualityState, Verifier, Versions
 from api.ports.telemetry import Telemetry
 from api.quality.assessment import QualitySettings
-from api.quality.calibration import read_prior
+from api.quality.calibration import Prior, read_prior
 from api.quality.comparator import CONFUSION, Comparator
 from api.quality.keeper import QualityKeeper, QualityView
 from api.query.cache import CacheBudget, CachePolicy, SemanticCache
@@ -361,11 +361,19 @@ def _limits(settings: Settings) -> CacheLimits:
 def _quality_settings(settings: Settings, comparator: Comparator, verifier: Verifier | None) -> QualitySettings:
     cache = settings.cache
     versions = Versions("", verifier.digest if verifier else "", f"{comparator.name}-{comparator.version}")
-    found = prior_of(cache.verifier_path) if cache.verifier_path is not None and verifier is not None else None
-    prior = read_prior(found) if found is not None else None
+    prior = prior_at(cache.verifier_path) if cache.verifier_path is not None and verifier is not None else None
     return QualitySettings(
         PolicyName(cache.policy), cache.similarity_threshold, cache.max_error_rate, versions, CONFUSION, prior
     )
+
+
+def prior_at(verifier_path: str) -> Prior | None:
+    """Returns what a verifier brings along, if it does. Raises `SettingsError` if its file is damaged."""
+    found = prior_of(verifier_path)
+    try:
+        return read_prior(found) if found is not None else None
+    except ValueError as error:
+        raise SettingsError(f"{SETTING}: cannot read {PRIOR} in {verifier_path}: {error}") from error
 
 
 def _quality_keeper(parts: CacheParts, view: QualityView, embedder: Embedder) -> QualityKeeper:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from api.embedders.verifier import PRIOR as PRIOR_FILE
+from api.errors import SettingsError
 from api.ports.quality import Evidence, Label, PolicyName, PooledLabel, Verdict, Versions
 from api.quality.assessment import Published, QualitySettings, assess
 from api.quality.calibration import (
@@ -24,6 +27,7 @@ from api.quality.calibration import (
 from api.quality.evidence import NearEntry, evidence_of
 from api.quality.keeper import QualityView
 from api.quality.policies import CANDIDATES_FROM, LAST_LEVEL
+from api.wiring.cache import prior_at
 from training import base
 
 VERSIONS = Versions("embedder", "verifier", "comparator")
@@ -84,6 +88,17 @@ def test_a_lower_target_serves_less() -> None:
 def test_a_file_that_is_not_a_prior_is_refused(text: bytes) -> None:
     with pytest.raises(ValueError, match=r"(?i)prior|json|input|values"):
         read_prior(text)
+
+
+def test_a_damaged_file_stops_the_start_with_the_settings_name(tmp_path: Path) -> None:
+    for name in ("model.onnx", "tokenizer.json"):
+        (tmp_path / name).touch()
+    assert prior_at(str(tmp_path)) is None, "a verifier may bring nothing along"
+    (tmp_path / PRIOR_FILE).write_bytes(written())
+    assert prior_at(str(tmp_path)) is not None
+    (tmp_path / PRIOR_FILE).write_bytes(written()[:-1])
+    with pytest.raises(SettingsError, match=r"SEMANTIC_CACHE_VERIFIER_PATH: cannot read prior\.json"):
+        prior_at(str(tmp_path))
 
 
 def test_a_deployment_without_labels_decides_by_it() -> None:
