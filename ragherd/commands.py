@@ -49,6 +49,7 @@ COMMANDS: Final = {
     "quality": Entry(
         "quality", PLAN, "Show how often the semantic cache is wrong, or measure it on your own questions."
     ),
+    "analyse": Entry("analyse", PLAN, "Show what a cache would do for you, from a log of your questions."),
     "train-verifier": Entry("train_verifier", PLAN, "Train the verifier of cached answers on your own questions."),
     "plan": Entry("capacity", PLAN, "Estimate the workers, Redis and GPUs that a load needs."),
     "simulate": Entry("capacity", PLAN, "Simulate many replicas on one Redis."),

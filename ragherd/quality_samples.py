@@ -1,10 +1,14 @@
-"""Reads the files of `ragherd quality`. Their columns decide whether they hold pairs, intents, or a log."""
+"""Reads the files of `ragherd quality` and `ragherd analyse`.
+
+Their columns decide whether they hold pairs, intents, or a log. The logs of Ragherd and of Ollama can be read, too.
+"""
 
 from __future__ import annotations
 
 import codecs
 import csv
 import random
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -18,6 +22,7 @@ T = TypeVar("T")
 FOW: Final = "fow"
 """The name of the pairs of the package fow-cache."""
 JSON_SUFFIXES: Final = (".jsonl", ".ndjson", ".json")
+LOG_SUFFIXES: Final = (".log", ".txt")
 COLUMNS: Final = {
     "cached": ("a", "cached", "question1"),
     "asked": ("b", "asked", "question2"),
@@ -28,6 +33,13 @@ COLUMNS: Final = {
     "answer": ("answer", "response"),
 }
 """The names of each column, in order of preference."""
+TOKENS: Final = (
+    ("total_tokens",),
+    ("tokens",),
+    ("prompt_tokens", "completion_tokens"),
+    ("prompt_eval_count", "eval_count"),
+)
+"""Columns whose sum is the tokens of a request, in order of preference."""
 FLAGS: Final = {
     **dict.fromkeys(("1", "1.0", "true", "yes", "same"), True),
     **dict.fromkeys(("0", "0.0", "false", "no", "different"), False),
@@ -51,7 +63,8 @@ class Samples:
 
     Pairs: `cached` has the question in the cache of each asked one, `same` whether one answer serves both, and `kinds`
     the kind of pair. Intents: `intents` has that of each question. Log: `answers` has the answers, empty if there are
-    none.
+    none. `prompts`: the whole prompts as the model got them, empty unless all are known. `tokens`: the tokens of each
+    request, 0 if unknown, empty if none is known.
     """
 
     name: str
@@ -62,6 +75,8 @@ class Samples:
     kinds: Sequence[str] = ()
     intents: Sequence[str] = ()
     answers: Sequence[str] = ()
+    prompts: Sequence[str] = ()
+    tokens: Sequence[int] = ()
 
     def __len__(self) -> int:
         return len(self.asked)
@@ -84,6 +99,8 @@ class Samples:
             kinds=chosen(self.kinds),
             intents=chosen(self.intents),
             answers=chosen(self.answers),
+            prompts=chosen(self.prompts),
+            tokens=chosen(self.tokens),
         )
 
 
@@ -93,8 +110,7 @@ def read_samples(file: str) -> Samples:
         return _as_pairs(FOW, ((f"{FOW}:{number}", record) for number, record in enumerate(_fow(), 1)))
     path = Path(file)
     try:
-        records = _json_lines(path) if path.suffix in JSON_SUFFIXES else _csv(path)
-        first = next(records, None)
+        first = next(records := _records(path), None)
         if first is None:
             raise Unreadable(f"{file}: has no questions")
         return _as_samples(path.name, first, records)
@@ -124,6 +140,12 @@ def _fow() -> list[Record]:
 
 
 # -- Formats of files --------------------------------------------------------------------------------------------------
+
+
+def _records(path: Path) -> Iterator[tuple[str, Record]]:
+    if path.suffix in LOG_SUFFIXES:
+        return _questions_asked(path, _log_lines(path))
+    return _questions_asked(path, _json_lines(path)) if path.suffix in JSON_SUFFIXES else _csv(path)
 
 
 def _csv(path: Path) -> Iterator[tuple[str, Record]]:
@@ -176,6 +198,81 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Record]]:
             yield f"{path}:{number}", record
 
 
+# -- Logs of Ragherd and Ollama ----------------------------------------------------------------------------------------
+
+_REQUEST: Final = re.compile(r'msg="(?:chat|generate) request" (?:images=\d+ )?prompt=')
+"""Precedes the prompt in Ollama's log with OLLAMA_DEBUG=1."""
+_VALUE: Final = re.compile(r'"([^"\\]*(?:\\.[^"\\]*)*)"|([^"\s]\S*)')
+_ESCAPED: Final = re.compile(r"\\(?:x([0-9a-f]{2})|u([0-9a-f]{4})|U([0-9a-f]{8})|(.))")
+_CONTROL: Final = {"n": "\n", "t": "\t", "r": "\r", "a": "\a", "b": "\b", "f": "\f", "v": "\v"}
+_USER: Final = re.compile(
+    r"<\|im_start\|>user\n|<\|start_header_id\|>user<\|end_header_id\|>|<start_of_turn>user\n|<\|turn>user\n|"
+    r"<\|start\|>user<\|message\|>|<\|user\|>|<｜User｜>|\[INST\]"
+)
+"""Starts the user's turn in the templates of common models."""
+_TURN_ENDS: Final = re.compile(
+    r"<\|im_end\|>|<\|eot_id\|>|<end_of_turn>|<turn\|>|<\|end\|>|<\|assistant\|>|<｜Assistant｜>|\[/INST\]|</s>"
+)
+
+
+def _log_lines(path: Path) -> Iterator[tuple[str, Record]]:
+    """Yields the records of a log. Its other lines are skipped, and so is what a log collector puts before them."""
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        for number, line in enumerate(file, 1):
+            record = _logged(line)
+            if record is not None and (_is_of_ragherd(record) or _column(record, "question")):
+                yield f"{path}:{number}", record
+
+
+def _logged(line: str) -> Record | None:
+    if (request := _REQUEST.search(line)) and (found := _VALUE.match(line, request.end())):
+        prompt = _unquoted(found[1]) if found[1] is not None else found[2]
+        question = _last_user_turn(prompt)
+        return {"question": question, "whole_prompt": prompt} if question else None
+    try:
+        record = orjson.loads(line[line.index("{") :])
+    except ValueError:  # no brace, or no JSON after it
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _questions_asked(path: Path, records: Iterator[tuple[str, Record]]) -> Iterator[tuple[str, Record]]:
+    """Yields the records, but of Ragherd's log only the answered questions."""
+    found = hidden = 0
+    for where, record in records:
+        if not _is_of_ragherd(record):
+            found += 1
+            yield where, record
+        elif record["event"] == "query" and "question" in record:
+            found += 1
+            yield where, {"question": record["question"]}
+        else:
+            hidden += record["event"] == "query"
+    if hidden and not found:
+        raise Unreadable(f"{path}: the log does not show questions: set LOG_QUESTIONS=true")
+
+
+def _is_of_ragherd(record: Record) -> bool:
+    return {"event", "logger", "pid"} <= record.keys()
+
+
+def _unquoted(text: str) -> str:
+    """Decodes the text between Go's quotation marks."""
+
+    def decoded(found: re.Match[str]) -> str:
+        if found[4] is not None:
+            return _CONTROL.get(found[4], found[4])
+        return chr(min(int(found[1] or found[2] or found[3], 16), 0x10FFFF))
+
+    return _ESCAPED.sub(decoded, text).encode("utf-8", "replace").decode()
+
+
+def _last_user_turn(prompt: str) -> str:
+    """Returns the user's last message in a prompt; all of a prompt whose template is not known."""
+    *_, last = _USER.split(prompt)
+    return _TURN_ENDS.split(last, maxsplit=1)[0].strip()
+
+
 # -- Kinds of files ----------------------------------------------------------------------------------------------------
 
 
@@ -190,16 +287,41 @@ def _as_pairs(name: str, records: Iterable[tuple[str, Record]]) -> Samples:
 
 
 def _as_intents(name: str, records: Iterable[tuple[str, Record]]) -> Samples:
-    read = [(_text(where, one, "question"), _text(where, one, "intent")) for where, one in records]
-    return Samples(name, "intents", [one for one, _ in read], intents=[intent for _, intent in read])
+    read = [(_text(where, one, "question"), _text(where, one, "intent"), _tokens(one)) for where, one in records]
+    tokens = [count for _, _, count in read]
+    return Samples(
+        name,
+        "intents",
+        [question for question, _, _ in read],
+        intents=[intent for _, intent, _ in read],
+        tokens=tokens if any(tokens) else (),
+    )
 
 
 def _as_log(name: str, records: Iterable[tuple[str, Record]]) -> Samples:
-    questions, answers = [], []
+    questions, answers, prompts, tokens = [], [], [], []
     for where, record in records:
         questions.append(_text(where, record, "question"))
         answers.append(str(record[column] or "").strip() if (column := _column(record, "answer")) else "")
-    return Samples(name, "log", questions, answers=answers if any(answers) else ())
+        prompts.append(str(record.get("whole_prompt") or record.get("prompt") or ""))
+        tokens.append(_tokens(record))
+    return Samples(
+        name,
+        "log",
+        questions,
+        answers=answers if any(answers) else (),
+        prompts=prompts if all(prompts) else (),
+        tokens=tokens if any(tokens) else (),
+    )
+
+
+def _tokens(record: Record) -> int:
+    """Returns the tokens of a request, 0 if the record does not say."""
+    for names in TOKENS:
+        counts = [str(record.get(name, "")).strip() for name in names]
+        if all(one.isdecimal() and len(one) < 10 for one in counts):
+            return sum(map(int, counts))
+    return 0
 
 
 def _column(record: Record, meaning: str) -> str | None:
