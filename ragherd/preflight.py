@@ -39,7 +39,7 @@ class Scenario(StrEnum):
 
 
 class Level(IntEnum):
-    """How much a scenario asks for."""
+    """How strict a scenario is."""
 
     ALWAYS = 0
     STAGING = 1

@@ -86,7 +86,7 @@ def policies_of(
     verifier: bool = False,
     prior: Prior | None = None,
 ) -> list[Policy]:
-    """Returns the policies to measure. `verifier`: also with it, and `prior`: what it brings along.
+    """Returns the policies to measure. `verifier`: measure with it, too. `prior`: its prior.
 
     Raises `ValueError` for an unknown name.
     """

@@ -2,7 +2,7 @@
 
     .venv/bin/python -m scripts.bench_metering
 
-Three workers in one process answer the same question in turn, in random order, so that other load of the machine
+Three workers in one process take turns in random order with the same question, so that other load of the machine
 affects all of them alike. There is no HTTP client or server: a real request takes longer, and the shares are smaller. A
 busy worker answers as many requests per second as its processor time allows. Metrics are in multiprocess mode, as
 under gunicorn. Needs the extras `embedded` and `dev`.

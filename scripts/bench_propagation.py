@@ -5,8 +5,8 @@
 - `bad vote`: until no worker serves the judged answer and its copy from the cache any more.
 - `level`: until every worker shows what the worker that learns has published.
 
-Each worker is asked again and again. The time is that at which the last request was sent that did not show the change
-yet, from when the vote was sent or the level written. Needs the extras `embedded` and `dev`.
+Each worker is asked repeatedly. The time runs from the vote or the write of the level until the last request was sent
+that did not show the change yet. Needs the extras `embedded` and `dev`.
 """
 
 from __future__ import annotations

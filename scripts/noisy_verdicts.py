@@ -2,8 +2,8 @@
 
 Its error rates are those measured on labeled pairs of answers. The same two answers always get the same verdict, and
 errors repeat: some intents have answers that are hard to tell apart, and some answers are hard to compare with any
-answer of an intent. On the labeled pairs, of answers that were wrongly called the same as another one, 43 % were also
-called the same as a second answer that says what the other one says; of those wrongly called different, 33 %.
+answer of an intent. On the labeled pairs, 43 % of the answers that were wrongly called the same as another one were
+also called the same as a second answer with that meaning. Of those wrongly called different, 33 % were called so again.
 """
 
 from __future__ import annotations

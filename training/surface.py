@@ -12,7 +12,7 @@ GREETINGS: Final = (
 )  # fmt: skip
 THANKS: Final = (", please?", " please", "? Thanks", "? thank you", "? Thanks in advance")
 NEIGHBOURS: Final = dict(zip("qwertyuiopasdfghjklzxcvbnm", "wqwrtyuioaqsdfghjkzxzcvbbn", strict=True))
-"""A key and one beside it."""
+"""A key and an adjacent one."""
 SWAPPED: Final = re.compile(r"\b([\w-]{3,}) (and|or) ([\w-]{3,})\b")
 UNSWAPPED: Final = frozenset(("from", "can", "how", "what", "why", "when", "the", "not"))
 CLAUSE: Final = re.compile(

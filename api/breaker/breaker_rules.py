@@ -267,7 +267,7 @@ class Outage:
     reason: str
 
     def lasted_ms(self, now_ms: int) -> int:
-        """Its duration; so far, for a current one."""
+        """The duration, up to now for a current outage."""
         return (self.ended_ms if self.ended_ms is not None else now_ms) - self.began_ms
 
 

@@ -210,7 +210,7 @@ GROUNDINGS = MetricSpec(
 RERANKING_DURATION = MetricSpec(
     "ragherd_reranking_duration_seconds",
     "histogram",
-    "Time to re-rank passages, or to wait in vain.",
+    "Time to re-rank passages, or until giving up.",
     ("outcome",),
     buckets=STAGE_BUCKETS,
 )

@@ -167,7 +167,7 @@ def _learned(
 ) -> _Learned | None:
     own = observations([one.label for one in labels], now_ms, [one.tenant for one in labels])
     prior = settings.known_before
-    pool = prior.beside(own, channel) if prior is not None else own
+    pool = prior.added_to(own, channel) if prior is not None else own
     found = learn(pool, channel, target)
     if found is None:
         return None

@@ -425,8 +425,8 @@ class Prior:
         """Returns whether cosines and scores mean the same here."""
         return (versions.embedder, versions.verifier) == (self.embedder, self.verifier)
 
-    def beside(self, own: Observations, channel: Channel) -> Observations:
-        """Returns the deployment's labels and the prior's, which count less the more of its own a deployment has.
+    def added_to(self, own: Observations, channel: Channel) -> Observations:
+        """Returns the deployment's labels and the prior's, which count less as labels come.
 
         Labels that do not suffice for a model, such as many right ones and none wrong, count as few: they do not say
         what is wrong. The prior's verdicts are what the comparator would have said on average, so its errors are

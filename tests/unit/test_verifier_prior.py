@@ -156,7 +156,7 @@ def test_labels_that_contradict_it_win() -> None:
 def test_it_fades_as_labels_come() -> None:
     right, wrong = ([one.label for one in labels(200, verdict)] for verdict in (Verdict.SAME, Verdict.DIFFERENT))
     few, many = observations([], 0), observations([*right, *wrong], 0)
-    weights = [PRIOR.beside(own, Channel()).weight.sum() - own.weight.sum() for own in (few, many)]
+    weights = [PRIOR.added_to(own, Channel()).weight.sum() - own.weight.sum() for own in (few, many)]
     expected = 0.5 ** (many.weight.sum() / PRIOR_HALF)
     assert weights[1] / weights[0] == pytest.approx(expected)
     assert expected < 0.3
@@ -172,7 +172,7 @@ def test_right_labels_alone_do_not_serve_its_traps() -> None:
 def test_the_comparators_errors_are_allowed_for() -> None:
     """Its true verdicts count as the comparator would have said them, so they do not look better than labels."""
     none = observations([], 0)
-    seen = PRIOR.beside(none, Channel(called_same=0.04, called_different=0.03)).wrong
+    seen = PRIOR.added_to(none, Channel(called_same=0.04, called_different=0.03)).wrong
     expected = [0.03 * AGAIN_DIFFERENT, 1 - 0.04 * AGAIN_SAME]
     assert sorted(set(seen.tolist())) == pytest.approx(expected), "as two comparisons that agree"
 

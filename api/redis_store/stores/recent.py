@@ -1,7 +1,7 @@
 """The latest outcomes of questions, for the live page. Key: the stream `rag:recent`.
 
 A request only appends to a list. Each worker writes what it noted once a second, the newest first if there was more
-than fits. Nothing is kept for a Redis that is down: these outcomes are for those who look now.
+than fits. While Redis is down, outcomes are dropped: the page shows only recent ones.
 """
 
 from __future__ import annotations
