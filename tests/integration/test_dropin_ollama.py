@@ -155,12 +155,29 @@ async def test_a_repeated_call_is_an_exact_hit_and_a_paraphrase_a_semantic_one(
     assert stub.stats["requests"]["/api/chat"] == 1
 
 
-async def test_conversations_are_exact_hits_only(service: httpx.AsyncClient, stub: StubOllama) -> None:
-    before = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
-    assert "fwd=miss" in (await chat(service, messages=[*before, TURN])).headers["Cache-Status"]
-    assert "exact" in (await chat(service, messages=[*before, TURN])).headers["Cache-Status"]
-    paraphrased = await chat(service, messages=[*before, {"role": "user", "content": PARAPHRASE}])
+def conversation(answer: str, question: str) -> list[dict[str, str]]:
+    before = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": answer}]
+    return [*before, {"role": "user", "content": question}]
+
+
+async def test_conversations_are_exact_hits_only_where_follow_ups_are_off(serve: Service, stub: StubOllama) -> None:
+    service = await serve(cache={"follow_ups": False})
+    question = TURN["content"]
+    assert "fwd=miss" in (await chat(service, messages=conversation("Hi", question))).headers["Cache-Status"]
+    assert "exact" in (await chat(service, messages=conversation("Hi", question))).headers["Cache-Status"]
+    paraphrased = await chat(service, messages=conversation("Hi", PARAPHRASE))
     assert "fwd=miss" in paraphrased.headers["Cache-Status"]
+    assert stub.stats["requests"]["/api/chat"] == 2
+
+
+async def test_a_paraphrase_is_a_hit_after_the_same_conversation_only(
+    service: httpx.AsyncClient, stub: StubOllama
+) -> None:
+    assert "fwd=miss" in (await chat(service, messages=conversation("Hi", TURN["content"]))).headers["Cache-Status"]
+    same = await chat(service, messages=conversation("Hi", PARAPHRASE))
+    assert "detail=semantic" in same.headers["Cache-Status"]
+    other = await chat(service, messages=conversation("Good evening", PARAPHRASE))
+    assert "fwd=miss" in other.headers["Cache-Status"]
     assert stub.stats["requests"]["/api/chat"] == 2
 
 

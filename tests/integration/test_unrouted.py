@@ -60,7 +60,7 @@ async def test_a_redirected_question_keeps_its_method_and_body(serve: Service) -
     assert (await client.get("/query/")).status_code == 404
 
 
-@pytest.mark.parametrize("path", ["//evil.example/", "//evil.example/docs/", "///health/", "/", "/nowhere/", "/a/b/c/"])
+@pytest.mark.parametrize("path", ["//evil.example/", "//evil.example/docs/", "///health/", "/nowhere/", "/a/b/c/"])
 async def test_no_other_path_is_redirected(serve: Service, path: str) -> None:
     client = await serve()
     answer = await client.get(str(client.base_url).rstrip("/") + path, headers=EVIL)
