@@ -52,7 +52,7 @@ def analyse(
     saved, and how much of the prompts Ollama's own prompt cache would reuse. It needs neither Redis nor Ollama.
 
     A file is CSV or JSON Lines with a column `question`. A file named .log or .txt is the log of Ragherd with
-    LOG_QUESTIONS=true, or that of Ollama with OLLAMA_DEBUG=1. Its questions must be in the order of time.
+    LOG_QUESTIONS=true, or that of Ollama with OLLAMA_DEBUG=2. Its questions must be in the order of time.
     """
     from ragherd.quality_samples import Unreadable
 

@@ -200,8 +200,9 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Record]]:
 
 # -- Logs of Ragherd and Ollama ----------------------------------------------------------------------------------------
 
-_REQUEST: Final = re.compile(r'msg="(?:chat|generate) request" (?:images=\d+ )?prompt=')
-"""Precedes the prompt in Ollama's log with OLLAMA_DEBUG=1."""
+_REQUEST: Final = re.compile(r'msg="(?:(?:chat|generate) request" (?:images=\d+ )?|completion request" )prompt=')
+"""Precedes the prompt in Ollama's log with OLLAMA_DEBUG=2, and in old versions with OLLAMA_DEBUG=1."""
+_OF_OLLAMA: Final = ("[GIN]", 'msg="completion request"')
 _VALUE: Final = re.compile(r'"([^"\\]*(?:\\.[^"\\]*)*)"|([^"\s]\S*)')
 _ESCAPED: Final = re.compile(r"\\(?:x([0-9a-f]{2})|u([0-9a-f]{4})|U([0-9a-f]{8})|(.))")
 _CONTROL: Final = {"n": "\n", "t": "\t", "r": "\r", "a": "\a", "b": "\b", "f": "\f", "v": "\v"}
@@ -217,11 +218,16 @@ _TURN_ENDS: Final = re.compile(
 
 def _log_lines(path: Path) -> Iterator[tuple[str, Record]]:
     """Yields the records of a log. Its other lines are skipped, and so is what a log collector puts before them."""
+    found, is_of_ollama = 0, False
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         for number, line in enumerate(file, 1):
             record = _logged(line)
             if record is not None and (_is_of_ragherd(record) or _column(record, "question")):
+                found += 1
                 yield f"{path}:{number}", record
+            is_of_ollama = is_of_ollama or any(mark in line for mark in _OF_OLLAMA)
+    if is_of_ollama and not found:
+        raise Unreadable(f"{path}: the log does not show prompts: run Ollama with OLLAMA_DEBUG=2")
 
 
 def _logged(line: str) -> Record | None:

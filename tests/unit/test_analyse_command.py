@@ -179,6 +179,8 @@ OLLAMA = (
     r'\n\nWhat now?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"'
     "\n"
     'level=DEBUG msg="generate request" images=0 prompt=Why\n'
+    'level=DEBUG source=server.go:1388 msg="completion request" images=0 prompt=197 format=""\n'
+    'level=TRACE source=server.go:1389 msg="completion request" prompt="<start_of_turn>user\\nWhere?<end_of_turn>"\n'
     'level=DEBUG msg="chat request" images=0 prompt="cut off'
 )
 
@@ -187,7 +189,7 @@ def test_the_log_of_ollama_has_the_last_user_turn_of_each_prompt(tmp_path: Path)
     path = tmp_path / "server.log"
     path.write_text(OLLAMA)
     found = read_samples(str(path))
-    assert found.asked == ['What is "café"?\tC:\\n', "What now?", "Why"]
+    assert found.asked == ['What is "café"?\tC:\\n', "What now?", "Why", "Where?"]
     assert found.prompts[0].startswith("<|im_start|>system\nBe brief.<|im_end|>\n")
 
 
@@ -250,7 +252,12 @@ def test_a_log_that_hides_questions_names_the_setting(tmp_path: Path) -> None:
         ("a.jsonl", '{"question": \n', "a.jsonl:1: is not JSON"),
         ("a.csv", "name\nx\n", "a.csv:2: needs the columns a, b, same, or question; found name"),
         ("a.csv", "a,b,same\nx,y,1\n", "a.csv: has pairs; analyse needs a log with the column question"),
-        ("a.log", '[GIN] 200 | POST "/api/chat"\n{"level": 1}\n', "a.log: has no questions"),
+        ("a.log", 'started\n{"level": 1}\n', "a.log: has no questions"),
+        (
+            "a.log",
+            'msg="completion request" images=0 prompt=9 format=""\n',
+            "a.log: the log does not show prompts: run",
+        ),
         ("a.jsonl", "", "a.jsonl: has no questions"),
     ],
 )
