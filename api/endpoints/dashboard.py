@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 from api.cancellation import log_failure
 from api.endpoints.description import ASSET_HEADERS, PAGE_HEADERS, file_of
 from api.endpoints.health import AppState, health_report, worker_out, worker_state
-from api.endpoints.middleware import CheckedRoute, needs
+from api.endpoints.middleware import HEAD_ONLY, CheckedRoute, needs
 from api.endpoints.problems import ClientDisconnected
 from api.endpoints.resilience import breaker_report, bulkhead_report
 from api.endpoints.streaming import EventWire, Streaming, cancel_on_disconnect
@@ -116,6 +116,7 @@ class LiveFeed:
         """Opens a page's stream of JSON objects with the parts that changed. It ends when the worker drains."""
         self.pages += 1
         if self._reading is None or self._reading.done():
+            self._parts.clear()  # read for a page of earlier
             self._reading = asyncio.create_task(self._keep_reading())
             log_failure(self._reading)
         try:
@@ -129,10 +130,11 @@ class LiveFeed:
     async def _following(self, admin: bool) -> AsyncIterator[bytes]:
         seen = 0
         while self._reading is not None and not self._reading.done() and not self._draining():
+            next_turn = self._changed  # taken first: a page may read slowly, and the turn comes meanwhile
             if changed := self._since(seen, admin):
                 seen = self._turn
                 yield changed
-            await self._changed.wait()
+            await next_turn.wait()
 
     def _since(self, seen: int, admin: bool) -> bytes:
         """The parts that changed after turn `seen`, as one JSON object; empty if there are none."""
@@ -146,7 +148,7 @@ class LiveFeed:
 
     async def _keep_reading(self) -> None:
         try:
-            while not self._draining():
+            while self._reading is asyncio.current_task() and not self._draining():
                 found = await self._read()
                 self._turn += 1
                 for name, part in found.items():
@@ -168,6 +170,7 @@ class FiguresStream(Response):
 
     def __init__(self, feed: LiveFeed, streaming: Streaming, *, admin: bool) -> None:
         self.status_code = 200
+        self.body = b""
         self.background = None
         self.init_headers({"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         self._feed = feed
@@ -175,7 +178,10 @@ class FiguresStream(Response):
         self._admin = admin
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Sends one event per change."""
+        """Sends one event per change; none for a HEAD request."""
+        if HEAD_ONLY in scope:
+            await super().__call__(scope, receive, send)
+            return
         wire = EventWire(send, self._streaming)
         try:
             async with (

@@ -105,6 +105,10 @@ def _is_health(path: str) -> bool:
     return path == HEALTH or path.startswith(f"{HEALTH}/")
 
 
+HEAD_ONLY: Final = "ragherd.head_only"
+"""Key of the scope of a HEAD request: a stream that has no end by itself then ends after its headers."""
+
+
 class HeadRequests:
     """Runs HEAD requests as GET in a copied scope. The server sees HEAD in the original scope and drops the body."""
 
@@ -113,7 +117,7 @@ class HeadRequests:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] == "HEAD":
-            scope = {**scope, "method": "GET"}
+            scope = {**scope, "method": "GET", HEAD_ONLY: True}
         await self._app(scope, receive, send)
 
 

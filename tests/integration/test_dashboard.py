@@ -153,6 +153,14 @@ async def test_without_redis_the_page_says_so_and_goes_on(serve: Service, redis_
         assert len(workers) == 1
 
 
+async def test_a_head_request_ends(serve: Service) -> None:
+    client = await serve()
+    async with asyncio.timeout(20):
+        head = await client.head("/dashboard/events")
+        assert (head.status_code, head.headers["content-type"]) == (200, "text/event-stream")
+        assert (await client.get("/health/live")).status_code == 200  # on the same connection
+
+
 async def test_more_pages_than_a_worker_allows_are_refused(serve: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("api.endpoints.dashboard.MOST_PAGES", 1)
     client = await serve()

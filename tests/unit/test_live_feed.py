@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import orjson
@@ -52,6 +53,16 @@ async def test_a_page_that_opens_later_gets_everything_at_once() -> None:
             assert await following(second) == {"breaker": "CLOSED"}
 
 
+async def test_a_page_never_gets_what_was_read_for_a_page_of_earlier() -> None:
+    figures = Figures(turn="earlier", gone=1)
+    feed = figures.feed()
+    async with feed.followed(admin=False) as changes:
+        await following(changes)
+    figures.parts = {"turn": "now"}
+    async with feed.followed(admin=False) as changes:
+        assert await following(changes) == {"turn": "now"}
+
+
 async def test_fifty_pages_cost_one_reader() -> None:
     figures = Figures(turn=0)
     feed = figures.feed()
@@ -97,6 +108,39 @@ async def test_a_draining_worker_ends_the_streams() -> None:
         figures.draining = True
         with pytest.raises(StopAsyncIteration):
             await following(changes)
+
+
+async def test_a_page_that_reads_slowly_also_sees_the_end() -> None:
+    figures = Figures(turn=0)
+    feed = figures.feed()
+    async with feed.followed(admin=False) as changes:
+        await following(changes)  # the page has not asked for more yet
+        reader = feed._reading
+        assert reader is not None
+        figures.draining = True
+        await asyncio.wait([reader])
+        with pytest.raises(StopAsyncIteration):
+            await following(changes)
+
+
+async def test_a_reader_whose_cancellation_was_lost_ends_by_itself() -> None:
+    figures = Figures(turn=0)
+    feed, began = figures.feed(), asyncio.Event()
+
+    async def read() -> dict[str, Any]:
+        if not began.is_set():
+            began.set()
+            with suppress(asyncio.CancelledError):  # as `asyncio.wait_for` of Python 3.11 may
+                await asyncio.Event().wait()
+        return await figures.read()
+
+    feed._read = read
+    async with feed.followed(admin=False):
+        reader = feed._reading
+        assert reader is not None
+        await began.wait()
+    done, _ = await asyncio.wait([reader], timeout=5)
+    assert done
 
 
 async def test_a_failed_reader_ends_the_streams_and_the_next_page_starts_another() -> None:
