@@ -170,7 +170,6 @@ class FiguresStream(Response):
 
     def __init__(self, feed: LiveFeed, streaming: Streaming, *, admin: bool) -> None:
         self.status_code = 200
-        self.body = b""
         self.background = None
         self.init_headers({"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         self._feed = feed
@@ -180,6 +179,7 @@ class FiguresStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends one event per change; none for a HEAD request."""
         if HEAD_ONLY in scope:
+            self.body = b""
             await super().__call__(scope, receive, send)
             return
         wire = EventWire(send, self._streaming)
@@ -210,7 +210,10 @@ async def read_figures(state: AppState) -> Parts:
     try:
         parts["workers"] = [worker_out(worker) for worker in await state.live_workers()]
         parts["cache"] = {**await state.cache_report(), "policy": quality.policy, "tightened": quality.tightened}
-        parts["recent"] = await state.recent()
+        parts[f"{ADMIN}recent"] = outcomes = await state.recent()
+        parts["recent"] = [
+            {**outcome, "question": None, "model": None} for outcome in outcomes
+        ]  # both are users' texts
     except StoreUnavailable:
         parts["workers"] = None
     return parts

@@ -86,8 +86,8 @@ class CacheParts:
         self.served = ServedAnswers(
             client, self.keys, round(settings.server.feedback_ttl * 1000), metrics.feedback_left_out
         )
-        self.recent = RecentOutcomes(client, self.keys, worker)
         log_questions = settings.server.log_questions
+        self.recent = RecentOutcomes(client, self.keys, worker, questions=log_questions)
         self.telemetry = WorkerTelemetry(
             metrics, self.counters, self.served, self.recent, self.history, log_questions=log_questions
         )

@@ -121,6 +121,26 @@ async def test_texts_only_where_the_setting_allows_them(serve: Service, redis: R
     assert 0 < await redis.pttl("rag:recent") <= 24 * 3600 * 1000
 
 
+async def test_without_the_setting_no_worker_shows_texts_that_another_kept(serve: Service) -> None:
+    keeping, other = await serve(server={"log_questions": True}), await serve()
+    await ask(keeping, "Why is the sky blue?")
+    async with opened(other) as figures:
+        outcomes = await until(figures, "recent", lambda part: len(part) == 1)
+    assert outcomes[0]["question"] is None
+
+
+@pytest.mark.parametrize(("key", "seen"), [("acme-key", None), ("root-key", "Why is the sky blue?")])
+async def test_only_admins_see_what_other_tenants_asked(serve: Service, key: str, seen: str | None) -> None:
+    client = await serve(**ADMINS, server={"log_questions": True})
+    headers = {"Authorization": "Bearer root-key"}
+    await client.post("/query", json={"question": "Why is the sky blue?"}, headers=headers)
+    await client.post("/query", json={"question": "Which?", "model": "a secret word"}, headers=headers)
+    async with opened(client, Authorization=f"Bearer {key}") as figures:
+        outcomes = await until(figures, "recent", lambda part: len(part) == 2)
+    assert (outcomes[1]["question"], outcomes[0]["model"]) == (seen, seen and "a secret word")
+    assert [outcome["status"] for outcome in outcomes] == ["miss", "miss"]
+
+
 async def test_the_fleet_keeps_twenty_outcomes(serve: Service, redis: Redis) -> None:
     client = await serve()
     for turn in range(4):

@@ -147,7 +147,7 @@ export function workers(found) {
 
 export function recent(outcomes) {
   const texts = outcomes.some((outcome) => outcome.question);
-  show($("recent"), table(texts ? "Newest first" : "Newest first. Set LOG_QUESTIONS=true to show the questions here.", [
+  show($("recent"), table(texts ? "Newest first" : "Newest first. With LOG_QUESTIONS=true, admins see the questions.", [
     ["Time", (outcome) => clock(outcome.at)],
     ["Outcome", (outcome) => cachePill(outcome.status, outcome.kind)],
     ...(texts ? [["Question", (outcome) => outcome.question ?? "–"]] : []),

@@ -37,12 +37,16 @@ FIELDS: Final = ("status", "kind", "similarity", "ms", "model", "error", "questi
 
 
 class RecentOutcomes:
-    """Writes and reads the latest outcomes of the fleet. `note` does no I/O."""
+    """Writes and reads the latest outcomes of the fleet. `note` does no I/O.
 
-    def __init__(self, redis: HealthGatedClients, keys: Keys, worker: str) -> None:
+    `questions`: this worker may show questions, also those that others kept.
+    """
+
+    def __init__(self, redis: HealthGatedClients, keys: Keys, worker: str, *, questions: bool) -> None:
         self._key = keys.recent
         self._redis = redis.of(self._key)
         self._worker = worker
+        self._questions = questions
         self._noted: deque[Outcome] = deque(maxlen=MOST_AT_ONCE)
         self.note = self._noted.append
 
@@ -74,7 +78,8 @@ class RecentOutcomes:
     async def latest(self) -> list[dict[str, Any]]:
         """Returns the latest outcomes of all workers, newest first. Raises `StoreUnavailable`."""
         entries: Any = await self._redis.run("recent", lambda client: client.xrevrange(self._key, count=SHOWN))
-        return [_shown(entry.decode(), fields) for entry, fields in entries]
+        outcomes = [_shown(entry.decode(), fields) for entry, fields in entries]
+        return outcomes if self._questions else [{**outcome, "question": None} for outcome in outcomes]
 
     def _fields(self, outcome: Outcome) -> dict[Any, Any]:
         status, kind, similarity, seconds, model, error, question = outcome
