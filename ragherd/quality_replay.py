@@ -18,8 +18,8 @@ from api.embedders.onnx import identity_of
 from api.embedders.verifier import prior_of
 from api.guards.agreement import Features, disagreement, read
 from api.languages.identify import ONLY_ENGLISH, Languages
+from api.ports.answer_quality import Versions
 from api.ports.inference import CurrentIdentity
-from api.ports.quality import Versions
 from api.ports.question import SEMANTIC_LIMIT
 from api.quality.calibration import Prior, read_prior
 from api.quality.measurement import (

@@ -18,7 +18,7 @@ from api.settings import Settings, load_settings
 from ragherd.exits import INTERRUPTED, USAGE_ERROR, exit_with
 
 if TYPE_CHECKING:
-    from api.ports.quality import LabelledPair, VerifierFiles
+    from api.ports.answer_quality import LabelledPair, VerifierFiles
     from training.fit import Progress
     from training.pairs import Pair, Split
     from training.tune import Outcome
@@ -103,7 +103,7 @@ def _read(file: Path | None) -> list[Pair]:
 
 
 async def _kept_pairs(settings: Settings) -> Sequence[LabelledPair]:
-    from api.redis_store.stores.labels import PAIRS
+    from api.redis_store.stores.label_store import PAIRS
     from api.wiring.backup import opened_labels
 
     async with opened_labels(settings) as labels:

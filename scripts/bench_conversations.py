@@ -27,7 +27,7 @@ from api.backends.embedder import RememberedEmbedder
 from api.embedded.redis_server import embedded_redis
 from api.embedders.onnx import OnnxEmbedder
 from api.languages.identify import ONLY_ENGLISH
-from api.ports.quality import PolicyName, Versions
+from api.ports.answer_quality import PolicyName, Versions
 from api.ports.question import Query, Timings
 from api.ports.telemetry import Telemetry
 from api.quality.assessment import QualitySettings

@@ -40,7 +40,7 @@ from api.ports.document_store import CurrentDocument, DocumentFacts
 from api.query.grounding import objection
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
-from api.redis_store.stores.documents.documents import owner_of
+from api.redis_store.stores.documents.document_records import owner_of
 from api.redis_store.stores.documents.passages import RedisPassageIndex
 from api.values import CachedAnswer, Source, Usage
 from scripts.bench_retrieval import EDITS, questions

@@ -28,7 +28,7 @@ from api.cancellation import Background
 from api.embedded.redis_server import embedded_redis
 from api.embedders.onnx import open_onnx
 from api.ports.answer_cache import FeedbackVerdict, Vote
-from api.ports.quality import QualityState
+from api.ports.answer_quality import QualityState
 from api.ports.question import AnswerFinished, Query, Timings
 from api.ports.telemetry import Telemetry
 from api.quality.answer_facts import AnswerText
@@ -37,7 +37,7 @@ from api.quality.evidence import NEIGHBOURS
 from api.redis_store.keys import Keys
 from api.redis_store.search_index import algorithm_for
 from api.redis_store.stores.feedback import RedisFeedback, ServedAnswers
-from api.redis_store.stores.labels import RedisLabels
+from api.redis_store.stores.label_store import RedisLabels
 from api.values import CachedAnswer, CacheMatch, CacheStatus, FlightKey, Usage
 from scripts.bench_cache import ANSWER, CALLS, EMBEDDER, HOUR, SCOPE, Bench
 

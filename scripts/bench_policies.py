@@ -27,7 +27,7 @@ import typer
 from numpy.typing import NDArray
 
 from api.guards.agreement import Features, disagreement, read
-from api.ports.quality import Confusion, Label, PolicyName, PolicyOutcome, PooledLabel, Verdict, Versions
+from api.ports.answer_quality import Confusion, Label, PolicyName, PolicyOutcome, PooledLabel, Verdict, Versions
 from api.quality.assessment import Published, QualitySettings, assess
 from api.quality.calibration import Model
 from api.quality.comparator import CONFUSION, MEASURED

@@ -35,7 +35,7 @@ from api.ports.document_store import DocumentFilter, Hit
 from api.ports.inference import Embedder
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
-from api.redis_store.stores.documents.documents import owner_of
+from api.redis_store.stores.documents.document_records import owner_of
 from api.redis_store.stores.documents.passages import RedisPassageIndex
 
 STOP = frozenset(("a", "an", "and", "are", "be", "can", "do", "does", "for", "how", "i", "in", "is", "it", "my", "of"))

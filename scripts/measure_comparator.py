@@ -25,8 +25,8 @@ import numpy as np
 
 from api.embedders.minilm import MiniLM, model_files
 from api.errors import EmbeddingUnavailable
+from api.ports.answer_quality import Verdict
 from api.ports.inference import CurrentIdentity
-from api.ports.quality import Verdict
 from api.ports.telemetry import Telemetry
 from api.quality.answer_agreement import Agreement, Pairing
 from api.quality.answer_facts import AnswerText, read_answer

@@ -15,7 +15,7 @@ from functools import lru_cache
 from statistics import NormalDist
 from typing import Final
 
-from api.ports.quality import Verdict
+from api.ports.answer_quality import Verdict
 from api.quality.comparator import VerdictCounts
 
 BY_INTENT: Final = 0.35

@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 import typer
 
-from api.ports.quality import (
+from api.ports.answer_quality import (
     Confusion,
     Evidence,
     FalseHitRate,

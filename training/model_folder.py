@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from api.embedders.verifier import BUILTIN, verifier_files
-from api.ports.quality import VerifierFiles
+from api.ports.answer_quality import VerifierFiles
 from training import onnx_file
 from training.judge import Calibration
 from training.onnx_file import MAX_TOKENS, Array

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from api.ports.quality import LabelledPair, Verdict
+from api.ports.answer_quality import LabelledPair, Verdict
 
 MAX_CHARACTERS: Final = 2000
 TRAIN, CALIBRATION, HELD_OUT = range(3)

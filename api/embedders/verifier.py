@@ -21,7 +21,7 @@ from api.cancellation import Background
 from api.embedders.minilm import ModelFiles, files_at
 from api.embedders.reranker import CrossEncoder, ScoringQueue, TextPair
 from api.errors import SettingsError, StoreUnavailable, VerifierUnavailable
-from api.ports.quality import Verifier, VerifierFiles, VerifierModels
+from api.ports.answer_quality import Verifier, VerifierFiles, VerifierModels
 from api.ports.telemetry import Telemetry
 
 SETTING: Final = "SEMANTIC_CACHE_VERIFIER_PATH"

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from api.endpoints.streaming import Streaming
     from api.knowledge.document_service import DocumentService
     from api.ports.answer_cache import Feedback, StoreWarning
+    from api.ports.answer_quality import QualityState
     from api.ports.inference import ModelCatalog
-    from api.ports.quality import QualityState
     from api.query.explain import Explainer
     from api.query.invalidate import Invalidator
     from api.query.service import QueryService

@@ -14,7 +14,7 @@ from api.endpoints.query import Name
 from api.endpoints.validation import IsText, StrictBody, rfc3339
 from api.errors import NotFound
 from api.ports.answer_cache import Vote
-from api.ports.quality import FalseHitRate, LabelSource, QualityEvent, QualityState, SimilarityBand
+from api.ports.answer_quality import FalseHitRate, LabelSource, QualityEvent, QualityState, SimilarityBand
 
 feedback_router = APIRouter(tags=["query"], route_class=JsonRoute)
 router = APIRouter(route_class=CheckedRoute, prefix="/api/semantic-cache", tags=["semantic cache"])

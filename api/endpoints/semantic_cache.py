@@ -18,7 +18,7 @@ from api.endpoints.query import Name, QueryIn, Question, build_query
 from api.endpoints.validation import IsInteger, IsText, Options, StrictBody, json_of, refused, rfc3339, validated
 from api.errors import InvalidRequest, ServiceUnavailable
 from api.ports.answer_cache import Invalidation, InvalidationKind, WarmUpProgress
-from api.ports.quality import PolicyDecision, PolicyName, PolicyOutcome, Verdict
+from api.ports.answer_quality import PolicyDecision, PolicyName, PolicyOutcome, Verdict
 from api.query.candidates import USABLE
 from api.query.explain import Explained, Explanation
 from api.query.warm_up import WarmQuestion, WarmUps

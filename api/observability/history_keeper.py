@@ -20,15 +20,15 @@ import orjson
 import structlog
 
 from api.errors import InvalidRequest, StoreUnavailable
-from api.observability.history import Row, merged, point, read_row, row_of, state_times
-from api.redis_store.stores.history import KEPT_HOURS, LIVE_MINUTES, MINUTE_MS
+from api.observability.history_figures import Row, merged, point, read_row, row_of, state_times
+from api.redis_store.stores.history_store import KEPT_HOURS, LIVE_MINUTES, MINUTE_MS
 
 if TYPE_CHECKING:
     from api.breaker.fleet_breaker import FleetBreaker
     from api.bulkhead.fleet_bulkhead import FleetBulkhead
+    from api.ports.answer_quality import QualityState
     from api.ports.coordination import LeaderLease
-    from api.ports.quality import QualityState
-    from api.redis_store.stores.history import RedisHistory
+    from api.redis_store.stores.history_store import RedisHistory
 
 # -- writing ----------------------------------------------------------------------------------------------------------
 

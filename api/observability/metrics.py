@@ -35,7 +35,7 @@ from api.observability.metric_names import (
 )
 from api.observability.worker_files import WorkerFilesCollector
 from api.ports.answer_cache import FeedbackVerdict, StoreWarning
-from api.ports.quality import FalseHitRate, LabelSource, QualityState, Verdict
+from api.ports.answer_quality import FalseHitRate, LabelSource, QualityState, Verdict
 from api.ports.telemetry import BulkheadReason, LabelLoss, RefreshOutcome, ShadowOutcome
 from api.values import CacheKind, CacheStatus, Usage
 

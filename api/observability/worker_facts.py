@@ -18,7 +18,7 @@ from api.bulkhead.fleet_bulkhead import FleetBulkhead
 from api.observability.listeners import STATES
 from api.observability.metrics import Metrics, OllamaGrowth
 from api.ports.answer_cache import StoreWarning
-from api.ports.quality import QualityState
+from api.ports.answer_quality import QualityState
 from api.values import BackendHealth
 
 if TYPE_CHECKING:

@@ -16,11 +16,11 @@ from api.errors import (
     UpstreamError,
     VerifierUnavailable,
 )
-from api.observability.history import BOUNDS, MinuteCounts
+from api.observability.history_figures import BOUNDS, MinuteCounts
 from api.observability.metric_names import FlightEvent, QuarantineChange, Stage
 from api.observability.metrics import Metrics
 from api.ports.answer_cache import Invalidation, Swept, Vote, Voted
-from api.ports.quality import LabelSource, PolicyDecision, QualityEvent, Verdict
+from api.ports.answer_quality import LabelSource, PolicyDecision, QualityEvent, Verdict
 from api.ports.question import AnswerFinished, Query, Timings
 from api.ports.telemetry import (
     BulkheadReason,

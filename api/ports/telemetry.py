@@ -13,7 +13,7 @@ from api.errors import (
     VerifierUnavailable,
 )
 from api.ports.answer_cache import Invalidation, Swept, Vote, Voted
-from api.ports.quality import LabelSource, PolicyDecision, QualityEvent, Verdict
+from api.ports.answer_quality import LabelSource, PolicyDecision, QualityEvent, Verdict
 from api.ports.question import AnswerFinished, Query
 from api.values import FlightKey, Usage
 

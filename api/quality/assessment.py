@@ -22,7 +22,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import orjson
 
-from api.ports.quality import (
+from api.ports.answer_quality import (
     Confusion,
     FalseHitRate,
     Label,

@@ -23,7 +23,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from api.ports.quality import Confusion, Evidence, Label, Verdict, Versions
+from api.ports.answer_quality import Confusion, Evidence, Label, Verdict, Versions
 from api.quality.evidence import AGREED, NearEntry, evidence_of
 
 Array = NDArray[np.float64]

@@ -22,8 +22,8 @@ import numpy as np
 import orjson
 
 from api.errors import EmbeddingUnavailable
+from api.ports.answer_quality import Confusion, Verdict
 from api.ports.inference import Embedder
-from api.ports.quality import Confusion, Verdict
 from api.ports.telemetry import Telemetry
 from api.quality.answer_agreement import Agreement, Pairing, StatementPair
 from api.quality.answer_conflicts import Vector, Vectors

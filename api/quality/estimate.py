@@ -17,7 +17,7 @@ from typing import Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from api.ports.quality import Confusion, FalseHitRate, PolicyName, PooledLabel, SimilarityBand, Verdict
+from api.ports.answer_quality import Confusion, FalseHitRate, PolicyName, PooledLabel, SimilarityBand, Verdict
 
 K = TypeVar("K", bound=Hashable)
 Array = NDArray[np.float64]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import islice, product
 from typing import Final, TypeVar, cast
 
-from api.ports.quality import Evidence, Verdict
+from api.ports.answer_quality import Evidence, Verdict
 
 T = TypeVar("T")
 Comparing = Generator[tuple[int, int], Verdict, T]

@@ -24,8 +24,8 @@ import orjson
 import structlog
 
 from api.errors import StoreUnavailable
+from api.ports.answer_quality import LabelStore, PolicyName, PooledLabel, QualityState, QualityStore, Versions
 from api.ports.coordination import LeaderLease
-from api.ports.quality import LabelStore, PolicyName, PooledLabel, QualityState, QualityStore, Versions
 from api.ports.telemetry import Telemetry
 from api.quality.assessment import (
     SCOPES as SCOPES_OF_A_ROUND,

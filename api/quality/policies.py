@@ -15,7 +15,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from api.ports.quality import PolicyDecision, PolicyName, PolicyOutcome, QualityState
+from api.ports.answer_quality import PolicyDecision, PolicyName, PolicyOutcome, QualityState
 from api.quality.calibration import Model
 from api.quality.evidence import NearEntry, evidence_of
 

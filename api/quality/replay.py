@@ -14,8 +14,7 @@ from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from api.ports.inference import Embedder
-from api.ports.quality import (
+from api.ports.answer_quality import (
     Confusion,
     Label,
     PolicyDecision,
@@ -25,6 +24,7 @@ from api.ports.quality import (
     Verdict,
     Versions,
 )
+from api.ports.inference import Embedder
 from api.ports.telemetry import Telemetry
 from api.quality.answer_facts import AnswerText
 from api.quality.assessment import Published, QualitySettings, assess

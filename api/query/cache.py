@@ -17,8 +17,8 @@ from api.cancellation import cancel_and_wait, log_failure, wait_with_lag
 from api.errors import DocumentsChanged, EmbeddingUnavailable, StoreUnavailable, VerifierUnavailable
 from api.languages.identify import EVERY, Languages
 from api.ports.answer_cache import AnswerCache, Claim, NewAnswer, RetrievalSnapshot
+from api.ports.answer_quality import PolicyDecision, PolicyName, PolicyOutcome, Verifier, Versions
 from api.ports.inference import Embedder
-from api.ports.quality import PolicyDecision, PolicyName, PolicyOutcome, Verifier, Versions
 from api.ports.question import Query, Timings
 from api.ports.telemetry import Telemetry
 from api.quality.assessment import QualitySettings

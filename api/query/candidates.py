@@ -12,7 +12,7 @@ from typing import Final
 
 from api.guards.agreement import Disagreement, Features, disagreement, read
 from api.languages.identify import EVERY, Languages
-from api.ports.quality import PolicyName
+from api.ports.answer_quality import PolicyName
 from api.ports.question import CacheControl
 from api.quality.evidence import NearEntry
 from api.quality.policies import CANDIDATES_FROM, Rules

@@ -11,8 +11,8 @@ from typing import Final, Literal
 from api.errors import EmbeddingUnavailable, ServiceUnavailable, StoreUnavailable, VerifierUnavailable
 from api.guards.agreement import GuardVerdict, disagreement, read, verdicts
 from api.ports.answer_cache import AnswerCache
+from api.ports.answer_quality import LabelStore, PolicyDecision, PolicyName, PolicyOutcome, Verifier
 from api.ports.inference import Embedder
-from api.ports.quality import LabelStore, PolicyDecision, PolicyName, PolicyOutcome, Verifier
 from api.ports.question import SEMANTIC_LIMIT, Query, Timings
 from api.quality.evidence import NEIGHBOURS, NearEntry
 from api.quality.policies import CANDIDATES_FROM, Rules, decide

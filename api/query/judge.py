@@ -17,7 +17,7 @@ import orjson
 
 from api.backends.failover import Generations, Unread
 from api.errors import RagherdError
-from api.ports.quality import Verdict
+from api.ports.answer_quality import Verdict
 from api.ports.telemetry import Telemetry
 from api.quality.answer_facts import AnswerText
 from api.query.prompt import Fence

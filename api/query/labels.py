@@ -26,7 +26,7 @@ from api.errors import BreakerOpen, BulkheadFull, RagherdError, StoreUnavailable
 from api.guards.agreement import Features, disagreement, read
 from api.languages.identify import Languages
 from api.ports.answer_cache import AnswerCache
-from api.ports.quality import (
+from api.ports.answer_quality import (
     Evidence,
     Label,
     LabelledPair,

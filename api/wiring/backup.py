@@ -26,8 +26,8 @@ from api.redis_store.stores.cache.invalidation import RedisInvalidationTags
 from api.redis_store.stores.cache.semantic_index import SemanticIndexes
 from api.redis_store.stores.cache.sweep import RedisCacheSweep
 from api.redis_store.stores.documents.work import RedisDeletions, RedisDocumentWork
-from api.redis_store.stores.labels import RedisLabels
-from api.redis_store.stores.quality import RedisVerifierModels
+from api.redis_store.stores.label_store import RedisLabels
+from api.redis_store.stores.quality_store import RedisVerifierModels
 from api.settings import Settings
 from api.wiring.redis import redis_address
 

@@ -15,11 +15,11 @@ from api.embedders.verifier import PRIOR, SETTING, OnnxVerifier, prior_of
 from api.errors import EmbeddingUnavailable, SettingsError, StoreUnavailable
 from api.knowledge.retrieval import Retriever
 from api.languages.identify import ONLY_ENGLISH, Languages, languages_of
-from api.observability.history import MinuteCounts
+from api.observability.history_figures import MinuteCounts
 from api.observability.metrics import Metrics
 from api.observability.worker_telemetry import WarmUpTelemetry, WorkerTelemetry
+from api.ports.answer_quality import PolicyName, QualityState, Verifier, Versions
 from api.ports.inference import Embedder, ModelDigests
-from api.ports.quality import PolicyName, QualityState, Verifier, Versions
 from api.ports.telemetry import Telemetry
 from api.quality.assessment import QualitySettings
 from api.quality.calibration import Prior, read_prior
@@ -45,13 +45,13 @@ from api.redis_store.stores.cache.index_keeper import IndexKeeper
 from api.redis_store.stores.cache.report import CacheFigures, CacheLimits
 from api.redis_store.stores.cache.semantic_index import SemanticIndexes
 from api.redis_store.stores.cache.sweep import RedisCacheSweep
-from api.redis_store.stores.cache.warm_up import RedisWarmUpJobs
+from api.redis_store.stores.cache.warm_up_jobs import RedisWarmUpJobs
 from api.redis_store.stores.documents.work import RedisDeletions
 from api.redis_store.stores.feedback import RedisFeedback, ServedAnswers
 from api.redis_store.stores.fleet import CacheCounters, RedisLeaderLease
 from api.redis_store.stores.flights import RedisFlightStore
-from api.redis_store.stores.labels import RedisLabels
-from api.redis_store.stores.quality import RedisQuality, RedisVerifierModels
+from api.redis_store.stores.label_store import RedisLabels
+from api.redis_store.stores.quality_store import RedisQuality, RedisVerifierModels
 from api.redis_store.stores.recent import RecentOutcomes
 from api.settings import EmbedderSettings, Settings
 from api.single_flight.fleet_flights import FleetFlights, running_flights

@@ -28,7 +28,7 @@ from api.redis_store.keys import Keys
 from api.redis_store.stores.cache.invalidation import RedisInvalidationTags
 from api.redis_store.stores.cache.semantic_index import SemanticIndexes
 from api.redis_store.stores.cache.sweep import RedisCacheSweep
-from api.redis_store.stores.documents.documents import RedisDocuments
+from api.redis_store.stores.documents.document_records import RedisDocuments
 from api.redis_store.stores.documents.embeddings import RedisReembedding, RedisUnusedEmbeddings
 from api.redis_store.stores.documents.passages import RedisPassageIndex
 from api.redis_store.stores.documents.work import RedisDocumentWork

@@ -34,7 +34,7 @@ from api.query.labels import SpareTime
 from api.redis_store.keys import Keys
 from api.redis_store.schema import SCHEMA, FleetSchema
 from api.redis_store.stores.fleet import RedisLeaderLease, WorkerRegistry
-from api.redis_store.stores.history import RedisHistory
+from api.redis_store.stores.history_store import RedisHistory
 from api.settings import Settings
 from api.wiring.backends import WorkerBackends, open_backends
 from api.wiring.cache import CacheParts, WorkerCache, open_cache

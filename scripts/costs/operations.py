@@ -30,7 +30,7 @@ from api.redis_store.stores.breaker import BLOCK_SECONDS, RedisBreakerStore
 from api.redis_store.stores.bulkhead import RedisBulkheadStore
 from api.redis_store.stores.cache.index_keeper import MAINTAIN_SECONDS, RENEW_SECONDS, IndexKeeper
 from api.redis_store.stores.cache.semantic_index import SemanticIndexes
-from api.redis_store.stores.cache.warm_up import RedisWarmUpJobs
+from api.redis_store.stores.cache.warm_up_jobs import RedisWarmUpJobs
 from api.redis_store.stores.documents.embeddings import RedisReembedding
 from api.redis_store.stores.documents.passages import RedisPassageIndex
 from api.redis_store.stores.documents.work import RedisDocumentWork

@@ -18,7 +18,7 @@ from api.ports.inference import CurrentIdentity
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.search_index import algorithm_for
-from api.redis_store.stores.documents.documents import chunk_fields
+from api.redis_store.stores.documents.document_records import chunk_fields
 from api.redis_store.stores.documents.passages import RedisPassageIndex
 from api.values import EmbedderIdentity, Vector
 from scripts.bench_cache import ANSWER, DIMENSION, SCOPE, Bench, questions

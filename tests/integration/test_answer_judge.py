@@ -12,7 +12,7 @@ from api.backends.failover import Backend, Backends, Generations
 from api.errors import BulkheadFull
 from api.ollama.generation import Deadlines, OllamaModel
 from api.ollama.pool import PoolLimits, open_pool
-from api.ports.quality import Verdict
+from api.ports.answer_quality import Verdict
 from api.ports.telemetry import JudgeFailure, Telemetry
 from api.quality.answer_facts import AnswerText
 from api.quality.comparator import Comparator

@@ -22,7 +22,7 @@ from api.backup.archive import CHUNKS_PER_LINE
 from api.ports.document_store import DocumentFacts, Draft
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
-from api.redis_store.stores.documents.documents import RedisDocuments
+from api.redis_store.stores.documents.document_records import RedisDocuments
 from ragherd.commands import commands
 from tests.integration.test_documents import CANTEEN, HOLIDAY, ONNX, add
 from tests.stub_ollama import StubOllama

@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 from api.query.warm_up import WarmQuestion
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
-from api.redis_store.stores.cache.warm_up import RedisWarmUpJobs
+from api.redis_store.stores.cache.warm_up_jobs import RedisWarmUpJobs
 from tests.stub_ollama import StubOllama, stub_process
 from tests.support.gunicorn_process import Gunicorn, free_port, gunicorns
 from tests.support.service import Service, ask, make_settings, running_service

@@ -16,7 +16,7 @@ from api.errors import NotFound, ServiceUnavailable, StoreUnavailable
 from api.knowledge.chunking import Chunker, estimated_tokens
 from api.knowledge.document_service import CONCURRENCY
 from api.knowledge.ingestion import ATTEMPTS
-from api.redis_store.stores.documents.documents import owner_of
+from api.redis_store.stores.documents.document_records import owner_of
 from tests.support.knowledge_worker import GatedEmbedder, Worker, lease_ended, worker
 from tests.support.replies import text
 from tests.support.stored_corpus import StoredCorpus, Texts

@@ -114,7 +114,7 @@ async def test_lists_are_paged_and_filtered(serve: Service) -> None:
 async def test_no_document_is_missing_from_a_list_that_is_read_in_parts(
     serve: Service, monkeypatch: pytest.MonkeyPatch, limit: int
 ) -> None:
-    monkeypatch.setattr("api.redis_store.stores.documents.documents.LOOKED_AT", 3)
+    monkeypatch.setattr("api.redis_store.stores.documents.document_records.LOOKED_AT", 3)
     client = await serve(embedder=ONNX, documents={"ingest_wait": 30})
     given = {(await add(client, f"Number {one}", f"About {one}.", source=f"n{one}"))["id"] for one in range(8)}
     listed: list[str] = []

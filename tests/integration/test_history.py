@@ -13,13 +13,13 @@ from redis.asyncio import Redis
 
 from api.breaker.state import State
 from api.errors import StoreUnavailable
-from api.observability.history import BUCKETS, MinuteCounts, row_of
+from api.observability.history_figures import BUCKETS, MinuteCounts, row_of
 from api.observability.history_keeper import LEASE_SECONDS, HistoryKeeper, HistoryReader, Observed
-from api.ports.quality import FalseHitRate, QualityState
+from api.ports.answer_quality import FalseHitRate, QualityState
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.fleet import CacheCounters, RedisLeaderLease
-from api.redis_store.stores.history import HOUR_LIFETIME_MS, KEPT_HOURS, MINUTE_MS, RedisHistory, hour_name
+from api.redis_store.stores.history_store import HOUR_LIFETIME_MS, KEPT_HOURS, MINUTE_MS, RedisHistory, hour_name
 from api.values import CacheStatus
 from tests.stub_ollama import StubOllama
 from tests.support.service import Service, ask

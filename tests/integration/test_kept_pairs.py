@@ -10,11 +10,11 @@ import pytest
 from redis.asyncio import Redis
 from typer.testing import CliRunner, Result
 
-from api.ports.quality import Evidence, Label, LabelledPair, PolicyName, Verdict, Versions
+from api.ports.answer_quality import Evidence, Label, LabelledPair, PolicyName, Verdict, Versions
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
-from api.redis_store.stores.labels import RedisLabels
-from api.redis_store.stores.quality import RedisVerifierModels
+from api.redis_store.stores.label_store import RedisLabels
+from api.redis_store.stores.quality_store import RedisVerifierModels
 from ragherd.commands import commands
 from tests.support.tiny_verifier import learnable_pairs, tiny_model
 from training.model_folder import digest

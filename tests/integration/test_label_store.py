@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from api.ports.quality import Evidence, Label, LabelledPair, LabelStore, PolicyName, Verdict, Versions
+from api.ports.answer_quality import Evidence, Label, LabelledPair, LabelStore, PolicyName, Verdict, Versions
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
-from api.redis_store.stores import labels as module
+from api.redis_store.stores import label_store as module
 from api.redis_store.stores.cache.answers import RedisAnswerCache, own_group
 from api.redis_store.stores.cache.semantic_index import SemanticIndexes
 from api.redis_store.stores.fleet import CacheCounters
-from api.redis_store.stores.labels import LIFETIME_MS, RETRACTED_MS, SCOPE_LIFETIME_MS, RedisLabels
+from api.redis_store.stores.label_store import LIFETIME_MS, RETRACTED_MS, SCOPE_LIFETIME_MS, RedisLabels
 from api.values import CachedAnswer, Usage
 from tests.support.replies import text, texts
 

@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from api.embedded.redis_server import EmbeddedRedis
 from api.quality.comparator import Comparator
 from api.redis_store.keys import Keys
-from api.redis_store.stores.labels import LIFETIME_MS
+from api.redis_store.stores.label_store import LIFETIME_MS
 from tests.integration.test_redis_keys import assert_as_listed, listed
 from tests.stub_ollama import StubOllama
 from tests.support.redis_cluster import Cluster

@@ -15,11 +15,11 @@ from redis.asyncio import Redis
 from api.embedders.minilm import files_at
 from api.embedders.reranker import CrossEncoder, TextPair
 from api.embedders.verifier import OnnxVerifier
-from api.ports.quality import Evidence, Label, PolicyName, Verdict, Versions
+from api.ports.answer_quality import Evidence, Label, PolicyName, Verdict, Versions
 from api.quality.keeper import QualityKeeper
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
-from api.redis_store.stores.labels import RedisLabels
+from api.redis_store.stores.label_store import RedisLabels
 from tests.stub_ollama import StubOllama
 from tests.support.service import Service, ask
 from tests.support.small_cross_encoder import write_cross_encoder

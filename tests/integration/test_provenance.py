@@ -13,7 +13,7 @@ from api.knowledge.ingestion_worker import LOOKED_AT
 from api.ports.document_store import DocumentFacts, Draft
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
-from api.redis_store.stores.documents.documents import RedisDocuments
+from api.redis_store.stores.documents.document_records import RedisDocuments
 from tests.integration.test_documents import CANTEEN, HOLIDAY, ONNX, add
 from tests.stub_ollama import StubOllama
 from tests.support.replies import fields

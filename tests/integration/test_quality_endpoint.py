@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from api.ports.quality import FalseHitRate, PolicyName, QualityEvent, QualityState, SimilarityBand, Versions
+from api.ports.answer_quality import FalseHitRate, PolicyName, QualityEvent, QualityState, SimilarityBand, Versions
 from ragherd.quality import service_text
 from tests.stub_ollama import StubOllama
 from tests.support.service import Service, ask

@@ -13,7 +13,7 @@ import pytest
 from redis.asyncio import Redis
 
 from api.errors import StoreUnavailable
-from api.ports.quality import Evidence, Label, PolicyName, QualityEvent, Verdict, Versions
+from api.ports.answer_quality import Evidence, Label, PolicyName, QualityEvent, Verdict, Versions
 from api.ports.telemetry import Telemetry
 from api.quality import keeper
 from api.quality.assessment import Assessment, Published, QualitySettings, assess, published_as_json
@@ -22,8 +22,8 @@ from api.quality.policies import LAST_LEVEL
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.fleet import RedisLeaderLease
-from api.redis_store.stores.labels import RedisLabels
-from api.redis_store.stores.quality import RedisQuality
+from api.redis_store.stores.label_store import RedisLabels
+from api.redis_store.stores.quality_store import RedisQuality
 
 KEYS = Keys()
 SCOPES = [f"{'a' * 10}-{digit * 24}" for digit in "0123"]

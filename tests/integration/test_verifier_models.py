@@ -12,12 +12,12 @@ from redis.asyncio import Redis
 
 from api.embedders.verifier import OnnxVerifier, read_folder
 from api.errors import SettingsError, StoreUnavailable
-from api.ports.quality import VerifierFiles
+from api.ports.answer_quality import VerifierFiles
 from api.ports.telemetry import Telemetry
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.scripts import PIECE
-from api.redis_store.stores.quality import MODEL_LIFETIME_MS, RedisVerifierModels
+from api.redis_store.stores.quality_store import MODEL_LIFETIME_MS, RedisVerifierModels
 from api.wiring.backup import activate_verifier, roll_back_verifier
 from tests.integration.test_redis_keys import assert_as_listed, listed
 from tests.support.replies import text, texts

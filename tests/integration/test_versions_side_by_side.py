@@ -18,7 +18,7 @@ from api.redis_store.client import RedisAddress, short_commands
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.schema import SCHEMA, FleetSchema, Schema, SchemaConflict
-from api.redis_store.stores.documents.documents import RedisDocuments
+from api.redis_store.stores.documents.document_records import RedisDocuments
 from api.redis_store.stores.documents.work import RedisDocumentWork
 from api.redis_store.stores.fleet import WorkerRegistry
 from tests.integration.test_documents import HOLIDAY, ONNX, add

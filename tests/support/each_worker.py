@@ -11,12 +11,12 @@ from contextlib import ExitStack, contextmanager
 import httpx
 from redis.asyncio import Redis
 
-from api.ports.quality import PolicyName, QualityState, Versions
+from api.ports.answer_quality import PolicyName, QualityState, Versions
 from api.quality.assessment import Published, published_as_json
 from api.quality.policies import threshold_at
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
-from api.redis_store.stores.quality import RedisQuality
+from api.redis_store.stores.quality_store import RedisQuality
 from tests.support.waiting import wait_until
 
 KEYS = Keys()

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.embedders.minilm import MiniLM, model_files
-from api.ports.quality import Confusion, Verdict
+from api.ports.answer_quality import Confusion, Verdict
 from api.ports.telemetry import Telemetry
 from api.quality.answer_agreement import Pairing
 from api.quality.answer_facts import MAX_FACTS, AnswerText, read_answer

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from api.ports.quality import Confusion, Evidence, Label, LabelSource, PolicyName, Verdict, Versions
+from api.ports.answer_quality import Confusion, Evidence, Label, LabelSource, PolicyName, Verdict, Versions
 from api.quality.calibration import (
     FEATURES,
     NOTHING,

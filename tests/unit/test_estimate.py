@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from api.ports.quality import Confusion, Verdict
+from api.ports.answer_quality import Confusion, Verdict
 from api.quality.estimate import bands, in_the_field, overall, parts, rate_of, samples
 from scripts.simulate_quality import Rate, drifting, estimated, shadow, steady
 

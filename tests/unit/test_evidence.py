@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from api.ports.quality import Verdict
+from api.ports.answer_quality import Verdict
 from api.quality.evidence import FRESH, Grouped, NearEntry, Votes, concluded, evidence_of, grouped
 
 

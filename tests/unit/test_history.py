@@ -15,7 +15,7 @@ import pytest
 
 from api.breaker.state import State, Transition
 from api.errors import InvalidRequest
-from api.observability.history import (
+from api.observability.history_figures import (
     BOUNDS,
     BOUNDS_MS,
     BUCKETS,
@@ -28,7 +28,7 @@ from api.observability.history import (
     state_times,
 )
 from api.observability.history_keeper import MAX_STEPS, HistoryReader, Observed
-from api.redis_store.stores.history import MINUTE_MS, hour_name, minute_name
+from api.redis_store.stores.history_store import MINUTE_MS, hour_name, minute_name
 
 NOON = 29_000_000
 """A minute."""

@@ -12,7 +12,7 @@ import pytest
 from api.cancellation import Background
 from api.observability.metrics import Metrics
 from api.observability.worker_facts import LoopLag
-from api.ports.quality import FalseHitRate, QualityState, Verdict
+from api.ports.answer_quality import FalseHitRate, QualityState, Verdict
 from api.ports.question import Query
 from api.ports.telemetry import Telemetry
 from api.quality.comparator import Comparator

@@ -29,7 +29,7 @@ from api.observability.metric_names import ALL_METRICS
 from api.observability.metrics import Metrics
 from api.observability.worker_facts import TICK, LoopLag
 from api.observability.worker_files import WorkerFilesCollector
-from api.ports.quality import FalseHitRate, QualityState
+from api.ports.answer_quality import FalseHitRate, QualityState
 from api.values import CacheStatus, Usage
 from tests.support.waiting import wait_until_async
 

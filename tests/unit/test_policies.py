@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from api.ports.quality import PolicyDecision, PolicyName, PolicyOutcome
+from api.ports.answer_quality import PolicyDecision, PolicyName, PolicyOutcome
 from api.quality.calibration import FEATURES, Model
 from api.quality.evidence import NearEntry
 from api.quality.policies import LAST_LEVEL, Rules, decide, decisions, target_at, threshold_at

@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from api.ports.quality import Verdict
+from api.ports.answer_quality import Verdict
 from api.quality import evidence
 from api.quality.comparator import CONFUSION, MEASURED
 from api.quality.measurement import (

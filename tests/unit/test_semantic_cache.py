@@ -9,7 +9,7 @@ import pytest
 
 from api.errors import DocumentsChanged, StoreUnavailable
 from api.ports.answer_cache import ExactLookup
-from api.ports.quality import PolicyName, Versions
+from api.ports.answer_quality import PolicyName, Versions
 from api.ports.question import Query, Timings
 from api.ports.telemetry import Telemetry
 from api.quality.assessment import QualitySettings

@@ -12,7 +12,7 @@ from api.embedders.minilm import MiniLM, files_at, model_files
 from api.embedders.onnx import identity_of
 from api.embedders.reranker import CrossEncoder
 from api.embedders.verifier import PRIOR
-from api.ports.quality import Versions
+from api.ports.answer_quality import Versions
 from api.quality.calibration import read_prior
 from api.quality.replay import Verified
 from api.settings import load_settings

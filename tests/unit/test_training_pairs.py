@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.ports.quality import LabelledPair, Verdict
+from api.ports.answer_quality import LabelledPair, Verdict
 from training.pairs import InvalidPairs, Pair, from_kept, read_pairs, split
 
 QUESTIONS = st.integers(0, 400).map(lambda number: f"question {number}")

@@ -15,7 +15,7 @@ from api.embedders.minilm import files_at
 from api.embedders.reranker import CrossEncoder, TextPair
 from api.embedders.verifier import BUILTIN, SHIPPED, OnnxVerifier, read_folder, verifier_files
 from api.errors import SettingsError, StoreUnavailable, VerifierUnavailable
-from api.ports.quality import VerifierFiles
+from api.ports.answer_quality import VerifierFiles
 from api.ports.telemetry import Telemetry
 from tests.support.small_cross_encoder import WORTH, write_cross_encoder
 from tests.support.waiting import eventually

@@ -12,7 +12,7 @@ import pytest
 
 from api.embedders.verifier import PRIOR as PRIOR_FILE
 from api.errors import SettingsError
-from api.ports.quality import Evidence, Label, PolicyName, PooledLabel, Verdict, Versions
+from api.ports.answer_quality import Evidence, Label, PolicyName, PooledLabel, Verdict, Versions
 from api.quality.assessment import Published, QualitySettings, assess
 from api.quality.calibration import (
     AGAIN_DIFFERENT,

@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple, cast
 
 from api.errors import StoreUnavailable
 from api.ports.answer_cache import FeedbackVerdict, ServedAnswer, ServedStatus, Vote, Voted
-from api.ports.quality import Evidence, Label, QualityState, Verdict
+from api.ports.answer_quality import Evidence, Label, QualityState, Verdict
 from api.ports.question import AnswerFinished, Query
 from api.ports.telemetry import Telemetry
 from api.quality.evidence import NEIGHBOURS, NearEntry, evidence_of
@@ -26,7 +26,7 @@ from api.redis_store.keys import CacheKeys, Keys
 from api.redis_store.scripts import script
 from api.redis_store.stores.cache.semantic_index import Neighbor, SemanticIndexes
 from api.redis_store.stores.cache.sweep import TAGS_LIFETIME_MS
-from api.redis_store.stores.labels import RedisLabels
+from api.redis_store.stores.label_store import RedisLabels
 from api.values import CacheStatus, FlightKey
 
 DELAY_SECONDS: Final = 0.02

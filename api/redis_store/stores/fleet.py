@@ -26,7 +26,7 @@ from api.errors import StoreUnavailable
 from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import CacheKeys, Keys
 from api.redis_store.scripts import now_ms, script
-from api.redis_store.stores.history import LIVE_LIFETIME_MS, MINUTE_MS, minute_name
+from api.redis_store.stores.history_store import LIVE_LIFETIME_MS, MINUTE_MS, minute_name
 from api.values import BackendHealth
 
 BACKEND_LIFETIME_MS: Final = 60_000

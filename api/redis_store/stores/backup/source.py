@@ -20,7 +20,7 @@ from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import CacheKeys, Keys
 from api.redis_store.scripts import downloaded, milliseconds, now_ms, on_all, replies_of, scanned_once
 from api.redis_store.stores.cache.sweep import EntryKey
-from api.redis_store.stores.documents.documents import (
+from api.redis_store.stores.documents.document_records import (
     DocumentDigests,
     Fields,
     chunk_of,

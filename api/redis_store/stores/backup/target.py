@@ -27,7 +27,7 @@ from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import CacheKeys, Keys
 from api.redis_store.scripts import now_ms, on_all, script
 from api.redis_store.stores.cache.invalidation import RedisInvalidationTags
-from api.redis_store.stores.documents.documents import DocumentDigests, RedisDocuments, owner_of
+from api.redis_store.stores.documents.document_records import DocumentDigests, RedisDocuments, owner_of
 from api.redis_store.stores.documents.embeddings import RedisReembedding
 from api.redis_store.stores.documents.passages import RedisPassageIndex
 from api.redis_store.stores.documents.work import LIFETIME_MS, RedisDocumentWork
@@ -243,7 +243,7 @@ class DocumentWriter:
         self._answers = answers
         self._most = most
         self._tells_of_new = tells_of_new
-        self._dated = script(redis.client, "stores/documents/documents", "restore_times")
+        self._dated = script(redis.client, "stores/documents/document_records", "restore_times")
         self._held: list[Work] = []
         self._since = 0.0
 

@@ -18,7 +18,7 @@ from api.redis_store.scripts import script
 from api.redis_store.search_index import NEIGHBOURS
 from api.redis_store.stores.cache.semantic_index import FIELDS, SemanticIndexes
 from api.redis_store.stores.cache.sweep import TAGS_LIFETIME_MS
-from api.redis_store.stores.documents.documents import owner_of
+from api.redis_store.stores.documents.document_records import owner_of
 from api.redis_store.stores.fleet import CacheCounters
 from api.values import CachedAnswer, CacheMatch, EmbedderIdentity, Source, Usage, Vector, known
 

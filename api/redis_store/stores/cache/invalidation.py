@@ -19,7 +19,7 @@ from api.redis_store.keys import CacheKeys, Keys
 from api.redis_store.scripts import now_ms, on_all, replies_of, scanned, script
 from api.redis_store.stores.cache.answers import EXACT, WANTED, cached_question
 from api.redis_store.stores.cache.semantic_index import SemanticIndex, SemanticIndexes
-from api.redis_store.stores.documents.documents import owner_of
+from api.redis_store.stores.documents.document_records import owner_of
 from api.values import EmbedderIdentity, Vector
 
 T = TypeVar("T")

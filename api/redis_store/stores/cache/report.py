@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from api.errors import EmbeddingUnavailable, StoreUnavailable
+from api.ports.answer_quality import QualityState
 from api.ports.inference import Embedder
-from api.ports.quality import QualityState
 from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.scripts import now_ms, on_all
 from api.redis_store.stores.cache.semantic_index import SemanticIndex, SemanticIndexes

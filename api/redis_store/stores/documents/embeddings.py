@@ -20,7 +20,7 @@ from api.ports.document_work import Epoch, Work
 from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import Keys
 from api.redis_store.scripts import scanned, script
-from api.redis_store.stores.documents.documents import Fields, facts_of, named
+from api.redis_store.stores.documents.document_records import Fields, facts_of, named
 from api.values import EmbedderIdentity
 
 

@@ -19,7 +19,7 @@ from api.redis_store.keys import Keys
 from api.redis_store.scripts import replies_of
 from api.redis_store.search_index import created, hybrid_policy, says_missing
 from api.redis_store.stores.cache.semantic_index import ScopeShares
-from api.redis_store.stores.documents.documents import facts_of, named, owner_of, range_of, tag_key
+from api.redis_store.stores.documents.document_records import facts_of, named, owner_of, range_of, tag_key
 from api.redis_store.stores.documents.embeddings import RedisUnusedEmbeddings
 from api.values import EmbedderIdentity, Vector
 

@@ -19,7 +19,7 @@ from api.ports.document_work import Delayed, EmbeddedChunk, Work, Written
 from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import Keys
 from api.redis_store.scripts import downloaded, script, uploaded
-from api.redis_store.stores.documents.documents import chunk_fields, named, owner_of, work_of
+from api.redis_store.stores.documents.document_records import chunk_fields, named, owner_of, work_of
 from api.values import EmbedderIdentity, Vector
 
 REMOVED: Final = 200
@@ -41,15 +41,15 @@ class RedisDocumentWork:
         self._keys = keys
         self._worker = worker
         self._reads = tuple(reads)
-        self._take = script(redis.client, "stores/documents/documents", "take")
-        self._renew = script(redis.client, "stores/documents/documents", "renew")
-        self._delay = script(redis.client, "stores/documents/documents", "delay")
-        self._notified = script(redis.client, "stores/documents/documents", "notified")
-        self._settle = script(redis.client, "stores/documents/documents", "settle")
-        self._write = script(redis.client, "stores/documents/documents", "write")
+        self._take = script(redis.client, "stores/documents/document_records", "take")
+        self._renew = script(redis.client, "stores/documents/document_records", "renew")
+        self._delay = script(redis.client, "stores/documents/document_records", "delay")
+        self._notified = script(redis.client, "stores/documents/document_records", "notified")
+        self._settle = script(redis.client, "stores/documents/document_records", "settle")
+        self._write = script(redis.client, "stores/documents/document_records", "write")
         self._rewrite = script(redis.client, "stores/documents/embeddings", "rewrite")
-        self._commit = script(redis.client, "stores/documents/documents", "commit")
-        self._end = script(redis.client, "stores/documents/documents", "end")
+        self._commit = script(redis.client, "stores/documents/document_records", "commit")
+        self._end = script(redis.client, "stores/documents/document_records", "end")
 
     async def waiting(self, limit: int, *, gone: bool) -> Sequence[str]:
         """Returns up to `limit` documents with work, oldest first: deleted ones (`gone`) or the others.
@@ -283,7 +283,7 @@ class RedisDeletions:
     def __init__(self, redis: HealthGatedClients, keys: Keys) -> None:
         self._redis = redis.of(keys.cache_deleted)
         self._key = keys.cache_deleted
-        self._note = script(redis.client, "stores/documents/documents", "note_deletions")
+        self._note = script(redis.client, "stores/documents/document_records", "note_deletions")
 
     async def note(self, tags: Sequence[str]) -> None:
         """Notes that answers with these tags were deleted now."""

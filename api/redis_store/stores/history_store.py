@@ -49,8 +49,8 @@ class RedisHistory:
         self._redis = redis.of(keys.history_lease)
         self._keys = keys
         self._worker = worker
-        self._observe = script(redis.client, "stores/history", "observe")
-        self._write = script(redis.client, "stores/history", "write")
+        self._observe = script(redis.client, "stores/history_store", "observe")
+        self._write = script(redis.client, "stores/history_store", "write")
 
     async def now_ms(self) -> int:
         """Returns Redis's clock."""

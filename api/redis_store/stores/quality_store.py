@@ -19,7 +19,7 @@ from typing import Any, Final
 from redis.asyncio import Redis
 
 from api.errors import StoreUnavailable
-from api.ports.quality import StoredQuality, VerifierFiles
+from api.ports.answer_quality import StoredQuality, VerifierFiles
 from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import Keys
 from api.redis_store.scripts import downloaded, now_ms, script, uploaded
@@ -37,8 +37,8 @@ class RedisQuality:
         self._counters = redis.of(keys.cache_stats)
         self._keys = keys
         self._worker = worker
-        self._read = script(redis.client, "stores/quality", "read")
-        self._publish = script(redis.client, "stores/quality", "publish")
+        self._read = script(redis.client, "stores/quality_store", "read")
+        self._publish = script(redis.client, "stores/quality_store", "publish")
 
     async def read(self, known: int) -> StoredQuality:
         """Returns the stored epoch; its text, too, if it is not the one that the reader knows."""
@@ -96,8 +96,8 @@ class RedisVerifierModels:
     def __init__(self, redis: HealthGatedClients, keys: Keys) -> None:
         self._redis = redis.of(keys.verifier)
         self._keys = keys
-        self._activate = script(redis.client, "stores/quality", "activate_verifier")
-        self._roll_back = script(redis.client, "stores/quality", "roll_back_verifier")
+        self._activate = script(redis.client, "stores/quality_store", "activate_verifier")
+        self._roll_back = script(redis.client, "stores/quality_store", "roll_back_verifier")
 
     async def active(self) -> str:
         """Returns the digest of the model in use; empty if it is that of SEMANTIC_CACHE_VERIFIER_PATH."""

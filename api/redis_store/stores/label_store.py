@@ -9,7 +9,16 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
-from api.ports.quality import Evidence, Label, LabelledPair, LabelSource, PolicyName, PooledLabel, Verdict, Versions
+from api.ports.answer_quality import (
+    Evidence,
+    Label,
+    LabelledPair,
+    LabelSource,
+    PolicyName,
+    PooledLabel,
+    Verdict,
+    Versions,
+)
 from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import Keys
 from api.redis_store.scripts import script
@@ -41,9 +50,9 @@ class RedisLabels:
     def __init__(self, redis: HealthGatedClients, keys: Keys) -> None:
         self._redis = redis.of(keys.labels)
         self._keys = keys
-        self._append = script(redis.client, "stores/labels", "append")
-        self._retract = script(redis.client, "stores/labels", "retract")
-        self._admit = script(redis.client, "stores/labels", "admit")
+        self._append = script(redis.client, "stores/label_store", "append")
+        self._retract = script(redis.client, "stores/label_store", "retract")
+        self._admit = script(redis.client, "stores/label_store", "admit")
 
     async def append(self, scope: str, tenant: str, label: Label, pair: LabelledPair | None = None) -> None:
         """Appends a label to its scope and to the pool, and keeps the pair of questions if there is one."""

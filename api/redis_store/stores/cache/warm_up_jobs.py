@@ -26,9 +26,9 @@ class RedisWarmUpJobs:
         self._redis = redis.of(keys.cache_warm_ups)
         self._keys = keys
         self._worker = worker
-        self._acquire = script(redis.client, "stores/cache/warm_up", "acquire")
-        self._settle = script(redis.client, "stores/cache/warm_up", "settle")
-        self._cancel = script(redis.client, "stores/cache/warm_up", "cancel")
+        self._acquire = script(redis.client, "stores/cache/warm_up_jobs", "acquire")
+        self._settle = script(redis.client, "stores/cache/warm_up_jobs", "settle")
+        self._cancel = script(redis.client, "stores/cache/warm_up_jobs", "cancel")
 
     async def create(self, job: str, questions: Sequence[bytes]) -> None:
         """Creates a job that no worker has yet.

@@ -176,8 +176,8 @@ class RedisDocuments:
     def __init__(self, redis: HealthGatedClients, keys: Keys) -> None:
         self._redis = redis.of(keys.corpus_state)
         self._keys = keys
-        self._propose = script(redis.client, "stores/documents/documents", "propose")
-        self._delete = script(redis.client, "stores/documents/documents", "delete")
+        self._propose = script(redis.client, "stores/documents/document_records", "propose")
+        self._delete = script(redis.client, "stores/documents/document_records", "delete")
 
     async def propose(self, draft: Draft, most: int) -> Proposal:
         """Stores a draft to be ingested; the newest draft of a document wins. `most`: documents a tenant may have."""
