@@ -52,7 +52,7 @@ def analyse(
     saved, and how much of the prompts Ollama's own prompt cache would reuse. It needs neither Redis nor Ollama.
 
     A file is CSV or JSON Lines with a column `question`. A file named .log or .txt is the log of Ragherd with
-    LOG_QUESTIONS=true, or that of Ollama with OLLAMA_DEBUG=2. Its questions must be in the order of time.
+    LOG_QUESTIONS=true, or that of Ollama with OLLAMA_DEBUG=2. Its questions must be in chronological order.
     """
     from ragherd.quality_samples import Unreadable
 
@@ -109,7 +109,7 @@ def _is_judged(asked: Samples) -> bool:
 
 
 def _names(asked: Samples) -> list[str]:
-    """Returns the policies. `verified` learns from answers, so without them nobody knows what it would do."""
+    """Returns the policies. Without answers, what `verified` would learn is unknown."""
     return [EXACT, "fixed", "guarded", *(["verified"] if _is_judged(asked) else [])]
 
 
@@ -181,7 +181,7 @@ class Prompts:
         return cls([f"{system}\n\n{question}" for question in asked.asked], False)
 
     def reuse(self) -> dict[str, Any]:
-        """Returns how much of the prompts begins as the prompt before: Ollama does not process that part again.
+        """Returns the share of prompts that repeats the start of the previous one: Ollama does not process it again.
 
         This is Ollama with one slot (OLLAMA_NUM_PARALLEL=1) and without a cache in front of it.
         """

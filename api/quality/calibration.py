@@ -428,9 +428,9 @@ class Prior:
     def added_to(self, own: Observations, channel: Channel) -> Observations:
         """Returns the deployment's labels and the prior's, which count less as labels come.
 
-        Labels that do not suffice for a model, such as many right ones and none wrong, count as few: they do not say
-        what is wrong. The prior's verdicts are what the comparator would have said on average, so its errors are
-        allowed for.
+        Labels that do not suffice for a model, such as many right ones and none wrong, count as at most 100: they
+        do not show what is wrong. The prior's verdicts are what the comparator would have said on average, so its
+        errors are allowed for.
         """
         different, clarity = channel.of(self.observed.votes)
         wrong = different + clarity * self.observed.wrong

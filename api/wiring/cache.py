@@ -368,7 +368,7 @@ def _quality_settings(settings: Settings, comparator: Comparator, verifier: Veri
 
 
 def prior_at(verifier_path: str) -> Prior | None:
-    """Returns what a verifier brings along, if it does. Raises `SettingsError` if its file is damaged."""
+    """Returns the prior of a verifier, if it has one. Raises `SettingsError` if its file is damaged."""
     found = prior_of(verifier_path)
     try:
         return read_prior(found) if found is not None else None
