@@ -30,8 +30,6 @@ ROOT_PAGES: Final = {
 
 FENCE: Final = re.compile(r"^(`{3,}|~{3,}).*?^\1[ \t]*$", re.MULTILINE | re.DOTALL)
 LINK: Final = re.compile(r"(\]\()([^)\s]+)(\))")
-PICTURE: Final = re.compile(r'<picture>.*?<img src="([^"]+)" alt="([^"]*)">.*?</picture>', re.DOTALL)
-"""An image with a dark variant, as GitHub shows it. mkdocs leaves paths in HTML unchanged."""
 
 
 # -- Called by mkdocs --------------------------------------------------------------------------------------------------
@@ -82,7 +80,6 @@ def with_site_links(markdown: str, source: str, repo_url: str) -> str:
 
 
 def _rewritten(text: str, source: str, repo_url: str) -> str:
-    text = PICTURE.sub(r"![\2](\1)", text)
     return LINK.sub(lambda link: link[1] + site_link(link[2], source, repo_url) + link[3], text)
 
 

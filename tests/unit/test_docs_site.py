@@ -135,12 +135,6 @@ def test_a_repository_link_leads_to_the_same_page_on_the_site(target: str, sourc
     assert site_link(target, source, REPO) == expected
 
 
-def test_a_picture_with_a_dark_variant_becomes_an_image() -> None:
-    dark, light = '<source srcset="docs/images/a-dark.png">', '<img src="docs/images/a.png" alt="The page">'
-    text = f"<picture>\n  {dark}\n  {light}\n</picture>\n"
-    assert with_site_links(text, "README.md", REPO) == "![The page](images/a.png)\n"
-
-
 def test_a_code_block_keeps_its_links() -> None:
     text = "[a](../README.md)\n\n```md\n[a](../README.md)\n```\n\n[b](../README.md)\n"
     expected = "[a](readme.md)\n\n```md\n[a](../README.md)\n```\n\n[b](readme.md)\n"
