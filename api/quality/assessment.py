@@ -66,6 +66,8 @@ PLAIN_RISK: Final = 0.2
 """Only candidates that were right more often than this allows: others say little about a fault."""
 PROOF: Final = math.log(20)
 """The same for loosening: at half the target, against twice the target."""
+PROVABLE: Final = 100
+"""Labels that suffice for it, at the default target, if none is wrong."""
 BY_MEANING: Final = {"semantic": 1.0}
 """The tier whose errors the policies learn from and tighten for."""
 CALM_MS: Final = 10 * 60 * 1000
@@ -318,16 +320,24 @@ def _would_serve(
     level: int,
     now_ms: int,
 ) -> list[Label]:
-    """Returns the labels since the last change of what would be served at a level, hits and misses."""
+    """Returns the labels since the last change of what would be served at a level, hits and misses.
+
+    Few labels cannot show the small error that a high level aims at, so a model may serve next to nothing there. Then
+    the next lower level counts that serves enough to prove something. Otherwise the fleet would never loosen.
+    """
     found = [one.label for one in since if one.label.source != "feedback" and not one.label.evidence.guard]
-    threshold = threshold_at(settings.threshold, level)
-    model = None
-    if settings.policy is PolicyName.VERIFIED:
-        learned = _learned(labels, settings, channel, target_at(settings.target, level), now_ms)
-        model = learned.model if learned is not None else None
-    if model is None:
-        return [one for one in found if one.evidence.similarity >= threshold]
-    return [one for one in found if model.risk(one.evidence) <= model.level]
+    near_enough = [one for one in found if one.evidence.similarity >= threshold_at(settings.threshold, level)]
+    if settings.policy is not PolicyName.VERIFIED:
+        return near_enough
+    served: list[Label] = []
+    for lower in range(level, -1, -1):
+        learned = _learned(labels, settings, channel, target_at(settings.target, lower), now_ms)
+        if learned is None:
+            return near_enough
+        served = [one for one in found if learned.model.risk(one.evidence) <= learned.model.level]
+        if len(served) >= PROVABLE:
+            break
+    return served
 
 
 # -- what is shown -----------------------------------------------------------------------------------------------------

@@ -57,6 +57,7 @@ the cases. The first constant assumes a little more than that, the second less. 
 BOUND: Final = 0.5
 """Standard errors of the log-odds that the bound of a candidate's risk lies above the estimate."""
 FORMER_BOUND: Final = 1.0
+"""That of models that do not name theirs."""
 MODEL_ERROR: Final = 0.4
 """The relative standard error of the model's mean risk. It weighs the model against the labels."""
 CAUTION: Final = 1.3

@@ -20,6 +20,7 @@ from api.quality.assessment import (
     published_as_json,
     read_published,
 )
+from api.quality.calibration import NOTHING as NOTHING_SERVED
 from api.quality.calibration import Channel
 from api.quality.estimate import HALF_LIFE_MS
 from api.quality.policies import LAST_LEVEL
@@ -174,6 +175,17 @@ def test_a_fleet_that_slept_for_long_still_learns(days: int) -> None:
     found = after([*labels(60, 0.1), *labels(1, 0.0, tenant="other")], now_ms=days * HALF_LIFE_MS).published
     again = read_published(published_as_json(found))
     assert 0 <= again.state.rate.low <= again.state.rate.estimate <= again.state.rate.high <= 1
+
+
+@pytest.mark.parametrize(("fault", "level"), [(0.0, LAST_LEVEL - 1), (0.1, LAST_LEVEL)])
+def test_verified_opens_by_what_the_next_level_that_serves_would_serve(fault: float, level: int) -> None:
+    """The strictest levels aim at errors that a thousand labels cannot show, and would serve nothing."""
+    state = replace(after(labels(100, 0.1)).published.state, level=LAST_LEVEL, policy=PolicyName.VERIFIED)
+    seen = faulty_misses(1000, fault, 20_000)
+    found = after(seen, Published(state, None, 10_000), VERIFIED, now_ms=10_000 + CALM_MS).published
+    assert found.state.level == level
+    assert found.model is not None
+    assert found.model.level == NOTHING_SERVED, "and so does the level that it moved to"
 
 
 def test_feedback_does_not_move_the_fleet() -> None:
