@@ -161,11 +161,12 @@ def _checked(action: str, file: str | None, out: Path | None) -> str:
     if file is None:
         raise exit_with(f"{action} needs a FILE", USAGE_ERROR)
     if out is not None:
-        _check_drawing()
+        check_drawing()
     return file
 
 
-def _check_drawing() -> None:
+def check_drawing() -> None:
+    """Ends the command if matplotlib is missing."""
     try:
         import matplotlib  # noqa: F401
     except ImportError:

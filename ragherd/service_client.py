@@ -142,13 +142,18 @@ def _events(response: httpx.Response) -> Iterator[tuple[str, Any]]:
 @contextmanager
 def opened(url: str | None, *, read_seconds: float = READ_SECONDS) -> Iterator[ServiceClient]:
     """Yields a client. Raises `Unreachable` and `RequestRefused`. Ends the command if the URL or key is unusable."""
+    address, headers = target(url)
+    timeout = httpx.Timeout(read_seconds, connect=CONNECT_SECONDS)
+    with httpx.Client(base_url=address, headers=headers, timeout=timeout, trust_env=False) as http:
+        yield ServiceClient(http, has_key=bool(headers))
+
+
+def target(url: str | None) -> tuple[httpx.URL, dict[str, str]]:
+    """Returns the address of the service and the header with the key. Ends the command if one is unusable."""
     key = os.environ.get(KEY_VARIABLE, "").strip()
     if any(not 32 < ord(character) < 127 for character in key):
         raise exit_with(f"{KEY_VARIABLE}: a key has only printable ASCII characters, without spaces", USAGE_ERROR)
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    timeout = httpx.Timeout(read_seconds, connect=CONNECT_SECONDS)
-    with httpx.Client(base_url=_address(url), headers=headers, timeout=timeout, trust_env=False) as http:
-        yield ServiceClient(http, has_key=bool(key))
+    return _address(url), {"Authorization": f"Bearer {key}"} if key else {}
 
 
 @contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import pty
 import signal
 import socket
 import subprocess
@@ -26,6 +25,7 @@ from ragherd.commands import COMMANDS, commands
 from tests.stub_ollama import StubOllama, stub_process
 from tests.support.gunicorn_process import Gunicorn, free_port, gunicorns
 from tests.support.service import Service, ask
+from tests.support.terminal import Terminal
 from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -41,6 +41,7 @@ SPEAKING = {
     "monitor": (),
     "backends": (),
     "workers": (),
+    "load-test": ("--requests", "2"),
 }
 """Commands that need a service, with arguments."""
 
@@ -388,47 +389,6 @@ def fleet(redis_server: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     redis_server.start()
     with stub_process() as ollama, gunicorns("api.asgi:app", tmp_path_factory.mktemp("fleet")) as begin:
         yield begin(REDIS_URL=redis_server.url, OLLAMA_BASE_URL=ollama.base_url, WORKERS="2", REDIS_TIMEOUT="1")
-
-
-class Terminal:
-    """A command on a pseudo-terminal."""
-
-    def __init__(self, *arguments: str) -> None:
-        self._main, inner = pty.openpty()
-        command = [sys.executable, "-P", "-m", "ragherd", *arguments]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "120", "LINES": "40"}
-        # A shell starts its background jobs with SIGINT ignored, and a child would inherit that.
-        restore = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
-        self.process = subprocess.Popen(
-            command, stdin=inner, stdout=inner, stderr=inner, env=environment, preexec_fn=restore
-        )
-        os.close(inner)
-        os.set_blocking(self._main, False)
-        self.shown = ""
-
-    def shows(self, text: str) -> bool:
-        try:
-            self.shown += os.read(self._main, 65_536).decode("utf-8", "replace")
-        except BlockingIOError:
-            pass
-        except OSError:  # the command has ended
-            assert text in self.shown, self.shown
-        return text in self.shown
-
-    def types(self, text: str) -> None:
-        os.write(self._main, text.encode())
-
-    def end(self) -> int:
-        """Returns the exit code."""
-
-        def has_ended() -> bool:
-            self.shows("")
-            return self.process.poll() is not None
-
-        wait_until(has_ended)
-        self.shows("")
-        os.close(self._main)
-        return int(self.process.returncode)
 
 
 @pytest.mark.processes
