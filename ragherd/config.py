@@ -64,7 +64,7 @@ def _without_secrets(name: str, value: Any) -> Any:
 def without_password(url: str) -> str:
     """Returns a URL without its user and password, for output."""
     parts = urlsplit(url)
-    if parts.password is None:
+    if parts.username is None:
         return url
     return urlunsplit(parts._replace(netloc=f"{HIDDEN}@{parts.netloc.rpartition('@')[2]}"))
 

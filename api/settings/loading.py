@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final
@@ -217,4 +218,9 @@ def _one_line(concern: type[SettingsGroup], error: ValidationError) -> str:
     variable = _variable(concern, str(first["loc"][0]))
     given = "" if variable in SECRET else f" (given: {first['input']!r})"
     reason = str(first["msg"]).removeprefix("Value error, ")
-    return f"{variable}: {reason}{given}"
+    line = f"{variable}: {reason}{given}"
+    return _USER_OF_URL.sub(r"\1***@", line) if variable.endswith("_URL") else line
+
+
+_USER_OF_URL: Final = re.compile(r"(//|['\"])[^\s'\"]*@")
+"""The user and password of a URL in a message, with what is before them."""

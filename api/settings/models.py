@@ -13,10 +13,17 @@ from api.settings.answers import FilePath, NotNegative, Percent, Positive, Secon
 
 def _check_base_urls(value: str) -> str:
     for url in split_list(value):
-        parts = urlsplit(url)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
+        if not _is_http(url):
             raise ValueError(f"'{url}' is not an http:// or https:// URL")
     return value
+
+
+def _is_http(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # the port is not a number, and the message would repeat it
+        return False
 
 
 KEEP_ALIVE = r"^-?(\d+|(\d+(\.\d+)?(ms|s|m|h))+)$"
