@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from ragherd.exits import FAILED, INTERRUPTED, USAGE_ERROR, exit_with
 from ragherd.service_client import AsJson, ServiceClient, Url, clean, connected, new_table, print_document, terminal
@@ -53,7 +54,8 @@ def ask(
     with connected(url, read_seconds=ANSWER_SECONDS) as service:
         try:
             if as_json:
-                print_document(service.send("POST", "/query", json=body, headers=_headers(cache)))
+                answer = service.send("POST", "/query", field="answer", json=body, headers=_headers(cache))
+                print_document(answer)
             else:
                 _stream(service, body, _headers(cache))
         except KeyboardInterrupt:
@@ -91,7 +93,7 @@ def _stream(service: ServiceClient, body: Mapping[str, Any], headers: Mapping[st
     if done is None:
         raise exit_with("the stream was cut off before its end", FAILED)
     for line in origin_lines(done):
-        typer.echo(typer.style(line, dim=True), err=True)
+        terminal(stderr=True).print(Text(line, style="dim"), soft_wrap=True)
 
 
 def origin_lines(answer: Mapping[str, Any]) -> list[str]:
@@ -129,7 +131,9 @@ def explain(
     """
     body = _body(question, model, tenant, top_k)
     with connected(url) as service:
-        found = service.send("POST", "/api/semantic-cache/explain", json=body, headers=_headers(cache))
+        found = service.send(
+            "POST", "/api/semantic-cache/explain", field="decision", json=body, headers=_headers(cache)
+        )
     if as_json:
         print_document(found)
         return

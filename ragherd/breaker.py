@@ -14,6 +14,7 @@ from ragherd.service_client import (
     ServiceClient,
     Url,
     clean,
+    confirm,
     connected,
     moment,
     new_table,
@@ -35,6 +36,12 @@ class Action(StrEnum):
 
 
 OVERRIDES: Final = {Action.OPEN: "force-open", Action.CLOSE: "force-close", Action.RESET: "reset"}
+EFFECTS: Final = {
+    Action.OPEN: "Open {breakers}, so that every replica rejects all calls to Ollama until a reset?",
+    Action.CLOSE: "Close {breakers}, so that every replica calls Ollama until a reset, whatever fails?",
+    Action.RESET: "Reset {breakers}, so that the counts start at zero and any override ends?",
+}
+"""What is asked before an override."""
 
 
 def breaker(
@@ -44,25 +51,29 @@ def breaker(
     ] = None,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="Most state changes that history shows.")] = 20,
     since: Annotated[str | None, typer.Option(help="First time of history, such as 2026-11-23T13:00:00Z.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Override without asking.")] = False,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the circuit breakers of the fleet, or override them. An override needs an admin key.
+    """Show the circuit breakers of the fleet, or override them. An override asks first, and needs an admin key.
 
     `open` rejects every call to Ollama, and `close` admits every call, until `reset`. The exit code of `status` is 1
-    unless every breaker is CLOSED.
+    unless every breaker is CLOSED. Without a terminal, an override needs --yes.
     """
     with connected(url) as service:
         if action is Action.HISTORY:
             _history(service, name, limit, since, as_json=as_json)
         elif action is Action.STATUS:
-            found = _selected(service.get(f"{PATH}/metrics"), name)
+            found = _selected(service.get(f"{PATH}/metrics", field="breakers"), name)
             _show(found, as_json=as_json)
             if any(one["state"] != "CLOSED" for one in found["breakers"].values()):
                 raise typer.Exit(FAILED)
         else:
             params = {} if name is None else {"breaker": name}
-            found = service.send("POST", f"{PATH}/{OVERRIDES[action]}", params=params)
+            which = "every breaker" if name is None else f"the breaker {clean(name)}"
+            if not yes:
+                confirm(EFFECTS[action].format(breakers=which), f"`{action}` changes {which} of the fleet")
+            found = service.send("POST", f"{PATH}/{OVERRIDES[action]}", field="breakers", params=params)
             _show(_selected(found, name), as_json=as_json)
 
 
@@ -98,7 +109,7 @@ def breaker_table(breakers: dict[str, Any]) -> Table:
 
 
 def _history(service: ServiceClient, name: str | None, limit: int, since: str | None, *, as_json: bool) -> None:
-    found = service.get(f"{PATH}/history", breaker=name, limit=limit, since=since)
+    found = service.get(f"{PATH}/history", field="transitions", breaker=name, limit=limit, since=since)
     if as_json:
         print_document(found)
         return

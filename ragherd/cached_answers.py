@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ragherd.exits import FAILED, INTERRUPTED, USAGE_ERROR, exit_with
-from ragherd.service_client import AsJson, ServiceClient, Url, clean, connected, print_document
+from ragherd.service_client import AsJson, ServiceClient, Url, clean, confirm, connected, print_document
 
 CACHE_PATH: Final = "/api/semantic-cache"
 WARM_PATH: Final = f"{CACHE_PATH}/warm"
@@ -135,7 +135,10 @@ def invalidate(
         raise exit_with("give one of --question, --entry, --source, --tenant and --all", USAGE_ERROR)
     with connected(url, read_seconds=DELETE_SECONDS) as service:
         found = service.send("DELETE", CACHE_PATH, params={**wanted, "dry_run": "true"})
-        if not dry_run and found["matched"] and (yes or _confirmed(found["matched"])):
+        if not dry_run and found["matched"]:
+            if not yes:
+                many = _answers(found["matched"])
+                confirm(f"Delete {many}?", f"{many} would be deleted", otherwise="--yes, or --dry-run")
             found = service.send("DELETE", CACHE_PATH, params=wanted)
     if as_json:
         print_document(found)
@@ -143,15 +146,6 @@ def invalidate(
         typer.echo(f"{_answers(found['matched'])} would be deleted. Nothing was changed.")
     else:
         typer.echo(f"Deleted {_answers(found['deleted'])}.")
-
-
-def _confirmed(count: int) -> bool:
-    """Asks on standard error. Ends the command if the answer is no, or if nobody can answer."""
-    if not sys.stdin.isatty():
-        raise exit_with(f"{_answers(count)} would be deleted; give --yes, or --dry-run", USAGE_ERROR)
-    if not typer.confirm(f"Delete {_answers(count)}?", err=True):
-        raise exit_with("nothing was deleted")
-    return True
 
 
 def _answers(count: int) -> str:

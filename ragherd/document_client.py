@@ -29,6 +29,7 @@ from tenacity import (
 )
 
 from api.knowledge.plain_text import BY_SUFFIX, FENCED, heading_words
+from ragherd.service_client import detail_of, parsed, without_user
 
 MAX_OUTAGE_SECONDS: Final = 120.0
 """Time to wait for a service that does not answer."""
@@ -40,6 +41,10 @@ class Refused(Exception):
 
 class ServiceGone(Refused):
     """The service did not answer within the time limit."""
+
+
+class Unusable(Refused):
+    """The address or the key cannot be used."""
 
 
 class _Busy(Exception):
@@ -128,14 +133,21 @@ class DocumentClient:
             self._on_wait(str(trial.outcome.exception()))
 
     async def _once(self, method: str, path: str, **sent: Any) -> Any:
-        response = await self._client.request(method, path, **sent)
+        try:
+            response = await self._client.request(method, path, **sent)
+        except httpx.DecodingError:
+            raise Refused(f"{path} is not an answer of Ragherd") from None
         if response.status_code in {429, 502, 503, 504}:
-            raise _Busy(_detail(response))
+            raise _Busy(f"{response.status_code}: {detail_of(response)}")
         if method == "DELETE" and response.status_code == 404:
             return None  # deleted already
         if not response.is_success:
-            raise Refused(_detail(response))
-        return response.json() if response.content else None
+            raise Refused(f"{response.status_code}: {detail_of(response)}")
+        foreign = Refused(f"{path} is not an answer of Ragherd")
+        found = parsed(response.content, foreign) if response.content else None
+        if not isinstance(found, dict) and method != "DELETE":
+            raise foreign
+        return found
 
 
 @asynccontextmanager
@@ -159,22 +171,15 @@ async def connected(
 def _address(url: str) -> httpx.URL:
     try:
         address = httpx.URL(url)
-    except httpx.InvalidURL as error:
-        raise Refused(f"{url}: {error}") from None
+    except httpx.InvalidURL as error:  # it may repeat a part of a password
+        raise Unusable(f"{without_user(url)}: {'not a URL' if '@' in url else error}") from None
     if (address.port or 0) > 65_535:
-        raise Refused(f"{url}: Invalid port: {address.port}")
+        raise Unusable(f"{without_user(url)}: Invalid port: {address.port}")
     return address
 
 
 def _after(cursor: str) -> dict[str, str]:
     return {"cursor": cursor} if cursor else {}
-
-
-def _detail(response: httpx.Response) -> str:
-    try:
-        return f"{response.status_code}: {response.json()['detail']}"
-    except (ValueError, KeyError, TypeError):
-        return f"{response.status_code}: {response.text[:200]}"
 
 
 _HEADING: Final = re.compile(r"^#[ \t]+(\S.*)$", re.MULTILINE)

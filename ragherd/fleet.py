@@ -127,7 +127,7 @@ def workers_line(workers: list[dict[str, Any]]) -> str:
 def workers(url: Url = None, as_json: AsJson = False) -> None:
     """List the live workers of every replica."""
     with connected(url) as service:
-        found = service.get(PARTS["workers"])
+        found = service.get(PARTS["workers"], field="workers")
     if as_json:
         print_document(found)
         return

@@ -16,19 +16,21 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ragherd.document_client import (
+    MAX_OUTAGE_SECONDS,
     DocumentClient,
     DocumentFile,
     FoundFiles,
     Refused,
     SameSource,
     ServiceGone,
+    Unusable,
     connected,
     find,
     legacy_source,
     title_of,
 )
-from ragherd.exits import FAILED, INTERRUPTED, exit_with
-from ragherd.service_client import KEY_VARIABLE, AsJson, Url, own_address, print_document
+from ragherd.exits import FAILED, INTERRUPTED, UNREACHABLE, USAGE_ERROR, exit_with
+from ragherd.service_client import KEY_VARIABLE, AsJson, Url, own_address, print_document, usable_key, without_user
 
 KEY_VARIABLES: Final = [KEY_VARIABLE, "RAGHERD_KEY"]
 """The second is the name in earlier releases."""
@@ -46,11 +48,15 @@ class CommonFields:
 
 @dataclass(slots=True)
 class Result:
-    """`counts` is by outcome: created, updated, unchanged, failed, deleted. `chunks` is the sum over all files."""
+    """`counts` is by outcome: created, updated, unchanged, failed, deleted. `chunks` is the sum over all files.
+
+    `gone`: the service stopped answering.
+    """
 
     counts: Counter[str] = field(default_factory=Counter)
     chunks: int = 0
     failures: list[str] = field(default_factory=list)
+    gone: bool = False
 
 
 async def upload_all(
@@ -74,6 +80,7 @@ async def upload_all(
                 result.counts["failed"] += 1
                 result.failures.append(f"{file.source}: {error}")
                 if isinstance(error, ServiceGone):
+                    result.gone = True
                     return
             else:
                 result.counts[outcome] += 1
@@ -172,6 +179,7 @@ def ingest(
     if dry_run:
         _list(found, as_json=as_json)
         return
+    key = usable_key(key or "")
     common = CommonFields(tenant, tuple(tag or ()), version)
     began = time.monotonic()
     try:
@@ -179,7 +187,8 @@ def ingest(
             _run(url or own_address(), key, found, common, concurrency, pruned=prune_gone, named=collection is not None)
         )
     except Refused as error:
-        raise exit_with(str(error)) from None
+        codes = {Unusable: USAGE_ERROR, ServiceGone: UNREACHABLE}
+        raise exit_with(str(error), codes.get(type(error), FAILED)) from None
     except KeyboardInterrupt:
         typer.echo("Stopped. Run the command again to continue.", err=True)
         raise typer.Exit(INTERRUPTED) from None
@@ -202,7 +211,7 @@ def _report(result: Result, skipped: int, seconds: float, *, as_json: bool) -> N
     for failure in result.failures:
         typer.echo(f"failed: {failure}", err=True)
     if result.failures:
-        raise typer.Exit(FAILED)
+        raise typer.Exit(UNREACHABLE if result.gone else FAILED)
 
 
 def document(result: Result, skipped: int) -> dict[str, Any]:
@@ -221,11 +230,17 @@ def summary(result: Result, skipped: int, seconds: float) -> str:
 async def _run(
     url: str, key: str | None, found: FoundFiles, common: CommonFields, concurrency: int, *, pruned: bool, named: bool
 ) -> Result:
+    if not url.lower().startswith(("http://", "https://")):
+        raise Unusable(f"--url {without_user(url)}: must be http://HOST:PORT or https://HOST:PORT")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("Documents", total=len(found.files))
-        async with connected(url, key, on_wait=lambda why: console.print(f"Waiting for {url}: {why}")) as client:
+
+        def waits(why: str) -> None:
+            console.print(f"Waiting for {without_user(url)}: {why}", markup=False)
+
+        async with connected(url, key, max_outage=MAX_OUTAGE_SECONDS, on_wait=waits) as client:
             for folder in () if named else await legacy_folders(client, found, common):
                 console.print(LEGACY_HINT.format(folder=folder), highlight=False)
 

@@ -189,7 +189,7 @@ def _of_service(url: str | None) -> Any:
     from ragherd.service_client import connected
 
     with connected(url) as service:
-        return service.get("/api/semantic-cache/quality")
+        return service.get("/api/semantic-cache/quality", field="policy")
 
 
 def service_text(found: Mapping[str, Any]) -> str:

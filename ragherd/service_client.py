@@ -1,6 +1,7 @@
 """Requests of commands to a running service: the address, the key, and errors.
 
-A service that cannot be reached ends a command with exit code 3, a refusal with 1. Neither prints a key.
+A service that cannot be reached ends a command with exit code 3, a refusal with 1. Neither prints a key, nor the user
+and password of a URL. A program that is not Ragherd is recognized by what its answers lack.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any, Final
@@ -19,7 +21,7 @@ from rich.table import Table
 
 from api.errors import SettingsError
 from api.settings import load_settings
-from ragherd.exits import FAILED, UNREACHABLE, USAGE_ERROR, exit_with
+from ragherd.exits import FAILED, INTERRUPTED, UNREACHABLE, USAGE_ERROR, exit_with
 
 KEY_VARIABLE: Final = "RAGHERD_API_KEY"
 CONNECT_SECONDS: Final = 5.0
@@ -31,6 +33,8 @@ PROXY_ERRORS: Final = frozenset({502, 503, 504})
 Url = Annotated[str | None, typer.Option("--url", help="URL of the service. Default: HOST and PORT.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
+_USER: Final = re.compile(r"^([\w+.-]*://)?.*@")
+_MARKUP: Final = re.compile(r"\s*(?:<!|<\?|<html)", re.IGNORECASE)
 _CONTROLS: Final = {code: None for code in (*range(32), 127, *range(128, 160)) if chr(code) not in "\n\t"}
 
 
@@ -58,52 +62,75 @@ class ServiceClient:
         """The address of the service, without credentials."""
         return str(self._http.base_url.copy_with(userinfo=b"")).rstrip("/")
 
-    def get(self, path: str, **params: Any) -> Any:
+    def get(self, path: str, *, field: str = "", **params: Any) -> Any:
         """Returns the JSON of a GET request. Parameters that are None are left out."""
-        return self.send("GET", path, params=_given(params))
+        return self.send("GET", path, field=field, params=_given(params))
 
     def health(self) -> Any:
         """Returns the body of GET /health, also of an unhealthy service."""
-        return self.send("GET", "/health", accepted=frozenset({503}))
+        return self.send("GET", "/health", accepted=frozenset({503}), field="database")
 
-    def metrics(self) -> tuple[str, str]:
-        """Returns the host that answered and its metrics, in Prometheus's text format."""
-        response = self._checked(self._response("GET", "/metrics"))
-        return response.headers.get("X-Worker", "").rpartition("-")[0].rpartition("-")[0], response.text
+    def metrics(self) -> str:
+        """Returns the metrics of the replica that answers, in Prometheus's text format."""
+        return self._checked(self._response("GET", "/metrics")).text
 
-    def send(self, method: str, path: str, *, accepted: frozenset[int] = frozenset(), **sent: Any) -> Any:
-        """Returns the JSON of a response. Raises `RequestRefused` for an error status that is not `accepted`."""
+    def send(
+        self, method: str, path: str, *, accepted: frozenset[int] = frozenset(), field: str = "", **sent: Any
+    ) -> Any:
+        """Returns the JSON object of a response, which has a `field`.
+
+        Raises `RequestRefused` for an error status that is not `accepted`, and for other answers. Reading a field
+        that the object lacks raises it too.
+        """
         response = self._checked(self._response(method, path, **sent), accepted)
-        try:
-            return response.json()
-        except ValueError:
-            raise RequestRefused(f"{self.url}: {path} is not an answer of Ragherd", response.status_code) from None
+        found = parsed(response.content, self._foreign(path))
+        if not isinstance(found, dict) or (field and field not in found):
+            raise self._foreign(path)
+        return found
 
     @contextmanager
     def stream(self, path: str, **sent: Any) -> Iterator[Iterator[tuple[str, Any]]]:
         """Sends a POST request and yields the server-sent events as pairs of name and data."""
-        try:
-            with self._http.stream("POST", path, **sent) as response:
-                if not response.is_success:
-                    response.read()
-                self._checked(response)
-                yield _events(response)
-        except httpx.TransportError as error:
-            raise self._unreachable(error) from None
+        with self._faults(path), self._http.stream("POST", path, **sent) as response:
+            if not response.is_success:
+                response.read()
+            self._checked(response)
+            yield self._events(path, response)
 
     def _response(self, method: str, path: str, **sent: Any) -> httpx.Response:
-        try:
+        with self._faults(path):
             return self._http.request(method, path, **sent)
-        except httpx.TransportError as error:
-            raise self._unreachable(error) from None
 
-    def _unreachable(self, error: httpx.TransportError) -> Unreachable:
-        return Unreachable(f"{self.url}: cannot be reached: {str(error) or type(error).__name__}")
+    @contextmanager
+    def _faults(self, path: str) -> Iterator[None]:
+        try:
+            yield
+        except httpx.TransportError as error:
+            raise Unreachable(f"{self.url}: cannot be reached: {str(error) or type(error).__name__}") from None
+        except httpx.DecodingError:
+            raise self._foreign(path) from None
+        except UnicodeEncodeError:
+            raise exit_with("the text is not UTF-8", USAGE_ERROR) from None
+
+    def _events(self, path: str, response: httpx.Response) -> Iterator[tuple[str, Any]]:
+        name = ""
+        for line in response.iter_lines():
+            if line.startswith("event: "):
+                name = line[7:]
+            elif line.startswith("data: "):
+                data = parsed(line[6:], self._foreign(path))
+                if name != "sources" and not isinstance(data, dict):
+                    raise self._foreign(path)
+                yield name, data
+
+    def _foreign(self, path: str) -> RequestRefused:
+        return RequestRefused(f"{self.url}: {path} is not an answer of Ragherd", httpx.codes.OK)
 
     def _checked(self, response: httpx.Response, accepted: frozenset[int] = frozenset()) -> httpx.Response:
         status = response.status_code
         if status in PROXY_ERRORS and "X-Worker" not in response.headers:
-            raise Unreachable(f"{response.request.url.copy_with(query=None)}: {status}: {detail_of(response)}")
+            url = response.request.url.copy_with(query=None, userinfo=b"")
+            raise Unreachable(f"{url}: {status}: {detail_of(response)}")
         if not response.is_success and status not in accepted:
             raise RequestRefused(
                 f"{response.request.url.path}: {status}: {detail_of(response)}{self._hint(status)}", status
@@ -118,6 +145,19 @@ class ServiceClient:
         return ""
 
 
+def parsed(text: str | bytes, foreign: Exception) -> Any:
+    """Returns JSON. Raises `foreign` if it is none, and when somebody reads a field that an object lacks."""
+
+    class Fields(dict[str, Any]):
+        def __missing__(self, _name: str) -> Any:
+            raise foreign
+
+    try:
+        return json.loads(text, object_hook=Fields)
+    except ValueError:
+        raise foreign from None
+
+
 def _given(params: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in params.items() if value is not None}
 
@@ -127,16 +167,8 @@ def detail_of(response: httpx.Response) -> str:
     try:
         return clean(str(response.json()["detail"]))
     except (ValueError, KeyError, TypeError):
-        return clean(response.text[:200]) or response.reason_phrase
-
-
-def _events(response: httpx.Response) -> Iterator[tuple[str, Any]]:
-    name = ""
-    for line in response.iter_lines():
-        if line.startswith("event: "):
-            name = line[7:]
-        elif line.startswith("data: "):
-            yield name, json.loads(line[6:])
+        text = "" if _MARKUP.match(response.text) else clean(response.text[:200])
+        return text or response.reason_phrase or "an empty answer"
 
 
 @contextmanager
@@ -150,9 +182,7 @@ def opened(url: str | None, *, read_seconds: float = READ_SECONDS) -> Iterator[S
 
 def target(url: str | None) -> tuple[httpx.URL, dict[str, str]]:
     """Returns the address of the service and the header with the key. Ends the command if one is unusable."""
-    key = os.environ.get(KEY_VARIABLE, "").strip()
-    if any(not 32 < ord(character) < 127 for character in key):
-        raise exit_with(f"{KEY_VARIABLE}: a key has only printable ASCII characters, without spaces", USAGE_ERROR)
+    key = usable_key(os.environ.get(KEY_VARIABLE, ""))
     return _address(url), {"Authorization": f"Bearer {key}"} if key else {}
 
 
@@ -168,15 +198,28 @@ def connected(url: str | None, *, read_seconds: float = READ_SECONDS) -> Iterato
         raise exit_with(str(error), FAILED) from None
 
 
+def usable_key(given: str) -> str:
+    """Returns a key without spaces around it. Ends the command if no header can carry it."""
+    key = given.strip()
+    if any(not 32 < ord(character) < 127 for character in key):
+        raise exit_with(f"{KEY_VARIABLE}: a key has only printable ASCII characters, without spaces", USAGE_ERROR)
+    return key
+
+
+def without_user(url: str) -> str:
+    """Returns what may not be a URL without the user and password that it may have, for output."""
+    return _USER.sub(r"\1***@", url)
+
+
 def _address(url: str | None) -> httpx.URL:
     if url is None:
         return httpx.URL(own_address())
     try:
         address = httpx.URL(url)
-    except httpx.InvalidURL as error:
-        raise exit_with(f"--url {url}: {error}", USAGE_ERROR) from None
+    except httpx.InvalidURL:
+        address = httpx.URL("")
     if address.scheme not in {"http", "https"} or not address.host or (address.port or 0) > 65_535:
-        raise exit_with(f"--url {url}: must be http://HOST:PORT or https://HOST:PORT", USAGE_ERROR)
+        raise exit_with(f"--url {without_user(url)}: must be http://HOST:PORT or https://HOST:PORT", USAGE_ERROR)
     return address
 
 
@@ -186,8 +229,26 @@ def own_address() -> str:
         server = load_settings().server
     except SettingsError as error:
         raise exit_with(str(error), USAGE_ERROR) from None
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(server.host, server.host)  # noqa: S104 - not bound here
-    return f"http://[{host}]:{server.port}" if ":" in host else f"http://{host}:{server.port}"
+    return local_url(server.host, server.port)
+
+
+def local_url(host: str, port: int) -> str:
+    """Returns the URL of a service on this machine that listens there."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - not bound here
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def confirm(question: str, unasked: str, *, otherwise: str = "--yes") -> None:
+    """Asks on standard error. Ends the command if the answer is no, or if nobody can answer."""
+    if not sys.stdin.isatty():
+        raise exit_with(f"{unasked}; give {otherwise}", USAGE_ERROR)
+    try:
+        agreed = typer.confirm(question, err=True)
+    except typer.Abort as error:
+        code = INTERRUPTED if isinstance(error.__context__, KeyboardInterrupt) else FAILED
+        raise exit_with("nothing was changed", code) from None
+    if not agreed:
+        raise exit_with("nothing was changed")
 
 
 # -- Output ------------------------------------------------------------------------------------------------------------
@@ -198,9 +259,9 @@ def clean(text: str) -> str:
     return text.translate(_CONTROLS)
 
 
-def terminal() -> Console:
+def terminal(*, stderr: bool = False) -> Console:
     """Returns a console that prints texts as they are, without markup. A pipe or a file gets wide lines."""
-    console = Console(markup=False, highlight=False, emoji=False)
+    console = Console(stderr=stderr, markup=False, highlight=False, emoji=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = PIPE_WIDTH
     return console

@@ -210,7 +210,7 @@ async def test_a_service_that_one_file_waited_for_in_vain_is_not_waited_for_with
 @pytest.mark.parametrize("url", ["http://127.0.0.1:one", "http://127.0.0.1:99999"])
 def test_what_is_no_address_is_one_line(url: str, folder: Path) -> None:
     refused = CliRunner().invoke(commands, ["ingest", str(folder), "--url", url])
-    assert refused.exit_code == 1
+    assert refused.exit_code == 2
     assert refused.output.startswith(f"ragherd: {url}: Invalid port")
 
 
