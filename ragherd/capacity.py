@@ -76,7 +76,7 @@ def plan(
     redis_gib: Annotated[float, typer.Option(min=0.001, help="Memory of Redis, in GiB.")] = 8.0,
     network_gbit: Annotated[float, typer.Option(min=0.001, help="Network bandwidth of Redis, in Gbit/s.")] = 10.0,
     costs: CostsFile = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Estimate the workers, Redis memory and GPUs that a load needs, and name the first limit."""
     known = costs_or_exit(costs)
@@ -169,7 +169,7 @@ def simulate(
     seeds: Annotated[int, typer.Option(min=1, help="Number of runs, each with its own seed.")] = 3,
     seconds: Annotated[float, typer.Option(min=0.1, help="Simulated seconds, without the warm-up.")] = 5.0,
     costs: CostsFile = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a line of JSON for each run.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Simulate one Redis under 10 to 1,000 replicas: its load, and how fast all replicas see a breaker change state."""
     try:
@@ -184,12 +184,16 @@ def simulate(
             raise exit_with(str(error), USAGE_ERROR) from None
         found = [run(demand, known, seed + number, seconds=seconds) for number in range(seeds)]
         runs.append((demand, found))
-        if as_json:
-            for number, outcome in enumerate(found):
-                named = {"replicas": size, "workers": demand.fleet, "rate": demand.rate, "seed": seed + number}
-                typer.echo(json.dumps(json_value({**named, **asdict(outcome)})))
-    if not as_json:
+    if as_json:
+        rows = [_row(demand, seed + number, one) for demand, found in runs for number, one in enumerate(found)]
+        typer.echo(json.dumps(json_value({"machine": known.machine, "runs": rows})))
+    else:
         _show_runs(runs)
+
+
+def _row(demand: Demand, seed: int, outcome: SimulationResult) -> dict[str, Any]:
+    named = {"replicas": demand.replicas, "workers": demand.fleet, "rate": demand.rate, "seed": seed}
+    return {**named, **asdict(outcome)}
 
 
 def _show_runs(runs: list[tuple[Demand, list[SimulationResult]]]) -> None:

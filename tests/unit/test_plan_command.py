@@ -69,11 +69,13 @@ def test_bad_input_exits_with_2_and_a_line_that_names_it(arguments: tuple[str, .
     assert "Traceback" not in result.output
 
 
-def test_a_simulation_gives_a_line_for_each_size_and_seed() -> None:
+def test_a_simulation_gives_one_document_with_a_run_for_each_size_and_seed() -> None:
     sizes = ("--replicas", "2", "--replicas", "5", "--seeds", "2", "--seconds", "0.5")
     result = run("simulate", *sizes, "--rate", "3", "--json")
     assert result.exit_code == 0, result.output
-    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    found = json.loads(result.stdout)
+    assert set(found["machine"]) >= {"date", "cpu", "redis", "python"}
+    lines = found["runs"]
     assert [(line["replicas"], line["workers"], line["rate"], line["seed"]) for line in lines] == [
         (2, 8, 6.0, 1),
         (2, 8, 6.0, 2),
@@ -91,9 +93,7 @@ def test_a_simulation_names_the_first_size_that_is_too_large() -> None:
     assert "First limit:" in result.stdout
     assert "at 2 replicas (8 workers)" in result.stdout
     assert "never" in result.stdout, "a transition that no worker hears of takes no time at all"
-    [line] = [
-        json.loads(one) for one in run("simulate", "--replicas", "2", *short, *misses, "--json").stdout.splitlines()
-    ]
+    [line] = json.loads(run("simulate", "--replicas", "2", *short, *misses, "--json").stdout)["runs"]
     assert line["unheard"] > 0
     assert line["notice_most"] is None
     quiet = run("simulate", "--replicas", "2", *short)

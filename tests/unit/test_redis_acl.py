@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from pathlib import Path
 
@@ -81,6 +82,8 @@ def test_the_command_prints_the_line(monkeypatch: pytest.MonkeyPatch, arguments:
     ran = CliRunner().invoke(commands, ["redis-acl", "--password-stdin", *arguments], input="secret\n")
     assert ran.exit_code == 0
     assert ran.output == acl_line(store, user="ragherd", prefix="mine:", password="secret") + "\n"
+    document = CliRunner().invoke(commands, ["redis-acl", "--password-stdin", "--json", *arguments], input="secret\n")
+    assert json.loads(document.stdout) == {"rules": [ran.output.removesuffix("\n")]}
 
 
 @pytest.mark.parametrize(("variable", "arguments"), [("REDIS_URL", []), ("BREAKER_REDIS_URL", ["--breaker"])])
@@ -100,12 +103,12 @@ def test_without_a_password_the_line_has_a_placeholder_that_redis_rejects() -> N
 @pytest.mark.parametrize("arguments", [["--user", "a b"], ["--password-stdin"]])
 def test_invalid_users_and_passwords_are_rejected(arguments: list[str]) -> None:
     ran = CliRunner().invoke(commands, ["redis-acl", *arguments], input="\n")
-    assert ran.exit_code == 1
+    assert ran.exit_code == 2
     assert ran.output.startswith("ragherd: --")
 
 
 @pytest.mark.parametrize("prefix", ["*", "rag: ~*", ""])
 def test_a_prefix_that_would_grant_more_is_rejected(prefix: str) -> None:
     ran = CliRunner().invoke(commands, ["redis-acl", "--prefix", prefix])
-    assert (ran.exit_code, ran.stdout) == (1, "")
+    assert (ran.exit_code, ran.stdout) == (2, "")
     assert "--prefix" in ran.stderr
