@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, NamedTuple
 
 import typer
-from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
@@ -27,6 +26,7 @@ from ragherd.service_client import (
     ServiceClient,
     Unreachable,
     Url,
+    clean,
     connected,
     moment,
     new_table,
@@ -34,17 +34,28 @@ from ragherd.service_client import (
     terminal,
 )
 
-STAGES: Final = ("total", "cache", "embed", "retrieve", "generate")
-DURATION: Final = "ragherd_query_stage_duration_seconds"
-QUANTILES: Final = (0.5, 0.95, 0.99)
+HISTORY: Final = "/api/history"
+STEP_SECONDS: Final = 300
+"""Latencies are those of the latest five minutes with an answer, within an hour."""
+QUANTILES: Final = ("p50", "p95", "p99")
+FIRST: Final = frozenset({"hit"})
+"""Cache statuses that are shown before the others."""
 BARS: Final = "▁▂▃▄▅▆▇█"
 KEPT: Final = 60
-"""Refreshes that the bar chart of queries per second and the latencies cover."""
+"""Refreshes that the bar chart of queries per second covers."""
 CHANGES: Final = 3
 COLORS: Final = {"healthy": "green", "degraded": "yellow", "unhealthy": "red"}
 
-Buckets = dict[float, float]
-"""Counts of a histogram: those up to each bound, which is in seconds."""
+
+class Latency(NamedTuple):
+    """The `QUANTILES` of a cache status in milliseconds, and when their five minutes began."""
+
+    since: str
+    quantiles: tuple[float, ...]
+
+    def texts(self) -> tuple[str, ...]:
+        """Returns the quantiles for output."""
+        return tuple(f"{one:,.0f}" if one >= 100 else f"{one:.1f}" for one in self.quantiles)
 
 
 @dataclass(slots=True)
@@ -56,21 +67,17 @@ class View:
     at: float = 0.0
     queries: float | None = None
     rates: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT))
-    counts: dict[str, deque[dict[str, Buckets]]] = field(default_factory=dict)
-    latency: dict[str, tuple[float | None, ...]] = field(default_factory=dict)
-    replica: str = ""
+    latency: dict[str, Latency] = field(default_factory=dict)
     changes: list[dict[str, Any]] = field(default_factory=list)
 
     def refresh(self, service: ServiceClient, now: float) -> None:
         """Reads everything. Raises `Unreachable`, and `RequestRefused` if the address is not Ragherd's."""
         self.found, self.fault = snapshot(service), ""
         self._count_queries(now)
-        try:
-            self.replica, text = service.metrics()
-            self._measure(text)
+        with suppress(RequestRefused):  # Redis is down: the last known ones stay
             self.changes = service.get(f"{BREAKER_PATH}/history", limit=CHANGES)["transitions"]
-        except RequestRefused:
-            pass  # Redis is down: the last known ones stay
+        with suppress(RequestRefused):  # or the history is off
+            self.latency = latencies(service.get(HISTORY, step=STEP_SECONDS)["points"])
 
     def _count_queries(self, now: float) -> None:
         cache = (self.found or {}).get("cache")
@@ -81,51 +88,17 @@ class View:
             self.rates.append(max(0.0, total - self.queries) / (now - self.at))
         self.queries, self.at = total, now
 
-    def _measure(self, text: str) -> None:
-        """Compares with earlier counts of the same replica, because a load balancer may reach another each time."""
-        counts = stage_counts(text)
-        earlier = self.counts.setdefault(self.replica, deque(maxlen=KEPT))
-        earlier.append(counts)
-        self.latency = {
-            stage: tuple(quantile(since(buckets, earlier[0].get(stage, {})), share) for share in QUANTILES)
-            for stage, buckets in counts.items()
-        }
-
 
 # -- Figures -----------------------------------------------------------------------------------------------------------
 
 
-def stage_counts(text: str) -> dict[str, Buckets]:
-    """Returns the histogram of each stage of a query from Prometheus's text format."""
-    found: dict[str, Buckets] = {}
-    for family in text_string_to_metric_families(text):
-        if family.name == DURATION:
-            for sample in family.samples:
-                if sample.name.endswith("_bucket"):
-                    found.setdefault(sample.labels["stage"], {})[float(sample.labels["le"])] = sample.value
-    return found
-
-
-def since(now: Buckets, before: Buckets) -> Buckets:
-    """Returns the counts since then; all counts if the replica has started again or there is nothing new."""
-    added = {bound: count - before.get(bound, 0.0) for bound, count in now.items()}
-    return added if min(added.values(), default=0.0) >= 0 and added.get(float("inf")) else now
-
-
-def quantile(buckets: Buckets, share: float) -> float | None:
-    """Returns an estimate in seconds, linear within a bucket, or None without a count."""
-    bounds = sorted(buckets)
-    total = buckets[bounds[-1]] if bounds else 0.0
-    if not total:
-        return None
-    wanted, below, low = share * total, 0.0, 0.0
-    for bound in bounds:
-        if buckets[bound] >= wanted:
-            if bound == float("inf"):
-                return low
-            return low + (bound - low) * (wanted - below) / max(buckets[bound] - below, 1e-9)
-        below, low = buckets[bound], bound
-    return low
+def latencies(points: Iterable[Mapping[str, Any]]) -> dict[str, Latency]:
+    """Returns the latest latencies of each cache status from the points of the history, which are in order."""
+    found: dict[str, Latency] = {}
+    for point in points:
+        for status, times in point.get("latency_ms", {}).items():
+            found[status] = Latency(point["at"], tuple(times[name] for name in QUANTILES))
+    return {status: found[status] for status in sorted(found, key=lambda one: (one not in FIRST, one))}
 
 
 def bars(values: Iterable[float]) -> str:
@@ -133,11 +106,6 @@ def bars(values: Iterable[float]) -> str:
     known = list(values)
     highest = max(known, default=0.0)
     return "".join(BARS[round(value / highest * (len(BARS) - 1))] if highest else BARS[0] for value in known)
-
-
-def milliseconds(seconds: float | None) -> str:
-    """Returns a time in milliseconds."""
-    return "" if seconds is None else f"{1000 * seconds:,.1f}"
 
 
 # -- Rendering ---------------------------------------------------------------------------------------------------------
@@ -148,13 +116,13 @@ def line(view: View) -> str:
     clock = f"{datetime.now().astimezone():%H:%M:%S}"
     if view.found is None or view.fault:
         return f"{clock} {view.fault}"
-    found, latency = view.found, view.latency.get("total", (None,) * len(QUANTILES))
-    times = "/".join(milliseconds(one) or "-" for one in latency)
+    found = view.found
+    times = [f"{status} {'/'.join(one.texts())}" for status, one in view.latency.items()]
     parts = [
         found["breaker"] and breakers_line(found["breaker"]["breakers"]),
         found["cache"] and f"{100 * found['cache']['hit_rate']:.1f} % hits",
         f"{view.rates[-1]:.1f} queries/s" if view.rates else None,
-        f"p50/p95/p99 {times} ms",
+        f"p50/p95/p99 ms: {', '.join(times) or 'not known'}",
         found["bulkhead"] and f"bulkhead {bulkhead_line(found['bulkhead'])}",
         found["pool"] and f"pool {pool_line(found['pool'])}",
         found["workers"] and f"{len(found['workers'])} workers",
@@ -168,7 +136,7 @@ def render(view: View) -> RenderableType:
         return Text(view.fault)
     found = view.found
     health = found["health"]
-    head = Text(f"{health['status']}  ", style=f"bold {COLORS[health['status']]}")
+    head = Text(f"{health['status']}  ", style=f"bold {COLORS.get(health['status'], 'red')}")
     head.append(f"{found['url']}, version {health['version']}, {datetime.now().astimezone():%H:%M:%S}", style="dim")
     if view.fault:
         head = Text(f"{view.fault}; the figures are old", style="bold red")
@@ -177,7 +145,7 @@ def render(view: View) -> RenderableType:
     columns.add_column(ratio=2)
     columns.add_column(ratio=3)
     load = Group(_panel("calls to Ollama", _load(view)), _panel("workers", _workers(view)))
-    columns.add_row(_panel(f"recent latency of {view.replica or 'a replica'}, ms", _latency(view)), load)
+    columns.add_row(_panel("recent latency of the fleet, ms", _latency(view)), load)
     panels = (_panel("circuit breakers", _breakers(view)), _panel("semantic cache", _cache(view)), columns)
     return Group(head, *panels, *warnings, Text("Ctrl-C stops.", style="dim"))
 
@@ -193,7 +161,7 @@ def _breakers(view: View) -> RenderableType:
     table = breaker_table(breaker["breakers"])
     changes = Table.grid(padding=(0, 2))
     for one in view.changes:
-        changes.add_row(moment(one["time"]), f"{one['from']} -> {one['to']}", Text(one["reason"]))
+        changes.add_row(moment(one["time"]), f"{one['from']} -> {one['to']}", Text(clean(one["reason"])))
     return Group(table, changes) if view.changes else table
 
 
@@ -204,10 +172,11 @@ def _cache(view: View) -> RenderableType:
 
 
 def _latency(view: View) -> RenderableType:
-    table = new_table("stage", "p50", "p95", "p99")
-    for stage in STAGES:
-        if stage in view.latency:
-            table.add_row(stage, *(milliseconds(one) for one in view.latency[stage]))
+    if not view.latency:
+        return Text("not known")
+    table = new_table("cache", *QUANTILES, "since")
+    for status, one in view.latency.items():
+        table.add_row(status, *one.texts(), f"{one.since[11:16]} UTC")
     return table
 
 
@@ -251,7 +220,7 @@ def monitor(
             return
         view, console = View(), terminal()
         view.refresh(service, time.monotonic())
-        if console.is_terminal:
+        if console.is_terminal and not console.is_dumb_terminal:
             _show_live(service, view, console, interval, count)
         else:
             _print_lines(service, view, interval, count)

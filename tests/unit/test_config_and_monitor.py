@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -11,9 +12,7 @@ from typer.testing import CliRunner, Result
 from api.settings import SECRET, variable_names
 from ragherd.commands import commands
 from ragherd.config import unknown_variables
-from ragherd.monitor import bars, quantile, since, stage_counts
-
-INFINITE = float("inf")
+from ragherd.monitor import bars, latencies
 
 
 @pytest.fixture
@@ -83,37 +82,21 @@ def test_a_misspelled_setting_is_recognized_and_other_programs_variables_are_not
     assert unknown_variables({}, given) == [("SEMANTIC_CACHE_TLL", "SEMANTIC_CACHE_TTL")]
 
 
-@pytest.mark.parametrize(
-    ("buckets", "share", "expected"),
-    [
-        ({0.1: 0.0, 0.2: 10.0, INFINITE: 10.0}, 0.5, 0.15),
-        ({0.1: 10.0, 0.2: 10.0, INFINITE: 10.0}, 0.99, 0.099),
-        ({0.1: 5.0, 0.2: 5.0, INFINITE: 10.0}, 0.95, 0.2),
-        ({0.1: 0.0, INFINITE: 0.0}, 0.5, None),
-        ({}, 0.5, None),
-    ],
-)
-def test_quantiles_of_a_histogram(buckets: dict[float, float], share: float, expected: float | None) -> None:
-    assert quantile(buckets, share) == (None if expected is None else pytest.approx(expected))
-
-
-def test_counts_since_an_earlier_refresh() -> None:
-    before = {0.1: 4.0, INFINITE: 6.0}
-    assert since({0.1: 5.0, INFINITE: 9.0}, before) == {0.1: 1.0, INFINITE: 3.0}
-    restarted = {0.1: 1.0, INFINITE: 2.0}
-    assert since(restarted, before) == restarted
-    assert since(before, before) == before  # nothing new
-
-
-def test_stages_are_read_from_the_metrics() -> None:
-    text = (
-        "# TYPE ragherd_query_stage_duration_seconds histogram\n"
-        'ragherd_query_stage_duration_seconds_bucket{le="0.5",stage="total"} 3\n'
-        'ragherd_query_stage_duration_seconds_bucket{stage="total",le="+Inf"} 4\n'
-        'ragherd_query_stage_duration_seconds_sum{stage="total"} 2\n'
-        'ragherd_query_stage_duration_seconds_count{stage="total"} 4\n'
-    )
-    assert stage_counts(text) == {"total": {0.5: 3.0, INFINITE: 4.0}}
+def test_the_latest_latencies_of_each_cache_status_are_taken_from_the_history() -> None:
+    times = {"p50": 1.0, "p95": 2.0, "p99": 3.0}
+    slow = {name: 1000 * value for name, value in times.items()}
+    points: list[dict[str, Any]] = [
+        {"at": "2026-11-28T15:00:00Z", "latency_ms": {"miss": slow, "hit": slow}},
+        {"at": "2026-11-28T15:05:00Z", "latency_ms": {"hit": times}},
+        {"at": "2026-11-28T15:10:00Z", "latency_ms": {}},
+        {"at": "2026-11-28T15:15:00Z", "gap": True},
+    ]
+    found = latencies(points)
+    assert list(found) == ["hit", "miss"]
+    assert found["hit"] == ("2026-11-28T15:05:00Z", (1.0, 2.0, 3.0))
+    assert found["miss"].since == "2026-11-28T15:00:00Z"
+    assert found["miss"].texts() == ("1,000", "2,000", "3,000")
+    assert latencies([]) == {}
 
 
 def test_bars_are_relative_to_the_highest() -> None:
