@@ -21,7 +21,7 @@ from api.ports.answer_cache import Store
 from api.settings import Settings, access_warnings, load_settings, origins
 from ragherd.checks import Check, report
 from ragherd.config import unknown_line, unknown_variables, without_password
-from ragherd.service_client import AsJson
+from ragherd.service_client import AsJson, local_url
 
 HTTP_SECONDS: Final = 5.0
 SKEW_SECONDS: Final = 2.0
@@ -155,9 +155,23 @@ def _ports(settings: Settings) -> Iterator[Check]:
     server = settings.server
     for variable, port in (("PORT", server.port), ("METRICS_PORT", server.metrics_port)):
         if port:
+            name, where = f"port, {variable}", f"{server.host}:{port}"
             problem = _why_not_bound(server.host, port)
-            detail = f"{server.host}:{port} {problem or 'is free'}"
-            yield Check(f"port, {variable}", not problem, detail, f"Stop it, or set {variable}." if problem else "")
+            if not problem:
+                yield Check(name, True, f"{where} is free")
+            elif _serves_ragherd(local_url(server.host, port)):
+                yield Check(name, True, f"a running Ragherd listens at {where}", f"Stop it first, or set {variable}.")
+            else:
+                yield Check(name, False, f"{where} {problem}", f"Stop it, or set {variable}.")
+
+
+def _serves_ragherd(url: str) -> bool:
+    """Returns whether /health or /metrics is Ragherd's. Sends no key, because anybody may listen there."""
+    try:
+        with httpx.Client(base_url=url, timeout=HTTP_SECONDS, trust_env=False) as client:
+            return '"circuit_breaker"' in client.get("/health").text or "ragherd_" in client.get("/metrics").text
+    except httpx.HTTPError:
+        return False
 
 
 def _why_not_bound(host: str, port: int) -> str:

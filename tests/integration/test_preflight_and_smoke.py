@@ -133,6 +133,22 @@ def test_what_is_missing_or_taken_fails(durable: EmbeddedRedis, ollama: StubProc
     assert f"FAIL  Ollama http://{nowhere}: cannot be used: " in result.stdout
 
 
+@pytest.mark.processes
+@pytest.mark.usefixtures("bare")
+def test_a_port_where_ragherd_itself_listens_is_a_warning(
+    durable: EmbeddedRedis, ollama: StubProcess, tmp_path: Path
+) -> None:
+    settings = good_settings(durable, ollama)
+    ports = {"PORT": free_port(), "METRICS_PORT": free_port()}
+    with gunicorns("api.asgi:app", tmp_path) as begin:
+        begin(**{**settings, **ports, "REDIS_PREFIX": "rag:"})
+        checks = preflight("production", 0, **{**settings, **ports})
+    for variable, port in ports.items():
+        found = checks[f"port, {variable}"]
+        assert (found["ok"], found["detail"]) == (True, f"a running Ragherd listens at 127.0.0.1:{port}")
+        assert found["advice"] == f"Stop it first, or set {variable}."
+
+
 @pytest.mark.usefixtures("bare")
 def test_no_key_is_printed_and_a_weak_one_is_named(durable: EmbeddedRedis, ollama: StubProcess) -> None:
     settings = {**good_settings(durable, ollama), "API_KEYS": "acme=weakling", "SEMANTIC_CACHE_TLL": "5"}
