@@ -10,8 +10,9 @@ from api.errors import SettingsError
 from api.settings import Settings, access_warnings, load_settings, origins
 from ragherd.checks import Check, report
 from ragherd.config import unknown_line, unknown_variables
+from ragherd.exits import FAILED, UNREACHABLE
 from ragherd.fleet import bulkhead_line, cache_line, pool_line, snapshot, workers_line
-from ragherd.service_client import KEY_VARIABLE, AsJson, RequestRefused, ServiceClient, Unreachable, Url, opened
+from ragherd.service_client import AsJson, RequestRefused, ServiceClient, Unreachable, Url, opened
 
 ENOUGH_LOOKUPS: Final = 200
 """With fewer queries, a hit rate says little."""
@@ -22,13 +23,17 @@ def doctor(url: Url = None, as_json: AsJson = False) -> None:
     """Find common faults, and say what to do about each.
 
     Checks the running service. Without --url it also checks the settings of this environment, and whether Redis,
-    Ollama and the embedder can be used from here. Changes nothing. The exit code is 1 if a check fails or the service
-    cannot be reached.
+    Ollama and the embedder can be used from here. Changes nothing. The exit code is 1 if a check fails, and 3 if the
+    service cannot be reached.
     """
-    checks = [] if url is not None else list(_environment())
+    checks, code = [] if url is not None else list(_environment()), FAILED
     if all(check.ok for check in checks if check.name == "settings"):
-        checks += _running(url)
-    report(checks, as_json=as_json)
+        try:
+            checks += _running(url)
+        except Unreachable as error:
+            advice = "Start it with `ragherd serve`, or correct --url, HOST and PORT."
+            checks, code = [*checks, Check("service", False, str(error), advice)], UNREACHABLE
+    report(checks, code, as_json=as_json)
 
 
 # -- This environment --------------------------------------------------------------------------------------------------
@@ -61,17 +66,16 @@ def _dependencies(settings: Settings) -> Iterator[Check]:
 # -- The running service -----------------------------------------------------------------------------------------------
 
 
-def _running(url: str | None) -> Iterator[Check]:
+def _running(url: str | None) -> list[Check]:
+    """Raises `Unreachable`."""
     try:
         with opened(url) as service:
             found = snapshot(service)
-            yield Check("service", True, f"answers at {service.url}, version {found['health']['version']}")
-            yield _key(service)
-            yield from judge(found)
-    except Unreachable as error:
-        yield Check("service", False, str(error), "Start it with `ragherd serve`, or correct --url, HOST and PORT.")
+            answers = Check("service", True, f"answers at {service.url}, version {found['health']['version']}")
+            return [answers, _key(service), *judge(found)]
     except RequestRefused as error:
-        yield Check("service", False, str(error), "If another program answers there, correct --url, HOST or PORT.")
+        advice = "If another program answers there, correct --url, HOST or PORT."
+        return [Check("service", False, str(error), advice)]
 
 
 def _key(service: ServiceClient) -> Check:
@@ -80,7 +84,7 @@ def _key(service: ServiceClient) -> Check:
         service.get("/documents", limit=1)
     except RequestRefused as error:
         if error.status in {401, 403}:
-            return Check("key", False, str(error), f"Set {KEY_VARIABLE} to a key of API_KEYS or ADMIN_KEYS.")
+            return Check("key", False, str(error), "API_KEYS and ADMIN_KEYS of the service have the known keys.")
     return Check("key", True, "the service accepts requests from here")
 
 

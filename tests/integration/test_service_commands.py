@@ -26,7 +26,7 @@ from tests.stub_ollama import StubOllama, stub_process
 from tests.support.gunicorn_process import Gunicorn, free_port, gunicorns
 from tests.support.service import Service, ask
 from tests.support.terminal import Terminal
-from tests.support.waiting import wait_until
+from tests.support.waiting import wait_until, wait_until_async
 
 ROOT = Path(__file__).parents[2]
 KEYS = {"access": {"api_keys": "acme=acme-key-for-tests", "admin_keys": "admin-key-for-tests"}}
@@ -194,21 +194,31 @@ async def test_two_kinds_of_deletion_at_once_are_refused_by_the_service(serve: S
 async def test_the_breaker_is_forced_and_reset_and_its_status_is_an_exit_code(serve: Service) -> None:
     client = await serve()
     assert "CLOSED" in (await run(client, "breaker")).stdout
-    forced = await run(client, "breaker", "open")
+    forced = await run(client, "breaker", "open", "--yes")
     assert forced.exit_code == 0
     assert "OPEN (forced OPEN)" in forced.stdout
     shown = await document(client, "breaker", "status", code=1)
     assert {one["state"] for one in shown["breakers"].values()} == {"OPEN"}
-    one = await document(client, "breaker", "close", "--breaker", "ollama-embed")
+    one = await document(client, "breaker", "close", "--yes", "--breaker", "ollama-embed")
     assert list(one["breakers"]) == ["ollama-embed"]
     assert one["forced"] == "CLOSED"
-    assert (await document(client, "breaker", "reset"))["state"] == "CLOSED"
+    assert (await document(client, "breaker", "reset", "--yes"))["state"] == "CLOSED"
     assert (await run(client, "breaker", "--breaker", "nobody")).exit_code == 2
-    assert (await run(client, "breaker", "open", "--breaker", "nobody")).exit_code == 1
+    assert (await run(client, "breaker", "open", "--yes", "--breaker", "nobody")).exit_code == 1
     history = await document(client, "breaker", "history", "--limit", "2")
     assert [one["to"] for one in history["transitions"]] == ["CLOSED", "OPEN"]
     assert "forced_open" in (await run(client, "breaker", "history")).stdout
     assert "422: " in (await run(client, "breaker", "history", "--since", "yesterday")).stderr
+
+
+async def test_an_override_of_the_breaker_needs_consent(serve: Service) -> None:
+    client = await serve()
+    for action in ("open", "close", "reset"):
+        for more in ((), ("--json",)):
+            unasked = await run(client, "breaker", action, *more)
+            assert (unasked.exit_code, unasked.stdout) == (2, "")
+            assert unasked.stderr == f"ragherd: `{action}` changes every breaker of the fleet; give --yes\n"
+    assert (await document(client, "breaker"))["state"] == "CLOSED"
 
 
 async def test_status_is_good_only_while_the_service_is_healthy(serve: Service) -> None:
@@ -243,12 +253,25 @@ async def test_workers_and_backends_list_the_fleet(serve: Service, stub: StubOll
 async def test_monitor_without_a_terminal_prints_a_line_for_each_refresh(serve: Service) -> None:
     client = await serve()
     await ask(client, "Who?")
+
+    async def is_in_the_history() -> bool:
+        points = (await client.get("/api/history")).json()["points"]
+        return any(point.get("latency_ms") for point in points)
+
+    await wait_until_async(is_in_the_history)
     lines = (await run(client, "monitor", "--count", "2", "--interval", "0.2")).stdout.splitlines()
     assert len(lines) == 2
     assert all("healthy; ollama CLOSED" in line and "1 workers" in line for line in lines)
     assert " queries/s" not in lines[0]
     assert "0.0 queries/s" in lines[1]
+    assert all("; p50/p95/p99 ms: miss " in line for line in lines), "the history has the answer"
     assert (await document(client, "monitor"))["health"]["status"] == "healthy"
+
+
+async def test_monitor_does_without_the_history(serve: Service) -> None:
+    client = await serve(server={"log_level": "error", "history_enabled": False})
+    line = (await run(client, "monitor", "--count", "1")).stdout
+    assert "p50/p95/p99 ms: not known; " in line
 
 
 async def test_doctor_finds_what_is_wrong_with_a_service(serve: Service, stub: StubOllama) -> None:
@@ -272,7 +295,7 @@ async def test_doctor_without_a_url_checks_this_environment_too(serve: Service, 
         "SEMANTIC_CACHE_TLL": "60",
     }
     result = await asyncio.to_thread(partial(run_here, "doctor", "--json", **settings))
-    assert result.exit_code == 1
+    assert result.exit_code == 3
     checks = {one["name"]: one for one in json.loads(result.stdout)["checks"]}
     assert checks["Redis, from here"]["ok"]
     assert not checks[f"Ollama at {settings['OLLAMA_BASE_URL']}, from here"]["ok"]
@@ -422,6 +445,32 @@ def test_on_a_terminal_invalidate_asks(fleet: Gunicorn, typed: str, code: int, l
 
 
 @pytest.mark.processes
+@pytest.mark.parametrize(("typed", "code", "state"), [("n\n", 1, None), ("\x03", 130, None), ("y\n", 0, "OPEN")])
+def test_on_a_terminal_an_override_of_the_breaker_asks(
+    fleet: Gunicorn, typed: str, code: int, state: str | None
+) -> None:
+    terminal = Terminal("breaker", "open", "--breaker", "ollama-embed", "--url", fleet.url())
+    wait_until(partial(terminal.shows, "Open the breaker ollama-embed"), timeout=30)
+    wait_until(partial(terminal.shows, "[y/N]"))
+    if typed == "\x03":
+        terminal.process.send_signal(signal.SIGINT)
+    else:
+        terminal.types(typed)
+    assert terminal.end() == code
+    breakers = fleet.client.get(f"{fleet.url()}/api/circuit-breaker/metrics").json()["breakers"]
+    assert breakers["ollama-embed"]["forced"] == state
+    fleet.client.post(f"{fleet.url()}/api/circuit-breaker/reset")
+
+
+@pytest.mark.processes
+def test_monitor_prints_lines_on_a_terminal_without_a_cursor(fleet: Gunicorn) -> None:
+    terminal = Terminal("monitor", "--count", "2", "--interval", "0.2", "--url", fleet.url(), term="dumb")
+    assert terminal.end() == 0
+    assert len(terminal.shown.splitlines()) == 2
+    assert "\x1b" not in terminal.shown
+
+
+@pytest.mark.processes
 def test_monitor_waits_for_a_service_that_went_away(redis_server: Any, tmp_path: Path) -> None:
     redis_server.start()
     with stub_process() as ollama, gunicorns("api.asgi:app", tmp_path) as begin:
@@ -472,8 +521,7 @@ def test_the_service_starts_without_what_the_commands_need(program: str, unwante
 
 
 def test_each_command_that_prints_a_result_can_print_json() -> None:
-    without = {"dev", "redis-acl"}  # run the service; print one line
-    for name in COMMANDS.keys() - without:
+    for name in COMMANDS.keys() - {"dev"}:  # runs until it is stopped
         assert "--json" in run_here(name, "--help").stdout, name
 
 
@@ -481,5 +529,5 @@ def test_a_silent_service_counts_as_unreachable(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("ragherd.service_client.READ_SECONDS", 0.2)
     with closing(socket.create_server(("127.0.0.1", 0))) as silent:
         result = run_here("doctor", "--url", f"http://127.0.0.1:{silent.getsockname()[1]}")
-    assert result.exit_code == 1
+    assert result.exit_code == 3
     assert "cannot be reached: timed out" in result.stdout

@@ -18,10 +18,10 @@ ROOT = Path(__file__).parents[2]
 class Terminal:
     """A command on a pseudo-terminal."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, term: str = "xterm") -> None:
         self._main, inner = pty.openpty()
         command = [sys.executable, "-P", "-m", "ragherd", *arguments]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "120", "LINES": "40"}
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": term, "COLUMNS": "120", "LINES": "40"}
         # A shell starts its background jobs with SIGINT ignored, and a child would inherit that.
         restore = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
         self.process = subprocess.Popen(
