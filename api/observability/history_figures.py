@@ -10,6 +10,8 @@ neighboring bounds differ by a quarter, so a percentile is off by less.
 
 from __future__ import annotations
 
+import math
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -29,6 +31,7 @@ BUCKETS: Final = (*(f"{bound:g}" for bound in BOUNDS_MS), "inf")
 """Their names in Redis."""
 _INDEX: Final = {name: index for index, name in enumerate(BUCKETS)}
 _EDGES: Final = (0.0, *BOUNDS_MS, BOUNDS_MS[-1])
+MINUTE_SECONDS: Final = 60
 PERCENTILES: Final = (50, 95, 99)
 NO_QUERIES: Final = {**dict.fromkeys((status.value for status in CacheStatus), 0), "error": 0, "left": 0}
 NO_TIME: Final = dict.fromkeys((state.value for state in State), 0.0)
@@ -49,9 +52,11 @@ class MinuteCounts:
     under a name of the history everything else. `lost` is called for each minute that is dropped.
     """
 
-    def __init__(self, lost: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, lost: Callable[[], None] = lambda: None, clock: Callable[[], float] = time.monotonic) -> None:
         self.open: defaultdict[Any, int] = defaultdict(int)
         self._lost = lost
+        self._clock = clock
+        self._lost_at = -math.inf
         self._minute: int | None = None
         self._seen = False
         """True if Redis was up at any time of the current minute."""
@@ -68,7 +73,7 @@ class MinuteCounts:
         Drops a minute in which Redis was down all the time: a part of it would look like all of it.
         """
         if minute is None:
-            self._drop()
+            self._drop(self._clock())
         elif minute != self._minute:
             if self._minute is not None:
                 self._close(self._minute)
@@ -92,10 +97,13 @@ class MinuteCounts:
             for name, count in _named(counts):
                 sums[name] = sums.get(name, 0) + count
 
-    def _drop(self) -> None:
+    def _drop(self, now: float = math.inf) -> None:
+        """Drops the open counts. `now`: they may be a part of a minute, so this calls `lost` once in 60 seconds."""
         if self.open:
             self.open = defaultdict(int)
-            self._lost()
+            if now - self._lost_at >= MINUTE_SECONDS:
+                self._lost_at = min(now, self._clock())
+                self._lost()
 
 
 def _named(counts: Mapping[Any, int]) -> Iterable[tuple[str, int]]:

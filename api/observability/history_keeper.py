@@ -37,7 +37,7 @@ LEASE_SECONDS: Final = 12.0
 SETTLE_MS: Final = 2_000
 """Time after the end of a minute until all workers have sent their counts."""
 AGAIN_MS: Final = 60_000
-"""A minute is written a second time after this, for counts that were late."""
+"""A minute is written again after this time, then after twice as long, and so on, for counts that were late."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +107,8 @@ class HistoryKeeper:
         self._pace = pace
         self._written = written
         self._log = structlog.get_logger("ragherd.history")
-        self._looked: dict[int, int] = {}
-        """By minute: when this keeper first wrote it or found nothing in it; -1 if that happened twice."""
+        self._looked: dict[int, tuple[int, int]] = {}
+        """By minute: when this keeper last wrote it or found nothing in it, and how often."""
 
     async def keep(self) -> None:
         """Observes and writes forever. Runs as a task of the worker."""
@@ -140,6 +140,10 @@ class HistoryKeeper:
         rows = {minute: row_of(fields) for minute, fields in live.items()}
         if rows:
             times = await self._observed.breaker_times(list(rows), now_ms)
+            for minute in self._looked.keys() & rows.keys():
+                if len(times[minute]) < len(self._observed.breakers):  # what is written knows more
+                    due.remove(minute)
+                    del rows[minute]
             texts = {minute: orjson.dumps({**row, "breaker_ms": times[minute]}) for minute, row in rows.items()}
             if not await self._store.write(texts):
                 self._looked.clear()
@@ -147,7 +151,7 @@ class HistoryKeeper:
         for minute in due:
             if minute in rows and minute not in self._looked:
                 self._written()
-            self._looked[minute] = -1 if minute in self._looked else now_ms
+            self._looked[minute] = now_ms, self._looked.get(minute, (0, 0))[1] + 1
         for minute in [minute for minute in self._looked if minute <= current - LIVE_MINUTES]:
             del self._looked[minute]
 
@@ -155,7 +159,8 @@ class HistoryKeeper:
         looked = self._looked.get(minute)
         if looked is None:
             return now_ms >= (minute + 1) * MINUTE_MS + SETTLE_MS
-        return looked >= 0 and now_ms - looked >= AGAIN_MS
+        at_ms, times = looked
+        return now_ms - at_ms >= AGAIN_MS << (times - 1)
 
     async def leave(self) -> None:
         """Gives the lease up, so that another worker can take it at once."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -175,6 +177,16 @@ async def gate(redis: Redis) -> HealthGatedRedis:
     return gate
 
 
+async def a_minute_that_lasts(gate: HealthGatedRedis) -> None:
+    """Returns when the current minute lasts for at least ten more seconds."""
+    store = RedisHistory(gate, KEYS, "w")
+
+    async def lasts() -> bool:
+        return await store.now_ms() % MINUTE_MS < MINUTE_MS - 10_000
+
+    await wait_until_async(lasts, timeout=20)
+
+
 async def no_workers() -> list[dict[str, str]]:
     return [{"id": "w", "pool_active": "2", "pool_waiting": "1"}]
 
@@ -182,16 +194,19 @@ async def no_workers() -> list[dict[str, str]]:
 OBSERVED = Observed(no_workers, 15, {}, {}, lambda: STATE)
 
 
-def keeper(gate: HealthGatedRedis, worker: str, written: Counter[str] | None = None) -> tuple[HistoryKeeper, Later]:
+def keeper(
+    gate: HealthGatedRedis, worker: str, written: Counter[str] | None = None, observed: Observed = OBSERVED
+) -> tuple[HistoryKeeper, Later]:
     store = Later(gate, KEYS, worker)
     lease = RedisLeaderLease(gate, KEYS.history_lease, worker)
     count = written if written is not None else Counter()
-    return HistoryKeeper(store, lease, OBSERVED, written=lambda: count.update(["minute"])), store
+    return HistoryKeeper(store, lease, observed, written=lambda: count.update(["minute"])), store
 
 
 async def test_a_minute_that_is_over_is_one_json_value_in_the_hash_of_its_hour(
     gate: HealthGatedRedis, redis: Redis
 ) -> None:
+    await a_minute_that_lasts(gate)
     counts, written = MinuteCounts(), Counter[str]()
     counters = CacheCounters(gate, KEYS, "w", counts)
     keeping, store = keeper(gate, "w", written)
@@ -227,6 +242,54 @@ async def test_late_counts_are_in_the_minute_when_it_is_written_again(gate: Heal
     store.ahead_ms = 3 * MINUTE_MS
     await keeping.round()
     assert orjson.loads((await store.rows(minute, minute))[minute])["queries"] == {"hit": 3}
+
+
+async def test_counts_of_a_worker_that_lost_redis_for_minutes_are_found_too(gate: HealthGatedRedis) -> None:
+    counts = MinuteCounts()
+    counters = CacheCounters(gate, KEYS, "w", counts)
+    keeping, store = keeper(gate, "w")
+    minute = await store.now_ms() // MINUTE_MS
+    for store.ahead_ms in (0, MINUTE_MS + 3_000, 2 * MINUTE_MS + 5_000):
+        assert await keeping.round()
+    await counters.turn()
+    counts.turn(minute, up=True)
+    counts.open["hit", "exact", 20] += 3
+    await counters.flush()
+    store.ahead_ms = 6 * MINUTE_MS
+    assert await keeping.round()
+    assert orjson.loads((await store.rows(minute, minute))[minute])["queries"] == {"hit": 3}
+
+
+class BreakerLog:
+    """A breaker that was closed all the time. Its Redis may be down."""
+
+    def __init__(self) -> None:
+        self.store = self
+        self.is_up = True
+
+    async def read(self) -> Any:
+        if not self.is_up:
+            raise StoreUnavailable("down")
+        return SimpleNamespace(breaker=SimpleNamespace(state=State.CLOSED))
+
+    async def history(self, *_: object) -> list[Any]:
+        return []
+
+
+async def test_the_time_of_a_breaker_is_kept_while_its_redis_is_down(gate: HealthGatedRedis) -> None:
+    breaker = BreakerLog()
+    keeping, store = keeper(gate, "w", observed=replace(OBSERVED, breakers={"ollama": breaker}))  # type: ignore[dict-item]
+    minute = await store.now_ms() // MINUTE_MS
+
+    async def found() -> Any:
+        return orjson.loads((await store.rows(minute, minute))[minute])["breaker_ms"]
+
+    for store.ahead_ms in (0, MINUTE_MS + 3_000):
+        assert await keeping.round()
+    assert await found() == {"ollama": {"CLOSED": MINUTE_MS}}
+    breaker.is_up, store.ahead_ms = False, 2 * MINUTE_MS + 5_000
+    assert await keeping.round()
+    assert await found() == {"ollama": {"CLOSED": MINUTE_MS}}
 
 
 async def test_one_worker_writes_and_another_follows_when_its_lease_ends(gate: HealthGatedRedis, redis: Redis) -> None:

@@ -128,6 +128,16 @@ def test_nothing_is_kept_before_redis_has_told_its_time() -> None:
     assert counts.take(NOON)[NOON]["queries:hit"] == 1
 
 
+def test_before_redis_has_told_its_time_a_lost_minute_counts_once() -> None:
+    lost, now = Counter[str](), 0.0
+    counts = MinuteCounts(lambda: lost.update(["minute"]), lambda: now)
+    for _ in range(480):  # two minutes
+        counted(counts)
+        counts.turn(None, up=False)
+        now += 0.25
+    assert lost == {"minute": 2}
+
+
 # -- merging ----------------------------------------------------------------------------------------------------------
 
 
