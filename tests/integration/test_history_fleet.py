@@ -105,7 +105,7 @@ def test_the_history_agrees_with_prometheus_and_the_client_though_a_worker_is_ki
         found = queries(replicas[0])
         return found == queries(replicas[1]) and found.total() >= 0.99 * seen.total()
 
-    wait_until(complete, timeout=20)
+    wait_until(complete, timeout=60)
     counted = prometheus(replicas)
     for status in ("hit", "miss"):
         for others in (seen, counted):
@@ -117,5 +117,5 @@ def test_the_history_agrees_with_prometheus_and_the_client_though_a_worker_is_ki
         points = history(replicas[0])
         return (sum(point["restarts"] for point in points), points[-1]["workers"]) == (1, 4)
 
-    wait_until(replaced, timeout=30)
+    wait_until(replaced, timeout=90)
     assert sum(point["started"] for point in history(replicas[0])) == 5

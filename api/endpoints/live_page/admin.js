@@ -20,11 +20,13 @@ function confirmed(title, text) {
   });
 }
 
-export function setUpAdmin(said) {
+export function setUpAdmin() {
+  const said = (text) => ($("breaker-result").textContent = text);
   for (const button of document.querySelectorAll("[data-breaker]")) {
     button.addEventListener("click", async () => {
       const action = button.dataset.breaker;
       if (!(await confirmed(...BREAKER[action]))) return;
+      said("");
       await attempt(() => send("POST", `/api/circuit-breaker/${action}`), said);
     });
   }
@@ -60,11 +62,12 @@ function setUpKey() {
   const dialog = $("key-dialog");
   $("key").addEventListener("click", () => {
     $("key-value").value = savedKey();
+    dialog.returnValue = "cancel"; // unless a button says otherwise
     dialog.showModal();
   });
   dialog.addEventListener("close", () => {
     if (dialog.returnValue === "forget") saveKey("");
     if (dialog.returnValue === "ok") saveKey($("key-value").value.trim());
-    if (dialog.returnValue !== "cancel") location.reload();
+    if (["forget", "ok"].includes(dialog.returnValue)) location.reload();
   });
 }

@@ -1,6 +1,7 @@
 // The two charts over time, drawn by uPlot. A gap in the history is a gap in the line.
 
 import { color, milliseconds, number } from "./dom.js";
+import { minutes } from "./panels.js";
 
 export const STATUSES = [
   ["hit", "Hit", "s-hit"],
@@ -16,9 +17,9 @@ const sum = (counts) => Object.values(counts ?? {}).reduce((total, count) => tot
 
 // Areas on top of each other: each series is drawn as the sum of itself and those below it.
 export function drawQueries(target, points, step) {
-  const perMinute = 60 / step;
-  const rows = STATUSES.map(([status]) => points.map((point) => (point.gap ? null : (point.queries[status] ?? 0) * perMinute)));
-  rows.push(points.map((point) => (point.gap ? null : sum(point.errors) * perMinute)));
+  const rates = (count) => points.map((point) => (point.gap ? null : count(point) / minutes(point, step)));
+  const rows = STATUSES.map(([status]) => rates((point) => point.queries[status] ?? 0));
+  rows.push(rates((point) => sum(point.errors)));
   const names = [...STATUSES, ["error", "Error", "s-error"]];
   const stacked = [];
   for (const row of rows) {

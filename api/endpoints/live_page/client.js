@@ -40,16 +40,20 @@ export async function* events(path, { method = "GET", body, extra = {}, signal }
   }));
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let buffer = "";
-  for (;;) {
-    const { value, done } = await reader.read();
-    if (done) return;
-    buffer += value;
-    const blocks = buffer.split("\n\n");
-    buffer = blocks.pop();
-    for (const block of blocks) {
-      const message = parsed(block);
-      if (message) yield message;
+  try {
+    for (;;) {
+      const { value, done } = await reader.read();
+      if (done) return;
+      buffer += value;
+      const blocks = buffer.split("\n\n");
+      buffer = blocks.pop();
+      for (const block of blocks) {
+        const message = parsed(block);
+        if (message) yield message;
+      }
     }
+  } finally {
+    reader.cancel().catch(() => {}); // closes the connection if the caller stops early
   }
 }
 

@@ -22,7 +22,7 @@ const PANELS = {
 
 function render(changed) {
   for (const name of changed) PANELS[name]?.(now[name]);
-  panels.tiles(now, history.points);
+  panels.tiles(now, history);
   if (now.breaker) panels.breakers(now.breaker, history.logs, history.range);
 }
 
@@ -54,17 +54,18 @@ const say = (text) => {
 async function loadBreakers() {
   const names = Object.keys(now.breaker?.breakers ?? {});
   const logs = await Promise.all(names.map((name) => get(`/api/circuit-breaker/history?limit=500&breaker=${encodeURIComponent(name)}`).catch(() => null)));
-  names.forEach((name, index) => (history.logs[name] = logs[index]?.transitions ?? []));
+  names.forEach((name, index) => logs[index] && (history.logs[name] = logs[index].transitions));
   if (now.breaker) panels.breakers(now.breaker, history.logs, history.range);
   const recovery = await get("/api/circuit-breaker/recovery").catch(() => null);
   if (recovery) panels.outages(recovery);
 }
 
 async function loadHistory() {
-  const [range, step] = $("range").value.split("/").map(Number);
+  const chosen = $("range").value;
+  const [range, step] = chosen.split("/").map(Number);
   const from = new Date(Date.now() - range * 1000).toISOString();
   const found = await get(`/api/history?from=${encodeURIComponent(from)}&step=${step}`).catch(() => null);
-  if (!found) return;
+  if (!found || chosen !== $("range").value) return;
   const complete = found.points.filter((point) => !point.partial);
   Object.assign(history, { points: complete.length ? complete : found.points, step: found.step_seconds, range });
   drawHistory();
@@ -114,7 +115,7 @@ function setUpTheme() {
 
 setUpTheme();
 setUpAsk();
-setUpAdmin(say);
+setUpAdmin();
 $("range").addEventListener("change", loadHistory);
 $("latency-status").addEventListener("change", drawHistory);
 new ResizeObserver(resize).observe($("chart-queries"));

@@ -24,12 +24,15 @@ const interval = (rate) => (rate?.estimate === null || rate?.estimate === undefi
   ? "no labels yet"
   : `${percent(rate.low)} to ${percent(rate.high)}, ${number(rate.samples)} labels`);
 
-export function tiles(now, points) {
+// The minutes of a point that have figures.
+export const minutes = (point, step) => step / 60 - (point.missing_minutes ?? 0);
+
+export function tiles(now, { points, step }) {
   const last = points.filter((point) => !point.gap).at(-1);
   const sum = (counts) => Object.values(counts ?? {}).reduce((total, count) => total + count, 0);
   const { cache, breaker, workers } = now;
   show($("tiles"), [
-    tile("Queries a minute", last ? number(sum(last.queries)) : "–", last ? `at ${clock(last.at)}` : "no history yet"),
+    tile("Queries a minute", last ? number(sum(last.queries) / minutes(last, step)) : "–", last ? `at ${clock(last.at)}` : "no history yet"),
     tile("Hit rate", cache ? percent(cache.hit_rate) : "–", cache ? `${number(cache.exact_hits)} exact, ${number(cache.semantic_hits)} semantic` : ""),
     tile("Wrong hits", cache ? percent(cache.false_hit_rate.estimate) : "–", interval(cache?.false_hit_rate)),
     tile("Latency p95, hit", milliseconds(last?.latency_ms?.hit?.p95), `miss ${milliseconds(last?.latency_ms?.miss?.p95)}`),
