@@ -80,7 +80,7 @@ def _analysed(file: str, limit: int, price: float | None, answer_tokens: int, se
     if samples.kind == "pairs":
         raise Unreadable(f"{file}: has pairs; analyse needs a log with the column question")
     asked = samples.sample(limit, seed, shuffled=False)
-    prompts = Prompts.of(asked, settings)
+    prompts = PromptLog.of(asked, settings)
     spent = Spending.of(
         asked, prompts, answer_tokens, settings.server.price_per_million_tokens if price is None else price
     )
@@ -163,14 +163,14 @@ def _repeated(questions: Sequence[str]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True)
-class Prompts:
+class PromptLog:
     """The prompts as the model gets them: from the file, or Ragherd's for a question without documents."""
 
     texts: Sequence[str]
     are_logged: bool
 
     @classmethod
-    def of(cls, asked: Samples, settings: Settings) -> Prompts:
+    def of(cls, asked: Samples, settings: Settings) -> PromptLog:
         """Returns the prompts of the questions. Raises `SettingsError`."""
         from api.query.prompt import load_template
 
@@ -220,7 +220,7 @@ class Spending:
     price: float | None
 
     @classmethod
-    def of(cls, asked: Samples, prompts: Prompts, answer_tokens: int, price: float | None) -> Spending:
+    def of(cls, asked: Samples, prompts: PromptLog, answer_tokens: int, price: float | None) -> Spending:
         """Takes the tokens from the file, or estimates them from the texts."""
         from api.query.prompt import estimated_tokens
 

@@ -17,7 +17,7 @@ from training.sources import (
     BANKING77,
     CLINC150,
     Embed,
-    Near,
+    NearRange,
     advising,
     banking77,
     clinc150,
@@ -82,7 +82,7 @@ def collect(folder: Path, embed: Embed, share: float = 1.0) -> Dataset:
     return Dataset(train, *held)
 
 
-def _shared(near: Near, share: float) -> Near:
+def _shared(near: NearRange, share: float) -> NearRange:
     return near._replace(same=int(near.same * share), other=int(near.other * share))
 
 

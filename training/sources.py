@@ -51,7 +51,7 @@ class Question(NamedTuple):
     intent: str
 
 
-class Near(NamedTuple):
+class NearRange(NamedTuple):
     """From which cosine on two questions make a pair, and how many pairs are wanted."""
 
     same_from: float
@@ -61,8 +61,8 @@ class Near(NamedTuple):
 
 
 DUPLICATE: Final = 0.995
-BANKING77: Final = Near(0.76, 0.62, 5500, 7500)
-CLINC150: Final = Near(0.78, 0.60, 4500, 6500)
+BANKING77: Final = NearRange(0.76, 0.62, 5500, 7500)
+CLINC150: Final = NearRange(0.78, 0.60, 4500, 6500)
 
 
 def banking77(folder: Path, part: str = "train") -> list[Question]:
@@ -94,7 +94,7 @@ def split_intents(questions: Sequence[Question], seed: int = 77) -> Intents:
     return Intents(*(frozenset(part) for part in parts))
 
 
-def near_pairs(questions: Sequence[Question], near: Near, embed: Embed, source: str, random: Random) -> list[Pair]:
+def near_pairs(questions: Sequence[Question], near: NearRange, embed: Embed, source: str, random: Random) -> list[Pair]:
     """Returns near questions of one intent as positive pairs, and near ones of two intents as negative pairs.
 
     Two questions of one intent on which the guards disagree make no pair, because their answers may differ.

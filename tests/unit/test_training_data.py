@@ -18,7 +18,7 @@ from training.edits import Editor
 from training.grammar import Circumstance, Meaning, grammar_pairs, vocabulary
 from training.numbers import duration, minutes
 from training.pairs import Pair
-from training.sources import LICENSES, SHARE_ALIKE, Near, Question, advising, near_pairs, split_intents
+from training.sources import LICENSES, SHARE_ALIKE, NearRange, Question, advising, near_pairs, split_intents
 from training.surface import misspell, reorder, shorten, vary
 from training.wordnet import WordNet
 
@@ -183,7 +183,7 @@ def test_near_questions_are_paired_by_intent_unless_the_guards_object() -> None:
         Question("a card was stolen", "theft"),
         Question("a card is lost since 3 days", "lost"), Question("b money is gone", "lost"),
     ]  # fmt: skip
-    found = near_pairs(questions, Near(0.4, 0.4, 100, 100), embed, "own", Random(1))
+    found = near_pairs(questions, NearRange(0.4, 0.4, 100, 100), embed, "own", Random(1))
     texts = {(frozenset((pair.first, pair.second)), pair.same) for pair in found}
     assert (frozenset(("a card is lost", "a card got lost now")), True) in texts
     assert (frozenset(("a card is lost", "a card was stolen")), False) in texts
