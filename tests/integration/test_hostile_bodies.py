@@ -21,6 +21,7 @@ from tests.stub_ollama import StubProcess, stub_process
 from tests.support.cpu_share import measured_share
 from tests.support.gunicorn_process import Gunicorn, gunicorns
 from tests.support.largest_bodies import ANSWERED, DOCUMENTS, FORM, REFUSED, Sent, form
+from tests.support.probe_process import probing
 from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(240)]
@@ -93,23 +94,11 @@ def memory(pid: int, name: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
-def probe(client: httpx.Client) -> float:
-    """Seconds that a question of another tenant takes whose answer is cached."""
-    began = time.monotonic()
-    answer = client.post("/query", json={"question": "How long is it?"})
-    assert answer.status_code == 200, answer.text
-    return time.monotonic() - began
-
-
 def under_attack(fleet: Gunicorn, bodies: Sequence[Sent], key: str | None) -> set[int]:
     """The statuses that the clients got. No worker is restarted, none grows much, and no other tenant waits long."""
     url, attack = httpx.URL(fleet.url()), Attack()
-    headers = {"Authorization": "Bearer key-of-globex"}
-    no_keepalive = httpx.Limits(max_keepalive_connections=0)
-    with httpx.Client(base_url=url, headers=headers, timeout=60, limits=no_keepalive) as client:
-        wait_until(lambda: len(fleet.workers()) == 2)
-        for _ in range(20):
-            probe(client)
+    wait_until(lambda: len(fleet.workers()) == 2)
+    with probing(fleet.url(), "key-of-globex") as probe:
         workers = fleet.workers()
         before = {pid: memory(pid, "VmRSS") for pid in workers}
         for pid in workers:
@@ -120,9 +109,10 @@ def under_attack(fleet: Gunicorn, bodies: Sequence[Sent], key: str | None) -> se
         with measured_share() as share:
             for thread in threads:
                 thread.start()
-            probes = [probe(client) for _ in iter(lambda: time.monotonic() < until, False)]
+            probe.start(until)
             for thread in threads:
                 thread.join()
+            probes = probe.seconds()
     assert fleet.workers() == workers
     assert attack.failures == []
     p99, growth = statistics.quantiles(probes, n=100)[98], {pid: memory(pid, "VmHWM") - before[pid] for pid in workers}

@@ -199,7 +199,7 @@ def test_a_service_that_goes_away_before_the_first_question_exits_with_3() -> No
             server.socket.close()
             self.send_response(200)
             self.end_headers()
-            self.wfile.write(b'{"version": "1.0"}')
+            self.wfile.write(b'{"version": "1.0", "database": true}')
 
         def log_message(self, *_: Any) -> None:
             """Prints nothing."""
