@@ -76,7 +76,7 @@ REDIS_CHECKS: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class Judge:
+class ScenarioJudge:
     """Makes checks for one scenario."""
 
     scenario: Scenario
@@ -97,10 +97,10 @@ def preflight(
     Redis: version, search module, eviction, persistence, rights of the user. Ollama: models, context, parallelism.
     Changes nothing. Needs no running service. The exit code is 1 if a check fails.
     """
-    report(list(_checks(Judge(scenario))), as_json=as_json, scenario=scenario.value)
+    report(list(_checks(ScenarioJudge(scenario))), as_json=as_json, scenario=scenario.value)
 
 
-def _checks(judge: Judge) -> Iterator[Check]:
+def _checks(judge: ScenarioJudge) -> Iterator[Check]:
     try:
         settings = load_settings()
     except SettingsError as error:
@@ -121,7 +121,7 @@ def _checks(judge: Judge) -> Iterator[Check]:
 # -- Settings, keys and ports ------------------------------------------------------------------------------------------
 
 
-def _settings(judge: Judge, settings: Settings) -> Iterator[Check]:
+def _settings(judge: ScenarioJudge, settings: Settings) -> Iterator[Check]:
     from worker_config.limits import raise_limit, too_many_connections
 
     for name, meant in unknown_variables(origins()):
@@ -139,7 +139,7 @@ def _settings(judge: Judge, settings: Settings) -> Iterator[Check]:
 _CACHE: Final = "SEMANTIC_CACHE_ENABLED=true turns it on."
 
 
-def _keys(judge: Judge, settings: Settings) -> Iterator[Check]:
+def _keys(judge: ScenarioJudge, settings: Settings) -> Iterator[Check]:
     access, advice = settings.access, "Make one with: openssl rand -hex 24."
     users, admins = len(access.tenants_by_key()), len(access.admins())
     yield judge.check("API keys", users, f"{users} in API_KEYS", f"Set API_KEYS. {advice}", Level.STAGING)
@@ -190,7 +190,7 @@ def _why_not_bound(host: str, port: int) -> str:
 # -- Redis and the clock -----------------------------------------------------------------------------------------------
 
 
-def _redis(judge: Judge, settings: Settings, store: Store, url: str) -> Iterator[Check]:
+def _redis(judge: ScenarioJudge, settings: Settings, store: Store, url: str) -> Iterator[Check]:
     from api.wiring.check import redis_report  # imports as much as a worker, which takes a second
 
     subject = "Redis" if store == "main" else "Redis of the breakers"
@@ -211,7 +211,7 @@ def _redis(judge: Judge, settings: Settings, store: Store, url: str) -> Iterator
         yield judge.check("clock", abs(found.ahead) < SKEW_SECONDS, ahead, "Synchronize it with NTP.", Level.STAGING)
 
 
-def _redis_setup(judge: Judge, subject: str, warnings: Mapping[str, str], version: str) -> Iterator[Check]:
+def _redis_setup(judge: ScenarioJudge, subject: str, warnings: Mapping[str, str], version: str) -> Iterator[Check]:
     for name, members in REDIS_CHECKS.items():
         said = [warning for warning in members if warning in warnings]
         good = f"{version or 'unknown'}, tested" if name == "version" else "as it should be"
@@ -222,7 +222,7 @@ def _redis_setup(judge: Judge, subject: str, warnings: Mapping[str, str], versio
             yield judge.check(f"{subject}, {name}", False, found, warnings[warning], REDIS_LEVELS[warning])
 
 
-def _rights(judge: Judge, subject: str, denied: Any, *, may_everything: bool) -> Iterator[Check]:
+def _rights(judge: ScenarioJudge, subject: str, denied: Any, *, may_everything: bool) -> Iterator[Check]:
     advice = "`ragherd redis-acl` prints the line of the ACL file."
     detail = f"the user may not run {', '.join(denied)}" if denied else "the user may run every command that is needed"
     yield judge.check(f"{subject}, rights", not denied, detail, advice)
@@ -233,7 +233,7 @@ def _rights(judge: Judge, subject: str, denied: Any, *, may_everything: bool) ->
 # -- Ollama ------------------------------------------------------------------------------------------------------------
 
 
-def _ollama(judge: Judge, settings: Settings, url: str) -> Iterator[Check]:
+def _ollama(judge: ScenarioJudge, settings: Settings, url: str) -> Iterator[Check]:
     subject = f"Ollama {without_password(url)}"
     try:
         with httpx.Client(base_url=url, timeout=HTTP_SECONDS, trust_env=False) as client:
@@ -249,7 +249,7 @@ def _ollama(judge: Judge, settings: Settings, url: str) -> Iterator[Check]:
         yield judge.check(subject, False, detail, "Start Ollama, or correct OLLAMA_BASE_URL.")
 
 
-def _models(judge: Judge, settings: Settings, subject: str, present: set[str]) -> Iterator[Check]:
+def _models(judge: ScenarioJudge, settings: Settings, subject: str, present: set[str]) -> Iterator[Check]:
     needed = [settings.ollama.llm_model]
     if settings.embedder.embedder == "ollama":
         needed.append(settings.embedder.embed_model)
@@ -259,7 +259,7 @@ def _models(judge: Judge, settings: Settings, subject: str, present: set[str]) -
         yield judge.check(f"{subject}, {model}", there, detail, f"Run: ollama pull {model}.")
 
 
-def _context(judge: Judge, settings: Settings, subject: str, info: Mapping[str, Any]) -> Check:
+def _context(judge: ScenarioJudge, settings: Settings, subject: str, info: Mapping[str, Any]) -> Check:
     longest = next((value for name, value in info.items() if name.endswith(".context_length")), None)
     wanted = settings.ollama.ollama_num_ctx
     if wanted is None:
@@ -272,7 +272,7 @@ def _context(judge: Judge, settings: Settings, subject: str, info: Mapping[str, 
     return judge.check(f"{subject}, context", longest is None or wanted <= longest, detail, advice, Level.STAGING)
 
 
-def _parallelism(judge: Judge, settings: Settings) -> Check:
+def _parallelism(judge: ScenarioJudge, settings: Settings) -> Check:
     """Compares the bulkhead with Ollama's setting, if this environment has it."""
     permits, pool = settings.bulkhead.max_concurrent, settings.pool.max_size
     parallel = os.environ.get(PARALLEL, "")

@@ -90,7 +90,7 @@ class Failed(Exception):
 
 
 @dataclass(slots=True)
-class Run:
+class SmokeRun:
     """One run against one service. `tenant` is None where the key fixes the tenant."""
 
     service: ServiceClient
@@ -288,6 +288,6 @@ def smoke(
     or no keys at all, checks the isolation of tenants most strictly.
     """
     with opened(url, read_seconds=ANSWER_SECONDS) as service:
-        run = Run(service, without_ollama)
+        run = SmokeRun(service, without_ollama)
         checks = list(run.checks())
     report(checks, UNREACHABLE if run.unreachable else FAILED, as_json=as_json)
