@@ -1,4 +1,4 @@
-"""Asks one question again and again, in a process of its own, so that other threads of the test do not delay it.
+"""Asks one question again and again in a separate process, so that other threads of the test do not delay it.
 
 Usage: python -m tests.support.probe_process URL KEY. Prints a line when it is ready, reads a time of the monotonic
 clock from stdin, asks until then, and prints the seconds that each answer took, as JSON.
