@@ -26,10 +26,11 @@ from api.endpoints import (
     semantic_cache,
 )
 from api.endpoints.access import Role
+from api.endpoints.access_log import AccessLog
 from api.endpoints.description import ERRORS, DescribedApp
 from api.endpoints.middleware import FORM_BYTES, BodyLimit, HeadRequests, HttpMetrics, RequestContext, RequestHead
 from api.observability.metrics import Metrics
-from api.settings import AccessSettings, Settings
+from api.settings import AccessSettings, ServerSettings, Settings
 from api.wiring import worker
 
 ROUTERS: Final = (
@@ -52,6 +53,9 @@ ROUTERS: Final = (
 )
 """In the order of the OpenAPI description: the service, then its operation."""
 
+NO_TELEMETRY: Final = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
+"""FastAPI's spans have the query string, which may contain a question. `observability.tracing` makes others."""
+
 
 def create_app(settings: Settings) -> FastAPI:
     """Makes the app of one worker process. Opens nothing: the lifespan does."""
@@ -67,6 +71,7 @@ def create_app(settings: Settings) -> FastAPI:
         responses=ERRORS,
         docs_url=None,  # `description` serves it without scripts of another host
         redoc_url=None,
+        telemetry=NO_TELEMETRY,
         redirect_slashes=False,  # `unrouted` redirects without the caller's `Host`
     )
     app.state.metrics = metrics
@@ -81,9 +86,16 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.add_middleware(RequestHead, allowed=settings.access.hosts())
     app.add_middleware(RequestContext, worker=name)
-    app.add_middleware(HttpMetrics, metrics=metrics)
+    app.add_middleware(HttpMetrics, metrics=metrics, log=_access_log(settings.server))
     app.add_middleware(HeadRequests)
     return app
+
+
+def _access_log(server: ServerSettings) -> AccessLog | None:
+    """Returns the access log, or None if it is off."""
+    if not server.access_log:
+        return None
+    return AccessLog(hits=server.access_log_hit_rate, questions=server.log_questions)
 
 
 def _keyed_roles(access: AccessSettings) -> set[Role]:

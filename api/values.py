@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
@@ -130,13 +131,21 @@ class BackendHealth:
 class Generation:
     """A complete answer of the language model. `first_token`: seconds from sending to the first token.
 
-    `thinking`: the thinking before it, shown if the API has a field for it and never stored.
+    `thinking`: the thinking before it, shown if the API has a field for it and never stored. `backend`: the name of the
+    Ollama that generated it; empty if none did.
     """
 
     text: str
     end: GenerationEnd
     first_token: float
     thinking: str = ""
+    backend: str = ""
+
+
+@lru_cache(1024)
+def owner_of(tenant: str) -> str:
+    """A tenant as 16 hex digits, for keys, tags and logs: its name may contain any character."""
+    return hashlib.sha256(tenant.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 NO_TENANT: Final = "-"

@@ -249,17 +249,22 @@ def _questions_asked(path: Path, records: Iterator[tuple[str, Record]]) -> Itera
         if not _is_of_ragherd(record):
             found += 1
             yield where, record
-        elif record["event"] == "query" and "question" in record:
+        elif _is_answered(record) and "question" in record:
             found += 1
             yield where, {"question": record["question"]}
         else:
-            hidden += record["event"] == "query"
+            hidden += _is_answered(record)
     if hidden and not found:
         raise Unreadable(f"{path}: the log does not show questions: set LOG_QUESTIONS=true")
 
 
 def _is_of_ragherd(record: Record) -> bool:
     return {"event", "logger", "pid"} <= record.keys()
+
+
+def _is_answered(record: Record) -> bool:
+    """Returns whether a line of Ragherd's log is about an answered question. Release 0.1 wrote `query` lines."""
+    return record["event"] == "query" or (record["event"] == "request" and "cache" in record)
 
 
 def _unquoted(text: str) -> str:

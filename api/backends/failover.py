@@ -482,4 +482,4 @@ async def _attempt(
             parts.append(rest)
             await output.write(rest)
         await admission.succeeded(end.load_duration)
-    return Generation("".join(parts), end, admission.seconds, thinking.thoughts)
+    return Generation("".join(parts), end, admission.seconds, thinking.thoughts, backend.name)

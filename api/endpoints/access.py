@@ -39,18 +39,17 @@ class Access:
 
     def tenant(self, request: Request, requested: str | None) -> str:
         """Returns the tenant of a request. Raises `NotAuthenticated`, or `NotAuthorized` if the key belongs to another
-        tenant.
+        tenant. The access log reads it from the request's state.
         """
-        if not self._tenants:
-            return requested or DEFAULT_TENANT
-        key = _bearer(request)
-        if self._is_admin(key):
-            return requested or DEFAULT_TENANT
-        tenant = self._tenant_of(key)
-        if tenant is None:
-            raise _no_valid_key()
-        if requested is not None and requested != tenant:
-            raise NotAuthorized("The key belongs to another tenant than the requested one.")
+        tenant = requested or DEFAULT_TENANT
+        if self._tenants and not self._is_admin(key := _bearer(request)):
+            own = self._tenant_of(key)
+            if own is None:
+                raise _no_valid_key()
+            if requested is not None and requested != own:
+                raise NotAuthorized("The key belongs to another tenant than the requested one.")
+            tenant = own
+        request.state.tenant = tenant
         return tenant
 
     def voter(self, request: Request, tenant: str) -> str:

@@ -54,10 +54,11 @@ def allowed_options(request: Request, given: dict[str, Any], display_name: Calla
 async def reply(request: Request, query: Query, form: AnswerForm, *, stream: bool) -> Response:
     """Runs the query flow and returns its response. Raises the errors of the flow."""
     state = worker_state(request)
+    request.state.query = query
     if stream:
         return AnswerStream(state.queries.stream(query), query.cache_control, state.streaming, form)
     async with cancel_on_disconnect(request.receive):
-        answered = await state.queries.answer(query)
+        answered = request.state.answered = await state.queries.answer(query)
     return Response(
         orjson.dumps(form.buffered(answered)),
         headers=cache_headers(answered, query.cache_control),

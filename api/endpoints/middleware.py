@@ -3,7 +3,7 @@
 Streams pass through the middleware, and it costs microseconds.
 
 - `HeadRequests`: HEAD wherever there is GET (RFC 9110, section 9.1). Monitors use it to see whether the service is up.
-- `HttpMetrics`: times every request by the template of its route.
+- `HttpMetrics`: times and logs every request by the template of its route.
 - `RequestContext`: every response names its request and its worker, and every log line its request.
 - `RequestHead`: `Host` and `Authorization` come once. Two of them are read differently by a proxy and by the server
   behind it: one checks the first, the other acts on the second. HTTP/1.1 needs one `Host` (RFC 9112, section 3.2).
@@ -19,10 +19,10 @@ import asyncio
 import re
 import time
 import uuid
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from http import HTTPStatus
-from typing import Any, Final, NoReturn, Protocol, TypeVar
+from typing import Any, Final, NamedTuple, NoReturn, Protocol, TypeVar
 
 import structlog
 from fastapi import Request, Response
@@ -264,12 +264,31 @@ class RequestMetrics(Protocol):
     def request_ended(self, method: str, route: str, status: int, seconds: float) -> None: ...
 
 
-class HttpMetrics:
-    """Around all middleware that takes time: its times include theirs."""
+class EndedRequest(NamedTuple):
+    """A request that ended or was abandoned. `sent`: bytes of the response's body."""
 
-    def __init__(self, app: ASGIApp, metrics: RequestMetrics) -> None:
+    method: str
+    route: str
+    status: int
+    seconds: float
+    sent: int
+
+
+class HttpMetrics:
+    """Around all middleware that takes time: its times include theirs.
+
+    `log` writes the access log; it takes a request and the state that the application left in its scope.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: RequestMetrics,
+        log: Callable[[EndedRequest, Mapping[str, Any]], None] | None = None,
+    ) -> None:
         self._app = app
         self._metrics = metrics
+        self._log = log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Counts a request; anything else passes."""
@@ -278,13 +297,15 @@ class HttpMetrics:
             return
         status = CLIENT_CLOSED_REQUEST
         complete = False
+        sent = 0
 
         async def send_and_note(message: Message) -> None:
-            nonlocal status, complete
+            nonlocal status, complete, sent
             if message["type"] == "http.response.start":
                 status = message["status"]
             elif message["type"] == "http.response.body":
                 complete = not message.get("more_body", False)
+                sent += len(message.get("body", b""))
             await send(message)
 
         mounted_at = scope.get("root_path", "")
@@ -299,7 +320,10 @@ class HttpMetrics:
             raise
         finally:
             seconds = time.perf_counter() - started
-            self._metrics.request_ended(method, route_template(scope, mounted_at), status, seconds)
+            route = route_template(scope, mounted_at)
+            self._metrics.request_ended(method, route, status, seconds)
+            if self._log is not None:
+                self._log(EndedRequest(method, route, status, seconds, sent), scope.get("state", {}))
 
 
 def route_template(scope: Scope, mounted_at: str = "") -> str:

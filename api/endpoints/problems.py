@@ -105,6 +105,8 @@ def problem_document(error: RagherdError, *, path: str, request_id: str) -> dict
 
 
 def _respond(request: Request, error: RagherdError) -> Response:
+    if not isinstance(error, HttpProblem):
+        request.state.error = error.slug
     return problem(error, path=request.url.path, request_id=request.state.request_id)
 
 

@@ -81,11 +81,11 @@ class QueryIn(StrictBody):
 async def post_query(body: QueryIn, request: Request) -> Response:
     """Answer from the fleet's cache or with the language model. See docs/http-api.md and docs/streaming.md."""
     state: AppState = request.state.worker
-    query = build_query(body, request, state)
+    query = request.state.query = build_query(body, request, state)
     if body.stream or event_stream.accepted(request.headers):
         return EventStream(request, state.queries.stream(query), query.cache_control, state.streaming)
     async with cancel_on_disconnect(request.receive):
-        answered = await state.queries.answer(query)
+        answered = request.state.answered = await state.queries.answer(query)
     return Response(
         orjson.dumps(document(answered, request.state.request_id)),
         headers=cache_headers(answered, query.cache_control),

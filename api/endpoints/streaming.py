@@ -249,21 +249,23 @@ class AnswerStream(Response):
                 self.headers.update(cache_headers(started, self._control))
                 async with wire.opened(self.status_code, self.raw_headers):
                     await _send(wire, self._form.started(started))
-                    await self._send_rest(wire, events)
+                    await self._send_rest(wire, events, scope.setdefault("state", {}))
         except ClientDisconnected:
             if not wire.is_open:
                 raise
             return
         await wire.end()
 
-    async def _send_rest(self, wire: EventWire, events: Events) -> None:
+    async def _send_rest(self, wire: EventWire, events: Events, state: dict[str, Any]) -> None:
         try:
             async for event in events:
                 if isinstance(event, Token):
                     await _send(wire, self._form.token(event))
                 elif isinstance(event, AnswerFinished):
+                    state["answered"] = event
                     await _send(wire, self._form.done(event))
         except RagherdError as error:
+            state["error"] = error.slug
             await _send(wire, self._form.error(error))
         except ClientDisconnected:
             raise

@@ -29,12 +29,17 @@ def configure_logging(level: str, stream: BinaryIO | None = None) -> None:
     """
     logging.config.dictConfig(stdlib_logging(level))
     logging.captureWarnings(True)
-    structlog.configure(
-        processors=[*_shared_processors(), structlog.processors.JSONRenderer(serializer=_to_json)],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=_LineLoggers(stream),
-        cache_logger_on_first_use=True,
-    )
+    structlog.configure(**structlog_settings(level, stream))
+
+
+def structlog_settings(level: str, stream: BinaryIO | None = None) -> dict[str, Any]:
+    """The arguments for `structlog.configure`."""
+    return {
+        "processors": [*_shared_processors(), structlog.processors.JSONRenderer(serializer=_to_json)],
+        "wrapper_class": structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        "logger_factory": _LineLoggers(stream),
+        "cache_logger_on_first_use": True,
+    }
 
 
 def stdlib_logging(level: str) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import structlog
 
 from api.errors import (
-    CLIENT_CLOSED_REQUEST,
     EmbeddingUnavailable,
     RagherdError,
     RerankingUnavailable,
@@ -71,14 +70,12 @@ class WorkerTelemetry(Telemetry):
     # -- queries ------------------------------------------------------------------------------------------------------
 
     def answered(self, query: Query, answered: AnswerFinished, key: FlightKey | None = None) -> None:
-        """Logs and counts the query, and the tier of the cache that answered it. Notes the answer for feedback."""
+        """Counts the query, and the tier of the cache that answered it. Notes the answer for feedback."""
         self.requests += 1
         self._note_served((query, answered, key))
         self._wake_served()
         kind = answered.match.kind if answered.match else None
-        total, stages = round(answered.timings.total * 1000, 3), _stages(answered.timings)
-        self._queries.info("query", **self._facts(query), cache=answered.status, kind=kind, ms=total)
-        self._metrics.query_answered(answered.status, kind, stages)
+        self._metrics.query_answered(answered.status, kind, _stages(answered.timings))
         if self._history is not None:
             self._history.open[answered.status.value, kind, bisect_left(BOUNDS, answered.timings.total)] += 1
         if answered.status is CacheStatus.HIT and kind is not None:
@@ -120,14 +117,13 @@ class WorkerTelemetry(Telemetry):
         self._queries.warning("query_failed", **facts)
 
     def left(self, query: Query) -> None:
-        """Counts and logs the disconnect."""
+        """Counts the disconnect. The access log has it as status 499."""
         self.requests += 1
         self._metrics.query_left()
         if self._history is not None:
             self._history.open["queries:left"] += 1
         question = query.question if self._log_questions else ""
         self._note_outcome(("left", None, None, None, query.model, "", question))
-        self._queries.info("query_left", **self._facts(query), status=CLIENT_CLOSED_REQUEST)
 
     def store_failed(self, error: StoreUnavailable) -> None:
         """Counts a look-up without a result. The loss of Redis is logged once, by `RedisEvents`."""

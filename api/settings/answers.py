@@ -292,6 +292,17 @@ class ServerSettings(SettingsGroup):
     """
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Lowest level to log. Each line is a JSON object."""
+    access_log: bool = True
+    """Log one line for each request.
+
+    Its event is `request`. Health checks and scrapes are logged only if they fail. [Logs](observability.md#logs)
+    lists the fields.
+    """
+    access_log_hit_rate: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Share of the requests answered from the cache to log.
+
+    It does not apply to expired answers, misses and errors.
+    """
     feedback_ttl: Annotated[float, Field(ge=0, le=86400, title="seconds")] = 3600.0
     """How long an answer can be judged. 0: never.
 

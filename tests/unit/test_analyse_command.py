@@ -203,23 +203,24 @@ LOGGING = """
 from api.observability.logs import configure_logging
 configure_logging("info")
 import structlog
-from api.errors import RagherdError
-from api.observability.metrics import Metrics
-from api.observability.worker_telemetry import WorkerTelemetry
+from api.endpoints.access_log import AccessLog
+from api.endpoints.middleware import EndedRequest
 from api.ports.question import AnswerFinished, Query, Timings
 from api.values import CacheStatus
 
-telemetry = WorkerTelemetry(Metrics(), None, log_questions=SHOWN)
+log = AccessLog(questions=SHOWN)
 structlog.get_logger("ragherd").info("started")
 for question in ("What is Python?", "What is Redis?"):
-    query = Query(question=question, tenant="public", model="llama3.2")
-    telemetry.answered(query, AnswerFinished("an answer", "llama3.2", CacheStatus.MISS, Timings()))
-    telemetry.left(query)
+    state = {"query": Query(question=question, tenant="public", model="llama3.2")}
+    log(EndedRequest("POST", "/query", 499, 0.1, 0), state)
+    state["answered"] = AnswerFinished("an answer", "llama3.2", CacheStatus.MISS, Timings())
+    log(EndedRequest("POST", "/query", 200, 0.1, 100), state)
+    log(EndedRequest("GET", "/api/workers", 200, 0.1, 100), {})
 """
 
 
 def log_of_ragherd(*, shown: bool) -> list[str]:
-    """Returns what the telemetry of a worker logs, in a new process, because logging is configured once."""
+    """Returns what a worker logs, in a new process, because logging is configured once."""
     program = LOGGING.replace("SHOWN", str(shown))
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     return done.stderr.splitlines(keepends=True)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Any, Final, cast
 
 import orjson
@@ -30,14 +29,9 @@ from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import Keys
 from api.redis_store.scripts import script, uploaded
 from api.values import Vector
+from api.values import owner_of as owner_of
 
 Fields = Mapping[str, bytes]
-
-
-@lru_cache(1024)
-def owner_of(tenant: str) -> str:
-    """A tenant as 16 hex digits, for tags and keys: its name may contain any character."""
-    return hashlib.sha256(tenant.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def tag_key(tag: str) -> str:
