@@ -1,13 +1,15 @@
 """Measures the comparator of answers on labeled pairs of answers.
 
-    .venv/bin/python -m scripts.measure_comparator [--write | --fit | -v]
+    .venv/bin/python -m scripts.measure_comparator [--write | --fit | --blind | -v]
 
 Prints the tables of docs/measurements.md. --write updates them, and the counts in api/quality/comparator.py. --fit fits
 the weights on the half `tune` of tests/quality/answer_pairs.jsonl and prints them; its half `held-out` was written
 afterwards, in other words, and is only measured. -v prints the pairs of `tune` that are judged wrongly.
 
 tests/quality/answer_pairs_test.jsonl is harder, and was written without knowledge of the rules: do not tune to it. Tune
-to the half `groups` of the other file, which is as hard. Needs the extra `onnx`.
+to the half `groups` of the other file, which is as hard. tests/quality/answer_pairs_blind.jsonl looks like the answers
+of a RAG service, and its authors never saw the comparator: --blind measures it, with 95 % intervals. Never read its
+pairs to improve the comparator. Needs the extra `onnx`.
 """
 
 from __future__ import annotations
@@ -31,11 +33,13 @@ from api.ports.telemetry import Telemetry
 from api.quality.answer_agreement import Agreement, Pairing
 from api.quality.answer_facts import AnswerText, read_answer
 from api.quality.comparator import Comparator, Comparison, VerdictCounts, at_once, counted, features
+from api.quality.measurement import wilson
 from api.values import EmbedderIdentity, Embedding, Source
 
 ROOT = Path(__file__).parents[1]
 PAIRS = ROOT / "tests/quality/answer_pairs.jsonl"
 TEST_PAIRS = ROOT / "tests/quality/answer_pairs_test.jsonl"
+BLIND_PAIRS = ROOT / "tests/quality/answer_pairs_blind.jsonl"
 PAGE = ROOT / "docs/measurements.md"
 CODE = ROOT / "api/quality/comparator.py"
 BEGIN, END = "<!-- comparator: begin -->", "<!-- comparator: end -->"
@@ -44,7 +48,7 @@ RIDGE = 0.25
 
 @dataclass(frozen=True, slots=True)
 class AnswerPair:
-    """Two answers with their label. `half`: `tune`, `groups`, `held-out` or `test`. `kind`: how they differ."""
+    """Two answers with their label. `half`: `tune`, `groups`, `held-out`, `test`, `blind`. `kind`: how they differ."""
 
     half: str
     kind: str
@@ -55,7 +59,7 @@ class AnswerPair:
 
 def pairs_of(half: str) -> list[AnswerPair]:
     """Returns the pairs of one half."""
-    file = TEST_PAIRS if half == "test" else PAIRS
+    file = {"test": TEST_PAIRS, "blind": BLIND_PAIRS}.get(half, PAIRS)
     rows = map(json.loads, file.read_text("utf-8").splitlines())
     return [_pair(row) for row in rows if row["half"] == half]
 
@@ -123,16 +127,21 @@ def table(
         *rows_of("with the embedder", counts_of(pairs, verdicts)),
         *rows_of("the same, harder pairs", harder),
         "",
-        "| kind | truth | pairs | same | different | unsure |",
-        "|---|---|---|---|---|---|",
+        *kind_rows(pairs, verdicts),
     ]
+    return "\n".join(lines)
+
+
+def kind_rows(pairs: Sequence[AnswerPair], verdicts: Sequence[Comparison]) -> Iterator[str]:
+    """Yields the table of verdicts by kind."""
+    yield "| kind | truth | pairs | same | different | unsure |"
+    yield "|---|---|---|---|---|---|"
     groups: dict[tuple[str, Verdict], list[Verdict]] = defaultdict(list)
     for pair, found in zip(pairs, verdicts, strict=True):
         groups[pair.kind, pair.truth].append(found.verdict)
     for (kind, truth), found_verdicts in sorted(groups.items()):
         numbers = [found_verdicts.count(verdict) for verdict in Verdict]
-        lines.append(f"| {kind} | {truth} | {len(found_verdicts)} | {' | '.join(map(str, numbers))} |")
-    return "\n".join(lines)
+        yield f"| {kind} | {truth} | {len(found_verdicts)} | {' | '.join(map(str, numbers))} |"
 
 
 def rows_of(stages: str, counts: VerdictCounts) -> Iterator[str]:
@@ -141,6 +150,20 @@ def rows_of(stages: str, counts: VerdictCounts) -> Iterator[str]:
     for truth, total, own in (("same", counts.n_same, numbers[:3]), ("different", counts.n_different, numbers[3:])):
         shares = " | ".join(f"{number} ({100 * number / total:.1f} %)" for number in own)
         yield f"| {stages} | {truth} | {total} | {shares} |"
+
+
+def interval_rows(counts: VerdictCounts) -> Iterator[str]:
+    """Yields the table of shares by truth, with Wilson's 95 % intervals."""
+    yield "| truth | pairs | same, % | different, % | unsure, % |"
+    yield "|---|---|---|---|---|"
+    numbers = astuple(counts)
+    for truth, total, own in (("same", counts.n_same, numbers[:3]), ("different", counts.n_different, numbers[3:])):
+        shares = (f"{100 * number / total:.1f} ({_percent(*wilson(number, total))})" for number in own)
+        yield f"| {truth} | {total} | {' | '.join(shares)} |"
+
+
+def _percent(low: float, high: float) -> str:
+    return f"{100 * low:.1f} to {100 * high:.1f}"
 
 
 def write(text: str, counts: VerdictCounts) -> None:
@@ -210,6 +233,11 @@ def main(arguments: Sequence[str]) -> None:
     if "--fit" in arguments:
         for name, weight in fit(pairs_of("tune"), embedder).items():
             print(f'    "{name}": {weight:.2f},')
+        return
+    if "--blind" in arguments:
+        pairs = pairs_of("blind")
+        verdicts = asyncio.run(compare_all(pairs, embedder))
+        print("\n".join([*interval_rows(counts_of(pairs, verdicts)), "", *kind_rows(pairs, verdicts)]))
         return
     if "-v" in arguments:
         pairs = pairs_of("tune")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import astuple
 from itertools import product
@@ -31,7 +32,15 @@ from api.quality.comparator import (
 )
 from api.quality.quantities import read_quantities
 from api.values import EmbedderIdentity, Embedding
-from scripts.measure_comparator import PAGE, LocalEmbedder, compare_all, counts_of, pairs_of, rows_of
+from scripts.measure_comparator import (
+    PAGE,
+    LocalEmbedder,
+    compare_all,
+    counts_of,
+    interval_rows,
+    pairs_of,
+    rows_of,
+)
 
 
 @pytest.fixture(scope="session")
@@ -266,3 +275,13 @@ def test_the_comparator_is_as_good_as_it_was() -> None:
     assert MEASURED.different_same <= 0.04 * MEASURED.n_different
     assert MEASURED.same_different <= 0.05 * MEASURED.n_same
     assert MEASURED.same_unsure + MEASURED.different_unsure <= 0.22 * (MEASURED.n_same + MEASURED.n_different)
+
+
+def test_the_blind_pairs_are_balanced_and_their_intervals_hold_the_shares() -> None:
+    pairs = pairs_of("blind")
+    assert Counter(pair.truth for pair in pairs) == {Verdict.SAME: 300, Verdict.DIFFERENT: 300}
+    assert len({(pair.one, pair.other) for pair in pairs}) == 600
+    assert list(interval_rows(VerdictCounts(3, 1, 0, 0, 4, 0)))[2:] == [
+        "| same | 4 | 75.0 (30.1 to 95.4) | 25.0 (4.6 to 69.9) | 0.0 (0.0 to 49.0) |",
+        "| different | 4 | 0.0 (0.0 to 49.0) | 100.0 (51.0 to 100.0) | 0.0 (0.0 to 49.0) |",
+    ]
