@@ -130,11 +130,17 @@ def restore(
     cache: Annotated[bool, typer.Option("--cache", help="Cached answers only.")] = False,
     tenant: Annotated[list[str] | None, typer.Option(help="Only this tenant. Can be repeated.")] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Overwrite documents that are newer in Redis.")] = False,
+    rewind: Annotated[
+        bool, typer.Option("--rewind", help="First delete the cached answers that are newer than the backup.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and change nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Load a backup into Redis (REDIS_URL, REDIS_PREFIX). You can repeat it: entries that exist are left alone."""
-    chosen = RestoreScope(documents or not cache, cache or not documents, tuple(tenant or ()), replace, dry_run)
+    if rewind and documents and not cache:
+        raise exit_with("--rewind: --documents leaves the cached answers alone", USAGE_ERROR)
+    about = (documents or not cache, cache or not documents, tuple(tenant or ()), replace)
+    chosen = RestoreScope(*about, dry_run=dry_run, rewind=rewind)
     try:
         settings = load_settings()
         with _opened_for_reading(file) as stream:
@@ -147,15 +153,18 @@ def restore(
         raise exit_with(f"{error}; run the command again to continue") from None
     except KeyboardInterrupt:
         raise exit_with("interrupted; run the command again to continue", INTERRUPTED) from None
-    _report(restored, dry_run=dry_run, as_json=as_json)
+    _report(restored, dry_run=dry_run, rewind=rewind, as_json=as_json)
     if restored.documents["refused"]:
         raise exit_with("DOCUMENTS_MAX: a tenant has reached its limit, so documents were not restored")
 
 
-def _report(restored: Restored, *, dry_run: bool, as_json: bool) -> None:
+def _report(restored: Restored, *, dry_run: bool, rewind: bool, as_json: bool) -> None:
     if as_json:
-        print_document({"documents": restored.documents, "answers": restored.answers, "dry_run": dry_run})
+        newer = {"newer_deleted": restored.newer} if rewind else {}
+        print_document({"documents": restored.documents, "answers": restored.answers, **newer, "dry_run": dry_run})
         return
+    if rewind:
+        typer.echo(f"newer answers: {'would be deleted' if dry_run else 'deleted'} {restored.newer:,}")
     for what, counts in (("documents", restored.documents), ("answers", restored.answers)):
         typer.echo(f"{what}: {_counted(counts)}")
     if dry_run:

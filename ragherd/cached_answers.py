@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -101,6 +103,19 @@ def waited_for(service: ServiceClient, job: Any, seconds: float = math.inf) -> A
 # -- Invalidate --------------------------------------------------------------------------------------------------------
 
 
+_AGO: Final = re.compile(r"(\d{1,5})([smhd])")
+_UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
+def start_of(value: str | None) -> str | None:
+    """Converts a duration such as `2h` to the time that was so long ago. Leaves a time as it is."""
+    found = _AGO.fullmatch(value or "")
+    if found is None:
+        return value
+    then = datetime.now(UTC) - timedelta(**{_UNITS[found[2]]: int(found[1])})
+    return then.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
 def invalidate(
     question: Annotated[str | None, typer.Option(help="Answers to this question, in every scope.")] = None,
     similarity: Annotated[
@@ -110,6 +125,11 @@ def invalidate(
     tenant: Annotated[str | None, typer.Option(help="All answers of a tenant; with --question: only its.")] = None,
     entry: Annotated[str | None, typer.Option(help="One entry, by its key in Redis.")] = None,
     source: Annotated[str | None, typer.Option(help="Answers that cite the document with this ID.")] = None,
+    release: Annotated[str | None, typer.Option(help="Answers that this release of Ragherd stored.")] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(callback=start_of, help="Answers stored since then: 90m, 2h, or 2026-11-28T15:00:00Z."),
+    ] = None,
     all_answers: Annotated[bool, typer.Option("--all", help="All answers.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count the answers.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Delete without asking.")] = False,
@@ -118,8 +138,8 @@ def invalidate(
 ) -> None:
     """Delete cached answers in the whole fleet. Counts them and asks first. Needs an admin key.
 
-    Give exactly one of --question, --entry, --source, --tenant and --all. After the command, no worker serves these
-    answers.
+    Give exactly one of --question, --entry, --source, --release, --since, --tenant and --all. After the command, no
+    worker serves these answers.
     """
     given = {
         "question": question,
@@ -128,11 +148,14 @@ def invalidate(
         "tenant": tenant,
         "entry": entry,
         "source": source,
+        "release": release,
+        "since": since,
         "all": "true" if all_answers else None,
     }
     wanted = {name: value for name, value in given.items() if value is not None}
-    if not {"question", "entry", "source", "tenant", "all"} & set(wanted):
-        raise exit_with("give one of --question, --entry, --source, --tenant and --all", USAGE_ERROR)
+    if not {"question", "entry", "source", "release", "since", "tenant", "all"} & set(wanted):
+        kinds = "--question, --entry, --source, --release, --since, --tenant and --all"
+        raise exit_with(f"give one of {kinds}", USAGE_ERROR)
     with connected(url, read_seconds=DELETE_SECONDS) as service:
         found = service.send("DELETE", CACHE_PATH, params={**wanted, "dry_run": "true"})
         if not dry_run and found["matched"]:

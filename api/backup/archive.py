@@ -13,6 +13,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from typing import Any, BinaryIO, Final
 
 import orjson
@@ -47,6 +48,18 @@ class Header:
     tenants: tuple[str, ...]
     expected_documents: int = 0
     expected_answers: int = 0
+    created_ms: int = 0
+    """The same time as `created`; 0 in a backup of an older release."""
+
+    @property
+    def end_of_creation_ms(self) -> int:
+        """The last millisecond that `created` may mean, which has whole seconds. Raises `BackupError`."""
+        if self.created_ms:
+            return self.created_ms
+        try:
+            return int(datetime.fromisoformat(self.created).timestamp() * 1000) + 999
+        except ValueError:
+            raise BackupError("it does not say when it was taken") from None
 
     def line(self) -> Line:
         """Returns the line to write."""

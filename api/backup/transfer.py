@@ -60,9 +60,10 @@ async def take_backup(
     on: OnStep,
 ) -> None:
     """Writes the whole backup. Raises `StoreUnavailable`."""
-    now = datetime.fromtimestamp(await source.now_ms() / 1000, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    now_ms = await source.now_ms()
+    now = datetime.fromtimestamp(now_ms / 1000, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     about = (now, origin.release, origin.schema, scope.documents, scope.cache)
-    header = Header(FORMAT, *about, scope.tenants, *await source.expected())
+    header = Header(FORMAT, *about, scope.tenants, *await source.expected(), now_ms)
     writer.write(header.line())
     if scope.documents:
         await _documents(source, writer, scope, header.expected_documents, on)
@@ -105,13 +106,17 @@ ANSWER_BATCH: Final = 100
 
 @dataclass(frozen=True, slots=True)
 class RestoreScope:
-    """The parts of a backup to restore. No tenants: all. `replace`: overwrite documents that are newer in Redis."""
+    """The parts of a backup to restore. No tenants: all. `replace`: overwrite documents that are newer in Redis.
+
+    `rewind`: first delete the answers that are newer than the backup.
+    """
 
     documents: bool = True
     cache: bool = True
     tenants: tuple[str, ...] = ()
     replace: bool = False
     dry_run: bool = False
+    rewind: bool = False
 
     def has(self, tenant: str) -> bool:
         """Returns whether to restore this tenant."""
@@ -120,10 +125,11 @@ class RestoreScope:
 
 @dataclass(slots=True)
 class Restored:
-    """The number of documents and answers by outcome."""
+    """The number of documents and answers by outcome. `newer`: answers deleted because they are newer."""
 
     documents: Counter[str] = field(default_factory=Counter)
     answers: Counter[str] = field(default_factory=Counter)
+    newer: int = 0
 
 
 async def restore_backup(
@@ -134,6 +140,9 @@ async def restore_backup(
     if scope.documents:
         await _put_documents(target, file, backup, scope, restored, on)
     if scope.cache:
+        if scope.rewind:
+            after = backup.header.end_of_creation_ms
+            restored.newer = await target.rewind(after, scope.tenants, dry_run=scope.dry_run)
         await target.put_deletions(tags_for(deletions(file), scope.tenants), dry_run=scope.dry_run)
         await _put_answers(target, file, backup, scope, restored, on)
     return restored

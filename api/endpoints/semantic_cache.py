@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from api.endpoints.access import DEFAULT_TENANT
 from api.endpoints.description import body_of
 from api.endpoints.health import AppState, worker_state
+from api.endpoints.history import Moment
 from api.endpoints.middleware import CheckedRoute, JsonRoute, needs
 from api.endpoints.query import Name, QueryIn, Question, build_query
 from api.endpoints.validation import IsInteger, IsText, Options, StrictBody, json_of, refused, rfc3339, validated
@@ -53,12 +54,16 @@ class InvalidationIn(BaseModel):
     tenant: Name | None = Field(None, description="All answers of a tenant; with `question`: only this tenant's.")
     entry: Key | None = Field(None, description="One entry, by its key (`cache.entry` of an answer).")
     source: Key | None = Field(None, description="All answers whose sources cite the document with this ID.")
+    release: Key | None = Field(None, description="All answers that this release of Ragherd stored, such as `0.2.0`.")
+    since: Moment | None = Field(None, description="All answers that were stored at this time or later.")
     all: bool = Field(default=False, description="All answers.")
     dry_run: bool = Field(default=False, description="Only count the answers; delete nothing.")
 
     def invalidation(self) -> Invalidation:
         """Raises `InvalidRequest` unless exactly one kind of deletion is requested."""
-        given: list[InvalidationKind] = [kind for kind in KINDS if getattr(self, kind) not in {None, False}]
+        given: list[InvalidationKind] = [
+            kind for kind in KINDS if (value := getattr(self, kind)) is not None and value is not False
+        ]
         if self.question is not None and self.tenant is not None:
             given.remove("tenant")
         if len(given) != 1:
@@ -67,15 +72,16 @@ class InvalidationIn(BaseModel):
         for name in WITH_QUESTION:
             if self.question is None and getattr(self, name) is not None:
                 raise refused(name, "is valid only with `question`")
-        return Invalidation(
-            given[0], self.question, self.similarity, self.entry, self.source, self.tenant, model=self.model
-        )
+        return Invalidation(given[0], **self.model_dump(exclude={"all", "dry_run"}))
 
 
 @router.delete("", summary="Delete cached answers in the whole fleet")
 @needs("admin")
 async def invalidate(request: Request, wanted: Annotated[InvalidationIn, Query()]) -> dict[str, Any]:
-    """Delete by question, entry, source or tenant, or delete all. After the response no worker serves these answers."""
+    """Delete by question, entry, source, release, time or tenant, or delete all.
+
+    After the response no worker serves these answers.
+    """
     state = worker_state(request)
     if len(request.query_params.multi_items()) > len(request.query_params):
         raise InvalidRequest("A parameter appears twice.")

@@ -262,7 +262,8 @@ class WorkerTelemetry(Telemetry):
         """Counts the deleted entries. The log does not contain the question: it may be private."""
         self._counters.add("invalidations", swept.deleted)
         self._metrics.cache_invalidated(asked.kind, swept.deleted)
-        facts = {"entry": asked.entry, "source": asked.source, "tenant": asked.tenant, "model": asked.model}
+        names = ("entry", "source", "tenant", "model", "release", "since")
+        facts = {name: getattr(asked, name) for name in names}
         given = {name: value for name, value in facts.items() if value is not None}
         self._cache.warning("cache_invalidated", by=asked.kind, matched=swept.matched, deleted=swept.deleted, **given)
 

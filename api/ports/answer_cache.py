@@ -136,7 +136,7 @@ class Selection:
     """Selects entries that match everything given; all if nothing is given.
 
     `digest`: of the exact question; with `near`, similar questions match too. `source`: a document that the answer
-    cites.
+    cites. `release`: of Ragherd, that stored the answer. `since_ms`: by Redis's clock, inclusive.
     """
 
     entry: str | None = None
@@ -145,16 +145,19 @@ class Selection:
     source: str | None = None
     tenant: str | None = None
     model: str | None = None
+    release: str | None = None
+    since_ms: int | None = None
 
 
-InvalidationKind = Literal["question", "entry", "source", "tenant", "all"]
+InvalidationKind = Literal["question", "entry", "source", "release", "since", "tenant", "all"]
 
 
 @dataclass(frozen=True, slots=True)
 class Invalidation:
-    """The answers to delete. `kind` says which of `question`, `entry`, `source`, `tenant` selects them.
+    """The answers to delete. `kind` says which field selects them.
 
     With `question`, `tenant` and `model` narrow the selection; `similarity` widens it to all questions that similar.
+    `since` is in milliseconds by Redis's clock.
     """
 
     kind: InvalidationKind
@@ -164,6 +167,8 @@ class Invalidation:
     source: str | None = None
     tenant: str | None = None
     model: str | None = None
+    release: str | None = None
+    since: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,11 @@ class StoredAnswer:
         return self.fields["tenant"]
 
     @property
+    def release(self) -> str:
+        """The release that stored it; empty for an answer of an older release."""
+        return self.fields.get("release", "")
+
+    @property
     def is_grounded(self) -> bool:
         """True if the documents were searched."""
         return "epoch" in self.fields
@@ -80,6 +85,8 @@ class BackupTarget(Protocol):
     async def put_document(self, stored: StoredDocument, *, replace: bool, dry_run: bool) -> DocumentOutcome: ...
 
     async def settle(self) -> None: ...
+
+    async def rewind(self, after_ms: int, tenants: Collection[str], *, dry_run: bool) -> int: ...
 
     async def put_deletions(self, tags: Mapping[str, int], *, dry_run: bool) -> None: ...
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 from api.ports.answer_cache import Selection
 from api.ports.document_store import Chunk, DocumentFacts, FailedChunk
@@ -167,7 +167,21 @@ def tags_of(selection: Selection) -> list[str]:
         return [f"question:{selection.digest}"]
     if selection.source is not None:
         return [f"source:{selection.source}"]
+    if selection.release is not None:
+        return [f"release:{selection.release}"]
+    if selection.since_ms is not None:
+        return [f"{SINCE}{selection.since_ms}"]
     return ["all" if selection.tenant is None else f"tenant:{selection.tenant}"]
+
+
+SINCE: Final = "since:"
+"""Tag of answers that were stored between this time (ms) and the deletion."""
+
+
+def ranges_of(tags: Mapping[str, int]) -> list[tuple[int, int]]:
+    """The times (ms) between which all answers were deleted, from the tags `since:<ms>`."""
+    since = {tag.removeprefix(SINCE): at for tag, at in tags.items() if tag.startswith(SINCE)}
+    return [(int(start), at) for start, at in since.items() if start.isdecimal()]
 
 
 def tags_for(tags: Mapping[str, int], tenants: Collection[str]) -> Mapping[str, int]:
@@ -176,9 +190,10 @@ def tags_for(tags: Mapping[str, int], tenants: Collection[str]) -> Mapping[str, 
     return {tag: at for tag, at in tags.items() if not tenants or tag not in others}
 
 
-def tags_about(digest: str, tenant: str, documents: Sequence[str]) -> list[str]:
-    """The tags under which an answer may have been deleted."""
-    return ["all", f"tenant:{tenant}", f"question:{digest}", *(f"source:{document}" for document in documents)]
+def tags_about(digest: str, tenant: str, documents: Sequence[str], release: str = "") -> list[str]:
+    """The tags under which an answer may have been deleted. Times are apart: see `ranges_of`."""
+    sources = (f"source:{document}" for document in documents)
+    return ["all", f"tenant:{tenant}", f"question:{digest}", *sources, *([f"release:{release}"] if release else [])]
 
 
 class UnusedEmbeddings(Protocol):

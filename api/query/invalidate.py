@@ -55,7 +55,9 @@ class Invalidator:
             near = await self._near(asked.question, asked.similarity, asked.tenant or NO_TENANT)
             digest = question_digest(asked.question)
             return Selection(digest=digest, near=near, tenant=asked.tenant, model=asked.model)
-        return Selection(entry=asked.entry, source=asked.source, tenant=asked.tenant)
+        return Selection(
+            entry=asked.entry, source=asked.source, tenant=asked.tenant, release=asked.release, since_ms=asked.since
+        )
 
     async def _near(self, question: str, similarity: float | None, tenant: str) -> Neighbourhood | None:
         """Returns None to match only the exact question, as for questions that are never compared by meaning."""

@@ -127,4 +127,5 @@ def _memory(settings: Settings, client: AnyHealthGated, keys: Keys, worker: str)
     sweep, most = RedisCacheSweep(client, keys, SWEEP_SECONDS), settings.documents.documents_max
     documents = DocumentWriter(client, keys, worker, work, sweep, tags, most, tells_of_new=new_outdate)
     answers = AnswerWriter(client, keys, deletions, settings.partition_size, new_outdate=new_outdate)
-    return Memory(RedisBackupSource(client, keys), RedisBackupTarget(documents, answers, deletions), deletions)
+    target = RedisBackupTarget(documents, answers, deletions, sweep)
+    return Memory(RedisBackupSource(client, keys), target, deletions)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
+from api import __version__
 from api.backends.failover import Generations
 from api.cancellation import Background
 from api.embedders.verifier import PRIOR, SETTING, OnnxVerifier, prior_of
@@ -337,6 +338,7 @@ def _answer_cache(parts: CacheParts) -> RedisAnswerCache:
         stale_ms=round(cache.stale_ttl * 1000),
         max_size=parts.max_size,
         tenant_share=cache.tenant_share,
+        release=__version__,
         on_evicted=parts.metrics.cache_evicted,
     )
 

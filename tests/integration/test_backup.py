@@ -9,6 +9,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from api.redis_store.stores.documents.document_records import RedisDocuments
 from ragherd.commands import commands
 from tests.integration.test_documents import CANTEEN, HOLIDAY, ONNX, add
 from tests.stub_ollama import StubOllama
-from tests.support.replies import fields, texts
+from tests.support.replies import fields, raw, texts
 from tests.support.service import Service, ask
 from tests.support.waiting import wait_until_async
 
@@ -464,6 +466,80 @@ async def test_restored_answers_drive_out_none_that_live(
     assert said == "documents: none\nanswers: restored 2, no room 1\n"
     assert len([key async for key in redis.scan_iter(f"{NEW}cache:*")]) == 2
     assert await redis.zcard(NEW_KEYS.partition("").eviction_keys[0]) == 2
+
+
+# -- back to an earlier state ------------------------------------------------------------------------------------------
+
+
+async def rewound(ragherd: Command, file: str, *options: str) -> tuple[int, dict[str, int]]:
+    """Restores the cached answers. Returns how many newer ones were deleted, and the outcomes."""
+    found = orjson.loads(await ok(ragherd, "restore", "--cache", "--rewind", "--json", *options, file))
+    assert found["dry_run"] == ("--dry-run" in options)
+    return found["newer_deleted"], found["answers"]
+
+
+async def test_a_rewind_puts_the_cache_back_to_the_state_of_the_backup(
+    serve: Service, redis: Redis, stub: StubOllama, ragherd: Command, file: str
+) -> None:
+    client = await serve(embedder=ONNX)
+    good = (await ask(client, QUESTION))["answer"]
+    kept = await redis.hgetall((await ask(client, "Where is the canteen?", tenant="acme"))["cache"]["entry"])
+    await ok(ragherd, "backup", file)
+    stub.behaviour(answer="A wrong answer.")
+    fresh = {"Cache-Control": "no-cache"}
+    assert (await ask(client, QUESTION, headers=fresh))["answer"] == "A wrong answer."
+    await ask(client, ELSEWHERE)
+    after = await ask(client, ELSEWHERE, tenant="acme")
+    assert "answers: there already 2" in await ok(ragherd, "restore", "--cache", file)
+
+    rewind = partial(rewound, ragherd, file)
+    assert await rewind("--tenant", "acme", "--dry-run") == (1, {"there already": 1})
+    expected = (3, {"restored": 1, "there already": 1})
+    assert await rewind("--dry-run") == expected
+    assert await rewind() == expected
+    back = await ask(client, QUESTION)
+    assert (back["cache"]["status"], back["answer"]) == ("hit", good)
+    assert not await redis.exists(after["cache"]["entry"])
+    assert await redis.hgetall((await ask(client, "Where is the canteen?", tenant="acme"))["cache"]["entry"]) == kept
+    assert await rewind() == (0, {"there already": 2})
+
+
+async def test_a_rewind_to_a_backup_without_milliseconds_keeps_its_whole_second(
+    serve: Service, redis: Redis, ragherd: Command, file: str
+) -> None:
+    client = await serve(embedder=ONNX)
+    entry = (await ask(client, QUESTION))["cache"]["entry"]
+    await ok(ragherd, "backup", file, "--plain")
+    created = int(raw(await redis.hget(entry, "created_ms")))
+    lines = read(file)
+    del lines[0]["created_ms"]
+    second = datetime.fromtimestamp(created // 1000, UTC).isoformat()
+    write(file, [{**lines[0], "created": second}, *lines[1:]])
+    assert (await ok(ragherd, "restore", "--rewind", file)).startswith("newer answers: deleted 0\n")
+    write(file, [{**lines[0], "created": "some day"}, *lines[1:]])
+    refused = await ragherd("restore", "--rewind", file)
+    assert (refused.exit_code, "when it was taken" in refused.output) == (1, True)
+    assert (await ragherd("restore", "--rewind", "--documents", file)).exit_code == 2
+    assert await redis.exists(entry)
+
+
+async def test_answers_deleted_by_release_or_time_do_not_come_back_and_earlier_ones_do(
+    serve: Service, redis: Redis, ragherd: Command, file: str
+) -> None:
+    client = await serve(embedder=ONNX)
+    early = (await ask(client, QUESTION))["cache"]["entry"]
+    bad = (await ask(client, ELSEWHERE))["cache"]["entry"]
+    await redis.hset(bad, "release", "9.9.9")
+    late = (await ask(client, "Where is the canteen?"))["cache"]["entry"]
+    created = raw(await redis.hget(late, "created_ms")).decode()
+    await ok(ragherd, "backup", file)
+    await client.delete("/api/semantic-cache", params={"release": "9.9.9"})
+    await client.delete("/api/semantic-cache", params={"since": created})
+    await redis.delete("rag:invalidated", early)  # the tags there live for an hour only
+    for options in (("--dry-run",), ()):
+        found = orjson.loads(await ok(ragherd, "restore", "--json", *options, file))
+        assert found["answers"] == {"deleted since": 2, "restored": 1}
+    assert [await redis.exists(key) for key in (early, bad, late)] == [1, 0, 0]
 
 
 # -- unusable files ----------------------------------------------------------------------------------------------------

@@ -10,12 +10,13 @@ import orjson
 import pytest
 from redis.asyncio import Redis
 
+from api import __version__
 from api.ports.answer_cache import Selection
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.cache.sweep import RedisCacheSweep
 from tests.stub_ollama import StubOllama
-from tests.support.replies import fields
+from tests.support.replies import fields, raw
 from tests.support.service import Service, ask
 from tests.support.waiting import wait_until_async
 
@@ -137,6 +138,33 @@ async def test_one_entry_goes_by_its_key_and_no_other_key_ever(serve: Service, r
     assert await status(client, OTHER) == "exact"
 
 
+async def test_the_answers_of_one_release_go(serve: Service, redis: Redis) -> None:
+    client = await serve()
+    entries = [(await ask(client, question))["cache"]["entry"] for question in (QUESTION, OTHER)]
+    assert await redis.hget(entries[0], "release") == __version__.encode()
+    await redis.hset(entries[1], "release", "9.9.9")
+    old = (await ask(client, "Third?"))["cache"]["entry"]
+    await redis.hdel(old, "release")  # an entry of a release that did not write it
+    assert (await delete(client, release="9.9", dry_run=True))["matched"] == 0
+    assert (await delete(client, release="9.9.9", dry_run=True))["matched"] == 1
+    assert (await delete(client, release="9.9.9"))["deleted"] == 1
+    assert [await status(client, question) for question in (QUESTION, OTHER, "Third?")] == ["exact", "absent", "exact"]
+
+
+async def test_the_answers_since_a_time_go(serve: Service, redis: Redis) -> None:
+    client = await serve()
+    before = (await ask(client, QUESTION))["cache"]["entry"]
+    created = int(raw(await redis.hget((await ask(client, OTHER))["cache"]["entry"], "created_ms")))
+    assert int(raw(await redis.hget(before, "created_ms"))) < created
+    assert (await delete(client, since=created + 1))["matched"] == 0
+    assert (await delete(client, since=created))["deleted"] == 1
+    assert [await status(client, question) for question in (QUESTION, OTHER)] == ["exact", "absent"]
+    refused = await client.delete(PATH, params={"since": "yesterday"})
+    assert refused.status_code == 422
+    assert "RFC 3339" in refused.text
+    assert (await delete(client, since=0))["deleted"] == 1
+
+
 async def test_all_answers_that_cite_a_document_go(serve: Service, redis: Redis) -> None:
     client = await serve()
     cited = {QUESTION: ["hand,book", "a"], OTHER: ["handbook"], "Third?": []}
@@ -248,7 +276,9 @@ async def test_old_marks_go_with_the_next(redis: Redis, sweep: RedisCacheSweep) 
     assert await redis.hkeys("rag:invalidated") == [b"began", b"tenant:new"]
 
 
-@pytest.mark.parametrize("named", [{"all": True}, {"tenant": "default"}, {"question": QUESTION}])
+@pytest.mark.parametrize(
+    "named", [{"all": True}, {"tenant": "default"}, {"question": QUESTION}, {"release": __version__}, {"since": 1}]
+)
 async def test_a_generation_under_way_does_not_bring_its_answer_back(
     serve: Service, stub: StubOllama, named: dict[str, Any]
 ) -> None:
@@ -314,7 +344,9 @@ async def test_without_redis_it_fails_rather_than_pretend(serve: Service, redis_
 
 
 @pytest.mark.parametrize(
-    "by", [{"all": "true"}, {"tenant": "default"}, {"question": QUESTION}], ids=lambda by: next(iter(by))
+    "by",
+    [{"all": "true"}, {"tenant": "default"}, {"question": QUESTION}, {"release": __version__}, {"since": "1"}],
+    ids=lambda by: next(iter(by)),
 )
 async def test_who_asks_after_a_deletion_shares_no_answer_of_before(
     serve: Service, stub: StubOllama, by: dict[str, str]

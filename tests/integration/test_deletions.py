@@ -6,7 +6,7 @@ import pytest
 from redis.asyncio import Redis
 
 from api.ports.answer_cache import Neighbourhood, Selection
-from api.ports.document_work import tags_about, tags_of
+from api.ports.document_work import ranges_of, tags_about, tags_of
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.documents.work import LIFETIME_MS, RedisDeletions
@@ -32,11 +32,17 @@ async def deletions(redis: Redis) -> RedisDeletions:
         (Selection(entry="rag:cache:s:q1"), "question:q1"),
         (Selection(digest="q1", near=NEAR, tenant="acme"), "tenant:acme"),
         (Selection(digest="q1", near=NEAR), "all"),
+        (Selection(release="9.9.9"), "release:9.9.9"),
     ],
 )
 def test_what_a_deletion_is_remembered_by_covers_what_it_meant(selection: Selection, mark: str) -> None:
     assert tags_of(selection) == [mark]
-    assert mark in tags_about("q1", "acme", ["d1", "d2"])
+    assert mark in tags_about("q1", "acme", ["d1", "d2"], "9.9.9")
+
+
+def test_a_deletion_by_time_is_remembered_as_a_range() -> None:
+    assert tags_of(Selection(since_ms=5)) == ["since:5"]
+    assert ranges_of({"since:5": 9, "since:7": 8, "all": 3, "since:soon": 4}) == [(5, 9), (7, 8)]
 
 
 async def test_of_two_deletions_the_later_holds_and_none_is_of_the_future(redis: Redis) -> None:

@@ -21,6 +21,7 @@ import httpx
 import pytest
 from typer.testing import CliRunner, Result
 
+from api import __version__
 from ragherd.commands import COMMANDS, commands
 from tests.stub_ollama import StubOllama, stub_process
 from tests.support.gunicorn_process import Gunicorn, free_port, gunicorns
@@ -173,6 +174,19 @@ async def test_invalidate_counts_first_and_deletes_only_with_consent(serve: Serv
     one = await run(client, "invalidate", "--question", "What is a lock?", "--yes")
     assert one.stdout == "Deleted 1 cached answer.\n"
     assert await document(client, "invalidate", "--all", "--yes") == {"matched": 1, "deleted": 1, "dry_run": False}
+
+
+async def test_invalidate_by_release_and_by_age(serve: Service) -> None:
+    client = await serve()
+    await ask(client, "What is a lock?")
+    counted = {"matched": 1, "deleted": 0, "dry_run": True}
+    assert await document(client, "invalidate", "--since", "2m", "--dry-run") == counted
+    assert await document(client, "invalidate", "--since", "0s", "--dry-run") == {**counted, "matched": 0}
+    assert await document(client, "invalidate", "--release", "9.9.9", "--yes") == {**counted, "matched": 0}
+    gone = await run(client, "invalidate", "--release", __version__, "--yes")
+    assert gone.stdout == "Deleted 1 cached answer.\n"
+    wrong = await run(client, "invalidate", "--since", "soon", "--yes")
+    assert (wrong.exit_code, "RFC 3339" in wrong.stderr) == (1, True)
 
 
 def test_invalidate_needs_to_know_what() -> None:

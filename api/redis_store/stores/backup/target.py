@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, cast
@@ -22,7 +22,7 @@ from api.errors import StoreUnavailable
 from api.ports.answer_cache import CacheSweep, Selection
 from api.ports.backup_storage import AnswerOutcome, DocumentOutcome, StoredAnswer, StoredDocument
 from api.ports.document_store import Document, Draft, FailedChunk
-from api.ports.document_work import Deletions, EmbeddedChunk, Work, tags_about
+from api.ports.document_work import Deletions, EmbeddedChunk, Work, ranges_of, tags_about
 from api.redis_store.health_gated import HealthGatedClients
 from api.redis_store.keys import CacheKeys, Keys
 from api.redis_store.scripts import now_ms, on_all, script
@@ -48,13 +48,33 @@ class _Ready:
     fields: Mapping[str, str | bytes]
 
 
+@dataclass(frozen=True, slots=True)
+class _Deleted:
+    """The recorded deletions."""
+
+    tags: Sequence[Mapping[str, int]]
+    ranges: Sequence[tuple[int, int]]
+
+    @classmethod
+    def of(cls, *tags: Mapping[str, int]) -> _Deleted:
+        return cls(tags, [one for noted in tags for one in ranges_of(noted)])
+
+    def covers(self, answer: StoredAnswer) -> bool:
+        """Returns whether the answer was deleted after it was stored."""
+        about = tags_about(answer.digest, answer.tenant, list(answer.cites), answer.release)
+        return any(noted.get(tag, -1) >= answer.created_ms for noted in self.tags for tag in about) or any(
+            start <= answer.created_ms <= end for start, end in self.ranges
+        )
+
+
 _Act = Callable[[CacheKeys, Mapping[int, _Ready]], Coroutine[Any, Any, dict[int, str]]]
 
 
 class AnswerWriter:
     """Restores answers. Raises `StoreUnavailable`. `max_size`: the limit of a partition.
 
-    In a dry run, `assumed` has the digests of documents that would be restored, and `assumed_deletions` the deletions.
+    In a dry run, `assumed` has the digests of documents that would be restored, `assumed_deletions` the deletions, and
+    `assumed_rewind_ms` the time after which stored answers would be deleted first.
     """
 
     def __init__(
@@ -69,6 +89,7 @@ class AnswerWriter:
         self._corpora: dict[str, tuple[int, str]] = {}
         self._restore = script(redis.client, "stores/cache/answers", "restore")
         self.assumed: dict[str, str] = {}
+        self.assumed_rewind_ms: int | None = None
         self.assumed_deletions: Mapping[str, int] = {}
 
     async def put(
@@ -90,7 +111,7 @@ class AnswerWriter:
         if not answers:
             return []
         clocks = await self._clocks({self._keys.partition(answer.scope) for answer in answers})
-        deleted = await self._deletions.noted()
+        deleted = _Deleted.of(await self._deletions.noted(), self.assumed_deletions)
         cited = sorted({document for answer in answers for document in answer.cites})
         serving = await self._digests.serving(cited)
         grounded = set() if self.assumed else {answer.tenant for answer in answers if answer.is_grounded}
@@ -113,16 +134,14 @@ class AnswerWriter:
         self,
         answer: StoredAnswer,
         now_ms: int,
-        deleted: Mapping[str, int],
+        deleted: _Deleted,
         serving: Mapping[str, tuple[int, str]],
         *,
         is_fresh: bool,
     ) -> tuple[AnswerOutcome, Mapping[str, str | bytes]]:
         if answer.gone_ms <= now_ms or answer.created_ms <= now_ms - LIFETIME_MS:
             return "expired", {}
-        tags = tags_about(answer.digest, answer.tenant, list(answer.cites))
-        known = (deleted, self.assumed_deletions)
-        if any(noted.get(tag, -1) >= answer.created_ms for noted in known for tag in tags):
+        if deleted.covers(answer):
             return "deleted since", {}
         revisions = {document: revision for document, (revision, digest) in serving.items()}
         present = {**{document: digest for document, (_, digest) in serving.items()}, **self.assumed}
@@ -165,15 +184,20 @@ class AnswerWriter:
 
         found = await self._redis.of(part.invalidated).run("restore", look)
         is_there = {
-            number: int(at or -1) >= wanted[number].answer.created_ms for number, at in zip(wanted, found, strict=True)
+            number: self._stays(int(at or -1), wanted[number].answer.created_ms)
+            for number, at in zip(wanted, found, strict=True)
         }
         return {number: "there already" if there else "restored" for number, there in is_there.items()}
+
+    def _stays(self, at_ms: int, created_ms: int) -> bool:
+        is_rewound = self.assumed_rewind_ms is not None and at_ms > self.assumed_rewind_ms
+        return at_ms >= created_ms and not is_rewound
 
     def _call(self, part: CacheKeys, one: _Ready) -> tuple[list[str], list[Any]]:
         answer = one.answer
         entry = part.entry(answer.scope, answer.digest)
         keys = [entry, part.invalidated, *part.eviction_keys, part.quarantine(entry)]
-        tags = tags_about(answer.digest, answer.tenant, list(answer.cites))
+        tags = tags_about(answer.digest, answer.tenant, list(answer.cites), answer.release)
         documents = f"corpus:{answer.tenant}" if answer.is_grounded else ""
         tokens = answer.fields.get("completion_tokens", "0")
         times = [answer.created_ms, answer.gone_ms, one.at_ms]
@@ -358,10 +382,13 @@ def _is_same(there: Document, document: Document) -> bool:
 class RedisBackupTarget:
     """The target of a restore, which a fleet may be using meanwhile. Every method raises `StoreUnavailable`."""
 
-    def __init__(self, documents: DocumentWriter, answers: AnswerWriter, deletions: Deletions) -> None:
+    def __init__(
+        self, documents: DocumentWriter, answers: AnswerWriter, deletions: Deletions, sweep: CacheSweep
+    ) -> None:
         self._documents = documents
         self._answers = answers
         self._deletions = deletions
+        self._sweep = sweep
 
     async def put_document(self, stored: StoredDocument, *, replace: bool, dry_run: bool) -> DocumentOutcome:
         """Puts a document into service, all of it at once, or returns why not."""
@@ -373,6 +400,13 @@ class RedisBackupTarget:
     async def settle(self) -> None:
         """Notifies the cache of all restored documents."""
         await self._documents.settle()
+
+    async def rewind(self, after_ms: int, tenants: Collection[str], *, dry_run: bool) -> int:
+        """Deletes the answers that were stored after this time, and returns their number. No tenants: all."""
+        if dry_run:
+            self._answers.assumed_rewind_ms = after_ms
+        newer = [Selection(since_ms=after_ms + 1, tenant=tenant) for tenant in tenants or (None,)]
+        return sum([(await self._sweep.sweep(one, dry_run=dry_run)).matched for one in newer])
 
     async def put_deletions(self, tags: Mapping[str, int], *, dry_run: bool) -> None:
         """Restores the list of deletions."""

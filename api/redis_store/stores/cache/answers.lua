@@ -43,8 +43,8 @@ return ended
 -- Sets invalidation tags, before the stored answers are deleted. From then on, answers that were asked for earlier are
 -- not stored; with `corpus:<tenant>` they are stored only after another check of the documents.
 -- KEYS[1] hash rag:invalidated
--- ARGV: lifetime_ms, then tags: `all`, `tenant:<tenant>`, `question:<digest>`, `source:<document id>`,
---       `corpus:<tenant>`
+-- ARGV: lifetime_ms, then tags: `all`, `running`, `tenant:<tenant>`, `release:<version>`, `question:<digest>`,
+--       `source:<document id>`, `corpus:<tenant>`
 -- Returns now_ms. Drops tags older than the lifetime: no generation takes that long. `began` stays.
 local now = now_ms()
 local lifetime = tonumber(ARGV[1])

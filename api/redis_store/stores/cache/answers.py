@@ -17,7 +17,7 @@ from api.redis_store.keys import Keys
 from api.redis_store.scripts import script
 from api.redis_store.search_index import NEIGHBOURS
 from api.redis_store.stores.cache.semantic_index import FIELDS, SemanticIndexes
-from api.redis_store.stores.cache.sweep import TAGS_LIFETIME_MS
+from api.redis_store.stores.cache.sweep import RUNNING, TAGS_LIFETIME_MS
 from api.redis_store.stores.documents.document_records import owner_of
 from api.redis_store.stores.fleet import CacheCounters
 from api.values import CachedAnswer, CacheMatch, EmbedderIdentity, Source, Usage, Vector, known
@@ -60,8 +60,8 @@ class RedisAnswerCache:
 
     A look-up and a store use one partition, that of the scope. An answer is fresh for `ttl_ms` and kept stale for
     `stale_ms` more. `max_size` is the limit of a partition. The tenant with the most entries loses one first if it has
-    more than `tenant_share` of `max_size`. `on_evicted` is called with the number of entries that a new one has
-    evicted.
+    more than `tenant_share` of `max_size`. Each entry names the `release`. `on_evicted` is called with the number of
+    entries that a new one has evicted.
     """
 
     def __init__(
@@ -75,12 +75,14 @@ class RedisAnswerCache:
         stale_ms: int,
         max_size: int,
         tenant_share: float = 1.0,
+        release: str = "",
         on_evicted: Callable[[int], None] = lambda count: None,
     ) -> None:
         self._redis = redis
         self._keys = keys
         self._indexes = indexes
         self._counters = counters
+        self._release = release
         self._on_evicted = on_evicted
         self._limits = (ttl_ms, stale_ms, max_size, round(tenant_share * max_size))
         self._find = script(redis.client, "stores/cache/answers", "find")
@@ -92,7 +94,7 @@ class RedisAnswerCache:
         part = self._keys.partition(scope)
         if not self._indexes.by_partition[part].supported:
             raise StoreUnavailable("Redis has no search module")
-        arguments: list[str | int] = [4, *_tags(digest, tenant), f"corpus:{tenant}", *FIELDS]
+        arguments: list[str | int] = [5, *_tags(digest, tenant), f"corpus:{tenant}", *FIELDS]
         key = part.entry(scope, digest)
         keys = [key, part.invalidated]
         redis = self._redis.of(key)
@@ -133,7 +135,7 @@ class RedisAnswerCache:
         `DocumentsChanged` if only the documents changed: the caller checks whether the answer would be the same.
         """
         part = self._keys.partition(scope)
-        fields, grounds = _fields(scope, vector, answer), answer.grounds
+        fields, grounds = _fields(scope, vector, answer, self._release), answer.grounds
         cited = dict.fromkeys(source.document_id for source in answer.sources)
         tags = [*_tags(digest, answer.tenant), *(f"source:{document}" for document in cited)]
         pairs = (part for pair in fields.items() for part in pair)
@@ -190,7 +192,7 @@ class RedisAnswerCache:
             return None
 
 
-def _fields(scope: str, vector: Vector | None, answer: NewAnswer) -> dict[str, Any]:
+def _fields(scope: str, vector: Vector | None, answer: NewAnswer, release: str) -> dict[str, Any]:
     """The hash of an entry, without its times."""
     fields: dict[str, Any] = {
         "scope": scope,
@@ -198,6 +200,7 @@ def _fields(scope: str, vector: Vector | None, answer: NewAnswer) -> dict[str, A
         "question": answer.question,
         "answer": answer.answer,
         "model": answer.model,
+        "release": release,
         "sources": orjson.dumps([asdict(source) for source in answer.sources]),
         "prompt_tokens": answer.usage.prompt_tokens,
         "completion_tokens": answer.usage.completion_tokens,
@@ -212,7 +215,7 @@ def _fields(scope: str, vector: Vector | None, answer: NewAnswer) -> dict[str, A
 
 def _tags(digest: str, tenant: str) -> list[str]:
     """The invalidation tags of a question's answer, whatever it cites."""
-    return ["all", f"tenant:{tenant}", f"question:{digest}"]
+    return ["all", RUNNING, f"tenant:{tenant}", f"question:{digest}"]
 
 
 def _decode(key: str, values: Sequence[Any]) -> CachedAnswer:

@@ -50,6 +50,10 @@ def patterns(keys: CacheKeys, selection: Selection) -> tuple[str, str]:
     return entries, keys.quarantine(entries)
 
 
+RUNNING: Final = "running"
+"""Tag of every generation. Unlike `all`, it says nothing about the answers that were stored before."""
+
+
 def invalidation_tags(keys: CacheKeys, selection: Selection) -> list[str]:
     """The tags that stop running generations from storing such answers."""
     if selection.entry is not None:
@@ -59,6 +63,10 @@ def invalidation_tags(keys: CacheKeys, selection: Selection) -> list[str]:
         return [f"question:{selection.digest}"]
     if selection.source is not None:
         return [f"source:{selection.source}"]
+    if selection.release is not None:
+        return [RUNNING, f"release:{selection.release}"]
+    if selection.since_ms is not None:
+        return [RUNNING]
     return ["all" if selection.tenant is None else f"tenant:{selection.tenant}"]
 
 
@@ -69,6 +77,7 @@ def wanted_fields(selection: Selection) -> list[str]:
         "model": selection.model,
         "sources": selection.source,
         "vector": selection.near,
+        "release": selection.release,
     }
     return ["created_ms", *(name for name, value in asked.items() if value is not None)]
 
@@ -89,11 +98,17 @@ def _is_meant(selection: Selection, fields: Fields) -> bool:
         and (selection.tenant is None or fields["tenant"] == selection.tenant.encode())
         and (selection.model is None or _same_model(selection.model, fields["model"] or b""))
         and (selection.source is None or _cites(fields["sources"] or b"", selection.source))
+        and (selection.release is None or fields["release"] == selection.release.encode())
+        and (selection.since_ms is None or _milliseconds(fields["created_ms"]) >= selection.since_ms)
     )
 
 
 def _same_model(asked: str, stored: bytes) -> bool:
     return model_key(asked) == model_key(stored.decode("utf-8", "replace"))
+
+
+def _milliseconds(stored: bytes | None) -> int:
+    return int(stored) if stored and stored.isdigit() else 0
 
 
 def _cites(sources: bytes, document: str) -> bool:
@@ -182,7 +197,7 @@ class _PartitionSweep:
 
     async def _end_flights(self, selection: Selection) -> None:
         """Ends running generations that have no entry yet, so that new callers do not join them."""
-        if selection == Selection():
+        if selection == Selection() or selection.release is not None or selection.since_ms is not None:
             flights = self.keys.flight("*", "*")[0]
         elif selection.digest is not None:
             flights = self.keys.flight("*", selection.digest)[0]
