@@ -26,7 +26,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from api.cancellation import Deadline
-from api.errors import BreakerOpen, BulkheadFull, OnlyIfCached, RagherdError, UpstreamError
+from api.errors import BreakerOpen, BulkheadFull, InternalError, OnlyIfCached, RagherdError, UpstreamError
 from api.ports.coordination import Flights, FlightSubscription
 from api.ports.question import AnswerEvent, AnswerFinished, AnswerStarted, Query, Timings
 from api.ports.telemetry import Telemetry
@@ -139,6 +139,9 @@ class QueryService:
             raise
         except (asyncio.CancelledError, GeneratorExit):
             self._observer.left(request.asked)
+            raise
+        except Exception:  # a bug: the caller gets 500, so the error rate must show it
+            self._observer.refused(request.asked, InternalError())
             raise
         request.end()
         key = request.lookup.key

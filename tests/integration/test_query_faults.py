@@ -8,8 +8,10 @@ from typing import Any
 import httpx
 import pytest
 
+from api.query.service import QueryService
 from tests.stub_ollama import StubOllama
 from tests.support.service import Service, ask
+from tests.support.waiting import wait_until_async
 
 QUICK = {
     "ollama_connect_timeout": 0.3,
@@ -192,6 +194,22 @@ async def test_an_insane_request_id_is_replaced(serve: Service) -> None:
     for insane in ("a b", "x" * 129, '{"a":1}'):
         response = await client.get("/health/live", headers={"X-Request-ID": insane})
         assert response.headers["X-Request-ID"] != insane
+
+
+async def test_a_bug_counts_as_a_failed_query(serve: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = await serve()
+
+    async def broken(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(QueryService, "_look_up", broken)
+    assert (await refused(client)).status_code == 500
+
+    async def counted() -> bool:
+        last = (await client.get("/api/history")).json()["points"][-1]
+        return (last["queries"]["error"], last["errors"]) == (1, {"internal-error": 1})
+
+    await wait_until_async(counted)
 
 
 async def test_deadlines_hold_for_many_callers_at_once(serve: Service, stub: StubOllama) -> None:
