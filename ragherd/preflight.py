@@ -11,6 +11,7 @@ import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 import httpx
@@ -90,6 +91,10 @@ class ScenarioJudge:
 
 def preflight(
     scenario: Annotated[Scenario, typer.Option(help="Where the service will run.")] = Scenario.DEVELOPMENT,
+    env_file: Annotated[
+        Path | None,
+        typer.Option("--env-file", exists=True, dir_okay=False, help="File with settings to check instead of .env."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check the settings, keys, ports, Redis, Ollama and clock of this environment before a deployment.
@@ -97,17 +102,18 @@ def preflight(
     Redis: version, search module, eviction, persistence, rights of the user. Ollama: models, context, parallelism.
     Changes nothing. Needs no running service. The exit code is 1 if a check fails.
     """
-    report(list(_checks(ScenarioJudge(scenario))), as_json=as_json, scenario=scenario.value)
+    checks = _checks(ScenarioJudge(scenario), str(env_file or ".env"))
+    report(list(checks), as_json=as_json, scenario=scenario.value)
 
 
-def _checks(judge: ScenarioJudge) -> Iterator[Check]:
+def _checks(judge: ScenarioJudge, env_file: str) -> Iterator[Check]:
     try:
-        settings = load_settings()
+        settings = load_settings(env_file)
     except SettingsError as error:
-        yield Check("settings", False, str(error), "Correct it in the environment or in .env.")
+        yield Check("settings", False, str(error), f"Correct it in the environment or in {env_file}.")
         return
     yield Check("settings", True, "valid")
-    yield from _settings(judge, settings)
+    yield from _settings(judge, settings, env_file)
     yield from _keys(judge, settings)
     yield from _ports(settings)
     yield from _redis(judge, settings, "main", settings.redis.url)
@@ -121,22 +127,33 @@ def _checks(judge: ScenarioJudge) -> Iterator[Check]:
 # -- Settings, keys and ports ------------------------------------------------------------------------------------------
 
 
-def _settings(judge: ScenarioJudge, settings: Settings) -> Iterator[Check]:
+def _settings(judge: ScenarioJudge, settings: Settings, env_file: str) -> Iterator[Check]:
     from worker_config.limits import raise_limit, too_many_connections
 
-    for name, meant in unknown_variables(origins()):
+    for name, meant in unknown_variables(origins(env_file)):
         yield judge.check("unknown setting", False, unknown_line(name, meant), "Remove or rename it.", Level.NEVER)
     raise_limit()
     too_many = too_many_connections(settings)
     yield judge.check("file descriptors", not too_many, too_many or "enough for MAX_CONNECTIONS")
     if LEVELS[judge.scenario] >= Level.STAGING:
-        cache = settings.cache
-        yield judge.check("cache", cache.enabled, "enabled" if cache.enabled else "disabled", _CACHE, Level.NEVER)
+        yield from _switches(judge, settings)
         level = settings.server.log_level
         yield judge.check("log level", level != "debug", level, "Set LOG_LEVEL=info.", Level.PRODUCTION)
+        logged = settings.server.log_questions
+        detail = "in the log and on the live page" if logged else "not logged"
+        yield judge.check("questions", not logged, detail, "Set LOG_QUESTIONS=false.", Level.NEVER)
 
 
-_CACHE: Final = "SEMANTIC_CACHE_ENABLED=true turns it on."
+def _switches(judge: ScenarioJudge, settings: Settings) -> Iterator[Check]:
+    """Checks that nothing is off which a rollout watches or relies on."""
+    server = settings.server
+    switches = (
+        ("cache", "SEMANTIC_CACHE_ENABLED", settings.cache.enabled, Level.NEVER),
+        ("breaker", "CIRCUIT_BREAKER_ENABLED", settings.breaker.enabled, Level.PRODUCTION),
+        ("history", "HISTORY_ENABLED", server.history_enabled, Level.PRODUCTION),
+    )
+    for name, variable, is_on, needed in switches:
+        yield judge.check(name, is_on, "enabled" if is_on else "disabled", f"Set {variable}=true.", needed)
 
 
 def _keys(judge: ScenarioJudge, settings: Settings) -> Iterator[Check]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import socket
 from collections.abc import Iterator
 from functools import partial
@@ -24,6 +25,7 @@ from tests.stub_ollama import StubOllama, StubProcess, stub_process
 from tests.support.gunicorn_process import free_port, gunicorns
 from tests.support.service import Service, ask
 
+ROOT = Path(__file__).parents[2]
 KEYS = {"access": {"api_keys": "acme=acme-key-for-tests", "admin_keys": "admin-key-for-tests"}}
 MODELS = ["llama3.2:latest", "nomic-embed-text:latest"]
 
@@ -131,6 +133,62 @@ def test_what_is_missing_or_taken_fails(durable: EmbeddedRedis, ollama: StubProc
     assert result.exit_code == 1
     assert f"FAIL  Redis: redis://***@{nowhere} cannot be used: " in result.stdout
     assert f"FAIL  Ollama http://{nowhere}: cannot be used: " in result.stdout
+
+
+SCENARIOS = {"development": "dev", "staging": "staging", "production": "production"}
+
+
+def env_file(scenario: str) -> Path:
+    return ROOT / "k8s" / "overlays" / SCENARIOS[scenario] / "settings.env"
+
+
+@pytest.mark.usefixtures("bare")
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_the_env_file_of_each_scenario_passes_it(durable: EmbeddedRedis, ollama: StubProcess, scenario: str) -> None:
+    settings = good_settings(durable, ollama)
+    ollama.behaviour(models=[*MODELS, "llama3.2:1b"])
+    file = str(env_file(scenario))
+    ports = {"PORT": free_port(), "METRICS_PORT": free_port()}
+    result = run("preflight", "--scenario", scenario, "--env-file", file, "--json", **settings, **ports)
+    assert result.exit_code == 0, result.output
+    warned = {one["name"] for one in json.loads(result.stdout)["checks"] if one["advice"]}
+    assert warned == (
+        {"anonymous callers", "parallelism"} - {"anonymous callers"} if scenario == "development" else set()
+    )
+
+
+@pytest.mark.usefixtures("bare")
+def test_what_a_rollout_relies_on_must_be_on(durable: EmbeddedRedis, ollama: StubProcess, tmp_path: Path) -> None:
+    off = "SEMANTIC_CACHE_ENABLED=false\nCIRCUIT_BREAKER_ENABLED=false\nHISTORY_ENABLED=false\nLOG_QUESTIONS=true\n"
+    (tmp_path / ".env").write_text(off)
+    settings = good_settings(durable, ollama)
+    staging = preflight("staging", 0, **settings)
+    assert {name for name, one in staging.items() if one["advice"]} == {"cache", "breaker", "history", "questions"}
+    production = preflight("production", 1, **settings)
+    assert {name for name, one in production.items() if not one["ok"]} == {"breaker", "history"}
+    assert production["history"]["advice"] == "Set HISTORY_ENABLED=true."
+    missing = run("preflight", "--env-file", "absent.env")
+    assert missing.exit_code == 2
+
+
+@pytest.mark.processes
+@pytest.mark.usefixtures("bare")
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_the_env_file_of_each_scenario_starts_the_service(
+    durable: EmbeddedRedis, ollama: StubProcess, tmp_path: Path, scenario: str
+) -> None:
+    settings = good_settings(durable, ollama)
+    ollama.behaviour(models=[*MODELS, "llama3.2:1b"])
+    shutil.copy(env_file(scenario), tmp_path / ".env")
+    with gunicorns("api.asgi:app", tmp_path) as begin:
+        service = begin(working_directory=tmp_path, OLLAMA_WARM_UP="false", **settings)
+        for key, code in ((settings["ADMIN_KEYS"], 0), ("", 1)):
+            found = run("smoke", "--json", "--url", service.url(), RAGHERD_API_KEY=key)
+            assert found.exit_code == code, found.output
+    found = json.loads(run("config", "--json", "--changed", **settings).stdout)
+    given = {line.partition("=")[0] for line in env_file(scenario).read_text().splitlines() if "=" in line}
+    assert {name for name, one in found["settings"].items() if one["source"] == ".env"} == given
+    assert found["unknown"] == []
 
 
 @pytest.mark.processes

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from api import __version__
-from api.settings import variable_names
+from api.settings import load_settings, variable_names
 
 ROOT = Path(__file__).parents[2]
 NOT_THE_SERVICES = {"PATH", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE", "PROMETHEUS_MULTIPROC_DIR"}
@@ -93,6 +93,20 @@ def test_compose_sets_known_settings_and_publishes_ports_locally(services: Any) 
     assert all(port.startswith("127.0.0.1:") for port in ragherd["ports"])
     assert ragherd["read_only"] is True
     assert "/tmp" in ragherd["tmpfs"]
+
+
+@pytest.mark.parametrize("scenario", ["dev", "staging", "production"])
+def test_compose_runs_each_scenario(services: Any, monkeypatch: pytest.MonkeyPatch, scenario: str) -> None:
+    ragherd = services["ragherd"]
+    file = ROOT / ragherd["env_file"].replace("${SCENARIO:-staging}", scenario)
+    for name in variable_names():
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOST", "0.0.0.0")
+    for name, value in ragherd["environment"].items():
+        monkeypatch.setenv(name, re.sub(r"^\$\{\w+:-(.*)\}$", r"\1", str(value)))
+    settings = load_settings(str(file))
+    assert settings.redis.url == "redis://redis:6379"
+    assert settings.cache.max_size == (10_000 if scenario == "production" else 1000)
 
 
 def test_the_version_is_defined_in_one_place(services: Any) -> None:
