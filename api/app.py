@@ -28,7 +28,15 @@ from api.endpoints import (
 from api.endpoints.access import Role
 from api.endpoints.access_log import AccessLog
 from api.endpoints.description import ERRORS, DescribedApp
-from api.endpoints.middleware import FORM_BYTES, BodyLimit, HeadRequests, HttpMetrics, RequestContext, RequestHead
+from api.endpoints.middleware import (
+    FORM_BYTES,
+    BodyLimit,
+    HeadRequests,
+    HttpMetrics,
+    RequestContext,
+    RequestHead,
+    TracedRequests,
+)
 from api.observability.metrics import Metrics
 from api.settings import AccessSettings, ServerSettings, Settings
 from api.wiring import worker
@@ -87,6 +95,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(RequestHead, allowed=settings.access.hosts())
     app.add_middleware(RequestContext, worker=name)
     app.add_middleware(HttpMetrics, metrics=metrics, log=_access_log(settings.server))
+    if settings.tracing.is_on:
+        app.add_middleware(TracedRequests)
     app.add_middleware(HeadRequests)
     return app
 

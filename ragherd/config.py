@@ -16,7 +16,15 @@ from ragherd.exits import USAGE_ERROR, exit_with
 from ragherd.service_client import AsJson, new_table, print_document, terminal
 
 HIDDEN: Final = "***"
-URLS: Final = frozenset({"REDIS_URL", "BREAKER_REDIS_URL", "OLLAMA_BASE_URL"})
+URLS: Final = frozenset(
+    {
+        "REDIS_URL",
+        "BREAKER_REDIS_URL",
+        "OLLAMA_BASE_URL",
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+    }
+)
 OWN_PREFIXES: Final = ("BULKHEAD_", "CIRCUIT_BREAKER_", "CONNECTION_POOL_", "SEMANTIC_CACHE_")
 """Prefixes that no other program uses. `REDIS_` and `OLLAMA_` are not among them."""
 SIMILAR: Final = 0.9

@@ -44,6 +44,7 @@ SECTIONS: Final = {
     "breaker": ("Circuit breaker, for the whole fleet", ("breaker",)),
     "cache": ("Semantic cache, for the whole fleet", ("cache", "partitions")),
     "knowledge": ("Knowledge base", ("documents", "retrieval")),
+    "tracing": ("Traces", ("tracing",)),
 }
 """The heading of each section in .env.example, and the `Settings` fields it shows."""
 ENV_HEAD: Final = """\

@@ -3,6 +3,7 @@
 Streams pass through the middleware, and it costs microseconds.
 
 - `HeadRequests`: HEAD wherever there is GET (RFC 9110, section 9.1). Monitors use it to see whether the service is up.
+- `TracedRequests`: only if there is a collector of traces.
 - `HttpMetrics`: times and logs every request by the template of its route.
 - `RequestContext`: every response names its request and its worker, and every log line its request.
 - `RequestHead`: `Host` and `Authorization` come once. Two of them are read differently by a proxy and by the server
@@ -249,6 +250,19 @@ class BodyLimit:
             await problem(error, path=scope["path"], request_id=scope["state"]["request_id"])(scope, receive, send)
             return
         await self._app(scope, LimitedReceive(receive, limit, self._timeout), send)
+
+
+class TracedRequests:
+    """Hands each request to the worker's tracing, which the lifespan has opened."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await scope["state"]["tracing"].serve(self._app, scope, receive, send, route_template)
+        else:
+            await self._app(scope, receive, send)
 
 
 UNMATCHED: Final = "unmatched"

@@ -19,6 +19,7 @@ FlightEvent = Literal["handed_over", "alone", "fenced"]
 QuarantineChange = Literal["quarantined", "released"]
 RerankingOutcome = Literal["reranked", "failed"]
 VerifierOutcome = Literal["scored", "failed"]
+SpanOutcome = Literal["queued", "exported", "failed"]
 BreakerState = Literal["closed", "open", "half_open"]
 BreakerOutcome = Literal["successful", "slow_successful", "failed", "slow_failed", "ignored"]
 
@@ -408,6 +409,8 @@ HISTORY_LOST = MetricSpec(
     "counter",
     "Minutes that a worker dropped because Redis was down.",
 )
+
+TRACE_SPANS = MetricSpec("ragherd_trace_spans_total", "counter", "Spans for the collector of traces.", ("outcome",))
 
 WORKERS_REPLACED = MetricSpec(
     "ragherd_workers_replaced_total",

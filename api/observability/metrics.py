@@ -30,6 +30,7 @@ from api.observability.metric_names import (
     MetricSpec,
     QuarantineChange,
     RerankingOutcome,
+    SpanOutcome,
     Stage,
     VerifierOutcome,
 )
@@ -313,6 +314,15 @@ class Metrics:
     def verified(self, outcome: VerifierOutcome, seconds: float) -> None:
         """Observes the scoring of candidates."""
         self._families[names.VERIFIER_DURATION][(outcome,)].observe(seconds)
+
+    def tracing_known(self) -> None:
+        """Starts the series of spans at zero."""
+        for outcome in get_args(SpanOutcome):
+            self._families[names.TRACE_SPANS].begin(outcome)
+
+    def spans(self, outcome: SpanOutcome, count: int = 1) -> None:
+        """Counts spans of traces. Other threads call it too."""
+        self._families[names.TRACE_SPANS][(outcome,)].inc(count)
 
     def compared(self, stage: str, verdict: str) -> None:
         """Counts a comparison of two answers."""

@@ -28,6 +28,7 @@ from api.ollama.connections import Exchange, LinearPool, PoolSnapshot, PoolStati
 from api.values import Retry
 
 T = TypeVar("T")
+OnSend = Callable[[httpx.Request], Awaitable[None]]
 
 SHARE: Final = 0.2
 """Retries for each call of the last `WINDOW` seconds."""
@@ -285,11 +286,12 @@ async def open_pool(
     retries: RetryBudget | None = None,
     statistics: PoolStatistics | None = None,
     minimum: bool = True,
+    on_send: OnSend | None = None,
 ) -> AsyncIterator[OllamaPool]:
     """Opens the pool of `base_url` (no trailing slash) with its minimum of connections; closes it on exit.
 
     Open it in the worker, after the fork. Without `minimum` the caller opens the minimum. `retries` is the budget of
-    all of the worker's calls.
+    all of the worker's calls. `on_send` sees each request before it is sent, but no probes and loads.
     """
     ssl_context = httpx.create_ssl_context(verify=base_url.startswith("https:"))  # loading the CAs takes 25 ms
     keepalive = limits.effective_keepalive
@@ -299,7 +301,7 @@ async def open_pool(
     # No read timeout: the caller knows which part it waits for, and bounds each.
     timeout = httpx.Timeout(None, connect=limits.connect_timeout, pool=limits.timeout)
     async with (
-        _client(base_url, connections, timeout) as client,
+        _client(base_url, connections, timeout, on_send) as client,
         _client(base_url, for_probes, timeout) as probes,
         _client(base_url, for_loads, timeout) as loads,
     ):
@@ -338,9 +340,14 @@ def _json(response: httpx.Response, path: str) -> Any:
         raise UpstreamError(UpstreamFault.INVALID_RESPONSE, f"Ollama answered {path} without JSON.") from error
 
 
-def _client(base_url: str, connections: LinearPool, timeout: httpx.Timeout) -> httpx.AsyncClient:
+def _client(
+    base_url: str, connections: LinearPool, timeout: httpx.Timeout, on_send: OnSend | None = None
+) -> httpx.AsyncClient:
     # A client with an explicit transport ignores proxies from the environment, so no request bypasses the pool.
-    return httpx.AsyncClient(base_url=base_url, headers=_HEADERS, transport=_Transport(connections), timeout=timeout)
+    hooks = {"request": [on_send]} if on_send is not None else None
+    return httpx.AsyncClient(
+        base_url=base_url, headers=_HEADERS, transport=_Transport(connections), timeout=timeout, event_hooks=hooks
+    )
 
 
 class _Transport(httpx.AsyncHTTPTransport):
@@ -398,13 +405,16 @@ class OllamaPools(Mapping[str, OllamaPool]):
 
 
 @asynccontextmanager
-async def open_pools(base_urls: Sequence[str], limits: PoolLimits) -> AsyncIterator[OllamaPools]:
+async def open_pools(
+    base_urls: Sequence[str], limits: PoolLimits, on_send: OnSend | None = None
+) -> AsyncIterator[OllamaPools]:
     """Opens a pool for each URL, with their minimums of connections opened concurrently; closes them on exit."""
     total, retries = PoolStatistics(), RetryBudget()
     async with AsyncExitStack() as stack:
         pools: dict[str, OllamaPool] = {}
         for name, url in zip(backend_names(len(base_urls)), base_urls, strict=True):
-            opening = open_pool(url, limits, retries=retries, statistics=PoolStatistics(total), minimum=False)
+            counts = PoolStatistics(total)
+            opening = open_pool(url, limits, retries=retries, statistics=counts, minimum=False, on_send=on_send)
             pools[name] = await stack.enter_async_context(opening)
         await asyncio.gather(*(pool.open_minimum() for pool in pools.values()))
         yield OllamaPools(pools, total, retries)

@@ -9,7 +9,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 
@@ -21,10 +21,11 @@ from api.ports.answer_quality import PolicyDecision, PolicyName, PolicyOutcome, 
 from api.ports.inference import Embedder
 from api.ports.question import Query, Timings
 from api.ports.telemetry import Telemetry
+from api.ports.tracing import Step
 from api.quality.assessment import QualitySettings
 from api.quality.evidence import NEIGHBOURS, NearEntry
 from api.quality.keeper import QualityView
-from api.quality.policies import decide
+from api.quality.policies import Rules, decide
 from api.query.cache_key import CacheKey, CacheKeyBuilder
 from api.query.candidates import (
     Candidate,
@@ -172,10 +173,12 @@ class SemanticCache:
         grounded_check: GroundedCheck | None = None,
         quality: QualityView | None = None,
         verifier: Verifier | None = None,
+        step: Step = nullcontext,
     ) -> None:
         """`grounded_check` is None if cached answers are not compared with the question's own passages.
 
-        `quality`: what the fleet has learned; by default nothing, and the policy is `guarded`.
+        `quality`: what the fleet has learned; by default nothing, and the policy is `guarded`. `step` traces the
+        decision about candidates.
         """
         self._cache = cache
         self._embedder = embedder
@@ -186,6 +189,7 @@ class SemanticCache:
         self._grounded_check = grounded_check
         self.quality = quality or QualityView(_guarded(policy.threshold))
         self._verifier = verifier
+        self._step = step
         self.used: Callable[[CacheMatch], None] = cache.used if cache is not None else _nothing
         """Records that an entry was served; no I/O."""
 
@@ -306,21 +310,36 @@ class SemanticCache:
         stale_ms = round(stale_seconds * 1000)
         threshold = self.quality.by_threshold
         if threshold is None:
-            judged = self._judged(self._cache, key, asked, query, lookup, timings, stale_seconds, explores=explores)
-            return await judged
+            matches, rules = await self._near(self._cache, key, lookup, timings, stale_ms)
+            with self._step("guards"):
+                judging = self._judged(matches, rules, asked, query, lookup, timings, stale_seconds, explores=explores)
+                return await judging
         finding = self._cache.find_similar(key.embedder, key.scope, lookup.vector, lookup.now_ms, stale_ms=stale_ms)
         matches = await self._budget.within(timings, finding)
-        fates = consider(asked, matches, threshold, query.cache_control, stale_seconds)
-        lookup.candidates = considered = up_to_the_first_fresh(fates)
-        chosen = best(considered)
-        if chosen is not None and chosen.match.answer.sources and self._grounded_check is not None:
-            chosen = await self._grounded_check.best(considered, fates, query, lookup, timings)
+        with self._step("guards"):
+            fates = consider(asked, matches, threshold, query.cache_control, stale_seconds)
+            lookup.candidates = considered = up_to_the_first_fresh(fates)
+            chosen = best(considered)
+            if chosen is not None and chosen.match.answer.sources and self._grounded_check is not None:
+                chosen = await self._grounded_check.best(considered, fates, query, lookup, timings)
         return chosen
+
+    async def _near(
+        self, cache: AnswerCache, key: CacheKey, lookup: Lookup, timings: Timings, stale_ms: int
+    ) -> tuple[Sequence[CacheMatch], Rules]:
+        """Returns the nearest entries for a policy other than `guarded`, and its rules."""
+        assert lookup.vector is not None, "the question is embedded"
+        rules = self.quality.rules(key.scope)
+        count = NEIGHBOURS if rules.verifies else FEWER
+        finding = cache.find_similar(
+            key.embedder, key.scope, lookup.vector, lookup.now_ms, stale_ms=stale_ms, neighbours=count
+        )
+        return await self._budget.within(timings, finding), rules
 
     async def _judged(
         self,
-        cache: AnswerCache,
-        key: CacheKey,
+        matches: Sequence[CacheMatch],
+        rules: Rules,
         asked: ComparedQuestion,
         query: Query,
         lookup: Lookup,
@@ -330,17 +349,6 @@ class SemanticCache:
         explores: bool,
     ) -> Candidate | None:
         """Lets the policy decide, if it is not `guarded`. `explores`: it may generate an answer to learn from it."""
-        assert lookup.vector is not None, "the question is embedded"
-        rules = self.quality.rules(key.scope)
-        finding = cache.find_similar(
-            key.embedder,
-            key.scope,
-            lookup.vector,
-            lookup.now_ms,
-            stale_ms=round(stale_seconds * 1000),
-            neighbours=NEIGHBOURS if rules.verifies else FEWER,
-        )
-        matches = await self._budget.within(timings, finding)
         sight = sighted(asked, matches, rules, query.cache_control, stale_seconds)
         near = await self._scored(asked, sight) if rules.verifies and rules.scored else sight.near
         chance = random.random() if explores else 1.0  # noqa: S311 - a sample, no secret

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -25,6 +25,7 @@ from api.knowledge.retrieval import PassageQuery, Retriever
 from api.ports.answer_cache import RetrievalSnapshot
 from api.ports.question import RAW, Query, Timings
 from api.ports.telemetry import GroundedCheckOutcome, GroundingOutcome, Telemetry
+from api.ports.tracing import Step
 from api.query import prompt
 from api.query.candidates import USABLE, Candidate, CandidateOutcome, best, up_to_the_first_fresh
 from api.query.citations import cited
@@ -63,10 +64,11 @@ UNAVAILABLE = Retrieval("unavailable", keeps=False)
 class PassageRetriever:
     """One worker's search for passages. `condenser` rewrites a follow-up question for the search."""
 
-    def __init__(self, retriever: Retriever, condenser: Condenser, events: Telemetry) -> None:
+    def __init__(self, retriever: Retriever, condenser: Condenser, events: Telemetry, step: Step = nullcontext) -> None:
         self._retriever = retriever
         self._condenser = condenser
         self._events = events
+        self._step = step
 
     async def ground(
         self, query: Query, vector: Vector | None, at_ms: int, timings: Timings, *, background: bool = False
@@ -78,14 +80,15 @@ class PassageRetriever:
         """
         if query.template == RAW or query.top_k == 0:
             return Retrieval("not_asked")
-        try:
-            grounding = await self._looked_for(query, vector, at_ms, timings, background=background)
-        except StoreUnavailable as error:
-            self._events.store_failed(error)
-            grounding = UNAVAILABLE
-        except EmbeddingUnavailable:
-            grounding = UNAVAILABLE
-        self._events.grounded(grounding.outcome, len(grounding.sources))
+        with self._step("retrieval"):
+            try:
+                grounding = await self._looked_for(query, vector, at_ms, timings, background=background)
+            except StoreUnavailable as error:
+                self._events.store_failed(error)
+                grounding = UNAVAILABLE
+            except EmbeddingUnavailable:
+                grounding = UNAVAILABLE
+            self._events.grounded(grounding.outcome, len(grounding.sources))
         return grounding
 
     async def ground_again(

@@ -16,6 +16,7 @@ from api.settings.loading import (
 )
 from api.settings.models import BreakerSettings, BulkheadSettings, EmbedderSettings, OllamaSettings, PoolSettings
 from api.settings.redis import PREFIX, BreakerRedisSettings, RedisSettings, is_cluster
+from api.settings.tracing import TracingSettings
 
 __all__ = [
     "ONNX_CHUNK_TOKENS",
@@ -35,6 +36,7 @@ __all__ = [
     "RetrievalSettings",
     "ServerSettings",
     "Settings",
+    "TracingSettings",
     "access_warnings",
     "anonymous_refusal",
     "effective_values",

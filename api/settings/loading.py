@@ -22,6 +22,7 @@ from api.settings.answers import (
 )
 from api.settings.models import BreakerSettings, BulkheadSettings, EmbedderSettings, OllamaSettings, PoolSettings
 from api.settings.redis import BreakerRedisSettings, RedisSettings, check_tls_files
+from api.settings.tracing import TracingSettings
 
 ON_A_CLUSTER = 16
 """Partitions of the cache on a cluster if CACHE_PARTITIONS is unset."""
@@ -44,6 +45,7 @@ class Settings(BaseModel):
     partitions: PartitionSettings = Field(default_factory=PartitionSettings)
     documents: DocumentSettings = Field(default_factory=DocumentSettings)
     retrieval: RetrievalSettings = Field(default_factory=RetrievalSettings)
+    tracing: TracingSettings = Field(default_factory=TracingSettings)
 
     @property
     def cache_partitions(self) -> int:
@@ -158,7 +160,14 @@ def _check_model(variable: str, path: Path) -> None:
 
 BUILTIN: Final = "builtin"
 """SEMANTIC_CACHE_VERIFIER_PATH of the shipped model."""
-SECRET: Final = {"API_KEYS", "ADMIN_KEYS", "REDIS_URL", "REDIS_SENTINEL_PASSWORD", "BREAKER_REDIS_URL"}
+SECRET: Final = {
+    "API_KEYS",
+    "ADMIN_KEYS",
+    "REDIS_URL",
+    "REDIS_SENTINEL_PASSWORD",
+    "BREAKER_REDIS_URL",
+    "OTEL_EXPORTER_OTLP_HEADERS",
+}
 
 
 def load_settings(env_file: str | None = ".env") -> Settings:

@@ -22,8 +22,10 @@ from api.ollama.embedding import OllamaEmbedder, OllamaEmbeddingModel
 from api.ollama.generation import Deadlines, OllamaModel
 from api.ollama.models import KnownDigests, OllamaCatalog, OllamaModels, Pinned
 from api.ollama.pool import OllamaPools, PoolLimits, open_pools
+from api.ports.coordination import Bulkhead
 from api.ports.inference import BackendEmbedder, EmbeddingModel, LanguageModel
 from api.ports.telemetry import Telemetry
+from api.ports.tracing import Tracing
 from api.redis_store.client import AnyHealthGated, RedisAddress, blocking_reader
 from api.redis_store.keys import Keys
 from api.redis_store.stores.breaker import RedisBreakerStore
@@ -50,6 +52,7 @@ class WorkerBackends:
         guard_address: RedisAddress,
         pools: OllamaPools,
         live_workers: Callable[[], int],
+        tracing: Tracing,
     ) -> None:
         ollama = settings.ollama
         self._settings = settings
@@ -62,6 +65,7 @@ class WorkerBackends:
         self._keys = Keys(*settings.key_layout)
         self._pools = pools
         self._live_workers = live_workers
+        self._tracing = tracing
         self._pinned = Pinned(ollama.ollama_keep_alive, ollama.ollama_num_ctx)
         self._models = {name: OllamaModels(pool) for name, pool in pools.items()}
         self.catalog = OllamaCatalog(pools)
@@ -132,10 +136,10 @@ class WorkerBackends:
             inter_token=ollama.ollama_inter_token_timeout,
             total=ollama.ollama_total_timeout,
         )
-        members: list[Backend[LanguageModel]] = [
-            Backend(name, OllamaModel(pool, deadlines, self._pinned), self.bulkheads[name], self.breakers[name])
-            for name, pool in self._pools.items()
-        ]
+        members: list[Backend[LanguageModel]] = []
+        for name, pool in self._pools.items():
+            model = self._tracing.language_model(OllamaModel(pool, deadlines, self._pinned), pool.base_url)
+            members.append(Backend(name, model, self._bulkhead(name), self.breakers[name]))
         backends = Backends(members, self.watch.known.get)
         return Generations(backends, self._pools.retries, deadlines.total, telemetry)
 
@@ -146,7 +150,7 @@ class WorkerBackends:
         for name, pool in self._pools.items():
             guard = f"{name}{EMBED}" if behind_questions else name
             model = OllamaEmbeddingModel(pool, self._pinned)
-            members.append(Backend(name, model, self.bulkheads[guard], self.breakers[guard]))
+            members.append(Backend(name, model, self._bulkhead(guard), self.breakers[guard]))
         backends = Backends(members, self.watch.known.get)
         total = self._settings.ollama.ollama_total_timeout
         return EmbeddingCalls(backends, self._pools.retries, total, telemetry, background=behind_questions)
@@ -170,7 +174,7 @@ class WorkerBackends:
                 on_identity=known.remember,
                 pinned=self._pinned,
             )
-            bulkhead, breaker = self.bulkheads[f"{name}{EMBED}"], self.breakers[f"{name}{EMBED}"]
+            bulkhead, breaker = self._bulkhead(f"{name}{EMBED}"), self.breakers[f"{name}{EMBED}"]
             members.append(Backend(name, await stack.enter_async_context(opening), bulkhead, breaker))
         agreed = AgreedIdentity(Backends(members, self.watch.known.get), settings.embed_model)
         asked = FailoverPolicy(settings.embed_timeout, charged=EMBEDDING_CHARGED)
@@ -182,6 +186,9 @@ class WorkerBackends:
             FailoverEmbedder(agreed, asked, retries, telemetry),
             FailoverEmbedder(agreed, stored, retries, telemetry, background=True),
         )
+
+    def _bulkhead(self, name: str) -> Bulkhead:
+        return self._tracing.bulkhead(self.bulkheads[name])
 
     def _warm_up(self) -> WarmUp:
         ollama, embedder = self._settings.ollama, self._settings.embedder
@@ -204,6 +211,7 @@ async def open_backends(
     guard_client: AnyHealthGated,
     guard_address: RedisAddress,
     live_workers: Callable[[], int] = lambda: 1,
+    tracing: Tracing | None = None,
 ) -> AsyncIterator[WorkerBackends]:
     """The worker's hold on every URL of OLLAMA_BASE_URL; `live_workers`: how many share it.
 
@@ -211,9 +219,11 @@ async def open_backends(
     On exit it releases its leases.
     """
     async with AsyncExitStack() as stack:
-        pools = await stack.enter_async_context(open_pools(settings.ollama.base_urls, _limits(settings)))
+        tracing = tracing or Tracing()
+        opening = open_pools(settings.ollama.base_urls, _limits(settings), tracing.on_send)
+        pools = await stack.enter_async_context(opening)
         backends = WorkerBackends(
-            settings, worker, metrics, telemetry, client, guard_client, guard_address, pools, live_workers
+            settings, worker, metrics, telemetry, client, guard_client, guard_address, pools, live_workers, tracing
         )
         await backends.open_guards(stack)
         await backends.watch.begin()

@@ -22,6 +22,7 @@ from api.observability.worker_telemetry import WarmUpTelemetry, WorkerTelemetry
 from api.ports.answer_quality import PolicyName, QualityState, Verifier, Versions
 from api.ports.inference import Embedder, ModelDigests
 from api.ports.telemetry import Telemetry
+from api.ports.tracing import Tracing
 from api.quality.assessment import QualitySettings
 from api.quality.calibration import Prior, read_prior
 from api.quality.comparator import CONFUSION, Comparator
@@ -72,7 +73,10 @@ class CacheParts:
         client: AnyHealthGated,
         pace: Callable[[], float] = lambda: 1.0,
         busy: Callable[[], bool] = lambda: False,
+        tracing: Tracing | None = None,
+        telemetry: type[WorkerTelemetry] = WorkerTelemetry,
     ) -> None:
+        self.tracing = tracing or Tracing()
         self.settings = settings
         self.worker = worker
         self.metrics = metrics
@@ -89,7 +93,7 @@ class CacheParts:
         )
         log_questions = settings.server.log_questions
         self.recent = RecentOutcomes(client, self.keys, worker, questions=log_questions)
-        self.telemetry = WorkerTelemetry(
+        self.telemetry = telemetry(
             metrics, self.counters, self.served, self.recent, self.history, log_questions=log_questions
         )
         self.verifier: OnnxVerifier | None = None
@@ -124,6 +128,7 @@ class _Answering:
     ) -> None:
         settings = self._settings = parts.settings
         template = load_template(settings.retrieval.prompt_template_path)
+        self._tracing = parts.tracing
         self._embedder = embedder
         self._generations = generations
         self._flights = flights
@@ -143,21 +148,32 @@ class _Answering:
         """Returns the check of cached answers' passages, or None if it is off."""
         if not self._settings.cache.grounded_check or self._retriever.reranking_scope:
             return None
-        passages = PassageRetriever(self._retriever, self.condenser, telemetry)
+        passages = PassageRetriever(self._retriever, self.condenser, telemetry, self._tracing.step)
         return GroundedCheck(passages, self._budget, telemetry)
 
     def shared(
         self, telemetry: Telemetry, check: GroundedCheck | None = None, verifier: Verifier | None = None
     ) -> SemanticCache:
         """Looks up and stores answers."""
+        cache = self._tracing.answer_cache(self.cache) if self.cache is not None else None
+        verifier = self._tracing.verifier(verifier) if verifier is not None else None
         return SemanticCache(
-            self.cache, self._embedder, self.keys, telemetry, self.policy, self._budget, check, self.view, verifier
+            cache,
+            self._embedder,
+            self.keys,
+            telemetry,
+            self.policy,
+            self._budget,
+            check,
+            self.view,
+            verifier,
+            self._tracing.step,
         )
 
     def fresh(self, telemetry: Telemetry, made: asyncio.Queue[FreshAnswer] | None = None) -> FreshAnswers:
         """Generates answers and stores them. `made`: where they wait to be compared."""
         condenser = Condenser(self._generations, self._flights, self._memory, telemetry)
-        passages = PassageRetriever(self._retriever, condenser, telemetry)
+        passages = PassageRetriever(self._retriever, condenser, telemetry, self._tracing.step)
         return FreshAnswers(self._generations, self.shared(telemetry), passages, self._prompts, telemetry, made)
 
 

@@ -9,6 +9,7 @@ import gc
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import TypedDict
 
 import structlog
@@ -30,6 +31,7 @@ from api.observability.logs import configure_logging
 from api.observability.metrics import Metrics
 from api.observability.worker_facts import LoopLag, WorkerFacts
 from api.observability.worker_telemetry import WorkerTelemetry
+from api.ports.tracing import Tracing
 from api.query.labels import SpareTime
 from api.redis_store.keys import Keys
 from api.redis_store.schema import SCHEMA, FleetSchema
@@ -49,6 +51,7 @@ class LifespanState(TypedDict):
 
     worker: AppState
     live: LiveFeed
+    tracing: Tracing
 
 
 def lifespan(settings: Settings, worker: str, metrics: Metrics) -> Lifespan:
@@ -69,7 +72,7 @@ def lifespan(settings: Settings, worker: str, metrics: Metrics) -> Lifespan:
             gc.collect()
             gc.freeze()
             feed = LiveFeed(partial(read_figures, state), lambda: getattr(app.state, "draining", False))
-            yield {"worker": state, "live": feed}
+            yield {"worker": state, "live": feed, "tracing": opening.tracing}
 
     return opened
 
@@ -85,21 +88,32 @@ class _Worker:
         self._log = structlog.get_logger("ragherd.worker")
         self._keys = Keys(*settings.key_layout)
         self._registry: WorkerRegistry | None = None
+        self.tracing = Tracing()
 
     async def open(self, *, replaces: bool) -> AppState:
         """Opens everything, registers this worker with the fleet, and starts its background tasks.
 
         `replaces`: it replaces an earlier worker of its replica.
         """
+        telemetry = await self._open_tracing()
         background = await self._stack.enter_async_context(Background())
         redis = await self._stack.enter_async_context(open_redis(self._settings, self._metrics))
         client = redis.main.client
         lag = LoopLag(self._metrics)
-        parts = CacheParts(self._settings, self._id, self._metrics, client, self._pace, lambda: lag.is_busy)
+        parts = CacheParts(
+            self._settings, self._id, self._metrics, client, self._pace, lambda: lag.is_busy, self.tracing, telemetry
+        )
         schema = await self._agreed(redis)
         guarding = (redis.guards.client, redis.guards.address)
         opening = open_backends(
-            self._settings, self._id, self._metrics, parts.telemetry, client, *guarding, self._live_workers
+            self._settings,
+            self._id,
+            self._metrics,
+            parts.telemetry,
+            client,
+            *guarding,
+            self._live_workers,
+            self.tracing,
         )
         backends = await self._stack.enter_async_context(opening)
         knowledge, cache = await self._open_memory(redis, backends, parts)
@@ -133,6 +147,33 @@ class _Worker:
         backends.warm_up.start_all()
         self._log.info("worker_started", worker=self._id, redis=client.is_up, version=__version__)
         return self._state(redis, backends, parts, knowledge, cache, facts, registry, history)
+
+    async def _open_tracing(self) -> type[WorkerTelemetry]:
+        """Starts tracing, if a collector is set and the extra is installed. Returns the class of the telemetry."""
+        settings = self._settings.tracing
+        if not settings.is_on:
+            return WorkerTelemetry
+        settings.export()
+        try:
+            from api.observability.traced_steps import TracedTelemetry
+            from api.observability.tracing import open_tracing
+        except ImportError:
+            advice = "OTEL_EXPORTER_OTLP_ENDPOINT is set, but there are no traces: install `ragherd[otel]`."
+            self._log.warning("tracing_not_installed", message=advice)
+            return WorkerTelemetry
+        opening = open_tracing(
+            self._id,
+            self._metrics,
+            console=settings.otel_traces_exporter == "console",
+            hit_share=settings.trace_hit_sample_rate,
+            latest=settings.latest_conventions,
+            captures=settings.captures_content and self._settings.server.log_questions,
+        )
+        try:
+            self.tracing = await self._stack.enter_async_context(opening)
+        except ValueError as error:
+            raise SettingsError(f"OTEL_*: {error}") from error
+        return TracedTelemetry
 
     async def _open_history(
         self,
@@ -172,7 +213,10 @@ class _Worker:
     ) -> tuple[WorkerKnowledge, WorkerCache]:
         """Opens the knowledge base and the cache."""
         embedders = await self._open_embedders(backends, parts.telemetry)
-        embedder = RememberedEmbedder(embedders.questions)
+        settings = self._settings.embedder
+        here = settings.embedder == "onnx"
+        model = Path(settings.embed_model_path or "all-MiniLM-L6-v2").name if here else settings.embed_model
+        embedder = RememberedEmbedder(self.tracing.embedder(embedders.questions, model, here=here))
         reranker = await open_reranker(self._stack, self._settings)
         made = WorkerKnowledge(
             self._settings,

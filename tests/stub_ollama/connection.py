@@ -15,11 +15,12 @@ from tests.stub_ollama.answers import encoded
 
 @dataclass(frozen=True, slots=True)
 class StubRequest:
-    """A request. `body` is its JSON, or {} without a body."""
+    """A request. `body` is its JSON, or {} without a body. `traceparent`: the W3C header."""
 
     method: str
     path: str
     body: dict[str, Any]
+    traceparent: str = ""
 
 
 Handler = Callable[[StubRequest, "Connection"], Awaitable[None]]
@@ -70,7 +71,8 @@ class Connection(asyncio.Protocol):
             return
         self._received = rest[length:]
         method, path, _ = first.split(" ")
-        request = StubRequest(method, path.partition("?")[0], json.loads(rest[:length] or b"{}"))
+        body = json.loads(rest[:length] or b"{}")
+        request = StubRequest(method, path.partition("?")[0], body, headers.get("traceparent", ""))
         self._task = asyncio.get_running_loop().create_task(self._handle(request))
 
     async def _handle(self, request: StubRequest) -> None:

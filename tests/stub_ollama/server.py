@@ -32,6 +32,7 @@ class StubOllama:
         self.port = 0
         self.last_bodies: dict[str, dict[str, Any]] = {}
         """By path, the JSON of the last request."""
+        self._traceparents: dict[str, str] = {}
 
     @property
     def base_url(self) -> str:
@@ -48,11 +49,16 @@ class StubOllama:
     def stats(self) -> dict[str, Any]:
         """Counts since the start: requests by path, generations in flight, finished and cancelled, connections.
 
-        `max_texts`: the most texts in one call of /api/embed.
+        `max_texts`: the most texts in one call of /api/embed. `traceparents`: by path, the last request's header.
         """
         names = ("in_flight", "max_in_flight", "finished", "cancelled", "connections_accepted", "max_texts")
         figures = {name: self._figures[name] for name in names}
-        return {"requests": dict(self._requests), "connections_open": len(self._connections), **figures}
+        return {
+            "requests": dict(self._requests),
+            "connections_open": len(self._connections),
+            "traceparents": dict(self._traceparents),
+            **figures,
+        }
 
     @property
     def mode(self) -> str:
@@ -108,6 +114,7 @@ class StubOllama:
             return
         self._requests[request.path] += 1
         self.last_bodies[request.path] = request.body
+        self._traceparents[request.path] = request.traceparent
         behaviour = self._next_behaviour(request.path)
         if request.path in MODEL_CALLS:
             await self._counted(request, connection, behaviour)

@@ -27,6 +27,7 @@ from api.settings import (
     RetrievalSettings,
     ServerSettings,
     Settings,
+    TracingSettings,
 )
 
 CONCERNS: Mapping[str, Any] = {
@@ -43,6 +44,7 @@ CONCERNS: Mapping[str, Any] = {
     "partitions": PartitionSettings,
     "documents": DocumentSettings,
     "retrieval": RetrievalSettings,
+    "tracing": TracingSettings,
 }
 
 

@@ -35,7 +35,7 @@ def test_rooms_report_to_one_telemetry() -> None:
     names = {node.name for node in classes()}
     assert names >= EVENT_INTERFACES
     found = {name for name in names if re.search(r"(Events|Observer|Listener|Telemetry)$", name)}
-    implementations = {"WorkerTelemetry", "WarmUpTelemetry", "RedisEvents"}
+    implementations = {"WorkerTelemetry", "TracedTelemetry", "WarmUpTelemetry", "RedisEvents"}
     assert found - implementations == EVENT_INTERFACES
 
 

@@ -50,6 +50,8 @@ def test_no_secret_is_printed() -> None:
         "REDIS_SENTINEL_PASSWORD": "fourth-secret-key",
         "BREAKER_REDIS_URL": "redis://me:fifth-secret-key@c",
         "OLLAMA_BASE_URL": "http://one:11434,http://me:sixth-secret-key@two:11434",
+        "OTEL_EXPORTER_OTLP_HEADERS": "x-key=seventh-secret-key",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": "http://me:eighth-secret-key@collector:4318",
     }
     for arguments in ((), ("--json",), ("--changed",)):
         said = run(*arguments, **secrets)

@@ -18,7 +18,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[2]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 FILES = {
-    "dev": (["embedded", "scaling", "reports", "train"], ["dev", "weights", "build"]),
+    "dev": (["embedded", "scaling", "reports", "otel", "train"], ["dev", "weights", "build"]),
     "run": (["embedded"], ["weights", "build"]),
     "image": (["onnx"], []),
     "build": (None, ["build"]),
