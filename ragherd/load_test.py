@@ -7,9 +7,8 @@ import secrets
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict
-from itertools import cycle
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
 import httpx
 import typer
@@ -18,10 +17,39 @@ from rich.live import Live
 from rich.text import Text
 
 from ragherd.exits import FAILED, INTERRUPTED, UNREACHABLE, USAGE_ERROR, exit_with
-from ragherd.load_plan import MOST_TOPICS, TIMEOUT, Plan, Reply, Tally, drawn, generated_topics, topics_of
+from ragherd.load_options import (
+    AnswerModel,
+    AnswerTokens,
+    AskingTenant,
+    Concurrency,
+    LoadReport,
+    MaxErrorRate,
+    MaxP95,
+    Paraphrases,
+    Questions,
+    Ramp,
+    Rate,
+    Requests,
+    Seconds,
+    Seed,
+    SharedCache,
+    Spike,
+    SpikeEvery,
+    SpikeSeconds,
+    Think,
+    Timeout,
+    Topics,
+    TopK,
+    Wording,
+    Zipf,
+    body_of,
+    check_plan,
+    requests_of,
+    users_of,
+)
+from ragherd.load_plan import TIMEOUT, Plan, Reply, Tally
 from ragherd.load_report import print_result, progress_line, write_report
 from ragherd.quality import check_drawing
-from ragherd.quality_samples import Unreadable, read_samples
 from ragherd.service_client import (
     CONNECT_SECONDS,
     AsJson,
@@ -35,10 +63,6 @@ from ragherd.service_client import (
 
 Ask = Callable[[str], Awaitable[Reply]]
 
-REQUESTS: Final = 200
-USERS: Final = 10
-OPEN_REQUESTS: Final = 200
-PARAPHRASES: Final = 0.3
 REFRESH_SECONDS: Final = 0.25
 NO_CONNECTION: Final = "no connection"
 KEY_ERRORS: Final = frozenset({401, 403})
@@ -51,13 +75,13 @@ KEY_ERRORS: Final = frozenset({401, 403})
 class LoadTest:
     """One run. Its tally is complete whenever the run ends, also by Ctrl-C."""
 
-    def __init__(self, plan: Plan, questions: Iterator[str], ask: Ask) -> None:
+    def __init__(self, plan: Plan, questions: Iterator[str], ask: Ask, tally: Tally | None = None) -> None:
         self._plan = plan
         self._questions = questions
         self._ask = ask
         self._began = 0.0
         self._done = asyncio.Event()
-        self.tally = Tally()
+        self.tally = Tally() if tally is None else tally
         self.seconds = 0.0
         self.refusal = ""
 
@@ -180,78 +204,29 @@ async def _show(test: LoadTest, live: Live) -> None:
 
 
 def load_test(
-    requests: Annotated[
-        int | None, typer.Option(min=1, help=f"Requests to send. Default: {REQUESTS}, without --seconds.")
-    ] = None,
-    seconds: Annotated[float | None, typer.Option(min=0.1, help="Seconds in which to start requests.")] = None,
-    concurrency: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            max=2000,
-            help=f"Users who ask one question after another, {USERS} by default. With --rate: requests that may be "
-            f"open at once, {OPEN_REQUESTS} by default.",
-        ),
-    ] = None,
-    rate: Annotated[
-        float | None,
-        typer.Option(min=0.01, max=10_000, help="Requests per second, at random times, however slow the service is."),
-    ] = None,
-    think: Annotated[
-        float, typer.Option(min=0.0, help="Average seconds that a user pauses before the next question.")
-    ] = 0.0,
-    ramp: Annotated[
-        float, typer.Option(min=0.0, help="Seconds in which the load rises from nothing to its full size.")
-    ] = 0.0,
-    spike: Annotated[float, typer.Option(min=1.0, max=100.0, help="Multiplies the load during spikes.")] = 1.0,
-    spike_every: Annotated[float, typer.Option(min=0.1, help="Seconds from one spike to the next.")] = 30.0,
-    spike_seconds: Annotated[float, typer.Option(min=0.1, help="Seconds that a spike lasts.")] = 5.0,
-    questions: Annotated[
-        Path | None,
-        typer.Option(
-            help="CSV or JSON Lines file with a column question, and intent for paraphrases. Asked in its order, "
-            "again and again, unless --zipf is set. Default: built-in questions."
-        ),
-    ] = None,
-    topics: Annotated[
-        int, typer.Option(min=1, max=MOST_TOPICS, help="Built-in questions to use, without paraphrases.")
-    ] = 100,
-    zipf: Annotated[
-        float | None,
-        typer.Option(
-            min=0.0,
-            max=5.0,
-            help="Exponent of the popularity: the question of rank r is asked in proportion to 1 / r^ZIPF. 0: all "
-            "alike. Default: 1 for built-in questions.",
-        ),
-    ] = None,
-    paraphrases: Annotated[
-        float | None,
-        typer.Option(min=0.0, max=1.0, help=f"Share of paraphrases. Default: {PARAPHRASES}. A file needs --zipf."),
-    ] = None,
-    shared_cache: Annotated[
-        bool,
-        typer.Option(
-            "--shared-cache",
-            help="Use the answers that are cached for users, and leave new ones. Without it, the run has a cache scope "
-            "for itself, which is empty at the start.",
-        ),
-    ] = False,
-    model: Annotated[str | None, typer.Option(help="Model of the answers. Default: LLM_MODEL of the service.")] = None,
-    tenant: Annotated[str | None, typer.Option(help="Tenant that asks. A user's key fixes it.")] = None,
-    top_k: Annotated[int | None, typer.Option(min=0, max=20, help="Most passages to use; 0: no retrieval.")] = None,
-    answer_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer, in tokens.")] = None,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds until a request has failed.")] = 60.0,
-    max_error_rate: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Share of failed requests above which the exit status is 1.")
-    ] = 0.05,
-    max_p95: Annotated[
-        float | None, typer.Option(min=0.0, help="Milliseconds of p95 above which the exit status is 1.")
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the questions, times and pauses.")] = 1,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for load-test.json, load-test.png and load-test.html (extra `reports`).")
-    ] = None,
+    requests: Requests = None,
+    seconds: Seconds = None,
+    concurrency: Concurrency = None,
+    rate: Rate = None,
+    think: Think = 0.0,
+    ramp: Ramp = 0.0,
+    spike: Spike = 1.0,
+    spike_every: SpikeEvery = 30.0,
+    spike_seconds: SpikeSeconds = 5.0,
+    questions: Questions = None,
+    topics: Topics = 100,
+    zipf: Zipf = None,
+    paraphrases: Paraphrases = None,
+    shared_cache: SharedCache = False,
+    model: AnswerModel = None,
+    tenant: AskingTenant = None,
+    top_k: TopK = None,
+    answer_tokens: AnswerTokens = None,
+    timeout: Timeout = 60.0,
+    max_error_rate: MaxErrorRate = 0.05,
+    max_p95: MaxP95 = None,
+    seed: Seed = 1,
+    out: LoadReport = None,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
@@ -266,35 +241,52 @@ def load_test(
     hits / (hits + misses), as in the service. Percentiles are within 0.5 %: latencies are counted in a histogram, so
     memory does not grow with the number of requests.
     """
-    plan = Plan(
-        requests=REQUESTS if requests is None and seconds is None else requests,
-        seconds=seconds,
-        concurrency=concurrency or (USERS if rate is None else OPEN_REQUESTS),
-        rate=rate,
-        think=think,
-        ramp=ramp,
-        spike=spike,
-        spike_every=spike_every,
-        spike_seconds=spike_seconds,
-        timeout=timeout,
-        seed=seed,
-    )
-    _check(plan, out)
-    zipf = 1.0 if zipf is None and questions is None else zipf
-    asked = _questions(questions, topics, zipf, paraphrases, seed)
-    body = _body(model, tenant, top_k, answer_tokens, None if shared_cache else secrets.randbelow(2**31))
-    address, headers = target(url)
+    users, count = users_of(concurrency, rate), requests_of(requests, seconds)
+    plan = Plan(count, seconds, users, rate, think, ramp, spike, spike_every, spike_seconds, timeout, seed)
+    check_plan(plan)
+    _check_folder(out)
+    wording = Wording(questions, topics, zipf, paraphrases)
+    asked = wording.asked(seed)
+    body = body_of(model, tenant, top_k, answer_tokens, None if shared_cache else new_scope())
+    found = measured(plan, wording, asked, body, url)
+    found["criteria"] = _criteria(found, max_error_rate, max_p95)
+    _finish(found, out, as_json=as_json)
+
+
+def new_scope() -> int:
+    """Returns a seed of the model that no other run has."""
+    return secrets.randbelow(2**31)
+
+
+def measured(
+    plan: Plan, wording: Wording, asked: Iterator[str], body: dict[str, Any], url: str | None
+) -> dict[str, Any]:
+    """Runs a load test, and returns its figures."""
     with connected(url) as service:
-        version = service.health().get("version")
-        shown_url = service.url
+        version, shown_url = service.health().get("version"), service.url
+    test, interrupted = driven(plan, asked, body, url)
+    return {
+        **test.tally.document(test.seconds),
+        "interrupted": interrupted,
+        "url": shown_url,
+        "version": version,
+        "plan": {**asdict(plan), "questions": wording.name, "zipf": wording.exponent},
+    }
+
+
+def driven(
+    plan: Plan, asked: Iterator[str], body: dict[str, Any], url: str | None, tally: Tally | None = None
+) -> tuple[LoadTest, bool]:
+    """Runs a load, counts it in the tally, and returns whether it was interrupted. Ends the command if no key works."""
+    address, headers = target(url)
     http = httpx.AsyncClient(
         base_url=address,
         headers=headers,
-        timeout=httpx.Timeout(None, connect=min(CONNECT_SECONDS, timeout)),
+        timeout=httpx.Timeout(None, connect=min(CONNECT_SECONDS, plan.timeout)),
         limits=httpx.Limits(max_connections=plan.workers, max_keepalive_connections=plan.workers),
         trust_env=False,
     )
-    test, interrupted = LoadTest(plan, asked, asker(http, body)), False
+    test, interrupted = LoadTest(plan, asked, asker(http, body), tally), False
     try:
         asyncio.run(_drive(test, http))
     except KeyboardInterrupt:
@@ -303,23 +295,11 @@ def load_test(
         with connected(url) as service:
             service.send("POST", "/query", json={**body, "question": next(asked)})  # ends the command with a hint
         raise exit_with(test.refusal)
-    found = {
-        **test.tally.document(test.seconds),
-        "criteria": _criteria(test.tally, max_error_rate, max_p95),
-        "interrupted": interrupted,
-        "url": shown_url,
-        "version": version,
-        "plan": {**asdict(plan), "questions": questions.name if questions else f"{topics} built-in", "zipf": zipf},
-    }
-    _finish(found, out, interrupted=interrupted, as_json=as_json)
+    return test, interrupted
 
 
-def _check(plan: Plan, out: Path | None) -> None:
-    """Ends the command if options do not fit together, or if no report could be written."""
-    if plan.is_open and plan.think:
-        raise exit_with("--think needs users: it does not go with --rate", USAGE_ERROR)
-    if plan.spike_seconds >= plan.spike_every:
-        raise exit_with("--spike-seconds must be less than --spike-every", USAGE_ERROR)
+def _check_folder(out: Path | None) -> None:
+    """Ends the command if no report could be written."""
     if out is not None:
         check_drawing()
         try:
@@ -328,48 +308,18 @@ def _check(plan: Plan, out: Path | None) -> None:
             raise exit_with(f"--out {out}: {error.strerror or error}", USAGE_ERROR) from None
 
 
-def _questions(
-    file: Path | None, topics: int, zipf: float | None, paraphrases: float | None, seed: int
-) -> Iterator[str]:
-    share = PARAPHRASES if paraphrases is None else paraphrases
-    if file is None:
-        assert zipf is not None
-        return drawn(generated_topics(topics, seed), zipf, share, seed)
-    try:
-        samples = read_samples(str(file))
-    except Unreadable as error:
-        raise exit_with(str(error), USAGE_ERROR) from None
-    if samples.kind == "pairs":
-        raise exit_with(f"{file}: needs a column question, not pairs", USAGE_ERROR)
-    if paraphrases and (zipf is None or not samples.intents):
-        raise exit_with("--paraphrases of a file needs --zipf and a column intent", USAGE_ERROR)
-    return cycle(samples.asked) if zipf is None else drawn(topics_of(samples), zipf, share, seed)
-
-
-def _body(
-    model: str | None, tenant: str | None, top_k: int | None, answer_tokens: int | None, scope: int | None
-) -> dict[str, Any]:
-    """Returns the body of POST /query without the question.
-
-    `scope` is a seed of the model. Answers with another seed are cached apart.
-    """
-    options = {name: value for name, value in (("seed", scope), ("num_predict", answer_tokens)) if value is not None}
-    fields = {"model": model, "tenant": tenant, "top_k": top_k, "options": options or None}
-    return {name: value for name, value in fields.items() if value is not None}
-
-
-def _criteria(tally: Tally, max_error_rate: float, max_p95: float | None) -> list[dict[str, Any]]:
+def _criteria(found: dict[str, Any], max_error_rate: float, max_p95: float | None) -> list[dict[str, Any]]:
     """Returns each criterion, in the shape of `ragherd report`. `met` is None if it could not be measured."""
-    p95 = tally.latency.figures()["p95"]
-    rate = tally.error_rate if tally.requests else None
+    p95 = found["latency_ms"]["p95"]
+    rate = found["failed"] / found["requests"] if found["requests"] else None
     limits = [("error_rate", max_error_rate, rate), *([("p95_ms", max_p95, p95)] if max_p95 is not None else [])]
     return [
-        {"name": name, "target": limit, "measured": found, "met": None if found is None else found <= limit}
-        for name, limit, found in limits
+        {"name": name, "target": limit, "measured": value, "met": None if value is None else value <= limit}
+        for name, limit, value in limits
     ]
 
 
-def _finish(found: dict[str, Any], out: Path | None, *, interrupted: bool, as_json: bool) -> None:
+def _finish(found: dict[str, Any], out: Path | None, *, as_json: bool) -> None:
     """Prints and writes the result. Ends the command with the exit code."""
     if out is not None:
         try:
@@ -382,7 +332,7 @@ def _finish(found: dict[str, Any], out: Path | None, *, interrupted: bool, as_js
         print_result(found)
         if out is not None:
             typer.echo(f"Wrote {', '.join(map(str, written))}")
-    if interrupted:
+    if found["interrupted"]:
         raise exit_with("interrupted", INTERRUPTED)
     if found["requests"] and found["errors"].get(NO_CONNECTION) == found["requests"]:
         raise exit_with(f"{found['url']}: cannot be reached: {found['error_examples'][NO_CONNECTION]}", UNREACHABLE)

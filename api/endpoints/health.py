@@ -47,7 +47,7 @@ class AppState:
     `warm_ups` is None if the cache is disabled. `num_ctx` is the context size in tokens for all generations, or None
     for each model's default. `cache_report`, `live_workers` and `recent` raise `StoreUnavailable`. `exposition` takes
     an `Accept` header and returns the metrics' text and content type. `history` is None if it is disabled; it takes the
-    start and the end in milliseconds and the step in seconds, and returns JSON.
+    start and the end in milliseconds, the step in seconds, and whether to add the buckets, and returns JSON.
     """
 
     worker: str
@@ -71,7 +71,7 @@ class AppState:
     quality: Callable[[], QualityState]
     warm_ups: WarmUps | None
     live_workers: Callable[[], Awaitable[list[dict[str, str]]]]
-    history: Callable[[int | None, int | None, int | None], Awaitable[bytes]] | None
+    history: Callable[[int | None, int | None, int | None, bool], Awaitable[bytes]] | None
     recent: Callable[[], Awaitable[list[dict[str, Any]]]]
     price_per_million_tokens: float | None
     reachability: Reachability

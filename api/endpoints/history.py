@@ -61,12 +61,13 @@ async def history(
     from_: Annotated[Moment | None, Query(alias="from")] = None,
     to: Annotated[Moment | None, Query()] = None,
     step: Annotated[Step | None, Query()] = None,
+    buckets: Annotated[bool, Query()] = False,
 ) -> Response:
-    """The last hour by default. A range has at most 1,440 steps.
+    """The last hour by default. A range has at most 1,440 steps. `buckets` adds the counts behind the latencies.
 
     503 while Redis is down, 404 with `HISTORY_ENABLED=false`.
     """
     read = worker_state(request).history
     if read is None:
         raise NotFound("The history is off: HISTORY_ENABLED=false.")
-    return Response(await read(from_, to, step), media_type="application/json")
+    return Response(await read(from_, to, step, buckets), media_type="application/json")

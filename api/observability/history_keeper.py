@@ -20,7 +20,7 @@ import orjson
 import structlog
 
 from api.errors import InvalidRequest, StoreUnavailable
-from api.observability.history_figures import Row, merged, point, read_row, row_of, state_times
+from api.observability.history_figures import BOUNDS_MS, Row, merged, point, read_row, row_of, state_times
 from api.redis_store.stores.history_store import KEPT_HOURS, LIVE_MINUTES, MINUTE_MS
 
 if TYPE_CHECKING:
@@ -181,8 +181,11 @@ class HistoryReader:
         self._observed = observed
         self._breaker = breaker
 
-    async def read(self, start_ms: int | None, end_ms: int | None, step_seconds: int | None) -> bytes:
+    async def read(
+        self, start_ms: int | None, end_ms: int | None, step_seconds: int | None, buckets: bool = False
+    ) -> bytes:
         """Returns the figures as JSON. By default those of the last hour, in the smallest step that is allowed.
+        `buckets` adds the counts of each latency's bucket, which can be added up over points.
 
         Raises `InvalidRequest` for an empty range or too many points, and `StoreUnavailable`.
         """
@@ -194,7 +197,7 @@ class HistoryReader:
         current = now_ms // MINUTE_MS
         first, last = max(asked[0] * step, current - KEPT_MINUTES), min(asked[-1] * step + step - 1, current)
         written, live = await self._rows(first, last, now_ms)
-        return await asyncio.to_thread(_json, written, live, self._breaker, asked, step, current)
+        return await asyncio.to_thread(_json, written, live, _Shown(self._breaker, buckets), asked, step, current)
 
     async def _rows(self, first: int, last: int, now_ms: int) -> tuple[dict[int, bytes], dict[int, Row]]:
         """Returns the written minutes, and the recent ones that are not written yet."""
@@ -222,8 +225,26 @@ def _step(start_ms: int, end_ms: int, seconds: int | None) -> int:
     return seconds // 60
 
 
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """What the API shows of a point: the first backend's `breaker`, and whether it shows the `buckets`."""
+
+    breaker: str
+    buckets: bool
+
+    def point(self, first: int, found: Sequence[Row], over: int) -> dict[str, Any]:
+        """Returns a point that begins with the minute `first`. `over`: how many of its minutes are over."""
+        at = datetime.fromtimestamp(first * 60, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        if not found:
+            return {"at": at, "gap": True}
+        missing = max(0, over - len(found))
+        row = merged(found)
+        counts = {"latency_buckets_ms": row.get("latency", {})} if self.buckets else {}
+        return point(at, row, self.breaker) | counts | ({"missing_minutes": missing} if missing else {})
+
+
 def _json(
-    written: Mapping[int, bytes], live: Mapping[int, Row], breaker: str, asked: range, step: int, current: int
+    written: Mapping[int, bytes], live: Mapping[int, Row], shown: _Shown, asked: range, step: int, current: int
 ) -> bytes:
     """Returns the points `asked` for, each of `step` minutes. Runs in a thread, because two days take some 100 ms."""
     rows = {**{minute: read_row(text) for minute, text in written.items()}, **live}
@@ -234,14 +255,6 @@ def _json(
     for number in asked:
         found, over = by_point.get(number, []), min(number * step + step, current) - number * step
         if found or over:  # nothing is known yet of a minute that has just begun
-            points.append(_shown(number * step, found, over, breaker) | ({"partial": True} if over < step else {}))
-    return orjson.dumps({"step_seconds": step * 60, "points": points})
-
-
-def _shown(first: int, found: Sequence[Row], over: int, breaker: str) -> dict[str, Any]:
-    """Returns a point that begins with the minute `first`. `over`: how many of its minutes are over."""
-    at = datetime.fromtimestamp(first * 60, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    if not found:
-        return {"at": at, "gap": True}
-    missing = max(0, over - len(found))
-    return point(at, merged(found), breaker) | ({"missing_minutes": missing} if missing else {})
+            points.append(shown.point(number * step, found, over) | ({"partial": True} if over < step else {}))
+    bounds = {"latency_bounds_ms": BOUNDS_MS} if shown.buckets else {}
+    return orjson.dumps({"step_seconds": step * 60, **bounds, "points": points})

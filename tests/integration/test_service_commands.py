@@ -43,6 +43,7 @@ SPEAKING = {
     "backends": (),
     "workers": (),
     "load-test": ("--requests", "2"),
+    "report": (),
 }
 """Commands that need a service, with arguments."""
 

@@ -62,6 +62,10 @@ class Gunicorn:
     def pid(self) -> int:
         return self.process.pid
 
+    @property
+    def metrics_port(self) -> str:
+        return self._metrics_port
+
     def lines(self) -> list[str]:
         return self._log.read_text().splitlines()
 

@@ -246,6 +246,15 @@ async def test_a_larger_step_says_how_many_minutes_are_missing() -> None:
     assert (found[0]["missing_minutes"], found[1].get("gap")) == (2, True)
 
 
+async def test_buckets_add_the_counts_behind_the_latencies() -> None:
+    rows = {NOON - back: {"latency": {"hit": {"2": back}}} for back in (3, 2)}
+    start, end = (NOON - 3) * MINUTE_MS, NOON * MINUTE_MS
+    for asked, expected in ((True, {"hit": {"2": 5}}), (False, None)):
+        found = orjson.loads(await reader(rows).read(start - MINUTE_MS, end, 300, asked))
+        assert found["points"][-1].get("latency_buckets_ms") == expected
+        assert ("latency_bounds_ms" in found) is asked
+
+
 async def test_the_range_defaults_to_the_last_hour_and_the_step_to_a_minute() -> None:
     found = orjson.loads(await reader({}).read(None, None, None))
     assert (found["step_seconds"], len(found["points"])) == (60, 60)
