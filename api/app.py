@@ -50,6 +50,7 @@ ROUTERS: Final = (
     health.router,
     resilience.breaker_router,
     resilience.bulkhead_router,
+    resilience.backends_router,
     semantic_cache.router,
     quality.router,
     semantic_cache.explain_router,

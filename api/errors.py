@@ -9,6 +9,7 @@
     ├── PayloadTooLarge           413   the body or the document exceeds a limit
     ├── UnsupportedDocument       415   the file type is not supported
     ├── TooManyDocuments          409   the tenant has reached DOCUMENTS_MAX
+    ├── LastBackend               409   draining it would leave no backend
     ├── UnreadableDocument        422   the file cannot be parsed: broken, encrypted or mislabeled
     ├── NotAuthenticated          401
     ├── NotAuthorized             403
@@ -17,6 +18,7 @@
     ├── DeadlinePassed            504   the caller's deadline, `X-Request-Timeout`
     ├── ServiceUnavailable        503   starting, draining, or a required store is down
     │   ├── BreakerOpen           503   the circuit breaker rejects the call
+    │   │   └── BackendsDrained   503   an admin has drained every backend
     │   └── BulkheadFull          503   too many calls are running and waiting
     └── UpstreamError           by row  Ollama failed: `FAULTS` has the status
 
@@ -39,7 +41,7 @@ docs/http-api.md has the same table, and a test compares the two. This module im
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
@@ -187,6 +189,14 @@ class TooManyDocuments(RagherdError):
     title = "Document limit reached"
 
 
+class LastBackend(RagherdError):
+    """Raised instead of draining the last backend, unless that is forced."""
+
+    status = 409
+    slug = "last-backend"
+    title = "Last backend"
+
+
 class UnreadableDocument(RagherdError):
     status = 422
     slug = "unreadable-document"
@@ -242,10 +252,10 @@ class BreakerOpen(ServiceUnavailable, CircuitBreakerError):
     slug = "circuit-breaker-open"
     title = "The circuit breaker is open"
 
-    def __init__(self, breaker: str, retry_after: float, *, forced: bool = False) -> None:
+    def __init__(self, breaker: str, retry_after: float, *, forced: bool = False, detail: str = "") -> None:
         why = "an operator forced it open until reset" if forced else "Ollama failed and gets time to recover"
         super().__init__(
-            f"The circuit breaker '{breaker}' is open: {why}.",
+            detail or f"The circuit breaker '{breaker}' is open: {why}.",
             retry_after=retry_after,
             breaker=breaker,
         )
@@ -253,9 +263,23 @@ class BreakerOpen(ServiceUnavailable, CircuitBreakerError):
         self.forced = forced
 
 
+class BackendsDrained(BreakerOpen):
+    """Raised instead of a call while every backend that could take it is drained. Handled like an open breaker."""
+
+    slug = "backends-drained"
+    title = "Every backend is drained"
+
+    def __init__(self, backend: str) -> None:
+        super().__init__(backend, DRAINED_SECONDS, detail="An admin has drained every Ollama that could answer.")
+
+
+DRAINED_SECONDS: Final = 30.0
+"""`Retry-After` while every backend is drained: nobody knows how long that takes."""
+
+
 class BulkheadFull(ServiceUnavailable):
-    """Raised when a call gets no permit. `reason` is `queue_full`, `deadline` or `displaced`. Does not count as a
-    failure of Ollama.
+    """Raised when a call gets no permit. `reason` is `queue_full`, `deadline` or `displaced`, or `no_permit` for a
+    call that does not queue. Does not count as a failure of Ollama.
     """
 
     slug = "bulkhead-full"
@@ -273,6 +297,7 @@ class BulkheadFull(ServiceUnavailable):
 
 
 _REASONS = {
+    "no_permit": "every permit is in use",
     "queue_full": "the queue is full",
     "deadline": "no permit became free within the maximum wait",
     "displaced": "a tenant with fewer waiting calls took the place in the queue",
@@ -285,13 +310,23 @@ class UpstreamError(RagherdError):
     slug = "upstream-failed"
     title = "Ollama failed"
 
-    def __init__(self, fault: UpstreamFault, detail: str, *, retry_after: float | None = None) -> None:
+    def __init__(
+        self,
+        fault: UpstreamFault,
+        detail: str,
+        *,
+        retry_after: float | None = None,
+        unreachable: Sequence[str] = (),
+    ) -> None:
         row = FAULTS[fault]
         if retry_after is None and row.status == 503:
             retry_after = 1.0  # busy for an unknown time
         headers = {} if retry_after is None else {"Retry-After": retry_after_seconds(retry_after)}
-        super().__init__(detail, headers=headers, fault=fault.value)
+        others = {"unreachable": list(unreachable)} if unreachable else {}
+        super().__init__(detail, headers=headers, fault=fault.value, **others)
         self.fault = fault
+        self.unreachable = tuple(unreachable)
+        """Names of backends that could not be asked, if the others lack the model."""
         self.retry_after = retry_after
         self.row = row
         self.status = row.status

@@ -40,7 +40,7 @@ COMMANDS: Final = {
     "breaker": Entry("breaker", USE, "Show the circuit breakers, or override them."),
     "status": Entry("fleet", WATCH, "Show the health of the service and the figures of its fleet."),
     "monitor": Entry("monitor", WATCH, "Watch the fleet in the terminal."),
-    "backends": Entry("fleet", WATCH, "Show each Ollama: its models, breakers and load."),
+    "backends": Entry("fleet", WATCH, "Show each Ollama, or take one out of service."),
     "workers": Entry("fleet", WATCH, "List the live workers of every replica."),
     "preflight": Entry("preflight", CHECK, "Check this environment before a deployment."),
     "smoke": Entry("smoke", CHECK, "Check a service after its deployment."),

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+from typing import Annotated, Any, Final
+from urllib.parse import quote
 
 import typer
+from rich.table import Table
 
-from ragherd.exits import FAILED
+from ragherd.exits import FAILED, USAGE_ERROR, exit_with
 from ragherd.service_client import (
     AsJson,
     RequestRefused,
     ServiceClient,
     Url,
     clean,
+    confirm,
     connected,
     moment,
     new_table,
@@ -21,6 +25,7 @@ from ragherd.service_client import (
     terminal,
 )
 
+CONFLICT: Final = 409
 PARTS: Final = {
     "breaker": "/api/circuit-breaker/metrics",
     "cache": "/api/semantic-cache/metrics",
@@ -76,6 +81,8 @@ def status_lines(found: Mapping[str, Any]) -> list[str]:
         "pool": found["pool"] and pool_line(found["pool"]),
         "workers": found["workers"] and workers_line(found["workers"]),
     }
+    if drained := health.get("drained"):
+        parts["drained"] = ", ".join(drained)
     lines = [f"{name:<9} {line or 'not known'}" for name, line in parts.items()]
     warnings = [f"warning: {clean(one['advice'])}" for one in health["redis_warnings"]]
     return [f"{health['status']}: {found['url']}, version {health['version']}", *lines, *warnings]
@@ -141,51 +148,67 @@ def workers(url: Url = None, as_json: AsJson = False) -> None:
 
 # -- Backends ----------------------------------------------------------------------------------------------------------
 
+BACKENDS: Final = "/api/backends"
 
-def backends(url: Url = None, as_json: AsJson = False) -> None:
-    """Show each Ollama: whether it answers, its models, breakers and load, as seen by the worker that answers.
 
-    The exit code is 1 if one of them does not answer.
+class BackendAction(StrEnum):
+    """The actions of `ragherd backends`."""
+
+    LIST = "list"
+    DRAIN = "drain"
+    RESUME = "resume"
+
+
+def backends(
+    action: Annotated[BackendAction, typer.Argument(help="What to do.")] = BackendAction.LIST,
+    name: Annotated[str | None, typer.Argument(help="The backend to drain or resume, such as ollama-2.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Drain even the last backend, without asking.")] = False,
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show each Ollama: its tier, health, models, breakers and load. Or take one out of service, and back.
+
+    `drain` sends a backend no more calls; those in progress end. It asks before it drains the last one. Both actions
+    need an admin key, and affect the whole fleet. The exit code is 1 if a backend that is not drained does not answer.
     """
     with connected(url) as service:
-        found = backend_figures(*(service.get(PARTS[name]) for name in ("pool", "breaker", "bulkhead")))
+        if action is BackendAction.LIST and name is None:
+            found = service.get(BACKENDS, field="backends")
+        elif action is BackendAction.LIST or name is None:
+            raise exit_with(f"`{action}` takes {'no name' if name else 'the name of a backend'}", USAGE_ERROR)
+        else:
+            found = _changed(service, action, name, force=force)
     if as_json:
-        print_document({"backends": found})
+        print_document(found)
     else:
-        table = new_table("backend", "answers", "breakers", "in use", "waiting", "tokens/s", "in memory", "models")
-        for one in found:
-            answers = {True: "yes", False: "no", None: "not known yet"}[one["reachable"]]
-            distinct = set(one["breakers"].values())
-            states = distinct.pop() if len(distinct) == 1 else ", ".join(map(" ".join, one["breakers"].items()))
-            load = (f"{one['in_use']} of {one['limit']}", str(one["waiting"]), f"{one['tokens_per_second']:.1f}")
-            models = (clean(", ".join(one[name] or ())) for name in ("resident", "models"))
-            table.add_row(one["name"], answers, states, *load, *models)
-        terminal().print(table)
-    if any(one["reachable"] is False for one in found):
+        terminal().print(backend_table(found["backends"]))
+    if any(one["reachable"] is False and not one["drained"] for one in found["backends"]):
         raise typer.Exit(FAILED)
 
 
-def backend_figures(
-    pool: Mapping[str, Any], breaker: Mapping[str, Any], bulkhead: Mapping[str, Any]
-) -> list[dict[str, Any]]:
-    """Joins what three endpoints know about each backend. A breaker belongs to a backend by its name."""
-    found = []
-    for name, one in pool["backends"].items():
-        permits = bulkhead["bulkheads"].get(name, {})
-        own = (name, f"{name}-embed")
-        found.append(
-            {
-                "name": name,
-                "reachable": one["reachable"],
-                "models": one["models"],
-                "resident": one["resident"],
-                "breakers": {
-                    known: breaker["breakers"][known]["state"] for known in own if known in breaker["breakers"]
-                },
-                "in_use": permits.get("in_use", 0),
-                "waiting": permits.get("waiting", 0),
-                "limit": permits.get("limit", 0),
-                "tokens_per_second": one["ollama"]["tokens_per_second"],
-            }
-        )
-    return found
+def _changed(service: ServiceClient, action: BackendAction, name: str, *, force: bool) -> Any:
+    """Drains or resumes a backend. Asks first if it is the last one."""
+    path = f"{BACKENDS}/{quote(name, safe='')}/{action}"
+    forced = {"force": True} if force else {}
+    try:
+        return service.send("POST", path, field="backends", params=forced)
+    except RequestRefused as error:
+        if error.status != CONFLICT:
+            raise
+    question = f"{clean(name)} is the last backend in use. Drain it, so that every replica rejects all calls to Ollama?"
+    confirm(question, f"`drain` would leave no backend but {clean(name)}", otherwise="--force")
+    return service.send("POST", path, field="backends", params={"force": True})
+
+
+def backend_table(found: Iterable[Mapping[str, Any]]) -> Table:
+    """Returns a table with a row for each backend."""
+    table = new_table("backend", "tier", "state", "breakers", "in use", "waiting", "tokens/s", "in memory", "models")
+    for one in found:
+        answers = {True: "up", False: "down", None: "not known yet"}[one["reachable"]]
+        state = f"drained, {answers}" if one["drained"] else answers
+        distinct = set(one["breakers"].values())
+        states = distinct.pop() if len(distinct) == 1 else ", ".join(map(" ".join, one["breakers"].items()))
+        load = (f"{one['in_use']} of {one['limit']}", str(one["waiting"]), f"{one['tokens_per_second']:.1f}")
+        models = (clean(", ".join(one[field] or ())) for field in ("resident", "models"))
+        table.add_row(one["name"], str(one["tier"]), state, states, *load, *models)
+    return table

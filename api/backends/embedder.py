@@ -20,10 +20,9 @@ from dataclasses import replace
 from functools import partial
 from typing import Final, TypeVar
 
+from api.backends.choice import Backend, Backends
 from api.backends.failover import (
     EMBEDDING_CHARGED,
-    Backend,
-    Backends,
     Failover,
     FailoverPolicy,
     Terms,
@@ -164,7 +163,7 @@ class AgreedIdentity:
         others: list[tuple[EmbedderIdentity, EmbedderIdentity | None]] = []
         self.current.value = None
         failure: EmbeddingUnavailable | None = None
-        for backend in self.backends.candidates(self.model):
+        for backend in self.backends.candidates(self.model, even_drained=True):  # asks for no embedding
             try:
                 identity = await backend.service.identity()
             except EmbeddingUnavailable as error:

@@ -1,9 +1,11 @@
-"""Failover: orders the backends, tries them in turn, and guards each call with a bulkhead and a circuit breaker.
+"""Failover: tries the backends in turn, and guards each call with a bulkhead and a circuit breaker.
 
 A failed attempt has one of three results:
 - another attempt for free, if the backend never began the call (no connection, or it lacks the model);
 - one charged attempt within the retry budget, if the policy allows it, since the backend may have begun;
 - an error for the caller otherwise, and always once a reader has received text.
+
+With tiers, a call waits for a permit only when no tier has a free one.
 
 A call passes the bulkhead and then the breaker, so that no half-open permit waits in a queue. A call on an open breaker
 is rejected before it queues. `Generations` stream their text; one that fails before its first token moves to another
@@ -17,18 +19,18 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import count
 from typing import Any, Final, Generic, TypeVar
 
-from api.errors import BreakerOpen, BulkheadFull, RagherdError, UpstreamError, UpstreamFault
-from api.ports.coordination import Attempt, Breaker, Bulkhead, Retries, TextOutput
+from api.backends.choice import Backend, Backends
+from api.errors import BackendsDrained, BreakerOpen, BulkheadFull, RagherdError, UpstreamError, UpstreamFault
+from api.ports.coordination import Attempt, Retries, TextOutput
 from api.ports.inference import LanguageModel
 from api.ports.telemetry import Telemetry
-from api.values import BackendHealth, Generation, GenerationEnd, GenerationRequest, Retry, Source, Thought, model_key
+from api.values import Generation, GenerationEnd, GenerationRequest, Retry, Source, Thought
 
 _OPENINGS: Final = ("<think>", "<thinking>", "[think]")
 _CLOSING: Final = re.compile(r"</think>|</thinking>|\[/think\]", re.IGNORECASE)
@@ -104,85 +106,6 @@ class Thinking:
         return ""
 
 
-@dataclass(frozen=True, slots=True)
-class BackendState:
-    """The state of one backend. None: unknown (not probed yet), which does not count against it.
-
-    `rejects`: its breaker admits no call. `outstanding`: this worker's calls to it that have not ended.
-    """
-
-    name: str
-    rejects: bool = False
-    reachable: bool | None = None
-    has_model: bool | None = None
-    resident: bool | None = None
-    outstanding: int = 0
-
-
-def in_order(candidates: Sequence[BackendState], turn: int) -> list[str]:
-    """Returns the names, best first.
-
-    One whose breaker rejects comes after all others, then one that did not answer, then one without the model in
-    memory, then the busier one. Among equals they take turns. One without the model is left out, unless all are.
-    """
-    holders = [candidate for candidate in candidates if candidate.has_model is not False] or list(candidates)
-    shift = turn % len(holders) if holders else 0
-    taking_turns = holders[shift:] + holders[:shift]
-    return [candidate.name for candidate in sorted(taking_turns, key=_reasons_against)]
-
-
-def _reasons_against(candidate: BackendState) -> tuple[bool, bool, bool, int]:
-    return (
-        candidate.rejects,
-        candidate.reachable is False,
-        candidate.resident is False,
-        candidate.outstanding,
-    )
-
-
-T = TypeVar("T")
-
-
-@dataclass(slots=True, eq=False)
-class Backend(Generic[T]):
-    """One Ollama for one kind of call. `outstanding`: this worker's calls that have not ended."""
-
-    name: str
-    service: T
-    bulkhead: Bulkhead
-    breaker: Breaker
-    outstanding: int = 0
-
-
-class Backends(Generic[T]):
-    """The backends for one kind of call. `health` returns a backend's last probe, None if it is unknown."""
-
-    def __init__(self, members: Sequence[Backend[T]], health: Callable[[str], BackendHealth | None]) -> None:
-        self._members = {member.name: member for member in members}
-        self._health = health
-        self._turns = count()
-
-    def candidates(self, model: str) -> list[Backend[T]]:
-        """Returns the backends that may have `model`, best first; never empty."""
-        if len(self._members) == 1:
-            return list(self._members.values())
-        key = model_key(model)
-        candidates = [self._candidate(member, key) for member in self._members.values()]
-        return [self._members[name] for name in in_order(candidates, next(self._turns))]
-
-    def _candidate(self, member: Backend[T], key: str) -> BackendState:
-        health = self._health(member.name)
-        answers = health is not None and health.reachable
-        return BackendState(
-            member.name,
-            rejects=member.breaker.rejects,
-            reachable=None if health is None else health.reachable,
-            has_model=key in health.models if health is not None and answers else None,
-            resident=key in health.resident if health is not None and answers else None,
-            outstanding=member.outstanding,
-        )
-
-
 S = TypeVar("S")
 R = TypeVar("R")
 Clock = Callable[[], float]
@@ -205,6 +128,7 @@ CHARGED: Final = frozenset(
         UpstreamFault.STREAM_TRUNCATED,
     }
 )
+UNREACHABLE: Final = frozenset({UpstreamFault.CONNECT_FAILED, UpstreamFault.CONNECT_TIMEOUT})
 EMBEDDING_CHARGED: Final = CHARGED | {
     UpstreamFault.EMBED_FAILED,
     UpstreamFault.INVALID_RESPONSE,
@@ -230,13 +154,14 @@ class FailoverPolicy:
 class Terms:
     """The terms of one attempt. `until`: the end of the call, on the monotonic clock; `total`: its length in seconds.
 
-    `retry`: where the call may be repeated if it fails.
+    `retry`: where the call may be repeated if it fails. `queues`: whether it waits for a permit.
     """
 
     until: float
     total: float
     retry: Retry = "here"
     clock: Clock = time.monotonic
+    queues: bool = True
 
     @property
     def remaining(self) -> float:
@@ -282,16 +207,18 @@ class Failover(Generic[S]):
         Raises `BreakerOpen` or `BulkheadFull` when no backend admits the call, with the shortest wait.
         """
         total = self._policy.total if timeout is None else min(timeout, self._policy.total)
-        course = _Attempts(Terms(self._clock() + total, total, retry, self._clock))
+        queues = not self._backends.has_tiers
+        course: _Attempts[S] = _Attempts(Terms(self._clock() + total, total, retry, self._clock, queues))
         candidates = self._backends.candidates(model)
-        while candidates:
+        while candidates or (candidates := self._once_more(model, course)):
             backend = candidates.pop(0)
-            if course.failure is not None and backend.breaker.rejects:
+            if course.has_failed and backend.breaker.rejects:
+                course.unreachable.append(backend.name)
                 continue
             try:
                 return await attempt(backend, course.next_terms(candidates))
             except (BreakerOpen, BulkheadFull) as error:
-                self._refused(error, course)
+                self._refused(error, backend, course)
             except UpstreamError as error:
                 begun = output is not None and output.begun
                 if begun and not restarts:
@@ -299,23 +226,51 @@ class Failover(Generic[S]):
                 self._failed(error, backend, course, last=not candidates)
                 if output is not None and begun:
                     output.restart()
-        raise course.verdict()
+        if course.absent is not None and course.is_clear and self._may_be_on(self._backends.drained, model):
+            raise BackendsDrained(self._backends.drained[0])
+        raise course.verdict(others_may_have_it=self._may_be_on(course.unreachable, model))
 
-    def _refused(self, error: BreakerOpen | BulkheadFull, course: _Attempts) -> None:
+    def _once_more(self, model: str, course: _Attempts[S]) -> list[Backend[S]]:
+        """Returns the backends to try after all candidates.
+
+        First those without a free permit, to wait there: the later tiers have none either. If no candidate can be
+        reached, those that lacked the model at their last probe.
+        """
+        if course.full:
+            waiting, course.full = course.full, []
+            course.terms = replace(course.terms, queues=True)
+            return waiting
+        if course.reached_none and not self._may_be_on(course.unreachable, model):
+            course.asks_all = True
+            return self._backends.others(course.unreachable)
+        return []
+
+    def _may_be_on(self, backends: Iterable[str], model: str) -> bool:
+        """Returns whether one of these backends had the model when it last answered."""
+        return any(self._backends.had(name, model) for name in backends)
+
+    def _refused(self, error: BreakerOpen | BulkheadFull, backend: Backend[S], course: _Attempts[S]) -> None:
+        if isinstance(error, BulkheadFull) and error.reason == "no_permit":
+            course.full.append(backend)
+            return
         waited_in_vain = isinstance(error, BulkheadFull) and error.reason == "deadline"
         if waited_in_vain and (not self._policy.waits_again or not course.terms.remaining):
             raise error
+        if isinstance(error, BreakerOpen) and not isinstance(error, BackendsDrained):
+            course.unreachable.append(backend.name)
+        else:
+            course.is_clear = False
         course.refusals.append(error)
 
-    def _failed(self, error: UpstreamError, backend: Backend[S], course: _Attempts, *, last: bool) -> None:
+    def _failed(self, error: UpstreamError, backend: Backend[S], course: _Attempts[S], *, last: bool) -> None:
         """Records a failure after which another backend may be tried. Otherwise raises it."""
         if error.fault not in FREE and not self._charge(error, course):
             raise error
-        course.failed(error)
+        course.failed(error, backend.name)
         if not last:
             self._events.failed_over(backend.name, error)
 
-    def _charge(self, error: UpstreamError, course: _Attempts) -> bool:
+    def _charge(self, error: UpstreamError, course: _Attempts[S]) -> bool:
         """Returns whether the charged attempt is still available; if so, charges it."""
         if error.fault not in self._policy.charged or course.spent or not course.terms.remaining:
             return False
@@ -324,13 +279,29 @@ class Failover(Generic[S]):
 
 
 @dataclass(slots=True)
-class _Attempts:
-    """The attempts of one call so far. `terms`: those of the call."""
+class _Attempts(Generic[S]):
+    """The attempts of one call so far. `terms`: those of the call. `full`: the backends without a free permit."""
 
     terms: Terms
     failure: UpstreamError | None = None
+    absent: UpstreamError | None = None
+    unreachable: list[str] = field(default_factory=list)
+    is_clear: bool = True
+    """True if each backend so far lacked the model or could not be reached."""
+    asks_all: bool = False
     spent: bool = False
     refusals: list[BreakerOpen | BulkheadFull] = field(default_factory=list)
+    full: list[Backend[S]] = field(default_factory=list)
+
+    @property
+    def has_failed(self) -> bool:
+        """True if a backend failed in another way than by lacking the model."""
+        return self.failure is not None and self.failure.fault is not UpstreamFault.MODEL_NOT_FOUND
+
+    @property
+    def reached_none(self) -> bool:
+        """True if no backend could be reached and not all have been asked."""
+        return bool(self.unreachable) and self.is_clear and self.absent is None and not self.asks_all
 
     def next_terms(self, others: list[Backend[S]]) -> Terms:
         """The retry terms of the next attempt: the adapter may retry if there is no other backend."""
@@ -339,14 +310,26 @@ class _Attempts:
         self.spent = self.spent or retry == "here"
         return replace(self.terms, retry=retry)
 
-    def failed(self, error: UpstreamError) -> None:
+    def failed(self, error: UpstreamError, backend: str) -> None:
         """Keeps the most informative failure; a missing model on one backend is the least."""
+        if error.fault is UpstreamFault.MODEL_NOT_FOUND:
+            self.absent = self.absent or error
+        elif error.fault in UNREACHABLE:
+            self.unreachable.append(backend)
+        else:
+            self.is_clear = False
         if self.failure is None or self.failure.fault is UpstreamFault.MODEL_NOT_FOUND:
             self.failure = error
 
-    def verdict(self) -> RagherdError:
-        """Returns the error for the client if no backend answered."""
-        if self.failure is not None and self.failure.fault is not UpstreamFault.MODEL_NOT_FOUND:
+    def verdict(self, *, others_may_have_it: bool) -> RagherdError:
+        """Returns the error for the client if no backend answered.
+
+        If every backend that answers lacks the model, that is 404, and it names the backends that do not answer.
+        """
+        if self.absent is not None and self.unreachable and self.is_clear and not others_may_have_it:
+            detail = f"{self.absent.detail} Not asked, because they cannot be reached: {', '.join(self.unreachable)}."
+            return UpstreamError(UpstreamFault.MODEL_NOT_FOUND, detail, unreachable=self.unreachable)
+        if self.failure is not None and self.has_failed:
             return self.failure
         if self.refusals:
             return min(self.refusals, key=lambda refusal: refusal.retry_after)
@@ -402,10 +385,12 @@ async def admitted(
     """Guards one call. Raises `BreakerOpen` and `BulkheadFull`; the breaker ignores a call that is cancelled."""
     within = terms.remaining
     backend.breaker.check()
-    permit = backend.bulkhead.permit(tenant, background=background, within=within)
+    permit = backend.bulkhead.permit(tenant, background=background, within=within, queues=terms.queues)
     backend.outstanding += 1
     try:
         async with permit, backend.breaker.attempt() as attempt:
+            if backend.drain.drained:  # drained while the call waited for its permit
+                raise BackendsDrained(backend.name)
             admission = Admission(attempt, terms)
             try:
                 yield admission

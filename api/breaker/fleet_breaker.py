@@ -26,6 +26,7 @@ import structlog
 
 from api.breaker.local_breaker import PYBREAKER_STATES, LocalBreaker, LocalView
 from api.breaker.state import (
+    NOTES,
     BreakerPolicy,
     BreakerReading,
     BreakerStore,
@@ -169,8 +170,12 @@ class FleetBreaker(pybreaker.CircuitBreaker):
         worker: str,
         *,
         listeners: tuple[pybreaker.CircuitBreakerListener, ...] = (),
+        address: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.drained = False
+        """Whether an admin has drained this backend. While Redis is lost, the last known state."""
+        self._address = address
         self.view = LocalView(name, clock)
         super().__init__(
             name=name,
@@ -359,6 +364,14 @@ class FleetBreaker(pybreaker.CircuitBreaker):
         self._local = None
         self.view.adopt(reading.position, ticket)
         self.view.reading = reading
+        self._adopt_drain(reading.breaker.drained)
+
+    def _adopt_drain(self, address: str) -> None:
+        """A drain counts only for the URL that was drained: a changed OLLAMA_BASE_URL may give the name to another."""
+        drained = bool(address) and address == self._address
+        if drained != self.drained:
+            self.drained = drained
+            self._tell("drain_changed", drained)
 
     async def reading(self) -> BreakerReading:
         """The breaker's current state and counts: the fleet's, or without Redis this worker's."""
@@ -374,13 +387,20 @@ class FleetBreaker(pybreaker.CircuitBreaker):
         self.view.adopt(await self.store.override(action, by), ticket)
         await self.refresh()
 
+    async def drain(self, by: str, *, drained: bool) -> None:
+        """Drains the backend for the fleet, or resumes it. Raises `StoreUnavailable`."""
+        await self.store.drain(self._address if drained else "", by)
+        await self.refresh()
+
     async def aclose(self) -> None:
         """Sends queued outcomes."""
         await asyncio.gather(*self._finishing, return_exceptions=True)
         await self._reports.aclose()
 
     def announce(self, transition: Transition) -> None:
-        """Notifies all listeners of a transition."""
+        """Notifies all listeners of a transition. An entry that is not a change of state is not one."""
+        if transition.reason in NOTES:
+            return
         self._tell("transition", transition)
         old = self._create_new_state(PYBREAKER_STATES[transition.from_state])
         new = self._create_new_state(PYBREAKER_STATES[transition.to_state])

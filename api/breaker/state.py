@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 import pybreaker
 
@@ -93,9 +93,16 @@ class BreakerState:
     reason: str = ""
     by: str = ""
     last_failure_ms: int = 0
+    drained: str = ""
+    """URL of the backend if an admin has drained it, else empty."""
+    drained_ms: int = 0
     totals: Totals = field(default_factory=Totals)
     window: Mapping[tuple[int, CallOutcome], int] = field(default_factory=dict)
     permits: Mapping[str, int] = field(default_factory=dict)
+
+
+NOTES: Final = frozenset({"drained", "resumed"})
+"""Reasons of log entries that are not a change of state."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +215,9 @@ class BreakerStore(Protocol):
     async def override(self, action: Override, by: str) -> Position:
         """Starts or ends an operator's override."""
 
+    async def drain(self, address: str, by: str) -> None:
+        """Stores that the backend at `address` is drained; empty: that it is not. Repeating it changes nothing."""
+
     async def history(self, limit: int, since_ms: int = 0) -> list[Transition]:
         """Transitions, newest first."""
 
@@ -232,3 +242,6 @@ class BreakerListener(pybreaker.CircuitBreakerListener):
 
     def lost_probes(self, cb: pybreaker.CircuitBreaker, count: int) -> None:
         """Permits of crashed workers, found by this worker."""
+
+    def drain_changed(self, cb: pybreaker.CircuitBreaker, drained: bool) -> None:
+        """Once in every worker when the backend is drained or resumed."""

@@ -30,6 +30,8 @@ from urllib.parse import quote, unquote
 from api.bulkhead import bulkhead_rules as rules
 from api.ports.telemetry import BulkheadReason
 
+NO_QUEUE: Final = -1
+"""The `max_queue` of a call that does not queue."""
 NOBODY: Final = "-"
 """The tenant of calls that belong to no tenant."""
 
@@ -147,10 +149,15 @@ class WaitQueue:
 def take(
     line: WaitQueue, limit: int, max_queue: int, ticket: str, reserve: int = 0
 ) -> tuple[WaitQueue, AcquireResult, str | None]:
-    """Asks for a permit. Also gives the ticket displaced from the queue, if any."""
+    """Asks for a permit. Also gives the ticket displaced from the queue, if any.
+
+    With a `max_queue` below 0 the call takes only a permit that is free now.
+    """
     priority, _ = place(ticket)
     if not _anybody_before(line, priority) and _is_free(line, limit, reserve, priority):
         return replace(line, held=line.held | {ticket}), AcquireResult.GRANTED, None
+    if max_queue < 0:
+        return line, AcquireResult.REJECTED, None
     victim = None
     if len(line.queue) >= max_queue:
         victim = displaced(line.queue, ticket)
@@ -234,8 +241,8 @@ def retry_after(service_ms: float, waiting: int, limit: int) -> float:
 class BulkheadStore(Protocol):
     """One bulkhead in Redis. Each call is one atomic step by Redis's clock."""
 
-    async def take(self, priority: Priority, tenant: str) -> Taken:
-        """Gives a permit, a place in the queue, or neither."""
+    async def take(self, priority: Priority, tenant: str, *, queues: bool = True) -> Taken:
+        """Gives a permit, a place in the queue, or neither. Never a place if the call does not queue."""
 
     async def give(self, returns: Sequence[PermitReturn]) -> list[str]:
         """Returns permits and places in the queue. Gives the tickets, of any worker, that get a permit now."""
@@ -267,10 +274,11 @@ class LocalBulkhead:
         """This worker's share of the permits, at least 1."""
         return self._limit
 
-    def take(self, priority: Priority, tenant: str) -> tuple[Taken, str | None]:
+    def take(self, priority: Priority, tenant: str, *, queues: bool = True) -> tuple[Taken, str | None]:
         """Applies the rules as Redis would; also gives the ticket that lost its place."""
         ticket = local_ticket(priority, tenant, self._worker)
-        self._line, verdict, victim = rules.take(self._line, self._limit, self._max_queue, ticket, self._reserve)
+        max_queue = self._max_queue if queues else NO_QUEUE
+        self._line, verdict, victim = rules.take(self._line, self._limit, max_queue, ticket, self._reserve)
         retry_after = rules.retry_after(self._line.service_ms, len(self._line.queue), self._limit)
         return Taken(verdict, "" if verdict is AcquireResult.REJECTED else ticket, retry_after), victim
 

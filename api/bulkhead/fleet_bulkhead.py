@@ -141,19 +141,19 @@ class FleetBulkhead:
 
     @asynccontextmanager
     async def permit(
-        self, tenant: str, *, background: bool = False, within: float | None = None
+        self, tenant: str, *, background: bool = False, within: float | None = None, queues: bool = True
     ) -> AsyncIterator[None]:
         """Holds a permit while the block runs. Raises `BulkheadFull`. A cancelled caller leaves the queue.
 
-        `within` (seconds) can only shorten the wait. A caller whose cancellation was swallowed neither asks for a
-        permit nor keeps one.
+        `within` (seconds) can only shorten the wait. Without `queues` the call takes only a permit that is free now. A
+        caller whose cancellation was swallowed neither asks for a permit nor keeps one.
         """
         task = asyncio.current_task()
         assert task is not None, "a permit belongs to a task"
         if task.cancelling():
             raise asyncio.CancelledError
         wait = self.policy.max_wait if within is None else min(within, self.policy.max_wait)
-        ticket = await self._enter(tenant, Priority.BACKGROUND if background else Priority.USER, wait)
+        ticket = await self._enter(tenant, Priority.BACKGROUND if background else Priority.USER, wait, queues)
         began = self._clock()
         try:
             if task.cancelling():
@@ -162,10 +162,12 @@ class FleetBulkhead:
         finally:
             self._give_back(ticket, round((self._clock() - began) * 1000))
 
-    async def _enter(self, tenant: str, priority: Priority, wait: float) -> str:
+    async def _enter(self, tenant: str, priority: Priority, wait: float, queues: bool) -> str:
         began = self._clock()
-        taken = await self._take(priority, tenant)
+        taken = await self._take(priority, tenant, queues)
         if taken.verdict is AcquireResult.REJECTED:
+            if not queues:
+                raise BulkheadFull(self.name, "no_permit", taken.retry_after)
             raise self._full("queue_full", taken.retry_after)
         if taken.verdict is AcquireResult.QUEUED:
             await self._wait(taken, wait)
@@ -178,10 +180,10 @@ class FleetBulkhead:
 
     # -- asking -------------------------------------------------------------------------------------------------------
 
-    async def _take(self, priority: Priority, tenant: str) -> Taken:
+    async def _take(self, priority: Priority, tenant: str, queues: bool) -> Taken:
         if self._local is None:
             # Interrupting the command would lose the ticket: it is taken in any case, and returned.
-            taking = asyncio.ensure_future(self._take_shared(priority, tenant))
+            taking = asyncio.ensure_future(self._take_shared(priority, tenant, queues))
             try:
                 return await asyncio.shield(taking)
             except asyncio.CancelledError:
@@ -189,12 +191,12 @@ class FleetBulkhead:
                 raise
             except StoreUnavailable:
                 pass
-        return self._take_locally(self._lost_store(), priority, tenant)
+        return self._take_locally(self._lost_store(), priority, tenant, queues)
 
-    async def _take_shared(self, priority: Priority, tenant: str) -> Taken:
+    async def _take_shared(self, priority: Priority, tenant: str, queues: bool) -> Taken:
         self._asking += 1
         try:
-            taken = await self.store.take(priority, tenant)
+            taken = await self.store.take(priority, tenant, queues=queues)
             self._enlist(taken)
         finally:
             self._asking -= 1
@@ -212,8 +214,8 @@ class FleetBulkhead:
             elif self._local is not None:
                 self._granted_locally(self._local.join(taken.ticket))
 
-    def _take_locally(self, local: LocalBulkhead, priority: Priority, tenant: str) -> Taken:
-        taken, victim = local.take(priority, tenant)
+    def _take_locally(self, local: LocalBulkhead, priority: Priority, tenant: str, queues: bool) -> Taken:
+        taken, victim = local.take(priority, tenant, queues=queues)
         if victim is not None:
             self.woken(Wake(victim, "displaced"))
         if taken.verdict is AcquireResult.GRANTED:

@@ -23,7 +23,7 @@ from api.endpoints.description import ASSET_HEADERS, PAGE_HEADERS, file_of
 from api.endpoints.health import AppState, health_report, worker_out, worker_state
 from api.endpoints.middleware import HEAD_ONLY, CheckedRoute, needs
 from api.endpoints.problems import ClientDisconnected
-from api.endpoints.resilience import breaker_report, bulkhead_report
+from api.endpoints.resilience import backend_reports, breaker_report, bulkhead_report
 from api.endpoints.streaming import EventWire, Streaming, cancel_on_disconnect
 from api.errors import NotFound, ServiceUnavailable, StoreUnavailable
 
@@ -89,7 +89,7 @@ def asset(asset: str) -> Response:
     return file_of(FOLDER, asset, ASSET_HEADERS if asset.startswith("uPlot") else PAGE_HEADERS)
 
 
-POOL_FIELDS: Final = ("reachable", "resident", "active", "pool_maxsize", "waiting", "reuse_rate")
+POOL_FIELDS: Final = ("active", "pool_maxsize", "waiting", "reuse_rate")
 
 Parts = Mapping[str, object]
 """The figures by part of the page. A part under `ADMIN` replaces the other for admins."""
@@ -198,10 +198,12 @@ class FiguresStream(Response):
 
 async def read_figures(state: AppState) -> Parts:
     """Reads every part of the page. A part that needs Redis is missing while it is down."""
+    breaker, bulkhead = await breaker_report(state), await bulkhead_report(state, named=False)
     parts: dict[str, object] = {
         "health": (await health_report(state)).model_dump(mode="json", exclude={"worker"}),
-        "breaker": await breaker_report(state),
-        "bulkhead": await bulkhead_report(state, named=False),
+        "breaker": breaker,
+        "bulkhead": bulkhead,
+        "backends": backend_reports(state, breaker, bulkhead),
         f"{ADMIN}bulkhead": await bulkhead_report(state, named=True),
         "pool": _pools(state.pool_report()),
         "price_per_million_tokens": state.price_per_million_tokens,
@@ -221,11 +223,6 @@ async def read_figures(state: AppState) -> Parts:
 
 def _pools(report: dict[str, Any]) -> dict[str, object]:
     """What the page shows of each backend's pool."""
-    shown = {
-        name: {
-            **{field: pool[field] for field in POOL_FIELDS},
-            "tokens_per_second": pool["ollama"]["tokens_per_second"],
-        }
-        for name, pool in report["backends"].items()
+    return {
+        "backends": {name: {field: pool[field] for field in POOL_FIELDS} for name, pool in report["backends"].items()}
     }
-    return {"backends": shown}

@@ -89,6 +89,11 @@ class AppState:
         breakers = self.breakers.items()
         return [breaker.effective_state for name, breaker in breakers if not name.endswith("-embed")]
 
+    @property
+    def drained(self) -> list[str]:
+        """The drained backends, as far as this worker knows, without I/O."""
+        return [name for name, breaker in self.breakers.items() if breaker.drained]
+
 
 def worker_state(request: Request) -> AppState:
     """Returns the state of the worker that handles `request`."""
@@ -164,8 +169,8 @@ class RedisWarningOut(BaseModel):
 class HealthOut(BaseModel):
     """`database` is Redis, or every shard of a cluster. `ollama` is true if any backend answers.
 
-    `circuit_breaker` is the state of the first breaker. `breaker_database` is the Redis of breakers and bulkheads,
-    which is the same unless it has its own URL.
+    `circuit_breaker` is the state of the first breaker. `drained` names the drained backends. `breaker_database` is the
+    Redis of breakers and bulkheads, which is the same unless it has its own URL.
     """
 
     status: Literal["healthy", "degraded", "unhealthy"]
@@ -173,6 +178,7 @@ class HealthOut(BaseModel):
     breaker_database: bool
     ollama: bool
     circuit_breaker: State
+    drained: list[str]
     redis_warnings: list[RedisWarningOut]
     version: str
     worker: str
@@ -183,7 +189,10 @@ class HealthOut(BaseModel):
 )
 @needs("all")
 async def health(request: Request, response: Response) -> HealthOut:
-    """503 without Redis and Ollama. `degraded` without part of Redis, or while the breaker is not CLOSED."""
+    """503 without Redis and Ollama.
+
+    `degraded` without part of Redis, while the breaker is not CLOSED, or while every backend is drained.
+    """
     report = await health_report(worker_state(request))
     if report.status == "unhealthy":
         response.status_code = 503
@@ -198,7 +207,7 @@ async def health_report(worker: AppState) -> HealthOut:
     status: Literal["healthy", "degraded", "unhealthy"] = "healthy"
     if not database and not reached.redis_partly() and (not ollama or set(states) == {State.OPEN}):
         status = "unhealthy"
-    elif not (database and guards) or set(states) != {State.CLOSED}:
+    elif not (database and guards) or set(states) != {State.CLOSED} or len(worker.drained) == len(states):
         status = "degraded"
     return HealthOut(
         status=status,
@@ -206,6 +215,7 @@ async def health_report(worker: AppState) -> HealthOut:
         breaker_database=guards,
         ollama=ollama,
         circuit_breaker=states[0],
+        drained=worker.drained,
         redis_warnings=[RedisWarningOut(**asdict(warning)) for warning in worker.redis_warnings()],
         version=worker.version,
         worker=worker.worker,

@@ -1,4 +1,4 @@
-"""Endpoints of the circuit breakers and bulkheads: figures, history and overrides."""
+"""Endpoints of the circuit breakers, bulkheads and backends: figures, history, overrides and drain."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from api.bulkhead.fleet_bulkhead import FleetBulkhead
 from api.endpoints.health import AppState, worker_state
 from api.endpoints.middleware import CheckedRoute, needs
 from api.endpoints.validation import rfc3339
-from api.errors import NotFound
+from api.errors import LastBackend, NotFound
 from api.ports.telemetry import BulkheadReason
 
 HISTORY_LIMIT: Final = 1000
@@ -225,4 +225,93 @@ def _bulkhead_figures(bulkhead: FleetBulkhead, reading: BulkheadReading, named: 
         "rejected": {reason: int(stats.get(f"rejected_{reason}", 0)) for reason in REASONS},
         "lost_permits": int(stats.get("lost_permits", 0)),
         "store": bulkhead.store_name,
+    }
+
+
+backends_router = APIRouter(route_class=CheckedRoute, prefix="/api/backends", tags=["backends"])
+
+
+@backends_router.get("", summary="Show each Ollama: its place, health, models, breakers and load")
+@needs("operator")
+async def backends(request: Request) -> dict[str, Any]:
+    """`tokens_per_second` is measured by the worker that answers. All else is the same from every worker."""
+    state = worker_state(request)
+    bulkhead = await bulkhead_report(state, named=False)
+    return {"backends": backend_reports(state, await breaker_report(state), bulkhead)}
+
+
+@backends_router.post("/{name}/drain", summary="Send a backend no more calls")
+@needs("admin")
+async def drain(request: Request, name: str, force: bool = False) -> dict[str, Any]:
+    """Affects the whole fleet, until it is resumed. Calls in progress end. The breaker's history records it.
+
+    409 for the last backend that is not drained, unless `force` is true.
+    """
+    state = worker_state(request)
+    breaker = _backend(state, name)
+    if not force:
+        await _need_another(state, name)
+    await breaker.drain(state.worker, drained=True)
+    if not force:
+        try:
+            await _need_another(state, name)  # again: if two admins drain the last two at once, one of them sees both
+        except LastBackend:
+            await breaker.drain(state.worker, drained=False)
+            raise
+    return await backends(request)
+
+
+@backends_router.post("/{name}/resume", summary="Use a drained backend again")
+@needs("admin")
+async def resume(request: Request, name: str) -> dict[str, Any]:
+    """Affects the whole fleet. The breaker's history records it."""
+    state = worker_state(request)
+    await _backend(state, name).drain(state.worker, drained=False)
+    return await backends(request)
+
+
+def _backend(state: AppState, name: str) -> FleetBreaker:
+    """Returns the breaker that knows whether a backend is drained. Raises `NotFound`."""
+    known = _backends(state)
+    if name not in known:
+        raise NotFound(f"No backend '{name[:100]}'. Backends: {', '.join(known)}.")
+    return state.breakers[name]
+
+
+def _backends(state: AppState) -> dict[str, dict[str, Any]]:
+    """Returns what this worker knows about each backend and its pool, by name."""
+    found: dict[str, dict[str, Any]] = state.pool_report()["backends"]
+    return found
+
+
+async def _need_another(state: AppState, name: str) -> None:
+    """Raises `LastBackend` if all other backends are drained, as Redis has it now."""
+    others = [state.breakers[other] for other in _backends(state) if other != name]
+    for breaker in others:
+        await breaker.refresh()
+    if all(breaker.drained for breaker in others):
+        raise LastBackend(f"'{name}' is the last backend in use. With force=true it is drained all the same.")
+
+
+def backend_reports(state: AppState, breaker: dict[str, Any], bulkhead: dict[str, Any]) -> list[dict[str, Any]]:
+    """Joins what is known about each backend. `breaker` and `bulkhead` are their reports."""
+    return [
+        _backend_report(name, pool, state.breakers[name], breaker["breakers"], bulkhead["bulkheads"])
+        for name, pool in _backends(state).items()
+    ]
+
+
+def _backend_report(
+    name: str, pool: dict[str, Any], breaker: FleetBreaker, breakers: dict[str, Any], bulkheads: dict[str, Any]
+) -> dict[str, Any]:
+    load, reading = bulkheads[name], breaker.view.reading
+    since_ms = reading.breaker.drained_ms if reading is not None and pool["drained"] else 0
+    return {
+        "name": name,
+        **{field: pool[field] for field in ("url", "tier", "weight", "drained")},
+        "drained_at": rfc3339(since_ms) if since_ms else None,
+        **{field: pool[field] for field in ("reachable", "models", "resident")},
+        "breakers": {known: breakers[known]["state"] for known in (name, f"{name}-embed") if known in breakers},
+        **{field: load[field] for field in ("in_use", "limit", "waiting", "max_queue")},
+        "tokens_per_second": pool["ollama"]["tokens_per_second"],
     }

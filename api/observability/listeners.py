@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Final
 
@@ -33,11 +33,16 @@ OUTCOMES: Mapping[CallOutcome, BreakerOutcome] = MappingProxyType(
 
 
 class BreakerMetrics(BreakerListener):
-    """A listener. Every worker gets each transition; only the worker that caused it counts it."""
+    """A listener. Every worker gets each transition; only the worker that caused it counts it.
 
-    def __init__(self, metrics: Metrics, worker: str) -> None:
+    `on_resume` is called with the name of a backend that is no longer drained.
+    """
+
+    def __init__(self, metrics: Metrics, worker: str, on_resume: Callable[[str], None] = lambda _: None) -> None:
         self._metrics = metrics
         self._worker = worker
+        self._on_resume = on_resume
+        self._log = structlog.get_logger("ragherd.backends")
 
     def transition(self, cb: pybreaker.CircuitBreaker, transition: Transition) -> None:
         """Shows the new state."""
@@ -61,6 +66,12 @@ class BreakerMetrics(BreakerListener):
     def lost_probes(self, cb: pybreaker.CircuitBreaker, count: int) -> None:
         """Counts permits whose worker crashed."""
         self._metrics.breakers.lost_probes(str(cb.name), count)
+
+    def drain_changed(self, cb: pybreaker.CircuitBreaker, drained: bool) -> None:
+        """Shows whether the backend is drained."""
+        self._log.info("backend_drained" if drained else "backend_resumed", backend=cb.name)
+        if not drained:
+            self._on_resume(str(cb.name))
 
 
 REASONS_TOLD: Final = 5

@@ -265,6 +265,13 @@ BACKEND_UP = MetricSpec(
     ("backend",),
     "livemostrecent",
 )
+BACKEND_DRAINED = MetricSpec(
+    "ragherd_backend_drained",
+    "gauge",
+    "1 while an admin has drained the backend, else 0. Fleet-wide.",
+    ("backend",),
+    "livemostrecent",
+)
 OLLAMA_GENERATIONS = MetricSpec("ragherd_ollama_generations_total", "counter", "Completed generations.", ("backend",))
 OLLAMA_SECONDS = MetricSpec(
     "ragherd_ollama_seconds_total",

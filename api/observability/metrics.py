@@ -372,6 +372,10 @@ class Metrics:
         """Sets whether the last probe succeeded."""
         self._families[names.BACKEND_UP][(backend,)].set(float(up))
 
+    def backend_drained(self, backend: str, *, drained: bool) -> None:
+        """Sets whether an admin has drained a backend."""
+        self._families[names.BACKEND_DRAINED][(backend,)].set(float(drained))
+
     def ollama_worked(self, backend: str, grown: OllamaGrowth) -> None:
         """Adds a backend's work since the last measurement."""
         self._families[names.OLLAMA_GENERATIONS][(backend,)].inc(grown.generations)

@@ -234,11 +234,12 @@ class TracedBulkhead:
 
     @asynccontextmanager
     async def permit(
-        self, tenant: str, *, background: bool = False, within: float | None = None
+        self, tenant: str, *, background: bool = False, within: float | None = None, queues: bool = True
     ) -> AsyncIterator[None]:
+        permit = self._bulkhead.permit(tenant, background=background, within=within, queues=queues)
         async with AsyncExitStack() as stack:
             with span_of(self._tracer, "bulkhead.wait", {"ragherd.background": background}):
-                await stack.enter_async_context(self._bulkhead.permit(tenant, background=background, within=within))
+                await stack.enter_async_context(permit)
             yield
 
 

@@ -133,6 +133,19 @@ class WorkerFacts:
         return grown
 
 
+class Place(Protocol):
+    """A backend's entry of OLLAMA_BASE_URL; `address` is its URL without credentials."""
+
+    @property
+    def address(self) -> str: ...
+
+    @property
+    def tier(self) -> int: ...
+
+    @property
+    def weight(self) -> int: ...
+
+
 class BackendFacts:
     """Reads one worker's pools and the health of their backends."""
 
@@ -141,10 +154,14 @@ class BackendFacts:
         pools: OllamaPools,
         health: Callable[[str], BackendHealth | None],
         metrics: Metrics,
+        places: Mapping[str, Place],
+        is_drained: Callable[[str], bool],
     ) -> None:
         self._pools = pools
         self._health = health
         self._metrics = metrics
+        self._places = places
+        self._is_drained = is_drained
         self._counted: dict[tuple[str, str], float] = {}
 
     def snapshot(self) -> Any:
@@ -156,8 +173,12 @@ class BackendFacts:
         return {name: {**asdict(pool), **self._found(name)} for name, pool in self._pools.by_backend().items()}
 
     def _found(self, name: str) -> dict[str, object]:
-        health = self._health(name)
+        health, place = self._health(name), self._places[name]
         return {
+            "url": place.address,
+            "tier": place.tier,
+            "weight": place.weight,
+            "drained": self._is_drained(name),
             "reachable": None if health is None else health.reachable,
             "models": [] if health is None else sorted(health.models),
             "resident": [] if health is None else sorted(health.resident),
@@ -170,6 +191,7 @@ class BackendFacts:
             health = self._health(name)
             if health is not None:
                 self._metrics.backend_is(name, up=health.reachable)
+            self._metrics.backend_drained(name, drained=self._is_drained(name))
             self._metrics.ollama_worked(name, self._growth(name, pool.ollama))
 
     def _growth(self, name: str, now: Any) -> OllamaGrowth:

@@ -151,7 +151,7 @@ def load_embedder(model: str, pinned: Pinned) -> Load:
 class WarmUp:
     """Loads the backends' models into memory. Never raises: otherwise the first question loads the model.
 
-    `leases` are by backend, `bulkheads` by backend and kind.
+    `leases` are by backend, `bulkheads` by backend and kind. A drained backend loads nothing until it is resumed.
     """
 
     def __init__(
@@ -160,18 +160,20 @@ class WarmUp:
         bulkheads: Mapping[str, Bulkhead],
         leases: Mapping[str, LeaderLease],
         loads: tuple[Load, ...],
+        is_drained: Callable[[str], bool] = lambda _: False,
     ) -> None:
         self._pools = pools
         self._bulkheads = bulkheads
         self._leases = leases
         self._loads = loads
+        self._is_drained = is_drained
         self._running: dict[str, asyncio.Task[None]] = {}
         self._log = structlog.get_logger("ragherd.warm_up")
 
     def start(self, backend: str) -> None:
         """Loads a backend's models in the background, unless this or another worker is doing so."""
         running = self._running.get(backend)
-        if self._loads and (running is None or running.done()):
+        if self._loads and not self._is_drained(backend) and (running is None or running.done()):
             task = self._running[backend] = asyncio.create_task(self._warm(backend), name=f"warm-up-{backend}")
             log_failure(task)
 

@@ -121,11 +121,25 @@ TIMEOUT: Final = 2.0
 
 
 class OllamaCatalog:
-    """The models of all backends. Asks each backend one question at a time; health probes need its other connection."""
+    """The models of all backends that are not drained, or of all if all are.
 
-    def __init__(self, pools: Mapping[str, OllamaPool], timeout: float = TIMEOUT) -> None:
-        self._backends = [(pool, asyncio.Semaphore(1)) for pool in pools.values()]
+    Asks each backend one question at a time; health probes need its other connection.
+    """
+
+    def __init__(
+        self,
+        pools: Mapping[str, OllamaPool],
+        timeout: float = TIMEOUT,
+        is_drained: Callable[[str], bool] = lambda _: False,
+    ) -> None:
+        self._all = {name: (pool, asyncio.Semaphore(1)) for name, pool in pools.items()}
         self._timeout = timeout
+        self._is_drained = is_drained
+
+    @property
+    def _backends(self) -> list[tuple[OllamaPool, asyncio.Semaphore]]:
+        in_use = [backend for name, backend in self._all.items() if not self._is_drained(name)]
+        return in_use or list(self._all.values())
 
     async def available(self) -> list[dict[str, Any]]:
         """Returns the rows of `/api/tags`, each name once. Raises `UpstreamError` if no backend answers."""
@@ -207,6 +221,10 @@ class KnownDigests:
     def knows(self, backend: str) -> bool:
         """Returns whether the models of a backend are known."""
         return backend in self._by_backend
+
+    def had(self, backend: str, model: str) -> bool:
+        """Returns whether a backend had a model, by `model_key`, when it last answered."""
+        return model in self._by_backend.get(backend, ())
 
     def learn(self, backend: str, digests: Mapping[str, str]) -> None:
         """Sets a backend's digests, by `model_key`. An empty mapping changes nothing: the backend gave no answer."""

@@ -127,12 +127,12 @@ class Bulkhead(Protocol):
     """The fleet's limit on concurrent calls to Ollama."""
 
     def permit(
-        self, tenant: str, *, background: bool = False, within: float | None = None
+        self, tenant: str, *, background: bool = False, within: float | None = None, queues: bool = True
     ) -> AbstractAsyncContextManager[None]:
         """Holds a permit while the block runs. Waits for one if necessary, taking turns with other tenants.
 
         `background` work waits behind all users. `within` (seconds) can only shorten the wait. Raises `BulkheadFull` if
-        too many calls wait, or after the longest wait.
+        too many calls wait, after the longest wait, or without `queues` at once if no permit is free.
         """
 
 

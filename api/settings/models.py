@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import re
+from dataclasses import dataclass
+from typing import Annotated, Final, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, StringConstraints
@@ -11,10 +13,41 @@ from pydantic_settings import SettingsConfigDict
 from api.settings.answers import FilePath, NotNegative, Percent, Positive, Seconds, SettingsGroup, split_list
 
 
+@dataclass(frozen=True, slots=True)
+class BackendPlace:
+    """One entry of OLLAMA_BASE_URL: `url` has no trailing slash. The lowest `tier` is used first."""
+
+    url: str
+    tier: int = 1
+    weight: int = 1
+
+    @property
+    def address(self) -> str:
+        """The URL without a user and password, for output."""
+        parts = urlsplit(self.url)
+        return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+HIGHEST: Final = 100
+"""Highest tier and weight."""
+_NUMBER: Final = re.compile(r"(tier|weight)=([1-9]\d?|100)", re.ASCII)
+
+
+def _place(entry: str) -> BackendPlace:
+    """Parses `http://gpu:11434#tier=1&weight=2`. Raises `ValueError`."""
+    url, mark, fragment = entry.partition("#")
+    if not _is_http(url):
+        raise ValueError(f"'{entry}' is not an http:// or https:// URL")
+    parts = [_NUMBER.fullmatch(part) for part in fragment.split("&")] if mark else []
+    numbers = {part[1]: int(part[2]) for part in parts if part is not None}
+    if len(numbers) < len(parts):
+        raise ValueError(f"'#{fragment}' must be like #tier=1&weight=2, with numbers from 1 to {HIGHEST}")
+    return BackendPlace(url.rstrip("/"), **numbers)
+
+
 def _check_base_urls(value: str) -> str:
-    for url in split_list(value):
-        if not _is_http(url):
-            raise ValueError(f"'{url}' is not an http:// or https:// URL")
+    for entry in split_list(value):
+        _place(entry)
     return value
 
 
@@ -38,7 +71,11 @@ class OllamaSettings(SettingsGroup):
     """The backends and the language model."""
 
     ollama_base_url: Annotated[str, AfterValidator(_check_base_urls), Field(title="URLs")] = "http://127.0.0.1:11434"
-    """URL of Ollama. Several, comma separated, share the load."""
+    """URL of Ollama. Several, comma separated, share the load.
+
+    An entry may end with `#tier=2`, `#weight=3` or `#tier=2&weight=3`: a tier is used while all lower ones are down or
+    full, and a weight is a share of the calls within a tier. Both are 1 by default.
+    """
     llm_model: ModelName = "llama3.2"
     """Model that answers unless a request names another."""
     ollama_connect_timeout: Seconds = 2.0
@@ -72,7 +109,12 @@ class OllamaSettings(SettingsGroup):
     @property
     def base_urls(self) -> tuple[str, ...]:
         """The backends, in the order given, without a trailing slash."""
-        return tuple(url.rstrip("/") for url in split_list(self.ollama_base_url))
+        return tuple(place.url for place in self.places)
+
+    @property
+    def places(self) -> tuple[BackendPlace, ...]:
+        """The backends with their tiers and weights, in the order given."""
+        return tuple(_place(entry) for entry in split_list(self.ollama_base_url))
 
 
 class EmbedderSettings(SettingsGroup):

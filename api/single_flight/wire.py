@@ -8,7 +8,15 @@ from typing import Any, Final
 
 import orjson
 
-from api.errors import BreakerOpen, BulkheadFull, InternalError, RagherdError, UpstreamError, UpstreamFault
+from api.errors import (
+    BackendsDrained,
+    BreakerOpen,
+    BulkheadFull,
+    InternalError,
+    RagherdError,
+    UpstreamError,
+    UpstreamFault,
+)
 from api.values import CompletedAnswer, Source, Usage, known
 
 
@@ -84,7 +92,10 @@ def _read_landed(fields: Mapping[str, Any]) -> CompletedAnswer:
 
 def _error(error: RagherdError) -> dict[str, Any]:
     if isinstance(error, UpstreamError):
-        return {"kind": "upstream", "fault": error.fault.value, "detail": error.detail, "wait": error.retry_after}
+        fields = {"fault": error.fault.value, "detail": error.detail, "wait": error.retry_after}
+        return {"kind": "upstream", **fields, "unreachable": error.unreachable}
+    if isinstance(error, BackendsDrained):
+        return {"kind": "drained", "name": error.members["breaker"]}
     if isinstance(error, BreakerOpen):
         return {"kind": "breaker", "name": error.members["breaker"], "wait": error.retry_after, "forced": error.forced}
     if isinstance(error, BulkheadFull):
@@ -96,7 +107,14 @@ def _error(error: RagherdError) -> dict[str, Any]:
 def _read_error(fields: Mapping[str, Any]) -> RagherdError:
     match fields["kind"]:
         case "upstream":
-            return UpstreamError(UpstreamFault(fields["fault"]), fields["detail"], retry_after=fields["wait"])
+            return UpstreamError(
+                UpstreamFault(fields["fault"]),
+                fields["detail"],
+                retry_after=fields["wait"],
+                unreachable=fields.get("unreachable", ()),
+            )
+        case "drained":
+            return BackendsDrained(fields["name"])
         case "breaker":
             return BreakerOpen(fields["name"], fields["wait"], forced=fields["forced"])
         case "bulkhead":

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
+from api.backends.choice import Backend, Backends
 from api.backends.embedder import AgreedIdentity, EmbeddingCalls, FailoverEmbedder
-from api.backends.failover import EMBEDDING_CHARGED, Backend, Backends, FailoverPolicy, Generations
+from api.backends.failover import EMBEDDING_CHARGED, FailoverPolicy, Generations
 from api.breaker.fleet_breaker import FleetBreaker, kept_current
 from api.breaker.state import BreakerPolicy, State
 from api.bulkhead.bulkhead_rules import BulkheadPolicy
@@ -33,6 +34,8 @@ from api.redis_store.stores.bulkhead import RedisBulkheadStore
 from api.redis_store.stores.documents.embeddings import EmbedderRegistry
 from api.redis_store.stores.fleet import BackendHealthStore, FleetRetries, RedisLeaderLease
 from api.settings import BreakerSettings, Settings
+
+T = TypeVar("T")
 
 EMBED: Final = "-embed"
 """Suffix of the names of breakers and bulkheads for embeddings."""
@@ -68,7 +71,8 @@ class WorkerBackends:
         self._tracing = tracing
         self._pinned = Pinned(ollama.ollama_keep_alive, ollama.ollama_num_ctx)
         self._models = {name: OllamaModels(pool) for name, pool in pools.items()}
-        self.catalog = OllamaCatalog(pools)
+        self.catalog = OllamaCatalog(pools, is_drained=self.is_drained)
+        self._places = dict(zip(pools, ollama.places, strict=True))
         self.breakers: dict[str, FleetBreaker] = {}
         self.bulkheads: dict[str, FleetBulkhead] = {}
         self.warm_up = self._warm_up()
@@ -80,11 +84,15 @@ class WorkerBackends:
             self._models, prober, board, ollama.ollama_probe_interval, self.warm_up.start, self.digests
         )
         self.fleet_retries = FleetRetries(client, self._keys, pools.retries)
-        self.facts = BackendFacts(pools, self.watch.known.get, metrics)
+        self.facts = BackendFacts(pools, self.watch.known.get, metrics, self._places, self.is_drained)
 
     async def reachable(self) -> bool:
         """Returns whether any backend answers now."""
         return any(await asyncio.gather(*(models.reachable() for models in self._models.values())))
+
+    def is_drained(self, backend: str) -> bool:
+        """Returns whether an admin has drained a backend, as far as this worker knows; no I/O."""
+        return backend in self.breakers and self.breakers[backend].drained
 
     def is_closed(self) -> bool:
         """Returns whether every backend's breaker for generations is closed, as far as this worker knows; no I/O."""
@@ -113,8 +121,9 @@ class WorkerBackends:
         reader = partial(blocking_reader, self._guard_address, key=key)
         store = RedisBreakerStore(self._guard_client, reader, self._keys, name, policy, self._worker)
         self._metrics.breakers.known(name)
-        listeners = (BreakerMetrics(self._metrics, self._worker),)
-        breaker = FleetBreaker(name, policy, store, self._worker, listeners=listeners)
+        listeners = (BreakerMetrics(self._metrics, self._worker, on_resume=self.warm_up.start),)
+        address = self._places[name].address if name in self._places else ""
+        breaker = FleetBreaker(name, policy, store, self._worker, listeners=listeners, address=address)
         self.breakers[name] = await stack.enter_async_context(kept_current(breaker))
         self._guard_client.of(key).after_recovery(breaker.refresh)
 
@@ -139,9 +148,17 @@ class WorkerBackends:
         members: list[Backend[LanguageModel]] = []
         for name, pool in self._pools.items():
             model = self._tracing.language_model(OllamaModel(pool, deadlines, self._pinned), pool.base_url)
-            members.append(Backend(name, model, self._bulkhead(name), self.breakers[name]))
-        backends = Backends(members, self.watch.known.get)
-        return Generations(backends, self._pools.retries, deadlines.total, telemetry)
+            members.append(self._member(name, name, model))
+        return Generations(self._joined(members), self._pools.retries, deadlines.total, telemetry)
+
+    def _member(self, name: str, guard: str, service: T) -> Backend[T]:
+        """One backend for one kind of calls. `guard`: the name of their bulkhead and breaker."""
+        place, drain = self._places[name], self.breakers[name]
+        guards = (self._bulkhead(guard), self.breakers[guard])
+        return Backend(name, service, *guards, tier=place.tier, weight=place.weight, drain=drain)
+
+    def _joined(self, members: Sequence[Backend[T]]) -> Backends[T]:
+        return Backends(members, self.watch.known.get, self.digests.had)
 
     def embeddings(self, telemetry: Telemetry) -> EmbeddingCalls:
         """Clients' own embedding calls, behind questions. With EMBEDDER=onnx they share the guards of generations."""
@@ -149,9 +166,8 @@ class WorkerBackends:
         behind_questions = self._settings.embedder.embedder == "ollama"
         for name, pool in self._pools.items():
             guard = f"{name}{EMBED}" if behind_questions else name
-            model = OllamaEmbeddingModel(pool, self._pinned)
-            members.append(Backend(name, model, self._bulkhead(guard), self.breakers[guard]))
-        backends = Backends(members, self.watch.known.get)
+            members.append(self._member(name, guard, OllamaEmbeddingModel(pool, self._pinned)))
+        backends = self._joined(members)
         total = self._settings.ollama.ollama_total_timeout
         return EmbeddingCalls(backends, self._pools.retries, total, telemetry, background=behind_questions)
 
@@ -174,9 +190,8 @@ class WorkerBackends:
                 on_identity=known.remember,
                 pinned=self._pinned,
             )
-            bulkhead, breaker = self._bulkhead(f"{name}{EMBED}"), self.breakers[f"{name}{EMBED}"]
-            members.append(Backend(name, await stack.enter_async_context(opening), bulkhead, breaker))
-        agreed = AgreedIdentity(Backends(members, self.watch.known.get), settings.embed_model)
+            members.append(self._member(name, f"{name}{EMBED}", await stack.enter_async_context(opening)))
+        agreed = AgreedIdentity(self._joined(members), settings.embed_model)
         asked = FailoverPolicy(settings.embed_timeout, charged=EMBEDDING_CHARGED)
         stored = FailoverPolicy(
             self._settings.documents.document_embed_timeout, charged=EMBEDDING_CHARGED, waits_again=True
@@ -198,7 +213,7 @@ class WorkerBackends:
             if embedder.embedder == "ollama":
                 loads.append(load_embedder(embedder.embed_model, self._pinned))
         leases = {name: RedisLeaderLease(self._client, self._keys.warm_up(name), self._worker) for name in self._pools}
-        return WarmUp(self._pools, self.bulkheads, leases, tuple(loads))
+        return WarmUp(self._pools, self.bulkheads, leases, tuple(loads), self.is_drained)
 
 
 @asynccontextmanager

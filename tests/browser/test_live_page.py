@@ -51,7 +51,7 @@ def fleet(ollama: StubProcess, redis_url: str, tmp_path: Path) -> Iterator[Fleet
         def replica(**settings: str) -> Gunicorn:
             shared = {"REDIS_URL": redis_url, "OLLAMA_BASE_URL": ollama.base_url, "WORKERS": "2"}
             patient = {"REDIS_TIMEOUT": "1", "REDIS_REQUEST_BUDGET": "2"}  # a busy test machine is no lost Redis
-            return begin(**shared, **patient, **{"METRICS_PORT": free_port(), **settings})
+            return begin(**{**shared, **patient, "METRICS_PORT": free_port(), **settings})
 
         yield replica
 
@@ -167,6 +167,65 @@ def test_a_deletion_counts_first_and_asks(fleet: Fleet, opened: Opened) -> None:
     page.get_by_role("button", name="Confirm").click()
     expect(page.locator("#invalidate-result")).to_have_text("Deleted 1.")
     assert gunicorn.get("/api/semantic-cache/metrics").json()["cache_size"] == 0
+
+
+def test_an_admin_drains_and_resumes_a_backend_and_the_page_asks_again_for_the_last(
+    fleet: Fleet, opened: Opened, ollama: StubProcess
+) -> None:
+    second = ollama.base_url.replace("127.0.0.1", "localhost")
+    gunicorn = fleet(OLLAMA_BASE_URL=f"{ollama.base_url},{second}#tier=2")
+    page = opened(gunicorn, expects_errors=True)
+    row = page.locator("#backends").get_by_role("row", name="ollama-2")
+    expect(row).to_contain_text(second)
+    expect(row).to_contain_text("up")
+    button = page.get_by_role("button", name="Drain ollama-2", exact=True)
+    button.focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("dialog")).to_contain_text("Drain ollama-2?")
+    page.keyboard.press("Escape")
+    expect(row).not_to_contain_text("drained")
+    button.click()
+    page.get_by_role("button", name="Confirm").click()
+    expect(row).to_contain_text("drained")
+    expect(page.locator("#backends-result")).to_have_text("ollama-2 is drained.")
+    accessible(page)
+    page.get_by_role("button", name="Drain ollama", exact=True).click()
+    page.get_by_role("button", name="Confirm").click()
+    expect(page.get_by_role("dialog")).to_contain_text("Drain ollama, the last backend?")
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.locator("#backends-result")).to_have_text("Nothing was changed.")
+    assert [one["drained"] for one in gunicorn.get("/api/backends").json()["backends"]] == [False, True]
+    page.get_by_role("button", name="Resume ollama-2", exact=True).click()
+    page.get_by_role("button", name="Confirm").click()
+    expect(row).not_to_contain_text("drained")
+
+
+def test_new_figures_leave_the_focus_where_it_is(fleet: Fleet, opened: Opened) -> None:
+    gunicorn = fleet()
+    page = opened(gunicorn)
+    button = page.get_by_role("button", name="Drain ollama", exact=True)
+    button.focus()
+    handle = button.element_handle()
+    assert handle is not None
+    gunicorn.client.post(f"{gunicorn.url()}/api/circuit-breaker/force-open")
+    page.wait_for_function("one => !one.isConnected", arg=handle, timeout=30_000)
+    expect(button).to_be_focused()
+
+
+def test_an_override_and_the_outages_of_one_breaker(fleet: Fleet, opened: Opened, ollama: StubProcess) -> None:
+    second = ollama.base_url.replace("127.0.0.1", "localhost")
+    gunicorn = fleet(OLLAMA_BASE_URL=f"{ollama.base_url},{second}")
+    page = opened(gunicorn)
+    page.locator("#breaker-name").select_option("ollama-2")
+    page.get_by_role("button", name="Force open").click()
+    expect(page.get_by_role("dialog")).to_contain_text("Force the breaker ollama-2 open?")
+    page.get_by_role("button", name="Confirm").click()
+    expect(page.locator("#breakers .breaker").filter(has_text="forced OPEN")).to_have_count(1)
+    page.get_by_role("button", name="Reset").click()
+    page.get_by_role("button", name="Confirm").click()
+    expect(page.locator("#breakers")).not_to_contain_text("forced OPEN")
+    page.get_by_text("Outages of the last 24 hours").click()
+    expect(page.locator("#outages table").last.get_by_role("row", name="ollama-2")).to_contain_text("forced open")
 
 
 def test_without_the_admin_key_the_page_says_what_to_do(fleet: Fleet, opened: Opened) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from api.backends.failover import Backend, Backends, Generations
+from api.backends.choice import Backend, Backends
+from api.backends.failover import Generations
 from api.errors import BulkheadFull
 from api.ollama.generation import Deadlines, OllamaModel
 from api.ollama.pool import PoolLimits, open_pool
@@ -49,7 +50,7 @@ class Gate:
 
     @asynccontextmanager
     async def permit(
-        self, tenant: str, *, background: bool = False, within: float | None = None
+        self, tenant: str, *, background: bool = False, within: float | None = None, queues: bool = True
     ) -> AsyncIterator[None]:
         self.permits.append((tenant, background))
         if self.full:

@@ -42,11 +42,13 @@ class Both:
         self.redis = redis
         self.line = WaitQueue()
 
-    async def take(self, priority: Priority, tenant: str) -> None:
-        taken = await self.store.take(priority, tenant)
+    async def take(self, priority: Priority, tenant: str, *, queues: bool) -> None:
+        taken = await self.store.take(priority, tenant, queues=queues)
         expected = rules.retry_after(self.line.service_ms, len(self.line.queue), POLICY.limit)
         ticket = taken.ticket or local_ticket(priority, tenant, "w")
-        self.line, verdict, _ = rules.take(self.line, POLICY.limit, POLICY.max_queue, ticket, self.reserve)
+        self.line, verdict, _ = rules.take(
+            self.line, POLICY.limit, POLICY.max_queue if queues else rules.NO_QUEUE, ticket, self.reserve
+        )
         assert taken.verdict is verdict
         if verdict is not AcquireResult.GRANTED:
             assert taken.retry_after == pytest.approx(expected, abs=0.002)
@@ -76,5 +78,5 @@ async def test_the_same_story_ends_the_same(redis: Redis, seed: int) -> None:
             await both.give(ticket, chance.randrange(5_000) if ticket in both.line.held else -1)
         else:
             priority = Priority.BACKGROUND if chance.random() < (0.5 if reserve else 0.2) else Priority.USER
-            await both.take(priority, chance.choices(TENANTS, WEIGHTS)[0])
+            await both.take(priority, chance.choices(TENANTS, WEIGHTS)[0], queues=chance.random() < 0.8)
         await both.compare()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import httpx
@@ -184,6 +184,23 @@ async def test_a_breaker_that_opens_on_one_worker_is_open_on_all(cluster_serve: 
         return response.status_code == 503 and "Retry-After" in response.headers
 
     await wait_until_async(is_open)
+
+
+async def test_a_drained_backend_is_drained_on_all(cluster_serve: Service, stub: StubOllama) -> None:
+    second = stub.base_url.replace("127.0.0.1", "localhost")
+    urls = {"ollama_base_url": f"{stub.base_url},{second}"}
+    one, other = await cluster_serve(ollama=urls), await cluster_serve(ollama=urls)
+
+    async def drained() -> list[bool]:
+        return [backend["drained"] for backend in (await other.get("/api/backends")).json()["backends"]]
+
+    for action, expected in (("drain", [False, True]), ("resume", [False, False])):
+        assert (await one.post(f"/api/backends/ollama-2/{action}")).status_code == 200
+        await wait_until_async(lambda expected=expected: is_so(drained, expected))  # type: ignore[misc]
+
+
+async def is_so(found: Callable[[], Awaitable[object]], expected: object) -> bool:
+    return await found() == expected
 
 
 async def test_every_worker_is_known_to_the_fleet(cluster_serve: Service) -> None:

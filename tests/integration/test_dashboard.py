@@ -20,7 +20,7 @@ from tests.stub_ollama import StubOllama
 from tests.support.service import Service, ask
 from tests.support.waiting import wait_until_async
 
-PARTS = {"health", "breaker", "bulkhead", "pool", "workers", "cache", "recent", "price_per_million_tokens"}
+PARTS = {"health", "breaker", "bulkhead", "backends", "pool", "workers", "cache", "recent", "price_per_million_tokens"}
 ADMINS = {"access": {"admin_keys": "root-key", "api_keys": "acme=acme-key"}}
 
 
@@ -188,3 +188,14 @@ async def test_more_pages_than_a_worker_allows_are_refused(serve: Service, monke
         await anext(figures)
         refused = await client.get("/dashboard/events", timeout=10)
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "10")
+
+
+async def test_the_page_gets_each_backend_with_its_place_load_and_drain(serve: Service, stub: StubOllama) -> None:
+    client = await serve(ollama={"ollama_base_url": f"{stub.base_url}#tier=2"})
+    async with opened(client) as figures:
+        [backend] = (await anext(figures))["backends"]
+        assert (backend["name"], backend["tier"], backend["drained"]) == ("ollama", 2, False)
+        assert backend == (await client.get("/api/backends")).json()["backends"][0]
+        assert (await client.post("/api/backends/ollama/drain?force=true")).status_code == 200
+        [backend] = await until(figures, "backends", lambda part: part[0]["drained"])
+        assert backend["drained_at"]

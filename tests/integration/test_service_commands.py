@@ -23,7 +23,7 @@ from typer.testing import CliRunner, Result
 
 from api import __version__
 from ragherd.commands import COMMANDS, commands
-from tests.stub_ollama import StubOllama, stub_process
+from tests.stub_ollama import StubOllama, running_stub, stub_process
 from tests.support.gunicorn_process import Gunicorn, free_port, gunicorns
 from tests.support.service import Service, ask
 from tests.support.terminal import Terminal
@@ -263,6 +263,34 @@ async def test_workers_and_backends_list_the_fleet(serve: Service, stub: StubOll
     assert (backend["name"], backend["breakers"]) == ("ollama", {"ollama": "CLOSED", "ollama-embed": "CLOSED"})
     assert backend["limit"] > 0
     assert "ollama" in (await run(client, "backends")).stdout
+
+
+async def test_backends_drains_and_resumes_and_asks_before_the_last(serve: Service, stub: StubOllama) -> None:
+    async with running_stub() as other:
+        urls = f"{stub.base_url},{other.base_url}#tier=2"
+        client = await serve(ollama={"ollama_base_url": urls}, access={"admin_keys": "root-key"})
+        refused = await run(client, "backends", "drain", "ollama-2")
+        assert (refused.exit_code, "Set RAGHERD_API_KEY" in refused.stderr) == (1, True)
+        key: dict[str, Any] = {"key": "root-key"}
+        found = await document(client, "backends", "drain", "ollama-2", **key)
+        assert [(one["name"], one["tier"], one["drained"]) for one in found["backends"]] == [
+            ("ollama", 1, False),
+            ("ollama-2", 2, True),
+        ]
+        last = await run(client, "backends", "drain", "ollama", **key)
+        assert (last.exit_code, "--force" in last.stderr) == (2, True)
+        assert [one["drained"] for one in (await document(client, "backends"))["backends"]] == [False, True]
+        await document(client, "backends", "drain", "ollama", "--force", **key)
+        assert "drained, up" in (await run(client, "backends")).stdout
+        status = await run(client, "status")
+        assert (status.exit_code, "drained   ollama, ollama-2" in status.stdout) == (1, True)
+        for name in ("ollama", "ollama-2"):
+            await document(client, "backends", "resume", name, **key)
+        assert "drained" not in (await run(client, "status")).stdout
+        unknown = await run(client, "backends", "resume", "ollama-3", **key)
+        assert (unknown.exit_code, "No backend 'ollama-3'" in unknown.stderr) == (1, True)
+        for wrong in (("drain",), ("list", "ollama"), ("stop", "ollama")):
+            assert (await run(client, "backends", *wrong)).exit_code == 2
 
 
 async def test_monitor_without_a_terminal_prints_a_line_for_each_refresh(serve: Service) -> None:

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from api.backends.failover import BackendState, in_order
+from api.backends.choice import BackendState, in_order
 
 BEST = BackendState("best", reachable=True, has_model=True, resident=True)
 
@@ -18,6 +18,7 @@ BEST = BackendState("best", reachable=True, has_model=True, resident=True)
         BackendState("worse", reachable=False),
         BackendState("worse", reachable=True, has_model=True, resident=False),
         BackendState("worse", reachable=True, has_model=True, resident=True, outstanding=1),
+        BackendState("worse", reachable=True, has_model=True, resident=True, tier=2),
     ],
 )
 @pytest.mark.parametrize("turn", [0, 1])
@@ -55,3 +56,25 @@ def test_equal_backends_alternate() -> None:
 
 def test_no_backends_give_an_empty_order() -> None:
     assert in_order([], 3) == []
+
+
+def test_a_higher_tier_comes_after_a_busy_or_loading_backend_and_before_one_that_does_not_answer() -> None:
+    far = BackendState("far", reachable=True, has_model=True, resident=True, tier=2)
+    loading = BackendState("loading", reachable=True, has_model=True, resident=False, outstanding=9)
+    silent = BackendState("silent", reachable=False)
+    assert in_order([far, silent, loading], 0) == ["loading", "far", "silent"]
+
+
+def test_idle_backends_take_turns_by_weight() -> None:
+    weighted = [BackendState("a", weight=1), BackendState("b", weight=3), BackendState("c", weight=2)]
+    firsts = [in_order(weighted, turn)[0] for turn in range(60)]
+    assert Counter(firsts) == {"a": 10, "b": 30, "c": 20}
+    assert all(sorted(in_order(weighted, turn)) == ["a", "b", "c"] for turn in range(6))
+
+
+def test_a_weight_is_the_share_of_the_calls_in_flight() -> None:
+    calls = Counter[str]()
+    for turn in range(60):
+        states = [BackendState(name, outstanding=calls[name], weight=weight) for name, weight in (("a", 1), ("b", 3))]
+        calls[in_order(states, turn)[0]] += 1
+    assert calls == {"a": 15, "b": 45}

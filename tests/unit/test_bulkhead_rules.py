@@ -96,6 +96,12 @@ def test_without_a_queue_nobody_waits() -> None:
     assert rules.take(line_of(), LIMIT, 0, ticket("a", 1))[1] is AcquireResult.REJECTED
 
 
+def test_a_call_that_does_not_queue_takes_a_free_permit_or_nothing_and_displaces_nobody() -> None:
+    assert rules.take(line_of(held=1), LIMIT, rules.NO_QUEUE, ticket("a", 1))[1] is AcquireResult.GRANTED
+    waiting = line_of(*(ticket("a", number) for number in range(4)))
+    assert rules.take(waiting, LIMIT, rules.NO_QUEUE, ticket("b", 9)) == (waiting, AcquireResult.REJECTED, None)
+
+
 def test_leaving_the_queue_frees_no_permit() -> None:
     line, granted = rules.give(line_of(ticket("a", 1), ticket("b", 2)), LIMIT, ticket("a", 1), -1)
     assert (granted, line.queue, line.service_ms) == ((), (ticket("b", 2),), 0)

@@ -10,20 +10,20 @@ from typing import Any
 
 import pytest
 
+from api.backends.choice import Backend, Backends, InUse
 from api.backends.failover import (
     CHARGED,
     EMBEDDING_CHARGED,
     FREE,
-    Backend,
-    Backends,
     Failover,
     FailoverPolicy,
     Terms,
     admitted,
     speaks_against_ollama,
 )
-from api.errors import BreakerOpen, BulkheadFull, RagherdError, UpstreamError, UpstreamFault
+from api.errors import BackendsDrained, BreakerOpen, BulkheadFull, RagherdError, UpstreamError, UpstreamFault
 from api.ports.telemetry import Telemetry
+from api.values import BackendHealth
 
 MODEL = "m"
 
@@ -66,6 +66,13 @@ class Fake(Telemetry):
     remaining: list[float] = field(default_factory=list)
     failed_over_from: list[str] = field(default_factory=list)
     reported: list[str] = field(default_factory=list)
+    had: set[tuple[str, str]] = field(default_factory=set)
+    probed: dict[str, BackendHealth] = field(default_factory=dict)
+    tiers: dict[str, int] = field(default_factory=dict)
+    full: set[str] = field(default_factory=set)
+    asked: list[tuple[str, bool]] = field(default_factory=list)
+    drained: set[str] = field(default_factory=set)
+    drained_meanwhile: set[str] = field(default_factory=set)
 
     def clock(self) -> float:
         return self.now
@@ -78,10 +85,14 @@ class Fake(Telemetry):
         self.failed_over_from.append(backend)
 
     def failover(self, policy: FailoverPolicy) -> Failover[Any]:
-        members: list[Backend[Any]] = [
-            Backend(name, name, Bulkhead(self, name), Breaker(self, name)) for name in self.outcomes
-        ]
-        return Failover(Backends(members, lambda _: None), policy, self, self, self.clock)
+        members = [self.member(name) for name in self.outcomes]
+        backends = Backends(members, self.probed.get, lambda backend, model: (backend, model) in self.had)
+        return Failover(backends, policy, self, self, self.clock)
+
+    def member(self, name: str) -> Backend[Any]:
+        drain = InUse(drained=name in self.drained)
+        bulkhead, tier = Bulkhead(self, name, drain), self.tiers.get(name, 1)
+        return Backend(name, name, bulkhead, Breaker(self, name), tier=tier, drain=drain)
 
     async def attempt(self, output: Output, backend: Backend[Any], terms: Terms) -> None:
         async with admitted(backend, terms, "acme"):
@@ -107,11 +118,16 @@ class Fake(Telemetry):
 class Bulkhead:
     fake: Fake
     name: str
+    drain: InUse
 
     @asynccontextmanager
     async def permit(
-        self, tenant: str, *, background: bool = False, within: float | None = None
+        self, tenant: str, *, background: bool = False, within: float | None = None, queues: bool = True
     ) -> AsyncIterator[None]:
+        self.fake.asked.append((self.name, queues))
+        if self.name in self.fake.full and not queues:
+            raise BulkheadFull(self.name, "no_permit", 1.0)
+        self.drain.drained |= self.name in self.fake.drained_meanwhile
         wait = self.fake.waits.get(self.name, 0.0)
         assert within is not None
         self.fake.now += min(wait, within)
@@ -220,8 +236,7 @@ async def test_a_caller_waits_in_a_second_queue_only_if_the_policy_allows_it() -
 async def test_the_most_informative_error_is_raised() -> None:
     missing, lost = fault(UpstreamFault.MODEL_NOT_FOUND), fault(UpstreamFault.CONNECT_FAILED)
     cases: list[tuple[dict[str, list[Any]], set[str], Callable[[RagherdError], bool]]] = [
-        ({"one": [missing], "two": [lost]}, set(), lambda error: error is lost),
-        ({"one": [lost], "two": [missing]}, set(), lambda error: error is lost),
+        ({"one": [fault(UpstreamFault.SERVER_ERROR)], "two": [missing]}, set(), lambda error: error is not missing),
         ({"one": [missing], "two": [missing]}, set(), lambda error: error is missing),
         ({"one": ["-"], "two": ["-"]}, {"one", "two"}, lambda error: getattr(error, "retry_after", 0) == 5.0),
         ({"one": ["-"], "two": [lost]}, {"one"}, lambda error: error is lost),
@@ -235,6 +250,65 @@ async def test_the_most_informative_error_is_raised() -> None:
         with pytest.raises(RagherdError) as told:
             await Fake(outcomes, rejecting=rejecting).call()
         assert is_expected(told.value), told.value
+
+
+@pytest.mark.parametrize("order", [("one", "two"), ("two", "one")])
+@pytest.mark.parametrize("way", ["refuses", "rejects"])
+async def test_a_model_that_no_reachable_backend_has_is_404_and_the_others_are_named(
+    order: tuple[str, str], way: str
+) -> None:
+    lost = fault(UpstreamFault.CONNECT_FAILED)
+    outcomes: dict[str, list[Any]] = {"one": [fault(UpstreamFault.MODEL_NOT_FOUND)], "two": [lost]}
+    rejecting = {"two"} if way == "rejects" else set()
+    fake = Fake({name: outcomes[name] for name in order}, rejecting=rejecting)
+    with pytest.raises(UpstreamError) as told:
+        await fake.call()
+    assert (told.value.status, told.value.members["unreachable"]) == (404, ["two"])
+    assert "two" in told.value.detail
+    had = Fake({name: outcomes[name] for name in order}, rejecting=rejecting, had={("two", "m:latest")})
+    with pytest.raises(RagherdError) as failed:
+        await had.call()
+    assert (failed.value.status, "unreachable" in failed.value.members) == (502 if way == "refuses" else 503, False)
+
+
+async def test_if_the_only_backend_with_the_model_is_down_the_others_are_asked_too() -> None:
+    lacking = BackendHealth(True, frozenset(), frozenset())
+    outcomes: dict[str, list[Any]] = {"one": [fault(UpstreamFault.CONNECT_FAILED)], "two": ["pulled since"]}
+    assert await Fake(outcomes, probed={"two": lacking}).call() == ["pulled", "since"]
+    outcomes["two"] = [fault(UpstreamFault.MODEL_NOT_FOUND)]
+    fake = Fake(outcomes, probed={"two": lacking})
+    with pytest.raises(UpstreamError) as told:
+        await fake.call()
+    assert (told.value.status, told.value.members["unreachable"]) == (404, ["one"])
+    assert [name for name, _ in fake.tried] == ["one", "two"]
+
+
+async def test_the_next_tier_is_used_only_while_the_first_is_down_or_full() -> None:
+    tiers = {"near": 1, "far": 2}
+    assert await Fake({"far": ["far"], "near": ["near"]}, tiers=tiers).call() == ["near"]
+    assert await Fake({"far": ["far"], "near": ["near"]}, tiers=tiers, full={"near"}).call() == ["far"]
+    down: list[RagherdError | str] = [fault(UpstreamFault.CONNECT_FAILED)]
+    assert await Fake({"far": ["far"], "near": down}, tiers=tiers).call() == ["far"]
+
+
+async def test_if_every_tier_is_full_the_call_waits_at_the_first() -> None:
+    fake = Fake({"far": ["far"], "near": ["near"]}, tiers={"near": 1, "far": 2}, full={"near", "far"})
+    assert await fake.call() == ["near"]
+    assert fake.asked == [("near", False), ("far", False), ("near", True)]
+    one_tier = Fake({"far": ["far"], "near": ["near"]}, full={"near", "far"})
+    await one_tier.call()
+    assert [queues for _, queues in one_tier.asked] == [True]
+
+
+async def test_a_drained_backend_gets_no_call_not_even_one_that_waited_for_it() -> None:
+    assert await Fake({"one": ["one"], "two": ["two"]}, drained={"one"}).call() == ["two"]
+    fake = Fake({"one": ["one"], "two": ["two"]}, drained_meanwhile={"one"})
+    assert await fake.call() == ["two"]
+    assert [name for name, _ in fake.tried] == ["two"]
+    for drained in ({"drained": {"one"}}, {"drained_meanwhile": {"one"}}):
+        with pytest.raises(BackendsDrained) as refused:
+            await Fake({"one": ["one"]}, **drained).call()  # type: ignore[arg-type]
+        assert (refused.value.status, refused.value.headers["Retry-After"]) == (503, "30")
 
 
 async def test_the_breaker_counts_only_failures_of_ollama() -> None:

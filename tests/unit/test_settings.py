@@ -49,6 +49,14 @@ def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
         ("OLLAMA_BASE_URL", "localhost:11434"),
         ("OLLAMA_BASE_URL", ","),
         ("OLLAMA_BASE_URL", "http://a:1/,http://a:1"),
+        ("OLLAMA_BASE_URL", "http://a:1#tier=1,http://a:1#tier=2"),
+        ("OLLAMA_BASE_URL", "http://a:1#"),
+        ("OLLAMA_BASE_URL", "http://a:1#tier=0"),
+        ("OLLAMA_BASE_URL", "http://a:1#tier=101"),
+        ("OLLAMA_BASE_URL", "http://a:1#tier=1.5"),
+        ("OLLAMA_BASE_URL", "http://a:1#tier=1&tier=2"),
+        ("OLLAMA_BASE_URL", "http://a:1#weight="),
+        ("OLLAMA_BASE_URL", "http://a:1#gpu"),
         ("OLLAMA_KEEP_ALIVE", "5 minutes"),
         ("OLLAMA_NUM_CTX", "0"),
         ("OLLAMA_PROBE_INTERVAL", "31"),
@@ -96,6 +104,19 @@ def test_one_line_names_the_variable(monkeypatch: pytest.MonkeyPatch, name: str,
     line = str(caught.value)
     assert line.startswith(f"{name}: ")
     assert "\n" not in line
+
+
+def test_a_backend_has_a_tier_and_a_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    urls = "http://gpu:11434/, http://me:secret@big:1/o/#tier=2&weight=3 ,https://[::1]:2#weight=100"
+    monkeypatch.setenv("OLLAMA_BASE_URL", urls)
+    ollama = load_settings(None).ollama
+    found = [(place.url, place.address, place.tier, place.weight) for place in ollama.places]
+    assert found == [
+        ("http://gpu:11434", "http://gpu:11434", 1, 1),
+        ("http://me:secret@big:1/o", "http://big:1/o", 2, 3),
+        ("https://[::1]:2", "https://[::1]:2", 1, 100),
+    ]
+    assert ollama.base_urls == tuple(place.url for place in ollama.places)
 
 
 @pytest.mark.parametrize("name", ["EMBED_MODEL_PATH", "RERANK_MODEL_PATH"])

@@ -42,7 +42,7 @@ class FakeBulkhead:
 
     @asynccontextmanager
     async def permit(
-        self, tenant: str, *, background: bool = False, within: float | None = None
+        self, tenant: str, *, background: bool = False, within: float | None = None, queues: bool = True
     ) -> AsyncIterator[None]:
         self.asked.append((tenant, background))
         if self.full:

@@ -1,6 +1,6 @@
 // What only an admin may do. Each action asks first; a deletion counts first.
 
-import { $ } from "./dom.js";
+import { $, el } from "./dom.js";
 import { savedKey, saveKey, send } from "./client.js";
 
 const BREAKER = {
@@ -8,6 +8,12 @@ const BREAKER = {
   "force-close": ["Force the breaker closed?", "Every replica calls Ollama until you reset the breaker, whatever fails."],
   reset: ["Reset the breaker?", "The breaker closes, its counts start at zero, and any override ends."],
 };
+const BACKEND = {
+  drain: (name) => [`Drain ${name}?`, "No replica sends it new calls until you resume it. Calls in progress end."],
+  resume: (name) => [`Resume ${name}?`, "Every replica sends it calls again."],
+  force: (name) => [`Drain ${name}, the last backend?`, "Every replica rejects all calls to Ollama until you resume a backend. Cached answers are still served."],
+};
+const CONFLICT = 409;
 
 function confirmed(title, text) {
   const dialog = $("confirm");
@@ -25,16 +31,48 @@ export function setUpAdmin() {
   for (const button of document.querySelectorAll("[data-breaker]")) {
     button.addEventListener("click", async () => {
       const action = button.dataset.breaker;
-      if (!(await confirmed(...BREAKER[action]))) return;
+      const [title, text] = BREAKER[action];
+      const name = $("breaker-name").value;
+      if (!(await confirmed(name ? title.replace("the breaker", `the breaker ${name}`) : title, text))) return;
       said("");
-      await attempt(() => send("POST", `/api/circuit-breaker/${action}`), said);
+      const query = name ? `?breaker=${encodeURIComponent(name)}` : "";
+      await attempt(() => send("POST", `/api/circuit-breaker/${action}${query}`), said);
     });
   }
+  $("backends").addEventListener("click", ({ target }) => {
+    const button = target.closest("[data-action]");
+    if (button) changeBackend(button.dataset.action, button.dataset.name);
+  });
   $("invalidate-form").addEventListener("submit", (event) => {
     event.preventDefault();
     invalidate();
   });
   setUpKey();
+}
+
+// Offers each breaker by its name if there are several.
+export function nameBreakers(names) {
+  const select = $("breaker-name");
+  const known = [...select.options].slice(1).map((option) => option.value);
+  if (names.join() !== known.join()) select.replaceChildren(select.options[0], ...names.map((name) => el("option", { value: name }, name)));
+  $("breaker-choice").hidden = names.length < 2;
+}
+
+async function changeBackend(action, name) {
+  const said = (text) => ($("backends-result").textContent = text);
+  const change = (query = "") => send("POST", `/api/backends/${encodeURIComponent(name)}/${action}${query}`);
+  if (!(await confirmed(...BACKEND[action](name)))) return;
+  said("");
+  await attempt(async () => {
+    try {
+      await change();
+    } catch (error) {
+      if (error.status !== CONFLICT) throw error;
+      if (!(await confirmed(...BACKEND.force(name)))) return said("Nothing was changed.");
+      await change("?force=true");
+    }
+    said(action === "drain" ? `${name} is drained.` : `${name} is in use.`);
+  }, said);
 }
 
 async function invalidate() {

@@ -4,7 +4,7 @@ import { $, el, list, milliseconds, percent, pill, show, table } from "./dom.js"
 import { Problem, events, send } from "./client.js";
 import { cachePill } from "./panels.js";
 
-const MOST_CANDIDATES = 3;
+const MOST_CANDIDATES = 5;
 let running = null;
 
 export function setUpAsk() {
@@ -101,8 +101,10 @@ function explained(why) {
 
 function guards(candidate) {
   const rejecting = candidate.guards.filter((guard) => !guard.agrees);
-  const agreeing = candidate.guards.length - rejecting.length;
+  const agreeing = candidate.guards.filter((guard) => guard.agrees);
   return el("div", { class: "guards" },
-    rejecting.map((guard) => pill("bad", guard.detail ? `${guard.guard}: ${guard.detail}` : guard.guard)),
-    agreeing ? pill("good", `${agreeing} agree`) : null);
+    rejecting.map((guard) => pill("bad", guard.detail ? `${verdict(guard.guard)}: ${guard.detail}` : verdict(guard.guard))),
+    agreeing.length ? el("details", { class: "agreeing" },
+      el("summary", {}, `${agreeing.length} agree`),
+      el("span", { class: "guards" }, agreeing.map((guard) => pill("good", verdict(guard.guard))))) : null);
 }

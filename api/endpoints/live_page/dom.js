@@ -15,8 +15,11 @@ export function el(tag, attributes = {}, ...children) {
 
 const asNode = (child) => (child instanceof Node ? child : document.createTextNode(String(child)));
 
+// Replaces the content. A control with a `data-keep` keeps the focus.
 export function show(target, ...children) {
+  const kept = target.contains(document.activeElement) ? document.activeElement.dataset.keep : undefined;
   target.replaceChildren(...children.flat().filter(Boolean));
+  if (kept) [...target.querySelectorAll("[data-keep]")].find((one) => one.dataset.keep === kept)?.focus();
 }
 
 export const pill = (kind, text) => el("span", { class: `pill ${kind}` }, text);

@@ -3,18 +3,17 @@
 import { $, number, percent } from "./dom.js";
 import { events, get } from "./client.js";
 import { drawLatency, drawQueries, resize } from "./charts.js";
-import { setUpAdmin } from "./admin.js";
+import { nameBreakers, setUpAdmin } from "./admin.js";
 import { setUpAsk } from "./ask.js";
 import * as panels from "./panels.js";
 
 const RETRY_MS = 2000;
 const now = {};
-const history = { points: [], step: 60, range: 3600, logs: {} };
+const history = { points: [], step: 60, range: 3600, logs: {}, recoveries: {} };
 
 const PANELS = {
   health: panels.health,
   cache: panels.cache,
-  pool: panels.backends,
   bulkhead: panels.bulkheads,
   workers: panels.workers,
   recent: panels.recent,
@@ -22,6 +21,7 @@ const PANELS = {
 
 function render(changed) {
   for (const name of changed) PANELS[name]?.(now[name]);
+  if (now.backends && changed.some((name) => ["backends", "pool"].includes(name))) panels.backends(now.backends, now.pool);
   panels.tiles(now, history);
   if (now.breaker) panels.breakers(now.breaker, history.logs, history.range);
 }
@@ -31,11 +31,11 @@ async function follow() {
     try {
       for await (const { event, data } of events("/dashboard/events")) {
         if (event !== "figures") continue;
-        const before = now.breaker;
+        const before = changes(now);
         Object.assign(now, data);
         say("Live");
         render(Object.keys(data));
-        if (epochs(before) !== epochs(now.breaker)) await loadBreakers();
+        if (before !== changes(now)) await loadBreakers();
       }
       say("Reconnecting…");
     } catch (error) {
@@ -45,7 +45,9 @@ async function follow() {
   }
 }
 
-const epochs = (report) => report && JSON.stringify(Object.values(report.breakers).map((one) => [one.epoch, one.state, one.forced]));
+// Changes whenever a breaker's log has a new entry.
+const changes = ({ breaker, backends }) =>
+  JSON.stringify([Object.values(breaker?.breakers ?? {}).map((one) => [one.epoch, one.state, one.forced]), backends?.map((one) => one.drained)]);
 
 const say = (text) => {
   if ($("live").textContent !== text) $("live").textContent = text;
@@ -53,11 +55,15 @@ const say = (text) => {
 
 async function loadBreakers() {
   const names = Object.keys(now.breaker?.breakers ?? {});
-  const logs = await Promise.all(names.map((name) => get(`/api/circuit-breaker/history?limit=500&breaker=${encodeURIComponent(name)}`).catch(() => null)));
-  names.forEach((name, index) => logs[index] && (history.logs[name] = logs[index].transitions));
+  nameBreakers(names);
+  const each = (path, name) => get(`/api/circuit-breaker/${path}${encodeURIComponent(name)}`).catch(() => null);
+  await Promise.all(names.map(async (name) => {
+    const [log, recovery] = await Promise.all([each("history?limit=500&breaker=", name), each("recovery?breaker=", name)]);
+    if (log) history.logs[name] = log.transitions;
+    if (recovery) history.recoveries[name] = recovery;
+  }));
   if (now.breaker) panels.breakers(now.breaker, history.logs, history.range);
-  const recovery = await get("/api/circuit-breaker/recovery").catch(() => null);
-  if (recovery) panels.outages(recovery);
+  panels.outages(history.recoveries);
 }
 
 async function loadHistory() {

@@ -6,6 +6,9 @@ const STATE = { CLOSED: "good", HALF_OPEN: "warn", OPEN: "bad" };
 const HEALTH = { healthy: "good", degraded: "warn", unhealthy: "bad" };
 const CACHE = { hit: "good", stale: "warn", coalesced: "plain", miss: "plain", bypass: "plain", error: "bad", left: "plain" };
 
+const counted = (count, name) => `${number(count)} ${name}${count === 1 ? "" : "s"}`;
+const words = (name) => name.replaceAll("_", " ");
+
 export const cachePill = (status, kind) => pill(CACHE[status] ?? "plain", kind ? `${status}, ${kind}` : status);
 
 export function health(report) {
@@ -38,7 +41,7 @@ export function tiles(now, { points, step }) {
     tile("Latency p95, hit", milliseconds(last?.latency_ms?.hit?.p95), `miss ${milliseconds(last?.latency_ms?.miss?.p95)}`),
     tile("Breaker", breaker ? pill(STATE[breaker.state], breaker.state) : "–",
       breaker?.state === "OPEN" ? `next probe in ${breaker.retry_after_seconds} s` : breaker?.forced ? "forced" : ""),
-    tile("Workers", workers ? number(workers.length) : "–", workers ? `${new Set(workers.map((worker) => worker.host)).size} replicas` : "Redis is down"),
+    tile("Workers", workers ? number(workers.length) : "–", workers ? counted(new Set(workers.map((worker) => worker.host)).size, "replica") : "Redis is down"),
   ]);
 }
 
@@ -52,7 +55,7 @@ function timeline(state, transitions, rangeSeconds) {
   let since = from;
   const pieces = [];
   for (const change of [...inside, { at: now, to: state }]) {
-    pieces.push([current, change.at - since]);
+    pieces.push([current, change.at - since, since]);
     [current, since] = [change.to, change.at];
   }
   const total = now - from;
@@ -60,8 +63,8 @@ function timeline(state, transitions, rangeSeconds) {
   for (const [name, length] of pieces) share[name] = (share[name] ?? 0) + length / total;
   const text = Object.entries(share).map(([name, part]) => `${name} ${percent(part, part > 0.999 ? 0 : 1)}`).join(", ");
   const strip = el("div", { class: "timeline", role: "img", "aria-label": `Over the last ${seconds(rangeSeconds)}: ${text}` },
-    pieces.map(([name, length]) => {
-      const piece = el("span", { class: `state-${name}` });
+    pieces.map(([name, length, began]) => {
+      const piece = el("span", { class: `state-${name}`, title: `${name} for ${seconds(length / 1000)}, from ${clock(began)}` });
       piece.style.flex = `${Math.max(length / total, 0.0005)} 0 auto`;
       return piece;
     }));
@@ -80,29 +83,38 @@ export function breakers(report, logs, rangeSeconds) {
       ["failure rate", percent(one.failure_rate / 100)],
       ["last failure", ago(one.last_failure_time)],
       ...(one.state === "OPEN" ? [["next probe in", `${one.retry_after_seconds} s`]] : []),
-      ...(one.reason ? [["reason", one.reason]] : []),
+      ...(one.reason ? [["reason", words(one.reason)]] : []),
     ]))));
 }
 
-export function outages(report) {
+// `recoveries`: the report of each breaker, by name.
+export function outages(recoveries) {
+  const all = Object.entries(recoveries).flatMap(([name, report]) => report.outages.map((outage) => ({ name, ...outage })));
+  all.sort((one, other) => Date.parse(other.began) - Date.parse(one.began));
   show($("outages"), [
-    facts([
-      ["available in 24 hours", percent(report.availability_24h, 2)],
-      ["mean outage", seconds(report.mean_seconds)],
-      ["longest", seconds(report.longest_seconds)],
-    ]),
+    table("Of each breaker, over the last 24 hours", [
+      ["Breaker", ([name]) => name],
+      ["Available", ([, report]) => percent(report.availability_24h, 2), true],
+      ["Mean outage", ([, report]) => seconds(report.mean_seconds), true],
+      ["Longest", ([, report]) => seconds(report.longest_seconds), true],
+      ["Mean probes", ([, report]) => number(report.mean_probes), true],
+    ], Object.entries(recoveries)),
     table("Outages, newest first", [
       ["Began", (outage) => new Date(outage.began).toLocaleString()],
+      ["Breaker", (outage) => outage.name],
       ["Recovered after", (outage) => (outage.ended ? seconds(outage.seconds) : "still open"), true],
       ["Probes", (outage) => number(outage.probes), true],
-      ["Reason", (outage) => outage.reason],
-    ], report.outages, "No outages."),
+      ["Reason", (outage) => words(outage.reason)],
+    ], all, "No outages."),
   ]);
 }
+
+const share = (report, hits) => hits / (report.hits + report.misses);
 
 export function cache(report) {
   show($("cache"), list([
     ["Entries", `${number(report.cache_size)} of ${number(report.max_cache_size)}`],
+    ["Hit rate", `${percent(report.hit_rate)}: ${percent(share(report, report.exact_hits))} exact, ${percent(share(report, report.semantic_hits))} semantic`],
     ["Hits", `${number(report.exact_hits)} exact, ${number(report.semantic_hits)} semantic, ${number(report.stale_hits)} stale, ${number(report.coalesced)} coalesced`],
     ["Misses", number(report.misses)],
     ["Stored, evicted", `${number(report.stores)}, ${number(report.evictions)}`],
@@ -114,16 +126,31 @@ export function cache(report) {
   ]));
 }
 
-export function backends(pool) {
-  show($("backends"), table("Calls and connections of the worker that serves this page", [
-    ["Backend", (row) => row.name],
-    ["State", (row) => (row.reachable === null ? pill("plain", "not probed") : pill(row.reachable ? "good" : "bad", row.reachable ? "up" : "down"))],
-    ["In memory", (row) => row.resident.join(", ") || "none"],
-    ["Tokens/s", (row) => number(row.tokens_per_second), true],
-    ["Active", (row) => `${row.active} of ${row.pool_maxsize}`, true],
-    ["Waiting", (row) => number(row.waiting), true],
-    ["Reuse", (row) => percent(row.reuse_rate, 0), true],
-  ], Object.entries(pool.backends).map(([name, row]) => ({ name, ...row }))));
+const UP = { true: ["good", "up"], false: ["bad", "down"], null: ["plain", "not probed"] };
+
+// `pool`: the connections of the worker that serves this page.
+export function backends(found, pool) {
+  const tiered = found.some((one) => one.tier !== 1 || one.weight !== 1);
+  const connections = (one) => pool?.backends[one.name];
+  show($("backends"), table("Calls are those of the whole fleet, speed and connections those of the worker that serves this page", [
+    ["Backend", (one) => [el("span", {}, one.name), el("span", { class: "url" }, one.url)]],
+    ...(tiered ? [["Tier", (one) => number(one.tier), true], ["Weight", (one) => number(one.weight), true]] : []),
+    ["State", (one) => el("span", { class: "pills" }, one.drained ? pill("warn", `drained ${ago(one.drained_at)}`) : null, pill(...UP[one.reachable]))],
+    ["Breaker", (one) => el("span", { class: "pills" }, Object.entries(one.breakers).map(([name, state]) => pill(STATE[state], name.endsWith("-embed") ? `embed ${state}` : state)))],
+    ["In memory", (one) => one.resident.join(", ") || "none"],
+    ["Calls", (one) => `${number(one.in_use)} of ${number(one.limit)}`, true],
+    ["Queue", (one) => `${number(one.waiting)} of ${number(one.max_queue)}`, true],
+    ["Tokens/s", (one) => number(one.tokens_per_second), true],
+    ["Connections", (one) => (connections(one) ? `${connections(one).active} of ${connections(one).pool_maxsize}` : "–"), true],
+    ["Reused", (one) => percent(connections(one)?.reuse_rate, 0), true],
+    ["Action", drainButton],
+  ], found));
+}
+
+function drainButton(one) {
+  const action = one.drained ? "resume" : "drain";
+  const label = one.drained ? "Resume" : "Drain";
+  return el("button", { type: "button", "data-action": action, "data-name": one.name, "data-keep": `drain ${one.name}`, "aria-label": `${label} ${one.name}` }, label);
 }
 
 export function bulkheads(report) {

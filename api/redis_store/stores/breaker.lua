@@ -2,7 +2,7 @@
 -- KEYS[1] hash    rag:cb:{name}          state, epoch, since_ms, until_ms, forced, counts ...
 -- KEYS[2] hash    rag:cb:{name}:window   <second>:ok|slow|fail|slowfail -> count
 -- KEYS[3] zset    rag:cb:{name}:permits  token -> end of its lease (ms)
--- KEYS[4] stream  rag:cb:{name}:log      one entry per change of state
+-- KEYS[4] stream  rag:cb:{name}:log      one entry per change of state, and when the backend is drained or resumed
 
 local LOG_LENGTH = 1000
 
@@ -228,7 +228,9 @@ local now = now_ms()
 local s = load_state(now)
 if action == 'RESET' then
   move(s, 'CLOSED', 'reset', by, now, 0)
+  local drained, drained_ms = unpack(redis.call('HMGET', KEYS[1], 'drained', 'drained_ms'))
   redis.call('DEL', KEYS[1])
+  if drained then redis.call('HSET', KEYS[1], 'drained', drained, 'drained_ms', drained_ms or '0') end
   redis.call('HSET', KEYS[1], 'state', 'CLOSED', 'epoch', int(s.epoch), 'since_ms', int(now), 'until_ms', int(now),
     'reason', 'reset', 'by', by, 'forced', '')
   s.forced = ''
@@ -238,3 +240,22 @@ else
   s.forced = action
 end
 return {position(s, now)}
+
+-- name: drain
+-- Marks the backend as drained, or no longer. The state, the epoch and the counts stay as they are.
+-- ARGV: address of the backend, or '' to resume it; who
+-- Returns 1 if that changed something, else 0.
+local address, by = ARGV[1], ARGV[2]
+local now = now_ms()
+local s = load_state(now)
+local before = redis.call('HGET', KEYS[1], 'drained') or ''
+if before == address then return 0 end
+if address == '' then
+  redis.call('HDEL', KEYS[1], 'drained', 'drained_ms')
+else
+  redis.call('HSET', KEYS[1], 'drained', address, 'drained_ms', int(now))
+end
+redis.call('XADD', KEYS[4], 'MAXLEN', '~', LOG_LENGTH, '*', 'from', s.state, 'to', s.state,
+  'reason', address == '' and 'resumed' or 'drained', 'by', by, 'epoch', int(s.epoch), 'wait_ms', '0',
+  'at_ms', int(now))
+return 1

@@ -61,6 +61,7 @@ class RedisBreakerStore:
         self._renew = self._script("renew")
         self._read = self._script("read")
         self._override = self._script("override")
+        self._drain = self._script("drain")
         self._record_args = _record_arguments(policy)
 
     def _script(self, operation: str) -> AsyncScript:
@@ -100,6 +101,10 @@ class RedisBreakerStore:
     async def override(self, action: Override, by: str) -> Position:
         """Starts or ends an operator's override. `by` is noted in the log."""
         return _position(await self._run(self._override, action, by))
+
+    async def drain(self, address: str, by: str) -> None:
+        """Stores that the backend at `address` is drained; empty: that it is not."""
+        await self._run(self._drain, address, by)
 
     async def history(self, limit: int, since_ms: int = 0) -> list[Transition]:
         """Returns transitions, newest first, at most `limit` and none older than `since_ms`."""
@@ -207,6 +212,8 @@ def _state(fields: dict[str, str]) -> BreakerState:
         reason=fields.get("reason", ""),
         by=fields.get("by", ""),
         last_failure_ms=number("last_failure_ms"),
+        drained=fields.get("drained", ""),
+        drained_ms=number("drained_ms"),
         totals=Totals(
             successful=number("successful_calls"),
             failed=number("failed_calls"),

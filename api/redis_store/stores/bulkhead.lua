@@ -104,7 +104,8 @@ end
 
 -- name: take
 -- Asks for a permit.
--- ARGV[4..]: priority, tenant as in tickets, worker, hex digits of the new ticket, max_queue
+-- ARGV[4..]: priority, tenant as in tickets, worker, hex digits of the new ticket, max_queue (-1: the call does not
+-- queue)
 -- Returns {0 rejected | 1 granted | 2 queued, ticket, retry_after_ms}
 local priority, tenant, max_queue = ARGV[4], ARGV[5], tonumber(ARGV[8])
 local ticket = string.format('%s %s %s %s %s', priority, tenant, int(micros), ARGV[6], ARGV[7])
@@ -149,6 +150,7 @@ if not is_behind() and is_free(priority) then
   return {1, ticket, 0}
 end
 local wait = retry_after()
+if max_queue < 0 then return {0, '', wait} end
 if redis.call('ZCARD', KEYS[2]) >= max_queue then
   local victim = displaced()
   if not victim then

@@ -13,6 +13,7 @@ from typing import Any
 from redis.commands.core import AsyncScript
 
 from api.bulkhead.bulkhead_rules import (
+    NO_QUEUE,
     AcquireResult,
     BulkheadPolicy,
     BulkheadReading,
@@ -61,10 +62,11 @@ class RedisBulkheadStore:
     async def _run(self, called: AsyncScript, *arguments: Any) -> Any:
         return await self._redis.run("bulkhead", partial(called, self._keys, (*self._common, *arguments)))
 
-    async def take(self, priority: Priority, tenant: str) -> Taken:
+    async def take(self, priority: Priority, tenant: str, *, queues: bool = True) -> Taken:
         """Asks for a permit. Returns whether it was granted, queued or rejected, and the ticket."""
+        max_queue = self._max_queue if queues else NO_QUEUE
         verdict, ticket, retry_after_ms = await self._run(
-            self._take, priority, tenant_field(tenant), self._worker, secrets.token_hex(8), self._max_queue
+            self._take, priority, tenant_field(tenant), self._worker, secrets.token_hex(8), max_queue
         )
         return Taken(AcquireResult(verdict), ticket.decode(), int(retry_after_ms) / 1000)
 
