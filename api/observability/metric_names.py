@@ -400,6 +400,23 @@ REDIS_WARNINGS = MetricSpec(
     ("store", "warning"),
     across="livemax",
 )
+REDIS_MEMORY = MetricSpec(
+    "ragherd_redis_memory_used_bytes", "gauge", "Memory that Redis uses. Fleet-wide.", ("store",), "livemostrecent"
+)
+REDIS_MEMORY_SHARE = MetricSpec(
+    "ragherd_redis_memory_used_ratio",
+    "gauge",
+    "Used share of maxmemory, of the fullest shard; 0 without a limit. Fleet-wide.",
+    ("store",),
+    "livemostrecent",
+)
+REDIS_EVICTED = MetricSpec(
+    "ragherd_redis_evicted_keys",
+    "gauge",
+    "Keys that Redis evicted since its start for lack of memory. Fleet-wide.",
+    ("store",),
+    "livemostrecent",
+)
 REDIS_SHARDS = MetricSpec(
     "ragherd_redis_shards", "gauge", "Known shards of Redis; 1 without a cluster.", across="livemax"
 )
@@ -419,6 +436,7 @@ HISTORY_LOST = MetricSpec(
 
 TRACE_SPANS = MetricSpec("ragherd_trace_spans_total", "counter", "Spans for the collector of traces.", ("outcome",))
 
+WORKERS_STARTED = MetricSpec("ragherd_workers_started_total", "counter", "Workers that began to start, successors too.")
 WORKERS_REPLACED = MetricSpec(
     "ragherd_workers_replaced_total",
     "counter",

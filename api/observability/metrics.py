@@ -35,7 +35,7 @@ from api.observability.metric_names import (
     VerifierOutcome,
 )
 from api.observability.worker_files import WorkerFilesCollector
-from api.ports.answer_cache import FeedbackVerdict, StoreWarning
+from api.ports.answer_cache import FeedbackVerdict, StoreMemory, StoreWarning
 from api.ports.answer_quality import FalseHitRate, LabelSource, QualityState, Verdict
 from api.ports.telemetry import BulkheadReason, LabelLoss, RefreshOutcome, ShadowOutcome
 from api.values import CacheKind, CacheStatus, Usage
@@ -439,6 +439,13 @@ class Metrics:
         for series in now | set(family):
             family[series].set(float(series in now))
 
+    def redis_memory_is(self, stores: Collection[StoreMemory]) -> None:
+        """Sets how much memory each Redis uses, and how many keys it evicted."""
+        for memory in stores:
+            self._families[names.REDIS_MEMORY][(memory.store,)].set(memory.used)
+            self._families[names.REDIS_MEMORY_SHARE][(memory.store,)].set(memory.share)
+            self._families[names.REDIS_EVICTED][(memory.store,)].set(memory.evicted)
+
     def redis_shards_are(self, up: int, known: int) -> None:
         """Sets how many shards of Redis there are, and how many of them this worker reaches."""
         self._families[names.REDIS_SHARDS_UP][()].set(up)
@@ -455,6 +462,10 @@ class Metrics:
     def history_lost(self) -> None:
         """Counts a minute whose counts were dropped."""
         self._families[names.HISTORY_LOST][()].inc()
+
+    def worker_started(self) -> None:
+        """Counts this worker."""
+        self._families[names.WORKERS_STARTED][()].inc()
 
     # -- for scrapes --------------------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from api.breaker.fleet_breaker import FleetBreaker
 from api.bulkhead.fleet_bulkhead import FleetBulkhead
 from api.observability.listeners import STATES
 from api.observability.metrics import Metrics, OllamaGrowth
-from api.ports.answer_cache import StoreWarning
+from api.ports.answer_cache import StoreMemory, StoreWarning
 from api.ports.answer_quality import QualityState
 from api.values import BackendHealth
 
@@ -43,6 +43,9 @@ class RedisState(Protocol):
 
     @property
     def warnings(self) -> Sequence[StoreWarning]: ...
+
+    @property
+    def memory(self) -> Sequence[StoreMemory]: ...
 
     @property
     def main_is_up(self) -> bool: ...
@@ -112,6 +115,7 @@ class WorkerFacts:
         self._metrics.redis_is(up=self._redis.main_is_up, breaker_up=self._redis.breaker_is_up)
         self._metrics.redis_shards_are(*self._redis.main_shards)
         self._metrics.redis_warnings(self._redis.warnings)
+        self._metrics.redis_memory_is(self._redis.memory)
         self._metrics.quality_is(self._quality())
         self._metrics.pool_is(active=pool.active, idle=pool.idle, waiting=pool.waiting)
         self._metrics.pool_opened(self._since("connections_opened", pool.connections_opened))

@@ -294,3 +294,16 @@ class StoreWarning:
     store: Store
     name: str
     advice: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoreMemory:
+    """`used`: bytes of all servers. `share`: the used share of `maxmemory` on the fullest server, 0 without a limit.
+
+    `evicted`: keys that Redis evicted since it started, because its memory was full.
+    """
+
+    store: Store
+    used: int
+    share: float
+    evicted: int

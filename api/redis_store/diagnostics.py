@@ -1,4 +1,4 @@
-"""Checks how Redis is set up, and warns about settings that are unsafe for Ragherd.
+"""Checks how Redis is set up and how full it is, and warns about settings that are unsafe for Ragherd.
 
 It reads INFO when Redis is found, after each outage, and every minute.
 """
@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError, ResponseError
 
 from api.errors import StoreUnavailable
-from api.ports.answer_cache import Store, StoreWarning
+from api.ports.answer_cache import Store, StoreMemory, StoreWarning
 from api.redis_store.client import AnyHealthGated
 from api.redis_store.health_gated import HealthGatedRedis
 
@@ -45,7 +45,10 @@ ADVICE: Final = {
 
 @dataclass(frozen=True, slots=True)
 class ServerFacts:
-    """Fields of INFO. `snapshots`: a snapshot was written, or data was loaded, since the server started."""
+    """Fields of INFO. `snapshots`: a snapshot was written, or data was loaded, since the server started.
+
+    `used` and `limit`: bytes; no limit is 0. `evicted`: keys, since the server started.
+    """
 
     version: tuple[int, int]
     has_search: bool
@@ -54,6 +57,9 @@ class ServerFacts:
     snapshots: bool
     disk_works: bool
     is_replica: bool
+    used: int
+    limit: int
+    evicted: int
 
 
 def server_facts(info: Mapping[str, Any]) -> ServerFacts:
@@ -70,12 +76,21 @@ def server_facts(info: Mapping[str, Any]) -> ServerFacts:
         disk_works=all(str(info.get(state, "ok")) == "ok" for state in states),
         # No replica of a cluster accepts writes: a former primary redirects them.
         is_replica=str(info.get("role", "master")) != "master" and not int(info.get("cluster_enabled", 0)),
+        used=int(info.get("used_memory", 0)),
+        limit=int(info.get("maxmemory", 0)),
+        evicted=int(info.get("evicted_keys", 0)),
     )
 
 
 def warnings_of(facts: ServerFacts, store: Store) -> list[StoreWarning]:
     """Returns what an operator should change, in the order of `ADVICE`."""
     return [warning(store, name) for name in _names(facts, store)]
+
+
+def memory_of(found: Sequence[ServerFacts], store: Store) -> StoreMemory:
+    """Returns the memory of all servers of a Redis."""
+    share = max((each.used / each.limit for each in found if each.limit), default=0.0)
+    return StoreMemory(store, sum(each.used for each in found), share, sum(each.evicted for each in found))
 
 
 def warning(store: Store, name: str) -> StoreWarning:
@@ -111,13 +126,20 @@ class RedisCheckup:
         self._redis = redis
         self._store: Store = store
         self._heard = heard
-        self._found: dict[HealthGatedRedis, list[StoreWarning]] = {}
+        self._found: dict[HealthGatedRedis, ServerFacts | None] = {}
+        """What each server last reported; None if its user may not run INFO."""
         redis.after_each_recovery(self.look)
 
     @property
     def warnings(self) -> Sequence[StoreWarning]:
         """The warnings of the last check. A Redis that refuses writes has only that warning."""
         return [warning(self._store, "read_only")] if self._redis.is_read_only else self._known()
+
+    @property
+    def memory(self) -> StoreMemory | None:
+        """The memory at the last check; None if it is not known."""
+        facts = [found for found in self._found.values() if found is not None]
+        return memory_of(facts, self._store) if facts else None
 
     async def look(self) -> None:
         """Checks all servers that are up. Raises `StoreUnavailable` if none can be asked."""
@@ -137,7 +159,11 @@ class RedisCheckup:
 
     def _known(self) -> list[StoreWarning]:
         """The warnings of all servers, each once. Servers that are down keep their last warnings."""
-        return list(dict.fromkeys(warning for found in self._found.values() for warning in found))
+        each = (
+            [warning(self._store, "unchecked")] if found is None else warnings_of(found, self._store)
+            for found in self._found.values()
+        )
+        return list(dict.fromkeys(one for warnings in each for one in warnings))
 
     def _tell(self, before: Sequence[StoreWarning], now: Sequence[StoreWarning]) -> None:
         for old in before:
@@ -147,12 +173,12 @@ class RedisCheckup:
             if new not in before:
                 self._heard(new, True)
 
-    async def _ask(self, client: Redis) -> list[StoreWarning]:
+    async def _ask(self, client: Redis) -> ServerFacts | None:
         try:
             info: Any = await client.info()
         except NoPermissionError:
-            return [warning(self._store, "unchecked")]
-        return warnings_of(server_facts(info), self._store)
+            return None
+        return server_facts(info)
 
     async def keep_looking(self) -> None:
         """Checks forever, with jitter, since settings can change. Runs as a task of the worker."""

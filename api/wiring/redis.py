@@ -10,7 +10,7 @@ from typing import Any
 
 from api.observability.listeners import RedisEvents
 from api.observability.metrics import Metrics
-from api.ports.answer_cache import Store, StoreWarning
+from api.ports.answer_cache import Store, StoreMemory, StoreWarning
 from api.redis_store.client import AnyHealthGated, RedisAddress, open_client
 from api.redis_store.diagnostics import RedisCheckup
 from api.redis_store.keys import Keys
@@ -53,6 +53,11 @@ class WorkerRedis:
     def warnings(self) -> Sequence[StoreWarning]:
         """The warnings about all of them."""
         return [warning for server in self._servers for warning in server.checkup.warnings]
+
+    @property
+    def memory(self) -> Sequence[StoreMemory]:
+        """The memory of each that is known."""
+        return [known for server in self._servers if (known := server.checkup.memory) is not None]
 
     @property
     def _servers(self) -> list[OpenRedis]:

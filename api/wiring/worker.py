@@ -95,6 +95,7 @@ class _Worker:
 
         `replaces`: it replaces an earlier worker of its replica.
         """
+        self._metrics.worker_started()  # first, so that workers which fail to start count too
         telemetry = await self._open_tracing()
         background = await self._stack.enter_async_context(Background())
         redis = await self._stack.enter_async_context(open_redis(self._settings, self._metrics))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -76,6 +77,38 @@ async def test_a_warning_comes_and_goes_with_its_reason(
         ("redis_warning_over", "info"),
     ]
     assert "Set maxmemory-policy to volatile-lfu" in lines[0]["message"]
+
+
+@pytest.mark.usefixtures("quick")
+async def test_a_redis_that_runs_out_of_memory_shows_it_and_counts_the_evicted_keys(
+    server: EmbeddedRedis, stub: StubOllama
+) -> None:
+    async with (
+        Redis.from_url(server.url) as redis,
+        running_service(make_settings(server.url, stub.base_url)) as client,
+    ):
+
+        async def value(name: str) -> float:
+            found = re.findall(
+                rf'^ragherd_redis_{name}{{store="main"}} (\S+)$', (await client.get("/metrics")).text, re.MULTILINE
+            )
+            return float(found[0]) if found else -1
+
+        async def is_without_limit() -> bool:
+            return await value("memory_used_ratio") == 0 and await value("memory_used_bytes") > 0
+
+        async def is_full() -> bool:
+            return await value("memory_used_ratio") > 0.9 and await value("evicted_keys") > 0
+
+        await wait_until_async(is_without_limit)
+        assert await value("evicted_keys") == 0
+        for number in range(100):
+            await redis.set(f"other:{number}", "x" * 10_000, ex=600)
+        used = (await redis.info("memory"))["used_memory"]
+        await redis.config_set("maxmemory-policy", "volatile-lfu")
+        await redis.config_set("maxmemory", used - 100_000)
+        await redis.set("other:last", "x" * 10_000, ex=600)
+        await wait_until_async(is_full)
 
 
 async def test_it_is_looked_at_again_when_it_is_found_again(stub: StubOllama) -> None:

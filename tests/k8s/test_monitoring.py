@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,38 @@ from tests.k8s.rendered import K8S, rendered
 from tests.support.needed_tools import need_tool
 
 MONITORING = K8S / "components" / "monitoring"
+RUNBOOKS = K8S.parent / "docs" / "runbooks.md"
 SUFFIXES = ("_bucket", "_count", "_sum")
 OF_THE_TARGET = {"namespace", "pod"}
 
 
-def rules() -> list[Any]:
-    [group] = yaml.safe_load((MONITORING / "prometheusrule.yaml").read_text())["spec"]["groups"]
-    found: list[Any] = group["rules"]
+def groups() -> list[Any]:
+    found: list[Any] = yaml.safe_load((MONITORING / "prometheusrule.yaml").read_text())["spec"]["groups"]
     return found
+
+
+def rules() -> list[Any]:
+    return [rule for group in groups() for rule in group["rules"]]
+
+
+def alerts() -> list[Any]:
+    return [rule for rule in rules() if "alert" in rule]
+
+
+def recorded() -> set[str]:
+    return {rule["record"] for rule in rules() if "record" in rule}
+
+
+def cases() -> dict[str, Any]:
+    """The cases of rules.test.yaml by name."""
+    tests = yaml.safe_load((MONITORING / "rules.test.yaml").read_text())["tests"]
+    return {case["name"]: case for case in tests}
+
+
+def sections() -> dict[str, str]:
+    """The runbooks of the alerts by heading."""
+    parts = re.split(r"^### (Ragherd\w+)$", RUNBOOKS.read_text(), flags=re.MULTILINE)
+    return {name: re.split(r"^## ", text, flags=re.MULTILINE)[0] for name, text in pairwise(parts) if name[0] == "R"}
 
 
 def dashboard() -> Any:
@@ -43,7 +68,7 @@ def expressions() -> list[str]:
 
 def selectors(expression: str) -> list[tuple[str, set[str]]]:
     """Each metric of an expression with the labels that it is narrowed by."""
-    found = re.findall(r"(ragherd_\w+)(?:\{([^}]*)\})?", expression)
+    found = re.findall(r"(?<![\w:])(ragherd_\w+)(?:\{([^}]*)\})?", expression)
     return [(name, set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", matchers))) for name, matchers in found]
 
 
@@ -54,8 +79,9 @@ def test_an_expression_is_promql_over_metrics_and_labels_that_exist(expression: 
     histograms = {
         f"{spec.name}{suffix}": spec.name for spec in ALL_METRICS if spec.type == "histogram" for suffix in SUFFIXES
     }
-    asked = selectors(expression)
-    assert asked
+    asked, records = selectors(expression), re.findall(r"\w+:ragherd_\w+:\w+", expression)
+    assert asked or records
+    assert set(records) <= recorded()
     labels: set[str] = set()
     for name, narrowed in asked:
         assert name in known or name in histograms, name
@@ -65,34 +91,93 @@ def test_an_expression_is_promql_over_metrics_and_labels_that_exist(expression: 
         assert {label.strip() for label in grouped.split(",")} <= labels | OF_THE_TARGET, expression
 
 
-def test_every_alert_says_what_how_bad_and_where_to_begin() -> None:
-    for rule in rules():
+def test_every_alert_says_what_how_bad_and_where_to_read_on() -> None:
+    site = re.findall(r"^site_url: (\S+)$", (K8S.parent / "mkdocs.yml").read_text(), re.MULTILINE)[0]
+    for rule in alerts():
         assert rule["labels"]["severity"] in {"warning", "critical"}
-        assert {"summary", "description", "runbook"} == set(rule["annotations"])
-        assert len(rule["annotations"]["runbook"].split()) > 8, rule["alert"]
-    assert len({rule["alert"] for rule in rules()}) == len(rules())
+        assert {"summary", "description", "runbook_url"} == set(rule["annotations"])
+        assert rule["annotations"]["runbook_url"] == f"{site}runbooks/#{rule['alert'].lower()}"
+        assert rule["annotations"]["description"].endswith((".", "?"))
+    assert len({rule["alert"] for rule in alerts()}) == len(alerts())
+
+
+def test_every_alert_has_a_runbook_and_every_runbook_an_alert() -> None:
+    assert sorted(sections()) == sorted(rule["alert"] for rule in alerts())
+    for name, text in sections().items():
+        assert [part in text for part in ("**Means:** ", "**Over when** ")] == [True, True], name
+        assert re.search(r"\*\*(Do|Look and do):\*\* ", text), name
+        assert "```sh\n" in text, name
+
+
+def test_a_runbook_names_only_metrics_that_exist() -> None:
+    names = {spec.name for spec in ALL_METRICS}
+    for name, text in sections().items():
+        found = re.findall(r"ragherd_\w+", text)
+        assert all(any(known.startswith(one) for known in names) for one in found), name
+
+
+def test_the_commands_of_the_runbooks_name_what_production_deploys() -> None:
+    manifests = rendered("overlays/production")
+    deployed = {f"{each['kind'].lower()}/{each['metadata']['name']}" for each in manifests.all}
+    pods = {f"{each['metadata']['name']}-0" for each in manifests.kind("StatefulSet")}
+    labels = {pod["metadata"]["labels"]["app.kubernetes.io/name"] for pod in manifests.pods().values()}
+    text = RUNBOOKS.read_text()
+    commands = re.findall(r"kubectl (-n .+?)(?:`|\n)", text)
+    assert len(commands) > 15
+    for command in commands:
+        assert command.startswith("-n ragherd "), command
+        assert set(re.findall(r"app\.kubernetes\.io/name=([\w-]+)", command)) <= labels, command
+        assert set(re.findall(r"\bdeployment/[\w-]+", command)) <= deployed, command
+        assert set(re.findall(r"\b(?:exec(?: -it)?|logs|delete pod) ([\w-]+-\d)\b", command)) <= pods, command
+    key = "/etc/redis-secret/password"
+    assert key in text
+    mounts = manifests.pods()["redis"]["spec"]["containers"][0]["volumeMounts"]
+    assert any(key.startswith(mount["mountPath"]) for mount in mounts)
 
 
 def test_the_rules_are_what_prometheus_takes_and_raise_what_they_should(tmp_path: Path) -> None:
     need_tool("promtool")
-    (tmp_path / "rules.yaml").write_text(yaml.safe_dump({"groups": [{"name": "ragherd", "rules": rules()}]}))
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump({"groups": groups()}))
     shutil.copy(MONITORING / "rules.test.yaml", tmp_path)
     for command in (["check", "rules", "rules.yaml"], ["test", "rules", "rules.test.yaml"]):
         done = subprocess.run(["promtool", *command], cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_every_alert_is_raised_in_the_rules_test() -> None:
-    tested = (MONITORING / "rules.test.yaml").read_text()
-    assert [rule["alert"] for rule in rules() if rule["alert"] not in tested] == []
+@pytest.mark.parametrize("alert", [rule["alert"] for rule in alerts() if rule["alert"] != "RagherdNotScraped"])
+def test_an_alert_is_tested_firing_and_not_firing(alert: str) -> None:
+    case = cases()[alert]
+    spaces = {
+        space for series in case["input_series"] for space in re.findall(r'namespace="([\w-]+)"', series["series"])
+    }
+    assert {"bad", "good"} <= spaces
+    [expected] = case["promql_expr_test"]
+    assert expected["expr"] == f'count by (namespace) (ALERTS{{alertname="{alert}", alertstate="firing"}})'
+    assert {sample["labels"] for sample in expected["exp_samples"]} == {
+        f'{{namespace="{space}"}}' for space in spaces if space.startswith("bad")
+    }
+    [rule] = [rule for rule in alerts() if rule["alert"] == alert]
+    early = [one["exp_alerts"] for one in case.get("alert_rule_test", ())]
+    assert early == ([[]] if "for" in rule else [])
 
 
-def test_a_runbook_names_only_metrics_and_pages_that_exist() -> None:
-    names = {spec.name for spec in ALL_METRICS}
-    for rule in rules():
-        text = " ".join(rule["annotations"].values())
-        assert {name.removesuffix("_bucket") for name in re.findall(r"ragherd_\w+", text)} <= names, rule["alert"]
-        assert all((K8S.parent / page).exists() for page in re.findall(r"docs/[\w-]+\.md", text))
+def test_the_alert_for_missing_pods_is_tested_firing_and_not_firing() -> None:
+    assert {"nobody is there", "one namespace of two is gone"} <= set(cases())
+
+
+def test_the_error_budget_counts_what_users_call_and_not_what_operators_do() -> None:
+    [rule] = [rule for rule in rules() if rule.get("record") == "namespace:ragherd_request_errors:ratio_rate5m"]
+    pattern = re.compile(re.findall(r'route=~"([^"]+)"', rule["expr"])[0])
+    listed = [line.split(" | ") for line in (K8S.parent / "docs" / "http-api.md").read_text().splitlines()]
+    asked = {
+        path: line[1] == "user" or path.startswith("/documents")
+        for line in listed
+        if len(line) == 3 and line[1] in {"user", "admin", "operator", "all"}
+        for path in re.findall(r"`(?:GET|POST|DELETE) (/[^`]*)`", line[0])
+    }
+    assert len(asked) > 30
+    catalog = {"/api/tags", "/api/ps", "/api/show", "/api/version", "/api/semantic-cache/explain"}
+    assert {path for path in asked if pattern.fullmatch(path)} == {path for path in asked if asked[path]} - catalog
 
 
 def test_the_pod_monitor_scrapes_the_metrics_port() -> None:

@@ -29,6 +29,7 @@ from api.observability.metric_names import ALL_METRICS
 from api.observability.metrics import Metrics
 from api.observability.worker_facts import TICK, LoopLag
 from api.observability.worker_files import WorkerFilesCollector
+from api.ports.answer_cache import StoreMemory
 from api.ports.answer_quality import FalseHitRate, QualityState
 from api.values import CacheStatus, Usage
 from tests.support.waiting import wait_until_async
@@ -92,6 +93,8 @@ def test_every_telemetry_method_updates_its_metric(registry: CollectorRegistry, 
     metrics.pool_timeout()
     metrics.redis_is(up=True, breaker_up=True)
     metrics.redis_failed("find")
+    metrics.redis_memory_is([StoreMemory("main", 900, 0.9, 3)])
+    metrics.worker_started()
     metrics.query_failed()
     metrics.cache_looked_up("exact")
     metrics.breakers.rates("ollama", failure=25.0, slow=50.0)
@@ -115,6 +118,10 @@ def test_every_telemetry_method_updates_its_metric(registry: CollectorRegistry, 
         ("ragherd_pool_requests_total", ()): 1,
         ("ragherd_pool_timeouts_total", ()): 1,
         ("ragherd_redis_up", ()): 1,
+        ("ragherd_redis_memory_used_bytes", (("store", "main"),)): 900,
+        ("ragherd_redis_memory_used_ratio", (("store", "main"),)): 0.9,
+        ("ragherd_redis_evicted_keys", (("store", "main"),)): 3,
+        ("ragherd_workers_started_total", ()): 1,
         ("ragherd_redis_errors_total", (("operation", "find"),)): 1,
         ("ragherd_queries_total", (("kind", "none"), ("status", "error"))): 1,
         ("ragherd_cache_lookups_total", (("result", "exact"),)): 1,

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from api.ports.answer_cache import Store
-from api.redis_store.diagnostics import ADVICE, server_facts, warnings_of
+from api.ports.answer_cache import Store, StoreMemory
+from api.redis_store.diagnostics import ADVICE, memory_of, server_facts, warnings_of
 
 GOOD: dict[str, Any] = {
     "redis_version": "8.2.3",
@@ -52,6 +52,16 @@ def test_each_warning_has_its_reason(changes: dict[str, Any], main: list[str], b
 
 def test_missing_server_facts_give_no_warning() -> None:
     assert [warning.name for warning in warnings_of(server_facts({"modules": [{"name": "search"}]}), "main")] == []
+
+
+def test_the_memory_of_several_servers_has_the_share_of_the_fullest() -> None:
+    full = server_facts(GOOD | {"used_memory": 900, "maxmemory": 1000, "evicted_keys": 7})
+    empty = server_facts(GOOD | {"used_memory": 100, "maxmemory": 1000, "evicted_keys": 1})
+    assert memory_of([empty, full], "main") == StoreMemory("main", used=1000, share=0.9, evicted=8)
+
+
+def test_without_a_limit_no_share_of_the_memory_is_used() -> None:
+    assert memory_of([server_facts(GOOD | {"used_memory": 900})], "breaker") == StoreMemory("breaker", 900, 0.0, 0)
 
 
 def test_every_advice_is_a_sentence() -> None:
