@@ -406,14 +406,14 @@ REDIS_MEMORY = MetricSpec(
 REDIS_MEMORY_SHARE = MetricSpec(
     "ragherd_redis_memory_used_ratio",
     "gauge",
-    "Used share of maxmemory, of the fullest shard; 0 without a limit. Fleet-wide.",
+    "Used share of maxmemory, or 0. Fleet-wide.",
     ("store",),
     "livemostrecent",
 )
 REDIS_EVICTED = MetricSpec(
     "ragherd_redis_evicted_keys",
     "gauge",
-    "Keys that Redis evicted since its start for lack of memory. Fleet-wide.",
+    "Keys evicted by Redis since its start. Fleet-wide.",
     ("store",),
     "livemostrecent",
 )

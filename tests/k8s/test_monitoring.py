@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 from itertools import pairwise
 from pathlib import Path
@@ -141,6 +142,16 @@ def test_the_rules_are_what_prometheus_takes_and_raise_what_they_should() -> Non
     for command in (["check", "rules", "rules.yaml"], ["test", "rules", "rules.test.yaml"]):
         done = subprocess.run(["promtool", *command], cwd=MONITORING, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_prometheus_takes_the_configuration_of_docker_compose(tmp_path: Path) -> None:
+    need_tool("promtool")
+    for path in (MONITORING / "compose" / "prometheus.yaml", MONITORING / "rules.yaml"):
+        shutil.copy(path, tmp_path)
+    command = ["promtool", "check", "config", "prometheus.yaml"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{len(rules())} rules found" in done.stdout
 
 
 @pytest.mark.parametrize("alert", [rule["alert"] for rule in alerts() if rule["alert"] != "RagherdNotScraped"])

@@ -109,6 +109,20 @@ def test_compose_runs_each_scenario(services: Any, monkeypatch: pytest.MonkeyPat
     assert settings.cache.max_size == (10_000 if scenario == "production" else 1000)
 
 
+def test_the_monitoring_of_compose_mounts_files_that_exist_and_is_off_by_default(services: Any) -> None:
+    for name in ("prometheus", "grafana"):
+        service = services[name]
+        assert service["profiles"] == ["monitoring"]
+        assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+        mounted = [volume.split(":")[0] for volume in service["volumes"] if volume.startswith("./")]
+        assert all((ROOT / path).exists() for path in mounted)
+    dashboards = yaml.safe_load((ROOT / "k8s/components/monitoring/compose/dashboards.yaml").read_text())
+    folder = dashboards["providers"][0]["options"]["path"]
+    assert f"./k8s/components/monitoring/dashboards:{folder}:ro" in services["grafana"]["volumes"]
+    sources = yaml.safe_load((ROOT / "k8s/components/monitoring/compose/datasources.yaml").read_text())
+    assert sources["datasources"][0]["url"] == "http://prometheus:9090"
+
+
 def test_the_version_is_defined_in_one_place(services: Any) -> None:
     base = yaml.safe_load((ROOT / "k8s" / "base" / "kustomization.yaml").read_text())
     chart = yaml.safe_load((ROOT / "k8s" / "chart" / "Chart.yaml").read_text())
