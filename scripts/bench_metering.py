@@ -1,11 +1,15 @@
-"""Measures what metrics and the history cost: the processor time of an exact hit with both, with one, and with neither.
+"""Measures what metrics, the history, the access log and traces cost an exact hit.
 
-    .venv/bin/python -m scripts.bench_metering
+    .venv/bin/python -m scripts.bench_metering 2>/dev/null
 
-Three workers in one process take turns in random order with the same question, so that other load of the machine
-affects all of them alike. There is no HTTP client or server: a real request takes longer, and the shares are smaller. A
-busy worker answers as many requests per second as its processor time allows. Metrics are in multiprocess mode, as
-under gunicorn. Needs the extras `embedded` and `dev`.
+First the requests per second of two services over HTTP, one with metrics and history and one without, in alternating
+rounds. Needs `wrk` (Debian: apt install wrk).
+
+Then the processor time of a hit in one process, without HTTP client and server. Five workers take turns in random order
+with the same question, so that other load of the machine affects all of them alike. A real request takes longer, and
+the shares are smaller.
+
+Metrics are in multiprocess mode, as under gunicorn. Needs the extras `embedded` and `dev`.
 """
 
 from __future__ import annotations
@@ -14,11 +18,17 @@ import asyncio
 import json
 import os
 import random
+import re
+import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
+from itertools import pairwise
+from pathlib import Path
 from typing import Any, Final
 from unittest.mock import patch
 
@@ -26,8 +36,9 @@ from fastapi import FastAPI
 
 import api.app
 from api.embedded.redis_server import embedded_redis
-from api.settings import Settings
+from api.settings import Settings, load_settings
 from tests.stub_ollama import stub_process
+from tests.support.gunicorn_process import gunicorns
 from tests.support.service import make_settings
 
 WARM_UP: Final = 200
@@ -41,38 +52,119 @@ SCOPE: Final[dict[str, Any]] = {
     "headers": [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")],
     "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 8001),
 }  # fmt: skip
-BOTH, METRICS, NEITHER = "metrics and history", "metrics", "neither"
+TRACES, ACCESS = "traces, access log, history, metrics", "access log, history, metrics"
+HISTORY, METRICS, NONE = "history, metrics", "metrics", "none"
+NO_COLLECTOR: Final = "http://127.0.0.1:9"
+ROUNDS: Final = 24
+SECONDS: Final = 3
+CONNECTIONS: Final = 16
+SCRIPT: Final = """
+wrk.method = "POST"
+wrk.headers["Content-Type"] = "application/json"
+wrk.body = '%s'
+"""
 
 
 class NoMetrics:
-    """Stands for `Metrics` and whatever it returns: every call does nothing."""
+    """Stands for `Metrics`: every method does nothing."""
 
     def __init__(self, *_: Any) -> None:
         """Takes what `Metrics` takes."""
 
-    def __getattr__(self, _: str) -> NoMetrics:
-        return self
+    def __getattr__(self, name: str) -> Any:
+        made = NoMetrics() if name == "breakers" else _nothing
+        setattr(self, name, made)
+        return made
 
-    def __call__(self, *_: Any, **__: Any) -> NoMetrics:
-        """Does nothing."""
-        return self
+
+def _nothing(*_: Any, **__: Any) -> None:
+    """Does nothing."""
+
+
+def without_metrics(settings: Settings) -> FastAPI:
+    """Returns a worker that counts nothing."""
+    with patch.multiple(api.app, Metrics=NoMetrics, HttpMetrics=lambda app, **_: app):
+        app = api.app.create_app(settings)
+        app.middleware_stack = app.build_middleware_stack()
+        return app
+
+
+def unmetered() -> FastAPI:
+    """What gunicorn loads."""
+    return without_metrics(load_settings())
 
 
 def main() -> None:
+    if shutil.which("wrk") is None:
+        sys.exit("wrk is not installed (Debian: apt install wrk)")
     with tempfile.TemporaryDirectory() as folder, embedded_redis(persistent=False) as redis, stub_process() as stub:
+        show_rates(over_http(redis.url, stub.base_url, Path(folder)))
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
         show(asyncio.run(measured(apps(redis.url, stub.base_url))))
 
 
+# -- over HTTP ---------------------------------------------------------------------------------------------------------
+
+
+def over_http(redis_url: str, ollama_url: str, folder: Path) -> list[tuple[float, float]]:
+    """Returns the requests per second of each round, with and without."""
+    settings = {"REDIS_URL": redis_url, "OLLAMA_BASE_URL": ollama_url, "ACCESS_LOG": "false", "METRICS_PORT": "0"}
+    script = folder / "hit.lua"
+    script.write_text(SCRIPT % BODY.decode())
+    with ExitStack() as stack:
+        folders = [Path(stack.enter_context(tempfile.TemporaryDirectory())) for _ in range(2)]
+        metered = stack.enter_context(gunicorns("api.asgi:app", folders[0]))(**settings)
+        bare = stack.enter_context(gunicorns("scripts.bench_metering:unmetered()", folders[1]))(
+            HISTORY_ENABLED="false", **settings
+        )
+        for service in (metered, bare):
+            wrk(service.url(), script)  # warm
+        rounds = []
+        for number in range(ROUNDS):
+            order = (metered, bare) if number % 2 else (bare, metered)
+            rates = {service.url(): wrk(service.url(), script) for service in order}
+            rounds.append((rates[metered.url()], rates[bare.url()]))
+        return rounds
+
+
+def wrk(url: str, script: Path) -> float:
+    """Returns the requests per second. Raises `AssertionError` if one was not answered."""
+    command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{SECONDS}s", "-s", str(script), f"{url}/query"]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "Non-2xx" not in output, output
+    assert "Socket errors" not in output, output
+    rate = re.search(r"Requests/sec:\s+([\d.]+)", output)
+    assert rate, output
+    return float(rate[1])
+
+
+def show_rates(rounds: Sequence[tuple[float, float]]) -> None:
+    low, middle, high = interval([metered / bare for metered, bare in rounds])
+    print("| | hits/s | with, compared with without | 95 % interval |")
+    print("|---|---|---|---|")
+    change = f"{middle - 1:+.1%} | {low - 1:+.1%} to {high - 1:+.1%}"
+    print(f"| with metrics and history | {statistics.median(one for one, _ in rounds):.0f} | {change} |")
+    print(f"| without | {statistics.median(one for _, one in rounds):.0f} | | |\n")
+
+
+# -- in one process ----------------------------------------------------------------------------------------------------
+
+
 def apps(redis_url: str, ollama_url: str) -> dict[str, FastAPI]:
-    """Returns the three workers, not started."""
+    """Returns the five workers, not started. The collector of traces is down."""
 
-    def settings(*, history: bool) -> Settings:
-        return make_settings(redis_url, ollama_url, server={"history_enabled": history})
+    def settings(*, history: bool = False, access_log: bool = False, endpoint: str | None = None) -> Settings:
+        server = {"history_enabled": history, "access_log": access_log}
+        tracing = {"otel_exporter_otlp_endpoint": endpoint}
+        return make_settings(redis_url, ollama_url, server=server, tracing=tracing)
 
-    made = {BOTH: api.app.create_app(settings(history=True)), METRICS: api.app.create_app(settings(history=False))}
-    with patch.multiple(api.app, Metrics=NoMetrics, HttpMetrics=lambda app, **_: app):
-        return made | {NEITHER: api.app.create_app(settings(history=False))}
+    return {
+        TRACES: api.app.create_app(settings(history=True, access_log=True, endpoint=NO_COLLECTOR)),
+        ACCESS: api.app.create_app(settings(history=True, access_log=True)),
+        HISTORY: api.app.create_app(settings(history=True)),
+        METRICS: api.app.create_app(settings()),
+        NONE: without_metrics(settings()),
+    }
 
 
 async def measured(workers: dict[str, FastAPI]) -> dict[str, list[int]]:
@@ -111,7 +203,7 @@ async def ask(app: Callable[..., Any], state: dict[str, Any]) -> None:
 def show(found: dict[str, list[int]]) -> None:
     print("| | us of a hit | hits/s, compared with the line below | 95 % interval |")
     print("|---|---|---|---|")
-    for name, below in ((BOTH, METRICS), (METRICS, NEITHER), (NEITHER, NEITHER)):
+    for name, below in (*pairwise(found), (NONE, NONE)):
         pairs = zip(medians(found[below]), medians(found[name]), strict=True)
         low, middle, high = interval([without / with_it for without, with_it in pairs])
         change = f"{middle - 1:+.1%} | {low - 1:+.1%} to {high - 1:+.1%}" if name != below else " | "

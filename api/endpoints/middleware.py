@@ -271,9 +271,9 @@ METHODS: Final = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST",
 
 
 class RequestMetrics(Protocol):
-    """Counts requests."""
+    """Counts requests. `running`: those in flight."""
 
-    def request_began(self) -> None: ...
+    running: int
 
     def request_ended(self, method: str, route: str, status: int, seconds: float) -> None: ...
 
@@ -325,7 +325,7 @@ class HttpMetrics:
         mounted_at = scope.get("root_path", "")
         method = scope["method"] if scope["method"] in METHODS else "OTHER"
         started = time.perf_counter()
-        self._metrics.request_began()
+        self._metrics.running += 1
         try:
             await self._app(scope, receive, send_and_note)
             status = status if complete else CLIENT_CLOSED_REQUEST

@@ -52,7 +52,7 @@ HTTP_REQUEST_DURATION = MetricSpec(
     buckets=REQUEST_BUCKETS,
 )
 HTTP_REQUESTS_IN_FLIGHT = MetricSpec(
-    "ragherd_http_requests_in_flight", "gauge", "Requests whose response has not ended."
+    "ragherd_http_requests_in_flight", "gauge", "Requests whose response has not ended, sampled every 100 ms."
 )
 EVENT_LOOP_LAG = MetricSpec(
     "ragherd_event_loop_lag_seconds",

@@ -10,12 +10,14 @@ from __future__ import annotations
 import math
 import os
 import platform
-from collections.abc import Collection, Mapping
+import struct
+from bisect import bisect_left
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations, product
-from typing import Any, get_args
+from typing import Any, Final, get_args
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, values
 from prometheus_client.exposition import choose_encoder
 
 from api import __version__
@@ -55,6 +57,52 @@ class MetricFamily(dict[tuple[str, ...], Any]):
     def begin(self, *values: str) -> None:
         """Shows a series at zero before its first use: `rate` needs a zero to start from."""
         self[values]
+
+
+class CounterValues(dict[tuple[str, ...], Any]):
+    """The stored value of each series of a counter."""
+
+    def __init__(self, family: MetricFamily) -> None:
+        super().__init__()
+        self._family = family
+
+    def __missing__(self, labels: tuple[str, ...]) -> Any:
+        value = self[labels] = self._family[labels]._value
+        return value
+
+
+class HistogramValues(dict[tuple[str, ...], tuple[Any, Sequence[Any], Sequence[float]]]):
+    """The stored values of each series of a histogram: its sum, its buckets, and their upper bounds."""
+
+    def __init__(self, family: MetricFamily) -> None:
+        super().__init__()
+        self._family = family
+
+    def __missing__(self, labels: tuple[str, ...]) -> tuple[Any, Sequence[Any], Sequence[float]]:
+        series = self._family[labels]
+        found = self[labels] = (series._sum, series._buckets, series._upper_bounds)
+        return found
+
+
+def add_in_memory(additions: Iterable[tuple[Any, float]]) -> None:
+    """Adds to values outside multiprocess mode."""
+    for value, amount in additions:
+        value.inc(amount)
+
+
+def add_in_file(additions: Iterable[tuple[Any, float]]) -> None:
+    """Adds to values in the worker's file, in a third of the time of `MmapedValue.inc`.
+
+    It leaves out the lock and the check for a fork: only the event loop's thread counts requests, and no worker forks.
+    """
+    for value, amount in additions:
+        value._value += amount
+        file = value._file
+        _PAIR.pack_into(file._m, file._positions[value._key], value._value, 0.0)
+
+
+_PAIR: Final = struct.Struct("dd")
+"""A value and its time, as prometheus_client stores them."""
 
 
 def _make(spec: MetricSpec, registry: CollectorRegistry) -> Any:
@@ -133,10 +181,16 @@ class Metrics:
         self._registry = registry or CollectorRegistry()
         self._families = {spec: MetricFamily(spec, self._registry) for spec in names.ALL_METRICS}
         self.breakers = BreakerFamilies(self._families)
-        self._requests = self._families[names.HTTP_REQUEST_DURATION]
+        self._add = add_in_file if getattr(values.ValueClass, "_multiprocess", False) else add_in_memory
+        self._requests = HistogramValues(self._families[names.HTTP_REQUEST_DURATION])
         self._in_flight = self._families[names.HTTP_REQUESTS_IN_FLIGHT][()]
+        self.running = 0
+        """Requests in flight."""
+        self._in_flight.set_function(lambda: self.running)
         self._queries = self._families[names.QUERIES]
-        self._stages = self._families[names.QUERY_STAGE_DURATION]
+        self._answers = CounterValues(self._queries)
+        self._lookups = CounterValues(self._families[names.CACHE_LOOKUPS])
+        self._stages = HistogramValues(self._families[names.QUERY_STAGE_DURATION])
         self._lag = self._families[names.EVENT_LOOP_LAG][()]
         self._rates: dict[str, FalseHitRate] = {}
         """Of each kind that was ever known: its series must not keep an old value."""
@@ -171,18 +225,16 @@ class Metrics:
 
     # -- HTTP ---------------------------------------------------------------------------------------------------------
 
-    def request_began(self) -> None:
-        """Counts an arriving request."""
-        self._in_flight.inc()
-
     def request_ended(self, method: str, route: str, status: int, seconds: float) -> None:
         """Observes a request that ended or was abandoned. `route` is the route's template, never the path."""
-        self._in_flight.dec()
-        self._requests[method, route, str(status)].observe(seconds)
+        self.running -= 1
+        total, buckets, bounds = self._requests[method, route, str(status)]
+        self._add(((total, seconds), (buckets[bisect_left(bounds, seconds)], 1)))
 
     def loop_was_late(self, seconds: float) -> None:
-        """Observes the event loop's delay."""
+        """Observes the event loop's delay, ten times a second. Shows the requests in flight, at no cost for each."""
         self._lag.observe(seconds)
+        self._in_flight.set(self.running)
 
     def connections_are(self, counts: Mapping[str, int]) -> None:
         """Sets this worker's connections by state. Called periodically rather than at every change."""
@@ -195,11 +247,21 @@ class Metrics:
 
     # -- queries ------------------------------------------------------------------------------------------------------
 
-    def query_answered(self, status: CacheStatus, kind: CacheKind | None, timings: Mapping[Stage, float]) -> None:
-        """Counts an answer. `timings`: the seconds spent in each stage that ran."""
-        self._queries[status.value, kind or "none"].inc()
+    def query_answered(
+        self,
+        status: CacheStatus,
+        kind: CacheKind | None,
+        timings: Mapping[Stage, float],
+        looked_up: LookupResult | None = None,
+    ) -> None:
+        """Counts an answer. `timings`: the seconds spent in each stage that ran. `looked_up`: the look-up's result."""
+        additions = [(self._answers[status.value, kind or "none"], 1.0)]
+        if looked_up is not None:
+            additions.append((self._lookups[(looked_up,)], 1.0))
         for stage, seconds in timings.items():
-            self._stages[(stage,)].observe(seconds)
+            total, buckets, bounds = self._stages[(stage,)]
+            additions += ((total, seconds), (buckets[bisect_left(bounds, seconds)], 1.0))
+        self._add(additions)
 
     def query_failed(self) -> None:
         """Counts a query that failed."""

@@ -75,11 +75,11 @@ class WorkerTelemetry(Telemetry):
         self._note_served((query, answered, key))
         self._wake_served()
         kind = answered.match.kind if answered.match else None
-        self._metrics.query_answered(answered.status, kind, _stages(answered.timings))
+        is_hit = answered.status is CacheStatus.HIT
+        self._metrics.query_answered(answered.status, kind, _stages(answered.timings), kind if is_hit else None)
         if self._history is not None:
             self._history.open[answered.status.value, kind, bisect_left(BOUNDS, answered.timings.total)] += 1
-        if answered.status is CacheStatus.HIT and kind is not None:
-            self._metrics.cache_looked_up(kind)
+        if is_hit and kind is not None:
             self._counters.add(f"{kind}_hits")
         elif answered.status is CacheStatus.STALE:
             self._counters.add("stale_hits")
@@ -382,18 +382,13 @@ class WarmUpTelemetry(WorkerTelemetry):
 
 def _stages(timings: Timings) -> dict[Stage, float]:
     """The stages that took any time."""
-    known: dict[Stage, float] = {
-        "total": timings.total,
-        "embed": timings.embed,
-        "cache": timings.cache,
-        "retrieve": timings.retrieve,
-        "generate": timings.generate,
-    }
-    for stage, seconds in tuple(known.items()):
-        if not seconds:
-            del known[stage]
-    return known
-
-
-def _ms(seconds: float) -> float:
-    return round(seconds * 1000, 3)
+    stages: dict[Stage, float] = {"total": timings.total} if timings.total else {}
+    if timings.cache:
+        stages["cache"] = timings.cache
+    if timings.embed:
+        stages["embed"] = timings.embed
+    if timings.retrieve:
+        stages["retrieve"] = timings.retrieve
+    if timings.generate:
+        stages["generate"] = timings.generate
+    return stages

@@ -25,7 +25,7 @@ from api.breaker.state import CallOutcome, State, Transition
 from api.endpoints.middleware import HttpMetrics
 from api.errors import UpstreamFault
 from api.observability.listeners import OUTCOMES, STATES, BreakerMetrics
-from api.observability.metric_names import ALL_METRICS
+from api.observability.metric_names import ALL_METRICS, REQUEST_BUCKETS
 from api.observability.metrics import Metrics
 from api.observability.worker_facts import TICK, LoopLag
 from api.observability.worker_files import WorkerFilesCollector
@@ -329,3 +329,42 @@ async def test_event_loop_lag_is_measured(registry: CollectorRegistry, metrics: 
 
 async def _resolved(value: object) -> object:
     return value
+
+
+COUNTING = """
+from prometheus_client import CollectorRegistry
+from api.observability.metric_names import REQUEST_BUCKETS
+from api.observability.metrics import Metrics, add_in_file
+from api.values import CacheStatus
+metrics = Metrics(CollectorRegistry(), "1")
+assert metrics._add is add_in_file
+for number in range(400):  # the file grows
+    for seconds in (REQUEST_BUCKETS[3], 0.0, 1e9):
+        metrics.request_ended("GET", f"/{number}", 200, seconds)
+metrics.query_answered(CacheStatus.HIT, "exact", {"total": 0.5}, "exact")
+metrics._families[NAMES.HTTP_REQUEST_DURATION]["GET", "/7", "200"].observe(REQUEST_BUCKETS[3])
+metrics.cache_looked_up("exact")
+print(metrics.exposition()[0].decode())
+"""
+
+
+@pytest.mark.slow
+def test_values_written_directly_are_those_of_the_library(tmp_path: Path) -> None:
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    program = f"from api.observability import metric_names as NAMES\n{COUNTING}"
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    values = {
+        (sample.name, sample.labels.get("route"), sample.labels.get("le"), sample.labels.get("result")): sample.value
+        for family in text_string_to_metric_families(done.stdout)
+        for sample in family.samples
+    }
+
+    name = "ragherd_http_request_duration_seconds"
+    below, bound = f"{REQUEST_BUCKETS[2]}", f"{REQUEST_BUCKETS[3]}"
+    for number in range(400):
+        route, more = f"/{number}", int(number == 7)
+        assert values[f"{name}_bucket", route, below, None] == 1
+        assert values[f"{name}_bucket", route, bound, None] == 2 + more
+        assert values[f"{name}_bucket", route, "+Inf", None] == values[f"{name}_count", route, None, None] == 3 + more
+    assert values[f"{name}_sum", "/7", None, None] == pytest.approx(1e9 + 2 * REQUEST_BUCKETS[3])
+    assert values["ragherd_cache_lookups_total", None, None, "exact"] == 2
