@@ -175,6 +175,28 @@ def test_a_miss_is_a_tree_of_spans_in_the_callers_trace(
     assert "secret-key" not in "\n".join(gunicorn.lines())
 
 
+def test_a_streamed_semantic_hit_shows_search_and_guards(start: Any, collector: OtlpCollector) -> None:
+    gunicorn = start(OTEL_EXPORTER_OTLP_ENDPOINT=collector.url, **SOON, **EMBEDDER)
+    ask(gunicorn)
+    paraphrase = {"question": "What is the capital of France, please?", "stream": True}
+    response = gunicorn.client.post(f"{gunicorn.url()}/query", json=paraphrase, headers=HEADERS)
+
+    assert '"kind":"semantic"' in response.text
+    wait_until(lambda: collector.names().count("POST /query") == 2)
+    spans = [span for span in collector.spans if span.trace == TRACE]
+    assert sorted(span.name for span in spans) == [
+        "POST /query",
+        "bulkhead.wait",
+        "cache.exact",
+        "cache.search",
+        "embeddings nomic-embed-text",
+        "guards",
+    ]
+    [request] = [span for span in spans if span.parent == CALLER]
+    assert (request.attributes["ragherd.cache.status"], request.attributes["ragherd.cache.kind"]) == ("hit", "semantic")
+    assert 0.9 < request.attributes["ragherd.cache.similarity"] < 1
+
+
 def test_hits_are_sampled_and_errors_kept(start: Any, collector: OtlpCollector, ollama: StubProcess) -> None:
     gunicorn = start(
         OTEL_EXPORTER_OTLP_ENDPOINT=collector.url, TRACE_HIT_SAMPLE_RATE="0", METRICS_PORT=free_port(), **SOON

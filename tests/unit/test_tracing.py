@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -18,8 +19,9 @@ from prometheus_client import CollectorRegistry
 
 from api.errors import UpstreamError, UpstreamFault
 from api.observability.metrics import Metrics
-from api.observability.traced_steps import TracedEmbedder, Vocabulary, span_of
+from api.observability.traced_steps import TracedEmbedder, TracedTelemetry, Vocabulary, span_of
 from api.observability.tracing import MOST_BUFFERED, HitSampler, RequestTracing
+from api.ports.answer_quality import PolicyDecision, PolicyName, PolicyOutcome
 from api.ports.inference import CurrentIdentity
 from api.ports.question import AnswerFinished, Timings
 from api.settings import TracingSettings
@@ -211,6 +213,30 @@ async def test_an_embedding_in_the_worker_is_no_call_of_ollama() -> None:
     [span] = exported.spans
     assert (span.name, span.kind) == ("embeddings all-MiniLM-L6-v2", SpanKind.INTERNAL)
     assert (span.attributes or {})["gen_ai.provider.name"] == "onnx"
+    assert "Smith" not in span.to_json()
+
+
+def test_what_the_flow_reports_is_added_without_texts() -> None:
+    exported = Exported()
+    telemetry = TracedTelemetry(Metrics(CollectorRegistry()), Mock(), log_questions=True)
+    decision = PolicyDecision(PolicyName.VERIFIED, PolicyOutcome.SERVED)
+    with exported.tracer.start_as_current_span("request"):
+        telemetry.guard_rejected("numbers", SECRET, 0.9876543)
+        telemetry.failed_over("ollama", UpstreamError(UpstreamFault.BUSY, SECRET))
+        telemetry.policy_decided(decision)
+        telemetry.grounded("grounded", 4)
+
+    [span] = exported.spans
+    assert {event.name: dict(event.attributes or {}) for event in span.events} == {
+        "guard_rejected": {"ragherd.guard": "numbers", "ragherd.cache.similarity": 0.9877},
+        "failed_over": {"ragherd.backend": "ollama", "error.type": "busy"},
+    }
+    assert dict(span.attributes or {}) == {
+        "ragherd.cache.policy": "verified",
+        "ragherd.cache.decision": "served",
+        "ragherd.retrieval.outcome": "grounded",
+        "ragherd.retrieval.passages": 4,
+    }
     assert "Smith" not in span.to_json()
 
 
