@@ -10,6 +10,11 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
+from api.ports.question import AnswerFinished, Query, Timings
+from api.redis_store.health_gated import HealthGatedRedis
+from api.redis_store.keys import Keys
+from api.redis_store.stores.feedback import ServedAnswers
+from api.values import CacheStatus, FlightKey
 from tests.integration.test_documents import HOLIDAY, ONNX, add
 from tests.stub_ollama import StubOllama
 from tests.support.replies import text, texts
@@ -68,6 +73,23 @@ async def test_any_worker_takes_the_vote(serve: Service, status: str) -> None:
         assert answer["cache"]["kind"] == status
     assert await vote(other, answer, "bad") == 202
     assert await cached(one, QUESTION) == await cached(other, QUESTION) == "absent"
+
+
+def noted(request_id: str) -> tuple[Query, AnswerFinished, FlightKey]:
+    done = AnswerFinished("Your manager.", "m", CacheStatus.MISS, Timings())
+    return Query(QUESTION, "t", "m", request_id=request_id), done, FlightKey("scope", "digest")
+
+
+async def test_a_vote_waits_for_no_answers_but_its_own(redis: Redis) -> None:
+    gate = HealthGatedRedis(redis, 4)
+    assert await gate.check()
+    one, other = (ServedAnswers(gate, Keys(), 60_000, lambda _: None) for _ in range(2))
+    one.note(noted("judged"))
+    await one.flush()
+    other.note(noted("another"))
+    assert await other.recall("judged", "t", of_any_tenant=False) is not None
+    assert not await redis.exists("rag:served:another")
+    assert await other.recall("chatcmpl-another", "t", of_any_tenant=False) is not None
 
 
 async def test_what_went_out_is_written_without_a_vote(serve: Service, redis: Redis) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import astuple, replace
 from itertools import islice
@@ -103,18 +103,24 @@ class ServedAnswers:
     async def recall(self, request_id: str, tenant: str, *, of_any_tenant: bool) -> ServedAnswer | None:
         """Finds an answer that went out, to this tenant or, with `of_any_tenant`, to another.
 
-        Writes this worker's first, and gives others time to write theirs.
+        If it is unknown, gives other workers time to write it.
         """
-        await self.flush()
+        if self._has_noted(_forms(request_id)):
+            await self.flush()
         found = await self._recalled(request_id, tenant, of_any_tenant)
         if found is None:
             await asyncio.sleep(LATE_SECONDS)
             found = await self._recalled(request_id, tenant, of_any_tenant)
         return found
 
+    def _has_noted(self, forms: Collection[str]) -> bool:
+        """Returns whether this worker has still to write the answer. Otherwise a vote need not wait for the write."""
+        return any(query.request_id in forms for query, _, _ in self._noted) or any(
+            request_id in forms for request_id, _ in self._unsent
+        )
+
     async def _recalled(self, request_id: str, tenant: str, of_any_tenant: bool) -> ServedAnswer | None:
-        forms = dict.fromkeys((request_id, request_id.removeprefix(CHAT_PREFIX)))
-        keys = [f"{self._prefixes[0]}{key}" for form in forms for key in (f"{form} {tenant}", form)]
+        keys = [f"{self._prefixes[0]}{key}" for form in _forms(request_id) for key in (f"{form} {tenant}", form)]
         arguments: list[str | int] = [tenant, int(of_any_tenant)]
         found = await self._redis.run("feedback", lambda client: self._recall(keys, arguments, client))
         return _read(found.decode()) if found else None
@@ -137,6 +143,10 @@ class ServedAnswers:
             await self.flush()
         except StoreUnavailable:
             return
+
+
+def _forms(request_id: str) -> Collection[str]:
+    return dict.fromkeys((request_id, request_id.removeprefix(CHAT_PREFIX)))
 
 
 def answer_digest(answer: str) -> str:
