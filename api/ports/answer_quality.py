@@ -96,6 +96,20 @@ class Label:
 
 
 @dataclass(frozen=True, slots=True)
+class Observation:
+    """The circumstances of a label. `embedder`: its fingerprint. `probability`: see `Label`."""
+
+    tenant: str
+    question: str
+    scope: str
+    embedder: str
+    source: LabelSource
+    kind: str = "semantic"
+    served: bool = False
+    probability: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class LabelledPair:
     """Two questions of a scope, and whether one answer serves both. Kept only with SEMANTIC_CACHE_KEEP_PAIRS."""
 

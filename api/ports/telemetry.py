@@ -28,7 +28,7 @@ BulkheadReason = Literal["queue_full", "deadline", "displaced"]
 """The reason why a call got no permit."""
 
 
-LabelLoss = Literal["queue_full", "store_unavailable", "failed", "stopped"]
+LabelLoss = Literal["queue_full", "allowance_spent", "store_unavailable", "failed", "stopped"]
 """The reason why a label was not written. `stopped`: the worker ended first."""
 ShadowOutcome = Literal[
     "compared",

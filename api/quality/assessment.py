@@ -58,6 +58,8 @@ ALARM: Final = math.log(100)
 """The log of how much more likely the labels must be at a fault than at the target."""
 SUSPICION: Final = 0.5
 """The same, from which more hits are sampled."""
+DISMISSED: Final = math.log(2)
+"""How much more likely the labels since then must be at the target, until the suspicion ends."""
 LENT: Final = math.log(20)
 """How much of the alarm the labels of misses add, if they raise it alone."""
 MISSES: Final = 1_000
@@ -264,8 +266,17 @@ def alarm(labels: Iterable[Label], channel: Channel, target: float, lent: float 
 
 
 def suspected(labels: Iterable[Label], channel: Channel, target: float, lent: float = 0.0) -> bool:
-    """Returns whether the newest labels look like a fault, as after a single wrong one."""
-    return _now(_faults(list(labels), channel, target)) + lent >= SUSPICION
+    """Returns whether the newest labels look like a fault, as after a single wrong one.
+
+    The suspicion stays until labels speak against it. Otherwise a few right ones would end it, even during a fault.
+    """
+    total, is_suspected = 0.0, False
+    for ratio in _faults(list(labels), channel, target):
+        total = total + ratio if is_suspected else max(0.0, total + ratio)
+        if total <= -DISMISSED:
+            total, is_suspected = 0.0, False
+        is_suspected = is_suspected or total >= SUSPICION
+    return is_suspected or total + lent >= SUSPICION
 
 
 def proven(labels: Iterable[Label], channel: Channel, target: float) -> bool:

@@ -34,6 +34,8 @@ AGREED: Final = 2
 """A majority of so many verdicts ends the comparisons with a group. If verdicts differ, it takes so many to count."""
 MOST_COMPARED: Final = 4
 """Answers of a group that an answer is compared with."""
+MOST_OF_A_MISS: Final = 12
+"""Pairs of answers that are compared for one miss. After that no other answer group is looked at."""
 FRESH: Final = -1
 """The place of the fresh answer, in pairs of answers to compare."""
 
@@ -87,7 +89,7 @@ class Votes:
 
 @dataclass(frozen=True, slots=True)
 class Grouped:
-    """What the comparisons with the entries nearby have shown. `votes`: of each answer group.
+    """What the comparisons with the entries nearby have shown. `votes`: of each answer group that was compared.
 
     `joined`: the groups with the fresh answer, the first of which it joins; empty if none has it.
     """
@@ -96,8 +98,12 @@ class Grouped:
     joined: Sequence[str] = ()
 
 
-def grouped(groups: Sequence[str], *, is_stored: bool) -> Comparing[Grouped]:
+def grouped(
+    groups: Sequence[str], *, is_stored: bool, most: int = MOST_OF_A_MISS, first: Sequence[str] = ()
+) -> Comparing[Grouped]:
     """Finds the answer group of a fresh answer. `groups`: those of the entries near it, nearest first.
+
+    The groups in `first` are compared first, then the others, nearest first, until `most` pairs were compared.
 
     It joins the group with the largest majority, the nearest of equals. Other groups with the same answer merge with
     that one only if their own answers are the same too. So wrong verdicts on one answer merge no groups. An answer that
@@ -105,18 +111,42 @@ def grouped(groups: Sequence[str], *, is_stored: bool) -> Comparing[Grouped]:
     """
     places = {group: [place for place, one in enumerate(groups) if one == group] for group in groups}
     votes: dict[str, Votes] = {}
-    for group, members in places.items():
-        votes[group] = yield from polled([(FRESH, place) for place in members])
-    agreeing = sorted((one for one in votes if votes[one].majority > 0), key=lambda one: -votes[one].majority)
+    left = _Left(most)
+    for group in dict.fromkeys((*first, *places)):
+        if left.pairs <= 0:
+            break
+        votes[group] = yield from left.counting(polled([(FRESH, place) for place in places[group]]))
+    agreeing = sorted(
+        (one for one in places if one in votes and votes[one].majority > 0), key=lambda one: -votes[one].majority
+    )
     if not is_stored or not agreeing:
         return Grouped(votes)
-    first, *others = agreeing
-    joined = [first]
+    own, *others = agreeing
+    joined = [own]
     for group in others:
-        between = yield from polled(product(places[first][:AGREED], places[group][:AGREED]))
+        if left.pairs <= 0:
+            break
+        between = yield from left.counting(polled(product(places[own][:AGREED], places[group][:AGREED])))
         if between.majority > 0:
             joined.append(group)
     return Grouped(votes, joined)
+
+
+class _Left:
+    """Counts down how many pairs may still be compared."""
+
+    def __init__(self, pairs: int) -> None:
+        self.pairs = pairs
+
+    def counting(self, comparing: Comparing[T]) -> Comparing[T]:
+        """Yields the pairs of `comparing`, and counts them."""
+        try:
+            pair = next(comparing)
+            while True:
+                self.pairs -= 1
+                pair = comparing.send((yield pair))
+        except StopIteration as end:
+            return cast("T", end.value)
 
 
 def polled(pairs: Iterable[tuple[int, int]]) -> Comparing[Votes]:

@@ -126,7 +126,7 @@ def _refused(rules: Rules, reason: str) -> PolicyDecision:
 
 
 def sampling_rate(base: float, state: QualityState) -> float:
-    """Returns the share of hits to sample: more while the error may be too high, or the fleet serves less for it.
+    """Returns the share of semantic hits to sample: more while the error may be too high, or the fleet is tightened.
 
     A small sample would take long to confirm a fault, and to show that it has passed.
     """

@@ -125,6 +125,17 @@ def best(candidates: Sequence[Candidate]) -> Candidate | None:
     return next((one for one in usable if one.fate is CandidateOutcome.FRESH), usable[0] if usable else None)
 
 
+def stored_by(now_ms: int, matches: Sequence[CacheMatch]) -> list[CacheMatch]:
+    """Returns those that the look-up could find. Answers stored later only show which others are the same."""
+    return [match for match in matches if match.answer.created_ms <= now_ms]
+
+
+def guarded(asked: ComparedQuestion, features: Features, match: CacheMatch) -> NearEntry:
+    """Returns an entry with the first guard that objects."""
+    objection = incomparable(asked, match.answer) or disagreement(features, match.answer.question)
+    return NearEntry(match.similarity, match.answer.group, objection.guard if objection is not None else "")
+
+
 @dataclass(frozen=True, slots=True)
 class Sight:
     """The input of a policy's decision. `candidates`: up to the first that may be served; `near`: all that were found.

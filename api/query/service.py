@@ -45,7 +45,7 @@ from api.values import (
 if TYPE_CHECKING:
     from api.query.condense import Condenser
     from api.query.generate import FreshAnswers, Refresher
-    from api.query.labels import ShadowCalls
+    from api.query.shadow_calls import ShadowCalls
 
 
 class _Request:
@@ -163,7 +163,7 @@ class QueryService:
             request.status = CacheStatus.STALE
             self._refresher.start(request.query, lookup)
         self._shared.used(lookup.match)
-        if self._shadow is not None and random.random() < self._shadow.rate:  # noqa: S311 - a sample, no secret
+        if self._shadow is not None and random.random() < self._shadow.rates[lookup.match.kind]:  # noqa: S311 - a sample, no secret
             self._shadow.sample(request.query, lookup, stale=request.status is CacheStatus.STALE)
         found = lookup.match.answer
         return AnswerFinished(

@@ -35,9 +35,10 @@ from api.query.generate import FreshAnswer, FreshAnswers, Refresher
 from api.query.grounding import GroundedCheck, PassageRetriever, PromptBuilder
 from api.query.invalidate import Invalidator
 from api.query.judge import ModelJudge
-from api.query.labels import CONCURRENCY, LabelCollector, Labelling, ShadowCalls, SpareTime
+from api.query.labels import CONCURRENCY, LabelCollector, Labelling
 from api.query.prompt import PromptTemplate, load_template
 from api.query.service import QueryService
+from api.query.shadow_calls import ShadowCalls, SpareTime
 from api.query.warm_up import CacheWarmer, WarmUps
 from api.redis_store.client import AnyHealthGated, RedisAddress, blocking_reader
 from api.redis_store.keys import Keys

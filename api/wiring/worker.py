@@ -32,7 +32,7 @@ from api.observability.metrics import Metrics
 from api.observability.worker_facts import LoopLag, WorkerFacts
 from api.observability.worker_telemetry import WorkerTelemetry
 from api.ports.tracing import Tracing
-from api.query.labels import SpareTime
+from api.query.shadow_calls import SpareTime
 from api.redis_store.keys import Keys
 from api.redis_store.schema import SCHEMA, FleetSchema
 from api.redis_store.stores.fleet import RedisLeaderLease, WorkerRegistry

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pytest
 
 from api.ports.answer_quality import Verdict
-from api.quality.evidence import FRESH, Grouped, NearEntry, Votes, concluded, evidence_of, grouped
+from api.quality.evidence import (
+    FRESH,
+    MOST_OF_A_MISS,
+    Grouped,
+    NearEntry,
+    Votes,
+    concluded,
+    evidence_of,
+    grouped,
+)
 
 
 def near(*entries: tuple[float, str]) -> list[NearEntry]:
@@ -47,7 +57,12 @@ Same, Different, Unsure = Verdict.SAME, Verdict.DIFFERENT, Verdict.UNSURE
 
 
 def group_of_fresh(
-    groups: list[str], verdicts: dict[tuple[int, int], Verdict], *, is_stored: bool = True
+    groups: list[str],
+    verdicts: dict[tuple[int, int], Verdict],
+    *,
+    is_stored: bool = True,
+    most: int = MOST_OF_A_MISS,
+    first: Sequence[str] = (),
 ) -> tuple[Grouped, list[tuple[int, int]]]:
     """Compares as asked. Pairs without a verdict are different. Returns the result and the pairs."""
     asked: list[tuple[int, int]] = []
@@ -56,7 +71,7 @@ def group_of_fresh(
         asked.append((one, other))
         return verdicts.get((one, other), Different)
 
-    return concluded(grouped(groups, is_stored=is_stored), verdict), asked
+    return concluded(grouped(groups, is_stored=is_stored, most=most, first=first), verdict), asked
 
 
 def test_two_equal_verdicts_on_a_group_are_enough() -> None:
@@ -110,3 +125,24 @@ def test_one_wrong_verdict_between_two_groups_keeps_them_apart_only_for_now() ->
 def test_an_answer_that_was_not_stored_joins_no_group() -> None:
     found, asked = group_of_fresh(["a", "b"], {(FRESH, 0): Same, (FRESH, 1): Same}, is_stored=False)
     assert (list(found.joined), asked) == ([], [(FRESH, 0), (FRESH, 1)])
+
+
+def test_a_miss_is_compared_with_few_answers_the_most_informative_first() -> None:
+    groups = list("abcdefghij")
+    found, asked = group_of_fresh(groups, {}, most=4, first=["a", "h"])
+    assert asked == [(FRESH, 0), (FRESH, 7), (FRESH, 1), (FRESH, 2)]
+    assert set(found.votes) == {"a", "b", "c", "h"}
+
+
+def test_no_miss_takes_many_comparisons_even_if_every_verdict_is_contested() -> None:
+    contested = {(one, other): (Same, Different)[(one + other) % 2] for one in range(-1, 10) for other in range(10)}
+    for groups in (list("aabbccddee"), list("abcdefghij"), ["a"] * 10):
+        _, asked = group_of_fresh(groups, contested)
+        assert len(asked) < MOST_OF_A_MISS + 4
+        _, asked = group_of_fresh(groups, dict.fromkeys(contested, Same))
+        assert len(asked) < MOST_OF_A_MISS + 4
+
+
+def test_of_equal_groups_the_nearest_is_joined_whichever_was_compared_first() -> None:
+    found, _ = group_of_fresh(["a", "b"], {(FRESH, 0): Same, (FRESH, 1): Same}, first=["b"])
+    assert list(found.joined) == ["a"]

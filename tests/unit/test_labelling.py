@@ -10,18 +10,21 @@ from typing import Any, cast
 import pytest
 
 from api.cancellation import Background
+from api.languages.identify import EVERY
 from api.observability.metrics import Metrics
 from api.observability.worker_facts import LoopLag
-from api.ports.answer_quality import FalseHitRate, QualityState, Verdict
+from api.ports.answer_quality import FalseHitRate, PolicyName, QualityState, Verdict
 from api.ports.question import Query
 from api.ports.telemetry import Telemetry
 from api.quality.comparator import Comparator
 from api.quality.evidence import grouped
 from api.quality.policies import sampling_rate
-from api.query import labels
+from api.query import labels, shadow_calls
 from api.query.cache import Lookup
-from api.query.labels import MOST_REST_SECONDS, SHADOWS, LabelCollector, Labelling, ShadowCalls, SpareTime
-from api.values import CachedAnswer, CacheMatch, Usage
+from api.query.generate import FreshAnswer
+from api.query.labels import MOST_EARNED, MOST_REST_SECONDS, PER_MISS, Allowance, LabelCollector, Labelling
+from api.query.shadow_calls import SHADOWS, ShadowCalls, SpareTime
+from api.values import CachedAnswer, CacheMatch, Generation, GenerationEnd, Usage
 from tests.support.waiting import wait_until_async
 
 FINE, WRONG = FalseHitRate(0.01, 0.0, 0.05, 80), FalseHitRate(0.2, 0.05, 0.5, 5)
@@ -61,16 +64,16 @@ def shadow(telemetry: Telemetry, quality: Any = QualityState) -> ShadowCalls:
 
 
 async def test_the_rate_follows_what_the_fleet_knows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(labels, "RATE_SECONDS", 0.001)
+    monkeypatch.setattr(shadow_calls, "RATE_SECONDS", 0.001)
     state = QualityState()
     calls = shadow(Telemetry(), lambda: state)
     following = asyncio.create_task(calls.keep_rate())
 
     async def is_raised() -> bool:
-        return calls.rate > 0.1
+        return calls.rates["semantic"] > 0.1 and calls.rates["exact"] == 0.01
 
     async def is_normal() -> bool:
-        return calls.rate == 0.01
+        return calls.rates["semantic"] == 0.01
 
     state = QualityState(rate=WRONG)
     await wait_until_async(is_raised)
@@ -86,7 +89,7 @@ def test_samples_that_do_not_fit_are_dropped_and_counted() -> None:
     for _ in range(SHADOWS + 3):
         calls.sample(Query("q", "t", "m"), Lookup(match=match), stale=False)
     assert telemetry.calls == ["queue_full"] * 3
-    assert calls.probability(calls.rate) < calls.rate
+    assert calls.probability(0.01) < 0.01
 
 
 @pytest.mark.parametrize("rate", [0.01, 0.2])
@@ -157,6 +160,40 @@ async def test_a_comparison_leaves_most_of_the_time_to_users(
     monkeypatch.setattr(labels, "asyncio", SimpleNamespace(sleep=sleep))
     await labelling.compared(grouped(["g"], is_stored=True), [none, none], "acme")
     assert [seconds for seconds in rests if seconds] == [pytest.approx(rest)]
+
+
+@pytest.mark.parametrize(("misses_a_second", "share"), [(100, 0.25), (20, 0.09), (1, 0.02)])
+def test_comparing_takes_a_bounded_share_of_a_worker(misses_a_second: int, share: float) -> None:
+    """A comparison takes 20 ms. At one miss a second each is compared; at 100, 2 ms of the 10 that a miss takes."""
+    now, seconds, spent = 0.0, 1_000, 0.0
+    allowance = Allowance(PER_MISS, lambda: now)
+    for _ in range(misses_a_second * seconds):
+        now += 1 / misses_a_second
+        allowance.earn()
+        if not allowance.is_spent:
+            allowance.spend(0.02)
+            spent += 0.02
+    assert 0.99 * share * seconds < spent <= share * seconds + MOST_EARNED + 0.02
+
+
+def test_nothing_is_saved_up_for_longer_than_a_burst() -> None:
+    now = 0.0
+    allowance = Allowance(PER_MISS, lambda: now)
+    now = 1e6
+    allowance.earn()
+    allowance.spend(MOST_EARNED)
+    assert allowance.is_spent
+
+
+async def test_a_miss_beyond_the_allowance_is_counted_and_searches_for_nothing() -> None:
+    none: Any = None
+    telemetry = Losses()
+    collector = LabelCollector(Labelling(none, none, none, telemetry, EVERY, policy=PolicyName.OBSERVE), none)
+    collector._allowance.spend(2 * MOST_EARNED)
+    end = GenerationEnd("m", "stop", Usage())
+    fresh = FreshAnswer(Query("Why?", "t", "m"), Lookup(), Generation("Because.", end, 0.0), (), None)
+    await collector._collect(fresh)
+    assert telemetry.lost == ["allowance_spent"]
 
 
 class Slow(LabelCollector):
