@@ -52,6 +52,7 @@ COMMANDS: Final = {
     "analyse": Entry("analyse", PLAN, "Show what a cache would do for you, from a log of your questions."),
     "train-verifier": Entry("train_verifier", PLAN, "Train the verifier of cached answers on your own questions."),
     "load-test": Entry("load_test", PLAN, "Measure a service under load: latency, hit rate and errors."),
+    "benchmark": Entry("benchmark", PLAN, "Save a baseline, and find out which differences to it are real."),
     "report": Entry("report", PLAN, "Judge a deployment by its success criteria: go, wait or roll back."),
     "plan": Entry("capacity", PLAN, "Estimate the workers, Redis and GPUs that a load needs."),
     "simulate": Entry("capacity", PLAN, "Simulate many replicas on one Redis."),

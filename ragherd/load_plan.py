@@ -150,7 +150,8 @@ class Plan:
 
 PERCENTILES: Final = (50, 95, 99)
 MOST_ROWS: Final = 120
-_GROWTH: Final = math.log(1.01)
+GROWTH: Final = math.log(1.01)
+"""The width of a bucket, as a logarithm."""
 _FLOOR: Final = 0.001
 
 
@@ -169,7 +170,7 @@ class Histogram:
         self.total += milliseconds
         self.least = min(self.least, milliseconds)
         self.most = max(self.most, milliseconds)
-        self._buckets[math.floor(math.log(max(milliseconds, _FLOOR)) / _GROWTH)] += 1
+        self._buckets[math.floor(math.log(max(milliseconds, _FLOOR)) / GROWTH)] += 1
 
     def merge(self, other: Histogram) -> None:
         self.count += other.count
@@ -178,13 +179,17 @@ class Histogram:
         self.most = max(self.most, other.most)
         self._buckets.update(other._buckets)
 
+    def counts(self) -> dict[int, int]:
+        """Returns the count of each bucket. Bucket N has the times from exp(N * GROWTH) on."""
+        return dict(sorted(self._buckets.items()))
+
     def percentile(self, percent: float) -> float | None:
         """Returns the nearest rank's bucket, at its middle."""
         wanted, seen = math.ceil(self.count * percent / 100), 0
         for bucket in sorted(self._buckets):
             seen += self._buckets[bucket]
             if seen >= wanted:
-                return min(max(math.exp((bucket + 0.5) * _GROWTH), self.least), self.most)
+                return min(max(math.exp((bucket + 0.5) * GROWTH), self.least), self.most)
         return None
 
     def figures(self) -> dict[str, float | None]:

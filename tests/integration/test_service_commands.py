@@ -44,6 +44,7 @@ SPEAKING = {
     "workers": (),
     "load-test": ("--requests", "2"),
     "report": (),
+    "benchmark": ("save", "new.json", "--rounds", "10", "--round-seconds", "0.1"),
 }
 """Commands that need a service, with arguments."""
 
