@@ -74,6 +74,7 @@ class UpstreamFault(StrEnum):
     REQUEST_REJECTED = "request_rejected"
     UNAUTHORIZED = "unauthorized"
     MODEL_NOT_FOUND = "model_not_found"
+    PATH_NOT_FOUND = "path_not_found"
     BUSY = "busy"
 
 
@@ -112,6 +113,7 @@ FAULTS: Mapping[UpstreamFault, FaultRow] = MappingProxyType(
         UpstreamFault.REQUEST_REJECTED: FaultRow("400, or 500 for a bad option: our request was wrong", "ignored", 502),
         UpstreamFault.UNAUTHORIZED: FaultRow("401 or 403", "ignored", 502),
         UpstreamFault.MODEL_NOT_FOUND: FaultRow("404: the model is not on Ollama", "ignored", 404),
+        UpstreamFault.PATH_NOT_FOUND: FaultRow("404: this release of Ollama lacks the path", "ignored", 404),
         UpstreamFault.BUSY: FaultRow("429 or 503: Ollama's queue is full", "ignored", 503),
     }
 )
@@ -304,6 +306,15 @@ _REASONS = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class UpstreamResponse:
+    """Ollama's response to a forwarded request: status, media type and body."""
+
+    status: int
+    media_type: str
+    body: bytes
+
+
 class UpstreamError(RagherdError):
     """Raised when a call to Ollama fails. `FAULTS` says what the fault means for the breaker and the client."""
 
@@ -330,6 +341,13 @@ class UpstreamError(RagherdError):
         self.retry_after = retry_after
         self.row = row
         self.status = row.status
+        self.response: UpstreamResponse | None = None
+        """Ollama's response, if the request was forwarded."""
+
+    @property
+    def verbatim(self) -> UpstreamResponse | None:
+        """Ollama's response, if it is the client's to see: the client's own request was wrong."""
+        return self.response if self.fault is UpstreamFault.REQUEST_REJECTED else None
 
 
 class SettingsError(Exception):

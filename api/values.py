@@ -57,12 +57,26 @@ Retry = Literal["here", "elsewhere", "spent"]
 
 
 @dataclass(frozen=True, slots=True)
+class ForwardedRequest:
+    """A request that goes to Ollama as the client sent it: its path and the fields of its body.
+
+    `digest`: 64 hex digits over all that the answer depends on. `streams`: the answer arrives piece by piece.
+    """
+
+    path: str
+    fields: Mapping[str, Any] = field(repr=False)
+    digest: str
+    streams: bool
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """A request to the language model: its name, the turns, and Ollama's options.
 
     `tenant` takes turns with others if too many call at once; `background` work waits behind all of them. `timeout` is
     in seconds for the whole answer and can only shorten the adapter's own. `buffered`: nobody reads along, so a broken
-    answer may start again. `format`: the JSON schema that the answer must have.
+    answer may start again. `format`: the JSON schema that the answer must have. `forwarded` replaces the turns, the
+    options and the format.
     """
 
     model: str
@@ -74,6 +88,7 @@ class GenerationRequest:
     retry: Retry = "here"
     buffered: bool = False
     format: Mapping[str, Any] | None = None
+    forwarded: ForwardedRequest | None = None
 
 
 @dataclass(frozen=True, slots=True)

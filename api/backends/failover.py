@@ -117,6 +117,7 @@ FREE: Final = frozenset(
         UpstreamFault.CONNECTION_STALE,
         UpstreamFault.POOL_TIMEOUT,
         UpstreamFault.MODEL_NOT_FOUND,
+        UpstreamFault.PATH_NOT_FOUND,
     }
 )
 CHARGED: Final = frozenset(
@@ -444,9 +445,13 @@ class Generations:
 async def _attempt(
     request: GenerationRequest, output: TextOutput, backend: Backend[LanguageModel], terms: Terms
 ) -> Generation:
-    """Keeps thoughts out of the answer, so that no caller, reader or cache gets them."""
+    """Keeps thoughts out of the answer, so that no caller, reader or cache gets them.
+
+    The answer to a forwarded request stays as it is.
+    """
     parts: list[str] = []
     thinking = Thinking()
+    thinking.is_over = request.forwarded is not None
     end: GenerationEnd | None = None
     async with admitted(backend, terms, request.tenant, background=request.background) as admission:
         asked = replace(request, retry=terms.retry, timeout=terms.remaining)
@@ -466,5 +471,7 @@ async def _attempt(
         if not thinking.is_over and (rest := thinking.end()):
             parts.append(rest)
             await output.write(rest)
-        await admission.succeeded(end.load_duration)
+        streamed = request.forwarded is None or request.forwarded.streams
+        # Without a stream nobody knows when the first token came, so the call counts as fast.
+        await admission.succeeded(end.load_duration if streamed else admission.seconds)
     return Generation("".join(parts), end, admission.seconds, thinking.thoughts, backend.name)

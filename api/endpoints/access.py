@@ -101,9 +101,11 @@ def _no_valid_key() -> NotAuthenticated:
 
 
 def _bearer(request: Request) -> bytes | None:
-    """Returns the digest of the request's key."""
+    """Returns the digest of the request's key. Anthropic's clients send it as `X-Api-Key`."""
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
-    return _digest(key.strip().encode()) if scheme.lower() == "bearer" and key.strip() else None
+    if scheme.lower() != "bearer":
+        key = request.headers.get("x-api-key", "") if not scheme else ""
+    return _digest(key.strip().encode()) if key.strip() else None
 
 
 def _digest(key: bytes) -> bytes:

@@ -1,4 +1,7 @@
-"""Shared by the endpoints that imitate other APIs: builds a `Query` from messages, and a response from its answer."""
+"""Shared by the endpoints of other APIs: builds a `Query` from messages, and a response from its answer.
+
+A request that this module refuses with `InvalidRequest` is not wrong: `forwarding` sends it to Ollama as it came.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api.endpoints.dropin_wire import AnswerForm, parsed, without_empty_fields
+from api.endpoints.forwarding import check_num_ctx
 from api.endpoints.health import worker_state
 from api.endpoints.streaming import AnswerStream, cache_headers, cancel_on_disconnect
 from api.endpoints.validation import Options, list_header, refused, request_timeout
@@ -20,7 +24,7 @@ from api.values import ChatMessage, EmbeddingRequest, Embeddings
 
 def build_query(request: Request, model: str, turns: Sequence[ChatMessage], options: dict[str, Any]) -> Query:
     """Builds a query. The last message is the question; a system message at the start is the instruction."""
-    if turns[-1].role != "user":
+    if not turns or turns[-1].role != "user":
         raise refused("messages", "the last message must have the role `user`")
     if is_blank(turns[-1].content):
         raise refused("messages", "the last message has no visible character")
@@ -42,13 +46,17 @@ def build_query(request: Request, model: str, turns: Sequence[ChatMessage], opti
 
 
 def allowed_options(request: Request, given: dict[str, Any], display_name: Callable[[str], str]) -> dict[str, Any]:
-    """Validates options like POST /query. Also accepts the pinned `num_ctx`; another one would make Ollama reload the
-    model.
-    """
-    pinned = worker_state(request).num_ctx
-    if pinned is not None and given.get("num_ctx") == pinned:
+    """Validates options like POST /query, and the context length."""
+    check_num_ctx(request, given)
+    num_ctx = given.get("num_ctx")
+    if num_ctx is not None:
         given = {name: value for name, value in given.items() if name != "num_ctx"}
-    return parsed(without_empty_fields(given, Options), Options, display_name).model_dump(exclude_none=True)
+    options = parsed(without_empty_fields(given, Options), Options, display_name).model_dump(exclude_none=True)
+    if num_ctx is None or num_ctx == worker_state(request).num_ctx:
+        return options
+    if not isinstance(num_ctx, int) or num_ctx < 1:
+        raise refused("options.num_ctx", "is not a positive integer")
+    return {**options, "num_ctx": num_ctx}
 
 
 async def reply(request: Request, query: Query, form: AnswerForm, *, stream: bool) -> Response:

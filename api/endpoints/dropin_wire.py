@@ -1,6 +1,7 @@
-"""Request bodies and answer formats of the APIs that Ragherd imitates. Pure.
+"""Request bodies and answer formats of the APIs of Ollama, OpenAI and Anthropic. Pure.
 
-Bodies are read with any content type. Unsupported fields are refused, never silently ignored.
+Bodies are read with any content type. A body whose every field is understood is a question that may be compared by
+meaning. Any other goes to Ollama as it came.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from api.errors import InvalidRequest, RagherdError, UpstreamError, UpstreamFaul
 from api.ports.question import AnswerFinished, AnswerStarted
 from api.values import Token, Usage
 
+EVENT_STREAM: Final = "text/event-stream"
+NDJSON: Final = "application/x-ndjson"
 MAX_MESSAGES: Final = 1000
 MAX_PARTS: Final = 100
 """In a message."""
@@ -43,6 +46,8 @@ ModelName = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1
 
 _EMPTY_VALUES: Final[tuple[Any, ...]] = (None, False, 0, "", [], {})
 """Values that clients send instead of omitting a field."""
+_TRUE_BY_DEFAULT: Final = frozenset({"truncate", "shift"})
+"""Ollama's fields whose omission means true."""
 
 
 def describe_empty_values(schema: dict[str, Any]) -> None:
@@ -66,7 +71,7 @@ def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
 class LenientBody(StrictBody):
     """A body, or an object in one, that ignores nulls and unknown fields with an empty value.
 
-    Other unknown fields are refused: an answer that ignored one would be wrong, and would be cached.
+    Other unknown fields are not valid: an answer that ignored one would be wrong, and would be cached.
     """
 
     model_config = ConfigDict(json_schema_extra=describe_empty_values)
@@ -83,11 +88,24 @@ class ModelBody(LenientBody):
     model: ModelName
 
 
+class ForwardedBody(BaseModel):
+    """A body that is forwarded: a model name, and the fields that Ollama has for the path."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: ModelName
+
+
 AnyBody = TypeVar("AnyBody", bound=BaseModel)
 
 
 async def read_body(request: Request, kind: type[AnyBody]) -> AnyBody:
     """Reads and validates the body of a request. Raises `InvalidRequest`."""
+    return parsed(await read_fields(request), kind)
+
+
+async def read_fields(request: Request) -> dict[str, Any]:
+    """Reads the body of a request, a JSON object. Raises `InvalidRequest`."""
     raw = await request.body()
     refuse_too_many_values(raw)
     try:
@@ -96,7 +114,7 @@ async def read_body(request: Request, kind: type[AnyBody]) -> AnyBody:
         raise InvalidRequest(f"invalid JSON: {error}") from error
     if not isinstance(fields, dict):
         raise InvalidRequest("missing request body: send a JSON object")
-    return parsed(fields, kind)
+    return fields
 
 
 def parsed(fields: dict[str, Any], kind: type[AnyBody], display_name: Callable[[str], str] = str) -> AnyBody:
@@ -131,8 +149,14 @@ def without_empty_fields(fields: dict[str, Any], kind: type[BaseModel]) -> dict[
     """
     known = kind.model_fields
     given = {name: fields[name] for name in known if fields.get(name) is not None}
-    unknown = (name for name, value in fields.items() if name not in known and value not in _EMPTY_VALUES)
+    unknown = (name for name, value in fields.items() if name not in known and not _says_nothing(name, value))
     return {**given, **{name: fields[name] for name in islice(unknown, 1)}}
+
+
+def _says_nothing(name: str, value: Any) -> bool:
+    if name in _TRUE_BY_DEFAULT:
+        return value is True or value is None
+    return value in _EMPTY_VALUES
 
 
 Ignored = Annotated[Any, Field(exclude=True)]
@@ -180,6 +204,27 @@ class AnswerForm(StreamForm, Protocol):
     """Also encodes a buffered answer."""
 
     def buffered(self, answered: AnswerFinished) -> Mapping[str, Any]: ...
+
+
+class ForwardedForm:
+    """An `AnswerForm` that passes on what Ollama sent. `error_line` encodes an error in the middle of a stream."""
+
+    def __init__(self, media_type: str, error_line: Callable[[RagherdError], bytes]) -> None:
+        self.media_type = media_type
+        self.heartbeat: bytes | None = b": ping\n\n" if media_type == EVENT_STREAM else None
+        self._error_line = error_line
+
+    def started(self, started: AnswerStarted) -> bytes:
+        return b""
+
+    def token(self, token: Token) -> bytes:
+        return token.text.encode()
+
+    def done(self, answered: AnswerFinished) -> bytes:
+        return b""
+
+    def error(self, error: RagherdError) -> bytes:
+        return self._error_line(error)
 
 
 def usage_of(answered: AnswerFinished) -> Usage:

@@ -45,7 +45,6 @@ from api.errors import (
     RagherdError,
 )
 
-SINGLE_HEADERS: Final = (b"host", b"authorization")
 HEALTH: Final = "/health"
 """Kubernetes probes a pod by its IP address, which cannot be in ALLOWED_HOSTS. These paths skip that check."""
 _AUTHORITY: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(:[0-9]*)?")
@@ -68,16 +67,20 @@ class RequestHead:
         await self._app(scope, receive, send)
 
     def _fault(self, scope: Scope) -> RagherdError | None:
-        hosts, keys = [], 0
+        hosts, keys, other_keys = [], 0, 0
         for name, value in scope["headers"]:
             if name == b"host":
                 hosts.append(value)
             elif name == b"authorization":
                 keys += 1
+            elif name == b"x-api-key":
+                other_keys += 1
         if len(hosts) > 1:
             return MalformedHead("The request has two Host headers.")
         if keys > 1:
             return MalformedHead("The request has two Authorization headers.")
+        if other_keys > 1:
+            return MalformedHead("The request has two X-Api-Key headers.")
         if not hosts:
             return MalformedHead("The request has no Host header.") if scope["http_version"] == "1.1" else None
         authority = _AUTHORITY.fullmatch(hosts[0].decode("latin-1"))

@@ -12,12 +12,15 @@ from starlette.responses import Response
 from api.endpoints import dropin, ollama_wire
 from api.endpoints.description import body_of, errors_of, stream_of
 from api.endpoints.documents import list_response
-from api.endpoints.dropin_wire import read_body
+from api.endpoints.dropin_wire import ForwardedBody, parsed, read_body, read_fields
+from api.endpoints.forwarding import ForwardedPath, forward
 from api.endpoints.health import worker_state
 from api.endpoints.middleware import CheckedRoute, needs
 from api.endpoints.ollama_wire import ChatBody, EmbedBody, GenerateBody, GenerationBody, OllamaForm, ShowBody
 from api.endpoints.validation import refused
+from api.errors import InvalidRequest
 from api.ports.inference import ModelCatalog
+from api.ports.question import Query
 from api.values import ChatMessage
 
 router = APIRouter(
@@ -25,12 +28,14 @@ router = APIRouter(
 )
 
 _CHAT: Final = body_of(
-    ChatBody,
+    ForwardedBody,
     {"model": "llama3.2", "messages": [{"role": "user", "content": "What is the capital of France?"}], "stream": False},
 )
 _GENERATE: Final = body_of(
-    GenerateBody, {"model": "llama3.2", "prompt": "What is the capital of France?", "stream": False}
+    ForwardedBody, {"model": "llama3.2", "prompt": "What is the capital of France?", "stream": False}
 )
+_CHAT_PATH: Final = ForwardedPath("/api/chat", streams=True, error_line=ollama_wire.error_line)
+_GENERATE_PATH: Final = ForwardedPath("/api/generate", streams=True, error_line=ollama_wire.error_line)
 _EMBED: Final = body_of(EmbedBody, {"model": "nomic-embed-text", "input": ["What is the capital of France?"]})
 _SHOW: Final = body_of(ShowBody, {"model": "llama3.2"})
 
@@ -45,8 +50,14 @@ _SHOW: Final = body_of(ShowBody, {"model": "llama3.2"})
 @needs("user")
 async def chat(request: Request) -> Response:
     """Through the fleet's cache, as POST /query is."""
-    body = await read_body(request, ChatBody)
-    return await _answer(request, body, [message.turn() for message in body.messages], ollama_wire.in_message)
+    fields = await read_fields(request)
+    try:
+        body = parsed(fields, ChatBody)
+        query = await _query(request, body, [message.turn() for message in body.messages])
+    except InvalidRequest:
+        return await forward(request, fields, _CHAT_PATH)
+    form = OllamaForm(body.model, ollama_wire.in_message, query.options)
+    return await dropin.reply(request, query, form, stream=body.stream)
 
 
 @router.post(
@@ -59,9 +70,14 @@ async def chat(request: Request) -> Response:
 @needs("user")
 async def generate(request: Request) -> Response:
     """The same as a conversation of one turn, and cached together with those."""
-    body = await read_body(request, GenerateBody)
-    turns = body.turns() if body.prompt else []
-    return await _answer(request, body, turns, ollama_wire.in_response)
+    fields = await read_fields(request)
+    try:
+        body = parsed(fields, GenerateBody)
+        query = await _query(request, body, body.turns() if body.prompt else [])
+    except InvalidRequest:
+        return await forward(request, fields, _GENERATE_PATH)
+    form = OllamaForm(body.model, ollama_wire.in_response, query.options)
+    return await dropin.reply(request, query, form, stream=body.stream)
 
 
 @router.post("/api/embed", summary="Ollama: embed texts", response_model=None, openapi_extra=_EMBED)
@@ -108,15 +124,16 @@ async def show(request: Request) -> Response:
     return _json(await catalog.show(model, verbose=body.verbose))
 
 
-async def _answer(
-    request: Request, body: GenerationBody, turns: list[ChatMessage], content: ollama_wire.Content
-) -> Response:
+async def _query(request: Request, body: GenerationBody, turns: list[ChatMessage]) -> Query:
+    """Returns the question of a request that is understood in every field. Raises `InvalidRequest` for any other.
+
+    A model that thinks unless told otherwise sends its thoughts in a field of their own, in their order.
+    """
     options = dropin.allowed_options(request, body.options, "options.{}".format)
-    form = OllamaForm(body.model, content, options)
-    if not turns:
-        return _json(form.loaded())
     query = dropin.build_query(request, body.model, turns, options)
-    return await dropin.reply(request, query, form, stream=body.stream)
+    if body.think is None and await _catalog(request).thinks(body.model):
+        raise refused("think", "is not given, and the model thinks")
+    return query
 
 
 def _catalog(request: Request) -> ModelCatalog:

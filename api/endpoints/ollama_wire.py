@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field, StringConstraints
 
 from api.endpoints.dropin_wire import (
     MAX_DIMENSIONS,
+    NDJSON,
     GivenOptions,
     Ignored,
     Inputs,
@@ -42,6 +43,11 @@ def error_body(error: RagherdError) -> dict[str, Any]:
     return {"error": error.detail}
 
 
+def error_line(error: RagherdError) -> bytes:
+    """Returns an error as the last line of a stream."""
+    return _line(error_body(error))
+
+
 class OllamaMessage(LenientBody):
     """One message of a conversation."""
 
@@ -58,7 +64,7 @@ class GenerationBody(ModelBody):
 
     stream: bool = True
     options: GivenOptions = Field(default_factory=dict)
-    think: Annotated[Literal[False], IsBoolean] = False
+    think: Annotated[Literal[False], IsBoolean] | None = None
     keep_alive: Ignored = None
 
 
@@ -137,7 +143,7 @@ def _thoughts(thinking: str) -> dict[str, str]:
 class OllamaForm:
     """An `AnswerForm`: NDJSON, or one document. Has no heartbeats, because a blank line would break clients."""
 
-    media_type = "application/x-ndjson"
+    media_type = NDJSON
     heartbeat: bytes | None = None
 
     def __init__(self, model: str, content: Content, options: Mapping[str, Any]) -> None:
@@ -158,14 +164,10 @@ class OllamaForm:
         return thoughts + _line(self._end("", "", answered))
 
     def error(self, error: RagherdError) -> bytes:
-        return _line(error_body(error))
+        return error_line(error)
 
     def buffered(self, answered: AnswerFinished) -> dict[str, Any]:
         return self._end(answered.answer, thinking_of(answered), answered)
-
-    def loaded(self) -> dict[str, Any]:
-        """Returns Ollama's response to a request without a question."""
-        return {**self._piece("", "", done=True), "done_reason": "load"}
 
     def _piece(self, text: str, thinking: str, *, done: bool) -> dict[str, Any]:
         return {"model": self._model, "created_at": now(), **self._content(text, thinking), "done": done}

@@ -53,6 +53,11 @@ def owns_path(path: str) -> bool:
     return path.startswith(PREFIX)
 
 
+def error_line(error: RagherdError) -> bytes:
+    """Returns an error as the last event of a stream."""
+    return _event(error_body(error))
+
+
 def error_body(error: RagherdError) -> dict[str, Any]:
     """Returns an error as a document or as an event. `code` is Ragherd's problem type if OpenAI has no code for it."""
     status = dropin_status(error)
@@ -78,7 +83,7 @@ class OpenAIMessage(LenientBody):
 
     def turn(self) -> ChatMessage:
         """Converts it to the flow's type, like Ollama does."""
-        text = self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
+        text = self.content if isinstance(self.content, str) else "\n\n".join(part.text for part in self.content)
         return ChatMessage("system" if self.role == "developer" else self.role, text)
 
 
@@ -120,11 +125,11 @@ class ChatCompletionBody(ModelBody):
     parallel_tool_calls: Ignored = None
 
     def options(self) -> dict[str, Any]:
-        """Returns the options under Ollama's names."""
+        """Returns the options under Ollama's names, with the defaults of Ollama's layer for this API."""
         limit = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
         named = {
-            "temperature": self.temperature,
-            "top_p": self.top_p,
+            "temperature": 1.0 if self.temperature is None else self.temperature,
+            "top_p": 1.0 if self.top_p is None else self.top_p,
             "num_predict": limit,
             "seed": self.seed,
             "stop": [self.stop] if isinstance(self.stop, str) else self.stop,
@@ -184,7 +189,7 @@ class OpenAIForm:
         return last + _LAST
 
     def error(self, error: RagherdError) -> bytes:
-        return _event(error_body(error))
+        return error_line(error)
 
     def buffered(self, answered: AnswerFinished) -> dict[str, Any]:
         thinking = thinking_of(answered)

@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match
 
-from api.endpoints import ollama_wire, openai_wire
+from api.endpoints import anthropic_wire, ollama_wire, openai_wire
 from api.endpoints.dropin_wire import dropin_status
 from api.endpoints.validation import invalid
 from api.errors import (
@@ -28,6 +28,7 @@ from api.errors import (
     RequestTimeout,
     ServiceUnavailable,
     StoreUnavailable,
+    UpstreamError,
 )
 
 
@@ -81,8 +82,13 @@ def install(app: FastAPI) -> None:
 
 
 def problem(error: RagherdError, *, path: str, request_id: str) -> Response:
-    """Returns the response for an error, in the form of the API that the path belongs to."""
-    for wire in (ollama_wire, openai_wire):
+    """Returns the response for an error, in the form of the API that the path belongs to.
+
+    Ollama's refusal of a forwarded request is passed on as Ollama worded it.
+    """
+    if isinstance(error, UpstreamError) and (said := error.verbatim) is not None:
+        return Response(said.body, said.status, media_type=said.media_type)
+    for wire in (anthropic_wire, ollama_wire, openai_wire):
         if wire.owns_path(path):
             return Response(
                 orjson.dumps(wire.error_body(error)), dropin_status(error), error.headers, "application/json"

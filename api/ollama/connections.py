@@ -32,7 +32,7 @@ import httpx
 from httpcore._async.connection_pool import AsyncPoolRequest, PoolByteStream
 
 from api.cancellation import log_failure
-from api.errors import UpstreamError, UpstreamFault
+from api.errors import UpstreamError, UpstreamFault, UpstreamResponse
 from api.ollama import failures
 from api.values import GenerationEnd
 
@@ -434,14 +434,21 @@ class Exchange:
         self._model = model
         self._response: httpx.Response | None = None
 
-    async def open(self) -> None:
-        """Sends the request and waits for the head of a good answer. Raises `UpstreamError` for any other."""
+    async def open(self, *, forwarded: bool = False) -> None:
+        """Sends the request and waits for the head of a good answer. Raises `UpstreamError` for any other.
+
+        The error of a `forwarded` request has Ollama's response, for the client.
+        """
         response = self._response = await self._client.send(self._request, stream=True)
         if not response.is_success:
             body = await _beginning(response)
-            raise failures.from_response(
+            error = failures.from_response(
                 response.status_code, response.headers, body, path=self._path, model=self._model
             )
+            if forwarded:
+                kind = response.headers.get("content-type", "application/json")
+                error.response = UpstreamResponse(response.status_code, kind, body)
+            raise error
 
     async def read(self, limit: int) -> bytes:
         """The whole answer. Raises `UpstreamError` when it is longer than `limit` bytes."""

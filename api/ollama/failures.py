@@ -46,13 +46,23 @@ def from_response(status: int, headers: Mapping[str, str], body: bytes, *, path:
     """Maps a status of 300 or above. `headers` are case-insensitive or lower case; `body` may be truncated."""
     message = _message(body)
     if status == 404:
-        return UpstreamError(
-            UpstreamFault.MODEL_NOT_FOUND, f"model '{model}' is not on Ollama: run `ollama pull {model}`"
-        )
+        return _not_found(message, path, model)
     fault = _fault(status, message.lower(), embedding=path == "/api/embed")
     retry_after = retry_after_from(headers.get("retry-after")) if fault is UpstreamFault.BUSY else None
     said = f": {message}" if message else "."
     return UpstreamError(fault, f"Ollama answered {status}{said}", retry_after=retry_after)
+
+
+SINCE: Final = {"/v1/responses": "0.13.3", "/v1/messages": "0.14.0", "/v1/messages/count_tokens": "0.14.0"}
+"""The releases of Ollama that added a path."""
+
+
+def _not_found(message: str, path: str, model: str) -> UpstreamError:
+    """Ollama's router answers `404 page not found` for a path that it lacks."""
+    if "page not found" in message:
+        newer = f" It came with Ollama {SINCE[path]}." if path in SINCE else ""
+        return UpstreamError(UpstreamFault.PATH_NOT_FOUND, f"This Ollama does not serve {path}.{newer}")
+    return UpstreamError(UpstreamFault.MODEL_NOT_FOUND, f"model '{model}' not found: run `ollama pull {model}`")
 
 
 def retry_after_from(value: str | None, *, now: datetime | None = None) -> float | None:

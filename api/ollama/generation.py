@@ -1,10 +1,10 @@
-"""Streams generations from Ollama's /api/chat, with a deadline for each stage, and parses their lines."""
+"""Streams answers from Ollama, with a deadline for each stage."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -14,9 +14,10 @@ import orjson
 
 from api.cancellation import log_failure, raise_if_cancelled
 from api.errors import UpstreamError, UpstreamFault
+from api.ollama.forwarded import LINE_LIMIT, AnswerPart, ForwardedAnswer, end_of, invalid
 from api.ollama.models import OllamaModels, Pinned
 from api.ollama.pool import OllamaPool
-from api.values import GenerationEnd, GenerationRequest, Retry, Thought, Token, Usage
+from api.values import ForwardedRequest, GenerationEnd, GenerationRequest, Retry, Thought, Token
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,12 @@ class Clock:
         async with self._until(self._loop.time() + self._deadlines.inter_token) as verdict:
             verdict.fault = UpstreamFault.INTER_TOKEN_TIMEOUT
             verdict.detail = f"Ollama sent no further token for {self._deadlines.inter_token:g} s."
+            yield
+
+    @asynccontextmanager
+    async def whole(self) -> AsyncIterator[None]:
+        """Limits sending and the wait for an answer that is not streamed. Raises `UpstreamError`."""
+        async with self._until(self._total_at):
             yield
 
     @asynccontextmanager
@@ -125,12 +132,6 @@ class _Verdict:
             self._timeout.reschedule(asyncio.get_running_loop().time())
 
 
-LINE_LIMIT: Final = 1024 * 1024
-"""Bytes in a line. Ollama's lines have about a hundred, so a longer one is not from Ollama."""
-
-_NANOSECONDS: Final = 1_000_000_000
-
-
 async def lines_of(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """Yields the lines that are not blank, however the parts are cut. The last may lack its line feed."""
     rest = b""
@@ -145,7 +146,22 @@ async def lines_of(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         yield rest
 
 
-def events(line: bytes, model: str) -> list[Token | Thought | GenerationEnd]:
+class ChatAnswer:
+    """Reads one answer of `/api/chat`. `pieces` cuts it, and `events` reads each piece in turn."""
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+
+    def pieces(self, parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        """Yields the lines."""
+        return lines_of(parts)
+
+    def events(self, piece: bytes) -> Sequence[AnswerPart]:
+        """Returns thoughts, tokens and the end, or nothing. Raises `UpstreamError`."""
+        return events(piece, self._model)
+
+
+def events(line: bytes, model: str) -> list[AnswerPart]:
     """Parses one line into thoughts, tokens and the end, or nothing. `model` is the requested model.
 
     Raises `UpstreamError`: STREAM_ERROR for Ollama's `{"error": ...}`, INVALID_RESPONSE for a malformed line.
@@ -153,44 +169,28 @@ def events(line: bytes, model: str) -> list[Token | Thought | GenerationEnd]:
     try:
         fields = orjson.loads(line)
     except orjson.JSONDecodeError as error:
-        raise _invalid() from error
+        raise invalid() from error
     if not isinstance(fields, dict):
-        raise _invalid()
+        raise invalid()
     if "error" in fields:
         raise UpstreamError(UpstreamFault.STREAM_ERROR, f"Ollama gave up: {str(fields['error'])[:300]}")
     try:
         return _events(fields, model)
     except (TypeError, ValueError, AttributeError) as error:
-        raise _invalid() from error
+        raise invalid() from error
 
 
-def _events(fields: dict[str, Any], model: str) -> list[Token | Thought | GenerationEnd]:
+def _events(fields: dict[str, Any], model: str) -> list[AnswerPart]:
     message = fields.get("message") or {}
     thinking, content = message.get("thinking") or "", message.get("content") or ""
     if not (isinstance(thinking, str) and isinstance(content, str)):
         raise TypeError
-    found: list[Token | Thought | GenerationEnd] = [Thought(thinking)] if thinking else []
+    found: list[AnswerPart] = [Thought(thinking)] if thinking else []
     if content:
         found.append(Token(content))
     if fields.get("done") is True:
-        found.append(_end(fields, model))
+        found.append(end_of(fields, model))
     return found
-
-
-def _end(fields: dict[str, Any], model: str) -> GenerationEnd:
-    return GenerationEnd(
-        model=str(fields.get("model") or model),
-        done_reason=str(fields.get("done_reason") or "stop"),
-        usage=Usage(int(fields.get("prompt_eval_count", 0)), int(fields.get("eval_count", 0))),
-        total_duration=fields.get("total_duration", 0) / _NANOSECONDS,
-        load_duration=fields.get("load_duration", 0) / _NANOSECONDS,
-        prompt_eval_duration=fields.get("prompt_eval_duration", 0) / _NANOSECONDS,
-        eval_duration=fields.get("eval_duration", 0) / _NANOSECONDS,
-    )
-
-
-def _invalid() -> UpstreamError:
-    return UpstreamError(UpstreamFault.INVALID_RESPONSE, "Ollama's answer holds a line that is not of its API.")
 
 
 DRAIN: Final = 0.25
@@ -207,9 +207,7 @@ class OllamaModel:
         self._options, self._keep_alive = pinned.options, pinned.keep_alive_field
         self._models = OllamaModels(pool)
 
-    def stream(
-        self, request: GenerationRequest
-    ) -> AbstractAsyncContextManager[AsyncIterator[Token | Thought | GenerationEnd]]:
+    def stream(self, request: GenerationRequest) -> AbstractAsyncContextManager[AsyncIterator[AnswerPart]]:
         """Tokens and thoughts, then one `GenerationEnd`. Nothing is sent before the first of them is asked for.
 
         Leaving the context closes the connection of an unfinished answer, and Ollama then stops generating. A fault
@@ -217,7 +215,7 @@ class OllamaModel:
         """
         return aclosing(self._answer(request))
 
-    async def _answer(self, request: GenerationRequest) -> AsyncGenerator[Token | Thought | GenerationEnd, None]:
+    async def _answer(self, request: GenerationRequest) -> AsyncGenerator[AnswerPart, None]:
         clock = Clock(self._deadlines, request.timeout)
         async with AsyncExitStack() as stack:
             try:
@@ -226,32 +224,36 @@ class OllamaModel:
                 await self._pool.retries.before_retry(error, request.retry)
                 started = await self._begin(request, clock, "spent")
             stack.push_async_exit(started.stack)
-            line: bytes | None = started.first
-            while line is not None:
-                for event in events(line, request.model):
+            piece: bytes | None = started.first
+            while piece is not None:
+                for event in started.answer.events(piece):
                     if isinstance(event, GenerationEnd):
                         self._pool.generated(event)
-                        await _drain(started.lines)
+                        await _drain(started.pieces)
                         yield event
                         return
                     with clock.paused():
                         yield event
                 async with clock.inter_token():
-                    line = await anext(started.lines, None)
-            raise UpstreamError(UpstreamFault.STREAM_TRUNCATED, "Ollama's stream ended without `done`.")
+                    piece = await anext(started.pieces, None)
+            raise UpstreamError(UpstreamFault.STREAM_TRUNCATED, "Ollama's stream ended without its end.")
 
     async def _begin(self, request: GenerationRequest, clock: Clock, retry: Retry) -> _Started:
-        """Sends, and waits for the first line. The caller closes the result; an error closes everything."""
+        """Sends, and waits for the first piece. The caller closes the result; an error closes everything."""
         async with AsyncExitStack() as stack:
-            body = self._body(request)
+            forwarded = request.forwarded
+            path = "/api/chat" if forwarded is None else forwarded.path
+            body = self._body(request) if forwarded is None else self._forwarded_body(forwarded)
+            answer = ChatAnswer(request.model) if forwarded is None else ForwardedAnswer(forwarded, request.model)
             self._pool.retries.called(retry)
-            exchange = await stack.enter_async_context(self._pool.exchange("/api/chat", body, model=request.model))
-            async with clock.first_token(partial(self._resident, request.model)):
+            exchange = await stack.enter_async_context(self._pool.exchange(path, body, model=request.model))
+            streams = forwarded is None or forwarded.streams
+            async with clock.first_token(partial(self._resident, request.model)) if streams else clock.whole():
                 raise_if_cancelled()  # a caller that has left sends nothing
-                await exchange.open()
-                lines = lines_of(exchange.parts())
-                first = await anext(lines, None)
-            return _Started(stack.pop_all(), lines, first)
+                await exchange.open(forwarded=forwarded is not None)
+                pieces = answer.pieces(exchange.parts())
+                first = await anext(pieces, None)
+            return _Started(stack.pop_all(), answer, pieces, first)
 
     def _body(self, request: GenerationRequest) -> bytes:
         # `think` is sent because models that can think do so unless told otherwise.
@@ -267,6 +269,17 @@ class OllamaModel:
             }
         )
 
+    def _forwarded_body(self, forwarded: ForwardedRequest) -> bytes:
+        """Adds what the fleet pins, where Ollama's API has fields for it. A request to unload a model does so."""
+        fields = forwarded.fields
+        if forwarded.path.startswith("/v1/"):
+            return orjson.dumps(fields)
+        options = {**(fields.get("options") or {}), **self._options}
+        asks = fields.get("messages") or fields.get("prompt")
+        return orjson.dumps(
+            {**fields, **({"options": options} if options else {}), **(self._keep_alive if asks else {})}
+        )
+
     async def _resident(self, model: str) -> bool:
         try:
             return await self._models.resident(model)
@@ -275,17 +288,24 @@ class OllamaModel:
 
 
 class _Started:
-    """An answer whose first line is there: the rest of its lines, and what closes it."""
+    """An answer whose first piece is there: the rest of its pieces, and what closes it."""
 
-    def __init__(self, stack: AsyncExitStack, lines: AsyncIterator[bytes], first: bytes | None) -> None:
+    def __init__(
+        self,
+        stack: AsyncExitStack,
+        answer: ChatAnswer | ForwardedAnswer,
+        pieces: AsyncIterator[bytes],
+        first: bytes | None,
+    ) -> None:
         self.stack = stack
-        self.lines = lines
+        self.answer = answer
+        self.pieces = pieces
         self.first = first
 
 
-async def _drain(lines: AsyncIterator[bytes]) -> None:
+async def _drain(pieces: AsyncIterator[bytes]) -> None:
     """Reads the end of the body, so that the connection can serve again."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(DRAIN):
-            async for _ in lines:
+            async for _ in pieces:
                 pass

@@ -8,12 +8,14 @@ ones would make Ollama reload the model.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 import orjson
 
+from api.cancellation import log_failure
 from api.errors import UpstreamError, UpstreamFault
 from api.ollama.pool import OllamaPool
 from api.values import BackendHealth, model_key
@@ -116,6 +118,12 @@ def _models(rows: Iterable[dict[str, Any]]) -> Iterator[ModelInfo]:
 
 T = TypeVar("T")
 
+CAPABILITIES_FOR: Final = 60.0
+"""Seconds for which a model's capabilities are kept."""
+ASK_AGAIN: Final = 5.0
+"""Seconds after which a question about capabilities is repeated that no backend answered."""
+MAX_MODELS: Final = 1000
+"""Models whose capabilities are kept."""
 TIMEOUT: Final = 2.0
 """Seconds that one backend's answer may take; `/api/show` of a large model is the slowest."""
 
@@ -134,6 +142,8 @@ class OllamaCatalog:
     ) -> None:
         self._all = {name: (pool, asyncio.Semaphore(1)) for name, pool in pools.items()}
         self._timeout = timeout
+        self._thinking: dict[str, tuple[float, bool]] = {}  # by model: when to ask again, and the answer
+        self._asking: dict[str, asyncio.Task[bool]] = {}
         self._is_drained = is_drained
 
     @property
@@ -160,6 +170,36 @@ class OllamaCatalog:
         if not isinstance(answer, dict):
             raise UpstreamError(UpstreamFault.INVALID_RESPONSE, "Ollama's /api/show is not an object.")
         return answer
+
+    async def thinks(self, model: str) -> bool:
+        """Returns whether a model thinks unless it is told not to; False while no backend says so. Never raises.
+
+        The answer is kept for a minute. Concurrent callers share one question to Ollama, and wait a second for it.
+        """
+        key = model_key(model)
+        until, thinking = self._thinking.get(key, (0.0, False))
+        if time.monotonic() < until:
+            return thinking
+        task = self._asking.get(key)
+        if task is None:
+            task = self._asking[key] = asyncio.create_task(self._learn_thinking(model, key, last=thinking))
+            log_failure(task)
+            task.add_done_callback(lambda _: self._asking.pop(key, None))
+        await asyncio.wait([task], timeout=PROBE_TIMEOUT)
+        return task.result() if task.done() and not task.cancelled() else thinking
+
+    async def _learn_thinking(self, model: str, key: str, *, last: bool) -> bool:
+        seconds = ASK_AGAIN
+        try:
+            capabilities = (await self.show(model, verbose=False)).get("capabilities")
+            last = isinstance(capabilities, list) and "thinking" in capabilities
+            seconds = CAPABILITIES_FOR
+        except UpstreamError:
+            pass  # as before, and asked again soon
+        if len(self._thinking) >= MAX_MODELS:
+            self._thinking.clear()
+        self._thinking[key] = time.monotonic() + seconds, last
+        return last
 
     async def _first(self, question: Callable[[OllamaPool], Awaitable[T]]) -> T:
         failures: list[UpstreamError] = []

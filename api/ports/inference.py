@@ -128,3 +128,6 @@ class ModelCatalog(Protocol):
 
     async def show(self, model: str, *, verbose: bool) -> dict[str, Any]:
         """One model's details."""
+
+    async def thinks(self, model: str) -> bool:
+        """Whether a model thinks unless it is told not to. Never raises: False while no backend says so."""

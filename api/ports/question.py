@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from api.ports.document_store import DocumentFilter
-from api.values import CacheMatch, CacheStatus, ChatMessage, CompletedAnswer, Source, Token, Usage
+from api.values import CacheMatch, CacheStatus, ChatMessage, CompletedAnswer, ForwardedRequest, Source, Token, Usage
 
 MAX_AGE: Final = 2**31
 """The largest number of seconds; RFC 9111 (section 1.2.2) substitutes it for larger ones."""
@@ -75,6 +75,7 @@ class Query:
     `template` and `system` say how the turns are put to the model.
     `keeps_history`: rewriting the question to stand alone failed, so the prompt keeps the earlier turns.
     `request_id`: names the answer in feedback; empty if nobody can judge it.
+    `forwarded`: the request goes to Ollama as it came, and its answer is found again only by the same request.
     """
 
     question: str
@@ -90,6 +91,7 @@ class Query:
     system: str | None = None
     keeps_history: bool = False
     request_id: str = ""
+    forwarded: ForwardedRequest | None = None
 
     @property
     def has_meaning(self) -> bool:
@@ -98,8 +100,8 @@ class Query:
 
     @property
     def is_short(self) -> bool:
-        """True if the question's vector covers all of it."""
-        return len(self.question.encode("utf-8", "replace")) <= SEMANTIC_LIMIT
+        """True if the question's vector covers all that the answer depends on."""
+        return self.forwarded is None and len(self.question.encode("utf-8", "replace")) <= SEMANTIC_LIMIT
 
 
 @dataclass(slots=True)

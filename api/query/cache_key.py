@@ -95,6 +95,8 @@ def fingerprint(query: Query, embedder: EmbedderIdentity, model_digest: str, gro
         query.options,
         [(turn.role, _normalised_turn(turn)) for turn in query.history] if query.history else (),
     ]
+    if query.forwarded is not None:
+        facts.append(query.forwarded.digest)
     scope = hashlib.sha256(orjson.dumps(facts, option=orjson.OPT_SORT_KEYS)).hexdigest()[:24]
     return CacheKey(embedder, f"{embedder.fingerprint}-{scope}", question_digest(query.question))
 

@@ -154,7 +154,13 @@ class PromptBuilder:
         else:
             messages = self._prompts.plain(query.question, history)
         request = GenerationRequest(
-            query.model, messages, query.options, tenant=query.tenant, background=background, buffered=buffered
+            query.model,
+            messages,
+            query.options,
+            tenant=query.tenant,
+            background=background,
+            buffered=buffered,
+            forwarded=query.forwarded,
         )
         return request, sources
 

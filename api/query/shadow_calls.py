@@ -106,8 +106,11 @@ class ShadowCalls:
         self._by_rate: dict[float, _Compared] = defaultdict(_Compared)
 
     def sample(self, query: Query, lookup: Lookup, *, stale: bool) -> None:
-        """Queues an answer that went out, unless its caller allows no call to Ollama. No I/O here."""
-        if lookup.match is None or query.cache_control.only_if_cached:
+        """Queues an answer that went out, unless its caller allows no call to Ollama. No I/O here.
+
+        The answer to a forwarded request is not compared: it belongs to the same request, and is not a text.
+        """
+        if lookup.match is None or query.cache_control.only_if_cached or query.forwarded is not None:
             return
         kind = "stale" if stale else lookup.match.kind
         rate = self.rates[lookup.match.kind]

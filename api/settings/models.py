@@ -104,7 +104,9 @@ class OllamaSettings(SettingsGroup):
     `90s`, `5m`, `1h30m`, or seconds; below zero: forever.
     """
     ollama_num_ctx: Positive | None = None
-    """Context of every generation in tokens. Default: the model's."""
+    """Context of every generation in tokens. Default: the model's, or the client's."""
+    ollama_max_num_ctx: Positive = 32_768
+    """Largest `num_ctx` that a client may ask for. Each reloads the model."""
 
     @property
     def base_urls(self) -> tuple[str, ...]:

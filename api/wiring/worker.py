@@ -271,6 +271,7 @@ class _Worker:
             embed_max_inputs=self._settings.embedder.embed_max_inputs,
             catalog=backends.catalog,
             num_ctx=self._settings.ollama.ollama_num_ctx,
+            max_num_ctx=self._settings.ollama.ollama_max_num_ctx,
             breakers=backends.breakers,
             bulkheads=backends.bulkheads,
             pool_report=facts.report,

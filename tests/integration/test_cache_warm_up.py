@@ -155,7 +155,7 @@ async def test_questions_that_can_not_be_answered_are_counted_and_the_rest_go_on
     wanted = [{"question": QUESTIONS[0], "model": "no-such"}, QUESTIONS[1]]
     progress = await ended(client, await begin(client, wanted))
     assert counts(progress) == {"total": 2, "done": 2, "generated": 1, "stored": 1, "skipped": 0, "failed": 1}
-    assert progress["errors"] == [f"{QUESTIONS[0]}: model 'no-such' is not on Ollama: run `ollama pull no-such`"]
+    assert progress["errors"] == [f"{QUESTIONS[0]}: model 'no-such' not found: run `ollama pull no-such`"]
     stub.behaviour(answer=" ")
     progress = await ended(client, await begin(client, [{"question": f"{number}?"} for number in range(12)]))
     assert (progress["status"], progress["failed"], len(progress["errors"])) == ("done", 12, 10)

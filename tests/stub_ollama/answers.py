@@ -27,8 +27,16 @@ def chat_tokens(request: dict[str, Any], behaviour: Behaviour) -> list[str]:
     """Returns the tokens of the configured answer, or of "echo: " and the last user message or prompt."""
     if behaviour.answer is not None:
         return words(behaviour.answer)
-    turns = [turn["content"] for turn in request.get("messages", []) if turn["role"] == "user"]
-    return words(f"echo: {turns[-1] if turns else request.get('prompt', '')}")
+    turns = [content(turn) for turn in request.get("messages", []) if turn["role"] == "user"]
+    return words(f"echo: {turns[-1] if turns else request.get('prompt') or request.get('input') or ''}")
+
+
+def content(turn: dict[str, Any]) -> str:
+    """Returns the text of a turn. Parts are joined as Ollama joins them."""
+    given = turn.get("content") or ""
+    if isinstance(given, str):
+        return given
+    return "\n\n".join(part.get("text", "") for part in given if part.get("text"))
 
 
 def token_line(path: str, model: str, text: str) -> dict[str, Any]:
@@ -39,7 +47,7 @@ def token_line(path: str, model: str, text: str) -> dict[str, Any]:
 
 def last_line(path: str, model: str, request: dict[str, Any], tokens: int, behaviour: Behaviour) -> dict[str, Any]:
     """Returns the final line with counts and durations in nanoseconds. Omits zeros, as Ollama does."""
-    prompt = sum(len(turn["content"].split()) for turn in request.get("messages", []))
+    prompt = sum(len(content(turn).split()) for turn in request.get("messages", []))
     figures = {
         "total_duration": int((0.2 + behaviour.load_duration) * 1e9),
         "load_duration": int(behaviour.load_duration * 1e9),
@@ -49,6 +57,8 @@ def last_line(path: str, model: str, request: dict[str, Any], tokens: int, behav
         "eval_duration": 150_000_000,
     }
     line = {**token_line(path, model, ""), "done": True, "done_reason": behaviour.done_reason}
+    if path == "/api/generate" and not request.get("raw"):
+        line["context"] = [*(request.get("context") or []), 1, 2, 3]
     return {**line, **{name: value for name, value in figures.items() if value}}
 
 
@@ -88,10 +98,11 @@ def tags_answer(behaviour: Behaviour) -> dict[str, Any]:
     return {"models": rows}
 
 
-def show_answer(request: dict[str, Any]) -> dict[str, Any]:
+def show_answer(request: dict[str, Any], behaviour: Behaviour) -> dict[str, Any]:
     """Returns the answer of /api/show."""
+    capabilities = ["completion", "tools", *(["thinking"] if behaviour.thinks else [])]
     info = {"general.architecture": "llama", "general.basename": request["model"]}
-    return {"details": {"family": "llama"}, "model_info": info, "capabilities": ["completion"]}
+    return {"details": {"family": "llama"}, "model_info": info, "capabilities": capabilities}
 
 
 def has_model(request: dict[str, Any], behaviour: Behaviour) -> bool:

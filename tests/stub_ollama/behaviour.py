@@ -56,6 +56,10 @@ class Behaviour:
     models: tuple[str, ...] | list[str] | None = None
     """Full names of the available models. Replaces the defaults; other models are not found."""
     digest: str = "sha256:5eed"
+    thinks: bool = False
+    """Whether the models can think. One that can does so unless told otherwise."""
+    lacks: tuple[str, ...] | list[str] = ()
+    """Paths that an older Ollama does not have."""
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:

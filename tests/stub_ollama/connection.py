@@ -76,8 +76,11 @@ class Connection(asyncio.Protocol):
         self._task = asyncio.get_running_loop().create_task(self._handle(request))
 
     async def _handle(self, request: StubRequest) -> None:
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._handler(request, self)
+        try:
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._handler(request, self)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:  # not of its API
+            self.answer({"error": f"invalid request: {error!r}"}, 400)
 
     def answer(self, answer: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None) -> None:
         """Sends a complete answer with its length."""
@@ -85,9 +88,19 @@ class Connection(asyncio.Protocol):
         self._head(status, {"Content-Length": str(len(body)), **(headers or {})}, "application/json")
         self._transport.write(body)
 
-    def begin_stream(self) -> None:
+    def text(self, text: str, status: int = 200) -> None:
+        """Sends a complete answer in plain text."""
+        body = text.encode()
+        self._head(status, {"Content-Length": str(len(body))}, "text/plain")
+        self._transport.write(body)
+
+    def begin_stream(self, kind: str = "application/x-ndjson") -> None:
         """Sends the head of a chunked answer."""
-        self._head(200, {"Transfer-Encoding": "chunked"}, "application/x-ndjson")
+        self._head(200, {"Transfer-Encoding": "chunked"}, kind)
+
+    def event(self, event: bytes) -> None:
+        """Sends one event as one chunk."""
+        self._transport.write(b"%x\r\n%s\r\n" % (len(event), event))
 
     def line(self, text: bytes) -> None:
         """Sends one line as one chunk."""

@@ -10,11 +10,11 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
-from tests.stub_ollama import answers
+from tests.stub_ollama import answers, forms
 from tests.stub_ollama.behaviour import Behaviour
 from tests.stub_ollama.connection import Connection, StubRequest
 
-MODEL_CALLS = {"/api/chat", "/api/generate", "/api/embed"}
+MODEL_CALLS = {"/api/chat", "/api/generate", "/api/embed", *forms.EVENT_PATHS}
 VERSION = "0.0.0-stub"
 
 
@@ -159,13 +159,22 @@ class StubOllama:
             connection.close()
         elif behaviour.mode == "status" or _has_bad_text(request, behaviour):
             headers = {"Retry-After": behaviour.retry_after} if behaviour.retry_after is not None else {}
-            connection.answer({"error": behaviour.message}, behaviour.status, headers)
+            connection.answer(forms.error(request.path, behaviour.message), behaviour.status, headers)
+        elif request.path in behaviour.lacks:
+            connection.text("404 page not found", 404)
         elif request.path in MODEL_CALLS and not answers.has_model(request.body, behaviour):
-            connection.answer({"error": "model not found"}, 404)
-        elif request.path in {"/api/chat", "/api/generate"}:
+            missing = f"model '{request.body.get('model')}' not found"
+            connection.answer(forms.error(request.path, missing), 404)
+        elif refusal := forms.refusal(request.body, behaviour):
+            connection.answer(forms.error(request.path, refusal), 400)
+        elif (loading := forms.loading(request.path, request.body)) is not None:
+            connection.answer(loading)
+        elif request.path in {"/api/chat", "/api/generate", *forms.EVENT_PATHS}:
             await self._generated(request, connection, behaviour)
+        elif (plain := _plain(request, behaviour)) is not None:
+            connection.answer(*plain)
         else:
-            connection.answer(*_plain(request, behaviour))
+            connection.text("404 page not found", 404)
         if behaviour.mode == "close_after":
             connection.close()
 
@@ -177,25 +186,46 @@ class StubOllama:
 
     async def _generated(self, request: StubRequest, connection: Connection, behaviour: Behaviour) -> None:
         model, path = request.body.get("model", ""), request.path
-        tokens = answers.chat_tokens(request.body, behaviour)
-        last = answers.last_line(path, model, request.body, len(tokens), behaviour)
+        said = forms.said(request.body, answers.chat_tokens(request.body, behaviour), behaviour)
+        if path in forms.EVENT_PATHS:
+            await self._spoken(request, connection, behaviour, said)
+            return
+        last = answers.last_line(path, model, request.body, len(said.words), behaviour)
         if request.body.get("stream") is False:
-            whole = answers.token_line(path, model, "".join(tokens))
-            connection.answer({**last, **{name: whole[name] for name in ("message", "response") if name in whole}})
+            connection.answer({**last, **forms.ollama_whole(path, said, request.body)})
             return
         connection.begin_stream()
-        for number, token in enumerate(tokens):
+        head = answers.token_line(path, model, "")
+        for number, part in enumerate(forms.ollama_parts(path, said, request.body)):
             if number:
                 await asyncio.sleep(behaviour.pace)
                 if behaviour.mode in BREAKS:
                     break
-            connection.line(answers.encoded(answers.token_line(path, model, token)))
+            connection.line(answers.encoded({**head, **part}))
             await connection.drained()
         if behaviour.mode in BREAKS:
             await _misbehave(connection, behaviour)
             return
         if behaviour.mode != "no_done":
             connection.line(answers.encoded(last))
+        connection.end_stream()
+
+    async def _spoken(
+        self, request: StubRequest, connection: Connection, behaviour: Behaviour, said: forms.Said
+    ) -> None:
+        """Answers in OpenAI's or Anthropic's form. With mode "no_done" or "cut" the last event does not come."""
+        if not request.body.get("stream"):
+            connection.answer(forms.document(request.path, said, request.body))
+            return
+        connection.begin_stream("text/event-stream")
+        events = list(forms.events(request.path, said, request.body))
+        for event in events[: 1 if behaviour.mode in BREAKS else len(events) - (behaviour.mode == "no_done")]:
+            connection.event(event)
+            await connection.drained()
+            await asyncio.sleep(behaviour.pace)
+        if behaviour.mode in BREAKS:
+            await _misbehave(connection, behaviour)
+            return
         connection.end_stream()
 
 
@@ -218,8 +248,8 @@ async def _misbehave(connection: Connection, behaviour: Behaviour) -> None:
         connection.end_stream()
 
 
-def _plain(request: StubRequest, behaviour: Behaviour) -> tuple[dict[str, Any], int]:
-    """Returns the answer and status of a request without a stream."""
+def _plain(request: StubRequest, behaviour: Behaviour) -> tuple[dict[str, Any], int] | None:
+    """Returns the answer and status of a request without a stream; None for an unknown path."""
     match request.path:
         case "/api/embed":
             return answers.embed_answer(request.body, behaviour), 200
@@ -228,13 +258,13 @@ def _plain(request: StubRequest, behaviour: Behaviour) -> tuple[dict[str, Any], 
         case "/api/ps":
             return answers.ps_answer(behaviour), 200
         case "/api/show" if not answers.has_model(request.body, behaviour):
-            return {"error": "model not found"}, 404
+            return {"error": f"model '{request.body.get('model')}' not found"}, 404
         case "/api/show":
-            return answers.show_answer(request.body), 200
+            return answers.show_answer(request.body, behaviour), 200
         case "/api/version":
             return {"version": VERSION}, 200
         case _:
-            return {"error": "not found"}, 404
+            return None
 
 
 @contextlib.asynccontextmanager

@@ -77,7 +77,7 @@ def test_an_error_response_is_classified_by_status_and_text(
 
 def test_a_missing_model_error_names_the_remedy() -> None:
     error = from_response(404, {}, b"", path="/api/chat", model="phi4")
-    assert error.detail == "model 'phi4' is not on Ollama: run `ollama pull phi4`"
+    assert error.detail == "model 'phi4' not found: run `ollama pull phi4`"
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>\n bad\ngateway", b"[1]", b'"text"', b'{"error": null}', b"\xff"])

@@ -1,0 +1,268 @@
+"""Requests that Ragherd does not understand in every field go to Ollama as they came, and come back as Ollama answers.
+
+They pass the cache, the breaker and the failover. Only the same request finds the answer again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.stub_ollama import StubOllama
+from tests.support.service import Service
+
+MODEL = "llama3.2"
+TURN = {"role": "user", "content": "What is the weather in Paris?"}
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "The weather of a city",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+    },
+}
+SCHEMA = {"type": "object", "properties": {"answer": {"type": "string"}}, "required": ["answer"]}
+IMAGE = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+
+CHAT: Mapping[str, Any] = {"model": MODEL, "messages": [TURN]}
+PROMPT: Mapping[str, Any] = {"model": MODEL, "prompt": "Say hi."}
+
+REQUESTS: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "tools": ("/api/chat", {**CHAT, "tools": [TOOL]}),
+    "a tool's result": (
+        "/api/chat",
+        {
+            "model": MODEL,
+            "messages": [
+                TURN,
+                {
+                    "role": "assistant",
+                    "tool_calls": [{"function": {"name": "weather", "arguments": {"city": "Paris"}}}],
+                },
+                {"role": "tool", "tool_name": "weather", "content": "12 degrees"},
+            ],
+            "tools": [TOOL],
+        },
+    ),
+    "a schema": ("/api/chat", {**CHAT, "format": SCHEMA}),
+    "json": ("/api/generate", {**PROMPT, "format": "json"}),
+    "an image": ("/api/chat", {"model": MODEL, "messages": [{**TURN, "images": [IMAGE]}]}),
+    "logprobs": ("/api/chat", {**CHAT, "logprobs": True, "top_logprobs": 2}),
+    "raw": ("/api/generate", {**PROMPT, "raw": True}),
+    "a template": ("/api/generate", {**PROMPT, "template": "{{ .Prompt }}"}),
+    "a suffix": ("/api/generate", {**PROMPT, "suffix": "end"}),
+    "a context": ("/api/generate", {**PROMPT, "context": [1, 2]}),
+    "an option of llama.cpp": ("/api/chat", {**CHAT, "options": {"mirostat": 1, "num_predict": -1}}),
+    "an unknown field": ("/api/chat", {**CHAT, "brand_new": {"yes": 1}}),
+    "a turn of the assistant at the end": (
+        "/api/chat",
+        {"model": MODEL, "messages": [TURN, {"role": "assistant", "content": "It is"}]},
+    ),
+    "openai tools": ("/v1/chat/completions", {**CHAT, "tools": [TOOL], "tool_choice": "auto"}),
+    "openai schema": (
+        "/v1/chat/completions",
+        {**CHAT, "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA}}},
+    ),
+    "openai image": (
+        "/v1/chat/completions",
+        {
+            "model": MODEL,
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "text", "text": "What is it?"},
+                        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{IMAGE}"}},
+                    ],
+                }
+            ],
+        },
+    ),
+    "openai completions": ("/v1/completions", dict(PROMPT)),
+    "openai responses": ("/v1/responses", {"model": MODEL, "input": "Say hi."}),
+    "anthropic messages": ("/v1/messages", {**CHAT, "max_tokens": 64}),
+    "anthropic tools": (
+        "/v1/messages",
+        {**CHAT, "max_tokens": 64, "tools": [{"name": "weather", "input_schema": {"type": "object"}}]},
+    ),
+}
+
+
+@pytest.fixture
+async def service(serve: Service) -> httpx.AsyncClient:
+    return await serve()
+
+
+def steady(response: httpx.Response) -> Any:
+    """The body, without Ragherd's headers."""
+    return response.status_code, response.headers["content-type"].partition(";")[0], response.content
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("name", REQUESTS)
+async def test_the_answer_is_ollama_s_own(
+    service: httpx.AsyncClient, stub: StubOllama, name: str, *, stream: bool
+) -> None:
+    path, fields = REQUESTS[name]
+    body = {**fields, "stream": stream}
+    async with httpx.AsyncClient(base_url=stub.base_url) as ollama:
+        direct = await ollama.post(path, json=body)
+    assert direct.status_code == 200, direct.text
+    answer = await service.post(path, json=body)
+    assert steady(answer) == steady(direct)
+    sent = {name: value for name, value in stub.last_bodies[path].items() if name != "keep_alive"}
+    assert sent == body, "as it came, but for the keep-alive of the fleet"
+    again = await service.post(path, json=body)
+    assert steady(again) == steady(direct)
+    assert "hit; ttl=" in again.headers["cache-status"]
+
+
+async def test_only_the_same_request_finds_the_answer(service: httpx.AsyncClient, stub: StubOllama) -> None:
+    body = {**CHAT, "tools": [TOOL], "stream": False}
+    await service.post("/api/chat", json=body)
+    for other in (
+        {**body, "tools": [{**TOOL, "function": {**TOOL["function"], "name": "clock"}}]},  # type: ignore[dict-item]
+        {**body, "stream": True},
+        {**body, "options": {"seed": 1}},
+        {**body, "messages": [{**TURN, "content": "In Paris, what is the weather?"}]},
+        {**CHAT, "stream": False},
+    ):
+        answer = await service.post("/api/chat", json=other)
+        assert "fwd=miss" in answer.headers["cache-status"], other
+    again = await service.post("/api/chat", json={**body, "keep_alive": "1h"})
+    assert "hit" in again.headers["cache-status"], "keep_alive changes no answer"
+
+
+async def test_a_refusal_comes_back_in_ollama_s_words(service: httpx.AsyncClient, stub: StubOllama) -> None:
+    long = {"model": MODEL, "messages": [{"role": "user", "content": "word " * 6000}], "truncate": False}
+    refused = await service.post("/api/chat", json=long)
+    assert (refused.status_code, refused.json()) == (400, {"error": "the input length exceeds the context length"})
+    streamed = await service.post("/v1/chat/completions", json={**CHAT, "think": True, "stream": True})
+    assert streamed.status_code == 400
+    assert streamed.json()["error"]["message"] == '"llama3.2" does not support thinking'
+
+
+async def test_a_model_that_thinks_does_so_unless_told_otherwise(serve: Service, stub: StubOllama) -> None:
+    stub.behaviour(thinks=True)
+    service = await serve()
+    asked = {**CHAT, "stream": False}
+    answer = await service.post("/api/chat", json=asked)
+    assert answer.json()["message"]["thinking"] == "Let me think."
+    assert "think" not in stub.last_bodies["/api/chat"]
+    again = await service.post("/api/chat", json=asked)
+    assert again.json()["message"]["thinking"] == "Let me think.", "from the cache too"
+    told = await service.post("/api/chat", json={**asked, "think": False})
+    assert "thinking" not in told.json()["message"]
+    openai = await service.post("/v1/chat/completions", json=CHAT)
+    assert openai.json()["choices"][0]["message"]["reasoning"] == "Let me think."
+
+
+@pytest.mark.parametrize(("keep_alive", "reason"), [(None, "load"), (0, "unload")])
+async def test_a_request_without_a_question_loads_and_unloads(
+    service: httpx.AsyncClient, stub: StubOllama, keep_alive: int | None, reason: str
+) -> None:
+    body = {"model": MODEL, **({} if keep_alive is None else {"keep_alive": keep_alive})}
+    for _ in range(2):
+        answer = await service.post("/api/generate", json=body)
+        assert answer.json()["done_reason"] == reason
+    assert stub.stats["requests"]["/api/generate"] == 2, "never from the cache"
+
+
+async def test_an_unknown_model_is_not_loaded(serve: Service, stub: StubOllama) -> None:
+    stub.behaviour(models=["llama3.2:latest"])
+    service = await serve()
+    answer = await service.post("/api/generate", json={"model": "nope"})
+    assert answer.status_code == 404
+    assert answer.json()["error"].startswith("model 'nope' not found")
+
+
+async def test_an_older_ollama_is_named(serve: Service, stub: StubOllama) -> None:
+    stub.behaviour(lacks=["/v1/messages"])
+    service = await serve()
+    answer = await service.post("/v1/messages", json={**CHAT, "max_tokens": 10})
+    assert answer.status_code == 404
+    assert answer.json()["error"] == {
+        "type": "not_found_error",
+        "message": "This Ollama does not serve /v1/messages. It came with Ollama 0.14.0.",
+    }
+
+
+@pytest.mark.parametrize("path", ["/api/chat", "/v1/chat/completions", "/v1/messages"])
+async def test_an_answer_that_breaks_off_is_an_error_and_not_kept(
+    service: httpx.AsyncClient, stub: StubOllama, path: str
+) -> None:
+    body = {**CHAT, "tools": [TOOL], "stream": True, "max_tokens": 10, "think": None}
+    stub.behaviour("no_done", path=path, times=1)
+    broken = await service.post(path, json=body)
+    assert "error" in broken.text.splitlines()[-1] or "error" in broken.text.splitlines()[-2]
+    whole = await service.post(path, json=body)
+    assert "fwd=miss" in whole.headers["cache-status"]
+
+
+async def test_a_context_length_is_sent_and_bounded(serve: Service, stub: StubOllama) -> None:
+    service = await serve(ollama={"ollama_max_num_ctx": 8192})
+    asked = {**CHAT, "stream": False}
+    answer = await service.post("/api/chat", json={**asked, "options": {"num_ctx": 8192}})
+    assert answer.status_code == 200
+    assert stub.last_bodies["/api/chat"]["options"]["num_ctx"] == 8192
+    other = await service.post("/api/chat", json={**asked, "options": {"num_ctx": 4096}})
+    assert "fwd=miss" in other.headers["cache-status"], "part of the key"
+    for fields in (asked, {**asked, "tools": [TOOL]}):
+        refused = await service.post("/api/chat", json={**fields, "options": {"num_ctx": 8193}})
+        assert refused.status_code == 400
+        assert refused.json() == {"error": "options.num_ctx: is over 8192 (OLLAMA_MAX_NUM_CTX)"}
+
+
+async def test_the_pinned_context_goes_with_a_forwarded_request(serve: Service, stub: StubOllama) -> None:
+    service = await serve(ollama={"ollama_num_ctx": 2048, "ollama_keep_alive": "1h"})
+    await service.post("/api/chat", json={**CHAT, "tools": [TOOL], "keep_alive": "1s"})
+    assert stub.last_bodies["/api/chat"]["options"] == {"num_ctx": 2048}
+    assert stub.last_bodies["/api/chat"]["keep_alive"] == "1h"
+
+
+async def test_a_server_that_fails_opens_the_breaker(serve: Service, stub: StubOllama) -> None:
+    service = await serve(breaker={"failure_threshold": 2})
+    stub.behaviour("status", status=500)
+    body = {**CHAT, "tools": [TOOL], "stream": False}
+    for seed in range(4):
+        last = await service.post("/api/chat", json={**body, "options": {"seed": seed}})
+    assert last.status_code == 503
+    assert "circuit breaker" in last.json()["error"]
+
+
+async def test_responses_are_stateless(service: httpx.AsyncClient) -> None:
+    body = {"model": MODEL, "input": "Say hi."}
+    for name, value in (("store", True), ("previous_response_id", "resp_1")):
+        refused = await service.post("/v1/responses", json={**body, name: value})
+        assert refused.status_code == 400
+        assert refused.json()["error"]["message"].startswith(f"{name}: is not supported")
+    assert (await service.post("/v1/responses", json={**body, "store": False})).status_code == 200
+
+
+async def test_an_anthropic_key_is_a_key(serve: Service) -> None:
+    service = await serve(access={"api_keys": "acme=secret-key"})
+    body = {**CHAT, "max_tokens": 10}
+    refused = await service.post("/v1/messages", json=body)
+    assert refused.status_code == 401
+    assert refused.json()["error"]["type"] == "authentication_error"
+    admitted = await service.post("/v1/messages", json=body, headers={"X-Api-Key": "secret-key"})
+    assert admitted.status_code == 200
+
+
+async def test_text_parts_are_joined_as_ollama_joins_them(service: httpx.AsyncClient, stub: StubOllama) -> None:
+    parts = [{"type": "text", "text": "Name three"}, {"type": "text", "text": "colours."}]
+    await service.post("/v1/chat/completions", json={"model": MODEL, "messages": [{"role": "user", "content": parts}]})
+    sent = stub.last_bodies["/api/chat"]
+    assert sent["messages"][-1]["content"] == "Name three\n\ncolours."
+    assert (sent["options"]["temperature"], sent["options"]["top_p"]) == (1.0, 1.0)
+
+
+async def test_the_events_end_as_json(service: httpx.AsyncClient) -> None:
+    answer = await service.post("/v1/messages", json={**CHAT, "max_tokens": 10, "stream": True})
+    events = [json.loads(line.removeprefix("data: ")) for line in answer.text.splitlines() if line.startswith("data:")]
+    assert events[0]["type"] == "message_start"
+    assert events[-1] == {"type": "message_stop"}
