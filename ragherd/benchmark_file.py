@@ -22,6 +22,10 @@ FOLDER: Final = Path(".data") / "benchmarks"
 NAME: Final = re.compile(r"[\w][\w.-]{0,99}")
 FIELDS: Final = frozenset({"format", "made", "machine", "service", "plan", "rounds"})
 ROUND_FIELDS: Final = frozenset({"seconds", "requests", "failed", "hits", "looked_up", "latency"})
+VERSION: Final = "version"
+"""The part of the configuration that a comparison of two releases is meant to change."""
+LATE_MS: Final = 50.0
+"""A load generator that is this late at p99 is itself part of the latency."""
 BUSY: Final = 0.5
 """A load average above this share of the cores, before the benchmark, disturbs it."""
 
@@ -113,16 +117,14 @@ def _memory(file: Path) -> int | None:
 
 
 def digest_of(configuration: Document) -> str:
-    """Returns a short digest of the settings that the service reports."""
-    text = json.dumps(configuration, sort_keys=True)
+    """Returns a short digest of the settings that the service reports, without its version."""
+    text = json.dumps({name: value for name, value in configuration.items() if name != VERSION}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 # -- What makes two benchmarks hard to compare -------------------------------------------------------------------------
 
 SAME_MACHINE: Final = ("cpu", "cores", "memory_mib", "os", "architecture", "python")
-VERSIONS: Final = frozenset({"version", "versions"})
-"""Settings that a comparison of two releases is meant to change."""
 
 
 def warnings_of(base: Document, new: Document) -> list[str]:
@@ -139,7 +141,7 @@ def _machines(base: Document, new: Document) -> Iterator[str]:
 
 def _settings(base: Document, new: Document) -> Iterator[str]:
     before, after = (one["service"]["configuration"] for one in (base, new))
-    for name in sorted({*before, *after} - VERSIONS):
+    for name in sorted({*before, *after} - {VERSION}):
         if before.get(name) != after.get(name):
             yield f"The settings differ: {name} {_shown(before.get(name))} and {_shown(after.get(name))}."
     if (one := base["service"].get("redis")) != (other := new["service"].get("redis")):
@@ -161,9 +163,6 @@ def _load(base: Document, new: Document) -> Iterator[str]:
         lag = one.get("generator_lag_ms")
         if lag is not None and lag > LATE_MS:
             yield f"The machine was too slow for the load of the {name} benchmark."
-
-
-LATE_MS: Final = 50.0
 
 
 def _shown(value: Any) -> str:

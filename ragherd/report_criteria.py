@@ -176,7 +176,7 @@ def capacity_of(figures: WindowFigures, load_test: Mapping[str, Any] | None) -> 
     if tested is not None:
         return tested
     note = "" if load_test is None else " The load test says nothing: it needs users without --think, and misses."
-    formula = f"Answers per generation in the window, because generation is the bottleneck.{note}"
+    formula = f"Answers per generation in the window, as long as generation is the bottleneck.{note}"
     if why := _why_no_mean(figures):
         return CapacityRatio(None, f"{why[0].upper()}{why[1:]}.{note}")
     return CapacityRatio(figures.answers / figures.generated, formula)

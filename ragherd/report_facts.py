@@ -61,8 +61,8 @@ def configuration_of(facts: Facts) -> dict[str, Any]:
     workers, cache, pool, quality = (facts[name] for name in ("workers", "cache", "pool", "quality"))
     found: dict[str, Any] = {"version": facts["health"]["version"]}
     if workers is not None:
-        versions = {one["version"] for one in workers}
-        found |= {"versions": sorted(versions), "workers": len(workers), "hosts": len({one["host"] for one in workers})}
+        found["version"] = ", ".join(sorted({one["version"] for one in workers}))
+        found |= {"workers": len(workers), "hosts": len({one["host"] for one in workers})}
     if pool is not None:
         names = ("pool_connections", "pool_maxsize", "max_keepalive_connections", "keepalive_expiry")
         found |= {name: pool[name] for name in names}

@@ -30,7 +30,7 @@ body { margin: 0; background: var(--page); color: var(--text); line-height: 1.5;
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif; }
 main { max-width: 68rem; margin: 0 auto; padding: 1.6rem 1.2rem 2.5rem; }
 h1 { margin: 0; font-size: 1.6rem; } h2 { margin: 0 0 .7rem; font-size: 1.05rem; }
-h3 { margin: 1rem 0 .3rem; font-size: .9rem; color: var(--soft); font-weight: 600; } h3:first-of-type { margin-top: 0; }
+h3 { margin: 1rem 0 .3rem; font-size: .9em; color: var(--soft); font-weight: 600; } h3:first-of-type { margin-top: 0; }
 header p { margin: .2rem 0; color: var(--soft); } p { margin: .4rem 0; } ul { margin: .3rem 0; padding-left: 1.2rem; }
 section { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 1rem 1.2rem;
   margin-top: 1rem; overflow-x: auto; }
@@ -43,7 +43,7 @@ section { background: var(--card); border: 1px solid var(--line); border-radius:
   white-space: nowrap; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .6rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
-th { color: var(--soft); font-weight: 600; font-size: .85rem; } tr:last-child td { border-bottom: 0; }
+th { color: var(--soft); font-weight: 600; font-size: .85em; } tr:last-child td { border-bottom: 0; }
 th:first-child, td:first-child, .left th, .left td { text-align: left; }
 .left td:not(:last-child) { white-space: nowrap; }
 .left td:last-child { color: var(--soft); overflow-wrap: anywhere; }
@@ -57,10 +57,17 @@ rect[class], circle { fill: var(--series); } polyline { fill: none; stroke: var(
 rect { shape-rendering: crispEdges; }
 rect.gap-back { fill: var(--warn-back); } .gap-line { stroke: var(--warn); stroke-width: 1.5; }
 .legend { list-style: none; display: flex; flex-wrap: wrap; gap: .2rem 1rem; margin: .3rem 0 0; padding: 0 0 0 62px;
-  font-size: .85rem; color: var(--soft); }
+  font-size: .85em; color: var(--soft); }
 .legend i { background: var(--series); display: inline-block; width: .75rem; height: .75rem; border-radius: 3px;
   margin-right: .35rem; }
-footer { margin-top: 1rem; color: var(--soft); font-size: .85rem; }
+footer { margin-top: 1rem; color: var(--soft); font-size: .85em; }
+table:not(.left) td { white-space: nowrap; }
+@media (max-width: 44rem) { .pairs td { white-space: normal !important; } .legend { padding-left: 0; }
+  .criteria thead { display: none; } .criteria tr { display: flex; flex-wrap: wrap; padding: .4rem 0; }
+  .criteria td { border: 0; padding: .1rem .6rem; }
+  .criteria tr:not(:last-child) { border-bottom: 1px solid var(--line); }
+  .criteria td:first-child, .criteria td:last-child { flex-basis: 100%; }
+  .criteria td:first-child { font-weight: 600; } }
 @media print { :root { color-scheme: light; } body { background: #fff; font-size: 12px; }
   main { max-width: none; padding: 0; }
   section { break-inside: avoid; padding: .6rem .8rem; margin-top: .6rem; }
@@ -135,7 +142,13 @@ def _items(items: Sequence[str]) -> str:
 def _table(section: Section) -> str:
     if not section.rows:
         return ""
-    kind = ' class="left pairs"' if len(section.head) == 2 else ' class="left"' if "result" in section.head else ""
+    kind = (
+        ' class="left pairs"'
+        if len(section.head) == 2
+        else ' class="left criteria"'
+        if "result" in section.head
+        else ""
+    )
     head = "".join(f"<th>{html.escape(one)}</th>" for one in section.head)
     rows = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in section.rows)
     return f"<table{kind}><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"

@@ -13,7 +13,9 @@ from pathlib import Path
 from playwright.sync_api import sync_playwright
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
-SIZE = {"width": 1120, "height": 1500}
+SIZE = {"width": 1120, "height": 900}
+LAST = "Over time"
+"""The last section of the picture."""
 NAMES = {"light": "report", "dark": "report-dark"}
 
 
@@ -26,7 +28,11 @@ def main(file: str) -> None:
         for scheme, name in NAMES.items():
             page = browser.new_page(viewport=SIZE, color_scheme=scheme)  # type: ignore[arg-type]
             page.goto(Path(file).resolve().as_uri())
-            page.screenshot(path=IMAGES / f"{name}.png")
+            box = page.locator("section", has=page.get_by_role("heading", name=LAST, exact=True)).bounding_box()
+            assert box is not None
+            height = box["y"] + box["height"] + box["x"]
+            area = {"x": 0, "y": 0, "width": SIZE["width"], "height": height}
+            page.screenshot(path=IMAGES / f"{name}.png", full_page=True, clip=area)  # type: ignore[arg-type]
             print(IMAGES / f"{name}.png")
 
 

@@ -268,7 +268,7 @@ def test_the_document_has_the_fixed_shape() -> None:
     assert found["issues"] == ["The service did not answer: its configuration and its state are not known."]
 
 
-@pytest.mark.parametrize(("value", "top"), [(0, 4), (0.7, 0.8), (1, 1), (3, 4), (41, 60), (101, 120)])
+@pytest.mark.parametrize(("value", "top"), [(0, 4), (0.7, 0.8), (1, 1), (3, 3), (3.1, 4), (41, 60), (101, 120)])
 def test_axes_end_at_round_numbers(value: float, top: float) -> None:
     assert nice(value) == pytest.approx(top)
 
