@@ -1,7 +1,7 @@
 """The figures of a window from Prometheus, for `ragherd report --prometheus`.
 
 Prometheus does not know the latency by cache status, so the uncached latency is that of the stage `generate`: the time
-that answers waited for the model. It does not count crashes either.
+that answers waited for the model.
 """
 
 from __future__ import annotations
@@ -94,6 +94,7 @@ def from_prometheus(source: PrometheusClient, start: float, end: float) -> Windo
     window = f"{max(1, round(end - begin))}s"
     _count(found, source, window)
     _time_breakers(found, source, window)
+    _count_starts(found, source, window)
     _measure(found, source, window)
     _observe(found, source, window)
     found.slices = list(_charted(source, found))
@@ -137,6 +138,20 @@ def _time_breakers(found: WindowFigures, source: PrometheusClient, window: str) 
     shares = source.at(f"avg_over_time({state}[{window}:{_sample(found)}])", found.ends, "name", "state")
     for (name, one), share in shares.items():
         found.breakers.setdefault(name, {})[one.upper()] = share * found.known
+
+
+def _count_starts(found: WindowFigures, source: PrometheusClient, window: str) -> None:
+    """Counts workers that started in replicas that were there before: they replaced others.
+
+    How many workers a new replica has, its counter does not tell, so its later starts are not explained.
+    """
+    labels = ("instance", "pod")
+    before = source.at(f"count by (instance, pod) ({source.of('ragherd_build_info')})", found.begins, *labels)
+    increase = _increase(source, "ragherd_workers_started_total", window)
+    starts = source.at(f"sum by (instance, pod) ({increase})", found.ends, *labels)
+    if starts:
+        found.restarts = sum(round(value) for name, value in starts.items() if name in before)
+        found.unexplained_starts = sum(round(value) for name, value in starts.items() if name not in before)
 
 
 def _measure(found: WindowFigures, source: PrometheusClient, window: str) -> None:

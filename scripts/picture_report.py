@@ -14,6 +14,7 @@ from playwright.sync_api import sync_playwright
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 SIZE = {"width": 1120, "height": 900}
+MARGIN = 10
 LAST = "Over time"
 """The last section of the picture."""
 NAMES = {"light": "report", "dark": "report-dark"}
@@ -30,7 +31,7 @@ def main(file: str) -> None:
             page.goto(Path(file).resolve().as_uri())
             box = page.locator("section", has=page.get_by_role("heading", name=LAST, exact=True)).bounding_box()
             assert box is not None
-            height = box["y"] + box["height"] + box["x"]
+            height = box["y"] + box["height"] + MARGIN
             area = {"x": 0, "y": 0, "width": SIZE["width"], "height": height}
             page.screenshot(path=IMAGES / f"{name}.png", full_page=True, clip=area)  # type: ignore[arg-type]
             print(IMAGES / f"{name}.png")

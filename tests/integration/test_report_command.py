@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
-import subprocess
+import os
+import secrets
+import signal
 from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
@@ -19,7 +20,7 @@ from typer.testing import CliRunner, Result
 from ragherd.commands import commands
 from tests.stub_ollama import StubOllama, stub_process
 from tests.support.gunicorn_process import Gunicorn, free_port, gunicorns
-from tests.support.needed_tools import need_tool
+from tests.support.prometheus_process import running_prometheus
 from tests.support.service import Service, ask
 from tests.support.waiting import wait_until, wait_until_async
 
@@ -101,7 +102,7 @@ async def test_an_outage_is_an_issue_and_a_missed_criterion(serve: Service, stub
     result = await run(client, *SHORT, "--json")
     assert result.exit_code == 1, result.output
     found = json.loads(result.stdout)
-    error_rate = next(one for one in found["criteria"] if one["name"] == "error_rate")
+    error_rate = criterion(found, "error_rate")
     assert (error_rate["met"], error_rate["measured"]) == (False, pytest.approx(40 / 105, abs=1e-6))
     assert found["recommendation"]["verdict"] == "roll back"
     issues = "\n".join(found["issues"])
@@ -162,64 +163,47 @@ def fleet(redis_server: Any, tmp_path: Path) -> Iterator[Gunicorn]:
         yield begin(WORKERS="2", METRICS_PORT=free_port(), **settings)
 
 
-@pytest.fixture
-def prometheus(fleet: Gunicorn, tmp_path: Path) -> Iterator[str]:
-    """A Prometheus that scrapes the fleet every second."""
-    program, port = need_tool("prometheus"), free_port()
-    configuration = tmp_path / "prometheus.yml"
-    configuration.write_text(
-        "global: { scrape_interval: 1s }\nscrape_configs:\n  - job_name: ragherd\n    static_configs:\n"
-        f"      - targets: ['127.0.0.1:{fleet.metrics_port}']\n        labels: {{ namespace: staging }}\n"
-    )
-    command = [program, f"--config.file={configuration}", f"--storage.tsdb.path={tmp_path / 'prometheus'}"]
-    with (tmp_path / "prometheus.log").open("wb") as log:
-        process = subprocess.Popen([*command, f"--web.listen-address=127.0.0.1:{port}"], stdout=log, stderr=log)
-    try:
-        wait_until(partial(listens, int(port)), timeout=30)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.kill()
-        process.wait(10)
-
-
-def listens(port: int) -> bool:
-    with closing(socket.socket()) as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def value(prometheus: str, query: str) -> float:
-    """Returns the value of a query with one series, or 0."""
-    found = httpx.get(f"{prometheus}/api/v1/query", params={"query": query}).json()["data"]["result"]
-    return float(found[0]["value"][1]) if found else 0.0
-
-
 @pytest.mark.processes
-def test_prometheus_and_the_history_say_the_same(fleet: Gunicorn, prometheus: str) -> None:
+def test_prometheus_and_the_history_say_the_same(fleet: Gunicorn, tmp_path: Path) -> None:
     client = httpx.Client(base_url=fleet.url(), timeout=30)
+    run_id = secrets.token_hex(4)  # the server keeps the answers of other tests
 
     def asked(number: int) -> None:
-        assert client.post("/query", json={"question": f"What is on page {number}?", "top_k": 0}).is_success
+        question = {"question": f"What is on page {number} of {run_id}?", "top_k": 0}
+        assert client.post("/query", json=question).is_success
 
-    asked(0)  # increase() counts from the first sample of a series, so each series must have been scraped
-    asked(0)
-    counted = 'sum(ragherd_queries_total{status=~"hit|miss"})'
-    wait_until(lambda: value(prometheus, counted) == 2, timeout=30)
-    for number in range(30):
-        asked(number)
-    for _ in range(90):
-        asked(1)
-    wait_until(lambda: value(prometheus, counted) == 122, timeout=30)
-    client.close()
-    source = ("--prometheus", prometheus, "--matchers", 'namespace="staging"')
-    by_prometheus = json.loads(run_here(*SHORT, "--json", *source, "--url", fleet.url()).stdout)
-    by_history = json.loads(run_here(*SHORT, "--json", "--url", fleet.url()).stdout)
-    for name in ("hit_rate", "error_rate", "cost_saved", "breaker_closed"):
-        ours, theirs = (
-            next(one["measured"] for one in found["criteria"] if one["name"] == name)
-            for found in (by_history, by_prometheus)
-        )
-        assert theirs == pytest.approx(ours, abs=0.05), name
-    assert by_prometheus["source"] == "prometheus"
-    assert by_prometheus["figures"]["uncached_ms"] > by_prometheus["figures"]["mean_ms"] > 0
-    other = run_here(*SHORT, "--prometheus", prometheus, "--matchers", 'namespace="other"', "--url", fleet.url())
-    assert (other.exit_code, "nothing is known of" in other.stderr) == (1, True)
+    with running_prometheus(tmp_path, {"a": f"127.0.0.1:{fleet.metrics_port}"}) as prometheus, closing(client):
+
+        def counted(expression: str, expected: float) -> None:
+            wait_until(lambda: [one["value"][1] for one in prometheus.query(expression)] == [f"{expected:g}"], 30)
+
+        asked(0)  # increase() counts from the first sample of a series, so each series must have been scraped
+        asked(0)
+        counted('sum(ragherd_queries_total{status=~"hit|miss"})', 2)
+        for number in range(30):
+            asked(number)
+        for _ in range(90):
+            asked(1)
+        counted('sum(ragherd_queries_total{status=~"hit|miss"})', 122)
+        source = (*SHORT, "--prometheus", prometheus.url, "--url", fleet.url(), "--matchers")
+        by_prometheus = json.loads(run_here(*source, 'namespace="ragherd"', "--json").stdout)
+        by_history = json.loads(run_here(*SHORT, "--json", "--url", fleet.url()).stdout)
+        for name in ("hit_rate", "error_rate", "cost_saved", "breaker_closed", "restarts"):
+            assert measured(by_prometheus, name) == pytest.approx(measured(by_history, name), abs=0.05), name
+        assert by_prometheus["source"] == "prometheus"
+        assert by_prometheus["figures"]["uncached_ms"] > by_prometheus["figures"]["mean_ms"] > 0
+        other = run_here(*source, 'namespace="other"')
+        assert (other.exit_code, "nothing is known of" in other.stderr) == (1, True)
+
+        os.kill(min(fleet.workers()), signal.SIGKILL)
+        counted("sum(ragherd_workers_started_total)", 3)
+        killed = json.loads(run_here(*source, 'namespace="ragherd"', "--json").stdout)
+        assert criterion(killed, "restarts")["met"] is not True
+
+
+def criterion(found: Any, name: str) -> Any:
+    return next(one for one in found["criteria"] if one["name"] == name)
+
+
+def measured(found: Any, name: str) -> Any:
+    return criterion(found, name)["measured"]
