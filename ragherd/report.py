@@ -33,7 +33,7 @@ from ragherd.service_client import (
 )
 
 HISTORY_PATH: Final = "/api/history"
-UNITS: Final = {"m": 60, "h": 3600, "d": 86_400}
+UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 LAST: Final = "24h"
 LOAD_TEST_FIELDS: Final = frozenset(
     {"requests", "failed", "seconds", "plan", "latency_ms_by_status", "requests_by_status"}
@@ -214,9 +214,9 @@ def _moment(text: str, option: str) -> float:
 
 def seconds_of(text: str, option: str) -> float:
     """Returns a duration in seconds. Ends the command if it is none."""
-    parts = re.fullmatch(r"(\d{1,6})([mhd])", text)
+    parts = re.fullmatch(r"(\d{1,6})([smhd])", text)
     if parts is None or not int(parts[1]):
-        raise exit_with(f"{option} {text}: must be a number with m, h or d, such as 90m", USAGE_ERROR)
+        raise exit_with(f"{option} {text}: must be a number with s, m, h or d, such as 90m", USAGE_ERROR)
     return float(int(parts[1]) * UNITS[parts[2]])
 
 

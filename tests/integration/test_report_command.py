@@ -128,7 +128,7 @@ async def test_secrets_and_a_history_that_is_off(serve: Service) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--last", "soon"), "--last soon: must be a number with m, h or d"),
+        (("--last", "soon"), "--last soon: must be a number with s, m, h or d"),
         (("--from", "2999-01-01"), "--from must be before --to"),
         (("--from", "yesterday"), "must be an RFC 3339 time"),
         (("--load-test", "nowhere.json"), "nowhere.json: No such file"),

@@ -1,0 +1,75 @@
+"""A TCP load balancer on this machine, as a Service of Kubernetes is one: new connections go to ready replicas only,
+and established connections stay where they are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from urllib.parse import urlsplit
+
+Address = tuple[str, int]
+
+
+class Balancer:
+    """Forwards each connection to the next replica. Set the replicas at any time, from any thread."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self._replicas: tuple[Address, ...] = ()
+        self._turn = 0
+
+    def send_to(self, urls: Sequence[str]) -> None:
+        """Sends new connections to these replicas from now on."""
+        parts = [urlsplit(url) for url in urls]
+        self._replicas = tuple((one.hostname or "", one.port or 0) for one in parts)
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serves one connection until either side closes it."""
+        self._turn += 1
+        with suppress(OSError, IndexError, ZeroDivisionError):
+            replies, requests = await asyncio.open_connection(*self._replicas[self._turn % len(self._replicas)])
+            ways = [asyncio.create_task(_pass(reader, requests)), asyncio.create_task(_pass(replies, writer))]
+            try:
+                await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for way in ways:
+                    way.cancel()
+                await asyncio.gather(*ways, return_exceptions=True)
+                requests.close()
+        writer.close()
+
+
+async def _pass(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+    while data := await source.read(65536):
+        target.write(data)
+
+
+@contextmanager
+def running_balancer(port: int = 0) -> Iterator[Balancer]:
+    """Runs a balancer in a thread."""
+    balancer, listening = Balancer(), threading.Event()
+    loop = asyncio.new_event_loop()
+
+    async def run() -> None:
+        server = await asyncio.start_server(balancer.serve, "127.0.0.1", port)
+        balancer.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        listening.set()
+        await ended.wait()
+        server.close()
+
+    ended = asyncio.Event()
+    thread = threading.Thread(target=lambda: loop.run_until_complete(run()), daemon=True)
+    thread.start()
+    assert listening.wait(5)
+    try:
+        yield balancer
+    finally:
+        loop.call_soon_threadsafe(ended.set)
+        thread.join(5)
+        for task in asyncio.all_tasks(loop):
+            task.cancel()
+        loop.run_until_complete(asyncio.sleep(0))
+        loop.close()
