@@ -30,8 +30,8 @@ from api.languages.identify import ONLY_ENGLISH
 from api.ports.answer_quality import PolicyName, Versions
 from api.ports.question import Query, Timings
 from api.ports.telemetry import Telemetry
-from api.quality.assessment import QualitySettings
 from api.quality.keeper import QualityView
+from api.quality.policies import QualitySettings
 from api.query.cache import CacheBudget, CachePolicy, SemanticCache
 from api.query.cache_key import CacheKeyBuilder
 from api.redis_store.health_gated import HealthGatedRedis

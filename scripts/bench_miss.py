@@ -4,7 +4,10 @@
 
 The model is a stub that answers immediately, so nearly all of the time is overhead. Every question is new: it passes
 both cache tiers, the embedder, bulkhead, breaker and pool, and its answer is stored. One worker, with a bulkhead and a
-pool as large as the load. Needs the extras `embedded` and `dev`.
+pool as large as the load.
+
+The second table shows what a miss costs whose answer can be compared with those of ten similar questions: without
+comparing, as the service does it in the long run, and if it compared every miss. Needs the extras `embedded` and `dev`.
 """
 
 from __future__ import annotations
@@ -14,16 +17,19 @@ import itertools
 import statistics
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 import httpx
 
 from api.embedded.redis_server import embedded_redis
+from scripts.costs.fleets import cpu_seconds
 from tests.stub_ollama import stub_process
-from tests.support.gunicorn_process import gunicorns
+from tests.support.gunicorn_process import Gunicorn, gunicorns
 
 REQUESTS = 400
+SIMILAR = 600
+COMPARING = {"off": "nothing compared", "bounded": "as the service does", "every": "every miss compared"}
 CLIENTS = (1, 32)
 ROUNDS = 3
 NUMBERS = itertools.count()
@@ -45,6 +51,37 @@ def main() -> None:
             calls: dict[str, Call] = {"direct": direct(stub.base_url)}
             calls |= {f"miss, EMBEDDER={kind}": miss(url) for kind, url in urls.items()}
             asyncio.run(compare(calls))
+        with gunicorns("scripts.comparing_app:app", Path(folder)) as start:
+            services = {kind: start(**settings, EMBEDDER="onnx", BENCH_COMPARING=kind) for kind in COMPARING}
+            show_costs(services)
+
+
+def show_costs(services: Mapping[str, Gunicorn]) -> None:
+    """Prints the CPU time of a miss with similar questions, for each limit on comparing."""
+    print(f"\n{SIMILAR} misses per round, median of {ROUNDS} rounds, one worker, CPU of a miss in milliseconds")
+    found: dict[str, list[float]] = {kind: [] for kind in services}
+    for _ in range(ROUNDS + 1):  # the first fills the cache
+        for kind, service in services.items():
+            before = cpu_seconds(service.workers())
+            asyncio.run(similar(service.url(), list(services).index(kind)))
+            found[kind].append((cpu_seconds(service.workers()) - before) / SIMILAR * 1000)
+    for kind, values in found.items():
+        print(f"{COMPARING[kind]:24}{statistics.median(values[1:]):18.1f}")
+
+
+async def similar(url: str, seed: int) -> None:
+    """Asks questions that differ in numbers. Guards reject the similar ones, so each is a miss."""
+    left = iter(range(SIMILAR))
+    async with httpx.AsyncClient(timeout=60, trust_env=False) as client:
+
+        async def some() -> None:
+            for _ in left:
+                number = next(NUMBERS)
+                question = f"How do I reset device number {number * 7919} of series {number * 104729 % 9973}?"
+                response = await client.post(f"{url}/query", json={"question": question, "options": {"seed": seed}})
+                assert response.json()["cache"]["status"] == "miss", response.text
+
+        await asyncio.gather(*(some() for _ in range(16)))
 
 
 def direct(url: str) -> Call:

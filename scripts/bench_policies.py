@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from api.guards.agreement import Features, disagreement, read
 from api.ports.answer_quality import Confusion, Label, PolicyName, PolicyOutcome, PooledLabel, Verdict, Versions
-from api.quality.assessment import Published, QualitySettings, assess
+from api.quality.assessment import assess
 from api.quality.calibration import Model
 from api.quality.comparator import CONFUSION, MEASURED
 from api.quality.evidence import (
@@ -44,7 +44,7 @@ from api.quality.evidence import (
     grouped,
     polled,
 )
-from api.quality.policies import CANDIDATES_FROM, Rules, decide
+from api.quality.policies import CANDIDATES_FROM, Published, QualitySettings, Rules, decide
 from scripts.noisy_verdicts import NoisyVerdicts
 
 T = TypeVar("T")
@@ -282,7 +282,7 @@ class Simulation:
             self.result.hits_at_tightening = self.result.hits
         state = found.published.state
         self._published = replace(found.published, state=replace(state, epoch=at + 1))
-        self._models.update(found.scopes)
+        self._models.update((scope, one.model) for scope, one in found.scopes.items())
 
 
 # -- data --------------------------------------------------------------------------------------------------------------

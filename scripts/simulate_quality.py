@@ -26,9 +26,9 @@ from api.ports.answer_quality import (
     Verdict,
     Versions,
 )
-from api.quality.assessment import LENT, MISSES, alarm, doubtful, suspected
+from api.quality.assessment import LENT, MISSES
 from api.quality.calibration import Channel, Model
-from api.quality.estimate import overall, samples
+from api.quality.estimate import alarm, doubtful, overall, samples, suspected
 from api.quality.policies import sampling_rate
 
 DAY_MS: Final = 24 * 3600 * 1000

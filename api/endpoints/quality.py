@@ -67,6 +67,9 @@ async def quality(request: Request) -> dict[str, Any]:
     shown = _quality(known)
     if state.access.is_admin(request):
         shown["by_tenant"] = _rates(known.by_tenant)
+        if known.tenants:
+            shown["tightened_tenants"] = {name: known.level_of(name) for name in sorted(known.tenants)}
+        shown["history"] = [_event(event) for event in reversed(known.history)]
     return shown
 
 
@@ -90,7 +93,7 @@ def _quality(state: QualityState) -> dict[str, Any]:
         "tightened": state.tightened,
         "level": state.level,
         "at": rfc3339(state.at_ms) if state.epoch else None,
-        "history": [_event(event) for event in reversed(state.history)],
+        "history": [_event(event) for event in reversed(state.history) if not event.tenant],
     }
 
 
@@ -116,4 +119,5 @@ def _event(event: QualityEvent) -> dict[str, Any]:
         "level": event.level,
         "false_hit_rate": event.rate.figures(),
         "reason": event.reason or None,
+        **({"tenant": event.tenant} if event.tenant else {}),
     }

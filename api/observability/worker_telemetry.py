@@ -31,7 +31,7 @@ from api.ports.telemetry import (
     ShadowOutcome,
     Telemetry,
 )
-from api.values import CacheStatus, FlightKey, Usage
+from api.values import CacheStatus, FlightKey, Usage, owner_of
 
 if TYPE_CHECKING:
     from api.redis_store.stores.feedback import ServedAnswers
@@ -172,6 +172,7 @@ class WorkerTelemetry(Telemetry):
         self._metrics.quality_changed(event.change)
         rate = event.rate
         facts = {"level": event.level, "reason": event.reason, "samples": rate.samples}
+        facts |= {"tenant_hash": owner_of(event.tenant)} if event.tenant else {}
         error = {"estimate": round(rate.estimate, 4), "low": round(rate.low, 4), "high": round(rate.high, 4)}
         log = self._cache.warning if event.change in ("tightened", "forgot") else self._cache.info
         log(f"cache_{event.change}", **facts, **error)

@@ -287,13 +287,25 @@ QualityChange = Literal["tightened", "loosened", "learned", "forgot"]
 
 @dataclass(frozen=True, slots=True)
 class QualityEvent:
-    """A change of what the fleet serves. `level`: how far it is tightened from then on. `at_ms`: by Redis's clock."""
+    """A change of what the fleet serves. `level`: how far it is tightened from then on. `at_ms`: by Redis's clock.
+
+    `tenant`: the one that it concerns; empty if it concerns all.
+    """
 
     at_ms: int
     change: QualityChange
     level: int
     rate: FalseHitRate
     reason: str = ""
+    tenant: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TenantLevel:
+    """How far one tenant is tightened, more than the fleet. `changed_ms`: since when, by Redis's clock."""
+
+    level: int
+    changed_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,7 +316,7 @@ class QualityState:
     tier is closed. `threshold`, `target_error`: those in force at this level. `rate`: of all answers from the cache.
     `by_kind`, `by_policy`, `by_tenant`: the same in parts. `would_serve`: of what `observe` would have served.
     `labels`: number of labels by source. `unsure`: number of those without a verdict. `learned`: a model is in use.
-    `suspected`: the newest labels look like a fault.
+    `suspected`: the newest labels look like a fault. `tenants`: those that are tightened more than the fleet.
     """
 
     epoch: int = 0
@@ -325,6 +337,12 @@ class QualityState:
     unsure: int = 0
     history: Sequence[QualityEvent] = ()
     suspected: bool = False
+    tenants: Mapping[str, TenantLevel] = field(default_factory=dict)
+
+    def level_of(self, tenant: str) -> int:
+        """Returns how far a tenant is tightened."""
+        own = self.tenants.get(tenant)
+        return self.level if own is None else max(own.level, self.level)
 
     @property
     def tightened(self) -> bool:

@@ -3,9 +3,9 @@
 Pure. One worker runs it for the fleet (see `api.quality.keeper`).
 
 Two tests watch the labels of served answers that came after the last change. One adds up how much more likely each
-label is at a high error than at the target, and so sees a sudden fault soon. The other is the estimate: if its
-interval lies above the target, the fleet tightens too. It loosens by one level once labels of what the next level
-would serve are clearly good.
+label is at a high error than at the target, and so sees a sudden fault soon. The other is the estimate: if its interval
+lies above the target, the level rises too. It falls by one once labels of what the next level would serve are clearly
+good.
 
 Few hits are labeled, but all misses with a candidate are. If more of these candidates are wrong than the model learned
 before, the cached answers may have become wrong. Then more hits are labeled, and fewer wrong ones suffice to tighten.
@@ -14,16 +14,13 @@ before, the cached answers may have become wrong. Then more hits are labeled, an
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict, deque
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final, NamedTuple
 
-import numpy as np
-import orjson
-
 from api.ports.answer_quality import (
-    Confusion,
     FalseHitRate,
     Label,
     PolicyName,
@@ -31,45 +28,42 @@ from api.ports.answer_quality import (
     QualityChange,
     QualityEvent,
     QualityState,
-    SimilarityBand,
+    TenantLevel,
     Verdict,
-    Versions,
 )
 from api.quality.calibration import (
     Channel,
     Fit,
     Model,
     Observations,
-    Prior,
     channel_of,
     has_enough,
     learn,
     learn_scope,
     observations,
-    read_model,
 )
-from api.quality.estimate import bands, in_the_field, overall, parts, samples
-from api.quality.policies import LAST_LEVEL, target_at, threshold_at
-from api.values import known
+from api.quality.estimate import (
+    alarm,
+    bands,
+    doubtful,
+    in_the_field,
+    overall,
+    parts,
+    proven,
+    samples,
+    suspected,
+    without_fault,
+)
+from api.quality.policies import LAST_LEVEL, Published, QualitySettings, target_at, threshold_at
 
-FAULT: Final = 5.0
-"""A sudden fault is this many times the target."""
-ALARM: Final = math.log(100)
-"""The log of how much more likely the labels must be at a fault than at the target."""
-SUSPICION: Final = 0.5
-"""The same, from which more hits are sampled."""
-DISMISSED: Final = math.log(2)
-"""How much more likely the labels since then must be at the target, until the suspicion ends."""
 LENT: Final = math.log(20)
 """How much of the alarm the labels of misses add, if they raise it alone."""
 MISSES: Final = 1_000
 """The newest labels of misses that can do so."""
-PLAIN_RISK: Final = 0.2
-"""Only candidates that were right more often than this allows: others say little about a fault."""
-PROOF: Final = math.log(20)
-"""The same for loosening: at half the target, against twice the target."""
 PROVABLE: Final = 100
 """Labels that suffice for it, at the default target, if none is wrong."""
+MOST_TENANTS: Final = 100
+"""Tenants that may be tightened on their own: those with the most wrong hits."""
 BY_MEANING: Final = {"semantic": 1.0}
 """The tier whose errors the policies learn from and tighten for."""
 CALM_MS: Final = 10 * 60 * 1000
@@ -79,38 +73,11 @@ SCOPES: Final = 50
 """Scopes that get a new model in one round: those with the most new labels."""
 
 
-@dataclass(frozen=True, slots=True)
-class QualitySettings:
-    """The settings that the keeper needs. `versions`: of this worker's embedder, verifier and comparator.
+class ScopeModel(NamedTuple):
+    """The model of a scope. `target`: the error that it aims at."""
 
-    `prior`: of the verifier that ships.
-    """
-
-    policy: PolicyName
-    threshold: float
+    model: Model
     target: float
-    versions: Versions
-    confusion: Confusion = field(default_factory=Confusion)
-    prior: Prior | None = None
-
-    @property
-    def known_before(self) -> Prior | None:
-        """The prior, if it holds for the versions."""
-        return self.prior if self.prior is not None and self.prior.fits(self.versions) else None
-
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    """What all workers follow. `model`: for scopes without one. `changed_ms`: when the level last changed.
-
-    `served`: answers that each tier has served lately. `totals`: all that it has served, when this was written.
-    """
-
-    state: QualityState = field(default_factory=QualityState)
-    model: Model | None = None
-    changed_ms: int = 0
-    served: Mapping[str, float] = field(default_factory=dict)
-    totals: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +85,7 @@ class Assessment:
     """The result of one round. `scopes`: new models of scopes; `events`: what changed, for the log."""
 
     published: Published
-    scopes: Mapping[str, Model]
+    scopes: Mapping[str, ScopeModel]
     events: Sequence[QualityEvent] = ()
 
 
@@ -139,19 +106,21 @@ def assess(
     channel = channel_of(settings.confusion.of(BY_MEANING))
     if before.state.versions != settings.versions or before.state.policy is not settings.policy:
         before = replace(before, model=None)  # the level stays: what was wrong may still be
-    lent = LENT if _misses_look_faulty(fitting, before, channel, settings.target) else 0.0
-    level, reason = _next_level(fitting, before, settings, now_ms, lent)
-    learned = _learned(fitting, settings, channel, target_at(settings.target, level), now_ms)
-    state = _state(fitting, before, settings, now_ms, served, level)
+    learned_at = partial(_learned, fitting, settings, channel, now_ms)
+    levels = next_levels(fitting, before, settings, now_ms, lambda at: _model(learned_at(at)))
+    learned = learned_at(target_at(settings.target, levels.level))
+    state = replace(_state(fitting, before, settings, now_ms, served, levels.level), tenants=levels.tenants)
     in_use = learned is not None and learned.from_labels and settings.policy is PolicyName.VERIFIED
-    is_suspected = suspected(_hits(fitting, before), channel, settings.target, lent)
+    common = [one for one in fitting if one.tenant not in before.state.tenants]
+    lent = lent_by_misses(common, before.changed_ms, before.model, channel, settings.target)
+    is_suspected = suspected(hits_since(common, before.changed_ms), channel, settings.target, lent)
     state = replace(state, learned=in_use, suspected=is_suspected)
-    events = list(_events(before.state, state, reason, now_ms))
+    events = list(_events(before.state, state, levels.reasons, now_ms))
     state = replace(state, history=[*before.state.history, *events][-HISTORY:])
-    scopes = _scopes(fitting, changed, learned, channel, target_at(settings.target, level), now_ms)
-    changed_ms = now_ms if level != before.state.level else before.changed_ms
-    model = learned.model if learned else None
-    return Assessment(replace(before, state=state, model=model, changed_ms=changed_ms), scopes, events)
+    scopes = _scopes(fitting, changed, learned, channel, state, settings.target, now_ms)
+    changed_ms = now_ms if levels.level != before.state.level else before.changed_ms
+    published = replace(before, state=state, model=_model(learned), changed_ms=changed_ms)
+    return Assessment(published, scopes, events)
 
 
 # -- learning ----------------------------------------------------------------------------------------------------------
@@ -167,7 +136,7 @@ class _Learned(NamedTuple):
 
 
 def _learned(
-    labels: Sequence[PooledLabel], settings: QualitySettings, channel: Channel, target: float, now_ms: int
+    labels: Sequence[PooledLabel], settings: QualitySettings, channel: Channel, now_ms: int, target: float
 ) -> _Learned | None:
     own = observations([one.label for one in labels], now_ms, [one.tenant for one in labels])
     prior = settings.known_before
@@ -179,55 +148,182 @@ def _learned(
     return _Learned(fit, replace(model, labels=len(own)), pool, has_enough(own))
 
 
+def _model(learned: _Learned | None) -> Model | None:
+    return learned.model if learned is not None else None
+
+
 def _scopes(
     labels: Sequence[PooledLabel],
     changed: Counter[str],
     learned: _Learned | None,
     channel: Channel,
+    state: QualityState,
     target: float,
     now_ms: int,
-) -> dict[str, Model]:
-    """Returns models of the scopes with the most new labels. Bad feedback counts there, and nowhere else."""
+) -> dict[str, ScopeModel]:
+    """Returns models of the scopes with the most new labels. Bad feedback counts there, and nowhere else.
+
+    `target`: without tightening.
+    """
     if learned is None:
         return {}
     chosen = {scope for scope, _ in changed.most_common(SCOPES)}
     of_scope: dict[str, list[Label]] = defaultdict(list)
+    targets: dict[str, float] = {}
     for one in labels:
         if one.scope in chosen:
             of_scope[one.scope].append(one.label)
-    models = {
-        scope: learn_scope(learned.fit, learned.pool, observations(own, now_ms, feedback=True), channel, target)
-        for scope, own in of_scope.items()
-    }
-    return {scope: model for scope, model in models.items() if model is not None}
+            targets[one.scope] = target_at(target, state.level_of(one.tenant))
+    found = {}
+    for scope, own in of_scope.items():
+        seen = observations(own, now_ms, feedback=True)
+        model = learn_scope(learned.fit, learned.pool, seen, channel, targets[scope])
+        if model is not None:
+            found[scope] = ScopeModel(model, targets[scope])
+    return found
 
 
-# -- the level ---------------------------------------------------------------------------------------------------------
+# -- the levels --------------------------------------------------------------------------------------------------------
+
+ModelAt = Callable[[float], Model | None]
+"""Returns what the labels teach at a target."""
 
 
-def _next_level(
-    labels: Sequence[PooledLabel], before: Published, settings: QualitySettings, now_ms: int, lent: float
-) -> tuple[int, str]:
-    """Returns the level from now on, and the reason for a change. `lent`: what the labels of misses add to an alarm."""
+class Levels(NamedTuple):
+    """How far the fleet is tightened, and those tenants that are tightened more. `reasons`: of what changed.
+
+    The fleet's reason has no name.
+    """
+
+    level: int
+    tenants: dict[str, TenantLevel]
+    reasons: dict[str, str]
+
+
+def next_levels(
+    labels: Sequence[PooledLabel], before: Published, settings: QualitySettings, now_ms: int, learned: ModelAt
+) -> Levels:
+    """Returns the levels from now on.
+
+    The wrong hits of one tenant tighten that tenant alone, if the labels of the others speak against a fault from its
+    first wrong hit on. If there are too few of them to tell, the whole fleet is tightened.
+    """
     level = before.state.level
     if settings.policy is PolicyName.OBSERVE:
-        return 0, ""
-    since = [one for one in labels if one.label.at_ms > before.changed_ms and not one.label.of_same_question]
+        return Levels(0, {}, {})
+    own = {name: one for name, one in before.state.tenants.items() if one.level > level}
+    common = [one for one in labels if one.tenant not in own]
+    found = Levels(level, dict(own), {})
+    blamed = _blamed(labels, own, before, settings, now_ms)
+    for name in blamed.keys() & own.keys():
+        found.tenants[name] = TenantLevel(min(own[name].level + 1, LAST_LEVEL), now_ms)
+        found.reasons[name] = blamed[name]
+    fresh = blamed.keys() - own.keys()
+    others = [one for one in common if one.tenant not in fresh]
+    apart = bool(fresh) and _speak_against_a_fault(
+        others, [one for one in common if one.tenant in fresh], before, settings
+    )
+    reason = (
+        _fault_in(others if apart else common, before.changed_ms, before, settings, now_ms)
+        if level < LAST_LEVEL
+        else ""
+    )
+    if reason:
+        found = found._replace(level=level + 1)
+        found.reasons[""] = reason
+    elif level > 0 and _has_passed(common, before.changed_ms, level, settings, now_ms, learned):
+        found = found._replace(level=level - 1)
+        found.reasons[""] = "proven"
+    for name in fresh if apart or not reason else ():
+        found.tenants[name] = TenantLevel(min(level + 1, LAST_LEVEL), now_ms)
+        found.reasons[name] = blamed[name]
+    for name in own.keys() - blamed.keys():
+        of_tenant = [one for one in labels if one.tenant == name]
+        if _has_passed(of_tenant, own[name].changed_ms, own[name].level, settings, now_ms, learned):
+            found.tenants[name] = TenantLevel(own[name].level - 1, now_ms)
+            found.reasons[name] = "proven"
+    return _bounded(found)
+
+
+def _bounded(found: Levels) -> Levels:
+    """Drops tenants that the fleet's level covers. If a great many are tightened, the fault is the fleet's."""
+    tenants = {name: one for name, one in found.tenants.items() if one.level > found.level}
+    if len(tenants) <= MOST_TENANTS or found.level >= LAST_LEVEL:
+        return found._replace(tenants=tenants)
+    raised = found._replace(level=found.level + 1, reasons={**found.reasons, "": "tenants"})
+    return _bounded(raised)
+
+
+def _blamed(
+    labels: Sequence[PooledLabel],
+    own: Mapping[str, TenantLevel],
+    before: Published,
+    settings: QualitySettings,
+    now_ms: int,
+) -> dict[str, str]:
+    """Returns the tenants whose own labels show a fault since their last change, and how."""
+    wrong = Counter(
+        one.tenant for one in labels if one.label.source == "shadow" and one.label.verdict is Verdict.DIFFERENT
+    )
+    suspects = {name for name, count in wrong.most_common(MOST_TENANTS) if count > 1}
+    of_tenant: dict[str, list[PooledLabel]] = defaultdict(list)
+    for one in labels:
+        if one.tenant in suspects:
+            of_tenant[one.tenant].append(one)
+    found = {}
+    for name, theirs in of_tenant.items():
+        level, since_ms = (own[name].level, own[name].changed_ms) if name in own else (before.state.level, 0)
+        if level < LAST_LEVEL:
+            reason = _fault_in(theirs, max(since_ms, before.changed_ms), before, settings, now_ms)
+            if reason:
+                found[name] = reason
+    return found
+
+
+def _speak_against_a_fault(
+    others: Sequence[PooledLabel], faulty: Sequence[PooledLabel], before: Published, settings: QualitySettings
+) -> bool:
+    """Returns whether the labels of others do, from the first wrong hit of the faulty ones on."""
+    hits = hits_since(faulty, before.changed_ms)
+    began_ms = min((one.at_ms for one in hits if one.verdict is Verdict.DIFFERENT), default=before.changed_ms)
     channel = channel_of(settings.confusion.of(BY_MEANING))
-    if level < LAST_LEVEL:
-        if alarm(_hits(labels, before), channel, settings.target, lent):
-            return level + 1, "sudden"
-        found = overall(samples(since, now_ms), settings.confusion, {})
-        if found.samples and found.low > settings.target:
-            return level + 1, "estimate"
-    if level > 0 and now_ms - before.changed_ms >= CALM_MS:
-        would = _would_serve(labels, since, settings, channel, level - 1, now_ms)
-        if proven(would, channel, settings.target):
-            return level - 1, "proven"
-    return level, ""
+    theirs = hits_since(others, max(before.changed_ms, began_ms - 1))
+    if not without_fault(theirs, channel, settings.target):
+        return False
+    return not _misses_look_faulty(others, before.changed_ms, before.model, channel, settings.target)
 
 
-def _hits(labels: Sequence[PooledLabel], before: Published) -> list[Label]:
+def _fault_in(
+    labels: Sequence[PooledLabel], since_ms: int, before: Published, settings: QualitySettings, now_ms: int
+) -> str:
+    """Returns how the labels since a change show a fault; empty if they do not."""
+    channel = channel_of(settings.confusion.of(BY_MEANING))
+    hits = hits_since(labels, since_ms)
+    lent = lent_by_misses(labels, since_ms, before.model, channel, settings.target)
+    if alarm(hits, channel, settings.target, lent):
+        return "sudden"
+    since = [one for one in labels if one.label.at_ms > since_ms and not one.label.of_same_question]
+    found = overall(samples(since, now_ms), settings.confusion, {})
+    return "estimate" if found.samples and found.low > settings.target else ""
+
+
+def _has_passed(
+    labels: Sequence[PooledLabel],
+    since_ms: int,
+    level: int,
+    settings: QualitySettings,
+    now_ms: int,
+    learned: ModelAt,
+) -> bool:
+    """Returns whether labels since a change show that one level less would be right."""
+    if now_ms - since_ms < CALM_MS:
+        return False
+    since = [one for one in labels if one.label.at_ms > since_ms and not one.label.of_same_question]
+    channel = channel_of(settings.confusion.of(BY_MEANING))
+    return proven(_would_serve(since, settings, level - 1, learned), channel, settings.target)
+
+
+def hits_since(labels: Sequence[PooledLabel], since_ms: int) -> list[Label]:
     """Returns the labels of answers served since the last change, without equal questions: no level stops them."""
     return [
         one.label
@@ -235,102 +331,31 @@ def _hits(labels: Sequence[PooledLabel], before: Published) -> list[Label]:
         if one.label.served
         and one.label.source == "shadow"
         and not one.label.of_same_question
-        and one.label.at_ms > before.changed_ms
+        and one.label.at_ms > since_ms
     ]
 
 
-def _misses_look_faulty(labels: Sequence[PooledLabel], before: Published, channel: Channel, target: float) -> bool:
+def lent_by_misses(
+    labels: Sequence[PooledLabel], since_ms: int, model: Model | None, channel: Channel, target: float
+) -> float:
+    return LENT if _misses_look_faulty(labels, since_ms, model, channel, target) else 0.0
+
+
+def _misses_look_faulty(
+    labels: Sequence[PooledLabel], since_ms: int, model: Model | None, channel: Channel, target: float
+) -> bool:
     """Returns whether more candidates of misses are wrong than the model expects, as if the fault were theirs too."""
-    model = before.model
     if model is None:
         return False
     newest = [
         one.label
         for one in labels[-2 * MISSES :]
-        if one.label.source == "miss" and not one.label.evidence.guard and one.label.at_ms > before.changed_ms
+        if one.label.source == "miss" and not one.label.evidence.guard and one.label.at_ms > since_ms
     ]
     return doubtful(newest[-MISSES:], model, channel, target)
 
 
-def doubtful(misses: Sequence[Label], model: Model, channel: Channel, target: float) -> bool:
-    """Returns whether the newest labels of misses raise an alarm. `model`: what was known before."""
-    risks = [(one, risk) for one in misses if (risk := model.estimate(one.evidence)) <= PLAIN_RISK]
-    errors = [(risk + (1 - risk) * _fault(target), risk) for _, risk in risks]
-    return _now(_ratios([one for one, _ in risks], channel, errors)) >= ALARM
-
-
-def alarm(labels: Iterable[Label], channel: Channel, target: float, lent: float = 0.0) -> bool:
-    """Returns whether labels, oldest first, show a fault. `lent`: what others add to what the newest ones show."""
-    sums = list(_sums(_faults(list(labels), channel, target)))
-    return bool(sums) and (max(sums) >= ALARM or sums[-1] + lent >= ALARM)
-
-
-def suspected(labels: Iterable[Label], channel: Channel, target: float, lent: float = 0.0) -> bool:
-    """Returns whether the newest labels look like a fault, as after a single wrong one.
-
-    The suspicion stays until labels speak against it. Otherwise a few right ones would end it, even during a fault.
-    """
-    total, is_suspected = 0.0, False
-    for ratio in _faults(list(labels), channel, target):
-        total = total + ratio if is_suspected else max(0.0, total + ratio)
-        if total <= -DISMISSED:
-            total, is_suspected = 0.0, False
-        is_suspected = is_suspected or total >= SUSPICION
-    return is_suspected or total + lent >= SUSPICION
-
-
-def proven(labels: Iterable[Label], channel: Channel, target: float) -> bool:
-    """Returns whether labels, oldest first, show that the error is at most half the target: a sequential test.
-
-    What speaks against it counts up to `PROOF`. Otherwise the labels of a long fault would outweigh all later ones.
-    """
-    seen, total = list(labels), 0.0
-    for ratio in _ratios(seen, channel, [(target / 2, min(2 * target, 0.5))] * len(seen)):
-        total = max(-PROOF, total + ratio)
-    return total >= PROOF
-
-
-def _fault(target: float) -> float:
-    return min(FAULT * target, 0.5)
-
-
-def _faults(labels: Sequence[Label], channel: Channel, target: float) -> list[float]:
-    return _ratios(labels, channel, [(_fault(target), target)] * len(labels))
-
-
-def _sums(ratios: Iterable[float]) -> Iterable[float]:
-    """Yields the cumulative sum after each ratio, never below 0."""
-    total = 0.0
-    for ratio in ratios:
-        total = max(0.0, total + ratio)
-        yield total
-
-
-def _now(ratios: Iterable[float]) -> float:
-    return next(iter(deque(_sums(ratios), maxlen=1)), 0.0)
-
-
-def _ratios(labels: Sequence[Label], channel: Channel, errors: Sequence[tuple[float, float]]) -> list[float]:
-    """Returns the log of how much more likely each label is at the first error than at the second one.
-
-    The verdict on the answer itself counts, not the votes: the group may be right where the answer is wrong.
-    """
-    one, other = np.array(errors, dtype=np.float64).reshape(-1, 2).T
-    first, second = (channel.called_different + channel.clarity * error for error in (one, other))
-    of_wrong, of_right = np.log(first / second), np.log((1 - first) / (1 - second))
-    wrong = np.array([label.verdict is Verdict.DIFFERENT for label in labels], dtype=bool)
-    unsure = np.array([label.verdict is Verdict.UNSURE for label in labels], dtype=bool)
-    return list(map(float, np.where(unsure, 0.0, np.where(wrong, of_wrong, of_right))))
-
-
-def _would_serve(
-    labels: Sequence[PooledLabel],
-    since: Sequence[PooledLabel],
-    settings: QualitySettings,
-    channel: Channel,
-    level: int,
-    now_ms: int,
-) -> list[Label]:
+def _would_serve(since: Sequence[PooledLabel], settings: QualitySettings, level: int, learned: ModelAt) -> list[Label]:
     """Returns the labels since the last change of what would be served at a level, hits and misses.
 
     Few labels cannot show the small error that a high level aims at, so a model may serve next to nothing there. Then
@@ -342,10 +367,10 @@ def _would_serve(
         return near_enough
     served: list[Label] = []
     for lower in range(level, -1, -1):
-        learned = _learned(labels, settings, channel, target_at(settings.target, lower), now_ms)
-        if learned is None:
+        model = learned(target_at(settings.target, lower))
+        if model is None:
             return near_enough
-        served = [one for one in found if learned.model.risk(one.evidence) <= learned.model.level]
+        served = [one for one in found if model.risk(one.evidence) <= model.level]
         if len(served) >= PROVABLE:
             break
     return served
@@ -395,41 +420,21 @@ def _observed(labels: Sequence[PooledLabel], settings: QualitySettings, now_ms: 
     return samples(would, now_ms, served=False)
 
 
-def _events(before: QualityState, after: QualityState, reason: str, now_ms: int) -> Iterable[QualityEvent]:
+def _events(
+    before: QualityState, after: QualityState, reasons: Mapping[str, str], now_ms: int
+) -> Iterable[QualityEvent]:
     def event(change: QualityChange, why: str) -> QualityEvent:
         return QualityEvent(now_ms, change, after.level, after.rate, why)
 
+    def moved(former: int, now: int) -> QualityChange:
+        return "tightened" if now > former else "loosened"
+
     if after.level != before.level:
-        yield event("tightened" if after.level > before.level else "loosened", reason)
+        yield event(moved(before.level, after.level), reasons.get("", ""))
+    for name in sorted(reasons.keys() & (before.tenants.keys() | after.tenants.keys())):
+        former, now = before.level_of(name), after.level_of(name)
+        if now != former:
+            rate = after.by_tenant.get(name, FalseHitRate())
+            yield QualityEvent(now_ms, moved(former, now), now, rate, reasons[name], name)
     if after.learned != before.learned:
         yield event("learned" if after.learned else "forgot", "")
-
-
-# -- as JSON -----------------------------------------------------------------------------------------------------------
-
-
-def published_as_json(published: Published) -> bytes:
-    """Returns what `read_published` reads."""
-    model = published.model.as_json() if published.model is not None else None
-    return orjson.dumps({**asdict(replace(published, model=None)), "model": model})
-
-
-def read_published(text: bytes) -> Published:
-    """Reads what the keeper has written. Raises `ValueError`, `TypeError` and `KeyError` for something else."""
-    said = orjson.loads(text)
-    state = said["state"]
-    model = read_model(said["model"]) if said["model"] is not None else None
-    return Published(_read_state(state), model, int(said["changed_ms"]), said["served"], said["totals"])
-
-
-def _read_state(said: Mapping[str, Any]) -> QualityState:
-    rates = {name: FalseHitRate(**said[name]) for name in ("rate", "would_serve")}
-    by_parts = {
-        name: {part: FalseHitRate(**rate) for part, rate in said[name].items()}
-        for name in ("by_kind", "by_policy", "by_tenant")
-    }
-    similar = [SimilarityBand(**{**band, "rate": FalseHitRate(**band["rate"])}) for band in said["by_similarity"]]
-    history = [QualityEvent(**{**event, "rate": FalseHitRate(**event["rate"])}) for event in said["history"]]
-    named = {"policy": PolicyName(said["policy"]), "versions": Versions(**said["versions"])}
-    fields = {**said, **rates, **by_parts, **named, "by_similarity": similar, "history": history}
-    return known(QualityState, fields)

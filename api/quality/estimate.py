@@ -1,14 +1,17 @@
-"""Estimates how often served answers are wrong, from labels of a sample of them. Pure.
+"""Estimates how often served answers are wrong, from labels of a sample of them, and tests for sudden faults. Pure.
 
 Each label is weighted by how many served answers it stands for, and parts (tier and policy) by how much they served.
 The comparator's errors are taken out, and how well these are known widens the interval. The interval is that of Clopper
 and Pearson for the effective number of labels: it is never of zero width, and 0 to 1 without labels.
+
+The tests watch labels one by one: each adds up how much more likely a label is at one error than at another one
+(sequential likelihood ratios).
 """
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -17,7 +20,8 @@ from typing import Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from api.ports.answer_quality import Confusion, FalseHitRate, PolicyName, PooledLabel, SimilarityBand, Verdict
+from api.ports.answer_quality import Confusion, FalseHitRate, Label, PolicyName, PooledLabel, SimilarityBand, Verdict
+from api.quality.calibration import Channel, Model
 
 K = TypeVar("K", bound=Hashable)
 Array = NDArray[np.float64]
@@ -36,6 +40,21 @@ RUN: Final = 50
 """Labels between two looks at the rate of different ones."""
 TENANTS: Final = 100
 """Tenants that get a separate estimate: those with the most labels."""
+
+FAULT: Final = 5.0
+"""A sudden fault is this many times the target."""
+ALARM: Final = math.log(100)
+"""The log of how much more likely the labels must be at a fault than at the target."""
+SUSPICION: Final = 0.5
+"""The same, from which more hits are sampled."""
+DISMISSED: Final = math.log(2)
+"""How much more likely the labels since then must be at the target, until the suspicion ends."""
+PLAIN_RISK: Final = 0.2
+"""Only candidates that were right more often than this allows: others say little about a fault."""
+CLEARED: Final = math.log(3)
+"""How much more likely labels must be at the target, so that they speak against a fault."""
+PROOF: Final = math.log(20)
+"""The same for loosening: at half the target, against twice the target."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,3 +215,82 @@ def bands(found: Sequence[Sample], confusion: Confusion) -> list[SimilarityBand]
         wrong = sum(one.wrong for one in within)
         result.append(SimilarityBand(low, high, len(within), wrong, _rate(within, confusion)))
     return result
+
+
+# -- tests for sudden faults -------------------------------------------------------------------------------------------
+
+
+def doubtful(misses: Sequence[Label], model: Model, channel: Channel, target: float) -> bool:
+    """Returns whether the newest labels of misses raise an alarm. `model`: what was known before."""
+    risks = [(one, risk) for one in misses if (risk := model.estimate(one.evidence)) <= PLAIN_RISK]
+    errors = [(risk + (1 - risk) * _fault(target), risk) for _, risk in risks]
+    return _now(_ratios([one for one, _ in risks], channel, errors)) >= ALARM
+
+
+def alarm(labels: Iterable[Label], channel: Channel, target: float, lent: float = 0.0) -> bool:
+    """Returns whether labels, oldest first, show a fault. `lent`: what others add to what the newest ones show."""
+    sums = list(_sums(_faults(list(labels), channel, target)))
+    return bool(sums) and (max(sums) >= ALARM or sums[-1] + lent >= ALARM)
+
+
+def suspected(labels: Iterable[Label], channel: Channel, target: float, lent: float = 0.0) -> bool:
+    """Returns whether the newest labels look like a fault, as after a single wrong one.
+
+    The suspicion stays until labels speak against it. Otherwise a few right ones would end it, even during a fault.
+    """
+    total, is_suspected = 0.0, False
+    for ratio in _faults(list(labels), channel, target):
+        total = total + ratio if is_suspected else max(0.0, total + ratio)
+        if total <= -DISMISSED:
+            total, is_suspected = 0.0, False
+        is_suspected = is_suspected or total >= SUSPICION
+    return is_suspected or total + lent >= SUSPICION
+
+
+def without_fault(labels: Iterable[Label], channel: Channel, target: float) -> bool:
+    """Returns whether all labels together speak against a fault."""
+    return sum(_faults(list(labels), channel, target)) <= -CLEARED
+
+
+def proven(labels: Iterable[Label], channel: Channel, target: float) -> bool:
+    """Returns whether labels, oldest first, show that the error is at most half the target: a sequential test.
+
+    What speaks against it counts up to `PROOF`. Otherwise the labels of a long fault would outweigh all later ones.
+    """
+    seen, total = list(labels), 0.0
+    for ratio in _ratios(seen, channel, [(target / 2, min(2 * target, 0.5))] * len(seen)):
+        total = max(-PROOF, total + ratio)
+    return total >= PROOF
+
+
+def _fault(target: float) -> float:
+    return min(FAULT * target, 0.5)
+
+
+def _faults(labels: Sequence[Label], channel: Channel, target: float) -> list[float]:
+    return _ratios(labels, channel, [(_fault(target), target)] * len(labels))
+
+
+def _sums(ratios: Iterable[float]) -> Iterable[float]:
+    """Yields the cumulative sum after each ratio, never below 0."""
+    total = 0.0
+    for ratio in ratios:
+        total = max(0.0, total + ratio)
+        yield total
+
+
+def _now(ratios: Iterable[float]) -> float:
+    return next(iter(deque(_sums(ratios), maxlen=1)), 0.0)
+
+
+def _ratios(labels: Sequence[Label], channel: Channel, errors: Sequence[tuple[float, float]]) -> list[float]:
+    """Returns the log of how much more likely each label is at the first error than at the second one.
+
+    The verdict on the answer itself counts, not the votes: the group may be right where the answer is wrong.
+    """
+    one, other = np.array(errors, dtype=np.float64).reshape(-1, 2).T
+    first, second = (channel.called_different + channel.clarity * error for error in (one, other))
+    of_wrong, of_right = np.log(first / second), np.log((1 - first) / (1 - second))
+    wrong = np.array([label.verdict is Verdict.DIFFERENT for label in labels], dtype=bool)
+    unsure = np.array([label.verdict is Verdict.UNSURE for label in labels], dtype=bool)
+    return list(map(float, np.where(unsure, 0.0, np.where(wrong, of_wrong, of_right))))

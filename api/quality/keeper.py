@@ -27,20 +27,20 @@ from api.errors import StoreUnavailable
 from api.ports.answer_quality import LabelStore, PolicyName, PooledLabel, QualityState, QualityStore, Versions
 from api.ports.coordination import LeaderLease
 from api.ports.telemetry import Telemetry
-from api.quality.assessment import (
-    SCOPES as SCOPES_OF_A_ROUND,
-)
-from api.quality.assessment import (
-    Assessment,
-    Published,
-    QualitySettings,
-    assess,
-    published_as_json,
-    read_published,
-)
+from api.quality.assessment import SCOPES as SCOPES_OF_A_ROUND
+from api.quality.assessment import Assessment, ScopeModel, assess
 from api.quality.calibration import Model, read_model
 from api.quality.estimate import HALF_LIFE_MS
-from api.quality.policies import LAST_LEVEL, Rules, target_at, threshold_at
+from api.quality.policies import (
+    LAST_LEVEL,
+    Published,
+    QualitySettings,
+    Rules,
+    published_as_json,
+    read_published,
+    target_at,
+    threshold_at,
+)
 
 POLL_SECONDS: Final = 1.0
 LEASE_SECONDS: Final = 10.0
@@ -65,7 +65,7 @@ class QualityView:
     """What this worker knows about the fleet's quality. No I/O.
 
     `by_threshold`: the cosine from which the policy `guarded` serves; None if another policy decides. A look-up reads
-    this first. `observes`: nothing is served.
+    this first, and `of_tenants`: the cosine for tenants that are tightened on their own. `observes`: nothing is served.
     """
 
     def __init__(self, settings: QualitySettings) -> None:
@@ -73,13 +73,14 @@ class QualityView:
         self.wanted: OrderedDict[str, None] = OrderedDict()
         """Scopes whose models are to be loaded."""
         self.published = Published()
-        self._models: OrderedDict[str, Model | None] = OrderedDict()
-        self._former: OrderedDict[str, Model | None] = OrderedDict()
+        self._models: OrderedDict[str, ScopeModel | None] = OrderedDict()
+        self._former: OrderedDict[str, ScopeModel | None] = OrderedDict()
         """Models of the epoch before, in use until those of this epoch are loaded."""
         self._before: Model | None = None
         """The prior's model, for as long as nothing is published."""
         self.observes = settings.policy is PolicyName.OBSERVE
         self.by_threshold: float | None = None
+        self.of_tenants: Mapping[str, float] = {}
         self.adopt(Published())
 
     @property
@@ -95,7 +96,7 @@ class QualityView:
             mine = QualityState(
                 state.epoch, state.at_ms, settings.policy, settings.versions, history=state.history,
                 level=state.level, threshold=threshold_at(settings.threshold, state.level),
-                target_error=target_at(settings.target, state.level),
+                target_error=target_at(settings.target, state.level), tenants=state.tenants,
             )  # fmt: skip
             published = replace(published, state=mine, model=None)
         self._former = self._kept(published)
@@ -107,6 +108,11 @@ class QualityView:
         )
         threshold = NEVER if published.state.level >= LAST_LEVEL else published.state.threshold
         self.by_threshold = threshold if plain else None
+        self.of_tenants = {name: self._threshold(name) for name in published.state.tenants} if plain else {}
+
+    def _threshold(self, tenant: str) -> float:
+        level = self.published.state.level_of(tenant)
+        return NEVER if level >= LAST_LEVEL else threshold_at(self.settings.threshold, level)
 
     def _from_prior(self, published: Published) -> Model | None:
         prior = self.settings.known_before
@@ -114,7 +120,7 @@ class QualityView:
             return None
         return prior.model(target_at(self.settings.target, published.state.level))
 
-    def _kept(self, published: Published) -> OrderedDict[str, Model | None]:
+    def _kept(self, published: Published) -> OrderedDict[str, ScopeModel | None]:
         """Returns the models of scopes that allow no more than what is published now."""
         before, now = self.published.state, published.state
         if published.model is None or before.versions != now.versions or now.target_error < before.target_error:
@@ -127,17 +133,26 @@ class QualityView:
             kept.popitem(last=False)
         return kept
 
-    def rules(self, scope: str) -> Rules:
-        """Returns what is in force for a scope. Its model is loaded soon if it is not known."""
+    def rules(self, scope: str, tenant: str = "") -> Rules:
+        """Returns what is in force for a scope of a tenant. Its model is loaded soon if it is not known."""
         state = self.published.state
         if scope in self._models:
             self._models.move_to_end(scope)
         elif self.published.model is not None and len(self.wanted) < SCOPES:
             self.wanted[scope] = None
         own = self._models[scope] if scope in self._models else self._former.get(scope)
-        model = own or self.published.model or self._before
         scored = bool(self.settings.versions.verifier)
+        if tenant in state.tenants:
+            return self._stricter(state.level_of(tenant), own, scored=scored)
+        model = own.model if own is not None else self.published.model or self._before
         return Rules(self.settings.policy, state.threshold, state.level, model, scored)
+
+    def _stricter(self, level: int, own: ScopeModel | None, *, scored: bool) -> Rules:
+        """Returns the rules of a tenant that is tightened. Without a model for its level it decides as `guarded`."""
+        settings = self.settings
+        fits = own is not None and own.target <= target_at(settings.target, level) * 1.001
+        model = own.model if own is not None and fits else None
+        return Rules(settings.policy, threshold_at(settings.threshold, level), level, model, scored)
 
     def note(self, scope: str, text: bytes | None) -> None:
         """Stores the model of a scope as it was loaded; None if it has none."""
@@ -145,7 +160,7 @@ class QualityView:
         if len(self._models) > SCOPES:
             self._models.popitem(last=False)
 
-    def _usable(self, text: bytes | None) -> Model | None:
+    def _usable(self, text: bytes | None) -> ScopeModel | None:
         """Returns None for a model of other versions, or one that allows more than the fleet does now."""
         if text is None:
             return None
@@ -153,7 +168,8 @@ class QualityView:
             said = orjson.loads(text)
             state = self.published.state
             if Versions(**said["versions"]) == state.versions and said["target_error"] <= state.target_error * 1.001:
-                return read_model(said["model"])
+                model = read_model(said["model"])
+                return ScopeModel(model, said["target_error"]) if model is not None else None
         return None
 
     def state(self) -> QualityState:
@@ -319,10 +335,11 @@ class _Memory:
             self.labels = deque((one for one in self.labels if one.id not in gone), LABELS)
 
     def done(self, changed: Counter[str], epoch: int, found: Assessment) -> None:
-        """Ends a round. All scopes are changed if the level has changed, and else those that this round left out."""
+        """Ends a round. All scopes are changed whose level has changed, and else those that this round left out."""
         self.changed -= changed
-        if any(event.change in ("tightened", "loosened") for event in found.events):
-            self.changed += Counter(one.scope for one in self.labels)
+        moved = {event.tenant for event in found.events if event.change in ("tightened", "loosened")}
+        if moved:
+            self.changed += Counter(one.scope for one in self.labels if "" in moved or one.tenant in moved)
         self.epoch = epoch
         self.before = found.published
         self._due = time.monotonic() + RENEW_SECONDS
@@ -340,9 +357,8 @@ def _with_served(before: Published, totals: Mapping[str, int], now_ms: int) -> P
 
 
 def _scopes_as_json(found: Assessment) -> dict[str, bytes]:
-    state = found.published.state
-    versions = asdict(state.versions)
+    versions = asdict(found.published.state.versions)
     return {
-        scope: orjson.dumps({"versions": versions, "target_error": state.target_error, "model": model.as_json()})
-        for scope, model in found.scopes.items()
+        scope: orjson.dumps({"versions": versions, "target_error": one.target, "model": one.model.as_json()})
+        for scope, one in found.scopes.items()
     }

@@ -6,18 +6,33 @@
   learned from labels. Without a model it decides as `guarded`.
 - `observe`: decides as `guarded` and serves nothing.
 
-Only the settings and the fleet's state say which policy holds. No request can change it.
+Only the settings and the fleet's state say which policy holds. No request can change it. One worker publishes the state
+for all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
-from typing import Final
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Final
 
-from api.ports.answer_quality import PolicyDecision, PolicyName, PolicyOutcome, QualityState
-from api.quality.calibration import Model
+import orjson
+
+from api.ports.answer_quality import (
+    Confusion,
+    FalseHitRate,
+    PolicyDecision,
+    PolicyName,
+    PolicyOutcome,
+    QualityEvent,
+    QualityState,
+    SimilarityBand,
+    TenantLevel,
+    Versions,
+)
+from api.quality.calibration import Model, Prior, read_model
 from api.quality.evidence import NearEntry, evidence_of
+from api.values import known
 
 CANDIDATES_FROM: Final = 0.6
 """The lowest cosine of a candidate of the policy `verified`."""
@@ -134,3 +149,68 @@ def sampling_rate(base: float, state: QualityState) -> float:
         return max(base, SUSPECTED)
     is_in_doubt = state.rate.samples > 0 and state.rate.estimate > state.target_error
     return max(base, min(MOST, RAISED * base)) if is_in_doubt or state.tightened else base
+
+
+# -- what all workers follow -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class QualitySettings:
+    """The settings that the keeper needs. `versions`: of this worker's embedder, verifier and comparator.
+
+    `prior`: of the verifier that ships.
+    """
+
+    policy: PolicyName
+    threshold: float
+    target: float
+    versions: Versions
+    confusion: Confusion = field(default_factory=Confusion)
+    prior: Prior | None = None
+
+    @property
+    def known_before(self) -> Prior | None:
+        """The prior, if it holds for the versions."""
+        return self.prior if self.prior is not None and self.prior.fits(self.versions) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What all workers follow. `model`: for scopes without one. `changed_ms`: when the level last changed.
+
+    `served`: answers that each tier has served lately. `totals`: all that it has served, when this was written.
+    """
+
+    state: QualityState = field(default_factory=QualityState)
+    model: Model | None = None
+    changed_ms: int = 0
+    served: Mapping[str, float] = field(default_factory=dict)
+    totals: Mapping[str, int] = field(default_factory=dict)
+
+
+def published_as_json(published: Published) -> bytes:
+    """Returns what `read_published` reads."""
+    model = published.model.as_json() if published.model is not None else None
+    return orjson.dumps({**asdict(replace(published, model=None)), "model": model})
+
+
+def read_published(text: bytes) -> Published:
+    """Reads what the keeper has written. Raises `ValueError`, `TypeError` and `KeyError` for something else."""
+    said = orjson.loads(text)
+    state = said["state"]
+    model = read_model(said["model"]) if said["model"] is not None else None
+    return Published(_read_state(state), model, int(said["changed_ms"]), said["served"], said["totals"])
+
+
+def _read_state(said: Mapping[str, Any]) -> QualityState:
+    rates = {name: FalseHitRate(**said[name]) for name in ("rate", "would_serve")}
+    by_parts = {
+        name: {part: FalseHitRate(**rate) for part, rate in said[name].items()}
+        for name in ("by_kind", "by_policy", "by_tenant")
+    }
+    similar = [SimilarityBand(**{**band, "rate": FalseHitRate(**band["rate"])}) for band in said["by_similarity"]]
+    history = [QualityEvent(**{**event, "rate": FalseHitRate(**event["rate"])}) for event in said["history"]]
+    tenants = {name: TenantLevel(**one) for name, one in said.get("tenants", {}).items()}
+    named = {"tenants": tenants, "policy": PolicyName(said["policy"]), "versions": Versions(**said["versions"])}
+    fields = {**said, **rates, **by_parts, **named, "by_similarity": similar, "history": history}
+    return known(QualityState, fields)

@@ -27,7 +27,7 @@ from api.ports.answer_quality import (
 from api.ports.inference import Embedder
 from api.ports.telemetry import Telemetry
 from api.quality.answer_facts import AnswerText
-from api.quality.assessment import Published, QualitySettings, assess
+from api.quality.assessment import assess
 from api.quality.calibration import Prior
 from api.quality.comparator import Comparator
 from api.quality.evidence import (
@@ -43,7 +43,7 @@ from api.quality.evidence import (
     grouped,
     polled,
 )
-from api.quality.policies import CANDIDATES_FROM, Rules, decide
+from api.quality.policies import CANDIDATES_FROM, Published, QualitySettings, Rules, decide
 
 Floats = np.ndarray[Any, np.dtype[np.floating[Any]]]
 Ints = np.ndarray[Any, np.dtype[np.int64]]
@@ -512,4 +512,5 @@ class Verified:
         self._new.clear()
         state = replace(found.published.state, epoch=self._time)
         self._published = replace(found.published, state=state)
-        self._model = found.scopes.get(SCOPE, found.published.model)
+        own = found.scopes.get(SCOPE)
+        self._model = own.model if own is not None else found.published.model

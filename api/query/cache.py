@@ -22,10 +22,9 @@ from api.ports.inference import Embedder
 from api.ports.question import Query, Timings
 from api.ports.telemetry import Telemetry
 from api.ports.tracing import Step
-from api.quality.assessment import QualitySettings
 from api.quality.evidence import NEIGHBOURS, NearEntry
 from api.quality.keeper import QualityView
-from api.quality.policies import Rules, decide
+from api.quality.policies import QualitySettings, Rules, decide
 from api.query.cache_key import CacheKey, CacheKeyBuilder
 from api.query.candidates import (
     Candidate,
@@ -218,7 +217,7 @@ class SemanticCache:
 
     async def _as_first_worded(self, cache: AnswerCache, query: Query, lookup: Lookup, timings: Timings) -> None:
         """Looks in the exact tier after the same conversation as the cache words it, if that differs."""
-        rules = self.quality.rules(lookup.key.scope) if lookup.key is not None else None
+        rules = self.quality.rules(lookup.key.scope, query.tenant) if lookup.key is not None else None
         if rules is None or rules.closed or not query.cache_control.reads:
             return
         turns = EarlierTurns(cache, self._keys, replace(self.policy, threshold=rules.threshold), query)
@@ -308,9 +307,9 @@ class SemanticCache:
             return None
         key = lookup.key
         stale_ms = round(stale_seconds * 1000)
-        threshold = self.quality.by_threshold
+        threshold = self.quality.of_tenants.get(query.tenant, self.quality.by_threshold)
         if threshold is None:
-            matches, rules = await self._near(self._cache, key, lookup, timings, stale_ms)
+            matches, rules = await self._near(self._cache, key, lookup, timings, stale_ms, query.tenant)
             with self._step("guards"):
                 judging = self._judged(matches, rules, asked, query, lookup, timings, stale_seconds, explores=explores)
                 return await judging
@@ -325,11 +324,11 @@ class SemanticCache:
         return chosen
 
     async def _near(
-        self, cache: AnswerCache, key: CacheKey, lookup: Lookup, timings: Timings, stale_ms: int
+        self, cache: AnswerCache, key: CacheKey, lookup: Lookup, timings: Timings, stale_ms: int, tenant: str
     ) -> tuple[Sequence[CacheMatch], Rules]:
         """Returns the nearest entries for a policy other than `guarded`, and its rules."""
         assert lookup.vector is not None, "the question is embedded"
-        rules = self.quality.rules(key.scope)
+        rules = self.quality.rules(key.scope, tenant)
         count = NEIGHBOURS if rules.verifies else FEWER
         finding = cache.find_similar(
             key.embedder, key.scope, lookup.vector, lookup.now_ms, stale_ms=stale_ms, neighbours=count

@@ -90,7 +90,7 @@ class Explainer:
         keys: CacheKeyBuilder,
         policy: CachePolicy,
         grounded_check: GroundedCheck | None = None,
-        rules: Callable[[str], Rules] | None = None,
+        rules: Callable[[str, str], Rules] | None = None,
         labels: LabelStore | None = None,
         verifier: Verifier | None = None,
     ) -> None:
@@ -99,7 +99,7 @@ class Explainer:
         self._keys = keys
         self.policy = policy
         self._grounded_check = grounded_check
-        self._rules = rules or (lambda _: Rules(threshold=policy.threshold))
+        self._rules = rules or (lambda _, __: Rules(threshold=policy.threshold))
         self._labels = labels
         self._verifier = verifier
 
@@ -115,7 +115,7 @@ class Explainer:
 
     async def _explained(self, cache: AnswerCache, query: Query, key: CacheKey) -> Explanation:
         found = await cache.find_exact(key.scope, key.digest)
-        rules = self._rules(key.scope)
+        rules = self._rules(key.scope, query.tenant)
         if found.match is None and query.history and self.policy.follow_ups and not rules.closed:
             worded = await self._as_first_worded(cache, query, found.now_ms, rules.threshold)
             key = await self._keys.of(worded)

@@ -23,10 +23,10 @@ from api.ports.answer_quality import PolicyName, QualityState, Verifier, Version
 from api.ports.inference import Embedder, ModelDigests
 from api.ports.telemetry import Telemetry
 from api.ports.tracing import Tracing
-from api.quality.assessment import QualitySettings
 from api.quality.calibration import Prior, read_prior
 from api.quality.comparator import CONFUSION, Comparator
 from api.quality.keeper import QualityKeeper, QualityView
+from api.quality.policies import QualitySettings
 from api.query.cache import CacheBudget, CachePolicy, SemanticCache
 from api.query.cache_key import CacheKeyBuilder
 from api.query.condense import Condenser

@@ -20,11 +20,11 @@ SAME, ANOTHER = "It takes 5 days.", "It takes 7 days."
 CACHE = {"similarity_threshold": 0.86, "shadow_rate": 1.0, "shadow_per_minute": 100_000}
 
 
-async def quality(client: httpx.AsyncClient) -> Any:
-    return (await client.get("/api/semantic-cache/quality")).json()
+async def quality(client: httpx.AsyncClient, **headers: str) -> Any:
+    return (await client.get("/api/semantic-cache/quality", headers=headers)).json()
 
 
-async def equal_questions(client: httpx.AsyncClient, redis: Redis, count: int) -> None:
+async def equal_questions(client: httpx.AsyncClient, redis: Redis, count: int, **headers: str) -> None:
     """Asks the same question again and again: the labels show how rarely the comparator calls equal answers different.
 
     Ten at once, since a worker's queue of shadow calls is short.
@@ -34,15 +34,15 @@ async def equal_questions(client: httpx.AsyncClient, redis: Redis, count: int) -
         return bool(await redis.xlen(KEYS.labels) >= number)
 
     for number in range(10, count + 1, 10):
-        await asyncio.gather(*(ask(client, QUESTION) for _ in range(10)))
+        await asyncio.gather(*(ask(client, QUESTION, headers=headers) for _ in range(10)))
         await wait_until_async(partial(are_labelled, number))
 
 
-async def hit(client: httpx.AsyncClient, redis: Redis, stub: StubOllama, fresh: str) -> bool:
+async def hit(client: httpx.AsyncClient, redis: Redis, stub: StubOllama, fresh: str, **headers: str) -> bool:
     """Asks a similar question. If the cache answers, waits until a fresh answer was compared with it."""
     before = await redis.xlen(KEYS.labels)
     stub.behaviour(answer=fresh, path="/api/chat")
-    answered = await ask(client, SIMILAR)
+    answered = await ask(client, SIMILAR, headers=headers)
     if answered["cache"]["status"] != "hit":
         return False
 
@@ -84,3 +84,28 @@ async def test_both_workers_tighten_within_500_hits_of_a_fault(serve: Service, r
         name = 'ragherd_cache_quality_changes_total{change="tightened"}'
         changes += sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
     assert changes == 1, "one worker reports it"
+
+
+async def test_one_tenants_wrong_hits_tighten_no_other_tenant(serve: Service, redis: Redis, stub: StubOllama) -> None:
+    access = {"api_keys": "faulty=key-1,fine=key-2", "admin_keys": "root"}
+    workers = [await serve(cache=CACHE, access=access), await serve(cache=CACHE, access=access)]
+    faulty, fine = {"Authorization": "Bearer key-1"}, {"Authorization": "Bearer key-2"}
+    stub.behaviour(answer=SAME, path="/api/chat")
+    for tenant in (faulty, fine):
+        await ask(workers[0], QUESTION, headers=tenant)
+        await equal_questions(workers[1], redis, 100, **tenant)
+    asked = 0
+    while asked < 500 and await hit(workers[asked % 2], redis, stub, ANOTHER if asked % 3 == 2 else SAME, **faulty):
+        assert await hit(workers[asked % 2], redis, stub, SAME, **fine)
+        asked += 1
+    assert asked < 500
+
+    async def all_have_tightened() -> bool:
+        shown = [await quality(one, Authorization="Bearer root") for one in workers]
+        return all(one.get("tightened_tenants") == {"faulty": 1} for one in shown)
+
+    await wait_until_async(all_have_tightened)
+    for client in workers:
+        assert await hit(client, redis, stub, SAME, **fine)
+        shown = await quality(client, Authorization="Bearer root")
+        assert (shown["level"], shown["history"][0]["tenant"]) == (0, "faulty")

@@ -16,9 +16,9 @@ from api.errors import StoreUnavailable
 from api.ports.answer_quality import Evidence, Label, PolicyName, QualityEvent, Verdict, Versions
 from api.ports.telemetry import Telemetry
 from api.quality import keeper
-from api.quality.assessment import Assessment, Published, QualitySettings, assess, published_as_json
+from api.quality.assessment import Assessment, assess
 from api.quality.keeper import NEVER, QualityKeeper, QualityView
-from api.quality.policies import LAST_LEVEL
+from api.quality.policies import LAST_LEVEL, Published, QualitySettings, published_as_json
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.fleet import RedisLeaderLease

@@ -12,8 +12,7 @@ import httpx
 from redis.asyncio import Redis
 
 from api.ports.answer_quality import PolicyName, QualityState, Versions
-from api.quality.assessment import Published, published_as_json
-from api.quality.policies import threshold_at
+from api.quality.policies import Published, published_as_json, threshold_at
 from api.redis_store.health_gated import HealthGatedRedis
 from api.redis_store.keys import Keys
 from api.redis_store.stores.quality_store import RedisQuality

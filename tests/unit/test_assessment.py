@@ -4,26 +4,34 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
+import orjson
 import pytest
 
-from api.ports.answer_quality import Confusion, Evidence, Label, LabelSource, PolicyName, PooledLabel, Verdict, Versions
+from api.ports.answer_quality import (
+    Confusion,
+    Evidence,
+    Label,
+    LabelSource,
+    PolicyName,
+    PooledLabel,
+    TenantLevel,
+    Verdict,
+    Versions,
+)
 from api.quality.assessment import (
     CALM_MS,
+    MOST_TENANTS,
     Assessment,
-    Published,
-    QualitySettings,
     assess,
-    proven,
-    published_as_json,
-    read_published,
 )
 from api.quality.calibration import NOTHING as NOTHING_SERVED
 from api.quality.calibration import Channel
-from api.quality.estimate import HALF_LIFE_MS
-from api.quality.policies import LAST_LEVEL
+from api.quality.estimate import HALF_LIFE_MS, proven
+from api.quality.keeper import QualityView
+from api.quality.policies import LAST_LEVEL, Published, QualitySettings, published_as_json, read_published
 from scripts.simulate_quality import watched
 
 VERSIONS = Versions("e", "", "c")
@@ -291,3 +299,105 @@ def test_a_change_of_versions_keeps_the_level(what: str) -> None:
     verified = after(labels(100, 0.1), tight, VERIFIED, now_ms=20_000).published.state
     assert verified.level == 1
     assert verified.target_error == pytest.approx(0.01)
+
+
+# -- tenants -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_wrong_hits_of_one_tenant_tighten_no_other() -> None:
+    found = after([*labels(100, 0.1, tenant="faulty"), *labels(100, 0.0, tenant="fine")])
+    state = found.published.state
+    assert (state.level, state.level_of("fine"), state.level_of("faulty")) == (0, 0, 1)
+    assert [(event.change, event.tenant, event.level) for event in found.events] == [("tightened", "faulty", 1)]
+    assert not state.tightened
+    assert state.threshold == 0.92
+
+
+def test_a_fault_of_all_tenants_tightens_the_fleet() -> None:
+    found = after([*labels(100, 0.1, tenant="one"), *labels(100, 0.1, tenant="other", seed=1)]).published.state
+    assert (found.level, found.tenants) == (1, {})
+
+
+@pytest.mark.parametrize(("others", "start_ms"), [(0, 1), (8, 1), (100, -1000)])
+def test_if_the_others_have_too_few_labels_since_the_fault_the_fleet_tightens(others: int, start_ms: int) -> None:
+    fault = labels(100, 0.1, tenant="faulty")
+    found = after([*labels(others, 0.0, tenant="fine", start_ms=start_ms), *fault]).published.state
+    assert (found.level, found.tenants) == (1, {})
+
+
+def test_a_tightened_tenant_that_stays_wrong_is_tightened_more_and_alone() -> None:
+    fine = labels(100, 0.0, tenant="fine")
+    first = after([*labels(100, 0.1, tenant="faulty"), *fine])
+    again = labels(100, 0.1, tenant="faulty", start_ms=15_000)
+    found = after([*labels(100, 0.1, tenant="faulty"), *fine, *again], first.published, now_ms=20_000)
+    assert (found.published.state.level, found.published.state.level_of("faulty")) == (0, 2)
+    assert not found.published.state.suspected, "the others are not sampled more for it"
+    still = after([*labels(100, 0.1, tenant="faulty"), *fine], first.published, now_ms=20_000)
+    assert still.published.state.level_of("faulty") == 1, "old labels do not count twice"
+
+
+def test_a_tenant_loosens_by_its_own_labels_and_no_request_can_hurry_it() -> None:
+    first = after([*labels(100, 0.1, tenant="faulty"), *labels(100, 0.0, tenant="fine")]).published
+    praised = labels(500, 0.0, source="feedback", start_ms=20_000, tenant="faulty")
+    others = labels(500, 0.0, start_ms=20_000, tenant="fine")
+    later = 10_000 + CALM_MS
+    assert after([*praised, *others], first, now_ms=later).published.state.level_of("faulty") == 1
+    good = labels(150, 0.0, source="miss", similarity=0.95, start_ms=20_000, tenant="faulty")
+    assert after(good, first, now_ms=30_000).published.state.level_of("faulty") == 1, "not that soon"
+    found = after(good, first, now_ms=later)
+    assert found.published.state.tenants == {}
+    assert [(event.change, event.tenant, event.level) for event in found.events] == [("loosened", "faulty", 0)]
+
+
+def test_if_a_great_many_tenants_are_tightened_the_fleet_is() -> None:
+    before = after([*labels(100, 0.1, tenant="faulty"), *labels(100, 0.0, tenant="fine")]).published
+    many = {f"tenant {number}": before.state.tenants["faulty"] for number in range(MOST_TENANTS)}
+    seen = [*labels(100, 0.1, tenant="faulty"), *labels(100, 0.0, tenant="fine")]
+    kept = replace(before, state=replace(before.state, tenants=many))
+    found = after(seen, kept).published.state
+    assert (found.level, found.tenants) == (1, {})
+
+
+def test_the_levels_of_tenants_survive_their_json() -> None:
+    first = after([*labels(100, 0.1, tenant="faulty"), *labels(100, 0.0, tenant="fine")]).published
+    assert read_published(published_as_json(first)).state == first.state
+
+
+def test_the_model_of_a_tightened_tenants_scope_aims_at_half_the_error() -> None:
+    own = [replace(one, scope="own", tenant="faulty") for one in misses(600)]
+    fault = [replace(one, scope="own") for one in labels(100, 0.1, tenant="faulty", start_ms=700)]
+    found = after([*misses(600, 1), *own, *labels(100, 0.0, start_ms=700), *fault], settings=VERIFIED)
+    assert found.published.state.level_of("faulty") == 1
+    assert {scope: one.target for scope, one in found.scopes.items()} == {"scope": 0.02, "own": 0.01}
+
+
+def test_a_look_up_follows_its_tenants_level() -> None:
+    published = after([*labels(100, 0.1, tenant="faulty"), *labels(100, 0.0, tenant="fine")]).published
+    view = QualityView(GUARDED)
+    view.adopt(published)
+    assert view.by_threshold == 0.92
+    assert view.of_tenants == {"faulty": pytest.approx(0.94)}
+    assert view.rules("scope", "fine").threshold == 0.92
+    assert view.rules("scope", "faulty").threshold == pytest.approx(0.94)
+    other = QualityView(replace(GUARDED, versions=replace(VERSIONS, embedder="new")))
+    other.adopt(published)
+    assert other.of_tenants == view.of_tenants, "a change of embedder does not loosen it"
+    last = replace(published.state, tenants={"faulty": TenantLevel(LAST_LEVEL, 1)})
+    view.adopt(replace(published, state=last))
+    assert view.of_tenants["faulty"] > 1, "nothing is so similar"
+    assert view.rules("scope", "faulty").closed
+
+
+def test_a_verified_tenant_without_a_strict_model_is_served_as_guarded() -> None:
+    labelled = [*misses(600), *labels(100, 0.1, tenant="faulty", start_ms=700), *labels(100, 0.0, start_ms=700)]
+    published = after(labelled, settings=VERIFIED).published
+    view = QualityView(VERIFIED)
+    view.adopt(published)
+    assert view.rules("scope", "t").verifies
+    assert not view.rules("scope", "faulty").verifies
+    assert view.rules("scope", "faulty").threshold == pytest.approx(0.94)
+    assert published.model is not None
+    for target, verifies in ((0.02, False), (0.01, True)):
+        said = {"versions": asdict(VERSIONS), "target_error": target, "model": published.model.as_json()}
+        view.note("scope", orjson.dumps(said))
+        assert view.rules("scope", "faulty").verifies is verifies

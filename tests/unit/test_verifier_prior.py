@@ -13,7 +13,7 @@ import pytest
 from api.embedders.verifier import PRIOR as PRIOR_FILE
 from api.errors import SettingsError
 from api.ports.answer_quality import Evidence, Label, PolicyName, PooledLabel, Verdict, Versions
-from api.quality.assessment import Published, QualitySettings, assess
+from api.quality.assessment import assess
 from api.quality.calibration import (
     AGAIN_DIFFERENT,
     AGAIN_SAME,
@@ -26,7 +26,7 @@ from api.quality.calibration import (
 )
 from api.quality.evidence import NearEntry, evidence_of
 from api.quality.keeper import QualityView
-from api.quality.policies import CANDIDATES_FROM, LAST_LEVEL
+from api.quality.policies import CANDIDATES_FROM, LAST_LEVEL, Published, QualitySettings
 from api.wiring.cache import prior_at
 from training import base
 
