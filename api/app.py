@@ -38,6 +38,7 @@ from api.endpoints.middleware import (
     RequestHead,
     TracedRequests,
 )
+from api.observability.logs import FrequentEvent
 from api.observability.metrics import Metrics
 from api.settings import AccessSettings, ServerSettings, Settings
 from api.wiring import worker
@@ -109,7 +110,8 @@ def _access_log(server: ServerSettings) -> AccessLog | None:
     """Returns the access log, or None if it is off."""
     if not server.access_log:
         return None
-    return AccessLog(hits=server.access_log_hit_rate, questions=server.log_questions)
+    event = FrequentEvent("ragherd.access", "request")
+    return AccessLog(event, hits=server.access_log_hit_rate, questions=server.log_questions)
 
 
 def _keyed_roles(access: AccessSettings) -> set[Role]:

@@ -2,12 +2,14 @@
 
     .venv/bin/python -m scripts.bench_metering 2>/dev/null
 
-First the requests per second of two services over HTTP, one with metrics and history and one without, in alternating
-rounds. Needs `wrk` (Debian: apt install wrk).
+First two services over HTTP at the same time, one with metrics and history and one without: the hits per second of
+processor time of each worker. A busy worker answers as many per second. Needs `wrk` (Debian: apt install wrk).
 
 Then the processor time of a hit in one process, without HTTP client and server. Five workers take turns in random order
-with the same question, so that other load of the machine affects all of them alike. A real request takes longer, and
-the shares are smaller.
+with the same question. A real request takes longer, and the shares are smaller.
+
+So other load of the machine affects all alike. The middleware that times requests is always there: the access log needs
+it.
 
 Metrics are in multiprocess mode, as under gunicorn. Needs the extras `embedded` and `dev`.
 """
@@ -38,7 +40,7 @@ import api.app
 from api.embedded.redis_server import embedded_redis
 from api.settings import Settings, load_settings
 from tests.stub_ollama import stub_process
-from tests.support.gunicorn_process import gunicorns
+from tests.support.gunicorn_process import Gunicorn, gunicorns
 from tests.support.service import make_settings
 
 WARM_UP: Final = 200
@@ -55,9 +57,9 @@ SCOPE: Final[dict[str, Any]] = {
 TRACES, ACCESS = "traces, access log, history, metrics", "access log, history, metrics"
 HISTORY, METRICS, NONE = "history, metrics", "metrics", "none"
 NO_COLLECTOR: Final = "http://127.0.0.1:9"
-ROUNDS: Final = 24
-SECONDS: Final = 3
-CONNECTIONS: Final = 16
+ROUNDS: Final = 40
+SECONDS: Final = 2
+CONNECTIONS: Final = 8
 SCRIPT: Final = """
 wrk.method = "POST"
 wrk.headers["Content-Type"] = "application/json"
@@ -67,6 +69,8 @@ wrk.body = '%s'
 
 class NoMetrics:
     """Stands for `Metrics`: every method does nothing."""
+
+    running = 0
 
     def __init__(self, *_: Any) -> None:
         """Takes what `Metrics` takes."""
@@ -83,10 +87,8 @@ def _nothing(*_: Any, **__: Any) -> None:
 
 def without_metrics(settings: Settings) -> FastAPI:
     """Returns a worker that counts nothing."""
-    with patch.multiple(api.app, Metrics=NoMetrics, HttpMetrics=lambda app, **_: app):
-        app = api.app.create_app(settings)
-        app.middleware_stack = app.build_middleware_stack()
-        return app
+    with patch.multiple(api.app, Metrics=NoMetrics):
+        return api.app.create_app(settings)
 
 
 def unmetered() -> FastAPI:
@@ -106,9 +108,13 @@ def main() -> None:
 # -- over HTTP ---------------------------------------------------------------------------------------------------------
 
 
-def over_http(redis_url: str, ollama_url: str, folder: Path) -> list[tuple[float, float]]:
-    """Returns the requests per second of each round, with and without."""
-    settings = {"REDIS_URL": redis_url, "OLLAMA_BASE_URL": ollama_url, "ACCESS_LOG": "false", "METRICS_PORT": "0"}
+Round = tuple[float, float]
+"""Hits per second of processor time, with and without."""
+
+
+def over_http(redis_url: str, ollama_url: str, folder: Path) -> list[Round]:
+    """Runs all rounds."""
+    settings = {"REDIS_URL": redis_url, "OLLAMA_BASE_URL": ollama_url, "METRICS_PORT": "0"}
     script = folder / "hit.lua"
     script.write_text(SCRIPT % BODY.decode())
     with ExitStack() as stack:
@@ -117,30 +123,36 @@ def over_http(redis_url: str, ollama_url: str, folder: Path) -> list[tuple[float
         bare = stack.enter_context(gunicorns("scripts.bench_metering:unmetered()", folders[1]))(
             HISTORY_ENABLED="false", **settings
         )
-        for service in (metered, bare):
-            wrk(service.url(), script)  # warm
-        rounds = []
-        for number in range(ROUNDS):
-            order = (metered, bare) if number % 2 else (bare, metered)
-            rates = {service.url(): wrk(service.url(), script) for service in order}
-            rounds.append((rates[metered.url()], rates[bare.url()]))
-        return rounds
+        return [together(script, metered, bare) for _ in range(ROUNDS + 1)][1:]  # the first warms up
 
 
-def wrk(url: str, script: Path) -> float:
-    """Returns the requests per second. Raises `AssertionError` if one was not answered."""
-    command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{SECONDS}s", "-s", str(script), f"{url}/query"]
-    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert "Non-2xx" not in output, output
-    assert "Socket errors" not in output, output
-    rate = re.search(r"Requests/sec:\s+([\d.]+)", output)
-    assert rate, output
-    return float(rate[1])
+def together(script: Path, *services: Gunicorn) -> Round:
+    """Runs wrk on both services at once. Raises `AssertionError` if a request was not answered."""
+    workers = [next(iter(service.workers())) for service in services]
+    before = [processor_seconds(worker) for worker in workers]
+    command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{SECONDS}s", "-s", str(script)]
+    running = [
+        subprocess.Popen([*command, f"{service.url()}/query"], stdout=subprocess.PIPE, text=True)
+        for service in services
+    ]
+    outputs = [process.communicate()[0] for process in running]
+    used = [processor_seconds(worker) - at_start for worker, at_start in zip(workers, before, strict=True)]
+    counts = [re.search(r"(\d+) requests in", output) for output in outputs]
+    assert all(counts), outputs
+    assert not [output for output in outputs if "Non-2xx" in output or "Socket errors" in output], outputs
+    metered, bare = (int(count[1]) / seconds for count, seconds in zip(counts, used, strict=True) if count)
+    return metered, bare
 
 
-def show_rates(rounds: Sequence[tuple[float, float]]) -> None:
+def processor_seconds(process: int) -> float:
+    """Returns the processor time that the threads of a process used."""
+    threads = Path(f"/proc/{process}/task").glob("*/schedstat")
+    return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
+
+
+def show_rates(rounds: Sequence[Round]) -> None:
     low, middle, high = interval([metered / bare for metered, bare in rounds])
-    print("| | hits/s | with, compared with without | 95 % interval |")
+    print("| | hits per second of processor time | with, compared with without | 95 % interval |")
     print("|---|---|---|---|")
     change = f"{middle - 1:+.1%} | {low - 1:+.1%} to {high - 1:+.1%}"
     print(f"| with metrics and history | {statistics.median(one for one, _ in rounds):.0f} | {change} |")
@@ -216,10 +228,10 @@ def medians(times: Sequence[int]) -> list[float]:
 
 
 def interval(ratios: Sequence[float]) -> tuple[float, float, float]:
-    """Returns the mean and its 95 % bootstrap interval."""
+    """Returns the median and its 95 % bootstrap interval."""
     chance = random.Random(17)
-    means = sorted(statistics.fmean(chance.choices(ratios, k=len(ratios))) for _ in range(2_000))
-    return means[50], statistics.fmean(ratios), means[1949]
+    sampled = sorted(statistics.median(chance.choices(ratios, k=len(ratios))) for _ in range(2_000))
+    return sampled[50], statistics.median(ratios), sampled[1949]
 
 
 if __name__ == "__main__":

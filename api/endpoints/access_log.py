@@ -3,16 +3,15 @@
 The line has the route's template, never the path or the query string, which may contain texts and names. The tenant
 stands as its digest, the same as in Redis keys. JSON escapes control characters, so no request can forge a line.
 
-The endpoints leave what they know in the state of the request: `request_id`, `tenant`, `query`, `answered`, `error`.
+The endpoints leave what they know in the state of the request: `request_id`, `tenant`, `query`, `answered`, `error`;
+tracing leaves `trace_id`.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
-
-import structlog
 
 from api.endpoints.middleware import EndedRequest
 from api.ports.question import AnswerFinished, Query
@@ -25,11 +24,14 @@ PROBES: Final = frozenset({"/health", "/health/live", "/health/ready", "/metrics
 class AccessLog:
     """Writes the lines of one worker."""
 
-    def __init__(self, *, hits: float = 1.0, questions: bool = False) -> None:
-        """`hits`: the share of answers from the cache to log. `questions`: the lines may contain questions."""
+    def __init__(self, write: Callable[[dict[str, Any]], None], *, hits: float = 1.0, questions: bool = False) -> None:
+        """`write` writes a line. `hits`: the share of answers from the cache to log.
+
+        `questions`: the lines may contain questions.
+        """
+        self._write = write
         self._hits = hits
         self._questions = questions
-        self._log = structlog.get_logger("ragherd.access")
 
     def __call__(self, ended: EndedRequest, state: Mapping[str, Any]) -> None:
         """Logs a request, unless it is a successful probe or a hit that is not sampled."""
@@ -48,6 +50,8 @@ class AccessLog:
             "ms": round(seconds * 1000, 3),
             "bytes": sent,
         }
+        if (trace_id := state.get("trace_id")) is not None:
+            facts["trace_id"] = trace_id
         if (tenant := state.get("tenant")) is not None:
             facts["tenant_hash"] = owner_of(tenant)
         query: Query | None = state.get("query")
@@ -63,7 +67,7 @@ class AccessLog:
             facts["kind"] = match.kind if match is not None else None
             if answered.completed is not None:
                 _add_generation(facts, answered)
-        self._log.info("request", **facts)
+        self._write(facts)
 
 
 def _add_generation(facts: dict[str, Any], answered: AnswerFinished) -> None:

@@ -12,6 +12,7 @@ import logging.config
 import os
 import sys
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any, BinaryIO
 
 import orjson
@@ -29,17 +30,12 @@ def configure_logging(level: str, stream: BinaryIO | None = None) -> None:
     """
     logging.config.dictConfig(stdlib_logging(level))
     logging.captureWarnings(True)
-    structlog.configure(**structlog_settings(level, stream))
-
-
-def structlog_settings(level: str, stream: BinaryIO | None = None) -> dict[str, Any]:
-    """The arguments for `structlog.configure`."""
-    return {
-        "processors": [*_shared_processors(), structlog.processors.JSONRenderer(serializer=_to_json)],
-        "wrapper_class": structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        "logger_factory": _LineLoggers(stream),
-        "cache_logger_on_first_use": True,
-    }
+    structlog.configure(
+        processors=[*_shared_processors(), structlog.processors.JSONRenderer(serializer=_to_json)],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        logger_factory=_LineLoggers(stream),
+        cache_logger_on_first_use=True,
+    )
 
 
 def stdlib_logging(level: str) -> dict[str, Any]:
@@ -117,6 +113,29 @@ class LineLogger:
             self._stream.flush()
 
     debug = info = warning = warn = error = critical = fatal = exception = err = log = failure = msg
+
+
+class FrequentEvent:
+    """Logs one kind of event at `info`, in half of structlog's time: a line for each request is a cost.
+
+    The lines are like all others, but without `structlog.contextvars`.
+    """
+
+    def __init__(self, name: str, event: str, stream: BinaryIO | None = None) -> None:
+        """`stream` is where the lines go; the default is standard error."""
+        self._name = name
+        self._fixed = {"event": event, "level": "info", "logger": name, "pid": os.getpid()}
+        self._line = LineLogger(name, stream) if stream is not None else None
+        self._root = logging.getLogger()
+
+    def __call__(self, facts: dict[str, Any]) -> None:
+        """Adds what every line has, and writes it."""
+        if not self._root.isEnabledFor(logging.INFO):
+            return
+        if self._line is None:
+            self._line = LineLogger(self._name, sys.stderr.buffer)
+        timestamp = datetime.now(UTC).isoformat()[:-6]
+        self._line.msg(_to_json({**facts, **self._fixed, "timestamp": f"{timestamp}Z"}))
 
 
 class _LineLoggers:

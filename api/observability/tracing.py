@@ -15,7 +15,7 @@ import logging
 import random
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, MutableMapping, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from typing import Any, Final
 
 import structlog
@@ -250,7 +250,7 @@ class RequestTracing(Tracing):
             await send(message)
 
         token = contexts.attach(trace.set_span_in_context(span, parent))
-        trace_id = trace.format_trace_id(span.get_span_context().trace_id)
+        trace_id = scope["state"]["trace_id"] = trace.format_trace_id(span.get_span_context().trace_id)
         error = ""
         try:
             with structlog.contextvars.bound_contextvars(trace_id=trace_id):
@@ -315,23 +315,26 @@ async def open_tracing(
     try:
         yield RequestTracing(provider.get_tracer("ragherd", __version__), latest=latest, captures=captures)
     finally:
-        await _shut_down(provider)
-        logger.removeHandler(last_error)
-        logger.propagate = True
+        if await _shut_down(provider):
+            logger.removeHandler(last_error)
+            logger.propagate = True
 
 
-async def _shut_down(provider: TracerProvider) -> None:
-    """Exports the last spans in a daemon thread: if the collector is dead, the process does not wait for it."""
+async def _shut_down(provider: TracerProvider) -> bool:
+    """Exports the last spans in a daemon thread: if the collector is dead, the process does not wait for it.
+
+    Returns whether the thread has ended.
+    """
     loop, done = asyncio.get_running_loop(), asyncio.Event()
 
     def shut_down() -> None:
         provider.shutdown()
-        if not loop.is_closed():
+        with suppress(RuntimeError):  # the worker has not waited, and its loop is closed
             loop.call_soon_threadsafe(done.set)
 
     threading.Thread(target=shut_down, name="tracing-shutdown", daemon=True).start()
-    try:
+    with suppress(TimeoutError):
         async with asyncio.timeout(FLUSH_SECONDS):
-            await done.wait()
-    except TimeoutError:
-        structlog.get_logger("ragherd.tracing").warning("spans_not_flushed", seconds=FLUSH_SECONDS)
+            return await done.wait()
+    structlog.get_logger("ragherd.tracing").warning("spans_not_flushed", seconds=FLUSH_SECONDS)
+    return False

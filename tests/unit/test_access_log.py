@@ -8,11 +8,10 @@ from io import BytesIO
 from typing import Any
 
 import pytest
-import structlog
 
 from api.endpoints.access_log import PROBES, AccessLog
 from api.endpoints.middleware import EndedRequest
-from api.observability.logs import structlog_settings
+from api.observability.logs import FrequentEvent
 from api.ports.question import AnswerFinished, Query, Timings
 from api.values import (
     CachedAnswer,
@@ -29,15 +28,16 @@ ENDED = EndedRequest("POST", "/query", 200, 0.0123456, 512)
 HOSTILE = 'a"}\n{"event": "request", "status": 200}\r\x1b[31m\u2028\x00'
 
 
+@pytest.fixture(autouse=True)
+def info(caplog: pytest.LogCaptureFixture) -> None:
+    """The level of a service, as `LOG_LEVEL` is by default."""
+    caplog.set_level("INFO")
+
+
 def lines(ended: EndedRequest, state: Mapping[str, Any], **settings: Any) -> list[dict[str, Any]]:
     """Returns the lines that a request leaves, written and read as they are in production."""
     written = BytesIO()
-    before = structlog.get_config()
-    try:
-        structlog.configure(**structlog_settings("info", written))
-        AccessLog(**settings)(ended, state)
-    finally:
-        structlog.configure(**before)
+    AccessLog(FrequentEvent("ragherd.access", "request", written), **settings)(ended, state)
     return [json.loads(line) for line in written.getvalue().split(b"\n") if line]
 
 
@@ -130,3 +130,13 @@ def test_only_hits_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(lines(ENDED, {"answered": hit()}, hits=0.3)) == 1
     assert len(lines(ENDED, {"answered": generated()}, hits=0.0)) == 1
     assert len(lines(EndedRequest("POST", "/query", 499, 0.1, 0), {"answered": hit()}, hits=0.0)) == 1
+
+
+def test_a_higher_log_level_leaves_the_lines_out(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("WARNING")
+    assert lines(ENDED, {"answered": generated()}) == []
+
+
+def test_a_text_that_is_no_unicode_is_logged_all_the_same() -> None:
+    [line] = lines(EndedRequest("GET", "unmatched", 404, 0.1, 0), {"request_id": "\ud800"})
+    assert (line["request_id"], line["status"]) == ("\ud800", 404)

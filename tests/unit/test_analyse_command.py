@@ -200,7 +200,7 @@ def test_a_hostile_log_line_is_read_in_linear_time(tmp_path: Path) -> None:
 
 
 LOGGING = """
-from api.observability.logs import configure_logging
+from api.observability.logs import FrequentEvent, configure_logging
 configure_logging("info")
 import structlog
 from api.endpoints.access_log import AccessLog
@@ -208,7 +208,7 @@ from api.endpoints.middleware import EndedRequest
 from api.ports.question import AnswerFinished, Query, Timings
 from api.values import CacheStatus
 
-log = AccessLog(questions=SHOWN)
+log = AccessLog(FrequentEvent("ragherd.access", "request"), questions=SHOWN)
 structlog.get_logger("ragherd").info("started")
 for question in ("What is Python?", "What is Redis?"):
     state = {"query": Query(question=question, tenant="public", model="llama3.2")}
