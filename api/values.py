@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from functools import lru_cache
@@ -116,6 +116,15 @@ class GenerationEnd:
     load_duration: float = 0.0
     prompt_eval_duration: float = 0.0
     eval_duration: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class PassedOn:
+    """Ollama's response to an administrator's request: status, media type, and the parts of its body."""
+
+    status: int
+    media_type: str
+    parts: AsyncIterator[bytes]
 
 
 def full_model_name(name: str) -> str:

@@ -1,25 +1,43 @@
-"""Shared by the endpoints of other APIs: builds a `Query` from messages, and a response from its answer.
+"""Shared by the endpoints of other APIs: questions for the flow, and requests that are forwarded.
 
-A request that this module refuses with `InvalidRequest` is not wrong: `forwarding` sends it to Ollama as it came.
+A plain question becomes a `Query` that may be answered by meaning. A request that Ragherd does not understand in every
+field (tools, images, a schema, a template) is not refused: `forward` sends it to Ollama as it came. It passes the
+cache, single flight, bulkhead, breaker and failover with Ollama's answer as its text, and only the same request finds
+that answer again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
 
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.endpoints.dropin_wire import AnswerForm, parsed, without_empty_fields
-from api.endpoints.forwarding import check_num_ctx
+from api.endpoints.dropin_wire import (
+    EVENT_STREAM,
+    NDJSON,
+    AnswerForm,
+    ForwardedBody,
+    ForwardedForm,
+    parsed,
+    without_empty_fields,
+)
 from api.endpoints.health import worker_state
 from api.endpoints.streaming import AnswerStream, cache_headers, cancel_on_disconnect
 from api.endpoints.validation import Options, list_header, refused, request_timeout
+from api.errors import RagherdError
 from api.ports.question import RAW, Query, parse
 from api.unicode_text import is_blank
-from api.values import ChatMessage, EmbeddingRequest, Embeddings
+from api.values import ChatMessage, EmbeddingRequest, Embeddings, ForwardedRequest
+
+MAX_QUESTION: Final = 8_000
+"""Characters of the question that are kept for logs and invalidation."""
+UNRELATED: Final = frozenset({"keep_alive", "stream", "user", "metadata"})
+"""Fields on which the words of an answer do not depend. `stream` is part of the digest in its own way."""
 
 
 def build_query(request: Request, model: str, turns: Sequence[ChatMessage], options: dict[str, Any]) -> Query:
@@ -86,3 +104,100 @@ async def embeddings(request: Request, model: str, texts: Sequence[str], extra: 
     embedding_request = EmbeddingRequest(model, tuple(texts), extra, tenant, request_timeout(request.headers))
     async with cancel_on_disconnect(request.receive):
         return await state.embeddings.embed(embedding_request)
+
+
+# -- requests that are forwarded ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardedPath:
+    """A path that is forwarded, its default for `stream`, and the form of an error in the middle of a stream."""
+
+    path: str
+    streams: bool
+    error_line: Callable[[RagherdError], bytes]
+
+    @property
+    def media_type(self) -> str:
+        """The media type of its streams."""
+        return EVENT_STREAM if self.path.startswith("/v1/") else NDJSON
+
+
+async def forward(request: Request, fields: Mapping[str, Any], path: ForwardedPath) -> Response:
+    """Returns Ollama's answer, or the cached answer to the same request. Raises the errors of the flow."""
+    state = worker_state(request)
+    check_num_ctx(request, fields.get("options"))
+    query = _query(request, fields, path)
+    if query.forwarded is not None and query.forwarded.streams:
+        form = ForwardedForm(path.media_type, path.error_line)
+        return AnswerStream(state.queries.stream(query), query.cache_control, state.streaming, form)
+    async with cancel_on_disconnect(request.receive):
+        answered = await state.queries.answer(query)
+    headers = cache_headers(answered, query.cache_control)
+    return Response(answered.answer.encode(), headers=headers, media_type="application/json")
+
+
+def check_num_ctx(request: Request, options: Any) -> None:
+    """Raises `InvalidRequest` for a context length that would harm others: it makes Ollama load the model again."""
+    given = options.get("num_ctx") if isinstance(options, dict) else None
+    if given is None:
+        return
+    state = worker_state(request)
+    if state.num_ctx is not None and given != state.num_ctx:
+        raise refused("options.num_ctx", f"is fixed at {state.num_ctx} (OLLAMA_NUM_CTX)")
+    if isinstance(given, int | float) and given > state.max_num_ctx:
+        raise refused("options.num_ctx", f"is over {state.max_num_ctx} (OLLAMA_MAX_NUM_CTX)")
+
+
+def _query(request: Request, fields: Mapping[str, Any], path: ForwardedPath) -> Query:
+    return Query(
+        question=asked_in(fields)[:MAX_QUESTION],
+        tenant=worker_state(request).access.tenant(request, None),
+        model=parsed({"model": fields.get("model")}, ForwardedBody).model,
+        top_k=0,
+        options=_limit(fields),
+        cache_control=parse(list_header(request.headers, "cache-control")),
+        timeout=request_timeout(request.headers),
+        template=RAW,
+        request_id=request.state.request_id,
+        forwarded=forwarded_request(fields, path),
+    )
+
+
+def forwarded_request(fields: Mapping[str, Any], path: ForwardedPath) -> ForwardedRequest:
+    """Returns the request for Ollama. Its digest covers the path and every field that the answer depends on."""
+    given = fields.get("stream")
+    streams = given if isinstance(given, bool) else path.streams
+    facts = {name: value for name, value in fields.items() if name not in UNRELATED}
+    said = orjson.dumps([path.path, streams, facts], option=orjson.OPT_SORT_KEYS)
+    return ForwardedRequest(path.path, fields, hashlib.sha256(said).hexdigest(), streams)
+
+
+def asked_in(fields: Mapping[str, Any]) -> str:
+    """Returns the last text that the user wrote, wherever the API has it; empty if there is none."""
+    for name in ("prompt", "input"):
+        if isinstance(text := fields.get(name), str):
+            return text
+    for name in ("messages", "input"):
+        turns = fields.get(name)
+        for turn in reversed(turns) if isinstance(turns, list) else ():
+            if isinstance(turn, dict) and turn.get("role") == "user":
+                return _text(turn.get("content"))
+    return ""
+
+
+def _text(content: Any) -> str:
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else ()
+    texts = (part.get("text") for part in parts if isinstance(part, dict))
+    return "\n\n".join(text for text in texts if isinstance(text, str))
+
+
+def _limit(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the caller's limit of tokens as an option: an answer that reaches it is complete."""
+    options = fields.get("options")
+    given = [options.get("num_predict") if isinstance(options, dict) else None]
+    given += [fields.get(name) for name in ("max_tokens", "max_completion_tokens", "max_output_tokens")]
+    limits = [limit for limit in given if isinstance(limit, int) and limit > 0]
+    return {"num_predict": limits[0]} if limits else {}

@@ -254,3 +254,35 @@ def dropin_status(error: RagherdError) -> int:
     """Returns the status for an imitated API, where every invalid request is a 400."""
     rejected = isinstance(error, UpstreamError) and error.fault is UpstreamFault.REQUEST_REJECTED
     return 400 if rejected or error.status == 422 else error.status
+
+
+class AnthropicErrors:
+    """The errors of Anthropic's Messages API. Its requests and answers are forwarded unread."""
+
+    PATH: Final = "/v1/messages"
+
+    _TYPES: Final = {
+        400: "invalid_request_error",
+        401: "authentication_error",
+        403: "permission_error",
+        404: "not_found_error",
+        413: "request_too_large",
+        503: "overloaded_error",
+        504: "timeout_error",
+    }
+
+    @classmethod
+    def owns_path(cls, path: str) -> bool:
+        """Returns whether a path belongs to this API."""
+        return path == cls.PATH or path.startswith(f"{cls.PATH}/")
+
+    @classmethod
+    def error_body(cls, error: RagherdError) -> dict[str, Any]:
+        """Returns an error as a document or as an event."""
+        kind = cls._TYPES.get(dropin_status(error), "api_error")
+        return {"type": "error", "error": {"type": kind, "message": error.detail}}
+
+    @classmethod
+    def error_line(cls, error: RagherdError) -> bytes:
+        """Returns an error as the last event of a stream."""
+        return f"event: error\ndata: {single_line(cls.error_body(error))}\n\n".encode()

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final, Literal
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from api.endpoints import anthropic_wire, openai_wire
+from api.endpoints import openai_wire
 from api.endpoints.description import body_of, errors_of, stream_of
-from api.endpoints.dropin_wire import EVENT_STREAM, ForwardedBody, read_fields
-from api.endpoints.forwarding import ForwardedPath, forward
+from api.endpoints.dropin import ForwardedPath, forward
+from api.endpoints.dropin_wire import EVENT_STREAM, AnthropicErrors, ForwardedBody, read_fields
 from api.endpoints.middleware import CheckedRoute, needs
 from api.endpoints.validation import refused
 
@@ -18,13 +19,13 @@ openai_router = APIRouter(
     route_class=CheckedRoute, tags=["OpenAI's API"], responses=errors_of("OpenAI", openai_wire.error_body)
 )
 anthropic_router = APIRouter(
-    route_class=CheckedRoute, tags=["Anthropic's API"], responses=errors_of("Anthropic", anthropic_wire.error_body)
+    route_class=CheckedRoute, tags=["Anthropic's API"], responses=errors_of("Anthropic", AnthropicErrors.error_body)
 )
 
 _COMPLETIONS: Final = ForwardedPath("/v1/completions", streams=False, error_line=openai_wire.error_line)
 _RESPONSES: Final = ForwardedPath("/v1/responses", streams=False, error_line=openai_wire.error_line)
-_MESSAGES: Final = ForwardedPath(anthropic_wire.MESSAGES, streams=False, error_line=anthropic_wire.error_line)
-_COUNT: Final = ForwardedPath(anthropic_wire.COUNT_TOKENS, streams=False, error_line=anthropic_wire.error_line)
+_MESSAGES: Final = ForwardedPath(AnthropicErrors.PATH, streams=False, error_line=AnthropicErrors.error_line)
+_COUNT: Final = replace(_MESSAGES, path=f"{AnthropicErrors.PATH}/count_tokens")
 _STREAM: Final = stream_of(EVENT_STREAM)
 _PROMPT: Final = {"model": "llama3.2", "prompt": "The capital of France is"}
 _INPUT: Final = {"model": "llama3.2", "input": "What is the capital of France?"}

@@ -45,7 +45,8 @@ class AppState:
     """One worker's open resources. Breakers and bulkheads begin with those of the first backend.
 
     `warm_ups` is None if the cache is disabled. `num_ctx` is the context size in tokens for all generations, or None
-    for each model's default; `max_num_ctx` is the largest that a caller may ask for. `cache_report`, `live_workers` and
+    for each model's default; `max_num_ctx` is the largest that a caller may ask for. With
+    `admin_passthrough`, admins may change the models of Ollama. `cache_report`, `live_workers` and
     `recent` raise `StoreUnavailable`. `exposition` takes an `Accept` header and returns the metrics' text and content
     type. `history` is None if it is disabled; it takes the start and the end in milliseconds, the step in seconds, and
     whether to add the buckets, and returns JSON.
@@ -64,6 +65,7 @@ class AppState:
     catalog: ModelCatalog
     num_ctx: int | None
     max_num_ctx: int
+    admin_passthrough: bool
     breakers: Mapping[str, FleetBreaker]
     bulkheads: Mapping[str, FleetBulkhead]
     pool_report: Callable[[], dict[str, Any]]

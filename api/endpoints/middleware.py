@@ -33,6 +33,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.endpoints.access import Role
+from api.endpoints.ollama_wire import BLOBS
 from api.endpoints.problems import ClientDisconnected, problem
 from api.endpoints.validation import JsonRequest, refuse_too_many_values
 from api.errors import (
@@ -228,6 +229,8 @@ def too_large(limit: int) -> str:
 
 
 FILE_PATH: Final = "/documents"
+MAX_BLOB_BYTES: Final = 2**40
+"""Size of an upload to Ollama by an admin. It streams through, so that it takes no memory."""
 FORM_BYTES: Final = 64 * 1024
 """Size of a form besides its file."""
 
@@ -248,6 +251,8 @@ class BodyLimit:
         headers = Headers(scope=scope)
         is_file = scope["path"] == FILE_PATH and headers.get("content-type", "").lower().startswith("multipart/")
         limit, length = self._file_limit if is_file else self._limit, headers.get("content-length", "")
+        if scope["path"].startswith(BLOBS):
+            limit = MAX_BLOB_BYTES
         if length.isdigit() and int(length) > limit:
             error = PayloadTooLarge(too_large(limit))
             await problem(error, path=scope["path"], request_id=scope["state"]["request_id"])(scope, receive, send)

@@ -12,11 +12,19 @@ from starlette.responses import Response
 from api.endpoints import dropin, ollama_wire
 from api.endpoints.description import body_of, errors_of, stream_of
 from api.endpoints.documents import list_response
+from api.endpoints.dropin import ForwardedPath, forward
 from api.endpoints.dropin_wire import ForwardedBody, parsed, read_body, read_fields
-from api.endpoints.forwarding import ForwardedPath, forward
 from api.endpoints.health import worker_state
 from api.endpoints.middleware import CheckedRoute, needs
-from api.endpoints.ollama_wire import ChatBody, EmbedBody, GenerateBody, GenerationBody, OllamaForm, ShowBody
+from api.endpoints.ollama_wire import (
+    ChatBody,
+    EmbedBody,
+    EmbeddingsBody,
+    GenerateBody,
+    GenerationBody,
+    OllamaForm,
+    ShowBody,
+)
 from api.endpoints.validation import refused
 from api.errors import InvalidRequest
 from api.ports.inference import ModelCatalog
@@ -37,6 +45,7 @@ _GENERATE: Final = body_of(
 _CHAT_PATH: Final = ForwardedPath("/api/chat", streams=True, error_line=ollama_wire.error_line)
 _GENERATE_PATH: Final = ForwardedPath("/api/generate", streams=True, error_line=ollama_wire.error_line)
 _EMBED: Final = body_of(EmbedBody, {"model": "nomic-embed-text", "input": ["What is the capital of France?"]})
+_TEXT: Final = body_of(EmbeddingsBody, {"model": "nomic-embed-text", "prompt": "What is the capital of France?"})
 _SHOW: Final = body_of(ShowBody, {"model": "llama3.2"})
 
 
@@ -89,6 +98,18 @@ async def embed(request: Request) -> Response:
     found = await dropin.embeddings(request, body.model, body.texts, body.extra)
     fields = ollama_wire.embed_fields(body.model, found)
     return list_response(fields, "embeddings", found.vectors, lambda _, vector: np.frombuffer(vector, "<f4"))
+
+
+@router.post("/api/embeddings", summary="Ollama: embed one text", response_model=None, openapi_extra=_TEXT)
+@needs("user")
+async def embeddings(request: Request) -> Response:
+    """The older form of `POST /api/embed`."""
+    body = await read_body(request, EmbeddingsBody)
+    dropin.allowed_options(request, body.options, "options.{}".format)
+    if not body.prompt:
+        return _json({"embedding": []})
+    found = await dropin.embeddings(request, body.model, [body.prompt], {})
+    return _json({"embedding": np.frombuffer(found.vectors[0], "<f4").tolist()})
 
 
 @router.get("/api/tags", summary="Ollama: list models", response_model=None)

@@ -28,14 +28,17 @@ from api.errors import RagherdError
 from api.ports.question import AnswerFinished, AnswerStarted
 from api.values import ChatMessage, Embeddings, Token
 
-SERVED: Final = frozenset(f"/api/{name}" for name in ("chat", "generate", "embed", "tags", "version", "ps", "show"))
-REFUSED: Final = frozenset(f"/api/{name}" for name in ("embeddings", "pull", "push", "create", "copy", "delete"))
-"""Also paths of Ollama's API. They get an error in its form."""
+SERVED: Final = frozenset(
+    f"/api/{name}" for name in ("chat", "generate", "embed", "embeddings", "tags", "version", "ps", "show")
+)
+ADMINISTRATION: Final = frozenset(f"/api/{name}" for name in ("pull", "push", "create", "copy", "delete"))
+"""Paths that change what models Ollama has."""
+BLOBS: Final = "/api/blobs/"
 
 
 def owns_path(path: str) -> bool:
     """Returns whether a path belongs to this API."""
-    return path in SERVED or path in REFUSED or path.startswith("/api/blobs/")
+    return path in SERVED or path in ADMINISTRATION or path.startswith(BLOBS)
 
 
 def error_body(error: RagherdError) -> dict[str, Any]:
@@ -110,6 +113,14 @@ def _with_a_name(schema: dict[str, Any]) -> None:
     describe_empty_values(schema)
     named = {"type": "string", "minLength": 1, "maxLength": 200}
     schema["anyOf"] = [{"required": [name], "properties": {name: named}} for name in ("model", "name")]
+
+
+class EmbeddingsBody(ModelBody):
+    """The body of the older `/api/embeddings`."""
+
+    prompt: Text = ""
+    options: GivenOptions = Field(default_factory=dict)
+    keep_alive: Ignored = None
 
 
 class ShowBody(LenientBody):

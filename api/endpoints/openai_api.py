@@ -11,8 +11,8 @@ from starlette.responses import Response
 from api.endpoints import dropin, openai_wire
 from api.endpoints.description import body_of, errors_of, stream_of
 from api.endpoints.documents import list_response
+from api.endpoints.dropin import ForwardedPath, forward
 from api.endpoints.dropin_wire import ForwardedBody, parsed, read_body, read_fields
-from api.endpoints.forwarding import ForwardedPath, forward
 from api.endpoints.health import worker_state
 from api.endpoints.middleware import CheckedRoute, needs
 from api.endpoints.openai_wire import ChatCompletionBody, EmbeddingsBody, OpenAIForm

@@ -18,8 +18,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match
 
-from api.endpoints import anthropic_wire, ollama_wire, openai_wire
-from api.endpoints.dropin_wire import dropin_status
+from api.endpoints import ollama_wire, openai_wire
+from api.endpoints.dropin_wire import AnthropicErrors, dropin_status
 from api.endpoints.validation import invalid
 from api.errors import (
     CLIENT_CLOSED_REQUEST,
@@ -88,7 +88,7 @@ def problem(error: RagherdError, *, path: str, request_id: str) -> Response:
     """
     if isinstance(error, UpstreamError) and (said := error.verbatim) is not None:
         return Response(said.body, said.status, media_type=said.media_type)
-    for wire in (anthropic_wire, ollama_wire, openai_wire):
+    for wire in (AnthropicErrors, ollama_wire, openai_wire):
         if wire.owns_path(path):
             return Response(
                 orjson.dumps(wire.error_body(error)), dropin_status(error), error.headers, "application/json"

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -18,7 +19,7 @@ import orjson
 from api.cancellation import log_failure
 from api.errors import UpstreamError, UpstreamFault
 from api.ollama.pool import OllamaPool
-from api.values import BackendHealth, model_key
+from api.values import BackendHealth, PassedOn, model_key
 
 PROBE_TIMEOUT: Final = 1.0
 
@@ -170,6 +171,17 @@ class OllamaCatalog:
         if not isinstance(answer, dict):
             raise UpstreamError(UpstreamFault.INVALID_RESPONSE, "Ollama's /api/show is not an object.")
         return answer
+
+    def backends(self) -> Sequence[str]:
+        """Returns the names of all backends, drained ones too: they come back."""
+        return list(self._all)
+
+    def pass_on(
+        self, backend: str, method: str, path: str, content: bytes | AsyncIterable[bytes]
+    ) -> AbstractAsyncContextManager[PassedOn]:
+        """Sends an administrator's request to one backend as it came. Raises `UpstreamError`."""
+        pool, _ = self._all[backend]
+        return pool.pass_on(method, path, content)
 
     async def thinks(self, model: str) -> bool:
         """Returns whether a model thinks unless it is told not to; False while no backend says so. Never raises.

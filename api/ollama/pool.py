@@ -14,7 +14,7 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
@@ -25,7 +25,7 @@ import orjson
 from api.errors import UpstreamError, UpstreamFault
 from api.ollama import failures
 from api.ollama.connections import Exchange, LinearPool, PoolSnapshot, PoolStatistics, RequestTrace
-from api.values import Retry
+from api.values import PassedOn, Retry
 
 T = TypeVar("T")
 OnSend = Callable[[httpx.Request], Awaitable[None]]
@@ -142,7 +142,7 @@ async def with_one_retry(call: Callable[[], Awaitable[T]], budget: RetryBudget, 
 
 
 PROBE_CONNECTIONS: Final = 2
-LOAD_CONNECTIONS: Final = 2
+LOAD_CONNECTIONS: Final = 4
 
 _HEADERS: Final = {"Accept-Encoding": "identity", "Content-Type": "application/json", "User-Agent": "ragherd"}
 
@@ -231,6 +231,19 @@ class OllamaPool:
     async def load(self, path: str, body: bytes, model: str, timeout: float) -> None:  # noqa: ASYNC109 - as above
         """Sends a POST that makes Ollama load `model` into memory. Raises `UpstreamError`."""
         await _answered(self._loads.build_request("POST", path, content=body), self._loads, timeout, model)
+
+    @asynccontextmanager
+    async def pass_on(self, method: str, path: str, content: bytes | AsyncIterable[bytes]) -> AsyncIterator[PassedOn]:
+        """Sends an administrator's request as it came, and yields the response before its body.
+
+        It has no deadline: pulling a model takes as long as it takes. Raises `UpstreamError`.
+        """
+        try:
+            async with self._loads.stream(method, path, content=content) as response:
+                kind = response.headers.get("content-type", "application/json")
+                yield PassedOn(response.status_code, kind, response.aiter_bytes())
+        except httpx.HTTPError as error:
+            raise failures.from_exception(error) from error
 
     def snapshot(self) -> PoolSnapshot:
         """Returns the pool's metrics; no I/O."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,6 +14,7 @@ from api.values import (
     Embeddings,
     GenerationEnd,
     GenerationRequest,
+    PassedOn,
     Retry,
     Thought,
     Token,
@@ -128,6 +129,14 @@ class ModelCatalog(Protocol):
 
     async def show(self, model: str, *, verbose: bool) -> dict[str, Any]:
         """One model's details."""
+
+    def backends(self) -> Sequence[str]:
+        """The names of the backends."""
+
+    def pass_on(
+        self, backend: str, method: str, path: str, content: bytes | AsyncIterable[bytes]
+    ) -> AbstractAsyncContextManager[PassedOn]:
+        """Sends an administrator's request to one backend as it came."""
 
     async def thinks(self, model: str) -> bool:
         """Whether a model thinks unless it is told not to. Never raises: False while no backend says so."""

@@ -105,6 +105,8 @@ class OllamaSettings(SettingsGroup):
     """
     ollama_num_ctx: Positive | None = None
     """Context of every generation in tokens. Default: the model's, or the client's."""
+    ollama_admin_passthrough: bool = False
+    """Lets admins pull, push, create and delete models."""
     ollama_max_num_ctx: Positive = 32_768
     """Largest `num_ctx` that a client may ask for. Each reloads the model."""
 

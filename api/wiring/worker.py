@@ -272,6 +272,7 @@ class _Worker:
             catalog=backends.catalog,
             num_ctx=self._settings.ollama.ollama_num_ctx,
             max_num_ctx=self._settings.ollama.ollama_max_num_ctx,
+            admin_passthrough=self._settings.ollama.ollama_admin_passthrough,
             breakers=backends.breakers,
             bulkheads=backends.bulkheads,
             pool_report=facts.report,

@@ -1,0 +1,199 @@
+"""Ollama's paths that change its models: pull, push, create, copy, delete, and the blobs of a new model.
+
+They change what every caller gets, so they need an admin key and OLLAMA_ADMIN_PASSTHROUGH. Every backend gets the
+request, because the fleet takes them for equal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Final
+
+import orjson
+from fastapi import APIRouter, Request
+from starlette.responses import Response, StreamingResponse
+
+from api.cancellation import cancel_and_wait
+from api.endpoints.description import errors_of
+from api.endpoints.dropin_wire import NDJSON
+from api.endpoints.health import worker_state
+from api.endpoints.middleware import CheckedRoute, needs
+from api.endpoints.ollama_wire import BLOBS, error_body, error_line
+from api.endpoints.streaming import cancel_on_disconnect
+from api.errors import NotAuthorized, UpstreamError
+from api.ports.inference import ModelCatalog
+from api.values import PassedOn
+
+router = APIRouter(route_class=CheckedRoute, tags=["Ollama's API"], responses=errors_of("Ollama", error_body))
+
+OFF: Final = "Changing models is off here. Set OLLAMA_ADMIN_PASSTHROUGH=true, or run the command where Ollama runs."
+AHEAD: Final = 4
+"""Parts of an upload that the fastest backend may be ahead of the slowest."""
+ANSWER_BYTES: Final = 64 * 1024
+"""Bytes of a response that is not streamed."""
+
+
+@router.post("/api/pull", summary="Ollama: pull a model", response_model=None)
+@needs("user")
+async def pull(request: Request) -> Response:
+    """On every backend, one after the other."""
+    return await _streamed(request)
+
+
+@router.post("/api/push", summary="Ollama: push a model", response_model=None)
+@needs("user")
+async def push(request: Request) -> Response:
+    """From every backend, one after the other."""
+    return await _streamed(request)
+
+
+@router.post("/api/create", summary="Ollama: create a model", response_model=None)
+@needs("user")
+async def create(request: Request) -> Response:
+    """On every backend, one after the other."""
+    return await _streamed(request)
+
+
+@router.post("/api/copy", summary="Ollama: copy a model", response_model=None)
+@needs("user")
+async def copy(request: Request) -> Response:
+    """On every backend."""
+    return await _together(request)
+
+
+@router.delete("/api/delete", summary="Ollama: delete a model", response_model=None)
+@needs("user")
+async def delete(request: Request) -> Response:
+    """On every backend."""
+    return await _together(request)
+
+
+@router.get(BLOBS + "{digest}", summary="Ollama: check a blob", response_model=None)
+@needs("user")
+async def has_blob(request: Request, digest: str) -> Response:
+    """For HEAD requests: 404 unless every backend has it."""
+    return await _together(request, method="HEAD")
+
+
+@router.post(BLOBS + "{digest}", summary="Ollama: upload a blob", response_model=None)
+@needs("user")
+async def upload_blob(request: Request, digest: str) -> Response:
+    """To every backend, at the pace of the slowest."""
+    return await _together(request, upload=True)
+
+
+def _allowed(request: Request) -> ModelCatalog:
+    """Returns the backends. Raises `NotAuthorized`, and `NotAuthenticated` without an admin key."""
+    state = worker_state(request)
+    if not state.admin_passthrough:
+        raise NotAuthorized(OFF)
+    state.access.require_admin(request)
+    return state.catalog
+
+
+async def _streamed(request: Request) -> Response:
+    catalog = _allowed(request)
+    body = await request.body()
+    return StreamingResponse(_progress(catalog, request, body), media_type=NDJSON)
+
+
+async def _progress(catalog: ModelCatalog, request: Request, body: bytes) -> AsyncIterator[bytes]:
+    """Yields the progress of each backend. One that fails does not stop the others."""
+    names = catalog.backends()
+    for name in names:
+        if len(names) > 1:
+            yield orjson.dumps({"status": f"{name}:"}, option=orjson.OPT_APPEND_NEWLINE)
+        try:
+            async with catalog.pass_on(name, request.method, request.url.path, body) as response:
+                async for part in response.parts:
+                    yield part
+        except UpstreamError as error:
+            yield error_line(UpstreamError(error.fault, f"{name}: {error.detail}"))
+
+
+async def _together(request: Request, *, method: str = "", upload: bool = False) -> Response:
+    """Returns the response of the backend that fared worst. `method` replaces the request's."""
+    catalog = _allowed(request)
+    names = catalog.backends()
+    if not upload:
+        body = await request.body()
+        async with cancel_on_disconnect(request.receive):
+            answers = await asyncio.gather(
+                *(_answer(catalog, name, method or request.method, request.url.path, body) for name in names)
+            )
+    else:
+        answers = await _uploaded(catalog, names, request)
+    status, kind, said = max(answers, key=lambda answer: answer[0])
+    return Response(said, status, media_type=kind)
+
+
+Answer = tuple[int, str, bytes]
+
+
+async def _answer(
+    catalog: ModelCatalog, name: str, method: str, path: str, content: bytes | AsyncIterator[bytes]
+) -> Answer:
+    async with catalog.pass_on(name, method, path, content) as response:
+        return response.status, response.media_type, await _beginning(response)
+
+
+async def _beginning(response: PassedOn) -> bytes:
+    found = bytearray()
+    async for part in response.parts:
+        found += part
+        if len(found) > ANSWER_BYTES:
+            break
+    return bytes(found[:ANSWER_BYTES])
+
+
+class _Copy:
+    """The body on its way to one backend."""
+
+    def __init__(self) -> None:
+        self._queue: asyncio.Queue[bytes] = asyncio.Queue(AHEAD)
+        self._refused = False
+
+    async def add(self, part: bytes) -> None:
+        """Waits while the backend lags behind, unless it wants no more. An empty part is the end."""
+        if not self._refused:
+            await self._queue.put(part)
+
+    async def parts(self) -> AsyncIterator[bytes]:
+        """Yields what was added."""
+        while part := await self._queue.get():
+            yield part
+
+    def refuse(self) -> None:
+        """Drops the rest: the backend has answered."""
+        self._refused = True
+        while not self._queue.empty():
+            self._queue.get_nowait()
+
+
+async def _uploaded(catalog: ModelCatalog, names: Sequence[str], request: Request) -> list[Answer]:
+    """Sends each part of the body to every backend as it arrives. Raises the first failure."""
+    copies = [_Copy() for _ in names]
+
+    async def feed() -> None:
+        async for part in request.stream():
+            for copy in copies if part else ():
+                await copy.add(part)
+        for copy in copies:
+            await copy.add(b"")
+
+    async def send(name: str, copy: _Copy) -> Answer:
+        try:
+            return await _answer(catalog, name, request.method, request.url.path, copy.parts())
+        finally:
+            copy.refuse()
+
+    sending = [asyncio.create_task(send(name, copy)) for name, copy in zip(names, copies, strict=True)]
+    feeding = asyncio.create_task(feed())
+    try:
+        await asyncio.wait([feeding, *sending], return_when=asyncio.FIRST_EXCEPTION)
+        if feeding.done():
+            feeding.result()
+        return [await task for task in sending]
+    finally:
+        await cancel_and_wait([feeding, *sending])
