@@ -48,6 +48,9 @@ ROUNDS: Final = 40
 ROUND_SECONDS: Final = 3.0
 USERS: Final = 8
 REDIS_SECONDS: Final = 1.0
+Tolerance = Annotated[
+    float, typer.Option(min=0.0, max=10.0, help="Relative change above which a real regression exits with 1.")
+]
 
 
 class BenchmarkAction(StrEnum):
@@ -65,9 +68,7 @@ def benchmark(
     base: Annotated[str, typer.Argument(help="Name or file of the benchmark to save, or to compare with.")],
     new: Annotated[str | None, typer.Argument(help="Of compare: the other one. With --run: where to save it.")] = None,
     run: Annotated[bool, typer.Option("--run", help="Of compare: measure now, with the load of BASE.")] = False,
-    tolerance: Annotated[
-        float, typer.Option(min=0.0, max=10.0, help="Relative change above which a real regression exits with 1.")
-    ] = 0.05,
+    tolerance: Tolerance = 0.05,
     rounds: Annotated[int, typer.Option(min=LEAST_ROUNDS, max=1000, help="Rounds, after one to warm up.")] = ROUNDS,
     round_seconds: Annotated[float, typer.Option(min=0.1, help="Seconds of a round.")] = ROUND_SECONDS,
     users: Annotated[int, typer.Option(min=1, max=2000, help="Users who ask one question after another.")] = USERS,

@@ -40,6 +40,15 @@ LOAD_TEST_FIELDS: Final = frozenset(
 )
 
 
+Price = Annotated[
+    float | None,
+    typer.Option(min=0.0, help="Price of a million tokens. Default, without --url: PRICE_PER_MILLION_TOKENS."),
+]
+ReportPage = Annotated[
+    Path | None, typer.Option("--html", help="Also write the report as an HTML page. Browsers print it as a PDF.")
+]
+
+
 @dataclass(frozen=True, slots=True)
 class ReportRequest:
     """What to judge. Times are seconds since 1970; `least` seconds must be known for a decision."""
@@ -65,19 +74,14 @@ def report(
     load_test: Annotated[
         Path | None, typer.Option("--load-test", help="JSON document of `ragherd load-test`, for the capacity.")
     ] = None,
-    price: Annotated[
-        float | None,
-        typer.Option(min=0.0, help="Price of a million tokens. Default, without --url: PRICE_PER_MILLION_TOKENS."),
-    ] = None,
+    price: Price = None,
     prometheus: Annotated[
         str | None, typer.Option(help="URL of a Prometheus to read the figures from, instead of the history.")
     ] = None,
     matchers: Annotated[
         str, typer.Option(help='With --prometheus: label matchers of the fleet, such as namespace="staging".')
     ] = "",
-    html_file: Annotated[
-        Path | None, typer.Option("--html", help="Also write the report as an HTML page. Browsers print it as a PDF.")
-    ] = None,
+    html_file: ReportPage = None,
     fail_on_unmeasured: Annotated[
         bool, typer.Option("--fail-on-unmeasured", help="Exit with 1 also if a criterion could not be measured.")
     ] = False,

@@ -72,7 +72,7 @@ def criteria_of(figures: WindowFigures, capacity: CapacityRatio, quality: Mappin
         _hit_rate(figures),
         _error_rate(figures),
         _latency(figures),
-        _capacity(figures, capacity),
+        _capacity(capacity),
         _saved(figures),
         _restarts(figures),
         _false_hits(quality),
@@ -196,7 +196,7 @@ def _tested_capacity(found: Mapping[str, Any]) -> CapacityRatio | None:
     return CapacityRatio(ratio, formula)
 
 
-def _capacity(figures: WindowFigures, capacity: CapacityRatio) -> Criterion:
+def _capacity(capacity: CapacityRatio) -> Criterion:
     met = None if capacity.ratio is None else capacity.ratio >= LEAST_CAPACITY
     grade = ""
     if capacity.ratio is not None:

@@ -111,6 +111,8 @@ def _issues_in_figures(figures: WindowFigures) -> Iterator[str]:
     for reason, count in figures.rejected.most_common():
         if count:
             yield f"The bulkhead rejected {count:,} call{'' if count == 1 else 's'}: {clean(reason)}."
+    if left := figures.queries["left"]:
+        yield f"{left:,} client{'' if left == 1 else 's'} left before the answer came. The error rate leaves them out."
     if figures.queries["bypass"]:
         yield f"{figures.queries['bypass']:,} answers bypassed the cache, because Redis was down or it is disabled."
 

@@ -114,6 +114,20 @@ async def test_an_outage_is_an_issue_and_a_missed_criterion(serve: Service, stub
     assert "## Recommendation: Roll back" in shown.stdout
 
 
+async def test_a_load_test_measures_the_capacity(serve: Service, stub: StubOllama, tmp_path: Path) -> None:
+    client = await serve()
+    stub.behaviour(delay=0.1, path="/api/chat")
+    arguments = ["load-test", "--requests", "300", "--topics", "40", "--json", "--url", str(client.base_url)]
+    result = await asyncio.to_thread(CliRunner().invoke, commands, arguments)
+    file = tmp_path / "load-test.json"
+    file.write_text(result.stdout)
+    tested = json.loads(result.stdout)
+    found = json.loads((await run(client, *SHORT, "--load-test", str(file), "--json")).stdout)
+    alone = 10_000 / tested["latency_ms_by_status"]["miss"]["avg"]
+    assert found["capacity"]["ratio"] == pytest.approx(tested["requests_per_second"] / alone, rel=0.01)
+    assert found["capacity"]["formula"].startswith("From the load test")
+
+
 async def test_secrets_and_a_history_that_is_off(serve: Service) -> None:
     client = await serve(
         server={"log_level": "error", "history_enabled": False},

@@ -13,6 +13,7 @@ from api.observability.history_figures import BOUNDS_MS, percentile
 from ragherd.report import ReportRequest, document, seconds_of, window_of
 from ragherd.report_charts import nice
 from ragherd.report_criteria import Criterion, bounds, capacity_of, criteria_of, recommended
+from ragherd.report_facts import environment_settings, issues_of
 from ragherd.report_figures import LatencyScale, WindowFigures, from_points, rfc3339
 from ragherd.report_page import markdown, page
 
@@ -281,3 +282,24 @@ def test_a_window_is_given_by_its_ends_or_its_length() -> None:
             window_of(start, end, last, NOON)
         assert ended.value.exit_code == 2
     assert seconds_of("2d", "--last") == 172_800
+
+
+def test_the_settings_of_the_environment_are_shown_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    secrets = {
+        "API_KEYS": "acme=acme-key-for-tests",
+        "ADMIN_KEYS": "admin-key-for-tests",
+        "REDIS_URL": "redis://user:secret-word@db:6379",
+    }
+    for name, text in {**secrets, "SEMANTIC_CACHE_TTL": "60"}.items():
+        monkeypatch.setenv(name, text)
+    found = environment_settings()
+    assert found["SEMANTIC_CACHE_TTL"] == 60
+    assert secrets.keys() <= found.keys()
+    assert not re.search("key-for-tests|secret-word", str(found))
+
+
+def test_clients_that_left_are_an_issue_and_no_error() -> None:
+    queries = {"hit": 60, "miss": 40, "left": 30}
+    [line] = [one for one in issues_of(figures(minute(queries=queries)), None) if "left" in one]
+    assert line == "30 clients left before the answer came. The error rate leaves them out."
+    assert judged(minute(queries=queries))["error_rate"].measured == 0
