@@ -106,5 +106,5 @@ function guards(candidate) {
     rejecting.map((guard) => pill("bad", guard.detail ? `${verdict(guard.guard)}: ${guard.detail}` : verdict(guard.guard))),
     agreeing.length ? el("details", { class: "agreeing" },
       el("summary", {}, `${agreeing.length} agree`),
-      el("span", { class: "guards" }, agreeing.map((guard) => pill("good", verdict(guard.guard))))) : null);
+      agreeing.map((guard) => verdict(guard.guard)).join(", ")) : null);
 }

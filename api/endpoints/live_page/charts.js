@@ -12,6 +12,8 @@ export const STATUSES = [
 ];
 const PERCENTILES = [["p50", "p50", "s-hit"], ["p95", "p95", "s-coalesced"], ["p99", "p99", "s-error"]];
 
+const FEW = 3;
+
 const at = (point) => Date.parse(point.at) / 1000;
 const sum = (counts) => Object.values(counts ?? {}).reduce((total, count) => total + count, 0);
 
@@ -33,7 +35,7 @@ export function drawQueries(target, points, step) {
       stroke: color(names[index][2]),
       fill: color(names[index][2]),
       width: 1,
-      points: { show: false },
+      points: { show: points.filter((point) => !point.gap).length < FEW, size: 5 }, // a line needs two
       value: (_, __, ___, position) => (position === null ? "–" : number(rows[index][position])),
     })), (value) => number(value));
 }

@@ -23,6 +23,7 @@ function render(changed) {
   for (const name of changed) PANELS[name]?.(now[name]);
   if (now.backends && changed.some((name) => ["backends", "pool"].includes(name))) panels.backends(now.backends, now.pool);
   panels.tiles(now, history);
+  if (changed.includes("price_per_million_tokens")) panels.savings(history.points, history.step, now.price_per_million_tokens);
   if (now.breaker) panels.breakers(now.breaker, history.logs, history.range);
 }
 
@@ -63,7 +64,7 @@ async function loadBreakers() {
     if (recovery) history.recoveries[name] = recovery;
   }));
   if (now.breaker) panels.breakers(now.breaker, history.logs, history.range);
-  panels.outages(history.recoveries);
+  panels.outages(Object.fromEntries(names.filter((name) => history.recoveries[name]).map((name) => [name, history.recoveries[name]])));
 }
 
 async function loadHistory() {

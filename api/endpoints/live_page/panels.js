@@ -14,7 +14,8 @@ export const cachePill = (status, kind) => pill(CACHE[status] ?? "plain", kind ?
 export function health(report) {
   const status = $("status");
   status.className = `pill ${HEALTH[report.status] ?? "plain"}`;
-  const down = [!report.database && "Redis down", !report.ollama && "Ollama down"].filter(Boolean);
+  const down = [!report.database && "Redis down", !report.ollama && "Ollama down",
+    report.drained.length && `${report.drained.join(", ")} drained`].filter(Boolean);
   status.textContent = [report.status, ...down].join(", ");
   $("version").textContent = `Ragherd ${report.version}`;
 }
@@ -135,7 +136,8 @@ export function backends(found, pool) {
   show($("backends"), table("Calls are those of the whole fleet, speed and connections those of the worker that serves this page", [
     ["Backend", (one) => [el("span", {}, one.name), el("span", { class: "url" }, one.url)]],
     ...(tiered ? [["Tier", (one) => number(one.tier), true], ["Weight", (one) => number(one.weight), true]] : []),
-    ["State", (one) => el("span", { class: "pills" }, one.drained ? pill("warn", `drained ${ago(one.drained_at)}`) : null, pill(...UP[one.reachable]))],
+    ["State", (one) => el("span", { class: "pills" }, one.drained ? pill("warn", one.drained_at ? `drained ${ago(one.drained_at)}` : "drained") : null, pill(...UP[one.reachable]))],
+    ["Action", drainButton],
     ["Breaker", (one) => el("span", { class: "pills" }, Object.entries(one.breakers).map(([name, state]) => pill(STATE[state], name.endsWith("-embed") ? `embed ${state}` : state)))],
     ["In memory", (one) => one.resident.join(", ") || "none"],
     ["Calls", (one) => `${number(one.in_use)} of ${number(one.limit)}`, true],
@@ -143,7 +145,6 @@ export function backends(found, pool) {
     ["Tokens/s", (one) => number(one.tokens_per_second), true],
     ["Connections", (one) => (connections(one) ? `${connections(one).active} of ${connections(one).pool_maxsize}` : "–"), true],
     ["Reused", (one) => percent(connections(one)?.reuse_rate, 0), true],
-    ["Action", drainButton],
   ], found));
 }
 
